@@ -1,0 +1,225 @@
+"""`mdlstm::wavefront`, the one torch operator that a layer's whole sweep is.
+
+Autograd, `torch.compile`, autocast and ONNX export all see this single node, whatever computes it.
+`sweep` is how the layer calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mdlstm_tk.backends import reference, unrolled
+from mdlstm_tk.backends.step import CellParameters
+from mdlstm_tk.cells import get_cell
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.wavefront import Direction
+
+BACKENDS = ("auto", "unrolled", "reference")
+
+
+def sweep(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    peephole: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    sizes: Tensor | None,
+    directions: Sequence[Direction],
+    cell: str,
+    backend: str = "auto",
+) -> Tensor:
+    """Sweep a grid in one or more directions (Graves, Fernández, Schmidhuber 2007, §2).
+
+    Args:
+        x: (N, *grid, C) with D grid axes.
+        weight_ih: (dirs, G·n, C).
+        weight_hh: (dirs, D, G·n, n).
+        bias: (dirs, G·n) or None.
+        peephole: (dirs, 2D + 1, n) or None, see `CellParameters`.
+        norm_weight: (dirs, G + 1, n) or None, see `CellParameters`.
+        norm_bias: (dirs, G + 1, n) or None.
+        sizes: (N, D) int64 valid extents or None. Outside them h and c are 0.
+        directions: dirs tuples of D signs.
+        cell: a name in `mdlstm_tk.cells.CELLS`.
+        backend: a name in `BACKENDS`; "reference" runs in plain autograd rather than as the operator.
+
+    Returns:
+        h (N, *grid, dirs, n).
+
+    Raises:
+        InputError: no such cell or backend.
+    """
+    inputs = (x, weight_ih, weight_hh, bias, peephole, norm_weight, norm_bias)
+    check_backend(backend)
+    if backend == "reference":
+        parameters = CellParameters(*inputs[4:])
+        return reference.forward(*inputs[:4], parameters, sizes, directions, get_cell(cell))
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    signs = [sign for direction in directions for sign in direction]
+    output, _, _ = wavefront(*inputs, sizes, signs, cell, save)
+    return output
+
+
+def check_backend(backend: str) -> str:
+    """`backend`, if there is one of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    return backend
+
+
+def unflatten_directions(signs: Sequence[int], ndim: int) -> list[Direction]:
+    """The operator's flat list of signs as tuples again."""
+    return [tuple(signs[k : k + ndim]) for k in range(0, len(signs), ndim)]
+
+
+@torch.library.custom_op("mdlstm::wavefront", mutates_args=())
+def wavefront(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    peephole: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    sizes: Tensor | None,
+    directions: Sequence[int],
+    cell: str,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator: `sweep`'s output and, if `save`, pre-activations and c for its backward."""
+    parameters = CellParameters(peephole, norm_weight, norm_bias)
+    ways = unflatten_directions(directions, weight_hh.shape[1])
+    output, a, c = unrolled.forward(
+        x, weight_ih, weight_hh, bias, parameters, sizes, ways, get_cell(cell), save
+    )
+    return output.contiguous(), a, c
+
+
+@wavefront.register_fake
+def _(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    peephole: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    sizes: Tensor | None,
+    directions: Sequence[int],
+    cell: str,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dirs, _, width, units = weight_hh.shape
+    output = x.new_empty(*x.shape[:-1], dirs, units)
+    if not save:
+        return output, x.new_empty(0), x.new_empty(0)
+    rows, dtype = x.shape[:-1].numel(), unrolled.state_dtype(x)
+    return output, x.new_empty(dirs, rows, width, dtype=dtype), x.new_empty(dirs, rows, units, dtype=dtype)
+
+
+@torch.library.custom_op("mdlstm::wavefront_backward", mutates_args=())
+def wavefront_backward(
+    grad: Tensor,
+    output: Tensor,
+    a: Tensor,
+    c: Tensor,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    peephole: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    sizes: Tensor | None,
+    directions: Sequence[int],
+    cell: str,
+) -> list[Tensor]:
+    """The gradients of `wavefront`'s first seven inputs; empty for those that are None."""
+    parameters = CellParameters(peephole, norm_weight, norm_bias)
+    ways = unflatten_directions(directions, weight_hh.shape[1])
+    gradients = unrolled.backward(
+        grad, output, a, c, x, weight_ih, weight_hh, bias, parameters, sizes, ways, get_cell(cell)
+    )
+    return [grad.new_empty(0) if g is None else g.contiguous() for g in gradients]
+
+
+@wavefront_backward.register_fake
+def _(
+    grad: Tensor,
+    output: Tensor,
+    a: Tensor,
+    c: Tensor,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    peephole: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    sizes: Tensor | None,
+    directions: Sequence[int],
+    cell: str,
+) -> list[Tensor]:
+    inputs = (x, weight_ih, weight_hh, bias, peephole, norm_weight, norm_bias)
+    return [grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in inputs]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.directions, ctx.cell, _ = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output, *tensors)
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    output, a, c, *inputs, sizes = ctx.saved_tensors
+    gradients = wavefront_backward(
+        grad.contiguous(), output, a, c, *inputs, sizes, ctx.directions, ctx.cell
+    )
+    given = (None if t is None else g for t, g in zip(inputs, gradients, strict=True))
+    return (*given, None, None, None, None)
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    grad, _, _, _, *tensors, ctx.directions, ctx.cell = inputs
+    ctx.save_for_backward(grad, *tensors)
+
+
+def _double_backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Second derivatives: differentiate the sweep twice with plain autograd. There are no third ones."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "mdlstm::wavefront can be differentiated twice, not three times; "
+            "use MDLSTM(..., backend='reference') for higher derivatives"
+        )
+    grad, *inputs, sizes = (None if t is None else t.detach() for t in ctx.saved_tensors)
+    leaves = [t.requires_grad_() for t in (grad, *inputs) if t is not None]
+    with torch.enable_grad():
+        parameters = CellParameters(*inputs[4:])
+        ways = unflatten_directions(ctx.directions, inputs[2].shape[1])
+        output, _, _ = unrolled.forward(*inputs[:4], parameters, sizes, ways, get_cell(ctx.cell))
+        first = torch.autograd.grad(output, leaves[1:], grad, create_graph=True, materialize_grads=True)
+        given = iter(first)
+        pairs = [(next(given), u) for t, u in zip(inputs, upstream, strict=True) if t is not None]
+        pairs = [(g, u) for g, u in pairs if u is not None]
+        second = iter(
+            torch.autograd.grad(
+                [g for g, _ in pairs], leaves, [u for _, u in pairs], materialize_grads=True
+            )
+        )
+    grad_grad = next(second)
+    given_back = (None if t is None else next(second) for t in inputs)
+    return (grad_grad, None, None, None, *given_back, None, None, None)
+
+
+wavefront.register_autograd(_backward, setup_context=_save)
+wavefront_backward.register_autograd(_double_backward, setup_context=_save_backward)

@@ -1,0 +1,126 @@
+"""The order in which a grid is swept: NumPy only, any number of axes.
+
+A *wavefront* is the set of positions with the same coordinate sum. A cell needs the cells one
+step back along each axis, and those all lie on the wavefront before, so one step computes a
+whole wavefront. Everything that sweeps a grid (torch loop, kernels, ONNX graph) takes its order
+and its tables from here.
+
+    >>> front = wavefronts((2, 3))
+    >>> front.order.tolist()          # flat positions, wavefront after wavefront
+    [0, 1, 3, 2, 4, 5]
+    >>> front.starts.tolist()         # wavefront t is order[starts[t]:starts[t + 1]]
+    [0, 1, 3, 5, 6]
+    >>> front.predecessors(2).tolist()  # per axis: place in wavefront 1, or -1 outside the grid
+    [[0, 1], [1, -1]]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+from mdlstm_tk.errors import InputError
+
+Indices = npt.NDArray[np.int64]
+Direction = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Wavefronts:
+    """The wavefronts of one grid, swept from the corner (0, …, 0).
+
+    Attributes:
+        grid: extents (E_1, …, E_D), P = ∏ E_d positions.
+        order: (P,) the flat (row-major) position that is visited k-th. Inside a wavefront
+            positions are in row-major order.
+        inverse: (P,) the rank at which a flat position is visited; `inverse[order] == arange(P)`.
+        starts: (T + 1,) wavefront t is `order[starts[t]:starts[t + 1]]`, T = 1 + Σ (E_d − 1).
+        back: (D, P) for the k-th visited position and each axis, the rank of the position one
+            step back along that axis, or −1 where that lies outside the grid.
+    """
+
+    grid: tuple[int, ...]
+    order: Indices
+    inverse: Indices
+    starts: Indices
+    back: Indices
+
+    def __len__(self) -> int:
+        """T, the number of wavefronts."""
+        return len(self.starts) - 1
+
+    def slice(self, t: int) -> slice:
+        """Where wavefront t lies in visiting order."""
+        return slice(int(self.starts[t]), int(self.starts[t + 1]))
+
+    def predecessors(self, t: int) -> Indices:
+        """(D, K_t) for each axis, the place within wavefront t − 1 of the cell one step back, or −1."""
+        back = self.back[:, self.slice(t)]
+        return np.where(back < 0, -1, back - self.starts[max(t - 1, 0)])
+
+
+@lru_cache(maxsize=64)
+def wavefronts(grid: tuple[int, ...]) -> Wavefronts:
+    """The wavefronts of `grid`, a tuple of D ≥ 1 extents ≥ 1 (cached).
+
+    Raises:
+        InputError: `grid` is empty or an extent is below 1.
+    """
+    if not grid or any(extent < 1 for extent in grid):
+        raise InputError(f"a grid needs at least one axis and extents of at least 1, got {grid}")
+    coordinates = np.indices(grid).reshape(len(grid), -1)  # (D, P)
+    front = coordinates.sum(axis=0)  # (P,) the wavefront of each flat position
+    order = np.argsort(front, kind="stable")
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order))
+    starts = np.concatenate([[0], np.cumsum(np.bincount(front))])
+    strides = np.cumprod([1, *grid[:0:-1]])[::-1]  # flat distance of one step along each axis
+    back = np.where(
+        coordinates[:, order] > 0,
+        inverse[np.maximum(order - strides[:, None], 0)],
+        -1,
+    )
+    for table in (order, inverse, starts, back):
+        table.setflags(write=False)
+    return Wavefronts(grid, order, inverse, starts, back)
+
+
+def visiting_order(grid: tuple[int, ...], direction: Direction) -> Indices:
+    """(P,) the flat positions in the order in which a sweep in `direction` visits them.
+
+    A direction is D signs: +1 sweeps an axis upwards from 0, −1 downwards from its far end. The
+    tables of `wavefronts(grid)` hold for every direction; only the positions differ.
+    """
+    positions = np.arange(np.prod(grid, dtype=np.int64)).reshape(grid)
+    mirrored = positions[tuple(slice(None, None, sign) for sign in direction)]
+    return mirrored.reshape(-1)[wavefronts(grid).order]
+
+
+def resolve_directions(directions: int | str | Sequence[Direction], ndim: int) -> list[Direction]:
+    """The list of ±1 tuples that `directions` stands for.
+
+    Args:
+        directions: 1 for the sweep from corner (0, …, 0) alone; "all" for all 2^D corners, as
+            (1, 1), (1, −1), (−1, 1), (−1, −1) for D = 2; or the tuples themselves.
+        ndim: D.
+
+    Raises:
+        InputError: anything else, a tuple that is not D signs, or a repeated one.
+    """
+    if isinstance(directions, int) and directions == 1:
+        return [(1,) * ndim]
+    if isinstance(directions, str) and directions == "all":
+        return list(product((1, -1), repeat=ndim))
+    expected = f"directions must be 1, 'all' or a list of distinct tuples of {ndim} signs (1 or -1)"
+    if isinstance(directions, str | int):
+        raise InputError(f"{expected}, got {directions!r}")
+    chosen = [tuple(direction) for direction in directions]
+    signs_ok = all(len(d) == ndim and all(sign in (1, -1) for sign in d) for d in chosen)
+    if not chosen or not signs_ok or len(set(chosen)) < len(chosen):
+        raise InputError(f"{expected}, got {directions!r}")
+    return chosen
