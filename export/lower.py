@@ -1,0 +1,98 @@
+"""Stage two: replace each `mdlstm::Wavefront` node by standard ops, and clean up after the exporter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from mdlstm_tk.cells import get_cell
+from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.export.capture import DOMAIN, IR_VERSION
+from mdlstm_tk.export.graph import Graph, Value
+from mdlstm_tk.export.unrolled import Sweep, write_unrolled
+from mdlstm_tk.wavefront import Direction
+
+FORMS: dict[str, Callable[[Graph, Sweep], Value]] = {"unrolled": write_unrolled}
+
+
+def lower(model: onnx.ModelProto, form: str = "unrolled") -> onnx.ModelProto:
+    """A copy of `model` in standard ops alone.
+
+    Args:
+        model: as `capture`, or `torch.onnx.export` with `translation_table`, made it.
+        form: a name in `FORMS`.
+
+    Raises:
+        MDLSTMError: a sweep's weights are computed in the graph, or its grid is not fixed.
+    """
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    added: list[onnx.TensorProto] = []
+    sweeps = 0
+    for node in model.graph.node:
+        if node.domain != DOMAIN:
+            nodes.append(node)
+            continue
+        graph = Graph(f"mdlstm_{sweeps}")
+        sweeps += 1
+        result = FORMS[form](graph, _read(node, tensors, graph))
+        nodes += graph.nodes
+        nodes.append(helper.make_node("Identity", [result.name], [node.output[0]], name=node.name))
+        added += graph.initializers
+
+    used = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    for node in nodes:
+        node.ClearField("metadata_props")  # the exporter's stack traces
+        node.ClearField("doc_string")
+    graph_proto = helper.make_graph(
+        nodes, "mdlstm", model.graph.input, model.graph.output, initializer=[*kept, *added]
+    )
+    opsets = [opset for opset in model.opset_import if opset.domain != DOMAIN]
+    return helper.make_model(
+        graph_proto,
+        opset_imports=opsets,
+        ir_version=IR_VERSION,
+        producer_name="mdlstm-tk",
+        functions=model.functions,
+    )
+
+
+def _read(node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto], graph: Graph) -> Sweep:
+    """What a Wavefront node holds."""
+    inputs = [*node.input, *[""] * (6 - len(node.input))]
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    grid = tuple(attributes["grid"])
+    if min(grid) < 1:
+        raise MDLSTMError(f"{node.name}: the grid must be fixed to write its sweep out, got {grid}")
+
+    def array(name: str) -> np.ndarray | None:
+        if not name:
+            return None
+        if name not in tensors:
+            raise MDLSTMError(
+                f"{node.name}: the weight '{name}' is computed in the graph; it must be a constant "
+                "(remove parametrizations before the export)"
+            )
+        return numpy_helper.to_array(tensors[name])
+
+    weight_hh = array(inputs[1])
+    assert weight_hh is not None
+    signs = list(attributes["directions"])
+    directions: list[Direction] = [
+        tuple(signs[k : k + len(grid)]) for k in range(0, len(signs), len(grid))
+    ]
+    return Sweep(
+        a=Value(graph, inputs[0]),
+        weight_hh=weight_hh,
+        peephole=array(inputs[2]),
+        norm_weight=array(inputs[3]),
+        norm_bias=array(inputs[4]),
+        sizes=Value(graph, inputs[5]) if inputs[5] else None,
+        grid=grid,
+        directions=directions,
+        cell=get_cell(attributes["cell"].decode()),
+    )

@@ -1,0 +1,82 @@
+"""Reading and writing arrays: never a pickle, and never a number that no model can use."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.files import replacing
+
+Array = npt.NDArray[Any]
+STDIO = "-"
+
+
+def load_array(source: str | Path) -> Array:
+    """The array in a `.npy` file, or on standard input for "-".
+
+    Returns:
+        float32, finite, with at least one element.
+
+    Raises:
+        InputError: there is no such file, it is no `.npy` array of real numbers, or it holds NaN or
+            infinity or nothing.
+    """
+    shown = "standard input" if source == STDIO else str(source)
+    try:
+        data = sys.stdin.buffer.read() if source == STDIO else Path(source).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"there is no file {shown}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {shown}: {error.strerror or error}") from None
+    try:
+        array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError, MemoryError, TypeError, SyntaxError, OverflowError) as error:
+        if "allow_pickle" in str(error) or "Object arrays" in str(error):
+            raise InputError(
+                f"{shown} holds Python objects, which are never unpickled; save it as numbers, "
+                "for example with numpy.save(file, array.astype('float32'))"
+            ) from None
+        raise InputError(
+            f"{shown} is not a complete .npy array; write it with numpy.save(file, array)"
+        ) from None
+    return check_numbers(array, shown)
+
+
+def check_numbers(array: Array, shown: str) -> Array:
+    """`array` as float32.
+
+    Raises:
+        InputError: it is not real numbers, is empty, or holds NaN or infinity (also what overflows).
+    """
+    if array.dtype.kind not in "buif":
+        raise InputError(f"{shown} holds {array.dtype}, expected real numbers (float, integer or bool)")
+    if array.size == 0:
+        raise InputError(f"{shown} is empty: its shape is {array.shape}")
+    with np.errstate(over="ignore"):
+        numbers = array.astype(np.float32)
+    bad = int(np.size(numbers) - np.isfinite(numbers).sum())
+    if bad:
+        raise InputError(f"{shown} holds {bad} NaN or infinite values; replace them, e.g. numpy.nan_to_num")
+    return numbers
+
+
+def save_array(target: str | Path, array: Array) -> None:
+    """Write `array` as `.npy` to a file, whole or not at all, or to standard output for "-".
+
+    Raises:
+        MDLSTMError: the file cannot be written.
+    """
+    if target == STDIO:
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        sys.stdout.buffer.write(buffer.getvalue())
+        sys.stdout.buffer.flush()
+        return
+    with replacing(Path(target)) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)

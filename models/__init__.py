@@ -1,0 +1,20 @@
+"""Networks built from the layer, by name.
+
+    >>> from mdlstm_tk.models import create
+    >>> net = create("md", channels=1, outputs=1, hidden=16, directions="all")
+
+Your own network joins the registry from your own file:
+
+    from mdlstm_tk.models import register
+
+    @register("deep")
+    class Deep(torch.nn.Module):
+        def __init__(self, channels, outputs, *, hidden=16): ...
+
+and `mdlstm train --model my_file.py:deep` trains it.
+"""
+
+from mdlstm_tk.models.networks import CellwiseNet, HorizontalNet, MDNet, SnakeNet
+from mdlstm_tk.models.registry import create, names, register
+
+__all__ = ["CellwiseNet", "HorizontalNet", "MDNet", "SnakeNet", "create", "names", "register"]
