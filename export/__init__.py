@@ -1,7 +1,7 @@
 """From torch to ONNX: capture a network with the sweep as one node, then write that node out.
 
-    >>> from mdlstm_tk.export import export_onnx
-    >>> export_onnx(net, "net.onnx", grid=(64, 64))
+>>> from mdlstm_tk.export import export_onnx
+>>> export_onnx(net, "net.onnx", grid=(64, 64))
 """
 
 from mdlstm_tk.export.api import Report, export_onnx

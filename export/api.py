@@ -134,7 +134,9 @@ def _channels(module: nn.Module) -> int:
     for layer in module.modules():
         if isinstance(layer, MDLSTM):
             return layer.input_size
-    raise InputError(f"{type(module).__name__} has no MDLSTM layer that tells the channels of x; give channels=")
+    raise InputError(
+        f"{type(module).__name__} has no MDLSTM layer that tells the channels of x; give channels="
+    )
 
 
 def _example(module: nn.Module, grid: tuple[int, ...], channels: int) -> Tensor:
@@ -148,5 +150,7 @@ def _example(module: nn.Module, grid: tuple[int, ...], channels: int) -> Tensor:
         raise
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"the network does not take a {show_size(grid)} grid of {channels}: {reason}") from error
+        raise InputError(
+            f"the network does not take a {show_size(grid)} grid of {channels}: {reason}"
+        ) from error
     return example

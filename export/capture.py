@@ -79,11 +79,12 @@ def _translate(
     *_: Any,
 ) -> Any:
     """The input projection as MatMul and Add, then the sweep as one node."""
-    channels = weight_ih.shape[2]
-    weight = op.Transpose(op.Reshape(weight_ih, op.Constant(value_ints=[-1, channels])), perm=[1, 0])
+    shape: Any = op.Constant(value_ints=[-1, weight_ih.shape[2]])
+    weight = op.Transpose(op.Reshape(weight_ih, shape), perm=[1, 0])
     a = op.MatMul(x, weight)
     if bias is not None:
-        a = op.Add(a, op.Reshape(bias, op.Constant(value_ints=[-1])))
+        flat: Any = op.Constant(value_ints=[-1])
+        a = op.Add(a, op.Reshape(bias, flat))
     grid = [extent if isinstance(extent, int) else -1 for extent in x.shape[1:-1]]
     y = values.Opset(DOMAIN, 1).Wavefront(
         a,

@@ -82,7 +82,9 @@ class Graph:
         """Parts of these widths along an axis."""
         if len(widths) == 1:
             return [value]
-        return self.multi("Split", len(widths), value, self.constant(np.asarray(widths, np.int64)), axis=axis)
+        return self.multi(
+            "Split", len(widths), value, self.constant(np.asarray(widths, np.int64)), axis=axis
+        )
 
     def concat(self, values: Sequence[Value], axis: int) -> Value:
         """Joined along an axis."""

@@ -82,9 +82,7 @@ def _read(node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto], graph: Gra
     weight_hh = array(inputs[1])
     assert weight_hh is not None
     signs = list(attributes["directions"])
-    directions: list[Direction] = [
-        tuple(signs[k : k + len(grid)]) for k in range(0, len(signs), len(grid))
-    ]
+    directions: list[Direction] = [tuple(signs[k : k + len(grid)]) for k in range(0, len(signs), len(grid))]
     return Sweep(
         a=Value(graph, inputs[0]),
         weight_hh=weight_hh,

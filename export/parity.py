@@ -64,7 +64,7 @@ def random_inputs(grid: tuple[int, ...], channels: int, seed: int = 0) -> dict[s
     """Standard normal inputs (N, *grid, C) for batches of 1 and of 3, by name."""
     rng = np.random.default_rng(seed)
     return {
-        f"random, batch {batch}": rng.standard_normal((batch, *grid, channels)).astype(np.float32)
+        f"random × {batch}": rng.standard_normal((batch, *grid, channels)).astype(np.float32)
         for batch in (1, 3)
     }
 

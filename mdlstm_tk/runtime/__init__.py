@@ -1,8 +1,8 @@
 """Running exported models: NumPy and ONNX Runtime, nothing else. Torch and onnx are never imported.
 
-    >>> from mdlstm_tk.runtime import Session
-    >>> session = Session("model-8x8.onnx")
-    >>> y = session(x)                          # x (8, 8), (8, 8, C) or (N, 8, 8, C)
+>>> from mdlstm_tk.runtime import Session
+>>> session = Session("model-8x8.onnx")
+>>> y = session(x)                          # x (8, 8), (8, 8, C) or (N, 8, 8, C)
 """
 
 from mdlstm_tk.runtime.arrays import load_array, save_array

@@ -64,9 +64,7 @@ class Session:
             index = None
         self.device = "cpu" if index is None else f"cuda:{index}"
         self.provider: str = self._session.get_providers()[0]
-        self.metadata = Metadata.from_props(
-            self._session.get_modelmeta().custom_metadata_map, shown
-        )
+        self.metadata = Metadata.from_props(self._session.get_modelmeta().custom_metadata_map, shown)
         self._input: str = self._session.get_inputs()[0].name
 
     def __call__(self, x: Array) -> Array:
@@ -82,6 +80,8 @@ class Session:
         Raises:
             InputError: x has another shape, is empty or is not finite; names the grid that would fit.
         """
+        if self._session is None:
+            raise MDLSTMError("this session is closed; open the model again with Session(...)")
         x = check_numbers(np.asarray(x), "x")
         batch, grid, channels = self._split(x.shape)
         if grid != self.metadata.grid or channels != self.metadata.channels:
@@ -94,6 +94,16 @@ class Session:
         if batch is None:
             y = y[0]
         return y[..., 0] if x.ndim == len(grid) and y.shape[-1] == 1 else y
+
+    def close(self) -> None:
+        """Free the model's memory. The session cannot run afterwards."""
+        self._session = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _split(self, shape: tuple[int, ...]) -> tuple[int | None, tuple[int, ...], int]:
         """Batch (None if there is no such axis), grid and channels of an input shape."""
@@ -118,7 +128,9 @@ class Session:
                 f"the model takes {self.metadata.channels}"
             )
         given = "x".join(map(str, grid))
-        return f"a {given} grid does not fit this {wanted} model; make one with: mdlstm export --size {given}"
+        return (
+            f"a {given} grid does not fit this {wanted} model; make one with: mdlstm export --size {given}"
+        )
 
 
 def _read(path: Path) -> bytes:
@@ -146,7 +158,9 @@ def _start(onnxruntime: Any, data: bytes, threads: int, shown: str, cuda: int | 
     except Exception as error:  # ONNX Runtime's exceptions share no base but this
         if cuda is not None:
             return None
-        raise InputError(f"{shown} is not a model that ONNX Runtime can load: {_first_line(error)}") from None
+        raise InputError(
+            f"{shown} is not a model that ONNX Runtime can load: {_first_line(error)}"
+        ) from None
     if cuda is not None and session.get_providers()[0] != "CUDAExecutionProvider":
         return None
     return session

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +26,7 @@ from mdlstm_tk.training.run import Run
 
 EVALUATE_EVERY = 50
 VALIDATION_SAMPLES = 64
+WINDOW = 20  # steps that a running mean of the loss spans
 LARGER = 4  # a network for any size is validated on this many times the training size, too
 LARGER_SAMPLES = 64
 
@@ -51,8 +56,9 @@ def build(config: TrainConfig) -> tuple[nn.Module, DiagonalTask]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = create(config.model, task.channels, task.outputs, **config.network_options())
-        if hasattr(network, "start_at"):
-            network.start_at(task.mean_target)
+        start_at = getattr(network, "start_at", None)
+        if callable(start_at):
+            start_at(task.mean_target)
     return network, task
 
 
@@ -115,13 +121,13 @@ def train(
         temporary.write_text(config.to_toml(), encoding="utf-8")
     run.write_metrics(records)
 
-    sizes = [(task.size, VALIDATION_SAMPLES)]
+    sizes: list[tuple[tuple[int, ...], int]] = [(task.size, VALIDATION_SAMPLES)]
     if getattr(network, "any_size", False):
         sizes.append((tuple(LARGER * extent for extent in task.size), LARGER_SAMPLES))
     progress = Progress(step, math.nan, math.nan)
-    with run.metrics.open("a", encoding="utf-8") as metrics:
+    with run.metrics.open("a", encoding="utf-8") as metrics, _deferred_interrupt() as interrupted:
         try:
-            while progress.step < config.steps:
+            while progress.step < config.steps and not interrupted:
                 batch = task.batch(config.seed, progress.step, config.batch_size)
                 loss, relevant = _step(network, optimizer, batch, device)
                 progress = Progress(progress.step + 1, loss, relevant)
@@ -138,7 +144,32 @@ def train(
                 save_checkpoint(run.last, config, progress.step, score, network, optimizer)
                 if not run.best.exists():
                     save_checkpoint(run.best, config, progress.step, score, network, optimizer)
+    if interrupted:
+        raise KeyboardInterrupt
     return progress
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[list[int]]:
+    """Let Ctrl-C wait for the end of a step, which would otherwise be left half done.
+
+    Yields a list that is no longer empty once it was pressed. Pressed again, it acts at once.
+    """
+    pressed: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+    outer = signal.getsignal(signal.SIGINT)
+
+    def press(number: int, frame: Any) -> None:
+        pressed.append(number)
+        signal.signal(signal.SIGINT, outer)
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, outer)
 
 
 def pick_device(device: str) -> torch.device:
@@ -165,7 +196,10 @@ def _adam(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Adam; weight decay on recurrent weights alone."""
     recurrent = [p for name, p in network.named_parameters() if "weight_hh" in name]
     others = [p for name, p in network.named_parameters() if "weight_hh" not in name]
-    groups = [{"params": recurrent, "weight_decay": config.weight_decay}, {"params": others}]
+    groups: list[dict[str, Any]] = [
+        {"params": recurrent, "weight_decay": config.weight_decay},
+        {"params": others},
+    ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, weight_decay=0.0)
 
 
@@ -193,8 +227,8 @@ def _record(file: IO[str], progress: Progress) -> None:
     file.write(json.dumps(record) + "\n")
 
 
-def running_mean(values: list[float], window: int = 20) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The mean of the last `window` values at each step, of as many as there are before that."""
+def running_mean(values: list[float]) -> npt.NDArray[np.float64]:
+    """The mean of the last WINDOW values at each step, or of as many as there are yet."""
     total = np.cumsum(np.asarray(values, dtype=np.float64))
-    total[window:] -= total[:-window].copy()
-    return total / np.minimum(np.arange(1, len(values) + 1), window)
+    total[WINDOW:] -= total[:-WINDOW].copy()
+    return total / np.minimum(np.arange(1, len(values) + 1), WINDOW)

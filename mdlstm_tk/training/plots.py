@@ -11,11 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mdlstm_tk.runtime.files import replacing
-from mdlstm_tk.training.loop import running_mean
+from mdlstm_tk.training.loop import WINDOW, running_mean
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 COLOURS = ("#0b6e99", "#d1495b", "#6a994e", "#8d6a9f")  # told apart with any colour vision
-WINDOW = 20
 
 
 def plot_curves(path: Path, title: str, overall: list[float], relevant: list[float]) -> None:

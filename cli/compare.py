@@ -1,0 +1,112 @@
+"""`mdlstm compare`."""
+
+from __future__ import annotations
+
+import json as json_module
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, median
+from typing import Annotated, Any
+
+import typer
+
+from mdlstm_tk.cli.console import next_command, note, print_json, progress, table
+from mdlstm_tk.errors import InputError, require
+
+MODELS = ("md", "snake", "horizontal")
+THRESHOLD = 0.05
+
+
+def compare(
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each model.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Of each run.")] = 1000,
+    size: Annotated[str, typer.Option(help="Of the matrices: 8 or 8x12.")] = "8",
+    as_seed: Annotated[
+        bool, typer.Option("--as-seed", help="With the seed's initialisation, layer norm and rate.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for all of it.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+) -> None:
+    """Train the MD-LSTM, the snake and the horizontal LSTM on the same data, and draw their losses.
+
+    Prints a table, and writes overall.png, relevant.png and a run folder for each seed.
+    """
+    require("torch", "train")
+    from mdlstm_tk.training import TrainConfig, train
+    from mdlstm_tk.training.loop import Progress
+    from mdlstm_tk.training.plots import plot_comparison
+    from mdlstm_tk.training.run import Run, new_run
+
+    base = TrainConfig(size=size, steps=steps)
+    if as_seed:
+        base = replace(base, init="seed", lr=0.01, weight_decay=0.0)
+    folder = new_run("compare-as-seed" if as_seed else "compare", output, force).folder
+    note(f"training {', '.join(MODELS)} on {size}, {seeds} seeds of {steps} steps each, into {folder}")
+    records: dict[str, list[list[dict[str, Any]]]] = {model: [] for model in MODELS}
+    jobs = [(model, seed) for seed in range(seeds) for model in MODELS]
+    with progress(len(jobs) * steps) as live:
+        for index, (model, seed) in enumerate(jobs):
+            config = replace(base, model=model, seed=seed, layer_norm=as_seed and model == "md")
+            run = Run(folder / f"{model}-{seed}")
+
+            def report(state: Progress, index: int = index, model: str = model, seed: int = seed) -> None:
+                live(index * steps + state.step, f"{model}, seed {seed}: relevant {state.relevant:.4f}")
+
+            run.folder.mkdir(parents=True, exist_ok=True)
+            train(config, run, report=report)
+            records[model].append(run.read_metrics())
+
+    summaries = {model: _summarise(runs) for model, runs in records.items()}
+    title = f"random diagonal {size}, {seeds} seeds" + (", as the seed" if as_seed else "")
+    for key, name in (("loss", "overall"), ("relevant", "relevant")):
+        curves = {model: [[r[key] for r in run] for run in runs] for model, runs in records.items()}
+        plot_comparison(folder / f"{name}.png", title, f"{name} loss (mean of 20 steps)", curves)
+    (folder / "summary.json").write_text(json_module.dumps(summaries, indent=2) + "\n", encoding="utf-8")
+    if json:
+        print_json(summaries)
+    else:
+        columns = ["model", "overall", "relevant", "(worst seed)", f"step below {THRESHOLD}", "(range)"]
+        table(columns, [_row(model, summary) for model, summary in summaries.items()], title)
+        note("overall and relevant: mean of the last 100 steps, median of the seeds")
+    next_command(f"open {folder / 'overall.png'} and {folder / 'relevant.png'}")
+
+
+def _summarise(runs: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """Last-100-step losses and the step at which the relevant loss passes the threshold, over seeds."""
+    overall = [mean(r["loss"] for r in run[-100:]) for run in runs]
+    relevant = [mean(r["relevant"] for r in run[-100:]) for run in runs]
+    return {
+        "overall": median(overall),
+        "relevant": median(relevant),
+        "relevant_worst": max(relevant),
+        "passes_at": [_passes_at([r["relevant"] for r in run]) for run in runs],
+    }
+
+
+def _passes_at(relevant: list[float]) -> int | None:
+    """The first step whose last 20 steps average below the threshold, or None."""
+    from mdlstm_tk.training.loop import WINDOW, running_mean
+
+    if len(relevant) < WINDOW:
+        raise InputError(f"--steps must be at least {WINDOW} to compare, got {len(relevant)}")
+    smooth = running_mean(relevant)[WINDOW - 1 :]
+    below = (smooth < THRESHOLD).nonzero()[0]
+    return int(below[0]) + WINDOW if len(below) else None
+
+
+def _row(model: str, summary: dict[str, Any]) -> list[str]:
+    steps = [step for step in summary["passes_at"] if step is not None]
+    never = len(summary["passes_at"]) - len(steps)
+    shown = f"{min(steps)}–{max(steps)}" if steps else ""
+    if never:
+        shown = f"{shown} never: {never}".strip()
+    middle = f"{median(steps):g}" if steps and never < len(steps) else "never"
+    return [
+        model,
+        f"{summary['overall']:.4f}",
+        f"{summary['relevant']:.5f}",
+        f"{summary['relevant_worst']:.5f}",
+        middle,
+        shown,
+    ]

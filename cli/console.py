@@ -1,0 +1,65 @@
+"""What a person sees: data on stdout, everything else on stderr, errors as one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """Tell the user something, on stderr."""
+    err.print(message, markup=False)
+
+
+def next_command(command: str) -> None:
+    """Name the command to type next."""
+    err.print(f"next: {command}", style="bold", markup=False)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    """Print a table to stdout; the first column is text, the others numbers."""
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        grid.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        grid.add_row(*row)
+    out.print(grid)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON to stdout."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+@contextmanager
+def progress(total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+    """A live line on stderr: call it with steps done and a text. On no terminal, a line now and then."""
+    if not err.is_terminal:
+        every = max(1, total // 10)
+
+        def report(step: int, text: str) -> None:
+            if step % every == 0 or step == total:
+                note(f"{step}/{total}  {text}")
+
+        yield report
+        return
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TextColumn("ETA"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=err) as bar:
+        task = bar.add_task("", total=total, completed=done, text="")
+        yield lambda step, text: bar.update(task, completed=step, text=text)

@@ -1,0 +1,64 @@
+"""`mdlstm info`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mdlstm_tk.cli.console import next_command, print_json, table
+from mdlstm_tk.errors import require
+
+
+def info(
+    target: Annotated[Path, typer.Argument(metavar="MODEL|RUN", help="A .onnx, or a run's folder.")],
+    json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Say what a model or a run is."""
+    if target.is_dir():
+        facts, command = _run_facts(target), f"mdlstm export {target}"
+    else:
+        facts, command = _model_facts(target), f"mdlstm infer matrix.npy -m {target}"
+    if json:
+        print_json(facts)
+    else:
+        shown = {name: "" if value is None else value for name, value in facts.items()}
+        table([str(target), ""], [[name, str(value)] for name, value in shown.items()])
+    next_command(command)
+
+
+def _model_facts(path: Path) -> dict[str, Any]:
+    from mdlstm_tk.runtime import Session
+
+    with Session(path, "cpu") as session:
+        return {"kind": "model", "bytes": path.stat().st_size, **asdict(session.metadata)}
+
+
+def _run_facts(folder: Path) -> dict[str, Any]:
+    require("torch", "train")
+    from mdlstm_tk.training import build, load_checkpoint, open_run
+
+    run = open_run(folder)
+    last = load_checkpoint(run.last if run.last.exists() else run.best)
+    best = load_checkpoint(run.best if run.best.exists() else run.last)
+    network, task = build(last.config)
+    metrics = run.read_metrics()
+    recent = metrics[-100:]
+    return {
+        "kind": "run",
+        "task": task.name,
+        **asdict(last.config),
+        "steps_done": last.step,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "best_step": best.step,
+        "best_score": best.score,
+        "last_100_loss": _mean([record["loss"] for record in recent]),
+        "last_100_relevant": _mean([record["relevant"] for record in recent]),
+        "exports": sorted(path.name for path in folder.glob("*.onnx")),
+    }
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
