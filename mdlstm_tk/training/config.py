@@ -28,8 +28,8 @@ class TrainConfig:
         hidden: n, units of each direction.
         layers: stacked on each other.
         lr: Adam's learning rate.
-        weight_decay: of recurrent weights alone, decoupled (Loshchilov & Hutter 2019). It keeps the
-            state from drifting once a grid is larger than those trained on.
+        weight_decay: of the recurrent weights of MDLSTM layers alone, decoupled (Loshchilov & Hutter
+            2019). It keeps the state from drifting once a grid is larger than those trained on.
         cell: "graves", "mean", "stable" or "leaky"; "" leaves it to the network.
         directions: "1" or "all"; "" leaves it to the network.
         layer_norm: normalise gates and state.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk.errors import DeviceError, InputError
+from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models import create
 from mdlstm_tk.runtime.files import replacing
 from mdlstm_tk.tasks import Batch, DiagonalTask
@@ -193,14 +194,15 @@ def pick_device(device: str) -> torch.device:
 
 
 def _adam(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam; weight decay on recurrent weights alone."""
-    recurrent = [p for name, p in network.named_parameters() if "weight_hh" in name]
-    others = [p for name, p in network.named_parameters() if "weight_hh" not in name]
-    groups: list[dict[str, Any]] = [
-        {"params": recurrent, "weight_decay": config.weight_decay},
-        {"params": others},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, weight_decay=0.0)
+    """Adam; weight decay on the recurrent weights of MDLSTM layers alone."""
+    layers = (module for module in network.modules() if isinstance(module, MDLSTM))
+    decayed = {p for layer in layers for name, p in layer.named_parameters() if "weight_hh" in name}
+    recurrent = [p for p in network.parameters() if p in decayed]
+    others = [p for p in network.parameters() if p not in decayed]
+    groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0}]
+    if recurrent:
+        groups.append({"params": recurrent, "weight_decay": config.weight_decay})
+    return torch.optim.AdamW(groups, lr=config.lr)
 
 
 def _step(
