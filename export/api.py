@@ -151,6 +151,6 @@ def _example(module: nn.Module, grid: tuple[int, ...], channels: int) -> Tensor:
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"the network does not take a {show_size(grid)} grid of {channels}: {reason}"
+            f"the network does not take a {show_size(grid)} grid of {channels} channels: {reason}"
         ) from error
     return example

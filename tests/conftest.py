@@ -1,0 +1,62 @@
+"""What several test files use: one small trained run, its export, and a way to call `mdlstm`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from mdlstm_tk.cli.export import export_run
+from mdlstm_tk.training import Run, TrainConfig, load_checkpoint, train
+
+torch.set_num_threads(1)  # tests run side by side
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a call of `mdlstm` came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+def mdlstm(
+    *arguments: object,
+    cwd: Path | None = None,
+    stdin: bytes | None = None,
+    env: dict[str, str] | None = None,
+) -> Result:
+    """Call `mdlstm` in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mdlstm_tk", *map(str, arguments)],
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1", **(env or {})},
+        check=False,
+    )
+    return Result(
+        done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An MD-LSTM trained for 150 steps on 8×8, exported for 8×8. Not to be changed."""
+    run = Run(tmp_path_factory.mktemp("trained") / "md-8x8")
+    run.folder.mkdir()
+    train(TrainConfig(steps=150), run)
+    export_run(run, load_checkpoint(run.best), (8, 8), run.folder / "model-8x8.onnx")
+    return run
+
+
+@pytest.fixture(scope="session")
+def model(trained: Run) -> Path:
+    """The trained run's export."""
+    return trained.folder / "model-8x8.onnx"
