@@ -33,12 +33,15 @@ def compare(
     Prints a table, and writes overall.png, relevant.png and a run folder for each seed.
     """
     require("torch", "train")
-    from mdlstm_tk.training import TrainConfig, train
-    from mdlstm_tk.training.loop import Progress
+    from mdlstm_tk.training import TrainConfig, build, train
+    from mdlstm_tk.training.loop import WINDOW, Progress
     from mdlstm_tk.training.plots import plot_comparison
     from mdlstm_tk.training.run import Run, new_run
 
+    if steps < WINDOW:
+        raise InputError(f"--steps must be at least {WINDOW} to compare, got {steps}")
     base = TrainConfig(size=size, steps=steps)
+    build(base)  # a size that cannot be should show before a folder is made
     if as_seed:
         base = replace(base, init="seed", lr=0.01, weight_decay=0.0)
     folder = new_run("compare-as-seed" if as_seed else "compare", output, force).folder
@@ -88,8 +91,6 @@ def _passes_at(relevant: list[float]) -> int | None:
     """The first step whose last 20 steps average below the threshold, or None."""
     from mdlstm_tk.training.loop import WINDOW, running_mean
 
-    if len(relevant) < WINDOW:
-        raise InputError(f"--steps must be at least {WINDOW} to compare, got {len(relevant)}")
     smooth = running_mean(relevant)[WINDOW - 1 :]
     below = (smooth < THRESHOLD).nonzero()[0]
     return int(below[0]) + WINDOW if len(below) else None

@@ -15,7 +15,8 @@ from mdlstm_tk.cells import CELLS
 from mdlstm_tk.cli.export import export_run
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
 from mdlstm_tk.export import api as export_api
-from mdlstm_tk.export import export_onnx, float64_reference
+from mdlstm_tk.export import export_onnx, float64_reference, lower
+from mdlstm_tk.export.capture import capture
 from mdlstm_tk.models import create
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.tasks import DiagonalTask

@@ -1,0 +1,279 @@
+"""All that a person can type or hand over wrong: one line, the documented code, nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from mdlstm_tk.cli import main
+from mdlstm_tk.training import Run
+
+Maker = Callable[[Path], None]
+
+
+def saved(array: object) -> Maker:
+    return lambda path: np.save(path, array, allow_pickle=True)
+
+
+def with_nan() -> np.ndarray:
+    matrix = np.zeros((8, 8))
+    matrix[3, 4] = np.nan
+    return matrix
+
+
+def truncated(path: Path) -> None:
+    np.save(path, np.zeros((8, 8)))
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def lying_header(path: Path) -> None:
+    np.save(path, np.zeros((8, 8)))
+    path.write_bytes(path.read_bytes().replace(b"(8, 8)", b"(8,9**9)"[:6]))
+
+
+ARRAYS: dict[str, tuple[Maker | None, str]] = {
+    "missing": (None, "there is no file"),
+    "text": (lambda path: path.write_text("1 2 3\n"), "is not a complete .npy array"),
+    "empty file": (lambda path: path.touch(), "is not a complete .npy array"),
+    "truncated": (truncated, "is not a complete .npy array"),
+    "lying header": (lying_header, "is not a complete .npy array"),
+    "npz": (lambda path: np.savez(path.open("wb"), x=np.zeros((8, 8))), "is not a complete .npy array"),
+    "pickle": (saved({"a": 1}), "holds Python objects"),
+    "objects": (saved(np.array([[None]])), "holds Python objects"),
+    "texts": (saved(np.array([["a"]])), "expected real numbers"),
+    "complex": (saved(np.zeros((8, 8), complex)), "holds complex128"),
+    "structured": (saved(np.zeros((8, 8), [("a", "f4")])), "expected real numbers"),
+    "NaN": (saved(with_nan()), "holds 1 NaN or infinite"),
+    "infinite": (saved(np.full((8, 8), np.inf)), "holds 64 NaN or infinite"),
+    "too large": (saved(np.full((8, 8), 1e300)), "holds 64 NaN or infinite"),
+    "no rows": (saved(np.zeros((0, 8))), "is empty: its shape is (0, 8)"),
+    "no batch": (saved(np.zeros((0, 8, 8, 1))), "is empty"),
+    "scalar": (saved(np.float32(1)), "expected (H, W)"),
+    "1-D": (saved(np.zeros(8)), "expected (H, W)"),
+    "5-D": (saved(np.zeros((1, 1, 8, 8, 1))), "expected (H, W)"),
+    "channels": (saved(np.zeros((8, 8, 3))), "has 3 channels"),
+    "grid": (saved(np.zeros((5, 7))), "mdlstm export --size 5x7"),
+    "folder": (lambda path: path.mkdir(), "cannot read"),
+}
+
+
+class Call:
+    """Calls `mdlstm` in this process, from a folder, and checks how it fails."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capfd = monkeypatch, capfd
+
+    def fails(self, *arguments: object, cwd: Path, code: int, message: str) -> None:
+        self.monkeypatch.chdir(cwd)
+        self.capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        line = self.capfd.readouterr().err.strip()
+        assert ended.value.code == code, line
+        check(line, message)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+    return Call(monkeypatch, capfd)
+
+
+def check(line: str, message: str) -> None:
+    assert "Traceback" not in line
+    errors = [text for text in line.splitlines() if text.startswith("error: ")]
+    assert len(errors) == 1, line
+    assert line.splitlines()[-1] == errors[0]
+    assert message in errors[0], errors[0]
+
+
+@pytest.mark.parametrize("case", ARRAYS)
+def test_arrays(case: str, model: Path, tmp_path: Path, call: Call) -> None:
+    maker, message = ARRAYS[case]
+    if maker is not None:
+        maker(tmp_path / "matrix.npy")
+    call.fails("infer", "matrix.npy", "-m", model, cwd=tmp_path, code=2, message=message)
+    assert not (tmp_path / "matrix.out.npy").exists()
+
+
+def text_model(path: Path, model: Path) -> None:
+    path.write_text("not a model")
+
+
+def empty_model(path: Path, model: Path) -> None:
+    path.touch()
+
+
+def cut_model(path: Path, model: Path) -> None:
+    path.write_bytes(model.read_bytes()[:-500])
+
+
+def foreign_model(path: Path, model: Path) -> None:
+    proto = onnx.load(model)
+    proto.ClearField("metadata_props")
+    path.write_bytes(proto.SerializeToString())
+
+
+def damaged_metadata(path: Path, model: Path) -> None:
+    proto = onnx.load(model)
+    next(p for p in proto.metadata_props if p.key == "mdlstm.grid").value = "{"
+    path.write_bytes(proto.SerializeToString())
+
+
+MODELS = {
+    "text": (text_model, "not a model that ONNX Runtime can load"),
+    "empty": (empty_model, "not a model that ONNX Runtime can load"),
+    "cut off": (cut_model, "not a model that ONNX Runtime can load"),
+    "foreign": (foreign_model, "was not exported by mdlstm-tk"),
+    "damaged metadata": (damaged_metadata, "has damaged mdlstm.* metadata"),
+    "missing": (None, "there is no model"),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_models(case: str, model: Path, tmp_path: Path, call: Call) -> None:
+    maker, message = MODELS[case]
+    if maker is not None:
+        maker(tmp_path / "bad.onnx", model)
+    np.save(tmp_path / "matrix.npy", np.zeros((8, 8)))
+    call.fails("infer", "matrix.npy", "-m", "bad.onnx", cwd=tmp_path, code=2, message=message)
+    call.fails("info", "bad.onnx", cwd=tmp_path, code=2, message=message)
+    assert not (tmp_path / "matrix.out.npy").exists()
+
+
+COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
+    "unknown verb": (("trian",), 2, "No such command 'trian'"),
+    "unknown option": (("train", "--stepz", "3"), 2, "No such option: --stepz"),
+    "steps in words": (("train", "--steps", "many"), 2, "--steps"),
+    "no steps": (("train", "--steps", "0"), 2, "steps must be above 0, got 0"),
+    "unknown model": (("train", "--model", "gru"), 2, "there is no model 'gru'; choose one of md"),
+    "model file gone": (("train", "--model", "no.py:net"), 2, "there is no file no.py"),
+    "unknown cell": (("train", "--cell", "lstm"), 2, "cell must be one of graves"),
+    "cell for a snake": (("train", "--model", "snake", "--cell", "leaky"), 2, "has no option 'cell'"),
+    "unknown device": (("train", "--device", "tpu"), 2, "device must be auto, cpu"),
+    "absent device": (("train", "--device", "cuda:9"), 4, "device 'cuda:9' is not there"),
+    "size 0": (("train", "--size", "0"), 2, "must be at least 1"),
+    "size 1": (("train", "--size", "1"), 2, "the diagonal task needs a size of at least 3x3, got 1x1"),
+    "size 2x9": (("train", "--size", "2x9"), 2, "at least 3x3, got 2x9"),
+    "size in words": (("train", "--size", "big"), 2, "size must be written like 8 or 8x12"),
+    "3-D size": (("train", "--size", "8x8x8"), 2, "size must have 1 or 2 extents"),
+    "no config": (("train", "-c", "no.toml"), 2, "cannot read no.toml"),
+    "bad config": (("train", "-c", "bad.toml"), 2, "bad.toml is not TOML"),
+    "config with a typo": (("train", "-c", "typo.toml"), 2, "no setting 'hiden'; did you mean 'hidden'?"),
+    "set without value": (("train", "--set", "steps"), 2, "--set takes key=value, got 'steps'"),
+    "set unknown": (("train", "--set", "x=1"), 2, "there is no setting 'x'"),
+    "run folder not empty": (("train", "-o", "full"), 2, "full is not empty; give another folder with -o"),
+    "run folder a file": (("train", "-o", "bad.toml"), 2, "bad.toml is a file"),
+    "resume nothing": (("train", "--resume", "none"), 2, "there is no run folder none"),
+    "resume no run": (("train", "--resume", "full"), 2, "full holds no checkpoint"),
+    "resume damaged": (("train", "--resume", "cut", "--steps", "999"), 2, "last.safetensors is damaged"),
+    "export without runs": (("export",), 2, "there is no run in runs/ here"),
+    "export no run": (("export", "none"), 2, "there is no run folder none"),
+    "export without checkpoint": (("export", "full"), 2, "full holds no checkpoint"),
+    "export damaged": (("export", "cut"), 2, "best.safetensors is damaged"),
+    "export size 0": (("export", "run", "--size", "0"), 2, "must be at least 1"),
+    "export size twice": (("export", "run", "--size", "3", "--size", "3x3"), 2, "names a size twice"),
+    "export exists": (("export", "run"), 2, "model-8x8.onnx exists; give another name with -o, or --force"),
+    "export two to one": (
+        ("export", "run", "--size", "3", "--size", "4", "-o", "m.onnx"),
+        2,
+        "give a folder",
+    ),
+    "verify no model": (("verify", "no.onnx"), 2, "there is no model no.onnx"),
+    "verify no run": (
+        ("verify", "run/model-8x8.onnx", "--against", "none"),
+        2,
+        "there is no run folder none",
+    ),
+    "info nothing": (("info", "none"), 2, "there is no model none"),
+    "info no run": (("info", "full"), 2, "full holds no checkpoint"),
+    "infer nothing": (("infer",), 2, "Missing argument"),
+    "infer without model": (("infer", "ok.npy"), 2, "there is no exported model here"),
+    "infer exists": (("infer", "ok.npy", "-m", "run", "-o", "bad.toml"), 2, "bad.toml exists"),
+    "infer onto a folder": (
+        ("infer", "ok.npy", "ok.npy", "-m", "run", "-o", "d"),
+        2,
+        "several inputs would be",
+    ),
+    "infer unknown device": (("infer", "ok.npy", "-m", "run", "--device", "gpu"), 2, "device must be auto"),
+    "infer negative threads": (("infer", "ok.npy", "-m", "run", "--threads", "-1"), 2, "--threads"),
+    "compare one step": (("compare", "--seeds", "1", "--steps", "5"), 2, "--steps must be at least 20"),
+    "compare size": (("compare", "--size", "2"), 2, "at least 3x3, got 2x2"),
+}
+
+
+@pytest.fixture
+def place(trained: Run, tmp_path: Path) -> Path:
+    """A folder with a good run, a damaged one, a full folder, and files of several kinds."""
+    shutil.copytree(trained.folder, tmp_path / "run")
+    (tmp_path / "cut").mkdir()
+    for name in ("best.safetensors", "last.safetensors"):
+        (tmp_path / "cut" / name).write_bytes((trained.folder / name).read_bytes()[:5000])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    (tmp_path / "bad.toml").write_text("steps = = 3")
+    (tmp_path / "typo.toml").write_text("hiden = 3")
+    np.save(tmp_path / "ok.npy", np.zeros((8, 8)))
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_commands(case: str, place: Path, call: Call) -> None:
+    arguments, code, message = COMMANDS[case]
+    before = contents(place)
+    call.fails(*arguments, cwd=place, code=code, message=message)
+    assert contents(place) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_cuda_is_exit_code_4(place: Path, call: Call) -> None:
+    arguments = ("infer", "ok.npy", "-m", "run", "--device", "cuda")
+    call.fails(*arguments, cwd=place, code=4, message="device 'cuda' cannot be used")
+    assert not (place / "ok.out.npy").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "-o", "locked/run"),
+        ("export", "run", "-o", "locked/m.onnx"),
+        ("infer", "ok.npy", "-m", "run", "-o", "locked/y.npy"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_folders_that_cannot_be_written(arguments: tuple[str, ...], place: Path, call: Call) -> None:
+    (place / "locked").mkdir(mode=0o555)
+    if os.access(place / "locked", os.W_OK):  # root may write anywhere, but not into a file
+        (place / "locked").rmdir()
+        (place / "locked").touch()
+    before = contents(place)
+    call.fails(*arguments, cwd=place, code=1, message="cannot write")
+    assert contents(place) == before
+
+
+def test_a_reader_that_goes_away_is_no_error(model: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "mdlstm_tk", "info", str(model), "--json"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr

@@ -1,0 +1,192 @@
+"""The command line on good input: what lies where afterwards, and what goes to which stream."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import mdlstm
+
+from mdlstm_tk.runtime import Session
+from mdlstm_tk.training import Run, load_checkpoint
+
+QUICK = ("--steps", "30", "--hidden", "4", "--batch-size", "4")
+
+
+@pytest.fixture
+def matrix(tmp_path: Path) -> Path:
+    np.save(tmp_path / "matrix.npy", np.random.default_rng(0).random((8, 8)) * 0.1)
+    return tmp_path / "matrix.npy"
+
+
+def test_the_main_job_with_bare_verbs(tmp_path: Path, matrix: Path) -> None:
+    done = mdlstm("train", *QUICK, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert done.out == ""
+    assert "30/30" in done.err
+    assert "next: mdlstm export runs/md-8x8 --size 8x8" in done.err
+    done = mdlstm("export", "--size", "8", "--size", "5x7", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "runs/md-8x8/model-5x7.onnx: x (N, 5, 7, 1) → y (N, 5, 7, 1)" in done.err
+    done = mdlstm("infer", "matrix.npy", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "model-8x8.onnx on cpu (CPUExecutionProvider)" in done.err
+    expected = Session(tmp_path / "runs/md-8x8/model-8x8.onnx", "cpu")(np.load(matrix))
+    np.testing.assert_array_equal(np.load(tmp_path / "matrix.out.npy"), expected)
+    np.save(tmp_path / "other.npy", np.zeros((5, 7)))
+    assert "model-5x7.onnx on cpu" in mdlstm("infer", "other.npy", cwd=tmp_path).err
+    done = mdlstm("verify", "runs/md-8x8/model-5x7.onnx", "--against", "runs/md-8x8", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert all(name in done.out for name in ("torch, float32", "ONNX Runtime, cpu", "reference evaluator"))
+    done = mdlstm("train", *QUICK, "-q", cwd=tmp_path)
+    assert (tmp_path / "runs/md-8x8-2/last.safetensors").exists()
+
+
+def test_settings_come_from_file_flags_and_set(tmp_path: Path) -> None:
+    (tmp_path / "cfg.toml").write_text('size = "5x6"\nhidden = 3\nsteps = 9\n')
+    done = mdlstm("train", "-c", "cfg.toml", "--set", "hidden=5", "--steps", "4", "-o", "a", cwd=tmp_path)
+    assert done.code == 0, done.err
+    config = load_checkpoint(tmp_path / "a/last.safetensors").config
+    assert (config.size, config.hidden, config.steps) == ("5x6", 5, 4)
+    done = mdlstm("train", "--resume", "a", "--steps", "6", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert len(Run(tmp_path / "a").read_metrics()) == 6
+    done = mdlstm("train", "--resume", "a", "--lr", "1", "--steps", "9", cwd=tmp_path)
+    assert done.code == 2
+    assert "--resume goes on with the run's own lr" in done.err
+
+
+def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mdlstm_tk", "train", "--steps", "100000", "-o", "run"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "run/best.safetensors").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130
+    assert "go on with: mdlstm train --resume run" in err
+    assert "Traceback" not in err
+    step = load_checkpoint(tmp_path / "run/last.safetensors").step
+    assert step == len(Run(tmp_path / "run").read_metrics()) >= 50
+    assert (tmp_path / "run/curves.png").exists()
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (3, 8, 8, 1)], ids=str)
+def test_infer_takes_all_three_shapes(shape: tuple[int, ...], model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros(shape))
+    assert mdlstm("infer", "x.npy", "-m", model, "-o", "deep/y.npy", cwd=tmp_path).code == 0
+    assert np.load(tmp_path / "deep/y.npy").shape == shape
+
+
+def test_infer_takes_stdin_and_several_files(model: Path, matrix: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mdlstm_tk", "infer", "-", "-m", str(model)],
+        input=matrix.read_bytes(),
+        capture_output=True,
+        check=True,
+    )
+    expected = Session(model, "cpu")(np.load(matrix))
+    np.testing.assert_array_equal(np.load(io.BytesIO(done.stdout)), expected)
+    np.save(tmp_path / "second.npy", np.ones((8, 8)))
+    done = mdlstm("infer", matrix, tmp_path / "second.npy", "-m", model, "-o", tmp_path / "out")
+    assert done.code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "matrix.out.npy",
+        "second.out.npy",
+    ]
+
+
+def test_infer_finds_the_model(model: Path, matrix: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = mdlstm("infer", matrix, "-o", "a.npy", cwd=empty)
+    assert done.code == 2
+    assert "there is no exported model here; give one with -m" in done.err
+    assert mdlstm("infer", matrix, "-o", "b.npy", cwd=empty, env={"MDLSTM_MODEL": str(model)}).code == 0
+    assert mdlstm("infer", matrix, "-o", "c.npy", "-m", model.parent, cwd=empty).code == 0
+    (empty / "only.onnx").write_bytes(model.read_bytes())
+    assert "only.onnx on cpu" in mdlstm("infer", matrix, "-o", "d.npy", cwd=empty).err
+    (empty / "another.onnx").write_bytes(model.read_bytes())
+    assert "choose one with -m" in mdlstm("infer", matrix, "-o", "e.npy", cwd=empty).err
+
+
+def test_on_a_terminal_infer_shows_coloured_grids(model: Path, matrix: Path) -> None:
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
+    subprocess.run(
+        [sys.executable, "-m", "mdlstm_tk", "infer", str(matrix), "-m", str(model)],
+        stderr=follower,
+        env=environment,
+        check=True,
+    )
+    os.close(follower)
+    shown = os.read(leader, 1 << 16).decode(errors="replace")
+    os.close(leader)
+    assert "input" in shown
+    assert "prediction" in shown
+    assert "\x1b[48;2;" in shown
+
+
+def test_info_and_json(trained: Run, model: Path) -> None:
+    about = json.loads(mdlstm("info", model, "--json").out)
+    assert about["grid"] == [8, 8]
+    assert about["model"] == "md"
+    facts = json.loads(mdlstm("info", trained.folder, "--json").out)
+    assert facts["steps_done"] == 150
+    assert facts["exports"] == ["model-8x8.onnx"]
+    assert "parameters" in mdlstm("info", trained.folder).out
+    results = json.loads(mdlstm("verify", model, "--json").out)
+    assert all(case["passed"] for cases in results.values() for case in cases.values())
+
+
+def test_export_prints_json(trained: Run, tmp_path: Path) -> None:
+    done = mdlstm("export", trained.folder, "--size", "4", "-o", tmp_path / "m.onnx", "--json")
+    (report,) = json.loads(done.out)
+    assert report["grid"] == [4, 4]
+    assert report["bytes"] == (tmp_path / "m.onnx").stat().st_size
+
+
+def test_verify_fails_with_3_for_a_model_of_another_run(trained: Run, model: Path, tmp_path: Path) -> None:
+    assert mdlstm("train", "--steps", "2", "-o", tmp_path / "other", "--seed", "1").code == 0
+    done = mdlstm("verify", model, "--against", tmp_path / "other")
+    assert done.code == 3
+    assert (
+        done.err.strip().splitlines()[-1].startswith("error: ONNX Runtime, cpu, ONNX reference evaluator")
+    )
+    assert "FAILED" in done.out
+
+
+def test_compare_draws_and_summarises(tmp_path: Path) -> None:
+    done = mdlstm("compare", "--seeds", "2", "--steps", "40", "--size", "5", cwd=tmp_path)
+    assert done.code == 0, done.err
+    folder = tmp_path / "runs/compare"
+    assert {"overall.png", "relevant.png", "summary.json"} <= {path.name for path in folder.iterdir()}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary) == {"md", "snake", "horizontal"}
+    assert len(summary["md"]["passes_at"]) == 2
+
+
+def test_demo_does_the_whole_job(tmp_path: Path) -> None:
+    done = mdlstm("demo", "--steps", "60", cwd=tmp_path)
+    assert done.code == 0, done.err
+    names = {path.name for path in (tmp_path / "runs/demo").iterdir()}
+    assert {"model-8x8.onnx", "model-32x32.onnx", "matrix.out.npy", "curves.png", "prediction.png"} <= names
+    assert "look at runs/demo/curves.png" in done.err
+
+
+def test_version_and_help(tmp_path: Path) -> None:
+    assert mdlstm("--version").out.startswith("mdlstm-tk ")
+    assert mdlstm().out == mdlstm("--help").out
+    for verb in ("train", "export", "infer", "verify", "info", "compare", "demo"):
+        assert verb in mdlstm("--help").out
+        assert "Usage: mdlstm" in mdlstm(verb, "--help").out
