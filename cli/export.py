@@ -29,6 +29,7 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File, or folder for several sizes.")
     ] = None,
+    atol: Annotated[float, typer.Option(min=0, help="Absolute error against float64 to allow.")] = 1e-5,
     force: Annotated[bool, typer.Option("--force", help="Replace what exists.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
@@ -49,7 +50,9 @@ def export(
     targets = _targets(found, sizes, output)
     for target in targets:
         check_free(target, force)
-    reports = [export_run(found, checkpoint, grid, path) for grid, path in zip(sizes, targets, strict=True)]
+    reports = [
+        export_run(found, checkpoint, grid, path, atol) for grid, path in zip(sizes, targets, strict=True)
+    ]
     if json:
         print_json([_summary(report) for report in reports])
     elif not quiet:
@@ -59,7 +62,9 @@ def export(
         next_command(f"mdlstm infer matrix.npy -m {targets[-1]}")
 
 
-def export_run(run: Run, checkpoint: Checkpoint, grid: tuple[int, ...], path: Path) -> Report:
+def export_run(
+    run: Run, checkpoint: Checkpoint, grid: tuple[int, ...], path: Path, atol: float = 1e-5
+) -> Report:
     """Export a run's checkpoint for one grid."""
     from mdlstm_tk.export import export_onnx
     from mdlstm_tk.training import build
@@ -73,7 +78,7 @@ def export_run(run: Run, checkpoint: Checkpoint, grid: tuple[int, ...], path: Pa
         "checkpoint_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
     }
     return export_onnx(
-        network, path, grid=grid, channels=task.channels, inputs=task_inputs(grid), about=about
+        network, path, grid=grid, channels=task.channels, inputs=task_inputs(grid), about=about, atol=atol
     )
 
 

@@ -70,7 +70,10 @@ def random_inputs(grid: tuple[int, ...], channels: int, seed: int = 0) -> dict[s
 
 
 def measure(
-    run: Callable[[Floats], Floats], reference: Callable[[Floats], Doubles], inputs: Mapping[str, Floats]
+    run: Callable[[Floats], Floats],
+    reference: Callable[[Floats], Doubles],
+    inputs: Mapping[str, Floats],
+    atol: float = ATOL,
 ) -> dict[str, Parity]:
     """Measure a runtime on each input."""
-    return {name: compare(run(x), reference(x)) for name, x in inputs.items()}
+    return {name: compare(run(x), reference(x), atol) for name, x in inputs.items()}

@@ -193,3 +193,11 @@ def test_a_sweep_that_cannot_be_written_out_is_named() -> None:
     grid.ints[0] = -1
     with pytest.raises(MDLSTMError, match=r"the grid must be fixed to write its sweep out, got \(-1, 3\)"):
         lower(captured)
+
+
+def test_a_larger_tolerance_is_taken_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = export_api.float64_reference
+    monkeypatch.setattr(export_api, "float64_reference", lambda module: lambda x: real(module)(x) + 1e-3)
+    report = export_onnx(create("md", 1, 1), tmp_path / "m.onnx", grid=(3, 3), atol=2e-3)
+    assert Session(report.path, "cpu").metadata.parity["atol"] == 2e-3
+    assert report.max_abs == pytest.approx(1e-3, rel=0.01)

@@ -45,7 +45,7 @@ class TrainConfig:
     hidden: int = 16
     layers: int = 1
     lr: float = 0.02
-    weight_decay: float = 0.3
+    weight_decay: float = 0.5
     cell: str = ""
     directions: str = ""
     layer_norm: bool = False
