@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.op import check_backend, sweep
+from mdlstm_tk.op import Choice, check_backend, choose, sweep
 from mdlstm_tk.wavefront import Direction, resolve_directions
 
 MERGES = ("concat", "sum", "mean")
@@ -54,7 +54,7 @@ class MDLSTM(nn.Module):
         dropout: probability of zeroing an output of each layer but the last, while training.
         bias: use b.
         channels_last: x is (N, *grid, C); if false (N, C, *grid), and so is y.
-        backend: "auto", "unrolled" or "reference".
+        backend: "auto", "fused", "unrolled" or "reference"; `layer.backend_for(x)` says what runs.
 
     Parameters of layer k, directions in front, gates in the order of `mdlstm_tk.cells`:
         weight_ih_l{k}: (dirs, G·n, C)
@@ -183,6 +183,17 @@ class MDLSTM(nn.Module):
             else:
                 rows.copy_(start.expand_as(rows))
                 nn.init.uniform_(rows[:, gates.index("g")], -(n**-0.5), n**-0.5)
+
+    def backend_for(self, x: Tensor) -> Choice:
+        """The name of the backend that would run on x, and the reason; autocast counts.
+
+        Raises:
+            InputError: `backend="fused"` cannot run on x.
+        """
+        dtype = x.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+        return choose(self.backend, x.device, dtype)
 
     def _layer(self, k: int) -> Iterator[Tensor | None]:
         """The parameters of layer k in the order in which the op takes them."""

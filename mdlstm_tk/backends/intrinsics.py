@@ -1,0 +1,324 @@
+"""What the fused kernels call from Numba that is vector code inside.
+
+`matmul`       a register-blocked matrix product. It has no call overhead, works on blocks that are
+               still in cache, and is as fast as BLAS or faster (benchmarks/floor.py).
+`row_kernel`   a recorded `trace.Kernel`, the equations of a cell, as loops over its units.
+`wait_for`     the barrier between two wavefronts.
+
+Pointers are Numba's `CPointer`: unlike arrays they cost no reference counting in inner loops.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from mdlstm_tk.backends import simd
+from mdlstm_tk.backends.simd import I64, Lanes, load, shifted, splat, store, stride
+from mdlstm_tk.backends.trace import Kernel, Value
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def pointer(_: Any, array: Any, offset: Any) -> Any:
+    """The address of `array[offset]`, array one-dimensional and contiguous."""
+
+    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        data = context.make_array(array)(context, builder, args[0]).data
+        return shifted(builder, data, args[1])
+
+    return types.CPointer(array.dtype)(array, types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def moved(_: Any, base: Any, offset: Any) -> Any:
+    """The pointer `offset` numbers behind `base`."""
+
+    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return shifted(builder, *args)
+
+    return base(base, types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def matmul(
+    _: Any,
+    a: Any,
+    a_row: Any,
+    a_step: Any,
+    b: Any,
+    b_panel: Any,
+    b_step: Any,
+    depth: Any,
+    c: Any,
+    c_row: Any,
+    rows: Any,
+    columns: Any,
+    accumulate: Any,
+) -> Any:
+    """C = A B, or C += A B: A (rows, depth), B (depth, columns), C (rows, columns).
+
+    A's element (i, k) is `a[i·a_row + k·a_step]`. B comes in panels of `simd.panel_width` columns:
+    element (k, j) of panel p is `b[p·b_panel + k·b_step + j]`. Row i of C starts at `c[i·c_row]`.
+    Whole vectors are read and written, so B and C need columns up to the next multiple of them.
+    """
+    element = a.dtype
+    signature = types.void(
+        a, types.int64, types.int64, b, types.int64, types.int64, types.int64, c, types.int64,
+        types.int64, types.int64, types.boolean,
+    )  # fmt: skip
+
+    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        a, a_row, a_step, b, b_panel, b_step, depth, c, c_row, rows, columns, accumulate = args
+        length = simd.vector_length(element.bitwidth // 8)
+        vectors = builder.sdiv(builder.add(columns, ir.Constant(I64, length - 1)), ir.Constant(I64, length))
+        column = simd.counter(builder)
+        for wide in range(simd.TILE_VECTORS, 0, -1):
+            with stride(builder, column, vectors, wide) as first:
+                panel = builder.sdiv(first, ir.Constant(I64, simd.TILE_VECTORS))
+                b_here = shifted(builder, b, builder.mul(panel, b_panel))
+                c_here = shifted(builder, c, builder.mul(first, ir.Constant(I64, length)))
+                row = simd.counter(builder)
+                high = simd.TILE_ROWS
+                while high >= 1:
+                    with stride(builder, row, rows, high) as top:
+                        a_tile = shifted(builder, a, builder.mul(top, a_row))
+                        c_tile = shifted(builder, c_here, builder.mul(top, c_row))
+                        tile = _Tile(builder, high, wide, length)
+                        tile.compute(
+                            a_tile, a_row, a_step, b_here, b_step, depth, c_tile, c_row, accumulate
+                        )
+                    high //= 2
+        return context.get_dummy_value()
+
+    return signature, build
+
+
+class _Tile:
+    """`high` rows by `wide` vectors of a product, accumulated in registers."""
+
+    def __init__(self, builder: ir.IRBuilder, high: int, wide: int, length: int) -> None:
+        self.builder, self.high, self.wide, self.length = builder, high, wide, length
+
+    def places(self, c: ir.Value, c_row: ir.Value) -> list[ir.Value]:
+        """Pointers to the tile's vectors."""
+        rows = [
+            shifted(self.builder, c, self.builder.mul(c_row, ir.Constant(I64, i))) for i in range(self.high)
+        ]
+        return [shifted(self.builder, row, j * self.length) for row in rows for j in range(self.wide)]
+
+    def compute(
+        self,
+        a: ir.Value,
+        a_row: ir.Value,
+        a_step: ir.Value,
+        b: ir.Value,
+        b_step: ir.Value,
+        depth: ir.Value,
+        c: ir.Value,
+        c_row: ir.Value,
+        accumulate: ir.Value,
+    ) -> None:
+        builder, places = self.builder, self.places(c, c_row)
+        vector = ir.VectorType(c.type.pointee, self.length)
+        a_rows = [shifted(builder, a, builder.mul(a_row, ir.Constant(I64, i))) for i in range(self.high)]
+        before = builder.block
+        with builder.if_then(accumulate):
+            old = [load(builder, place, self.length) for place in places]
+            loaded = builder.block
+        start = [builder.phi(vector) for _ in places]
+        for phi, value in zip(start, old, strict=True):
+            phi.add_incoming(ir.Constant(vector, None), before)
+            phi.add_incoming(value, loaded)
+
+        entry, loop, done = builder.block, *(builder.append_basic_block(name) for name in ("k", "done"))
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        k = builder.phi(I64)
+        sums = [builder.phi(vector) for _ in places]
+        b_here = shifted(builder, b, builder.mul(k, b_step))
+        right = [
+            load(builder, shifted(builder, b_here, j * self.length), self.length) for j in range(self.wide)
+        ]
+        a_here = builder.mul(k, a_step)
+        news = []
+        for i, a_base in enumerate(a_rows):
+            left = splat(builder, builder.load(shifted(builder, a_base, a_here)), self.length)
+            for j in range(self.wide):
+                news.append(simd.multiply_add(builder, left, right[j], sums[i * self.wide + j]))
+        k_after = builder.add(k, ir.Constant(I64, 1))
+        k.add_incoming(ir.Constant(I64, 0), entry)
+        k.add_incoming(k_after, loop)
+        for phi, first, new in zip(sums, start, news, strict=True):
+            phi.add_incoming(first, entry)
+            phi.add_incoming(new, loop)
+        builder.cbranch(builder.icmp_signed("<", k_after, depth), loop, done)
+        builder.position_at_end(done)
+        for new, place in zip(news, places, strict=True):
+            store(builder, new, place)
+
+
+def row_kernel(kernel: Kernel, slots: tuple[str, ...]) -> Callable[..., None]:
+    """A function for Numba that runs `kernel` on one cell.
+
+    It takes the number of units, scratch for `len(kernel.spilled)` rows of them, and a tuple of
+    pointers to the first row of each of `slots`.
+    """
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def run(_: Any, units: Any, scratch: Any, bases: Any) -> Any:
+        def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            pointers = cgutils.unpack_tuple(builder, args[2], len(slots))
+            rows = dict(zip(slots, pointers, strict=True))
+            _Rows(builder, kernel, args[0], args[1], rows).build()
+            return context.get_dummy_value()
+
+        return types.void(types.int64, scratch, bases), build
+
+    return run  # type: ignore[no-any-return]
+
+
+class _Rows:
+    """Builds the loops of a `Kernel`: one per level, each in vectors, then in ever smaller ones."""
+
+    def __init__(
+        self,
+        builder: ir.IRBuilder,
+        kernel: Kernel,
+        units: ir.Value,
+        scratch: ir.Value,
+        rows: dict[str, ir.Value],
+    ) -> None:
+        self.builder, self.kernel, self.units, self.rows = builder, kernel, units, rows
+        self.element = scratch.type.pointee
+        self.spills = {
+            id(value): shifted(builder, scratch, builder.mul(units, ir.Constant(I64, place)))
+            for place, value in enumerate(kernel.spilled)
+        }
+        self.uniforms: dict[int, ir.Value] = {}  # scalars
+        self.means: dict[int, ir.Value] = {}  # where their sums are gathered
+
+    def build(self) -> None:
+        count = self.builder.sitofp(self.units, self.element)
+        scalar = Lanes(self.builder, self.element, 1)
+        for level in range(self.kernel.levels):
+            for value in self.kernel.values:
+                if value.uniform and value.level == level:
+                    self.uniforms[id(value)] = self._uniform(value, scalar, count)
+                elif value.op == "mean" and value.level == level + 1:
+                    self.means[id(value)] = cgutils.alloca_once(self.builder, self.element)
+                    self.builder.store(ir.Constant(self.element, 0.0), self.means[id(value)])
+            self._loops(level)
+
+    def _uniform(self, value: Value, scalar: Lanes, count: ir.Value) -> ir.Value:
+        if value.op == "mean":
+            return self.builder.fdiv(self.builder.load(self.means[id(value)]), count)
+        if value.op == "constant":
+            return ir.Constant(self.element, value.number)
+        return getattr(scalar, value.op)(*(self.uniforms[id(arg)] for arg in value.args))
+
+    def _loops(self, level: int) -> None:
+        position = simd.counter(self.builder)
+        longest = simd.vector_length(simd.itemsize(self.element))
+        for width in (longest, 4, 1) if longest > 4 else (longest, 1):
+            lanes = Lanes(self.builder, self.element, width)
+            means = [v for v in self.kernel.values if v.op == "mean" and v.level == level + 1]
+            sums = [cgutils.alloca_once(self.builder, lanes.type) for _ in means]
+            for total in sums:
+                self.builder.store(lanes.constant(0.0), total)
+            with stride(self.builder, position, self.units, width) as at:
+                self._body(level, lanes, at, dict(zip(map(id, means), sums, strict=True)))
+            for mean, total in zip(means, sums, strict=True):
+                so_far = self.builder.load(self.means[id(mean)])
+                together = self.builder.fadd(so_far, lanes.total(self.builder.load(total)))
+                self.builder.store(together, self.means[id(mean)])
+
+    def _body(self, level: int, lanes: Lanes, at: ir.Value, sums: dict[int, ir.Value]) -> None:
+        """What one vector of units needs at `level`: stores as soon as their value is there."""
+        builder, known = self.builder, dict[int, ir.Value]()
+
+        def get(value: Value) -> ir.Value:
+            if id(value) not in known:
+                known[id(value)] = compute(value)
+                if id(value) in self.spills and value.level == level:
+                    store(builder, known[id(value)], shifted(builder, self.spills[id(value)], at))
+            return known[id(value)]
+
+        def compute(value: Value) -> ir.Value:
+            if value.uniform:
+                return splat(builder, self.uniforms[id(value)], lanes.width)
+            if value.op == "load":
+                return load(builder, self._place(value.slot, value.row, at), lanes.width)
+            if value.level < level:
+                return load(builder, shifted(builder, self.spills[id(value)], at), lanes.width)
+            return getattr(lanes, value.op)(*(get(arg) for arg in value.args))
+
+        for value in self.kernel.values:
+            if value.level == level and not value.uniform and value.op != "load":
+                get(value)
+            if id(value) in sums:
+                total = sums[id(value)]
+                builder.store(lanes.add(builder.load(total), get(value.args[0])), total)
+        for entry in self.kernel.stores:
+            if entry.value.level == level:
+                place = self._place(entry.slot, entry.row, at)
+                result = get(entry.value)
+                if entry.add:
+                    result = lanes.add(load(builder, place, lanes.width), result)
+                store(builder, result, place)
+
+    def _place(self, slot: str, row: int, at: ir.Value) -> ir.Value:
+        offset = self.builder.mul(self.units, ir.Constant(I64, row))
+        return shifted(self.builder, self.rows[slot], offset, at)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _arrive(_: Any, counter: Any) -> Any:
+    """Add one to the int64 that `counter` points at, and let others see what was written before."""
+
+    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return builder.atomic_rmw("add", args[0], ir.Constant(I64, 1), "seq_cst")
+
+    return types.int64(counter), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _arrived(_: Any, counter: Any) -> Any:
+    """The int64 that `counter` points at, and what others wrote before they added to it."""
+
+    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return builder.load_atomic(args[0], "acquire", 8)
+
+    return types.int64(counter), build
+
+
+if os.name == "posix":
+    _give_way = types.ExternalFunction("sched_yield", types.int32())
+else:
+
+    @njit(cache=True)  # type: ignore[untyped-decorator]
+    def _give_way() -> int:
+        return 0
+
+
+SPINS = 4096  # some microseconds: about as long as a wavefront's threads differ
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]
+def wait_for(counter: Any, arrivals: int) -> None:
+    """Arrive at a barrier, and leave it once `arrivals` threads in all have.
+
+    The counter only ever grows, so the k-th barrier of m threads waits for k·m. A thread that
+    waits for long lets others run: one of them may need this core to arrive.
+    """
+    _arrive(counter)
+    spins = 0
+    while _arrived(counter) < arrivals:
+        spins += 1
+        if spins > SPINS:
+            _give_way()
