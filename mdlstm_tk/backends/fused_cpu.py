@@ -9,19 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from mdlstm_tk.backends import simd
-from mdlstm_tk.backends.numba_kernels import BLOCK, compiled, pack, pack_transposed
+from mdlstm_tk.backends.compiled import compiled
+from mdlstm_tk.backends.numba_kernels import backward_scratch, forward_scratch, pack, pack_transposed
 from mdlstm_tk.backends.step import CellParameters
+from mdlstm_tk.backends.team import team
 from mdlstm_tk.cells import Cell
-from mdlstm_tk.wavefront import Direction, Indices, visiting_order, wavefronts
+from mdlstm_tk.wavefront import Direction, visiting_order, wavefronts
 
-Array = npt.NDArray[np.floating]
+# What a thread should have to do for its products to take some 100 µs and some 2 µs.
+SWEEP_OPERATIONS = 20_000_000
+WAVEFRONT_OPERATIONS = 400_000
 
 
 def forward(
@@ -45,27 +50,28 @@ def forward(
     shape = _Shape.of(x, weight_hh)
     tables = _tables(tuple(x.shape[1:-1]), tuple(directions))
     kernel, spilled = _kernel("forward", cell, shape, parameters)
-    panels = -(-shape.width // shape.panel)
-    packed = x.new_empty(shape.dirs * panels * shape.depth * shape.panel)
-    pack(
-        _flat(packed), _flat(weight_hh), _flat(weight_ih), _flat(bias, x), shape.dirs, shape.ndim,
-        shape.units, shape.width, shape.channels, shape.panel,
-    )  # fmt: skip
+    x, weight_ih, weight_hh, bias, *extra = map(
+        _plain, (x, weight_ih, weight_hh, bias, *vars(parameters).values())
+    )
+    zero = shape.zero
+    packed = x.new_empty(shape.dirs * -(-shape.width // shape.panel) * shape.panel * shape.depth)
+    pack(zero, *_at(packed, weight_hh, weight_ih, bias), *shape.sizes[3:], shape.panel)
     rows = shape.dirs * shape.positions * shape.batch
     output = x.new_empty(*x.shape[:-1], shape.dirs, shape.units)
-    gates = x.new_empty(rows * shape.width if save else 0)
-    c = x.new_empty(rows * shape.units)
-    threads = 1
-    scratch = BLOCK * (shape.depth + shape.padded + shape.ndim * shape.units)
-    scratch += spilled * shape.units + shape.width
-    kernel(
-        _flat(x), _flat(packed), *_extra(parameters, x), _inside(x, sizes), tables.visit, tables.starts,
-        tables.back, _flat(output), _flat(gates), _flat(c), _flat(x.new_empty(threads * scratch)),
-        np.zeros(1, np.int64), shape.sizes, shape.width, shape.panel, shape.length, 0, threads,
-    )  # fmt: skip
-    if not save:
-        return output, gates, x.new_empty(0)
-    return output, gates.view(shape.dirs, -1, shape.width), c.view(shape.dirs, -1, shape.units)
+    gates = x.new_empty(shape.dirs, rows // shape.dirs, shape.width) if save else None
+    c = x.new_empty(shape.dirs, rows // shape.dirs, shape.units)
+    inside = _inside(x, sizes)
+    with team(_threads(shape)) as members:
+        scratch = x.new_empty(members.size, forward_scratch(shape.sizes, shape.length, spilled))
+        counter = _counter()
+        shared = _at(x, packed, *extra, inside, *tables[:3], output, gates, c)
+
+        def part(thread: int) -> None:
+            own = _at(scratch[thread], counter)
+            kernel(zero, *shared, *own, shape.sizes, shape.panel, shape.length, thread, members.size)
+
+        members.run(part)
+    return (output, gates, c) if gates is not None else (output, x.new_empty(0), x.new_empty(0))
 
 
 def backward(
@@ -92,28 +98,37 @@ def backward(
     shape = _Shape.of(x, weight_hh)
     tables = _tables(tuple(x.shape[1:-1]), tuple(directions))
     kernel, spilled = _kernel("backward", cell, shape, parameters)
+    grad, output, saved_gates, saved_c = map(_plain, (grad, output, saved_gates, saved_c))
+    x, weight_ih, weight_hh, *extra = map(_plain, (x, weight_ih, weight_hh, *vars(parameters).values()))
+    zero = shape.zero
     recurrent = shape.ndim * shape.units
     columns = recurrent + (shape.channels if wants_dx else 0)
-    packed = x.new_empty(shape.dirs * -(-columns // shape.panel) * shape.width * shape.panel)
+    packed = x.new_empty(shape.dirs * -(-columns // shape.panel) * shape.panel * shape.width)
     pack_transposed(
-        _flat(packed), _flat(weight_hh), _flat(weight_ih), shape.dirs, shape.ndim, shape.units,
-        shape.width, columns - recurrent, shape.panel,
+        zero, *_at(packed, weight_hh, weight_ih), *shape.sizes[3:6], columns - recurrent, shape.width,
+        shape.panel,
     )  # fmt: skip
-    threads = 1
-    longest = int(np.diff(tables.starts).max()) * shape.batch
+    longest = tables.longest * shape.batch
+    behind = x.new_empty(2, longest, -(-columns // shape.length) * shape.length)
+    behind_c = x.new_empty(2, longest, recurrent)
     dx = x.new_zeros(x.shape) if wants_dx else None
-    dv = x.new_zeros(threads, shape.dirs, shape.depth, shape.padded)
-    gradients = parameters.map(lambda tensor: tensor.new_zeros(threads, *tensor.shape))
-    behind = x.new_empty(2 * longest * -(-columns // shape.length) * shape.length)
-    behind_c = x.new_empty(2 * longest * recurrent)
-    scratch = BLOCK * (shape.depth + shape.padded) + recurrent + (2 + spilled) * shape.units
-    kernel(
-        _flat(grad), _flat(x), _flat(packed), *_extra(parameters, x), _inside(x, sizes), tables.visit,
-        tables.starts, tables.back, tables.ahead, _flat(output), _flat(saved_gates), _flat(saved_c),
-        _flat(dx, x), _flat(dv), *_extra(gradients, x), _flat(behind), _flat(behind_c),
-        _flat(x.new_empty(threads * scratch)), np.zeros(1, np.int64), shape.sizes, shape.width,
-        columns, shape.panel, shape.length, 0, threads,
-    )  # fmt: skip
+    inside = _inside(x, sizes)
+    with team(_threads(shape)) as members:
+        dv = x.new_zeros(members.size, shape.dirs, shape.depth, shape.padded)
+        gradients = parameters.map(lambda tensor: tensor.new_zeros(members.size, *tensor.shape))
+        scratch = x.new_empty(members.size, backward_scratch(shape.sizes, shape.length, spilled))
+        counter = _counter()
+        shared = _at(grad, x, packed, *extra, inside, *tables[:4], output, saved_gates, saved_c, dx)
+
+        def part(thread: int) -> None:
+            own = gradients.map(lambda tensor: tensor[thread])
+            kernel(
+                zero, *shared, *_at(dv[thread], *vars(own).values(), behind, behind_c),
+                *_at(scratch[thread], counter), shape.sizes, longest, columns, shape.panel, shape.length,
+                thread, members.size,
+            )  # fmt: skip
+
+        members.run(part)
     of_v = dv.sum(dim=0)[..., : shape.width].transpose(1, 2)  # (dirs, G·n, K)
     parts = of_v.split([recurrent, shape.channels, 1], dim=-1)
     of_hh, of_ih, of_bias = (part.clone(memory_format=torch.contiguous_format) for part in parts)
@@ -131,27 +146,37 @@ def backward(
 
 @dataclass(frozen=True)
 class _Shape:
-    """The extents of a sweep: N, P, dirs, D, n and C; and lengths that follow from them."""
+    """The extents of a sweep, and lengths that follow from them."""
 
-    batch: int
-    positions: int
+    batch: int  # N
+    positions: int  # P
+    fronts: int  # T
     dirs: int
-    ndim: int
-    units: int
-    channels: int
+    ndim: int  # D
+    units: int  # n
+    channels: int  # C
     width: int  # G·n
-    itemsize: int
+    dtype: torch.dtype
 
     @classmethod
     def of(cls, x: Tensor, weight_hh: Tensor) -> _Shape:
         dirs, ndim, width, units = weight_hh.shape
         batch, *grid, channels = x.shape
-        positions = int(np.prod(grid))
-        return cls(batch, positions, dirs, ndim, units, channels, width, x.element_size())
+        fronts = sum(grid) - ndim + 1
+        return cls(batch, prod(grid), fronts, dirs, ndim, units, channels, width, x.dtype)
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        return self.batch, self.positions, self.dirs, self.ndim, self.units, self.channels
+        """As the kernels take them."""
+        return (
+            *(self.batch, self.positions, self.fronts, self.dirs),
+            *(self.ndim, self.units, self.channels, self.width),
+        )
+
+    @property
+    def zero(self) -> np.floating[Any]:
+        """By which the kernels know the dtype."""
+        return np.float32(0) if self.dtype == torch.float32 else np.float64(0)
 
     @property
     def depth(self) -> int:
@@ -160,11 +185,12 @@ class _Shape:
 
     @property
     def length(self) -> int:
-        return simd.vector_length(self.itemsize)
+        """Numbers in a vector."""
+        return simd.vector_length(self.dtype.itemsize)
 
     @property
     def panel(self) -> int:
-        return simd.panel_width(self.itemsize)
+        return simd.panel_width(self.dtype.itemsize)
 
     @property
     def padded(self) -> int:
@@ -172,14 +198,14 @@ class _Shape:
         return -(-self.width // self.length) * self.length
 
 
-@dataclass(frozen=True)
-class _Tables:
-    """`mdlstm_tk.wavefront`'s tables, flat: visit (dirs, P), starts (T + 1), back and ahead (D, P)."""
+class _Tables(NamedTuple):
+    """`mdlstm_tk.wavefront`'s tables: visit (dirs, P), starts (T + 1), back and ahead (D, P)."""
 
-    visit: Indices
-    starts: Indices
-    back: Indices
-    ahead: Indices
+    visit: Tensor
+    starts: Tensor
+    back: Tensor
+    ahead: Tensor
+    longest: int  # positions in the longest wavefront
 
 
 @lru_cache(maxsize=64)
@@ -190,31 +216,43 @@ def _tables(grid: tuple[int, ...], directions: tuple[Direction, ...]) -> _Tables
     for back, forth in zip(front.back, ahead, strict=True):
         (there,) = np.nonzero(back >= 0)
         forth[back[there]] = there
-    tables = (visit, front.starts, front.back, ahead)
-    return _Tables(*(np.array(table, dtype=np.int64).reshape(-1) for table in tables))
+    tables = (torch.tensor(table) for table in (visit, front.starts, front.back, ahead))
+    return _Tables(*tables, longest=int(np.diff(front.starts).max()))
 
 
-def _kernel(way: str, cell: Cell, shape: _Shape, parameters: CellParameters) -> tuple[object, int]:
+def _kernel(
+    way: Literal["forward", "backward"], cell: Cell, shape: _Shape, parameters: CellParameters
+) -> tuple[Any, int]:
     options = (parameters.peephole is not None, parameters.norm_weight is not None)
     return compiled(way, cell.name, shape.ndim, *options)
 
 
-def _flat(tensor: Tensor | None, like: Tensor | None = None) -> Array:
-    """The numbers of a tensor as a flat array, or an empty one of the dtype of `like`."""
-    if tensor is None:
-        assert like is not None
-        tensor = like.new_empty(0)
-    return tensor.detach().contiguous().view(-1).numpy()
+def _threads(shape: _Shape) -> int:
+    """How many threads pay off: each must have more to do than waking it and waiting for it costs."""
+    operations = 2 * shape.batch * shape.positions * shape.depth * shape.width
+    by_sweep = operations * shape.dirs // SWEEP_OPERATIONS
+    by_wavefront = operations // shape.fronts // WAVEFRONT_OPERATIONS
+    return max(1, min(torch.get_num_threads(), by_sweep, by_wavefront))
 
 
-def _extra(parameters: CellParameters, like: Tensor) -> list[Array]:
-    return [_flat(tensor, like) for tensor in vars(parameters).values()]
+def _plain(tensor: Tensor | None) -> Any:
+    return None if tensor is None else tensor.contiguous()
 
 
-def _inside(x: Tensor, sizes: Tensor | None) -> npt.NDArray[np.bool_]:
-    """(N, P) flat: does the position lie inside that sample's valid extent? Empty if all do."""
+def _at(*tensors: Tensor | None) -> list[int]:
+    """Where they lie in memory, 0 for None. The caller keeps them alive."""
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def _counter() -> Tensor:
+    """A zero for the barrier, alone in its cache line."""
+    return torch.zeros(16, dtype=torch.int64)
+
+
+def _inside(x: Tensor, sizes: Tensor | None) -> Tensor | None:
+    """(N, P) bool: does the position lie inside that sample's valid extent? None if all do."""
     if sizes is None:
-        return np.empty(0, dtype=np.bool_)
-    grid = tuple(x.shape[1:-1])
-    coordinates = np.indices(grid).reshape(len(grid), -1)  # (D, P)
-    return (coordinates < sizes.numpy()[:, :, None]).all(axis=1).reshape(-1)
+        return None
+    grid = x.shape[1:-1]
+    coordinates = torch.from_numpy(np.indices(grid).reshape(len(grid), -1))  # (D, P)
+    return (coordinates < sizes[:, :, None]).all(dim=1).contiguous()

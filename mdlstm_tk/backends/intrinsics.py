@@ -24,15 +24,38 @@ from mdlstm_tk.backends.simd import I64, Lanes, load, shifted, splat, store, str
 from mdlstm_tk.backends.trace import Kernel, Value
 
 
+def _cast(builder: ir.IRBuilder, address: ir.Value, element: ir.Type) -> ir.Value:
+    return builder.inttoptr(address, element.as_pointer())
+
+
 @intrinsic  # type: ignore[untyped-decorator]
-def pointer(_: Any, array: Any, offset: Any) -> Any:
-    """The address of `array[offset]`, array one-dimensional and contiguous."""
+def as_floats(_: Any, address: Any, zero: Any) -> Any:
+    """The pointer to that address, to numbers of the type of `zero`."""
 
     def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        data = context.make_array(array)(context, builder, args[0]).data
-        return shifted(builder, data, args[1])
+        return _cast(builder, args[0], context.get_data_type(zero))
 
-    return types.CPointer(array.dtype)(array, types.int64), build
+    return types.CPointer(zero)(types.int64, zero), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def as_integers(_: Any, address: Any) -> Any:
+    """The pointer to that address, to int64."""
+
+    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return _cast(builder, args[0], I64)
+
+    return types.CPointer(types.int64)(types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def as_bytes(_: Any, address: Any) -> Any:
+    """The pointer to that address, to uint8."""
+
+    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return _cast(builder, args[0], ir.IntType(8))
+
+    return types.CPointer(types.uint8)(types.int64), build
 
 
 @intrinsic  # type: ignore[untyped-decorator]
