@@ -190,10 +190,7 @@ class MDLSTM(nn.Module):
         Raises:
             InputError: `backend="fused"` cannot run on x.
         """
-        dtype = x.dtype
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-        return choose(self.backend, x.device, dtype)
+        return choose(self.backend, x.device, _autocast_dtype(x) or x.dtype)
 
     def _layer(self, k: int) -> Iterator[Tensor | None]:
         """The parameters of layer k in the order in which the op takes them."""
@@ -233,8 +230,8 @@ class MDLSTM(nn.Module):
 
     def _sweep(self, x: Tensor, k: int, sizes: Tensor | None) -> Tensor:
         tensors = [x, *self._layer(k)]
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
+        dtype = _autocast_dtype(x)
+        if dtype is not None:
             tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
         y = sweep(*tensors, sizes, self.directions, self.cell, self.backend)
         if self.merge == "concat":
@@ -247,7 +244,7 @@ class MDLSTM(nn.Module):
         channels = x.shape[-1 if self.channels_last else 1] if x.dim() == self.ndim + 2 else -1
         if channels != self.input_size:
             raise InputError(f"x must be {layout} with C = {self.input_size}, got shape {tuple(x.shape)}")
-        if not torch.is_autocast_enabled(x.device.type) and x.dtype != self.weight_ih_l0.dtype:
+        if _autocast_dtype(x) is None and x.dtype != self.weight_ih_l0.dtype:
             raise InputError(
                 f"x must have the layer's dtype {self.weight_ih_l0.dtype}, got {x.dtype}; "
                 "convert one of them with .to(dtype)"
@@ -273,6 +270,14 @@ class MDLSTM(nn.Module):
         }
         options = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         return f"{self.input_size}, {self.hidden_size}, {options}"
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast turns x into, or None where it is off or there is none for the device."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return None
 
 
 def _inside(x: Tensor, sizes: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ Autograd, `torch.compile`, autocast and ONNX export all see this single node, wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -114,9 +114,13 @@ def _why_not_fused(device: torch.device, dtype: torch.dtype) -> str:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@lru_cache(maxsize=1)
 def _numba_problem() -> str:
     """Why Numba cannot be imported, or ""."""
+    return _import_numba()
+
+
+@cache
+def _import_numba() -> str:
     try:
         import numba  # noqa: F401
     except ImportError as error:  # not there, or not for this NumPy
