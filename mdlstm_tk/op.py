@@ -256,10 +256,13 @@ def _(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *tensors, ctx.directions, ctx.cell, _, ctx.backend = inputs
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # the gates' would be as big as they are
     ctx.save_for_backward(*output, *tensors)
 
 
-def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * len(ctx.needs_input_grad)
     *saved, sizes = ctx.saved_tensors
     wants_dx = ctx.needs_input_grad[0]
     gradients = wavefront_backward(

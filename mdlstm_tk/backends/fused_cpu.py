@@ -6,9 +6,12 @@ Compiled code is kept on disk, beside the sources or in the user's cache directo
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import prod
 from typing import Any, Literal, NamedTuple
 
@@ -27,6 +30,7 @@ from mdlstm_tk.wavefront import Direction, visiting_order, wavefronts
 # What a thread should have to do for its products to take some 100 µs and some 2 µs.
 SWEEP_OPERATIONS = 20_000_000
 WAVEFRONT_OPERATIONS = 400_000
+HUGE_PAGE = 2 << 20
 
 
 def forward(
@@ -57,9 +61,9 @@ def forward(
     packed = x.new_empty(shape.dirs * -(-shape.width // shape.panel) * shape.panel * shape.depth)
     pack(zero, *_at(packed, weight_hh, weight_ih, bias), *shape.sizes[3:], shape.panel)
     rows = shape.dirs * shape.positions * shape.batch
-    output = x.new_empty(*x.shape[:-1], shape.dirs, shape.units)
-    gates = x.new_empty(shape.dirs, rows // shape.dirs, shape.width) if save else None
-    c = x.new_empty(shape.dirs, rows // shape.dirs, shape.units)
+    output = _huge(x.new_empty(*x.shape[:-1], shape.dirs, shape.units))
+    gates = _huge(x.new_empty(shape.dirs, rows // shape.dirs, shape.width)) if save else None
+    c = _huge(x.new_empty(shape.dirs, rows // shape.dirs, shape.units))
     inside = _inside(x, sizes)
     with team(_threads(shape)) as members:
         scratch = x.new_empty(members.size, forward_scratch(shape.sizes, shape.length, spilled))
@@ -242,6 +246,21 @@ def _plain(tensor: Tensor | None) -> Any:
 def _at(*tensors: Tensor | None) -> list[int]:
     """Where they lie in memory, 0 for None. The caller keeps them alive."""
     return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def _huge(tensor: Tensor) -> Tensor:
+    """Ask Linux to give a big tensor memory in pages of 2 MiB: first touching 4 KiB at a time can take as
+    long as the sweep. Where it cannot, or has given the memory already, nothing changes."""
+    start = -(-tensor.data_ptr() // HUGE_PAGE) * HUGE_PAGE
+    length = tensor.data_ptr() + tensor.nbytes - start
+    if length >= HUGE_PAGE and sys.platform == "linux":
+        _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)
+    return tensor
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def _counter() -> Tensor:

@@ -47,7 +47,9 @@ class _Worker:
 
 def _cpu() -> int:
     """The CPU that this thread is on; −1 where there is no telling."""
-    return ctypes.CDLL(None).sched_getcpu() if hasattr(os, "sched_setaffinity") else -1
+    if not hasattr(os, "sched_setaffinity"):
+        return -1
+    return int(ctypes.CDLL(None).sched_getcpu())
 
 
 def _leave(cpu: int) -> None:
@@ -78,7 +80,7 @@ class Team:
 
     def run(self, part: Part) -> None:
         """Call `part(0)`, …, `part(size - 1)`, all at once: each may wait for the others."""
-        cpu = _cpu()
+        cpu = _cpu() if self._workers else -1
         for index, worker in enumerate(self._workers):
             worker.start(part, index + 1, cpu)
         part(0)
