@@ -23,7 +23,7 @@ from mdlstm_tk.backends import simd
 from mdlstm_tk.backends.compiled import compiled
 from mdlstm_tk.backends.numba_kernels import backward_scratch, forward_scratch, pack, pack_transposed
 from mdlstm_tk.backends.step import CellParameters
-from mdlstm_tk.backends.team import team
+from mdlstm_tk.backends.team import run, team
 from mdlstm_tk.cells import Cell
 from mdlstm_tk.wavefront import Direction, visiting_order, wavefronts
 
@@ -65,16 +65,16 @@ def forward(
     gates = _huge(x.new_empty(shape.dirs, rows // shape.dirs, shape.width)) if save else None
     c = _huge(x.new_empty(shape.dirs, rows // shape.dirs, shape.units))
     inside = _inside(x, sizes)
-    with team(_threads(shape)) as members:
-        scratch = x.new_empty(members.size, forward_scratch(shape.sizes, shape.length, spilled))
+    with team(_threads(shape)) as size:
+        scratch = x.new_empty(size, forward_scratch(shape.sizes, shape.length, spilled))
         counter = _counter()
         shared = _at(x, packed, *extra, inside, *tables[:3], output, gates, c)
 
-        def part(thread: int) -> None:
+        def part(thread: int, threads: int) -> None:
             own = _at(scratch[thread], counter)
-            kernel(zero, *shared, *own, shape.sizes, shape.panel, shape.length, thread, members.size)
+            kernel(zero, *shared, *own, shape.sizes, shape.panel, shape.length, thread, threads)
 
-        members.run(part)
+        run(part, size)
     return (output, gates, c) if gates is not None else (output, x.new_empty(0), x.new_empty(0))
 
 
@@ -117,22 +117,22 @@ def backward(
     behind_c = x.new_empty(2, longest, recurrent)
     dx = x.new_zeros(x.shape) if wants_dx else None
     inside = _inside(x, sizes)
-    with team(_threads(shape)) as members:
-        dv = x.new_zeros(members.size, shape.dirs, shape.depth, shape.padded)
-        gradients = parameters.map(lambda tensor: tensor.new_zeros(members.size, *tensor.shape))
-        scratch = x.new_empty(members.size, backward_scratch(shape.sizes, shape.length, spilled))
+    with team(_threads(shape)) as size:
+        dv = x.new_zeros(size, shape.dirs, shape.depth, shape.padded)
+        gradients = parameters.map(lambda tensor: tensor.new_zeros(size, *tensor.shape))
+        scratch = x.new_empty(size, backward_scratch(shape.sizes, shape.length, spilled))
         counter = _counter()
         shared = _at(grad, x, packed, *extra, inside, *tables[:4], output, saved_gates, saved_c, dx)
 
-        def part(thread: int) -> None:
+        def part(thread: int, threads: int) -> None:
             own = gradients.map(lambda tensor: tensor[thread])
             kernel(
                 zero, *shared, *_at(dv[thread], *vars(own).values(), behind, behind_c),
                 *_at(scratch[thread], counter), shape.sizes, longest, columns, shape.panel, shape.length,
-                thread, members.size,
+                thread, threads,
             )  # fmt: skip
 
-        members.run(part)
+        run(part, size)
     of_v = dv.sum(dim=0)[..., : shape.width].transpose(1, 2)  # (dirs, G·n, K)
     parts = of_v.split([recurrent, shape.channels, 1], dim=-1)
     of_hh, of_ih, of_bias = (part.clone(memory_format=torch.contiguous_format) for part in parts)
