@@ -22,6 +22,7 @@ from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.wavefront import wavefronts
 
 Run = Callable[[], object]
+CONTENDERS = ("fused", "unrolled", "nn.LSTM")
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def interleave(runs: dict[str, Run], seconds: float = 3.0, least: int = 5) -> di
 
 
 def measure(
-    shape: Shape, contenders: Sequence[str] = ("fused", "unrolled", "nn.LSTM"), seconds: float = 3.0
+    shape: Shape, contenders: Sequence[str] = CONTENDERS, seconds: float = 3.0
 ) -> list[Measurement]:
     """The floor and the contenders on one shape, forward and training, with the threads torch has."""
     results = []

@@ -21,6 +21,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from mdlstm_tk import MDLSTM, InputError
 from mdlstm_tk import op as op_module
 from mdlstm_tk.backends import fused_cpu, numba_kernels
+from mdlstm_tk.backends import team as team_module
 from mdlstm_tk.backends.trace import Kernel, Store, Value
 from mdlstm_tk.cells import CELLS
 
@@ -45,11 +46,15 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Sets the number of threads, and lets the smallest sweep use them."""
+@pytest.fixture(params=["openmp", "own"])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets the number of threads, of torch's pool or our own, and lets the smallest sweep use them."""
     monkeypatch.setattr(fused_cpu, "SWEEP_OPERATIONS", 1)
     monkeypatch.setattr(fused_cpu, "WAVEFRONT_OPERATIONS", 1)
+    if request.param == "own":
+        monkeypatch.setattr(team_module, "_openmp", lambda: None)
+    elif team_module._openmp() is None:
+        pytest.skip("torch has no GNU OpenMP here")
     return torch.set_num_threads
 
 
