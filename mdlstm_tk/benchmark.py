@@ -152,7 +152,7 @@ def lstm(shape: Shape, training: bool) -> Run:
 def _step(layer: torch.nn.Module, x: Tensor, training: bool) -> Run:
     def output() -> Tensor:
         y = layer(x)
-        return y if isinstance(y, Tensor) else y[0]  # type: ignore[no-any-return]
+        return y if isinstance(y, Tensor) else y[0]
 
     @torch.no_grad()
     def infer() -> None:

@@ -110,7 +110,7 @@ def _why_not_fused(device: torch.device, dtype: torch.dtype) -> str:
         return f"fused kernels are for the CPU, and x is on {device.type}"
     if dtype not in FUSED_DTYPES:
         return f"fused kernels are for float32 and float64, and x is {str(dtype).removeprefix('torch.')}"
-    return _numba_problem()
+    return str(_numba_problem())
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from types import FunctionType
 from typing import Any, Literal
 
 from mdlstm_tk import cells
-from mdlstm_tk.backends import intrinsics, numba_kernels, simd, step, trace
+from mdlstm_tk.backends import numba_kernels
 from mdlstm_tk.backends.intrinsics import row_kernel
 from mdlstm_tk.backends.step import CellParameters, cell_step, cell_step_backward
 from mdlstm_tk.backends.trace import Kernel, Store, Value, loads
@@ -38,7 +36,7 @@ def compiled(
     kernel = record(cells.get_cell(cell), ndim, peephole, layer_norm)
     own = {"_cell": row_kernel(kernel, slots), "SPILLED": len(kernel.spilled)}
     # Numba finds code on the disk by the function's name: it tells apart all that differs.
-    name = f"{way}_{cell}_{ndim}d{'_peephole' * peephole}{'_norm' * layer_norm}_{_digest()}"
+    name = f"{way}_{cell}_{ndim}d{'_peephole' * peephole}{'_norm' * layer_norm}"
     function = FunctionType(template.__code__, {**vars(numba_kernels), **own}, name)
     function.__qualname__ = name
     return numba_kernels.jit(function), len(kernel.spilled)
@@ -59,7 +57,9 @@ def _backward(cell: cells.Cell, ndim: int, peephole: bool, layer_norm: bool) -> 
         cell,
         loads("gates", gates),
         loads("before", ndim),
-        *(Value.load(name, 0) for name in ("c", "dh", "dc")),
+        Value.load("c", 0),
+        Value.load("dh", 0),
+        Value.load("dc", 0),
         _parameters(gates, ndim, peephole, layer_norm),
         activated=not layer_norm,
     )
@@ -70,17 +70,10 @@ def _backward(cell: cells.Cell, ndim: int, peephole: bool, layer_norm: bool) -> 
 
 
 def _parameters(gates: int, ndim: int, peephole: bool, layer_norm: bool) -> CellParameters:
-    norms = (loads(name, gates + 1) if layer_norm else None for name in PARAMETERS[1:])
-    return CellParameters(loads("peephole", 2 * ndim + 1) if peephole else None, *norms)
+    rows = {"peephole": 2 * ndim + 1, "norm_weight": gates + 1, "norm_bias": gates + 1}
+    there = {"peephole": peephole, "norm_weight": layer_norm, "norm_bias": layer_norm}
+    return CellParameters(**{name: loads(name, rows[name]) for name in PARAMETERS if there[name]})
 
 
 def _stores(slot: str, values: Sequence[Value], add: bool = False) -> list[Store]:
     return [Store(slot, row, value, add) for row, value in enumerate(values)]
-
-
-@cache
-def _digest() -> str:
-    """Changes with any source that compiled code depends on; Numba itself looks at one file."""
-    modules = (cells, step, trace, simd, intrinsics, numba_kernels)
-    sources = (Path(module.__file__ or "").read_bytes() for module in modules)
-    return hashlib.sha256(b"".join(sources)).hexdigest()[:12]

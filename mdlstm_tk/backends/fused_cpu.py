@@ -220,8 +220,13 @@ def _tables(grid: tuple[int, ...], directions: tuple[Direction, ...]) -> _Tables
     for back, forth in zip(front.back, ahead, strict=True):
         (there,) = np.nonzero(back >= 0)
         forth[back[there]] = there
-    tables = (torch.tensor(table) for table in (visit, front.starts, front.back, ahead))
-    return _Tables(*tables, longest=int(np.diff(front.starts).max()))
+    return _Tables(
+        torch.tensor(visit),
+        torch.tensor(front.starts),
+        torch.tensor(front.back),
+        torch.tensor(ahead),
+        int(np.diff(front.starts).max()),
+    )
 
 
 def _kernel(

@@ -22,7 +22,10 @@ each cell, with the cell's equations in place of `_cell`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from numba import njit
@@ -40,8 +43,18 @@ def _cell(units: int, scratch: Any, bases: Any) -> None:
     raise NotImplementedError
 
 
+@cache
+def _digest() -> str:
+    """Changes with any source that compiled code depends on: Numba itself looks at one file, and at the
+    function's name."""
+    here = Path(__file__).parent
+    sources = (path.read_bytes() for path in (here.parent / "cells.py", *sorted(here.glob("*.py"))))
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
+
+
 def jit(function: Callable[..., Any]) -> Any:
     """Compile for Numba, and keep the code on disk where there is a place to write to."""
+    function.__qualname__ += f"_{_digest()}"
     try:
         return njit(cache=True, **OPTIONS)(function)
     except RuntimeError:  # neither beside the sources, nor in the user's cache directory
