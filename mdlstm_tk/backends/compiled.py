@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from mdlstm_tk import cells
 from mdlstm_tk.backends import numba_kernels
-from mdlstm_tk.backends.intrinsics import row_kernel
+from mdlstm_tk.backends.jit import jit
+from mdlstm_tk.backends.row_kernel import row_kernel
 from mdlstm_tk.backends.step import CellParameters, cell_step, cell_step_backward
 from mdlstm_tk.backends.trace import Kernel, Store, Value, loads
 
@@ -39,7 +40,7 @@ def compiled(
     name = f"{way}_{cell}_{ndim}d{'_peephole' * peephole}{'_norm' * layer_norm}"
     function = FunctionType(template.__code__, {**vars(numba_kernels), **own}, name)
     function.__qualname__ = name
-    return numba_kernels.jit(function), len(kernel.spilled)
+    return jit(function), len(kernel.spilled)
 
 
 def _forward(cell: cells.Cell, ndim: int, peephole: bool, layer_norm: bool) -> Kernel:

@@ -22,43 +22,19 @@ each cell, with the cell's equations in place of `_cell`.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any
-
-from numba import njit
 
 from mdlstm_tk.backends import simd
 from mdlstm_tk.backends.intrinsics import as_bytes, as_floats, as_integers, matmul, moved, wait_for
+from mdlstm_tk.backends.jit import jit
 
 BLOCK = 64  # rows between gathering and the cell: few enough to stay in cache, enough for the product
 SPILLED = 0  # rows of scratch the cell needs; like `_cell`, each compiled function has its own
-OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 
 def _cell(units: int, scratch: Any, bases: Any) -> None:
     """The cell on one row; each compiled function has its own in place of this."""
     raise NotImplementedError
-
-
-@cache
-def _digest() -> str:
-    """Changes with any source that compiled code depends on: Numba itself looks at one file, and at the
-    function's name."""
-    here = Path(__file__).parent
-    sources = (path.read_bytes() for path in (here.parent / "cells.py", *sorted(here.glob("*.py"))))
-    return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
-
-
-def jit(function: Callable[..., Any]) -> Any:
-    """Compile for Numba, and keep the code on disk where there is a place to write to."""
-    function.__qualname__ += f"_{_digest()}"
-    try:
-        return njit(cache=True, **OPTIONS)(function)
-    except RuntimeError:  # neither beside the sources, nor in the user's cache directory
-        return njit(**OPTIONS)(function)
 
 
 @jit
