@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.op import check_backend, sweep
+from mdlstm_tk.op import Choice, check_backend, choose, sweep
 from mdlstm_tk.wavefront import Direction, resolve_directions
 
 MERGES = ("concat", "sum", "mean")
@@ -54,7 +54,7 @@ class MDLSTM(nn.Module):
         dropout: probability of zeroing an output of each layer but the last, while training.
         bias: use b.
         channels_last: x is (N, *grid, C); if false (N, C, *grid), and so is y.
-        backend: "auto", "unrolled" or "reference".
+        backend: "auto", "fused", "unrolled" or "reference"; `layer.backend_for(x)` says what runs.
 
     Parameters of layer k, directions in front, gates in the order of `mdlstm_tk.cells`:
         weight_ih_l{k}: (dirs, G·n, C)
@@ -184,6 +184,14 @@ class MDLSTM(nn.Module):
                 rows.copy_(start.expand_as(rows))
                 nn.init.uniform_(rows[:, gates.index("g")], -(n**-0.5), n**-0.5)
 
+    def backend_for(self, x: Tensor) -> Choice:
+        """The name of the backend that would run on x, and the reason; autocast counts.
+
+        Raises:
+            InputError: `backend="fused"` cannot run on x.
+        """
+        return choose(self.backend, x.device, _autocast_dtype(x) or x.dtype)
+
     def _layer(self, k: int) -> Iterator[Tensor | None]:
         """The parameters of layer k in the order in which the op takes them."""
         names = ("weight_ih", "weight_hh", "bias", "peephole", "norm_weight", "norm_bias")
@@ -222,8 +230,8 @@ class MDLSTM(nn.Module):
 
     def _sweep(self, x: Tensor, k: int, sizes: Tensor | None) -> Tensor:
         tensors = [x, *self._layer(k)]
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
+        dtype = _autocast_dtype(x)
+        if dtype is not None:
             tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
         y = sweep(*tensors, sizes, self.directions, self.cell, self.backend)
         if self.merge == "concat":
@@ -236,7 +244,7 @@ class MDLSTM(nn.Module):
         channels = x.shape[-1 if self.channels_last else 1] if x.dim() == self.ndim + 2 else -1
         if channels != self.input_size:
             raise InputError(f"x must be {layout} with C = {self.input_size}, got shape {tuple(x.shape)}")
-        if not torch.is_autocast_enabled(x.device.type) and x.dtype != self.weight_ih_l0.dtype:
+        if _autocast_dtype(x) is None and x.dtype != self.weight_ih_l0.dtype:
             raise InputError(
                 f"x must have the layer's dtype {self.weight_ih_l0.dtype}, got {x.dtype}; "
                 "convert one of them with .to(dtype)"
@@ -262,6 +270,14 @@ class MDLSTM(nn.Module):
         }
         options = ", ".join(f"{name}={value!r}" for name, value in shown.items())
         return f"{self.input_size}, {self.hidden_size}, {options}"
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast turns x into, or None where it is off or there is none for the device."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return None
 
 
 def _inside(x: Tensor, sizes: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ Autograd, `torch.compile`, autocast and ONNX export all see this single node, wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import cache
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +20,8 @@ from mdlstm_tk.cells import get_cell
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.wavefront import Direction
 
-BACKENDS = ("auto", "unrolled", "reference")
+BACKENDS = ("auto", "fused", "unrolled", "reference")
+FUSED_DTYPES = (torch.float32, torch.float64)
 
 
 def sweep(
@@ -47,22 +50,23 @@ def sweep(
         sizes: (N, D) int64 valid extents or None. Outside them h and c are 0.
         directions: dirs tuples of D signs.
         cell: a name in `mdlstm_tk.cells.CELLS`.
-        backend: a name in `BACKENDS`; "reference" runs in plain autograd rather than as the operator.
+        backend: a name in `BACKENDS`, see `choose`; "reference" runs in plain autograd rather than as the
+            operator.
 
     Returns:
         h (N, *grid, dirs, n).
 
     Raises:
-        InputError: no such cell or backend.
+        InputError: no such cell or backend, or one that cannot run this.
     """
     inputs = (x, weight_ih, weight_hh, bias, peephole, norm_weight, norm_bias)
-    check_backend(backend)
-    if backend == "reference":
+    chosen = choose(backend, x.device, x.dtype)
+    if chosen.name == "reference":
         parameters = CellParameters(*inputs[4:])
         return reference.forward(*inputs[:4], parameters, sizes, directions, get_cell(cell))
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     signs = [sign for direction in directions for sign in direction]
-    output, _, _ = wavefront(*inputs, sizes, signs, cell, save)
+    output, _, _ = wavefront(*inputs, sizes, signs, cell, save, chosen.name)
     return output
 
 
@@ -75,6 +79,62 @@ def check_backend(backend: str) -> str:
     if backend not in BACKENDS:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     return backend
+
+
+class Choice(NamedTuple):
+    """The backend that runs, "fused", "unrolled" or "reference", and why."""
+
+    name: str
+    reason: str
+
+
+def choose(backend: str, device: torch.device, dtype: torch.dtype) -> Choice:
+    """The backend that `backend` stands for: "auto" takes "fused" where that can run, else "unrolled".
+
+    Raises:
+        InputError: there is none of that name, or "fused" cannot run this.
+    """
+    if check_backend(backend) in ("unrolled", "reference"):
+        return Choice(backend, "as asked")
+    hindrance = _why_not_fused(device, dtype)
+    if not hindrance:
+        return Choice("fused", "compiled by Numba for the CPU" if backend == "auto" else "as asked")
+    if backend == "fused":
+        raise InputError(f"backend='fused' cannot run this: {hindrance}; use backend='auto'")
+    return Choice("unrolled", hindrance)
+
+
+def _why_not_fused(device: torch.device, dtype: torch.dtype) -> str:
+    """What keeps the fused backend from running, or ""."""
+    if device.type != "cpu":
+        return f"fused kernels are for the CPU, and x is on {device.type}"
+    if dtype not in FUSED_DTYPES:
+        return f"fused kernels are for float32 and float64, and x is {str(dtype).removeprefix('torch.')}"
+    return str(_numba_problem())
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _numba_problem() -> str:
+    """Why Numba cannot be imported, or ""."""
+    return _import_numba()
+
+
+@cache
+def _import_numba() -> str:
+    try:
+        import numba  # noqa: F401
+    except ImportError as error:  # not there, or not for this NumPy
+        return f"numba cannot be imported ({error})"
+    return ""
+
+
+def _engine(backend: str) -> ModuleType:
+    """The module that has `forward` and `backward`."""
+    if backend == "unrolled":
+        return unrolled
+    from mdlstm_tk.backends import fused_cpu  # imports Numba
+
+    return fused_cpu
 
 
 def unflatten_directions(signs: Sequence[int], ndim: int) -> list[Direction]:
@@ -95,14 +155,15 @@ def wavefront(
     directions: Sequence[int],
     cell: str,
     save: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator: `sweep`'s output and, if `save`, pre-activations and c for its backward."""
+    """The operator: `sweep`'s output and, if `save`, gates and c as the backend's backward wants them."""
     parameters = CellParameters(peephole, norm_weight, norm_bias)
     ways = unflatten_directions(directions, weight_hh.shape[1])
-    output, a, c = unrolled.forward(
+    output, gates, c = _engine(backend).forward(
         x, weight_ih, weight_hh, bias, parameters, sizes, ways, get_cell(cell), save
     )
-    return output.contiguous(), a, c
+    return output.contiguous(), gates, c
 
 
 @wavefront.register_fake
@@ -118,6 +179,7 @@ def _(
     directions: Sequence[int],
     cell: str,
     save: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dirs, _, width, units = weight_hh.shape
     output = x.new_empty(*x.shape[:-1], dirs, units)
@@ -131,7 +193,7 @@ def _(
 def wavefront_backward(
     grad: Tensor,
     output: Tensor,
-    a: Tensor,
+    gates: Tensor,
     c: Tensor,
     x: Tensor,
     weight_ih: Tensor,
@@ -143,12 +205,27 @@ def wavefront_backward(
     sizes: Tensor | None,
     directions: Sequence[int],
     cell: str,
+    backend: str,
+    wants_dx: bool,
 ) -> list[Tensor]:
-    """The gradients of `wavefront`'s first seven inputs; empty for those that are None."""
+    """The gradients of `wavefront`'s first seven inputs; empty for those that are None, and for x unless
+    `wants_dx`."""
     parameters = CellParameters(peephole, norm_weight, norm_bias)
     ways = unflatten_directions(directions, weight_hh.shape[1])
-    gradients = unrolled.backward(
-        grad, output, a, c, x, weight_ih, weight_hh, bias, parameters, sizes, ways, get_cell(cell)
+    gradients = _engine(backend).backward(
+        grad,
+        output,
+        gates,
+        c,
+        x,
+        weight_ih,
+        weight_hh,
+        bias,
+        parameters,
+        sizes,
+        ways,
+        get_cell(cell),
+        wants_dx,
     )
     return [grad.new_empty(0) if g is None else g.contiguous() for g in gradients]
 
@@ -157,7 +234,7 @@ def wavefront_backward(
 def _(
     grad: Tensor,
     output: Tensor,
-    a: Tensor,
+    gates: Tensor,
     c: Tensor,
     x: Tensor,
     weight_ih: Tensor,
@@ -169,28 +246,34 @@ def _(
     sizes: Tensor | None,
     directions: Sequence[int],
     cell: str,
+    backend: str,
+    wants_dx: bool,
 ) -> list[Tensor]:
-    inputs = (x, weight_ih, weight_hh, bias, peephole, norm_weight, norm_bias)
+    inputs = (x if wants_dx else None, weight_ih, weight_hh, bias, peephole, norm_weight, norm_bias)
     return [grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in inputs]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.directions, ctx.cell, _ = inputs
+    *tensors, ctx.directions, ctx.cell, _, ctx.backend = inputs
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # the gates' would be as big as they are
     ctx.save_for_backward(*output, *tensors)
 
 
-def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    output, a, c, *inputs, sizes = ctx.saved_tensors
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * len(ctx.needs_input_grad)
+    *saved, sizes = ctx.saved_tensors
+    wants_dx = ctx.needs_input_grad[0]
     gradients = wavefront_backward(
-        grad.contiguous(), output, a, c, *inputs, sizes, ctx.directions, ctx.cell
+        grad.contiguous(), *saved, sizes, ctx.directions, ctx.cell, ctx.backend, wants_dx
     )
-    given = (None if t is None else g for t, g in zip(inputs, gradients, strict=True))
-    return (*given, None, None, None, None)
+    given = (g if wanted else None for g, wanted in zip(gradients, ctx.needs_input_grad, strict=False))
+    return (*given, None, None, None, None, None)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    grad, _, _, _, *tensors, ctx.directions, ctx.cell = inputs
+    grad, _, _, _, *tensors, ctx.directions, ctx.cell, _, ctx.wants_dx = inputs
     ctx.save_for_backward(grad, *tensors)
 
 
@@ -210,7 +293,7 @@ def _double_backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Tensor | 
         first = torch.autograd.grad(output, leaves[1:], grad, create_graph=True, materialize_grads=True)
         given = iter(first)
         pairs = [(next(given), u) for t, u in zip(inputs, upstream, strict=True) if t is not None]
-        pairs = [(g, u) for g, u in pairs if u is not None]
+        pairs = [(g, u) for g, u in pairs[0 if ctx.wants_dx else 1 :] if u is not None]
         second = iter(
             torch.autograd.grad(
                 [g for g, _ in pairs], leaves, [u for _, u in pairs], materialize_grads=True
@@ -218,7 +301,7 @@ def _double_backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Tensor | 
         )
     grad_grad = next(second)
     given_back = (None if t is None else next(second) for t in inputs)
-    return (grad_grad, None, None, None, *given_back, None, None, None)
+    return (grad_grad, None, None, None, *given_back, None, None, None, None, None)
 
 
 wavefront.register_autograd(_backward, setup_context=_save)

@@ -71,7 +71,8 @@ def _sweep(
             if step[d] > 0:
                 a = a + h[back] @ weight_hh[d].T
             states.append(c[back] if step[d] > 0 else zero)
-        h[position], c[position] = cell_step(cell, a.unflatten(-1, (-1, units)), states, parameters)
+        gates = a.unflatten(-1, (-1, units)).unbind(-2)
+        h[position], c[position], _ = cell_step(cell, gates, states, parameters)
         if sizes is not None:
             inside = (torch.tensor(position, device=sizes.device) < sizes).all(dim=1, keepdim=True)
             h[position] = torch.where(inside, h[position], zero)

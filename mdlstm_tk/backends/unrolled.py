@@ -47,7 +47,7 @@ def forward(
     recurrent = weight_hh.transpose(2, 3).flatten(1, 2)  # (dirs, D·n, G·n)
     a = list(projected.to(state_dtype(x)).split(tables.row_counts(batch), dim=1))
     outside = _outside(grid, sizes, tables)
-    broadcast = parameters.map(lambda rows: rows.unsqueeze(1))
+    rows = parameters.map(lambda tensor: tensor.unsqueeze(1).unbind(-2))  # (dirs, 1, n) each
 
     zero = a[0].new_zeros(dirs, 1, batch, units)
     h, c = zero, zero  # the wavefront before, with a row of zeros behind it: (dirs, K + 1, N, n)
@@ -57,7 +57,8 @@ def forward(
             operand = torch.cat([h.index_select(1, index) for index in tables.back[t]], dim=-1)
             a[t] = a[t] + (operand.flatten(1, 2).to(x.dtype) @ recurrent).to(a[t].dtype)
         before = [c.index_select(1, index).flatten(1, 2) for index in tables.back[t]]  # (dirs, K·N, n)
-        new_h, new_c = cell_step(cell, a[t].unflatten(-1, (-1, units)), before, broadcast)
+        gates = a[t].unflatten(-1, (-1, units)).unbind(-2)  # G × (dirs, K·N, n)
+        new_h, new_c, _ = cell_step(cell, gates, before, rows)
         new_h = new_h.unflatten(1, (count, batch))  # (dirs, K, N, n)
         new_c = new_c.unflatten(1, (count, batch))
         if outside is not None:
@@ -88,8 +89,9 @@ def backward(
     sizes: Tensor | None,
     directions: Sequence[Direction],
     cell: Cell,
+    wants_dx: bool = True,
 ) -> list[Tensor | None]:
-    """The gradients of x, weight_ih, weight_hh, bias and the cell's parameters.
+    """The gradients of x (if `wants_dx`), weight_ih, weight_hh, bias and the cell's parameters.
 
     Args:
         grad: (N, *grid, dirs, n) gradient of the output.
@@ -103,8 +105,8 @@ def backward(
     dh = list(_visit(grad, tables).to(dtype).split(counts, dim=1))  # T × (dirs, K, N, n)
     new_c = saved_c.unflatten(1, (-1, batch)).split(counts, dim=1)
     outside = _outside(grid, sizes, tables)
-    broadcast = parameters.map(lambda rows: rows.unsqueeze(1))
-    gradients = parameters.map(lambda rows: torch.zeros_like(rows, dtype=dtype))
+    rows = parameters.map(lambda tensor: tensor.unsqueeze(1).unbind(-2))  # (dirs, 1, n) each
+    gradients = parameters.map(lambda tensor: torch.zeros_like(tensor, dtype=dtype))
     recurrent = weight_hh.transpose(1, 2).flatten(2, 3)  # (dirs, G·n, D·n)
 
     zero = a[0].new_zeros(dirs, 1, batch, units)
@@ -115,17 +117,17 @@ def backward(
         states = [before_c.index_select(1, index).flatten(1, 2) for index in tables.back[t]]
         if outside is not None:
             dh[t], dc = dh[t].masked_fill(outside[t], 0), dc.masked_fill(outside[t], 0)
-        step_da, step_dc = cell_step_backward(
+        step_da, step_dc, step_gradients = cell_step_backward(
             cell,
-            a[t].unflatten(-1, (-1, units)),
+            a[t].unflatten(-1, (-1, units)).unbind(-2),
             states,
             new_c[t].flatten(1, 2),
             dh[t].flatten(1, 2),
             dc.flatten(1, 2),
-            broadcast,
-            gradients,
+            rows,
         )
-        da.append(step_da.flatten(2))  # (dirs, K·N, G·n)
+        gradients.add(step_gradients.map(lambda cells: torch.stack([g.sum(dim=1) for g in cells], dim=1)))
+        da.append(torch.cat(step_da, dim=-1))  # (dirs, K·N, G·n)
         if t == 0:
             break
         # What reaches the wavefront before, and in a last row what leads outside the grid.
@@ -138,17 +140,19 @@ def backward(
         dc = dc_before[:, :-1]
 
     all_da = torch.cat(da[::-1], dim=1).to(x.dtype)  # (dirs, P·N, G·n)
-    rows = _rows(x)[tables.visit].flatten(1, 2)  # (dirs, P·N, C)
-    weight_ih_grad = all_da.transpose(1, 2) @ rows
+    weight_ih_grad = all_da.transpose(1, 2) @ _rows(x)[tables.visit].flatten(1, 2)
     h = torch.cat([_visit(output, tables), zero.to(x.dtype)], dim=1)  # (dirs, P + 1, N, n)
     weight_hh_grad = torch.stack(
         [all_da.transpose(1, 2) @ h.index_select(1, ranks).flatten(1, 2) for ranks in tables.ranks], dim=1
     )
-    dx = (all_da @ weight_ih).unflatten(1, (-1, batch))  # (dirs, P, N, C)
-    dx = dx[torch.arange(dirs, device=x.device)[:, None], tables.unvisit].sum(dim=0)  # (P, N, C)
-    cast = gradients.map(lambda rows: rows.to(x.dtype))
+    dx = None
+    if wants_dx:
+        visited = (all_da @ weight_ih).unflatten(1, (-1, batch))  # (dirs, P, N, C)
+        each = visited[torch.arange(dirs, device=x.device)[:, None], tables.unvisit]
+        dx = each.sum(dim=0).transpose(0, 1).reshape(x.shape)
+    cast = gradients.map(lambda tensor: tensor.to(x.dtype))
     return [
-        dx.transpose(0, 1).reshape(x.shape),
+        dx,
         weight_ih_grad,
         weight_hh_grad,
         None if bias is None else all_da.sum(dim=1),

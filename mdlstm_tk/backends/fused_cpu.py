@@ -1,0 +1,282 @@
+"""The sweep on the CPU in float32 and float64, in Numba (`mdlstm_tk.backends.numba_kernels`).
+
+Compiled code is kept on disk, beside the sources or in the user's cache directory (Numba's
+`NUMBA_CACHE_DIR` says otherwise), so only the first call with a new cell waits for the compiler.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from math import prod
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mdlstm_tk.backends import simd
+from mdlstm_tk.backends.compiled import compiled
+from mdlstm_tk.backends.numba_kernels import backward_scratch, forward_scratch, pack, pack_transposed
+from mdlstm_tk.backends.step import CellParameters
+from mdlstm_tk.backends.team import run, team
+from mdlstm_tk.cells import Cell
+from mdlstm_tk.wavefront import Direction, visiting_order, wavefronts
+
+# What a thread should have to do for its products to take some 100 µs and some 2 µs.
+SWEEP_OPERATIONS = 20_000_000
+WAVEFRONT_OPERATIONS = 400_000
+HUGE_PAGE = 2 << 20
+
+
+def forward(
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    parameters: CellParameters,
+    sizes: Tensor | None,
+    directions: Sequence[Direction],
+    cell: Cell,
+    save: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Arguments as `mdlstm_tk.op.wavefront`.
+
+    Returns:
+        h (N, *grid, dirs, n) and, if `save`, what `backward` needs: the activated gates, or with
+        layer norm the pre-activations, (dirs, P·N, G·n) and c (dirs, P·N, n), in visiting order. Both
+        are empty otherwise.
+    """
+    shape = _Shape.of(x, weight_hh)
+    tables = _tables(tuple(x.shape[1:-1]), tuple(directions))
+    kernel, spilled = _kernel("forward", cell, shape, parameters)
+    x, weight_ih, weight_hh, bias, *extra = map(
+        _plain, (x, weight_ih, weight_hh, bias, *vars(parameters).values())
+    )
+    zero = shape.zero
+    packed = x.new_empty(shape.dirs * -(-shape.width // shape.panel) * shape.panel * shape.depth)
+    pack(zero, *_at(packed, weight_hh, weight_ih, bias), *shape.sizes[3:], shape.panel)
+    rows = shape.dirs * shape.positions * shape.batch
+    output = _huge(x.new_empty(*x.shape[:-1], shape.dirs, shape.units))
+    gates = _huge(x.new_empty(shape.dirs, rows // shape.dirs, shape.width)) if save else None
+    c = _huge(x.new_empty(shape.dirs, rows // shape.dirs, shape.units))
+    inside = _inside(x, sizes)
+    with team(_threads(shape)) as size:
+        scratch = x.new_empty(size, forward_scratch(shape.sizes, shape.length, spilled))
+        counter = _counter()
+        shared = _at(x, packed, *extra, inside, *tables[:3], output, gates, c)
+
+        def part(thread: int, threads: int) -> None:
+            own = _at(scratch[thread], counter)
+            kernel(zero, *shared, *own, shape.sizes, shape.panel, shape.length, thread, threads)
+
+        run(part, size)
+    return (output, gates, c) if gates is not None else (output, x.new_empty(0), x.new_empty(0))
+
+
+def backward(
+    grad: Tensor,
+    output: Tensor,
+    saved_gates: Tensor,
+    saved_c: Tensor,
+    x: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    parameters: CellParameters,
+    sizes: Tensor | None,
+    directions: Sequence[Direction],
+    cell: Cell,
+    wants_dx: bool = True,
+) -> list[Tensor | None]:
+    """The gradients of x (if `wants_dx`), weight_ih, weight_hh, bias and the cell's parameters.
+
+    Args:
+        grad: (N, *grid, dirs, n) gradient of the output.
+        output, saved_gates, saved_c: what `forward` returned with `save`.
+    """
+    shape = _Shape.of(x, weight_hh)
+    tables = _tables(tuple(x.shape[1:-1]), tuple(directions))
+    kernel, spilled = _kernel("backward", cell, shape, parameters)
+    grad, output, saved_gates, saved_c = map(_plain, (grad, output, saved_gates, saved_c))
+    x, weight_ih, weight_hh, *extra = map(_plain, (x, weight_ih, weight_hh, *vars(parameters).values()))
+    zero = shape.zero
+    recurrent = shape.ndim * shape.units
+    columns = recurrent + (shape.channels if wants_dx else 0)
+    packed = x.new_empty(shape.dirs * -(-columns // shape.panel) * shape.panel * shape.width)
+    pack_transposed(
+        zero, *_at(packed, weight_hh, weight_ih), *shape.sizes[3:6], columns - recurrent, shape.width,
+        shape.panel,
+    )  # fmt: skip
+    longest = tables.longest * shape.batch
+    behind = x.new_empty(2, longest, -(-columns // shape.length) * shape.length)
+    behind_c = x.new_empty(2, longest, recurrent)
+    dx = x.new_zeros(x.shape) if wants_dx else None
+    inside = _inside(x, sizes)
+    with team(_threads(shape)) as size:
+        dv = x.new_zeros(size, shape.dirs, shape.depth, shape.padded)
+        gradients = parameters.map(lambda tensor: tensor.new_zeros(size, *tensor.shape))
+        scratch = x.new_empty(size, backward_scratch(shape.sizes, shape.length, spilled))
+        counter = _counter()
+        shared = _at(grad, x, packed, *extra, inside, *tables[:4], output, saved_gates, saved_c, dx)
+
+        def part(thread: int, threads: int) -> None:
+            own = gradients.map(lambda tensor: tensor[thread])
+            kernel(
+                zero, *shared, *_at(dv[thread], *vars(own).values(), behind, behind_c),
+                *_at(scratch[thread], counter), shape.sizes, longest, columns, shape.panel, shape.length,
+                thread, threads,
+            )  # fmt: skip
+
+        run(part, size)
+    of_v = dv.sum(dim=0)[..., : shape.width].transpose(1, 2)  # (dirs, G·n, K)
+    parts = of_v.split([recurrent, shape.channels, 1], dim=-1)
+    of_hh, of_ih, of_bias = (part.clone(memory_format=torch.contiguous_format) for part in parts)
+    summed = gradients.map(lambda tensor: tensor.sum(dim=0))
+    return [
+        dx,
+        of_ih,
+        of_hh.unflatten(-1, (shape.ndim, shape.units)).transpose(1, 2),
+        None if bias is None else of_bias.squeeze(-1),
+        summed.peephole,
+        summed.norm_weight,
+        summed.norm_bias,
+    ]
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """The extents of a sweep, and lengths that follow from them."""
+
+    batch: int  # N
+    positions: int  # P
+    fronts: int  # T
+    dirs: int
+    ndim: int  # D
+    units: int  # n
+    channels: int  # C
+    width: int  # G·n
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, x: Tensor, weight_hh: Tensor) -> _Shape:
+        dirs, ndim, width, units = weight_hh.shape
+        batch, *grid, channels = x.shape
+        fronts = sum(grid) - ndim + 1
+        return cls(batch, prod(grid), fronts, dirs, ndim, units, channels, width, x.dtype)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """As the kernels take them."""
+        return (
+            *(self.batch, self.positions, self.fronts, self.dirs),
+            *(self.ndim, self.units, self.channels, self.width),
+        )
+
+    @property
+    def zero(self) -> np.floating[Any]:
+        """By which the kernels know the dtype."""
+        return np.float32(0) if self.dtype == torch.float32 else np.float64(0)
+
+    @property
+    def depth(self) -> int:
+        """K, the length of the operand (h_1 | … | h_D | x | 1)."""
+        return self.ndim * self.units + self.channels + 1
+
+    @property
+    def length(self) -> int:
+        """Numbers in a vector."""
+        return simd.vector_length(self.dtype.itemsize)
+
+    @property
+    def panel(self) -> int:
+        return simd.panel_width(self.dtype.itemsize)
+
+    @property
+    def padded(self) -> int:
+        """G·n in whole vectors."""
+        return -(-self.width // self.length) * self.length
+
+
+class _Tables(NamedTuple):
+    """`mdlstm_tk.wavefront`'s tables: visit (dirs, P), starts (T + 1), back and ahead (D, P)."""
+
+    visit: Tensor
+    starts: Tensor
+    back: Tensor
+    ahead: Tensor
+    longest: int  # positions in the longest wavefront
+
+
+@lru_cache(maxsize=64)
+def _tables(grid: tuple[int, ...], directions: tuple[Direction, ...]) -> _Tables:
+    front = wavefronts(grid)
+    visit = np.stack([visiting_order(grid, direction) for direction in directions])
+    ahead = np.full_like(front.back, -1)
+    for back, forth in zip(front.back, ahead, strict=True):
+        (there,) = np.nonzero(back >= 0)
+        forth[back[there]] = there
+    return _Tables(
+        torch.tensor(visit),
+        torch.tensor(front.starts),
+        torch.tensor(front.back),
+        torch.tensor(ahead),
+        int(np.diff(front.starts).max()),
+    )
+
+
+def _kernel(
+    way: Literal["forward", "backward"], cell: Cell, shape: _Shape, parameters: CellParameters
+) -> tuple[Any, int]:
+    options = (parameters.peephole is not None, parameters.norm_weight is not None)
+    return compiled(way, cell.name, shape.ndim, *options)
+
+
+def _threads(shape: _Shape) -> int:
+    """How many threads pay off: each must have more to do than waking it and waiting for it costs."""
+    operations = 2 * shape.batch * shape.positions * shape.depth * shape.width
+    by_sweep = operations * shape.dirs // SWEEP_OPERATIONS
+    by_wavefront = operations // shape.fronts // WAVEFRONT_OPERATIONS
+    return max(1, min(torch.get_num_threads(), by_sweep, by_wavefront))
+
+
+def _plain(tensor: Tensor | None) -> Any:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _at(*tensors: Tensor | None) -> list[int]:
+    """Where they lie in memory, 0 for None. The caller keeps them alive."""
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def _huge(tensor: Tensor) -> Tensor:
+    """Ask Linux to give a big tensor memory in pages of 2 MiB: first touching 4 KiB at a time can take as
+    long as the sweep. Where it cannot, or has given the memory already, nothing changes."""
+    start = -(-tensor.data_ptr() // HUGE_PAGE) * HUGE_PAGE
+    length = tensor.data_ptr() + tensor.nbytes - start
+    if length >= HUGE_PAGE and sys.platform == "linux":
+        _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)
+    return tensor
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+def _counter() -> Tensor:
+    """A zero for the barrier, alone in its cache line."""
+    return torch.zeros(16, dtype=torch.int64)
+
+
+def _inside(x: Tensor, sizes: Tensor | None) -> Tensor | None:
+    """(N, P) bool: does the position lie inside that sample's valid extent? None if all do."""
+    if sizes is None:
+        return None
+    grid = x.shape[1:-1]
+    coordinates = torch.from_numpy(np.indices(grid).reshape(len(grid), -1))  # (D, P)
+    return (coordinates < sizes[:, :, None]).all(dim=1).contiguous()

@@ -1,0 +1,31 @@
+"""How the kernels are compiled, and where the compiled code is kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
+
+@cache
+def _digest() -> str:
+    """Changes with any source that compiled code depends on: Numba itself looks at one file, and at the
+    function's name."""
+    here = Path(__file__).parent
+    sources = (path.read_bytes() for path in (here.parent / "cells.py", *sorted(here.glob("*.py"))))
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """Compile for Numba, and keep the code on disk where there is a place to write to."""
+    function.__qualname__ += f"_{_digest()}"
+    try:
+        return njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:  # neither beside the sources, nor in the user's cache directory
+        return njit(**OPTIONS)(function)

@@ -1,0 +1,326 @@
+"""The fused sweep in Numba: forward and backward, each one call for the whole grid.
+
+The sweep is one linear layer, applied to what each cell sees. With
+
+    operand  (h_1 | … | h_D | x | 1)       (K,), K = D·n + C + 1
+    V        (U_1 | … | U_D | W | b)ᵀ      (K, G·n)
+
+the pre-activations are `operand V`; backward, `da Vᵀ` is the gradient of the operand and
+`operandᵀ da` that of V. So a wavefront is: gather the operands of a block of rows, one product, the
+cell on each row; all of it on data that is still in cache, and nothing but what backward needs is
+ever written to memory. Backward reads what forward saved and leaves it as it is.
+
+Rows are (position, sample) in visiting order, so a wavefront is contiguous in gates and c. Threads
+share each wavefront's rows and meet at a barrier behind it.
+
+Arrays come as addresses and become pointers: Numba counts references to arrays, and threads that
+count on the same array wait for each other more than they compute.
+
+`forward` and `backward` are templates: `mdlstm_tk.backends.compiled` makes one function of them for
+each cell, with the cell's equations in place of `_cell`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mdlstm_tk.backends import simd
+from mdlstm_tk.backends.intrinsics import as_bytes, as_floats, as_integers, matmul, moved, wait_for
+from mdlstm_tk.backends.jit import jit
+
+BLOCK = 64  # rows between gathering and the cell: few enough to stay in cache, enough for the product
+SPILLED = 0  # rows of scratch the cell needs; like `_cell`, each compiled function has its own
+
+
+def _cell(units: int, scratch: Any, bases: Any) -> None:
+    """The cell on one row; each compiled function has its own in place of this."""
+    raise NotImplementedError
+
+
+@jit
+def _share(count, thread, threads):  # type: ignore[no-untyped-def]
+    """The first of `count` rows that are this thread's; whole tiles, so that none is split."""
+    tiles = -(-count // simd.TILE_ROWS)
+    return min(count, tiles * thread // threads * simd.TILE_ROWS)
+
+
+@jit
+def _product(a, a_row, a_step, b, b_panel, b_step, depth, c, c_row, rows, columns, accumulate):  # type: ignore[no-untyped-def]
+    """`matmul` as a function, so that it is compiled once."""
+    matmul(a, a_row, a_step, b, b_panel, b_step, depth, c, c_row, rows, columns, accumulate)
+
+
+@jit
+def _fill(target, count):  # type: ignore[no-untyped-def]
+    for k in range(count):
+        target[k] = 0
+
+
+@jit
+def _copy(target, source, count):  # type: ignore[no-untyped-def]
+    for k in range(count):
+        target[k] = source[k]
+
+
+@jit
+def _add(target, source, count):  # type: ignore[no-untyped-def]
+    for k in range(count):
+        target[k] += source[k]
+
+
+@jit
+def pack(zero, packed, weight_hh, weight_ih, bias, dirs, ndim, units, channels, width, panel):  # type: ignore[no-untyped-def]
+    """V in panels, (dirs, panels, K, panel): what `matmul` multiplies the operand by.
+
+    weight_hh (dirs, D, G·n, n), weight_ih (dirs, G·n, C) and bias (dirs, G·n), or 0 for none.
+    """
+    target, of_h, of_x = as_floats(packed, zero), as_floats(weight_hh, zero), as_floats(weight_ih, zero)
+    of_one = as_floats(bias, zero)
+    depth = ndim * units + channels + 1
+    for way in range(dirs):
+        for first in range(0, width, panel):
+            for j in range(panel):
+                column = first + j
+                if column >= width:
+                    for k in range(depth):
+                        target[k * panel + j] = 0
+                    continue
+                for d in range(ndim):
+                    source = moved(of_h, ((way * ndim + d) * width + column) * units)
+                    for k in range(units):
+                        target[(d * units + k) * panel + j] = source[k]
+                below = moved(target, ndim * units * panel + j)
+                for k in range(channels):
+                    below[k * panel] = of_x[(way * width + column) * channels + k]
+                below[channels * panel] = of_one[way * width + column] if bias else zero
+            target = moved(target, depth * panel)
+
+
+@jit
+def pack_transposed(zero, packed, weight_hh, weight_ih, dirs, ndim, units, channels, width, panel):  # type: ignore[no-untyped-def]
+    """Vᵀ without b in panels, (dirs, panels, G·n, panel); without W too if `channels` is 0."""
+    target, of_h, of_x = as_floats(packed, zero), as_floats(weight_hh, zero), as_floats(weight_ih, zero)
+    for way in range(dirs):
+        for first in range(0, ndim * units + channels, panel):
+            for k in range(width):
+                for j in range(panel):
+                    column = first + j
+                    d = column // units
+                    if d < ndim:
+                        target[j] = of_h[((way * ndim + d) * width + k) * units + column - d * units]
+                    elif column < ndim * units + channels:
+                        target[j] = of_x[(way * width + k) * channels + column - ndim * units]
+                    else:
+                        target[j] = 0
+                target = moved(target, panel)
+
+
+@jit
+def _gather(operand, before, output, c, x, visit, back, rank, sample, within, sizes):  # type: ignore[no-untyped-def]
+    """Fill a row of the operand, and `before`, the states c_d (D·n): zeros where there is no cell."""
+    batch, positions, _, dirs, ndim, units, channels, _ = sizes
+    for d in range(ndim):
+        behind = back[d * positions + rank]
+        h_d, c_d = moved(operand, d * units), moved(before, d * units)
+        if behind < 0:
+            _fill(h_d, units)
+            _fill(c_d, units)
+        else:
+            _copy(h_d, moved(output, (sample * positions + visit[behind]) * dirs * units), units)
+            _copy(c_d, moved(c, (behind * batch + sample) * units), units)
+    rest = moved(operand, ndim * units)
+    if within:
+        _copy(rest, moved(x, (sample * positions + visit[rank]) * channels), channels)
+    else:
+        _fill(rest, channels)
+    rest[channels] = 1
+
+
+def forward(  # type: ignore[no-untyped-def]
+    zero, x, packed, peephole, norm_weight, norm_bias, inside, visit, starts, back,
+    output, gates, c, scratch, counter, sizes, panel, length, thread, threads,
+):  # fmt: skip
+    """One thread's part of the sweep. Arrays are given by their addresses.
+
+    Args:
+        zero: 0 in the arrays' dtype.
+        x: (N, P, C).
+        packed: V, see `pack`.
+        peephole, norm_weight, norm_bias: (dirs, rows, n), or anything where the cell has none.
+        inside: (N, P) bool, or 0: all are.
+        visit: (dirs, P) positions in visiting order.
+        starts: (T + 1,) where each wavefront starts.
+        back: (D, P) the rank one step back along each axis, or −1.
+        output: (N, P, dirs, n), to be filled.
+        gates: (dirs, P·N, G·n), to be filled for backward, or 0.
+        c: (dirs, P·N, n), to be filled.
+        scratch: this thread's, see `forward_scratch`.
+        counter: int64 zero, the barrier.
+        sizes: N, P, T, dirs, D, n, C, G·n.
+        panel, length: columns in a panel of V, and in a vector.
+        thread, threads: which this is, of how many.
+    """
+    batch, positions, fronts, dirs, ndim, units, channels, width = sizes
+    depth, padded = ndim * units + channels + 1, -(-width // length) * length
+    operand = as_floats(scratch, zero)
+    a = moved(operand, BLOCK * depth)
+    before = moved(a, BLOCK * padded)
+    spill = moved(before, BLOCK * ndim * units)
+    keep = moved(spill, SPILLED * units)  # where the gates of a row go if they are not kept
+    first_of, back_of, mask = as_integers(starts), as_integers(back), as_bytes(inside)
+    arrivals = 0
+    for way in range(dirs):
+        visit_of = moved(as_integers(visit), way * positions)
+        h_of = moved(as_floats(output, zero), way * units)
+        c_of = moved(as_floats(c, zero), way * positions * batch * units)
+        gates_of = moved(as_floats(gates, zero), way * positions * batch * width)
+        v = moved(as_floats(packed, zero), way * -(-width // panel) * depth * panel)
+        extra = (
+            moved(as_floats(peephole, zero), way * (2 * ndim + 1) * units),
+            moved(as_floats(norm_weight, zero), way * (width + units)),
+            moved(as_floats(norm_bias, zero), way * (width + units)),
+        )
+        for t in range(fronts):
+            count = (first_of[t + 1] - first_of[t]) * batch
+            end = _share(count, thread + 1, threads)
+            for top in range(_share(count, thread, threads), end, BLOCK):
+                rows = min(BLOCK, end - top)
+                first = first_of[t] * batch + top
+                for r in range(rows):
+                    rank, sample = divmod(first + r, batch)
+                    within = inside == 0 or mask[sample * positions + visit_of[rank]] != 0
+                    _gather(
+                        moved(operand, r * depth), moved(before, r * ndim * units), h_of, c_of,
+                        as_floats(x, zero), visit_of, back_of, rank, sample, within, sizes,
+                    )  # fmt: skip
+                _product(operand, depth, 1, v, depth * panel, panel, depth, a, padded, rows, width, False)
+                for r in range(rows):
+                    rank, sample = divmod(first + r, batch)
+                    place = sample * positions + visit_of[rank]
+                    h, new = moved(h_of, place * dirs * units), moved(c_of, (first + r) * units)
+                    if inside and mask[place] == 0:
+                        _fill(h, units)
+                        _fill(new, units)
+                        continue
+                    if gates:
+                        keep = moved(gates_of, (first + r) * width)
+                    bases = (moved(a, r * padded), moved(before, r * ndim * units), h, new, keep, *extra)
+                    _cell(units, spill, bases)
+            if threads > 1:
+                arrivals += threads
+                wait_for(as_integers(counter), arrivals)
+
+
+def forward_scratch(sizes: tuple[int, ...], length: int, spilled: int) -> int:
+    """How many numbers `forward` wants as scratch: the block's operands, their products, and c_d."""
+    _, _, _, _, ndim, units, channels, width = sizes
+    return BLOCK * (2 * ndim * units + channels + 1 + width + length) + spilled * units + width
+
+
+def backward(  # type: ignore[no-untyped-def]
+    zero, grad, x, packed, peephole, norm_weight, norm_bias, inside, visit, starts, back, ahead,
+    output, gates, c, dx, dv, dpeephole, dnorm_weight, dnorm_bias, behind, behind_c,
+    scratch, counter, sizes, longest, columns, panel, length, thread, threads,
+):  # fmt: skip
+    """One thread's part of the sweep's gradient. As `forward`, and:
+
+    Args:
+        grad: (N, P, dirs, n) the gradient of the output.
+        packed: Vᵀ, see `pack_transposed`.
+        ahead: (D, P) the rank one step ahead along each axis, or −1.
+        dx: (N, P, C) zeros, or 0 if it is not wanted.
+        dv: (dirs, K, padded G·n) zeros: to each, this thread's part of the gradient of V is added.
+        dpeephole, dnorm_weight, dnorm_bias: (dirs, rows, n) zeros, likewise.
+        behind: (2, longest, padded columns) the gradient of the operands of two wavefronts in turn.
+        behind_c: (2, longest, D·n) that of the states c_d.
+        longest: rows in the longest wavefront.
+        columns: how much of the operand's gradient is wanted: D·n, or D·n + C with dx.
+    """
+    batch, positions, fronts, dirs, ndim, units, channels, width = sizes
+    depth, padded = ndim * units + channels + 1, -(-width // length) * length
+    stride = -(-columns // length) * length
+    operand = as_floats(scratch, zero)
+    da = moved(operand, BLOCK * depth)
+    before = moved(da, BLOCK * padded)
+    dh = moved(before, ndim * units)
+    dc = moved(dh, units)
+    spill = moved(dc, units)
+    first_of, back_of, ahead_of = as_integers(starts), as_integers(back), as_integers(ahead)
+    mask = as_bytes(inside)
+    arrivals = 0
+    for way in range(dirs):
+        visit_of = moved(as_integers(visit), way * positions)
+        h_of = moved(as_floats(output, zero), way * units)
+        dh_of = moved(as_floats(grad, zero), way * units)
+        c_of = moved(as_floats(c, zero), way * positions * batch * units)
+        gates_of = moved(as_floats(gates, zero), way * positions * batch * width)
+        v = moved(as_floats(packed, zero), way * -(-columns // panel) * width * panel)
+        dv_of = moved(as_floats(dv, zero), way * depth * padded)
+        seen, normed = way * (2 * ndim + 1) * units, way * (width + units)
+        extra = (
+            moved(as_floats(peephole, zero), seen),
+            moved(as_floats(norm_weight, zero), normed),
+            moved(as_floats(norm_bias, zero), normed),
+        )
+        gradients = (
+            moved(as_floats(dpeephole, zero), seen),
+            moved(as_floats(dnorm_weight, zero), normed),
+            moved(as_floats(dnorm_bias, zero), normed),
+        )
+        for t in range(fronts - 1, -1, -1):
+            here = moved(as_floats(behind, zero), t % 2 * longest * stride)
+            here_c = moved(as_floats(behind_c, zero), t % 2 * longest * ndim * units)
+            there = moved(as_floats(behind, zero), (t + 1) % 2 * longest * stride)
+            there_c = moved(as_floats(behind_c, zero), (t + 1) % 2 * longest * ndim * units)
+            count = (first_of[t + 1] - first_of[t]) * batch
+            end = _share(count, thread + 1, threads)
+            for top in range(_share(count, thread, threads), end, BLOCK):
+                rows = min(BLOCK, end - top)
+                first = first_of[t] * batch + top
+                for r in range(rows):
+                    rank, sample = divmod(first + r, batch)
+                    place = sample * positions + visit_of[rank]
+                    within = inside == 0 or mask[place] != 0
+                    _gather(
+                        moved(operand, r * depth), before, h_of, c_of,
+                        as_floats(x, zero), visit_of, back_of, rank, sample, within, sizes,
+                    )  # fmt: skip
+                    dbefore = moved(here_c, (top + r) * ndim * units)
+                    if not within:
+                        _fill(moved(da, r * padded), width)
+                        _fill(dbefore, ndim * units)
+                        continue
+                    _copy(dh, moved(dh_of, place * dirs * units), units)
+                    _fill(dc, units)
+                    for d in range(ndim):
+                        next_rank = ahead_of[d * positions + rank]
+                        if next_rank >= 0:
+                            row = (next_rank - first_of[t + 1]) * batch + sample
+                            _add(dh, moved(there, row * stride + d * units), units)
+                            _add(dc, moved(there_c, (row * ndim + d) * units), units)
+                    bases = (
+                        moved(gates_of, (first + r) * width), before, moved(c_of, (first + r) * units),
+                        dh, dc, *extra, moved(da, r * padded), dbefore, *gradients,
+                    )  # fmt: skip
+                    _cell(units, spill, bases)
+                back_rows = moved(here, top * stride)
+                _product(
+                    da, padded, 1, v, width * panel, panel, width, back_rows, stride, rows, columns, False
+                )
+                _product(operand, 1, depth, da, panel, padded, rows, dv_of, padded, depth, width, True)
+                if dx:
+                    for r in range(rows):
+                        rank, sample = divmod(first + r, batch)
+                        target = moved(
+                            as_floats(dx, zero), (sample * positions + visit_of[rank]) * channels
+                        )
+                        _add(target, moved(back_rows, r * stride + ndim * units), channels)
+            if threads > 1:
+                arrivals += threads
+                wait_for(as_integers(counter), arrivals)
+
+
+def backward_scratch(sizes: tuple[int, ...], length: int, spilled: int) -> int:
+    """How many numbers `backward` wants as scratch: the block's operands, da, and c_d, dh, dc of a row."""
+    _, _, _, _, ndim, units, channels, width = sizes
+    return BLOCK * (ndim * units + channels + 1 + width + length) + (ndim + 2 + spilled) * units

@@ -1,0 +1,373 @@
+"""Every backend against `reference` in float64: outputs and every gradient.
+
+Fresh memory is poisoned with NaN throughout, so that a kernel that reads what nobody wrote shows.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numba.core.caching
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from mdlstm_tk import MDLSTM, InputError
+from mdlstm_tk import op as op_module
+from mdlstm_tk.backends import fused_cpu
+from mdlstm_tk.backends import team as team_module
+from mdlstm_tk.backends.jit import jit
+from mdlstm_tk.backends.trace import Kernel, Store, Value
+from mdlstm_tk.cells import CELLS
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+TOLERANCES = {torch.float32: 2e-5, torch.float64: 1e-11}
+
+
+@pytest.fixture(autouse=True)
+def _poison() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    assert torch.zeros(()).new_empty(8).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The many small operations of `reference` only lose by sharing them out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["openmp", "own"])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets the number of threads, of torch's pool or our own, and lets the smallest sweep use them."""
+    monkeypatch.setattr(fused_cpu, "SWEEP_OPERATIONS", 1)
+    monkeypatch.setattr(fused_cpu, "WAVEFRONT_OPERATIONS", 1)
+    if request.param == "own":
+        monkeypatch.setattr(team_module, "_openmp", lambda: None)
+    elif team_module._openmp() is None:
+        pytest.skip("torch has no GNU OpenMP here")
+    return torch.set_num_threads
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer and its input. 21 units make vectors of every width; 2 features."""
+
+    cell: str = "graves"
+    grid: tuple[int, ...] = (5, 8)
+    batch: int = 3
+    units: int = 21
+    directions: str | int | tuple[tuple[int, ...], ...] = 1
+    sizes: bool = False
+    layer_norm: bool = False
+    peephole: bool = False
+    bias: bool = True
+    dtype: str = "float64"
+
+    def __str__(self) -> str:
+        named = {
+            "all": self.directions == "all",
+            "sizes": self.sizes,
+            "norm": self.layer_norm,
+            "peephole": self.peephole,
+            "no-bias": not self.bias,
+        }
+        grid = "x".join(map(str, self.grid))
+        parts = [self.cell, grid, f"batch{self.batch}", f"units{self.units}", self.dtype]
+        return "-".join([*parts, *(name for name, on in named.items() if on)])
+
+    def layer(self, backend: str, dtype: torch.dtype) -> MDLSTM:
+        torch.manual_seed(1)
+        layer = MDLSTM(
+            2,
+            self.units,
+            ndim=len(self.grid),
+            directions=self.directions,
+            cell=self.cell,
+            layer_norm=self.layer_norm,
+            peephole=self.peephole,
+            bias=self.bias,
+            backend=backend,
+        )
+        with torch.no_grad():
+            for parameter in layer.parameters():  # none at 0 or 1, where a mistake might not show
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        return layer.to(dtype)
+
+    def run(self, backend: str, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The output and every gradient."""
+        layer = self.layer(backend, dtype)
+        generator = torch.Generator().manual_seed(2)
+        x = torch.randn(self.batch, *self.grid, 2, generator=generator).to(dtype).requires_grad_()
+        sizes = None
+        if self.sizes:
+            extents = [torch.randint(1, e + 1, (self.batch,), generator=generator) for e in self.grid]
+            sizes = torch.stack(extents, dim=1)
+        y = layer(x, sizes)
+        y.backward(torch.randn(y.shape, generator=generator).to(dtype))
+        leaves = {"x": x, **dict(layer.named_parameters())}
+        gradients = {
+            f"d {name}": torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            for name, leaf in leaves.items()
+        }
+        return {"y": y.detach(), **gradients}
+
+
+@lru_cache(maxsize=1)
+def _truth(case: Case) -> dict[str, Tensor]:
+    return case.run("reference", torch.float64)
+
+
+def _matrix() -> list[Case]:
+    grids = {1: (5,), 2: (5, 8), 3: (2, 3, 4)}
+    cells = [
+        Case(cell, grid, directions="all", sizes=True, dtype=dtype)
+        for cell in CELLS
+        for grid in grids.values()
+        for dtype in DTYPES
+    ]
+    norms = [Case(cell, directions="all", sizes=True, layer_norm=True) for cell in CELLS]
+    peepholes = [Case(grid=grid, directions="all", peephole=True) for grid in grids.values()]
+    both = [Case(layer_norm=True, peephole=True, dtype=dtype) for dtype in DTYPES]
+    plain = Case(units=16)
+    shapes = [
+        *(replace(plain, grid=grid) for grid in [(1, 1), (1, 7), (7, 1), (8, 5)]),
+        *(replace(plain, grid=grid) for grid in [(1, 1, 1), (3, 1, 4)]),
+        replace(plain, batch=1),
+        replace(plain, batch=40),  # a wavefront longer than a block
+        *(replace(plain, units=units) for units in (1, 4, 40)),
+        replace(plain, directions=((-1, 1),)),
+        replace(plain, directions=((-1, -1), (1, -1)), sizes=True),
+        replace(plain, bias=False),
+        Case("stable", grid=(2, 1, 3, 2), directions=((1, -1, 1, -1),)),
+    ]
+    return [*cells, *norms, *peepholes, *both, *shapes]
+
+
+@pytest.mark.parametrize("backend", ["unrolled", "fused"])
+@pytest.mark.parametrize("case", _matrix(), ids=str)
+def test_agrees_with_reference(case: Case, backend: str) -> None:
+    dtype = DTYPES[case.dtype]
+    truth, results = _truth(replace(case, dtype="float64")), case.run(backend, dtype)
+    assert results.keys() == truth.keys()
+    for name, result in results.items():
+        assert result.dtype == dtype
+        scale = max(1.0, truth[name].abs().max().item())
+        torch.testing.assert_close(
+            result.double(),
+            truth[name],
+            rtol=0,
+            atol=TOLERANCES[dtype] * scale,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+
+
+@pytest.mark.parametrize("team", [2, 3])
+@pytest.mark.parametrize(
+    "case",
+    [Case(batch=7, directions="all", sizes=True), Case(batch=7, layer_norm=True, peephole=True)],
+    ids=str,
+)
+def test_threads_agree_with_one(case: Case, team: int, threads: Callable[[int], None]) -> None:
+    threads(1)
+    alone = case.run("fused", torch.float64)
+    threads(team)
+    together, again = (case.run("fused", torch.float64) for _ in range(2))
+    for name, result in together.items():
+        torch.testing.assert_close(result, alone[name], rtol=0, atol=1e-12)
+        assert torch.equal(result, again[name]), f"{name} differs between two runs"
+
+
+def test_sweeps_at_once_from_several_threads(threads: Callable[[int], None]) -> None:
+    threads(2)
+    case = Case(batch=7)
+    truth, results = case.layer("fused", torch.float64), []
+    x = torch.randn(7, 20, 20, 2, dtype=torch.float64)
+    expected = truth(x)
+    workers = [threading.Thread(target=lambda: results.append(truth(x))) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(results) == 4 and all(torch.equal(result, expected) for result in results)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_starts_threads_of_its_own(threads: Callable[[int], None]) -> None:
+    threads(2)
+    layer, x = Case().layer("fused", torch.float64), torch.randn(3, 5, 8, 2, dtype=torch.float64)
+    with torch.no_grad():
+        expected = layer(x)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if torch.equal(layer(x), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(Case(cell, (2, 3), batch=2, units=2, directions="all", sizes=True) for cell in CELLS),
+        Case(grid=(2, 3), batch=2, units=3, layer_norm=True, peephole=True),
+    ],
+    ids=str,
+)
+def test_gradcheck(case: Case) -> None:
+    layer = case.layer("fused", torch.float64)
+    x = torch.randn(case.batch, *case.grid, 2, dtype=torch.float64, requires_grad=True)
+    sizes = torch.tensor([[2, 3], [2, 1]]) if case.sizes else None
+    assert gradcheck(lambda x, *_: layer(x, sizes), (x, *layer.parameters()))
+
+
+def test_second_derivatives() -> None:
+    layer = Case(grid=(2, 2), units=2).layer("fused", torch.float64)
+    x = torch.randn(2, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert gradgradcheck(lambda x, *_: layer(x), (x, *layer.parameters()))
+    x = x.detach()  # and with an input that wants no gradient
+    assert gradgradcheck(lambda *_: layer(x), tuple(layer.parameters()))
+
+
+def test_backward_may_run_twice() -> None:
+    layer = Case().layer("fused", torch.float64)
+    y = layer(torch.randn(3, 5, 8, 2, dtype=torch.float64)).sum()
+    first = torch.autograd.grad(y, tuple(layer.parameters()), retain_graph=True)
+    second = torch.autograd.grad(y, tuple(layer.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("cell", ["stable", "leaky"])
+@pytest.mark.parametrize("scale", [1, 30])
+def test_big_grids_stay_finite(cell: str, scale: int) -> None:
+    torch.manual_seed(0)
+    layer = MDLSTM(2, 16, cell=cell, backend="fused")
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(scale)
+    x = torch.randn(1, 256, 256, 2, requires_grad=True)
+    y = layer(x)
+    (y * torch.randn_like(y)).sum().backward()
+    assert y.abs().max() <= 1 + 1e-6
+    if scale > 1:
+        return  # with such weights gradients grow from cell to cell, by the equations
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in (x, *layer.parameters()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=list(DTYPES))
+def test_activations_over_their_whole_range(dtype: torch.dtype) -> None:
+    """One cell whose pre-activations are all x shows the kernel's sigmoid and tanh."""
+    layer = MDLSTM(1, 1, ndim=1, bias=False, backend="fused").to(dtype)
+    with torch.no_grad():
+        layer.weight_ih_l0.fill_(1)
+    x = torch.cat([torch.linspace(-50, 50, 4001), torch.tensor([-1e30, 1e30, -1e-6, 0.0])]).to(dtype)
+    y = layer(x.view(-1, 1, 1)).flatten()
+    expected = x.sigmoid() * (x.sigmoid() * x.tanh()).tanh()
+    torch.testing.assert_close(y, expected, rtol=0, atol=5e-7 if dtype == torch.float32 else 2e-15)
+    assert layer(torch.full((1, 1, 1), float("nan"), dtype=dtype)).isnan().all()
+
+
+@pytest.mark.parametrize("directions", [1, "all"])
+def test_compiles_into_one_graph(directions: Any) -> None:
+    torch.use_deterministic_algorithms(False)  # what inductor's wrapper allocates is its own affair
+    layer = MDLSTM(2, 8, directions=directions)
+    x = torch.randn(2, 4, 5, 2)
+    assert layer.backend_for(x).name == "fused"
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(layer(x).square().sum(), tuple(layer.parameters()))
+    results = torch.autograd.grad(compiled(x).square().sum(), tuple(layer.parameters()))
+    torch.testing.assert_close(compiled(x), layer(x))
+    torch.testing.assert_close(results, expected)
+
+
+@pytest.mark.parametrize("save", [False, True])
+@pytest.mark.parametrize("backend", ["unrolled", "fused"])
+def test_operator_is_what_its_fake_says(backend: str, save: bool) -> None:
+    layer = MDLSTM(2, 8)
+    parameters = (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_l0, None, None, None)
+    inputs = (torch.randn(2, 4, 5, 2), *parameters, None, [1, 1], "graves", save, backend)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(op_module.wavefront, inputs, test_utils=checks)
+
+
+def test_autocast_takes_unrolled() -> None:
+    layer, x = MDLSTM(2, 8), torch.randn(2, 4, 5, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        choice = layer.backend_for(x)
+        y = layer(x)
+    assert choice.name == "unrolled" and "bfloat16" in choice.reason
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), layer(x), rtol=0, atol=0.02)
+
+
+def test_which_backend_runs_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 4, 5, 2)
+    assert MDLSTM(2, 8).backend_for(x).name == "fused"
+    assert MDLSTM(2, 8).backend_for(x.double()).name == "fused"
+    assert MDLSTM(2, 8).backend_for(x.to("meta")).name == "unrolled"
+    assert MDLSTM(2, 8, backend="reference").backend_for(x) == ("reference", "as asked")
+    half = MDLSTM(2, 8, backend="fused").half()
+    with pytest.raises(InputError, match="float16"):
+        half(x.half())
+    monkeypatch.setattr(op_module, "_numba_problem", lambda: "numba cannot be imported (none here)")
+    assert MDLSTM(2, 8).backend_for(x) == ("unrolled", "numba cannot be imported (none here)")
+    with pytest.raises(InputError, match="none here"):
+        MDLSTM(2, 8, backend="fused")(x)
+
+
+def test_memory_kept_for_backward() -> None:
+    layer, x = MDLSTM(1, 32, directions="all"), torch.randn(2, 16, 16, 1)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        layer(x)
+    given = [x, *layer.parameters()]
+    total = sum(kept.values()) - sum(t.untyped_storage().nbytes() for t in given)
+    assert 0 < total <= 1.25 * (5 + 2) * 32 * 4 * 2 * 16 * 16 * 4  # (G + 2)·n numbers a cell and direction
+
+
+def test_memory_of_inference() -> None:
+    layer, x = MDLSTM(1, 32, backend="fused"), torch.randn(1, 128, 128, 1)
+    with torch.no_grad():
+        layer(x)
+        with torch.profiler.profile(profile_memory=True) as profile:
+            layer(x)
+    now = peak = 0
+    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    cells = 128 * 128
+    assert cells * 32 * 4 < peak < cells * (5 + 1) * 32 * 4  # output < peak < pre-activations + output
+
+
+def test_without_a_place_for_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
+
+    def double(x: float) -> float:
+        return 2 * x
+
+    assert jit(double)(1.5) == 3.0
+
+
+def test_a_mean_starts_a_new_loop() -> None:
+    a = Value.load("a", 0)
+    centred = a - a.mean(dim=-1, keepdim=True)
+    square = centred.square()
+    kernel = Kernel([Store("b", 0, square * 2 + square.mean(dim=-1, keepdim=True))])
+    assert kernel.levels == 3
+    assert kernel.slots == ["a", "b"]
+    doubled = [value for value in kernel.values if value.op == "multiply" and value.args[0] is square]
+    assert kernel.spilled == doubled  # loads are loaded again, means are one number
