@@ -173,12 +173,13 @@ def _mixing_gates(ndim: int) -> tuple[str, ...]:
 
 
 def _sum_bias(gate: str, ndim: int) -> float:
-    """Forget gates as open as they can be while Σ_d f_d ≤ 1 at the start, so that c does not grow
-    with the number of paths: logit(1/D), which is 0 in 2-D (Graves 2007 start there too). One axis
-    has no such limit and gets 1 (Gers et al. 2000; Jozefowicz et al. 2015)."""
+    """Forget gates start at logit(1/D) − 1, for Σ_d f_d about 1/2. Where the sum exceeds 1, c grows with
+    the number of paths through the grid, so they are left room to open. (Graves 2007 start at about
+    logit(1/2); so did we, and had c at 1e13 at 64×64.) One axis has no such limit and gets 1 (Gers et
+    al. 2000; Jozefowicz et al. 2015)."""
     if not gate.startswith("f"):
         return 0.0
-    return 1.0 if ndim == 1 else -log(ndim - 1)
+    return 1.0 if ndim == 1 else -log(ndim - 1) - 1
 
 
 def _open_bias(gate: str, ndim: int) -> float:

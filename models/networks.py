@@ -153,7 +153,7 @@ def _start_lstm(lstm: nn.LSTM, init: Init) -> None:
 
 @torch.no_grad()
 def _forgetful(layer: MDLSTM) -> None:
-    """Shift what opens the forget gates (closes the leak) by 2, and divide recurrent weights by 4."""
+    """Start forget gates at bias −2 (the leak at 2), and divide recurrent weights by 4."""
     n, gates = layer.hidden_size, get_cell(layer.cell).gates(layer.ndim)
     for k in range(layer.num_layers):
         getattr(layer, f"weight_hh_l{k}").div_(4)
@@ -161,9 +161,9 @@ def _forgetful(layer: MDLSTM) -> None:
         for row, gate in enumerate(gates):
             part = shifts[:, row] if layer.layer_norm else shifts[:, row * n : (row + 1) * n]
             if gate.startswith("f"):
-                part -= 2
+                part.fill_(-2)
             elif gate == "leak":
-                part += 2
+                part.fill_(2)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from mdlstm_tk import MDLSTM, InputError
 from mdlstm_tk import op as op_module
 from mdlstm_tk.backends import fused_cpu
 from mdlstm_tk.backends import team as team_module
-from mdlstm_tk.backends.jit import jit
+from mdlstm_tk.backends.jit import kept
 from mdlstm_tk.backends.trace import Kernel, Store, Value
 from mdlstm_tk.cells import CELLS
 
@@ -359,7 +359,7 @@ def test_without_a_place_for_compiled_code(monkeypatch: pytest.MonkeyPatch) -> N
     def double(x: float) -> float:
         return 2 * x
 
-    assert jit(double)(1.5) == 3.0
+    assert kept(double)(1.5) == 3.0
 
 
 def test_a_mean_starts_a_new_loop() -> None:

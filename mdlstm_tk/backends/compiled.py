@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mdlstm_tk import cells
 from mdlstm_tk.backends import numba_kernels
-from mdlstm_tk.backends.jit import jit
+from mdlstm_tk.backends.jit import kept
 from mdlstm_tk.backends.row_kernel import row_kernel
 from mdlstm_tk.backends.step import CellParameters, cell_step, cell_step_backward
 from mdlstm_tk.backends.trace import Kernel, Store, Value, loads
@@ -24,11 +24,11 @@ BACKWARD_SLOTS = (
 
 @cache
 def compiled(
-    way: Literal["forward", "backward"], cell: str, ndim: int, peephole: bool, layer_norm: bool
+    way: Literal["forward", "backward"], dtype: str, cell: str, ndim: int, peephole: bool, layer_norm: bool
 ) -> tuple[Any, int]:
     """`forward` or `backward` for one cell, and how many rows of n it spills to its scratch.
 
-    It is compiled for a dtype when it is first called with it, unless the disk has it.
+    It is compiled when it is first called, unless the disk has it.
     """
     record, template, slots = {
         "forward": (_forward, numba_kernels.forward, FORWARD_SLOTS),
@@ -37,10 +37,17 @@ def compiled(
     kernel = record(cells.get_cell(cell), ndim, peephole, layer_norm)
     own = {"_cell": row_kernel(kernel, slots), "SPILLED": len(kernel.spilled)}
     # Numba finds code on the disk by the function's name: it tells apart all that differs.
-    name = f"{way}_{cell}_{ndim}d{'_peephole' * peephole}{'_norm' * layer_norm}"
+    name = f"{way}_{dtype}_{cell}_{ndim}d{'_peephole' * peephole}{'_norm' * layer_norm}"
     function = FunctionType(template.__code__, {**vars(numba_kernels), **own}, name)
     function.__qualname__ = name
-    return jit(function), len(kernel.spilled)
+    return kept(function), len(kernel.spilled)
+
+
+@cache
+def packer(way: Literal["pack", "pack_transposed"], dtype: str) -> Any:
+    """`pack` or `pack_transposed` for one dtype."""
+    template = getattr(numba_kernels, way)
+    return kept(FunctionType(template.__code__, vars(numba_kernels), f"{way}_{dtype}"))
 
 
 def _forward(cell: cells.Cell, ndim: int, peephole: bool, layer_norm: bool) -> Kernel:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from mdlstm_tk.backends import simd
-from mdlstm_tk.backends.compiled import compiled
-from mdlstm_tk.backends.numba_kernels import backward_scratch, forward_scratch, pack, pack_transposed
+from mdlstm_tk.backends.compiled import compiled, packer
+from mdlstm_tk.backends.numba_kernels import backward_scratch, forward_scratch
 from mdlstm_tk.backends.step import CellParameters
 from mdlstm_tk.backends.team import run, team
 from mdlstm_tk.cells import Cell
@@ -59,7 +59,9 @@ def forward(
     )
     zero = shape.zero
     packed = x.new_empty(shape.dirs * -(-shape.width // shape.panel) * shape.panel * shape.depth)
-    pack(zero, *_at(packed, weight_hh, weight_ih, bias), *shape.sizes[3:], shape.panel)
+    packer("pack", shape.dtype_name)(
+        zero, *_at(packed, weight_hh, weight_ih, bias), *shape.sizes[3:], shape.panel
+    )
     rows = shape.dirs * shape.positions * shape.batch
     output = _huge(x.new_empty(*x.shape[:-1], shape.dirs, shape.units))
     gates = _huge(x.new_empty(shape.dirs, rows // shape.dirs, shape.width)) if save else None
@@ -108,7 +110,7 @@ def backward(
     recurrent = shape.ndim * shape.units
     columns = recurrent + (shape.channels if wants_dx else 0)
     packed = x.new_empty(shape.dirs * -(-columns // shape.panel) * shape.panel * shape.width)
-    pack_transposed(
+    packer("pack_transposed", shape.dtype_name)(
         zero, *_at(packed, weight_hh, weight_ih), *shape.sizes[3:6], columns - recurrent, shape.width,
         shape.panel,
     )  # fmt: skip
@@ -183,6 +185,10 @@ class _Shape:
         return np.float32(0) if self.dtype == torch.float32 else np.float64(0)
 
     @property
+    def dtype_name(self) -> str:
+        return "float32" if self.dtype == torch.float32 else "float64"
+
+    @property
     def depth(self) -> int:
         """K, the length of the operand (h_1 | … | h_D | x | 1)."""
         return self.ndim * self.units + self.channels + 1
@@ -233,7 +239,7 @@ def _kernel(
     way: Literal["forward", "backward"], cell: Cell, shape: _Shape, parameters: CellParameters
 ) -> tuple[Any, int]:
     options = (parameters.peephole is not None, parameters.norm_weight is not None)
-    return compiled(way, cell.name, shape.ndim, *options)
+    return compiled(way, shape.dtype_name, cell.name, shape.ndim, *options)
 
 
 def _threads(shape: _Shape) -> int:

@@ -23,7 +23,16 @@ def _digest() -> str:
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """Compile for Numba, and keep the code on disk where there is a place to write to."""
+    """Compile for Numba as a part of what calls it."""
+    return njit(**OPTIONS)(function)
+
+
+def kept(function: Callable[..., Any]) -> Any:
+    """Compile for Numba, and keep the code on disk where there is a place to write to.
+
+    A kept function is for one signature, so its name must tell dtypes apart: two processes that add
+    signatures to the same function on disk can end up with each other's code.
+    """
     function.__qualname__ += f"_{_digest()}"
     try:
         return njit(cache=True, **OPTIONS)(function)

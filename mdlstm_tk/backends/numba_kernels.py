@@ -16,8 +16,8 @@ share each wavefront's rows and meet at a barrier behind it.
 Arrays come as addresses and become pointers: Numba counts references to arrays, and threads that
 count on the same array wait for each other more than they compute.
 
-`forward` and `backward` are templates: `mdlstm_tk.backends.compiled` makes one function of them for
-each cell, with the cell's equations in place of `_cell`.
+`forward`, `backward` and the two that pack V are templates: `mdlstm_tk.backends.compiled` makes one
+function of them for each dtype and cell, with the cell's equations in place of `_cell`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,6 @@ def _add(target, source, count):  # type: ignore[no-untyped-def]
         target[k] += source[k]
 
 
-@jit
 def pack(zero, packed, weight_hh, weight_ih, bias, dirs, ndim, units, channels, width, panel):  # type: ignore[no-untyped-def]
     """V in panels, (dirs, panels, K, panel): what `matmul` multiplies the operand by.
 
@@ -96,7 +95,6 @@ def pack(zero, packed, weight_hh, weight_ih, bias, dirs, ndim, units, channels, 
             target = moved(target, depth * panel)
 
 
-@jit
 def pack_transposed(zero, packed, weight_hh, weight_ih, dirs, ndim, units, channels, width, panel):  # type: ignore[no-untyped-def]
     """Vᵀ without b in panels, (dirs, panels, G·n, panel); without W too if `channels` is 0."""
     target, of_h, of_x = as_floats(packed, zero), as_floats(weight_hh, zero), as_floats(weight_ih, zero)

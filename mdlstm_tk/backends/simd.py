@@ -104,6 +104,7 @@ def counter(builder: ir.IRBuilder) -> ir.Value:
 
 # Eigen's minimax quotient for tanh in float32, highest power of x² first; off by 1e-7 at most.
 TANH_BOUND = 7.90531110763549805
+TANH_ONE = 9.02  # from here on tanh is 1 to rounding
 TANH_OVER = (
     -2.76076847742355e-16,
     2.00018790482477e-13,
@@ -177,10 +178,18 @@ class Lanes:
             double = self.exp(self.multiply(self.clamp(x, 20.0), self.constant(2.0)))
             part = self.divide(self.constant(2.0), self.add(double, self.constant(1.0)))
             return self.subtract(self.constant(1.0), part)
-        x = self.clamp(x, TANH_BOUND)
-        square = self.multiply(x, x)
-        over = self.multiply(x, self.polynomial(square, TANH_OVER))
-        return self.divide(over, self.polynomial(square, TANH_UNDER))
+        inner = self.clamp(x, TANH_BOUND)
+        square = self.multiply(inner, inner)
+        over = self.multiply(inner, self.polynomial(square, TANH_OVER))
+        return self.saturate(x, self.divide(over, self.polynomial(square, TANH_UNDER)), TANH_ONE)
+
+    def saturate(self, x: ir.Value, result: ir.Value, bound: float) -> ir.Value:
+        """`result`, but ±1 where x lies beyond ±bound: then the slope 1 − tanh² is exactly 0, and a c that
+        has grown out of all measure passes no gradient on."""
+        one, minus_one = self.constant(1.0), self.constant(-1.0)
+        above = self.builder.fcmp_ordered(">", x, self.constant(bound))
+        below = self.builder.fcmp_ordered("<", x, self.constant(-bound))
+        return self.builder.select(above, one, self.builder.select(below, minus_one, result))
 
     def sigmoid(self, x: ir.Value) -> ir.Value:
         if isinstance(self.element, ir.DoubleType):
