@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -233,7 +233,8 @@ class MDLSTM(nn.Module):
         dtype = _autocast_dtype(x)
         if dtype is not None:
             tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
-        y = sweep(*tensors, sizes, self.directions, self.cell, self.backend)
+        arguments: list[Any] = [*tensors, sizes, self.directions, self.cell, self.backend]
+        y = sweep(*arguments)
         if self.merge == "concat":
             return y.flatten(-2)
         return y.sum(dim=-2) if self.merge == "sum" else y.mean(dim=-2)

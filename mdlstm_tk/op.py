@@ -66,7 +66,7 @@ def sweep(
         return reference.forward(*inputs[:4], parameters, sizes, directions, get_cell(cell))
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     signs = [sign for direction in directions for sign in direction]
-    output, _, _ = wavefront(*inputs, sizes, signs, cell, save, chosen.name)
+    output: Tensor = wavefront(*inputs, sizes, signs, cell, save, chosen.name)[0]
     return output
 
 
@@ -284,12 +284,15 @@ def _double_backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Tensor | 
             "mdlstm::wavefront can be differentiated twice, not three times; "
             "use MDLSTM(..., backend='reference') for higher derivatives"
         )
-    grad, *inputs, sizes = (None if t is None else t.detach() for t in ctx.saved_tensors)
+    saved: list[Any] = [None if t is None else t.detach() for t in ctx.saved_tensors]
+    grad, *inputs, sizes = saved
     leaves = [t.requires_grad_() for t in (grad, *inputs) if t is not None]
     with torch.enable_grad():
-        parameters = CellParameters(*inputs[4:])
-        ways = unflatten_directions(ctx.directions, inputs[2].shape[1])
-        output, _, _ = unrolled.forward(*inputs[:4], parameters, sizes, ways, get_cell(ctx.cell))
+        x, weight_ih, weight_hh, bias, *extra = inputs
+        ways = unflatten_directions(ctx.directions, weight_hh.shape[1])
+        output, _, _ = unrolled.forward(
+            x, weight_ih, weight_hh, bias, CellParameters(*extra), sizes, ways, get_cell(ctx.cell)
+        )
         first = torch.autograd.grad(output, leaves[1:], grad, create_graph=True, materialize_grads=True)
         given = iter(first)
         pairs = [(next(given), u) for t, u in zip(inputs, upstream, strict=True) if t is not None]

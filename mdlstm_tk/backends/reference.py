@@ -6,6 +6,8 @@ Slow on purpose: this is the truth that every other path is held against.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +37,7 @@ def forward(
             weight_ih[k],
             weight_hh[k],
             None if bias is None else bias[k],
-            parameters.map(lambda rows, k=k: rows[k]),
+            parameters.map(itemgetter(k)),
             sizes,
             direction,
             cell,
@@ -62,7 +64,8 @@ def _sweep(
     c: dict[Position, Tensor] = {}
     for step in np.ndindex(*grid):  # how far the sweep has come along each axis
         position = _position(step, grid, direction)
-        a = x[(slice(None), *position)] @ weight_ih.T  # (N, G·n)
+        at: Any = (slice(None), *position)
+        a = x[at] @ weight_ih.T  # (N, G·n)
         if bias is not None:
             a = a + bias
         states = []

@@ -227,4 +227,5 @@ def _outside(grid: tuple[int, ...], sizes: Tensor | None, tables: _Tables) -> tu
     device = tables.visit.device
     coordinates = torch.as_tensor(np.indices(grid).reshape(len(grid), -1), device=device)
     beyond = coordinates.T[tables.visit][:, :, None] >= sizes.to(device)  # (dirs, P, N, D)
-    return beyond.any(dim=-1, keepdim=True).split(tables.counts, dim=1)
+    parts: tuple[Tensor, ...] = beyond.any(dim=-1, keepdim=True).split(tables.counts, dim=1)
+    return parts

@@ -210,7 +210,7 @@ def _step(
 ) -> tuple[float, float]:
     loss, relevant = losses(network(torch.from_numpy(batch.x).to(device)), batch)
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     return float(loss.detach()), float(relevant)
 
