@@ -6,34 +6,42 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.console import Console
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+@cache
+def err() -> Console:
+    """The console on stderr. Rich is imported when it is first needed: a quiet `infer` never does."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def note(message: str) -> None:
     """Tell the user something, on stderr."""
-    err.print(message, markup=False)
+    err().print(message, markup=False)
 
 
 def next_command(command: str) -> None:
     """Name the command to type next."""
-    err.print(f"next: {command}", style="bold", markup=False)
+    err().print(f"next: {command}", style="bold", markup=False)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
     """Print a table to stdout; the first column is text, the others numbers."""
+    from rich.console import Console
+    from rich.table import Table
+
     grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         grid.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
         grid.add_row(*row)
-    out.print(grid)
+    Console(highlight=False, soft_wrap=True).print(grid)
 
 
 def print_json(value: Any) -> None:
@@ -44,7 +52,7 @@ def print_json(value: Any) -> None:
 @contextmanager
 def progress(total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
     """A live line on stderr: call it with steps done and a text. On no terminal, a line now and then."""
-    if not err.is_terminal:
+    if not err().is_terminal:
         every = max(1, total // 10)
 
         def report(step: int, text: str) -> None:
@@ -53,6 +61,8 @@ def progress(total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
 
         yield report
         return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
@@ -60,6 +70,6 @@ def progress(total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
         TextColumn("ETA"),
         TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=err) as bar:
+    with Progress(*columns, console=err()) as bar:
         task = bar.add_task("", total=total, completed=done, text="")
         yield lambda step, text: bar.update(task, completed=step, text=text)

@@ -51,4 +51,4 @@ def demo(
 
 
 def _title(step: str, command: str) -> None:
-    err.print(f"\n[{step}] {command}", style="bold", markup=False)
+    err().print(f"\n[{step}] {command}", style="bold", markup=False)

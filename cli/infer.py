@@ -59,10 +59,10 @@ def infer(
             continue
         if target != STDIO:
             note(f"{source} {x.shape} → {target} {y.shape}")
-        if err.is_terminal and x.ndim == y.ndim == 2:
+        if err().is_terminal and x.ndim == y.ndim == 2:
             from mdlstm_tk.cli.show import show_grids
 
-            show_grids(err, {"input": x, "prediction": y})
+            show_grids(err(), {"input": x, "prediction": y})
     if not quiet and output != STDIO and targets[-1] != STDIO:
         next_command(f"python -c \"import numpy; print(numpy.load('{targets[-1]}').round(2))\"")
 

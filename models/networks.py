@@ -175,5 +175,4 @@ def _glorot(layer: MDLSTM) -> None:
         bound = (6 / (fan_in + weight_ih.shape[1])) ** 0.5
         nn.init.uniform_(weight_ih, -bound, bound)
         nn.init.uniform_(weight_hh, -bound, bound)
-        if not layer.layer_norm:
-            nn.init.zeros_(getattr(layer, f"bias_l{k}"))
+        nn.init.zeros_(getattr(layer, f"norm_bias_l{k}" if layer.layer_norm else f"bias_l{k}"))
