@@ -7,29 +7,16 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from mdlstm_tk._version import __version__
-from mdlstm_tk.cli.compare import compare
 from mdlstm_tk.cli.console import note
-from mdlstm_tk.cli.demo import demo
-from mdlstm_tk.cli.export import export
-from mdlstm_tk.cli.infer import infer
-from mdlstm_tk.cli.info import info
-from mdlstm_tk.cli.train import train
-from mdlstm_tk.cli.verify import verify
 from mdlstm_tk.errors import MDLSTMError
 
-app = typer.Typer(
-    help="Multi-dimensional LSTMs: train in PyTorch, export to ONNX, run anywhere.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for verb in (train, export, infer, verify, info, compare, demo):
-    app.command()(verb)
+VERBS = ("train", "export", "infer", "verify", "info", "compare", "demo")
 
 
 def _version(wanted: bool) -> None:
@@ -38,13 +25,26 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    pass
+    """Multi-dimensional LSTMs: train in PyTorch, export to ONNX, run anywhere."""
+
+
+def _app(arguments: list[str]) -> typer.Typer:
+    """The command. Where a verb is called, it has that verb alone: making the others' options takes Typer
+    longer than `infer` takes to run a model."""
+    app = typer.Typer(
+        callback=_root,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for verb in VERBS if arguments[0] not in VERBS else arguments[:1]:
+        app.command(verb)(getattr(import_module(f"mdlstm_tk.cli.{verb}"), verb))
+    return app
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -55,13 +55,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> int:
     try:
-        code = app(arguments, prog_name="mdlstm", standalone_mode=False)
+        code = _app(arguments)(arguments, prog_name="mdlstm", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except MDLSTMError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
-        return _fail(f"{error.format_message()} (see: mdlstm {_verb(arguments)}--help)", 2)
+        verb = f"{arguments[0]} " if arguments[0] in VERBS else ""
+        return _fail(f"{error.format_message()} (see: mdlstm {verb}--help)", 2)
     except BrokenPipeError:
         # Whoever read stdout has gone. Point it nowhere, or Python complains again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -73,11 +74,6 @@ def _run(arguments: list[str]) -> int:
         return _fail(f"{where}{error.strerror or error}", 1)
     except MemoryError:
         return _fail("out of memory; use a smaller size, batch or hidden size", 1)
-
-
-def _verb(arguments: list[str]) -> str:
-    known = {command.callback.__name__ for command in app.registered_commands if command.callback}
-    return f"{arguments[0]} " if arguments[0] in known else ""
 
 
 def _fail(message: str, code: int) -> int:
