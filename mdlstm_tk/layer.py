@@ -55,6 +55,8 @@ class MDLSTM(nn.Module):
         bias: use b.
         channels_last: x is (N, *grid, C); if false (N, C, *grid), and so is y.
         backend: "auto", "fused", "unrolled" or "reference"; `layer.backend_for(x)` says what runs.
+        recompute: for big grids: training keeps h and c of each cell alone, 2·n numbers rather than
+            (G + 2)·n, and backward computes the gates again, which costs one more product.
 
     Parameters of layer k, directions in front, gates in the order of `mdlstm_tk.cells`:
         weight_ih_l{k}: (dirs, G·n, C)
@@ -84,6 +86,7 @@ class MDLSTM(nn.Module):
         bias: bool = True,
         channels_last: bool = True,
         backend: str = "auto",
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         counts = {
@@ -121,6 +124,7 @@ class MDLSTM(nn.Module):
         self.bias = bias
         self.channels_last = channels_last
         self.backend = check_backend(backend)
+        self.recompute = recompute
 
         dirs, rows = len(self.directions), (3 + ndim) * hidden_size
         features = input_size * prod(blocks)
@@ -233,7 +237,7 @@ class MDLSTM(nn.Module):
         dtype = _autocast_dtype(x)
         if dtype is not None:
             tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
-        arguments: list[Any] = [*tensors, sizes, self.directions, self.cell, self.backend]
+        arguments: list[Any] = [*tensors, sizes, self.directions, self.cell, self.backend, self.recompute]
         y = sweep(*arguments)
         if self.merge == "concat":
             return y.flatten(-2)

@@ -36,6 +36,7 @@ def sweep(
     directions: Sequence[Direction],
     cell: str,
     backend: str = "auto",
+    recompute: bool = False,
 ) -> Tensor:
     """Sweep a grid in one or more directions (Graves, Fernández, Schmidhuber 2007, §2).
 
@@ -52,6 +53,8 @@ def sweep(
         cell: a name in `mdlstm_tk.cells.CELLS`.
         backend: a name in `BACKENDS`, see `choose`; "reference" runs in plain autograd rather than as the
             operator.
+        recompute: keep h and c alone for backward, 2·n numbers a cell and direction rather than (G + 2)·n, and
+            compute the gates again from them.
 
     Returns:
         h (N, *grid, dirs, n).
@@ -66,7 +69,7 @@ def sweep(
         return reference.forward(*inputs[:4], parameters, sizes, directions, get_cell(cell))
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     signs = [sign for direction in directions for sign in direction]
-    output: Tensor = wavefront(*inputs, sizes, signs, cell, save, chosen.name)[0]
+    output: Tensor = wavefront(*inputs, sizes, signs, cell, save, recompute, chosen.name)[0]
     return output
 
 
@@ -155,13 +158,15 @@ def wavefront(
     directions: Sequence[int],
     cell: str,
     save: bool,
+    recompute: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator: `sweep`'s output and, if `save`, gates and c as the backend's backward wants them."""
+    """The operator: `sweep`'s output and, if `save`, gates and c as the backend's backward wants them; c
+    alone if also `recompute`."""
     parameters = CellParameters(peephole, norm_weight, norm_bias)
     ways = unflatten_directions(directions, weight_hh.shape[1])
     output, gates, c = _engine(backend).forward(
-        x, weight_ih, weight_hh, bias, parameters, sizes, ways, get_cell(cell), save
+        x, weight_ih, weight_hh, bias, parameters, sizes, ways, get_cell(cell), save, recompute
     )
     return output.contiguous(), gates, c
 
@@ -179,6 +184,7 @@ def _(
     directions: Sequence[int],
     cell: str,
     save: bool,
+    recompute: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dirs, _, width, units = weight_hh.shape
@@ -186,7 +192,8 @@ def _(
     if not save:
         return output, x.new_empty(0), x.new_empty(0)
     rows, dtype = x.shape[:-1].numel(), unrolled.state_dtype(x)
-    return output, x.new_empty(dirs, rows, width, dtype=dtype), x.new_empty(dirs, rows, units, dtype=dtype)
+    gates = x.new_empty(0) if recompute else x.new_empty(dirs, rows, width, dtype=dtype)
+    return output, gates, x.new_empty(dirs, rows, units, dtype=dtype)
 
 
 @torch.library.custom_op("mdlstm::wavefront_backward", mutates_args=())
@@ -254,7 +261,7 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.directions, ctx.cell, _, ctx.backend = inputs
+    *tensors, ctx.directions, ctx.cell, _, _, ctx.backend = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # the gates' would be as big as they are
     ctx.save_for_backward(*output, *tensors)
@@ -269,7 +276,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
         grad.contiguous(), *saved, sizes, ctx.directions, ctx.cell, ctx.backend, wants_dx
     )
     given = (g if wanted else None for g, wanted in zip(gradients, ctx.needs_input_grad, strict=False))
-    return (*given, None, None, None, None, None)
+    return (*given, None, None, None, None, None, None)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:

@@ -72,6 +72,7 @@ class Case:
     layer_norm: bool = False
     peephole: bool = False
     bias: bool = True
+    recompute: bool = False
     dtype: str = "float64"
 
     def __str__(self) -> str:
@@ -81,6 +82,7 @@ class Case:
             "norm": self.layer_norm,
             "peephole": self.peephole,
             "no-bias": not self.bias,
+            "recompute": self.recompute,
         }
         grid = "x".join(map(str, self.grid))
         parts = [self.cell, grid, f"batch{self.batch}", f"units{self.units}", self.dtype]
@@ -98,6 +100,7 @@ class Case:
             peephole=self.peephole,
             bias=self.bias,
             backend=backend,
+            recompute=self.recompute,
         )
         with torch.no_grad():
             for parameter in layer.parameters():  # none at 0 or 1, where a mistake might not show
@@ -151,7 +154,16 @@ def _matrix() -> list[Case]:
         replace(plain, bias=False),
         Case("stable", grid=(2, 1, 3, 2), directions=((1, -1, 1, -1),)),
     ]
-    return [*cells, *norms, *peepholes, *both, *shapes]
+    again = [
+        *(
+            Case(cell, directions="all", sizes=True, recompute=True, dtype=dtype)
+            for cell in CELLS
+            for dtype in DTYPES
+        ),
+        Case(grid=(2, 3, 4), layer_norm=True, peephole=True, recompute=True),
+        replace(plain, batch=40, bias=False, recompute=True),
+    ]
+    return [*cells, *norms, *peepholes, *both, *shapes, *again]
 
 
 @pytest.mark.parametrize("backend", ["unrolled", "fused"])
@@ -290,10 +302,11 @@ def test_compiles_into_one_graph(directions: Any) -> None:
 
 @pytest.mark.parametrize("save", [False, True])
 @pytest.mark.parametrize("backend", ["unrolled", "fused"])
-def test_operator_is_what_its_fake_says(backend: str, save: bool) -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_operator_is_what_its_fake_says(backend: str, save: bool, recompute: bool) -> None:
     layer = MDLSTM(2, 8)
     parameters = (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_l0, None, None, None)
-    inputs = (torch.randn(2, 4, 5, 2), *parameters, None, [1, 1], "graves", save, backend)
+    inputs = (torch.randn(2, 4, 5, 2), *parameters, None, [1, 1], "graves", save, recompute, backend)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(op_module.wavefront, inputs, test_utils=checks)
 
@@ -323,8 +336,9 @@ def test_which_backend_runs_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
         MDLSTM(2, 8, backend="fused")(x)
 
 
-def test_memory_kept_for_backward() -> None:
-    layer, x = MDLSTM(1, 32, directions="all"), torch.randn(2, 16, 16, 1)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_memory_kept_for_backward(recompute: bool) -> None:
+    layer, x = MDLSTM(1, 32, directions="all", recompute=recompute), torch.randn(2, 16, 16, 1)
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -335,22 +349,39 @@ def test_memory_kept_for_backward() -> None:
         layer(x)
     given = [x, *layer.parameters()]
     total = sum(kept.values()) - sum(t.untyped_storage().nbytes() for t in given)
-    assert 0 < total <= 1.25 * (5 + 2) * 32 * 4 * 2 * 16 * 16 * 4  # (G + 2)·n numbers a cell and direction
+    numbers = 2 * 32 if recompute else (5 + 2) * 32  # (G + 2)·n a cell and direction
+    assert 0 < total <= 1.05 * numbers * 4 * 2 * 16 * 16 * 4
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_peak_memory_of_training(recompute: bool) -> None:
+    layer = MDLSTM(1, 32, backend="fused", recompute=recompute)
+    x, grad = torch.randn(1, 128, 128, 1), torch.randn(1, 128, 128, 32)
+    layer(x).backward(grad)
+    cells = 128 * 128
+    numbers = 2 if recompute else 5 + 2
+    assert cells * 2 * 32 * 4 < _peak(lambda: layer(x).backward(grad)) <= 1.25 * cells * numbers * 32 * 4
 
 
 def test_memory_of_inference() -> None:
     layer, x = MDLSTM(1, 32, backend="fused"), torch.randn(1, 128, 128, 1)
+    cells = 128 * 128
     with torch.no_grad():
         layer(x)
-        with torch.profiler.profile(profile_memory=True) as profile:
-            layer(x)
+        peak = _peak(lambda: layer(x))
+    assert cells * 32 * 4 < peak < cells * (5 + 1) * 32 * 4  # output < peak < pre-activations + output
+
+
+def _peak(run: Callable[[], object]) -> int:
+    """Bytes of tensors that `run` has at most, beside those there were before."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        run()
     now = peak = 0
     for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)
-    cells = 128 * 128
-    assert cells * 32 * 4 < peak < cells * (5 + 1) * 32 * 4  # output < peak < pre-activations + output
+    return peak
 
 
 def test_without_a_place_for_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,18 +24,29 @@ BACKWARD_SLOTS = (
 
 @cache
 def compiled(
-    way: Literal["forward", "backward"], dtype: str, cell: str, ndim: int, peephole: bool, layer_norm: bool
+    way: Literal["forward", "backward", "recompute"],
+    dtype: str,
+    cell: str,
+    ndim: int,
+    peephole: bool,
+    layer_norm: bool,
 ) -> tuple[Any, int]:
-    """`forward` or `backward` for one cell, and how many rows of n it spills to its scratch.
+    """`forward` or `backward` for one cell, and how many rows of n it spills to its scratch. "recompute" is
+    a backward that computes the pre-activations itself.
 
     It is compiled when it is first called, unless the disk has it.
     """
     record, template, slots = {
         "forward": (_forward, numba_kernels.forward, FORWARD_SLOTS),
         "backward": (_backward, numba_kernels.backward, BACKWARD_SLOTS),
+        "recompute": (_recompute, numba_kernels.backward, BACKWARD_SLOTS),
     }[way]
     kernel = record(cells.get_cell(cell), ndim, peephole, layer_norm)
-    own = {"_cell": row_kernel(kernel, slots), "SPILLED": len(kernel.spilled)}
+    own = {
+        "_cell": row_kernel(kernel, slots),
+        "SPILLED": len(kernel.spilled),
+        "RECOMPUTE": way == "recompute",
+    }
     # Numba finds code on the disk by the function's name: it tells apart all that differs.
     name = f"{way}_{dtype}_{cell}_{ndim}d{'_peephole' * peephole}{'_norm' * layer_norm}"
     function = FunctionType(template.__code__, {**vars(numba_kernels), **own}, name)
@@ -59,7 +70,17 @@ def _forward(cell: cells.Cell, ndim: int, peephole: bool, layer_norm: bool) -> K
 
 
 def _backward(cell: cells.Cell, ndim: int, peephole: bool, layer_norm: bool) -> Kernel:
-    """The cell's gradient; those of its parameters are added up."""
+    """The cell's gradient, given what `_forward` keeps."""
+    return _gradient(cell, ndim, peephole, layer_norm, activated=not layer_norm)
+
+
+def _recompute(cell: cells.Cell, ndim: int, peephole: bool, layer_norm: bool) -> Kernel:
+    """The cell's gradient, given its pre-activations."""
+    return _gradient(cell, ndim, peephole, layer_norm, activated=False)
+
+
+def _gradient(cell: cells.Cell, ndim: int, peephole: bool, layer_norm: bool, activated: bool) -> Kernel:
+    """The gradients of pre-activations and states; those of the parameters are added up."""
     gates = len(cell.gates(ndim))
     da, dbefore, gradients = cell_step_backward(
         cell,
@@ -69,7 +90,7 @@ def _backward(cell: cells.Cell, ndim: int, peephole: bool, layer_norm: bool) -> 
         Value.load("dh", 0),
         Value.load("dc", 0),
         _parameters(gates, ndim, peephole, layer_norm),
-        activated=not layer_norm,
+        activated,
     )
     stores = [*_stores("da", da), *_stores("dbefore", dbefore)]
     for name, rows in vars(gradients).items():

@@ -43,13 +43,14 @@ def forward(
     directions: Sequence[Direction],
     cell: Cell,
     save: bool = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Arguments as `mdlstm_tk.op.wavefront`.
 
     Returns:
         h (N, *grid, dirs, n) and, if `save`, what `backward` needs: the activated gates, or with
         layer norm the pre-activations, (dirs, P·N, G·n) and c (dirs, P·N, n), in visiting order. Both
-        are empty otherwise.
+        are empty otherwise, and the gates also if `recompute`.
     """
     shape = _Shape.of(x, weight_hh)
     tables = _tables(tuple(x.shape[1:-1]), tuple(directions))
@@ -58,13 +59,12 @@ def forward(
         _plain, (x, weight_ih, weight_hh, bias, *vars(parameters).values())
     )
     zero = shape.zero
-    packed = x.new_empty(shape.dirs * -(-shape.width // shape.panel) * shape.panel * shape.depth)
-    packer("pack", shape.dtype_name)(
-        zero, *_at(packed, weight_hh, weight_ih, bias), *shape.sizes[3:], shape.panel
-    )
+    packed = _pack(shape, weight_hh, weight_ih, bias)
     rows = shape.dirs * shape.positions * shape.batch
     output = _huge(x.new_empty(*x.shape[:-1], shape.dirs, shape.units))
-    gates = _huge(x.new_empty(shape.dirs, rows // shape.dirs, shape.width)) if save else None
+    gates = (
+        _huge(x.new_empty(shape.dirs, rows // shape.dirs, shape.width)) if save and not recompute else None
+    )
     c = _huge(x.new_empty(shape.dirs, rows // shape.dirs, shape.units))
     inside = _inside(x, sizes)
     with team(_threads(shape)) as size:
@@ -77,7 +77,7 @@ def forward(
             kernel(zero, *shared, *own, shape.sizes, shape.panel, shape.length, thread, threads)
 
         run(part, size)
-    return (output, gates, c) if gates is not None else (output, x.new_empty(0), x.new_empty(0))
+    return output, x.new_empty(0) if gates is None else gates, c if save else x.new_empty(0)
 
 
 def backward(
@@ -99,13 +99,17 @@ def backward(
 
     Args:
         grad: (N, *grid, dirs, n) gradient of the output.
-        output, saved_gates, saved_c: what `forward` returned with `save`.
+        output, saved_gates, saved_c: what `forward` returned with `save`; without the gates they are
+            computed again.
     """
     shape = _Shape.of(x, weight_hh)
     tables = _tables(tuple(x.shape[1:-1]), tuple(directions))
-    kernel, spilled = _kernel("backward", cell, shape, parameters)
+    recompute = saved_gates.numel() == 0
+    kernel, spilled = _kernel("recompute" if recompute else "backward", cell, shape, parameters)
     grad, output, saved_gates, saved_c = map(_plain, (grad, output, saved_gates, saved_c))
-    x, weight_ih, weight_hh, *extra = map(_plain, (x, weight_ih, weight_hh, *vars(parameters).values()))
+    x, weight_ih, weight_hh, bias, *extra = map(
+        _plain, (x, weight_ih, weight_hh, bias, *vars(parameters).values())
+    )
     zero = shape.zero
     recurrent = shape.ndim * shape.units
     columns = recurrent + (shape.channels if wants_dx else 0)
@@ -114,6 +118,7 @@ def backward(
         zero, *_at(packed, weight_hh, weight_ih), *shape.sizes[3:6], columns - recurrent, shape.width,
         shape.panel,
     )  # fmt: skip
+    packed_v = _pack(shape, weight_hh, weight_ih, bias) if recompute else None
     longest = tables.longest * shape.batch
     behind = x.new_empty(2, longest, -(-columns // shape.length) * shape.length)
     behind_c = x.new_empty(2, longest, recurrent)
@@ -124,7 +129,9 @@ def backward(
         gradients = parameters.map(lambda tensor: tensor.new_zeros(size, *tensor.shape))
         scratch = x.new_empty(size, backward_scratch(shape.sizes, shape.length, spilled))
         counter = _counter()
-        shared = _at(grad, x, packed, *extra, inside, *tables[:4], output, saved_gates, saved_c, dx)
+        shared = _at(
+            grad, x, packed, packed_v, *extra, inside, *tables[:4], output, saved_gates, saved_c, dx
+        )
 
         def part(thread: int, threads: int) -> None:
             own = gradients.map(lambda tensor: tensor[thread])
@@ -235,8 +242,17 @@ def _tables(grid: tuple[int, ...], directions: tuple[Direction, ...]) -> _Tables
     )
 
 
+def _pack(shape: _Shape, weight_hh: Tensor, weight_ih: Tensor, bias: Tensor | None) -> Tensor:
+    """V as `numba_kernels.pack` lays it out."""
+    packed = weight_hh.new_empty(shape.dirs * -(-shape.width // shape.panel) * shape.panel * shape.depth)
+    packer("pack", shape.dtype_name)(
+        shape.zero, *_at(packed, weight_hh, weight_ih, bias), *shape.sizes[3:], shape.panel
+    )
+    return packed
+
+
 def _kernel(
-    way: Literal["forward", "backward"], cell: Cell, shape: _Shape, parameters: CellParameters
+    way: Literal["forward", "backward", "recompute"], cell: Cell, shape: _Shape, parameters: CellParameters
 ) -> tuple[Any, int]:
     options = (parameters.peephole is not None, parameters.norm_weight is not None)
     return compiled(way, shape.dtype_name, cell.name, shape.ndim, *options)

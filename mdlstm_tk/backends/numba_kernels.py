@@ -30,6 +30,7 @@ from mdlstm_tk.backends.jit import jit
 
 BLOCK = 64  # rows between gathering and the cell: few enough to stay in cache, enough for the product
 SPILLED = 0  # rows of scratch the cell needs; like `_cell`, each compiled function has its own
+RECOMPUTE = False  # does `backward` compute the pre-activations again, rather than read what was kept?
 
 
 def _cell(units: int, scratch: Any, bases: Any) -> None:
@@ -216,7 +217,7 @@ def forward_scratch(sizes: tuple[int, ...], length: int, spilled: int) -> int:
 
 
 def backward(  # type: ignore[no-untyped-def]
-    zero, grad, x, packed, peephole, norm_weight, norm_bias, inside, visit, starts, back, ahead,
+    zero, grad, x, packed, packed_v, peephole, norm_weight, norm_bias, inside, visit, starts, back, ahead,
     output, gates, c, dx, dv, dpeephole, dnorm_weight, dnorm_bias, behind, behind_c,
     scratch, counter, sizes, longest, columns, panel, length, thread, threads,
 ):  # fmt: skip
@@ -225,6 +226,7 @@ def backward(  # type: ignore[no-untyped-def]
     Args:
         grad: (N, P, dirs, n) the gradient of the output.
         packed: Vᵀ, see `pack_transposed`.
+        packed_v: V, see `pack`, to `RECOMPUTE` the pre-activations, for which gates is 0; else 0.
         ahead: (D, P) the rank one step ahead along each axis, or −1.
         dx: (N, P, C) zeros, or 0 if it is not wanted.
         dv: (dirs, K, padded G·n) zeros: to each, this thread's part of the gradient of V is added.
@@ -240,9 +242,10 @@ def backward(  # type: ignore[no-untyped-def]
     operand = as_floats(scratch, zero)
     da = moved(operand, BLOCK * depth)
     before = moved(da, BLOCK * padded)
-    dh = moved(before, ndim * units)
+    dh = moved(before, BLOCK * ndim * units)
     dc = moved(dh, units)
     spill = moved(dc, units)
+    a = moved(spill, SPILLED * units)
     first_of, back_of, ahead_of = as_integers(starts), as_integers(back), as_integers(ahead)
     mask = as_bytes(inside)
     arrivals = 0
@@ -252,7 +255,8 @@ def backward(  # type: ignore[no-untyped-def]
         dh_of = moved(as_floats(grad, zero), way * units)
         c_of = moved(as_floats(c, zero), way * positions * batch * units)
         gates_of = moved(as_floats(gates, zero), way * positions * batch * width)
-        v = moved(as_floats(packed, zero), way * -(-columns // panel) * width * panel)
+        v_t = moved(as_floats(packed, zero), way * -(-columns // panel) * width * panel)
+        v = moved(as_floats(packed_v, zero), way * -(-width // panel) * depth * panel)
         dv_of = moved(as_floats(dv, zero), way * depth * padded)
         seen, normed = way * (2 * ndim + 1) * units, way * (width + units)
         extra = (
@@ -277,14 +281,20 @@ def backward(  # type: ignore[no-untyped-def]
                 first = first_of[t] * batch + top
                 for r in range(rows):
                     rank, sample = divmod(first + r, batch)
-                    place = sample * positions + visit_of[rank]
-                    within = inside == 0 or mask[place] != 0
+                    within = inside == 0 or mask[sample * positions + visit_of[rank]] != 0
                     _gather(
-                        moved(operand, r * depth), before, h_of, c_of,
+                        moved(operand, r * depth), moved(before, r * ndim * units), h_of, c_of,
                         as_floats(x, zero), visit_of, back_of, rank, sample, within, sizes,
                     )  # fmt: skip
+                if RECOMPUTE:
+                    _product(
+                        operand, depth, 1, v, depth * panel, panel, depth, a, padded, rows, width, False
+                    )
+                for r in range(rows):
+                    rank, sample = divmod(first + r, batch)
+                    place = sample * positions + visit_of[rank]
                     dbefore = moved(here_c, (top + r) * ndim * units)
-                    if not within:
+                    if inside and mask[place] == 0:
                         _fill(moved(da, r * padded), width)
                         _fill(dbefore, ndim * units)
                         continue
@@ -297,13 +307,14 @@ def backward(  # type: ignore[no-untyped-def]
                             _add(dh, moved(there, row * stride + d * units), units)
                             _add(dc, moved(there_c, (row * ndim + d) * units), units)
                     bases = (
-                        moved(gates_of, (first + r) * width), before, moved(c_of, (first + r) * units),
+                        moved(a, r * padded) if RECOMPUTE else moved(gates_of, (first + r) * width),
+                        moved(before, r * ndim * units), moved(c_of, (first + r) * units),
                         dh, dc, *extra, moved(da, r * padded), dbefore, *gradients,
                     )  # fmt: skip
                     _cell(units, spill, bases)
                 back_rows = moved(here, top * stride)
                 _product(
-                    da, padded, 1, v, width * panel, panel, width, back_rows, stride, rows, columns, False
+                    da, padded, 1, v_t, width * panel, panel, width, back_rows, stride, rows, columns, False
                 )
                 _product(operand, 1, depth, da, panel, padded, rows, dv_of, padded, depth, width, True)
                 if dx:
@@ -319,6 +330,7 @@ def backward(  # type: ignore[no-untyped-def]
 
 
 def backward_scratch(sizes: tuple[int, ...], length: int, spilled: int) -> int:
-    """How many numbers `backward` wants as scratch: the block's operands, da, and c_d, dh, dc of a row."""
+    """How many numbers `backward` wants as scratch: the block's operands, c_d, da and pre-activations, and
+    dh and dc of a row."""
     _, _, _, _, ndim, units, channels, width = sizes
-    return BLOCK * (ndim * units + channels + 1 + width + length) + (ndim + 2 + spilled) * units
+    return BLOCK * (2 * ndim * units + channels + 1 + 2 * (width + length)) + (2 + spilled) * units

@@ -31,21 +31,21 @@ def forward(
     directions: Sequence[Direction],
     cell: Cell,
     save: bool = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Arguments as `mdlstm_tk.op.wavefront`.
 
     Returns:
         h (N, *grid, dirs, n) and, if `save`, what `backward` needs: the pre-activations (dirs, P·N, G·n)
-        and c (dirs, P·N, n) in visiting order. Both are empty otherwise.
+        and c (dirs, P·N, n) in visiting order. Both are empty otherwise, and the pre-activations also
+        if `recompute`.
     """
     batch, grid = x.shape[0], tuple(x.shape[1:-1])
     dirs, _, _, units = weight_hh.shape
     tables = _tables(grid, tuple(directions), x.device)
-    projected = _rows(x)[tables.visit].flatten(1, 2) @ weight_ih.transpose(1, 2)  # (dirs, P·N, G·n)
-    if bias is not None:
-        projected = projected + bias[:, None]
     recurrent = weight_hh.transpose(2, 3).flatten(1, 2)  # (dirs, D·n, G·n)
-    a = list(projected.to(state_dtype(x)).split(tables.row_counts(batch), dim=1))
+    projected = _project(x, weight_ih, bias, tables).to(state_dtype(x))
+    a = list(projected.split(tables.row_counts(batch), dim=1))
     outside = _outside(grid, sizes, tables)
     rows = parameters.map(lambda tensor: tensor.unsqueeze(1).unbind(-2))  # (dirs, 1, n) each
 
@@ -73,7 +73,8 @@ def forward(
     output = ordered.permute(2, 1, 0, 3).reshape(batch, *grid, dirs, units)
     if not save:
         return output, x.new_empty(0), x.new_empty(0)
-    return output, torch.cat(a, dim=1), torch.cat(states, dim=1).flatten(1, 2)
+    saved_a = x.new_empty(0) if recompute else torch.cat(a, dim=1)
+    return output, saved_a, torch.cat(states, dim=1).flatten(1, 2)
 
 
 def backward(
@@ -95,13 +96,21 @@ def backward(
 
     Args:
         grad: (N, *grid, dirs, n) gradient of the output.
-        output, saved_a, saved_c: what `forward` returned with `save`.
+        output, saved_a, saved_c: what `forward` returned with `save`; without the pre-activations they
+            are computed again.
     """
     batch, grid = x.shape[0], tuple(x.shape[1:-1])
     dirs, ndim, _, units = weight_hh.shape
     tables = _tables(grid, tuple(directions), x.device)
     counts, row_counts = tables.counts, tables.row_counts(batch)
-    a, dtype = saved_a.split(row_counts, dim=1), saved_a.dtype
+    dtype = saved_c.dtype
+    zero = saved_c.new_zeros(dirs, 1, batch, units)
+    h = torch.cat([_visit(output, tables), zero.to(x.dtype)], dim=1)  # (dirs, P + 1, N, n)
+    if saved_a.numel() == 0:
+        operand = torch.cat([h.index_select(1, ranks) for ranks in tables.ranks], dim=-1).flatten(1, 2)
+        saved_a = _project(x, weight_ih, bias, tables).to(dtype)
+        saved_a += operand @ weight_hh.transpose(2, 3).flatten(1, 2)
+    a = saved_a.split(row_counts, dim=1)
     dh = list(_visit(grad, tables).to(dtype).split(counts, dim=1))  # T × (dirs, K, N, n)
     new_c = saved_c.unflatten(1, (-1, batch)).split(counts, dim=1)
     outside = _outside(grid, sizes, tables)
@@ -109,7 +118,6 @@ def backward(
     gradients = parameters.map(lambda tensor: torch.zeros_like(tensor, dtype=dtype))
     recurrent = weight_hh.transpose(1, 2).flatten(2, 3)  # (dirs, G·n, D·n)
 
-    zero = a[0].new_zeros(dirs, 1, batch, units)
     dc = torch.zeros_like(dh[-1])
     da: list[Tensor] = []
     for t in reversed(range(len(counts))):
@@ -141,7 +149,6 @@ def backward(
 
     all_da = torch.cat(da[::-1], dim=1).to(x.dtype)  # (dirs, P·N, G·n)
     weight_ih_grad = all_da.transpose(1, 2) @ _rows(x)[tables.visit].flatten(1, 2)
-    h = torch.cat([_visit(output, tables), zero.to(x.dtype)], dim=1)  # (dirs, P + 1, N, n)
     weight_hh_grad = torch.stack(
         [all_da.transpose(1, 2) @ h.index_select(1, ranks).flatten(1, 2) for ranks in tables.ranks], dim=1
     )
@@ -160,6 +167,12 @@ def backward(
         cast.norm_weight,
         cast.norm_bias,
     ]
+
+
+def _project(x: Tensor, weight_ih: Tensor, bias: Tensor | None, tables: _Tables) -> Tensor:
+    """W x + b in visiting order, (dirs, P·N, G·n)."""
+    projected = _rows(x)[tables.visit].flatten(1, 2) @ weight_ih.transpose(1, 2)
+    return projected if bias is None else projected + bias[:, None]
 
 
 def state_dtype(x: Tensor) -> torch.dtype:
