@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+WIDEST = 200  # of a table: one that is wider than the terminal is better read unfolded
+
 
 @cache
 def err() -> Console:
@@ -38,10 +40,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | No
 
     grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        grid.add_column(column, justify="left" if index == 0 else "right")
+        grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         grid.add_row(*row)
-    Console(highlight=False, soft_wrap=True).print(grid)
+    Console(highlight=False, width=WIDEST).print(grid)
 
 
 def print_json(value: Any) -> None:

@@ -53,8 +53,8 @@ def sweep(
         cell: a name in `mdlstm_tk.cells.CELLS`.
         backend: a name in `BACKENDS`, see `choose`; "reference" runs in plain autograd rather than as the
             operator.
-        recompute: keep h and c alone for backward, 2·n numbers a cell and direction rather than (G + 2)·n, and
-            compute the gates again from them.
+        recompute: keep h and c alone for backward, 2·n numbers a cell and direction rather than
+            (G + 2)·n, and compute the gates again from them.
 
     Returns:
         h (N, *grid, dirs, n).

@@ -1,7 +1,7 @@
 """What the fused kernels call from Numba that is vector code inside.
 
 `matmul`       a register-blocked matrix product. It has no call overhead, works on blocks that are
-               still in cache, and is as fast as BLAS or faster (benchmarks/floor.py).
+               still in cache, and is as fast as BLAS or faster (mdlstm bench).
 `wait_for`     the barrier between two wavefronts.
 
 Pointers are Numba's `CPointer`: unlike arrays they cost no reference counting in inner loops.
