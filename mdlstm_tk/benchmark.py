@@ -9,7 +9,8 @@ timed in turn within one process, so that whatever else the machine does hits al
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from statistics import median
@@ -116,7 +117,7 @@ class Measurement:
         shape: what was measured.
         training: with backward, or forward alone.
         device: "cpu", or the name of the GPU.
-        threads: that torch was allowed.
+        threads: that torch is allowed.
         backend: that ran.
         seconds: of one call.
         gflops: billions of floating-point operations in its products, a second.
@@ -148,10 +149,39 @@ def measure(
     shape: Shape,
     training: bool,
     seconds: float = 2.0,
+    threads: int = 1,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Measurement:
-    """The layer beside the floor, `nn.LSTM` and "unrolled", with the threads torch has, for `seconds`."""
+    """The layer beside the floor, `nn.LSTM` and "unrolled", for `seconds`."""
+    runs, layer, x = contenders(shape, training, device, dtype)
+    with torch_threads(threads):
+        times = interleave(runs, seconds, torch.device(device))
+        peak_bytes = _peak_bytes(runs["layer"], torch.device(device))
+    ratios = ratios_of(times, "layer")
+    flops = shape.flops(training)
+    middle = median(times["layer"])
+    return Measurement(
+        shape=str(shape),
+        training=training,
+        device=torch.cuda.get_device_name(device) if device != "cpu" else "cpu",
+        threads=threads,
+        backend=layer.backend_for(x).name,
+        seconds=middle,
+        gflops=flops / middle / 1e9,
+        to_floor=ratios["floor"],
+        to_lstm=ratios["nn.LSTM"],
+        to_lstm_per_flop=ratios["nn.LSTM"] * shape.lstm_flops(training) / flops,
+        to_unrolled=ratios["unrolled"],
+        peak_bytes=peak_bytes,
+        wavefronts=shape.wavefronts,
+    )
+
+
+def contenders(
+    shape: Shape, training: bool, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[dict[str, Run], MDLSTM, Tensor]:
+    """A call of "layer", "floor", "nn.LSTM" and "unrolled" each; the layer and its input."""
     factory = {"device": device, "dtype": dtype}
     layer, x = _layer(shape, "auto", factory)
     runs = {
@@ -160,28 +190,7 @@ def measure(
         "nn.LSTM": _step(*_lstm(shape, factory), training),
         "unrolled": _step(*_layer(shape, "unrolled", factory), training),
     }
-    times = interleave(runs, seconds, torch.device(device))
-    ratios = {
-        name: median(ours / other for ours, other in zip(times["layer"], series, strict=True))
-        for name, series in times.items()
-    }
-    flops = shape.flops(training)
-    middle = median(times["layer"])
-    return Measurement(
-        shape=str(shape),
-        training=training,
-        device=torch.cuda.get_device_name(device) if device != "cpu" else "cpu",
-        threads=torch.get_num_threads(),
-        backend=layer.backend_for(x).name,
-        seconds=middle,
-        gflops=flops / middle / 1e9,
-        to_floor=ratios["floor"],
-        to_lstm=ratios["nn.LSTM"],
-        to_lstm_per_flop=ratios["nn.LSTM"] * shape.lstm_flops(training) / flops,
-        to_unrolled=ratios["unrolled"],
-        peak_bytes=_peak_bytes(runs["layer"], torch.device(device)),
-        wavefronts=shape.wavefronts,
-    )
+    return runs, layer, x
 
 
 def floor(shape: Shape, training: bool, factory: Mapping[str, Any] | None = None) -> Run:
@@ -260,6 +269,25 @@ def interleave(
             _wait(device)
             times[name].append(time.perf_counter() - start)
     return times
+
+
+def ratios_of(times: Mapping[str, list[float]], name: str) -> dict[str, float]:
+    """The median over the rounds of that contender's time as a ratio to each one's."""
+    return {
+        other: median(ours / theirs for ours, theirs in zip(times[name], series, strict=True))
+        for other, series in times.items()
+    }
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """With so many threads for torch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _wait(device: torch.device | None) -> None:

@@ -10,6 +10,7 @@ import torch
 from mdlstm_tk import InputError
 from mdlstm_tk.benchmark import SHAPES, Shape, floor, interleave, measure
 from mdlstm_tk.cli import main
+from mdlstm_tk.export.lower import FORMS
 
 
 def test_shape_from_text() -> None:
@@ -87,3 +88,19 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     table = output.out[rest:].splitlines()
     assert table[-1].split()[:6] == ["1,", "3x4,", "1,", "2", "1", "training"]
     assert "2/2  1, 3x4, 1, 2  forward and backward, 1 thread" in output.err
+
+
+def test_command_on_exported_layers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mdlstm_tk.export.benchmark.STARTS", 1)
+    arguments = ["bench", "--runtime", "--shape", "1,3x4,1,2", "--threads", "1", "--seconds", "0", "--json"]
+    with pytest.raises(SystemExit, match="0"):
+        main(arguments)
+    result = json.loads(capsys.readouterr().out)
+    assert [row["form"] for row in result["layers"]] == list(FORMS)
+    for row in result["layers"]:
+        assert row["shape"] == "1, 3x4, 1, 2" and row["device"] == "cpu"
+        assert 0 < row["max_abs"] < 1e-5 and row["bytes"] > 1000
+        assert min(row["to_floor"], row["to_lstm"], row["to_layer"], row["load_seconds"]) > 0
+    assert result["cold_start"]["ratio"] > 1

@@ -1,0 +1,112 @@
+"""How fast an exported layer runs under ONNX Runtime, beside the layer's matrix products alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from mdlstm_tk.benchmark import Shape, contenders, interleave, ratios_of, torch_threads
+from mdlstm_tk.export.api import export_onnx
+from mdlstm_tk.runtime import Session
+
+RUNTIME_SHAPES = (
+    Shape(16, (8, 8), 1, 16),
+    Shape(16, (32, 32), 1, 64),
+    Shape(1, (64, 64), 1, 32),
+    Shape(1, (128, 128), 1, 32),
+)
+LOADS = 5
+STARTS = 7
+COLD = "import numpy, onnxruntime"  # what no `mdlstm infer` can do without
+
+
+@dataclass(frozen=True)
+class RuntimeMeasurement:
+    """What an exported layer needs for one call. Times are medians, in seconds.
+
+    Attributes:
+        shape: what was measured.
+        form: "unrolled" or "scan".
+        device: ONNX Runtime's.
+        threads: allowed to each contender.
+        seconds: of one call.
+        to_floor: ratio to the layer's matrix products through torch.
+        to_lstm: ratio to `torch.nn.LSTM` over as many cells.
+        to_layer: ratio to the layer in torch.
+        load_seconds: from the file's bytes to a session that is ready.
+        export_seconds: from the layer to the file, verified.
+        bytes: of the file.
+        max_abs: largest error against float64 when it was exported.
+    """
+
+    shape: str
+    form: str
+    device: str
+    threads: int
+    seconds: float
+    to_floor: float
+    to_lstm: float
+    to_layer: float
+    load_seconds: float
+    export_seconds: float
+    bytes: int
+    max_abs: float
+
+
+def measure_runtime(
+    shape: Shape, form: str, seconds: float = 2.0, threads: int = 1, device: str = "cpu"
+) -> RuntimeMeasurement:
+    """Export a layer of that shape and run it in turn with the contenders of `mdlstm_tk.benchmark`."""
+    torch.manual_seed(0)
+    runs, layer, x = contenders(shape, training=False)
+    with tempfile.TemporaryDirectory() as folder, torch_threads(threads):
+        path = Path(folder) / "layer.onnx"
+        report = export_onnx(layer, path, grid=shape.grid, form=form)
+        loads = []
+        for _ in range(LOADS):
+            start = time.perf_counter()
+            session = Session(path, device, threads=threads)
+            loads.append(time.perf_counter() - start)
+        rows = x.numpy()
+        times = interleave({"runtime": lambda: session(rows), **runs}, seconds)
+        session.close()
+    ratios = ratios_of(times, "runtime")
+    return RuntimeMeasurement(
+        shape=str(shape),
+        form=form,
+        device=session.device,
+        threads=threads,
+        seconds=median(times["runtime"]),
+        to_floor=ratios["floor"],
+        to_lstm=ratios["nn.LSTM"],
+        to_layer=ratios["layer"],
+        load_seconds=median(loads),
+        export_seconds=report.seconds,
+        bytes=report.bytes,
+        max_abs=report.max_abs,
+    )
+
+
+def measure_cold_start() -> tuple[float, float]:
+    """Seconds of a whole `mdlstm infer` on an 8×8 matrix, and of importing NumPy and ONNX Runtime alone."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        layer, _ = contenders(Shape(1, (8, 8), 1, 16), training=False)[1:]
+        export_onnx(layer, folder / "model.onnx", grid=(8, 8))
+        np.save(folder / "matrix.npy", np.zeros((8, 8), np.float32))
+        infer = [*("-m", "mdlstm_tk", "infer", "matrix.npy", "-m", "model.onnx"), "--force", "-q"]
+        commands = {"infer": infer, "imports": ["-c", COLD]}
+
+        def run(arguments: list[str]) -> None:
+            subprocess.run([sys.executable, *arguments], cwd=folder, check=True)
+
+        times = interleave({k: lambda a=a: run(a) for k, a in commands.items()}, 0.0, least=STARTS)
+    return median(times["infer"]), median(times["imports"])
