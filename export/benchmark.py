@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -108,5 +109,7 @@ def measure_cold_start() -> tuple[float, float]:
         def run(arguments: list[str]) -> None:
             subprocess.run([sys.executable, *arguments], cwd=folder, check=True)
 
-        times = interleave({k: lambda a=a: run(a) for k, a in commands.items()}, 0.0, least=STARTS)
+        times = interleave(
+            {name: partial(run, words) for name, words in commands.items()}, 0.0, least=STARTS
+        )
     return median(times["infer"]), median(times["imports"])
