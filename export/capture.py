@@ -78,17 +78,13 @@ def _translate(
     cell: str,
     *_: Any,
 ) -> Any:
-    """The input projection as MatMul and Add, then the sweep as one node."""
-    shape: Any = op.Constant(value_ints=[-1, weight_ih.shape[2]])
-    weight = op.Transpose(op.Reshape(weight_ih, shape), perm=[1, 0])
-    a = op.MatMul(x, weight)
-    if bias is not None:
-        flat: Any = op.Constant(value_ints=[-1])
-        a = op.Add(a, op.Reshape(bias, flat))
+    """The sweep as one node."""
     grid = [extent if isinstance(extent, int) else -1 for extent in x.shape[1:-1]]
     y = values.Opset(DOMAIN, 1).Wavefront(
-        a,
+        x,
+        weight_ih,
         weight_hh,
+        bias,
         peephole,
         norm_weight,
         norm_bias,
@@ -113,10 +109,12 @@ def _register_schema() -> None:
             "Wavefront",
             DOMAIN,
             1,
-            doc="A multi-dimensional LSTM's sweep over a grid, given its input projection.",
+            doc="A multi-dimensional LSTM's sweep over a grid.",
             inputs=[
-                schema.FormalParameter("a", "T"),
+                schema.FormalParameter("x", "T"),
+                schema.FormalParameter("weight_ih", "T"),
                 schema.FormalParameter("weight_hh", "T"),
+                schema.FormalParameter("bias", "T", param_option=optional),
                 schema.FormalParameter("peephole", "T", param_option=optional),
                 schema.FormalParameter("norm_weight", "T", param_option=optional),
                 schema.FormalParameter("norm_bias", "T", param_option=optional),

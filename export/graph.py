@@ -36,14 +36,32 @@ class Graph:
 
     Args:
         prefix: put before the name of everything that is added.
+        outer: the graph that this is the body of; it keeps the constants.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, outer: Graph | None = None) -> None:
         self.nodes: list[onnx.NodeProto] = []
+        self.inputs: list[str] = []
         self.initializers: list[onnx.TensorProto] = []
         self._prefix = prefix
+        self._outer = outer
         self._count = 0
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
+
+    def body(self) -> Graph:
+        """An empty graph that may use this one's values, for an operator that takes one."""
+        return Graph(self._prefix, self)
+
+    def input(self, name: str) -> Value:
+        """Add an input to a body."""
+        self.inputs.append(f"{self._prefix}/{name}")
+        return Value(self, self.inputs[-1])
+
+    def proto(self, name: str, outputs: Sequence[Value]) -> onnx.GraphProto:
+        """A body as an attribute."""
+        names = [self.inputs, [value.name for value in outputs]]
+        inputs, results = ([onnx.ValueInfoProto(name=value) for value in part] for part in names)
+        return helper.make_graph(self.nodes, name, inputs, results)
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -57,7 +75,9 @@ class Graph:
 
     def constant(self, array: Any) -> Value:
         """A constant tensor."""
-        array = np.ascontiguousarray(array)
+        if self._outer is not None:
+            return self._outer.constant(array)
+        array = np.asarray(array, order="C")
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
             name = self._name("constant")
@@ -90,9 +110,21 @@ class Graph:
         """Joined along an axis."""
         return values[0] if len(values) == 1 else self("Concat", *values, axis=axis)
 
+    def integers(self, *values: int) -> Value:
+        """A constant list of int64."""
+        return self.constant(np.asarray(values, np.int64))
+
     def reshape(self, value: Value, *shape: int) -> Value:
         """With another shape; 0 keeps an extent, −1 takes what is left."""
-        return self("Reshape", value, self.constant(np.asarray(shape, np.int64)))
+        return self("Reshape", value, self.integers(*shape))
+
+    def cut(self, value: Value, start: Value, end: Value) -> Value:
+        """From start to end along the first axis."""
+        return self("Slice", value, start, end, self.integers(0))
+
+    def cast(self, value: Value, dtype: np.dtype[Any]) -> Value:
+        """As another type."""
+        return self("Cast", value, to=helper.np_dtype_to_tensor_dtype(dtype))
 
     def _name(self, kind: str) -> str:
         self._count += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import onnx
@@ -12,10 +12,12 @@ from mdlstm_tk.cells import get_cell
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export.capture import DOMAIN, IR_VERSION
 from mdlstm_tk.export.graph import Graph, Value
-from mdlstm_tk.export.unrolled import Sweep, write_unrolled
+from mdlstm_tk.export.scan import write_scan
+from mdlstm_tk.export.step import Sweep
+from mdlstm_tk.export.unrolled import write_unrolled
 from mdlstm_tk.wavefront import Direction
 
-FORMS: dict[str, Callable[[Graph, Sweep], Value]] = {"unrolled": write_unrolled}
+FORMS: dict[str, Callable[[Graph, Sweep], Value]] = {"unrolled": write_unrolled, "scan": write_scan}
 
 
 def lower(model: onnx.ModelProto, form: str = "unrolled") -> onnx.ModelProto:
@@ -38,18 +40,18 @@ def lower(model: onnx.ModelProto, form: str = "unrolled") -> onnx.ModelProto:
             continue
         graph = Graph(f"mdlstm_{sweeps}")
         sweeps += 1
-        result = FORMS[form](graph, _read(node, tensors, graph))
+        result = FORMS[form](graph, _read(node, tensors, graph, form))
         nodes += graph.nodes
         nodes.append(helper.make_node("Identity", [result.name], [node.output[0]], name=node.name))
         added += graph.initializers
 
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    used = set(_used(nodes))
+    kept = [tensor for tensor in [*model.graph.initializer, *added] if tensor.name in used]
     for node in nodes:
         node.ClearField("metadata_props")  # the exporter's stack traces
         node.ClearField("doc_string")
     graph_proto = helper.make_graph(
-        nodes, "mdlstm", model.graph.input, model.graph.output, initializer=[*kept, *added]
+        nodes, "mdlstm", model.graph.input, model.graph.output, initializer=kept
     )
     opsets = [opset for opset in model.opset_import if opset.domain != DOMAIN]
     return helper.make_model(
@@ -61,12 +63,12 @@ def lower(model: onnx.ModelProto, form: str = "unrolled") -> onnx.ModelProto:
     )
 
 
-def _read(node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto], graph: Graph) -> Sweep:
+def _read(node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto], graph: Graph, form: str) -> Sweep:
     """What a Wavefront node holds."""
-    inputs = [*node.input, *[""] * (6 - len(node.input))]
+    inputs = [*node.input, *[""] * (8 - len(node.input))]
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     grid = tuple(attributes["grid"])
-    if min(grid) < 1:
+    if min(grid) < 1 and form == "unrolled":
         raise MDLSTMError(f"{node.name}: the grid must be fixed to write its sweep out, got {grid}")
 
     def array(name: str) -> np.ndarray | None:
@@ -79,18 +81,29 @@ def _read(node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto], graph: Gra
             )
         return numpy_helper.to_array(tensors[name])
 
-    weight_hh = array(inputs[1])
-    assert weight_hh is not None
+    x, *parameters, sizes = inputs
+    weight_ih, weight_hh, bias, peephole, norm_weight, norm_bias = map(array, parameters)
+    assert weight_ih is not None and weight_hh is not None
     signs = list(attributes["directions"])
     directions: list[Direction] = [tuple(signs[k : k + len(grid)]) for k in range(0, len(signs), len(grid))]
     return Sweep(
-        a=Value(graph, inputs[0]),
+        x=Value(graph, x),
+        weight_ih=weight_ih,
         weight_hh=weight_hh,
-        peephole=array(inputs[2]),
-        norm_weight=array(inputs[3]),
-        norm_bias=array(inputs[4]),
-        sizes=Value(graph, inputs[5]) if inputs[5] else None,
+        bias=bias,
+        peephole=peephole,
+        norm_weight=norm_weight,
+        norm_bias=norm_bias,
+        sizes=Value(graph, sizes) if sizes else None,
         grid=grid,
         directions=directions,
         cell=get_cell(attributes["cell"].decode()),
     )
+
+
+def _used(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    """The names of all that nodes and their bodies take."""
+    for node in nodes:
+        yield from node.input
+        for attribute in node.attribute:
+            yield from _used(attribute.g.node)

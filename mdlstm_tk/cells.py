@@ -51,7 +51,7 @@ class Cell:
         return self.gates(ndim).index("g")
 
 
-def _total(terms: Sequence[Value]) -> Value:
+def total(terms: Sequence[Value]) -> Value:
     """The sum, without the `0 +` that the builtin starts from (a node in a graph)."""
     result = terms[0]
     for term in terms[1:]:
@@ -62,7 +62,7 @@ def _total(terms: Sequence[Value]) -> Value:
 def _graves(gates: Values, c: Values, squash: Function, late_gate: Function) -> tuple[Value, Value]:
     """c = i⊙g + Σ_d f_d⊙c_d ; h = o⊙tanh(c). Graves, Fernández, Schmidhuber 2007."""
     i, *f, g, o = gates
-    new = i * g + _total([f_d * c_d for f_d, c_d in zip(f, c, strict=True)])
+    new = i * g + total([f_d * c_d for f_d, c_d in zip(f, c, strict=True)])
     return late_gate(o, new) * squash(new), new
 
 
@@ -79,7 +79,7 @@ def _graves_back(
 def _mean(gates: Values, c: Values, squash: Function, late_gate: Function) -> tuple[Value, Value]:
     """c = i⊙g + (1/D) Σ_d f_d⊙c_d ; h = o⊙tanh(c). rnn2d; multi-hare's "halved" cell."""
     i, *f, g, o = gates
-    new = i * g + _total([f_d * c_d for f_d, c_d in zip(f, c, strict=True)]) * (1 / len(c))
+    new = i * g + total([f_d * c_d for f_d, c_d in zip(f, c, strict=True)]) * (1 / len(c))
     return late_gate(o, new) * squash(new), new
 
 
