@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,19 +25,34 @@ def export(
     run: Annotated[Path | None, typer.Argument(help="A run's folder; else the latest.")] = None,
     size: Annotated[
         list[str] | None,
-        typer.Option(help="Of the grid: 8 or 8x12; repeatable. Else the run's own."),
+        typer.Option(
+            help="Of the grid: 8 or 8x12; repeatable. Else the run's own, or any for --form scan."
+        ),
     ] = None,
+    form: Annotated[
+        str, typer.Option(help="unrolled: fastest for one size. scan: one file, any size.")
+    ] = "unrolled",
+    smaller: Annotated[
+        bool, typer.Option("--sizes", help="Take padded samples and their sizes: smaller grids run, too.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(help="Of weights and activations: float32 or float16.")] = "float32",
+    functions: Annotated[
+        bool, typer.Option("--functions", help="One named node a wavefront, to look at in Netron.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File, or folder for several sizes.")
     ] = None,
-    atol: Annotated[float, typer.Option(min=0, help="Absolute error against float64 to allow.")] = 1e-5,
+    atol: Annotated[
+        float | None,
+        typer.Option(min=0, help="Absolute error against float64 to allow: 1e-5, for float16 5e-3."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what exists.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Export a trained network to ONNX, for a grid of any size, verified before it is written.
 
-    Writes model-8x8.onnx into the run's folder unless -o says where.
+    Writes model-8x8.onnx, or model-any.onnx, into the run's folder unless -o says where.
     """
     require("torch", "train")
     require("onnx", "train")
@@ -46,12 +62,15 @@ def export(
 
     found = open_run(run) if run else latest_run()
     checkpoint = load_checkpoint(found.best if found.best.exists() else found.last)
-    sizes = [parse_size(text) for text in size or [checkpoint.config.size]]
+    own = None if form == "scan" else checkpoint.config.grid
+    sizes = [parse_size(text) for text in size] if size else [own]
     targets = _targets(found, sizes, output)
     for target in targets:
         check_free(target, force)
+    options = {"form": form, "sizes": smaller, "dtype": dtype, "functions": functions, "atol": atol}
     reports = [
-        export_run(found, checkpoint, grid, path, atol) for grid, path in zip(sizes, targets, strict=True)
+        export_run(found, checkpoint, grid, path, **options)
+        for grid, path in zip(sizes, targets, strict=True)
     ]
     if json:
         print_json([_summary(report) for report in reports])
@@ -63,9 +82,9 @@ def export(
 
 
 def export_run(
-    run: Run, checkpoint: Checkpoint, grid: tuple[int, ...], path: Path, atol: float = 1e-5
+    run: Run, checkpoint: Checkpoint, grid: tuple[int, ...] | None, path: Path, **options: Any
 ) -> Report:
-    """Export a run's checkpoint for one grid."""
+    """Export a run's checkpoint for one grid, or for any; options as of `export_onnx`."""
     from mdlstm_tk.export import export_onnx
     from mdlstm_tk.training import build
 
@@ -77,8 +96,9 @@ def export_run(
         "task": task.name,
         "checkpoint_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
     }
+    inputs = task_inputs(grid or checkpoint.config.grid)
     return export_onnx(
-        network, path, grid=grid, channels=task.channels, inputs=task_inputs(grid), about=about, atol=atol
+        network, path, grid=grid, channels=task.channels, inputs=inputs, about=about, **options
     )
 
 
@@ -94,10 +114,10 @@ def task_inputs(grid: tuple[int, ...], seed: int = 0) -> dict[str, npt.NDArray[n
 def describe(report: Report) -> str:
     """The report as a line."""
     about = report.metadata
-    extents = ", ".join(map(str, about.grid))
+    extents = ", ".join(map(str, about.grid or about.layout.split()[1:-1]))
     return (
         f"{report.path}: x (N, {extents}, {about.channels}) → y (N, {extents}, {about.outputs}), "
-        f"{report.nodes} nodes, {report.bytes / 1024:.0f} KiB, "
+        f"{about.form}, {report.nodes} nodes, {report.bytes / 1024:.0f} KiB, "
         f"max error {report.max_abs:.1e} against float64, {report.seconds:.1f} s"
     )
 
@@ -105,7 +125,8 @@ def describe(report: Report) -> str:
 def _summary(report: Report) -> dict[str, object]:
     return {
         "path": str(report.path),
-        "grid": list(report.metadata.grid),
+        "grid": report.metadata.grid,
+        "form": report.metadata.form,
         "nodes": report.nodes,
         "bytes": report.bytes,
         "max_abs": report.max_abs,
@@ -113,11 +134,11 @@ def _summary(report: Report) -> dict[str, object]:
     }
 
 
-def _targets(run: Run, sizes: list[tuple[int, ...]], output: Path | None) -> list[Path]:
+def _targets(run: Run, sizes: Sequence[tuple[int, ...] | None], output: Path | None) -> list[Path]:
     """Where each size goes."""
-    names = [f"model-{show_size(grid)}.onnx" for grid in sizes]
+    names = [f"model-{show_size(grid) if grid else 'any'}.onnx" for grid in sizes]
     if len(set(names)) < len(names):
-        raise InputError(f"--size names a size twice: {', '.join(map(show_size, sizes))}")
+        raise InputError(f"--size names a size twice: {', '.join(names)}")
     if output is None:
         return [run.folder / name for name in names]
     if output.suffix == ".onnx":

@@ -13,7 +13,7 @@ def find_model(given: str | None, grid: tuple[int, ...] | None = None) -> Path:
     """The model to run.
 
     In this order: `given`, $MDLSTM_MODEL, an export of the latest run, the only `.onnx` in this
-    folder. Where a folder holds several, the one exported for `grid`, else the newest.
+    folder. Where a folder holds several, the one exported for `grid`, else one for any, else the newest.
 
     Raises:
         InputError: there is none.
@@ -35,8 +35,10 @@ def find_model(given: str | None, grid: tuple[int, ...] | None = None) -> Path:
 
 def _choose(folder: Path, grid: tuple[int, ...] | None) -> Path | None:
     models = sorted(folder.glob("*.onnx"), key=_age)
-    fitting = [path for path in models if grid and path.stem.endswith(f"-{show_size(grid)}")]
-    return (fitting or models)[-1] if models else None
+    for size in [show_size(grid) if grid else "any", "any"]:
+        if fitting := [path for path in models if path.stem.endswith(f"-{size}")]:
+            return fitting[-1]
+    return models[-1] if models else None
 
 
 def _age(path: Path) -> int:

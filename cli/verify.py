@@ -48,7 +48,8 @@ def verify(
     checkpoint.load_model(network)
     network.eval()
     about = session.metadata
-    inputs = random_inputs(about.grid, about.channels, seed) | task_inputs(about.grid, seed)
+    grid = about.grid or checkpoint.config.grid
+    inputs = random_inputs(grid, about.channels, seed) | task_inputs(grid, seed)
     reference = float64_reference(network)
     runtimes = _runtimes(model, network, session)
     atol = about.parity.get("atol", ATOL)
@@ -70,7 +71,7 @@ def verify(
             ]
             for name, cases in results.items()
         ]
-        title = f"{model} ({show_size(about.grid)}): largest error against float64, by input × batch"
+        title = f"{model} ({show_size(grid)}): largest error against float64, by input × batch"
         table(["runtime", *inputs, ""], rows, title)
     failed = [name for name, cases in results.items() if not _passed(cases)]
     if failed:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError, require
 from mdlstm_tk.export.capture import capture
+from mdlstm_tk.export.functions import outline
 from mdlstm_tk.export.lower import FORMS, lower
-from mdlstm_tk.export.parity import ATOL, RTOL, Floats, float64_reference, measure, random_inputs
-from mdlstm_tk.layer import MDLSTM
+from mdlstm_tk.export.parity import ATOL, RTOL, Floats
+from mdlstm_tk.export.subject import Subject
+from mdlstm_tk.export.trial import Trial
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.files import replacing
-from mdlstm_tk.sizes import show_size
 
-AXES = {1: "T", 2: "H W", 3: "D H W"}
+ATOLS = {"float32": ATOL, "float16": 5e-3}
 
 
 @dataclass(frozen=True)
@@ -49,33 +51,49 @@ def export_onnx(
     module: nn.Module,
     path: str | Path,
     *,
-    grid: tuple[int, ...],
+    grid: tuple[int, ...] | None = None,
     form: str = "unrolled",
+    sizes: bool = False,
+    others: Mapping[str, Tensor] | None = None,
+    dtype: str = "float32",
+    functions: bool = False,
     channels: int | None = None,
+    channels_last: bool | None = None,
     inputs: Mapping[str, Floats] | None = None,
-    about: Mapping[str, str | None] | None = None,
-    atol: float = ATOL,
+    about: Mapping[str, Any] | None = None,
+    atol: float | None = None,
 ) -> Report:
     """Export a network with MDLSTM layers as one self-contained ONNX file of standard ops.
 
     The file appears only after `onnx.checker` has passed it and ONNX Runtime, on the CPU, agrees with
-    the float64 reference within atol + 1e-5·|y| on random inputs and on `inputs`.
+    the float64 reference within atol + 1e-5·|y| on random inputs and on `inputs`. The module is left as
+    it is.
 
     Args:
-        module: from x (N, *grid, C) to y (N, …, outputs), for any N.
+        module: from x (N, *grid, C), or (N, C, *grid), to one tensor y (N, …), for any N.
         path: where to.
-        grid: the extents to export for; they need not be those it was trained on.
-        form: "unrolled": the sweep written out step by step.
-        channels: C; taken from the first MDLSTM layer if not given.
-        inputs: more inputs (N, *grid, C) to verify with, by name.
-        about: more for the metadata: model, task, checkpoint_sha256.
-        atol: the absolute error that is allowed.
+        grid: the extents to export for; they need not be those it was trained on. None: any, which is
+            for form "scan".
+        form: "unrolled", the sweeps written out step by step, or "scan", as a loop: a smaller file that
+            loads at once.
+        sizes: whether the file takes `sizes` (N, D) as an input, as the module then must: padded samples
+            give what they give unpadded, so a file for one grid serves all smaller ones as well.
+        others: further inputs of the module, by the names it has for them, with an example of each: a
+            batch (N, …) of float32 or int64.
+        dtype: "float32", or "float16" for weights and activations; states stay float32, and so do the
+            file's inputs and output.
+        functions: whether an unrolled sweep has each wavefront in a function, as one node.
+        channels: C; that of the first MDLSTM layer if not given.
+        channels_last: the layout of x; that of the first MDLSTM layer if not given.
+        inputs: more x to verify with, by name.
+        about: more for the metadata: model, task, classes, checkpoint_sha256.
+        atol: the absolute error that is allowed; 1e-5 if not given, 5e-3 for float16.
 
     Returns:
         What it came to.
 
     Raises:
-        InputError: no such form, or the channels cannot be told.
+        InputError: no such form or dtype, or what x is like cannot be told, or the module does not take it.
         MDLSTMError: the module cannot be exported, or the file not written.
         ParityError: ONNX Runtime does not agree. Nothing is written.
         MissingExtraError: ONNX Runtime is not installed.
@@ -85,21 +103,17 @@ def export_onnx(
     path = Path(path)
     if form not in FORMS:
         raise InputError(f"form must be one of {', '.join(FORMS)}, got '{form}'")
-    channels = channels or _channels(module)
-    module = module.eval()
-    example = _example(module, grid, channels)
-    with torch.no_grad():
-        outputs = int(module(example).shape[-1])
-    model = lower(capture(module, example), form)
-    metadata = Metadata(
-        version=__version__,
-        grid=tuple(grid),
-        form=form,
-        layout=f"N {AXES.get(len(grid), ' '.join(f'E{d + 1}' for d in range(len(grid))))} C",
-        channels=channels,
-        outputs=outputs,
-        **(about or {}),  # type: ignore[arg-type]
-    )
+    if dtype not in ATOLS:
+        raise InputError(f"dtype must be one of {', '.join(ATOLS)}, got '{dtype}'")
+    if grid is None and form != "scan":
+        raise InputError(f"form '{form}' needs a grid; give one, or form='scan' for any size")
+    subject = Subject.of(module, grid, channels, channels_last, sizes, others or {})
+    atol = ATOLS[dtype] if atol is None else atol
+    network = copy.deepcopy(subject.module).to(getattr(torch, dtype))
+    model = lower(capture(network, subject.examples(), () if grid else subject.grid_axes), form)
+    if functions:
+        model = outline(model)
+    metadata = subject.metadata(form, dtype, about or {})
     _set_metadata(model, metadata)
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -107,9 +121,7 @@ def export_onnx(
         raise MDLSTMError(f"the exported model is not valid ONNX: {error}") from error
 
     session = Session(model.SerializeToString(), device="cpu")
-    tried = {**random_inputs(grid, channels), **(inputs or {})}
-    results = measure(session, float64_reference(module), tried, atol)
-    max_abs = max(result.max_abs for result in results.values())
+    results = Trial(session, subject, atol).run(inputs or {})
     for name, result in results.items():
         if not result.passed:
             raise ParityError(
@@ -117,8 +129,8 @@ def export_onnx(
                 f"({name}), allowed is {atol:g} + {RTOL:g}·|y|; allow more with --atol, or train with "
                 "a cell that keeps float32 accurate on large grids (--cell stable or leaky)"
             )
-    parity = {"atol": atol, "rtol": RTOL, "max_abs": max_abs}
-    metadata = replace(metadata, parity=parity)
+    max_abs = max(result.max_abs for result in results.values())
+    metadata = replace(metadata, parity={"atol": atol, "rtol": RTOL, "max_abs": max_abs})
     _set_metadata(model, metadata)
     data = model.SerializeToString()
     with replacing(path) as temporary:
@@ -130,29 +142,3 @@ def export_onnx(
 def _set_metadata(model: onnx.ModelProto, metadata: Metadata) -> None:
     model.ClearField("metadata_props")
     onnx.helper.set_model_props(model, metadata.to_props())
-
-
-def _channels(module: nn.Module) -> int:
-    for layer in module.modules():
-        if isinstance(layer, MDLSTM):
-            return layer.input_size
-    raise InputError(
-        f"{type(module).__name__} has no MDLSTM layer that tells the channels of x; give channels="
-    )
-
-
-def _example(module: nn.Module, grid: tuple[int, ...], channels: int) -> Tensor:
-    """An input that the module takes, or a clear error."""
-    parameter = next(module.parameters())
-    example = parameter.new_zeros(2, *grid, channels)
-    try:
-        with torch.no_grad():
-            module(example)
-    except InputError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"the network does not take a {show_size(grid)} grid of {channels} channels: {reason}"
-        ) from error
-    return example

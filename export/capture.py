@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -24,6 +24,7 @@ from mdlstm_tk.errors import MDLSTMError
 DOMAIN = "mdlstm"
 OPSET = 18  # ONNX Runtime 1.20, the oldest supported, knows up to 21; LayerNormalization came with 17
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
+EXTENTS = {1: ["length"], 2: ["height", "width"], 3: ["depth", "height", "width"]}
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -35,25 +36,37 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {torch.ops.mdlstm.wavefront.default: _translate}
 
 
-def capture(module: nn.Module, example: Tensor) -> onnx.ModelProto:
-    """The module as ONNX, one node a sweep, first axis of input "x" and output "y" free.
+def capture(
+    module: nn.Module, examples: Mapping[str, Tensor], free_axes: Sequence[int] = ()
+) -> onnx.ModelProto:
+    """The module as ONNX, one node a sweep, the batch of its inputs and of its output "y" free.
 
     Args:
-        module: in eval mode, from one tensor to one tensor.
-        example: an input; its batch must be at least 2, as 1 would be taken for a constant.
+        module: in eval mode, to one tensor.
+        examples: its inputs by name, all float32 or int64: the first is given to it by position, in the
+            dtype of its parameters, the others by name. Batches must be of at least 2, as 1 would be
+            taken for a constant.
+        free_axes: of the first input that are free as well, with extents of at least 2 in the example.
 
     Raises:
         MDLSTMError: torch cannot export the module; names torch's reason.
     """
+    x, *others = examples.values()
+    batch = torch.export.Dim("batch")
+    names = EXTENTS.get(len(free_axes), [f"extent_{d + 1}" for d in range(len(free_axes))])
+    extents = {axis: torch.export.Dim(name) for axis, name in zip(free_axes, names, strict=True)}
+    dynamic: list[Any] = [{0: batch, **extents}]
+    if others:
+        dynamic.append(tuple({0: batch} for _ in others))
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                module,
-                (example,),
+                _InFloat32(module, list(examples)[1:]),
+                (x, *others),
                 dynamo=True,
-                input_names=["x"],
+                input_names=list(examples),
                 output_names=["y"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=tuple(dynamic),
                 opset_version=OPSET,
                 custom_translation_table=translation_table(),
                 verbose=False,
@@ -63,6 +76,24 @@ def capture(module: nn.Module, example: Tensor) -> onnx.ModelProto:
         raise MDLSTMError(f"torch cannot export {type(module).__name__}: {reason}") from error
     assert program is not None
     return program.model_proto
+
+
+class _InFloat32(nn.Module):
+    """A module of any dtype as one that takes and returns float32."""
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.module = module
+        self.names = names
+        self.dtype = next(module.parameters()).dtype
+
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        named = dict(zip(self.names, map(self._own, others), strict=True))
+        y: Tensor = self.module(self._own(x), **named)
+        return y.float()
+
+    def _own(self, value: Tensor) -> Tensor:
+        return value.to(self.dtype) if value.is_floating_point() else value
 
 
 def _translate(

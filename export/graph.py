@@ -114,6 +114,10 @@ class Graph:
         """A constant list of int64."""
         return self.constant(np.asarray(values, np.int64))
 
+    def scalar(self, value: int) -> Value:
+        """A constant int64 without axes."""
+        return self.constant(np.asarray(value, np.int64))
+
     def reshape(self, value: Value, *shape: int) -> Value:
         """With another shape; 0 keeps an extent, −1 takes what is left."""
         return self("Reshape", value, self.integers(*shape))

@@ -45,7 +45,7 @@ def lower(model: onnx.ModelProto, form: str = "unrolled") -> onnx.ModelProto:
         nodes.append(helper.make_node("Identity", [result.name], [node.output[0]], name=node.name))
         added += graph.initializers
 
-    used = set(_used(nodes))
+    used = set(used_names(nodes))
     kept = [tensor for tensor in [*model.graph.initializer, *added] if tensor.name in used]
     for node in nodes:
         node.ClearField("metadata_props")  # the exporter's stack traces
@@ -101,9 +101,9 @@ def _read(node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto], graph: Gra
     )
 
 
-def _used(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+def used_names(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
     """The names of all that nodes and their bodies take."""
     for node in nodes:
         yield from node.input
         for attribute in node.attribute:
-            yield from _used(attribute.g.node)
+            yield from used_names(attribute.g.node)

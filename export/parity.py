@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
+from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.layer import MDLSTM
 
 Floats = npt.NDArray[np.float32]
@@ -40,32 +42,46 @@ class Parity:
 
 
 def compare(output: Floats, reference: Doubles, atol: float = ATOL, rtol: float = RTOL) -> Parity:
-    """Measure `output` against `reference`, of the same shape."""
+    """Measure `output` against `reference`.
+
+    Raises:
+        MDLSTMError: they differ in shape.
+    """
+    if output.shape != reference.shape:
+        raise MDLSTMError(f"what came out has shape {output.shape}, and should have {reference.shape}")
     error = np.abs(output.astype(np.float64) - reference)
     return Parity(float(error.max()), float((error / (atol + rtol * np.abs(reference))).max()))
 
 
-def float64_reference(module: nn.Module) -> Callable[[Floats], Doubles]:
-    """The network in float64, each of its layers swept cell by cell: the truth."""
+def float64_reference(module: nn.Module) -> Callable[..., Doubles]:
+    """The network in float64, each of its layers swept cell by cell: the truth. Takes x, others by name."""
     exact = copy.deepcopy(module).cpu().double().eval()
     for layer in exact.modules():
         if isinstance(layer, MDLSTM):
             layer.backend = "reference"
 
     @torch.no_grad()
-    def run(x: Floats) -> Doubles:
-        y: Doubles = exact(torch.from_numpy(x).double()).numpy()
+    def run(x: Floats, **others: npt.NDArray[Any]) -> Doubles:
+        named = {name: _double(value) for name, value in others.items()}
+        y: Doubles = exact(_double(x), **named).numpy()
         return y
 
     return run
 
 
-def random_inputs(grid: tuple[int, ...], channels: int, seed: int = 0) -> dict[str, Floats]:
-    """Standard normal inputs (N, *grid, C) for batches of 1 and of 3, by name."""
+def _double(array: npt.NDArray[Any]) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def random_inputs(
+    grid: tuple[int, ...], channels: int, seed: int = 0, channels_last: bool = True
+) -> dict[str, Floats]:
+    """Standard normal inputs (N, *grid, C), else (N, C, *grid), for batches of 1 and of 3, by name."""
     rng = np.random.default_rng(seed)
+    shape = (*grid, channels) if channels_last else (channels, *grid)
     return {
-        f"random × {batch}": rng.standard_normal((batch, *grid, channels)).astype(np.float32)
-        for batch in (1, 3)
+        f"random × {batch}": rng.standard_normal((batch, *shape)).astype(np.float32) for batch in (1, 3)
     }
 
 

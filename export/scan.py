@@ -58,9 +58,10 @@ def _write_direction(
         body=body.proto("step", results),
         num_scan_inputs=3,
     )  # (T, K + 1, N, n)
-    flat = graph(
-        "Reshape",
-        stacked,
-        graph.concat([graph.integers(-1), batch_of(graph, sweep), graph.integers(sweep.units)], axis=0),
-    )
-    return graph("Gather", flat, tables.unvisits[k], axis=0)
+    return graph("Gather", _flat(graph, stacked), tables.unvisits[k], axis=0)
+
+
+def _flat(graph: Graph, stacked: Value) -> Value:
+    """(T, K, N, n) → (T·K, N, n)."""
+    tail = graph("Shape", stacked, start=2)
+    return graph("Reshape", stacked, graph.concat([graph.integers(-1), tail], axis=0))

@@ -46,10 +46,8 @@ def fixed_tables(graph: Graph, grid: tuple[int, ...], directions: list[Direction
     front = wavefronts(grid)
     counts = np.diff(front.starts)
     widest = int(counts.max())
-    before = np.repeat(
-        np.concatenate([[0], front.starts[:-2]]), counts
-    )  # (P) start of the wavefront before
-    back = np.where(front.back < 0, widest, front.back - before)
+    previous = np.concatenate([[0], front.starts[:-2]])  # (T) where the wavefront before starts
+    back = np.where(front.back < 0, widest, front.back - np.repeat(previous, counts))
     pads = np.zeros((len(front), 6), np.int64)
     pads[:, 3] = widest + 1 - counts
     rank = np.arange(len(front.order))

@@ -43,7 +43,7 @@ def _write_direction(graph: Graph, sweep: Sweep, k: int, x: Value, mask: Value |
     zero_h = step.output(zero_c)
     h, c = zero_h, zero_c
     outputs = []
-    for t, count in enumerate(counts):
+    for t in range(len(counts)):
         with graph.scope(f"wavefront_{t}"):
             places = front.predecessors(t)  # (D, K), −1 where there is none
             before = counts[t - 1] if t > 0 else 1

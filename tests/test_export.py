@@ -14,8 +14,7 @@ from mdlstm_tk import MDLSTM
 from mdlstm_tk.cells import CELLS
 from mdlstm_tk.cli.export import export_run
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
-from mdlstm_tk.export import api as export_api
-from mdlstm_tk.export import export_onnx, float64_reference, lower
+from mdlstm_tk.export import export_onnx, float64_reference, lower, trial
 from mdlstm_tk.export.capture import capture
 from mdlstm_tk.models import create
 from mdlstm_tk.runtime import Session
@@ -153,13 +152,13 @@ def test_the_file_is_self_contained_standard_and_says_what_it_is(model: Path, tr
 
 
 def test_a_parity_failure_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = export_api.float64_reference
+    real = trial.float64_reference
 
     def elsewhere(module: nn.Module) -> object:
         reference = real(module)
         return lambda x: reference(x) + 1e-3
 
-    monkeypatch.setattr(export_api, "float64_reference", elsewhere)
+    monkeypatch.setattr(trial, "float64_reference", elsewhere)
     with pytest.raises(ParityError, match=r"was not written: ONNX Runtime is 1\.0e-03"):
         export_onnx(create("md", 1, 1), tmp_path / "m.onnx", grid=(3, 3))
     assert list(tmp_path.iterdir()) == []
@@ -182,7 +181,7 @@ def test_parametrized_weights_are_folded_into_constants(tmp_path: Path) -> None:
 
 
 def test_a_sweep_that_cannot_be_written_out_is_named() -> None:
-    captured = capture(create("md", 1, 1).eval(), torch.zeros(2, 3, 3, 1))
+    captured = capture(create("md", 1, 1).eval(), {"x": torch.zeros(2, 3, 3, 1)})
     sweep = next(node for node in captured.graph.node if node.op_type == "Wavefront")
     weight = sweep.input[1]
     sweep.input[1] = "elsewhere"
@@ -196,8 +195,8 @@ def test_a_sweep_that_cannot_be_written_out_is_named() -> None:
 
 
 def test_a_larger_tolerance_is_taken_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = export_api.float64_reference
-    monkeypatch.setattr(export_api, "float64_reference", lambda module: lambda x: real(module)(x) + 1e-3)
+    real = trial.float64_reference
+    monkeypatch.setattr(trial, "float64_reference", lambda module: lambda x: real(module)(x) + 1e-3)
     report = export_onnx(create("md", 1, 1), tmp_path / "m.onnx", grid=(3, 3), atol=2e-3)
     assert Session(report.path, "cpu").metadata.parity["atol"] == 2e-3
     assert report.max_abs == pytest.approx(1e-3, rel=0.01)

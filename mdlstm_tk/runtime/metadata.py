@@ -11,6 +11,7 @@ from mdlstm_tk.errors import InputError
 
 PREFIX = "mdlstm."
 SCHEMA = 1
+TUPLES = ("grid", "inputs", "window", "classes")  # JSON has lists
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,15 @@ class Metadata:
 
     Attributes:
         version: of mdlstm-tk that exported it.
-        grid: the extents it takes.
-        form: "unrolled", the sweep written out for that grid.
-        layout: of x and y, for example "N H W C".
+        grid: the extents it takes; with an input "sizes" also smaller ones. None: any.
+        form: "unrolled", the sweep written out for that grid, or "scan", as a loop.
+        layout: of x, for example "N H W C".
         channels: features at each position of x.
-        outputs: features at each position of y.
+        outputs: features of y, at each position if it has a grid.
+        inputs: names of the inputs: x, then "sizes" (N, D) if it takes padded samples, then others.
+        window: extents that one position of y stands for, whose grid is ⌈grid / window⌉ in the layout of
+            x. None: y has no grid, it is (N, outputs) or of a shape of its own.
+        dtype: that it computes in. What goes in and comes out is float32 in any case.
         model: the network's name, if it came from a run.
         task: what it was trained on, if it came from a run.
         classes: names of the outputs, if they are classes.
@@ -34,17 +39,30 @@ class Metadata:
     """
 
     version: str
-    grid: tuple[int, ...]
+    grid: tuple[int, ...] | None
     form: str
     layout: str
     channels: int
     outputs: int
+    inputs: tuple[str, ...] = ("x",)
+    window: tuple[int, ...] | None = (1, 1)
+    dtype: str = "float32"
     model: str | None = None
     task: str | None = None
     classes: tuple[str, ...] | None = None
     checkpoint_sha256: str | None = None
     parity: dict[str, float] = field(default_factory=dict)
     schema: int = SCHEMA
+
+    @property
+    def ndim(self) -> int:
+        """D, the number of grid axes."""
+        return len(self.layout.split()) - 2
+
+    @property
+    def channels_last(self) -> bool:
+        """Are the channels of x (and of y, if it has a grid) the last axis, not the second?"""
+        return self.layout.endswith("C")
 
     def to_props(self) -> dict[str, str]:
         """As `metadata_props` hold it."""
@@ -66,9 +84,9 @@ class Metadata:
             values: dict[str, Any] = {
                 f.name: json.loads(props[PREFIX + f.name]) for f in fields(cls) if PREFIX + f.name in props
             }
-            values["grid"] = tuple(int(extent) for extent in values["grid"])
-            if values.get("classes") is not None:
-                values["classes"] = tuple(values["classes"])
+            for name in TUPLES:
+                if values.get(name) is not None:
+                    values[name] = tuple(values[name])
             metadata = cls(**values)
         except (ValueError, TypeError, KeyError):
             raise InputError(f"{shown} has damaged mdlstm.* metadata; export it again") from None

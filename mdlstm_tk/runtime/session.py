@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mdlstm_tk.errors import DeviceError, InputError, MDLSTMError, require
-from mdlstm_tk.runtime.arrays import Array, check_numbers
+from mdlstm_tk.runtime.arrays import Array
 from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.shapes import Shapes
 
 MAX_BYTES = 2**31 - 1  # what one protobuf message can hold
 SILENT = 4  # ONNX Runtime's log level "fatal"
@@ -65,35 +67,85 @@ class Session:
         self.device = "cpu" if index is None else f"cuda:{index}"
         self.provider: str = self._session.get_providers()[0]
         self.metadata = Metadata.from_props(self._session.get_modelmeta().custom_metadata_map, shown)
-        self._input: str = self._session.get_inputs()[0].name
+        self._shapes = Shapes(self.metadata)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, sizes: Array | None = None, **others: Array) -> Array:
         """Run the model.
 
         Args:
-            x: real numbers of shape (*grid), (*grid, C) or (N, *grid, C); (*grid) if C is 1.
+            x: real numbers of shape (*grid), (*grid, C) or (N, *grid, C); (*grid) if C is 1. Channels come
+                before the grid if the model's layout has them there.
+            sizes: (N, D) whole numbers, the valid extent of each sample, for a model that takes them; what
+                lies outside in x is ignored, and means nothing in y.
+            **others: further inputs by name, if the model has any; with the batch axis if x has it.
 
         Returns:
-            y float32, with the batch axis if x has it, and without the last axis if x has none and y has
-            one feature.
+            y float32, with the batch axis if x has it, and without the channels' axis if x has none and
+            y has one feature. A model that takes sizes takes smaller grids than its own as well; y is then
+            what the model for that grid would give.
 
         Raises:
             InputError: x has another shape, is empty or is not finite; names the grid that would fit.
         """
+        given = self._shapes.rows(x)
+        named = self._shapes.others(others, given)
+        if sizes is None:
+            (y,) = self._run_together([given.rows], named)
+        else:
+            y = self._run(given.rows, {"sizes": self._shapes.sizes(sizes, given.rows), **named})
+        return self._shapes.result(y, given)
+
+    def run_many(self, arrays: Sequence[Array]) -> list[Array]:
+        """Run the model on arrays of any mix of shapes that it takes, in as few batches as can be.
+
+        A model that takes sizes gets all in one batch, padded; another gets those of one grid together.
+        The memory that takes is for the caller to bound.
+
+        Args:
+            arrays: each as for a single call.
+
+        Returns:
+            For each what a single call would return.
+
+        Raises:
+            InputError: as for a single call; "x[3]" is the fourth array.
+        """
+        given = [self._shapes.rows(x, f"x[{k}]") for k, x in enumerate(arrays)]
+        for x in given:
+            self._shapes.others({}, x)
+        groups: dict[tuple[int, ...] | None, list[int]] = {}
+        for k, x in enumerate(given):
+            key = None if self._shapes.takes_sizes else x.rows.shape[1:]
+            groups.setdefault(key, []).append(k)
+        results: dict[int, Array] = {}
+        for members in groups.values():
+            outputs = self._run_together([given[k].rows for k in members], {})
+            for k, y in zip(members, outputs, strict=True):
+                results[k] = self._shapes.result(y, given[k])
+        return [results[k] for k in range(len(given))]
+
+    def _run_together(self, parts: Sequence[Array], named: Mapping[str, Array]) -> list[Array]:
+        """y of each part (N, *grid, C), all of one grid, unless the model takes sizes, from one run."""
+        shapes = self._shapes
+        if shapes.takes_sizes:
+            rows, sizes = shapes.padded(parts)
+            named = {"sizes": sizes, **named}
+        else:
+            rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        outputs = np.split(self._run(rows, named), np.cumsum([len(part) for part in parts])[:-1])
+        if not shapes.takes_sizes:
+            return outputs
+        return [shapes.cropped(y, shapes.grid(part)) for y, part in zip(outputs, parts, strict=True)]
+
+    def _run(self, rows: Array, named: Mapping[str, Array]) -> Array:
+        """The model's y, given all its inputs as it takes them."""
         if self._session is None:
             raise MDLSTMError("this session is closed; open the model again with Session(...)")
-        x = check_numbers(np.asarray(x), "x")
-        batch, grid, channels = self._split(x.shape)
-        if grid != self.metadata.grid or channels != self.metadata.channels:
-            raise InputError(self._misfit(x.shape, grid, channels))
-        rows = x.reshape(batch or 1, *grid, channels)
         try:
-            y: Array = self._session.run(None, {self._input: rows})[0]
+            y: Array = self._session.run(None, {self.metadata.inputs[0]: rows, **named})[0]
         except Exception as error:  # ONNX Runtime's exceptions share no base but this
             raise MDLSTMError(f"ONNX Runtime failed: {_first_line(error)}") from None
-        if batch is None:
-            y = y[0]
-        return y[..., 0] if x.ndim == len(grid) and y.shape[-1] == 1 else y
+        return y
 
     def close(self) -> None:
         """Free the model's memory. The session cannot run afterwards."""
@@ -104,33 +156,6 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _split(self, shape: tuple[int, ...]) -> tuple[int | None, tuple[int, ...], int]:
-        """Batch (None if there is no such axis), grid and channels of an input shape."""
-        ndim = len(self.metadata.grid)
-        if len(shape) == ndim:
-            return None, shape, 1
-        if len(shape) == ndim + 1:
-            return None, shape[:-1], shape[-1]
-        if len(shape) == ndim + 2:
-            return shape[0], shape[1:-1], shape[-1]
-        axes = ", ".join(self.metadata.layout.split()[1:-1])
-        raise InputError(
-            f"x has shape {shape}, expected ({axes}), ({axes}, C) or (N, {axes}, C) "
-            f"with ({axes}) = {self.metadata.grid}"
-        )
-
-    def _misfit(self, shape: tuple[int, ...], grid: tuple[int, ...], channels: int) -> str:
-        wanted = "x".join(map(str, self.metadata.grid))
-        if channels != self.metadata.channels:
-            return (
-                f"x of shape {shape} has {channels} channels at each position, "
-                f"the model takes {self.metadata.channels}"
-            )
-        given = "x".join(map(str, grid))
-        return (
-            f"a {given} grid does not fit this {wanted} model; make one with: mdlstm export --size {given}"
-        )
 
 
 def _read(path: Path) -> bytes:
