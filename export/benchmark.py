@@ -70,7 +70,8 @@ def measure_runtime(
     runs, layer, x = contenders(shape, training=False)
     with tempfile.TemporaryDirectory() as folder, torch_threads(threads):
         path = Path(folder) / "layer.onnx"
-        report = export_onnx(layer, path, grid=shape.grid, form=form)
+        grid = shape.grid if form == "unrolled" else None  # a scan is for any size
+        report = export_onnx(layer, path, grid=grid, form=form)
         loads = []
         for _ in range(LOADS):
             start = time.perf_counter()
