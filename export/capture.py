@@ -72,10 +72,22 @@ def capture(
                 verbose=False,
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = str(cause).strip().splitlines()[0]
         raise MDLSTMError(f"torch cannot export {type(module).__name__}: {reason}") from error
     assert program is not None
-    return program.model_proto
+    model: onnx.ModelProto = program.model_proto
+    for value in model.graph.input:
+        for axis in (0, *(free_axes if value.name == next(iter(examples)) else ())):
+            extent = value.type.tensor_type.shape.dim[axis]
+            if not extent.dim_param:
+                raise MDLSTMError(
+                    f"torch cannot export {type(module).__name__} with axis {axis} of {value.name} free: "
+                    f"its forward fixes that extent to {extent.dim_value}"
+                )
+    return model
 
 
 class _InFloat32(nn.Module):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export.parity import (
     Doubles,
     Floats,
@@ -77,7 +78,15 @@ class Trial:
         return results
 
     def _model(self, x: Floats) -> Floats:
-        return self.session(x, **self._named(len(x)))
+        named = self._named(len(x))
+        try:
+            return self.session(x, **named)
+        except MDLSTMError as error:
+            raise MDLSTMError(
+                f"{type(self.subject.module).__name__} cannot be exported so: torch fixed the batch or an "
+                f"extent in it, and x {x.shape} does not run ({error}); export it for one grid "
+                "(of an nn.LSTM torch fixes the length; use MDLSTM with ndim=1)"
+            ) from error
 
     def _reference(self, x: Floats) -> Doubles:
         return self._exact(x, **self._named(len(x)))

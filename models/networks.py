@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.registry import register
+from mdlstm_tk.op import sweep
 from mdlstm_tk.wavefront import Direction
 
 Init = Literal["default", "seed"]
@@ -21,7 +22,7 @@ class CellwiseNet(nn.Module):
     """A probability at every position: a recurrent body, then the same linear map and sigmoid everywhere.
 
     Args:
-        body: (N, H, W, C) → (N, H, W, features).
+        body: (N, H, W, C) and sizes (N, 2) or None → (N, H, W, features).
         features: of the body's output.
         outputs: of this network's.
         init: "default" keeps the body as it is; "seed" starts all weights as the seed's TensorFlow code
@@ -48,9 +49,13 @@ class CellwiseNet(nn.Module):
         if self.init == "default":
             nn.init.constant_(self.head.bias, log(mean / (1 - mean)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (N, H, W, C) → (N, H, W, outputs) in (0, 1)."""
-        y: Tensor = self.head(self.body(x)).sigmoid()
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """x (N, H, W, C) → (N, H, W, outputs) in (0, 1).
+
+        With sizes (N, 2) int64, the valid extent of each sample, the result there is that of the sample
+        unpadded; outside it means nothing.
+        """
+        y: Tensor = self.head(self.body(x, sizes)).sigmoid()
         return y
 
 
@@ -100,12 +105,48 @@ class _Rows(nn.Module):
         self.lstm = nn.LSTM(channels, hidden, layers, batch_first=True)
         _start_lstm(self.lstm, init)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
         """x (N, H, W, C) → (N, H, W, n)."""
-        batch, height, width, channels = x.shape
-        length = height * width if self.joined else width
-        y: Tensor = self.lstm(x.reshape(-1, length, channels))[0]
-        return y.reshape(batch, height, width, -1)
+        _, height, width, _ = x.shape
+        if not self.joined:  # what is right of a row's end comes too late to matter
+            return self._run(x.flatten(0, 1)).unflatten(0, (-1, height))
+        lines = x.flatten(1, 2)  # (N, P, C)
+        if sizes is None:
+            return self._run(lines).unflatten(1, (height, width))
+        place, step = _closed_up(height, width, sizes)
+        y = _take(self._run(_take(lines, place)), step)
+        return y.unflatten(1, (height, width))
+
+    def _run(self, lines: Tensor) -> Tensor:
+        """(N, T, C) → (N, T, n)."""
+        if torch.compiler.is_exporting():  # which would write nn.LSTM out step by step, for one length
+            for w_ih, w_hh, b_ih, b_hh in self.lstm.all_weights:
+                bias = (b_ih + b_hh)[None]
+                one_axis = (lines, w_ih[None], w_hh[None, None], bias, None, None, None, None, [(1,)])
+                lines = sweep(*one_axis, "graves").flatten(-2)
+            return lines
+        y: Tensor = self.lstm(lines)[0]
+        return y
+
+
+def _closed_up(height: int, width: int, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """How the rows of padded samples join to lines without the padding.
+
+    Returns:
+        (N, P) the flat position that each step of the line comes from, and (N, P) the step at which each
+        flat position comes; whatever lies in the grid for the rest.
+    """
+    own = sizes[:, 1:]  # (N, 1) widths
+    steps = torch.arange(height * width, device=sizes.device)
+    rows, columns = (torch.arange(extent, device=sizes.device) for extent in (height, width))
+    place = steps // own * width + steps % own
+    step = (rows[:, None] * own[..., None] + columns).flatten(1)
+    return place.clamp(max=height * width - 1), step.clamp(max=height * width - 1)
+
+
+def _take(lines: Tensor, places: Tensor) -> Tensor:
+    """(N, P, C) at (N, P) places along each line."""
+    return lines.gather(1, places[..., None].expand(-1, -1, lines.shape[-1]))
 
 
 @register("horizontal", "HORIZONTAL_SD_LSTM")
