@@ -109,13 +109,14 @@ class _Rows(nn.Module):
         """x (N, H, W, C) → (N, H, W, n)."""
         _, height, width, _ = x.shape
         if not self.joined:  # what is right of a row's end comes too late to matter
-            return self._run(x.flatten(0, 1)).unflatten(0, (-1, height))
+            return self._run(x.flatten(0, 1)).reshape(-1, height, width, self.lstm.hidden_size)
         lines = x.flatten(1, 2)  # (N, P, C)
         if sizes is None:
-            return self._run(lines).unflatten(1, (height, width))
-        place, step = _closed_up(height, width, sizes)
-        y = _take(self._run(_take(lines, place)), step)
-        return y.unflatten(1, (height, width))
+            y = self._run(lines)
+        else:
+            place, step = _closed_up(height, width, sizes)
+            y = _take(self._run(_take(lines, place)), step)
+        return y.reshape(-1, height, width, self.lstm.hidden_size)
 
     def _run(self, lines: Tensor) -> Tensor:
         """(N, T, C) → (N, T, n)."""
