@@ -24,7 +24,8 @@ def info(
     if json:
         print_json(facts)
     else:
-        shown = {name: "" if value is None else value for name, value in facts.items()}
+        unset = {"grid": "any"}
+        shown = {name: unset.get(name, "") if value is None else value for name, value in facts.items()}
         table([str(target), ""], [[name, str(value)] for name, value in shown.items()])
     next_command(command)
 

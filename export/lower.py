@@ -41,8 +41,10 @@ def lower(model: onnx.ModelProto, form: str = "unrolled") -> onnx.ModelProto:
         graph = Graph(f"mdlstm_{sweeps}")
         sweeps += 1
         result = FORMS[form](graph, _read(node, tensors, graph, form))
+        last = graph.nodes[-1]
+        assert list(last.output) == [result.name]
+        last.output[0] = node.output[0]
         nodes += graph.nodes
-        nodes.append(helper.make_node("Identity", [result.name], [node.output[0]], name=node.name))
         added += graph.initializers
 
     used = set(used_names(nodes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +73,7 @@ class Trial:
             for axis, extent in zip(subject.grid_axes, size, strict=True):
                 inner[axis] = slice(extent)
             own = {name: value[k : k + 1] for name, value in named.items()}
-            alone = self._exact(x[k : k + 1][tuple(inner)], **own)
+            alone = self._alone(x[k : k + 1][tuple(inner)], own)
             padded = shapes.cropped(y[k : k + 1], size)
             results[f"{show_size(size)} in {show_size(limit)}"] = compare(padded, alone, self.atol)
         return results
@@ -89,7 +90,15 @@ class Trial:
             ) from error
 
     def _reference(self, x: Floats) -> Doubles:
-        return self._exact(x, **self._named(len(x)))
+        return self._alone(x, self._named(len(x)))
+
+    def _alone(self, x: Floats, named: dict[str, npt.NDArray[Any]]) -> Doubles:
+        """The network's y for x without padding: without sizes, unless it must have them."""
+        parameter = inspect.signature(self.subject.module.forward).parameters.get("sizes")
+        if parameter is not None and parameter.default is parameter.empty:
+            extents = [x.shape[axis] for axis in self.subject.grid_axes]
+            named = {"sizes": np.asarray([extents] * len(x)), **named}
+        return self._exact(x, **named)
 
     def _named(self, batch: int) -> dict[str, npt.NDArray[Any]]:
         return {name: value.numpy() for name, value in self.subject.named(batch).items()}

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -190,3 +191,28 @@ def test_version_and_help(tmp_path: Path) -> None:
     for verb in ("train", "export", "infer", "verify", "info", "compare", "demo"):
         assert verb in mdlstm("--help").out
         assert "Usage: mdlstm" in mdlstm(verb, "--help").out
+
+
+def test_one_export_serves_every_size(trained: Run, tmp_path: Path) -> None:
+    done = mdlstm("export", trained.folder, "--form", "scan", "--sizes", "-o", tmp_path)
+    assert done.code == 0, done.err
+    assert "model-any.onnx: x (N, H, W, 1) → y (N, H, W, 1), scan" in done.err
+    np.save(tmp_path / "long.npy", np.zeros((1, 9)))
+    done = mdlstm("infer", "long.npy", "-m", ".", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert np.load(tmp_path / "long.out.npy").shape == (1, 9)
+    done = mdlstm("info", "model-any.onnx", cwd=tmp_path)
+    assert re.search(r"grid +any", done.out)
+    assert re.search(r"inputs +\('x', 'sizes'\)", done.out)
+
+
+def test_export_in_half_precision_with_functions_and_padding(trained: Run, tmp_path: Path) -> None:
+    options = ("--size", "6", "--dtype", "float16", "--functions", "--sizes", "--json")
+    done = mdlstm("export", trained.folder, *options, "-o", tmp_path / "m.onnx")
+    assert done.code == 0, done.err
+    assert 1e-5 < json.loads(done.out)[0]["max_abs"] < 5e-3
+    assert json.loads(done.out)[0]["nodes"] < 100
+    np.save(tmp_path / "small.npy", np.zeros((4, 5)))
+    done = mdlstm("infer", "small.npy", "-m", "m.onnx", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert np.load(tmp_path / "small.out.npy").shape == (4, 5)
