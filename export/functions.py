@@ -9,7 +9,7 @@ from itertools import groupby
 import onnx
 from onnx import helper
 
-from mdlstm_tk.export.lower import used_names
+from mdlstm_tk.export.lower import walk
 
 DOMAIN = "mdlstm.functions"
 WAVEFRONT = re.compile(r"(.*/wavefront_\d+)/")
@@ -24,8 +24,9 @@ def outline(model: onnx.ModelProto) -> onnx.ModelProto:
     groups = [(name, list(group)) for name, group in groupby(model.graph.node, _wavefront)]
     users: dict[str, set[int]] = {value.name: {-1} for value in model.graph.output}
     for k, (_, group) in enumerate(groups):
-        for used in used_names(group):
-            users.setdefault(used, set()).add(k)
+        for node in walk(group):
+            for used in node.input:
+                users.setdefault(used, set()).add(k)
     nodes: list[onnx.NodeProto] = []
     functions: dict[bytes, onnx.FunctionProto] = {}
     for k, (name, group) in enumerate(groups):
@@ -33,7 +34,7 @@ def outline(model: onnx.ModelProto) -> onnx.ModelProto:
             nodes += group
             continue
         made = [output for node in group for output in node.output]
-        taken = list(dict.fromkeys(used for used in used_names(group) if used not in made))
+        taken = list(dict.fromkeys(used for node in group for used in node.input if used not in made))
         given = [output for output in made if users.get(output, set()) - {k}]
         short = {"": ""} | {value: f"v{j}" for j, value in enumerate([*taken, *made])}
         body = [_renamed(node, short) for node in group]
@@ -65,10 +66,13 @@ def _wavefront(node: onnx.NodeProto) -> str:
 
 
 def _renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
-    """A copy with other names of what it takes and gives, and none of its own."""
+    """A copy with other names of what it takes and gives, and its own after the first of the latter.
+
+    (ONNX Runtime 1.20 makes names of nodes from those of others, and so must not find nodes without.)
+    """
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
-    copy.name = ""
     copy.input[:] = [names[value] for value in node.input]
     copy.output[:] = [names[value] for value in node.output]
+    copy.name = f"{node.op_type}_{copy.output[0]}"
     return copy

@@ -28,7 +28,8 @@ def lower(model: onnx.ModelProto, form: str = "unrolled") -> onnx.ModelProto:
         form: a name in `FORMS`.
 
     Raises:
-        MDLSTMError: a sweep's weights are computed in the graph, or its grid is not fixed.
+        MDLSTMError: a sweep's weights are computed in the graph, or its grid is not fixed but the form
+            needs that, or it stands in a branch or a loop.
     """
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes: list[onnx.NodeProto] = []
@@ -47,7 +48,12 @@ def lower(model: onnx.ModelProto, form: str = "unrolled") -> onnx.ModelProto:
         nodes += graph.nodes
         added += graph.initializers
 
-    used = set(used_names(nodes))
+    inner = (*(body for node in nodes for body in bodies(node)), *model.functions)
+    if any(node.domain == DOMAIN for part in inner for node in walk(part.node)):
+        raise MDLSTMError(
+            "a sweep inside a branch or a loop of the network cannot be exported; move the MDLSTM layer out"
+        )
+    used = {name for node in walk(nodes) for name in node.input}
     kept = [tensor for tensor in [*model.graph.initializer, *added] if tensor.name in used]
     for node in nodes:
         node.ClearField("metadata_props")  # the exporter's stack traces
@@ -103,9 +109,14 @@ def _read(node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto], graph: Gra
     )
 
 
-def used_names(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
-    """The names of all that nodes and their bodies take."""
+def walk(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes, and those in their bodies."""
     for node in nodes:
-        yield from node.input
-        for attribute in node.attribute:
-            yield from used_names(attribute.g.node)
+        yield node
+        for body in bodies(node):
+            yield from walk(body.node)
+
+
+def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs that an operator takes, as a Scan does."""
+    return [attribute.g for attribute in node.attribute if attribute.HasField("g")]

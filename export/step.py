@@ -117,10 +117,8 @@ class Step:
             for d, state in enumerate(c):
                 gates[0] = gates[0] + state * self._row(self.peephole, d)
                 gates[1 + d] = gates[1 + d] + state * self._row(self.peephole, len(c) + d)
-        late = gates[-1:] if self.peephole is not None else []
-        return [
-            self._activate(gate, row) for row, gate in enumerate(gates[: len(gates) - len(late)])
-        ] + late
+        early = len(gates) - (self.peephole is not None)
+        return [self._activate(gate, row) for row, gate in enumerate(gates[:early])] + gates[early:]
 
     def _sigmoids_together(self, operand: Value) -> list[Value]:
         others = [part for name, part in zip(self.names, self.weights, strict=True) if name != "g"]

@@ -248,6 +248,7 @@ def test_functions_are_one_named_node_a_wavefront_and_change_no_number() -> None
     assert calls[:steps] == [f"mdlstm_0/direction_++/wavefront_{t}" for t in range(steps)]
     assert len(calls) == 4 * steps
     assert len(model.functions) < steps  # alike wavefronts share one
+    assert all(node.name for function in model.functions for node in function.node)
     assert len(model.graph.node) < 4 * steps + 40
     x = random_x(3, grid)
     np.testing.assert_array_equal(run(model, x=x), run(plain, x=x))
