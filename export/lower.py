@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -39,7 +40,7 @@ def lower(model: onnx.ModelProto, form: str = "unrolled") -> onnx.ModelProto:
         if node.domain != DOMAIN:
             nodes.append(node)
             continue
-        graph = Graph(f"mdlstm_{sweeps}")
+        graph = Graph(f"{_place(node)}_{sweeps}")
         sweeps += 1
         result = FORMS[form](graph, _read(node, tensors, graph, form))
         last = graph.nodes[-1]
@@ -77,14 +78,14 @@ def _read(node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto], graph: Gra
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     grid = tuple(attributes["grid"])
     if min(grid) < 1 and form == "unrolled":
-        raise MDLSTMError(f"{node.name}: the grid must be fixed to write its sweep out, got {grid}")
+        raise MDLSTMError(f"{_place(node)}: the grid must be fixed to write its sweep out, got {grid}")
 
     def array(name: str) -> np.ndarray | None:
         if not name:
             return None
         if name not in tensors:
             raise MDLSTMError(
-                f"{node.name}: the weight '{name}' is computed in the graph; it must be a constant "
+                f"{_place(node)}: the weight '{name}' is computed in the graph; it must be a constant "
                 "(remove parametrizations before the export)"
             )
         return numpy_helper.to_array(tensors[name])
@@ -107,6 +108,14 @@ def _read(node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto], graph: Gra
         directions=directions,
         cell=get_cell(attributes["cell"].decode()),
     )
+
+
+def _place(node: onnx.NodeProto) -> str:
+    """The module in the network that a sweep is of, if the exporter has told: the last scope but one."""
+    told = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
+    scopes = [str(scope) for scope in ast.literal_eval(told)]
+    place = scopes[-2] if len(scopes) > 1 else ""
+    return place.removeprefix("module").removeprefix(".") or "mdlstm"
 
 
 def walk(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:

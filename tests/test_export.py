@@ -256,6 +256,15 @@ class _Bessel(MDLSTM):
         return super().forward(torch.special.bessel_j0(x))
 
 
+class _Branch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = MDLSTM(1, 2), MDLSTM(1, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cond(x.sum() > 0, lambda x: self.one(x), lambda x: self.other(x), (x,))
+
+
 class _Rows(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -280,6 +289,8 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
         export_onnx(_Pair(), tmp_path / "m.onnx", grid=(3, 3))
     with pytest.raises(MDLSTMError, match="torch cannot export _Bessel: No ONNX function found"):
         export_onnx(_Bessel(), tmp_path / "m.onnx", grid=(3, 3))
+    with pytest.raises(MDLSTMError, match="a sweep inside a branch or a loop"):
+        export_onnx(_Branch(), tmp_path / "m.onnx", grid=(3, 3))
     with pytest.raises(MDLSTMError, match="_Rows cannot be exported so: torch fixed"):
         export_onnx(_Rows(), tmp_path / "m.onnx", form="scan", channels=1)
     assert list(tmp_path.iterdir()) == []

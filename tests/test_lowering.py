@@ -277,10 +277,10 @@ def test_two_sweeps_in_one_graph() -> None:
 def test_a_sweep_that_cannot_be_written_out_is_named() -> None:
     sweep = Sweep.random()
     with pytest.raises(
-        MDLSTMError, match=r"sweep: the grid must be fixed to write its sweep out, got \(-1, 3\)"
+        MDLSTMError, match=r"mdlstm: the grid must be fixed to write its sweep out, got \(-1, 3\)"
     ):
         lower(sweep.captured((-1, 3)))
     model = sweep.captured((3, 3))
     model.graph.node[0].input[1] = "elsewhere"
-    with pytest.raises(MDLSTMError, match="sweep: the weight 'elsewhere' is computed in the graph"):
+    with pytest.raises(MDLSTMError, match="mdlstm: the weight 'elsewhere' is computed in the graph"):
         lower(model)
