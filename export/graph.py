@@ -50,7 +50,7 @@ class Graph:
 
     def body(self) -> Graph:
         """An empty graph that may use this one's values, for an operator that takes one."""
-        return Graph(self._prefix, self)
+        return Graph(f"{self._prefix}/body", self)
 
     def input(self, name: str) -> Value:
         """Add an input to a body."""

@@ -7,7 +7,7 @@ the tables, and pads the states it leaves to those of the largest wavefront.
 from __future__ import annotations
 
 from mdlstm_tk.export.graph import Graph, Value
-from mdlstm_tk.export.step import Step, Sweep, batch_of, inside, rows_of_x, signs
+from mdlstm_tk.export.step import Step, Sweep, inside, rows_of_x, signs
 from mdlstm_tk.export.tables import Tables, fixed_tables, free_tables
 
 
@@ -45,13 +45,10 @@ def _write_direction(
     )
     padded_h = body("Pad", new_h, pads)
     results = [padded_h, body("Pad", new_c, pads), body("Identity", padded_h)]
-    shape = graph.concat([tables.rows, batch_of(graph, sweep), graph.integers(sweep.units)], axis=0)
-    zero = graph("ConstantOfShape", shape)
     *_, stacked = graph.multi(
         "Scan",
         3,
-        graph.cast(zero, step.dtype) if step.low else zero,
-        zero,
+        *step.zeros(graph, sweep.x, tables.rows),
         tables.starts,
         tables.ends,
         tables.pads,

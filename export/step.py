@@ -102,7 +102,14 @@ class Step:
         new_h, new_c = self.cell.step(a, c, squash, late_gate)
         if mask is not None:
             new_h, new_c = new_h * mask, new_c * mask
-        return self.output(new_h), new_c
+        return self._output(new_h), new_c
+
+    def zeros(self, graph: Graph, x: Value, rows: Value) -> tuple[Value, Value]:
+        """h and c (rows, N, n) outside the grid, given x (N, …)."""
+        batch = graph("Shape", x, start=0, end=1)
+        shape = graph.concat([rows, batch, graph.integers(self.units)], axis=0)
+        c = graph("ConstantOfShape", shape)
+        return (graph.cast(c, self.dtype) if self.low else c), c
 
     def _gates(self, operand: Value, c: Sequence[Value]) -> list[Value]:
         """The activated gates; with peepholes the output gate is left to `late_gate`.
@@ -145,7 +152,7 @@ class Step:
     def _row(self, rows: np.ndarray, row: int) -> Value:
         return self.graph.constant(rows[row])
 
-    def output(self, value: Value) -> Value:
+    def _output(self, value: Value) -> Value:
         """h as it goes into products and out of the sweep: in the weights' dtype."""
         return self.graph.cast(value, self.dtype) if self.low else value
 
@@ -158,11 +165,6 @@ def rows_of_x(graph: Graph, sweep: Sweep) -> Value:
         x = graph("Pad", x, graph.integers(*pads), graph.constant(np.ones((), sweep.weight_ih.dtype)))
     width = sweep.weight_ih.shape[-1] + (sweep.bias is not None)
     return graph("Transpose", graph.reshape(x, 0, -1, width), perm=[1, 0, 2])
-
-
-def batch_of(graph: Graph, sweep: Sweep) -> Value:
-    """N, as a list of one."""
-    return graph("Shape", sweep.x, start=0, end=1)
 
 
 def signs(direction: Direction) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from mdlstm_tk.export.graph import Graph, Value
-from mdlstm_tk.export.step import Step, Sweep, batch_of, inside, rows_of_x, signs
+from mdlstm_tk.export.step import Step, Sweep, inside, rows_of_x, signs
 from mdlstm_tk.wavefront import Indices, visiting_order, wavefronts
 
 
@@ -38,9 +38,7 @@ def _write_direction(graph: Graph, sweep: Sweep, k: int, x: Value, mask: Value |
     if mask is not None:
         masks = graph.split(graph("Gather", mask, here, axis=0), counts, axis=0)
     step = Step(graph, sweep, k)
-    shape = graph.concat([graph.integers(1), batch_of(graph, sweep), graph.integers(sweep.units)], axis=0)
-    zero_c = graph("ConstantOfShape", shape)  # (1, N, n)
-    zero_h = step.output(zero_c)
+    zero_h, zero_c = step.zeros(graph, sweep.x, graph.integers(1))
     h, c = zero_h, zero_c
     outputs = []
     for t in range(len(counts)):

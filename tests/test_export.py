@@ -219,6 +219,7 @@ def test_the_file_is_self_contained_standard_and_says_what_it_is(model: Path, tr
         8,
         1,
     ]
+    assert any(node.name.startswith("body_0/direction_++/wavefront_14/") for node in proto.graph.node)
     assert b"/site-packages/" not in model.read_bytes()
     about = Session(model, "cpu").metadata
     assert (about.grid, about.form, about.layout) == ((8, 8), "unrolled", "N H W C")
