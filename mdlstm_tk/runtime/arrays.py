@@ -4,47 +4,40 @@ from __future__ import annotations
 
 import io
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.files import replacing
+from mdlstm_tk.runtime.npy import MAX_BYTES, Array, read_npy
 
-Array = npt.NDArray[Any]
 STDIO = "-"
 
 
-def load_array(source: str | Path) -> Array:
+def load_array(source: str | Path, max_bytes: int = MAX_BYTES) -> Array:
     """The array in a `.npy` file, or on standard input for "-".
+
+    Args:
+        source: where it is.
+        max_bytes: that it may take, as it is stored and as float32.
 
     Returns:
         float32, finite, with at least one element.
 
     Raises:
-        InputError: there is no such file, it is no `.npy` array of real numbers, or it holds NaN or
-            infinity or nothing.
+        InputError: there is no such file, it is no `.npy` array of real numbers, it declares more than
+            `max_bytes`, or it holds NaN or infinity or nothing.
     """
     shown = "standard input" if source == STDIO else str(source)
     try:
-        data = sys.stdin.buffer.read() if source == STDIO else Path(source).read_bytes()
+        with nullcontext(sys.stdin.buffer) if source == STDIO else Path(source).open("rb") as file:
+            array = read_npy(file, shown, max_bytes)
     except FileNotFoundError:
         raise InputError(f"there is no file {shown}") from None
     except OSError as error:
         raise InputError(f"cannot read {shown}: {error.strerror or error}") from None
-    try:
-        array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:  # a damaged header ends in whatever NumPy's parser raises
-        if "allow_pickle" in str(error) or "Object arrays" in str(error):
-            raise InputError(
-                f"{shown} holds Python objects, which are never unpickled; save it as numbers, "
-                "for example with numpy.save(file, array.astype('float32'))"
-            ) from None
-        raise InputError(
-            f"{shown} is not a complete .npy array; write it with numpy.save(file, array)"
-        ) from None
     return check_numbers(array, shown)
 
 

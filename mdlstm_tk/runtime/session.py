@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk.errors import DeviceError, InputError, MDLSTMError, require
-from mdlstm_tk.runtime.arrays import Array
+from mdlstm_tk.runtime.npy import Array
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.shapes import Shapes
 
