@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mdlstm_tk.errors import DeviceError, InputError, MDLSTMError, require
-from mdlstm_tk.runtime.npy import Array
+from mdlstm_tk.errors import InputError, MDLSTMError, require
+from mdlstm_tk.runtime.bound import BoundRuns
+from mdlstm_tk.runtime.guard import check_model
 from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.npy import FLOAT_BYTES, MAX_BYTES, Array, read_capped
 from mdlstm_tk.runtime.shapes import Shapes
-
-MAX_BYTES = 2**31 - 1  # what one protobuf message can hold
-SILENT = 4  # ONNX Runtime's log level "fatal"
+from mdlstm_tk.runtime.start import one_line, start
 
 
 class Session:
@@ -24,16 +26,25 @@ class Session:
         >>> session = Session("model-8x8.onnx", device="cpu")
         >>> session(matrix)              # (8, 8) → (8, 8)
 
+    Several threads may call it at once; on CUDA with graphs they take turns.
+
+    The model may come from anybody: see `mdlstm_tk.runtime.guard` for what is refused, and for what
+    cannot be.
+
     Args:
-        model: path of an `.onnx` file that `mdlstm export` wrote, or its bytes. External data is never
-            read and custom operators are never loaded.
+        model: path of an `.onnx` file that `mdlstm export` wrote, or its bytes.
         device: "auto" (CUDA if it works, else CPU), "cpu", "cuda" or "cuda:N".
-        threads: of one run on the CPU; 0 leaves the choice to ONNX Runtime.
+        threads: of one run on the CPU. One is as fast as several where the batch and the hidden size
+            are small; 0 takes as many as there are cores.
+        timeout: seconds that a run may take; None for no limit. It is looked at between operators.
+        max_bytes: that the file, its tensors, or one sample of its grid may take.
+        tf32: on CUDA, let matrix products round their inputs to 10 bits, which is faster.
 
     Attributes:
         metadata: what the model says of itself.
         device: "cpu" or "cuda:N", where it really runs.
         provider: ONNX Runtime's name for that.
+        reason: why "auto" did not take CUDA; None if it did, or was not asked to.
 
     Raises:
         InputError: no such file, or not a model that mdlstm-tk exported.
@@ -41,33 +52,37 @@ class Session:
         MissingExtraError: ONNX Runtime is not installed.
     """
 
-    def __init__(self, model: str | Path | bytes, device: str = "auto", *, threads: int = 0) -> None:
-        onnxruntime = require("onnxruntime", "cpu")
+    def __init__(
+        self,
+        model: str | Path | bytes,
+        device: str = "auto",
+        *,
+        threads: int = 1,
+        timeout: float | None = None,
+        max_bytes: int = MAX_BYTES,
+        tf32: bool = False,
+    ) -> None:
+        self._onnxruntime: Any = require("onnxruntime", "cpu")
         shown = "the model" if isinstance(model, bytes) else str(model)
-        data = model if isinstance(model, bytes) else _read(Path(model))
-        index = _cuda_index(device)
-        available = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-        self._session: Any = None
-        if index is not None and available:
-            self._session = _start(onnxruntime, data, threads, shown, index)
-        if self._session is None and device not in ("auto", "cpu"):
-            raise DeviceError(
-                f"device '{device}' cannot be used: "
-                + (
-                    "CUDA did not start; check the driver with nvidia-smi, and that CUDA and cuDNN of the "
-                    "versions that this onnxruntime-gpu was built for are installed"
-                    if available
-                    else "this onnxruntime has no CUDA; install pip install 'mdlstm-tk[gpu]'"
-                )
-                + "; or use --device cpu"
-            )
-        if self._session is None:
-            self._session = _start(onnxruntime, data, threads, shown, None)
-            index = None
-        self.device = "cpu" if index is None else f"cuda:{index}"
+        data = model if isinstance(model, bytes) else _read(Path(model), max_bytes)
+        check_model(data, shown, max_bytes)
+        started = start(data, shown, device, threads, tf32)
+        self._session: Any = started.session
+        self._bound: BoundRuns | None = None
+        if started.graphs and started.cuda is not None:
+            self._bound = BoundRuns(self._onnxruntime, self._session, "cuda", started.cuda)
+        self.device = "cpu" if started.cuda is None else f"cuda:{started.cuda}"
         self.provider: str = self._session.get_providers()[0]
-        self.metadata = Metadata.from_props(self._session.get_modelmeta().custom_metadata_map, shown)
+        self.reason = started.reason
+        try:
+            props = self._session.get_modelmeta().custom_metadata_map
+        except UnicodeDecodeError:
+            raise InputError(f"{shown} has damaged metadata, which is no text; export it again") from None
+        self.metadata = Metadata.from_props(props, shown)
+        if prod(self.metadata.grid or ()) * self.metadata.channels * FLOAT_BYTES > max_bytes:
+            raise InputError(f"one sample for {shown} takes more than {max_bytes} bytes")
         self._shapes = Shapes(self.metadata)
+        self._timeout = timeout
 
     def __call__(self, x: Array, sizes: Array | None = None, **others: Array) -> Array:
         """Run the model.
@@ -86,6 +101,7 @@ class Session:
 
         Raises:
             InputError: x has another shape, is empty or is not finite; names the grid that would fit.
+            MDLSTMError: ONNX Runtime fails, runs out of memory or out of time, or the session is closed.
         """
         given = self._shapes.rows(x)
         named = self._shapes.others(others, given)
@@ -139,17 +155,46 @@ class Session:
 
     def _run(self, rows: Array, named: Mapping[str, Array]) -> Array:
         """The model's y, given all its inputs as it takes them."""
-        if self._session is None:
+        session, bound, about = self._session, self._bound, self.metadata
+        if session is None:
             raise MDLSTMError("this session is closed; open the model again with Session(...)")
-        try:
-            y: Array = self._session.run(None, {self.metadata.inputs[0]: rows, **named})[0]
-        except Exception as error:  # ONNX Runtime's exceptions share no base but this
-            raise MDLSTMError(f"ONNX Runtime failed: {_first_line(error)}") from None
+        feeds = {about.inputs[0]: rows, **named}
+        with _limited(self._onnxruntime.RunOptions(), self._timeout) as (options, stopped):
+            try:
+                y: Array = session.run(None, feeds, options)[0] if bound is None else bound(feeds, options)
+            except Exception as error:  # ONNX Runtime's exceptions share no base but this
+                if stopped.is_set():
+                    message = f"the model was stopped after {self._timeout:g} s; allow more with --timeout"
+                elif "bfc_arena" in str(error):
+                    message = "the model needs more memory than there is; use a smaller batch or grid"
+                else:
+                    message = f"ONNX Runtime failed: {one_line(error)}"
+                raise MDLSTMError(message) from None
+        if y.shape[:1] != rows.shape[:1] or (about.window is not None and y.ndim != about.ndim + 2):
+            raise MDLSTMError(f"the model gave an array of shape {y.shape} for x of shape {rows.shape}")
         return y
 
+    def warm_up(self, batch: int = 1, grid: tuple[int, ...] | None = None) -> None:
+        """Run zeros, so that the next run of that batch and grid is as fast as any.
+
+        Args:
+            batch: N.
+            grid: the model's own if not given.
+
+        Raises:
+            InputError: the model takes any grid and none is given, or does not take this one.
+        """
+        about = self.metadata
+        grid = grid or about.grid
+        if grid is None:
+            raise InputError("this model takes any grid; say which one to warm up for: warm_up(grid=...)")
+        sample = (*grid, about.channels) if about.channels_last else (about.channels, *grid)
+        for _ in range(1 if self._bound is None else 3):  # the third replays what the second captured
+            self(np.zeros((batch, *sample), np.float32))
+
     def close(self) -> None:
-        """Free the model's memory. The session cannot run afterwards."""
-        self._session = None
+        """Let go of the model. The session cannot run afterwards; runs under way end as usual."""
+        self._session = self._bound = None
 
     def __enter__(self) -> Session:
         return self
@@ -158,52 +203,33 @@ class Session:
         self.close()
 
 
-def _read(path: Path) -> bytes:
+@contextmanager
+def _limited(options: Any, timeout: float | None) -> Iterator[tuple[Any, threading.Event]]:
+    """RunOptions that stop a run after `timeout` seconds, and whether they did."""
+    stopped = threading.Event()
+    if timeout is None:
+        yield options, stopped
+        return
+
+    def stop() -> None:
+        stopped.set()
+        options.terminate = True
+
+    timer = threading.Timer(timeout, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield options, stopped
+    finally:
+        timer.cancel()
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
     """The file's bytes, so that ONNX Runtime has no path from which to resolve external data."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} is larger than {MAX_BYTES} bytes, which no ONNX model can be")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return read_capped(file, str(path), max_bytes)
     except FileNotFoundError:
         raise InputError(f"there is no model {path}; make one with: mdlstm export") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-
-
-def _start(onnxruntime: Any, data: bytes, threads: int, shown: str, cuda: int | None) -> Any:
-    """An ONNX Runtime session on the CPU, or on a CUDA device, or None where CUDA does not start."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = SILENT
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if cuda is not None:
-        providers = [("CUDAExecutionProvider", {"device_id": cuda, "use_tf32": 0}), *providers]
-    try:
-        session = onnxruntime.InferenceSession(data, options, providers=providers)
-    except Exception as error:  # ONNX Runtime's exceptions share no base but this
-        if cuda is not None:
-            return None
-        raise InputError(
-            f"{shown} is not a model that ONNX Runtime can load: {_first_line(error)}"
-        ) from None
-    if cuda is not None and session.get_providers()[0] != "CUDAExecutionProvider":
-        return None
-    return session
-
-
-def _cuda_index(device: str) -> int | None:
-    """The CUDA device that a device name stands for, None for the CPU.
-
-    Raises:
-        InputError: it is no device name.
-    """
-    if device == "cpu":
-        return None
-    match = re.fullmatch(r"auto|cuda(?::(\d+))?", device)
-    if match is None:
-        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got '{device}'")
-    return int(match[1] or 0)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
