@@ -65,6 +65,7 @@ def why_not(onnxruntime: Any, index: int = 0) -> str:
             f"loaded; {INSTALL_LIBRARIES}"
         )
     return (
-        f"CUDA did not start on device {index}, though its libraries are there; look with nvidia-smi whether "
-        f"there is such a device, free, with a driver that is new enough for {versions(onnxruntime)}"
+        f"CUDA did not start on device {index}, though its libraries are there; look with nvidia-smi "
+        "whether there is such a device, and whether the driver is new enough for "
+        f"{versions(onnxruntime)}"
     )
