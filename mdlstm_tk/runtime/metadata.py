@@ -68,6 +68,20 @@ class Metadata:
         """As `metadata_props` hold it."""
         return {PREFIX + name: json.dumps(value) for name, value in asdict(self).items()}
 
+    def _is_sane(self) -> bool:
+        """Is everything of the type it should be? It comes from a file, which may come from anybody."""
+        counts = (*self.grid, self.channels, self.outputs, self.schema)
+        texts = (self.version, self.form, self.layout, *(self.classes or ()))
+        optional = (self.model, self.task, self.checkpoint_sha256)
+        return (
+            all(type(count) is int and count > 0 for count in counts)
+            and all(isinstance(text, str) for text in texts)
+            and all(text is None or isinstance(text, str) for text in optional)
+            and len(self.layout.split()) == len(self.grid) + 2 > 2
+            and isinstance(self.parity, dict)
+            and all(isinstance(value, int | float) for value in self.parity.values())
+        )
+
     @classmethod
     def from_props(cls, props: Mapping[str, str], shown: str) -> Metadata:
         """Read it back.
@@ -88,7 +102,9 @@ class Metadata:
                 if values.get(name) is not None:
                     values[name] = tuple(values[name])
             metadata = cls(**values)
-        except (ValueError, TypeError, KeyError):
+            if metadata.schema == SCHEMA and not metadata._is_sane():
+                raise ValueError
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise InputError(f"{shown} has damaged mdlstm.* metadata; export it again") from None
         if metadata.schema != SCHEMA:
             raise InputError(
