@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -405,17 +407,39 @@ def test_an_endless_loop_is_stopped() -> None:
 
 
 def grown(count: int) -> bytes:
-    """y = x + 0·(the sum of `count` ones that the graph makes itself)."""
+    """y = x + the sum of `count` zeros that the graph makes itself."""
     shape = helper.make_tensor("shape", INT64, [1], [count])
     nodes = [node("ConstantOfShape", "shape", "big"), node("ReduceSum", "big", "sum", keepdims=0)]
     return crafted([*nodes, node("Add", "x sum", "y")], [shape]).SerializeToString()
 
 
-@pytest.mark.parametrize("count", [10**10, 10**12])
-def test_what_grows_inside_the_graph_ends_in_an_error(count: int) -> None:
+def test_what_grows_inside_the_graph_ends_in_an_error() -> None:
     with pytest.raises(MDLSTMError, match="the model needs more memory than there is"):
-        Session(grown(count), "cpu")(X)
+        Session(grown(10**12), "cpu")(X)
     np.testing.assert_array_equal(Session(grown(1000), "cpu")(X), X)
+
+
+def test_there_is_a_limit_below_what_the_machine_has(tmp_path: Path) -> None:
+    """In a process of its own, with a small limit: it is set once a process, and a large one cannot be
+    tried without harm."""
+    (tmp_path / "m.onnx").write_bytes(grown(2**26))
+    code = """if True:
+        import sys, numpy
+        from mdlstm_tk.errors import MDLSTMError
+        from mdlstm_tk.runtime import Session, start
+        start.MEMORY_SHARE = int(sys.argv[1]) * 2**20 / start._memory()
+        try:
+            print(Session("m.onnx", "cpu")(numpy.ones((2, 2))).tolist())
+        except MDLSTMError as error:
+            print(error)
+    """
+
+    def run(megabytes: int) -> str:
+        command = [sys.executable, "-c", code, str(megabytes)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    assert "the model needs more memory than there is" in run(100)
+    assert run(600).strip() == "[[1.0, 1.0], [1.0, 1.0]]"
 
 
 @pytest.mark.parametrize("reduced", [(0, 1, 2, 3), (0,), (1, 2, 3)], ids=str)
