@@ -6,7 +6,6 @@ Nothing is unpickled, nothing is unpacked to disk, and never more memory is take
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Iterator
 from math import prod
 from typing import IO, Any
@@ -67,6 +66,8 @@ def read_npz(file: IO[bytes], shown: str, max_bytes: int = MAX_BYTES) -> Iterato
     Raises:
         InputError: it is no `.npz`, is damaged, or holds what `read_npy` refuses or more than that.
     """
+    import zipfile  # takes a while, and most files are .npy
+
     cautious = _Cautious(file, shown)
     try:
         archive = zipfile.ZipFile(cautious)
