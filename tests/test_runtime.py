@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
-from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.errors import DeviceError, InputError, MDLSTMError
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.models import create
 from mdlstm_tk.runtime import Session, load_array, save_array
+from mdlstm_tk.runtime.bound import BoundRuns
+from mdlstm_tk.runtime.cuda import why_not
 
 # An import hook that makes a process look as if these were not installed.
 WITHOUT = """
@@ -169,3 +175,180 @@ def test_importing_the_package_imports_nothing_heavy(tmp_path: Path) -> None:
     assert done.stdout.strip() == "[]"
     done = python_without(("torch",), "import mdlstm_tk; mdlstm_tk.MDLSTM", cwd=tmp_path)
     assert "pip install 'mdlstm-tk[train]'" in done.stderr
+
+
+def test_threads_may_share_a_session(model: Path) -> None:
+    session = Session(model, "cpu", timeout=60)
+    inputs = np.random.default_rng(0).random((40, 8, 8), dtype=np.float32)
+    expected = [session(x) for x in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        for y, z in zip(pool.map(session, inputs), expected, strict=True):
+            np.testing.assert_array_equal(y, z)
+
+
+def test_closing_while_others_run_harms_none(model: Path) -> None:
+    session = Session(model, "cpu")
+    x = np.random.default_rng(0).random((64, 8, 8, 1), dtype=np.float32)
+    expected = session(x)
+
+    def run(_: int) -> str:
+        try:
+            np.testing.assert_array_equal(session(x), expected)
+        except MDLSTMError as error:
+            return str(error)
+        return "ran"
+
+    with ThreadPoolExecutor(4) as pool:
+        results = pool.map(run, range(400))
+        assert next(results) == "ran"
+        session.close()
+        assert set(results) | {"ran"} == {
+            "ran",
+            "this session is closed; open the model again with Session(...)",
+        }
+
+
+def test_threads_and_warm_up_change_no_number(model: Path) -> None:
+    x = np.random.default_rng(0).random((3, 8, 8, 1), dtype=np.float32)
+    expected = Session(model, "cpu")(x)
+    for threads in (0, 1, 2):
+        with Session(model, "cpu", threads=threads) as session:
+            session.warm_up()
+            session.warm_up(3)
+            np.testing.assert_allclose(session(x), expected, atol=1e-6)
+
+
+def bound_runs(model: Path) -> tuple[BoundRuns, Any]:
+    """Runs bound to buffers in the CPU's memory, where there are no graphs to capture; and the session."""
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return BoundRuns(onnxruntime, session, "cpu", 0), session
+
+
+def test_bound_runs_keep_buffers_for_shapes_that_come_again(model: Path) -> None:
+    bound, session = bound_runs(model)
+    rng = np.random.default_rng(0)
+    results, graphs = [], []
+    for batch in (2, 2, 2, 3, 2, 3, 3, 3, 2):
+        x = rng.random((batch, 8, 8, 1), dtype=np.float32)
+        options = onnxruntime.RunOptions()
+        results.append((bound({"x": x}, options), session.run(None, {"x": x})[0]))
+        graphs.append(options.get_run_config_entry("gpu_graph_id"))
+    for y, expected in results:  # after all have run: none may have overwritten another's
+        np.testing.assert_array_equal(y, expected)
+    assert graphs == ["-1", "-1", "1", "-1", "1", "-1", "-1", "2", "1"]
+
+
+def test_bound_runs_keep_so_many_shapes_and_no_more(model: Path) -> None:
+    bound, _ = bound_runs(model)
+    graphs = set()
+    for batch in range(1, 13):
+        for _ in range(3):
+            options = onnxruntime.RunOptions()
+            bound({"x": np.zeros((batch, 8, 8, 1), np.float32)}, options)
+            graphs.add(options.get_run_config_entry("gpu_graph_id"))
+    assert graphs == {"-1", *map(str, range(1, 9))}
+
+
+def test_threads_may_share_bound_runs(model: Path) -> None:
+    bound, session = bound_runs(model)
+    inputs = np.random.default_rng(0).random((60, 1, 8, 8, 1), dtype=np.float32)
+
+    def run(x: np.ndarray) -> np.ndarray:
+        return bound({"x": x}, onnxruntime.RunOptions())
+
+    with ThreadPoolExecutor(8) as pool:
+        for x, y in zip(inputs, pool.map(run, inputs), strict=True):
+            np.testing.assert_array_equal(y, session.run(None, {"x": x})[0])
+
+
+class FakeCUDA:
+    """onnxruntime with CUDA, as far as starting a session goes: it all runs on the CPU.
+
+    Args:
+        starts: what becomes of a session that asks for CUDA: "ok", "falls back" (silently, to the CPU,
+            as ONNX Runtime does where CUDA is missing), "no graphs" (refuses those) or "raises".
+    """
+
+    def __init__(self, starts: str) -> None:
+        self.starts = starts
+        self.asked: list[dict[str, int]] = []
+        self.cuda_version = "13.0"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(onnxruntime, name)
+
+    def get_available_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def InferenceSession(self, data: bytes, options: Any, providers: list[Any], **_: Any) -> Any:  # noqa: N802
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        if providers != ["CPUExecutionProvider"]:
+            asked = providers[0][1]
+            self.asked.append(asked)
+            if self.starts == "raises" or (self.starts == "no graphs" and asked["enable_cuda_graph"]):
+                raise RuntimeError("no")
+            if self.starts != "falls back":
+                session.get_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        return session
+
+
+@pytest.fixture
+def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeCUDA:
+    module = FakeCUDA(request.param)
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+    return module
+
+
+@pytest.mark.parametrize("fake", ["ok"], indirect=True)
+def test_cuda_is_taken_as_it_was_asked_for(fake: FakeCUDA, model: Path) -> None:
+    session = Session(model, "cuda:1")
+    assert (session.device, session.provider, session.reason) == ("cuda:1", "CUDAExecutionProvider", None)
+    assert fake.asked == [{"device_id": 1, "use_tf32": 0, "enable_cuda_graph": 1}]
+    Session(model, "auto", tf32=True)
+    assert fake.asked[1] == {"device_id": 0, "use_tf32": 1, "enable_cuda_graph": 1}
+
+
+@pytest.mark.parametrize("fake", ["no graphs"], indirect=True)
+def test_a_model_that_cannot_be_captured_runs_on_cuda_without_graphs(fake: FakeCUDA, model: Path) -> None:
+    session = Session(model, "cuda")
+    assert session.device == "cuda:0"
+    assert [asked["enable_cuda_graph"] for asked in fake.asked] == [1, 0]
+    session.warm_up()
+
+
+@pytest.mark.parametrize("fake", ["falls back", "raises"], indirect=True)
+def test_cuda_that_does_not_start_is_an_error_or_a_reason(fake: FakeCUDA, model: Path) -> None:
+    with pytest.raises(DeviceError, match=r"device 'cuda:2' cannot be used: .*; or use --device cpu"):
+        Session(model, "cuda:2")
+    session = Session(model, "auto")
+    assert (session.device, session.provider) == ("cpu", "CPUExecutionProvider")
+    assert session.reason is not None and "CUDA 13" in session.reason
+    with pytest.raises(InputError, match="not a model that ONNX Runtime can load"):
+        Session(b"\x08\x07\x3a\x00", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("absent", "message"),
+    [
+        (("libcuda.so.1", "libcudnn.so.9"), "there is no NVIDIA driver .*CUDA 13 and cuDNN 9"),
+        (("libcudnn.so.9",), "needs CUDA 13 and cuDNN 9, of which libcudnn.so.9 cannot be loaded"),
+        ((), "on device 5, though its libraries are there; look with nvidia-smi"),
+    ],
+    ids=str,
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="its libraries have other names")
+def test_why_cuda_does_not_start(
+    absent: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module: Any = FakeCUDA("falls back")
+    module._get_nvidia_dll_paths = lambda windows: [("nvidia", "libcudart.so.13"), ("n", "libcudnn.so.9")]
+
+    def load(name: str) -> None:
+        if name in absent:
+            raise OSError(name)
+
+    monkeypatch.setattr("ctypes.CDLL", load)
+    assert re.search(message, why_not(module, 5))
+    assert "this onnxruntime has no CUDA; pip uninstall onnxruntime" in why_not(onnxruntime) or (
+        "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    )
