@@ -70,14 +70,16 @@ class Metadata:
 
     def _is_sane(self) -> bool:
         """Is everything of the type it should be? It comes from a file, which may come from anybody."""
-        counts = (*self.grid, self.channels, self.outputs, self.schema)
-        texts = (self.version, self.form, self.layout, *(self.classes or ()))
+        counts = (*(self.grid or ()), *(self.window or ()), self.channels, self.outputs)
+        texts = (self.version, self.form, self.layout, self.dtype, *self.inputs, *(self.classes or ()))
         optional = (self.model, self.task, self.checkpoint_sha256)
         return (
             all(type(count) is int and count > 0 for count in counts)
             and all(isinstance(text, str) for text in texts)
             and all(text is None or isinstance(text, str) for text in optional)
-            and len(self.layout.split()) == len(self.grid) + 2 > 2
+            and all(axes is None or len(axes) == self.ndim for axes in (self.grid, self.window))
+            and self.ndim > 0
+            and len(self.inputs) > 0
             and isinstance(self.parity, dict)
             and all(isinstance(value, int | float) for value in self.parity.values())
         )
@@ -104,7 +106,7 @@ class Metadata:
             metadata = cls(**values)
             if metadata.schema == SCHEMA and not metadata._is_sane():
                 raise ValueError
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise InputError(f"{shown} has damaged mdlstm.* metadata; export it again") from None
         if metadata.schema != SCHEMA:
             raise InputError(
