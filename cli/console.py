@@ -33,17 +33,25 @@ def next_command(command: str) -> None:
     err().print(f"next: {command}", style="bold", markup=False)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """Print a table to stdout; the first column is text, the others numbers."""
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, texts: int = 1
+) -> None:
+    """Print a table to stdout; so many columns from the left are texts, the others numbers."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        grid.add_column(column, justify="left" if index < texts else "right", no_wrap=True)
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*(Text(printable(cell)) for cell in row))  # Text: brackets are no markup
     Console(highlight=False, width=WIDEST).print(grid)
+
+
+def printable(text: str) -> str:
+    """Without what would play with the terminal: a model's metadata may come from anybody."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def print_json(value: Any) -> None:

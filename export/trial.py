@@ -15,6 +15,7 @@ from mdlstm_tk.export.parity import (
     compare,
     float64_reference,
     measure,
+    odd_grids,
     random_inputs,
 )
 from mdlstm_tk.export.subject import Grid, Subject
@@ -44,10 +45,7 @@ class Trial:
 
     def _grids(self) -> list[Grid]:
         """Odd ones, of those that the network takes: a convolution may need a few rows."""
-        ndim = self.subject.ndim
-        long = tuple(5 + 3 * d for d in range(ndim))
-        odd = {long, long[::-1], (1,) * ndim, (1,) * (ndim - 1) + (7,), (7,) + (1,) * (ndim - 1)}
-        return [self.subject.example_grid, *filter(self._takes, sorted(odd))]
+        return [self.subject.example_grid, *filter(self._takes, odd_grids(self.subject.ndim))]
 
     def _takes(self, grid: Grid) -> bool:
         try:
