@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,22 +79,26 @@ def infer_with_ray(
         MissingExtraError: Ray is not installed.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"  # Ray's own words about its workings are in its log files
     ray: Any = require("ray", "ray")
     data: Any = require("ray.data", "ray")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     threads = max(threads, 1)
     windows = [pickle.dumps(list(jobs[i : i + WINDOW])) for i in range(0, len(jobs), WINDOW)]
     cluster = os.environ.get("RAY_ADDRESS")
+    if cluster:
+        _check_reachable(cluster)
     workers = workers or max(1, (os.cpu_count() or 1) // threads)
-    size = {} if cluster else {"num_cpus": workers * threads, "_node_ip_address": "127.0.0.1"}
+    size = {} if cluster else {"num_cpus": workers * threads}
     try:
-        ray.init(
-            address=cluster or "local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **size,
-        )
+        with _silent():
+            ray.init(
+                address=cluster or "local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **size,
+            )
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
@@ -109,8 +116,37 @@ def infer_with_ray(
             yield from outcomes
             if failure is not None:
                 raise failure
-    except ray.exceptions.RayError as error:
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
         raise MDLSTMError(f"Ray failed: {reason}") from None
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Make sure that somebody listens at host:port; Ray itself would try for many minutes.
+
+    Raises:
+        MDLSTMError: nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise MDLSTMError(f"there is no Ray cluster at $RAY_ADDRESS {address}: {error}") from None
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing on the process's stderr, where Ray's C++ part says which log level it was given."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
