@@ -29,12 +29,13 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         MDLSTMError: the folder cannot be made or written.
     """
-    # Made with the mode that any new file has, so that the umask, which belongs to all threads, is left be.
-    temporary = path.with_name(f".{path.name[:100]}.{os.urandom(4).hex()}{path.suffix[:20]}")
+    temporary = path.with_name(f".{path.name[:50]}.{os.urandom(4).hex()}{path.suffix[:20]}")
     try:
-        if not path.parent.is_dir():
+        try:
+            _create(temporary)
+        except FileNotFoundError:
             path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            _create(temporary)
     except OSError as error:
         reason = error.strerror or error
         raise MDLSTMError(f"cannot write {path}: {reason}; choose another place with -o") from None
@@ -46,3 +47,8 @@ def replacing(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise MDLSTMError(f"cannot write {path}: {error.strerror or error}") from None
         raise
+
+
+def _create(path: Path) -> None:
+    """Make a new file with the mode that any has: the umask, which all threads share, is left alone."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

@@ -16,7 +16,7 @@ from typing import IO, Literal, TypeAlias, get_args
 import numpy as np
 
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.runtime.arrays import STDIO, check_numbers, load_array, reading, writing
+from mdlstm_tk.runtime.arrays import STDIO, check_numbers, load_array, reading, write_npy, writing
 from mdlstm_tk.runtime.npy import FLOAT_BYTES, MAX_BYTES, Array, read_capped, read_npz
 
 Format = Literal["npy", "npz", "json", "png", "csv"]
@@ -124,7 +124,7 @@ def _read_image(data: bytes, shown: str, max_bytes: int) -> Array:
 
 def _npy(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
     (array,) = arrays.values()
-    np.save(file, array, allow_pickle=False)
+    write_npy(file, array)
 
 
 def _npz(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
@@ -133,7 +133,7 @@ def _npz(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
         for name, array in arrays.items():
             member = zipfile.ZipInfo(f"{'y' if name is None else name}.npy")  # of 1980: no clock in results
             with archive.open(member, "w", force_zip64=True) as packed:
-                np.lib.format.write_array(packed, np.asanyarray(array), allow_pickle=False)
+                write_npy(packed, array)
 
 
 def _json(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
