@@ -63,9 +63,9 @@ def plan_jobs(inputs: Sequence[str], output: str | None, form: Format | None) ->
                 place = path if output is None else os.path.join(output, os.path.relpath(path, name))
                 jobs.append(_job(path, place, form))
     if not jobs:
+        rest = f", only {others} of other kinds" if others else ""
         raise InputError(
-            f"there is nothing to read in {', '.join(inputs)}: no {', '.join(READABLE)} "
-            f"({others} files of other kinds)"
+            f"there is no file to run in {', '.join(inputs)}{rest}; those are {', '.join(READABLE)}"
         )
     _check_apart(jobs)
     return jobs, others
@@ -138,6 +138,6 @@ def _check_apart(jobs: list[Job]) -> None:
         if key in taken:
             raise InputError(
                 f"several inputs would be written to {job.target}: {taken[key]} and {job.source}; "
-                "call once for each, with different -o"
+                "run them one after the other with different -o, each kind for itself: *.png"
             )
         taken[key] = job.source
