@@ -59,6 +59,7 @@ def infer(
         int | None,
         typer.Option(min=1, help="That a file, or what it unpacks to, may take; by default 1 GiB."),
     ] = None,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds that one run may take.")] = None,
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Leave out what has a result: goes on after a break.")
     ] = False,
@@ -100,7 +101,7 @@ def infer(
         from mdlstm_tk.runtime import Session
 
         path = find_model(model, grid)
-        session = Session(path, device, threads=threads)
+        session = Session(path, device, threads=threads, timeout=timeout, max_bytes=limit)
         if not quiet:
             note(f"{path} on {session.device} ({session.provider})")
         return path, session
@@ -116,7 +117,7 @@ def infer(
         kind = "cpu" if session.device == "cpu" else "cuda"
         session.close()  # each worker has its own
         outcomes = infer_with_ray(
-            path, jobs, batch_size, limit, device=kind, threads=threads, workers=workers
+            path, jobs, batch_size, limit, device=kind, threads=threads, timeout=timeout, workers=workers
         )
     else:
         from mdlstm_tk.runtime.batches import infer_files

@@ -23,6 +23,8 @@ from test_runtime import python_without
 
 from mdlstm_tk.cli import main
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.export import export_onnx
+from mdlstm_tk.models import create
 from mdlstm_tk.runtime import Session, batches
 from mdlstm_tk.runtime.formats import read_arrays, write_arrays
 from mdlstm_tk.runtime.jobs import Job, plan_jobs
@@ -315,21 +317,26 @@ def test_results_never_meet(tmp_path: Path) -> None:
 
 
 class Recorder:
-    """Stands for a session: doubles, and notes the shape of each batch."""
+    """Stands for the session of a model for any grid: doubles, and notes the rows of each run."""
 
-    metadata = SimpleNamespace(layout="N H W C")
+    metadata = SimpleNamespace(ndim=2, grid=None, inputs=("x",))
 
     def __init__(self) -> None:
-        self.shapes: list[tuple[int, ...]] = []
+        self.runs: list[tuple[tuple[int, ...], int]] = []
 
     def __call__(self, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        self.shapes.append(x.shape)
-        if not 2 <= x.ndim <= 4:
-            raise InputError(f"x has shape {x.shape}")
-        return x * 2
+        return self.run_many([x])[0]
+
+    def run_many(self, arrays: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        if any(not 2 <= x.ndim <= 4 for x in arrays):
+            raise InputError(f"one of {len(arrays)} is no grid")
+        samples = [x if x.ndim == 4 else x[None] for x in arrays]
+        (shape,) = {x.shape[1:] for x in samples}
+        self.runs.append((shape, sum(map(len, samples))))
+        return [x * 2 for x in arrays]
 
 
-def test_arrays_of_one_shape_share_batches_and_keep_their_own_shape() -> None:
+def test_arrays_of_one_shape_share_batches() -> None:
     shapes = [
         (1, 1),
         (1, 7),
@@ -348,16 +355,35 @@ def test_arrays_of_one_shape_share_batches_and_keep_their_own_shape() -> None:
     assert set(results) == set(arrays)
     for tag, x in arrays.items():
         if x.ndim == 1:
-            assert isinstance(results[tag], InputError)
+            assert str(results[tag]) == "one of 1 is no grid"
         else:
             np.testing.assert_array_equal(results[tag], x * 2, strict=True)
-    batched = [shape for shape in session.shapes if len(shape) == 4]
-    assert max(shape[0] for shape in batched) == 4
-    assert batched.count((3, 1, 7, 1)) == 1
-    assert sum(shape[0] for shape in batched if shape[1:] == (5, 8, 1)) == 3 * (1 + 1 + 2 + 9)
-    session.shapes.clear()
+    assert session.runs.count(((1, 7), 3)) == 1
+    assert sum(rows for shape, rows in session.runs if shape == (5, 8, 1)) == 3 * (1 + 2 + 9)
+    session.runs.clear()
     list(batches.run_batches(session, [(n, np.zeros((256, 256))) for n in range(9)]))  # type: ignore[arg-type]
-    assert [shape[0] for shape in session.shapes] == [4, 4, 1]
+    assert [rows for _, rows in session.runs] == [4, 4, 1]
+    session.runs.clear()
+    list(batches.run_batches(session, [(0, np.zeros((9, 5, 8, 1)))], batch_size=4))  # type: ignore[arg-type]
+    assert [rows for _, rows in session.runs] == [4, 4, 1]
+
+
+@pytest.mark.parametrize("form", ["any", "sizes"])
+def test_one_model_for_many_grids_runs_a_mixed_folder(form: str, infer: Infer, tmp_path: Path) -> None:
+    options: dict[str, Any] = (
+        {"grid": None, "form": "scan"} if form == "any" else {"grid": (8, 8), "sizes": True}
+    )
+    infer.model = export_onnx(create("md", 1, 1, hidden=3), tmp_path / "m.onnx", **options).path
+    shapes = [(1, 1), (1, 7), (7, 1), (5, 8), (8, 5), (2, 5, 8, 1)] * 3
+    (tmp_path / "in").mkdir()
+    for number, shape in enumerate(shapes):
+        np.save(tmp_path / f"in/{number:02}.npy", RNG.random(shape))
+    done = infer(tmp_path / "in", "-o", tmp_path / "out", "--batch-size", "4")
+    assert done.code == 0, done.err
+    session = Session(infer.model, "cpu")
+    for path in (tmp_path / "in").iterdir():
+        y = np.load(tmp_path / "out" / f"{path.stem}.out.npy")
+        np.testing.assert_allclose(y, session(np.load(path)), atol=1e-6, strict=True)
 
 
 @pytest.mark.parametrize(("window", "limit"), [(4, 2**28), (10**6, 3 * 256)], ids=["files", "bytes"])

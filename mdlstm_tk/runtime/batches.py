@@ -15,7 +15,7 @@ from mdlstm_tk.runtime.npy import MAX_BYTES, Array
 from mdlstm_tk.runtime.session import Session
 
 BATCH = 64  # rows; beyond that no model ran faster
-POSITIONS = BATCH * 64 * 64  # of a batch's grids together: memory in a run is so many times hidden units
+VALUES = BATCH * 64 * 64  # of a batch: what a run takes grows with them, and with the hidden size
 WINDOW = 4 * BATCH  # files, so that few kinds of shape in a folder still fill batches
 WINDOW_BYTES = 2**28
 
@@ -58,7 +58,7 @@ def infer_files(
 def run_batches(
     session: Session, arrays: Iterable[tuple[Tag, Array]], batch_size: int | None = None
 ) -> Iterator[tuple[Tag, Array | InputError]]:
-    """Run a model on arrays, those of one grid and number of channels together.
+    """Run a model on arrays, those of one shape together; all together if the model takes sizes.
 
     Args:
         session: of the model.
@@ -69,59 +69,47 @@ def run_batches(
         Pairs of a tag and what `session(x)` returns or raises, in an order that depends on the shapes
         alone.
     """
-    ndim = len(session.metadata.layout.split()) - 2
+    about = session.metadata
     groups: dict[tuple[int, ...], list[tuple[Tag, Array]]] = {}
     for tag, x in arrays:
-        if ndim <= x.ndim <= ndim + 2:
-            groups.setdefault(_rows(x, ndim).shape[1:], []).append((tag, x))
-        else:
-            yield tag, _alone(session, x)
-    for shape, members in groups.items():
-        limit = batch_size or max(1, min(BATCH, POSITIONS // prod(shape[:-1])))
+        sample = x.shape[1:] if x.ndim == about.ndim + 2 else x.shape
+        groups.setdefault((about.grid or ()) if "sizes" in about.inputs else sample, []).append((tag, x))
+    for sample, members in groups.items():
+        limit = batch_size or max(1, min(BATCH, VALUES // prod(sample)))
         batch: list[tuple[Tag, Array]] = []
         count = 0
         for tag, x in members:
             batch.append((tag, x))
-            count += len(_rows(x, ndim))
+            count += len(x) if x.ndim == about.ndim + 2 else 1
             if count >= limit:
-                yield from _run(session, batch, ndim, limit)
+                yield from _run(session, batch, limit)
                 batch, count = [], 0
         if batch:
-            yield from _run(session, batch, ndim, limit)
+            yield from _run(session, batch, limit)
 
 
 def _run(
-    session: Session, batch: Sequence[tuple[Tag, Array]], ndim: int, limit: int
+    session: Session, batch: Sequence[tuple[Tag, Array]], limit: int
 ) -> Iterator[tuple[Tag, Array | InputError]]:
-    rows = [_rows(x, ndim) for _, x in batch]
-    together = np.concatenate(rows)  # (N, *grid, C)
     try:
-        y = np.concatenate([session(together[i : i + limit]) for i in range(0, len(together), limit)])
-    except InputError:  # one by one, so that each message is about the array as it was given
-        for tag, x in batch:
-            yield tag, _alone(session, x)
-        return
-    start = 0
-    for (tag, x), own in zip(batch, rows, strict=True):
-        result: Array = y[start : start + len(own)]
-        start += len(own)
-        if x.ndim < ndim + 2:
-            result = result[0]
-        yield tag, result[..., 0] if x.ndim == ndim and result.shape[-1] == 1 else result
-
-
-def _rows(x: Array, ndim: int) -> Array:
-    """x as (N, *grid, C)."""
-    if x.ndim == ndim:
-        x = x[..., None]
-    return x if x.ndim == ndim + 2 else x[None]
-
-
-def _alone(session: Session, x: Array) -> Array | InputError:
-    try:
-        return session(x)
+        if len(batch) == 1:  # of any number of rows
+            results = [_in_parts(session, batch[0][1], limit)]
+        else:
+            results = session.run_many([x for _, x in batch])
+        yield from zip((tag for tag, _ in batch), results, strict=True)
     except InputError as error:
-        return error
+        if len(batch) == 1:
+            yield batch[0][0], error
+            return
+        for one in batch:  # by itself, so that what is wrong with one is said of that one
+            yield from _run(session, [one], limit)
+
+
+def _in_parts(session: Session, x: Array, limit: int) -> Array:
+    """session(x), with no more than `limit` rows in a run."""
+    if x.ndim < session.metadata.ndim + 2 or len(x) <= limit:
+        return session(x)
+    return np.concatenate([session(x[i : i + limit]) for i in range(0, len(x), limit)])
 
 
 def _windows(jobs: Sequence[Job], max_bytes: int) -> Iterator[list[tuple[Job, Arrays | str]]]:

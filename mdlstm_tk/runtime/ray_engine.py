@@ -23,16 +23,10 @@ class Worker:
     """One process of many: loads the model once, then takes windows of jobs."""
 
     def __init__(
-        self,
-        folder: str,
-        model: str,
-        device: str,
-        threads: int,
-        batch_size: int | None,
-        max_bytes: int,
+        self, folder: str, model: str, options: dict[str, Any], batch_size: int | None, max_bytes: int
     ) -> None:
         os.chdir(folder)
-        self.session = Session(model, device, threads=threads)
+        self.session = Session(model, max_bytes=max_bytes, **options)
         self.limits = (batch_size, max_bytes)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
@@ -54,7 +48,8 @@ def infer_with_ray(
     max_bytes: int = MAX_BYTES,
     *,
     device: str = "cpu",
-    threads: int = 0,
+    threads: int = 1,
+    timeout: float | None = None,
     workers: int | None = None,
 ) -> Iterator[Outcome]:
     """What `infer_files` does, with the jobs shared out among Ray workers.
@@ -68,7 +63,8 @@ def infer_with_ray(
         jobs: what to read, and where to write.
         batch_size, max_bytes: as in `infer_files`.
         device: of each worker, "cpu" or "cuda".
-        threads: of each worker; 0: one.
+        threads: of each worker; 0 is taken for 1, as workers share the cores.
+        timeout: seconds that a run may take.
         workers: processes; as many as there are CPUs for, if not given.
 
     Returns:
@@ -84,6 +80,7 @@ def infer_with_ray(
     data: Any = require("ray.data", "ray")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     threads = max(threads, 1)
+    options = {"device": device, "threads": threads, "timeout": timeout}
     windows = [pickle.dumps(list(jobs[i : i + WINDOW])) for i in range(0, len(jobs), WINDOW)]
     cluster = os.environ.get("RAY_ADDRESS")
     if cluster:
@@ -106,7 +103,7 @@ def infer_with_ray(
         rows = data.from_items([{"jobs": window} for window in windows], override_num_blocks=len(windows))
         done = rows.map(
             Worker,
-            fn_constructor_args=(os.getcwd(), str(model), device, threads, batch_size, max_bytes),
+            fn_constructor_args=(os.getcwd(), str(model), options, batch_size, max_bytes),
             compute=data.ActorPoolStrategy(size=min(workers, len(windows))),
             num_cpus=threads,
             num_gpus=1 if device.startswith("cuda") else 0,
