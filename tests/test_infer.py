@@ -21,10 +21,10 @@ from conftest import Result, mdlstm
 from PIL import Image
 from test_runtime import python_without
 
+from mdlstm_tk import MDLSTM
 from mdlstm_tk.cli import main
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_onnx
-from mdlstm_tk.models import create
 from mdlstm_tk.runtime import Session, batches
 from mdlstm_tk.runtime.formats import read_arrays, write_arrays
 from mdlstm_tk.runtime.jobs import Job, plan_jobs
@@ -373,7 +373,7 @@ def test_one_model_for_many_grids_runs_a_mixed_folder(form: str, infer: Infer, t
     options: dict[str, Any] = (
         {"grid": None, "form": "scan"} if form == "any" else {"grid": (8, 8), "sizes": True}
     )
-    infer.model = export_onnx(create("md", 1, 1, hidden=3), tmp_path / "m.onnx", **options).path
+    infer.model = export_onnx(MDLSTM(1, 3), tmp_path / "m.onnx", **options).path
     shapes = [(1, 1), (1, 7), (7, 1), (5, 8), (8, 5), (2, 5, 8, 1)] * 3
     (tmp_path / "in").mkdir()
     for number, shape in enumerate(shapes):
