@@ -2,87 +2,232 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mdlstm_tk.cli.console import err, next_command, note
+from mdlstm_tk.cli.console import err, next_command, note, progress
 from mdlstm_tk.cli.find import find_model
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import InputError, MDLSTMError
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime import Session
+    from mdlstm_tk.runtime.batches import Outcome
+    from mdlstm_tk.runtime.jobs import Job
 
 STDIO = "-"
 
 
 def infer(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Arrays as .npy; - for stdin.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE...", help="Files or folders: npy, npz, png, jpg, csv; - for stdin."),
+    ],
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="An exported .onnx, or a folder of them.")
     ] = None,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", help="File, folder for several files, or - for stdout.")
+        str | None,
+        typer.Option(
+            "--output", "-o", help="File, folder (input folders' trees are kept below it), or - for stdout."
+        ),
+    ] = None,
+    form: Annotated[
+        Literal["npy", "npz", "json", "png", "csv"] | None,
+        typer.Option(
+            "--format",
+            help="Of results; by default npz for npz, else npy. png clips values to [0, 1], as 8 bits.",
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: ONNX Runtime's choice.")] = 0,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Rows in one run; by default 64, fewer above 64x64.")
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="ray: share files out over Ray Data, on $RAY_ADDRESS.")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes of --engine ray; by default one a CPU.")
+    ] = None,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(min=1, help="That a file, or what it unpacks to, may take; by default 1 GiB."),
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds that one run may take.")] = None,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave out what has a result: goes on after a break.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Run an exported model on arrays of shape (H, W), (H, W, C) or (N, H, W, C).
 
     matrix.npy gives matrix.out.npy beside it, - gives the result on stdout. The model is -m, or
-    $MDLSTM_MODEL, or the latest run's export, or the only .onnx in this folder.
-    """
-    from mdlstm_tk.runtime import Session, load_array, save_array
-    from mdlstm_tk.runtime.files import check_free
+    $MDLSTM_MODEL, or the latest run's export, or the only .onnx in this folder. Images are (H, W) if
+    grey, (H, W, C) if not, scaled to [0, 1].
 
-    targets = _targets(files, output)
-    for target in targets:
-        if target != STDIO:
-            check_free(Path(target), force)
-    session: Session | None = None
-    for source, target in zip(files, targets, strict=True):
-        x = load_array(source)
-        if session is None:
-            path = find_model(model, x.shape[:2] if x.ndim < 4 else x.shape[1:3])
-            session = Session(path, device, threads=threads)
-            if not quiet:
-                note(f"{path} on {session.device} ({session.provider})")
-        try:
-            y = session(x)
-        except InputError as error:
-            raise InputError(f"{source}: {error}") from None
-        save_array(target, y)
-        if quiet:
-            continue
-        if target != STDIO:
-            note(f"{source} {x.shape} → {target} {y.shape}")
+    Of several files, those of one shape run together. One that cannot be used is named, the rest go on,
+    and the exit code is 1. Folders are searched to the bottom, but for hidden files and *.out.* results.
+    """
+    from mdlstm_tk.runtime.jobs import plan_jobs
+    from mdlstm_tk.runtime.npy import MAX_BYTES
+
+    limit = max_bytes or MAX_BYTES
+    if skip_existing and force:
+        raise InputError("--skip-existing keeps results that exist, --force replaces them; give one")
+    if workers is not None and engine != "ray":
+        raise InputError("--workers is for --engine ray; locally, set --threads")
+    jobs, others = plan_jobs(files, output, form)
+    several = len(files) > 1 or os.path.isdir(files[0])
+    if engine == "ray" and STDIO in jobs[0]:
+        raise InputError("--engine ray takes files, not - (stdin or stdout)")
+    planned = len(jobs)
+    jobs = _free(jobs, skip_existing, force)
+    skipped = planned - len(jobs)
+    if not quiet and others:
+        note(f"files of other kinds, left out: {others}")
+    if not jobs:
+        if not quiet:
+            note(f"nothing to do: all {skipped} results exist")
+        return
+
+    def session_for(grid: tuple[int, ...] | None) -> tuple[Path, Session]:
+        from mdlstm_tk.runtime import Session
+
+        path = find_model(model, grid)
+        session = Session(path, device, threads=threads, timeout=timeout, max_bytes=limit)
+        if not quiet:
+            note(f"{path} on {session.device} ({session.provider})")
+        return path, session
+
+    if not several and engine == "local":
+        _one(jobs[0], lambda grid: session_for(grid)[1], batch_size, limit, quiet)
+        return
+    path, session = session_for(_first_grid(jobs, limit))
+    outcomes: Iterator[Outcome]
+    if engine == "ray":
+        from mdlstm_tk.runtime.ray_engine import infer_with_ray
+
+        kind = "cpu" if session.device == "cpu" else "cuda"
+        session.close()  # each worker has its own
+        outcomes = infer_with_ray(
+            path, jobs, batch_size, limit, device=kind, threads=threads, timeout=timeout, workers=workers
+        )
+    else:
+        from mdlstm_tk.runtime.batches import infer_files
+
+        outcomes = infer_files(session, jobs, batch_size, limit)
+    _report(outcomes, len(jobs), skipped, quiet)
+    if not quiet:
+        _show_next(jobs[-1])
+
+
+def _one(
+    job: Job,
+    open_session: Callable[[tuple[int, ...]], Session],
+    batch_size: int | None,
+    max_bytes: int,
+    quiet: bool,
+) -> None:
+    """Run one file, whose error is the command's own, and show what came of it."""
+    from mdlstm_tk.runtime.batches import run_batches, write_results
+    from mdlstm_tk.runtime.formats import read_arrays
+
+    arrays = read_arrays(job.source, max_bytes)
+    session = open_session(_grid(next(iter(arrays.values())).shape))
+    results = dict(run_batches(session, arrays.items(), batch_size))
+    write_results(job, {name: results[name] for name in arrays})
+    if quiet:
+        return
+    for name, x in arrays.items():
+        y = results[name]
+        assert not isinstance(y, InputError)  # write_results has raised it
+        if job.target != STDIO:
+            shown = job.source if name is None else f"{name!a} in {job.source}"
+            note(f"{shown} {x.shape} → {job.target} {y.shape}")
         if err().is_terminal and x.ndim == y.ndim == 2:
             from mdlstm_tk.cli.show import show_grids
 
             show_grids(err(), {"input": x, "prediction": y})
-    if not quiet and output != STDIO and targets[-1] != STDIO:
-        next_command(f"python -c \"import numpy; print(numpy.load('{targets[-1]}').round(2))\"")
+    if job.target != STDIO:
+        _show_next(job)
 
 
-def _targets(files: list[str], output: str | None) -> list[str]:
-    """Where each file's result goes."""
-    if len(files) > 1 and files.count(STDIO):
-        raise InputError("- (stdin) cannot be mixed with other files")
-    if output == STDIO or (output is None and files == [STDIO]):
-        if len(files) > 1:
-            raise InputError(f"-o - takes one file, got {len(files)}; give a folder")
-        return [STDIO]
-    if output is None:
-        return [str(Path(name).with_suffix("")) + ".out.npy" for name in files]
-    if len(files) == 1 and not Path(output).is_dir():
-        return [output]
-    if Path(output).is_file():
-        raise InputError(f"-o {output} is a file, for {len(files)} inputs; give a folder")
-    names = [f"{Path(name).stem}.out.npy" if name != STDIO else "stdin.out.npy" for name in files]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise InputError(f"several inputs would be written to {Path(output) / sorted(twice)[0]}")
-    return [str(Path(output) / name) for name in names]
+def _report(outcomes: Iterator[Outcome], total: int, skipped: int, quiet: bool) -> None:
+    """Follow the outcomes to the end: a bar on a terminal, a line for each failure, then the counts.
+
+    Raises:
+        MDLSTMError: there were failures, or the work broke off.
+    """
+    done = failed = 0
+    start = time.perf_counter()
+
+    def rate() -> str:
+        return f"{(done + failed) / max(time.perf_counter() - start, 1e-9):.3g} files/s"
+
+    def counts() -> str:
+        return f"{done} done, {skipped} skipped, {failed} failed, {rate()}"
+
+    bar = progress(total) if err().is_terminal and not quiet else nullcontext(lambda step, text: None)
+    try:
+        with bar as report:
+            for outcome in outcomes:
+                if outcome.error is None:
+                    done += 1
+                else:
+                    failed += 1
+                    note(f"failed: {outcome.error}")
+                report(done + failed, rate())
+    except (MDLSTMError, KeyboardInterrupt):
+        if not quiet:
+            note(f"stopped: {counts()}, {total - done - failed} to do; go on with --skip-existing")
+        raise
+    if not quiet:
+        note(counts())
+    if failed:
+        raise MDLSTMError(f"{failed} of {total} files failed; they are named above")
+
+
+def _free(jobs: Sequence[Job], skip_existing: bool, force: bool) -> list[Job]:
+    """The jobs without those whose result is there already.
+
+    Raises:
+        InputError: a result is in the way and may be neither kept nor replaced.
+    """
+    from mdlstm_tk.runtime.files import check_free
+
+    free = []
+    for job in jobs:
+        if job.target != STDIO:
+            if skip_existing and os.path.isfile(job.target):
+                continue
+            check_free(Path(job.target), force)
+        free.append(job)
+    return free
+
+
+def _first_grid(jobs: Sequence[Job], max_bytes: int) -> tuple[int, ...] | None:
+    """The grid of the first file that can be read, by which a model is chosen among several."""
+    from mdlstm_tk.runtime.formats import read_arrays
+
+    for job in jobs:
+        try:
+            return _grid(next(iter(read_arrays(job.source, max_bytes).values())).shape)
+        except InputError:
+            continue
+    return None
+
+
+def _grid(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:2] if len(shape) < 4 else shape[1:3]
+
+
+def _show_next(job: Job) -> None:
+    if job.form == "npy":
+        next_command(f"python -c \"import numpy; print(numpy.load('{job.target}').round(2))\"")

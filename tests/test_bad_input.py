@@ -62,7 +62,7 @@ ARRAYS: dict[str, tuple[Maker | None, str]] = {
     "5-D": (saved(np.zeros((1, 1, 8, 8, 1))), "expected (H, W)"),
     "channels": (saved(np.zeros((8, 8, 3))), "has 3 channels"),
     "grid": (saved(np.zeros((5, 7))), "mdlstm export --size 5x7"),
-    "folder": (lambda path: path.mkdir(), "cannot read"),
+    "folder": (lambda path: path.mkdir(), "there is no file to run in matrix.npy"),
 }
 
 
@@ -197,7 +197,36 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "info no run": (("info", "full"), 2, "full holds no checkpoint"),
     "infer nothing": (("infer",), 2, "Missing argument"),
     "infer without model": (("infer", "ok.npy"), 2, "there is no exported model here"),
-    "infer exists": (("infer", "ok.npy", "-m", "run", "-o", "bad.toml"), 2, "bad.toml exists"),
+    "infer exists": (
+        ("infer", "ok.npy", "-m", "run", "-o", "bad.toml", "--format", "npy"),
+        2,
+        "bad.toml exists",
+    ),
+    "infer into no known kind": (
+        ("infer", "ok.npy", "-m", "run", "-o", "y.jpg"),
+        2,
+        "give --format npy|",
+    ),
+    "infer over its input": (
+        ("infer", "ok.npy", "-m", "run", "-o", "full/../ok.npy", "--force"),
+        2,
+        "would be written over the input",
+    ),
+    "infer two to one": (("infer", "ok.npy", "ok.csv", "-m", "run"), 2, "several inputs would be written"),
+    "infer unknown kind": (("infer", "bad.toml", "-m", "run"), 2, "is of no kind that can be read"),
+    "infer unknown format": (("infer", "ok.npy", "-m", "run", "--format", "mat"), 2, "'mat'"),
+    "infer folder to stdout": (("infer", "run", "-m", "run", "-o", "-"), 2, "takes one file"),
+    "infer useless folder": (
+        ("infer", "full", "-m", "run"),
+        2,
+        "in full, only 1 of other kinds; those are .npy",
+    ),
+    "infer stdin and more": (("infer", "-", "ok.npy", "-m", "run"), 2, "cannot be mixed"),
+    "infer keep and replace": (("infer", "ok.npy", "--skip-existing", "--force"), 2, "give one"),
+    "infer no rows": (("infer", "ok.npy", "-m", "run", "--batch-size", "0"), 2, "--batch-size"),
+    "infer too large": (("infer", "ok.npy", "-m", "run", "--max-bytes", "99"), 2, "more with --max-bytes"),
+    "infer local workers": (("infer", "ok.npy", "--workers", "2"), 2, "--workers is for --engine ray"),
+    "infer stdin by ray": (("infer", "-", "--engine", "ray"), 2, "--engine ray takes files"),
     "infer onto a folder": (
         ("infer", "ok.npy", "ok.npy", "-m", "run", "-o", "d"),
         2,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import pty
 import re
 import signal
 import subprocess
@@ -80,62 +77,6 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
     step = load_checkpoint(tmp_path / "run/last.safetensors").step
     assert step == len(Run(tmp_path / "run").read_metrics()) >= 50
     assert (tmp_path / "run/curves.png").exists()
-
-
-@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (3, 8, 8, 1)], ids=str)
-def test_infer_takes_all_three_shapes(shape: tuple[int, ...], model: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", np.zeros(shape))
-    assert mdlstm("infer", "x.npy", "-m", model, "-o", "deep/y.npy", cwd=tmp_path).code == 0
-    assert np.load(tmp_path / "deep/y.npy").shape == shape
-
-
-def test_infer_takes_stdin_and_several_files(model: Path, matrix: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mdlstm_tk", "infer", "-", "-m", str(model)],
-        input=matrix.read_bytes(),
-        capture_output=True,
-        check=True,
-    )
-    expected = Session(model, "cpu")(np.load(matrix))
-    np.testing.assert_array_equal(np.load(io.BytesIO(done.stdout)), expected)
-    np.save(tmp_path / "second.npy", np.ones((8, 8)))
-    done = mdlstm("infer", matrix, tmp_path / "second.npy", "-m", model, "-o", tmp_path / "out")
-    assert done.code == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "matrix.out.npy",
-        "second.out.npy",
-    ]
-
-
-def test_infer_finds_the_model(model: Path, matrix: Path, tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    done = mdlstm("infer", matrix, "-o", "a.npy", cwd=empty)
-    assert done.code == 2
-    assert "there is no exported model here; give one with -m" in done.err
-    assert mdlstm("infer", matrix, "-o", "b.npy", cwd=empty, env={"MDLSTM_MODEL": str(model)}).code == 0
-    assert mdlstm("infer", matrix, "-o", "c.npy", "-m", model.parent, cwd=empty).code == 0
-    (empty / "only.onnx").write_bytes(model.read_bytes())
-    assert "only.onnx on cpu" in mdlstm("infer", matrix, "-o", "d.npy", cwd=empty).err
-    (empty / "another.onnx").write_bytes(model.read_bytes())
-    assert "choose one with -m" in mdlstm("infer", matrix, "-o", "e.npy", cwd=empty).err
-
-
-def test_on_a_terminal_infer_shows_coloured_grids(model: Path, matrix: Path) -> None:
-    leader, follower = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
-    subprocess.run(
-        [sys.executable, "-m", "mdlstm_tk", "infer", str(matrix), "-m", str(model)],
-        stderr=follower,
-        env=environment,
-        check=True,
-    )
-    os.close(follower)
-    shown = os.read(leader, 1 << 16).decode(errors="replace")
-    os.close(leader)
-    assert "input" in shown
-    assert "prediction" in shown
-    assert "\x1b[48;2;" in shown
 
 
 def test_info_and_json(trained: Run, model: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,27 +29,26 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         MDLSTMError: the folder cannot be made or written.
     """
+    temporary = path.with_name(f".{path.name[:50]}.{os.urandom(4).hex()}{path.suffix[:20]}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(handle)
+        try:
+            _create(temporary)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _create(temporary)
     except OSError as error:
         reason = error.strerror or error
         raise MDLSTMError(f"cannot write {path}: {reason}; choose another place with -o") from None
-    temporary = Path(name)
     try:
         yield temporary
-        mode = 0o666 & ~_umask()
-        temporary.chmod(mode)
         os.replace(temporary, path)
-    except OSError as error:
-        raise MDLSTMError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise MDLSTMError(f"cannot write {path}: {error.strerror or error}") from None
+        raise
 
 
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+def _create(path: Path) -> None:
+    """Make a new file with the mode that any has: the umask, which all threads share, is left alone."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
