@@ -49,6 +49,25 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside `folder`, which is made if need be: what is whole is moved out of it by
+    renaming, and what is left goes with it.
+
+    Raises:
+        InputError: `folder` is a file.
+        MDLSTMError: it cannot be made or written.
+    """
+    if folder.is_file():
+        raise InputError(f"{folder} is a file, expected a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as stage:
+            yield Path(stage)
+    except OSError as error:
+        raise MDLSTMError(f"cannot write {folder}: {error.strerror or error}") from None
+
+
 def _umask() -> int:
     """The process's umask, which can only be read by setting it."""
     mask = os.umask(0o022)
