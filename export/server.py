@@ -51,15 +51,21 @@ def write_server_repo(model: Path, repository: Path, name: str, *, force: bool =
             f"{config} is for other inputs or outputs than {model.name} has; "
             "give another folder, or --force to replace it"
         )
-    with staging(folder) as stage:
-        version = max((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), default=0) + 1
-        (stage / "version").mkdir()
-        (stage / "version" / "model.onnx").write_bytes(data)
-        if not fits:
-            with replacing(config) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        os.rename(stage / "version", folder / str(version))
-    return folder / str(version) / "model.onnx"
+    new = not folder.exists()
+    with staging(repository if new else folder) as stage:
+        known = [] if new else [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+        version = str(max(known, default=0) + 1)
+        (stage / name / version).mkdir(parents=True)
+        (stage / name / version / "model.onnx").write_bytes(data)
+        if new:
+            (stage / name / "config.pbtxt").write_text(text, encoding="utf-8")
+            os.rename(stage / name, folder)
+        else:
+            if not fits:
+                with replacing(config) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+            os.rename(stage / name / version, folder / version)
+    return folder / version / "model.onnx"
 
 
 def server_config(name: str, inputs: list[Port], outputs: list[Port]) -> str:
@@ -100,8 +106,8 @@ def _entry(port: Port) -> str:
         raise InputError(f"the model's '{port.name}' is {port.dtype}, expected one of {', '.join(TYPES)}")
     if len(port.shape) < 2 or port.shape[0] is not None:
         raise InputError(
-            f"the model's '{port.name}' has shape {port.shape}; a server needs a free batch (None) first and "
-            "something behind it; make such a model with: mdlstm export"
+            f"the model's '{port.name}' has shape {port.shape}; a server needs a free batch (None) first "
+            "and something behind it; make such a model with: mdlstm export"
         )
     dims = ", ".join(str(-1 if extent is None else extent) for extent in port.shape[1:])
     return f"""

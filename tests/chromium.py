@@ -1,4 +1,4 @@
-"""A headless Chromium to test pages in, driven through its DevTools protocol over a pipe; no other driver."""
+"""A headless Chromium to test pages in, driven over a pipe by its DevTools protocol; no other driver."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PATIENCE = 60.0  # seconds until what a page should do counts as not done
+PATIENCE = 30.0  # seconds until what a page should do counts as not done
 FLAGS = ("--headless=new", "--no-sandbox", "--no-first-run", "--disable-gpu", "--disable-dev-shm-usage")
 
 
@@ -119,6 +119,12 @@ class Chromium:
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
+    def drop_file(self, x: float, y: float, path: Path) -> None:
+        """As if a user dropped a file at a place of the window."""
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
 
     def mouse(self, kind: str, x: float, y: float) -> None:
         """Move, press or release the mouse."""

@@ -55,11 +55,12 @@ def staging(folder: Path) -> Iterator[Path]:
     renaming, and what is left goes with it.
 
     Raises:
-        InputError: `folder` is a file.
+        InputError: `folder`, or one above it, is a file.
         MDLSTMError: it cannot be made or written.
     """
-    if folder.is_file():
-        raise InputError(f"{folder} is a file, expected a folder")
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            raise InputError(f"{path} is a file, expected a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".") as stage:
