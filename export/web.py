@@ -100,11 +100,10 @@ def _about(data: bytes, name: str, shown: str) -> dict[str, object]:
     props = {prop.key: prop.value for prop in model.metadata_props}
     metadata = Metadata.from_props(props, shown)
     inputs = {port.name: port for port in ports(model)[0]}
-    x = inputs.get("x", Port("x", "nothing", ()))
-    if x.dtype != "float32" or len(x.shape) != 4:
-        raise InputError(
-            f"{shown} takes x of {x.dtype} and shape {x.shape}, a page needs float32 and (N, H, W, C)"
-        )
+    x = inputs.get("x", Port("", "", ()))
+    if x.dtype != "float32" or len(x.shape) != 4 or not set(inputs) <= {"x", "sizes"}:
+        takes = ", ".join(f"{port.name} {port.dtype} {port.shape}" for port in inputs.values())
+        raise InputError(f"{shown} takes {takes}; a page needs x float32 (N, H, W, C) alone, or with sizes")
     return {
         "name": name,
         "grid": x.shape[1:3],

@@ -19,8 +19,8 @@ export async function read(file, about) {
 
 async function readNpy(file) {
   const view = new DataView(await file.arrayBuffer());
-  const magic = Array.from({ length: Math.min(6, view.byteLength) }, (_, k) => view.getUint8(k));
-  if (String(magic) !== "147,78,85,77,80,89") throw new Error(`${file.name} is not a .npy array`);
+  const magic = new Uint8Array(view.buffer, 0, Math.min(6, view.byteLength));
+  if (String(magic) !== "147,78,85,77,80,89" || view.byteLength < 12) throw new Error(`${file.name} is not a .npy array`);
   const long = view.getUint8(6) > 1;
   const start = long ? 12 : 10;
   const end = start + (long ? view.getUint32(8, true) : view.getUint16(8, true));
@@ -30,7 +30,7 @@ async function readNpy(file) {
   const get = { b1: "Uint8", u1: "Uint8", i1: "Int8", u2: "Uint16", i2: "Int16", u4: "Uint32", i4: "Int32",
     u8: "BigUint64", i8: "BigInt64", f2: "Float16", f4: "Float32", f8: "Float64" }[kind];
   if (!get || !dims || !view[`get${get}`]) throw new Error(`${file.name} does not hold real numbers in an array`);
-  const shape = dims.length === 4 && dims[0] === 1 ? dims.slice(1) : dims;
+  const shape = dims.length === 4 && dims[0] === 1 ? dims.slice(1) : [...dims];
   if (shape.length === 2) shape.push(1);
   if (shape.length !== 3 || Math.min(...shape) < 1)
     throw new Error(`${file.name} has shape (${dims.join(", ")}), expected (H, W) or (H, W, C)`);
