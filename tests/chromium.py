@@ -6,6 +6,7 @@ import base64
 import http.server
 import json
 import os
+import select
 import shutil
 import subprocess
 import threading
@@ -84,6 +85,8 @@ class Chromium:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._answers], [], [], PATIENCE)
+            assert ready, "Chromium does not answer"
             part = os.read(self._answers, 1 << 20)
             assert part, "Chromium has gone"
             self._buffer += part

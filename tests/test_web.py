@@ -128,9 +128,12 @@ def test_it_predicts_as_soon_as_it_is_open_and_asks_nobody_else(page: Chromium, 
     assert {"model.onnx", "ort/ort-wasm-simd-threaded.wasm"} <= {url.removeprefix(address) for url in asked}
 
 
-@pytest.mark.parametrize("kind", ["<f4", ">f8", "<f2", "u1", ">i2", "<i8", "?", "fortran", "(H, W, C)"])
+KINDS = ["<f4", ">f8", "<f2", "u1", ">i2", "<i8", "?", "fortran", "(H, W, C)"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_npy_files(kind: str, page: Chromium, session: Session, tmp_path: Path) -> None:
-    x = matrix(1)
+    x = matrix(100 + KINDS.index(kind))
     if kind[-2:] in ("u1", "i2", "i8"):
         x = (x * 5).round()
     array = {"fortran": lambda: np.asfortranarray(x), "(H, W, C)": lambda: x[..., None]}
@@ -156,8 +159,15 @@ def test_pictures_are_grey_from_0_to_1(page: Chromium, session: Session, tmp_pat
 
 def test_files_are_dropped_anywhere(page: Chromium, session: Session, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", x := matrix(4))
+    page.evaluate("addEventListener('drop', (event) => { window.kept = event.defaultPrevented; })")
     page.drop_file(20, 20, tmp_path / "x.npy")
     check_prediction(page, session(x))
+    assert page.evaluate("window.kept"), "the browser would leave the page and open the file"
+
+
+def test_what_changes_during_a_run_gets_another(page: Chromium, session: Session) -> None:
+    page.evaluate("for (const id of ['example', 'example', 'clear']) document.getElementById(id).click()")
+    check_prediction(page, session(np.zeros(GRID)))
 
 
 def middle(page: Chromium, row: int, column: int, panel: str = "input") -> tuple[float, float]:
@@ -271,6 +281,7 @@ def test_scripts_and_addresses_from_elsewhere_are_refused(browser: Chromium, add
     show(browser, address)
     refused = """new Promise((resolve) => {{
         addEventListener("securitypolicyviolation", (event) => resolve(event.effectiveDirective));
+        setTimeout(() => resolve("nothing"), 5000);
         {0};
     }})"""
     elsewhere = "fetch('https://example.org').catch(() => 0)"
