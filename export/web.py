@@ -19,7 +19,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.export.ports import Port, ports, read_model
+from mdlstm_tk.export.ports import read_model
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.files import staging
 
@@ -67,8 +67,8 @@ def write_page(model: Path, folder: Path, name: str, runtime: Mapping[str, bytes
     """Write the page for an exported model. Each file appears whole; other files there are left alone.
 
     Args:
-        model: an `.onnx` file that `export_onnx` wrote: float32, two-dimensional; with free extents it
-            serves every size.
+        model: an `.onnx` file that `export_onnx` wrote, for two-dimensional grids; one for any size lets
+            the size be chosen on the page.
         folder: where to; made if need be.
         name: the page's title.
         runtime: what `load_runtime` gave.
@@ -96,22 +96,22 @@ def write_page(model: Path, folder: Path, name: str, runtime: Mapping[str, bytes
 
 def _about(data: bytes, name: str, shown: str) -> dict[str, object]:
     """What the page must know of the model."""
-    model = read_model(data)
-    props = {prop.key: prop.value for prop in model.metadata_props}
-    metadata = Metadata.from_props(props, shown)
-    inputs = {port.name: port for port in ports(model)[0]}
-    x = inputs.get("x", Port("", "", ()))
-    if x.dtype != "float32" or len(x.shape) != 4 or not set(inputs) <= {"x", "sizes"}:
-        takes = ", ".join(f"{port.name} {port.dtype} {port.shape}" for port in inputs.values())
-        raise InputError(f"{shown} takes {takes}; a page needs x float32 (N, H, W, C) alone, or with sizes")
+    metadata = Metadata.from_props({p.key: p.value for p in read_model(data).metadata_props}, shown)
+    if metadata.ndim != 2 or not set(metadata.inputs) <= {"x", "sizes"}:
+        raise InputError(
+            f"{shown} takes {', '.join(metadata.inputs)}, x of layout {metadata.layout}; "
+            "a page is for two-dimensional grids, without further inputs"
+        )
     return {
         "name": name,
-        "grid": x.shape[1:3],
-        "channels": x.shape[3],
+        "grid": metadata.grid,
+        "channels": metadata.channels,
+        "channelsLast": metadata.channels_last,
         "outputs": metadata.outputs,
+        "window": metadata.window,
         "classes": metadata.classes,
         "task": metadata.task,
-        "sizes": "sizes" in inputs,
+        "sizes": "sizes" in metadata.inputs,
         "bytes": len(data),
         "version": metadata.version,
     }

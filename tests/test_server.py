@@ -14,6 +14,7 @@ from google.protobuf import text_format
 from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2
 
+from mdlstm_tk.cli.export import export
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.server import write_server_repo
 from mdlstm_tk.training import Run
@@ -158,9 +159,9 @@ def test_models_that_no_server_could_batch(tmp_path: Path) -> None:
 
 def test_a_repository_that_is_a_file(trained: Run, tmp_path: Path) -> None:
     (tmp_path / "served").write_text("")
-    done = mdlstm("export", trained.folder, "--server-repo", tmp_path / "served")
-    assert done.code == 2
-    assert "served is a file, expected a folder" in done.err
-    done = mdlstm("export", trained.folder, "--server-repo", tmp_path / "a", "-o", tmp_path / "b")
-    assert done.code == 2
-    assert "give one of them" in done.err
+    with pytest.raises(InputError, match=r"served is a file, expected a folder"):
+        write_server_repo(save(tmp_path / "m.onnx", ["batch", 5]), tmp_path / "served", "m")
+    with pytest.raises(
+        InputError, match=r"-o, --server-repo and --web each say where to; give one of them"
+    ):
+        export(trained.folder, server_repo=tmp_path / "a", output=tmp_path / "b")

@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from chromium import PATIENCE, Chromium, find_chromium, served
 from conftest import mdlstm
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from mdlstm_tk.cli.export import export_run
+from mdlstm_tk import MDLSTM
+from mdlstm_tk.cli.export import export, export_run
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.export import web
+from mdlstm_tk.export import export_onnx, web
 from mdlstm_tk.export.web import load_runtime, write_page
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.training import Run, load_checkpoint
@@ -122,7 +124,7 @@ def test_it_predicts_as_soon_as_it_is_open_and_asks_nobody_else(page: Chromium, 
     show(page, address)
     assert numbers(page).shape == GRID
     assert page.text("h1") == "md-5x8"
-    assert "grids of 5×8" in page.text("footer")
+    assert "Grids of 5×8" in page.text("footer")
     asked = page.requests()
     assert all(url.startswith(address) for url in asked), asked
     assert {"model.onnx", "ort/ort-wasm-simd-threaded.wasm"} <= {url.removeprefix(address) for url in asked}
@@ -292,36 +294,36 @@ def test_scripts_and_addresses_from_elsewhere_are_refused(browser: Chromium, add
     assert browser.evaluate(refused.format(handler)) == "script-src-attr"
 
 
-def craft(path: Path, grid: tuple[int, ...] | None, whole: bool = False, sizes: bool = False) -> Path:
+def craft(path: Path, grid: tuple[int, ...] | None, **about: Any) -> Path:
     """A model of 3 channels that says which of them is which: y = 2x + (0, 1, 2), plus the sum of the
-    sizes if it takes them, averaged over the grid if it gives one answer for the whole."""
-    shape = ["batch", *(grid or ("H", "W")), 3]
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
-    nodes = [
-        helper.make_node("Add", ["x", "x"], ["twice"]),
-        helper.make_node("Add", ["twice", "c"], ["sum"]),
-    ]
-    last = "sum"
-    if sizes:
+    sizes if it takes them; of that, what `window` leaves, or the mean over the grid if it is None."""
+    metadata = Metadata(
+        "0", grid, "scan", "N H W C", 3, 3, task="animals", classes=("cat", "<i>dog", "owl"), **about
+    )
+    area = [*(grid or ("H", "W"))]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *area, 3])]
+    constants = {"offset": np.array([0, 1, 2], np.float32), "axes": np.array([1, 2])}
+    nodes = [helper.make_node("Add", ["x", "x"], ["twice"])]
+    nodes.append(helper.make_node("Add", ["twice", "offset"], ["sum"]))
+    if "sizes" in metadata.inputs:
         inputs.append(helper.make_tensor_value_info("sizes", TensorProto.INT64, ["batch", 2]))
         nodes.append(helper.make_node("ReduceSum", ["sizes"], ["total"], keepdims=0))
         nodes.append(helper.make_node("Cast", ["total"], ["float"], to=TensorProto.FLOAT))
-        nodes.append(helper.make_node("Add", ["sum", "float"], ["padded"]))
-        last = "padded"
-    if whole:
-        nodes.append(helper.make_node("ReduceMean", [last, "axes"], ["y"], keepdims=0))
+        nodes.append(helper.make_node("Add", ["sum", "float"], ["more"]))
+    whole = nodes[-1].output[0]
+    shape: list[object] = ["batch", *area, 3]
+    if metadata.window is None:
+        nodes.append(helper.make_node("ReduceMean", [whole, "axes"], ["y"], keepdims=0))
+        shape = ["batch", 3]
     else:
-        nodes.append(helper.make_node("Identity", [last], ["y"]))
-    constants = [
-        numpy_helper.from_array(np.array([0, 1, 2], np.float32), "c"),
-        numpy_helper.from_array(np.array([1, 2]), "axes"),
-    ]
-    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3] if whole else shape)
-    graph = helper.make_graph(nodes, "crafted", inputs, [output], constants)
+        constants |= {"start": np.array([0, 0]), "step": np.array(metadata.window)}
+        constants["end"] = np.array([1 << 30, 1 << 30])
+        nodes.append(helper.make_node("Slice", [whole, "start", "end", "axes", "step"], ["y"]))
+        shape = ["batch", "Y", "X", 3]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)
+    tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "crafted", inputs, [output], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    metadata = Metadata(
-        "0", grid or (0, 0), "scan", "N H W C", 3, 3, classes=("cat", "<i>dog", "owl"), task="animals"
-    )
     helper.set_model_props(model, metadata.to_props())
     onnx.save(model, str(path))
     return path
@@ -331,7 +333,7 @@ def test_a_model_of_any_size(browser: Chromium, runtime: dict[str, bytes], tmp_p
     write_page(craft(tmp_path / "m.onnx", None), tmp_path / "page", "any", runtime)
     with served(tmp_path / "page") as url:
         show(browser, url)
-        assert "grids of any size" in browser.text("footer")
+        assert "Grids of any size" in browser.text("footer")
         assert numbers(browser).shape == (16, 16)
         for size in ((1, 1), (1, 7), (7, 1), (70, 3)):
             np.save(tmp_path / "x.npy", x := matrix(5, (*size, 3)))
@@ -356,25 +358,61 @@ def test_a_model_of_any_size(browser: Chromium, runtime: dict[str, bytes], tmp_p
 def test_a_model_that_takes_smaller_grids(
     browser: Chromium, runtime: dict[str, bytes], tmp_path: Path
 ) -> None:
-    write_page(craft(tmp_path / "m.onnx", (6, 9), sizes=True), tmp_path / "page", "sizes", runtime)
+    model = craft(tmp_path / "m.onnx", (6, 9), inputs=("x", "sizes"), window=(2, 4))
+    write_page(model, tmp_path / "page", "sizes", runtime)
     with served(tmp_path / "page") as url:
         show(browser, url)
-        assert "grids up to 6×9" in browser.text("footer")
+        assert "Grids up to 6×9" in browser.text("footer")
         for size in ((6, 9), (1, 7), (5, 2)):
             np.save(tmp_path / "x.npy", x := matrix(7, (*size, 3)))
             browser.choose_file("#file", tmp_path / "x.npy")
-            check_prediction(browser, 2 * x[..., 0] + sum(size))
+            check_prediction(browser, 2 * x[::2, ::4, 0] + sum(size))
         np.save(tmp_path / "x.npy", np.zeros((7, 9, 3)))
         browser.choose_file("#file", tmp_path / "x.npy")
         browser.until("document.querySelector('#message.error') && 1")
         assert browser.text("#message") == "a 7×9 grid does not fit this model, which takes up to 6×9"
+        Image.fromarray(np.zeros((30, 30, 3), np.uint8)).save(tmp_path / "x.png")
+        browser.choose_file("#file", tmp_path / "x.png")
+        check_prediction(browser, np.full((3, 2), 12.0))
+        assert browser.complaints() == []
+
+
+def test_channels_in_front(browser: Chromium, runtime: dict[str, bytes], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = MDLSTM(3, 2, directions="all", cell="stable", channels_last=False)
+    export_onnx(layer, tmp_path / "m.onnx", grid=(4, 6))
+    write_page(tmp_path / "m.onnx", tmp_path / "page", "front", runtime)
+    with served(tmp_path / "page") as url:
+        show(browser, url)
+        np.save(tmp_path / "x.npy", x := matrix(8, (4, 6, 3)).astype(np.float32))
+        browser.choose_file("#file", tmp_path / "x.npy")
+        expected = Session(tmp_path / "m.onnx", "cpu")(x.transpose(2, 0, 1)[None])[0]
+        for channel in (0, 5):
+            change(browser, "#prediction select", channel)
+            check_prediction(browser, expected[channel])
+        assert browser.complaints() == []
+
+
+def test_one_file_for_every_size(
+    trained: Run, browser: Chromium, runtime: dict[str, bytes], tmp_path: Path
+) -> None:
+    model = tmp_path / "model-any.onnx"
+    export_run(trained, load_checkpoint(trained.best), None, model, form="scan")
+    write_page(model, tmp_path / "page", "any", runtime)
+    session = Session(model, "cpu")
+    with served(tmp_path / "page") as url:
+        show(browser, url)
+        for size in ((1, 1), (7, 1), (64, 40)):
+            np.save(tmp_path / "x.npy", x := matrix(9, size))
+            browser.choose_file("#file", tmp_path / "x.npy")
+            check_prediction(browser, session(x))
         assert browser.complaints() == []
 
 
 def test_one_answer_for_the_whole_grid(
     browser: Chromium, runtime: dict[str, bytes], tmp_path: Path
 ) -> None:
-    write_page(craft(tmp_path / "m.onnx", GRID, whole=True), tmp_path / "page", "whole", runtime)
+    write_page(craft(tmp_path / "m.onnx", GRID, window=None), tmp_path / "page", "whole", runtime)
     with served(tmp_path / "page") as url:
         show(browser, url)
         browser.evaluate("document.querySelector('#clear').click()")
@@ -437,12 +475,12 @@ def test_the_verb_writes_a_page(trained: Run, runtime: dict[str, bytes], tmp_pat
     assert done.err.splitlines()[-1].startswith("next: python -m http.server -d page")
     assert "page/model.onnx: x (N, 5, 7, 1)" in done.err
     assert '"name": "md-8x8-5x7"' in (tmp_path / "page/model.json").read_text()
-    done = mdlstm("export", trained.folder, *options, cwd=tmp_path)
-    assert done.code == 2
-    assert "page is not empty; give another folder, or --force" in done.err
-    done = mdlstm("export", trained.folder, "--size", "4", *options, cwd=tmp_path)
-    assert done.code == 2
-    assert "a page has one model, got 2 sizes" in done.err
+    with pytest.raises(InputError, match=r"page is not empty; give another folder, or --force"):
+        export(trained.folder, web=tmp_path / "page")
+    with pytest.raises(InputError, match=r"one model, got 2 sizes; give one --size, or none for any"):
+        export(trained.folder, size=["4", "5"], web=tmp_path / "other")
+    with pytest.raises(InputError, match=r"--web-runtime is for --web"):
+        export(trained.folder, web_runtime=tmp_path / "ort")
 
 
 def test_a_page_is_whole_and_leaves_the_rest_alone(tmp_path: Path) -> None:
@@ -466,14 +504,20 @@ def test_a_page_is_whole_and_leaves_the_rest_alone(tmp_path: Path) -> None:
 
 
 def test_models_that_no_page_takes(tmp_path: Path) -> None:
-    model = onnx.load(craft(tmp_path / "m.onnx", GRID))
-    model.graph.input[0].type.tensor_type.shape.dim.add().dim_value = 2
-    onnx.save(model, str(tmp_path / "m.onnx"))
-    with pytest.raises(InputError, match=r"m.onnx takes x float32 \(None, 5, 8, 3, 2\); a page needs x"):
+    craft(tmp_path / "m.onnx", GRID, inputs=("x", "mood"))
+    with pytest.raises(
+        InputError, match=r"m.onnx takes x, mood, x of layout N H W C; a page is for two-dim"
+    ):
         write_page(tmp_path / "m.onnx", tmp_path / "page", "m", FAKE)
-    assert not (tmp_path / "page").exists()
     model = onnx.load(craft(tmp_path / "m.onnx", GRID))
+    for prop in model.metadata_props:
+        if prop.key == "mdlstm.layout":
+            prop.value = '"N D H W C"'
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    with pytest.raises(InputError, match=r"m.onnx takes x, x of layout N D H W C; a page is for two-dim"):
+        write_page(tmp_path / "m.onnx", tmp_path / "page", "m", FAKE)
     del model.metadata_props[:]
     onnx.save(model, str(tmp_path / "m.onnx"))
     with pytest.raises(InputError, match=r"m.onnx was not exported by mdlstm-tk"):
         write_page(tmp_path / "m.onnx", tmp_path / "page", "m", FAKE)
+    assert not (tmp_path / "page").exists()

@@ -22,18 +22,20 @@ async function start() {
   }
   const { about } = model;
   document.title = element("title").textContent = about.name;
-  element("facts").textContent = `${about.name}: ${[about.grid.some((e) => e === null) ? "grids of any size"
-    : `grids ${about.sizes ? "up to " : "of "}${about.grid.join("×")}`,
-  `${about.channels} → ${about.outputs} numbers a position`, `${Math.ceil(about.bytes / 1024)} KiB`,
-  `exported by mdlstm-tk ${about.version}`].join(" · ")}`;
+  element("facts").textContent = [
+    about.grid ? `Grids ${about.sizes ? "up to" : "of"} ${about.grid.join("×")}` : "Grids of any size",
+    `${about.channels} → ${about.outputs} numbers${about.window ? " a cell" : ""}`,
+    `${Math.ceil(about.bytes / 1024)} KiB`,
+    `exported by mdlstm-tk ${about.version}`,
+  ].join(" · ");
   input.choices(names(about.channels));
   output.choices(names(about.outputs, about.classes));
   element("hint").hidden = about.task !== "diagonal";
-  for (const [field, extent] of [[height, about.grid[0]], [width, about.grid[1]]]) {
-    field.max = (about.sizes && extent) || LIMIT;
-    field.value = extent ?? 16;
-    field.disabled = extent !== null && !about.sizes;
-  }
+  [height, width].forEach((field, axis) => {
+    field.max = about.grid?.[axis] ?? LIMIT;
+    field.value = about.grid?.[axis] ?? 16;
+    field.disabled = about.grid !== null && !about.sizes;
+  });
   // The first run is slow, as code is still being compiled: it is not the one to time.
   await model.predict(grid(Number(height.value), Number(width.value), about.channels)).catch(fail);
   for (const id of ["example", "clear", "open"]) element(id).disabled = false;
@@ -44,9 +46,10 @@ async function start() {
 function take(next) {
   const { about } = model;
   const size = [next.height, next.width];
-  if (about.grid.some((extent, axis) => extent !== null && (about.sizes ? size[axis] > extent : size[axis] !== extent)))
-    throw new Error(`a ${size.join("×")} grid does not fit this model, which takes ${about.sizes ? "up to " : ""}${
-      about.grid.map((extent) => extent ?? "any").join("×")}`);
+  const fits = (extent, axis) => (about.sizes ? size[axis] <= extent : size[axis] === extent);
+  if (about.grid && !about.grid.every(fits))
+    throw new Error(`a ${size.join("×")} grid does not fit this model, which takes ${
+      about.sizes ? "up to " : ""}${about.grid.join("×")}`);
   x = next;
   [height.value, width.value] = size;
   place = [Math.min(place[0], x.height - 1), Math.min(place[1], x.width - 1)];

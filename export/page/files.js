@@ -64,14 +64,15 @@ async function readCsv(file) {
   return grid(rows.length, rows[0].length, 1, Float32Array.from(rows.flat(), Number));
 }
 
-// Pixels from 0 to 1, grey for a model of one channel; shrunk to the model's grid, or to 64 along the longer side.
+// Pixels from 0 to 1, grey for a model of one channel; shrunk to the model's grid, or to 64×64.
 async function readPng(file, about) {
   const picture = await createImageBitmap(file).catch(() => {
     throw new Error(`${file.name} is not a picture that this browser reads`);
   });
-  const shrink = Math.min(1, 64 / Math.max(picture.width, picture.height));
-  const [height, width] = about.grid.map((extent, axis) =>
-    (about.sizes ? null : extent) ?? Math.max(1, Math.round([picture.height, picture.width][axis] * shrink)));
+  const [tall, wide] = about.grid ?? [64, 64];
+  const shrink = Math.min(1, tall / picture.height, wide / picture.width);
+  const [height, width] = about.grid && !about.sizes ? about.grid
+    : [picture.height, picture.width].map((extent) => Math.max(1, Math.round(extent * shrink)));
   const context = Object.assign(document.createElement("canvas"), { height, width }).getContext("2d");
   context.imageSmoothingQuality = "high";
   context.drawImage(picture, 0, 0, width, height);

@@ -26,23 +26,25 @@ async function found(name) {
 
 // The prediction for a grid, as a grid, or as one of height 0 if the model gives one answer for all of it.
 async function predict(session, about, x) {
-  const feeds = { x: new ort.Tensor("float32", x.data, [1, x.height, x.width, x.channels]) };
-  if (about.sizes) {
-    const padded = fit(x, ...about.grid);
-    feeds.x = new ort.Tensor("float32", padded.data, [1, padded.height, padded.width, padded.channels]);
-    feeds.sizes = new ort.Tensor("int64", BigInt64Array.of(BigInt(x.height), BigInt(x.width)), [1, 2]);
-  }
+  const whole = about.sizes ? fit(x, ...about.grid) : x;
+  const area = [whole.height, whole.width];
+  const last = about.channelsLast;
+  const feeds = { x: new ort.Tensor("float32", last ? whole.data : turn(whole.data, x.channels),
+    last ? [1, ...area, x.channels] : [1, x.channels, ...area]) };
+  if (about.sizes) feeds.sizes = new ort.Tensor("int64", BigInt64Array.of(BigInt(x.height), BigInt(x.width)), [1, 2]);
   const start = performance.now();
   const { y } = await session.run(feeds);
   const milliseconds = performance.now() - start;
-  if (y.dims.length === 2) return { milliseconds, y: grid(0, 0, y.dims[1], y.data) };
-  let result = grid(y.dims[1], y.dims[2], y.dims[3], y.data);
-  if (about.sizes) {
-    const [down, across] = [about.grid[0] / result.height, about.grid[1] / result.width];
-    result = fit(result, Math.ceil(x.height / down), Math.ceil(x.width / across));
-  }
-  return { milliseconds, y: result };
+  if (!about.window) return { milliseconds, y: grid(0, 0, y.data.length, y.data) };
+  const result = last ? grid(...y.dims.slice(1), y.data)
+    : grid(y.dims[2], y.dims[3], y.dims[1], turn(y.data, y.dims[2] * y.dims[3]));
+  const size = [Math.ceil(x.height / about.window[0]), Math.ceil(x.width / about.window[1])];
+  return { milliseconds, y: about.sizes ? fit(result, ...size) : result };
 }
+
+// Rows of so many numbers, as its columns.
+const turn = (data, count) =>
+  data.map((_, k) => data[(k % (data.length / count)) * count + Math.floor(k / (data.length / count))]);
 
 // As much of a grid as fits into another size; what lies beyond it is 0.
 export function fit(x, height, width) {
