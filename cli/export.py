@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mdlstm_tk.cli.console import next_command, note, print_json
-from mdlstm_tk.cli.places import find_place, place_name
+from mdlstm_tk.cli.places import find_place
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.sizes import parse_size, show_size
 
@@ -94,10 +94,10 @@ def export(
             for grid, path in zip(sizes, targets, strict=True)
         ]
         if place:
-            own_size = show_size(checkpoint.config.grid)
-            for k, target in enumerate(targets):
-                name = place_name(found.folder, own_size, target.stem.removeprefix("model-"))
-                reports[k] = replace(reports[k], path=place.take(target, name))
+            name = found.folder.resolve().name
+            for k, (grid, target) in enumerate(zip(sizes, targets, strict=True)):
+                other = None if grid == checkpoint.config.grid else target.stem.removeprefix("model-")
+                reports[k] = replace(reports[k], path=place.take(target, name, other))
     if json:
         print_json([_summary(report) for report in reports])
     elif not quiet:

@@ -15,11 +15,12 @@ class Place:
     """Somewhere that takes exported models.
 
     Attributes:
-        take: given a model's file and name, puts it there and returns where it now lies.
+        take: given a model's file, its run's name, and its size if that is not the run's own, puts it
+            there and returns where it now lies.
         then: the command to type next.
     """
 
-    take: Callable[[Path, str], Path]
+    take: Callable[[Path, str, str | None], Path]
     then: str
 
 
@@ -41,16 +42,12 @@ def find_place(
     return _page(web, runtime, force) if web else None
 
 
-def place_name(run: Path, run_size: str, size: str) -> str:
-    """What to call a run's model there: after the run, and after its size if that is not the run's own."""
-    name = run.resolve().name if size == run_size else f"{run.resolve().name}-{size}"
-    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "model"
-
-
 def _server(repository: Path, force: bool) -> Place:
     from mdlstm_tk.export.server import write_server_repo
 
-    def take(model: Path, name: str) -> Path:
+    def take(model: Path, run: str, other_size: str | None) -> Path:
+        name = f"{run}-{other_size}" if other_size else run
+        name = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "model"
         return write_server_repo(model, repository, name, force=force)
 
     return Place(take, f"tritonserver --model-repository={repository.resolve()}")
@@ -62,7 +59,7 @@ def _page(folder: Path, source: Path | None, force: bool) -> Place:
     check_page(folder, force)
     runtime = load_runtime(source)
 
-    def take(model: Path, name: str) -> Path:
-        return write_page(model, folder, name, runtime)
+    def take(model: Path, run: str, _: str | None) -> Path:
+        return write_page(model, folder, run, runtime)
 
     return Place(take, f"python -m http.server -d {folder}  # and open http://localhost:8000")

@@ -474,7 +474,7 @@ def test_the_verb_writes_a_page(trained: Run, runtime: dict[str, bytes], tmp_pat
     assert done.code == 0, done.err
     assert done.err.splitlines()[-1].startswith("next: python -m http.server -d page")
     assert "page/model.onnx: x (N, 5, 7, 1)" in done.err
-    assert '"name": "md-8x8-5x7"' in (tmp_path / "page/model.json").read_text()
+    assert '"name": "md-8x8"' in (tmp_path / "page/model.json").read_text()
     with pytest.raises(InputError, match=r"page is not empty; give another folder, or --force"):
         export(trained.folder, web=tmp_path / "page")
     with pytest.raises(InputError, match=r"one model, got 2 sizes; give one --size, or none for any"):

@@ -88,8 +88,12 @@ function showPrediction() {
   bars.hidden = !whole;
   output.select.hidden = whole || y.channels < 2;
   if (whole) {
-    bars.replaceChildren(...names(y.channels, model.about.classes).map((name, k) =>
-      Object.assign(document.createElement("li"), { textContent: `${name}: ${number(y.data[k])}` })));
+    const most = Math.max(1, ...y.data);
+    bars.replaceChildren(...names(y.channels, model.about.classes).map((name, k) => {
+      const bar = Object.assign(document.createElement("li"), { textContent: `${name}: ${number(y.data[k])}` });
+      bar.style.setProperty("--share", Math.max(0, y.data[k] / most));
+      return bar;
+    }));
   } else {
     output.show(y);
     if (!input.cursor.hidden) output.point(...share());
