@@ -67,8 +67,7 @@ def export(
 ) -> None:
     """Export a trained network to ONNX, for a grid of any size, verified before it is written.
 
-    Writes model-8x8.onnx, or model-any.onnx, into the run's folder unless -o, --server-repo
-    or --web says where.
+    Writes model-8x8.onnx, or model-any.onnx, into the run's folder unless told where else.
     """
     require("torch", "train")
     require("onnx", "train")
