@@ -206,12 +206,14 @@ def test_drawing_with_the_mouse(page: Chromium, session: Session) -> None:
 def test_drawing_with_a_finger(page: Chromium, session: Session) -> None:
     page.screen(375, 700, mobile=True)
     page.evaluate("document.querySelector('#clear').click()")
-    page.touch("Start", middle(page, 0, 0))
-    page.touch("Move", middle(page, 0, 1))
+    page.touch("Start", middle(page, 0, 1))
+    for row in range(1, 5):  # down, which would scroll the page anywhere else
+        page.touch("Move", middle(page, row, 1))
     page.touch("End")
     x = np.zeros(GRID)
-    x[0, :2] = 1
+    x[:, 1] = 1
     check_prediction(page, session(x))
+    assert page.evaluate("scrollY") == 0
 
 
 def test_drawing_with_the_keyboard(page: Chromium, session: Session) -> None:
