@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mdlstm_tk.cli.console import next_command, note, print_json
+from mdlstm_tk.cli.places import find_place
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.sizes import parse_size, show_size
 
@@ -30,8 +33,9 @@ def export(
         ),
     ] = None,
     form: Annotated[
-        str, typer.Option(help="unrolled: fastest for one size. scan: one file, any size.")
-    ] = "unrolled",
+        str | None,
+        typer.Option(help="unrolled: fastest for one size. scan: one file, any size, and best for --web."),
+    ] = None,
     smaller: Annotated[
         bool, typer.Option("--sizes", help="Take padded samples and their sizes: smaller grids run, too.")
     ] = False,
@@ -46,13 +50,24 @@ def export(
         float | None,
         typer.Option(min=0, help="Absolute error against float64 to allow: 1e-5, for float16 5e-3."),
     ] = None,
+    server_repo: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Into a model repository for NVIDIA Triton Inference Server."),
+    ] = None,
+    web: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Into a page that runs the model in a browser.")
+    ] = None,
+    web_runtime: Annotated[
+        Path | None,
+        typer.Option(help="For --web: onnxruntime-web from this file or folder; else npm fetches it."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what exists.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Export a trained network to ONNX, for a grid of any size, verified before it is written.
 
-    Writes model-8x8.onnx, or model-any.onnx, into the run's folder unless -o says where.
+    Writes model-8x8.onnx, or model-any.onnx, into the run's folder unless told where else.
     """
     require("torch", "train")
     require("onnx", "train")
@@ -62,23 +77,33 @@ def export(
 
     found = open_run(run) if run else latest_run()
     checkpoint = load_checkpoint(found.best if found.best.exists() else found.last)
+    form = form or ("scan" if web else "unrolled")
     own = None if form == "scan" else checkpoint.config.grid
     sizes = [parse_size(text) for text in size] if size else [own]
-    targets = _targets(found, sizes, output)
-    for target in targets:
-        check_free(target, force)
+    if web and len(sizes) > 1:
+        raise InputError(f"a page has one model, got {len(sizes)} sizes; give one --size, or none for any")
+    place = find_place(output, server_repo, web, web_runtime, force)
     options = {"form": form, "sizes": smaller, "dtype": dtype, "functions": functions, "atol": atol}
-    reports = [
-        export_run(found, checkpoint, grid, path, **options)
-        for grid, path in zip(sizes, targets, strict=True)
-    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        targets = _targets(found, sizes, Path(scratch) if place else output)
+        for target in targets:
+            check_free(target, force)
+        reports = [
+            export_run(found, checkpoint, grid, path, **options)
+            for grid, path in zip(sizes, targets, strict=True)
+        ]
+        if place:
+            name = found.folder.resolve().name
+            for k, (grid, target) in enumerate(zip(sizes, targets, strict=True)):
+                other = None if grid == checkpoint.config.grid else target.stem.removeprefix("model-")
+                reports[k] = replace(reports[k], path=place.take(target, name, other))
     if json:
         print_json([_summary(report) for report in reports])
     elif not quiet:
         for report in reports:
             note(describe(report))
     if not quiet:
-        next_command(f"mdlstm infer matrix.npy -m {targets[-1]}")
+        next_command(place.then if place else f"mdlstm infer matrix.npy -m {targets[-1]}")
 
 
 def export_run(

@@ -52,3 +52,25 @@ def replacing(path: Path) -> Iterator[Path]:
 def _create(path: Path) -> None:
     """Make a new file with the mode that any has: the umask, which all threads share, is left alone."""
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside `folder`, which is made if need be: what is whole is moved out of it by
+    renaming, and what is left goes with it.
+
+    Raises:
+        InputError: `folder`, or one above it, is a file.
+        MDLSTMError: it cannot be made or written.
+    """
+    import tempfile  # which brings much along that `infer` does not need
+
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            raise InputError(f"{path} is a file, expected a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as stage:
+            yield Path(stage)
+    except OSError as error:
+        raise MDLSTMError(f"cannot write {folder}: {error.strerror or error}") from None
