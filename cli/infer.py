@@ -104,6 +104,8 @@ def infer(
         session = Session(path, device, threads=threads, timeout=timeout, max_bytes=limit)
         if not quiet:
             note(f"{path} on {session.device} ({session.provider})")
+            if session.reason:
+                note(f"not on CUDA: {session.reason}")
         return path, session
 
     if not several and engine == "local":

@@ -14,13 +14,16 @@ from mdlstm_tk.errors import require
 
 def info(
     target: Annotated[Path, typer.Argument(metavar="MODEL|RUN", help="A .onnx, or a run's folder.")],
+    max_bytes: Annotated[
+        int | None, typer.Option(min=1, help="That a model may take; by default 1 GiB.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Say what a model or a run is."""
     if target.is_dir():
         facts, command = _run_facts(target), f"mdlstm export {target}"
     else:
-        facts, command = _model_facts(target), f"mdlstm infer matrix.npy -m {target}"
+        facts, command = _model_facts(target, max_bytes), f"mdlstm infer matrix.npy -m {target}"
     if json:
         print_json(facts)
     else:
@@ -30,10 +33,11 @@ def info(
     next_command(command)
 
 
-def _model_facts(path: Path) -> dict[str, Any]:
+def _model_facts(path: Path, max_bytes: int | None) -> dict[str, Any]:
     from mdlstm_tk.runtime import Session
+    from mdlstm_tk.runtime.npy import MAX_BYTES
 
-    with Session(path, "cpu") as session:
+    with Session(path, "cpu", max_bytes=max_bytes or MAX_BYTES) as session:
         return {"kind": "model", "bytes": path.stat().st_size, **asdict(session.metadata)}
 
 

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from mdlstm_tk.cli import main
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime import Metadata, Session, load_array, wire
 from mdlstm_tk.runtime.guard import check_model
@@ -535,3 +536,24 @@ def test_the_reader_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "MAX_FIELDS", 1000)
     with pytest.raises(InputError, match="more than 1000 fields"):
         check_model(b"\x08\x01" * 2000, "m")
+
+
+def test_the_command_line_keeps_the_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(crafted([loop(body(*ON))], [GO]), "endless.onnx")
+    np.save("x.npy", X)
+
+    def fails(*arguments: str) -> tuple[object, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        return ended.value.code, capfd.readouterr().err
+
+    code, err = fails("infer", "x.npy", "-m", "endless.onnx", "--timeout", "0.3")
+    assert (code, "the model was stopped after 0.3 s" in err) == (1, True), err
+    code, err = fails("infer", "x.npy", "-m", "endless.onnx", "--max-bytes", "200")
+    assert (code, "endless.onnx is larger than 200 bytes" in err) == (2, True), err
+    code, err = fails("info", "endless.onnx", "--max-bytes", "200")
+    assert (code, "endless.onnx is larger than 200 bytes" in err) == (2, True), err
+    assert not Path("x.out.npy").exists()

@@ -44,7 +44,7 @@ class Session:
         metadata: what the model says of itself.
         device: "cpu" or "cuda:N", where it really runs.
         provider: ONNX Runtime's name for that.
-        reason: why "auto" did not take CUDA; None if it did, or was not asked to.
+        reason: why "auto" did not take the CUDA that this onnxruntime has; else None.
 
     Raises:
         InputError: no such file, or not a model that mdlstm-tk exported.

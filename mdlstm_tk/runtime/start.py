@@ -27,7 +27,7 @@ class Started:
         session: it.
         cuda: index of the CUDA device that it runs on; None for the CPU.
         graphs: whether it can capture and replay CUDA graphs.
-        reason: why "auto" did not take CUDA; None if it did, or was not asked to.
+        reason: why "auto" did not take the CUDA that this onnxruntime has; else None.
     """
 
     session: Any
@@ -59,7 +59,7 @@ def start(data: bytes, shown: str, device: str, threads: int, tf32: bool) -> Sta
         session = on_cpu()
     except Exception as error:
         raise InputError(f"{shown} is not a model that ONNX Runtime can load: {one_line(error)}") from None
-    if index is None:
+    if index is None or (device == "auto" and CUDA not in onnxruntime.get_available_providers()):
         return Started(session)
     reason = why_not(onnxruntime, index)
     if device != "auto":
