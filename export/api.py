@@ -107,6 +107,8 @@ def export_onnx(
         raise InputError(f"dtype must be one of {', '.join(ATOLS)}, got '{dtype}'")
     if grid is None and form != "scan":
         raise InputError(f"form '{form}' needs a grid; give one, or form='scan' for any size")
+    if functions and form != "unrolled":
+        raise InputError(f"functions are of wavefronts written out, for form 'unrolled', not '{form}'")
     subject = Subject.of(module, grid, channels, channels_last, sizes, others or {})
     atol = ATOLS[dtype] if atol is None else atol
     network = copy.deepcopy(subject.module).to(getattr(torch, dtype))

@@ -180,6 +180,12 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "export without checkpoint": (("export", "full"), 2, "full holds no checkpoint"),
     "export damaged": (("export", "cut"), 2, "best.safetensors is damaged"),
     "export size 0": (("export", "run", "--size", "0"), 2, "must be at least 1"),
+    "export no such form": (("export", "run", "-o", "m.onnx", "--form", "loop"), 2, "form must be one of"),
+    "export no such dtype": (
+        ("export", "run", "-o", "m.onnx", "--dtype", "int8"),
+        2,
+        "dtype must be one of",
+    ),
     "export size twice": (("export", "run", "--size", "3", "--size", "3x3"), 2, "names a size twice"),
     "export exists": (("export", "run"), 2, "model-8x8.onnx exists; give another name with -o, or --force"),
     "export two to one": (

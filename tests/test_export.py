@@ -286,6 +286,8 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
         export_onnx(create("md", 1, 1), tmp_path / "m.onnx")
     with pytest.raises(InputError, match="dtype must be one of float32, float16, got 'int8'"):
         export_onnx(create("md", 1, 1), tmp_path / "m.onnx", grid=(3, 3), dtype="int8")
+    with pytest.raises(InputError, match="functions are of wavefronts written out"):
+        export_onnx(create("md", 1, 1), tmp_path / "m.onnx", form="scan", functions=True)
     with pytest.raises(InputError, match="_Pair must give one tensor"):
         export_onnx(_Pair(), tmp_path / "m.onnx", grid=(3, 3))
     with pytest.raises(MDLSTMError, match="torch cannot export _Bessel: No ONNX function found"):

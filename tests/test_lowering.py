@@ -5,6 +5,7 @@ The graphs are made here, with one sweep and nothing else, so that nothing has t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export import lower
 from mdlstm_tk.export.capture import DOMAIN, IR_VERSION, OPSET
 from mdlstm_tk.export.functions import outline
+from mdlstm_tk.export.lower import walk
 from mdlstm_tk.wavefront import Direction, resolve_directions, wavefronts
 
 CHANNELS = 2
@@ -114,14 +116,11 @@ def written(sweep: Sweep, form: str, grid: tuple[int, ...], sizes: bool = False)
     onnx.checker.check_model(model, full_check=True)
     assert {(opset.domain, opset.version) for opset in model.opset_import} == {("", 18)}
     assert model.ir_version == 10  # ONNX Runtime 1.20 reads no newer one
-    assert domains(model.graph) == {""}
+    nodes = list(walk(model.graph.node))
+    assert {node.domain for node in nodes} == {""}
+    assert max(Counter(node.name for node in nodes).values()) == 1
+    assert max(Counter(name for node in nodes for name in node.output).values()) == 1
     return model
-
-
-def domains(graph: onnx.GraphProto) -> set[str]:
-    """Of all nodes, those in bodies too."""
-    bodies = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
-    return {node.domain for node in graph.node}.union(*map(domains, bodies))
 
 
 def run(model: onnx.ModelProto, **inputs: np.ndarray) -> np.ndarray:
