@@ -125,7 +125,11 @@ def tree(tmp_path: Path) -> Path:
     (folder / ".git").mkdir()
     for path in ("one.npy", "a/two.npy", ".git/hidden.npy", "a/.hidden.npy", "a/old.out.npy"):
         np.save(folder / path, RNG.random((8, 8)))
-    arrays = {"file": RNG.random((8, 8)), "v": RNG.random((3, 8, 8, 1)), "u": RNG.random((8, 8, 1))}
+    arrays = {
+        "file": RNG.random((8, 8)),
+        "v": RNG.random((3, 8, 8, 1)),
+        "u": RNG.random((8, 8)),
+    }  # not the order they run in
     write_arrays(str(folder / "a/b/z.npz"), dict(arrays), "npz")
     np.savetxt(folder / "a/t.csv", RNG.random((8, 8)), delimiter=",")
     Image.fromarray((RNG.random((8, 8)) * 255).astype(np.uint8)).save(folder / "a/b/i.PNG")
@@ -206,6 +210,7 @@ BAD = {
     "text4.csv": (text, "text4.csv is not a table of numbers with commas between them and no heading"),
     "ragged.csv": (ragged, "changed from 2 to 1 at row 2"),
     "nan.csv": (lambda path: path.write_text("nan,1"), "nan.csv holds 1 NaN"),
+    "note.csv": (lambda path: path.write_text("# 1\n"), "note.csv is not a table"),
     "empty.csv": (lambda path: path.touch(), "empty.csv is empty"),
     "none.npz": (lambda path: np.savez(path), "none.npz holds no array"),
     "objects.npz": (lambda path: np.savez(path, x=np.array([None])), "'x' in"),

@@ -32,7 +32,7 @@ def reading(source: str | Path) -> Iterator[IO[bytes]]:
         InputError: there is no such file, or it cannot be read.
     """
     try:
-        with nullcontext(sys.stdin.buffer) if source == STDIO else Path(source).open("rb") as file:
+        with nullcontext(sys.stdin.buffer) if source == STDIO else open(source, "rb") as file:
             yield file
     except FileNotFoundError:
         raise InputError(f"there is no file {source}") from None
@@ -89,7 +89,7 @@ def writing(target: str | Path) -> Iterator[IO[bytes]]:
         sys.stdout.buffer.write(buffer.getbuffer())
         sys.stdout.buffer.flush()
         return
-    with replacing(Path(target)) as temporary, temporary.open("wb") as file:
+    with replacing(Path(target)) as temporary, open(temporary, "wb") as file:
         yield file
 
 

@@ -60,7 +60,9 @@ def plan_jobs(inputs: Sequence[str], output: str | None, form: Format | None) ->
             if suffix_of(path) not in READABLE:
                 others += 1
             else:
-                place = path if output is None else os.path.join(output, os.path.relpath(path, name))
+                place = (
+                    path if output is None else os.path.join(output, path.removeprefix(name).lstrip(os.sep))
+                )
                 jobs.append(_job(path, place, form))
     if not jobs:
         rest = f", only {others} of other kinds" if others else ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from functools import lru_cache
 from math import prod
 from typing import IO, Any
 
@@ -19,6 +20,7 @@ Array = npt.NDArray[Any]
 
 MAX_BYTES = 2**30  # of a file, and of the arrays in it; `--max-bytes` changes it
 DIRECTORY_BYTES = 2**20  # of a .npz's list of members: some ten thousand of them
+LENGTH_BYTES = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}  # of a header's length, by version
 HEADER_BYTES = 10_000  # of a .npy; NumPy parses no longer one
 FLOAT_BYTES = 4  # of a number once it is read as float32
 
@@ -110,22 +112,25 @@ def read_capped(file: IO[bytes], shown: str, max_bytes: int = MAX_BYTES) -> byte
 def _header(file: IO[bytes], shown: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether the first axis is the fastest, and dtype."""
     start = file.read(8)
-    parsers = {b"\x01\x00": (2, np.lib.format.read_array_header_1_0)} | dict.fromkeys(
-        (b"\x02\x00", b"\x03\x00"), (4, np.lib.format.read_array_header_2_0)
-    )
-    if start[:6] != np.lib.format.MAGIC_PREFIX or start[6:] not in parsers:
+    if start[:6] != np.lib.format.MAGIC_PREFIX or start[6:] not in LENGTH_BYTES:
         raise _incomplete(shown)
-    width, parse = parsers[start[6:]]
-    length = file.read(width)
+    length = file.read(LENGTH_BYTES[start[6:]])
     if int.from_bytes(length, "little") > HEADER_BYTES:
         raise _incomplete(shown)
     try:
-        shape, fortran, dtype = parse(io.BytesIO(length + file.read(int.from_bytes(length, "little"))))
+        shape, fortran, dtype = _parse(start[6:], length + file.read(int.from_bytes(length, "little")))
     except Exception:  # a damaged header ends in whatever NumPy's parser raises
         raise _incomplete(shown) from None
     if min(shape, default=0) < 0:
         raise _incomplete(shown)
     return shape, fortran, dtype
+
+
+@lru_cache  # the many files of a folder have few different headers
+def _parse(version: bytes, header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    formats = np.lib.format
+    parse = formats.read_array_header_1_0 if version == b"\x01\x00" else formats.read_array_header_2_0
+    return parse(io.BytesIO(header))
 
 
 def _incomplete(shown: str) -> InputError:
