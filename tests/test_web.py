@@ -512,9 +512,9 @@ def test_models_that_no_page_takes(tmp_path: Path) -> None:
     ):
         write_page(tmp_path / "m.onnx", tmp_path / "page", "m", FAKE)
     model = onnx.load(craft(tmp_path / "m.onnx", GRID))
+    three = {"grid": "[2, 5, 8]", "window": "[1, 1, 1]", "layout": '"N D H W C"'}
     for prop in model.metadata_props:
-        if prop.key == "mdlstm.layout":
-            prop.value = '"N D H W C"'
+        prop.value = three.get(prop.key.removeprefix("mdlstm."), prop.value)
     onnx.save(model, str(tmp_path / "m.onnx"))
     with pytest.raises(InputError, match=r"m.onnx takes x, x of layout N D H W C; a page is for two-dim"):
         write_page(tmp_path / "m.onnx", tmp_path / "page", "m", FAKE)
