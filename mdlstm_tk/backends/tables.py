@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdlstm_tk.wavefront import Direction, visiting_order, wavefronts
+from mdlstm_tk.wavefront import Direction, Indices, visiting_order, wavefronts
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,19 @@ def _tables(grid: tuple[int, ...], directions: tuple[Direction, ...], device: to
     starts = np.pad(front.starts, 1, mode="edge")
     before = np.repeat([0, *counts[:-1]], counts)  # (P,) positions in the wavefront before
     places = np.where(front.back < 0, before, front.back - np.repeat([0, *front.starts[:-2]], counts))
-    tables = (starts, visit, np.argsort(visit, axis=1), front.back, front.ahead, places)
-    on_device = [torch.tensor(table, device=device) for table in tables]
-    return Tables(counts, *on_device[:-1], places=on_device[-1].split(counts, dim=1))
+
+    def there(table: Indices) -> Tensor:
+        return torch.tensor(table, device=device)
+
+    return Tables(
+        counts,
+        there(starts),
+        there(visit),
+        there(np.argsort(visit, axis=1)),
+        there(front.back),
+        there(front.ahead),
+        there(places).split(counts, dim=1),
+    )
 
 
 _kept_tables = lru_cache(maxsize=64)(_tables)
