@@ -9,9 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk.backends.choice import Choice, check_backend, choose
+from mdlstm_tk.backends.tables import inside_of
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.op import Choice, check_backend, choose, sweep
+from mdlstm_tk.op import sweep
 from mdlstm_tk.wavefront import Direction, resolve_directions
 
 MERGES = ("concat", "sum", "mean")
@@ -220,7 +222,7 @@ class MDLSTM(nn.Module):
             x = x.movedim(1, -1)
         if sizes is not None:
             sizes = sizes.to(x.device)
-            x = x.masked_fill(~_inside(x, sizes)[..., None], 0)
+            x = x.masked_fill(~inside_of(x.shape[1:-1], sizes)[..., None], 0)
         if prod(self.window) > 1:
             x = _blocks(x, self.window)
             if sizes is not None:
@@ -283,15 +285,6 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return None
-
-
-def _inside(x: Tensor, sizes: Tensor) -> Tensor:
-    """(N, *grid) bool: is the position inside that sample's valid extent?"""
-    inside = x.new_ones(x.shape[:-1], dtype=torch.bool)
-    for d, extent in enumerate(x.shape[1:-1]):
-        below = torch.arange(extent, device=x.device) < sizes[:, d, None]  # (N, E_d)
-        inside = inside & below.view(-1, *(extent if axis == d else 1 for axis in range(x.dim() - 2)))
-    return inside
 
 
 def _blocks(x: Tensor, window: Sequence[int]) -> Tensor:

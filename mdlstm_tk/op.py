@@ -6,22 +6,23 @@ Autograd, `torch.compile`, autocast and ONNX export all see this single node, wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
-from types import ModuleType
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mdlstm_tk.backends import reference, unrolled
+from mdlstm_tk.backends.choice import choose, engine
+from mdlstm_tk.backends.products import state_dtype
 from mdlstm_tk.backends.step import CellParameters
 from mdlstm_tk.cells import get_cell
-from mdlstm_tk.errors import InputError
 from mdlstm_tk.wavefront import Direction
 
-BACKENDS = ("auto", "fused", "unrolled", "reference")
-FUSED_DTYPES = (torch.float32, torch.float64)
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def sweep(
@@ -51,8 +52,9 @@ def sweep(
         sizes: (N, D) int64 valid extents or None. Outside them h and c are 0.
         directions: dirs tuples of D signs.
         cell: a name in `mdlstm_tk.cells.CELLS`.
-        backend: a name in `BACKENDS`, see `choose`; "reference" runs in plain autograd rather than as the
-            operator.
+        backend: a name in `BACKENDS`, see `choose`. "reference" runs in plain autograd rather than as the
+            operator; and so does "unrolled", in place of any other, inside `torch.func` and forward-mode
+            differentiation, which cannot see into an operator.
         recompute: keep h and c alone for backward, 2·n numbers a cell and direction rather than
             (G + 2)·n, and compute the gates again from them.
 
@@ -64,80 +66,33 @@ def sweep(
     """
     inputs = (x, weight_ih, weight_hh, bias, peephole, norm_weight, norm_bias)
     chosen = choose(backend, x.device, x.dtype)
+    plain = (*inputs[:4], CellParameters(*inputs[4:]), sizes, directions, get_cell(cell))
     if chosen.name == "reference":
-        parameters = CellParameters(*inputs[4:])
-        return reference.forward(*inputs[:4], parameters, sizes, directions, get_cell(cell))
+        return reference.forward(*plain)
+    if _transformed():
+        with _without_autocast(x):
+            return unrolled.forward(*plain)[0]
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     signs = [sign for direction in directions for sign in direction]
     output: Tensor = wavefront(*inputs, sizes, signs, cell, save, recompute, chosen.name)[0]
     return output
 
 
-def check_backend(backend: str) -> str:
-    """`backend`, if there is one of that name.
-
-    Raises:
-        InputError: there is none.
-    """
-    if backend not in BACKENDS:
-        raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    return backend
+def _transformed() -> bool:
+    """Is this inside `torch.func`, or differentiated forward? The operator would stop the one with an error
+    about itself, and be a constant to the other."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-class Choice(NamedTuple):
-    """The backend that runs, "fused", "unrolled" or "reference", and why."""
-
-    name: str
-    reason: str
-
-
-def choose(backend: str, device: torch.device, dtype: torch.dtype) -> Choice:
-    """The backend that `backend` stands for: "auto" takes "fused" where that can run, else "unrolled".
-
-    Raises:
-        InputError: there is none of that name, or "fused" cannot run this.
-    """
-    if check_backend(backend) in ("unrolled", "reference"):
-        return Choice(backend, "as asked")
-    hindrance = _why_not_fused(device, dtype)
-    if not hindrance:
-        return Choice("fused", "compiled by Numba for the CPU" if backend == "auto" else "as asked")
-    if backend == "fused":
-        raise InputError(f"backend='fused' cannot run this: {hindrance}; use backend='auto'")
-    return Choice("unrolled", hindrance)
-
-
-def _why_not_fused(device: torch.device, dtype: torch.dtype) -> str:
-    """What keeps the fused backend from running, or ""."""
-    if device.type != "cpu":
-        return f"fused kernels are for the CPU, and x is on {device.type}"
-    if dtype not in FUSED_DTYPES:
-        return f"fused kernels are for float32 and float64, and x is {str(dtype).removeprefix('torch.')}"
-    return str(_numba_problem())
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _numba_problem() -> str:
-    """Why Numba cannot be imported, or ""."""
-    return _import_numba()
-
-
-@cache
-def _import_numba() -> str:
-    try:
-        import numba  # noqa: F401
-    except ImportError as error:  # not there, or not for this NumPy
-        return f"numba cannot be imported ({error})"
-    return ""
-
-
-def _engine(backend: str) -> ModuleType:
-    """The module that has `forward` and `backward`."""
-    if backend == "unrolled":
-        return unrolled
-    from mdlstm_tk.backends import fused_cpu  # imports Numba
-
-    return fused_cpu
+@contextmanager
+def _without_autocast(x: Tensor) -> Iterator[None]:
+    """The inputs are in autocast's dtype already, and what is float32 inside a sweep is meant to be."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            yield
+    else:
+        yield
 
 
 def unflatten_directions(signs: Sequence[int], ndim: int) -> list[Direction]:
@@ -165,9 +120,10 @@ def wavefront(
     alone if also `recompute`."""
     parameters = CellParameters(peephole, norm_weight, norm_bias)
     ways = unflatten_directions(directions, weight_hh.shape[1])
-    output, gates, c = _engine(backend).forward(
-        x, weight_ih, weight_hh, bias, parameters, sizes, ways, get_cell(cell), save, recompute
-    )
+    with _without_autocast(x):
+        output, gates, c = engine(backend, x.device).forward(
+            x, weight_ih, weight_hh, bias, parameters, sizes, ways, get_cell(cell), save, recompute
+        )
     return output.contiguous(), gates, c
 
 
@@ -191,7 +147,7 @@ def _(
     output = x.new_empty(*x.shape[:-1], dirs, units)
     if not save:
         return output, x.new_empty(0), x.new_empty(0)
-    rows, dtype = x.shape[:-1].numel(), unrolled.state_dtype(x)
+    rows, dtype = prod(x.shape[:-1]), state_dtype(x)  # `numel` would compile anew for each shape
     gates = x.new_empty(0) if recompute else x.new_empty(dirs, rows, width, dtype=dtype)
     return output, gates, x.new_empty(dirs, rows, units, dtype=dtype)
 
@@ -214,27 +170,15 @@ def wavefront_backward(
     cell: str,
     backend: str,
     wants_dx: bool,
-) -> list[Tensor]:
+) -> Gradients:
     """The gradients of `wavefront`'s first seven inputs; empty for those that are None, and for x unless
     `wants_dx`."""
     parameters = CellParameters(peephole, norm_weight, norm_bias)
     ways = unflatten_directions(directions, weight_hh.shape[1])
-    gradients = _engine(backend).backward(
-        grad,
-        output,
-        gates,
-        c,
-        x,
-        weight_ih,
-        weight_hh,
-        bias,
-        parameters,
-        sizes,
-        ways,
-        get_cell(cell),
-        wants_dx,
-    )
-    return [grad.new_empty(0) if g is None else g.contiguous() for g in gradients]
+    of_sweep = (grad, output, gates, c, x, weight_ih, weight_hh, bias, parameters, sizes, ways)
+    with _without_autocast(x):
+        gradients = engine(backend, x.device).backward(*of_sweep, get_cell(cell), wants_dx)
+    return tuple(grad.new_empty(0) if g is None else g.contiguous() for g in gradients)  # type: ignore[return-value]
 
 
 @wavefront_backward.register_fake
@@ -255,9 +199,9 @@ def _(
     cell: str,
     backend: str,
     wants_dx: bool,
-) -> list[Tensor]:
+) -> Gradients:
     inputs = (x if wants_dx else None, weight_ih, weight_hh, bias, peephole, norm_weight, norm_bias)
-    return [grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in inputs]
+    return tuple(grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in inputs)  # type: ignore[return-value]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -279,22 +223,24 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
     return (*given, None, None, None, None, None, None)
 
 
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:
     grad, _, _, _, *tensors, ctx.directions, ctx.cell, _, ctx.wants_dx = inputs
     ctx.save_for_backward(grad, *tensors)
 
 
-def _double_backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+def _double_backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
     """Second derivatives: differentiate the sweep twice with plain autograd. There are no third ones."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             "mdlstm::wavefront can be differentiated twice, not three times; "
             "use MDLSTM(..., backend='reference') for higher derivatives"
         )
-    saved: list[Any] = [None if t is None else t.detach() for t in ctx.saved_tensors]
-    grad, *inputs, sizes = saved
+    *saved, sizes = ctx.saved_tensors
+    dtype = state_dtype(saved[0])
+    exact: list[Any] = [None if t is None else t.detach().to(dtype) for t in saved]
+    grad, *inputs = exact
     leaves = [t.requires_grad_() for t in (grad, *inputs) if t is not None]
-    with torch.enable_grad():
+    with torch.enable_grad(), _without_autocast(grad):
         x, weight_ih, weight_hh, bias, *extra = inputs
         ways = unflatten_directions(ctx.directions, weight_hh.shape[1])
         output, _, _ = unrolled.forward(
@@ -304,13 +250,12 @@ def _double_backward(ctx: Any, upstream: list[Tensor | None]) -> tuple[Tensor | 
         given = iter(first)
         pairs = [(next(given), u) for t, u in zip(inputs, upstream, strict=True) if t is not None]
         pairs = [(g, u) for g, u in pairs[0 if ctx.wants_dx else 1 :] if u is not None]
-        second = iter(
-            torch.autograd.grad(
-                [g for g, _ in pairs], leaves, [u for _, u in pairs], materialize_grads=True
-            )
+        second = torch.autograd.grad(
+            [g for g, _ in pairs], leaves, [u.to(dtype) for _, u in pairs], materialize_grads=True
         )
-    grad_grad = next(second)
-    given_back = (None if t is None else next(second) for t in inputs)
+    rounded = iter([gradient.to(saved[0].dtype) for gradient in second])
+    grad_grad = next(rounded)
+    given_back = (None if t is None else next(rounded) for t in inputs)
     return (grad_grad, None, None, None, *given_back, None, None, None, None, None)
 
 

@@ -49,6 +49,7 @@ class Wavefronts:
     inverse: Indices
     starts: Indices
     back: Indices
+    ahead: Indices
 
     def __len__(self) -> int:
         """T, the number of wavefronts."""
@@ -85,9 +86,13 @@ def wavefronts(grid: tuple[int, ...]) -> Wavefronts:
         inverse[np.maximum(order - strides[:, None], 0)],
         -1,
     )
-    for table in (order, inverse, starts, back):
+    ahead = np.full_like(back, -1)
+    for ranks, forth in zip(back, ahead, strict=True):
+        (there,) = np.nonzero(ranks >= 0)
+        forth[ranks[there]] = there
+    for table in (order, inverse, starts, back, ahead):
         table.setflags(write=False)
-    return Wavefronts(grid, order, inverse, starts, back)
+    return Wavefronts(grid, order, inverse, starts, back, ahead)
 
 
 def visiting_order(grid: tuple[int, ...], direction: Direction) -> Indices:

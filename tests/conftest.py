@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+if not torch.cuda.is_available():  # Triton, which export imports by way of torch, looks at it only then
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from mdlstm_tk.cli.export import export_run
 from mdlstm_tk.training import Run, TrainConfig, load_checkpoint, train
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from parity import Case
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.cells import CELLS
@@ -40,6 +41,49 @@ def test_the_layer_on_cuda_equals_the_cpu_with_every_gradient(cell: str) -> None
         results.append([tensor.cpu() for tensor in (y, *gradients)])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("backend", ["fused", "unrolled"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_both_backends_agree_with_reference(cell: str, backend: str, dtype: str) -> None:
+    """Shapes too big for Triton's interpreter; `test_triton.py` has the small ones."""
+    Case(cell, grid=(9, 14), batch=17, units=33, directions="all", sizes=True, dtype=dtype).check(
+        backend, "cuda"
+    )
+
+
+@needs_cuda
+def test_a_sweep_waits_for_nothing_and_can_be_captured() -> None:
+    layer = MDLSTM(2, 16, cell="stable", directions="all", layer_norm=True).cuda()
+    x = torch.randn(4, 6, 5, 2, device="cuda", requires_grad=True)
+    assert layer.backend_for(x) == ("fused", "compiled by Triton for the GPU")
+    leaves = [x, *layer.parameters()]
+
+    def step() -> tuple[torch.Tensor, ...]:
+        y = layer(x)
+        return (y, *torch.autograd.grad(y.square().sum(), leaves))
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replayed = step()
+    with torch.no_grad():
+        x.copy_(torch.randn_like(x))
+    graph.replay()
+    for found, expected in zip(replayed, step(), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 @needs_provider

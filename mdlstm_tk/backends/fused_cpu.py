@@ -23,6 +23,7 @@ from mdlstm_tk.backends import simd
 from mdlstm_tk.backends.compiled import compiled, packer
 from mdlstm_tk.backends.numba_kernels import backward_scratch, forward_scratch
 from mdlstm_tk.backends.step import CellParameters
+from mdlstm_tk.backends.tables import inside_of
 from mdlstm_tk.backends.team import run, team
 from mdlstm_tk.cells import Cell
 from mdlstm_tk.wavefront import Direction, visiting_order, wavefronts
@@ -66,7 +67,7 @@ def forward(
         _huge(x.new_empty(shape.dirs, rows // shape.dirs, shape.width)) if save and not recompute else None
     )
     c = _huge(x.new_empty(shape.dirs, rows // shape.dirs, shape.units))
-    inside = _inside(x, sizes)
+    inside = None if sizes is None else inside_of(x.shape[1:-1], sizes)
     with team(_threads(shape)) as size:
         scratch = x.new_empty(size, forward_scratch(shape.sizes, shape.length, spilled))
         counter = _counter()
@@ -123,7 +124,7 @@ def backward(
     behind = x.new_empty(2, longest, -(-columns // shape.length) * shape.length)
     behind_c = x.new_empty(2, longest, recurrent)
     dx = x.new_zeros(x.shape) if wants_dx else None
-    inside = _inside(x, sizes)
+    inside = None if sizes is None else inside_of(x.shape[1:-1], sizes)
     with team(_threads(shape)) as size:
         dv = x.new_zeros(size, shape.dirs, shape.depth, shape.padded)
         gradients = parameters.map(lambda tensor: tensor.new_zeros(size, *tensor.shape))
@@ -229,15 +230,11 @@ class _Tables(NamedTuple):
 def _tables(grid: tuple[int, ...], directions: tuple[Direction, ...]) -> _Tables:
     front = wavefronts(grid)
     visit = np.stack([visiting_order(grid, direction) for direction in directions])
-    ahead = np.full_like(front.back, -1)
-    for back, forth in zip(front.back, ahead, strict=True):
-        (there,) = np.nonzero(back >= 0)
-        forth[back[there]] = there
     return _Tables(
         torch.tensor(visit),
         torch.tensor(front.starts),
         torch.tensor(front.back),
-        torch.tensor(ahead),
+        torch.tensor(front.ahead),
         int(np.diff(front.starts).max()),
     )
 
@@ -293,12 +290,3 @@ def _libc() -> ctypes.CDLL:
 def _counter() -> Tensor:
     """A zero for the barrier, alone in its cache line."""
     return torch.zeros(16, dtype=torch.int64)
-
-
-def _inside(x: Tensor, sizes: Tensor | None) -> Tensor | None:
-    """(N, P) bool: does the position lie inside that sample's valid extent? None if all do."""
-    if sizes is None:
-        return None
-    grid = x.shape[1:-1]
-    coordinates = torch.from_numpy(np.indices(grid).reshape(len(grid), -1))  # (D, P)
-    return (coordinates < sizes[:, :, None]).all(dim=1).contiguous()
