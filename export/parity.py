@@ -98,5 +98,14 @@ def measure(
     inputs: Mapping[str, Floats],
     atol: float = ATOL,
 ) -> dict[str, Parity]:
-    """Measure a runtime on each input."""
-    return {name: compare(run(x), reference(x), atol) for name, x in inputs.items()}
+    """Measure a runtime on each input. The reference gets those of one shape in one batch: going through
+    the cells is what takes its time."""
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for name, x in inputs.items():
+        alike.setdefault(x.shape[1:], []).append(name)
+    exact: dict[str, Doubles] = {}
+    for names in alike.values():
+        ends = np.cumsum([len(inputs[name]) for name in names])
+        together = reference(np.concatenate([inputs[name] for name in names]))
+        exact.update(zip(names, np.split(together, ends[:-1]), strict=True))
+    return {name: compare(run(x), exact[name], atol) for name, x in inputs.items()}

@@ -37,12 +37,15 @@ class Trial:
 
     def run(self, inputs: Mapping[str, Floats]) -> dict[str, Parity]:
         """Measure on `inputs`, on random ones of each grid, and on samples of mixed sizes."""
-        results = measure(self._model, self._reference, inputs, self.atol)
-        subject = self.subject
+        subject, cases = self.subject, dict(inputs)
         for grid in [subject.grid] if subject.grid else self._grids():
-            cases = random_inputs(grid, subject.channels, channels_last=subject.channels_last)
-            for name, case in measure(self._model, self._reference, cases, self.atol).items():
-                results[f"{show_size(grid)}, {name}"] = case
+            drawn = random_inputs(grid, subject.channels, channels_last=subject.channels_last)
+            cases |= {f"{show_size(grid)}, {name}": x for name, x in drawn.items()}
+        # What further inputs hold depends on a sample's place in its batch, so batches stay what they are.
+        parts = [{name: x} for name, x in cases.items()] if subject.others else [cases]
+        results: dict[str, Parity] = {}
+        for part in parts:
+            results |= measure(self._model, self._reference, part, self.atol)
         return results | self._sizes() if subject.sizes else results
 
     def _grids(self) -> list[Grid]:
