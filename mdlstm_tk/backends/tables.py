@@ -78,7 +78,8 @@ _kept_tables = lru_cache(maxsize=64)(_tables)
 
 def inside_of(grid: Sequence[int], sizes: Tensor) -> Tensor:
     """(N, *grid) bool: does the position lie inside that sample's valid extent?"""
-    inside = sizes.new_ones(len(sizes), *grid, dtype=torch.bool)
+    batch = sizes.shape[0]  # not len(sizes), which is a constant in an export
+    inside = sizes.new_ones(batch, *grid, dtype=torch.bool)
     for d, extent in enumerate(grid):
         below = torch.arange(extent, device=sizes.device) < sizes[:, d, None]  # (N, E_d)
         inside = inside & below.view(-1, *(extent if axis == d else 1 for axis in range(len(grid))))
