@@ -100,8 +100,8 @@ class MDLSTM(nn.Module):
         for name, count in counts.items():
             if not isinstance(count, int) or count < 1:
                 raise InputError(f"{name} must be a whole number of at least 1, got {count!r}")
-        blocks = (window,) * ndim if isinstance(window, int) else tuple(window)
-        if len(blocks) != ndim or any(not isinstance(block, int) or block < 1 for block in blocks):
+        block = (window,) * ndim if isinstance(window, int) else tuple(window)
+        if len(block) != ndim or any(not isinstance(extent, int) or extent < 1 for extent in block):
             raise InputError(f"window must be one extent, or {ndim} extents, of at least 1, got {window!r}")
         if merge not in MERGES:
             raise InputError(f"merge must be one of {', '.join(MERGES)}, got {merge!r}")
@@ -121,7 +121,7 @@ class MDLSTM(nn.Module):
         self.cell = get_cell(cell).name
         self.layer_norm = layer_norm
         self.peephole = peephole
-        self.window = blocks
+        self.window = block
         self.dropout = dropout
         self.bias = bias
         self.channels_last = channels_last
@@ -129,7 +129,7 @@ class MDLSTM(nn.Module):
         self.recompute = recompute
 
         dirs, rows = len(self.directions), (3 + ndim) * hidden_size
-        features = input_size * prod(blocks)
+        features = input_size * prod(block)
         for k in range(num_layers):
             self._add(f"weight_ih_l{k}", dirs, rows, features)
             self._add(f"weight_hh_l{k}", dirs, ndim, rows, hidden_size)
@@ -224,7 +224,7 @@ class MDLSTM(nn.Module):
             sizes = sizes.to(x.device)
             x = x.masked_fill(~inside_of(x.shape[1:-1], sizes)[..., None], 0)
         if prod(self.window) > 1:
-            x = _blocks(x, self.window)
+            x = blocks(x, self.window)
             if sizes is not None:
                 block = sizes.new_tensor(self.window)
                 sizes = (sizes + block - 1) // block
@@ -287,7 +287,7 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     return None
 
 
-def _blocks(x: Tensor, window: Sequence[int]) -> Tensor:
+def blocks(x: Tensor, window: Sequence[int]) -> Tensor:
     """(N, *grid, C) → (N, *⌈grid / window⌉, ∏window · C): each block's cells as features, row-major."""
     ndim = len(window)
     missing = [-extent % block for extent, block in zip(x.shape[1:-1], window, strict=True)]

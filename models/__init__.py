@@ -15,6 +15,21 @@ and `mdlstm train --model my_file.py:deep` trains it.
 """
 
 from mdlstm_tk.models.networks import CellwiseNet, HorizontalNet, MDNet, SnakeNet
-from mdlstm_tk.models.registry import create, names, register
+from mdlstm_tk.models.readers import Classifier, ConvNet, Recogniser, Scaled, Segmenter
+from mdlstm_tk.models.registry import create, names, options_of, register
 
-__all__ = ["CellwiseNet", "HorizontalNet", "MDNet", "SnakeNet", "create", "names", "register"]
+__all__ = [
+    "CellwiseNet",
+    "Classifier",
+    "ConvNet",
+    "HorizontalNet",
+    "MDNet",
+    "Recogniser",
+    "Scaled",
+    "Segmenter",
+    "SnakeNet",
+    "create",
+    "names",
+    "options_of",
+    "register",
+]

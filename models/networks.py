@@ -1,4 +1,4 @@
-"""The three networks of the random-diagonal task: one sees the grid, one its rows, one a long line."""
+"""Networks from a grid to a grid of numbers: one sees the grid, one its rows, one a long line."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.registry import register
+from mdlstm_tk.models.sweeps import along_line
 from mdlstm_tk.op import sweep
 from mdlstm_tk.wavefront import Direction
 
@@ -19,12 +20,13 @@ Init = Literal["default", "seed"]
 
 
 class CellwiseNet(nn.Module):
-    """A probability at every position: a recurrent body, then the same linear map and sigmoid everywhere.
+    """Numbers at every position: a recurrent body, then the same linear map and sigmoid everywhere.
 
     Args:
-        body: (N, H, W, C) and sizes (N, 2) or None → (N, H, W, features).
+        body: (N, H, W, C) and sizes → (N, H, W, features).
         features: of the body's output.
         outputs: of this network's.
+        linear: without the sigmoid: numbers of any size.
         init: "default" keeps the body as it is; "seed" starts all weights as the seed's TensorFlow code
             does (Glorot uniform, biases 0).
 
@@ -35,9 +37,12 @@ class CellwiseNet(nn.Module):
 
     any_size = False
 
-    def __init__(self, body: nn.Module, features: int, outputs: int, init: Init = "default") -> None:
+    def __init__(
+        self, body: nn.Module, features: int, outputs: int, linear: bool = False, init: Init = "default"
+    ) -> None:
         super().__init__()
         self.body = body
+        self.linear = linear
         self.head = nn.Linear(features, outputs)
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -50,16 +55,16 @@ class CellwiseNet(nn.Module):
             nn.init.constant_(self.head.bias, log(mean / (1 - mean)))
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """x (N, H, W, C) → (N, H, W, outputs) in (0, 1).
+        """x (N, H, W, C) → (N, H, W, outputs), in (0, 1) if not linear.
 
         With sizes (N, 2) int64, the valid extent of each sample, the result there is that of the sample
         unpadded; outside it means nothing.
         """
-        y: Tensor = self.head(self.body(x, sizes)).sigmoid()
-        return y
+        y: Tensor = self.head(self.body(x, sizes))
+        return y if self.linear else y.sigmoid()
 
 
-@register("md", "MD_LSTM")
+@register("md", "MD_LSTM", kind="grid")
 class MDNet(CellwiseNet):
     """The multi-dimensional LSTM: a cell sees all that is above and to the left of it.
 
@@ -79,6 +84,7 @@ class MDNet(CellwiseNet):
         cell: str = "graves",
         directions: int | Literal["all"] | Sequence[Direction] = 1,
         layer_norm: bool = False,
+        linear: bool = False,
         init: Init = "default",
     ) -> None:
         body = MDLSTM(
@@ -89,7 +95,7 @@ class MDNet(CellwiseNet):
             directions=directions,
             layer_norm=layer_norm,
         )
-        super().__init__(body, body.output_size, outputs, init)
+        super().__init__(body, body.output_size, outputs, linear, init)
         if init == "seed":
             _glorot(body)
         else:
@@ -107,18 +113,12 @@ class _Rows(nn.Module):
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
         """x (N, H, W, C) → (N, H, W, n)."""
-        _, height, width, _ = x.shape
-        if not self.joined:  # what is right of a row's end comes too late to matter
-            return self._run(x.flatten(0, 1)).reshape(-1, height, width, self.lstm.hidden_size)
-        lines = x.flatten(1, 2)  # (N, P, C)
-        if sizes is None:
-            y = self._run(lines)
-        else:
-            place, step = _closed_up(height, width, sizes)
-            y = _take(self._run(_take(lines, place)), step)
-        return y.reshape(-1, height, width, self.lstm.hidden_size)
+        if self.joined:
+            return along_line(self._run, x, sizes)
+        # what is right of a row's end comes too late to matter
+        return self._run(x.flatten(0, 1)).reshape(*x.shape[:3], -1)
 
-    def _run(self, lines: Tensor) -> Tensor:
+    def _run(self, lines: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(N, T, C) → (N, T, n)."""
         if torch.compiler.is_exporting():  # which would write nn.LSTM out step by step, for one length
             for w_ih, w_hh, b_ih, b_hh in self.lstm.all_weights:
@@ -130,44 +130,38 @@ class _Rows(nn.Module):
         return y
 
 
-def _closed_up(height: int, width: int, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """How the rows of padded samples join to lines without the padding.
-
-    Returns:
-        (N, P) the flat position that each step of the line comes from, and (N, P) the step at which each
-        flat position comes; whatever lies in the grid for the rest.
-    """
-    own = sizes[:, 1:]  # (N, 1) widths
-    steps = torch.arange(height * width, device=sizes.device)
-    rows, columns = (torch.arange(extent, device=sizes.device) for extent in (height, width))
-    place = steps // own * width + steps % own
-    step = (rows[:, None] * own[..., None] + columns).flatten(1)
-    return place.clamp(max=height * width - 1), step.clamp(max=height * width - 1)
-
-
-def _take(lines: Tensor, places: Tensor) -> Tensor:
-    """(N, P, C) at (N, P) places along each line."""
-    return lines.gather(1, places[..., None].expand(-1, -1, lines.shape[-1]))
-
-
-@register("horizontal", "HORIZONTAL_SD_LSTM")
+@register("horizontal", "HORIZONTAL_SD_LSTM", kind="grid")
 class HorizontalNet(CellwiseNet):
     """An LSTM along each row: it cannot know what stands in another row."""
 
     def __init__(
-        self, channels: int, outputs: int, *, hidden: int = 16, layers: int = 1, init: Init = "default"
+        self,
+        channels: int,
+        outputs: int,
+        *,
+        hidden: int = 16,
+        layers: int = 1,
+        linear: bool = False,
+        init: Init = "default",
     ) -> None:
-        super().__init__(_Rows(channels, hidden, layers, False, init), hidden, outputs, init)
+        super().__init__(_Rows(channels, hidden, layers, False, init), hidden, outputs, linear, init)
 
 
-@register("snake", "SNAKE_SD_LSTM")
+@register("snake", "SNAKE_SD_LSTM", kind="grid")
 class SnakeNet(CellwiseNet):
     """An LSTM along the flattened matrix: the cell above lies W steps back."""
 
     def __init__(
-        self, channels: int, outputs: int, *, hidden: int = 16, layers: int = 1, init: Init = "default"
+        self,
+        channels: int,
+        outputs: int,
+        *,
+        hidden: int = 16,
+        layers: int = 1,
+        linear: bool = False,
+        init: Init = "default",
     ) -> None:
-        super().__init__(_Rows(channels, hidden, layers, True, init), hidden, outputs, init)
+        super().__init__(_Rows(channels, hidden, layers, True, init), hidden, outputs, linear, init)
 
 
 @torch.no_grad()

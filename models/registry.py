@@ -15,28 +15,36 @@ from mdlstm_tk.errors import InputError
 Factory = Callable[..., nn.Module]
 F = TypeVar("F", bound=Factory)
 
-_FACTORIES: dict[str, Factory] = {}
+_FACTORIES: dict[str, dict[str | None, Factory]] = {}  # by name, then kind of task
 _ALIASES: dict[str, str] = {}
 
 
-def register(name: str, *aliases: str) -> Callable[[F], F]:
+def register(name: str, *aliases: str, kind: str | None = None) -> Callable[[F], F]:
     """Make a network known by `name` and `aliases`, whatever their case.
 
     What is decorated is called as `factory(channels, outputs, **options)` and returns a module from
-    (N, *grid, channels) to (N, *grid, outputs). A second registration of a name replaces the first.
+    x (N, *grid, channels), and `sizes=None` if it can do with samples of different extents, to what
+    `kind` of task it is for:
+
+        "grid": (N, *grid, outputs)
+        "classify": (N, outputs) logits
+        "segment": (N, *grid, outputs) logits
+        "transcribe": (N, T, outputs) logits, 0 the blank
+
+    Without a kind it is taken for tasks of all kinds. A second registration replaces the first.
     """
 
     def add(factory: F) -> F:
-        _FACTORIES[name.lower()] = factory
+        _FACTORIES.setdefault(name.lower(), {})[kind] = factory
         _ALIASES.update({alias.lower(): name.lower() for alias in aliases})
         return factory
 
     return add
 
 
-def names() -> list[str]:
-    """The registered names, without aliases."""
-    return list(_FACTORIES)
+def names(kind: str | None = None) -> list[str]:
+    """The registered names, without aliases; those for a kind of task if one is given."""
+    return [name for name, kinds in _FACTORIES.items() if kind is None or kind in kinds or None in kinds]
 
 
 def resolve(name: str) -> str:
@@ -64,22 +72,48 @@ def resolve(name: str) -> str:
     return key
 
 
-def create(name: str, channels: int, outputs: int, **options: Any) -> nn.Module:
-    """Build a network from (N, *grid, channels) to (N, *grid, outputs).
+def create(name: str, channels: int, outputs: int, *, kind: str = "grid", **options: Any) -> nn.Module:
+    """Build a network.
 
     Args:
         name: as for `resolve`.
         channels: features at each position of the input.
-        outputs: features at each position of the output.
+        outputs: features of the output.
+        kind: of task, see `register`.
         **options: what the network takes beside them, such as hidden, layers, cell, directions.
 
     Raises:
-        InputError: no such network, or it has no such option.
+        InputError: no such network, it is for tasks of another kind, or it has no such option.
     """
-    factory = _FACTORIES[key := resolve(name)]
-    accepted = inspect.signature(factory).parameters
+    factory = _factory(key := resolve(name), kind)
+    accepted = _options(factory)
     for option in options:
         if option not in accepted:
-            known = ", ".join(p for p in accepted if p not in ("channels", "outputs"))
-            raise InputError(f"model '{key}' has no option '{option}'; it has {known}")
+            raise InputError(f"model '{key}' has no option '{option}'; it has {', '.join(accepted)}")
     return factory(channels, outputs, **options)
+
+
+def options_of(name: str, kind: str) -> list[str]:
+    """The options that a network has.
+
+    Raises:
+        InputError: no such network, or it is for tasks of another kind.
+    """
+    return _options(_factory(resolve(name), kind))
+
+
+def _options(factory: Factory) -> list[str]:
+    accepted = inspect.signature(factory).parameters
+    return [option for option in accepted if option not in ("channels", "outputs")]
+
+
+def _factory(key: str, kind: str) -> Factory:
+    kinds = _FACTORIES[key]
+    factory = kinds.get(kind) or kinds.get(None)
+    if factory is None:
+        known = ", ".join(map(str, kinds))
+        raise InputError(
+            f"model '{key}' is for tasks of kind {known}, this one is of kind {kind}; "
+            f"choose one of {', '.join(names(kind))}"
+        )
+    return factory

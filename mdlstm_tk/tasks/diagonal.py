@@ -8,22 +8,22 @@ of a cell can know. The first one cannot be predicted by anybody.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk.errors import InputError
-
-Floats = npt.NDArray[np.float32]
-Stream = Literal["train", "validation"]
+from mdlstm_tk.tasks.base import STREAMS, Batch, Facts, Floats, Stream, Task, generator
 
 NOISE = 0.1
+JUDGED = 64  # samples that a network is judged by
+LARGER = 4  # a network for any size is judged on this many times the training size, too
 
 
 @dataclass(frozen=True)
-class Batch:
+class DiagonalBatch(Batch):
     """Samples of the task.
 
     Attributes:
@@ -32,13 +32,11 @@ class Batch:
         second: (N, 2) int64, (row, column) of the target's second one.
     """
 
-    x: Floats
-    y: Floats
-    second: npt.NDArray[np.int64]
+    second: npt.NDArray[np.int64] = None  # type: ignore[assignment]
 
 
-class DiagonalTask:
-    """Samples by (seed, stream, step), so that any batch can be made again from its numbers.
+class DiagonalTask(Task):
+    """Samples by (seed, stream, step).
 
     Args:
         size: (H, W), at least 3×3.
@@ -47,26 +45,23 @@ class DiagonalTask:
         InputError: `size` has another number of axes or is too small to hold the diagonal.
     """
 
-    name = "diagonal"
-    channels = 1
-    outputs = 1
-
     def __init__(self, size: tuple[int, ...]) -> None:
         if len(size) != 2 or min(size) < 3:
             shown = "x".join(map(str, size))
             raise InputError(f"the diagonal task needs a size of at least 3x3, got {shown}; try --size 8")
         self.size = size
+        cells = size[0] * size[1]
+        self.facts = Facts(
+            "diagonal", "grid", channels=1, outputs=1, size=size, base_rate=(2 + (cells - 2) * NOISE / 2) / cells
+        )
 
-    @property
-    def mean_target(self) -> float:
-        """The mean of a target: what a network that knows nothing should predict."""
-        cells = self.size[0] * self.size[1]
-        return (2 + (cells - 2) * NOISE / 2) / cells
+    def count(self, stream: Stream) -> int:
+        return JUDGED
 
-    def batch(self, seed: int, step: int, count: int, stream: Stream = "train") -> Batch:
-        """`count` samples; the same arguments give the same samples."""
-        entropy = (seed, ("train", "validation").index(stream), step)
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
+    def batch(
+        self, seed: int, step: int, count: int, stream: Stream = "train", part: slice = slice(None)
+    ) -> DiagonalBatch:
+        rng = generator(seed, STREAMS.index(stream), step)
         height, width = self.size
         x = rng.uniform(0, NOISE, (count, height, width)).astype(np.float32)
         row, column = rng.integers(1, height - 1, count), rng.integers(1, width - 1, count)
@@ -74,4 +69,15 @@ class DiagonalTask:
         x[samples, row, column] = 1
         x[samples, row + 1, column + 1] = 1
         second = np.stack([row + 1, column], axis=1)
-        return Batch(x[..., None], np.roll(x, -1, axis=2)[..., None], second)
+        x, second = x[part], second[part]
+        return DiagonalBatch(x[..., None], np.roll(x, -1, axis=2)[..., None], second=second)
+
+    def measure(self, prediction: Floats, batch: Batch) -> dict[str, tuple[float, float]]:
+        """The relevant loss: the squared error at the target's second one alone."""
+        assert isinstance(batch, DiagonalBatch)
+        samples, (row, column) = np.arange(len(batch.x)), batch.second.T
+        error = np.square(prediction - batch.y)[samples, row, column]
+        return {"relevant": (float(error.sum()), error.size)}
+
+    def at_any_size(self) -> Sequence[Task]:
+        return self, DiagonalTask(tuple(LARGER * extent for extent in self.size))

@@ -1,0 +1,151 @@
+"""Handwritten digits of the UCI repository, 8×8, as scikit-learn brings them: alone, and in strings."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mdlstm_tk.errors import require
+from mdlstm_tk.tasks.augment import distort
+from mdlstm_tk.tasks.base import (
+    STREAMS,
+    Batch,
+    Facts,
+    Floats,
+    Sample,
+    SampleTask,
+    Stream,
+    Task,
+    collate,
+    generator,
+    stratified,
+)
+
+SIDE = 8
+NAMES = tuple("0123456789")
+TEST = 0.2  # of all samples
+JUDGED = {"validation": 300, "test": 1000}  # strings
+HEIGHT = 12  # of a string's image
+SHORTEST, LONGEST = 3, 8  # strings
+GAP = 3  # columns between two digits, at most
+
+
+@cache
+def _load() -> tuple[Floats, npt.NDArray[np.int64]]:
+    """All 1797 images (N, 8, 8) in [0, 1], and their digits."""
+    data: Any = require("sklearn.datasets", "data").load_digits()
+    return data.images.astype(np.float32) / 16, data.target.astype(np.int64)
+
+
+def _split(seed: int, validation: float) -> dict[Stream, npt.NDArray[np.int64]]:
+    """Indices of each stream: a stratified 20 % for testing, a share of the rest for validation."""
+    _, digits = _load()
+    test = stratified(digits, TEST, seed)
+    rest = np.flatnonzero(~test)
+    held = stratified(digits[rest], validation, seed + 1)
+    return {"train": rest[~held], "validation": rest[held], "test": np.flatnonzero(test)}
+
+
+class Digits(SampleTask):
+    """Which digit is it? A stratified split by seed: 80 % to train on, 20 % to test with.
+
+    Args:
+        seed: of the split.
+        validation: the share of the 80 % that is held out to choose the best checkpoint by; with 0 the
+            last one is taken.
+        augment: strength of distortion.
+    """
+
+    defaults = {
+        "size": "8",
+        "steps": 1500,
+        "batch_size": 64,
+        "hidden": 32,
+        "lr": 0.01,
+        "weight_decay": 0.0,
+        "schedule": "cosine",
+        "warmup": 100,
+        "clip": 1.0,
+        "average": 0.99,
+        "augment": 1.0,
+        "validation": 0.0,
+        "evaluate_every": 250,
+    }
+
+    def __init__(self, seed: int, validation: float = 0.0, augment: float = 0.0) -> None:
+        images, digits = _load()
+        split = _split(seed, validation)
+        facts = Facts("digits", "classify", 1, len(NAMES), (SIDE, SIDE), NAMES, *_scale(images[split["train"]]))
+        samples: list[Sample] = [(image[..., None], digit) for image, digit in zip(images, digits, strict=True)]
+        sets = {stream: [samples[index] for index in indices] for stream, indices in split.items()}
+        super().__init__(facts, sets, augment)
+
+
+class DigitStrings(Task):
+    """Which digits are they? Three to eight digits side by side, with gaps and up and down as it comes.
+
+    The digits of the strings tested with are in no string trained on.
+
+    Args:
+        seed: of the split.
+        validation: the share of the digits not tested with that is held out to choose the best
+            checkpoint by.
+        augment: strength of distortion of each digit.
+    """
+
+    defaults = {
+        "size": "12x80",
+        "steps": 3000,
+        "batch_size": 32,
+        "hidden": 32,
+        "lr": 0.01,
+        "weight_decay": 0.0,
+        "schedule": "cosine",
+        "warmup": 100,
+        "clip": 1.0,
+        "average": 0.995,
+        "augment": 1.0,
+        "validation": 0.1,
+        "evaluate_every": 250,
+    }
+
+    def __init__(self, seed: int, validation: float = 0.1, augment: float = 0.0) -> None:
+        self.images, self.digits = _load()
+        self.split = _split(seed, validation)
+        self.augment = augment
+        size = (HEIGHT, LONGEST * (SIDE + GAP))
+        scale = _scale(self.images[self.split["train"]])
+        self.facts = Facts("digit-strings", "transcribe", 1, 1 + len(NAMES), size, NAMES, *scale)
+
+    def count(self, stream: Stream) -> int:
+        return JUDGED.get(stream, 0) if len(self.split[stream]) else 0
+
+    def batch(
+        self, seed: int, step: int, count: int, stream: Stream = "train", part: slice = slice(None)
+    ) -> Batch:
+        positions = range(step * count, (step + 1) * count)[part]
+        return collate("transcribe", [self._string(seed, stream, position) for position in positions])
+
+    def _string(self, seed: int, stream: Stream, position: int) -> Sample:
+        rng = generator(seed, STREAMS.index(stream), position)
+        chosen = rng.choice(self.split[stream], rng.integers(SHORTEST, LONGEST + 1))
+        gaps = rng.integers(0, GAP + 1, len(chosen))
+        tops = rng.integers(0, HEIGHT - SIDE + 1, len(chosen))
+        image = np.zeros((HEIGHT, SIDE * len(chosen) + int(gaps.sum()), 1), dtype=np.float32)
+        left = 0
+        for index, gap, top in zip(chosen, gaps, tops, strict=True):
+            digit = self.images[index][..., None]
+            if self.augment and stream == "train":
+                digit, _ = distort(digit, None, rng, self.augment, with_target=False)
+            left += gap
+            image[top : top + SIDE, left : left + SIDE] = digit
+            left += SIDE
+        return image, 1 + self.digits[chosen]
+
+
+def _scale(images: Floats) -> tuple[tuple[float], tuple[float]]:
+    """Mean and standard deviation of the one channel."""
+    return (float(images.mean()),), (float(images.std()),)

@@ -1,0 +1,68 @@
+"""The seed's second task: Gaussian random fields, each cell to be told from those above and to its left."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.tasks.base import STREAMS, Batch, Facts, Floats, Stream, Task, generator
+
+JUDGED = 256  # samples that a network is judged by
+
+
+class GaussianField(Task):
+    """Fields of power spectrum k^-4, shifted one column to the left; the last column is 0.
+
+    Args:
+        size: (H, W), at least 2×2.
+        anisotropic: only waves along one of the axes: a field is then the sum of a row and a column.
+
+    Raises:
+        InputError: `size` has another number of axes or is too small.
+    """
+
+    defaults = {"size": "32", "steps": 1500, "hidden": 16, "lr": 0.01, "schedule": "cosine", "warmup": 50, "clip": 1.0}
+
+    def __init__(self, size: tuple[int, ...], anisotropic: bool = False) -> None:
+        if len(size) != 2 or min(size) < 2:
+            shown = "x".join(map(str, size))
+            raise InputError(f"Gaussian fields need a size of at least 2x2, got {shown}; try --size 32")
+        self.size, self.anisotropic = size, anisotropic
+        std = float(np.sqrt(np.square(self.amplitude).mean()))  # of a cell, by Parseval
+        self.facts = Facts(
+            "gaussian-field-anisotropic" if anisotropic else "gaussian-field",
+            "grid",
+            channels=1,
+            outputs=1,
+            size=size,
+            mean=(0.0,),
+            std=(std,),
+            target_mean=(0.0,),
+            target_std=(std,),
+        )
+
+    @cached_property
+    def amplitude(self) -> Floats:
+        """(H, W): of each wave, k^-2."""
+        rows, columns = (np.fft.fftfreq(extent, 1 / extent) for extent in self.size)
+        k = np.hypot(rows[:, None], columns)
+        amplitude = np.zeros(self.size)
+        np.power(k, -2, out=amplitude, where=k > 0)
+        if self.anisotropic:
+            amplitude[1:, 1:] = 0
+        return amplitude
+
+    def count(self, stream: Stream) -> int:
+        return JUDGED
+
+    def batch(
+        self, seed: int, step: int, count: int, stream: Stream = "train", part: slice = slice(None)
+    ) -> Batch:
+        rng = generator(seed, STREAMS.index(stream), step)
+        noise = rng.standard_normal((count, *self.size))[part]
+        x = np.fft.ifft2(np.fft.fft2(noise) * self.amplitude).real.astype(np.float32)
+        y = np.roll(x, -1, axis=2)
+        y[:, :, -1] = 0
+        return Batch(x[..., None], y[..., None])

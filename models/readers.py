@@ -1,0 +1,183 @@
+"""Networks that read a whole grid: which class it is, which class each cell is, which text it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from math import prod
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mdlstm_tk.backends.tables import inside_of
+from mdlstm_tk.models.registry import register
+from mdlstm_tk.models.sweeps import Hierarchy, Sight, Window
+from mdlstm_tk.wavefront import Direction
+
+SILENT = 100.0  # how far the blank is ahead of all characters where a text has ended
+
+
+class Reader(nn.Module):
+    """Levels of sweeps in all directions, and a linear map on top.
+
+    Args:
+        sight: what a sweep sees: "grid", or, to compare with, "rows" or "line".
+        channels: C of x.
+        outputs: classes; for a recogniser characters and the blank.
+        hidden: units of each direction of the top level.
+        layers: stacked in each level.
+        windows: of each level, see `Hierarchy`; if empty, the network's own.
+        cell: as in `MDLSTM`, as are directions and layer_norm.
+        dropout: probability of zeroing an output of a level, while training.
+    """
+
+    levels: ClassVar[Sequence[Window]] = ((1, 1),)
+
+    def __init__(
+        self,
+        sight: Sight,
+        channels: int,
+        outputs: int,
+        *,
+        hidden: int = 32,
+        layers: int = 1,
+        windows: Sequence[Window] = (),
+        cell: str = "graves",
+        directions: int | Literal["all"] | Sequence[Direction] = "all",
+        layer_norm: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        options = {"cell": cell, "directions": directions, "layer_norm": layer_norm}
+        levels = windows or self.levels
+        self.body = Hierarchy(sight, channels, hidden, levels, layers, dropout, **options)
+        self.head = nn.Linear(self.body.output_size, self._features(outputs))
+
+    def _features(self, outputs: int) -> int:
+        """What the linear map makes at each position."""
+        return outputs
+
+
+class Classifier(Reader):
+    """Which class a grid is: logits from the mean over all of the sample's positions."""
+
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """x (N, H, W, C) → (N, classes)."""
+        y, sizes = self.body(x, sizes)
+        pooled = y.mean((1, 2)) if sizes is None else y.sum((1, 2)) / sizes.prod(dim=1, keepdim=True)
+        logits: Tensor = self.head(pooled)
+        return logits
+
+
+class Segmenter(Reader):
+    """Which class each cell is. With windows, a position of the top level speaks for each cell of its block."""
+
+    def _features(self, outputs: int) -> int:
+        self.block = tuple(prod(extents) for extents in zip(*self.body.windows, strict=True))
+        return outputs * prod(self.block)
+
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """x (N, H, W, C) → (N, H, W, classes)."""
+        logits: Tensor = self.head(self.body(x, sizes)[0])
+        if prod(self.block) > 1:
+            logits = logits.unflatten(-1, (*self.block, -1)).permute(0, 1, 3, 2, 4, 5)
+            logits = logits.flatten(1, 2).flatten(2, 3)[:, : x.shape[1], : x.shape[2]]
+        return logits
+
+
+class Recogniser(Reader):
+    """Which text a grid holds, as Graves & Schmidhuber 2009: columns collapse to one line, for CTC.
+
+    Output 0 is the blank. Past the end of a sample it is as good as certain, so that neither the loss
+    nor who decodes needs to know the lengths.
+    """
+
+    levels = ((2, 2), (2, 1))
+
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """x (N, H, W, C) → (N, T, 1 + characters), T the width of the top level."""
+        y, sizes = self.body(x, sizes)
+        if sizes is None:
+            logits: Tensor = self.head(y.mean(1))
+            return logits
+        logits = self.head(y.sum(1) / sizes[:, :1, None])
+        ended = ~inside_of(logits.shape[1:-1], sizes[:, 1:])[..., None]
+        silence = logits.new_zeros(logits.shape[-1])
+        silence[1:] = -SILENT
+        return logits.where(~ended, silence)
+
+
+HEADS: dict[str, type[Reader]] = {
+    "classify": Classifier,
+    "segment": Segmenter,
+    "transcribe": Recogniser,
+}
+SIGHTS: dict[Sight, tuple[str, str]] = {
+    "grid": ("md", "MD_LSTM"),
+    "rows": ("horizontal", "HORIZONTAL_SD_LSTM"),
+    "line": ("snake", "SNAKE_SD_LSTM"),
+}
+for _kind, _head in HEADS.items():
+    for _sight, _names in SIGHTS.items():
+        register(*_names, kind=_kind)(partial(_head, _sight))
+
+
+@register("conv", kind="segment")
+class ConvNet(nn.Module):
+    """Three convolutions, to compare with: a cell sees the 19×19 around it."""
+
+    def __init__(self, channels: int, outputs: int, *, hidden: int = 32) -> None:
+        super().__init__()
+        widths = (channels, hidden, hidden, outputs)
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, 7, padding=3) for a, b in pairwise(widths))
+
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """x (N, H, W, C) → (N, H, W, classes)."""
+        for index, layer in enumerate(self.layers):
+            if index:
+                x = x.relu()
+            if sizes is not None:
+                x = x.masked_fill(~inside_of(x.shape[1:-1], sizes)[..., None], 0)
+            x = layer(x.movedim(-1, 1)).movedim(1, -1)
+        return x
+
+
+class Scaled(nn.Module):
+    """A network between raw numbers: what comes in is brought to mean 0 and variance 1, what comes out back.
+
+    Args:
+        network: from standardised x, and sizes if there are any.
+        mean: of each channel of x.
+        std: likewise.
+        target_mean: of each output; none if outputs are as they should be.
+        target_std: likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+    target_mean: Tensor
+    target_std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        target_mean: Sequence[float] = (),
+        target_std: Sequence[float] = (),
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.scales_targets = bool(target_mean)
+        named = {"mean": mean, "std": std, "target_mean": target_mean, "target_std": target_std}
+        for name, values in named.items():
+            if values:
+                self.register_buffer(name, torch.tensor(values))
+
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """x (N, *grid, C) → what the network makes of it."""
+        x = (x - self.mean) / self.std
+        y: Tensor = self.network(x) if sizes is None else self.network(x, sizes)
+        return y * self.target_std + self.target_mean if self.scales_targets else y
