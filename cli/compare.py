@@ -33,8 +33,8 @@ def compare(
     Prints a table, and writes overall.png, relevant.png and a run folder for each seed.
     """
     require("torch", "train")
-    from mdlstm_tk.training import TrainConfig, build, train
-    from mdlstm_tk.training.loop import WINDOW, Progress
+    from mdlstm_tk.training import Progress, TrainConfig, build, train
+    from mdlstm_tk.training.loop import WINDOW
     from mdlstm_tk.training.plots import plot_comparison
     from mdlstm_tk.training.run import Run, new_run
 
@@ -54,7 +54,7 @@ def compare(
             run = Run(folder / f"{model}-{seed}")
 
             def report(state: Progress, index: int = index, model: str = model, seed: int = seed) -> None:
-                live(index * steps + state.step, f"{model}, seed {seed}: relevant {state.relevant:.4f}")
+                live(index * steps + state.step, f"{model}, seed {seed}: relevant {state.errors['relevant']:.4f}")
 
             run.folder.mkdir(parents=True, exist_ok=True)
             train(config, run, report=report)

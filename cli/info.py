@@ -43,26 +43,31 @@ def _model_facts(path: Path, max_bytes: int | None) -> dict[str, Any]:
 
 def _run_facts(folder: Path) -> dict[str, Any]:
     require("torch", "train")
-    from mdlstm_tk.training import build, load_checkpoint, open_run
+    from mdlstm_tk.training import load_checkpoint, open_run
 
     run = open_run(folder)
     last = load_checkpoint(run.last if run.last.exists() else run.best)
     best = load_checkpoint(run.best if run.best.exists() else run.last)
-    network, task = build(last.config)
+    network = last.network()
     metrics = run.read_metrics()
     recent = metrics[-100:]
     return {
         "kind": "run",
-        "task": task.name,
         **asdict(last.config),
+        "task": last.facts.name,
         "steps_done": last.step,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "best_step": best.step,
         "best_score": best.score,
-        "last_100_loss": _mean([record["loss"] for record in recent]),
-        "last_100_relevant": _mean([record["relevant"] for record in recent]),
+        **{f"last_100_{name}": _mean([record[name] for record in recent]) for name in _measured(recent)},
         "exports": sorted(path.name for path in folder.glob("*.onnx")),
     }
+
+
+def _measured(records: list[dict[str, Any]]) -> list[str]:
+    """What is in each record beside the step and the learning rate."""
+    names = records[-1] if records else ("loss",)
+    return [name for name in names if name not in ("step", "lr", "validation")]
 
 
 def _mean(values: list[float]) -> float | None:

@@ -13,23 +13,41 @@ from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.sizes import show_size
 
 if TYPE_CHECKING:
-    from mdlstm_tk.training import Run, TrainConfig
+    from mdlstm_tk.tasks import Task
+    from mdlstm_tk.training import Progress, Run, TrainConfig
+
+CHANGEABLE = ("steps", "device", "workers", "tensorboard", "data")
 
 
 def train(
-    model: Annotated[
-        str | None, typer.Option(help="md, horizontal, snake (or the seed's names), or file.py:name.")
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="diagonal, digits, digit-strings, textures, gaussian-field[-anisotropic]; "
+            "with --data its kind: grid, classify, segment or transcribe."
+        ),
     ] = None,
-    size: Annotated[str | None, typer.Option(help="Of the matrices: 8 or 8x12.")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="PATH", help="An .npz, or a folder of images, to train on.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="md, horizontal, snake, conv, or file.py:name.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Of the grids: 8 or 8x12.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps in all.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Matrices in a step.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples in a step.")] = None,
     hidden: Annotated[int | None, typer.Option(help="Units of each direction.")] = None,
     lr: Annotated[float | None, typer.Option(help="Adam's learning rate.")] = None,
     cell: Annotated[str | None, typer.Option(help="graves, mean, stable or leaky.")] = None,
     directions: Annotated[str | None, typer.Option(help="1 or all.")] = None,
     layers: Annotated[int | None, typer.Option(help="Stacked on each other.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights and data.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that prepare batches.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, splits and data.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    tensorboard: Annotated[
+        bool | None, typer.Option("--tensorboard", help="Also write events for TensorBoard.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="A TOML file to start from.")
     ] = None,
@@ -44,12 +62,15 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Train into a folder that is not empty.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Train a network on the random-diagonal task.
+    """Train a network on a built-in task, or on your own data.
 
-    Bare, it trains the MD-LSTM on 8x8 matrices for 1000 steps into runs/md-8x8. What is given on the
-    command line wins over --set, that over --config, that over the defaults.
+    Bare, it trains the MD-LSTM on 8x8 matrices of the random-diagonal task for 1000 steps into runs/md-8x8.
+    Every task has settings of its own to start from; what is given on the command line wins over --set, that
+    over --config, that over these. Under torchrun, the processes share each batch.
     """
     flags = {
+        "task": task,
+        "data": data,
         "model": model,
         "size": size,
         "steps": steps,
@@ -59,62 +80,106 @@ def train(
         "cell": cell,
         "directions": directions,
         "layers": layers,
+        "precision": precision,
+        "workers": workers,
         "seed": seed,
         "device": device,
+        "tensorboard": tensorboard,
     }
+    given = {key: value for key, value in flags.items() if value is not None}
     require("torch", "train")
-    from mdlstm_tk.training import TrainConfig, build, load_checkpoint
-    from mdlstm_tk.training.loop import pick_device
-    from mdlstm_tk.training.run import new_run, open_run
+    from mdlstm_tk.training import build, load_checkpoint
+    from mdlstm_tk.training.ranks import join
+    from mdlstm_tk.training.run import Run, new_run, open_run
 
     if resume is not None:
         if output is not None or config is not None:
             raise InputError("--resume takes folder and config from the run; leave out -o and -c")
         run = open_run(resume)
         start = load_checkpoint(run.last).config
-        _refuse_changes(flags | _settings(settings), start)
+        _refuse_changes(given | _settings(settings), start)
+        chosen = start.updated(_settings(settings), "--set").updated(given, "command line")
     else:
-        start = TrainConfig.load(config) if config else TrainConfig()
-    chosen = start.updated(_settings(settings), "--set")
-    chosen = chosen.updated({k: v for k, v in flags.items() if v is not None}, "command line")
-    build(chosen)  # whatever is wrong with the config should show before a folder is made
-    pick_device(chosen.device)
+        chosen = _configure(given, _settings(settings), config)
+    ranks = join(chosen.device)
+    _, found = build(chosen)  # whatever is wrong with the config should show before a folder is made
+    ranks.part(chosen.batch_size)
+    if ranks.leads:
+        for line in getattr(found, "summary", ()):
+            note(line)
     if resume is None:
-        run = new_run(_name(chosen), output, force)
-    run_training(chosen, run, resume is not None, quiet)
-    next_command(f"mdlstm export {run.folder} --size {show_size(chosen.grid)}")
+        run = Run(ranks.leader(new_run(_name(chosen, found), output, force).folder if ranks.leads else Path()))
+    run_training(chosen, run, resume is not None, quiet, found)
+    if ranks.leads:
+        next_command(f"mdlstm export {run.folder} --size {show_size(found.facts.size)}")
 
 
-def run_training(config: TrainConfig, run: Run, resume: bool, quiet: bool) -> None:
+def run_training(
+    config: TrainConfig, run: Run, resume: bool, quiet: bool, task: Task | None = None
+) -> None:
     """Train with a live line, then draw the run's pictures. Also when interrupted."""
     from mdlstm_tk.training import load_checkpoint, train
+    from mdlstm_tk.training.build import make_task
     from mdlstm_tk.training.loop import WINDOW
     from mdlstm_tk.training.pictures import draw_run
+    from mdlstm_tk.training.ranks import join
+    from mdlstm_tk.training.result import conclude
 
+    task = task or make_task(config)
+    if not join(config.device).leads:
+        train(config, run, resume, task=task)
+        return
     done = load_checkpoint(run.last).step if resume else 0
-    note(f"training {config.model} on {show_size(config.grid)} for {config.steps} steps into {run.folder}")
+    note(f"training {config.model} on {task.name} {show_size(task.facts.size)} for {config.steps} steps into {run.folder}")
     start = time.perf_counter()
-    recent: list[tuple[float, float]] = []
+    recent: list[dict[str, float]] = []
+    judged: dict[str, float] = {}
 
     with progress(config.steps, done) as live:
 
-        def report(state: Any) -> None:
-            recent.append((state.loss, state.relevant))
+        def report(state: Progress) -> None:
+            recent.append({"loss": state.loss, **state.errors})
             del recent[:-WINDOW]
-            rate = (state.step - done) / (time.perf_counter() - start)
-            loss, relevant = (sum(values) / len(recent) for values in zip(*recent, strict=True))
+            judged.update({f"validation {name}": value for name, value in state.validation.items()})
             if not quiet:
-                live(state.step, f"loss {loss:.4f}  relevant {relevant:.4f}  {rate:.0f} steps/s")
+                rate = (state.step - done) / (time.perf_counter() - start)
+                means = {name: sum(r[name] for r in recent) / len(recent) for name in recent[-1]}
+                shown = "  ".join(f"{name} {value:.4f}" for name, value in (means | judged).items())
+                live(state.step, f"{shown}  {rate:.0f} steps/s")
 
         try:
-            train(config, run, resume, report)
+            train(config, run, resume, report, task)
         except KeyboardInterrupt:
             if run.last.exists():
                 note(f"interrupted; go on with: mdlstm train --resume {run.folder}")
-                draw_run(run)
+                draw_run(run, task)
             raise
-    draw_run(run)
-    note(f"done in {time.perf_counter() - start:.1f} s: {run.curves}, {run.prediction}, {run.best}")
+    seconds = time.perf_counter() - start
+    result = conclude(run, task, seconds)
+    draw_run(run, task)
+    if result["errors"]:
+        errors = ", ".join(f"{name} {value:.5g}" for name, value in result["errors"].items())
+        note(f"best weights, on {result['stream']} data: {errors}")
+    note(f"done in {seconds:.1f} s: {run.curves}, {run.prediction}, {run.best}")
+
+
+def _configure(
+    given: dict[str, Any], settings: dict[str, Any], file: Path | None
+) -> TrainConfig:
+    """Defaults of the task, then the file, then settings, then flags; the task is what the last of them says."""
+    from mdlstm_tk.training.config import TrainConfig, read_toml
+
+    values = read_toml(file) if file else {}
+    start = TrainConfig()
+    named = {key: v for key, v in (values | settings | given).items() if key in ("task", "data")}
+    if named:
+        from mdlstm_tk.training import default_config
+
+        if named.get("data") and "task" not in named:
+            raise InputError("--data needs --task: grid, classify, segment or transcribe")
+        start = default_config(**{"task": start.task, **{key: str(value) for key, value in named.items()}})
+    chosen = start.updated(values, str(file)).updated(settings, "--set")
+    return chosen.updated(given, "command line")
 
 
 def _settings(settings: list[str] | None) -> dict[str, Any]:
@@ -126,16 +191,17 @@ def _settings(settings: list[str] | None) -> dict[str, Any]:
 
 
 def _refuse_changes(changes: dict[str, Any], start: TrainConfig) -> None:
-    """A resumed run may only be given more steps or another device: all else would make it another run."""
-    for key, value in changes.items():
-        if value is not None and key not in ("steps", "device"):
+    """What of a resumed run may change: all else would make it another run."""
+    for key in changes:
+        if key not in CHANGEABLE:
             raise InputError(
                 f"--resume goes on with the run's own {key} = {getattr(start, key, None)!r}; "
-                "only --steps and --device can change"
+                f"only {', '.join(CHANGEABLE)} can change"
             )
 
 
-def _name(config: TrainConfig) -> str:
-    """What a new run is called: model and size."""
+def _name(config: TrainConfig, task: Task) -> str:
+    """What a new run is called: model and size, and in front the task if it is not the diagonal."""
     model = config.model.rpartition(":")[2].lower()
-    return f"{model}-{show_size(config.grid)}"
+    prefix = "" if task.name == "diagonal" else f"{task.name}-"
+    return f"{prefix}{model}-{show_size(task.facts.size)}"

@@ -1,10 +1,13 @@
-"""Checkpoints: one safetensors file with weights, optimiser and all that resuming needs. No pickle."""
+"""Checkpoints: one safetensors file with weights, optimiser and all that resuming needs. No pickle.
+
+Data, dropout and learning rate of a step are functions of the config and the step, so they need no state.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,13 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.files import replacing
+from mdlstm_tk.tasks import DiagonalTask, Facts
+from mdlstm_tk.training.build import build_network
 from mdlstm_tk.training.config import TrainConfig
 
 SCHEMA = 1
@@ -28,67 +34,93 @@ class Checkpoint:
 
     Attributes:
         config: of the run.
+        facts: of its task.
         step: optimiser steps done.
         score: the lowest score so far (see `loop`), infinity before the first.
-        tensors: "model.*" the weights, "optimizer.{index}.*" Adam's state, "rng" torch's generator.
+        best_step: the step that had it.
+        tensors: "model.*" the weights, "average.*" their running average if there is one,
+            "optimizer.{index}.*" Adam's state.
     """
 
     config: TrainConfig
+    facts: Facts
     step: int
     score: float
-    tensors: dict[str, Tensor]
+    best_step: int
+    tensors: dict[str, Tensor] = field(repr=False)
+
+    def network(self) -> nn.Module:
+        """The trained network, in eval mode, without need of the data it was trained on.
+
+        Raises:
+            InputError: the weights are those of another network.
+        """
+        network = build_network(self.config, self.facts)
+        self.load_model(network)
+        return network.eval()
 
     def load_model(self, network: nn.Module) -> None:
-        """Copy the weights into `network`.
+        """Copy the weights that count into `network`: their average if there is one.
 
         Raises:
             InputError: they are those of another network.
         """
-        weights = {k.removeprefix("model."): v for k, v in self.tensors.items() if k.startswith("model.")}
+        averaged = self._part("average.module.")
+        self._load(network, averaged or self._part("model."))
+
+    def restore(
+        self, network: nn.Module, average: AveragedModel | None, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Put all that has a state where it was."""
+        self._load(network, self._part("model."))
+        if average is not None:
+            self._load(average, self._part("average."))
+        parameters = list(_parameters(optimizer))
+        for name, tensor in self._part("optimizer.").items():
+            index, key = name.split(".")
+            parameter = parameters[int(index)]
+            on_cpu = key == "step"
+            optimizer.state[parameter][key] = tensor if on_cpu else tensor.to(parameter.device)
+
+    def _part(self, prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+    def _load(self, module: nn.Module, weights: dict[str, Tensor]) -> None:
         try:
-            network.load_state_dict(weights)
+            module.load_state_dict(weights)
         except RuntimeError:
             raise InputError(
                 f"the checkpoint's weights do not fit the network '{self.config.model}'; "
                 "was the run's config.toml or the network's code changed?"
             ) from None
 
-    def load_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Put the optimiser, and torch's generator, where they were."""
-        parameters = list(_parameters(optimizer))
-        for name, tensor in self.tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                parameter = parameters[int(index)]
-                on_cpu = key == "step"
-                optimizer.state[parameter][key] = tensor if on_cpu else tensor.to(parameter.device)
-        torch.set_rng_state(self.tensors["rng"])
-
 
 def save_checkpoint(
     path: Path,
-    config: TrainConfig,
-    step: int,
-    score: float,
+    state: Checkpoint,
     network: nn.Module,
+    average: AveragedModel | None,
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Write a checkpoint, whole or not at all.
+    """Write `state` with the tensors of these, whole or not at all.
 
     Raises:
         MDLSTMError: the file cannot be written.
     """
     tensors = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
     for index, parameter in enumerate(_parameters(optimizer)):
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{index}.{key}"] = value
-    tensors["rng"] = torch.get_rng_state()
     about = {
         "schema": SCHEMA,
         "version": __version__,
-        "step": step,
-        "score": score,
-        "config": asdict(config),
+        "step": state.step,
+        "score": state.score,
+        "best_step": state.best_step,
+        "config": asdict(state.config),
+        "facts": asdict(state.facts),
     }
     data = safetensors.torch.save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
@@ -113,7 +145,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if about["schema"] != SCHEMA:
             raise InputError(f"{path} has schema {about['schema']}, this version reads {SCHEMA}")
         config = TrainConfig().updated(about["config"], str(path))
-        return Checkpoint(config, int(about["step"]), float(about["score"]), tensors)
+        # files of version 0.1 are all of the diagonal task, and have no facts
+        facts = Facts.from_json(about["facts"]) if "facts" in about else DiagonalTask(config.grid).facts
+        step, score = int(about["step"]), float(about["score"])
+        return Checkpoint(config, facts, step, score, int(about.get("best_step", step)), tensors)
     except InputError:
         raise
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError):

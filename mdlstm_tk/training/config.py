@@ -13,7 +13,15 @@ import tomli_w
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.sizes import parse_size
 
-POSITIVE = ("steps", "batch_size", "hidden", "layers", "lr")
+POSITIVE = ("steps", "batch_size", "hidden", "layers", "lr", "evaluate_every")
+NOT_NEGATIVE = ("seed", "weight_decay", "warmup", "clip", "patience", "augment", "workers")
+SHARES = ("validation", "dropout", "average")
+CHOICES = {
+    "directions": ("", "1", "all"),
+    "init": ("default", "seed"),
+    "schedule": ("constant", "cosine"),
+    "precision": ("fp32", "bf16"),
+}
 
 
 @dataclass(frozen=True)
@@ -21,10 +29,12 @@ class TrainConfig:
     """A training run.
 
     Attributes:
+        task: a built-in task, or the kind of `data`: "grid", "classify", "segment" or "transcribe".
+        data: a file or folder to train on, see `mdlstm_tk.tasks.data`; "" for a built-in task.
         model: a registered network, or "file.py:name".
-        size: of the matrices, "8" or "8x12".
+        size: of the grids, "8" or "8x12", where the task can have any.
         steps: of the optimiser.
-        batch_size: matrices in a step.
+        batch_size: samples in a step, of all processes together.
         hidden: n, units of each direction.
         layers: stacked on each other.
         lr: Adam's learning rate.
@@ -33,11 +43,28 @@ class TrainConfig:
         cell: "graves", "mean", "stable" or "leaky"; "" leaves it to the network.
         directions: "1" or "all"; "" leaves it to the network.
         layer_norm: normalise gates and state.
+        windows: blocks of cells that each level of a network sees as one, "2" or "2x2,2x1"; "" leaves it
+            to the network.
+        dropout: probability of zeroing an output of a layer.
         init: "default", or "seed" for the start of the seed's TensorFlow code.
-        seed: of weights and data.
+        schedule: of the learning rate after the warm-up: "constant", or "cosine" down to 0.
+        warmup: steps in which the learning rate rises from 0.
+        clip: largest norm of all gradients together; 0 for any.
+        average: decay of a running average of the weights, which is then what is judged and exported;
+            0 for none.
+        precision: "fp32", or "bf16" for autocast to bfloat16.
+        augment: strength of random shift, rotation, zoom and elastic warp of training images; 0 for none.
+        validation: share of the training samples to hold out, where the data has no part for it.
+        evaluate_every: steps between two evaluations, each of which writes a checkpoint.
+        patience: evaluations without a better score after which training stops; 0 for never.
+        workers: processes that prepare batches; 0 for the training process itself.
+        tensorboard: also write events for TensorBoard.
+        seed: of weights, splits, data and dropout.
         device: "auto", "cpu", "cuda" or "cuda:N".
     """
 
+    task: str = "diagonal"
+    data: str = ""
     model: str = "md"
     size: str = "8"
     steps: int = 1000
@@ -49,7 +76,20 @@ class TrainConfig:
     cell: str = ""
     directions: str = ""
     layer_norm: bool = False
+    windows: str = ""
+    dropout: float = 0.0
     init: str = "default"
+    schedule: str = "constant"
+    warmup: int = 0
+    clip: float = 0.0
+    average: float = 0.0
+    precision: str = "fp32"
+    augment: float = 0.0
+    validation: float = 0.1
+    evaluate_every: int = 50
+    patience: int = 0
+    workers: int = 0
+    tensorboard: bool = False
     seed: int = 0
     device: str = "auto"
 
@@ -57,15 +97,19 @@ class TrainConfig:
         for name in POSITIVE:
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.weight_decay < 0 or self.seed < 0:
-            raise InputError(
-                f"weight_decay and seed must be at least 0, got {self.weight_decay} and {self.seed}"
-            )
-        if self.init not in ("default", "seed"):
-            raise InputError(f"init must be default or seed, got '{self.init}'")
-        if self.directions not in ("", "1", "all"):
-            raise InputError(f"directions must be 1 or all, got '{self.directions}'")
+        for name in NOT_NEGATIVE:
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in SHARES:
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                known = " or ".join(choice for choice in choices if choice)
+                raise InputError(f"{name} must be {known}, got '{getattr(self, name)}'")
         parse_size(self.size)
+        for window in filter(None, self.windows.split(",")):
+            parse_size(window)
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -83,6 +127,10 @@ class TrainConfig:
             options["directions"] = "all" if self.directions == "all" else 1
         if self.layer_norm:
             options["layer_norm"] = True
+        if self.windows:
+            options["windows"] = tuple(map(parse_size, self.windows.split(",")))
+        if self.dropout:
+            options["dropout"] = self.dropout
         if self.init != "default":
             options["init"] = self.init
         return options
@@ -110,14 +158,19 @@ class TrainConfig:
         Raises:
             InputError: there is no such file, it is no TOML, or it has a setting that does not exist.
         """
-        return cls().updated(_read_toml(path), str(path))
+        return cls().updated(read_toml(path), str(path))
 
     def to_toml(self) -> str:
         """As `config.toml` holds it."""
         return tomli_w.dumps(asdict(self))
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file holds.
+
+    Raises:
+        InputError: there is no such file, or it is no TOML.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

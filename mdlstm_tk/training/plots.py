@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,65 @@ Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 COLOURS = ("#0b6e99", "#d1495b", "#6a994e", "#8d6a9f")  # told apart with any colour vision
 
 
-def plot_curves(path: Path, title: str, overall: list[float], relevant: list[float]) -> None:
-    """Both losses over the steps of one run: faint as measured, strong their running mean."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+NAMES = {"loss": "loss", "relevant": "relevant loss (second one alone)", "mse": "mean squared error"}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture in a picture.
+
+    Attributes:
+        name: above it.
+        image: (H, W), (H, W, 1) or (H, W, 3).
+        classes: how many colours there are, if numbers are classes.
+    """
+
+    name: str
+    image: Floats
+    classes: int = 0
+
+
+def plot_curves(path: Path, title: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Loss and errors over the steps of one run: faint as measured, strong their running mean.
+
+    Args:
+        path: of the picture.
+        title: of it.
+        records: of `metrics.jsonl`.
+    """
+    names = [name for name in records[0] if name not in ("step", "lr", "validation")]
+    figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
     figure.suptitle(title)
-    axes = figure.subplots(1, 2)
-    names = ("overall loss (all cells)", "relevant loss (second one alone)")
-    for axis, name, values, colour in zip(axes, names, (overall, relevant), COLOURS, strict=False):
-        steps = np.arange(1, len(values) + 1)
+    steps = [record["step"] for record in records]
+    judged = [record for record in records if "validation" in record]
+    for axis, name, colour in zip(figure.subplots(1, len(names), squeeze=False)[0], names, COLOURS, strict=False):
+        values = [record[name] for record in records]
         axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
         axis.plot(steps, running_mean(values), color=colour, label=f"mean of {WINDOW} steps")
-        _finish(axis, name)
+        points = [(record["step"], record["validation"][name]) for record in judged if name in record["validation"]]
+        if points:
+            axis.plot(*zip(*points, strict=True), color="black", marker=".", lw=0.8, label="validation")
+        shown = "overall loss (all cells)" if name == "loss" and "relevant" in names else name
+        _finish(axis, NAMES.get(shown, shown.replace("_", " ")), logarithmic=min(values) > 0)
         axis.legend(frameon=False)
+    _save(figure, path)
+
+
+def plot_panels(path: Path, title: str, panels: Sequence[Panel], columns: int) -> None:
+    """Images in rows of `columns`."""
+    rows = -(-len(panels) // columns)
+    tall = max(panel.image.shape[0] / panel.image.shape[1] for panel in panels)
+    figure = Figure(figsize=(3 * columns, rows * (3 * tall + 0.4) + 0.5), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, panel in zip(axes, panels, strict=False):
+        if panel.classes:
+            axis.imshow(panel.image, cmap="tab20", vmin=0, vmax=19, interpolation="nearest")
+        else:
+            axis.imshow(panel.image, cmap="viridis" if panel.image.ndim == 2 else "gray")
+        axis.set_title(panel.name, fontsize=10)
     _save(figure, path)
 
 
@@ -66,8 +114,8 @@ def plot_comparison(path: Path, title: str, name: str, losses: Mapping[str, Sequ
     _save(figure, path)
 
 
-def _finish(axis: Any, name: str) -> None:
-    axis.set_yscale("log")
+def _finish(axis: Any, name: str, logarithmic: bool = True) -> None:
+    axis.set_yscale("log" if logarithmic else "linear")
     axis.set_xlabel("step")
     axis.set_ylabel(name)
     axis.grid(alpha=0.25)

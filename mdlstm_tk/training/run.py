@@ -44,6 +44,16 @@ class Run:
     def prediction(self) -> Path:
         return self.folder / "prediction.png"
 
+    @property
+    def result(self) -> Path:
+        return self.folder / "result.json"
+
+    def remove_temporaries(self) -> None:
+        """Delete what a process that was killed had not finished writing."""
+        for path in (self.config, self.metrics, self.best, self.last):
+            for temporary in self.folder.glob(f".{path.name}.*"):
+                temporary.unlink(missing_ok=True)
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """A record for each step, as far as whole lines go."""
         if not self.metrics.exists():

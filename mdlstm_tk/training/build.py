@@ -1,0 +1,85 @@
+"""From a config to its task and its network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.models import Scaled, create, options_of
+from mdlstm_tk.tasks import KINDS, DiagonalTask, Digits, DigitStrings, Facts, GaussianField, Task, Textures
+from mdlstm_tk.tasks.data import DEFAULTS, read_data
+from mdlstm_tk.training.config import TrainConfig
+
+BUILT_IN: dict[str, tuple[type[Task], Callable[[TrainConfig], Task]]] = {
+    "diagonal": (DiagonalTask, lambda c: DiagonalTask(c.grid)),
+    "digits": (Digits, lambda c: Digits(c.seed, c.validation, c.augment)),
+    "digit-strings": (DigitStrings, lambda c: DigitStrings(c.seed, c.validation, c.augment)),
+    "gaussian-field": (GaussianField, lambda c: GaussianField(c.grid)),
+    "gaussian-field-anisotropic": (GaussianField, lambda c: GaussianField(c.grid, anisotropic=True)),
+    "textures": (Textures, lambda c: Textures(c.grid)),
+}
+
+
+def default_config(task: str, data: str = "") -> TrainConfig:
+    """What a task is trained with if nothing else is said.
+
+    Raises:
+        InputError: there is no such task, or no such kind of data.
+    """
+    known = KINDS if data else tuple(BUILT_IN)
+    if task not in known:
+        raise InputError(
+            f"--data takes --task {', '.join(KINDS)}, got '{task}'"
+            if data
+            else f"there is no task '{task}'; choose one of {', '.join(known)}"
+            + ("; or give --data" if task in KINDS else "")
+        )
+    values = DEFAULTS[task] if data else BUILT_IN[task][0].defaults  # type: ignore[index]
+    return TrainConfig(task=task, data=data).updated(dict(values), task)
+
+
+def make_task(config: TrainConfig) -> Task:
+    """The task of a config.
+
+    Raises:
+        InputError: there is no such task, it cannot have that size, or its data cannot be read.
+        MissingExtraError: its data comes from a package that is not installed.
+    """
+    default_config(config.task, config.data)
+    if config.data:
+        return read_data(Path(config.data), config.task, config.validation, config.seed, config.augment)  # type: ignore[arg-type]
+    return BUILT_IN[config.task][1](config)
+
+
+def build_network(config: TrainConfig, facts: Facts) -> nn.Module:
+    """The untrained network of a config, the same each time.
+
+    Raises:
+        InputError: no such network or option, or it is not for this kind of task.
+    """
+    options = config.network_options()
+    if facts.target_std and "linear" in options_of(config.model, facts.kind):
+        options["linear"] = True
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = create(config.model, facts.channels, facts.outputs, kind=facts.kind, **options)
+    start_at = getattr(network, "start_at", None)
+    if facts.base_rate is not None and callable(start_at):
+        start_at(facts.base_rate)
+    if facts.mean:
+        network = Scaled(network, facts.mean, facts.std, facts.target_mean, facts.target_std)
+    return network
+
+
+def build(config: TrainConfig) -> tuple[nn.Module, Task]:
+    """The untrained network of a config, and its task.
+
+    Raises:
+        InputError: as `make_task` and `build_network`.
+    """
+    task = make_task(config)
+    return build_network(config, task.facts), task
