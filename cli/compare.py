@@ -6,21 +6,31 @@ import json as json_module
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mdlstm_tk.cli.console import next_command, note, print_json, progress, table
 from mdlstm_tk.errors import InputError, require
 
+if TYPE_CHECKING:
+    from mdlstm_tk.training import TrainConfig
+
 MODELS = ("md", "snake", "horizontal")
 THRESHOLD = 0.05
 
 
 def compare(
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each model.")] = 5,
-    steps: Annotated[int, typer.Option(min=1, help="Of each run.")] = 1000,
-    size: Annotated[str, typer.Option(help="Of the matrices: 8 or 8x12.")] = "8",
+    task: Annotated[
+        str, typer.Option(help="diagonal, digits, digit-strings, textures, gaussian-field[-anisotropic].")
+    ] = "diagonal",
+    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each model; else 5, or 3.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of each run; else the task's own.")] = None,
+    size: Annotated[str | None, typer.Option(help="Of the grids: 8 or 8x12; else the task's own.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any key of config.toml; repeatable."),
+    ] = None,
     as_seed: Annotated[
         bool, typer.Option("--as-seed", help="With the seed's initialisation, layer norm and rate.")
     ] = False,
@@ -28,20 +38,75 @@ def compare(
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
-    """Train the MD-LSTM, the snake and the horizontal LSTM on the same data, and draw their losses.
+    """Train the MD-LSTM and its rivals on the same data for the same steps, and compare them.
 
-    Prints a table, and writes overall.png, relevant.png and a run folder for each seed.
+    On the random diagonal: MD-LSTM, snake and horizontal LSTM; prints a table and draws overall.png and
+    relevant.png. On other tasks: all networks there are for them, with equally many parameters; prints the
+    errors on test data. Writes a run folder for each seed.
     """
     require("torch", "train")
-    from mdlstm_tk.training import Progress, TrainConfig, build, train
+    from mdlstm_tk.cli.train import read_settings
+    from mdlstm_tk.training import build, default_config
+
+    flags = {"steps": steps, "size": size}
+    base = default_config(task).updated(read_settings(settings), "--set")
+    base = base.updated({key: value for key, value in flags.items() if value is not None}, "command line")
+    build(base)  # what cannot be should show before a folder is made
+    if task == "diagonal":
+        _compare_on_diagonal(base, seeds or 5, as_seed, output, force, json)
+    elif as_seed:
+        raise InputError(f"--as-seed is for the diagonal task, got --task {task}")
+    else:
+        _compare_on_task(base, seeds or 3, output, force, json)
+
+
+def _compare_on_task(base: TrainConfig, seeds: int, output: Path | None, force: bool, json: bool) -> None:
+    """All networks of a task with equally many parameters: a table of errors on test data."""
+    from mdlstm_tk.models import names
+    from mdlstm_tk.training import Progress, make_task
+    from mdlstm_tk.training.contest import contest
+    from mdlstm_tk.training.run import new_run
+
+    kind = make_task(base).facts.kind
+    models = names(kind)
+    folder = new_run(f"compare-{base.task}", output, force).folder
+    note(f"training {', '.join(models)} on {base.task}, {seeds} seeds of {base.steps} steps, into {folder}")
+    with progress(seeds * len(models) * base.steps) as live:
+
+        def report(model: str, seed: int, state: Progress) -> None:
+            done = (seed * len(models) + models.index(model)) * base.steps + state.step
+            errors = ", ".join(f"{name} {value:.3g}" for name, value in state.errors.items())
+            live(done, f"{model}, seed {seed}: loss {state.loss:.3g}, {errors}")
+
+        results = contest(base, seeds, folder, report)
+    (folder / "summary.json").write_text(json_module.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if json:
+        print_json(results)
+        return
+    errors = list(results[models[0]]["errors"])
+    columns = ["model", "hidden", "parameters", *(c for e in errors for c in (e, "(range)")), "seconds"]
+    rows = []
+    for model, entry in results.items():
+        row = [model, str(entry.get("hidden", "")), str(entry.get("parameters", ""))]
+        for values in (entry["errors"].get(error, []) for error in errors):
+            row += [f"{mean(values):.4g}", f"{min(values):.4g}–{max(values):.4g}"] if values else ["", ""]
+        rows.append([*row, f"{mean(entry['seconds']):.0f}" if "seconds" in entry else ""])
+    table(columns, rows, f"{base.task}, {seeds} seeds: errors of the best weights on test data")
+    next_command(f"open {folder}/*/prediction.png")
+
+
+def _compare_on_diagonal(
+    base: TrainConfig, seeds: int, as_seed: bool, output: Path | None, force: bool, json: bool
+) -> None:
+    """The seed's comparison: overall and relevant loss over the steps."""
+    from mdlstm_tk.training import Progress, train
     from mdlstm_tk.training.loop import WINDOW
     from mdlstm_tk.training.plots import plot_comparison
     from mdlstm_tk.training.run import Run, new_run
 
+    steps, size = base.steps, base.size
     if steps < WINDOW:
         raise InputError(f"--steps must be at least {WINDOW} to compare, got {steps}")
-    base = TrainConfig(size=size, steps=steps)
-    build(base)  # a size that cannot be should show before a folder is made
     if as_seed:
         base = replace(base, init="seed", lr=0.01, weight_decay=0.0)
     folder = new_run("compare-as-seed" if as_seed else "compare", output, force).folder
@@ -54,7 +119,10 @@ def compare(
             run = Run(folder / f"{model}-{seed}")
 
             def report(state: Progress, index: int = index, model: str = model, seed: int = seed) -> None:
-                live(index * steps + state.step, f"{model}, seed {seed}: relevant {state.errors['relevant']:.4f}")
+                live(
+                    index * steps + state.step,
+                    f"{model}, seed {seed}: relevant {state.errors['relevant']:.4f}",
+                )
 
             run.folder.mkdir(parents=True, exist_ok=True)
             train(config, run, report=report)

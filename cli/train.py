@@ -30,9 +30,7 @@ def train(
     data: Annotated[
         str | None, typer.Option(metavar="PATH", help="An .npz, or a folder of images, to train on.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="md, horizontal, snake, conv, or file.py:name.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="md, horizontal, snake, conv, or file.py:name.")] = None,
     size: Annotated[str | None, typer.Option(help="Of the grids: 8 or 8x12.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps in all.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples in a step.")] = None,
@@ -64,7 +62,7 @@ def train(
 ) -> None:
     """Train a network on a built-in task, or on your own data.
 
-    Bare, it trains the MD-LSTM on 8x8 matrices of the random-diagonal task for 1000 steps into runs/md-8x8.
+    Bare, it trains the MD-LSTM on 8x8 matrices of the random-diagonal task into runs/md-8x8.
     Every task has settings of its own to start from; what is given on the command line wins over --set, that
     over --config, that over these. Under torchrun, the processes share each batch.
     """
@@ -97,10 +95,10 @@ def train(
             raise InputError("--resume takes folder and config from the run; leave out -o and -c")
         run = open_run(resume)
         start = load_checkpoint(run.last).config
-        _refuse_changes(given | _settings(settings), start)
-        chosen = start.updated(_settings(settings), "--set").updated(given, "command line")
+        _refuse_changes(given | read_settings(settings), start)
+        chosen = start.updated(read_settings(settings), "--set").updated(given, "command line")
     else:
-        chosen = _configure(given, _settings(settings), config)
+        chosen = _configure(given, read_settings(settings), config)
     ranks = join(chosen.device)
     _, found = build(chosen)  # whatever is wrong with the config should show before a folder is made
     ranks.part(chosen.batch_size)
@@ -108,7 +106,9 @@ def train(
         for line in getattr(found, "summary", ()):
             note(line)
     if resume is None:
-        run = Run(ranks.leader(new_run(_name(chosen, found), output, force).folder if ranks.leads else Path()))
+        run = Run(
+            ranks.leader(new_run(_name(chosen, found), output, force).folder if ranks.leads else Path())
+        )
     run_training(chosen, run, resume is not None, quiet, found)
     if ranks.leads:
         next_command(f"mdlstm export {run.folder} --size {show_size(found.facts.size)}")
@@ -130,7 +130,10 @@ def run_training(
         train(config, run, resume, task=task)
         return
     done = load_checkpoint(run.last).step if resume else 0
-    note(f"training {config.model} on {task.name} {show_size(task.facts.size)} for {config.steps} steps into {run.folder}")
+    note(
+        f"training {config.model} on {task.name} {show_size(task.facts.size)} for {config.steps} steps "
+        f"into {run.folder}"
+    )
     start = time.perf_counter()
     recent: list[dict[str, float]] = []
     judged: dict[str, float] = {}
@@ -144,7 +147,7 @@ def run_training(
             if not quiet:
                 rate = (state.step - done) / (time.perf_counter() - start)
                 means = {name: sum(r[name] for r in recent) / len(recent) for name in recent[-1]}
-                shown = "  ".join(f"{name} {value:.4f}" for name, value in (means | judged).items())
+                shown = "  ".join(f"{name} {value:.3g}" for name, value in (means | judged).items())
                 live(state.step, f"{shown}  {rate:.0f} steps/s")
 
         try:
@@ -163,10 +166,8 @@ def run_training(
     note(f"done in {seconds:.1f} s: {run.curves}, {run.prediction}, {run.best}")
 
 
-def _configure(
-    given: dict[str, Any], settings: dict[str, Any], file: Path | None
-) -> TrainConfig:
-    """Defaults of the task, then the file, then settings, then flags; the task is what the last of them says."""
+def _configure(given: dict[str, Any], settings: dict[str, Any], file: Path | None) -> TrainConfig:
+    """Defaults of the task, then the file, then settings, then flags."""
     from mdlstm_tk.training.config import TrainConfig, read_toml
 
     values = read_toml(file) if file else {}
@@ -182,7 +183,8 @@ def _configure(
     return chosen.updated(given, "command line")
 
 
-def _settings(settings: list[str] | None) -> dict[str, Any]:
+def read_settings(settings: list[str] | None) -> dict[str, Any]:
+    """The pairs of --set key=value."""
     pairs = [text.partition("=") for text in settings or []]
     for key, equals, value in pairs:
         if not equals or not key:

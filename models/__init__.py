@@ -14,7 +14,7 @@ Your own network joins the registry from your own file:
 and `mdlstm train --model my_file.py:deep` trains it.
 """
 
-from mdlstm_tk.models.networks import CellwiseNet, HorizontalNet, MDNet, SnakeNet
+from mdlstm_tk.models.networks import CellwiseNet, HorizontalNet, MDNet, RasterNet, SnakeNet
 from mdlstm_tk.models.readers import Classifier, ConvNet, Recogniser, Scaled, Segmenter
 from mdlstm_tk.models.registry import create, names, options_of, register
 
@@ -24,6 +24,7 @@ __all__ = [
     "ConvNet",
     "HorizontalNet",
     "MDNet",
+    "RasterNet",
     "Recogniser",
     "Scaled",
     "Segmenter",

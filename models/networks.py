@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -162,6 +162,46 @@ class SnakeNet(CellwiseNet):
         init: Init = "default",
     ) -> None:
         super().__init__(_Rows(channels, hidden, layers, True, init), hidden, outputs, linear, init)
+
+
+class _Raster(nn.Module):
+    """Layers of two sweeps down a grid, from its left and from its right, the second a row late."""
+
+    def __init__(self, channels: int, hidden: int, layers: int, **options: Any) -> None:
+        super().__init__()
+        widths = (channels, *[2 * hidden] * (layers - 1))
+        down = [(1, 1), (1, -1)]
+        self.layers = nn.ModuleList(MDLSTM(width, hidden, directions=down, **options) for width in widths)
+
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """x (N, H, W, C) → (N, H, W, 2n)."""
+        for layer in self.layers:
+            left, right = layer(x, sizes).chunk(2, dim=-1)
+            x = torch.cat([left, nn.functional.pad(right, (0, 0, 0, 0, 1, 0))[:, :-1]], dim=-1)
+        return x
+
+
+@register("raster", kind="grid")
+class RasterNet(CellwiseNet):
+    """A multi-dimensional LSTM that sees all that comes earlier in reading order, and nothing later.
+
+    The sweep from the right would see what follows in the row, so that it comes a row late: the
+    diagonal BiLSTM of van den Oord et al. 2016.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        *,
+        hidden: int = 16,
+        layers: int = 1,
+        cell: str = "graves",
+        layer_norm: bool = False,
+        linear: bool = False,
+    ) -> None:
+        body = _Raster(channels, hidden, layers, cell=cell, layer_norm=layer_norm)
+        super().__init__(body, 2 * hidden, outputs, linear)
 
 
 @torch.no_grad()

@@ -72,9 +72,10 @@ class Classifier(Reader):
 
 
 class Segmenter(Reader):
-    """Which class each cell is. With windows, a position of the top level speaks for each cell of its block."""
+    """Which class each cell is. With windows, a top position speaks for each cell of its block."""
 
     def _features(self, outputs: int) -> int:
+        self.block: tuple[int, ...]
         self.block = tuple(prod(extents) for extents in zip(*self.body.windows, strict=True))
         return outputs * prod(self.block)
 
@@ -145,7 +146,7 @@ class ConvNet(nn.Module):
 
 
 class Scaled(nn.Module):
-    """A network between raw numbers: what comes in is brought to mean 0 and variance 1, what comes out back.
+    """A network between raw numbers: what comes in gets mean 0 and variance 1, what comes out loses them.
 
     Args:
         network: from standardised x, and sizes if there are any.

@@ -1,4 +1,4 @@
-"""What networks are built of: layers that see a grid, its rows, or one long line, and a hierarchy of them."""
+"""What networks are built of: layers that see a grid, its rows or one line, and a hierarchy of them."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def sweep(
 
 
 class Hierarchy(nn.Module):
-    """Levels of sweeps, each over blocks of what the level below makes of its own (Graves & Schmidhuber 2009).
+    """Levels of sweeps, each over blocks of what the one below makes (Graves & Schmidhuber 2009).
 
     Between two levels lies a linear map with tanh, which merges the directions. Each level has twice
     the units of the one below.

@@ -35,5 +35,6 @@ def transcripts(logits: Floats, alphabet: Sequence[str]) -> list[str]:
     changed = np.ones(path.shape, dtype=bool)
     changed[:, 1:] = path[:, 1:] != path[:, :-1]
     return [
-        "".join(alphabet[k - 1] for k in row[kept]) for row, kept in zip(path, changed & (path > 0), strict=True)
+        "".join(alphabet[k - 1] for k in row[kept])
+        for row, kept in zip(path, changed & (path > 0), strict=True)
     ]

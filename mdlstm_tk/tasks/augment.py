@@ -41,7 +41,10 @@ def distort(
         warp = ndimage.gaussian_filter(rng.standard_normal((*x.shape[:2], 2)), (sigma, sigma, 0))
         places += warp * (strength * WARP * small / max(float(warp.std()), 1e-6))
     coordinates = np.moveaxis(places, -1, 0)
-    channels = [ndimage.map_coordinates(channel, coordinates, order=1, mode="nearest") for channel in np.moveaxis(x, -1, 0)]
+    channels = [
+        ndimage.map_coordinates(channel, coordinates, order=1, mode="nearest")
+        for channel in np.moveaxis(x, -1, 0)
+    ]
     if with_target:
         y = ndimage.map_coordinates(y, coordinates, order=0, mode="nearest")
     return np.stack(channels, axis=-1).astype(np.float32), y

@@ -72,7 +72,8 @@ class Facts:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Facts:
         """What `dataclasses.asdict` and JSON made of it, back."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
 
 class Task(ABC):
@@ -128,9 +129,7 @@ class SampleTask(Task):
         augment: strength of distortion while training, 0 for none; see `distort`.
     """
 
-    def __init__(
-        self, facts: Facts, sets: Mapping[Stream, Sequence[Sample]], augment: float = 0.0
-    ) -> None:
+    def __init__(self, facts: Facts, sets: Mapping[Stream, Sequence[Sample]], augment: float = 0.0) -> None:
         self.facts = facts
         self.sets = sets
         self.augment = augment
@@ -180,7 +179,7 @@ def shuffled(seed: int, total: int, positions: Sequence[int]) -> list[int]:
     return [int(_permutation(seed, p // total, total)[p % total]) for p in positions]
 
 
-def stratified(groups: Sequence[Any], share: float, seed: int) -> npt.NDArray[np.bool_]:
+def stratified(groups: npt.ArrayLike, share: float, seed: int) -> npt.NDArray[np.bool_]:
     """A random `share` of each group, as a mask. A group of two or more gives one at least, not all."""
     names, inverse = np.unique(np.asarray(groups), return_inverse=True)
     mask = np.zeros(len(inverse), dtype=bool)

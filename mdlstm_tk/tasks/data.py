@@ -1,36 +1,25 @@
-"""People's own data: an `.npz`, or a folder of images. Read once, and kept in memory as it was.
+"""A task from people's own data: what was read, split, scaled and summarised.
 
-    .npz                    x (N, H, W) or (N, H, W, C), y, and sizes (N, 2) if extents differ. y by kind:
-                            grid (N, H, W) or (N, H, W, K) numbers, classify (N,) names or numbers, segment
-                            (N, H, W) whole numbers, below 0 where unknown, transcribe (N,) texts
-    classify                a folder for each class, with its images
-    segment                 images/ and masks/ with files of the same names; a mask holds numbers of classes;
-                            255 is unknown, unless 0 and 255 are all there is; classes.txt may name them
-    transcribe              images, and labels.tsv: file, tab, text in each line
-
-A folder may hold all of that once in train/ and once in val/ (and in test/), or train.npz and val.npz (and
-test.npz). Otherwise a share is held out. Images come as numbers in [0, 1], in grey unless one has colours.
+A folder may hold all that `read` takes once in train/ and once in val/ (and in test/), or train.npz and
+val.npz (and test.npz). Otherwise a share is held out for validation. In masks 255 means unknown, unless 0
+and 255 are all there is; classes.txt may name their numbers, the first line number 0. Images come as numbers
+in [0, 1], in grey unless one has colours. All of it is kept in memory, bytes as bytes.
 """
 
 from __future__ import annotations
 
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-import numpy.typing as npt
 
-from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.sizes import show_size
-from mdlstm_tk.tasks.base import UNLABELLED, Facts, Kind, Sample, SampleTask, Stream, stratified
+from mdlstm_tk.tasks.base import UNLABELLED, Facts, Floats, Kind, Sample, SampleTask, Stream, stratified
+from mdlstm_tk.tasks.read import EXPECTED, Array, Raw, read
 
-Array = npt.NDArray[Any]
-Raw = tuple[str, Array, Any]  # name, x (H, W, C) as read, and a class's name, a mask, a text, or numbers
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
 FOLDERS: dict[Stream, tuple[str, ...]] = {
     "train": ("train",),
     "validation": ("val", "validation", "valid"),
@@ -57,10 +46,6 @@ DEFAULTS: dict[Kind, Mapping[str, Any]] = {
     "segment": {**_COMMON, "augment": 1.0},
     "transcribe": {**_COMMON, "augment": 1.0},
 }
-
-
-class _Skip(Exception):
-    """Why a sample cannot be used."""
 
 
 class DataTask(SampleTask):
@@ -95,9 +80,10 @@ class _Pairs(Sequence[Sample]):
         return _unit(x), y
 
 
-def _unit(x: Array) -> npt.NDArray[np.float32]:
+def _unit(x: Array) -> Floats:
     """Bytes of an image to [0, 1]; numbers stay."""
-    return x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32)
+    numbers = x.astype(np.float32)
+    return numbers / np.float32(255) if x.dtype == np.uint8 else numbers
 
 
 def read_data(path: Path, kind: Kind, validation: float, seed: int, augment: float) -> DataTask:
@@ -117,10 +103,10 @@ def read_data(path: Path, kind: Kind, validation: float, seed: int, augment: flo
     if not path.exists():
         raise InputError(f"--data {path}: there is no such file or folder")
     skipped: list[str] = []
-    raw = {stream: list(_read(part, kind, skipped)) for stream, part in _parts(path).items()}
+    raw = {stream: list(read(part, kind, skipped)) for stream, part in _parts(path).items()}
     if not raw.get("train"):
         reason = f" ({'; '.join(skipped[:3])})" if skipped else ""
-        raise InputError(f"--data {path}: nothing to train on was found{reason}; {_expected(kind)}")
+        raise InputError(f"--data {path}: nothing to train on was found{reason}; {EXPECTED[kind]}")
     if not raw.get("validation"):
         groups = [y if kind == "classify" else "" for _, _, y in raw["train"]]
         held = stratified(groups, validation, seed)
@@ -131,12 +117,16 @@ def read_data(path: Path, kind: Kind, validation: float, seed: int, augment: flo
     outputs, classes, encode = _targets(kind, everything, path)
     sets: dict[Stream, _Pairs] = {}
     for stream, samples in raw.items():
-        sets[stream] = _Pairs([(np.repeat(x, channels // x.shape[-1], -1), encode(y)) for _, x, y in samples])
+        sets[stream] = _Pairs(
+            [(np.repeat(x, channels // x.shape[-1], -1), encode(y)) for _, x, y in samples]
+        )
     mean, std = _moments([x for x, _ in sets["train"]])
     target_mean, target_std = _moments([y for _, y in sets["train"]]) if kind == "grid" else ((), ())
     extents = np.array([x.shape[:2] for _, x, _ in everything])
     size = tuple(map(int, extents.max(axis=0)))
-    facts = Facts(path.stem, kind, channels, outputs, size, classes, mean, std, target_mean, target_std)
+    facts = Facts(
+        path.resolve().stem, kind, channels, outputs, size, classes, mean, std, target_mean, target_std
+    )
     task = DataTask(facts, sets, augment)
     task.skipped = skipped
     task.summary = _summarise(path, facts, raw, extents, skipped)
@@ -147,141 +137,14 @@ def _parts(path: Path) -> dict[Stream, Path]:
     """Where each stream lies: all in one place, or in places of their own."""
     found: dict[Stream, Path] = {}
     for stream, names in FOLDERS.items():
-        places = (path / f"{name}{suffix}" for name in names for suffix in ("", ".npz"))
-        found |= {stream: place for place in places if place.exists()}
+        places = [path / f"{name}{suffix}" for name in names for suffix in ("", ".npz")]
+        found.update((stream, place) for place in places if place.exists())
     return found if "train" in found else {"train": path}
 
 
-def _read(path: Path, kind: Kind, skipped: list[str]) -> Iterator[Raw]:
-    """All samples in one place. What cannot be used goes to `skipped`."""
-    if path.is_file():
-        if path.suffix != ".npz":
-            raise InputError(f"--data {path} is no .npz file and no folder; {_expected(kind)}")
-        yield from _read_arrays(path, kind, skipped)
-        return
-    listing = {"classify": _list_classes, "segment": _list_masks, "transcribe": _list_texts}
-    if kind not in listing:
-        raise InputError(f"--data {path} is a folder, and a grid task takes an .npz file with x and y")
-    for file, target in listing[kind](path):
-        try:
-            x = _image(file, grey=kind == "transcribe")
-            y = _mask(target, x.shape[:2]) if kind == "segment" else target
-            if kind == "transcribe" and not y:
-                raise _Skip("its text is empty")
-        except _Skip as reason:
-            skipped.append(f"{file.relative_to(path)}: {reason}")
-        else:
-            yield str(file.relative_to(path)), x, y
-
-
-def _read_arrays(path: Path, kind: Kind, skipped: list[str]) -> Iterator[Raw]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("x", "y", "sizes") if name in file}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"--data {path} cannot be read as .npz of numbers and texts: {error}") from None
-    if not {"x", "y"} <= set(arrays):
-        raise InputError(f"--data {path} lacks x or y; {_expected(kind)}")
-    x, y = arrays["x"], arrays["y"]
-    x = x[..., None] if x.ndim == 3 else x
-    if x.ndim != 4 or x.dtype.kind not in "buif" or x.size == 0:
-        raise InputError(f"--data {path}: x is {x.dtype} {x.shape}, expected real numbers (N, H, W) or (N, H, W, C)")
-    cells = kind in ("grid", "segment")
-    y = y[..., None] if kind == "grid" and y.ndim == 3 else y
-    wanted = {"grid": 4, "segment": 3}.get(kind, 1)
-    kinds = {"grid": "buif", "segment": "bui", "classify": "buiUS", "transcribe": "US"}[kind]
-    if y.ndim != wanted or y.dtype.kind not in kinds or len(y) != len(x) or (cells and y.shape[1:3] != x.shape[1:3]):
-        raise InputError(f"--data {path}: y is {y.dtype} {y.shape} for x {x.shape}; {_expected(kind)}")
-    sizes = arrays.get("sizes", np.full((len(x), 2), x.shape[1:3]))
-    if sizes.shape != (len(x), 2) or sizes.dtype.kind not in "ui":
-        raise InputError(f"--data {path}: sizes is {sizes.dtype} {sizes.shape}, expected whole numbers ({len(x)}, 2)")
-    for index, (height, width) in enumerate(sizes.tolist()):
-        one, target = x[index, :height, :width], y[index]
-        target = target[:height, :width] if cells else target
-        numbers = (one, target) if kind == "grid" else (one,)
-        if not (0 < height <= x.shape[1] and 0 < width <= x.shape[2]):
-            skipped.append(f"sample {index}: its size {height}x{width} does not fit into {x.shape[1]}x{x.shape[2]}")
-        elif not all(np.isfinite(values.astype(np.float32)).all() for values in numbers):
-            skipped.append(f"sample {index}: it holds NaN or infinite values")
-        elif kind == "transcribe" and not str(target):
-            skipped.append(f"sample {index}: its text is empty")
-        else:
-            # numbers are used as they are: what is given to the exported model later is not scaled either
-            yield f"sample {index}", one.astype(np.float32), str(target) if not cells else target
-
-
-def _list_classes(path: Path) -> Iterator[tuple[Path, str]]:
-    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
-        yield from ((file, folder.name) for file in _images(folder))
-
-
-def _list_masks(path: Path) -> Iterator[tuple[Path, Path | None]]:
-    images, masks = path / "images", path / "masks"
-    if not (images.is_dir() and masks.is_dir()):
-        raise InputError(f"--data {path} lacks images/ or masks/; {_expected('segment')}")
-    by_name = {mask.relative_to(masks).with_suffix(""): mask for mask in _images(masks)}
-    for image in _images(images):
-        yield image, by_name.get(image.relative_to(images).with_suffix(""))
-
-
-def _list_texts(path: Path) -> Iterator[tuple[Path, str]]:
-    table = path / "labels.tsv"
-    try:
-        lines = table.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise InputError(f"--data {path} lacks labels.tsv; {_expected('transcribe')}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {table}: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        name, tab, text = line.partition("\t")
-        if not tab:
-            raise InputError(f"{table}, line {number} has no tab; each line is: file, tab, text")
-        yield path / name, text
-
-
-def _images(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
-
-
-def _open(file: Path) -> Any:
-    """A decoded image (Pillow)."""
-    module = require("PIL.Image", "data")
-    try:
-        with module.open(file) as image:
-            image.load()
-            return image
-    except FileNotFoundError:
-        raise _Skip("there is no such file") from None
-    except (OSError, ValueError, SyntaxError, module.DecompressionBombError) as error:
-        raise _Skip(f"it cannot be read as an image ({error})") from None
-
-
-def _image(file: Path, grey: bool) -> Array:
-    """(H, W, 1) or (H, W, 3): bytes, or numbers in [0, 1] if it has more than eight bits."""
-    image = _open(file)
-    if image.mode.startswith(("I", "F")):
-        return np.asarray(image, dtype=np.float32)[..., None] / 65535
-    plain = image.mode in ("1", "L", "LA")
-    array = np.asarray(image.convert("L" if plain or grey else "RGB"))
-    return array[..., None] if array.ndim == 2 else array
-
-
-def _mask(file: Path | None, extents: tuple[int, ...]) -> Array:
-    """(H, W) numbers of classes."""
-    if file is None:
-        raise _Skip("it has no mask of the same name")
-    image = _open(file)
-    mask = np.asarray(image)
-    if mask.ndim != 2:
-        raise _Skip(f"its mask has mode {image.mode}; it must have one channel, the number of the class")
-    if mask.shape != extents:
-        raise _Skip(f"its mask is {show_size(mask.shape)}, it is {show_size(extents)}")
-    return mask
-
-
-def _targets(kind: Kind, samples: Sequence[Raw], path: Path) -> tuple[int, tuple[str, ...], Callable[[Any], Any]]:
+def _targets(
+    kind: Kind, samples: Sequence[Raw], path: Path
+) -> tuple[int, tuple[str, ...], Callable[[Any], Any]]:
     """The number of outputs, the names of classes, and how targets become what a batch holds."""
     targets = [y for _, _, y in samples]
     if kind == "grid":
@@ -333,7 +196,9 @@ def _summarise(
     lines = [f"{path}: {counts}; {size}, {colours}"]
     if facts.kind == "classify":
         found = Counter(y for samples in raw.values() for _, _, y in samples)
-        lines.append(f"{len(facts.classes)} classes: " + ", ".join(f"{c} ({found[c]})" for c in facts.classes))
+        lines.append(
+            f"{len(facts.classes)} classes: " + ", ".join(f"{c} ({found[c]})" for c in facts.classes)
+        )
     elif facts.kind == "segment":
         lines.append(f"{len(facts.classes)} classes of cells: {', '.join(facts.classes)}")
     elif facts.kind == "transcribe":
@@ -345,12 +210,3 @@ def _summarise(
         lines += [f"  {line}" for line in skipped[:NAMED]]
         lines += [f"  and {len(skipped) - NAMED} more"] if len(skipped) > NAMED else []
     return lines
-
-
-def _expected(kind: Kind) -> str:
-    return {
-        "grid": "a grid task takes an .npz with x and y (N, H, W) or (N, H, W, C)",
-        "classify": "a classify task takes a folder for each class, or an .npz with x and y (N,)",
-        "segment": "a segment task takes folders images/ and masks/, or an .npz with x and whole numbers y (N, H, W)",
-        "transcribe": "a transcribe task takes images and a labels.tsv of file, tab, text, or an .npz with x and texts y (N,)",
-    }[kind]

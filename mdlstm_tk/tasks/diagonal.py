@@ -52,7 +52,12 @@ class DiagonalTask(Task):
         self.size = size
         cells = size[0] * size[1]
         self.facts = Facts(
-            "diagonal", "grid", channels=1, outputs=1, size=size, base_rate=(2 + (cells - 2) * NOISE / 2) / cells
+            "diagonal",
+            "grid",
+            channels=1,
+            outputs=1,
+            size=size,
+            base_rate=(2 + (cells - 2) * NOISE / 2) / cells,
         )
 
     def count(self, stream: Stream) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.tasks.base import STREAMS, Batch, Facts, Floats, Stream, Task, generator
@@ -23,7 +26,18 @@ class GaussianField(Task):
         InputError: `size` has another number of axes or is too small.
     """
 
-    defaults = {"size": "32", "steps": 1500, "hidden": 16, "lr": 0.01, "schedule": "cosine", "warmup": 50, "clip": 1.0}
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "model": "raster",
+        "size": "32",
+        "steps": 1500,
+        "hidden": 16,
+        "lr": 0.02,
+        "weight_decay": 0.0,
+        "schedule": "cosine",
+        "warmup": 50,
+        "clip": 1.0,
+        "evaluate_every": 100,
+    }
 
     def __init__(self, size: tuple[int, ...], anisotropic: bool = False) -> None:
         if len(size) != 2 or min(size) < 2:
@@ -44,7 +58,7 @@ class GaussianField(Task):
         )
 
     @cached_property
-    def amplitude(self) -> Floats:
+    def amplitude(self) -> npt.NDArray[np.float64]:
         """(H, W): of each wave, k^-2."""
         rows, columns = (np.fft.fftfreq(extent, 1 / extent) for extent in self.size)
         k = np.hypot(rows[:, None], columns)
@@ -53,6 +67,11 @@ class GaussianField(Task):
         if self.anisotropic:
             amplitude[1:, 1:] = 0
         return amplitude
+
+    def measure(self, prediction: Floats, batch: Batch) -> dict[str, tuple[float, float]]:
+        """The squared error as a share of the variance."""
+        total, count = super().measure(prediction, batch)["mse"]
+        return {"unexplained": (total / self.facts.target_std[0] ** 2, count)}
 
     def count(self, stream: Stream) -> int:
         return JUDGED

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +22,11 @@ PHOTOGRAPHS = {
     "tissue": "immunohistochemistry",
 }
 NAMES = tuple(PHOTOGRAPHS)
-BOUNDS: dict[Stream, tuple[float, float]] = {"train": (0.0, 0.6), "validation": (0.6, 0.78), "test": (0.78, 1.0)}
+BOUNDS: dict[Stream, tuple[float, float]] = {
+    "train": (0.0, 0.6),
+    "validation": (0.6, 0.78),
+    "test": (0.78, 1.0),
+}
 JUDGED = {"validation": 64, "test": 256}  # mosaics
 PIECES = (2, 4)  # surfaces in a mosaic, at least and at most
 
@@ -45,12 +51,13 @@ class Textures(Task):
 
     Args:
         size: (H, W) of a mosaic.
+        augment: strength of random light and contrast of training pieces, which are then mirrored as well.
 
     Raises:
         InputError: no photograph has a part of that size.
     """
 
-    defaults = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         "size": "64",
         "steps": 2000,
         "batch_size": 16,
@@ -66,7 +73,8 @@ class Textures(Task):
         "evaluate_every": 250,
     }
 
-    def __init__(self, size: tuple[int, ...]) -> None:
+    def __init__(self, size: tuple[int, ...], augment: float = 0.0) -> None:
+        self.augment = augment
         self.parts = {
             stream: [p[:, int(low * p.shape[1]) : int(high * p.shape[1])] for p in _load()]
             for stream, (low, high) in BOUNDS.items()
@@ -74,7 +82,9 @@ class Textures(Task):
         limits = np.array([part.shape for parts in self.parts.values() for part in parts]).min(axis=0)
         if len(size) != 2 or (np.array(size) > limits).any():
             shown = "x".join(map(str, size))
-            raise InputError(f"mosaics can have up to {limits[0]}x{limits[1]} pixels, got {shown}; try --size 64")
+            raise InputError(
+                f"mosaics can have up to {limits[0]}x{limits[1]} pixels, got {shown}; try --size 64"
+            )
         self.size = size
         self.facts = Facts("textures", "segment", 1, len(NAMES), size, NAMES, (0.0,), (1.0,))
 
@@ -95,9 +105,17 @@ class Textures(Task):
         places = np.moveaxis(np.indices(self.size), 0, -1)[..., None, :]
         nearest: npt.NDArray[np.int64] = np.square(places - points).sum(axis=-1).argmin(axis=-1)
         pieces = np.stack([self._crop(rng, self.parts[stream][surface]) for surface in surfaces])
+        if self.augment and stream == "train":
+            contrast, light = self.augment * rng.standard_normal((2, count, 1, 1))
+            pieces = pieces * np.exp(0.3 * contrast) + 0.3 * light
+            for axis in (1, 2):
+                flipped = rng.random(count) < 0.5
+                pieces[flipped] = np.flip(pieces[flipped], axis)
         x = np.take_along_axis(pieces, nearest[None], axis=0)[0]
         return x[..., None], surfaces[nearest]
 
     def _crop(self, rng: np.random.Generator, image: Floats) -> Floats:
-        top, left = (rng.integers(0, have - want + 1) for have, want in zip(image.shape, self.size, strict=True))
+        top, left = (
+            rng.integers(0, have - want + 1) for have, want in zip(image.shape, self.size, strict=True)
+        )
         return image[top : top + self.size[0], left : left + self.size[1]]

@@ -20,7 +20,7 @@ BUILT_IN: dict[str, tuple[type[Task], Callable[[TrainConfig], Task]]] = {
     "digit-strings": (DigitStrings, lambda c: DigitStrings(c.seed, c.validation, c.augment)),
     "gaussian-field": (GaussianField, lambda c: GaussianField(c.grid)),
     "gaussian-field-anisotropic": (GaussianField, lambda c: GaussianField(c.grid, anisotropic=True)),
-    "textures": (Textures, lambda c: Textures(c.grid)),
+    "textures": (Textures, lambda c: Textures(c.grid, c.augment)),
 }
 
 
@@ -38,8 +38,10 @@ def default_config(task: str, data: str = "") -> TrainConfig:
             else f"there is no task '{task}'; choose one of {', '.join(known)}"
             + ("; or give --data" if task in KINDS else "")
         )
-    values = DEFAULTS[task] if data else BUILT_IN[task][0].defaults  # type: ignore[index]
-    return TrainConfig(task=task, data=data).updated(dict(values), task)
+    values = dict(DEFAULTS[task] if data else BUILT_IN[task][0].defaults)  # type: ignore[index]
+    if data.endswith(".npz"):
+        values["augment"] = 0.0  # arrays may be anything, not only images
+    return TrainConfig(task=task, data=data).updated(values, task)
 
 
 def make_task(config: TrainConfig) -> Task:

@@ -61,7 +61,7 @@ def adam(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Of the step after `step` steps: up in a line while warming up, then constant or half a cosine to 0."""
+    """Of the step after `step` steps: a line up while warming up, then constant or half a cosine to 0."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     if config.schedule == "constant":

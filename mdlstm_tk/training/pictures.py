@@ -33,7 +33,9 @@ def draw_run(run: Run, task: Task | None = None) -> None:
         x, y, before, after = (
             grid[0, ..., 0] for grid in (batch.x, batch.y, _run(untrained, batch), _run(network, batch))
         )
-        plot_prediction(run.prediction, f"{title}: only the lower one can be predicted", x, y, before, after)
+        plot_prediction(
+            run.prediction, f"{title}: only the lower one can be predicted", x, y, before, after
+        )
         return
     stream: Stream = "test" if task.count("test") else "validation" if task.count("validation") else "train"
     whole = facts.kind in ("grid", "segment")
@@ -49,7 +51,7 @@ def _run(network: nn.Module, batch: Batch) -> Floats:
 
 
 def _panels(batch: Batch, prediction: Floats, facts: Facts) -> list[Panel]:
-    """What to show of each sample: its image with label or text, or input, prediction and truth in a row."""
+    """What to show of each sample: its image with label or text, or input, prediction and truth."""
     images = [_crop(x, batch, k) for k, x in enumerate(batch.x)]
     if facts.kind == "classify":
         said = [facts.classes[k] for k in labels(prediction)]

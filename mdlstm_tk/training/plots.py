@@ -49,11 +49,17 @@ def plot_curves(path: Path, title: str, records: Sequence[Mapping[str, Any]]) ->
     figure.suptitle(title)
     steps = [record["step"] for record in records]
     judged = [record for record in records if "validation" in record]
-    for axis, name, colour in zip(figure.subplots(1, len(names), squeeze=False)[0], names, COLOURS, strict=False):
+    for axis, name, colour in zip(
+        figure.subplots(1, len(names), squeeze=False)[0], names, COLOURS, strict=False
+    ):
         values = [record[name] for record in records]
         axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
         axis.plot(steps, running_mean(values), color=colour, label=f"mean of {WINDOW} steps")
-        points = [(record["step"], record["validation"][name]) for record in judged if name in record["validation"]]
+        points = [
+            (record["step"], record["validation"][name])
+            for record in judged
+            if name in record["validation"]
+        ]
         if points:
             axis.plot(*zip(*points, strict=True), color="black", marker=".", lw=0.8, label="validation")
         shown = "overall loss (all cells)" if name == "loss" and "relevant" in names else name

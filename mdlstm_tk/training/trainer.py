@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.tasks import Batch, Stream, Task, batches
@@ -68,7 +69,7 @@ class Trainer:
         self.network = build_network(config, task.facts).to(ranks.device)
         self.average: AveragedModel | None = None
         if config.average:
-            self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+            self.average = AveragedModel(self.network, multi_avg_fn=partial(_average, config.average))
         self.optimizer = adam(self.network, config)
         self.parallel: nn.Module = self.network
         if ranks.world > 1:
@@ -144,9 +145,16 @@ class Trainer:
         tries += ["--set precision=fp32"] if config.precision != "fp32" else []
         tries += [] if config.cell in ("stable", "leaky") else ["--cell stable"]
         return (
-            f"training diverged in step {self.step + 1}: the loss is {loss:g}, the gradient's norm {norm:g}; "
+            f"training diverged in step {self.step + 1}: the loss is {loss:g}, the gradient {norm:g}; "
             f"try {', '.join(tries[:-1])} or {tries[-1]}"
         )
+
+
+@torch.no_grad()
+def _average(decay: float, averages: Any, weights: Any, count: Tensor) -> None:
+    """Move averages towards weights. The first steps count for more: the start should be forgotten soon."""
+    past = float(count)
+    torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + past) / (10 + past)))
 
 
 def predict(network: nn.Module, batch: Batch, device: torch.device, precision: str = "fp32") -> Tensor:
@@ -163,7 +171,7 @@ def predict(network: nn.Module, batch: Batch, device: torch.device, precision: s
 def evaluate(
     network: nn.Module, task: Task, stream: Stream, config: TrainConfig, ranks: Ranks | None = None
 ) -> dict[str, float]:
-    """The errors of a network on all that a stream is judged by; {} if there is nothing. In eval mode after."""
+    """The errors of a network on all that a stream is judged by; {} if there is nothing."""
     device = next(network.parameters()).device
     ranks = ranks or Ranks(0, 1, device)
     network.eval()
