@@ -63,8 +63,8 @@ def train(
     """Train a network on a built-in task, or on your own data.
 
     Bare, it trains the MD-LSTM on 8x8 matrices of the random-diagonal task into runs/md-8x8.
-    Every task has settings of its own to start from; what is given on the command line wins over --set, that
-    over --config, that over these. Under torchrun, the processes share each batch.
+    Every task has settings of its own to start from; --config wins over them, --set over that, and what
+    is given on the command line over all. Under torchrun, the processes share each batch.
     """
     flags = {
         "task": task,
@@ -172,13 +172,13 @@ def _configure(given: dict[str, Any], settings: dict[str, Any], file: Path | Non
 
     values = read_toml(file) if file else {}
     start = TrainConfig()
-    named = {key: v for key, v in (values | settings | given).items() if key in ("task", "data")}
-    if named:
+    said = {key: str(value) for key, value in (values | settings | given).items()}
+    if said.get("data") and "task" not in said:
+        raise InputError("--data needs --task: grid, classify, segment or transcribe")
+    if "task" in said:
         from mdlstm_tk.training import default_config
 
-        if named.get("data") and "task" not in named:
-            raise InputError("--data needs --task: grid, classify, segment or transcribe")
-        start = default_config(**{"task": start.task, **{key: str(value) for key, value in named.items()}})
+        start = default_config(said["task"], said.get("data", ""), said.get("model"))
     chosen = start.updated(values, str(file)).updated(settings, "--set")
     return chosen.updated(given, "command line")
 

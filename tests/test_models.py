@@ -73,7 +73,9 @@ def test_an_own_network_joins_from_an_own_file(tmp_path: Path) -> None:
 def test_unknown_networks_and_options_are_named() -> None:
     with pytest.raises(InputError, match="no model 'gru'; choose one of md, horizontal, snake"):
         create("gru", 1, 1)
-    with pytest.raises(InputError, match="model 'snake' has no option 'cell'; it has hidden, layers, init"):
+    with pytest.raises(
+        InputError, match="model 'snake' has no option 'cell'; it has hidden, layers, linear, init"
+    ):
         create("snake", 1, 1, cell="leaky")
     with pytest.raises(InputError, match=r"there is no file nowhere\.py"):
         create("nowhere.py:net", 1, 1)

@@ -81,9 +81,11 @@ class Task(ABC):
 
     Attributes:
         facts: what networks are built from.
+        kind: of the task.
         defaults: settings of `TrainConfig` that suit the task.
     """
 
+    kind: ClassVar[Kind]
     defaults: ClassVar[Mapping[str, Any]] = {}
     facts: Facts
 

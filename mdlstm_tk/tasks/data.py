@@ -2,7 +2,7 @@
 
 A folder may hold all that `read` takes once in train/ and once in val/ (and in test/), or train.npz and
 val.npz (and test.npz). Otherwise a share is held out for validation. In masks 255 means unknown, unless 0
-and 255 are all there is; classes.txt may name their numbers, the first line number 0. Images come as numbers
+and 255 are all there is; classes.txt may name their numbers, first line number 0. Images come as numbers
 in [0, 1], in grey unless one has colours. All of it is kept in memory, bytes as bytes.
 """
 

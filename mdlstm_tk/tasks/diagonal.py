@@ -45,6 +45,8 @@ class DiagonalTask(Task):
         InputError: `size` has another number of axes or is too small to hold the diagonal.
     """
 
+    kind = "grid"
+
     def __init__(self, size: tuple[int, ...]) -> None:
         if len(size) != 2 or min(size) < 3:
             shown = "x".join(map(str, size))
@@ -53,7 +55,7 @@ class DiagonalTask(Task):
         cells = size[0] * size[1]
         self.facts = Facts(
             "diagonal",
-            "grid",
+            self.kind,
             channels=1,
             outputs=1,
             size=size,

@@ -60,6 +60,7 @@ class Digits(SampleTask):
         augment: strength of distortion.
     """
 
+    kind = "classify"
     defaults: ClassVar[Mapping[str, Any]] = {
         "size": "8",
         "steps": 1500,
@@ -80,7 +81,7 @@ class Digits(SampleTask):
         images, digits = _load()
         split = _split(seed, validation)
         facts = Facts(
-            "digits", "classify", 1, len(NAMES), (SIDE, SIDE), NAMES, *_scale(images[split["train"]])
+            "digits", self.kind, 1, len(NAMES), (SIDE, SIDE), NAMES, *_scale(images[split["train"]])
         )
         samples: list[Sample] = [
             (image[..., None], digit) for image, digit in zip(images, digits, strict=True)
@@ -111,6 +112,7 @@ class DigitStrings(Task):
         augment: strength of distortion of each digit.
     """
 
+    kind = "transcribe"
     defaults: ClassVar[Mapping[str, Any]] = {
         "size": "12x80",
         "steps": 3000,
@@ -133,7 +135,7 @@ class DigitStrings(Task):
         self.augment = augment
         size = (HEIGHT, LONGEST * (SIDE + GAP))
         scale = _scale(self.images[self.split["train"]])
-        self.facts = Facts("digit-strings", "transcribe", 1, 1 + len(NAMES), size, NAMES, *scale)
+        self.facts = Facts("digit-strings", self.kind, 1, 1 + len(NAMES), size, NAMES, *scale)
 
     def count(self, stream: Stream) -> int:
         return JUDGED.get(stream, 0) if len(self.split[stream]) else 0
@@ -142,7 +144,7 @@ class DigitStrings(Task):
         self, seed: int, step: int, count: int, stream: Stream = "train", part: slice = slice(None)
     ) -> Batch:
         positions = range(step * count, (step + 1) * count)[part]
-        return collate("transcribe", [self._string(seed, stream, position) for position in positions])
+        return collate(self.kind, [self._string(seed, stream, position) for position in positions])
 
     def _string(self, seed: int, stream: Stream, position: int) -> Sample:
         rng = generator(seed, STREAMS.index(stream), position)

@@ -26,6 +26,7 @@ class GaussianField(Task):
         InputError: `size` has another number of axes or is too small.
     """
 
+    kind = "grid"
     defaults: ClassVar[Mapping[str, Any]] = {
         "model": "raster",
         "size": "32",
@@ -47,7 +48,7 @@ class GaussianField(Task):
         std = float(np.sqrt(np.square(self.amplitude).mean()))  # of a cell, by Parseval
         self.facts = Facts(
             "gaussian-field-anisotropic" if anisotropic else "gaussian-field",
-            "grid",
+            self.kind,
             channels=1,
             outputs=1,
             size=size,

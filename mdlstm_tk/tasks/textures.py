@@ -57,6 +57,7 @@ class Textures(Task):
         InputError: no photograph has a part of that size.
     """
 
+    kind = "segment"
     defaults: ClassVar[Mapping[str, Any]] = {
         "size": "64",
         "steps": 2000,
@@ -86,7 +87,7 @@ class Textures(Task):
                 f"mosaics can have up to {limits[0]}x{limits[1]} pixels, got {shown}; try --size 64"
             )
         self.size = size
-        self.facts = Facts("textures", "segment", 1, len(NAMES), size, NAMES, (0.0,), (1.0,))
+        self.facts = Facts("textures", self.kind, 1, len(NAMES), size, NAMES, (0.0,), (1.0,))
 
     def count(self, stream: Stream) -> int:
         return JUDGED.get(stream, 0)
@@ -95,7 +96,7 @@ class Textures(Task):
         self, seed: int, step: int, count: int, stream: Stream = "train", part: slice = slice(None)
     ) -> Batch:
         positions = range(step * count, (step + 1) * count)[part]
-        return collate("segment", [self._mosaic(seed, stream, position) for position in positions])
+        return collate(self.kind, [self._mosaic(seed, stream, position) for position in positions])
 
     def _mosaic(self, seed: int, stream: Stream, position: int) -> Sample:
         rng = generator(seed, STREAMS.index(stream), position)

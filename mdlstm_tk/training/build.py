@@ -14,6 +14,7 @@ from mdlstm_tk.tasks import KINDS, DiagonalTask, Digits, DigitStrings, Facts, Ga
 from mdlstm_tk.tasks.data import DEFAULTS, read_data
 from mdlstm_tk.training.config import TrainConfig
 
+NETWORK = ("layers", "cell", "directions", "layer_norm", "windows", "dropout")  # options it may lack
 BUILT_IN: dict[str, tuple[type[Task], Callable[[TrainConfig], Task]]] = {
     "diagonal": (DiagonalTask, lambda c: DiagonalTask(c.grid)),
     "digits": (Digits, lambda c: Digits(c.seed, c.validation, c.augment)),
@@ -24,11 +25,16 @@ BUILT_IN: dict[str, tuple[type[Task], Callable[[TrainConfig], Task]]] = {
 }
 
 
-def default_config(task: str, data: str = "") -> TrainConfig:
+def default_config(task: str, data: str = "", model: str | None = None) -> TrainConfig:
     """What a task is trained with if nothing else is said.
 
+    Args:
+        task: a built-in one, or the kind of the data.
+        data: its path, or "".
+        model: a network that may lack options for which the task has settings.
+
     Raises:
-        InputError: there is no such task, or no such kind of data.
+        InputError: there is no such task, kind of data, or network for it.
     """
     known = KINDS if data else tuple(BUILT_IN)
     if task not in known:
@@ -41,6 +47,9 @@ def default_config(task: str, data: str = "") -> TrainConfig:
     values = dict(DEFAULTS[task] if data else BUILT_IN[task][0].defaults)  # type: ignore[index]
     if data.endswith(".npz"):
         values["augment"] = 0.0  # arrays may be anything, not only images
+    if model:
+        lacking = set(NETWORK) - set(options_of(model, task if data else BUILT_IN[task][0].kind))
+        values = {"model": model} | {key: v for key, v in values.items() if key not in lacking | {"model"}}
     return TrainConfig(task=task, data=data).updated(values, task)
 
 

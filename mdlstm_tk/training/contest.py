@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mdlstm_tk.models import names
+from mdlstm_tk.models import names, options_of
 from mdlstm_tk.tasks import Digits, Facts
-from mdlstm_tk.training.build import build_network, make_task
+from mdlstm_tk.training.build import NETWORK, build_network, make_task
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.loop import train
 from mdlstm_tk.training.result import conclude
@@ -64,29 +64,18 @@ def equally_large(config: TrainConfig, model: str, facts: Facts) -> TrainConfig:
     """The config of another network with as many parameters as this one's, as nearly as units allow."""
     if model == config.model:
         return config
-    wanted = _parameters(config, facts)
-    other = replace(config, model=model)
-    if model == "conv":
-        other = replace(other, windows="", cell="", directions="", layers=1, layer_norm=False, dropout=0.0)
-    sizes = {
-        hidden: _parameters(replace(other, hidden=hidden), facts)
-        for hidden in _candidates(other, facts, wanted)
-    }
-    return replace(other, hidden=min(sizes, key=lambda hidden: abs(sizes[hidden] - wanted)))
-
-
-def _candidates(config: TrainConfig, facts: Facts, wanted: int) -> tuple[int, int]:
-    """The largest number of units with fewer parameters than wanted, and the next."""
-    low, high = 1, 2
-    while _parameters(replace(config, hidden=high), facts) < wanted:
+    wanted = _parameters(config, facts, config.hidden)
+    lacking = set(NETWORK) - set(options_of(model, facts.kind))
+    other = replace(config, model=model, **{name: getattr(TrainConfig(), name) for name in lacking})
+    low, high = 1, 2  # the wanted number of parameters lies between theirs
+    while _parameters(other, facts, high) < wanted:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (
-            (middle, high) if _parameters(replace(config, hidden=middle), facts) < wanted else (low, middle)
-        )
-    return low, high
+        low, high = (middle, high) if _parameters(other, facts, middle) < wanted else (low, middle)
+    return replace(other, hidden=min(low, high, key=lambda n: abs(_parameters(other, facts, n) - wanted)))
 
 
-def _parameters(config: TrainConfig, facts: Facts) -> int:
-    return sum(parameter.numel() for parameter in build_network(config, facts).parameters())
+def _parameters(config: TrainConfig, facts: Facts, hidden: int) -> int:
+    network = build_network(replace(config, hidden=hidden), facts)
+    return sum(parameter.numel() for parameter in network.parameters())

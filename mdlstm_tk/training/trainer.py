@@ -184,6 +184,8 @@ def evaluate(
         for name, (total, count) in task.measure(prediction, batch).items():
             before = measured.get(name, (0.0, 0.0))
             measured[name] = (before[0] + total, before[1] + count)
+    names = ranks.leader(list(measured))  # there may be too few batches for the others to have any
+    measured = {name: measured.get(name, (0.0, 0.0)) for name in names}
     return _ratios(measured, ranks.total([value for pair in measured.values() for value in pair]))
 
 
