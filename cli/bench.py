@@ -71,7 +71,7 @@ def _bench_layer(
     import torch
 
     from mdlstm_tk.benchmark import SHAPES, measure
-    from mdlstm_tk.training.loop import pick_device
+    from mdlstm_tk.training.ranks import pick_device
 
     target = str(pick_device(device))
     if target != "cpu":
