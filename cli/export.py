@@ -111,27 +111,36 @@ def export_run(
 ) -> Report:
     """Export a run's checkpoint for one grid, or for any; options as of `export_onnx`."""
     from mdlstm_tk.export import export_onnx
-    from mdlstm_tk.training import build
 
-    network, task = build(checkpoint.config)
-    checkpoint.load_model(network)
+    facts = checkpoint.facts
     source = run.best if run.best.exists() else run.last
     about = {
         "model": checkpoint.config.model,
-        "task": task.name,
+        "task": facts.name,
+        "kind": facts.kind,
+        "classes": facts.classes or None,
         "checkpoint_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
     }
-    inputs = task_inputs(grid or checkpoint.config.grid)
+    inputs = task_inputs(facts.name, grid or facts.size)
     return export_onnx(
-        network, path, grid=grid, channels=task.channels, inputs=inputs, about=about, **options
+        checkpoint.network(),
+        path,
+        grid=grid,
+        channels=facts.channels,
+        channels_last=True,
+        inputs=inputs,
+        about=about,
+        **options,
     )
 
 
-def task_inputs(grid: tuple[int, ...], seed: int = 0) -> dict[str, npt.NDArray[np.float32]]:
-    """The task's own matrices to verify with, where it has any of that size."""
+def task_inputs(
+    task: str | None, grid: tuple[int, ...], seed: int = 0
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Matrices of the diagonal task to verify its networks with, where there are any of that size."""
     from mdlstm_tk.tasks import DiagonalTask
 
-    if min(grid) < 3:
+    if task != "diagonal" or min(grid) < 3:
         return {}
     return {f"task × {count}": DiagonalTask(grid).batch(seed, 0, count, "validation").x for count in (1, 7)}
 
@@ -140,8 +149,9 @@ def describe(report: Report) -> str:
     """The report as a line."""
     about = report.metadata
     extents = ", ".join(map(str, about.grid or about.layout.split()[1:-1]))
+    y = {"classify": "N", "transcribe": "N, T"}.get(about.kind or "", f"N, {extents}")
     return (
-        f"{report.path}: x (N, {extents}, {about.channels}) → y (N, {extents}, {about.outputs}), "
+        f"{report.path}: x (N, {extents}, {about.channels}) → y ({y}, {about.outputs}), "
         f"{about.form}, {report.nodes} nodes, {report.bytes / 1024:.0f} KiB, "
         f"max error {report.max_abs:.1e} against float64, {report.seconds:.1f} s"
     )

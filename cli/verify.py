@@ -80,15 +80,13 @@ def verify(
     require("onnx", "train")
     from mdlstm_tk.export.parity import ATOL, RTOL, float64_reference
     from mdlstm_tk.runtime.npy import MAX_BYTES
-    from mdlstm_tk.training import build, load_checkpoint, open_run
+    from mdlstm_tk.training import load_checkpoint, open_run
 
     sessions = _sessions(model, device, max_bytes or MAX_BYTES, timeout)
     about = sessions[0].metadata
     run = open_run(against or model.parent)
     checkpoint = load_checkpoint(run.best if run.best.exists() else run.last)
-    network, _ = build(checkpoint.config)
-    checkpoint.load_model(network)
-    network.eval()
+    network = checkpoint.network()
     reference = float64_reference(network)
     atol = about.parity.get("atol", ATOL)
     runtimes = _runtimes(model, network, sessions)
@@ -147,7 +145,7 @@ def _cases(about: Metadata, own: Grid, seeds: range) -> Iterator[Case]:
     for grid in dict.fromkeys(grids):
         for seed in seeds:
             inputs = random_inputs(grid, about.channels, seed, about.channels_last)
-            for name, x in (inputs | task_inputs(grid, seed)).items():
+            for name, x in (inputs | task_inputs(about.task, grid, seed)).items():
                 size = show_size(grid)
                 yield Case(f"{size}, {name}, seed {seed}", size if len(grids) > 1 else name, x)
 

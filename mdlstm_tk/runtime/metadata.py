@@ -31,7 +31,9 @@ class Metadata:
         dtype: that it computes in. What goes in and comes out is float32 in any case.
         model: the network's name, if it came from a run.
         task: what it was trained on, if it came from a run.
-        classes: names of the outputs, if they are classes.
+        kind: of the task: "grid", "classify", "segment" or "transcribe", if it came from a run.
+        classes: names of the outputs, if they are classes; of "transcribe" the characters of outputs 1,
+            2, …, as output 0 is the blank.
         checkpoint_sha256: of the checkpoint, if it came from a run.
         parity: {"atol", "rtol", "max_abs"}: the tolerance it passed, and its largest error, against
             float64 when it was exported.
@@ -49,6 +51,7 @@ class Metadata:
     dtype: str = "float32"
     model: str | None = None
     task: str | None = None
+    kind: str | None = None
     classes: tuple[str, ...] | None = None
     checkpoint_sha256: str | None = None
     parity: dict[str, float] = field(default_factory=dict)
