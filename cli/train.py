@@ -98,7 +98,7 @@ def train(
         _refuse_changes(given | read_settings(settings), start)
         chosen = start.updated(read_settings(settings), "--set").updated(given, "command line")
     else:
-        chosen = _configure(given, read_settings(settings), config)
+        chosen = configure(given, read_settings(settings), config)
     ranks = join(chosen.device)
     _, found = build(chosen)  # whatever is wrong with the config should show before a folder is made
     ranks.part(chosen.batch_size)
@@ -166,7 +166,7 @@ def run_training(
     note(f"done in {seconds:.1f} s: {run.curves}, {run.prediction}, {run.best}")
 
 
-def _configure(given: dict[str, Any], settings: dict[str, Any], file: Path | None) -> TrainConfig:
+def configure(given: dict[str, Any], settings: dict[str, Any], file: Path | None) -> TrainConfig:
     """Defaults of the task, then the file, then settings, then flags."""
     from mdlstm_tk.training.config import TrainConfig, read_toml
 

@@ -18,7 +18,7 @@ PHOTOGRAPHS = {
     "grass": "grass",
     "gravel": "gravel",
     "moon": "moon",
-    "print": "page",
+    "stars": "hubble_deep_field",
     "tissue": "immunohistochemistry",
 }
 NAMES = tuple(PHOTOGRAPHS)
@@ -60,7 +60,7 @@ class Textures(Task):
     kind = "segment"
     defaults: ClassVar[Mapping[str, Any]] = {
         "size": "64",
-        "steps": 2000,
+        "steps": 4000,
         "batch_size": 16,
         "hidden": 24,
         "lr": 0.01,
@@ -70,7 +70,8 @@ class Textures(Task):
         "schedule": "cosine",
         "warmup": 100,
         "clip": 1.0,
-        "average": 0.99,
+        "average": 0.995,
+        "augment": 1.0,
         "evaluate_every": 250,
     }
 
