@@ -119,6 +119,35 @@ def test_compare_draws_and_summarises(tmp_path: Path) -> None:
     assert len(summary["md"]["passes_at"]) == 2
 
 
+def test_compare_on_a_task_gives_all_networks_as_many_parameters(tmp_path: Path) -> None:
+    arguments = ("--task", "digits", "--seeds", "2", "--steps", "2", "--set", "hidden=4")
+    done = mdlstm("compare", *arguments, "--json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    results = json.loads(done.out)
+    assert list(results) == ["md", "horizontal", "snake", "1-NN", "RBF-SVM"]
+    assert all(len(entry["errors"]["error"]) == 2 for entry in results.values())
+    assert max(results["1-NN"]["errors"]["error"]) < 0.04
+    sizes = [results[model]["parameters"] for model in ("md", "horizontal", "snake")]
+    assert max(sizes) < 1.2 * min(sizes)
+    assert len(results["md"]["seconds"]) == 2
+    folder = tmp_path / "runs/compare-digits"
+    assert json.loads((folder / "summary.json").read_text()) == results
+    assert (folder / "snake-1/best.safetensors").exists()
+
+
+def test_a_task_has_its_own_defaults_and_its_run_its_name(tmp_path: Path) -> None:
+    arguments = ("--task", "digit-strings", "--hidden", "3", "--steps", "2", "--batch-size", "2")
+    done = mdlstm("train", *arguments, "--set", "evaluate_every=1", cwd=tmp_path)
+    assert done.code == 0, done.err
+    run = Run(tmp_path / "runs/digit-strings-md-12x88")
+    config = load_checkpoint(run.last).config
+    assert (config.schedule, config.hidden, config.clip) == ("cosine", 3, 1.0)
+    assert "best weights, on test data: character_error" in done.err
+    facts = json.loads(mdlstm("info", run.folder, "--json").out)
+    assert facts["task"] == "digit-strings"
+    assert facts["last_100_string_error"] == 1
+
+
 def test_demo_does_the_whole_job(tmp_path: Path) -> None:
     done = mdlstm("demo", "--steps", "60", cwd=tmp_path)
     assert done.code == 0, done.err

@@ -20,7 +20,7 @@ from mdlstm_tk.tasks import (
     batches,
 )
 from mdlstm_tk.tasks.augment import distort
-from mdlstm_tk.tasks.base import STREAMS, collate, generator, shuffled, stratified
+from mdlstm_tk.tasks.base import STREAMS, Facts, SampleTask, collate, generator, shuffled, stratified
 from mdlstm_tk.tasks.textures import BOUNDS
 
 
@@ -240,3 +240,12 @@ def test_samples_of_different_extents_are_padded_and_say_so() -> None:
     assert batch.x.sum() == 13
     assert (batch.y == UNLABELLED).sum() == 30 - 13
     assert collate("segment", samples[:1]).sizes is None
+
+
+def test_a_sample_is_distorted_anew_each_time_it_comes() -> None:
+    image = generator(0).random((8, 8, 1)).astype(np.float32)
+    facts = Facts("one", "classify", 1, 1, (8, 8), ("a",))
+    task = SampleTask(facts, {"train": [(image, 0)], "validation": [(image, 0)]}, augment=1.0)
+    seen = [x.tobytes() for step in range(3) for x in task.batch(0, step, 2).x]
+    assert len(set(seen)) == 6
+    assert (task.batch(0, 0, 2, "validation").x[0] == image).all()
