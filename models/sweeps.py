@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk.layer import MDLSTM, blocks
 from mdlstm_tk.backends.tables import inside_of
+from mdlstm_tk.layer import MDLSTM, blocks
 
 Window = tuple[int, ...]
 Sight = Literal["grid", "rows", "line"]

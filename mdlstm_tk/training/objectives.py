@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mdlstm_tk.layer import MDLSTM, inside
+from mdlstm_tk.backends.tables import inside_of
+from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.tasks import UNLABELLED, Batch, Facts
 from mdlstm_tk.training.config import TrainConfig
 
@@ -37,7 +38,7 @@ def loss_of(prediction: Tensor, batch: Batch, facts: Facts) -> Tensor:
     if batch.sizes is None:
         return error.square().mean()
     sizes = torch.from_numpy(batch.sizes).to(error.device)
-    cells = error.square().mean(-1) * inside(error, sizes)
+    cells = error.square().mean(-1) * inside_of(error.shape[1:-1], sizes)
     return (cells.flatten(1).sum(1) / sizes.prod(1)).mean()
 
 
