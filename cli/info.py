@@ -44,10 +44,11 @@ def _model_facts(path: Path, max_bytes: int | None) -> dict[str, Any]:
 def _run_facts(folder: Path) -> dict[str, Any]:
     require("torch", "train")
     from mdlstm_tk.training import load_checkpoint, open_run
+    from mdlstm_tk.training.run import measured
 
     run = open_run(folder)
     last = load_checkpoint(run.last if run.last.exists() else run.best)
-    best = load_checkpoint(run.best if run.best.exists() else run.last)
+    best = load_checkpoint(run.checkpoint)
     network = last.network()
     metrics = run.read_metrics()
     recent = metrics[-100:]
@@ -59,15 +60,9 @@ def _run_facts(folder: Path) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "best_step": best.step,
         "best_score": best.score,
-        **{f"last_100_{name}": _mean([record[name] for record in recent]) for name in _measured(recent)},
+        **{f"last_100_{name}": _mean([record[name] for record in recent]) for name in measured(recent)},
         "exports": sorted(path.name for path in folder.glob("*.onnx")),
     }
-
-
-def _measured(records: list[dict[str, Any]]) -> list[str]:
-    """What is in each record beside the step and the learning rate."""
-    names = records[-1] if records else ("loss",)
-    return [name for name in names if name not in ("step", "lr", "validation")]
 
 
 def _mean(values: list[float]) -> float | None:

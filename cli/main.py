@@ -16,7 +16,7 @@ from mdlstm_tk._version import __version__
 from mdlstm_tk.cli.console import note
 from mdlstm_tk.errors import MDLSTMError
 
-VERBS = ("train", "export", "infer", "verify", "info", "compare", "bench", "doctor", "demo")
+VERBS = ("train", "report", "export", "infer", "verify", "info", "compare", "bench", "doctor", "demo")
 
 
 def _version(wanted: bool) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,11 @@ class Batch:
     x: Floats
     y: npt.NDArray[Any]
     sizes: npt.NDArray[np.int64] | None = None
+
+    def sample(self, k: int) -> Self:
+        """Sample k in a batch of its own, padded as it is."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: a[k : k + 1] for name, a in arrays.items() if a is not None})
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,11 @@ def inside(batch: Batch) -> npt.NDArray[np.bool_]:
     return mask
 
 
+def texts(batch: Batch, facts: Facts) -> list[str]:
+    """What the samples of a batch of kind "transcribe" read."""
+    return ["".join(facts.classes[k - 1] for k in row if k > 0) for row in batch.y]
+
+
 def edit_distance(one: str, other: str) -> int:
     """Insertions, deletions and substitutions that turn one text into the other."""
     row = list(range(len(other) + 1))
@@ -47,7 +52,7 @@ def _segment(prediction: Floats, batch: Batch, _: Facts) -> Errors:
 
 
 def _transcribe(prediction: Floats, batch: Batch, facts: Facts) -> Errors:
-    truth = ["".join(facts.classes[k - 1] for k in row if k > 0) for row in batch.y]
+    truth = texts(batch, facts)
     edits = list(map(edit_distance, transcripts(prediction, facts.classes), truth))
     return {
         "character_error": (sum(edits), sum(map(len, truth))),

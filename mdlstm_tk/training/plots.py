@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from matplotlib.figure import Figure
 
 from mdlstm_tk.runtime.files import replacing
 from mdlstm_tk.training.loop import WINDOW, running_mean
+from mdlstm_tk.training.panels import Panel
+from mdlstm_tk.training.run import measured
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 COLOURS = ("#0b6e99", "#d1495b", "#6a994e", "#8d6a9f")  # told apart with any colour vision
@@ -21,51 +22,38 @@ COLOURS = ("#0b6e99", "#d1495b", "#6a994e", "#8d6a9f")  # told apart with any co
 NAMES = {"loss": "loss", "relevant": "relevant loss (second one alone)", "mse": "mean squared error"}
 
 
-@dataclass(frozen=True)
-class Panel:
-    """A picture in a picture.
-
-    Attributes:
-        name: above it.
-        image: (H, W), (H, W, 1) or (H, W, 3).
-        classes: how many colours there are, if numbers are classes.
-    """
-
-    name: str
-    image: Floats
-    classes: int = 0
-
-
 def plot_curves(path: Path, title: str, records: Sequence[Mapping[str, Any]]) -> None:
-    """Loss and errors over the steps of one run: faint as measured, strong their running mean.
+    """Loss and errors over the steps of one run, see `draw_curve`.
 
     Args:
         path: of the picture.
         title: of it.
         records: of `metrics.jsonl`.
     """
-    names = [name for name in records[0] if name not in ("step", "lr", "validation")]
+    names = measured(records)
     figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
     figure.suptitle(title)
-    steps = [record["step"] for record in records]
-    judged = [record for record in records if "validation" in record]
     for axis, name, colour in zip(
         figure.subplots(1, len(names), squeeze=False)[0], names, COLOURS, strict=False
     ):
-        values = [record[name] for record in records]
-        axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-        axis.plot(steps, running_mean(values), color=colour, label=f"mean of {WINDOW} steps")
-        points = [
-            (record["step"], record["validation"][name])
-            for record in judged
-            if name in record["validation"]
-        ]
-        if points:
-            axis.plot(*zip(*points, strict=True), color="black", marker=".", lw=0.8, label="validation")
-        shown = "overall loss (all cells)" if name == "loss" and "relevant" in names else name
-        _finish(axis, NAMES.get(shown, shown.replace("_", " ")), logarithmic=min(values) > 0)
-        axis.legend(frameon=False)
+        draw_curve(axis, name, colour, records)
     _save(figure, path)
+
+
+def draw_curve(axis: Any, name: str, colour: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """One of them over the steps: faint as measured, strong its running mean; validation in black."""
+    steps = [record["step"] for record in records]
+    values = [record[name] for record in records]
+    axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+    axis.plot(steps, running_mean(values), color=colour, label=f"mean of {WINDOW} steps")
+    judged = [record for record in records if name in record.get("validation", {})]
+    if judged:
+        points = [record["validation"][name] for record in judged]
+        when = [record["step"] for record in judged]
+        axis.plot(when, points, color="black", marker=".", lw=0.8, label="validation")
+    shown = "overall loss (all cells)" if name == "loss" and "relevant" in records[0] else name
+    _finish(axis, NAMES.get(shown, shown.replace("_", " ")), logarithmic=min(values) > 0)
+    axis.legend(frameon=False)
 
 
 def plot_panels(path: Path, title: str, panels: Sequence[Panel], columns: int) -> None:
@@ -78,11 +66,8 @@ def plot_panels(path: Path, title: str, panels: Sequence[Panel], columns: int) -
     for axis in axes:
         axis.set_axis_off()
     for axis, panel in zip(axes, panels, strict=False):
-        if panel.classes:
-            axis.imshow(panel.image, cmap="tab20", vmin=0, vmax=19, interpolation="nearest")
-        else:
-            axis.imshow(panel.image, cmap="viridis" if panel.image.ndim == 2 else "gray")
-        axis.set_title(panel.name, fontsize=10)
+        axis.imshow(panel.image, interpolation="nearest")
+        axis.set_title(f"{panel.name}  {panel.note}", fontsize=10)
     _save(figure, path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -37,12 +38,21 @@ class Run:
         return self.folder / "last.safetensors"
 
     @property
+    def checkpoint(self) -> Path:
+        """The one that counts: the best, or the last if training ended before there was one."""
+        return self.best if self.best.exists() else self.last
+
+    @property
     def curves(self) -> Path:
         return self.folder / "curves.png"
 
     @property
     def prediction(self) -> Path:
         return self.folder / "prediction.png"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
 
     @property
     def result(self) -> Path:
@@ -70,6 +80,12 @@ class Run:
         """Replace them all."""
         with replacing(self.metrics) as temporary:
             temporary.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+
+
+def measured(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What `metrics.jsonl` has of each step beside its number and learning rate."""
+    names = records[-1] if records else ("loss",)
+    return [name for name in names if name not in ("step", "lr", "validation")]
 
 
 def new_run(name: str, folder: Path | None, force: bool) -> Run:

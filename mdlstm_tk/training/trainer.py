@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.tasks import Batch, Stream, Task, batches
+from mdlstm_tk.tasks.base import Floats
 from mdlstm_tk.training.build import build_network
 from mdlstm_tk.training.checkpoint import Checkpoint, save_checkpoint
 from mdlstm_tk.training.config import TrainConfig
@@ -169,9 +170,17 @@ def predict(network: nn.Module, batch: Batch, device: torch.device, precision: s
 
 @torch.no_grad()
 def evaluate(
-    network: nn.Module, task: Task, stream: Stream, config: TrainConfig, ranks: Ranks | None = None
+    network: nn.Module,
+    task: Task,
+    stream: Stream,
+    config: TrainConfig,
+    ranks: Ranks | None = None,
+    look: Callable[[Batch, Floats], None] = lambda batch, prediction: None,
 ) -> dict[str, float]:
-    """The errors of a network on all that a stream is judged by; {} if there is nothing."""
+    """The errors of a network on all that a stream is judged by; {} if there is nothing.
+
+    `look` is shown each batch and what the network makes of it.
+    """
     device = next(network.parameters()).device
     ranks = ranks or Ranks(0, 1, device)
     network.eval()
@@ -181,6 +190,7 @@ def evaluate(
         return {}
     for batch in batches(task, stream, config.seed, EVALUATION_BATCH, share):
         prediction = predict(network, batch, device, config.precision).cpu().numpy()
+        look(batch, prediction)
         for name, (total, count) in task.measure(prediction, batch).items():
             before = measured.get(name, (0.0, 0.0))
             measured[name] = (before[0] + total, before[1] + count)

@@ -1,0 +1,42 @@
+"""`mdlstm report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mdlstm_tk.cli.console import next_command, note
+from mdlstm_tk.errors import require
+
+
+def report(
+    run: Annotated[Path | None, typer.Argument(help="A run's folder; else the latest.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File; else report.html in the run's folder.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file given with -o.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Write a page to look at: curves, examples, errors by class, and the speed of exports.
+
+    It is one file that needs neither network nor scripts. Examples are of the test data, or of what was
+    held out for validation if there is none.
+    """
+    for module in ("torch", "jinja2", "matplotlib"):
+        require(module, "train")
+    from mdlstm_tk.report import write_report
+    from mdlstm_tk.runtime.files import check_free, replacing
+    from mdlstm_tk.training import latest_run, open_run
+
+    found = open_run(run) if run else latest_run()
+    target = output or found.report
+    check_free(target, force or output is None)
+    with replacing(target) as temporary:
+        page = write_report(found, (lambda message: None) if quiet else note)
+        temporary.write_text(page, encoding="utf-8")
+    if not quiet:
+        note(f"{target}: {target.stat().st_size / 1024:.0f} KiB, to open in a browser")
+        models = sorted(found.folder.glob("model*.onnx"))
+        next_command(f"mdlstm infer FILE -m {models[-1]}" if models else f"mdlstm export {found.folder}")

@@ -1,0 +1,5 @@
+"""A run as one web page that needs nothing else: what it is, how well it does, and how fast its exports are."""
+
+from mdlstm_tk.report.page import write_report
+
+__all__ = ["write_report"]

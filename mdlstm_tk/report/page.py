@@ -1,0 +1,206 @@
+"""The page: what is known of a run, filled into `report.html`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from mdlstm_tk._version import __version__
+from mdlstm_tk.errors import InputError, MissingExtraError
+from mdlstm_tk.report.edits import Edit, align
+from mdlstm_tk.report.exports import BATCH, measure_exports
+from mdlstm_tk.report.figures import Picture, curves, embed
+from mdlstm_tk.report.judge import Example, Judgement, judge
+from mdlstm_tk.runtime.decode import labels, probabilities, transcripts
+from mdlstm_tk.sizes import show_size
+from mdlstm_tk.tasks import Facts
+from mdlstm_tk.tasks.measures import texts
+from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, load_checkpoint, make_task
+from mdlstm_tk.training.panels import class_colour, panels_of
+
+SHARES = ("error", "character_error", "string_error", "unexplained")  # errors that are best read in per cent
+MATRIX = 40  # classes, beyond which a confusion matrix is too large to read
+FREQUENT = 15  # confusions or edits that are listed
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An example in the page.
+
+    Attributes:
+        number: of the sample, from 1.
+        pictures: of it.
+        said: the predicted class or text, "" if there is no such thing.
+        truth: the true one.
+        sure: the predicted class's probability.
+        edits: of the predicted text.
+        error: by the task's own measure.
+    """
+
+    number: int
+    pictures: list[Picture]
+    error: float
+    said: str = ""
+    truth: str = ""
+    sure: float | None = None
+    edits: tuple[Edit, ...] = ()
+
+
+def write_report(run: Run, tell: Callable[[str], None] = lambda message: None) -> str:
+    """The page of a run, as HTML.
+
+    Args:
+        run: its folder.
+        tell: is told what is being done, and what could not be.
+
+    Raises:
+        InputError: the run's checkpoint is damaged or of another network.
+        MissingExtraError: there are exports, but ONNX Runtime is not installed.
+    """
+    checkpoint = load_checkpoint(run.checkpoint)
+    config, facts = checkpoint.config, checkpoint.facts
+    network = checkpoint.network()
+    judgement, missing = None, ""
+    try:
+        task = make_task(config)
+    except (InputError, MissingExtraError) as error:
+        missing = str(error)
+        tell(f"no examples: {missing}")
+    else:
+        tell(f"judging {config.model} on {task.name}")
+        judgement = judge(network, task, config)
+    result = _result(run, checkpoint)
+    records = run.read_metrics()
+    if exports := [path.name for path in run.folder.glob("model*.onnx")]:
+        tell(f"measuring {', '.join(sorted(exports))}")
+    return _template().render(
+        version=__version__,
+        date=datetime.now().astimezone(),
+        run=run.folder,
+        config=config,
+        facts=facts,
+        step=checkpoint.step,
+        steps=records[-1]["step"] if records else checkpoint.step,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        seconds=result.get("seconds"),
+        errors=result["errors"] if result else judgement.errors if judgement else {},
+        stream=result["stream"] if result else judgement.stream if judgement else "",
+        curves=curves(records) if records else [],
+        missing=missing,
+        judgement=judgement,
+        first=[_show(example, facts) for example in judgement.first] if judgement else [],
+        worst=[_show(example, facts) for example in judgement.worst] if judgement else [],
+        colours=[class_colour(k) for k in range(len(facts.classes))],
+        classes=_classes(judgement),
+        confused=_confused(judgement, facts),
+        matrix=MATRIX,
+        frequent=FREQUENT,
+        exports=measure_exports(run, facts.size),
+        batch=BATCH,
+        settings=_settings(config),
+    )
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        measure=_measure, percent=_percent, size=show_size, duration=_duration, bytes=_bytes, ms=_ms
+    )
+    return environment.get_template("report.html")
+
+
+def _result(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `result.json` says, if it is of this checkpoint."""
+    try:
+        result: dict[str, Any] = json.loads(run.result.read_text(encoding="utf-8"))
+        return result if result["step"] == checkpoint.step and result["errors"] else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _show(example: Example, facts: Facts) -> Shown:
+    batch, prediction = example.batch, example.prediction
+    pictures = [embed(panel) for panel in panels_of(batch, prediction, facts)]
+    plain = Shown(example.number + 1, pictures, example.error)
+    if facts.kind == "classify":
+        said, truth = int(labels(prediction)[0]), int(batch.y[0])
+        sure = float(probabilities(prediction)[0, said])
+        return replace(plain, said=facts.classes[said], truth=facts.classes[truth], sure=sure)
+    if facts.kind == "transcribe":
+        (text,), (true,) = transcripts(prediction, facts.classes), texts(batch, facts)
+        return replace(plain, said=text, truth=true, edits=tuple(align(text, true)))
+    return plain
+
+
+def _classes(judgement: Judgement | None) -> list[dict[str, Any]]:
+    """Of each class: how many there are, the share missed, and how well truth and prediction overlap."""
+    if judgement is None or judgement.confusion is None:
+        return []
+    matrix = judgement.confusion
+    right, there, taken = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    return [
+        {
+            "count": int(n),
+            "missed": 1 - hit / n if n else None,
+            "false": 1 - hit / claimed if claimed else None,
+            "overlap": hit / (n + claimed - hit) if n + claimed else None,
+        }
+        for hit, n, claimed in zip(*map(npt.NDArray.tolist, (right, there, taken)), strict=True)
+    ]
+
+
+def _confused(judgement: Judgement | None, facts: Facts) -> list[tuple[str, str, int]]:
+    """Truth, what it was taken for, and how often: the most frequent ones."""
+    if judgement is None or judgement.confusion is None:
+        return []
+    wrong = judgement.confusion.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(wrong, axis=None, kind="stable")[::-1][:FREQUENT]
+    places = [divmod(int(place), len(wrong)) for place in order]
+    return [(facts.classes[t], facts.classes[s], int(wrong[t, s])) for t, s in places if wrong[t, s]]
+
+
+def _settings(config: TrainConfig) -> list[tuple[str, Any, Any, bool]]:
+    """Name, value, the task's default, and whether they differ."""
+    start = asdict(default_config(config.task, config.data))
+    if config.data or start["size"] == config.size or default_config(config.task).grid == config.grid:
+        start["size"] = config.size  # "8" is "8x8", and data has the size that it has
+    return [(name, value, start[name], value != start[name]) for name, value in asdict(config).items()]
+
+
+def _measure(value: float, name: str) -> str:
+    return _percent(value) if name in SHARES else f"{value:.3g}"
+
+
+def _percent(value: float) -> str:
+    """A share in per cent, with three digits where there are as many."""
+    return f"{100 * value:.3g} %"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0)
+    return " ".join([*parts, f"{rest} s"] if not hours else parts)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1024:.0f} KiB" if count < 1024**2 else f"{count / 1024**2:.1f} MiB"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.3g}"
