@@ -200,6 +200,12 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
         2,
         "give a folder",
     ),
+    "report without runs": (("report",), 2, "there is no run in runs/ here"),
+    "report no run": (("report", "none"), 2, "there is no run folder none"),
+    "report without checkpoint": (("report", "full"), 2, "full holds no checkpoint"),
+    "report damaged": (("report", "cut"), 2, "best.safetensors is damaged"),
+    "report exists": (("report", "run", "-o", "ok.npy"), 2, "ok.npy exists; give another name with -o"),
+    "report onto a folder": (("report", "run", "-o", "full"), 2, "full is a folder, expected a file name"),
     "verify no model": (("verify", "no.onnx"), 2, "there is no model no.onnx"),
     "verify no run": (
         ("verify", "run/model-8x8.onnx", "--against", "none"),
@@ -291,6 +297,7 @@ def test_cuda_without_cuda_is_exit_code_4(place: Path, call: Call) -> None:
     [
         ("train", "-o", "locked/run"),
         ("export", "run", "-o", "locked/m.onnx"),
+        ("report", "run", "-o", "locked/report.html"),
         ("infer", "ok.npy", "-m", "run", "-o", "locked/y.npy"),
     ],
     ids=lambda arguments: arguments[0],

@@ -22,13 +22,13 @@ FEWEST, MOST = 3, 200  # runs in a measurement
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds, on one thread of the CPU.
+    """Seconds on one thread of the CPU, medians.
 
     Attributes:
         grid: that was run.
         load: from the file to a model that is ready.
-        one: of a run of one sample, the median of many.
-        batch: of a run of BATCH samples, likewise.
+        one: of a run of one sample.
+        batch: of a run of BATCH samples.
     """
 
     grid: tuple[int, ...]
@@ -75,9 +75,9 @@ def measure_exports(run: Run, grid: tuple[int, ...]) -> list[Export]:
 def _measure(path: Path, grid: tuple[int, ...], checkpoint: str) -> Export:
     size = path.stat().st_size
     try:
-        start = time.perf_counter()
+        load = _seconds(lambda: Session(path, "cpu", threads=1))
         with Session(path, "cpu", threads=1) as session:
-            load, about = time.perf_counter() - start, session.metadata
+            about = session.metadata
             extents = about.grid or grid
             rng = np.random.default_rng(0)
             shape = (*extents, about.channels) if about.channels_last else (about.channels, *extents)

@@ -64,7 +64,7 @@ def curves(records: Sequence[Mapping[str, Any]]) -> list[Markup]:
 
 
 def _curve(name: str, colour: str, variable: str, records: Sequence[Mapping[str, Any]]) -> Markup:
-    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    figure = Figure(figsize=(4.2, 3), layout="constrained")
     FigureCanvasSVG(figure)
     draw_curve(figure.subplots(), name, colour, records)
     buffer = io.StringIO()

@@ -17,7 +17,7 @@ from mdlstm_tk.tasks.measures import texts
 from mdlstm_tk.training import TrainConfig, evaluate
 from mdlstm_tk.training.pictures import shown_stream
 
-SHOWN: dict[Kind, int] = {"grid": 3, "classify": 20, "segment": 3, "transcribe": 8}
+SHOWN: dict[Kind, int] = {"grid": 3, "classify": 18, "segment": 3, "transcribe": 8}
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,9 @@ def judge(network: nn.Module, task: Task, config: TrainConfig) -> Judgement:
             known = batch.y != UNLABELLED
             np.add.at(found.confusion, (batch.y[known], labels(prediction)[known]), 1)
         if facts.kind == "transcribe":
-            for said, truth in zip(transcripts(prediction, facts.classes), texts(batch, facts), strict=True):
+            for said, truth in zip(
+                transcripts(prediction, facts.classes), texts(batch, facts), strict=True
+            ):
                 found.edits.update(edit for edit in align(said, truth) if edit.said != edit.truth)
 
     found.errors = evaluate(network, task, stream, config, look=look)

@@ -26,7 +26,12 @@ from mdlstm_tk.tasks.measures import texts
 from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, load_checkpoint, make_task
 from mdlstm_tk.training.panels import class_colour, panels_of
 
-SHARES = ("error", "character_error", "string_error", "unexplained")  # errors that are best read in per cent
+SHARES = (
+    "error",
+    "character_error",
+    "string_error",
+    "unexplained",
+)  # errors that are best read in per cent
 MATRIX = 40  # classes, beyond which a confusion matrix is too large to read
 FREQUENT = 15  # confusions or edits that are listed
 
@@ -94,6 +99,7 @@ def write_report(run: Run, tell: Callable[[str], None] = lambda message: None) -
         errors=result["errors"] if result else judgement.errors if judgement else {},
         stream=result["stream"] if result else judgement.stream if judgement else "",
         curves=curves(records) if records else [],
+        validated=any(record.get("validation") for record in records),
         missing=missing,
         judgement=judgement,
         first=[_show(example, facts) for example in judgement.first] if judgement else [],
@@ -183,12 +189,12 @@ def _settings(config: TrainConfig) -> list[tuple[str, Any, Any, bool]]:
 
 
 def _measure(value: float, name: str) -> str:
-    return _percent(value) if name in SHARES else f"{value:.3g}"
+    """An error, with three digits."""
+    return f"{100 * value:.3g} %" if name in SHARES else f"{value:.3g}"
 
 
 def _percent(value: float) -> str:
-    """A share in per cent, with three digits where there are as many."""
-    return f"{100 * value:.3g} %"
+    return f"{100 * value:.1f} %"
 
 
 def _duration(seconds: float) -> str:

@@ -57,7 +57,7 @@ def panels_of(batch: Batch, prediction: Numbers, facts: Facts) -> list[Panel]:
             Panel("input", picture(x)),
             Panel("prediction", _overlay(x, said_grid)),
             Panel("truth", _overlay(x, truth_grid)),
-            Panel("wrong", wrong),
+            Panel("wrong cells", wrong),
         ]
     y, truth_grid = y[..., 0], truth_grid[..., 0]
     span = _span(truth_grid)
