@@ -279,6 +279,15 @@ def test_without_its_data_a_run_has_all_but_examples(runs: Any, tmp_path: Path) 
     assert not page.find("img")
 
 
+def test_a_run_without_a_result_is_measured(runs: Any, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(runs("segment").folder, run.folder)
+    run.result.unlink()
+    page = Page(write_report(run))
+    assert page.numbers() == Page(runs("segment").report.read_text()).numbers()
+    assert "training time unknown" in [text(box) for box in page.find("dl[@class='numbers']/div")]
+
+
 def test_the_command(runs: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = runs("grid")
     run.report.unlink()

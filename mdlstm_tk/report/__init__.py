@@ -1,4 +1,4 @@
-"""A run as one web page that needs nothing else: what it is, how well it does, and how fast its exports are."""
+"""A run as one web page that needs nothing else: what it is, how well it does, how fast its exports are."""
 
 from mdlstm_tk.report.page import write_report
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError, MissingExtraError
@@ -31,7 +31,7 @@ SHARES = (
     "character_error",
     "string_error",
     "unexplained",
-)  # errors that are best read in per cent
+)  # errors to be read in per cent
 MATRIX = 40  # classes, beyond which a confusion matrix is too large to read
 FREQUENT = 15  # confusions or edits that are listed
 
@@ -115,7 +115,7 @@ def write_report(run: Run, tell: Callable[[str], None] = lambda message: None) -
     )
 
 
-def _template() -> Any:
+def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -114,7 +114,7 @@ class DigitStrings(Task):
 
     kind = "transcribe"
     defaults: ClassVar[Mapping[str, Any]] = {
-        "size": "12x80",
+        "size": "12x88",
         "steps": 3000,
         "batch_size": 32,
         "hidden": 32,

@@ -90,7 +90,7 @@ def _overlay(x: Numbers, mask: Numbers) -> Image:
     palette = np.array([class_colour(k) for k in range(20)])
     share = np.where(mask == UNLABELLED, 0, OVERLAY)[..., None]
     mixed = picture(x) * (1 - share) + palette[mask % len(palette)] * share
-    return mixed.astype(np.uint8)
+    return _bytes(mixed / 255)
 
 
 def _coloured(values: Numbers, low: float, high: float, colours: str = "viridis") -> Image:
@@ -105,7 +105,9 @@ def _unit(values: Numbers, low: float, high: float) -> Numbers:
 
 
 def _bytes(image: Numbers) -> Image:
-    return (image * 255).round().astype(np.uint8)
+    """Numbers from 0 to 1 as bytes."""
+    whole: Image = (image * 255).round().astype(np.uint8)
+    return whole
 
 
 def _span(values: Numbers) -> tuple[float, float]:
@@ -118,6 +120,5 @@ def _range(low: float, high: float) -> str:
 
 def _crop(grids: Numbers, batch: Batch) -> Numbers:
     """The one sample without its padding."""
-    if batch.sizes is None:
-        return grids[0]
-    return grids[0][tuple(slice(extent) for extent in batch.sizes[0])]
+    grid: Numbers = grids[0]
+    return grid if batch.sizes is None else grid[tuple(map(slice, batch.sizes[0]))]
