@@ -73,7 +73,7 @@ def panels_of(batch: Batch, prediction: Numbers, facts: Facts) -> list[Panel]:
 def picture(x: Numbers, fade: float = 0.0) -> Image:
     """(H, W, C) as it looks: colours if C is 3, else the first feature in grey; faded towards white."""
     if x.shape[-1] == 3:
-        image = np.clip(x, 0, 1)
+        image = _unit(x, min(0.0, float(x.min())), max(1.0, float(x.max())))
     else:
         image = np.repeat(_unit(x[..., :1], *_span(x[..., 0])), 3, axis=-1)
     return _bytes(image * (1 - fade) + fade)
