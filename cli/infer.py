@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,6 +19,7 @@ from mdlstm_tk.errors import InputError, MDLSTMError
 if TYPE_CHECKING:
     from mdlstm_tk.runtime import Session
     from mdlstm_tk.runtime.batches import Outcome
+    from mdlstm_tk.runtime.formats import Arrays
     from mdlstm_tk.runtime.jobs import Job
 
 STDIO = "-"
@@ -38,10 +40,11 @@ def infer(
         ),
     ] = None,
     form: Annotated[
-        Literal["npy", "npz", "json", "png", "csv"] | None,
+        Literal["npy", "npz", "json", "png", "csv", "txt"] | None,
         typer.Option(
             "--format",
-            help="Of results; by default npz for npz, else npy. png clips values to [0, 1], as 8 bits.",
+            help="Of results; by default npz for npz, else npy; or what a model is for: labels and texts "
+            "(txt), masks (png). Else png clips values to [0, 1], as 8 bits.",
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -68,14 +71,17 @@ def infer(
 ) -> None:
     """Run an exported model on arrays of shape (H, W), (H, W, C) or (N, H, W, C).
 
-    matrix.npy gives matrix.out.npy beside it, - gives the result on stdout. The model is -m, or
+    matrix.npy gives matrix.out.npy beside it, - gives the result on stdout. A classifier's labels and a
+    recogniser's texts are printed; a segmenter's masks are matrix.out.png. The model is -m, or
     $MDLSTM_MODEL, or the latest run's export, or the only .onnx in this folder. Images are (H, W) if
     grey, (H, W, C) if not, scaled to [0, 1].
 
     Of several files, those of one shape run together. One that cannot be used is named, the rest go on,
     and the exit code is 1. Folders are searched to the bottom, but for hidden files and *.out.* results.
     """
-    from mdlstm_tk.runtime.jobs import plan_jobs
+    from mdlstm_tk.runtime import Session
+    from mdlstm_tk.runtime.formats import read_arrays
+    from mdlstm_tk.runtime.jobs import for_answers, plan_jobs
     from mdlstm_tk.runtime.npy import MAX_BYTES
 
     limit = max_bytes or MAX_BYTES
@@ -87,31 +93,32 @@ def infer(
     several = len(files) > 1 or os.path.isdir(files[0])
     if engine == "ray" and STDIO in jobs[0]:
         raise InputError("--engine ray takes files, not - (stdin or stdout)")
+    if not quiet and others:
+        note(f"files of other kinds, left out: {others}")
+    arrays = None
+    if several or engine == "ray":
+        grid = _first_grid(jobs, limit)
+    else:  # read once, and its error is the command's own
+        arrays = read_arrays(jobs[0].source, limit)
+        grid = _grid(next(iter(arrays.values())).shape)
+    path = find_model(model, grid)
+    session = Session(path, device, threads=threads, timeout=timeout, max_bytes=limit)
+    if not quiet:
+        note(f"{path} on {session.device} ({session.provider})")
+        if session.reason:
+            note(f"not on CUDA: {session.reason}")
+    if form is None:
+        jobs = for_answers(jobs, session.metadata.kind, output)
     planned = len(jobs)
     jobs = _free(jobs, skip_existing, force)
     skipped = planned - len(jobs)
-    if not quiet and others:
-        note(f"files of other kinds, left out: {others}")
     if not jobs:
         if not quiet:
             note(f"nothing to do: all {skipped} results exist")
         return
-
-    def session_for(grid: tuple[int, ...] | None) -> tuple[Path, Session]:
-        from mdlstm_tk.runtime import Session
-
-        path = find_model(model, grid)
-        session = Session(path, device, threads=threads, timeout=timeout, max_bytes=limit)
-        if not quiet:
-            note(f"{path} on {session.device} ({session.provider})")
-            if session.reason:
-                note(f"not on CUDA: {session.reason}")
-        return path, session
-
-    if not several and engine == "local":
-        _one(jobs[0], lambda grid: session_for(grid)[1], batch_size, limit, quiet)
+    if arrays is not None:
+        _one(jobs[0], arrays, session, batch_size, quiet)
         return
-    path, session = session_for(_first_grid(jobs, limit))
     outcomes: Iterator[Outcome]
     if engine == "ray":
         from mdlstm_tk.runtime.ray_engine import infer_with_ray
@@ -130,22 +137,14 @@ def infer(
         _show_next(jobs[-1])
 
 
-def _one(
-    job: Job,
-    open_session: Callable[[tuple[int, ...]], Session],
-    batch_size: int | None,
-    max_bytes: int,
-    quiet: bool,
-) -> None:
-    """Run one file, whose error is the command's own, and show what came of it."""
+def _one(job: Job, arrays: Arrays, session: Session, batch_size: int | None, quiet: bool) -> None:
+    """Run one file and show what came of it."""
     from mdlstm_tk.runtime.batches import run_batches, write_results
-    from mdlstm_tk.runtime.formats import read_arrays
 
-    arrays = read_arrays(job.source, max_bytes)
-    session = open_session(_grid(next(iter(arrays.values())).shape))
     results = dict(run_batches(session, arrays.items(), batch_size))
-    write_results(job, {name: results[name] for name in arrays})
-    if quiet:
+    text = write_results(job, {name: results[name] for name in arrays}, session.metadata)
+    sys.stdout.write(text)
+    if quiet or text:
         return
     for name, x in arrays.items():
         y = results[name]
@@ -182,6 +181,8 @@ def _report(outcomes: Iterator[Outcome], total: int, skipped: int, quiet: bool) 
             for outcome in outcomes:
                 if outcome.error is None:
                     done += 1
+                    for line in outcome.text.splitlines():
+                        sys.stdout.write(f"{outcome.job.source}\t{line}\n")
                 else:
                     failed += 1
                     note(f"failed: {outcome.error}")

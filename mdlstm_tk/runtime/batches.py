@@ -9,8 +9,10 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.arrays import STDIO
 from mdlstm_tk.runtime.formats import Arrays, read_arrays, write_arrays
-from mdlstm_tk.runtime.jobs import Job
+from mdlstm_tk.runtime.jobs import ANSWERS, Job
+from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.npy import MAX_BYTES, Array
 from mdlstm_tk.runtime.session import Session
 
@@ -24,10 +26,11 @@ Tag = TypeVar("Tag")
 
 
 class Outcome(NamedTuple):
-    """What came of a file: its result is written if `error` is None."""
+    """What came of a file: if `error` is None its result is written, or is `text` for stdout."""
 
     job: Job
     error: str | None
+    text: str = ""
 
 
 def infer_files(
@@ -159,14 +162,17 @@ def _infer_window(
         if len(results[place]) == len(arrays):
             done = results.pop(place)
             try:
-                write_results(job, {name: done[name] for name in arrays})
-                yield Outcome(job, None)
+                text = write_results(job, {name: done[name] for name in arrays}, session.metadata)
+                yield Outcome(job, None, text)
             except InputError as error:
                 yield Outcome(job, str(error))
 
 
-def write_results(job: Job, results: dict[str | None, Array | InputError]) -> None:
-    """Write what came of a file's arrays.
+def write_results(job: Job, results: dict[str | None, Array | InputError], about: Metadata) -> str:
+    """Write what came of a file's arrays: as numbers, or what they say where a format is for that.
+
+    Returns:
+        The lines of a result that is text and for stdout, which the caller prints.
 
     Raises:
         InputError: of the first array that the model did not take, or the format cannot hold them.
@@ -177,7 +183,18 @@ def write_results(job: Job, results: dict[str | None, Array | InputError]) -> No
         if isinstance(y, InputError):
             raise InputError(f"{job.source}: {y}" if name is None else f"{name!a} in {job.source}: {y}")
         good[name] = y
+    if job.form == ANSWERS.get(about.kind or ""):
+        from mdlstm_tk.runtime.decode import answer
+
+        good = {name: answer(y, about.kind or "", about.classes or ()) for name, y in good.items()}
+        if job.form == "txt" and job.target == STDIO:
+            return "".join(
+                f"{text}\n" if name is None else f"{name}\t{text}\n"
+                for name, texts in good.items()
+                for text in texts.tolist()
+            )
     try:
         write_arrays(job.target, good, job.form)
     except InputError as error:
         raise InputError(f"{job.source}: {error}") from None
+    return ""

@@ -24,6 +24,23 @@ def probabilities(logits: Floats) -> Floats:
     return result
 
 
+def answer(logits: Floats, kind: str, classes: Sequence[str]) -> npt.NDArray[np.str_ | np.uint8]:
+    """What a person wants to know: labels (N,) or texts (N,), or the classes of a mask (…, H, W) as bytes.
+
+    Args:
+        logits: of a classifier (K,) or (N, K); of a recogniser (T, 1 + characters), or N of them; of a
+            segmenter (…, H, W, K).
+        kind: "classify", "transcribe" or "segment".
+        classes: names of the classes, or the characters.
+    """
+    if kind == "segment":
+        return labels(logits).astype(np.uint8)
+    if kind == "classify":
+        return np.array([classes[k] for k in labels(np.atleast_2d(logits))], dtype=np.str_)
+    lines = logits if logits.ndim == 3 else logits[None]
+    return np.array(transcripts(lines, classes), dtype=np.str_)
+
+
 def transcripts(logits: Floats, alphabet: Sequence[str]) -> list[str]:
     """Texts by best path: the likeliest output of each step, repeats once, blanks left out.
 

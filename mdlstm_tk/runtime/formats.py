@@ -19,13 +19,19 @@ from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.arrays import STDIO, check_numbers, load_array, reading, write_npy, writing
 from mdlstm_tk.runtime.npy import FLOAT_BYTES, MAX_BYTES, Array, read_capped, read_npz
 
-Format = Literal["npy", "npz", "json", "png", "csv"]
+Format = Literal["npy", "npz", "json", "png", "csv", "txt"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 IMAGES = (".png", ".jpg", ".jpeg")
 READABLE = (".npy", ".npz", *IMAGES, ".csv")
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 CHANNELS = 4  # that an image may have
 NAMED: tuple[Format, ...] = ("npz", "json")  # these hold several arrays, by name
+
+# Of masks: colours that can be told apart, the first black, as it often stands for what is of no interest.
+PALETTE = (
+    b"\x00\x00\x00\xe6\x9f\x00\x56\xb4\xe9\x00\x9e\x73\xf0\xe4\x42\x00\x72\xb2\xd5\x5e\x00\xcc\x79\xa7"
+    b"\x99\x99\x99\xff\xff\xff\x88\x22\x55\x44\xaa\x99"
+)
 
 Arrays: TypeAlias = dict[str | None, Array]
 """The arrays of one file, in order: by name for a `.npz`, else one under None."""
@@ -79,9 +85,9 @@ def write_arrays(target: str, arrays: Mapping[str | None, Array], form: Format) 
         MDLSTMError: the file cannot be written.
         MissingExtraError: it is an image, and Pillow is not installed.
     """
-    if form not in NAMED and len(arrays) > 1:
+    if form not in (*NAMED, "txt") and len(arrays) > 1:
         raise InputError(f"{form} holds one array, there are {len(arrays)}; use --format npz or json")
-    encode = {"npy": _npy, "npz": _npz, "json": _json, "png": _png, "csv": _csv}[form]
+    encode = {"npy": _npy, "npz": _npz, "json": _json, "png": _png, "csv": _csv, "txt": _txt}[form]
     with writing(target) as file:
         encode(file, arrays)
 
@@ -143,6 +149,11 @@ def _json(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
 
 def _png(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
     (array,) = arrays.values()
+    if array.dtype == np.uint8 and array.ndim == 2:  # a mask: its numbers, with a colour for each
+        image = require("PIL.Image", "image").fromarray(array)
+        image.putpalette(PALETTE)
+        image.save(file, "PNG")
+        return
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[-1] == 3):
@@ -158,6 +169,14 @@ def _csv(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
     if array.ndim > 2:
         raise InputError(f"csv holds (H, W), the result is {array.shape}; use --format npy, npz or json")
     np.savetxt(file, np.atleast_2d(array), fmt="%.9g", delimiter=",")  # nine digits tell float32 apart
+
+
+def _txt(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
+    for name, texts in arrays.items():
+        if texts.dtype.kind != "U":
+            raise InputError("txt holds labels and texts, the result is numbers; use --format npy or csv")
+        for text in texts.tolist():
+            file.write((text if name is None else f"{name}\t{text}").encode() + b"\n")
 
 
 def _finite(array: Array, form: str) -> Array:

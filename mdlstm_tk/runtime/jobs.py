@@ -11,6 +11,9 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.arrays import STDIO
 from mdlstm_tk.runtime.formats import FORMATS, READABLE, Format, suffix_of
 
+ANSWERS: dict[str, Format] = {"classify": "txt", "transcribe": "txt", "segment": "png"}
+"""By kind of task, the format of what its models' outputs say: labels, texts, masks."""
+
 
 class Job(NamedTuple):
     """One file: where it is, where its result goes, and in what format."""
@@ -71,6 +74,30 @@ def plan_jobs(inputs: Sequence[str], output: str | None, form: Format | None) ->
         )
     _check_apart(jobs)
     return jobs, others
+
+
+def for_answers(jobs: Sequence[Job], kind: str | None, output: str | None) -> list[Job]:
+    """The same jobs, planned without a format, for a model of that kind of task.
+
+    One that classifies, segments or transcribes gives what its numbers say, see `ANSWERS`; unless the
+    name in `output` asks for another format. Texts without a place go to stdout.
+
+    Raises:
+        InputError: as in `plan_jobs`.
+    """
+    form = ANSWERS.get(kind or "")
+    if form is None or (output is not None and suffix_of(output) and jobs[0].target == output):
+        return list(jobs)
+    changed = []
+    for job in jobs:
+        target = job.target
+        if form == "txt" and output is None:
+            target = STDIO
+        elif target not in (STDIO, output):
+            target = f"{os.path.splitext(target)[0]}.{form}"
+        changed.append(Job(job.source, target, form))
+    _check_apart(changed)
+    return changed
 
 
 def _one(source: str, output: str | None, form: Format | None) -> Job:
