@@ -33,7 +33,7 @@ def bench(
         typer.Option(metavar="N,GRID,C,n", help="Such as 16,32x32,1,64; repeatable. Else a table of them."),
     ] = None,
     threads: Annotated[
-        list[int] | None, typer.Option(min=1, help="CPU threads; repeatable. Else 1 and all.")
+        list[int] | None, typer.Option(min=1, help="CPU threads; repeatable. Else 1 and all, or 1.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES) + ".")] = "float32",
@@ -58,10 +58,11 @@ def bench(
     if dtype not in DTYPES:
         raise InputError(f"--dtype must be one of {', '.join(DTYPES)}, got '{dtype}'")
     shapes = [Shape.parse(text) for text in shape or []]
-    counts = threads or sorted({1, torch.get_num_threads()})
     if runtime:
-        _bench_runtime(shapes, counts, device, seconds, json)
+        # One, since those of ONNX Runtime stay busy after a run, at the cost of whose turn comes next.
+        _bench_runtime(shapes, threads or [1], device, seconds, json)
     else:
+        counts = threads or sorted({1, torch.get_num_threads()})
         _bench_layer(shapes, counts, device, dtype, seconds, json)
 
 

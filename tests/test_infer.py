@@ -408,7 +408,7 @@ def test_memory_holds_two_windows_however_many_files(
     monkeypatch.setattr(batches, "WINDOW_BYTES", limit)
     jobs = [Job(f"{n}.npy", str(tmp_path / f"{n}.out.npy"), "npy") for n in range(50)]
     for done, outcome in enumerate(batches.infer_files(Session(model, "cpu"), jobs), start=1):
-        assert outcome == (jobs[done - 1], None)
+        assert outcome == batches.Outcome(jobs[done - 1], None)
         held -= 1
     assert done == 50
     assert most <= 3 * 4  # one in work, one read ahead, one that is being read
