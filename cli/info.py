@@ -29,7 +29,7 @@ def info(
     else:
         unset = {"grid": "any"}
         shown = {name: unset.get(name, "") if value is None else value for name, value in facts.items()}
-        table([str(target), ""], [[name, str(value)] for name, value in shown.items()])
+        table([str(target), ""], [[name, str(value)] for name, value in shown.items()], texts=2)
     next_command(command)
 
 
