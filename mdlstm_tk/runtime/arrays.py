@@ -89,7 +89,8 @@ def writing(target: str | Path) -> Iterator[IO[bytes]]:
         sys.stdout.buffer.write(buffer.getbuffer())
         sys.stdout.buffer.flush()
         return
-    with replacing(Path(target)) as temporary, open(temporary, "wb") as file:
+    # Not "wb": of a file that was truncated, ext4 writes all to disk as soon as it is closed.
+    with replacing(Path(target)) as temporary, open(temporary, "r+b") as file:
         yield file
 
 
