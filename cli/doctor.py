@@ -81,7 +81,7 @@ def _checks() -> Iterator[Check]:
 
 def _requirements() -> list[tuple[str, str, str | None]]:
     """Name, least version and extra of each package that mdlstm-tk can use, from its own metadata."""
-    found = []
+    found: dict[str, tuple[str, str, str | None]] = {}  # that two extras name is told once
     try:
         requirements = metadata.requires("mdlstm-tk") or []
     except metadata.PackageNotFoundError:  # run from a clone that is not installed
@@ -90,8 +90,9 @@ def _requirements() -> list[tuple[str, str, str | None]]:
         match = re.match(r"([\w-]+)>=([\d.]+)", line)
         extra = re.search(r"extra == ['\"](\w+)['\"]", line)
         if match and (extra is None or extra[1] not in UNCHECKED):
-            found.append((match[1].lower(), match[2], extra and extra[1]))
-    return found
+            name = match[1].lower()
+            found.setdefault(name, (name, match[2], extra and extra[1]))
+    return list(found.values())
 
 
 def _package(package: str, least: str, extra: str | None) -> Check:

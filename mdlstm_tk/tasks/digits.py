@@ -32,6 +32,16 @@ JUDGED = {"validation": 300, "test": 1000}  # strings
 HEIGHT = 12  # of a string's image
 SHORTEST, LONGEST = 3, 8  # strings
 GAP = 3  # columns between two digits, at most
+READING = {  # settings that suit digits alone and in strings
+    "hidden": 32,
+    "lr": 0.01,
+    "weight_decay": 0.0,
+    "schedule": "cosine",
+    "warmup": 100,
+    "clip": 1.0,
+    "augment": 1.0,
+    "evaluate_every": 250,
+}
 
 
 @cache
@@ -62,19 +72,12 @@ class Digits(SampleTask):
 
     kind = "classify"
     defaults: ClassVar[Mapping[str, Any]] = {
+        **READING,
         "size": "8",
         "steps": 1500,
         "batch_size": 64,
-        "hidden": 32,
-        "lr": 0.01,
-        "weight_decay": 0.0,
-        "schedule": "cosine",
-        "warmup": 100,
-        "clip": 1.0,
         "average": 0.99,
-        "augment": 1.0,
         "validation": 0.0,
-        "evaluate_every": 250,
     }
 
     def __init__(self, seed: int, validation: float = 0.0, augment: float = 0.0) -> None:
@@ -114,19 +117,12 @@ class DigitStrings(Task):
 
     kind = "transcribe"
     defaults: ClassVar[Mapping[str, Any]] = {
+        **READING,
         "size": "12x88",
         "steps": 3000,
         "batch_size": 32,
-        "hidden": 32,
-        "lr": 0.01,
-        "weight_decay": 0.0,
-        "schedule": "cosine",
-        "warmup": 100,
-        "clip": 1.0,
         "average": 0.995,
-        "augment": 1.0,
         "validation": 0.1,
-        "evaluate_every": 250,
     }
 
     def __init__(self, seed: int, validation: float = 0.1, augment: float = 0.0) -> None:
