@@ -6,6 +6,8 @@ Fresh memory is poisoned with NaN throughout, so that a kernel that reads what n
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -316,3 +318,19 @@ def test_a_mean_starts_a_new_loop() -> None:
     assert kernel.slots == ["a", "b"]
     doubled = [value for value in kernel.values if value.op == "multiply" and value.args[0] is square]
     assert kernel.spilled == doubled  # loads are loaded again, means are one number
+
+
+def test_the_threads_are_torchs_own_whoever_else_brings_openmp() -> None:
+    pytest.importorskip("sklearn.svm")
+    code = """
+from pathlib import Path
+import torch, sklearn.svm
+from mdlstm_tk.backends.team import _openmp
+own = _openmp()
+print("none" if own is None else Path(torch.__file__).parent.name in Path(own._name).parts)
+"""
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    if loaded.stdout.strip() == "none":
+        assert team_module._openmp() is None
+        pytest.skip("torch has no GNU OpenMP here")
+    assert loaded.stdout.strip() == "True"

@@ -73,14 +73,15 @@ def run(part: Part, size: int) -> None:
 
 @cache
 def _openmp() -> ctypes.CDLL | None:
-    """The GNU OpenMP library that torch has loaded, if it has."""
+    """The GNU OpenMP library that torch has loaded, if it has. Other packages may have one as well."""
     try:
         maps = Path("/proc/self/maps").read_text()
     except OSError:
         return None
     loaded = {line.split(maxsplit=5)[-1] for line in maps.splitlines() if "libgomp" in line}
-    packages = Path(torch.__file__).parent.parent
-    own = [path for path in loaded if Path(path).is_relative_to(packages)]
+    folder = Path(torch.__file__).parent
+    homes = (folder / "lib", folder.with_name("torch.libs"))
+    own = [path for path in loaded if Path(path).parent in homes]
     return ctypes.CDLL(own[0]) if len(own) == 1 else None
 
 
