@@ -65,7 +65,9 @@ def _compare_on_task(base: TrainConfig, seeds: int, output: Path | None, force: 
     from mdlstm_tk.models import names
     from mdlstm_tk.training import Progress, make_task
     from mdlstm_tk.training.contest import contest
-    from mdlstm_tk.training.run import new_run
+    from mdlstm_tk.training.loop import WINDOW
+    from mdlstm_tk.training.plots import plot_comparison
+    from mdlstm_tk.training.run import Run, new_run
 
     kind = make_task(base).facts.kind
     models = names(kind)
@@ -80,6 +82,14 @@ def _compare_on_task(base: TrainConfig, seeds: int, output: Path | None, force: 
 
         results = contest(base, seeds, folder, report)
     (folder / "summary.json").write_text(json_module.dumps(results, indent=2) + "\n", encoding="utf-8")
+    title = f"{base.task} {base.size}, {seeds} seeds, equally many parameters"
+    curves = {
+        model: [
+            [r["loss"] for r in Run(folder / f"{model}-{seed}").read_metrics()] for seed in range(seeds)
+        ]
+        for model in models
+    }
+    plot_comparison(folder / "loss.png", title, f"training loss (mean of {WINDOW} steps)", curves)
     if json:
         print_json(results)
         return
@@ -92,7 +102,7 @@ def _compare_on_task(base: TrainConfig, seeds: int, output: Path | None, force: 
             row += [f"{mean(values):.4g}", f"{min(values):.4g}–{max(values):.4g}"] if values else ["", ""]
         rows.append([*row, f"{mean(entry['seconds']):.0f}" if "seconds" in entry else ""])
     table(columns, rows, f"{base.task}, {seeds} seeds: errors of the best weights on test data")
-    next_command(f"open {folder}/*/prediction.png")
+    next_command(f"open {folder}/loss.png {folder}/*/prediction.png")
 
 
 def _compare_on_diagonal(

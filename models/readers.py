@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk.backends.tables import inside_of
+from mdlstm_tk.layer import blocks
 from mdlstm_tk.models.registry import register
-from mdlstm_tk.models.sweeps import Hierarchy, Sight, Window
+from mdlstm_tk.models.sweeps import Hierarchy, Sight, Window, shrink
 from mdlstm_tk.wavefront import Direction
 
 SILENT = 100.0  # how far the blank is ahead of all characters where a text has ended
@@ -75,17 +76,12 @@ class Segmenter(Reader):
     """Which class each cell is. With windows, a top position speaks for each cell of its block."""
 
     def _features(self, outputs: int) -> int:
-        self.block: tuple[int, ...]
-        self.block = tuple(prod(extents) for extents in zip(*self.body.windows, strict=True))
+        self.block = joint(self.body.windows)
         return outputs * prod(self.block)
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
         """x (N, H, W, C) → (N, H, W, classes)."""
-        logits: Tensor = self.head(self.body(x, sizes)[0])
-        if prod(self.block) > 1:
-            logits = logits.unflatten(-1, (*self.block, -1)).permute(0, 1, 3, 2, 4, 5)
-            logits = logits.flatten(1, 2).flatten(2, 3)[:, : x.shape[1], : x.shape[2]]
-        return logits
+        return spread(self.head(self.body(x, sizes)[0]), self.block, x)
 
 
 class Recogniser(Reader):
@@ -127,22 +123,42 @@ for _kind, _head in HEADS.items():
 
 @register("conv", kind="segment")
 class ConvNet(nn.Module):
-    """Three convolutions, to compare with: a cell sees the 19×19 around it."""
+    """Three convolutions, to compare with, over the blocks that windows make: one sees 19×19 blocks."""
 
-    def __init__(self, channels: int, outputs: int, *, hidden: int = 32) -> None:
+    def __init__(
+        self, channels: int, outputs: int, *, hidden: int = 32, windows: Sequence[Window] = ((1, 1),)
+    ) -> None:
         super().__init__()
-        widths = (channels, hidden, hidden, outputs)
+        self.block = joint(windows)
+        cells = prod(self.block)
+        widths = (channels * cells, hidden, hidden, outputs * cells)
         self.layers = nn.ModuleList(nn.Conv2d(a, b, 7, padding=3) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
         """x (N, H, W, C) → (N, H, W, classes)."""
+        if sizes is not None:
+            x = x.masked_fill(~inside_of(x.shape[1:-1], sizes)[..., None], 0)
+        y, sizes = blocks(x, self.block), shrink(sizes, self.block)
         for index, layer in enumerate(self.layers):
             if index:
-                x = x.relu()
-            if sizes is not None:
-                x = x.masked_fill(~inside_of(x.shape[1:-1], sizes)[..., None], 0)
-            x = layer(x.movedim(-1, 1)).movedim(1, -1)
-        return x
+                y = y.relu()
+            if index and sizes is not None:
+                y = y.masked_fill(~inside_of(y.shape[1:-1], sizes)[..., None], 0)
+            y = layer(y.movedim(-1, 1)).movedim(1, -1)
+        return spread(y, self.block, x)
+
+
+def joint(windows: Sequence[Window]) -> Window:
+    """The block of cells that all windows, one upon the other, make of one."""
+    return tuple(prod(extents) for extents in zip(*windows, strict=True))
+
+
+def spread(y: Tensor, block: Window, x: Tensor) -> Tensor:
+    """What a block (N, h, w, cells of a block × K) says of each of its cells, (N, H, W, K) as x is."""
+    if prod(block) > 1:
+        y = y.unflatten(-1, (*block, -1)).permute(0, 1, 3, 2, 4, 5)
+        y = y.flatten(1, 2).flatten(2, 3)[:, : x.shape[1], : x.shape[2]]
+    return y
 
 
 class Scaled(nn.Module):

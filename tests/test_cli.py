@@ -132,7 +132,8 @@ def test_compare_on_a_task_gives_all_networks_as_many_parameters(tmp_path: Path)
     assert len(results["md"]["seconds"]) == 2
     folder = tmp_path / "runs/compare-digits"
     assert json.loads((folder / "summary.json").read_text()) == results
-    assert (folder / "snake-1/best.safetensors").exists()
+    assert all((folder / name).exists() for name in ("loss.png", "snake-1/best.safetensors"))
+    assert (folder / "snake-1/prediction.png").exists()
 
 
 def test_a_task_has_its_own_defaults_and_its_run_its_name(tmp_path: Path) -> None:

@@ -336,7 +336,7 @@ def test_tasks_that_cannot_be_are_refused(given: dict[str, str], message: str) -
 
 def test_defaults_leave_out_what_a_network_lacks() -> None:
     config = default_config("textures", model="conv")
-    assert (config.model, config.cell, config.windows) == ("conv", "", "")
+    assert (config.model, config.cell, config.windows) == ("conv", "", "2,2")
     assert default_config("textures").cell != ""
     assert default_config("classify", "x.npz").augment == 0
     assert default_config("classify", "folder").augment > 0

@@ -39,8 +39,7 @@ READING = {  # settings that suit digits alone and in strings
     "schedule": "cosine",
     "warmup": 100,
     "clip": 1.0,
-    "augment": 1.0,
-    "evaluate_every": 250,
+    "evaluate_every": 500,
 }
 
 
@@ -74,8 +73,10 @@ class Digits(SampleTask):
     defaults: ClassVar[Mapping[str, Any]] = {
         **READING,
         "size": "8",
-        "steps": 1500,
+        "steps": 4000,
         "batch_size": 64,
+        "windows": "1,2",
+        "augment": 1.0,
         "average": 0.99,
         "validation": 0.0,
     }
@@ -119,8 +120,10 @@ class DigitStrings(Task):
     defaults: ClassVar[Mapping[str, Any]] = {
         **READING,
         "size": "12x88",
-        "steps": 3000,
+        "steps": 6000,
         "batch_size": 32,
+        "augment": 0.6,
+        "dropout": 0.2,
         "average": 0.995,
         "validation": 0.1,
     }

@@ -60,19 +60,19 @@ class Textures(Task):
     kind = "segment"
     defaults: ClassVar[Mapping[str, Any]] = {
         "size": "64",
-        "steps": 4000,
+        "steps": 5000,
         "batch_size": 16,
-        "hidden": 24,
+        "hidden": 32,
         "lr": 0.01,
         "weight_decay": 0.0,
         "cell": "leaky",
-        "windows": "2",
+        "windows": "2,2",
         "schedule": "cosine",
         "warmup": 100,
         "clip": 1.0,
         "average": 0.995,
         "augment": 1.0,
-        "evaluate_every": 250,
+        "evaluate_every": 500,
     }
 
     def __init__(self, size: tuple[int, ...], augment: float = 0.0) -> None:

@@ -13,6 +13,7 @@ from mdlstm_tk.tasks import Digits, Facts
 from mdlstm_tk.training.build import NETWORK, build_network, make_task
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.loop import train
+from mdlstm_tk.training.pictures import draw_run
 from mdlstm_tk.training.result import conclude
 from mdlstm_tk.training.run import Run
 from mdlstm_tk.training.trainer import Progress
@@ -46,6 +47,7 @@ def contest(
             start = time.perf_counter()
             train(chosen, run, report=lambda state, m=model, s=seed: report(m, s, state), task=task)  # type: ignore[misc]
             result = conclude(run, task, time.perf_counter() - start)
+            draw_run(run, task)
             entry = results.setdefault(model, {"hidden": chosen.hidden, "parameters": result["parameters"]})
             entry.setdefault("seconds", []).append(result["seconds"])
             _collect(entry, result["errors"])
