@@ -123,7 +123,10 @@ for _kind, _head in HEADS.items():
 
 @register("conv", kind="segment")
 class ConvNet(nn.Module):
-    """Three convolutions, to compare with, over the blocks that windows make: one sees 19×19 blocks."""
+    """Three convolutions, to compare with, over the blocks that windows make: one sees 19×19 blocks.
+
+    Features are layer-normalised between them, or else the learning rate of an LSTM is too high.
+    """
 
     def __init__(
         self, channels: int, outputs: int, *, hidden: int = 32, windows: Sequence[Window] = ((1, 1),)
@@ -133,6 +136,7 @@ class ConvNet(nn.Module):
         cells = prod(self.block)
         widths = (channels * cells, hidden, hidden, outputs * cells)
         self.layers = nn.ModuleList(nn.Conv2d(a, b, 7, padding=3) for a, b in pairwise(widths))
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in widths[1:-1])
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
         """x (N, H, W, C) → (N, H, W, classes)."""
@@ -141,7 +145,7 @@ class ConvNet(nn.Module):
         y, sizes = blocks(x, self.block), shrink(sizes, self.block)
         for index, layer in enumerate(self.layers):
             if index:
-                y = y.relu()
+                y = self.norms[index - 1](y).relu()
             if index and sizes is not None:
                 y = y.masked_fill(~inside_of(y.shape[1:-1], sizes)[..., None], 0)
             y = layer(y.movedim(-1, 1)).movedim(1, -1)
