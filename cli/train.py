@@ -87,6 +87,7 @@ def train(
     given = {key: value for key, value in flags.items() if value is not None}
     require("torch", "train")
     from mdlstm_tk.training import build, load_checkpoint
+    from mdlstm_tk.training.build import too_long
     from mdlstm_tk.training.ranks import join
     from mdlstm_tk.training.run import Run, new_run, open_run
 
@@ -100,11 +101,16 @@ def train(
     else:
         chosen = configure(given, read_settings(settings), config)
     ranks = join(chosen.device)
-    _, found = build(chosen)  # whatever is wrong with the config should show before a folder is made
+    network, found = build(chosen)  # whatever is wrong with the config should show before a folder is made
     ranks.part(chosen.batch_size)
     if ranks.leads:
         for line in getattr(found, "summary", ()):
             note(line)
+        if crowded := too_long(network, found):
+            note(
+                f"{len(crowded)} texts, {crowded[0]} the first, need more columns than the network makes "
+                "of their images, and teach it nothing; try --set windows=2x1,2x1"
+            )
     if resume is None:
         run = Run(
             ranks.leader(new_run(_name(chosen, found), output, force).folder if ranks.leads else Path())

@@ -32,6 +32,9 @@ class Reader(nn.Module):
         windows: of each level, see `Hierarchy`; if empty, the network's own.
         cell: as in `MDLSTM`, as are directions and layer_norm.
         dropout: probability of zeroing an output of a level, while training.
+
+    Attributes:
+        block: cells of x that a position of the top level stands for.
     """
 
     levels: ClassVar[Sequence[Window]] = ((1, 1),)
@@ -54,6 +57,7 @@ class Reader(nn.Module):
         options = {"cell": cell, "directions": directions, "layer_norm": layer_norm}
         levels = windows or self.levels
         self.body = Hierarchy(sight, channels, hidden, levels, layers, dropout, **options)
+        self.block = joint(levels)
         self.head = nn.Linear(self.body.output_size, self._features(outputs))
 
     def _features(self, outputs: int) -> int:
@@ -76,7 +80,6 @@ class Segmenter(Reader):
     """Which class each cell is. With windows, a top position speaks for each cell of its block."""
 
     def _features(self, outputs: int) -> int:
-        self.block = joint(self.body.windows)
         return outputs * prod(self.block)
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:

@@ -17,6 +17,7 @@ from mdlstm_tk.tasks import UNLABELLED
 from mdlstm_tk.tasks.base import Kind
 from mdlstm_tk.tasks.data import DataTask, read_data
 from mdlstm_tk.training import Run, TrainConfig, build, default_config, load_checkpoint, predict, train
+from mdlstm_tk.training.build import too_long
 from mdlstm_tk.training.pictures import draw_run
 from mdlstm_tk.training.result import conclude
 
@@ -133,6 +134,15 @@ def test_transcripts_have_an_alphabet(tmp_path: Path) -> None:
     _, y = task.sets["train"][0]
     line = (tmp_path / "labels.tsv").read_text().splitlines()[0].split("\t")[1]
     assert "".join(task.facts.classes[k - 1] for k in y) == line
+
+
+def test_texts_without_room_for_their_characters_are_named(tmp_path: Path) -> None:
+    texts = np.array(["abcd", "aabb", "abcde", "abc"])
+    np.savez(tmp_path / "t.npz", x=RNG.random((4, 6, 7)), y=texts, sizes=[[6, 7]] * 3 + [[6, 4]])
+    config = default_config("transcribe", str(tmp_path / "t.npz")).updated({"validation": 0.0}, "test")
+    # a column is two pixels: there are 4, 4, 4 and 2, and 4, 6, 5 and 3 are needed
+    assert too_long(*build(config)) == ["sample 1", "sample 2", "sample 3"]
+    assert too_long(*build(config.updated({"windows": "2x1,2x1"}, "test"))) == []
 
 
 @pytest.mark.parametrize("kind", ["grid", "classify", "segment", "transcribe"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, overload
 
@@ -54,10 +55,13 @@ class DataTask(SampleTask):
     Attributes:
         summary: lines that say what was found.
         skipped: name and reason of each sample that cannot be used.
+        texts: of kind "transcribe", for each sample its name, its width, and how many columns CTC needs to
+            spell its text: one for each character, and a blank between two that are equal.
     """
 
     summary: list[str]
     skipped: list[str]
+    texts: list[tuple[str, int, int]]
 
 
 class _Pairs(Sequence[Sample]):
@@ -129,6 +133,11 @@ def read_data(path: Path, kind: Kind, validation: float, seed: int, augment: flo
     )
     task = DataTask(facts, sets, augment)
     task.skipped = skipped
+    task.texts = []
+    if kind == "transcribe":
+        task.texts = [
+            (name, x.shape[1], len(y) + sum(a == b for a, b in pairwise(y))) for name, x, y in everything
+        ]
     task.summary = _summarise(path, facts, raw, extents, skipped)
     return task
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.models import Scaled, create, options_of
+from mdlstm_tk.models import Recogniser, Scaled, create, options_of
 from mdlstm_tk.tasks import KINDS, DiagonalTask, Digits, DigitStrings, Facts, GaussianField, Task, Textures
 from mdlstm_tk.tasks.data import DEFAULTS, read_data
 from mdlstm_tk.training.config import TrainConfig
@@ -94,3 +94,12 @@ def build(config: TrainConfig) -> tuple[nn.Module, Task]:
     """
     task = make_task(config)
     return build_network(config, task.facts), task
+
+
+def too_long(network: nn.Module, task: Task) -> list[str]:
+    """Names of the task's samples whose text has no room in the columns that the network makes of them."""
+    reader = network.network if isinstance(network, Scaled) else network
+    if not isinstance(reader, Recogniser):
+        return []
+    pixels = reader.block[1]  # to a column
+    return [name for name, width, needed in getattr(task, "texts", ()) if -(-width // pixels) < needed]
