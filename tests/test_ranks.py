@@ -17,7 +17,9 @@ from mdlstm_tk.training import Run, load_checkpoint
 from mdlstm_tk.training.ranks import Ranks, join
 
 RUN = ("train", "--task", "digit-strings", "--hidden", "4", "--steps", "12", "--batch-size", "8")
-SETTINGS = ("--set", "evaluate_every=6", "--set", "warmup=0", "--set", "average=0.9")
+SETTINGS = (  # each process draws dropout for itself
+    *("--set", "evaluate_every=6", "--set", "warmup=0", "--set", "average=0.9", "--set", "dropout=0"),
+)
 
 
 def launch(processes: int, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
