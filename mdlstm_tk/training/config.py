@@ -71,7 +71,7 @@ class TrainConfig:
     batch_size: int = 16
     hidden: int = 16
     layers: int = 1
-    lr: float = 0.02
+    lr: float = 0.04
     weight_decay: float = 0.5
     cell: str = ""
     directions: str = ""
