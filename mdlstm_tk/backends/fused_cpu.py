@@ -68,14 +68,18 @@ def forward(
     )
     c = _huge(x.new_empty(shape.dirs, rows // shape.dirs, shape.units))
     inside = None if sizes is None else inside_of(x.shape[1:-1], sizes)
-    with team(_threads(shape)) as size:
+    split = _split(shape, shape.dirs)
+    with team(split.threads) as size:
         scratch = x.new_empty(size, forward_scratch(shape.sizes, shape.length, spilled))
-        counter = _counter()
+        counters = _counters(split)
         shared = _at(x, packed, *extra, inside, *tables[:3], output, gates, c)
 
         def part(thread: int, threads: int) -> None:
-            own = _at(scratch[thread], counter)
-            kernel(zero, *shared, *own, shape.sizes, shape.panel, shape.length, thread, threads)
+            group, groups, member, members = split.place(thread, threads)
+            kernel(
+                zero, *shared, *_at(scratch[thread], counters[group]), shape.sizes, shape.panel,
+                shape.length, group, groups, member, members,
+            )  # fmt: skip
 
         run(part, size)
     return output, x.new_empty(0) if gates is None else gates, c if save else x.new_empty(0)
@@ -121,25 +125,30 @@ def backward(
     )  # fmt: skip
     packed_v = _pack(shape, weight_hh, weight_ih, bias) if recompute else None
     longest = tables.longest * shape.batch
-    behind = x.new_empty(2, longest, -(-columns // shape.length) * shape.length)
-    behind_c = x.new_empty(2, longest, recurrent)
-    dx = x.new_zeros(x.shape) if wants_dx else None
+    # Each group has a dx of its own: together at most a quarter more memory than what forward kept.
+    kept = saved_gates.numel() + saved_c.numel()
+    split = _split(shape, 1 + kept // (4 * x.numel()) if wants_dx and x.numel() else shape.dirs)
+    behind = x.new_empty(split.groups, 2, longest, -(-columns // shape.length) * shape.length)
+    behind_c = x.new_empty(split.groups, 2, longest, recurrent)
+    dx = x.new_zeros(split.groups, *x.shape) if wants_dx else None
+    dv = x.new_zeros(split.members, shape.dirs, shape.depth, shape.padded)
+    gradients = parameters.map(lambda tensor: tensor.new_zeros(split.members, *tensor.shape))
     inside = None if sizes is None else inside_of(x.shape[1:-1], sizes)
-    with team(_threads(shape)) as size:
-        dv = x.new_zeros(size, shape.dirs, shape.depth, shape.padded)
-        gradients = parameters.map(lambda tensor: tensor.new_zeros(size, *tensor.shape))
+    with team(split.threads) as size:
         scratch = x.new_empty(size, backward_scratch(shape.sizes, shape.length, spilled))
-        counter = _counter()
-        shared = _at(
-            grad, x, packed, packed_v, *extra, inside, *tables[:4], output, saved_gates, saved_c, dx
-        )
+        counters = _counters(split)
+        shared = _at(grad, x, packed, packed_v, *extra, inside, *tables[:4], output, saved_gates, saved_c)
 
         def part(thread: int, threads: int) -> None:
-            own = gradients.map(lambda tensor: tensor[thread])
+            group, groups, member, members = split.place(thread, threads)
+            of_member = gradients.map(lambda tensor: tensor[member])
+            own = (
+                None if dx is None else dx[group], dv[member], *vars(of_member).values(),
+                behind[group], behind_c[group], scratch[thread], counters[group],
+            )  # fmt: skip
             kernel(
-                zero, *shared, *_at(dv[thread], *vars(own).values(), behind, behind_c),
-                *_at(scratch[thread], counter), shape.sizes, longest, columns, shape.panel, shape.length,
-                thread, threads,
+                zero, *shared, *_at(*own), shape.sizes, longest, columns, shape.panel, shape.length,
+                group, groups, member, members,
             )  # fmt: skip
 
         run(part, size)
@@ -148,7 +157,7 @@ def backward(
     of_hh, of_ih, of_bias = (part.clone(memory_format=torch.contiguous_format) for part in parts)
     summed = gradients.map(lambda tensor: tensor.sum(dim=0))
     return [
-        dx,
+        None if dx is None else dx.sum(dim=0) if len(dx) > 1 else dx[0],
         of_ih,
         of_hh.unflatten(-1, (shape.ndim, shape.units)).transpose(1, 2),
         None if bias is None else of_bias.squeeze(-1),
@@ -255,12 +264,35 @@ def _kernel(
     return compiled(way, shape.dtype_name, cell.name, shape.ndim, *options)
 
 
-def _threads(shape: _Shape) -> int:
-    """How many threads pay off: each must have more to do than waking it and waiting for it costs."""
-    operations = 2 * shape.batch * shape.positions * shape.depth * shape.width
-    by_sweep = operations * shape.dirs // SWEEP_OPERATIONS
-    by_wavefront = operations // shape.fronts // WAVEFRONT_OPERATIONS
-    return max(1, min(torch.get_num_threads(), by_sweep, by_wavefront))
+class _Split(NamedTuple):
+    """How threads share a sweep: groups take directions in turn, a group's members share their rows."""
+
+    groups: int
+    members: int
+
+    @property
+    def threads(self) -> int:
+        return self.groups * self.members
+
+    def place(self, thread: int, threads: int) -> tuple[int, int, int, int]:
+        """Which group, of how many; which member of it, of how many. A thread that is alone is all."""
+        if threads == 1:
+            return 0, 1, 0, 1
+        group, member = divmod(thread, self.members)
+        return group, self.groups, member, self.members
+
+
+def _split(shape: _Shape, most_groups: int) -> _Split:
+    """The one that keeps most threads busy: each must have more to do than waking it costs, and each
+    member of a group more in a wavefront than waiting for the others does."""
+    operations = 2 * shape.batch * shape.positions * shape.depth * shape.width  # of a direction
+    threads = min(torch.get_num_threads(), operations * shape.dirs // SWEEP_OPERATIONS)
+    members = operations // shape.fronts // WAVEFRONT_OPERATIONS
+    splits = [_Split(1, 1)]
+    for groups in range(1, min(shape.dirs, most_groups, threads) + 1):
+        if shape.dirs % groups == 0:
+            splits.append(_Split(groups, max(1, min(members, threads // groups))))
+    return max(splits, key=lambda split: (split.threads, split.groups))
 
 
 def _plain(tensor: Tensor | None) -> Any:
@@ -287,6 +319,6 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
 
 
-def _counter() -> Tensor:
-    """A zero for the barrier, alone in its cache line."""
-    return torch.zeros(16, dtype=torch.int64)
+def _counters(split: _Split) -> Tensor:
+    """A zero for each group's barrier, alone in its cache line."""
+    return torch.zeros(split.groups, 16, dtype=torch.int64)

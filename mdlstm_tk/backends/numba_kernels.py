@@ -10,8 +10,9 @@ the pre-activations are `operand V`; backward, `da Vᵀ` is the gradient of the 
 cell on each row; all of it on data that is still in cache, and nothing but what backward needs is
 ever written to memory. Backward reads what forward saved and leaves it as it is.
 
-Rows are (position, sample) in visiting order, so a wavefront is contiguous in gates and c. Threads
-share each wavefront's rows and meet at a barrier behind it.
+Rows are (position, sample) in visiting order, so a wavefront is contiguous in gates and c. Directions
+are shared out among groups of threads, which need nothing of each other; those of a group share each
+wavefront's rows and meet at a barrier behind it.
 
 Arrays come as addresses and become pointers: Numba counts references to arrays, and threads that
 count on the same array wait for each other more than they compute.
@@ -137,7 +138,7 @@ def _gather(operand, before, output, c, x, visit, back, rank, sample, within, si
 
 def forward(  # type: ignore[no-untyped-def]
     zero, x, packed, peephole, norm_weight, norm_bias, inside, visit, starts, back,
-    output, gates, c, scratch, counter, sizes, panel, length, thread, threads,
+    output, gates, c, scratch, counter, sizes, panel, length, group, groups, thread, threads,
 ):  # fmt: skip
     """One thread's part of the sweep. Arrays are given by their addresses.
 
@@ -154,10 +155,11 @@ def forward(  # type: ignore[no-untyped-def]
         gates: (dirs, P·N, G·n), to be filled for backward, or 0.
         c: (dirs, P·N, n), to be filled.
         scratch: this thread's, see `forward_scratch`.
-        counter: int64 zero, the barrier.
+        counter: int64 zero, the group's barrier.
         sizes: N, P, T, dirs, D, n, C, G·n.
         panel, length: columns in a panel of V, and in a vector.
-        thread, threads: which this is, of how many.
+        group, groups: the group's directions are group, group + groups, ….
+        thread, threads: which of the group's threads this is, of how many.
     """
     batch, positions, fronts, dirs, ndim, units, channels, width = sizes
     depth, padded = ndim * units + channels + 1, -(-width // length) * length
@@ -168,7 +170,7 @@ def forward(  # type: ignore[no-untyped-def]
     keep = moved(spill, SPILLED * units)  # where the gates of a row go if they are not kept
     first_of, back_of, mask = as_integers(starts), as_integers(back), as_bytes(inside)
     arrivals = 0
-    for way in range(dirs):
+    for way in range(group, dirs, groups):
         visit_of = moved(as_integers(visit), way * positions)
         h_of = moved(as_floats(output, zero), way * units)
         c_of = moved(as_floats(c, zero), way * positions * batch * units)
@@ -219,7 +221,7 @@ def forward_scratch(sizes: tuple[int, ...], length: int, spilled: int) -> int:
 def backward(  # type: ignore[no-untyped-def]
     zero, grad, x, packed, packed_v, peephole, norm_weight, norm_bias, inside, visit, starts, back, ahead,
     output, gates, c, dx, dv, dpeephole, dnorm_weight, dnorm_bias, behind, behind_c,
-    scratch, counter, sizes, longest, columns, panel, length, thread, threads,
+    scratch, counter, sizes, longest, columns, panel, length, group, groups, thread, threads,
 ):  # fmt: skip
     """One thread's part of the sweep's gradient. As `forward`, and:
 
@@ -228,10 +230,11 @@ def backward(  # type: ignore[no-untyped-def]
         packed: Vᵀ, see `pack_transposed`.
         packed_v: V, see `pack`, to `RECOMPUTE` the pre-activations, for which gates is 0; else 0.
         ahead: (D, P) the rank one step ahead along each axis, or −1.
-        dx: (N, P, C) zeros, or 0 if it is not wanted.
-        dv: (dirs, K, padded G·n) zeros: to each, this thread's part of the gradient of V is added.
+        dx: (N, P, C) zeros, to which the group's part is added, or 0 if it is not wanted.
+        dv: (dirs, K, padded G·n) zeros, to which this thread's part of the gradient of V is added.
         dpeephole, dnorm_weight, dnorm_bias: (dirs, rows, n) zeros, likewise.
-        behind: (2, longest, padded columns) the gradient of the operands of two wavefronts in turn.
+        behind: (2, longest, padded columns) the group's, the gradient of the operands of two wavefronts in
+            turn.
         behind_c: (2, longest, D·n) that of the states c_d.
         longest: rows in the longest wavefront.
         columns: how much of the operand's gradient is wanted: D·n, or D·n + C with dx.
@@ -249,7 +252,7 @@ def backward(  # type: ignore[no-untyped-def]
     first_of, back_of, ahead_of = as_integers(starts), as_integers(back), as_integers(ahead)
     mask = as_bytes(inside)
     arrivals = 0
-    for way in range(dirs):
+    for way in range(group, dirs, groups):
         visit_of = moved(as_integers(visit), way * positions)
         h_of = moved(as_floats(output, zero), way * units)
         dh_of = moved(as_floats(grad, zero), way * units)

@@ -53,7 +53,8 @@ def team(size: int) -> Iterator[int]:
 
 
 def run(part: Part, size: int) -> None:
-    """Call `part(k, m)` for all k < m at once: each may wait for the others; m is `size` or less."""
+    """Call `part(k, m)` for all k < m at once: each may wait for the others. m is `size`, or 1 where there
+    are fewer threads than that."""
     if size == 1:
         part(0, 1)
         return
@@ -94,7 +95,11 @@ def _run_on_openmp(openmp: ctypes.CDLL, part: Part, size: int) -> None:
 
     def body(_: object) -> None:
         try:
-            part(openmp.omp_get_thread_num(), openmp.omp_get_num_threads())
+            index, count = openmp.omp_get_thread_num(), openmp.omp_get_num_threads()
+            if count == size:
+                part(index, size)
+            elif index == 0:
+                part(0, 1)
         except BaseException as error:  # ctypes would only print it
             errors.append(error)
 
