@@ -21,7 +21,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from mdlstm_tk import MDLSTM, InputError
 from mdlstm_tk import op as op_module
-from mdlstm_tk.backends import choice, fused_cpu
+from mdlstm_tk.backends import choice, split
 from mdlstm_tk.backends import team as team_module
 from mdlstm_tk.backends.jit import kept
 from mdlstm_tk.backends.trace import Kernel, Store, Value
@@ -50,8 +50,8 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(params=["openmp", "own"])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sets the number of threads, of torch's pool or our own, and lets the smallest sweep use them."""
-    monkeypatch.setattr(fused_cpu, "SWEEP_OPERATIONS", 1)
-    monkeypatch.setattr(fused_cpu, "WAVEFRONT_OPERATIONS", 1)
+    monkeypatch.setattr(split, "SWEEP_OPERATIONS", 1)
+    monkeypatch.setattr(split, "WAVEFRONT_OPERATIONS", 1)
     if request.param == "own":
         monkeypatch.setattr(team_module, "_openmp", lambda: None)
     elif team_module._openmp() is None:

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from functools import cache
 from types import FunctionType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from mdlstm_tk.backends import numba_kernels, record
-from mdlstm_tk.backends.jit import kept
+import numpy as np
+
+from mdlstm_tk.backends import entry, numba_kernels, record
+from mdlstm_tk.backends.intrinsics import arguments
+from mdlstm_tk.backends.jit import jit, kept, kept_entry
 from mdlstm_tk.backends.row_kernel import row_kernel
 from mdlstm_tk.cells import get_cell
 
 FORWARD_SLOTS = ("a", "before", "h", "c", "gates", *record.PARAMETERS)
 BACKWARD_SLOTS = (*record.BACKWARD_READS, *record.BACKWARD_WRITES)
+
+
+class Compiled(NamedTuple):
+    """A kernel for one cell.
+
+    Attributes:
+        entry: Numba's C function, see `mdlstm_tk.backends.entry`.
+        spilled: how many rows of n the cell spills to its scratch.
+    """
+
+    entry: Any
+    spilled: int
 
 
 @cache
@@ -23,11 +38,11 @@ def compiled(
     ndim: int,
     peephole: bool,
     layer_norm: bool,
-) -> tuple[Any, int]:
-    """`forward` or `backward` for one cell, and how many rows of n it spills to its scratch. "recompute" is
-    a backward that computes the pre-activations itself.
+) -> Compiled:
+    """`forward` or `backward` for one cell. "recompute" is a backward that computes the pre-activations
+    itself.
 
-    It is compiled when it is first called, unless the disk has it.
+    It is compiled here, unless the disk has it.
     """
     recorded, template, slots = {
         "forward": (record.forward, numba_kernels.forward, FORWARD_SLOTS),
@@ -35,20 +50,35 @@ def compiled(
         "recompute": (record.recompute, numba_kernels.backward, BACKWARD_SLOTS),
     }[way]
     kernel = recorded(get_cell(cell), ndim, peephole, layer_norm)
-    own = {
-        "_cell": row_kernel(kernel, slots),
-        "SPILLED": len(kernel.spilled),
-        "RECOMPUTE": way == "recompute",
-    }
     # Numba finds code on the disk by the function's name: it tells apart all that differs.
     name = f"{way}_{dtype}_{cell}_{ndim}d{'_peephole' * peephole}{'_norm' * layer_norm}"
-    function = FunctionType(template.__code__, {**vars(numba_kernels), **own}, name)
-    function.__qualname__ = name
-    return kept(function), len(kernel.spilled)
+    sweep = _filled(
+        template,
+        name,
+        _cell=row_kernel(kernel, slots),
+        SPILLED=len(kernel.spilled),
+        RECOMPUTE=way == "recompute",
+    )
+    count = template.__code__.co_argcount - 1
+    enter = _filled(
+        entry.enter,
+        f"enter_{name}",
+        _kernel=jit(sweep),
+        _arguments=arguments(count),
+        ARGUMENTS=count,
+        ZERO=np.dtype(dtype).type(0),
+    )
+    return Compiled(kept_entry(enter), len(kernel.spilled))
 
 
 @cache
 def packer(way: Literal["pack", "pack_transposed"], dtype: str) -> Any:
     """`pack` or `pack_transposed` for one dtype."""
-    template = getattr(numba_kernels, way)
-    return kept(FunctionType(template.__code__, vars(numba_kernels), f"{way}_{dtype}"))
+    return kept(_filled(getattr(numba_kernels, way), f"{way}_{dtype}"))
+
+
+def _filled(template: Any, name: str, **own: Any) -> Any:
+    """A function of that name which is `template` with its own values for some globals."""
+    function = FunctionType(template.__code__, {**template.__globals__, **own}, name)
+    function.__qualname__ = name
+    return function

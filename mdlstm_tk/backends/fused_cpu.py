@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import prod
@@ -20,17 +20,15 @@ import torch
 from torch import Tensor
 
 from mdlstm_tk.backends import simd
-from mdlstm_tk.backends.compiled import compiled, packer
+from mdlstm_tk.backends.compiled import Compiled, compiled, packer
 from mdlstm_tk.backends.numba_kernels import backward_scratch, forward_scratch
+from mdlstm_tk.backends.split import Split, split
 from mdlstm_tk.backends.step import CellParameters
 from mdlstm_tk.backends.tables import inside_of
 from mdlstm_tk.backends.team import run, team
 from mdlstm_tk.cells import Cell
 from mdlstm_tk.wavefront import Direction, visiting_order, wavefronts
 
-# What a thread should have to do for its products to take some 100 µs and some 2 µs.
-SWEEP_OPERATIONS = 20_000_000
-WAVEFRONT_OPERATIONS = 400_000
 HUGE_PAGE = 2 << 20
 
 
@@ -55,33 +53,27 @@ def forward(
     """
     shape = _Shape.of(x, weight_hh)
     tables = _tables(tuple(x.shape[1:-1]), tuple(directions))
-    kernel, spilled = _kernel("forward", cell, shape, parameters)
+    kernel = _kernel("forward", cell, shape, parameters)
     x, weight_ih, weight_hh, bias, *extra = map(
         _plain, (x, weight_ih, weight_hh, bias, *vars(parameters).values())
     )
-    zero = shape.zero
     packed = _pack(shape, weight_hh, weight_ih, bias)
-    rows = shape.dirs * shape.positions * shape.batch
+    rows = shape.positions * shape.batch
     output = _huge(x.new_empty(*x.shape[:-1], shape.dirs, shape.units))
-    gates = (
-        _huge(x.new_empty(shape.dirs, rows // shape.dirs, shape.width)) if save and not recompute else None
-    )
-    c = _huge(x.new_empty(shape.dirs, rows // shape.dirs, shape.units))
+    gates = _huge(x.new_empty(shape.dirs, rows, shape.width)) if save and not recompute else None
+    c = _huge(x.new_empty(shape.dirs, rows, shape.units))
     inside = None if sizes is None else inside_of(x.shape[1:-1], sizes)
-    split = _split(shape, shape.dirs)
-    with team(split.threads) as size:
-        scratch = x.new_empty(size, forward_scratch(shape.sizes, shape.length, spilled))
-        counters = _counters(split)
-        shared = _at(x, packed, *extra, inside, *tables[:3], output, gates, c)
-
-        def part(thread: int, threads: int) -> None:
-            group, groups, member, members = split.place(thread, threads)
-            kernel(
-                zero, *shared, *_at(scratch[thread], counters[group]), shape.sizes, shape.panel,
-                shape.length, group, groups, member, members,
-            )  # fmt: skip
-
-        run(part, size)
+    shared = _at(x, packed, *extra, inside, *tables[:3], output, gates, c)
+    numbers = (*shape.sizes, shape.panel, shape.length)
+    teams = _split(shape)
+    counters = _counters(teams)
+    with team(teams.threads) as size:
+        scratch = x.new_empty(size, forward_scratch(shape.sizes, shape.length, kernel.spilled))
+        arguments = [
+            (*shared, *_at(counters[place.group], scratch[place.thread]), *numbers, *place)
+            for place in teams.places(size)
+        ]
+        run(kernel.entry, arguments)
     return output, x.new_empty(0) if gates is None else gates, c if save else x.new_empty(0)
 
 
@@ -110,48 +102,40 @@ def backward(
     shape = _Shape.of(x, weight_hh)
     tables = _tables(tuple(x.shape[1:-1]), tuple(directions))
     recompute = saved_gates.numel() == 0
-    kernel, spilled = _kernel("recompute" if recompute else "backward", cell, shape, parameters)
+    kernel = _kernel("recompute" if recompute else "backward", cell, shape, parameters)
     grad, output, saved_gates, saved_c = map(_plain, (grad, output, saved_gates, saved_c))
     x, weight_ih, weight_hh, bias, *extra = map(
         _plain, (x, weight_ih, weight_hh, bias, *vars(parameters).values())
     )
-    zero = shape.zero
     recurrent = shape.ndim * shape.units
     columns = recurrent + (shape.channels if wants_dx else 0)
     packed = x.new_empty(shape.dirs * -(-columns // shape.panel) * shape.panel * shape.width)
     packer("pack_transposed", shape.dtype_name)(
-        zero, *_at(packed, weight_hh, weight_ih), *shape.sizes[3:6], columns - recurrent, shape.width,
+        shape.zero, *_at(packed, weight_hh, weight_ih), *shape.sizes[3:6], columns - recurrent, shape.width,
         shape.panel,
     )  # fmt: skip
     packed_v = _pack(shape, weight_hh, weight_ih, bias) if recompute else None
     longest = tables.longest * shape.batch
     # Each group has a dx of its own: together at most a quarter more memory than what forward kept.
     kept = saved_gates.numel() + saved_c.numel()
-    split = _split(shape, 1 + kept // (4 * x.numel()) if wants_dx and x.numel() else shape.dirs)
-    behind = x.new_empty(split.groups, 2, longest, -(-columns // shape.length) * shape.length)
-    behind_c = x.new_empty(split.groups, 2, longest, recurrent)
-    dx = x.new_zeros(split.groups, *x.shape) if wants_dx else None
-    dv = x.new_zeros(split.members, shape.dirs, shape.depth, shape.padded)
-    gradients = parameters.map(lambda tensor: tensor.new_zeros(split.members, *tensor.shape))
+    teams = _split(shape, 1 + kept // (4 * x.numel()) if wants_dx and x.numel() else None)
+    dx = x.new_zeros(teams.groups, *x.shape) if wants_dx else None
+    behind = x.new_empty(teams.groups, 2, longest, -(-columns // shape.length) * shape.length)
+    behind_c = x.new_empty(teams.groups, 2, longest, recurrent)
+    dv = x.new_zeros(teams.members, shape.dirs, shape.depth, shape.padded)
+    gradients = parameters.map(lambda tensor: tensor.new_zeros(teams.members, *tensor.shape))
     inside = None if sizes is None else inside_of(x.shape[1:-1], sizes)
-    with team(split.threads) as size:
-        scratch = x.new_empty(size, backward_scratch(shape.sizes, shape.length, spilled))
-        counters = _counters(split)
-        shared = _at(grad, x, packed, packed_v, *extra, inside, *tables[:4], output, saved_gates, saved_c)
-
-        def part(thread: int, threads: int) -> None:
-            group, groups, member, members = split.place(thread, threads)
-            of_member = gradients.map(lambda tensor: tensor[member])
-            own = (
-                None if dx is None else dx[group], dv[member], *vars(of_member).values(),
-                behind[group], behind_c[group], scratch[thread], counters[group],
-            )  # fmt: skip
-            kernel(
-                zero, *shared, *_at(*own), shape.sizes, longest, columns, shape.panel, shape.length,
-                group, groups, member, members,
-            )  # fmt: skip
-
-        run(part, size)
+    shared = _at(grad, x, packed, packed_v, *extra, inside, *tables[:4], output, saved_gates, saved_c)
+    of_groups = (dx, behind, behind_c, _counters(teams))
+    of_members = (dv, *vars(gradients).values())
+    numbers = (*shape.sizes, longest, columns, shape.panel, shape.length)
+    with team(teams.threads) as size:
+        scratch = x.new_empty(size, backward_scratch(shape.sizes, shape.length, kernel.spilled))
+        arguments = []
+        for place in teams.places(size):
+            own = (*_each(of_groups, place.group), *_each(of_members, place.member), scratch[place.thread])
+            arguments.append((*shared, *_at(*own), *numbers, *place))
+        run(kernel.entry, arguments)
     of_v = dv.sum(dim=0)[..., : shape.width].transpose(1, 2)  # (dirs, G·n, K)
     parts = of_v.split([recurrent, shape.channels, 1], dim=-1)
     of_hh, of_ih, of_bias = (part.clone(memory_format=torch.contiguous_format) for part in parts)
@@ -259,44 +243,23 @@ def _pack(shape: _Shape, weight_hh: Tensor, weight_ih: Tensor, bias: Tensor | No
 
 def _kernel(
     way: Literal["forward", "backward", "recompute"], cell: Cell, shape: _Shape, parameters: CellParameters
-) -> tuple[Any, int]:
+) -> Compiled:
     options = (parameters.peephole is not None, parameters.norm_weight is not None)
     return compiled(way, shape.dtype_name, cell.name, shape.ndim, *options)
 
 
-class _Split(NamedTuple):
-    """How threads share a sweep: groups take directions in turn, a group's members share their rows."""
-
-    groups: int
-    members: int
-
-    @property
-    def threads(self) -> int:
-        return self.groups * self.members
-
-    def place(self, thread: int, threads: int) -> tuple[int, int, int, int]:
-        """Which group, of how many; which member of it, of how many. A thread that is alone is all."""
-        if threads == 1:
-            return 0, 1, 0, 1
-        group, member = divmod(thread, self.members)
-        return group, self.groups, member, self.members
-
-
-def _split(shape: _Shape, most_groups: int) -> _Split:
-    """The one that keeps most threads busy: each must have more to do than waking it costs, and each
-    member of a group more in a wavefront than waiting for the others does."""
+def _split(shape: _Shape, most_groups: int | None = None) -> Split:
     operations = 2 * shape.batch * shape.positions * shape.depth * shape.width  # of a direction
-    threads = min(torch.get_num_threads(), operations * shape.dirs // SWEEP_OPERATIONS)
-    members = operations // shape.fronts // WAVEFRONT_OPERATIONS
-    splits = [_Split(1, 1)]
-    for groups in range(1, min(shape.dirs, most_groups, threads) + 1):
-        if shape.dirs % groups == 0:
-            splits.append(_Split(groups, max(1, min(members, threads // groups))))
-    return max(splits, key=lambda split: (split.threads, split.groups))
+    return split(operations, shape.fronts, shape.dirs, torch.get_num_threads(), most_groups)
 
 
 def _plain(tensor: Tensor | None) -> Any:
     return None if tensor is None else tensor.contiguous()
+
+
+def _each(tensors: Iterable[Tensor | None], index: int) -> list[Tensor | None]:
+    """That part of each along its first axis."""
+    return [None if tensor is None else tensor[index] for tensor in tensors]
 
 
 def _at(*tensors: Tensor | None) -> list[int]:
@@ -319,6 +282,6 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
 
 
-def _counters(split: _Split) -> Tensor:
+def _counters(teams: Split) -> Tensor:
     """A zero for each group's barrier, alone in its cache line."""
-    return torch.zeros(split.groups, 16, dtype=torch.int64)
+    return torch.zeros(teams.groups, 16, dtype=torch.int64)

@@ -3,6 +3,7 @@
 `matmul`       a register-blocked matrix product. It has no call overhead, works on blocks that are
                still in cache, and is as fast as BLAS or faster (mdlstm bench).
 `wait_for`     the barrier between two wavefronts.
+`arguments`    those of a kernel, from memory.
 
 Pointers are Numba's `CPointer`: unlike arrays they cost no reference counting in inner loops.
 """
@@ -182,9 +183,37 @@ class _Tile:
             store(builder, new, place)
 
 
+def arguments(count: int) -> Any:
+    """A function for Numba: the first `count` int64 that a pointer points at, as a tuple."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def unpack(_: Any, pointer: Any) -> Any:
+        result = types.UniTuple(types.int64, count)
+
+        def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            values = [builder.load(shifted(builder, args[0], place)) for place in range(count)]
+            return context.make_tuple(builder, result, values)
+
+        return result(pointer), build
+
+    return unpack
+
+
 @intrinsic  # type: ignore[untyped-decorator]
-def _arrive(_: Any, counter: Any) -> Any:
-    """Add one to the int64 that `counter` points at, and let others see what was written before."""
+def call(_: Any, address: Any) -> Any:
+    """What the C function `int f(void)` at that address returns."""
+
+    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        function = ir.FunctionType(ir.IntType(32), [])
+        return builder.call(builder.inttoptr(args[0], function.as_pointer()), [])
+
+    return types.int32(address), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def count_up(_: Any, counter: Any) -> Any:
+    """Add one to the int64 that `counter` points at, and let others see what was written before; what it
+    was."""
 
     def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         return builder.atomic_rmw("add", args[0], ir.Constant(I64, 1), "seq_cst")
@@ -221,7 +250,7 @@ def wait_for(counter: Any, arrivals: int) -> None:
     The counter only ever grows, so the k-th barrier of m threads waits for k·m. A thread that
     waits for long lets others run: one of them may need this core to arrive.
     """
-    _arrive(counter)
+    count_up(counter)
     spins = 0
     while _arrived(counter) < arrivals:
         spins += 1

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from numba import njit
+from numba import cfunc, njit
 
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
@@ -33,8 +33,18 @@ def kept(function: Callable[..., Any]) -> Any:
     A kept function is for one signature, so its name must tell dtypes apart: two processes that add
     signatures to the same function on disk can end up with each other's code.
     """
+    return _kept(function, njit)
+
+
+def kept_entry(function: Callable[[int], None]) -> Any:
+    """Likewise, as a C function that takes one int64: any thread may call its `address`, at once with
+    others."""
+    return _kept(function, partial(cfunc, "void(int64)"))
+
+
+def _kept(function: Callable[..., Any], compiler: Callable[..., Any]) -> Any:
     function.__qualname__ += f"_{_digest()}"
     try:
-        return njit(cache=True, **OPTIONS)(function)
+        return compiler(cache=True, **OPTIONS)(function)
     except RuntimeError:  # neither beside the sources, nor in the user's cache directory
-        return njit(**OPTIONS)(function)
+        return compiler(**OPTIONS)(function)

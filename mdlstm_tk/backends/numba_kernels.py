@@ -138,7 +138,8 @@ def _gather(operand, before, output, c, x, visit, back, rank, sample, within, si
 
 def forward(  # type: ignore[no-untyped-def]
     zero, x, packed, peephole, norm_weight, norm_bias, inside, visit, starts, back,
-    output, gates, c, scratch, counter, sizes, panel, length, group, groups, thread, threads,
+    output, gates, c, counter, scratch, batch, positions, fronts, dirs, ndim, units, channels, width,
+    panel, length, group, thread, groups, threads,
 ):  # fmt: skip
     """One thread's part of the sweep. Arrays are given by their addresses.
 
@@ -154,14 +155,14 @@ def forward(  # type: ignore[no-untyped-def]
         output: (N, P, dirs, n), to be filled.
         gates: (dirs, P·N, G·n), to be filled for backward, or 0.
         c: (dirs, P·N, n), to be filled.
-        scratch: this thread's, see `forward_scratch`.
         counter: int64 zero, the group's barrier.
-        sizes: N, P, T, dirs, D, n, C, G·n.
+        scratch: this thread's, see `forward_scratch`.
+        batch, …, width: N, P, T, dirs, D, n, C, G·n.
         panel, length: columns in a panel of V, and in a vector.
-        group, groups: the group's directions are group, group + groups, ….
-        thread, threads: which of the group's threads this is, of how many.
+        group, thread, groups, threads: which group of threads, of how many: its directions are group,
+            group + groups, …; and which of its threads this is, of how many.
     """
-    batch, positions, fronts, dirs, ndim, units, channels, width = sizes
+    sizes = batch, positions, fronts, dirs, ndim, units, channels, width
     depth, padded = ndim * units + channels + 1, -(-width // length) * length
     operand = as_floats(scratch, zero)
     a = moved(operand, BLOCK * depth)
@@ -220,8 +221,9 @@ def forward_scratch(sizes: tuple[int, ...], length: int, spilled: int) -> int:
 
 def backward(  # type: ignore[no-untyped-def]
     zero, grad, x, packed, packed_v, peephole, norm_weight, norm_bias, inside, visit, starts, back, ahead,
-    output, gates, c, dx, dv, dpeephole, dnorm_weight, dnorm_bias, behind, behind_c,
-    scratch, counter, sizes, longest, columns, panel, length, group, groups, thread, threads,
+    output, gates, c, dx, behind, behind_c, counter, dv, dpeephole, dnorm_weight, dnorm_bias,
+    scratch, batch, positions, fronts, dirs, ndim, units, channels, width, longest, columns,
+    panel, length, group, thread, groups, threads,
 ):  # fmt: skip
     """One thread's part of the sweep's gradient. As `forward`, and:
 
@@ -231,15 +233,15 @@ def backward(  # type: ignore[no-untyped-def]
         packed_v: V, see `pack`, to `RECOMPUTE` the pre-activations, for which gates is 0; else 0.
         ahead: (D, P) the rank one step ahead along each axis, or −1.
         dx: (N, P, C) zeros, to which the group's part is added, or 0 if it is not wanted.
-        dv: (dirs, K, padded G·n) zeros, to which this thread's part of the gradient of V is added.
-        dpeephole, dnorm_weight, dnorm_bias: (dirs, rows, n) zeros, likewise.
         behind: (2, longest, padded columns) the group's, the gradient of the operands of two wavefronts in
             turn.
         behind_c: (2, longest, D·n) that of the states c_d.
+        dv: (dirs, K, padded G·n) zeros, to which this thread's part of the gradient of V is added.
+        dpeephole, dnorm_weight, dnorm_bias: (dirs, rows, n) zeros, likewise.
         longest: rows in the longest wavefront.
         columns: how much of the operand's gradient is wanted: D·n, or D·n + C with dx.
     """
-    batch, positions, fronts, dirs, ndim, units, channels, width = sizes
+    sizes = batch, positions, fronts, dirs, ndim, units, channels, width
     depth, padded = ndim * units + channels + 1, -(-width // length) * length
     stride = -(-columns // length) * length
     operand = as_floats(scratch, zero)

@@ -5,24 +5,31 @@ for milliseconds after each operation that used them, and threads of any other p
 would have to share the cores with them. Elsewhere, and in a forked child, where OpenMP hangs, they are
 threads of this module.
 
-Either way they are woken once a sweep; the barrier between wavefronts is a counter in memory
-(`intrinsics.wait_for`). There is one team at a time: a sweep that finds it busy runs on its own thread.
+Either way they are woken once a sweep, and run compiled code alone (`mdlstm_tk.backends.entry`); the
+barrier between wavefronts is a counter in memory (`intrinsics.wait_for`). There is one team at a time: a
+sweep that finds it busy runs on its own thread.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import torch
 
-Part = Callable[[int, int], object]  # of (which, of how many)
+from mdlstm_tk.backends.entry import COUNT, CPU, ROWS, STARTER, WANTED
+
+Enter = Callable[[int], None]  # a C function, which is handed an address
 
 _free = threading.Lock()
 _forked = False
@@ -52,24 +59,28 @@ def team(size: int) -> Iterator[int]:
         lock.release()
 
 
-def run(part: Part, size: int) -> None:
-    """Call `part(k, m)` for all k < m at once: each may wait for the others. m is `size`, or 1 where there
-    are fewer threads than that."""
+def run(entry: Any, rows: Sequence[Sequence[int]]) -> None:
+    """Run a kernel with the arguments in `rows`: the first for a thread that is alone, one for each that
+    shares behind it, if any do.
+
+    Args:
+        entry: a C function as `mdlstm_tk.backends.entry` has it.
+    """
+    size = max(1, len(rows) - 1)
+    openmp = _openmp() if size > 1 and not _forked else None
+    head = [0] * ROWS
+    head[WANTED] = size
+    head[COUNT] = 0 if openmp is None else _address(openmp.omp_get_num_threads)
+    head[STARTER], head[CPU] = threading.get_ident(), _cpu() if size > 1 else -1
+    data = array("q", chain(head, *rows))
+    place, _ = data.buffer_info()
     if size == 1:
-        part(0, 1)
-        return
-    cpu = _cpu()
-
-    def moved_part(index: int, count: int) -> None:
-        if index > 0:
-            _leave(cpu)
-        part(index, count)
-
-    openmp = None if _forked else _openmp()
-    if openmp is None:
-        _run_on_workers(moved_part, size)
-    else:
-        _run_on_openmp(openmp, moved_part, size)
+        entry.ctypes(place)
+    elif openmp is None:
+        _run_on_workers(entry.ctypes, place, size)
+    else:  # what `#pragma omp parallel num_threads(size)` compiles to
+        start = (ctypes.c_void_p(entry.address), ctypes.c_void_p(place))
+        openmp.GOMP_parallel(*start, ctypes.c_uint(size), ctypes.c_uint(0))
 
 
 @cache
@@ -86,47 +97,26 @@ def _openmp() -> ctypes.CDLL | None:
     return ctypes.CDLL(own[0]) if len(own) == 1 else None
 
 
-_Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-
-
-def _run_on_openmp(openmp: ctypes.CDLL, part: Part, size: int) -> None:
-    """What `#pragma omp parallel num_threads(size)` compiles to."""
-    errors: list[BaseException] = []
-
-    def body(_: object) -> None:
-        try:
-            index, count = openmp.omp_get_thread_num(), openmp.omp_get_num_threads()
-            if count == size:
-                part(index, size)
-            elif index == 0:
-                part(0, 1)
-        except BaseException as error:  # ctypes would only print it
-            errors.append(error)
-
-    openmp.GOMP_parallel(_Body(body), None, ctypes.c_uint(size), ctypes.c_uint(0))
-    if errors:
-        raise errors[0]
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 class _Worker:
-    """A thread that runs what it is handed, one after the other."""
+    """A thread that enters what it is handed, one after the other."""
 
     def __init__(self) -> None:
-        self._tasks: SimpleQueue[tuple[Part, int, int]] = SimpleQueue()
+        self._tasks: SimpleQueue[tuple[Enter, int]] = SimpleQueue()
         self._done = threading.Semaphore(0)
         threading.Thread(target=self._loop, name="mdlstm", daemon=True).start()
 
     def _loop(self) -> None:
         while True:
-            part, index, size = self._tasks.get()
-            try:
-                part(index, size)
-            finally:
-                del part  # it holds the sweep's tensors
-                self._done.release()
+            enter, place = self._tasks.get()
+            enter(place)
+            self._done.release()
 
-    def start(self, part: Part, index: int, size: int) -> None:
-        self._tasks.put((part, index, size))
+    def start(self, enter: Enter, place: int) -> None:
+        self._tasks.put((enter, place))
 
     def finish(self) -> None:
         self._done.acquire()
@@ -135,33 +125,21 @@ class _Worker:
 _workers: list[_Worker] = []
 
 
-def _run_on_workers(part: Part, size: int) -> None:
+def _run_on_workers(enter: Enter, place: int, size: int) -> None:
     while len(_workers) < size - 1:
         _workers.append(_Worker())
-    for index, worker in enumerate(_workers[: size - 1]):
-        worker.start(part, index + 1, size)
-    part(0, size)
+    for worker in _workers[: size - 1]:
+        worker.start(enter, place)
+    enter(place)
     for worker in _workers[: size - 1]:
         worker.finish()
 
 
 def _cpu() -> int:
     """The CPU that this thread is on; −1 where there is no telling."""
-    if not hasattr(os, "sched_setaffinity"):
-        return -1
-    return int(ctypes.CDLL(None).sched_getcpu())
+    return int(_libc().sched_getcpu()) if sys.platform == "linux" else -1
 
 
-def _leave(cpu: int) -> None:
-    """Move this thread to another CPU if it is on that one.
-
-    Linux wakes a thread where it last ran if all CPUs have been busy of late, and then keeps threads
-    that wait for each other together, since each has run a moment ago: two could share one CPU for
-    good and leave another idle.
-    """
-    if cpu < 0:
-        return
-    allowed = os.sched_getaffinity(0)
-    if allowed - {cpu}:
-        os.sched_setaffinity(0, allowed - {cpu})
-        os.sched_setaffinity(0, allowed)
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
