@@ -244,9 +244,9 @@ def backward(  # type: ignore[no-untyped-def]
     sizes = batch, positions, fronts, dirs, ndim, units, channels, width
     depth, padded = ndim * units + channels + 1, -(-width // length) * length
     stride = -(-columns // length) * length
-    operand = as_floats(scratch, zero)
-    da = moved(operand, BLOCK * depth)
-    before = moved(da, BLOCK * padded)
+    operands = as_floats(scratch, zero)
+    all_da = moved(operands, 2 * BLOCK * depth)
+    before = moved(all_da, 2 * BLOCK * padded)
     dh = moved(before, BLOCK * ndim * units)
     dc = moved(dh, units)
     spill = moved(dc, units)
@@ -274,6 +274,7 @@ def backward(  # type: ignore[no-untyped-def]
             moved(as_floats(dnorm_weight, zero), normed),
             moved(as_floats(dnorm_bias, zero), normed),
         )
+        held = 0  # rows whose part of dv is still to be added: a block's, from several short wavefronts
         for t in range(fronts - 1, -1, -1):
             here = moved(as_floats(behind, zero), t % 2 * longest * stride)
             here_c = moved(as_floats(behind_c, zero), t % 2 * longest * ndim * units)
@@ -284,6 +285,7 @@ def backward(  # type: ignore[no-untyped-def]
             for top in range(_share(count, thread, threads), end, BLOCK):
                 rows = min(BLOCK, end - top)
                 first = first_of[t] * batch + top
+                operand, da = moved(operands, held * depth), moved(all_da, held * padded)
                 for r in range(rows):
                     rank, sample = divmod(first + r, batch)
                     within = inside == 0 or mask[sample * positions + visit_of[rank]] != 0
@@ -321,7 +323,12 @@ def backward(  # type: ignore[no-untyped-def]
                 _product(
                     da, padded, 1, v_t, width * panel, panel, width, back_rows, stride, rows, columns, False
                 )
-                _product(operand, 1, depth, da, panel, padded, rows, dv_of, padded, depth, width, True)
+                held += rows
+                if held >= BLOCK:
+                    _product(
+                        operands, 1, depth, all_da, panel, padded, held, dv_of, padded, depth, width, True
+                    )
+                    held = 0
                 if dx:
                     for r in range(rows):
                         rank, sample = divmod(first + r, batch)
@@ -332,10 +339,13 @@ def backward(  # type: ignore[no-untyped-def]
             if threads > 1:
                 arrivals += threads
                 wait_for(as_integers(counter), arrivals)
+        if held > 0:
+            _product(operands, 1, depth, all_da, panel, padded, held, dv_of, padded, depth, width, True)
 
 
 def backward_scratch(sizes: tuple[int, ...], length: int, spilled: int) -> int:
-    """How many numbers `backward` wants as scratch: the block's operands, c_d, da and pre-activations, and
-    dh and dc of a row."""
+    """How many numbers `backward` wants as scratch: operands and da of two blocks, the block's c_d and
+    pre-activations, and dh and dc of a row."""
     _, _, _, _, ndim, units, channels, width = sizes
-    return BLOCK * (2 * ndim * units + channels + 1 + 2 * (width + length)) + (2 + spilled) * units
+    of_row = 2 * (ndim * units + channels + 1 + width + length) + ndim * units + width + length
+    return BLOCK * of_row + (2 + spilled) * units
