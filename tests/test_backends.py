@@ -101,11 +101,18 @@ def test_agrees_with_reference(case: Case, backend: str) -> None:
     case.check(backend)
 
 
+@pytest.mark.parametrize("backend", ["unrolled", "fused"])
 @pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "norm"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_half_precision_agrees_with_reference(cell: str, dtype: str, layer_norm: bool) -> None:
-    Case(cell, directions="all", sizes=True, layer_norm=layer_norm, dtype=dtype).check("auto")
+def test_half_precision_agrees_with_reference(
+    cell: str, dtype: str, layer_norm: bool, backend: str
+) -> None:
+    Case(cell, directions="all", sizes=True, layer_norm=layer_norm, dtype=dtype).check(backend)
+
+
+def test_half_precision_with_gates_computed_again() -> None:
+    Case("stable", recompute=True, dtype="bfloat16").check("fused")
 
 
 @pytest.mark.parametrize("team", [2, 3])
@@ -229,10 +236,22 @@ def test_activations_over_their_whole_range(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("save", [False, True])
 @pytest.mark.parametrize("backend", ["unrolled", "fused"])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_operator_is_what_its_fake_says(backend: str, save: bool, recompute: bool) -> None:
-    layer = MDLSTM(2, 8)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_operator_is_what_its_fake_says(
+    dtype: torch.dtype, backend: str, save: bool, recompute: bool
+) -> None:
+    layer = MDLSTM(2, 8).to(dtype)
     parameters = (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_l0, None, None, None)
-    inputs = (torch.randn(2, 4, 5, 2), *parameters, None, [1, 1], "graves", save, recompute, backend)
+    inputs = (
+        torch.randn(2, 4, 5, 2, dtype=dtype),
+        *parameters,
+        None,
+        [1, 1],
+        "graves",
+        save,
+        recompute,
+        backend,
+    )
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(op_module.wavefront, inputs, test_utils=checks)
 
@@ -243,9 +262,10 @@ def test_which_backend_runs_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MDLSTM(2, 8).backend_for(x.double()).name == "fused"
     assert MDLSTM(2, 8).backend_for(x.to("meta")).name == "unrolled"
     assert MDLSTM(2, 8, backend="reference").backend_for(x) == ("reference", "as asked")
-    half = MDLSTM(2, 8, backend="fused").half()
-    with pytest.raises(InputError, match="float16"):
-        half(x.half())
+    assert MDLSTM(2, 8).half().backend_for(x.half()).name == "fused"
+    assert MDLSTM(2, 8).backend_for(x.to(torch.complex64)).name == "unrolled"
+    with pytest.raises(InputError, match="x is complex64"):
+        MDLSTM(2, 8, backend="fused").backend_for(x.to(torch.complex64))
     monkeypatch.setattr(choice, "_numba_problem", lambda: "numba cannot be imported (none here)")
     assert MDLSTM(2, 8).backend_for(x) == ("unrolled", "numba cannot be imported (none here)")
     with pytest.raises(InputError, match="none here"):

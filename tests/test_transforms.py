@@ -108,7 +108,7 @@ def test_autocast_equals_a_layer_of_that_dtype(dtype: torch.dtype) -> None:
         chosen = layer.backend_for(x)
         y = layer(x)
         gradients = torch.autograd.grad(y.sum(), list(layer.parameters()))
-    assert chosen.name == "unrolled" and str(dtype).removeprefix("torch.") in chosen.reason
+    assert chosen.name == "fused"
     half = MDLSTM(2, 8, cell="stable").to(dtype)
     half.load_state_dict(layer.state_dict())
     expected = half(x.to(dtype))
@@ -137,7 +137,7 @@ def test_compiles_into_one_graph(case: str, autocast: bool) -> None:
     sizes = torch.tensor([[4, 5], [2, 3]]) if sized else None
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        assert layer.backend_for(x).name == ("unrolled" if autocast else "fused")
+        assert layer.backend_for(x).name == "fused"
         outputs = [run(x, sizes) for run in (layer, compiled)]
     gradients = [torch.autograd.grad(y.square().sum(), list(layer.parameters())) for y in outputs]
     torch.testing.assert_close(outputs[1], outputs[0])

@@ -13,10 +13,7 @@ from mdlstm_tk.errors import InputError
 
 BACKENDS = ("auto", "fused", "unrolled", "reference")
 COMPILED = {"cpu": "compiled by Numba for the CPU", "cuda": "compiled by Triton for the GPU"}
-FUSED_DTYPES = {
-    "cpu": (torch.float32, torch.float64),
-    "cuda": (torch.float32, torch.float64, torch.float16, torch.bfloat16),
-}
+FUSED_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class Choice(NamedTuple):
@@ -68,11 +65,11 @@ def engine(backend: str, device: torch.device) -> ModuleType:
 
 def _why_not_fused(device: str, dtype: torch.dtype) -> str:
     """What keeps the fused backend from running, or ""."""
-    if device not in FUSED_DTYPES:
-        return f"fused kernels are for {' and '.join(FUSED_DTYPES)}, and x is on {device}"
-    if dtype not in FUSED_DTYPES[device]:
-        known = " and ".join(_name(known) for known in FUSED_DTYPES[device])
-        return f"fused kernels on {device} are for {known}, and x is {_name(dtype)}"
+    if device not in COMPILED:
+        return f"fused kernels are for {' and '.join(COMPILED)}, and x is on {device}"
+    if dtype not in FUSED_DTYPES:
+        known = ", ".join(_name(known) for known in FUSED_DTYPES)
+        return f"fused kernels are for {known}, and x is {_name(dtype)}"
     return str(_numba_problem() if device == "cpu" else _triton_problem())
 
 

@@ -1,4 +1,7 @@
-"""The sweep on the CPU in float32 and float64, in Numba (`mdlstm_tk.backends.numba_kernels`).
+"""The sweep on the CPU, in Numba (`mdlstm_tk.backends.numba_kernels`).
+
+It computes in float32 or float64. float16 and bfloat16 become float32 on the way in, and results are
+rounded on the way out.
 
 Compiled code is kept on disk, beside the sources or in the user's cache directory (Numba's
 `NUMBA_CACHE_DIR` says otherwise), so only the first call with a new cell waits for the compiler.
@@ -22,6 +25,7 @@ from torch import Tensor
 from mdlstm_tk.backends import simd
 from mdlstm_tk.backends.compiled import Compiled, compiled, packer
 from mdlstm_tk.backends.numba_kernels import backward_scratch, forward_scratch
+from mdlstm_tk.backends.products import state_dtype
 from mdlstm_tk.backends.split import Split, split
 from mdlstm_tk.backends.step import CellParameters
 from mdlstm_tk.backends.tables import inside_of
@@ -51,12 +55,13 @@ def forward(
         layer norm the pre-activations, (dirs, P·N, G·n) and c (dirs, P·N, n), in visiting order. Both
         are empty otherwise, and the gates also if `recompute`.
     """
+    dtype = x.dtype
+    x, weight_ih, weight_hh, bias = map(_plain, (x, weight_ih, weight_hh, bias))
+    parameters = parameters.map(_plain)
+    extra = vars(parameters).values()
     shape = _Shape.of(x, weight_hh)
     tables = _tables(tuple(x.shape[1:-1]), tuple(directions))
     kernel = _kernel("forward", cell, shape, parameters)
-    x, weight_ih, weight_hh, bias, *extra = map(
-        _plain, (x, weight_ih, weight_hh, bias, *vars(parameters).values())
-    )
     packed = _pack(shape, weight_hh, weight_ih, bias)
     rows = shape.positions * shape.batch
     output = _huge(x.new_empty(*x.shape[:-1], shape.dirs, shape.units))
@@ -74,7 +79,8 @@ def forward(
             for place in teams.places(size)
         ]
         run(kernel.entry, arguments)
-    return output, x.new_empty(0) if gates is None else gates, c if save else x.new_empty(0)
+    output = output.to(dtype)
+    return output, output.new_empty(0) if gates is None else gates, c if save else output.new_empty(0)
 
 
 def backward(
@@ -99,14 +105,15 @@ def backward(
         output, saved_gates, saved_c: what `forward` returned with `save`; without the gates they are
             computed again.
     """
+    dtype = x.dtype
+    grad, output, saved_gates, saved_c = map(_plain, (grad, output, saved_gates, saved_c))
+    x, weight_ih, weight_hh, bias = map(_plain, (x, weight_ih, weight_hh, bias))
+    parameters = parameters.map(_plain)
+    extra = vars(parameters).values()
     shape = _Shape.of(x, weight_hh)
     tables = _tables(tuple(x.shape[1:-1]), tuple(directions))
     recompute = saved_gates.numel() == 0
     kernel = _kernel("recompute" if recompute else "backward", cell, shape, parameters)
-    grad, output, saved_gates, saved_c = map(_plain, (grad, output, saved_gates, saved_c))
-    x, weight_ih, weight_hh, bias, *extra = map(
-        _plain, (x, weight_ih, weight_hh, bias, *vars(parameters).values())
-    )
     recurrent = shape.ndim * shape.units
     columns = recurrent + (shape.channels if wants_dx else 0)
     packed = x.new_empty(shape.dirs * -(-columns // shape.panel) * shape.panel * shape.width)
@@ -140,15 +147,14 @@ def backward(
     parts = of_v.split([recurrent, shape.channels, 1], dim=-1)
     of_hh, of_ih, of_bias = (part.clone(memory_format=torch.contiguous_format) for part in parts)
     summed = gradients.map(lambda tensor: tensor.sum(dim=0))
-    return [
+    of_inputs = (
         None if dx is None else dx.sum(dim=0) if len(dx) > 1 else dx[0],
         of_ih,
         of_hh.unflatten(-1, (shape.ndim, shape.units)).transpose(1, 2),
         None if bias is None else of_bias.squeeze(-1),
-        summed.peephole,
-        summed.norm_weight,
-        summed.norm_bias,
-    ]
+        *vars(summed).values(),
+    )
+    return [None if gradient is None else gradient.to(dtype) for gradient in of_inputs]
 
 
 @dataclass(frozen=True)
@@ -254,7 +260,8 @@ def _split(shape: _Shape, most_groups: int | None = None) -> Split:
 
 
 def _plain(tensor: Tensor | None) -> Any:
-    return None if tensor is None else tensor.contiguous()
+    """As the kernels take it."""
+    return None if tensor is None else tensor.to(state_dtype(tensor)).contiguous()
 
 
 def _each(tensors: Iterable[Tensor | None], index: int) -> list[Tensor | None]:
