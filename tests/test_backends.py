@@ -115,10 +115,13 @@ def test_half_precision_with_gates_computed_again() -> None:
     Case("stable", recompute=True, dtype="bfloat16").check("fused")
 
 
-@pytest.mark.parametrize("team", [2, 3])
 @pytest.mark.parametrize(
-    "case",
-    [Case(batch=7, directions="all", sizes=True), Case(batch=7, layer_norm=True, peephole=True)],
+    ("case", "team"),
+    [
+        *((Case(batch=7, layer_norm=True, peephole=True), team) for team in (2, 3)),
+        *((Case(batch=7, directions="all", sizes=True), team) for team in (2, 3, 6)),  # 2, 1, 2 groups
+        (Case(batch=7, directions="all", recompute=True), 4),
+    ],
     ids=str,
 )
 def test_threads_agree_with_one(case: Case, team: int, threads: Callable[[int], None]) -> None:
@@ -129,6 +132,52 @@ def test_threads_agree_with_one(case: Case, team: int, threads: Callable[[int], 
     for name, result in together.items():
         torch.testing.assert_close(result, alone[name], rtol=0, atol=1e-12)
         assert torch.equal(result, again[name]), f"{name} differs between two runs"
+
+
+@pytest.mark.parametrize(
+    ("dirs", "threads", "most_groups", "expected"),
+    [
+        (1, 4, None, (1, 4)),
+        (4, 1, None, (1, 1)),
+        (4, 2, None, (2, 1)),
+        (4, 3, None, (1, 3)),
+        (4, 6, None, (2, 3)),
+        (4, 16, None, (4, 4)),
+        (4, 16, 3, (2, 8)),
+        (3, 2, None, (1, 2)),
+    ],
+)
+def test_how_threads_share_large_sweeps(
+    dirs: int, threads: int, most_groups: int | None, expected: tuple[int, int]
+) -> None:
+    assert split.split(10**10, 10, dirs, threads, most_groups) == expected
+
+
+def test_how_threads_share_small_sweeps() -> None:
+    most, least = split.SWEEP_OPERATIONS, split.WAVEFRONT_OPERATIONS
+    assert split.split(most, 1, 1, 8) == (1, 1)  # not enough for a second thread
+    assert split.split(most, 1, 4, 8) == (4, 1)
+    assert split.split(8 * most, 8 * most // least, 1, 8) == (1, 1)  # too little in a wavefront
+    assert split.split(8 * most, 8 * most // least, 4, 8) == (4, 1)
+    assert split.split(8 * most, 4 * most // least, 4, 8) == (4, 2)
+    assert split.split(0, 1, 4, 8) == (1, 1)
+
+
+def test_with_fewer_threads_than_openmp_was_asked_for() -> None:
+    code = """
+import torch
+from mdlstm_tk import MDLSTM
+torch.manual_seed(0)
+layer, x = MDLSTM(2, 32, directions="all"), torch.randn(8, 16, 16, 2, requires_grad=True)
+results = []
+for threads in (1, 4):
+    torch.set_num_threads(threads)
+    y = layer(x)
+    results.append([y, *torch.autograd.grad(y.sum(), [x, *layer.parameters()])])
+assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+"""
+    limit = {**os.environ, "OMP_THREAD_LIMIT": "2"}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=limit)
 
 
 def test_sweeps_at_once_from_several_threads(threads: Callable[[int], None]) -> None:
@@ -297,6 +346,15 @@ def test_peak_memory_of_training(recompute: bool) -> None:
     cells = 128 * 128
     numbers = 2 if recompute else 5 + 2
     assert cells * 2 * 32 * 4 < _peak(lambda: layer(x).backward(grad)) <= 1.25 * cells * numbers * 32 * 4
+
+
+def test_peak_memory_of_training_where_threads_have_a_dx_each() -> None:
+    layer = MDLSTM(128, 32, directions="all", backend="fused")
+    x, grad = torch.randn(1, 128, 128, 128, requires_grad=True), torch.randn(1, 128, 128, 128)
+    torch.set_num_threads(4)
+    layer(x).backward(grad)
+    kept, dx = 128 * 128 * 4 * (5 + 2) * 32 * 4, x.nbytes
+    assert kept + 2 * dx < _peak(lambda: layer(x).backward(grad)) <= 1.25 * kept + dx
 
 
 def test_memory_of_inference() -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mdlstm_tk.backends import entry, numba_kernels, record
+from mdlstm_tk.backends import entry, numba_kernels, packing, record
 from mdlstm_tk.backends.intrinsics import arguments
 from mdlstm_tk.backends.jit import jit, kept, kept_entry
 from mdlstm_tk.backends.row_kernel import row_kernel
@@ -74,7 +74,7 @@ def compiled(
 @cache
 def packer(way: Literal["pack", "pack_transposed"], dtype: str) -> Any:
     """`pack` or `pack_transposed` for one dtype."""
-    return kept(_filled(getattr(numba_kernels, way), f"{way}_{dtype}"))
+    return kept(_filled(getattr(packing, way), f"{way}_{dtype}"))
 
 
 def _filled(template: Any, name: str, **own: Any) -> Any:

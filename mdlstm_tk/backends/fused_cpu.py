@@ -9,12 +9,9 @@ Compiled code is kept on disk, beside the sources or in the user's cache directo
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from math import prod
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +21,7 @@ from torch import Tensor
 
 from mdlstm_tk.backends import simd
 from mdlstm_tk.backends.compiled import Compiled, compiled, packer
+from mdlstm_tk.backends.linux import huge_pages
 from mdlstm_tk.backends.numba_kernels import backward_scratch, forward_scratch
 from mdlstm_tk.backends.products import state_dtype
 from mdlstm_tk.backends.split import Split, split
@@ -32,8 +30,6 @@ from mdlstm_tk.backends.tables import inside_of
 from mdlstm_tk.backends.team import run, team
 from mdlstm_tk.cells import Cell
 from mdlstm_tk.wavefront import Direction, visiting_order, wavefronts
-
-HUGE_PAGE = 2 << 20
 
 
 def forward(
@@ -64,9 +60,9 @@ def forward(
     kernel = _kernel("forward", cell, shape, parameters)
     packed = _pack(shape, weight_hh, weight_ih, bias)
     rows = shape.positions * shape.batch
-    output = _huge(x.new_empty(*x.shape[:-1], shape.dirs, shape.units))
-    gates = _huge(x.new_empty(shape.dirs, rows, shape.width)) if save and not recompute else None
-    c = _huge(x.new_empty(shape.dirs, rows, shape.units))
+    output = huge_pages(x.new_empty(*x.shape[:-1], shape.dirs, shape.units))
+    gates = huge_pages(x.new_empty(shape.dirs, rows, shape.width)) if save and not recompute else None
+    c = huge_pages(x.new_empty(shape.dirs, rows, shape.units))
     inside = None if sizes is None else inside_of(x.shape[1:-1], sizes)
     shared = _at(x, packed, *extra, inside, *tables[:3], output, gates, c)
     numbers = (*shape.sizes, shape.panel, shape.length)
@@ -126,29 +122,36 @@ def backward(
     # Each group has a dx of its own: together at most a quarter more memory than what forward kept.
     kept = saved_gates.numel() + saved_c.numel()
     teams = _split(shape, 1 + kept // (4 * x.numel()) if wants_dx and x.numel() else None)
-    dx = x.new_zeros(teams.groups, *x.shape) if wants_dx else None
+    dx = [x.new_zeros(x.shape) for _ in range(teams.groups)] if wants_dx else []
     behind = x.new_empty(teams.groups, 2, longest, -(-columns // shape.length) * shape.length)
     behind_c = x.new_empty(teams.groups, 2, longest, recurrent)
     dv = x.new_zeros(teams.members, shape.dirs, shape.depth, shape.padded)
     gradients = parameters.map(lambda tensor: tensor.new_zeros(teams.members, *tensor.shape))
     inside = None if sizes is None else inside_of(x.shape[1:-1], sizes)
     shared = _at(grad, x, packed, packed_v, *extra, inside, *tables[:4], output, saved_gates, saved_c)
-    of_groups = (dx, behind, behind_c, _counters(teams))
+    of_groups = (behind, behind_c, _counters(teams))
     of_members = (dv, *vars(gradients).values())
     numbers = (*shape.sizes, longest, columns, shape.panel, shape.length)
     with team(teams.threads) as size:
         scratch = x.new_empty(size, backward_scratch(shape.sizes, shape.length, kernel.spilled))
         arguments = []
         for place in teams.places(size):
-            own = (*_each(of_groups, place.group), *_each(of_members, place.member), scratch[place.thread])
+            own = (
+                dx[place.group] if wants_dx else None,
+                *_each(of_groups, place.group),
+                *_each(of_members, place.member),
+                scratch[place.thread],
+            )
             arguments.append((*shared, *_at(*own), *numbers, *place))
         run(kernel.entry, arguments)
     of_v = dv.sum(dim=0)[..., : shape.width].transpose(1, 2)  # (dirs, G·n, K)
     parts = of_v.split([recurrent, shape.channels, 1], dim=-1)
     of_hh, of_ih, of_bias = (part.clone(memory_format=torch.contiguous_format) for part in parts)
     summed = gradients.map(lambda tensor: tensor.sum(dim=0))
+    for of_group in dx[1:]:
+        dx[0].add_(of_group)
     of_inputs = (
-        None if dx is None else dx.sum(dim=0) if len(dx) > 1 else dx[0],
+        dx[0] if wants_dx else None,
         of_ih,
         of_hh.unflatten(-1, (shape.ndim, shape.units)).transpose(1, 2),
         None if bias is None else of_bias.squeeze(-1),
@@ -239,7 +242,7 @@ def _tables(grid: tuple[int, ...], directions: tuple[Direction, ...]) -> _Tables
 
 
 def _pack(shape: _Shape, weight_hh: Tensor, weight_ih: Tensor, bias: Tensor | None) -> Tensor:
-    """V as `numba_kernels.pack` lays it out."""
+    """V as `packing.pack` lays it out."""
     packed = weight_hh.new_empty(shape.dirs * -(-shape.width // shape.panel) * shape.panel * shape.depth)
     packer("pack", shape.dtype_name)(
         shape.zero, *_at(packed, weight_hh, weight_ih, bias), *shape.sizes[3:], shape.panel
@@ -272,21 +275,6 @@ def _each(tensors: Iterable[Tensor | None], index: int) -> list[Tensor | None]:
 def _at(*tensors: Tensor | None) -> list[int]:
     """Where they lie in memory, 0 for None. The caller keeps them alive."""
     return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-
-
-def _huge(tensor: Tensor) -> Tensor:
-    """Ask Linux to give a big tensor memory in pages of 2 MiB: first touching 4 KiB at a time can take as
-    long as the sweep. Where it cannot, or has given the memory already, nothing changes."""
-    start = -(-tensor.data_ptr() // HUGE_PAGE) * HUGE_PAGE
-    length = tensor.data_ptr() + tensor.nbytes - start
-    if length >= HUGE_PAGE and sys.platform == "linux":
-        _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)
-    return tensor
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
 
 
 def _counters(teams: Split) -> Tensor:

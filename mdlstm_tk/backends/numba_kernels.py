@@ -17,8 +17,9 @@ wavefront's rows and meet at a barrier behind it.
 Arrays come as addresses and become pointers: Numba counts references to arrays, and threads that
 count on the same array wait for each other more than they compute.
 
-`forward`, `backward` and the two that pack V are templates: `mdlstm_tk.backends.compiled` makes one
-function of them for each dtype and cell, with the cell's equations in place of `_cell`.
+V comes in panels of columns, see `mdlstm_tk.backends.packing`. `forward` and `backward` are templates:
+`mdlstm_tk.backends.compiled` makes one function of them for each dtype and cell, with the cell's equations
+in place of `_cell`.
 """
 
 from __future__ import annotations
@@ -70,51 +71,6 @@ def _add(target, source, count):  # type: ignore[no-untyped-def]
         target[k] += source[k]
 
 
-def pack(zero, packed, weight_hh, weight_ih, bias, dirs, ndim, units, channels, width, panel):  # type: ignore[no-untyped-def]
-    """V in panels, (dirs, panels, K, panel): what `matmul` multiplies the operand by.
-
-    weight_hh (dirs, D, G·n, n), weight_ih (dirs, G·n, C) and bias (dirs, G·n), or 0 for none.
-    """
-    target, of_h, of_x = as_floats(packed, zero), as_floats(weight_hh, zero), as_floats(weight_ih, zero)
-    of_one = as_floats(bias, zero)
-    depth = ndim * units + channels + 1
-    for way in range(dirs):
-        for first in range(0, width, panel):
-            for j in range(panel):
-                column = first + j
-                if column >= width:
-                    for k in range(depth):
-                        target[k * panel + j] = 0
-                    continue
-                for d in range(ndim):
-                    source = moved(of_h, ((way * ndim + d) * width + column) * units)
-                    for k in range(units):
-                        target[(d * units + k) * panel + j] = source[k]
-                below = moved(target, ndim * units * panel + j)
-                for k in range(channels):
-                    below[k * panel] = of_x[(way * width + column) * channels + k]
-                below[channels * panel] = of_one[way * width + column] if bias else zero
-            target = moved(target, depth * panel)
-
-
-def pack_transposed(zero, packed, weight_hh, weight_ih, dirs, ndim, units, channels, width, panel):  # type: ignore[no-untyped-def]
-    """Vᵀ without b in panels, (dirs, panels, G·n, panel); without W too if `channels` is 0."""
-    target, of_h, of_x = as_floats(packed, zero), as_floats(weight_hh, zero), as_floats(weight_ih, zero)
-    for way in range(dirs):
-        for first in range(0, ndim * units + channels, panel):
-            for k in range(width):
-                for j in range(panel):
-                    column = first + j
-                    d = column // units
-                    if d < ndim:
-                        target[j] = of_h[((way * ndim + d) * width + k) * units + column - d * units]
-                    elif column < ndim * units + channels:
-                        target[j] = of_x[(way * width + k) * channels + column - ndim * units]
-                    else:
-                        target[j] = 0
-                target = moved(target, panel)
-
-
 @jit
 def _gather(operand, before, output, c, x, visit, back, rank, sample, within, sizes):  # type: ignore[no-untyped-def]
     """Fill a row of the operand, and `before`, the states c_d (D·n): zeros where there is no cell."""
@@ -146,7 +102,7 @@ def forward(  # type: ignore[no-untyped-def]
     Args:
         zero: 0 in the arrays' dtype.
         x: (N, P, C).
-        packed: V, see `pack`.
+        packed: V, see `packing.pack`.
         peephole, norm_weight, norm_bias: (dirs, rows, n), or anything where the cell has none.
         inside: (N, P) bool, or 0: all are.
         visit: (dirs, P) positions in visiting order.
@@ -229,8 +185,8 @@ def backward(  # type: ignore[no-untyped-def]
 
     Args:
         grad: (N, P, dirs, n) the gradient of the output.
-        packed: Vᵀ, see `pack_transposed`.
-        packed_v: V, see `pack`, to `RECOMPUTE` the pre-activations, for which gates is 0; else 0.
+        packed: Vᵀ, see `packing.pack_transposed`.
+        packed_v: V, to `RECOMPUTE` the pre-activations, for which gates is 0; else 0.
         ahead: (D, P) the rank one step ahead along each axis, or −1.
         dx: (N, P, C) zeros, to which the group's part is added, or 0 if it is not wanted.
         behind: (2, longest, padded columns) the group's, the gradient of the operands of two wavefronts in

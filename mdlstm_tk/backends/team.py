@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 import threading
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +27,7 @@ from typing import Any
 import torch
 
 from mdlstm_tk.backends.entry import COUNT, CPU, ROWS, STARTER, WANTED
+from mdlstm_tk.backends.linux import current_cpu
 
 Enter = Callable[[int], None]  # a C function, which is handed an address
 
@@ -71,7 +71,7 @@ def run(entry: Any, rows: Sequence[Sequence[int]]) -> None:
     head = [0] * ROWS
     head[WANTED] = size
     head[COUNT] = 0 if openmp is None else _address(openmp.omp_get_num_threads)
-    head[STARTER], head[CPU] = threading.get_ident(), _cpu() if size > 1 else -1
+    head[STARTER], head[CPU] = threading.get_ident(), current_cpu() if size > 1 else -1
     data = array("q", chain(head, *rows))
     place, _ = data.buffer_info()
     if size == 1:
@@ -133,13 +133,3 @@ def _run_on_workers(enter: Enter, place: int, size: int) -> None:
     enter(place)
     for worker in _workers[: size - 1]:
         worker.finish()
-
-
-def _cpu() -> int:
-    """The CPU that this thread is on; −1 where there is no telling."""
-    return int(_libc().sched_getcpu()) if sys.platform == "linux" else -1
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
