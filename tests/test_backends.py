@@ -363,7 +363,7 @@ def test_memory_of_inference() -> None:
     with torch.no_grad():
         layer(x)
         peak = _peak(lambda: layer(x))
-    assert cells * 32 * 4 < peak < cells * (5 + 1) * 32 * 4  # output < peak < pre-activations + output
+    assert cells * 32 * 4 < peak < 1.25 * cells * 32 * 4  # the output and two wavefronts
 
 
 def _peak(run: Callable[[], object]) -> int:

@@ -62,10 +62,11 @@ def forward(
     rows = shape.positions * shape.batch
     output = huge_pages(x.new_empty(*x.shape[:-1], shape.dirs, shape.units))
     gates = huge_pages(x.new_empty(shape.dirs, rows, shape.width)) if save and not recompute else None
-    c = huge_pages(x.new_empty(shape.dirs, rows, shape.units))
+    longest = 0 if save else tables.longest * shape.batch  # then two wavefronts' c are enough
+    c = huge_pages(x.new_empty(shape.dirs, 2 * longest if longest else rows, shape.units))
     inside = None if sizes is None else inside_of(x.shape[1:-1], sizes)
     shared = _at(x, packed, *extra, inside, *tables[:3], output, gates, c)
-    numbers = (*shape.sizes, shape.panel, shape.length)
+    numbers = (*shape.sizes, longest, shape.panel, shape.length)
     teams = _split(shape)
     counters = _counters(teams)
     with team(teams.threads) as size:

@@ -95,7 +95,7 @@ def _gather(operand, before, output, c, x, visit, back, rank, sample, within, si
 def forward(  # type: ignore[no-untyped-def]
     zero, x, packed, peephole, norm_weight, norm_bias, inside, visit, starts, back,
     output, gates, c, counter, scratch, batch, positions, fronts, dirs, ndim, units, channels, width,
-    panel, length, group, thread, groups, threads,
+    longest, panel, length, group, thread, groups, threads,
 ):  # fmt: skip
     """One thread's part of the sweep. Arrays are given by their addresses.
 
@@ -110,10 +110,11 @@ def forward(  # type: ignore[no-untyped-def]
         back: (D, P) the rank one step back along each axis, or −1.
         output: (N, P, dirs, n), to be filled.
         gates: (dirs, P·N, G·n), to be filled for backward, or 0.
-        c: (dirs, P·N, n), to be filled.
+        c: (dirs, P·N, n), to be filled; or if `longest`, (dirs, 2, longest, n) for two wavefronts in turn.
         counter: int64 zero, the group's barrier.
         scratch: this thread's, see `forward_scratch`.
         batch, …, width: N, P, T, dirs, D, n, C, G·n.
+        longest: rows in the longest wavefront if c is for two of them, or 0.
         panel, length: columns in a panel of V, and in a vector.
         group, thread, groups, threads: which group of threads, of how many: its directions are group,
             group + groups, …; and which of its threads this is, of how many.
@@ -130,7 +131,8 @@ def forward(  # type: ignore[no-untyped-def]
     for way in range(group, dirs, groups):
         visit_of = moved(as_integers(visit), way * positions)
         h_of = moved(as_floats(output, zero), way * units)
-        c_of = moved(as_floats(c, zero), way * positions * batch * units)
+        c_of = moved(as_floats(c, zero), way * (2 * longest if longest else positions * batch) * units)
+        c_here = c_of  # as if rows were counted from the first wavefront on
         gates_of = moved(as_floats(gates, zero), way * positions * batch * width)
         v = moved(as_floats(packed, zero), way * -(-width // panel) * depth * panel)
         extra = (
@@ -139,6 +141,9 @@ def forward(  # type: ignore[no-untyped-def]
             moved(as_floats(norm_bias, zero), way * (width + units)),
         )
         for t in range(fronts):
+            c_before = c_here
+            if longest:
+                c_here = moved(c_of, (t % 2 * longest - first_of[t] * batch) * units)
             count = (first_of[t + 1] - first_of[t]) * batch
             end = _share(count, thread + 1, threads)
             for top in range(_share(count, thread, threads), end, BLOCK):
@@ -148,14 +153,14 @@ def forward(  # type: ignore[no-untyped-def]
                     rank, sample = divmod(first + r, batch)
                     within = inside == 0 or mask[sample * positions + visit_of[rank]] != 0
                     _gather(
-                        moved(operand, r * depth), moved(before, r * ndim * units), h_of, c_of,
+                        moved(operand, r * depth), moved(before, r * ndim * units), h_of, c_before,
                         as_floats(x, zero), visit_of, back_of, rank, sample, within, sizes,
                     )  # fmt: skip
                 _product(operand, depth, 1, v, depth * panel, panel, depth, a, padded, rows, width, False)
                 for r in range(rows):
                     rank, sample = divmod(first + r, batch)
                     place = sample * positions + visit_of[rank]
-                    h, new = moved(h_of, place * dirs * units), moved(c_of, (first + r) * units)
+                    h, new = moved(h_of, place * dirs * units), moved(c_here, (first + r) * units)
                     if inside and mask[place] == 0:
                         _fill(h, units)
                         _fill(new, units)
