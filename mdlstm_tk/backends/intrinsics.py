@@ -2,6 +2,7 @@
 
 `matmul`       a register-blocked matrix product. It has no call overhead, works on blocks that are
                still in cache, and is as fast as BLAS or faster (mdlstm bench).
+`copy`, `clear` a row, in vectors.
 `wait_for`     the barrier between two wavefronts.
 `arguments`    those of a kernel, from memory.
 
@@ -63,6 +64,52 @@ def moved(_: Any, base: Any, offset: Any) -> Any:
         return shifted(builder, *args)
 
     return base(base, types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def address(_: Any, pointer: Any) -> Any:
+    """Where it points."""
+
+    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return builder.ptrtoint(args[0], I64)
+
+    return types.int64(pointer), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def copy(_: Any, target: Any, source: Any, count: Any) -> Any:
+    """Copy `count` numbers."""
+
+    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        target, source, count = args
+        position = simd.counter(builder)
+        for width in simd.widths(target.type.pointee):
+            with stride(builder, position, count, width) as at:
+                store(
+                    builder,
+                    load(builder, shifted(builder, source, at), width),
+                    shifted(builder, target, at),
+                )
+        return context.get_dummy_value()
+
+    return types.void(target, source, types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def clear(_: Any, target: Any, count: Any) -> Any:
+    """Make `count` numbers 0."""
+
+    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        target, count = args
+        element, position = target.type.pointee, simd.counter(builder)
+        for width in simd.widths(element):
+            with stride(builder, position, count, width) as at:
+                store(
+                    builder, splat(builder, ir.Constant(element, 0.0), width), shifted(builder, target, at)
+                )
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64), build
 
 
 @intrinsic  # type: ignore[untyped-decorator]

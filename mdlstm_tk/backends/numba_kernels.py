@@ -27,7 +27,17 @@ from __future__ import annotations
 from typing import Any
 
 from mdlstm_tk.backends import simd
-from mdlstm_tk.backends.intrinsics import as_bytes, as_floats, as_integers, matmul, moved, wait_for
+from mdlstm_tk.backends.intrinsics import (
+    address,
+    as_bytes,
+    as_floats,
+    as_integers,
+    clear,
+    copy,
+    matmul,
+    moved,
+    wait_for,
+)
 from mdlstm_tk.backends.jit import jit
 
 BLOCK = 64  # rows between gathering and the cell: few enough to stay in cache, enough for the product
@@ -54,41 +64,30 @@ def _product(a, a_row, a_step, b, b_panel, b_step, depth, c, c_row, rows, column
 
 
 @jit
-def _fill(target, count):  # type: ignore[no-untyped-def]
-    for k in range(count):
-        target[k] = 0
-
-
-@jit
-def _copy(target, source, count):  # type: ignore[no-untyped-def]
-    for k in range(count):
-        target[k] = source[k]
-
-
-@jit
 def _add(target, source, count):  # type: ignore[no-untyped-def]
     for k in range(count):
         target[k] += source[k]
 
 
 @jit
-def _gather(operand, before, output, c, x, visit, back, rank, sample, within, sizes):  # type: ignore[no-untyped-def]
-    """Fill a row of the operand, and `before`, the states c_d (D·n): zeros where there is no cell."""
+def _gather(operand, before, output, c, nothing, x, visit, back, rank, sample, within, sizes):  # type: ignore[no-untyped-def]
+    """Fill a row of the operand, with zeros where there is no cell; note where the states c_d lie, at
+    `nothing` where there is none."""
     batch, positions, _, dirs, ndim, units, channels, _ = sizes
     for d in range(ndim):
         behind = back[d * positions + rank]
-        h_d, c_d = moved(operand, d * units), moved(before, d * units)
         if behind < 0:
-            _fill(h_d, units)
-            _fill(c_d, units)
+            clear(moved(operand, d * units), units)
+            before[d] = address(nothing)
         else:
-            _copy(h_d, moved(output, (sample * positions + visit[behind]) * dirs * units), units)
-            _copy(c_d, moved(c, (behind * batch + sample) * units), units)
+            h_d = moved(output, (sample * positions + visit[behind]) * dirs * units)
+            copy(moved(operand, d * units), h_d, units)
+            before[d] = address(moved(c, (behind * batch + sample) * units))
     rest = moved(operand, ndim * units)
     if within:
-        _copy(rest, moved(x, (sample * positions + visit[rank]) * channels), channels)
+        copy(rest, moved(x, (sample * positions + visit[rank]) * channels), channels)
     else:
-        _fill(rest, channels)
+        clear(rest, channels)
     rest[channels] = 1
 
 
@@ -121,10 +120,12 @@ def forward(  # type: ignore[no-untyped-def]
     """
     sizes = batch, positions, fronts, dirs, ndim, units, channels, width
     depth, padded = ndim * units + channels + 1, -(-width // length) * length
-    operand = as_floats(scratch, zero)
+    before = as_integers(scratch)  # where the states c_d of the block's rows lie
+    nothing = moved(as_floats(scratch, zero), 2 * BLOCK * ndim)  # a row of zeros
+    clear(nothing, units)
+    operand = moved(nothing, units)
     a = moved(operand, BLOCK * depth)
-    before = moved(a, BLOCK * padded)
-    spill = moved(before, BLOCK * ndim * units)
+    spill = moved(a, BLOCK * padded)
     keep = moved(spill, SPILLED * units)  # where the gates of a row go if they are not kept
     first_of, back_of, mask = as_integers(starts), as_integers(back), as_bytes(inside)
     arrivals = 0
@@ -153,7 +154,7 @@ def forward(  # type: ignore[no-untyped-def]
                     rank, sample = divmod(first + r, batch)
                     within = inside == 0 or mask[sample * positions + visit_of[rank]] != 0
                     _gather(
-                        moved(operand, r * depth), moved(before, r * ndim * units), h_of, c_before,
+                        moved(operand, r * depth), moved(before, r * ndim), h_of, c_before, nothing,
                         as_floats(x, zero), visit_of, back_of, rank, sample, within, sizes,
                     )  # fmt: skip
                 _product(operand, depth, 1, v, depth * panel, panel, depth, a, padded, rows, width, False)
@@ -162,12 +163,12 @@ def forward(  # type: ignore[no-untyped-def]
                     place = sample * positions + visit_of[rank]
                     h, new = moved(h_of, place * dirs * units), moved(c_here, (first + r) * units)
                     if inside and mask[place] == 0:
-                        _fill(h, units)
-                        _fill(new, units)
+                        clear(h, units)
+                        clear(new, units)
                         continue
                     if gates:
                         keep = moved(gates_of, (first + r) * width)
-                    bases = (moved(a, r * padded), moved(before, r * ndim * units), h, new, keep, *extra)
+                    bases = (moved(a, r * padded), moved(before, r * ndim), h, new, keep, *extra)
                     _cell(units, spill, bases)
             if threads > 1:
                 arrivals += threads
@@ -175,9 +176,11 @@ def forward(  # type: ignore[no-untyped-def]
 
 
 def forward_scratch(sizes: tuple[int, ...], length: int, spilled: int) -> int:
-    """How many numbers `forward` wants as scratch: the block's operands, their products, and c_d."""
+    """How many numbers `forward` wants as scratch, in whole cache lines: where c_d lie, the zeros, the
+    block's operands and their products, the spilled rows and the gates of a row."""
     _, _, _, _, ndim, units, channels, width = sizes
-    return BLOCK * (2 * ndim * units + channels + 1 + width + length) + spilled * units + width
+    of_row = 2 * ndim + ndim * units + channels + 1 + width + length
+    return -(-(BLOCK * of_row + (1 + spilled) * units + width) // 16) * 16
 
 
 def backward(  # type: ignore[no-untyped-def]
@@ -205,12 +208,14 @@ def backward(  # type: ignore[no-untyped-def]
     sizes = batch, positions, fronts, dirs, ndim, units, channels, width
     depth, padded = ndim * units + channels + 1, -(-width // length) * length
     stride = -(-columns // length) * length
-    operands = as_floats(scratch, zero)
+    before = as_integers(scratch)
+    ahead_h = moved(before, BLOCK * ndim)  # where lies what comes to a row from the cells ahead
+    ahead_c = moved(ahead_h, ndim)
+    nothing = moved(as_floats(scratch, zero), 2 * (BLOCK + 2) * ndim)
+    clear(nothing, units)
+    operands = moved(nothing, units)
     all_da = moved(operands, 2 * BLOCK * depth)
-    before = moved(all_da, 2 * BLOCK * padded)
-    dh = moved(before, BLOCK * ndim * units)
-    dc = moved(dh, units)
-    spill = moved(dc, units)
+    spill = moved(all_da, 2 * BLOCK * padded)
     a = moved(spill, SPILLED * units)
     first_of, back_of, ahead_of = as_integers(starts), as_integers(back), as_integers(ahead)
     mask = as_bytes(inside)
@@ -218,7 +223,7 @@ def backward(  # type: ignore[no-untyped-def]
     for way in range(group, dirs, groups):
         visit_of = moved(as_integers(visit), way * positions)
         h_of = moved(as_floats(output, zero), way * units)
-        dh_of = moved(as_floats(grad, zero), way * units)
+        grad_of = moved(as_floats(grad, zero), way * units)
         c_of = moved(as_floats(c, zero), way * positions * batch * units)
         gates_of = moved(as_floats(gates, zero), way * positions * batch * width)
         v_t = moved(as_floats(packed, zero), way * -(-columns // panel) * width * panel)
@@ -251,7 +256,7 @@ def backward(  # type: ignore[no-untyped-def]
                     rank, sample = divmod(first + r, batch)
                     within = inside == 0 or mask[sample * positions + visit_of[rank]] != 0
                     _gather(
-                        moved(operand, r * depth), moved(before, r * ndim * units), h_of, c_of,
+                        moved(operand, r * depth), moved(before, r * ndim), h_of, c_of, nothing,
                         as_floats(x, zero), visit_of, back_of, rank, sample, within, sizes,
                     )  # fmt: skip
                 if RECOMPUTE:
@@ -263,21 +268,21 @@ def backward(  # type: ignore[no-untyped-def]
                     place = sample * positions + visit_of[rank]
                     dbefore = moved(here_c, (top + r) * ndim * units)
                     if inside and mask[place] == 0:
-                        _fill(moved(da, r * padded), width)
-                        _fill(dbefore, ndim * units)
+                        clear(moved(da, r * padded), width)
+                        clear(dbefore, ndim * units)
                         continue
-                    _copy(dh, moved(dh_of, place * dirs * units), units)
-                    _fill(dc, units)
                     for d in range(ndim):
+                        ahead_h[d] = ahead_c[d] = address(nothing)
                         next_rank = ahead_of[d * positions + rank]
                         if next_rank >= 0:
                             row = (next_rank - first_of[t + 1]) * batch + sample
-                            _add(dh, moved(there, row * stride + d * units), units)
-                            _add(dc, moved(there_c, (row * ndim + d) * units), units)
+                            ahead_h[d] = address(moved(there, row * stride + d * units))
+                            ahead_c[d] = address(moved(there_c, (row * ndim + d) * units))
                     bases = (
                         moved(a, r * padded) if RECOMPUTE else moved(gates_of, (first + r) * width),
-                        moved(before, r * ndim * units), moved(c_of, (first + r) * units),
-                        dh, dc, *extra, moved(da, r * padded), dbefore, *gradients,
+                        moved(before, r * ndim), moved(c_of, (first + r) * units),
+                        moved(grad_of, place * dirs * units), ahead_h, ahead_c, *extra,
+                        moved(da, r * padded), dbefore, *gradients,
                     )  # fmt: skip
                     _cell(units, spill, bases)
                 back_rows = moved(here, top * stride)
@@ -305,8 +310,8 @@ def backward(  # type: ignore[no-untyped-def]
 
 
 def backward_scratch(sizes: tuple[int, ...], length: int, spilled: int) -> int:
-    """How many numbers `backward` wants as scratch: operands and da of two blocks, the block's c_d and
-    pre-activations, and dh and dc of a row."""
+    """How many numbers `backward` wants as scratch, likewise: where c_d and what comes back lie, the zeros,
+    operands and da of two blocks, the spilled rows and the block's pre-activations."""
     _, _, _, _, ndim, units, channels, width = sizes
-    of_row = 2 * (ndim * units + channels + 1 + width + length) + ndim * units + width + length
-    return BLOCK * of_row + (2 + spilled) * units
+    of_row = 2 * (ndim + ndim * units + channels + 1 + width + length) + width + length
+    return -(-(4 * ndim + BLOCK * of_row + (1 + spilled) * units) // 16) * 16

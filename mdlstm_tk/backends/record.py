@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from mdlstm_tk.backends.step import CellParameters, cell_step, cell_step_backward
 from mdlstm_tk.backends.trace import Kernel, Store, Value, loads
-from mdlstm_tk.cells import Cell
+from mdlstm_tk.cells import Cell, total
 
 PARAMETERS = ("peephole", "norm_weight", "norm_bias")
 FORWARD_READS = ("a", "before", *PARAMETERS)
 FORWARD_WRITES = ("h", "c", "gates")
-BACKWARD_READS = ("gates", "before", "c", "dh", "dc", *PARAMETERS)
+BACKWARD_READS = ("gates", "before", "c", "grad", "ahead_h", "ahead_c", *PARAMETERS)
 BACKWARD_WRITES = ("da", "dbefore", *(f"d{name}" for name in PARAMETERS))
 
 
@@ -27,7 +27,8 @@ def forward(cell: Cell, ndim: int, peephole: bool, layer_norm: bool) -> Kernel:
 
 
 def backward(cell: Cell, ndim: int, peephole: bool, layer_norm: bool) -> Kernel:
-    """From `dh`, `dc` and what `forward` keeps to `da` and `dbefore`; the parameters' are added up."""
+    """From `grad`, the gradient of the output, from what comes back from the cells one step `ahead`, one an
+    axis, and from what `forward` keeps to `da` and `dbefore`; the parameters' are added up."""
     return _gradient(cell, ndim, peephole, layer_norm, activated=not layer_norm)
 
 
@@ -43,8 +44,8 @@ def _gradient(cell: Cell, ndim: int, peephole: bool, layer_norm: bool, activated
         loads("gates", gates),
         loads("before", ndim),
         Value.load("c", 0),
-        Value.load("dh", 0),
-        Value.load("dc", 0),
+        total([Value.load("grad", 0), *loads("ahead_h", ndim)]),
+        total(loads("ahead_c", ndim)),
         _parameters(gates, ndim, peephole, layer_norm),
         activated,
     )

@@ -18,16 +18,16 @@ from mdlstm_tk.backends.trace import Kernel, Value
 def row_kernel(kernel: Kernel, slots: tuple[str, ...]) -> Callable[..., None]:
     """A function for Numba that runs `kernel` on one cell.
 
-    It takes the number of units, scratch for `len(kernel.spilled)` rows of them, and a tuple of
-    pointers to the first row of each of `slots`.
+    It takes the number of units, scratch for `len(kernel.spilled)` rows of them, and for each of `slots` a
+    pointer to the first of its rows, or to a table of int64: where each of them lies.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
     def run(_: Any, units: Any, scratch: Any, bases: Any) -> Any:
         def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
             pointers = cgutils.unpack_tuple(builder, args[2], len(slots))
-            rows = dict(zip(slots, pointers, strict=True))
-            _Rows(builder, kernel, args[0], args[1], rows).build()
+            bases = dict(zip(slots, pointers, strict=True))
+            _Rows(builder, kernel, args[0], args[1], bases).build()
             return context.get_dummy_value()
 
         return types.void(types.int64, scratch, bases), build
@@ -44,10 +44,13 @@ class _Rows:
         kernel: Kernel,
         units: ir.Value,
         scratch: ir.Value,
-        rows: dict[str, ir.Value],
+        bases: dict[str, ir.Value],
     ) -> None:
-        self.builder, self.kernel, self.units, self.rows = builder, kernel, units, rows
+        self.builder, self.kernel, self.units = builder, kernel, units
         self.element = scratch.type.pointee
+        used = [(value.slot, value.row) for value in kernel.values if value.op == "load"]
+        used += [(entry.slot, entry.row) for entry in kernel.stores]
+        self.rows = {(slot, row): self._row(bases[slot], row) for slot, row in used}
         self.spills = {
             id(value): shifted(builder, scratch, builder.mul(units, ir.Constant(I64, place)))
             for place, value in enumerate(kernel.spilled)
@@ -76,8 +79,7 @@ class _Rows:
 
     def _loops(self, level: int) -> None:
         position = simd.counter(self.builder)
-        longest = simd.vector_length(simd.itemsize(self.element))
-        for width in (longest, 4, 1) if longest > 4 else (longest, 1):
+        for width in simd.widths(self.element):
             lanes = Lanes(self.builder, self.element, width)
             means = [v for v in self.kernel.values if v.op == "mean" and v.level == level + 1]
             sums = [cgutils.alloca_once(self.builder, lanes.type) for _ in means]
@@ -124,6 +126,12 @@ class _Rows:
                     result = lanes.add(load(builder, place, lanes.width), result)
                 store(builder, result, place)
 
+    def _row(self, base: ir.Value, row: int) -> ir.Value:
+        """Where it starts."""
+        if base.type.pointee == I64:
+            address = self.builder.load(shifted(self.builder, base, row))
+            return self.builder.inttoptr(address, self.element.as_pointer())
+        return shifted(self.builder, base, self.builder.mul(self.units, ir.Constant(I64, row)))
+
     def _place(self, slot: str, row: int, at: ir.Value) -> ir.Value:
-        offset = self.builder.mul(self.units, ir.Constant(I64, row))
-        return shifted(self.builder, self.rows[slot], offset, at)
+        return shifted(self.builder, self.rows[slot, row], at)

@@ -41,6 +41,12 @@ def panel_width(itemsize: int) -> int:
     return TILE_VECTORS * vector_length(itemsize)
 
 
+def widths(element: ir.Type) -> tuple[int, ...]:
+    """The vectors in which a row is gone through: long ones, then what is left in ever shorter ones."""
+    longest = vector_length(itemsize(element))
+    return (longest, 4, 1) if longest > 4 else (longest, 1)
+
+
 def itemsize(element: ir.Type) -> int:
     return 8 if isinstance(element, ir.DoubleType) else 4
 

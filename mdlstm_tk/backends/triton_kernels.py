@@ -176,9 +176,11 @@ def backward(
     mask = there & (unit < UNITS)
     dtype: tl.constexpr = gates.dtype.element_ty
 
-    dh = tl.load(grad + (place * dirs + direction) * UNITS + unit, mask=mask, other=0.0).to(dtype)
-    dc = tl.zeros_like(dh)
-    saved, before = (), ()
+    within = mask
+    if inside is not None:
+        within = mask & (tl.load(inside + place, mask=there, other=0) != 0)
+    dh = tl.load(grad + (place * dirs + direction) * UNITS + unit, mask=within, other=0.0).to(dtype)
+    saved, before, ahead_h, ahead_c = (), (), (), ()
     for k in tl.static_range(GATES):
         saved += (tl.load(gates + at * (GATES * UNITS) + k * UNITS + unit, mask=mask, other=0.0),)
     for d in tl.static_range(AXES):
@@ -186,14 +188,11 @@ def backward(
         before += (tl.load(c + row * UNITS + unit, mask=mask & known, other=0.0),)
         row, known = _ahead(ahead + d * positions, starts, direction, t, rank, sample, there, batch)
         column = row * (AXES * UNITS) + d * UNITS + unit
-        dh += tl.load(behind_h + column, mask=mask & known, other=0.0)
-        dc += tl.load(next_behind_c + column, mask=mask & known, other=0.0)
-    if inside is not None:
-        within = tl.load(inside + place, mask=there, other=0) != 0
-        dh, dc = tl.where(within, dh, 0.0), tl.where(within, dc, 0.0)
+        ahead_h += (tl.load(behind_h + column, mask=within & known, other=0.0),)
+        ahead_c += (tl.load(next_behind_c + column, mask=within & known, other=0.0),)
     new = tl.load(c + at * UNITS + unit, mask=mask, other=0.0)
     das, dbefore, of_peephole, of_norm_weight, of_norm_bias = _cell(
-        saved, before, (new,), (dh,), (dc,),
+        saved, before, (new,), (dh,), ahead_h, ahead_c,
         _parameter(peephole, direction, unit, dtype, 2 * AXES + 1, UNITS),
         _parameter(norm_weight, direction, unit, dtype, GATES + 1, UNITS),
         _parameter(norm_bias, direction, unit, dtype, GATES + 1, UNITS),
