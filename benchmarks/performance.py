@@ -1,8 +1,8 @@
-"""Write docs/performance.md: `mdlstm bench` and `mdlstm bench --runtime`, as measured here.
+"""Write docs/performance.md: `mdlstm bench`, `mdlstm bench --runtime` and `benchmarks/parts.py`, run here.
 
-    python benchmarks/performance.py               # some four minutes; leave the machine alone meanwhile
+    python benchmarks/performance.py               # some five minutes; leave the machine alone meanwhile
 
-It runs the command, so that whoever doubts a number can run the same.
+It runs the commands, so that whoever doubts a number can run the same.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import parts
 
 from mdlstm_tk.benchmark import Measurement
 from mdlstm_tk.cli.bench import COLUMNS, RUNTIME_COLUMNS, cells, runtime_cells
@@ -50,6 +52,25 @@ gates where it has 3 + D, so *per FLOP* divides each time by the operations in i
 Peak memory is that of tensors during one call, beside input and weights. With `recompute` training
 keeps 2·n numbers a cell and direction instead of (G + 2)·n.
 
+## Where the time goes
+
+`python benchmarks/parts.py`, one thread
+
+{parts}
+
+A part takes what the layer is faster by without it. The rest is gathering operands, fresh memory and
+Python.
+
+All directions at once, as a ratio to one direction's time:
+
+{directions}
+
+Directions share x and nothing else: each has products of its own, and where one direction already keeps
+every core busy with them, four take four times as long. Where one cannot, on small grids, threads take
+whole directions, and Python is paid for once.
+
+GPUs are not measured yet: `mdlstm bench --device cuda` does it.
+
 ## Exported, under ONNX Runtime
 
 `mdlstm bench --runtime --seconds {seconds:g}`
@@ -65,6 +86,23 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table; the first column is text, the others numbers."""
     lines = [columns, [":---", *["---:"] * (len(columns) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def directions(rows: Sequence[Measurement]) -> str:
+    """The table of ratios of shapes with all directions to the same with one."""
+    seconds = {(row.shape, row.threads, row.training): row.seconds for row in rows}
+    suffix = ", directions=all"
+    table = [
+        [
+            row.shape.removesuffix(suffix),
+            str(row.threads),
+            "training" if row.training else "forward",
+            f"{row.seconds / seconds[row.shape.removesuffix(suffix), row.threads, row.training]:.2f}",
+        ]
+        for row in rows
+        if row.shape.endswith(suffix)
+    ]
+    return markdown(("N, grid, C, n", "threads", "pass", "ratio"), table)
 
 
 def bench(*options: str) -> Any:
@@ -99,6 +137,8 @@ def main() -> None:
         python=platform.python_version(),
         seconds=seconds,
         layer=markdown(COLUMNS, [cells(row) for row in layer]),
+        parts=markdown(parts.COLUMNS, parts.table()),
+        directions=directions(layer),
         runtime=markdown(RUNTIME_COLUMNS, [runtime_cells(row) for row in exported]),
         infer=runtime["cold_start"]["infer_seconds"],
         ratio=runtime["cold_start"]["ratio"],

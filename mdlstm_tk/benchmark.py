@@ -105,6 +105,7 @@ SHAPES = (
     Shape(16, (32, 32), 1, 64, (("layer_norm", True),)),
     Shape(16, (32, 32), 1, 64, (("recompute", True),)),
     Shape(1, (32, 32), 1, 32),
+    Shape(1, (32, 32), 1, 32, (("directions", "all"),)),
     Shape(1, (512, 512), 1, 32),
 )
 

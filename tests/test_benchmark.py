@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from mdlstm_tk import InputError
+from mdlstm_tk import MDLSTM, InputError
+from mdlstm_tk.backends import fused_cpu
 from mdlstm_tk.benchmark import SHAPES, Shape, floor, interleave, measure
 from mdlstm_tk.cli import main
 from mdlstm_tk.export.lower import FORMS
@@ -104,3 +107,21 @@ def test_command_on_exported_layers(
         assert 0 < row["max_abs"] < 1e-5 and row["bytes"] > 1000
         assert min(row["to_floor"], row["to_lstm"], row["to_layer"], row["load_seconds"]) > 0
     assert result["cold_start"]["ratio"] > 1
+
+
+def test_parts_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    parts = importlib.import_module("parts")
+    kernels = fused_cpu.compiled
+    row = parts.measure(Shape(1, (3, 2), 1, 2), training=False, seconds=0)
+    assert len(row) == len(parts.COLUMNS) and all(text.endswith("%") for text in row[3:])
+    assert fused_cpu.compiled is kernels
+
+
+@pytest.mark.parametrize("part", ["products", "cells"])
+def test_a_sweep_without_a_part_lacks_it(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    parts = importlib.import_module("parts")
+    layer, x, results = MDLSTM(1, 2), torch.randn(1, 3, 2, 1), []
+    parts.without(part, lambda: results.append(layer(x)))()
+    assert not torch.equal(results[0], layer(x))
