@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from mdlstm_tk.backends.intrinsics import as_integers, call, count_up, moved
+from mdlstm_tk.backends.intrinsics import as_integers, call, count_up, moved, wait_for
 from mdlstm_tk.backends.jit import jit
 
 ENTERED = 0  # how many threads have entered
@@ -22,6 +22,7 @@ WANTED = 1  # how many are to share
 COUNT = 2  # the address of `int f(void)`, which says how many there are, or 0: as many as are wanted
 STARTER = 3  # the identity of the thread that starts the others
 CPU = 4  # which that one is on, −1 where there is no telling
+LEFT = 5  # how many threads have left
 ROWS = 16  # where the arguments start
 
 MASK = 16  # words of a set of CPUs, 1024 of them
@@ -45,11 +46,12 @@ def enter(data):  # type: ignore[no-untyped-def]
     """What each thread runs: a template, see `mdlstm_tk.backends.compiled`.
 
     The kernel's threads wait for each other, so where fewer have come than are wanted, the first does it
-    all alone.
+    all alone. A thread that is given the data's address + 1 leaves last.
     """
-    head = as_integers(data)
+    last = data & 1
+    head = as_integers(data - last)
     wanted = head[WANTED]
-    thread = count_up(head)
+    thread = count_up(moved(head, ENTERED))
     row = 0
     if wanted > 1:
         if head[COUNT] and call(head[COUNT]) != wanted:
@@ -59,6 +61,10 @@ def enter(data):  # type: ignore[no-untyped-def]
             row = 1 + thread
             leave(head[STARTER], head[CPU])
     _kernel(ZERO, *_arguments(moved(head, ROWS + row * ARGUMENTS)))
+    if last:
+        wait_for(moved(head, LEFT), wanted)
+    else:
+        count_up(moved(head, LEFT))
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -13,12 +13,14 @@ sweep that finds it busy runs on its own thread.
 from __future__ import annotations
 
 import ctypes
+import operator
 import os
 import threading
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
@@ -39,7 +41,7 @@ def _after_fork() -> None:
     """A forked child has none of its parent's threads, and perhaps its lock, held by one of them."""
     global _free, _forked
     _free, _forked = threading.Lock(), True
-    _workers.clear()
+    _queues.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -101,35 +103,20 @@ def _address(function: Any) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
-class _Worker:
-    """A thread that enters what it is handed, one after the other."""
-
-    def __init__(self) -> None:
-        self._tasks: SimpleQueue[tuple[Enter, int]] = SimpleQueue()
-        self._done = threading.Semaphore(0)
-        threading.Thread(target=self._loop, name="mdlstm", daemon=True).start()
-
-    def _loop(self) -> None:
-        while True:
-            enter, place = self._tasks.get()
-            enter(place)
-            self._done.release()
-
-    def start(self, enter: Enter, place: int) -> None:
-        self._tasks.put((enter, place))
-
-    def finish(self) -> None:
-        self._done.acquire()
+_queues: list[SimpleQueue[tuple[Enter, int]]] = []  # of the threads of this module
 
 
-_workers: list[_Worker] = []
+def _serve(queue: SimpleQueue[tuple[Enter, int]]) -> None:
+    while True:
+        enter, place = queue.get()
+        enter(place)
 
 
 def _run_on_workers(enter: Enter, place: int, size: int) -> None:
-    while len(_workers) < size - 1:
-        _workers.append(_Worker())
-    for worker in _workers[: size - 1]:
-        worker.start(enter, place)
-    enter(place)
-    for worker in _workers[: size - 1]:
-        worker.finish()
+    while len(_queues) < size - 1:
+        _queues.append(SimpleQueue())
+        threading.Thread(target=_serve, args=(_queues[-1],), name="mdlstm", daemon=True).start()
+    tasks = [partial(queue.put, (enter, place)) for queue in _queues[: size - 1]]
+    # Ctrl-C may raise between any two lines of Python, but the others need this thread, and the data for
+    # as long as they run. So all is one call, from which it returns last.
+    deque(map(operator.call, [*tasks, partial(enter, place + 1)]), maxlen=0)
