@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-# What a thread should have to do for its products to take some 50 µs and some 1.5 µs. Waking one takes
+# What a thread should have to do for its products to take some 50 µs and some 3 µs. Waking one takes
 # 2 µs and a barrier 0.03 µs (AMD EPYC) where each has a core, and far more where they must share one.
 SWEEP_OPERATIONS = 5_000_000
-WAVEFRONT_OPERATIONS = 150_000
+WAVEFRONT_OPERATIONS = 300_000
 
 
 class Place(NamedTuple):
