@@ -56,7 +56,9 @@ class MDLSTM(nn.Module):
         dropout: probability of zeroing an output of each layer but the last, while training.
         bias: use b.
         channels_last: x is (N, *grid, C); if false (N, C, *grid), and so is y.
-        backend: "auto", "fused", "unrolled" or "reference"; `layer.backend_for(x)` says what runs.
+        backend: "auto", "fused", "unrolled" or "reference"; `layer.backend_for(x)` says what runs. On a CPU
+            results are the same to the bit from run to run with as many threads, as long as sweeps do not
+            run at once.
         recompute: for big grids: training keeps h and c of each cell alone, 2·n numbers rather than
             (G + 2)·n, and backward computes the gates again, which costs one more product.
 
@@ -280,9 +282,14 @@ class MDLSTM(nn.Module):
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast turns x into, or None where it is off or there is none for the device."""
+    """What autocast turns x into, or None where it is off or there is none for the device; it leaves
+    float64 alone."""
     kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if (
+        x.dtype != torch.float64
+        and torch.amp.is_autocast_available(kind)
+        and torch.is_autocast_enabled(kind)
+    ):
         return torch.get_autocast_dtype(kind)
     return None
 

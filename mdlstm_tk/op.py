@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 
 from mdlstm_tk.backends import reference, unrolled
 from mdlstm_tk.backends.choice import choose, engine
+from mdlstm_tk.backends.inputs import check_devices, check_inputs
 from mdlstm_tk.backends.products import state_dtype
 from mdlstm_tk.backends.step import CellParameters
 from mdlstm_tk.cells import get_cell
@@ -118,6 +119,8 @@ def wavefront(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator: `sweep`'s output and, if `save`, gates and c as the backend's backward wants them; c
     alone if also `recompute`."""
+    inputs = (x, weight_ih, weight_hh, bias, peephole, norm_weight, norm_bias)
+    check_inputs(inputs, sizes, directions)
     parameters = CellParameters(peephole, norm_weight, norm_bias)
     ways = unflatten_directions(directions, weight_hh.shape[1])
     with _without_autocast(x):
@@ -143,6 +146,7 @@ def _(
     recompute: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_devices((x, weight_ih, weight_hh, bias, peephole, norm_weight, norm_bias), sizes)
     dirs, _, width, units = weight_hh.shape
     output = x.new_empty(*x.shape[:-1], dirs, units)
     if not save:
@@ -173,6 +177,8 @@ def wavefront_backward(
 ) -> Gradients:
     """The gradients of `wavefront`'s first seven inputs; empty for those that are None, and for x unless
     `wants_dx`."""
+    inputs = (x, weight_ih, weight_hh, bias, peephole, norm_weight, norm_bias)
+    check_inputs(inputs, sizes, directions)
     parameters = CellParameters(peephole, norm_weight, norm_bias)
     ways = unflatten_directions(directions, weight_hh.shape[1])
     of_sweep = (grad, output, gates, c, x, weight_ih, weight_hh, bias, parameters, sizes, ways)
@@ -205,7 +211,7 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.directions, ctx.cell, _, _, ctx.backend = inputs
+    *tensors, ctx.directions, ctx.cell, ctx.saved, ctx.recompute, ctx.backend = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # the gates' would be as big as they are
     ctx.save_for_backward(*output, *tensors)
@@ -214,11 +220,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * len(ctx.needs_input_grad)
-    *saved, sizes = ctx.saved_tensors
+    output, gates, c, *inputs = ctx.saved_tensors
+    arguments = (*inputs, ctx.directions, ctx.cell)
+    if not ctx.saved:  # a graph that was captured where no gradient was wanted
+        output, gates, c = wavefront(*arguments, True, ctx.recompute, ctx.backend)
     wants_dx = ctx.needs_input_grad[0]
-    gradients = wavefront_backward(
-        grad.contiguous(), *saved, sizes, ctx.directions, ctx.cell, ctx.backend, wants_dx
-    )
+    gradients = wavefront_backward(grad.contiguous(), output, gates, c, *arguments, ctx.backend, wants_dx)
     given = (g if wanted else None for g, wanted in zip(gradients, ctx.needs_input_grad, strict=False))
     return (*given, None, None, None, None, None, None)
 

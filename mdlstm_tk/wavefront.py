@@ -16,17 +16,21 @@ and its tables from here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from itertools import product
+from math import prod
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk.errors import InputError
 
+F = TypeVar("F", bound=Callable[..., Any])
 Indices = npt.NDArray[np.int64]
+LARGE = 1 << 14  # positions; the tables of more take megabytes
 Direction = tuple[int, ...]
 
 
@@ -65,7 +69,18 @@ class Wavefronts:
         return np.where(back < 0, -1, back - self.starts[max(t - 1, 0)])
 
 
-@lru_cache(maxsize=64)
+def kept_per_grid(function: F) -> F:
+    """Keep what `function(grid, …)` returned for the last 64 small grids, and for the last 4 large ones."""
+    small, large = lru_cache(maxsize=64)(function), lru_cache(maxsize=4)(function)
+
+    @wraps(function)
+    def kept(grid: tuple[int, ...], *rest: Hashable) -> Any:
+        return (small if prod(grid) <= LARGE else large)(grid, *rest)
+
+    return cast("F", kept)
+
+
+@kept_per_grid
 def wavefronts(grid: tuple[int, ...]) -> Wavefronts:
     """The wavefronts of `grid`, a tuple of D ≥ 1 extents ≥ 1 (cached).
 

@@ -11,6 +11,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numba.core.caching
 import pytest
@@ -18,6 +20,7 @@ import torch
 from parity import Case
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.func import functional_call
 
 from mdlstm_tk import MDLSTM, InputError
 from mdlstm_tk import op as op_module
@@ -26,6 +29,7 @@ from mdlstm_tk.backends import team as team_module
 from mdlstm_tk.backends.jit import kept
 from mdlstm_tk.backends.trace import Kernel, Store, Value
 from mdlstm_tk.cells import CELLS
+from mdlstm_tk.wavefront import wavefronts
 
 SINGLES = ("float32", "float64")
 
@@ -280,6 +284,20 @@ def test_activations_over_their_whole_range(dtype: torch.dtype) -> None:
     expected = x.sigmoid() * (x.sigmoid() * x.tanh()).tanh()
     torch.testing.assert_close(y, expected, rtol=0, atol=5e-7 if dtype == torch.float32 else 2e-15)
     assert layer(torch.full((1, 1, 1), float("nan"), dtype=dtype)).isnan().all()
+    payloads = torch.tensor([0x7FF80000000007A2, 0x7FF8000000000001, -1]).view(torch.float64).to(dtype)
+    assert layer(payloads.view(-1, 1, 1)).isnan().all()
+
+
+def test_a_closed_gate_passes_nothing_on() -> None:
+    """A slope that is not 0 to rounding shows once it is multiplied by a huge x."""
+    case = Case(units=4)
+    x = torch.randn(1, 4, 4, 2, dtype=torch.float64)
+    x[0, 1, 1, 0] = 1e20
+    found, expected = (
+        torch.autograd.grad(layer(x).sum(), layer.weight_ih_l0)[0]
+        for layer in (case.layer(backend, torch.float64) for backend in ("fused", "reference"))
+    )
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("save", [False, True])
@@ -384,7 +402,102 @@ def test_without_a_place_for_compiled_code(monkeypatch: pytest.MonkeyPatch) -> N
     def double(x: float) -> float:
         return 2 * x
 
-    assert kept(double)(1.5) == 3.0
+    assert kept(double, "float64(float64)")(1.5) == 3.0
+
+
+def test_broken_compiled_code_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba.core.config, "CACHE_DIR", str(tmp_path))
+
+    def make() -> Any:
+        def triple(x: float) -> float:
+            return 3 * x
+
+        return kept(triple, "float64(float64)")
+
+    make()
+    files = list(tmp_path.rglob("*.nbc"))
+    assert len(files) == 1
+    files[0].write_bytes(files[0].read_bytes()[:10])
+    assert make()(1.5) == 4.5
+    for file in tmp_path.rglob("*.nb*"):
+        file.unlink()
+    monkeypatch.setattr(numba.core.caching.IndexDataCacheFile, "save", _no_space)
+    assert make()(1.5) == 4.5
+
+
+def _no_space(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("backend", ["unrolled", "fused"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_graph_captured_without_gradients_can_be_trained(backend: str, recompute: bool) -> None:
+    layer, x = MDLSTM(2, 4, backend=backend, recompute=recompute), torch.randn(1, 3, 4, 2)
+    with torch.no_grad():
+        captured = torch.export.export(layer, (x,)).module()
+    captured(x).square().sum().backward()
+    layer(x).square().sum().backward()
+    for one, other in zip(captured.parameters(), layer.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+OTHERS = {
+    "bias of another dtype": ("bias_l0", lambda t: t.double()),
+    "bias too short": ("bias_l0", lambda t: t[:, :3]),
+    "weight_ih for fewer features": ("weight_ih_l0", lambda t: t[..., :1]),
+    "weight_hh for another grid": ("weight_hh_l0", lambda t: t[:, :1]),
+    "peephole with fewer rows": ("peephole_l0", lambda t: t[:, 1:]),
+    "norm_weight for more units": ("norm_weight_l0", lambda t: t.repeat(1, 1, 2)),
+    "parameters elsewhere": ("weight_hh_l0", lambda t: t.to("meta")),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("backend", ["unrolled", "fused"])
+def test_parameters_that_do_not_fit_are_refused(backend: str, other: str) -> None:
+    """Kernels are given addresses, and would read behind the end."""
+    name, change = OTHERS[other]
+    layer = MDLSTM(2, 4, peephole=True, layer_norm=True, backend=backend)
+    changed = {name: change(getattr(layer, name).detach())}
+    with pytest.raises(InputError, match=r"must be|weight_hh \(dirs, D, G·n, n\)"):
+        functional_call(layer, changed, (torch.randn(1, 3, 4, 2),))
+
+
+def test_sizes_and_signs_that_do_not_fit_are_refused() -> None:
+    layer, x = MDLSTM(2, 4), torch.randn(3, 3, 4, 2)
+    inputs = (x, layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_l0, None, None, None)
+    for sizes, signs, message in (
+        (torch.ones(2, 2, dtype=torch.int64), [1, 1], "sizes must be int64 of shape"),
+        (torch.ones(3, 2), [1, 1], "sizes must be int64 of shape"),
+        (None, [1, 1, 1, 1], "directions must be"),
+        (None, [1, 0], "directions must be"),
+    ):
+        with pytest.raises(InputError, match=message):
+            op_module.wavefront(*inputs, sizes, signs, "graves", False, False, "fused")
+
+
+def test_a_thread_that_cannot_start_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split, "SWEEP_OPERATIONS", 1)
+    monkeypatch.setattr(split, "WAVEFRONT_OPERATIONS", 1)
+    monkeypatch.setattr(team_module, "_openmp", lambda: None)
+    monkeypatch.setattr(team_module, "_queues", [])
+    layer, x = Case(batch=7).layer("fused", torch.float64), torch.randn(7, 5, 8, 2, dtype=torch.float64)
+    expected = layer(x)
+    torch.set_num_threads(2)
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "start", start)
+        assert torch.equal(layer(x), expected)
+    assert torch.equal(layer(x), expected)  # and with one, once there can be
+
+
+def test_tables_of_few_large_grids_are_kept() -> None:
+    large = [wavefronts((128, 128 + k)) for k in range(1, 7)]
+    assert wavefronts((128, 134)) is large[-1]
+    assert wavefronts((128, 129)) is not large[0]
 
 
 def test_a_mean_starts_a_new_loop() -> None:

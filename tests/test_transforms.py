@@ -119,6 +119,12 @@ def test_autocast_equals_a_layer_of_that_dtype(dtype: torch.dtype) -> None:
         assert found.dtype == torch.float32 and torch.equal(found, other.float())
 
 
+def test_autocast_leaves_float64_alone() -> None:
+    layer, x = MDLSTM(2, 4).double(), torch.randn(1, 3, 4, 2, dtype=torch.float64)
+    with torch.autocast("cpu"):
+        assert torch.equal(layer(x), layer(x)) and layer(x).dtype == torch.float64
+
+
 COMPILED = {
     "one direction": ({}, False),
     "all directions, sizes": ({"directions": "all", "cell": "stable"}, True),

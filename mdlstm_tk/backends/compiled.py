@@ -74,7 +74,9 @@ def compiled(
 @cache
 def packer(way: Literal["pack", "pack_transposed"], dtype: str) -> Any:
     """`pack` or `pack_transposed` for one dtype."""
-    return kept(_filled(getattr(packing, way), f"{way}_{dtype}"))
+    function = _filled(getattr(packing, way), f"{way}_{dtype}")
+    numbers = ", ".join(["int64"] * (function.__code__.co_argcount - 1))
+    return kept(function, f"void({dtype}, {numbers})")
 
 
 def _filled(template: Any, name: str, **own: Any) -> Any:

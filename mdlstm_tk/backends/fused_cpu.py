@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 from typing import Any, Literal, NamedTuple
 
@@ -29,7 +28,7 @@ from mdlstm_tk.backends.step import CellParameters
 from mdlstm_tk.backends.tables import inside_of
 from mdlstm_tk.backends.team import run, team
 from mdlstm_tk.cells import Cell
-from mdlstm_tk.wavefront import Direction, visiting_order, wavefronts
+from mdlstm_tk.wavefront import Direction, kept_per_grid, visiting_order, wavefronts
 
 
 def forward(
@@ -229,7 +228,7 @@ class _Tables(NamedTuple):
     longest: int  # positions in the longest wavefront
 
 
-@lru_cache(maxsize=64)
+@kept_per_grid
 def _tables(grid: tuple[int, ...], directions: tuple[Direction, ...]) -> _Tables:
     front = wavefronts(grid)
     visit = np.stack([visiting_order(grid, direction) for direction in directions])

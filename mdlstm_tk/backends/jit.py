@@ -27,13 +27,13 @@ def jit(function: Callable[..., Any]) -> Any:
     return njit(**OPTIONS)(function)
 
 
-def kept(function: Callable[..., Any]) -> Any:
+def kept(function: Callable[..., Any], signature: str) -> Any:
     """Compile for Numba, and keep the code on disk where there is a place to write to.
 
     A kept function is for one signature, so its name must tell dtypes apart: two processes that add
     signatures to the same function on disk can end up with each other's code.
     """
-    return _kept(function, njit)
+    return _kept(function, partial(njit, signature))
 
 
 def kept_entry(function: Callable[[int], None]) -> Any:
@@ -46,5 +46,5 @@ def _kept(function: Callable[..., Any], compiler: Callable[..., Any]) -> Any:
     function.__qualname__ += f"_{_digest()}"
     try:
         return compiler(cache=True, **OPTIONS)(function)
-    except RuntimeError:  # neither beside the sources, nor in the user's cache directory
+    except Exception:  # no place to write to, a full disk, or what lies there is broken
         return compiler(**OPTIONS)(function)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mdlstm_tk.backends.step import CellParameters, cell_step
 from mdlstm_tk.cells import Cell
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.wavefront import Direction
 
 Position = tuple[int, ...]
@@ -31,6 +32,8 @@ def forward(
     cell: Cell,
 ) -> Tensor:
     """Arguments as `mdlstm_tk.op.wavefront`; returns h (N, *grid, dirs, n)."""
+    if 0 in x.shape[1:-1]:
+        raise InputError(f"a grid needs extents of at least 1, got {tuple(x.shape[1:-1])}")
     outputs = [
         _sweep(
             x,

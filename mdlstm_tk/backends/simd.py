@@ -199,13 +199,13 @@ class Lanes:
 
     def sigmoid(self, x: ir.Value) -> ir.Value:
         if isinstance(self.element, ir.DoubleType):
-            power = self.exp(self.multiply(self.clamp(x, 40.0), self.constant(-1.0)))
+            power = self.exp(self.multiply(self.clamp(x, 700.0), self.constant(-1.0)))
             return self.divide(self.constant(1.0), self.add(power, self.constant(1.0)))
         half = self.constant(0.5)
         return multiply_add(self.builder, half, self.tanh(self.multiply(half, x)), half)
 
     def exp(self, x: ir.Value) -> ir.Value:
-        """e^x in float64 for |x| < 700: 2^k e^r, |r| ≤ ln 2 / 2, e^r by Taylor to 2e-16."""
+        """e^x in float64 for |x| ≤ 700: 2^k e^r, |r| ≤ ln 2 / 2, e^r by Taylor to 2e-16."""
         shifted = multiply_add(self.builder, x, self.constant(LOG2_E), self.constant(ROUNDER))
         k = self.subtract(shifted, self.constant(ROUNDER))
         r = multiply_add(self.builder, k, self.constant(-LN_2_HIGH), x)
@@ -215,7 +215,8 @@ class Lanes:
             self.builder.bitcast(shifted, bits), splat(self.builder, ir.Constant(I64, 52), self.width)
         )
         power = self.builder.bitcast(self.polynomial(r, EXP), bits)
-        return self.builder.bitcast(self.builder.add(power, exponent), x.type)
+        result = self.builder.bitcast(self.builder.add(power, exponent), x.type)
+        return self.builder.select(self.builder.fcmp_unordered("uno", x, x), x, result)  # NaN stays NaN
 
     def rsqrt(self, x: ir.Value) -> ir.Value:
         root = self.builder.module.declare_intrinsic("llvm.sqrt", [x.type])

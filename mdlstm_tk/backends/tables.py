@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mdlstm_tk.wavefront import Direction, Indices, visiting_order, wavefronts
+from mdlstm_tk.wavefront import Direction, Indices, kept_per_grid, visiting_order, wavefronts
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def _tables(grid: tuple[int, ...], directions: tuple[Direction, ...], device: to
     )
 
 
-_kept_tables = lru_cache(maxsize=64)(_tables)
+_kept_tables = kept_per_grid(_tables)
 
 
 def inside_of(grid: Sequence[int], sizes: Tensor) -> Tensor:

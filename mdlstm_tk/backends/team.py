@@ -7,7 +7,8 @@ threads of this module.
 
 Either way they are woken once a sweep, and run compiled code alone (`mdlstm_tk.backends.entry`); the
 barrier between wavefronts is a counter in memory (`intrinsics.wait_for`). There is one team at a time: a
-sweep that finds it busy runs on its own thread.
+sweep that finds it busy runs on its own thread. Each thread adds up gradients for itself, so they differ in
+the last bits with the number of threads.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ def run(entry: Any, rows: Sequence[Sequence[int]]) -> None:
     """
     size = max(1, len(rows) - 1)
     openmp = _openmp() if size > 1 and not _forked else None
+    if openmp is None and not _have_workers(size - 1):
+        size = 1
     head = [0] * ROWS
     head[WANTED] = size
     head[COUNT] = 0 if openmp is None else _address(openmp.omp_get_num_threads)
@@ -112,10 +115,19 @@ def _serve(queue: SimpleQueue[tuple[Enter, int]]) -> None:
         enter(place)
 
 
+def _have_workers(count: int) -> bool:
+    """Are there so many threads of this module, now if not before?"""
+    while len(_queues) < count:
+        queue: SimpleQueue[tuple[Enter, int]] = SimpleQueue()
+        try:
+            threading.Thread(target=_serve, args=(queue,), name="mdlstm", daemon=True).start()
+        except RuntimeError:  # no more threads are to be had
+            return False
+        _queues.append(queue)
+    return True
+
+
 def _run_on_workers(enter: Enter, place: int, size: int) -> None:
-    while len(_queues) < size - 1:
-        _queues.append(SimpleQueue())
-        threading.Thread(target=_serve, args=(_queues[-1],), name="mdlstm", daemon=True).start()
     tasks = [partial(queue.put, (enter, place)) for queue in _queues[: size - 1]]
     # Ctrl-C may raise between any two lines of Python, but the others need this thread, and the data for
     # as long as they run. So all is one call, from which it returns last.
