@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mdlstm_tk.cli.console import next_command, note, print_json, progress, table
+from mdlstm_tk.cli.console import next_command, note, print_json, progress, quoted, table
 from mdlstm_tk.errors import InputError, require
 
 if TYPE_CHECKING:
@@ -49,7 +49,13 @@ def compare(
     from mdlstm_tk.training import build, default_config
 
     flags = {"steps": steps, "size": size}
-    base = default_config(task).updated(read_settings(settings), "--set")
+    chosen = read_settings(settings)
+    for key in ("model", "seed"):
+        if key in chosen:
+            raise InputError(
+                f"--set {key}: compare trains all models, over several seeds; see mdlstm train"
+            )
+    base = default_config(task).updated(chosen, "--set")
     base = base.updated({key: value for key, value in flags.items() if value is not None}, "command line")
     build(base)  # what cannot be should show before a folder is made
     if task == "diagonal":
@@ -102,7 +108,7 @@ def _compare_on_task(base: TrainConfig, seeds: int, output: Path | None, force: 
             row += [f"{mean(values):.4g}", f"{min(values):.4g}–{max(values):.4g}"] if values else ["", ""]
         rows.append([*row, f"{mean(entry['seconds']):.0f}" if "seconds" in entry else ""])
     table(columns, rows, f"{base.task}, {seeds} seeds: errors of the best weights on test data")
-    next_command(f"open {folder}/loss.png {folder}/*/prediction.png")
+    next_command(f"open {quoted(folder)}/loss.png {quoted(folder)}/*/prediction.png")
 
 
 def _compare_on_diagonal(
@@ -150,7 +156,7 @@ def _compare_on_diagonal(
         columns = ["model", "overall", "relevant", "(worst seed)", f"step below {THRESHOLD}", "(range)"]
         table(columns, [_row(model, summary) for model, summary in summaries.items()], title)
         note("overall and relevant: mean of the last 100 steps, median of the seeds")
-    next_command(f"open {folder / 'overall.png'} and {folder / 'relevant.png'}")
+    next_command(f"open {quoted(folder / 'overall.png')} {quoted(folder / 'relevant.png')}")
 
 
 def _summarise(runs: list[list[dict[str, Any]]]) -> dict[str, Any]:
@@ -177,9 +183,8 @@ def _passes_at(relevant: list[float]) -> int | None:
 def _row(model: str, summary: dict[str, Any]) -> list[str]:
     steps = [step for step in summary["passes_at"] if step is not None]
     never = len(summary["passes_at"]) - len(steps)
-    shown = f"{min(steps)}–{max(steps)}" if steps else ""
-    if never:
-        shown = f"{shown} never: {never}".strip()
+    parts = [f"{min(steps)}–{max(steps)}" if len(steps) > 1 else f"{steps[0]}"] if steps else []
+    shown = ", ".join([*parts, *([f"never: {never}"] if never else [])])
     middle = f"{median(steps):g}" if steps and never < len(steps) else "never"
     return [
         model,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ def err() -> Console:
     """The console on stderr. Rich is imported when it is first needed: a quiet `infer` never does."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 def note(message: str) -> None:
@@ -33,6 +35,11 @@ def next_command(command: str) -> None:
     err().print(f"next: {command}", style="bold", markup=False)
 
 
+def quoted(path: Path | str) -> str:
+    """As a shell takes it."""
+    return shlex.quote(str(path))
+
+
 def table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, texts: int = 1
 ) -> None:
@@ -41,12 +48,13 @@ def table(
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    grid = Table(title_justify="left", box=None, pad_edge=False, header_style="bold")
+    grid.title = title and Text(title)  # Text: brackets are no markup
     for index, column in enumerate(columns):
         grid.add_column(column, justify="left" if index < texts else "right", no_wrap=True)
     for row in rows:
-        grid.add_row(*(Text(printable(cell)) for cell in row))  # Text: brackets are no markup
-    Console(highlight=False, width=WIDEST).print(grid)
+        grid.add_row(*(Text(printable(cell)) for cell in row))
+    Console(highlight=False, emoji=False, width=WIDEST).print(grid)
 
 
 def printable(text: str) -> str:
@@ -76,7 +84,7 @@ def progress(total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
         TextColumn("ETA"),
         TimeRemainingColumn(compact=True),
     )

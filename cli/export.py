@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mdlstm_tk.cli.console import next_command, note, print_json
+from mdlstm_tk.cli.console import next_command, note, print_json, quoted
 from mdlstm_tk.cli.places import find_place
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.sizes import parse_size, show_size
@@ -103,7 +103,7 @@ def export(
         for report in reports:
             note(describe(report))
     if not quiet:
-        next_command(place.then if place else f"mdlstm infer matrix.npy -m {targets[-1]}")
+        next_command(place.then if place else f"mdlstm infer FILE -m {quoted(targets[-1])}")
 
 
 def export_run(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.sizes import show_size
 
 
-def find_model(given: str | None, grid: tuple[int, ...] | None = None) -> Path:
+def find_model(given: str | None, grids: Sequence[tuple[int, ...]] = ()) -> Path:
     """The model to run.
 
     In this order: `given`, $MDLSTM_MODEL, an export of the latest run, the only `.onnx` in this
-    folder. Where a folder holds several, the one exported for `grid`, else one for any, else the newest.
+    folder. Where a folder holds several: the one exported for the grid, if all `grids` are the same; else
+    one for any, else the newest.
 
     Raises:
         InputError: there is none.
@@ -23,9 +25,9 @@ def find_model(given: str | None, grid: tuple[int, ...] | None = None) -> Path:
         path = Path(named)
         if not path.is_dir():
             return path
-        return _choose(path, grid) or _none(f"{path} holds no .onnx model")
+        return _choose(path, grids) or _none(f"{path} holds no .onnx model")
     runs = sorted(Path("runs").glob("*/*.onnx"), key=_age)
-    if runs and (found := _choose(runs[-1].parent, grid)):
+    if runs and (found := _choose(runs[-1].parent, grids)):
         return found
     here = list(Path().glob("*.onnx"))
     if len(here) > 1:
@@ -33,9 +35,10 @@ def find_model(given: str | None, grid: tuple[int, ...] | None = None) -> Path:
     return here[0] if here else _none("there is no exported model here")
 
 
-def _choose(folder: Path, grid: tuple[int, ...] | None) -> Path | None:
+def _choose(folder: Path, grids: Sequence[tuple[int, ...]]) -> Path | None:
     models = sorted(folder.glob("*.onnx"), key=_age)
-    for size in [show_size(grid) if grid else "any", "any"]:
+    distinct = list(dict.fromkeys(map(show_size, grids)))
+    for size in [*distinct, "any"] if len(distinct) == 1 else ["any", *distinct]:
         if fitting := [path for path in models if path.stem.endswith(f"-{size}")]:
             return fitting[-1]
     return models[-1] if models else None

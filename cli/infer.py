@@ -6,13 +6,13 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mdlstm_tk.cli.console import err, next_command, note, progress
+from mdlstm_tk.cli.console import err, next_command, note, progress, quoted
 from mdlstm_tk.cli.find import find_model
 from mdlstm_tk.errors import InputError, MDLSTMError
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.jobs import Job
 
 STDIO = "-"
+LOOKED_AT = 32  # files, to choose a model by
 
 
 def infer(
@@ -97,11 +98,11 @@ def infer(
         note(f"files of other kinds, left out: {others}")
     arrays = None
     if several or engine == "ray":
-        grid = _first_grid(jobs, limit)
+        grids = _first_grids(jobs, limit)
     else:  # read once, and its error is the command's own
         arrays = read_arrays(jobs[0].source, limit)
-        grid = _grid(next(iter(arrays.values())).shape)
-    path = find_model(model, grid)
+        grids = [_grid(next(iter(arrays.values())).shape)]
+    path = find_model(model, grids)
     session = Session(path, device, threads=threads, timeout=timeout, max_bytes=limit)
     if not quiet:
         note(f"{path} on {session.device} ({session.provider})")
@@ -143,7 +144,8 @@ def _one(job: Job, arrays: Arrays, session: Session, batch_size: int | None, qui
 
     results = dict(run_batches(session, arrays.items(), batch_size))
     text = write_results(job, {name: results[name] for name in arrays}, session.metadata)
-    sys.stdout.write(text)
+    if text:
+        sys.stdout.write(text)
     if quiet or text:
         return
     for name, x in arrays.items():
@@ -215,16 +217,15 @@ def _free(jobs: Sequence[Job], skip_existing: bool, force: bool) -> list[Job]:
     return free
 
 
-def _first_grid(jobs: Sequence[Job], max_bytes: int) -> tuple[int, ...] | None:
-    """The grid of the first file that can be read, by which a model is chosen among several."""
+def _first_grids(jobs: Sequence[Job], max_bytes: int) -> list[tuple[int, ...]]:
+    """The grids of the first files, as far as they can be read: by them a model is chosen among several."""
     from mdlstm_tk.runtime.formats import read_arrays
 
-    for job in jobs:
-        try:
-            return _grid(next(iter(read_arrays(job.source, max_bytes).values())).shape)
-        except InputError:
-            continue
-    return None
+    grids = []
+    for job in jobs[:LOOKED_AT]:
+        with suppress(InputError):
+            grids.append(_grid(next(iter(read_arrays(job.source, max_bytes).values())).shape))
+    return grids
 
 
 def _grid(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -233,4 +234,6 @@ def _grid(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _show_next(job: Job) -> None:
     if job.form == "npy":
-        next_command(f"python -c \"import numpy; print(numpy.load('{job.target}').round(2))\"")
+        program = f"import numpy; print(numpy.load({job.target!r}).round(2))"
+        plain = not set(job.target) & set("'\"\\$`!")
+        next_command(f'python -c "{program}"' if plain else f"python -c {quoted(program)}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mdlstm_tk.cli.console import next_command, print_json, table
+from mdlstm_tk.cli.console import next_command, print_json, quoted, table
 from mdlstm_tk.errors import require
 
 
@@ -21,16 +21,18 @@ def info(
 ) -> None:
     """Say what a model or a run is."""
     if target.is_dir():
-        facts, command = _run_facts(target), f"mdlstm export {target}"
+        facts, models = _run_facts(target), sorted(target.glob("*.onnx"))
     else:
-        facts, command = _model_facts(target, max_bytes), f"mdlstm infer matrix.npy -m {target}"
+        facts, models = _model_facts(target, max_bytes), [target]
     if json:
         print_json(facts)
     else:
         unset = {"grid": "any"}
         shown = {name: unset.get(name, "") if value is None else value for name, value in facts.items()}
         table([str(target), ""], [[name, str(value)] for name, value in shown.items()], texts=2)
-    next_command(command)
+    next_command(
+        f"mdlstm infer FILE -m {quoted(models[-1])}" if models else f"mdlstm export {quoted(target)}"
+    )
 
 
 def _model_facts(path: Path, max_bytes: int | None) -> dict[str, Any]:

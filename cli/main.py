@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from io import UnsupportedOperation
 from typing import Annotated
 
 import typer
@@ -50,6 +51,9 @@ def _app(arguments: list[str]) -> typer.Typer:
 def main(arguments: list[str] | None = None) -> None:
     """Run `mdlstm` and exit. All that a user can cause ends as one line on stderr."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # Where the shell has closed one: messages are lost, and data cannot be written.
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull, encoding="utf-8")  # noqa: SIM115
     sys.exit(_run(arguments or ["--help"]))
 
 
@@ -69,6 +73,8 @@ def _run(arguments: list[str]) -> int:
         return 1
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130)
+    except UnsupportedOperation:
+        return _fail("stdout is closed, and the result would go there; give it a place with > or -o", 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", 1)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mdlstm_tk.cli.console import next_command, note
+from mdlstm_tk.cli.console import next_command, note, quoted
 from mdlstm_tk.errors import require
 
 
@@ -39,4 +39,5 @@ def report(
     if not quiet:
         note(f"{target}: {target.stat().st_size / 1024:.0f} KiB, to open in a browser")
         models = sorted(found.folder.glob("model*.onnx"))
-        next_command(f"mdlstm infer FILE -m {models[-1]}" if models else f"mdlstm export {found.folder}")
+        infer = f"mdlstm infer FILE -m {quoted(models[-1])}" if models else ""
+        next_command(infer or f"mdlstm export {quoted(found.folder)}")

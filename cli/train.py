@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mdlstm_tk.cli.console import next_command, note, progress
+from mdlstm_tk.cli.console import next_command, note, progress, quoted
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.sizes import show_size
 
@@ -117,7 +117,7 @@ def train(
         )
     run_training(chosen, run, resume is not None, quiet, found)
     if ranks.leads:
-        next_command(f"mdlstm export {run.folder} --size {show_size(found.facts.size)}")
+        next_command(f"mdlstm export {quoted(run.folder)} --size {show_size(found.facts.size)}")
 
 
 def run_training(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mdlstm_tk.cli.console import next_command, note, print_json, table
+from mdlstm_tk.cli.console import next_command, note, print_json, quoted, table
 from mdlstm_tk.errors import InputError, ParityError, require
 from mdlstm_tk.sizes import show_size
 
@@ -120,7 +120,7 @@ def verify(
             f"was it exported from another run? Make it again with: mdlstm export {run.folder} --force"
         )
     note("all within tolerance")
-    next_command(f"mdlstm infer matrix.npy -m {model}")
+    next_command(f"mdlstm infer FILE -m {quoted(model)}")
 
 
 def _sessions(model: Path, device: str, max_bytes: int, timeout: float | None) -> list[Session]:

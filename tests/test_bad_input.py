@@ -154,6 +154,20 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "unknown option": (("train", "--stepz", "3"), 2, "No such option: --stepz"),
     "steps in words": (("train", "--steps", "many"), 2, "--steps"),
     "no steps": (("train", "--steps", "0"), 2, "steps must be above 0, got 0"),
+    "rate NaN": (("train", "--lr", "nan"), 2, "lr must be a number of at most"),
+    "rate infinite": (("train", "--lr", "inf"), 2, "lr must be a number of at most"),
+    "rate beyond float32": (("train", "--lr", "1e300"), 2, "lr must be a number of at most"),
+    "setting NaN": (("train", "--set", "clip=nan"), 2, "clip must be a number of at most"),
+    "huge seed": (("train", "--seed", "9" * 23), 2, "seed must be a number of at most"),
+    "huge hidden": (("train", "--hidden", "1000000000"), 2, "hidden must be a number of at most 1000000"),
+    "many workers": (("train", "--workers", "100000"), 2, "workers must be a number of at most 256"),
+    "emoji": (("train", "--model", "no.py:x:"), 2, "no.py:x:"),
+    "one seed to compare": (("compare", "--set", "seed=3"), 2, "--set seed: compare trains all models"),
+    "one model to compare": (
+        ("compare", "--set", "model=snake"),
+        2,
+        "--set model: compare trains all models",
+    ),
     "unknown model": (("train", "--model", "gru"), 2, "there is no model 'gru'; choose one of md"),
     "model file gone": (("train", "--model", "no.py:net"), 2, "there is no file no.py"),
     "unknown cell": (("train", "--cell", "lstm"), 2, "cell must be one of graves"),
@@ -326,3 +340,31 @@ def test_a_reader_that_goes_away_is_no_error(model: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_is_no_regular_file_is_not_replaced(model: Path, call: Call, tmp_path: Path) -> None:
+    np.save(tmp_path / "matrix.npy", np.zeros((8, 8)))
+    os.mkfifo(tmp_path / "pipe")
+    call.fails(
+        "infer", "matrix.npy", "-m", model, "-o", "pipe", "--force",
+        cwd=tmp_path, code=2, message="pipe is no regular file and is not replaced",
+    )  # fmt: skip
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+def test_closed_streams_are_no_traceback(model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "matrix.npy", np.zeros((8, 8)))
+    mdlstm = f"{sys.executable} -m mdlstm_tk"
+    for command, code in (
+        (f"{mdlstm} infer matrix.npy -m {model} -o - >&-", 1),
+        (f"{mdlstm} info {model} >&-", 1),
+        (f"{mdlstm} infer matrix.npy -m {model} >&-", 0),
+        (f"{mdlstm} infer gone.npy -m {model} 2>&-", 2),
+    ):
+        done = subprocess.run(
+            command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, (command, done.stderr)
+        assert "Traceback" not in done.stderr

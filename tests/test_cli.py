@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import mdlstm
 
+from mdlstm_tk.cli.console import quoted
 from mdlstm_tk.cli.find import find_model
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.training import Run, load_checkpoint
@@ -193,5 +194,11 @@ def test_export_in_half_precision_with_functions_and_padding(trained: Run, tmp_p
 def test_a_model_for_any_size_is_taken_where_none_was_made_for_this_one(tmp_path: Path) -> None:
     for name in ("model-any.onnx", "model-8x8.onnx", "model-4x4.onnx"):
         (tmp_path / name).touch()
-    assert find_model(str(tmp_path), (8, 8)).name == "model-8x8.onnx"
-    assert find_model(str(tmp_path), (5, 7)).name == "model-any.onnx"
+    assert find_model(str(tmp_path), [(8, 8), (8, 8)]).name == "model-8x8.onnx"
+    assert find_model(str(tmp_path), [(5, 7)]).name == "model-any.onnx"
+    assert find_model(str(tmp_path), [(8, 8), (5, 7)]).name == "model-any.onnx"
+
+
+def test_commands_to_type_next_are_quoted_for_a_shell() -> None:
+    assert quoted(Path("runs/md-8x8")) == "runs/md-8x8"
+    assert quoted("it's mine") == "'it'\"'\"'s mine'"

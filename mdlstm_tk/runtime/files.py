@@ -14,10 +14,12 @@ def check_free(path: Path, force: bool) -> None:
     """Make sure that `path` may be written.
 
     Raises:
-        InputError: it exists and `force` is false, or it is a folder.
+        InputError: it exists and `force` is false, or it is no file: a folder or a device.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder, expected a file name; give one with -o")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no regular file and is not replaced; give another name with -o")
     if path.exists() and not force:
         raise InputError(f"{path} exists; give another name with -o, or --force to replace it")
 

@@ -16,6 +16,8 @@ from mdlstm_tk.sizes import parse_size
 POSITIVE = ("steps", "batch_size", "hidden", "layers", "lr", "evaluate_every")
 NOT_NEGATIVE = ("seed", "weight_decay", "warmup", "clip", "patience", "augment", "workers")
 SHARES = ("validation", "dropout", "average")
+MOST = {"hidden": 1_000_000, "workers": 256, "seed": 2**63 - 1}
+LARGEST = 3e38  # about what float32 can hold
 CHOICES = {
     "directions": ("", "1", "all"),
     "init": ("default", "seed"),
@@ -94,6 +96,10 @@ class TrainConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            most = MOST.get(name, LARGEST)
+            if isinstance(value, int | float) and not abs(value) <= most:  # nor is NaN
+                raise InputError(f"{name} must be a number of at most {most}, got {value}")
         for name in POSITIVE:
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} must be above 0, got {getattr(self, name)}")

@@ -46,7 +46,7 @@ def panels_of(batch: Batch, prediction: Numbers, facts: Facts) -> list[Panel]:
         return [Panel(said if said == truth else f"{said}, is {truth}", picture(x))]
     if facts.kind == "transcribe":
         (said,), (truth,) = transcripts(prediction, facts.classes), texts(batch, facts)
-        return [Panel(said if said == truth else f"{said}, is {truth}", picture(x))]
+        return [Panel(said if said == truth else f"{said or 'nothing'}, is {truth}", picture(x))]
     y, truth_grid = _crop(prediction, batch), _crop(batch.y, batch)
     if facts.kind == "segment":
         said_grid = labels(y)
