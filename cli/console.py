@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +36,8 @@ def next_command(command: str) -> None:
 
 def quoted(path: Path | str) -> str:
     """As a shell takes it."""
+    import shlex
+
     return shlex.quote(str(path))
 
 
