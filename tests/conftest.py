@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,3 +64,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def model(trained: Run) -> Path:
     """The trained run's export."""
     return trained.folder / "model-8x8.onnx"
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Fresh memory is NaN, so that a kernel that reads what nobody wrote shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.zeros(()).new_empty(8).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """The many small operations of `reference` only lose by sharing them out; a test may ask for more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -5,11 +5,6 @@ Fresh memory is poisoned with NaN throughout, so that a kernel that reads what n
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,49 +13,18 @@ import numba.core.caching
 import pytest
 import torch
 from parity import Case
-from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
 from mdlstm_tk import MDLSTM, InputError
 from mdlstm_tk import op as op_module
-from mdlstm_tk.backends import choice, split
-from mdlstm_tk.backends import team as team_module
+from mdlstm_tk.backends import choice
 from mdlstm_tk.backends.jit import kept
 from mdlstm_tk.backends.trace import Kernel, Store, Value
 from mdlstm_tk.cells import CELLS
-from mdlstm_tk.wavefront import wavefronts
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
 SINGLES = ("float32", "float64")
-
-
-@pytest.fixture(autouse=True)
-def _poison() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    assert torch.zeros(()).new_empty(8).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The many small operations of `reference` only lose by sharing them out."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(params=["openmp", "own"])
-def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Sets the number of threads, of torch's pool or our own, and lets the smallest sweep use them."""
-    monkeypatch.setattr(split, "SWEEP_OPERATIONS", 1)
-    monkeypatch.setattr(split, "WAVEFRONT_OPERATIONS", 1)
-    if request.param == "own":
-        monkeypatch.setattr(team_module, "_openmp", lambda: None)
-    elif team_module._openmp() is None:
-        pytest.skip("torch has no GNU OpenMP here")
-    return torch.set_num_threads
 
 
 def _matrix() -> list[Case]:
@@ -117,97 +81,6 @@ def test_half_precision_agrees_with_reference(
 
 def test_half_precision_with_gates_computed_again() -> None:
     Case("stable", recompute=True, dtype="bfloat16").check("fused")
-
-
-@pytest.mark.parametrize(
-    ("case", "team"),
-    [
-        *((Case(batch=7, layer_norm=True, peephole=True), team) for team in (2, 3)),
-        *((Case(batch=7, directions="all", sizes=True), team) for team in (2, 3, 6)),  # 2, 1, 2 groups
-        (Case(batch=7, directions="all", recompute=True), 4),
-    ],
-    ids=str,
-)
-def test_threads_agree_with_one(case: Case, team: int, threads: Callable[[int], None]) -> None:
-    threads(1)
-    alone = case.run("fused", torch.float64)
-    threads(team)
-    together, again = (case.run("fused", torch.float64) for _ in range(2))
-    for name, result in together.items():
-        torch.testing.assert_close(result, alone[name], rtol=0, atol=1e-12)
-        assert torch.equal(result, again[name]), f"{name} differs between two runs"
-
-
-@pytest.mark.parametrize(
-    ("dirs", "threads", "most_groups", "expected"),
-    [
-        (1, 4, None, (1, 4)),
-        (4, 1, None, (1, 1)),
-        (4, 2, None, (2, 1)),
-        (4, 3, None, (1, 3)),
-        (4, 6, None, (2, 3)),
-        (4, 16, None, (4, 4)),
-        (4, 16, 3, (2, 8)),
-        (3, 2, None, (1, 2)),
-    ],
-)
-def test_how_threads_share_large_sweeps(
-    dirs: int, threads: int, most_groups: int | None, expected: tuple[int, int]
-) -> None:
-    assert split.split(10**10, 10, dirs, threads, most_groups) == expected
-
-
-def test_how_threads_share_small_sweeps() -> None:
-    most, least = split.SWEEP_OPERATIONS, split.WAVEFRONT_OPERATIONS
-    assert split.split(most, 1, 1, 8) == (1, 1)  # not enough for a second thread
-    assert split.split(most, 1, 4, 8) == (4, 1)
-    assert split.split(8 * most, 8 * most // least, 1, 8) == (1, 1)  # too little in a wavefront
-    assert split.split(8 * most, 8 * most // least, 4, 8) == (4, 1)
-    assert split.split(8 * most, 4 * most // least, 4, 8) == (4, 2)
-    assert split.split(0, 1, 4, 8) == (1, 1)
-
-
-def test_with_fewer_threads_than_openmp_was_asked_for() -> None:
-    code = """
-import torch
-from mdlstm_tk import MDLSTM
-torch.manual_seed(0)
-layer, x = MDLSTM(2, 32, directions="all"), torch.randn(8, 16, 16, 2, requires_grad=True)
-results = []
-for threads in (1, 4):
-    torch.set_num_threads(threads)
-    y = layer(x)
-    results.append([y, *torch.autograd.grad(y.sum(), [x, *layer.parameters()])])
-assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-"""
-    limit = {**os.environ, "OMP_THREAD_LIMIT": "2"}
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=limit)
-
-
-def test_sweeps_at_once_from_several_threads(threads: Callable[[int], None]) -> None:
-    threads(2)
-    case = Case(batch=7)
-    truth, results = case.layer("fused", torch.float64), []
-    x = torch.randn(7, 20, 20, 2, dtype=torch.float64)
-    expected = truth(x)
-    workers = [threading.Thread(target=lambda: results.append(truth(x))) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert len(results) == 4 and all(torch.equal(result, expected) for result in results)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_starts_threads_of_its_own(threads: Callable[[int], None]) -> None:
-    threads(2)
-    layer, x = Case().layer("fused", torch.float64), torch.randn(3, 5, 8, 2, dtype=torch.float64)
-    with torch.no_grad():
-        expected = layer(x)
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if torch.equal(layer(x), expected) else 1)
-    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize(
@@ -339,63 +212,6 @@ def test_which_backend_runs_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
         MDLSTM(2, 8, backend="fused")(x)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_memory_kept_for_backward(recompute: bool) -> None:
-    layer, x = MDLSTM(1, 32, directions="all", recompute=recompute), torch.randn(2, 16, 16, 1)
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        layer(x)
-    given = [x, *layer.parameters()]
-    total = sum(kept.values()) - sum(t.untyped_storage().nbytes() for t in given)
-    numbers = 2 * 32 if recompute else (5 + 2) * 32  # (G + 2)·n a cell and direction
-    assert 0 < total <= 1.05 * numbers * 4 * 2 * 16 * 16 * 4
-
-
-@pytest.mark.parametrize("recompute", [False, True])
-def test_peak_memory_of_training(recompute: bool) -> None:
-    layer = MDLSTM(1, 32, backend="fused", recompute=recompute)
-    x, grad = torch.randn(1, 128, 128, 1), torch.randn(1, 128, 128, 32)
-    layer(x).backward(grad)
-    cells = 128 * 128
-    numbers = 2 if recompute else 5 + 2
-    assert cells * 2 * 32 * 4 < _peak(lambda: layer(x).backward(grad)) <= 1.25 * cells * numbers * 32 * 4
-
-
-def test_peak_memory_of_training_where_threads_have_a_dx_each() -> None:
-    layer = MDLSTM(128, 32, directions="all", backend="fused")
-    x, grad = torch.randn(1, 128, 128, 128, requires_grad=True), torch.randn(1, 128, 128, 128)
-    torch.set_num_threads(4)
-    layer(x).backward(grad)
-    kept, dx = 128 * 128 * 4 * (5 + 2) * 32 * 4, x.nbytes
-    assert kept + 2 * dx < _peak(lambda: layer(x).backward(grad)) <= 1.25 * kept + dx
-
-
-def test_memory_of_inference() -> None:
-    layer, x = MDLSTM(1, 32, backend="fused"), torch.randn(1, 128, 128, 1)
-    cells = 128 * 128
-    with torch.no_grad():
-        layer(x)
-        peak = _peak(lambda: layer(x))
-    assert cells * 32 * 4 < peak < 1.25 * cells * 32 * 4  # the output and two wavefronts
-
-
-def _peak(run: Callable[[], object]) -> int:
-    """Bytes of tensors that `run` has at most, beside those there were before."""
-    with torch.profiler.profile(profile_memory=True) as profile:
-        run()
-    now = peak = 0
-    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    return peak
-
-
 def test_without_a_place_for_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
 
@@ -476,30 +292,6 @@ def test_sizes_and_signs_that_do_not_fit_are_refused() -> None:
             op_module.wavefront(*inputs, sizes, signs, "graves", False, False, "fused")
 
 
-def test_a_thread_that_cannot_start_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(split, "SWEEP_OPERATIONS", 1)
-    monkeypatch.setattr(split, "WAVEFRONT_OPERATIONS", 1)
-    monkeypatch.setattr(team_module, "_openmp", lambda: None)
-    monkeypatch.setattr(team_module, "_queues", [])
-    layer, x = Case(batch=7).layer("fused", torch.float64), torch.randn(7, 5, 8, 2, dtype=torch.float64)
-    expected = layer(x)
-    torch.set_num_threads(2)
-
-    def start(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as context:
-        context.setattr(threading.Thread, "start", start)
-        assert torch.equal(layer(x), expected)
-    assert torch.equal(layer(x), expected)  # and with one, once there can be
-
-
-def test_tables_of_few_large_grids_are_kept() -> None:
-    large = [wavefronts((128, 128 + k)) for k in range(1, 7)]
-    assert wavefronts((128, 134)) is large[-1]
-    assert wavefronts((128, 129)) is not large[0]
-
-
 def test_a_mean_starts_a_new_loop() -> None:
     a = Value.load("a", 0)
     centred = a - a.mean(dim=-1, keepdim=True)
@@ -509,19 +301,3 @@ def test_a_mean_starts_a_new_loop() -> None:
     assert kernel.slots == ["a", "b"]
     doubled = [value for value in kernel.values if value.op == "multiply" and value.args[0] is square]
     assert kernel.spilled == doubled  # loads are loaded again, means are one number
-
-
-def test_the_threads_are_torchs_own_whoever_else_brings_openmp() -> None:
-    pytest.importorskip("sklearn.svm")
-    code = """
-from pathlib import Path
-import torch, sklearn.svm
-from mdlstm_tk.backends.team import _openmp
-own = _openmp()
-print("none" if own is None else Path(torch.__file__).parent.name in Path(own._name).parts)
-"""
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    if loaded.stdout.strip() == "none":
-        assert team_module._openmp() is None
-        pytest.skip("torch has no GNU OpenMP here")
-    assert loaded.stdout.strip() == "True"
