@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk.backends.choice import Choice, check_backend, choose
+from mdlstm_tk.backends.inputs import check_sizes
 from mdlstm_tk.backends.tables import inside_of
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.errors import InputError
@@ -258,13 +259,7 @@ class MDLSTM(nn.Module):
                 f"x must have the layer's dtype {self.weight_ih_l0.dtype}, got {x.dtype}; "
                 "convert one of them with .to(dtype)"
             )
-        if sizes is None:
-            return
-        if tuple(sizes.shape) != (x.shape[0], self.ndim) or sizes.dtype != torch.int64:
-            raise InputError(
-                f"sizes must be int64 of shape (N, D) = ({x.shape[0]}, {self.ndim}), "
-                f"got {sizes.dtype} of shape {tuple(sizes.shape)}"
-            )
+        check_sizes(sizes, x.shape[0], self.ndim)
 
     def extra_repr(self) -> str:
         shown = {

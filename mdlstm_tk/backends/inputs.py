@@ -55,10 +55,19 @@ def check_inputs(inputs: Sequence[Tensor | None], sizes: Tensor | None, signs: S
                 f"{name} must be {x.dtype} of shape {shapes[name]}, "
                 f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
             )
-    if sizes is not None and (tuple(sizes.shape) != (x.shape[0], ndim) or sizes.dtype != torch.int64):
-        raise InputError(
-            f"sizes must be int64 of shape (N, D) = ({x.shape[0]}, {ndim}), "
-            f"got {sizes.dtype} of shape {tuple(sizes.shape)}"
-        )
+    check_sizes(sizes, x.shape[0], ndim)
     if len(signs) != dirs * ndim or any(sign not in (1, -1) for sign in signs):
         raise InputError(f"directions must be {dirs}·{ndim} signs (1 or -1), got {list(signs)}")
+
+
+def check_sizes(sizes: Tensor | None, batch: int, ndim: int) -> None:
+    """Sizes, if there are any, are those of `batch` samples.
+
+    Raises:
+        InputError: they have another shape or dtype.
+    """
+    if sizes is not None and (tuple(sizes.shape) != (batch, ndim) or sizes.dtype != torch.int64):
+        raise InputError(
+            f"sizes must be int64 of shape (N, D) = ({batch}, {ndim}), "
+            f"got {sizes.dtype} of shape {tuple(sizes.shape)}"
+        )
