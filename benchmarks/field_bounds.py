@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from mdlstm_tk.tasks import GaussianField
+from mdlstm_tk.data import GaussianField
 
 SIDE = 32
 JITTER = 1e-9  # of a cell's variance: fields have fewer waves than cells

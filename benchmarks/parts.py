@@ -15,9 +15,11 @@ from unittest import mock
 from numba import cfunc, types
 from numba.extending import intrinsic
 
-from mdlstm_tk.backends import compiled, fused_cpu, numba_kernels
-from mdlstm_tk.backends.jit import OPTIONS, jit
-from mdlstm_tk.benchmark import Run, Shape, contenders, interleave, torch_threads
+from mdlstm_tk.backends.cpu import compile as compiled
+from mdlstm_tk.backends.cpu import kernels as numba_kernels
+from mdlstm_tk.backends.cpu import launch as fused_cpu
+from mdlstm_tk.backends.cpu.jit import OPTIONS, jit
+from mdlstm_tk.benchmark.layer import Run, Shape, contenders, interleave, torch_threads
 
 SHAPES = (
     Shape(16, (8, 8), 1, 16),

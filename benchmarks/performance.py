@@ -20,7 +20,7 @@ from typing import Any
 
 import parts
 
-from mdlstm_tk.benchmark import Measurement
+from mdlstm_tk.benchmark.layer import Measurement
 from mdlstm_tk.cli.bench import COLUMNS, RUNTIME_COLUMNS, cells, runtime_cells
 from mdlstm_tk.export.benchmark import RuntimeMeasurement
 

@@ -13,7 +13,7 @@ from mdlstm_tk.cli.console import note, print_json, table
 from mdlstm_tk.errors import InputError, require
 
 if TYPE_CHECKING:
-    from mdlstm_tk.benchmark import Measurement, Shape
+    from mdlstm_tk.benchmark.layer import Measurement, Shape
     from mdlstm_tk.export.benchmark import RuntimeMeasurement
 
 COLUMNS = (
@@ -53,7 +53,7 @@ def bench(
     require("torch", "train")
     import torch
 
-    from mdlstm_tk.benchmark import Shape
+    from mdlstm_tk.benchmark.layer import Shape
 
     if dtype not in DTYPES:
         raise InputError(f"--dtype must be one of {', '.join(DTYPES)}, got '{dtype}'")
@@ -71,8 +71,8 @@ def _bench_layer(
 ) -> None:
     import torch
 
-    from mdlstm_tk.benchmark import SHAPES, measure
-    from mdlstm_tk.training.ranks import pick_device
+    from mdlstm_tk.benchmark.layer import SHAPES, measure
+    from mdlstm_tk.training.distributed import pick_device
 
     target = str(pick_device(device))
     if target != "cpu":
@@ -94,7 +94,7 @@ def _bench_runtime(shapes: list[Shape], counts: list[int], device: str, seconds:
     require("onnx", "train")
     onnxruntime = require("onnxruntime", "cpu")
     from mdlstm_tk.export.benchmark import RUNTIME_SHAPES, measure_cold_start, measure_runtime
-    from mdlstm_tk.export.lower import FORMS
+    from mdlstm_tk.export.lowering.lower import FORMS
 
     cases = list(product(shapes or RUNTIME_SHAPES, counts, FORMS))
     rows: list[RuntimeMeasurement] = []

@@ -70,12 +70,12 @@ def _compare_on_task(base: TrainConfig, seeds: int, output: Path | None, force: 
     """All networks of a task with equally many parameters: a table of errors on test data."""
     from mdlstm_tk.models import names
     from mdlstm_tk.training import Progress, make_task
-    from mdlstm_tk.training.contest import contest
+    from mdlstm_tk.training.comparison import compare_models
     from mdlstm_tk.training.loop import WINDOW
-    from mdlstm_tk.training.plots import plot_comparison
-    from mdlstm_tk.training.run import Run, new_run
+    from mdlstm_tk.training.run_folder import Run, new_run
+    from mdlstm_tk.viz.plots import plot_comparison
 
-    kind = make_task(base).facts.kind
+    kind = make_task(base).spec.kind
     models = names(kind)
     folder = new_run(f"compare-{base.task}", output, force).folder
     note(f"training {', '.join(models)} on {base.task}, {seeds} seeds of {base.steps} steps, into {folder}")
@@ -86,7 +86,7 @@ def _compare_on_task(base: TrainConfig, seeds: int, output: Path | None, force: 
             errors = ", ".join(f"{name} {value:.3g}" for name, value in state.errors.items())
             live(done, f"{model}, seed {seed}: loss {state.loss:.3g}, {errors}")
 
-        results = contest(base, seeds, folder, report)
+        results = compare_models(base, seeds, folder, report)
     (folder / "summary.json").write_text(json_module.dumps(results, indent=2) + "\n", encoding="utf-8")
     title = f"{base.task} {base.size}, {seeds} seeds, equally many parameters"
     curves = {
@@ -117,8 +117,8 @@ def _compare_on_diagonal(
     """The seed's comparison: overall and relevant loss over the steps."""
     from mdlstm_tk.training import Progress, train
     from mdlstm_tk.training.loop import WINDOW
-    from mdlstm_tk.training.plots import plot_comparison
-    from mdlstm_tk.training.run import Run, new_run
+    from mdlstm_tk.training.run_folder import Run, new_run
+    from mdlstm_tk.viz.plots import plot_comparison
 
     steps, size = base.steps, base.size
     if steps < WINDOW:

@@ -22,10 +22,10 @@ def demo(
     from mdlstm_tk.cli.infer import infer
     from mdlstm_tk.cli.train import run_training
     from mdlstm_tk.cli.verify import verify
+    from mdlstm_tk.data import DiagonalTask
     from mdlstm_tk.runtime import load_array, save_array
-    from mdlstm_tk.tasks import DiagonalTask
     from mdlstm_tk.training import TrainConfig
-    from mdlstm_tk.training.run import new_run
+    from mdlstm_tk.training.run_folder import new_run
 
     config = TrainConfig(steps=steps)
     run = new_run("demo", output, force)

@@ -129,7 +129,8 @@ def _onnxruntime() -> Iterator[Check]:
         available = onnxruntime.get_available_providers()
     except Exception:  # told by its own line above
         return
-    from mdlstm_tk.runtime import cuda, start
+    from mdlstm_tk.runtime import cuda
+    from mdlstm_tk.runtime import providers as start
 
     yield _tried("onnxruntime on CPU", "onnxruntime", lambda: _run_tiny("cpu"))
     if start.CUDA not in available:
@@ -196,7 +197,7 @@ def _tried(name: str, module: str, action: Callable[[], str]) -> Check:
 
 def _run_tiny(device: str) -> str:
     """Run a model of one addition; returns the provider it ran on."""
-    from mdlstm_tk.runtime.start import start
+    from mdlstm_tk.runtime.providers import start
 
     session = start(TINY, "a model of one node", device, threads=1, tf32=False).session
     y = session.run(None, {"x": np.asarray([1, 2], np.float32)})[0]

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mdlstm_tk.cli.console import next_command, note, print_json, quoted
-from mdlstm_tk.cli.places import find_place
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.sizes import parse_size, show_size
+from mdlstm_tk.export.targets import find_place
+from mdlstm_tk.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +72,7 @@ def export(
     require("torch", "train")
     require("onnx", "train")
     require("onnxruntime", "cpu")
-    from mdlstm_tk.runtime.files import check_free
+    from mdlstm_tk.runtime.io.files import ensure_writable
     from mdlstm_tk.training import latest_run, load_checkpoint, open_run
 
     found = open_run(run) if run else latest_run()
@@ -87,7 +87,7 @@ def export(
     with tempfile.TemporaryDirectory() as scratch:
         targets = _targets(found, sizes, Path(scratch) if place else output)
         for target in targets:
-            check_free(target, force)
+            ensure_writable(target, force)
         reports = [
             export_run(found, checkpoint, grid, path, **options)
             for grid, path in zip(sizes, targets, strict=True)
@@ -112,21 +112,21 @@ def export_run(
     """Export a run's checkpoint for one grid, or for any; options as of `export_onnx`."""
     from mdlstm_tk.export import export_onnx
 
-    facts = checkpoint.facts
+    spec = checkpoint.spec
     source = run.best if run.best.exists() else run.last
     about = {
         "model": checkpoint.config.model,
-        "task": facts.name,
-        "kind": facts.kind,
-        "classes": facts.classes or None,
+        "task": spec.name,
+        "kind": spec.kind,
+        "classes": spec.classes or None,
         "checkpoint_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
     }
-    inputs = task_inputs(facts.name, grid or facts.size)
+    inputs = task_inputs(spec.name, grid or spec.size)
     return export_onnx(
         checkpoint.network(),
         path,
         grid=grid,
-        channels=facts.channels,
+        channels=spec.channels,
         channels_last=True,
         inputs=inputs,
         about=about,
@@ -138,7 +138,7 @@ def task_inputs(
     task: str | None, grid: tuple[int, ...], seed: int = 0
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Matrices of the diagonal task to verify its networks with, where there are any of that size."""
-    from mdlstm_tk.tasks import DiagonalTask
+    from mdlstm_tk.data import DiagonalTask
 
     if task != "diagonal" or min(grid) < 3:
         return {}
@@ -171,7 +171,7 @@ def _summary(report: Report) -> dict[str, object]:
 
 def _targets(run: Run, sizes: Sequence[tuple[int, ...] | None], output: Path | None) -> list[Path]:
     """Where each size goes."""
-    names = [f"model-{show_size(grid) if grid else 'any'}.onnx" for grid in sizes]
+    names = [f"model-{format_size(grid) if grid else 'any'}.onnx" for grid in sizes]
     if len(set(names)) < len(names):
         raise InputError(f"--size names a size twice: {', '.join(names)}")
     if output is None:

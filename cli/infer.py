@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mdlstm_tk.cli.console import err, next_command, note, progress, quoted
-from mdlstm_tk.cli.find import find_model
 from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.runtime.model_discovery import find_model
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime import Session
-    from mdlstm_tk.runtime.batches import Outcome
-    from mdlstm_tk.runtime.formats import Arrays
+    from mdlstm_tk.runtime.batching import Outcome
+    from mdlstm_tk.runtime.io.formats import Arrays
     from mdlstm_tk.runtime.jobs import Job
 
 STDIO = "-"
@@ -81,9 +81,9 @@ def infer(
     and the exit code is 1. Folders are searched to the bottom, but for hidden files and *.out.* results.
     """
     from mdlstm_tk.runtime import Session
-    from mdlstm_tk.runtime.formats import read_arrays
+    from mdlstm_tk.runtime.io.formats import read_arrays
+    from mdlstm_tk.runtime.io.npy import MAX_BYTES
     from mdlstm_tk.runtime.jobs import for_answers, plan_jobs
-    from mdlstm_tk.runtime.npy import MAX_BYTES
 
     limit = max_bytes or MAX_BYTES
     if skip_existing and force:
@@ -130,7 +130,7 @@ def infer(
             path, jobs, batch_size, limit, device=kind, threads=threads, timeout=timeout, workers=workers
         )
     else:
-        from mdlstm_tk.runtime.batches import infer_files
+        from mdlstm_tk.runtime.batching import infer_files
 
         outcomes = infer_files(session, jobs, batch_size, limit)
     _report(outcomes, len(jobs), skipped, quiet)
@@ -140,7 +140,7 @@ def infer(
 
 def _one(job: Job, arrays: Arrays, session: Session, batch_size: int | None, quiet: bool) -> None:
     """Run one file and show what came of it."""
-    from mdlstm_tk.runtime.batches import run_batches, write_results
+    from mdlstm_tk.runtime.batching import run_batches, write_results
 
     results = dict(run_batches(session, arrays.items(), batch_size))
     text = write_results(job, {name: results[name] for name in arrays}, session.metadata)
@@ -155,7 +155,7 @@ def _one(job: Job, arrays: Arrays, session: Session, batch_size: int | None, qui
             shown = job.source if name is None else f"{name!a} in {job.source}"
             note(f"{shown} {x.shape} → {job.target} {y.shape}")
         if err().is_terminal and x.ndim == y.ndim == 2:
-            from mdlstm_tk.cli.show import show_grids
+            from mdlstm_tk.viz.terminal_heatmap import show_grids
 
             show_grids(err(), {"input": x, "prediction": y})
     if job.target != STDIO:
@@ -205,21 +205,21 @@ def _free(jobs: Sequence[Job], skip_existing: bool, force: bool) -> list[Job]:
     Raises:
         InputError: a result is in the way and may be neither kept nor replaced.
     """
-    from mdlstm_tk.runtime.files import check_free
+    from mdlstm_tk.runtime.io.files import ensure_writable
 
     free = []
     for job in jobs:
         if job.target != STDIO:
             if skip_existing and os.path.isfile(job.target):
                 continue
-            check_free(Path(job.target), force)
+            ensure_writable(Path(job.target), force)
         free.append(job)
     return free
 
 
 def _first_grids(jobs: Sequence[Job], max_bytes: int) -> list[tuple[int, ...]]:
     """The grids of the first files, as far as they can be read: by them a model is chosen among several."""
-    from mdlstm_tk.runtime.formats import read_arrays
+    from mdlstm_tk.runtime.io.formats import read_arrays
 
     grids = []
     for job in jobs[:LOOKED_AT]:

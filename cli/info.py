@@ -37,7 +37,7 @@ def info(
 
 def _model_facts(path: Path, max_bytes: int | None) -> dict[str, Any]:
     from mdlstm_tk.runtime import Session
-    from mdlstm_tk.runtime.npy import MAX_BYTES
+    from mdlstm_tk.runtime.io.npy import MAX_BYTES
 
     with Session(path, "cpu", max_bytes=max_bytes or MAX_BYTES) as session:
         return {"kind": "model", "bytes": path.stat().st_size, **asdict(session.metadata)}
@@ -46,7 +46,7 @@ def _model_facts(path: Path, max_bytes: int | None) -> dict[str, Any]:
 def _run_facts(folder: Path) -> dict[str, Any]:
     require("torch", "train")
     from mdlstm_tk.training import load_checkpoint, open_run
-    from mdlstm_tk.training.run import measured
+    from mdlstm_tk.training.run_folder import measured
 
     run = open_run(folder)
     last = load_checkpoint(run.last if run.last.exists() else run.best)
@@ -57,7 +57,7 @@ def _run_facts(folder: Path) -> dict[str, Any]:
     return {
         "kind": "run",
         **asdict(last.config),
-        "task": last.facts.name,
+        "task": last.spec.name,
         "steps_done": last.step,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "best_step": best.step,

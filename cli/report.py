@@ -27,13 +27,13 @@ def report(
     for module in ("torch", "jinja2", "matplotlib"):
         require(module, "train")
     from mdlstm_tk.report import write_report
-    from mdlstm_tk.runtime.files import check_free, replacing
+    from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
     from mdlstm_tk.training import latest_run, open_run
 
     found = open_run(run) if run else latest_run()
     target = output or found.report
-    check_free(target, force or output is None)
-    with replacing(target) as temporary:
+    ensure_writable(target, force or output is None)
+    with atomic_write(target) as temporary:
         page = write_report(found, (lambda message: None) if quiet else note)
         temporary.write_text(page, encoding="utf-8")
     if not quiet:

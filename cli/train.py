@@ -10,10 +10,10 @@ import typer
 
 from mdlstm_tk.cli.console import next_command, note, progress, quoted
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.sizes import show_size
+from mdlstm_tk.sizes import format_size
 
 if TYPE_CHECKING:
-    from mdlstm_tk.tasks import Task
+    from mdlstm_tk.data import Task
     from mdlstm_tk.training import Progress, Run, TrainConfig
 
 CHANGEABLE = ("steps", "device", "workers", "tensorboard", "data")
@@ -88,8 +88,8 @@ def train(
     require("torch", "train")
     from mdlstm_tk.training import build, load_checkpoint
     from mdlstm_tk.training.build import too_long
-    from mdlstm_tk.training.ranks import join
-    from mdlstm_tk.training.run import Run, new_run, open_run
+    from mdlstm_tk.training.distributed import join
+    from mdlstm_tk.training.run_folder import Run, new_run, open_run
 
     if resume is not None:
         if output is not None or config is not None:
@@ -117,7 +117,7 @@ def train(
         )
     run_training(chosen, run, resume is not None, quiet, found)
     if ranks.leads:
-        next_command(f"mdlstm export {quoted(run.folder)} --size {show_size(found.facts.size)}")
+        next_command(f"mdlstm export {quoted(run.folder)} --size {format_size(found.spec.size)}")
 
 
 def run_training(
@@ -126,10 +126,10 @@ def run_training(
     """Train with a live line, then draw the run's pictures. Also when interrupted."""
     from mdlstm_tk.training import load_checkpoint, train
     from mdlstm_tk.training.build import make_task
+    from mdlstm_tk.training.distributed import join
+    from mdlstm_tk.training.evaluation import evaluate_run
     from mdlstm_tk.training.loop import WINDOW
-    from mdlstm_tk.training.pictures import draw_run
-    from mdlstm_tk.training.ranks import join
-    from mdlstm_tk.training.result import conclude
+    from mdlstm_tk.viz.run_pictures import draw_run
 
     task = task or make_task(config)
     if not join(config.device).leads:
@@ -137,7 +137,7 @@ def run_training(
         return
     done = load_checkpoint(run.last).step if resume else 0
     note(
-        f"training {config.model} on {task.name} {show_size(task.facts.size)} for {config.steps} steps "
+        f"training {config.model} on {task.name} {format_size(task.spec.size)} for {config.steps} steps "
         f"into {run.folder}"
     )
     start = time.perf_counter()
@@ -164,11 +164,11 @@ def run_training(
                 draw_run(run, task)
             raise
     seconds = time.perf_counter() - start
-    result = conclude(run, task, seconds)
+    result = evaluate_run(run, task, seconds)
     draw_run(run, task)
     if result["errors"]:
         errors = ", ".join(f"{name} {value:.5g}" for name, value in result["errors"].items())
-        note(f"best weights, on {result['stream']} data: {errors}")
+        note(f"best weights, on {result['split']} data: {errors}")
     note(f"done in {seconds:.1f} s: {run.curves}, {run.prediction}, {run.best}")
 
 
@@ -212,4 +212,4 @@ def _name(config: TrainConfig, task: Task) -> str:
     """What a new run is called: model and size, and in front the task if it is not the diagonal."""
     model = config.model.rpartition(":")[2].lower()
     prefix = "" if task.name == "diagonal" else f"{task.name}-"
-    return f"{prefix}{model}-{show_size(task.facts.size)}"
+    return f"{prefix}{model}-{format_size(task.spec.size)}"

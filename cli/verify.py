@@ -12,12 +12,12 @@ import typer
 
 from mdlstm_tk.cli.console import next_command, note, print_json, quoted, table
 from mdlstm_tk.errors import InputError, ParityError, require
-from mdlstm_tk.sizes import show_size
+from mdlstm_tk.sizes import format_size
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from mdlstm_tk.export.diverge import Divergence
+    from mdlstm_tk.export.divergence import Divergence
     from mdlstm_tk.export.parity import Parity
     from mdlstm_tk.runtime import Metadata, Session
 
@@ -79,7 +79,7 @@ def verify(
     require("torch", "train")
     require("onnx", "train")
     from mdlstm_tk.export.parity import ATOL, RTOL, float64_reference
-    from mdlstm_tk.runtime.npy import MAX_BYTES
+    from mdlstm_tk.runtime.io.npy import MAX_BYTES
     from mdlstm_tk.training import load_checkpoint, open_run
 
     sessions = _sessions(model, device, max_bytes or MAX_BYTES, timeout)
@@ -146,7 +146,7 @@ def _cases(about: Metadata, own: Grid, seeds: range) -> Iterator[Case]:
         for seed in seeds:
             inputs = random_inputs(grid, about.channels, seed, about.channels_last)
             for name, x in (inputs | task_inputs(about.task, grid, seed)).items():
-                size = show_size(grid)
+                size = format_size(grid)
                 yield Case(f"{size}, {name}, seed {seed}", size if len(grids) > 1 else name, x)
 
 
@@ -181,7 +181,7 @@ def _runtimes(model: Path, network: nn.Module, sessions: list[Session]) -> dict[
 
 
 def _outcome(output: Any, expected: Any, about: Metadata, atol: float) -> Outcome:
-    from mdlstm_tk.export.diverge import first_divergence, wavefront_errors
+    from mdlstm_tk.export.divergence import first_divergence, wavefront_errors
     from mdlstm_tk.export.parity import compare
 
     parity = compare(output, expected, atol)
@@ -202,4 +202,4 @@ def _passed(outcomes: dict[str, Outcome]) -> bool:
 
 
 def _what(about: Metadata) -> str:
-    return f"{about.form}, {show_size(about.grid) if about.grid else 'any size'}"
+    return f"{about.form}, {format_size(about.grid) if about.grid else 'any size'}"

@@ -6,7 +6,7 @@
 
 from mdlstm_tk.export.api import Report, export_onnx
 from mdlstm_tk.export.capture import translation_table
-from mdlstm_tk.export.lower import lower
+from mdlstm_tk.export.lowering.lower import lower
 from mdlstm_tk.export.parity import Parity, float64_reference
 
 __all__ = ["Parity", "Report", "export_onnx", "float64_reference", "lower", "translation_table"]

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError, require
 from mdlstm_tk.export.capture import capture
-from mdlstm_tk.export.functions import outline
-from mdlstm_tk.export.lower import FORMS, lower
+from mdlstm_tk.export.lowering.functions import outline
+from mdlstm_tk.export.lowering.lower import FORMS, lower
 from mdlstm_tk.export.parity import ATOL, RTOL, Floats
-from mdlstm_tk.export.subject import Subject
-from mdlstm_tk.export.trial import Trial
+from mdlstm_tk.export.spec import Subject
+from mdlstm_tk.export.verification import Trial
 from mdlstm_tk.runtime import Metadata, Session
-from mdlstm_tk.runtime.files import replacing
+from mdlstm_tk.runtime.io.files import atomic_write
 
 ATOLS = {"float32": ATOL, "float16": 5e-3}
 
@@ -135,7 +135,7 @@ def export_onnx(
     metadata = replace(metadata, parity={"atol": atol, "rtol": RTOL, "max_abs": max_abs})
     _set_metadata(model, metadata)
     data = model.SerializeToString()
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(data)
     seconds = time.perf_counter() - start
     return Report(path, metadata, len(model.graph.node), len(data), max_abs, seconds)

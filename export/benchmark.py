@@ -14,7 +14,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from mdlstm_tk.benchmark import Shape, contenders, interleave, ratios_of, torch_threads
+from mdlstm_tk.benchmark.layer import Shape, contenders, interleave, ratios_of, torch_threads
 from mdlstm_tk.export.api import export_onnx
 from mdlstm_tk.runtime import Session
 
@@ -65,7 +65,7 @@ class RuntimeMeasurement:
 def measure_runtime(
     shape: Shape, form: str, seconds: float = 2.0, threads: int = 1, device: str = "cpu"
 ) -> RuntimeMeasurement:
-    """Export a layer of that shape and run it in turn with the contenders of `mdlstm_tk.benchmark`."""
+    """Export a layer of this shape and time it beside the contenders of `mdlstm_tk.benchmark`."""
     torch.manual_seed(0)
     runs, layer, x = contenders(shape, training=False)
     with tempfile.TemporaryDirectory() as folder, torch_threads(threads):

@@ -18,7 +18,7 @@ from onnxscript import opset18 as op
 from onnxscript import values
 from torch import Tensor, nn
 
-from mdlstm_tk import op as _registers_the_operator  # noqa: F401
+from mdlstm_tk import operator as _registers_the_operator  # noqa: F401
 from mdlstm_tk.errors import MDLSTMError
 
 DOMAIN = "mdlstm"

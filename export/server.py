@@ -13,8 +13,8 @@ from pathlib import Path
 
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.ports import Port, ports, read_model
-from mdlstm_tk.runtime.files import replacing, staging
+from mdlstm_tk.export.tensor_spec import Port, ports, read_model
+from mdlstm_tk.runtime.io.files import atomic_write, staging
 
 MAX_BATCH = 64  # requests joined in one run: their memory adds up, so no more than most grids can afford
 TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64"}
@@ -62,7 +62,7 @@ def write_server_repo(model: Path, repository: Path, name: str, *, force: bool =
             os.rename(stage / name, folder)
         else:
             if not fits:
-                with replacing(config) as temporary:
+                with atomic_write(config) as temporary:
                     temporary.write_text(text, encoding="utf-8")
             os.rename(stage / name / version, folder / version)
     return folder / version / "model.onnx"

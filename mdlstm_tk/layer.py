@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk.backends.choice import Choice, check_backend, choose
-from mdlstm_tk.backends.inputs import check_sizes
-from mdlstm_tk.backends.tables import inside_of
-from mdlstm_tk.cells import get_cell
+from mdlstm_tk.backends.dispatch import Choice, check_backend, choose
+from mdlstm_tk.backends.tables import valid_mask
+from mdlstm_tk.backends.validation import check_sizes
+from mdlstm_tk.cells.equations import get_cell
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.op import sweep
+from mdlstm_tk.operator import sweep
 from mdlstm_tk.wavefront import Direction, resolve_directions
 
 MERGES = ("concat", "sum", "mean")
@@ -63,7 +63,7 @@ class MDLSTM(nn.Module):
         recompute: for big grids: training keeps h and c of each cell alone, 2·n numbers rather than
             (G + 2)·n, and backward computes the gates again, which costs one more product.
 
-    Parameters of layer k, directions in front, gates in the order of `mdlstm_tk.cells`:
+    Parameters of layer k, directions in front, gates in the order of `mdlstm_tk.cells.equations`:
         weight_ih_l{k}: (dirs, G·n, C)
         weight_hh_l{k}: (dirs, D, G·n, n)
         bias_l{k}: (dirs, G·n), if `bias`
@@ -161,8 +161,8 @@ class MDLSTM(nn.Module):
         Input weights U(±√(3/C)), which gives W x the variance of x (LeCun et al. 1998). Recurrent
         weights of each gate orthogonal over all axes together, [U_1 … U_D] [U_1 … U_D]ᵀ = I (Saxe et
         al. 2014). Peepholes 0. Biases 0 but for forget and mixing gates, which start as their cell
-        says (`mdlstm_tk.cells`), and for g, which starts at U(±1/√n): with it at 0, an all-zero grid is
-        a fixed point of the sweep, and an unstable one (gradients of 1e9 at 64×64, of 1 with it).
+        says (`mdlstm_tk.cells.equations`), and for g, which starts at U(±1/√n): with it at 0, an all-zero
+        grid is a fixed point of the sweep, and an unstable one (gradients of 1e9 at 64×64, of 1 with it).
 
         With layer norm the gates' starts are the norm's shifts, and the bias before the norm starts at
         N(0, 1). An all-zero grid would otherwise have variance 0 in every norm, and each of them
@@ -225,7 +225,7 @@ class MDLSTM(nn.Module):
             x = x.movedim(1, -1)
         if sizes is not None:
             sizes = sizes.to(x.device)
-            x = x.masked_fill(~inside_of(x.shape[1:-1], sizes)[..., None], 0)
+            x = x.masked_fill(~valid_mask(x.shape[1:-1], sizes)[..., None], 0)
         if prod(self.window) > 1:
             x = blocks(x, self.window)
             if sizes is not None:

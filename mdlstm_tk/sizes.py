@@ -25,6 +25,6 @@ def parse_size(text: str, ndim: int = 2) -> tuple[int, ...]:
     return extents
 
 
-def show_size(extents: tuple[int, ...]) -> str:
+def format_size(extents: tuple[int, ...]) -> str:
     """(8, 12) → "8x12"."""
     return "x".join(map(str, extents))

@@ -69,7 +69,7 @@ class Wavefronts:
         return np.where(back < 0, -1, back - self.starts[max(t - 1, 0)])
 
 
-def kept_per_grid(function: F) -> F:
+def grid_cache(function: F) -> F:
     """Keep what `function(grid, …)` returned for the last 64 small grids, and for the last 4 large ones."""
     small, large = lru_cache(maxsize=64)(function), lru_cache(maxsize=4)(function)
 
@@ -80,7 +80,7 @@ def kept_per_grid(function: F) -> F:
     return cast("F", kept)
 
 
-@kept_per_grid
+@grid_cache
 def wavefronts(grid: tuple[int, ...]) -> Wavefronts:
     """The wavefronts of `grid`, a tuple of D ≥ 1 extents ≥ 1 (cached).
 

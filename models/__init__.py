@@ -14,19 +14,19 @@ Your own network joins the registry from your own file:
 and `mdlstm train --model my_file.py:deep` trains it.
 """
 
-from mdlstm_tk.models.networks import CellwiseNet, HorizontalNet, MDNet, RasterNet, SnakeNet
-from mdlstm_tk.models.readers import Classifier, ConvNet, Recogniser, Scaled, Segmenter
+from mdlstm_tk.models.grids import GridNet, HorizontalNet, MDNet, RasterNet, SnakeNet
+from mdlstm_tk.models.heads import Classifier, ConvNet, Normalized, Recogniser, Segmenter
 from mdlstm_tk.models.registry import create, names, options_of, register
 
 __all__ = [
-    "CellwiseNet",
     "Classifier",
     "ConvNet",
+    "GridNet",
     "HorizontalNet",
     "MDNet",
+    "Normalized",
     "RasterNet",
     "Recogniser",
-    "Scaled",
     "Segmenter",
     "SnakeNet",
     "create",

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,35 +16,6 @@ from mdlstm_tk.cli.export import export_run
 from mdlstm_tk.training import Run, TrainConfig, load_checkpoint, train
 
 torch.set_num_threads(1)  # tests run side by side
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a call of `mdlstm` came to."""
-
-    code: int
-    out: str
-    err: str
-
-
-def mdlstm(
-    *arguments: object,
-    cwd: Path | None = None,
-    stdin: bytes | None = None,
-    env: dict[str, str] | None = None,
-) -> Result:
-    """Call `mdlstm` in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "mdlstm_tk", *map(str, arguments)],
-        cwd=cwd,
-        input=stdin,
-        capture_output=True,
-        env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1", **(env or {})},
-        check=False,
-    )
-    return Result(
-        done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-    )
 
 
 @pytest.fixture(scope="session")

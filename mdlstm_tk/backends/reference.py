@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.step import CellParameters, cell_step
-from mdlstm_tk.cells import Cell
+from mdlstm_tk.cells.equations import Cell
+from mdlstm_tk.cells.step import CellParameters, cell_step
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.wavefront import Direction
 
@@ -31,7 +31,7 @@ def forward(
     directions: Sequence[Direction],
     cell: Cell,
 ) -> Tensor:
-    """Arguments as `mdlstm_tk.op.wavefront`; returns h (N, *grid, dirs, n)."""
+    """Arguments as `mdlstm_tk.operator.wavefront`; returns h (N, *grid, dirs, n)."""
     if 0 in x.shape[1:-1]:
         raise InputError(f"a grid needs extents of at least 1, got {tuple(x.shape[1:-1])}")
     outputs = [

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdlstm_tk.wavefront import Direction, Indices, kept_per_grid, visiting_order, wavefronts
+from mdlstm_tk.wavefront import Direction, Indices, grid_cache, visiting_order, wavefronts
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ def _tables(grid: tuple[int, ...], directions: tuple[Direction, ...], device: to
     )
 
 
-_kept_tables = kept_per_grid(_tables)
+_kept_tables = grid_cache(_tables)
 
 
-def inside_of(grid: Sequence[int], sizes: Tensor) -> Tensor:
+def valid_mask(grid: Sequence[int], sizes: Tensor) -> Tensor:
     """(N, *grid) bool: does the position lie inside that sample's valid extent?"""
     batch = sizes.shape[0]  # not len(sizes), which is a constant in an export
     inside = sizes.new_ones(batch, *grid, dtype=torch.bool)

@@ -14,17 +14,17 @@ import numpy.typing as npt
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from mdlstm_tk._version import __version__
+from mdlstm_tk.data import TaskSpec
+from mdlstm_tk.data.metrics import texts
 from mdlstm_tk.errors import InputError, MissingExtraError
-from mdlstm_tk.report.edits import Edit, align
+from mdlstm_tk.report.evaluation import Example, Judgement, judge
 from mdlstm_tk.report.exports import BATCH, measure_exports
-from mdlstm_tk.report.figures import Picture, curves, embed
-from mdlstm_tk.report.judge import Example, Judgement, judge
-from mdlstm_tk.runtime.decode import labels, probabilities, transcripts
-from mdlstm_tk.sizes import show_size
-from mdlstm_tk.tasks import Facts
-from mdlstm_tk.tasks.measures import texts
+from mdlstm_tk.report.text_alignment import Edit, align
+from mdlstm_tk.runtime.postprocessing import labels, probabilities, transcripts
+from mdlstm_tk.sizes import format_size
 from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, load_checkpoint, make_task
-from mdlstm_tk.training.panels import class_colour, panels_of
+from mdlstm_tk.viz.panels import class_colour, panels_of
+from mdlstm_tk.viz.svg import Picture, curves, embed
 
 SHARES = (
     "error",
@@ -71,7 +71,7 @@ def write_report(run: Run, tell: Callable[[str], None] = lambda message: None) -
         MissingExtraError: there are exports, but ONNX Runtime is not installed.
     """
     checkpoint = load_checkpoint(run.checkpoint)
-    config, facts = checkpoint.config, checkpoint.facts
+    config, spec = checkpoint.config, checkpoint.spec
     network = checkpoint.network()
     judgement, missing = None, ""
     try:
@@ -91,25 +91,25 @@ def write_report(run: Run, tell: Callable[[str], None] = lambda message: None) -
         date=datetime.now().astimezone(),
         run=run.folder,
         config=config,
-        facts=facts,
+        spec=spec,
         step=checkpoint.step,
         steps=records[-1]["step"] if records else checkpoint.step,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         seconds=result.get("seconds"),
         errors=result["errors"] if result else judgement.errors if judgement else {},
-        stream=result["stream"] if result else judgement.stream if judgement else "",
+        split=result["split"] if result else judgement.split if judgement else "",
         curves=curves(records) if records else [],
         validated=any(record.get("validation") for record in records),
         missing=missing,
         judgement=judgement,
-        first=[_show(example, facts) for example in judgement.first] if judgement else [],
-        worst=[_show(example, facts) for example in judgement.worst] if judgement else [],
-        colours=[class_colour(k) for k in range(len(facts.classes))],
+        first=[_show(example, spec) for example in judgement.first] if judgement else [],
+        worst=[_show(example, spec) for example in judgement.worst] if judgement else [],
+        colours=[class_colour(k) for k in range(len(spec.classes))],
         classes=_classes(judgement),
-        confused=_confused(judgement, facts),
+        confused=_confused(judgement, spec),
         matrix=MATRIX,
         frequent=FREQUENT,
-        exports=measure_exports(run, facts.size),
+        exports=measure_exports(run, spec.size),
         batch=BATCH,
         settings=_settings(config),
     )
@@ -124,7 +124,7 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        measure=_measure, percent=_percent, size=show_size, duration=_duration, bytes=_bytes, ms=_ms
+        measure=_measure, percent=_percent, size=format_size, duration=_duration, bytes=_bytes, ms=_ms
     )
     return environment.get_template("report.html")
 
@@ -138,16 +138,16 @@ def _result(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
         return {}
 
 
-def _show(example: Example, facts: Facts) -> Shown:
+def _show(example: Example, spec: TaskSpec) -> Shown:
     batch, prediction = example.batch, example.prediction
-    pictures = [embed(panel) for panel in panels_of(batch, prediction, facts)]
+    pictures = [embed(panel) for panel in panels_of(batch, prediction, spec)]
     plain = Shown(example.number + 1, pictures, example.error)
-    if facts.kind == "classify":
+    if spec.kind == "classify":
         said, truth = int(labels(prediction)[0]), int(batch.y[0])
         sure = float(probabilities(prediction)[0, said])
-        return replace(plain, said=facts.classes[said], truth=facts.classes[truth], sure=sure)
-    if facts.kind == "transcribe":
-        (text,), (true,) = transcripts(prediction, facts.classes), texts(batch, facts)
+        return replace(plain, said=spec.classes[said], truth=spec.classes[truth], sure=sure)
+    if spec.kind == "transcribe":
+        (text,), (true,) = transcripts(prediction, spec.classes), texts(batch, spec)
         return replace(plain, said=text, truth=true, edits=tuple(align(text, true)))
     return plain
 
@@ -169,7 +169,7 @@ def _classes(judgement: Judgement | None) -> list[dict[str, Any]]:
     ]
 
 
-def _confused(judgement: Judgement | None, facts: Facts) -> list[tuple[str, str, int]]:
+def _confused(judgement: Judgement | None, spec: TaskSpec) -> list[tuple[str, str, int]]:
     """Truth, what it was taken for, and how often: the most frequent ones."""
     if judgement is None or judgement.confusion is None:
         return []
@@ -177,7 +177,7 @@ def _confused(judgement: Judgement | None, facts: Facts) -> list[tuple[str, str,
     np.fill_diagonal(wrong, 0)
     order = np.argsort(wrong, axis=None, kind="stable")[::-1][:FREQUENT]
     places = [divmod(int(place), len(wrong)) for place in order]
-    return [(facts.classes[t], facts.classes[s], int(wrong[t, s])) for t, s in places if wrong[t, s]]
+    return [(spec.classes[t], spec.classes[s], int(wrong[t, s])) for t, s in places if wrong[t, s]]
 
 
 def _settings(config: TrainConfig) -> list[tuple[str, Any, Any, bool]]:

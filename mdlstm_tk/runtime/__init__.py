@@ -5,7 +5,7 @@
 >>> y = session(x)                          # x (8, 8), (8, 8, C) or (N, 8, 8, C)
 """
 
-from mdlstm_tk.runtime.arrays import load_array, save_array
+from mdlstm_tk.runtime.io.arrays import load_array, save_array
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.session import Session
 

@@ -8,8 +8,8 @@ from functools import cache
 from typing import NamedTuple
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.arrays import STDIO
-from mdlstm_tk.runtime.formats import FORMATS, READABLE, Format, suffix_of
+from mdlstm_tk.runtime.io.arrays import STDIO
+from mdlstm_tk.runtime.io.formats import FORMATS, READABLE, Format, suffix_of
 
 ANSWERS: dict[str, Format] = {"classify": "txt", "transcribe": "txt", "segment": "png"}
 """By kind of task, the format of what its models' outputs say: labels, texts, masks."""

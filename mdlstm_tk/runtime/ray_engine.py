@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk.errors import MDLSTMError, require
-from mdlstm_tk.runtime.batches import WINDOW, Outcome, infer_files
+from mdlstm_tk.runtime.batching import WINDOW, Outcome, infer_files
+from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.jobs import Job
-from mdlstm_tk.runtime.npy import MAX_BYTES
 from mdlstm_tk.runtime.session import Session
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk.errors import InputError, MDLSTMError, require
-from mdlstm_tk.runtime.bound import BoundRuns
-from mdlstm_tk.runtime.guard import check_model
+from mdlstm_tk.runtime.cuda_graph import BoundRuns
+from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array, read_capped
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.npy import FLOAT_BYTES, MAX_BYTES, Array, read_capped
+from mdlstm_tk.runtime.providers import one_line, start
+from mdlstm_tk.runtime.security.model_check import check_model
 from mdlstm_tk.runtime.shapes import Shapes
-from mdlstm_tk.runtime.start import one_line, start
 
 
 class Session:
@@ -28,8 +28,8 @@ class Session:
 
     Several threads may call it at once; on CUDA with graphs they take turns.
 
-    The model may come from anybody: see `mdlstm_tk.runtime.guard` for what is refused, and for what
-    cannot be.
+    The model may be untrusted: see `mdlstm_tk.runtime.security.model_check` for what is refused and
+    for what cannot be.
 
     Args:
         model: path of an `.onnx` file that `mdlstm export` wrote, or its bytes.

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.arrays import check_numbers
+from mdlstm_tk.runtime.io.arrays import check_numbers
+from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.npy import Array
 
 Grid = tuple[int, ...]
 

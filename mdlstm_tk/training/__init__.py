@@ -4,7 +4,7 @@ from mdlstm_tk.training.build import build, build_network, default_config, make_
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.loop import train
-from mdlstm_tk.training.run import Run, latest_run, open_run
+from mdlstm_tk.training.run_folder import Run, latest_run, open_run
 from mdlstm_tk.training.trainer import Progress, evaluate, predict
 
 __all__ = [

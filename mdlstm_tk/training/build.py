@@ -8,10 +8,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mdlstm_tk.data import (
+    KINDS,
+    DiagonalTask,
+    Digits,
+    DigitStrings,
+    GaussianField,
+    Task,
+    TaskSpec,
+    Textures,
+)
+from mdlstm_tk.data.folders import DEFAULTS, read_data
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.models import Recogniser, Scaled, create, options_of
-from mdlstm_tk.tasks import KINDS, DiagonalTask, Digits, DigitStrings, Facts, GaussianField, Task, Textures
-from mdlstm_tk.tasks.data import DEFAULTS, read_data
+from mdlstm_tk.models import Normalized, Recogniser, create, options_of
 from mdlstm_tk.training.config import TrainConfig
 
 NETWORK = ("layers", "cell", "directions", "layer_norm", "windows", "dropout")  # options it may lack
@@ -66,23 +75,23 @@ def make_task(config: TrainConfig) -> Task:
     return BUILT_IN[config.task][1](config)
 
 
-def build_network(config: TrainConfig, facts: Facts) -> nn.Module:
+def build_network(config: TrainConfig, spec: TaskSpec) -> nn.Module:
     """The untrained network of a config, the same each time.
 
     Raises:
         InputError: no such network or option, or it is not for this kind of task.
     """
     options = config.network_options()
-    if facts.target_std and "linear" in options_of(config.model, facts.kind):
+    if spec.target_std and "linear" in options_of(config.model, spec.kind):
         options["linear"] = True
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = create(config.model, facts.channels, facts.outputs, kind=facts.kind, **options)
+        network = create(config.model, spec.channels, spec.outputs, kind=spec.kind, **options)
     start_at = getattr(network, "start_at", None)
-    if facts.base_rate is not None and callable(start_at):
-        start_at(facts.base_rate)
-    if facts.mean:
-        network = Scaled(network, facts.mean, facts.std, facts.target_mean, facts.target_std)
+    if spec.base_rate is not None and callable(start_at):
+        start_at(spec.base_rate)
+    if spec.mean:
+        network = Normalized(network, spec.mean, spec.std, spec.target_mean, spec.target_std)
     return network
 
 
@@ -93,12 +102,12 @@ def build(config: TrainConfig) -> tuple[nn.Module, Task]:
         InputError: as `make_task` and `build_network`.
     """
     task = make_task(config)
-    return build_network(config, task.facts), task
+    return build_network(config, task.spec), task
 
 
 def too_long(network: nn.Module, task: Task) -> list[str]:
     """Names of the task's samples whose text has no room in the columns that the network makes of them."""
-    reader = network.network if isinstance(network, Scaled) else network
+    reader = network.network if isinstance(network, Normalized) else network
     if not isinstance(reader, Recogniser):
         return []
     pixels = reader.block[1]  # to a column

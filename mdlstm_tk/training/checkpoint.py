@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from mdlstm_tk._version import __version__
+from mdlstm_tk.data import DiagonalTask, TaskSpec
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.files import replacing
-from mdlstm_tk.tasks import DiagonalTask, Facts
+from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.build import build_network
 from mdlstm_tk.training.config import TrainConfig
 
@@ -34,7 +34,7 @@ class Checkpoint:
 
     Attributes:
         config: of the run.
-        facts: of its task.
+        spec: of its task.
         step: optimiser steps done.
         score: the lowest score so far (see `loop`), infinity before the first.
         best_step: the step that had it.
@@ -43,7 +43,7 @@ class Checkpoint:
     """
 
     config: TrainConfig
-    facts: Facts
+    spec: TaskSpec
     step: int
     score: float
     best_step: int
@@ -55,7 +55,7 @@ class Checkpoint:
         Raises:
             InputError: the weights are those of another network.
         """
-        network = build_network(self.config, self.facts)
+        network = build_network(self.config, self.spec)
         self.load_model(network)
         return network.eval()
 
@@ -120,13 +120,13 @@ def save_checkpoint(
         "score": state.score,
         "best_step": state.best_step,
         "config": asdict(state.config),
-        "facts": asdict(state.facts),
+        "spec": asdict(state.spec),
     }
     data = safetensors.torch.save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
         metadata={KEY: json.dumps(about)},
     )
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(data)
 
 
@@ -145,10 +145,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if about["schema"] != SCHEMA:
             raise InputError(f"{path} has schema {about['schema']}, this version reads {SCHEMA}")
         config = TrainConfig().updated(about["config"], str(path))
-        # files of version 0.1 are all of the diagonal task, and have no facts
-        facts = Facts.from_json(about["facts"]) if "facts" in about else DiagonalTask(config.grid).facts
+        # files of version 0.1 are all of the diagonal task, and have no spec
+        spec = TaskSpec.from_json(about["spec"]) if "spec" in about else DiagonalTask(config.grid).spec
         step, score = int(about["step"]), float(about["score"])
-        return Checkpoint(config, facts, step, score, int(about.get("best_step", step)), tensors)
+        return Checkpoint(config, spec, step, score, int(about.get("best_step", step)), tensors)
     except InputError:
         raise
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError):

@@ -32,7 +32,7 @@ class TrainConfig:
 
     Attributes:
         task: a built-in task, or the kind of `data`: "grid", "classify", "segment" or "transcribe".
-        data: a file or folder to train on, see `mdlstm_tk.tasks.data`; "" for a built-in task.
+        data: a file or folder to train on, see `mdlstm_tk.data.folders`; "" for a built-in task.
         model: a registered network, or "file.py:name".
         size: of the grids, "8" or "8x12", where the task can have any.
         steps: of the optimiser.

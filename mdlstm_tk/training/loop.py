@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk.data import Task
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.runtime.files import replacing
-from mdlstm_tk.sizes import show_size
-from mdlstm_tk.tasks import Task
+from mdlstm_tk.runtime.io.files import atomic_write
+from mdlstm_tk.sizes import format_size
 from mdlstm_tk.training.build import make_task
 from mdlstm_tk.training.checkpoint import load_checkpoint
 from mdlstm_tk.training.config import TrainConfig
-from mdlstm_tk.training.feed import feed
-from mdlstm_tk.training.ranks import Ranks, join
-from mdlstm_tk.training.run import Run
+from mdlstm_tk.training.dataloader import feed
+from mdlstm_tk.training.distributed import Ranks, join
+from mdlstm_tk.training.run_folder import Run
 from mdlstm_tk.training.trainer import Progress, Trainer
 
 WINDOW = 20  # steps that a running mean of the loss spans
@@ -58,7 +58,7 @@ def train(
     """
     ranks = join(config.device)
     task = task or make_task(config)
-    config = replace(config, size=show_size(task.facts.size))
+    config = replace(config, size=format_size(task.spec.size))
     part = ranks.part(config.batch_size)
     trainer = Trainer(config, task, ranks)
     if resume:
@@ -110,7 +110,7 @@ def _records(
         yield lambda record: None, lambda: None
         return
     run.remove_temporaries()
-    with replacing(run.config) as temporary:
+    with atomic_write(run.config) as temporary:
         temporary.write_text(config.to_toml(), encoding="utf-8")
     run.write_metrics(run.read_metrics()[:step] if step else [])
     events = None

@@ -15,14 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel
 
+from mdlstm_tk.data import Batch, Split, Task, batches
+from mdlstm_tk.data.base import Floats
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.tasks import Batch, Stream, Task, batches
-from mdlstm_tk.tasks.base import Floats
 from mdlstm_tk.training.build import build_network
 from mdlstm_tk.training.checkpoint import Checkpoint, save_checkpoint
 from mdlstm_tk.training.config import TrainConfig
-from mdlstm_tk.training.objectives import adam, learning_rate, loss_of
-from mdlstm_tk.training.ranks import Ranks
+from mdlstm_tk.training.distributed import Ranks
+from mdlstm_tk.training.losses import adam, learning_rate, loss_of
 
 EVALUATION_BATCH = 64
 
@@ -67,7 +67,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, task: Task, ranks: Ranks) -> None:
         self.config, self.task, self.ranks = config, task, ranks
-        self.network = build_network(config, task.facts).to(ranks.device)
+        self.network = build_network(config, task.spec).to(ranks.device)
         self.average: AveragedModel | None = None
         if config.average:
             self.average = AveragedModel(self.network, multi_avg_fn=partial(_average, config.average))
@@ -86,7 +86,7 @@ class Trainer:
     def save(self, *paths: Path) -> None:
         """Write checkpoints, if this process leads."""
         if self.ranks.leads:
-            state = Checkpoint(self.config, self.task.facts, self.step, self.score, self.best_step, {})
+            state = Checkpoint(self.config, self.task.spec, self.step, self.score, self.best_step, {})
             for path in paths:
                 save_checkpoint(path, state, self.network, self.average, self.optimizer)
 
@@ -104,7 +104,7 @@ class Trainer:
             group["lr"] = lr
         self.network.train()
         prediction = predict(self.parallel, batch, self.ranks.device, config.precision)
-        loss = loss_of(prediction, batch, self.task.facts)
+        loss = loss_of(prediction, batch, self.task.spec)
         self.optimizer.zero_grad()
         loss.backward()
         parameters = [p for p in self.network.parameters() if p.grad is not None]
@@ -124,7 +124,7 @@ class Trainer:
         return Progress(self.step, mean, _ratios(measured, sums), lr), stops > 0
 
     def judge(self) -> dict[str, float]:
-        """The errors on the validation stream, and with them whether these are the best weights so far.
+        """The errors on the validation split, and with them whether these are the best weights so far.
 
         The score is the first of them. A network that is meant for grids of any size is scored by the
         worst of all sizes that the task has for that. The weights judged are the averaged ones, if any.
@@ -172,12 +172,12 @@ def predict(network: nn.Module, batch: Batch, device: torch.device, precision: s
 def evaluate(
     network: nn.Module,
     task: Task,
-    stream: Stream,
+    split: Split,
     config: TrainConfig,
     ranks: Ranks | None = None,
     look: Callable[[Batch, Floats], None] = lambda batch, prediction: None,
 ) -> dict[str, float]:
-    """The errors of a network on all that a stream is judged by; {} if there is nothing.
+    """The errors of a network on all that a split is judged by; {} if there is nothing.
 
     `look` is shown each batch and what the network makes of it.
     """
@@ -186,9 +186,9 @@ def evaluate(
     network.eval()
     measured: dict[str, tuple[float, float]] = {}
     share = slice(ranks.rank, None, ranks.world)
-    if task.count(stream) == 0:
+    if task.count(split) == 0:
         return {}
-    for batch in batches(task, stream, config.seed, EVALUATION_BATCH, share):
+    for batch in batches(task, split, config.seed, EVALUATION_BATCH, share):
         prediction = predict(network, batch, device, config.precision).cpu().numpy()
         look(batch, prediction)
         for name, (total, count) in task.measure(prediction, batch).items():

@@ -1,0 +1,1 @@
+"""A web page that runs an exported model in the browser."""

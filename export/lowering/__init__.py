@@ -1,0 +1,1 @@
+"""From `mdlstm::Wavefront` nodes to standard ONNX operators."""

@@ -1,0 +1,1 @@
+"""The sweep on a CPU, compiled by Numba."""

@@ -1,0 +1,1 @@
+"""The sweep on an NVIDIA GPU, compiled by Triton."""

@@ -1,0 +1,1 @@
+"""The layer, measured against its matrix products and against other networks."""

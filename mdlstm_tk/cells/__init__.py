@@ -1,0 +1,1 @@
+"""Cells: equations, the recorded graph of a cell, and its gradient."""

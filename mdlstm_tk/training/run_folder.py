@@ -1,0 +1,143 @@
+"""Run folders: `runs/NAME/` with config, checkpoints, metrics and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.runtime.io.files import atomic_write
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of a run."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.safetensors"
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "last.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The one that counts: the best, or the last if training ended before there was one."""
+        return self.best if self.best.exists() else self.last
+
+    @property
+    def curves(self) -> Path:
+        return self.folder / "curves.png"
+
+    @property
+    def prediction(self) -> Path:
+        return self.folder / "prediction.png"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+    @property
+    def result(self) -> Path:
+        return self.folder / "result.json"
+
+    def remove_temporaries(self) -> None:
+        """Delete what a process that was killed had not finished writing."""
+        for path in (self.config, self.metrics, self.best, self.last):
+            for temporary in self.folder.glob(f".{path.name}.*"):
+                temporary.unlink(missing_ok=True)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """A record for each step, as far as whole lines go."""
+        if not self.metrics.exists():
+            return []
+        records = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+        return records
+
+    def write_metrics(self, records: list[dict[str, Any]]) -> None:
+        """Replace them all."""
+        with atomic_write(self.metrics) as temporary:
+            temporary.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+
+
+def measured(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What `metrics.jsonl` has of each step beside its number and learning rate."""
+    names = records[-1] if records else ("loss",)
+    return [name for name in names if name not in ("step", "lr", "validation")]
+
+
+def new_run(name: str, folder: Path | None, force: bool) -> Run:
+    """Make the folder of a new run: `folder`, or the first free of runs/NAME, runs/NAME-2, …
+
+    Raises:
+        InputError: `folder` holds something and `force` is false, or is a file.
+        MDLSTMError: it cannot be made.
+    """
+    if folder is None:
+        candidates = (RUNS / (name if k == 1 else f"{name}-{k}") for k in count(1))
+        folder = next(candidate for candidate in candidates if not candidate.exists())
+    elif folder.is_file():
+        raise InputError(f"{folder} is a file, expected a folder for the run; give another one with -o")
+    elif not force and folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty; give another folder with -o, or --force to train into it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise MDLSTMError(
+            f"cannot write to {folder}: {error.strerror or error}; choose another folder with -o"
+        ) from None
+    return Run(folder)
+
+
+def open_run(folder: Path) -> Run:
+    """The run in `folder`.
+
+    Raises:
+        InputError: there is no such folder, or no checkpoint in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"there is no run folder {folder}; make one with: mdlstm train -o {folder}")
+    run = Run(folder)
+    if not run.last.exists() and not run.best.exists():
+        raise InputError(
+            f"{folder} holds no checkpoint (best.safetensors or last.safetensors); "
+            "give the folder of a finished `mdlstm train`"
+        )
+    return run
+
+
+def latest_run() -> Run:
+    """The run in runs/ with the newest checkpoint.
+
+    Raises:
+        InputError: there is none.
+    """
+    checkpoints = list(RUNS.glob("*/last.safetensors"))
+    if not checkpoints:
+        raise InputError("there is no run in runs/ here; make one with: mdlstm train")
+    return Run(max(checkpoints, key=lambda path: path.stat().st_mtime_ns).parent)

@@ -1,0 +1,1 @@
+"""Plots and pictures of runs and samples. Importing this package imports neither torch nor Matplotlib."""

@@ -1,0 +1,54 @@
+"""`compile_triton.py FOLDER` compiles kernels for GPUs that need not be here, and leaves their assembly."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "0"
+os.environ["TRITON_CACHE_DIR"] = sys.argv[1]
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from mdlstm_tk.backends.cuda import codegen as triton_cells
+
+TABLES = ("starts", "visit", "back", "ahead")
+PARAMETERS = ("bias", "peephole", "norm_weight", "norm_bias")
+IN_X_DTYPE = ("operand", "next_operand", "output", "grad", "da", *PARAMETERS)
+
+
+def compiled(way: Any, cell: str, ndim: int, extras: bool, dtype: str, capability: int) -> Any:
+    kernel = triton_cells.kernel(way, cell, ndim, extras and cell == "graves", extras)
+    state = "fp64" if dtype == "fp64" else "fp32"
+    constants = {"AXES": ndim, "GATES": 3 + ndim, "UNITS": 21, "ROWS": 16, "BLOCK": 32}
+    constants |= {"KEEP_C": True, "KEEP_GATES": True}
+    if not extras:
+        absent = ("peephole", "norm_weight", "norm_bias")
+        constants |= dict.fromkeys([*absent, *(f"d{name}" for name in absent), "bias", "inside"])
+    signature, values = {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name], values[(place,)] = "constexpr", constants[name]
+        elif name in triton_cells.VARYING:
+            signature[name] = "i32"
+        elif name in TABLES:
+            signature[name] = "*i64"
+        elif name == "inside":
+            signature[name] = "*i1"
+        else:
+            signature[name] = f"*{dtype if name in IN_X_DTYPE else state}"
+    source = ASTSource(kernel, signature, values)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32))
+
+
+for way in ("forward", "backward"):
+    for cell, ndim, extras, dtype, capability in (
+        ("graves", 2, True, "bf16", 80),
+        ("graves", 1, False, "fp32", 90),
+        ("stable", 3, False, "fp64", 90),
+        ("leaky", 2, False, "fp16", 80),
+    ):
+        assembly = compiled(way, cell, ndim, extras, dtype, capability).asm["ptx"]
+        Path(sys.argv[1], f"{way}_{cell}_{dtype}.ptx").write_text(assembly)

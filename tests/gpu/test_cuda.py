@@ -1,0 +1,107 @@
+"""On a machine with CUDA: torch and ONNX Runtime there against the CPU and float64."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from helpers.parity import Case
+
+from mdlstm_tk import MDLSTM
+from mdlstm_tk.cells.equations import CELLS
+from mdlstm_tk.errors import DeviceError
+from mdlstm_tk.export import export_onnx, float64_reference
+from mdlstm_tk.models import create
+from mdlstm_tk.runtime import Session
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+needs_provider = pytest.mark.skipif(
+    not torch.cuda.is_available() or "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
+    reason="no CUDA device, or this onnxruntime was built without CUDA",
+)
+no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+
+
+@needs_cuda
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_layer_on_cuda_equals_the_cpu_with_every_gradient(cell: str) -> None:
+    torch.manual_seed(0)
+    layer = MDLSTM(2, 5, cell=cell, directions="all").double()
+    x = torch.randn(3, 5, 8, 2, dtype=torch.double)
+    sizes = torch.tensor([[5, 8], [2, 3], [1, 8]])
+    results = []
+    for device in ("cpu", "cuda"):
+        there = copy.deepcopy(layer).to(device)
+        y = there(x.to(device), sizes)
+        gradients = torch.autograd.grad(y.square().sum(), list(there.parameters()))
+        results.append([tensor.cpu() for tensor in (y, *gradients)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("backend", ["fused", "unrolled"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_both_backends_agree_with_reference(cell: str, backend: str, dtype: str) -> None:
+    """Shapes too big for Triton's interpreter; `test_triton.py` has the small ones."""
+    Case(cell, grid=(9, 14), batch=17, units=33, directions="all", sizes=True, dtype=dtype).check(
+        backend, "cuda"
+    )
+
+
+@needs_cuda
+def test_a_sweep_waits_for_nothing_and_can_be_captured() -> None:
+    layer = MDLSTM(2, 16, cell="stable", directions="all", layer_norm=True).cuda()
+    x = torch.randn(4, 6, 5, 2, device="cuda", requires_grad=True)
+    assert layer.backend_for(x) == ("fused", "compiled by Triton for the GPU")
+    leaves = [x, *layer.parameters()]
+
+    def step() -> tuple[torch.Tensor, ...]:
+        y = layer(x)
+        return (y, *torch.autograd.grad(y.square().sum(), leaves))
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replayed = step()
+    with torch.no_grad():
+        x.copy_(torch.randn_like(x))
+    graph.replay()
+    for found, expected in zip(replayed, step(), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@needs_provider
+@pytest.mark.parametrize("grid", [(8, 8), (5, 7), (32, 32)])
+def test_the_cuda_provider_equals_the_cpu_and_float64(grid: tuple[int, int], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = create("md", 1, 1, cell="stable", directions="all")
+    report = export_onnx(net, tmp_path / "m.onnx", grid=grid)
+    cpu, cuda = Session(report.path, "cpu"), Session(report.path, "cuda")
+    assert cuda.device == "cuda:0"
+    for batch in (1, 7):
+        x = np.random.default_rng(0).random((batch, *grid, 1), dtype=np.float32)
+        assert np.abs(cuda(x) - cpu(x)).max() <= 1e-5
+        assert np.abs(cuda(x) - float64_reference(net)(x)).max() <= 1e-5
+
+
+@no_cuda
+def test_asking_for_cuda_without_it_is_an_error_and_auto_says_cpu(model: Path) -> None:
+    with pytest.raises(DeviceError, match="device 'cuda' cannot be used"):
+        Session(model, "cuda")
+    assert Session(model, "auto").device == "cpu"

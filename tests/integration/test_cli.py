@@ -1,0 +1,204 @@
+"""The command line on good input: what lies where afterwards, and what goes to which stream."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.command import mdlstm
+
+from mdlstm_tk.cli.console import quoted
+from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime.model_discovery import find_model
+from mdlstm_tk.training import Run, load_checkpoint
+
+QUICK = ("--steps", "30", "--hidden", "4", "--batch-size", "4")
+
+
+@pytest.fixture
+def matrix(tmp_path: Path) -> Path:
+    np.save(tmp_path / "matrix.npy", np.random.default_rng(0).random((8, 8)) * 0.1)
+    return tmp_path / "matrix.npy"
+
+
+def test_the_main_job_with_bare_verbs(tmp_path: Path, matrix: Path) -> None:
+    done = mdlstm("train", *QUICK, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert done.out == ""
+    assert "30/30" in done.err
+    assert "next: mdlstm export runs/md-8x8 --size 8x8" in done.err
+    done = mdlstm("export", "--size", "8", "--size", "5x7", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "runs/md-8x8/model-5x7.onnx: x (N, 5, 7, 1) → y (N, 5, 7, 1)" in done.err
+    done = mdlstm("infer", "matrix.npy", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "model-8x8.onnx on cpu (CPUExecutionProvider)" in done.err
+    expected = Session(tmp_path / "runs/md-8x8/model-8x8.onnx", "cpu")(np.load(matrix))
+    np.testing.assert_array_equal(np.load(tmp_path / "matrix.out.npy"), expected)
+    np.save(tmp_path / "other.npy", np.zeros((5, 7)))
+    assert "model-5x7.onnx on cpu" in mdlstm("infer", "other.npy", cwd=tmp_path).err
+    done = mdlstm("verify", "runs/md-8x8/model-5x7.onnx", "--against", "runs/md-8x8", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert all(name in done.out for name in ("torch, float32", "ONNX Runtime, cpu", "reference evaluator"))
+    done = mdlstm("train", *QUICK, "-q", cwd=tmp_path)
+    assert (tmp_path / "runs/md-8x8-2/last.safetensors").exists()
+
+
+def test_settings_come_from_file_flags_and_set(tmp_path: Path) -> None:
+    (tmp_path / "cfg.toml").write_text('size = "5x6"\nhidden = 3\nsteps = 9\n')
+    done = mdlstm("train", "-c", "cfg.toml", "--set", "hidden=5", "--steps", "4", "-o", "a", cwd=tmp_path)
+    assert done.code == 0, done.err
+    config = load_checkpoint(tmp_path / "a/last.safetensors").config
+    assert (config.size, config.hidden, config.steps) == ("5x6", 5, 4)
+    done = mdlstm("train", "--resume", "a", "--steps", "6", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert len(Run(tmp_path / "a").read_metrics()) == 6
+    done = mdlstm("train", "--resume", "a", "--lr", "1", "--steps", "9", cwd=tmp_path)
+    assert done.code == 2
+    assert "--resume goes on with the run's own lr" in done.err
+
+
+def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mdlstm_tk", "train", "--steps", "100000", "-o", "run"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "run/best.safetensors").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130
+    assert "go on with: mdlstm train --resume run" in err
+    assert "Traceback" not in err
+    step = load_checkpoint(tmp_path / "run/last.safetensors").step
+    assert step == len(Run(tmp_path / "run").read_metrics()) >= 50
+    assert (tmp_path / "run/curves.png").exists()
+
+
+def test_info_and_json(trained: Run, model: Path) -> None:
+    about = json.loads(mdlstm("info", model, "--json").out)
+    assert about["grid"] == [8, 8]
+    assert about["model"] == "md"
+    spec = json.loads(mdlstm("info", trained.folder, "--json").out)
+    assert spec["steps_done"] == 150
+    assert spec["exports"] == ["model-8x8.onnx"]
+    assert "parameters" in mdlstm("info", trained.folder).out
+    results = json.loads(mdlstm("verify", model, "--json").out)
+    assert all(case["passed"] for cases in results.values() for case in cases.values())
+
+
+def test_export_prints_json(trained: Run, tmp_path: Path) -> None:
+    done = mdlstm("export", trained.folder, "--size", "4", "-o", tmp_path / "m.onnx", "--json")
+    (report,) = json.loads(done.out)
+    assert report["grid"] == [4, 4]
+    assert report["bytes"] == (tmp_path / "m.onnx").stat().st_size
+
+
+def test_verify_fails_with_3_for_a_model_of_another_run(trained: Run, model: Path, tmp_path: Path) -> None:
+    assert mdlstm("train", "--steps", "2", "-o", tmp_path / "other", "--seed", "1").code == 0
+    done = mdlstm("verify", model, "--against", tmp_path / "other")
+    assert done.code == 3
+    assert (
+        done.err.strip().splitlines()[-1].startswith("error: ONNX Runtime, cpu, ONNX reference evaluator")
+    )
+    assert "FAILED" in done.out
+
+
+def test_compare_draws_and_summarises(tmp_path: Path) -> None:
+    done = mdlstm("compare", "--seeds", "2", "--steps", "40", "--size", "5", cwd=tmp_path)
+    assert done.code == 0, done.err
+    folder = tmp_path / "runs/compare"
+    assert {"overall.png", "relevant.png", "summary.json"} <= {path.name for path in folder.iterdir()}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary) == {"md", "snake", "horizontal"}
+    assert len(summary["md"]["passes_at"]) == 2
+
+
+def test_compare_on_a_task_gives_all_networks_as_many_parameters(tmp_path: Path) -> None:
+    arguments = ("--task", "digits", "--seeds", "2", "--steps", "2", "--set", "hidden=4")
+    done = mdlstm("compare", *arguments, "--json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    results = json.loads(done.out)
+    assert list(results) == ["md", "horizontal", "snake", "1-NN", "RBF-SVM"]
+    assert all(len(entry["errors"]["error"]) == 2 for entry in results.values())
+    assert max(results["1-NN"]["errors"]["error"]) < 0.04
+    sizes = [results[model]["parameters"] for model in ("md", "horizontal", "snake")]
+    assert max(sizes) < 1.2 * min(sizes)
+    assert len(results["md"]["seconds"]) == 2
+    folder = tmp_path / "runs/compare-digits"
+    assert json.loads((folder / "summary.json").read_text()) == results
+    assert all((folder / name).exists() for name in ("loss.png", "snake-1/best.safetensors"))
+    assert (folder / "snake-1/prediction.png").exists()
+
+
+def test_a_task_has_its_own_defaults_and_its_run_its_name(tmp_path: Path) -> None:
+    arguments = ("--task", "digit-strings", "--hidden", "3", "--steps", "2", "--batch-size", "2")
+    done = mdlstm("train", *arguments, "--set", "evaluate_every=1", cwd=tmp_path)
+    assert done.code == 0, done.err
+    run = Run(tmp_path / "runs/digit-strings-md-12x88")
+    config = load_checkpoint(run.last).config
+    assert (config.schedule, config.hidden, config.clip) == ("cosine", 3, 1.0)
+    assert "best weights, on test data: character_error" in done.err
+    spec = json.loads(mdlstm("info", run.folder, "--json").out)
+    assert spec["task"] == "digit-strings"
+    assert spec["last_100_string_error"] == 1
+
+
+def test_demo_does_the_whole_job(tmp_path: Path) -> None:
+    done = mdlstm("demo", "--steps", "60", cwd=tmp_path)
+    assert done.code == 0, done.err
+    names = {path.name for path in (tmp_path / "runs/demo").iterdir()}
+    assert {"model-8x8.onnx", "model-32x32.onnx", "matrix.out.npy", "curves.png", "prediction.png"} <= names
+    assert "look at runs/demo/curves.png" in done.err
+
+
+def test_version_and_help(tmp_path: Path) -> None:
+    assert mdlstm("--version").out.startswith("mdlstm-tk ")
+    assert mdlstm().out == mdlstm("--help").out
+    for verb in ("train", "export", "infer", "verify", "info", "compare", "demo"):
+        assert verb in mdlstm("--help").out
+        assert "Usage: mdlstm" in mdlstm(verb, "--help").out
+
+
+def test_one_export_serves_every_size(trained: Run, tmp_path: Path) -> None:
+    done = mdlstm("export", trained.folder, "--form", "scan", "--sizes", "-o", tmp_path)
+    assert done.code == 0, done.err
+    assert "model-any.onnx: x (N, H, W, 1) → y (N, H, W, 1), scan" in done.err
+    np.save(tmp_path / "long.npy", np.zeros((1, 9)))
+    done = mdlstm("infer", "long.npy", "-m", ".", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert np.load(tmp_path / "long.out.npy").shape == (1, 9)
+    done = mdlstm("info", "model-any.onnx", cwd=tmp_path)
+    assert re.search(r"grid +any", done.out)
+    assert re.search(r"inputs +\('x', 'sizes'\)", done.out)
+
+
+def test_export_in_half_precision_with_functions_and_padding(trained: Run, tmp_path: Path) -> None:
+    options = ("--size", "6", "--dtype", "float16", "--functions", "--sizes", "--json")
+    done = mdlstm("export", trained.folder, *options, "-o", tmp_path / "m.onnx")
+    assert done.code == 0, done.err
+    assert 1e-5 < json.loads(done.out)[0]["max_abs"] < 5e-3
+    assert json.loads(done.out)[0]["nodes"] < 100
+    np.save(tmp_path / "small.npy", np.zeros((4, 5)))
+    done = mdlstm("infer", "small.npy", "-m", "m.onnx", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert np.load(tmp_path / "small.out.npy").shape == (4, 5)
+
+
+def test_a_model_for_any_size_is_taken_where_none_was_made_for_this_one(tmp_path: Path) -> None:
+    for name in ("model-any.onnx", "model-8x8.onnx", "model-4x4.onnx"):
+        (tmp_path / name).touch()
+    assert find_model(str(tmp_path), [(8, 8), (8, 8)]).name == "model-8x8.onnx"
+    assert find_model(str(tmp_path), [(5, 7)]).name == "model-any.onnx"
+    assert find_model(str(tmp_path), [(8, 8), (5, 7)]).name == "model-any.onnx"
+
+
+def test_commands_to_type_next_are_quoted_for_a_shell() -> None:
+    assert quoted(Path("runs/md-8x8")) == "runs/md-8x8"
+    assert quoted("it's mine") == "'it'\"'\"'s mine'"

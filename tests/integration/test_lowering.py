@@ -1,0 +1,285 @@
+"""Sweeps as standard ops: every cell, form, direction, dimension and size against float64, cell by cell.
+
+The graphs are made here, with one sweep and nothing else, so that nothing has to be captured.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from mdlstm_tk.backends import reference
+from mdlstm_tk.cells.equations import CELLS, get_cell
+from mdlstm_tk.cells.step import CellParameters
+from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.export.capture import DOMAIN, IR_VERSION, OPSET
+from mdlstm_tk.export.lowering import lower
+from mdlstm_tk.export.lowering.functions import outline
+from mdlstm_tk.export.lowering.lower import walk
+from mdlstm_tk.wavefront import Direction, resolve_directions, wavefronts
+
+CHANNELS = 2
+GRIDS = {1: (6,), 2: (3, 5), 3: (3, 2, 4), 4: (2, 3, 2, 2)}
+FORMS = ("unrolled", "scan", "scan, free")
+NAMES = ("weight_ih", "weight_hh", "bias", "peephole", "norm_weight", "norm_bias")
+
+
+@dataclass
+class Sweep:
+    """A sweep with contractive weights, as a graph and in float64."""
+
+    cell: str
+    directions: Sequence[Direction]
+    weights: dict[str, np.ndarray]
+
+    @classmethod
+    def random(
+        cls,
+        cell: str = "graves",
+        directions: int | str | Sequence[Direction] = 1,
+        ndim: int = 2,
+        units: int = 3,
+        *,
+        bias: bool = True,
+        peephole: bool = False,
+        layer_norm: bool = False,
+        dtype: type = np.float32,
+    ) -> Sweep:
+        rng = np.random.default_rng(0)
+        signs = resolve_directions(directions, ndim)
+        dirs, width = len(signs), (3 + ndim) * units
+        shapes = {
+            "weight_ih": (dirs, width, CHANNELS),
+            "weight_hh": (dirs, ndim, width, units),
+            "bias": (dirs, width) if bias else None,
+            "peephole": (dirs, 2 * ndim + 1, units) if peephole else None,
+            "norm_weight": (dirs, 4 + ndim, units) if layer_norm else None,
+            "norm_bias": (dirs, 4 + ndim, units) if layer_norm else None,
+        }
+        weights = {
+            name: rng.uniform(-0.4, 0.4, shape).astype(dtype) for name, shape in shapes.items() if shape
+        }
+        return cls(cell, signs, weights)
+
+    def captured(self, grid: Sequence[int], sizes: bool = False) -> onnx.ModelProto:
+        """The graph that a capture would make of it."""
+        kind = helper.np_dtype_to_tensor_dtype(self.weights["weight_ih"].dtype)
+        ndim = len(grid)
+        inputs = [helper.make_tensor_value_info("x", kind, ["N", *[None] * ndim, CHANNELS])]
+        if sizes:
+            inputs.append(helper.make_tensor_value_info("sizes", TensorProto.INT64, ["N", ndim]))
+        node = helper.make_node(
+            "Wavefront",
+            ["x", *(name if name in self.weights else "" for name in NAMES), "sizes" if sizes else ""],
+            ["y"],
+            name="sweep",
+            domain=DOMAIN,
+            directions=[sign for direction in self.directions for sign in direction],
+            grid=list(grid),
+            cell=self.cell,
+        )
+        output = helper.make_tensor_value_info("y", kind, [None] * (ndim + 3))
+        tensors = [numpy_helper.from_array(array, name) for name, array in self.weights.items()]
+        graph = helper.make_graph([node], "captured", inputs, [output], tensors)
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+
+    def exact(self, x: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
+        """h in float64."""
+        tensors = {name: torch.from_numpy(array).double() for name, array in self.weights.items()}
+        parameters = CellParameters(*(tensors.get(name) for name in NAMES[3:]))
+        return reference.forward(
+            torch.from_numpy(x).double(),
+            tensors["weight_ih"],
+            tensors["weight_hh"],
+            tensors.get("bias"),
+            parameters,
+            None if sizes is None else torch.from_numpy(sizes),
+            self.directions,
+            get_cell(self.cell),
+        ).numpy()
+
+
+def written(sweep: Sweep, form: str, grid: tuple[int, ...], sizes: bool = False) -> onnx.ModelProto:
+    """The sweep in standard ops alone, which is checked."""
+    free = form == "scan, free"
+    model = lower(sweep.captured([-1] * len(grid) if free else grid, sizes), form.split(",")[0])
+    onnx.checker.check_model(model, full_check=True)
+    assert {(opset.domain, opset.version) for opset in model.opset_import} == {("", 18)}
+    assert model.ir_version == 10  # ONNX Runtime 1.20 reads no newer one
+    nodes = list(walk(model.graph.node))
+    assert {node.domain for node in nodes} == {""}
+    assert max(Counter(node.name for node in nodes).values()) == 1
+    assert max(Counter(name for node in nodes for name in node.output).values()) == 1
+    return model
+
+
+def run(model: onnx.ModelProto, **inputs: np.ndarray) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    return session.run(None, inputs)[0]
+
+
+def random_x(batch: int, grid: Sequence[int], dtype: type = np.float32) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((batch, *grid, CHANNELS)).astype(dtype)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("sizes", [False, True], ids=["", "sizes"])
+@pytest.mark.parametrize("ndim", GRIDS, ids="{}D".format)
+@pytest.mark.parametrize("directions", [1, "all"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_sweep_is_within_1e_5_of_float64(
+    cell: str, directions: int | str | list[Direction], ndim: int, sizes: bool, form: str
+) -> None:
+    if ndim == 4 and directions == "all":
+        directions = [(1, 1, 1, 1), (-1, 1, -1, 1)]  # of 16, which would take their time
+    sweep, grid = Sweep.random(cell, directions, ndim), GRIDS[ndim]
+    model = written(sweep, form, grid, sizes)
+    for batch in (1, 3):
+        x = random_x(batch, grid)
+        given = {}
+        if sizes:
+            extents = [np.maximum(1, np.asarray(grid) - k) for k in range(batch)]
+            given["sizes"] = np.stack(extents).astype(np.int64)
+        error = np.abs(run(model, x=x, **given) - sweep.exact(x, **given))
+        assert error.max() <= 1e-5
+
+
+OPTIONS = {
+    "no bias": {"bias": False},
+    "peephole": {"peephole": True},
+    "layer norm": {"layer_norm": True},
+    "peephole, layer norm": {"peephole": True, "layer_norm": True},
+    "many units": {"units": 65},
+    "two backwards": {"directions": [(-1, 1), (-1, -1)]},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_is_within_1e_5_of_float64(option: str, form: str) -> None:
+    sweep = Sweep.random(**OPTIONS[option])
+    for grid in ((4, 3), (3, 4)):
+        x = random_x(2, grid)
+        error = np.abs(run(written(sweep, form, grid), x=x) - sweep.exact(x))
+        assert error.max() <= 1e-5
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_odd_grids(form: str) -> None:
+    sweep = Sweep.random("stable", "all")
+    free = written(sweep, form, (1, 1)) if form == "scan, free" else None
+    for grid in ((1, 1), (1, 7), (7, 1), (5, 8), (8, 5), (2, 2)):
+        x = random_x(2, grid)
+        model = free or written(sweep, form, grid)
+        np.testing.assert_allclose(run(model, x=x), sweep.exact(x), rtol=0, atol=1e-6, err_msg=str(grid))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"cell": "leaky", "directions": "all"}, {"peephole": True, "layer_norm": True}],
+    ids=["graves", "leaky, all", "peephole, layer norm"],
+)
+def test_float16_is_within_5e_3(options: dict, form: str) -> None:
+    sweep, grid = Sweep.random(dtype=np.float16, **options), (6, 5)
+    model = written(sweep, form, grid, sizes=True)
+    x, sizes = random_x(3, grid, np.float16), np.asarray([[6, 5], [2, 3], [1, 1]])
+    y = run(model, x=x, sizes=sizes)
+    assert y.dtype == np.float16
+    assert np.abs(y - sweep.exact(x, sizes)).max() <= 5e-3
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_float16_sweep_keeps_its_state_in_float32(form: str) -> None:
+    sweep, grid = Sweep.random(ndim=1, units=1, dtype=np.float16), (257,)
+    sweep.weights["weight_hh"][:] = 0
+    sweep.weights["weight_ih"][:] = [[0, 0], [0, 0], [1, 0], [0, 0]]
+    sweep.weights["bias"][:] = [20, 20, 0, 20]  # i = f = o = 1, g = tanh(x): c is a sum
+    x = np.full((1, *grid, CHANNELS), 2**-12, np.float16)  # too little to be seen beside 1 in float16
+    x[:, 0] = 20
+    y = run(written(sweep, form, grid), x=x)
+    assert np.abs(y - sweep.exact(x)).max() <= 1e-3
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_reference_evaluator_agrees(cell: str, form: str) -> None:
+    sweep, grid = Sweep.random(cell, [(1, 1), (-1, 1)]), (3, 4)
+    model, x = written(sweep, form, grid, sizes=True), random_x(2, grid)
+    sizes = np.asarray([[3, 4], [2, 1]])
+    outputs = ReferenceEvaluator(model).run(None, {"x": x, "sizes": sizes})
+    assert isinstance(outputs, list)
+    np.testing.assert_allclose(outputs[0], sweep.exact(x, sizes), rtol=0, atol=1e-6)
+
+
+def test_an_unrolled_graph_grows_with_the_wavefronts_and_a_scan_does_not() -> None:
+    sweep = Sweep.random(directions="all")
+    counts = {}
+    for form in FORMS:
+        for extent in (8, 16, 32):
+            counts[form, extent] = len(written(sweep, form, (extent, extent)).graph.node)
+    assert counts["unrolled", 32] - counts["unrolled", 16] == 2 * (
+        counts["unrolled", 16] - counts["unrolled", 8]
+    )
+    assert len({counts["scan", extent] for extent in (8, 16, 32)}) == 1
+    assert counts["scan", 8] < counts["scan, free", 8] < counts["unrolled", 8]
+
+
+def test_functions_are_one_named_node_a_wavefront_and_change_no_number() -> None:
+    sweep, grid = Sweep.random("stable", "all"), (6, 5)
+    plain = written(sweep, "unrolled", grid)
+    model = outline(plain)
+    onnx.checker.check_model(model, full_check=True)
+    calls = [node.name for node in model.graph.node if node.domain]
+    steps = len(wavefronts(grid))
+    assert calls[:steps] == [f"mdlstm_0/direction_++/wavefront_{t}" for t in range(steps)]
+    assert len(calls) == 4 * steps
+    assert len(model.functions) < steps  # alike wavefronts share one
+    assert all(node.name for function in model.functions for node in function.node)
+    assert len(model.graph.node) < 4 * steps + 40
+    x = random_x(3, grid)
+    np.testing.assert_array_equal(run(model, x=x), run(plain, x=x))
+
+
+def test_two_sweeps_in_one_graph() -> None:
+    first, second = Sweep.random("stable"), Sweep.random("leaky", [(-1, -1)])
+    model = first.captured((3, 4))
+    other = second.captured((3, 4))
+    for tensor in other.graph.initializer:
+        tensor.name += "'"
+    node = other.graph.node[0]
+    for k, name in enumerate(node.input):
+        node.input[k] = f"{name}'" if name and k else name
+    node.output[0], node.name = "z", "second"
+    model.graph.initializer.extend(other.graph.initializer)
+    model.graph.node.append(node)
+    model.graph.output.append(other.graph.output[0])
+    model.graph.output[1].name = "z"
+    x = random_x(2, (3, 4))
+    session = onnxruntime.InferenceSession(lower(model, "scan").SerializeToString())
+    for y, sweep in zip(session.run(None, {"x": x}), (first, second), strict=True):
+        np.testing.assert_allclose(y, sweep.exact(x), rtol=0, atol=1e-6)
+
+
+def test_a_sweep_that_cannot_be_written_out_is_named() -> None:
+    sweep = Sweep.random()
+    with pytest.raises(
+        MDLSTMError, match=r"mdlstm: the grid must be fixed to write its sweep out, got \(-1, 3\)"
+    ):
+        lower(sweep.captured((-1, 3)))
+    model = sweep.captured((3, 3))
+    model.graph.node[0].input[1] = "elsewhere"
+    with pytest.raises(MDLSTMError, match="mdlstm: the weight 'elsewhere' is computed in the graph"):
+        lower(model)

@@ -1,0 +1,79 @@
+"""Several processes train as one: the same losses, and one of them writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.training import Run, load_checkpoint
+from mdlstm_tk.training.distributed import Ranks, join
+
+RUN = ("train", "--task", "digit-strings", "--hidden", "4", "--steps", "12", "--batch-size", "8")
+SETTINGS = (  # each process draws dropout for itself
+    *("--set", "evaluate_every=6", "--set", "warmup=0", "--set", "average=0.9", "--set", "dropout=0"),
+)
+
+
+def launch(processes: int, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`mdlstm` alone, or under torchrun."""
+    start = ["-m", "mdlstm_tk"]
+    if processes > 1:
+        start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *start]
+    return subprocess.run(
+        [sys.executable, *start, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        check=False,
+    )
+
+
+def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
+    records = []
+    for processes in (1, 2):
+        done = launch(processes, *RUN, *SETTINGS, "-o", f"run-{processes}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        records.append(Run(tmp_path / f"run-{processes}").read_metrics())
+        assert done.stderr.count("next: mdlstm export") == 1
+    one, two = records
+    assert [record["step"] for record in two] == list(range(1, 13))
+    assert np.ptp([record["loss"] for record in one]) > 0.1
+    np.testing.assert_allclose([r["loss"] for r in one], [r["loss"] for r in two], rtol=0, atol=1e-5)
+    assert two[-1]["validation"] == pytest.approx(one[-1]["validation"], abs=0.01)
+    files = [{path.name for path in (tmp_path / f"run-{n}").iterdir()} for n in (1, 2)]
+    assert files[0] == files[1]
+    errors = [json.loads((tmp_path / f"run-{n}/result.json").read_text())["errors"] for n in (1, 2)]
+    assert errors[0] == pytest.approx(errors[1], abs=0.01)
+
+
+def test_two_processes_resume_and_refuse_what_they_cannot_share(tmp_path: Path) -> None:
+    small = ("--size", "4", "--hidden", "3", "--steps", "4")
+    done = launch(2, "train", *small, "-o", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = launch(2, "train", "--resume", "run", "--steps", "6", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert load_checkpoint(tmp_path / "run/last.safetensors").step == 6
+    done = launch(2, "train", *small, "--batch-size", "3", "-o", "odd", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "batch_size 3 cannot be shared by 2 processes evenly" in done.stderr
+    assert not (tmp_path / "odd").exists()
+
+
+def test_each_process_takes_its_share() -> None:
+    ranks = [Ranks(rank, 3, torch.device("cpu")) for rank in range(3)]
+    taken = [list(range(12))[each.part(12)] for each in ranks]
+    assert taken == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    with pytest.raises(InputError, match="evenly"):
+        ranks[0].part(10)
+    alone = join("cpu")
+    assert alone.leads
+    assert alone.total([1.0, 2.0]) == [1.0, 2.0]

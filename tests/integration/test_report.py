@@ -1,0 +1,338 @@
+"""`mdlstm report`: its numbers are the network's, it escapes what users name, and a browser shows it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element, TreeBuilder
+
+import numpy as np
+import pytest
+import torch
+from helpers.chromium import Chromium, find_chromium
+from helpers.command import mdlstm
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from mdlstm_tk.cli.report import report
+from mdlstm_tk.data.metrics import edit_distance
+from mdlstm_tk.report import write_report
+from mdlstm_tk.report.text_alignment import align
+from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime.postprocessing import transcripts
+from mdlstm_tk.training import Run, default_config, load_checkpoint, make_task, train
+from mdlstm_tk.training.evaluation import evaluate_run
+
+SCRIPT = "<script>document.title='taken over'</script>"
+TINY = {"steps": 6, "hidden": 4, "batch_size": 8, "evaluate_every": 3, "warmup": 0, "augment": 0.0}
+KINDS = ("grid", "classify", "segment", "transcribe")
+
+
+class Page(HTMLParser):
+    """A page as a tree."""
+
+    VOID = ("meta", "link", "img", "br")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.builder = TreeBuilder()
+        self.feed(html)
+        self.root = self.builder.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.builder.start(tag, {name: value or "" for name, value in attrs})
+        if tag in self.VOID:
+            self.builder.end(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        self.builder.end(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.builder.data(data)
+
+    def find(self, path: str) -> list[Element]:
+        return self.root.findall(f".//{path}")
+
+    def numbers(self) -> dict[str, float]:
+        """The exact values at the top."""
+        boxes = self.find("dl[@class='numbers']/div")
+        values = {text(box.find("dt")): box.find("dd/data") for box in boxes}
+        return {name: float(data.get("value", "")) for name, data in values.items() if data is not None}
+
+    def confusion(self, kind: str) -> np.ndarray:
+        rows = self.find(f"table[@class='confusion {kind}']/tbody/tr")
+        return np.array([[int(data.get("value", "")) for data in row.findall("td/data")] for row in rows])
+
+
+def text(element: Element | None) -> str:
+    assert element is not None
+    return " ".join(" ".join(element.itertext()).split())
+
+
+def pixels(image: Element) -> np.ndarray:
+    data = image.get("src", "").removeprefix("data:image/png;base64,")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+def samples(kind: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Sixty grids of up to 5×8 cells, in 5×8, 3×8, 5×2 and so on."""
+    x = rng.random((60, 5, 8))
+    sizes = np.stack([rng.integers(1, 6, 60), rng.integers(6, 9, 60)], axis=1)
+    bright = (x.mean((1, 2)) > 0.5).astype(int)
+    y: Any = {
+        "grid": np.roll(x, 1, axis=2),
+        "classify": np.array([SCRIPT, "b & c"])[bright],
+        "segment": np.where(rng.random(x.shape) < 0.1, -1, (x > 0.3).astype(int) + (x > 0.6)),
+        "transcribe": np.array(["<b>", " &a"])[bright],
+    }[kind]
+    return {"x": x, "y": y, "sizes": sizes}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run of each kind, trained for a few steps on data of its own, with its result."""
+
+    @cache
+    def make(kind: str) -> Run:
+        folder = tmp_path_factory.mktemp(kind)
+        np.savez(folder / "data.npz", **samples(kind, np.random.default_rng(0)))
+        config = default_config(kind, str(folder / "data.npz")).updated({**TINY, "validation": 0.7}, "here")
+        run = Run(folder / "run")
+        run.folder.mkdir()
+        task = make_task(config)
+        train(config, run, task=task)
+        evaluate_run(run, task, seconds=83.4)
+        run.report.write_text(write_report(run), encoding="utf-8")
+        return run
+
+    return make
+
+
+def judged(run: Run) -> Iterator[tuple[np.ndarray, Any, np.ndarray]]:
+    """x, y and prediction of each validation sample, alone and without padding."""
+    checkpoint = load_checkpoint(run.best)
+    network = checkpoint.network()
+    for x, y in make_task(checkpoint.config).sets["validation"]:  # type: ignore[attr-defined]
+        with torch.no_grad():
+            yield x, y, network(torch.from_numpy(x[None]))[0].numpy()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_at_the_top_is_the_result(kind: str, runs: Any) -> None:
+    run = runs(kind)
+    page, result = Page(run.report.read_text()), json.loads(run.result.read_text())
+    expected = {f"validation {name.replace('_', ' ')}": value for name, value in result["errors"].items()}
+    assert page.numbers() == {**expected, "parameters": result["parameters"]}
+    shown = [text(box) for box in page.find("dl[@class='numbers']/div")]
+    assert "training time 1 min 23 s" in shown
+    assert f"best step {result['step']} of 6" in shown
+    assert len(page.find("svg")) == 1 + len(result["errors"])
+    assert page.find("svg")[0].get("aria-label") == "loss over 6 steps of training"
+
+
+@pytest.mark.parametrize("kind", ["classify", "segment"])
+def test_the_confusion_matrix_counts_what_the_network_says(kind: str, runs: Any) -> None:
+    run = runs(kind)
+    classes = {"classify": 2, "segment": 3}[kind]
+    expected = np.zeros((classes, classes), dtype=int)
+    for _, y, logits in judged(run):
+        for truth, said in zip(np.ravel(y), np.ravel(logits.argmax(-1)), strict=True):
+            if truth >= 0:
+                expected[truth, said] += 1
+    page = Page(run.report.read_text())
+    np.testing.assert_array_equal(page.confusion(kind), expected)
+    wrong = 1 - expected.trace() / expected.sum()
+    assert page.numbers()["validation error"] == pytest.approx(wrong)
+    table = page.find("table[@class='figures']")[0]
+    for k, row in enumerate(table.findall("tbody/tr")):
+        count, missed, _, overlap = map(text, row.findall("td"))
+        assert count == f"{expected[k].sum():,}"
+        hit, union = expected[k, k], expected[k].sum() + expected[:, k].sum() - expected[k, k]
+        assert missed == f"{100 - 100 * hit / expected[k].sum():.1f} %"
+        assert overlap == f"{100 * hit / union:.1f} %"
+
+
+def test_texts_are_marked_with_the_edits_that_make_them_true(runs: Any) -> None:
+    run = runs("transcribe")
+    page = Page(run.report.read_text())
+    names = load_checkpoint(run.best).spec.classes
+    expected = []
+    for _, y, logits in judged(run):
+        (said,) = transcripts(logits[None], names)
+        expected.append((said, "".join(names[k - 1] for k in y)))
+    marked = page.find("span[@class='text']")[:8]
+    for span, (said, truth) in zip(marked, expected[:8], strict=True):
+        assert without(span, "del") == truth
+        assert without(span, "ins") == said
+    total = sum(edit_distance(said, truth) for said, truth in expected)
+    assert total > 0
+    assert f"on validation data: {total} edits" in text(page.find("section[@id='edits']")[0])
+
+
+def without(span: Element, tag: str) -> str:
+    """What the span reads without its children of this tag."""
+    pieces = (("" if child.tag == tag else child.text or "") + (child.tail or "") for child in span)
+    return (span.text or "") + "".join(pieces)
+
+
+@pytest.mark.parametrize(
+    ("said", "truth", "edits"),
+    [
+        ("", "", []),
+        ("", "ab", [("", "a"), ("", "b")]),
+        ("ab", "", [("a", ""), ("b", "")]),
+        ("cat", "cut", [("c", "c"), ("a", "u"), ("t", "t")]),
+        ("abc", "bc", [("a", ""), ("b", "b"), ("c", "c")]),
+    ],
+)
+def test_align(said: str, truth: str, edits: list[tuple[str, str]]) -> None:
+    assert align(said, truth) == edits
+
+
+def test_align_takes_as_few_edits_as_can_be() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        said, truth = ("".join(rng.choice(list("ab c"), rng.integers(0, 7))) for _ in range(2))
+        edits = align(said, truth)
+        assert ("".join(e.said for e in edits), "".join(e.truth for e in edits)) == (said, truth)
+        assert sum(e.said != e.truth for e in edits) == edit_distance(said, truth)
+
+
+def test_grids_are_shown_without_padding_and_with_their_error(runs: Any) -> None:
+    run = runs("grid")
+    page = Page(run.report.read_text())
+    everything = list(judged(run))
+    mse = np.concatenate([(y - p).ravel() ** 2 for _, y, p in everything]).mean()
+    assert page.numbers()["validation mse"] == pytest.approx(mse, rel=1e-4)
+    rows = page.find("figure[@class='row']")
+    numbers = [int(re.search(r"Sample (\d+)", text(row.find("figcaption")))[1]) for row in rows]  # type: ignore[index]
+    assert numbers[:3] == [1, 2, 3]
+    errors = [float(np.square(y - p).mean()) for _, y, p in everything]
+    assert numbers[3:] == [1 + k for k in np.argsort(errors[3:])[::-1][:3] + 3]
+    for row, number in zip(rows, numbers, strict=True):
+        x, y, prediction = everything[number - 1]
+        images = row.findall("figure/img")
+        assert len(images) == 4
+        assert all(pixels(image).shape == (*x.shape[:2], 3) for image in images)
+        largest = float(np.abs(prediction - y).max())
+        assert f"0 … {largest:.3g}" in text(row.findall("figure/figcaption")[3])
+        brightest = pixels(images[3]).sum(-1).argmax()
+        assert brightest == np.abs(prediction - y).argmax()
+
+
+def test_wrong_cells_are_red_and_unknown_ones_are_not(runs: Any) -> None:
+    run = runs("segment")
+    page = Page(run.report.read_text())
+    images = page.find("figure[@class='row']")[0].findall("figure/img")
+    _, y, logits = next(judged(run))
+    red = (pixels(images[3]) == (214, 40, 57)).all(-1)
+    np.testing.assert_array_equal(red, (y >= 0) & (logits.argmax(-1) != y))
+    plain, truth = pixels(images[0]), pixels(images[2])
+    np.testing.assert_array_equal((plain == truth).all(-1), y < 0)
+
+
+def test_names_are_escaped(runs: Any) -> None:
+    html = runs("classify").report.read_text()
+    assert SCRIPT not in html
+    assert "&lt;script&gt;document.title" in html
+    assert not Page(html).find("script")
+    assert "&lt;b&gt;" in runs("transcribe").report.read_text()
+
+
+def test_exports_with_their_parity_and_speed(trained: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(trained.folder, run.folder)
+    (run.folder / "model-broken.onnx").write_text("no model")
+    page = Page(write_report(run))
+    good, broken = page.find("section[@id='exports']")[0].findall(".//tbody/tr")
+    about = Session(run.folder / "model-8x8.onnx", "cpu").metadata
+    name, (form, grid, dtype, _, error, *times) = text(good.find("th")), map(text, good.findall("td"))
+    assert (name, form, grid, dtype) == ("model-8x8.onnx", "unrolled", "8x8", "float32")
+    assert error == f"{about.parity['max_abs']:.1e}"
+    assert len(times) == 3 and all(float(time) > 0 for time in times)
+    assert "not a model that ONNX Runtime can load" in text(broken)
+    with safe_open(run.best, "pt") as file:
+        tensors, kept = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    next(iter(tensors.values())).add_(1)
+    save_file(tensors, run.best, kept)
+    again = Page(write_report(run)).find("section[@id='exports']")[0].find(".//tbody/tr/th")
+    assert text(again) == "model-8x8.onnx of another checkpoint"
+
+
+def test_without_its_data_a_run_has_all_but_examples(runs: Any, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(runs("classify").folder, run.folder)
+    checkpoint = load_checkpoint(run.best)
+    gone = replace(checkpoint.config, data=str(tmp_path / "gone.npz"))
+    told: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mdlstm_tk.report.page.load_checkpoint", lambda _: replace(checkpoint, config=gone))
+        page = Page(write_report(run, told.append))
+    assert "gone.npz: there is no such file" in told[0]
+    assert "gone.npz: there is no such file" in text(page.find("section[@id='examples']")[0])
+    assert "validation error" in page.numbers()
+    assert not page.find("img")
+
+
+def test_a_run_without_a_result_is_measured(runs: Any, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(runs("segment").folder, run.folder)
+    run.result.unlink()
+    page = Page(write_report(run))
+    assert page.numbers() == Page(runs("segment").report.read_text()).numbers()
+    assert "training time unknown" in [text(box) for box in page.find("dl[@class='numbers']/div")]
+
+
+def test_the_command(runs: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = runs("grid")
+    run.report.unlink()
+    done = mdlstm("report", run.folder)
+    assert done.code == 0, done.err
+    assert done.out == ""
+    assert done.err.splitlines()[-1] == f"next: mdlstm export {run.folder}"
+    assert "default" in text(Page(run.report.read_text()).find("section[@id='configuration']")[0])
+    report(run.folder, tmp_path / "deep/page.html", quiet=True)
+    assert capfd.readouterr() == ("", "")
+    assert (tmp_path / "deep/page.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    program = find_chromium()
+    if program is None:
+        pytest.skip("there is no Chromium to open pages in")
+    chromium = Chromium(program, tmp_path_factory.mktemp("profile"))
+    yield chromium
+    chromium.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_a_browser(kind: str, runs: Any, browser: Chromium) -> None:
+    address = runs(kind).report.resolve().as_uri()
+    for width, scheme in ((360, "dark"), (1200, "light")):
+        browser.screen(width, 800, scheme=scheme, mobile=width < 500)
+        browser.open(address)
+        browser.until(f"document.readyState == 'complete' && location.href == {json.dumps(address)}")
+        assert browser.complaints() == []
+        assert {url for url in browser.requests() if not url.startswith("data:")} == {address}
+        assert browser.evaluate("document.title") == "data · md · mdlstm-tk"
+        assert browser.evaluate("document.scripts.length") == 0
+        assert browser.evaluate("[...document.images].every(i => i.alt && i.complete && i.naturalWidth)")
+        assert browser.evaluate("document.images.length") > 2
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        ink, paper = (
+            browser.evaluate(f"getComputedStyle(document.querySelector('{what}')).{colour}")
+            for what, colour in ((".curves text", "fill"), ("body", "backgroundColor"))
+        )
+        light = [sum(map(int, re.findall(r"\d+", shown)[:3])) > 384 for shown in (ink, paper)]
+        assert light == [scheme == "dark", scheme == "light"]

@@ -1,0 +1,167 @@
+"""`export --server-repo`: what NVIDIA Triton Inference Server would read, through its own protobuf."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from google.protobuf import text_format
+from helpers.command import mdlstm
+from onnx import TensorProto, helper
+from tritonclient.grpc import model_config_pb2
+
+from mdlstm_tk.cli.export import export
+from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.export.server import write_server_repo
+from mdlstm_tk.training import Run
+
+TYPES = {"TYPE_FP32": np.float32, "TYPE_FP16": np.float16, "TYPE_INT64": np.int64}
+
+
+def read(config: Path) -> model_config_pb2.ModelConfig:
+    return text_format.Parse(config.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+
+
+def save(path: Path, shape: list[object], kind: int = TensorProto.FLOAT, sizes: bool = False) -> Path:
+    """A model that gives x back, and takes the samples' sizes if asked to."""
+    inputs = [helper.make_tensor_value_info("x", kind, shape)]
+    if sizes:
+        inputs.append(helper.make_tensor_value_info("sizes", TensorProto.INT64, ["batch", 2]))
+    outputs = [helper.make_tensor_value_info("y", kind, shape)]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "identity", inputs, outputs)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), str(path)
+    )
+    return path
+
+
+def test_the_server_is_told_what_the_model_takes(trained: Run, tmp_path: Path) -> None:
+    done = mdlstm(
+        "export", trained.folder, "--server-repo", "served", "--size", "8", "--size", "5x7", cwd=tmp_path
+    )
+    assert done.code == 0, done.err
+    assert f"next: tritonserver --model-repository={tmp_path / 'served'}" in done.err
+    folders = sorted(path.name for path in (tmp_path / "served").iterdir())
+    assert folders == ["md-8x8", "md-8x8-5x7"]
+    for name, grid in (("md-8x8", [8, 8]), ("md-8x8-5x7", [5, 7])):
+        folder = tmp_path / "served" / name
+        config = read(folder / "config.pbtxt")
+        assert (config.name, config.backend) == (name, "onnxruntime")
+        assert config.max_batch_size > 1
+        assert config.HasField("dynamic_batching")
+        assert list(config.input[0].dims) == [*grid, 1]
+        (cuda,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+        assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"use_tf32": "0"})
+        session = onnxruntime.InferenceSession((folder / "1/model.onnx").read_bytes())
+        feeds = {
+            port.name: np.zeros((3, *port.dims), TYPES[model_config_pb2.DataType.Name(port.data_type)])
+            for port in config.input
+        }
+        outputs = session.run([port.name for port in config.output], feeds)
+        assert [list(y.shape) for y in outputs] == [[3, *port.dims] for port in config.output]
+
+
+def test_free_extents_sizes_and_float16(tmp_path: Path) -> None:
+    model = save(tmp_path / "m.onnx", ["batch", "H", "W", 3], TensorProto.FLOAT16, sizes=True)
+    write_server_repo(model, tmp_path / "served", "any")
+    config = read(tmp_path / "served/any/config.pbtxt")
+    assert [(p.name, p.data_type, list(p.dims)) for p in config.input] == [
+        ("x", model_config_pb2.TYPE_FP16, [-1, -1, 3]),
+        ("sizes", model_config_pb2.TYPE_INT64, [2]),
+    ]
+    assert [list(p.dims) for p in config.output] == [[-1, -1, 3]]
+
+
+def test_another_export_is_another_version_and_settings_stay(tmp_path: Path) -> None:
+    first = save(tmp_path / "m.onnx", ["batch", 5, 8, 1])
+    repository = tmp_path / "served"
+    assert write_server_repo(first, repository, "m") == repository / "m/1/model.onnx"
+    config = repository / "m/config.pbtxt"
+    edited = (
+        config.read_text().replace("max_batch_size: 64", "max_batch_size: 7").replace("  dims", " dims")
+    )
+    config.write_text(edited + "instance_group [ { count: 2 kind: KIND_CPU } ]\n")
+    kept = config.read_text()
+    (repository / "m/9").mkdir()  # a version that somebody else put there
+    (repository / "m/configs").mkdir()
+    second = save(tmp_path / "n.onnx", ["batch", 5, 8, 1])
+    assert write_server_repo(second, repository, "m") == repository / "m/10/model.onnx"
+    assert config.read_text() == kept
+    assert read(config).max_batch_size == 7
+    assert sorted(p.name for p in (repository / "m").iterdir()) == [
+        "1",
+        "10",
+        "9",
+        "config.pbtxt",
+        "configs",
+    ]
+    assert (repository / "m/1/model.onnx").read_bytes() == first.read_bytes()
+
+
+def test_settings_for_other_inputs_are_not_used(tmp_path: Path) -> None:
+    repository = tmp_path / "served"
+    write_server_repo(save(tmp_path / "m.onnx", ["batch", 5, 8, 1]), repository, "m")
+    other = save(tmp_path / "n.onnx", ["batch", 8, 5, 1])
+    with pytest.raises(InputError, match=r"config.pbtxt is for other inputs or outputs than n.onnx has"):
+        write_server_repo(other, repository, "m")
+    assert sorted(p.name for p in (repository / "m").iterdir()) == ["1", "config.pbtxt"]
+    write_server_repo(other, repository, "m", force=True)
+    assert list(read(repository / "m/config.pbtxt").input[0].dims) == [8, 5, 1]
+    assert sorted(p.name for p in (repository / "m").iterdir()) == ["1", "2", "config.pbtxt"]
+
+
+def test_a_version_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save(tmp_path / "m.onnx", ["batch", 5, 8, 1])
+    moved = []
+
+    def fails(source: Path, target: Path) -> None:
+        moved.append((sorted(p.name for p in source.rglob("*")), target))
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", fails)
+        with pytest.raises(MDLSTMError, match=r"cannot write .*served: No space left"):
+            write_server_repo(model, tmp_path / "served", "m")
+    assert moved == [(["1", "config.pbtxt", "model.onnx"], tmp_path / "served/m")]
+    assert list((tmp_path / "served").iterdir()) == []
+    write_server_repo(model, tmp_path / "served", "m")
+    monkeypatch.setattr(os, "rename", fails)
+    with pytest.raises(MDLSTMError, match=r"cannot write .*m: No space left"):
+        write_server_repo(model, tmp_path / "served", "m")
+    assert moved[1] == (["model.onnx"], tmp_path / "served/m/2")
+    assert sorted(p.name for p in (tmp_path / "served/m").iterdir()) == ["1", "config.pbtxt"]
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "-x", "ü", 'a"b'])
+def test_names_that_no_client_could_ask_for(name: str, tmp_path: Path) -> None:
+    model = save(tmp_path / "m.onnx", ["batch", 5, 8, 1])
+    with pytest.raises(InputError, match="a served model's name has letters"):
+        write_server_repo(model, tmp_path / "served", name)
+    assert not (tmp_path / "served").exists()
+
+
+def test_models_that_no_server_could_batch(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'x' has shape \(1, 5, 8\); a server needs a free batch"):
+        write_server_repo(save(tmp_path / "m.onnx", [1, 5, 8]), tmp_path / "served", "m")
+    with pytest.raises(InputError, match="'x' is float64, expected one of float32"):
+        write_server_repo(
+            save(tmp_path / "m.onnx", ["batch", 5], TensorProto.DOUBLE), tmp_path / "served", "m"
+        )
+    (tmp_path / "m.onnx").write_bytes(b"\xff\xff no model")
+    with pytest.raises(InputError, match="not an ONNX model"):
+        write_server_repo(tmp_path / "m.onnx", tmp_path / "served", "m")
+    assert not (tmp_path / "served").exists()
+
+
+def test_a_repository_that_is_a_file(trained: Run, tmp_path: Path) -> None:
+    (tmp_path / "served").write_text("")
+    with pytest.raises(InputError, match=r"served is a file, expected a folder"):
+        write_server_repo(save(tmp_path / "m.onnx", ["batch", 5]), tmp_path / "served", "m")
+    with pytest.raises(
+        InputError, match=r"-o, --server-repo and --web each say where to; give one of them"
+    ):
+        export(trained.folder, server_repo=tmp_path / "a", output=tmp_path / "b")

@@ -1,0 +1,127 @@
+"""`mdlstm bench`: what it counts and prints. How fast anything is, no test can tell."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mdlstm_tk import MDLSTM, InputError
+from mdlstm_tk.backends.cpu import launch as fused_cpu
+from mdlstm_tk.benchmark.layer import SHAPES, Shape, floor, interleave, measure
+from mdlstm_tk.cli import main
+from mdlstm_tk.export.lowering.lower import FORMS
+
+
+def test_shape_from_text() -> None:
+    shape = Shape.parse("16,8x12,1,32")
+    assert shape == Shape(16, (8, 12), 1, 32)
+    assert Shape.parse("1,4,2,3").grid == (4, 4)
+    assert Shape.parse("1,2x3x4,2,3").grid == (2, 3, 4)
+    assert str(shape) == "16, 8x12, 1, 32"
+    assert len({str(shape) for shape in SHAPES}) == len(SHAPES)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1,8x8,1", "1,8x8,1,2,3", "a,8x8,1,2", "0,8x8,1,2", "1,8y8,1,2", "1,0x8,1,2"]
+)
+def test_bad_shapes(text: str) -> None:
+    with pytest.raises(InputError, match=r"shape|size|extents"):
+        Shape.parse(text)
+
+
+def test_operations() -> None:
+    """2·(multiplications): the input's C×G·n and the recurrent D·n×G·n at each cell."""
+    shape = Shape(3, (4, 5), 2, 7)
+    assert shape.flops(False) == 2 * 3 * 20 * (2 + 14) * 5 * 7
+    assert shape.flops(True) == 3 * shape.flops(False)
+    assert shape.lstm_flops(False) == 2 * 3 * 20 * (2 + 7) * 4 * 7
+    assert Shape(3, (4, 5), 2, 7, (("directions", "all"),)).flops(False) == 4 * shape.flops(False)
+    assert shape.wavefronts == 8
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_floor_is_the_products_of_a_sweep(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, products = Shape(3, (4, 5), 2, 7), []
+    multiply = torch.mm
+
+    def mm(a: torch.Tensor, b: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
+        products.append(2 * a.shape[0] * a.shape[1] * b.shape[1])
+        return multiply(a, b, **options)
+
+    run = floor(shape, training)
+    monkeypatch.setattr(torch, "mm", mm)
+    run()
+    outside = 2 * 3 * 14 * 35  # in the first wavefront there is nothing to multiply, forward or back
+    dx = 2 * 3 * 20 * 2 * 35  # which data do not want
+    assert sum(products) == shape.flops(training) - (2 * outside + dx if training else outside)
+
+
+def test_contenders_take_turns() -> None:
+    calls: list[str] = []
+    times = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 0.0)
+    assert calls == ["a", "b"] * (len(times["a"]) + 1)
+    assert len(times["a"]) == len(times["b"]) >= 5
+
+
+def test_measurement() -> None:
+    shape = Shape(1, (3, 4), 1, 2, (("cell", "leaky"),))
+    row = measure(shape, training=True, seconds=0.0)
+    assert row.shape == "1, 3x4, 1, 2, cell=leaky" and row.training and row.device == "cpu"
+    assert row.backend == "fused" and row.wavefronts == 6
+    assert row.peak_bytes > 12 * (5 + 2) * 2 * 4
+    assert row.gflops == pytest.approx(shape.flops(True) / row.seconds / 1e9)
+    assert row.to_lstm_per_flop / row.to_lstm == pytest.approx(shape.lstm_flops(True) / shape.flops(True))
+
+
+def test_command(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", "--shape", "1,3x4,1,2", "--threads", "1", "--seconds", "0"]
+    threads = torch.get_num_threads()
+    with pytest.raises(SystemExit, match="0"):
+        main([*arguments, "--json"])
+    with pytest.raises(SystemExit, match="0"):
+        main(arguments)
+    assert torch.get_num_threads() == threads
+    output = capsys.readouterr()
+    rows, rest = json.JSONDecoder().raw_decode(output.out)
+    assert [row["training"] for row in rows] == [False, True]
+    table = output.out[rest:].splitlines()
+    assert table[-1].split()[:6] == ["1,", "3x4,", "1,", "2", "1", "training"]
+    assert "2/2  1, 3x4, 1, 2  forward and backward, 1 thread" in output.err
+
+
+def test_command_on_exported_layers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mdlstm_tk.export.benchmark.STARTS", 1)
+    arguments = ["bench", "--runtime", "--shape", "1,3x4,1,2", "--threads", "1", "--seconds", "0", "--json"]
+    with pytest.raises(SystemExit, match="0"):
+        main(arguments)
+    result = json.loads(capsys.readouterr().out)
+    assert [row["form"] for row in result["layers"]] == list(FORMS)
+    for row in result["layers"]:
+        assert row["shape"] == "1, 3x4, 1, 2" and row["device"] == "cpu"
+        assert 0 < row["max_abs"] < 1e-5 and row["bytes"] > 1000
+        assert min(row["to_floor"], row["to_lstm"], row["to_layer"], row["load_seconds"]) > 0
+    assert result["cold_start"]["ratio"] > 1
+
+
+def test_parts_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    parts = importlib.import_module("parts")
+    kernels = fused_cpu.compiled
+    row = parts.measure(Shape(1, (3, 2), 1, 2), training=False, seconds=0)
+    assert len(row) == len(parts.COLUMNS) and all(text.endswith("%") for text in row[3:])
+    assert fused_cpu.compiled is kernels
+
+
+@pytest.mark.parametrize("part", ["products", "cells"])
+def test_a_sweep_without_a_part_lacks_it(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    parts = importlib.import_module("parts")
+    layer, x, results = MDLSTM(1, 2), torch.randn(1, 3, 2, 1), []
+    parts.without(part, lambda: results.append(layer(x)))()
+    assert not torch.equal(results[0], layer(x))

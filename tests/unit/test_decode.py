@@ -1,0 +1,62 @@
+"""Decoding what networks put out."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import numpy as np
+import pytest
+
+from mdlstm_tk.data.metrics import edit_distance
+from mdlstm_tk.runtime.postprocessing import labels, probabilities, transcripts
+
+
+def one_hot(path: list[int], outputs: int) -> np.ndarray:
+    return np.eye(outputs, dtype=np.float32)[path] * 5
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ([0, 0, 0], ""),
+        ([1, 1, 1], "a"),
+        ([1, 0, 1], "aa"),
+        ([0, 1, 2, 2, 0, 0, 2, 3], "abbc"),
+        ([3, 2, 1, 1], "cba"),
+        ([2], "b"),
+    ],
+)
+def test_best_path_joins_repeats_and_drops_blanks(path: list[int], text: str) -> None:
+    assert transcripts(one_hot(path, 4)[None], "abc") == [text]
+
+
+def test_best_path_agrees_with_its_definition() -> None:
+    logits = np.random.default_rng(0).standard_normal((50, 30, 5)).astype(np.float32)
+    for row, text in zip(logits, transcripts(logits, "wxyz"), strict=True):
+        path = [key for key, _ in groupby(row.argmax(-1).tolist())]
+        assert text == "".join("wxyz"[k - 1] for k in path if k > 0)
+
+
+def test_labels_and_probabilities() -> None:
+    logits = np.array([[1.0, 3.0, 2.0], [1000.0, -1000.0, 0.0]], dtype=np.float32)
+    assert labels(logits).tolist() == [1, 0]
+    assert labels(logits[None, :, None]).shape == (1, 2, 1)
+    shares = probabilities(logits)
+    np.testing.assert_allclose(shares.sum(-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(shares[0, 1] / shares[0, 2], np.e, rtol=1e-5)
+    assert shares[1].tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "edits"),
+    [
+        ("", "", 0),
+        ("abc", "abc", 0),
+        ("", "abc", 3),
+        ("kitten", "sitting", 3),
+        ("flaw", "lawn", 2),
+        ("ab", "ba", 2),
+    ],
+)
+def test_edit_distance(one: str, other: str, edits: int) -> None:
+    assert edit_distance(one, other) == edit_distance(other, one) == edits

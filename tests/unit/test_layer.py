@@ -1,0 +1,213 @@
+"""What the layer promises beyond its backends: oracles, layout, windows, sizes, zeros, errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mdlstm_tk import MDLSTM
+from mdlstm_tk.cells.equations import CELLS
+from mdlstm_tk.errors import InputError
+
+
+def test_one_axis_is_torch_lstm() -> None:
+    torch.manual_seed(0)
+    lstm = nn.LSTM(3, 5, batch_first=True)
+    layer = MDLSTM(3, 5, ndim=1)
+    with torch.no_grad():
+        layer.weight_ih_l0[0] = lstm.weight_ih_l0
+        layer.weight_hh_l0[0, 0] = lstm.weight_hh_l0
+        layer.bias_l0[0] = lstm.bias_ih_l0 + lstm.bias_hh_l0
+    x = torch.randn(4, 9, 3)
+    torch.testing.assert_close(layer(x), lstm(x)[0], atol=1e-6, rtol=0)
+
+
+def test_two_directions_on_one_axis_are_a_bidirectional_torch_lstm() -> None:
+    torch.manual_seed(0)
+    lstm = nn.LSTM(2, 4, batch_first=True, bidirectional=True, num_layers=2)
+    layer = MDLSTM(2, 4, ndim=1, directions="all", num_layers=2)
+    with torch.no_grad():
+        for k in range(2):
+            for direction, suffix in enumerate(("", "_reverse")):
+                own = {name: getattr(lstm, f"{name}_l{k}{suffix}") for name in ("weight_ih", "weight_hh")}
+                getattr(layer, f"weight_ih_l{k}")[direction] = own["weight_ih"]
+                getattr(layer, f"weight_hh_l{k}")[direction, 0] = own["weight_hh"]
+                biases = [getattr(lstm, f"bias_{kind}_l{k}{suffix}") for kind in ("ih", "hh")]
+                getattr(layer, f"bias_l{k}")[direction] = biases[0] + biases[1]
+    x = torch.randn(3, 7, 2)
+    torch.testing.assert_close(layer(x), lstm(x)[0], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_each_cell_sees_exactly_its_own_quadrant(cell: str) -> None:
+    torch.manual_seed(0)
+    layer = MDLSTM(1, 4, cell=cell, directions="all").double()
+    x = torch.randn(1, 4, 6, 1, dtype=torch.double, requires_grad=True)
+    y = layer(x)  # four directions of 4 units
+    for k, (down, right) in enumerate(layer.directions):
+        for row, column in ((0, 0), (1, 0), (2, 3), (3, 5)):
+            part = y[0, row, column, 4 * k : 4 * (k + 1)].sum()
+            (seen,) = torch.autograd.grad(part, x, retain_graph=True)
+            rows = torch.arange(4)[:, None] * down <= row * down
+            columns = torch.arange(6)[None] * right <= column * right
+            assert ((seen[0, ..., 0] != 0) == (rows & columns)).all()
+
+
+def test_height_and_width_are_not_swapped() -> None:
+    torch.manual_seed(0)
+    layer = MDLSTM(1, 3)
+    x = torch.randn(2, 6, 10, 1)
+    assert layer(x).shape == (2, 6, 10, 3)
+    assert not torch.allclose(layer(x.transpose(1, 2)).transpose(1, 2), layer(x))
+
+
+def test_a_direction_is_the_flipped_grid() -> None:
+    torch.manual_seed(0)
+    layer = MDLSTM(1, 3, directions=[(-1, 1)])
+    straight = MDLSTM(1, 3)
+    straight.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 5, 8, 1)
+    torch.testing.assert_close(layer(x), straight(x.flip(1)).flip(1))
+
+
+@pytest.mark.parametrize("merge", ["concat", "sum", "mean"])
+def test_merge(merge: str) -> None:
+    torch.manual_seed(0)
+    layer = MDLSTM(2, 3, directions="all", merge=merge)
+    both = MDLSTM(2, 3, directions="all")
+    both.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 3, 4, 2)
+    parts = both(x).unflatten(-1, (4, 3))
+    expected = {"concat": parts.flatten(-2), "sum": parts.sum(-2), "mean": parts.mean(-2)}[merge]
+    torch.testing.assert_close(layer(x), expected)
+    assert layer.output_size == expected.shape[-1]
+
+
+def test_stacking_feeds_one_layer_into_the_next() -> None:
+    torch.manual_seed(0)
+    stack = MDLSTM(2, 3, num_layers=2, directions="all", merge="sum")
+    layers = [MDLSTM(size, 3, directions="all", merge="sum") for size in (2, 3)]
+    for k, layer in enumerate(layers):
+        state = {n.replace(f"_l{k}", "_l0"): p for n, p in stack.state_dict().items() if f"_l{k}" in n}
+        layer.load_state_dict(state)
+    x = torch.randn(2, 4, 3, 2)
+    torch.testing.assert_close(stack(x), layers[1](layers[0](x)))
+
+
+def test_dropout_acts_between_layers_while_training_only() -> None:
+    layer = MDLSTM(1, 8, num_layers=2, dropout=0.5)
+    x = torch.randn(1, 4, 4, 1)
+    assert not torch.equal(layer(x), layer(x))
+    layer.eval()
+    assert torch.equal(layer(x), layer(x))
+
+
+def test_windows_feed_blocks_as_features_and_pad_the_far_edge() -> None:
+    torch.manual_seed(0)
+    layer = MDLSTM(2, 3, window=(2, 3))
+    plain = MDLSTM(12, 3)
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 5, 7, 2)
+    padded = torch.zeros(2, 6, 9, 2)
+    padded[:, :5, :7] = x
+    blocks = torch.empty(2, 3, 3, 12)
+    for row in range(3):
+        for column in range(3):
+            block = padded[:, 2 * row : 2 * row + 2, 3 * column : 3 * column + 3]
+            blocks[:, row, column] = block.reshape(2, 12)
+    torch.testing.assert_close(layer(x), plain(blocks))
+
+
+def test_channels_first() -> None:
+    torch.manual_seed(0)
+    last, first = MDLSTM(2, 3, window=2), MDLSTM(2, 3, window=2, channels_last=False)
+    first.load_state_dict(last.state_dict())
+    x = torch.randn(2, 4, 6, 2)
+    torch.testing.assert_close(first(x.movedim(-1, 1)), last(x).movedim(-1, 1))
+
+
+@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize("cell", CELLS)
+def test_sizes_give_the_result_of_the_unpadded_samples(cell: str, window: int) -> None:
+    torch.manual_seed(0)
+    layer = MDLSTM(2, 3, cell=cell, directions="all", num_layers=2, window=window).double()
+    extents = [(5, 8), (3, 8), (5, 1), (1, 1), (2, 7)]
+    batch = torch.full((5, 5, 8, 2), torch.nan, dtype=torch.double)  # padding may hold anything
+    samples = []
+    for k, (height, width) in enumerate(extents):
+        samples.append(torch.randn(1, height, width, 2, dtype=torch.double))
+        batch[k, :height, :width] = samples[-1][0]
+    y = layer(batch, torch.tensor(extents))
+    total = sum(layer(sample).square().sum() for sample in samples)
+    expected = torch.autograd.grad(total, list(layer.parameters()))
+    found = torch.autograd.grad(y.square().sum(), list(layer.parameters()))
+    for k, (sample, (height, width)) in enumerate(zip(samples, extents, strict=True)):
+        height, width = -(-height // window), -(-width // window)
+        torch.testing.assert_close(y[k, :height, :width], layer(sample)[0])
+        assert (y[k, height:] == 0).all()
+        assert (y[k, :, width:] == 0).all()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("fill", [0.0, 1.0], ids=["zeros", "ones"])
+@pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "layer_norm"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_constant_input_has_sane_gradients_at_64x64(cell: str, layer_norm: bool, fill: float) -> None:
+    torch.manual_seed(0)
+    layer = MDLSTM(1, 16, cell=cell, layer_norm=layer_norm)
+    x = torch.full((2, 64, 64, 1), fill, requires_grad=True)
+    gradients = torch.autograd.grad(layer(x).mean(), [x, *layer.parameters()])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert max(gradient.abs().max() for gradient in gradients) < 100
+
+
+def test_gates_start_as_open_as_the_docstring_says() -> None:
+    layer = MDLSTM(1, 4, cell="stable")
+    bias = layer.bias_l0[0].unflatten(0, (5, 4))
+    assert (bias[1] == 1).all()
+    assert (bias[2] == 0).all()
+    joint = torch.cat([layer.weight_hh_l0[0, 0, :4], layer.weight_hh_l0[0, 1, :4]], dim=1)
+    torch.testing.assert_close(joint @ joint.T, torch.eye(4))
+    assert (MDLSTM(1, 4, ndim=1).bias_l0[0, 4:8] == 1).all()
+
+
+BAD_ARGUMENTS = {
+    "input_size": ({"input_size": 0}, "input_size must be a whole number of at least 1, got 0"),
+    "hidden_size": ({"hidden_size": 2.5}, "hidden_size must be a whole number"),
+    "ndim": ({"ndim": 0}, "ndim must be"),
+    "window": ({"window": (2, 2, 2)}, "window must be one extent, or 2"),
+    "merge": ({"merge": "max"}, "merge must be one of concat, sum, mean, got 'max'"),
+    "dropout": ({"dropout": 1.5}, "dropout must be a probability"),
+    "peephole": ({"peephole": True, "cell": "stable"}, "peephole needs cell='graves', got cell='stable'"),
+    "norm without bias": ({"layer_norm": True, "bias": False}, "needs bias=True"),
+    "backend": ({"backend": "cudnn"}, "backend must be one of"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_bad_arguments_are_named(case: str) -> None:
+    arguments, message = BAD_ARGUMENTS[case]
+    with pytest.raises(InputError, match=message):
+        MDLSTM(**{"input_size": 1, "hidden_size": 2, **arguments})
+
+
+BAD_INPUTS = {
+    "axes": (torch.zeros(2, 3, 3), None, r"x must be \(N, E1, E2, C\) with C = 3, got shape \(2, 3, 3\)"),
+    "channels": (torch.zeros(2, 3, 3, 4), None, "with C = 3, got shape"),
+    "dtype": (torch.zeros(2, 3, 3, 3, dtype=torch.double), None, "dtype torch.float32, got torch.float64"),
+    "sizes shape": (
+        torch.zeros(2, 3, 3, 3),
+        torch.ones(3, 2, dtype=torch.int64),
+        r"\(2, 2\), got torch.int64",
+    ),
+    "sizes dtype": (torch.zeros(2, 3, 3, 3), torch.ones(2, 2), "sizes must be int64"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_bad_inputs_are_named(case: str) -> None:
+    x, sizes, message = BAD_INPUTS[case]
+    with pytest.raises(InputError, match=message):
+        MDLSTM(3, 2)(x, sizes)

@@ -1,0 +1,173 @@
+"""A layer inside PyTorch's own machinery: autocast, `torch.compile`, `torch.func`, batched gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers.parity import Case
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+
+from mdlstm_tk import MDLSTM
+from mdlstm_tk.cells.equations import CELLS
+
+
+def per_sample_gradients(layer: MDLSTM, x: Tensor) -> Any:
+    def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
+        return functional_call(layer, parameters, (sample[None],)).square().sum()
+
+    return vmap(grad(loss), in_dims=(None, 0))(dict(layer.named_parameters()), x)
+
+
+def ensemble(layer: MDLSTM, x: Tensor) -> Any:
+    several = {name: torch.stack([p, 2 * p]) for name, p in layer.named_parameters()}
+    return vmap(lambda parameters: functional_call(layer, parameters, (x,)))(several)
+
+
+def dual_numbers(layer: MDLSTM, x: Tensor) -> Any:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(layer(forward_ad.make_dual(x, x.cos()))).tangent
+
+
+def batched_gradients(layer: MDLSTM, x: Tensor) -> Any:
+    return torch.autograd.functional.jacobian(layer, x, vectorize=True)
+
+
+def with_sizes(layer: MDLSTM, x: Tensor) -> Any:
+    sizes = torch.tensor([[2, 3], [1, 2]])
+    return vmap(lambda x, sizes: layer(x[None], sizes[None]))(x, sizes)
+
+
+TRANSFORMS: dict[str, Callable[[MDLSTM, Tensor], Any]] = {
+    "grad": lambda layer, x: grad(lambda x: layer(x).square().sum())(x),
+    "grad of grad": lambda layer, x: grad(lambda x: grad(lambda x: layer(x).square().sum())(x).sum())(x),
+    "vmap": lambda layer, x: vmap(layer)(torch.stack([x, -x])),
+    "vmap over parameters": ensemble,
+    "vmap over sizes": with_sizes,
+    "per-sample gradients": per_sample_gradients,
+    "jvp": lambda layer, x: jvp(layer, (x,), (x.cos(),)),
+    "jacrev": lambda layer, x: jacrev(layer)(x),
+    "jacfwd": lambda layer, x: jacfwd(layer)(x),
+    "hessian": lambda layer, x: hessian(lambda x: layer(x).sum())(x),
+    "dual numbers": dual_numbers,
+    "batched gradients": batched_gradients,
+}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # batched gradients go one by one
+@pytest.mark.parametrize("backend", ["fused", "unrolled"])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_transforms_agree_with_plain_autograd(transform: str, backend: str) -> None:
+    case = Case("stable", grid=(2, 3), batch=2, units=3, directions="all", layer_norm=True)
+    x = torch.randn(2, 2, 3, 2, dtype=torch.float64)
+    run = TRANSFORMS[transform]
+    expected, found = (run(case.layer(which, torch.float64), x) for which in ("reference", backend))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("first", [lambda f: grad(lambda x: f(x).sum()), torch.inference_mode()])
+def test_no_tensor_of_a_transform_stays_behind(first: Any) -> None:
+    """The tables of this grid are made inside it, and serve autograd afterwards."""
+    layer, x = MDLSTM(1, 2, backend="unrolled"), torch.randn(1, 3, 11, 1)
+    first(layer)(x)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(layer(x).sum(), x, create_graph=True)
+    gradient.sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
+def test_third_derivatives_are_refused_with_the_way_out() -> None:
+    layer, x = MDLSTM(2, 3).double(), torch.randn(1, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(layer(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="twice, not three times"):
+        torch.autograd.grad(first.sum(), x, create_graph=True)
+
+
+def test_second_derivatives_in_half_precision() -> None:
+    case = Case(grid=(2, 3), units=3, layer_norm=True, dtype="bfloat16")
+    results = []
+    for backend, dtype in (("auto", torch.bfloat16), ("reference", torch.float64)):
+        layer, x = case.layer(backend, dtype), torch.ones(1, 2, 3, 2, dtype=dtype, requires_grad=True)
+        (first,) = torch.autograd.grad(layer(x).sum(), x, create_graph=True)
+        results.append(torch.autograd.grad(first.sum(), [x, *layer.parameters()]))
+    for found, expected in zip(*results, strict=True):
+        scale = max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.02 * scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_equals_a_layer_of_that_dtype(dtype: torch.dtype) -> None:
+    """Autocast must not round once more what is float32 inside a sweep."""
+    torch.manual_seed(0)
+    layer, x = MDLSTM(2, 8, cell="stable"), torch.randn(2, 4, 5, 2)
+    with torch.autocast("cpu", dtype):
+        chosen = layer.backend_for(x)
+        y = layer(x)
+        gradients = torch.autograd.grad(y.sum(), list(layer.parameters()))
+    assert chosen.name == "fused"
+    half = MDLSTM(2, 8, cell="stable").to(dtype)
+    half.load_state_dict(layer.state_dict())
+    expected = half(x.to(dtype))
+    assert y.dtype == dtype and torch.equal(y, expected)
+    for found, other in zip(
+        gradients, torch.autograd.grad(expected.sum(), list(half.parameters())), strict=True
+    ):
+        assert found.dtype == torch.float32 and torch.equal(found, other.float())
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    layer, x = MDLSTM(2, 4).double(), torch.randn(1, 3, 4, 2, dtype=torch.float64)
+    with torch.autocast("cpu"):
+        assert torch.equal(layer(x), layer(x)) and layer(x).dtype == torch.float64
+
+
+COMPILED = {
+    "one direction": ({}, False),
+    "all directions, sizes": ({"directions": "all", "cell": "stable"}, True),
+    "two layers, window": ({"num_layers": 2, "window": 2, "cell": "leaky", "dropout": 0.0}, True),
+    "norm, peephole, recompute": ({"layer_norm": True, "peephole": True, "recompute": True}, False),
+}
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("case", COMPILED)
+def test_compiles_into_one_graph(case: str, autocast: bool) -> None:
+    arguments, sized = COMPILED[case]
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    layer, x = MDLSTM(2, 8, **arguments), torch.randn(2, 4, 5, 2)
+    sizes = torch.tensor([[4, 5], [2, 3]]) if sized else None
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert layer.backend_for(x).name == "fused"
+        outputs = [run(x, sizes) for run in (layer, compiled)]
+    gradients = [torch.autograd.grad(y.square().sum(), list(layer.parameters())) for y in outputs]
+    torch.testing.assert_close(outputs[1], outputs[0])
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_compiled_once_for_many_sizes() -> None:
+    torch._dynamo.reset()
+    layer, graphs = MDLSTM(2, 8, cell="leaky"), []
+
+    def count(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=count)
+    for shape in ((3, 4, 5, 2), (2, 6, 4, 2), (5, 7, 9, 2)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(compiled(x), layer(x))
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_two_runs_are_equal_to_the_bit(cell: str) -> None:
+    for backend in ("fused", "unrolled"):
+        case = Case(cell, directions="all", sizes=True, dtype="float32")
+        one, other = (case.run(backend, torch.float32) for _ in range(2))
+        assert all(torch.equal(one[name], other[name]) for name in one)
