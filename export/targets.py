@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
-from mdlstm_tk.cli.console import quoted
 from mdlstm_tk.errors import InputError
 
 
@@ -51,7 +51,7 @@ def _server(repository: Path, force: bool) -> Place:
         name = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "model"
         return write_server_repo(model, repository, name, force=force)
 
-    return Place(take, f"tritonserver --model-repository={quoted(repository.resolve())}")
+    return Place(take, f"tritonserver --model-repository={quote(str(repository.resolve()))}")
 
 
 def _page(folder: Path, source: Path | None, force: bool) -> Place:
@@ -63,4 +63,4 @@ def _page(folder: Path, source: Path | None, force: bool) -> Place:
     def take(model: Path, run: str, _: str | None) -> Path:
         return write_page(model, folder, run, runtime)
 
-    return Place(take, f"python -m http.server -d {quoted(folder)}  # and open http://localhost:8000")
+    return Place(take, f"python -m http.server -d {quote(str(folder))}  # and open http://localhost:8000")
