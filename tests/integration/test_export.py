@@ -15,9 +15,8 @@ from mdlstm_tk import MDLSTM
 from mdlstm_tk.cli.export import export_run
 from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
-from mdlstm_tk.export import export_onnx, float64_reference, translation_table
+from mdlstm_tk.export import export_onnx, float64_reference, lower, translation_table
 from mdlstm_tk.export import verification as trial
-from mdlstm_tk.export.lowering import lower
 from mdlstm_tk.models import create
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.sizes import format_size

@@ -21,8 +21,8 @@ from mdlstm_tk.backends import reference
 from mdlstm_tk.cells.equations import CELLS, get_cell
 from mdlstm_tk.cells.step import CellParameters
 from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.export import lower
 from mdlstm_tk.export.capture import DOMAIN, IR_VERSION, OPSET
-from mdlstm_tk.export.lowering import lower
 from mdlstm_tk.export.lowering.functions import outline
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.wavefront import Direction, resolve_directions, wavefronts

@@ -62,7 +62,11 @@ def test_the_wheel_holds_one_package_with_every_file(tmp_path: Path) -> None:
     }
     assert {name for name in names if name.endswith(".py")} == expected
     assert "mdlstm_tk/py.typed" in names
-    page = {str(path.relative_to(ROOT)) for path in (ROOT / "export/browser/static").rglob("*") if path.is_file()}
+    page = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "export/browser/static").rglob("*")
+        if path.is_file()
+    }
     assert page and {f"mdlstm_tk/{path}" for path in page} <= names
     template = {str(path.relative_to(ROOT)) for path in (ROOT / "mdlstm_tk/report").glob("report.*")}
     assert len(template) == 2 and template <= names
