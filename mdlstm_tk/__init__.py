@@ -1,6 +1,7 @@
 """mdlstm-tk: multi-dimensional LSTMs that train in PyTorch and run anywhere under ONNX Runtime.
 
-Importing this package imports neither torch nor onnx; `MDLSTM` is loaded when it is first used.
+Importing this package imports neither torch nor onnx; `MDLSTM` and `register_cell` are loaded when
+they are first used.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from mdlstm_tk.errors import (
 )
 
 if TYPE_CHECKING:
+    from mdlstm_tk.cells import register_cell as register_cell
     from mdlstm_tk.layer import MDLSTM as MDLSTM
 
 
@@ -27,6 +29,7 @@ __all__ = [
     "MissingExtraError",
     "ParityError",
     "__version__",
+    "register_cell",
 ]
 
 
@@ -36,4 +39,8 @@ def __getattr__(name: str) -> Any:
         from mdlstm_tk.layer import MDLSTM
 
         return MDLSTM
+    if name == "register_cell":
+        from mdlstm_tk.cells import register_cell
+
+        return register_cell
     raise AttributeError(f"module 'mdlstm_tk' has no attribute {name!r}")

@@ -35,8 +35,8 @@ class MDLSTM(nn.Module):
         c = i⊙g + Σ_d f_d⊙c_d                i, f_d, o = sigmoid, g = tanh of their part of a
         h = o⊙tanh(c)
 
-    These are the equations of `cell="graves"` (Graves, Fernández, Schmidhuber 2007, arXiv:0705.2011). In one
-    dimension they are those of `torch.nn.LSTM`. A direction is the corner that a sweep starts from. Several
+    These are the equations of `cell="graves"` (Graves, Fernández, Schmidhuber 2007, arXiv:0705.2011). In
+    one dimension they are those of `torch.nn.LSTM`. A direction is the corner that a sweep starts from. Several
     directions have their own weights, run in one sweep, and are merged at each position.
 
     On large grids prefer `cell="stable"` or `"leaky"` (Leifert et al., JMLR 17(97), 2016): in `graves`
@@ -177,8 +177,8 @@ class MDLSTM(nn.Module):
         grid is an unstable fixed point of the sweep (gradients are 1e9 at 64×64, with U(±1/√n) they are 1).
 
         With layer norm, the start values of the gates are the shifts of the norm, and the bias before the
-        norm starts at N(0, 1). Otherwise an all-zero grid would have variance 0 in every norm, and each norm
-        would multiply gradients by 1/√ε = 316.
+        norm starts at N(0, 1). Otherwise an all-zero grid would have variance 0 in every norm, and each
+        norm would multiply gradients by 1/√ε = 316.
         """
         n, cell = self.hidden_size, get_cell(self.cell)
         gates = cell.gates(self.ndim)
@@ -257,7 +257,7 @@ class MDLSTM(nn.Module):
         tensors: list[Any] = [x, *self._layer_parameters(k)]
         if autocast is not None:
             tensors = [None if tensor is None else tensor.to(autocast) for tensor in tensors]
-        inputs = SweepInputs(*tensors, sizes, self._signs, self.cell)
+        inputs = SweepInputs._make((*tensors, sizes, self._signs, self.cell))
         y = sweep(inputs, self.backend, self.recompute)
         if self.merge == "concat":
             return y.flatten(-2)

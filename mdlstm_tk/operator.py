@@ -35,7 +35,7 @@ torch.library.define(
 )
 wavefront = torch.ops.mdlstm.wavefront.default
 wavefront_backward = torch.ops.mdlstm.wavefront_backward.default
-TENSORS = 8  # inputs of the operator that are tensors: the differentiable ones, then sizes
+TENSORS = 8  # inputs of the operator that are tensors: seven differentiable ones, then sizes
 
 
 def sweep(inputs: SweepInputs, backend: str = "auto", recompute: bool = False) -> Tensor:
@@ -43,8 +43,8 @@ def sweep(inputs: SweepInputs, backend: str = "auto", recompute: bool = False) -
 
     Args:
         inputs: x, the parameters, sizes, directions and the cell.
-        backend: a name in `mdlstm_tk.backends.dispatch.BACKENDS`. "reference" runs in plain autograd instead
-            of as the operator. Inside `torch.func` and forward-mode differentiation, which cannot see into
+        backend: a name in `mdlstm_tk.backends.dispatch.BACKENDS`. "reference" runs in plain autograd
+            instead of as the operator. Inside `torch.func` and forward-mode differentiation, which cannot see into
             an operator, "torch" runs in plain autograd, whatever was asked for.
         recompute: keep only h and c for backward, 2·n numbers per position and direction instead of
             (G + 2)·n, and compute the gates again from them.
@@ -80,7 +80,7 @@ def _wavefront(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The operator: h and, if `save`, gates and c as the backend's backward wants them; only c if also
     `recompute`."""
     *tensors, directions, cell, save, recompute, backend = arguments
-    inputs = SweepInputs(*tensors, tuple(directions), cell)
+    inputs = SweepInputs._make((*tensors, tuple(directions), cell))
     check_inputs(inputs)
     x = inputs.x
     with _without_autocast(x):
@@ -91,7 +91,7 @@ def _wavefront(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _wavefront_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The shapes and dtypes of the operator's results."""
     *tensors, directions, cell, save, recompute, _ = arguments
-    inputs = SweepInputs(*tensors, tuple(directions), cell)
+    inputs = SweepInputs._make((*tensors, tuple(directions), cell))
     check_devices(inputs)
     x, (dirs, gate_dim, _) = inputs.x, inputs.weight_ih.shape
     units = gate_dim // cell_traits(cell, inputs.ndim)[0]
@@ -107,7 +107,7 @@ def _wavefront_backward(*arguments: Any) -> tuple[Tensor, ...]:
     """The gradients of `wavefront`'s first seven inputs; empty for those that are None, and for x unless
     `wants_dx`."""
     grad, output, gates, c, *tensors, directions, cell, backend, wants_dx = arguments
-    inputs = SweepInputs(*tensors, tuple(directions), cell)
+    inputs = SweepInputs._make((*tensors, tuple(directions), cell))
     check_inputs(inputs)
     x = inputs.x
     with _without_autocast(x):
@@ -160,7 +160,9 @@ def _double_backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
     grad, *tensors = precise
     leaves = [t.requires_grad_() for t in (grad, *tensors) if t is not None]
     with torch.enable_grad(), _without_autocast(grad):
-        output, _, _ = torch_sweep.forward(SweepInputs(*tensors, sizes, tuple(ctx.directions), ctx.cell))
+        output, _, _ = torch_sweep.forward(
+            SweepInputs._make((*tensors, sizes, tuple(ctx.directions), ctx.cell))
+        )
         first = torch.autograd.grad(output, leaves[1:], grad, create_graph=True, materialize_grads=True)
         remaining = iter(first)
         pairs = [(next(remaining), u) for t, u in zip(tensors, upstream, strict=True) if t is not None]

@@ -50,8 +50,8 @@ class Wavefronts:
             row-major order.
         inverse_order: (P,) the visit index of each flat position; `inverse_order[order] == arange(P)`.
         starts: (T + 1,) wavefront t is `order[starts[t]:starts[t + 1]]`, T = 1 + Σ (E_d − 1).
-        predecessors: (D, P) for each axis and visit index, the visit index of the position one step back, or
-            −1 where that lies outside the grid.
+        predecessors: (D, P) for each axis and visit index, the visit index of the position one step back,
+            or −1 where that lies outside the grid.
         successors: (D, P) the same for the position one step forward.
     """
 

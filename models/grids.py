@@ -7,9 +7,9 @@ from math import log
 from typing import Any, Literal
 
 import torch
+from mdlstm_tk.cells.equations import get_cell
 from torch import Tensor, nn
 
-from mdlstm_tk.cells.equations import get_cell
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import along_line
 from mdlstm_tk.models.registry import register

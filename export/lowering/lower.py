@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import onnx
+from mdlstm_tk.cells.equations import get_cell
 from onnx import helper, numpy_helper
 
-from mdlstm_tk.cells.equations import get_cell
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export.capture import DOMAIN, IR_VERSION
 from mdlstm_tk.export.lowering.graph import Graph, Value

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
 from mdlstm_tk.cells.equations import LAYER_NORM_EPS, Cell
+
 from mdlstm_tk.export.lowering.graph import Graph, Value
 from mdlstm_tk.wavefront import Direction
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-
 from mdlstm_tk.cells.equations import total
+
 from mdlstm_tk.export.lowering.graph import Graph, Value
 from mdlstm_tk.export.lowering.step import Sweep
 from mdlstm_tk.wavefront import Direction, visiting_order, wavefronts

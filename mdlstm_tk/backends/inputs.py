@@ -159,5 +159,3 @@ def _refuse_device(name: str, tensor: Tensor, device: torch.device) -> None:
 def state_dtype(x: Tensor) -> torch.dtype:
     """The dtype that gates and states are computed and kept in: float32 for float16 and bfloat16."""
     return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-
-

@@ -9,8 +9,8 @@ from typing import Any
 def specialize(template: Any, name: str, **replaced: Any) -> Any:
     """A copy of the function `template`, called `name`, which sees `replaced` in place of its globals.
 
-    Numba and Triton both identify compiled code by the function's name, so `name` must tell apart everything
-    that the replaced globals change.
+    Numba and Triton both identify compiled code by the function's name, so `name` must tell apart
+    everything that the replaced globals change.
 
     Raises:
         KeyError: the template has no such global.

@@ -53,14 +53,19 @@ class SweepTables:
         index = [front.previous(t) for t in range(len(front))]
         counts = [0, *self.counts[:-1]]
         joined = np.concatenate([np.where(i < 0, k, i) for i, k in zip(index, counts, strict=True)], axis=1)
-        return torch.tensor(joined, device=self.starts.device).split(self.counts, dim=1)
+        parts: tuple[Tensor, ...] = torch.tensor(joined, device=self.starts.device).split(
+            self.counts, dim=1
+        )
+        return parts
 
 
 def sweep_tables(x: Tensor, directions: Sequence[Direction]) -> SweepTables:
     """The tables of the grid of x (N, *grid, C), on its device (cached)."""
     arguments = (tuple(x.shape[1:-1]), tuple(directions), x.device)
     if torch._C._are_functorch_transforms_active():
-        return make_tables(*arguments)  # a tensor made inside a transform belongs to it and must not be cached
+        return make_tables(
+            *arguments
+        )  # a tensor made inside a transform belongs to it and must not be cached
     with torch.inference_mode(False):
         return _cached_tables(*arguments)
 

@@ -1,8 +1,8 @@
 """Reverse-mode differentiation of recorded equations (`mdlstm_tk.cells.ir`).
 
 The gradient is a graph of the same operations as the equations. It is simplified while it is built: equal
-values become one value, and means are pulled apart so that as few loops over the units as possible depend on
-one another.
+values become one value, and means are pulled apart so that as few loops over the units as possible depend
+on one another.
 
 Adjoints are kept per unit, also those of values that are the same for all units: the true adjoint of such a
 value is the sum of its entry over the units. So the adjoint of x in m = mean(x) is the mean of that of m.
@@ -96,7 +96,9 @@ class SimplifiedGraph:
         """`gradient` times the derivative of tanh, sigmoid or rsqrt, which its result determines."""
         y, one = self.simplify(value), self.constant(1.0)
         if value.op == "tanh":
-            return self.build("multiply", gradient, self.build("subtract", one, self.build("multiply", y, y)))
+            return self.build(
+                "multiply", gradient, self.build("subtract", one, self.build("multiply", y, y))
+            )
         if value.op == "sigmoid":
             slope = self.build("multiply", y, self.build("subtract", one, y))
             return self.build("multiply", gradient, slope)

@@ -93,7 +93,8 @@ def register_cell(
     Args:
         name: a name that no other cell has.
         gates: the names of the gates, or a function from D to them.
-        start: start values of the biases, by gate or as a function of the gate's name and D; 0 if not given.
+        start: start values of the biases, by gate or as a function of the gate's name and D; 0 if not
+            given.
         recurrent: whether the gates see h of the predecessors; if not, the layer has no `weight_hh`, and
             sweeps skip the recurrent product.
         peephole: whether the equations take a fourth argument, see `Cell`.
@@ -142,7 +143,9 @@ def get_cell(name: str) -> Cell:
 def _from_file(file: Path, name: str) -> Cell:
     import_file(file)
     if name not in _cells:
-        raise InputError(f"{file} defines no cell '{name}'; decorate its equations with @register_cell('{name}', …)")
+        raise InputError(
+            f"{file} defines no cell '{name}'; decorate its equations with @register_cell('{name}', …)"
+        )
     return _cells[name]
 
 
@@ -167,12 +170,18 @@ def check_cell(cell: Cell, ndim: int) -> None:
             f"{place}: its equations do not take {len(names)} gates ({', '.join(names)}) and {ndim} "
             f"states: {type(error).__name__}: {error}"
         ) from error
-    if not isinstance(results, tuple) or len(results) != 2 or not all(isinstance(r, ir.Value) for r in results):
+    if (
+        not isinstance(results, tuple)
+        or len(results) != 2
+        or not all(isinstance(r, ir.Value) for r in results)
+    ):
         raise InputError(f"{place}: its equations must return (h, c_new)")
     used = set(map(id, ir.topological_order(results)))
     unused = [name for name, gate in zip(names, gates, strict=True) if id(gate) not in used]
     if unused:
-        raise InputError(f"{place}: its equations do not use gate {', '.join(unused)}; remove it from gates")
+        raise InputError(
+            f"{place}: its equations do not use gate {', '.join(unused)}; remove it from gates"
+        )
 
 
 def total(terms: Values) -> Value:

@@ -1,8 +1,8 @@
 """The cells that come with the package: their gates, start values and forward equations.
 
 An equation takes *activated* gates and uses only `+`, `-`, `*` and the functions that it is given, so the
-same lines compute with torch tensors, build ONNX nodes, and are recorded and differentiated for the compiled
-kernels (`mdlstm_tk.cells.lowering`).
+same lines compute with torch tensors, build ONNX nodes, and are recorded and differentiated for the
+compiled kernels (`mdlstm_tk.cells.lowering`).
 
 Notation
     D           number of grid axes
@@ -38,8 +38,8 @@ def _bounded_sum_start(gate: str, ndim: int) -> float:
     """Start value of a bias: forget gates at logit(1/D) − 1, so that Σ_d f_d is about 1/2.
 
     Where the sum exceeds 1, c grows with the number of paths through the grid, so the gates are left room
-    to open. (Graves 2007 start at about logit(1/2), which gave c of 1e13 at 64×64 here.) With one axis there
-    is no such limit, and the gate starts at 1 (Gers et al. 2000; Jozefowicz et al. 2015).
+    to open. (Graves 2007 start at about logit(1/2), which gave c of 1e13 at 64×64 here.) With one axis
+    there is no such limit, and the gate starts at 1 (Gers et al. 2000; Jozefowicz et al. 2015).
     """
     if not gate.startswith("f"):
         return 0.0
@@ -86,7 +86,9 @@ def stable(gates: Values, c: Values, output_activation: Activation) -> tuple[Val
     return o * output_activation(c_new), c_new
 
 
-@register_cell("leaky", gates=lambda ndim: ("leak", *_mixing_gates(ndim), "g", "w0", "w1"), start=_leaky_start)
+@register_cell(
+    "leaky", gates=lambda ndim: ("leak", *_mixing_gates(ndim), "g", "w0", "w1"), start=_leaky_start
+)
 def leaky(gates: Values, c: Values, output_activation: Activation) -> tuple[Value, Value]:
     """c = φ⊙g + (1 − φ)⊙c̄ ; h = tanh(ω₀⊙c̄ + ω₁⊙c). Leifert et al. 2016, LeakyLP; |c| ≤ 1."""
     leak, *mixing, g, w0, w1 = gates

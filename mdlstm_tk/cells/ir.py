@@ -121,7 +121,15 @@ def _unsupported(symbol: str) -> object:
 
 
 _UNSUPPORTED = {"truediv": "/", "rtruediv": "/", "pow": "**", "matmul": "@", "floordiv": "//", "mod": "%"}
-_UNSUPPORTED |= {"lt": "<", "gt": ">", "le": "<=", "ge": ">=", "bool": "bool()", "getitem": "[]", "abs": "abs()"}
+_UNSUPPORTED |= {
+    "lt": "<",
+    "gt": ">",
+    "le": "<=",
+    "ge": ">=",
+    "bool": "bool()",
+    "getitem": "[]",
+    "abs": "abs()",
+}
 for _name, _symbol in _UNSUPPORTED.items():
     setattr(Value, f"__{_name}__", _unsupported(_symbol))
 

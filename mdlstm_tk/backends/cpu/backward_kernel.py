@@ -1,7 +1,9 @@
 """The gradient of the fused sweep in Numba. See `mdlstm_tk.backends.cpu.kernels` for the idea and notation.
 
-Backward reads what forward saved and does not change it. A wavefront is: gather the operands again, the cell's
-gradient on each row, and two products: `da @ w_catᵀ`, the gradient of the operands, and `operandᵀ @ da`, which
+Backward reads what forward saved and does not change it. A wavefront is: gather the operands again, the
+cell's
+gradient on each row, and two products: `da @ w_catᵀ`, the gradient of the operands, and `operandᵀ @ da`,
+    which
 is added to the gradient of w_cat.
 """
 
@@ -52,20 +54,23 @@ def backward(  # type: ignore[no-untyped-def]
         w_packed: w_cat, to recompute the pre-activations; then gates is 0. Otherwise 0.
         successors: (D, P) the visit one step forward along each axis, or −1.
         dx: (N, P, C) zeros of the group, to which its part is added; 0 if it is not needed.
-        d_operand: (2, longest, padded columns) of the group, the gradients of the operands of two wavefronts
-            in turn.
+        d_operand: (2, longest, padded columns) of the group, the gradients of the operands of two
+            wavefronts in turn.
         dc: (2, longest, D·n) of the group, the gradients of the predecessors' cell states, in the same way.
         dw_cat: (dirs, K, padded gate_dim) zeros of this thread, to which its part is added.
         dpeephole, dnorm_weight, dnorm_bias: (dirs, rows, n) zeros of this thread, in the same way.
         longest: the number of rows of the longest wavefront.
-        columns: how many columns of the operand's gradient are needed: hidden_dim, or hidden_dim + C with dx.
+        columns: how many columns of the operand's gradient are needed: hidden_dim, or hidden_dim + C with
+            dx.
     """
     dims = batch, positions, fronts, dirs, ndim, units, channels, gate_dim
     hidden_dim = ndim * units if RECURRENT else 0
     depth, padded = hidden_dim + channels + 1, -(-gate_dim // lanes) * lanes
     d_stride = -(-columns // lanes) * lanes  # from one row of d_operand to the next
     c_prev = as_int_ptr(scratch)
-    dh_next = ptr_add(c_prev, BLOCK * ndim)  # addresses of the gradients that reach a row from its successors
+    dh_next = ptr_add(
+        c_prev, BLOCK * ndim
+    )  # addresses of the gradients that reach a row from its successors
     dc_next = ptr_add(dh_next, ndim)
     zero_row = ptr_add(as_float_ptr(scratch, dtype_tag), 2 * (BLOCK + 2) * ndim)
     clear(zero_row, units)
@@ -176,7 +181,8 @@ def backward(  # type: ignore[no-untyped-def]
 
 
 def backward_scratch(ndim: int, units: int, gate_dim: int, depth: int, lanes: int, spilled: int) -> int:
-    """How many numbers of scratch memory `backward` needs, in whole cache lines: the tables of addresses, the
-    row of zeros, operands and da of two blocks, the spilled rows, and the pre-activations of a block."""
+    """How many numbers of scratch memory `backward` needs, in whole cache lines: the tables of addresses,
+    the row of zeros, operands and da of two blocks, the spilled rows, and the pre-activations of a
+    block."""
     per_row = 2 * (ndim + depth + gate_dim + lanes) + gate_dim + lanes
     return -(-(4 * ndim + BLOCK * per_row + (1 + spilled) * units) // 16) * 16

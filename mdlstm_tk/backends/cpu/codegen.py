@@ -49,7 +49,9 @@ class _LoopBuilder:
         slots: for each slot its rows, or a table of their addresses.
     """
 
-    def __init__(self, kernel: Kernel, units: ir.Value, scratch: Pointer, slots: dict[str, Pointer]) -> None:
+    def __init__(
+        self, kernel: Kernel, units: ir.Value, scratch: Pointer, slots: dict[str, Pointer]
+    ) -> None:
         self.builder, self.kernel, self.units = scratch.builder, kernel, units
         self.element = scratch.element
         used = [(value.slot, value.row) for value in kernel.values if value.op == "load"]

@@ -40,9 +40,9 @@ def get_kernel(
     cell = get_cell(cell_name)
     graph = lower(pass_kind, cell, ndim, peephole, layer_norm)
     replaced: dict[str, Any] = {"SPILLED": len(graph.spilled), "RECURRENT": cell.recurrent}
-    if pass_kind == "forward":
-        template, slots = kernels.forward, FORWARD_SLOTS
-    else:
+    template: Any = kernels.forward
+    slots: tuple[str, ...] = FORWARD_SLOTS
+    if pass_kind != "forward":
         template, slots = backward_kernel.backward, BACKWARD_SLOTS
         replaced["RECOMPUTE"] = pass_kind == "recompute"
     options = "_peephole" * peephole + "_norm" * layer_norm

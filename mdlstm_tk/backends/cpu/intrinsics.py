@@ -1,7 +1,7 @@
 """Functions that the kernels call from Numba and that are written in LLVM.
 
-Arrays come as addresses and become Numba's `CPointer`: unlike arrays, pointers cost no reference counting in
-inner loops.
+Arrays come as addresses and become Numba's `CPointer`: unlike arrays, pointers cost no reference counting
+in inner loops.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ def call_address(_: Any, address: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def atomic_fetch_add(_: Any, counter: Any) -> Any:
-    """Add 1 to the int64 at `counter` and return its value before; earlier writes become visible to others."""
+    """Add 1 to the int64 at `counter` and return its value before; earlier writes become visible to
+    others."""
 
     def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         return builder.atomic_rmw("add", args[0], ir.Constant(I64, 1), "seq_cst")

@@ -16,8 +16,8 @@ OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 @cache
 def _source_digest() -> str:
-    """A digest of the code in this folder, on which compiled code depends; comments, docstrings and layout do
-    not count. Numba itself looks only at the file and name of one function."""
+    """A digest of the code in this folder, on which compiled code depends; comments, docstrings and layout
+    do not count. Numba itself looks only at the file and name of one function."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         tree = ast.parse(path.read_bytes())
@@ -43,7 +43,8 @@ def njit_cached(function: Callable[..., Any], signature: str) -> Any:
 
 
 def cfunc_cached(function: Callable[[int], None], key: str) -> Any:
-    """Compile as a C function that takes one int64, which any thread may call, and cache it in the same way.
+    """Compile as a C function that takes one int64, which any thread may call, and cache it in the same
+    way.
 
     Args:
         function: the function.

@@ -1,4 +1,5 @@
-"""The fused sweep in Numba: one call for the whole grid. This file holds forward, `backward_kernel` the gradient.
+"""The fused sweep in Numba: one call for the whole grid. This file holds forward, `backward_kernel` the
+gradient.
 
 The sweep is one linear layer, applied to what each position sees. With
 
@@ -6,13 +7,14 @@ The sweep is one linear layer, applied to what each position sees. With
     w_cat    (U_1 | … | U_D | W | b)ᵀ      (K, G·n)
 
 the pre-activations are `operand @ w_cat`. In backward, `da @ w_catᵀ` is the gradient of the operand and
-`operandᵀ @ da` that of w_cat. So a wavefront is: gather the operands of a block of rows, one product, the cell
-on each row; all of it on data that is still in cache, and only what backward needs is written to memory.
+`operandᵀ @ da` that of w_cat. So a wavefront is: gather the operands of a block of rows, one product, the
+cell on each row; all of it on data that is still in cache, and only what backward needs is written to
+memory.
 If the cell is not recurrent, the operand has no h_d: K = C + 1.
 
-Rows are (position, sample) in visiting order, so a wavefront is contiguous in gates and c. Groups of threads
-take directions in turn and need nothing of each other. The members of a group share each wavefront's rows and
-meet at a barrier after it.
+Rows are (position, sample) in visiting order, so a wavefront is contiguous in gates and c. Groups of
+threads take directions in turn and need nothing of each other. The members of a group share each
+wavefront's rows and meet at a barrier after it.
 
 `forward` is a template: `mdlstm_tk.backends.cpu.compile` makes one function of it for every dtype and cell,
 with other values for the globals `_cell`, `SPILLED` and `RECURRENT`.
@@ -114,8 +116,8 @@ def forward(  # type: ignore[no-untyped-def]
         batch, …, gate_dim: N, P, T, dirs, D, n, C, G·n.
         c_rows: the number of rows of the longest wavefront if c is for two wavefronts, else 0.
         panel, lanes: NR and the number of elements of a vector.
-        group, member, groups, members: this thread's group and its place in it. A group takes the directions
-            group, group + groups, ….
+        group, member, groups, members: this thread's group and its place in it. A group takes the
+            directions group, group + groups, ….
     """
     dims = batch, positions, fronts, dirs, ndim, units, channels, gate_dim
     hidden_dim = ndim * units if RECURRENT else 0
@@ -184,7 +186,7 @@ def forward(  # type: ignore[no-untyped-def]
 
 
 def forward_scratch(ndim: int, units: int, gate_dim: int, depth: int, lanes: int, spilled: int) -> int:
-    """How many numbers of scratch memory `forward` needs, in whole cache lines: the table of cell states, the
-    row of zeros, the operands and products of a block, the spilled rows, and the gates of a row."""
+    """How many numbers of scratch memory `forward` needs, in whole cache lines: the table of cell states,
+    the row of zeros, the operands and products of a block, the spilled rows, and the gates of a row."""
     per_row = 2 * ndim + depth + gate_dim + lanes
     return -(-(BLOCK * per_row + (1 + spilled) * units + gate_dim) // 16) * 16

@@ -43,7 +43,9 @@ def forward(
     plan = _plan("forward", inputs)
     batch, positions, _, dirs, _, units, _, gate_dim = plan.dims
     # While training, weights change at every step, and packing them is a small part of it.
-    packed = _pack(plan, inputs) if save else packed_weights(plan.packed, inputs, lambda: _pack(plan, inputs))
+    packed = (
+        _pack(plan, inputs) if save else packed_weights(plan.packed, inputs, lambda: _pack(plan, inputs))
+    )
     inputs = _converted(inputs)
     x = inputs.x
     rows = positions * batch
@@ -167,7 +169,7 @@ def _plan(pass_kind: Pass, inputs: SweepInputs) -> Plan:
 
 def _converted(inputs: SweepInputs) -> SweepInputs:
     """The inputs as the kernels read them: contiguous, in float32 or float64."""
-    return SweepInputs(*map(_plain, inputs[:7]), *inputs[7:])
+    return SweepInputs._make((*map(_plain, inputs[:7]), *inputs[7:]))
 
 
 def _plain(tensor: Tensor | None) -> Any:

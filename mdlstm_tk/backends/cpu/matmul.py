@@ -139,8 +139,8 @@ class _Tile:
 def matmul(a, a_row, a_step, b, b_panel, b_step, depth, c, c_row, rows, columns, accumulate):  # type: ignore[no-untyped-def]
     """C = A B, or C += A B if `accumulate`, as a function, so that it is compiled once.
 
-    A's element (i, k) is `a[i·a_row + k·a_step]`. B comes in panels of NR columns: element (k, j) of panel p
-    is `b[p·b_panel + k·b_step + j]`. Row i of C starts at `c[i·c_row]`. Whole vectors are read and written,
-    so B and C need columns up to the next multiple of the vector length.
+    A's element (i, k) is `a[i·a_row + k·a_step]`. B comes in panels of NR columns: element (k, j) of panel
+    p is `b[p·b_panel + k·b_step + j]`. Row i of C starts at `c[i·c_row]`. Whole vectors are read and
+    written, so B and C need columns up to the next multiple of the vector length.
     """
     _matmul(a, a_row, a_step, b, b_panel, b_step, depth, c, c_row, rows, columns, accumulate)

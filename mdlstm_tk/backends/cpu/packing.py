@@ -1,6 +1,7 @@
 """The weights of a sweep, packed in panels of columns as `mdlstm_tk.backends.cpu.matmul` reads them.
 
-The functions are templates: `mdlstm_tk.backends.cpu.compile` makes one of each for every dtype. Notation as in
+The functions are templates: `mdlstm_tk.backends.cpu.compile` makes one of each for every dtype. Notation as
+    in
 `mdlstm_tk.backends.cpu.kernels`: w_cat is (U_1 | … | U_D | W | b)ᵀ, (K, G·n).
 """
 

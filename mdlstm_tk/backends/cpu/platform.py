@@ -43,8 +43,8 @@ def current_cpu() -> int:
 def use_huge_pages(tensor: Tensor) -> Tensor:
     """Ask for the memory of a large new tensor in pages of 2 MiB.
 
-    Touching fresh memory in pages of 4 KiB can take as long as the sweep. Nothing changes where there are no
-    such pages, or the tensor has its memory already.
+    Touching fresh memory in pages of 4 KiB can take as long as the sweep. Nothing changes where there are
+    no such pages, or the tensor has its memory already.
     """
     if tensor.nbytes < HUGE_PAGE or sys.platform != "linux" or not enabled("MDLSTM_HUGE_PAGES"):
         return tensor

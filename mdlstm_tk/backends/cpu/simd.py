@@ -23,7 +23,8 @@ CONTRACT = ("contract",)  # a product and a sum may become one fused multiply-ad
 
 
 def _vector_bytes() -> int:
-    """The size of the machine's vector registers. LLVM splits wider vectors, so a wrong guess costs only time."""
+    """The size of the machine's vector registers. LLVM splits wider vectors, so a wrong guess costs only
+    time."""
     features: dict[str, bool] = llvm.get_host_cpu_features() if config.CPU_NAME is None else {}
     return 64 if features.get("avx512f") else 32 if features.get("avx2") else 16
 

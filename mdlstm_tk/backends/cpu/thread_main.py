@@ -1,6 +1,7 @@
 """Where each thread enters a kernel: compiled, so that no thread waits for Python's lock.
 
-A run is described by int64 in one piece: the words named here, then rows of the kernel's arguments. Row 0 is
+A run is described by int64 in one piece: the words named here, then rows of the kernel's arguments. Row 0
+    is
 used when a thread runs alone; rows 1, 2, … are those of the members of a team.
 """
 
@@ -94,8 +95,10 @@ if sys.platform == "linux":
     def migrate_off_cpu(starter, cpu):  # type: ignore[no-untyped-def]
         """Move this thread to another CPU if it runs on that of the starter.
 
-        If all CPUs were busy of late, Linux wakes a thread where it last ran. It then keeps threads that wait
-        for each other there, since each of them has just run: two could share one CPU for good while another
+        If all CPUs were busy of late, Linux wakes a thread where it last ran. It then keeps threads that
+        wait
+        for each other there, since each of them has just run: two could share one CPU for good while
+            another
         one idles. A sweep then takes 4 to 20 times as long (docs/performance.md).
         """
         if cpu < 0 or _current_cpu() != cpu or _thread_identity() == starter:

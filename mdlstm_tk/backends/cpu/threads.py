@@ -1,14 +1,14 @@
 """The threads that share a sweep: how many, who does what, and how they are started.
 
 There are as many threads as `torch.set_num_threads` allows. They are those of torch's own OpenMP pool where
-that is GNU's, as on Linux: its threads stay awake for milliseconds after an operation, and threads of another
-pool (also Numba's) would have to share the cores with them. Elsewhere, and in a forked child, where OpenMP
-hangs, they are threads of this module.
+that is GNU's, as on Linux: its threads stay awake for milliseconds after an operation, and threads of
+another pool (also Numba's) would have to share the cores with them. Elsewhere, and in a forked child, where
+OpenMP hangs, they are threads of this module.
 
-Either way they are woken once per sweep and run only compiled code (`mdlstm_tk.backends.cpu.thread_main`); the
-barrier between wavefronts is a counter in memory. There is one team per process: a sweep that finds it busy
-runs on its own thread. Each thread adds up gradients for itself, so the last bits of gradients depend on the
-number of threads.
+Either way they are woken once per sweep and run only compiled code (`mdlstm_tk.backends.cpu.thread_main`);
+the barrier between wavefronts is a counter in memory. There is one team per process: a sweep that finds it
+busy runs on its own thread. Each thread adds up gradients for itself, so the last bits of gradients depend
+on the number of threads.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 from mdlstm_tk.backends.cpu.platform import current_cpu, torch_openmp
 from mdlstm_tk.backends.cpu.thread_main import COUNT_FUNCTION, HEADER, STARTER, STARTER_CPU, TEAM_SIZE
 
-# What a thread must have to do for its products to take some 50 µs and some 3 µs. Waking a thread takes 2 µs
-# and a barrier 0.03 µs (AMD EPYC) where each thread has a core, and far more where threads share one.
+# What a thread must have to do for its products to take some 50 µs and some 3 µs. Waking a thread takes 2
+# µs and a barrier 0.03 µs (AMD EPYC) where each thread has a core, and far more where threads share one.
 MIN_SWEEP_OPERATIONS = 5_000_000
 MIN_WAVEFRONT_OPERATIONS = 300_000
 
@@ -36,7 +36,8 @@ Entry = Callable[[int], None]  # a C function that is given an address
 
 
 class Member(NamedTuple):
-    """A thread's place: its group, its place in the group, and the number of groups and of members of each."""
+    """A thread's place: its group, its place in the group, and the number of groups and of members of
+    each."""
 
     group: int
     member: int
@@ -179,6 +180,6 @@ def _start_workers(count: int) -> bool:
 
 def _run_on_workers(entry: Entry, address: int, size: int) -> None:
     tasks = [partial(queue.put, (entry, address)) for queue in _queues[: size - 1]]
-    # Ctrl-C may raise between any two lines of Python, but the other threads need this one, and the data, for
-    # as long as they run. So everything is one call, from which this thread returns last.
+    # Ctrl-C may raise between any two lines of Python, but the other threads need this one, and the data,
+    # for as long as they run. So everything is one call, from which this thread returns last.
     deque(map(operator.call, [*tasks, partial(entry, address + 1)]), maxlen=0)

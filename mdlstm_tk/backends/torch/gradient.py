@@ -65,7 +65,9 @@ def cell_gradient(
         "gates": a, "c_prev": c_prev, "c": [c], "dh": [dh],
         "dh_next": [zero] * ndim, "dc_next": [dc, *[zero] * (ndim - 1)],
     }  # fmt: skip
-    slots |= {name: rows for name, rows in zip(PARAMETER_NAMES, parameters, strict=True) if rows is not None}
+    slots |= {
+        name: rows for name, rows in zip(PARAMETER_NAMES, parameters, strict=True) if rows is not None
+    }
     kernel = _kernel(cell, ndim, parameters.peephole is not None, parameters.norm_weight is not None)
     results: dict[str, list[Tensor]] = {}
     for store, value in zip(kernel.stores, _evaluate(kernel, slots), strict=True):

@@ -1,8 +1,8 @@
 """The sweep wavefront by wavefront in plain torch operations, on any device and in any dtype.
 
-All directions run in one sweep. Their tensors are laid out in visiting order with rows (position, sample), so
-a wavefront is a contiguous slice, and a direction is only another order of visiting. float16 and bfloat16
-inputs are multiplied as they are; gates and states are float32.
+All directions run in one sweep. Their tensors are laid out in visiting order with rows (position, sample),
+so a wavefront is a contiguous slice, and a direction is only another order of visiting. float16 and
+bfloat16 inputs are multiplied as they are; gates and states are float32.
 
 Notation: N batch, P positions, T wavefronts, K positions of one wavefront, G gates, n units, D axes.
 """
@@ -71,15 +71,20 @@ def forward(
 
 
 def backward(
-    inputs: SweepInputs, grad: Tensor, output: Tensor, saved_a: Tensor, saved_c: Tensor, wants_dx: bool = True
+    inputs: SweepInputs,
+    grad: Tensor,
+    output: Tensor,
+    saved_a: Tensor,
+    saved_c: Tensor,
+    wants_dx: bool = True,
 ) -> list[Tensor | None]:
     """The gradients of x (if `wants_dx`), weight_ih, weight_hh, bias and the cell's parameters.
 
     Args:
         inputs: as for `forward`.
         grad: (N, *grid, dirs, n) gradient of the output.
-        output, saved_a, saved_c: what `forward` returned with `save`; if the pre-activations are empty, they
-            are computed again.
+        output, saved_a, saved_c: what `forward` returned with `save`; if the pre-activations are empty,
+            they are computed again.
         wants_dx: whether the gradient of x is needed.
     """
     cell, x, weight_hh = get_cell(inputs.cell), inputs.x, inputs.weight_hh
@@ -89,7 +94,9 @@ def backward(
     if saved_a.numel() == 0:
         saved_a = products.pre_activations(inputs, output, tables)
     a = saved_a.split(_row_counts(tables, batch), dim=1)
-    dh = list(products.to_visiting_order(grad, tables).to(dtype).split(counts, dim=1))  # T × (dirs, K, N, n)
+    dh = list(
+        products.to_visiting_order(grad, tables).to(dtype).split(counts, dim=1)
+    )  # T × (dirs, K, N, n)
     c = saved_c.unflatten(1, (tables.positions, batch)).split(counts, dim=1)
     invalid = _invalid_masks(inputs, tables)
     parameters = _parameter_rows(inputs)
@@ -116,7 +123,7 @@ def backward(
         for total, rows in zip(gradients, step.parameters, strict=True):
             if total is not None:
                 total.add_(torch.stack([row.sum(dim=1) for row in rows], dim=1))
-        da.append(torch.cat(step.a, dim=-1).to(x.dtype))  # (dirs, K·N, G·n)
+        da.append(torch.cat(list(step.a), dim=-1).to(x.dtype))  # (dirs, K·N, G·n)
         if t == 0:
             break
         # The gradients that reach the previous wavefront; the last row takes what leads outside the grid.
