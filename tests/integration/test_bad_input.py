@@ -207,7 +207,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
         2,
         "dtype must be one of",
     ),
-    "export size twice": (("export", "run", "--size", "3", "--size", "3x3"), 2, "names a size twice"),
+    "export size twice": (("export", "run", "--size", "3", "--size", "3x3"), 2, "3x3, 3x3"),
     "export exists": (("export", "run"), 2, "model-8x8.onnx exists; give another name with -o, or --force"),
     "export two to one": (
         ("export", "run", "--size", "3", "--size", "4", "-o", "m.onnx"),
