@@ -79,7 +79,7 @@ class Shapes:
         sizes, grid = np.asarray(sizes), self.grid(batch.samples)
         shape = (len(batch.samples), self.metadata.ndim)
         if not self.takes_sizes:
-            raise InputError("this model takes no sizes; make one that does with: mdlstm export --sizes")
+            raise InputError("this model takes no sizes; make one that does with: mdlstm export --padded")
         if self.metadata.grid not in (None, grid):
             raise InputError(f"x with sizes must have the model's grid {self.metadata.grid}, got {grid}")
         if sizes.shape != shape or sizes.dtype.kind not in "iu":
