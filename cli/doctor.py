@@ -130,19 +130,21 @@ def _onnxruntime() -> Iterator[Check]:
     except Exception:  # told by its own line above
         return
     from mdlstm_tk.runtime import cuda
-    from mdlstm_tk.runtime import providers as start
+    from mdlstm_tk.runtime.providers import CUDA
 
     yield _tried("onnxruntime on CPU", "onnxruntime", lambda: _run_tiny("cpu"))
-    if start.CUDA not in available:
+    if CUDA not in available:
         yield Check("onnxruntime on CUDA", "absent", "not in this package", cuda.INSTALL_GPU)
         return
     try:
         yield Check("onnxruntime on CUDA", "ok", _run_tiny("cuda"))
     except MDLSTMError:
-        state: State = "absent" if cuda.missing([cuda.DRIVER]) else "broken"  # there may be no GPU
-        yield Check("onnxruntime on CUDA", state, "does not start", cuda.why_not(onnxruntime))
-    missing = cuda.missing(cuda.wanted(onnxruntime))
-    libraries = f"{cuda.versions(onnxruntime)} libraries"
+        state: State = (
+            "absent" if cuda.missing_libraries([cuda.DRIVER]) else "broken"
+        )  # there may be no GPU
+        yield Check("onnxruntime on CUDA", state, "does not start", cuda.cuda_problem(onnxruntime))
+    missing = cuda.missing_libraries(cuda.required_libraries(onnxruntime))
+    libraries = f"{cuda.required_versions(onnxruntime)} libraries"
     if missing:
         yield Check(libraries, "absent", f"not found: {', '.join(missing)}", cuda.INSTALL_LIBRARIES)
     else:
@@ -197,9 +199,9 @@ def _tried(name: str, module: str, action: Callable[[], str]) -> Check:
 
 def _run_tiny(device: str) -> str:
     """Run a model of one addition; returns the provider it ran on."""
-    from mdlstm_tk.runtime.providers import start
+    from mdlstm_tk.runtime.providers import create_session
 
-    session = start(TINY, "a model of one node", device, threads=1, tf32=False).session
+    session = create_session(TINY, "a model of one node", device, threads=1, tf32=False).session
     y = session.run(None, {"x": np.asarray([1, 2], np.float32)})[0]
     if y.tolist() != [2, 4]:
         raise MDLSTMError(f"1 + 1, 2 + 2 gave {y.tolist()}")
