@@ -19,20 +19,20 @@ from mdlstm_tk.training import Progress, Run, load_checkpoint, train
 
 
 @pytest.mark.parametrize("stop", [1, 7, 11])
-def test_resuming_equals_never_having_stopped(tmp_path: Path, stop: int) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, stop: int) -> None:
     whole = run_in(tmp_path / "whole", SMALL)
     parts = run_in(tmp_path / "parts", replace(SMALL, steps=stop))
     train(SMALL, parts, resume=True)
     records, expected_records = (
         [{**record, "validation": None} for record in run.read_metrics()] for run in (parts, whole)
     )
-    assert records == expected_records  # but for what was judged where the first part ended
+    assert records == expected_records  # the first part was also validated at its end
     expected = last_tensors(whole)
     for name, tensor in last_tensors(parts).items():
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_an_interrupt_waits_for_the_step_and_leaves_what_resuming_needs(tmp_path: Path) -> None:
+def test_an_interrupt_takes_effect_after_the_step_and_the_run_can_be_resumed(tmp_path: Path) -> None:
     run = Run(tmp_path)
 
     def interrupt(progress: Progress) -> None:
@@ -48,15 +48,15 @@ def test_an_interrupt_waits_for_the_step_and_leaves_what_resuming_needs(tmp_path
     assert run.metrics.read_bytes() == whole.metrics.read_bytes()
 
 
-def test_nothing_is_left_to_resume(tmp_path: Path) -> None:
+def test_a_finished_run_is_not_resumed(tmp_path: Path) -> None:
     run = run_in(tmp_path, SMALL)
-    with pytest.raises(InputError, match="12 steps already; ask for more with --steps"):
+    with pytest.raises(InputError, match="12 steps"):
         train(SMALL, run, resume=True)
 
 
 @pytest.mark.parametrize("stop", [2, 6, 13])
-def test_all_that_has_a_state_resumes_exactly(tmp_path: Path, stop: int) -> None:
-    """Dropout, schedule, average, shuffled and distorted data: stopped by an interrupt, then resumed."""
+def test_a_run_with_every_kind_of_state_resumes_exactly(tmp_path: Path, stop: int) -> None:
+    """With dropout, schedule, averaged weights, and shuffled and augmented data."""
     whole = run_in(tmp_path / "whole", DIGITS)
     parts = Run(tmp_path / "parts")
     parts.folder.mkdir()
@@ -80,13 +80,13 @@ def size_of(path: Path) -> int:
 
 @pytest.mark.skipif("forkserver" not in get_all_start_methods(), reason="needs a fork server")
 @pytest.mark.parametrize("seed", range(3))
-def test_a_run_killed_again_and_again_ends_as_if_it_never_was(tmp_path: Path, seed: int) -> None:
-    """SIGKILL, wherever it hits: between steps, in the middle of one, or while writing a checkpoint."""
+def test_a_run_that_is_killed_repeatedly_equals_an_uninterrupted_one(tmp_path: Path, seed: int) -> None:
+    """SIGKILL arrives between steps, within one, or while a checkpoint is written."""
     config = replace(DIGITS, steps=40, evaluate_every=2)
     whole, run = run_in(tmp_path / "whole", config), Run(tmp_path / "killed")
     run.folder.mkdir()
     rng, kills = np.random.default_rng(seed), 0
-    # forked from a process without threads: those of this one would leave locks that nobody opens
+    # This process has threads; forking it could leave locks that are never released.
     processes = get_context("forkserver")
     processes.set_forkserver_preload(
         ["mdlstm_tk.training.loop", "sklearn.datasets", "scipy.ndimage", "numba"]
@@ -107,7 +107,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_never_was(tmp_path: Path, se
     assert run.best.read_bytes() == whole.best.read_bytes()
 
 
-def test_what_a_killed_run_left_half_written_goes_when_it_resumes(tmp_path: Path) -> None:
+def test_resuming_removes_what_a_killed_run_left_half_written(tmp_path: Path) -> None:
     run = run_in(tmp_path, replace(SMALL, steps=3))
     (tmp_path / ".last.safetensors.abc.safetensors").write_bytes(b"half")
     with run.metrics.open("a") as file:

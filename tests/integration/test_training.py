@@ -28,23 +28,25 @@ def test_the_md_network_learns_the_task(trained: Run) -> None:
     assert relevant[-1] < 0.005
 
 
-def test_what_is_learned_at_8x8_holds_at_32x32(trained: Run) -> None:
+def test_a_network_trained_on_8x8_works_on_32x32(trained: Run) -> None:
     checkpoint = load_checkpoint(trained.best)
     errors = evaluate(checkpoint.network(), DiagonalTask((32, 32)), "test", checkpoint.config)
     assert errors["relevant"] < 0.01
 
 
-def test_the_relevant_loss_is_the_error_at_the_second_one() -> None:
+def test_the_relevant_loss_is_the_squared_error_at_the_second_one() -> None:
     _, task = build(SMALL)
     batch = task.batch(0, 0, 3)
     prediction = torch.rand(3, 5, 6, 1)
     error = (prediction.numpy() - batch.y) ** 2
     assert loss_of(prediction, batch, task.spec).item() == pytest.approx(error.mean(), rel=1e-5)
-    there = [error[k, row, column, 0] for k, (row, column) in enumerate(batch.second)]
-    assert task.measure(prediction.numpy(), batch)["relevant"] == pytest.approx((np.sum(there), 3))
+    errors_at_second = [error[k, row, column, 0] for k, (row, column) in enumerate(batch.second)]
+    assert task.measure(prediction.numpy(), batch)["relevant"] == pytest.approx(
+        (np.sum(errors_at_second), 3)
+    )
 
 
-def test_the_same_seed_gives_the_same_numbers_and_another_others(tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_bytes_and_other_seeds_do_not(tmp_path: Path) -> None:
     one, two = run_in(tmp_path / "1", SMALL), run_in(tmp_path / "2", SMALL)
     other = run_in(tmp_path / "3", replace(SMALL, seed=1))
     assert one.metrics.read_bytes() == two.metrics.read_bytes()
@@ -52,7 +54,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_others(tmp_path: Path)
     assert one.metrics.read_bytes() != other.metrics.read_bytes()
 
 
-def test_a_run_folder_holds_all_it_should_and_no_pickle(tmp_path: Path) -> None:
+def test_the_files_of_a_run(tmp_path: Path) -> None:
     run = run_in(tmp_path, SMALL)
     draw_run(run)
     evaluate_run(run, build(SMALL)[1], 1.0)
@@ -73,7 +75,7 @@ def test_a_run_folder_holds_all_it_should_and_no_pickle(tmp_path: Path) -> None:
 
 def test_weights_of_another_network_are_refused(trained: Run) -> None:
     other, _ = build(replace(load_checkpoint(trained.best).config, hidden=3))
-    with pytest.raises(InputError, match="do not fit"):
+    with pytest.raises(InputError, match="weights"):
         load_checkpoint(trained.best).load_model(other)
 
 
@@ -89,13 +91,13 @@ def test_bfloat16_trains_in_bfloat16_and_learns(tmp_path: Path) -> None:
     assert 1e-5 < float((exact - rough).abs().max().detach()) < 0.05
 
 
-def test_workers_change_nothing(tmp_path: Path) -> None:
+def test_batches_from_workers_are_the_same(tmp_path: Path) -> None:
     alone = run_in(tmp_path / "alone", DIGITS)
     helped = run_in(tmp_path / "helped", replace(DIGITS, workers=2))
     assert alone.metrics.read_bytes() == helped.metrics.read_bytes()
 
 
-def test_tensorboard_gets_what_the_metrics_hold(tmp_path: Path) -> None:
+def test_tensorboard_holds_the_metrics(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = run_in(tmp_path, replace(SMALL, tensorboard=True, evaluate_every=6))
     read = events.EventAccumulator(str(tmp_path)).Reload()
