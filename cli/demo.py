@@ -20,17 +20,16 @@ def demo(
     require("torch", "train")
     from mdlstm_tk.cli.export import export
     from mdlstm_tk.cli.infer import infer
-    from mdlstm_tk.cli.train import run_training
+    from mdlstm_tk.cli.train import train_with_progress
     from mdlstm_tk.cli.verify import verify
     from mdlstm_tk.data import DiagonalTask
     from mdlstm_tk.runtime import load_array, save_array
-    from mdlstm_tk.training import TrainConfig
-    from mdlstm_tk.training.run_folder import new_run
+    from mdlstm_tk.training import TrainConfig, new_job, new_run
 
     config = TrainConfig(steps=steps)
     run = new_run("demo", output, force)
     _title("1/4", f"mdlstm train -o {run.folder} --steps {steps}")
-    run_training(config, run, resume=False, quiet=False)
+    train_with_progress(new_job(config, run.folder, force=True))
 
     _title("2/4", f"mdlstm export {run.folder} --size 8 --size 32")
     export(run.folder, ["8", "32"], force=True)

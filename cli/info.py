@@ -46,7 +46,7 @@ def _model_facts(path: Path, max_bytes: int | None) -> dict[str, Any]:
 def _run_facts(folder: Path) -> dict[str, Any]:
     require("torch", "train")
     from mdlstm_tk.training import load_checkpoint, open_run
-    from mdlstm_tk.training.run_folder import measured
+    from mdlstm_tk.training.run_folder import metric_names
 
     run = open_run(folder)
     last = load_checkpoint(run.last if run.last.exists() else run.best)
@@ -62,7 +62,7 @@ def _run_facts(folder: Path) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "best_step": best.step,
         "best_score": best.score,
-        **{f"last_100_{name}": _mean([record[name] for record in recent]) for name in measured(recent)},
+        **{f"last_100_{name}": _mean([record[name] for record in recent]) for name in metric_names(recent)},
         "exports": sorted(path.name for path in folder.glob("*.onnx")),
     }
 

@@ -27,15 +27,10 @@ def report(
     for module in ("torch", "jinja2", "matplotlib"):
         require(module, "train")
     from mdlstm_tk.report import write_report
-    from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
     from mdlstm_tk.training import latest_run, open_run
 
     found = open_run(run) if run else latest_run()
-    target = output or found.report
-    ensure_writable(target, force or output is None)
-    with atomic_write(target) as temporary:
-        page = write_report(found, (lambda message: None) if quiet else note)
-        temporary.write_text(page, encoding="utf-8")
+    target = write_report(found, output, force, (lambda message: None) if quiet else note)
     if not quiet:
         note(f"{target}: {target.stat().st_size / 1024:.0f} KiB, to open in a browser")
         models = sorted(found.folder.glob("model*.onnx"))

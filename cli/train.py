@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +12,7 @@ from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.sizes import format_size
 
 if TYPE_CHECKING:
-    from mdlstm_tk.data import Task
-    from mdlstm_tk.training import Progress, Run, TrainConfig
-
-CHANGEABLE = ("steps", "device", "workers", "tensorboard", "data")
+    from mdlstm_tk.training import Progress, TrainingJob
 
 
 def train(
@@ -84,132 +80,46 @@ def train(
         "device": device,
         "tensorboard": tensorboard,
     }
-    given = {key: value for key, value in flags.items() if value is not None}
+    options = {key: value for key, value in flags.items() if value is not None}
     require("torch", "train")
-    from mdlstm_tk.training import build, load_checkpoint
-    from mdlstm_tk.training.build import too_long
-    from mdlstm_tk.training.distributed import join
-    from mdlstm_tk.training.run_folder import Run, new_run, open_run
+    from mdlstm_tk.training import configure, new_job, parse_settings, resume_job
 
-    if resume is not None:
-        if output is not None or config is not None:
-            raise InputError("--resume takes folder and config from the run; leave out -o and -c")
-        run = open_run(resume)
-        start = load_checkpoint(run.last).config
-        _refuse_changes(given | read_settings(settings), start)
-        chosen = start.updated(read_settings(settings), "--set").updated(given, "command line")
-    else:
-        chosen = configure(given, read_settings(settings), config)
-    ranks = join(chosen.device)
-    network, found = build(chosen)  # whatever is wrong with the config should show before a folder is made
-    ranks.part(chosen.batch_size)
-    if ranks.leads:
-        for line in getattr(found, "summary", ()):
-            note(line)
-        if crowded := too_long(network, found):
-            note(
-                f"{len(crowded)} texts, {crowded[0]} the first, need more columns than the network makes "
-                "of their images, and teach it nothing; try --set windows=2x1,2x1"
-            )
+    changes = parse_settings(settings or [])
     if resume is None:
-        run = Run(
-            ranks.leader(new_run(_name(chosen, found), output, force).folder if ranks.leads else Path())
-        )
-    run_training(chosen, run, resume is not None, quiet, found)
-    if ranks.leads:
-        next_command(f"mdlstm export {quoted(run.folder)} --size {format_size(found.spec.size)}")
+        job = new_job(configure(options, changes, config), output, force)
+    elif output is not None or config is not None:
+        raise InputError("--resume takes folder and config from the run; leave out -o and -c")
+    else:
+        job = resume_job(resume, options, changes)
+    result = train_with_progress(job, quiet)
+    if job.context.is_main:
+        if result["errors"]:
+            errors = ", ".join(f"{name} {value:.5g}" for name, value in result["errors"].items())
+            note(f"best weights, on {result['split']} data: {errors}")
+        note(f"done in {result['seconds']} s: {job.run.curves}, {job.run.prediction}, {job.run.best}")
+        next_command(f"mdlstm export {quoted(job.run.folder)} --size {format_size(job.task.spec.size)}")
 
 
-def run_training(
-    config: TrainConfig, run: Run, resume: bool, quiet: bool, task: Task | None = None
-) -> None:
-    """Train with a live line, then draw the run's pictures. Also when interrupted."""
-    from mdlstm_tk.training import load_checkpoint, train
-    from mdlstm_tk.training.build import make_task
-    from mdlstm_tk.training.distributed import join
-    from mdlstm_tk.training.evaluation import evaluate_run
-    from mdlstm_tk.training.loop import WINDOW
-    from mdlstm_tk.viz.run_pictures import draw_run
+def train_with_progress(job: TrainingJob, quiet: bool = False) -> dict[str, Any]:
+    """Run a job, with a live line in the main process; see `train_and_draw`."""
+    from mdlstm_tk.training import RecentMetrics, describe_progress
+    from mdlstm_tk.viz.run_pictures import train_and_draw
 
-    task = task or make_task(config)
-    if not join(config.device).leads:
-        train(config, run, resume, task=task)
-        return
-    done = load_checkpoint(run.last).step if resume else 0
-    note(
-        f"training {config.model} on {task.name} {format_size(task.spec.size)} for {config.steps} steps "
-        f"into {run.folder}"
-    )
-    start = time.perf_counter()
-    recent: list[dict[str, float]] = []
-    judged: dict[str, float] = {}
+    if not job.context.is_main:
+        return train_and_draw(job)
+    for line in (*job.notes, job.description):
+        note(line)
+    metrics = RecentMetrics()
+    try:
+        with progress(job.config.steps, job.steps_done) as live:
 
-    with progress(config.steps, done) as live:
+            def show(state: Progress) -> None:
+                means = metrics.update(state)
+                if not quiet:
+                    live(state.step, describe_progress(state, means))
 
-        def report(state: Progress) -> None:
-            recent.append({"loss": state.loss, **state.errors})
-            del recent[:-WINDOW]
-            judged.update({f"validation {name}": value for name, value in state.validation.items()})
-            if not quiet:
-                rate = (state.step - done) / (time.perf_counter() - start)
-                means = {name: sum(r[name] for r in recent) / len(recent) for name in recent[-1]}
-                shown = "  ".join(f"{name} {value:.3g}" for name, value in (means | judged).items())
-                live(state.step, f"{shown}  {rate:.0f} steps/s")
-
-        try:
-            train(config, run, resume, report, task)
-        except KeyboardInterrupt:
-            if run.last.exists():
-                note(f"interrupted; go on with: mdlstm train --resume {run.folder}")
-                draw_run(run, task)
-            raise
-    seconds = time.perf_counter() - start
-    result = evaluate_run(run, task, seconds)
-    draw_run(run, task)
-    if result["errors"]:
-        errors = ", ".join(f"{name} {value:.5g}" for name, value in result["errors"].items())
-        note(f"best weights, on {result['split']} data: {errors}")
-    note(f"done in {seconds:.1f} s: {run.curves}, {run.prediction}, {run.best}")
-
-
-def configure(given: dict[str, Any], settings: dict[str, Any], file: Path | None) -> TrainConfig:
-    """Defaults of the task, then the file, then settings, then flags."""
-    from mdlstm_tk.training.config import TrainConfig, read_toml
-
-    values = read_toml(file) if file else {}
-    start = TrainConfig()
-    said = {key: str(value) for key, value in (values | settings | given).items()}
-    if said.get("data") and "task" not in said:
-        raise InputError("--data needs --task: grid, classify, segment or transcribe")
-    if "task" in said:
-        from mdlstm_tk.training import default_config
-
-        start = default_config(said["task"], said.get("data", ""), said.get("model"))
-    chosen = start.updated(values, str(file)).updated(settings, "--set")
-    return chosen.updated(given, "command line")
-
-
-def read_settings(settings: list[str] | None) -> dict[str, Any]:
-    """The pairs of --set key=value."""
-    pairs = [text.partition("=") for text in settings or []]
-    for key, equals, value in pairs:
-        if not equals or not key:
-            raise InputError(f"--set takes key=value, got '{key}{equals}{value}'")
-    return {key: value for key, _, value in pairs}
-
-
-def _refuse_changes(changes: dict[str, Any], start: TrainConfig) -> None:
-    """What of a resumed run may change: all else would make it another run."""
-    for key in changes:
-        if key not in CHANGEABLE:
-            raise InputError(
-                f"--resume goes on with the run's own {key} = {getattr(start, key, None)!r}; "
-                f"only {', '.join(CHANGEABLE)} can change"
-            )
-
-
-def _name(config: TrainConfig, task: Task) -> str:
-    """What a new run is called: model and size, and in front the task if it is not the diagonal."""
-    model = config.model.rpartition(":")[2].lower()
-    prefix = "" if task.name == "diagonal" else f"{task.name}-"
-    return f"{prefix}{model}-{format_size(task.spec.size)}"
+            return train_and_draw(job, show)
+    except KeyboardInterrupt:
+        if job.run.last.exists():
+            note(f"interrupted; go on with: mdlstm train --resume {quoted(job.run.folder)}")
+        raise
