@@ -14,6 +14,10 @@ PUBLIC = {
         *("MDLSTM", "DeviceError", "InputError", "MDLSTMError", "MissingExtraError", "ParityError"),
         "__version__",
     },
+    "mdlstm_tk.benchmark": {
+        *("SHAPES", "Measurement", "Shape", "contenders", "floor", "interleave", "measure"),
+        *("measure_layers", "ratios_of", "torch_threads"),
+    },
     "mdlstm_tk.cli": {"main"},
     "mdlstm_tk.data": {
         *("KINDS", "UNLABELLED", "Batch", "DiagonalBatch", "DiagonalTask", "DigitStrings", "Digits"),
