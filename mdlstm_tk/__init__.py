@@ -4,6 +4,7 @@ Importing this package imports neither torch nor onnx; `MDLSTM` and `register_ce
 they are first used.
 """
 
+import os.path
 from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk._version import __version__
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from mdlstm_tk.cells import register_cell as register_cell
     from mdlstm_tk.layer import MDLSTM as MDLSTM
 
+# In a checkout mdlstm_tk/models, cli and export are symbolic links to ../models and so on. Where the links
+# arrived as text files (Windows, zip) or not at all (sdist), the folders are found beside this package.
+if not os.path.isdir(os.path.join(__path__[0], "models")):
+    __path__.append(os.path.dirname(__path__[0]))
 
 __all__ = [
     "MDLSTM",
@@ -44,3 +49,7 @@ def __getattr__(name: str) -> Any:
 
         return register_cell
     raise AttributeError(f"module 'mdlstm_tk' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

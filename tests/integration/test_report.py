@@ -18,10 +18,11 @@ from xml.etree.ElementTree import Element, TreeBuilder
 import numpy as np
 import pytest
 import torch
-from helpers.chromium import Chromium, find_chromium
+from helpers.browser import opened
 from helpers.command import mdlstm
 from PIL import Image
 from rapidfuzz.distance import Levenshtein
+from playwright.sync_api import Browser
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -285,33 +286,27 @@ def test_the_command(runs: Any, tmp_path: Path) -> None:
     assert (tmp_path / "deep/page.html").read_text().startswith("<!doctype html>")
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip("there is no Chromium to open pages in")
-    chromium = Chromium(program, tmp_path_factory.mktemp("profile"))
-    yield chromium
-    chromium.close()
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_in_a_browser(kind: str, runs: Any, browser: Chromium) -> None:
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1200, "light")])
+def test_in_a_browser(kind: str, width: int, scheme: str, runs: Any, browser: Browser) -> None:
     address = runs(kind).report.resolve().as_uri()
-    for width, scheme in ((360, "dark"), (1200, "light")):
-        browser.screen(width, 800, scheme=scheme, mobile=width < 500)
-        browser.open(address)
-        browser.until(f"document.readyState == 'complete' && location.href == {json.dumps(address)}")
-        assert browser.complaints() == []
-        assert {url for url in browser.requests() if not url.startswith("data:")} == {address}
-        assert browser.evaluate("document.title") == "data · md · mdlstm-tk"
-        assert browser.evaluate("document.scripts.length") == 0
-        assert browser.evaluate("[...document.images].every(i => i.alt && i.complete && i.naturalWidth)")
-        assert browser.evaluate("document.images.length") > 2
-        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    size = {"width": width, "height": 800}
+    with opened(browser, viewport=size, color_scheme=scheme, is_mobile=width < 500) as tab:
+        tab.open(address)
+        assert tab.complaints == []
+        assert {url for url in tab.requests if not url.startswith("data:")} == {address}
+        assert tab.page.title() == "data · md · mdlstm-tk"
+
+        def evaluate(expression: str) -> Any:
+            return tab.page.evaluate(f"() => {expression}")
+
+        assert evaluate("document.scripts.length") == 0
+        assert evaluate("[...document.images].every(i => i.alt && i.complete && i.naturalWidth)")
+        assert evaluate("document.images.length") > 2
+        assert evaluate("document.documentElement.scrollWidth") <= width
         ink, paper = (
-            browser.evaluate(f"getComputedStyle(document.querySelector('{what}')).{colour}")
-            for what, colour in ((".curves text", "fill"), ("body", "backgroundColor"))
+            evaluate(f"getComputedStyle(document.querySelector('{selector}')).{colour}")
+            for selector, colour in ((".curves text", "fill"), ("body", "backgroundColor"))
         )
-        light = [sum(map(int, re.findall(r"\d+", shown)[:3])) > 384 for shown in (ink, paper)]
+        light = [sum(map(int, re.findall(r"\d+", colour)[:3])) > 384 for colour in (ink, paper)]
         assert light == [scheme == "dark", scheme == "light"]
