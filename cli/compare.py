@@ -68,7 +68,7 @@ def compare(
 
 def _compare_on_task(base: TrainConfig, seeds: int, output: Path | None, force: bool, json: bool) -> None:
     """All networks of a task with equally many parameters: a table of errors on test data."""
-    from mdlstm_tk.models import names
+    from mdlstm_tk.models import model_names
     from mdlstm_tk.training import Progress, make_task
     from mdlstm_tk.training.comparison import compare_models
     from mdlstm_tk.training.loop import WINDOW
@@ -76,7 +76,7 @@ def _compare_on_task(base: TrainConfig, seeds: int, output: Path | None, force: 
     from mdlstm_tk.viz.plots import plot_comparison
 
     kind = make_task(base).spec.kind
-    models = names(kind)
+    models = model_names(kind)
     folder = new_run(f"compare-{base.task}", output, force).folder
     note(f"training {', '.join(models)} on {base.task}, {seeds} seeds of {base.steps} steps, into {folder}")
     with progress(seeds * len(models) * base.steps) as live:
@@ -124,7 +124,7 @@ def _compare_on_diagonal(
     if steps < WINDOW:
         raise InputError(f"--steps must be at least {WINDOW} to compare, got {steps}")
     if as_seed:
-        base = replace(base, init="seed", lr=0.01, weight_decay=0.0)
+        base = replace(base, init="original", lr=0.01, weight_decay=0.0)
     folder = new_run("compare-as-seed" if as_seed else "compare", output, force).folder
     note(f"training {', '.join(MODELS)} on {size}, {seeds} seeds of {steps} steps each, into {folder}")
     records: dict[str, list[list[dict[str, Any]]]] = {model: [] for model in MODELS}

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import nn
 
 from mdlstm_tk.data import UNLABELLED, Batch, Kind, Split, Task
-from mdlstm_tk.data.metrics import texts
+from mdlstm_tk.data.metrics import target_texts
 from mdlstm_tk.report.text_alignment import Edit, align
 from mdlstm_tk.runtime.postprocessing import labels, probabilities, transcripts
 from mdlstm_tk.training import TrainConfig, evaluate
@@ -86,7 +86,8 @@ def judge(network: nn.Module, task: Task, config: TrainConfig) -> Judgement:
             known = batch.y != UNLABELLED
             np.add.at(found.confusion, (batch.y[known], labels(prediction)[known]), 1)
         if spec.kind == "transcribe":
-            for said, truth in zip(transcripts(prediction, spec.classes), texts(batch, spec), strict=True):
+            pairs = zip(transcripts(prediction, spec.classes), target_texts(batch, spec), strict=True)
+            for said, truth in pairs:
                 found.edits.update(edit for edit in align(said, truth) if edit.said != edit.truth)
 
     found.errors = evaluate(network, task, split, config, look=look)

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
-from mdlstm_tk.data.metrics import texts
+from mdlstm_tk.data.metrics import target_texts
 from mdlstm_tk.errors import InputError, MissingExtraError
 from mdlstm_tk.report.evaluation import Example, Judgement, judge
 from mdlstm_tk.report.exports import BATCH, measure_exports
@@ -147,7 +147,7 @@ def _show(example: Example, spec: TaskSpec) -> Shown:
         sure = float(probabilities(prediction)[0, said])
         return replace(plain, said=spec.classes[said], truth=spec.classes[truth], sure=sure)
     if spec.kind == "transcribe":
-        (text,), (true,) = transcripts(prediction, spec.classes), texts(batch, spec)
+        (text,), (true,) = transcripts(prediction, spec.classes), target_texts(batch, spec)
         return replace(plain, said=text, truth=true, edits=tuple(align(text, true)))
     return plain
 

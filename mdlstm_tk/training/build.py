@@ -18,9 +18,9 @@ from mdlstm_tk.data import (
     TaskSpec,
     Textures,
 )
-from mdlstm_tk.data.folders import DEFAULTS, read_data
+from mdlstm_tk.data.user_data import DEFAULTS, read_data
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.models import Normalized, Recogniser, create, options_of
+from mdlstm_tk.models import Normalized, TextRecognizer, create, model_options
 from mdlstm_tk.training.config import TrainConfig
 
 NETWORK = ("layers", "cell", "directions", "layer_norm", "windows", "dropout")  # options it may lack
@@ -57,7 +57,7 @@ def default_config(task: str, data: str = "", model: str | None = None) -> Train
     if data.endswith(".npz"):
         values["augment"] = 0.0  # arrays may be anything, not only images
     if model:
-        lacking = set(NETWORK) - set(options_of(model, task if data else BUILT_IN[task][0].kind))
+        lacking = set(NETWORK) - set(model_options(model, task if data else BUILT_IN[task][0].kind))
         values = {"model": model} | {key: v for key, v in values.items() if key not in lacking | {"model"}}
     return TrainConfig(task=task, data=data).updated(values, task)
 
@@ -82,14 +82,14 @@ def build_network(config: TrainConfig, spec: TaskSpec) -> nn.Module:
         InputError: no such network or option, or it is not for this kind of task.
     """
     options = config.network_options()
-    if spec.target_std and "linear" in options_of(config.model, spec.kind):
+    if spec.target_std and "linear" in model_options(config.model, spec.kind):
         options["linear"] = True
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = create(config.model, spec.channels, spec.outputs, kind=spec.kind, **options)
-    start_at = getattr(network, "start_at", None)
-    if spec.base_rate is not None and callable(start_at):
-        start_at(spec.base_rate)
+    set_initial_prediction = getattr(network, "set_initial_prediction", None)
+    if spec.base_rate is not None and callable(set_initial_prediction):
+        set_initial_prediction(spec.base_rate)
     if spec.mean:
         network = Normalized(network, spec.mean, spec.std, spec.target_mean, spec.target_std)
     return network
@@ -106,9 +106,10 @@ def build(config: TrainConfig) -> tuple[nn.Module, Task]:
 
 
 def too_long(network: nn.Module, task: Task) -> list[str]:
-    """Names of the task's samples whose text has no room in the columns that the network makes of them."""
-    reader = network.network if isinstance(network, Normalized) else network
-    if not isinstance(reader, Recogniser):
+    """Return the names of the samples whose text needs more steps than the network makes of the image."""
+    inner = network.network if isinstance(network, Normalized) else network
+    if not isinstance(inner, TextRecognizer):
         return []
-    pixels = reader.block[1]  # to a column
-    return [name for name, width, needed in getattr(task, "texts", ()) if -(-width // pixels) < needed]
+    columns_per_step = inner.stride[1]
+    extents = getattr(task, "text_extents", ())
+    return [e.name for e in extents if -(-e.width // columns_per_step) < e.ctc_steps]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk.data import Digits, TaskSpec
-from mdlstm_tk.models import names, options_of
+from mdlstm_tk.models import model_names, model_options
 from mdlstm_tk.training.build import NETWORK, build_network, make_task
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.evaluation import evaluate_run
@@ -40,7 +40,7 @@ def compare_models(
     results: dict[str, dict[str, Any]] = {}
     for seed in range(seeds):
         task = make_task(replace(config, seed=seed))
-        for model in names(task.spec.kind):
+        for model in model_names(task.spec.kind):
             chosen = equally_large(replace(config, seed=seed), model, task.spec)
             run = Run(folder / f"{model}-{seed}")
             run.folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def compare_models(
             entry.setdefault("seconds", []).append(result["seconds"])
             _collect(entry, result["errors"])
         if isinstance(task, Digits):
-            for name, error in task.rivals().items():
+            for name, error in task.baselines().items():
                 _collect(results.setdefault(name, {}), {"error": error})
     return results
 
@@ -67,7 +67,7 @@ def equally_large(config: TrainConfig, model: str, spec: TaskSpec) -> TrainConfi
     if model == config.model:
         return config
     wanted = _parameters(config, spec, config.hidden)
-    lacking = set(NETWORK) - set(options_of(model, spec.kind))
+    lacking = set(NETWORK) - set(model_options(model, spec.kind))
     other = replace(config, model=model, **{name: getattr(TrainConfig(), name) for name in lacking})
     low, high = 1, 2  # the wanted number of parameters lies between theirs
     while _parameters(other, spec, high) < wanted:

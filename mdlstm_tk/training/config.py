@@ -20,7 +20,7 @@ MOST = {"hidden": 1_000_000, "workers": 256, "seed": 2**63 - 1}
 LARGEST = 3e38  # about what float32 can hold
 CHOICES = {
     "directions": ("", "1", "all"),
-    "init": ("default", "seed"),
+    "init": ("default", "original"),
     "schedule": ("constant", "cosine"),
     "precision": ("fp32", "bf16"),
 }
@@ -32,7 +32,7 @@ class TrainConfig:
 
     Attributes:
         task: a built-in task, or the kind of `data`: "grid", "classify", "segment" or "transcribe".
-        data: a file or folder to train on, see `mdlstm_tk.data.folders`; "" for a built-in task.
+        data: a file or folder to train on, see `mdlstm_tk.data.user_data`; "" for a built-in task.
         model: a registered network, or "file.py:name".
         size: of the grids, "8" or "8x12", where the task can have any.
         steps: of the optimiser.
@@ -48,7 +48,7 @@ class TrainConfig:
         windows: blocks of cells that each level of a network sees as one, "2" or "2x2,2x1"; "" leaves it
             to the network.
         dropout: probability of zeroing an output of a layer.
-        init: "default", or "seed" for the start of the seed's TensorFlow code.
+        init: "default", or "original" for the initial weights of the original TensorFlow code.
         schedule: of the learning rate after the warm-up: "constant", or "cosine" down to 0.
         warmup: steps in which the learning rate rises from 0.
         clip: largest norm of all gradients together; 0 for any.

@@ -23,7 +23,7 @@ class _Steps(Dataset[Batch]):
     part: slice
 
     def __getitem__(self, step: int) -> Batch:
-        return self.task.batch(self.seed, step, self.count, part=self.part)
+        return self.task.batch(self.seed, step, self.count, shard=self.part)
 
 
 def feed(config: TrainConfig, task: Task, first: int, part: slice) -> Iterator[Batch]:

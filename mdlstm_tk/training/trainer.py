@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel
 
 from mdlstm_tk.data import Batch, Split, Task, batches
-from mdlstm_tk.data.base import Floats
+from mdlstm_tk.data.spec import Floats
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.training.build import build_network
 from mdlstm_tk.training.checkpoint import Checkpoint, save_checkpoint
@@ -130,7 +130,7 @@ class Trainer:
         worst of all sizes that the task has for that. The weights judged are the averaged ones, if any.
         """
         judged = self.network if self.average is None else self.average.module
-        tasks = self.task.at_any_size() if getattr(judged, "any_size", False) else (self.task,)
+        tasks = self.task.any_size_tasks() if getattr(judged, "any_size", False) else (self.task,)
         errors = [evaluate(judged, task, "validation", self.config, self.ranks) for task in tasks]
         if not errors[0]:  # nothing to choose by: the last are the best
             self.best_step = self.step

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from matplotlib import colormaps
 
 from mdlstm_tk.data import UNLABELLED, Batch, TaskSpec
-from mdlstm_tk.data.metrics import texts
+from mdlstm_tk.data.metrics import target_texts
 from mdlstm_tk.runtime.postprocessing import labels, transcripts
 
 Numbers = npt.NDArray[Any]
@@ -45,7 +45,7 @@ def panels_of(batch: Batch, prediction: Numbers, spec: TaskSpec) -> list[Panel]:
         said, truth = (spec.classes[int(k)] for k in (labels(prediction)[0], batch.y[0]))
         return [Panel(said if said == truth else f"{said}, is {truth}", picture(x))]
     if spec.kind == "transcribe":
-        (said,), (truth,) = transcripts(prediction, spec.classes), texts(batch, spec)
+        (said,), (truth,) = transcripts(prediction, spec.classes), target_texts(batch, spec)
         return [Panel(said if said == truth else f"{said or 'nothing'}, is {truth}", picture(x))]
     y, truth_grid = _crop(prediction, batch), _crop(batch.y, batch)
     if spec.kind == "segment":

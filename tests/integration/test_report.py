@@ -21,11 +21,11 @@ import torch
 from helpers.chromium import Chromium, find_chromium
 from helpers.command import mdlstm
 from PIL import Image
+from rapidfuzz.distance import Levenshtein
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mdlstm_tk.cli.report import report
-from mdlstm_tk.data.metrics import edit_distance
 from mdlstm_tk.report import write_report
 from mdlstm_tk.report.text_alignment import align
 from mdlstm_tk.runtime import Session
@@ -174,7 +174,7 @@ def test_texts_are_marked_with_the_edits_that_make_them_true(runs: Any) -> None:
     for span, (said, truth) in zip(marked, expected[:8], strict=True):
         assert without(span, "del") == truth
         assert without(span, "ins") == said
-    total = sum(edit_distance(said, truth) for said, truth in expected)
+    total = sum(Levenshtein.distance(said, truth) for said, truth in expected)
     assert total > 0
     assert f"on validation data: {total} edits" in text(page.find("section[@id='edits']")[0])
 
@@ -205,7 +205,7 @@ def test_align_takes_as_few_edits_as_can_be() -> None:
         said, truth = ("".join(rng.choice(list("ab c"), rng.integers(0, 7))) for _ in range(2))
         edits = align(said, truth)
         assert ("".join(e.said for e in edits), "".join(e.truth for e in edits)) == (said, truth)
-        assert sum(e.said != e.truth for e in edits) == edit_distance(said, truth)
+        assert sum(e.said != e.truth for e in edits) == Levenshtein.distance(said, truth)
 
 
 def test_grids_are_shown_without_padding_and_with_their_error(runs: Any) -> None:
