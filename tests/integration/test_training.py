@@ -149,7 +149,7 @@ def test_weights_of_another_network_are_refused(trained: Run) -> None:
         ({"size": "8by8"}, "size must be written like 8 or 8x12"),
         ({"size": "0"}, "must be at least 1"),
         ({"directions": "2"}, "directions must be 1 or all"),
-        ({"init": "zeros"}, "init must be default or seed"),
+        ({"init": "zeros"}, "init must be default or original"),
     ],
 )
 def test_bad_settings_are_named(values: dict[str, object], message: str) -> None:
