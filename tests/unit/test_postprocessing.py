@@ -7,7 +7,6 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from mdlstm_tk.data.metrics import edit_distance
 from mdlstm_tk.runtime.postprocessing import labels, probabilities, transcripts
 
 

@@ -21,14 +21,14 @@ PUBLIC = {
     "mdlstm_tk.cli": {"main"},
     "mdlstm_tk.data": {
         *("KINDS", "UNLABELLED", "Batch", "DiagonalBatch", "DiagonalTask", "DigitStrings", "Digits"),
-        *("GaussianField", "Kind", "SampleTask", "Split", "Task", "TaskSpec", "Textures", "batches"),
+        *("GaussianField", "Kind", "DatasetTask", "Split", "Task", "TaskSpec", "Textures", "batches"),
     },
     "mdlstm_tk.export": {
         *("Parity", "Report", "export_onnx", "float64_reference", "lower", "translation_table"),
     },
     "mdlstm_tk.models": {
         *("Classifier", "ConvNet", "GridNet", "HorizontalNet", "MDNet", "Normalized", "RasterNet"),
-        *("Recogniser", "Segmenter", "SnakeNet", "create", "names", "options_of", "register"),
+        *("TextRecognizer", "Segmenter", "SnakeNet", "create", "names", "model_options", "register"),
     },
     "mdlstm_tk.report": {"write_report"},
     "mdlstm_tk.runtime": {"Metadata", "Session", "load_array", "save_array"},
