@@ -36,8 +36,8 @@ class MDLSTM(nn.Module):
         h = o⊙tanh(c)
 
     These are the equations of `cell="graves"` (Graves, Fernández, Schmidhuber 2007, arXiv:0705.2011). In
-    one dimension they are those of `torch.nn.LSTM`. A direction is the corner that a sweep starts from. Several
-    directions have their own weights, run in one sweep, and are merged at each position.
+    one dimension they are those of `torch.nn.LSTM`. A direction is the corner that a sweep starts from.
+    Several directions have their own weights, run in one sweep, and are merged at each position.
 
     On large grids prefer `cell="stable"` or `"leaky"` (Leifert et al., JMLR 17(97), 2016): in `graves`
     Σ_d f_d may exceed 1, and c then grows with the number of paths through the grid.
@@ -141,23 +141,21 @@ class MDLSTM(nn.Module):
         self._signs = tuple(sign for direction in self.directions for sign in direction)
         self._has_window = prod(extents) > 1
 
-        def add(name: str, *shape: int) -> None:
-            parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-            self.register_parameter(f"{name}_l{k}", parameter)
-
         dirs, gates = len(self.directions), len(definition.gates(ndim))
         features = input_size * prod(extents)
         for k in range(num_layers):
-            add("weight_ih", dirs, gates * hidden_size, features)
+            shapes: dict[str, tuple[int, ...]] = {"weight_ih": (dirs, gates * hidden_size, features)}
             if definition.recurrent:
-                add("weight_hh", dirs, ndim, gates * hidden_size, hidden_size)
+                shapes["weight_hh"] = (dirs, ndim, gates * hidden_size, hidden_size)
             if bias:
-                add("bias", dirs, gates * hidden_size)
+                shapes["bias"] = (dirs, gates * hidden_size)
             if peephole:
-                add("peephole", dirs, 2 * ndim + 1, hidden_size)
+                shapes["peephole"] = (dirs, 2 * ndim + 1, hidden_size)
             if layer_norm:
-                add("norm_weight", dirs, gates + 1, hidden_size)
-                add("norm_bias", dirs, gates + 1, hidden_size)
+                shapes["norm_weight"] = shapes["norm_bias"] = (dirs, gates + 1, hidden_size)
+            for name, shape in shapes.items():
+                empty = torch.empty(shape, device=device, dtype=dtype)
+                self.register_parameter(f"{name}_l{k}", nn.Parameter(empty))
             features = self.output_size
         self.reset_parameters()
 
@@ -237,7 +235,7 @@ class MDLSTM(nn.Module):
             sizes = sizes.to(x.device)
             x = x.masked_fill(~valid_mask(x.shape[1:-1], sizes)[..., None], 0)
         if self._has_window:
-            x = fold_windows(x, self.window)
+            x = space_to_depth(x, self.window)
             if sizes is not None:
                 window = sizes.new_tensor(self.window)
                 sizes = (sizes + window - 1) // window
@@ -328,7 +326,7 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     return None
 
 
-def fold_windows(x: Tensor, window: Sequence[int]) -> Tensor:
+def space_to_depth(x: Tensor, window: Sequence[int]) -> Tensor:
     """(N, *grid, C) → (N, *⌈grid / window⌉, ∏window · C): the positions of each window, in row-major order,
     become features."""
     ndim = len(window)

@@ -20,6 +20,8 @@ from mdlstm_tk.backends.dispatch import engine
 from mdlstm_tk.backends.inputs import SweepInputs, cell_traits, check_devices, check_inputs, state_dtype
 from mdlstm_tk.backends.torch import sweep as torch_sweep
 
+__all__ = ["SweepInputs", "sweep", "wavefront", "wavefront_backward"]
+
 _INPUTS = (
     "Tensor x, Tensor weight_ih, Tensor? weight_hh, Tensor? bias, Tensor? peephole, Tensor? norm_weight, "
     "Tensor? norm_bias, Tensor? sizes, int[] directions, str cell"
@@ -44,8 +46,8 @@ def sweep(inputs: SweepInputs, backend: str = "auto", recompute: bool = False) -
     Args:
         inputs: x, the parameters, sizes, directions and the cell.
         backend: a name in `mdlstm_tk.backends.dispatch.BACKENDS`. "reference" runs in plain autograd
-            instead of as the operator. Inside `torch.func` and forward-mode differentiation, which cannot see into
-            an operator, "torch" runs in plain autograd, whatever was asked for.
+            instead of as the operator. Inside `torch.func` and forward-mode differentiation, which cannot
+            see into an operator, "torch" runs in plain autograd, whatever was asked for.
         recompute: keep only h and c for backward, 2·n numbers per position and direction instead of
             (G + 2)·n, and compute the gates again from them.
 

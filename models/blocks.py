@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk.backends.tables import valid_mask
-from mdlstm_tk.layer import MDLSTM, blocks
+from mdlstm_tk.layer import MDLSTM, space_to_depth
+from mdlstm_tk.masking import valid_mask
 
 Window = tuple[int, ...]
 # What a layer recurs along: both axes of the grid, each of its rows, or all rows joined to one sequence.
@@ -41,7 +41,7 @@ def sizes_in_windows(sizes: Tensor | None, window: Window) -> Tensor | None:
 
 
 def depth_to_space(y: Tensor, window: Window, grid: Sequence[int]) -> Tensor:
-    """Give each position its share of the features of its window. The inverse of `mdlstm_tk.layer.blocks`.
+    """Give each position its share of the features of its window: the inverse of `space_to_depth`.
 
     Args:
         y: (N, ⌈H / window⌉, ⌈W / window⌉, ∏window · C).
@@ -125,7 +125,7 @@ class RowLSTM(nn.Module):
         """Map x (N, H, W, C) to y (N, ⌈H / window⌉, ⌈W / window⌉, output_size), 0 outside sizes."""
         if sizes is not None:
             x = fill_padding(x, sizes)
-        x, sizes = blocks(x, self.window), sizes_in_windows(sizes, self.window)
+        x, sizes = space_to_depth(x, self.window), sizes_in_windows(sizes, self.window)
         if self.flatten:
             y = apply_flattened(self.lstm, x, sizes)
         else:

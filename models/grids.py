@@ -7,14 +7,13 @@ from math import log
 from typing import Any, Literal
 
 import torch
-from mdlstm_tk.cells.equations import get_cell
 from torch import Tensor, nn
 
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import apply_flattened
 from mdlstm_tk.models.initial import Init, init_original_, init_short_memory_, init_torch_lstm_
 from mdlstm_tk.models.registry import register
-from mdlstm_tk.operator import sweep
+from mdlstm_tk.operator import SweepInputs, sweep
 from mdlstm_tk.wavefront import Direction
 
 
@@ -121,8 +120,8 @@ class _TorchRowLSTM(nn.Module):
         if torch.compiler.is_exporting():  # the exporter would unroll nn.LSTM for one length
             for w_ih, w_hh, b_ih, b_hh in self.lstm.all_weights:
                 bias = (b_ih + b_hh)[None]
-                arguments = (sequence, w_ih[None], w_hh[None, None], bias, None, None, None, None, [(1,)])
-                sequence = sweep(*arguments, "graves").flatten(-2)
+                tensors = (sequence, w_ih[None], w_hh[None, None], bias, None, None, None, None)
+                sequence = sweep(SweepInputs(*tensors, signs=(1,), cell="graves")).flatten(-2)
             return sequence
         y: Tensor = self.lstm(sequence)[0]
         return y

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from mdlstm_tk.layer import blocks
+from mdlstm_tk.layer import space_to_depth
 from mdlstm_tk.models.blocks import (
     Encoder,
     Recurrence,
@@ -164,7 +164,7 @@ class ConvNet(nn.Module):
         grid = x.shape[1:-1]
         if sizes is not None:
             x = fill_padding(x, sizes)
-        y, sizes = blocks(x, self.window), sizes_in_windows(sizes, self.window)
+        y, sizes = space_to_depth(x, self.window), sizes_in_windows(sizes, self.window)
         for index, layer in enumerate(self.layers):
             if index:
                 y = self.norms[index - 1](y).relu()

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from mdlstm_tk.cells.equations import get_cell
+from mdlstm_tk.cells import get_cell
 from mdlstm_tk.layer import MDLSTM
 
 # "default" trains best. "original" is the initialisation of philipperemy/tensorflow-multi-dimensional-lstm.

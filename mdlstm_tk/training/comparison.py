@@ -198,7 +198,7 @@ def plan_comparison(
     elif original_settings:
         raise InputError(f"original settings exist for --task diagonal only, got --task {config.task}")
     else:
-        name, models, seeds = f"compare-{config.task}", tuple(names(task.spec.kind)), seeds or 3
+        name, models, seeds = f"compare-{config.task}", tuple(model_names(task.spec.kind)), seeds or 3
     return ComparisonPlan(config, models, seeds, new_run(name, folder, force).folder, original_settings)
 
 
@@ -239,7 +239,7 @@ def compare_models(
             on_run_end(run, task)
             runs_done += 1
         if isinstance(task, Digits):
-            for name, error in task.rivals().items():
+            for name, error in task.baselines().items():
                 _append_errors(results.setdefault(name, {}), {"error": error})
     if plan.is_diagonal:
         for model in plan.models:

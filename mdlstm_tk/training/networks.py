@@ -52,9 +52,9 @@ def texts_without_room(network: nn.Module, task: Task) -> list[str]:
 
     CTC cannot spell such a text, so the sample contributes no gradient.
     """
-    recogniser = network.network if isinstance(network, Normalized) else network
-    if not isinstance(recogniser, TextRecognizer):
+    recognizer = network.network if isinstance(network, Normalized) else network
+    if not isinstance(recognizer, TextRecognizer):
         return []
-    pixels_per_column = recogniser.block[1]
-    samples = getattr(task, "texts", ())
-    return [name for name, width, columns in samples if -(-width // pixels_per_column) < columns]
+    pixels_per_column = recognizer.stride[1]
+    extents = getattr(task, "text_extents", ())
+    return [extent.name for extent in extents if -(-extent.width // pixels_per_column) < extent.ctc_steps]

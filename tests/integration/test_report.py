@@ -21,8 +21,8 @@ import torch
 from helpers.browser import opened
 from helpers.command import mdlstm
 from PIL import Image
-from rapidfuzz.distance import Levenshtein
 from playwright.sync_api import Browser
+from rapidfuzz.distance import Levenshtein
 from safetensors import safe_open
 from safetensors.torch import save_file
 

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mdlstm_tk.data import DiagonalTask, DatasetTask, TaskSpec
+from mdlstm_tk.data import DatasetTask, DiagonalTask, TaskSpec
 from mdlstm_tk.training.evaluation import EVALUATION_BATCH
 from mdlstm_tk.viz.examples import example_batch, example_indices
 
