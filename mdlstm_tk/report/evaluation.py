@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import nn
 
 from mdlstm_tk.data import UNLABELLED, Batch, Kind, Split, Task
-from mdlstm_tk.data.metrics import texts
+from mdlstm_tk.data.metrics import target_texts
 from mdlstm_tk.report.text_alignment import Edit, align
 from mdlstm_tk.runtime.postprocessing import labels, probabilities, transcripts
 from mdlstm_tk.training import TrainConfig, evaluate
@@ -94,7 +94,7 @@ def evaluate_split(network: nn.Module, task: Task, config: TrainConfig) -> Split
             labelled = batch.y != UNLABELLED
             np.add.at(evaluation.confusion, (batch.y[labelled], labels(prediction)[labelled]), 1)
         if spec.kind == "transcribe":
-            pairs = zip(transcripts(prediction, spec.classes), texts(batch, spec), strict=True)
+            pairs = zip(transcripts(prediction, spec.classes), target_texts(batch, spec), strict=True)
             evaluation.edits.update(edit for pair in pairs for edit in align(*pair) if edit.is_error)
 
     evaluation.errors = evaluate(network, task, split, config, on_batch=collect)

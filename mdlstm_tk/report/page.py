@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
-from mdlstm_tk.data.metrics import texts
+from mdlstm_tk.data.metrics import target_texts
 from mdlstm_tk.errors import InputError, MissingExtraError
 from mdlstm_tk.report.evaluation import Example, SplitEvaluation, evaluate_split
 from mdlstm_tk.report.exports import BATCH, find_exports, measure_exports
@@ -167,7 +167,7 @@ def _view(example: Example, spec: TaskSpec) -> ExampleView:
             view, prediction=spec.classes[label], truth=spec.classes[true_label], confidence=confidence
         )
     if spec.kind == "transcribe":
-        (prediction,), (truth,) = transcripts(output, spec.classes), texts(batch, spec)
+        (prediction,), (truth,) = transcripts(output, spec.classes), target_texts(batch, spec)
         return replace(view, prediction=prediction, truth=truth, edits=tuple(align(prediction, truth)))
     return view
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from matplotlib import colormaps
 
 from mdlstm_tk.data import UNLABELLED, Batch, TaskSpec
-from mdlstm_tk.data.metrics import texts
+from mdlstm_tk.data.metrics import target_texts
 from mdlstm_tk.runtime.postprocessing import labels, transcripts
 
 Numbers = npt.NDArray[Any]
@@ -47,7 +47,7 @@ def sample_panels(batch: Batch, prediction: Numbers, spec: TaskSpec) -> list[Pan
         predicted_class, true_class = (spec.classes[int(k)] for k in (labels(prediction)[0], batch.y[0]))
         return [Panel(_caption(predicted_class, true_class), draw_input(x))]
     if spec.kind == "transcribe":
-        (predicted_text,), (true_text,) = transcripts(prediction, spec.classes), texts(batch, spec)
+        (predicted_text,), (true_text,) = transcripts(prediction, spec.classes), target_texts(batch, spec)
         return [Panel(_caption(predicted_text, true_text), draw_input(x))]
     output, target = _without_padding(prediction, batch), _without_padding(batch.y, batch)
     if spec.kind == "segment":

@@ -120,7 +120,7 @@ def test_the_best_checkpoint_holds_the_weights_with_the_lowest_score(
                 return super().measure(prediction, batch)
             return {"relevant": (next(upcoming), 1)}
 
-        def at_any_size(self) -> Any:
+        def any_size_tasks(self) -> Any:
             return (self,)
 
     upcoming = iter(scores)

@@ -7,18 +7,18 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mdlstm_tk.data import DiagonalTask, SampleTask, TaskSpec
+from mdlstm_tk.data import DatasetTask, DiagonalTask, TaskSpec
 from mdlstm_tk.training.evaluation import EVALUATION_BATCH
 from mdlstm_tk.viz.examples import example_batch, example_indices
 
 
-def sorted_task(*sizes: int) -> SampleTask:
+def sorted_task(*sizes: int) -> DatasetTask:
     """A classification task whose test samples are sorted by class; x of sample k is k everywhere."""
     labels = np.repeat(np.arange(len(sizes)), sizes)
     names = tuple(map(str, range(len(sizes))))
     spec = TaskSpec("sorted", "classify", 1, len(sizes), (2, 2), names)
     samples = [(np.full((2, 2, 1), k, dtype=np.float32), label) for k, label in enumerate(labels)]
-    return SampleTask(spec, {"test": samples})
+    return DatasetTask(spec, {"test": samples})
 
 
 @pytest.mark.parametrize(
