@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mdlstm_tk.data.images import Array, RawSample
-from mdlstm_tk.data.spec import Kind
+from mdlstm_tk.data.spec import Array, Kind, RawSample
 from mdlstm_tk.errors import InputError
 
 FORMATS: dict[Kind, str] = {

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mdlstm_tk.data.images import RawSample, UnusableSampleError, find_images, read_image, read_mask
-from mdlstm_tk.data.spec import Kind
+from mdlstm_tk.data.images import UnusableSampleError, find_images, read_image, read_mask
+from mdlstm_tk.data.spec import Kind, RawSample
 from mdlstm_tk.errors import InputError
 
 FORMATS: dict[Kind, str] = {

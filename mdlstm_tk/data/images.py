@@ -6,14 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mdlstm_tk.data.spec import Array
 from mdlstm_tk.errors import require
 from mdlstm_tk.sizes import format_size
-
-Array = npt.NDArray[Any]
-# Name, x (H, W, C) with images as bytes, and the target: a class name, a mask (H, W), a text, or numbers.
-RawSample = tuple[str, Array, Any]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
 

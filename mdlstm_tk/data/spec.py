@@ -9,10 +9,14 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
+Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 Kind = Literal["grid", "classify", "segment", "transcribe"]
 Split = Literal["train", "validation", "test"]
 Sample = tuple[Floats, Any]  # x (*grid, C) and its target, encoded as in `Batch.y`
+# A sample before its target is encoded: the name of the sample, x (H, W, C) with images as bytes, and the
+# target, which is a class name, a mask (H, W), a text, or numbers (H, W, K).
+RawSample = tuple[str, Array, Any]
 Metrics = dict[str, tuple[float, float]]  # name → (sum of errors, number of errors summed)
 
 KINDS: tuple[Kind, ...] = ("grid", "classify", "segment", "transcribe")
@@ -33,7 +37,7 @@ class Batch:
     """
 
     x: Floats
-    y: npt.NDArray[Any]
+    y: Array
     sizes: npt.NDArray[np.int64] | None = None
 
     def sample(self, k: int) -> Self:

@@ -20,9 +20,8 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from mdlstm_tk.data import arrays, folders
-from mdlstm_tk.data.images import Array, RawSample
 from mdlstm_tk.data.sampling import stratified_mask
-from mdlstm_tk.data.spec import UNLABELLED, Floats, Kind, Sample, Split, TaskSpec
+from mdlstm_tk.data.spec import UNLABELLED, Array, Floats, Kind, RawSample, Sample, Split, TaskSpec
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.sizes import format_size
@@ -71,7 +70,7 @@ class TextExtent(NamedTuple):
 
 
 class UserDataTask(DatasetTask):
-    """A task over a user's own samples.
+    """A task over a user's own samples; see `read_data`.
 
     Attributes:
         summary: lines of text that describe the data.
@@ -79,9 +78,18 @@ class UserDataTask(DatasetTask):
         text_extents: of kind "transcribe", one entry per sample; otherwise empty.
     """
 
-    summary: list[str]
-    skipped: list[str]
-    text_extents: list[TextExtent]
+    def __init__(
+        self,
+        spec: TaskSpec,
+        sets: Mapping[Split, Sequence[Sample]],
+        augment: float,
+        *,
+        summary: list[str],
+        skipped: list[str],
+        text_extents: list[TextExtent],
+    ) -> None:
+        super().__init__(spec, sets, augment)
+        self.summary, self.skipped, self.text_extents = summary, skipped, text_extents
 
 
 def read_data(path: Path, kind: Kind, validation: float, seed: int, augment: float) -> UserDataTask:
@@ -109,10 +117,7 @@ def read_data(path: Path, kind: Kind, validation: float, seed: int, augment: flo
             f"--task {kind} expects {_formats(kind)}"
         )
     if not raw.get("validation"):
-        groups = [y if kind == "classify" else "" for _, _, y in raw["train"]]
-        held_out = stratified_mask(groups, validation, seed)
-        raw["validation"] = [sample for sample, out in zip(raw["train"], held_out, strict=True) if out]
-        raw["train"] = [sample for sample, out in zip(raw["train"], held_out, strict=True) if not out]
+        raw["train"], raw["validation"] = _hold_out(raw["train"], kind, validation, seed)
     all_samples = [sample for samples in raw.values() for sample in samples]
     channels = max(x.shape[-1] for _, x, _ in all_samples)
     outputs, classes, encode = _encode_targets(kind, all_samples, path)
@@ -129,16 +134,14 @@ def read_data(path: Path, kind: Kind, validation: float, seed: int, augment: flo
     size = tuple(map(int, extents.max(axis=0)))
     name = path.resolve().stem
     spec = TaskSpec(name, kind, channels, outputs, size, classes, mean, std, target_mean, target_std)
-    task = UserDataTask(spec, sets, augment)
-    task.skipped = skipped
-    task.text_extents = []
-    if kind == "transcribe":
-        task.text_extents = [
-            TextExtent(name, x.shape[1], len(y) + sum(a == b for a, b in pairwise(y)))
-            for name, x, y in all_samples
-        ]
-    task.summary = _summarise(path, spec, raw, extents, skipped)
-    return task
+    return UserDataTask(
+        spec,
+        sets,
+        augment,
+        summary=_summarise(path, spec, raw, extents, skipped),
+        skipped=skipped,
+        text_extents=_text_extents(all_samples) if kind == "transcribe" else [],
+    )
 
 
 def _read(path: Path, kind: Kind, skipped: list[str]) -> Iterator[RawSample]:
@@ -163,6 +166,16 @@ def _find_splits(path: Path) -> dict[Split, Path]:
         places = [path / f"{name}{suffix}" for name in names for suffix in ("", ".npz")]
         found.update((split, place) for place in places if place.exists())
     return found if "train" in found else {"train": path}
+
+
+def _hold_out(
+    samples: list[RawSample], kind: Kind, share: float, seed: int
+) -> tuple[list[RawSample], list[RawSample]]:
+    """Divide samples into those to train on and those to validate with, stratified by class."""
+    groups = [y if kind == "classify" else "" for _, _, y in samples]
+    held_out = stratified_mask(groups, share, seed)
+    train = [sample for sample, out in zip(samples, held_out, strict=True) if not out]
+    return train, [sample for sample, out in zip(samples, held_out, strict=True) if out]
 
 
 class _ByteSamples(Sequence[Sample]):
@@ -224,16 +237,23 @@ def _encode_targets(
     return len(values), classes, encode_mask
 
 
+def _text_extents(samples: Sequence[RawSample]) -> list[TextExtent]:
+    return [
+        TextExtent(name, x.shape[1], len(text) + sum(a == b for a, b in pairwise(text)))
+        for name, x, text in samples
+    ]
+
+
 def _natural_order(name: str) -> tuple[int, float, str]:
     """Sort numbers by value, before all other names."""
     return (0, float(name), name) if name.replace(".", "", 1).isdecimal() else (1, 0.0, name)
 
 
-def _channel_moments(arrays: Sequence[Array]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _channel_moments(samples: Sequence[Array]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel over all positions; std 1 where it is constant."""
-    count = sum(array[..., 0].size for array in arrays)
-    mean = sum(_to_float(array).sum(axis=(0, 1), dtype=np.float64) for array in arrays) / count
-    variance = sum(np.square(_to_float(array) - mean).sum(axis=(0, 1)) for array in arrays) / count
+    count = sum(sample[..., 0].size for sample in samples)
+    mean = sum(_to_float(sample).sum(axis=(0, 1), dtype=np.float64) for sample in samples) / count
+    variance = sum(np.square(_to_float(sample) - mean).sum(axis=(0, 1)) for sample in samples) / count
     std = np.where(variance > 0, np.sqrt(variance), 1.0)
     return tuple(map(float, mean)), tuple(map(float, std))
 

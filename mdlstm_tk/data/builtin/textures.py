@@ -95,7 +95,8 @@ class Textures(Task):
         limits = np.array(shapes).min(axis=0)
         if len(size) != 2 or (np.array(size) > limits).any():
             raise InputError(
-                f"mosaics have at most {limits[0]}x{limits[1]} pixels, got {format_size(size)}; try --size 64"
+                f"mosaics have at most {limits[0]}x{limits[1]} pixels, got {format_size(size)}; "
+                "try --size 64"
             )
         self.size = size
         self.spec = TaskSpec("textures", self.kind, 1, len(CLASSES), size, CLASSES, (0.0,), (1.0,))
