@@ -48,13 +48,13 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def texts_without_room(network: nn.Module, task: Task) -> list[str]:
-    """Names of the samples whose text needs more columns than the network makes of the sample's image.
+    """Names of the samples whose text needs more steps than the network makes of the sample's image.
 
     CTC cannot spell such a text, so the sample contributes no gradient.
     """
     recognizer = network.network if isinstance(network, Normalized) else network
     if not isinstance(recognizer, TextRecognizer):
         return []
-    pixels_per_column = recognizer.stride[1]
+    columns_per_step = recognizer.stride[1]
     extents = getattr(task, "text_extents", ())
-    return [extent.name for extent in extents if -(-extent.width // pixels_per_column) < extent.ctc_steps]
+    return [e.name for e in extents if -(-e.width // columns_per_step) < e.ctc_steps]
