@@ -12,7 +12,7 @@ demo: $(VENV)/demo.stamp  ## train, export, infer and verify, into runs/
 test: $(VENV)/test.stamp  ## run all tests
 	$(BIN)/python -m pytest -n auto
 
-coverage: $(VENV)/test.stamp  ## run all tests and report which lines none of them runs; takes half as long again
+coverage: $(VENV)/test.stamp  ## run all tests and report the lines that none of them runs; slower than `test`
 	$(BIN)/python -m pytest -n auto --cov --cov-report=term
 
 lint: $(VENV)/test.stamp  ## run the linter, the formatter and the type checker

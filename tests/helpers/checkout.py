@@ -49,7 +49,13 @@ def copy_checkout(destination: Path, *, symlinks: bool = True) -> Path:
         symlinks: False makes each symbolic link a text file that holds its target, as
             `git clone -c core.symlinks=false` and zip files do.
     """
-    shutil.copytree(ROOT, destination, symlinks=True, ignore=shutil.ignore_patterns(*NOT_SOURCES))
+    by_name = shutil.ignore_patterns(*NOT_SOURCES)
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        environments = {name for name in names if Path(folder, name, "pyvenv.cfg").exists()}
+        return environments | by_name(folder, names)
+
+    shutil.copytree(ROOT, destination, symlinks=True, ignore=ignore)
     for folder in FOLDERS[1:]:
         link = destination / "mdlstm_tk" / folder
         if not symlinks and link.is_symlink():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 
@@ -20,8 +20,11 @@ FORBIDDEN = {
     "mdlstm_tk.runtime": ("mdlstm_tk.cli", "mdlstm_tk.export", "mdlstm_tk.models", "torch", "onnx"),
     "mdlstm_tk": ("mdlstm_tk.cli", "mdlstm_tk.export", "mdlstm_tk.models"),
 }
+# Exceptions that are still to be mended.
 BEING_MOVED = {("mdlstm_tk.training.comparison", "mdlstm_tk.viz.run_pictures")}
+BEING_REWRITTEN = {"mdlstm_tk.cli.export"}
 TORCH_FREE = ("mdlstm_tk.runtime", "mdlstm_tk.cli.infer", "mdlstm_tk.cli.main")
+HEAVY = ("torch", "onnx", "onnxscript", "numba")
 
 
 def statements(node: ast.AST, *, nested: bool) -> Iterator[ast.Import | ast.ImportFrom]:
@@ -83,18 +86,41 @@ def test_nobody_imports_the_command_line() -> None:
             assert not any(within(name, ("mdlstm_tk.cli",)) for name in imports(module)), module
 
 
-def test_infer_imports_neither_torch_nor_onnx() -> None:
-    """Nor does any module that it imports on the way, inside functions or not."""
-    reached = {module for module in modules() if within(module, TORCH_FREE)}
-    waiting = list(reached)
+def reached(start: Iterable[str], *, nested: bool) -> set[str]:
+    """The modules that are imported when these are, with the packages that they lie in."""
+    found: set[str] = set()
+    waiting = list(start)
     while waiting:
         module = waiting.pop()
-        heavy = {name for name in imports(module) if within(name, ("torch", "onnx", "onnxscript", "numba"))}
-        assert not heavy, f"{module} imports {heavy}"
-        new = (imports(module) & modules().keys()) - reached
-        reached |= new
-        waiting += new
-    assert "mdlstm_tk.errors" in reached
+        if module in modules() and module not in found:
+            found.add(module)
+            parent = module.rpartition(".")[0]
+            # mdlstm_tk imports the layer inside __getattr__, only for those who ask for MDLSTM
+            inside = nested and module != "mdlstm_tk"
+            waiting += [*imports(module, nested=inside), *([parent] if parent else [])]
+    return found
+
+
+def heavy_imports(start: Iterable[str], *, nested: bool) -> dict[str, set[str]]:
+    """Which of the modules that are reached import a package that takes long, and which package."""
+    heavy = {
+        module: {name for name in imports(module, nested=nested) if within(name, HEAVY)}
+        for module in reached(start, nested=nested)
+    }
+    return {module: names for module, names in heavy.items() if names}
+
+
+def test_infer_imports_neither_torch_nor_onnx() -> None:
+    """Nor does any module that it imports on the way, inside functions or not."""
+    start = [module for module in modules() if within(module, TORCH_FREE)]
+    assert heavy_imports(start, nested=True) == {}
+    assert "mdlstm_tk.errors" in reached(start, nested=True)
+
+
+def test_the_command_line_starts_without_torch_and_onnx() -> None:
+    """A verb imports them when it runs, so that `mdlstm --help` is fast and works without them."""
+    verbs = {module for module in modules() if within(module, ("mdlstm_tk.cli",))} - BEING_REWRITTEN
+    assert heavy_imports(verbs, nested=False) == {}
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
