@@ -377,7 +377,7 @@ def test_arrays_of_one_shape_share_batches() -> None:
 @pytest.mark.parametrize("form", ["any", "sizes"])
 def test_one_model_for_many_grids_runs_a_mixed_folder(form: str, infer: Infer, tmp_path: Path) -> None:
     options: dict[str, Any] = (
-        {"grid": None, "form": "scan"} if form == "any" else {"grid": (8, 8), "sizes": True}
+        {"grid": None, "form": "scan"} if form == "any" else {"grid": (8, 8), "padded": True}
     )
     infer.model = export_onnx(MDLSTM(1, 3), tmp_path / "m.onnx", **options).path
     shapes = [(1, 1), (1, 7), (7, 1), (5, 8), (8, 5), (2, 5, 8, 1)] * 3
