@@ -1,132 +1,175 @@
-"""Which files `mdlstm infer` takes, and where the result of each goes."""
+"""Plan which files an inference reads and where it writes the result of each."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.arrays import STDIO
+from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.formats import FORMATS, READABLE, Format, suffix_of
 
-ANSWERS: dict[str, Format] = {"classify": "txt", "transcribe": "txt", "segment": "png"}
-"""By kind of task, the format of what its models' outputs say: labels, texts, masks."""
+DECODED_FORMATS: dict[str, Format] = {"classify": "txt", "transcribe": "txt", "segment": "png"}
+"""The kinds of task whose outputs can be decoded, and the format of the result: labels, texts, masks."""
 
 
 class Job(NamedTuple):
-    """One file: where it is, where its result goes, and in what format."""
+    """One file to run.
+
+    Attributes:
+        source: path of the input, or "-" for standard input.
+        target: path of the result, or "-" for standard output.
+        format: file format of the result.
+    """
 
     source: str
     target: str
-    form: Format
+    format: Format
 
 
-def plan_jobs(inputs: Sequence[str], output: str | None, form: Format | None) -> tuple[list[Job], int]:
-    """The job of each input file and of each readable file below each input folder.
+def is_single_file(inputs: Sequence[str]) -> bool:
+    """Whether the inputs are one file or "-", rather than several files or a folder."""
+    return len(inputs) == 1 and not os.path.isdir(inputs[0])
 
-    Below folders, files are taken in order of their names; links to folders, hidden files, the output
-    folder and results (`*.out.*`) are left out. The result of x.npy is x.out.npy, beside it or at the
-    same place below `output`; without `form`, a `.npz` gives a `.npz` and all else a `.npy`.
+
+def plan_jobs(
+    inputs: Sequence[str], output: str | None, output_format: Format | None
+) -> tuple[list[Job], int]:
+    """One job for each input file and for each readable file below each input folder.
+
+    Files in folders are ordered by name. Links to folders, hidden files, the output folder and earlier
+    results (`*.out.*`) are ignored. The result of x.npy is x.out.npy, beside it or at the same relative
+    path below `output`.
 
     Args:
-        inputs: files and folders, or "-".
-        output: a file for one input file, a folder, "-", or None.
-        form: of the results.
+        inputs: files and folders, or "-" alone.
+        output: a file (for one input file), a folder, "-" or None.
+        output_format: format of the results. None: by the suffix of `output`, else npz for `.npz` inputs
+            and npy for all others.
 
     Returns:
-        The jobs, and how many files below folders are of no readable kind.
+        The jobs, and the number of files below folders whose type cannot be read.
 
     Raises:
-        InputError: there is nothing to do, or a result would be written over an input or another result.
+        InputError: there is nothing to run, `output` does not suit the inputs, or a result would
+            overwrite an input or another result.
     """
     if len(inputs) > 1 and STDIO in inputs:
-        raise InputError("- (stdin) cannot be mixed with other files")
-    if len(inputs) == 1 and not os.path.isdir(inputs[0]):
-        jobs = [_one(inputs[0], output, form)]
-        _check_apart(jobs)
+        raise InputError("- (stdin) must be the only input; run files separately")
+    if is_single_file(inputs):
+        jobs = [_single_job(inputs[0], output, output_format)]
+        _check_targets(jobs)
         return jobs, 0
     if output == STDIO:
-        raise InputError("-o - takes one file; give a folder for several")
-    if output is not None and os.path.isfile(output):
-        raise InputError(f"-o {output} is a file, for several inputs; give a folder")
-    jobs, others = [], 0
+        raise InputError("-o - takes the result of one file, got several inputs; give a folder")
+    names_file = output is not None and (os.path.exists(output) or suffix_of(output)[1:] in FORMATS)
+    if names_file and not os.path.isdir(output or ""):
+        raise InputError(f"-o {output} is a file, expected a folder for the results of several inputs")
+    jobs, unsupported = [], 0
     for name in inputs:
         if not os.path.isdir(name):
-            below = os.path.basename(name)
-            jobs.append(_job(name, name if output is None else os.path.join(output, below), form))
+            stem_path = name if output is None else os.path.join(output, os.path.basename(name))
+            jobs.append(_job(name, stem_path, output_format))
             continue
         for path in _walk(name, output):
             if _is_result(path):
                 continue
             if suffix_of(path) not in READABLE:
-                others += 1
-            else:
-                place = (
-                    path if output is None else os.path.join(output, path.removeprefix(name).lstrip(os.sep))
-                )
-                jobs.append(_job(path, place, form))
+                unsupported += 1
+                continue
+            relative = path.removeprefix(name).lstrip(os.sep)
+            stem_path = path if output is None else os.path.join(output, relative)
+            jobs.append(_job(path, stem_path, output_format))
     if not jobs:
-        rest = f", only {others} of other kinds" if others else ""
-        raise InputError(
-            f"there is no file to run in {', '.join(inputs)}{rest}; those are {', '.join(READABLE)}"
-        )
-    _check_apart(jobs)
-    return jobs, others
+        found = f", only {unsupported} of other types" if unsupported else ""
+        raise InputError(f"no input file in {', '.join(inputs)}{found}; expected {', '.join(READABLE)}")
+    _check_targets(jobs)
+    return jobs, unsupported
 
 
-def for_answers(jobs: Sequence[Job], kind: str | None, output: str | None) -> list[Job]:
-    """The same jobs, planned without a format, for a model of that kind of task.
+def decoded_jobs(jobs: Sequence[Job], kind: str | None, output: str | None) -> list[Job]:
+    """Change jobs that were planned without a format, so that they suit the kind of the model's task.
 
-    One that classifies, segments or transcribes gives what its numbers say, see `ANSWERS`; unless the
-    name in `output` asks for another format. Texts without a place go to stdout.
+    Labels and texts go to standard output and masks to PNG files, see `DECODED_FORMATS`. Jobs stay as they
+    are for other kinds, and where the suffix of `output` asks for a format.
+
+    Args:
+        jobs: the jobs that `plan_jobs(inputs, output, None)` returned.
+        kind: `Metadata.kind` of the model.
+        output: as for `plan_jobs`.
 
     Raises:
         InputError: as in `plan_jobs`.
     """
-    form = ANSWERS.get(kind or "")
-    if form is None or (output is not None and suffix_of(output) and jobs[0].target == output):
+    decoded_format = DECODED_FORMATS.get(kind or "")
+    names_file = output is not None and suffix_of(output) != "" and jobs[0].target == output
+    if decoded_format is None or names_file:
         return list(jobs)
     changed = []
     for job in jobs:
         target = job.target
-        if form == "txt" and output is None:
+        if decoded_format == "txt" and output is None:
             target = STDIO
         elif target not in (STDIO, output):
-            target = f"{os.path.splitext(target)[0]}.{form}"
-        changed.append(Job(job.source, target, form))
-    _check_apart(changed)
+            target = f"{os.path.splitext(target)[0]}.{decoded_format}"
+        changed.append(Job(job.source, target, decoded_format))
+    _check_targets(changed)
     return changed
 
 
-def _one(source: str, output: str | None, form: Format | None) -> Job:
-    """The job of an input file that is the only one."""
+def remaining_jobs(jobs: Sequence[Job], skip_existing: bool, force: bool) -> list[Job]:
+    """The jobs that are still to run.
+
+    Args:
+        jobs: the planned jobs.
+        skip_existing: leave out jobs whose result exists.
+        force: allow existing results to be replaced.
+
+    Raises:
+        InputError: a result exists and may be neither kept nor replaced, or its path is not a file.
+    """
+    remaining = []
+    for job in jobs:
+        if job.target != STDIO:
+            if skip_existing and os.path.isfile(job.target):
+                continue
+            ensure_writable(Path(job.target), force)
+        remaining.append(job)
+    return remaining
+
+
+def _single_job(source: str, output: str | None, output_format: Format | None) -> Job:
+    """The job of the only input file, whose output may be a file, a folder or standard output."""
     if output is None and source != STDIO:
-        return _job(source, source, form)
+        return _job(source, source, output_format)
     output = output or STDIO
     if output != STDIO and (os.path.isdir(output) or output.endswith(os.sep)):
         name = "stdin" if source == STDIO else os.path.basename(source)
-        return _job(source, os.path.join(output, name), form)
+        return _job(source, os.path.join(output, name), output_format)
     suffix = suffix_of(output)[1:]
-    if form is None and suffix:
-        form = next((known for known in FORMATS if known == suffix), None)
-        if form is None:
+    if output_format is None and suffix:
+        output_format = next((known for known in FORMATS if known == suffix), None)
+        if output_format is None:
             raise InputError(
-                f"-o {output} is of no kind that can be written; give --format {'|'.join(FORMATS)}"
+                f"unsupported file type '.{suffix}' of -o {output}; give --format {'|'.join(FORMATS)}"
             )
-    return _job(source, source, form)._replace(target=output)
+    return _job(source, source, output_format)._replace(target=output)
 
 
-def _job(source: str, place: str, form: Format | None) -> Job:
-    if form is None:
-        form = "npz" if suffix_of(source) == ".npz" else "npy"
-    return Job(source, f"{os.path.splitext(place)[0]}.out.{form}", form)
+def _job(source: str, stem_path: str, output_format: Format | None) -> Job:
+    """The job whose result is `stem_path` with its suffix replaced by `.out.FORMAT`."""
+    if output_format is None:
+        output_format = "npz" if suffix_of(source) == ".npz" else "npy"
+    return Job(source, f"{os.path.splitext(stem_path)[0]}.out.{output_format}", output_format)
 
 
 def _walk(folder: str, output: str | None) -> Iterator[str]:
-    """Files below a folder, but for hidden ones and those in `output`, in a fixed order."""
-    left_out = None if output is None else os.path.realpath(output)
+    """Files below a folder in a fixed order, without hidden ones and those below `output`."""
+    excluded = None if output is None else os.path.realpath(output)
     folders = [folder]
     while folders:
         parent = folders.pop()
@@ -137,36 +180,39 @@ def _walk(folder: str, output: str | None) -> Iterator[str]:
             raise InputError(f"cannot read the folder {parent}: {error.strerror or error}") from None
         entries = [entry for entry in entries if not entry.name.startswith(".")]
         yield from (entry.path for entry in entries if entry.is_file())
-        below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-        folders += [path for path in reversed(below) if os.path.realpath(path) != left_out]
+        children = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        folders += [path for path in reversed(children) if os.path.realpath(path) != excluded]
 
 
 def _is_result(path: str) -> bool:
     return suffix_of(os.path.splitext(path)[0]) == ".out"
 
 
-def _check_apart(jobs: list[Job]) -> None:
-    """Make sure that each result has a place of its own, which is no input's.
+def _check_targets(jobs: list[Job]) -> None:
+    """Check that every result has a path of its own, and that none is the path of an input.
 
     Raises:
-        InputError: names the inputs that are in each other's way.
+        InputError: names the inputs that collide.
     """
-    folder = cache(os.path.realpath)
+    real_folder = cache(os.path.realpath)
 
-    def place(path: str) -> str:
-        return os.path.normcase(os.path.join(folder(os.path.dirname(path)), os.path.basename(path)))
+    def canonical(path: str) -> str:
+        folder = real_folder(os.path.dirname(path))
+        return os.path.normcase(os.path.join(folder, os.path.basename(path)))
 
-    inputs = {place(job.source) for job in jobs if job.source != STDIO}
-    taken: dict[str, str] = {}
+    inputs = {canonical(job.source) for job in jobs if job.source != STDIO}
+    source_of_target: dict[str, str] = {}
     for job in jobs:
         if job.target == STDIO:
             continue
-        key = place(job.target)
+        key = canonical(job.target)
         if key in inputs:
-            raise InputError(f"the result of {job.source} would be written over the input {job.target}")
-        if key in taken:
             raise InputError(
-                f"several inputs would be written to {job.target}: {taken[key]} and {job.source}; "
-                "run them one after the other with different -o, each kind for itself: *.png"
+                f"the result of {job.source} would overwrite the input {job.target}; choose another -o"
             )
-        taken[key] = job.source
+        if key in source_of_target:
+            raise InputError(
+                f"{source_of_target[key]} and {job.source} would both be written to {job.target}; "
+                "run them separately with different -o"
+            )
+        source_of_target[key] = job.source

@@ -1,42 +1,65 @@
-"""Finding the model or run that a bare command means."""
+"""Finding the exported model that is meant where none is named."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.sizes import format_size
 
+RUNS = Path("runs")
 
-def find_model(given: str | None, grids: Sequence[tuple[int, ...]] = ()) -> Path:
-    """The model to run.
 
-    In this order: `given`, $MDLSTM_MODEL, an export of the latest run, the only `.onnx` in this
-    folder. Where a folder holds several: the one exported for the grid, if all `grids` are the same; else
-    one for any, else the newest.
+def find_model(model: str | Path | None, grids: Sequence[tuple[int, ...]] = ()) -> Path:
+    """The path of the model to run.
+
+    These places are searched in turn: `model`, $MDLSTM_MODEL, the run below runs/ that was exported last,
+    and the current folder, if it holds exactly one `.onnx`. In a folder of several models, the one
+    exported for the grid is chosen if all `grids` are equal; otherwise one for any grid; otherwise the
+    newest.
+
+    Args:
+        model: an `.onnx` file or a folder of them; None to search.
+        grids: the grids of the inputs.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no model, or several in the current folder.
     """
-    named = given or os.environ.get("MDLSTM_MODEL")
+    named = model or os.environ.get("MDLSTM_MODEL")
     if named:
         path = Path(named)
         if not path.is_dir():
             return path
-        return _choose(path, grids) or _none(f"{path} holds no .onnx model")
-    runs = sorted(Path("runs").glob("*/*.onnx"), key=_age)
-    if runs and (found := _choose(runs[-1].parent, grids)):
-        return found
-    here = list(Path().glob("*.onnx"))
-    if len(here) > 1:
-        _none(f"there are {len(here)} .onnx models in this folder; choose one with -m")
-    return here[0] if here else _none("there is no exported model here")
+        chosen = _choose(path, grids)
+        return chosen if chosen is not None else _fail(f"the folder {path} holds no .onnx model")
+    exports = sorted(RUNS.glob("*/*.onnx"), key=_modified)
+    if exports and (chosen := _choose(exports[-1].parent, grids)) is not None:
+        return chosen
+    models = list(Path().glob("*.onnx"))
+    if len(models) > 1:
+        raise InputError(f"this folder holds {len(models)} .onnx models; choose one with -m")
+    return models[0] if models else _fail("there is no exported model here")
+
+
+def newer_run_without_export(model: Path) -> Path | None:
+    """The newest run folder, if `find_model` passed it over because it holds no export; else None.
+
+    Args:
+        model: what `find_model(None)` returned.
+    """
+    if os.environ.get("MDLSTM_MODEL") or model.parent.parent != RUNS:
+        return None
+    configs = sorted(RUNS.glob("*/config.toml"), key=_modified)
+    if not configs or any(configs[-1].parent.glob("*.onnx")):
+        return None
+    return configs[-1].parent
 
 
 def _choose(folder: Path, grids: Sequence[tuple[int, ...]]) -> Path | None:
-    models = sorted(folder.glob("*.onnx"), key=_age)
+    models = sorted(folder.glob("*.onnx"), key=_modified)
     distinct = list(dict.fromkeys(map(format_size, grids)))
     for size in [*distinct, "any"] if len(distinct) == 1 else ["any", *distinct]:
         if fitting := [path for path in models if path.stem.endswith(f"-{size}")]:
@@ -44,9 +67,9 @@ def _choose(folder: Path, grids: Sequence[tuple[int, ...]]) -> Path | None:
     return models[-1] if models else None
 
 
-def _age(path: Path) -> int:
+def _modified(path: Path) -> int:
     return path.stat().st_mtime_ns
 
 
-def _none(reason: str) -> Path:
+def _fail(reason: str) -> NoReturn:
     raise InputError(f"{reason}; give one with -m, or make one with: mdlstm train, then mdlstm export")

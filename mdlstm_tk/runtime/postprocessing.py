@@ -24,7 +24,7 @@ def probabilities(logits: Floats) -> Floats:
     return result
 
 
-def answer(logits: Floats, kind: str, classes: Sequence[str]) -> npt.NDArray[np.str_ | np.uint8]:
+def decode(logits: Floats, kind: str, classes: Sequence[str]) -> npt.NDArray[np.str_ | np.uint8]:
     """What a person wants to know: labels (N,) or texts (N,), or the classes of a mask (…, H, W) as bytes.
 
     Args:

@@ -23,18 +23,24 @@ class Worker:
     """One process of many: loads the model once, then takes windows of jobs."""
 
     def __init__(
-        self, folder: str, model: str, options: dict[str, Any], batch_size: int | None, max_bytes: int
+        self,
+        folder: str,
+        model: str,
+        options: dict[str, Any],
+        batch_size: int | None,
+        max_bytes: int,
+        probabilities: bool,
     ) -> None:
         os.chdir(folder)
         self.session = Session(model, max_bytes=max_bytes, **options)
-        self.limits = (batch_size, max_bytes)
+        self.infer_options = (batch_size, max_bytes, probabilities)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
         # Pickled, because Arrow, which carries rows, takes no file name that is not UTF-8.
         outcomes: list[Outcome] = []
         failure: MDLSTMError | None = None
         try:
-            for outcome in infer_files(self.session, pickle.loads(row["jobs"]), *self.limits):
+            for outcome in infer_files(self.session, pickle.loads(row["jobs"]), *self.infer_options):
                 outcomes.append(outcome)
         except MDLSTMError as error:
             failure = error
@@ -47,6 +53,7 @@ def infer_with_ray(
     batch_size: int | None = None,
     max_bytes: int = MAX_BYTES,
     *,
+    probabilities: bool = False,
     device: str = "cpu",
     threads: int = 1,
     timeout: float | None = None,
@@ -61,7 +68,7 @@ def infer_with_ray(
     Args:
         model: that each worker loads.
         jobs: what to read, and where to write.
-        batch_size, max_bytes: as in `infer_files`.
+        batch_size, max_bytes, probabilities: as in `infer_files`.
         device: of each worker, "cpu" or "cuda".
         threads: of each worker; 0 is taken for 1, as workers share the cores.
         timeout: seconds that a run may take.
@@ -103,7 +110,7 @@ def infer_with_ray(
         rows = data.from_items([{"jobs": window} for window in windows], override_num_blocks=len(windows))
         done = rows.map(
             Worker,
-            fn_constructor_args=(os.getcwd(), str(model), options, batch_size, max_bytes),
+            fn_constructor_args=(os.getcwd(), str(model), options, batch_size, max_bytes, probabilities),
             compute=data.ActorPoolStrategy(size=min(workers, len(windows))),
             num_cpus=threads,
             num_gpus=1 if device.startswith("cuda") else 0,

@@ -14,7 +14,7 @@ from mdlstm_tk.cli import main
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.models import create
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.runtime.postprocessing import answer
+from mdlstm_tk.runtime.postprocessing import decode
 
 CLASSES = {"classify": ("cat", "dög", "<b>"), "segment": ("sky", "sea", "sand"), "transcribe": ("a", "b")}
 
@@ -44,7 +44,7 @@ def save(path: Path, *shape: int) -> Path:
 
 
 def expected(model: Path, kind: str, x: Path) -> Any:
-    return answer(Session(model)(np.load(x)), kind, CLASSES[kind])
+    return decode(Session(model)(np.load(x)), kind, CLASSES[kind])
 
 
 @pytest.mark.parametrize("kind", ["classify", "transcribe"])

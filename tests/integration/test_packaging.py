@@ -122,7 +122,15 @@ def test_public_names() -> None:
         "ParityError",
         "__version__",
     }
-    assert set(mdlstm_tk.runtime.__all__) == {"Metadata", "Session", "load_array", "save_array"}
+    assert set(mdlstm_tk.runtime.__all__) == {
+        "Inference",
+        "Metadata",
+        "Outcome",
+        "Session",
+        "infer_paths",
+        "load_array",
+        "save_array",
+    }
     assert {"export_onnx", "export_run", "verify_model"} <= set(mdlstm_tk.export.__all__)
     assert {"create", "register"} <= set(mdlstm_tk.models.__all__)
     for module in (mdlstm_tk, mdlstm_tk.runtime, mdlstm_tk.export, mdlstm_tk.models):

@@ -1,0 +1,195 @@
+"""`infer_paths`: run an exported model on files and folders. `mdlstm infer` calls it and prints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.batching import Outcome, infer_files, infer_single
+from mdlstm_tk.runtime.io.arrays import STDIO
+from mdlstm_tk.runtime.io.formats import Arrays, Format, read_arrays
+from mdlstm_tk.runtime.io.npy import MAX_BYTES
+from mdlstm_tk.runtime.jobs import (
+    DECODED_FORMATS,
+    Job,
+    decoded_jobs,
+    is_single_file,
+    plan_jobs,
+    remaining_jobs,
+)
+from mdlstm_tk.runtime.model_discovery import find_model, newer_run_without_export
+from mdlstm_tk.runtime.session import Session
+
+Engine = Literal["local", "ray"]
+
+FILES_READ_FOR_GRIDS = 32
+"""How many files are read to choose among several models by the grids of their arrays."""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """An inference that has been planned. The work is done while `outcomes` is iterated, once.
+
+    Attributes:
+        outcomes: one outcome per job, in an order that depends on the jobs alone.
+        jobs: the files to run, without those that are skipped.
+        skipped: number of files left out because their result exists.
+        unsupported: number of files below input folders whose type cannot be read.
+        single: whether the input is one file, run in this process. Its outcome then holds the arrays, and
+            its errors are raised instead of being returned as an outcome.
+        model: path of the model.
+        newer_run: the newest run folder, if the model was found in an older run because this one has no
+            export yet; else None.
+        device: "cpu" or "cuda:N", where the model runs.
+        provider: ONNX Runtime's name for the device.
+        reason: why "auto" did not take the CUDA that this ONNX Runtime supports; else None.
+    """
+
+    outcomes: Iterator[Outcome]
+    jobs: list[Job]
+    skipped: int
+    unsupported: int
+    single: bool
+    model: Path
+    newer_run: Path | None
+    device: str
+    provider: str
+    reason: str | None
+
+
+def infer_paths(
+    inputs: Sequence[str | Path],
+    model: str | Path | None = None,
+    output: str | Path | None = None,
+    *,
+    output_format: Format | None = None,
+    probabilities: bool = False,
+    device: str = "auto",
+    threads: int = 0,
+    batch_size: int | None = None,
+    engine: Engine = "local",
+    workers: int | None = None,
+    max_bytes: int = MAX_BYTES,
+    timeout: float | None = None,
+    skip_existing: bool = False,
+    force: bool = False,
+) -> Inference:
+    """Plan the inference of a model on files and folders, and load the model.
+
+        >>> run = infer_paths(["scans/"], "model-8x8.onnx", "results/")
+        >>> for outcome in run.outcomes:
+        ...     print(outcome.job.target, outcome.error or "ok")
+
+    Args:
+        inputs: files and folders, or "-" alone for a `.npy` on standard input. Folders are searched
+            recursively; hidden files and earlier results (`*.out.*`) are ignored.
+        model: an exported `.onnx` file or a folder of them. None: see `find_model`.
+        output: a file (for one input file), a folder, or "-" for standard output. None: beside the inputs.
+        output_format: file format of the results. None: the suffix of `output` if that is a file, else
+            txt for the labels of a classifier and the texts of a recogniser, png for the masks of a
+            segmenter, npz for `.npz` inputs and npy for all others.
+        probabilities: write the probabilities of the classes (softmax over the last axis) instead of
+            labels, texts or masks. The default format is then npy or npz.
+        device: "auto" (CUDA if it works, else CPU), "cpu", "cuda" or "cuda:N".
+        threads: CPU threads of one run. 0: as many as ONNX Runtime chooses.
+        batch_size: samples per run. None: 64, or fewer for grids above 64×64.
+        engine: "local", or "ray" to distribute the files with Ray Data on $RAY_ADDRESS.
+        workers: number of processes of the Ray engine. None: one per CPU.
+        max_bytes: maximum size in bytes of a file, before and after decompression.
+        timeout: maximum duration of one run in seconds. None: no limit.
+        skip_existing: leave out files whose result exists.
+        force: replace results that exist.
+
+    Returns:
+        The plan. Iterating over its `outcomes` does the work and writes the results. A file that cannot be
+        used gives an outcome with an error, unless the input is a single file: then its error is raised.
+
+    Raises:
+        InputError: an argument is invalid, there is nothing to run or no model, a result exists, or the
+            single input file cannot be used.
+        DeviceError: the device cannot be used.
+        MissingExtraError: ONNX Runtime, Pillow or Ray is needed and not installed.
+    """
+    if skip_existing and force:
+        raise InputError("--skip-existing keeps results that exist, --force replaces them; give only one")
+    if workers is not None and engine != "ray":
+        raise InputError("--workers needs --engine ray; for the local engine, set --threads")
+    sources = [os.fspath(path) for path in inputs]
+    target = None if output is None else os.fspath(output)
+    jobs, unsupported = plan_jobs(sources, target, output_format)
+    if engine == "ray" and STDIO in (jobs[0].source, jobs[0].target):
+        raise InputError("--engine ray takes files, not - (stdin or stdout)")
+
+    arrays: Arrays | None = None
+    if is_single_file(sources) and engine == "local":
+        arrays = read_arrays(jobs[0].source, max_bytes)
+        grids = [_grid_of(arrays)]
+    else:
+        grids = _first_grids(jobs, max_bytes)
+    path = find_model(model, grids)
+    session = Session(path, device, threads=threads, timeout=timeout, max_bytes=max_bytes)
+
+    kind = session.metadata.kind
+    if probabilities and kind not in DECODED_FORMATS:
+        raise InputError(
+            f"--probabilities needs a model of kind {', '.join(DECODED_FORMATS)}; {path} is of kind {kind}"
+        )
+    if output_format is None and not probabilities:
+        jobs = decoded_jobs(jobs, kind, target)
+    remaining = remaining_jobs(jobs, skip_existing, force)
+    skipped = len(jobs) - len(remaining)
+
+    outcomes: Iterator[Outcome]
+    if not remaining:
+        outcomes = iter(())
+    elif engine == "ray":
+        from mdlstm_tk.runtime.ray_engine import infer_with_ray
+
+        session.close()  # each worker loads the model itself
+        outcomes = infer_with_ray(
+            path,
+            remaining,
+            batch_size,
+            max_bytes,
+            probabilities=probabilities,
+            device="cpu" if session.device == "cpu" else "cuda",
+            threads=threads,
+            timeout=timeout,
+            workers=workers,
+        )
+    elif arrays is not None:
+        outcomes = infer_single(session, remaining[0], arrays, batch_size, probabilities)
+    else:
+        outcomes = infer_files(session, remaining, batch_size, max_bytes, probabilities)
+    return Inference(
+        outcomes=outcomes,
+        jobs=remaining,
+        skipped=skipped,
+        unsupported=unsupported,
+        single=arrays is not None,
+        model=path,
+        newer_run=None if model else newer_run_without_export(path),
+        device=session.device,
+        provider=session.provider,
+        reason=session.reason,
+    )
+
+
+def _first_grids(jobs: Sequence[Job], max_bytes: int) -> list[tuple[int, ...]]:
+    """The grids of the first files that can be read; a model is chosen by them where there are several."""
+    grids = []
+    for job in jobs[:FILES_READ_FOR_GRIDS]:
+        with suppress(InputError):
+            grids.append(_grid_of(read_arrays(job.source, max_bytes)))
+    return grids
+
+
+def _grid_of(arrays: Arrays) -> tuple[int, ...]:
+    """(H, W) of the first array, taken as (H, W), (H, W, C) or (N, H, W, C)."""
+    shape = next(iter(arrays.values())).shape
+    return shape[:2] if len(shape) < 4 else shape[1:3]
