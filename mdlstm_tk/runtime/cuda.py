@@ -9,8 +9,14 @@ from contextlib import redirect_stdout, suppress
 from typing import Any
 
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-INSTALL_GPU = "pip uninstall onnxruntime, then pip install 'mdlstm-tk[gpu]'"
 INSTALL_LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+
+
+def install_gpu() -> str:
+    """The commands that replace ONNX Runtime by its build for CUDA."""
+    from mdlstm_tk.installation import install_command  # imports importlib.metadata, which takes long
+
+    return f"pip uninstall onnxruntime, then {install_command(['gpu'])}"
 
 
 def preload(onnxruntime: Any) -> None:
@@ -52,7 +58,7 @@ def missing(names: list[str]) -> list[str]:
 def why_not(onnxruntime: Any, index: int = 0) -> str:
     """Why CUDA did not start, and what to do about it."""
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        return f"this onnxruntime has no CUDA; {INSTALL_GPU}"
+        return f"this onnxruntime has no CUDA; {install_gpu()}"
     if missing([DRIVER]):
         return (
             f"there is no NVIDIA driver ({DRIVER} is not found); install one, and with it "
