@@ -76,8 +76,8 @@ def compare(
     """Train the MD-LSTM and one-dimensional LSTMs on the same data for the same steps, and compare them.
 
     On the random diagonal, the networks md, snake and horizontal have equal hidden units, and their
-    training losses are compared. On other tasks, all networks that exist for the task have equally many parameters,
-    and the errors of their best weights on test data are compared, next to baselines.
+    training losses are compared. On other tasks, all networks that exist for the task have equally many
+    parameters, and the errors of their best weights on test data are compared, next to baselines.
 
     Every network and seed gets a run folder.
     """

@@ -42,7 +42,7 @@ LIMITS = "Limits"
 def parse_device(text: str) -> str:
     """Check the name of a device."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
-        raise InputError(f"must be auto, cpu, cuda or cuda:N, got '{text}'; {suggest(text, DEVICES)}")
+        raise InputError(f"must be auto, cpu, cuda or cuda:N, got '{text}'")
     return text
 
 
