@@ -3,37 +3,83 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mdlstm_tk.cli.console import next_command, note, print_json, progress, quoted, table
+from mdlstm_tk.cli.options import DATA, OUTPUT, RUN, Json, Settings, Task, parse_size_text
 from mdlstm_tk.errors import require
+
+if TYPE_CHECKING:
+    from mdlstm_tk.training.comparison import ComparisonProgress
 
 
 def compare(
     task: Annotated[
-        str, typer.Option(help="diagonal, digits, digit-strings, textures, gaussian-field[-anisotropic].")
+        Task, typer.Option(help="Built-in task to train on.", rich_help_panel=DATA)
     ] = "diagonal",
-    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each model; else 5, or 3.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of each run; else the task's own.")] = None,
-    size: Annotated[str | None, typer.Option(help="Of the grids: 8 or 8x12; else the task's own.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any key of config.toml; repeatable."),
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            parser=parse_size_text,
+            help="Grid size, as 8 or 8x12, for tasks that generate their grids.",
+            show_default="the task's own",
+            rich_help_panel=DATA,
+        ),
     ] = None,
-    as_seed: Annotated[
-        bool, typer.Option("--as-seed", help="With the seed's initialisation, layer norm and rate.")
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of runs of each network, each with another random seed.",
+            show_default="5 on the diagonal, else 3",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Optimizer steps of each run.",
+            show_default="the task's own",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    original_settings: Annotated[
+        bool,
+        typer.Option(
+            "--original-settings",
+            help="Use the initialization, layer norm and learning rate of the original TensorFlow code.",
+            rich_help_panel=RUN,
+        ),
     ] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for all of it.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+    settings: Settings = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder for the runs, pictures and summary.",
+            show_default="runs/compare-TASK",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Write into a folder that is not empty.", rich_help_panel=OUTPUT),
+    ] = False,
+    json: Json = False,
 ) -> None:
-    """Train the MD-LSTM and its rivals on the same data for the same steps, and compare them.
+    """Train the MD-LSTM and one-dimensional LSTMs on the same data for the same steps, and compare them.
 
-    On the random diagonal: MD-LSTM, snake and horizontal LSTM; prints a table and draws overall.png and
-    relevant.png. On other tasks: all networks there are for them, with equally many parameters; prints the
-    errors on test data. Writes a run folder for each seed.
+    On the random diagonal, the networks md, snake and horizontal have equal hidden units, and their
+    training losses are compared. On other tasks, all networks that exist for the task have equally many
+    parameters, and the errors of their best weights on test data are compared, next to baselines.
+
+    Every network and seed gets a run folder.
     """
     require("torch", "train")
     from mdlstm_tk.training import configure_comparison, parse_settings, plan_comparison
@@ -41,10 +87,16 @@ def compare(
 
     options = {key: value for key, value in {"steps": steps, "size": size}.items() if value is not None}
     config = configure_comparison(task, options, parse_settings(settings or []))
-    plan = plan_comparison(config, seeds, output, force, as_seed)
+    plan = plan_comparison(config, seeds, output, force, original_settings)
     note(plan.description)
-    with progress(plan.total_steps) as live:
-        comparison = compare_and_draw(plan, lambda state: live(state.steps_done, state.describe()))
+    with progress(plan.total_steps) as show:
+
+        def on_step(state: ComparisonProgress) -> None:
+            rate = state.progress.steps_per_second
+            left = (plan.total_steps - state.steps_done) / rate if rate else None
+            show(state.steps_done, state.describe(), left)
+
+        comparison = compare_and_draw(plan, on_step)
     if json:
         print_json(comparison.results)
     else:

@@ -7,7 +7,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mdlstm_tk.cli.console import next_command, note, progress, quoted
+from mdlstm_tk.cli.console import detail, next_command, note, print_json, progress, quoted
+from mdlstm_tk.cli.options import (
+    CELLS,
+    DATA,
+    DEVICES,
+    KINDS,
+    MODELS,
+    NETWORK,
+    OPTIMIZATION,
+    OUTPUT,
+    RUN,
+    TASKS,
+    Json,
+    Settings,
+    complete_files,
+    complete_from,
+    complete_run,
+    parse_cell,
+    parse_device,
+    parse_model,
+    parse_size_text,
+    parse_task,
+    parse_windows,
+    setting,
+)
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.sizes import format_size
 
@@ -18,90 +42,160 @@ if TYPE_CHECKING:
 def train(
     task: Annotated[
         str | None,
-        typer.Option(
-            help="diagonal, digits, digit-strings, textures, gaussian-field[-anisotropic]; "
-            "with --data its kind: grid, classify, segment or transcribe."
+        setting(
+            "task",
+            panel=DATA,
+            metavar="TASK",
+            help=f"Built-in task: {', '.join(TASKS)}; or, with --data, its kind: {', '.join(KINDS)}.",
+            parser=parse_task,
+            autocompletion=complete_from(*TASKS, *KINDS),
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="PATH", help="An .npz, or a folder of images, to train on.")
+        str | None,
+        setting("data", panel=DATA, metavar="PATH", autocompletion=complete_files(".npz")),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="md, horizontal, snake, conv, or file.py:name.")] = None,
-    size: Annotated[str | None, typer.Option(help="Of the grids: 8 or 8x12.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps in all.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples in a step.")] = None,
-    hidden: Annotated[int | None, typer.Option(help="Units of each direction.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Adam's learning rate.")] = None,
-    cell: Annotated[str | None, typer.Option(help="graves, mean, stable or leaky.")] = None,
-    directions: Annotated[str | None, typer.Option(help="1 or all.")] = None,
-    layers: Annotated[int | None, typer.Option(help="Stacked on each other.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that prepare batches.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, splits and data.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    tensorboard: Annotated[
-        bool | None, typer.Option("--tensorboard", help="Also write events for TensorBoard.")
+    size: Annotated[str | None, setting("size", panel=DATA, metavar="SIZE", parser=parse_size_text)] = None,
+    model: Annotated[
+        str | None,
+        setting(
+            "model",
+            "--model",
+            "-m",
+            panel=NETWORK,
+            metavar="|".join([*MODELS, "file.py:name"]),
+            parser=parse_model,
+            autocompletion=complete_from(*MODELS),
+        ),
+    ] = None,
+    cell: Annotated[
+        str | None,
+        setting(
+            "cell",
+            panel=NETWORK,
+            metavar="|".join([*CELLS, "file.py:name"]),
+            parser=parse_cell,
+            autocompletion=complete_from(*CELLS),
+        ),
+    ] = None,
+    directions: Annotated[str | None, setting("directions", panel=NETWORK)] = None,
+    hidden: Annotated[int | None, setting("hidden", panel=NETWORK, min=1)] = None,
+    layers: Annotated[int | None, setting("layers", panel=NETWORK, min=1)] = None,
+    windows: Annotated[
+        str | None, setting("windows", panel=NETWORK, metavar="SIZE,...", parser=parse_windows)
+    ] = None,
+    dropout: Annotated[float | None, setting("dropout", panel=NETWORK, min=0)] = None,
+    steps: Annotated[int | None, setting("steps", panel=OPTIMIZATION, min=1)] = None,
+    batch_size: Annotated[int | None, setting("batch_size", panel=OPTIMIZATION, min=1)] = None,
+    lr: Annotated[float | None, setting("lr", panel=OPTIMIZATION, min=0)] = None,
+    schedule: Annotated[str | None, setting("schedule", panel=OPTIMIZATION)] = None,
+    clip: Annotated[float | None, setting("clip", panel=OPTIMIZATION, min=0)] = None,
+    precision: Annotated[str | None, setting("precision", panel=OPTIMIZATION)] = None,
+    seed: Annotated[int | None, setting("seed", panel=RUN, min=0)] = None,
+    device: Annotated[
+        str | None,
+        setting(
+            "device",
+            panel=RUN,
+            metavar="auto|cpu|cuda|cuda:N",
+            parser=parse_device,
+            autocompletion=complete_from(*DEVICES),
+        ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="A TOML file to start from.")
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="FILE",
+            help="TOML file of settings.",
+            show_default="the task's own settings",
+            autocompletion=complete_files(".toml"),
+            rich_help_panel=RUN,
+        ),
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any key of config.toml; repeatable."),
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The run's folder.")] = None,
+    settings: Settings = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with this run's folder, to --steps if given.")
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Run folder to continue, up to --steps if given.",
+            show_default="a new run",
+            autocompletion=complete_run,
+            rich_help_panel=RUN,
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Train into a folder that is not empty.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder of the new run.",
+            show_default="runs/MODEL-SIZE",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Train into a folder that is not empty.", rich_help_panel=OUTPUT),
+    ] = False,
+    json: Json = False,
 ) -> None:
     """Train a network on a built-in task, or on your own data.
 
-    Bare, it trains the MD-LSTM on 8x8 matrices of the random-diagonal task into runs/md-8x8.
-    Every task has settings of its own to start from; --config wins over them, --set over that, and what
-    is given on the command line over all. Under torchrun, the processes share each batch.
+    Without options it trains the MD-LSTM on 8x8 matrices of the random-diagonal task, into runs/md-8x8.
+
+    Every task has its own defaults; those shown here are of the diagonal task. A file given with --config
+    overrides the defaults, --set overrides the file, and the other options override all of them. Under
+    torchrun, the processes share each batch.
     """
     flags = {
         "task": task,
         "data": data,
-        "model": model,
         "size": size,
-        "steps": steps,
-        "batch_size": batch_size,
-        "hidden": hidden,
-        "lr": lr,
+        "model": model,
         "cell": cell,
         "directions": directions,
+        "hidden": hidden,
         "layers": layers,
+        "windows": windows,
+        "dropout": dropout,
+        "steps": steps,
+        "batch_size": batch_size,
+        "lr": lr,
+        "schedule": schedule,
+        "clip": clip,
         "precision": precision,
-        "workers": workers,
         "seed": seed,
         "device": device,
-        "tensorboard": tensorboard,
     }
     options = {key: value for key, value in flags.items() if value is not None}
+    if resume is not None and (output is not None or config is not None):
+        raise InputError("--resume takes folder and settings from the run; leave out -o and -c")
     require("torch", "train")
     from mdlstm_tk.training import configure, new_job, parse_settings, resume_job
 
     changes = parse_settings(settings or [])
     if resume is None:
         job = new_job(configure(options, changes, config), output, force)
-    elif output is not None or config is not None:
-        raise InputError("--resume takes folder and config from the run; leave out -o and -c")
     else:
         job = resume_job(resume, options, changes)
-    result = train_with_progress(job, quiet)
-    if job.context.is_main:
-        if result["errors"]:
-            errors = ", ".join(f"{name} {value:.5g}" for name, value in result["errors"].items())
-            note(f"best weights, on {result['split']} data: {errors}")
-        note(f"done in {result['seconds']} s: {job.run.curves}, {job.run.prediction}, {job.run.best}")
-        next_command(f"mdlstm export {quoted(job.run.folder)} --size {format_size(job.task.spec.size)}")
+    result = train_with_progress(job)
+    if not job.context.is_main:
+        return
+    run = job.run
+    if result["errors"]:
+        errors = ", ".join(f"{name} {value:.5g}" for name, value in result["errors"].items())
+        note(f"best weights, on {result['split']} data: {errors}")
+    note(f"trained for {result['seconds']} s; wrote {run.best}, {run.curves}, {run.prediction}")
+    if json:
+        print_json({"run": str(run.folder), **result})
+    next_command(f"mdlstm export {quoted(run.folder)} --size {format_size(job.task.spec.size)}")
 
 
-def train_with_progress(job: TrainingJob, quiet: bool = False) -> dict[str, Any]:
-    """Run a job, with a live line in the main process; see `train_and_draw`."""
+def train_with_progress(job: TrainingJob) -> dict[str, Any]:
+    """Run a job, with a progress bar in the main process; see `train_and_draw`."""
     from mdlstm_tk.training import RecentMetrics, describe_progress
     from mdlstm_tk.viz.run_pictures import train_and_draw
 
@@ -109,17 +203,17 @@ def train_with_progress(job: TrainingJob, quiet: bool = False) -> dict[str, Any]
         return train_and_draw(job)
     for line in (*job.notes, job.description):
         note(line)
+    for line in job.config.to_toml().splitlines():
+        detail(f"  {line}")
     metrics = RecentMetrics()
     try:
-        with progress(job.config.steps, job.steps_done) as live:
+        with progress(job.config.steps, job.steps_done) as show:
 
-            def show(state: Progress) -> None:
-                means = metrics.update(state)
-                if not quiet:
-                    live(state.step, describe_progress(state, means))
+            def on_step(state: Progress) -> None:
+                show(state.step, describe_progress(state, metrics.update(state)), state.seconds_left)
 
-            return train_and_draw(job, show)
+            return train_and_draw(job, on_step)
     except KeyboardInterrupt:
         if job.run.last.exists():
-            note(f"interrupted; go on with: mdlstm train --resume {quoted(job.run.folder)}")
+            note(f"interrupted; continue with: mdlstm train --resume {quoted(job.run.folder)}")
         raise

@@ -7,32 +7,52 @@ from typing import Annotated
 
 import typer
 
-from mdlstm_tk.cli.console import next_command, note, print_json, quoted, table
+from mdlstm_tk.cli.console import detail, next_command, note, print_json, quoted, table
+from mdlstm_tk.cli.options import (
+    Json,
+    MaxBytes,
+    RuntimeDevice,
+    Timeout,
+    complete_model_file,
+    complete_run,
+)
 from mdlstm_tk.errors import require
 from mdlstm_tk.sizes import format_size
 
 
 def verify(
-    model: Annotated[Path, typer.Argument(help="An exported .onnx.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="Exported .onnx file.",
+            autocompletion=complete_model_file,
+            show_default=False,
+        ),
+    ],
     against: Annotated[
-        Path | None, typer.Option(help="The run it came from; the folder the model is in if not given.")
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Run folder that the model was exported from.",
+            show_default="the folder of the model",
+            autocompletion=complete_run,
+        ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="Of ONNX Runtime: cpu, cuda or cuda:N; auto: the CPU, and CUDA if it works.")
-    ] = "auto",
-    seeds: Annotated[int, typer.Option(min=1, help="How many, of the inputs.")] = 2,
-    seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
-    max_bytes: Annotated[int | None, typer.Option(min=1, help="That the model may take.")] = None,
-    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds that ONNX Runtime may run.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    device: RuntimeDevice = "auto",
+    seeds: Annotated[int, typer.Option(min=1, help="Number of random seeds for the inputs.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="First random seed.")] = 0,
+    json: Json = False,
+    max_bytes: MaxBytes = None,
+    timeout: Timeout = None,
 ) -> None:
-    """Compare a model with the network it came from: every runtime against the float64 reference.
+    """Compare a model in every runtime with the float64 reference of the network it came from.
 
-    Inputs are random ones and the task's own, in several batches, and where the model takes any grid
-    on grids of odd shapes, too. What is off is followed to the first wavefront that is.
+    The inputs are random ones and the task's own, in batches of several sizes; if the model takes any grid
+    size, grids of odd shapes are tested, too. An error is traced to the first wavefront that shows it.
 
-    Ends with exit code 3 if a runtime is further off than it may be: the tolerance that the model was
-    exported with, 1e-5 + 1e-5·|y| unless it was given another.
+    The exit code is 3 if a runtime exceeds the tolerance that the model was exported with, which is
+    1e-5 + 1e-5·|y| unless --atol was given.
     """
     require("torch", "train")
     require("onnx", "train")
@@ -41,6 +61,7 @@ def verify(
     report = verify_model(
         model, against, device=device, seeds=seeds, seed=seed, max_bytes=max_bytes, timeout=timeout
     )
+    detail(f"compared with {report.run.checkpoint}")
     if json:
         print_json(report.as_dict())
     else:
@@ -59,5 +80,5 @@ def verify(
         if metadata.window is None:
             note("the output has no grid, so an error cannot be traced to a wavefront")
     report.raise_if_failed()
-    note("all within tolerance")
+    note("all runtimes are within tolerance")
     next_command(f"mdlstm infer FILE -m {quoted(model)}")

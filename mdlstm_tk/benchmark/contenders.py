@@ -31,7 +31,7 @@ def contenders(
         "layer": _step(layer, x, training),
         "floor": floor(shape, training, factory),
         "nn.LSTM": _step(*_lstm(shape, factory), training),
-        "torch backend": _step(*_layer(shape, "unrolled", factory), training),
+        "torch backend": _step(*_layer(shape, "torch", factory), training),
     }
     return steps, layer, x
 

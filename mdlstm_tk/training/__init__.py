@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.training.networks import build, build_network
     from mdlstm_tk.training.progress import Progress, RecentMetrics, describe_progress
     from mdlstm_tk.training.run_folder import Run, latest_run, new_run, open_run
+    from mdlstm_tk.training.run_info import describe_run
     from mdlstm_tk.training.settings import configure, configure_resumed, parse_settings
     from mdlstm_tk.training.tasks import default_config, make_task
 
@@ -42,6 +43,7 @@ _MODULES = {
     "configure_resumed": "settings",
     "default_config": "tasks",
     "describe_progress": "progress",
+    "describe_run": "run_info",
     "evaluate": "evaluation",
     "evaluate_run": "evaluation",
     "latest_run": "run_folder",
@@ -77,6 +79,7 @@ __all__ = [
     "configure_resumed",
     "default_config",
     "describe_progress",
+    "describe_run",
     "evaluate",
     "evaluate_run",
     "latest_run",

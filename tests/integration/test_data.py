@@ -9,14 +9,23 @@ import numpy as np
 import pytest
 import torch
 from helpers.command import mdlstm
-from mdlstm_tk.training.build import too_long
 from PIL import Image
 
 from mdlstm_tk.data import UNLABELLED, Kind
 from mdlstm_tk.data.user_data import UserDataTask, read_data
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.training import Run, TrainConfig, build, default_config, load_checkpoint, predict, train
+from mdlstm_tk.training import (
+    Run,
+    TrainConfig,
+    build,
+    configure,
+    default_config,
+    load_checkpoint,
+    predict,
+    train,
+)
 from mdlstm_tk.training.evaluation import evaluate_run
+from mdlstm_tk.training.networks import texts_without_room
 from mdlstm_tk.viz.run_pictures import draw_run
 
 RNG = np.random.default_rng(0)
