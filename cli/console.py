@@ -1,41 +1,90 @@
-"""What a person sees: data on stdout, everything else on stderr, errors as one line."""
+"""Output of the command line: data on stdout, messages on stderr, errors as one line."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-WIDEST = 200  # of a table: one that is wider than the terminal is better read unfolded
+TABLE_WIDTH = 200  # columns; a table that is wider than the terminal reads better unfolded
+
+
+@dataclass
+class Verbosity:
+    """How much a verb prints on stderr; set by the options -q, -v and --debug.
+
+    Attributes:
+        quiet: print errors only.
+        verbose: print details, too.
+        debug: print the traceback of an error instead of one line.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+    debug: bool = False
+
+
+verbosity = Verbosity()
 
 
 @cache
 def err() -> Console:
-    """The console on stderr. Rich is imported when it is first needed: a quiet `infer` never does."""
+    """The Rich console on stderr. Rich takes long to import; a plain `infer` does without it."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, emoji=False, soft_wrap=True, quiet=verbosity.quiet)
+
+
+def on_terminal() -> bool:
+    """Is a person watching stderr, who wants progress bars and pictures?"""
+    return not verbosity.quiet and sys.stderr.isatty()
+
+
+def error(message: str, label: str = "error") -> None:
+    """Print an error as one line on stderr, even with -q."""
+    sys.stderr.write(f"{label}: {printable(' '.join(message.split()))}\n")
 
 
 def note(message: str) -> None:
-    """Tell the user something, on stderr."""
-    err().print(message, markup=False)
+    """Print a message as one line on stderr, unless -q is given."""
+    if not verbosity.quiet:
+        sys.stderr.write(printable(message) + "\n")
+
+
+def warn(message: str) -> None:
+    """Print a warning as one line on stderr, unless -q is given."""
+    note(f"warning: {message}")
+
+
+def detail(message: str) -> None:
+    """Print a message as one line on stderr if -v is given."""
+    if verbosity.verbose:
+        note(message)
+
+
+def heading(message: str) -> None:
+    """Print a message in bold, with colours on a terminal, unless -q is given."""
+    bold, plain = ("\033[1m", "\033[0m") if on_terminal() and "NO_COLOR" not in os.environ else ("", "")
+    if not verbosity.quiet:
+        sys.stderr.write(f"{bold}{printable(message)}{plain}\n")
 
 
 def next_command(command: str) -> None:
     """Name the command to type next."""
-    err().print(f"next: {command}", style="bold", markup=False)
+    heading(f"next: {command}")
 
 
 def quoted(path: Path | str) -> str:
-    """As a shell takes it."""
+    """Quote a path for the shell."""
     import shlex
 
     return shlex.quote(str(path))
@@ -44,51 +93,64 @@ def quoted(path: Path | str) -> str:
 def table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, texts: int = 1
 ) -> None:
-    """Print a table to stdout; so many columns from the left are texts, the others numbers."""
+    """Print a table on stdout. The first `texts` columns hold texts, the others numbers."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(title_justify="left", box=None, pad_edge=False, header_style="bold")
-    grid.title = title and Text(title)  # Text: brackets are no markup
+    grid.title = title and Text(title)  # as Text, brackets are not read as markup
     for index, column in enumerate(columns):
         grid.add_column(column, justify="left" if index < texts else "right", no_wrap=True)
     for row in rows:
         grid.add_row(*(Text(printable(cell)) for cell in row))
-    Console(highlight=False, emoji=False, width=WIDEST).print(grid)
+    Console(highlight=False, emoji=False, width=TABLE_WIDTH).print(grid)
 
 
 def printable(text: str) -> str:
-    """Without what would play with the terminal: a model's metadata may come from anybody."""
+    """Replace control characters: names in untrusted models and folders may hold terminal commands."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON to stdout."""
+    """Print a value as JSON on stdout."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
+class ShowProgress(Protocol):
+    """Shows that `step` of all steps are done, with a text and the seconds left if they are known."""
+
+    def __call__(self, step: int, text: str, seconds_left: float | None = None) -> None: ...
+
+
 @contextmanager
-def progress(total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """A live line on stderr: call it with steps done and a text. On no terminal, a line now and then."""
-    if not err().is_terminal:
+def progress(total: int, done: int = 0) -> Iterator[ShowProgress]:
+    """Show progress on stderr: a bar on a terminal, else about ten lines, with -q nothing."""
+    if not on_terminal():
         every = max(1, total // 10)
 
-        def report(step: int, text: str) -> None:
+        def write_line(step: int, text: str, seconds_left: float | None = None) -> None:
             if step % every == 0 or step == total:
-                note(f"{step}/{total}  {text}")
+                note(f"{step}/{total}  {text}{_eta(seconds_left)}")
 
-        yield report
+        yield write_line
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}", markup=False),
-        TextColumn("ETA"),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=err()) as bar:
+    text_column = TextColumn("{task.fields[text]}", markup=False)
+    with Progress(BarColumn(), MofNCompleteColumn(), text_column, console=err()) as bar:
         task = bar.add_task("", total=total, completed=done, text="")
-        yield lambda step, text: bar.update(task, completed=step, text=text)
+
+        def update_bar(step: int, text: str, seconds_left: float | None = None) -> None:
+            bar.update(task, completed=step, text=text + _eta(seconds_left))
+
+        yield update_bar
+
+
+def _eta(seconds: float | None) -> str:
+    """The time left as h:mm:ss or m:ss; "" if it is not known or there is none left."""
+    if not seconds:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"  ETA {hours}:{minutes:02}:{rest:02}" if hours else f"  ETA {minutes}:{rest:02}"

@@ -1,76 +1,155 @@
-"""`mdlstm infer`: NumPy and ONNX Runtime; torch and onnx are never imported."""
+"""`mdlstm infer`: run an exported model on files with NumPy and ONNX Runtime, never torch or onnx."""
 
 from __future__ import annotations
 
 import sys
 import time
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mdlstm_tk.cli.console import err, next_command, note, progress, quoted
-from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.cli.console import (
+    detail,
+    err,
+    error,
+    next_command,
+    note,
+    on_terminal,
+    print_json,
+    progress,
+    quoted,
+    warn,
+)
+from mdlstm_tk.cli.options import (
+    OUTPUT,
+    Engine,
+    Format,
+    Json,
+    MaxBytes,
+    RuntimeDevice,
+    Timeout,
+    complete_files,
+    complete_model_file,
+)
+from mdlstm_tk.errors import InputError, MDLSTMError
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime import Inference, Outcome
     from mdlstm_tk.runtime.jobs import Job
 
+INPUTS = (".npy", ".npz", ".png", ".jpg", ".jpeg", ".csv")
+EXECUTION = "Execution"
+
 
 def infer(
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILE...", help="Files or folders: npy, npz, png, jpg, csv; - for stdin."),
+        typer.Argument(
+            metavar="FILE...",
+            help="Files or folders of .npy, .npz, .png, .jpg and .csv files; or - for one .npy on stdin.",
+            autocompletion=complete_files(*INPUTS),
+            show_default=False,
+        ),
     ],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="An exported .onnx, or a folder of them.")
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="PATH",
+            help="Exported .onnx file, or a folder of them.",
+            autocompletion=complete_model_file,
+            show_default="$MDLSTM_MODEL, the latest run's export, or the only .onnx here",
+        ),
     ] = None,
     output: Annotated[
         str | None,
         typer.Option(
-            "--output", "-o", help="File, folder (input folders' trees are kept below it), or - for stdout."
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="File for the result of one input, folder for the results of several, or - for stdout.",
+            show_default="beside the inputs",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     output_format: Annotated[
-        Literal["npy", "npz", "json", "png", "csv", "txt"] | None,
+        Format | None,
         typer.Option(
             "--format",
-            help="Of results; by default npz for npz, else npy; or what a model is for: labels and texts "
-            "(txt), masks (png). Else png clips values to [0, 1], as 8 bits.",
+            help="File format of the results; png clips values to [0, 1] and stores 8 bits.",
+            show_default="npz for .npz inputs, txt for labels and texts, png for masks, else npy",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: ONNX Runtime's choice.")] = 0,
+    probabilities: Annotated[
+        bool,
+        typer.Option(
+            "--probabilities",
+            help="Write the probability of each class instead of labels, texts or masks.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+    skip_existing: Annotated[
+        bool,
+        typer.Option(
+            "--skip-existing",
+            help="Leave out inputs whose result exists; continues an interrupted call.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace results that exist.", rich_help_panel=OUTPUT)
+    ] = False,
+    json: Json = False,
+    device: RuntimeDevice = "auto",
+    threads: Annotated[
+        int,
+        typer.Option(
+            min=0, help="CPU threads of one run; 0: chosen by ONNX Runtime.", rich_help_panel=EXECUTION
+        ),
+    ] = 0,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows in one run; by default 64, fewer above 64x64.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Samples per run.",
+            show_default="64, or fewer for grids above 64x64",
+            rich_help_panel=EXECUTION,
+        ),
     ] = None,
     engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="ray: share files out over Ray Data, on $RAY_ADDRESS.")
+        Engine,
+        typer.Option(
+            help="Where the files are run: in this process, or distributed with Ray Data on $RAY_ADDRESS.",
+            rich_help_panel=EXECUTION,
+        ),
     ] = "local",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes of --engine ray; by default one a CPU.")
-    ] = None,
-    max_bytes: Annotated[
         int | None,
-        typer.Option(min=1, help="That a file, or what it unpacks to, may take; by default 1 GiB."),
+        typer.Option(
+            min=1,
+            help="Number of processes of --engine ray.",
+            show_default="one per CPU",
+            rich_help_panel=EXECUTION,
+        ),
     ] = None,
-    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds that one run may take.")] = None,
-    skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Leave out what has a result: goes on after a break.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    max_bytes: MaxBytes = None,
+    timeout: Timeout = None,
 ) -> None:
-    """Run an exported model on arrays of shape (H, W), (H, W, C) or (N, H, W, C).
+    """Run an exported model on arrays and images.
 
-    matrix.npy gives matrix.out.npy beside it, - gives the result on stdout. A classifier's labels and a
-    recogniser's texts are printed; a segmenter's masks are matrix.out.png. The model is -m, or
-    $MDLSTM_MODEL, or the latest run's export, or the only .onnx in this folder. Images are (H, W) if
-    grey, (H, W, C) if not, scaled to [0, 1].
+    Arrays have the shape (H, W), (H, W, C) or (N, H, W, C). Images are scaled to [0, 1]; they have the
+    shape (H, W) if they are grey, else (H, W, C).
 
-    Of several files, those of one shape run together. One that cannot be used is named, the rest go on,
-    and the exit code is 1. Folders are searched to the bottom, but for hidden files and *.out.* results.
+    The result of matrix.npy is matrix.out.npy, beside it. The labels of a classifier and the texts of a
+    recogniser are printed, and the masks of a segmenter are written as PNG.
+
+    Files of equal shape run together. A file that cannot be used is reported, the others go on, and the
+    exit code is 1. Folders are searched recursively, without hidden files and earlier results (*.out.*).
     """
+    if json and output == "-":
+        raise InputError("--json prints on stdout, where -o - writes the result; give one of them")
     from mdlstm_tk.runtime import infer_paths
     from mdlstm_tk.runtime.io.npy import MAX_BYTES
 
@@ -79,6 +158,7 @@ def infer(
         model,
         output,
         output_format=output_format,
+        probabilities=probabilities,
         device=device,
         threads=threads,
         batch_size=batch_size,
@@ -89,15 +169,17 @@ def infer(
         skip_existing=skip_existing,
         force=force,
     )
-    if not quiet:
-        _print_plan(run)
-    if not run.jobs:
-        return
-    if run.single:
-        _print_single(next(run.outcomes), quiet)
-    else:
-        _follow(run, quiet)
-    if not quiet:
+    _print_plan(run)
+    records: list[dict[str, Any]] | None = [] if json else None
+    try:
+        if run.single and run.jobs:
+            _print_single(next(run.outcomes), records)
+        elif run.jobs:
+            _follow(run, records)
+    finally:
+        if records is not None:
+            print_json(_summary(run, records))
+    if run.jobs:
         _print_next(run.jobs[-1])
 
 
@@ -105,7 +187,10 @@ def _print_plan(run: Inference) -> None:
     if run.unsupported:
         note(f"files of other types, left out: {run.unsupported}")
     if run.newer_run:
-        note(f"{run.newer_run} is newer and has no export; make one with: mdlstm export")
+        warn(
+            f"the model is of an older run, because the newest, {run.newer_run}, has no export; "
+            f"make one with: mdlstm export {quoted(run.newer_run)}"
+        )
     note(f"{run.model} on {run.device} ({run.provider})")
     if run.reason:
         note(f"not on CUDA: {run.reason}")
@@ -113,60 +198,87 @@ def _print_plan(run: Inference) -> None:
         note(f"nothing to do: all {run.skipped} results exist")
 
 
-def _print_single(outcome: Outcome, quiet: bool) -> None:
+def _print_single(outcome: Outcome, records: list[dict[str, Any]] | None) -> None:
     """Print the result of a single file: its text, or its shapes and, on a terminal, a heat map."""
     job = outcome.job
-    if outcome.text:
+    if records is not None:
+        records.append(_record(outcome))
+    elif outcome.text:
         sys.stdout.write(outcome.text)
-    if quiet or outcome.text or outcome.inputs is None or outcome.outputs is None:
+    if outcome.text or outcome.inputs is None or outcome.outputs is None:
         return
     for name, x in outcome.inputs.items():
         y = outcome.outputs[name]
         if job.target != "-":
             label = job.source if name is None else f"{name!a} in {job.source}"
             note(f"{label} {x.shape} → {job.target} {y.shape}")
-        if err().is_terminal and x.ndim == y.ndim == 2:
+        if on_terminal() and x.ndim == y.ndim == 2:
             from mdlstm_tk.viz.terminal_heatmap import show_grids
 
             show_grids(err(), {"input": x, "prediction": y})
 
 
-def _follow(run: Inference, quiet: bool) -> None:
+def _follow(run: Inference, records: list[dict[str, Any]] | None) -> None:
     """Follow the outcomes to the end: a bar on a terminal, a line for each failure, then the counts.
 
     Raises:
-        MDLSTMError: there were failures, or the work broke off.
+        MDLSTMError: some files failed, or the work was interrupted.
     """
     total = len(run.jobs)
     done = failed = 0
     start = time.perf_counter()
 
-    def rate() -> str:
-        return f"{(done + failed) / max(time.perf_counter() - start, 1e-9):.3g} files/s"
+    def rate() -> float:
+        return (done + failed) / max(time.perf_counter() - start, 1e-9)
 
     def counts() -> str:
-        return f"{done} done, {run.skipped} skipped, {failed} failed, {rate()}"
+        return f"{done} done, {run.skipped} skipped, {failed} failed, {rate():.3g} files/s"
 
-    bar = progress(total) if err().is_terminal and not quiet else nullcontext(lambda step, text: None)
     try:
-        with bar as report:
+        with progress(total) as show:
             for outcome in run.outcomes:
+                if records is not None:
+                    records.append(_record(outcome))
                 if outcome.error is None:
                     done += 1
-                    for line in outcome.text.splitlines():
+                    detail(f"{outcome.job.source} → {outcome.job.target}")
+                    for line in outcome.text.splitlines() if records is None else ():
                         sys.stdout.write(f"{outcome.job.source}\t{line}\n")
                 else:
                     failed += 1
-                    note(f"failed: {outcome.error}")
-                report(done + failed, rate())
+                    error(outcome.error, label="failed")
+                if on_terminal():
+                    left = (total - done - failed) / rate()
+                    show(done + failed, f"{rate():.3g} files/s", left)
     except (MDLSTMError, KeyboardInterrupt):
-        if not quiet:
-            note(f"stopped: {counts()}, {total - done - failed} to do; go on with --skip-existing")
+        note(f"stopped: {counts()}, {total - done - failed} to do; continue with --skip-existing")
         raise
-    if not quiet:
-        note(counts())
+    note(counts())
     if failed:
-        raise MDLSTMError(f"{failed} of {total} files failed; they are named above")
+        raise MDLSTMError(f"{failed} of {total} files failed; see the lines above")
+
+
+def _record(outcome: Outcome) -> dict[str, Any]:
+    """What --json prints of one file."""
+    record: dict[str, Any] = {"source": outcome.job.source, "error": outcome.error}
+    if outcome.error is None:
+        record["target"] = None if outcome.job.target == "-" else outcome.job.target
+        record["answers"] = outcome.text.splitlines()
+    return record
+
+
+def _summary(run: Inference, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """What --json prints."""
+    failed = sum(record["error"] is not None for record in records)
+    return {
+        "model": str(run.model),
+        "device": run.device,
+        "provider": run.provider,
+        "done": len(records) - failed,
+        "failed": failed,
+        "skipped": run.skipped,
+        "files": records,
+    }
 
 
 def _print_next(job: Job) -> None:

@@ -7,37 +7,52 @@ from typing import Annotated
 
 import typer
 
-from mdlstm_tk.cli.console import next_command, note, quoted
+from mdlstm_tk.cli.console import next_command, note, print_json, quoted
+from mdlstm_tk.cli.options import OUTPUT, Json, complete_run
 from mdlstm_tk.errors import require
 
 
 def report(
-    run: Annotated[Path | None, typer.Argument(help="A run's folder; else the latest.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File; else report.html in the run's folder.")
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RUN]", help="Run folder.", show_default="the latest run", autocompletion=complete_run
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file given with -o.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="HTML file to write.",
+            show_default="report.html in the run folder",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the file given with -o.", rich_help_panel=OUTPUT)
+    ] = False,
+    json: Json = False,
 ) -> None:
-    """Write a page to look at: curves, examples, errors by class, and the speed of exports.
+    """Write an HTML page about a run: curves, examples, errors by class, and the speed of its exports.
 
-    It is one file that needs neither network nor scripts. Examples are of the test data, or of what was
-    held out for validation if there is none.
+    The page is one file that needs neither network nor scripts. The examples are test data, or validation
+    data if the task has no test data.
     """
     for module in ("torch", "jinja2", "matplotlib"):
         require(module, "train")
     from mdlstm_tk.report import write_report
-    from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
     from mdlstm_tk.training import latest_run, open_run
 
-    found = open_run(run) if run else latest_run()
-    target = output or found.report
-    ensure_writable(target, force or output is None)
-    with atomic_write(target) as temporary:
-        page = write_report(found, (lambda message: None) if quiet else note)
-        temporary.write_text(page, encoding="utf-8")
-    if not quiet:
-        note(f"{target}: {target.stat().st_size / 1024:.0f} KiB, to open in a browser")
-        models = sorted(found.folder.glob("model*.onnx"))
-        infer = f"mdlstm infer FILE -m {quoted(models[-1])}" if models else ""
-        next_command(infer or f"mdlstm export {quoted(found.folder)}")
+    source = open_run(run) if run else latest_run()
+    page = write_report(source, output, force, note)
+    size = page.stat().st_size
+    if json:
+        print_json({"run": str(source.folder), "path": str(page), "bytes": size})
+    else:
+        note(f"{page}: {size / 1024:.0f} KiB; open it in a browser")
+    models = sorted(source.folder.glob("model*.onnx"))
+    next_command(
+        f"mdlstm infer FILE -m {quoted(models[-1])}" if models else f"mdlstm export {quoted(source.folder)}"
+    )

@@ -1,12 +1,30 @@
-"""From torch to ONNX: capture a network with the sweep as one node, then write that node out.
+"""From PyTorch to ONNX: export a network with MDLSTM layers, and verify what was exported.
 
->>> from mdlstm_tk.export import export_onnx
+>>> from mdlstm_tk.export import export_onnx, export_run, verify_model
 >>> export_onnx(net, "net.onnx", grid=(64, 64))
+>>> report = export_run("runs/diagonal", grid=(32, 32))
+>>> verify_model(report.path).raise_if_failed()
+
+An export captures the network as an ONNX graph in which each sweep is one node (capture.py), lowers that
+node to standard operators (lowering/), and verifies the result (verification/) before a file is written.
 """
 
-from mdlstm_tk.export.api import Report, export_onnx
+from mdlstm_tk.export.api import ExportReport, export_onnx
 from mdlstm_tk.export.capture import translation_table
 from mdlstm_tk.export.lowering.lower import lower
-from mdlstm_tk.export.parity import Parity, float64_reference
+from mdlstm_tk.export.run_export import export_run, export_run_sizes
+from mdlstm_tk.export.verification.model_verifier import VerificationReport, verify_model
+from mdlstm_tk.export.verification.parity import Parity, float64_reference
 
-__all__ = ["Parity", "Report", "export_onnx", "float64_reference", "lower", "translation_table"]
+__all__ = [
+    "ExportReport",
+    "Parity",
+    "VerificationReport",
+    "export_onnx",
+    "export_run",
+    "export_run_sizes",
+    "float64_reference",
+    "lower",
+    "translation_table",
+    "verify_model",
+]

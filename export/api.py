@@ -17,9 +17,9 @@ from mdlstm_tk.errors import InputError, MDLSTMError, ParityError, require
 from mdlstm_tk.export.capture import capture
 from mdlstm_tk.export.lowering.functions import outline
 from mdlstm_tk.export.lowering.lower import FORMS, lower
-from mdlstm_tk.export.parity import ATOL, RTOL, Floats
 from mdlstm_tk.export.spec import Subject
-from mdlstm_tk.export.verification import Trial
+from mdlstm_tk.export.verification.export_verifier import Trial
+from mdlstm_tk.export.verification.parity import ATOL, RTOL, Floats
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.files import atomic_write
 
@@ -27,16 +27,16 @@ ATOLS = {"float32": ATOL, "float16": 5e-3}
 
 
 @dataclass(frozen=True)
-class Report:
-    """What an export came to.
+class ExportReport:
+    """The result of an export.
 
     Attributes:
-        path: of the file.
-        metadata: in the file.
-        nodes: number of them.
-        bytes: of the file.
-        max_abs: largest error against float64 on the inputs it was verified with.
-        seconds: it took.
+        path: the file.
+        metadata: the file's metadata.
+        nodes: number of nodes in the graph.
+        bytes: size of the file.
+        max_abs: largest absolute error against float64 on the inputs that it was verified with.
+        seconds: duration of the export.
     """
 
     path: Path
@@ -46,6 +46,29 @@ class Report:
     max_abs: float
     seconds: float
 
+    def summary(self) -> str:
+        """One line for people: the shapes of x and y, the form, the file's size and the error."""
+        metadata = self.metadata
+        extents = ", ".join(map(str, metadata.grid or metadata.layout.split()[1:-1]))
+        y = {"classify": "N", "transcribe": "N, T"}.get(metadata.kind or "", f"N, {extents}")
+        return (
+            f"{self.path}: x (N, {extents}, {metadata.channels}) → y ({y}, {metadata.outputs}), "
+            f"{metadata.form}, {self.nodes} nodes, {self.bytes / 1024:.0f} KiB, "
+            f"max error {self.max_abs:.1e} against float64, {self.seconds:.1f} s"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "path": str(self.path),
+            "grid": self.metadata.grid,
+            "form": self.metadata.form,
+            "nodes": self.nodes,
+            "bytes": self.bytes,
+            "max_abs": self.max_abs,
+            "seconds": self.seconds,
+        }
+
 
 def export_onnx(
     module: nn.Module,
@@ -53,49 +76,52 @@ def export_onnx(
     *,
     grid: tuple[int, ...] | None = None,
     form: str = "unrolled",
-    sizes: bool = False,
-    others: Mapping[str, Tensor] | None = None,
+    padded: bool = False,
+    extra_inputs: Mapping[str, Tensor] | None = None,
     dtype: str = "float32",
     functions: bool = False,
     channels: int | None = None,
     channels_last: bool | None = None,
-    inputs: Mapping[str, Floats] | None = None,
-    about: Mapping[str, Any] | None = None,
+    verify_inputs: Mapping[str, Floats] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     atol: float | None = None,
-) -> Report:
-    """Export a network with MDLSTM layers as one self-contained ONNX file of standard ops.
+) -> ExportReport:
+    """Export a network with MDLSTM layers as one self-contained ONNX file that uses standard operators.
 
-    The file appears only after `onnx.checker` has passed it and ONNX Runtime, on the CPU, agrees with
-    the float64 reference within atol + 1e-5·|y| on random inputs and on `inputs`. The module is left as
-    it is.
+    The file appears only after `onnx.checker` has accepted it and ONNX Runtime, on the CPU, has agreed
+    with the float64 reference within atol + 1e-5·|y| on random inputs and on `verify_inputs`. The module
+    is left unchanged.
 
     Args:
-        module: from x (N, *grid, C), or (N, C, *grid), to one tensor y (N, …), for any N.
-        path: where to.
-        grid: the extents to export for; they need not be those it was trained on. None: any, which is
-            for form "scan".
-        form: "unrolled", the sweeps written out step by step, or "scan", as a loop: a smaller file that
-            loads at once.
-        sizes: whether the file takes `sizes` (N, D) as an input, as the module then must: padded samples
-            give what they give unpadded, so a file for one grid serves all smaller ones as well.
-        others: further inputs of the module, by the names it has for them, with an example of each: a
-            batch (N, …) of float32 or int64.
-        dtype: "float32", or "float16" for weights and activations; states stay float32, and so do the
-            file's inputs and output.
-        functions: whether an unrolled sweep has each wavefront in a function, as one node.
-        channels: C; that of the first MDLSTM layer if not given.
-        channels_last: the layout of x; that of the first MDLSTM layer if not given.
-        inputs: more x to verify with, by name.
-        about: more for the metadata: model, task, classes, checkpoint_sha256.
-        atol: the absolute error that is allowed; 1e-5 if not given, 5e-3 for float16.
+        module: maps x (N, *grid, C), or (N, C, *grid), to one tensor y (N, …), for any N.
+        path: the file to write; an existing file is replaced.
+        grid: the extents to export for, which may differ from those of the training data. None stands
+            for any grid and needs form "scan".
+        form: "unrolled" writes the sweeps out step by step; "scan" writes each as a loop, which gives a
+            smaller file that loads faster.
+        padded: whether the file takes a second input `sizes` (N, D), as the module then must. A padded
+            sample gives the same numbers as the sample alone, so a file for one grid also serves all
+            smaller grids.
+        extra_inputs: further inputs of the module, by the names of its arguments. Each value is an example:
+            a batch (N, …) of float32 or int64.
+        dtype: type of weights and activations, "float32" or "float16". States, and the inputs and the
+            output of the file, are float32 in either case.
+        functions: whether each wavefront of an unrolled sweep becomes one node that calls a function.
+        channels: C; if None, the input size of the first MDLSTM layer.
+        channels_last: layout of x; if None, the layout of the first MDLSTM layer.
+        verify_inputs: more inputs x to verify with, by name.
+        metadata: more fields of `mdlstm_tk.runtime.Metadata` to write into the file, such as model, task,
+            kind, classes and checkpoint_sha256.
+        atol: allowed absolute error; if None, 1e-5, or 5e-3 for float16.
 
     Returns:
-        What it came to.
+        What was written.
 
     Raises:
-        InputError: no such form or dtype, or what x is like cannot be told, or the module does not take it.
-        MDLSTMError: the module cannot be exported, or the file not written.
-        ParityError: ONNX Runtime does not agree. Nothing is written.
+        InputError: there is no such form or dtype, or the layout of x is unknown, or the module does not
+            accept such inputs.
+        MDLSTMError: the module cannot be exported, or the file cannot be written.
+        ParityError: ONNX Runtime disagrees with the reference. Nothing is written.
         MissingExtraError: ONNX Runtime is not installed.
     """
     require("onnxruntime", "cpu")
@@ -108,22 +134,22 @@ def export_onnx(
     if grid is None and form != "scan":
         raise InputError(f"form '{form}' needs a grid; give one, or form='scan' for any size")
     if functions and form != "unrolled":
-        raise InputError(f"functions are of wavefronts written out, for form 'unrolled', not '{form}'")
-    subject = Subject.of(module, grid, channels, channels_last, sizes, others or {})
+        raise InputError(f"functions=True needs form 'unrolled', got form '{form}'")
+    subject = Subject.of(module, grid, channels, channels_last, padded, extra_inputs or {})
     atol = ATOLS[dtype] if atol is None else atol
     network = copy.deepcopy(subject.module).to(getattr(torch, dtype))
     model = lower(capture(network, subject.examples(), () if grid else subject.grid_axes), form)
     if functions:
         model = outline(model)
-    metadata = subject.metadata(form, dtype, about or {})
-    _set_metadata(model, metadata)
+    file_metadata = subject.metadata(form, dtype, metadata or {})
+    _set_metadata(model, file_metadata)
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise MDLSTMError(f"the exported model is not valid ONNX: {error}") from error
 
     session = Session(model.SerializeToString(), device="cpu")
-    results = Trial(session, subject, atol).run(inputs or {})
+    results = Trial(session, subject, atol).run(verify_inputs or {})
     for name, result in results.items():
         if not result.passed:
             raise ParityError(
@@ -132,13 +158,13 @@ def export_onnx(
                 "a cell that keeps float32 accurate on large grids (--cell stable or leaky)"
             )
     max_abs = max(result.max_abs for result in results.values())
-    metadata = replace(metadata, parity={"atol": atol, "rtol": RTOL, "max_abs": max_abs})
-    _set_metadata(model, metadata)
+    file_metadata = replace(file_metadata, parity={"atol": atol, "rtol": RTOL, "max_abs": max_abs})
+    _set_metadata(model, file_metadata)
     data = model.SerializeToString()
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
     seconds = time.perf_counter() - start
-    return Report(path, metadata, len(model.graph.node), len(data), max_abs, seconds)
+    return ExportReport(path, file_metadata, len(model.graph.node), len(data), max_abs, seconds)
 
 
 def _set_metadata(model: onnx.ModelProto, metadata: Metadata) -> None:

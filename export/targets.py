@@ -1,66 +1,109 @@
-"""Where an export can go other than into a file: a server's model repository, or a page."""
+"""Destinations of an export other than a file: a Triton server's model repository, or a web page."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.export.browser.build import check_page, load_runtime, write_page
+from mdlstm_tk.export.server import write_server_repo
 
 
-@dataclass(frozen=True)
-class Place:
-    """Somewhere that takes exported models.
+class ExportTarget(ABC):
+    """A destination that takes exported models.
 
     Attributes:
-        take: given a model's file, its run's name, and its size if that is not the run's own, puts it
-            there and returns where it now lies.
-        then: the command to type next.
+        preferred_form: the form to export in unless another one is asked for.
     """
 
-    take: Callable[[Path, str, str | None], Path]
-    then: str
+    preferred_form = "unrolled"
+
+    @property
+    @abstractmethod
+    def next_command(self) -> str:
+        """The shell command that makes use of the models."""
+
+    def prepare(self, count: int) -> None:  # noqa: B027 (most targets have nothing to prepare)
+        """Check that `count` models can be added, before they are exported.
+
+        Raises:
+            InputError: the target does not take them.
+        """
+
+    @abstractmethod
+    def add(self, model: Path, run: str, size: str | None) -> Path:
+        """Add a model.
+
+        Args:
+            model: an exported file.
+            run: name of the run that it came from.
+            size: its grid as text, if that is not the run's own grid.
+
+        Returns:
+            Where the target keeps the model.
+        """
 
 
-def find_place(
-    output: Path | None, server_repo: Path | None, web: Path | None, runtime: Path | None, force: bool
-) -> Place | None:
-    """The place that the options name, ready to take models; None for files.
+@dataclass
+class ServerRepository(ExportTarget):
+    """A model repository for NVIDIA Triton Inference Server; see `write_server_repo`.
 
-    Raises:
-        InputError: they name several, or the one is taken.
-        MDLSTMError: the browser's runtime cannot be had.
+    Attributes:
+        folder: the repository.
+        force: replace settings that are for other inputs and outputs.
     """
-    if sum(option is not None for option in (output, server_repo, web)) > 1:
-        raise InputError("-o, --server-repo and --web each say where to; give one of them")
-    if runtime and not web:
-        raise InputError("--web-runtime is for --web DIR; give both")
-    if server_repo:
-        return _server(server_repo, force)
-    return _page(web, runtime, force) if web else None
 
+    folder: Path
+    force: bool = False
 
-def _server(repository: Path, force: bool) -> Place:
-    from mdlstm_tk.export.server import write_server_repo
+    @property
+    def next_command(self) -> str:
+        return f"tritonserver --model-repository={quote(str(self.folder.resolve()))}"
 
-    def take(model: Path, run: str, other_size: str | None) -> Path:
-        name = f"{run}-{other_size}" if other_size else run
+    def add(self, model: Path, run: str, size: str | None) -> Path:
+        name = f"{run}-{size}" if size else run
         name = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "model"
-        return write_server_repo(model, repository, name, force=force)
-
-    return Place(take, f"tritonserver --model-repository={quote(str(repository.resolve()))}")
+        return write_server_repo(model, self.folder, name, force=self.force)
 
 
-def _page(folder: Path, source: Path | None, force: bool) -> Place:
-    from mdlstm_tk.export.browser.build import check_page, load_runtime, write_page
+@dataclass
+class WebPage(ExportTarget):
+    """A web page that runs one model in the browser; see `write_page`.
 
-    check_page(folder, force)
-    runtime = load_runtime(source)
+    Attributes:
+        folder: for the page.
+        runtime: a file or folder with onnxruntime-web; npm fetches it if None.
+        force: write into a folder that is not empty.
+    """
 
-    def take(model: Path, run: str, _: str | None) -> Path:
-        return write_page(model, folder, run, runtime)
+    preferred_form = "scan"
 
-    return Place(take, f"python -m http.server -d {quote(str(folder))}  # and open http://localhost:8000")
+    folder: Path
+    runtime: Path | None = None
+    force: bool = False
+    _runtime_files: Mapping[str, bytes] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def next_command(self) -> str:
+        return f"python -m http.server -d {quote(str(self.folder))}  # and open http://localhost:8000"
+
+    def prepare(self, count: int) -> None:
+        """Check the folder and load onnxruntime-web.
+
+        Raises:
+            InputError: there are several models, or the folder is not empty and `force` is false, or
+                `runtime` is not the version of onnxruntime-web that is needed.
+            MDLSTMError: npm cannot fetch onnxruntime-web.
+        """
+        if count > 1:
+            raise InputError(f"a page holds one model, got {count} sizes; give one size, or none for any")
+        check_page(self.folder, self.force)
+        self._runtime_files = load_runtime(self.runtime)
+
+    def add(self, model: Path, run: str, size: str | None) -> Path:
+        return write_page(model, self.folder, run, self._runtime_files)

@@ -37,3 +37,7 @@ def __getattr__(name: str) -> Any:
 
         return MDLSTM
     raise AttributeError(f"module 'mdlstm_tk' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

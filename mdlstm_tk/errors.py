@@ -58,7 +58,9 @@ def require(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
+        from mdlstm_tk.installation import install_command
+
         raise MissingExtraError(
             f"this needs the package '{module.split('.')[0]}', which is not installed; "
-            f"install it with: pip install 'mdlstm-tk[{extra}]'"
+            f"install it with: {install_command([extra])}"
         ) from None

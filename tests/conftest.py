@@ -12,8 +12,8 @@ import torch
 if not torch.cuda.is_available():  # Triton, which export imports by way of torch, looks at it only then
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from mdlstm_tk.cli.export import export_run
-from mdlstm_tk.training import Run, TrainConfig, load_checkpoint, train
+from mdlstm_tk.export import export_run
+from mdlstm_tk.training import Run, TrainConfig, train
 
 torch.set_num_threads(1)  # tests run side by side
 
@@ -24,7 +24,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(tmp_path_factory.mktemp("trained") / "md-8x8")
     run.folder.mkdir()
     train(TrainConfig(steps=150), run)
-    export_run(run, load_checkpoint(run.best), (8, 8), run.folder / "model-8x8.onnx")
+    export_run(run)
     return run
 
 

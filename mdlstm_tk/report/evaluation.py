@@ -89,7 +89,7 @@ def judge(network: nn.Module, task: Task, config: TrainConfig) -> Judgement:
             for said, truth in zip(transcripts(prediction, spec.classes), texts(batch, spec), strict=True):
                 found.edits.update(edit for edit in align(said, truth) if edit.said != edit.truth)
 
-    found.errors = evaluate(network, task, split, config, look=look)
+    found.errors = evaluate(network, task, split, config, on_batch=look)
     return found
 
 

@@ -20,6 +20,7 @@ from mdlstm_tk.errors import InputError, MissingExtraError
 from mdlstm_tk.report.evaluation import Example, Judgement, judge
 from mdlstm_tk.report.exports import BATCH, measure_exports
 from mdlstm_tk.report.text_alignment import Edit, align
+from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
 from mdlstm_tk.runtime.postprocessing import labels, probabilities, transcripts
 from mdlstm_tk.sizes import format_size
 from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, load_checkpoint, make_task
@@ -59,17 +60,34 @@ class Shown:
     edits: tuple[Edit, ...] = ()
 
 
-def write_report(run: Run, tell: Callable[[str], None] = lambda message: None) -> str:
-    """The page of a run, as HTML.
+def write_report(
+    run: Run,
+    path: Path | None = None,
+    force: bool = False,
+    on_message: Callable[[str], None] = lambda message: None,
+) -> Path:
+    """Write the page of a run, and return its path.
 
     Args:
-        run: its folder.
-        tell: is told what is being done, and what could not be.
+        run: a run with a checkpoint.
+        path: the file to write; `report.html` in the run folder, which is replaced, if None.
+        force: replace `path` if it exists.
+        on_message: called with one line for each thing that takes time or cannot be done.
 
     Raises:
-        InputError: the run's checkpoint is damaged or of another network.
+        InputError: `path` exists, or the run's checkpoint is damaged or belongs to another network.
         MissingExtraError: there are exports, but ONNX Runtime is not installed.
+        MDLSTMError: `path` cannot be written.
     """
+    target = path or run.report
+    ensure_writable(target, force or path is None)
+    with atomic_write(target) as temporary:
+        temporary.write_text(render_report(run, on_message), encoding="utf-8")
+    return target
+
+
+def render_report(run: Run, on_message: Callable[[str], None] = lambda message: None) -> str:
+    """The page of a run as HTML text; arguments and errors as of `write_report`."""
     checkpoint = load_checkpoint(run.checkpoint)
     config, spec = checkpoint.config, checkpoint.spec
     network = checkpoint.network()
@@ -78,14 +96,14 @@ def write_report(run: Run, tell: Callable[[str], None] = lambda message: None) -
         task = make_task(config)
     except (InputError, MissingExtraError) as error:
         missing = str(error)
-        tell(f"no examples: {missing}")
+        on_message(f"no examples: {missing}")
     else:
-        tell(f"judging {config.model} on {task.name}")
+        on_message(f"judging {config.model} on {task.name}")
         judgement = judge(network, task, config)
     result = _result(run, checkpoint)
     records = run.read_metrics()
     if exports := [path.name for path in run.folder.glob("model*.onnx")]:
-        tell(f"measuring {', '.join(sorted(exports))}")
+        on_message(f"measuring {', '.join(sorted(exports))}")
     return _template().render(
         version=__version__,
         date=datetime.now().astimezone(),

@@ -9,8 +9,14 @@ from contextlib import redirect_stdout, suppress
 from typing import Any
 
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-INSTALL_GPU = "pip uninstall onnxruntime, then pip install 'mdlstm-tk[gpu]'"
 INSTALL_LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+
+
+def install_gpu() -> str:
+    """The commands that replace ONNX Runtime by its build for CUDA."""
+    from mdlstm_tk.installation import install_command  # imports importlib.metadata, which takes long
+
+    return f"pip uninstall onnxruntime, then {install_command(['gpu'])}"
 
 
 def preload_libraries(onnxruntime: Any) -> None:
@@ -53,7 +59,7 @@ def missing_libraries(names: list[str]) -> list[str]:
 def cuda_problem(onnxruntime: Any, index: int = 0) -> str:
     """Why ONNX Runtime cannot use CUDA device `index`, and how to fix it."""
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        return f"this onnxruntime was built without CUDA; {INSTALL_GPU}"
+        return f"this onnxruntime was built without CUDA; {install_gpu()}"
     versions = required_versions(onnxruntime)
     if missing_libraries([DRIVER]):
         return (

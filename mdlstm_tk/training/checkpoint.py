@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from mdlstm_tk._version import __version__
-from mdlstm_tk.data import DiagonalTask, TaskSpec
+from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.files import atomic_write
-from mdlstm_tk.training.build import build_network
 from mdlstm_tk.training.config import TrainConfig
+from mdlstm_tk.training.networks import build_network
 
 SCHEMA = 1
 KEY = "mdlstm"  # safetensors metadata maps text to text; all of ours is JSON under this key
@@ -65,24 +65,24 @@ class Checkpoint:
         Raises:
             InputError: they are those of another network.
         """
-        averaged = self._part("average.module.")
-        self._load(network, averaged or self._part("model."))
+        averaged = self._tensors_with("average.module.")
+        self._load(network, averaged or self._tensors_with("model."))
 
     def restore(
         self, network: nn.Module, average: AveragedModel | None, optimizer: torch.optim.Optimizer
     ) -> None:
         """Put all that has a state where it was."""
-        self._load(network, self._part("model."))
+        self._load(network, self._tensors_with("model."))
         if average is not None:
-            self._load(average, self._part("average."))
+            self._load(average, self._tensors_with("average."))
         parameters = list(_parameters(optimizer))
-        for name, tensor in self._part("optimizer.").items():
+        for name, tensor in self._tensors_with("optimizer.").items():
             index, key = name.split(".")
             parameter = parameters[int(index)]
             on_cpu = key == "step"
             optimizer.state[parameter][key] = tensor if on_cpu else tensor.to(parameter.device)
 
-    def _part(self, prefix: str) -> dict[str, Tensor]:
+    def _tensors_with(self, prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
 
     def _load(self, module: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -145,10 +145,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if about["schema"] != SCHEMA:
             raise InputError(f"{path} has schema {about['schema']}, this version reads {SCHEMA}")
         config = TrainConfig().updated(about["config"], str(path))
-        # files of version 0.1 are all of the diagonal task, and have no spec
-        spec = TaskSpec.from_json(about["spec"]) if "spec" in about else DiagonalTask(config.grid).spec
+        spec = TaskSpec.from_json(about["spec"])
         step, score = int(about["step"]), float(about["score"])
-        return Checkpoint(config, spec, step, score, int(about.get("best_step", step)), tensors)
+        return Checkpoint(config, spec, step, score, int(about["best_step"]), tensors)
     except InputError:
         raise
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError):

@@ -1,83 +1,293 @@
-"""Several networks with equally many parameters on one task, over several seeds."""
+"""Compare networks on one task, over several seeds.
+
+On the random-diagonal task three networks with equal hidden units are compared by their training losses
+(see `diagonal_comparison`). On every other task all networks that exist for it get equally many parameters,
+and are compared by the errors of their best weights on test data, next to baselines without training.
+"""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from statistics import mean
+from typing import Any, NamedTuple
 
-from mdlstm_tk.data import Digits, TaskSpec
+from mdlstm_tk.data import Digits, Task, TaskSpec
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import names, options_of
-from mdlstm_tk.training.build import NETWORK, build_network, make_task
+from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.config import TrainConfig
+from mdlstm_tk.training.diagonal_comparison import MODELS, diagonal_rows, summarize_diagonal
 from mdlstm_tk.training.evaluation import evaluate_run
 from mdlstm_tk.training.loop import train
-from mdlstm_tk.training.run_folder import Run
-from mdlstm_tk.training.trainer import Progress
-from mdlstm_tk.viz.run_pictures import draw_run
+from mdlstm_tk.training.networks import build, build_network, count_parameters
+from mdlstm_tk.training.progress import WINDOW, Progress
+from mdlstm_tk.training.run_folder import Run, new_run
+from mdlstm_tk.training.tasks import OPTIONAL_NETWORK_SETTINGS, default_config, make_task
+
+
+@dataclass(frozen=True)
+class ComparisonPlan:
+    """Which runs a comparison consists of; see `plan_comparison`.
+
+    Attributes:
+        config: configuration of the MD-LSTM, from which those of the other networks are derived.
+        models: names of the networks.
+        seeds: number of runs of each network, with seeds 0, 1, …
+        folder: holds a run folder MODEL-SEED for each run, `summary.json`, and the pictures.
+        original_settings: use initialization, layer norm and learning rate of the original code.
+    """
+
+    config: TrainConfig
+    models: tuple[str, ...]
+    seeds: int
+    folder: Path
+    original_settings: bool = False
+
+    @property
+    def is_diagonal(self) -> bool:
+        return self.config.task == "diagonal"
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of all runs together."""
+        return self.seeds * len(self.models) * self.config.steps
+
+    @property
+    def description(self) -> str:
+        """What is trained, how often, and where the files go."""
+        subject = self.config.size if self.is_diagonal else self.config.task
+        return (
+            f"training {', '.join(self.models)} on {subject}, {self.seeds} seeds of {self.config.steps} "
+            f"steps each, into {self.folder}"
+        )
+
+    @property
+    def title(self) -> str:
+        """The title of table and pictures."""
+        if self.is_diagonal:
+            suffix = ", original settings" if self.original_settings else ""
+            return f"random diagonal {self.config.size}, {self.seeds} seeds{suffix}"
+        return f"{self.config.task} {self.config.size}, {self.seeds} seeds, equally many parameters"
+
+    def run(self, model: str, seed: int) -> Run:
+        """The run of a network and a seed."""
+        return Run(self.folder / f"{model}-{seed}")
+
+
+class ComparisonProgress(NamedTuple):
+    """The state of a comparison after a training step.
+
+    Attributes:
+        model: the network that is being trained.
+        seed: its seed.
+        steps_done: optimizer steps of all runs so far.
+        progress: of the current run.
+    """
+
+    model: str
+    seed: int
+    steps_done: int
+    progress: Progress
+
+    def describe(self) -> str:
+        """A line such as "md, seed 0: loss 0.012, relevant 0.03"."""
+        errors = {"loss": self.progress.loss, **self.progress.errors}
+        values = ", ".join(f"{name} {value:.3g}" for name, value in errors.items())
+        return f"{self.model}, seed {self.seed}: {values}"
+
+
+class Table(NamedTuple):
+    """A table of texts; the first column names the rows."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outcome of a comparison.
+
+    Attributes:
+        plan: what was compared.
+        results: the content of `summary.json`, by network or baseline. Random diagonal: see
+            `summarize_diagonal`. Other tasks: "hidden", "parameters", "seconds" of each run, and "errors"
+            on test data, each a list over the seeds; baselines have errors only.
+    """
+
+    plan: ComparisonPlan
+    results: dict[str, dict[str, Any]]
+
+    def curves(self, name: str) -> dict[str, list[list[float]]]:
+        """A loss or error at each training step, by network and seed."""
+        plan = self.plan
+        return {
+            model: [[r[name] for r in plan.run(model, seed).read_metrics()] for seed in range(plan.seeds)]
+            for model in plan.models
+        }
+
+    def table(self) -> Table:
+        """The summary as a table."""
+        if self.plan.is_diagonal:
+            note = "overall and relevant: mean of the last 100 steps, median of the seeds"
+            return Table(self.plan.title, *diagonal_rows(self.results), note)
+        errors = list(self.results[self.plan.models[0]]["errors"])
+        columns = ["model", "hidden", "parameters"]
+        columns += [column for error in errors for column in (error, "(range)")]
+        rows = [_row(name, entry, errors) for name, entry in self.results.items()]
+        title = f"{self.plan.config.task}, {self.plan.seeds} seeds: errors of the best weights on test data"
+        return Table(title, [*columns, "seconds"], rows)
+
+
+def configure_comparison(
+    task: str, options: Mapping[str, Any], settings: Mapping[str, Any] | None = None
+) -> TrainConfig:
+    """The configuration that a comparison starts from: the task's defaults with changes.
+
+    Args:
+        task: name of a built-in task.
+        options: changed settings, which win over `settings`.
+        settings: changed settings, from `--set`.
+
+    Raises:
+        InputError: there is no such task or setting, or it sets the model or the seed.
+    """
+    settings = settings or {}
+    for key in ("model", "seed"):
+        if key in settings or key in options:
+            raise InputError(
+                f"--set {key}: compare trains all models, over several seeds; see mdlstm train"
+            )
+    return default_config(task).updated(settings, "--set").updated(options, "command line")
+
+
+def plan_comparison(
+    config: TrainConfig,
+    seeds: int | None = None,
+    folder: Path | None = None,
+    force: bool = False,
+    original_settings: bool = False,
+) -> ComparisonPlan:
+    """Prepare a comparison and create its folder.
+
+    Args:
+        config: see `configure_comparison`.
+        seeds: runs of each network; 5 on the random diagonal and 3 on other tasks if None.
+        folder: the folder; the first free one of runs/compare…, runs/compare…-2, … if None.
+        force: allow a folder that is not empty.
+        original_settings: initialization, layer norm and learning rate of the original code, for the
+            random diagonal only.
+
+    Raises:
+        InputError: the configuration does not describe a network and a task, it has too few steps, the
+            folder is not empty, or there are no original settings for the task.
+    """
+    _, task = build(config)  # finds errors before a folder is created
+    if config.task == "diagonal":
+        if config.steps < WINDOW:
+            raise InputError(f"--steps must be at least {WINDOW} to compare, got {config.steps}")
+        name, models, seeds = "compare", MODELS, seeds or 5
+        if original_settings:
+            name = "compare-original-settings"
+            config = replace(config, init="seed", lr=0.01, weight_decay=0.0)
+    elif original_settings:
+        raise InputError(f"original settings exist for --task diagonal only, got --task {config.task}")
+    else:
+        name, models, seeds = f"compare-{config.task}", tuple(names(task.spec.kind)), seeds or 3
+    return ComparisonPlan(config, models, seeds, new_run(name, folder, force).folder, original_settings)
 
 
 def compare_models(
-    config: TrainConfig,
-    seeds: int,
-    folder: Path,
-    report: Callable[[str, int, Progress], None] = lambda model, seed, progress: None,
-) -> dict[str, dict[str, Any]]:
-    """Train all networks that a task can have, on the same data and for the same steps.
+    plan: ComparisonPlan,
+    on_step: Callable[[ComparisonProgress], None] = lambda progress: None,
+    on_run_end: Callable[[Run, Task], None] = lambda run, task: None,
+) -> Comparison:
+    """Train all networks of a plan on the same data for the same steps, and write `summary.json`.
 
     Args:
-        config: of the MD-LSTM; the others get as many units as make them as large.
-        seeds: runs of each network: of weights, data and what is tested with.
-        folder: a run folder for each is made in it.
-        report: called after each step with network, seed and where it is.
-
-    Returns:
-        By network: hidden, parameters, seconds of each run, and each error on the test data by seed. Of
-        methods without training, the errors alone.
+        plan: see `plan_comparison`.
+        on_step: called after each training step.
+        on_run_end: called with each finished run and its task, such as `mdlstm_tk.viz.draw_run`.
     """
     results: dict[str, dict[str, Any]] = {}
-    for seed in range(seeds):
-        task = make_task(replace(config, seed=seed))
-        for model in names(task.spec.kind):
-            chosen = equally_large(replace(config, seed=seed), model, task.spec)
-            run = Run(folder / f"{model}-{seed}")
+    runs_done = 0
+    for seed in range(plan.seeds):
+        task = make_task(replace(plan.config, seed=seed))
+        for model in plan.models:
+            config, run = _config_for(plan, model, seed, task.spec), plan.run(model, seed)
             run.folder.mkdir(parents=True, exist_ok=True)
+            steps_before = runs_done * plan.config.steps
+
+            def report(
+                progress: Progress, model: str = model, seed: int = seed, steps_before: int = steps_before
+            ) -> None:
+                on_step(ComparisonProgress(model, seed, steps_before + progress.step, progress))
+
             start = time.perf_counter()
-            train(chosen, run, report=lambda state, m=model, s=seed: report(m, s, state), task=task)  # type: ignore[misc]
-            result = evaluate_run(run, task, time.perf_counter() - start)
-            draw_run(run, task)
-            entry = results.setdefault(model, {"hidden": chosen.hidden, "parameters": result["parameters"]})
-            entry.setdefault("seconds", []).append(result["seconds"])
-            _collect(entry, result["errors"])
+            train(config, run, on_step=report, task=task)
+            if not plan.is_diagonal:
+                result = evaluate_run(run, task, time.perf_counter() - start)
+                sizes = {"hidden": config.hidden, "parameters": result["parameters"]}
+                entry = results.setdefault(model, sizes)
+                entry.setdefault("seconds", []).append(result["seconds"])
+                _append_errors(entry, result["errors"])
+            on_run_end(run, task)
+            runs_done += 1
         if isinstance(task, Digits):
             for name, error in task.rivals().items():
-                _collect(results.setdefault(name, {}), {"error": error})
-    return results
+                _append_errors(results.setdefault(name, {}), {"error": error})
+    if plan.is_diagonal:
+        for model in plan.models:
+            records = [plan.run(model, seed).read_metrics() for seed in range(plan.seeds)]
+            results[model] = summarize_diagonal(records)
+    with atomic_write(plan.folder / "summary.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return Comparison(plan, results)
 
 
-def _collect(entry: dict[str, Any], errors: dict[str, float]) -> None:
+def with_equal_parameters(config: TrainConfig, model: str, spec: TaskSpec) -> TrainConfig:
+    """The configuration of `model` whose number of parameters is closest to that of `config`.
+
+    Settings that `model` does not have get their defaults, and `hidden` is chosen.
+    """
+    if model == config.model:
+        return config
+    target = _count(config, spec, config.hidden)
+    missing = set(OPTIONAL_NETWORK_SETTINGS) - set(options_of(model, spec.kind))
+    other = replace(config, model=model, **{key: getattr(TrainConfig(), key) for key in missing})
+    low, high = 1, 2  # bisection: the target lies between the parameters of `low` and of `high` units
+    while _count(other, spec, high) < target:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _count(other, spec, middle) < target else (low, middle)
+    return replace(other, hidden=min(low, high, key=lambda n: abs(_count(other, spec, n) - target)))
+
+
+def _config_for(plan: ComparisonPlan, model: str, seed: int, spec: TaskSpec) -> TrainConfig:
+    config = replace(plan.config, seed=seed)
+    if plan.is_diagonal:
+        return replace(config, model=model, layer_norm=plan.original_settings and model == "md")
+    return with_equal_parameters(config, model, spec)
+
+
+def _append_errors(entry: dict[str, Any], errors: Mapping[str, float]) -> None:
     for name, value in errors.items():
         entry.setdefault("errors", {}).setdefault(name, []).append(value)
 
 
-def equally_large(config: TrainConfig, model: str, spec: TaskSpec) -> TrainConfig:
-    """The config of another network with as many parameters as this one's, as nearly as units allow."""
-    if model == config.model:
-        return config
-    wanted = _parameters(config, spec, config.hidden)
-    lacking = set(NETWORK) - set(options_of(model, spec.kind))
-    other = replace(config, model=model, **{name: getattr(TrainConfig(), name) for name in lacking})
-    low, high = 1, 2  # the wanted number of parameters lies between theirs
-    while _parameters(other, spec, high) < wanted:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _parameters(other, spec, middle) < wanted else (low, middle)
-    return replace(other, hidden=min(low, high, key=lambda n: abs(_parameters(other, spec, n) - wanted)))
+def _row(name: str, entry: Mapping[str, Any], errors: list[str]) -> list[str]:
+    row = [name, str(entry.get("hidden", "")), str(entry.get("parameters", ""))]
+    for error in errors:
+        values = entry["errors"].get(error, [])
+        row += [f"{mean(values):.4g}", f"{min(values):.4g}–{max(values):.4g}"] if values else ["", ""]
+    return [*row, f"{mean(entry['seconds']):.0f}" if "seconds" in entry else ""]
 
 
-def _parameters(config: TrainConfig, spec: TaskSpec, hidden: int) -> int:
-    network = build_network(replace(config, hidden=hidden), spec)
-    return sum(parameter.numel() for parameter in network.parameters())
+def _count(config: TrainConfig, spec: TaskSpec, hidden: int) -> int:
+    return count_parameters(build_network(replace(config, hidden=hidden), spec))

@@ -1,129 +1,125 @@
-"""What a training run is made of. Every field is a key of `config.toml` and of `--set key=value`."""
+"""The configuration of a training run. Every field is a key of `config.toml` and of `--set KEY=VALUE`."""
 
 from __future__ import annotations
 
 import tomllib
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
-
-import tomli_w
+from typing import Any, NamedTuple
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.sizes import parse_size
 
-POSITIVE = ("steps", "batch_size", "hidden", "layers", "lr", "evaluate_every")
-NOT_NEGATIVE = ("seed", "weight_decay", "warmup", "clip", "patience", "augment", "workers")
-SHARES = ("validation", "dropout", "average")
-MOST = {"hidden": 1_000_000, "workers": 256, "seed": 2**63 - 1}
-LARGEST = 3e38  # about what float32 can hold
-CHOICES = {
-    "directions": ("", "1", "all"),
-    "init": ("default", "seed"),
-    "schedule": ("constant", "cosine"),
-    "precision": ("fp32", "bf16"),
-}
+FLOAT32_MAX = 3e38  # approximately; larger settings would overflow in the network
+
+
+def _setting(default: Any, help: str, **limits: Any) -> Any:
+    """A field of `TrainConfig`.
+
+    Args:
+        default: value of the setting where neither the task nor the user chooses another one.
+        help: what the setting means, with its unit.
+        **limits: `choices` (allowed texts), `above` and `below` (exclusive bounds), `least` and `most`
+            (inclusive bounds).
+    """
+    return field(default=default, metadata={"help": help, **limits})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run.
+    """The configuration of a training run; `list_settings` returns what each field means.
 
-    Attributes:
-        task: a built-in task, or the kind of `data`: "grid", "classify", "segment" or "transcribe".
-        data: a file or folder to train on, see `mdlstm_tk.data.folders`; "" for a built-in task.
-        model: a registered network, or "file.py:name".
-        size: of the grids, "8" or "8x12", where the task can have any.
-        steps: of the optimiser.
-        batch_size: samples in a step, of all processes together.
-        hidden: n, units of each direction.
-        layers: stacked on each other.
-        lr: Adam's learning rate.
-        weight_decay: of the recurrent weights of MDLSTM layers alone, decoupled (Loshchilov & Hutter
-            2019). It keeps the state from drifting once a grid is larger than those trained on.
-        cell: "graves", "mean", "stable" or "leaky"; "" leaves it to the network.
-        directions: "1" or "all"; "" leaves it to the network.
-        layer_norm: normalise gates and state.
-        windows: blocks of cells that each level of a network sees as one, "2" or "2x2,2x1"; "" leaves it
-            to the network.
-        dropout: probability of zeroing an output of a layer.
-        init: "default", or "seed" for the start of the seed's TensorFlow code.
-        schedule: of the learning rate after the warm-up: "constant", or "cosine" down to 0.
-        warmup: steps in which the learning rate rises from 0.
-        clip: largest norm of all gradients together; 0 for any.
-        average: decay of a running average of the weights, which is then what is judged and exported;
-            0 for none.
-        precision: "fp32", or "bf16" for autocast to bfloat16.
-        augment: strength of random shift, rotation, zoom and elastic warp of training images; 0 for none.
-        validation: share of the training samples to hold out, where the data has no part for it.
-        evaluate_every: steps between two evaluations, each of which writes a checkpoint.
-        patience: evaluations without a better score after which training stops; 0 for never.
-        workers: processes that prepare batches; 0 for the training process itself.
-        tensorboard: also write events for TensorBoard.
-        seed: of weights, splits, data and dropout.
-        device: "auto", "cpu", "cuda" or "cuda:N".
+    Raises:
+        InputError: a value is out of range, is not one of the setting's choices, or is not a grid size.
     """
 
-    task: str = "diagonal"
-    data: str = ""
-    model: str = "md"
-    size: str = "8"
-    steps: int = 1000
-    batch_size: int = 16
-    hidden: int = 16
-    layers: int = 1
-    lr: float = 0.04
-    weight_decay: float = 0.5
-    cell: str = ""
-    directions: str = ""
-    layer_norm: bool = False
-    windows: str = ""
-    dropout: float = 0.0
-    init: str = "default"
-    schedule: str = "constant"
-    warmup: int = 0
-    clip: float = 0.0
-    average: float = 0.0
-    precision: str = "fp32"
-    augment: float = 0.0
-    validation: float = 0.1
-    evaluate_every: int = 50
-    patience: int = 0
-    workers: int = 0
-    tensorboard: bool = False
-    seed: int = 0
-    device: str = "auto"
+    task: str = _setting(
+        "diagonal", "Built-in task; or, together with data, its kind: grid, classify, segment, transcribe."
+    )
+    data: str = _setting("", "Path of an .npz file or an image folder to train on; empty: a built-in task.")
+    model: str = _setting("md", "Network: a registered name such as md, or file.py:name for your own.")
+    size: str = _setting("8", "Grid size, as 8 or 8x12 (positions), for tasks that generate their grids.")
+    steps: int = _setting(1000, "Total number of optimizer steps.", above=0)
+    batch_size: int = _setting(16, "Samples per step, summed over all processes.", above=0)
+    hidden: int = _setting(16, "Hidden units per direction.", above=0, most=1_000_000)
+    layers: int = _setting(1, "Number of stacked layers.", above=0)
+    lr: float = _setting(0.04, "Peak learning rate of Adam.", above=0)
+    weight_decay: float = _setting(
+        # It keeps the state from drifting on grids larger than those trained on.
+        0.5,
+        "Decoupled weight decay (AdamW), applied to the recurrent weights of MDLSTM layers only.",
+        least=0,
+    )
+    cell: str = _setting("", "LSTM cell: graves, mean, stable or leaky; empty: the network's default.")
+    directions: str = _setting(
+        "", "Sweep directions: 1 or all; empty: the network's default.", choices=("", "1", "all")
+    )
+    layer_norm: bool = _setting(False, "Normalize the gates and the cell state.")
+    windows: str = _setting(
+        "",
+        "Window of each level of the network in positions, as 2 or 2x2,2x1; larger ones need less memory; "
+        "empty: the network's default.",
+    )
+    dropout: float = _setting(0.0, "Probability of zeroing a layer's output in training.", least=0, below=1)
+    init: str = _setting(
+        "default",
+        "Weight initialization: default, or seed for that of the original TensorFlow code.",
+        choices=("default", "seed"),
+    )
+    schedule: str = _setting(
+        "constant",
+        "Learning rate after the warm-up: constant, or cosine for half a cosine down to 0.",
+        choices=("constant", "cosine"),
+    )
+    warmup: int = _setting(0, "Steps in which the learning rate rises linearly from 0.", least=0)
+    clip: float = _setting(0.0, "Maximum norm of the whole gradient; 0: no clipping.", least=0)
+    average: float = _setting(
+        0.0,
+        "Decay of a running average of the weights, which is then evaluated and exported; 0: no average.",
+        least=0,
+        below=1,
+    )
+    precision: str = _setting(
+        "fp32", "Arithmetic: fp32, or bf16 for autocast to bfloat16.", choices=("fp32", "bf16")
+    )
+    augment: float = _setting(
+        0.0, "Strength of random shift, rotation, zoom and warp of training images; 0: none.", least=0
+    )
+    validation: float = _setting(
+        0.1,
+        "Share of training samples held out if the data has no validation split.",
+        least=0,
+        below=1,
+    )
+    evaluate_every: int = _setting(
+        50, "Steps between validations, each of which saves a checkpoint.", above=0
+    )
+    patience: int = _setting(
+        0, "Validations without improvement before training stops; 0: no limit.", least=0
+    )
+    workers: int = _setting(
+        0, "Processes that prepare batches; 0: the training process.", least=0, most=256
+    )
+    tensorboard: bool = _setting(False, "Also write TensorBoard event files.")
+    seed: int = _setting(0, "Random seed of weights, splits, data and dropout.", least=0, most=2**63 - 1)
+    device: str = _setting("auto", "Device to train on: auto, cpu, cuda or cuda:N.")
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            most = MOST.get(name, LARGEST)
-            if isinstance(value, int | float) and not abs(value) <= most:  # nor is NaN
-                raise InputError(f"{name} must be a number of at most {most}, got {value}")
-        for name in POSITIVE:
-            if getattr(self, name) <= 0:
-                raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in NOT_NEGATIVE:
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name in SHARES:
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                known = " or ".join(choice for choice in choices if choice)
-                raise InputError(f"{name} must be {known}, got '{getattr(self, name)}'")
+        for setting in fields(self):
+            _check_limits(setting.name, getattr(self, setting.name), setting.metadata)
         parse_size(self.size)
         for window in filter(None, self.windows.split(",")):
             parse_size(window)
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """The size as extents."""
+        """`size` as a tuple of extents."""
         return parse_size(self.size)
 
     def network_options(self) -> dict[str, Any]:
-        """What `mdlstm_tk.models.create` is given beside channels and outputs."""
+        """The keyword arguments of `mdlstm_tk.models.create` that this configuration sets."""
         options: dict[str, Any] = {"hidden": self.hidden}
         if self.layers != 1:
             options["layers"] = self.layers
@@ -141,19 +137,21 @@ class TrainConfig:
             options["init"] = self.init
         return options
 
-    def updated(self, values: dict[str, Any], source: str) -> TrainConfig:
-        """With some fields replaced; texts are read as the field's type.
+    def updated(self, values: Mapping[str, Any], source: str) -> TrainConfig:
+        """Replace some settings; texts are converted to the setting's type.
+
+        Args:
+            values: the new values by key.
+            source: where they come from, for error messages.
 
         Raises:
-            InputError: there is no such field, or a value has another type; names `source`.
+            InputError: there is no such setting, or a value has the wrong type or is out of range.
         """
-        known = {f.name: f for f in fields(self)}
+        known = [setting.name for setting in fields(self)]
         changes: dict[str, Any] = {}
         for key, value in values.items():
             if key not in known:
-                close = get_close_matches(key, known, n=1)
-                hint = f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(known)}"
-                raise InputError(f"{source}: there is no setting '{key}'; {hint}")
+                raise InputError(f"{source}: there is no setting '{key}'; {suggest(key, known)}")
             changes[key] = _convert(value, type(getattr(self, key)), f"{source}: {key}")
         return replace(self, **changes)
 
@@ -162,20 +160,53 @@ class TrainConfig:
         """Read a `config.toml`.
 
         Raises:
-            InputError: there is no such file, it is no TOML, or it has a setting that does not exist.
+            InputError: the file cannot be read, is not TOML, or has an unknown or invalid setting.
         """
         return cls().updated(read_toml(path), str(path))
 
     def to_toml(self) -> str:
-        """As `config.toml` holds it."""
+        """The content of `config.toml`."""
+        import tomli_w  # from the extra "train"; `mdlstm train --help` lists the settings without it
+
         return tomli_w.dumps(asdict(self))
 
 
+class SettingHelp(NamedTuple):
+    """One row of the list of settings: key, default and meaning."""
+
+    key: str
+    default: str
+    help: str
+
+
+def list_settings() -> list[SettingHelp]:
+    """All settings of `TrainConfig`, in order. Imports neither torch nor onnx."""
+    rows = []
+    for setting in fields(TrainConfig):
+        default = setting.default
+        text = str(default).lower() if isinstance(default, bool) else str(default)
+        rows.append(SettingHelp(setting.name, text, setting.metadata["help"]))
+    return rows
+
+
+def choices(key: str) -> tuple[str, ...]:
+    """The values that a setting may have, without the empty text; () if it is not limited to some."""
+    by_key = {setting.name: setting.metadata for setting in fields(TrainConfig)}
+    return tuple(filter(None, by_key[key].get("choices", ())))
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown word: the closest known one, or all of them."""
+    known = list(known)
+    close = get_close_matches(word, known, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(known)}"
+
+
 def read_toml(path: Path) -> dict[str, Any]:
-    """What a TOML file holds.
+    """Read a TOML file.
 
     Raises:
-        InputError: there is no such file, or it is no TOML.
+        InputError: the file cannot be read or is not TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -185,8 +216,26 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not TOML: {error}") from None
 
 
-def _convert(value: Any, kind: type, shown: str) -> Any:
-    """`value` as `kind`: int, float, bool or str."""
+def _check_limits(key: str, value: Any, limits: Mapping[str, Any]) -> None:
+    if isinstance(value, int | float):
+        most = limits.get("most", FLOAT32_MAX)
+        if not abs(value) <= most:  # also refuses NaN
+            raise InputError(f"{key} must be a number of at most {most}, got {value}")
+        if "above" in limits and not value > limits["above"]:
+            raise InputError(f"{key} must be above {limits['above']}, got {value}")
+        least, below = limits.get("least"), limits.get("below")
+        if (least is not None and value < least) or (below is not None and value >= below):
+            bounds = f"at least {least}" + ("" if below is None else f" and below {below}")
+            raise InputError(f"{key} must be {bounds}, got {value}")
+    elif "choices" in limits and value not in limits["choices"]:
+        known = [choice for choice in limits["choices"] if choice]
+        close = get_close_matches(value, known, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise InputError(f"{key} must be {' or '.join(known)}, got '{value}'{hint}")
+
+
+def _convert(value: Any, kind: type, label: str) -> Any:
+    """Convert `value` to int, float, bool or str; `label` names it in error messages."""
     if kind is bool and str(value).lower() in ("true", "false"):
         return str(value).lower() == "true"
     if kind is not bool and isinstance(value, str | int | float) and not isinstance(value, bool):
@@ -196,5 +245,5 @@ def _convert(value: Any, kind: type, shown: str) -> Any:
                 return converted
         except (ValueError, OverflowError):
             pass
-    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
-    raise InputError(f"{shown} must be {wanted}, got {value!r}")
+    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
+    raise InputError(f"{label} must be {expected}, got {value!r}")

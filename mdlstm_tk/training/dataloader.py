@@ -1,4 +1,4 @@
-"""Batches in the order of steps, made in this process or ahead of time by others."""
+"""Batches in the order of the training steps, prepared by this process or ahead of time by workers."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from mdlstm_tk.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class _Steps(Dataset[Batch]):
-    """Batches by step."""
+class _BatchOfStep(Dataset[Batch]):
+    """This process's shard of the batch of each step, indexed by step."""
 
     task: Task
     seed: int
-    count: int
-    part: slice
+    batch_size: int
+    shard: slice
 
     def __getitem__(self, step: int) -> Batch:
-        return self.task.batch(self.seed, step, self.count, part=self.part)
+        return self.task.batch(self.seed, step, self.batch_size, part=self.shard)
 
 
-def feed(config: TrainConfig, task: Task, first: int, part: slice) -> Iterator[Batch]:
-    """`part` of each batch from step `first` to the last."""
-    steps = _Steps(task, config.seed, config.batch_size, part)
-    order = range(first, config.steps)
+def dataloader(config: TrainConfig, task: Task, first_step: int, shard: slice) -> Iterator[Batch]:
+    """The `shard` of each batch, from `first_step` to the last step of the configuration."""
+    dataset = _BatchOfStep(task, config.seed, config.batch_size, shard)
+    steps = range(first_step, config.steps)
     if config.workers == 0:
-        return (steps[step] for step in order)
+        return (dataset[step] for step in steps)
     loader = DataLoader(
-        steps,
-        sampler=order,
+        dataset,
+        sampler=steps,
         batch_size=None,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         num_workers=config.workers,
         worker_init_fn=_ignore_interrupts,
     )
     return iter(loader)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
 def _ignore_interrupts(_: int) -> None:
-    """Ctrl-C reaches all processes; the one that trains decides."""
+    """Ctrl-C reaches every process of the terminal; only the training process may react to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""One process or many: who leads, what each takes, and how they add up. Many are started by torchrun."""
+"""Data-parallel training: one process, or several that torchrun starts."""
 
 from __future__ import annotations
 
@@ -17,69 +17,74 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """This process among those that train together.
+class DistributedContext:
+    """The place of this process among those that train together.
 
     Attributes:
-        rank: its number; 0 leads, and alone writes.
-        world: how many there are.
-        device: of this one.
+        rank: index of this process; rank 0 is the main process, the only one that writes files.
+        world_size: number of processes.
+        device: device of this process.
     """
 
     rank: int
-    world: int
+    world_size: int
     device: torch.device
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
-    def part(self, count: int) -> slice:
-        """What of `count` samples is this process's.
+    def shard(self, count: int) -> slice:
+        """The part of `count` samples that this process handles.
 
         Raises:
-            InputError: they cannot be shared evenly.
+            InputError: `count` is not divisible by the number of processes.
         """
-        if count % self.world:
-            raise InputError(f"batch_size {count} cannot be shared by {self.world} processes evenly")
-        share = count // self.world
-        return slice(self.rank * share, (self.rank + 1) * share)
+        if count % self.world_size:
+            raise InputError(
+                f"batch_size {count} cannot be shared evenly by {self.world_size} processes; "
+                "choose a multiple of their number"
+            )
+        samples = count // self.world_size
+        return slice(self.rank * samples, (self.rank + 1) * samples)
 
-    def total(self, values: Sequence[float]) -> list[float]:
-        """The sums over all processes."""
-        if self.world == 1:
+    def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
+        """The sums of `values` over all processes."""
+        if self.world_size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return tensor.tolist()
 
-    def leader(self, value: T) -> T:
-        """What the leader's value is."""
-        if self.world == 1:
+    def broadcast(self, value: T) -> T:
+        """The value that the main process passes."""
+        if self.world_size == 1:
             return value
         values = [value]
         dist.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
 
 
-def join(device: str) -> Ranks:
-    """This process's place: alone, or as torchrun says, with gloo between CPUs and NCCL between GPUs.
+def init(device: str) -> DistributedContext:
+    """Join the processes that torchrun started, or train alone. May be called more than once.
+
+    Processes on CPUs communicate with gloo, processes on GPUs with NCCL.
 
     Raises:
-        InputError: no such kind of device.
-        DeviceError: the device is not there.
+        InputError: `device` is not a device name.
+        DeviceError: the device does not exist.
     """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Ranks(0, 1, pick_device(device))
+        return DistributedContext(0, 1, pick_device(device))
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    place = pick_device(device)
+    own_device = pick_device(device)
     if not dist.is_initialized():
-        if place.type == "cuda":
-            torch.cuda.set_device(place)
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        if own_device.type == "cuda":
+            torch.cuda.set_device(own_device)
+        dist.init_process_group("nccl" if own_device.type == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)
-    return Ranks(dist.get_rank(), dist.get_world_size(), place)
+    return DistributedContext(dist.get_rank(), dist.get_world_size(), own_device)
 
 
 def pick_device(device: str) -> torch.device:
@@ -87,7 +92,7 @@ def pick_device(device: str) -> torch.device:
 
     Raises:
         InputError: another name.
-        DeviceError: there is no such device.
+        DeviceError: the device does not exist.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

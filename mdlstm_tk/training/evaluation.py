@@ -1,27 +1,102 @@
-"""What a run came to: `result.json`, the best checkpoint's errors on data that chose nothing."""
+"""Run a network on data and measure its errors; write the result of a finished run."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mdlstm_tk.data import Split, Task
+import torch
+from torch import Tensor, nn
+
+from mdlstm_tk.data import Batch, Split, Task, batches
+from mdlstm_tk.data.base import Floats
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.checkpoint import load_checkpoint
+from mdlstm_tk.training.config import TrainConfig
+from mdlstm_tk.training.distributed import DistributedContext
+from mdlstm_tk.training.networks import count_parameters
 from mdlstm_tk.training.run_folder import Run
-from mdlstm_tk.training.trainer import evaluate
+
+EVALUATION_BATCH = 64  # samples
+
+
+def predict(network: nn.Module, batch: Batch, device: torch.device, precision: str = "fp32") -> Tensor:
+    """The output of a network for a batch, as float32.
+
+    Args:
+        network: on `device`.
+        batch: its x (N, *grid, C) and, if extents differ, sizes (N, D) are the input.
+        device: to compute on.
+        precision: "fp32", or "bf16" for autocast to bfloat16.
+    """
+    inputs = [torch.from_numpy(batch.x).to(device)]
+    if batch.sizes is not None:
+        inputs.append(torch.from_numpy(batch.sizes).to(device))
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        prediction: Tensor = network(*inputs)
+    return prediction.float()
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module,
+    task: Task,
+    split: Split,
+    config: TrainConfig,
+    context: DistributedContext | None = None,
+    on_batch: Callable[[Batch, Floats], None] = lambda batch, prediction: None,
+) -> dict[str, float]:
+    """The errors of a network on a split by name; {} if the split has no samples.
+
+    Args:
+        network: is switched to eval mode.
+        task: source of the samples.
+        split: which samples.
+        config: its seed and precision are used.
+        context: shares the batches among several processes; all get the same result.
+        on_batch: called with each batch of this process and its prediction.
+    """
+    if task.count(split) == 0:
+        return {}
+    device = next(network.parameters()).device
+    context = context or DistributedContext(0, 1, device)
+    network.eval()
+    measured: dict[str, tuple[float, float]] = {}
+    shard = slice(context.rank, None, context.world_size)
+    for batch in batches(task, split, config.seed, EVALUATION_BATCH, shard):
+        prediction = predict(network, batch, device, config.precision).cpu().numpy()
+        on_batch(batch, prediction)
+        for name, (error, count) in task.measure(prediction, batch).items():
+            error_sum, count_sum = measured.get(name, (0.0, 0.0))
+            measured[name] = (error_sum + error, count_sum + count)
+    names = context.broadcast(list(measured))  # a process other than the main one may have no batch
+    measured = {name: measured.get(name, (0.0, 0.0)) for name in names}
+    sums = context.all_reduce_sum([value for pair in measured.values() for value in pair])
+    return mean_errors(names, sums)
+
+
+def mean_errors(names: Sequence[str] | Mapping[str, Any], sums: Sequence[float]) -> dict[str, float]:
+    """Errors by name, from alternating sums and counts."""
+    return {
+        name: error / count if count else math.nan
+        for name, error, count in zip(names, sums[::2], sums[1::2], strict=True)
+    }
 
 
 def evaluate_run(run: Run, task: Task, seconds: float) -> dict[str, Any]:
-    """Measure the best checkpoint on the test split, or on validation if there is none, and write it down.
+    """Measure the best checkpoint of a finished run and write `result.json`.
+
+    The errors are those on the test split, or on the validation split if there is no test split.
 
     Args:
-        run: that has ended.
-        task: it was trained on.
-        seconds: that training took.
+        run: a run with a best checkpoint.
+        task: the task it was trained on.
+        seconds: training time, for the record.
 
     Returns:
-        What `result.json` holds.
+        The content of `result.json`: task, model, parameters, step, seconds, split and errors by name.
     """
     checkpoint = load_checkpoint(run.best)
     network = checkpoint.network()
@@ -29,7 +104,7 @@ def evaluate_run(run: Run, task: Task, seconds: float) -> dict[str, Any]:
     result = {
         "task": task.name,
         "model": checkpoint.config.model,
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "parameters": count_parameters(network),
         "step": checkpoint.step,
         "seconds": round(seconds, 1),
         "split": split,

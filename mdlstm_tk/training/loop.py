@@ -1,4 +1,4 @@
-"""The training loop: the same for every task, every network and any number of processes."""
+"""The training loop: one for all tasks, networks and numbers of processes."""
 
 from __future__ import annotations
 
@@ -10,57 +10,55 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from mdlstm_tk.data import Task
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.sizes import format_size
-from mdlstm_tk.training.build import make_task
+from mdlstm_tk.training import distributed
 from mdlstm_tk.training.checkpoint import load_checkpoint
 from mdlstm_tk.training.config import TrainConfig
-from mdlstm_tk.training.dataloader import feed
-from mdlstm_tk.training.distributed import Ranks, join
+from mdlstm_tk.training.dataloader import dataloader
+from mdlstm_tk.training.distributed import DistributedContext
+from mdlstm_tk.training.progress import Progress, StepTimer
 from mdlstm_tk.training.run_folder import Run
-from mdlstm_tk.training.trainer import Progress, Trainer
+from mdlstm_tk.training.tasks import make_task
+from mdlstm_tk.training.trainer import Trainer
 
-WINDOW = 20  # steps that a running mean of the loss spans
-Write = Callable[[dict[str, Any]], None]
+WriteRecord = Callable[[dict[str, Any]], None]
 
 
 def train(
     config: TrainConfig,
     run: Run,
     resume: bool = False,
-    report: Callable[[Progress], None] = lambda progress: None,
+    on_step: Callable[[Progress], None] = lambda progress: None,
     task: Task | None = None,
 ) -> Progress:
-    """Train into a run folder: metrics for each step, last checkpoint, best checkpoint.
+    """Train into a run folder: `config.toml`, a line of metrics per step, the last and the best checkpoint.
 
-    Started by torchrun, it is one of several processes that share each batch; the first alone writes.
+    Under torchrun, several processes share each batch, and only the main one writes.
 
     Args:
         config: what to train.
-        run: where to; `config.toml` is written there.
-        resume: go on from its last checkpoint to `config.steps`.
-        report: called after each step.
-        task: that of the config, if it has been made already.
+        run: the folder, which must exist.
+        resume: go on from the last checkpoint to `config.steps`.
+        on_step: called after each step.
+        task: the task of `config`, if the caller has it already.
 
     Returns:
-        Where training ended. On KeyboardInterrupt (also for SIGTERM) the last checkpoint is written before
-        it is raised.
+        The progress after the last step.
 
     Raises:
-        InputError: the config asks for what does not exist, or there is nothing left to resume.
-        DeviceError: the device is not there.
+        InputError: the configuration does not describe a network and a task, or all steps are done already.
+        DeviceError: the device does not exist.
         MDLSTMError: training diverged, or the folder cannot be written.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the last checkpoint is written before it is raised.
     """
-    ranks = join(config.device)
+    context = distributed.init(config.device)
     task = task or make_task(config)
     config = replace(config, size=format_size(task.spec.size))
-    part = ranks.part(config.batch_size)
-    trainer = Trainer(config, task, ranks)
+    shard = context.shard(config.batch_size)
+    trainer = Trainer(config, task, context)
     if resume:
         checkpoint = load_checkpoint(run.last)
         if checkpoint.step >= config.steps:
@@ -68,33 +66,41 @@ def train(
                 f"{run.folder} has done {checkpoint.step} steps already; ask for more with --steps"
             )
         trainer.restore(checkpoint)
-    progress, saved, stop = Progress(trainer.step), trainer.step, False
+    first_step = saved_step = trainer.step
+    progress, stop, validations = Progress(first_step), False, 0
     with ExitStack() as stack:
-        write, flush = stack.enter_context(_records(config, run, trainer.step, ranks))
-        interrupted = stack.enter_context(_deferred_interrupt())
+        write_record, flush = stack.enter_context(_metrics_writer(config, run, first_step, context))
+        interrupts = stack.enter_context(_deferred_interrupt())
+        timer = StepTimer()
         try:
-            for batch in feed(config, task, trainer.step, part):
-                progress, stop = trainer.learn(batch, bool(interrupted))
-                judged = progress.step % config.evaluate_every == 0 or progress.step == config.steps
-                if judged:
-                    progress = replace(progress, validation=trainer.judge())
-                write(progress.record())
-                report(progress)
-                if judged:
+            for batch in dataloader(config, task, first_step, shard):
+                progress, stop = trainer.train_step(batch, bool(interrupts))
+                validated = progress.step % config.evaluate_every == 0 or progress.step == config.steps
+                if validated:
+                    progress = replace(progress, validation=trainer.validate())
+                    validations += 1
+                # the first step and the first validation compile kernels
+                timer.tick(warm_up=progress.step == first_step + 1 or (validated and validations == 1))
+                if rate := timer.steps_per_second:
+                    seconds_left = (config.steps - progress.step) / rate
+                    progress = replace(progress, steps_per_second=rate, seconds_left=seconds_left)
+                write_record(progress.record())
+                on_step(progress)
+                if validated:
                     flush()
                     best = [run.best] if trainer.best_step == trainer.step else []
                     trainer.save(*best, run.last)
-                    saved = trainer.step
-                    waited = (trainer.step - trainer.best_step) // config.evaluate_every
-                    if config.patience and waited >= config.patience:
+                    saved_step = trainer.step
+                    unimproved = (trainer.step - trainer.best_step) // config.evaluate_every
+                    if config.patience and unimproved >= config.patience:
                         break
-                # one of several processes may not stop alone: all hear of it in the next step
-                stop = stop or (ranks.world == 1 and bool(interrupted))
+                # With several processes, all learn of an interrupt in the next step and stop together.
+                stop = stop or (context.world_size == 1 and bool(interrupts))
                 if stop:
                     break
         finally:
             flush()
-            if trainer.step > saved:
+            if trainer.step > saved_step:
                 trainer.save(run.last, *([] if run.best.exists() else [run.best]))
     if stop:
         raise KeyboardInterrupt
@@ -102,11 +108,11 @@ def train(
 
 
 @contextmanager
-def _records(
-    config: TrainConfig, run: Run, step: int, ranks: Ranks
-) -> Iterator[tuple[Write, Callable[[], None]]]:
-    """Write `config.toml`, and go on after `step` records: what writes one, and what flushes."""
-    if not ranks.leads:
+def _metrics_writer(
+    config: TrainConfig, run: Run, step: int, context: DistributedContext
+) -> Iterator[tuple[WriteRecord, Callable[[], None]]]:
+    """Write `config.toml`, keep the first `step` records; yield functions to add a record and to flush."""
+    if not context.is_main:
         yield lambda record: None, lambda: None
         return
     run.remove_temporaries()
@@ -134,34 +140,27 @@ def _records(
 
 @contextmanager
 def _deferred_interrupt() -> Iterator[list[int]]:
-    """Let Ctrl-C and SIGTERM wait for the end of a step, which would otherwise be left half done.
+    """Defer the first Ctrl-C or SIGTERM to the end of the step; a second one takes effect immediately.
 
-    Yields a list that is no longer empty once one came. The second acts at once.
+    Yields the list of signals received so far.
     """
-    pressed: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield received
         return
-    outer = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def press(number: int, frame: Any) -> None:
-        pressed.append(number)
+    def on_signal(number: int, frame: Any) -> None:
+        received.append(number)
         restore()
 
     def restore() -> None:
-        for number, handler in outer.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
-    for number in outer:
-        signal.signal(number, press)
+    for number in previous:
+        signal.signal(number, on_signal)
     try:
-        yield pressed
+        yield received
     finally:
         restore()
-
-
-def running_mean(values: list[float]) -> npt.NDArray[np.float64]:
-    """The mean of the last WINDOW values at each step, or of as many as there are yet."""
-    total = np.cumsum(np.asarray(values, dtype=np.float64))
-    total[WINDOW:] -= total[:-WINDOW].copy()
-    return total / np.minimum(np.arange(1, len(values) + 1), WINDOW)

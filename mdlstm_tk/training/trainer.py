@@ -1,10 +1,8 @@
-"""A network on its way: one step, and how well it does."""
+"""One training step and one validation of a network."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,95 +13,79 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel
 
-from mdlstm_tk.data import Batch, Split, Task, batches
-from mdlstm_tk.data.base import Floats
+from mdlstm_tk.data import Batch, Task
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.training.build import build_network
 from mdlstm_tk.training.checkpoint import Checkpoint, save_checkpoint
 from mdlstm_tk.training.config import TrainConfig
-from mdlstm_tk.training.distributed import Ranks
+from mdlstm_tk.training.distributed import DistributedContext
+from mdlstm_tk.training.evaluation import evaluate, mean_errors, predict
 from mdlstm_tk.training.losses import adam, learning_rate, loss_of
-
-EVALUATION_BATCH = 64
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where training is.
-
-    Attributes:
-        step: optimiser steps done.
-        loss: of the step's batch, before the step; see `loss_of`.
-        errors: of the step's batch, by name; see `Task.measure`.
-        lr: the learning rate of the step.
-        validation: errors after the step, where there was an evaluation.
-    """
-
-    step: int
-    loss: float = math.nan
-    errors: dict[str, float] = field(default_factory=dict)
-    lr: float = math.nan
-    validation: dict[str, float] = field(default_factory=dict)
-
-    def record(self) -> dict[str, Any]:
-        """A line of `metrics.jsonl`."""
-        record: dict[str, Any] = {"step": self.step, "loss": self.loss, **self.errors, "lr": self.lr}
-        return record | ({"validation": self.validation} if self.validation else {})
+from mdlstm_tk.training.networks import build_network
+from mdlstm_tk.training.progress import Progress
 
 
 class Trainer:
-    """Network, running average and optimiser, and what a step does to them.
+    """Network, running average of the weights, and optimizer of a training run.
 
     Args:
         config: what to train.
-        task: what on.
-        ranks: this process among those that train together.
+        task: the task to train on.
+        context: the place of this process among those that train together.
 
     Attributes:
-        step: optimiser steps done.
-        score: the lowest so far.
-        best_step: the step that had it.
+        step: optimizer steps done.
+        score: lowest validation score so far, infinity before the first validation.
+        best_step: step at which that score was reached.
     """
 
-    def __init__(self, config: TrainConfig, task: Task, ranks: Ranks) -> None:
-        self.config, self.task, self.ranks = config, task, ranks
-        self.network = build_network(config, task.spec).to(ranks.device)
+    def __init__(self, config: TrainConfig, task: Task, context: DistributedContext) -> None:
+        self.config, self.task, self.context = config, task, context
+        self.network = build_network(config, task.spec).to(context.device)
         self.average: AveragedModel | None = None
         if config.average:
-            self.average = AveragedModel(self.network, multi_avg_fn=partial(_average, config.average))
+            self.average = AveragedModel(
+                self.network, multi_avg_fn=partial(_update_average, config.average)
+            )
         self.optimizer = adam(self.network, config)
         self.parallel: nn.Module = self.network
-        if ranks.world > 1:
+        if context.world_size > 1:
             self.parallel = DistributedDataParallel(self.network)
         self.step, self.score, self.best_step = 0, math.inf, 0
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to where a checkpoint was."""
+        """Return to the state that a checkpoint holds."""
         checkpoint.restore(self.network, self.average, self.optimizer)
         self.step, self.score = checkpoint.step, checkpoint.score
         self.best_step = checkpoint.best_step
 
     def save(self, *paths: Path) -> None:
-        """Write checkpoints, if this process leads."""
-        if self.ranks.leads:
+        """Write checkpoints if this is the main process."""
+        if self.context.is_main:
             state = Checkpoint(self.config, self.task.spec, self.step, self.score, self.best_step, {})
             for path in paths:
                 save_checkpoint(path, state, self.network, self.average, self.optimizer)
 
-    def learn(self, batch: Batch, stop: bool) -> tuple[Progress, bool]:
-        """A step on this process's part of a batch. Says as well if any process was told to stop.
+    def train_step(self, batch: Batch, interrupted: bool) -> tuple[Progress, bool]:
+        """Do one optimizer step on this process's shard of a batch.
+
+        Args:
+            batch: the shard.
+            interrupted: was this process asked to stop?
+
+        Returns:
+            The progress, and whether any of the processes was asked to stop.
 
         Raises:
-            MDLSTMError: loss or gradients are not finite. The weights stay what they were.
+            MDLSTMError: the loss or the gradient is not finite; the weights stay as they were.
         """
         config = self.config
-        # dropout too is a function of the step: a resumed run draws what it would have drawn
-        torch.manual_seed((config.seed * 1_000_003 + self.step) * 1009 + self.ranks.rank)
+        # Dropout is seeded by the step, so a resumed run draws what an uninterrupted one draws.
+        torch.manual_seed((config.seed * 1_000_003 + self.step) * 1009 + self.context.rank)
         lr = learning_rate(config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.network.train()
-        prediction = predict(self.parallel, batch, self.ranks.device, config.precision)
+        prediction = predict(self.parallel, batch, self.context.device, config.precision)
         loss = loss_of(prediction, batch, self.task.spec)
         self.optimizer.zero_grad()
         loss.backward()
@@ -113,95 +95,50 @@ class Trainer:
         else:
             norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         measured = self.task.measure(prediction.detach().cpu().numpy(), batch)
-        flat = [value for pair in measured.values() for value in pair]
-        mean, stops, *sums = self.ranks.total([float(loss.detach()) / self.ranks.world, float(stop), *flat])
-        if not (math.isfinite(mean) and math.isfinite(norm)):
-            raise MDLSTMError(self._diverged(mean, float(norm)))
+        sums_and_counts = [value for pair in measured.values() for value in pair]
+        mean_loss, interruptions, *sums = self.context.all_reduce_sum(
+            [float(loss.detach()) / self.context.world_size, float(interrupted), *sums_and_counts]
+        )
+        if not (math.isfinite(mean_loss) and math.isfinite(norm)):
+            raise MDLSTMError(self._divergence_message(mean_loss, float(norm)))
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.network)
         self.step += 1
-        return Progress(self.step, mean, _ratios(measured, sums), lr), stops > 0
+        return Progress(self.step, mean_loss, mean_errors(measured, sums), lr), interruptions > 0
 
-    def judge(self) -> dict[str, float]:
-        """The errors on the validation split, and with them whether these are the best weights so far.
+    def validate(self) -> dict[str, float]:
+        """Measure the errors on the validation split, and update `score` and `best_step`.
 
-        The score is the first of them. A network that is meant for grids of any size is scored by the
-        worst of all sizes that the task has for that. The weights judged are the averaged ones, if any.
+        The averaged weights are validated if there are any. The score is the first of the errors. A
+        network that accepts grids of any size is scored by the worst of the sizes that the task offers
+        for that purpose. Without a validation split, the latest weights count as the best.
         """
-        judged = self.network if self.average is None else self.average.module
-        tasks = self.task.at_any_size() if getattr(judged, "any_size", False) else (self.task,)
-        errors = [evaluate(judged, task, "validation", self.config, self.ranks) for task in tasks]
-        if not errors[0]:  # nothing to choose by: the last are the best
+        network = self.network if self.average is None else self.average.module
+        tasks = self.task.at_any_size() if getattr(network, "any_size", False) else (self.task,)
+        errors = [evaluate(network, task, "validation", self.config, self.context) for task in tasks]
+        if not errors[0]:
             self.best_step = self.step
-        elif (score := max(next(iter(each.values())) for each in errors)) <= self.score:
+        elif (score := max(next(iter(by_name.values())) for by_name in errors)) <= self.score:
             self.score, self.best_step = score, self.step
         return errors[0]
 
-    def _diverged(self, loss: float, norm: float) -> str:
+    def _divergence_message(self, loss: float, norm: float) -> str:
         config = self.config
-        tries = [f"a smaller --lr (it was {config.lr:g})"]
-        tries += [] if config.clip else ["--set clip=1"]
-        tries += [] if config.warmup else ["--set warmup=100"]
-        tries += ["--set precision=fp32"] if config.precision != "fp32" else []
-        tries += [] if config.cell in ("stable", "leaky") else ["--cell stable"]
+        remedies = [f"a smaller --lr (it was {config.lr:g})"]
+        remedies += [] if config.clip else ["--set clip=1"]
+        remedies += [] if config.warmup else ["--set warmup=100"]
+        remedies += ["--set precision=fp32"] if config.precision != "fp32" else []
+        remedies += [] if config.cell in ("stable", "leaky") else ["--cell stable"]
+        *others, last = remedies
         return (
-            f"training diverged in step {self.step + 1}: the loss is {loss:g}, the gradient {norm:g}; "
-            f"try {', '.join(tries[:-1])} or {tries[-1]}"
+            f"training diverged in step {self.step + 1}: the loss is {loss:g}, the gradient norm {norm:g}; "
+            f"try {' or '.join(filter(None, (', '.join(others), last)))}"
         )
 
 
 @torch.no_grad()
-def _average(decay: float, averages: Any, weights: Any, count: Tensor) -> None:
-    """Move averages towards weights. The first steps count for more: the start should be forgotten soon."""
-    past = float(count)
-    torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + past) / (10 + past)))
-
-
-def predict(network: nn.Module, batch: Batch, device: torch.device, precision: str = "fp32") -> Tensor:
-    """What a network makes of a batch, in float32."""
-    inputs = [torch.from_numpy(batch.x).to(device)]
-    if batch.sizes is not None:
-        inputs.append(torch.from_numpy(batch.sizes).to(device))
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        prediction: Tensor = network(*inputs)
-    return prediction.float()
-
-
-@torch.no_grad()
-def evaluate(
-    network: nn.Module,
-    task: Task,
-    split: Split,
-    config: TrainConfig,
-    ranks: Ranks | None = None,
-    look: Callable[[Batch, Floats], None] = lambda batch, prediction: None,
-) -> dict[str, float]:
-    """The errors of a network on all that a split is judged by; {} if there is nothing.
-
-    `look` is shown each batch and what the network makes of it.
-    """
-    device = next(network.parameters()).device
-    ranks = ranks or Ranks(0, 1, device)
-    network.eval()
-    measured: dict[str, tuple[float, float]] = {}
-    share = slice(ranks.rank, None, ranks.world)
-    if task.count(split) == 0:
-        return {}
-    for batch in batches(task, split, config.seed, EVALUATION_BATCH, share):
-        prediction = predict(network, batch, device, config.precision).cpu().numpy()
-        look(batch, prediction)
-        for name, (total, count) in task.measure(prediction, batch).items():
-            before = measured.get(name, (0.0, 0.0))
-            measured[name] = (before[0] + total, before[1] + count)
-    names = ranks.leader(list(measured))  # there may be too few batches for the others to have any
-    measured = {name: measured.get(name, (0.0, 0.0)) for name in names}
-    return _ratios(measured, ranks.total([value for pair in measured.values() for value in pair]))
-
-
-def _ratios(measured: Mapping[str, tuple[float, float]], sums: Sequence[float]) -> dict[str, float]:
-    """The errors by name, of sums and counts in turn."""
-    return {
-        name: total / count if count else math.nan
-        for name, total, count in zip(measured, sums[::2], sums[1::2], strict=True)
-    }
+def _update_average(decay: float, averages: Any, weights: Any, count: Tensor) -> None:
+    """Move the averages towards the weights; faster in the first steps, to forget the initial weights."""
+    updates = float(count)
+    torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + updates) / (10 + updates)))

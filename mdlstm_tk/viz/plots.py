@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mdlstm_tk.runtime.io.files import atomic_write
-from mdlstm_tk.training.loop import WINDOW, running_mean
+from mdlstm_tk.training.progress import WINDOW, running_mean
 from mdlstm_tk.training.run_folder import measured
 from mdlstm_tk.viz.panels import Panel
 

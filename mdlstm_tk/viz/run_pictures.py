@@ -1,21 +1,54 @@
-"""Drawing a run: its curves, and what it predicts."""
+"""Draw a run: its loss curves, and what its network predicts."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 from mdlstm_tk.data import Batch, DiagonalTask, Split, Task
 from mdlstm_tk.sizes import format_size
-from mdlstm_tk.training.build import build_network, make_task
 from mdlstm_tk.training.checkpoint import load_checkpoint
+from mdlstm_tk.training.evaluation import predict
+from mdlstm_tk.training.job import TrainingJob, run_job
+from mdlstm_tk.training.networks import build_network
+from mdlstm_tk.training.progress import Progress
 from mdlstm_tk.training.run_folder import Run
-from mdlstm_tk.training.trainer import predict
+from mdlstm_tk.training.tasks import make_task
 from mdlstm_tk.viz.panels import panels_of
 from mdlstm_tk.viz.plots import Floats, plot_curves, plot_panels, plot_prediction
 
 EXAMPLES = 12  # that a picture shows, of classes or texts
 ROWS = 4  # of grids or masks, each beside its truth
+
+
+def train_and_draw(
+    job: TrainingJob, on_step: Callable[[Progress], None] = lambda progress: None
+) -> dict[str, Any]:
+    """Train, write `result.json`, and draw the run; draw it also if training is interrupted.
+
+    Args:
+        job: see `mdlstm_tk.training.new_job` and `resume_job`.
+        on_step: called after each step, in the main process only.
+
+    Returns:
+        The content of `result.json`; {} in processes other than the main one.
+
+    Raises:
+        KeyboardInterrupt: training was interrupted; checkpoint and pictures are written before.
+        MDLSTMError: see `mdlstm_tk.training.run_job`.
+    """
+    try:
+        result = run_job(job, on_step)
+    except KeyboardInterrupt:
+        if job.context.is_main and job.run.best.exists():
+            draw_run(job.run, job.task)
+        raise
+    if job.context.is_main:
+        draw_run(job.run, job.task)
+    return result
 
 
 def draw_run(run: Run, task: Task | None = None) -> None:

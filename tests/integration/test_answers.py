@@ -27,8 +27,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         torch.manual_seed(1)
         network = create("md", 1, len(classes) + (kind == "transcribe"), kind=kind, hidden=4)
         found[kind] = folder / f"{kind}.onnx"
-        about = {"kind": kind, "classes": classes}
-        export_onnx(network, found[kind], form="scan", grid=None, channels=1, about=about)
+        metadata = {"kind": kind, "classes": classes}
+        export_onnx(network, found[kind], form="scan", grid=None, channels=1, metadata=metadata)
     return found
 
 

@@ -167,7 +167,7 @@ def test_version_and_help(tmp_path: Path) -> None:
 
 
 def test_one_export_serves_every_size(trained: Run, tmp_path: Path) -> None:
-    done = mdlstm("export", trained.folder, "--form", "scan", "--sizes", "-o", tmp_path)
+    done = mdlstm("export", trained.folder, "--form", "scan", "--padded", "-o", tmp_path)
     assert done.code == 0, done.err
     assert "model-any.onnx: x (N, H, W, 1) → y (N, H, W, 1), scan" in done.err
     np.save(tmp_path / "long.npy", np.zeros((1, 9)))
@@ -180,7 +180,7 @@ def test_one_export_serves_every_size(trained: Run, tmp_path: Path) -> None:
 
 
 def test_export_in_half_precision_with_functions_and_padding(trained: Run, tmp_path: Path) -> None:
-    options = ("--size", "6", "--dtype", "float16", "--functions", "--sizes", "--json")
+    options = ("--size", "6", "--dtype", "float16", "--functions", "--padded", "--json")
     done = mdlstm("export", trained.folder, *options, "-o", tmp_path / "m.onnx")
     assert done.code == 0, done.err
     assert 1e-5 < json.loads(done.out)[0]["max_abs"] < 5e-3

@@ -11,14 +11,22 @@ import torch
 from helpers.command import mdlstm
 from PIL import Image
 
-from mdlstm_tk.cli.train import configure
 from mdlstm_tk.data import UNLABELLED
 from mdlstm_tk.data.base import Kind
 from mdlstm_tk.data.folders import DataTask, read_data
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.training import Run, TrainConfig, build, default_config, load_checkpoint, predict, train
-from mdlstm_tk.training.build import too_long
+from mdlstm_tk.training import (
+    Run,
+    TrainConfig,
+    build,
+    configure,
+    default_config,
+    load_checkpoint,
+    predict,
+    train,
+)
 from mdlstm_tk.training.evaluation import evaluate_run
+from mdlstm_tk.training.networks import texts_without_room
 from mdlstm_tk.viz.run_pictures import draw_run
 
 RNG = np.random.default_rng(0)
@@ -141,8 +149,8 @@ def test_texts_without_room_for_their_characters_are_named(tmp_path: Path) -> No
     np.savez(tmp_path / "t.npz", x=RNG.random((4, 6, 7)), y=texts, sizes=[[6, 7]] * 3 + [[6, 4]])
     config = default_config("transcribe", str(tmp_path / "t.npz")).updated({"validation": 0.0}, "test")
     # a column is two pixels: there are 4, 4, 4 and 2, and 4, 6, 5 and 3 are needed
-    assert too_long(*build(config)) == ["sample 1", "sample 2", "sample 3"]
-    assert too_long(*build(config.updated({"windows": "2x1,2x1"}, "test"))) == []
+    assert texts_without_room(*build(config)) == ["sample 1", "sample 2", "sample 3"]
+    assert texts_without_room(*build(config.updated({"windows": "2x1,2x1"}, "test"))) == []
 
 
 @pytest.mark.parametrize("kind", ["grid", "classify", "segment", "transcribe"])
@@ -341,7 +349,7 @@ def test_the_command_says_what_it_found_and_resumes(tmp_path: Path) -> None:
 )
 def test_tasks_that_cannot_be_are_refused(given: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        configure(given, {}, None)
+        configure(given)
 
 
 def test_defaults_leave_out_what_a_network_lacks() -> None:

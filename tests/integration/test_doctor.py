@@ -13,53 +13,67 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.without_packages import TRAINING, python_without
+from packaging.requirements import Requirement
 
-from mdlstm_tk.cli import doctor, main
-from mdlstm_tk.cli.doctor import _checks, _numbers, _writable
+from mdlstm_tk.cli import main
+from mdlstm_tk.diagnostics import JOBS, Check, _package, _writable, check_installation, missing_jobs
+from mdlstm_tk.installation import install_command
 from mdlstm_tk.runtime import cuda
 
-Checks = dict[str, doctor.Check]
+Checks = dict[str, Check]
 
 
 def checks() -> Checks:
-    return {check.name: check for check in _checks()}
+    return {check.name: check for check in check_installation()}
 
 
-def test_all_is_well_here(capfd: pytest.CaptureFixture[str]) -> None:
+def test_this_installation_is_fine(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["doctor", "--json"])
     out, err = capfd.readouterr()
-    found = {check["name"]: check for check in json.loads(out)}
+    by_name = {check["name"]: check for check in json.loads(out)}
     assert ended.value.code == 0, err
-    assert "nothing is broken" in err
-    assert not [check for check in found.values() if check["state"] == "broken"]
+    assert not [check for check in by_name.values() if check["state"] == "broken"]
     for name in (
-        "numpy",
-        "torch",
-        "onnx",
-        "numba",
-        "onnxruntime on CPU",
-        "Numba compiles",
-        "Numba's cache",
+        *("numpy", "torch", "onnx", "numba"),
+        *("onnxruntime on CPU", "Numba compiles", "Numba's cache"),
     ):
-        assert found[name]["state"] == "ok", found[name]
-    assert found["numpy"]["found"] == np.__version__
-    assert found["onnxruntime on CPU"]["found"] == "ran on CPUExecutionProvider"
-    assert all((check["fix"] is None) == (check["state"] == "ok") for check in found.values())
+        assert by_name[name]["state"] == "ok", by_name[name]
+    assert by_name["numpy"]["found"] == np.__version__
+    assert by_name["onnxruntime on CPU"]["found"] == "ran on CPUExecutionProvider"
+    assert all((check["fix"] is None) == (check["state"] == "ok") for check in by_name.values())
+    assert "next: mdlstm demo" in err
 
 
-def test_where_nothing_optional_is_installed_nothing_is_broken(tmp_path: Path) -> None:
+def test_packages_are_imported_by_their_module_names() -> None:
+    found = checks()
+    for package, module in (("scikit-learn", "sklearn"), ("pillow", "PIL"), ("scikit-image", "skimage")):
+        pytest.importorskip(module)
+        assert found[package].state == "ok"
+        assert found[package].jobs
+
+
+def test_a_bare_installation_lists_what_is_missing_for_which_job(tmp_path: Path) -> None:
     code = "from mdlstm_tk.cli import main; main(['doctor'])"
     done = python_without((*TRAINING, "onnxruntime", "triton", "llvmlite"), code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert "torch (absent): pip install --upgrade 'mdlstm-tk[train]'" in done.stderr
-    assert "onnxruntime (absent): pip install --upgrade 'mdlstm-tk[cpu]'" in done.stderr
-    assert "not installed, part of [train]" in done.stdout
+    assert f"to {JOBS['train']}: {install_command(['train'])}" in done.stderr
+    assert f"to {JOBS['cpu']}: {install_command(['cpu'])}" in done.stderr
+    assert f"next: {install_command(['cpu', 'train'])}" in done.stderr
+    assert "mdlstm demo" not in done.stderr
+
+
+def test_a_runtime_installation_can_run_models_but_not_train(tmp_path: Path) -> None:
+    code = "from mdlstm_tk.cli import main; main(['doctor'])"
+    done = python_without(TRAINING, code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"to {JOBS['cpu']}" not in done.stderr
+    assert f"next: {install_command(['train'])}" in done.stderr
 
 
 def with_module(name: str, **contents: Any) -> Callable[[pytest.MonkeyPatch], None]:
-    """Put a module in place of another."""
+    """Replace a module."""
 
     def put(monkeypatch: pytest.MonkeyPatch) -> None:
         module = ModuleType(name)
@@ -95,17 +109,20 @@ def wrong_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numba, "njit", lambda function: lambda x: 41)
 
 
+def disabled_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numba
+
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+
+
+TRAIN = install_command(["train"], "--upgrade")
 TROUBLES = {
     "both runtimes": (both_runtimes, "one onnxruntime", "broken", "pip uninstall -y onnxruntime onnx"),
-    "an old package": (
-        with_module("safetensors", __version__="0.4.9rc1"),
-        "safetensors",
-        "broken",
-        "pip install --upgrade 'mdlstm-tk[train]'",
-    ),
-    "a package that does not load": (broken_import, "safetensors", "broken", "mdlstm-tk[train]"),
-    "a cache that cannot be written": (no_cache, "Numba's cache", "absent", "set NUMBA_CACHE_DIR"),
-    "a compiler that is wrong": (wrong_numbers, "Numba compiles", "broken", "computes something else"),
+    "an old package": (with_module("safetensors", __version__="0.4.9rc1"), "safetensors", "broken", TRAIN),
+    "a package that does not load": (broken_import, "safetensors", "broken", TRAIN),
+    "a cache that cannot be written": (no_cache, "Numba's cache", "absent", "NUMBA_CACHE_DIR"),
+    "a compiler that is wrong": (wrong_numbers, "Numba compiles", "broken", "wrong"),
+    "a compiler that is disabled": (disabled_compiler, "Numba compiles", "broken", "NUMBA_DISABLE_JIT"),
 }
 
 
@@ -119,10 +136,10 @@ def test_what_is_wrong_is_found(
     assert check.state == state
     assert check.fix is not None and fix in check.fix
     with pytest.raises(SystemExit) as ended:
-        main(["doctor"])
+        main(["doctor", *(["-q"] if state == "broken" else [])])
     out, err = capfd.readouterr()
     assert name in out
-    assert f"{name} ({state}): {check.fix}" in err.replace("\n", "")
+    assert check.fix in err
     assert ended.value.code == (1 if state == "broken" else 0)
     assert "Traceback" not in err
 
@@ -149,12 +166,48 @@ def test_cuda_that_does_not_start_is_broken_where_there_is_a_driver(
     assert check.fix is not None and ("nvidia-smi" if driver else "no NVIDIA driver") in check.fix
 
 
-def test_versions_compare_by_their_numbers() -> None:
-    assert _numbers("2.13.0+cpu") == (2, 13, 0) > _numbers("2.8")
-    assert _numbers("1.21") < _numbers("1.100.0rc1")
+@pytest.mark.parametrize(
+    ("specifier", "state"), [(">=1.26", "ok"), (">=9", "broken"), (">=1.26,<2", "broken"), ("!=0", "ok")]
+)
+def test_versions_are_compared_with_the_whole_requirement(specifier: str, state: str) -> None:
+    assert _package(Requirement(f"numpy{specifier}"), (), {}).state == state
 
 
-def test_folders_that_are_not_there_yet_may_be_writable(tmp_path: Path) -> None:
+def test_a_required_package_that_is_missing_is_broken_and_an_optional_one_absent() -> None:
+    requirement = Requirement("no-such-package>=1")
+    assert _package(requirement, (), {}).state == "broken"
+    check = _package(requirement, ("ray",), {})
+    assert check.state == "absent"
+    assert missing_jobs([check]) == {JOBS["ray"]: install_command(["ray"])}
+
+
+def test_folders_that_do_not_exist_yet_may_be_writable(tmp_path: Path) -> None:
     assert _writable(tmp_path / "a" / "b")
     (tmp_path / "file").touch()
     assert not _writable(tmp_path / "file" / "b")
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (None, "pip install 'mdlstm-tk[train]'"),
+        ({"url": "https://example.org/mdlstm_tk.whl"}, "pip install 'mdlstm-tk[train]'"),
+        ({"url": "file:///gone/clone", "dir_info": {}}, "pip install 'mdlstm-tk[train]'"),
+        ({"url": "file://{clone}", "dir_info": {}}, "pip install '{clone}[train]'"),
+        (
+            {"url": "file://{clone}", "dir_info": {"editable": True}},
+            "pip install -e '{clone}[train]'",
+        ),
+    ],
+    ids=["index", "wheel", "clone that is gone", "clone", "editable clone"],
+)
+def test_hints_name_what_was_installed(
+    record: dict[str, Any] | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Installed:
+        def read_text(self, name: str) -> str | None:
+            assert name == "direct_url.json"
+            return None if record is None else json.dumps(record).replace("{clone}", str(tmp_path))
+
+    monkeypatch.setattr(metadata, "distribution", lambda name: Installed())
+    assert install_command(["train"]) == expected.replace("{clone}", str(tmp_path))

@@ -93,8 +93,8 @@ def test_a_terminal_shows_grids_for_one_file_and_a_bar_for_many(model: Path, mat
     assert "\x1b[48;2;" in printed
     many = ("-m", model, "-o", matrix.parent / "out", "--force")
     printed = on_a_terminal(matrix.parent, *many)
-    assert all(part in printed for part in ("1/1", "files/s", "ETA"))
-    assert "ETA" not in mdlstm("infer", matrix.parent, *many).err
+    assert "1/1" in printed and "files/s" in printed
+    assert "1/1" not in mdlstm("infer", matrix.parent, *many).err
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_skip_existing_resumes(tree: Path, infer: Infer) -> None:
 @pytest.mark.parametrize("form", ["any", "sizes"])
 def test_one_model_for_many_grids_runs_a_mixed_folder(form: str, infer: Infer, tmp_path: Path) -> None:
     options: dict[str, Any] = (
-        {"grid": None, "form": "scan"} if form == "any" else {"grid": (8, 8), "sizes": True}
+        {"grid": None, "form": "scan"} if form == "any" else {"grid": (8, 8), "padded": True}
     )
     infer.model = export_onnx(MDLSTM(1, 3), tmp_path / "m.onnx", **options).path
     shapes = [(1, 1), (1, 7), (7, 1), (5, 8), (8, 5), (2, 5, 8, 1)] * 3

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from mdlstm_tk.cli.report import report
 from mdlstm_tk.data.metrics import edit_distance
-from mdlstm_tk.report import write_report
+from mdlstm_tk.report import render_report, write_report
 from mdlstm_tk.report.text_alignment import align
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.postprocessing import transcripts
@@ -112,7 +112,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
         task = make_task(config)
         train(config, run, task=task)
         evaluate_run(run, task, seconds=83.4)
-        run.report.write_text(write_report(run), encoding="utf-8")
+        write_report(run)
         return run
 
     return make
@@ -253,7 +253,7 @@ def test_exports_with_their_parity_and_speed(trained: Run, tmp_path: Path) -> No
     run = Run(tmp_path / "run")
     shutil.copytree(trained.folder, run.folder)
     (run.folder / "model-broken.onnx").write_text("no model")
-    page = Page(write_report(run))
+    page = Page(render_report(run))
     good, broken = page.find("section[@id='exports']")[0].findall(".//tbody/tr")
     about = Session(run.folder / "model-8x8.onnx", "cpu").metadata
     name, (form, grid, dtype, _, error, *times) = text(good.find("th")), map(text, good.findall("td"))
@@ -265,7 +265,7 @@ def test_exports_with_their_parity_and_speed(trained: Run, tmp_path: Path) -> No
         tensors, kept = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     next(iter(tensors.values())).add_(1)
     save_file(tensors, run.best, kept)
-    again = Page(write_report(run)).find("section[@id='exports']")[0].find(".//tbody/tr/th")
+    again = Page(render_report(run)).find("section[@id='exports']")[0].find(".//tbody/tr/th")
     assert text(again) == "model-8x8.onnx of another checkpoint"
 
 
@@ -277,7 +277,7 @@ def test_without_its_data_a_run_has_all_but_examples(runs: Any, tmp_path: Path) 
     told: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mdlstm_tk.report.page.load_checkpoint", lambda _: replace(checkpoint, config=gone))
-        page = Page(write_report(run, told.append))
+        page = Page(render_report(run, told.append))
     assert "gone.npz: there is no such file" in told[0]
     assert "gone.npz: there is no such file" in text(page.find("section[@id='examples']")[0])
     assert "validation error" in page.numbers()
@@ -288,7 +288,7 @@ def test_a_run_without_a_result_is_measured(runs: Any, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     shutil.copytree(runs("segment").folder, run.folder)
     run.result.unlink()
-    page = Page(write_report(run))
+    page = Page(render_report(run))
     assert page.numbers() == Page(runs("segment").report.read_text()).numbers()
     assert "training time unknown" in [text(box) for box in page.find("dl[@class='numbers']/div")]
 

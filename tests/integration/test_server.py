@@ -161,7 +161,5 @@ def test_a_repository_that_is_a_file(trained: Run, tmp_path: Path) -> None:
     (tmp_path / "served").write_text("")
     with pytest.raises(InputError, match=r"served is a file, expected a folder"):
         write_server_repo(save(tmp_path / "m.onnx", ["batch", 5]), tmp_path / "served", "m")
-    with pytest.raises(
-        InputError, match=r"-o, --server-repo and --web each say where to; give one of them"
-    ):
+    with pytest.raises(InputError, match="--server-repo"):
         export(trained.folder, server_repo=tmp_path / "a", output=tmp_path / "b")

@@ -14,16 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 
 from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import DeviceError, InputError, MDLSTMError
 from mdlstm_tk.training import Progress, Run, TrainConfig, build, evaluate, load_checkpoint, predict, train
-from mdlstm_tk.training.distributed import Ranks, pick_device
+from mdlstm_tk.training.distributed import DistributedContext, pick_device
 from mdlstm_tk.training.evaluation import evaluate_run
-from mdlstm_tk.training.loop import running_mean
 from mdlstm_tk.training.losses import learning_rate, loss_of
+from mdlstm_tk.training.progress import running_mean
 from mdlstm_tk.training.trainer import Trainer
 from mdlstm_tk.viz.run_pictures import draw_run
 
@@ -94,7 +93,7 @@ def test_an_interrupt_waits_for_the_step_and_leaves_what_resuming_needs(tmp_path
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train(SMALL, run, report=interrupt)
+        train(SMALL, run, on_step=interrupt)
     assert load_checkpoint(run.last).step == 5
     assert [record["step"] for record in run.read_metrics()] == [1, 2, 3, 4, 5]
     train(SMALL, run, resume=True)
@@ -200,7 +199,7 @@ def test_all_that_has_a_state_resumes_exactly(tmp_path: Path, stop: int) -> None
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt):
-        train(DIGITS, parts, report=interrupt)
+        train(DIGITS, parts, on_step=interrupt)
     assert load_checkpoint(parts.last).step == stop
     train(DIGITS, parts, resume=True)
     assert parts.metrics.read_bytes() == whole.metrics.read_bytes()
@@ -292,10 +291,10 @@ def test_the_averaged_weights_are_judged_and_exported(tmp_path: Path) -> None:
 def test_a_running_average_is_what_it_says(tmp_path: Path) -> None:
     config = replace(SMALL, average=0.3, steps=5)
     _, task = build(config)
-    trainer = Trainer(config, task, Ranks(0, 1, torch.device("cpu")))
+    trainer = Trainer(config, task, DistributedContext(0, 1, torch.device("cpu")))
     name, expected = "head.weight", None
     for step in range(5):
-        trainer.learn(task.batch(0, step, 4), stop=False)
+        trainer.train_step(task.batch(0, step, 4), interrupted=False)
         weight = trainer.network.state_dict()[name].clone()
         decay = min(0.3, (1 + step) / (10 + step))
         expected = weight if expected is None else decay * expected + (1 - decay) * weight
@@ -365,16 +364,3 @@ def test_tensorboard_gets_what_the_metrics_hold(tmp_path: Path) -> None:
         [record["relevant"] for record in records],
         rtol=1e-6,
     )
-
-
-def test_a_checkpoint_without_facts_is_one_of_the_diagonal(tmp_path: Path, trained: Run) -> None:
-    """Files that version 0.1 wrote."""
-    with safetensors.safe_open(trained.best, framework="pt") as file:
-        about = json.loads(file.metadata()["mdlstm"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    del about["spec"], about["best_step"], about["config"]["task"]
-    safetensors.torch.save_file(tensors, tmp_path / "old.safetensors", {"mdlstm": json.dumps(about)})
-    old, new = load_checkpoint(tmp_path / "old.safetensors"), load_checkpoint(trained.best)
-    assert old.spec == new.spec
-    x = torch.rand(1, 8, 8, 1)
-    assert torch.equal(old.network()(x), new.network()(x))

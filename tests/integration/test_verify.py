@@ -13,9 +13,9 @@ from helpers.command import Result
 from onnx import numpy_helper
 
 from mdlstm_tk.cli import main
-from mdlstm_tk.cli.export import export_run
-from mdlstm_tk.export.divergence import Divergence, first_divergence, wavefront_errors
-from mdlstm_tk.training import Run, load_checkpoint
+from mdlstm_tk.export import export_run
+from mdlstm_tk.export.verification.divergence import Divergence, first_divergence, wavefront_errors
+from mdlstm_tk.training import Run
 
 
 def reached(grid: tuple[int, ...], start: tuple[int, ...], signs: Sequence[int]) -> np.ndarray:
@@ -104,7 +104,7 @@ def verify(capfd: pytest.CaptureFixture[str]) -> Verify:
 
 def test_a_damaged_step_is_named(trained: Run, tmp_path: Path, verify: Verify) -> None:
     model = tmp_path / "m.onnx"
-    export_run(trained, load_checkpoint(trained.best), (5, 7), model)
+    export_run(trained, model, grid=(5, 7))
     damage(model, tmp_path / "damaged.onnx", 4)
     done = verify(tmp_path / "damaged.onnx", "--against", trained.folder, "--json", "--seeds", "1")
     assert done.code == 3, done.err
@@ -113,13 +113,13 @@ def test_a_damaged_step_is_named(trained: Run, tmp_path: Path, verify: Verify) -
     assert results["torch, float32"]["5x7, random × 3, seed 0"]["passed"]
     case = results["ONNX Runtime, cpu"]["5x7, random × 3, seed 0"]
     assert not case["passed"]
-    assert case["first_off"] == {"wavefront": 4, "wavefronts": 11, "corner": [0, 0]}
+    assert case["first_divergence"] == {"wavefront": 4, "wavefronts": 11, "corner": [0, 0]}
     assert max(case["wavefronts"][:4]) < 1e-5 < case["wavefronts"][4]
 
 
 def test_a_scan_is_verified_on_odd_grids(trained: Run, tmp_path: Path, verify: Verify) -> None:
     model = tmp_path / "m.onnx"
-    export_run(trained, load_checkpoint(trained.best), None, model, form="scan")
+    export_run(trained, model, form="scan")
     done = verify(model, "--against", trained.folder, "--seed", "3", "--seeds", "1")
     assert done.code == 0, done.err
     assert "(scan, any size)" in " ".join(done.out.split())

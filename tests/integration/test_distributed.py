@@ -14,7 +14,7 @@ import torch
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.training import Run, load_checkpoint
-from mdlstm_tk.training.distributed import Ranks, join
+from mdlstm_tk.training.distributed import DistributedContext, init
 
 RUN = ("train", "--task", "digit-strings", "--hidden", "4", "--steps", "12", "--batch-size", "8")
 SETTINGS = (  # each process draws dropout for itself
@@ -64,16 +64,16 @@ def test_two_processes_resume_and_refuse_what_they_cannot_share(tmp_path: Path) 
     assert load_checkpoint(tmp_path / "run/last.safetensors").step == 6
     done = launch(2, "train", *small, "--batch-size", "3", "-o", "odd", cwd=tmp_path)
     assert done.returncode != 0
-    assert "batch_size 3 cannot be shared by 2 processes evenly" in done.stderr
+    assert "batch_size 3 cannot be shared evenly by 2 processes" in done.stderr
     assert not (tmp_path / "odd").exists()
 
 
 def test_each_process_takes_its_share() -> None:
-    ranks = [Ranks(rank, 3, torch.device("cpu")) for rank in range(3)]
-    taken = [list(range(12))[each.part(12)] for each in ranks]
+    ranks = [DistributedContext(rank, 3, torch.device("cpu")) for rank in range(3)]
+    taken = [list(range(12))[each.shard(12)] for each in ranks]
     assert taken == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     with pytest.raises(InputError, match="evenly"):
-        ranks[0].part(10)
-    alone = join("cpu")
-    assert alone.leads
-    assert alone.total([1.0, 2.0]) == [1.0, 2.0]
+        ranks[0].shard(10)
+    alone = init("cpu")
+    assert alone.is_main
+    assert alone.all_reduce_sum([1.0, 2.0]) == [1.0, 2.0]

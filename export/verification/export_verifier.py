@@ -10,17 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.export.parity import (
+from mdlstm_tk.export.spec import Grid, Subject
+from mdlstm_tk.export.verification.inputs import odd_grids, random_inputs
+from mdlstm_tk.export.verification.parity import (
     Doubles,
     Floats,
     Parity,
     compare,
     float64_reference,
     measure,
-    odd_grids,
-    random_inputs,
 )
-from mdlstm_tk.export.spec import Grid, Subject
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.shapes import Shapes
 from mdlstm_tk.sizes import format_size

@@ -74,24 +74,6 @@ def _double(array: npt.NDArray[Any]) -> torch.Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def random_inputs(
-    grid: tuple[int, ...], channels: int, seed: int = 0, channels_last: bool = True
-) -> dict[str, Floats]:
-    """Standard normal inputs (N, *grid, C), else (N, C, *grid), for batches of 1 and of 3, by name."""
-    rng = np.random.default_rng(seed)
-    shape = (*grid, channels) if channels_last else (channels, *grid)
-    return {
-        f"random × {batch}": rng.standard_normal((batch, *shape)).astype(np.float32) for batch in (1, 3)
-    }
-
-
-def odd_grids(ndim: int) -> list[tuple[int, ...]]:
-    """Grids to try where any is taken: longer either way, one position, and one row either way."""
-    long = (5, 8, 3, 2, *(1,) * ndim)[:ndim]
-    row = (1,) * (ndim - 1) + (7,)
-    return sorted({long, long[::-1], (1,) * ndim, row, row[::-1]})
-
-
 def measure(
     run: Callable[[Floats], Floats],
     reference: Callable[[Floats], Doubles],

@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 
-from mdlstm_tk.export.parity import ATOL, RTOL, Doubles, Floats
+from mdlstm_tk.export.verification.parity import ATOL, RTOL, Doubles, Floats
 
 
 @dataclass(frozen=True)

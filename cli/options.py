@@ -1,0 +1,219 @@
+"""Options that several verbs have: choices, checks and completions. Imports neither torch nor NumPy."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import typer
+
+from mdlstm_tk.cli.command import one_of
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.sizes import parse_size
+from mdlstm_tk.training.config import choices, list_settings, suggest
+
+# The names that the library knows, repeated here because their modules import torch or NumPy; a test
+# compares them with the library.
+Task = Literal[
+    "diagonal", "digits", "digit-strings", "gaussian-field", "gaussian-field-anisotropic", "textures"
+]
+TASKS = get_args(Task)
+KINDS = ("grid", "classify", "segment", "transcribe")  # of the user's own data
+MODELS = ("md", "horizontal", "snake", "raster", "conv")
+MODEL_ALIASES = ("MD_LSTM", "HORIZONTAL_SD_LSTM", "SNAKE_SD_LSTM")
+CELLS = ("graves", "mean", "stable", "leaky")
+DEVICES = ("auto", "cpu", "cuda")
+Form = Literal["unrolled", "scan"]
+ExportDtype = Literal["float32", "float16"]
+Format = Literal["npy", "npz", "json", "png", "csv", "txt"]
+Engine = Literal["local", "ray"]
+
+OUTPUT = "Output"
+DATA = "Data"
+NETWORK = "Network"
+OPTIMIZATION = "Optimization"
+RUN = "Run"
+LIMITS = "Limits"
+
+
+def parse_device(text: str) -> str:
+    """Check the name of a device."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
+        raise InputError(f"must be auto, cpu, cuda or cuda:N, got '{text}'")
+    return text
+
+
+def parse_size_text(text: str) -> str:
+    """Check the size of a two-dimensional grid."""
+    parse_size(text)
+    return text
+
+
+def parse_windows(text: str) -> str:
+    """Check windows: one size, or one for each level of the network."""
+    for size in text.split(","):
+        parse_size(size)
+    return text
+
+
+def parse_task(text: str) -> str:
+    """Check the name of a task or the kind of the user's data."""
+    return one_of(text, (*TASKS, *KINDS))
+
+
+def parse_model(text: str) -> str:
+    """Check the name of a network; the user's own as file.py:name is checked when it is loaded."""
+    return _name_or_file(text, MODELS, MODEL_ALIASES)
+
+
+def parse_cell(text: str) -> str:
+    """Check the name of a cell; the user's own as file.py:name is checked when it is loaded."""
+    return _name_or_file(text, CELLS)
+
+
+def _name_or_file(text: str, names: tuple[str, ...], aliases: tuple[str, ...] = ()) -> str:
+    path, colon, name = text.rpartition(":")
+    if colon and path.endswith(".py") and name:
+        return text
+    if text.lower() not in [each.lower() for each in names + aliases]:
+        raise InputError(
+            f"unknown value '{text}'; {suggest(text.lower(), names)} Or your own: file.py:name"
+        )
+    return text
+
+
+def parse_choice(choices: tuple[str, ...]) -> Callable[[str], str]:
+    """A check for one of a few texts."""
+
+    def parse(text: str) -> str:
+        return one_of(text, choices)
+
+    return parse
+
+
+def parse_setting(text: str) -> str:
+    """Check the form and the key of KEY=VALUE."""
+    key, equals, _ = text.partition("=")
+    if not equals or not key:
+        raise InputError(f"takes key=value, got '{text}'")
+    keys = [row.key for row in list_settings()]
+    if key not in keys:
+        raise InputError(f"there is no setting '{key}'; {suggest(key, keys)}")
+    return text
+
+
+def complete_from(*words: str) -> Callable[[str], list[str]]:
+    """A completion that offers these words."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+
+
+def complete_setting(incomplete: str) -> list[tuple[str, str]]:
+    """Offer the keys of settings with what they mean, or the values of a key that has a few."""
+    key, equals, value = incomplete.partition("=")
+    if not equals:
+        return [(f"{row.key}=", row.help) for row in list_settings() if row.key.startswith(key)]
+    if key not in [row.key for row in list_settings()]:
+        return []
+    return [(f"{key}={choice}", "") for choice in choices(key) if choice.startswith(value)]
+
+
+def complete_run(incomplete: str) -> list[str]:
+    """Offer run folders below runs/ and below the folder that is being typed."""
+    folders = {Path("runs"), Path(incomplete), Path(incomplete).parent}
+    found = {str(path.parent) for folder in folders for path in folder.glob("*/*.safetensors")}
+    return sorted(name for name in found if name.startswith(incomplete))
+
+
+def complete_model_file(incomplete: str) -> list[str]:
+    """Offer .onnx files here, in run folders and in the folder that is being typed, and folders."""
+    found = {str(path) for path in [*Path().glob("*.onnx"), *Path("runs").glob("*/*.onnx")]}
+    found = {name for name in found if name.startswith(incomplete)}
+    return sorted({*found, *_entries(incomplete, (".onnx",))})
+
+
+def complete_model_or_run(incomplete: str) -> list[str]:
+    """Offer what `info` takes."""
+    return [*complete_run(incomplete), *complete_model_file(incomplete)]
+
+
+def complete_files(*suffixes: str) -> Callable[[str], list[str]]:
+    """A completion that offers files with these suffixes, and folders."""
+    return lambda incomplete: _entries(incomplete, suffixes)
+
+
+def _entries(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
+    folder, start = os.path.split(incomplete)
+    try:
+        names = sorted(name for name in os.listdir(folder or ".") if name.startswith(start))
+    except OSError:
+        return []
+    paths = [os.path.join(folder, name) for name in names if start or not name.startswith(".")]
+    folders = [path + os.sep for path in paths if os.path.isdir(path)]
+    return [path for path in paths if path.lower().endswith(suffixes) and not os.path.isdir(path)] + folders
+
+
+def setting(key: str, *names: str, panel: str, help: str = "", **options: Any) -> Any:
+    """An option that sets a key of `TrainConfig`; default and (unless given) help are those of the key."""
+    row = next(row for row in list_settings() if row.key == key)
+    text, _, empty = row.help.partition("; empty: ")
+    if values := choices(key):
+        options.setdefault("autocompletion", complete_from(*values))
+        options.setdefault("parser", parse_choice(values))
+        options.setdefault("metavar", "|".join(values))
+    return typer.Option(
+        *(names or (f"--{key.replace('_', '-')}",)),
+        help=help or f"{text.rstrip('.')}.",
+        show_default=row.default or empty.rstrip("."),
+        rich_help_panel=panel,
+        **options,
+    )
+
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=OUTPUT)
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        parser=parse_setting,
+        autocompletion=complete_setting,
+        show_default=False,
+        help="Change any setting listed below; repeatable.",
+        rich_help_panel=RUN,
+    ),
+]
+RuntimeDevice = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda|cuda:N",
+        parser=parse_device,
+        autocompletion=complete_from(*DEVICES),
+        help="Device of ONNX Runtime; auto: CUDA if it works, else the CPU.",
+    ),
+]
+MaxBytes = Annotated[
+    int | None,
+    typer.Option(
+        "--max-bytes",
+        min=1,
+        show_default="1 GiB",
+        help="Maximum size of a file in bytes, before and after decompression.",
+        rich_help_panel=LIMITS,
+    ),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout",
+        min=0,
+        show_default="no limit",
+        help="Maximum duration of one run of the model, in seconds.",
+        rich_help_panel=LIMITS,
+    ),
+]

@@ -1,0 +1,163 @@
+"""`export_run` and `export_run_sizes`: export the network of a finished training run."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.export.api import ExportReport, export_onnx
+from mdlstm_tk.export.targets import ExportTarget
+from mdlstm_tk.export.verification.inputs import task_inputs
+from mdlstm_tk.runtime.io.files import ensure_writable
+from mdlstm_tk.sizes import format_size
+from mdlstm_tk.training import Run, load_checkpoint, open_run
+
+Grid = tuple[int, ...]
+
+
+def export_run(
+    run: Run | str | Path,
+    path: str | Path | None = None,
+    *,
+    grid: Grid | None = None,
+    form: str = "unrolled",
+    padded: bool = False,
+    dtype: str = "float32",
+    functions: bool = False,
+    atol: float | None = None,
+    force: bool = False,
+) -> ExportReport:
+    """Export a run's checkpoint to ONNX, verified before the file is written.
+
+    The best checkpoint is exported, or the last one if training ended before there was a best one. The
+    file is verified on random inputs and, where the run's task can make samples of that size, on those.
+    Its metadata name the model, the task, the classes and the checkpoint's SHA-256.
+
+    >>> export_run("runs/diagonal", grid=(32, 32)).path
+    PosixPath('runs/diagonal/model-32x32.onnx')
+
+    Args:
+        run: a run, or its folder.
+        path: a file name that ends in `.onnx`, or a folder for model-HxW.onnx or model-any.onnx; the
+            run's folder if None.
+        grid: extents to export for. None: the run's own grid, or any grid if form is "scan".
+        form, padded, dtype, functions, atol: as for `export_onnx`.
+        force: replace an existing file.
+
+    Returns:
+        What was written.
+
+    Raises:
+        InputError: there is no such run or form, or the file exists and `force` is false.
+        MDLSTMError: the network cannot be exported, or the file cannot be written.
+        ParityError: ONNX Runtime disagrees with the network. Nothing is written.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    run = _open(run)
+    checkpoint = load_checkpoint(run.checkpoint)
+    spec = checkpoint.spec
+    if grid is None and form != "scan":
+        grid = checkpoint.config.grid
+    (path,) = _paths(run, [grid], None if path is None else Path(path))
+    ensure_writable(path, force)
+    return export_onnx(
+        checkpoint.network(),
+        path,
+        grid=grid,
+        form=form,
+        padded=padded,
+        dtype=dtype,
+        functions=functions,
+        channels=spec.channels,
+        channels_last=True,
+        verify_inputs=task_inputs(spec.name, grid or spec.size),
+        metadata={
+            "model": checkpoint.config.model,
+            "task": spec.name,
+            "kind": spec.kind,
+            "classes": spec.classes or None,
+            "checkpoint_sha256": hashlib.sha256(run.checkpoint.read_bytes()).hexdigest(),
+        },
+        atol=atol,
+    )
+
+
+def export_run_sizes(
+    run: Run | str | Path,
+    grids: Sequence[Grid | None],
+    destination: str | Path | ExportTarget | None = None,
+    *,
+    form: str | None = None,
+    force: bool = False,
+    **options: Any,
+) -> list[ExportReport]:
+    """Export a run's checkpoint once for each grid, into files, a server's model repository or a web page.
+
+    Args:
+        run: a run, or its folder.
+        grids: extents to export for; None among them as for `export_run`.
+        destination: a file name that ends in `.onnx` (for one grid), a folder, or an `ExportTarget`; the
+            run's folder if None.
+        form: as for `export_onnx`; what the target prefers if None, which is "unrolled" for files.
+        force: replace existing files.
+        **options: padded, dtype, functions, atol, as for `export_run`.
+
+    Returns:
+        A report for each grid, in the same order.
+
+    Raises:
+        InputError: as `export_run`; or two grids are equal; or the destination takes only one model.
+        MDLSTMError, ParityError, MissingExtraError: as `export_run`.
+    """
+    run = _open(run)
+    run_grid = load_checkpoint(run.checkpoint).config.grid
+    target = destination if isinstance(destination, ExportTarget) else None
+    form = form or (target.preferred_form if target else "unrolled")
+    if form != "scan":
+        grids = [grid or run_grid for grid in grids]
+    if target:
+        target.prepare(len(grids))
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) if isinstance(destination, ExportTarget) else destination
+        paths = _paths(run, grids, None if output is None else Path(output))
+        for path in paths:  # refuse before the first export takes its time
+            ensure_writable(path, force)
+        reports = [
+            export_run(run, path, grid=grid, form=form, force=force, **options)
+            for grid, path in zip(grids, paths, strict=True)
+        ]
+        if target:
+            run_name = run.folder.resolve().name
+            for k, grid in enumerate(grids):
+                size = None if grid == run_grid else _size_label(grid)
+                reports[k] = replace(reports[k], path=target.add(paths[k], run_name, size))
+    return reports
+
+
+def _open(run: Run | str | Path) -> Run:
+    return run if isinstance(run, Run) else open_run(Path(run))
+
+
+def _paths(run: Run, grids: Sequence[Grid | None], output: Path | None) -> list[Path]:
+    """The file for each grid; None stands for any grid."""
+    names = [f"model-{_size_label(grid)}.onnx" for grid in grids]
+    if len(set(names)) < len(names):
+        raise InputError(f"each size may be given once, got {', '.join(map(_size_label, grids))}")
+    if output is None:
+        return [run.folder / name for name in names]
+    if output.suffix == ".onnx":
+        if len(grids) > 1:
+            raise InputError(f"{output} is one file, got {len(grids)} sizes; give a folder instead")
+        return [output]
+    if output.is_file():
+        raise InputError(f"{output} is a file; give a folder, or a file name that ends in .onnx")
+    return [output / name for name in names]
+
+
+def _size_label(grid: Grid | None) -> str:
+    return format_size(grid) if grid else "any"

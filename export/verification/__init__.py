@@ -1,0 +1,8 @@
+"""Does an ONNX file compute what the network does?
+
+parity.py            the float64 reference, and the error of one output against it
+inputs.py            inputs to compare on: random ones, odd grids, samples of the task
+divergence.py        the first wavefront on which an output is wrong
+export_verifier.py   the checks that `export_onnx` makes before it writes a file
+model_verifier.py    `verify_model`: every runtime against the reference, for a file that exists
+"""

@@ -1,0 +1,61 @@
+"""The comparison that the original code makes on the random diagonal: training losses over the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean, median
+from typing import Any
+
+from mdlstm_tk.training.progress import WINDOW, running_mean
+
+MODELS: tuple[str, ...] = ("md", "snake", "horizontal")
+THRESHOLD = 0.05  # relevant loss below which the task counts as solved
+LAST = 100  # steps that the final losses are averaged over
+
+
+def summarize_diagonal(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Summarize the runs of one network, one per seed.
+
+    Args:
+        runs: the records of `metrics.jsonl` of each run.
+
+    Returns:
+        "overall" and "relevant": the losses averaged over the last `LAST` steps, median of the seeds;
+        "relevant_worst": the largest of the seeds; "passes_at": for each seed the first step at which the
+        relevant loss, averaged over `WINDOW` steps, is below `THRESHOLD`, or None.
+    """
+    overall = [mean(record["loss"] for record in run[-LAST:]) for run in runs]
+    relevant = [mean(record["relevant"] for record in run[-LAST:]) for run in runs]
+    return {
+        "overall": median(overall),
+        "relevant": median(relevant),
+        "relevant_worst": max(relevant),
+        "passes_at": [_first_step_below([record["relevant"] for record in run]) for run in runs],
+    }
+
+
+def diagonal_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of a table of summaries by network."""
+    columns = ["model", "overall", "relevant", "(worst seed)", f"step below {THRESHOLD}", "(range)"]
+    return columns, [_row(model, summary) for model, summary in summaries.items()]
+
+
+def _first_step_below(relevant: Sequence[float]) -> int | None:
+    smooth = running_mean(relevant)[WINDOW - 1 :]
+    indices = (smooth < THRESHOLD).nonzero()[0]
+    return int(indices[0]) + WINDOW if len(indices) else None
+
+
+def _row(model: str, summary: Mapping[str, Any]) -> list[str]:
+    steps = [step for step in summary["passes_at"] if step is not None]
+    failures = len(summary["passes_at"]) - len(steps)
+    parts = [f"{min(steps)}–{max(steps)}" if len(steps) > 1 else f"{steps[0]}"] if steps else []
+    parts += [f"never: {failures}"] if failures else []
+    return [
+        model,
+        f"{summary['overall']:.4f}",
+        f"{summary['relevant']:.5f}",
+        f"{summary['relevant_worst']:.5f}",
+        f"{median(steps):g}" if steps and failures < len(steps) else "never",
+        ", ".join(parts),
+    ]

@@ -1,0 +1,141 @@
+"""A training run from its configuration to `result.json`, in this order: prepare, train, evaluate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mdlstm_tk.data import Task
+from mdlstm_tk.sizes import format_size
+from mdlstm_tk.training import distributed
+from mdlstm_tk.training.checkpoint import load_checkpoint
+from mdlstm_tk.training.config import TrainConfig
+from mdlstm_tk.training.distributed import DistributedContext
+from mdlstm_tk.training.evaluation import evaluate_run
+from mdlstm_tk.training.loop import train
+from mdlstm_tk.training.networks import build, texts_without_room
+from mdlstm_tk.training.progress import Progress
+from mdlstm_tk.training.run_folder import Run, new_run, open_run
+from mdlstm_tk.training.settings import configure_resumed
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A training run that is ready to start.
+
+    Attributes:
+        config: what to train.
+        task: the task of the configuration.
+        run: the folder to train into.
+        context: this process among those that train together. Only the main one should print.
+        resumed: does the run go on from its last checkpoint?
+        steps_done: optimizer steps that the run has done already.
+        notes: what the user should know about the data before training starts, one line each.
+    """
+
+    config: TrainConfig
+    task: Task
+    run: Run
+    context: DistributedContext
+    resumed: bool = False
+    steps_done: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> str:
+        """What is trained, for how long, and where the files go."""
+        size = format_size(self.task.spec.size)
+        return (
+            f"training {self.config.model} on {self.task.name} {size} for {self.config.steps} steps "
+            f"into {self.run.folder}"
+        )
+
+
+def new_job(config: TrainConfig, folder: Path | None = None, force: bool = False) -> TrainingJob:
+    """Prepare a new run and create its folder.
+
+    Args:
+        config: see `configure`.
+        folder: the run folder; the first free one of runs/NAME, runs/NAME-2, … if None.
+        force: allow a folder that is not empty.
+
+    Raises:
+        InputError: the configuration does not describe a network and a task, or the folder is not empty.
+        DeviceError: the device does not exist.
+        MissingExtraError: the task needs a package that is not installed.
+        MDLSTMError: the folder cannot be written.
+    """
+    context = distributed.init(config.device)
+    task, notes = _check(config, context)
+    created = new_run(run_name(config, task), folder, force).folder if context.is_main else Path()
+    return TrainingJob(config, task, Run(context.broadcast(created)), context, notes=notes)
+
+
+def resume_job(
+    folder: Path, options: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
+) -> TrainingJob:
+    """Prepare to go on with a run from its last checkpoint.
+
+    Args:
+        folder: the run folder.
+        options: changed settings, see `configure_resumed`.
+        settings: changed settings, see `configure_resumed`.
+
+    Raises:
+        InputError: there is no run, or a setting cannot change.
+        DeviceError, MissingExtraError: see `new_job`.
+    """
+    run = open_run(folder)
+    checkpoint = load_checkpoint(run.last)
+    config = configure_resumed(checkpoint.config, options or {}, settings)
+    context = distributed.init(config.device)
+    task, notes = _check(config, context)
+    return TrainingJob(config, task, run, context, True, checkpoint.step, notes)
+
+
+def run_job(
+    job: TrainingJob, on_step: Callable[[Progress], None] = lambda progress: None
+) -> dict[str, Any]:
+    """Train, then measure the best weights and write `result.json`.
+
+    Args:
+        job: see `new_job` and `resume_job`.
+        on_step: called after each step, in the main process only.
+
+    Returns:
+        The content of `result.json`, see `evaluate_run`; {} in processes other than the main one.
+
+    Raises:
+        InputError: all steps of a resumed run are done already.
+        KeyboardInterrupt: training was interrupted; the last checkpoint is written before.
+        MDLSTMError: training diverged, or the folder cannot be written.
+    """
+    if not job.context.is_main:
+        train(job.config, job.run, job.resumed, task=job.task)
+        return {}
+    start = time.perf_counter()
+    train(job.config, job.run, job.resumed, on_step, job.task)
+    return evaluate_run(job.run, job.task, time.perf_counter() - start)
+
+
+def run_name(config: TrainConfig, task: Task) -> str:
+    """The name of a new run: MODEL-SIZE, preceded by the task unless that is "diagonal"."""
+    model = config.model.rpartition(":")[2].lower()
+    prefix = "" if task.name == "diagonal" else f"{task.name}-"
+    return f"{prefix}{model}-{format_size(task.spec.size)}"
+
+
+def _check(config: TrainConfig, context: DistributedContext) -> tuple[Task, tuple[str, ...]]:
+    """Find errors of the configuration before a folder is created; return the task and notes on it."""
+    network, task = build(config)
+    context.shard(config.batch_size)
+    notes = list(getattr(task, "summary", ()))
+    if names := texts_without_room(network, task):
+        notes.append(
+            f"{len(names)} texts ({names[0]} is the first) need more columns than the network makes of "
+            "their images, so nothing is learned from them; try --set windows=2x1,2x1"
+        )
+    return task, tuple(notes)

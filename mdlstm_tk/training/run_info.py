@@ -1,0 +1,65 @@
+"""`describe_run`: what a training run is and how far it got."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mdlstm_tk.layer import MDLSTM
+from mdlstm_tk.training.checkpoint import load_checkpoint
+from mdlstm_tk.training.networks import count_parameters
+from mdlstm_tk.training.run_folder import measured, open_run
+
+
+def describe_run(folder: Path) -> dict[str, Any]:
+    """Describe a run, as `mdlstm info` prints it.
+
+    Args:
+        folder: the run folder.
+
+    Returns:
+        "kind": "run"; all settings, where "cell" and "directions" are those that the network really has;
+        "steps_done", "parameters"; "best_step" and "best_score" of the best checkpoint; the mean of each
+        loss and error over the last 100 steps as "last_100_NAME"; "exports", the names of the exported
+        models. All values are JSON values.
+
+    Raises:
+        InputError: there is no run in the folder, or its checkpoint is damaged.
+    """
+    run = open_run(folder)
+    last = load_checkpoint(run.last if run.last.exists() else run.best)
+    best = load_checkpoint(run.checkpoint)
+    network = last.network()
+    recent = run.read_metrics()[-100:]
+    return {
+        "kind": "run",
+        **asdict(last.config),
+        **_recurrence(network),
+        "task": last.spec.name,
+        "steps_done": last.step,
+        "parameters": count_parameters(network),
+        "best_step": best.step,
+        "best_score": best.score,
+        **{f"last_100_{name}": _mean([record[name] for record in recent]) for name in measured(recent)},
+        "exports": sorted(path.name for path in run.folder.glob("*.onnx")),
+    }
+
+
+def _recurrence(network: nn.Module) -> dict[str, Any]:
+    """The cell and the number of sweep directions of the network's layers; lists if they differ."""
+    layers = [module for module in network.modules() if isinstance(module, MDLSTM)]
+    cells = list(dict.fromkeys(layer.cell for layer in layers))
+    directions = list(dict.fromkeys(len(layer.directions) for layer in layers))
+    return {name: _only(values) for name, values in (("cell", cells), ("directions", directions))}
+
+
+def _only(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values or None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,79 @@
+"""Combine the sources of a configuration: the task's defaults, a TOML file, settings and options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.training.config import TrainConfig, read_toml
+from mdlstm_tk.training.tasks import default_config
+
+# settings that may change when a run is resumed; any other would make it a different run
+CHANGEABLE_ON_RESUME = ("steps", "device", "workers", "tensorboard", "data")
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
+    """The texts "KEY=VALUE" of `--set` as a dict.
+
+    Raises:
+        InputError: a text has no key or no "=".
+    """
+    settings = {}
+    for text in pairs:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set takes key=value, got '{text}'")
+        settings[key] = value
+    return settings
+
+
+def configure(
+    options: Mapping[str, Any], settings: Mapping[str, Any] | None = None, file: Path | None = None
+) -> TrainConfig:
+    """The configuration of a new run.
+
+    Later sources win: the defaults of the task (and of the model), `file`, `settings`, `options`.
+
+    Args:
+        options: values from options of the command line, such as `--lr`, or from Python.
+        settings: values from `--set`.
+        file: a TOML file of settings.
+
+    Raises:
+        InputError: a source names an unknown setting or an invalid value, or `data` comes without `task`.
+    """
+    settings = settings or {}
+    file_values = read_toml(file) if file else {}
+    chosen = {key: str(value) for key, value in (file_values | dict(settings) | dict(options)).items()}
+    start = TrainConfig()
+    if "task" in chosen:
+        start = default_config(chosen["task"], chosen.get("data", ""), chosen.get("model"))
+    elif chosen.get("data"):
+        raise InputError("--data needs --task: grid, classify, segment or transcribe")
+    config = start.updated(file_values, str(file)).updated(settings, "--set")
+    return config.updated(options, "command line")
+
+
+def configure_resumed(
+    config: TrainConfig, options: Mapping[str, Any], settings: Mapping[str, Any] | None = None
+) -> TrainConfig:
+    """The configuration of a resumed run: its own, with the changes that resuming allows.
+
+    Args:
+        config: configuration of the run's last checkpoint.
+        options: as for `configure`.
+        settings: as for `configure`.
+
+    Raises:
+        InputError: a setting is changed that would make it a different run.
+    """
+    settings = settings or {}
+    for key in {**settings, **options}:
+        if key not in CHANGEABLE_ON_RESUME:
+            raise InputError(
+                f"--resume goes on with the run's own {key} = {getattr(config, key, None)!r}; "
+                f"only {', '.join(CHANGEABLE_ON_RESUME)} can change"
+            )
+    return config.updated(settings, "--set").updated(options, "command line")
