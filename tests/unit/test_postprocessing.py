@@ -48,7 +48,7 @@ def test_labels_and_probabilities() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "edits"),
+    ("one", "other", "edits"),
     [
         ("", "", 0),
         ("abc", "abc", 0),
@@ -58,5 +58,5 @@ def test_labels_and_probabilities() -> None:
         ("ab", "ba", 2),
     ],
 )
-def test_edit_distance(first: str, second: str, edits: int) -> None:
-    assert edit_distance(first, second) == edit_distance(second, first) == edits
+def test_edit_distance(one: str, other: str, edits: int) -> None:
+    assert edit_distance(one, other) == edit_distance(other, one) == edits
