@@ -163,10 +163,12 @@ def _onnxruntime() -> Iterator[Check]:
     try:
         yield Check("onnxruntime on CUDA", "ok", _run_tiny_model("cuda"))
     except MDLSTMError:
-        state: State = "absent" if cuda.missing([cuda.DRIVER]) else "broken"  # without a driver, no GPU
-        yield Check("onnxruntime on CUDA", state, "does not start", cuda.why_not(onnxruntime))
-    missing = cuda.missing(cuda.wanted(onnxruntime))
-    libraries = f"{cuda.versions(onnxruntime)} libraries"
+        state: State = (
+            "absent" if cuda.missing_libraries([cuda.DRIVER]) else "broken"
+        )  # without a driver, no GPU
+        yield Check("onnxruntime on CUDA", state, "does not start", cuda.cuda_problem(onnxruntime))
+    missing = cuda.missing_libraries(cuda.required_libraries(onnxruntime))
+    libraries = f"{cuda.required_versions(onnxruntime)} libraries"
     if missing:
         yield Check(libraries, "absent", f"not found: {', '.join(missing)}", cuda.INSTALL_LIBRARIES)
     else:
@@ -221,9 +223,9 @@ def _attempt(name: str, module: str, action: Callable[[], str]) -> Check:
 
 def _run_tiny_model(device: str) -> str:
     """Run a model of one addition, and name the provider that it ran on."""
-    from mdlstm_tk.runtime.providers import start
+    from mdlstm_tk.runtime.providers import create_session
 
-    session = start(TINY_MODEL, "a model of one node", device, threads=1, tf32=False).session
+    session = create_session(TINY_MODEL, "a model of one node", device, threads=1, tf32=False).session
     y = session.run(None, {"x": np.asarray([1, 2], np.float32)})[0]
     if y.tolist() != [2, 4]:
         raise MDLSTMError(f"ONNX Runtime computed 1 + 1 and 2 + 2 as {y.tolist()}")

@@ -1,12 +1,12 @@
-"""Every error that mdlstm-tk raises on purpose, and the exit code `mdlstm` ends with.
+"""The exceptions of mdlstm-tk, and the exit codes that `mdlstm` ends with.
 
-    MDLSTMError            1  something went wrong while running
-    ├── InputError         2  an argument, file or array is not what is needed (also a ValueError)
+    MDLSTMError            1  an operation failed
+    ├── InputError         2  an argument, file or array is invalid (also a ValueError)
     ├── ParityError        3  two runtimes disagree by more than the stated tolerance
-    ├── DeviceError        4  the device that was asked for cannot be used
+    ├── DeviceError        4  the requested device cannot be used
     └── MissingExtraError  1  an optional dependency is not installed (also an ImportError)
 
-A message says what was given, what was expected and, where there is one, how to fix it.
+Every message is one line that says what was given, what was expected and how to fix it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from types import ModuleType
 
 
 class MDLSTMError(Exception):
-    """Base of all errors of this package."""
+    """Base class of all exceptions of this package."""
 
     exit_code = 1
 
 
 class InputError(MDLSTMError, ValueError):
-    """An argument, file or array is not what is needed."""
+    """An argument, file or array is invalid."""
 
     exit_code = 2
 
@@ -34,7 +34,7 @@ class ParityError(MDLSTMError):
 
 
 class DeviceError(MDLSTMError):
-    """The device that was asked for cannot be used."""
+    """The requested device cannot be used."""
 
     exit_code = 4
 
@@ -44,7 +44,15 @@ class MissingExtraError(MDLSTMError, ImportError):
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import `module`, or raise `MissingExtraError` naming the command that installs it."""
+    """Import a module that belongs to an optional dependency.
+
+    Args:
+        module: name of the module, for example "PIL.Image".
+        extra: name of the extra of mdlstm-tk that installs it.
+
+    Raises:
+        MissingExtraError: the package is not installed; the message names the command that installs it.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Grid sizes as people write them: 8, 8x12, 4x8x8."""
+"""Parse and format the sizes of grids, such as 8, 8x12 or 4x8x8."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from mdlstm_tk.errors import InputError
 
 
 def parse_size(text: str, ndim: int = 2) -> tuple[int, ...]:
-    """The extents that "8" (each axis), "8x12" or "4x8x8" stand for.
+    """Parse a size: parse_size("8") is (8, 8), parse_size("8x12") is (8, 12).
+
+    Args:
+        text: one extent for all axes, or one per axis, separated by "x".
+        ndim: number of grid axes.
 
     Raises:
-        InputError: it is written otherwise, an extent is 0, or there are not `ndim` of them.
+        InputError: the text has another format, an extent is 0, or there are neither 1 nor `ndim` extents.
     """
     if not re.fullmatch(r"\d+(x\d+)*", text.lower()):
         raise InputError(f"size must be written like 8 or 8x12, got '{text}'")
@@ -26,5 +30,5 @@ def parse_size(text: str, ndim: int = 2) -> tuple[int, ...]:
 
 
 def format_size(extents: tuple[int, ...]) -> str:
-    """(8, 12) → "8x12"."""
+    """Format a size: format_size((8, 12)) is "8x12"."""
     return "x".join(map(str, extents))

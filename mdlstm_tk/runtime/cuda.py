@@ -1,4 +1,4 @@
-"""What ONNX Runtime needs to run on CUDA, what of that is missing, and where to get it."""
+"""Find out why ONNX Runtime cannot use CUDA, and how to fix it."""
 
 from __future__ import annotations
 
@@ -19,59 +19,60 @@ def install_gpu() -> str:
     return f"pip uninstall onnxruntime, then {install_command(['gpu'])}"
 
 
-def preload(onnxruntime: Any) -> None:
+def preload_libraries(onnxruntime: Any) -> None:
     """Load the CUDA libraries that pip installed, which the system's loader does not find."""
     if hasattr(onnxruntime, "preload_dlls"):
-        # It prints what it misses to stdout, which is for data; `missing` tells that better.
+        # preload_dlls prints failures to stdout, which is for data; `missing_libraries` reports them.
         with redirect_stdout(None), suppress(Exception):
             onnxruntime.preload_dlls()
 
 
-def wanted(onnxruntime: Any) -> list[str]:
+def required_libraries(onnxruntime: Any) -> list[str]:
     """File names of the CUDA and cuDNN libraries that this onnxruntime-gpu was built for."""
-    # A private function, and the one place where a version of cuDNN is named.
+    # This function is private, but nothing else names the version of cuDNN.
     paths = getattr(onnxruntime, "_get_nvidia_dll_paths", None)
     with suppress(Exception):
         return [path[-1] for path in paths(sys.platform == "win32")] if paths else []
     return []
 
 
-def versions(onnxruntime: Any) -> str:
-    """The CUDA and cuDNN that this onnxruntime-gpu was built for: "CUDA 13 and cuDNN 9"."""
+def required_versions(onnxruntime: Any) -> str:
+    """The versions that this onnxruntime-gpu was built for, such as "CUDA 13 and cuDNN 9"."""
     cuda = str(getattr(onnxruntime, "cuda_version", "") or "").split(".")[0]
-    found = (re.fullmatch(r"(?:lib)?cudnn(?:\.so\.|64_)(\d+).*", name) for name in wanted(onnxruntime))
-    cudnn = next((match[1] for match in found if match), "")
+    names = required_libraries(onnxruntime)
+    matches = (re.fullmatch(r"(?:lib)?cudnn(?:\.so\.|64_)(\d+).*", name) for name in names)
+    cudnn = next((match[1] for match in matches if match), "")
     return f"CUDA {cuda} and cuDNN {cudnn}".replace("  ", " ").strip()
 
 
-def missing(names: list[str]) -> list[str]:
-    """Those of these libraries that cannot be loaded."""
-    absent = []
+def missing_libraries(names: list[str]) -> list[str]:
+    """The libraries among `names` that cannot be loaded."""
+    missing = []
     for name in names:
         try:
             ctypes.CDLL(name)
         except OSError:
-            absent.append(name)
-    return absent
+            missing.append(name)
+    return missing
 
 
-def why_not(onnxruntime: Any, index: int = 0) -> str:
-    """Why CUDA did not start, and what to do about it."""
+def cuda_problem(onnxruntime: Any, index: int = 0) -> str:
+    """Why ONNX Runtime cannot use CUDA device `index`, and how to fix it."""
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        return f"this onnxruntime has no CUDA; {install_gpu()}"
-    if missing([DRIVER]):
+        return f"this onnxruntime was built without CUDA; {install_gpu()}"
+    versions = required_versions(onnxruntime)
+    if missing_libraries([DRIVER]):
         return (
-            f"there is no NVIDIA driver ({DRIVER} is not found); install one, and with it "
-            f"{versions(onnxruntime)}, for example: {INSTALL_LIBRARIES}"
+            f"no NVIDIA driver was found ({DRIVER} cannot be loaded); install one, and {versions}, "
+            f"for example with: {INSTALL_LIBRARIES}"
         )
-    absent = missing(wanted(onnxruntime))
-    if absent:
+    missing = missing_libraries(required_libraries(onnxruntime))
+    if missing:
         return (
-            f"this onnxruntime-gpu needs {versions(onnxruntime)}, of which {', '.join(absent)} cannot be "
-            f"loaded; {INSTALL_LIBRARIES}"
+            f"this onnxruntime-gpu needs {versions}, but {', '.join(missing)} cannot be loaded; "
+            f"{INSTALL_LIBRARIES}"
         )
     return (
-        f"CUDA did not start on device {index}, though its libraries are there; look with nvidia-smi "
-        "whether there is such a device, and whether the driver is new enough for "
-        f"{versions(onnxruntime)}"
+        f"CUDA did not start on device {index}, although its libraries are installed; check with "
+        f"nvidia-smi that the device exists and that the driver is new enough for {versions}"
     )

@@ -1,4 +1,4 @@
-"""Repeated runs over buffers that stay where they are, which a captured CUDA graph needs."""
+"""Capture and replay CUDA graphs, which needs inputs and outputs at fixed addresses."""
 
 from __future__ import annotations
 
@@ -10,67 +10,69 @@ import numpy as np
 
 from mdlstm_tk.runtime.io.npy import Array
 
-MAX_SHAPES = 8  # that are captured: each keeps its memory on the device until the session is closed
-NO_GRAPH = "-1"
+MAX_GRAPHS = 8  # each keeps its device memory until the session is closed
+NO_GRAPH = "-1"  # ONNX Runtime's id for a run without capture or replay
 
 Shapes = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class _Buffers:
+    """Device buffers for one combination of input shapes, and the id of the graph captured on them."""
+
     inputs: dict[str, Any]
     output: Any
     binding: Any
-    graph: str
+    graph_id: str
 
 
-class BoundRuns:
-    """Runs of a session whose inputs' shapes come again.
+class CudaGraphRunner:
+    """Run a session, with a captured CUDA graph where the inputs' shapes repeat.
 
-    A run with the shapes of the run before it gets buffers of its own for them: ONNX Runtime captures
-    once what it does with these, and replays it whenever the shapes come again. Runs wait for each
-    other, as they share the buffers.
+    When two runs in a row have the same shapes, buffers are allocated for them. ONNX Runtime captures
+    a graph on the next run with these shapes and replays it on all later ones. Runs take turns, as they
+    share the buffers.
 
     Args:
         onnxruntime: the module.
-        session: of ONNX Runtime, started with CUDA graphs; it has one output.
-        device: where the buffers are: "cuda".
-        index: of the device.
+        session: an `InferenceSession` with one output, created with CUDA graphs enabled.
+        device: device type of the buffers: "cuda"; tests use "cpu".
+        index: index of the device.
     """
 
     def __init__(self, onnxruntime: Any, session: Any, device: str, index: int) -> None:
-        self._values, self._session = onnxruntime.OrtValue, session
-        self._place = (device, index)
+        self._OrtValue, self._session = onnxruntime.OrtValue, session
+        self._device = (device, index)
         self._buffers: dict[Shapes, _Buffers] = {}
-        self._before: Shapes | None = None
+        self._previous_shapes: Shapes | None = None
         self._lock = threading.Lock()
 
     def __call__(self, feeds: dict[str, Array], options: Any) -> Array:
-        """The output for these inputs, under these RunOptions."""
+        """Run the session on `feeds` under the RunOptions `options`; returns its output."""
         shapes = tuple(x.shape for x in feeds.values())
         with self._lock:
-            again, self._before = shapes == self._before, shapes
+            repeated, self._previous_shapes = shapes == self._previous_shapes, shapes
             buffers = self._buffers.get(shapes)
             if buffers is not None:
                 for name, x in feeds.items():
                     buffers.inputs[name].update_inplace(x)
-                options.add_run_config_entry("gpu_graph_id", buffers.graph)
+                options.add_run_config_entry("gpu_graph_id", buffers.graph_id)
                 self._session.run_with_iobinding(buffers.binding, options)
                 return np.array(buffers.output.numpy())
             options.add_run_config_entry("gpu_graph_id", NO_GRAPH)
             y: Array = self._session.run(None, feeds, options)[0]
-            if again and len(self._buffers) < MAX_SHAPES:
-                self._buffers[shapes] = self._bind(feeds, y)
+            if repeated and len(self._buffers) < MAX_GRAPHS:
+                self._buffers[shapes] = self._allocate(feeds, y)
             return y
 
-    def _bind(self, feeds: dict[str, Array], y: Array) -> _Buffers:
-        """Buffers for inputs and an output like these."""
+    def _allocate(self, feeds: dict[str, Array], y: Array) -> _Buffers:
+        """Allocate and bind buffers for inputs shaped like `feeds` and an output shaped like y."""
         inputs = {
-            name: self._values.ortvalue_from_numpy(x.copy(), *self._place) for name, x in feeds.items()
+            name: self._OrtValue.ortvalue_from_numpy(x.copy(), *self._device) for name, x in feeds.items()
         }
-        output = self._values.ortvalue_from_shape_and_type(y.shape, y.dtype, *self._place)
+        output = self._OrtValue.ortvalue_from_shape_and_type(y.shape, y.dtype, *self._device)
         binding = self._session.io_binding()
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         binding.bind_ortvalue_output(self._session.get_outputs()[0].name, output)
-        return _Buffers(inputs, output, binding, str(len(self._buffers) + 1))
+        return _Buffers(inputs, output, binding, graph_id=str(len(self._buffers) + 1))

@@ -70,7 +70,7 @@ def infer_paths(
     output_format: Format | None = None,
     probabilities: bool = False,
     device: str = "auto",
-    threads: int = 0,
+    threads: int = 1,
     batch_size: int | None = None,
     engine: Engine = "local",
     workers: int | None = None,
@@ -96,7 +96,7 @@ def infer_paths(
         probabilities: write the probabilities of the classes (softmax over the last axis) instead of
             labels, texts or masks. The default format is then npy or npz.
         device: "auto" (CUDA if it works, else CPU), "cpu", "cuda" or "cuda:N".
-        threads: CPU threads of one run. 0: as many as ONNX Runtime chooses.
+        threads: CPU threads of one run, as for `Session`. 0: one per core.
         batch_size: samples per run. None: 64, or fewer for grids above 64×64.
         engine: "local", or "ray" to distribute the files with Ray Data on $RAY_ADDRESS.
         workers: number of processes of the Ray engine. None: one per CPU.

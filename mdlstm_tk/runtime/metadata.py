@@ -1,4 +1,4 @@
-"""What an exported model says of itself: JSON values in ONNX `metadata_props`, under `mdlstm.*`."""
+"""The metadata of exported models: JSON values in ONNX `metadata_props`, with keys `mdlstm.*`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mdlstm_tk.errors import InputError
 
 PREFIX = "mdlstm."
 SCHEMA = 1
-TUPLES = ("grid", "inputs", "window", "classes")  # JSON has lists
+TUPLE_FIELDS = ("grid", "inputs", "window", "classes")  # JSON stores them as lists
 
 
 @dataclass(frozen=True)
@@ -19,25 +19,27 @@ class Metadata:
     """The metadata of an exported model.
 
     Attributes:
-        version: of mdlstm-tk that exported it.
-        grid: the extents it takes; with an input "sizes" also smaller ones. None: any.
-        form: "unrolled", the sweep written out for that grid, or "scan", as a loop.
-        layout: of x, for example "N H W C".
-        channels: features at each position of x.
-        outputs: features of y, at each position if it has a grid.
-        inputs: names of the inputs: x, then "sizes" (N, D) if it takes padded samples, then others.
-        window: extents that one position of y stands for, whose grid is ⌈grid / window⌉ in the layout of
-            x. None: y has no grid, it is (N, outputs) or of a shape of its own.
-        dtype: that it computes in. What goes in and comes out is float32 in any case.
-        model: the network's name, if it came from a run.
-        task: what it was trained on, if it came from a run.
-        kind: of the task: "grid", "classify", "segment" or "transcribe", if it came from a run.
-        classes: names of the outputs, if they are classes; of "transcribe" the characters of outputs 1,
-            2, …, as output 0 is the blank.
-        checkpoint_sha256: of the checkpoint, if it came from a run.
-        parity: {"atol", "rtol", "max_abs"}: the tolerance it passed, and its largest error, against
-            float64 when it was exported.
-        schema: version of this list.
+        version: version of mdlstm-tk that exported the model.
+        grid: extents of the grid that the model takes; smaller grids fit, too, if `inputs` has "sizes".
+            None: the model takes any grid.
+        form: "unrolled" (the sweep written out for one grid) or "scan" (the sweep as a loop).
+        layout: axes of x, for example "N H W C".
+        channels: number of features at each position of x.
+        outputs: number of features of y, at each position if y has a grid.
+        inputs: names of the inputs: x, then "sizes" (N, D) if the model takes padded samples, then extra
+            inputs.
+        window: extents of the part of x that one position of y covers. The grid of y is ⌈grid / window⌉,
+            in the layout of x. None: y has no grid, but shape (N, outputs) or another.
+        dtype: precision of the computation. Inputs and outputs are float32 in any case.
+        model: name of the network, if the model was exported from a run.
+        task: name of the task, if the model was exported from a run.
+        kind: kind of the task: "grid", "classify", "segment" or "transcribe".
+        classes: names of the outputs, if they are classes. For "transcribe", the characters of outputs 1,
+            2, …; output 0 is the blank.
+        checkpoint_sha256: checksum of the checkpoint, if the model was exported from a run.
+        parity: {"atol", "rtol", "max_abs"}: the tolerance that the model met on export, and its largest
+            error against float64.
+        schema: version of this set of fields.
     """
 
     version: str
@@ -64,15 +66,15 @@ class Metadata:
 
     @property
     def channels_last(self) -> bool:
-        """Are the channels of x (and of y, if it has a grid) the last axis, not the second?"""
+        """Whether the channels are the last axis of x and of y, rather than the second."""
         return self.layout.endswith("C")
 
     def to_props(self) -> dict[str, str]:
-        """As `metadata_props` hold it."""
+        """The metadata as `metadata_props` store it."""
         return {PREFIX + name: json.dumps(value) for name, value in asdict(self).items()}
 
-    def _is_sane(self) -> bool:
-        """Is everything of the type it should be? It comes from a file, which may come from anybody."""
+    def _is_valid(self) -> bool:
+        """Check the types and ranges of all fields, as the file may be untrusted."""
         counts = (*(self.grid or ()), *(self.window or ()), self.channels, self.outputs)
         texts = (self.version, self.form, self.layout, self.dtype, *self.inputs, *(self.classes or ()))
         optional = (self.model, self.task, self.checkpoint_sha256)
@@ -88,32 +90,39 @@ class Metadata:
         )
 
     @classmethod
-    def from_props(cls, props: Mapping[str, str], shown: str) -> Metadata:
-        """Read it back.
+    def from_props(cls, props: Mapping[str, str], label: str) -> Metadata:
+        """Parse what `to_props` returned.
+
+        Args:
+            props: the model's `metadata_props`.
+            label: what error messages call the model.
 
         Raises:
-            InputError: the file was not exported by mdlstm-tk, or by a newer one.
+            InputError: the model was not exported by mdlstm-tk, by a newer version of it, or its metadata
+                are damaged.
         """
         if PREFIX + "schema" not in props:
             raise InputError(
-                f"{shown} was not exported by mdlstm-tk (it has no mdlstm.* metadata); "
+                f"{label} was not exported by mdlstm-tk (it has no mdlstm.* metadata); "
                 "make one with: mdlstm export"
             )
         try:
             values: dict[str, Any] = {
                 f.name: json.loads(props[PREFIX + f.name]) for f in fields(cls) if PREFIX + f.name in props
             }
-            for name in TUPLES:
+            for name in TUPLE_FIELDS:
                 if values.get(name) is not None:
                     values[name] = tuple(values[name])
             metadata = cls(**values)
-            if metadata.schema == SCHEMA and not metadata._is_sane():
+            if metadata.schema == SCHEMA and not metadata._is_valid():
                 raise ValueError
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise InputError(f"{shown} has damaged mdlstm.* metadata; export it again") from None
+            raise InputError(
+                f"the mdlstm.* metadata of {label} are damaged; export the model again"
+            ) from None
         if metadata.schema != SCHEMA:
             raise InputError(
-                f"{shown} has metadata of schema {metadata.schema}, this version reads {SCHEMA}; "
+                f"the metadata of {label} have schema {metadata.schema}, but this version reads {SCHEMA}; "
                 "install a newer mdlstm-tk"
             )
         return metadata

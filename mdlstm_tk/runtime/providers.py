@@ -1,4 +1,4 @@
-"""Starting ONNX Runtime: on the device that was asked for or not at all, and within limits."""
+"""Create ONNX Runtime sessions on the requested device, with limits on what they may take."""
 
 from __future__ import annotations
 
@@ -12,100 +12,114 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk.errors import DeviceError, InputError, require
-from mdlstm_tk.runtime.cuda import preload, why_not
+from mdlstm_tk.runtime.cuda import cuda_problem, preload_libraries
 
-SILENT, WARNING = 4, 2  # ONNX Runtime's log levels
+LOG_FATAL, LOG_WARNING = 4, 2  # ONNX Runtime's log levels
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-MEMORY_SHARE = 0.75  # of the machine's memory, for all sessions of the process together
+MEMORY_SHARE = 0.75  # of the machine's memory, for all sessions of this process together
 
 
 @dataclass(frozen=True)
-class Started:
-    """A session of ONNX Runtime.
+class ProviderSession:
+    """A session of ONNX Runtime and where it runs.
 
     Attributes:
-        session: it.
-        cuda: index of the CUDA device that it runs on; None for the CPU.
-        graphs: whether it can capture and replay CUDA graphs.
-        reason: why "auto" did not take the CUDA that this onnxruntime has; else None.
+        session: the `onnxruntime.InferenceSession`.
+        cuda_index: index of the CUDA device; None for the CPU.
+        cuda_graphs: whether the session can capture and replay CUDA graphs.
+        reason: why "auto" did not take the CUDA that this ONNX Runtime supports; else None.
     """
 
     session: Any
-    cuda: int | None = None
-    graphs: bool = False
+    cuda_index: int | None = None
+    cuda_graphs: bool = False
     reason: str | None = None
 
 
-def start(data: bytes, shown: str, device: str, threads: int, tf32: bool) -> Started:
-    """Start a model that `check_model` has passed. Arguments and errors are those of `Session`."""
+def create_session(data: bytes, label: str, device: str, threads: int, tf32: bool) -> ProviderSession:
+    """Load a model that `check_model` has accepted.
+
+    Args:
+        data: content of the `.onnx` file.
+        label: what error messages call the model.
+        device, threads, tf32: as for `Session`.
+
+    Raises:
+        InputError: ONNX Runtime cannot load the model, or `device` is unknown.
+        DeviceError: CUDA was asked for and cannot be used.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
     onnxruntime = require("onnxruntime", "cpu")
     index = _cuda_index(device)
     _limit_memory()
+    has_cuda = CUDA in onnxruntime.get_available_providers()
 
-    def on_cpu() -> Any:
-        return _session(onnxruntime, data, threads, [CPU])
-
-    if index is not None and CUDA in onnxruntime.get_available_providers():
-        preload(onnxruntime)
-        with _quiet(onnxruntime):
-            for graphs in (True, False):  # not every model can be captured: Scan cannot
+    if index is not None and has_cuda:
+        preload_libraries(onnxruntime)
+        with _suppressed_logs(onnxruntime):
+            for graphs in (True, False):  # some models cannot be captured, those with a Scan among them
                 options = {"device_id": index, "use_tf32": int(tf32), "enable_cuda_graph": int(graphs)}
-                with contextlib.suppress(Exception):  # ONNX Runtime's exceptions share no base but this
-                    session = _session(onnxruntime, data, threads, [(CUDA, options), CPU])
+                with contextlib.suppress(Exception):  # ONNX Runtime's exceptions have no common base class
+                    session = _inference_session(onnxruntime, data, threads, [(CUDA, options), CPU])
                     if session.get_providers()[0] != CUDA:
                         break
-                    return Started(session, index, graphs)
+                    return ProviderSession(session, index, graphs)
     try:
-        session = on_cpu()
+        session = _inference_session(onnxruntime, data, threads, [CPU])
     except Exception as error:
-        raise InputError(f"{shown} is not a model that ONNX Runtime can load: {one_line(error)}") from None
-    if index is None or (device == "auto" and CUDA not in onnxruntime.get_available_providers()):
-        return Started(session)
-    reason = why_not(onnxruntime, index)
+        raise InputError(f"{label} is not a model that ONNX Runtime can load: {one_line(error)}") from None
+    if index is None or (device == "auto" and not has_cuda):
+        return ProviderSession(session)
+    reason = cuda_problem(onnxruntime, index)
     if device != "auto":
         raise DeviceError(f"device '{device}' cannot be used: {reason}; or use --device cpu")
-    return Started(session, reason=reason)
+    return ProviderSession(session, reason=reason)
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, short and fit for a terminal, whatever names a model brought into it."""
+    """The first line of an error's message, shortened; unprintable characters become "?".
+
+    A model chooses the names that appear in ONNX Runtime's messages, so they may hold terminal escapes.
+    """
     line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return "".join(character if character.isprintable() else "?" for character in line)
 
 
-def _session(onnxruntime: Any, data: bytes, threads: int, providers: list[Any]) -> Any:
+def _inference_session(onnxruntime: Any, data: bytes, threads: int, providers: list[Any]) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = SILENT
-    # A sweep has nothing to fuse: unoptimised it loads twice as fast and runs as fast. And nothing in
-    # the model is computed while it loads, where no time limit holds.
+    options.log_severity_level = LOG_FATAL
+    # Without optimisation a model loads twice as fast and runs as fast, as a sweep has nothing to fuse.
+    # It also keeps ONNX Runtime from folding constants while it loads, where no time limit holds.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.load_model_format", "ONNX")  # the one that was checked
+    # `check_model` has read the bytes as ONNX. Without this, ONNX Runtime might read them as its own
+    # format.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.use_env_allocators", "1")
-    # enable_fallback=0: no second try on the CPU behind our back, announced on stdout.
+    # enable_fallback=0: ONNX Runtime would retry on the CPU on its own and announce it on stdout.
     return onnxruntime.InferenceSession(data, options, providers=providers, enable_fallback=0)
 
 
 @cache
 def _limit_memory() -> None:
-    """Let ONNX Runtime take no more memory than there is, in this process and on the CPU.
+    """Limit the CPU memory that ONNX Runtime allocates in this process.
 
-    What a model computes may be far larger than what its file declares; with this it ends in an
-    error, without it in the machine's out-of-memory killer.
+    A small file can compute large tensors. With this limit, that ends in an error; without it, the
+    system's out-of-memory killer would end a process of its choice.
     """
     onnxruntime = require("onnxruntime", "cpu")
-    memory = _memory()
+    memory = _available_memory()
     if memory is None:
         return
     kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
-    place = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
+    cpu_memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
     config = onnxruntime.OrtArenaCfg({"max_mem": int(MEMORY_SHARE * memory)})
-    with contextlib.suppress(Exception):  # the program around us has set limits of its own
-        onnxruntime.create_and_register_allocator(place, config)
+    with contextlib.suppress(Exception):  # the host program has registered an allocator already
+        onnxruntime.create_and_register_allocator(cpu_memory, config)
 
 
-def _memory() -> int | None:
-    """Bytes of memory of this machine, or of the container; None where that cannot be told."""
+def _available_memory() -> int | None:
+    """Bytes of memory of this machine or container; None if unknown."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -117,20 +131,20 @@ def _memory() -> int | None:
 
 
 @contextlib.contextmanager
-def _quiet(onnxruntime: Any) -> Iterator[None]:
-    """Without ONNX Runtime's own messages, which a session's log level does not cover while CUDA starts."""
-    onnxruntime.set_default_logger_severity(SILENT)
+def _suppressed_logs(onnxruntime: Any) -> Iterator[None]:
+    """Suppress what ONNX Runtime logs while CUDA starts, which a session's log level does not cover."""
+    onnxruntime.set_default_logger_severity(LOG_FATAL)
     try:
         yield
     finally:
-        onnxruntime.set_default_logger_severity(WARNING)
+        onnxruntime.set_default_logger_severity(LOG_WARNING)
 
 
 def _cuda_index(device: str) -> int | None:
-    """The CUDA device that a device name stands for, None for the CPU.
+    """The index of the CUDA device that a device name stands for; None for the CPU.
 
     Raises:
-        InputError: it is no device name.
+        InputError: the name is unknown.
     """
     if device == "cpu":
         return None

@@ -1,4 +1,4 @@
-"""`infer_files` over Ray Data, for more files than one machine can take."""
+"""Distribute `infer_files` with Ray Data, for more files than one machine can process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mdlstm_tk.runtime.session import Session
 
 
 class Worker:
-    """One process of many: loads the model once, then takes windows of jobs."""
+    """A Ray actor that loads the model once and then runs windows of jobs."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Worker:
         self.infer_options = (batch_size, max_bytes, probabilities)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
-        # Pickled, because Arrow, which carries rows, takes no file name that is not UTF-8.
+        # Ray carries rows in Arrow, which takes no file name that is not UTF-8, so jobs are pickled.
         outcomes: list[Outcome] = []
         failure: MDLSTMError | None = None
         try:
@@ -59,30 +59,30 @@ def infer_with_ray(
     timeout: float | None = None,
     workers: int | None = None,
 ) -> Iterator[Outcome]:
-    """What `infer_files` does, with the jobs shared out among Ray workers.
+    """Do what `infer_files` does, with the jobs distributed over Ray workers.
 
-    Results are those of `infer_files` to the byte, as the same arrays share a batch. Ray runs on the
-    cluster that $RAY_ADDRESS names, whose nodes must all see the files under the same names, else on
-    this machine. It reports to nobody and starts no dashboard.
+    The results equal those of `infer_files` byte for byte, as the same arrays share a batch. Ray runs on
+    the cluster at $RAY_ADDRESS, whose nodes must all see the files under the same paths; without
+    it, on this machine. Usage statistics and the dashboard are turned off.
 
     Args:
-        model: that each worker loads.
-        jobs: what to read, and where to write.
+        model: path of the model, which each worker loads.
+        jobs: the files to read and where to write their results.
         batch_size, max_bytes, probabilities: as in `infer_files`.
-        device: of each worker, "cpu" or "cuda".
-        threads: of each worker; 0 is taken for 1, as workers share the cores.
-        timeout: seconds that a run may take.
-        workers: processes; as many as there are CPUs for, if not given.
+        device: "cpu" or "cuda", for each worker.
+        threads: CPU threads of each worker. 0 means 1, as workers share the cores.
+        timeout: maximum duration of one run in seconds.
+        workers: number of processes. None: one per CPU, divided by `threads`.
 
-    Returns:
+    Yields:
         The outcomes, in the order of the jobs' windows.
 
     Raises:
-        MDLSTMError: as in `infer_files`, or Ray failed.
+        MDLSTMError: as in `infer_files`, or Ray fails.
         MissingExtraError: Ray is not installed.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"  # Ray's own words about its workings are in its log files
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"  # its messages are in its log files
     ray: Any = require("ray", "ray")
     data: Any = require("ray.data", "ray")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -93,29 +93,29 @@ def infer_with_ray(
     if cluster:
         _check_reachable(cluster)
     workers = workers or max(1, (os.cpu_count() or 1) // threads)
-    size = {} if cluster else {"num_cpus": workers * threads}
+    resources = {} if cluster else {"num_cpus": workers * threads}
     try:
-        with _silent():
+        with _suppressed_stderr():
             ray.init(
                 address=cluster or "local",
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                **size,
+                **resources,
             )
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         context.execution_options.preserve_order = True
         rows = data.from_items([{"jobs": window} for window in windows], override_num_blocks=len(windows))
-        done = rows.map(
+        processed = rows.map(
             Worker,
             fn_constructor_args=(os.getcwd(), str(model), options, batch_size, max_bytes, probabilities),
             compute=data.ActorPoolStrategy(size=min(workers, len(windows))),
             num_cpus=threads,
             num_gpus=1 if device.startswith("cuda") else 0,
         )
-        for row in done.iter_rows():
+        for row in processed.iter_rows():
             outcomes, failure = pickle.loads(row["outcomes"])
             yield from outcomes
             if failure is not None:
@@ -128,10 +128,10 @@ def infer_with_ray(
 
 
 def _check_reachable(address: str) -> None:
-    """Make sure that somebody listens at host:port; Ray itself would try for many minutes.
+    """Check that something listens at host:port; Ray itself would retry for many minutes.
 
     Raises:
-        MDLSTMError: nobody does.
+        MDLSTMError: nothing does.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdecimal():
@@ -139,18 +139,18 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
-        raise MDLSTMError(f"there is no Ray cluster at $RAY_ADDRESS {address}: {error}") from None
+        raise MDLSTMError(f"no Ray cluster answers at $RAY_ADDRESS {address}: {error}") from None
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Nothing on the process's stderr, where Ray's C++ part says which log level it was given."""
+def _suppressed_stderr() -> Iterator[None]:
+    """Redirect the process's stderr to nowhere: Ray's C++ part prints its log level there."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(devnull)

@@ -1,4 +1,4 @@
-"""`Session`: an exported model under ONNX Runtime."""
+"""`Session`: run an exported model with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -12,43 +12,48 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk.errors import InputError, MDLSTMError, require
-from mdlstm_tk.runtime.cuda_graph import BoundRuns
+from mdlstm_tk.runtime.cuda_graph import CudaGraphRunner
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array, read_capped
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.providers import one_line, start
+from mdlstm_tk.runtime.providers import create_session, one_line
 from mdlstm_tk.runtime.security.model_check import check_model
 from mdlstm_tk.runtime.shapes import Shapes
 
 
 class Session:
-    """An exported model, ready to run.
+    """An exported model, loaded and ready to run.
 
         >>> session = Session("model-8x8.onnx", device="cpu")
-        >>> session(matrix)              # (8, 8) → (8, 8)
+        >>> y = session(x)                      # x (N, 8, 8, C) → y (N, 8, 8, outputs)
+        >>> y = session(x[0])                   # without the batch axis: (8, 8, C) → (8, 8, outputs)
+        >>> y = session(x[0, ..., 0])           # C = 1 and one output: (8, 8) → (8, 8)
+        >>> session = Session("padded.onnx")    # exported with valid extents as an input
+        >>> y = session(x, sizes=sizes)         # sizes (N, 2), integers
 
-    Several threads may call it at once; on CUDA with graphs they take turns.
+    Inputs and outputs are NumPy arrays; outputs are float32. Calls from several threads are safe: they run
+    concurrently, except with CUDA graphs, where they take turns.
 
-    The model may be untrusted: see `mdlstm_tk.runtime.security.model_check` for what is refused and
-    for what cannot be.
+    The model may be untrusted. `mdlstm_tk.runtime.security.model_check` says what is refused, and what
+    cannot be prevented.
 
     Args:
-        model: path of an `.onnx` file that `mdlstm export` wrote, or its bytes.
+        model: path of an `.onnx` file that `mdlstm export` wrote, or its content.
         device: "auto" (CUDA if it works, else CPU), "cpu", "cuda" or "cuda:N".
-        threads: of one run on the CPU. One is as fast as several where the batch and the hidden size
-            are small; 0 takes as many as there are cores.
-        timeout: seconds that a run may take; None for no limit. It is looked at between operators.
-        max_bytes: that the file, its tensors, or one sample of its grid may take.
-        tf32: on CUDA, let matrix products round their inputs to 10 bits, which is faster.
+        threads: CPU threads of one run. One is as fast as several for small batches and hidden sizes;
+            0 means one per core.
+        timeout: maximum duration of one run in seconds; None: no limit. It is checked between operators.
+        max_bytes: maximum size in bytes of the file, of its tensors together, and of one sample.
+        tf32: let matrix products on CUDA round their inputs to 10 bits of mantissa, which is faster.
 
     Attributes:
-        metadata: what the model says of itself.
-        device: "cpu" or "cuda:N", where it really runs.
-        provider: ONNX Runtime's name for that.
-        reason: why "auto" did not take the CUDA that this onnxruntime has; else None.
+        metadata: what the file says about the model: grid, channels, outputs, task.
+        device: "cpu" or "cuda:N", where the model runs.
+        provider: ONNX Runtime's name for the device.
+        reason: why "auto" did not take the CUDA that this ONNX Runtime supports; else None.
 
     Raises:
-        InputError: no such file, or not a model that mdlstm-tk exported.
-        DeviceError: CUDA was asked for and cannot be had. There is no silent fallback.
+        InputError: the file does not exist, is not a model that mdlstm-tk exported, or is refused.
+        DeviceError: CUDA was asked for and cannot be used. It never falls back to the CPU silently.
         MissingExtraError: ONNX Runtime is not installed.
     """
 
@@ -63,138 +68,114 @@ class Session:
         tf32: bool = False,
     ) -> None:
         self._onnxruntime: Any = require("onnxruntime", "cpu")
-        shown = "the model" if isinstance(model, bytes) else str(model)
-        data = model if isinstance(model, bytes) else _read(Path(model), max_bytes)
-        check_model(data, shown, max_bytes)
-        started = start(data, shown, device, threads, tf32)
-        self._session: Any = started.session
-        self._bound: BoundRuns | None = None
-        if started.graphs and started.cuda is not None:
-            self._bound = BoundRuns(self._onnxruntime, self._session, "cuda", started.cuda)
-        self.device = "cpu" if started.cuda is None else f"cuda:{started.cuda}"
+        label = "the model" if isinstance(model, bytes) else str(model)
+        data = model if isinstance(model, bytes) else _read_model(Path(model), max_bytes)
+        check_model(data, label, max_bytes)
+        created = create_session(data, label, device, threads, tf32)
+        self._session: Any = created.session
+        self._graph_runner: CudaGraphRunner | None = None
+        if created.cuda_graphs and created.cuda_index is not None:
+            self._graph_runner = CudaGraphRunner(
+                self._onnxruntime, self._session, "cuda", created.cuda_index
+            )
+        self.device = "cpu" if created.cuda_index is None else f"cuda:{created.cuda_index}"
         self.provider: str = self._session.get_providers()[0]
-        self.reason = started.reason
+        self.reason = created.reason
         try:
             props = self._session.get_modelmeta().custom_metadata_map
         except UnicodeDecodeError:
-            raise InputError(f"{shown} has damaged metadata, which is no text; export it again") from None
-        self.metadata = Metadata.from_props(props, shown)
-        if prod(self.metadata.grid or ()) * self.metadata.channels * FLOAT_BYTES > max_bytes:
-            raise InputError(f"one sample for {shown} takes more than {max_bytes} bytes")
+            raise InputError(f"the metadata of {label} are not UTF-8; export the model again") from None
+        self.metadata = Metadata.from_props(props, label)
+        sample_bytes = prod(self.metadata.grid or ()) * self.metadata.channels * FLOAT_BYTES
+        if sample_bytes > max_bytes:
+            raise InputError(
+                f"one sample for {label} takes {sample_bytes} bytes, more than {max_bytes}; "
+                "allow more with --max-bytes"
+            )
         self._shapes = Shapes(self.metadata)
         self._timeout = timeout
 
-    def __call__(self, x: Array, sizes: Array | None = None, **others: Array) -> Array:
+    def __call__(self, x: Array, sizes: Array | None = None, **extra_inputs: Array) -> Array:
         """Run the model.
 
         Args:
-            x: real numbers of shape (*grid), (*grid, C) or (N, *grid, C); (*grid) if C is 1. Channels come
-                before the grid if the model's layout has them there.
-            sizes: (N, D) whole numbers, the valid extent of each sample, for a model that takes them; what
-                lies outside in x is ignored, and means nothing in y.
-            **others: further inputs by name, if the model has any; with the batch axis if x has it.
+            x: real numbers of shape (N, *grid, C), (*grid, C) or, if C is 1, (*grid). For a channels-first
+                model the channels come before the grid.
+            sizes: valid extents of each sample, integers of shape (N, D), for a model that was exported
+                with them. Values of x outside them are ignored; values of y outside them mean nothing.
+            **extra_inputs: the model's further inputs by name, with a batch axis if x has one.
 
         Returns:
-            y float32, with the batch axis if x has it, and without the channels' axis if x has none and
-            y has one feature. A model that takes sizes takes smaller grids than its own as well; y is then
-            what the model for that grid would give.
+            y as float32, (N, *⌈grid/window⌉, outputs), or (N, outputs) if the model's output has no grid.
+            It has a batch axis if x has one, and no channel axis if x has none and there is one output.
+            A model that was exported with `sizes` takes smaller grids than its own, too; y is then what
+            a model of that grid returns.
 
         Raises:
-            InputError: x has another shape, is empty or is not finite; names the grid that would fit.
-            MDLSTMError: ONNX Runtime fails, runs out of memory or out of time, or the session is closed.
+            InputError: x, sizes or an extra input has the wrong shape, is empty or is not finite. If the
+                grid is wrong, the message names the one that fits.
+            MDLSTMError: ONNX Runtime fails, runs out of memory or time, or the session is closed.
         """
-        given = self._shapes.rows(x)
-        named = self._shapes.others(others, given)
+        batch = self._shapes.prepare(x)
+        extra = self._shapes.prepare_extra_inputs(extra_inputs, batch)
         if sizes is None:
-            (y,) = self._run_together([given.rows], named)
+            (y,) = self._run_together([batch.samples], extra)
         else:
-            y = self._run(given.rows, {"sizes": self._shapes.sizes(sizes, given.rows), **named})
-        return self._shapes.result(y, given)
+            y = self._run(batch.samples, {"sizes": self._shapes.prepare_sizes(sizes, batch), **extra})
+        return self._shapes.restore_axes(y, batch)
 
     def run_many(self, arrays: Sequence[Array]) -> list[Array]:
-        """Run the model on arrays of any mix of shapes that it takes, in as few batches as can be.
+        """Run the model on arrays of different shapes in as few batches as possible.
 
-        A model that takes sizes gets all in one batch, padded; another gets those of one grid together.
-        The memory that takes is for the caller to bound.
+        If the model takes `sizes`, all arrays are padded into one batch; else arrays of equal grids share
+        a batch. The caller bounds the memory that this takes.
 
         Args:
             arrays: each as for a single call.
 
         Returns:
-            For each what a single call would return.
+            For each array what a single call returns.
 
         Raises:
             InputError: as for a single call; "x[3]" is the fourth array.
+            MDLSTMError: as for a single call.
         """
-        given = [self._shapes.rows(x, f"x[{k}]") for k, x in enumerate(arrays)]
-        for x in given:
-            self._shapes.others({}, x)
+        batches = [self._shapes.prepare(x, f"x[{k}]") for k, x in enumerate(arrays)]
+        for batch in batches:
+            self._shapes.prepare_extra_inputs({}, batch)
         groups: dict[tuple[int, ...] | None, list[int]] = {}
-        for k, x in enumerate(given):
-            key = None if self._shapes.takes_sizes else x.rows.shape[1:]
+        for k, batch in enumerate(batches):
+            key = None if self._shapes.takes_sizes else batch.samples.shape[1:]
             groups.setdefault(key, []).append(k)
         results: dict[int, Array] = {}
         for members in groups.values():
-            outputs = self._run_together([given[k].rows for k in members], {})
+            outputs = self._run_together([batches[k].samples for k in members], {})
             for k, y in zip(members, outputs, strict=True):
-                results[k] = self._shapes.result(y, given[k])
-        return [results[k] for k in range(len(given))]
-
-    def _run_together(self, parts: Sequence[Array], named: Mapping[str, Array]) -> list[Array]:
-        """y of each part (N, *grid, C), all of one grid, unless the model takes sizes, from one run."""
-        shapes = self._shapes
-        if shapes.takes_sizes:
-            rows, sizes = shapes.padded(parts)
-            named = {"sizes": sizes, **named}
-        else:
-            rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        outputs = np.split(self._run(rows, named), np.cumsum([len(part) for part in parts])[:-1])
-        if not shapes.takes_sizes:
-            return outputs
-        return [shapes.cropped(y, shapes.grid(part)) for y, part in zip(outputs, parts, strict=True)]
-
-    def _run(self, rows: Array, named: Mapping[str, Array]) -> Array:
-        """The model's y, given all its inputs as it takes them."""
-        session, bound, about = self._session, self._bound, self.metadata
-        if session is None:
-            raise MDLSTMError("this session is closed; open the model again with Session(...)")
-        feeds = {about.inputs[0]: rows, **named}
-        with _limited(self._onnxruntime.RunOptions(), self._timeout) as (options, stopped):
-            try:
-                y: Array = session.run(None, feeds, options)[0] if bound is None else bound(feeds, options)
-            except Exception as error:  # ONNX Runtime's exceptions share no base but this
-                if stopped.is_set():
-                    message = f"the model was stopped after {self._timeout:g} s; allow more with --timeout"
-                elif "bfc_arena" in str(error):
-                    message = "the model needs more memory than there is; use a smaller batch or grid"
-                else:
-                    message = f"ONNX Runtime failed: {one_line(error)}"
-                raise MDLSTMError(message) from None
-        if y.shape[:1] != rows.shape[:1] or (about.window is not None and y.ndim != about.ndim + 2):
-            raise MDLSTMError(f"the model gave an array of shape {y.shape} for x of shape {rows.shape}")
-        return y
+                results[k] = self._shapes.restore_axes(y, batches[k])
+        return [results[k] for k in range(len(batches))]
 
     def warm_up(self, batch: int = 1, grid: tuple[int, ...] | None = None) -> None:
-        """Run zeros, so that the next run of that batch and grid is as fast as any.
+        """Run the model on zeros, so that later runs of this batch and grid reach their full speed.
 
         Args:
-            batch: N.
-            grid: the model's own if not given.
+            batch: number of samples N.
+            grid: extents of the grid. None: the model's own.
 
         Raises:
-            InputError: the model takes any grid and none is given, or does not take this one.
+            InputError: the model takes any grid and none is given, or it does not take this one.
         """
-        about = self.metadata
-        grid = grid or about.grid
+        grid = grid or self.metadata.grid
         if grid is None:
-            raise InputError("this model takes any grid; say which one to warm up for: warm_up(grid=...)")
-        sample = (*grid, about.channels) if about.channels_last else (about.channels, *grid)
-        for _ in range(1 if self._bound is None else 3):  # the third replays what the second captured
-            self(np.zeros((batch, *sample), np.float32))
+            raise InputError("this model takes any grid; name the one to warm up for: warm_up(grid=...)")
+        channels = self.metadata.channels
+        sample_shape = (*grid, channels) if self.metadata.channels_last else (channels, *grid)
+        # With CUDA graphs, the second run captures a graph and the third replays it.
+        for _ in range(1 if self._graph_runner is None else 3):
+            self(np.zeros((batch, *sample_shape), np.float32))
 
     def close(self) -> None:
-        """Let go of the model. The session cannot run afterwards; runs under way end as usual."""
-        self._session = self._bound = None
+        """Release the model. Runs in progress finish; later ones raise an `MDLSTMError`."""
+        self._session = self._graph_runner = None
 
     def __enter__(self) -> Session:
         return self
@@ -202,34 +183,78 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _run_together(self, parts: Sequence[Array], extra: Mapping[str, Array]) -> list[Array]:
+        """Compute y for each part (N, *grid, C) in one run. Grids may differ if the model takes `sizes`."""
+        shapes = self._shapes
+        if shapes.takes_sizes:
+            samples, sizes = shapes.padded(parts)
+            extra = {"sizes": sizes, **extra}
+        else:
+            samples = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        ends = np.cumsum([len(part) for part in parts])
+        outputs = np.split(self._run(samples, extra), ends[:-1])
+        if not shapes.takes_sizes:
+            return outputs
+        return [shapes.cropped(y, shapes.grid(part)) for y, part in zip(outputs, parts, strict=True)]
+
+    def _run(self, samples: Array, extra: Mapping[str, Array]) -> Array:
+        """Run the model on all its inputs, in the shapes that its file declares."""
+        # Local references: another thread may close the session meanwhile.
+        session, graph_runner, metadata = self._session, self._graph_runner, self.metadata
+        if session is None:
+            raise MDLSTMError("this session is closed; open the model again with Session(...)")
+        feeds = {metadata.inputs[0]: samples, **extra}
+        with _time_limit(self._onnxruntime.RunOptions(), self._timeout) as (options, timed_out):
+            try:
+                y: Array = (
+                    session.run(None, feeds, options)[0]
+                    if graph_runner is None
+                    else graph_runner(feeds, options)
+                )
+            except Exception as error:  # ONNX Runtime's exceptions have no common base class
+                if timed_out.is_set():
+                    message = f"the model was stopped after {self._timeout:g} s; allow more with --timeout"
+                elif "bfc_arena" in str(error):
+                    message = "the model needs more memory than there is; use a smaller batch or grid"
+                else:
+                    message = f"ONNX Runtime failed: {one_line(error)}"
+                raise MDLSTMError(message) from None
+        lacks_grid = metadata.window is not None and y.ndim != metadata.ndim + 2
+        if y.shape[:1] != samples.shape[:1] or lacks_grid:
+            raise MDLSTMError(
+                f"the model returned an array of shape {y.shape} for x of shape {samples.shape}, which "
+                "contradicts its metadata; export it again"
+            )
+        return y
+
 
 @contextmanager
-def _limited(options: Any, timeout: float | None) -> Iterator[tuple[Any, threading.Event]]:
-    """RunOptions that stop a run after `timeout` seconds, and whether they did."""
-    stopped = threading.Event()
+def _time_limit(options: Any, timeout: float | None) -> Iterator[tuple[Any, threading.Event]]:
+    """Yield RunOptions that stop a run after `timeout` seconds, and an event that is set if they did."""
+    timed_out = threading.Event()
     if timeout is None:
-        yield options, stopped
+        yield options, timed_out
         return
 
     def stop() -> None:
-        stopped.set()
+        timed_out.set()
         options.terminate = True
 
     timer = threading.Timer(timeout, stop)
     timer.daemon = True
     timer.start()
     try:
-        yield options, stopped
+        yield options, timed_out
     finally:
         timer.cancel()
 
 
-def _read(path: Path, max_bytes: int) -> bytes:
-    """The file's bytes, so that ONNX Runtime has no path from which to resolve external data."""
+def _read_model(path: Path, max_bytes: int) -> bytes:
+    """Read the file into memory, so that ONNX Runtime has no path to resolve external data against."""
     try:
         with path.open("rb") as file:
             return read_capped(file, str(path), max_bytes)
     except FileNotFoundError:
         raise InputError(f"there is no model {path}; make one with: mdlstm export") from None
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+        raise InputError(f"cannot read the model {path}: {error.strerror or error}") from None

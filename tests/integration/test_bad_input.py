@@ -1,4 +1,4 @@
-"""All that a person can type or hand over wrong: one line, the documented code, nothing half-written."""
+"""Bad arguments and files: one line of error, the documented exit code, and no file changed."""
 
 from __future__ import annotations
 
@@ -35,33 +35,33 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
 
 
-def lying_header(path: Path) -> None:
+def broken_header(path: Path) -> None:
     np.save(path, np.zeros((8, 8)))
-    path.write_bytes(path.read_bytes().replace(b"(8, 8)", b"(8,9**9)"[:6]))
+    path.write_bytes(path.read_bytes().replace(b"(8, 8)", b"(8,9**"))
 
 
 ARRAYS: dict[str, tuple[Maker | None, str]] = {
-    "missing": (None, "there is no file"),
-    "text": (lambda path: path.write_text("1 2 3\n"), "is not a complete .npy array"),
-    "empty file": (lambda path: path.touch(), "is not a complete .npy array"),
-    "truncated": (truncated, "is not a complete .npy array"),
-    "lying header": (lying_header, "is not a complete .npy array"),
-    "npz": (lambda path: np.savez(path.open("wb"), x=np.zeros((8, 8))), "is not a complete .npy array"),
-    "pickle": (saved({"a": 1}), "holds Python objects"),
-    "objects": (saved(np.array([[None]])), "holds Python objects"),
-    "texts": (saved(np.array([["a"]])), "expected real numbers"),
-    "complex": (saved(np.zeros((8, 8), complex)), "holds complex128"),
-    "structured": (saved(np.zeros((8, 8), [("a", "f4")])), "expected real numbers"),
-    "NaN": (saved(with_nan()), "holds 1 NaN or infinite"),
-    "infinite": (saved(np.full((8, 8), np.inf)), "holds 64 NaN or infinite"),
-    "too large": (saved(np.full((8, 8), 1e300)), "holds 64 NaN or infinite"),
-    "no rows": (saved(np.zeros((0, 8))), "is empty: its shape is (0, 8)"),
-    "no batch": (saved(np.zeros((0, 8, 8, 1))), "is empty"),
-    "scalar": (saved(np.float32(1)), "expected (H, W)"),
-    "1-D": (saved(np.zeros(8)), "expected (H, W)"),
-    "5-D": (saved(np.zeros((1, 1, 8, 8, 1))), "expected (H, W)"),
-    "channels": (saved(np.zeros((8, 8, 3))), "has 3 channels"),
-    "grid": (saved(np.zeros((5, 7))), "mdlstm export --size 5x7"),
+    "missing": (None, "matrix.npy"),
+    "text": (lambda path: path.write_text("1 2 3\n"), ".npy array"),
+    "empty file": (lambda path: path.touch(), ".npy array"),
+    "truncated": (truncated, ".npy array"),
+    "broken header": (broken_header, ".npy array"),
+    "npz": (lambda path: np.savez(path.open("wb"), x=np.zeros((8, 8))), ".npy array"),
+    "pickle": (saved({"a": 1}), "Python objects"),
+    "objects": (saved(np.array([[None]])), "Python objects"),
+    "strings": (saved(np.array([["a"]])), "real numbers"),
+    "complex": (saved(np.zeros((8, 8), complex)), "complex128"),
+    "structured": (saved(np.zeros((8, 8), [("a", "f4")])), "real numbers"),
+    "NaN": (saved(with_nan()), "1 NaN"),
+    "infinite": (saved(np.full((8, 8), np.inf)), "64 NaN"),
+    "too large": (saved(np.full((8, 8), 1e300)), "64 NaN"),
+    "no rows": (saved(np.zeros((0, 8))), "(0, 8)"),
+    "no batch": (saved(np.zeros((0, 8, 8, 1))), "(0, 8, 8, 1)"),
+    "scalar": (saved(np.float32(1)), "(H, W)"),
+    "1-D": (saved(np.zeros(8)), "(H, W)"),
+    "5-D": (saved(np.zeros((1, 1, 8, 8, 1))), "(H, W)"),
+    "channels": (saved(np.zeros((8, 8, 3))), "3 channels"),
+    "grid": (saved(np.zeros((5, 7))), "--size 5x7"),
     "folder": (lambda path: path.mkdir(), "matrix.npy"),
 }
 
@@ -88,6 +88,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 
 
 def check(line: str, message: str) -> None:
+    """Check that the last line is the only error and holds the value that matters."""
     assert "Traceback" not in line
     errors = [text for text in line.splitlines() if text.startswith("error: ")]
     assert len(errors) == 1, line
@@ -129,12 +130,12 @@ def damaged_metadata(path: Path, model: Path) -> None:
 
 
 MODELS = {
-    "text": (text_model, "not a model that ONNX Runtime can load"),
-    "empty": (empty_model, "not a model that ONNX Runtime can load"),
-    "cut off": (cut_model, "not a model that ONNX Runtime can load"),
-    "foreign": (foreign_model, "was not exported by mdlstm-tk"),
-    "damaged metadata": (damaged_metadata, "has damaged mdlstm.* metadata"),
-    "missing": (None, "there is no model"),
+    "text": (text_model, "bad.onnx"),
+    "empty": (empty_model, "bad.onnx"),
+    "cut off": (cut_model, "bad.onnx"),
+    "foreign": (foreign_model, "was not exported"),
+    "damaged metadata": (damaged_metadata, "metadata"),
+    "missing": (None, "bad.onnx"),
 }
 
 
@@ -153,120 +154,131 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "unknown verb": (("trian",), 2, "'train'"),
     "unknown option": (("train", "--stepz", "3"), 2, "'--steps'"),
     "steps in words": (("train", "--steps", "many"), 2, "--steps"),
-    "no steps": (("train", "--steps", "0"), 2, "--steps must be at least 1"),
-    "rate NaN": (("train", "--lr", "nan"), 2, "--lr"),
-    "rate infinite": (("train", "--lr", "inf"), 2, "lr must be"),
-    "rate beyond float32": (("train", "--lr", "1e300"), 2, "lr must be"),
-    "setting NaN": (("train", "--set", "clip=nan"), 2, "clip must be"),
-    "huge seed": (("train", "--seed", "9" * 23), 2, "seed must be"),
-    "huge hidden": (("train", "--hidden", "1000000000"), 2, "hidden must be"),
+    "no steps": (("train", "--steps", "0"), 2, "steps"),
+    "rate NaN": (("train", "--lr", "nan"), 2, "lr"),
+    "rate infinite": (("train", "--lr", "inf"), 2, "lr"),
+    "rate beyond float32": (("train", "--lr", "1e300"), 2, "lr"),
+    "setting NaN": (("train", "--set", "clip=nan"), 2, "clip"),
+    "huge seed": (("train", "--seed", "9" * 23), 2, "seed"),
+    "huge hidden": (("train", "--hidden", "1000000000"), 2, "1000000"),
     "many workers": (("train", "--set", "workers=100000"), 2, "256"),
     "emoji": (("train", "--model", "no.py:x:"), 2, "no.py:x:"),
     "one seed to compare": (("compare", "--set", "seed=3"), 2, "seed"),
-    "one model to compare": (("compare", "--set", "model=snake"), 2, "model"),
+    "one model to compare": (
+        ("compare", "--set", "model=snake"),
+        2,
+        "model",
+    ),
     "unknown model": (("train", "--model", "snak"), 2, "'snake'"),
     "model file gone": (("train", "--model", "no.py:net"), 2, "no.py"),
     "unknown cell": (("train", "--cell", "grave"), 2, "'graves'"),
-    "cell for a snake": (("train", "--model", "snake", "--cell", "leaky"), 2, "has no option 'cell'"),
+    "cell for a snake": (("train", "--model", "snake", "--cell", "leaky"), 2, "cell"),
     "unknown device": (("train", "--device", "tpu"), 2, "--device"),
-    "absent device": (("train", "--device", "cuda:9"), 4, "cuda:9"),
-    "size 0": (("train", "--size", "0"), 2, "must be at least 1"),
-    "size 1": (("train", "--size", "1"), 2, "the diagonal task needs a size of at least 3x3, got 1x1"),
-    "size 2x9": (("train", "--size", "2x9"), 2, "at least 3x3, got 2x9"),
-    "size in words": (("train", "--size", "big"), 2, "size must be written like 8 or 8x12"),
-    "3-D size": (("train", "--size", "8x8x8"), 2, "size must have 1 or 2 extents"),
-    "no config": (("train", "-c", "no.toml"), 2, "cannot read no.toml"),
-    "bad config": (("train", "-c", "bad.toml"), 2, "bad.toml is not TOML"),
+    "absent device": (("train", "--device", "cuda:9"), 4, "'cuda:9'"),
+    "size 0": (("train", "--size", "0"), 2, "at least 1"),
+    "size 1": (("train", "--size", "1"), 2, "1x1"),
+    "size 2x9": (("train", "--size", "2x9"), 2, "2x9"),
+    "size in words": (("train", "--size", "big"), 2, "'big'"),
+    "3-D size": (("train", "--size", "8x8x8"), 2, "'8x8x8'"),
+    "no config": (("train", "-c", "no.toml"), 2, "no.toml"),
+    "bad config": (("train", "-c", "bad.toml"), 2, "bad.toml"),
     "config with a typo": (("train", "-c", "typo.toml"), 2, "'hidden'"),
     "unknown task": (("train", "--task", "digit"), 2, "'digits'"),
-    "data without task": (("train", "--data", "."), 2, "--data needs --task: grid, classify"),
-    "data gone": (("train", "--data", "no", "--task", "classify"), 2, "--data no: there is no such file"),
-    "bad precision": (("train", "--precision", "int8"), 2, "int8"),
-    "bad share": (("train", "--set", "dropout=1"), 2, "dropout must be at least 0 and below 1, got 1.0"),
+    "data without task": (("train", "--data", "."), 2, "--task"),
+    "data gone": (("train", "--data", "no", "--task", "classify"), 2, "--data no"),
+    "bad precision": (("train", "--precision", "int8"), 2, "'int8'"),
+    "bad share": (("train", "--set", "dropout=1"), 2, "dropout"),
     "bad windows": (("train", "--windows", "2,x"), 2, "--windows"),
-    "set without value": (("train", "--set", "steps"), 2, "--set"),
+    "set without value": (("train", "--set", "steps"), 2, "'steps'"),
     "set unknown": (("train", "--set", "hiden=1"), 2, "'hidden'"),
-    "run folder not empty": (("train", "-o", "full"), 2, "full is not empty; give another folder with -o"),
-    "run folder a file": (("train", "-o", "bad.toml"), 2, "bad.toml is a file"),
-    "resume nothing": (("train", "--resume", "none"), 2, "there is no run folder none"),
-    "resume no run": (("train", "--resume", "full"), 2, "full holds no checkpoint"),
-    "resume damaged": (("train", "--resume", "cut", "--steps", "999"), 2, "last.safetensors is damaged"),
-    "export without runs": (("export",), 2, "there is no run in runs/ here"),
-    "export no run": (("export", "none"), 2, "there is no run folder none"),
-    "export without checkpoint": (("export", "full"), 2, "full holds no checkpoint"),
-    "export damaged": (("export", "cut"), 2, "best.safetensors is damaged"),
-    "export size 0": (("export", "run", "--size", "0"), 2, "must be at least 1"),
+    "run folder not empty": (("train", "-o", "full"), 2, "full"),
+    "run folder a file": (("train", "-o", "bad.toml"), 2, "bad.toml"),
+    "resume nothing": (("train", "--resume", "none"), 2, "none"),
+    "resume no run": (("train", "--resume", "full"), 2, "full"),
+    "resume damaged": (("train", "--resume", "cut", "--steps", "999"), 2, "last.safetensors"),
+    "export without runs": (("export",), 2, "runs/"),
+    "export no run": (("export", "none"), 2, "none"),
+    "export without checkpoint": (("export", "full"), 2, "full"),
+    "export damaged": (("export", "cut"), 2, "best.safetensors"),
+    "export size 0": (("export", "run", "--size", "0"), 2, "at least 1"),
     "export no such form": (("export", "run", "-o", "m.onnx", "--form", "scam"), 2, "'scan'"),
     "export no such dtype": (("export", "run", "-o", "m.onnx", "--dtype", "int8"), 2, "--dtype"),
     "export size twice": (("export", "run", "--size", "3", "--size", "3x3"), 2, "3x3"),
-    "export exists": (("export", "run"), 2, "model-8x8.onnx exists; give another name with -o, or --force"),
+    "export exists": (("export", "run"), 2, "model-8x8.onnx"),
     "export two to one": (
         ("export", "run", "--size", "3", "--size", "4", "-o", "m.onnx"),
         2,
-        "give a folder",
+        "folder",
     ),
-    "report without runs": (("report",), 2, "there is no run in runs/ here"),
-    "report no run": (("report", "none"), 2, "there is no run folder none"),
-    "report without checkpoint": (("report", "full"), 2, "full holds no checkpoint"),
-    "report damaged": (("report", "cut"), 2, "best.safetensors is damaged"),
-    "report exists": (("report", "run", "-o", "ok.npy"), 2, "ok.npy exists; give another name with -o"),
-    "report onto a folder": (("report", "run", "-o", "full"), 2, "full is a folder, expected a file name"),
-    "verify no model": (("verify", "no.onnx"), 2, "there is no model no.onnx"),
+    "report without runs": (("report",), 2, "runs/"),
+    "report no run": (("report", "none"), 2, "none"),
+    "report without checkpoint": (("report", "full"), 2, "full"),
+    "report damaged": (("report", "cut"), 2, "best.safetensors"),
+    "report exists": (("report", "run", "-o", "ok.npy"), 2, "ok.npy"),
+    "report onto a folder": (("report", "run", "-o", "full"), 2, "full is a folder"),
+    "verify no model": (("verify", "no.onnx"), 2, "no.onnx"),
     "verify no run": (
         ("verify", "run/model-8x8.onnx", "--against", "none"),
         2,
-        "there is no run folder none",
+        "none",
     ),
-    "info nothing": (("info", "none"), 2, "there is no model none"),
-    "info no run": (("info", "full"), 2, "full holds no checkpoint"),
+    "info nothing": (("info", "none"), 2, "none"),
+    "info no run": (("info", "full"), 2, "full"),
     "infer nothing": (("infer",), 2, "FILE"),
-    "infer without model": (("infer", "ok.npy"), 2, "there is no exported model here"),
+    "infer without model": (("infer", "ok.npy"), 2, "-m"),
     "infer exists": (
         ("infer", "ok.npy", "-m", "run", "-o", "bad.toml", "--format", "npy"),
         2,
-        "bad.toml exists",
+        "bad.toml",
     ),
-    "infer into no known kind": (
+    "infer into unsupported type": (
         ("infer", "ok.npy", "-m", "run", "-o", "y.jpg"),
         2,
-        "give --format npy|",
+        "y.jpg",
     ),
     "infer over its input": (
         ("infer", "ok.npy", "-m", "run", "-o", "full/../ok.npy", "--force"),
         2,
-        "overwrite the input",
+        "full/../ok.npy",
     ),
-    "infer two to one": (("infer", "ok.npy", "ok.csv", "-m", "run"), 2, "ok.csv"),
-    "infer unknown kind": (("infer", "bad.toml", "-m", "run"), 2, "bad.toml"),
+    "infer two to one": (("infer", "ok.npy", "ok.csv", "-m", "run"), 2, "ok.out.npy"),
+    "infer unsupported type": (("infer", "bad.toml", "-m", "run"), 2, "'.toml'"),
     "infer unknown format": (("infer", "ok.npy", "-m", "run", "--format", "pgn"), 2, "'png'"),
     "infer folder to stdout": (("infer", "run", "-m", "run", "-o", "-"), 2, "-o -"),
-    "infer useless folder": (("infer", "full", "-m", "run"), 2, "full"),
+    "infer useless folder": (
+        ("infer", "full", "-m", "run"),
+        2,
+        "full, only 1",
+    ),
     "infer stdin and more": (("infer", "-", "ok.npy", "-m", "run"), 2, "stdin"),
-    "infer keep and replace": (("infer", "ok.npy", "--skip-existing", "--force"), 2, "--force"),
+    "infer keep and replace": (("infer", "ok.npy", "--skip-existing", "--force"), 2, "--skip-existing"),
     "infer no rows": (("infer", "ok.npy", "-m", "run", "--batch-size", "0"), 2, "--batch-size"),
-    "infer too large": (("infer", "ok.npy", "-m", "run", "--max-bytes", "99"), 2, "more with --max-bytes"),
-    "infer local workers": (("infer", "ok.npy", "--workers", "2"), 2, "--engine ray"),
-    "infer stdin by ray": (("infer", "-", "--engine", "ray"), 2, "--engine ray takes files"),
-    "infer onto a folder": (("infer", "ok.npy", "ok.npy", "-m", "run", "-o", "d"), 2, "ok.out.npy"),
+    "infer too large": (("infer", "ok.npy", "-m", "run", "--max-bytes", "99"), 2, "99 bytes"),
+    "infer local workers": (("infer", "ok.npy", "--workers", "2"), 2, "--workers"),
+    "infer stdin by ray": (("infer", "-", "--engine", "ray"), 2, "--engine ray"),
+    "infer onto a folder": (
+        ("infer", "ok.npy", "ok.npy", "-m", "run", "-o", "d"),
+        2,
+        "ok.out.npy",
+    ),
     "infer unknown device": (("infer", "ok.npy", "-m", "run", "--device", "gpu"), 2, "--device"),
     "infer negative threads": (("infer", "ok.npy", "-m", "run", "--threads", "-1"), 2, "--threads"),
-    "compare one step": (("compare", "--seeds", "1", "--steps", "5"), 2, "--steps must be at least 20"),
-    "compare size": (("compare", "--size", "2"), 2, "at least 3x3, got 2x2"),
+    "compare one step": (("compare", "--seeds", "1", "--steps", "5"), 2, "20"),
+    "compare size": (("compare", "--size", "2"), 2, "2x2"),
     "unknown compared task": (("compare", "--task", "texture"), 2, "'textures'"),
     "unknown schedule": (("train", "--schedule", "cosin"), 2, "'cosine'"),
     "bad windows setting": (("train", "--set", "windows=2,x"), 2, "'x'"),
     "original settings elsewhere": (("compare", "--task", "digits", "--original-settings"), 2, "digits"),
     "quiet and verbose": (("info", "run", "-q", "-v"), 2, "-q and -v"),
     "export two places": (("export", "run", "-o", "m.onnx", "--web", "page"), 2, "--web"),
-    "infer several to a file": (("infer", "ok.npy", "full", "-m", "run", "-o", "y.npy"), 2, "y.npy"),
     "infer json and stdout": (("infer", "ok.npy", "-m", "run", "-o", "-", "--json"), 2, "--json"),
     "infer unknown engine": (("infer", "ok.npy", "-m", "run", "--engine", "rey"), 2, "'ray'"),
 }
 
 
 @pytest.fixture
-def place(trained: Run, tmp_path: Path) -> Path:
-    """A folder with a good run, a damaged one, a full folder, and files of several kinds."""
+def workspace(trained: Run, tmp_path: Path) -> Path:
+    """A folder with a good run, a damaged one, a folder without a run, and files of several types."""
     shutil.copytree(trained.folder, tmp_path / "run")
     (tmp_path / "cut").mkdir()
     for name in ("best.safetensors", "last.safetensors"):
@@ -284,18 +296,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("case", COMMANDS)
-def test_commands(case: str, place: Path, call: Call) -> None:
+def test_commands(case: str, workspace: Path, call: Call) -> None:
     arguments, code, message = COMMANDS[case]
-    before = contents(place)
-    call.fails(*arguments, cwd=place, code=code, message=message)
-    assert contents(place) == before
+    before = contents(workspace)
+    call.fails(*arguments, cwd=workspace, code=code, message=message)
+    assert contents(workspace) == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_without_cuda_is_exit_code_4(place: Path, call: Call) -> None:
+def test_cuda_without_cuda_is_exit_code_4(workspace: Path, call: Call) -> None:
     arguments = ("infer", "ok.npy", "-m", "run", "--device", "cuda")
-    call.fails(*arguments, cwd=place, code=4, message="device 'cuda' cannot be used")
-    assert not (place / "ok.out.npy").exists()
+    call.fails(*arguments, cwd=workspace, code=4, message="'cuda'")
+    assert not (workspace / "ok.out.npy").exists()
 
 
 @pytest.mark.parametrize(
@@ -308,39 +320,39 @@ def test_cuda_without_cuda_is_exit_code_4(place: Path, call: Call) -> None:
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_folders_that_cannot_be_written(arguments: tuple[str, ...], place: Path, call: Call) -> None:
-    (place / "locked").mkdir(mode=0o555)
-    if os.access(place / "locked", os.W_OK):  # root may write anywhere, but not into a file
-        (place / "locked").rmdir()
-        (place / "locked").touch()
-    before = contents(place)
-    call.fails(*arguments, cwd=place, code=1, message="cannot write")
-    assert contents(place) == before
+def test_folders_that_cannot_be_written(arguments: tuple[str, ...], workspace: Path, call: Call) -> None:
+    (workspace / "locked").mkdir(mode=0o555)
+    if os.access(workspace / "locked", os.W_OK):  # root ignores the mode, so use a file instead
+        (workspace / "locked").rmdir()
+        (workspace / "locked").touch()
+    before = contents(workspace)
+    call.fails(*arguments, cwd=workspace, code=1, message="locked")
+    assert contents(workspace) == before
 
 
-def test_a_reader_that_goes_away_is_no_error(model: Path) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
+def test_a_closed_pipe_is_no_traceback(model: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
     done = subprocess.run(
         [sys.executable, "-m", "mdlstm_tk", "info", str(model), "--json"],
-        stdout=writing,
+        stdout=write_end,
         stderr=subprocess.PIPE,
         text=True,
         check=False,
     )
-    os.close(writing)
+    os.close(write_end)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_what_is_no_regular_file_is_not_replaced(model: Path, call: Call, tmp_path: Path) -> None:
+def test_a_named_pipe_is_never_replaced(model: Path, call: Call, tmp_path: Path) -> None:
     np.save(tmp_path / "matrix.npy", np.zeros((8, 8)))
     os.mkfifo(tmp_path / "pipe")
     call.fails(
         "infer", "matrix.npy", "-m", model, "-o", "pipe", "--force",
-        cwd=tmp_path, code=2, message="pipe is no regular file and is not replaced",
+        cwd=tmp_path, code=2, message="pipe",
     )  # fmt: skip
     assert (tmp_path / "pipe").is_fifo()
 

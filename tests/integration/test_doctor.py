@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
-from test_runtime import TRAINING, python_without
+from helpers.without_packages import TRAINING, python_without
 
 from mdlstm_tk.cli import main
 from mdlstm_tk.diagnostics import JOBS, Check, _package, _writable, check_installation, missing_jobs
@@ -155,7 +155,7 @@ def test_cuda_that_does_not_start_is_broken_where_there_is_a_driver(
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     monkeypatch.setattr(onnxruntime, "cuda_version", "13.0")
-    monkeypatch.setattr(cuda, "missing", lambda names: [] if driver else names)
+    monkeypatch.setattr(cuda, "missing_libraries", lambda names: [] if driver else names)
     start = onnxruntime.InferenceSession
     cpu = {"providers": ["CPUExecutionProvider"]}
     monkeypatch.setattr(

@@ -1,1 +1,1 @@
-"""Reading and writing arrays, images and files."""
+"""Read and write arrays, images and tables; write files atomically."""

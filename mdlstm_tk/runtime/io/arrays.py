@@ -1,4 +1,4 @@
-"""Reading and writing arrays: never a pickle, and never a number that no model can use."""
+"""Read and write arrays as `.npy`, from files and standard streams, without ever unpickling."""
 
 from __future__ import annotations
 
@@ -19,17 +19,12 @@ from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, read_npy
 STDIO = "-"
 
 
-def name_of(source: str | Path) -> str:
-    """What messages call a file, or "-"."""
-    return "standard input" if source == STDIO else str(source)
-
-
 @contextmanager
-def reading(source: str | Path) -> Iterator[IO[bytes]]:
-    """A file to read from: `source`, or standard input for "-".
+def open_input(source: str | Path) -> Iterator[IO[bytes]]:
+    """Open a file for reading; "-" is standard input.
 
     Raises:
-        InputError: there is no such file, or it cannot be read.
+        InputError: the file does not exist or cannot be read.
     """
     try:
         with nullcontext(sys.stdin.buffer) if source == STDIO else open(source, "rb") as file:
@@ -37,48 +32,12 @@ def reading(source: str | Path) -> Iterator[IO[bytes]]:
     except FileNotFoundError:
         raise InputError(f"there is no file {source}") from None
     except OSError as error:
-        raise InputError(f"cannot read {name_of(source)}: {error.strerror or error}") from None
-
-
-def load_array(source: str | Path, max_bytes: int = MAX_BYTES) -> Array:
-    """The array in a `.npy` file, or on standard input for "-".
-
-    Args:
-        source: where it is.
-        max_bytes: that it may take, as it is stored and as float32.
-
-    Returns:
-        float32, finite, with at least one element.
-
-    Raises:
-        InputError: there is no such file, it is no `.npy` array of real numbers, it declares more than
-            `max_bytes`, or it holds NaN or infinity or nothing.
-    """
-    with reading(source) as file:
-        return check_numbers(read_npy(file, name_of(source), max_bytes), name_of(source))
-
-
-def check_numbers(array: Array, shown: str) -> Array:
-    """`array` as float32.
-
-    Raises:
-        InputError: it is not real numbers, is empty, or holds NaN or infinity (also what overflows).
-    """
-    if array.dtype.kind not in "buif":
-        raise InputError(f"{shown} holds {array.dtype}, expected real numbers (float, integer or bool)")
-    if array.size == 0:
-        raise InputError(f"{shown} is empty: its shape is {array.shape}")
-    with np.errstate(over="ignore"):
-        numbers = array.astype(np.float32)
-    bad = int(np.size(numbers) - np.isfinite(numbers).sum())
-    if bad:
-        raise InputError(f"{shown} holds {bad} NaN or infinite values; replace them, e.g. numpy.nan_to_num")
-    return numbers
+        raise InputError(f"cannot read {_label(source)}: {error.strerror or error}") from None
 
 
 @contextmanager
-def writing(target: str | Path) -> Iterator[IO[bytes]]:
-    """A file to write into: `target`, which appears whole or not at all, or standard output for "-".
+def open_output(target: str | Path) -> Iterator[IO[bytes]]:
+    """Open a file that appears whole or not at all; "-" is standard output.
 
     Raises:
         MDLSTMError: the file cannot be written.
@@ -89,23 +48,74 @@ def writing(target: str | Path) -> Iterator[IO[bytes]]:
         sys.stdout.buffer.write(buffer.getbuffer())
         sys.stdout.buffer.flush()
         return
-    # Not "wb": of a file that was truncated, ext4 writes all to disk as soon as it is closed.
+    # Not "wb": ext4 flushes a file to disk when it is closed after it was truncated.
     with atomic_write(Path(target)) as temporary, open(temporary, "r+b") as file:
         yield file
 
 
+def load_array(source: str | Path, max_bytes: int = MAX_BYTES) -> Array:
+    """Read a `.npy` file.
+
+        >>> x = load_array("matrix.npy")
+
+    Args:
+        source: path of the file, or "-" for standard input.
+        max_bytes: maximum size in bytes of the array, as stored and as float32.
+
+    Returns:
+        The array as float32: finite, with at least one element.
+
+    Raises:
+        InputError: the file does not exist, is not a `.npy` array of real numbers, is too large, empty, or
+            holds NaN or infinity.
+    """
+    with open_input(source) as file:
+        return to_float32(read_npy(file, _label(source), max_bytes), _label(source))
+
+
 def save_array(target: str | Path, array: Array) -> None:
-    """Write `array` as `.npy` to a file, whole or not at all, or to standard output for "-".
+    """Write a `.npy` file, whole or not at all.
+
+        >>> save_array("prediction.npy", y)
+
+    Args:
+        target: path of the file, or "-" for standard output.
+        array: real numbers of any shape.
 
     Raises:
         MDLSTMError: the file cannot be written.
     """
-    with writing(target) as file:
+    with open_output(target) as file:
         write_npy(file, array)
 
 
+def to_float32(array: Array, label: str) -> Array:
+    """Convert an array to float32.
+
+    Args:
+        array: real numbers of any shape.
+        label: what error messages call it.
+
+    Raises:
+        InputError: the array is not of real numbers, is empty, or holds NaN, infinity or values that
+            float32 cannot hold.
+    """
+    if array.dtype.kind not in "buif":
+        raise InputError(f"{label} holds {array.dtype}, expected real numbers (float, integer or bool)")
+    if array.size == 0:
+        raise InputError(f"{label} is empty: its shape is {array.shape}")
+    with np.errstate(over="ignore"):
+        converted = array.astype(np.float32)
+    invalid = int(np.size(converted) - np.isfinite(converted).sum())
+    if invalid:
+        raise InputError(
+            f"{label} holds {invalid} NaN or infinite values; replace them, e.g. with numpy.nan_to_num"
+        )
+    return converted
+
+
 def write_npy(file: IO[bytes], array: Array) -> None:
-    """Write what numpy.save writes for an array of numbers, in half its time for a small one."""
+    """Write the bytes that numpy.save writes, in half its time for small arrays of numbers."""
     array = np.asarray(array, order="C")
     file.write(_npy_header(array.shape, array.dtype.str))
     file.write(array.data)
@@ -114,6 +124,11 @@ def write_npy(file: IO[bytes], array: Array) -> None:
 @lru_cache
 def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
     buffer = io.BytesIO()
-    about = {"descr": dtype, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, about)
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, header)
     return buffer.getvalue()
+
+
+def _label(source: str | Path) -> str:
+    """What error messages call a file, or "-"."""
+    return "standard input" if source == STDIO else str(source)

@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Write files and folders atomically: they appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,25 +11,31 @@ from mdlstm_tk.errors import InputError, MDLSTMError
 
 
 def ensure_writable(path: Path, force: bool) -> None:
-    """Make sure that `path` may be written.
+    """Check that `path` may be written.
+
+    Args:
+        path: the file to write.
+        force: allow an existing file to be replaced.
 
     Raises:
-        InputError: it exists and `force` is false, or it is no file: a folder or a device.
+        InputError: the file exists and `force` is false, or `path` is a folder or a device.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder, expected a file name; give one with -o")
     if path.exists() and not path.is_file():
-        raise InputError(f"{path} is no regular file and is not replaced; give another name with -o")
+        raise InputError(f"{path} is not a regular file and is never replaced; give another name with -o")
     if path.exists() and not force:
         raise InputError(f"{path} exists; give another name with -o, or --force to replace it")
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place on success and is removed on failure.
+    """Yield a temporary file beside `path`: it replaces `path` on success and is removed on failure.
+
+    Missing folders are created.
 
     Raises:
-        MDLSTMError: the folder cannot be made or written.
+        MDLSTMError: the folder cannot be created or the file cannot be written.
     """
     temporary = path.with_name(f".{path.name[:50]}.{os.urandom(4).hex()}{path.suffix[:20]}")
     try:
@@ -52,20 +58,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def _create(path: Path) -> None:
-    """Make a new file with the mode that any has: the umask, which all threads share, is left alone."""
+    """Create a new file with the default mode, without reading the umask, which all threads share."""
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
 
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """A temporary folder inside `folder`, which is made if need be: what is whole is moved out of it by
-    renaming, and what is left goes with it.
+    """Yield a temporary folder inside `folder`, which is created if it is missing.
+
+    The caller moves finished files out of it by renaming; all others are removed with it.
 
     Raises:
-        InputError: `folder`, or one above it, is a file.
-        MDLSTMError: it cannot be made or written.
+        InputError: `folder` or one of its parents is a file.
+        MDLSTMError: the folder cannot be created or written.
     """
-    import tempfile  # which brings much along that `infer` does not need
+    import tempfile  # imported late: it imports modules that `mdlstm infer` does not need
 
     for path in (folder, *folder.parents):
         if path.is_file():

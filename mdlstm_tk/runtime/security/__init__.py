@@ -1,1 +1,1 @@
-"""Checks of models that come from strangers."""
+"""Check untrusted models before ONNX Runtime loads them."""

@@ -1,13 +1,15 @@
-"""What a model from a stranger may hold, checked before ONNX Runtime sees a byte of it.
+"""Check an untrusted model before ONNX Runtime sees a byte of it.
 
-Refused are: data outside the file, in whatever tensor; sparse tensors and texts; operators that are
-neither standard ones listed here nor functions of the model's own; tensors that declare more than
-they may take; loops with nothing in them, which nothing can stop; functions that call themselves,
-or each other so often that writing them out would fill the memory; training parts.
+A model is refused if it holds:
+- tensors whose data lie outside the file, sparse tensors, or tensors of strings;
+- operators that are neither in `OPERATORS` nor functions of the model's own;
+- tensors that declare more memory than allowed;
+- loops over an empty body, which cannot be interrupted;
+- functions that are recursive, or that expand to so many nodes that they would fill the memory;
+- training information.
 
-What this cannot do: a single operator on large tensors runs until it is done, whatever the time
-limit, and ONNX Runtime itself is trusted with what passes. Against a determined enemy, run it in a
-container.
+Limits: a single operator on large tensors runs until it is done, whatever the timeout, and ONNX Runtime
+itself is trusted with every model that passes. Run models from determined attackers in a container.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.security.protobuf import BYTES, VARINT, Reader
 
-MAX_NODES = 1_000_000  # once functions are written out
-MAX_DEPTH = 8  # of graphs in graphs
+MAX_NODES = 1_000_000  # with all functions expanded
+MAX_DEPTH = 8  # of nested graphs, and of functions that call functions
 MAX_RANK = 32
 
-# Standard operators on numbers. Left out is what works on texts, sequences, optional values and
-# encoded images, what is random, and what trains.
+# Standard operators on numbers. Operators on strings, sequences, optional values and encoded images are
+# missing, as are random ones and those for training.
 OPERATORS = frozenset(
     b"""
     Abs Acos Acosh Add AffineGrid And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool
@@ -46,9 +48,9 @@ OPERATORS = frozenset(
     Upsample Where Xor
     """.split()
 )
-STANDARD = (b"", b"ai.onnx")
+STANDARD_DOMAINS = (b"", b"ai.onnx")
 
-# Bytes an element, by TensorProto.DataType; STRING and what is unknown are not here.
+# Bytes per element, by TensorProto.DataType. STRING and unknown types are missing.
 ITEM_BYTES = {
     **dict.fromkeys((2, 3, 9), 1),  # uint8, int8, bool
     **dict.fromkeys((4, 5, 10, 16), 2),  # uint16, int16, float16, bfloat16
@@ -58,113 +60,125 @@ ITEM_BYTES = {
     **dict.fromkeys(range(17, 29), 1),  # 8 bits and less
 }
 
-# Field numbers of onnx.proto that are looked at: nobody reuses a number.
+# Field numbers of onnx.proto, which never change.
 MODEL_GRAPH, MODEL_TRAINING, MODEL_FUNCTIONS = 7, 20, 25
 GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_SPARSE = 1, 5, 15
 FUNCTION_NAME, FUNCTION_NODE, FUNCTION_DOMAIN, FUNCTION_DEFAULT, FUNCTION_OVERLOAD = 1, 7, 10, 11, 13
 NODE_OPERATOR, NODE_ATTRIBUTE, NODE_DOC, NODE_DOMAIN, NODE_OVERLOAD = 4, 5, 6, 7, 8
-ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS, ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 23)  # one, several
-TENSOR_DIMS, TENSOR_TYPE, TENSOR_TEXT, TENSOR_EXTERNAL, TENSOR_LOCATION = 1, 2, 6, 13, 14
+# Each of these is a pair: the field for a single value and the field for a list.
+ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS, ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 23)
+TENSOR_DIMS, TENSOR_TYPE, TENSOR_STRINGS, TENSOR_EXTERNAL, TENSOR_LOCATION = 1, 2, 6, 13, 14
 TENSOR_DATA = (4, 5, 7, 9, 10, 11)
 
-Key = tuple[bytes, bytes, bytes]  # domain, name, overload of a function
-Calls = Counter[Key]
+OperatorKey = tuple[bytes, bytes, bytes]
+"""Domain, name and overload of an operator or function."""
+
+CallCounts = Counter[OperatorKey]
+"""How many nodes call each operator or function."""
 
 
-def check_model(data: bytes, shown: str, max_bytes: int = MAX_BYTES) -> None:
-    """Make sure that a model holds nothing but what it may hold.
+def check_model(data: bytes, label: str, max_bytes: int = MAX_BYTES) -> None:
+    """Check that a model holds nothing that this module refuses.
 
     Args:
-        data: the file.
-        shown: what messages call it.
-        max_bytes: that its tensors may take together.
+        data: content of the `.onnx` file.
+        label: what error messages call the model.
+        max_bytes: maximum size in bytes of all its tensors together.
 
     Raises:
-        InputError: it holds something else, or is no ONNX model; says what.
+        InputError: the model is refused, or is not an ONNX model; the message says why.
     """
-    _Guard(data, shown, max_bytes).check()
+    _ModelCheck(data, label, max_bytes).run()
 
 
-class _Guard:
-    """One walk through one model."""
+class _ModelCheck:
+    """One pass over one model."""
 
-    def __init__(self, data: bytes, shown: str, max_bytes: int) -> None:
-        self.data, self.shown, self.max_bytes = data, shown, max_bytes
-        self.reader = Reader(data, shown)
+    def __init__(self, data: bytes, label: str, max_bytes: int) -> None:
+        self.data, self.label, self.max_bytes = data, label, max_bytes
+        self.reader = Reader(data, label)
         self.fields = self.reader.fields
-        self.declared = 0
+        self.tensor_bytes = 0
 
-    def check(self) -> None:
+    def run(self) -> None:
         graphs = []
-        functions: dict[Key, Calls] = {}
-        for number, kind, a, b in self.fields(0, len(self.data)):
+        functions: dict[OperatorKey, CallCounts] = {}
+        for number, wire_type, a, b in self.fields(0, len(self.data)):
             if number == MODEL_GRAPH:
-                self.is_bytes(kind, a)
+                self.expect_bytes(wire_type, a)
                 graphs.append((a, b))
             elif number == MODEL_TRAINING:
-                raise self.refuse("a training part")
+                raise self.refusal("training information")
             elif number == MODEL_FUNCTIONS:
-                self.is_bytes(kind, a)
-                key, calls = self.function(a, b)
+                self.expect_bytes(wire_type, a)
+                key, calls = self.check_function(a, b)
                 if key in functions:
-                    raise self.refuse(f"two functions named {show(key[1])}")
+                    raise self.refusal(f"two functions named {printable(key[1])}")
                 functions[key] = calls
         if len(graphs) != 1:
             raise InputError(
-                f"{self.shown} is not a model that ONNX Runtime can load: it holds {len(graphs)} graphs"
+                f"{self.label} is not a model that ONNX Runtime can load: it holds {len(graphs)} graphs"
             )
-        self.expand(self.graph(*graphs[0], depth=0), functions)
+        self.check_calls(self.check_graph(*graphs[0], depth=0), functions)
 
-    def graph(self, start: int, end: int, depth: int, looped: bool = False) -> Calls:
-        """What the nodes of a graph call."""
+    def check_graph(self, start: int, end: int, depth: int, may_loop: bool = False) -> CallCounts:
+        """Check a graph and count what its nodes call.
+
+        Args:
+            start, end: where the graph's message lies in the file.
+            depth: number of graphs around this one.
+            may_loop: whether a loop may run this graph.
+        """
         if depth > MAX_DEPTH:
-            raise self.refuse(f"graphs in graphs, more than {MAX_DEPTH} deep")
-        calls: Calls = Counter()
-        for number, kind, a, b in self.fields(start, end):
+            raise self.refusal(f"graphs nested more than {MAX_DEPTH} deep")
+        calls: CallCounts = Counter()
+        for number, wire_type, a, b in self.fields(start, end):
             if number == GRAPH_NODE:
-                self.is_bytes(kind, a)
-                self.node(a, b, depth, calls)
+                self.expect_bytes(wire_type, a)
+                self.check_node(a, b, depth, calls)
             elif number == GRAPH_INITIALIZER:
-                self.is_bytes(kind, a)
-                self.tensor(a, b)
+                self.expect_bytes(wire_type, a)
+                self.check_tensor(a, b)
             elif number == GRAPH_SPARSE:
-                raise self.refuse("a sparse tensor")
-        if looped and does_nothing(calls):
-            raise self.refuse("a loop around nothing, which could not be stopped")
+                raise self.refusal("a sparse tensor")
+        if may_loop and has_no_operators(calls):
+            raise self.refusal("a loop over an empty body, which could not be stopped")
         return calls
 
-    def function(self, start: int, end: int) -> tuple[Key, Calls]:
-        """A function's key, and what its nodes call."""
+    def check_function(self, start: int, end: int) -> tuple[OperatorKey, CallCounts]:
+        """Check a function and count what its nodes call."""
         key = {FUNCTION_DOMAIN: b"", FUNCTION_NAME: b"", FUNCTION_OVERLOAD: b""}
-        calls: Calls = Counter()
-        for number, kind, a, b in self.fields(start, end):
+        calls: CallCounts = Counter()
+        for number, wire_type, a, b in self.fields(start, end):
             if number in key:
-                self.is_bytes(kind, a)
+                self.expect_bytes(wire_type, a)
                 if key[number]:
-                    raise self.reader.damaged(a)
+                    raise self.reader.malformed(a)
                 key[number] = self.data[a:b]
             elif number == FUNCTION_NODE:
-                self.is_bytes(kind, a)
-                self.node(a, b, 0, calls)
+                self.expect_bytes(wire_type, a)
+                self.check_node(a, b, 0, calls)
             elif number == FUNCTION_DEFAULT:
-                self.is_bytes(kind, a)
-                self.attribute(a, b, 0, calls, looped=True)
-        if does_nothing(calls):
-            raise self.refuse("a function that does nothing")
-        if key[FUNCTION_DOMAIN] in STANDARD:
-            raise self.refuse("a function in place of a standard operator")
+                self.expect_bytes(wire_type, a)
+                self.check_attribute(a, b, 0, calls, may_loop=True)
+        if has_no_operators(calls):
+            raise self.refusal("a function without operators")
+        if key[FUNCTION_DOMAIN] in STANDARD_DOMAINS:
+            raise self.refusal(
+                f"a function {printable(key[FUNCTION_NAME])} in the domain of the standard operators"
+            )
         return (key[FUNCTION_DOMAIN], key[FUNCTION_NAME], key[FUNCTION_OVERLOAD]), calls
 
-    def node(self, start: int, end: int, depth: int, calls: Calls) -> None:
-        """Check a node's attributes, and add what it calls, and what its graphs call, to `calls`."""
+    def check_node(self, start: int, end: int, depth: int, calls: CallCounts) -> None:
+        """Check a node's attributes; add what the node and its graphs call to `calls`."""
         data = self.data
         domain = name = overload = b""
         attributes = []
-        for number, kind, a, b in self.fields(start, end):
+        for number, wire_type, a, b in self.fields(start, end):
             if number < NODE_OPERATOR or number > NODE_OVERLOAD:
                 continue
-            if kind != BYTES:
-                raise self.reader.damaged(start)
+            if wire_type != BYTES:
+                raise self.reader.malformed(start)
             if number == NODE_ATTRIBUTE:
                 attributes.append((a, b))
             elif number == NODE_OPERATOR and not name:
@@ -173,96 +187,100 @@ class _Guard:
                 domain = data[a:b]
             elif number == NODE_OVERLOAD and not overload:
                 overload = data[a:b]
-            elif number != NODE_DOC:  # given twice
-                raise self.reader.damaged(a)
+            elif number != NODE_DOC:  # a field that occurs twice
+                raise self.reader.malformed(a)
         calls[domain, name, overload] += 1
-        looped = name != b"If"  # a function, too, may hand its graph to a loop
+        may_loop = name != b"If"  # a function may pass a graph on to a loop
         for a, b in attributes:
-            self.attribute(a, b, depth, calls, looped)
+            self.check_attribute(a, b, depth, calls, may_loop)
 
-    def attribute(self, start: int, end: int, depth: int, calls: Calls, looped: bool) -> None:
-        """Check the tensors and graphs in an attribute."""
-        for number, kind, a, b in self.fields(start, end):
+    def check_attribute(self, start: int, end: int, depth: int, calls: CallCounts, may_loop: bool) -> None:
+        """Check the tensors and graphs in an attribute; add what the graphs call to `calls`."""
+        for number, wire_type, a, b in self.fields(start, end):
             if number in ATTRIBUTE_TENSORS:
-                self.is_bytes(kind, a)
-                self.tensor(a, b)
+                self.expect_bytes(wire_type, a)
+                self.check_tensor(a, b)
             elif number in ATTRIBUTE_GRAPHS:
-                self.is_bytes(kind, a)
-                calls.update(self.graph(a, b, depth + 1, looped))
+                self.expect_bytes(wire_type, a)
+                calls.update(self.check_graph(a, b, depth + 1, may_loop))
             elif number in ATTRIBUTE_SPARSE:
-                raise self.refuse("a sparse tensor")
+                raise self.refusal("a sparse tensor")
 
-    def tensor(self, start: int, end: int) -> None:
-        """Check that a tensor's numbers are all here, and how much it declares."""
+    def check_tensor(self, start: int, end: int) -> None:
+        """Check that a tensor's data lie in the file, and add up the size that it declares."""
         dims: list[int] = []
-        item = 0
-        for number, kind, a, b in self.fields(start, end):
+        item_bytes = 0
+        for number, wire_type, a, b in self.fields(start, end):
             if number == TENSOR_DIMS:
-                dims += [a] if kind == VARINT else self.reader.packed(a, b)
+                dims += [a] if wire_type == VARINT else self.reader.packed(a, b)
             elif number == TENSOR_TYPE:
-                if kind != VARINT or a not in ITEM_BYTES:
-                    raise self.refuse("a tensor of texts, or of an unknown type")
-                item = max(item, ITEM_BYTES[a])
-            elif number == TENSOR_EXTERNAL or (number == TENSOR_LOCATION and (kind, a) != (VARINT, 0)):
-                raise self.refuse("a tensor whose data lies outside the file, which is never read")
-            elif number == TENSOR_TEXT:
-                raise self.refuse("a tensor of texts")
+                if wire_type != VARINT or a not in ITEM_BYTES:
+                    raise self.refusal("a tensor of strings or of an unknown type")
+                item_bytes = max(item_bytes, ITEM_BYTES[a])
+            elif number == TENSOR_EXTERNAL or (number == TENSOR_LOCATION and (wire_type, a) != (VARINT, 0)):
+                raise self.refusal("a tensor whose data lie outside the file, which are never read")
+            elif number == TENSOR_STRINGS:
+                raise self.refusal("a tensor of strings")
             elif number in TENSOR_DATA:
-                self.is_bytes(kind, a)
-        if not item:
-            raise self.refuse("a tensor without a type")
+                self.expect_bytes(wire_type, a)
+        if not item_bytes:
+            raise self.refusal("a tensor without a type")
         if len(dims) > MAX_RANK:
-            raise self.refuse(f"a tensor of {len(dims)} axes")
-        self.declared += prod(dims) * item
-        if self.declared > self.max_bytes:
+            raise self.refusal(f"a tensor of {len(dims)} axes")
+        self.tensor_bytes += prod(dims) * item_bytes
+        if self.tensor_bytes > self.max_bytes:
             raise InputError(
-                f"the tensors of {self.shown} take more than {self.max_bytes} bytes; "
+                f"the tensors of {self.label} take more than {self.max_bytes} bytes; "
                 "allow more with --max-bytes"
             )
 
-    def expand(self, calls: Calls, functions: dict[Key, Calls]) -> None:
-        """Check that all that is called may be, and how many nodes that is with functions written out."""
-        sizes: dict[Key, int] = {}
-        open_: set[Key] = set()
+    def check_calls(self, graph_calls: CallCounts, functions: dict[OperatorKey, CallCounts]) -> None:
+        """Check that all operators are allowed, and count the nodes with all functions expanded."""
+        expanded_sizes: dict[OperatorKey, int] = {}
+        expanding: set[OperatorKey] = set()
 
-        def size(calls: Calls, depth: int) -> int:
-            total = 0
-            for key, times in calls.items():
+        def expanded_size(calls: CallCounts, depth: int) -> int:
+            nodes = 0
+            for key, count in calls.items():
+                domain, name, _ = key
                 if key in functions:
-                    if key in open_ or depth > MAX_DEPTH:
-                        raise self.refuse(f"functions that call each other too deep, at {show(key[1])}")
-                    if key not in sizes:
-                        open_.add(key)
-                        sizes[key] = size(functions[key], depth + 1)
-                        open_.remove(key)
-                    total += times * sizes[key]
-                elif key[0] in STANDARD and key[1] in OPERATORS:
-                    total += times
+                    if key in expanding or depth > MAX_DEPTH:
+                        raise self.refusal(
+                            f"functions that call each other recursively or too deep, at {printable(name)}"
+                        )
+                    if key not in expanded_sizes:
+                        expanding.add(key)
+                        expanded_sizes[key] = expanded_size(functions[key], depth + 1)
+                        expanding.remove(key)
+                    nodes += count * expanded_sizes[key]
+                elif domain in STANDARD_DOMAINS and name in OPERATORS:
+                    nodes += count
                 else:
-                    raise self.refuse(
-                        f"the operator {show(key[1])}"
-                        + (f" of domain {show(key[0])}" if key[0] not in STANDARD else "")
-                    )
-            return total
+                    of_domain = "" if domain in STANDARD_DOMAINS else f" of domain {printable(domain)}"
+                    raise self.refusal(f"the operator {printable(name)}{of_domain}")
+            return nodes
 
-        for called in (calls, *functions.values()):
-            if size(called, 0) > MAX_NODES:
-                raise self.refuse(f"more than {MAX_NODES} nodes")
+        for calls in (graph_calls, *functions.values()):
+            if expanded_size(calls, 0) > MAX_NODES:
+                raise self.refusal(f"more than {MAX_NODES} nodes")
 
-    def is_bytes(self, kind: int, position: int) -> None:
-        if kind != BYTES:
-            raise self.reader.damaged(position)
+    def expect_bytes(self, wire_type: int, position: int) -> None:
+        if wire_type != BYTES:
+            raise self.reader.malformed(position)
 
-    def refuse(self, what: str) -> InputError:
-        return InputError(f"{self.shown} holds {what}; mdlstm-tk runs what `mdlstm export` writes")
+    def refusal(self, content: str) -> InputError:
+        return InputError(f"{self.label} holds {content}; expected a model that `mdlstm export` wrote")
 
 
-def does_nothing(calls: Calls) -> bool:
-    """Is there nothing to run? ONNX Runtime takes Constant nodes for stored tensors, and looks whether it
-    should stop before each node that it runs."""
+def has_no_operators(calls: CallCounts) -> bool:
+    """Whether a graph runs nothing.
+
+    ONNX Runtime checks for a timeout before each node that it runs. It treats Constant nodes as stored
+    tensors, so they do not count.
+    """
     return all(name == b"Constant" for _, name, _ in calls)
 
 
-def show(name: bytes) -> str:
-    """A name from the file, fit for a terminal."""
+def printable(name: bytes) -> str:
+    """A name from the file without terminal escapes, for error messages."""
     return ascii(name[:60].decode(errors="replace"))

@@ -1,7 +1,8 @@
-"""Reading protobuf messages field by field: no copies, no objects, no schema.
+"""Read protobuf messages field by field, without copies, objects or a schema.
 
-https://protobuf.dev/programming-guides/encoding. Stricter than protobuf itself: what it would skip
-or mend is refused here, so that nothing can mean one thing to this reader and another to ONNX Runtime.
+Encoding: https://protobuf.dev/programming-guides/encoding. This reader is stricter than protobuf
+itself: it refuses what protobuf would skip or repair, so that no file means one thing here and another to
+ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -10,36 +11,36 @@ from collections.abc import Iterator
 
 from mdlstm_tk.errors import InputError
 
-VARINT, BYTES = 0, 2
+VARINT, BYTES = 0, 2  # wire types; BYTES holds strings, messages and packed numbers
 STARTS_WITH_VARINT = (BYTES, VARINT)
-FIXED_BYTES = {1: 8, 5: 4}
-MAX_FIELDS = 5_000_000  # 128×128 written out in four directions has some 300 000
+FIXED_SIZES = {1: 8, 5: 4}  # size in bytes of the fixed wire types
+MAX_FIELDS = 5_000_000  # a 128×128 grid, unrolled in four directions, has some 300 000
 
 Field = tuple[int, int, int, int]
 
 
 class Reader:
-    """Fields of messages in `data`.
+    """Read the fields of messages in a file.
 
     Args:
-        data: the whole file.
-        shown: what messages call it.
+        data: content of the whole file.
+        label: what error messages call the file.
     """
 
-    def __init__(self, data: bytes, shown: str) -> None:
+    def __init__(self, data: bytes, label: str) -> None:
         self.data = data
-        self.shown = shown
-        self._left = MAX_FIELDS
+        self.label = label
+        self._fields_left = MAX_FIELDS
 
     def fields(self, start: int, end: int) -> Iterator[Field]:
-        """The fields of the message in data[start:end].
+        """Read the fields of the message in data[start:end].
 
         Yields:
-            (number, wire type, a, b): data[a:b] is the value where that is BYTES; a is the value
-            where it is VARINT; a fixed value is data[a:b], too.
+            Tuples (number, wire_type, a, b). For BYTES and fixed types, the value is data[a:b]; for
+            VARINT, the value is a.
 
         Raises:
-            InputError: it is damaged, or there are more than `MAX_FIELDS` in all.
+            InputError: the message is malformed, or the file has more than `MAX_FIELDS` fields.
         """
         data, position = self.data, start
         while position < end:
@@ -47,58 +48,62 @@ class Reader:
             position += 1
             if tag > 127:
                 tag, position = self.varint(position - 1, end)
-            kind = tag & 7
-            if kind in STARTS_WITH_VARINT:
+            wire_type = tag & 7
+            if wire_type in STARTS_WITH_VARINT:
                 if position >= end:
-                    raise self.damaged(position)
+                    raise self.malformed(position)
                 value = data[position]
                 position += 1
                 if value > 127:
                     value, position = self.varint(position - 1, end)
-                if kind == BYTES:
+                if wire_type == BYTES:
                     a, b = position, position + value
                     position = b
                 else:
                     a = b = value
-            elif kind in FIXED_BYTES:
-                a, b = position, position + FIXED_BYTES[kind]
+            elif wire_type in FIXED_SIZES:
+                a, b = position, position + FIXED_SIZES[wire_type]
                 position = b
-            else:  # groups, which ONNX has none of
-                raise self.damaged(position)
+            else:  # groups, which ONNX does not use
+                raise self.malformed(position)
             if position > end or not 8 <= tag < 2**32:
-                raise self.damaged(start)
-            self._left -= 1
-            if self._left < 0:
+                raise self.malformed(start)
+            self._fields_left -= 1
+            if self._fields_left < 0:
                 raise InputError(
-                    f"{self.shown} has more than {MAX_FIELDS} fields, which no exported model has"
+                    f"{self.label} has more than {MAX_FIELDS} fields; "
+                    "expected a model that `mdlstm export` wrote"
                 )
-            yield tag >> 3, kind, a, b
+            yield tag >> 3, wire_type, a, b
 
     def varint(self, position: int, end: int) -> tuple[int, int]:
-        """The unsigned number at `position`, and where it ends.
+        """Read the unsigned number at `position`.
+
+        Returns:
+            The number and the position after it.
 
         Raises:
-            InputError: it is cut off, or has more than 64 bits.
+            InputError: the number is cut off or has more than 64 bits.
         """
         value = shift = 0
-        for place in range(position, min(end, position + 10)):
-            byte = self.data[place]
+        for index in range(position, min(end, position + 10)):
+            byte = self.data[index]
             value |= (byte & 127) << shift
             if byte < 128:
                 if value >= 2**64:
                     break
-                return value, place + 1
+                return value, index + 1
             shift += 7
-        raise self.damaged(position)
+        raise self.malformed(position)
 
     def packed(self, start: int, end: int) -> Iterator[int]:
-        """The numbers in a packed repeated field."""
+        """Read the numbers of the packed repeated field in data[start:end]."""
         while start < end:
             value, start = self.varint(start, end)
             yield value
 
-    def damaged(self, position: int) -> InputError:
-        """What to raise where a message makes no sense."""
+    def malformed(self, position: int) -> InputError:
+        """The error to raise for a malformed message."""
         return InputError(
-            f"{self.shown} is not a model that ONNX Runtime can load: it makes no sense at byte {position}"
+            f"{self.label} is not a model that ONNX Runtime can load: it is malformed at byte {position}"
         )

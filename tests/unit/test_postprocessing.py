@@ -1,4 +1,4 @@
-"""Decoding what networks put out."""
+"""Decoding the outputs of networks: labels, probabilities and texts."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def test_labels_and_probabilities() -> None:
     logits = np.array([[1.0, 3.0, 2.0], [1000.0, -1000.0, 0.0]], dtype=np.float32)
     assert labels(logits).tolist() == [1, 0]
     assert labels(logits[None, :, None]).shape == (1, 2, 1)
-    shares = probabilities(logits)
-    np.testing.assert_allclose(shares.sum(-1), 1, rtol=1e-6)
-    np.testing.assert_allclose(shares[0, 1] / shares[0, 2], np.e, rtol=1e-5)
-    assert shares[1].tolist() == [1, 0, 0]
+    result = probabilities(logits)
+    np.testing.assert_allclose(result.sum(-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(result[0, 1] / result[0, 2], np.e, rtol=1e-5)
+    assert result[1].tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "edits"),
+    ("first", "second", "edits"),
     [
         ("", "", 0),
         ("abc", "abc", 0),
@@ -58,5 +58,5 @@ def test_labels_and_probabilities() -> None:
         ("ab", "ba", 2),
     ],
 )
-def test_edit_distance(one: str, other: str, edits: int) -> None:
-    assert edit_distance(one, other) == edit_distance(other, one) == edits
+def test_edit_distance(first: str, second: str, edits: int) -> None:
+    assert edit_distance(first, second) == edit_distance(second, first) == edits

@@ -1,0 +1,135 @@
+"""Untrusted arrays: nothing is unpickled, and nothing large is allocated on a header's word."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime import load_array
+from mdlstm_tk.runtime.io.npy import read_capped, read_npy, read_npz
+
+
+def npy(shape: str, dtype: str = "<f4", data: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
+    """A `.npy` file with any header."""
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    length = struct.pack("<H" if version == b"\x01\x00" else "<I", len(header))
+    return b"\x93NUMPY" + version + length + header + data
+
+
+class Endless(io.RawIOBase):
+    """A stream that starts with the given bytes and never ends."""
+
+    def __init__(self, start: bytes) -> None:
+        self.start, self.bytes_read = start, 0
+
+    def read(self, size: int = -1) -> bytes:
+        assert 0 <= size < 2**20, "reads without a bound"
+        self.bytes_read += size
+        data, self.start = self.start[:size], self.start[size:]
+        return data + b"\0" * (size - len(data))
+
+
+ARRAYS = {
+    "declares terabytes": (npy("(1000000, 1000000)"), "1000000 bytes"),
+    "small items that grow as float32": (npy("(400000,)", "|b1", b"\0" * 400000), "1000000 bytes"),
+    "negative extent": (npy("(-1,)", data=b"\0" * 4096), "complete"),
+    "extents that are not integers": (npy("(True, 2.5)"), "complete"),
+    "pickle": (npy("(1,)", "|O", b"cos\nsystem\n(S'true'\ntR."), "Python objects"),
+    "strings": (npy("(1,)", "<U9", b"\0" * 36), "real numbers"),
+    "items without a size": (npy("(1000000000,)", "|V0"), "real numbers"),
+    "long header": (b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**31) + b" " * 100, "complete"),
+    "deep header": (npy("(" * 3000 + ")" * 3000), "complete"),
+    "unknown version": (npy("(1,)", data=b"\0" * 4, version=b"\x07\x00"), "complete"),
+    "cut off": (npy("(9, 9)", data=b"\0" * 100), "complete"),
+}
+
+
+@pytest.mark.parametrize("case", ARRAYS)
+def test_arrays_are_refused_before_they_are_allocated(case: str, tmp_path: Path) -> None:
+    data, message = ARRAYS[case]
+    path = tmp_path / "x.npy"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        load_array(path, max_bytes=10**6)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("x.npy", data)
+    with pytest.raises(InputError, match=message):
+        list(read_npz(archive, "x.npz", 10**6))
+
+
+def test_an_endless_stream_is_read_no_further_than_it_declares() -> None:
+    stream = Endless(npy("(3, 5)"))
+    np.testing.assert_array_equal(read_npy(stream, "stdin"), np.zeros((3, 5), np.float32))
+    assert stream.bytes_read < 1000
+    with pytest.raises(InputError, match="1000 bytes"):
+        read_capped(Endless(b""), "stdin", 1000)
+
+
+@pytest.mark.parametrize("dtype", [">f8", "<f4", "<f2", "|u1", "<i8", "|b1"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_honest_arrays_are_read(dtype: str, order: str) -> None:
+    rng = np.random.default_rng(0)
+    a = np.asarray(rng.integers(0, 2, (2, 3, 5)), dtype, order=order)
+    file = io.BytesIO()
+    np.save(file, a)
+    file.seek(0)
+    np.testing.assert_array_equal(read_npy(file, "a"), a)
+    for save in (np.savez, np.savez_compressed):
+        file = io.BytesIO()
+        save(file, first=a, second=a[0])
+        arrays = dict(read_npz(file, "a.npz"))
+        assert list(arrays) == ["first", "second"]
+        np.testing.assert_array_equal(arrays["first"], a)
+        np.testing.assert_array_equal(arrays["second"], a[0])
+
+
+def zeros_archive(compression: int = zipfile.ZIP_DEFLATED, members: int = 1) -> bytearray:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for k in range(members):
+            archive.writestr(f"{k}.npy", npy("(1000, 1000)", data=bytes(4_000_000)))
+    return bytearray(file.getvalue())
+
+
+def test_zip_bombs_are_refused() -> None:
+    bomb = zeros_archive()
+    assert len(bomb) < 20_000
+    with pytest.raises(InputError, match="3000000 bytes"):
+        list(read_npz(io.BytesIO(bomb), "bomb", 3_000_000))
+    with pytest.raises(InputError, match="6000000 bytes"):
+        list(read_npz(io.BytesIO(zeros_archive(members=2)), "bomb", 6_000_000))
+    with pytest.raises(InputError, match="compression"):
+        list(read_npz(io.BytesIO(zeros_archive(zipfile.ZIP_BZIP2)), "bomb"))
+    # The directory declares a size that is smaller than what the member unpacks to.
+    directory = bomb.rindex(b"PK\x01\x02")
+    bomb[directory + 24 : directory + 28] = struct.pack("<I", 1000)
+    with pytest.raises(InputError, match=r"complete|damaged"):
+        list(read_npz(io.BytesIO(bomb), "bomb", 3_000_000))
+
+
+def test_an_archive_of_too_many_members_is_refused_before_they_are_listed() -> None:
+    listing = struct.pack("<4s42x", b"PK\x01\x02") * 30_000
+    end = struct.pack("<4s4xHHIIH", b"PK\x05\x06", 30_000, 30_000, len(listing), 0, 0)
+    with pytest.raises(InputError, match="list of members"):
+        list(read_npz(io.BytesIO(listing + end), "many"))
+
+
+@pytest.mark.parametrize("where", range(0, 400, 7))
+def test_damaged_archives_end_in_an_error_or_the_same_numbers(where: int) -> None:
+    file = io.BytesIO()
+    a = np.random.default_rng(0).random((5, 8), dtype=np.float32)
+    np.savez_compressed(file, a=a)
+    data = bytearray(file.getvalue())
+    data[where % len(data)] ^= 0x41
+    try:
+        for _, array in read_npz(io.BytesIO(data), "x"):
+            np.testing.assert_array_equal(array, a)
+    except InputError:
+        pass
