@@ -1,4 +1,4 @@
-"""`export_onnx`: capture, lower, check, verify, and only then write."""
+"""`export_onnx`: capture the network, lower it to standard operators, verify the result, write the file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mdlstm_tk.errors import InputError, MDLSTMError, ParityError, require
 from mdlstm_tk.export.capture import capture
 from mdlstm_tk.export.lowering.functions import outline
 from mdlstm_tk.export.lowering.lower import FORMS, lower
-from mdlstm_tk.export.spec import Subject
-from mdlstm_tk.export.verification.export_verifier import Trial
-from mdlstm_tk.export.verification.parity import ATOL, RTOL, Floats
+from mdlstm_tk.export.spec import ExportSpec
+from mdlstm_tk.export.verification.export_verifier import ExportVerifier
+from mdlstm_tk.export.verification.parity import ATOL, RTOL, Float32Array
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.files import atomic_write
 
@@ -82,7 +82,7 @@ def export_onnx(
     functions: bool = False,
     channels: int | None = None,
     channels_last: bool | None = None,
-    verify_inputs: Mapping[str, Floats] | None = None,
+    verify_inputs: Mapping[str, Float32Array] | None = None,
     metadata: Mapping[str, Any] | None = None,
     atol: float | None = None,
 ) -> ExportReport:
@@ -127,6 +127,26 @@ def export_onnx(
     require("onnxruntime", "cpu")
     start = time.perf_counter()
     path = Path(path)
+    _check_options(grid, form, dtype, functions)
+    spec = ExportSpec.from_module(module, grid, channels, channels_last, padded, extra_inputs or {})
+    network = copy.deepcopy(spec.module).to(getattr(torch, dtype))
+    model = lower(capture(network, spec.examples(), () if grid else spec.grid_axes), form)
+    if functions:
+        model = outline(model)
+    file_metadata = spec.metadata(form, dtype, metadata or {})
+    _set_metadata(model, file_metadata)
+    atol = ATOLS[dtype] if atol is None else atol
+    max_abs = _verify(model, spec, atol, verify_inputs or {}, path)
+    file_metadata = replace(file_metadata, parity={"atol": atol, "rtol": RTOL, "max_abs": max_abs})
+    _set_metadata(model, file_metadata)
+    data = model.SerializeToString()
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+    seconds = time.perf_counter() - start
+    return ExportReport(path, file_metadata, len(model.graph.node), len(data), max_abs, seconds)
+
+
+def _check_options(grid: tuple[int, ...] | None, form: str, dtype: str, functions: bool) -> None:
     if form not in FORMS:
         raise InputError(f"form must be one of {', '.join(FORMS)}, got '{form}'")
     if dtype not in ATOLS:
@@ -135,36 +155,38 @@ def export_onnx(
         raise InputError(f"form '{form}' needs a grid; give one, or form='scan' for any size")
     if functions and form != "unrolled":
         raise InputError(f"functions=True needs form 'unrolled', got form '{form}'")
-    subject = Subject.of(module, grid, channels, channels_last, padded, extra_inputs or {})
-    atol = ATOLS[dtype] if atol is None else atol
-    network = copy.deepcopy(subject.module).to(getattr(torch, dtype))
-    model = lower(capture(network, subject.examples(), () if grid else subject.grid_axes), form)
-    if functions:
-        model = outline(model)
-    file_metadata = subject.metadata(form, dtype, metadata or {})
-    _set_metadata(model, file_metadata)
+
+
+def _verify(
+    model: onnx.ModelProto,
+    spec: ExportSpec,
+    atol: float,
+    inputs: Mapping[str, Float32Array],
+    path: Path,
+) -> float:
+    """Check a model with `onnx.checker` and against the float64 reference.
+
+    Returns:
+        The largest absolute error.
+
+    Raises:
+        MDLSTMError: the model is not valid ONNX.
+        ParityError: ONNX Runtime disagrees with the reference.
+    """
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise MDLSTMError(f"the exported model is not valid ONNX: {error}") from error
-
     session = Session(model.SerializeToString(), device="cpu")
-    results = Trial(session, subject, atol).run(verify_inputs or {})
+    results = ExportVerifier(session, spec, atol).run(inputs)
     for name, result in results.items():
         if not result.passed:
             raise ParityError(
-                f"{path} was not written: ONNX Runtime is {result.max_abs:.1e} from the float64 reference "
-                f"({name}), allowed is {atol:g} + {RTOL:g}·|y|; allow more with --atol, or train with "
-                "a cell that keeps float32 accurate on large grids (--cell stable or leaky)"
+                f"{path} was not written: error {result.max_abs:.1e} of ONNX Runtime against float64 on "
+                f"{name}, allowed is {atol:g} + {RTOL:g}·|y|; allow more with --atol, or train with a cell "
+                "that keeps float32 accurate on large grids (--cell stable or leaky)"
             )
-    max_abs = max(result.max_abs for result in results.values())
-    file_metadata = replace(file_metadata, parity={"atol": atol, "rtol": RTOL, "max_abs": max_abs})
-    _set_metadata(model, file_metadata)
-    data = model.SerializeToString()
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(data)
-    seconds = time.perf_counter() - start
-    return ExportReport(path, file_metadata, len(model.graph.node), len(data), max_abs, seconds)
+    return max(result.max_abs for result in results.values())
 
 
 def _set_metadata(model: onnx.ModelProto, metadata: Metadata) -> None:

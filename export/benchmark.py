@@ -1,4 +1,4 @@
-"""How fast an exported layer runs under ONNX Runtime, beside the layer's matrix products alone."""
+"""The speed of an exported layer under ONNX Runtime, compared with the layer's matrix products alone."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ RUNTIME_SHAPES = (
     Shape(1, (64, 64), 1, 32),
     Shape(1, (128, 128), 1, 32),
 )
-LOADS = 5
-STARTS = 7
-COLD = "import numpy, onnxruntime"  # what no `mdlstm infer` can do without
+LOADS = 5  # measurements of the load time
+STARTS = 7  # measurements of the start-up time
+IMPORTS = "import numpy, onnxruntime"  # the least that `mdlstm infer` has to import
 
 
 @dataclass(frozen=True)
 class RuntimeMeasurement:
-    """What an exported layer needs for one call. Times are medians, in seconds.
+    """Times of an exported layer. All times are medians, in seconds.
 
     Attributes:
-        shape: what was measured.
+        shape: the layer and the input.
         form: "unrolled" or "scan".
-        device: ONNX Runtime's.
-        threads: allowed to each contender.
-        seconds: of one call.
-        to_floor: ratio to the layer's matrix products through torch.
-        to_lstm: ratio to `torch.nn.LSTM` over as many cells.
+        device: the device of ONNX Runtime.
+        threads: number of threads that each contender may use.
+        seconds: time of one call.
+        to_floor: ratio to the layer's matrix products in torch.
+        to_lstm: ratio to `torch.nn.LSTM` over the same number of positions.
         to_layer: ratio to the layer in torch.
-        load_seconds: from the file's bytes to a session that is ready.
-        export_seconds: from the layer to the file, verified.
-        bytes: of the file.
-        max_abs: largest error against float64 when it was exported.
+        load_seconds: time from the content of the file to a session that is ready.
+        export_seconds: time from the layer to the verified file.
+        bytes: size of the file.
+        max_abs: largest absolute error against float64, measured at the export.
     """
 
     shape: str
@@ -65,12 +65,20 @@ class RuntimeMeasurement:
 def measure_runtime(
     shape: Shape, form: str, seconds: float = 2.0, threads: int = 1, device: str = "cpu"
 ) -> RuntimeMeasurement:
-    """Export a layer of this shape and time it beside the contenders of `mdlstm_tk.benchmark`."""
+    """Export a layer and time it together with the contenders of `mdlstm_tk.benchmark`.
+
+    Args:
+        shape: the layer and the input.
+        form: "unrolled" or "scan".
+        seconds: total time to spend on the measurement.
+        threads: number of threads that each contender may use.
+        device: the device for ONNX Runtime.
+    """
     torch.manual_seed(0)
     runs, layer, x = contenders(shape, training=False)
     with tempfile.TemporaryDirectory() as folder, torch_threads(threads):
         path = Path(folder) / "layer.onnx"
-        grid = shape.grid if form == "unrolled" else None  # a scan is for any size
+        grid = shape.grid if form == "unrolled" else None  # a scan is measured as a file for any grid
         report = export_onnx(layer, path, grid=grid, form=form)
         loads = []
         for _ in range(LOADS):
@@ -98,19 +106,24 @@ def measure_runtime(
 
 
 def measure_cold_start() -> tuple[float, float]:
-    """Seconds of a whole `mdlstm infer` on an 8×8 matrix, and of importing NumPy and ONNX Runtime alone."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    """Measure the start-up time of `mdlstm infer`.
+
+    Returns:
+        Median seconds of a complete `mdlstm infer` on an 8×8 matrix, and of a process that only imports
+        NumPy and ONNX Runtime.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         layer, _ = contenders(Shape(1, (8, 8), 1, 16), training=False)[1:]
         export_onnx(layer, folder / "model.onnx", grid=(8, 8))
         np.save(folder / "matrix.npy", np.zeros((8, 8), np.float32))
         infer = [*("-m", "mdlstm_tk", "infer", "matrix.npy", "-m", "model.onnx"), "--force", "-q"]
-        commands = {"infer": infer, "imports": ["-c", COLD]}
+        commands = {"infer": infer, "imports": ["-c", IMPORTS]}
 
         def run(arguments: list[str]) -> None:
             subprocess.run([sys.executable, *arguments], cwd=folder, check=True)
 
         times = interleave(
-            {name: partial(run, words) for name, words in commands.items()}, 0.0, least=STARTS
+            {name: partial(run, arguments) for name, arguments in commands.items()}, 0.0, least=STARTS
         )
     return median(times["infer"]), median(times["imports"])

@@ -1,6 +1,6 @@
-"""Stage one: `torch.onnx.export`, with each sweep as a single `mdlstm::Wavefront` node.
+"""First stage of an export: `torch.onnx.export`, with each sweep as one `mdlstm::Wavefront` node.
 
-Letting the exporter trace the sweep's loop instead takes minutes and fixes the batch size.
+If the exporter traced the loop over the wavefronts instead, it would take minutes and fix the batch size.
 """
 
 from __future__ import annotations
@@ -22,15 +22,19 @@ from mdlstm_tk import operator as _registers_the_operator  # noqa: F401
 from mdlstm_tk.errors import MDLSTMError
 
 DOMAIN = "mdlstm"
-OPSET = 18  # ONNX Runtime 1.20, the oldest supported, knows up to 21; LayerNormalization came with 17
+OPSET = 18  # has LayerNormalization (from 17 on); ONNX Runtime 1.20, the oldest supported, reads up to 21
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
-EXTENTS = {1: ["length"], 2: ["height", "width"], 3: ["depth", "height", "width"]}
+EXTENT_NAMES = {1: ["length"], 2: ["height", "width"], 3: ["depth", "height", "width"]}
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """For `torch.onnx.export(custom_translation_table=...)`: how the wavefront operator is translated.
+    """The argument `custom_translation_table` for calls of `torch.onnx.export`.
 
-    The model that comes out still holds `mdlstm::Wavefront` nodes; `lower` replaces them.
+    It translates each sweep into one `mdlstm::Wavefront` node; `lower` replaces these nodes by standard
+    operators.
+
+    >>> program = torch.onnx.export(net, (x,), dynamo=True, custom_translation_table=translation_table())
+    >>> model = lower(program.model_proto, "unrolled")
     """
     _register_schema()
     return {torch.ops.mdlstm.wavefront.default: _translate}
@@ -39,34 +43,38 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 def capture(
     module: nn.Module, examples: Mapping[str, Tensor], free_axes: Sequence[int] = ()
 ) -> onnx.ModelProto:
-    """The module as ONNX, one node a sweep, the batch of its inputs and of its output "y" free.
+    """Export a module to ONNX with each sweep as one node and the batch axis free.
 
     Args:
-        module: in eval mode, to one tensor.
-        examples: its inputs by name, all float32 or int64: the first is given to it by position, in the
-            dtype of its parameters, the others by name. Batches must be of at least 2, as 1 would be
-            taken for a constant.
-        free_axes: of the first input that are free as well, with extents of at least 2 in the example.
+        module: a network in eval mode that returns one tensor.
+        examples: its inputs by name, float32 or int64. The first is passed by position and the others by
+            name; floating-point inputs are cast to the dtype of the module's parameters. The batch must be
+            at least 2, because torch treats an extent of 1 as a constant.
+        free_axes: further axes of the first input that are free; their extents in the example must be at
+            least 2.
+
+    Returns:
+        The model; its inputs have the names in `examples`, and its output is called "y".
 
     Raises:
-        MDLSTMError: torch cannot export the module; names torch's reason.
+        MDLSTMError: torch cannot export the module; the message contains torch's reason.
     """
-    x, *others = examples.values()
+    first_name, *extra_names = examples
     batch = torch.export.Dim("batch")
-    names = EXTENTS.get(len(free_axes), [f"extent_{d + 1}" for d in range(len(free_axes))])
-    extents = {axis: torch.export.Dim(name) for axis, name in zip(free_axes, names, strict=True)}
-    dynamic: list[Any] = [{0: batch, **extents}]
-    if others:
-        dynamic.append(tuple({0: batch} for _ in others))
+    extent_names = EXTENT_NAMES.get(len(free_axes), [f"extent_{d + 1}" for d in range(len(free_axes))])
+    extents = {axis: torch.export.Dim(name) for axis, name in zip(free_axes, extent_names, strict=True)}
+    dynamic_shapes: list[Any] = [{0: batch, **extents}]
+    if extra_names:
+        dynamic_shapes.append(tuple({0: batch} for _ in extra_names))
     try:
-        with _quiet(), torch.no_grad():
+        with _exporter_silenced(), torch.no_grad():
             program = torch.onnx.export(
-                _InFloat32(module, list(examples)[1:]),
-                (x, *others),
+                _Float32Interface(module, extra_names),
+                tuple(examples.values()),
                 dynamo=True,
                 input_names=list(examples),
                 output_names=["y"],
-                dynamic_shapes=tuple(dynamic),
+                dynamic_shapes=tuple(dynamic_shapes),
                 opset_version=OPSET,
                 custom_translation_table=translation_table(),
                 verbose=False,
@@ -80,31 +88,31 @@ def capture(
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     for value in model.graph.input:
-        for axis in (0, *(free_axes if value.name == next(iter(examples)) else ())):
+        for axis in (0, *(free_axes if value.name == first_name else ())):
             extent = value.type.tensor_type.shape.dim[axis]
             if not extent.dim_param:
                 raise MDLSTMError(
                     f"torch cannot export {type(module).__name__} with axis {axis} of {value.name} free: "
-                    f"its forward fixes that extent to {extent.dim_value}"
+                    f"the network's forward fixes that extent to {extent.dim_value}"
                 )
     return model
 
 
-class _InFloat32(nn.Module):
-    """A module of any dtype as one that takes and returns float32."""
+class _Float32Interface(nn.Module):
+    """Wraps a module of any floating-point dtype so that its inputs and its output are float32."""
 
-    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, module: nn.Module, extra_names: Sequence[str]) -> None:
         super().__init__()
         self.module = module
-        self.names = names
+        self.extra_names = extra_names
         self.dtype = next(module.parameters()).dtype
 
-    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
-        named = dict(zip(self.names, map(self._own, others), strict=True))
-        y: Tensor = self.module(self._own(x), **named)
+    def forward(self, x: Tensor, *extra_inputs: Tensor) -> Tensor:
+        named = dict(zip(self.extra_names, map(self._to_module_dtype, extra_inputs), strict=True))
+        y: Tensor = self.module(self._to_module_dtype(x), **named)
         return y.float()
 
-    def _own(self, value: Tensor) -> Tensor:
+    def _to_module_dtype(self, value: Tensor) -> Tensor:
         return value.to(self.dtype) if value.is_floating_point() else value
 
 
@@ -121,7 +129,7 @@ def _translate(
     cell: str,
     *_: Any,
 ) -> Any:
-    """The sweep as one node."""
+    """Translate a call of the wavefront operator into one node."""
     grid = [extent if isinstance(extent, int) else -1 for extent in x.shape[1:-1]]
     y = values.Opset(DOMAIN, 1).Wavefront(
         x,
@@ -136,12 +144,12 @@ def _translate(
         grid=grid,
         cell=cell,
     )
-    unused = op.Constant(value_floats=[0.0])  # what backward needs, and nobody reads here
+    unused = op.Constant(value_floats=[0.0])  # outputs 2 and 3 are for the backward pass only
     return y, unused, unused
 
 
 def _register_schema() -> None:
-    """Tell onnx of `mdlstm::Wavefront`, which onnxscript refuses to build otherwise."""
+    """Register `mdlstm::Wavefront` with onnx; onnxscript refuses to build nodes without a schema."""
     if defs.has("Wavefront", domain=DOMAIN):
         return
     schema = defs.OpSchema
@@ -166,17 +174,17 @@ def _register_schema() -> None:
             outputs=[schema.FormalParameter("y", "T")],
             type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(double)"], "")],
             attributes=[
-                schema.Attribute("directions", kinds.INTS, "dirs × D signs"),
-                schema.Attribute("grid", kinds.INTS, "the extents, −1 where they are free"),
-                schema.Attribute("cell", kinds.STRING, "its name"),
+                schema.Attribute("directions", kinds.INTS, "dirs × D signs, 1 or −1"),
+                schema.Attribute("grid", kinds.INTS, "extents, −1 where an extent is free"),
+                schema.Attribute("cell", kinds.STRING, "name of the cell"),
             ],
         )
     )
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's notes on packages that are not needed and on its own deprecations."""
+def _exporter_silenced() -> Iterator[None]:
+    """Suppress the exporter's notes about optional packages and its own deprecation warnings."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,7 +1,7 @@
-"""A model repository for NVIDIA Triton Inference Server, where one machine is not enough.
+"""Model repositories for NVIDIA Triton Inference Server.
 
-DIR/md-8x8/config.pbtxt   what the server needs to know; yours to edit
-DIR/md-8x8/1/model.onnx   a version; each export adds one, and the server takes the highest
+DIR/md-8x8/config.pbtxt   the server's settings for the model, which users may edit
+DIR/md-8x8/1/model.onnx   version 1; each export adds a version, and the server loads the highest
 """
 
 from __future__ import annotations
@@ -13,81 +13,85 @@ from pathlib import Path
 
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.tensor_spec import Port, ports, read_model
+from mdlstm_tk.export.tensor_spec import TensorSpec, read_model, tensor_specs
 from mdlstm_tk.runtime.io.files import atomic_write, staging
 
-MAX_BATCH = 64  # requests joined in one run: their memory adds up, so no more than most grids can afford
+MAX_BATCH = 64  # requests per run; memory grows with the batch, and most grids fit this many times
 TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64"}
 
 
 def write_server_repo(model: Path, repository: Path, name: str, *, force: bool = False) -> Path:
     """Add an exported model to a model repository, as the next version of `name`.
 
-    A version appears whole or not at all, and none is ever replaced. The server's settings are
-    written with the first version and kept as they are afterwards.
+    A version appears completely or not at all, and existing versions are never replaced. The settings are
+    written together with the first version and are left unchanged by later ones.
 
     Args:
         model: an `.onnx` file that `export_onnx` wrote.
-        repository: the folder that `tritonserver --model-repository` is given; made if need be.
-        name: what clients ask for.
-        force: replace settings that are for other inputs and outputs than this model's.
+        repository: the folder for `tritonserver --model-repository`; it is created if it does not exist.
+        name: the name that clients ask for.
+        force: replace existing settings that were written for other inputs and outputs.
 
     Returns:
         The `model.onnx` that was written.
 
     Raises:
-        InputError: not a name or a model that the server takes, or the settings do not fit.
+        InputError: the server does not accept the name or the model, or the existing settings do not fit.
         MDLSTMError: the repository cannot be written.
     """
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
-        raise InputError(f"a served model's name has letters, digits, '_', '-' and '.' only, got '{name}'")
+        raise InputError(
+            f"the name of a served model may hold letters, digits, '_', '-' and '.', got '{name}'"
+        )
     data = model.read_bytes()
-    text = server_config(name, *ports(read_model(data)))
+    config_text = server_config(name, *tensor_specs(read_model(data)))
     folder = repository / name
     config = folder / "config.pbtxt"
-    fits = config.exists() and _tensors(config.read_text("utf-8", "replace")) == _tensors(text)
-    if config.exists() and not fits and not force:
+    config_fits = config.exists() and (
+        _tensor_sections(config.read_text("utf-8", "replace")) == _tensor_sections(config_text)
+    )
+    if config.exists() and not config_fits and not force:
         raise InputError(
-            f"{config} is for other inputs or outputs than {model.name} has; "
-            "give another folder, or --force to replace it"
+            f"{config} is for a model with other inputs or outputs than {model.name}; "
+            "give another folder, or --force to replace the settings"
         )
-    new = not folder.exists()
-    with staging(repository if new else folder) as stage:
-        known = [] if new else [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
-        version = str(max(known, default=0) + 1)
+    is_new = not folder.exists()
+    with staging(repository if is_new else folder) as stage:
+        versions = [] if is_new else [int(p.name) for p in folder.iterdir() if p.name.isdecimal()]
+        version = str(max(versions, default=0) + 1)
         (stage / name / version).mkdir(parents=True)
         (stage / name / version / "model.onnx").write_bytes(data)
-        if new:
-            (stage / name / "config.pbtxt").write_text(text, encoding="utf-8")
+        if is_new:
+            (stage / name / "config.pbtxt").write_text(config_text, encoding="utf-8")
             os.rename(stage / name, folder)
         else:
-            if not fits:
+            if not config_fits:
                 with atomic_write(config) as temporary:
-                    temporary.write_text(text, encoding="utf-8")
+                    temporary.write_text(config_text, encoding="utf-8")
             os.rename(stage / name / version, folder / version)
     return folder / version / "model.onnx"
 
 
-def server_config(name: str, inputs: list[Port], outputs: list[Port]) -> str:
-    """The text of `config.pbtxt`. Shapes there leave the batch out.
+def server_config(name: str, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> str:
+    """The text of `config.pbtxt`, where shapes are given without the batch axis.
 
     Raises:
-        InputError: the server cannot batch such a model.
+        InputError: the server cannot batch requests to such a model.
     """
     return f"""\
-# Written by mdlstm-tk {__version__}. Yours to edit: another export adds a version, and leaves this be.
+# Written by mdlstm-tk {__version__}. You may edit this file: further exports only add versions.
 name: {json.dumps(name)}
 backend: "onnxruntime"
 max_batch_size: {MAX_BATCH}
-input [{",".join(map(_entry, inputs))}
+input [{",".join(map(_config_entry, inputs))}
 ]
-output [{",".join(map(_entry, outputs))}
+output [{",".join(map(_config_entry, outputs))}
 ]
 
-# Requests that queue up while the model runs go in one batch; none is held back to wait for others.
+# Requests that arrive while the model runs are batched together; no request waits for others.
 dynamic_batching {{ }}
 
-# Float32 as it was verified: TF32 would round what goes into each product to 10 bits. No effect on a CPU.
+# Compute in full float32, as verified: TF32 rounds the operands of products to 10 bits. No effect on a CPU.
 optimization {{
   execution_accelerators {{
     gpu_execution_accelerator [
@@ -101,24 +105,26 @@ optimization {{
 """
 
 
-def _entry(port: Port) -> str:
-    if port.dtype not in TYPES:
-        raise InputError(f"the model's '{port.name}' is {port.dtype}, expected one of {', '.join(TYPES)}")
-    if len(port.shape) < 2 or port.shape[0] is not None:
+def _config_entry(tensor: TensorSpec) -> str:
+    if tensor.dtype not in TYPES:
         raise InputError(
-            f"the model's '{port.name}' has shape {port.shape}; a server needs a free batch (None) first "
-            "and something behind it; make such a model with: mdlstm export"
+            f"the model's '{tensor.name}' is {tensor.dtype}, expected one of {', '.join(TYPES)}"
         )
-    dims = ", ".join(str(-1 if extent is None else extent) for extent in port.shape[1:])
+    if len(tensor.shape) < 2 or tensor.shape[0] is not None:
+        raise InputError(
+            f"the model's '{tensor.name}' has shape {tensor.shape}, expected a free batch axis (None) and "
+            "at least one more axis; make such a model with: mdlstm export"
+        )
+    dims = ", ".join(str(-1 if extent is None else extent) for extent in tensor.shape[1:])
     return f"""
   {{
-    name: {json.dumps(port.name)}
-    data_type: {TYPES[port.dtype]}
+    name: {json.dumps(tensor.name)}
+    data_type: {TYPES[tensor.dtype]}
     dims: [ {dims} ]
   }}"""
 
 
-def _tensors(config: str) -> str:
-    """The inputs and outputs in a `config.pbtxt`, without white space."""
-    found = re.search(r"^input \[.*?^\]\s*^output \[.*?^\]", config, re.DOTALL | re.MULTILINE)
-    return "".join(found[0].split()) if found else ""
+def _tensor_sections(config: str) -> str:
+    """The input and output sections of a `config.pbtxt`, without white space."""
+    match = re.search(r"^input \[.*?^\]\s*^output \[.*?^\]", config, re.DOTALL | re.MULTILINE)
+    return "".join(match[0].split()) if match else ""

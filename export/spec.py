@@ -1,11 +1,11 @@
-"""What is exported: a network, and the inputs that it takes."""
+"""The network to export, and the inputs that it takes."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -18,23 +18,23 @@ from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.sizes import format_size
 
-AXES = {1: "T", 2: "H W", 3: "D H W"}
+AXIS_NAMES = {1: "T", 2: "H W", 3: "D H W"}
 Grid = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A network and what it takes.
+class ExportSpec:
+    """A network and the inputs that it is exported with.
 
     Attributes:
-        module: a copy in eval mode, on the CPU, in float32.
-        grid: the extents to export for; None: any.
-        ndim: D.
+        module: a copy of the network in eval mode, on the CPU, in float32.
+        grid: extents to export for; None stands for any.
+        ndim: D, the number of grid axes.
         channels: C.
-        channels_last: whether x is (N, *grid, C), else it is (N, C, *grid).
-        sizes: whether sizes are an input.
-        others: further inputs: an example batch of each.
-        y: the shape that comes out for a batch of 2 on the grid, or on the example's.
+        channels_last: whether x is (N, *grid, C); otherwise it is (N, C, *grid).
+        padded: whether `sizes` (N, D) is an input.
+        extra_inputs: an example batch of each further input, by name.
+        y_shape: shape of y for a batch of 2 on `example_grid`.
     """
 
     module: nn.Module
@@ -42,117 +42,136 @@ class Subject:
     ndim: int
     channels: int
     channels_last: bool
-    sizes: bool
-    others: dict[str, Tensor]
-    y: tuple[int, ...]
+    padded: bool
+    extra_inputs: dict[str, Tensor]
+    y_shape: tuple[int, ...] = ()
 
     @classmethod
-    def of(
+    def from_module(
         cls,
         module: nn.Module,
         grid: Grid | None,
         channels: int | None,
         channels_last: bool | None,
-        sizes: bool,
-        others: Mapping[str, Tensor],
-    ) -> Subject:
-        """Find out what is not given.
+        padded: bool,
+        extra_inputs: Mapping[str, Tensor],
+    ) -> ExportSpec:
+        """Complete the arguments of `export_onnx` from the network itself, and run it once.
 
         Raises:
-            InputError: the channels cannot be told, or the network does not take such inputs.
+            InputError: `channels` is None and the network has no MDLSTM layer, or the network does not
+                accept such inputs.
         """
-        name = type(module).__name__
+        class_name = type(module).__name__
         layer = next((m for m in module.modules() if isinstance(m, MDLSTM)), None)
         if layer is None and channels is None:
-            raise InputError(f"{name} has no MDLSTM layer that tells the channels of x; give channels=")
+            raise InputError(
+                f"{class_name} has no MDLSTM layer to take the channels of x from; give channels="
+            )
         if channels is None:
             channels = layer.input_size if layer else 0
         if channels_last is None:
             channels_last = layer is None or layer.channels_last
         ndim = len(grid) if grid else (layer.ndim if layer else 2)
-        takes = inspect.signature(module.forward).parameters.values()
-        named = {p.name for p in takes}
-        for wanted in [*(["sizes"] if sizes else []), *others]:
-            if wanted not in named and not any(p.kind is p.VAR_KEYWORD for p in takes):
-                raise InputError(f"{name}.forward takes no '{wanted}', it takes {', '.join(named)}")
-        module = copy.deepcopy(module).cpu().float().eval()
-        named_others = {key: value.detach().cpu() for key, value in others.items()}
-        subject = cls(module, grid, ndim, channels, channels_last, sizes, named_others, ())
-        return cls(module, grid, ndim, channels, channels_last, sizes, named_others, subject._try())
+        parameters = inspect.signature(module.forward).parameters.values()
+        parameter_names = {p.name for p in parameters}
+        takes_any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        for name in [*(["sizes"] if padded else []), *extra_inputs]:
+            if name not in parameter_names and not takes_any_name:
+                raise InputError(
+                    f"{class_name}.forward has no argument '{name}', it has {', '.join(parameter_names)}"
+                )
+        spec = cls(
+            module=copy.deepcopy(module).cpu().float().eval(),
+            grid=grid,
+            ndim=ndim,
+            channels=channels,
+            channels_last=channels_last,
+            padded=padded,
+            extra_inputs={name: value.detach().cpu() for name, value in extra_inputs.items()},
+        )
+        return replace(spec, y_shape=spec._run_once())
 
     @property
     def example_grid(self) -> Grid:
-        """The grid, or the extents to show a network that takes any: none of them 1."""
+        """The grid; for a network that takes any, small extents other than 1."""
         return self.grid or (5, 7, 3, 4, *(3,) * self.ndim)[: self.ndim]
 
     @property
     def grid_axes(self) -> range:
-        """Of x."""
+        """The axes of x that are grid axes."""
         return range(1, self.ndim + 1) if self.channels_last else range(2, self.ndim + 2)
 
-    def shape(self, grid: Grid, batch: int) -> tuple[int, ...]:
-        """Of x."""
+    def x_shape(self, grid: Grid, batch: int) -> tuple[int, ...]:
+        """The shape of x on a grid."""
         return (batch, *grid, self.channels) if self.channels_last else (batch, self.channels, *grid)
 
-    def named(self, batch: int) -> dict[str, Tensor]:
-        """The further inputs for a batch: the examples' samples, over and over."""
-        return {name: value[torch.arange(batch) % len(value)] for name, value in self.others.items()}
+    def extra_batch(self, batch: int) -> dict[str, Tensor]:
+        """The extra inputs for a batch: the samples of their examples, repeated as often as needed."""
+        return {name: value[torch.arange(batch) % len(value)] for name, value in self.extra_inputs.items()}
 
     def examples(self) -> dict[str, Tensor]:
-        """All inputs for a batch of 2."""
-        examples = {"x": torch.zeros(self.shape(self.example_grid, 2))}
-        if self.sizes:
+        """All inputs for a batch of 2 on `example_grid`, by name; x comes first."""
+        examples = {"x": torch.zeros(self.x_shape(self.example_grid, 2))}
+        if self.padded:
             examples["sizes"] = torch.tensor([self.example_grid] * 2)
-        return examples | self.named(2)
+        return examples | self.extra_batch(2)
 
-    def metadata(self, form: str, dtype: str, about: Mapping[str, Any]) -> Metadata:
-        """What the file says of itself."""
-        axes = AXES.get(self.ndim, " ".join(f"E{d + 1}" for d in range(self.ndim)))
+    def metadata(self, form: str, dtype: str, fields: Mapping[str, Any]) -> Metadata:
+        """The metadata of the exported file; `fields` are the ones that the network does not tell."""
+        axes = AXIS_NAMES.get(self.ndim, " ".join(f"E{d + 1}" for d in range(self.ndim)))
+        feature_axis = -1 if self.channels_last or not self.window else 1
         return Metadata(
             version=__version__,
             grid=self.grid,
             form=form,
             layout=f"N {axes} C" if self.channels_last else f"N C {axes}",
             channels=self.channels,
-            outputs=self.y[-1 if self.channels_last or not self.window else 1] if len(self.y) > 1 else 1,
+            outputs=self.y_shape[feature_axis] if len(self.y_shape) > 1 else 1,
             inputs=tuple(self.examples()),
             window=self.window,
             dtype=dtype,
-            **about,
+            **fields,
         )
 
     @property
     def window(self) -> Grid | None:
-        """Extents of x that one position of y stands for; None if y has no grid."""
-        if len(self.y) != self.ndim + 2:
+        """For each axis, the extent of x that one position of y stands for; None if y has no grid.
+
+        The product of the layers' windows is tried first, because several windows may give the same
+        extent of y.
+        """
+        if len(self.y_shape) != self.ndim + 2:
             return None
         layers = [m for m in self.module.modules() if isinstance(m, MDLSTM) and m.ndim == self.ndim]
-        known = [prod(layer.window[d] for layer in layers) for d in range(self.ndim)]
-        found = []
+        window = []
         for d, axis in enumerate(self.grid_axes):
-            extent, given = self.y[axis], self.example_grid[d]
-            fitting = [w for w in (known[d], *range(1, given + 1)) if -(-given // w) == extent]
+            x_extent, y_extent = self.example_grid[d], self.y_shape[axis]
+            candidates = (prod(layer.window[d] for layer in layers), *range(1, x_extent + 1))
+            fitting = [size for size in candidates if -(-x_extent // size) == y_extent]
             if not fitting:
                 return None
-            found.append(fitting[0])
-        return tuple(found)
+            window.append(fitting[0])
+        return tuple(window)
 
     @torch.no_grad()
-    def _try(self) -> tuple[int, ...]:
-        x, *_ = examples = list(self.examples().values())
+    def _run_once(self) -> tuple[int, ...]:
+        """The shape of y for `examples`."""
+        examples = self.examples()
+        x = examples.pop("x")
         try:
-            y = self.module(x, **dict(zip(list(self.examples())[1:], examples[1:], strict=True)))
+            y = self.module(x, **examples)
         except InputError:
             raise
         except (RuntimeError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"the network does not take a {format_size(self.example_grid)} grid of {self.channels} "
-                f"channels: {reason}"
+                f"the network does not accept a {format_size(self.example_grid)} grid with "
+                f"{self.channels} channels: {reason}"
             ) from error
         if not isinstance(y, Tensor) or y.dim() == 0 or len(y) != 2:
-            came = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+            result = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
             raise InputError(
-                f"{type(self.module).__name__} must give one tensor (N, …); for a batch of 2 came {came}"
+                f"{type(self.module).__name__} must return one tensor (N, …), got {result} for a batch of 2"
             )
         return tuple(y.shape)

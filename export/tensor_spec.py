@@ -1,4 +1,4 @@
-"""What goes into an exported model and what comes out, read from the file itself."""
+"""The inputs and outputs of an exported model, read from the file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mdlstm_tk.errors import InputError
 
 
 @dataclass(frozen=True)
-class Port:
-    """An input or output.
+class TensorSpec:
+    """An input or output of a model.
 
     Attributes:
-        name: of the tensor.
-        dtype: of its elements, as NumPy names it.
-        shape: with None where an extent is free; the first axis is the batch.
+        name: the tensor's name.
+        dtype: NumPy's name of the element type.
+        shape: extents, None where an extent is free; the first axis is the batch.
     """
 
     name: str
@@ -27,23 +27,23 @@ class Port:
 
 
 def read_model(data: bytes) -> onnx.ModelProto:
-    """The model in `data`.
+    """Parse the content of an ONNX file.
 
     Raises:
-        InputError: it is no ONNX model.
+        InputError: `data` is not an ONNX model.
     """
     try:
         return onnx.load_model_from_string(data)
     except DecodeError:
-        raise InputError("this is not an ONNX model; make one with: mdlstm export") from None
+        raise InputError("not an ONNX model; make one with: mdlstm export") from None
 
 
-def ports(model: onnx.ModelProto) -> tuple[list[Port], list[Port]]:
-    """Inputs and outputs."""
-    return [_port(value) for value in model.graph.input], [_port(value) for value in model.graph.output]
+def tensor_specs(model: onnx.ModelProto) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """The inputs and the outputs of a model."""
+    return [_tensor_spec(v) for v in model.graph.input], [_tensor_spec(v) for v in model.graph.output]
 
 
-def _port(value: onnx.ValueInfoProto) -> Port:
+def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
-    return Port(value.name, helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, shape)
+    return TensorSpec(value.name, helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, shape)

@@ -1,1 +1,1 @@
-"""A web page that runs an exported model in the browser."""
+"""The web page that runs an exported model: build.py writes it, static/ holds its files."""

@@ -1,4 +1,4 @@
-"""Each wavefront of an unrolled sweep as one node, to be looked at: model-local ONNX functions."""
+"""Each wavefront of an unrolled sweep as one node, for graph viewers: model-local ONNX functions."""
 
 from __future__ import annotations
 
@@ -16,39 +16,48 @@ WAVEFRONT = re.compile(r"(.*/wavefront_\d+)/")
 
 
 def outline(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of `model` in which the nodes of each wavefront are in a function, and one node calls it.
+    """Move the nodes of each wavefront into a function, and put one node that calls it in their place.
 
-    Wavefronts that do the same with other inputs share a function. A runtime puts the nodes back where
-    they were when it loads the model, so they run as they did.
+    Wavefronts that differ only in their inputs share a function. A runtime inlines the functions when it
+    loads the model, so its speed is the same.
+
+    Args:
+        model: a model in the unrolled form.
+
+    Returns:
+        A new model.
     """
-    groups = [(name, list(group)) for name, group in groupby(model.graph.node, _wavefront)]
+    groups = [(name, list(nodes)) for name, nodes in groupby(model.graph.node, _wavefront_name)]
     users: dict[str, set[int]] = {value.name: {-1} for value in model.graph.output}
     for k, (_, group) in enumerate(groups):
         for node in walk(group):
-            for used in node.input:
-                users.setdefault(used, set()).add(k)
+            for value in node.input:
+                users.setdefault(value, set()).add(k)
     nodes: list[onnx.NodeProto] = []
     functions: dict[bytes, onnx.FunctionProto] = {}
     for k, (name, group) in enumerate(groups):
         if not name:
             nodes += group
             continue
-        made = [output for node in group for output in node.output]
-        taken = list(dict.fromkeys(used for node in group for used in node.input if used not in made))
-        given = [output for output in made if users.get(output, set()) - {k}]
-        short = {"": ""} | {value: f"v{j}" for j, value in enumerate([*taken, *made])}
-        body = [_renamed(node, short) for node in group]
+        produced = [value for node in group for value in node.output]
+        inputs = list(
+            dict.fromkeys(value for node in group for value in node.input if value not in produced)
+        )
+        outputs = [value for value in produced if users.get(value, set()) - {k}]
+        # The same names in every function make the bodies of equal wavefronts equal byte for byte.
+        new_names = {"": ""} | {value: f"v{j}" for j, value in enumerate([*inputs, *produced])}
+        body = [_renamed(node, new_names) for node in group]
         key = b"".join(node.SerializeToString(deterministic=True) for node in body)
         if key not in functions:
             functions[key] = helper.make_function(
                 DOMAIN,
                 f"Wavefront{len(functions) + 1}",
-                [short[value] for value in taken],
-                [short[value] for value in given],
+                [new_names[value] for value in inputs],
+                [new_names[value] for value in outputs],
                 body,
                 opset_imports=list(model.opset_import),
             )
-        nodes.append(helper.make_node(functions[key].name, taken, given, name=name, domain=DOMAIN))
+        nodes.append(helper.make_node(functions[key].name, inputs, outputs, name=name, domain=DOMAIN))
     result = onnx.ModelProto()
     result.CopyFrom(model)
     del result.graph.node[:]
@@ -59,20 +68,20 @@ def outline(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _wavefront(node: onnx.NodeProto) -> str:
-    """The name of the wavefront that a node belongs to, or ""."""
+def _wavefront_name(node: onnx.NodeProto) -> str:
+    """The name of the wavefront that a node belongs to, or "" if it belongs to none."""
     match = WAVEFRONT.match(node.name)
     return match[1] if match else ""
 
 
-def _renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
-    """A copy with other names of what it takes and gives, and its own after the first of the latter.
+def _renamed(node: onnx.NodeProto, new_names: Mapping[str, str]) -> onnx.NodeProto:
+    """A copy of a node whose inputs and outputs are renamed, and whose name derives from its output.
 
-    (ONNX Runtime 1.20 makes names of nodes from those of others, and so must not find nodes without.)
+    ONNX Runtime 1.20 derives further names from the names of nodes, so no node may be without one.
     """
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
-    copy.input[:] = [names[value] for value in node.input]
-    copy.output[:] = [names[value] for value in node.output]
+    copy.input[:] = [new_names[value] for value in node.input]
+    copy.output[:] = [new_names[value] for value in node.output]
     copy.name = f"{node.op_type}_{copy.output[0]}"
     return copy

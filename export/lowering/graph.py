@@ -1,4 +1,9 @@
-"""Writing an ONNX graph as one writes arithmetic."""
+"""A builder for ONNX graphs in which values are added and multiplied like arrays.
+
+>>> graph = Graph("sweep")
+>>> x = Value(graph, "x")
+>>> y = graph("Tanh", x * 2 + graph.constant(offset))  # adds the nodes Mul, Add and Tanh
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from onnx import helper, numpy_helper
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor in a graph under construction; `+`, `-` and `*` add nodes to it."""
+    """A tensor in a graph under construction; `+`, `-` and `*` add nodes to that graph."""
 
     graph: Graph
     name: str
@@ -32,11 +37,13 @@ class Value:
 
 
 class Graph:
-    """Nodes and constants, in order. Constants of equal content are stored once.
+    """The nodes and constants of a graph, in the order in which they were added.
+
+    Constants with the same content are stored once.
 
     Args:
-        prefix: put before the name of everything that is added.
-        outer: the graph that this is the body of; it keeps the constants.
+        prefix: first part of the name of everything that is added.
+        outer: for the body of an operator, the graph around it, which stores the constants.
     """
 
     def __init__(self, prefix: str, outer: Graph | None = None) -> None:
@@ -45,11 +52,11 @@ class Graph:
         self.initializers: list[onnx.TensorProto] = []
         self._prefix = prefix
         self._outer = outer
-        self._count = 0
+        self._name_count = 0
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
 
     def body(self) -> Graph:
-        """An empty graph that may use this one's values, for an operator that takes one."""
+        """An empty graph for the body of an operator; it may use the values of this graph."""
         return Graph(f"{self._prefix}/body", self)
 
     def input(self, name: str) -> Value:
@@ -58,14 +65,14 @@ class Graph:
         return Value(self, self.inputs[-1])
 
     def proto(self, name: str, outputs: Sequence[Value]) -> onnx.GraphProto:
-        """A body as an attribute."""
+        """A body as the attribute that its operator takes."""
         names = [self.inputs, [value.name for value in outputs]]
         inputs, results = ([onnx.ValueInfoProto(name=value) for value in part] for part in names)
         return helper.make_graph(self.nodes, name, inputs, results)
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
-        """Names of what is added inside start with `name`, too."""
+        """Append `name` to the prefix of everything that is added inside the `with` block."""
         outer = self._prefix
         self._prefix = f"{outer}/{name}"
         try:
@@ -73,63 +80,61 @@ class Graph:
         finally:
             self._prefix = outer
 
-    def constant(self, array: Any) -> Value:
-        """A constant tensor."""
-        if self._outer is not None:
-            return self._outer.constant(array)
-        array = np.asarray(array, order="C")
-        key = (array.dtype.str, array.shape, array.tobytes())
-        if key not in self._constants:
-            name = self._name("constant")
-            self.initializers.append(numpy_helper.from_array(array, name))
-            self._constants[key] = Value(self, name)
-        return self._constants[key]
-
     def __call__(self, op: str, *inputs: Value, **attributes: Any) -> Value:
-        """Add a node with one output."""
-        return self.multi(op, 1, *inputs, **attributes)[0]
+        """Add a node with one output, and return that output."""
+        return self.add_node(op, 1, *inputs, **attributes)[0]
 
-    def multi(self, op: str, outputs: int, *inputs: Value, **attributes: Any) -> list[Value]:
-        """Add a node with several outputs."""
-        name = self._name(op)
+    def add_node(self, op: str, outputs: int, *inputs: Value, **attributes: Any) -> list[Value]:
+        """Add a node with several outputs, and return them."""
+        name = self._unique_name(op)
         names = [name if outputs == 1 else f"{name}_{k}" for k in range(outputs)]
         self.nodes.append(
             helper.make_node(op, [value.name for value in inputs], names, name=name, **attributes)
         )
         return [Value(self, output) for output in names]
 
-    def split(self, value: Value, widths: Sequence[int], axis: int) -> list[Value]:
-        """Parts of these widths along an axis."""
-        if len(widths) == 1:
-            return [value]
-        return self.multi(
-            "Split", len(widths), value, self.constant(np.asarray(widths, np.int64)), axis=axis
-        )
-
-    def concat(self, values: Sequence[Value], axis: int) -> Value:
-        """Joined along an axis."""
-        return values[0] if len(values) == 1 else self("Concat", *values, axis=axis)
+    def constant(self, array: Any) -> Value:
+        """A constant tensor with the dtype and shape of `array`."""
+        if self._outer is not None:
+            return self._outer.constant(array)
+        array = np.asarray(array, order="C")
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = self._unique_name("constant")
+            self.initializers.append(numpy_helper.from_array(array, name))
+            self._constants[key] = Value(self, name)
+        return self._constants[key]
 
     def integers(self, *values: int) -> Value:
-        """A constant list of int64."""
+        """A constant int64 tensor with one axis."""
         return self.constant(np.asarray(values, np.int64))
 
     def scalar(self, value: int) -> Value:
-        """A constant int64 without axes."""
+        """A constant int64 tensor without axes."""
         return self.constant(np.asarray(value, np.int64))
 
+    def split(self, value: Value, extents: Sequence[int], axis: int) -> list[Value]:
+        """Split along `axis` into parts of these extents."""
+        if len(extents) == 1:
+            return [value]
+        return self.add_node("Split", len(extents), value, self.integers(*extents), axis=axis)
+
+    def concat(self, values: Sequence[Value], axis: int) -> Value:
+        """Concatenate along `axis`."""
+        return values[0] if len(values) == 1 else self("Concat", *values, axis=axis)
+
     def reshape(self, value: Value, *shape: int) -> Value:
-        """With another shape; 0 keeps an extent, −1 takes what is left."""
+        """Reshape, where 0 copies an extent and −1 is inferred from the rest."""
         return self("Reshape", value, self.integers(*shape))
 
-    def cut(self, value: Value, start: Value, end: Value) -> Value:
-        """From start to end along the first axis."""
+    def slice_rows(self, value: Value, start: Value, end: Value) -> Value:
+        """Rows start … end − 1 of the first axis."""
         return self("Slice", value, start, end, self.integers(0))
 
     def cast(self, value: Value, dtype: np.dtype[Any]) -> Value:
-        """As another type."""
+        """Cast to another dtype."""
         return self("Cast", value, to=helper.np_dtype_to_tensor_dtype(dtype))
 
-    def _name(self, kind: str) -> str:
-        self._count += 1
-        return f"{self._prefix}/{kind}_{self._count}"
+    def _unique_name(self, kind: str) -> str:
+        self._name_count += 1
+        return f"{self._prefix}/{kind}_{self._name_count}"

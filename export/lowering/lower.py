@@ -1,4 +1,4 @@
-"""Stage two: replace each `mdlstm::Wavefront` node by standard ops, and clean up after the exporter."""
+"""Second stage of an export: replace each `mdlstm::Wavefront` node by standard ONNX operators."""
 
 from __future__ import annotations
 
@@ -19,48 +19,53 @@ from mdlstm_tk.export.lowering.unrolled import write_unrolled
 from mdlstm_tk.wavefront import Direction
 
 FORMS: dict[str, Callable[[Graph, Sweep], Value]] = {"unrolled": write_unrolled, "scan": write_scan}
+INPUTS = 8  # of a Wavefront node; optional ones may be missing at the end
 
 
 def lower(model: onnx.ModelProto, form: str = "unrolled") -> onnx.ModelProto:
-    """A copy of `model` in standard ops alone.
+    """Replace each `mdlstm::Wavefront` node by standard operators, and remove the exporter's debug data.
 
     Args:
-        model: as `capture`, or `torch.onnx.export` with `translation_table`, made it.
-        form: a name in `FORMS`.
+        model: a model that `torch.onnx.export` made with `translation_table`.
+        form: "unrolled" writes every wavefront out; "scan" writes one loop over them.
+
+    Returns:
+        A new model that uses standard operators only.
 
     Raises:
-        MDLSTMError: a sweep's weights are computed in the graph, or its grid is not fixed but the form
-            needs that, or it stands in a branch or a loop.
+        MDLSTMError: a sweep's weights are computed in the graph instead of being constants, or its grid
+            is free but the form needs a fixed one, or the sweep stands inside a branch or a loop.
     """
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes: list[onnx.NodeProto] = []
-    added: list[onnx.TensorProto] = []
-    sweeps = 0
+    new_initializers: list[onnx.TensorProto] = []
+    sweep_count = 0
     for node in model.graph.node:
         if node.domain != DOMAIN:
             nodes.append(node)
             continue
-        graph = Graph(f"{_place(node)}_{sweeps}")
-        sweeps += 1
-        result = FORMS[form](graph, _read(node, tensors, graph, form))
-        last = graph.nodes[-1]
-        assert list(last.output) == [result.name]
-        last.output[0] = node.output[0]
+        graph = Graph(f"{_module_path(node)}_{sweep_count}")
+        sweep_count += 1
+        result = FORMS[form](graph, _read_sweep(node, tensors, graph, form))
+        last_node = graph.nodes[-1]
+        assert list(last_node.output) == [result.name]
+        last_node.output[0] = node.output[0]
         nodes += graph.nodes
-        added += graph.initializers
+        new_initializers += graph.initializers
 
-    inner = (*(body for node in nodes for body in bodies(node)), *model.functions)
-    if any(node.domain == DOMAIN for part in inner for node in walk(part.node)):
+    inner_graphs = (*(graph for node in nodes for graph in subgraphs(node)), *model.functions)
+    if any(node.domain == DOMAIN for graph in inner_graphs for node in walk(graph.node)):
         raise MDLSTMError(
-            "a sweep inside a branch or a loop of the network cannot be exported; move the MDLSTM layer out"
+            "an MDLSTM layer inside a branch or a loop of the network cannot be exported; "
+            "move the layer out of it"
         )
     used = {name for node in walk(nodes) for name in node.input}
-    kept = [tensor for tensor in [*model.graph.initializer, *added] if tensor.name in used]
+    initializers = [t for t in (*model.graph.initializer, *new_initializers) if t.name in used]
     for node in nodes:
         node.ClearField("metadata_props")  # the exporter's stack traces
         node.ClearField("doc_string")
     graph_proto = helper.make_graph(
-        nodes, "mdlstm", model.graph.input, model.graph.output, initializer=kept
+        nodes, "mdlstm", model.graph.input, model.graph.output, initializer=initializers
     )
     opsets = [opset for opset in model.opset_import if opset.domain != DOMAIN]
     return helper.make_model(
@@ -72,21 +77,25 @@ def lower(model: onnx.ModelProto, form: str = "unrolled") -> onnx.ModelProto:
     )
 
 
-def _read(node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto], graph: Graph, form: str) -> Sweep:
-    """What a Wavefront node holds."""
-    inputs = [*node.input, *[""] * (8 - len(node.input))]
+def _read_sweep(
+    node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto], graph: Graph, form: str
+) -> Sweep:
+    """The content of a Wavefront node."""
+    inputs = [*node.input, *[""] * (INPUTS - len(node.input))]
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     grid = tuple(attributes["grid"])
     if min(grid) < 1 and form == "unrolled":
-        raise MDLSTMError(f"{_place(node)}: the grid must be fixed to write its sweep out, got {grid}")
+        raise MDLSTMError(
+            f"{_module_path(node)}: form 'unrolled' needs a fixed grid, got {grid}; use form 'scan'"
+        )
 
     def array(name: str) -> np.ndarray | None:
         if not name:
             return None
         if name not in tensors:
             raise MDLSTMError(
-                f"{_place(node)}: the weight '{name}' is computed in the graph; it must be a constant "
-                "(remove parametrizations before the export)"
+                f"{_module_path(node)}: the weight '{name}' is computed in the graph, expected a constant; "
+                "remove parametrizations before the export"
             )
         return numpy_helper.to_array(tensors[name])
 
@@ -110,22 +119,22 @@ def _read(node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto], graph: Gra
     )
 
 
-def _place(node: onnx.NodeProto) -> str:
-    """The module in the network that a sweep is of, if the exporter has told: the last scope but one."""
-    told = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
-    scopes = [str(scope) for scope in ast.literal_eval(told)]
-    place = scopes[-2] if len(scopes) > 1 else ""
-    return place.removeprefix("module").removeprefix(".") or "mdlstm"
+def _module_path(node: onnx.NodeProto) -> str:
+    """The path of the layer in the network, such as "body", if the exporter recorded it, else "mdlstm"."""
+    recorded = (p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes")
+    scopes = [str(scope) for scope in ast.literal_eval(next(recorded, "[]"))]
+    path = scopes[-2] if len(scopes) > 1 else ""  # the last scope is the operator
+    return path.removeprefix("module").removeprefix(".") or "mdlstm"
 
 
 def walk(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Nodes, and those in their bodies."""
+    """All nodes, including those of subgraphs at any depth."""
     for node in nodes:
         yield node
-        for body in bodies(node):
-            yield from walk(body.node)
+        for graph in subgraphs(node):
+            yield from walk(graph.node)
 
 
-def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """The graphs that an operator takes, as a Scan does."""
+def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs among the attributes of a node, such as the body of a Scan."""
     return [attribute.g for attribute in node.attribute if attribute.HasField("g")]

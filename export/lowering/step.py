@@ -1,7 +1,13 @@
-"""What a sweep computes in one step, whichever form it is written in.
+"""The computation of one wavefront, shared by both forms of a sweep.
 
-Tensors have rows (position, sample): the states of K positions are (K, N, n), so the positions of a
-wavefront are moved by copying whole blocks, and a step is one matrix product over K·N rows.
+Notation
+    N   batch                           P   positions of the grid, the product of its extents
+    D   grid axes                       T   wavefronts
+    C   input features                  K   positions of the wavefront in question
+    n   hidden units                    G   gates of the cell, 3 + D
+
+Tensors have rows (position, sample): the states of a wavefront are (K, N, n). Moving a position then
+copies one contiguous block, and the products of a wavefront are matrix products with K·N rows.
 """
 
 from __future__ import annotations
@@ -15,24 +21,26 @@ from mdlstm_tk.cells.equations import LAYER_NORM_EPS, Cell
 from mdlstm_tk.export.lowering.graph import Graph, Value
 from mdlstm_tk.wavefront import Direction
 
-STATE = np.dtype(np.float32)  # of gates and states, whatever the weights are kept in
-WIDE = 64  # units from which a product for each gate is faster than one for all
+STATE_DTYPE = np.dtype(np.float32)  # of pre-activations, gates and c, whatever the dtype of the weights
+SEPARATE_PRODUCTS_FROM = 64  # units; below, one product for all sigmoid gates is faster than one per gate
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a `mdlstm::Wavefront` node holds.
+    """The content of a `mdlstm::Wavefront` node.
 
     Attributes:
         x: (N, *grid, C).
         weight_ih: (dirs, G·n, C).
         weight_hh: (dirs, D, G·n, n).
         bias: (dirs, G·n) or None.
-        peephole, norm_weight, norm_bias: as `CellParameters`, or None.
-        sizes: (N, D) int64 or None.
-        grid: the extents, −1 where they are free.
-        directions: of the sweep.
-        cell: its equations.
+        peephole: (dirs, 2D + 1, n) or None.
+        norm_weight: (dirs, G + 1, n) or None.
+        norm_bias: (dirs, G + 1, n) or None.
+        sizes: (N, D) int64, the valid extents of each sample, or None.
+        grid: extents, −1 where an extent is free.
+        directions: signs of each direction.
+        cell: the cell with its equations.
     """
 
     x: Value
@@ -54,131 +62,145 @@ class Sweep:
 
 
 class Step:
-    """One step of direction k: the twin of `mdlstm_tk.cells.step.cell_step` on graph values."""
+    """One wavefront of one direction: `mdlstm_tk.cells.step.cell_step` on values of a graph.
 
-    def __init__(self, graph: Graph, sweep: Sweep, k: int) -> None:
+    Args:
+        graph: the graph to add nodes to.
+        sweep: the sweep.
+        dir_idx: index of the direction within the sweep.
+    """
+
+    def __init__(self, graph: Graph, sweep: Sweep, dir_idx: int) -> None:
         self.graph = graph
         self.cell = sweep.cell
-        self.names = sweep.cell.gates(len(sweep.grid))
+        self.gate_names = sweep.cell.gates(len(sweep.grid))
         self.units = sweep.units
-        rows = (sweep.peephole, sweep.norm_weight, sweep.norm_bias)
-        self.peephole, self.scale, self.shift = (
-            None if row is None else row[k].astype(STATE) for row in rows
+        self.peephole, self.norm_weight, self.norm_bias = (
+            None if rows is None else rows[dir_idx].astype(STATE_DTYPE)
+            for rows in (sweep.peephole, sweep.norm_weight, sweep.norm_bias)
         )
-        parts = [*sweep.weight_hh[k], sweep.weight_ih[k]]  # (G·n, n) × D, (G·n, C)
+        blocks = [*sweep.weight_hh[dir_idx], sweep.weight_ih[dir_idx]]  # (G·n, n) × D, (G·n, C)
         if sweep.bias is not None:
-            parts.append(sweep.bias[k, :, None])
-        joint = np.concatenate(parts, axis=1).T  # (D·n + C + 1, G·n)
-        self.weights = np.split(joint, len(self.names), axis=1)
-        self.dtype = joint.dtype
-        self.low = self.dtype != STATE
+            blocks.append(sweep.bias[dir_idx, :, None])
+        w_cat = np.concatenate(blocks, axis=1).T  # (D·n + C + 1, G·n)
+        self.weights = np.split(w_cat, len(self.gate_names), axis=1)  # G × (D·n + C + 1, n)
+        self.dtype = w_cat.dtype
+        self.mixed_precision = self.dtype != STATE_DTYPE
 
     def __call__(
         self, h: Sequence[Value], c: Sequence[Value], x: Value, mask: Value | None = None
     ) -> tuple[Value, Value]:
-        """New h and c.
+        """Compute h and c of a wavefront.
 
         Args:
-            h: D times (K, N, n), one step back along each axis, in the weights' dtype.
-            c: the same of c, in `STATE`.
-            x: (K, N, C), with ones as one feature more if there is a bias.
-            mask: (K, N, 1) 1 where the position lies in the sample's valid extent, else 0.
+            h: for each axis (K, N, n), h of the predecessors along it, in the dtype of the weights.
+            c: for each axis (K, N, n), c of the predecessors along it, in `STATE_DTYPE`.
+            x: (K, N, C), or (K, N, C + 1) with a last feature of ones if there is a bias.
+            mask: (K, N, 1), 1 where the position is valid and 0 in the padding.
 
         Returns:
-            h (K, N, n) in the weights' dtype and c (K, N, n).
+            h (K, N, n) in the dtype of the weights, and c (K, N, n).
         """
-        last = len(self.names) - 1
+        output_gate = len(self.gate_names) - 1
 
-        def squash(value: Value) -> Value:
-            return self.graph("Tanh", self._normalise(value, len(self.names)))
+        def output_activation(c_new: Value) -> Value:
+            return self.graph("Tanh", self._normalise(c_new, len(self.gate_names)))
 
-        def late_gate(gate: Value, new: Value) -> Value:
+        def apply_output_gate(gate: Value, c_new: Value) -> Value:
             if self.peephole is None:
                 return gate
-            return self._activate(gate + new * self._row(self.peephole, -1), last)
+            return self._activate(gate + c_new * self._row(self.peephole, -1), output_gate)
 
-        operand = self.graph.concat([*h, x], axis=-1)  # (K, N, D·n + C)
-        a = self._gates(operand, c)
-        new_h, new_c = self.cell.step(a, c, squash, late_gate)
+        operand = self.graph.concat([*h, x], axis=-1)  # (K, N, D·n + C + 1)
+        gates = self._gates(operand, c)
+        h_new, c_new = self.cell.step(gates, c, output_activation, apply_output_gate)
         if mask is not None:
-            new_h, new_c = new_h * mask, new_c * mask
-        return self._output(new_h), new_c
+            h_new, c_new = h_new * mask, c_new * mask
+        return self._to_weight_dtype(h_new), c_new
 
-    def zeros(self, graph: Graph, x: Value, rows: Value) -> tuple[Value, Value]:
-        """h and c (rows, N, n) outside the grid, given x (N, …)."""
+    def initial_state(self, graph: Graph, x: Value, rows: Value) -> tuple[Value, Value]:
+        """Zeros for h and c, (rows, N, n) each, where N is the first extent of x."""
         batch = graph("Shape", x, start=0, end=1)
         shape = graph.concat([rows, batch, graph.integers(self.units)], axis=0)
         c = graph("ConstantOfShape", shape)
-        return (graph.cast(c, self.dtype) if self.low else c), c
+        return (graph.cast(c, self.dtype) if self.mixed_precision else c), c
 
     def _gates(self, operand: Value, c: Sequence[Value]) -> list[Value]:
-        """The activated gates; with peepholes the output gate is left to `late_gate`.
+        """G gates (K, N, n), activated, except that `apply_output_gate` activates one with a peephole.
 
-        ONNX Runtime copies what it splits, so each gate is a product of its own; or, where products are
-        so small that their number counts, the sigmoid gates are one together.
+        ONNX Runtime copies the parts of a Split, so each gate is a product of its own. Where products are
+        so small that their number matters more, all sigmoid gates share one product.
         """
-        if self.scale is None and self.peephole is None and self.units < WIDE:
-            return self._sigmoids_together(operand)
-        gates = [self._product(operand, part) for part in self.weights]
+        if self.norm_weight is None and self.peephole is None and self.units < SEPARATE_PRODUCTS_FROM:
+            return self._gates_from_joint_product(operand)
+        pre_activations = [self._product(operand, weight) for weight in self.weights]
         if self.peephole is not None:
-            for d, state in enumerate(c):
-                gates[0] = gates[0] + state * self._row(self.peephole, d)
-                gates[1 + d] = gates[1 + d] + state * self._row(self.peephole, len(c) + d)
-        early = len(gates) - (self.peephole is not None)
-        return [self._activate(gate, row) for row, gate in enumerate(gates[:early])] + gates[early:]
+            for d, c_d in enumerate(c):  # gate 0 is i, gates 1 … D are f_d
+                pre_activations[0] = pre_activations[0] + c_d * self._row(self.peephole, d)
+                pre_activations[1 + d] = pre_activations[1 + d] + c_d * self._row(self.peephole, len(c) + d)
+        late = 0 if self.peephole is None else 1
+        early = len(pre_activations) - late
+        return [
+            *(self._activate(value, gate) for gate, value in enumerate(pre_activations[:early])),
+            *pre_activations[early:],
+        ]
 
-    def _sigmoids_together(self, operand: Value) -> list[Value]:
-        others = [part for name, part in zip(self.names, self.weights, strict=True) if name != "g"]
-        block = self.graph("Sigmoid", self._product(operand, np.concatenate(others, axis=1)))
-        gates = self.graph.split(block, [self.units] * len(others), axis=-1)
-        candidate = self.names.index("g")
+    def _gates_from_joint_product(self, operand: Value) -> list[Value]:
+        candidate = self.gate_names.index("g")
+        sigmoid_weights = [weight for gate, weight in enumerate(self.weights) if gate != candidate]
+        joint = self.graph("Sigmoid", self._product(operand, np.concatenate(sigmoid_weights, axis=1)))
+        gates = self.graph.split(joint, [self.units] * len(sigmoid_weights), axis=-1)
         gates.insert(candidate, self.graph("Tanh", self._product(operand, self.weights[candidate])))
         return gates
 
     def _product(self, operand: Value, weight: np.ndarray) -> Value:
-        value = self.graph("MatMul", operand, self.graph.constant(weight))
-        return self.graph.cast(value, STATE) if self.low else value
+        product = self.graph("MatMul", operand, self.graph.constant(weight))
+        return self.graph.cast(product, STATE_DTYPE) if self.mixed_precision else product
 
-    def _activate(self, value: Value, row: int) -> Value:
-        op = "Tanh" if self.names[row] == "g" else "Sigmoid"
-        return self.graph(op, self._normalise(value, row))
+    def _activate(self, value: Value, gate: int) -> Value:
+        op = "Tanh" if self.gate_names[gate] == "g" else "Sigmoid"
+        return self.graph(op, self._normalise(value, gate))
 
     def _normalise(self, value: Value, row: int) -> Value:
-        if self.scale is None or self.shift is None:
+        """Layer norm with the parameters of a gate, or in row G with those of c; nothing without it."""
+        if self.norm_weight is None or self.norm_bias is None:
             return value
-        scale, shift = self._row(self.scale, row), self._row(self.shift, row)
-        return self.graph("LayerNormalization", value, scale, shift, axis=-1, epsilon=LAYER_NORM_EPS)
+        weight, bias = self._row(self.norm_weight, row), self._row(self.norm_bias, row)
+        return self.graph("LayerNormalization", value, weight, bias, axis=-1, epsilon=LAYER_NORM_EPS)
 
-    def _row(self, rows: np.ndarray, row: int) -> Value:
-        return self.graph.constant(rows[row])
+    def _row(self, parameter: np.ndarray, row: int) -> Value:
+        return self.graph.constant(parameter[row])
 
-    def _output(self, value: Value) -> Value:
-        """h as it goes into products and out of the sweep: in the weights' dtype."""
-        return self.graph.cast(value, self.dtype) if self.low else value
+    def _to_weight_dtype(self, h: Value) -> Value:
+        """h in the dtype in which it enters products and leaves the sweep."""
+        return self.graph.cast(h, self.dtype) if self.mixed_precision else h
 
 
-def rows_of_x(graph: Graph, sweep: Sweep) -> Value:
-    """x as (P, N, C), with ones as one feature more if there is a bias."""
+def flatten_x(graph: Graph, sweep: Sweep) -> Value:
+    """x as (P, N, C), or as (P, N, C + 1) with a last feature of ones if there is a bias."""
     x = sweep.x
     if sweep.bias is not None:
         pads = [0] * (2 * len(sweep.grid) + 3) + [1]
         x = graph("Pad", x, graph.integers(*pads), graph.constant(np.ones((), sweep.weight_ih.dtype)))
-    width = sweep.weight_ih.shape[-1] + (sweep.bias is not None)
-    return graph("Transpose", graph.reshape(x, 0, -1, width), perm=[1, 0, 2])
+    features = sweep.weight_ih.shape[-1] + (sweep.bias is not None)
+    return graph("Transpose", graph.reshape(x, 0, -1, features), perm=[1, 0, 2])
 
 
-def signs(direction: Direction) -> str:
-    """(1, −1) → "+-", for names."""
-    return "".join("+" if sign > 0 else "-" for sign in direction)
-
-
-def inside(graph: Graph, axes: Sequence[Value], sizes: Value) -> Value:
-    """(P, N, 1) 1 where the position lies inside the sample's valid extent, else 0.
+def valid_mask(graph: Graph, coordinates: Sequence[Value], sizes: Value) -> Value:
+    """(P, N, 1), 1 where a position lies within the valid extents of a sample, else 0.
 
     Args:
-        axes: D times (P), the positions' coordinates.
-        sizes: (N, D).
+        graph: the graph to add nodes to.
+        coordinates: for each axis (P), the coordinate of every position.
+        sizes: (N, D), the valid extents.
     """
-    coordinates = graph.concat([graph("Unsqueeze", axis, graph.integers(1, 2)) for axis in axes], axis=-1)
-    below = graph.cast(graph("Less", coordinates, sizes), STATE)
+    positions = graph.concat(
+        [graph("Unsqueeze", axis, graph.integers(1, 2)) for axis in coordinates], axis=-1
+    )  # (P, 1, D)
+    below = graph.cast(graph("Less", positions, sizes), STATE_DTYPE)  # (P, N, D)
     return graph("ReduceMin", below, graph.integers(-1), keepdims=1)
+
+
+def direction_label(direction: Direction) -> str:
+    """(1, −1) → "+-", for the names of nodes."""
+    return "".join("+" if sign > 0 else "-" for sign in direction)

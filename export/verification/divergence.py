@@ -1,4 +1,7 @@
-"""Where does an output first go wrong? A sweep carries each error along, so that is where to look."""
+"""Locate an error: the first wavefront on which an output is wrong.
+
+A sweep carries an error along to all later wavefronts, so the first wrong one is where to look.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,17 @@ from itertools import product
 
 import numpy as np
 
-from mdlstm_tk.export.verification.parity import ATOL, RTOL, Doubles, Floats
+from mdlstm_tk.export.verification.parity import ATOL, RTOL, Float32Array, Float64Array
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first wavefront that is off.
+    """The first wavefront on which an output is out of tolerance.
 
     Attributes:
         wavefront: its number, from 0.
-        wavefronts: how many there are.
-        corner: the position that they are counted from.
+        wavefronts: T, the number of wavefronts.
+        corner: the position on wavefront 0.
     """
 
     wavefront: int
@@ -26,50 +29,58 @@ class Divergence:
     corner: tuple[int, ...]
 
     def __str__(self) -> str:
-        return f"first off at wavefront {self.wavefront} of {self.wavefronts}, counted from {self.corner}"
+        return f"first wrong at wavefront {self.wavefront} of {self.wavefronts}, counted from {self.corner}"
 
 
-def wavefront_errors(output: Floats, reference: Doubles, axes: Sequence[int]) -> list[float]:
-    """Largest absolute error on each wavefront, counted from position (0, …, 0).
+def wavefront_errors(output: Float32Array, reference: Float64Array, axes: Sequence[int]) -> list[float]:
+    """The largest absolute error on each wavefront, counted from position (0, …, 0).
 
     Args:
-        output: of a runtime.
-        reference: what it should be, of the same shape.
-        axes: those of the grid.
+        output: the output of a runtime.
+        reference: the expected output, of the same shape.
+        axes: the grid axes of both.
     """
-    errors = _over_grid(np.abs(output.astype(np.float64) - reference), axes)
-    sums = np.indices(errors.shape).sum(axis=0)
-    return [float(errors[sums == k].max()) for k in range(int(sums.max()) + 1)]
+    errors = _max_per_position(np.abs(output.astype(np.float64) - reference), axes)
+    front_of_position = np.indices(errors.shape).sum(axis=0)
+    return [float(errors[front_of_position == t].max()) for t in range(int(front_of_position.max()) + 1)]
 
 
 def first_divergence(
-    output: Floats, reference: Doubles, axes: Sequence[int], atol: float = ATOL, rtol: float = RTOL
+    output: Float32Array,
+    reference: Float64Array,
+    axes: Sequence[int],
+    atol: float = ATOL,
+    rtol: float = RTOL,
 ) -> Divergence | None:
-    """The first wavefront with an element further off than it may be; None if there is none.
+    """The first wavefront with an element out of tolerance; None if there is none.
 
-    Wavefronts are counted from that corner of the grid from which the first that is off comes last: a
-    sweep that starts there, and does all right up to it, explains all the errors.
+    The sweep that made the error is unknown, and so is the corner that it started from. Wavefronts are
+    counted from the corner that makes the first wrong one come latest: a sweep from there that is right up
+    to that wavefront explains all the errors.
 
     Args:
-        output: of a runtime; what is not finite is off.
-        reference: what it should be, of the same shape.
-        axes: those of the grid.
-        atol: absolute error that is allowed, and
-        rtol: what is allowed in addition, as a share of the reference.
+        output: the output of a runtime; values that are not finite count as wrong.
+        reference: the expected output, of the same shape.
+        axes: the grid axes of both.
+        atol: allowed absolute error.
+        rtol: allowed error as a share of the reference, in addition to `atol`.
     """
     error = np.abs(output.astype(np.float64) - reference)
-    off = _over_grid(~(error <= atol + rtol * np.abs(reference)), axes)
-    if not off.any():
+    is_wrong = _max_per_position(~(error <= atol + rtol * np.abs(reference)), axes)
+    if not is_wrong.any():
         return None
-    ends = np.asarray(off.shape) - 1
-    places = np.argwhere(off)  # (K, D)
+    ends = np.asarray(is_wrong.shape) - 1
+    wrong_positions = np.argwhere(is_wrong)  # (M, D)
+
+    def first_wavefront(corner: np.ndarray) -> int:
+        return int(np.abs(wrong_positions - corner).sum(axis=1).min())
+
     corners = [np.asarray(corner) for corner in product(*((0, end) for end in ends))]
-    corner = max(corners, key=lambda corner: np.abs(places - corner).sum(axis=1).min())
-    first = np.abs(places - corner).sum(axis=1).min()
-    return Divergence(int(first), int(ends.sum()) + 1, tuple(corner.tolist()))
+    corner = max(corners, key=first_wavefront)
+    return Divergence(first_wavefront(corner), int(ends.sum()) + 1, tuple(corner.tolist()))
 
 
-def _over_grid(values: np.ndarray, axes: Sequence[int]) -> np.ndarray:
-    """The largest of all samples and channels, at each position."""
+def _max_per_position(values: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+    """The maximum over all axes but the grid axes."""
     result: np.ndarray = values.max(axis=tuple(k for k in range(values.ndim) if k not in axes))
     return result

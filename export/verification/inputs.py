@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from mdlstm_tk.data import DiagonalTask
-from mdlstm_tk.export.verification.parity import Floats
+from mdlstm_tk.export.verification.parity import Float32Array
 
 
 def random_inputs(
     grid: tuple[int, ...], channels: int, seed: int = 0, channels_last: bool = True
-) -> dict[str, Floats]:
+) -> dict[str, Float32Array]:
     """Standard normal inputs by name: a batch of 1 and a batch of 3.
 
     Each is (N, *grid, C), or (N, C, *grid) if `channels_last` is false.
@@ -22,7 +22,7 @@ def random_inputs(
     }
 
 
-def task_inputs(task: str | None, grid: tuple[int, ...], seed: int = 0) -> dict[str, Floats]:
+def task_inputs(task: str | None, grid: tuple[int, ...], seed: int = 0) -> dict[str, Float32Array]:
     """Samples of the task that a network was trained on, by name: a batch of 1 and a batch of 7.
 
     Only the diagonal task can make samples of any size (from 3×3 on); for other tasks, and for smaller

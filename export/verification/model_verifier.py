@@ -19,8 +19,8 @@ from mdlstm_tk.export.verification.inputs import odd_grids, random_inputs, task_
 from mdlstm_tk.export.verification.parity import (
     ATOL,
     RTOL,
-    Doubles,
-    Floats,
+    Float32Array,
+    Float64Array,
     Parity,
     compare,
     float64_reference,
@@ -31,7 +31,7 @@ from mdlstm_tk.runtime.shapes import Shapes
 from mdlstm_tk.sizes import format_size
 from mdlstm_tk.training import Run, load_checkpoint, open_run
 
-Runtime = Callable[[Floats], Floats]
+Runtime = Callable[[Float32Array], Float32Array]
 Grid = tuple[int, ...]
 
 
@@ -48,7 +48,7 @@ class Case:
 
     name: str
     group: str
-    x: Floats
+    x: Float32Array
 
 
 @dataclass(frozen=True)
@@ -230,17 +230,17 @@ def _runtimes(model: Path, network: nn.Module, sessions: Sequence[Session]) -> d
     shapes = Shapes(sessions[0].metadata)
 
     @torch.no_grad()
-    def run_torch(x: Floats) -> Floats:
-        y: Floats = network(torch.from_numpy(x)).numpy()
+    def run_torch(x: Float32Array) -> Float32Array:
+        y: Float32Array = network(torch.from_numpy(x)).numpy()
         return y
 
-    def run_evaluator(x: Floats) -> Floats:
+    def run_evaluator(x: Float32Array) -> Float32Array:
         padded, sizes = shapes.padded([x])
         feeds = {"x": padded, "sizes": sizes} if shapes.takes_sizes else {"x": x}
         outputs = evaluator.run(None, feeds)
         if not isinstance(outputs, list):
             raise InputError(f"{model} has no outputs")
-        y: Floats = outputs[0]
+        y: Float32Array = outputs[0]
         return shapes.cropped(y, shapes.grid(x)) if shapes.takes_sizes else y
 
     return {
@@ -250,7 +250,7 @@ def _runtimes(model: Path, network: nn.Module, sessions: Sequence[Session]) -> d
     }
 
 
-def _compare(output: Floats, expected: Doubles, metadata: Metadata, atol: float) -> Outcome:
+def _compare(output: Float32Array, expected: Float64Array, metadata: Metadata, atol: float) -> Outcome:
     parity = compare(output, expected, atol)
     if metadata.window is None:
         return Outcome(parity, None, None)

@@ -1,4 +1,4 @@
-"""Does an exported model compute what the network does? Measured against float64, cell by cell."""
+"""Parity: the error of an output against the same network in float64, computed position by position."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import nn
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.layer import MDLSTM
 
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
 
 ATOL = 1e-5
 RTOL = 1e-5
@@ -24,70 +24,89 @@ RTOL = 1e-5
 
 @dataclass(frozen=True)
 class Parity:
-    """How far one runtime is from the float64 reference on one input.
+    """The error of one runtime against the float64 reference on one input.
 
     Attributes:
         max_abs: largest absolute error.
-        worst: largest error as a share of what is allowed, atol + rtol·|reference|; not a number if
-            the runtime's output is not finite.
+        max_ratio: largest ratio of an error to its tolerance, atol + rtol·|reference|; NaN if the output
+            is not finite.
     """
 
     max_abs: float
-    worst: float
+    max_ratio: float
 
     @property
     def passed(self) -> bool:
-        """Is every element within tolerance?"""
-        return self.worst <= 1
+        """Whether every element is within tolerance."""
+        return self.max_ratio <= 1
 
 
-def compare(output: Floats, reference: Doubles, atol: float = ATOL, rtol: float = RTOL) -> Parity:
-    """Measure `output` against `reference`.
+def compare(
+    output: Float32Array, reference: Float64Array, atol: float = ATOL, rtol: float = RTOL
+) -> Parity:
+    """Measure the error of `output` against `reference`.
 
     Raises:
-        MDLSTMError: they differ in shape.
+        MDLSTMError: the two differ in shape.
     """
     if output.shape != reference.shape:
-        raise MDLSTMError(f"what came out has shape {output.shape}, and should have {reference.shape}")
+        raise MDLSTMError(f"the output has shape {output.shape}, expected {reference.shape}")
     error = np.abs(output.astype(np.float64) - reference)
     return Parity(float(error.max()), float((error / (atol + rtol * np.abs(reference))).max()))
 
 
-def float64_reference(module: nn.Module) -> Callable[..., Doubles]:
-    """The network in float64, each of its layers swept cell by cell: the truth. Takes x, others by name."""
+def float64_reference(module: nn.Module) -> Callable[..., Float64Array]:
+    """The ground truth: the network in float64, its MDLSTM layers computed position by position.
+
+    Args:
+        module: the network; it is copied.
+
+    Returns:
+        A function of x, and of further inputs by name, all NumPy arrays.
+    """
     exact = copy.deepcopy(module).cpu().double().eval()
     for layer in exact.modules():
         if isinstance(layer, MDLSTM):
             layer.backend = "reference"
 
     @torch.no_grad()
-    def run(x: Floats, **others: npt.NDArray[Any]) -> Doubles:
-        named = {name: _double(value) for name, value in others.items()}
-        y: Doubles = exact(_double(x), **named).numpy()
+    def run(x: Float32Array, **inputs: npt.NDArray[Any]) -> Float64Array:
+        y: Float64Array = exact(
+            _to_double(x), **{name: _to_double(value) for name, value in inputs.items()}
+        ).numpy()
         return y
 
     return run
 
 
-def _double(array: npt.NDArray[Any]) -> torch.Tensor:
+def _to_double(array: npt.NDArray[Any]) -> torch.Tensor:
     tensor = torch.from_numpy(array)
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def measure(
-    run: Callable[[Floats], Floats],
-    reference: Callable[[Floats], Doubles],
-    inputs: Mapping[str, Floats],
+def compare_all(
+    run: Callable[[Float32Array], Float32Array],
+    reference: Callable[[Float32Array], Float64Array],
+    inputs: Mapping[str, Float32Array],
     atol: float = ATOL,
 ) -> dict[str, Parity]:
-    """Measure a runtime on each input. The reference gets those of one shape in one batch: going through
-    the cells is what takes its time."""
-    alike: dict[tuple[int, ...], list[str]] = {}
+    """Measure the error of a runtime on each of `inputs`.
+
+    The reference computes all inputs of one grid in one batch, since its time depends on the number of
+    positions and hardly on the batch.
+
+    Args:
+        run: the runtime.
+        reference: the function that `float64_reference` returned.
+        inputs: inputs x by name.
+        atol: allowed absolute error.
+    """
+    names_by_shape: dict[tuple[int, ...], list[str]] = {}
     for name, x in inputs.items():
-        alike.setdefault(x.shape[1:], []).append(name)
-    exact: dict[str, Doubles] = {}
-    for names in alike.values():
+        names_by_shape.setdefault(x.shape[1:], []).append(name)
+    expected: dict[str, Float64Array] = {}
+    for names in names_by_shape.values():
         ends = np.cumsum([len(inputs[name]) for name in names])
-        together = reference(np.concatenate([inputs[name] for name in names]))
-        exact.update(zip(names, np.split(together, ends[:-1]), strict=True))
-    return {name: compare(run(x), exact[name], atol) for name, x in inputs.items()}
+        outputs = reference(np.concatenate([inputs[name] for name in names]))
+        expected.update(zip(names, np.split(outputs, ends[:-1]), strict=True))
+    return {name: compare(run(x), expected[name], atol) for name, x in inputs.items()}

@@ -435,9 +435,7 @@ def test_the_runtime_comes_from_a_folder_or_a_package(runtime: dict[str, bytes],
     assert load_runtime(tmp_path / "p.tgz") == runtime
     name = next(iter(runtime))
     (tmp_path / "dist" / name).write_bytes(runtime[name] + b" ")
-    with pytest.raises(
-        InputError, match=f"is not onnxruntime-web@.*: its {name} is another one; make it with"
-    ):
+    with pytest.raises(InputError, match=f"onnxruntime-web@.*{name}"):
         load_runtime(tmp_path)
 
 
@@ -446,25 +444,19 @@ def test_what_is_no_runtime(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "empty.tgz", "w:gz"):
         pass
     for source in (tmp_path, tmp_path / "p.tgz", tmp_path / "empty.tgz", tmp_path / "none.tgz"):
-        with pytest.raises(
-            InputError, match=r"is not onnxruntime-web@.*; make it with: npm pack"
-        ) as caught:
+        with pytest.raises(InputError, match=r"npm pack onnxruntime-web@") as caught:
             load_runtime(source)
         assert "\n" not in str(caught.value)
 
 
 def test_without_npm_or_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(
-        MDLSTMError, match=r"npm is not installed; install Node.js .*npm pack onnxruntime-web@"
-    ):
+    with pytest.raises(MDLSTMError, match=r"npm pack onnxruntime-web@"):
         load_runtime()
     npm = tmp_path / "npm"
     npm.write_text("#!/bin/sh\necho 'npm error code ENOTFOUND' >&2\nexit 1\n")
     npm.chmod(0o755)
-    with pytest.raises(
-        MDLSTMError, match=r"npm cannot fetch onnxruntime-web@.*: npm error code ENOTFOUND; check"
-    ):
+    with pytest.raises(MDLSTMError, match="ENOTFOUND"):
         load_runtime()
 
 
@@ -478,7 +470,7 @@ def test_the_verb_writes_a_page(trained: Run, runtime: dict[str, bytes], tmp_pat
     assert done.err.splitlines()[-1].startswith("next: python -m http.server -d page")
     assert "page/model.onnx: x (N, 5, 7, 1)" in done.err
     assert '"name": "md-8x8"' in (tmp_path / "page/model.json").read_text()
-    with pytest.raises(InputError, match=r"page is not empty; give another folder, or --force"):
+    with pytest.raises(InputError, match="page is not empty"):
         export(trained.folder, web=tmp_path / "page")
     with pytest.raises(InputError, match="got 2 sizes"):
         export(trained.folder, size=["4", "5"], web=tmp_path / "other")
@@ -502,25 +494,23 @@ def test_a_page_is_whole_and_leaves_the_rest_alone(tmp_path: Path) -> None:
     assert written == assets | model_files | {Path("mine.txt")}
     for path in assets:
         assert (folder / path).read_bytes() == (page / path).read_bytes()
-    with pytest.raises(InputError, match=r"index.html is a file, expected a folder"):
+    with pytest.raises(InputError, match=r"index\.html is a file"):
         write_page(model, folder / "index.html", "m", FAKE)
 
 
 def test_models_that_no_page_takes(tmp_path: Path) -> None:
     craft(tmp_path / "m.onnx", GRID, inputs=("x", "mood"))
-    with pytest.raises(
-        InputError, match=r"m.onnx takes x, mood, x of layout N H W C; a page is for two-dim"
-    ):
+    with pytest.raises(InputError, match=r"m\.onnx .*x, mood"):
         write_page(tmp_path / "m.onnx", tmp_path / "page", "m", FAKE)
     model = onnx.load(craft(tmp_path / "m.onnx", GRID))
     three = {"grid": "[2, 5, 8]", "window": "[1, 1, 1]", "layout": '"N D H W C"'}
     for prop in model.metadata_props:
         prop.value = three.get(prop.key.removeprefix("mdlstm."), prop.value)
     onnx.save(model, str(tmp_path / "m.onnx"))
-    with pytest.raises(InputError, match=r"m.onnx takes x, x of layout N D H W C; a page is for two-dim"):
+    with pytest.raises(InputError, match=r"m\.onnx .*N D H W C"):
         write_page(tmp_path / "m.onnx", tmp_path / "page", "m", FAKE)
     del model.metadata_props[:]
     onnx.save(model, str(tmp_path / "m.onnx"))
-    with pytest.raises(InputError, match=r"m.onnx was not exported by mdlstm-tk"):
+    with pytest.raises(InputError, match=r"m\.onnx"):
         write_page(tmp_path / "m.onnx", tmp_path / "page", "m", FAKE)
     assert not (tmp_path / "page").exists()

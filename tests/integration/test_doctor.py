@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from packaging.requirements import Requirement
 from helpers.without_packages import TRAINING, python_without
+from packaging.requirements import Requirement
 
 from mdlstm_tk.cli import main
 from mdlstm_tk.diagnostics import JOBS, Check, _package, _writable, check_installation, missing_jobs

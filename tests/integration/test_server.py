@@ -1,8 +1,9 @@
-"""`export --server-repo`: what NVIDIA Triton Inference Server would read, through its own protobuf."""
+"""`export --server-repo`: the repository, parsed with the protobuf of NVIDIA Triton Inference Server."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def read(config: Path) -> model_config_pb2.ModelConfig:
 
 
 def save(path: Path, shape: list[object], kind: int = TensorProto.FLOAT, sizes: bool = False) -> Path:
-    """A model that gives x back, and takes the samples' sizes if asked to."""
+    """A model that returns x, with an unused input `sizes` if `sizes` is true."""
     inputs = [helper.make_tensor_value_info("x", kind, shape)]
     if sizes:
         inputs.append(helper.make_tensor_value_info("sizes", TensorProto.INT64, ["batch", 2]))
@@ -39,7 +40,7 @@ def save(path: Path, shape: list[object], kind: int = TensorProto.FLOAT, sizes: 
     return path
 
 
-def test_the_server_is_told_what_the_model_takes(trained: Run, tmp_path: Path) -> None:
+def test_the_settings_describe_the_inputs_and_outputs(trained: Run, tmp_path: Path) -> None:
     done = mdlstm(
         "export", trained.folder, "--server-repo", "served", "--size", "8", "--size", "5x7", cwd=tmp_path
     )
@@ -58,11 +59,13 @@ def test_the_server_is_told_what_the_model_takes(trained: Run, tmp_path: Path) -
         assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"use_tf32": "0"})
         session = onnxruntime.InferenceSession((folder / "1/model.onnx").read_bytes())
         feeds = {
-            port.name: np.zeros((3, *port.dims), TYPES[model_config_pb2.DataType.Name(port.data_type)])
-            for port in config.input
+            tensor.name: np.zeros(
+                (3, *tensor.dims), TYPES[model_config_pb2.DataType.Name(tensor.data_type)]
+            )
+            for tensor in config.input
         }
-        outputs = session.run([port.name for port in config.output], feeds)
-        assert [list(y.shape) for y in outputs] == [[3, *port.dims] for port in config.output]
+        outputs = session.run([tensor.name for tensor in config.output], feeds)
+        assert [list(y.shape) for y in outputs] == [[3, *tensor.dims] for tensor in config.output]
 
 
 def test_free_extents_sizes_and_float16(tmp_path: Path) -> None:
@@ -76,7 +79,7 @@ def test_free_extents_sizes_and_float16(tmp_path: Path) -> None:
     assert [list(p.dims) for p in config.output] == [[-1, -1, 3]]
 
 
-def test_another_export_is_another_version_and_settings_stay(tmp_path: Path) -> None:
+def test_a_second_export_adds_a_version_and_keeps_the_settings(tmp_path: Path) -> None:
     first = save(tmp_path / "m.onnx", ["batch", 5, 8, 1])
     repository = tmp_path / "served"
     assert write_server_repo(first, repository, "m") == repository / "m/1/model.onnx"
@@ -85,12 +88,12 @@ def test_another_export_is_another_version_and_settings_stay(tmp_path: Path) -> 
         config.read_text().replace("max_batch_size: 64", "max_batch_size: 7").replace("  dims", " dims")
     )
     config.write_text(edited + "instance_group [ { count: 2 kind: KIND_CPU } ]\n")
-    kept = config.read_text()
-    (repository / "m/9").mkdir()  # a version that somebody else put there
+    settings = config.read_text()
+    (repository / "m/9").mkdir()  # a version that another program added
     (repository / "m/configs").mkdir()
     second = save(tmp_path / "n.onnx", ["batch", 5, 8, 1])
     assert write_server_repo(second, repository, "m") == repository / "m/10/model.onnx"
-    assert config.read_text() == kept
+    assert config.read_text() == settings
     assert read(config).max_batch_size == 7
     assert sorted(p.name for p in (repository / "m").iterdir()) == [
         "1",
@@ -102,11 +105,11 @@ def test_another_export_is_another_version_and_settings_stay(tmp_path: Path) -> 
     assert (repository / "m/1/model.onnx").read_bytes() == first.read_bytes()
 
 
-def test_settings_for_other_inputs_are_not_used(tmp_path: Path) -> None:
+def test_settings_for_other_inputs_are_replaced_only_with_force(tmp_path: Path) -> None:
     repository = tmp_path / "served"
     write_server_repo(save(tmp_path / "m.onnx", ["batch", 5, 8, 1]), repository, "m")
     other = save(tmp_path / "n.onnx", ["batch", 8, 5, 1])
-    with pytest.raises(InputError, match=r"config.pbtxt is for other inputs or outputs than n.onnx has"):
+    with pytest.raises(InputError, match=r"config\.pbtxt.*n\.onnx"):
         write_server_repo(other, repository, "m")
     assert sorted(p.name for p in (repository / "m").iterdir()) == ["1", "config.pbtxt"]
     write_server_repo(other, repository, "m", force=True)
@@ -114,7 +117,9 @@ def test_settings_for_other_inputs_are_not_used(tmp_path: Path) -> None:
     assert sorted(p.name for p in (repository / "m").iterdir()) == ["1", "2", "config.pbtxt"]
 
 
-def test_a_version_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_appears_completely_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = save(tmp_path / "m.onnx", ["batch", 5, 8, 1])
     moved = []
 
@@ -124,42 +129,42 @@ def test_a_version_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", fails)
-        with pytest.raises(MDLSTMError, match=r"cannot write .*served: No space left"):
+        with pytest.raises(MDLSTMError, match=r"served: No space left"):
             write_server_repo(model, tmp_path / "served", "m")
     assert moved == [(["1", "config.pbtxt", "model.onnx"], tmp_path / "served/m")]
     assert list((tmp_path / "served").iterdir()) == []
     write_server_repo(model, tmp_path / "served", "m")
     monkeypatch.setattr(os, "rename", fails)
-    with pytest.raises(MDLSTMError, match=r"cannot write .*m: No space left"):
+    with pytest.raises(MDLSTMError, match=r"m: No space left"):
         write_server_repo(model, tmp_path / "served", "m")
     assert moved[1] == (["model.onnx"], tmp_path / "served/m/2")
     assert sorted(p.name for p in (tmp_path / "served/m").iterdir()) == ["1", "config.pbtxt"]
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "-x", "ü", 'a"b'])
-def test_names_that_no_client_could_ask_for(name: str, tmp_path: Path) -> None:
+def test_invalid_names_are_refused(name: str, tmp_path: Path) -> None:
     model = save(tmp_path / "m.onnx", ["batch", 5, 8, 1])
-    with pytest.raises(InputError, match="a served model's name has letters"):
+    with pytest.raises(InputError, match=re.escape(f"'{name}'")):
         write_server_repo(model, tmp_path / "served", name)
     assert not (tmp_path / "served").exists()
 
 
-def test_models_that_no_server_could_batch(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"'x' has shape \(1, 5, 8\); a server needs a free batch"):
+def test_models_that_the_server_cannot_batch_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'x' .*\(1, 5, 8\)"):
         write_server_repo(save(tmp_path / "m.onnx", [1, 5, 8]), tmp_path / "served", "m")
-    with pytest.raises(InputError, match="'x' is float64, expected one of float32"):
+    with pytest.raises(InputError, match="'x' is float64"):
         write_server_repo(
             save(tmp_path / "m.onnx", ["batch", 5], TensorProto.DOUBLE), tmp_path / "served", "m"
         )
     (tmp_path / "m.onnx").write_bytes(b"\xff\xff no model")
-    with pytest.raises(InputError, match="not an ONNX model"):
+    with pytest.raises(InputError, match="ONNX"):
         write_server_repo(tmp_path / "m.onnx", tmp_path / "served", "m")
     assert not (tmp_path / "served").exists()
 
 
-def test_a_repository_that_is_a_file(trained: Run, tmp_path: Path) -> None:
+def test_a_repository_that_is_a_file_is_refused(trained: Run, tmp_path: Path) -> None:
     (tmp_path / "served").write_text("")
-    with pytest.raises(InputError, match=r"served is a file, expected a folder"):
+    with pytest.raises(InputError, match=r"served is a file"):
         write_server_repo(save(tmp_path / "m.onnx", ["batch", 5]), tmp_path / "served", "m")
     with pytest.raises(InputError, match="--server-repo"):
         export(trained.folder, server_repo=tmp_path / "a", output=tmp_path / "b")

@@ -1,4 +1,4 @@
-"""`mdlstm verify`: what it tries, and that it names the first wavefront that is off."""
+"""`verify_model` and `mdlstm verify`: the cases, and the first wavefront that is wrong."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from helpers.command import Result
 from onnx import numpy_helper
 
 from mdlstm_tk.cli import main
-from mdlstm_tk.export import export_run
+from mdlstm_tk.errors import ParityError
+from mdlstm_tk.export import export_run, verify_model
 from mdlstm_tk.export.verification.divergence import Divergence, first_divergence, wavefront_errors
 from mdlstm_tk.training import Run
 
 
 def reached(grid: tuple[int, ...], start: tuple[int, ...], signs: Sequence[int]) -> np.ndarray:
-    """Where a sweep in this direction carries an error that is made at `start`."""
+    """The positions to which a sweep in this direction carries an error made at `start`."""
     steps = [(np.arange(n) - s) * sign >= 0 for n, s, sign in zip(grid, start, signs, strict=True)]
     return np.logical_and.reduce(np.meshgrid(*steps, indexing="ij"))
 
@@ -31,7 +32,7 @@ def reached(grid: tuple[int, ...], start: tuple[int, ...], signs: Sequence[int])
         ((5, 8), (2, 3), (1, 1), 5, (0, 0)),
         ((5, 8), (2, 3), (1, -1), 6, (0, 7)),
         ((8, 5), (2, 3), (-1, 1), 8, (7, 0)),
-        ((8, 5), (7, 4), (-1, -1), 0, (0, 0)),  # all is off: any corner explains it
+        ((8, 5), (7, 4), (-1, -1), 0, (0, 0)),  # every position is wrong, so any corner explains it
         ((1, 7), (0, 6), (1, 1), 6, (0, 0)),
         ((7, 1), (2, 0), (-1, 1), 4, (6, 0)),
         ((1, 1), (0, 0), (1, 1), 0, (0, 0)),
@@ -39,7 +40,7 @@ def reached(grid: tuple[int, ...], start: tuple[int, ...], signs: Sequence[int])
     ],
     ids=str,
 )
-def test_the_first_wavefront_that_is_off_is_found(
+def test_the_first_wrong_wavefront_is_found(
     grid: tuple[int, ...],
     start: tuple[int, ...],
     signs: tuple[int, ...],
@@ -52,10 +53,10 @@ def test_the_first_wavefront_that_is_off_is_found(
     axes = range(1, len(grid) + 1)
     assert first_divergence(output, expected, axes) is None
     output[1, ..., 2][reached(grid, start, signs)] = value
-    found = first_divergence(output, expected, axes)
-    assert found is not None
-    assert found == Divergence(first, sum(grid) - len(grid) + 1, corner)
-    assert str(found).startswith(f"first off at wavefront {first} of {found.wavefronts}, counted from (")
+    divergence = first_divergence(output, expected, axes)
+    assert divergence is not None
+    assert divergence == Divergence(first, sum(grid) - len(grid) + 1, corner)
+    assert f"wavefront {first} of {divergence.wavefronts}" in str(divergence)
 
 
 def test_errors_of_each_wavefront() -> None:
@@ -67,7 +68,7 @@ def test_errors_of_each_wavefront() -> None:
 
 
 def damage(model: Path, damaged: Path, wavefront: int) -> None:
-    """In the step of one wavefront, put another number for one that is looked up there."""
+    """Halve one tanh on one wavefront."""
     proto = onnx.load(model)
     step = next(n for n in proto.graph.node if f"/wavefront_{wavefront}/" in n.name and n.op_type == "Tanh")
     renamed = step.output[0] + "_halved"
@@ -83,7 +84,7 @@ def damage(model: Path, damaged: Path, wavefront: int) -> None:
 
 
 class Verify:
-    """Calls `mdlstm verify` in this process."""
+    """Calls `mdlstm verify` inside the test process."""
 
     def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
         self.capfd = capfd
@@ -102,13 +103,13 @@ def verify(capfd: pytest.CaptureFixture[str]) -> Verify:
     return Verify(capfd)
 
 
-def test_a_damaged_step_is_named(trained: Run, tmp_path: Path, verify: Verify) -> None:
+def test_a_damaged_wavefront_is_named(trained: Run, tmp_path: Path, verify: Verify) -> None:
     model = tmp_path / "m.onnx"
     export_run(trained, model, grid=(5, 7))
     damage(model, tmp_path / "damaged.onnx", 4)
     done = verify(tmp_path / "damaged.onnx", "--against", trained.folder, "--json", "--seeds", "1")
     assert done.code == 3, done.err
-    assert "first off at wavefront 4 of 11, counted from (0, 0)" in done.err
+    assert "wavefront 4 of 11, counted from (0, 0)" in done.err
     results = json.loads(done.out)
     assert results["torch, float32"]["5x7, random × 3, seed 0"]["passed"]
     case = results["ONNX Runtime, cpu"]["5x7, random × 3, seed 0"]
@@ -122,8 +123,24 @@ def test_a_scan_is_verified_on_odd_grids(trained: Run, tmp_path: Path, verify: V
     export_run(trained, model, form="scan")
     done = verify(model, "--against", trained.folder, "--seed", "3", "--seeds", "1")
     assert done.code == 0, done.err
-    assert "(scan, any size)" in " ".join(done.out.split())
     assert all(size in done.out for size in ("8x8", "1x1", "1x7", "7x1", "5x8", "8x5"))
     done = verify(model, "--against", trained.folder, "--max-bytes", "1000")
     assert done.code == 2
-    assert "is larger than 1000 bytes" in done.err
+    assert "1000 bytes" in done.err
+
+
+def test_verify_model_reports_every_runtime(trained: Run, model: Path) -> None:
+    report = verify_model(model, seeds=1)
+    assert set(report.outcomes) >= {"torch, float32", "ONNX Runtime, cpu", "ONNX reference evaluator"}
+    assert report.run == trained
+    assert report.failed == []
+    report.raise_if_failed()
+    assert max(report.worst_errors("ONNX Runtime, cpu").values()) < 1e-5
+
+
+def test_verify_model_follows_an_error_to_its_wavefront(trained: Run, model: Path, tmp_path: Path) -> None:
+    damage(model, tmp_path / "damaged.onnx", 4)
+    report = verify_model(tmp_path / "damaged.onnx", trained.folder, seeds=1)
+    assert report.failed == ["ONNX Runtime, cpu", "ONNX reference evaluator"]
+    with pytest.raises(ParityError, match="wavefront 4 of 15"):
+        report.raise_if_failed()
