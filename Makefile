@@ -1,33 +1,36 @@
-# Both targets make their own virtual environment and install what they need into it.
+# Both `demo` and `test` create their own virtual environment and install what they need into it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
-.PHONY: demo test lint clean
+.PHONY: demo test coverage lint clean
 
 demo: $(VENV)/demo.stamp  ## train, export, infer and verify, into runs/
 	$(BIN)/mdlstm demo
 
-test: $(VENV)/test.stamp  ## all tests
+test: $(VENV)/test.stamp  ## run all tests
 	$(BIN)/python -m pytest -n auto
 
-lint: $(VENV)/test.stamp  ## linter, formatter and type checker
+coverage: $(VENV)/test.stamp  ## run all tests and report the lines that none of them runs; slower than `test`
+	$(BIN)/python -m pytest -n auto --cov --cov-report=term
+
+lint: $(VENV)/test.stamp  ## run the linter, the formatter and the type checker
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-clean:  ## remove the environment and all that was built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove the environment and everything that was built
+	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mdlstm-tk needs Python 3.11 or newer, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/demo.stamp: pyproject.toml | $(BIN)/python
+$(VENV)/demo.stamp: pyproject.toml setup.py | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,$(RUNTIME)]'
 	touch $@
 
-$(VENV)/test.stamp: pyproject.toml | $(BIN)/python
+$(VENV)/test.stamp: pyproject.toml setup.py | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,image,data,tensorboard,ray,dev,$(RUNTIME)]'
 	touch $@

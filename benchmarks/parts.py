@@ -1,8 +1,9 @@
-"""Where a sweep's time goes on the CPU: the layer beside itself without products, and without cells.
+"""Where the time of a sweep on the CPU goes: the whole layer against kernels that lack one part.
 
-    python benchmarks/parts.py                     # half a minute; leave the machine alone meanwhile
+    python benchmarks/parts.py                     # takes half a minute on an otherwise idle machine
 
-A part takes what the layer is faster by without it. The rest is gathering operands, memory and Python.
+The share of a part is the time that the layer saves without it. The rest is gathering operands, memory and
+Python.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from mdlstm_tk.backends.cpu import compile as compiled
 from mdlstm_tk.backends.cpu import kernels as numba_kernels
 from mdlstm_tk.backends.cpu import launch as fused_cpu
 from mdlstm_tk.backends.cpu.jit import OPTIONS, jit
-from mdlstm_tk.benchmark.layer import Run, Shape, contenders, interleave, torch_threads
+from mdlstm_tk.benchmark import Shape, contenders, interleave, torch_threads
+from mdlstm_tk.benchmark.contenders import Step
 
 SHAPES = (
     Shape(16, (8, 8), 1, 16),
@@ -27,7 +29,7 @@ SHAPES = (
     Shape(16, (32, 32), 1, 64, (("directions", "all"),)),
     Shape(1, (128, 128), 1, 32),
 )
-COLUMNS = ("N, grid, C, n", "pass", "ms", "products", "cells", "rest")
+COLUMNS = ("N, grid, C, n", "pass", "ms", "products", "cell", "rest")
 
 
 @jit
@@ -42,12 +44,12 @@ def _no_cell(_: Any, units: Any, scratch: Any, bases: Any) -> Any:
 
 LACKING = {
     "products": partial(mock.patch.object, numba_kernels, "_product", _no_product),
-    "cells": partial(mock.patch.object, compiled, "row_kernel", lambda *_: _no_cell),
+    "cell": partial(mock.patch.object, compiled, "row_kernel", lambda *_: _no_cell),
 }
 
 
-def without(part: str, run: Run) -> Run:
-    """`run` with kernels that lack a part and are kept nowhere."""
+def without(part: str, step: Step) -> Step:
+    """The step with kernels that lack a part and are not cached on disk."""
     not_kept = mock.patch.object(compiled, "kept_entry", cfunc("void(int64)", **OPTIONS))
 
     @cache
@@ -59,7 +61,7 @@ def without(part: str, run: Run) -> Run:
         whole = fused_cpu.compiled
         fused_cpu.compiled = kernel
         try:
-            run()
+            step()
         finally:
             fused_cpu.compiled = whole
 
@@ -67,11 +69,11 @@ def without(part: str, run: Run) -> Run:
 
 
 def measure(shape: Shape, training: bool, seconds: float = 2.0) -> list[str]:
-    """A row of the table, on one thread."""
+    """Measure one row of the table, on one thread."""
     layer = contenders(shape, training)[0]["layer"]
-    runs = {"layer": layer, **{part: without(part, layer) for part in LACKING}}
+    steps = {"layer": layer, **{part: without(part, layer) for part in LACKING}}
     with torch_threads(1):
-        times = {name: median(series) for name, series in interleave(runs, seconds).items()}
+        times = {name: median(series) for name, series in interleave(steps, seconds).items()}
     shares = [1 - times[part] / times["layer"] for part in LACKING]
     percent = [f"{share:.0%}" for share in (*shares, 1 - sum(shares))]
     return [str(shape), "training" if training else "forward", f"{times['layer'] * 1e3:.2f}", *percent]
@@ -83,4 +85,4 @@ def table() -> list[list[str]]:
 
 if __name__ == "__main__":
     for row in (COLUMNS, *table()):
-        print("  ".join(text.rjust(10) if place else text.ljust(36) for place, text in enumerate(row)))
+        print("  ".join(text.rjust(10) if column else text.ljust(36) for column, text in enumerate(row)))

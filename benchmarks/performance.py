@@ -1,8 +1,8 @@
-"""Write docs/performance.md: `mdlstm bench`, `mdlstm bench --runtime` and `benchmarks/parts.py`, run here.
+"""Write docs/performance.md from `mdlstm bench`, `mdlstm bench --runtime` and `benchmarks/parts.py`.
 
-    python benchmarks/performance.py               # some five minutes; leave the machine alone meanwhile
+    python benchmarks/performance.py               # takes five minutes on an otherwise idle machine
 
-It runs the commands, so that whoever doubts a number can run the same.
+The script runs the commands themselves, so that anyone who doubts a figure can run the same command.
 """
 
 from __future__ import annotations
@@ -20,28 +20,33 @@ from typing import Any
 
 import parts
 
-from mdlstm_tk.benchmark.layer import Measurement
-from mdlstm_tk.cli.bench import COLUMNS, RUNTIME_COLUMNS, cells, runtime_cells
+from mdlstm_tk.benchmark import Measurement
+from mdlstm_tk.cli.bench import COLUMNS, RUNTIME_COLUMNS, layer_row, runtime_row
 from mdlstm_tk.export.benchmark import RuntimeMeasurement
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 TEXT = """\
 # Performance
 
-Measured on {today} on {processor}, {cores} cores, {system}; Python {python}, torch {torch}, ONNX
-Runtime {onnxruntime}, Numba {numba}. Made by `python benchmarks/performance.py`, which runs the
-commands below.
+Measured on {today} on {processor}, {cores} cores, {system}, with Python {python}, torch {torch}, ONNX
+Runtime {onnxruntime} and Numba {numba}. `python benchmarks/performance.py` writes this page; it runs the
+commands shown below.
 
-All contenders of a row take turns within one process, and a ratio is the median of the rounds' ratios:
-ratios hold where times do not.
+All contenders of a row take turns within one process, and each ratio is the median of the ratios of the
+rounds. Ratios therefore vary less from run to run than times do.
 
-The **floor** is the layer's matrix products through torch and nothing else: forward one (N·P, C) × (C,
-G·n), and one (rows, D·n) × (D·n, G·n) a wavefront into a reused buffer; backward one (rows, G·n) ×
-(G·n, D·n) a wavefront and the two that give the weights' gradients. A ratio below 1 means that our own
-products are faster than torch's on this processor. **nn.LSTM** runs over as many cells in sequences as
-long as the grid has wavefronts; it has one recurrent product a cell where the layer has D, and four
-gates where it has 3 + D, so *per FLOP* divides each time by the operations in its products.
-**unrolled** is the same layer in plain torch operations, which is what runs where nothing is compiled.
+The **floor** is the layer's matrix products alone, computed by torch. Forward, it is one (N·P, C) × (C,
+G·n) product, and one (rows, D·n) × (D·n, G·n) product for each wavefront, into a buffer that is reused.
+Backward, it is one (rows, G·n) × (G·n, D·n) product for each wavefront, and the two products that give the
+gradients of the weights. A ratio below 1 means that the layer's own products are faster than torch's on
+this processor.
+
+**nn.LSTM** runs over the same number of positions, in sequences that are as long as the grid has
+wavefronts. It has one recurrent product for each position where the layer has D, and four gates where the
+layer has 3 + D. For *per FLOP*, each time is divided by the number of operations in its products.
+
+**torch backend** is the same layer in plain torch operations, which run on every device without compiled
+kernels.
 
 ## The layer
 
@@ -49,8 +54,8 @@ gates where it has 3 + D, so *per FLOP* divides each time by the operations in i
 
 {layer}
 
-Peak memory is that of tensors during one call, beside input and weights. With `recompute` training
-keeps 2·n numbers a cell and direction instead of (G + 2)·n.
+Peak memory counts the tensors that exist during one call, without input and weights. With `recompute`,
+training stores 2·n numbers for each position and direction instead of (G + 2)·n.
 
 ## Where the time goes
 
@@ -58,18 +63,18 @@ keeps 2·n numbers a cell and direction instead of (G + 2)·n.
 
 {parts}
 
-A part takes what the layer is faster by without it. The rest is gathering operands, fresh memory and
-Python.
+The share of a part is the time that the layer saves without it. The rest is gathering operands, fresh
+memory and Python.
 
-All directions at once, as a ratio to one direction's time:
+The time of all directions, divided by the time of one:
 
 {directions}
 
-Directions share x and nothing else: each has products of its own, and where one direction already keeps
-every core busy with them, four take four times as long. Where one cannot, on small grids, threads take
-whole directions, and Python is paid for once.
+Directions share x and nothing else: each one has its own products. Where one direction already keeps every
+core busy, four directions take four times as long. On small grids, where one direction cannot, each thread
+takes whole directions, and the overhead of Python is paid only once.
 
-GPUs are not measured yet: `mdlstm bench --device cuda` does it.
+GPUs have not been measured yet; `mdlstm bench --device cuda` measures them.
 
 ## Exported, under ONNX Runtime
 
@@ -77,19 +82,19 @@ GPUs are not measured yet: `mdlstm bench --device cuda` does it.
 
 {runtime}
 
-`mdlstm infer` on an 8×8 matrix, from the shell and back, takes {infer:.2f} s, {ratio:.2f} times `python
--c "import numpy, onnxruntime"`.
+A whole `mdlstm infer` of an 8×8 matrix takes {infer:.2f} s, {ratio:.2f} times as long as
+`python -c "import numpy, onnxruntime"`.
 """
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; the first column is text, the others numbers."""
+    """Format a table whose first column is text and whose other columns are numbers."""
     lines = [columns, [":---", *["---:"] * (len(columns) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def directions(rows: Sequence[Measurement]) -> str:
-    """The table of ratios of shapes with all directions to the same with one."""
+    """Format the table of the ratios between all directions and one."""
     seconds = {(row.shape, row.threads, row.training): row.seconds for row in rows}
     suffix = ", directions=all"
     table = [
@@ -106,13 +111,13 @@ def directions(rows: Sequence[Measurement]) -> str:
 
 
 def bench(*options: str) -> Any:
-    """What `mdlstm bench --json` prints."""
+    """Run `mdlstm bench --json` and parse its output."""
     command = [sys.executable, "-m", "mdlstm_tk", "bench", "--json", *options]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def processor() -> str:
-    """Its name as Linux has it, or what Python can tell."""
+    """The name of the processor, from Linux if possible."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -124,7 +129,7 @@ def processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each row")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds to measure each row for")
     seconds = parser.parse_args().seconds
     layer = [Measurement(**row) for row in bench("--seconds", str(seconds))]
     runtime = bench("--runtime", "--seconds", str(seconds))
@@ -136,10 +141,10 @@ def main() -> None:
         system=platform.system(),
         python=platform.python_version(),
         seconds=seconds,
-        layer=markdown(COLUMNS, [cells(row) for row in layer]),
+        layer=markdown(COLUMNS, [layer_row(row) for row in layer]),
         parts=markdown(parts.COLUMNS, parts.table()),
         directions=directions(layer),
-        runtime=markdown(RUNTIME_COLUMNS, [runtime_cells(row) for row in exported]),
+        runtime=markdown(RUNTIME_COLUMNS, [runtime_row(row) for row in exported]),
         infer=runtime["cold_start"]["infer_seconds"],
         ratio=runtime["cold_start"]["ratio"],
         **{name: version(name) for name in ("torch", "onnxruntime", "numba")},

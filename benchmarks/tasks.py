@@ -1,9 +1,9 @@
-"""Write docs/tasks/: what the built-in tasks come to, as measured here.
+"""Write the results of the built-in tasks into docs/tasks/.
 
-    python benchmarks/tasks.py                     # all of them: hours on two cores
-    python benchmarks/tasks.py digits --runs runs  # one; runs/digits is read if it is there, else made
+    python benchmarks/tasks.py                     # all tasks; takes hours on two cores
+    python benchmarks/tasks.py digits --runs runs  # one task; existing results in runs/digits are reused
 
-It runs `mdlstm compare`, so that whoever doubts a number can run the same.
+The results are those of `mdlstm compare`, so that anybody can reproduce a figure with that command.
 """
 
 from __future__ import annotations
@@ -22,57 +22,58 @@ from performance import markdown
 from mdlstm_tk.training import default_config
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = {  # name: (tasks, seeds)
+PAGES = {  # name of the page → (tasks, seeds)
     "digits": (("digits",), 5),
     "digit-strings": (("digit-strings",), 3),
     "textures": (("textures",), 3),
     "gaussian-field": (("gaussian-field", "gaussian-field-anisotropic"), 3),
 }
-SHARES = ("error", "character_error", "string_error")  # shown in per cent
+PERCENTAGES = ("error", "character_error", "string_error")  # metrics that are printed in per cent
+MARK = "<!-- measured -->\n"  # everything below this line of a page is generated
 
 
-def results(folder: Path, task: str, seeds: int) -> dict[str, Any]:
-    """What `mdlstm compare` wrote into the folder, which it does now if it has not yet."""
+def load_results(folder: Path, task: str, seeds: int) -> dict[str, Any]:
+    """Return the summary that `mdlstm compare` wrote into a folder, after running it if there is none."""
     summary = folder / "summary.json"
     if not summary.is_file():
         command = ["compare", "--task", task, "--seeds", str(seeds), "-o", str(folder)]
         subprocess.run([sys.executable, "-m", "mdlstm_tk", *command], check=True, stdout=subprocess.DEVNULL)
-    found: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
-    return found
+    results: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
+    return results
 
 
-def table(entries: dict[str, Any]) -> str:
-    """Errors of each network on test data: mean over the seeds, lowest and highest."""
-    errors = list(next(iter(entries.values()))["errors"])
-    names = [f"{e.replace('_', ' ')}, %" if e in SHARES else e.replace("_", " ") for e in errors]
-    columns = [
-        "network",
-        "units",
-        "parameters",
-        *(c for n in names for c in (n, "lowest–highest")),
-        "s a run",
-    ]
+def format_table(results: dict[str, Any]) -> str:
+    """Format the test errors of each network: mean, lowest and highest over the seeds."""
+    metrics = list(next(iter(results.values()))["errors"])
+    columns = ["network", "units", "parameters"]
+    for metric in metrics:
+        unit = ", %" if metric in PERCENTAGES else ""
+        columns += [metric.replace("_", " ") + unit, "lowest–highest"]
+    columns.append("s a run")
     rows = []
-    for network, entry in entries.items():
+    for network, entry in results.items():
         row = [network, *(f"{entry[key]:,}" if key in entry else "" for key in ("hidden", "parameters"))]
-        for error in errors:
-            scale, digits = (100, 2) if error in SHARES else (1, 4)
-            values = [scale * value for value in entry["errors"].get(error, [])]
-            shown = f"{min(values):.{digits}f}–{max(values):.{digits}f}" if values else ""
-            row += [f"{mean(values):.{digits}f}" if values else "", shown]
+        for metric in metrics:
+            scale, digits = (100, 2) if metric in PERCENTAGES else (1, 4)
+            values = [scale * value for value in entry["errors"].get(metric, [])]
+            if values:
+                row += [f"{mean(values):.{digits}f}", f"{min(values):.{digits}f}–{max(values):.{digits}f}"]
+            else:
+                row += ["", ""]
         rows.append([*row, f"{mean(entry['seconds']):.0f}" if "seconds" in entry else ""])
     return markdown(columns, rows)
 
 
-def section(task: str, entries: dict[str, Any], folder: Path, seeds: int) -> str:
-    """A task's table and pictures, which are copied."""
-    for name, source in (
-        ("loss", folder / "loss.png"),
-        ("examples", folder / f"{default_config(task).model}-0" / "prediction.png"),
-    ):
+def write_section(task: str, results: dict[str, Any], folder: Path, seeds: int) -> str:
+    """Copy the pictures of a task into the docs, and return the task's section of the page."""
+    pictures = {
+        "loss": folder / "loss.png",
+        "examples": folder / f"{default_config(task).model}-0" / "prediction.png",
+    }
+    for name, source in pictures.items():
         shutil.copyfile(source, DOCS / "images" / f"{task}-{name}.png")
     return (
-        f"`mdlstm compare --task {task} --seeds {seeds}`\n\n{table(entries)}\n\n"
+        f"`mdlstm compare --task {task} --seeds {seeds}`\n\n{format_table(results)}\n\n"
         f"![training loss](../images/{task}-loss.png)\n\n![examples](../images/{task}-examples.png)\n"
     )
 
@@ -80,19 +81,24 @@ def section(task: str, entries: dict[str, Any], folder: Path, seeds: int) -> str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PAGES))
-    parser.add_argument("--runs", type=Path, default=Path("runs/tasks"), help="where runs are or go")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs/tasks"),
+        help="Folder that results are read from, or written to if they are missing.",
+    )
     arguments = parser.parse_args()
     for name in arguments.names or PAGES:
         tasks, seeds = PAGES[name]
         page = DOCS / "tasks" / f"{name}.md"
-        written, mark, _ = page.read_text(encoding="utf-8").partition("<!-- measured -->\n")
+        prose, mark, _ = page.read_text(encoding="utf-8").partition(MARK)
         if not mark:
-            raise SystemExit(f"{page} has no line <!-- measured --> to write below")
-        parts = []
+            raise SystemExit(f"{page} has no line {MARK.strip()}, below which the results belong")
+        sections = []
         for task in tasks:
             folder = arguments.runs / task
-            parts.append(section(task, results(folder, task, seeds), folder, seeds))
-        page.write_text(written + mark + "\n" + "\n".join(parts), encoding="utf-8")
+            sections.append(write_section(task, load_results(folder, task, seeds), folder, seeds))
+        page.write_text(prose + mark + "\n" + "\n".join(sections), encoding="utf-8")
         print(page)
 
 

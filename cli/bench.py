@@ -4,62 +4,71 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from itertools import product
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from mdlstm_tk.cli.console import note, print_json, table
-from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.errors import require
 
 if TYPE_CHECKING:
-    from mdlstm_tk.benchmark.layer import Measurement, Shape
+    from mdlstm_tk.benchmark import Measurement, Shape
     from mdlstm_tk.export.benchmark import RuntimeMeasurement
 
 COLUMNS = (
     *("N, grid, C, n", "threads", "pass", "ms", "GFLOP/s", "÷ floor", "÷ nn.LSTM", "per FLOP"),
-    *("÷ unrolled", "peak MiB"),
+    *("÷ torch backend", "peak MiB"),
 )
 RUNTIME_COLUMNS = (
     *("N, grid, C, n", "threads", "form", "ms", "÷ floor", "÷ nn.LSTM", "÷ layer in torch"),
     *("load ms", "export s", "KiB", "max error"),
 )
-DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
 def bench(
     shape: Annotated[
         list[str] | None,
-        typer.Option(metavar="N,GRID,C,n", help="Such as 16,32x32,1,64; repeatable. Else a table of them."),
+        typer.Option(
+            metavar="N,GRID,C,n",
+            help="Shape to measure, such as 16,32x32,1,64. Repeatable.",
+            show_default="a table of shapes",
+        ),
     ] = None,
     threads: Annotated[
-        list[int] | None, typer.Option(min=1, help="CPU threads; repeatable. Else 1 and all, or 1.")
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Number of CPU threads. Repeatable.",
+            show_default="1 and all cores; with --runtime 1",
+        ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help=", ".join(DTYPES) + ".")] = "float32",
-    seconds: Annotated[float, typer.Option(min=0, help="To measure each row for.")] = 2.0,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[
+        Literal["float32", "float64", "float16", "bfloat16"],
+        typer.Option(help="Data type of parameters and input."),
+    ] = "float32",
+    seconds: Annotated[float, typer.Option(min=0, help="Seconds to measure each row for.")] = 2.0,
     runtime: Annotated[
         bool, typer.Option("--runtime", help="Measure exported layers under ONNX Runtime.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the measurements as JSON.")] = False,
 ) -> None:
-    """Measure how fast the layer is here: time, and ratios to what it is made of.
+    """Measure the speed of the layer, or of its exports, on this machine.
 
-    The floor is the layer's matrix products alone, through torch. nn.LSTM runs over as many cells, which
-    takes fewer operations, hence the ratio per FLOP too. All take turns within one process.
+    Each row gives the time of one call, and its ratios to other networks that
+    take turns with it in one process. The floor is the layer's matrix products
+    alone, computed by torch. nn.LSTM runs over the same number of positions,
+    which takes fewer operations; "per FLOP" divides each time by its operations.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler, which tells the peak of memory,
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # would announce itself with each row
-    require("torch", "train")
-    import torch
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler, which measures the peak memory,
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # would print a banner for each row
+    torch = require("torch", "train")
+    from mdlstm_tk.benchmark import Shape
 
-    from mdlstm_tk.benchmark.layer import Shape
-
-    if dtype not in DTYPES:
-        raise InputError(f"--dtype must be one of {', '.join(DTYPES)}, got '{dtype}'")
     shapes = [Shape.parse(text) for text in shape or []]
     if runtime:
-        # One, since those of ONNX Runtime stay busy after a run, at the cost of whose turn comes next.
+        # One thread by default: idle threads of ONNX Runtime spin for a while after a run, which slows down
+        # whatever is measured next.
         _bench_runtime(shapes, threads or [1], device, seconds, json)
     else:
         counts = threads or sorted({1, torch.get_num_threads()})
@@ -71,36 +80,26 @@ def _bench_layer(
 ) -> None:
     import torch
 
-    from mdlstm_tk.benchmark.layer import SHAPES, measure
+    from mdlstm_tk.benchmark import SHAPES, measure_layers
     from mdlstm_tk.training.distributed import pick_device
 
     target = str(pick_device(device))
     if target != "cpu":
         counts = counts[-1:]
-    cases = list(product(shapes or SHAPES, counts, (False, True)))
-    rows: list[Measurement] = []
-    for shape, threads, training in cases:
-        what = "forward and backward" if training else "forward"
-        note(f"{len(rows) + 1}/{len(cases)}  {shape}  {what}, {_threads(threads)}")
-        rows.append(measure(shape, training, seconds, threads, target, getattr(torch, dtype)))
+    rows = measure_layers(shapes or SHAPES, counts, seconds, target, getattr(torch, dtype), on_start=note)
     if json:
         print_json([asdict(row) for row in rows])
         return
     title = f"{dtype} on {rows[0].device}, torch {torch.__version__}"
-    table(COLUMNS, [cells(row) for row in rows], title)
+    table(COLUMNS, [layer_row(row) for row in rows], title)
 
 
 def _bench_runtime(shapes: list[Shape], counts: list[int], device: str, seconds: float, json: bool) -> None:
     require("onnx", "train")
     onnxruntime = require("onnxruntime", "cpu")
-    from mdlstm_tk.export.benchmark import RUNTIME_SHAPES, measure_cold_start, measure_runtime
-    from mdlstm_tk.export.lowering.lower import FORMS
+    from mdlstm_tk.export.benchmark import RUNTIME_SHAPES, measure_cold_start, measure_exports
 
-    cases = list(product(shapes or RUNTIME_SHAPES, counts, FORMS))
-    rows: list[RuntimeMeasurement] = []
-    for shape, threads, form in cases:
-        note(f"{len(rows) + 1}/{len(cases)}  {shape}  {form}, {_threads(threads)}")
-        rows.append(measure_runtime(shape, form, seconds, threads, device))
+    rows = measure_exports(shapes or RUNTIME_SHAPES, counts, seconds, device, on_start=note)
     note("cold start of `mdlstm infer`")
     infer, imports = measure_cold_start()
     if json:
@@ -108,19 +107,15 @@ def _bench_runtime(shapes: list[Shape], counts: list[int], device: str, seconds:
         print_json({"layers": [asdict(row) for row in rows], "cold_start": start})
         return
     title = f"float32 on {rows[0].device}, ONNX Runtime {onnxruntime.__version__}"
-    table(RUNTIME_COLUMNS, [runtime_cells(row) for row in rows], title)
+    table(RUNTIME_COLUMNS, [runtime_row(row) for row in rows], title)
     note(
-        f"mdlstm infer, from the shell and back: {infer:.2f} s, "
-        f"{infer / imports:.2f} times `python -c 'import numpy, onnxruntime'`"
+        f"A whole `mdlstm infer` takes {infer:.2f} s, "
+        f"{infer / imports:.2f} times as long as `python -c 'import numpy, onnxruntime'`"
     )
 
 
-def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
-
-
-def cells(row: Measurement) -> list[str]:
-    """A measurement as the table shows it."""
+def layer_row(row: Measurement) -> list[str]:
+    """Format a measurement of the layer for the table."""
     return [
         row.shape,
         str(row.threads),
@@ -130,13 +125,13 @@ def cells(row: Measurement) -> list[str]:
         f"{row.to_floor:.2f}",
         f"{row.to_lstm:.2f}",
         f"{row.to_lstm_per_flop:.2f}",
-        f"{row.to_unrolled:.2f}",
+        f"{row.to_torch_backend:.2f}",
         f"{row.peak_bytes / 2**20:.1f}",
     ]
 
 
-def runtime_cells(row: RuntimeMeasurement) -> list[str]:
-    """A measurement as the table shows it."""
+def runtime_row(row: RuntimeMeasurement) -> list[str]:
+    """Format a measurement of an exported layer for the table."""
     return [
         row.shape,
         str(row.threads),

@@ -6,16 +6,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
 
-from mdlstm_tk.benchmark.layer import Shape, contenders, interleave, ratios_of, torch_threads
+from mdlstm_tk.benchmark import Shape, contenders, interleave, ratios_of, torch_threads
 from mdlstm_tk.export.api import export_onnx
+from mdlstm_tk.export.lowering.lower import FORMS
 from mdlstm_tk.runtime import Session
 
 RUNTIME_SHAPES = (
@@ -103,6 +106,32 @@ def measure_runtime(
         bytes=report.bytes,
         max_abs=report.max_abs,
     )
+
+
+def measure_exports(
+    shapes: Sequence[Shape] = RUNTIME_SHAPES,
+    thread_counts: Sequence[int] = (1,),
+    seconds: float = 2.0,
+    device: str = "cpu",
+    on_start: Callable[[str], None] = lambda _: None,
+) -> list[RuntimeMeasurement]:
+    """Measure every shape with every number of threads in every ONNX form.
+
+    Args:
+        shapes: the layers and their inputs.
+        thread_counts: numbers of CPU threads.
+        seconds: time for each row.
+        device: "cpu", "cuda" or "cuda:1", for ONNX Runtime.
+        on_start: called before each measurement with what it is, such as
+            "2/8  16, 8x8, 1, 16  scan, 1 thread".
+    """
+    cases = list(product(shapes, thread_counts, FORMS))
+    rows = []
+    for number, (shape, threads, form) in enumerate(cases, 1):
+        plural = "" if threads == 1 else "s"
+        on_start(f"{number}/{len(cases)}  {shape}  {form}, {threads} thread{plural}")
+        rows.append(measure_runtime(shape, form, seconds, threads, device))
+    return rows
 
 
 def measure_cold_start() -> tuple[float, float]:

@@ -164,7 +164,7 @@ def _register_schema() -> None:
             inputs=[
                 schema.FormalParameter("x", "T"),
                 schema.FormalParameter("weight_ih", "T"),
-                schema.FormalParameter("weight_hh", "T"),
+                schema.FormalParameter("weight_hh", "T", param_option=optional),
                 schema.FormalParameter("bias", "T", param_option=optional),
                 schema.FormalParameter("peephole", "T", param_option=optional),
                 schema.FormalParameter("norm_weight", "T", param_option=optional),

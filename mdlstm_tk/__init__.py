@@ -1,8 +1,10 @@
 """mdlstm-tk: multi-dimensional LSTMs that train in PyTorch and run anywhere under ONNX Runtime.
 
-Importing this package imports neither torch nor onnx; `MDLSTM` is loaded when it is first used.
+Importing this package imports neither torch nor onnx; `MDLSTM` and `register_cell` are loaded when
+they are first used.
 """
 
+import os.path
 from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk._version import __version__
@@ -16,8 +18,13 @@ from mdlstm_tk.errors import (
 )
 
 if TYPE_CHECKING:
+    from mdlstm_tk.cells import register_cell as register_cell
     from mdlstm_tk.layer import MDLSTM as MDLSTM
 
+# In a checkout mdlstm_tk/models, cli and export are symbolic links to ../models and so on. Where the links
+# arrived as text files (Windows, zip) or not at all (sdist), the folders are found beside this package.
+if not os.path.isdir(os.path.join(__path__[0], "models")):
+    __path__.append(os.path.dirname(__path__[0]))
 
 __all__ = [
     "MDLSTM",
@@ -27,6 +34,7 @@ __all__ = [
     "MissingExtraError",
     "ParityError",
     "__version__",
+    "register_cell",
 ]
 
 
@@ -36,6 +44,10 @@ def __getattr__(name: str) -> Any:
         from mdlstm_tk.layer import MDLSTM
 
         return MDLSTM
+    if name == "register_cell":
+        from mdlstm_tk.cells import register_cell
+
+        return register_cell
     raise AttributeError(f"module 'mdlstm_tk' has no attribute {name!r}")
 
 

@@ -1,3 +1,3 @@
-"""The version, in the one place where both the package and its build read it."""
+"""The version; the package and its build both read it from here."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -3,7 +3,7 @@
     >>> from mdlstm_tk.models import create
     >>> net = create("md", channels=1, outputs=1, hidden=16, directions="all")
 
-Your own network joins the registry from your own file:
+Register your own network in a file of yours:
 
     from mdlstm_tk.models import register
 
@@ -11,12 +11,20 @@ Your own network joins the registry from your own file:
     class Deep(torch.nn.Module):
         def __init__(self, channels, outputs, *, hidden=16): ...
 
-and `mdlstm train --model my_file.py:deep` trains it.
+and train it with `mdlstm train --model my_file.py:deep`.
+
+    registry    networks by name
+    grids       networks that predict numbers at every position
+    heads       networks that classify, segment and transcribe, and a convolutional baseline
+    normalized  a wrapper that standardises inputs and outputs
+    blocks      what the networks are composed of
+    initial     initial weights
 """
 
 from mdlstm_tk.models.grids import GridNet, HorizontalNet, MDNet, RasterNet, SnakeNet
-from mdlstm_tk.models.heads import Classifier, ConvNet, Normalized, Recogniser, Segmenter
-from mdlstm_tk.models.registry import create, names, options_of, register
+from mdlstm_tk.models.heads import Classifier, ConvNet, Segmenter, TextRecognizer
+from mdlstm_tk.models.normalized import Normalized
+from mdlstm_tk.models.registry import create, model_names, model_options, register
 
 __all__ = [
     "Classifier",
@@ -26,11 +34,11 @@ __all__ = [
     "MDNet",
     "Normalized",
     "RasterNet",
-    "Recogniser",
     "Segmenter",
     "SnakeNet",
+    "TextRecognizer",
     "create",
-    "names",
-    "options_of",
+    "model_names",
+    "model_options",
     "register",
 ]

@@ -1,4 +1,8 @@
-"""What networks are built of: layers that see a grid, its rows or one line, and a hierarchy of them."""
+"""What networks are composed of: one-dimensional LSTMs over a grid, encoders, windows and padding.
+
+Shapes: N batch, (H, W) grid, P = H · W positions, C features. `sizes` (N, 2) int64 holds the valid extents
+of each sample; None means that every sample fills the grid.
+"""
 
 from __future__ import annotations
 
@@ -9,111 +13,141 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk.backends.tables import valid_mask
-from mdlstm_tk.layer import MDLSTM, blocks
+from mdlstm_tk.layer import MDLSTM, space_to_depth
+from mdlstm_tk.masking import valid_mask
 
 Window = tuple[int, ...]
-Sight = Literal["grid", "rows", "line"]
+# What a layer recurs along: both axes of the grid, each of its rows, or all rows joined to one sequence.
+Recurrence = Literal["grid", "rows", "flattened"]
 
 
-class Lines(nn.Module):
-    """A one-dimensional LSTM along the rows of a grid, or along all of its rows joined to one line.
+def fill_padding(x: Tensor, sizes: Tensor, value: float | Tensor = 0.0) -> Tensor:
+    """Replace x (N, *grid, C) outside `sizes` by a number, or by the features (C,)."""
+    valid = valid_mask(x.shape[1:-1], sizes)[..., None]
+    return x.where(valid, value) if isinstance(value, Tensor) else x.masked_fill(~valid, value)
+
+
+def combine_windows(windows: Sequence[Window]) -> Window:
+    """Return the positions of x under one output, if each level has a window over the level before."""
+    return tuple(prod(extents) for extents in zip(*windows, strict=True))
+
+
+def sizes_in_windows(sizes: Tensor | None, window: Window) -> Tensor | None:
+    """Convert valid extents in positions to extents in windows, rounded up."""
+    if sizes is None:
+        return None
+    extents = sizes.new_tensor(window)
+    return (sizes + extents - 1) // extents
+
+
+def depth_to_space(y: Tensor, window: Window, grid: Sequence[int]) -> Tensor:
+    """Give each position its share of the features of its window: the inverse of `space_to_depth`.
+
+    Args:
+        y: (N, ⌈H / window⌉, ⌈W / window⌉, ∏window · C).
+        window: positions that an element of y covers.
+        grid: (H, W).
+
+    Returns:
+        (N, H, W, C).
+    """
+    if prod(window) > 1:
+        y = y.unflatten(-1, (*window, -1)).permute(0, 1, 3, 2, 4, 5)
+        y = y.flatten(1, 2).flatten(2, 3)[:, : grid[0], : grid[1]]
+    return y
+
+
+def apply_flattened(run: Callable[..., Tensor], x: Tensor, sizes: Tensor | None) -> Tensor:
+    """Join the rows of each sample to one sequence, without padding, and arrange the result as a grid.
+
+    Args:
+        run: maps a sequence (N, P, C), and its lengths (N, 1) if there are sizes, to (N, P, n).
+        x: (N, H, W, C).
+        sizes: (N, 2) or None.
+
+    Returns:
+        (N, H, W, n), undefined outside sizes.
+    """
+    sequence = x.flatten(1, 2)  # (N, P, C)
+    if sizes is None:
+        return run(sequence).reshape(*x.shape[:3], -1)
+    position_of_step, step_of_position = _flattening_indices(x.shape[1], x.shape[2], sizes)
+    sequence = _gather_steps(sequence, position_of_step)
+    y = _gather_steps(run(sequence, sizes.prod(dim=1, keepdim=True)), step_of_position)
+    return y.reshape(*x.shape[:3], -1)
+
+
+def _flattening_indices(height: int, width: int, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how the valid positions of padded samples form sequences.
+
+    Returns:
+        The flat position (N, P) that each step of a sequence is at, and the step (N, P) at which each flat
+        position comes. Entries beyond the end of a sequence, or outside sizes, are valid indices without a
+        meaning.
+    """
+    widths = sizes[:, 1:]  # (N, 1)
+    steps = torch.arange(height * width, device=sizes.device)
+    rows, columns = (torch.arange(extent, device=sizes.device) for extent in (height, width))
+    position_of_step = steps // widths * width + steps % widths  # (N, P)
+    step_of_position = (rows[:, None] * widths[..., None] + columns).flatten(1)  # (N, P)
+    last = height * width - 1
+    return position_of_step.clamp(max=last), step_of_position.clamp(max=last)
+
+
+def _gather_steps(sequence: Tensor, indices: Tensor) -> Tensor:
+    """Gather (N, P, C) at indices (N, P) along the sequence."""
+    return sequence.gather(1, indices[..., None].expand(-1, -1, sequence.shape[-1]))
+
+
+class RowLSTM(nn.Module):
+    """A one-dimensional LSTM along the rows of a grid, or along all rows joined to one sequence.
 
     Args:
         channels: C of x.
         hidden: n, units of each direction.
-        joined: one line, not rows.
-        window: blocks of this many cells are features, as in `MDLSTM`.
-        **options: of `MDLSTM`.
+        flatten: join the rows.
+        window: positions whose features are joined before the LSTM, as in `MDLSTM`.
+        **options: further options of `MDLSTM`.
 
     Attributes:
         output_size: features of y.
     """
 
     def __init__(
-        self, channels: int, hidden: int, *, joined: bool, window: Window = (1, 1), **options: Any
+        self, channels: int, hidden: int, *, flatten: bool, window: Window = (1, 1), **options: Any
     ) -> None:
         super().__init__()
-        self.joined, self.window = joined, window
+        self.flatten, self.window = flatten, window
         self.lstm = MDLSTM(channels * prod(window), hidden, ndim=1, **options)
         self.output_size = self.lstm.output_size
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """x (N, H, W, C) → y (N, ⌈H / window⌉, ⌈W / window⌉, output_size), 0 outside sizes."""
+        """Map x (N, H, W, C) to y (N, ⌈H / window⌉, ⌈W / window⌉, output_size), 0 outside sizes."""
         if sizes is not None:
-            x = x.masked_fill(~valid_mask(x.shape[1:-1], sizes)[..., None], 0)
-        x, sizes = blocks(x, self.window), shrink(sizes, self.window)
-        if self.joined:
-            y = along_line(self.lstm, x, sizes)
+            x = fill_padding(x, sizes)
+        x, sizes = space_to_depth(x, self.window), sizes_in_windows(sizes, self.window)
+        if self.flatten:
+            y = apply_flattened(self.lstm, x, sizes)
         else:
-            widths = None if sizes is None else sizes[:, 1:].repeat_interleave(x.shape[1], dim=0)
-            y = self.lstm(x.flatten(0, 1), widths).reshape(*x.shape[:3], -1)
-        return y if sizes is None else y.masked_fill(~valid_mask(y.shape[1:-1], sizes)[..., None], 0)
+            lengths = None if sizes is None else sizes[:, 1:].repeat_interleave(x.shape[1], dim=0)
+            y = self.lstm(x.flatten(0, 1), lengths).reshape(*x.shape[:3], -1)
+        return y if sizes is None else fill_padding(y, sizes)
 
 
-def along_line(run: Callable[..., Tensor], x: Tensor, sizes: Tensor | None) -> Tensor:
-    """All rows of each sample joined to one line, and back to a grid.
+class Encoder(nn.Module):
+    """Levels of recurrent layers, each over windows of the level before (Graves & Schmidhuber 2009).
 
-    Args:
-        run: what runs along a line: from (N, T, C), and lengths (N, 1) if there are sizes, to (N, T, n).
-        x: (N, H, W, C).
-        sizes: (N, 2), or None if all samples fill the grid.
-
-    Returns:
-        (N, H, W, n), which outside sizes means nothing.
-    """
-    lines = x.flatten(1, 2)  # (N, P, C)
-    if sizes is None:
-        return run(lines).reshape(*x.shape[:3], -1)
-    place, step = _closed_up(x.shape[1], x.shape[2], sizes)
-    y = _take(run(_take(lines, place), sizes.prod(dim=1, keepdim=True)), step)
-    return y.reshape(*x.shape[:3], -1)
-
-
-def _closed_up(height: int, width: int, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """How the rows of padded samples join to lines without the padding.
-
-    Returns:
-        (N, P) the flat position that each step of the line comes from, and (N, P) the step at which each
-        flat position comes; whatever lies in the grid for the rest.
-    """
-    own = sizes[:, 1:]  # (N, 1) widths
-    steps = torch.arange(height * width, device=sizes.device)
-    rows, columns = (torch.arange(extent, device=sizes.device) for extent in (height, width))
-    place = steps // own * width + steps % own
-    step = (rows[:, None] * own[..., None] + columns).flatten(1)
-    return place.clamp(max=height * width - 1), step.clamp(max=height * width - 1)
-
-
-def _take(lines: Tensor, places: Tensor) -> Tensor:
-    """(N, P, C) at (N, P) places along each line."""
-    return lines.gather(1, places[..., None].expand(-1, -1, lines.shape[-1]))
-
-
-def sweep(
-    sight: Sight, channels: int, hidden: int, window: Window, directions: Any, **options: Any
-) -> MDLSTM | Lines:
-    """A layer from x (N, H, W, C) and sizes to y (N, ⌈H / window⌉, ⌈W / window⌉, output_size)."""
-    options |= {"window": window, "directions": directions}
-    if sight == "grid":
-        return MDLSTM(channels, hidden, **options)
-    return Lines(channels, hidden, joined=sight == "line", **options)
-
-
-class Hierarchy(nn.Module):
-    """Levels of sweeps, each over blocks of what the one below makes (Graves & Schmidhuber 2009).
-
-    Between two levels lies a linear map with tanh, which merges the directions. Each level has twice
-    the units of the one below.
+    A linear map with tanh between two levels merges the directions. Each level has twice the units of the
+    level before.
 
     Args:
-        sight: "grid" for `MDLSTM`, "rows" or "line" for `Lines`.
+        recurrence: "grid" for `MDLSTM`, "rows" or "flattened" for `RowLSTM`.
         channels: C of x.
-        hidden: n of the top level.
-        windows: of each level.
-        layers: stacked in each level.
-        dropout: probability of zeroing an output of a level, while training.
-        **options: of the layers.
+        hidden: n, units of each direction of the last level.
+        windows: the window of each level.
+        layers: stacked layers in each level.
+        dropout: probability of zeroing an output of a level in training.
+        **options: further options of the layers.
 
     Attributes:
         output_size: features of y.
@@ -121,7 +155,7 @@ class Hierarchy(nn.Module):
 
     def __init__(
         self,
-        sight: Sight,
+        recurrence: Recurrence,
         channels: int,
         hidden: int,
         windows: Sequence[Window],
@@ -131,30 +165,29 @@ class Hierarchy(nn.Module):
     ) -> None:
         super().__init__()
         self.windows = tuple(windows)
-        self.sweeps, self.joints = nn.ModuleList(), nn.ModuleList()
+        self.levels, self.merges = nn.ModuleList(), nn.ModuleList()
         self.dropout = nn.Dropout(dropout)
+        options |= {"num_layers": layers, "dropout": dropout}
         features = channels
-        for level, window in enumerate(self.windows):
-            units = max(hidden >> (len(self.windows) - 1 - level), 2)
-            layer = sweep(sight, features, units, window, num_layers=layers, dropout=dropout, **options)
-            self.sweeps.append(layer)
-            features = layer.output_size
-            if level < len(self.windows) - 1:
-                self.joints.append(nn.Linear(features, features := 2 * units))
+        for index, window in enumerate(self.windows):
+            units = max(hidden >> (len(self.windows) - 1 - index), 2)
+            level = _make_level(recurrence, features, units, window=window, **options)
+            self.levels.append(level)
+            features = level.output_size
+            if index < len(self.windows) - 1:
+                self.merges.append(nn.Linear(features, features := 2 * units))
         self.output_size = features
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """x (N, H, W, C) → y (N, h, w, output_size), 0 outside its sizes, and these."""
-        for level, (layer, window) in enumerate(zip(self.sweeps, self.windows, strict=True)):
-            if level:
-                x = self.joints[level - 1](x).tanh()
-            x, sizes = self.dropout(layer(x, sizes)), shrink(sizes, window)
+        """Map x (N, H, W, C) to y (N, h, w, output_size), 0 outside its sizes, and to these sizes."""
+        for index, (level, window) in enumerate(zip(self.levels, self.windows, strict=True)):
+            if index:
+                x = self.merges[index - 1](x).tanh()
+            x, sizes = self.dropout(level(x, sizes)), sizes_in_windows(sizes, window)
         return x, sizes
 
 
-def shrink(sizes: Tensor | None, window: Window) -> Tensor | None:
-    """The extents in blocks."""
-    if sizes is None:
-        return None
-    block = sizes.new_tensor(window)
-    return (sizes + block - 1) // block
+def _make_level(recurrence: Recurrence, channels: int, hidden: int, **options: Any) -> MDLSTM | RowLSTM:
+    if recurrence == "grid":
+        return MDLSTM(channels, hidden, **options)
+    return RowLSTM(channels, hidden, flatten=recurrence == "flattened", **options)

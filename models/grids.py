@@ -1,4 +1,4 @@
-"""Networks from a grid to a grid of numbers: one sees the grid, one its rows, one a long line."""
+"""Networks that predict numbers at every position of a grid, each with another view of the grid."""
 
 from __future__ import annotations
 
@@ -9,30 +9,27 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk.cells.equations import get_cell
 from mdlstm_tk.layer import MDLSTM
-from mdlstm_tk.models.blocks import along_line
+from mdlstm_tk.models.blocks import apply_flattened
+from mdlstm_tk.models.initial import Init, init_original_, init_short_memory_, init_torch_lstm_
 from mdlstm_tk.models.registry import register
-from mdlstm_tk.operator import sweep
+from mdlstm_tk.operator import SweepInputs, sweep
 from mdlstm_tk.wavefront import Direction
-
-Init = Literal["default", "seed"]
 
 
 class GridNet(nn.Module):
-    """Numbers at every position: a recurrent body, then the same linear map and sigmoid everywhere.
+    """Base of the networks: a recurrent body, then the same linear map and sigmoid at every position.
 
     Args:
-        body: (N, H, W, C) and sizes → (N, H, W, features).
-        features: of the body's output.
-        outputs: of this network's.
-        linear: without the sigmoid: numbers of any size.
-        init: "default" keeps the body as it is; "seed" starts all weights as the seed's TensorFlow code
-            does (Glorot uniform, biases 0).
+        body: maps x (N, H, W, C) and sizes to (N, H, W, features).
+        features: features of the body's output.
+        outputs: outputs of the network.
+        linear: leave out the sigmoid, for targets outside (0, 1).
+        init: which initial weights the body has; with "original", `set_initial_prediction` does nothing.
 
     Attributes:
-        any_size: is the network meant for grids of other sizes than it was trained on? Then
-            training chooses the best checkpoint by larger grids as well.
+        any_size: whether the network is meant for other grid sizes than it is trained on. If so, training
+            chooses the best checkpoint by larger grids as well.
     """
 
     any_size = False
@@ -49,16 +46,16 @@ class GridNet(nn.Module):
         self.init = init
 
     @torch.no_grad()
-    def start_at(self, mean: float) -> None:
-        """Let the untrained network predict about `mean` everywhere, not 1/2. (Not with init "seed".)"""
+    def set_initial_prediction(self, mean: float) -> None:
+        """Let the untrained network predict about `mean` in (0, 1) everywhere, instead of 1/2."""
         if self.init == "default":
             nn.init.constant_(self.head.bias, log(mean / (1 - mean)))
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """x (N, H, W, C) → (N, H, W, outputs), in (0, 1) if not linear.
+        """Map x (N, H, W, C) to (N, H, W, outputs), in (0, 1) unless `linear`.
 
-        With sizes (N, 2) int64, the valid extent of each sample, the result there is that of the sample
-        unpadded; outside it means nothing.
+        With sizes (N, 2) int64, the result inside a sample's valid extents equals that of the sample
+        without padding. Outside them it is undefined.
         """
         y: Tensor = self.head(self.body(x, sizes))
         return y if self.linear else y.sigmoid()
@@ -66,10 +63,10 @@ class GridNet(nn.Module):
 
 @register("md", "MD_LSTM", kind="grid")
 class MDNet(GridNet):
-    """The multi-dimensional LSTM: a cell sees all that is above and to the left of it.
+    """The multi-dimensional LSTM. With one direction, a position sees all that is above and to the left.
 
-    It starts forgetful, with forget gates nearly closed and weak recurrence, so that its state
-    settles within a few cells of the border. What it learns on a small grid then holds on a large one.
+    By default it starts with forget gates nearly closed and weak recurrence, so that its state settles
+    within a few positions of the border. What it learns on a small grid then holds on a large one.
     """
 
     any_size = True
@@ -96,43 +93,43 @@ class MDNet(GridNet):
             layer_norm=layer_norm,
         )
         super().__init__(body, body.output_size, outputs, linear, init)
-        if init == "seed":
-            _glorot(body)
+        if init == "original":
+            init_original_(body)
         else:
-            _forgetful(body)
+            init_short_memory_(body)
 
 
-class _Rows(nn.Module):
-    """torch.nn.LSTM along lines of a grid: rows, or all rows joined to one."""
+class _TorchRowLSTM(nn.Module):
+    """`torch.nn.LSTM` along the rows of a grid, or along all rows joined to one sequence."""
 
-    def __init__(self, channels: int, hidden: int, layers: int, joined: bool, init: Init) -> None:
+    def __init__(self, channels: int, hidden: int, layers: int, flatten: bool, init: Init) -> None:
         super().__init__()
-        self.joined = joined
+        self.flatten = flatten
         self.lstm = nn.LSTM(channels, hidden, layers, batch_first=True)
-        _start_lstm(self.lstm, init)
+        init_torch_lstm_(self.lstm, init)
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """x (N, H, W, C) → (N, H, W, n)."""
-        if self.joined:
-            return along_line(self._run, x, sizes)
-        # what is right of a row's end comes too late to matter
+        """Map x (N, H, W, C) to (N, H, W, n)."""
+        if self.flatten:
+            return apply_flattened(self._run, x, sizes)
+        # Sizes do not matter: padding lies to the right of a row, where it comes too late to be seen.
         return self._run(x.flatten(0, 1)).reshape(*x.shape[:3], -1)
 
-    def _run(self, lines: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(N, T, C) → (N, T, n)."""
-        if torch.compiler.is_exporting():  # which would write nn.LSTM out step by step, for one length
+    def _run(self, sequence: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Map a sequence (N, T, C) to (N, T, n)."""
+        if torch.compiler.is_exporting():  # the exporter would unroll nn.LSTM for one length
             for w_ih, w_hh, b_ih, b_hh in self.lstm.all_weights:
                 bias = (b_ih + b_hh)[None]
-                one_axis = (lines, w_ih[None], w_hh[None, None], bias, None, None, None, None, [(1,)])
-                lines = sweep(*one_axis, "graves").flatten(-2)
-            return lines
-        y: Tensor = self.lstm(lines)[0]
+                tensors = (sequence, w_ih[None], w_hh[None, None], bias, None, None, None, None)
+                sequence = sweep(SweepInputs(*tensors, signs=(1,), cell="graves")).flatten(-2)
+            return sequence
+        y: Tensor = self.lstm(sequence)[0]
         return y
 
 
 @register("horizontal", "HORIZONTAL_SD_LSTM", kind="grid")
 class HorizontalNet(GridNet):
-    """An LSTM along each row: it cannot know what stands in another row."""
+    """An LSTM along each row. A position sees what is to the left of it in its row."""
 
     def __init__(
         self,
@@ -144,12 +141,13 @@ class HorizontalNet(GridNet):
         linear: bool = False,
         init: Init = "default",
     ) -> None:
-        super().__init__(_Rows(channels, hidden, layers, False, init), hidden, outputs, linear, init)
+        body = _TorchRowLSTM(channels, hidden, layers, flatten=False, init=init)
+        super().__init__(body, hidden, outputs, linear, init)
 
 
 @register("snake", "SNAKE_SD_LSTM", kind="grid")
 class SnakeNet(GridNet):
-    """An LSTM along the flattened matrix: the cell above lies W steps back."""
+    """An LSTM along the flattened grid. The position above is W steps back in the sequence."""
 
     def __init__(
         self,
@@ -161,32 +159,34 @@ class SnakeNet(GridNet):
         linear: bool = False,
         init: Init = "default",
     ) -> None:
-        super().__init__(_Rows(channels, hidden, layers, True, init), hidden, outputs, linear, init)
+        body = _TorchRowLSTM(channels, hidden, layers, flatten=True, init=init)
+        super().__init__(body, hidden, outputs, linear, init)
 
 
-class _Raster(nn.Module):
-    """Layers of two sweeps down a grid, from its left and from its right, the second a row late."""
+class _RasterBody(nn.Module):
+    """Layers of two downward sweeps: one from the left, and one from the right, shifted down one row."""
 
     def __init__(self, channels: int, hidden: int, layers: int, **options: Any) -> None:
         super().__init__()
-        widths = (channels, *[2 * hidden] * (layers - 1))
-        down = [(1, 1), (1, -1)]
-        self.layers = nn.ModuleList(MDLSTM(width, hidden, directions=down, **options) for width in widths)
+        features = (channels, *[2 * hidden] * (layers - 1))
+        downward = [(1, 1), (1, -1)]
+        self.layers = nn.ModuleList(MDLSTM(c, hidden, directions=downward, **options) for c in features)
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """x (N, H, W, C) → (N, H, W, 2n)."""
+        """Map x (N, H, W, C) to (N, H, W, 2n)."""
         for layer in self.layers:
-            left, right = layer(x, sizes).chunk(2, dim=-1)
-            x = torch.cat([left, nn.functional.pad(right, (0, 0, 0, 0, 1, 0))[:, :-1]], dim=-1)
+            from_left, from_right = layer(x, sizes).chunk(2, dim=-1)
+            from_right = nn.functional.pad(from_right, (0, 0, 0, 0, 1, 0))[:, :-1]
+            x = torch.cat([from_left, from_right], dim=-1)
         return x
 
 
 @register("raster", kind="grid")
 class RasterNet(GridNet):
-    """A multi-dimensional LSTM that sees all that comes earlier in reading order, and nothing later.
+    """A multi-dimensional LSTM in which a position sees all that comes before it in reading order.
 
-    The sweep from the right would see what follows in the row, so that it comes a row late: the
-    diagonal BiLSTM of van den Oord et al. 2016.
+    The sweep from the right would see the rest of the row, so it is shifted down one row: the diagonal
+    BiLSTM of van den Oord et al. 2016.
     """
 
     def __init__(
@@ -200,55 +200,5 @@ class RasterNet(GridNet):
         layer_norm: bool = False,
         linear: bool = False,
     ) -> None:
-        body = _Raster(channels, hidden, layers, cell=cell, layer_norm=layer_norm)
+        body = _RasterBody(channels, hidden, layers, cell=cell, layer_norm=layer_norm)
         super().__init__(body, 2 * hidden, outputs, linear)
-
-
-@torch.no_grad()
-def _start_lstm(lstm: nn.LSTM, init: Init) -> None:
-    """torch.nn.LSTM started with the care that `MDLSTM.reset_parameters` gives to its own weights."""
-    n = lstm.hidden_size
-    for name, parameter in lstm.named_parameters():
-        if name.startswith("bias"):
-            nn.init.zeros_(parameter)
-            if name.startswith("bias_ih"):  # the two biases of nn.LSTM only ever act as their sum
-                nn.init.ones_(parameter[n : 2 * n])
-                if init == "default":
-                    nn.init.uniform_(parameter[2 * n : 3 * n], -(n**-0.5), n**-0.5)
-        elif init == "seed":
-            fan_in = (lstm.input_size if name.endswith("l0") else n) + n
-            bound = (6 / (fan_in + 4 * n)) ** 0.5
-            nn.init.uniform_(parameter, -bound, bound)
-        elif name.startswith("weight_ih"):
-            bound = (3 / parameter.shape[1]) ** 0.5
-            nn.init.uniform_(parameter, -bound, bound)
-        else:
-            for gate in parameter.unflatten(0, (4, n)):
-                nn.init.orthogonal_(gate)
-
-
-@torch.no_grad()
-def _forgetful(layer: MDLSTM) -> None:
-    """Start forget gates at bias −2 (the leak at 2), and divide recurrent weights by 4."""
-    n, gates = layer.hidden_size, get_cell(layer.cell).gates(layer.ndim)
-    for k in range(layer.num_layers):
-        getattr(layer, f"weight_hh_l{k}").div_(4)
-        shifts = getattr(layer, f"norm_bias_l{k}") if layer.layer_norm else getattr(layer, f"bias_l{k}")
-        for row, gate in enumerate(gates):
-            part = shifts[:, row] if layer.layer_norm else shifts[:, row * n : (row + 1) * n]
-            if gate.startswith("f"):
-                part.fill_(-2)
-            elif gate == "leak":
-                part.fill_(2)
-
-
-@torch.no_grad()
-def _glorot(layer: MDLSTM) -> None:
-    """Glorot uniform over the joint product of input and states, biases 0, as the seed's `linear`."""
-    for k in range(layer.num_layers):
-        weight_ih, weight_hh = getattr(layer, f"weight_ih_l{k}"), getattr(layer, f"weight_hh_l{k}")
-        fan_in = weight_ih.shape[-1] + layer.ndim * layer.hidden_size
-        bound = (6 / (fan_in + weight_ih.shape[1])) ** 0.5
-        nn.init.uniform_(weight_ih, -bound, bound)
-        nn.init.uniform_(weight_hh, -bound, bound)
-        nn.init.zeros_(getattr(layer, f"norm_bias_l{k}" if layer.layer_norm else f"bias_l{k}"))

@@ -1,4 +1,4 @@
-"""Networks that read a whole grid: which class it is, which class each cell is, which text it holds."""
+"""Networks that classify, segment and transcribe: an encoder and a linear head; and a baseline."""
 
 from __future__ import annotations
 
@@ -8,40 +8,49 @@ from itertools import pairwise
 from math import prod
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
-from mdlstm_tk.backends.tables import valid_mask
-from mdlstm_tk.layer import blocks
-from mdlstm_tk.models.blocks import Hierarchy, Sight, Window, shrink
+from mdlstm_tk.layer import space_to_depth
+from mdlstm_tk.models.blocks import (
+    Encoder,
+    Recurrence,
+    Window,
+    combine_windows,
+    depth_to_space,
+    fill_padding,
+    sizes_in_windows,
+)
 from mdlstm_tk.models.registry import register
 from mdlstm_tk.wavefront import Direction
 
-SILENT = 100.0  # how far the blank is ahead of all characters where a text has ended
+BLANK_MARGIN = 100.0  # how far the logit of the blank exceeds all others after the end of a text
 
 
-class Reader(nn.Module):
-    """Levels of sweeps in all directions, and a linear map on top.
+class EncoderNet(nn.Module):
+    """Base of the networks: an encoder with all directions, then a linear head.
 
     Args:
-        sight: what a sweep sees: "grid", or, to compare with, "rows" or "line".
+        recurrence: "grid" for the multi-dimensional LSTM; "rows" or "flattened" for one-dimensional ones to
+            compare it with.
         channels: C of x.
-        outputs: classes; for a recogniser characters and the blank.
-        hidden: units of each direction of the top level.
-        layers: stacked in each level.
-        windows: of each level, see `Hierarchy`; if empty, the network's own.
-        cell: as in `MDLSTM`, as are directions and layer_norm.
-        dropout: probability of zeroing an output of a level, while training.
+        outputs: classes, or the blank and the characters.
+        hidden: n, units of each direction of the last level.
+        layers: stacked layers in each level.
+        windows: the window of each level, see `Encoder`; empty for the default of the network.
+        cell: as in `MDLSTM`.
+        directions: as in `MDLSTM`.
+        layer_norm: as in `MDLSTM`.
+        dropout: probability of zeroing an output of a level in training.
 
     Attributes:
-        block: cells of x that a position of the top level stands for.
+        stride: (rows, columns) of x per position of the encoder's output.
     """
 
-    levels: ClassVar[Sequence[Window]] = ((1, 1),)
+    default_windows: ClassVar[Sequence[Window]] = ((1, 1),)
 
     def __init__(
         self,
-        sight: Sight,
+        recurrence: Recurrence,
         channels: int,
         outputs: int,
         *,
@@ -55,153 +64,111 @@ class Reader(nn.Module):
     ) -> None:
         super().__init__()
         options = {"cell": cell, "directions": directions, "layer_norm": layer_norm}
-        levels = windows or self.levels
-        self.body = Hierarchy(sight, channels, hidden, levels, layers, dropout, **options)
-        self.block = joint(levels)
-        self.head = nn.Linear(self.body.output_size, self._features(outputs))
+        windows = windows or self.default_windows
+        self.encoder = Encoder(recurrence, channels, hidden, windows, layers, dropout, **options)
+        self.stride = combine_windows(windows)
+        self.head = nn.Linear(self.encoder.output_size, self._head_features(outputs))
 
-    def _features(self, outputs: int) -> int:
-        """What the linear map makes at each position."""
+    def _head_features(self, outputs: int) -> int:
+        """Return the number of features that the head computes at each position of the encoder's output."""
         return outputs
 
 
-class Classifier(Reader):
-    """Which class a grid is: logits from the mean over all of the sample's positions."""
+class Classifier(EncoderNet):
+    """Predicts one class per sample, from the mean of the encoder's output over the valid positions."""
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """x (N, H, W, C) → (N, classes)."""
-        y, sizes = self.body(x, sizes)
+        """Map x (N, H, W, C) to logits (N, classes)."""
+        y, sizes = self.encoder(x, sizes)
         pooled = y.mean((1, 2)) if sizes is None else y.sum((1, 2)) / sizes.prod(dim=1, keepdim=True)
         logits: Tensor = self.head(pooled)
         return logits
 
 
-class Segmenter(Reader):
-    """Which class each cell is. With windows, a top position speaks for each cell of its block."""
+class Segmenter(EncoderNet):
+    """Predicts one class per position.
 
-    def _features(self, outputs: int) -> int:
-        return outputs * prod(self.block)
-
-    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """x (N, H, W, C) → (N, H, W, classes)."""
-        return spread(self.head(self.body(x, sizes)[0]), self.block, x)
-
-
-class Recogniser(Reader):
-    """Which text a grid holds, as Graves & Schmidhuber 2009: columns collapse to one line, for CTC.
-
-    Output 0 is the blank. Past the end of a sample it is as good as certain, so that neither the loss
-    nor who decodes needs to know the lengths.
+    With windows, each position of the encoder's output predicts every position of x that it covers.
     """
 
-    levels = ((2, 2), (2, 1))
+    def _head_features(self, outputs: int) -> int:
+        return outputs * prod(self.stride)
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """x (N, H, W, C) → (N, T, 1 + characters), T the width of the top level."""
-        y, sizes = self.body(x, sizes)
+        """Map x (N, H, W, C) to logits (N, H, W, classes)."""
+        y, _ = self.encoder(x, sizes)
+        return depth_to_space(self.head(y), self.stride, x.shape[1:-1])
+
+
+class TextRecognizer(EncoderNet):
+    """Predicts one text per sample (Graves & Schmidhuber 2009): columns are averaged to steps of CTC.
+
+    Output 0 is the blank. After the end of a sample the blank is nearly certain, so that neither the loss
+    nor the decoder needs to know the lengths.
+    """
+
+    default_windows = ((2, 2), (2, 1))
+
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Map x (N, H, W, C) to logits (N, T, 1 + characters), T the width of the encoder's output."""
+        y, sizes = self.encoder(x, sizes)
         if sizes is None:
             logits: Tensor = self.head(y.mean(1))
             return logits
         logits = self.head(y.sum(1) / sizes[:, :1, None])
-        ended = ~valid_mask(logits.shape[1:-1], sizes[:, 1:])[..., None]
-        silence = logits.new_zeros(logits.shape[-1])
-        silence[1:] = -SILENT
-        return logits.where(~ended, silence)
+        blank = logits.new_zeros(logits.shape[-1])
+        blank[1:] = -BLANK_MARGIN
+        return fill_padding(logits, sizes[:, 1:], blank)
 
 
-HEADS: dict[str, type[Reader]] = {
+NETWORKS: dict[str, type[EncoderNet]] = {  # by kind of task
     "classify": Classifier,
     "segment": Segmenter,
-    "transcribe": Recogniser,
+    "transcribe": TextRecognizer,
 }
-SIGHTS: dict[Sight, tuple[str, str]] = {
+MODEL_NAMES: dict[Recurrence, tuple[str, str]] = {
     "grid": ("md", "MD_LSTM"),
     "rows": ("horizontal", "HORIZONTAL_SD_LSTM"),
-    "line": ("snake", "SNAKE_SD_LSTM"),
+    "flattened": ("snake", "SNAKE_SD_LSTM"),
 }
-for _kind, _head in HEADS.items():
-    for _sight, _names in SIGHTS.items():
-        register(*_names, kind=_kind)(partial(_head, _sight))
+for _kind, _network in NETWORKS.items():
+    for _recurrence, _names in MODEL_NAMES.items():
+        register(*_names, kind=_kind)(partial(_network, _recurrence))
 
 
 @register("conv", kind="segment")
 class ConvNet(nn.Module):
-    """Three convolutions, to compare with, over the blocks that windows make: one sees 19×19 blocks.
+    """Three 7×7 convolutions over windows of the grid, with a receptive field of 19×19 windows.
 
-    Features are layer-normalised between them, or else the learning rate of an LSTM is too high.
+    Layer norm between the convolutions lets the network train at the learning rate of an LSTM.
+
+    Args:
+        channels: C of x.
+        outputs: classes.
+        hidden: features between the convolutions.
+        windows: windows of the LSTM to compare with; the convolutions work on their combination.
     """
 
     def __init__(
         self, channels: int, outputs: int, *, hidden: int = 32, windows: Sequence[Window] = ((1, 1),)
     ) -> None:
         super().__init__()
-        self.block = joint(windows)
-        cells = prod(self.block)
-        widths = (channels * cells, hidden, hidden, outputs * cells)
-        self.layers = nn.ModuleList(nn.Conv2d(a, b, 7, padding=3) for a, b in pairwise(widths))
-        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in widths[1:-1])
+        self.window = combine_windows(windows)
+        positions = prod(self.window)
+        features = (channels * positions, hidden, hidden, outputs * positions)
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, 7, padding=3) for a, b in pairwise(features))
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in features[1:-1])
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """x (N, H, W, C) → (N, H, W, classes)."""
+        """Map x (N, H, W, C) to logits (N, H, W, classes)."""
+        grid = x.shape[1:-1]
         if sizes is not None:
-            x = x.masked_fill(~valid_mask(x.shape[1:-1], sizes)[..., None], 0)
-        y, sizes = blocks(x, self.block), shrink(sizes, self.block)
+            x = fill_padding(x, sizes)
+        y, sizes = space_to_depth(x, self.window), sizes_in_windows(sizes, self.window)
         for index, layer in enumerate(self.layers):
             if index:
                 y = self.norms[index - 1](y).relu()
             if index and sizes is not None:
-                y = y.masked_fill(~valid_mask(y.shape[1:-1], sizes)[..., None], 0)
+                y = fill_padding(y, sizes)
             y = layer(y.movedim(-1, 1)).movedim(1, -1)
-        return spread(y, self.block, x)
-
-
-def joint(windows: Sequence[Window]) -> Window:
-    """The block of cells that all windows, one upon the other, make of one."""
-    return tuple(prod(extents) for extents in zip(*windows, strict=True))
-
-
-def spread(y: Tensor, block: Window, x: Tensor) -> Tensor:
-    """What a block (N, h, w, cells of a block × K) says of each of its cells, (N, H, W, K) as x is."""
-    if prod(block) > 1:
-        y = y.unflatten(-1, (*block, -1)).permute(0, 1, 3, 2, 4, 5)
-        y = y.flatten(1, 2).flatten(2, 3)[:, : x.shape[1], : x.shape[2]]
-    return y
-
-
-class Normalized(nn.Module):
-    """A network between raw numbers: what comes in gets mean 0 and variance 1, what comes out loses them.
-
-    Args:
-        network: from standardised x, and sizes if there are any.
-        mean: of each channel of x.
-        std: likewise.
-        target_mean: of each output; none if outputs are as they should be.
-        target_std: likewise.
-    """
-
-    mean: Tensor
-    std: Tensor
-    target_mean: Tensor
-    target_std: Tensor
-
-    def __init__(
-        self,
-        network: nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
-        target_mean: Sequence[float] = (),
-        target_std: Sequence[float] = (),
-    ) -> None:
-        super().__init__()
-        self.network = network
-        self.scales_targets = bool(target_mean)
-        named = {"mean": mean, "std": std, "target_mean": target_mean, "target_std": target_std}
-        for name, values in named.items():
-            if values:
-                self.register_buffer(name, torch.tensor(values))
-
-    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """x (N, *grid, C) → what the network makes of it."""
-        x = (x - self.mean) / self.std
-        y: Tensor = self.network(x) if sizes is None else self.network(x, sizes)
-        return y * self.target_std + self.target_mean if self.scales_targets else y
+        return depth_to_space(y, self.window, grid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,23 +16,23 @@ from mdlstm_tk.errors import InputError
 Factory = Callable[..., nn.Module]
 F = TypeVar("F", bound=Factory)
 
-_FACTORIES: dict[str, dict[str | None, Factory]] = {}  # by name, then kind of task
+_FACTORIES: dict[str, dict[str | None, Factory]] = {}  # name → kind of task, or None for all → factory
 _ALIASES: dict[str, str] = {}
 
 
 def register(name: str, *aliases: str, kind: str | None = None) -> Callable[[F], F]:
-    """Make a network known by `name` and `aliases`, whatever their case.
+    """Register a network under `name` and `aliases`, which are not case-sensitive.
 
-    What is decorated is called as `factory(channels, outputs, **options)` and returns a module from
-    x (N, *grid, channels), and `sizes=None` if it can do with samples of different extents, to what
-    `kind` of task it is for:
+    The decorated class or function is called as `factory(channels, outputs, **options)`. It returns a
+    module that takes x (N, *grid, channels), and `sizes=None` if it supports samples of different extents.
+    The result of the module depends on the kind of task:
 
         "grid": (N, *grid, outputs)
         "classify": (N, outputs) logits
         "segment": (N, *grid, outputs) logits
-        "transcribe": (N, T, outputs) logits, 0 the blank
+        "transcribe": (N, T, outputs) logits, output 0 is the blank
 
-    Without a kind it is taken for tasks of all kinds. A second registration replaces the first.
+    Without a kind, the network is used for tasks of all kinds. A second registration replaces the first.
     """
 
     def add(factory: F) -> F:
@@ -42,20 +43,22 @@ def register(name: str, *aliases: str, kind: str | None = None) -> Callable[[F],
     return add
 
 
-def names(kind: str | None = None) -> list[str]:
-    """The registered names, without aliases; those for a kind of task if one is given."""
+def model_names(kind: str | None = None) -> list[str]:
+    """Return the registered names without aliases, of one kind of task or of all."""
     return [name for name, kinds in _FACTORIES.items() if kind is None or kind in kinds or None in kinds]
 
 
 def resolve(name: str) -> str:
-    """The name a network is registered under, given it, an alias, or "file.py:name".
+    """Return the name that a network is registered under.
 
-    The file is run, so that its `@register` lines take effect.
+    Args:
+        name: a registered name, an alias, or "file.py:name". The file is run, so that its `@register`
+            lines take effect.
 
     Raises:
-        InputError: no such file or network.
+        InputError: there is no such file or network.
     """
-    path, colon, inner = name.rpartition(":")
+    path, colon, name_in_file = name.rpartition(":")
     if colon and path.endswith(".py"):
         if not Path(path).is_file():
             raise InputError(f"--model {name}: there is no file {path}")
@@ -63,12 +66,14 @@ def resolve(name: str) -> str:
         if spec is None or spec.loader is None:
             raise InputError(f"--model {name}: {path} cannot be loaded as Python")
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
-        name = inner
+        name = name_in_file
     key = name.lower()
     key = _ALIASES.get(key, key)
     if key not in _FACTORIES:
-        known = ", ".join(_FACTORIES)
-        raise InputError(f"there is no model '{name}'; choose one of {known}, or your own as file.py:name")
+        close = get_close_matches(key, [*_FACTORIES, *_ALIASES], n=1)
+        choices = f"choose one of {', '.join(_FACTORIES)}, or your own as file.py:name"
+        hint = f"did you mean '{close[0]}'?" if close else choices
+        raise InputError(f"there is no model '{name}'; {hint}")
     return key
 
 
@@ -76,44 +81,46 @@ def create(name: str, channels: int, outputs: int, *, kind: str = "grid", **opti
     """Build a network.
 
     Args:
-        name: as for `resolve`.
+        name: as in `resolve`.
         channels: features at each position of the input.
         outputs: features of the output.
-        kind: of task, see `register`.
-        **options: what the network takes beside them, such as hidden, layers, cell, directions.
+        kind: kind of the task, see `register`.
+        **options: options of the network, such as hidden, layers, cell and directions.
 
     Raises:
-        InputError: no such network, it is for tasks of another kind, or it has no such option.
+        InputError: there is no such network, it is for tasks of another kind, or it has no such option.
     """
-    factory = _factory(key := resolve(name), kind)
-    accepted = _options(factory)
+    key = resolve(name)
+    factory = _get_factory(key, kind)
+    accepted = _factory_options(factory)
     for option in options:
         if option not in accepted:
-            raise InputError(f"model '{key}' has no option '{option}'; it has {', '.join(accepted)}")
+            raise InputError(
+                f"model '{key}' has no option '{option}'; its options are {', '.join(accepted)}"
+            )
     return factory(channels, outputs, **options)
 
 
-def options_of(name: str, kind: str) -> list[str]:
-    """The options that a network has.
+def model_options(name: str, kind: str) -> list[str]:
+    """Return the names of a network's options.
 
     Raises:
-        InputError: no such network, or it is for tasks of another kind.
+        InputError: there is no such network, or it is for tasks of another kind.
     """
-    return _options(_factory(resolve(name), kind))
+    return _factory_options(_get_factory(resolve(name), kind))
 
 
-def _options(factory: Factory) -> list[str]:
-    accepted = inspect.signature(factory).parameters
-    return [option for option in accepted if option not in ("channels", "outputs")]
+def _factory_options(factory: Factory) -> list[str]:
+    parameters = inspect.signature(factory).parameters
+    return [name for name in parameters if name not in ("channels", "outputs")]
 
 
-def _factory(key: str, kind: str) -> Factory:
+def _get_factory(key: str, kind: str) -> Factory:
     kinds = _FACTORIES[key]
     factory = kinds.get(kind) or kinds.get(None)
     if factory is None:
-        known = ", ".join(map(str, kinds))
         raise InputError(
-            f"model '{key}' is for tasks of kind {known}, this one is of kind {kind}; "
-            f"choose one of {', '.join(names(kind))}"
+            f"model '{key}' is for tasks of kind {', '.join(map(str, kinds))}, but the task is of kind "
+            f"{kind}; choose one of {', '.join(model_names(kind))}"
         )
     return factory

@@ -1,13 +1,18 @@
-"""What several test files use: one small trained run, its export, and a way to call `mdlstm`."""
+"""Fixtures that several test files use: one small trained run, its export, a browser, threads and memory.
+
+Markers are set here: `gpu` by folder, `browser` and `network` by the fixtures that a test uses.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from helpers.requirements import missing
 
 if not torch.cuda.is_available():  # Triton, which export imports by way of torch, looks at it only then
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -15,12 +20,26 @@ if not torch.cuda.is_available():  # Triton, which export imports by way of torc
 from mdlstm_tk.export import export_run
 from mdlstm_tk.training import Run, TrainConfig, train
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 torch.set_num_threads(1)  # tests run side by side
+
+MARKERS = {"browser": "browser", "onnxruntime_web": "network"}  # fixture: marker
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name == "gpu":
+            item.add_marker("gpu")
+        for fixture, marker in MARKERS.items():
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(marker)
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """An MD-LSTM trained for 150 steps on 8×8, exported for 8×8. Not to be changed."""
+    """An MD-LSTM trained for 150 steps on 8×8 and exported for 8×8. Tests must not change it."""
     run = Run(tmp_path_factory.mktemp("trained") / "md-8x8")
     run.folder.mkdir()
     train(TrainConfig(steps=150), run)
@@ -34,9 +53,23 @@ def model(trained: Run) -> Path:
     return trained.folder / "model-8x8.onnx"
 
 
+@pytest.fixture(
+    scope="module"
+)  # not "session": Playwright's event loop must end with the tests that use it
+def browser() -> Iterator[Browser]:
+    """The installed Chromium, without a window."""
+    from helpers.browser import find_chromium, launched
+
+    program = find_chromium()
+    if program is None:
+        missing("Chromium is not installed")
+    with launched(program) as chromium:
+        yield chromium
+
+
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """Fresh memory is NaN, so that a kernel that reads what nobody wrote shows."""
+    """Fill fresh memory with NaN, so that a kernel's reading of uninitialised memory shows."""
     torch.use_deterministic_algorithms(True)
     assert torch.zeros(()).new_empty(8).isnan().all()
     yield
@@ -45,7 +78,7 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """The many small operations of `reference` only lose by sharing them out; a test may ask for more."""
+    """Use one thread, since threads only slow the many small operations of `reference` down."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

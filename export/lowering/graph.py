@@ -24,16 +24,33 @@ class Value:
     graph: Graph
     name: str
 
-    def __add__(self, other: Value) -> Value:
-        return self.graph("Add", self, other)
+    def __add__(self, other: Value | float) -> Value:
+        return self.graph("Add", self, self._operand(other))
 
-    def __sub__(self, other: Value) -> Value:
-        return self.graph("Sub", self, other)
+    def __sub__(self, other: Value | float) -> Value:
+        return self.graph("Sub", self, self._operand(other))
+
+    def __rsub__(self, other: float) -> Value:
+        return self.graph("Sub", self._operand(other), self)
 
     def __mul__(self, other: Value | float) -> Value:
-        if not isinstance(other, Value):
-            other = self.graph.constant(np.asarray(other, np.float32))
-        return self.graph("Mul", self, other)
+        return self.graph("Mul", self, self._operand(other))
+
+    def __neg__(self) -> Value:
+        return self.graph("Neg", self)
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def tanh(self) -> Value:
+        return self.graph("Tanh", self)
+
+    def sigmoid(self) -> Value:
+        return self.graph("Sigmoid", self)
+
+    def _operand(self, other: Value | float) -> Value:
+        """`other`, or a float32 constant if it is a number."""
+        return other if isinstance(other, Value) else self.graph.constant(np.asarray(other, np.float32))
 
 
 class Graph:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mdlstm_tk.cells.equations import get_cell
+from mdlstm_tk.cells import get_cell
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export.capture import DOMAIN, IR_VERSION
 from mdlstm_tk.export.lowering.graph import Graph, Value
@@ -101,7 +101,7 @@ def _read_sweep(
 
     x, *parameters, sizes = inputs
     weight_ih, weight_hh, bias, peephole, norm_weight, norm_bias = map(array, parameters)
-    assert weight_ih is not None and weight_hh is not None
+    assert weight_ih is not None
     signs = list(attributes["directions"])
     directions: list[Direction] = [tuple(signs[k : k + len(grid)]) for k in range(0, len(signs), len(grid))]
     return Sweep(

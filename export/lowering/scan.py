@@ -44,7 +44,7 @@ def _write_direction(
     h, c, start, end, pads = (body.input(name) for name in ("h", "c", "start", "end", "pads"))
     rows = [body.slice_rows(axis, start, end) for axis in tables.predecessors]  # D × (K)
     h_new, c_new = step(
-        [body("Gather", h, axis_rows, axis=0) for axis_rows in rows],
+        [body("Gather", h, axis_rows, axis=0) for axis_rows in rows if sweep.cell.recurrent],
         [body("Gather", c, axis_rows, axis=0) for axis_rows in rows],
         body.slice_rows(ordered_x, start, end),
         None if ordered_mask is None else body.slice_rows(ordered_mask, start, end),

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mdlstm_tk.cells.equations import LAYER_NORM_EPS, Cell
+from mdlstm_tk.cells import Cell
+from mdlstm_tk.cells.cell import LAYER_NORM_EPS, TANH_GATE
 from mdlstm_tk.export.lowering.graph import Graph, Value
 from mdlstm_tk.wavefront import Direction
 
@@ -32,7 +33,7 @@ class Sweep:
     Attributes:
         x: (N, *grid, C).
         weight_ih: (dirs, G·n, C).
-        weight_hh: (dirs, D, G·n, n).
+        weight_hh: (dirs, D, G·n, n), or None if the cell is not recurrent.
         bias: (dirs, G·n) or None.
         peephole: (dirs, 2D + 1, n) or None.
         norm_weight: (dirs, G + 1, n) or None.
@@ -45,7 +46,7 @@ class Sweep:
 
     x: Value
     weight_ih: np.ndarray
-    weight_hh: np.ndarray
+    weight_hh: np.ndarray | None
     bias: np.ndarray | None
     peephole: np.ndarray | None
     norm_weight: np.ndarray | None
@@ -58,7 +59,7 @@ class Sweep:
     @property
     def units(self) -> int:
         """n."""
-        return int(self.weight_hh.shape[-1])
+        return int(self.weight_ih.shape[1]) // len(self.cell.gates(len(self.grid)))
 
 
 class Step:
@@ -79,7 +80,8 @@ class Step:
             None if rows is None else rows[dir_idx].astype(STATE_DTYPE)
             for rows in (sweep.peephole, sweep.norm_weight, sweep.norm_bias)
         )
-        blocks = [*sweep.weight_hh[dir_idx], sweep.weight_ih[dir_idx]]  # (G·n, n) × D, (G·n, C)
+        recurrent = [] if sweep.weight_hh is None else sweep.weight_hh[dir_idx]
+        blocks = [*recurrent, sweep.weight_ih[dir_idx]]  # (G·n, n) × D, (G·n, C)
         if sweep.bias is not None:
             blocks.append(sweep.bias[dir_idx, :, None])
         w_cat = np.concatenate(blocks, axis=1).T  # (D·n + C + 1, G·n)
@@ -93,7 +95,8 @@ class Step:
         """Compute h and c of a wavefront.
 
         Args:
-            h: for each axis (K, N, n), h of the predecessors along it, in the dtype of the weights.
+            h: for each axis (K, N, n), h of the predecessors along it, in the dtype of the weights; empty
+                if the cell is not recurrent.
             c: for each axis (K, N, n), c of the predecessors along it, in `STATE_DTYPE`.
             x: (K, N, C), or (K, N, C + 1) with a last feature of ones if there is a bias.
             mask: (K, N, 1), 1 where the position is valid and 0 in the padding.
@@ -146,7 +149,10 @@ class Step:
         ]
 
     def _gates_from_joint_product(self, operand: Value) -> list[Value]:
-        candidate = self.gate_names.index("g")
+        if TANH_GATE not in self.gate_names:
+            joint = self.graph("Sigmoid", self._product(operand, np.concatenate(self.weights, axis=1)))
+            return self.graph.split(joint, [self.units] * len(self.weights), axis=-1)
+        candidate = self.gate_names.index(TANH_GATE)
         sigmoid_weights = [weight for gate, weight in enumerate(self.weights) if gate != candidate]
         joint = self.graph("Sigmoid", self._product(operand, np.concatenate(sigmoid_weights, axis=1)))
         gates = self.graph.split(joint, [self.units] * len(sigmoid_weights), axis=-1)
@@ -158,7 +164,7 @@ class Step:
         return self.graph.cast(product, STATE_DTYPE) if self.mixed_precision else product
 
     def _activate(self, value: Value, gate: int) -> Value:
-        op = "Tanh" if self.gate_names[gate] == "g" else "Sigmoid"
+        op = "Tanh" if self.gate_names[gate] == TANH_GATE else "Sigmoid"
         return self.graph(op, self._normalise(value, gate))
 
     def _normalise(self, value: Value, row: int) -> Value:

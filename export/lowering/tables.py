@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mdlstm_tk.cells.equations import total
+from mdlstm_tk.cells.cell import total
 from mdlstm_tk.export.lowering.graph import Graph, Value
 from mdlstm_tk.export.lowering.step import Sweep
 from mdlstm_tk.wavefront import Direction, visiting_order, wavefronts
@@ -52,7 +52,9 @@ def constant_tables(graph: Graph, grid: tuple[int, ...], directions: list[Direct
     counts = np.diff(front.starts)  # K of each wavefront
     k_max = int(counts.max())
     prev_starts = np.concatenate([[0], front.starts[:-2]])  # (T) start of the preceding wavefront
-    predecessors = np.where(front.back < 0, k_max, front.back - np.repeat(prev_starts, counts))  # (D, P)
+    predecessors = np.where(
+        front.predecessors < 0, k_max, front.predecessors - np.repeat(prev_starts, counts)
+    )  # (D, P)
     pads = np.zeros((len(front), 6), np.int64)
     pads[:, 3] = k_max + 1 - counts
     visit_idx = np.arange(len(front.order))

@@ -43,12 +43,13 @@ def _write_direction(graph: Graph, sweep: Sweep, dir_idx: int, x: Value, mask: V
     step = Step(graph, sweep, dir_idx)
     zero_h, zero_c = step.initial_state(graph, sweep.x, graph.integers(1))  # (1, N, n)
     h, c = zero_h, zero_c
+    recurrent = sweep.cell.recurrent
     outputs = []
     for t in range(len(counts)):
         with graph.scope(f"wavefront_{t}"):
-            predecessors = front.predecessors(t)  # (D, K)
+            predecessors = front.previous(t)  # (D, K)
             prev_count = counts[t - 1] if t > 0 else 1
-            prev_h = _predecessor_states(graph, h, zero_h, predecessors, prev_count)
+            prev_h = _predecessor_states(graph, h, zero_h, predecessors, prev_count) if recurrent else []
             prev_c = _predecessor_states(graph, c, zero_c, predecessors, prev_count)
             h, c = step(prev_h, prev_c, xs[t], masks[t])
             outputs.append(h)

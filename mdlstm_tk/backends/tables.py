@@ -1,9 +1,10 @@
-"""`mdlstm_tk.wavefront`'s tables as tensors, and which positions a sample has."""
+"""The order of a sweep and its neighbours (`mdlstm_tk.wavefront`) as tensors on a device."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,73 +14,81 @@ from mdlstm_tk.wavefront import Direction, Indices, grid_cache, visiting_order, 
 
 
 @dataclass(frozen=True)
-class Tables:
-    """A grid's tables on a device.
+class SweepTables:
+    """What a sweep in one or more directions needs to know of its grid.
 
     Attributes:
-        counts: K_t, positions in each wavefront.
-        starts: (T + 3,) where each wavefront starts, with wavefronts of no position before and behind:
-            wavefront t is from `starts[t + 1]` up to `starts[t + 2]`.
-        visit: (dirs, P) flat positions in visiting order.
-        unvisit: (dirs, P) its inverse.
-        back, ahead: (D, P) the rank one step back or ahead along each axis, or −1.
-        places: per wavefront (D, K_t), where in the wavefront before the cells one step back are; where
-            there is none, the place behind its last.
+        grid: the extents.
+        counts: K_t, the number of positions of each of the T wavefronts.
+        starts: (T + 3,) where each wavefront starts in visiting order, with an empty wavefront added before
+            the first and after the last: wavefront t is from `starts[t + 1]` up to `starts[t + 2]`.
+        order: (dirs, P) flat positions in visiting order.
+        inverse_order: (dirs, P) the visit index of each flat position.
+        predecessors, successors: (D, P) the visit index one step back or forward along each axis, or −1.
     """
 
+    grid: tuple[int, ...]
     counts: list[int]
     starts: Tensor
-    visit: Tensor
-    unvisit: Tensor
-    back: Tensor
-    ahead: Tensor
-    places: tuple[Tensor, ...]
+    order: Tensor
+    inverse_order: Tensor
+    predecessors: Tensor
+    successors: Tensor
 
     @property
     def positions(self) -> int:
         """P."""
-        return self.visit.shape[1]
+        return self.order.shape[1]
 
-    @classmethod
-    def of(cls, x: Tensor, directions: Sequence[Direction]) -> Tables:
-        """The tables of the grid of x (N, *grid, C), on its device."""
-        arguments = (tuple(x.shape[1:-1]), tuple(directions), x.device)
-        if torch._C._are_functorch_transforms_active():
-            return _tables(*arguments)  # what is made within one belongs to it, and is not to be kept
-        with torch.inference_mode(False):
-            return _kept_tables(*arguments)
+    @property
+    def longest(self) -> int:
+        """The number of positions of the longest wavefront."""
+        return max(self.counts)
+
+    @cached_property
+    def previous(self) -> tuple[Tensor, ...]:
+        """For each wavefront (D, K_t), the index of the predecessors within the previous wavefront; outside
+        the grid, the index just after its last."""
+        front = wavefronts(self.grid)
+        index = [front.previous(t) for t in range(len(front))]
+        counts = [0, *self.counts[:-1]]
+        joined = np.concatenate([np.where(i < 0, k, i) for i, k in zip(index, counts, strict=True)], axis=1)
+        parts: tuple[Tensor, ...] = torch.tensor(joined, device=self.starts.device).split(
+            self.counts, dim=1
+        )
+        return parts
 
 
-def _tables(grid: tuple[int, ...], directions: tuple[Direction, ...], device: torch.device) -> Tables:
+def sweep_tables(x: Tensor, directions: Sequence[Direction]) -> SweepTables:
+    """The tables of the grid of x (N, *grid, C), on its device (cached)."""
+    arguments = (tuple(x.shape[1:-1]), tuple(directions), x.device)
+    if torch._C._are_functorch_transforms_active():
+        return make_tables(
+            *arguments
+        )  # a tensor made inside a transform belongs to it and must not be cached
+    with torch.inference_mode(False):
+        return _cached_tables(*arguments)
+
+
+def make_tables(
+    grid: tuple[int, ...], directions: tuple[Direction, ...], device: torch.device
+) -> SweepTables:
+    """The tables of one grid."""
     front = wavefronts(grid)
-    counts = np.diff(front.starts).tolist()
-    visit = np.stack([visiting_order(grid, direction) for direction in directions])
-    starts = np.pad(front.starts, 1, mode="edge")
-    before = np.repeat([0, *counts[:-1]], counts)  # (P,) positions in the wavefront before
-    places = np.where(front.back < 0, before, front.back - np.repeat([0, *front.starts[:-2]], counts))
+    order = np.stack([visiting_order(grid, direction) for direction in directions])
 
-    def there(table: Indices) -> Tensor:
+    def on_device(table: Indices) -> Tensor:
         return torch.tensor(table, device=device)
 
-    return Tables(
-        counts,
-        there(starts),
-        there(visit),
-        there(np.argsort(visit, axis=1)),
-        there(front.back),
-        there(front.ahead),
-        there(places).split(counts, dim=1),
+    return SweepTables(
+        grid,
+        np.diff(front.starts).tolist(),
+        on_device(np.pad(front.starts, 1, mode="edge")),
+        on_device(order),
+        on_device(np.argsort(order, axis=1)),
+        on_device(front.predecessors),
+        on_device(front.successors),
     )
 
 
-_kept_tables = grid_cache(_tables)
-
-
-def valid_mask(grid: Sequence[int], sizes: Tensor) -> Tensor:
-    """(N, *grid) bool: does the position lie inside that sample's valid extent?"""
-    batch = sizes.shape[0]  # not len(sizes), which is a constant in an export
-    inside = sizes.new_ones(batch, *grid, dtype=torch.bool)
-    for d, extent in enumerate(grid):
-        below = torch.arange(extent, device=sizes.device) < sizes[:, d, None]  # (N, E_d)
-        inside = inside & below.view(-1, *(extent if axis == d else 1 for axis in range(len(grid))))
-    return inside
+_cached_tables = grid_cache(make_tables)

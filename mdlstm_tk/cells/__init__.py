@@ -1,1 +1,16 @@
-"""Cells: equations, the recorded graph of a cell, and its gradient."""
+"""Cells: their equations, the graph recorded from them, and its gradient.
+
+    cell         what a cell is; `register_cell`
+    definitions  the cells that come with the package
+    step         one step of a cell: peepholes, layer norm, activations, equations
+    ir           the recorded graph of a step
+    autodiff     its gradient
+    lowering     the kernels of a step and of its gradient, as graphs
+
+A cell is written once, as forward equations; everything else is derived.
+"""
+
+from mdlstm_tk.cells import definitions as _registers_the_cells  # noqa: F401
+from mdlstm_tk.cells.cell import Cell, cell_names, check_cell, get_cell, register_cell
+
+__all__ = ["Cell", "cell_names", "check_cell", "get_cell", "register_cell"]

@@ -1,15 +1,18 @@
-"""Cell equations recorded rather than computed, so that a kernel can be built from them.
+"""The intermediate representation of a cell: its equations as a graph, from which kernels are generated.
 
-`Value` stands for one number per unit of one cell, (n,). It has the operators and methods that
-`mdlstm_tk.cells.equations` and `mdlstm_tk.cells.step` use on tensors, so those same lines, called with
-values instead of tensors, leave behind a graph of what they would have computed.
+A `Value` stands for n numbers, one per hidden unit, at one position of the grid. It has the operators and
+methods that the equations use on tensors, so the same functions, called with values instead of tensors,
+build the graph of what they would have computed.
 
     >>> a, b = Value.load("a", 0), Value.load("b", 0)
     >>> kernel = Kernel([Store("c", 0, (a * b).tanh())])
 
-A mean over the units needs all of them before anything that uses it can start. So each value has
-a *level*: the number of means that lie before it. A kernel is one loop over the units per level;
-values that a later level needs again are spilled, and one without layer norm is a single loop.
+The operations are add, subtract, multiply, tanh, sigmoid, rsqrt and the mean over the units (which layer
+norm needs); `mdlstm_tk.cells.autodiff` differentiates them.
+
+A mean needs all units before anything that uses it can start. So each value has a *level*: the number of
+means that must be finished before it. A kernel is one loop over the units per level; values that a later
+level reads again are spilled to scratch memory. Without layer norm a kernel is a single loop.
 """
 
 from __future__ import annotations
@@ -17,6 +20,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+
+from mdlstm_tk.errors import InputError
+
+SUPPORTED = "+, -, *, tanh() and sigmoid()"
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +33,11 @@ class Value:
     Attributes:
         op: "load", "constant", "add", "subtract", "multiply", "tanh", "sigmoid", "rsqrt" or "mean".
         args: the values it is computed from.
-        slot: for a load, the array it comes from.
-        row: for a load, which row of n of that array.
+        slot: for a load, the array it reads.
+        row: for a load, the row of n numbers in that array.
         number: for a constant, its value.
+        level: the number of means that must be finished before it, see above.
+        uniform: whether it is the same number for all units.
     """
 
     op: str
@@ -37,7 +46,7 @@ class Value:
     row: int = 0
     number: float = 0.0
     level: int = field(init=False)
-    uniform: bool = field(init=False)  # the same for all units
+    uniform: bool = field(init=False)
 
     def __post_init__(self) -> None:
         level = max((arg.level for arg in self.args), default=0)
@@ -50,20 +59,32 @@ class Value:
         return Value("load", slot=slot, row=row)
 
     @staticmethod
-    def of(number: Value | float) -> Value:
-        return number if isinstance(number, Value) else Value("constant", number=float(number))
+    def wrap(number: Value | float) -> Value:
+        """`number` as a constant, unless it is a value already.
+
+        Raises:
+            InputError: it is neither a value nor a number.
+        """
+        if isinstance(number, Value):
+            return number
+        if not isinstance(number, int | float):
+            raise InputError(f"a cell computes with values and numbers, got {type(number).__name__}")
+        return Value("constant", number=float(number))
 
     def __add__(self, other: Value | float) -> Value:
-        return Value("add", (self, Value.of(other)))
+        return Value("add", (self, Value.wrap(other)))
 
     def __sub__(self, other: Value | float) -> Value:
-        return Value("subtract", (self, Value.of(other)))
+        return Value("subtract", (self, Value.wrap(other)))
 
     def __rsub__(self, other: float) -> Value:
-        return Value("subtract", (Value.of(other), self))
+        return Value("subtract", (Value.wrap(other), self))
 
     def __mul__(self, other: Value | float) -> Value:
-        return Value("multiply", (self, Value.of(other)))
+        return Value("multiply", (self, Value.wrap(other)))
+
+    def __neg__(self) -> Value:
+        return Value("multiply", (Value.wrap(-1.0), self))
 
     __radd__ = __add__
     __rmul__ = __mul__
@@ -80,10 +101,37 @@ class Value:
     def rsqrt(self) -> Value:
         return Value("rsqrt", (self,))
 
-    def mean(self, dim: int, keepdim: bool) -> Value:
-        """The mean over the units: the only axis that a value has."""
-        assert dim == -1 and keepdim
+    def mean(self, dim: int = -1, keepdim: bool = True) -> Value:
+        """The mean over the units, the only axis that a value has."""
+        assert dim == -1
+        assert keepdim
         return Value("mean", (self,))
+
+    def __getattr__(self, name: str) -> Value:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise InputError(f"unknown operation '{name}' in a cell; supported are {SUPPORTED}")
+
+
+def _unsupported(symbol: str) -> object:
+    def refuse(self: Value, *_: object) -> Value:
+        raise InputError(f"unknown operation '{symbol}' in a cell; supported are {SUPPORTED}")
+
+    return refuse
+
+
+_UNSUPPORTED = {"truediv": "/", "rtruediv": "/", "pow": "**", "matmul": "@", "floordiv": "//", "mod": "%"}
+_UNSUPPORTED |= {
+    "lt": "<",
+    "gt": ">",
+    "le": "<=",
+    "ge": ">=",
+    "bool": "bool()",
+    "getitem": "[]",
+    "abs": "abs()",
+}
+for _name, _symbol in _UNSUPPORTED.items():
+    setattr(Value, f"__{_name}__", _unsupported(_symbol))
 
 
 def loads(slot: str, count: int) -> list[Value]:
@@ -93,7 +141,7 @@ def loads(slot: str, count: int) -> list[Value]:
 
 @dataclass(frozen=True)
 class Store:
-    """`value` is what row `row` of array `slot` becomes; or, if `add`, is added to it."""
+    """Write `value` to row `row` of array `slot`; if `add`, add it to what the row holds."""
 
     slot: str
     row: int
@@ -103,23 +151,14 @@ class Store:
 
 @dataclass(frozen=True)
 class Kernel:
-    """What is to be stored for one cell, and so all that is to be computed."""
+    """What is stored at one position, and so all that has to be computed for it."""
 
     stores: Sequence[Store]
 
     @cached_property
     def values(self) -> list[Value]:
-        """All values that are needed, each behind those it is computed from."""
-        seen: dict[int, Value] = {}
-
-        def visit(value: Value) -> Iterator[Value]:
-            if id(value) not in seen:
-                seen[id(value)] = value
-                for arg in value.args:
-                    yield from visit(arg)
-                yield value
-
-        return [value for store in self.stores for value in visit(store.value)]
+        """All values that are needed, each after those it is computed from."""
+        return topological_order([store.value for store in self.stores])
 
     @cached_property
     def levels(self) -> int:
@@ -128,18 +167,40 @@ class Kernel:
 
     @cached_property
     def spilled(self) -> list[Value]:
-        """The values that a later level needs again and cannot simply load again."""
-        kept: dict[int, Value] = {}
-        users = [(value.level, value.args) for value in self.values if value.op != "mean"]
-        users += [(store.value.level, (store.value,)) for store in self.stores]
-        for level, args in users:
+        """The values that a later level reads again and that are not simply loaded again."""
+        spilled: dict[int, Value] = {}
+        uses = [(value.level, value.args) for value in self.values if value.op != "mean"]
+        uses += [(store.value.level, (store.value,)) for store in self.stores]
+        for level, args in uses:
             for arg in args:
                 if arg.level < level and not arg.uniform and arg.op != "load":
-                    kept[id(arg)] = arg
-        return list(kept.values())
+                    spilled[id(arg)] = arg
+        return list(spilled.values())
 
-    @property
-    def slots(self) -> list[str]:
-        """The arrays it reads and writes."""
-        read = [value.slot for value in self.values if value.op == "load"]
-        return list(dict.fromkeys([*read, *(store.slot for store in self.stores)]))
+    @cached_property
+    def text(self) -> str:
+        """The kernel written out, one line per value and store; equal kernels have equal texts."""
+        names: dict[int, str] = {}
+        lines = []
+        for index, value in enumerate(self.values):
+            args = ", ".join(names[id(arg)] for arg in value.args)
+            leaf = f"{value.slot}[{value.row}]" if value.op == "load" else repr(value.number)
+            names[id(value)] = f"v{index}"
+            lines.append(f"v{index} = {value.op}({args if value.args else leaf})")
+        for store in self.stores:
+            lines.append(f"{store.slot}[{store.row}] {'+' * store.add}= {names[id(store.value)]}")
+        return "\n".join(lines)
+
+
+def topological_order(roots: Sequence[Value]) -> list[Value]:
+    """The roots and all they are computed from, each value after its arguments."""
+    seen: set[int] = set()
+
+    def visit(value: Value) -> Iterator[Value]:
+        if id(value) not in seen:
+            seen.add(id(value))
+            for arg in value.args:
+                yield from visit(arg)
+            yield value
+
+    return [value for root in roots for value in visit(root)]

@@ -1,65 +1,84 @@
-"""The cells' equations, recorded: what a fused kernel does for one cell, forward and backward."""
+"""From a cell to kernels: the graph of one step, and that of its gradient.
+
+The slots of a kernel are the arrays it reads and writes at one position, rows of n numbers each:
+
+    a            pre-activations, G rows
+    c_prev       cell states one step back along each axis, D rows
+    gates        what forward keeps for backward: the activated gates, with layer norm the pre-activations
+    h, c         new states
+    peephole, norm_weight, norm_bias   see `CellParameters`
+    dh           gradient of h from the layer's output
+    dh_next, dc_next   gradients of h and c from the successor along each axis, D rows
+    da, dc_prev, dpeephole, …          gradients of a, c_prev, …
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-from mdlstm_tk.cells.equations import Cell, total
+from mdlstm_tk.cells.autodiff import SimplifiedGraph, differentiate
+from mdlstm_tk.cells.cell import Cell, total
 from mdlstm_tk.cells.ir import Kernel, Store, Value, loads
-from mdlstm_tk.cells.step import CellParameters, cell_step, cell_step_backward
+from mdlstm_tk.cells.step import PARAMETER_NAMES, CellParameters, Step, cell_step, parameter_rows
 
-PARAMETERS = ("peephole", "norm_weight", "norm_bias")
-FORWARD_READS = ("a", "before", *PARAMETERS)
+Pass = Literal["forward", "backward", "recompute"]
+
+FORWARD_READS = ("a", "c_prev", *PARAMETER_NAMES)
 FORWARD_WRITES = ("h", "c", "gates")
-BACKWARD_READS = ("gates", "before", "c", "grad", "ahead_h", "ahead_c", *PARAMETERS)
-BACKWARD_WRITES = ("da", "dbefore", *(f"d{name}" for name in PARAMETERS))
+BACKWARD_READS = ("gates", "c_prev", "c", "dh", "dh_next", "dc_next", *PARAMETER_NAMES)
+BACKWARD_WRITES = ("da", "dc_prev", *(f"d{name}" for name in PARAMETER_NAMES))
 
 
-def forward(cell: Cell, ndim: int, peephole: bool, layer_norm: bool) -> Kernel:
-    """From pre-activations `a` and the states `before`, one an axis, to `h` and `c`.
+def lower(pass_kind: Pass, cell: Cell, ndim: int, peephole: bool, layer_norm: bool) -> Kernel:
+    """The kernel of one position.
 
-    The cell keeps its `gates` for `backward`, or with layer norm its pre-activations.
+    Args:
+        pass_kind: "forward"; "backward" from what forward keeps; or "recompute", which is "backward" where
+            the slot `gates` holds pre-activations.
+        cell: the cell.
+        ndim: D.
+        peephole, layer_norm: whether the cell has them.
     """
-    gates = len(cell.gates(ndim))
-    a, parameters = loads("a", gates), _parameters(gates, ndim, peephole, layer_norm)
-    h, c, active = cell_step(cell, a, loads("before", ndim), parameters)
-    return Kernel([Store("h", 0, h), Store("c", 0, c), *_stores("gates", a if layer_norm else active)])
-
-
-def backward(cell: Cell, ndim: int, peephole: bool, layer_norm: bool) -> Kernel:
-    """From `grad`, the gradient of the output, from what comes back from the cells one step `ahead`, one an
-    axis, and from what `forward` keeps to `da` and `dbefore`; the parameters' are added up."""
-    return _gradient(cell, ndim, peephole, layer_norm, activated=not layer_norm)
-
-
-def recompute(cell: Cell, ndim: int, peephole: bool, layer_norm: bool) -> Kernel:
-    """`backward` where `gates` holds the pre-activations."""
-    return _gradient(cell, ndim, peephole, layer_norm, activated=False)
-
-
-def _gradient(cell: Cell, ndim: int, peephole: bool, layer_norm: bool, activated: bool) -> Kernel:
-    gates = len(cell.gates(ndim))
-    da, dbefore, gradients = cell_step_backward(
-        cell,
-        loads("gates", gates),
-        loads("before", ndim),
-        Value.load("c", 0),
-        total([Value.load("grad", 0), *loads("ahead_h", ndim)]),
-        total(loads("ahead_c", ndim)),
-        _parameters(gates, ndim, peephole, layer_norm),
-        activated,
+    rows = parameter_rows(ndim, len(cell.gates(ndim)))
+    enabled = {"peephole": peephole, "norm_weight": layer_norm, "norm_bias": layer_norm}
+    parameters = CellParameters(
+        **{name: loads(name, rows[name]) for name in PARAMETER_NAMES if enabled[name]}
     )
-    stores = [*_stores("da", da), *_stores("dbefore", dbefore)]
-    for name, rows in vars(gradients).items():
-        stores += _stores(f"d{name}", rows or [], add=True)
+    c_prev = loads("c_prev", ndim)
+    a = loads("a" if pass_kind == "forward" else "gates", len(cell.gates(ndim)))
+    step = cell_step(cell, a, c_prev, parameters)
+    if pass_kind == "forward":
+        return _forward(step, a if layer_norm else step.gates)
+    activated = pass_kind == "backward" and not layer_norm
+    return _backward(step, a, c_prev, parameters, activated)
+
+
+def _forward(step: Step, kept: Sequence[Value]) -> Kernel:
+    simplify = SimplifiedGraph().simplify
+    stores = [Store("h", 0, simplify(step.h)), Store("c", 0, simplify(step.c))]
+    return Kernel([*stores, *_stores("gates", [simplify(value) for value in kept])])
+
+
+def _backward(
+    step: Step, a: Sequence[Value], c_prev: Sequence[Value], parameters: CellParameters, activated: bool
+) -> Kernel:
+    ndim = len(c_prev)
+    known = [(step.c, Value.load("c", 0))]
+    if activated:
+        known += zip(step.gates, loads("gates", len(a)), strict=True)
+    dh = total([Value.load("dh", 0), *loads("dh_next", ndim)])
+    dc = total(loads("dc_next", ndim))
+    names = [name for name in PARAMETER_NAMES if getattr(parameters, name) is not None]
+    inputs = [*a, *c_prev, *(row for name in names for row in getattr(parameters, name))]
+    gradients = iter(differentiate([(step.h, dh), (step.c, dc)], inputs, known))
+    stores = _stores("da", [next(gradients) for _ in a])
+    stores += _stores("dc_prev", [next(gradients) for _ in c_prev])
+    for name in names:
+        stores += _stores(f"d{name}", [next(gradients) for _ in getattr(parameters, name)], add=True)
     return Kernel(stores)
 
 
-def _parameters(gates: int, ndim: int, peephole: bool, layer_norm: bool) -> CellParameters:
-    rows = {"peephole": 2 * ndim + 1, "norm_weight": gates + 1, "norm_bias": gates + 1}
-    there = {"peephole": peephole, "norm_weight": layer_norm, "norm_bias": layer_norm}
-    return CellParameters(**{name: loads(name, rows[name]) for name in PARAMETERS if there[name]})
-
-
-def _stores(slot: str, values: Sequence[Value], add: bool = False) -> list[Store]:
-    return [Store(slot, row, value, add) for row, value in enumerate(values)]
+def _stores(slot: str, values: Sequence[Value | None], add: bool = False) -> list[Store]:
+    zero = Value.wrap(0.0)
+    return [Store(slot, row, zero if value is None else value, add) for row, value in enumerate(values)]

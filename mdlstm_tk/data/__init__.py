@@ -1,22 +1,38 @@
-"""Tasks: where training data comes from, and how predictions are judged. NumPy only."""
+"""Tasks: where training data comes from and how predictions are scored. No PyTorch.
 
-from mdlstm_tk.data.base import KINDS, UNLABELLED, Batch, Kind, SampleTask, Split, Task, TaskSpec, batches
-from mdlstm_tk.data.diagonal import DiagonalBatch, DiagonalTask
-from mdlstm_tk.data.digits import Digits, DigitStrings
-from mdlstm_tk.data.gaussian_field import GaussianField
-from mdlstm_tk.data.textures import Textures
+spec            the types: Batch, TaskSpec, Kind, Split
+task            the interface Task, and DatasetTask for a fixed set of samples
+metrics         error metrics of each kind of task
+sampling        seeded random numbers, shuffling, stratified splits
+collate         samples → batch
+augmentation    distortion of training images
+user_data       a task from a user's own files, read by:
+  folders         folders of images, masks and transcripts
+  arrays          .npz files
+  images          decoding of one image or mask
+builtin         the tasks that come with the package
+"""
+
+from mdlstm_tk.data.builtin.diagonal import DiagonalBatch, DiagonalTask
+from mdlstm_tk.data.builtin.digits import Digits, DigitStrings
+from mdlstm_tk.data.builtin.gaussian_field import GaussianField
+from mdlstm_tk.data.builtin.textures import Textures
+from mdlstm_tk.data.spec import KINDS, SPLITS, UNLABELLED, Batch, Floats, Kind, Split, TaskSpec
+from mdlstm_tk.data.task import DatasetTask, Task, batches
 
 __all__ = [
     "KINDS",
+    "SPLITS",
     "UNLABELLED",
     "Batch",
+    "DatasetTask",
     "DiagonalBatch",
     "DiagonalTask",
     "DigitStrings",
     "Digits",
+    "Floats",
     "GaussianField",
     "Kind",
-    "SampleTask",
     "Split",
     "Task",
     "TaskSpec",

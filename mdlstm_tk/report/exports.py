@@ -1,4 +1,4 @@
-"""The exported models of a run: what they say of themselves, and how fast they are here."""
+"""The exported models in a run folder: their metadata, and their speed on this machine."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from mdlstm_tk.errors import MDLSTMError, require
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.training import Run
 
-BATCH = 16
-SPENT = 0.3  # seconds, on each measurement
-FEWEST, MOST = 3, 200  # runs in a measurement
+BATCH = 16  # samples
+TIME_BUDGET = 0.3  # seconds per measurement
+MIN_REPEATS, MAX_REPEATS = 3, 200
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds on one thread of the CPU, medians.
+    """Median times in seconds on one CPU thread.
 
     Attributes:
-        grid: that was run.
-        load: from the file to a model that is ready.
-        one: of a run of one sample.
-        batch: of a run of BATCH samples.
+        grid: extents of the input.
+        load: from the file to a session that is ready to run.
+        one: one sample.
+        batch: `BATCH` samples.
     """
 
     grid: tuple[int, ...]
@@ -38,33 +38,42 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Export:
-    """A model beside the run.
+class ExportedModel:
+    """An exported model in a run folder.
 
     Attributes:
-        path: of the file.
+        path: the file.
         bytes: its size.
-        about: what it says of itself.
-        current: was it made from the checkpoint that the run has now?
-        speed: of it.
-        problem: why it cannot be run; there is nothing else then.
+        metadata: its metadata; None if the model cannot be run.
+        is_current: was it exported from the run's current checkpoint?
+        speed: its speed; None if the model cannot be run.
+        problem: why the model cannot be run; "" if it can.
     """
 
     path: Path
     bytes: int
-    about: Metadata | None = None
-    current: bool = False
+    metadata: Metadata | None = None
+    is_current: bool = False
     speed: Speed | None = None
     problem: str = ""
 
 
-def measure_exports(run: Run, grid: tuple[int, ...]) -> list[Export]:
-    """All models in the run's folder. Those that take any grid are run on `grid`.
+def find_exports(run: Run) -> list[Path]:
+    """The exported models in a run folder, sorted by name."""
+    return sorted(run.folder.glob("model*.onnx"))
+
+
+def measure_exports(run: Run, grid: tuple[int, ...]) -> list[ExportedModel]:
+    """Measure all exported models in a run folder.
+
+    Args:
+        run: the run.
+        grid: extents of the input of models that accept any grid.
 
     Raises:
-        MissingExtraError: there are some, but ONNX Runtime is not installed.
+        MissingExtraError: there are exports, but ONNX Runtime is not installed.
     """
-    paths = sorted(run.folder.glob("model*.onnx"))
+    paths = find_exports(run)
     if not paths:
         return []
     require("onnxruntime", "cpu")
@@ -72,29 +81,29 @@ def measure_exports(run: Run, grid: tuple[int, ...]) -> list[Export]:
     return [_measure(path, grid, checkpoint) for path in paths]
 
 
-def _measure(path: Path, grid: tuple[int, ...], checkpoint: str) -> Export:
+def _measure(path: Path, grid: tuple[int, ...], checkpoint: str) -> ExportedModel:
     size = path.stat().st_size
     try:
-        load = _seconds(lambda: Session(path, "cpu", threads=1))
+        load = _median_time(lambda: Session(path, "cpu", threads=1))
         with Session(path, "cpu", threads=1) as session:
-            about = session.metadata
-            extents = about.grid or grid
-            rng = np.random.default_rng(0)
-            shape = (*extents, about.channels) if about.channels_last else (about.channels, *extents)
-            x = rng.standard_normal((BATCH, *shape), dtype=np.float32)
-            one, batch = _seconds(lambda: session(x[:1])), _seconds(lambda: session(x))
+            metadata = session.metadata
+            extents = metadata.grid or grid
+            channels = metadata.channels
+            shape = (*extents, channels) if metadata.channels_last else (channels, *extents)
+            x = np.random.default_rng(0).standard_normal((BATCH, *shape), dtype=np.float32)
+            one, batch = _median_time(lambda: session(x[:1])), _median_time(lambda: session(x))
     except MDLSTMError as error:
-        return Export(path, size, problem=str(error))
-    current = about.checkpoint_sha256 == checkpoint
-    return Export(path, size, about, current, Speed(extents, load, one, batch))
+        return ExportedModel(path, size, problem=str(error))
+    is_current = metadata.checkpoint_sha256 == checkpoint
+    return ExportedModel(path, size, metadata, is_current, Speed(extents, load, one, batch))
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    """The median time of a run, after one that does not count."""
-    run()
+def _median_time(function: Callable[[], object]) -> float:
+    """The median time of a call in seconds, without the first call."""
+    function()
     times: list[float] = []
-    while len(times) < FEWEST or (sum(times) < SPENT and len(times) < MOST):
+    while len(times) < MIN_REPEATS or (sum(times) < TIME_BUDGET and len(times) < MAX_REPEATS):
         start = time.perf_counter()
-        run()
+        function()
         times.append(time.perf_counter() - start)
     return median(times)

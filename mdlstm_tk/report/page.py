@@ -1,4 +1,4 @@
-"""The page: what is known of a run, filled into `report.html`."""
+"""Fill the template `report.html` with the evaluation of a run."""
 
 from __future__ import annotations
 
@@ -10,53 +10,48 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
-from mdlstm_tk.data.metrics import texts
+from mdlstm_tk.data.metrics import target_texts
 from mdlstm_tk.errors import InputError, MissingExtraError
-from mdlstm_tk.report.evaluation import Example, Judgement, judge
-from mdlstm_tk.report.exports import BATCH, measure_exports
+from mdlstm_tk.report.evaluation import Example, SplitEvaluation, evaluate_split
+from mdlstm_tk.report.exports import BATCH, find_exports, measure_exports
 from mdlstm_tk.report.text_alignment import Edit, align
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
 from mdlstm_tk.runtime.postprocessing import labels, probabilities, transcripts
 from mdlstm_tk.sizes import format_size
 from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, load_checkpoint, make_task
-from mdlstm_tk.viz.panels import class_colour, panels_of
-from mdlstm_tk.viz.svg import Picture, curves, embed
+from mdlstm_tk.training.networks import count_parameters
+from mdlstm_tk.viz.panels import class_color, sample_panels
+from mdlstm_tk.viz.svg import EmbeddedImage, embed_panel, svg_curves
 
-SHARES = (
-    "error",
-    "character_error",
-    "string_error",
-    "unexplained",
-)  # errors to be read in per cent
-MATRIX = 40  # classes, beyond which a confusion matrix is too large to read
-FREQUENT = 15  # confusions or edits that are listed
+PERCENT_METRICS = ("error", "character_error", "string_error", "unexplained")  # shown in per cent
+MAX_MATRIX = 40  # classes of the largest confusion matrix that is shown
+MAX_ROWS = 15  # confusions or edits in a list of the most frequent ones
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An example in the page.
+class ExampleView:
+    """A sample as the page shows it.
 
     Attributes:
-        number: of the sample, from 1.
-        pictures: of it.
-        said: the predicted class or text, "" if there is no such thing.
-        truth: the true one.
-        sure: the predicted class's probability.
-        edits: of the predicted text.
-        error: by the task's own measure.
+        number: number of the sample in its split, from 1.
+        images: its panels.
+        error: its error, measured as the task measures it.
+        prediction: the predicted class or text; "" for other kinds of tasks.
+        truth: the true class or text; "" for other kinds of tasks.
+        confidence: probability of the predicted class; None for other kinds of tasks.
+        edits: alignment of the predicted and the true text; empty for other kinds of tasks.
     """
 
     number: int
-    pictures: list[Picture]
+    images: list[EmbeddedImage]
     error: float
-    said: str = ""
+    prediction: str = ""
     truth: str = ""
-    sure: float | None = None
+    confidence: float | None = None
     edits: tuple[Edit, ...] = ()
 
 
@@ -91,19 +86,19 @@ def render_report(run: Run, on_message: Callable[[str], None] = lambda message: 
     checkpoint = load_checkpoint(run.checkpoint)
     config, spec = checkpoint.config, checkpoint.spec
     network = checkpoint.network()
-    judgement, missing = None, ""
+    evaluation, problem = None, ""
     try:
         task = make_task(config)
     except (InputError, MissingExtraError) as error:
-        missing = str(error)
-        on_message(f"no examples: {missing}")
+        problem = str(error)
+        on_message(f"no examples: {problem}")
     else:
-        on_message(f"judging {config.model} on {task.name}")
-        judgement = judge(network, task, config)
-    result = _result(run, checkpoint)
+        on_message(f"evaluating {config.model} on {task.name}")
+        evaluation = evaluate_split(network, task, config)
+    result = _read_result(run, checkpoint)
     records = run.read_metrics()
-    if exports := [path.name for path in run.folder.glob("model*.onnx")]:
-        on_message(f"measuring {', '.join(sorted(exports))}")
+    if exports := find_exports(run):
+        on_message(f"measuring {', '.join(path.name for path in exports)}")
     return _template().render(
         version=__version__,
         date=datetime.now().astimezone(),
@@ -112,21 +107,21 @@ def render_report(run: Run, on_message: Callable[[str], None] = lambda message: 
         spec=spec,
         step=checkpoint.step,
         steps=records[-1]["step"] if records else checkpoint.step,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        parameters=count_parameters(network),
         seconds=result.get("seconds"),
-        errors=result["errors"] if result else judgement.errors if judgement else {},
-        split=result["split"] if result else judgement.split if judgement else "",
-        curves=curves(records) if records else [],
+        errors=result["errors"] if result else evaluation.errors if evaluation else {},
+        split=result["split"] if result else evaluation.split if evaluation else "",
+        curves=svg_curves(records) if records else [],
         validated=any(record.get("validation") for record in records),
-        missing=missing,
-        judgement=judgement,
-        first=[_show(example, spec) for example in judgement.first] if judgement else [],
-        worst=[_show(example, spec) for example in judgement.worst] if judgement else [],
-        colours=[class_colour(k) for k in range(len(spec.classes))],
-        classes=_classes(judgement),
-        confused=_confused(judgement, spec),
-        matrix=MATRIX,
-        frequent=FREQUENT,
+        problem=problem,
+        evaluation=evaluation,
+        examples=[_view(example, spec) for example in evaluation.examples] if evaluation else [],
+        worst=[_view(example, spec) for example in evaluation.worst] if evaluation else [],
+        colors=[class_color(k) for k in range(len(spec.classes))],
+        classes=_class_errors(evaluation),
+        confusions=_confusions(evaluation, spec),
+        max_matrix=MAX_MATRIX,
+        max_rows=MAX_ROWS,
         exports=measure_exports(run, spec.size),
         batch=BATCH,
         settings=_settings(config),
@@ -142,13 +137,18 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        measure=_measure, percent=_percent, size=format_size, duration=_duration, bytes=_bytes, ms=_ms
+        metric=_format_metric,
+        percent=_format_percent,
+        size=format_size,
+        duration=_format_duration,
+        bytes=_format_bytes,
+        ms=_format_ms,
     )
     return environment.get_template("report.html")
 
 
-def _result(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `result.json` says, if it is of this checkpoint."""
+def _read_result(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The content of `result.json`; {} if there is none or it describes another checkpoint."""
     try:
         result: dict[str, Any] = json.loads(run.result.read_text(encoding="utf-8"))
         return result if result["step"] == checkpoint.step and result["errors"] else {}
@@ -156,75 +156,83 @@ def _result(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
         return {}
 
 
-def _show(example: Example, spec: TaskSpec) -> Shown:
-    batch, prediction = example.batch, example.prediction
-    pictures = [embed(panel) for panel in panels_of(batch, prediction, spec)]
-    plain = Shown(example.number + 1, pictures, example.error)
+def _view(example: Example, spec: TaskSpec) -> ExampleView:
+    batch, output = example.batch, example.prediction
+    images = [embed_panel(panel) for panel in sample_panels(batch, output, spec)]
+    view = ExampleView(example.index + 1, images, example.error)
     if spec.kind == "classify":
-        said, truth = int(labels(prediction)[0]), int(batch.y[0])
-        sure = float(probabilities(prediction)[0, said])
-        return replace(plain, said=spec.classes[said], truth=spec.classes[truth], sure=sure)
+        label, true_label = int(labels(output)[0]), int(batch.y[0])
+        confidence = float(probabilities(output)[0, label])
+        return replace(
+            view, prediction=spec.classes[label], truth=spec.classes[true_label], confidence=confidence
+        )
     if spec.kind == "transcribe":
-        (text,), (true,) = transcripts(prediction, spec.classes), texts(batch, spec)
-        return replace(plain, said=text, truth=true, edits=tuple(align(text, true)))
-    return plain
+        (prediction,), (truth,) = transcripts(output, spec.classes), target_texts(batch, spec)
+        return replace(view, prediction=prediction, truth=truth, edits=tuple(align(prediction, truth)))
+    return view
 
 
-def _classes(judgement: Judgement | None) -> list[dict[str, Any]]:
-    """Of each class: how many there are, the share missed, and how well truth and prediction overlap."""
-    if judgement is None or judgement.confusion is None:
+def _class_errors(evaluation: SplitEvaluation | None) -> list[dict[str, Any]]:
+    """A row for each class.
+
+    Keys: "count" of its samples or positions, "missed" the share of them predicted as another class,
+    "false" the share of its predictions that are wrong, "overlap" intersection over union. A share of
+    nothing is None.
+    """
+    if evaluation is None or evaluation.confusion is None:
         return []
-    matrix = judgement.confusion
-    right, there, taken = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    matrix = evaluation.confusion
+    correct, actual, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
     return [
         {
-            "count": int(n),
-            "missed": 1 - hit / n if n else None,
-            "false": 1 - hit / claimed if claimed else None,
-            "overlap": hit / (n + claimed - hit) if n + claimed else None,
+            "count": n_actual,
+            "missed": 1 - n_correct / n_actual if n_actual else None,
+            "false": 1 - n_correct / n_predicted if n_predicted else None,
+            "overlap": n_correct / union if (union := n_actual + n_predicted - n_correct) else None,
         }
-        for hit, n, claimed in zip(*map(npt.NDArray.tolist, (right, there, taken)), strict=True)
+        for n_correct, n_actual, n_predicted in zip(
+            correct.tolist(), actual.tolist(), predicted.tolist(), strict=True
+        )
     ]
 
 
-def _confused(judgement: Judgement | None, spec: TaskSpec) -> list[tuple[str, str, int]]:
-    """Truth, what it was taken for, and how often: the most frequent ones."""
-    if judgement is None or judgement.confusion is None:
+def _confusions(evaluation: SplitEvaluation | None, spec: TaskSpec) -> list[tuple[str, str, int]]:
+    """The most frequent confusions: true class, predicted class, and how often."""
+    if evaluation is None or evaluation.confusion is None:
         return []
-    wrong = judgement.confusion.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(wrong, axis=None, kind="stable")[::-1][:FREQUENT]
-    places = [divmod(int(place), len(wrong)) for place in order]
-    return [(spec.classes[t], spec.classes[s], int(wrong[t, s])) for t, s in places if wrong[t, s]]
+    counts = evaluation.confusion.copy()
+    np.fill_diagonal(counts, 0)
+    order = np.argsort(counts, axis=None, kind="stable")[::-1][:MAX_ROWS]
+    pairs = [divmod(int(index), len(counts)) for index in order]
+    return [(spec.classes[t], spec.classes[p], int(counts[t, p])) for t, p in pairs if counts[t, p]]
 
 
 def _settings(config: TrainConfig) -> list[tuple[str, Any, Any, bool]]:
-    """Name, value, the task's default, and whether they differ."""
-    start = asdict(default_config(config.task, config.data))
-    if config.data or start["size"] == config.size or default_config(config.task).grid == config.grid:
-        start["size"] = config.size  # "8" is "8x8", and data has the size that it has
-    return [(name, value, start[name], value != start[name]) for name, value in asdict(config).items()]
+    """Key, value and task default of each setting, and whether value and default differ."""
+    defaults = asdict(default_config(config.task, config.data))
+    if config.data or default_config(config.task).grid == config.grid:
+        defaults["size"] = config.size  # "8" equals "8x8"; the user's data determines its own size
+    return [(key, value, defaults[key], value != defaults[key]) for key, value in asdict(config).items()]
 
 
-def _measure(value: float, name: str) -> str:
-    """An error, with three digits."""
-    return f"{100 * value:.3g} %" if name in SHARES else f"{value:.3g}"
+def _format_metric(value: float, name: str) -> str:
+    return f"{100 * value:.3g} %" if name in PERCENT_METRICS else f"{value:.3g}"
 
 
-def _percent(value: float) -> str:
+def _format_percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     parts = [f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0)
     return " ".join([*parts, f"{rest} s"] if not hours else parts)
 
 
-def _bytes(count: int) -> str:
+def _format_bytes(count: int) -> str:
     return f"{count / 1024:.0f} KiB" if count < 1024**2 else f"{count / 1024**2:.1f} MiB"
 
 
-def _ms(seconds: float) -> str:
+def _format_ms(seconds: float) -> str:
     return f"{1000 * seconds:.3g}"

@@ -1,6 +1,7 @@
-"""Checkpoints: one safetensors file with weights, optimiser and all that resuming needs. No pickle.
+"""Checkpoints: one safetensors file with weights, optimizer state, configuration and task. No pickle.
 
-Data, dropout and learning rate of a step are functions of the config and the step, so they need no state.
+The data, the dropout masks and the learning rate of a step depend on the configuration and the step alone,
+so a checkpoint does not store them.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.networks import build_network
 
 SCHEMA = 1
-KEY = "mdlstm"  # safetensors metadata maps text to text; all of ours is JSON under this key
+KEY = "mdlstm"  # safetensors metadata maps text to text; this key holds a JSON object
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state of training.
+    """The state of a training run after a step.
 
     Attributes:
-        config: of the run.
-        spec: of its task.
-        step: optimiser steps done.
-        score: the lowest score so far (see `loop`), infinity before the first.
-        best_step: the step that had it.
-        tensors: "model.*" the weights, "average.*" their running average if there is one,
-            "optimizer.{index}.*" Adam's state.
+        config: configuration of the run.
+        spec: description of its task.
+        step: optimizer steps done.
+        score: lowest validation score so far (see `Trainer.validate`), infinity before the first one.
+        best_step: step at which that score was reached.
+        tensors: the weights as "model.*", their running average, if any, as "average.*", and the state of
+            Adam for parameter i as "optimizer.{i}.*".
     """
 
     config: TrainConfig
@@ -50,20 +51,20 @@ class Checkpoint:
     tensors: dict[str, Tensor] = field(repr=False)
 
     def network(self) -> nn.Module:
-        """The trained network, in eval mode, without need of the data it was trained on.
+        """Create the trained network, in eval mode. The data it was trained on is not needed.
 
         Raises:
-            InputError: the weights are those of another network.
+            InputError: the weights do not fit the network that the configuration describes.
         """
         network = build_network(self.config, self.spec)
         self.load_model(network)
         return network.eval()
 
     def load_model(self, network: nn.Module) -> None:
-        """Copy the weights that count into `network`: their average if there is one.
+        """Copy the averaged weights, or the weights if there is no average, into `network`.
 
         Raises:
-            InputError: they are those of another network.
+            InputError: the weights do not fit `network`.
         """
         averaged = self._tensors_with("average.module.")
         self._load(network, averaged or self._tensors_with("model."))
@@ -71,7 +72,7 @@ class Checkpoint:
     def restore(
         self, network: nn.Module, average: AveragedModel | None, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Put all that has a state where it was."""
+        """Copy weights, averages and optimizer state into these objects."""
         self._load(network, self._tensors_with("model."))
         if average is not None:
             self._load(average, self._tensors_with("average."))
@@ -102,7 +103,14 @@ def save_checkpoint(
     average: AveragedModel | None,
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Write `state` with the tensors of these, whole or not at all.
+    """Write a checkpoint atomically.
+
+    Args:
+        path: the file.
+        state: everything but the tensors.
+        network: its weights are saved.
+        average: its averaged weights are saved, if any.
+        optimizer: its state is saved.
 
     Raises:
         MDLSTMError: the file cannot be written.
@@ -113,7 +121,7 @@ def save_checkpoint(
     for index, parameter in enumerate(_parameters(optimizer)):
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{index}.{key}"] = value
-    about = {
+    header = {
         "schema": SCHEMA,
         "version": __version__,
         "step": state.step,
@@ -124,7 +132,7 @@ def save_checkpoint(
     }
     data = safetensors.torch.save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        metadata={KEY: json.dumps(about)},
+        metadata={KEY: json.dumps(header)},
     )
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
@@ -134,25 +142,25 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        InputError: there is none, it is damaged, or it is of something else.
+        InputError: there is no such file, it is damaged, or it is not a checkpoint of mdlstm-tk.
     """
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}; train one with: mdlstm train")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            about: dict[str, Any] = json.loads((file.metadata() or {})[KEY])
+            header: dict[str, Any] = json.loads((file.metadata() or {})[KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if about["schema"] != SCHEMA:
-            raise InputError(f"{path} has schema {about['schema']}, this version reads {SCHEMA}")
-        config = TrainConfig().updated(about["config"], str(path))
-        spec = TaskSpec.from_json(about["spec"])
-        step, score = int(about["step"]), float(about["score"])
-        return Checkpoint(config, spec, step, score, int(about["best_step"]), tensors)
+        if header["schema"] != SCHEMA:
+            raise InputError(f"{path} has schema {header['schema']}, this version reads {SCHEMA}")
+        config = TrainConfig().updated(header["config"], str(path))
+        spec = TaskSpec.from_json(header["spec"])
+        step, score = int(header["step"]), float(header["score"])
+        return Checkpoint(config, spec, step, score, int(header["best_step"]), tensors)
     except InputError:
         raise
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError):
         raise InputError(
-            f"{path} is damaged or no mdlstm-tk checkpoint; use another one, or train again"
+            f"{path} is damaged or not a checkpoint of mdlstm-tk; give another one, or train again"
         ) from None
 
 

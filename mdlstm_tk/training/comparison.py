@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from mdlstm_tk.data import Digits, Task, TaskSpec
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.models import names, options_of
+from mdlstm_tk.models import model_names, model_options
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.diagonal_comparison import MODELS, diagonal_rows, summarize_diagonal
@@ -194,11 +194,11 @@ def plan_comparison(
         name, models, seeds = "compare", MODELS, seeds or 5
         if original_settings:
             name = "compare-original-settings"
-            config = replace(config, init="seed", lr=0.01, weight_decay=0.0)
+            config = replace(config, init="original", lr=0.01, weight_decay=0.0)
     elif original_settings:
         raise InputError(f"original settings exist for --task diagonal only, got --task {config.task}")
     else:
-        name, models, seeds = f"compare-{config.task}", tuple(names(task.spec.kind)), seeds or 3
+        name, models, seeds = f"compare-{config.task}", tuple(model_names(task.spec.kind)), seeds or 3
     return ComparisonPlan(config, models, seeds, new_run(name, folder, force).folder, original_settings)
 
 
@@ -239,7 +239,7 @@ def compare_models(
             on_run_end(run, task)
             runs_done += 1
         if isinstance(task, Digits):
-            for name, error in task.rivals().items():
+            for name, error in task.baselines().items():
                 _append_errors(results.setdefault(name, {}), {"error": error})
     if plan.is_diagonal:
         for model in plan.models:
@@ -258,7 +258,7 @@ def with_equal_parameters(config: TrainConfig, model: str, spec: TaskSpec) -> Tr
     if model == config.model:
         return config
     target = _count(config, spec, config.hidden)
-    missing = set(OPTIONAL_NETWORK_SETTINGS) - set(options_of(model, spec.kind))
+    missing = set(OPTIONAL_NETWORK_SETTINGS) - set(model_options(model, spec.kind))
     other = replace(config, model=model, **{key: getattr(TrainConfig(), key) for key in missing})
     low, high = 1, 2  # bisection: the target lies between the parameters of `low` and of `high` units
     while _count(other, spec, high) < target:

@@ -65,8 +65,8 @@ class TrainConfig:
     dropout: float = _setting(0.0, "Probability of zeroing a layer's output in training.", least=0, below=1)
     init: str = _setting(
         "default",
-        "Weight initialization: default, or seed for that of the original TensorFlow code.",
-        choices=("default", "seed"),
+        "Weight initialization: default, or original for that of the original TensorFlow code.",
+        choices=("default", "original"),
     )
     schedule: str = _setting(
         "constant",

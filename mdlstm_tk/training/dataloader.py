@@ -23,7 +23,7 @@ class _BatchOfStep(Dataset[Batch]):
     shard: slice
 
     def __getitem__(self, step: int) -> Batch:
-        return self.task.batch(self.seed, step, self.batch_size, part=self.shard)
+        return self.task.batch(self.seed, step, self.batch_size, shard=self.shard)
 
 
 def dataloader(config: TrainConfig, task: Task, first_step: int, shard: slice) -> Iterator[Batch]:

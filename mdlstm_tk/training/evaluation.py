@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk.data import Batch, Split, Task, batches
-from mdlstm_tk.data.base import Floats
+from mdlstm_tk.data.spec import Floats
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.checkpoint import load_checkpoint
 from mdlstm_tk.training.config import TrainConfig

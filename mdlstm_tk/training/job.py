@@ -135,7 +135,7 @@ def _check(config: TrainConfig, context: DistributedContext) -> tuple[Task, tupl
     notes = list(getattr(task, "summary", ()))
     if names := texts_without_room(network, task):
         notes.append(
-            f"{len(names)} texts ({names[0]} is the first) need more columns than the network makes of "
+            f"{len(names)} texts ({names[0]} is the first) need more steps than the network makes of "
             "their images, so nothing is learned from them; try --set windows=2x1,2x1"
         )
     return task, tuple(notes)

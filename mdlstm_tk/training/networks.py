@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mdlstm_tk.data import Task, TaskSpec
-from mdlstm_tk.models import Normalized, Recogniser, create, options_of
+from mdlstm_tk.models import Normalized, TextRecognizer, create, model_options
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.tasks import make_task
 
@@ -18,14 +18,14 @@ def build_network(config: TrainConfig, spec: TaskSpec) -> nn.Module:
         InputError: there is no such network or option, or the network does not fit the kind of task.
     """
     options = config.network_options()
-    if spec.target_std and "linear" in options_of(config.model, spec.kind):
+    if spec.target_std and "linear" in model_options(config.model, spec.kind):
         options["linear"] = True
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = create(config.model, spec.channels, spec.outputs, kind=spec.kind, **options)
-    start_at = getattr(network, "start_at", None)
-    if spec.base_rate is not None and callable(start_at):
-        start_at(spec.base_rate)
+    set_initial_prediction = getattr(network, "set_initial_prediction", None)
+    if spec.base_rate is not None and callable(set_initial_prediction):
+        set_initial_prediction(spec.base_rate)
     if spec.mean:
         network = Normalized(network, spec.mean, spec.std, spec.target_mean, spec.target_std)
     return network
@@ -48,13 +48,13 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def texts_without_room(network: nn.Module, task: Task) -> list[str]:
-    """Names of the samples whose text needs more columns than the network makes of the sample's image.
+    """Names of the samples whose text needs more steps than the network makes of the sample's image.
 
     CTC cannot spell such a text, so the sample contributes no gradient.
     """
-    recogniser = network.network if isinstance(network, Normalized) else network
-    if not isinstance(recogniser, Recogniser):
+    recognizer = network.network if isinstance(network, Normalized) else network
+    if not isinstance(recognizer, TextRecognizer):
         return []
-    pixels_per_column = recogniser.block[1]
-    samples = getattr(task, "texts", ())
-    return [name for name, width, columns in samples if -(-width // pixels_per_column) < columns]
+    columns_per_step = recognizer.stride[1]
+    extents = getattr(task, "text_extents", ())
+    return [e.name for e in extents if -(-e.width // columns_per_step) < e.ctc_steps]

@@ -1,4 +1,4 @@
-"""Run folders: `runs/NAME/` with config, checkpoints, metrics and pictures."""
+"""Run folders: `runs/NAME/` holds the configuration, checkpoints, metrics, pictures and result of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True)
 class Run:
-    """The files of a run."""
+    """The paths of a run's files.
+
+    Attributes:
+        folder: the run folder.
+    """
 
     folder: Path
 
@@ -39,7 +43,7 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The one that counts: the best, or the last if training ended before there was one."""
+        """The best checkpoint, or the last one if training ended before the first validation."""
         return self.best if self.best.exists() else self.last
 
     @property
@@ -59,13 +63,13 @@ class Run:
         return self.folder / "result.json"
 
     def remove_temporaries(self) -> None:
-        """Delete what a process that was killed had not finished writing."""
+        """Delete the temporary files of a process that was killed while writing."""
         for path in (self.config, self.metrics, self.best, self.last):
             for temporary in self.folder.glob(f".{path.name}.*"):
                 temporary.unlink(missing_ok=True)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """A record for each step, as far as whole lines go."""
+        """The records of `metrics.jsonl`, one per step, up to the first incomplete line."""
         if not self.metrics.exists():
             return []
         records = []
@@ -77,23 +81,28 @@ class Run:
         return records
 
     def write_metrics(self, records: list[dict[str, Any]]) -> None:
-        """Replace them all."""
+        """Replace all records of `metrics.jsonl`."""
         with atomic_write(self.metrics) as temporary:
             temporary.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
 
 
-def measured(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What `metrics.jsonl` has of each step beside its number and learning rate."""
-    names = records[-1] if records else ("loss",)
-    return [name for name in names if name not in ("step", "lr", "validation")]
+def metric_names(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of loss and errors in the records of `metrics.jsonl`; "loss" if there are no records."""
+    keys = records[-1] if records else ("loss",)
+    return [key for key in keys if key not in ("step", "lr", "validation")]
 
 
 def new_run(name: str, folder: Path | None, force: bool) -> Run:
-    """Make the folder of a new run: `folder`, or the first free of runs/NAME, runs/NAME-2, …
+    """Create the folder of a new run.
+
+    Args:
+        name: used if `folder` is None.
+        folder: the folder; the first free one of runs/NAME, runs/NAME-2, … if None.
+        force: allow a folder that is not empty.
 
     Raises:
-        InputError: `folder` holds something and `force` is false, or is a file.
-        MDLSTMError: it cannot be made.
+        InputError: `folder` is a file, or is not empty and `force` is false.
+        MDLSTMError: the folder cannot be created or written.
     """
     if folder is None:
         candidates = (RUNS / (name if k == 1 else f"{name}-{k}") for k in count(1))
@@ -109,7 +118,7 @@ def new_run(name: str, folder: Path | None, force: bool) -> Run:
         probe.unlink()
     except OSError as error:
         raise MDLSTMError(
-            f"cannot write to {folder}: {error.strerror or error}; choose another folder with -o"
+            f"cannot write to {folder}: {error.strerror or error}; give another folder with -o"
         ) from None
     return Run(folder)
 
@@ -118,15 +127,15 @@ def open_run(folder: Path) -> Run:
     """The run in `folder`.
 
     Raises:
-        InputError: there is no such folder, or no checkpoint in it.
+        InputError: there is no such folder, or it holds no checkpoint.
     """
     if not folder.is_dir():
-        raise InputError(f"there is no run folder {folder}; make one with: mdlstm train -o {folder}")
+        raise InputError(f"there is no run folder {folder}; create it with: mdlstm train -o {folder}")
     run = Run(folder)
     if not run.last.exists() and not run.best.exists():
         raise InputError(
             f"{folder} holds no checkpoint (best.safetensors or last.safetensors); "
-            "give the folder of a finished `mdlstm train`"
+            "give a folder that `mdlstm train` wrote"
         )
     return run
 
@@ -135,9 +144,9 @@ def latest_run() -> Run:
     """The run in runs/ with the newest checkpoint.
 
     Raises:
-        InputError: there is none.
+        InputError: runs/ holds no run.
     """
     checkpoints = list(RUNS.glob("*/last.safetensors"))
     if not checkpoints:
-        raise InputError("there is no run in runs/ here; make one with: mdlstm train")
+        raise InputError("there is no run in runs/ here; create one with: mdlstm train")
     return Run(max(checkpoints, key=lambda path: path.stat().st_mtime_ns).parent)

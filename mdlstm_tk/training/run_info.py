@@ -12,7 +12,7 @@ from torch import nn
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.training.checkpoint import load_checkpoint
 from mdlstm_tk.training.networks import count_parameters
-from mdlstm_tk.training.run_folder import measured, open_run
+from mdlstm_tk.training.run_folder import metric_names, open_run
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
         "parameters": count_parameters(network),
         "best_step": best.step,
         "best_score": best.score,
-        **{f"last_100_{name}": _mean([record[name] for record in recent]) for name in measured(recent)},
+        **{f"last_100_{name}": _mean([record[name] for record in recent]) for name in metric_names(recent)},
         "exports": sorted(path.name for path in run.folder.glob("*.onnx")),
     }
 

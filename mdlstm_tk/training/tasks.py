@@ -16,7 +16,7 @@ from mdlstm_tk.data import (
     Task,
     Textures,
 )
-from mdlstm_tk.data.folders import DEFAULTS, read_data
+from mdlstm_tk.data.user_data import DEFAULTS, read_data
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.training.config import TrainConfig, suggest
 
@@ -53,9 +53,9 @@ def default_config(task: str, data: str = "", model: str | None = None) -> Train
         kind = BUILT_IN[task][0].kind
         values = dict(BUILT_IN[task][0].defaults)
     if model:
-        from mdlstm_tk.models import options_of  # imports torch
+        from mdlstm_tk.models import model_options  # imports torch
 
-        missing = set(OPTIONAL_NETWORK_SETTINGS) - set(options_of(model, kind))
+        missing = set(OPTIONAL_NETWORK_SETTINGS) - set(model_options(model, kind))
         values = {key: value for key, value in values.items() if key not in missing} | {"model": model}
     return TrainConfig(task=task, data=data).updated(values, task)
 

@@ -115,7 +115,7 @@ class Trainer:
         for that purpose. Without a validation split, the latest weights count as the best.
         """
         network = self.network if self.average is None else self.average.module
-        tasks = self.task.at_any_size() if getattr(network, "any_size", False) else (self.task,)
+        tasks = self.task.any_size_tasks() if getattr(network, "any_size", False) else (self.task,)
         errors = [evaluate(network, task, "validation", self.config, self.context) for task in tasks]
         if not errors[0]:
             self.best_step = self.step

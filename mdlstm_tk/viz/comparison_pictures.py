@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mdlstm_tk.training.comparison import Comparison, ComparisonPlan, ComparisonProgress, compare_models
 from mdlstm_tk.training.progress import WINDOW
-from mdlstm_tk.viz.plots import plot_comparison
+from mdlstm_tk.viz.plots import draw_loss_comparison
 from mdlstm_tk.viz.run_pictures import draw_run
 
 
@@ -43,5 +43,5 @@ def draw_comparison(comparison: Comparison) -> list[Path]:
     paths = []
     for metric, (name, label) in pictures.items():
         paths.append(plan.folder / name)
-        plot_comparison(paths[-1], plan.title, label, comparison.curves(metric))
+        draw_loss_comparison(paths[-1], plan.title, label, comparison.curves(metric))
     return paths

@@ -1,4 +1,4 @@
-"""Draw a run: its loss curves, and what its network predicts."""
+"""Draw a run: its loss curves, and the predictions of its network."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from mdlstm_tk.data import Batch, DiagonalTask, Split, Task
+from mdlstm_tk.data import Batch, DiagonalTask, Task
 from mdlstm_tk.sizes import format_size
-from mdlstm_tk.training.checkpoint import load_checkpoint
+from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
 from mdlstm_tk.training.evaluation import predict
 from mdlstm_tk.training.job import TrainingJob, run_job
 from mdlstm_tk.training.networks import build_network
 from mdlstm_tk.training.progress import Progress
 from mdlstm_tk.training.run_folder import Run
 from mdlstm_tk.training.tasks import make_task
-from mdlstm_tk.viz.panels import panels_of
-from mdlstm_tk.viz.plots import Floats, plot_curves, plot_panels, plot_prediction
+from mdlstm_tk.viz.examples import display_split, example_batch, example_indices
+from mdlstm_tk.viz.panels import sample_panels
+from mdlstm_tk.viz.plots import Floats, draw_before_and_after, draw_curves, draw_panels
 
-EXAMPLES = 12  # that a picture shows, of classes or texts
-ROWS = 4  # of grids or masks, each beside its truth
+COLUMNS = 4  # panels in a row of the picture
+SAMPLES = 12  # samples in the picture of a classifier or a recogniser: one panel each
+GRID_SAMPLES = 4  # samples in the picture of grids or masks: four panels each
 
 
 def train_and_draw(
@@ -52,41 +54,46 @@ def train_and_draw(
 
 
 def draw_run(run: Run, task: Task | None = None) -> None:
-    """Write `curves.png` and `prediction.png` from the run's metrics and best checkpoint."""
+    """Write `curves.png` and `prediction.png` from the metrics and the best checkpoint of a run.
+
+    Args:
+        run: a run with a best checkpoint.
+        task: its task, if the caller has it already.
+    """
     checkpoint = load_checkpoint(run.best)
     task = task or make_task(checkpoint.config)
-    network, config, spec = checkpoint.network(), checkpoint.config, checkpoint.spec
-    prefix = "" if isinstance(task, DiagonalTask) else f"{spec.name} "
-    title = f"{config.model} on {prefix}{format_size(spec.size)}"
-    plot_curves(run.curves, title, run.read_metrics())
+    prefix = "" if isinstance(task, DiagonalTask) else f"{checkpoint.spec.name} "
+    title = f"{checkpoint.config.model} on {prefix}{format_size(checkpoint.spec.size)}"
+    draw_curves(run.curves, title, run.read_metrics())
     if isinstance(task, DiagonalTask):
-        batch: Batch = task.batch(config.seed, 1, 1, "validation")
-        untrained = build_network(config, spec).eval()
-        x, y, before, after = (
-            grid[0, ..., 0] for grid in (batch.x, batch.y, _run(untrained, batch), _run(network, batch))
-        )
-        plot_prediction(
-            run.prediction, f"{title}: only the lower one can be predicted", x, y, before, after
-        )
-        return
-    split = shown_stream(task)
-    whole = spec.kind in ("grid", "segment")
-    batch = task.batch(config.seed, 0, ROWS if whole else EXAMPLES, split)
-    prediction = _run(network, batch)
-    panels = [
-        panel
-        for k in range(len(batch.x))
-        for panel in panels_of(batch.sample(k), prediction[k : k + 1], spec)
-    ]
-    plot_panels(run.prediction, f"{title}, {split} data", panels, columns=4)
+        _draw_diagonal(run, checkpoint, task, title)
+    else:
+        _draw_examples(run, checkpoint, task, title)
+
+
+def _draw_diagonal(run: Run, checkpoint: Checkpoint, task: DiagonalTask, title: str) -> None:
+    """One matrix of the random diagonal, with the predictions of the untrained and the trained network."""
+    batch: Batch = task.batch(checkpoint.config.seed, 1, 1, "validation")
+    untrained = build_network(checkpoint.config, checkpoint.spec).eval()
+    before, after = _predict(untrained, batch), _predict(checkpoint.network(), batch)
+    x, y, before, after = (grids[0, ..., 0] for grids in (batch.x, batch.y, before, after))
+    title = f"{title}: only the lower one can be predicted"
+    draw_before_and_after(run.prediction, title, x, y, before, after)
+
+
+def _draw_examples(run: Run, checkpoint: Checkpoint, task: Task, title: str) -> None:
+    """Samples that represent the split, with the predictions of the trained network."""
+    network, spec, seed = checkpoint.network(), checkpoint.spec, checkpoint.config.seed
+    split = display_split(task)
+    count = GRID_SAMPLES if spec.kind in ("grid", "segment") else SAMPLES
+    panels = []
+    for index in example_indices(task, split, seed, count):
+        batch = example_batch(task, split, seed, index)
+        panels += sample_panels(batch, _predict(network, batch), spec)
+    draw_panels(run.prediction, f"{title}, {split} data", panels, COLUMNS)
 
 
 @torch.no_grad()
-def _run(network: nn.Module, batch: Batch) -> Floats:
+def _predict(network: nn.Module, batch: Batch) -> Floats:
     prediction: Floats = predict(network, batch, torch.device("cpu")).numpy()
     return prediction
-
-
-def shown_stream(task: Task) -> Split:
-    """The split to show a network on: the one that chose least."""
-    return "test" if task.count("test") else "validation" if task.count("validation") else "train"

@@ -1,4 +1,4 @@
-"""Pictures as parts of a page: images as data, curves as SVG in the page's own colours."""
+"""Pictures for embedding in an HTML page: panels as data URLs, curves as SVG in the colors of the page."""
 
 from __future__ import annotations
 
@@ -15,64 +15,68 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mdlstm_tk.training.run_folder import measured
+from mdlstm_tk.training.run_folder import metric_names
 from mdlstm_tk.viz.panels import Panel
-from mdlstm_tk.viz.plots import COLOURS, draw_curve
+from mdlstm_tk.viz.plots import COLORS, draw_curve
 
-LARGEST = 640  # pixels of a side; larger images are made smaller
-COARSE = 160  # an image below that is enlarged as sharp blocks
+MAX_SIDE = 640  # pixels; larger images are scaled down
+PIXELATED_BELOW = 160  # pixels; smaller images are enlarged without smoothing
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 @dataclass(frozen=True)
-class Picture:
+class EmbeddedImage:
     """An image in a page.
 
     Attributes:
-        name: what it is.
-        note: which numbers its colours stand for.
-        data: of a PNG, as an address.
-        width: in pixels.
-        height: likewise.
-        coarse: should its pixels be seen?
+        name: caption.
+        value_range: the values that the ends of the color map stand for, as text.
+        data: data URL of a PNG file.
+        width: width in pixels.
+        height: height in pixels.
+        pixelated: enlarge without smoothing?
     """
 
     name: str
-    note: str
+    value_range: str
     data: str
     width: int
     height: int
-    coarse: bool
+    pixelated: bool
 
 
-def embed(panel: Panel) -> Picture:
-    """A panel as an image that is part of the page."""
+def embed_panel(panel: Panel) -> EmbeddedImage:
+    """Encode a panel for a page."""
     image = Image.fromarray(panel.image)
-    image.thumbnail((LARGEST, LARGEST))
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     data = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return Picture(panel.name, panel.note, data, *image.size, coarse=max(image.size) < COARSE)
+    pixelated = max(image.size) < PIXELATED_BELOW
+    return EmbeddedImage(panel.name, panel.value_range, data, *image.size, pixelated)
 
 
-def curves(records: Sequence[Mapping[str, Any]]) -> list[Markup]:
-    """An SVG of each measure over the steps of training."""
+def svg_curves(records: Sequence[Mapping[str, Any]]) -> list[Markup]:
+    """An SVG element for each metric in the records of `metrics.jsonl`.
+
+    The element uses the page's font, text color, and the CSS variables --curve-0, --curve-1, …
+    """
     return [
-        _curve(name, colour, f"var(--curve-{k})", records)
-        for k, (name, colour) in enumerate(zip(measured(records), COLOURS, strict=False))
+        _svg_curve(name, color, f"var(--curve-{k})", records)
+        for k, (name, color) in enumerate(zip(metric_names(records), COLORS, strict=False))
     ]
 
 
-def _curve(name: str, colour: str, variable: str, records: Sequence[Mapping[str, Any]]) -> Markup:
+def _svg_curve(name: str, color: str, css_color: str, records: Sequence[Mapping[str, Any]]) -> Markup:
     figure = Figure(figsize=(4.2, 3), layout="constrained")
     FigureCanvasSVG(figure)
-    draw_curve(figure.subplots(), name, colour, records)
+    draw_curve(figure.subplots(), name, color, records)
     buffer = io.StringIO()
-    # texts stay texts, in the page's font; ids are its own, as several figures share one page
+    # Text stays text; the salt keeps the ids of several figures in one page apart.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace("#000000", "currentColor").replace(colour, variable)
+    svg = svg[svg.index("<svg") :].replace("#000000", "currentColor").replace(color, css_color)
     svg = re.sub(r'font: (\d+)px [^;"]*', r"font-size: \1px", svg)
-    label = escape(f"{name.replace('_', ' ')} over {len(records)} steps of training")
+    label = escape(f"{name.replace('_', ' ')} over {len(records)} training steps")
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))

@@ -1,4 +1,4 @@
-"""Grids as coloured blocks on a terminal."""
+"""Print grids as colored blocks on a terminal. `mdlstm infer` uses it, so it imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.columns import Columns
 from rich.console import Console, Group
 from rich.text import Text
 
-# viridis at nine evenly spaced places; colours between are interpolated
+# nine evenly spaced colors of the map viridis; those between are interpolated
 VIRIDIS = np.array(
     [
         (68, 1, 84),
@@ -27,25 +27,29 @@ VIRIDIS = np.array(
 Floats = npt.NDArray[np.floating[Any]]
 
 
-def show_grids(console: Console, panels: dict[str, Floats]) -> None:
-    """Print (H, W) grids side by side, each with its name and range; too wide ones are thinned out."""
-    columns = (console.width - 3 * len(panels)) // len(panels) // 2
-    console.print(
-        Columns([_panel(name, grid, max(columns, 8)) for name, grid in panels.items()], padding=(0, 3))
-    )
+def show_grids(console: Console, grids: dict[str, Floats]) -> None:
+    """Print grids (H, W) side by side, each with its name and value range.
+
+    A grid that does not fit is subsampled.
+
+    Args:
+        console: the terminal.
+        grids: the grids by name.
+    """
+    max_extent = max((console.width - 3 * len(grids)) // len(grids) // 2, 8)
+    heatmaps = [_heatmap(name, grid, max_extent) for name, grid in grids.items()]
+    console.print(Columns(heatmaps, padding=(0, 3)))
 
 
-def _panel(name: str, grid: Floats, limit: int) -> Group:
+def _heatmap(name: str, grid: Floats, max_extent: int) -> Group:
     low, high = float(grid.min()), float(grid.max())
-    step = -(-max(grid.shape) // limit)
-    shown = grid[::step, ::step]
-    thinned = f", every {step}th" if step > 1 else ""
-    unit = (shown - low) / (high - low) if high > low else np.zeros_like(shown)
-    place = unit * (len(VIRIDIS) - 1)
-    below = np.minimum(place.astype(int), len(VIRIDIS) - 2)
-    share = (place - below)[..., None]
-    colours = (VIRIDIS[below] * (1 - share) + VIRIDIS[below + 1] * share).astype(int)  # (H, W, 3)
-    lines = [
-        Text.assemble(*(("  ", f"on rgb({r},{g},{b})") for r, g, b in row.tolist())) for row in colours
-    ]
-    return Group(Text(f"{name}  {low:.3g} … {high:.3g}{thinned}"), *lines)
+    stride = -(-max(grid.shape) // max_extent)
+    values = grid[::stride, ::stride]
+    unit = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    scaled = unit * (len(VIRIDIS) - 1)
+    lower = np.minimum(scaled.astype(int), len(VIRIDIS) - 2)
+    weight = (scaled - lower)[..., None]
+    colors = (VIRIDIS[lower] * (1 - weight) + VIRIDIS[lower + 1] * weight).astype(int)  # (H, W, 3)
+    lines = [Text.assemble(*(("  ", f"on rgb({r},{g},{b})") for r, g, b in row.tolist())) for row in colors]
+    suffix = f", stride {stride}" if stride > 1 else ""
+    return Group(Text(f"{name}  {low:.3g} … {high:.3g}{suffix}"), *lines)

@@ -12,30 +12,30 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mdlstm_tk.backends.cuda import codegen as triton_cells
+from mdlstm_tk.backends.cuda import codegen
 
-TABLES = ("starts", "visit", "back", "ahead")
+TABLES = ("starts_ptr", "order_ptr", "predecessors_ptr", "successors_ptr")
 PARAMETERS = ("bias", "peephole", "norm_weight", "norm_bias")
-IN_X_DTYPE = ("operand", "next_operand", "output", "grad", "da", *PARAMETERS)
+IN_X_DTYPE = ("operand_ptr", "next_operand_ptr", "output_ptr", "grad_ptr", "da_ptr", *PARAMETERS)
 
 
-def compiled(way: Any, cell: str, ndim: int, extras: bool, dtype: str, capability: int) -> Any:
-    kernel = triton_cells.kernel(way, cell, ndim, extras and cell == "graves", extras)
+def compiled(pass_kind: Any, cell: str, ndim: int, extras: bool, dtype: str, capability: int) -> Any:
+    kernel = codegen.get_kernel(pass_kind, cell, ndim, extras and cell == "graves", extras)
     state = "fp64" if dtype == "fp64" else "fp32"
     constants = {"AXES": ndim, "GATES": 3 + ndim, "UNITS": 21, "ROWS": 16, "BLOCK": 32}
     constants |= {"KEEP_C": True, "KEEP_GATES": True}
     if not extras:
         absent = ("peephole", "norm_weight", "norm_bias")
-        constants |= dict.fromkeys([*absent, *(f"d{name}" for name in absent), "bias", "inside"])
+        constants |= dict.fromkeys([*absent, *(f"d{name}" for name in absent), "bias", "valid_ptr"])
     signature, values = {}, {}
     for place, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name], values[(place,)] = "constexpr", constants[name]
-        elif name in triton_cells.VARYING:
+        elif name in codegen.VARYING:
             signature[name] = "i32"
         elif name in TABLES:
             signature[name] = "*i64"
-        elif name == "inside":
+        elif name == "valid_ptr":
             signature[name] = "*i1"
         else:
             signature[name] = f"*{dtype if name in IN_X_DTYPE else state}"
@@ -43,12 +43,12 @@ def compiled(way: Any, cell: str, ndim: int, extras: bool, dtype: str, capabilit
     return triton.compile(source, target=GPUTarget("cuda", capability, 32))
 
 
-for way in ("forward", "backward"):
+for pass_kind in ("forward", "backward"):
     for cell, ndim, extras, dtype, capability in (
         ("graves", 2, True, "bf16", 80),
         ("graves", 1, False, "fp32", 90),
         ("stable", 3, False, "fp64", 90),
         ("leaky", 2, False, "fp16", 80),
     ):
-        assembly = compiled(way, cell, ndim, extras, dtype, capability).asm["ptx"]
-        Path(sys.argv[1], f"{way}_{cell}_{dtype}.ptx").write_text(assembly)
+        assembly = compiled(pass_kind, cell, ndim, extras, dtype, capability).asm["ptx"]
+        Path(sys.argv[1], f"{pass_kind}_{cell}_{dtype}.ptx").write_text(assembly)

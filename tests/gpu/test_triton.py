@@ -19,14 +19,12 @@ import torch
 from helpers.parity import Case
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk import operator as op_module
-from mdlstm_tk.backends import dispatch as choice
-from mdlstm_tk.cells.equations import CELLS
+from mdlstm_tk import operator as wavefront_operator
+from mdlstm_tk.backends import dispatch
+from mdlstm_tk.cells import cell_names
 
 pytest.importorskip("triton", reason="there is no Triton for this system")
-from mdlstm_tk.backends.cuda import codegen as triton_cells
-from mdlstm_tk.backends.cuda import kernels as triton_kernels
-from mdlstm_tk.backends.cuda import launch as fused_cuda
+from mdlstm_tk.backends.cuda import codegen, kernels, launch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -34,7 +32,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.fixture(autouse=True)
 def _engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every sweep that is not `reference`'s goes to the engine for CUDA, and fresh memory is NaN."""
-    monkeypatch.setattr(op_module, "engine", lambda *_: fused_cuda)
+    monkeypatch.setattr(wavefront_operator, "engine", lambda *_: launch)
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -45,15 +43,15 @@ def _matrix() -> list[Case]:
     plain = Case(grid=(3, 2), batch=2, units=3)
     cells = [
         replace(plain, cell=cell, grid=grid, directions="all", sizes=True)
-        for cell in CELLS
+        for cell in cell_names()
         for grid in grids.values()
     ]
     dtypes = [
         replace(plain, cell=cell, dtype=dtype)
-        for cell in CELLS
+        for cell in cell_names()
         for dtype in ("float32", "float16", "bfloat16")
     ]
-    norms = [replace(plain, cell=cell, layer_norm=True, dtype="float32") for cell in CELLS]
+    norms = [replace(plain, cell=cell, layer_norm=True, dtype="float32") for cell in cell_names()]
     peepholes = [replace(plain, grid=grid, peephole=True, sizes=True) for grid in grids.values()]
     both = replace(plain, layer_norm=True, peephole=True)
     shapes = [
@@ -67,7 +65,7 @@ def _matrix() -> list[Case]:
         replace(plain, cell="stable", grid=(2, 1, 1, 2), directions=((1, -1, 1, -1),)),
     ]
     again = [
-        *(replace(plain, cell=cell, recompute=True, dtype="float32") for cell in CELLS),
+        *(replace(plain, cell=cell, recompute=True, dtype="float32") for cell in cell_names()),
         *(replace(both, recompute=recompute, dtype="float16") for recompute in (False, True)),
     ]
     return [*cells, *dtypes, *norms, *peepholes, both, *shapes, *again]
@@ -81,8 +79,8 @@ def test_agrees_with_reference(case: Case) -> None:
 @pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "norm"])
 def test_many_programs_a_wavefront(layer_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs of 2 rows, and of 4 units where no layer norm needs all of them."""
-    monkeypatch.setattr(fused_cuda, "UNITS", 4)
-    monkeypatch.setattr(fused_cuda, "ELEMENTS", 32 if layer_norm else 8)
+    monkeypatch.setattr(launch, "UNITS", 4)
+    monkeypatch.setattr(launch, "ELEMENTS", 32 if layer_norm else 8)
     case = Case(grid=(2, 3), units=9, directions=((1, -1), (-1, 1)), layer_norm=layer_norm, peephole=True)
     case.check("auto", DEVICE)
 
@@ -133,14 +131,14 @@ def test_large_input_stays_finite(cell: str, dtype: str) -> None:
 
 
 def test_a_kernels_source_can_be_read() -> None:
-    kernel = triton_cells.kernel("forward", "graves", 2, False, False)
+    kernel = codegen.get_kernel("forward", "graves", 2, False, False)
     text = inspect.getsource(kernel.fn.__globals__["_cell"].fn)
     assert text.startswith(
         "def forward_graves_2d(a, before, peephole, norm_weight, norm_bias, unit, UNITS):\n"
     )
     assert text.count("tl.sigmoid(") == 4  # i, f_1, f_2, o
     assert text.count("tanh(") == 2  # g and c
-    assert kernel.fn.__code__ is triton_kernels.forward.__code__
+    assert kernel.fn.__code__ is kernels.forward.__code__
 
 
 def test_kernels_compile_for_gpus_without_atomics(tmp_path: Path) -> None:
@@ -157,20 +155,23 @@ def test_kernels_compile_for_gpus_without_atomics(tmp_path: Path) -> None:
 
 def test_which_backend_runs_on_a_gpu_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
-    monkeypatch.setattr(choice, "_triton_problem", lambda: "")
+    monkeypatch.setattr(dispatch, "_triton_obstacle", lambda _: "")
+    dispatch.choose.cache_clear()
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-        assert choice.choose("auto", cuda, dtype) == ("fused", "compiled by Triton for the GPU")
-    assert choice.choose("auto", cuda, torch.complex64).name == "unrolled"
-    monkeypatch.setattr(choice, "_triton_problem", lambda: "there is none")
-    assert choice.choose("auto", cuda, torch.float32) == ("unrolled", "there is none")
+        assert dispatch.choose("auto", cuda, dtype) == ("fused", "compiled by Triton for the GPU")
+    assert dispatch.choose("auto", cuda, torch.complex64).name == "torch"
+    monkeypatch.setattr(dispatch, "_triton_obstacle", lambda _: "there is none")
+    dispatch.choose.cache_clear()
+    assert dispatch.choose("auto", cuda, torch.float32) == ("torch", "there is none")
+    dispatch.choose.cache_clear()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that works")
 def test_what_keeps_triton_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
-    why = choice._try_triton.__wrapped__
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 1))
-    assert why() == "Triton needs compute capability 7.0, and the GPU has 6.1"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    assert why().startswith("Triton does not work here (")  # no driver
+    cuda, why = torch.device("cuda"), dispatch._triton_obstacle
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (6, 1))
+    assert why(cuda) == "Triton needs compute capability 7.0, and the GPU has 6.1"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert why(cuda).startswith("Triton does not work here (")  # no driver
     monkeypatch.setitem(sys.modules, "triton", None)
     assert "triton" in why()

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from mdlstm_tk.backends import reference
-from mdlstm_tk.cells.equations import CELLS, get_cell
+from mdlstm_tk.cells import CELLS, get_cell
 from mdlstm_tk.cells.step import CellParameters
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export import lower

@@ -1,150 +1,75 @@
-"""The layout's promises: what the wheel holds, who imports whom, and which names are public."""
+"""What the wheel and the sdist hold."""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from helpers.checkout import FOLDERS, ROOT, copy_checkout, modules
 
-import mdlstm_tk
-import mdlstm_tk.export
-import mdlstm_tk.models
-import mdlstm_tk.runtime
-from mdlstm_tk import errors
-
-ROOT = Path(__file__).parents[2]
-PARTS = ("mdlstm_tk", "models", "cli", "export")
+DATA = [  # files beside the modules that the package reads
+    Path("mdlstm_tk/py.typed"),
+    *(path.relative_to(ROOT) for path in (ROOT / "mdlstm_tk/report").glob("report.*")),
+    *(path.relative_to(ROOT) for path in (ROOT / "export/browser/static").rglob("*") if path.is_file()),
+]
 
 
-def sources(part: str) -> list[Path]:
-    paths = (path.relative_to(ROOT) for path in (ROOT / part).rglob("*.py"))
-    return [p for p in paths if not (part == "mdlstm_tk" and p.parts[1] in PARTS)]
-
-
-def installed(path: Path) -> Path:
+def installed(path: Path) -> str:
     """Where a source file lies once it is installed."""
-    return path if path.parts[0] == "mdlstm_tk" else Path("mdlstm_tk") / path
+    return path.as_posix() if path.parts[0] == "mdlstm_tk" else f"mdlstm_tk/{path.as_posix()}"
 
 
-def imports(path: Path) -> set[str]:
-    """The modules that a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-def test_the_wheel_holds_one_package_with_every_file(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        str(tmp_path),
-        str(ROOT),
-    ]
+def build(source: Path, *options: str) -> Path:
+    """Build a distribution beside the source tree and return the folder that holds it."""
+    folder = source.parent / "dist"
+    command = [sys.executable, "-m", "build", "--no-isolation", *options, "--outdir", folder, source]
     subprocess.run(command, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["links", "text files"])
+def sdist(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist, unpacked; built where symbolic links work and where they arrived as text files."""
+    folder = tmp_path_factory.mktemp("sdist")
+    copy_checkout(folder / "checkout", symlinks=request.param == "links")
+    (archive,) = build(folder / "checkout", "--sdist").glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter="data")
+    (unpacked,) = folder.glob("mdlstm_tk-*")
+    return unpacked
+
+
+def test_the_sdist_holds_the_checkout(sdist: Path) -> None:
+    """Tests with their helpers, documentation, changelog and benchmarks included, and each file once."""
+    held = {path.relative_to(sdist) for path in sdist.rglob("*") if path.is_file()}
+    expected = {path.relative_to(ROOT) for path in modules().values()} | set(DATA)
+    expected |= {Path(name) for name in ("pyproject.toml", "setup.py", "LICENSE", "README.md")}
+    expected |= {Path(name) for name in ("CHANGELOG.md", "CONTRIBUTING.md", "Makefile", ".ci/run")}
+    for name in ("tests", "benchmarks", "docs", "examples"):
+        sources = (path for path in (ROOT / name).rglob("*") if path.suffix in (".py", ".md", ".png"))
+        expected |= {path.relative_to(ROOT) for path in sources}
+    assert Path("tests/helpers/checkout.py") in expected
+    assert expected - held == set()
+    assert not any((sdist / "mdlstm_tk" / folder).exists() for folder in FOLDERS[1:])
+
+
+def test_the_wheel_holds_one_package_with_every_file(sdist: Path) -> None:
+    (wheel,) = build(sdist, "--wheel").glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"mdlstm_tk"}
-    expected = {
-        str(p) if p.parts[0] == "mdlstm_tk" else f"mdlstm_tk/{p}" for part in PARTS for p in sources(part)
+    held = {name for name in names if ".dist-info/" not in name}
+    assert held == {installed(path.relative_to(ROOT)) for path in modules().values()} | {
+        installed(path) for path in DATA
     }
-    assert {name for name in names if name.endswith(".py")} == expected
-    assert "mdlstm_tk/py.typed" in names
-    page = {
-        str(path.relative_to(ROOT))
-        for path in (ROOT / "export/browser/static").rglob("*")
-        if path.is_file()
-    }
-    assert page and {f"mdlstm_tk/{path}" for path in page} <= names
-    template = {str(path.relative_to(ROOT)) for path in (ROOT / "mdlstm_tk/report").glob("report.*")}
-    assert len(template) == 2 and template <= names
 
 
 def test_every_folder_with_code_is_listed_for_packaging() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    folders = {p.parent for part in PARTS for p in sources(part)}
-    expected = {
-        ".".join(f.parts) if f.parts[0] == "mdlstm_tk" else f"mdlstm_tk.{'.'.join(f.parts)}"
-        for f in folders
-    }
-    assert set(listed) == expected
-
-
-FORBIDDEN = {
-    "models": ("mdlstm_tk.cli", "mdlstm_tk.export", "mdlstm_tk.training"),
-    "export": ("mdlstm_tk.cli",),
-    "cli": (),
-    "mdlstm_tk": ("mdlstm_tk.cli", "mdlstm_tk.export"),
-}
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_who_may_import_whom(part: str) -> None:
-    for path in sources(part):
-        if path.name == "__main__.py":
-            continue
-        for name in imports(path):
-            assert not name.startswith(FORBIDDEN[part] or "?"), f"{path} imports {name}"
-
-
-def test_the_core_does_not_import_the_networks() -> None:
-    """Training is where networks, tasks and the layer meet; nothing below it knows a network."""
-    for path in sources("mdlstm_tk"):
-        if path.parts[1] != "training":
-            assert not any(name.startswith("mdlstm_tk.models") for name in imports(path)), path
-
-
-def test_the_runtime_imports_neither_torch_nor_onnx() -> None:
-    for path in sources("mdlstm_tk"):
-        if path.parts[1] == "runtime":
-            assert not any(name.split(".")[0] in ("torch", "onnx") for name in imports(path)), path
-
-
-def test_public_names() -> None:
-    assert set(mdlstm_tk.__all__) == {
-        "MDLSTM",
-        "DeviceError",
-        "InputError",
-        "MDLSTMError",
-        "MissingExtraError",
-        "ParityError",
-        "__version__",
-    }
-    assert set(mdlstm_tk.runtime.__all__) == {
-        "Inference",
-        "Metadata",
-        "Outcome",
-        "Session",
-        "infer_paths",
-        "load_array",
-        "save_array",
-    }
-    assert {"export_onnx", "export_run", "verify_model"} <= set(mdlstm_tk.export.__all__)
-    assert {"create", "register"} <= set(mdlstm_tk.models.__all__)
-    for module in (mdlstm_tk, mdlstm_tk.runtime, mdlstm_tk.export, mdlstm_tk.models):
-        assert all(hasattr(module, name) for name in module.__all__)
-
-
-def test_exit_codes_are_the_documented_ones() -> None:
-    codes = {
-        kind.__name__: kind.exit_code for kind in (errors.MDLSTMError, *errors.MDLSTMError.__subclasses__())
-    }
-    assert codes == {
-        "MDLSTMError": 1,
-        "InputError": 2,
-        "ParityError": 3,
-        "DeviceError": 4,
-        "MissingExtraError": 1,
-    }
+    packages = {name for name, path in modules().items() if path.name == "__init__.py"}
+    parents = {name.rpartition(".")[0] for name in modules()} - {""}
+    assert set(listed) == packages
+    assert parents <= packages, "a folder with code lacks an __init__.py"

@@ -17,10 +17,10 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
 from mdlstm_tk import MDLSTM, InputError
-from mdlstm_tk import operator as op_module
-from mdlstm_tk.backends import dispatch as choice
-from mdlstm_tk.backends.cpu.jit import kept
-from mdlstm_tk.cells.equations import CELLS
+from mdlstm_tk import operator as wavefront_operator
+from mdlstm_tk.backends import dispatch
+from mdlstm_tk.backends.cpu.jit import njit_cached
+from mdlstm_tk.cells import cell_names
 from mdlstm_tk.cells.ir import Kernel, Store, Value
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
@@ -31,11 +31,11 @@ def _matrix() -> list[Case]:
     grids = {1: (5,), 2: (5, 8), 3: (2, 3, 4)}
     cells = [
         Case(cell, grid, directions="all", sizes=True, dtype=dtype)
-        for cell in CELLS
+        for cell in cell_names()
         for grid in grids.values()
         for dtype in SINGLES
     ]
-    norms = [Case(cell, directions="all", sizes=True, layer_norm=True) for cell in CELLS]
+    norms = [Case(cell, directions="all", sizes=True, layer_norm=True) for cell in cell_names()]
     peepholes = [Case(grid=grid, directions="all", peephole=True) for grid in grids.values()]
     both = [Case(layer_norm=True, peephole=True, dtype=dtype) for dtype in SINGLES]
     plain = Case(units=16)
@@ -54,7 +54,7 @@ def _matrix() -> list[Case]:
     again = [
         *(
             Case(cell, directions="all", sizes=True, recompute=True, dtype=dtype)
-            for cell in CELLS
+            for cell in cell_names()
             for dtype in SINGLES
         ),
         Case(grid=(2, 3, 4), layer_norm=True, peephole=True, recompute=True),
@@ -63,16 +63,16 @@ def _matrix() -> list[Case]:
     return [*cells, *norms, *peepholes, *both, *shapes, *again]
 
 
-@pytest.mark.parametrize("backend", ["unrolled", "fused"])
+@pytest.mark.parametrize("backend", ["torch", "fused"])
 @pytest.mark.parametrize("case", _matrix(), ids=str)
 def test_agrees_with_reference(case: Case, backend: str) -> None:
     case.check(backend)
 
 
-@pytest.mark.parametrize("backend", ["unrolled", "fused"])
+@pytest.mark.parametrize("backend", ["torch", "fused"])
 @pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "norm"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", cell_names())
 def test_half_precision_agrees_with_reference(
     cell: str, dtype: str, layer_norm: bool, backend: str
 ) -> None:
@@ -86,7 +86,7 @@ def test_half_precision_with_gates_computed_again() -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        *(Case(cell, (2, 3), batch=2, units=2, directions="all", sizes=True) for cell in CELLS),
+        *(Case(cell, (2, 3), batch=2, units=2, directions="all", sizes=True) for cell in cell_names()),
         Case(grid=(2, 3), batch=2, units=3, layer_norm=True, peephole=True),
     ],
     ids=str,
@@ -134,7 +134,7 @@ def test_big_grids_stay_finite(cell: str, scale: int, dtype: torch.dtype) -> Non
     assert all(p.grad is not None and p.grad.isfinite().all() for p in (x, *layer.parameters()))
 
 
-@pytest.mark.parametrize("backend", ["auto", "unrolled"])
+@pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_pre_activations_beyond_float16(backend: str) -> None:
     """Rounded to float16 they would be infinite, and NaN behind the layer norm."""
     case = Case("stable", layer_norm=True, dtype="float16")
@@ -174,7 +174,7 @@ def test_a_closed_gate_passes_nothing_on() -> None:
 
 
 @pytest.mark.parametrize("save", [False, True])
-@pytest.mark.parametrize("backend", ["unrolled", "fused"])
+@pytest.mark.parametrize("backend", ["torch", "fused"])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_operator_is_what_its_fake_says(
@@ -193,23 +193,31 @@ def test_operator_is_what_its_fake_says(
         backend,
     )
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(op_module.wavefront, inputs, test_utils=checks)
+    torch.library.opcheck(wavefront_operator.wavefront, inputs, test_utils=checks)
 
 
 def test_which_backend_runs_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 4, 5, 2)
     assert MDLSTM(2, 8).backend_for(x).name == "fused"
     assert MDLSTM(2, 8).backend_for(x.double()).name == "fused"
-    assert MDLSTM(2, 8).backend_for(x.to("meta")).name == "unrolled"
+    assert MDLSTM(2, 8).backend_for(x.to("meta")).name == "torch"
     assert MDLSTM(2, 8, backend="reference").backend_for(x) == ("reference", "as asked")
     assert MDLSTM(2, 8).half().backend_for(x.half()).name == "fused"
-    assert MDLSTM(2, 8).backend_for(x.to(torch.complex64)).name == "unrolled"
+    assert MDLSTM(2, 8).backend_for(x.to(torch.complex64)).name == "torch"
     with pytest.raises(InputError, match="x is complex64"):
         MDLSTM(2, 8, backend="fused").backend_for(x.to(torch.complex64))
-    monkeypatch.setattr(choice, "_numba_problem", lambda: "numba cannot be imported (none here)")
-    assert MDLSTM(2, 8).backend_for(x) == ("unrolled", "numba cannot be imported (none here)")
+    monkeypatch.setattr(dispatch, "_numba_obstacle", lambda: "numba cannot be imported (none here)")
+    clear_choices()
+    assert MDLSTM(2, 8).backend_for(x) == ("torch", "numba cannot be imported (none here)")
     with pytest.raises(InputError, match="none here"):
         MDLSTM(2, 8, backend="fused")(x)
+    monkeypatch.undo()
+    clear_choices()
+
+
+def clear_choices() -> None:
+    dispatch.choose.cache_clear()
+    dispatch.engine.cache_clear()
 
 
 def test_without_a_place_for_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +226,7 @@ def test_without_a_place_for_compiled_code(monkeypatch: pytest.MonkeyPatch) -> N
     def double(x: float) -> float:
         return 2 * x
 
-    assert kept(double, "float64(float64)")(1.5) == 3.0
+    assert njit_cached(double, "float64(float64)")(1.5) == 3.0
 
 
 def test_broken_compiled_code_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +236,7 @@ def test_broken_compiled_code_on_disk(tmp_path: Path, monkeypatch: pytest.Monkey
         def triple(x: float) -> float:
             return 3 * x
 
-        return kept(triple, "float64(float64)")
+        return njit_cached(triple, "float64(float64)")
 
     make()
     files = list(tmp_path.rglob("*.nbc"))
@@ -245,7 +253,7 @@ def _no_space(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("backend", ["unrolled", "fused"])
+@pytest.mark.parametrize("backend", ["torch", "fused"])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_graph_captured_without_gradients_can_be_trained(backend: str, recompute: bool) -> None:
     layer, x = MDLSTM(2, 4, backend=backend, recompute=recompute), torch.randn(1, 3, 4, 2)
@@ -269,13 +277,13 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-@pytest.mark.parametrize("backend", ["unrolled", "fused"])
+@pytest.mark.parametrize("backend", ["torch", "fused"])
 def test_parameters_that_do_not_fit_are_refused(backend: str, other: str) -> None:
-    """Kernels are given addresses, and would read behind the end."""
+    """Kernels are given addresses, and would read past the end of a tensor."""
     name, change = OTHERS[other]
     layer = MDLSTM(2, 4, peephole=True, layer_norm=True, backend=backend)
     changed = {name: change(getattr(layer, name).detach())}
-    with pytest.raises(InputError, match=r"must be|weight_hh \(dirs, D, G·n, n\)"):
+    with pytest.raises(InputError, match="must be"):
         functional_call(layer, changed, (torch.randn(1, 3, 4, 2),))
 
 
@@ -289,15 +297,14 @@ def test_sizes_and_signs_that_do_not_fit_are_refused() -> None:
         (None, [1, 0], "directions must be"),
     ):
         with pytest.raises(InputError, match=message):
-            op_module.wavefront(*inputs, sizes, signs, "graves", False, False, "fused")
+            wavefront_operator.wavefront(*inputs, sizes, signs, "graves", False, False, "fused")
 
 
 def test_a_mean_starts_a_new_loop() -> None:
     a = Value.load("a", 0)
-    centred = a - a.mean(dim=-1, keepdim=True)
-    square = centred.square()
+    centered = a - a.mean(dim=-1, keepdim=True)
+    square = centered.square()
     kernel = Kernel([Store("b", 0, square * 2 + square.mean(dim=-1, keepdim=True))])
     assert kernel.levels == 3
-    assert kernel.slots == ["a", "b"]
     doubled = [value for value in kernel.values if value.op == "multiply" and value.args[0] is square]
     assert kernel.spilled == doubled  # loads are loaded again, means are one number

@@ -1,4 +1,4 @@
-"""The cells' equations against the same ones written out by hand in NumPy, on one 2-D cell."""
+"""The equations of the cells that come with the package against the same ones written in NumPy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.cells.equations import CELLS
 from mdlstm_tk.errors import InputError
 
 Array = np.ndarray
@@ -34,7 +33,7 @@ def by_hand(cell: str, a: Array, up: Array, left: Array) -> tuple[Array, Array]:
     return np.tanh(w0 * before + w1 * c), c
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", ["graves", "mean", "stable", "leaky"])
 def test_a_2x2_grid_equals_the_equations_written_by_hand(cell: str) -> None:
     torch.manual_seed(0)
     n = 3
@@ -85,5 +84,5 @@ def test_leaky_state_stays_within_one() -> None:
 
 
 def test_an_unknown_cell_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="graves, mean, stable, leaky, got 'lstm'"):
+    with pytest.raises(InputError, match=r"graves, .*got 'lstm'"):
         MDLSTM(1, 2, cell="lstm")

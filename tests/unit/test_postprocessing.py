@@ -7,7 +7,6 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from mdlstm_tk.data.metrics import edit_distance
 from mdlstm_tk.runtime.postprocessing import labels, probabilities, transcripts
 
 
@@ -45,18 +44,3 @@ def test_labels_and_probabilities() -> None:
     np.testing.assert_allclose(result.sum(-1), 1, rtol=1e-6)
     np.testing.assert_allclose(result[0, 1] / result[0, 2], np.e, rtol=1e-5)
     assert result[1].tolist() == [1, 0, 0]
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "edits"),
-    [
-        ("", "", 0),
-        ("abc", "abc", 0),
-        ("", "abc", 3),
-        ("kitten", "sitting", 3),
-        ("flaw", "lawn", 2),
-        ("ab", "ba", 2),
-    ],
-)
-def test_edit_distance(first: str, second: str, edits: int) -> None:
-    assert edit_distance(first, second) == edit_distance(second, first) == edits

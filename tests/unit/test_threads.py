@@ -1,4 +1,5 @@
-"""Threads that share a sweep: how, whose they are, and that nothing depends on them but the last bits."""
+"""Threads that share a sweep: how they divide it, whose they are, and that only the last bits depend on
+them."""
 
 from __future__ import annotations
 
@@ -12,20 +13,27 @@ import pytest
 import torch
 from helpers.parity import Case
 
-from mdlstm_tk.backends.cpu import split
-from mdlstm_tk.backends.cpu import team as team_module
+from mdlstm_tk.backends.cpu import plan, platform
+from mdlstm_tk.backends.cpu import threads as threads_module
+from mdlstm_tk.backends.cpu.threads import partition
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
 
 
+def share_smallest_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the smallest sweep use several threads."""
+    monkeypatch.setattr(threads_module, "MIN_SWEEP_OPERATIONS", 1)
+    monkeypatch.setattr(threads_module, "MIN_WAVEFRONT_OPERATIONS", 1)
+    plan.small_plans.cache_clear()
+
+
 @pytest.fixture(params=["openmp", "own"])
 def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Sets the number of threads, of torch's pool or our own, and lets the smallest sweep use them."""
-    monkeypatch.setattr(split, "SWEEP_OPERATIONS", 1)
-    monkeypatch.setattr(split, "WAVEFRONT_OPERATIONS", 1)
+    """Sets the number of threads, of torch's pool or of this package, for sweeps of any size."""
+    share_smallest_sweeps(monkeypatch)
     if request.param == "own":
-        monkeypatch.setattr(team_module, "_openmp", lambda: None)
-    elif team_module._openmp() is None:
+        monkeypatch.setattr(threads_module, "torch_openmp", lambda: None)
+    elif platform.torch_openmp() is None:
         pytest.skip("torch has no GNU OpenMP here")
     return torch.set_num_threads
 
@@ -50,7 +58,7 @@ def test_threads_agree_with_one(case: Case, team: int, threads: Callable[[int], 
 
 
 @pytest.mark.parametrize(
-    ("dirs", "threads", "most_groups", "expected"),
+    ("dirs", "threads", "max_groups", "expected"),
     [
         (1, 4, None, (1, 4)),
         (4, 1, None, (1, 1)),
@@ -63,19 +71,19 @@ def test_threads_agree_with_one(case: Case, team: int, threads: Callable[[int], 
     ],
 )
 def test_how_threads_share_large_sweeps(
-    dirs: int, threads: int, most_groups: int | None, expected: tuple[int, int]
+    dirs: int, threads: int, max_groups: int | None, expected: tuple[int, int]
 ) -> None:
-    assert split.split(10**10, 10, dirs, threads, most_groups) == expected
+    assert partition(10**10, 10, dirs, threads, max_groups) == expected
 
 
 def test_how_threads_share_small_sweeps() -> None:
-    most, least = split.SWEEP_OPERATIONS, split.WAVEFRONT_OPERATIONS
-    assert split.split(most, 1, 1, 8) == (1, 1)  # not enough for a second thread
-    assert split.split(most, 1, 4, 8) == (4, 1)
-    assert split.split(8 * most, 8 * most // least, 1, 8) == (1, 1)  # too little in a wavefront
-    assert split.split(8 * most, 8 * most // least, 4, 8) == (4, 1)
-    assert split.split(8 * most, 4 * most // least, 4, 8) == (4, 2)
-    assert split.split(0, 1, 4, 8) == (1, 1)
+    most, least = threads_module.MIN_SWEEP_OPERATIONS, threads_module.MIN_WAVEFRONT_OPERATIONS
+    assert partition(most, 1, 1, 8) == (1, 1)  # not enough for a second thread
+    assert partition(most, 1, 4, 8) == (4, 1)
+    assert partition(8 * most, 8 * most // least, 1, 8) == (1, 1)  # too little in a wavefront
+    assert partition(8 * most, 8 * most // least, 4, 8) == (4, 1)
+    assert partition(8 * most, 4 * most // least, 4, 8) == (4, 2)
+    assert partition(0, 1, 4, 8) == (1, 1)
 
 
 def test_with_fewer_threads_than_openmp_was_asked_for() -> None:
@@ -95,7 +103,7 @@ assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=limit)
 
 
-def test_sweeps_at_once_from_several_threads(threads: Callable[[int], None]) -> None:
+def test_concurrent_sweeps(threads: Callable[[int], None]) -> None:
     threads(2)
     case = Case(batch=7)
     truth, results = case.layer("fused", torch.float64), []
@@ -110,7 +118,7 @@ def test_sweeps_at_once_from_several_threads(threads: Callable[[int], None]) -> 
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_starts_threads_of_its_own(threads: Callable[[int], None]) -> None:
+def test_a_forked_child_starts_its_own_threads(threads: Callable[[int], None]) -> None:
     threads(2)
     layer, x = Case().layer("fused", torch.float64), torch.randn(3, 5, 8, 2, dtype=torch.float64)
     with torch.no_grad():
@@ -121,11 +129,10 @@ def test_a_forked_child_starts_threads_of_its_own(threads: Callable[[int], None]
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_a_thread_that_cannot_start_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(split, "SWEEP_OPERATIONS", 1)
-    monkeypatch.setattr(split, "WAVEFRONT_OPERATIONS", 1)
-    monkeypatch.setattr(team_module, "_openmp", lambda: None)
-    monkeypatch.setattr(team_module, "_queues", [])
+def test_a_sweep_runs_alone_if_no_thread_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    share_smallest_sweeps(monkeypatch)
+    monkeypatch.setattr(threads_module, "torch_openmp", lambda: None)
+    monkeypatch.setattr(threads_module, "_queues", [])
     layer, x = Case(batch=7).layer("fused", torch.float64), torch.randn(7, 5, 8, 2, dtype=torch.float64)
     expected = layer(x)
     torch.set_num_threads(2)
@@ -136,20 +143,20 @@ def test_a_thread_that_cannot_start_is_done_without(monkeypatch: pytest.MonkeyPa
     with monkeypatch.context() as context:
         context.setattr(threading.Thread, "start", start)
         assert torch.equal(layer(x), expected)
-    assert torch.equal(layer(x), expected)  # and with one, once there can be
+    assert torch.equal(layer(x), expected)  # threads can start again
 
 
-def test_the_threads_are_torchs_own_whoever_else_brings_openmp() -> None:
+def test_torchs_openmp_is_used_beside_another_one() -> None:
     pytest.importorskip("sklearn.svm")
     code = """
 from pathlib import Path
 import torch, sklearn.svm
-from mdlstm_tk.backends.cpu.team import _openmp
-own = _openmp()
+from mdlstm_tk.backends.cpu.platform import torch_openmp
+own = torch_openmp()
 print("none" if own is None else Path(torch.__file__).parent.name in Path(own._name).parts)
 """
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     if loaded.stdout.strip() == "none":
-        assert team_module._openmp() is None
+        assert platform.torch_openmp() is None
         pytest.skip("torch has no GNU OpenMP here")
     assert loaded.stdout.strip() == "True"

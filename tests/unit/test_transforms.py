@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.cells.equations import CELLS
+from mdlstm_tk.cells import cell_names
 
 
 def per_sample_gradients(layer: MDLSTM, x: Tensor) -> Any:
@@ -59,7 +59,7 @@ TRANSFORMS: dict[str, Callable[[MDLSTM, Tensor], Any]] = {
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # batched gradients go one by one
-@pytest.mark.parametrize("backend", ["fused", "unrolled"])
+@pytest.mark.parametrize("backend", ["fused", "torch"])
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_transforms_agree_with_plain_autograd(transform: str, backend: str) -> None:
     case = Case("stable", grid=(2, 3), batch=2, units=3, directions="all", layer_norm=True)
@@ -72,7 +72,7 @@ def test_transforms_agree_with_plain_autograd(transform: str, backend: str) -> N
 @pytest.mark.parametrize("first", [lambda f: grad(lambda x: f(x).sum()), torch.inference_mode()])
 def test_no_tensor_of_a_transform_stays_behind(first: Any) -> None:
     """The tables of this grid are made inside it, and serve autograd afterwards."""
-    layer, x = MDLSTM(1, 2, backend="unrolled"), torch.randn(1, 3, 11, 1)
+    layer, x = MDLSTM(1, 2, backend="torch"), torch.randn(1, 3, 11, 1)
     first(layer)(x)
     x.requires_grad_()
     (gradient,) = torch.autograd.grad(layer(x).sum(), x, create_graph=True)
@@ -165,9 +165,9 @@ def test_compiled_once_for_many_sizes() -> None:
     assert len(graphs) == 1
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", cell_names())
 def test_two_runs_are_equal_to_the_bit(cell: str) -> None:
-    for backend in ("fused", "unrolled"):
+    for backend in ("fused", "torch"):
         case = Case(cell, directions="all", sizes=True, dtype="float32")
         one, other = (case.run(backend, torch.float32) for _ in range(2))
         assert all(torch.equal(one[name], other[name]) for name in one)

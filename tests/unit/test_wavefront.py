@@ -19,7 +19,7 @@ grids = st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple)
 def test_every_position_is_visited_once_and_inverse_inverts(grid: tuple[int, ...]) -> None:
     front = wavefronts(grid)
     assert sorted(front.order) == list(range(int(np.prod(grid))))
-    assert (front.inverse[front.order] == np.arange(len(front.order))).all()
+    assert (front.inverse_order[front.order] == np.arange(len(front.order))).all()
 
 
 @given(grids)
@@ -32,10 +32,10 @@ def test_wavefronts_are_the_positions_of_equal_coordinate_sum(grid: tuple[int, .
 
 
 @given(grids)
-def test_predecessors_are_one_step_back_on_the_wavefront_before(grid: tuple[int, ...]) -> None:
+def test_predecessors_lie_on_the_previous_wavefront(grid: tuple[int, ...]) -> None:
     front = wavefronts(grid)
     for t in range(len(front)):
-        places = front.predecessors(t)
+        places = front.previous(t)
         assert places.shape == (len(grid), front.starts[t + 1] - front.starts[t])
         before = front.order[front.slice(t - 1)] if t else np.array([], np.int64)
         for d in range(len(grid)):

@@ -1,4 +1,4 @@
-"""From the recorded equations of a cell (`trace.Kernel`) to vector code that Numba can call."""
+"""From the graph of a cell (`mdlstm_tk.cells.ir`) to vector code that Numba can call."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from mdlstm_tk.backends.cpu import simd
-from mdlstm_tk.backends.cpu.simd import I64, Lanes, load, shifted, splat, store, stride
+from mdlstm_tk.backends.cpu.simd import I64, Lanes, Pointer, splat, vector_loop
 from mdlstm_tk.cells.ir import Kernel, Value
 
 
-def row_kernel(kernel: Kernel, slots: tuple[str, ...]) -> Callable[..., None]:
-    """A function for Numba that runs `kernel` on one cell.
+def cell_function(kernel: Kernel, slots: tuple[str, ...]) -> Callable[..., None]:
+    """A function for Numba that runs `kernel` on one row (position, sample).
 
-    It takes the number of units, scratch for `len(kernel.spilled)` rows of them, and for each of `slots` a
-    pointer to the first of its rows, or to a table of int64: where each of them lies.
+    It takes the number of units, scratch memory for `len(kernel.spilled)` rows of them, and for each of
+    `slots` a pointer: to its first row, or to a table of int64 with the address of each row.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
     def run(_: Any, units: Any, scratch: Any, bases: Any) -> Any:
         def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-            pointers = cgutils.unpack_tuple(builder, args[2], len(slots))
-            bases = dict(zip(slots, pointers, strict=True))
-            _Rows(builder, kernel, args[0], args[1], bases).build()
+            values = cgutils.unpack_tuple(builder, args[2], len(slots))
+            pointers = {
+                slot: Pointer(builder, value, context.get_data_type(base.dtype))
+                for slot, value, base in zip(slots, values, bases, strict=True)
+            }
+            element = context.get_data_type(scratch.dtype)
+            _LoopBuilder(kernel, args[0], Pointer(builder, args[1], element), pointers).build()
             return context.get_dummy_value()
 
         return types.void(types.int64, scratch, bases), build
@@ -35,28 +39,27 @@ def row_kernel(kernel: Kernel, slots: tuple[str, ...]) -> Callable[..., None]:
     return run  # type: ignore[no-any-return]
 
 
-class _Rows:
-    """Builds the loops of a `Kernel`: one per level, each in vectors, then in ever smaller ones."""
+class _LoopBuilder:
+    """Builds the loops of a kernel: one per level, each in full vectors first, then in ever shorter ones.
+
+    Args:
+        kernel: what is computed.
+        units: n.
+        scratch: memory for the spilled values.
+        slots: for each slot its rows, or a table of their addresses.
+    """
 
     def __init__(
-        self,
-        builder: ir.IRBuilder,
-        kernel: Kernel,
-        units: ir.Value,
-        scratch: ir.Value,
-        bases: dict[str, ir.Value],
+        self, kernel: Kernel, units: ir.Value, scratch: Pointer, slots: dict[str, Pointer]
     ) -> None:
-        self.builder, self.kernel, self.units = builder, kernel, units
-        self.element = scratch.type.pointee
+        self.builder, self.kernel, self.units = scratch.builder, kernel, units
+        self.element = scratch.element
         used = [(value.slot, value.row) for value in kernel.values if value.op == "load"]
-        used += [(entry.slot, entry.row) for entry in kernel.stores]
-        self.rows = {(slot, row): self._row(bases[slot], row) for slot, row in used}
-        self.spills = {
-            id(value): shifted(builder, scratch, builder.mul(units, ir.Constant(I64, place)))
-            for place, value in enumerate(kernel.spilled)
-        }
+        used += [(store.slot, store.row) for store in kernel.stores]
+        self.rows = {(slot, row): self._row(slots[slot], row) for slot, row in used}
+        self.spills = {id(value): scratch.row(units, index) for index, value in enumerate(kernel.spilled)}
         self.uniforms: dict[int, ir.Value] = {}  # scalars
-        self.means: dict[int, ir.Value] = {}  # where their sums are gathered
+        self.sums: dict[int, ir.Value] = {}  # by the id of a mean, where its sum is added up
 
     def build(self) -> None:
         count = self.builder.sitofp(self.units, self.element)
@@ -66,50 +69,51 @@ class _Rows:
                 if value.uniform and value.level == level:
                     self.uniforms[id(value)] = self._uniform(value, scalar, count)
                 elif value.op == "mean" and value.level == level + 1:
-                    self.means[id(value)] = cgutils.alloca_once(self.builder, self.element)
-                    self.builder.store(ir.Constant(self.element, 0.0), self.means[id(value)])
+                    self.sums[id(value)] = cgutils.alloca_once(self.builder, self.element)
+                    self.builder.store(ir.Constant(self.element, 0.0), self.sums[id(value)])
             self._loops(level)
 
     def _uniform(self, value: Value, scalar: Lanes, count: ir.Value) -> ir.Value:
         if value.op == "mean":
-            return self.builder.fdiv(self.builder.load(self.means[id(value)]), count)
+            total = self.builder.load(self.sums[id(value)], typ=self.element)
+            return self.builder.fdiv(total, count)
         if value.op == "constant":
             return ir.Constant(self.element, value.number)
         return getattr(scalar, value.op)(*(self.uniforms[id(arg)] for arg in value.args))
 
     def _loops(self, level: int) -> None:
         position = simd.counter(self.builder)
-        for width in simd.widths(self.element):
-            lanes = Lanes(self.builder, self.element, width)
-            means = [v for v in self.kernel.values if v.op == "mean" and v.level == level + 1]
+        means = [value for value in self.kernel.values if value.op == "mean" and value.level == level + 1]
+        for count in simd.lane_counts(self.element):
+            lanes = Lanes(self.builder, self.element, count)
             sums = [cgutils.alloca_once(self.builder, lanes.type) for _ in means]
             for total in sums:
                 self.builder.store(lanes.constant(0.0), total)
-            with stride(self.builder, position, self.units, width) as at:
-                self._body(level, lanes, at, dict(zip(map(id, means), sums, strict=True)))
+            with vector_loop(self.builder, position, self.units, count) as index:
+                self._body(level, lanes, index, dict(zip(map(id, means), sums, strict=True)))
             for mean, total in zip(means, sums, strict=True):
-                so_far = self.builder.load(self.means[id(mean)])
-                together = self.builder.fadd(so_far, lanes.total(self.builder.load(total)))
-                self.builder.store(together, self.means[id(mean)])
+                before = self.builder.load(self.sums[id(mean)], typ=self.element)
+                added = lanes.total(self.builder.load(total, typ=lanes.type))
+                self.builder.store(self.builder.fadd(before, added), self.sums[id(mean)])
 
-    def _body(self, level: int, lanes: Lanes, at: ir.Value, sums: dict[int, ir.Value]) -> None:
-        """What one vector of units needs at `level`: stores as soon as their value is there."""
-        builder, known = self.builder, dict[int, ir.Value]()
+    def _body(self, level: int, lanes: Lanes, index: ir.Value, sums: dict[int, ir.Value]) -> None:
+        """What one vector of units needs at `level`. Each store follows its value as soon as possible."""
+        builder, computed = self.builder, dict[int, ir.Value]()
 
         def get(value: Value) -> ir.Value:
-            if id(value) not in known:
-                known[id(value)] = compute(value)
+            if id(value) not in computed:
+                computed[id(value)] = compute(value)
                 if id(value) in self.spills and value.level == level:
-                    store(builder, known[id(value)], shifted(builder, self.spills[id(value)], at))
-            return known[id(value)]
+                    self.spills[id(value)].at(index).store(computed[id(value)])
+            return computed[id(value)]
 
         def compute(value: Value) -> ir.Value:
             if value.uniform:
-                return splat(builder, self.uniforms[id(value)], lanes.width)
+                return splat(builder, self.uniforms[id(value)], lanes.lanes)
             if value.op == "load":
-                return load(builder, self._place(value.slot, value.row, at), lanes.width)
+                return self.rows[value.slot, value.row].at(index).load(lanes.lanes)
             if value.level < level:
-                return load(builder, shifted(builder, self.spills[id(value)], at), lanes.width)
+                return self.spills[id(value)].at(index).load(lanes.lanes)
             return getattr(lanes, value.op)(*(get(arg) for arg in value.args))
 
         for value in self.kernel.values:
@@ -117,21 +121,18 @@ class _Rows:
                 get(value)
             if id(value) in sums:
                 total = sums[id(value)]
-                builder.store(lanes.add(builder.load(total), get(value.args[0])), total)
-        for entry in self.kernel.stores:
-            if entry.value.level == level:
-                place = self._place(entry.slot, entry.row, at)
-                result = get(entry.value)
-                if entry.add:
-                    result = lanes.add(load(builder, place, lanes.width), result)
-                store(builder, result, place)
+                before = builder.load(total, typ=lanes.type)
+                builder.store(lanes.add(before, get(value.args[0])), total)
+        for store in self.kernel.stores:
+            if store.value.level == level:
+                target = self.rows[store.slot, store.row].at(index)
+                result = get(store.value)
+                target.store(lanes.add(target.load(lanes.lanes), result) if store.add else result)
 
-    def _row(self, base: ir.Value, row: int) -> ir.Value:
-        """Where it starts."""
-        if base.type.pointee == I64:
-            address = self.builder.load(shifted(self.builder, base, row))
-            return self.builder.inttoptr(address, self.element.as_pointer())
-        return shifted(self.builder, base, self.builder.mul(self.units, ir.Constant(I64, row)))
-
-    def _place(self, slot: str, row: int, at: ir.Value) -> ir.Value:
-        return shifted(self.builder, self.rows[slot, row], at)
+    def _row(self, base: Pointer, row: int) -> Pointer:
+        """The row of a slot, which is given by its rows or by a table of their addresses."""
+        if base.element == I64:
+            address = base.at(row).load()
+            pointer = self.builder.inttoptr(address, self.element.as_pointer())
+            return Pointer(self.builder, pointer, self.element)
+        return base.row(self.units, row)

@@ -1,31 +1,31 @@
-"""Kernels for a cell: its equations, recorded, in the templates of `numba_kernels`, compiled."""
+"""Kernels for a cell: its graph (`mdlstm_tk.cells.lowering`) in the templates of `kernels`, compiled."""
 
 from __future__ import annotations
 
 from functools import cache
-from types import FunctionType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mdlstm_tk.backends.cpu import entry, packing
-from mdlstm_tk.backends.cpu import kernels as numba_kernels
-from mdlstm_tk.backends.cpu.codegen import row_kernel
-from mdlstm_tk.backends.cpu.intrinsics import arguments
-from mdlstm_tk.backends.cpu.jit import jit, kept, kept_entry
-from mdlstm_tk.cells import lowering as record
-from mdlstm_tk.cells.equations import get_cell
+from mdlstm_tk.backends.cpu import backward_kernel, kernels, packing, thread_main
+from mdlstm_tk.backends.cpu.codegen import cell_function
+from mdlstm_tk.backends.cpu.intrinsics import load_arguments
+from mdlstm_tk.backends.cpu.jit import cfunc_cached, jit, njit_cached
+from mdlstm_tk.backends.specialize import specialize
+from mdlstm_tk.cells import get_cell
+from mdlstm_tk.cells.lowering import BACKWARD_READS, BACKWARD_WRITES, Pass, lower
+from mdlstm_tk.cells.step import PARAMETER_NAMES
 
-FORWARD_SLOTS = ("a", "before", "h", "c", "gates", *record.PARAMETERS)
-BACKWARD_SLOTS = (*record.BACKWARD_READS, *record.BACKWARD_WRITES)
+FORWARD_SLOTS = ("a", "c_prev", "h", "c", "gates", *PARAMETER_NAMES)
+BACKWARD_SLOTS = (*BACKWARD_READS, *BACKWARD_WRITES)
 
 
-class Compiled(NamedTuple):
+class CpuKernel(NamedTuple):
     """A kernel for one cell.
 
     Attributes:
-        entry: Numba's C function, see `mdlstm_tk.backends.cpu.entry`.
-        spilled: how many rows of n the cell spills to its scratch.
+        entry: Numba's C function, see `mdlstm_tk.backends.cpu.thread_main`.
+        spilled: how many rows of n numbers the cell spills to scratch memory.
     """
 
     entry: Any
@@ -33,56 +33,36 @@ class Compiled(NamedTuple):
 
 
 @cache
-def compiled(
-    way: Literal["forward", "backward", "recompute"],
-    dtype: str,
-    cell: str,
-    ndim: int,
-    peephole: bool,
-    layer_norm: bool,
-) -> Compiled:
-    """`forward` or `backward` for one cell. "recompute" is a backward that computes the pre-activations
-    itself.
-
-    It is compiled here, unless the disk has it.
-    """
-    recorded, template, slots = {
-        "forward": (record.forward, numba_kernels.forward, FORWARD_SLOTS),
-        "backward": (record.backward, numba_kernels.backward, BACKWARD_SLOTS),
-        "recompute": (record.recompute, numba_kernels.backward, BACKWARD_SLOTS),
-    }[way]
-    kernel = recorded(get_cell(cell), ndim, peephole, layer_norm)
-    # Numba finds code on the disk by the function's name: it tells apart all that differs.
-    name = f"{way}_{dtype}_{cell}_{ndim}d{'_peephole' * peephole}{'_norm' * layer_norm}"
-    sweep = _filled(
-        template,
-        name,
-        _cell=row_kernel(kernel, slots),
-        SPILLED=len(kernel.spilled),
-        RECOMPUTE=way == "recompute",
-    )
+def get_kernel(
+    pass_kind: Pass, dtype: str, cell_name: str, ndim: int, peephole: bool, layer_norm: bool
+) -> CpuKernel:
+    """The compiled kernel of one pass for one cell; from disk if it is cached there."""
+    cell = get_cell(cell_name)
+    graph = lower(pass_kind, cell, ndim, peephole, layer_norm)
+    replaced: dict[str, Any] = {"SPILLED": len(graph.spilled), "RECURRENT": cell.recurrent}
+    template: Any = kernels.forward
+    slots: tuple[str, ...] = FORWARD_SLOTS
+    if pass_kind != "forward":
+        template, slots = backward_kernel.backward, BACKWARD_SLOTS
+        replaced["RECOMPUTE"] = pass_kind == "recompute"
+    options = "_peephole" * peephole + "_norm" * layer_norm
+    name = f"{pass_kind}_{dtype}_{cell_name.replace('-', '_')}_{ndim}d{options}"
+    sweep = specialize(template, name, _cell=cell_function(graph, slots), **replaced)
     count = template.__code__.co_argcount - 1
-    enter = _filled(
-        entry.enter,
-        f"enter_{name}",
+    entry = specialize(
+        thread_main.thread_main,
+        f"thread_main_{name}",
         _kernel=jit(sweep),
-        _arguments=arguments(count),
+        _load_arguments=load_arguments(count),
         ARGUMENTS=count,
-        ZERO=np.dtype(dtype).type(0),
+        DTYPE_TAG=np.dtype(dtype).type(0),
     )
-    return Compiled(kept_entry(enter), len(kernel.spilled))
+    return CpuKernel(cfunc_cached(entry, f"{graph.text} {cell.recurrent}"), len(graph.spilled))
 
 
 @cache
-def packer(way: Literal["pack", "pack_transposed"], dtype: str) -> Any:
-    """`pack` or `pack_transposed` for one dtype."""
-    function = _filled(getattr(packing, way), f"{way}_{dtype}")
-    numbers = ", ".join(["int64"] * (function.__code__.co_argcount - 1))
-    return kept(function, f"void({dtype}, {numbers})")
-
-
-def _filled(template: Any, name: str, **own: Any) -> Any:
-    """A function of that name which is `template` with its own values for some globals."""
-    function = FunctionType(template.__code__, {**template.__globals__, **own}, name)
-    function.__qualname__ = name
-    return function
+def get_packer(name: Literal["pack", "pack_transposed"], dtype: str) -> Any:
+    """`packing.pack` or `packing.pack_transposed`, compiled for one dtype."""
+    function = specialize(getattr(packing, name), f"{name}_{dtype}")
+    integers = ", ".join(["int64"] * (function.__code__.co_argcount - 1))
+    return njit_cached(function, f"void({dtype}, {integers})")

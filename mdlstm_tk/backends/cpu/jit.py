@@ -1,7 +1,8 @@
-"""How the kernels are compiled, and where the compiled code is kept."""
+"""How kernels are compiled by Numba, and where the compiled code is cached."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
 from collections.abc import Callable
 from functools import cache, partial
@@ -14,43 +15,47 @@ OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
 @cache
-def _digest() -> str:
-    """Changes with any source that compiled code depends on: Numba itself looks at one file, and at the
-    function's name."""
-    here = Path(__file__).parents[2]
-    sources = (
-        path.read_bytes()
-        for path in (
-            *sorted((here / "cells").glob("*.py")),
-            *sorted((here / "backends" / "cpu").glob("*.py")),
-        )
-    )
-    return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
+def _source_digest() -> str:
+    """A digest of the code in this folder, on which compiled code depends; comments, docstrings and layout
+    do not count. Numba itself looks only at the file and name of one function."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        tree = ast.parse(path.read_bytes())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+                del node.body[0]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """Compile for Numba as a part of what calls it."""
+    """Compile for Numba as a part of the function that calls it."""
     return njit(**OPTIONS)(function)
 
 
-def kept(function: Callable[..., Any], signature: str) -> Any:
-    """Compile for Numba, and keep the code on disk where there is a place to write to.
+def njit_cached(function: Callable[..., Any], signature: str) -> Any:
+    """Compile for Numba, and cache the code on disk if there is a place to write to.
 
-    A kept function is for one signature, so its name must tell dtypes apart: two processes that add
+    A cached function has one signature, so its name must tell dtypes apart: two processes that add
     signatures to the same function on disk can end up with each other's code.
     """
-    return _kept(function, partial(njit, signature))
+    return _cached(function, partial(njit, signature), "")
 
 
-def kept_entry(function: Callable[[int], None]) -> Any:
-    """Likewise, as a C function that takes one int64: any thread may call its `address`, at once with
-    others."""
-    return _kept(function, partial(cfunc, "void(int64)"))
+def cfunc_cached(function: Callable[[int], None], key: str) -> Any:
+    """Compile as a C function that takes one int64, which any thread may call, and cache it in the same
+    way.
+
+    Args:
+        function: the function.
+        key: whatever the code depends on beside the sources in this folder.
+    """
+    return _cached(function, partial(cfunc, "void(int64)"), key)
 
 
-def _kept(function: Callable[..., Any], compiler: Callable[..., Any]) -> Any:
-    function.__qualname__ += f"_{_digest()}"
+def _cached(function: Callable[..., Any], compiler: Callable[..., Any], key: str) -> Any:
+    function.__qualname__ += f"_{hashlib.sha256((_source_digest() + key).encode()).hexdigest()[:12]}"
     try:
         return compiler(cache=True, **OPTIONS)(function)
-    except Exception:  # no place to write to, a full disk, or what lies there is broken
+    except Exception:  # no place to write to, a full disk, or a damaged cache
         return compiler(**OPTIONS)(function)

@@ -1,53 +1,68 @@
-"""The weights of a sweep, packed in panels of columns as `intrinsics.matmul` reads them.
+"""The weights of a sweep, packed in panels of columns as `mdlstm_tk.backends.cpu.matmul` reads them.
 
-The functions are templates: `mdlstm_tk.backends.cpu.compile` makes one of each for every dtype.
+The functions are templates: `mdlstm_tk.backends.cpu.compile` makes one of each for every dtype. Notation as
+    in
+`mdlstm_tk.backends.cpu.kernels`: w_cat is (U_1 | … | U_D | W | b)ᵀ, (K, G·n).
 """
 
 from __future__ import annotations
 
-from mdlstm_tk.backends.cpu.intrinsics import as_floats, moved
+from mdlstm_tk.backends.cpu.intrinsics import as_float_ptr, ptr_add
 
 
-def pack(zero, packed, weight_hh, weight_ih, bias, dirs, ndim, units, channels, width, panel):  # type: ignore[no-untyped-def]
-    """V in panels, (dirs, panels, K, panel): what `matmul` multiplies the operand by.
+def pack(dtype_tag, packed, w_hh, w_ih, bias, dirs, ndim, units, channels, gate_dim, panel):  # type: ignore[no-untyped-def]
+    """Write w_cat in panels, (dirs, panels, K, NR).
 
-    weight_hh (dirs, D, G·n, n), weight_ih (dirs, G·n, C) and bias (dirs, G·n), or 0 for none.
+    Args:
+        dtype_tag: 0 in the arrays' dtype.
+        packed: address of the result.
+        w_hh: address of (dirs, D, G·n, n), or 0 if the cell is not recurrent.
+        w_ih: address of (dirs, G·n, C).
+        bias: address of (dirs, G·n), or 0 for zeros.
+        dirs, …, gate_dim: dirs, D, n, C, G·n.
+        panel: NR.
     """
-    target, of_h, of_x = as_floats(packed, zero), as_floats(weight_hh, zero), as_floats(weight_ih, zero)
-    of_one = as_floats(bias, zero)
-    depth = ndim * units + channels + 1
-    for way in range(dirs):
-        for first in range(0, width, panel):
+    target = as_float_ptr(packed, dtype_tag)
+    w_hh_ptr, w_ih_ptr = as_float_ptr(w_hh, dtype_tag), as_float_ptr(w_ih, dtype_tag)
+    bias_ptr = as_float_ptr(bias, dtype_tag)
+    hidden_dim = ndim * units if w_hh else 0
+    depth = hidden_dim + channels + 1
+    for direction in range(dirs):
+        for first in range(0, gate_dim, panel):
             for j in range(panel):
                 column = first + j
-                if column >= width:
+                if column >= gate_dim:
                     for k in range(depth):
                         target[k * panel + j] = 0
                     continue
-                for d in range(ndim):
-                    source = moved(of_h, ((way * ndim + d) * width + column) * units)
-                    for k in range(units):
-                        target[(d * units + k) * panel + j] = source[k]
-                below = moved(target, ndim * units * panel + j)
+                if w_hh:
+                    for d in range(ndim):
+                        source = ptr_add(w_hh_ptr, ((direction * ndim + d) * gate_dim + column) * units)
+                        for k in range(units):
+                            target[(d * units + k) * panel + j] = source[k]
+                rest = ptr_add(target, hidden_dim * panel + j)
                 for k in range(channels):
-                    below[k * panel] = of_x[(way * width + column) * channels + k]
-                below[channels * panel] = of_one[way * width + column] if bias else zero
-            target = moved(target, depth * panel)
+                    rest[k * panel] = w_ih_ptr[(direction * gate_dim + column) * channels + k]
+                rest[channels * panel] = bias_ptr[direction * gate_dim + column] if bias else dtype_tag
+            target = ptr_add(target, depth * panel)
 
 
-def pack_transposed(zero, packed, weight_hh, weight_ih, dirs, ndim, units, channels, width, panel):  # type: ignore[no-untyped-def]
-    """Vᵀ without b in panels, (dirs, panels, G·n, panel); without W too if `channels` is 0."""
-    target, of_h, of_x = as_floats(packed, zero), as_floats(weight_hh, zero), as_floats(weight_ih, zero)
-    for way in range(dirs):
-        for first in range(0, ndim * units + channels, panel):
-            for k in range(width):
+def pack_transposed(dtype_tag, packed, w_hh, w_ih, dirs, ndim, units, channels, gate_dim, panel):  # type: ignore[no-untyped-def]
+    """Write w_catᵀ without b in panels, (dirs, panels, G·n, NR); without W as well if `channels` is 0."""
+    target = as_float_ptr(packed, dtype_tag)
+    w_hh_ptr, w_ih_ptr = as_float_ptr(w_hh, dtype_tag), as_float_ptr(w_ih, dtype_tag)
+    hidden_dim = ndim * units if w_hh else 0
+    for direction in range(dirs):
+        for first in range(0, hidden_dim + channels, panel):
+            for k in range(gate_dim):
                 for j in range(panel):
                     column = first + j
-                    d = column // units
-                    if d < ndim:
-                        target[j] = of_h[((way * ndim + d) * width + k) * units + column - d * units]
-                    elif column < ndim * units + channels:
-                        target[j] = of_x[(way * width + k) * channels + column - ndim * units]
+                    if column < hidden_dim:
+                        d = column // units
+                        row = (direction * ndim + d) * gate_dim + k
+                        target[j] = w_hh_ptr[row * units + column - d * units]
+                    elif column < hidden_dim + channels:
+                        target[j] = w_ih_ptr[(direction * gate_dim + k) * channels + column - hidden_dim]
                     else:
                         target[j] = 0
-                target = moved(target, panel)
+                target = ptr_add(target, panel)

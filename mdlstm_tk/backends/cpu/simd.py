@@ -1,14 +1,17 @@
-"""Vectors in LLVM: loads and stores, strided loops, and elementwise functions on them.
+"""Vectors in LLVM: pointers, loops over vectors, and elementwise functions.
 
-Numba leaves it to LLVM to find the vectors in a loop, and with a dozen arrays that may overlap, or
-16 units a row, it finds none. So the inner loops are written as vector instructions with llvmlite,
-which Numba comes with; `mdlstm_tk.backends.cpu.intrinsics` makes them callable from Numba.
+Numba leaves it to LLVM to vectorise a loop. With a dozen arrays that may overlap, or 16 units per row, LLVM
+does not. So the inner loops are written as vector instructions with llvmlite, which Numba depends on;
+`mdlstm_tk.backends.cpu.intrinsics` and `codegen` make them callable from Numba.
+
+Notation: a vector has `lanes` elements; float32 or float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -20,29 +23,30 @@ CONTRACT = ("contract",)  # a product and a sum may become one fused multiply-ad
 
 
 def _vector_bytes() -> int:
-    """The width of the machine's vectors; LLVM splits wider ones, so a wrong guess only costs time."""
+    """The size of the machine's vector registers. LLVM splits wider vectors, so a wrong guess costs only
+    time."""
     features: dict[str, bool] = llvm.get_host_cpu_features() if config.CPU_NAME is None else {}
     return 64 if features.get("avx512f") else 32 if features.get("avx2") else 16
 
 
 VECTOR_BYTES = _vector_bytes()
-# Accumulators of a tile are rows × vectors, and must fit the registers beside what is multiplied:
-# 16 registers with AVX2, 32 with AVX-512 and NEON.
+# A tile's accumulators, rows × vectors, and its operands must fit the registers: 16 with AVX2, 32 with
+# AVX-512 and NEON.
 TILE_ROWS, TILE_VECTORS = (4, 3) if VECTOR_BYTES == 32 else (8, 2)
 
 
 def vector_length(itemsize: int) -> int:
-    """Numbers in a vector."""
+    """The number of elements of a vector."""
     return VECTOR_BYTES // itemsize
 
 
 def panel_width(itemsize: int) -> int:
-    """Columns of the right operand that `matmul` takes at a time."""
+    """NR, the number of columns of the right operand that `matmul` processes together."""
     return TILE_VECTORS * vector_length(itemsize)
 
 
-def widths(element: ir.Type) -> tuple[int, ...]:
-    """The vectors in which a row is gone through: long ones, then what is left in ever shorter ones."""
+def lane_counts(element: ir.Type) -> tuple[int, ...]:
+    """The vector lengths in which a row is processed: full vectors first, the rest in ever shorter ones."""
     longest = vector_length(itemsize(element))
     return (longest, 4, 1) if longest > 4 else (longest, 1)
 
@@ -51,34 +55,55 @@ def itemsize(element: ir.Type) -> int:
     return 8 if isinstance(element, ir.DoubleType) else 4
 
 
-def lane_type(element: ir.Type, width: int) -> ir.Type:
-    return element if width == 1 else ir.VectorType(element, width)
+def lane_type(element: ir.Type, lanes: int) -> ir.Type:
+    return element if lanes == 1 else ir.VectorType(element, lanes)
 
 
-def splat(builder: ir.IRBuilder, number: ir.Value, width: int) -> ir.Value:
-    if width == 1:
+def splat(builder: ir.IRBuilder, number: ir.Value, lanes: int) -> ir.Value:
+    """A vector of `lanes` copies of a number."""
+    if lanes == 1:
         return number
-    empty = ir.Constant(ir.VectorType(number.type, width), ir.Undefined)
+    empty = ir.Constant(ir.VectorType(number.type, lanes), ir.Undefined)
     first = builder.insert_element(empty, number, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(ir.IntType(32), width), None))
+    return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(ir.IntType(32), lanes), None))
 
 
-def shifted(builder: ir.IRBuilder, pointer: ir.Value, *amounts: ir.Value | int) -> ir.Value:
-    for amount in amounts:
-        offset = ir.Constant(I64, amount) if isinstance(amount, int) else amount
-        pointer = builder.gep(pointer, [offset])
-    return pointer
+@dataclass(frozen=True)
+class Pointer:
+    """An address and the type of the elements there; LLVM's pointers have none.
 
+    Attributes:
+        builder: where instructions are added.
+        value: LLVM's pointer.
+        element: the type of one element.
+    """
 
-def load(builder: ir.IRBuilder, pointer: ir.Value, width: int) -> ir.Value:
-    element = pointer.type.pointee
-    vector = builder.bitcast(pointer, lane_type(element, width).as_pointer())
-    return builder.load(vector, align=itemsize(element))
+    builder: ir.IRBuilder
+    value: ir.Value
+    element: ir.Type
 
+    def at(self, *offsets: ir.Value | int) -> Pointer:
+        """The pointer to the element that many elements further on."""
+        value = self.value
+        for offset in offsets:
+            index = ir.Constant(I64, offset) if isinstance(offset, int) else offset
+            value = self.builder.gep(value, [index], source_etype=self.element)
+        return Pointer(self.builder, value, self.element)
 
-def store(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value) -> None:
-    align = itemsize(pointer.type.pointee)
-    builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=align)
+    def row(self, stride: ir.Value, index: ir.Value | int) -> Pointer:
+        """The pointer to row `index` of rows that lie `stride` elements apart."""
+        index = ir.Constant(I64, index) if isinstance(index, int) else index
+        return self.at(self.builder.mul(stride, index))
+
+    def load(self, lanes: int = 1) -> ir.Value:
+        """The elements from here on as a vector."""
+        vector = lane_type(self.element, lanes)
+        pointer = self.builder.bitcast(self.value, vector.as_pointer())
+        return self.builder.load(pointer, align=itemsize(self.element), typ=vector)
+
+    def store(self, vector: ir.Value) -> None:
+        pointer = self.builder.bitcast(self.value, vector.type.as_pointer())
+        self.builder.store(vector, pointer, align=itemsize(self.element))
 
 
 def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
@@ -86,17 +111,19 @@ def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -
 
 
 @contextmanager
-def stride(builder: ir.IRBuilder, position: ir.Value, limit: ir.Value, width: int) -> Iterator[ir.Value]:
-    """The body of `while position + width <= limit: …; position += width`, position in memory."""
-    head, body, end = (builder.append_basic_block(name) for name in ("stride", "body", "end"))
+def vector_loop(
+    builder: ir.IRBuilder, position: ir.Value, limit: ir.Value, step: int
+) -> Iterator[ir.Value]:
+    """The body of `while position + step <= limit: …; position += step`, with the position in memory."""
+    head, body, end = (builder.append_basic_block(name) for name in ("loop", "body", "end"))
     builder.branch(head)
     builder.position_at_end(head)
-    current = builder.load(position)
-    after = builder.add(current, ir.Constant(I64, width))
-    builder.cbranch(builder.icmp_signed("<=", after, limit), body, end)
+    current = builder.load(position, typ=I64)
+    following = builder.add(current, ir.Constant(I64, step))
+    builder.cbranch(builder.icmp_signed("<=", following, limit), body, end)
     builder.position_at_end(body)
     yield current
-    builder.store(after, position)
+    builder.store(following, position)
     builder.branch(head)
     builder.position_at_end(end)
 
@@ -108,10 +135,10 @@ def counter(builder: ir.IRBuilder) -> ir.Value:
     return position
 
 
-# Eigen's minimax quotient for tanh in float32, highest power of x² first; off by 1e-7 at most.
+# Eigen's rational minimax approximation of tanh in float32, highest power of x² first; error ≤ 1e-7.
 TANH_BOUND = 7.90531110763549805
-TANH_ONE = 9.02  # from here on tanh is 1 to rounding
-TANH_OVER = (
+TANH_ONE = 9.02  # beyond this tanh rounds to 1
+TANH_NUMERATOR = (
     -2.76076847742355e-16,
     2.00018790482477e-13,
     -8.60467152213735e-11,
@@ -120,7 +147,7 @@ TANH_OVER = (
     6.37261928875436e-04,
     4.89352455891786e-03,
 )
-TANH_UNDER = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+TANH_DENOMINATOR = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
 
 LOG2_E = 1.4426950408889634
 LN_2_HIGH, LN_2_LOW = 0.6931471803691238, 1.9082149292705877e-10
@@ -144,14 +171,14 @@ EXP = (
 
 
 class Lanes:
-    """Arithmetic on vectors of one element type and width."""
+    """Arithmetic on vectors with a given element type and number of lanes."""
 
-    def __init__(self, builder: ir.IRBuilder, element: ir.Type, width: int) -> None:
-        self.builder, self.element, self.width = builder, element, width
-        self.type = lane_type(element, width)
+    def __init__(self, builder: ir.IRBuilder, element: ir.Type, lanes: int) -> None:
+        self.builder, self.element, self.lanes = builder, element, lanes
+        self.type = lane_type(element, lanes)
 
     def constant(self, number: float) -> ir.Value:
-        return splat(self.builder, ir.Constant(self.element, number), self.width)
+        return splat(self.builder, ir.Constant(self.element, number), self.lanes)
 
     def add(self, a: ir.Value, b: ir.Value) -> ir.Value:
         return self.builder.fadd(a, b, flags=CONTRACT)
@@ -166,7 +193,7 @@ class Lanes:
         return self.builder.fdiv(a, b)
 
     def clamp(self, a: ir.Value, bound: float) -> ir.Value:
-        """Between −bound and bound; NaN stays NaN."""
+        """a limited to [−bound, bound]; NaN stays NaN."""
         high, low = self.constant(bound), self.constant(-bound)
         a = self.builder.select(self.builder.fcmp_ordered(">", a, high), high, a)
         return self.builder.select(self.builder.fcmp_ordered("<", a, low), low, a)
@@ -180,18 +207,19 @@ class Lanes:
 
     def tanh(self, x: ir.Value) -> ir.Value:
         if isinstance(self.element, ir.DoubleType):
-            # 1 − 2 / (e^2x + 1): 1 to rounding from 20 on.
+            # 1 − 2 / (e^2x + 1), which rounds to 1 from x = 20 on.
             double = self.exp(self.multiply(self.clamp(x, 20.0), self.constant(2.0)))
-            part = self.divide(self.constant(2.0), self.add(double, self.constant(1.0)))
-            return self.subtract(self.constant(1.0), part)
+            quotient = self.divide(self.constant(2.0), self.add(double, self.constant(1.0)))
+            return self.subtract(self.constant(1.0), quotient)
         inner = self.clamp(x, TANH_BOUND)
         square = self.multiply(inner, inner)
-        over = self.multiply(inner, self.polynomial(square, TANH_OVER))
-        return self.saturate(x, self.divide(over, self.polynomial(square, TANH_UNDER)), TANH_ONE)
+        numerator = self.multiply(inner, self.polynomial(square, TANH_NUMERATOR))
+        quotient = self.divide(numerator, self.polynomial(square, TANH_DENOMINATOR))
+        return self.saturate(x, quotient, TANH_ONE)
 
     def saturate(self, x: ir.Value, result: ir.Value, bound: float) -> ir.Value:
-        """`result`, but ±1 where x lies beyond ±bound: then the slope 1 − tanh² is exactly 0, and a c that
-        has grown out of all measure passes no gradient on."""
+        """`result`, but exactly ±1 where |x| > bound, so that the slope 1 − tanh² is exactly 0 there and a
+        very large c passes no gradient on."""
         one, minus_one = self.constant(1.0), self.constant(-1.0)
         above = self.builder.fcmp_ordered(">", x, self.constant(bound))
         below = self.builder.fcmp_ordered("<", x, self.constant(-bound))
@@ -210,9 +238,9 @@ class Lanes:
         k = self.subtract(shifted, self.constant(ROUNDER))
         r = multiply_add(self.builder, k, self.constant(-LN_2_HIGH), x)
         r = multiply_add(self.builder, k, self.constant(-LN_2_LOW), r)
-        bits = lane_type(I64, self.width)
+        bits = lane_type(I64, self.lanes)
         exponent = self.builder.shl(
-            self.builder.bitcast(shifted, bits), splat(self.builder, ir.Constant(I64, 52), self.width)
+            self.builder.bitcast(shifted, bits), splat(self.builder, ir.Constant(I64, 52), self.lanes)
         )
         power = self.builder.bitcast(self.polynomial(r, EXP), bits)
         result = self.builder.bitcast(self.builder.add(power, exponent), x.type)
@@ -223,19 +251,19 @@ class Lanes:
         return self.divide(self.constant(1.0), self.builder.call(root, [x]))
 
     def total(self, x: ir.Value) -> ir.Value:
-        """The sum of the lanes, halves first so that it takes log(width) steps."""
-        width = self.width
-        while width > 1:
-            width //= 2
+        """The sum of the lanes, in log₂(lanes) steps."""
+        lanes = self.lanes
+        while lanes > 1:
+            lanes //= 2
             halves = [
                 self.builder.shuffle_vector(
                     x,
                     x,
-                    ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(s, s + width))),
+                    ir.Constant(ir.VectorType(ir.IntType(32), lanes), list(range(s, s + lanes))),
                 )
-                for s in (0, width)
+                for s in (0, lanes)
             ]
             x = self.add(*halves)
-        if self.width == 1:
+        if self.lanes == 1:
             return x
         return self.builder.extract_element(x, ir.Constant(ir.IntType(32), 0))

@@ -1,6 +1,6 @@
-"""Triton kernels for a cell: its equations, recorded, written out as Triton source.
+"""Triton kernels for a cell: its graph (`mdlstm_tk.cells.lowering`), written out as Triton source.
 
-The source is kept where `inspect` and tracebacks look for it, since Triton reads a function's text:
+Triton reads a function's text, so the source is put where `inspect` and tracebacks look for it:
 `print(inspect.getsource(...))` shows what a kernel does for one cell.
 """
 
@@ -9,48 +9,41 @@ from __future__ import annotations
 import linecache
 from collections.abc import Sequence
 from functools import cache
-from types import FunctionType
-from typing import Any, Literal
+from typing import Any
 
 import triton
 import triton.language as tl
 
-from mdlstm_tk.backends.cuda import kernels as triton_kernels
-from mdlstm_tk.cells import lowering as record
-from mdlstm_tk.cells.equations import get_cell
+from mdlstm_tk.backends.cuda import kernels
+from mdlstm_tk.backends.specialize import specialize
+from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.ir import Kernel, Value
+from mdlstm_tk.cells.lowering import (
+    BACKWARD_READS,
+    BACKWARD_WRITES,
+    FORWARD_READS,
+    FORWARD_WRITES,
+    Pass,
+    lower,
+)
 
-_BACKWARD = (triton_kernels.backward, record.BACKWARD_READS, record.BACKWARD_WRITES)
-TEMPLATES = {
-    "forward": (record.forward, triton_kernels.forward, record.FORWARD_READS, record.FORWARD_WRITES),
-    "backward": (record.backward, *_BACKWARD),
-    "recompute": (record.recompute, *_BACKWARD),
-}
 OPERATORS = {"add": "+", "subtract": "-", "multiply": "*"}
 FUNCTIONS = {"tanh": "tanh", "sigmoid": "tl.sigmoid", "rsqrt": "tl.rsqrt"}
-# What differs from launch to launch: Triton would compile anew where it is 1, or divisible by 16.
+# Arguments that differ from launch to launch: Triton would compile anew where one is 1 or divisible by 16.
 VARYING = ("t", "batch", "positions", "blocks")
 
 
 @cache
-def kernel(
-    way: Literal["forward", "backward", "recompute"],
-    cell: str,
-    ndim: int,
-    peephole: bool,
-    layer_norm: bool,
-) -> Any:
-    """`forward` or `backward` for one cell; "recompute" is a `backward` that is given pre-activations.
-
-    Triton compiles it for each dtype and size it meets.
-    """
-    recorded, template, reads, writes = TEMPLATES[way]
-    name = f"{way}_{cell}_{ndim}d{'_peephole' * peephole}{'_norm' * layer_norm}"
-    text = source(recorded(get_cell(cell), ndim, peephole, layer_norm), name, reads, writes)
-    own = {**vars(triton_kernels), "_cell": _defined(name, text)}
-    function = FunctionType(template.__code__, own, template.__name__)
-    function.__annotations__ = template.__annotations__
-    function.__qualname__ = name
+def get_kernel(pass_kind: Pass, cell_name: str, ndim: int, peephole: bool, layer_norm: bool) -> Any:
+    """The kernel of one pass for one cell. Triton compiles it for each dtype and size that it meets."""
+    forward = pass_kind == "forward"
+    template: Any = kernels.forward if forward else kernels.backward
+    reads, writes = (FORWARD_READS, FORWARD_WRITES) if forward else (BACKWARD_READS, BACKWARD_WRITES)
+    options = "_peephole" * peephole + "_norm" * layer_norm
+    name = f"{pass_kind}_{cell_name.replace('-', '_')}_{ndim}d{options}"
+    cell = get_cell(cell_name)
+    text = source(lower(pass_kind, cell, ndim, peephole, layer_norm), name, reads, writes)
+    function = specialize(template, name, _cell=_define(name, text), RECURRENT=tl.constexpr(cell.recurrent))
     varying = [argument for argument in VARYING if argument in template.__code__.co_varnames]
     return triton.jit(function, do_not_specialize=varying)
 
@@ -86,10 +79,10 @@ def _expression(value: Value, args: Sequence[str]) -> str:
     return f"{FUNCTIONS[value.op]}({args[0]})"
 
 
-def _defined(name: str, text: str) -> Any:
-    """The function that `text` defines, compiled by Triton as a part of what calls it."""
+def _define(name: str, text: str) -> Any:
+    """The function that `text` defines, which Triton compiles as a part of the kernel that calls it."""
     file = f"<mdlstm_tk {name}>"
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-    scope: dict[str, Any] = {"tl": tl, "tanh": triton_kernels.tanh, "__name__": __name__}
+    scope: dict[str, Any] = {"tl": tl, "tanh": kernels.tanh, "__name__": __name__}
     exec(compile(text, file, "exec"), scope)
     return triton.jit(scope[name])

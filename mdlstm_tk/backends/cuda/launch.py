@@ -1,72 +1,67 @@
-"""The sweep on a GPU: for each wavefront one product by torch and one kernel in Triton.
+"""Run the sweep on a GPU: for each wavefront one matrix product by torch and one Triton kernel.
 
-All directions go in one sweep, laid out as in `unrolled`. The host only launches: nothing waits for
-the device, and all memory is taken before the first wavefront, so a sweep can be captured in a CUDA
+All directions run in one sweep, laid out as in the torch backend. The host only launches: nothing waits for
+the device, and all memory is allocated before the first wavefront, so a sweep can be captured in a CUDA
 graph. The products are torch's, in the precision that torch's settings allow (`allow_tf32`).
+
+Notation: N batch, P positions, G gates, n units, D axes; rows are (position, sample).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.cuda.codegen import kernel
-from mdlstm_tk.backends.tables import Tables, valid_mask
+from mdlstm_tk.backends.cuda.codegen import get_kernel
+from mdlstm_tk.backends.inputs import SweepInputs
+from mdlstm_tk.backends.tables import SweepTables, sweep_tables
 from mdlstm_tk.backends.torch import products
-from mdlstm_tk.cells.equations import Cell
-from mdlstm_tk.cells.step import CellParameters
-from mdlstm_tk.wavefront import Direction
+from mdlstm_tk.cells.lowering import Pass
+from mdlstm_tk.masking import valid_mask
 
-# What a program takes at once: 4 numbers for each thread of 4 warps, and at most so many units of a row.
-# A layer norm needs all units, and is given more warps where they are many.
+# What one program processes: 4 numbers for each thread of 4 warps, and at most UNITS units of a row. A
+# layer
+# norm needs all units of a row, and gets more warps if they are many.
 ELEMENTS = 512
 UNITS = 128
 
 
 def forward(
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    parameters: CellParameters,
-    sizes: Tensor | None,
-    directions: Sequence[Direction],
-    cell: Cell,
-    save: bool = False,
-    recompute: bool = False,
+    inputs: SweepInputs, save: bool = False, recompute: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Arguments as `mdlstm_tk.operator.wavefront`.
+    """Run the sweep.
 
     Returns:
-        h (N, *grid, dirs, n) and, if `save`, what `backward` needs: the activated gates, or with
-        layer norm the pre-activations, (dirs, P·N, G·n) and c (dirs, P·N, n), in visiting order. Both
-        are empty otherwise, and the gates also if `recompute`.
+        h (N, *grid, dirs, n) and, if `save`, what `backward` needs: the activated gates, or with layer norm
+        the pre-activations, (dirs, P·N, G·n), and c (dirs, P·N, n), in visiting order. Both are empty
+        otherwise, and so are the gates if `recompute`.
     """
-    batch, (dirs, ndim, width, units) = x.shape[0], weight_hh.shape
-    tables = Tables.of(x, directions)
-    inside = None if sizes is None else valid_mask(x.shape[1:-1], sizes)
-    recurrent = weight_hh.transpose(2, 3).flatten(1, 2)  # (dirs, D·n, G·n)
-    extra = [None if p is None else p.contiguous() for p in (bias, *vars(parameters).values())]
-    a = products.project(x, weight_ih, tables)  # (dirs, P·N, G·n)
+    x, weight_hh, batch, units = inputs.x, inputs.weight_hh, inputs.x.shape[0], inputs.units
+    (dirs, gate_dim, _), hidden_dim = inputs.weight_ih.shape, inputs.ndim * inputs.units
+    tables = sweep_tables(x, inputs.directions)
+    w_hh = None if weight_hh is None else weight_hh.transpose(2, 3).flatten(1, 2)  # (dirs, D·n, G·n)
+    parameters = [None if p is None else p.contiguous() for p in inputs[3:7]]
+    a = products.project_input(inputs, tables)  # (dirs, P·N, G·n)
     c = a.new_empty(*a.shape[:2], units) if save else a
     output = x.new_empty(*x.shape[:-1], dirs, units)
-    longest = dirs * max(tables.counts) * batch
-    operands = x.new_zeros(2, longest * ndim * units)  # of one wavefront and of the next, in turn
-    reached = a.new_empty(longest * width)
-    launch = _Launcher("forward", cell, parameters, weight_hh)
+    longest = dirs * tables.longest * batch
+    operands = x.new_zeros(2, longest * hidden_dim)  # of this wavefront and of the next one, in turn
+    recurrent = a.new_empty(longest * gate_dim)
+    launch = _Launcher("forward", inputs)
+    grid_arguments = _grid_arguments(inputs, tables)
     with torch.cuda.device_of(x):
         for t, count in enumerate(tables.counts):
+            rows = count * batch
             operand, next_operand = operands[t % 2], operands[1 - t % 2]
-            result = _front(reached, dirs, count * batch, width)
-            products.multiply(_front(operand, dirs, count * batch, ndim * units), recurrent, out=result)
+            product = _view(recurrent, dirs, rows, gate_dim)
+            if w_hh is not None:
+                products.multiply(_view(operand, dirs, rows, hidden_dim), w_hh, out=product)
             launch(
-                count * batch,
-                *(a, result, operand, next_operand, c, output, *extra),
-                *(tables.starts, tables.visit, tables.back, tables.ahead, inside),
+                rows,
+                *(a, product, operand, next_operand, c, output, *parameters, *grid_arguments),
                 *(t, batch, tables.positions),
                 KEEP_C=save,
                 KEEP_GATES=save and not recompute,
@@ -75,95 +70,87 @@ def forward(
 
 
 def backward(
+    inputs: SweepInputs,
     grad: Tensor,
     output: Tensor,
     saved_gates: Tensor,
     saved_c: Tensor,
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    parameters: CellParameters,
-    sizes: Tensor | None,
-    directions: Sequence[Direction],
-    cell: Cell,
     wants_dx: bool = True,
 ) -> list[Tensor | None]:
     """The gradients of x (if `wants_dx`), weight_ih, weight_hh, bias and the cell's parameters.
 
     Args:
+        inputs: as for `forward`.
         grad: (N, *grid, dirs, n) gradient of the output.
-        output, saved_gates, saved_c: what `forward` returned with `save`; without the gates they are
+        output, saved_gates, saved_c: what `forward` returned with `save`; if the gates are empty, they are
             computed again.
+        wants_dx: whether the gradient of x is needed.
     """
-    batch, (dirs, ndim, _, units) = x.shape[0], weight_hh.shape
-    tables = Tables.of(x, directions)
-    inside = None if sizes is None else valid_mask(x.shape[1:-1], sizes)
-    recurrent = weight_hh.transpose(1, 2).flatten(2, 3)  # (dirs, G·n, D·n)
-    extra = [None if p is None else p.contiguous() for p in vars(parameters).values()]
+    x, weight_hh, batch = inputs.x, inputs.weight_hh, inputs.x.shape[0]
+    dirs, hidden_dim = len(inputs.weight_ih), inputs.ndim * inputs.units
+    tables = sweep_tables(x, inputs.directions)
+    w_hh = None if weight_hh is None else weight_hh.transpose(1, 2).flatten(2, 3)  # (dirs, G·n, D·n)
+    parameters = [None if p is None else p.contiguous() for p in inputs.parameters]
     grad, saved_c = grad.contiguous(), saved_c.contiguous()
     recompute = saved_gates.numel() == 0
-    if recompute:
-        gates = products.pre_activations(x, weight_ih, weight_hh, bias, output, tables)
-    else:
-        gates = saved_gates.contiguous()
+    gates = products.pre_activations(inputs, output, tables) if recompute else saved_gates.contiguous()
     da = gates if recompute and gates.dtype == x.dtype else torch.empty_like(gates, dtype=x.dtype)
-    longest = max(tables.counts) * batch
-    behind_h = saved_c.new_empty(dirs * longest * ndim * units)
-    behind_c = saved_c.new_empty(2, dirs * longest * ndim * units)  # of one wavefront and of the one ahead
-    launch = _Launcher("recompute" if recompute else "backward", cell, parameters, weight_hh)
+    longest = tables.longest * batch
+    dh = saved_c.new_empty(dirs * longest * hidden_dim)
+    dc = saved_c.new_empty(2, dirs * longest * hidden_dim)  # of this wavefront and of the next one, in turn
+    launch = _Launcher("recompute" if recompute else "backward", inputs)
     blocks = launch.blocks(longest)
-    gradients = parameters.map(lambda p: saved_c.new_zeros(dirs, blocks, *p.shape[1:]))
+    gradients = inputs.parameters.map(lambda p: saved_c.new_zeros(dirs, blocks, *p.shape[1:]))
     parts = da.split([count * batch for count in tables.counts], dim=1)
+    grid_arguments = _grid_arguments(inputs, tables)
     with torch.cuda.device_of(x):
         for t in reversed(range(len(parts))):
+            rows = parts[t].shape[1]
             launch(
-                parts[t].shape[1],
-                *(grad, gates, saved_c, behind_h, behind_c[t % 2], behind_c[1 - t % 2], *extra),
-                *(da, *vars(gradients).values()),
-                *(tables.starts, tables.visit, tables.back, tables.ahead, inside),
+                rows,
+                *(grad, gates, saved_c, dh, dc[t % 2], dc[1 - t % 2], *parameters),
+                *(da, *gradients, *grid_arguments),
                 *(t, batch, tables.positions, blocks),
             )
-            if t > 0:
-                result = _front(behind_h, dirs, parts[t].shape[1], ndim * units)
-                products.multiply(parts[t], recurrent, out=result)
+            if t > 0 and w_hh is not None:
+                products.multiply(parts[t], w_hh, out=_view(dh, dirs, rows, hidden_dim))
     summed = gradients.map(lambda partial: partial.sum(dim=1).to(x.dtype))
-    return [
-        *products.weight_gradients(da, output, x, weight_ih, bias, tables, wants_dx),
-        *vars(summed).values(),
-    ]
+    return [*products.weight_gradients(inputs, da, output, tables, wants_dx), *summed]
+
+
+def _grid_arguments(inputs: SweepInputs, tables: SweepTables) -> tuple[Tensor | None, ...]:
+    """The tables of the grid and the valid mask, as the kernels take them."""
+    mask = None if inputs.sizes is None else valid_mask(inputs.grid, inputs.sizes)
+    return tables.starts, tables.order, tables.predecessors, tables.successors, mask
 
 
 class _Launcher:
     """Launches a cell's kernel on a wavefront."""
 
-    def __init__(
-        self,
-        way: Literal["forward", "backward", "recompute"],
-        cell: Cell,
-        parameters: CellParameters,
-        weight_hh: Tensor,
-    ) -> None:
-        self.dirs, ndim, width, units = weight_hh.shape
-        layer_norm = parameters.norm_weight is not None
-        self.kernel = kernel(way, cell.name, ndim, parameters.peephole is not None, layer_norm)
-        whole = 1 << (units - 1).bit_length()
-        block = whole if layer_norm else min(whole, UNITS)
+    def __init__(self, pass_kind: Pass, inputs: SweepInputs) -> None:
+        self.dirs, units = len(inputs.weight_ih), inputs.units
+        layer_norm = inputs.norm_weight is not None
+        self.kernel = get_kernel(
+            pass_kind, inputs.cell, inputs.ndim, inputs.peephole is not None, layer_norm
+        )
+        power = 1 << (units - 1).bit_length()  # units rounded up to a power of 2
+        block = power if layer_norm else min(power, UNITS)
         self.rows = max(1, ELEMENTS // block)
-        self.parts = -(-units // block)
+        self.unit_blocks = -(-units // block)
         warps = min(32, max(4, self.rows * block // 128))
-        self.options = {"AXES": ndim, "GATES": width // units, "UNITS": units, "ROWS": self.rows}
+        self.options = {"AXES": inputs.ndim, "GATES": inputs.gate_count, "UNITS": units, "ROWS": self.rows}
         self.options |= {"BLOCK": block, "num_warps": warps}
 
     def blocks(self, rows: int) -> int:
-        """Programs that share a wavefront's rows."""
+        """The number of programs that share a wavefront's rows."""
         return -(-rows // self.rows)
 
     def __call__(self, rows: int, *arguments: Any, **options: Any) -> None:
         if rows > 0:
-            self.kernel[(self.blocks(rows), self.parts, self.dirs)](*arguments, **self.options, **options)
+            grid = (self.blocks(rows), self.unit_blocks, self.dirs)
+            self.kernel[grid](*arguments, **self.options, **options)
 
 
-def _front(buffer: Tensor, *shape: int) -> Tensor:
-    """The front of a buffer as a tensor of this shape."""
+def _view(buffer: Tensor, *shape: int) -> Tensor:
+    """The first elements of a buffer as a tensor of this shape."""
     return buffer[: prod(shape)].view(shape)

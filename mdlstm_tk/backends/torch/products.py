@@ -1,8 +1,11 @@
-"""The products that a sweep in torch does for the whole grid at once: before its wavefronts those of x,
-behind them the weights' gradients.
+"""The matrix products of a sweep that span the whole grid: those of x before the first wavefront, and the
+gradients of the weights after the last.
 
-float16 and bfloat16 are multiplied as they are and added up in float32. What becomes of a
-pre-activation stays float32: rounded to float16 it could be infinite, and NaN behind a layer norm.
+float16 and bfloat16 are multiplied as they are and added up in float32. What becomes of a pre-activation
+stays float32: rounded to float16 it could be infinite, and NaN after a layer norm.
+
+Notation: N batch, P positions, C input features, G gates, n units, D axes; rows are (position, sample) in
+visiting order, P·N of them per direction.
 """
 
 from __future__ import annotations
@@ -10,12 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.tables import Tables
-
-
-def state_dtype(x: Tensor) -> torch.dtype:
-    """What gates and state are kept in."""
-    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
+from mdlstm_tk.backends.tables import SweepTables
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
@@ -28,61 +27,61 @@ def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.bmm(a.to(dtype), b.to(dtype), out=out)
 
 
-def project(x: Tensor, weight_ih: Tensor, tables: Tables) -> Tensor:
-    """W x, (dirs, P·N, G·n) with rows (position, sample) in visiting order."""
-    return multiply(_rows(x)[tables.visit].flatten(1, 2), weight_ih.transpose(1, 2))
+def project_input(inputs: SweepInputs, tables: SweepTables) -> Tensor:
+    """W x, (dirs, P·N, G·n)."""
+    return multiply(_rows(inputs.x)[tables.order].flatten(1, 2), inputs.weight_ih.transpose(1, 2))
 
 
-def pre_activations(
-    x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor | None, output: Tensor, tables: Tables
-) -> Tensor:
-    """W x + Σ_d U_d h_d + b, (dirs, P·N, G·n), once the whole output is there."""
-    a = project(x, weight_ih, tables).add_(
-        multiply(_seen(output, tables), weight_hh.transpose(2, 3).flatten(1, 2))
-    )
-    return a if bias is None else a.add_(bias[:, None])
+def pre_activations(inputs: SweepInputs, output: Tensor, tables: SweepTables) -> Tensor:
+    """W x + Σ_d U_d h_d + b, (dirs, P·N, G·n), once h of the whole grid is known."""
+    a = project_input(inputs, tables)
+    if inputs.weight_hh is not None:
+        a = a.add_(multiply(gather_hidden(output, tables), inputs.weight_hh.transpose(2, 3).flatten(1, 2)))
+    return a if inputs.bias is None else a.add_(inputs.bias[:, None])
 
 
-def visit(y: Tensor, tables: Tables) -> Tensor:
+def to_visiting_order(y: Tensor, tables: SweepTables) -> Tensor:
     """(N, *grid, dirs, n) → (dirs, P, N, n) in visiting order."""
     rows = y.flatten(1, -3).permute(2, 1, 0, 3)
-    return rows[_each_direction(tables), tables.visit]
+    return rows[_direction_index(tables), tables.order]
 
 
-def unvisit(visited: Tensor, tables: Tables) -> Tensor:
-    """(dirs, P, N, n) in visiting order → (dirs, P, N, n)."""
-    return visited[_each_direction(tables), tables.unvisit]
+def to_grid_order(visited: Tensor, tables: SweepTables) -> Tensor:
+    """(dirs, P, N, n) in visiting order → (dirs, P, N, n) in row-major order."""
+    return visited[_direction_index(tables), tables.inverse_order]
+
+
+def gather_hidden(output: Tensor, tables: SweepTables) -> Tensor:
+    """(h_1 | … | h_D) of the predecessors of every position, (dirs, P·N, D·n)."""
+    h = to_visiting_order(output, tables)
+    h = torch.cat([h, h.new_zeros(h[:, :1].shape)], dim=1)  # index −1, outside the grid, is a row of zeros
+    return torch.cat([h[:, index] for index in tables.predecessors], dim=-1).flatten(1, 2)
 
 
 def weight_gradients(
-    da: Tensor,  # (dirs, P·N, G·n) gradient of the pre-activations, in visiting order and in x's dtype
-    output: Tensor,  # (N, *grid, dirs, n)
-    x: Tensor,
-    weight_ih: Tensor,
-    bias: Tensor | None,
-    tables: Tables,
-    wants_dx: bool,
+    inputs: SweepInputs, da: Tensor, output: Tensor, tables: SweepTables, wants_dx: bool
 ) -> list[Tensor | None]:
-    """The gradients of x (if `wants_dx`), weight_ih, weight_hh and bias."""
-    across = da.transpose(1, 2)  # (dirs, G·n, P·N)
-    of_hh = multiply(across, _seen(output, tables)).unflatten(-1, (-1, output.shape[-1]))
-    gradients = [
-        None,
-        multiply(across, _rows(x)[tables.visit].flatten(1, 2)),
-        of_hh.transpose(1, 2),  # (dirs, D, G·n, n)
-        None if bias is None else da.sum(dim=1),
-    ]
+    """The gradients of x (if `wants_dx`), weight_ih, weight_hh and bias.
+
+    Args:
+        inputs: of the sweep.
+        da: (dirs, P·N, G·n) gradient of the pre-activations, in x's dtype.
+        output: (N, *grid, dirs, n).
+        tables: of the grid.
+        wants_dx: whether the gradient of x is needed.
+    """
+    x = inputs.x
+    da_t = da.transpose(1, 2)  # (dirs, G·n, P·N)
+    dx = dw_hh = None
     if wants_dx:
-        each = unvisit(multiply(da, weight_ih).unflatten(1, (tables.positions, x.shape[0])), tables)
-        gradients[0] = each.sum(dim=0).transpose(0, 1).reshape(x.shape)
-    return [None if gradient is None else gradient.to(x.dtype) for gradient in gradients]
-
-
-def _seen(output: Tensor, tables: Tables) -> Tensor:
-    """(h_1 | … | h_D) for every cell, (dirs, P·N, D·n)."""
-    h = visit(output, tables)
-    h = torch.cat([h, h.new_zeros(h[:, :1].shape)], dim=1)  # rank −1, outside the grid, is a row of zeros
-    return torch.cat([h[:, ranks] for ranks in tables.back], dim=-1).flatten(1, 2)
+        per_direction = multiply(da, inputs.weight_ih).unflatten(1, (tables.positions, x.shape[0]))
+        dx = to_grid_order(per_direction, tables).sum(dim=0).transpose(0, 1).reshape(x.shape)
+    if inputs.weight_hh is not None:
+        joint = multiply(da_t, gather_hidden(output, tables)).unflatten(-1, (-1, output.shape[-1]))
+        dw_hh = joint.transpose(1, 2)  # (dirs, D, G·n, n)
+    dw_ih = multiply(da_t, _rows(x)[tables.order].flatten(1, 2))
+    db = None if inputs.bias is None else da.sum(dim=1)
+    return [None if g is None else g.to(x.dtype) for g in (dx, dw_ih, dw_hh, db)]
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -90,6 +89,6 @@ def _rows(x: Tensor) -> Tensor:
     return x.flatten(1, -2).transpose(0, 1)
 
 
-def _each_direction(tables: Tables) -> Tensor:
-    """(dirs, 1): beside a table (dirs, P), every direction with its own."""
-    return torch.arange(len(tables.visit), device=tables.visit.device)[:, None]
+def _direction_index(tables: SweepTables) -> Tensor:
+    """(dirs, 1): together with a table (dirs, P) it indexes each direction with its own row."""
+    return torch.arange(len(tables.order), device=tables.order.device)[:, None]

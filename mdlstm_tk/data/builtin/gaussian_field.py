@@ -1,4 +1,7 @@
-"""The seed's second task: Gaussian random fields, each cell to be told from those above and to its left."""
+"""Gaussian random fields, where each position predicts its right neighbour.
+
+This is the second task of philipperemy/tensorflow-multi-dimensional-lstm.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,26 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk.data.base import STREAMS, Batch, Floats, Split, Task, TaskSpec, generator
+from mdlstm_tk.data.sampling import make_rng
+from mdlstm_tk.data.spec import SPLITS, Batch, Floats, Metrics, Split, TaskSpec
+from mdlstm_tk.data.task import WHOLE_BATCH, Task
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.sizes import format_size
 
-JUDGED = 256  # samples that a network is judged by
+EVALUATION_SAMPLES = 256
 
 
 class GaussianField(Task):
-    """Fields of power spectrum k^-4, shifted one column to the left; the last column is 0.
+    """Fields of power spectrum k⁻⁴.
+
+    The target is the field shifted one column to the left, with zeros in the last column.
 
     Args:
         size: (H, W), at least 2×2.
-        anisotropic: only waves along one of the axes: a field is then the sum of a row and a column.
+        anisotropic: use only waves along one of the axes, so that a field is the sum of a row and a column.
 
     Raises:
-        InputError: `size` has another number of axes or is too small.
+        InputError: `size` does not have two axes, or is too small.
     """
 
     kind = "grid"
@@ -42,10 +50,11 @@ class GaussianField(Task):
 
     def __init__(self, size: tuple[int, ...], anisotropic: bool = False) -> None:
         if len(size) != 2 or min(size) < 2:
-            shown = "x".join(map(str, size))
-            raise InputError(f"Gaussian fields need a size of at least 2x2, got {shown}; try --size 32")
+            raise InputError(
+                f"Gaussian fields need a size of at least 2x2, got {format_size(size)}; try --size 32"
+            )
         self.size, self.anisotropic = size, anisotropic
-        std = float(np.sqrt(np.square(self.amplitude).mean()))  # of a cell, by Parseval
+        std = float(np.sqrt(np.square(self.amplitude).mean()))  # of one position, by Parseval's theorem
         self.spec = TaskSpec(
             "gaussian-field-anisotropic" if anisotropic else "gaussian-field",
             self.kind,
@@ -60,7 +69,7 @@ class GaussianField(Task):
 
     @cached_property
     def amplitude(self) -> npt.NDArray[np.float64]:
-        """(H, W): of each wave, k^-2."""
+        """(H, W) the amplitude k⁻² of each wave."""
         rows, columns = (np.fft.fftfreq(extent, 1 / extent) for extent in self.size)
         k = np.hypot(rows[:, None], columns)
         amplitude = np.zeros(self.size)
@@ -69,19 +78,19 @@ class GaussianField(Task):
             amplitude[1:, 1:] = 0
         return amplitude
 
-    def measure(self, prediction: Floats, batch: Batch) -> dict[str, tuple[float, float]]:
-        """The squared error as a share of the variance."""
+    def measure(self, prediction: Floats, batch: Batch) -> Metrics:
+        """Return the unexplained share of the variance."""
         total, count = super().measure(prediction, batch)["mse"]
         return {"unexplained": (total / self.spec.target_std[0] ** 2, count)}
 
     def count(self, split: Split) -> int:
-        return JUDGED
+        return EVALUATION_SAMPLES
 
     def batch(
-        self, seed: int, step: int, count: int, split: Split = "train", part: slice = slice(None)
+        self, seed: int, step: int, count: int, split: Split = "train", shard: slice = WHOLE_BATCH
     ) -> Batch:
-        rng = generator(seed, STREAMS.index(split), step)
-        noise = rng.standard_normal((count, *self.size))[part]
+        rng = make_rng(seed, SPLITS.index(split), step)
+        noise = rng.standard_normal((count, *self.size))[shard]
         x = np.fft.ifft2(np.fft.fft2(noise) * self.amplitude).real.astype(np.float32)
         y = np.roll(x, -1, axis=2)
         y[:, :, -1] = 0

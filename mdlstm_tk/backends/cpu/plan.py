@@ -1,0 +1,127 @@
+"""What depends only on the shapes of a sweep on the CPU, so that a warm call looks it up."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from mdlstm_tk.backends.cpu import simd
+from mdlstm_tk.backends.cpu.backward_kernel import backward_scratch
+from mdlstm_tk.backends.cpu.compile import get_kernel
+from mdlstm_tk.backends.cpu.kernels import forward_scratch
+from mdlstm_tk.backends.cpu.threads import Partition, partition
+from mdlstm_tk.backends.tables import SweepTables, make_tables
+from mdlstm_tk.cells import get_cell
+from mdlstm_tk.cells.lowering import Pass
+from mdlstm_tk.wavefront import register_cache
+
+
+class PlanKey(NamedTuple):
+    """The shapes and options that a plan depends on.
+
+    Attributes:
+        pass_kind: which kernel runs.
+        cell: the name of the cell.
+        dtype: float32 or float64.
+        batch, grid, channels, gate_dim: N, the extents, C, G·n.
+        signs: the directions, dirs · D signs.
+        peephole, layer_norm: whether the cell has them.
+        threads: the largest number of threads.
+    """
+
+    pass_kind: Pass
+    cell: str
+    dtype: torch.dtype
+    batch: int
+    grid: tuple[int, ...]
+    channels: int
+    gate_dim: int
+    signs: tuple[int, ...]
+    peephole: bool
+    layer_norm: bool
+    threads: int
+
+
+class Plan(NamedTuple):
+    """How a kernel is run.
+
+    Attributes:
+        tables: of the grid; holds the memory that `table_addresses` points at.
+        table_addresses: order, starts, predecessors and successors.
+        entry: the compiled kernel.
+        dims: N, P, T, dirs, D, n, C, G·n, as the kernels take them.
+        hidden_dim: D·n, or 0 if the cell is not recurrent.
+        depth: K, the length of an operand.
+        padded: G·n in whole vectors.
+        longest: rows of the longest wavefront.
+        panel, lanes: NR and the number of elements of a vector.
+        scratch: numbers of scratch memory that a thread needs.
+        packed: numbers that the packed weights take.
+        operations: floating-point operations of the products of one direction.
+        division: how threads share the work.
+        dtype_tag: 0 in the dtype.
+    """
+
+    tables: SweepTables
+    table_addresses: tuple[int, int, int, int]
+    entry: Any
+    dims: tuple[int, ...]
+    hidden_dim: int
+    depth: int
+    padded: int
+    longest: int
+    panel: int
+    lanes: int
+    scratch: int
+    packed: int
+    operations: int
+    division: Partition
+    dtype_tag: np.floating[Any]
+
+
+def make_plan(key: PlanKey) -> Plan:
+    """The plan for a sweep; `small_plans` and `large_plans` cache it."""
+    cell, ndim = get_cell(key.cell), len(key.grid)
+    units = key.gate_dim // len(cell.gates(ndim))
+    dtype_name = str(key.dtype).removeprefix("torch.")
+    kernel = get_kernel(key.pass_kind, dtype_name, key.cell, ndim, key.peephole, key.layer_norm)
+    directions = tuple(key.signs[k : k + ndim] for k in range(0, len(key.signs), ndim))
+    tables = make_tables(key.grid, directions, torch.device("cpu"))
+    positions, fronts, dirs = prod(key.grid), len(tables.counts), len(directions)
+    lanes, panel = simd.vector_length(key.dtype.itemsize), simd.panel_width(key.dtype.itemsize)
+    hidden_dim = ndim * units if cell.recurrent else 0
+    depth = hidden_dim + key.channels + 1
+    scratch = forward_scratch if key.pass_kind == "forward" else backward_scratch
+    operations = 2 * key.batch * positions * depth * key.gate_dim
+    return Plan(
+        tables=tables,
+        table_addresses=(
+            tables.order.data_ptr(),
+            tables.starts[1:].data_ptr(),  # the kernels count wavefronts from the first one with positions
+            tables.predecessors.data_ptr(),
+            tables.successors.data_ptr(),
+        ),
+        entry=kernel.entry,
+        dims=(key.batch, positions, fronts, dirs, ndim, units, key.channels, key.gate_dim),
+        hidden_dim=hidden_dim,
+        depth=depth,
+        padded=-(-key.gate_dim // lanes) * lanes,
+        longest=tables.longest * key.batch,
+        panel=panel,
+        lanes=lanes,
+        scratch=scratch(ndim, units, key.gate_dim, depth, lanes, kernel.spilled),
+        packed=dirs * -(-key.gate_dim // panel) * panel * depth,
+        operations=operations,
+        division=partition(operations, fronts, dirs, key.threads),
+        dtype_tag=np.float32(0) if key.dtype == torch.float32 else np.float64(0),
+    )
+
+
+small_plans = lru_cache(maxsize=64)(make_plan)
+large_plans = lru_cache(maxsize=4)(make_plan)  # each keeps megabytes of tables
+register_cache(small_plans.cache_clear)
+register_cache(large_plans.cache_clear)

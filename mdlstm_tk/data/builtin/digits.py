@@ -1,0 +1,173 @@
+"""Handwritten digits of the UCI repository, 8×8 pixels, from scikit-learn: single digits and strings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from mdlstm_tk.data.augmentation import distort
+from mdlstm_tk.data.collate import collate
+from mdlstm_tk.data.sampling import make_rng, stratified_mask
+from mdlstm_tk.data.spec import SPLITS, Batch, Floats, Sample, Split, TaskSpec
+from mdlstm_tk.data.task import WHOLE_BATCH, DatasetTask, Task
+from mdlstm_tk.errors import require
+
+SIDE = 8  # pixels of a digit
+CLASSES = tuple("0123456789")
+TEST_SHARE = 0.2  # of all digits
+STRING_EVALUATION_SAMPLES = {"validation": 300, "test": 1000}
+STRING_HEIGHT = 12  # pixels
+MIN_LENGTH, MAX_LENGTH = 3, 8  # digits of a string
+MAX_GAP = 3  # columns between two digits
+_COMMON = {
+    "hidden": 32,
+    "lr": 0.01,
+    "weight_decay": 0.0,
+    "schedule": "cosine",
+    "warmup": 100,
+    "clip": 1.0,
+    "evaluate_every": 500,
+}
+
+
+@cache
+def _load_digits() -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Return all 1797 images (N, 8, 8) in [0, 1], and their digits (N,)."""
+    data: Any = require("sklearn.datasets", "data").load_digits()
+    return data.images.astype(np.float32) / 16, data.target.astype(np.int64)
+
+
+def _split_digits(seed: int, validation: float) -> dict[Split, npt.NDArray[np.int64]]:
+    """Return the indices of each split.
+
+    A stratified 20 % are for testing, a stratified share `validation` of the rest for validation.
+    """
+    _, digits = _load_digits()
+    is_test = stratified_mask(digits, TEST_SHARE, seed)
+    rest = np.flatnonzero(~is_test)
+    is_validation = stratified_mask(digits[rest], validation, seed + 1)
+    return {
+        "train": rest[~is_validation],
+        "validation": rest[is_validation],
+        "test": np.flatnonzero(is_test),
+    }
+
+
+def _mean_and_std(images: Floats) -> tuple[tuple[float], tuple[float]]:
+    """Return mean and standard deviation of the one channel."""
+    return (float(images.mean()),), (float(images.std()),)
+
+
+class Digits(DatasetTask):
+    """Classification of single digits: 80 % for training, 20 % for testing, a stratified split by seed.
+
+    Args:
+        seed: seed of the split.
+        validation: share of the 80 % to hold out for choosing the best checkpoint; with 0 the last
+            checkpoint is used.
+        augment: strength of the distortion of training images.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+
+    kind = "classify"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        **_COMMON,
+        "size": "8",
+        "steps": 4000,
+        "batch_size": 64,
+        "windows": "1,2",
+        "augment": 1.0,
+        "average": 0.99,
+        "validation": 0.0,
+    }
+
+    def __init__(self, seed: int, validation: float = 0.0, augment: float = 0.0) -> None:
+        images, digits = _load_digits()
+        indices = _split_digits(seed, validation)
+        mean, std = _mean_and_std(images[indices["train"]])
+        spec = TaskSpec("digits", self.kind, 1, len(CLASSES), (SIDE, SIDE), CLASSES, mean, std)
+        samples: list[Sample] = [
+            (image[..., None], digit) for image, digit in zip(images, digits, strict=True)
+        ]
+        sets = {split: [samples[index] for index in chosen] for split, chosen in indices.items()}
+        super().__init__(spec, sets, augment)
+
+    def baselines(self) -> dict[str, float]:
+        """Return the test error of a nearest neighbour and of an RBF-SVM on this split."""
+        neighbors, svm = (require(f"sklearn.{name}", "data") for name in ("neighbors", "svm"))
+        train = [*self.sets["train"], *self.sets["validation"]]
+        test = self.sets["test"]
+        x_train, x_test = (np.stack([image.ravel() for image, _ in samples]) for samples in (train, test))
+        y_train, y_test = ([digit for _, digit in samples] for samples in (train, test))
+        methods = {"1-NN": neighbors.KNeighborsClassifier(1), "RBF-SVM": svm.SVC()}
+        return {
+            name: 1 - float(method.fit(x_train, y_train).score(x_test, y_test))
+            for name, method in methods.items()
+        }
+
+
+class DigitStrings(Task):
+    """Transcription of three to eight digits side by side, with random gaps and heights.
+
+    The digits of test strings appear in no training string.
+
+    Args:
+        seed: seed of the split.
+        validation: share of the digits outside the test set that is held out for validation strings.
+        augment: strength of the distortion of each digit in training.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+
+    kind = "transcribe"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        **_COMMON,
+        "size": "12x88",
+        "steps": 6000,
+        "batch_size": 32,
+        "augment": 0.6,
+        "dropout": 0.2,
+        "average": 0.995,
+        "validation": 0.1,
+    }
+
+    def __init__(self, seed: int, validation: float = 0.1, augment: float = 0.0) -> None:
+        self.images, self.digits = _load_digits()
+        self.indices = _split_digits(seed, validation)
+        self.augment = augment
+        size = (STRING_HEIGHT, MAX_LENGTH * (SIDE + MAX_GAP))
+        mean, std = _mean_and_std(self.images[self.indices["train"]])
+        self.spec = TaskSpec("digit-strings", self.kind, 1, 1 + len(CLASSES), size, CLASSES, mean, std)
+
+    def count(self, split: Split) -> int:
+        return STRING_EVALUATION_SAMPLES.get(split, 0) if len(self.indices[split]) else 0
+
+    def batch(
+        self, seed: int, step: int, count: int, split: Split = "train", shard: slice = WHOLE_BATCH
+    ) -> Batch:
+        draws = range(step * count, (step + 1) * count)[shard]
+        return collate(self.kind, [self._string(seed, split, draw) for draw in draws])
+
+    def _string(self, seed: int, split: Split, draw: int) -> Sample:
+        """Return the image (12, W, 1) of a string, and 1 + each of its digits."""
+        rng = make_rng(seed, SPLITS.index(split), draw)
+        chosen = rng.choice(self.indices[split], rng.integers(MIN_LENGTH, MAX_LENGTH + 1))
+        gaps = rng.integers(0, MAX_GAP + 1, len(chosen))
+        tops = rng.integers(0, STRING_HEIGHT - SIDE + 1, len(chosen))
+        image = np.zeros((STRING_HEIGHT, SIDE * len(chosen) + int(gaps.sum()), 1), dtype=np.float32)
+        left = 0
+        for index, gap, top in zip(chosen, gaps, tops, strict=True):
+            digit = self.images[index][..., None]
+            if self.augment and split == "train":
+                digit, _ = distort(digit, None, rng, self.augment, with_target=False)
+            left += gap
+            image[top : top + SIDE, left : left + SIDE] = digit
+            left += SIDE
+        return image, 1 + self.digits[chosen]

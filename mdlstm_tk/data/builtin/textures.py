@@ -1,0 +1,136 @@
+"""Segmentation of mosaics of photographs that come with scikit-image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from mdlstm_tk.data.collate import collate
+from mdlstm_tk.data.sampling import make_rng
+from mdlstm_tk.data.spec import SPLITS, Batch, Floats, Sample, Split, TaskSpec
+from mdlstm_tk.data.task import WHOLE_BATCH, Task
+from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.sizes import format_size
+
+# The photographs that show one surface throughout: class name → function of `skimage.data`.
+PHOTOGRAPHS = {
+    "brick": "brick",
+    "grass": "grass",
+    "gravel": "gravel",
+    "moon": "moon",
+    "stars": "hubble_deep_field",
+    "tissue": "immunohistochemistry",
+}
+CLASSES = tuple(PHOTOGRAPHS)
+# The columns of the photographs that each split cuts its pieces from, as shares of the width.
+COLUMNS: dict[Split, tuple[float, float]] = {
+    "train": (0.0, 0.6),
+    "validation": (0.6, 0.78),
+    "test": (0.78, 1.0),
+}
+EVALUATION_SAMPLES = {"validation": 64, "test": 256}
+MIN_SURFACES, MAX_SURFACES = 2, 4  # in a mosaic
+
+
+@cache
+def _load_photographs() -> tuple[Floats, ...]:
+    """Return the photographs (H, W) in grey.
+
+    Each has mean 0 and variance 1, so that brightness does not identify it.
+    """
+    data = require("skimage.data", "data")
+    photographs = []
+    for function in PHOTOGRAPHS.values():
+        image = getattr(data, function)().astype(np.float32)
+        grey = image.mean(axis=-1) if image.ndim == 3 else image
+        photographs.append((grey - grey.mean()) / grey.std())
+    return tuple(photographs)
+
+
+class Textures(Task):
+    """Mosaics of two to four surfaces, where each surface covers the pixels nearest to a random point.
+
+    The splits use parts of the photographs that do not overlap: the left 60 % of the columns for training,
+    the next 18 % for validation, the right 22 % for testing.
+
+    Args:
+        size: (H, W) of a mosaic.
+        augment: strength of random brightness and contrast of the pieces in training. Above 0, pieces are
+            also flipped at random.
+
+    Raises:
+        InputError: `size` does not have two axes, or exceeds the smallest part of a photograph.
+        MissingExtraError: scikit-image is not installed.
+    """
+
+    kind = "segment"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "size": "64",
+        "steps": 5000,
+        "batch_size": 16,
+        "hidden": 32,
+        "lr": 0.01,
+        "weight_decay": 0.0,
+        "cell": "leaky",
+        "windows": "2,2",
+        "schedule": "cosine",
+        "warmup": 100,
+        "clip": 1.0,
+        "average": 0.995,
+        "augment": 1.0,
+        "evaluate_every": 500,
+    }
+
+    def __init__(self, size: tuple[int, ...], augment: float = 0.0) -> None:
+        self.augment = augment
+        self.photographs = {
+            split: [p[:, int(low * p.shape[1]) : int(high * p.shape[1])] for p in _load_photographs()]
+            for split, (low, high) in COLUMNS.items()
+        }
+        shapes = [photograph.shape for split in SPLITS for photograph in self.photographs[split]]
+        limits = np.array(shapes).min(axis=0)
+        if len(size) != 2 or (np.array(size) > limits).any():
+            raise InputError(
+                f"mosaics have at most {limits[0]}x{limits[1]} pixels, got {format_size(size)}; "
+                "try --size 64"
+            )
+        self.size = size
+        self.spec = TaskSpec("textures", self.kind, 1, len(CLASSES), size, CLASSES, (0.0,), (1.0,))
+
+    def count(self, split: Split) -> int:
+        return EVALUATION_SAMPLES.get(split, 0)
+
+    def batch(
+        self, seed: int, step: int, count: int, split: Split = "train", shard: slice = WHOLE_BATCH
+    ) -> Batch:
+        draws = range(step * count, (step + 1) * count)[shard]
+        return collate(self.kind, [self._mosaic(seed, split, draw) for draw in draws])
+
+    def _mosaic(self, seed: int, split: Split, draw: int) -> Sample:
+        """Return a mosaic (H, W, 1) and the class of each pixel (H, W)."""
+        rng = make_rng(seed, SPLITS.index(split), draw)
+        count = int(rng.integers(MIN_SURFACES, MAX_SURFACES + 1))
+        surfaces = rng.permutation(len(CLASSES))[:count]
+        points = rng.uniform(0, self.size, (count, 2))
+        pixels = np.moveaxis(np.indices(self.size), 0, -1)[..., None, :]  # (H, W, 1, 2)
+        nearest: npt.NDArray[np.int64] = np.square(pixels - points).sum(axis=-1).argmin(axis=-1)
+        pieces = np.stack([self._crop(rng, self.photographs[split][surface]) for surface in surfaces])
+        if self.augment and split == "train":
+            contrast, brightness = self.augment * rng.standard_normal((2, count, 1, 1))
+            pieces = pieces * np.exp(0.3 * contrast) + 0.3 * brightness
+            for axis in (1, 2):
+                flipped = rng.random(count) < 0.5
+                pieces[flipped] = np.flip(pieces[flipped], axis)
+        x = np.take_along_axis(pieces, nearest[None], axis=0)[0]
+        return x[..., None], surfaces[nearest]
+
+    def _crop(self, rng: np.random.Generator, image: Floats) -> Floats:
+        """Return a random crop of the size of a mosaic."""
+        top, left = (
+            rng.integers(0, extent - crop + 1) for extent, crop in zip(image.shape, self.size, strict=True)
+        )
+        return image[top : top + self.size[0], left : left + self.size[1]]

@@ -1,0 +1,47 @@
+"""Standardisation as part of a network, so that an exported model takes and returns raw numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalized(nn.Module):
+    """A network with standardised inputs, and with outputs scaled back to the range of the targets.
+
+    Args:
+        network: maps standardised x, and sizes if there are any, to the prediction.
+        mean: mean of each channel of x.
+        std: standard deviation of each channel of x.
+        target_mean: mean of each output; empty if the outputs of the network are not to be scaled.
+        target_std: standard deviation of each output; empty if the outputs are not to be scaled.
+    """
+
+    mean: Tensor
+    std: Tensor
+    target_mean: Tensor
+    target_std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        target_mean: Sequence[float] = (),
+        target_std: Sequence[float] = (),
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.scales_targets = bool(target_mean)
+        buffers = {"mean": mean, "std": std, "target_mean": target_mean, "target_std": target_std}
+        for name, values in buffers.items():
+            if values:
+                self.register_buffer(name, torch.tensor(values))
+
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Map raw x (N, *grid, C) to the prediction of the network, in the units of the targets."""
+        x = (x - self.mean) / self.std
+        y: Tensor = self.network(x) if sizes is None else self.network(x, sizes)
+        return y * self.target_std + self.target_mean if self.scales_targets else y

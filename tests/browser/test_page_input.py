@@ -1,0 +1,110 @@
+"""`export --web`: what the page reads from files, against `Session` on the same numbers."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.browser import Tab
+from helpers.exported_page import GRID, check_prediction, give, matrix, numbers, show
+from PIL import Image
+from playwright.sync_api import expect
+
+from mdlstm_tk.runtime import Session
+
+
+def test_it_predicts_as_soon_as_it_is_open_and_asks_nobody_else(tab: Tab, address: str) -> None:
+    show(tab, address)
+    assert numbers(tab).shape == GRID
+    assert tab.text("h1") == "md-5x8"
+    assert "5×8" in tab.text("footer")
+    assert all(url.startswith(address) for url in tab.requests), tab.requests
+    names = {url.removeprefix(address) for url in tab.requests}
+    assert {"model.onnx", "ort/ort-wasm-simd-threaded.wasm"} <= names
+
+
+KINDS = ["<f4", ">f8", "<f2", "u1", ">i2", "<i8", "?", "fortran", "(H, W, C)"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_npy_files(kind: str, tab: Tab, session: Session, tmp_path: Path) -> None:
+    x = matrix(100 + KINDS.index(kind))
+    if kind[-2:] in ("u1", "i2", "i8"):
+        x = (x * 5).round()
+    arrays = {"fortran": lambda: np.asfortranarray(x), "(H, W, C)": lambda: x[..., None]}
+    array = arrays.get(kind, lambda: x.astype(kind))()
+    give(tab, tmp_path / "x.npy", array)
+    check_prediction(tab, session(array.reshape(GRID)))
+
+
+def test_csv_files(tab: Tab, session: Session, tmp_path: Path) -> None:
+    x = matrix(2)
+    np.savetxt(tmp_path / "x.csv", x, delimiter=", ")
+    tab.page.set_input_files("#file", tmp_path / "x.csv")
+    check_prediction(tab, session(x))
+
+
+def test_pictures_are_grey_from_0_to_1(tab: Tab, session: Session, tmp_path: Path) -> None:
+    levels = (matrix(3) * 255).astype(np.uint8)
+    Image.fromarray(levels).save(tmp_path / "x.png")
+    tab.page.set_input_files("#file", tmp_path / "x.png")
+    check_prediction(tab, session(levels / 255))
+
+
+def test_files_are_dropped_anywhere(tab: Tab, session: Session, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", x := matrix(4))
+    tab.page.evaluate(
+        "() => addEventListener('drop', (event) => { window.prevented = event.defaultPrevented; })"
+    )
+    protocol = tab.protocol()
+    data = {"items": [], "files": [str(tmp_path / "x.npy")], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        protocol.send("Input.dispatchDragEvent", {"type": kind, "x": 20, "y": 20, "data": data})
+    check_prediction(tab, session(x))
+    assert tab.page.evaluate("() => window.prevented"), "the browser would leave the page and open the file"
+
+
+def npy(array: np.ndarray[Any, Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+# File, content, and what the message must name.
+BAD: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
+    "size": ("x.npy", npy(np.zeros((8, 5))), ("8×5", "5×8")),
+    "channels": ("x.npy", npy(np.zeros((5, 8, 3))), ("x.npy", "3 channels")),
+    "axes": ("x.npy", npy(np.zeros(40)), ("x.npy", "(40)", "(H, W)")),
+    "empty": ("x.npy", npy(np.zeros((0, 8))), ("x.npy", "(0, 8)")),
+    "huge": ("x.npy", npy(np.zeros((1, 600))), ("x.npy", "1×600", "512×512")),
+    "nan": ("x.npy", npy(np.full(GRID, np.nan)), ("x.npy", "40", "NaN")),
+    "pickle": ("x.npy", npy(np.array([{}])), ("x.npy", "real numbers")),
+    "complex": ("x.npy", npy(np.zeros(GRID, complex)), ("x.npy", "real numbers")),
+    "cut": ("x.npy", npy(np.zeros(GRID))[:-1], ("x.npy",)),
+    "header": ("x.npy", npy(np.zeros(GRID))[:9], ("x.npy", ".npy")),
+    "no-npy": ("x.npy", b"", ("x.npy", ".npy")),
+    "ragged": ("x.csv", b"1,2\n3\n", ("x.csv", "row 2")),
+    "word": ("x.csv", b"1,2\n3,<b>four\n", ("x.csv", "row 2", "<b>four")),
+    "hole": ("x.csv", b"1,,2\n", ("x.csv", "row 1")),
+    "blank": ("x.csv", b"\n", ("x.csv", "empty")),
+    "no-png": ("x.png", b"png", ("x.png",)),
+    "kind": ("x.txt", b"1", ("x.txt", ".npy", ".csv", ".png")),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_get_one_line_and_change_nothing(case: str, tab: Tab, tmp_path: Path) -> None:
+    name, content, named = BAD[case]
+    before = tab.text("pre")
+    (tmp_path / name).write_bytes(content)
+    tab.page.set_input_files("#file", tmp_path / name)
+    expect(tab.page.locator("#message.error")).to_be_visible()
+    message = tab.text("#message")
+    assert all(part in message for part in named), message
+    assert "\n" not in message
+    assert tab.text("pre") == before
+    tab.page.locator("#example").click()
+    expect(tab.page.locator("#message.error")).to_have_count(0)

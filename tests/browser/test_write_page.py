@@ -1,0 +1,112 @@
+"""`export --web`: where onnxruntime-web comes from, and what is written; no browser is needed."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import onnx
+import pytest
+from helpers.command import mdlstm
+from helpers.exported_page import GRID, craft
+
+from mdlstm_tk.cli.export import export
+from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.export.browser import build as web
+from mdlstm_tk.export.browser.build import load_runtime, write_page
+from mdlstm_tk.training import Run
+
+EMPTY = dict.fromkeys(web.RUNTIME, b"")  # in place of onnxruntime-web
+
+
+def test_the_runtime_comes_from_a_folder_or_a_package(
+    onnxruntime_web: dict[str, bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "dist").mkdir()
+    for name, content in onnxruntime_web.items():
+        (tmp_path / "dist" / name).write_bytes(content)
+    assert load_runtime(tmp_path) == onnxruntime_web
+    with tarfile.open(tmp_path / "p.tgz", "w:gz", compresslevel=1) as package:
+        package.add(tmp_path / "dist", "package/dist")
+    assert load_runtime(tmp_path / "p.tgz") == onnxruntime_web
+    name = next(iter(onnxruntime_web))
+    (tmp_path / "dist" / name).write_bytes(onnxruntime_web[name] + b" ")
+    with pytest.raises(InputError, match=name):
+        load_runtime(tmp_path)
+
+
+def test_what_is_no_runtime(tmp_path: Path) -> None:
+    (tmp_path / "p.tgz").write_bytes(b"no package")
+    with tarfile.open(tmp_path / "empty.tgz", "w:gz"):
+        pass
+    for source in (tmp_path, tmp_path / "p.tgz", tmp_path / "empty.tgz", tmp_path / "none.tgz"):
+        with pytest.raises(InputError, match=r"onnxruntime-web@.*npm pack") as caught:
+            load_runtime(source)
+        assert "\n" not in str(caught.value)
+
+
+def test_without_npm_or_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MDLSTMError, match=r"npm is not installed.*onnxruntime-web@"):
+        load_runtime()
+    npm = tmp_path / "npm"
+    npm.write_text("#!/bin/sh\necho 'npm error code ENOTFOUND' >&2\nexit 1\n")
+    npm.chmod(0o755)
+    with pytest.raises(MDLSTMError, match=r"onnxruntime-web@.*npm error code ENOTFOUND"):
+        load_runtime()
+
+
+def test_the_verb_writes_a_page(trained: Run, onnxruntime_web: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "ort/dist").mkdir(parents=True)
+    for name, content in onnxruntime_web.items():
+        (tmp_path / "ort/dist" / name).write_bytes(content)
+    options = ("--size", "5x7", "--web", "page", "--web-runtime", "ort")
+    result = mdlstm("export", trained.folder, *options, cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert "-d page" in result.err.splitlines()[-1]
+    assert "page/model.onnx" in result.err
+    assert '"name": "md-8x8"' in (tmp_path / "page/model.json").read_text()
+    with pytest.raises(InputError, match=r"page is not empty.*--force"):
+        export(trained.folder, web=tmp_path / "page")
+    with pytest.raises(InputError, match=r"2 sizes.*--size"):
+        export(trained.folder, size=["4", "5"], web=tmp_path / "other")
+    with pytest.raises(InputError, match=r"--web-runtime.*--web"):
+        export(trained.folder, web_runtime=tmp_path / "ort")
+
+
+def test_a_page_is_whole_and_leaves_the_rest_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "page"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("stays")
+    (folder / "index.html").write_text("goes")
+    model = craft(tmp_path / "m.onnx", GRID)
+    assert write_page(model, folder, "m", EMPTY) == folder / "model.onnx"
+    assert (folder / "mine.txt").read_text() == "stays"
+    assert (folder / "model.onnx").read_bytes() == model.read_bytes()
+    static = Path(web.__file__).parent / "static"
+    assets = {path.relative_to(static) for path in static.rglob("*") if path.is_file()}
+    written = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    model_files = {Path("model.onnx"), Path("model.json"), *(Path("ort") / name for name in EMPTY)}
+    assert written == assets | model_files | {Path("mine.txt")}
+    for path in assets:
+        assert (folder / path).read_bytes() == (static / path).read_bytes()
+    with pytest.raises(InputError, match=r"index\.html"):
+        write_page(model, folder / "index.html", "m", EMPTY)
+
+
+def test_models_that_no_page_takes(tmp_path: Path) -> None:
+    craft(tmp_path / "m.onnx", GRID, inputs=("x", "mood"))
+    with pytest.raises(InputError, match=r"m\.onnx.*mood"):
+        write_page(tmp_path / "m.onnx", tmp_path / "page", "m", EMPTY)
+    model = onnx.load(craft(tmp_path / "m.onnx", GRID))
+    three = {"grid": "[2, 5, 8]", "window": "[1, 1, 1]", "layout": '"N D H W C"'}
+    for prop in model.metadata_props:
+        prop.value = three.get(prop.key.removeprefix("mdlstm."), prop.value)
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    with pytest.raises(InputError, match=r"m\.onnx.*N D H W C"):
+        write_page(tmp_path / "m.onnx", tmp_path / "page", "m", EMPTY)
+    del model.metadata_props[:]
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    with pytest.raises(InputError, match=r"m\.onnx.*mdlstm-tk"):
+        write_page(tmp_path / "m.onnx", tmp_path / "page", "m", EMPTY)
+    assert not (tmp_path / "page").exists()

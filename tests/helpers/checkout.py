@@ -1,0 +1,65 @@
+"""The source tree: its Python files, the modules they become, and copies to build from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("mdlstm_tk", "models", "cli", "export")  # what is installed, as one package
+NOT_SOURCES = (
+    ".git",
+    ".venv",
+    ".*_cache",
+    ".hypothesis",
+    "__pycache__",
+    "*.egg-info",
+    "build",
+    "dist",
+    "runs",
+)
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the package by its installed name, `mdlstm_tk.models.blocks` for models/blocks.py."""
+    found = {}
+    for folder in FOLDERS:
+        for path in _python_files(ROOT / folder):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            parts = parts if folder == "mdlstm_tk" else ("mdlstm_tk", *parts)
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def _python_files(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):  # does not follow the symbolic links in mdlstm_tk/
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        yield from (Path(parent, name) for name in files if name.endswith(".py"))
+
+
+def copy_checkout(destination: Path, *, symlinks: bool = True) -> Path:
+    """Copy the working tree without what was built in it.
+
+    Args:
+        destination: folder to create.
+        symlinks: False makes each symbolic link a text file that holds its target, as
+            `git clone -c core.symlinks=false` and zip files do.
+    """
+    by_name = shutil.ignore_patterns(*NOT_SOURCES)
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        environments = {name for name in names if Path(folder, name, "pyvenv.cfg").exists()}
+        return environments | by_name(folder, names)
+
+    shutil.copytree(ROOT, destination, symlinks=True, ignore=ignore)
+    for folder in FOLDERS[1:]:
+        link = destination / "mdlstm_tk" / folder
+        if not symlinks and link.is_symlink():
+            target = os.readlink(link)
+            link.unlink()
+            link.write_text(target)
+    return destination

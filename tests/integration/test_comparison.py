@@ -1,0 +1,80 @@
+"""Comparisons of networks: their runs, their summaries and their tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.training import TrainConfig, build_network, load_checkpoint, make_task, plan_comparison
+from mdlstm_tk.training.comparison import (
+    Comparison,
+    ComparisonProgress,
+    configure_comparison,
+    with_equal_parameters,
+)
+from mdlstm_tk.training.diagonal_comparison import diagonal_rows, summarize_diagonal
+from mdlstm_tk.training.networks import count_parameters
+from mdlstm_tk.viz.comparison_pictures import compare_and_draw
+
+TINY = TrainConfig(size="4", hidden=3, steps=20, batch_size=2)
+
+
+def test_a_summary_of_training_losses() -> None:
+    solved_at_30 = [{"loss": 2.0, "relevant": 1.0 if step < 10 else 0.0} for step in range(120)]
+    never_solved = [{"loss": 4.0, "relevant": 1.0}] * 120
+    summary = summarize_diagonal([solved_at_30, never_solved])
+    # 20 steps average below 0.05 for the first time when the last of the ten ones has left the window
+    assert summary == {"overall": 3.0, "relevant": 0.5, "relevant_worst": 1.0, "passes_at": [30, None]}
+    columns, rows = diagonal_rows({"md": summary})
+    assert rows == [["md", "3.0000", "0.50000", "1.00000", "never", "30, never: 1"]]
+    assert len(columns) == len(rows[0])
+
+
+@pytest.mark.parametrize("original_settings", [False, True])
+def test_a_comparison_on_the_diagonal(tmp_path: Path, original_settings: bool) -> None:
+    plan = plan_comparison(TINY, 2, tmp_path / "compare", original_settings=original_settings)
+    seen: list[ComparisonProgress] = []
+    comparison = compare_and_draw(plan, seen.append)
+    assert [progress.steps_done for progress in seen] == list(range(1, plan.total_steps + 1))
+    assert {(progress.model, progress.seed) for progress in seen} == {
+        (model, seed) for model in plan.models for seed in (0, 1)
+    }
+    assert json.loads((plan.folder / "summary.json").read_text()) == comparison.results
+    assert {path.name for path in plan.folder.glob("*.png")} == {"overall.png", "relevant.png"}
+    assert [row[0] for row in comparison.table().rows] == list(plan.models)
+    curves = comparison.curves("relevant")
+    assert all(len(losses) == TINY.steps for seeds in curves.values() for losses in seeds)
+    config = load_checkpoint(plan.run("md", 1).last).config
+    assert (config.seed, config.layer_norm, config.lr == 0.01) == (1, original_settings, original_settings)
+
+
+def test_a_table_of_errors_on_test_data(tmp_path: Path) -> None:
+    plan = plan_comparison(configure_comparison("digits", {"steps": 2}), 2, tmp_path / "compare")
+    entry = {"hidden": 4, "parameters": 99, "seconds": [1.0, 2.0], "errors": {"error": [0.25, 0.75]}}
+    results = {**dict.fromkeys(plan.models, entry), "1-NN": {"errors": {"error": [0.5, 0.5]}}}
+    table = Comparison(plan, results).table()
+    assert table.rows[0] == [plan.models[0], "4", "99", "0.5", "0.25–0.75", "2"]
+    assert table.rows[-1] == ["1-NN", "", "", "0.5", "0.5–0.5", ""]
+    assert len(table.columns) == len(table.rows[0])
+
+
+def test_networks_get_equally_many_parameters() -> None:
+    config = configure_comparison("digits", {"hidden": 6})
+    spec = make_task(config).spec
+    target = count_parameters(build_network(config, spec))
+    for model in ("horizontal", "snake"):
+        other = with_equal_parameters(config, model, spec)
+        assert count_parameters(build_network(other, spec)) == pytest.approx(target, rel=0.2)
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="seed"):
+        configure_comparison("diagonal", {}, {"seed": "3"})
+    with pytest.raises(InputError, match=r"20.*5"):
+        plan_comparison(TrainConfig(steps=5), folder=tmp_path / "short")
+    with pytest.raises(InputError, match="digits"):
+        plan_comparison(configure_comparison("digits", {}), folder=tmp_path / "d", original_settings=True)
+    assert not list(tmp_path.iterdir())

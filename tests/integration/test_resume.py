@@ -1,0 +1,117 @@
+"""Interrupted, killed and resumed runs end with the same bytes as uninterrupted ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import replace
+from multiprocessing import get_all_start_methods, get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.training import DIGITS, SMALL, last_tensors, run_in
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.training import Progress, Run, load_checkpoint, train
+
+
+@pytest.mark.parametrize("stop", [1, 7, 11])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, stop: int) -> None:
+    whole = run_in(tmp_path / "whole", SMALL)
+    parts = run_in(tmp_path / "parts", replace(SMALL, steps=stop))
+    train(SMALL, parts, resume=True)
+    records, expected_records = (
+        [{**record, "validation": None} for record in run.read_metrics()] for run in (parts, whole)
+    )
+    assert records == expected_records  # the first part was also validated at its end
+    expected = last_tensors(whole)
+    for name, tensor in last_tensors(parts).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_an_interrupt_takes_effect_after_the_step_and_the_run_can_be_resumed(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+
+    def interrupt(progress: Progress) -> None:
+        if progress.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(SMALL, run, on_step=interrupt)
+    assert load_checkpoint(run.last).step == 5
+    assert [record["step"] for record in run.read_metrics()] == [1, 2, 3, 4, 5]
+    train(SMALL, run, resume=True)
+    whole = run_in(tmp_path / "whole", SMALL)
+    assert run.metrics.read_bytes() == whole.metrics.read_bytes()
+
+
+def test_a_finished_run_is_not_resumed(tmp_path: Path) -> None:
+    run = run_in(tmp_path, SMALL)
+    with pytest.raises(InputError, match="12 steps"):
+        train(SMALL, run, resume=True)
+
+
+@pytest.mark.parametrize("stop", [2, 6, 13])
+def test_a_run_with_every_kind_of_state_resumes_exactly(tmp_path: Path, stop: int) -> None:
+    """With dropout, schedule, averaged weights, and shuffled and augmented data."""
+    whole = run_in(tmp_path / "whole", DIGITS)
+    parts = Run(tmp_path / "parts")
+    parts.folder.mkdir()
+
+    def interrupt(progress: Progress) -> None:
+        if progress.step == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(DIGITS, parts, on_step=interrupt)
+    assert load_checkpoint(parts.last).step == stop
+    train(DIGITS, parts, resume=True)
+    assert parts.metrics.read_bytes() == whole.metrics.read_bytes()
+    for one, other in ((parts.last, whole.last), (parts.best, whole.best)):
+        assert one.read_bytes() == other.read_bytes()
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+@pytest.mark.skipif("forkserver" not in get_all_start_methods(), reason="needs a fork server")
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_that_is_killed_repeatedly_equals_an_uninterrupted_one(tmp_path: Path, seed: int) -> None:
+    """SIGKILL arrives between steps, within one, or while a checkpoint is written."""
+    config = replace(DIGITS, steps=40, evaluate_every=2)
+    whole, run = run_in(tmp_path / "whole", config), Run(tmp_path / "killed")
+    run.folder.mkdir()
+    rng, kills = np.random.default_rng(seed), 0
+    # This process has threads; forking it could leave locks that are never released.
+    processes = get_context("forkserver")
+    processes.set_forkserver_preload(
+        ["mdlstm_tk.training.loop", "sklearn.datasets", "scipy.ndimage", "numba"]
+    )
+    while not run.last.exists() or load_checkpoint(run.last).step < config.steps:
+        process = processes.Process(target=train, args=(config, run, run.last.exists()))
+        process.start()
+        before = size_of(run.metrics)
+        while process.is_alive() and size_of(run.metrics) == before:
+            time.sleep(0.002)
+        process.join(rng.exponential(0.05))
+        kills += process.is_alive()
+        process.kill()
+        process.join()
+    assert kills
+    assert run.metrics.read_bytes() == whole.metrics.read_bytes()
+    assert run.last.read_bytes() == whole.last.read_bytes()
+    assert run.best.read_bytes() == whole.best.read_bytes()
+
+
+def test_resuming_removes_what_a_killed_run_left_half_written(tmp_path: Path) -> None:
+    run = run_in(tmp_path, replace(SMALL, steps=3))
+    (tmp_path / ".last.safetensors.abc.safetensors").write_bytes(b"half")
+    with run.metrics.open("a") as file:
+        file.write('{"step": 4, "lo')
+    train(SMALL, run, resume=True)
+    assert not list(tmp_path.glob(".*"))
+    assert [record["step"] for record in run.read_metrics()] == list(range(1, 13))

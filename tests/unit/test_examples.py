@@ -1,0 +1,50 @@
+"""Which samples pictures and reports show."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from mdlstm_tk.data import DatasetTask, DiagonalTask, TaskSpec
+from mdlstm_tk.training.evaluation import EVALUATION_BATCH
+from mdlstm_tk.viz.examples import example_batch, example_indices
+
+
+def sorted_task(*sizes: int) -> DatasetTask:
+    """A classification task whose test samples are sorted by class; x of sample k is k everywhere."""
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    names = tuple(map(str, range(len(sizes))))
+    spec = TaskSpec("sorted", "classify", 1, len(sizes), (2, 2), names)
+    samples = [(np.full((2, 2, 1), k, dtype=np.float32), label) for k, label in enumerate(labels)]
+    return DatasetTask(spec, {"test": samples})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "shown"),
+    [
+        ((90, 90, 90), 12, {0: 4, 1: 4, 2: 4}),
+        ((200, 5, 1), 12, {0: 6, 1: 5, 2: 1}),
+        ((1, 1), 12, {0: 1, 1: 1}),
+        ((50,) * 20, 5, {0: 1, 4: 1, 8: 1, 12: 1, 16: 1}),
+    ],
+)
+def test_samples_of_all_classes_are_chosen(
+    sizes: tuple[int, ...], count: int, shown: dict[int, int]
+) -> None:
+    task = sorted_task(*sizes)
+    indices = example_indices(task, "test", 0, count)
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    assert Counter(labels[indices].tolist()) == shown
+    assert indices == sorted(set(indices)) == example_indices(task, "test", 0, count)
+
+
+def test_other_tasks_are_sampled_over_the_whole_split() -> None:
+    assert example_indices(DiagonalTask((4, 4)), "test", 0, 4) == [0, 16, 32, 48]
+
+
+def test_an_example_is_the_sample_that_evaluation_reads_at_its_index() -> None:
+    task = sorted_task(EVALUATION_BATCH, 3)
+    for index in (0, EVALUATION_BATCH - 1, EVALUATION_BATCH, EVALUATION_BATCH + 2):
+        assert example_batch(task, "test", 0, index).x.ravel().tolist() == [index] * 4
