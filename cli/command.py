@@ -70,7 +70,7 @@ class Verb(TyperCommand):
         """Print the help; of a verb with --set also the table of settings."""
         super().format_help(ctx, formatter)
         if any("--set" in param.opts for param in self.params):
-            from mdlstm_tk.cli.settings_help import print_settings
+            from mdlstm_tk.cli.settings import print_settings
 
             print_settings()
 

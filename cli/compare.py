@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdlstm_tk.cli.console import next_command, note, print_json, progress, quoted, table
-from mdlstm_tk.cli.options import DATA, OUTPUT, RUN, Json, Settings, Task, parse_size_text
+from mdlstm_tk.cli.options import DATA, OUTPUT, RUN, Json, Task, parse_size_text
+from mdlstm_tk.cli.settings import Settings
 from mdlstm_tk.errors import require
 
 if TYPE_CHECKING:

@@ -6,14 +6,13 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import typer
 
 from mdlstm_tk.cli.command import one_of
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.sizes import parse_size
-from mdlstm_tk.training.config import choices, list_settings, suggest
 
 # The names that the library knows, repeated here because their modules import torch or NumPy; a test
 # compares them with the library.
@@ -79,6 +78,8 @@ def _name_or_file(text: str, names: tuple[str, ...], aliases: tuple[str, ...] = 
     if colon and path.endswith(".py") and name:
         return text
     if text.lower() not in [each.lower() for each in names + aliases]:
+        from mdlstm_tk.training.config import suggest
+
         raise InputError(
             f"unknown value '{text}'; {suggest(text.lower(), names)} Or your own: file.py:name"
         )
@@ -94,30 +95,9 @@ def parse_choice(choices: tuple[str, ...]) -> Callable[[str], str]:
     return parse
 
 
-def parse_setting(text: str) -> str:
-    """Check the form and the key of KEY=VALUE."""
-    key, equals, _ = text.partition("=")
-    if not equals or not key:
-        raise InputError(f"takes key=value, got '{text}'")
-    keys = [row.key for row in list_settings()]
-    if key not in keys:
-        raise InputError(f"there is no setting '{key}'; {suggest(key, keys)}")
-    return text
-
-
 def complete_from(*words: str) -> Callable[[str], list[str]]:
     """A completion that offers these words."""
     return lambda incomplete: [word for word in words if word.startswith(incomplete)]
-
-
-def complete_setting(incomplete: str) -> list[tuple[str, str]]:
-    """Offer the keys of settings with what they mean, or the values of a key that has a few."""
-    key, equals, value = incomplete.partition("=")
-    if not equals:
-        return [(f"{row.key}=", row.help) for row in list_settings() if row.key.startswith(key)]
-    if key not in [row.key for row in list_settings()]:
-        return []
-    return [(f"{key}={choice}", "") for choice in choices(key) if choice.startswith(value)]
 
 
 def complete_run(incomplete: str) -> list[str]:
@@ -155,37 +135,8 @@ def _entries(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
     return [path for path in paths if path.lower().endswith(suffixes) and not os.path.isdir(path)] + folders
 
 
-def setting(key: str, *names: str, panel: str, help: str = "", **options: Any) -> Any:
-    """An option that sets a key of `TrainConfig`; default and (unless given) help are those of the key."""
-    row = next(row for row in list_settings() if row.key == key)
-    text, _, empty = row.help.partition("; empty: ")
-    if values := choices(key):
-        options.setdefault("autocompletion", complete_from(*values))
-        options.setdefault("parser", parse_choice(values))
-        options.setdefault("metavar", "|".join(values))
-    return typer.Option(
-        *(names or (f"--{key.replace('_', '-')}",)),
-        help=help or f"{text.rstrip('.')}.",
-        show_default=row.default or empty.rstrip("."),
-        rich_help_panel=panel,
-        **options,
-    )
-
-
 Json = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=OUTPUT)
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        parser=parse_setting,
-        autocompletion=complete_setting,
-        show_default=False,
-        help="Change any setting listed below; repeatable.",
-        rich_help_panel=RUN,
-    ),
 ]
 RuntimeDevice = Annotated[
     str,

@@ -20,7 +20,6 @@ from mdlstm_tk.cli.options import (
     RUN,
     TASKS,
     Json,
-    Settings,
     complete_files,
     complete_from,
     complete_run,
@@ -30,8 +29,8 @@ from mdlstm_tk.cli.options import (
     parse_size_text,
     parse_task,
     parse_windows,
-    setting,
 )
+from mdlstm_tk.cli.settings import Settings, setting
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.sizes import format_size
 
