@@ -22,11 +22,11 @@ from mdlstm_tk.cli.console import (
 )
 from mdlstm_tk.cli.options import (
     OUTPUT,
+    Device,
     Engine,
     Format,
     Json,
     MaxBytes,
-    RuntimeDevice,
     Timeout,
     complete_files,
     complete_model_file,
@@ -102,7 +102,7 @@ def infer(
         bool, typer.Option("--force", help="Replace results that exist.", rich_help_panel=OUTPUT)
     ] = False,
     json: Json = False,
-    device: RuntimeDevice = "auto",
+    device: Device = "auto",
     threads: Annotated[
         int,
         typer.Option(

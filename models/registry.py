@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from collections.abc import Callable
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.user_code import import_file, split_reference
 
 Factory = Callable[..., nn.Module]
 F = TypeVar("F", bound=Factory)
@@ -58,15 +57,9 @@ def resolve(name: str) -> str:
     Raises:
         InputError: there is no such file or network.
     """
-    path, colon, name_in_file = name.rpartition(":")
-    if colon and path.endswith(".py"):
-        if not Path(path).is_file():
-            raise InputError(f"--model {name}: there is no file {path}")
-        spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-        if spec is None or spec.loader is None:
-            raise InputError(f"--model {name}: {path} cannot be loaded as Python")
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
-        name = name_in_file
+    file, name = split_reference(name)
+    if file is not None:
+        import_file(file)
     key = name.lower()
     key = _ALIASES.get(key, key)
     if key not in _FACTORIES:
