@@ -222,7 +222,7 @@ def test_quiet_prints_only_data_and_errors(
     assert [line.split(":")[0] for line in err.splitlines()] == ["failed", "error"]
     code, out, err = call("info", model, "-q")
     assert (code, err) == (0, "")
-    assert "8, 8" in out
+    assert "8x8" in out
     assert call("doctor", "-q")[2] == ""
 
 
