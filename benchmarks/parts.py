@@ -8,7 +8,9 @@ Python.
 
 from __future__ import annotations
 
-from functools import cache, partial
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from statistics import median
 from typing import Any
 from unittest import mock
@@ -16,9 +18,8 @@ from unittest import mock
 from numba import cfunc, types
 from numba.extending import intrinsic
 
-from mdlstm_tk.backends.cpu import compile as compiled
-from mdlstm_tk.backends.cpu import kernels as numba_kernels
-from mdlstm_tk.backends.cpu import launch as fused_cpu
+from mdlstm_tk.backends.cpu import backward_kernel, kernels, launch, plan
+from mdlstm_tk.backends.cpu import compile as cpu_compile
 from mdlstm_tk.backends.cpu.jit import OPTIONS, jit
 from mdlstm_tk.benchmark import Shape, contenders, interleave, torch_threads
 from mdlstm_tk.benchmark.contenders import Step
@@ -38,32 +39,44 @@ def _no_product(*_):  # type: ignore[no-untyped-def]
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _no_cell(_: Any, units: Any, scratch: Any, bases: Any) -> Any:
-    return types.void(units, scratch, bases), lambda context, *_: context.get_dummy_value()
+def _no_cell(_: Any, units: Any, scratch: Any, slots: Any) -> Any:
+    return types.void(units, scratch, slots), lambda context, *_: context.get_dummy_value()
 
 
-LACKING = {
-    "products": partial(mock.patch.object, numba_kernels, "_product", _no_product),
-    "cell": partial(mock.patch.object, compiled, "row_kernel", lambda *_: _no_cell),
+# The parts, and what replaces each where.
+REPLACED: dict[str, list[tuple[Any, str, Any]]] = {
+    "products": [(kernels, "matmul", _no_product), (backward_kernel, "matmul", _no_product)],
+    "cell": [(cpu_compile, "cell_function", lambda *_: _no_cell)],
 }
 
 
+@contextmanager
+def replaced(part: str) -> Iterator[None]:
+    """Compile kernels that lack a part, and do not cache them on disk."""
+    with ExitStack() as stack:
+        for module, name, value in REPLACED[part]:
+            stack.enter_context(mock.patch.object(module, name, value))
+        uncached = lambda function, _: cfunc("void(int64)", **OPTIONS)(function)  # noqa: E731
+        stack.enter_context(mock.patch.object(cpu_compile, "cfunc_cached", uncached))
+        stack.enter_context(mock.patch.object(plan, "get_kernel", cpu_compile.get_kernel.__wrapped__))
+        yield
+
+
 def without(part: str, step: Step) -> Step:
-    """The step with kernels that lack a part and are not cached on disk."""
-    not_kept = mock.patch.object(compiled, "kept_entry", cfunc("void(int64)", **OPTIONS))
+    """The step with kernels that lack a part."""
 
     @cache
-    def kernel(*key: Any) -> Any:
-        with LACKING[part](), not_kept:
-            return compiled.compiled.__wrapped__(*key)
+    def plans(key: plan.PlanKey) -> plan.Plan:
+        with replaced(part):
+            return plan.make_plan(key)
 
     def lacking() -> None:
-        whole = fused_cpu.compiled
-        fused_cpu.compiled = kernel
+        whole = launch.small_plans
+        launch.small_plans = plans
         try:
             step()
         finally:
-            fused_cpu.compiled = whole
+            launch.small_plans = whole
 
     return lacking
 
@@ -71,10 +84,10 @@ def without(part: str, step: Step) -> Step:
 def measure(shape: Shape, training: bool, seconds: float = 2.0) -> list[str]:
     """Measure one row of the table, on one thread."""
     layer = contenders(shape, training)[0]["layer"]
-    steps = {"layer": layer, **{part: without(part, layer) for part in LACKING}}
+    steps = {"layer": layer, **{part: without(part, layer) for part in REPLACED}}
     with torch_threads(1):
         times = {name: median(series) for name, series in interleave(steps, seconds).items()}
-    shares = [1 - times[part] / times["layer"] for part in LACKING]
+    shares = [1 - times[part] / times["layer"] for part in REPLACED]
     percent = [f"{share:.0%}" for share in (*shares, 1 - sum(shares))]
     return [str(shape), "training" if training else "forward", f"{times['layer'] * 1e3:.2f}", *percent]
 

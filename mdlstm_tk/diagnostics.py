@@ -163,9 +163,8 @@ def _onnxruntime() -> Iterator[Check]:
     try:
         yield Check("onnxruntime on CUDA", "ok", _run_tiny_model("cuda"))
     except MDLSTMError:
-        state: State = (
-            "absent" if cuda.missing_libraries([cuda.DRIVER]) else "broken"
-        )  # without a driver, no GPU
+        has_driver = not cuda.missing_libraries([cuda.DRIVER])
+        state: State = "broken" if has_driver else "absent"  # without a driver, there is no GPU
         yield Check("onnxruntime on CUDA", state, "does not start", cuda.cuda_problem(onnxruntime))
     missing = cuda.missing_libraries(cuda.required_libraries(onnxruntime))
     libraries = f"{cuda.required_versions(onnxruntime)} libraries"

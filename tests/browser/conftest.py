@@ -12,11 +12,11 @@ from helpers.exported_page import GRID, show
 from helpers.requirements import missing
 from playwright.sync_api import Browser
 
-from mdlstm_tk.cli.export import export_run
 from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.export import export_run
 from mdlstm_tk.export.browser.build import load_runtime, write_page
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.training import Run, load_checkpoint
+from mdlstm_tk.training import Run
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,7 @@ def onnxruntime_web() -> dict[str, bytes]:
 @pytest.fixture(scope="session")
 def exported(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "model-5x8.onnx"
-    export_run(trained, load_checkpoint(trained.best), GRID, path)
+    export_run(trained, path, grid=GRID)
     return path
 
 

@@ -12,10 +12,9 @@ from PIL import Image
 from playwright.sync_api import Browser, expect
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.cli.export import export_run
-from mdlstm_tk.export import export_onnx
+from mdlstm_tk.export import export_onnx, export_run
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.training import Run, load_checkpoint
+from mdlstm_tk.training import Run
 
 
 def set_number(tab: Tab, selector: str, value: int) -> None:
@@ -81,7 +80,7 @@ def test_one_file_for_every_size(
     trained: Run, browser: Browser, onnxruntime_web: dict[str, bytes], tmp_path: Path
 ) -> None:
     model = tmp_path / "model-any.onnx"
-    export_run(trained, load_checkpoint(trained.best), None, model, form="scan")
+    export_run(trained, model, form="scan")
     session = Session(model, "cpu")
     with page_of(model, browser, onnxruntime_web, tmp_path / "page") as tab:
         for size in ((1, 1), (7, 1), (64, 40)):

@@ -14,7 +14,7 @@ from mdlstm_tk.cli import main
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.models import create
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.runtime.postprocessing import answer
+from mdlstm_tk.runtime.postprocessing import decode
 
 CLASSES = {"classify": ("cat", "dög", "<b>"), "segment": ("sky", "sea", "sand"), "transcribe": ("a", "b")}
 
@@ -27,8 +27,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         torch.manual_seed(1)
         network = create("md", 1, len(classes) + (kind == "transcribe"), kind=kind, hidden=4)
         paths[kind] = folder / f"{kind}.onnx"
-        about = {"kind": kind, "classes": classes}
-        export_onnx(network, paths[kind], form="scan", grid=None, channels=1, about=about)
+        metadata = {"kind": kind, "classes": classes}
+        export_onnx(network, paths[kind], form="scan", grid=None, channels=1, metadata=metadata)
     return paths
 
 
@@ -46,7 +46,7 @@ def save_input(path: Path, *shape: int) -> Path:
 
 
 def expected_answers(model: Path, kind: str, x: Path) -> Any:
-    return answer(Session(model)(np.load(x)), kind, CLASSES[kind])
+    return decode(Session(model)(np.load(x)), kind, CLASSES[kind])
 
 
 @pytest.mark.parametrize("kind", ["classify", "transcribe"])

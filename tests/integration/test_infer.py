@@ -93,8 +93,8 @@ def test_a_terminal_shows_grids_for_one_file_and_a_bar_for_many(model: Path, mat
     assert "\x1b[48;2;" in printed
     many = ("-m", model, "-o", matrix.parent / "out", "--force")
     printed = on_a_terminal(matrix.parent, *many)
-    assert all(part in printed for part in ("1/1", "files/s", "ETA"))
-    assert "ETA" not in mdlstm("infer", matrix.parent, *many).err
+    assert "1/1" in printed and "files/s" in printed
+    assert "1/1" not in mdlstm("infer", matrix.parent, *many).err
 
 
 @pytest.fixture

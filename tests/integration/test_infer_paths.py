@@ -65,9 +65,9 @@ def test_arguments_that_contradict_each_other_are_refused(model: Path, folder: P
 
 def test_probabilities_instead_of_labels(tmp_path: Path) -> None:
     network = create("md", 1, 3, kind="classify", hidden=4)
-    about = {"kind": "classify", "classes": ("cat", "dog", "bird")}
+    metadata = {"kind": "classify", "classes": ("cat", "dog", "bird")}
     path = tmp_path / "m.onnx"
-    export_onnx(network, path, form="scan", grid=None, channels=1, about=about)
+    export_onnx(network, path, form="scan", grid=None, channels=1, metadata=metadata)
     x = RNG.random((2, 5, 6, 1), dtype=np.float32)
     np.save(tmp_path / "x.npy", x)
     (outcome,) = infer_paths([tmp_path / "x.npy"], path, device="cpu", probabilities=True).outcomes

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,8 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from mdlstm_tk.backends import reference
-from mdlstm_tk.cells import CELLS, get_cell
-from mdlstm_tk.cells.step import CellParameters
+from mdlstm_tk.backends.inputs import SweepInputs
+from mdlstm_tk.cells import get_cell
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export import lower
 from mdlstm_tk.export.capture import DOMAIN, IR_VERSION, OPSET
@@ -31,6 +32,10 @@ CHANNELS = 2
 GRIDS = {1: (6,), 2: (3, 5), 3: (3, 2, 4), 4: (2, 3, 2, 2)}
 FORMS = ("unrolled", "scan", "scan, free")
 NAMES = ("weight_ih", "weight_hh", "bias", "peephole", "norm_weight", "norm_bias")
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "own_cell.py"
+OWN_CELLS = tuple(get_cell(f"{EXAMPLE}:{name}").name for name in ("coupled", "input-gated"))
+CELLS = ("graves", "mean", "stable", "leaky", *OWN_CELLS)
 
 
 @dataclass
@@ -56,14 +61,16 @@ class Sweep:
     ) -> Sweep:
         rng = np.random.default_rng(0)
         signs = resolve_directions(directions, ndim)
-        dirs, gate_dim = len(signs), (3 + ndim) * units
+        definition = get_cell(cell)
+        gates = len(definition.gates(ndim))
+        dirs, gate_dim = len(signs), gates * units
         shapes = {
             "weight_ih": (dirs, gate_dim, CHANNELS),
-            "weight_hh": (dirs, ndim, gate_dim, units),
+            "weight_hh": (dirs, ndim, gate_dim, units) if definition.recurrent else None,
             "bias": (dirs, gate_dim) if bias else None,
             "peephole": (dirs, 2 * ndim + 1, units) if peephole else None,
-            "norm_weight": (dirs, 4 + ndim, units) if layer_norm else None,
-            "norm_bias": (dirs, 4 + ndim, units) if layer_norm else None,
+            "norm_weight": (dirs, gates + 1, units) if layer_norm else None,
+            "norm_bias": (dirs, gates + 1, units) if layer_norm else None,
         }
         weights = {
             name: rng.uniform(-0.4, 0.4, shape).astype(dtype) for name, shape in shapes.items() if shape
@@ -96,17 +103,13 @@ class Sweep:
     def exact(self, x: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
         """h, computed in float64."""
         tensors = {name: torch.from_numpy(array).double() for name, array in self.weights.items()}
-        parameters = CellParameters(*(tensors.get(name) for name in NAMES[3:]))
-        return reference.forward(
-            torch.from_numpy(x).double(),
-            tensors["weight_ih"],
-            tensors["weight_hh"],
-            tensors.get("bias"),
-            parameters,
-            None if sizes is None else torch.from_numpy(sizes),
-            self.directions,
-            get_cell(self.cell),
-        ).numpy()
+        signs = tuple(sign for direction in self.directions for sign in direction)
+        parameters = [tensors.get(name) for name in NAMES]
+        torch_sizes = None if sizes is None else torch.from_numpy(sizes)
+        inputs = SweepInputs._make(
+            (torch.from_numpy(x).double(), *parameters, torch_sizes, signs, self.cell)
+        )
+        return reference.forward(inputs).numpy()
 
 
 def lowered(sweep: Sweep, form: str, grid: tuple[int, ...], sizes: bool = False) -> onnx.ModelProto:
