@@ -105,10 +105,8 @@ def infer(
     device: Device = "auto",
     threads: Annotated[
         int,
-        typer.Option(
-            min=0, help="CPU threads of one run; 0: chosen by ONNX Runtime.", rich_help_panel=EXECUTION
-        ),
-    ] = 0,
+        typer.Option(min=0, help="CPU threads of one run; 0: one per core.", rich_help_panel=EXECUTION),
+    ] = 1,
     batch_size: Annotated[
         int | None,
         typer.Option(
