@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mdlstm_tk.cli.console import note, print_json, table
+from mdlstm_tk.cli.options import Device, Json
 from mdlstm_tk.errors import require
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def bench(
             show_default="1 and all cores; with --runtime 1",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[
         Literal["float32", "float64", "float16", "bfloat16"],
         typer.Option(help="Data type of parameters and input."),
@@ -51,7 +52,7 @@ def bench(
     runtime: Annotated[
         bool, typer.Option("--runtime", help="Measure exported layers under ONNX Runtime.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the measurements as JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Measure the speed of the layer, or of its exports, on this machine.
 

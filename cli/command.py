@@ -120,7 +120,7 @@ def read_value(param: Any, annotation: Any, ctx: Any, value: Any) -> Any:
 
 
 def _convert(value: Any, kind: Any, info: Any, label: str) -> Any:
-    if not isinstance(value, str):  # a flag, or a default
+    if info is None or not isinstance(value, str):  # Typer's own option, a flag, or a default
         return value
     try:
         if info.parser is not None:

@@ -22,11 +22,11 @@ from mdlstm_tk.cli.console import (
 )
 from mdlstm_tk.cli.options import (
     OUTPUT,
+    Device,
     Engine,
     Format,
     Json,
     MaxBytes,
-    RuntimeDevice,
     Timeout,
     complete_files,
     complete_model_file,
@@ -102,13 +102,11 @@ def infer(
         bool, typer.Option("--force", help="Replace results that exist.", rich_help_panel=OUTPUT)
     ] = False,
     json: Json = False,
-    device: RuntimeDevice = "auto",
+    device: Device = "auto",
     threads: Annotated[
         int,
-        typer.Option(
-            min=0, help="CPU threads of one run; 0: chosen by ONNX Runtime.", rich_help_panel=EXECUTION
-        ),
-    ] = 0,
+        typer.Option(min=0, help="CPU threads of one run; 0: one per core.", rich_help_panel=EXECUTION),
+    ] = 1,
     batch_size: Annotated[
         int | None,
         typer.Option(

@@ -11,6 +11,7 @@ import typer
 from mdlstm_tk.cli.console import next_command, print_json, quoted, table
 from mdlstm_tk.cli.options import Json, MaxBytes, complete_model_or_run
 from mdlstm_tk.errors import require
+from mdlstm_tk.sizes import format_size
 
 
 def info(
@@ -54,10 +55,15 @@ def _describe_model(path: Path, max_bytes: int | None) -> dict[str, Any]:
 
 
 def _text(name: str, value: Any) -> str:
+    """The cell of the table for a property."""
     if value is None:
         return "any" if name == "grid" else "-"
     if isinstance(value, bool):
         return str(value).lower()
+    if name == "grid":
+        return format_size(value)
+    if isinstance(value, dict):
+        value = [f"{key} {entry:g}" for key, entry in value.items()]
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "-"
     return str(value) if value != "" else "-"

@@ -138,14 +138,14 @@ def _entries(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
 Json = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=OUTPUT)
 ]
-RuntimeDevice = Annotated[
+Device = Annotated[
     str,
     typer.Option(
         "--device",
         metavar="auto|cpu|cuda|cuda:N",
         parser=parse_device,
         autocompletion=complete_from(*DEVICES),
-        help="Device of ONNX Runtime; auto: CUDA if it works, else the CPU.",
+        help="Device to run on; auto: CUDA if it works, else the CPU.",
     ),
 ]
 MaxBytes = Annotated[

@@ -9,9 +9,9 @@ import typer
 
 from mdlstm_tk.cli.console import detail, next_command, note, print_json, quoted, table
 from mdlstm_tk.cli.options import (
+    Device,
     Json,
     MaxBytes,
-    RuntimeDevice,
     Timeout,
     complete_model_file,
     complete_run,
@@ -39,7 +39,7 @@ def verify(
             autocompletion=complete_run,
         ),
     ] = None,
-    device: RuntimeDevice = "auto",
+    device: Device = "auto",
     seeds: Annotated[int, typer.Option(min=1, help="Number of random seeds for the inputs.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="First random seed.")] = 0,
     json: Json = False,

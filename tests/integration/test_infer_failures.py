@@ -12,6 +12,8 @@ from helpers.infer import Infer
 from helpers.without_packages import python_without
 from PIL import Image
 
+from mdlstm_tk.installation import install_command
+
 RNG = np.random.default_rng(0)
 
 
@@ -121,6 +123,6 @@ def test_missing_packages_are_named(
     code = "from mdlstm_tk.cli import main; main(sys.argv[1:])"
     done = python_without((package,), code, "infer", *arguments, "-m", model, cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.strip().endswith(f"pip install 'mdlstm-tk[{extra}]'")
+    assert done.stderr.strip().endswith(install_command([extra]))
     assert "Traceback" not in done.stderr
     assert names(tmp_path) == {"x.npy", "x.png"}

@@ -79,7 +79,7 @@ def _rows(starts_ptr, order_ptr, direction, t, batch, positions, ROWS: tl.conste
 
 @triton.jit
 def _predecessor(predecessors_ptr, direction, visit, sample, exists, batch, positions):
-    """The global row one step back along the axis of `predecessors_ptr`, and whether it lies in the grid."""
+    """The global row one step back along the axis of `predecessors_ptr`, and whether it is in the grid."""
     previous = tl.load(predecessors_ptr + visit, mask=exists, other=-1)
     return (direction * positions + previous) * batch + sample, previous >= 0
 

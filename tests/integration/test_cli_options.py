@@ -1,0 +1,302 @@
+"""The options of the command line: help, choices, completion, verbosity, and what is imported for them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from helpers.command import mdlstm
+
+from mdlstm_tk.cells import cell_names
+from mdlstm_tk.cli import main, options
+from mdlstm_tk.cli.main import VERBS
+from mdlstm_tk.data import KINDS
+from mdlstm_tk.export.lowering.lower import FORMS
+from mdlstm_tk.models import model_names
+from mdlstm_tk.models.registry import resolve
+from mdlstm_tk.runtime.inference import Engine
+from mdlstm_tk.runtime.io.formats import FORMATS
+from mdlstm_tk.training import TrainConfig, list_settings, load_checkpoint
+from mdlstm_tk.training.tasks import BUILT_IN
+
+HEAVY = ("torch", "onnx", "onnxruntime", "numba", "matplotlib", "sklearn", "pydantic")
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[object, str, str]]:
+    """Call `mdlstm` in this process; returns the exit code, stdout and stderr."""
+    monkeypatch.setenv("COLUMNS", "250")
+
+    def run(*arguments: object) -> tuple[object, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return ended.value.code, out, err
+
+    return run
+
+
+Call = Callable[..., tuple[object, str, str]]
+
+
+def imported_by(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> set[str]:
+    """The top-level modules that a call imports."""
+    code = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: print('modules:', *sys.modules, file=sys.stderr))\n"
+        "from mdlstm_tk.cli import main\n"
+        "main(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("modules: ")]
+    return {name.split(".")[0] for name in line.split()[1:]}
+
+
+def test_choices_are_those_of_the_library() -> None:
+    assert set(options.TASKS) == BUILT_IN.keys()
+    assert options.KINDS == KINDS
+    assert set(options.MODELS) == set(model_names())
+    assert {resolve(alias) for alias in options.MODEL_ALIASES} <= set(options.MODELS)
+    assert set(options.CELLS) <= set(cell_names())
+    assert set(get_args(options.Form)) == FORMS.keys()
+    assert get_args(options.Format) == FORMATS
+    assert options.Engine == Engine
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_and_the_same_options_for_messages(verb: str, call: Call) -> None:
+    code, out, _ = call(verb, "--help")
+    assert code == 0
+    for option in ("--quiet", "-q", "--verbose", "-v", "--debug", "-h"):
+        assert re.search(rf"\s{option}\s", out), option
+    assert ("--json" in out) == (verb != "demo")
+
+
+def test_help_lists_all_verbs_and_completion(call: Call) -> None:
+    code, out, _ = call("--help")
+    assert code == 0
+    assert all(re.search(rf"^│ {verb} ", out, re.MULTILINE) for verb in VERBS)
+    assert "--install-completion" in out
+
+
+def test_help_of_train_shows_defaults_panels_and_settings(call: Call) -> None:
+    _, out, _ = call("train", "--help")
+    for panel in ("Data", "Network", "Optimization", "Run", "Output", "Messages"):
+        assert f"─ {panel} ─" in out
+    flags = {
+        *("task", "data", "size", "model", "cell", "directions", "hidden", "layers", "windows", "dropout"),
+        *(
+            "steps",
+            "batch-size",
+            "lr",
+            "schedule",
+            "clip",
+            "precision",
+            "seed",
+            "device",
+            "config",
+            "resume",
+        ),
+    }
+    for flag in flags:
+        assert re.search(rf"│ --{flag} .*\[default: [^]]+\]", out), flag
+    for key, default, _ in list_settings():
+        assert re.search(rf"^│ {key} +{re.escape(default or '-')} ", out, re.MULTILINE), key
+
+
+STARTS = {
+    "help": ("--help",),
+    "help of train": ("train", "--help"),
+    "help of compare": ("compare", "--help"),
+    "unknown verb": ("trian",),
+    "unknown task": ("train", "--task", "digts"),
+    "unknown model": ("train", "--model", "mdd"),
+    "unknown setting": ("train", "--set", "hiden=3"),
+    "unknown form": ("export", "--form", "scam"),
+    "resume elsewhere": ("train", "--resume", "run", "-o", "run"),
+    "unknown compared task": ("compare", "--task", "digts"),
+    "unknown device": ("verify", "m.onnx", "--device", "gpu"),
+}
+
+
+@pytest.mark.parametrize("case", STARTS)
+def test_help_and_usage_errors_do_not_import_torch(case: str, tmp_path: Path) -> None:
+    modules = imported_by(*STARTS[case], cwd=tmp_path)
+    assert "typer" in modules
+    assert not modules & {*HEAVY, "numpy"}
+
+
+def test_infer_imports_neither_pydantic_nor_rich(model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((8, 8)))
+    modules = imported_by("infer", "x.npy", "-m", str(model), cwd=tmp_path)
+    assert "onnxruntime" in modules
+    assert not modules & ({*HEAVY, "rich"} - {"onnxruntime"})
+
+
+COMPLETIONS = {
+    "mdlstm tr": {"train"},
+    "mdlstm train --sch": {"--schedule"},
+    "mdlstm train --task digit": {"digits", "digit-strings"},
+    "mdlstm train --task seg": {"segment"},
+    "mdlstm train --schedule ": {"constant", "cosine"},
+    "mdlstm train --cell le": {"leaky"},
+    "mdlstm train -m sn": {"snake"},
+    "mdlstm train --device cu": {"cuda"},
+    "mdlstm train --set wa": {"warmup="},
+    "mdlstm train --set schedule=co": {"schedule=constant", "schedule=cosine"},
+    "mdlstm train --config ": {"mine.toml", "runs/"},
+    "mdlstm train --resume ": {"runs/one", "runs/two"},
+    "mdlstm compare --task tex": {"textures"},
+    "mdlstm report runs/t": {"runs/two"},
+    "mdlstm export --form s": {"scan"},
+    "mdlstm verify ": {"here.onnx", "runs/one/model-8x8.onnx", "runs/"},
+    "mdlstm info runs/one": {"runs/one", "runs/one/model-8x8.onnx", "runs/one/"},
+    "mdlstm infer ": {"x.npy", "runs/"},
+    "mdlstm infer x.npy -m runs/one/": {"runs/one/model-8x8.onnx"},
+    "mdlstm infer --engine r": {"ray"},
+    "mdlstm infer --format np": {"npy", "npz"},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with runs, models and files whose names can be completed."""
+    for name in ("runs/one/best.safetensors", "runs/two/last.safetensors", "runs/one/model-8x8.onnx"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("here.onnx", "x.npy", "mine.toml", "notes.txt", ".hidden.npy"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("line", COMPLETIONS)
+def test_the_shell_completes(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    monkeypatch.setenv("_MDLSTM_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line.strip())
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
+    code, out, _ = call()
+    assert code == 0
+    assert set(out.split()) == COMPLETIONS[line]
+
+
+def test_completion_imports_nothing_heavy(folder: Path) -> None:
+    env = {"_MDLSTM_COMPLETE": "complete_bash", "COMP_WORDS": "mdlstm train --set wa", "COMP_CWORD": "3"}
+    assert not imported_by(cwd=folder, env=env) & {*HEAVY, "numpy", "rich"}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_are_shown(shell: str, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    code, out, err = call("--show-completion", shell)
+    assert code == 0, err
+    assert "_MDLSTM_COMPLETE" in out
+
+
+def test_quiet_prints_only_data_and_errors(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("good.npy", np.zeros((8, 8)))
+    Path("bad.npy").touch()
+    assert call("infer", "good.npy", "-m", model, "-q") == (0, "", "")
+    code, out, err = call("infer", "good.npy", "bad.npy", "-m", model, "-q", "--force")
+    assert (code, out) == (1, "")
+    assert [line.split(":")[0] for line in err.splitlines()] == ["failed", "error"]
+    code, out, err = call("info", model, "-q")
+    assert (code, err) == (0, "")
+    assert "8x8" in out
+    assert call("doctor", "-q")[2] == ""
+
+
+def test_verbose_prints_more(model: Path, call: Call) -> None:
+    _, out, usual = call("info", model)
+    code, verbose_out, verbose = call("info", model, "-v")
+    assert (code, verbose_out) == (0, out)
+    assert verbose.startswith(usual)
+    assert "MiB" in verbose
+
+
+def test_debug_prints_the_traceback_and_keeps_the_exit_code(tmp_path: Path, call: Call) -> None:
+    code, _, err = call("info", tmp_path / "gone.onnx")
+    assert code == 2
+    assert "Traceback" not in err
+    code, _, debug = call("info", tmp_path / "gone.onnx", "--debug")
+    assert code == 2
+    assert "Traceback" in debug
+    assert debug.endswith(err)
+
+
+def test_verbosity_ends_with_the_call(model: Path, call: Call) -> None:
+    call("info", model, "-q")
+    assert "next:" in call("info", model)[2]
+
+
+def test_windows_schedule_clip_and_dropout_have_options(tmp_path: Path) -> None:
+    flags = (
+        "--task",
+        "digits",
+        "--windows",
+        "2x2,1x2",
+        "--schedule",
+        "cosine",
+        "--clip",
+        "2",
+        "--dropout",
+        "0.25",
+    )
+    done = mdlstm(
+        "train", *flags, "--steps", "1", "--hidden", "2", "--batch-size", "2", "-o", "a", cwd=tmp_path
+    )
+    assert done.code == 0, done.err
+    config = load_checkpoint(tmp_path / "a/last.safetensors").config
+    assert (config.windows, config.schedule, config.clip, config.dropout) == (
+        "2x2,1x2",
+        "cosine",
+        2.0,
+        0.25,
+    )
+    assert config.hidden != TrainConfig().hidden
+
+
+def test_a_network_and_a_cell_may_come_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "from mdlstm_tk import MDLSTM, register_cell\n"
+        "from mdlstm_tk.models import register\n"
+        "@register_cell('coupled', gates=('f', 'g', 'o'), start={'f': 1.0})\n"
+        "def coupled(gates, c, output_activation):\n"
+        "    f, g, o = gates\n"
+        "    c_new = 0.5 * f * (c[0] + c[1]) + (1 - f) * g\n"
+        "    return o * output_activation(c_new), c_new\n"
+        "@register('mine')\n"
+        "class Mine(torch.nn.Module):\n"
+        "    def __init__(self, channels, outputs, *, hidden=4, cell='graves'):\n"
+        "        super().__init__()\n"
+        "        self.body = MDLSTM(channels, hidden, cell=cell)\n"
+        "        self.head = torch.nn.Linear(hidden, outputs)\n"
+        "    def forward(self, x):\n"
+        "        return self.head(self.body(x)).sigmoid()\n"
+    )
+    arguments = ("-m", "mine.py:mine", "--cell", "mine.py:coupled", "--hidden", "3", "--steps", "1")
+    done = mdlstm("train", *arguments, "-o", "a", cwd=tmp_path)
+    assert done.code == 0, done.err
+    config = load_checkpoint(tmp_path / "a/last.safetensors").config
+    assert (config.model, config.cell) == ("mine.py:mine", "mine.py:coupled")
