@@ -47,7 +47,7 @@ def test_what_is_no_runtime(tmp_path: Path) -> None:
 
 def test_without_npm_or_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MDLSTMError, match=r"npm is not installed.*onnxruntime-web@"):
+    with pytest.raises(MDLSTMError, match=r"npm.*not installed.*npm pack onnxruntime-web@"):
         load_runtime()
     npm = tmp_path / "npm"
     npm.write_text("#!/bin/sh\necho 'npm error code ENOTFOUND' >&2\nexit 1\n")
@@ -68,7 +68,7 @@ def test_the_verb_writes_a_page(trained: Run, onnxruntime_web: dict[str, bytes],
     assert '"name": "md-8x8"' in (tmp_path / "page/model.json").read_text()
     with pytest.raises(InputError, match=r"page is not empty.*--force"):
         export(trained.folder, web=tmp_path / "page")
-    with pytest.raises(InputError, match=r"2 sizes.*--size"):
+    with pytest.raises(InputError, match="2 sizes"):
         export(trained.folder, size=["4", "5"], web=tmp_path / "other")
     with pytest.raises(InputError, match=r"--web-runtime.*--web"):
         export(trained.folder, web_runtime=tmp_path / "ort")

@@ -134,7 +134,7 @@ def test_a_kernels_source_can_be_read() -> None:
     kernel = codegen.get_kernel("forward", "graves", 2, False, False)
     text = inspect.getsource(kernel.fn.__globals__["_cell"].fn)
     assert text.startswith(
-        "def forward_graves_2d(a, before, peephole, norm_weight, norm_bias, unit, UNITS):\n"
+        "def forward_graves_2d(a, c_prev, peephole, norm_weight, norm_bias, unit, UNITS):\n"
     )
     assert text.count("tl.sigmoid(") == 4  # i, f_1, f_2, o
     assert text.count("tanh(") == 2  # g and c
@@ -174,4 +174,4 @@ def test_what_keeps_triton_from_working(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     assert why(cuda).startswith("Triton does not work here (")  # no driver
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert "triton" in why()
+    assert "triton" in why(cuda)

@@ -138,7 +138,7 @@ def test_extra_inputs_and_sizes_can_be_combined(tmp_path: Path) -> None:
     assert session.metadata.inputs == ("x", "sizes", "z")
     x = np.ones((2, 2, 3), np.float32)
     assert session(x, z=z[0].numpy()).shape == (1, 1, 2, 3)
-    with pytest.raises(InputError, match="takes z"):
+    with pytest.raises(InputError, match=r"\bz\b"):
         session(x)
     with pytest.raises(InputError, match=r"z .*\(3, 2\)"):
         session(np.ones((2, 3, 4, 5, 1)), z=z)
