@@ -18,7 +18,7 @@ def split_reference(reference: str) -> tuple[Path | None, str]:
 
 @cache
 def import_file(path: Path) -> ModuleType:
-    """Run a Python file as a module, once per process.
+    """Run a Python file as a module; once per process, however often it is named.
 
     Raises:
         InputError: there is no such file.

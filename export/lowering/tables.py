@@ -1,7 +1,13 @@
-"""The index tables of a scan: as constants for one grid, or computed in the graph for any grid.
+"""Index tables for the ONNX Scan that runs a sweep, one wavefront (positions with equal coordinate sum) per
+iteration: as constants for one grid, or computed in the graph for any grid.
 
-Notation: N batch, D grid axes, n hidden units, P positions, T wavefronts, K positions of one wavefront,
-K_max positions of the largest wavefront.
+Notation
+    N, D, n      batch, grid axes, hidden units
+    P, T         positions, wavefronts
+    K, K_max     positions of one wavefront, of the largest one
+    flat position   row-major index of a position
+    visit index     its place in the order of the sweep
+    direction       one sign per axis; −1 sweeps the axis backwards
 
 The states of a scan have K_max + 1 rows. In a smaller wavefront the rows from K on are zero, and the last
 row is zero in every wavefront: it stands for the positions outside the grid.
@@ -24,16 +30,17 @@ class ScanTables:
     """What a scan over the wavefronts of a grid needs to know, as int64 values of the graph.
 
     Attributes:
-        coordinates: for each axis (P), the coordinate of every flat position.
-        state_rows: (1), K_max + 1.
-        starts: (T, 1); wavefront t consists of the visiting indices starts[t] … ends[t] − 1.
-        ends: (T, 1).
-        pads: (T, 6), the operand of `Pad` that brings the state (K, N, n) to K_max + 1 rows.
-        predecessors: for each axis (P), by visiting index: the row of the preceding state that holds the
-            predecessor along that axis.
-        orders: for each direction (P), the flat positions in visiting order.
-        output_rows: for each direction (P), by flat position: its row in the outputs of all iterations,
-            (T·(K_max + 1), N, n).
+        coordinates: one (P,) tensor per axis: the coordinate of every flat position.
+        state_rows: (1,) the number of rows of a state, K_max + 1.
+        starts, ends: (T, 1) each; wavefront t has the visit indices starts[t] … ends[t] − 1.
+        pads: (T, 6) the operand of `Pad` that brings a state (K, N, n) to K_max + 1 rows: what to add
+            before and after each axis. Only column 3, the rows added at the end, is not zero.
+        predecessors: one (P,) tensor per axis, by visit index: the row of the previous wavefront's state
+            that holds the predecessor along that axis; K_max, the row of zeros, if that is outside the
+            grid.
+        orders: one (P,) tensor per direction: the flat positions in visiting order.
+        output_rows: one (P,) tensor per direction, by flat position: its row in the outputs of all
+            iterations, (T·(K_max + 1), N, n).
     """
 
     coordinates: list[Value]
@@ -47,35 +54,39 @@ class ScanTables:
 
 
 def constant_tables(graph: Graph, grid: tuple[int, ...], directions: list[Direction]) -> ScanTables:
-    """The tables of one grid, as constants."""
-    front = wavefronts(grid)
-    counts = np.diff(front.starts)  # K of each wavefront
+    """The tables of one grid with known extents, as constants."""
+    fronts = wavefronts(grid)
+    counts = np.diff(fronts.starts)  # (T,) K of each wavefront
     k_max = int(counts.max())
-    prev_starts = np.concatenate([[0], front.starts[:-2]])  # (T) start of the preceding wavefront
-    predecessors = np.where(
-        front.predecessors < 0, k_max, front.predecessors - np.repeat(prev_starts, counts)
-    )  # (D, P)
-    pads = np.zeros((len(front), 6), np.int64)
+    prev_starts = np.concatenate(
+        [[0], fronts.starts[:-2]]
+    )  # (T,) of the previous wavefront; 0 for the first
+    prev_rows = fronts.predecessors - np.repeat(prev_starts, counts)
+    predecessors = np.where(fronts.predecessors < 0, k_max, prev_rows)  # (D, P)
+    pads = np.zeros((len(fronts), 6), np.int64)
     pads[:, 3] = k_max + 1 - counts
-    visit_idx = np.arange(len(front.order))
-    output_rows = visit_idx + np.repeat(np.arange(len(front)) * (k_max + 1) - front.starts[:-1], counts)
+    visit_idx = np.arange(len(fronts.order), dtype=np.int64)
+    front_of_visit = np.repeat(np.arange(len(fronts)), counts)
+    row_of_visit = front_of_visit * (k_max + 1) + visit_idx - fronts.starts[front_of_visit]
     orders = [visiting_order(grid, direction) for direction in directions]
     return ScanTables(
-        coordinates=[graph.constant(axis) for axis in np.indices(grid).reshape(len(grid), -1)],
+        coordinates=[
+            graph.constant(values) for values in np.indices(grid, np.int64).reshape(len(grid), -1)
+        ],
         state_rows=graph.integers(k_max + 1),
-        starts=graph.constant(front.starts[:-1, None]),
-        ends=graph.constant(front.starts[1:, None]),
+        starts=graph.constant(fronts.starts[:-1, None]),
+        ends=graph.constant(fronts.starts[1:, None]),
         pads=graph.constant(pads),
-        predecessors=[graph.constant(axis) for axis in predecessors],
+        predecessors=[graph.constant(rows) for rows in predecessors],
         orders=[graph.constant(order) for order in orders],
-        output_rows=[graph.constant(output_rows[np.argsort(order)]) for order in orders],
+        output_rows=[graph.constant(row_of_visit[np.argsort(order)]) for order in orders],
     )
 
 
 def computed_tables(graph: Graph, sweep: Sweep) -> ScanTables:
-    """The tables of any grid, computed in the graph from the shape of x."""
+    """The same tables for any extents ≥ 1, computed in the graph from the shape of x (N, *grid, C)."""
     ndim = len(sweep.grid)
-    zero, one = graph.integers(0), graph.integers(1)
+    zero, one = graph.integers(0), graph.integers(1)  # int64 (1,); Python numbers would become float32
     extents = [graph("Shape", sweep.x, start=1 + d, end=2 + d) for d in range(ndim)]
     strides = [one]  # flat distance of one step along each axis
     for extent in reversed(extents[1:]):
@@ -86,37 +97,41 @@ def computed_tables(graph: Graph, sweep: Sweep) -> ScanTables:
         graph("Mod", graph("Div", flat, stride), extent)
         for stride, extent in zip(strides, extents, strict=True)
     ]
-    front_of_position = total(coordinates)  # (P)
+    front_of_position = total(coordinates)  # (P,) the wavefront of each flat position
     front_count = total([extent - one for extent in extents]) + one  # T
-    # TopK returns equal values in the order of their indices, so this sort is stable.
+    # ONNX has no sort, but TopK of all P is one. It keeps the order of equal values, so that positions of a
+    # wavefront stay in row-major order, as in `wavefronts`.
     front_of_visit, order = graph.add_node(
         "TopK", 2, front_of_position, position_count, axis=0, largest=0, sorted=1
     )
     inverse_order = graph("ScatterElements", flat, order, flat, axis=0)
-    no_positions = graph("Expand", zero, front_count)
+    zeros = graph("Expand", zero, front_count)
     ones = graph("Expand", one, position_count)
     counts = graph(
-        "ScatterElements", no_positions, front_of_position, ones, axis=0, reduction="add"
-    )  # (T) K of each wavefront
+        "ScatterElements", zeros, front_of_position, ones, axis=0, reduction="add"
+    )  # (T,) K of each wavefront: a bincount
     starts = graph("CumSum", counts, graph.scalar(0), exclusive=1)
     state_rows = graph("ReduceMax", counts, keepdims=1) + one
     prev_starts = graph("Gather", starts, graph("Max", front_of_visit - one, zero))  # (P)
     predecessors = []
-    for axis, stride in zip(coordinates, strides, strict=True):
+    for coordinate, stride in zip(coordinates, strides, strict=True):
+        # Outside the grid this is a valid but wrong index, which Where replaces.
         prev_visit = graph("Gather", inverse_order, graph("Max", order - stride, zero))
         prev_row = prev_visit - prev_starts
-        is_outside = graph("Equal", graph("Gather", axis, order), zero)
+        is_outside = graph("Equal", graph("Gather", coordinate, order), zero)
         predecessors.append(graph("Where", is_outside, state_rows - one, prev_row))
     row_of_visit = front_of_visit * state_rows + flat - graph("Gather", starts, front_of_visit)
     orders, output_rows = [], []
     for direction in sweep.directions:
         mirrored = total(
             [
-                (axis if sign > 0 else extent - one - axis) * stride
-                for sign, axis, extent, stride in zip(direction, coordinates, extents, strides, strict=True)
+                (coordinate if sign > 0 else extent - one - coordinate) * stride
+                for sign, coordinate, extent, stride in zip(
+                    direction, coordinates, extents, strides, strict=True
+                )
             ]
-        )  # (P) the flat position on the opposite side of each axis with sign −1
-        orders.append(graph("Gather", mirrored, order))
+        )  # (P,) by flat position: where it lands if every axis with sign −1 is reversed
+        orders.append(graph("Gather", mirrored, order))  # a reflection is its own inverse
         output_rows.append(graph("Gather", row_of_visit, graph("Gather", inverse_order, mirrored)))
     missing_rows = graph("Unsqueeze", state_rows - counts, one)  # (T, 1)
     return ScanTables(
@@ -132,6 +147,6 @@ def computed_tables(graph: Graph, sweep: Sweep) -> ScanTables:
 
 
 def _arange(graph: Graph, end: Value) -> Value:
-    """0 … end − 1, where end is a tensor (1)."""
+    """(end,) 0 … end − 1. `end` has shape (1,), but `Range` takes scalars."""
     scalar_end = graph("Squeeze", end, graph.integers(0))
     return graph("Range", graph.scalar(0), scalar_end, graph.scalar(1))

@@ -52,7 +52,11 @@ class TrainConfig:
         "Decoupled weight decay (AdamW), applied to the recurrent weights of MDLSTM layers only.",
         least=0,
     )
-    cell: str = _setting("", "LSTM cell: graves, mean, stable or leaky; empty: the network's default.")
+    cell: str = _setting(
+        "",
+        "LSTM cell: graves, mean, stable, leaky, or file.py:name for your own; "
+        "empty: the network's default.",
+    )
     directions: str = _setting(
         "", "Sweep directions: 1 or all; empty: the network's default.", choices=("", "1", "all")
     )

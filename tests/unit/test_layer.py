@@ -174,8 +174,8 @@ def test_gates_start_as_open_as_the_docstring_says() -> None:
 
 
 BAD_ARGUMENTS = {
-    "input_size": ({"input_size": 0}, "input_size must be a whole number of at least 1, got 0"),
-    "hidden_size": ({"hidden_size": 2.5}, "hidden_size must be a whole number"),
+    "input_size": ({"input_size": 0}, "input_size .*got 0"),
+    "hidden_size": ({"hidden_size": 2.5}, "hidden_size .*got 2.5"),
     "ndim": ({"ndim": 0}, "ndim must be"),
     "window": ({"window": (2, 2, 2)}, "window must be one extent, or 2"),
     "merge": ({"merge": "max"}, "merge must be one of concat, sum, mean, got 'max'"),

@@ -69,8 +69,8 @@ def forward(
         return [*shared, *own, *numbers, *member]
 
     run(plan.entry, division, arguments)
-    empty = output.new_empty(0)
-    return output.to(dtype), empty if gates is None else gates, c if save else empty
+    kept_gates = output.new_empty(0) if gates is None else gates
+    return output.to(dtype), kept_gates, c if save else output.new_empty(0)
 
 
 def backward(

@@ -44,6 +44,7 @@ def get_kernel(pass_kind: Pass, cell_name: str, ndim: int, peephole: bool, layer
     cell = get_cell(cell_name)
     text = source(lower(pass_kind, cell, ndim, peephole, layer_norm), name, reads, writes)
     function = specialize(template, name, _cell=_define(name, text), RECURRENT=tl.constexpr(cell.recurrent))
+    function.__name__ = template.__name__  # Triton looks for the name that its source has
     varying = [argument for argument in VARYING if argument in template.__code__.co_varnames]
     return triton.jit(function, do_not_specialize=varying)
 

@@ -1,21 +1,25 @@
 """The part of a wavefront that is not a matrix product, in Triton: forward and backward.
 
-Rows are (position, sample) in visiting order, so a wavefront is contiguous in a, c and da. A program takes
-ROWS rows of one direction and BLOCK units of each; with layer norm all units. What reaches a position from
-its
-neighbours is fetched by it, or was written by one neighbour alone: nothing is added up atomically, so
-    results
-do not depend on which program runs first.
+Launch grid: (blocks of ROWS rows, blocks of BLOCK units, dirs). With layer norm BLOCK covers all n units,
+because a mean needs them. Rows are (position, sample) in visiting order, so within a direction a wavefront
+is contiguous in a, c and da.
+
+No kernel uses atomics: a position reads its neighbours' values itself, or one neighbour alone writes them
+    to
+it, and every block of rows adds up parameter gradients in a part of its own. So results do not depend on
+the order in which programs run.
 
 `forward` and `backward` are templates: `mdlstm_tk.backends.cuda.codegen` makes one kernel of them for each
 cell, with other values for the globals `_cell` and `RECURRENT`.
 
 Notation
-    N, P, D      batch, positions, axes (AXES)
+    N, P, D      batch, positions, axes (AXES); dirs: directions
     n, G         hidden units (UNITS), gates (GATES)
+    W, U_d       weights of x, and of h one step back along axis d
     visit        index of a position in visiting order
-    local row    row within (dirs, rows of one wavefront)
-    global row   row within (dirs, P·N)
+    local row    row within (dirs, K·N) of one wavefront with K positions: direction · K·N + row
+    global row   row within (dirs, P·N): (direction · P + visit) · N + sample
+    …_ptr        a pointer; the parameters and their gradients are pointers, too, or None
 """
 
 from __future__ import annotations
@@ -25,21 +29,29 @@ from typing import Any
 import triton
 import triton.language as tl
 
-RECURRENT = tl.constexpr(True)  # whether the gates see h; each specialised kernel has its own value
+RECURRENT = tl.constexpr(True)  # whether the gates see the predecessors' h; codegen sets it for each cell
 
 
 def _cell(*blocks: Any) -> Any:
-    """The cell on blocks (ROWS, BLOCK); each specialised kernel has its own in place of this one."""
+    """The cell, which codegen replaces; the slots are those of `mdlstm_tk.cells.lowering`.
+
+    forward: (a, c_prev, peephole, norm_weight, norm_bias, unit, UNITS) → (h,), (c,), gates.
+    backward: (gates, c_prev, (c,), (dh,), dh_next, dc_next, peephole, norm_weight, norm_bias, unit, UNITS)
+        →
+    da, dc_prev, dpeephole, dnorm_weight, dnorm_bias.
+    Each is a tuple of blocks: (ROWS, BLOCK), those of parameters (1, BLOCK).
+    """
     raise NotImplementedError
 
 
 @triton.jit
 def tanh(x):
-    """tanh by a Padé approximant [7/6] near 0, where the formula with exp would lose digits."""
+    """tanh: a Padé approximant [7/6] for |x| < 0.5, where 1 − exp(−2|x|) loses digits; beyond that, exp."""
     size = tl.abs(x)
-    s = tl.minimum(size, 1.0) * tl.minimum(size, 1.0)
-    numerator = 135135.0 + s * (17325.0 + s * (378.0 + s))
-    near = size * (numerator / (135135.0 + s * (62370.0 + s * (3150.0 + s * 28.0))))
+    small = tl.minimum(size, 1.0)  # keeps the powers finite in the branch that is not used
+    square = small * small
+    numerator = 135135.0 + square * (17325.0 + square * (378.0 + square))
+    near = size * (numerator / (135135.0 + square * (62370.0 + square * (3150.0 + square * 28.0))))
     decay = tl.exp(-2.0 * size)
     far = (1.0 - decay) / (1.0 + decay)
     result = tl.where(size < 0.5, near, far)
@@ -51,9 +63,10 @@ def _rows(starts_ptr, order_ptr, direction, t, batch, positions, ROWS: tl.conste
     """This program's rows of wavefront t, (ROWS, 1) each.
 
     Returns:
-        The visit and the sample; the local row, the global row, and the row within (N, P); and whether the
-        wavefront has such a row.
+        visit, sample, local row, global row, place (the row in (N, P)), and whether the row exists: it does
+        not past the end of the wavefront.
     """
+    # `starts` has an empty wavefront in front, so wavefront t is from starts[t + 1] to starts[t + 2].
     first, end = tl.load(starts_ptr + t + 1), tl.load(starts_ptr + t + 2)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     exists = row < (end - first) * batch
@@ -66,14 +79,15 @@ def _rows(starts_ptr, order_ptr, direction, t, batch, positions, ROWS: tl.conste
 
 @triton.jit
 def _predecessor(predecessors_ptr, direction, visit, sample, exists, batch, positions):
-    """The global row one step back along an axis, and whether there is one."""
+    """The global row one step back along the axis of `predecessors_ptr`, and whether it is in the grid."""
     previous = tl.load(predecessors_ptr + visit, mask=exists, other=-1)
     return (direction * positions + previous) * batch + sample, previous >= 0
 
 
 @triton.jit
 def _successor(successors_ptr, starts_ptr, direction, t, visit, sample, exists, batch):
-    """The local row of the next wavefront one step forward along an axis, and whether there is one."""
+    """The local row, in the next wavefront, one step forward along the axis of `successors_ptr`, and
+    whether that lies in the grid."""
     first, end = tl.load(starts_ptr + t + 2), tl.load(starts_ptr + t + 3)
     following = tl.load(successors_ptr + visit, mask=exists, other=-1)
     return (direction * (end - first) + following - first) * batch + sample, following >= 0
@@ -92,7 +106,8 @@ def _parameter_rows(tensor, direction, unit, dtype: tl.constexpr, COUNT: tl.cons
 
 @triton.jit
 def _accumulate(tensor, rows, index, unit, COUNT: tl.constexpr, UNITS: tl.constexpr):
-    """Add what this program's rows contribute to its part of a gradient (…, COUNT, n)."""
+    """Add the sum over this program's rows to part `index` of a gradient (parts, COUNT, n), which no other
+    program of the launch touches."""
     if tensor is not None:
         for k in tl.static_range(COUNT):
             row_ptr = tensor + (index * COUNT + k) * UNITS + unit
@@ -107,21 +122,26 @@ def forward(
     AXES: tl.constexpr, GATES: tl.constexpr, UNITS: tl.constexpr,
     KEEP_C: tl.constexpr, KEEP_GATES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The positions of wavefront t.
+    """Compute h and c of all positions of wavefront t.
 
     Args:
-        a_ptr: (dirs, P·N, G·n) W x. If KEEP_GATES, what backward needs of the gates replaces it.
-        recurrent_ptr: (dirs, rows, G·n) Σ_d U_d h_d of this wavefront, if the cell is recurrent.
-        operand_ptr: (dirs, rows, D·n) the h_d that it came from; set to zeros.
-        next_operand_ptr: (dirs, rows of the next wavefront, D·n) zeros; written where there is a successor.
-        c_ptr: (dirs, P·N, n), written; or unless KEEP_C a, whose first n columns c takes.
+        a_ptr: (dirs, P·N, G·n) W x. If KEEP_GATES, it is overwritten with the activated gates, or with
+            layer norm with the pre-activations.
+        recurrent_ptr: (dirs, K·N, G·n) Σ_d U_d h_d of this wavefront, if the cell is recurrent.
+        operand_ptr: (dirs, K·N, D·n) the h_d that the product has read; cleared, so that the buffer can
+            serve the wavefront after the next.
+        next_operand_ptr: the same for the next wavefront: zeros, to which h is written for the successors.
+        c_ptr: if KEEP_C, (dirs, P·N, n), written. Otherwise a, whose first n columns c overwrites to save
+            memory. KEEP_GATES needs KEEP_C.
         output_ptr: (N, P, dirs, n), written.
-        bias, peephole, norm_weight, norm_bias: (dirs, rows of each, n) or None.
+        bias: (dirs, G, n) or None.
+        peephole, norm_weight, norm_bias: (dirs, 2D + 1, n), (dirs, G + 1, n) twice, or None; see
+            `CellParameters`.
         starts_ptr, order_ptr, predecessors_ptr, successors_ptr: see `SweepTables`.
         valid_ptr: (N, P) bool, or None if all positions are valid.
         t, batch, positions: the wavefront, N, P.
     """
-    direction, dirs = tl.program_id(2).to(tl.int64), tl.num_programs(2)
+    direction, dirs = tl.program_id(2).to(tl.int64), tl.num_programs(2)  # int64: offsets may exceed 2³¹
     unit = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     visit, sample, local_row, global_row, place, exists = _rows(
         starts_ptr, order_ptr, direction, t, batch, positions, ROWS
@@ -130,7 +150,8 @@ def forward(
     dtype: tl.constexpr = a_ptr.dtype.element_ty
     c_width: tl.constexpr = UNITS if KEEP_C else GATES * UNITS
 
-    a, bias_rows = (), _parameter_rows(bias, direction, unit, dtype, GATES, UNITS)
+    bias_rows = _parameter_rows(bias, direction, unit, dtype, GATES, UNITS)
+    a = ()
     for k in tl.static_range(GATES):
         column = k * UNITS + unit
         value = tl.load(a_ptr + global_row * (GATES * UNITS) + column, mask=mask, other=0.0)
@@ -173,27 +194,31 @@ def forward(
 
 
 def backward(
-    grad_ptr, gates_ptr, c_ptr, dh_ptr, dc_ptr, next_dc_ptr, peephole, norm_weight, norm_bias,
+    grad_ptr, gates_ptr, c_ptr, next_dh_ptr, dc_prev_ptr, next_dc_ptr, peephole, norm_weight, norm_bias,
     da_ptr, dpeephole, dnorm_weight, dnorm_bias,
     starts_ptr, order_ptr, predecessors_ptr, successors_ptr, valid_ptr, t, batch, positions, blocks,
     AXES: tl.constexpr, GATES: tl.constexpr, UNITS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the positions of wavefront t. The arguments are those of `forward`, and:
+    """Compute da, and the gradients of the predecessors' c and of the parameters, for wavefront t.
+    Wavefronts run from the last to the first. The parameters, tables, valid_ptr, t, batch and positions are
+    those of `forward`.
 
     Args:
         grad_ptr: (N, P, dirs, n) gradient of the output.
-        gates_ptr: what `forward` left in a, or pre-activations, see `lowering.lower`.
-        dh_ptr: (dirs, rows of the next wavefront, D·n) the gradients U_dᵀ da of the h_d that its positions
-            saw, if the cell is recurrent.
-        next_dc_ptr: (dirs, rows of the next wavefront, D·n) the gradients of the c_d that they saw.
-        dc_ptr: (dirs, rows, D·n) the same for this wavefront, written.
-        da_ptr: (dirs, P·N, G·n), written; may be gates.
-        dpeephole, dnorm_weight, dnorm_bias: (dirs, blocks, rows, n) or None: each block of rows adds to its
-            own part, wavefront after wavefront.
+        gates_ptr: (dirs, P·N, G·n) what `forward` left in a; in the pass "recompute", pre-activations.
+        c_ptr: (dirs, P·N, n), read.
+        next_dh_ptr: (dirs, rows of wavefront t + 1, D·n) U_dᵀ da, the gradient of the h that each position
+            of wavefront t + 1 read along axis d, if the cell is recurrent.
+        dc_prev_ptr: (dirs, rows of wavefront t, D·n), written: the gradient of the c that each position
+            read along axis d.
+        next_dc_ptr: what dc_prev_ptr was for wavefront t + 1.
+        da_ptr: (dirs, P·N, G·n), written; may be the same memory as gates.
+        dpeephole, dnorm_weight, dnorm_bias: (dirs, blocks, rows of the parameter, n) or None, zeros before
+            the first launch; the caller sums over the blocks.
         blocks: the number of blocks of rows of the longest wavefront.
     """
-    direction, dirs = tl.program_id(2).to(tl.int64), tl.num_programs(2)
+    direction, dirs = tl.program_id(2).to(tl.int64), tl.num_programs(2)  # int64: offsets may exceed 2³¹
     unit = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     visit, sample, local_row, global_row, place, exists = _rows(
         starts_ptr, order_ptr, direction, t, batch, positions, ROWS
@@ -201,11 +226,11 @@ def backward(
     mask = exists & (unit < UNITS)
     dtype: tl.constexpr = gates_ptr.dtype.element_ty
 
-    valid = mask
+    live = mask  # a position outside its sample's valid extents gets no gradient, so it passes none on
     if valid_ptr is not None:
-        valid = mask & (tl.load(valid_ptr + place, mask=exists, other=0) != 0)
-    grad_row = grad_ptr + (place * dirs + direction) * UNITS + unit
-    dh = tl.load(grad_row, mask=valid, other=0.0).to(dtype)
+        live = mask & (tl.load(valid_ptr + place, mask=exists, other=0) != 0)
+    grad_offset = (place * dirs + direction) * UNITS + unit
+    dh = tl.load(grad_ptr + grad_offset, mask=live, other=0.0).to(dtype)
     gates, c_prev, dh_next, dc_next = (), (), (), ()
     for k in tl.static_range(GATES):
         column = k * UNITS + unit
@@ -218,12 +243,12 @@ def backward(
         row, inside = _successor(
             successors_ptr + d * positions, starts_ptr, direction, t, visit, sample, exists, batch
         )
-        column = row * (AXES * UNITS) + d * UNITS + unit
+        offset = row * (AXES * UNITS) + d * UNITS + unit
         if RECURRENT:
-            dh_next += (tl.load(dh_ptr + column, mask=valid & inside, other=0.0),)
+            dh_next += (tl.load(next_dh_ptr + offset, mask=live & inside, other=0.0),)
         else:
             dh_next += (tl.zeros([ROWS, BLOCK], dtype),)
-        dc_next += (tl.load(next_dc_ptr + column, mask=valid & inside, other=0.0),)
+        dc_next += (tl.load(next_dc_ptr + offset, mask=live & inside, other=0.0),)
     c_new = tl.load(c_ptr + global_row * UNITS + unit, mask=mask, other=0.0)
     da, dc_prev, peephole_rows, norm_weight_rows, norm_bias_rows = _cell(
         gates, c_prev, (c_new,), (dh,), dh_next, dc_next,
@@ -236,7 +261,7 @@ def backward(
     for k in tl.static_range(GATES):
         tl.store(da_ptr + global_row * (GATES * UNITS) + k * UNITS + unit, da[k], mask=mask)
     for d in tl.static_range(AXES):
-        tl.store(dc_ptr + local_row * (AXES * UNITS) + d * UNITS + unit, dc_prev[d], mask=mask)
+        tl.store(dc_prev_ptr + local_row * (AXES * UNITS) + d * UNITS + unit, dc_prev[d], mask=mask)
     part = direction * blocks + tl.program_id(0)
     _accumulate(dpeephole, peephole_rows, part, unit, 2 * AXES + 1, UNITS)
     _accumulate(dnorm_weight, norm_weight_rows, part, unit, GATES + 1, UNITS)
