@@ -1,9 +1,9 @@
 """How the verbs read their options: `Verb` and `Root` are the Typer commands of which `mdlstm` consists.
 
-They convert and check option values themselves, in place of Typer, for two reasons. Typer from 0.29 on does it
-with pydantic, whose import takes 0.08 s, half of the 0.16 s that importing NumPy and ONNX Runtime takes; and it
-does not suggest the nearest choice. If a future Typer stops calling `process_value`, its own conversion takes
-over, which is slower but correct.
+They convert and check option values themselves, in place of Typer, for two reasons. Typer from 0.29 on uses
+pydantic for it, whose import takes 0.08 s, half as long as importing NumPy and ONNX Runtime; and Typer does
+not suggest the nearest choice. If a future Typer stops calling `process_value`, its own conversion takes over,
+which is slower but correct.
 """
 
 from __future__ import annotations
