@@ -2,8 +2,8 @@
 
 They convert and check option values themselves, in place of Typer, for two reasons. Typer from 0.29 on uses
 pydantic for it, whose import takes 0.08 s, half as long as importing NumPy and ONNX Runtime; and Typer does
-not suggest the nearest choice. If a future Typer stops calling `process_value`, its own conversion takes over,
-which is slower but correct.
+not suggest the nearest choice. If a future Typer stops calling `process_value`, its own conversion takes
+over, which is slower but correct.
 """
 
 from __future__ import annotations
