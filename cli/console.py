@@ -41,7 +41,7 @@ def err() -> Console:
     """The Rich console on stderr. Rich takes long to import; a plain `infer` does without it."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, emoji=False, soft_wrap=True, quiet=verbosity.quiet)
+    return Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 def on_terminal() -> bool:
