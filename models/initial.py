@@ -22,7 +22,8 @@ def init_short_memory_(layer: MDLSTM) -> None:
     """
     n, gates = layer.hidden_size, get_cell(layer.cell).gates(layer.ndim)
     for k in range(layer.num_layers):
-        getattr(layer, f"weight_hh_l{k}").div_(4)
+        if get_cell(layer.cell).recurrent:
+            getattr(layer, f"weight_hh_l{k}").div_(4)
         bias = getattr(layer, f"norm_bias_l{k}") if layer.layer_norm else getattr(layer, f"bias_l{k}")
         for row, gate in enumerate(gates):
             gate_bias = bias[:, row] if layer.layer_norm else bias[:, row * n : (row + 1) * n]
@@ -36,11 +37,12 @@ def init_short_memory_(layer: MDLSTM) -> None:
 def init_original_(layer: MDLSTM) -> None:
     """Start a layer as the original code does: Glorot uniform over inputs and states, biases 0."""
     for k in range(layer.num_layers):
-        weight_ih, weight_hh = getattr(layer, f"weight_ih_l{k}"), getattr(layer, f"weight_hh_l{k}")
+        weight_ih = getattr(layer, f"weight_ih_l{k}")
         fan_in = weight_ih.shape[-1] + layer.ndim * layer.hidden_size
         bound = (6 / (fan_in + weight_ih.shape[1])) ** 0.5
         nn.init.uniform_(weight_ih, -bound, bound)
-        nn.init.uniform_(weight_hh, -bound, bound)
+        if get_cell(layer.cell).recurrent:
+            nn.init.uniform_(getattr(layer, f"weight_hh_l{k}"), -bound, bound)
         nn.init.zeros_(getattr(layer, f"norm_bias_l{k}" if layer.layer_norm else f"bias_l{k}"))
 
 
