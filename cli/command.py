@@ -1,4 +1,4 @@
-"""How the verbs read their options: `Verb` and `Root` are the Typer commands behind `mdlstm`.
+"""How the verbs read their options: `Verb` and `Root` are the classes of the commands of `mdlstm`.
 
 They read option values themselves. Typer from 0.29 on does so with pydantic, whose import takes as long as
 half an `infer`; and it neither suggests the nearest choice nor checks a value before a verb imports torch.

@@ -136,7 +136,7 @@ def test_big_grids_stay_finite(cell: str, scale: int, dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_pre_activations_beyond_float16(backend: str) -> None:
-    """Rounded to float16 they would be infinite, and NaN behind the layer norm."""
+    """Rounded to float16 they would be infinite, and the layer norm would turn them into NaN."""
     case = Case("stable", layer_norm=True, dtype="float16")
     layer = case.layer(backend, torch.float16)
     x = torch.full((1, 5, 8, 2), 6e4, dtype=torch.float16)

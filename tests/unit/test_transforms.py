@@ -70,8 +70,8 @@ def test_transforms_agree_with_plain_autograd(transform: str, backend: str) -> N
 
 
 @pytest.mark.parametrize("first", [lambda f: grad(lambda x: f(x).sum()), torch.inference_mode()])
-def test_no_tensor_of_a_transform_stays_behind(first: Any) -> None:
-    """The tables of this grid are made inside it, and serve autograd afterwards."""
+def test_no_tensor_of_a_transform_is_left_over(first: Any) -> None:
+    """The tables of this grid are built inside the transform and used by autograd after it."""
     layer, x = MDLSTM(1, 2, backend="torch"), torch.randn(1, 3, 11, 1)
     first(layer)(x)
     x.requires_grad_()
