@@ -76,6 +76,41 @@ takes whole directions, and the overhead of Python is paid only once.
 
 GPUs have not been measured yet; `mdlstm bench --device cuda` measures them.
 
+## Operating system
+
+The CPU backend asks the operating system for three things beyond what Python and torch offer
+(`mdlstm_tk/backends/cpu/platform.py`). An environment variable turns each of them off; the figures below
+were measured with and without it on AMD EPYC, with one thread unless stated otherwise. They are not
+measured again when this page is written;
+`MDLSTM_HUGE_PAGES=0 mdlstm bench --threads 1 --shape 1,512x512,1,32` measures two of them.
+
+**Huge pages** (`madvise`; off with `MDLSTM_HUGE_PAGES=0`): large tensors get their memory in pages of
+2 MiB.
+
+| N, grid, C, n | pass | ms with | ms without |
+| :--- | ---: | ---: | ---: |
+| 1, 512x512, 1, 32 | forward | 86 | 99 |
+| 1, 512x512, 1, 32 | training | 310 | 397 |
+| 1, 128x128, 1, 32 | training | 17.5 | 19.2 |
+
+At 16, 32x32, 1, 64 there is no difference.
+
+**Moving threads** (`sched_setaffinity`; off with `MDLSTM_MIGRATE=0`): a thread that finds itself on the CPU
+of the thread that waits for it moves to another one. Nine processes with two threads ran with this and nine
+without. In three of the nine without, both threads stayed on one CPU for whole seconds. The median training
+step of those three, compared with that of the processes that move their threads:
+
+| N, grid, C, n | ms with | ms without, in the three |
+| :--- | ---: | ---: |
+| 16, 32x32, 1, 64 | 27 | 120 |
+| 1, 32x32, 1, 32, directions=all | 3–12 | 70 |
+
+In the other six processes there was no difference.
+
+**torch's OpenMP threads** (off with `MDLSTM_TORCH_OPENMP=0`): sweeps run on the threads that torch has
+already, instead of on threads of their own. With scikit-learn loaded, which brings an OpenMP of its own,
+training on `digits` with two threads took 2.7 times as long without this (measured with version 0.1).
+
 ## Exported, under ONNX Runtime
 
 `mdlstm bench --runtime --seconds {seconds:g}`

@@ -16,12 +16,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.parity import Case
+from helpers.parity import CELLS, Case
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk import operator as wavefront_operator
 from mdlstm_tk.backends import dispatch
-from mdlstm_tk.cells import cell_names
 
 pytest.importorskip("triton", reason="there is no Triton for this system")
 from mdlstm_tk.backends.cuda import codegen, kernels, launch
@@ -43,15 +42,15 @@ def _matrix() -> list[Case]:
     plain = Case(grid=(3, 2), batch=2, units=3)
     cells = [
         replace(plain, cell=cell, grid=grid, directions="all", sizes=True)
-        for cell in cell_names()
+        for cell in CELLS
         for grid in grids.values()
     ]
     dtypes = [
         replace(plain, cell=cell, dtype=dtype)
-        for cell in cell_names()
+        for cell in CELLS
         for dtype in ("float32", "float16", "bfloat16")
     ]
-    norms = [replace(plain, cell=cell, layer_norm=True, dtype="float32") for cell in cell_names()]
+    norms = [replace(plain, cell=cell, layer_norm=True, dtype="float32") for cell in CELLS]
     peepholes = [replace(plain, grid=grid, peephole=True, sizes=True) for grid in grids.values()]
     both = replace(plain, layer_norm=True, peephole=True)
     shapes = [
@@ -65,7 +64,7 @@ def _matrix() -> list[Case]:
         replace(plain, cell="stable", grid=(2, 1, 1, 2), directions=((1, -1, 1, -1),)),
     ]
     again = [
-        *(replace(plain, cell=cell, recompute=True, dtype="float32") for cell in cell_names()),
+        *(replace(plain, cell=cell, recompute=True, dtype="float32") for cell in CELLS),
         *(replace(both, recompute=recompute, dtype="float16") for recompute in (False, True)),
     ]
     return [*cells, *dtypes, *norms, *peepholes, both, *shapes, *again]

@@ -34,8 +34,15 @@ FORMS = ("unrolled", "scan", "scan, free")
 NAMES = ("weight_ih", "weight_hh", "bias", "peephole", "norm_weight", "norm_bias")
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_cell.py"
-OWN_CELLS = tuple(get_cell(f"{EXAMPLE}:{name}").name for name in ("coupled", "input-gated"))
+OWN_CELLS = ("coupled", "input-gated")
 CELLS = ("graves", "mean", "stable", "leaky", *OWN_CELLS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_cells() -> None:
+    """Register the cells of the example."""
+    for name in OWN_CELLS:
+        get_cell(f"{EXAMPLE}:{name}")
 
 
 @dataclass

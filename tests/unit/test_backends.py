@@ -12,7 +12,7 @@ from typing import Any
 import numba.core.caching
 import pytest
 import torch
-from helpers.parity import Case
+from helpers.parity import CELLS, Case
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
@@ -20,7 +20,6 @@ from mdlstm_tk import MDLSTM, InputError
 from mdlstm_tk import operator as wavefront_operator
 from mdlstm_tk.backends import dispatch
 from mdlstm_tk.backends.cpu.jit import njit_cached
-from mdlstm_tk.cells import cell_names
 from mdlstm_tk.cells.ir import Kernel, Store, Value
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
@@ -31,11 +30,11 @@ def _matrix() -> list[Case]:
     grids = {1: (5,), 2: (5, 8), 3: (2, 3, 4)}
     cells = [
         Case(cell, grid, directions="all", sizes=True, dtype=dtype)
-        for cell in cell_names()
+        for cell in CELLS
         for grid in grids.values()
         for dtype in SINGLES
     ]
-    norms = [Case(cell, directions="all", sizes=True, layer_norm=True) for cell in cell_names()]
+    norms = [Case(cell, directions="all", sizes=True, layer_norm=True) for cell in CELLS]
     peepholes = [Case(grid=grid, directions="all", peephole=True) for grid in grids.values()]
     both = [Case(layer_norm=True, peephole=True, dtype=dtype) for dtype in SINGLES]
     plain = Case(units=16)
@@ -54,7 +53,7 @@ def _matrix() -> list[Case]:
     again = [
         *(
             Case(cell, directions="all", sizes=True, recompute=True, dtype=dtype)
-            for cell in cell_names()
+            for cell in CELLS
             for dtype in SINGLES
         ),
         Case(grid=(2, 3, 4), layer_norm=True, peephole=True, recompute=True),
@@ -72,7 +71,7 @@ def test_agrees_with_reference(case: Case, backend: str) -> None:
 @pytest.mark.parametrize("backend", ["torch", "fused"])
 @pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "norm"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("cell", cell_names())
+@pytest.mark.parametrize("cell", CELLS)
 def test_half_precision_agrees_with_reference(
     cell: str, dtype: str, layer_norm: bool, backend: str
 ) -> None:
@@ -86,7 +85,7 @@ def test_half_precision_with_gates_computed_again() -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        *(Case(cell, (2, 3), batch=2, units=2, directions="all", sizes=True) for cell in cell_names()),
+        *(Case(cell, (2, 3), batch=2, units=2, directions="all", sizes=True) for cell in CELLS),
         Case(grid=(2, 3), batch=2, units=3, layer_norm=True, peephole=True),
     ],
     ids=str,
@@ -136,7 +135,7 @@ def test_big_grids_stay_finite(cell: str, scale: int, dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_pre_activations_beyond_float16(backend: str) -> None:
-    """Rounded to float16 they would be infinite, and NaN behind the layer norm."""
+    """Rounded to float16 they would be infinite, and the layer norm would turn them into NaN."""
     case = Case("stable", layer_norm=True, dtype="float16")
     layer = case.layer(backend, torch.float16)
     x = torch.full((1, 5, 8, 2), 6e4, dtype=torch.float16)

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.parity import Case
+from helpers.parity import CELLS, Case
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.cells import cell_names
 
 
 def per_sample_gradients(layer: MDLSTM, x: Tensor) -> Any:
@@ -70,8 +69,8 @@ def test_transforms_agree_with_plain_autograd(transform: str, backend: str) -> N
 
 
 @pytest.mark.parametrize("first", [lambda f: grad(lambda x: f(x).sum()), torch.inference_mode()])
-def test_no_tensor_of_a_transform_stays_behind(first: Any) -> None:
-    """The tables of this grid are made inside it, and serve autograd afterwards."""
+def test_no_tensor_of_a_transform_is_left_over(first: Any) -> None:
+    """The tables of this grid are built inside the transform and used by autograd after it."""
     layer, x = MDLSTM(1, 2, backend="torch"), torch.randn(1, 3, 11, 1)
     first(layer)(x)
     x.requires_grad_()
@@ -165,7 +164,7 @@ def test_compiled_once_for_many_sizes() -> None:
     assert len(graphs) == 1
 
 
-@pytest.mark.parametrize("cell", cell_names())
+@pytest.mark.parametrize("cell", CELLS)
 def test_two_runs_are_equal_to_the_bit(cell: str) -> None:
     for backend in ("fused", "torch"):
         case = Case(cell, directions="all", sizes=True, dtype="float32")

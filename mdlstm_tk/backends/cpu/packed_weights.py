@@ -3,8 +3,7 @@
 A packed copy is used again only if the weights still hold the same bytes as when it was made. That is
 compared at every call, which takes a tenth of the time of packing, so the copy cannot be stale however the
 weights were written: in place, by an optimiser, by `load_state_dict`, through `.data`, or by another
-    library
-that shares their memory.
+library that shares their memory.
 """
 
 from __future__ import annotations
