@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers.requirements import missing
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each call of the command would compile all modules again
 if not torch.cuda.is_available():  # Triton, which export imports by way of torch, looks at it only then
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
