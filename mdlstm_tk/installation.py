@@ -36,11 +36,13 @@ def install_command(extras: Iterable[str] = (), options: str = "") -> str:
 
 def _clone() -> tuple[Path | None, bool]:
     """The folder of source code that this installation came from, if any, and whether it is editable."""
-    try:
-        record = metadata.distribution(PACKAGE).read_text("direct_url.json")  # PEP 610
-    except metadata.PackageNotFoundError:
+    # In a clone, its own .egg-info may be found before the metadata of the installation.
+    found = list(metadata.distributions(name=PACKAGE))
+    if not found:
         here = Path(__file__).resolve().parents[1]
         return (here, True) if (here / "pyproject.toml").is_file() else (None, False)
+    records = (distribution.read_text("direct_url.json") for distribution in found)  # PEP 610
+    record = next(filter(None, records), None)
     if record is None:
         return None, False
     origin = json.loads(record)

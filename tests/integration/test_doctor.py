@@ -209,5 +209,5 @@ def test_hints_name_what_was_installed(
             assert name == "direct_url.json"
             return None if record is None else json.dumps(record).replace("{clone}", str(tmp_path))
 
-    monkeypatch.setattr(metadata, "distribution", lambda name: Installed())
+    monkeypatch.setattr(metadata, "distributions", lambda **_: [Installed()])
     assert install_command(["train"]) == expected.replace("{clone}", str(tmp_path))

@@ -69,8 +69,9 @@ def forward(
         return [*shared, *own, *numbers, *member]
 
     run(plan.entry, division, arguments)
+    output = output.to(dtype)
     kept_gates = output.new_empty(0) if gates is None else gates
-    return output.to(dtype), kept_gates, c if save else output.new_empty(0)
+    return output, kept_gates, c if save else output.new_empty(0)
 
 
 def backward(
