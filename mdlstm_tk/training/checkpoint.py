@@ -25,8 +25,19 @@ from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.networks import build_network
 
-SCHEMA = 1
-KEY = "mdlstm"  # safetensors metadata maps text to text; this key holds a JSON object
+SCHEMA = 1  # increase when the layout of the file changes incompatibly
+METADATA_KEY = "mdlstm"  # safetensors metadata maps text to text; under this key lies a JSON object
+
+# What reading a damaged or foreign file raises.
+DAMAGED = (
+    safetensors.SafetensorError,
+    OSError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -37,10 +48,12 @@ class Checkpoint:
         config: configuration of the run.
         spec: description of its task.
         step: optimizer steps done.
-        score: lowest validation score so far (see `Trainer.validate`), infinity before the first one.
-        best_step: step at which that score was reached.
-        tensors: the weights as "model.*", their running average, if any, as "average.*", and the state of
-            Adam for parameter i as "optimizer.{i}.*".
+        score: lowest validation error so far (see `mdlstm_tk.training.trainer.Trainer.validate`); infinity
+            before the first validation.
+        best_step: last step at which that score was reached; without a validation split the latest step.
+        tensors: the weights as "model.*", their running average, if any, as "average.*" (the state dict of
+            `AveragedModel`), and the optimizer's state as "optimizer.{i}.*" for parameter i, counted across
+            groups.
     """
 
     config: TrainConfig
@@ -51,7 +64,8 @@ class Checkpoint:
     tensors: dict[str, Tensor] = field(repr=False)
 
     def network(self) -> nn.Module:
-        """Create the trained network, in eval mode. The data it was trained on is not needed.
+        """Create the network with the averaged weights if there are any, else the latest, in eval mode on
+        the CPU. The data it was trained on is not needed.
 
         Raises:
             InputError: the weights do not fit the network that the configuration describes.
@@ -72,7 +86,11 @@ class Checkpoint:
     def restore(
         self, network: nn.Module, average: AveragedModel | None, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Copy weights, averages and optimizer state into these objects."""
+        """Copy the latest weights, their average and the optimizer's state into these objects.
+
+        Raises:
+            InputError: the weights do not fit.
+        """
         self._load(network, self._tensors_with("model."))
         if average is not None:
             self._load(average, self._tensors_with("average."))
@@ -80,8 +98,9 @@ class Checkpoint:
         for name, tensor in self._tensors_with("optimizer.").items():
             index, key = name.split(".")
             parameter = parameters[int(index)]
-            on_cpu = key == "step"
-            optimizer.state[parameter][key] = tensor if on_cpu else tensor.to(parameter.device)
+            device = "cpu" if key == "step" else parameter.device  # where Adam keeps them
+            # A copy: the optimizer updates its state in place, and this checkpoint must not change.
+            optimizer.state[parameter][key] = tensor.to(device, copy=True)
 
     def _tensors_with(self, prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
@@ -110,7 +129,7 @@ def save_checkpoint(
         state: everything but the tensors.
         network: its weights are saved.
         average: its averaged weights are saved, if any.
-        optimizer: its state is saved.
+        optimizer: its state per parameter is saved; its settings follow from the configuration.
 
     Raises:
         MDLSTMError: the file cannot be written.
@@ -121,7 +140,7 @@ def save_checkpoint(
     for index, parameter in enumerate(_parameters(optimizer)):
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{index}.{key}"] = value
-    header = {
+    metadata = {
         "schema": SCHEMA,
         "version": __version__,
         "step": state.step,
@@ -132,7 +151,7 @@ def save_checkpoint(
     }
     data = safetensors.torch.save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        metadata={KEY: json.dumps(header)},
+        metadata={METADATA_KEY: json.dumps(metadata)},
     )
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
@@ -148,22 +167,30 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"there is no checkpoint {path}; train one with: mdlstm train")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            header: dict[str, Any] = json.loads((file.metadata() or {})[KEY])
+            metadata: dict[str, Any] = json.loads((file.metadata() or {})[METADATA_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if header["schema"] != SCHEMA:
-            raise InputError(f"{path} has schema {header['schema']}, this version reads {SCHEMA}")
-        config = TrainConfig().updated(header["config"], str(path))
-        spec = TaskSpec.from_json(header["spec"])
-        step, score = int(header["step"]), float(header["score"])
-        return Checkpoint(config, spec, step, score, int(header["best_step"]), tensors)
+        if metadata["schema"] != SCHEMA:
+            raise InputError(
+                f"{path} has checkpoint schema {metadata['schema']}, but this version reads only {SCHEMA}; "
+                f"it was written by mdlstm-tk {metadata['version']}"
+            )
+        return Checkpoint(
+            config=TrainConfig().updated(metadata["config"], str(path)),
+            spec=TaskSpec.from_json(metadata["spec"]),
+            step=int(metadata["step"]),
+            score=float(metadata["score"]),
+            best_step=int(metadata["best_step"]),
+            tensors=tensors,
+        )
     except InputError:
         raise
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError):
+    except DAMAGED:
         raise InputError(
             f"{path} is damaged or not a checkpoint of mdlstm-tk; give another one, or train again"
         ) from None
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
+    """The parameters in the order that numbers them in a checkpoint."""
     for group in optimizer.param_groups:
         yield from group["params"]

@@ -1,4 +1,7 @@
-"""`export --web`: drawing into the page, the screens it fits, and what it refuses to load."""
+"""The page of `export --web`: drawing by mouse, touch and keyboard, layout, content policy.
+
+`tab` is shared by the tests of this file, so each test that draws clears the grid first.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from playwright.sync_api import Browser
 from mdlstm_tk.runtime import Session
 
 
-def middle(tab: Tab, row: int, column: int, panel: str = "input") -> tuple[float, float]:
-    """The centre of a position of the grid, on the screen."""
+def cell_centre(tab: Tab, row: int, column: int, panel: str = "input") -> tuple[float, float]:
+    """The centre of a position on a panel's canvas, (x, y) in CSS pixels of the viewport."""
     box: Any = tab.page.locator(f"#{panel} canvas").bounding_box()
     return (
         box["x"] + (column + 0.5) / GRID[1] * box["width"],
@@ -23,7 +26,8 @@ def middle(tab: Tab, row: int, column: int, panel: str = "input") -> tuple[float
     )
 
 
-def test_changes_during_a_run_are_predicted_after_it(tab: Tab, session: Session) -> None:
+def test_clicks_during_a_prediction_are_predicted_next(tab: Tab, session: Session) -> None:
+    # One script clicks all three, so the last two arrive while the first one is being predicted.
     click = "(id) => document.getElementById(id).click()"
     tab.page.evaluate(f"() => ['example', 'example', 'clear'].forEach({click})")
     check_prediction(tab, session(np.zeros(GRID)))
@@ -34,21 +38,23 @@ def test_drawing_with_the_mouse(tab: Tab, session: Session) -> None:
     x = np.zeros(GRID)
     check_prediction(tab, session(x))
     mouse = tab.page.mouse
-    mouse.move(*middle(tab, 1, 6))
+    mouse.move(*cell_centre(tab, 1, 6))
     mouse.down()
-    mouse.move(*middle(tab, 2, 6))
+    mouse.move(*cell_centre(tab, 2, 6))
     mouse.up()
-    mouse.move(*middle(tab, 3, 6))
+    mouse.move(*cell_centre(tab, 3, 6))  # the button is up: this draws nothing
     x[1:3, 6] = 1
     check_prediction(tab, session(x))
-    mouse.click(*middle(tab, 2, 6))  # a stroke that starts on what is drawn erases
+    mouse.click(*cell_centre(tab, 2, 6))  # a stroke that starts on a drawn position erases
     x[2, 6] = 0
     check_prediction(tab, session(x))
-    mouse.move(*middle(tab, 4, 7, "prediction"))
-    values = [re.findall(r"[\d.]+", tab.text(f"#{panel} .value")) for panel in ("input", "prediction")]
+    mouse.move(*cell_centre(tab, 4, 7, "prediction"))  # hovering shows the values of both panels
+    values = [re.findall(r"-?[\d.]+", tab.text(f"#{panel} .value")) for panel in ("input", "prediction")]
     assert values[0] == ["4", "7", "0.0000"]
     assert values[1][:2] == ["4", "7"]
-    assert float(values[1][2]) == pytest.approx(float(session(x)[4, 7]), abs=6e-5)
+    assert float(values[1][2]) == pytest.approx(
+        float(session(x)[4, 7]), abs=6e-5
+    )  # four decimals are printed
 
 
 def test_drawing_with_a_finger(browser: Browser, address: str, session: Session) -> None:
@@ -56,15 +62,17 @@ def test_drawing_with_a_finger(browser: Browser, address: str, session: Session)
         show(tab, address)
         tab.page.locator("#clear").tap()
         tab.page.evaluate("() => scrollTo(0, 0)")
-        protocol = tab.protocol()
+        devtools = tab.protocol()  # Playwright itself can tap, but not drag with a finger
+
+        assert tab.page.evaluate("() => document.documentElement.scrollHeight > innerHeight")
 
         def touch(kind: str, *points: tuple[float, float]) -> None:
             touching = [{"x": x, "y": y} for x, y in points]
-            protocol.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": touching})
+            devtools.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": touching})
 
-        touch("Start", middle(tab, 0, 1))
-        for row in range(1, GRID[0]):  # down, which would scroll the page anywhere else
-            touch("Move", middle(tab, row, 1))
+        touch("Start", cell_centre(tab, GRID[0] - 1, 1))
+        for row in reversed(range(GRID[0] - 1)):  # upwards, which would scroll the page anywhere else
+            touch("Move", cell_centre(tab, row, 1))
         touch("End")
         x = np.zeros(GRID)
         x[:, 1] = 1
@@ -96,19 +104,20 @@ def test_the_page_fits_any_screen(width: int, browser: Browser, address: str) ->
         assert tab.complaints == []
 
 
-REFUSED = """(attempt) => new Promise((resolve) => {
+ATTEMPT_FORBIDDEN = """(attempt) => new Promise((resolve) => {
     addEventListener("securitypolicyviolation", (event) => resolve(event.effectiveDirective));
     setTimeout(() => resolve("nothing"), 5000);
-    if (attempt === "fetch") fetch("https://example.org").catch(() => 0);
+    if (attempt === "fetch") fetch("https://example.invalid").catch(() => 0);
     else document.body.insertAdjacentHTML("beforeend", '<img src=nowhere.png onerror="window.ran = 1">');
 })"""
 
 
 @pytest.mark.parametrize(("attempt", "directive"), [("fetch", "connect-src"), ("html", "script-src-attr")])
-def test_scripts_and_addresses_from_elsewhere_are_refused(
+def test_the_content_policy_blocks_foreign_requests_and_inline_scripts(
     attempt: str, directive: str, browser: Browser, address: str
 ) -> None:
     with opened(browser, **DESKTOP) as tab:
         show(tab, address)
-        assert tab.page.evaluate(REFUSED, attempt) == directive
-        assert tab.complaints, "the content policy should have been violated"
+        assert tab.page.evaluate(ATTEMPT_FORBIDDEN, attempt) == directive
+        assert not tab.page.evaluate("() => window.ran")
+        assert tab.complaints, "the browser did not report the violation"

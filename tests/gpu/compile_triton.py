@@ -13,6 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mdlstm_tk.backends.cuda import codegen
+from mdlstm_tk.cells import get_cell
 
 TABLES = ("starts_ptr", "order_ptr", "predecessors_ptr", "successors_ptr")
 PARAMETERS = ("bias", "peephole", "norm_weight", "norm_bias")
@@ -22,7 +23,13 @@ IN_X_DTYPE = ("operand_ptr", "next_operand_ptr", "output_ptr", "grad_ptr", "da_p
 def compiled(pass_kind: Any, cell: str, ndim: int, extras: bool, dtype: str, capability: int) -> Any:
     kernel = codegen.get_kernel(pass_kind, cell, ndim, extras and cell == "graves", extras)
     state = "fp64" if dtype == "fp64" else "fp32"
-    constants = {"AXES": ndim, "GATES": 3 + ndim, "UNITS": 21, "ROWS": 16, "BLOCK": 32}
+    constants = {
+        "AXES": ndim,
+        "GATES": len(get_cell(cell).gates(ndim)),
+        "UNITS": 21,
+        "ROWS": 16,
+        "BLOCK": 32,
+    }
     constants |= {"KEEP_C": True, "KEEP_GATES": True}
     if not extras:
         absent = ("peephole", "norm_weight", "norm_bias")
@@ -43,12 +50,14 @@ def compiled(pass_kind: Any, cell: str, ndim: int, extras: bool, dtype: str, cap
     return triton.compile(source, target=GPUTarget("cuda", capability, 32))
 
 
+get_cell(f"{Path(__file__).parents[2]}/examples/own_cell.py:input-gated")
 for pass_kind in ("forward", "backward"):
     for cell, ndim, extras, dtype, capability in (
         ("graves", 2, True, "bf16", 80),
         ("graves", 1, False, "fp32", 90),
         ("stable", 3, False, "fp64", 90),
         ("leaky", 2, False, "fp16", 80),
+        ("input-gated", 2, False, "fp32", 90),  # has no recurrent product
     ):
         assembly = compiled(pass_kind, cell, ndim, extras, dtype, capability).asm["ptx"]
         Path(sys.argv[1], f"{pass_kind}_{cell}_{dtype}.ptx").write_text(assembly)

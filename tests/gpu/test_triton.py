@@ -21,10 +21,13 @@ from helpers.parity import CELLS, Case
 from mdlstm_tk import MDLSTM
 from mdlstm_tk import operator as wavefront_operator
 from mdlstm_tk.backends import dispatch
+from mdlstm_tk.cells import get_cell
 
 pytest.importorskip("triton", reason="there is no Triton for this system")
 from mdlstm_tk.backends.cuda import codegen, kernels, launch
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "own_cell.py"
+OWN_CELLS = ("coupled", "input-gated")  # the second one has no recurrent product
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -32,6 +35,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def _engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every sweep that is not `reference`'s goes to the engine for CUDA, and fresh memory is NaN."""
     monkeypatch.setattr(wavefront_operator, "engine", lambda *_: launch)
+    for name in OWN_CELLS:
+        get_cell(f"{EXAMPLE}:{name}")
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -53,6 +58,11 @@ def _matrix() -> list[Case]:
     norms = [replace(plain, cell=cell, layer_norm=True, dtype="float32") for cell in CELLS]
     peepholes = [replace(plain, grid=grid, peephole=True, sizes=True) for grid in grids.values()]
     both = replace(plain, layer_norm=True, peephole=True)
+    own = [
+        replace(plain, cell=cell, grid=(2, 3), directions="all", sizes=True, **options)
+        for cell in OWN_CELLS
+        for options in ({}, {"layer_norm": True}, {"recompute": True})
+    ]
     shapes = [
         *(replace(plain, grid=grid) for grid in [(1, 1), (1, 7), (7, 1), (5, 3), (3, 5), (1, 1, 1)]),
         replace(plain, batch=1),
@@ -67,7 +77,7 @@ def _matrix() -> list[Case]:
         *(replace(plain, cell=cell, recompute=True, dtype="float32") for cell in CELLS),
         *(replace(both, recompute=recompute, dtype="float16") for recompute in (False, True)),
     ]
-    return [*cells, *dtypes, *norms, *peepholes, both, *shapes, *again]
+    return [*cells, *dtypes, *norms, *peepholes, both, *own, *shapes, *again]
 
 
 @pytest.mark.parametrize("case", _matrix(), ids=str)
@@ -148,7 +158,7 @@ def test_kernels_compile_for_gpus_without_atomics(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assembly = [path.read_text() for path in tmp_path.glob("*.ptx")]
-    assert len(assembly) == 8
+    assert len(assembly) == 10
     assert not any(re.search(r"\b(atom|red)\.", text) for text in assembly)
 
 

@@ -16,6 +16,7 @@ from helpers.training import DIGITS, SMALL, last_tensors, run_in
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.training import Progress, Run, load_checkpoint, train
+from mdlstm_tk.training.losses import adam
 
 
 @pytest.mark.parametrize("stop", [1, 7, 11])
@@ -30,6 +31,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, stop: int) ->
     expected = last_tensors(whole)
     for name, tensor in last_tensors(parts).items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_training_on_does_not_change_the_checkpoint_it_was_restored_from(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(run_in(tmp_path / "run", replace(SMALL, steps=2)).last)
+    before = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
+    network = checkpoint.network().train()
+    optimizer = adam(network, checkpoint.config)
+    checkpoint.restore(network, None, optimizer)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, tensor in checkpoint.tensors.items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_an_interrupt_takes_effect_after_the_step_and_the_run_can_be_resumed(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ ARRAYS = {
     "long header": (b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**31) + b" " * 100, "complete"),
     "deep header": (npy("(" * 3000 + ")" * 3000), "complete"),
     "unknown version": (npy("(1,)", data=b"\0" * 4, version=b"\x07\x00"), "complete"),
+    "more dimensions than NumPy has": (npy(f"({'1, ' * 100})", data=b"\0" * 4), "complete"),
+    "an extent beyond int64 beside a zero": (npy(f"(0, {2**70})"), "complete"),
     "cut off": (npy("(9, 9)", data=b"\0" * 100), "complete"),
 }
 

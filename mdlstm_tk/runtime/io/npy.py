@@ -1,6 +1,6 @@
 """Read untrusted `.npy` and `.npz` files: sizes are checked before anything is allocated.
 
-Nothing is unpickled, nothing is unpacked to disk, and memory stays below `max_bytes`.
+Nothing is unpickled, nothing is unpacked to disk, and no array larger than `max_bytes` is allocated.
 """
 
 from __future__ import annotations
@@ -19,23 +19,27 @@ from mdlstm_tk.errors import InputError
 Array = npt.NDArray[Any]
 
 MAX_BYTES = 2**30  # default limit for a file and for the arrays in it
-MAX_DIRECTORY_BYTES = 2**20  # limit for the list of members of a .npz: some ten thousand of them
-MAX_HEADER_BYTES = 10_000  # limit for the header of a .npy; NumPy parses no longer one
-FLOAT_BYTES = 4  # size of a float32
-LENGTH_BYTES = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}
-"""Size of the field that holds a header's length, by version of the .npy format."""
+MAX_DIRECTORY_BYTES = 2**20  # limit for the list of members of a .npz, enough for about 10,000 of them
+MAX_HEADER_BYTES = 10_000  # limit for the header of a .npy; NumPy refuses longer ones
+FLOAT_BYTES = 4  # callers convert arrays to float32, so smaller dtypes grow to this
+# Size of the field that holds a header's length, by version of the .npy format.
+LENGTH_FIELD_BYTES = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}
 
 
 def read_npy(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Array:
     """Read the array of real numbers in an open `.npy` file.
 
     Args:
-        file: any object with `read`. It is read up to the end of the array and no further.
+        file: an object whose `read(n)` returns fewer than n bytes only at the end. It is read up to the end
+            of the array and no further.
         label: what error messages call the file.
         max_bytes: maximum size in bytes of the array, as stored and as float32.
 
+    Returns:
+        A read-only array with the shape, dtype and byte order of the file.
+
     Raises:
-        InputError: the file is not a `.npy`, is incomplete, holds other than real numbers, or declares
+        InputError: the file is not a `.npy`, is incomplete, holds anything but real numbers, or declares
             an array that is too large.
     """
     shape, fortran_order, dtype = _read_header(file, label)
@@ -56,19 +60,23 @@ def read_npy(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Array:
     if len(data) < count * dtype.itemsize:
         raise _invalid_npy(label)
     array = np.frombuffer(data, dtype)
-    return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
+    try:  # a header can declare more dimensions, or larger ones beside a 0, than NumPy can have
+        # Fortran order is the C order of the reversed shape.
+        return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
+    except (ValueError, OverflowError):
+        raise _invalid_npy(label) from None
 
 
 def read_npz(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Iterator[tuple[str, Array]]:
-    """Read the arrays in an open `.npz` file one at a time.
+    """Read the arrays in an open `.npz` file one at a time: a generator, which raises while it is iterated.
 
     Args:
-        file: an object with `read` and `seek`.
+        file: a seekable binary file. It is left open.
         label: what error messages call the file.
-        max_bytes: maximum size in bytes of all arrays together.
+        max_bytes: maximum size in bytes of all unpacked members together, and of each array as float32.
 
     Yields:
-        Pairs of a name and an array.
+        Pairs of a member's name without ".npy" and its array.
 
     Raises:
         InputError: the file is not a `.npz`, is damaged or too large, or `read_npy` refuses an array.
@@ -82,9 +90,10 @@ def read_npz(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Iterato
         raise
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         raise InputError(f"{label} is not a complete .npz archive; write it with numpy.savez") from None
-    bounded.max_read_bytes = max_bytes
+    bounded.max_read_bytes = max_bytes  # the directory has been read; from here on members are
     with archive:
         members = archive.infolist()
+        # zipfile never reads more of a member than its declared size.
         if sum(member.file_size for member in members) > max_bytes:
             raise InputError(f"{label} unpacks to more than {max_bytes} bytes; allow more with --max-bytes")
         for member in members:
@@ -96,7 +105,7 @@ def read_npz(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Iterato
             try:
                 with archive.open(member) as packed:
                     array = read_npy(packed, f"{name!a} in {label}", max_bytes)
-                    packed.read(1)  # at its end, zipfile compares the checksum
+                    packed.read(1)  # at the end of a member zipfile verifies its checksum
             except InputError:
                 raise
             except Exception:  # zipfile and zlib raise all kinds of exceptions for damaged members
@@ -119,15 +128,14 @@ def read_capped(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> byte
 def _read_header(file: IO[bytes], label: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Read the shape, whether the array is stored in Fortran order, and the dtype."""
     start = file.read(8)
-    if start[:6] != np.lib.format.MAGIC_PREFIX or start[6:] not in LENGTH_BYTES:
+    if start[:6] != np.lib.format.MAGIC_PREFIX or start[6:] not in LENGTH_FIELD_BYTES:
         raise _invalid_npy(label)
-    length = file.read(LENGTH_BYTES[start[6:]])
-    if int.from_bytes(length, "little") > MAX_HEADER_BYTES:
+    length_field = file.read(LENGTH_FIELD_BYTES[start[6:]])
+    length = int.from_bytes(length_field, "little")
+    if length > MAX_HEADER_BYTES:
         raise _invalid_npy(label)
     try:
-        shape, fortran_order, dtype = _parse_header(
-            start[6:], length + file.read(int.from_bytes(length, "little"))
-        )
+        shape, fortran_order, dtype = _parse_header(start[6:], length_field + file.read(length))
     except Exception:  # NumPy's parser raises all kinds of exceptions for damaged headers
         raise _invalid_npy(label) from None
     if min(shape, default=0) < 0:
@@ -135,9 +143,11 @@ def _read_header(file: IO[bytes], label: str) -> tuple[tuple[int, ...], bool, np
     return shape, fortran_order, dtype
 
 
-@lru_cache  # the files of a folder tend to have the same few headers
+@lru_cache  # files that are read together usually share a few headers
 def _parse_header(version: bytes, header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Parse a header that starts with its length field."""
     formats = np.lib.format
+    # Version 3 differs from 2 only in the encoding of field names, and structured dtypes are refused.
     parse = formats.read_array_header_1_0 if version == b"\x01\x00" else formats.read_array_header_2_0
     return parse(io.BytesIO(header))
 
@@ -150,13 +160,14 @@ class _BoundedFile(io.RawIOBase):
     """A file that refuses large reads: `zipfile` reads the list of all members into memory first."""
 
     def __init__(self, file: IO[bytes], label: str) -> None:
-        self.file, self.label, self.max_read_bytes = file, label, MAX_DIRECTORY_BYTES
+        self.file, self.label = file, label
+        self.max_read_bytes = MAX_DIRECTORY_BYTES
 
     def read(self, size: int = -1) -> bytes:
         limit = self.max_read_bytes
         data = b"" if size > limit else self.file.read(limit + 1 if size < 0 else size)
         if max(size, len(data)) > limit:
-            raise InputError(f"the list of members of {self.label} takes more than {limit} bytes")
+            raise InputError(f"{self.label} needs a single read of more than {limit} bytes")
         return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
