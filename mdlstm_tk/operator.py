@@ -6,8 +6,8 @@ The layer calls it through `sweep`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import Any
 
@@ -67,15 +67,12 @@ def sweep(inputs: SweepInputs, backend: str = "auto", recompute: bool = False) -
     return output
 
 
-@contextmanager
-def _without_autocast(x: Tensor) -> Iterator[None]:
+def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Turn autocast off: the inputs have its dtype already, and float32 inside a sweep is intended."""
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            yield
-    else:
-        yield
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def _wavefront(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:

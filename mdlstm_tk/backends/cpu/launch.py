@@ -28,6 +28,8 @@ from mdlstm_tk.cells.lowering import Pass
 from mdlstm_tk.masking import valid_mask
 from mdlstm_tk.wavefront import LARGE_GRID
 
+BARRIER_BYTES = 128  # more than a cache line, so that no two barriers share one
+
 
 def forward(
     inputs: SweepInputs, save: bool = False, recompute: bool = False
@@ -56,7 +58,7 @@ def forward(
     mask = None if inputs.sizes is None else valid_mask(x.shape[1:-1], inputs.sizes)
     division = plan.division
     scratch = x.new_empty(division.threads, plan.scratch)
-    counters = _barriers(division.groups)
+    counters = _barriers(division.groups) if division.members > 1 else None
     order, starts, predecessors, _ = plan.table_addresses
     shared = [
         *_addresses(x, packed, *inputs[4:7], mask), order, starts, predecessors,
@@ -64,12 +66,17 @@ def forward(
     ]  # fmt: skip
     numbers = [*plan.dims, c_rows, plan.panel, plan.lanes]
 
+    scratch_address, counters_address = _addresses(scratch, counters)
+    scratch_bytes = plan.scratch * x.itemsize
+
     def arguments(member: Member) -> list[int]:
-        own = _addresses(counters[member.group], scratch[member.thread])
-        return [*shared, *own, *numbers, *member]
+        barrier = counters_address + member.group * BARRIER_BYTES
+        own_scratch = scratch_address + member.thread * scratch_bytes
+        return [*shared, barrier, own_scratch, *numbers, *member]
 
     run(plan.entry, division, arguments)
-    output = output.to(dtype)
+    if dtype != output.dtype:
+        output = output.to(dtype)
     kept_gates = output.new_empty(0) if gates is None else gates
     return output, kept_gates, c if save else output.new_empty(0)
 
@@ -208,8 +215,8 @@ def _new(like: Tensor, *shape: int) -> Tensor:
 
 
 def _barriers(groups: int) -> Tensor:
-    """A zero for the barrier of each group, each in a cache line of its own."""
-    return torch.zeros(groups, 16, dtype=torch.int64)
+    """A zero for the barrier of each group."""
+    return torch.zeros(groups, BARRIER_BYTES // 8, dtype=torch.int64)
 
 
 def _addresses(*tensors: Tensor | None) -> list[int]:
