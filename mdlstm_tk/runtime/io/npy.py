@@ -90,7 +90,7 @@ def read_npz(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Iterato
         raise
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         raise InputError(f"{label} is not a complete .npz archive; write it with numpy.savez") from None
-    bounded.max_read_bytes = max_bytes  # the directory has been read; from here on members are
+    bounded.reading, bounded.max_read_bytes = "a member", max_bytes
     with archive:
         members = archive.infolist()
         # zipfile never reads more of a member than its declared size.
@@ -161,13 +161,13 @@ class _BoundedFile(io.RawIOBase):
 
     def __init__(self, file: IO[bytes], label: str) -> None:
         self.file, self.label = file, label
-        self.max_read_bytes = MAX_DIRECTORY_BYTES
+        self.reading, self.max_read_bytes = "the list of members", MAX_DIRECTORY_BYTES
 
     def read(self, size: int = -1) -> bytes:
         limit = self.max_read_bytes
         data = b"" if size > limit else self.file.read(limit + 1 if size < 0 else size)
         if max(size, len(data)) > limit:
-            raise InputError(f"{self.label} needs a single read of more than {limit} bytes")
+            raise InputError(f"{self.reading} of {self.label} takes more than {limit} bytes")
         return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
