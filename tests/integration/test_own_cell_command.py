@@ -13,8 +13,8 @@ from helpers.command import mdlstm
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_cell.py"
 
 
-@pytest.mark.parametrize("name", ["coupled", "input-gated"])
-def test_train_export_verify_and_infer(name: str, tmp_path: Path) -> None:
+def test_train_export_verify_and_infer(tmp_path: Path) -> None:
+    name = "input-gated"  # the one without recurrent weights
     shutil.copy(EXAMPLE, tmp_path / "mine.py")
     np.save(tmp_path / "matrix.npy", np.eye(8, dtype=np.float32))
     cell = f"mine.py:{name}"

@@ -39,7 +39,6 @@ def _example(name: str) -> str:
     [
         *((grid, {}) for grid in [(1,), (7,), (1, 1), (1, 7), (7, 1), (5, 8), (2, 3, 2)]),
         ((5, 8), {"layer_norm": True}),
-        ((5, 8), {"recompute": True}),
     ],
     ids=str,
 )
