@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mdlstm_tk.cli.console import next_command, note, print_json, progress, quoted, table
-from mdlstm_tk.cli.options import DATA, OUTPUT, RUN, Json, Task, parse_size_text
+from mdlstm_tk.cli.options import DATA, OUTPUT, RUN, ForceFolder, Json, Task, parse_size_text
 from mdlstm_tk.cli.settings import Settings
 from mdlstm_tk.errors import require
 
@@ -68,10 +68,7 @@ def compare(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Write into a folder that is not empty.", rich_help_panel=OUTPUT),
-    ] = False,
+    force: ForceFolder = False,
     json: Json = False,
 ) -> None:
     """Train the MD-LSTM and one-dimensional LSTMs on the same data for the same steps, and compare them.

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mdlstm_tk.cli.console import heading, note
-from mdlstm_tk.cli.options import OUTPUT
+from mdlstm_tk.cli.options import OUTPUT, ForceFolder
 from mdlstm_tk.errors import require
 
 
@@ -25,10 +25,7 @@ def demo(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Write into a folder that is not empty.", rich_help_panel=OUTPUT),
-    ] = False,
+    force: ForceFolder = False,
 ) -> None:
     """Train an MD-LSTM, export it, run it on a matrix from disk, and verify it, in under two minutes."""
     require("torch", "train")

@@ -138,6 +138,9 @@ def _entries(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
 Json = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=OUTPUT)
 ]
+ForceFolder = Annotated[
+    bool, typer.Option("--force", help="Write into a folder that is not empty.", rich_help_panel=OUTPUT)
+]
 Device = Annotated[
     str,
     typer.Option(

@@ -19,6 +19,7 @@ from mdlstm_tk.cli.options import (
     OUTPUT,
     RUN,
     TASKS,
+    ForceFolder,
     Json,
     complete_files,
     complete_from,
@@ -135,10 +136,7 @@ def train(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Train into a folder that is not empty.", rich_help_panel=OUTPUT),
-    ] = False,
+    force: ForceFolder = False,
     json: Json = False,
 ) -> None:
     """Train a network on a built-in task, or on your own data.

@@ -127,9 +127,10 @@ class _TorchRowLSTM(nn.Module):
         return y
 
 
-@register("horizontal", "HORIZONTAL_SD_LSTM", kind="grid")
-class HorizontalNet(GridNet):
-    """An LSTM along each row. A position sees what is to the left of it in its row."""
+class _LineNet(GridNet):
+    """An LSTM along lines of the grid: its rows, or the flattened grid."""
+
+    flatten: bool
 
     def __init__(
         self,
@@ -141,26 +142,22 @@ class HorizontalNet(GridNet):
         linear: bool = False,
         init: Init = "default",
     ) -> None:
-        body = _TorchRowLSTM(channels, hidden, layers, flatten=False, init=init)
+        body = _TorchRowLSTM(channels, hidden, layers, flatten=self.flatten, init=init)
         super().__init__(body, hidden, outputs, linear, init)
+
+
+@register("horizontal", "HORIZONTAL_SD_LSTM", kind="grid")
+class HorizontalNet(_LineNet):
+    """An LSTM along each row. A position sees what is to the left of it in its row."""
+
+    flatten = False
 
 
 @register("snake", "SNAKE_SD_LSTM", kind="grid")
-class SnakeNet(GridNet):
+class SnakeNet(_LineNet):
     """An LSTM along the flattened grid. The position above is W steps back in the sequence."""
 
-    def __init__(
-        self,
-        channels: int,
-        outputs: int,
-        *,
-        hidden: int = 16,
-        layers: int = 1,
-        linear: bool = False,
-        init: Init = "default",
-    ) -> None:
-        body = _TorchRowLSTM(channels, hidden, layers, flatten=True, init=init)
-        super().__init__(body, hidden, outputs, linear, init)
+    flatten = True
 
 
 class _RasterBody(nn.Module):

@@ -10,7 +10,7 @@
 A cell is written once, as forward equations; everything else is derived.
 """
 
-from mdlstm_tk.cells import definitions as _registers_the_cells  # noqa: F401
+import mdlstm_tk.cells.definitions  # noqa: F401, registers the cells
 from mdlstm_tk.cells.cell import Cell, cell_names, check_cell, get_cell, register_cell
 
 __all__ = ["Cell", "cell_names", "check_cell", "get_cell", "register_cell"]

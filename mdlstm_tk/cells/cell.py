@@ -23,7 +23,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mdlstm_tk.cells import ir
+from mdlstm_tk.cells.ir import Value as RecordedValue
+from mdlstm_tk.cells.ir import loads, topological_order
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.user_code import import_file, split_reference
 
@@ -160,9 +161,9 @@ def check_cell(cell: Cell, ndim: int) -> None:
     place = f"cell '{cell.name}' with {ndim} {'axis' if ndim == 1 else 'axes'}"
     if not names or len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
         raise InputError(f"{place}: gates must have distinct names, got {', '.join(names) or 'none'}")
-    gates, c = ir.loads("gates", len(names)), ir.loads("c", ndim)
+    gates, c = loads("gates", len(names)), loads("c", ndim)
     try:
-        results = cell.step(list(gates), list(c), ir.Value.tanh, lambda gate, _: gate)
+        results = cell.step(list(gates), list(c), RecordedValue.tanh, lambda gate, _: gate)
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
     except Exception as error:
@@ -173,10 +174,10 @@ def check_cell(cell: Cell, ndim: int) -> None:
     if (
         not isinstance(results, tuple)
         or len(results) != 2
-        or not all(isinstance(r, ir.Value) for r in results)
+        or not all(isinstance(r, RecordedValue) for r in results)
     ):
         raise InputError(f"{place}: its equations must return (h, c_new)")
-    used = set(map(id, ir.topological_order(results)))
+    used = set(map(id, topological_order(results)))
     unused = [name for name, gate in zip(names, gates, strict=True) if id(gate) not in used]
     if unused:
         raise InputError(
