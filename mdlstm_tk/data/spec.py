@@ -9,6 +9,8 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk.runtime.preprocessing import Preprocessing
+
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 Kind = Literal["grid", "classify", "segment", "transcribe"]
@@ -63,6 +65,9 @@ class TaskSpec:
         target_mean: mean of each output of kind "grid"; empty if targets lie in (0, 1).
         target_std: standard deviation of each output of kind "grid"; empty if targets lie in (0, 1).
         base_rate: mean of targets in (0, 1), which an untrained network should predict everywhere.
+        mask_values: of kind "segment", the value that each class has in the masks; empty if unknown.
+        mask_palette: red, green and blue of each class in turn, if the masks have a palette; else empty.
+        preprocessing: how images become x; None if the data are not images.
     """
 
     name: str
@@ -76,9 +81,14 @@ class TaskSpec:
     target_mean: tuple[float, ...] = ()
     target_std: tuple[float, ...] = ()
     base_rate: float | None = None
+    mask_values: tuple[int, ...] = ()
+    mask_palette: tuple[int, ...] = ()
+    preprocessing: Preprocessing | None = None
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TaskSpec:
         """Rebuild a spec from `dataclasses.asdict` of one that went through JSON."""
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        if arguments.get("preprocessing") is not None:
+            arguments["preprocessing"] = Preprocessing.from_json(arguments["preprocessing"])
         return cls(**arguments)

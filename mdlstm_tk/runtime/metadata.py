@@ -8,10 +8,21 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.preprocessing import Preprocessing
 
+KINDS = ("grid", "classify", "segment", "transcribe")
 PREFIX = "mdlstm."
-SCHEMA = 1
-TUPLE_FIELDS = ("grid", "inputs", "window", "classes")  # JSON stores them as lists
+SCHEMA = 2
+TUPLE_FIELDS = (
+    "grid",
+    "inputs",
+    "window",
+    "classes",
+    "output_names",
+    "multiple_of",
+    "mask_values",
+    "mask_palette",
+)  # JSON stores them as lists
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,9 @@ class Metadata:
         layout: axes of x, for example "N H W C".
         channels: number of features at each position of x.
         outputs: number of features of y, at each position if y has a grid.
+        output_names: names of the outputs; the first one is y, which all other fields describe.
+        multiple_of: for a model that takes any grid, the numbers that its extents must be multiples of;
+            None if all extents fit.
         inputs: names of the inputs: x, then "sizes" (N, D) if the model takes padded samples, then extra
             inputs.
         window: extents of the part of x that one position of y covers. The grid of y is ⌈grid / window⌉,
@@ -50,11 +64,16 @@ class Metadata:
     outputs: int
     inputs: tuple[str, ...] = ("x",)
     window: tuple[int, ...] | None = (1, 1)
+    output_names: tuple[str, ...] = ("y",)
+    multiple_of: tuple[int, ...] | None = None
     dtype: str = "float32"
     model: str | None = None
     task: str | None = None
     kind: str | None = None
     classes: tuple[str, ...] | None = None
+    mask_values: tuple[int, ...] | None = None
+    mask_palette: tuple[int, ...] | None = None
+    preprocessing: dict[str, Any] | None = None
     checkpoint_sha256: str | None = None
     parity: dict[str, float] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -75,18 +94,44 @@ class Metadata:
 
     def _is_valid(self) -> bool:
         """Check the types and ranges of all fields, as the file may be untrusted."""
-        counts = (*(self.grid or ()), *(self.window or ()), self.channels, self.outputs)
-        texts = (self.version, self.form, self.layout, self.dtype, *self.inputs, *(self.classes or ()))
+        counts = (
+            *(self.grid or ()),
+            *(self.window or ()),
+            *(self.multiple_of or ()),
+            self.channels,
+            self.outputs,
+        )
+        texts = (self.version, self.form, self.layout, self.dtype, *self.inputs, *self.output_names)
         optional = (self.model, self.task, self.checkpoint_sha256)
+        axes = (self.grid, self.window, self.multiple_of)
         return (
             all(type(count) is int and count > 0 for count in counts)
-            and all(isinstance(text, str) for text in texts)
+            and all(isinstance(text, str) for text in (*texts, *(self.classes or ())))
             and all(text is None or isinstance(text, str) for text in optional)
-            and all(axes is None or len(axes) == self.ndim for axes in (self.grid, self.window))
+            and all(extents is None or len(extents) == self.ndim for extents in axes)
             and self.ndim > 0
             and len(self.inputs) > 0
+            and len(self.output_names) > 0
+            and self.kind in (None, *KINDS)
+            and self._has_names_of_all_outputs()
+            and self._has_valid_masks()
             and isinstance(self.parity, dict)
             and all(isinstance(value, int | float) for value in self.parity.values())
+        )
+
+    def _has_names_of_all_outputs(self) -> bool:
+        if self.kind in (None, "grid"):
+            return True
+        blanks = 1 if self.kind == "transcribe" else 0
+        return self.classes is not None and len(self.classes) + blanks == self.outputs
+
+    def _has_valid_masks(self) -> bool:
+        values, palette = self.mask_values, self.mask_palette
+        return (
+            values is None or (len(values) == self.outputs and all(type(v) is int for v in values))
+        ) and (
+            palette is None
+            or (len(palette) == 3 * self.outputs and all(type(v) is int and 0 <= v < 256 for v in palette))
         )
 
     @classmethod
@@ -113,6 +158,8 @@ class Metadata:
             for name in TUPLE_FIELDS:
                 if values.get(name) is not None:
                     values[name] = tuple(values[name])
+            if values.get("preprocessing") is not None:
+                Preprocessing.from_json(values["preprocessing"])
             metadata = cls(**values)
             if metadata.schema == SCHEMA and not metadata._is_valid():
                 raise ValueError
