@@ -1,0 +1,172 @@
+"""How an image file becomes the array that a network takes.
+
+Training, inference, reports and servers all call this module, so that a network sees the same numbers
+everywhere. `Preprocessing` is the part that a network depends on: checkpoints and exported models store it.
+
+Decoding   Pillow, with the orientation of EXIF applied; the first frame or page if there are several.
+Channels   Palettes are resolved. Transparent pixels are blended with white. Grey is repeated for networks
+           that take colours; colours become grey by the luma of ITU-R 601 for networks that take grey.
+Scale      8 bits are divided by 255 and 16 bits by 65535; floating-point and 32-bit integer images are used
+           as they are.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array
+from mdlstm_tk.sizes import format_size
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
+DECODERS = (
+    "PNG",
+    "JPEG",
+    "TIFF",
+    "BMP",
+    "GIF",
+    "WEBP",
+    "PPM",
+)  # Pillow has others, some of which start programs
+LUMA = (19595, 38470, 7471)  # of 65536: 0.299, 0.587, 0.114, as Pillow rounds them
+MAX_CHANNELS = 4  # RGBA
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images are prepared for a network.
+
+    Attributes:
+        channels: 1 for grey, 3 for red, green and blue.
+        resize: extents (H, W) that every image is resized to, bilinearly and with antialiasing; None keeps
+            its own.
+    """
+
+    channels: int = 1
+    resize: tuple[int, int] | None = None
+
+    def __call__(self, pixels: Array) -> Array:
+        """Convert decoded pixels to what the network takes.
+
+        Args:
+            pixels: (H, W) or (H, W, 3), as `decode_image` returns them.
+
+        Returns:
+            (H, W, channels) float32.
+        """
+        grey = pixels.ndim == 2
+        if self.channels == 1 and not grey:
+            pixels = to_grey(pixels)
+        scaled = scale(pixels)
+        scaled = scaled[..., None] if scaled.ndim == 2 else scaled
+        if self.resize is not None and scaled.shape[:2] != self.resize:
+            scaled = resize(scaled, self.resize)
+        return np.repeat(scaled, self.channels, axis=-1) if scaled.shape[-1] < self.channels else scaled
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Rebuild what `to_json` returned; the values may be untrusted.
+
+        Raises:
+            ValueError: a field is unknown or out of range.
+        """
+        channels, extents = values.get("channels"), values.get("resize")
+        if set(values) != {"channels", "resize"} or type(channels) is not int or channels not in (1, 3):
+            raise ValueError(f"invalid preprocessing: {dict(values)!r:.200}")
+        if extents is None:
+            return cls(channels)
+        height, width = extents
+        if not (type(height) is type(width) is int and height > 0 and width > 0):
+            raise ValueError(f"invalid extents to resize to: {extents!r:.200}")
+        return cls(channels, (height, width))
+
+
+def decode_image(data: bytes, label: str, max_bytes: int = MAX_BYTES) -> Array:
+    """Decode an image file.
+
+    Args:
+        data: content of a PNG, JPEG, TIFF, BMP, GIF, WebP, PGM or PPM file.
+        label: what error messages call it.
+        max_bytes: maximum size in bytes of the pixels as float32.
+
+    Returns:
+        (H, W) if the image is grey, else (H, W, 3): uint8, uint16 or float32.
+
+    Raises:
+        InputError: the file is not such an image, is damaged, or is too large.
+        MissingExtraError: Pillow is not installed.
+    """
+    module: Any = require("PIL.Image", "image")
+    try:
+        with module.open(io.BytesIO(data), formats=DECODERS) as image:
+            needed = image.width * image.height * MAX_CHANNELS * FLOAT_BYTES
+            if needed > max_bytes:
+                raise InputError(
+                    f"{label} has {format_size((image.height, image.width))} pixels, which take {needed} "
+                    f"bytes, more than {max_bytes}; allow more with --max-bytes"
+                )
+            image.load()
+            is_netpbm_or_png = image.format in ("PNG", "PPM")
+            return _pixels(require("PIL.ImageOps", "image").exif_transpose(image), is_netpbm_or_png)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise all kinds of exceptions for damaged images
+        reason = " ".join(str(error).split())[:200]
+        expected = ", ".join(DECODERS)
+        raise InputError(f"{label} cannot be read as an image ({reason}); expected {expected}") from None
+
+
+def to_grey(pixels: Array) -> Array:
+    """Convert (H, W, 3) to its luma (H, W), in the same dtype; integers are rounded."""
+    if pixels.dtype.kind == "f":
+        weights = np.asarray(LUMA, np.float32) / np.float32(65536)
+        return np.asarray(pixels @ weights, np.float32)
+    return np.asarray((pixels.astype(np.uint32) @ np.asarray(LUMA, np.uint32) + 32768) >> 16, pixels.dtype)
+
+
+def scale(pixels: Array) -> Array:
+    """Convert pixels to float32: integers by the maximum of their dtype to [0, 1], floats as they are."""
+    if pixels.dtype.kind == "f":
+        return pixels.astype(np.float32, copy=False)
+    return pixels / np.float32(np.iinfo(pixels.dtype).max)
+
+
+def resize(pixels: Array, extents: tuple[int, int]) -> Array:
+    """Resize (H, W, C) float32 to new extents (H, W), bilinearly and with antialiasing.
+
+    Raises:
+        MissingExtraError: Pillow is not installed.
+    """
+    module: Any = require("PIL.Image", "image")
+    height, width = extents
+    channels = [
+        np.asarray(module.fromarray(channel).resize((width, height), module.Resampling.BILINEAR))
+        for channel in np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+    ]
+    return np.stack(channels, axis=-1)
+
+
+def _pixels(image: Any, is_png_or_netpbm: bool) -> Array:
+    """The pixels of a Pillow image without palette and transparency: (H, W) or (H, W, 3)."""
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)
+    if image.mode == "I":  # 16-bit PGM, and 16-bit PNG in some versions of Pillow; else a 32-bit TIFF
+        return np.asarray(image).astype(np.uint16 if is_png_or_netpbm else np.float32)
+    if image.mode == "F":
+        return np.asarray(image, dtype=np.float32)
+    if image.has_transparency_data:
+        is_grey = image.mode in ("1", "L", "LA", "La")
+        pixels = np.asarray(image.convert("RGBA")).astype(np.uint32)
+        colours, opacity = pixels[..., :3], pixels[..., 3:]
+        blended = ((colours * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
+        return np.ascontiguousarray(blended[..., 0]) if is_grey else blended
+    return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
