@@ -10,8 +10,9 @@ import numpy as np
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.arrays import STDIO
-from mdlstm_tk.runtime.io.formats import Arrays, read_arrays, write_arrays
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
+from mdlstm_tk.runtime.io.readers import Arrays, read_arrays
+from mdlstm_tk.runtime.io.writers import write_arrays
 from mdlstm_tk.runtime.jobs import DECODED_FORMATS, Job
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.session import Session

@@ -12,8 +12,9 @@ from typing import Literal
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.batching import Outcome, infer_files, infer_single
 from mdlstm_tk.runtime.io.arrays import STDIO
-from mdlstm_tk.runtime.io.formats import Arrays, Format, read_arrays
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
+from mdlstm_tk.runtime.io.readers import Arrays, read_arrays
+from mdlstm_tk.runtime.io.writers import Format
 from mdlstm_tk.runtime.jobs import (
     DECODED_FORMATS,
     Job,

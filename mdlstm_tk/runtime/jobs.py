@@ -11,7 +11,8 @@ from typing import NamedTuple
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.arrays import STDIO
 from mdlstm_tk.runtime.io.files import ensure_writable
-from mdlstm_tk.runtime.io.formats import FORMATS, READABLE, Format, suffix_of
+from mdlstm_tk.runtime.io.readers import READABLE, suffix_of
+from mdlstm_tk.runtime.io.writers import FORMATS, Format
 
 DECODED_FORMATS: dict[str, Format] = {"classify": "txt", "transcribe": "txt", "segment": "png"}
 """The kinds of task whose outputs can be decoded, and the format of the result: labels, texts, masks."""

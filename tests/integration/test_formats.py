@@ -12,7 +12,8 @@ from PIL import Image
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.runtime.io.formats import read_arrays, write_arrays
+from mdlstm_tk.runtime.io.readers import read_arrays
+from mdlstm_tk.runtime.io.writers import write_arrays
 
 RNG = np.random.default_rng(0)
 

@@ -21,7 +21,8 @@ from PIL import Image
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.runtime import Outcome, Session, batching, inference
-from mdlstm_tk.runtime.io.formats import read_arrays, write_arrays
+from mdlstm_tk.runtime.io.readers import read_arrays
+from mdlstm_tk.runtime.io.writers import write_arrays
 from mdlstm_tk.runtime.jobs import Job
 
 RNG = np.random.default_rng(0)
