@@ -68,8 +68,9 @@ def infer(
             "--output",
             "-o",
             metavar="PATH",
-            help="File for the result of one input, folder for the results of several, or - for stdout.",
-            show_default="beside the inputs",
+            help="File for the result of one input, folder for the results of several, or - for stdout. A "
+            ".csv, .json or .txt file takes the labels or texts for several inputs.",
+            show_default="beside the inputs; stdout for labels and texts",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -77,8 +78,9 @@ def infer(
         Format | None,
         typer.Option(
             "--format",
-            help="File format of the results; png clips values to [0, 1] and stores 8 bits.",
-            show_default="npz for .npz inputs, txt for labels and texts, png for masks, else npy",
+            help="File format of the results: txt, csv and json hold labels, texts and masks, npy and npz "
+            "the network's outputs; png holds masks, or values clipped to [0, 1] with 8 bits.",
+            show_default="txt for labels and texts, png for masks, npz for .npz inputs, else npy",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -86,10 +88,20 @@ def infer(
         bool,
         typer.Option(
             "--probabilities",
-            help="Write the probability of each class instead of labels, texts or masks.",
+            help="Write the probability of every class, by name in csv and json, else as arrays.",
             rich_help_panel=OUTPUT,
         ),
     ] = False,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="K",
+            help="Name the K most likely classes of a classifier with their probabilities.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     skip_existing: Annotated[
         bool,
         typer.Option(
@@ -141,7 +153,8 @@ def infer(
     shape (H, W) if they are grey, else (H, W, C).
 
     The result of matrix.npy is matrix.out.npy, beside it. The labels of a classifier and the texts of a
-    recogniser are printed, and the masks of a segmenter are written as PNG.
+    recogniser are printed, or collected in one table with -o labels.csv. The masks of a segmenter are
+    written as PNG with the values and the palette of the masks that it was trained on.
 
     Files of equal shape run together. A file that cannot be used is reported, the others go on, and the
     exit code is 1. Folders are searched recursively, without hidden files and earlier results (*.out.*).
@@ -157,6 +170,7 @@ def infer(
         output,
         output_format=output_format,
         probabilities=probabilities,
+        top=top,
         device=device,
         threads=threads,
         batch_size=batch_size,
@@ -171,13 +185,15 @@ def infer(
     records: list[dict[str, Any]] | None = [] if json else None
     try:
         if run.single and run.jobs:
-            _print_single(next(run.outcomes), records)
+            _print_single(run, next(run.outcomes), records)
         elif run.jobs:
             _follow(run, records)
     finally:
         if records is not None:
             print_json(_summary(run, records))
-    if run.jobs:
+    if run.collected and run.jobs:
+        note(f"wrote {run.collected}")
+    elif run.jobs:
         _print_next(run.jobs[-1])
 
 
@@ -196,17 +212,19 @@ def _print_plan(run: Inference) -> None:
         note(f"nothing to do: all {run.skipped} results exist")
 
 
-def _print_single(outcome: Outcome, records: list[dict[str, Any]] | None) -> None:
-    """Print the result of a single file: its text, or its shapes and, on a terminal, a heat map."""
+def _print_single(run: Inference, outcome: Outcome, records: list[dict[str, Any]] | None) -> None:
+    """Print the result of a single file: its answers, or its shapes and, on a terminal, a heat map."""
     job = outcome.job
     if records is not None:
-        records.append(_record(outcome))
-    elif outcome.text:
-        sys.stdout.write(outcome.text)
-    if outcome.text or outcome.inputs is None or outcome.outputs is None:
+        records.append(_record(run, outcome))
+    elif run.document:
+        sys.stdout.write(run.document.render([(job.source, outcome.answers)]))
+    if outcome.answers or outcome.inputs is None or outcome.outputs is None:
         return
     for name, x in outcome.inputs.items():
-        y = outcome.outputs[name]
+        y = outcome.outputs.get(name)
+        if y is None:  # the model has several outputs
+            continue
         if job.target != "-":
             label = job.source if name is None else f"{name!a} in {job.source}"
             note(f"{label} {x.shape} → {job.target} {y.shape}")
@@ -232,16 +250,19 @@ def _follow(run: Inference, records: list[dict[str, Any]] | None) -> None:
     def counts() -> str:
         return f"{done} done, {run.skipped} skipped, {failed} failed, {rate():.3g} files/s"
 
+    document = run.document if records is None else None
+    if document:
+        sys.stdout.write(document.begin())
     try:
         with progress(total) as show:
             for outcome in run.outcomes:
                 if records is not None:
-                    records.append(_record(outcome))
+                    records.append(_record(run, outcome))
                 if outcome.error is None:
                     done += 1
-                    detail(f"{outcome.job.source} → {outcome.job.target}")
-                    for line in outcome.text.splitlines() if records is None else ():
-                        sys.stdout.write(f"{outcome.job.source}\t{line}\n")
+                    detail(f"{outcome.job.source} → {run.collected or outcome.job.target}")
+                    if document:
+                        sys.stdout.write(document.add(outcome.job.source, outcome.answers))
                 else:
                     failed += 1
                     error(outcome.error, label="failed")
@@ -249,19 +270,23 @@ def _follow(run: Inference, records: list[dict[str, Any]] | None) -> None:
                     left = (total - done - failed) / rate()
                     show(done + failed, f"{rate():.3g} files/s", left)
     except (MDLSTMError, KeyboardInterrupt):
-        note(f"stopped: {counts()}, {total - done - failed} to do; continue with --skip-existing")
+        advice = "nothing was written" if run.collected else "continue with --skip-existing"
+        note(f"stopped: {counts()}, {total - done - failed} to do; {advice}")
         raise
+    if document:
+        sys.stdout.write(document.end())
     note(counts())
     if failed:
         raise MDLSTMError(f"{failed} of {total} files failed; see the lines above")
 
 
-def _record(outcome: Outcome) -> dict[str, Any]:
+def _record(run: Inference, outcome: Outcome) -> dict[str, Any]:
     """What --json prints of one file."""
     record: dict[str, Any] = {"source": outcome.job.source, "error": outcome.error}
     if outcome.error is None:
-        record["target"] = None if outcome.job.target == "-" else outcome.job.target
-        record["answers"] = outcome.text.splitlines()
+        target = run.collected or outcome.job.target
+        record["target"] = None if target == "-" else str(target)
+        record["answers"] = [answer.as_dict(run.kind) for answer in outcome.answers]
     return record
 
 

@@ -6,6 +6,11 @@ Arrays in memory:
 >>> session = Session("model-8x8.onnx")
 >>> y = session(x)                          # x (8, 8), (8, 8, C) or (N, 8, 8, C)
 
+Labels with probabilities, texts and masks, where the model is of such a kind:
+
+>>> from mdlstm_tk.runtime import decode
+>>> answers = decode(y, session.metadata, top=3)
+
 Files and folders, as `mdlstm infer` runs them:
 
 >>> from mdlstm_tk.runtime import infer_paths
@@ -13,10 +18,21 @@ Files and folders, as `mdlstm infer` runs them:
 ...     print(outcome.job.source, outcome.error or "ok")
 """
 
+from mdlstm_tk.runtime.answers import Answer, decode
 from mdlstm_tk.runtime.batching import Outcome
 from mdlstm_tk.runtime.inference import Inference, infer_paths
 from mdlstm_tk.runtime.io.arrays import load_array, save_array
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.session import Session
 
-__all__ = ["Inference", "Metadata", "Outcome", "Session", "infer_paths", "load_array", "save_array"]
+__all__ = [
+    "Answer",
+    "Inference",
+    "Metadata",
+    "Outcome",
+    "Session",
+    "decode",
+    "infer_paths",
+    "load_array",
+    "save_array",
+]

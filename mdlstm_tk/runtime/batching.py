@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.answers import (
+    ANSWER_KINDS,
+    CLASS_KINDS,
+    LABELS_ONLY,
+    Answer,
+    AnswerDocument,
+    AnswerFormat,
+    ResultOptions,
+    answer_format,
+    decode,
+)
 from mdlstm_tk.runtime.io.arrays import STDIO
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
 from mdlstm_tk.runtime.io.readers import Arrays, read_arrays
-from mdlstm_tk.runtime.io.writers import write_arrays
-from mdlstm_tk.runtime.jobs import DECODED_FORMATS, Job
+from mdlstm_tk.runtime.io.writers import write_arrays, write_mask, write_text
+from mdlstm_tk.runtime.jobs import Job
 from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.postprocessing import class_axis, probabilities
 from mdlstm_tk.runtime.session import Session
 
 BATCH_SIZE = 64  # no model that was measured ran faster with more samples per run
@@ -22,6 +34,7 @@ BATCH_POSITIONS = BATCH_SIZE * 64 * 64  # memory of a run grows with its positio
 WINDOW = 4 * BATCH_SIZE  # files; enough to fill batches when a folder holds a few different shapes
 WINDOW_BYTES = 2**28
 
+Outputs = Array | dict[str, Array]  # what a session returns: an array, or several by the names of outputs
 Item = TypeVar("Item")
 Tag = TypeVar("Tag")
 
@@ -31,14 +44,15 @@ class Outcome(NamedTuple):
 
     Attributes:
         job: the file, its result's path and format.
-        error: None if the result was written or is in `text`, else what is wrong with the file.
-        text: the lines of a result for standard output, which the caller prints.
+        error: None if the result was written or is in `answers`, else what is wrong with the file.
+        answers: the labels or texts of the samples in the file. The caller prints them if the job's target
+            is standard output.
         inputs, outputs: the arrays of a single input file; None where there are several files.
     """
 
     job: Job
     error: str | None
-    text: str = ""
+    answers: Sequence[Answer] = ()
     inputs: Arrays | None = None
     outputs: Arrays | None = None
 
@@ -48,7 +62,7 @@ def infer_files(
     jobs: Sequence[Job],
     batch_size: int | None = None,
     max_bytes: int = MAX_BYTES,
-    probabilities: bool = False,
+    options: ResultOptions = LABELS_ONLY,
 ) -> Iterator[Outcome]:
     """Run a model on files and write the results.
 
@@ -61,7 +75,7 @@ def infer_files(
         jobs: the files to read and where to write their results.
         batch_size: samples per run. None: 64, or fewer for grids above 64×64.
         max_bytes: maximum size in bytes of a file and of the arrays in it.
-        probabilities: write softmax over the last axis instead of labels, texts or masks.
+        options: which probabilities to write.
 
     Yields:
         The outcome of each job. A file that cannot be used gives an outcome with an error.
@@ -71,11 +85,15 @@ def infer_files(
             the model fails.
     """
     for window in _read_ahead(_read_windows(jobs, max_bytes)):
-        yield from _infer_window(session, window, batch_size, probabilities)
+        yield from _infer_window(session, window, batch_size, options)
 
 
 def infer_single(
-    session: Session, job: Job, arrays: Arrays, batch_size: int | None = None, probabilities: bool = False
+    session: Session,
+    job: Job,
+    arrays: Arrays,
+    batch_size: int | None = None,
+    options: ResultOptions = LABELS_ONLY,
 ) -> Iterator[Outcome]:
     """Run a model on the arrays of one file and write the result.
 
@@ -88,13 +106,13 @@ def infer_single(
     """
     results = dict(run_batches(session, arrays.items(), batch_size))
     outputs = _outputs_of(job, {name: results[name] for name in arrays})
-    text = write_results(job, outputs, session.metadata, probabilities)
-    yield Outcome(job, None, text, arrays, outputs)
+    answers = write_results(job, outputs, session.metadata, options)
+    yield Outcome(job, None, answers, arrays, outputs)
 
 
 def run_batches(
     session: Session, arrays: Iterable[tuple[Tag, Array]], batch_size: int | None = None
-) -> Iterator[tuple[Tag, Array | InputError]]:
+) -> Iterator[tuple[Tag, Outputs | InputError]]:
     """Run a model on arrays. Arrays of equal shape share batches; all do if the model takes `sizes`.
 
     Args:
@@ -129,7 +147,7 @@ def run_batches(
 
 def _run_batch(
     session: Session, batch: Sequence[tuple[Tag, Array]], limit: int
-) -> Iterator[tuple[Tag, Array | InputError]]:
+) -> Iterator[tuple[Tag, Outputs | InputError]]:
     try:
         if len(batch) == 1:  # a single array may hold any number of samples
             outputs = [_run_split(session, batch[0][1], limit)]
@@ -186,7 +204,7 @@ def _infer_window(
     session: Session,
     window: Sequence[tuple[Job, Arrays | str]],
     batch_size: int | None,
-    probabilities: bool,
+    options: ResultOptions,
 ) -> Iterator[Outcome]:
     tagged: list[tuple[tuple[int, str | None], Array]] = []
     for index, (job, arrays) in enumerate(window):
@@ -194,7 +212,7 @@ def _infer_window(
             yield Outcome(job, arrays)
         else:
             tagged += [((index, name), x) for name, x in arrays.items()]
-    results: dict[int, dict[str | None, Array | InputError]] = {}
+    results: dict[int, dict[str | None, Outputs | InputError]] = {}
     for (index, name), y in run_batches(session, tagged, batch_size):
         job, arrays = window[index]
         results.setdefault(index, {})[name] = y
@@ -202,53 +220,69 @@ def _infer_window(
             complete = results.pop(index)
             try:
                 outputs = _outputs_of(job, {name: complete[name] for name in arrays})
-                yield Outcome(job, None, write_results(job, outputs, session.metadata, probabilities))
+                yield Outcome(job, None, write_results(job, outputs, session.metadata, options))
             except InputError as error:
                 yield Outcome(job, str(error))
 
 
-def _outputs_of(job: Job, results: dict[str | None, Array | InputError]) -> Arrays:
-    """The outputs for a file's arrays.
+def _outputs_of(job: Job, results: Mapping[str | None, Outputs | InputError]) -> Arrays:
+    """The outputs for a file's arrays, by the name of the array. Where the model has several outputs, their
+    names follow after a dot.
 
     Raises:
-        InputError: the model did not take one of them.
+        InputError: the model did not take one of the arrays.
     """
     outputs: Arrays = {}
     for name, y in results.items():
         if isinstance(y, InputError):
             raise InputError(f"{job.source}: {y}" if name is None else f"{name!a} in {job.source}: {y}")
-        outputs[name] = y
+        if isinstance(y, dict):
+            prefix = "" if name is None else f"{name}."
+            outputs |= {f"{prefix}{output}": array for output, array in y.items()}
+        else:
+            outputs[name] = y
     return outputs
 
 
-def write_results(job: Job, outputs: Arrays, metadata: Metadata, probabilities: bool = False) -> str:
-    """Write the outputs for a file: as labels, texts or masks where the format is meant for these, else
-    as numbers.
+def write_results(
+    job: Job, outputs: Arrays, metadata: Metadata, options: ResultOptions = LABELS_ONLY
+) -> tuple[Answer, ...]:
+    """Write the outputs for a file: as labels, texts or masks in txt, csv, json and png if the model's kind
+    has such, else as numbers.
 
     Returns:
-        The lines of labels or texts for standard output, which the caller prints; else "".
+        The labels or texts; empty for other results. They are not written if the job's target is standard
+        output: the caller prints them.
 
     Raises:
         InputError: the format cannot hold them.
         MDLSTMError: the file cannot be written.
     """
-    kind = metadata.kind or ""
-    if probabilities:
-        from mdlstm_tk.runtime import postprocessing
-
-        outputs = {name: postprocessing.probabilities(y) for name, y in outputs.items()}
-    elif job.format == DECODED_FORMATS.get(kind):
-        from mdlstm_tk.runtime.postprocessing import decode
-
-        outputs = {name: decode(y, kind, metadata.classes or ()) for name, y in outputs.items()}
-        if job.format == "txt" and job.target == STDIO:
-            return "".join(
-                f"{text}\n" if name is None else f"{name}\t{text}\n"
-                for name, texts in outputs.items()
-                for text in texts.tolist()
-            )
+    has_classes = metadata.kind in CLASS_KINDS and len(metadata.output_names) == 1
     try:
+        text_format = answer_format(job.format)
+        if has_classes and metadata.kind in ANSWER_KINDS and text_format:
+            return _write_answers(job, text_format, outputs, metadata, options)
+        if has_classes and options.probabilities:
+            outputs = {name: probabilities(y, class_axis(y, metadata)) for name, y in outputs.items()}
+        elif has_classes and metadata.kind == "segment" and job.format in ("png", "csv", "json"):
+            outputs = {name: decode(y, metadata) for name, y in outputs.items()}
+            if job.format == "png" and len(outputs) == 1:
+                values = metadata.mask_values or range(metadata.outputs)
+                write_mask(job.target, next(iter(outputs.values())), values, metadata.mask_palette)
+                return ()
         write_arrays(job.target, outputs, job.format)
     except InputError as error:
         raise InputError(f"{job.source}: {error}") from None
-    return ""
+    return ()
+
+
+def _write_answers(
+    job: Job, text_format: AnswerFormat, outputs: Arrays, metadata: Metadata, options: ResultOptions
+) -> tuple[Answer, ...]:
+    top = metadata.outputs if options.probabilities else options.top or 1
+    answers = tuple(answer for name, y in outputs.items() for answer in decode(y, metadata, top, name))
+    if job.target != STDIO:
+        document = AnswerDocument(text_format, metadata, options, named=False)
+        write_text(job.target, document.render([(job.source, answers)]))
+    return answers

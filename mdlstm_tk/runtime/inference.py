@@ -10,19 +10,28 @@ from pathlib import Path
 from typing import Literal
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.answers import (
+    ANSWER_KINDS,
+    CLASS_KINDS,
+    AnswerDocument,
+    ResultOptions,
+    answer_format,
+)
 from mdlstm_tk.runtime.batching import Outcome, infer_files, infer_single
-from mdlstm_tk.runtime.io.arrays import STDIO
+from mdlstm_tk.runtime.io.arrays import STDIO, open_output
+from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.io.readers import Arrays, read_arrays
 from mdlstm_tk.runtime.io.writers import Format
 from mdlstm_tk.runtime.jobs import (
-    DECODED_FORMATS,
     Job,
-    decoded_jobs,
+    document_of,
     is_single_file,
+    jobs_for_model,
     plan_jobs,
     remaining_jobs,
 )
+from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.model_discovery import find_model, newer_run_without_export
 from mdlstm_tk.runtime.session import Session
 
@@ -43,7 +52,11 @@ class Inference:
         unsupported: number of files below input folders whose type cannot be read.
         single: whether the input is one file, run in this process. Its outcome then holds the arrays, and
             its errors are raised instead of being returned as an outcome.
+        document: renders the answers of all files for standard output, which the caller prints; None if
+            they are written to files or are not labels or texts.
+        collected: the one file that holds the answers for several inputs, or None.
         model: path of the model.
+        kind: kind of the model's task, or None.
         newer_run: the newest run folder, if the model was found in an older run because this one has no
             export yet; else None.
         device: "cpu" or "cuda:N", where the model runs.
@@ -56,7 +69,10 @@ class Inference:
     skipped: int
     unsupported: int
     single: bool
+    document: AnswerDocument | None
+    collected: Path | None
     model: Path
+    kind: str | None
     newer_run: Path | None
     device: str
     provider: str
@@ -70,6 +86,7 @@ def infer_paths(
     *,
     output_format: Format | None = None,
     probabilities: bool = False,
+    top: int | None = None,
     device: str = "auto",
     threads: int = 1,
     batch_size: int | None = None,
@@ -90,12 +107,16 @@ def infer_paths(
         inputs: files and folders, or "-" alone for a `.npy` on standard input. Folders are searched
             recursively; hidden files and earlier results (`*.out.*`) are ignored.
         model: an exported `.onnx` file or a folder of them. None: see `find_model`.
-        output: a file (for one input file), a folder, or "-" for standard output. None: beside the inputs.
+        output: a file, a folder, or "-" for standard output. None: beside the inputs; labels and texts go
+            to standard output. One file for several inputs is a table (.csv), a list (.json) or lines
+            (.txt) of labels or texts.
         output_format: file format of the results. None: the suffix of `output` if that is a file, else
             txt for the labels of a classifier and the texts of a recogniser, png for the masks of a
-            segmenter, npz for `.npz` inputs and npy for all others.
-        probabilities: write the probabilities of the classes (softmax over the last axis) instead of
-            labels, texts or masks. The default format is then npy or npz.
+            segmenter, npz for `.npz` inputs and models with several outputs, and npy for all others.
+            txt, csv and json hold labels, texts and masks; npy and npz hold the network's outputs.
+        probabilities: write the probability of every class: by name in csv and json, as arrays (softmax
+            over the classes) in npy and npz. The default format is then npy or npz.
+        top: of a classifier, also name the `top` most likely classes and their probabilities.
         device: "auto" (CUDA if it works, else CPU), "cpu", "cuda" or "cuda:N".
         threads: CPU threads of one run, as for `Session`. 0: one per core.
         batch_size: samples per run. None: 64, or fewer for grids above 64×64.
@@ -122,6 +143,12 @@ def infer_paths(
         raise InputError("--workers needs --engine ray; for the local engine, set --threads")
     sources = [os.fspath(path) for path in inputs]
     target = None if output is None else os.fspath(output)
+    collected: Path | None = None
+    collected_format = document_of(sources, target)
+    if target is not None and collected_format is not None:
+        if skip_existing:
+            raise InputError(f"-o {target} holds the results of all inputs; --skip-existing needs a folder")
+        collected, target, output_format = Path(target), None, output_format or collected_format
     jobs, unsupported = plan_jobs(sources, target, output_format)
     if engine == "ray" and STDIO in (jobs[0].source, jobs[0].target):
         raise InputError("--engine ray takes files, not - (stdin or stdout)")
@@ -135,13 +162,11 @@ def infer_paths(
     path = find_model(model, grids)
     session = Session(path, device, threads=threads, timeout=timeout, max_bytes=max_bytes)
 
-    kind = session.metadata.kind
-    if probabilities and kind not in DECODED_FORMATS:
-        raise InputError(
-            f"--probabilities needs a model of kind {', '.join(DECODED_FORMATS)}; {path} is of kind {kind}"
-        )
-    if output_format is None and not probabilities:
-        jobs = decoded_jobs(jobs, kind, target)
+    options = ResultOptions(probabilities, top)
+    _check_options(session.metadata, options, path, collected)
+    jobs = jobs_for_model(jobs, session.metadata, target, output_format, probabilities)
+    if collected:
+        ensure_writable(collected, force)
     remaining = remaining_jobs(jobs, skip_existing, force)
     skipped = len(jobs) - len(remaining)
 
@@ -157,28 +182,74 @@ def infer_paths(
             remaining,
             batch_size,
             max_bytes,
-            probabilities=probabilities,
+            result_options=options,
             device="cpu" if session.device == "cpu" else "cuda",
             threads=threads,
             timeout=timeout,
             workers=workers,
         )
     elif arrays is not None:
-        outcomes = infer_single(session, remaining[0], arrays, batch_size, probabilities)
+        outcomes = infer_single(session, remaining[0], arrays, batch_size, options)
     else:
-        outcomes = infer_files(session, remaining, batch_size, max_bytes, probabilities)
+        outcomes = infer_files(session, remaining, batch_size, max_bytes, options)
+    document = _document(jobs, session.metadata, options, single=arrays is not None)
+    if collected and document:
+        outcomes, document = _collect(outcomes, document, collected), None
     return Inference(
         outcomes=outcomes,
         jobs=remaining,
         skipped=skipped,
         unsupported=unsupported,
         single=arrays is not None,
+        document=document,
+        collected=collected,
         model=path,
+        kind=session.metadata.kind,
         newer_run=None if model else newer_run_without_export(path),
         device=session.device,
         provider=session.provider,
         reason=session.reason,
     )
+
+
+def _check_options(metadata: Metadata, options: ResultOptions, model: Path, collected: Path | None) -> None:
+    """Check that a model has what the options ask for.
+
+    Raises:
+        InputError: names the option and the kind of model that it needs.
+    """
+    kind = f"{model} is of kind {metadata.kind}"
+    if options.probabilities and metadata.kind not in CLASS_KINDS:
+        raise InputError(f"--probabilities needs a model of kind {', '.join(CLASS_KINDS)}; {kind}")
+    if options.top is not None and metadata.kind != "classify":
+        raise InputError(f"--top needs a model of kind classify; {kind}")
+    if options.top is not None and options.probabilities:
+        raise InputError("--probabilities includes all classes, --top only some; give one of them")
+    if collected and metadata.kind not in ANSWER_KINDS:
+        raise InputError(
+            f"-o {collected} is a file, expected a folder for the results of several inputs; one file "
+            f"takes the labels or texts of a model of kind {' or '.join(ANSWER_KINDS)}, but {kind}"
+        )
+
+
+def _document(
+    jobs: Sequence[Job], metadata: Metadata, options: ResultOptions, single: bool
+) -> AnswerDocument | None:
+    """The document of the answers that are not written file by file; None if there is none."""
+    file_format = answer_format(jobs[0].format)
+    if metadata.kind not in ANSWER_KINDS or jobs[0].target != STDIO or file_format is None:
+        return None
+    return AnswerDocument(file_format, metadata, options, named=not single)
+
+
+def _collect(outcomes: Iterator[Outcome], document: AnswerDocument, path: Path) -> Iterator[Outcome]:
+    """Pass outcomes on, and write their answers to one file, which appears when all files are done."""
+    with open_output(path) as file:
+        file.write(document.begin().encode())
+        for outcome in outcomes:
+            file.write(document.add(outcome.job.source, outcome.answers).encode())
+            yield outcome
+        file.write(document.end().encode())
 
 
 def _first_grids(jobs: Sequence[Job], max_bytes: int) -> list[tuple[int, ...]]:

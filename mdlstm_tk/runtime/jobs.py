@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.answers import ANSWER_KINDS, CLASS_KINDS, AnswerFormat, answer_format
 from mdlstm_tk.runtime.io.arrays import STDIO
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.readers import READABLE, suffix_of
 from mdlstm_tk.runtime.io.writers import FORMATS, Format
-
-DECODED_FORMATS: dict[str, Format] = {"classify": "txt", "transcribe": "txt", "segment": "png"}
-"""The kinds of task whose outputs can be decoded, and the format of the result: labels, texts, masks."""
+from mdlstm_tk.runtime.metadata import Metadata
 
 
 class Job(NamedTuple):
@@ -56,15 +55,12 @@ def plan_jobs(
         The jobs, and the number of files below folders whose type cannot be read.
 
     Raises:
-        InputError: there is nothing to run, `output` does not suit the inputs, or a result would
-            overwrite an input or another result.
+        InputError: there is nothing to run, or `output` does not suit the inputs.
     """
     if len(inputs) > 1 and STDIO in inputs:
         raise InputError("- (stdin) must be the only input; run files separately")
     if is_single_file(inputs):
-        jobs = [_single_job(inputs[0], output, output_format)]
-        _check_targets(jobs)
-        return jobs, 0
+        return [_single_job(inputs[0], output, output_format)], 0
     if output == STDIO:
         raise InputError("-o - takes the result of one file, got several inputs; give a folder")
     names_file = output is not None and (os.path.exists(output) or suffix_of(output)[1:] in FORMATS)
@@ -88,36 +84,56 @@ def plan_jobs(
     if not jobs:
         found = f", only {unsupported} of other types" if unsupported else ""
         raise InputError(f"no input file in {', '.join(inputs)}{found}; expected {', '.join(READABLE)}")
-    _check_targets(jobs)
     return jobs, unsupported
 
 
-def decoded_jobs(jobs: Sequence[Job], kind: str | None, output: str | None) -> list[Job]:
-    """Change jobs that were planned without a format, so that they suit the kind of the model's task.
+def document_of(inputs: Sequence[str], output: str | None) -> AnswerFormat | None:
+    """The format of the one document that the answers for several inputs go to; None if there is none.
 
-    Labels and texts go to standard output and masks to PNG files, see `DECODED_FORMATS`. Jobs stay as they
-    are for other kinds, and where the suffix of `output` asks for a format.
+    `output` asks for one by the suffix .txt, .csv or .json, unless it is a folder.
+    """
+    if output is None or is_single_file(inputs) or os.path.isdir(output):
+        return None
+    return answer_format(suffix_of(output)[1:])
+
+
+def jobs_for_model(
+    jobs: Sequence[Job],
+    metadata: Metadata,
+    output: str | None,
+    output_format: Format | None,
+    probabilities: bool,
+) -> list[Job]:
+    """Change planned jobs so that they suit the model.
+
+    Unless a format was asked for, masks become PNG files, several outputs `.npz` files, and labels and
+    texts lines of text. Labels and texts go to standard output if `output` is None.
 
     Args:
-        jobs: the jobs that `plan_jobs(inputs, output, None)` returned.
-        kind: `Metadata.kind` of the model.
+        jobs: the jobs that `plan_jobs(inputs, output, output_format)` returned.
+        metadata: of the model.
         output: as for `plan_jobs`.
+        output_format: as for `plan_jobs`.
+        probabilities: whether probabilities are wanted; without a format they are written as numbers.
 
     Raises:
-        InputError: as in `plan_jobs`.
+        InputError: a result would overwrite an input or another result.
     """
-    decoded_format = DECODED_FORMATS.get(kind or "")
     names_file = output is not None and suffix_of(output) != "" and jobs[0].target == output
-    if decoded_format is None or names_file:
-        return list(jobs)
+    default: Format | None = None
+    if output_format is None and not names_file:
+        if len(metadata.output_names) > 1:
+            default = "npz"
+        elif metadata.kind in CLASS_KINDS and not probabilities:
+            default = "png" if metadata.kind == "segment" else "txt"
     changed = []
     for job in jobs:
-        target = job.target
-        if decoded_format == "txt" and output is None:
+        target, file_format = job.target, default or job.format
+        if metadata.kind in ANSWER_KINDS and output is None and answer_format(file_format):
             target = STDIO
         elif target not in (STDIO, output):
-            target = f"{os.path.splitext(target)[0]}.{decoded_format}"
-        changed.append(Job(job.source, target, decoded_format))
+            target = f"{os.path.splitext(target)[0]}.{file_format}"
+        changed.append(Job(job.source, target, file_format))
     _check_targets(changed)
     return changed
 

@@ -1,4 +1,4 @@
-"""Decode the outputs of networks into labels, masks and texts, with NumPy alone."""
+"""Labels, probabilities, masks and texts from the outputs of networks, with NumPy alone."""
 
 from __future__ import annotations
 
@@ -8,47 +8,54 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk.runtime.metadata import Metadata
+
 Floats = npt.NDArray[np.floating[Any]]
+Integers = npt.NDArray[np.integer[Any]]
 
 
-def labels(logits: Floats) -> npt.NDArray[np.int64]:
+def class_axis(y: npt.NDArray[Any], metadata: Metadata) -> int:
+    """The axis of y that holds the outputs, counted from the end: the last one, unless y has a grid and the
+    model is channels-first."""
+    has_grid = metadata.window is not None and y.ndim > metadata.ndim
+    return -1 if metadata.channels_last or not has_grid else -metadata.ndim - 1
+
+
+def labels(logits: Floats, axis: int = -1) -> npt.NDArray[np.int64]:
     """Indices of the most likely class.
 
     Args:
         logits: (N, K) of a classifier, or (N, *grid, K) of a segmenter.
+        axis: the axis of the K classes.
 
     Returns:
-        (N,) or (N, *grid).
+        The shape of `logits` without that axis.
     """
-    best: npt.NDArray[np.int64] = logits.argmax(axis=-1)
+    best: npt.NDArray[np.int64] = logits.argmax(axis=axis)
     return best
 
 
-def probabilities(logits: Floats) -> Floats:
-    """Softmax over the last axis; the shape stays the same."""
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    result: Floats = exponentials / exponentials.sum(axis=-1, keepdims=True)
+def probabilities(logits: Floats, axis: int = -1) -> Floats:
+    """Softmax over the axis of the classes; the shape stays the same."""
+    exponentials = np.exp(logits - logits.max(axis=axis, keepdims=True))
+    result: Floats = exponentials / exponentials.sum(axis=axis, keepdims=True)
     return result
 
 
-def decode(logits: Floats, kind: str, classes: Sequence[str]) -> npt.NDArray[np.str_ | np.uint8]:
-    """Decode the output of a network by the kind of its task.
+def mask_values(classes: Integers, values: Sequence[int] | None) -> Integers:
+    """Replace class indices by the values that the classes have in masks.
 
     Args:
-        logits: (K,) or (N, K) for "classify"; (T, 1 + characters) or (N, T, 1 + characters) for
-            "transcribe"; (…, H, W, K) for "segment".
-        kind: "classify", "transcribe" or "segment".
-        classes: names of the K classes, or the characters.
+        classes: indices of any shape.
+        values: the value of each class; None: its index.
 
     Returns:
-        Labels or texts of shape (N,), or a mask of class indices of shape (…, H, W).
+        The same shape, in the smallest integer dtype that holds all values.
     """
-    if kind == "segment":
-        return labels(logits).astype(np.uint8)
-    if kind == "classify":
-        return np.array([classes[k] for k in labels(np.atleast_2d(logits))], dtype=np.str_)
-    lines = logits if logits.ndim == 3 else logits[None]
-    return np.array(transcripts(lines, classes), dtype=np.str_)
+    table = np.arange(int(classes.max(initial=0)) + 1) if values is None else np.asarray(values)
+    dtype = np.result_type(np.min_scalar_type(int(table.min())), np.min_scalar_type(int(table.max())))
+    result: Integers = table.astype(dtype)[classes]
+    return result
 
 
 def transcripts(logits: Floats, alphabet: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk.errors import MDLSTMError, require
+from mdlstm_tk.runtime.answers import LABELS_ONLY, ResultOptions
 from mdlstm_tk.runtime.batching import WINDOW, Outcome, infer_files
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.jobs import Job
@@ -29,11 +30,11 @@ class Worker:
         options: dict[str, Any],
         batch_size: int | None,
         max_bytes: int,
-        probabilities: bool,
+        result_options: ResultOptions,
     ) -> None:
         os.chdir(folder)
         self.session = Session(model, max_bytes=max_bytes, **options)
-        self.infer_options = (batch_size, max_bytes, probabilities)
+        self.infer_options = (batch_size, max_bytes, result_options)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
         # Ray carries rows in Arrow, which takes no file name that is not UTF-8, so jobs are pickled.
@@ -53,7 +54,7 @@ def infer_with_ray(
     batch_size: int | None = None,
     max_bytes: int = MAX_BYTES,
     *,
-    probabilities: bool = False,
+    result_options: ResultOptions = LABELS_ONLY,
     device: str = "cpu",
     threads: int = 1,
     timeout: float | None = None,
@@ -68,7 +69,7 @@ def infer_with_ray(
     Args:
         model: path of the model, which each worker loads.
         jobs: the files to read and where to write their results.
-        batch_size, max_bytes, probabilities: as in `infer_files`.
+        batch_size, max_bytes, result_options: as in `infer_files`.
         device: "cpu" or "cuda", for each worker.
         threads: CPU threads of each worker. 0 means 1, as workers share the cores.
         timeout: maximum duration of one run in seconds.
@@ -110,7 +111,7 @@ def infer_with_ray(
         rows = data.from_items([{"jobs": window} for window in windows], override_num_blocks=len(windows))
         processed = rows.map(
             Worker,
-            fn_constructor_args=(os.getcwd(), str(model), options, batch_size, max_bytes, probabilities),
+            fn_constructor_args=(os.getcwd(), str(model), options, batch_size, max_bytes, result_options),
             compute=data.ActorPoolStrategy(size=min(workers, len(windows))),
             num_cpus=threads,
             num_gpus=1 if device.startswith("cuda") else 0,

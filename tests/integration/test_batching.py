@@ -10,23 +10,28 @@ import numpy as np
 import pytest
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime import Outcome, Session, batching
-from mdlstm_tk.runtime.jobs import Job, plan_jobs
+from mdlstm_tk.runtime import Metadata, Outcome, Session, batching
+from mdlstm_tk.runtime.jobs import Job, jobs_for_model, plan_jobs
 
 RNG = np.random.default_rng(0)
 
 
 def test_no_result_overwrites_an_input_or_another_result(tmp_path: Path) -> None:
+    metadata = Metadata("0", None, "scan", "N H W C", 1, 1)
+
+    def plan(inputs: list[str], output: str | None) -> None:
+        jobs_for_model(plan_jobs(inputs, output, None)[0], metadata, output, None, False)
+
     for name in ("x.npy", "x.csv", "x.out.npy"):
         (tmp_path / name).touch()
     (tmp_path / "alias").symlink_to(tmp_path)
     x, alias = str(tmp_path / "x.npy"), str(tmp_path / "alias/x.npy")
     for inputs in ([str(tmp_path)], [x, x], [x, alias]):
         with pytest.raises(InputError, match=r"both .*x\.out\.npy"):
-            plan_jobs(inputs, None, None)
+            plan(inputs, None)
     for inputs, output in (([x, str(tmp_path / "alias/x.out.npy")], None), ([x], alias)):
         with pytest.raises(InputError, match="overwrite"):
-            plan_jobs(inputs, output, None)
+            plan(inputs, output)
 
 
 class Recorder:

@@ -109,10 +109,12 @@ PUBLIC = {
     },
     "mdlstm_tk.runtime": {
         *(
+            "Answer",
             "Inference",
             "Metadata",
             "Outcome",
             "Session",
+            "decode",
             "infer_paths",
             "load_array",
             "save_array",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import IO, Literal, get_args
 
 import numpy as np
@@ -15,13 +15,7 @@ from mdlstm_tk.runtime.io.npy import Array
 
 Format = Literal["npy", "npz", "json", "png", "csv", "txt"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-MULTI_ARRAY_FORMATS: tuple[Format, ...] = ("npz", "json", "txt")
-
-# Colours of the classes in a mask: easy to tell apart; class 0 is black, as it is often the background.
-PALETTE = (
-    b"\x00\x00\x00\xe6\x9f\x00\x56\xb4\xe9\x00\x9e\x73\xf0\xe4\x42\x00\x72\xb2\xd5\x5e\x00\xcc\x79\xa7"
-    b"\x99\x99\x99\xff\xff\xff\x88\x22\x55\x44\xaa\x99"
-)
+MULTI_ARRAY_FORMATS: tuple[Format, ...] = ("npz", "json")
 
 
 def write_arrays(target: str, arrays: Mapping[str | None, Array], file_format: Format) -> None:
@@ -29,7 +23,7 @@ def write_arrays(target: str, arrays: Mapping[str | None, Array], file_format: F
 
     Args:
         target: path of the file, or "-" for standard output.
-        arrays: numbers, or texts for "txt".
+        arrays: numbers.
         file_format: the format of the file.
 
     Raises:
@@ -41,16 +35,64 @@ def write_arrays(target: str, arrays: Mapping[str | None, Array], file_format: F
         raise InputError(
             f"{file_format} holds one array, but the result has {len(arrays)}; use --format npz or json"
         )
-    encode = {
+    encoders = {
         "npy": _write_npy,
         "npz": _write_npz,
         "json": _write_json,
         "png": _write_png,
         "csv": _write_csv,
-        "txt": _write_txt,
-    }[file_format]
+    }
+    encode = encoders.get(file_format)
+    if encode is None:
+        raise InputError(
+            f"{file_format} holds labels and texts, but the result is numbers; use --format npy or csv"
+        )
     with open_output(target) as file:
         encode(file, arrays)
+
+
+def write_mask(target: str, mask: Array, values: Sequence[int], palette: Sequence[int] | None) -> None:
+    """Write a mask as PNG, whole or not at all: with 8 bits if all values fit, else with 16.
+
+    Args:
+        target: path of the file, or "-" for standard output.
+        mask: (H, W) integers, or (1, H, W).
+        values: all values that masks may have, in the order of the classes.
+        palette: red, green and blue of each class in turn; None: the mask is grey.
+
+    Raises:
+        InputError: PNG cannot hold the mask.
+        MDLSTMError: the file cannot be written.
+        MissingExtraError: Pillow is not installed.
+    """
+    mask = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
+    if mask.ndim != 2:
+        raise InputError(
+            f"png holds one mask (H, W), but the result has shape {mask.shape}; use --format json or npy"
+        )
+    if not 0 <= min(values) <= max(values) <= np.iinfo(np.uint16).max:
+        raise InputError(
+            f"png holds values from 0 to 65535, but the classes of these masks have values from "
+            f"{min(values)} to {max(values)}; use --format csv or json"
+        )
+    is_8_bit = max(values) <= np.iinfo(np.uint8).max
+    image = require("PIL.Image", "image").fromarray(mask.astype(np.uint8 if is_8_bit else np.uint16))
+    if palette is not None and is_8_bit:
+        colours = np.zeros((max(values) + 1, 3), np.uint8)
+        colours[list(values)] = np.asarray(palette).reshape(-1, 3)
+        image.putpalette(colours.tobytes())
+    with open_output(target) as file:
+        image.save(file, "PNG")
+
+
+def write_text(target: str, text: str) -> None:
+    """Write a text in UTF-8 to a file, whole or not at all, or to "-", standard output.
+
+    Raises:
+        MDLSTMError: the file cannot be written.
+    """
+    with open_output(target) as file:
+        file.write(text.encode())
 
 
 def _write_npy(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
@@ -75,11 +117,6 @@ def _write_json(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
 
 def _write_png(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
     (array,) = arrays.values()
-    if array.dtype == np.uint8 and array.ndim == 2:  # a mask of class indices
-        image = require("PIL.Image", "image").fromarray(array)
-        image.putpalette(PALETTE)
-        image.save(file, "PNG")
-        return
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[-1] == 3):
@@ -98,17 +135,8 @@ def _write_csv(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
         raise InputError(
             f"csv holds (H, W), but the result has shape {array.shape}; use --format npy, npz or json"
         )
-    np.savetxt(file, np.atleast_2d(array), fmt="%.9g", delimiter=",")  # 9 digits identify a float32
-
-
-def _write_txt(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
-    for name, texts in arrays.items():
-        if texts.dtype.kind != "U":
-            raise InputError(
-                "txt holds labels and texts, but the result is numbers; use --format npy or csv"
-            )
-        for text in texts.tolist():
-            file.write((text if name is None else f"{name}\t{text}").encode() + b"\n")
+    digits = "%d" if array.dtype.kind in "iu" else "%.9g"  # 9 digits identify a float32
+    np.savetxt(file, np.atleast_2d(array), fmt=digits, delimiter=",")
 
 
 def _finite(array: Array, file_format: str) -> Array:

@@ -1,0 +1,195 @@
+"""Turn the outputs of a network into what its task asks for: labels, texts and masks.
+
+>>> session = Session("digits.onnx")
+>>> decode(session(x), session.metadata, top=3)[0].probabilities
+(('7', 0.93), ('1', 0.05), ('9', 0.01))
+
+Labels and texts are written as txt (one line per sample), csv (a table with a heading) or json (a list of
+objects). One document holds the answers for any number of files.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.postprocessing import class_axis, labels, mask_values, probabilities, transcripts
+
+AnswerFormat = Literal["txt", "csv", "json"]
+ANSWER_FORMATS: tuple[AnswerFormat, ...] = get_args(AnswerFormat)
+ANSWER_KINDS = ("classify", "transcribe")
+CLASS_KINDS = (*ANSWER_KINDS, "segment")
+PROBABILITY_DIGITS = 6
+
+
+def answer_format(file_format: str) -> AnswerFormat | None:
+    """The file format if it holds labels and texts, else None."""
+    return next((known for known in ANSWER_FORMATS if known == file_format), None)
+
+
+@dataclass(frozen=True)
+class ResultOptions:
+    """What `mdlstm infer` writes beside labels, texts and masks.
+
+    Attributes:
+        probabilities: of a classifier, the probability of every class in csv and json; of every model with
+            classes, probabilities instead of the network's outputs in npy and npz.
+        top: number of the most likely classes of a classifier to name, with their probabilities. None: the
+            label alone in txt, the label and its probability in csv and json.
+    """
+
+    probabilities: bool = False
+    top: int | None = None
+
+
+LABELS_ONLY = ResultOptions()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The label or the text of one sample.
+
+    Attributes:
+        text: name of the most likely class, or the text of a recogniser.
+        array: name of the array in a `.npz` file; else None.
+        sample: index of the sample, if its array has a batch axis; else None.
+        probabilities: (class, probability) of the most likely classes, in decreasing order; empty for
+            texts.
+    """
+
+    text: str
+    array: str | None = None
+    sample: int | None = None
+    probabilities: tuple[tuple[str, float], ...] = ()
+
+    def as_dict(self, kind: str | None) -> dict[str, Any]:
+        """The answer as JSON values."""
+        values: dict[str, Any] = {"array": self.array, "sample": self.sample}
+        values = {name: value for name, value in values.items() if value is not None}
+        if kind == "transcribe":
+            return values | {"text": self.text}
+        values |= {"label": self.text, "probability": self.probabilities[0][1]}
+        return values | ({"probabilities": dict(self.probabilities)} if len(self.probabilities) > 1 else {})
+
+
+def decode(y: Array, metadata: Metadata, top: int = 1, array: str | None = None) -> Any:
+    """Decode the output of a network by the kind of its task.
+
+    Args:
+        y: what `Session` returned, with or without a batch axis.
+        metadata: of the model.
+        top: of a classifier, number of classes whose probabilities are wanted.
+        array: name of the array, which the answers repeat.
+
+    Returns:
+        "classify" and "transcribe": a list of one `Answer` per sample. "segment": a mask (H, W) or
+        (N, H, W) of the values that the classes have in the masks of the training data. Other kinds: y.
+    """
+    if metadata.kind == "segment":
+        return mask_values(labels(y, class_axis(y, metadata)), metadata.mask_values)
+    if metadata.kind not in ANSWER_KINDS:
+        return y
+    classes = metadata.classes or ()
+    batched = y.ndim == (2 if metadata.kind == "classify" else 3)
+    rows = y if batched else y[None]
+    indices = range(len(rows)) if batched else (None,)
+    if metadata.kind == "transcribe":
+        return [Answer(text, array, k) for text, k in zip(transcripts(rows, classes), indices, strict=True)]
+    answers = []
+    for row, k in zip(probabilities(rows), indices, strict=True):
+        order = np.argsort(-row, kind="stable")[: max(top, 1)].tolist()
+        ranked = tuple((classes[c], round(float(row[c]), PROBABILITY_DIGITS)) for c in order)
+        answers.append(Answer(ranked[0][0], array, k, ranked))
+    return answers
+
+
+class AnswerDocument:
+    """Renders answers as one document: `begin()`, then `add()` for each file, then `end()`.
+
+    Args:
+        file_format: "txt", "csv" or "json".
+        metadata: of the model.
+        options: which probabilities to include.
+        named: whether each line of a txt document begins with the name of its file.
+    """
+
+    def __init__(
+        self, file_format: AnswerFormat, metadata: Metadata, options: ResultOptions, named: bool
+    ) -> None:
+        self._format, self._kind, self._options = file_format, metadata.kind, options
+        self._classes = metadata.classes or ()
+        self._named = named
+        self._is_empty = True
+
+    def begin(self) -> str:
+        """What comes before the first answer."""
+        if self._format == "txt":
+            return ""
+        if self._format == "json":
+            return "["
+        if self._kind == "transcribe":
+            return _csv_line(["file", "sample", "text"])
+        columns = ["file", "sample", "label", "probability"]
+        if self._options.probabilities:
+            columns += self._classes
+        else:
+            for rank in range(2, (self._options.top or 1) + 1):
+                columns += [f"label_{rank}", f"probability_{rank}"]
+        return _csv_line(columns)
+
+    def add(self, source: str, answers: Sequence[Answer]) -> str:
+        """The answers for one file."""
+        if self._format == "txt":
+            return "".join(self._txt_line(source, answer) for answer in answers)
+        if self._format == "csv":
+            return "".join(_csv_line(self._csv_values(source, answer)) for answer in answers)
+        parts = []
+        for answer in answers:
+            value = json.dumps({"file": source, **answer.as_dict(self._kind)}, ensure_ascii=False)
+            parts.append(f"{'' if self._is_empty else ','}\n{value}")
+            self._is_empty = False
+        return "".join(parts)
+
+    def end(self) -> str:
+        """What comes after the last answer."""
+        return "\n]\n" if self._format == "json" else ""
+
+    def render(self, files: Iterable[tuple[str, Sequence[Answer]]]) -> str:
+        """The whole document for (file, its answers)."""
+        return self.begin() + "".join(self.add(*item) for item in files) + self.end()
+
+    def _txt_line(self, source: str, answer: Answer) -> str:
+        fields = [source] if self._named else []
+        fields += [] if answer.array is None else [answer.array]
+        if self._options.top is None:
+            fields.append(answer.text)
+        else:
+            for label, probability in answer.probabilities:
+                fields += [label, f"{probability:.4f}"]
+        return "\t".join(fields) + "\n"
+
+    def _csv_values(self, source: str, answer: Answer) -> list[Any]:
+        index = "" if answer.sample is None else str(answer.sample)
+        sample = index if answer.array is None else answer.array + (f"[{index}]" if index else "")
+        values: list[Any] = [source, sample, answer.text]
+        if self._kind == "transcribe":
+            return values
+        values.append(answer.probabilities[0][1])
+        if self._options.probabilities:
+            by_class = dict(answer.probabilities)
+            return values + [by_class[name] for name in self._classes]
+        return values + [value for pair in answer.probabilities[1:] for value in pair]
+
+
+def _csv_line(values: Sequence[Any]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(values)
+    return buffer.getvalue()
