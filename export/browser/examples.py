@@ -13,6 +13,7 @@ import numpy as np
 from mdlstm_tk.data import Batch, Floats, Split, Task
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.sizes import format_size
 from mdlstm_tk.training import Run, load_checkpoint, make_task
 
 COUNT = 6
@@ -53,7 +54,7 @@ def page_examples(run: Run, metadata: Metadata) -> list[PageExample]:
     config = load_checkpoint(run.checkpoint).config
     try:
         grid = metadata.grid or config.grid
-        task = make_task(config if config.data else replace(config, grid=grid))
+        task = make_task(config if config.data else replace(config, size=format_size(grid)))
         samples = list(_samples(task, metadata))
     except MDLSTMError:  # the data have moved, or the task has no samples of that size
         return []
