@@ -27,7 +27,7 @@ async function start() {
   document.title = element("title").textContent = info.name;
   element("facts").textContent = [
     info.grid ? `Grids ${info.sizes ? "up to" : "of"} ${info.grid.join("×")}` : "Grids of any size",
-    `${info.channels} → ${info.outputs} numbers${info.window ? " per position" : ""}`,
+    meaning(info),
     `${Math.ceil(info.bytes / 1024)} KiB`,
     `exported by mdlstm-tk ${info.version}`,
   ].join(" · ");
@@ -45,6 +45,14 @@ async function start() {
   await model.predict(makeGrid(Number(height.value), Number(width.value), info.channels)).catch(showError);
   for (const id of ["example", "clear", "open"]) element(id).disabled = false;
   return example();
+}
+
+// What goes in and comes out, in words.
+function meaning({ kind, channels, outputs, window: hasGrid, classes }) {
+  const from = `${channels} ${channels > 1 ? "channels" : "channel"}`;
+  if (kind === "transcribe") return `${from} → text of ${classes.length} different characters`;
+  const unit = ["classify", "segment"].includes(kind) ? "classes" : outputs > 1 ? "numbers" : "number";
+  return `${from} → ${outputs} ${unit}${hasGrid ? " at each position" : ""}`;
 }
 
 // Replaces the input grid, whether it was drawn, opened or resized.
