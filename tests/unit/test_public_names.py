@@ -117,6 +117,7 @@ PUBLIC = {
             "decode",
             "infer_paths",
             "load_array",
+            "load_image",
             "save_array",
         ),
     },
