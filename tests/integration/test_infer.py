@@ -132,7 +132,7 @@ def test_folders_are_searched_and_their_tree_is_kept(tree: Path, infer: Infer, t
     assert names(tmp_path / "out") == RESULTS
     session = Session(infer.model, "cpu")
     for source in ("one.npy", "a/b/z.npz", "a/t.csv", "a/b/i.PNG"):
-        x = read_input(str(tree / source)).arrays
+        x = read_input(str(tree / source)).arrays_for(session.metadata)
         stem = (tmp_path / "out" / source).with_suffix("")
         y = read_input(str(next(stem.parent.glob(stem.name + ".out.*")))).arrays
         assert list(y) == list(x)

@@ -40,8 +40,8 @@ def half(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:60])
 
 
-def colour(path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(path)
+def wide(path: Path) -> None:
+    Image.new("RGB", (9, 8)).save(path)
 
 
 BAD_FILES = {
@@ -49,7 +49,7 @@ BAD_FILES = {
     "text2.npz": (text, ".npz archive"),
     "text3.png": (text, "PNG"),
     "half.png": (half, "PNG"),
-    "colour.png": (colour, "3 channels"),
+    "wide.png": (wide, "8x9"),
     "text4.csv": (text, "table"),
     "ragged.csv": (ragged, "row 2"),
     "nan.csv": (lambda path: path.write_text("nan,1"), "1 NaN"),
