@@ -145,6 +145,7 @@ PUBLIC = {
             "latest_run",
             "list_settings",
             "load_checkpoint",
+            "load_task",
             "make_task",
             "new_job",
             "new_run",
