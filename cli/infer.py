@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime import Inference, Outcome
     from mdlstm_tk.runtime.jobs import Job
 
-INPUTS = (".npy", ".npz", ".png", ".jpg", ".jpeg", ".csv")
+IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
+INPUTS = (".npy", ".npz", ".csv", *IMAGES)
 EXECUTION = "Execution"
 
 
@@ -46,7 +47,8 @@ def infer(
         list[str],
         typer.Argument(
             metavar="FILE...",
-            help="Files or folders of .npy, .npz, .png, .jpg and .csv files; or - for one .npy on stdin.",
+            help="Files, and folders of files, of the types npy, npz, csv, png, jpg, tif, bmp, gif, webp, "
+            "pgm, ppm; or - for one file of any of these types on stdin.",
             autocompletion=complete_files(*INPUTS),
             show_default=False,
         ),
@@ -149,8 +151,8 @@ def infer(
 ) -> None:
     """Run an exported model on arrays and images.
 
-    Arrays have the shape (H, W), (H, W, C) or (N, H, W, C). Images are scaled to [0, 1]; they have the
-    shape (H, W) if they are grey, else (H, W, C).
+    Arrays have the shape (H, W), (H, W, C) or (N, H, W, C) and are used as they are. Images are prepared as
+    in training: turned upright, converted to the colours that the model takes, and scaled to [0, 1].
 
     The result of matrix.npy is matrix.out.npy, beside it. The labels of a classifier and the texts of a
     recogniser are printed, or collected in one table with -o labels.csv. The masks of a segmenter are

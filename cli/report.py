@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mdlstm_tk.cli.console import next_command, note, print_json, quoted
-from mdlstm_tk.cli.options import OUTPUT, Json, complete_run
+from mdlstm_tk.cli.options import OUTPUT, Json, complete_files, complete_run
 from mdlstm_tk.errors import require
 
 
@@ -17,6 +17,16 @@ def report(
         Path | None,
         typer.Argument(
             metavar="[RUN]", help="Run folder.", show_default="the latest run", autocompletion=complete_run
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="PATH",
+            help="The user's data that the run was trained on, if they have moved.",
+            show_default="where they were",
+            autocompletion=complete_files(".npz"),
         ),
     ] = None,
     output: Annotated[
@@ -46,7 +56,7 @@ def report(
     from mdlstm_tk.training import latest_run, open_run
 
     source = open_run(run) if run else latest_run()
-    page = write_report(source, output, force, note)
+    page = write_report(source, output, force, note, data or "")
     size = page.stat().st_size
     if json:
         print_json({"run": str(source.folder), "path": str(page), "bytes": size})

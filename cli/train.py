@@ -56,6 +56,10 @@ def train(
         setting("data", panel=DATA, metavar="PATH", autocompletion=complete_files(".npz")),
     ] = None,
     size: Annotated[str | None, setting("size", panel=DATA, metavar="SIZE", parser=parse_size_text)] = None,
+    resize: Annotated[
+        str | None, setting("resize", panel=DATA, metavar="SIZE", parser=parse_size_text)
+    ] = None,
+    crop: Annotated[str | None, setting("crop", panel=DATA, metavar="SIZE", parser=parse_size_text)] = None,
     model: Annotated[
         str | None,
         setting(
@@ -151,6 +155,8 @@ def train(
         "task": task,
         "data": data,
         "size": size,
+        "resize": resize,
+        "crop": crop,
         "model": model,
         "cell": cell,
         "directions": directions,
@@ -188,7 +194,9 @@ def train(
     note(f"trained for {result['seconds']} s; wrote {run.best}, {run.curves}, {run.prediction}")
     if json:
         print_json({"run": str(run.folder), **result})
-    next_command(f"mdlstm export {quoted(run.folder)} --size {format_size(job.task.spec.size)}")
+    # a model for one size would refuse samples of another
+    form = "--form scan" if job.task.has_mixed_sizes else f"--size {format_size(job.task.spec.size)}"
+    next_command(f"mdlstm export {quoted(run.folder)} {form}")
 
 
 def train_with_progress(job: TrainingJob) -> dict[str, Any]:

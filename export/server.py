@@ -11,12 +11,15 @@ import os
 import re
 from pathlib import Path
 
+import onnx
+
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.tensor_spec import TensorSpec, read_model, tensor_specs
 from mdlstm_tk.runtime.io.files import atomic_write, staging
 
 MAX_BATCH = 64  # requests per run; memory grows with the batch, and most grids fit this many times
+PREPROCESSING = "mdlstm.preprocessing"  # key of the metadata in the model, and of the parameter
 TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64"}
 
 
@@ -44,15 +47,16 @@ def write_server_repo(model: Path, repository: Path, name: str, *, force: bool =
             f"the name of a served model may hold letters, digits, '_', '-' and '.', got '{name}'"
         )
     data = model.read_bytes()
-    config_text = server_config(name, *tensor_specs(read_model(data)))
+    parsed = read_model(data)
+    config_text = server_config(name, *tensor_specs(parsed), image_preprocessing(parsed))
     folder = repository / name
     config = folder / "config.pbtxt"
     config_fits = config.exists() and (
-        _tensor_sections(config.read_text("utf-8", "replace")) == _tensor_sections(config_text)
+        _described_model(config.read_text("utf-8", "replace")) == _described_model(config_text)
     )
     if config.exists() and not config_fits and not force:
         raise InputError(
-            f"{config} is for a model with other inputs or outputs than {model.name}; "
+            f"{config} is for a model with other inputs, outputs or preprocessing than {model.name}; "
             "give another folder, or --force to replace the settings"
         )
     is_new = not folder.exists()
@@ -72,8 +76,22 @@ def write_server_repo(model: Path, repository: Path, name: str, *, force: bool =
     return folder / version / "model.onnx"
 
 
-def server_config(name: str, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> str:
+def image_preprocessing(model: onnx.ModelProto) -> str:
+    """How images become the input of a model, as JSON; "" if the model's metadata do not say."""
+    props = {prop.key: prop.value for prop in model.metadata_props}
+    value = props.get(PREPROCESSING, "null")
+    return "" if json.loads(value) is None else value
+
+
+def server_config(
+    name: str, inputs: list[TensorSpec], outputs: list[TensorSpec], preprocessing: str = ""
+) -> str:
     """The text of `config.pbtxt`, where shapes are given without the batch axis.
+
+    Args:
+        name: the name that clients ask for.
+        inputs, outputs: of the model.
+        preprocessing: what `image_preprocessing` returned.
 
     Raises:
         InputError: the server cannot batch requests to such a model.
@@ -87,7 +105,7 @@ input [{",".join(map(_config_entry, inputs))}
 ]
 output [{",".join(map(_config_entry, outputs))}
 ]
-
+{_parameters(preprocessing)}
 # Requests that arrive while the model runs are batched together; no request waits for others.
 dynamic_batching {{ }}
 
@@ -124,7 +142,25 @@ def _config_entry(tensor: TensorSpec) -> str:
   }}"""
 
 
-def _tensor_sections(config: str) -> str:
-    """The input and output sections of a `config.pbtxt`, without white space."""
+def _parameters(preprocessing: str) -> str:
+    """The section that tells clients how to prepare images."""
+    if not preprocessing:
+        return ""
+    return f"""
+# The server takes numbers, so clients decode images and prepare them as in training:
+#   Preprocessing.from_json(json.loads(string_value))(decode_image(data, "the image"))
+# Both are in mdlstm_tk.runtime.preprocessing, which needs NumPy and Pillow. Clients read this value with
+# get_model_config.
+parameters {{
+  key: {json.dumps(PREPROCESSING)}
+  value: {{ string_value: {json.dumps(preprocessing)} }}
+}}
+"""
+
+
+def _described_model(config: str) -> str:
+    """What a `config.pbtxt` says of the model itself: the sections of inputs, outputs and preprocessing,
+    without white space."""
     match = re.search(r"^input \[.*?^\]\s*^output \[.*?^\]", config, re.DOTALL | re.MULTILINE)
-    return "".join(match[0].split()) if match else ""
+    preprocessing = re.search(rf'"{re.escape(PREPROCESSING)}"\s*value:\s*\{{.*', config)
+    return "".join("".join(found[0].split()) for found in (match, preprocessing) if found)

@@ -5,11 +5,15 @@ task            the interface Task, and DatasetTask for a fixed set of samples
 metrics         error metrics of each kind of task
 sampling        seeded random numbers, shuffling, stratified splits
 collate         samples → batch
-augmentation    distortion of training images
-user_data       a task from a user's own files, read by:
-  folders         folders of images, masks and transcripts
-  arrays          .npz files
-  images          decoding of one image or mask
+augmentation    random crops and distortion of training images
+user_data       a task from a user's own files, which consists of:
+  folders         listing of folders of images, masks and transcripts
+  arrays          listing of .npz files
+  images          decoding of one image
+  masks           decoding of one mask, and the classes of all masks
+  scan            the first pass over all samples
+  samples         samples that are read when they are needed, and their cache
+  data_summary    lines that describe the data
 builtin         the tasks that come with the package
 """
 

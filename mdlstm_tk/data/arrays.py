@@ -8,15 +8,21 @@ sizes   (N, 2) integers, the valid extents; optional
 
 from __future__ import annotations
 
+import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mdlstm_tk.data.spec import Array, Kind, RawSample
+from mdlstm_tk.data.masks import RawMask
+from mdlstm_tk.data.spec import Array, Kind, RawSample, UnusableSampleError
 from mdlstm_tk.errors import InputError
 
+MIN_MAPPED_BYTES = 2**24  # arrays below this are read whole
+LOCAL_HEADER_BYTES = 30  # of a zip member, without its name; ends with the lengths of name and extra field
 FORMATS: dict[Kind, str] = {
     "grid": "an .npz file with x and y, each (N, H, W) or (N, H, W, C)",
     "classify": "an .npz file with x and y (N,)",
@@ -32,41 +38,62 @@ TARGET_DTYPES: dict[Kind, str] = {  # as `numpy.dtype.kind`
 }
 
 
-def read_arrays(path: Path, kind: Kind, skipped: list[str]) -> Iterator[RawSample]:
-    """Read the samples of an `.npz` file.
+def list_arrays(path: Path, kind: Kind) -> Iterator[RawSample]:
+    """List the samples of an `.npz` file.
+
+    Arrays that are stored without compression, as `numpy.savez` does, stay on disk; others are in memory.
 
     Args:
         path: the file.
         kind: kind of the task.
-        skipped: receives the name of each unusable sample, and the reason.
 
     Raises:
         InputError: the file cannot be read, or an array has the wrong shape or type.
     """
     x, y, sizes = _load(path, kind)
-    y_has_grid = kind in ("grid", "segment")
     for index, (height, width) in enumerate(sizes.tolist()):
-        name = f"sample {index}"
-        sample, target = x[index, :height, :width], y[index]
-        target = target[:height, :width] if y_has_grid else target
-        numbers = (sample, target) if kind == "grid" else (sample,)
-        if not (0 < height <= x.shape[1] and 0 < width <= x.shape[2]):
-            skipped.append(f"{name}: its size {height}x{width} does not fit into {x.shape[1]}x{x.shape[2]}")
-        elif not all(np.isfinite(values.astype(np.float32)).all() for values in numbers):
-            skipped.append(f"{name}: it contains NaN or infinite values")
-        elif kind == "transcribe" and not str(target):
-            skipped.append(f"{name}: its text is empty")
-        else:
-            # float32, so that no number is scaled: the exported model will not scale its input either
-            yield name, sample.astype(np.float32), target if y_has_grid else str(target)
+        read_y = partial(_TARGETS[kind], y, index, height, width)
+        yield RawSample(f"sample {index}", partial(_numbers, x, index, height, width), read_y, False)
+
+
+def _numbers(x: Array, index: int, height: int, width: int) -> Array:
+    """Sample `index` of x, as float32, so that no number is scaled: exported models do not scale arrays."""
+    if not (0 < height <= x.shape[1] and 0 < width <= x.shape[2]):
+        raise UnusableSampleError(f"its size {height}x{width} does not fit into {x.shape[1]}x{x.shape[2]}")
+    return x[index, :height, :width].astype(np.float32)
+
+
+def _name(y: Array, index: int, *_: int) -> str:
+    return str(y[index])
+
+
+def _text(y: Array, index: int, *_: int) -> str:
+    text = str(y[index])
+    if not text:
+        raise UnusableSampleError("its text is empty")
+    return text
+
+
+def _mask(y: Array, index: int, height: int, width: int) -> RawMask:
+    return RawMask(np.asarray(y[index, :height, :width]).astype(np.int64))
+
+
+_TARGETS: dict[Kind, Callable[..., Any]] = {
+    "grid": _numbers,
+    "classify": _name,
+    "segment": _mask,
+    "transcribe": _text,
+}
 
 
 def _load(path: Path, kind: Kind) -> tuple[Array, Array, Array]:
     """Return x (N, H, W, C), y with a channel axis for kind "grid", and sizes (N, 2)."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("x", "y", "sizes") if name in file}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            names = [name for name in ("x", "y", "sizes") if name in file]
+            mapped = {name: _map_stored(path, f"{name}.npy") for name in names}
+            arrays = {name: file[name] if array is None else array for name, array in mapped.items()}
+    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"--data {path}: not a readable .npz of numbers and texts: {error}") from None
     if not {"x", "y"} <= set(arrays):
         raise InputError(f"--data {path}: x or y is missing; expected {FORMATS[kind]}")
@@ -93,3 +120,27 @@ def _load(path: Path, kind: Kind) -> tuple[Array, Array, Array]:
             f"--data {path}: sizes is {sizes.dtype} {sizes.shape}, expected integers ({len(x)}, 2)"
         )
     return x, y, sizes
+
+
+def _map_stored(path: Path, member: str) -> Array | None:
+    """Map an array of an `.npz` file into memory; None if it is compressed, small, or not of numbers."""
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        if member not in archive.namelist():
+            return None
+        info = archive.getinfo(member)
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size < MIN_MAPPED_BYTES:
+            return None
+        file.seek(info.header_offset)
+        header = file.read(LOCAL_HEADER_BYTES)
+        name_bytes, extra_bytes = struct.unpack("<HH", header[-4:])
+        file.seek(name_bytes + extra_bytes, 1)
+        version = np.lib.format.read_magic(file)
+        npy = np.lib.format
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran_order, dtype = read_header(file)
+        if dtype.hasobject:
+            return None
+        mapped: Array = np.memmap(
+            path, dtype, "r", offset=file.tell(), shape=shape, order="F" if fortran_order else "C"
+        )
+        return mapped

@@ -1,79 +1,79 @@
-"""Decoding of a user's images and masks (Pillow)."""
+"""Reading of a user's images: finding the files, decoding them, and what can be said about the pixels."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mdlstm_tk.data.spec import Array
-from mdlstm_tk.errors import require
+from mdlstm_tk.data.spec import Array, UnusableSampleError
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.preprocessing import SUFFIXES, decode_image
 from mdlstm_tk.sizes import format_size
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
-
-
-class UnusableSampleError(Exception):
-    """A sample cannot be used; the message is the reason."""
+Extents = tuple[int, int]
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Return all images in a folder and its subfolders, sorted."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    """Return all images in a folder and its subfolders, sorted, without hidden files."""
+    return [file for file in _visible_files(folder) if file.suffix.lower() in SUFFIXES]
 
 
-def read_image(file: Path, grey: bool) -> Array:
-    """Read an image as uint8 (H, W, 1) or (H, W, 3), or as float32 in [0, 1] if it has more than 8 bits.
+def count_other_files(folder: Path) -> Counter[str]:
+    """Count the visible files below a folder that have another suffix than images, by suffix."""
+    others = (file.suffix.lower() for file in _visible_files(folder))
+    return Counter(suffix for suffix in others if suffix not in (*SUFFIXES, ".txt", ".tsv"))
 
-    Args:
-        file: the image.
-        grey: convert colours to grey.
+
+def _visible_files(folder: Path) -> list[Path]:
+    """All files below a folder, sorted. Hidden ones are notes of file managers and editors."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return sorted(f for f in files if not any(part.startswith(".") for part in f.relative_to(folder).parts))
+
+
+def read_pixels(file: Path) -> Array:
+    """Decode an image as `decode_image` does.
 
     Raises:
         UnusableSampleError: there is no such file, or it is not an image.
+        MissingExtraError: Pillow is not installed.
     """
-    image = _open(file)
-    if image.mode.startswith(("I", "F")):
-        return np.asarray(image, dtype=np.float32)[..., None] / 65535
-    has_no_colour = image.mode in ("1", "L", "LA")
-    array = np.asarray(image.convert("L" if has_no_colour or grey else "RGB"))
-    return array[..., None] if array.ndim == 2 else array
-
-
-def read_mask(file: Path | None, extents: tuple[int, ...]) -> Array:
-    """Read the class values (H, W) of a mask.
-
-    Args:
-        file: the mask, or None if the image has none.
-        extents: (H, W) of the image.
-
-    Raises:
-        UnusableSampleError: there is no mask, or it does not fit the image.
-    """
-    if file is None:
-        raise UnusableSampleError("it has no mask of the same name")
-    image = _open(file)
-    mask = np.asarray(image)
-    if mask.ndim != 2:
-        raise UnusableSampleError(
-            f"its mask has mode {image.mode}, expected one channel that holds the class values"
-        )
-    if mask.shape != extents:
-        raise UnusableSampleError(
-            f"its mask is {format_size(mask.shape)}, but the image is {format_size(extents)}"
-        )
-    return mask
-
-
-def _open(file: Path) -> Any:
-    """Return the decoded Pillow image."""
-    module = require("PIL.Image", "data")
     try:
-        with module.open(file) as image:
-            image.load()
-            return image
+        return decode_image(file.read_bytes(), "it")
     except FileNotFoundError:
         raise UnusableSampleError("there is no such file") from None
-    except (OSError, ValueError, SyntaxError, module.DecompressionBombError) as error:
-        raise UnusableSampleError(f"it cannot be read as an image ({error})") from None
+    except OSError as error:
+        raise UnusableSampleError(f"it cannot be read: {error.strerror or error}") from None
+    except InputError as error:
+        raise UnusableSampleError(str(error)) from None
+
+
+def is_grey(pixels: Array) -> bool:
+    """Whether a decoded image is grey at every pixel, whatever its format says."""
+    if pixels.ndim == 2:
+        return True
+    red, green, blue = (pixels[..., channel] for channel in range(3))
+    return np.array_equal(red, green) and np.array_equal(red, blue)
+
+
+def check_extents(target: str, extents: tuple[int, ...], image: tuple[int, ...]) -> None:
+    """Check that a mask or target image has the extents of its image.
+
+    Raises:
+        UnusableSampleError: it has others.
+    """
+    if extents != image:
+        raise UnusableSampleError(
+            f"its {target} is {format_size(extents)}, but the image is {format_size(image)}"
+        )
+
+
+def resize_nearest(mask: Array, extents: Extents | None) -> Array:
+    """Resize a mask (H, W) to new extents; each new position takes the value at its centre."""
+    if extents is None or mask.shape == extents:
+        return mask
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(mask.shape, extents, strict=True)
+    )
+    return mask[np.ix_(rows, columns)]

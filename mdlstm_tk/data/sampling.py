@@ -8,6 +8,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+MAX_POOL_STEPS = 16  # batches that samples of similar shape are chosen from
+
 
 def make_rng(*seeds: int) -> np.random.Generator:
     """Return the random generator that belongs to these integers."""
@@ -28,6 +30,48 @@ def shuffled_indices(seed: int, total: int, draws: Sequence[int]) -> list[int]:
         draws: draw numbers, counted from 0 over all epochs.
     """
     return [int(_permutation(seed, draw // total, total)[draw % total]) for draw in draws]
+
+
+def shape_order(extents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the rank of each sample if similar shapes stand next to each other.
+
+    They are ordered by aspect ratio, in steps of a factor of √2, then by the number of positions: padding a
+    tall image and a wide one to a common size would waste more than padding a small one and a large one.
+
+    Args:
+        extents: (N, 2).
+
+    Returns:
+        (N,) ranks from 0; equal extents have equal ranks.
+    """
+    height, width = extents[:, 0], extents[:, 1]
+    aspect = np.rint(2 * np.log2(height / width)).astype(np.int64)
+    keys = np.stack([aspect, height * width, height], axis=1)
+    return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def bucketed_draws(seed: int, ranks: npt.NDArray[np.int64], step: int, count: int) -> list[tuple[int, int]]:
+    """Return the draws and the sample indices of a batch of samples of similar shape.
+
+    The draws are those of `shuffled_indices`. Those of several steps, half an epoch at most, are divided
+    into batches by shape, and the batches come in random order. So every epoch has every sample once, and a
+    batch depends on the arguments alone.
+
+    Args:
+        seed: seed of the orders.
+        ranks: (N,) rank of each sample, see `shape_order`.
+        step: number of the batch, from 0.
+        count: samples in a batch.
+    """
+    pool_steps = min(max(len(ranks) // (2 * count), 1), MAX_POOL_STEPS)
+    pool, position = divmod(step, pool_steps)
+    first = pool * pool_steps * count
+    draws = range(first, first + pool_steps * count)
+    indices = np.array(shuffled_indices(seed, len(ranks), draws))
+    by_shape = np.argsort(ranks[indices], kind="stable")
+    batch = int(make_rng(seed, 3, pool).permutation(pool_steps)[position])
+    chosen = by_shape[batch * count : (batch + 1) * count]
+    return [(draws[k], int(indices[k])) for k in chosen]
 
 
 def stratified_mask(groups: npt.ArrayLike, share: float, seed: int) -> npt.NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
 
@@ -16,14 +16,33 @@ Floats = npt.NDArray[np.float32]
 Kind = Literal["grid", "classify", "segment", "transcribe"]
 Split = Literal["train", "validation", "test"]
 Sample = tuple[Floats, Any]  # x (*grid, C) and its target, encoded as in `Batch.y`
-# A sample before its target is encoded: the name of the sample, x (H, W, C) with images as bytes, and the
-# target, which is a class name, a mask (H, W), a text, or numbers (H, W, K).
-RawSample = tuple[str, Array, Any]
 Metrics = dict[str, tuple[float, float]]  # name → (sum of errors, number of errors summed)
 
 KINDS: tuple[Kind, ...] = ("grid", "classify", "segment", "transcribe")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 UNLABELLED = -1  # the class of positions that have no label, and of padding
+
+
+class UnusableSampleError(Exception):
+    """A sample cannot be used; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """A sample of the user's data, which is read from disk when it is needed.
+
+    Attributes:
+        name: name of the sample in messages.
+        read_x: returns an image as `decode_image` does, or numbers (H, W, C). Raises `UnusableSampleError`.
+        read_y: returns the target: the name of a class, a text, a `RawMask`, or what `read_x` returns.
+            Raises `UnusableSampleError`.
+        is_file: reading takes time, so that it is worth keeping what was read.
+    """
+
+    name: str
+    read_x: Callable[[], Array]
+    read_y: Callable[[], Any]
+    is_file: bool
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from typing import Any, ClassVar
 
-from mdlstm_tk.data.augmentation import distort
+import numpy as np
+import numpy.typing as npt
+
+from mdlstm_tk.data.augmentation import crop, distort
 from mdlstm_tk.data.collate import collate
 from mdlstm_tk.data.metrics import METRICS
-from mdlstm_tk.data.sampling import make_rng, shuffled_indices
+from mdlstm_tk.data.sampling import bucketed_draws, make_rng, shape_order, shuffled_indices
 from mdlstm_tk.data.spec import Batch, Floats, Kind, Metrics, Sample, Split, TaskSpec
 
 WHOLE_BATCH = slice(None)
+MAX_EVALUATION_BATCH = 64  # samples
+MAX_EVALUATION_POSITIONS = 2**19  # in a batch, so that large images are evaluated in less memory
 
 
 class Task(ABC):
@@ -60,6 +66,16 @@ class Task(ABC):
         return (self,)
 
     @property
+    def evaluation_batch(self) -> int:
+        """Samples in a batch of `batches` when the task is evaluated."""
+        return min(max(MAX_EVALUATION_POSITIONS // prod(self.spec.size), 1), MAX_EVALUATION_BATCH)
+
+    @property
+    def has_mixed_sizes(self) -> bool:
+        """Whether samples have different extents, or a trained network will see others."""
+        return False
+
+    @property
     def name(self) -> str:
         return self.spec.name
 
@@ -79,14 +95,32 @@ class DatasetTask(Task):
         spec: description of the task.
         sets: the samples of each split.
         augment: strength of the distortion of training samples, 0 for none; see `distort`.
+        extents: (N, 2) of the training samples before they are cropped. If they differ, samples of similar
+            extents share a batch. None: they are equal.
+        crop: extents of the part of each sample to use, at random places in training and in the centre
+            otherwise; None for whole samples.
     """
 
     def __init__(
-        self, spec: TaskSpec, sets: Mapping[Split, Sequence[Sample]], augment: float = 0.0
+        self,
+        spec: TaskSpec,
+        sets: Mapping[Split, Sequence[Sample]],
+        augment: float = 0.0,
+        *,
+        extents: npt.NDArray[np.int64] | None = None,
+        crop: tuple[int, int] | None = None,
     ) -> None:
         self.spec = spec
         self.sets = sets
         self.augment = augment
+        self.crop = crop
+        if extents is not None and crop is not None:
+            extents = np.minimum(extents, crop)
+        self._ranks = None if extents is None or (extents == extents[0]).all() else shape_order(extents)
+
+    @property
+    def has_mixed_sizes(self) -> bool:
+        return self._ranks is not None or self.crop is not None
 
     def count(self, split: Split) -> int:
         return len(self.sets.get(split, ()))
@@ -96,15 +130,26 @@ class DatasetTask(Task):
     ) -> Batch:
         samples, first = self.sets[split], step * count
         if split != "train":
-            return collate(self.spec.kind, samples[first : first + count][shard])
-        draws = range(first, first + count)[shard]
-        chosen = [samples[index] for index in shuffled_indices(seed, len(samples), draws)]
-        if self.augment:
-            chosen = [
-                distort(x, y, make_rng(seed, 1, draw), self.augment, self.spec.kind == "segment")
-                for (x, y), draw in zip(chosen, draws, strict=True)
-            ]
+            chosen = [self._cropped(sample, None) for sample in samples[first : first + count][shard]]
+            return collate(self.spec.kind, chosen)
+        if self._ranks is None:
+            draws = range(first, first + count)[shard]
+            pairs = list(zip(draws, shuffled_indices(seed, len(samples), draws), strict=True))
+        else:
+            pairs = bucketed_draws(seed, self._ranks, step, count)[shard]
+        chosen = [self._augmented(samples[index], seed, draw) for draw, index in pairs]
         return collate(self.spec.kind, chosen)
+
+    def _augmented(self, sample: Sample, seed: int, draw: int) -> Sample:
+        x, y = self._cropped(sample, make_rng(seed, 4, draw))
+        if not self.augment:
+            return x, y
+        return distort(x, y, make_rng(seed, 1, draw), self.augment, self.spec.kind == "segment")
+
+    def _cropped(self, sample: Sample, rng: np.random.Generator | None) -> Sample:
+        if self.crop is None:
+            return sample
+        return crop(*sample, self.crop, rng, self.spec.kind in ("segment", "grid"))
 
 
 def batches(task: Task, split: Split, seed: int, size: int, shard: slice = slice(None)) -> Iterator[Batch]:

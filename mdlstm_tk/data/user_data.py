@@ -2,28 +2,42 @@
 
 The path is a folder as `folders` describes, or an `.npz` file as `arrays` does. It may also be a folder
 that contains one such folder per split, train/, val/ and test/, or train.npz, val.npz and test.npz; without
-validation data a share of the training samples is held out. All data is kept in memory, images as bytes.
+validation data a share of the training samples is held out. The data stay on disk; see `samples`.
 
-In masks the value 255 means unknown, unless 0 and 255 are the only values. A file classes.txt beside
-images/ and masks/ may name the values, one per line, beginning with value 0. Images become numbers in
-[0, 1], with one channel unless one of them has colours.
+Images have one channel unless a training image has a pixel with a colour. A file classes.txt beside images/
+and masks/ may name the values of masks, one per line, beginning with value 0. What the values mean is
+described in `masks`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mdlstm_tk.data import arrays, folders
-from mdlstm_tk.data.sampling import stratified_mask
-from mdlstm_tk.data.spec import UNLABELLED, Array, Floats, Kind, RawSample, Sample, Split, TaskSpec
+from mdlstm_tk.data.data_summary import summarise
+from mdlstm_tk.data.images import Extents
+from mdlstm_tk.data.masks import MaskClasses
+from mdlstm_tk.data.samples import (
+    Conversion,
+    LazySamples,
+    MemoryBudget,
+    image_conversion,
+    mask_conversion,
+    unchanged,
+)
+from mdlstm_tk.data.sampling import shape_order, stratified_mask
+from mdlstm_tk.data.scan import Moments, Scan, channel_moments, scan_samples
+from mdlstm_tk.data.spec import Kind, RawSample, Split, TaskSpec, UnusableSampleError
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.preprocessing import Preprocessing
 from mdlstm_tk.sizes import format_size
 
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
@@ -31,10 +45,10 @@ SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "validation": ("val", "validation", "valid"),
     "test": ("test",),
 }
-MAX_SKIPPED_SHOWN = 10  # skipped samples that a summary lists
-UNKNOWN_MASK_VALUE = 255
+CACHE_BYTES = 2**28  # default for the memory that decoded images may take
 
 _COMMON = {
+    "size": "",
     "steps": 3000,
     "hidden": 32,
     "lr": 0.005,
@@ -76,24 +90,37 @@ class UserDataTask(DatasetTask):
         summary: lines of text that describe the data.
         skipped: name and reason of each sample that cannot be used.
         text_extents: of kind "transcribe", one entry per sample; otherwise empty.
+        cache_bytes: what the samples that are kept in memory take at most.
     """
 
-    def __init__(
-        self,
-        spec: TaskSpec,
-        sets: Mapping[Split, Sequence[Sample]],
-        augment: float,
-        *,
-        summary: list[str],
-        skipped: list[str],
-        text_extents: list[TextExtent],
-    ) -> None:
-        super().__init__(spec, sets, augment)
-        self.summary, self.skipped, self.text_extents = summary, skipped, text_extents
+    summary: Sequence[str] = ()
+    skipped: Sequence[str] = ()
+    text_extents: Sequence[TextExtent] = ()
+    cache_bytes: int = 0
 
 
-def read_data(path: Path, kind: Kind, validation: float, seed: int, augment: float) -> UserDataTask:
+@dataclass(frozen=True)
+class _Scanned:
+    """A usable sample, and what the first pass learned about it."""
+
+    sample: RawSample
+    scan: Scan
+
+
+def read_data(
+    path: Path,
+    kind: Kind,
+    validation: float,
+    seed: int,
+    augment: float,
+    *,
+    resize: Extents | None = None,
+    crop: Extents | None = None,
+    cache_bytes: int = CACHE_BYTES,
+) -> UserDataTask:
     """Read a file or folder as a task.
+
+    Every sample is read once before training, to know extents, channels and classes.
 
     Args:
         path: the file or folder.
@@ -101,147 +128,193 @@ def read_data(path: Path, kind: Kind, validation: float, seed: int, augment: flo
         validation: share of the training samples to hold out if there is no validation data.
         seed: seed of the choice of held-out samples.
         augment: strength of the distortion of training images.
+        resize: extents that images are resized to; masks take the nearest pixel.
+        crop: extents of the part of each sample that is used, see `DatasetTask`.
+        cache_bytes: how much of the data may be kept in memory.
 
     Raises:
-        InputError: the path does not exist, has another layout, or contains no usable sample.
+        InputError: the path does not exist, has another layout, contains no usable sample, or cannot be
+            resized or cropped.
         MissingExtraError: Pillow is not installed.
     """
-    if not path.exists():
-        raise InputError(f"--data {path}: there is no such file or folder")
+    places = _find_places(path, kind)
+    if crop is not None and kind == "transcribe":
+        raise InputError(f"--crop {format_size(crop)} would cut texts off; use --resize instead")
+    is_arrays = places["train"].suffix == ".npz"
+    if resize is not None and is_arrays:
+        raise InputError(
+            f"--resize {format_size(resize)} is for images, but {places['train']} holds arrays, which are "
+            "used as they are; leave it out, or use --crop"
+        )
     skipped: list[str] = []
-    raw = {split: list(_read(place, kind, skipped)) for split, place in _find_splits(path).items()}
-    if not raw.get("train"):
+    splits = {split: list(_scan(place, kind, resize, skipped)) for split, place in places.items()}
+    if not splits["train"]:
         reason = f" ({'; '.join(skipped[:3])})" if skipped else ""
         raise InputError(
             f"--data {path}: found no usable training samples{reason}; "
             f"--task {kind} expects {_formats(kind)}"
         )
-    if not raw.get("validation"):
-        raw["train"], raw["validation"] = _hold_out(raw["train"], kind, validation, seed)
-    all_samples = [sample for samples in raw.values() for sample in samples]
-    channels = max(x.shape[-1] for _, x, _ in all_samples)
-    outputs, classes, encode = _encode_targets(kind, all_samples, path)
-    sets = {
-        split: _ByteSamples([(np.repeat(x, channels // x.shape[-1], -1), encode(y)) for _, x, y in samples])
-        for split, samples in raw.items()
-    }
-    mean, std = _channel_moments([x for x, _ in sets["train"]])
-    target_mean: tuple[float, ...] = ()
-    target_std: tuple[float, ...] = ()
-    if kind == "grid":
-        target_mean, target_std = _channel_moments([y for _, y in sets["train"]])
-    extents = np.array([x.shape[:2] for _, x, _ in all_samples])
-    size = tuple(map(int, extents.max(axis=0)))
-    name = path.resolve().stem
-    spec = TaskSpec(name, kind, channels, outputs, size, classes, mean, std, target_mean, target_std)
-    return UserDataTask(
-        spec,
-        sets,
-        augment,
-        summary=_summarise(path, spec, raw, extents, skipped),
-        skipped=skipped,
-        text_extents=_text_extents(all_samples) if kind == "transcribe" else [],
+    channels = _count_channels(splits, is_arrays, path)
+    targets = _Targets.of(kind, [each for split in splits.values() for each in split], resize, path)
+    if not splits.get("validation"):
+        splits["train"], splits["validation"] = _hold_out(splits["train"], kind, validation, seed)
+    extents = {split: _extents(each) for split, each in splits.items()}
+    everything = np.concatenate(list(extents.values()))
+    for split in splits.keys() - {"train"}:  # so that batches of an evaluation have similar samples, too
+        order = np.argsort(shape_order(extents[split]), kind="stable")
+        splits[split] = [splits[split][k] for k in order]
+    mean, std = channel_moments([each.scan.moments for each in splits["train"]], channels)
+    target_mean, target_std = targets.moments(splits["train"])
+    preprocessing = None if is_arrays else Preprocessing(channels, resize)
+    largest = everything.max(axis=0)
+    spec = TaskSpec(
+        name=path.resolve().stem,
+        kind=kind,
+        channels=channels,
+        outputs=targets.outputs,
+        size=tuple(map(int, largest if crop is None else np.minimum(largest, crop))),
+        classes=targets.classes,
+        mean=mean,
+        std=std,
+        target_mean=target_mean,
+        target_std=target_std,
+        mask_values=targets.masks.values if targets.masks else (),
+        mask_palette=targets.masks.palette if targets.masks else (),
+        preprocessing=preprocessing,
     )
+    budget = MemoryBudget(cache_bytes)
+    convert_x = image_conversion(preprocessing) if preprocessing else Conversion(unchanged, unchanged)
+    sets = {
+        split: LazySamples([each.sample for each in samples], convert_x, targets.conversion, budget)
+        for split, samples in splits.items()
+    }
+    task = UserDataTask(spec, sets, augment, extents=extents["train"], crop=crop)
+    task.skipped = skipped
+    labels = {split: [each.scan.target for each in samples] for split, samples in splits.items()}
+    task.summary = summarise(path, places, spec, labels, everything, crop, skipped)
+    if kind == "transcribe":
+        task.text_extents = [_text_extent(each) for samples in splits.values() for each in samples]
+    if not is_arrays:
+        task.cache_bytes = min(cache_bytes, _decoded_bytes(everything, spec))
+    return task
 
 
-def _read(path: Path, kind: Kind, skipped: list[str]) -> Iterator[RawSample]:
-    """Read the samples of one file or folder."""
-    if path.suffix == ".npz" and path.is_file():
-        return arrays.read_arrays(path, kind, skipped)
-    if path.is_dir() and kind in folders.FORMATS:
-        return folders.read_folder(path, kind, skipped)
-    found = "is a folder" if path.is_dir() else "is not an .npz file"
-    raise InputError(f"--data {path}: {found}; --task {kind} expects {_formats(kind)}")
-
-
-def _formats(kind: Kind) -> str:
-    """Describe the data that a kind of task can be read from."""
-    return " or ".join(formats[kind] for formats in (folders.FORMATS, arrays.FORMATS) if kind in formats)
-
-
-def _find_splits(path: Path) -> dict[Split, Path]:
+def _find_places(path: Path, kind: Kind) -> dict[Split, Path]:
     """Return the place of each split; the path itself is the training split if it has no train/."""
+    if not path.exists():
+        raise InputError(f"--data {path}: there is no such file or folder")
     found: dict[Split, Path] = {}
     for split, names in SPLIT_NAMES.items():
         places = [path / f"{name}{suffix}" for name in names for suffix in ("", ".npz")]
         found.update((split, place) for place in places if place.exists())
-    return found if "train" in found else {"train": path}
+    found = found if "train" in found else {"train": path}
+    for place in found.values():
+        is_arrays = place.suffix == ".npz" and place.is_file()
+        if is_arrays != (found["train"].suffix == ".npz") or not (is_arrays or place.is_dir()):
+            raise InputError(f"--data {place} is not what --task {kind} expects: {_formats(kind)}")
+    return found
+
+
+def _formats(kind: Kind) -> str:
+    """Describe the data that a kind of task can be read from."""
+    return " or ".join(formats[kind] for formats in (folders.FORMATS, arrays.FORMATS))
+
+
+def _scan(path: Path, kind: Kind, resize: Extents | None, skipped: list[str]) -> Iterator[_Scanned]:
+    """Scan the samples of one file or folder; append name and reason of each unusable one to `skipped`."""
+    listing = arrays.list_arrays if path.suffix == ".npz" else folders.list_folder
+    samples = list(listing(path, kind))
+    for sample, scan in zip(samples, scan_samples(samples, kind, resize), strict=True):
+        if isinstance(scan, UnusableSampleError):
+            skipped.append(f"{sample.name}: {scan}")
+        else:
+            yield _Scanned(sample, scan)
+
+
+def _count_channels(splits: Mapping[Split, Sequence[_Scanned]], is_arrays: bool, path: Path) -> int:
+    """The channels of x: of images 3 if a training image has colours, else 1."""
+    counts = {each.scan.moments.channels for samples in splits.values() for each in samples}
+    if is_arrays and len(counts) > 1:
+        raise InputError(
+            f"--data {path}: x has {sorted(counts)} channels in different splits; expected one"
+        )
+    return max(each.scan.moments.channels for each in splits["train"])
+
+
+def _extents(samples: Iterable[_Scanned]) -> Any:
+    """(N, 2) the extents of the samples."""
+    return np.array([each.scan.extents for each in samples], dtype=np.int64).reshape(-1, 2)
 
 
 def _hold_out(
-    samples: list[RawSample], kind: Kind, share: float, seed: int
-) -> tuple[list[RawSample], list[RawSample]]:
+    samples: list[_Scanned], kind: Kind, share: float, seed: int
+) -> tuple[list[_Scanned], list[_Scanned]]:
     """Divide samples into those to train on and those to validate with, stratified by class."""
-    groups = [y if kind == "classify" else "" for _, _, y in samples]
+    groups = [each.scan.target if kind == "classify" else "" for each in samples]
     held_out = stratified_mask(groups, share, seed)
     train = [sample for sample, out in zip(samples, held_out, strict=True) if not out]
     return train, [sample for sample, out in zip(samples, held_out, strict=True) if out]
 
 
-class _ByteSamples(Sequence[Sample]):
-    """Samples whose images are stored as bytes and returned as numbers in [0, 1]."""
+@dataclass(frozen=True)
+class _Targets:
+    """What the targets of all samples are, and how they are encoded.
 
-    def __init__(self, samples: list[tuple[Array, Any]]) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[k] for k in range(len(self.samples))[index]]
-        x, y = self.samples[index]
-        return _to_float(x), y
-
-
-def _to_float(x: Array) -> Floats:
-    """Scale the bytes of an image to [0, 1]; leave other numbers as they are."""
-    numbers = x.astype(np.float32)
-    return numbers / np.float32(255) if x.dtype == np.uint8 else numbers
-
-
-def _encode_targets(
-    kind: Kind, samples: Sequence[RawSample], path: Path
-) -> tuple[int, tuple[str, ...], Callable[[Any], Any]]:
-    """Return the number of outputs, the class names, and a function that encodes a target.
-
-    The function returns what a sample of the task holds; see `Batch.y`.
+    Attributes:
+        outputs: outputs of the network.
+        classes: names of the classes, or the characters.
+        conversion: makes the target of a sample, see `Batch.y`.
+        masks: the classes of masks, of kind "segment".
     """
-    targets = [y for _, _, y in samples]
-    if kind == "grid":
-        return targets[0].shape[-1], (), lambda y: y.astype(np.float32)
-    if kind == "transcribe":
-        alphabet = tuple(sorted(set("".join(targets))))
-        codes = {character: k + 1 for k, character in enumerate(alphabet)}
-        return len(alphabet) + 1, alphabet, lambda y: [codes[character] for character in y]
-    if kind == "classify":
-        classes = tuple(sorted(set(targets), key=_natural_order))
-        return len(classes), classes, classes.index
-    values = sorted({int(v) for y in targets for v in np.unique(y) if v >= 0})
-    if len(values) > 2 and UNKNOWN_MASK_VALUE in values:
-        values.remove(UNKNOWN_MASK_VALUE)
-    names_file = path / "classes.txt"
-    names = names_file.read_text(encoding="utf-8").splitlines() if names_file.is_file() else []
-    classes = tuple(names[v] if v < len(names) else str(v) for v in values)
 
-    def encode_mask(y: Array) -> Array:
-        indices = np.full(y.shape, UNLABELLED, dtype=np.int16)
-        for index, value in enumerate(values):
-            indices[y == value] = index
-        return indices
+    outputs: int
+    classes: tuple[str, ...]
+    conversion: Conversion
+    masks: MaskClasses | None = None
 
-    return len(values), classes, encode_mask
+    @classmethod
+    def of(cls, kind: Kind, samples: Sequence[_Scanned], resize: Extents | None, path: Path) -> _Targets:
+        targets = [each.scan.target for each in samples]
+        if kind == "grid":
+            channels = max(target.channels for target in targets)
+            is_image = samples[0].sample.is_file
+            image = image_conversion(Preprocessing(channels, resize))
+            return cls(channels, (), image if is_image else Conversion(unchanged, unchanged))
+        if kind == "transcribe":
+            alphabet = tuple(sorted(set("".join(targets))))
+            return cls(len(alphabet) + 1, alphabet, Conversion(partial(_encode_text, alphabet), unchanged))
+        if kind == "classify":
+            classes = tuple(sorted(set(targets), key=_natural_order))
+            if len(classes) < 2:
+                raise InputError(
+                    f"--data {path}: all samples have the class '{classes[0]}'; a classifier needs two or "
+                    f"more, expected {_formats(kind)}"
+                )
+            return cls(len(classes), classes, Conversion(classes.index, unchanged))
+        try:
+            masks = MaskClasses.of(targets)
+        except InputError as error:
+            raise InputError(f"--data {path}: {error}") from None
+        names_file = path / "classes.txt"
+        lines = names_file.read_text(encoding="utf-8-sig").splitlines() if names_file.is_file() else []
+        return cls(len(masks.values), masks.names(lines), mask_conversion(masks, resize), masks)
+
+    def moments(self, samples: Sequence[_Scanned]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of targets that are numbers; else empty."""
+        if not isinstance(samples[0].scan.target, Moments):
+            return (), ()
+        return channel_moments([each.scan.target for each in samples], self.outputs)
 
 
-def _text_extents(samples: Sequence[RawSample]) -> list[TextExtent]:
-    return [
-        TextExtent(name, x.shape[1], len(text) + sum(a == b for a, b in pairwise(text)))
-        for name, x, text in samples
-    ]
+def _encode_text(alphabet: Sequence[str], text: str) -> list[int]:
+    """The characters of a text as numbers from 1."""
+    return [alphabet.index(character) + 1 for character in text]
+
+
+def _text_extent(sample: _Scanned) -> TextExtent:
+    text = sample.scan.target
+    repeats = sum(a == b for a, b in pairwise(text))
+    return TextExtent(sample.sample.name, sample.scan.extents[1], len(text) + repeats)
 
 
 def _natural_order(name: str) -> tuple[int, float, str]:
@@ -249,40 +322,8 @@ def _natural_order(name: str) -> tuple[int, float, str]:
     return (0, float(name), name) if name.replace(".", "", 1).isdecimal() else (1, 0.0, name)
 
 
-def _channel_moments(samples: Sequence[Array]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel over all positions; std 1 where it is constant."""
-    count = sum(sample[..., 0].size for sample in samples)
-    mean = sum(_to_float(sample).sum(axis=(0, 1), dtype=np.float64) for sample in samples) / count
-    variance = sum(np.square(_to_float(sample) - mean).sum(axis=(0, 1)) for sample in samples) / count
-    std = np.where(variance > 0, np.sqrt(variance), 1.0)
-    return tuple(map(float, mean)), tuple(map(float, std))
-
-
-def _summarise(
-    path: Path, spec: TaskSpec, raw: Mapping[Split, Sequence[RawSample]], extents: Array, skipped: list[str]
-) -> list[str]:
-    """Describe the data in a few lines."""
-    counts = ", ".join(f"{len(samples)} for {split}" for split, samples in raw.items())
-    smallest, largest = (format_size(tuple(map(int, f(axis=0)))) for f in (extents.min, extents.max))
-    size = smallest if smallest == largest else f"{smallest} to {largest}"
-    channels = f"{spec.channels} channel" + "s" * (spec.channels > 1)
-    lines = [f"{path}: {counts}; {size}, {channels}"]
-    targets = [y for samples in raw.values() for _, _, y in samples]
-    if spec.kind == "classify":
-        frequency = Counter(targets)
-        listing = ", ".join(f"{name} ({frequency[name]})" for name in spec.classes)
-        lines.append(f"{len(spec.classes)} classes: {listing}")
-    elif spec.kind == "segment":
-        lines.append(f"{len(spec.classes)} classes per position: {', '.join(spec.classes)}")
-    elif spec.kind == "transcribe":
-        lengths = [len(y) for y in targets]
-        alphabet = "".join(spec.classes)
-        lines.append(
-            f"texts of {min(lengths)} to {max(lengths)} characters from {len(alphabet)}: {alphabet}"
-        )
-    if skipped:
-        lines.append(f"skipped {len(skipped)} that cannot be used:")
-        lines += [f"  {line}" for line in skipped[:MAX_SKIPPED_SHOWN]]
-        hidden = len(skipped) - MAX_SKIPPED_SHOWN
-        lines += [f"  and {hidden} more"] if hidden > 0 else []
-    return lines
+def _decoded_bytes(extents: Any, spec: TaskSpec) -> int:
+    """Approximately the memory that all images and masks take as they are kept."""
+    bytes_per_value = 4 if spec.preprocessing and spec.preprocessing.resize else 1
+    per_position = spec.channels * bytes_per_value + (2 if spec.kind == "segment" else 0)
+    return int(extents.prod(axis=1).sum()) * per_position

@@ -22,7 +22,7 @@ from mdlstm_tk.report.text_alignment import Edit, align
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
 from mdlstm_tk.runtime.postprocessing import labels, probabilities, transcripts
 from mdlstm_tk.sizes import format_size
-from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, load_checkpoint, make_task
+from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, load_checkpoint, load_task
 from mdlstm_tk.training.networks import count_parameters
 from mdlstm_tk.viz.panels import class_color, sample_panels
 from mdlstm_tk.viz.svg import EmbeddedImage, embed_panel, svg_curves
@@ -60,6 +60,7 @@ def write_report(
     path: Path | None = None,
     force: bool = False,
     on_message: Callable[[str], None] = lambda message: None,
+    data: str = "",
 ) -> Path:
     """Write the page of a run, and return its path.
 
@@ -68,6 +69,7 @@ def write_report(
         path: the file to write; `report.html` in the run folder, which is replaced, if None.
         force: replace `path` if it exists.
         on_message: called with one line for each thing that takes time or cannot be done.
+        data: where the user's data are now, if they have moved.
 
     Raises:
         InputError: `path` exists, or the run's checkpoint is damaged or belongs to another network.
@@ -77,18 +79,21 @@ def write_report(
     target = path or run.report
     ensure_writable(target, force or path is None)
     with atomic_write(target) as temporary:
-        temporary.write_text(render_report(run, on_message), encoding="utf-8")
+        temporary.write_text(render_report(run, on_message, data), encoding="utf-8")
     return target
 
 
-def render_report(run: Run, on_message: Callable[[str], None] = lambda message: None) -> str:
+def render_report(
+    run: Run, on_message: Callable[[str], None] = lambda message: None, data: str = ""
+) -> str:
     """The page of a run as HTML text; arguments and errors as of `write_report`."""
     checkpoint = load_checkpoint(run.checkpoint)
     config, spec = checkpoint.config, checkpoint.spec
+    config = replace(config, data=data) if data else config
     network = checkpoint.network()
     evaluation, problem = None, ""
     try:
-        task = make_task(config)
+        task = load_task(config, spec, run.folder)
     except (InputError, MissingExtraError) as error:
         problem = str(error)
         on_message(f"no examples: {problem}")

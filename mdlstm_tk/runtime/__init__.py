@@ -6,6 +6,11 @@ Arrays in memory:
 >>> session = Session("model-8x8.onnx")
 >>> y = session(x)                          # x (8, 8), (8, 8, C) or (N, 8, 8, C)
 
+Images, prepared as the model needs them:
+
+>>> from mdlstm_tk.runtime import load_image
+>>> y = session(load_image("photo.jpg", session.metadata))
+
 Labels with probabilities, texts and masks, where the model is of such a kind:
 
 >>> from mdlstm_tk.runtime import decode
@@ -22,6 +27,7 @@ from mdlstm_tk.runtime.answers import Answer, decode
 from mdlstm_tk.runtime.batching import Outcome
 from mdlstm_tk.runtime.inference import Inference, infer_paths
 from mdlstm_tk.runtime.io.arrays import load_array, save_array
+from mdlstm_tk.runtime.io.readers import load_image
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.session import Session
 
@@ -34,5 +40,6 @@ __all__ = [
     "decode",
     "infer_paths",
     "load_array",
+    "load_image",
     "save_array",
 ]

@@ -22,7 +22,7 @@ from mdlstm_tk.runtime.answers import (
 )
 from mdlstm_tk.runtime.io.arrays import STDIO
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
-from mdlstm_tk.runtime.io.readers import Arrays, read_arrays
+from mdlstm_tk.runtime.io.readers import Arrays, read_input
 from mdlstm_tk.runtime.io.writers import write_arrays, write_mask, write_text
 from mdlstm_tk.runtime.jobs import Job
 from mdlstm_tk.runtime.metadata import Metadata
@@ -84,7 +84,7 @@ def infer_files(
         MDLSTMError: the next file would fail, too: a result cannot be written, a package is missing, or
             the model fails.
     """
-    for window in _read_ahead(_read_windows(jobs, max_bytes)):
+    for window in _read_ahead(_read_windows(jobs, session.metadata, max_bytes)):
         yield from _infer_window(session, window, batch_size, options)
 
 
@@ -169,13 +169,15 @@ def _run_split(session: Session, x: Array, limit: int) -> Array:
     return np.concatenate([session(x[i : i + limit]) for i in range(0, len(x), limit)])
 
 
-def _read_windows(jobs: Sequence[Job], max_bytes: int) -> Iterator[list[tuple[Job, Arrays | str]]]:
+def _read_windows(
+    jobs: Sequence[Job], metadata: Metadata, max_bytes: int
+) -> Iterator[list[tuple[Job, Arrays | str]]]:
     """Read the jobs' files. Each job comes with its arrays, or with the reason why it has none."""
     window: list[tuple[Job, Arrays | str]] = []
     window_bytes = 0
     for number, job in enumerate(jobs, start=1):
         try:
-            arrays = read_arrays(job.source, max_bytes)
+            arrays = read_input(job.source, max_bytes).arrays_for(metadata)
             window.append((job, arrays))
             window_bytes += sum(array.nbytes for array in arrays.values())
         except InputError as error:

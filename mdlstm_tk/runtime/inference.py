@@ -21,7 +21,7 @@ from mdlstm_tk.runtime.batching import Outcome, infer_files, infer_single
 from mdlstm_tk.runtime.io.arrays import STDIO, open_output
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
-from mdlstm_tk.runtime.io.readers import Arrays, read_arrays
+from mdlstm_tk.runtime.io.readers import Arrays, InputFile, read_input
 from mdlstm_tk.runtime.io.writers import Format
 from mdlstm_tk.runtime.jobs import (
     Job,
@@ -104,8 +104,8 @@ def infer_paths(
         ...     print(outcome.job.target, outcome.error or "ok")
 
     Args:
-        inputs: files and folders, or "-" alone for a `.npy` on standard input. Folders are searched
-            recursively; hidden files and earlier results (`*.out.*`) are ignored.
+        inputs: files and folders, or "-" alone for standard input, which may hold any of the file types.
+            Folders are searched recursively; hidden files and earlier results (`*.out.*`) are ignored.
         model: an exported `.onnx` file or a folder of them. None: see `find_model`.
         output: a file, a folder, or "-" for standard output. None: beside the inputs; labels and texts go
             to standard output. One file for several inputs is a table (.csv), a list (.json) or lines
@@ -153,15 +153,16 @@ def infer_paths(
     if engine == "ray" and STDIO in (jobs[0].source, jobs[0].target):
         raise InputError("--engine ray takes files, not - (stdin or stdout)")
 
-    arrays: Arrays | None = None
+    file: InputFile | None = None
     if is_single_file(sources) and engine == "local":
-        arrays = read_arrays(jobs[0].source, max_bytes)
-        grids = [_grid_of(arrays)]
+        file = read_input(jobs[0].source, max_bytes)
+        grids = [_grid_of(file.arrays)]
     else:
         grids = _first_grids(jobs, max_bytes)
     path = find_model(model, grids)
     session = Session(path, device, threads=threads, timeout=timeout, max_bytes=max_bytes)
 
+    arrays = None if file is None else file.arrays_for(session.metadata)
     options = ResultOptions(probabilities, top)
     _check_options(session.metadata, options, path, collected)
     jobs = jobs_for_model(jobs, session.metadata, target, output_format, probabilities)
@@ -257,7 +258,7 @@ def _first_grids(jobs: Sequence[Job], max_bytes: int) -> list[tuple[int, ...]]:
     grids = []
     for job in jobs[:FILES_READ_FOR_GRIDS]:
         with suppress(InputError):
-            grids.append(_grid_of(read_arrays(job.source, max_bytes)))
+            grids.append(_grid_of(read_input(job.source, max_bytes).arrays))
     return grids
 
 

@@ -4,16 +4,20 @@ Training, inference, reports and servers all call this module, so that a network
 everywhere. `Preprocessing` is the part that a network depends on: checkpoints and exported models store it.
 
 Decoding   Pillow, with the orientation of EXIF applied; the first frame or page if there are several.
+           Colour profiles are ignored.
 Channels   Palettes are resolved. Transparent pixels are blended with white. Grey is repeated for networks
            that take colours; colours become grey by the luma of ITU-R 601 for networks that take grey.
 Scale      8 bits are divided by 255 and 16 bits by 65535; floating-point and 32-bit integer images are used
            as they are.
+
+`docs/images.md` has the details.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,17 +28,9 @@ from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array
 from mdlstm_tk.sizes import format_size
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
-DECODERS = (
-    "PNG",
-    "JPEG",
-    "TIFF",
-    "BMP",
-    "GIF",
-    "WEBP",
-    "PPM",
-)  # Pillow has others, some of which start programs
+DECODERS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")  # others of Pillow's start programs
 LUMA = (19595, 38470, 7471)  # of 65536: 0.299, 0.587, 0.114, as Pillow rounds them
-MAX_CHANNELS = 4  # RGBA
+PIXEL_BYTES = 4 * FLOAT_BYTES  # red, green, blue and opacity
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,7 @@ def decode_image(data: bytes, label: str, max_bytes: int = MAX_BYTES) -> Array:
     Args:
         data: content of a PNG, JPEG, TIFF, BMP, GIF, WebP, PGM or PPM file.
         label: what error messages call it.
-        max_bytes: maximum size in bytes of the pixels as float32.
+        max_bytes: maximum size in bytes of the pixels, each counted as four channels of float32.
 
     Returns:
         (H, W) if the image is grey, else (H, W, 3): uint8, uint16 or float32.
@@ -106,21 +102,26 @@ def decode_image(data: bytes, label: str, max_bytes: int = MAX_BYTES) -> Array:
         MissingExtraError: Pillow is not installed.
     """
     module: Any = require("PIL.Image", "image")
+    operations: Any = require("PIL.ImageOps", "image")
+    if module.MAX_IMAGE_PIXELS is not None:  # Pillow warns and then refuses above its own, fixed limit
+        module.MAX_IMAGE_PIXELS = max(module.MAX_IMAGE_PIXELS, max_bytes // PIXEL_BYTES)
     try:
         with module.open(io.BytesIO(data), formats=DECODERS) as image:
-            needed = image.width * image.height * MAX_CHANNELS * FLOAT_BYTES
+            needed = image.width * image.height * PIXEL_BYTES
             if needed > max_bytes:
                 raise InputError(
                     f"{label} has {format_size((image.height, image.width))} pixels, which take {needed} "
                     f"bytes, more than {max_bytes}; allow more with --max-bytes"
                 )
             image.load()
-            is_netpbm_or_png = image.format in ("PNG", "PPM")
-            return _pixels(require("PIL.ImageOps", "image").exif_transpose(image), is_netpbm_or_png)
+            with suppress(Exception):  # damaged EXIF data do not make the pixels unusable
+                operations.exif_transpose(image, in_place=True)
+            return _pixels(image)
     except (InputError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise all kinds of exceptions for damaged images
-        reason = " ".join(str(error).split())[:200]
+        is_unknown = isinstance(error, module.UnidentifiedImageError)
+        reason = "unknown type" if is_unknown else " ".join(str(error).split())[:200]
         expected = ", ".join(DECODERS)
         raise InputError(f"{label} cannot be read as an image ({reason}); expected {expected}") from None
 
@@ -155,18 +156,18 @@ def resize(pixels: Array, extents: tuple[int, int]) -> Array:
     return np.stack(channels, axis=-1)
 
 
-def _pixels(image: Any, is_png_or_netpbm: bool) -> Array:
+def _pixels(image: Any) -> Array:
     """The pixels of a Pillow image without palette and transparency: (H, W) or (H, W, 3)."""
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)
     if image.mode == "I":  # 16-bit PGM, and 16-bit PNG in some versions of Pillow; else a 32-bit TIFF
-        return np.asarray(image).astype(np.uint16 if is_png_or_netpbm else np.float32)
+        return np.asarray(image).astype(np.uint16 if image.format in ("PNG", "PPM") else np.float32)
     if image.mode == "F":
         return np.asarray(image, dtype=np.float32)
     if image.has_transparency_data:
         is_grey = image.mode in ("1", "L", "LA", "La")
-        pixels = np.asarray(image.convert("RGBA")).astype(np.uint32)
-        colours, opacity = pixels[..., :3], pixels[..., 3:]
+        pixels = np.asarray(image.convert("RGBA")).astype(np.uint16)
+        colours, opacity = pixels[..., :3], pixels[..., 3:]  # 255 · 255 + 127 fits into 16 bits
         blended = ((colours * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
         return np.ascontiguousarray(blended[..., 0]) if is_grey else blended
     return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))

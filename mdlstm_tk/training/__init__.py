@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.training.run_folder import Run, latest_run, new_run, open_run
     from mdlstm_tk.training.run_info import describe_run
     from mdlstm_tk.training.settings import configure, configure_resumed, parse_settings
-    from mdlstm_tk.training.tasks import default_config, make_task
+    from mdlstm_tk.training.tasks import default_config, load_task, make_task
 
 _MODULES = {
     "Checkpoint": "checkpoint",
@@ -49,6 +49,7 @@ _MODULES = {
     "latest_run": "run_folder",
     "list_settings": "config",
     "load_checkpoint": "checkpoint",
+    "load_task": "tasks",
     "make_task": "tasks",
     "new_job": "job",
     "new_run": "run_folder",
@@ -85,6 +86,7 @@ __all__ = [
     "latest_run",
     "list_settings",
     "load_checkpoint",
+    "load_task",
     "make_task",
     "new_job",
     "new_run",

@@ -39,8 +39,24 @@ class TrainConfig:
         "diagonal", "Built-in task; or, together with data, its kind: grid, classify, segment, transcribe."
     )
     data: str = _setting("", "Path of an .npz file or an image folder to train on; empty: a built-in task.")
+    data_from_run: str = _setting(
+        "", "Path of data from the run folder, which training writes: where data is if both have moved."
+    )
     model: str = _setting("md", "Network: a registered name such as md, or file.py:name for your own.")
     size: str = _setting("8", "Grid size, as 8 or 8x12 (positions), for tasks that generate their grids.")
+    resize: str = _setting(
+        "",
+        "Size that the images of data are resized to, as 64 or 48x64, in training and by exported models; "
+        "empty: their own.",
+    )
+    crop: str = _setting(
+        "",
+        "Size of the part of each sample of data to train on, at random places; validation uses the "
+        "centre; empty: whole samples.",
+    )
+    cache: int = _setting(
+        256, "Memory for decoded images of data in MiB; further ones are read again in each epoch.", least=0
+    )
     steps: int = _setting(1000, "Total number of optimizer steps.", above=0)
     batch_size: int = _setting(16, "Samples per step, summed over all processes.", above=0)
     hidden: int = _setting(16, "Hidden units per direction.", above=0, most=1_000_000)
@@ -64,7 +80,7 @@ class TrainConfig:
     windows: str = _setting(
         "",
         "Window of each level of the network in positions, as 2 or 2x2,2x1; larger ones need less memory; "
-        "empty: the network's default.",
+        "empty: the network's default, or larger ones for large images.",
     )
     dropout: float = _setting(0.0, "Probability of zeroing a layer's output in training.", least=0, below=1)
     init: str = _setting(
@@ -113,13 +129,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for setting in fields(self):
             _check_limits(setting.name, getattr(self, setting.name), setting.metadata)
-        parse_size(self.size)
-        for window in filter(None, self.windows.split(",")):
-            parse_size(window)
+        for text in filter(None, (self.size, self.resize, self.crop, *self.windows.split(","))):
+            parse_size(text)
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """`size` as a tuple of extents."""
+        """`size` as a tuple of extents. With `data` it is known once the data are read."""
         return parse_size(self.size)
 
     def network_options(self) -> dict[str, Any]:

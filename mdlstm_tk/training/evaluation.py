@@ -19,8 +19,6 @@ from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.networks import count_parameters
 from mdlstm_tk.training.run_folder import Run
 
-EVALUATION_BATCH = 64  # samples
-
 
 def predict(network: nn.Module, batch: Batch, device: torch.device, precision: str = "fp32") -> Tensor:
     """The output of a network for a batch, as float32.
@@ -65,7 +63,7 @@ def evaluate(
     network.eval()
     measured: dict[str, tuple[float, float]] = {}
     shard = slice(context.rank, None, context.world_size)
-    for batch in batches(task, split, config.seed, EVALUATION_BATCH, shard):
+    for batch in batches(task, split, config.seed, task.evaluation_batch, shard):
         prediction = predict(network, batch, device, config.precision).cpu().numpy()
         on_batch(batch, prediction)
         for name, (error, count) in task.measure(prediction, batch).items():

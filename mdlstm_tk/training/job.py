@@ -16,10 +16,12 @@ from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.evaluation import evaluate_run
 from mdlstm_tk.training.loop import train
-from mdlstm_tk.training.networks import build, texts_without_room
+from mdlstm_tk.training.memory import check_memory
+from mdlstm_tk.training.networks import build_network, fit_config, texts_without_room
 from mdlstm_tk.training.progress import Progress
 from mdlstm_tk.training.run_folder import Run, new_run, open_run
 from mdlstm_tk.training.settings import configure_resumed
+from mdlstm_tk.training.tasks import load_task, make_task
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ def new_job(config: TrainConfig, folder: Path | None = None, force: bool = False
         MDLSTMError: the folder cannot be written.
     """
     context = distributed.init(config.device)
-    task, notes = _check(config, context)
+    task = make_task(config)
+    config = fit_config(config, task)
+    notes = _check(config, task, context)
     created = new_run(run_name(config, task), folder, force).folder if context.is_main else Path()
     return TrainingJob(config, task, Run(context.broadcast(created)), context, notes=notes)
 
@@ -92,7 +96,8 @@ def resume_job(
     checkpoint = load_checkpoint(run.last)
     config = configure_resumed(checkpoint.config, options or {}, settings)
     context = distributed.init(config.device)
-    task, notes = _check(config, context)
+    task = load_task(config, checkpoint.spec, folder)
+    notes = _check(config, task, context)
     return TrainingJob(config, task, run, context, True, checkpoint.step, notes)
 
 
@@ -128,14 +133,18 @@ def run_name(config: TrainConfig, task: Task) -> str:
     return f"{prefix}{model}-{format_size(task.spec.size)}"
 
 
-def _check(config: TrainConfig, context: DistributedContext) -> tuple[Task, tuple[str, ...]]:
-    """Find errors of the configuration before a folder is created; return the task and notes on it."""
-    network, task = build(config)
-    context.shard(config.batch_size)
+def _check(config: TrainConfig, task: Task, context: DistributedContext) -> tuple[str, ...]:
+    """Find errors of the configuration before a folder is created; return notes on data and network."""
+    network = build_network(config, task.spec)
+    samples = context.shard(config.batch_size)
     notes = list(getattr(task, "summary", ()))
+    if config.data and config.windows:
+        notes.append(f"windows of {config.windows} positions; choose others with --windows")
     if names := texts_without_room(network, task):
         notes.append(
             f"{len(names)} texts ({names[0]} is the first) need more steps than the network makes of "
             "their images, so nothing is learned from them; try --set windows=2x1,2x1"
         )
-    return task, tuple(notes)
+    if note := check_memory(network, config, task, samples.stop - samples.start, context.device):
+        notes.append(note)
+    return tuple(notes)

@@ -13,15 +13,15 @@ from typing import Any
 from mdlstm_tk.data import Task
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.io.files import atomic_write
-from mdlstm_tk.sizes import format_size
 from mdlstm_tk.training import distributed
 from mdlstm_tk.training.checkpoint import load_checkpoint
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.dataloader import dataloader
 from mdlstm_tk.training.distributed import DistributedContext
+from mdlstm_tk.training.networks import fit_config
 from mdlstm_tk.training.progress import Progress, StepTimer
 from mdlstm_tk.training.run_folder import Run
-from mdlstm_tk.training.tasks import make_task
+from mdlstm_tk.training.tasks import make_task, remember_data
 from mdlstm_tk.training.trainer import Trainer
 
 WriteRecord = Callable[[dict[str, Any]], None]
@@ -56,7 +56,7 @@ def train(
     """
     context = distributed.init(config.device)
     task = task or make_task(config)
-    config = replace(config, size=format_size(task.spec.size))
+    config = remember_data(fit_config(config, task), run.folder)
     shard = context.shard(config.batch_size)
     trainer = Trainer(config, task, context)
     if resume:

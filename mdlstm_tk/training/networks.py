@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import prod
+
 import torch
 from torch import nn
 
 from mdlstm_tk.data import Task, TaskSpec
 from mdlstm_tk.models import Normalized, TextRecognizer, create, model_options
+from mdlstm_tk.models.blocks import combine_windows
+from mdlstm_tk.models.heads import MODEL_NAMES, NETWORKS
+from mdlstm_tk.models.registry import resolve
+from mdlstm_tk.sizes import format_size
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.tasks import make_task
+
+MAX_POSITIONS = 4096  # that the first level of a network sweeps, unless the user chooses the windows
+RECURRENT_NAMES = tuple(name for name, _ in MODEL_NAMES.values())
 
 
 def build_network(config: TrainConfig, spec: TaskSpec) -> nn.Module:
@@ -39,7 +49,40 @@ def build(config: TrainConfig) -> tuple[nn.Module, Task]:
         MissingExtraError: see `make_task`.
     """
     task = make_task(config)
-    return build_network(config, task.spec), task
+    return build_network(fit_config(config, task), task.spec), task
+
+
+def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
+    """Fill in what depends on the data: the size, and windows that suit large images.
+
+    Windows are chosen if the configuration names none and the network is one that has windows. Those of its
+    first level are doubled until `MAX_POSITIONS` remain; columns of a text only as long as every text has
+    room. Built-in tasks keep the windows of their settings.
+    """
+    config = replace(config, size=format_size(task.spec.size))
+    network = NETWORKS.get(task.spec.kind)
+    if config.windows or not config.data or network is None or resolve(config.model) not in RECURRENT_NAMES:
+        return config
+    extents = getattr(task, "text_extents", ())
+    max_columns = min((e.width // e.ctc_steps for e in extents), default=task.spec.size[1])
+    first, *others = network.default_windows
+    rows, columns = first
+    later_columns = combine_windows(network.default_windows)[1] // columns
+    while positions_in_windows(task.spec.size, (rows, columns)) > MAX_POSITIONS:
+        if columns <= rows and 2 * columns * later_columns <= max_columns:
+            columns *= 2
+        elif rows < task.spec.size[0]:
+            rows *= 2
+        else:
+            break
+    if (rows, columns) == first:
+        return config
+    return replace(config, windows=",".join(map(format_size, [(rows, columns), *others])))
+
+
+def positions_in_windows(size: tuple[int, ...], window: tuple[int, ...]) -> int:
+    """The number of windows on a grid."""
+    return prod(-(-extent // of_window) for extent, of_window in zip(size, window, strict=True))
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +16,13 @@ from mdlstm_tk.data import (
     GaussianField,
     Kind,
     Task,
+    TaskSpec,
     Textures,
 )
+from mdlstm_tk.data.images import Extents
 from mdlstm_tk.data.user_data import DEFAULTS, read_data
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.sizes import format_size, parse_size
 from mdlstm_tk.training.config import TrainConfig, suggest
 
 # settings that some networks do not have; they are left out of a task's defaults for such a network
@@ -78,7 +83,76 @@ def make_task(config: TrainConfig) -> Task:
         MissingExtraError: its data needs a package that is not installed.
     """
     _check_task(config.task, config.data)
-    if config.data:
-        kind = cast("Kind", config.task)
-        return read_data(Path(config.data), kind, config.validation, config.seed, config.augment)
-    return BUILT_IN[config.task][1](config)
+    if not config.data:
+        for key in ("resize", "crop"):
+            if getattr(config, key):
+                raise InputError(f"--{key} needs --data; the built-in task '{config.task}' takes --size")
+        return BUILT_IN[config.task][1](config)
+    resize, crop = (parse_size(text) if text else None for text in (config.resize, config.crop))
+    task = read_data(
+        Path(config.data),
+        cast("Kind", config.task),
+        config.validation,
+        config.seed,
+        config.augment,
+        resize=cast("Extents | None", resize),
+        crop=cast("Extents | None", crop),
+        cache_bytes=config.cache * 2**20,
+    )
+    if config.size and config.grid != task.spec.size:
+        raise InputError(
+            f"--size {config.size} is not the size of --data {config.data}, which is "
+            f"{format_size(task.spec.size)}; leave it out, or use --resize {config.size}"
+        )
+    return task
+
+
+def load_task(config: TrainConfig, spec: TaskSpec, folder: Path) -> Task:
+    """Create the task of an existing run, whose data may have moved.
+
+    Args:
+        config: configuration of the run, possibly with a new `data`.
+        spec: the description of the task that the run was trained on.
+        folder: the run folder.
+
+    Raises:
+        InputError: the data cannot be read, or are those of another task.
+        MissingExtraError: see `make_task`.
+    """
+    if not config.data:
+        return make_task(config)
+    task = make_task(replace(config, data=find_data(config, folder), size=""))
+    for name in ("channels", "outputs", "classes", "mask_values", "preprocessing"):
+        found, expected = getattr(task.spec, name), getattr(spec, name)
+        if found != expected:
+            raise InputError(
+                f"--data {config.data} is not what the run was trained on: {name} is {found!s:.80}, "
+                f"expected {expected!s:.80}; give the original data with --data"
+            )
+    return task
+
+
+def find_data(config: TrainConfig, folder: Path) -> str:
+    """The path of a run's data: where it was, or at the same place seen from the run folder.
+
+    Raises:
+        InputError: it is at neither place.
+    """
+    moved = folder / config.data_from_run
+    if Path(config.data).exists():
+        return config.data
+    if config.data_from_run and moved.exists():
+        return str(moved.resolve())
+    raise InputError(f"the data of {folder} are no longer at {config.data}; say where they are with --data")
+
+
+def remember_data(config: TrainConfig, folder: Path) -> TrainConfig:
+    """Write the path of the data so that it is found from another folder, or after a move with the run."""
+    if not config.data:
+        return config
+    data = Path(config.data).resolve()
+    try:
+        from_run = Path(os.path.relpath(data, folder.resolve())).as_posix()
+    except ValueError:  # on another drive of Windows
+        from_run = ""
+    return replace(config, data=str(data), data_from_run=from_run)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from mdlstm_tk.data import Batch, Split, Task, batches
-from mdlstm_tk.training.evaluation import EVALUATION_BATCH
 
 
 def display_split(task: Task) -> Split:
@@ -33,7 +32,7 @@ def example_indices(task: Task, split: Split, seed: int, count: int) -> list[int
     total = task.count(split)
     if task.spec.kind != "classify":
         return _spread(range(total), count)
-    labels = np.concatenate([batch.y for batch in batches(task, split, seed, EVALUATION_BATCH)])
+    labels = np.concatenate([batch.y for batch in batches(task, split, seed, task.evaluation_batch)])
     classes, sizes = np.unique(labels, return_counts=True)
     quotas = np.zeros(len(classes), dtype=int)
     for _ in range(min(count, total)):  # one sample at a time goes to the class that has fewest of them
@@ -50,9 +49,10 @@ def example_indices(task: Task, split: Split, seed: int, count: int) -> list[int
 
 def example_batch(task: Task, split: Split, seed: int, index: int) -> Batch:
     """Sample `index` of a split as a batch of one."""
-    step, position = divmod(index, EVALUATION_BATCH)
-    shard = slice(0, task.count(split) - step * EVALUATION_BATCH)
-    return task.batch(seed, step, EVALUATION_BATCH, split, shard).sample(position)
+    size = task.evaluation_batch
+    step, position = divmod(index, size)
+    shard = slice(0, task.count(split) - step * size)
+    return task.batch(seed, step, size, split, shard).sample(position)
 
 
 def _spread(items: Sequence[int], count: int) -> list[int]:

@@ -16,7 +16,7 @@ from mdlstm_tk.training.job import TrainingJob, run_job
 from mdlstm_tk.training.networks import build_network
 from mdlstm_tk.training.progress import Progress
 from mdlstm_tk.training.run_folder import Run
-from mdlstm_tk.training.tasks import make_task
+from mdlstm_tk.training.tasks import load_task
 from mdlstm_tk.viz.examples import display_split, example_batch, example_indices
 from mdlstm_tk.viz.panels import sample_panels
 from mdlstm_tk.viz.plots import Floats, draw_before_and_after, draw_curves, draw_panels
@@ -61,7 +61,7 @@ def draw_run(run: Run, task: Task | None = None) -> None:
         task: its task, if the caller has it already.
     """
     checkpoint = load_checkpoint(run.best)
-    task = task or make_task(checkpoint.config)
+    task = task or load_task(checkpoint.config, checkpoint.spec, run.folder)
     prefix = "" if isinstance(task, DiagonalTask) else f"{checkpoint.spec.name} "
     title = f"{checkpoint.config.model} on {prefix}{format_size(checkpoint.spec.size)}"
     draw_curves(run.curves, title, run.read_metrics())

@@ -11,6 +11,7 @@ import pytest
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import Metadata, Outcome, Session, batching
+from mdlstm_tk.runtime.io.readers import InputFile
 from mdlstm_tk.runtime.jobs import Job, jobs_for_model, plan_jobs
 
 RNG = np.random.default_rng(0)
@@ -92,13 +93,13 @@ def test_memory_holds_few_windows_whatever_the_number_of_files(
 ) -> None:
     held = most = 0
 
-    def reading(source: str, max_bytes: int) -> dict[None, Any]:
+    def reading(source: str, max_bytes: int) -> InputFile:
         nonlocal held, most
         held += 1
         most = max(most, held)
-        return {None: np.zeros((8, 8), np.float32)}
+        return InputFile(source, {None: np.zeros((8, 8), np.float32)})
 
-    monkeypatch.setattr(batching, "read_arrays", reading)
+    monkeypatch.setattr(batching, "read_input", reading)
     monkeypatch.setattr(batching, "WINDOW", window)
     monkeypatch.setattr(batching, "WINDOW_BYTES", limit)
     jobs = [Job(f"{n}.npy", str(tmp_path / f"{n}.out.npy"), "npy") for n in range(50)]

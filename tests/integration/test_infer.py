@@ -21,7 +21,7 @@ from PIL import Image
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.runtime import Outcome, Session, batching, inference
-from mdlstm_tk.runtime.io.readers import read_arrays
+from mdlstm_tk.runtime.io.readers import read_input
 from mdlstm_tk.runtime.io.writers import write_arrays
 from mdlstm_tk.runtime.jobs import Job
 
@@ -132,9 +132,9 @@ def test_folders_are_searched_and_their_tree_is_kept(tree: Path, infer: Infer, t
     assert names(tmp_path / "out") == RESULTS
     session = Session(infer.model, "cpu")
     for source in ("one.npy", "a/b/z.npz", "a/t.csv", "a/b/i.PNG"):
-        x = read_arrays(str(tree / source))
+        x = read_input(str(tree / source)).arrays_for(session.metadata)
         stem = (tmp_path / "out" / source).with_suffix("")
-        y = read_arrays(str(next(stem.parent.glob(stem.name + ".out.*"))))
+        y = read_input(str(next(stem.parent.glob(stem.name + ".out.*")))).arrays
         assert list(y) == list(x)
         for name in x:
             np.testing.assert_allclose(y[name], session(x[name]), atol=1e-6, strict=True)

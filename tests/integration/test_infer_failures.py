@@ -13,6 +13,7 @@ from helpers.without_packages import python_without
 from PIL import Image
 
 from mdlstm_tk.installation import install_command
+from mdlstm_tk.runtime.preprocessing import SUFFIXES
 
 RNG = np.random.default_rng(0)
 
@@ -39,8 +40,8 @@ def half(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:60])
 
 
-def colour(path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(path)
+def wide(path: Path) -> None:
+    Image.new("RGB", (9, 8)).save(path)
 
 
 BAD_FILES = {
@@ -48,7 +49,7 @@ BAD_FILES = {
     "text2.npz": (text, ".npz archive"),
     "text3.png": (text, "PNG"),
     "half.png": (half, "PNG"),
-    "colour.png": (colour, "3 channels"),
+    "wide.png": (wide, "8x9"),
     "text4.csv": (text, "table"),
     "ragged.csv": (ragged, "row 2"),
     "nan.csv": (lambda path: path.write_text("nan,1"), "1 NaN"),
@@ -108,21 +109,22 @@ def test_a_full_disk_ends_the_run_and_leaves_no_half_file(model: Path, tmp_path:
 @pytest.mark.parametrize(
     ("package", "extra", "arguments"),
     [
-        ("PIL", "image", ("x.png",)),
+        *(("PIL", "image", (f"x{suffix}",)) for suffix in SUFFIXES),
         ("PIL", "image", ("x.npy", "-o", "y.png")),
         ("ray", "ray", ("--engine", "ray")),
     ],
-    ids=["reading png", "writing png", "ray"],
+    ids=[*(f"reading {suffix}" for suffix in SUFFIXES), "writing png", "ray"],
 )
 def test_missing_packages_are_named(
     package: str, extra: str, arguments: tuple[str, ...], model: Path, tmp_path: Path
 ) -> None:
     np.save(tmp_path / "x.npy", np.eye(8))
-    Image.new("L", (8, 8)).save(tmp_path / "x.png")
+    for suffix in SUFFIXES:
+        Image.new("L", (8, 8)).save(tmp_path / f"x{suffix}")
     arguments = arguments if arguments[0].startswith("x") else ("x.npy", *arguments)
     code = "from mdlstm_tk.cli import main; main(sys.argv[1:])"
     done = python_without((package,), code, "infer", *arguments, "-m", model, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip().endswith(install_command([extra]))
     assert "Traceback" not in done.stderr
-    assert names(tmp_path) == {"x.npy", "x.png"}
+    assert names(tmp_path) == {"x.npy", *(f"x{suffix}" for suffix in SUFFIXES)}

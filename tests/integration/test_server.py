@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -18,6 +19,7 @@ from tritonclient.grpc import model_config_pb2
 from mdlstm_tk.cli.export import export
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.server import write_server_repo
+from mdlstm_tk.runtime.preprocessing import Preprocessing
 from mdlstm_tk.training import Run
 
 TYPES = {"TYPE_FP32": np.float32, "TYPE_FP16": np.float16, "TYPE_INT64": np.int64}
@@ -27,16 +29,23 @@ def read(config: Path) -> model_config_pb2.ModelConfig:
     return text_format.Parse(config.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
 
 
-def save(path: Path, shape: list[object], kind: int = TensorProto.FLOAT, sizes: bool = False) -> Path:
+def save(
+    path: Path,
+    shape: list[object],
+    kind: int = TensorProto.FLOAT,
+    sizes: bool = False,
+    preprocessing: Preprocessing | None = None,
+) -> Path:
     """A model that returns x, with an unused input `sizes` if `sizes` is true."""
     inputs = [helper.make_tensor_value_info("x", kind, shape)]
     if sizes:
         inputs.append(helper.make_tensor_value_info("sizes", TensorProto.INT64, ["batch", 2]))
     outputs = [helper.make_tensor_value_info("y", kind, shape)]
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "identity", inputs, outputs)
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), str(path)
-    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    value = json.dumps(preprocessing and preprocessing.to_json())
+    helper.set_model_props(model, {"mdlstm.preprocessing": value})
+    onnx.save(model, str(path))
     return path
 
 
@@ -115,6 +124,21 @@ def test_settings_for_other_inputs_are_replaced_only_with_force(tmp_path: Path) 
     write_server_repo(other, repository, "m", force=True)
     assert list(read(repository / "m/config.pbtxt").input[0].dims) == [8, 5, 1]
     assert sorted(p.name for p in (repository / "m").iterdir()) == ["1", "2", "config.pbtxt"]
+
+
+def test_the_settings_tell_clients_how_images_are_prepared(tmp_path: Path) -> None:
+    repository, shape = tmp_path / "served", ["batch", None, None, 3]
+    write_server_repo(save(tmp_path / "plain.onnx", shape), repository, "plain")
+    assert not read(repository / "plain/config.pbtxt").parameters
+    for stem, preprocessing in (("a", Preprocessing(3)), ("b", Preprocessing(3, (9, 7)))):
+        save(tmp_path / f"{stem}.onnx", shape, preprocessing=preprocessing)
+    for force, stem, expected in ((False, "a", Preprocessing(3)), (True, "b", Preprocessing(3, (9, 7)))):
+        write_server_repo(tmp_path / f"{stem}.onnx", repository, "m", force=force)
+        value = read(repository / "m/config.pbtxt").parameters["mdlstm.preprocessing"].string_value
+        assert Preprocessing.from_json(json.loads(value)) == expected
+        write_server_repo(tmp_path / f"{stem}.onnx", repository, "m")  # fits its own settings
+    with pytest.raises(InputError, match=r"config\.pbtxt"):
+        write_server_repo(tmp_path / "a.onnx", repository, "m")
 
 
 def test_a_version_appears_completely_or_not_at_all(

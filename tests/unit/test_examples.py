@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mdlstm_tk.data import DatasetTask, DiagonalTask, TaskSpec
-from mdlstm_tk.training.evaluation import EVALUATION_BATCH
+from mdlstm_tk.data.task import MAX_EVALUATION_BATCH
 from mdlstm_tk.viz.examples import example_batch, example_indices
 
 
@@ -45,6 +45,6 @@ def test_other_tasks_are_sampled_over_the_whole_split() -> None:
 
 
 def test_an_example_is_the_sample_that_evaluation_reads_at_its_index() -> None:
-    task = sorted_task(EVALUATION_BATCH, 3)
-    for index in (0, EVALUATION_BATCH - 1, EVALUATION_BATCH, EVALUATION_BATCH + 2):
+    task = sorted_task(MAX_EVALUATION_BATCH, 3)
+    for index in (0, MAX_EVALUATION_BATCH - 1, MAX_EVALUATION_BATCH, MAX_EVALUATION_BATCH + 2):
         assert example_batch(task, "test", 0, index).x.ravel().tolist() == [index] * 4

@@ -146,6 +146,10 @@ class DigitStrings(Task):
         mean, std = _mean_and_std(self.images[self.indices["train"]])
         self.spec = TaskSpec("digit-strings", self.kind, 1, 1 + len(CLASSES), size, CLASSES, mean, std)
 
+    @property
+    def has_mixed_sizes(self) -> bool:
+        return True
+
     def count(self, split: Split) -> int:
         return STRING_EVALUATION_SAMPLES.get(split, 0) if len(self.indices[split]) else 0
 

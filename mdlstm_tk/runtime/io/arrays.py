@@ -32,7 +32,7 @@ def open_input(source: str | Path) -> Iterator[IO[bytes]]:
     except FileNotFoundError:
         raise InputError(f"there is no file {source}") from None
     except OSError as error:
-        raise InputError(f"cannot read {_label(source)}: {error.strerror or error}") from None
+        raise InputError(f"cannot read {label_of(source)}: {error.strerror or error}") from None
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def load_array(source: str | Path, max_bytes: int = MAX_BYTES) -> Array:
             holds NaN or infinity.
     """
     with open_input(source) as file:
-        return to_float32(read_npy(file, _label(source), max_bytes), _label(source))
+        return to_float32(read_npy(file, label_of(source), max_bytes), label_of(source))
 
 
 def save_array(target: str | Path, array: Array) -> None:
@@ -129,6 +129,6 @@ def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
     return buffer.getvalue()
 
 
-def _label(source: str | Path) -> str:
+def label_of(source: str | Path) -> str:
     """What error messages call a file, or "-"."""
     return "standard input" if source == STDIO else str(source)

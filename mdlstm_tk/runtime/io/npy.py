@@ -6,15 +6,18 @@ Nothing is unpickled, nothing is unpacked to disk, and no array larger than `max
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import lru_cache
 from math import prod
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk.errors import InputError
+
+if TYPE_CHECKING:
+    import zipfile
 
 Array = npt.NDArray[Any]
 
@@ -67,13 +70,26 @@ def read_npy(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Array:
         raise _invalid_npy(label) from None
 
 
-def read_npz(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Iterator[tuple[str, Array]]:
+def npz_names(file: IO[bytes], label: str) -> list[str]:
+    """The names of the arrays in an open `.npz` file.
+
+    Raises:
+        InputError: the file is not a `.npz`.
+    """
+    with _open_npz(_BoundedFile(file, label), label) as archive:
+        return [member.filename.removesuffix(".npy") for member in archive.infolist()]
+
+
+def read_npz(
+    file: IO[bytes], label: str, max_bytes: int = MAX_BYTES, names: Container[str] | None = None
+) -> Iterator[tuple[str, Array]]:
     """Read the arrays in an open `.npz` file one at a time: a generator, which raises while it is iterated.
 
     Args:
         file: a seekable binary file. It is left open.
         label: what error messages call the file.
         max_bytes: maximum size in bytes of all unpacked members together, and of each array as float32.
+        names: the arrays to read; None: all.
 
     Yields:
         Pairs of a member's name without ".npy" and its array.
@@ -84,20 +100,16 @@ def read_npz(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Iterato
     import zipfile  # imported late: it is slow to import, and most files are .npy
 
     bounded = _BoundedFile(file, label)
-    try:
-        archive = zipfile.ZipFile(bounded)
-    except InputError:
-        raise
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        raise InputError(f"{label} is not a complete .npz archive; write it with numpy.savez") from None
-    bounded.reading, bounded.max_read_bytes = "a member", max_bytes
-    with archive:
+    with _open_npz(bounded, label) as archive:
+        bounded.reading, bounded.max_read_bytes = "a member", max_bytes
         members = archive.infolist()
         # zipfile never reads more of a member than its declared size.
         if sum(member.file_size for member in members) > max_bytes:
             raise InputError(f"{label} unpacks to more than {max_bytes} bytes; allow more with --max-bytes")
         for member in members:
             name = member.filename.removesuffix(".npy")
+            if names is not None and name not in names:
+                continue
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise InputError(
                     f"{label} uses a compression that numpy.savez does not; save it with numpy.savez"
@@ -111,6 +123,17 @@ def read_npz(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Iterato
             except Exception:  # zipfile and zlib raise all kinds of exceptions for damaged members
                 raise InputError(f"{name!a} in {label} is damaged or encrypted") from None
             yield name, array
+
+
+def _open_npz(file: _BoundedFile, label: str) -> zipfile.ZipFile:
+    import zipfile
+
+    try:
+        return zipfile.ZipFile(file)
+    except InputError:
+        raise
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        raise InputError(f"{label} is not a complete .npz archive; write it with numpy.savez") from None
 
 
 def read_capped(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> bytes:

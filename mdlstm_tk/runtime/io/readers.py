@@ -1,27 +1,70 @@
-"""Read the files that `mdlstm infer` takes: `.npy`, `.npz`, images and `.csv`.
+"""Read the files that `mdlstm infer` takes: `.npy`, `.npz`, `.csv` and images.
 
-A grey image is read as (H, W), any other as (H, W, C) with its colour and alpha channels, scaled to [0, 1].
+A model's metadata say what it takes for an image, so an image is read as its pixels, and becomes an array
+once the model is known. The type of a file follows from its suffix, or from its content if it has none.
+Of an `.npz` file to train on, which holds x, y and perhaps sizes, the samples in x are read.
 """
 
 from __future__ import annotations
 
 import io
 import os
-from typing import TypeAlias
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TypeAlias, cast
 
 import numpy as np
 
-from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.runtime.io.arrays import STDIO, load_array, open_input, to_float32
-from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array, read_capped, read_npz
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.io.arrays import STDIO, label_of, open_input, to_float32
+from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, npz_names, read_capped, read_npy, read_npz
+from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.preprocessing import SUFFIXES, Preprocessing, decode_image
 
-IMAGES = (".png", ".jpg", ".jpeg")
-READABLE = (".npy", ".npz", *IMAGES, ".csv")
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-MAX_CHANNELS = 4  # RGBA
+READABLE = (".npy", ".npz", ".csv", *SUFFIXES)
+MAGIC = {  # how the content of a file begins; none of these begins a table of numbers
+    ".npy": (np.lib.format.MAGIC_PREFIX,),
+    ".npz": (b"PK",),
+    "image": (
+        b"\x89PNG",
+        b"\xff\xd8\xff",
+        *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+        b"BM",
+        b"GIF8",
+        b"RIFF",
+        *(b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
+    ),
+}
+MAGIC_BYTES = max(len(start) for starts in MAGIC.values() for start in starts)
 
 Arrays: TypeAlias = dict[str | None, Array]
 """The arrays of one file in order: by name for a `.npz`, else a single one under None."""
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """The content of a file.
+
+    Attributes:
+        label: what error messages call the file.
+        arrays: its arrays as float32, finite and with at least one element; or the pixels of an image, as
+            `decode_image` returns them.
+        is_image: whether the file is an image.
+    """
+
+    label: str
+    arrays: Arrays
+    is_image: bool = False
+
+    def arrays_for(self, metadata: Metadata) -> Arrays:
+        """What a model takes for this file.
+
+        Raises:
+            InputError: the file is an image, and the model takes none.
+        """
+        if not self.is_image:
+            return self.arrays
+        return {name: _image_array(x, metadata, self.label) for name, x in self.arrays.items()}
 
 
 def suffix_of(path: str) -> str:
@@ -29,42 +72,134 @@ def suffix_of(path: str) -> str:
     return os.path.splitext(path)[1].lower()
 
 
-def read_arrays(source: str, max_bytes: int = MAX_BYTES) -> Arrays:
-    """Read the arrays in a file.
+def load_image(source: str | Path, metadata: Metadata, max_bytes: int = MAX_BYTES) -> Array:
+    """Read an image as the array that a model takes.
+
+        >>> x = load_image("photo.jpg", session.metadata)
 
     Args:
-        source: path of the file; "-" is a `.npy` on standard input. A file without a suffix is taken for
-            a `.npy`.
-        max_bytes: maximum size in bytes of the file, and of the arrays in it.
+        source: path of the file, or "-" for standard input.
+        metadata: of the model. If they do not say how images are prepared, the image is converted to the
+            channels of the model, with values from 0 to 1 if it has 8 or 16 bits.
+        max_bytes: maximum size in bytes of the file, and of the pixels as in `decode_image`.
 
     Returns:
-        The arrays as float32: finite, with at least one element.
+        float32 of shape (H, W) if the model takes one channel, else (H, W, 3), or (3, H, W) if the model is
+        channels-first.
+
+    Raises:
+        InputError: the file does not exist, is not an image, is damaged or too large, or the model does not
+            take images.
+        MissingExtraError: Pillow is not installed.
+    """
+    with open_input(source) as file:
+        data = read_capped(file, label_of(source), max_bytes)
+    pixels = decode_image(data, label_of(source), max_bytes)
+    return _image_array(pixels, metadata, label_of(source))
+
+
+def read_input(source: str, max_bytes: int = MAX_BYTES) -> InputFile:
+    """Read a file.
+
+    Args:
+        source: path of the file; "-" is standard input.
+        max_bytes: maximum size in bytes of the file, and of the arrays in it.
 
     Raises:
         InputError: the file does not exist, has an unsupported type, is damaged or too large, or holds
             other than finite real numbers.
         MissingExtraError: the file is an image, and Pillow is not installed.
     """
-    suffix = suffix_of(source)
-    if source == STDIO or suffix in ("", ".npy"):
-        return {None: load_array(source, max_bytes)}
-    if suffix not in READABLE:
+    label, suffix = label_of(source), "" if source == STDIO else suffix_of(source)
+    if suffix and suffix not in READABLE:
         raise InputError(
             f"unsupported file type '{suffix}' of {source}; expected one of {', '.join(READABLE)}"
         )
-    with open_input(source) as file:
+    with open_input(source) as opened:
+        file: IO[bytes] = opened
+        if not suffix:
+            start = opened.read(MAGIC_BYTES)
+            file, suffix = cast("IO[bytes]", _Rewound(start, opened)), _type_of(start)
+            if suffix == ".npz":  # is read from its end, which a pipe cannot seek
+                file = io.BytesIO(read_capped(file, label, max_bytes))
+        if suffix == ".npy":
+            return InputFile(label, {None: to_float32(read_npy(file, label, max_bytes), label)})
         if suffix == ".npz":
-            arrays: Arrays = {
-                name: to_float32(array, f"{name!a} in {source}")
-                for name, array in read_npz(file, source, max_bytes)
-            }
-            if not arrays:
-                raise InputError(f"{source} holds no array")
-            return arrays
+            return InputFile(label, _read_npz(file, label, max_bytes))
         # A number of a table takes at least two bytes as text, and eight once it is parsed.
-        data = read_capped(file, source, max_bytes // 4 if suffix == ".csv" else max_bytes)
-    array = _read_csv(data, source) if suffix == ".csv" else _read_image(data, source, max_bytes)
-    return {None: to_float32(array, source)}
+        data = read_capped(file, label, max_bytes // 4 if suffix == ".csv" else max_bytes)
+    if suffix == ".csv":
+        return InputFile(label, {None: to_float32(_read_csv(data, label), label)})
+    return InputFile(label, {None: decode_image(data, label, max_bytes)}, is_image=True)
+
+
+def _image_array(pixels: Array, metadata: Metadata, label: str) -> Array:
+    """The array that a model takes for the pixels of an image; see `load_image`."""
+    if metadata.ndim != 2:
+        raise InputError(
+            f"{label} is an image, but the model takes grids of {metadata.ndim} axes; give a .npy file"
+        )
+    if metadata.preprocessing is not None:
+        preprocessing = Preprocessing.from_json(metadata.preprocessing)
+    elif metadata.channels in (1, 3):
+        preprocessing = Preprocessing(metadata.channels)
+    else:
+        raise InputError(
+            f"{label} is an image and gives 1 or 3 channels, but the model takes {metadata.channels}; "
+            "give a .npy file"
+        )
+    x = to_float32(preprocessing(pixels), label)
+    if preprocessing.channels == 1:
+        return x[..., 0]
+    return x if metadata.channels_last else np.moveaxis(x, -1, 0)
+
+
+def _type_of(start: bytes) -> str:
+    """The type of a file by the start of its content: ".npy", ".npz", "image", or ".csv" for all others."""
+    return next((name for name, starts in MAGIC.items() if start.startswith(starts)), ".csv")
+
+
+class _Rewound(io.RawIOBase):
+    """A file whose start has been read already, and is read again."""
+
+    def __init__(self, start: bytes, rest: IO[bytes]) -> None:
+        self._start, self._rest = start, rest
+
+    def read(self, size: int = -1) -> bytes:
+        start, self._start = self._start[:size], self._start[size:]
+        return start + self._rest.read(size - len(start))
+
+
+def _read_npz(file: IO[bytes], label: str, max_bytes: int) -> Arrays:
+    names = npz_names(file, label)
+    is_training_data = {"x", "y"} <= set(names) <= {"x", "y", "sizes"}
+    wanted = [name for name in names if name != "y"] if is_training_data else names
+    arrays: Arrays = {
+        name: to_float32(array, f"{name!a} in {label}")
+        for name, array in read_npz(file, label, max_bytes, wanted)
+    }
+    if not arrays:
+        raise InputError(f"{label} holds no array")
+    return _samples(arrays, label) if is_training_data else arrays
+
+
+def _samples(arrays: Arrays, label: str) -> Arrays:
+    """The samples in a file to train on: x (N, H, W) or (N, H, W, C), perhaps with their sizes (N, 2).
+
+    Returns:
+        x (N, H, W, C); with sizes, each sample by itself, cropped to its extents.
+    """
+    x = arrays["x"]
+    x = x[..., None] if x.ndim == 3 else x
+    sizes = arrays.get("sizes")
+    if sizes is None:
+        return {"x": x}
+    if x.ndim != 4 or sizes.shape != (len(x), 2) or (sizes < 1).any() or (sizes > x.shape[1:3]).any():
+        raise InputError(
+            f"the sizes in {label}, of shape {sizes.shape}, do not fit x of shape {x.shape}; expected "
+            f"extents (N, 2) of at most {x.shape[1:3]}"
+        )
+    return {f"x[{k}]": x[k, :h, :w] for k, (h, w) in enumerate(sizes.astype(int).tolist())}
 
 
 def _read_csv(data: bytes, label: str) -> Array:
@@ -78,27 +213,3 @@ def _read_csv(data: bytes, label: str) -> Array:
         raise InputError(
             f"{label} is not a table of comma-separated numbers without a heading: {reason}"
         ) from None
-
-
-def _read_image(data: bytes, label: str, max_bytes: int) -> Array:
-    png, jpeg = require("PIL.PngImagePlugin", "image"), require("PIL.JpegImagePlugin", "image")
-    # PIL.Image.open would try other formats, and print warnings about large images. The size is known
-    # before any pixel is decoded.
-    image_class = png.PngImageFile if data.startswith(PNG_MAGIC) else jpeg.JpegImageFile
-    try:
-        with image_class(io.BytesIO(data)) as image:
-            if image.width * image.height * MAX_CHANNELS * FLOAT_BYTES > max_bytes:
-                raise InputError(
-                    f"{label} has {image.width}x{image.height} pixels, which take more than "
-                    f"{max_bytes} bytes; allow more with --max-bytes"
-                )
-            if image.mode in ("P", "PA"):
-                image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-            elif image.mode in ("1", "CMYK"):
-                image = image.convert("L" if image.mode == "1" else "RGB")
-            pixels = np.asarray(image)
-    except InputError:
-        raise
-    except Exception:  # Pillow's decoders raise all kinds of exceptions for damaged images
-        raise InputError(f"{label} is not a complete PNG or JPEG image") from None
-    return pixels / np.float32(np.iinfo(pixels.dtype).max)

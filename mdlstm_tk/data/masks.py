@@ -1,0 +1,203 @@
+"""Masks of segmentation: reading them, and which values or colours are the classes.
+
+A class is a value of the masks. Palettes and 16 bits keep their values; black and white masks with one bit
+have 0 and 255. Two kinds of masks hold colours instead of values: true colours, and palettes that differ
+between masks, so that equal values do not mean equal classes. Then every colour is a class; the classes
+have the values 0, 1, 2, … in the order of red, green and blue, and a palette.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mdlstm_tk.data.images import Extents, is_grey, resize_nearest
+from mdlstm_tk.data.spec import UNLABELLED, Array, UnusableSampleError
+from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.runtime.preprocessing import DECODERS
+
+UNKNOWN_VALUE = 255  # means "no class" in masks with 8 bits, unless 0 and 255 are the only values
+MAX_COLOURS = 256  # what a palette can hold
+
+
+@dataclass(frozen=True)
+class RawMask:
+    """A mask as it is stored.
+
+    Attributes:
+        pixels: (H, W) integers, negative where the class is unknown; or (H, W, 3) uint8 if the mask has
+            colours.
+        palette: (K, 3) uint8, the colour of each value, if the mask has a palette.
+    """
+
+    pixels: Array
+    palette: Array | None = None
+
+    @property
+    def colours(self) -> Array:
+        """(H, W) the colour of each pixel as one number, 0xRRGGBB; values without a palette are greys."""
+        pixels = self.pixels
+        if self.palette is not None:
+            pixels = self.palette[pixels]
+        elif pixels.ndim == 2:
+            pixels = np.repeat(pixels[..., None], 3, axis=-1)
+        numbers: Array = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
+        return numbers
+
+
+@dataclass(frozen=True)
+class MaskScan:
+    """What occurs in one mask.
+
+    Attributes:
+        values: its values, increasing; empty if it has colours.
+        colours: its colours as 0xRRGGBB: of each of the values if it has a palette, else increasing.
+    """
+
+    values: tuple[int, ...]
+    colours: tuple[int, ...]
+
+    @classmethod
+    def of(cls, mask: RawMask) -> MaskScan:
+        """Scan a mask."""
+        if mask.pixels.ndim == 3:
+            return cls((), tuple(np.unique(mask.colours).tolist()))
+        values = np.unique(mask.pixels)
+        values = values[values >= 0]
+        if mask.palette is None:
+            return cls(tuple(values.tolist()), ())
+        return cls(tuple(values.tolist()), tuple(RawMask(values[None], mask.palette).colours[0].tolist()))
+
+
+def read_mask(file: Path | None) -> RawMask:
+    """Read a mask.
+
+    Args:
+        file: the mask, or None if the image has none.
+
+    Raises:
+        UnusableSampleError: there is no mask, or it is not an image of whole numbers or colours.
+        MissingExtraError: Pillow is not installed.
+    """
+    if file is None:
+        raise UnusableSampleError("it has no mask of the same name")
+    module: Any = require("PIL.Image", "image")
+    try:
+        with module.open(file, formats=DECODERS) as image:
+            image.load()
+            require("PIL.ImageOps", "image").exif_transpose(image, in_place=True)
+            return _raw_mask(image)
+    except (UnusableSampleError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise all kinds of exceptions for damaged images
+        reason = " ".join(str(error).split())[:200]
+        raise UnusableSampleError(f"its mask cannot be read as an image ({reason})") from None
+
+
+def _raw_mask(image: Any) -> RawMask:
+    if image.mode in ("P", "PA"):
+        pixels = np.asarray(image.convert("P") if image.mode == "PA" else image)
+        palette = np.zeros((256, 3), np.uint8)
+        colours = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        palette[: len(colours)] = colours
+        # GIF has no grey images, and Pillow may number the values of a grey mask anew when it writes one.
+        if image.format == "GIF" and is_grey(palette[np.unique(pixels)][None]):
+            return RawMask(palette[pixels][..., 0])
+        return RawMask(pixels, palette)
+    if image.mode.startswith("I"):
+        return RawMask(np.asarray(image).astype(np.int32))
+    if image.mode == "F":
+        pixels = np.asarray(image)
+        if not np.array_equal(pixels, np.rint(pixels)) or np.abs(pixels).max() > 2**24:
+            raise UnusableSampleError("its mask has fractions, expected whole numbers")
+        return RawMask(pixels.astype(np.int32))
+    if image.mode in ("1", "L", "LA", "La"):
+        return RawMask(np.asarray(image.getchannel(0).convert("L")))
+    pixels = np.asarray(image.convert("RGBA" if "A" in image.mode else "RGB"))[..., :3]
+    return RawMask(pixels[..., 0] if is_grey(pixels) else pixels)
+
+
+@dataclass(frozen=True)
+class MaskClasses:
+    """The classes of all masks of a data set.
+
+    Attributes:
+        values: the value of each class in masks that are written.
+        palette: red, green and blue of each class in turn; empty if the masks are grey.
+        colours: the colour of each class as 0xRRGGBB if colours are the classes, else empty.
+    """
+
+    values: tuple[int, ...]
+    palette: tuple[int, ...]
+    colours: tuple[int, ...]
+
+    @classmethod
+    def of(cls, scans: Sequence[MaskScan]) -> MaskClasses:
+        """Find the classes.
+
+        Raises:
+            InputError: the masks have too many colours, fewer than two classes, or are of different types.
+        """
+        colour_of: dict[int, int] = {}
+        have_colours = any(not scan.values and scan.colours for scan in scans)
+        for scan in scans:
+            for value, colour in zip(scan.values, scan.colours, strict=False):
+                have_colours |= colour_of.setdefault(value, colour) != colour
+        values = sorted({value for scan in scans for value in scan.values})
+        if not have_colours and len(values) < 2:
+            only = f"only the value {values[0]}" if values else "no value"
+            raise InputError(f"the masks hold {only}; expected two classes or more")
+        if have_colours:
+            return cls._of_colours(scans)
+        if len(values) > 2 and values[-1] == UNKNOWN_VALUE:
+            values.pop()
+        palette = [colour_of[value] for value in values if value in colour_of]
+        complete = len(palette) == len(values) and max(values, default=0) < MAX_COLOURS
+        return cls(tuple(values), _channels(palette) if complete else (), ())
+
+    @classmethod
+    def _of_colours(cls, scans: Sequence[MaskScan]) -> MaskClasses:
+        colours = {colour for scan in scans for colour in scan.colours}
+        greys = {value for scan in scans if not scan.colours for value in scan.values}
+        if max(greys, default=0) > 255:
+            raise InputError(
+                f"some masks have colours, and others values up to {max(greys)}, which no colour has; "
+                "save all masks in the same way"
+            )
+        colours |= {grey * 0x010101 for grey in greys}
+        if len(colours) > MAX_COLOURS:
+            raise InputError(
+                f"the masks have {len(colours)} colours, expected at most {MAX_COLOURS} classes; "
+                "save masks without lossy compression and smoothing, for example as PNG"
+            )
+        ordered = tuple(sorted(colours))
+        return cls(tuple(range(len(ordered))), _channels(ordered), ordered)
+
+    def names(self, lines: Sequence[str]) -> tuple[str, ...]:
+        """The name of each class, from the lines of classes.txt, which begins with value 0."""
+        defaults = [f"#{colour:06x}" for colour in self.colours] or list(map(str, self.values))
+        return tuple(
+            lines[value].strip() if value < len(lines) and lines[value].strip() else default
+            for value, default in zip(self.values, defaults, strict=True)
+        )
+
+    def encode(self, mask: RawMask, extents: Extents | None = None) -> Array:
+        """Convert a mask to (H, W) indices of classes, UNLABELLED at other values.
+
+        Args:
+            mask: the mask.
+            extents: resize to them; None keeps those of the mask.
+        """
+        keys = np.array(self.colours or self.values)
+        pixels = resize_nearest(mask.colours if self.colours else mask.pixels, extents)
+        indices = np.searchsorted(keys, pixels).clip(max=len(keys) - 1)
+        dtype = np.int16 if len(keys) <= np.iinfo(np.int16).max else np.int32
+        return np.where(keys[indices] == pixels, indices, UNLABELLED).astype(dtype)
+
+
+def _channels(colours: Sequence[int]) -> tuple[int, ...]:
+    return tuple((colour >> shift) & 255 for colour in colours for shift in (16, 8, 0))
