@@ -1,10 +1,12 @@
 """mdlstm-tk: multi-dimensional LSTMs that train in PyTorch and run anywhere under ONNX Runtime.
 
 Importing this package imports neither torch nor onnx; `MDLSTM` and `register_cell` are loaded when
-they are first used.
+they are first used. The operator `mdlstm::wavefront` is registered with torch as soon as both packages are
+imported, in any order, so that graphs which were saved with it can be loaded.
 """
 
 import os.path
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk._version import __version__
@@ -16,6 +18,7 @@ from mdlstm_tk.errors import (
     ParityError,
     require,
 )
+from mdlstm_tk.import_hooks import when_imported
 
 if TYPE_CHECKING:
     from mdlstm_tk.cells import register_cell as register_cell
@@ -53,3 +56,17 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _register_operator() -> None:
+    try:
+        import mdlstm_tk.operator  # noqa: F401
+    except ImportError as error:
+        # One of our own modules is importing torch just now. Whatever needs it imports the operator next.
+        if not (error.name or "").startswith("mdlstm_tk."):
+            warnings.warn(f"mdlstm::wavefront is not registered with torch: {error}", stacklevel=2)
+    except Exception as error:  # a torch that is too old must not fail to be imported because of us
+        warnings.warn(f"mdlstm::wavefront is not registered with torch: {error}", stacklevel=2)
+
+
+when_imported("torch", _register_operator)

@@ -15,10 +15,27 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from mdlstm_tk import flops
 from mdlstm_tk.backends import reference
-from mdlstm_tk.backends.dispatch import engine
-from mdlstm_tk.backends.inputs import SweepInputs, cell_traits, check_devices, check_inputs, state_dtype
+from mdlstm_tk.backends.dispatch import (
+    OPERATOR_BACKENDS,
+    check_backend,
+    check_dtype,
+    engine,
+    gates_are_uncertain,
+    report_failure,
+)
+from mdlstm_tk.backends.inputs import (
+    SweepInputs,
+    cell_traits,
+    check_devices,
+    check_inputs,
+    check_residuals,
+    state_dtype,
+)
+from mdlstm_tk.backends.specialize import KernelError
 from mdlstm_tk.backends.torch import sweep as torch_sweep
+from mdlstm_tk.import_hooks import when_imported
 
 __all__ = ["SweepInputs", "sweep", "wavefront", "wavefront_backward"]
 
@@ -35,8 +52,14 @@ torch.library.define(
     f"(Tensor grad, Tensor output, Tensor gates, Tensor c, {_INPUTS}, str backend, bool wants_dx) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
+torch.library.define(
+    "mdlstm::wavefront_double_backward",
+    f"(Tensor grad, {_INPUTS}, bool wants_dx, Tensor?[] upstream) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
 wavefront = torch.ops.mdlstm.wavefront.default
 wavefront_backward = torch.ops.mdlstm.wavefront_backward.default
+_wavefront_double_backward = torch.ops.mdlstm.wavefront_double_backward.default
 TENSORS = 8  # inputs of the operator that are tensors: seven differentiable ones, then sizes
 
 
@@ -62,7 +85,11 @@ def sweep(inputs: SweepInputs, backend: str = "auto", recompute: bool = False) -
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         with _without_autocast(inputs.x):
             return torch_sweep.forward(inputs)[0]
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs.tensors)
+    wants_gradients = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in inputs.tensors
+    )
+    # `torch.jit.trace` runs the layer with and without gradients, and expects the same graph.
+    save = wants_gradients and not torch.jit.is_tracing()
     output: Tensor = wavefront(*inputs, save, recompute, backend)[0]
     return output
 
@@ -83,14 +110,20 @@ def _wavefront(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     check_inputs(inputs)
     x = inputs.x
     with _without_autocast(x):
-        output, gates, c = engine(backend, x.device, x.dtype).forward(inputs, save, recompute)
+        try:
+            output, gates, c = engine(backend, x.device, x.dtype).forward(inputs, save, recompute)
+        except KernelError as error:
+            report_failure(x.device, error)
+            output, gates, c = engine(backend, x.device, x.dtype).forward(inputs, save, recompute)
     return output.contiguous(), gates, c
 
 
 def _wavefront_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The shapes and dtypes of the operator's results."""
-    *tensors, directions, cell, save, recompute, _ = arguments
+    *tensors, directions, cell, save, recompute, backend = arguments
     inputs = SweepInputs._make((*tensors, tuple(directions), cell))
+    check_backend(backend, OPERATOR_BACKENDS)
+    check_dtype(inputs.x.dtype)
     check_devices(inputs)
     x, (dirs, gate_dim, _) = inputs.x, inputs.weight_ih.shape
     units = gate_dim // cell_traits(cell, inputs.ndim)[0]
@@ -108,10 +141,18 @@ def _wavefront_backward(*arguments: Any) -> tuple[Tensor, ...]:
     grad, output, gates, c, *tensors, directions, cell, backend, wants_dx = arguments
     inputs = SweepInputs._make((*tensors, tuple(directions), cell))
     check_inputs(inputs)
+    check_residuals(inputs, grad, output, gates, c)
     x = inputs.x
     with _without_autocast(x):
-        backward = engine(backend, x.device, x.dtype).backward
-        gradients = backward(inputs, grad, output, gates, c, wants_dx)
+        run = engine(backend, x.device, x.dtype)
+        if gates_are_uncertain(x.device):  # kernels save activated gates, `torch` pre-activations
+            gates = gates.new_empty(0)  # so they are computed again
+        try:
+            gradients = run.backward(inputs, grad, output, gates, c, wants_dx)
+        except KernelError as error:
+            report_failure(x.device, error)
+            run, gates = engine(backend, x.device, x.dtype), gates.new_empty(0)
+            gradients = run.backward(inputs, grad, output, gates, c, wants_dx)
     return tuple(grad.new_empty(0) if g is None else g.contiguous() for g in gradients)
 
 
@@ -147,44 +188,60 @@ def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Sequenc
 
 
 def _double_backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
-    """Second derivatives: differentiate the sweep twice with plain autograd. Third ones are refused."""
+    """Second derivatives. Third ones are refused."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             "mdlstm::wavefront can be differentiated twice, not three times; "
             "use MDLSTM(..., backend='reference') for higher derivatives"
         )
-    *saved, sizes = ctx.saved_tensors
-    dtype = state_dtype(saved[0])
-    precise: list[Any] = [None if t is None else t.detach().to(dtype) for t in saved]
-    grad, *tensors = precise
-    leaves = [t.requires_grad_() for t in (grad, *tensors) if t is not None]
+    arguments = (*ctx.saved_tensors, ctx.directions, ctx.cell)
+    grad_grad, *gradients = _wavefront_double_backward(*arguments, ctx.wants_dx, upstream)
+    tensors = ctx.saved_tensors[1:TENSORS]
+    wanted = (None if t is None else g for t, g in zip(tensors, gradients, strict=True))
+    return (grad_grad, None, None, None, *wanted, None, None, None, None, None)
+
+
+def _double_backward_by_autograd(*arguments: Any) -> tuple[Tensor, ...]:
+    """The gradients of `wavefront_backward`'s grad and of the seven inputs, empty for those that are None:
+    differentiate the sweep twice with plain autograd."""
+    given, *tensors, sizes, directions, cell, wants_dx, upstream = arguments
+    check_inputs(SweepInputs._make((*tensors, sizes, tuple(directions), cell)))
+    dtype = state_dtype(given)
+    precise: list[Any] = [None if t is None else t.detach().to(dtype) for t in (given, *tensors)]
+    grad, *differentiable = precise
+    leaves = [t.requires_grad_() for t in precise if t is not None]
     with torch.enable_grad(), _without_autocast(grad):
-        output, _, _ = torch_sweep.forward(
-            SweepInputs._make((*tensors, sizes, tuple(ctx.directions), ctx.cell))
-        )
+        inputs = SweepInputs._make((*differentiable, sizes, tuple(directions), cell))
+        output, _, _ = torch_sweep.forward(inputs)
         first = torch.autograd.grad(output, leaves[1:], grad, create_graph=True, materialize_grads=True)
         remaining = iter(first)
         pairs = [(next(remaining), u) for t, u in zip(tensors, upstream, strict=True) if t is not None]
-        pairs = [(g, u) for g, u in pairs[0 if ctx.wants_dx else 1 :] if u is not None]
+        pairs = [(g, u) for g, u in pairs[0 if wants_dx else 1 :] if u is not None]
         second = torch.autograd.grad(
             [g for g, _ in pairs], leaves, [u.to(dtype) for _, u in pairs], materialize_grads=True
         )
-    rounded = iter([gradient.to(saved[0].dtype) for gradient in second])
-    grad_grad = next(rounded)
-    tensor_grads = (None if t is None else next(rounded) for t in tensors)
-    return (grad_grad, None, None, None, *tensor_grads, None, None, None, None, None)
+    rounded = iter([gradient.to(given.dtype) for gradient in second])
+    return tuple(given.new_empty(0) if t is None else next(rounded).contiguous() for t in (given, *tensors))
+
+
+def _double_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    grad, tensors = arguments[0], arguments[:TENSORS]
+    return tuple(grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in tensors)
 
 
 def _register() -> None:
     library = torch.library
     library.impl("mdlstm::wavefront", "default", _wavefront)
     library.impl("mdlstm::wavefront_backward", "default", _wavefront_backward)
+    library.impl("mdlstm::wavefront_double_backward", "default", _double_backward_by_autograd)
     library.register_fake("mdlstm::wavefront", _wavefront_fake)
     library.register_fake("mdlstm::wavefront_backward", _wavefront_backward_fake)
+    library.register_fake("mdlstm::wavefront_double_backward", _double_backward_fake)
     library.register_autograd("mdlstm::wavefront", _backward, setup_context=_save_for_backward)
     library.register_autograd(
         "mdlstm::wavefront_backward", _double_backward, setup_context=_save_for_double_backward
     )
+    when_imported("torch.utils.flop_counter", flops.register)
 
 
 _register()

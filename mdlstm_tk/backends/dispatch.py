@@ -1,19 +1,30 @@
-"""Which backend runs, and why."""
+"""Which backend runs, and why.
+
+The device and dtype of x decide at every call of the operator, also in a graph that was captured elsewhere.
+"""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 
+from mdlstm_tk.backends.specialize import KernelError
 from mdlstm_tk.backends.torch import sweep as torch_sweep
 from mdlstm_tk.errors import InputError
 
 BACKENDS = ("auto", "fused", "torch", "reference")
+OPERATOR_BACKENDS = ("auto", "fused", "torch")  # the reference runs in plain autograd, not in the operator
 COMPILERS = {"cpu": "compiled by Numba for the CPU", "cuda": "compiled by Triton for the GPU"}
-FUSED_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+_failures: dict[torch.device, str] = {}  # why the kernels for a device cannot be compiled; "": they can
+_failed_late: set[torch.device] = set()  # the devices whose kernels failed after others had run
+_warned: set[torch.device] = set()
 
 
 class Choice(NamedTuple):
@@ -23,15 +34,28 @@ class Choice(NamedTuple):
     reason: str
 
 
-def check_backend(backend: str) -> str:
+def check_backend(backend: str, allowed: Sequence[str] = BACKENDS) -> str:
     """Return `backend` if there is one of that name.
 
     Raises:
         InputError: there is none.
     """
-    if backend not in BACKENDS:
-        raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend not in allowed:
+        raise InputError(f"backend must be one of {', '.join(allowed)}, got {backend!r}")
     return backend
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Check that a sweep can be computed in a dtype.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if dtype not in DTYPES:
+        supported = ", ".join(_name(supported) for supported in DTYPES)
+        raise InputError(
+            f"x must have one of the dtypes {supported}, got {_name(dtype)}; convert x and the layer with .to()"
+        )
 
 
 @cache
@@ -39,11 +63,13 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype) -> Choice:
     """The backend that `backend` stands for: "auto" is "fused" where that can run, else "torch".
 
     Raises:
-        InputError: there is no such backend, or "fused" was asked for and cannot run.
+        InputError: there is no such backend, no backend computes in the dtype, or "fused" was asked for and
+            cannot run.
     """
+    check_dtype(dtype)
     if check_backend(backend) in ("torch", "reference"):
         return Choice(backend, "as asked")
-    obstacle = _fused_obstacle(device, dtype)
+    obstacle = _unsupported(device) or _failure(device)
     if not obstacle:
         return Choice("fused", COMPILERS[device.type] if backend == "auto" else "as asked")
     if backend == "fused":
@@ -53,12 +79,23 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype) -> Choice:
 
 @cache
 def engine(backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
-    """The module whose `forward` and `backward` run a sweep; `backend` is any but "reference".
+    """The module whose `forward` and `backward` run a sweep; `backend` is one of `OPERATOR_BACKENDS`.
+
+    It warns once for each device if "auto" is "torch" only because kernels cannot be compiled.
 
     Raises:
         InputError: as for `choose`.
     """
-    if choose(backend, device, dtype).name == "torch":
+    choice = choose(check_backend(backend, OPERATOR_BACKENDS), device, dtype)
+    if choice.name == "torch":
+        if backend == "auto" and _failures.get(device) and device not in _warned:
+            _warned.add(device)
+            warnings.warn(
+                f"MDLSTM runs on {device} with backend 'torch', which takes several times as long as 'fused': "
+                f"{choice.reason}; `mdlstm doctor` checks the installation",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return torch_sweep
     if device.type == "cuda":
         from mdlstm_tk.backends.cuda import launch as cuda_launch  # imports Triton
@@ -69,43 +106,75 @@ def engine(backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType
     return cpu_launch
 
 
-def _fused_obstacle(device: torch.device, dtype: torch.dtype) -> str:
-    """What keeps the fused backend from running, or ""."""
-    if device.type not in COMPILERS:
-        return f"fused kernels are for {' and '.join(COMPILERS)}, and x is on {device.type}"
-    if dtype not in FUSED_DTYPES:
-        supported = ", ".join(_name(supported) for supported in FUSED_DTYPES)
-        return f"fused kernels are for {supported}, and x is {_name(dtype)}"
-    return _numba_obstacle() if device.type == "cpu" else _triton_obstacle(device)
+def report_failure(device: torch.device, error: KernelError) -> None:
+    """Record that a kernel for a device cannot be compiled, so that "fused" is not chosen there again."""
+    _failures[device] = str(error)
+    _failed_late.add(device)
+    choose.cache_clear()
+    engine.cache_clear()
+
+
+def gates_are_uncertain(device: torch.device) -> bool:
+    """Whether gates that forward saved may be of another backend than the one that runs backward now."""
+    return device in _failed_late
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _numba_obstacle() -> str:
-    """Why Numba cannot be imported, or ""."""
-    try:
-        import numba  # noqa: F401
-    except ImportError as error:  # not installed, or not compatible with the installed NumPy
-        return f"numba cannot be imported ({error})"
+def _unsupported(device: torch.device) -> str:
+    """Why there are no fused kernels for a device, or ""."""
+    if device.type not in COMPILERS:
+        return f"fused kernels are for {' and '.join(COMPILERS)}, and x is on {device.type}"
+    if device.type == "cuda":
+        if torch.version.hip is not None:
+            return "fused kernels are for NVIDIA GPUs"
+        capability = torch.cuda.get_device_capability(device)
+        if capability < (7, 0):
+            return "Triton needs compute capability 7.0, and the GPU has {}.{}".format(*capability)
     return ""
 
 
-def _triton_obstacle(device: torch.device) -> str:
-    """Why Triton cannot compile for the GPU, or "".
+def _failure(device: torch.device) -> str:
+    """Why the kernels for a device cannot be compiled, or ""; found out once."""
+    if device not in _failures:
+        _failures[device] = _numba_failure() if device.type == "cpu" else _triton_failure(device)
+    return _failures[device]
+
+
+def _numba_failure() -> str:
+    """Why Numba does not compile, or "". It compiles a function that every sweep needs anyway."""
+    try:
+        import numba
+
+        if numba.config.DISABLE_JIT:
+            return "the environment variable NUMBA_DISABLE_JIT is set, unset it"
+        from mdlstm_tk.backends.cpu import compile as cpu_compile
+        from mdlstm_tk.backends.cpu import launch  # noqa: F401
+
+        cpu_compile.get_packer("pack", "float32")
+    except ImportError as error:  # not installed, or not compatible with the installed NumPy
+        return f"numba cannot be imported ({_first_line(error)})"
+    except Exception as error:  # a broken or unsupported version raises anything
+        return f"Numba does not work here ({_first_line(error)})"
+    return ""
+
+
+def _triton_failure(device: torch.device) -> str:
+    """Why Triton cannot compile for a GPU, or "".
 
     torch brings Triton along, but not on every system, and Triton needs a C compiler to launch kernels.
     """
-    if torch.version.hip is not None:
-        return "fused kernels are for NVIDIA GPUs"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < (7, 0):
-        return "Triton needs compute capability 7.0, and the GPU has {}.{}".format(*capability)
     try:
         import triton
 
-        triton.runtime.driver.active.get_current_target()
+        with torch.cuda.device(device):
+            triton.runtime.driver.active.get_current_target()
     except Exception as error:
-        return f"Triton does not work here ({str(error).strip().partition(chr(10))[0]})"
+        return f"Triton does not work here ({_first_line(error)})"
     return ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from math import prod
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -61,7 +63,7 @@ class SweepInputs(NamedTuple):
     @property
     def gate_count(self) -> int:
         """G."""
-        return cell_traits(self.cell, self.ndim)[0]
+        return cell_traits(self.cell, self.ndim).gates
 
     @property
     def units(self) -> int:
@@ -74,11 +76,20 @@ class SweepInputs(NamedTuple):
         return [self.signs[k : k + ndim] for k in range(0, len(self.signs), ndim)]
 
 
+class CellTraits(NamedTuple):
+    """What the inputs of a sweep depend on: the number of gates, whether the cell is recurrent, and whether
+    it can have peepholes."""
+
+    gates: int
+    recurrent: bool
+    peephole: bool
+
+
 @cache
-def cell_traits(name: str, ndim: int) -> tuple[int, bool]:
-    """The number of gates of a cell, and whether it is recurrent."""
+def cell_traits(name: str, ndim: int) -> CellTraits:
+    """The traits of a cell over D = `ndim` axes."""
     cell = get_cell(name)
-    return len(cell.gates(ndim)), cell.recurrent
+    return CellTraits(len(cell.gates(ndim)), cell.recurrent, cell.peephole)
 
 
 def check_inputs(inputs: SweepInputs) -> None:
@@ -94,8 +105,10 @@ def check_inputs(inputs: SweepInputs) -> None:
             f"got shapes {tuple(x.shape)} and {tuple(weight_ih.shape)}"
         )
     ndim, (dirs, gate_dim, _) = x.dim() - 2, weight_ih.shape
-    gates, recurrent = cell_traits(inputs.cell, ndim)
+    gates, recurrent, peephole = cell_traits(inputs.cell, ndim)
     units = gate_dim // gates
+    if dirs < 1 or units < 1:
+        raise InputError(f"weight_ih must be (dirs, {gates}·n, C), got shape {tuple(weight_ih.shape)}")
     shapes = (
         x.shape,
         (dirs, gates * units, x.shape[-1]),
@@ -110,15 +123,16 @@ def check_inputs(inputs: SweepInputs) -> None:
         if tensor is None:
             continue
         if tensor.shape != shape or tensor.dtype != dtype:
-            raise InputError(
-                f"{SweepInputs._fields[index]} must be {dtype} of shape {tuple(shape)}, "
-                f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
-            )
+            _refuse(SweepInputs._fields[index], tensor, shape, dtype)
         if tensor.device != device:
             _refuse_device(SweepInputs._fields[index], tensor, device)
     if (inputs.weight_hh is not None) != recurrent:
         expected = "a tensor" if recurrent else "None"
         raise InputError(f"weight_hh must be {expected} for cell '{inputs.cell}'")
+    if inputs.peephole is not None and not peephole:
+        raise InputError(f"peephole must be None for cell '{inputs.cell}', which has none")
+    if (inputs.norm_weight is None) != (inputs.norm_bias is None):
+        raise InputError("norm_weight and norm_bias must both be tensors or both be None")
     if inputs.sizes is not None:
         check_sizes(inputs.sizes, x.shape[0], ndim)
         if inputs.sizes.device != device:
@@ -141,6 +155,32 @@ def check_sizes(sizes: Tensor, batch: int, ndim: int) -> None:
         )
 
 
+def check_residuals(inputs: SweepInputs, grad: Tensor, output: Tensor, gates: Tensor, c: Tensor) -> None:
+    """Check that what backward is given fits the inputs: see `mdlstm_tk.backends.torch.sweep.backward`.
+
+    Raises:
+        InputError: it does not; the message names the first that does not fit.
+    """
+    x = inputs.x
+    dirs, gate_dim, _ = inputs.weight_ih.shape
+    rows, units, state = prod(x.shape[:-1]), inputs.units, state_dtype(x)
+    h_shape = (*x.shape[:-1], dirs, units)
+    expected = [
+        ("grad", grad, h_shape, x.dtype),
+        ("output", output, h_shape, x.dtype),
+        ("c", c, (dirs, rows, units), state),
+    ]
+    if gates.shape == (0,):  # they are computed again
+        expected.append(("gates", gates, (0,), gates.dtype))
+    else:
+        expected.append(("gates", gates, (dirs, rows, gate_dim), state))
+    for name, tensor, shape, dtype in expected:
+        if tensor.shape != shape or tensor.dtype != dtype:
+            _refuse(name, tensor, shape, dtype)
+        if tensor.device != x.device:
+            _refuse_device(name, tensor, x.device)
+
+
 def check_devices(inputs: SweepInputs) -> None:
     """Check that all tensors are on the device of x.
 
@@ -152,7 +192,13 @@ def check_devices(inputs: SweepInputs) -> None:
             _refuse_device(name, tensor, inputs.x.device)
 
 
-def _refuse_device(name: str, tensor: Tensor, device: torch.device) -> None:
+def _refuse(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> NoReturn:
+    raise InputError(
+        f"{name} must be {dtype} of shape {tuple(shape)}, got {tensor.dtype} of shape {tuple(tensor.shape)}"
+    )
+
+
+def _refuse_device(name: str, tensor: Tensor, device: torch.device) -> NoReturn:
     raise InputError(f"{name} must be on x's device {device}, got {tensor.device}")
 
 

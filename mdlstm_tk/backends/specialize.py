@@ -2,8 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
+
+from mdlstm_tk.errors import MDLSTMError
+
+
+class KernelError(RuntimeError):
+    """A kernel cannot be generated or compiled; the operator runs another backend or refuses."""
+
+
+@contextmanager
+def compiling(name: str) -> Iterator[None]:
+    """Raise whatever goes wrong inside as a `KernelError` that names the kernel.
+
+    Code generation fails in as many ways as the versions of Numba, llvmlite, LLVM and Triton differ.
+    """
+    try:
+        yield
+    except MDLSTMError:  # the user's mistake, such as a cell that does not exist
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise KernelError(f"the kernel '{name}' cannot be compiled ({reason})") from error
 
 
 def specialize(template: Any, name: str, **replaced: Any) -> Any:

@@ -11,8 +11,8 @@ from mdlstm_tk.backends.cpu import backward_kernel, kernels, packing, thread_mai
 from mdlstm_tk.backends.cpu.codegen import cell_function
 from mdlstm_tk.backends.cpu.intrinsics import load_arguments
 from mdlstm_tk.backends.cpu.jit import cfunc_cached, jit, njit_cached
-from mdlstm_tk.backends.specialize import specialize
-from mdlstm_tk.cells import get_cell
+from mdlstm_tk.backends.specialize import compiling, specialize
+from mdlstm_tk.cells import Cell, get_cell
 from mdlstm_tk.cells.lowering import BACKWARD_READS, BACKWARD_WRITES, Pass, lower
 from mdlstm_tk.cells.step import PARAMETER_NAMES
 
@@ -36,8 +36,20 @@ class CpuKernel(NamedTuple):
 def get_kernel(
     pass_kind: Pass, dtype: str, cell_name: str, ndim: int, peephole: bool, layer_norm: bool
 ) -> CpuKernel:
-    """The compiled kernel of one pass for one cell; from disk if it is cached there."""
-    cell = get_cell(cell_name)
+    """The compiled kernel of one pass for one cell; from disk if it is cached there.
+
+    Raises:
+        KernelError: it cannot be compiled.
+    """
+    options = "_peephole" * peephole + "_norm" * layer_norm
+    name = f"{pass_kind}_{dtype}_{cell_name.replace('-', '_')}_{ndim}d{options}"
+    with compiling(name):
+        return _compile(name, pass_kind, dtype, get_cell(cell_name), ndim, peephole, layer_norm)
+
+
+def _compile(
+    name: str, pass_kind: Pass, dtype: str, cell: Cell, ndim: int, peephole: bool, layer_norm: bool
+) -> CpuKernel:
     graph = lower(pass_kind, cell, ndim, peephole, layer_norm)
     replaced: dict[str, Any] = {"SPILLED": len(graph.spilled), "RECURRENT": cell.recurrent}
     template: Any = kernels.forward
@@ -45,8 +57,6 @@ def get_kernel(
     if pass_kind != "forward":
         template, slots = backward_kernel.backward, BACKWARD_SLOTS
         replaced["RECOMPUTE"] = pass_kind == "recompute"
-    options = "_peephole" * peephole + "_norm" * layer_norm
-    name = f"{pass_kind}_{dtype}_{cell_name.replace('-', '_')}_{ndim}d{options}"
     sweep = specialize(template, name, _cell=cell_function(graph, slots), **replaced)
     count = template.__code__.co_argcount - 1
     entry = specialize(
@@ -62,7 +72,12 @@ def get_kernel(
 
 @cache
 def get_packer(name: Literal["pack", "pack_transposed"], dtype: str) -> Any:
-    """`packing.pack` or `packing.pack_transposed`, compiled for one dtype."""
-    function = specialize(getattr(packing, name), f"{name}_{dtype}")
-    integers = ", ".join(["int64"] * (function.__code__.co_argcount - 1))
-    return njit_cached(function, f"void({dtype}, {integers})")
+    """`packing.pack` or `packing.pack_transposed`, compiled for one dtype.
+
+    Raises:
+        KernelError: it cannot be compiled.
+    """
+    with compiling(f"{name}_{dtype}"):
+        function = specialize(getattr(packing, name), f"{name}_{dtype}")
+        integers = ", ".join(["int64"] * (function.__code__.co_argcount - 1))
+        return njit_cached(function, f"void({dtype}, {integers})")

@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.errors import TritonError
 
 from mdlstm_tk.backends.cuda.codegen import get_kernel
 from mdlstm_tk.backends.inputs import SweepInputs
+from mdlstm_tk.backends.specialize import KernelError, compiling
 from mdlstm_tk.backends.tables import SweepTables, sweep_tables
 from mdlstm_tk.backends.torch import products
 from mdlstm_tk.cells.lowering import Pass
@@ -130,9 +132,11 @@ class _Launcher:
     def __init__(self, pass_kind: Pass, inputs: SweepInputs) -> None:
         self.dirs, units = len(inputs.weight_ih), inputs.units
         layer_norm = inputs.norm_weight is not None
-        self.kernel = get_kernel(
-            pass_kind, inputs.cell, inputs.ndim, inputs.peephole is not None, layer_norm
-        )
+        self.name = f"{pass_kind} of {inputs.cell}"
+        with compiling(self.name):
+            self.kernel = get_kernel(
+                pass_kind, inputs.cell, inputs.ndim, inputs.peephole is not None, layer_norm
+            )
         power = 1 << (units - 1).bit_length()  # units rounded up to a power of 2
         block = power if layer_norm else min(power, UNITS)
         self.rows = max(1, ELEMENTS // block)
@@ -148,7 +152,11 @@ class _Launcher:
     def __call__(self, rows: int, *arguments: Any, **options: Any) -> None:
         if rows > 0:
             grid = (self.blocks(rows), self.unit_blocks, self.dirs)
-            self.kernel[grid](*arguments, **self.options, **options)
+            try:
+                self.kernel[grid](*arguments, **self.options, **options)  # the first call compiles
+            except TritonError as error:
+                reason = str(error).strip().partition("\n")[0]
+                raise KernelError(f"the kernel '{self.name}' cannot be compiled ({reason})") from error
 
 
 def _view(buffer: Tensor, *shape: int) -> Tensor:
