@@ -27,6 +27,7 @@ JOBS = {
     "data": "train on the built-in tasks with real data",
     "large": "read and write large arrays in chunks",
     "tensorboard": "write TensorBoard events",
+    "hub": "save networks to the Hugging Face Hub and load them",
     "ray": "distribute files with Ray",
 }
 """What each extra is for. The others (dev, docs, and gpu, which replaces cpu) are not checked."""

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk import arguments
 from mdlstm_tk.backends.dispatch import Choice, check_backend, choose
-from mdlstm_tk.backends.inputs import SweepInputs, check_sizes
+from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.cells import check_cell, get_cell
 from mdlstm_tk.cells.cell import TANH_GATE
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.masking import valid_mask
+from mdlstm_tk.masking import Sizes, as_sizes, valid_mask
 from mdlstm_tk.operator import sweep
 from mdlstm_tk.wavefront import Direction, resolve_directions
 
-MERGES = ("concat", "sum", "mean")
 PARAMETERS = ("weight_ih", "weight_hh", "bias", "peephole", "norm_weight", "norm_bias")
 
 
@@ -65,7 +65,8 @@ class MDLSTM(nn.Module):
             sweeps run concurrently.
         recompute: for large grids: training keeps only h and c of each position, 2·n numbers instead of
             (G + 2)·n, and backward computes the gates again, which costs one more product.
-        device, dtype: of the parameters; torch's defaults if not given.
+        device, dtype: of the parameters; torch's defaults if not given. dtype is float16, bfloat16, float32
+            or float64.
 
     Parameters of layer k, directions in front, gates in the order of the cell:
         weight_ih_l{k}: (dirs, G·n, C)
@@ -100,50 +101,34 @@ class MDLSTM(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = {
-            "input_size": input_size,
-            "hidden_size": hidden_size,
-            "ndim": ndim,
-            "num_layers": num_layers,
-        }
-        for name, size in sizes.items():
-            if not isinstance(size, int) or size < 1:
-                raise InputError(f"{name} must be an integer of at least 1, got {size!r}")
-        extents = (window,) * ndim if isinstance(window, int) else tuple(window)
-        if len(extents) != ndim or any(not isinstance(extent, int) or extent < 1 for extent in extents):
-            raise InputError(f"window must be one extent, or {ndim} extents, of at least 1, got {window!r}")
-        if merge not in MERGES:
-            raise InputError(f"merge must be one of {', '.join(MERGES)}, got {merge!r}")
-        if not 0 <= dropout <= 1:
-            raise InputError(f"dropout must be a probability from 0 to 1, got {dropout!r}")
-        definition = get_cell(cell)
+        self.input_size = arguments.positive("input_size", input_size)
+        self.hidden_size = hidden_size = arguments.positive("hidden_size", hidden_size)
+        self.ndim = ndim = arguments.positive("ndim", ndim)
+        self.num_layers = arguments.positive("num_layers", num_layers)
+        self.directions = resolve_directions(directions, ndim)
+        self.merge = arguments.choice("merge", merge, ("concat", "sum", "mean"))
+        definition = get_cell(arguments.name("cell", cell))
         check_cell(definition, ndim)
+        self.cell = definition.name
+        self.layer_norm = bool(layer_norm)
+        self.peephole = bool(peephole)
+        self.window = extents = arguments.extents("window", window, ndim)
+        self.dropout = arguments.probability("dropout", dropout)
+        self.bias = bool(bias)
+        self.channels_last = bool(channels_last)
+        self.backend = check_backend(backend)
+        self.recompute = bool(recompute)
+        arguments.check_dtype(dtype)
         if peephole and not definition.peephole:
             raise InputError(f"peephole needs cell='graves', got cell={cell!r}")
         if layer_norm and not bias:
             raise InputError("layer_norm=True needs bias=True: without it an all-zero grid has no scale")
-
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.ndim = ndim
-        self.num_layers = num_layers
-        self.directions = resolve_directions(directions, ndim)
-        self.merge = merge
-        self.cell = definition.name
-        self.layer_norm = layer_norm
-        self.peephole = peephole
-        self.window = extents
-        self.dropout = dropout
-        self.bias = bias
-        self.channels_last = channels_last
-        self.backend = check_backend(backend)
-        self.recompute = recompute
         self._signs = tuple(sign for direction in self.directions for sign in direction)
         self._has_window = prod(extents) > 1
 
         dirs, gates = len(self.directions), len(definition.gates(ndim))
-        features = input_size * prod(extents)
-        for k in range(num_layers):
+        features = self.input_size * prod(extents)
+        for k in range(self.num_layers):
             shapes: dict[str, tuple[int, ...]] = {"weight_ih": (dirs, gates * hidden_size, features)}
             if definition.recurrent:
                 shapes["weight_hh"] = (dirs, ndim, gates * hidden_size, hidden_size)
@@ -188,7 +173,9 @@ class MDLSTM(nn.Module):
             if weight_hh is not None:
                 for direction in weight_hh.unflatten(2, (-1, n)).unbind():  # (D, G, n, n)
                     for gate in direction.unbind(1):
-                        joint = nn.init.orthogonal_(gate.new_empty(n, self.ndim * n))
+                        # float32 for 16-bit parameters, which the decomposition does not support
+                        joint = gate.new_empty(n, self.ndim * n, dtype=state_dtype(gate))
+                        nn.init.orthogonal_(joint)
                         gate.copy_(joint.unflatten(1, (self.ndim, n)).transpose(0, 1))
             if peephole is not None:
                 nn.init.zeros_(peephole)
@@ -213,26 +200,33 @@ class MDLSTM(nn.Module):
         """
         return choose(self.backend, x.device, _autocast_dtype(x) or x.dtype)
 
-    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
         """Run the layer.
 
         Args:
-            x: (N, *grid, C); (N, C, *grid) if not `channels_last`.
-            sizes: (N, D) int64, the valid extents of each sample. Outside them y is 0, and what x holds
-                there is ignored; inside, y equals that of the unpadded sample.
+            x: (N, *grid, C), or (*grid, C) for one sample without a batch axis; (N, C, *grid) or (C, *grid)
+                if not `channels_last`.
+            sizes: (N, D) integers, the valid extents of each sample, from 1 to those of the grid: a tensor
+                on any device, a NumPy array or a list; (D,) for one sample without a batch axis. Outside
+                them y is 0, and what x holds there is ignored; inside, y equals that of the unpadded
+                sample.
 
         Returns:
-            y (N, *⌈grid / window⌉, output_size); features in axis 1 if not `channels_last`.
+            y (N, *⌈grid / window⌉, output_size); features in axis 1 if not `channels_last`; without a batch
+            axis if x has none.
 
         Raises:
-            InputError: x or sizes have the wrong shape or dtype.
+            InputError: x or sizes have the wrong type, shape, dtype, device or value.
         """
-        autocast = _autocast_dtype(x)
-        self._check(x, sizes, autocast)
+        parameters = self._layer_parameters(0)
+        autocast = self._check(x, parameters[0])
+        has_batch_axis = x.dim() == self.ndim + 2
+        if not has_batch_axis:
+            x = x.unsqueeze(0)
         if not self.channels_last:
             x = x.movedim(1, -1)
         if sizes is not None:
-            sizes = sizes.to(x.device)
+            sizes = as_sizes(sizes, x, has_batch_axis)
             x = x.masked_fill(~valid_mask(x.shape[1:-1], sizes)[..., None], 0)
         if self._has_window:
             x = space_to_depth(x, self.window)
@@ -242,17 +236,25 @@ class MDLSTM(nn.Module):
         for k in range(self.num_layers):
             if k > 0:
                 x = nn.functional.dropout(x, self.dropout, self.training)
-            x = self._sweep(x, k, sizes, autocast)
-        return x if self.channels_last else x.movedim(-1, 1)
+                parameters = self._layer_parameters(k)
+            x = self._sweep(x, parameters, sizes, autocast)
+        y = x if self.channels_last else x.movedim(-1, 1)
+        return y if has_batch_axis else y.squeeze(0)
 
     if TYPE_CHECKING:
 
-        def __call__(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        def __call__(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
             """As `forward`; nn.Module alone would return Any."""
             ...
 
-    def _sweep(self, x: Tensor, k: int, sizes: Tensor | None, autocast: torch.dtype | None) -> Tensor:
-        tensors: list[Any] = [x, *self._layer_parameters(k)]
+    def _sweep(
+        self,
+        x: Tensor,
+        parameters: Sequence[Tensor | None],
+        sizes: Tensor | None,
+        autocast: torch.dtype | None,
+    ) -> Tensor:
+        tensors: list[Any] = [x, *parameters]
         if autocast is not None:
             tensors = [None if tensor is None else tensor.to(autocast) for tensor in tensors]
         inputs = SweepInputs._make((*tensors, sizes, self._signs, self.cell))
@@ -262,29 +264,50 @@ class MDLSTM(nn.Module):
         return y.sum(dim=-2) if self.merge == "sum" else y.mean(dim=-2)
 
     def _layer_parameters(self, k: int) -> list[Tensor | None]:
-        """The parameters of layer k in the order of `SweepInputs`."""
+        """The parameters of layer k in the order of `SweepInputs`.
+
+        Call it once for each layer and pass: where a parameter is parametrized, reading it computes it, and
+        some parametrizations change with every computation.
+        """
         return [getattr(self, f"{name}_l{k}", None) for name in PARAMETERS]
 
-    def _check(self, x: Tensor, sizes: Tensor | None, autocast: torch.dtype | None) -> None:
-        feature_axis = -1 if self.channels_last else 1
-        if x.dim() != self.ndim + 2 or x.shape[feature_axis] != self.input_size:
+    def _check(self, x: Tensor, weight: Tensor | None) -> torch.dtype | None:
+        """Check that x fits the layer, whose first parameter is `weight`.
+
+        Returns:
+            The dtype to run in under autocast, or None where that is off.
+        """
+        assert weight is not None
+        arguments.check_tensor("x", x)
+        feature_axis = -1 if self.channels_last else -1 - self.ndim
+        if x.dim() not in (self.ndim + 1, self.ndim + 2) or x.shape[feature_axis] != self.input_size:
             self._refuse_shape(tuple(x.shape))
-        if autocast is None and x.dtype != self.weight_ih_l0.dtype:
+        if x.device != weight.device:
+            empty = "layer.to_empty(device=…) and load or reset its parameters"
+            fix = empty if weight.is_meta else "x.to(device) or layer.to(device)"
+            raise InputError(f"x must be on the layer's device {weight.device}, got {x.device}; use {fix}")
+        arguments.check_dtype(weight.dtype)
+        autocast = _autocast_dtype(x)
+        if x.dtype != weight.dtype and (autocast is None or weight.dtype == torch.float64):
             raise InputError(
-                f"x must have the layer's dtype {self.weight_ih_l0.dtype}, got {x.dtype}; "
+                f"x must have the layer's dtype {weight.dtype}, got {x.dtype}; "
                 "convert one of them with .to(dtype)"
             )
-        if sizes is not None:
-            check_sizes(sizes, x.shape[0], self.ndim)
+        return autocast
 
-    def _refuse_shape(self, shape: tuple[int, ...]) -> None:
+    def _refuse_shape(self, shape: tuple[int, ...]) -> NoReturn:
         axes = ", ".join(f"E{d + 1}" for d in range(self.ndim))
-        layout = f"(N, {axes}, C)" if self.channels_last else f"(N, C, {axes})"
-        other_axis = 1 if self.channels_last else -1
+        layout = f"{axes}, C" if self.channels_last else f"C, {axes}"
         hint = ""
-        if len(shape) == self.ndim + 2 and shape[other_axis] == self.input_size:
+        feature_axis, other_axis = (-1, -1 - self.ndim) if self.channels_last else (-1 - self.ndim, -1)
+        if len(shape) in (self.ndim + 1, self.ndim + 2) and shape[other_axis] == self.input_size:
             hint = f"; for this layout create the layer with channels_last={not self.channels_last}"
-        raise InputError(f"x must be {layout} with C = {self.input_size}, got shape {shape}{hint}")
+        elif len(shape) in (self.ndim, self.ndim + 1) and self.input_size == 1:
+            hint = f"; add the axis of the channel with x.unsqueeze({feature_axis})"
+        raise InputError(
+            f"x must be (N, {layout}), or ({layout}) without a batch axis, with C = {self.input_size}, "
+            f"got shape {shape}{hint}"
+        )
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, as the constructor takes them."""
@@ -315,10 +338,10 @@ class MDLSTM(nn.Module):
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that autocast gives x, or None where it is off or the device has none. Autocast leaves
-    float64 alone."""
+    float64 and integers alone."""
     device = x.device.type
     if (
-        x.dtype != torch.float64
+        x.dtype in (torch.float32, torch.float16, torch.bfloat16)
         and torch.amp.is_autocast_available(device)
         and torch.is_autocast_enabled(device)
     ):

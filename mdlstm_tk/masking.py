@@ -4,8 +4,72 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from mdlstm_tk.arguments import one_line
+from mdlstm_tk.errors import InputError
+
+Sizes = Tensor | npt.ArrayLike  # what users may give as `sizes`
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def as_sizes(sizes: Sizes, x: Tensor, has_batch_axis: bool = True) -> Tensor:
+    """Convert the `sizes` that a user gives.
+
+    Args:
+        sizes: (N, D) integers, from 1 to the extents of the grid: a tensor on any device, a NumPy array or
+            a list. Values are checked where that needs no wait for a GPU.
+        x: (N, *grid, C), the padded batch.
+        has_batch_axis: whether `sizes` has one; if not, it is (D,), and N is 1.
+
+    Returns:
+        (N, D) int64 on the device of x.
+
+    Raises:
+        InputError: they have another type or shape, or values outside the grid.
+    """
+    grid = tuple(x.shape[1:-1])
+    shape = (x.shape[0], len(grid)) if has_batch_axis else (len(grid),)
+    meaning = f"(N, D) = {shape}" if has_batch_axis else f"(D,) = {shape}"
+    if not isinstance(sizes, Tensor):
+        sizes = _tensor_of(sizes, meaning)
+    if tuple(sizes.shape) != shape or sizes.dtype not in INTEGERS:
+        dtype = str(sizes.dtype).removeprefix("torch.")
+        raise InputError(
+            f"sizes must be integers of shape {meaning}, got {dtype} of shape {tuple(sizes.shape)}"
+        )
+    sizes = sizes.to(torch.int64)
+    if _has_values(sizes):
+        wrong = (sizes < 1) | (sizes > torch.tensor(grid))
+        if wrong.any():
+            raise InputError(
+                f"sizes must lie between 1 and the extents of the grid {grid}, "
+                f"got {sizes[wrong][0].item()} in {one_line(sizes.tolist())}"
+            )
+    return sizes.reshape(-1, len(grid)).to(x.device)
+
+
+def _tensor_of(sizes: npt.ArrayLike, meaning: str) -> Tensor:
+    """`sizes` as a tensor, unless they are no array of numbers."""
+    try:
+        array = np.asarray(sizes)
+        return torch.from_numpy(array.astype(np.int64) if array.dtype.kind in "iu" else array)
+    except (TypeError, ValueError):  # texts, lists of different lengths
+        raise InputError(f"sizes must be integers of shape {meaning}, got {one_line(sizes)}") from None
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Whether reading the tensor is possible and fast: it is not on a GPU, and no graph is captured."""
+    return (
+        type(tensor) is Tensor
+        and tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 def valid_mask(grid: Sequence[int], sizes: Tensor) -> Tensor:

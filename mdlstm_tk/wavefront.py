@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache, wraps
 from itertools import product
 from math import prod
+from operator import index
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -152,15 +153,21 @@ def resolve_directions(directions: int | str | Sequence[Direction], ndim: int) -
     Raises:
         InputError: it is anything else, a tuple is not D signs, or one is repeated.
     """
-    if isinstance(directions, int) and directions == 1:
-        return [(1,) * ndim]
     if isinstance(directions, str) and directions == "all":
         return list(product((1, -1), repeat=ndim))
-    expected = f"directions must be 1, 'all' or a list of distinct tuples of {ndim} signs (1 or -1)"
-    if isinstance(directions, str | int):
-        raise InputError(f"{expected}, got {directions!r}")
-    chosen = [tuple(direction) for direction in directions]
+    try:
+        if index(directions) == 1:  # type: ignore[arg-type]
+            return [(1,) * ndim]
+    except TypeError:  # no integer
+        pass
+    try:
+        chosen = [tuple(map(index, direction)) for direction in directions]  # type: ignore[union-attr]
+    except TypeError:
+        chosen = []
     valid = all(len(d) == ndim and all(sign in (1, -1) for sign in d) for d in chosen)
     if not chosen or not valid or len(set(chosen)) < len(chosen):
-        raise InputError(f"{expected}, got {directions!r}")
+        raise InputError(
+            f"directions must be 1, 'all' or a list of distinct tuples of {ndim} signs (1 or -1), "
+            f"got {' '.join(repr(directions).split())}"
+        )
     return chosen

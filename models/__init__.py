@@ -19,6 +19,7 @@ and train it with `mdlstm train --model my_file.py:deep`.
     normalized  a wrapper that standardises inputs and outputs
     blocks      what the networks are composed of
     initial     initial weights
+    hub         saving and loading in the format of the Hugging Face Hub
 """
 
 from mdlstm_tk.models.grids import GridNet, HorizontalNet, MDNet, RasterNet, SnakeNet

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk.layer import MDLSTM, space_to_depth
-from mdlstm_tk.masking import valid_mask
+from mdlstm_tk.masking import Sizes, as_sizes, valid_mask
 
 Window = tuple[int, ...]
 # What a layer recurs along: both axes of the grid, each of its rows, or all rows joined to one sequence.
@@ -147,6 +147,7 @@ class Encoder(nn.Module):
         windows: the window of each level.
         layers: stacked layers in each level.
         dropout: probability of zeroing an output of a level in training.
+        device, dtype: of the parameters.
         **options: further options of the layers.
 
     Attributes:
@@ -161,13 +162,16 @@ class Encoder(nn.Module):
         windows: Sequence[Window],
         layers: int = 1,
         dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         self.windows = tuple(windows)
         self.levels, self.merges = nn.ModuleList(), nn.ModuleList()
         self.dropout = nn.Dropout(dropout)
-        options |= {"num_layers": layers, "dropout": dropout}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        options |= {"num_layers": layers, "dropout": dropout} | factory
         features = channels
         for index, window in enumerate(self.windows):
             units = max(hidden >> (len(self.windows) - 1 - index), 2)
@@ -175,11 +179,12 @@ class Encoder(nn.Module):
             self.levels.append(level)
             features = level.output_size
             if index < len(self.windows) - 1:
-                self.merges.append(nn.Linear(features, features := 2 * units))
+                self.merges.append(nn.Linear(features, features := 2 * units, **factory))
         self.output_size = features
 
-    def forward(self, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, sizes: Sizes | None = None) -> tuple[Tensor, Tensor | None]:
         """Map x (N, H, W, C) to y (N, h, w, output_size), 0 outside its sizes, and to these sizes."""
+        sizes = None if sizes is None else as_sizes(sizes, x)
         for index, (level, window) in enumerate(zip(self.levels, self.windows, strict=True)):
             if index:
                 x = self.merges[index - 1](x).tanh()

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk.layer import MDLSTM
+from mdlstm_tk.masking import Sizes, as_sizes
 from mdlstm_tk.models.blocks import apply_flattened
+from mdlstm_tk.models.hub import HubModel
 from mdlstm_tk.models.initial import Init, init_original_, init_short_memory_, init_torch_lstm_
 from mdlstm_tk.models.registry import register
 from mdlstm_tk.operator import SweepInputs, sweep
 from mdlstm_tk.wavefront import Direction
 
 
-class GridNet(nn.Module):
+class GridNet(HubModel):
     """Base of the networks: a recurrent body, then the same linear map and sigmoid at every position.
 
     Args:
@@ -26,6 +28,7 @@ class GridNet(nn.Module):
         outputs: outputs of the network.
         linear: leave out the sigmoid, for targets outside (0, 1).
         init: which initial weights the body has; with "original", `set_initial_prediction` does nothing.
+        device, dtype: of the head, as in `torch.nn.Linear`; the networks give them to all their layers.
 
     Attributes:
         any_size: whether the network is meant for other grid sizes than it is trained on. If so, training
@@ -35,12 +38,19 @@ class GridNet(nn.Module):
     any_size = False
 
     def __init__(
-        self, body: nn.Module, features: int, outputs: int, linear: bool = False, init: Init = "default"
+        self,
+        body: nn.Module,
+        features: int,
+        outputs: int,
+        linear: bool = False,
+        init: Init = "default",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.body = body
         self.linear = linear
-        self.head = nn.Linear(features, outputs)
+        self.head = nn.Linear(features, outputs, device=device, dtype=dtype)
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.init = init
@@ -51,13 +61,13 @@ class GridNet(nn.Module):
         if self.init == "default":
             nn.init.constant_(self.head.bias, log(mean / (1 - mean)))
 
-    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
         """Map x (N, H, W, C) to (N, H, W, outputs), in (0, 1) unless `linear`.
 
-        With sizes (N, 2) int64, the result inside a sample's valid extents equals that of the sample
-        without padding. Outside them it is undefined.
+        With sizes (N, 2), as `MDLSTM` takes them, the result inside a sample's valid extents equals that of
+        the sample without padding. Outside them it is undefined.
         """
-        y: Tensor = self.head(self.body(x, sizes))
+        y: Tensor = self.head(self.body(x, None if sizes is None else as_sizes(sizes, x)))
         return y if self.linear else y.sigmoid()
 
 
@@ -83,6 +93,8 @@ class MDNet(GridNet):
         layer_norm: bool = False,
         linear: bool = False,
         init: Init = "default",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         body = MDLSTM(
             channels,
@@ -91,8 +103,10 @@ class MDNet(GridNet):
             cell=cell,
             directions=directions,
             layer_norm=layer_norm,
+            device=device,
+            dtype=dtype,
         )
-        super().__init__(body, body.output_size, outputs, linear, init)
+        super().__init__(body, body.output_size, outputs, linear, init, device, dtype)
         if init == "original":
             init_original_(body)
         else:
@@ -102,10 +116,12 @@ class MDNet(GridNet):
 class _TorchRowLSTM(nn.Module):
     """`torch.nn.LSTM` along the rows of a grid, or along all rows joined to one sequence."""
 
-    def __init__(self, channels: int, hidden: int, layers: int, flatten: bool, init: Init) -> None:
+    def __init__(
+        self, channels: int, hidden: int, layers: int, flatten: bool, init: Init, **factory: Any
+    ) -> None:
         super().__init__()
         self.flatten = flatten
-        self.lstm = nn.LSTM(channels, hidden, layers, batch_first=True)
+        self.lstm = nn.LSTM(channels, hidden, layers, batch_first=True, **factory)
         init_torch_lstm_(self.lstm, init)
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
@@ -141,9 +157,12 @@ class _LineNet(GridNet):
         layers: int = 1,
         linear: bool = False,
         init: Init = "default",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        body = _TorchRowLSTM(channels, hidden, layers, flatten=self.flatten, init=init)
-        super().__init__(body, hidden, outputs, linear, init)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        body = _TorchRowLSTM(channels, hidden, layers, flatten=self.flatten, init=init, **factory)
+        super().__init__(body, hidden, outputs, linear, init, **factory)
 
 
 @register("horizontal", "HORIZONTAL_SD_LSTM", kind="grid")
@@ -196,6 +215,9 @@ class RasterNet(GridNet):
         cell: str = "graves",
         layer_norm: bool = False,
         linear: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        body = _RasterBody(channels, hidden, layers, cell=cell, layer_norm=layer_norm)
-        super().__init__(body, 2 * hidden, outputs, linear)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        body = _RasterBody(channels, hidden, layers, cell=cell, layer_norm=layer_norm, **factory)
+        super().__init__(body, 2 * hidden, outputs, linear, **factory)

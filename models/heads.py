@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from math import prod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from mdlstm_tk.layer import space_to_depth
+from mdlstm_tk.masking import Sizes, as_sizes
 from mdlstm_tk.models.blocks import (
     Encoder,
     Recurrence,
@@ -20,13 +22,14 @@ from mdlstm_tk.models.blocks import (
     fill_padding,
     sizes_in_windows,
 )
+from mdlstm_tk.models.hub import HubModel
 from mdlstm_tk.models.registry import register
 from mdlstm_tk.wavefront import Direction
 
 BLANK_MARGIN = 100.0  # how far the logit of the blank exceeds all others after the end of a text
 
 
-class EncoderNet(nn.Module):
+class EncoderNet(HubModel):
     """Base of the networks: an encoder with all directions, then a linear head.
 
     Args:
@@ -41,6 +44,7 @@ class EncoderNet(nn.Module):
         directions: as in `MDLSTM`.
         layer_norm: as in `MDLSTM`.
         dropout: probability of zeroing an output of a level in training.
+        device, dtype: of the parameters.
 
     Attributes:
         stride: (rows, columns) of x per position of the encoder's output.
@@ -61,13 +65,16 @@ class EncoderNet(nn.Module):
         directions: int | Literal["all"] | Sequence[Direction] = "all",
         layer_norm: bool = False,
         dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        options = {"cell": cell, "directions": directions, "layer_norm": layer_norm}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        options = {"cell": cell, "directions": directions, "layer_norm": layer_norm} | factory
         windows = windows or self.default_windows
         self.encoder = Encoder(recurrence, channels, hidden, windows, layers, dropout, **options)
         self.stride = combine_windows(windows)
-        self.head = nn.Linear(self.encoder.output_size, self._head_features(outputs))
+        self.head = nn.Linear(self.encoder.output_size, self._head_features(outputs), **factory)
 
     def _head_features(self, outputs: int) -> int:
         """Return the number of features that the head computes at each position of the encoder's output."""
@@ -77,10 +84,10 @@ class EncoderNet(nn.Module):
 class Classifier(EncoderNet):
     """Predicts one class per sample, from the mean of the encoder's output over the valid positions."""
 
-    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
         """Map x (N, H, W, C) to logits (N, classes)."""
-        y, sizes = self.encoder(x, sizes)
-        pooled = y.mean((1, 2)) if sizes is None else y.sum((1, 2)) / sizes.prod(dim=1, keepdim=True)
+        y, extents = self.encoder(x, sizes)
+        pooled = y.mean((1, 2)) if extents is None else y.sum((1, 2)) / extents.prod(dim=1, keepdim=True)
         logits: Tensor = self.head(pooled)
         return logits
 
@@ -94,7 +101,7 @@ class Segmenter(EncoderNet):
     def _head_features(self, outputs: int) -> int:
         return outputs * prod(self.stride)
 
-    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
         """Map x (N, H, W, C) to logits (N, H, W, classes)."""
         y, _ = self.encoder(x, sizes)
         return depth_to_space(self.head(y), self.stride, x.shape[1:-1])
@@ -109,16 +116,16 @@ class TextRecognizer(EncoderNet):
 
     default_windows = ((2, 2), (2, 1))
 
-    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
         """Map x (N, H, W, C) to logits (N, T, 1 + characters), T the width of the encoder's output."""
-        y, sizes = self.encoder(x, sizes)
-        if sizes is None:
+        y, extents = self.encoder(x, sizes)
+        if extents is None:
             logits: Tensor = self.head(y.mean(1))
             return logits
-        logits = self.head(y.sum(1) / sizes[:, :1, None])
+        logits = self.head(y.sum(1) / extents[:, :1, None])
         blank = logits.new_zeros(logits.shape[-1])
         blank[1:] = -BLANK_MARGIN
-        return fill_padding(logits, sizes[:, 1:], blank)
+        return fill_padding(logits, extents[:, 1:], blank)
 
 
 NETWORKS: dict[str, type[EncoderNet]] = {  # by kind of task
@@ -137,7 +144,7 @@ for _kind, _network in NETWORKS.items():
 
 
 @register("conv", kind="segment")
-class ConvNet(nn.Module):
+class ConvNet(HubModel):
     """Three 7×7 convolutions over windows of the grid, with a receptive field of 19×19 windows.
 
     Layer norm between the convolutions lets the network train at the learning rate of an LSTM.
@@ -147,22 +154,32 @@ class ConvNet(nn.Module):
         outputs: classes.
         hidden: features between the convolutions.
         windows: windows of the LSTM to compare with; the convolutions work on their combination.
+        device, dtype: of the parameters.
     """
 
     def __init__(
-        self, channels: int, outputs: int, *, hidden: int = 32, windows: Sequence[Window] = ((1, 1),)
+        self,
+        channels: int,
+        outputs: int,
+        *,
+        hidden: int = 32,
+        windows: Sequence[Window] = ((1, 1),),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.window = combine_windows(windows)
         positions = prod(self.window)
         features = (channels * positions, hidden, hidden, outputs * positions)
-        self.layers = nn.ModuleList(nn.Conv2d(a, b, 7, padding=3) for a, b in pairwise(features))
-        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in features[1:-1])
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, 7, padding=3, **factory) for a, b in pairwise(features))
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden, **factory) for _ in features[1:-1])
 
-    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
         """Map x (N, H, W, C) to logits (N, H, W, classes)."""
         grid = x.shape[1:-1]
         if sizes is not None:
+            sizes = as_sizes(sizes, x)
             x = fill_padding(x, sizes)
         y, sizes = space_to_depth(x, self.window), sizes_in_windows(sizes, self.window)
         for index, layer in enumerate(self.layers):

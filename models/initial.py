@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.layer import MDLSTM
 
@@ -66,4 +67,5 @@ def init_torch_lstm_(lstm: nn.LSTM, init: Init) -> None:
             nn.init.uniform_(parameter, -bound, bound)
         else:
             for gate in parameter.unflatten(0, (4, n)):
-                nn.init.orthogonal_(gate)
+                # float32 for 16-bit parameters, which the decomposition does not support
+                gate.copy_(nn.init.orthogonal_(torch.empty_like(gate, dtype=state_dtype(gate))))

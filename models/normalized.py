@@ -7,8 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk.masking import Sizes
+from mdlstm_tk.models.hub import HubModel
 
-class Normalized(nn.Module):
+
+class Normalized(HubModel):
     """A network with standardised inputs, and with outputs scaled back to the range of the targets.
 
     Args:
@@ -17,6 +20,7 @@ class Normalized(nn.Module):
         std: standard deviation of each channel of x.
         target_mean: mean of each output; empty if the outputs of the network are not to be scaled.
         target_std: standard deviation of each output; empty if the outputs are not to be scaled.
+        device, dtype: of these numbers; they must be those of the network.
     """
 
     mean: Tensor
@@ -31,6 +35,8 @@ class Normalized(nn.Module):
         std: Sequence[float],
         target_mean: Sequence[float] = (),
         target_std: Sequence[float] = (),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -38,9 +44,9 @@ class Normalized(nn.Module):
         buffers = {"mean": mean, "std": std, "target_mean": target_mean, "target_std": target_std}
         for name, values in buffers.items():
             if values:
-                self.register_buffer(name, torch.tensor(values))
+                self.register_buffer(name, torch.tensor(values, device=device, dtype=dtype))
 
-    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
         """Map raw x (N, *grid, C) to the prediction of the network, in the units of the targets."""
         x = (x - self.mean) / self.std
         y: Tensor = self.network(x) if sizes is None else self.network(x, sizes)

@@ -1,0 +1,94 @@
+"""What the arguments of a layer must be. Integers and floats may be those of NumPy or of torch.
+
+Each function returns the argument as a plain Python value, so that `repr` of a layer shows what its
+constructor takes, or raises an `InputError` that names the argument and its value.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mdlstm_tk.errors import InputError
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def positive(name: str, value: Any) -> int:
+    """An integer of at least 1."""
+    number = _integer(value)
+    if number is None or number < 1:
+        raise InputError(f"{name} must be an integer of at least 1, got {value!r}")
+    return number
+
+
+def extents(name: str, value: Any, ndim: int) -> tuple[int, ...]:
+    """`ndim` integers of at least 1; one integer stands for all of them."""
+    single = _integer(value)
+    if single is not None:
+        numbers: list[int | None] = [single] * ndim
+    else:
+        numbers = [_integer(extent) for extent in value] if isinstance(value, Iterable) else []
+    found = tuple(number for number in numbers if number is not None and number >= 1)
+    if len(found) != ndim or len(numbers) != ndim:
+        raise InputError(
+            f"{name} must be one extent, or {ndim} extents, of at least 1, got {one_line(value)}"
+        )
+    return found
+
+
+def probability(name: str, value: Any) -> float:
+    """A number from 0 to 1."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise InputError(f"{name} must be a probability from 0 to 1, got {value!r}")
+    return number
+
+
+def choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """One of `choices`."""
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    return str(value)
+
+
+def name(name: str, value: Any) -> str:
+    """A text."""
+    if not isinstance(value, str):
+        raise InputError(f"{name} must be a name, got {value!r}")
+    return str(value)
+
+
+def one_line(value: Any) -> str:
+    """`repr` of a value in one line of moderate length, for error messages."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def check_dtype(dtype: Any) -> None:
+    """Check that parameters may have this dtype; None stands for torch's default."""
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype!r}")
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Check that an input is a tensor."""
+    if not isinstance(value, Tensor):
+        raise InputError(
+            f"{name} must be a torch.Tensor, got {type(value).__name__}; convert it with torch.as_tensor"
+        )
+
+
+def _integer(value: Any) -> int | None:
+    """The value as an int, or None if it is no integer."""
+    try:
+        return int(operator.index(value))
+    except TypeError:
+        return None
