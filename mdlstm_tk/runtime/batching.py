@@ -162,11 +162,15 @@ def _run_batch(
             yield from _run_batch(session, [item], limit)
 
 
-def _run_split(session: Session, x: Array, limit: int) -> Array:
+def _run_split(session: Session, x: Array, limit: int) -> Outputs:
     """session(x), computed in runs of at most `limit` samples."""
     if x.ndim < session.metadata.ndim + 2 or len(x) <= limit:
         return session(x)
-    return np.concatenate([session(x[i : i + limit]) for i in range(0, len(x), limit)])
+    parts: list[Outputs] = [session(x[i : i + limit]) for i in range(0, len(x), limit)]
+    first = parts[0]
+    if isinstance(first, dict):
+        return {name: np.concatenate([part[name] for part in parts]) for name in first}
+    return np.concatenate(parts)
 
 
 def _read_windows(
