@@ -1,7 +1,11 @@
 """The scan form: a sweep as one ONNX Scan over its wavefronts, for one grid or for any.
 
-The body computes the positions of one wavefront and no others. It slices their rows out of x and out of
-the index tables, and pads the states that it returns to the number of rows that all iterations share.
+The body computes the positions of one wavefront and no others. Each iteration gets K_max rows of x and of the
+index tables, of which the first K are its positions, and pads the states that it returns to the number of
+rows that all iterations share.
+
+Whatever is computed outside the body enters it as an input, and inputs and outputs are typed. ONNX asks for
+neither, but OpenVINO takes no other Scan. Constants stay outside.
 
 Notation: N batch, D grid axes, C input features, n hidden units, P positions, T wavefronts, K positions of
 one wavefront, K_max positions of the largest wavefront.
@@ -9,9 +13,13 @@ one wavefront, K_max positions of the largest wavefront.
 
 from __future__ import annotations
 
+import numpy as np
+
 from mdlstm_tk.export.lowering.graph import Graph, Value
-from mdlstm_tk.export.lowering.step import Step, Sweep, direction_label, flatten_x, valid_mask
+from mdlstm_tk.export.lowering.step import STATE_DTYPE, Step, Sweep, direction_label, flatten_x, valid_mask
 from mdlstm_tk.export.lowering.tables import ScanTables, computed_tables, constant_tables
+
+INDEX = np.dtype(np.int64)
 
 
 def write_scan(graph: Graph, sweep: Sweep) -> Value:
@@ -36,31 +44,44 @@ def _write_direction(
     graph: Graph, sweep: Sweep, dir_idx: int, tables: ScanTables, x: Value, mask: Value | None
 ) -> Value:
     """h (P, N, n) of one direction, given x (P, N, C) and mask (P, N, 1)."""
-    order = tables.orders[dir_idx]
-    ordered_x = graph("Gather", x, order, axis=0)
-    ordered_mask = None if mask is None else graph("Gather", mask, order, axis=0)
+    order, k_max, n = tables.orders[dir_idx], tables.max_count, sweep.units
     body = graph.body()
     step = Step(body, sweep, dir_idx)
-    h, c, start, end, pads = (body.input(name) for name in ("h", "c", "start", "end", "pads"))
-    rows = [body.slice_rows(axis, start, end) for axis in tables.predecessors]  # D × (K)
+    state_shape = (k_max and k_max + 1, None, n)
+    h = body.input("h", step.dtype, *state_shape)
+    c = body.input("c", STATE_DTYPE, *state_shape)
+    count = body.input("count", INDEX, 1)  # K
+    pads = body.input("pads", INDEX, 6)
+    predecessors = [body.input(f"predecessors_{d}", INDEX, k_max) for d in range(len(sweep.grid))]
+    scan_inputs = [tables.counts, tables.pads, *tables.predecessors, graph("Gather", x, order, axis=0)]
+    features = sweep.weight_ih.shape[-1] + (sweep.bias is not None)
+    x_rows = body.input("x", step.dtype, k_max, None, features)
+    mask_rows = None
+    if mask is not None:
+        mask_rows = body.input("mask", STATE_DTYPE, k_max, None, 1)
+        scan_inputs.append(graph("Gather", mask, order, axis=0))
+
+    def first_rows(value: Value) -> Value:
+        return body.slice_rows(value, body.integers(0), count)
+
+    rows = [first_rows(axis) for axis in predecessors]  # D × (K)
     h_new, c_new = step(
         [body("Gather", h, axis_rows, axis=0) for axis_rows in rows if sweep.cell.recurrent],
         [body("Gather", c, axis_rows, axis=0) for axis_rows in rows],
-        body.slice_rows(ordered_x, start, end),
-        None if ordered_mask is None else body.slice_rows(ordered_mask, start, end),
+        first_rows(x_rows),
+        None if mask_rows is None else first_rows(mask_rows),
     )
     padded_h = body("Pad", h_new, pads)  # (K_max + 1, N, n)
     padded_c = body("Pad", c_new, pads)
     scan_output = body("Identity", padded_h)
+    outputs = [(padded_h, step.dtype), (padded_c, STATE_DTYPE), (scan_output, step.dtype)]
     *_, stacked_h = graph.add_node(
         "Scan",
         3,
         *step.initial_state(graph, sweep.x, tables.state_rows),
-        tables.starts,
-        tables.ends,
-        tables.pads,
-        body=body.proto("step", [padded_h, padded_c, scan_output]),
-        num_scan_inputs=3,
+        *scan_inputs,
+        body=body.proto("step", [(value, dtype, state_shape) for value, dtype in outputs]),
+        num_scan_inputs=len(scan_inputs),
     )  # (T, K_max + 1, N, n)
     return graph("Gather", _merge_first_axes(graph, stacked_h), tables.output_rows[dir_idx], axis=0)
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from onnx import numpy_helper
 
 from mdlstm_tk.cells import Cell
 from mdlstm_tk.cells.cell import LAYER_NORM_EPS, TANH_GATE
@@ -125,7 +126,8 @@ class Step:
         """Zeros for h and c, (rows, N, n) each, where N is the first extent of x."""
         batch = graph("Shape", x, start=0, end=1)
         shape = graph.concat([rows, batch, graph.integers(self.units)], axis=0)
-        c = graph("ConstantOfShape", shape)
+        # Without `value` the tensor is float32 as well, but tract insists on the attribute.
+        c = graph("ConstantOfShape", shape, value=numpy_helper.from_array(np.zeros(1, STATE_DTYPE)))
         return (graph.cast(c, self.dtype) if self.mixed_precision else c), c
 
     def _gates(self, operand: Value, c: Sequence[Value]) -> list[Value]:

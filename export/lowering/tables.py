@@ -29,24 +29,26 @@ from mdlstm_tk.wavefront import Direction, visiting_order, wavefronts
 class ScanTables:
     """What a scan over the wavefronts of a grid needs to know, as int64 values of the graph.
 
+    The rows of a table that has K_max of them for each wavefront are valid up to K.
+
     Attributes:
         coordinates: one (P,) tensor per axis: the coordinate of every flat position.
+        max_count: K_max, or None if it is computed.
         state_rows: (1,) the number of rows of a state, K_max + 1.
-        starts, ends: (T, 1) each; wavefront t has the visit indices starts[t] … ends[t] − 1.
+        counts: (T, 1) K of each wavefront.
         pads: (T, 6) the operand of `Pad` that brings a state (K, N, n) to K_max + 1 rows: what to add
             before and after each axis. Only column 3, the rows added at the end, is not zero.
-        predecessors: one (P,) tensor per axis, by visit index: the row of the previous wavefront's state
-            that holds the predecessor along that axis; K_max, the row of zeros, if that is outside the
-            grid.
-        orders: one (P,) tensor per direction: the flat positions in visiting order.
+        predecessors: one (T, K_max) tensor per axis: the row of the previous wavefront's state that holds
+            the predecessor along that axis; K_max, the row of zeros, if that is outside the grid.
+        orders: one (T, K_max) tensor per direction: the flat positions in visiting order.
         output_rows: one (P,) tensor per direction, by flat position: its row in the outputs of all
             iterations, (T·(K_max + 1), N, n).
     """
 
     coordinates: list[Value]
+    max_count: int | None
     state_rows: Value
-    starts: Value
-    ends: Value
+    counts: Value
     pads: Value
     predecessors: list[Value]
     orders: list[Value]
@@ -69,16 +71,18 @@ def constant_tables(graph: Graph, grid: tuple[int, ...], directions: list[Direct
     front_of_visit = np.repeat(np.arange(len(fronts)), counts)
     row_of_visit = front_of_visit * (k_max + 1) + visit_idx - fronts.starts[front_of_visit]
     orders = [visiting_order(grid, direction) for direction in directions]
+    # The rows after the first K repeat positions that the next wavefronts visit; nothing reads them.
+    visits = np.minimum(fronts.starts[:-1, None] + np.arange(k_max), len(fronts.order) - 1)  # (T, K_max)
     return ScanTables(
         coordinates=[
             graph.constant(values) for values in np.indices(grid, np.int64).reshape(len(grid), -1)
         ],
+        max_count=k_max,
         state_rows=graph.integers(k_max + 1),
-        starts=graph.constant(fronts.starts[:-1, None]),
-        ends=graph.constant(fronts.starts[1:, None]),
+        counts=graph.constant(counts[:, None]),
         pads=graph.constant(pads),
-        predecessors=[graph.constant(rows) for rows in predecessors],
-        orders=[graph.constant(order) for order in orders],
+        predecessors=[graph.constant(rows[visits]) for rows in predecessors],
+        orders=[graph.constant(order[visits]) for order in orders],
         output_rows=[graph.constant(row_of_visit[np.argsort(order)]) for order in orders],
     )
 
@@ -111,7 +115,10 @@ def computed_tables(graph: Graph, sweep: Sweep) -> ScanTables:
         "ScatterElements", zeros, front_of_position, ones, axis=0, reduction="add"
     )  # (T,) K of each wavefront: a bincount
     starts = graph("CumSum", counts, graph.scalar(0), exclusive=1)
-    state_rows = graph("ReduceMax", counts, keepdims=1) + one
+    max_count = graph("ReduceMax", counts, keepdims=1)  # K_max
+    state_rows = max_count + one
+    visits = graph("Unsqueeze", starts, one) + _arange(graph, max_count)  # (T, K_max)
+    visits = graph("Min", visits, position_count - one)  # as in `constant_tables`
     prev_starts = graph("Gather", starts, graph("Max", front_of_visit - one, zero))  # (P)
     predecessors = []
     for coordinate, stride in zip(coordinates, strides, strict=True):
@@ -119,7 +126,8 @@ def computed_tables(graph: Graph, sweep: Sweep) -> ScanTables:
         prev_visit = graph("Gather", inverse_order, graph("Max", order - stride, zero))
         prev_row = prev_visit - prev_starts
         is_outside = graph("Equal", graph("Gather", coordinate, order), zero)
-        predecessors.append(graph("Where", is_outside, state_rows - one, prev_row))
+        rows = graph("Where", is_outside, max_count, prev_row)  # (P)
+        predecessors.append(graph("Gather", rows, visits))
     row_of_visit = front_of_visit * state_rows + flat - graph("Gather", starts, front_of_visit)
     orders, output_rows = [], []
     for direction in sweep.directions:
@@ -131,14 +139,15 @@ def computed_tables(graph: Graph, sweep: Sweep) -> ScanTables:
                 )
             ]
         )  # (P,) by flat position: where it lands if every axis with sign −1 is reversed
-        orders.append(graph("Gather", mirrored, order))  # a reflection is its own inverse
+        # A reflection is its own inverse.
+        orders.append(graph("Gather", graph("Gather", mirrored, order), visits))
         output_rows.append(graph("Gather", row_of_visit, graph("Gather", inverse_order, mirrored)))
     missing_rows = graph("Unsqueeze", state_rows - counts, one)  # (T, 1)
     return ScanTables(
         coordinates=coordinates,
+        max_count=None,
         state_rows=state_rows,
-        starts=graph("Unsqueeze", starts, one),
-        ends=graph("Unsqueeze", starts + counts, one),
+        counts=graph("Unsqueeze", counts, one),
         pads=graph("Pad", missing_rows, graph.integers(0, 3, 0, 2)),
         predecessors=predecessors,
         orders=orders,
