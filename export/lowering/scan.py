@@ -1,23 +1,25 @@
 """The scan form: a sweep as one ONNX Scan over its wavefronts, for one grid or for any.
 
-The body computes the positions of one wavefront and no others. Each iteration gets K_max rows of x and of the
-index tables, of which the first K are its positions, and pads the states that it returns to the number of
-rows that all iterations share.
+The body computes the positions of one wavefront and no others. Each iteration gets K_max rows of x, of which
+the first K are its positions, and pads the states that it returns to the number of rows that all iterations
+share (see tables.py).
 
 Whatever is computed outside the body enters it as an input, and inputs and outputs are typed. ONNX asks for
 neither, but OpenVINO takes no other Scan. Constants stay outside.
 
 Notation: N batch, D grid axes, C input features, n hidden units, P positions, T wavefronts, K positions of
-one wavefront, K_max positions of the largest wavefront.
+one wavefront, K_max positions of the largest wavefront, S rows of a state.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
 from mdlstm_tk.export.lowering.graph import Graph, Value
 from mdlstm_tk.export.lowering.step import STATE_DTYPE, Step, Sweep, direction_label, flatten_x, valid_mask
-from mdlstm_tk.export.lowering.tables import ScanTables, computed_tables, constant_tables
+from mdlstm_tk.export.lowering.tables import ScanTables, computed_tables, constant_tables, extra_rows
 
 INDEX = np.dtype(np.int64)
 
@@ -44,34 +46,49 @@ def _write_direction(
     graph: Graph, sweep: Sweep, dir_idx: int, tables: ScanTables, x: Value, mask: Value | None
 ) -> Value:
     """h (P, N, n) of one direction, given x (P, N, C) and mask (P, N, 1)."""
-    order, k_max, n = tables.orders[dir_idx], tables.max_count, sweep.units
+    k_max, ndim = tables.max_count, len(sweep.grid)
+    state_shape = (k_max and k_max + extra_rows(ndim), None, sweep.units)  # (S, N, n)
     body = graph.body()
     step = Step(body, sweep, dir_idx)
-    state_shape = (k_max and k_max + 1, None, n)
     h = body.input("h", step.dtype, *state_shape)
     c = body.input("c", STATE_DTYPE, *state_shape)
-    count = body.input("count", INDEX, 1)  # K
-    pads = body.input("pads", INDEX, 6)
-    predecessors = [body.input(f"predecessors_{d}", INDEX, k_max) for d in range(len(sweep.grid))]
-    scan_inputs = [tables.counts, tables.pads, *tables.predecessors, graph("Gather", x, order, axis=0)]
-    features = sweep.weight_ih.shape[-1] + (sweep.bias is not None)
-    x_rows = body.input("x", step.dtype, k_max, None, features)
-    mask_rows = None
-    if mask is not None:
-        mask_rows = body.input("mask", STATE_DTYPE, k_max, None, 1)
-        scan_inputs.append(graph("Gather", mask, order, axis=0))
+    scan_inputs: list[Value] = []
+
+    def scanned(name: str, values: Value, dtype: np.dtype[Any], *shape: int | None) -> Value:
+        """The part of `values` (T, *shape) that an iteration gets."""
+        scan_inputs.append(values)
+        return body.input(name, dtype, *shape)
+
+    count = scanned("count", tables.counts, INDEX, 1)  # K
+    pads = scanned("pads", tables.pads, INDEX, 6)
 
     def first_rows(value: Value) -> Value:
         return body.slice_rows(value, body.integers(0), count)
 
-    rows = [first_rows(axis) for axis in predecessors]  # D × (K)
+    def positions(name: str, values: Value, dtype: np.dtype[Any], features: int) -> Value:
+        """The rows (K, N, features) of `values` (P, N, features) at the positions of the wavefront."""
+        ordered = graph("Gather", values, tables.orders[dir_idx], axis=0)  # (T, K_max, N, features)
+        return first_rows(scanned(name, ordered, dtype, k_max, None, features))
+
+    prev_h, prev_c = [], []  # D × (K, N, n)
+    states = [(h, prev_h)] if sweep.cell.recurrent else []
+    states.append((c, prev_c))
+    for d, where in enumerate(tables.predecessors):
+        if len(where) == 2:
+            first, end = (scanned(f"rows_{d}_{k}", part, INDEX, 1) for k, part in enumerate(where))
+            for state, prev in states:
+                prev.append(body.slice_rows(state, first, end))
+        else:
+            rows = first_rows(scanned(f"rows_{d}", where[0], INDEX, k_max))
+            for state, prev in states:
+                prev.append(body("Gather", state, rows, axis=0))
     h_new, c_new = step(
-        [body("Gather", h, axis_rows, axis=0) for axis_rows in rows if sweep.cell.recurrent],
-        [body("Gather", c, axis_rows, axis=0) for axis_rows in rows],
-        first_rows(x_rows),
-        None if mask_rows is None else first_rows(mask_rows),
+        prev_h,
+        prev_c,
+        positions("x", x, step.dtype, step.features),
+        None if mask is None else positions("mask", mask, STATE_DTYPE, 1),
     )
-    padded_h = body("Pad", h_new, pads)  # (K_max + 1, N, n)
+    padded_h = body("Pad", h_new, pads)  # (S, N, n)
     padded_c = body("Pad", c_new, pads)
     scan_output = body("Identity", padded_h)
     outputs = [(padded_h, step.dtype), (padded_c, STATE_DTYPE), (scan_output, step.dtype)]
@@ -82,7 +99,7 @@ def _write_direction(
         *scan_inputs,
         body=body.proto("step", [(value, dtype, state_shape) for value, dtype in outputs]),
         num_scan_inputs=len(scan_inputs),
-    )  # (T, K_max + 1, N, n)
+    )  # (T, S, N, n)
     return graph("Gather", _merge_first_axes(graph, stacked_h), tables.output_rows[dir_idx], axis=0)
 
 

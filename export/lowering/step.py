@@ -77,6 +77,7 @@ class Step:
         self.cell = sweep.cell
         self.gate_names = sweep.cell.gates(len(sweep.grid))
         self.units = sweep.units
+        self.features = sweep.weight_ih.shape[-1] + (sweep.bias is not None)  # of x, see `flatten_x`
         self.peephole, self.norm_weight, self.norm_bias = (
             None if rows is None else rows[dir_idx].astype(STATE_DTYPE)
             for rows in (sweep.peephole, sweep.norm_weight, sweep.norm_bias)
