@@ -16,6 +16,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+Shape = Sequence[int | None]
+
 
 @dataclass(frozen=True)
 class Value:
@@ -65,7 +67,7 @@ class Graph:
 
     def __init__(self, prefix: str, outer: Graph | None = None) -> None:
         self.nodes: list[onnx.NodeProto] = []
-        self.inputs: list[str] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self._prefix = prefix
         self._outer = outer
@@ -76,16 +78,26 @@ class Graph:
         """An empty graph for the body of an operator; it may use the values of this graph."""
         return Graph(f"{self._prefix}/body", self)
 
-    def input(self, name: str) -> Value:
-        """Add an input to a body."""
-        self.inputs.append(f"{self._prefix}/{name}")
-        return Value(self, self.inputs[-1])
+    def input(self, name: str, dtype: np.dtype[Any], *shape: int | None) -> Value:
+        """Add an input to a body; None stands for an extent that is not known."""
+        value = Value(self, f"{self._prefix}/{name}")
+        self.inputs.append(_value_info(value, dtype, shape))
+        return value
 
-    def proto(self, name: str, outputs: Sequence[Value]) -> onnx.GraphProto:
-        """A body as the attribute that its operator takes."""
-        names = [self.inputs, [value.name for value in outputs]]
-        inputs, results = ([onnx.ValueInfoProto(name=value) for value in part] for part in names)
-        return helper.make_graph(self.nodes, name, inputs, results)
+    def proto(
+        self, name: str, outputs: Sequence[tuple[Value, np.dtype[Any], Shape]]
+    ) -> onnx.GraphProto:
+        """A body as the attribute that its operator takes.
+
+        ONNX lets a body leave the types of its inputs and outputs out, but OpenVINO does not.
+
+        Args:
+            name: the name of the body.
+            outputs: its outputs, each with its dtype and shape.
+        """
+        return helper.make_graph(
+            self.nodes, name, self.inputs, [_value_info(*output) for output in outputs]
+        )
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -155,3 +167,8 @@ class Graph:
     def _unique_name(self, kind: str) -> str:
         self._name_count += 1
         return f"{self._prefix}/{kind}_{self._name_count}"
+
+
+def _value_info(value: Value, dtype: np.dtype[Any], shape: Shape) -> onnx.ValueInfoProto:
+    """The declaration of a value."""
+    return helper.make_tensor_value_info(value.name, helper.np_dtype_to_tensor_dtype(dtype), shape)

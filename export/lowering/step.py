@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from onnx import numpy_helper
 
 from mdlstm_tk.cells import Cell
 from mdlstm_tk.cells.cell import LAYER_NORM_EPS, TANH_GATE
@@ -76,6 +77,7 @@ class Step:
         self.cell = sweep.cell
         self.gate_names = sweep.cell.gates(len(sweep.grid))
         self.units = sweep.units
+        self.features = sweep.weight_ih.shape[-1] + (sweep.bias is not None)  # of x, see `flatten_x`
         self.peephole, self.norm_weight, self.norm_bias = (
             None if rows is None else rows[dir_idx].astype(STATE_DTYPE)
             for rows in (sweep.peephole, sweep.norm_weight, sweep.norm_bias)
@@ -125,7 +127,8 @@ class Step:
         """Zeros for h and c, (rows, N, n) each, where N is the first extent of x."""
         batch = graph("Shape", x, start=0, end=1)
         shape = graph.concat([rows, batch, graph.integers(self.units)], axis=0)
-        c = graph("ConstantOfShape", shape)
+        # Without `value` the tensor is float32 as well, but tract insists on the attribute.
+        c = graph("ConstantOfShape", shape, value=numpy_helper.from_array(np.zeros(1, STATE_DTYPE)))
         return (graph.cast(c, self.dtype) if self.mixed_precision else c), c
 
     def _gates(self, operand: Value, c: Sequence[Value]) -> list[Value]:

@@ -5,12 +5,15 @@ Notation
     N, D, n      batch, grid axes, hidden units
     P, T         positions, wavefronts
     K, K_max     positions of one wavefront, of the largest one
+    S            rows of a state, 1 + K_max, and one more if D is 2
     flat position   row-major index of a position
     visit index     its place in the order of the sweep
     direction       one sign per axis; −1 sweeps the axis backwards
 
-The states of a scan have K_max + 1 rows. In a smaller wavefront the rows from K on are zero, and the last
-row is zero in every wavefront: it stands for the positions outside the grid.
+Row 0 of a state is zero and stands for the positions outside the grid, rows 1 … K are the positions of the
+wavefront, and the rows after them are zero. On up to two axes, the predecessors of a wavefront along an axis
+are then consecutive rows of the state before, zero rows included, so that a slice reads them. On three and
+more axes they are not, and each wavefront has a table of its predecessors' rows.
 """
 
 from __future__ import annotations
@@ -29,28 +32,36 @@ from mdlstm_tk.wavefront import Direction, visiting_order, wavefronts
 class ScanTables:
     """What a scan over the wavefronts of a grid needs to know, as int64 values of the graph.
 
+    In tables with K_max columns, the columns from K on repeat some position of the grid; nothing reads what
+    is computed from them.
+
     Attributes:
         coordinates: one (P,) tensor per axis: the coordinate of every flat position.
-        state_rows: (1,) the number of rows of a state, K_max + 1.
-        starts, ends: (T, 1) each; wavefront t has the visit indices starts[t] … ends[t] − 1.
-        pads: (T, 6) the operand of `Pad` that brings a state (K, N, n) to K_max + 1 rows: what to add
-            before and after each axis. Only column 3, the rows added at the end, is not zero.
-        predecessors: one (P,) tensor per axis, by visit index: the row of the previous wavefront's state
-            that holds the predecessor along that axis; K_max, the row of zeros, if that is outside the
-            grid.
-        orders: one (P,) tensor per direction: the flat positions in visiting order.
+        max_count: K_max, or None if it is computed.
+        state_rows: S as a tensor (1,).
+        counts: (T, 1) K of each wavefront.
+        pads: (T, 6) the operand of `Pad` that brings a state (K, N, n) to S rows: what to add before and
+            after each axis.
+        predecessors: for each axis, the rows of the state before that hold the predecessors: (first, end),
+            (T, 1) each, for consecutive rows first … end − 1; or (rows,) with rows (T, K_max).
+        orders: one (T, K_max) tensor per direction: the flat positions in visiting order.
         output_rows: one (P,) tensor per direction, by flat position: its row in the outputs of all
-            iterations, (T·(K_max + 1), N, n).
+            iterations, (T·S, N, n).
     """
 
     coordinates: list[Value]
+    max_count: int | None
     state_rows: Value
-    starts: Value
-    ends: Value
+    counts: Value
     pads: Value
-    predecessors: list[Value]
+    predecessors: list[tuple[Value, ...]]
     orders: list[Value]
     output_rows: list[Value]
+
+
+def extra_rows(ndim: int) -> int:
+    """S − K_max: row 0, and on two axes a last row of zeros."""
+    return 2 if ndim == 2 else 1
 
 
 def constant_tables(graph: Graph, grid: tuple[int, ...], directions: list[Direction]) -> ScanTables:
@@ -58,33 +69,122 @@ def constant_tables(graph: Graph, grid: tuple[int, ...], directions: list[Direct
     fronts = wavefronts(grid)
     counts = np.diff(fronts.starts)  # (T,) K of each wavefront
     k_max = int(counts.max())
-    prev_starts = np.concatenate(
-        [[0], fronts.starts[:-2]]
-    )  # (T,) of the previous wavefront; 0 for the first
-    prev_rows = fronts.predecessors - np.repeat(prev_starts, counts)
-    predecessors = np.where(fronts.predecessors < 0, k_max, prev_rows)  # (D, P)
+    state_rows = k_max + extra_rows(len(grid))
+    positions = len(fronts.order)
+    prev_starts = np.concatenate([[0], fronts.starts[:-2]])  # (T,) of the wavefront before; 0 for the first
+    prev_rows = fronts.predecessors - np.repeat(prev_starts, counts) + 1
+    prev_rows = np.where(fronts.predecessors < 0, 0, prev_rows)  # (D, P)
+    visits = np.minimum(fronts.starts[:-1, None] + np.arange(k_max), positions - 1)  # (T, K_max)
+    predecessors: list[tuple[Value, ...]]
+    if len(grid) > 2:
+        predecessors = [(graph.constant(rows[visits]),) for rows in prev_rows]
+    else:
+        # A wavefront starts one grid row below the one before as soon as that has reached the last column.
+        # Along the last axis, its first predecessor is then in row 2 instead of 1, along the first axis in
+        # row 1 instead of 0.
+        moved = (np.arange(len(fronts)) >= grid[-1])[:, None].astype(np.int64)  # (T, 1)
+        firsts = [moved, moved + 1][-len(grid) :]
+        predecessors = [
+            (graph.constant(first), graph.constant(first + counts[:, None])) for first in firsts
+        ]
     pads = np.zeros((len(fronts), 6), np.int64)
-    pads[:, 3] = k_max + 1 - counts
-    visit_idx = np.arange(len(fronts.order), dtype=np.int64)
+    pads[:, 0] = 1
+    pads[:, 3] = state_rows - 1 - counts
     front_of_visit = np.repeat(np.arange(len(fronts)), counts)
-    row_of_visit = front_of_visit * (k_max + 1) + visit_idx - fronts.starts[front_of_visit]
+    row_of_visit = 1 + np.arange(positions) - fronts.starts[front_of_visit] + front_of_visit * state_rows
     orders = [visiting_order(grid, direction) for direction in directions]
     return ScanTables(
         coordinates=[
             graph.constant(values) for values in np.indices(grid, np.int64).reshape(len(grid), -1)
         ],
-        state_rows=graph.integers(k_max + 1),
-        starts=graph.constant(fronts.starts[:-1, None]),
-        ends=graph.constant(fronts.starts[1:, None]),
+        max_count=k_max,
+        state_rows=graph.integers(state_rows),
+        counts=graph.constant(counts[:, None]),
         pads=graph.constant(pads),
-        predecessors=[graph.constant(rows) for rows in predecessors],
-        orders=[graph.constant(order) for order in orders],
+        predecessors=predecessors,
+        orders=[graph.constant(order[visits]) for order in orders],
         output_rows=[graph.constant(row_of_visit[np.argsort(order)]) for order in orders],
     )
 
 
 def computed_tables(graph: Graph, sweep: Sweep) -> ScanTables:
     """The same tables for any extents ≥ 1, computed in the graph from the shape of x (N, *grid, C)."""
+    return _planar_tables(graph, sweep) if len(sweep.grid) <= 2 else _spatial_tables(graph, sweep)
+
+
+def _planar_tables(graph: Graph, sweep: Sweep) -> ScanTables:
+    """`computed_tables` for one or two axes, in closed form.
+
+    Wavefront t of a grid H×W holds the positions (r, t − r), first ≤ r ≤ last, with first = max(0, t − W + 1)
+    and last = min(t, H − 1). One axis is a grid with H = 1.
+    """
+    ndim = len(sweep.grid)
+    zero, one = graph.integers(0), graph.integers(1)  # int64 (1,); Python numbers would become float32
+    extents = [graph("Shape", sweep.x, start=1 + d, end=2 + d) for d in range(ndim)]
+    height, width = extents if ndim == 2 else (one, extents[0])
+    t = _arange(graph, height + width - one)  # (T,)
+    first = graph("Max", t - width + one, zero)
+    last = graph("Min", t, height - one)
+    counts = last - first + one
+    max_count = graph("Min", height, width) if ndim == 2 else one
+    state_rows = max_count + graph.integers(extra_rows(ndim))
+
+    def column(values: Value) -> Value:
+        return graph("Unsqueeze", values, one)  # (T,) → (T, 1)
+
+    moved = first - graph("Max", t - width, zero)  # (T,) whether `first` is one more than before
+    prev_firsts = [moved, moved + one][-ndim:]
+    row = graph("Min", column(first) + _arange(graph, max_count), column(last))  # (T, K_max)
+    orders = _flat_positions(graph, sweep, (row, column(t) - row), (height, width))
+    # For the way back, the row and column of every position, (H, 1) and (1, W).
+    grid_row, grid_column = column(_arange(graph, height)), graph("Unsqueeze", _arange(graph, width), zero)
+    output_rows = []
+    for signs in sweep.directions:
+        row_sign, column_sign = (1, *signs)[-2:]
+        r = grid_row if row_sign > 0 else height - one - grid_row
+        k = grid_column if column_sign > 0 else width - one - grid_column
+        front = r + k  # (H, W)
+        index = front * state_rows + (r + one) - graph("Max", front - width + one, zero)
+        output_rows.append(graph.reshape(index, -1))
+    shape = graph.concat([height, width], axis=0)
+    coordinates = [
+        graph.reshape(graph("Expand", values, shape), -1) for values in (grid_row, grid_column)[-ndim:]
+    ]
+    return ScanTables(
+        coordinates=coordinates,
+        max_count=None if ndim == 2 else 1,
+        state_rows=state_rows,
+        counts=column(counts),
+        pads=_pads(graph, state_rows, counts),
+        predecessors=[(column(rows), column(rows + counts)) for rows in prev_firsts],
+        orders=orders,
+        output_rows=output_rows,
+    )
+
+
+def _flat_positions(
+    graph: Graph, sweep: Sweep, position: tuple[Value, Value], extents: tuple[Value, Value]
+) -> list[Value]:
+    """For each direction the flat positions of (row, column), counted from the direction's corner."""
+    (row, column), (height, width), one = position, extents, graph.integers(1)
+    results = []
+    for signs in sweep.directions:
+        row_sign, column_sign = (1, *signs)[-2:]
+        r = row if row_sign > 0 else height - one - row
+        k = column if column_sign > 0 else width - one - column
+        results.append(r * width + k)
+    return results
+
+
+def _pads(graph: Graph, state_rows: Value, counts: Value) -> Value:
+    """(T, 6), see `ScanTables`, from S (1,) and K of each wavefront (T,)."""
+    one = graph.integers(1)
+    missing = graph("Unsqueeze", state_rows - one - counts, one)  # (T, 1)
+    return graph("Pad", missing, graph.integers(0, 3, 0, 2)) + graph.integers(1, 0, 0, 0, 0, 0)
+
+
+def _spatial_tables(graph: Graph, sweep: Sweep) -> ScanTables:
+    """`computed_tables` for three and more axes, by sorting the positions."""
     ndim = len(sweep.grid)
     zero, one = graph.integers(0), graph.integers(1)  # int64 (1,); Python numbers would become float32
     extents = [graph("Shape", sweep.x, start=1 + d, end=2 + d) for d in range(ndim)]
@@ -111,16 +211,20 @@ def computed_tables(graph: Graph, sweep: Sweep) -> ScanTables:
         "ScatterElements", zeros, front_of_position, ones, axis=0, reduction="add"
     )  # (T,) K of each wavefront: a bincount
     starts = graph("CumSum", counts, graph.scalar(0), exclusive=1)
-    state_rows = graph("ReduceMax", counts, keepdims=1) + one
+    max_count = graph("ReduceMax", counts, keepdims=1)  # K_max
+    state_rows = max_count + graph.integers(extra_rows(ndim))
+    visits = graph("Unsqueeze", starts, one) + _arange(graph, max_count)  # (T, K_max)
+    visits = graph("Min", visits, position_count - one)
     prev_starts = graph("Gather", starts, graph("Max", front_of_visit - one, zero))  # (P)
-    predecessors = []
+    predecessors: list[tuple[Value, ...]] = []
     for coordinate, stride in zip(coordinates, strides, strict=True):
         # Outside the grid this is a valid but wrong index, which Where replaces.
         prev_visit = graph("Gather", inverse_order, graph("Max", order - stride, zero))
-        prev_row = prev_visit - prev_starts
+        prev_row = prev_visit - prev_starts + one
         is_outside = graph("Equal", graph("Gather", coordinate, order), zero)
-        predecessors.append(graph("Where", is_outside, state_rows - one, prev_row))
-    row_of_visit = front_of_visit * state_rows + flat - graph("Gather", starts, front_of_visit)
+        rows = graph("Where", is_outside, zero, prev_row)  # (P)
+        predecessors.append((graph("Gather", rows, visits),))
+    row_of_visit = front_of_visit * state_rows + flat + one - graph("Gather", starts, front_of_visit)
     orders, output_rows = [], []
     for direction in sweep.directions:
         mirrored = total(
@@ -131,15 +235,15 @@ def computed_tables(graph: Graph, sweep: Sweep) -> ScanTables:
                 )
             ]
         )  # (P,) by flat position: where it lands if every axis with sign −1 is reversed
-        orders.append(graph("Gather", mirrored, order))  # a reflection is its own inverse
+        # A reflection is its own inverse.
+        orders.append(graph("Gather", graph("Gather", mirrored, order), visits))
         output_rows.append(graph("Gather", row_of_visit, graph("Gather", inverse_order, mirrored)))
-    missing_rows = graph("Unsqueeze", state_rows - counts, one)  # (T, 1)
     return ScanTables(
         coordinates=coordinates,
+        max_count=None,
         state_rows=state_rows,
-        starts=graph("Unsqueeze", starts, one),
-        ends=graph("Unsqueeze", starts + counts, one),
-        pads=graph("Pad", missing_rows, graph.integers(0, 3, 0, 2)),
+        counts=graph("Unsqueeze", counts, one),
+        pads=_pads(graph, state_rows, counts),
         predecessors=predecessors,
         orders=orders,
         output_rows=output_rows,
