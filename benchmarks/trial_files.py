@@ -104,7 +104,7 @@ IMAGE_TYPES: dict[str, FileType] = {
     "TIFF RGBA": FileType(".tif", transparent("RGB")),
     "TIFF CMYK": FileType(".tif", mode("CMYK")),
     "TIFF 16 bit": FileType(".tif", numbers(np.uint16, 65535)),
-    "TIFF 32 bit": FileType(".tif", numbers(np.int32, 3)),
+    "TIFF 32 bit": FileType(".tif", numbers(np.int32, 9)),
     "TIFF float": FileType(".tif", numbers(np.float32, 1)),
     "TIFF RGB, turned by EXIF": FileType(".tif", turned(Image.Transpose.ROTATE_270), oriented(8)),
     "BMP 1": FileType(".bmp", mode("1")),
@@ -175,7 +175,8 @@ def write_data(kind: Kind, folder: Path, file_types: Sequence[str], samples: int
         if kind in TARGET_FOLDERS:
             target = folder / TARGET_FOLDERS[kind] / f"{number:03}.png"
             target.parent.mkdir(exist_ok=True)
-            Image.fromarray(np.asarray(MASK_VALUES, np.uint8)[mask]).save(target)
+            values = np.asarray(MASK_VALUES)[mask] if kind == "segment" else 80 * mask
+            Image.fromarray(values.astype(np.uint8)).save(target)
     if kind == "transcribe":
         (folder / "labels.tsv").write_text("".join(texts), encoding="utf-8")
     return data
