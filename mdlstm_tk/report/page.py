@@ -89,7 +89,7 @@ def render_report(
     """The page of a run as HTML text; arguments and errors as of `write_report`."""
     checkpoint = load_checkpoint(run.checkpoint)
     config, spec = checkpoint.config, checkpoint.spec
-    config = replace(config, data=data) if data else config
+    config = replace(config, data=data, data_from_run="") if data else config
     network = checkpoint.network()
     evaluation, problem = None, ""
     try:

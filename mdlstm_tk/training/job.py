@@ -21,7 +21,7 @@ from mdlstm_tk.training.networks import build_network, fit_config, texts_without
 from mdlstm_tk.training.progress import Progress
 from mdlstm_tk.training.run_folder import Run, new_run, open_run
 from mdlstm_tk.training.settings import configure_resumed
-from mdlstm_tk.training.tasks import load_task, make_task
+from mdlstm_tk.training.tasks import find_data, load_task, make_task
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def resume_job(
     """
     run = open_run(folder)
     checkpoint = load_checkpoint(run.last)
-    config = configure_resumed(checkpoint.config, options or {}, settings)
+    config = find_data(configure_resumed(checkpoint.config, options or {}, settings), folder)
     context = distributed.init(config.device)
     task = load_task(config, checkpoint.spec, folder)
     notes = _check(config, task, context)

@@ -23,6 +23,7 @@ BACKWARD_FACTOR = 1.3
 PREDICTION_COPIES = 5
 # Copies of a batch: its samples, the distorted ones, the padded batch, and the standardised one.
 BATCH_COPIES = 4
+LIBRARY_BYTES = 150 * 2**20  # compiled kernels, and Matplotlib, which draws the run in the end
 UNKNOWN_PROCESS_BYTES = 600 * 2**20  # Python, torch and Numba, where the system does not tell
 
 
@@ -31,7 +32,7 @@ class MemoryEstimate:
     """Bytes that training takes at most.
 
     Attributes:
-        process: what the process takes now, before training.
+        process: what the process takes now, before training, and libraries that it has yet to load.
         weights: weights, gradients, the optimizer's state, and the average of the weights.
         batch: what the network keeps and computes for a batch.
         cache: decoded images that are kept, and batches that workers prepare ahead.
@@ -110,7 +111,7 @@ def estimate_memory(
     cache = int(getattr(task, "cache_bytes", 0)) * max(config.workers, 1)
     cache += 2 * config.workers * input_bytes  # each worker prepares two batches ahead
     return MemoryEstimate(
-        process=_process_bytes(),
+        process=_process_bytes() + LIBRARY_BYTES,
         weights=copies * FLOAT_BYTES * count_parameters(network),
         batch=kept + BATCH_COPIES * input_bytes,
         cache=cache,

@@ -56,8 +56,8 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
     """Fill in what depends on the data: the size, and windows that suit large images.
 
     Windows are chosen if the configuration names none and the network is one that has windows. Those of its
-    first level are doubled until `MAX_POSITIONS` remain; columns of a text only as long as every text has
-    room. Built-in tasks keep the windows of their settings.
+    first level are doubled until `MAX_POSITIONS` remain. For texts, columns are joined only as long as
+    every text keeps its room. Built-in tasks keep the windows of their settings.
     """
     config = replace(config, size=format_size(task.spec.size))
     network = NETWORKS.get(task.spec.kind)
@@ -65,19 +65,18 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
         return config
     extents = getattr(task, "text_extents", ())
     max_columns = min((e.width // e.ctc_steps for e in extents), default=task.spec.size[1])
-    first, *others = network.default_windows
-    rows, columns = first
+    (rows, columns), *others = network.default_windows
     later_columns = combine_windows(network.default_windows)[1] // columns
     while positions_in_windows(task.spec.size, (rows, columns)) > MAX_POSITIONS:
-        if columns <= rows and 2 * columns * later_columns <= max_columns:
+        rows *= 2
+        if 2 * columns * later_columns <= max_columns:
             columns *= 2
-        elif rows < task.spec.size[0]:
-            rows *= 2
-        else:
+        elif rows >= 2 * task.spec.size[0]:
             break
-    if (rows, columns) == first:
+    windows = [(rows, columns), *others]
+    if windows == list(network.default_windows):
         return config
-    return replace(config, windows=",".join(map(format_size, [(rows, columns), *others])))
+    return replace(config, windows=",".join(map(format_size, windows)))
 
 
 def positions_in_windows(size: tuple[int, ...], window: tuple[int, ...]) -> int:

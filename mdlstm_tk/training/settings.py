@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,4 +77,6 @@ def configure_resumed(
                 f"--resume goes on with the run's own {key} = {getattr(config, key, None)!r}; "
                 f"only {', '.join(CHANGEABLE_ON_RESUME)} can change"
             )
+    if "data" in {**settings, **options}:
+        config = replace(config, data_from_run="")  # where the old data were
     return config.updated(settings, "--set").updated(options, "command line")

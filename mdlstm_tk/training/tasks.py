@@ -121,7 +121,7 @@ def load_task(config: TrainConfig, spec: TaskSpec, folder: Path) -> Task:
     """
     if not config.data:
         return make_task(config)
-    task = make_task(replace(config, data=find_data(config, folder), size=""))
+    task = make_task(replace(find_data(config, folder), size=""))
     for name in ("channels", "outputs", "classes", "mask_values", "preprocessing"):
         found, expected = getattr(task.spec, name), getattr(spec, name)
         if found != expected:
@@ -132,18 +132,22 @@ def load_task(config: TrainConfig, spec: TaskSpec, folder: Path) -> Task:
     return task
 
 
-def find_data(config: TrainConfig, folder: Path) -> str:
-    """The path of a run's data: where it was, or at the same place seen from the run folder.
+def find_data(config: TrainConfig, folder: Path) -> TrainConfig:
+    """Correct the path of a run's data: where it was, or at the same place seen from the run folder.
+
+    Args:
+        config: configuration of the run.
+        folder: the run folder.
 
     Raises:
-        InputError: it is at neither place.
+        InputError: the data are at neither place.
     """
+    if not config.data or Path(config.data).exists():
+        return config
     moved = folder / config.data_from_run
-    if Path(config.data).exists():
-        return config.data
     if config.data_from_run and moved.exists():
-        return str(moved.resolve())
-    raise InputError(f"the data of {folder} are no longer at {config.data}; say where they are with --data")
+        return replace(config, data=str(moved.resolve()))
+    raise InputError(f"the data of {folder} are not at {config.data}; say where they are with --data PATH")
 
 
 def remember_data(config: TrainConfig, folder: Path) -> TrainConfig:
