@@ -66,8 +66,8 @@ def numbers(dtype: type, largest: float) -> Callable[[Picture], Picture]:
     """Make a grey image of another dtype, with values from 0 to `largest`."""
 
     def convert(picture: Picture) -> Picture:
-        grey = np.asarray(picture.convert("L")) / 255
-        return Image.fromarray((grey * largest).astype(dtype))
+        values = np.asarray(picture.convert("L")) / 255 * largest
+        return Image.fromarray((values if dtype is np.float32 else np.rint(values)).astype(dtype))
 
     return convert
 
@@ -104,7 +104,7 @@ IMAGE_TYPES: dict[str, FileType] = {
     "TIFF RGBA": FileType(".tif", transparent("RGB")),
     "TIFF CMYK": FileType(".tif", mode("CMYK")),
     "TIFF 16 bit": FileType(".tif", numbers(np.uint16, 65535)),
-    "TIFF 32 bit": FileType(".tif", numbers(np.int32, 9)),
+    "TIFF 32 bit": FileType(".tif", numbers(np.int32, 3)),
     "TIFF float": FileType(".tif", numbers(np.float32, 1)),
     "TIFF RGB, turned by EXIF": FileType(".tif", turned(Image.Transpose.ROTATE_270), oriented(8)),
     "BMP 1": FileType(".bmp", mode("1")),
