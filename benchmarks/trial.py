@@ -1,7 +1,7 @@
 """Compare what `mdlstm infer` makes of files with what torch makes of them in training.
 
-    python benchmarks/trial.py                  # all kinds of tasks; takes a few minutes
-    python benchmarks/trial.py segment grid -o trial
+    python benchmarks/trial.py                               # all trials; takes a few minutes
+    python benchmarks/trial.py segment "grid, arrays" -o trial
 
 For each kind of task, this script writes files of every type, trains a short run on them, exports it for
 grids of any size, and runs `mdlstm infer` on the files. The other side of the comparison is the network of
@@ -16,19 +16,20 @@ import csv
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from performance import markdown
 from PIL import Image
-from trial_files import ARRAY_TYPES, IMAGE_TYPES, MASK_VALUES, Data, Extents, write_data
+from trial_files import ARRAY_TYPES, IMAGE_TYPES, MASK_VALUES, Data, write_data
 
-from mdlstm_tk.data import KINDS, Kind, batches
-from mdlstm_tk.data.spec import SPLITS
+from mdlstm_tk.data import KINDS, Kind
+from mdlstm_tk.data.collate import collate
 from mdlstm_tk.export import export_run
 from mdlstm_tk.runtime.postprocessing import labels, transcripts
 from mdlstm_tk.training import (
@@ -42,7 +43,25 @@ from mdlstm_tk.training import (
 )
 
 TOLERANCE = 1e-5
-SETTINGS = {"steps": 12, "hidden": 4, "batch_size": 8, "evaluate_every": 6, "validation": 0.25}
+QUICK = {"steps": 80, "hidden": 8, "lr": 0.02, "warmup": 5, "batch_size": 8, "average": 0.0}
+SETTINGS = {kind: {**QUICK, "steps": 300} if kind == "transcribe" else QUICK for kind in KINDS}
+
+
+class Trial(NamedTuple):
+    """What is compared: a kind of task, the types of its files, and settings of the training."""
+
+    kind: Kind
+    file_types: Sequence[str]
+    samples: int = 2  # files of each type
+    settings: Mapping[str, Any] = MappingProxyType({})
+
+
+TRIALS: dict[str, Trial] = {
+    **{kind: Trial(kind, tuple(IMAGE_TYPES)) for kind in KINDS},
+    "segment, resized": Trial("segment", tuple(IMAGE_TYPES), settings={"resize": "12x20"}),
+    "grid, arrays": Trial("grid", tuple(ARRAY_TYPES), samples=8),
+    "classify, arrays": Trial("classify", tuple(ARRAY_TYPES), samples=8),
+}
 
 
 @dataclass
@@ -50,7 +69,7 @@ class Row:
     """The outcome for the files of one type.
 
     Attributes:
-        kind: kind of the task, and how its images are prepared if that is not the default.
+        trial: key of `TRIALS`.
         file_type: type of the files.
         files: number of files.
         read: number of files that the model took.
@@ -59,7 +78,7 @@ class Row:
             whose numbers differ by no more than `TOLERANCE`.
     """
 
-    kind: str
+    trial: str
     file_type: str
     files: int = 0
     read: int = 0
@@ -74,7 +93,7 @@ class Row:
         """The row of a table."""
         agreement = f"{100 * self.agreeing / self.files:.0f} %"
         counts = [str(self.files), str(self.read)]
-        return [self.kind, self.file_type, *counts, f"{self.difference:.1e}", agreement]
+        return [self.trial, self.file_type, *counts, f"{self.difference:.1e}", agreement]
 
 
 class Sample(NamedTuple):
@@ -91,18 +110,19 @@ class Sample(NamedTuple):
 
 def train_and_export(kind: Kind, data: Path, folder: Path, **settings: Any) -> tuple[Run, Path]:
     """Train a short run, and export it for grids of any size."""
-    config = default_config(kind, str(data)).updated({**SETTINGS, **settings}, "trial")
+    config = default_config(kind, str(data)).updated({**SETTINGS[kind], **settings}, "trial")
     run_job(new_job(config, folder))
     return Run(folder), export_run(folder, form="scan").path
 
 
-def torch_samples(run: Run) -> Iterator[tuple[Extents, Sample]]:
-    """What the run's network in torch makes of each sample that training reads, by the sample's extents."""
+def torch_samples(run: Run) -> Iterator[tuple[str, Sample]]:
+    """What the run's network in torch makes of each sample that training reads, by the sample's name."""
     checkpoint = load_checkpoint(run.checkpoint)
     network, spec = checkpoint.network().eval(), checkpoint.spec
-    task = make_task(checkpoint.config.updated({"augment": 0.0}, "trial"))
-    for split in SPLITS:
-        for batch in batches(task, split, checkpoint.config.seed, 1):
+    task = make_task(checkpoint.config)
+    for samples in task.sets.values():
+        for k, raw in enumerate(samples.samples):
+            batch = collate(spec.kind, [samples[k]])
             with torch.no_grad():
                 y = predict(network, batch, torch.device("cpu")).numpy()
             answer: Any = None
@@ -112,8 +132,7 @@ def torch_samples(run: Run) -> Iterator[tuple[Extents, Sample]]:
                 (answer,) = transcripts(y, spec.classes)
             elif spec.kind == "segment":
                 answer = np.asarray(MASK_VALUES)[labels(y)[0]]
-            height, width = batch.x.shape[1:3]
-            yield (height, width), Sample(y[0], answer)
+            yield raw.name, Sample(y[0], answer)
 
 
 def infer(*arguments: object) -> None:
@@ -149,30 +168,30 @@ def read_results(kind: Kind, data: Data, model: Path, folder: Path) -> dict[tupl
     return results
 
 
-def compare(kind: Kind, data: Data, folder: Path, **settings: Any) -> list[Row]:
-    """Train, export and infer, and compare the outcome with torch.
+def run_trial(name: str, folder: Path, **settings: Any) -> list[Row]:
+    """Write files, train, export and infer, and compare the results with torch.
 
     Args:
-        kind: kind of the task.
-        data: what `write_data` returned.
-        folder: where to write the run and the results.
-        **settings: settings of the training.
+        name: key of `TRIALS`.
+        folder: where to write all files.
+        **settings: settings of the training that differ from the trial's.
 
     Returns:
         A row for each type of file.
     """
-    run, model = train_and_export(kind, data.path, folder / "run", **settings)
+    kind, file_types, count, usual = TRIALS[name]
+    data = write_data(kind, folder / "data", file_types, count)
+    run, model = train_and_export(kind, data.path, folder / "run", **{**usual, **settings})
     expected = dict(torch_samples(run))
     results = read_results(kind, data, model, folder)
-    title = ", ".join([kind, *(f"{name} {value}" for name, value in settings.items())])
     rows: dict[str, Row] = {}
     for file_type, path, samples in data.files:
-        row = rows.setdefault(file_type, Row(title, file_type))
+        row = rows.setdefault(file_type, Row(name, file_type))
         row.files += 1
-        row.read += all((path, name) in results and samples[name] in expected for name in samples)
+        row.read += all((path, array) in results for array in samples)
         agree = True
-        for name, extents in samples.items():
-            want, got = expected.get(extents), results.get((path, name))
+        for array, sample in samples.items():
+            want, got = expected.get(sample), results.get((path, array))
             if want is None or got is None:
                 agree = False
                 continue
@@ -183,38 +202,15 @@ def compare(kind: Kind, data: Data, folder: Path, **settings: Any) -> list[Row]:
     return list(rows.values())
 
 
-def run_trial(
-    kind: Kind, folder: Path, file_types: Sequence[str], samples: int = 2, **settings: Any
-) -> list[Row]:
-    """Write data for one kind of task, and compare what `mdlstm infer` makes of them with torch.
-
-    Args:
-        kind: kind of the task.
-        folder: where to write.
-        file_types: keys of `IMAGE_TYPES` or of `ARRAY_TYPES`.
-        samples: number of files of each type.
-        **settings: settings of the training.
-
-    Returns:
-        A row for each type of file.
-    """
-    data = write_data(kind, folder / "data", file_types, samples)
-    return compare(kind, data, folder, **settings)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"kinds of tasks: {', '.join(KINDS)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of: {'; '.join(TRIALS)}")
     parser.add_argument("-o", "--output", type=Path, help="Folder for all files; else a temporary one.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.output or Path(temporary)
-        rows = []
-        for kind in arguments.kinds or KINDS:
-            rows += run_trial(kind, folder / kind, list(IMAGE_TYPES))
-            if kind in ("grid", "classify"):
-                rows += run_trial(kind, folder / f"{kind}-arrays", list(ARRAY_TYPES), 8)
-    columns = ["task", "type of file", "files", "read", "largest difference to torch", "agreement"]
+        rows = [row for name in arguments.names or TRIALS for row in run_trial(name, folder / name)]
+    columns = ["trial", "type of file", "files", "read", "largest difference to torch", "agreement"]
     print(markdown(columns, [row.cells() for row in rows]))
     if not all(row.passed for row in rows):
         sys.exit("some files were not read, or differ from torch")

@@ -1,7 +1,4 @@
-"""Files of every type that networks are trained on, for `trial.py`.
-
-All samples of a task have different extents, so that each one is recognised by its extents.
-"""
+"""Files of every type that networks are trained on, for `trial.py`. All samples differ in their extents."""
 
 from __future__ import annotations
 
@@ -17,14 +14,13 @@ from PIL import Image
 
 from mdlstm_tk.data import Kind
 
-Extents = tuple[int, int]
 Picture = Any  # a Pillow image
 
 CLASSES = ("dark", "bright")
 MASK_VALUES = (0, 7, 9)
 ALPHABET = "abc"
 TARGET_FOLDERS = {"segment": "masks", "grid": "targets"}
-EXTENTS = list(product(range(9, 16), range(16, 32)))  # (H, W); no two are equal if one is transposed
+EXTENTS = list(product(range(9, 16), range(16, 32)))  # (H, W)
 ORIENTATION = 0x0112  # a tag of EXIF
 
 
@@ -70,8 +66,8 @@ def numbers(dtype: type, largest: float) -> Callable[[Picture], Picture]:
     """Make a grey image of another dtype, with values from 0 to `largest`."""
 
     def convert(picture: Picture) -> Picture:
-        grey = np.asarray(picture.convert("L")) / 255
-        return Image.fromarray((grey * largest).astype(dtype))
+        values = np.asarray(picture.convert("L")) / 255 * largest
+        return Image.fromarray((values if dtype is np.float32 else np.rint(values)).astype(dtype))
 
     return convert
 
@@ -135,12 +131,12 @@ class Data:
 
     Attributes:
         path: the value of `--data`.
-        files: type and path of each file to pass to `infer`, and the extents of its samples by the names
-            that these have in the result: "y" if there is only one.
+        files: type and path of each file to pass to `infer`; and for each array in its result, by name, the
+            name of the sample in training. The only array of a result is called "y".
     """
 
     path: Path
-    files: list[tuple[str, Path, dict[str, Extents]]] = field(default_factory=list)
+    files: list[tuple[str, Path, dict[str, str]]] = field(default_factory=list)
 
 
 def write_data(kind: Kind, folder: Path, file_types: Sequence[str], samples: int) -> Data:
@@ -160,19 +156,27 @@ def write_data(kind: Kind, folder: Path, file_types: Sequence[str], samples: int
     for number, (name, extents) in enumerate(zip(names, EXTENTS, strict=False)):
         file_type = IMAGE_TYPES[name]
         class_index = number // len(file_types) % 2
+        text = "".join(rng.choice(list(ALPHABET), 1 + number % 2))
         mask = rng.integers(0, len(MASK_VALUES), extents)
-        pixels = rng.integers(0, 100, (*extents, 3)) + (100 * class_index if kind == "classify" else 0)
-        pixels[..., 0] += 70 * (mask == 1)
+        pixels = rng.integers(0, 90, (*extents, 3))
+        if kind == "classify":
+            pixels += 120 * class_index
+        elif kind == "transcribe":
+            for letter, columns in zip(text, np.array_split(np.arange(extents[1]), len(text)), strict=True):
+                pixels[:, columns[1:]] += 80 * ALPHABET.index(letter)
+        else:
+            pixels += 80 * mask[..., None]
         parent = {"classify": CLASSES[class_index], "transcribe": ""}.get(kind, "images")
         path = folder / parent / f"{number:03}{file_type.suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         file_type.convert(Image.fromarray(pixels.astype(np.uint8))).save(path, **file_type.options)
-        data.files.append((name, path, {"y": extents}))
-        texts.append(f"{path.name}\t{''.join(rng.choice(list(ALPHABET), 1 + number % 2))}\n")
+        data.files.append((name, path, {"y": str(path.relative_to(folder))}))
+        texts.append(f"{path.name}\t{text}\n")
         if kind in TARGET_FOLDERS:
             target = folder / TARGET_FOLDERS[kind] / f"{number:03}.png"
             target.parent.mkdir(exist_ok=True)
-            Image.fromarray(np.asarray(MASK_VALUES, np.uint8)[mask]).save(target)
+            values = np.asarray(MASK_VALUES)[mask] if kind == "segment" else 80 * mask
+            Image.fromarray(values.astype(np.uint8)).save(target)
     if kind == "transcribe":
         (folder / "labels.tsv").write_text("".join(texts), encoding="utf-8")
     return data
@@ -195,6 +199,6 @@ def _write_arrays(kind: Kind, folder: Path, names: Sequence[str], rng: np.random
         path = folder / "samples" / f"{number:03}.npy"
         path.parent.mkdir(exist_ok=True)
         np.save(path, x[number, :height, :width].reshape(height, width, *ARRAY_TYPES[name]))
-        data.files.append((name, path, {"y": (height, width)}))
-    data.files.append(("npz", data.path, {f"x[{k}]": (h, w) for k, (h, w) in enumerate(sizes.tolist())}))
+        data.files.append((name, path, {"y": f"sample {number}"}))
+    data.files.append(("npz", data.path, {f"x[{k}]": f"sample {k}" for k in range(len(x))}))
     return data

@@ -202,6 +202,8 @@ def test_ray_does_what_the_local_engine_does(model: Path, infer: Infer, tmp_path
     for n in range(batching.WINDOW + 9):  # two windows, for two workers
         np.save(tmp_path / f"in/{n:03}.npy", RNG.random((8, 8) if n % 3 else (2, 8, 8, 1)))
     (tmp_path / "in/007.npy").write_bytes(b"broken")
+    (tmp_path / "in/008.npy").unlink()
+    Image.effect_noise((8, 8), 50).convert("RGB").save(tmp_path / "in/008.bmp")
     np.save(tmp_path / "in/260.npy", np.zeros((5, 7)))
     local = infer(tmp_path / "in", "-o", tmp_path / "local")
     ray = mdlstm(

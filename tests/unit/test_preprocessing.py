@@ -1,0 +1,159 @@
+"""How image files become arrays, compared with conversions by Pillow itself."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.preprocessing import Preprocessing, decode_image, resize, scale, to_grey
+
+MODES = {  # the modes that each type of file can hold; "t" stands for one transparent colour
+    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "1t", "Lt", "Pt", "RGBt"),
+    "JPEG": ("L", "RGB", "CMYK"),
+    "TIFF": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"),
+    "BMP": ("1", "L", "P", "RGB"),
+    "GIF": ("1", "L", "P", "Pt"),
+    "WEBP": ("RGB", "RGBA"),
+    "PPM": ("1", "L", "RGB"),
+}
+CASES = [(form, mode) for form, modes in MODES.items() for mode in modes]
+TRANSPARENT = {"1t": 255, "Lt": 7, "Pt": 3, "RGBt": (0, 255, 255)}
+DTYPES = {"I;16": (np.uint16, 0, 2**16), "I": (np.int32, -(2**31), 2**31), "F": (np.float32, -9, 9)}
+
+
+def random_image(rng: np.random.Generator, mode: str) -> Image.Image:
+    height, width = rng.integers(1, 40, 2).tolist()
+    if mode in DTYPES:
+        dtype, low, high = DTYPES[mode]
+        return Image.fromarray(rng.integers(low, high, (height, width)).astype(dtype))
+    if mode.startswith("P"):
+        image = Image.fromarray(rng.integers(0, 9, (height, width), dtype=np.uint8))
+        image.putpalette(rng.integers(0, 256, 27, dtype=np.uint8).tobytes())
+        return image
+    if mode == "RGBt":  # so that its colour occurs
+        return Image.fromarray(rng.choice([0, 255], (height, width, 3)).astype(np.uint8))
+    channels = len(Image.new(mode.removesuffix("t"), (1, 1)).getbands())
+    pixels = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+    if mode.startswith("1"):
+        return Image.fromarray(pixels[..., 0] > 127)
+    bands = [Image.fromarray(pixels[..., band]) for band in range(channels)]
+    return Image.merge(mode.removesuffix("t"), bands)
+
+
+def expected(data: bytes, mode: str) -> np.ndarray[Any, Any]:
+    """(H, W) or (H, W, 3) in float64 by Pillow's own conversions."""
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    if mode in DTYPES:
+        pixels = np.asarray(image, np.float64)
+        return pixels / 65535 if mode == "I;16" else pixels
+    is_grey = image.mode in ("1", "L", "LA")
+    if image.has_transparency_data:
+        background = Image.new("RGBA", image.size, "white")
+        background.alpha_composite(image.convert("RGBA"))
+        image = background
+    pixels = np.asarray(image.convert("RGB"), np.float64) / 255
+    return pixels[..., 0] if is_grey else pixels
+
+
+@pytest.mark.parametrize(("form", "mode"), CASES)
+def test_images_of_every_mode_are_decoded(form: str, mode: str) -> None:
+    rng = np.random.default_rng(0)
+    for orientation in (None, *range(1, 9)):
+        options: dict[str, Any] = {"transparency": TRANSPARENT[mode]} if mode in TRANSPARENT else {}
+        if orientation and form in ("PNG", "JPEG", "TIFF", "WEBP"):
+            options["exif"] = Image.Exif()
+            options["exif"][0x0112] = orientation
+        buffer = io.BytesIO()
+        random_image(rng, mode).save(buffer, form, **options)
+        truth = expected(buffer.getvalue(), mode)
+        pixels = decode_image(buffer.getvalue(), "x")
+        tolerance = 1.01 / 255 if "A" in mode or mode in TRANSPARENT else 1e-6 * max(1, np.abs(truth).max())
+        assert pixels.ndim == truth.ndim
+        for channels in (1, 3):
+            x = Preprocessing(channels)(pixels)
+            want = truth
+            if channels == 1 and truth.ndim == 3:
+                want, tolerance = truth @ [0.299, 0.587, 0.114], tolerance + 0.51 / 255
+            want = np.broadcast_to(want.reshape(*want.shape[:2], -1), (*want.shape[:2], channels))
+            assert x.dtype == np.float32
+            np.testing.assert_allclose(x, want, rtol=0, atol=tolerance)
+
+
+def test_grey_is_the_luma_that_pillow_computes() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(to_grey(pixels), np.asarray(Image.fromarray(pixels).convert("L")))
+    deep = pixels.astype(np.uint16) * 257
+    weighted = deep @ [0.299, 0.587, 0.114]
+    np.testing.assert_allclose(to_grey(deep), weighted, atol=0.5 + 65535 * 1e-5)
+    np.testing.assert_array_equal(to_grey(np.full((2, 2, 3), 65535, np.uint16)), 65535)
+
+
+@pytest.mark.parametrize(("largest", "dtype"), [(15, np.uint8), (255, np.uint8), (1000, np.uint16)])
+def test_pgm_files_are_scaled_by_their_own_maximum(largest: int, dtype: type) -> None:
+    values = np.linspace(0, largest, 12).astype(int).reshape(3, 4)
+    stored = values.astype(">u2" if largest > 255 else "u1").tobytes()
+    pixels = decode_image(f"P5 4 3 {largest}\n".encode() + stored, "x")
+    assert pixels.dtype == dtype
+    np.testing.assert_allclose(scale(pixels), values / largest, atol=1e-5)
+
+
+def test_transparent_pixels_are_blended_with_white() -> None:
+    image = Image.fromarray(np.array([[[0, 0, 0, 0], [200, 100, 0, 255], [0, 0, 0, 51]]], np.uint8))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    expected_pixels = [[[255, 255, 255], [200, 100, 0], [204, 204, 204]]]
+    np.testing.assert_array_equal(decode_image(buffer.getvalue(), "x"), expected_pixels)
+
+
+def test_damaged_exif_data_do_not_make_an_image_unusable() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    buffer = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(buffer, "WEBP", exif=exif.tobytes())
+    data = buffer.getvalue()
+    start = data.rindex(b"\0*\0\0\0\x08") - 2
+    for position in range(start, start + 40):
+        for value in (0, 7, 255):
+            damaged = data[:position] + bytes([value]) + data[position + 1 :]
+            assert decode_image(damaged, "x").shape in ((2, 3, 3), (3, 2, 3))
+
+
+def test_files_that_are_no_images_are_refused_without_addresses_of_memory() -> None:
+    for data in (b"", b"no image", b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0 EPSF-3.0\n"):
+        with pytest.raises(InputError, match="x cannot be read") as refused:
+            decode_image(data, "x")
+        assert "0x" not in str(refused.value)
+
+
+def test_resizing_is_antialiased_and_follows_scaling() -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 2**16, (8, 12), dtype=np.uint16)
+    x = Preprocessing(3, (4, 6))(pixels)
+    assert x.shape == (4, 6, 3)
+    np.testing.assert_array_equal(x, resize(scale(pixels)[..., None], (4, 6)).repeat(3, axis=-1))
+    assert abs(float(x.mean()) - float(scale(pixels).mean())) < 0.02  # every pixel counts
+    np.testing.assert_array_equal(Preprocessing(1, (8, 12))(pixels)[..., 0], scale(pixels))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"channels": 2, "resize": None},
+        {"channels": True, "resize": None},
+        {"channels": 1, "resize": [0, 3]},
+        {"channels": 1, "resize": [3]},
+        {"channels": 1, "resize": None, "more": 1},
+    ],
+    ids=str,
+)
+def test_damaged_descriptions_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        Preprocessing.from_json(values)
+    for preprocessing in (Preprocessing(1), Preprocessing(3, (4, 5))):
+        assert Preprocessing.from_json(preprocessing.to_json()) == preprocessing
