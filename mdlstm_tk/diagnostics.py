@@ -76,6 +76,7 @@ def check_installation() -> list[Check]:
     checks += _onnxruntime()
     checks += _torch_devices()
     checks.append(_attempt("Numba compiles", "numba", _compile))
+    checks += _kernels()
     checks += _caches()
     return checks
 
@@ -184,7 +185,17 @@ def _torch_devices() -> Iterator[Check]:
         yield Check("torch on CUDA", "absent", "no device, or a torch without CUDA", fix)
         return
     yield _attempt("torch on CUDA", "torch", lambda: _multiply_on_cuda(torch))
-    yield _attempt("Triton", "triton", lambda: f"{_version('triton')}")
+
+
+def _kernels() -> Iterator[Check]:
+    """Check that the layer's own kernels are compiled; without them it takes several times as long."""
+    try:
+        torch = importlib.import_module("torch")
+    except Exception:  # the check of the package reports it
+        return
+    yield _attempt("kernels for the CPU", "numba", lambda: _run_layer("cpu", "numba"))
+    if torch.cuda.is_available():
+        yield _attempt("kernels for the GPU", "triton", lambda: _run_layer("cuda", "triton"))
 
 
 def _caches() -> Iterator[Check]:
@@ -238,6 +249,26 @@ def _compile() -> str:
     if numba.njit(_double)(21) != 42:
         raise MDLSTMError("the compiled code computes a wrong result")
     return f"{numba.get_num_threads()} threads"
+
+
+def _run_layer(device: str, compiler: str) -> str:
+    """Run a tiny layer and its gradient in compiled kernels, and name what compiled them."""
+    importlib.import_module(compiler)
+    import torch
+
+    from mdlstm_tk.layer import MDLSTM
+
+    layer = MDLSTM(1, 2, backend="fused").to(device)
+    x = torch.ones(1, 2, 3, 1, device=device)
+    layer(x).sum().backward()
+    fused = [layer(x), layer.weight_hh_l0.grad]
+    layer.zero_grad()
+    layer.backend = "torch"
+    layer(x).sum().backward()
+    for one, other in zip(fused, [layer(x), layer.weight_hh_l0.grad], strict=True):
+        if not torch.allclose(one, other, rtol=1e-3, atol=1e-4):
+            raise MDLSTMError("the kernels compute another result than plain torch operations")
+    return f"{compiler} {_version(compiler)}"
 
 
 def _double(number: int) -> int:
