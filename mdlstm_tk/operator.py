@@ -89,7 +89,7 @@ def sweep(inputs: SweepInputs, backend: str = "auto", recompute: bool = False) -
         t is not None and t.requires_grad for t in inputs.tensors
     )
     # `torch.jit.trace` runs the layer with and without gradients, and expects the same graph.
-    save = wants_gradients and not torch.jit.is_tracing()
+    save = wants_gradients and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
     output: Tensor = wavefront(*inputs, save, recompute, backend)[0]
     return output
 
@@ -133,11 +133,11 @@ def _wavefront_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return output, gates, x.new_empty(dirs, rows, units, dtype=dtype)
 
 
-def _check_captured(inputs: SweepInputs, backend: str) -> None:
+def _check_captured(inputs: SweepInputs, backend: str, **residuals: Tensor) -> None:
     """Check what can be checked before the shapes are known."""
     check_backend(backend, OPERATOR_BACKENDS)
     check_dtype(inputs.x.dtype)
-    check_devices(inputs)
+    check_devices(inputs, **residuals)
 
 
 def _wavefront_backward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -162,8 +162,9 @@ def _wavefront_backward(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _wavefront_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    grad, _, _, _, *tensors, directions, cell, backend, wants_dx = arguments
-    _check_captured(SweepInputs._make((*tensors, tuple(directions), cell)), backend)
+    grad, output, gates, c, *tensors, directions, cell, backend, wants_dx = arguments
+    inputs = SweepInputs._make((*tensors, tuple(directions), cell))
+    _check_captured(inputs, backend, grad=grad, output=output, gates=gates, c=c)
     tensors = [tensors[0] if wants_dx else None, *tensors[1 : TENSORS - 1]]
     return tuple(grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in tensors)
 
