@@ -77,6 +77,7 @@ def check_installation() -> list[Check]:
     checks += _onnxruntime()
     checks += _torch_devices()
     checks.append(_attempt("Numba compiles", "numba", _compile))
+    checks += _kernels()
     checks += _caches()
     return checks
 
@@ -185,7 +186,17 @@ def _torch_devices() -> Iterator[Check]:
         yield Check("torch on CUDA", "absent", "no device, or a torch without CUDA", fix)
         return
     yield _attempt("torch on CUDA", "torch", lambda: _multiply_on_cuda(torch))
-    yield _attempt("Triton", "triton", lambda: f"{_version('triton')}")
+
+
+def _kernels() -> Iterator[Check]:
+    """Check that the layer's own kernels are compiled; without them it takes several times as long."""
+    try:
+        torch = importlib.import_module("torch")
+    except Exception:  # the check of the package reports it
+        return
+    yield _attempt("kernels for the CPU", "numba", lambda: _run_layer("cpu", "numba"))
+    if torch.cuda.is_available():
+        yield _attempt("kernels for the GPU", "triton", lambda: _run_layer("cuda", "triton"))
 
 
 def _caches() -> Iterator[Check]:
@@ -239,6 +250,25 @@ def _compile() -> str:
     if numba.njit(_double)(21) != 42:
         raise MDLSTMError("the compiled code computes a wrong result")
     return f"{numba.get_num_threads()} threads"
+
+
+def _run_layer(device: str, compiler: str) -> str:
+    """Run a tiny layer and its gradient in compiled kernels, and name what compiled them."""
+    importlib.import_module(compiler)
+    import torch
+
+    from mdlstm_tk.layer import MDLSTM
+
+    results = []
+    for backend in ("fused", "torch"):
+        torch.manual_seed(0)
+        layer = MDLSTM(1, 2, backend=backend).to(device)
+        y = layer(torch.ones(1, 2, 3, 1, device=device))
+        results.append([y, *torch.autograd.grad(y.sum(), list(layer.parameters()))])
+    for one, other in zip(*results, strict=True):
+        if not torch.allclose(one, other, rtol=1e-3, atol=1e-4):
+            raise MDLSTMError("the kernels compute another result than plain torch operations")
+    return f"{compiler} {_version(compiler)}"
 
 
 def _double(number: int) -> int:

@@ -41,7 +41,8 @@ def wavefront_backward_flops(
 ) -> int:
     """The gradients of W, U_d, h_d and, if wanted, x; and those of the pre-activations if they are computed
     again."""
-    rows, wants_dx, recompute = prod(x[:-1]), others[-1], tuple(gates) == (0,)
+    rows, recompute = prod(x[:-1]), tuple(gates) == (0,)
+    wants_dx: bool = others[-1]
     products = (1 + wants_dx) * prod(weight_ih) + 2 * _numel(weight_hh)
     again = wavefront_flops(x, weight_ih, weight_hh) if recompute else 0
     return 2 * rows * products + again

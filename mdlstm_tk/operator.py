@@ -89,7 +89,7 @@ def sweep(inputs: SweepInputs, backend: str = "auto", recompute: bool = False) -
         t is not None and t.requires_grad for t in inputs.tensors
     )
     # `torch.jit.trace` runs the layer with and without gradients, and expects the same graph.
-    save = wants_gradients and not torch.jit.is_tracing()
+    save = wants_gradients and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
     output: Tensor = wavefront(*inputs, save, recompute, backend)[0]
     return output
 
@@ -122,9 +122,7 @@ def _wavefront_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The shapes and dtypes of the operator's results."""
     *tensors, directions, cell, save, recompute, backend = arguments
     inputs = SweepInputs._make((*tensors, tuple(directions), cell))
-    check_backend(backend, OPERATOR_BACKENDS)
-    check_dtype(inputs.x.dtype)
-    check_devices(inputs)
+    _check_captured(inputs, backend)
     x, (dirs, gate_dim, _) = inputs.x, inputs.weight_ih.shape
     units = gate_dim // cell_traits(cell, inputs.ndim)[0]
     output = x.new_empty(*x.shape[:-1], dirs, units)
@@ -133,6 +131,13 @@ def _wavefront_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     rows, dtype = prod(x.shape[:-1]), state_dtype(x)  # with `numel`, every shape would compile anew
     gates = x.new_empty(0) if recompute else x.new_empty(dirs, rows, gate_dim, dtype=dtype)
     return output, gates, x.new_empty(dirs, rows, units, dtype=dtype)
+
+
+def _check_captured(inputs: SweepInputs, backend: str, **residuals: Tensor) -> None:
+    """Check what can be checked before the shapes are known."""
+    check_backend(backend, OPERATOR_BACKENDS)
+    check_dtype(inputs.x.dtype)
+    check_devices(inputs, **residuals)
 
 
 def _wavefront_backward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -157,8 +162,10 @@ def _wavefront_backward(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _wavefront_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    grad, _, _, _, x, *others = arguments
-    tensors = (x if arguments[-1] else None, *others[: TENSORS - 2])
+    grad, output, gates, c, *tensors, directions, cell, backend, wants_dx = arguments
+    inputs = SweepInputs._make((*tensors, tuple(directions), cell))
+    _check_captured(inputs, backend, grad=grad, output=output, gates=gates, c=c)
+    tensors = [tensors[0] if wants_dx else None, *tensors[1 : TENSORS - 1]]
     return tuple(grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in tensors)
 
 

@@ -181,13 +181,14 @@ def check_residuals(inputs: SweepInputs, grad: Tensor, output: Tensor, gates: Te
             _refuse_device(name, tensor, x.device)
 
 
-def check_devices(inputs: SweepInputs) -> None:
+def check_devices(inputs: SweepInputs, **residuals: Tensor) -> None:
     """Check that all tensors are on the device of x.
 
     Raises:
         InputError: one is not.
     """
-    for name, tensor in zip(SweepInputs._fields, inputs[:8], strict=False):
+    named = [*zip(SweepInputs._fields, inputs[:8], strict=False), *residuals.items()]
+    for name, tensor in named:
         if tensor is not None and tensor.device != inputs.x.device:
             _refuse_device(name, tensor, inputs.x.device)
 

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from helpers.parity import CELLS, Case
+from torch.export.passes import move_to_device_pass
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import DeviceError
@@ -83,6 +84,17 @@ def test_a_sweep_waits_for_nothing_and_can_be_captured() -> None:
     graph.replay()
     for found, expected in zip(replayed, step(), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@needs_cuda
+@pytest.mark.parametrize("backend", ["auto", "fused"])
+def test_a_graph_captured_on_the_cpu_runs_on_the_gpu(backend: str) -> None:
+    layer, x = MDLSTM(2, 5, directions="all", backend=backend), torch.randn(3, 5, 8, 2)
+    program = torch.export.export(layer, (x,))
+    moved = move_to_device_pass(program, "cuda").module()
+    torch.testing.assert_close(moved(x.cuda()).cpu(), layer(x), rtol=0, atol=1e-5)
+    traced = torch.jit.trace(layer, x).cuda()
+    torch.testing.assert_close(traced(x.cuda()).cpu(), layer.cpu()(x), rtol=0, atol=1e-5)
 
 
 @needs_provider

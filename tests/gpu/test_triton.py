@@ -11,8 +11,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +23,12 @@ from helpers.parity import CELLS, Case
 from mdlstm_tk import MDLSTM
 from mdlstm_tk import operator as wavefront_operator
 from mdlstm_tk.backends import dispatch
+from mdlstm_tk.backends.specialize import KernelError
 from mdlstm_tk.cells import get_cell
 
 pytest.importorskip("triton", reason="there is no Triton for this system")
+from triton.runtime.errors import OutOfResources
+
 from mdlstm_tk.backends.cuda import codegen, kernels, launch
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_cell.py"
@@ -164,12 +169,14 @@ def test_kernels_compile_for_gpus_without_atomics(tmp_path: Path) -> None:
 
 def test_which_backend_runs_on_a_gpu_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
-    monkeypatch.setattr(dispatch, "_triton_obstacle", lambda _: "")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(dispatch, "_triton_failure", lambda _: "")
+    monkeypatch.setattr(dispatch, "_failures", {})
     dispatch.choose.cache_clear()
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         assert dispatch.choose("auto", cuda, dtype) == ("fused", "compiled by Triton for the GPU")
-    assert dispatch.choose("auto", cuda, torch.complex64).name == "torch"
-    monkeypatch.setattr(dispatch, "_triton_obstacle", lambda _: "there is none")
+    monkeypatch.setattr(dispatch, "_triton_failure", lambda _: "there is none")
+    monkeypatch.setattr(dispatch, "_failures", {})
     dispatch.choose.cache_clear()
     assert dispatch.choose("auto", cuda, torch.float32) == ("torch", "there is none")
     dispatch.choose.cache_clear()
@@ -177,10 +184,29 @@ def test_which_backend_runs_on_a_gpu_and_why(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that works")
 def test_what_keeps_triton_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda, why = torch.device("cuda"), dispatch._triton_obstacle
+    cuda, asked = torch.device("cuda", 1), []
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (6, 1))
-    assert why(cuda) == "Triton needs compute capability 7.0, and the GPU has 6.1"
+    assert dispatch._unsupported(cuda) == "Triton needs compute capability 7.0, and the GPU has 6.1"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    assert why(cuda).startswith("Triton does not work here (")  # no driver
+    assert dispatch._unsupported(cuda) == ""
+    monkeypatch.setattr(torch.cuda, "device", lambda device: asked.append(device) or nullcontext())
+    assert dispatch._triton_failure(cuda).startswith("Triton does not work here (")  # no driver
+    assert asked == [cuda]  # x's device, and not the current one
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert "triton" in why(cuda)
+    assert "triton" in dispatch._triton_failure(cuda)
+
+
+def test_a_kernel_that_triton_cannot_compile_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Kernel:
+        def __getitem__(self, grid: object) -> Any:
+            def run(*_: object, **__: object) -> None:
+                raise OutOfResources(200_000, 100_000, "shared memory")
+
+            return run
+
+    monkeypatch.setattr(launch, "get_kernel", lambda *_: Kernel())
+    reported: list[KernelError] = []
+    monkeypatch.setattr(wavefront_operator, "report_failure", lambda device, error: reported.append(error))
+    with pytest.raises(KernelError, match="shared memory"):
+        MDLSTM(2, 3)(torch.ones(1, 2, 2, 2, device=DEVICE))
+    assert len(reported) == 1

@@ -36,7 +36,7 @@ def test_this_installation_is_fine(capfd: pytest.CaptureFixture[str]) -> None:
     assert not [check for check in by_name.values() if check["state"] == "broken"]
     for name in (
         *("numpy", "torch", "onnx", "numba"),
-        *("onnxruntime on CPU", "Numba compiles", "Numba's cache"),
+        *("onnxruntime on CPU", "Numba compiles", "Numba's cache", "kernels for the CPU"),
     ):
         assert by_name[name]["state"] == "ok", by_name[name]
     assert by_name["numpy"]["found"] == np.__version__

@@ -1,0 +1,80 @@
+"""Graphs that torch saved with the operator in them, loaded by a process that only imports the package."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.requirements import missing
+from torch import Tensor
+
+from mdlstm_tk import MDLSTM
+
+LOAD = """
+import sys
+import mdlstm_tk
+import torch
+x, expected = torch.load("tensors.pt")
+net = {expression}
+torch.testing.assert_close(net(x), expected, rtol=0, atol=0)
+torch.testing.assert_close(net(x[:1]), expected[:1], rtol=0, atol=1e-6)
+assert "mdlstm_tk.layer" not in sys.modules
+"""
+
+
+@pytest.fixture
+def layer() -> MDLSTM:
+    torch.manual_seed(0)
+    return MDLSTM(2, 4, directions="all", cell="stable").eval()
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.linspace(-1, 1, 2 * 3 * 4 * 2).view(2, 3, 4, 2)
+
+
+def exported(layer: MDLSTM, x: Tensor) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=1)
+    with torch.no_grad():
+        return torch.export.export(layer, (x,), dynamic_shapes=({0: batch},))
+
+
+def load(expression: str, layer: MDLSTM, x: Tensor, folder: Path) -> None:
+    """Load a graph in a process of its own and compare its output with the layer's."""
+    with torch.no_grad():
+        torch.save((x, layer(x)), folder / "tensors.pt")
+    code = LOAD.format(expression=expression)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_exported_program(layer: MDLSTM, x: Tensor, tmp_path: Path) -> None:
+    torch.export.save(exported(layer, x), tmp_path / "net.pt2")
+    load("torch.export.load('net.pt2').module()", layer, x, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, and shapes become constants
+def test_a_trace(layer: MDLSTM, x: Tensor, tmp_path: Path) -> None:
+    torch.jit.trace(layer, x).save(str(tmp_path / "net.ts"))
+    load("torch.jit.load('net.ts')", layer, x, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # a C++ compiler reads all of torch's headers
+def test_a_package_of_aot_inductor(
+    layer: MDLSTM, x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not any(map(shutil.which, ("g++", "clang++", "cl"))):
+        missing("there is no C++ compiler")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    quickly = {"aot_inductor.compile_wrapper_opt_level": "O0", "aot_inductor.precompile_headers": False}
+    torch._inductor.aoti_compile_and_package(
+        exported(layer, x), package_path=str(tmp_path / "net.pt2"), inductor_configs=quickly
+    )
+    load("torch._inductor.aoti_load_package('net.pt2')", layer, x, tmp_path)
