@@ -19,6 +19,7 @@ from mdlstm_tk import MDLSTM, InputError, register_cell
 from mdlstm_tk.models import Classifier, HorizontalNet, MDNet, Normalized, Segmenter, SnakeNet, create
 from mdlstm_tk.models.hub import HubModel
 from mdlstm_tk.models.registry import model_names
+from mdlstm_tk.training import Run, load_checkpoint
 
 NETWORKS = [
     (kind, name)
@@ -97,6 +98,11 @@ def test_a_network_that_is_not_ours_is_given_when_loading(tmp_path: Path) -> Non
         reload(network, tmp_path)
     again = reload(network, tmp_path, network=nn.Linear(1, 2))
     assert torch.equal(again(X), network(X))
+
+
+def test_the_network_of_a_training_run(trained: Run, tmp_path: Path) -> None:
+    network = load_checkpoint(trained.checkpoint).network()
+    assert torch.equal(reload(network, tmp_path)(X), network(X))
 
 
 def test_the_card_says_how_to_load_the_network(tmp_path: Path) -> None:
