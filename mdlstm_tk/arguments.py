@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mdlstm_tk.errors import InputError
 
@@ -76,14 +75,6 @@ def check_dtype(dtype: Any) -> None:
     """Check that parameters may have this dtype; None stands for torch's default."""
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype!r}")
-
-
-def check_tensor(name: str, value: Any) -> None:
-    """Check that an input is a tensor."""
-    if not isinstance(value, Tensor):
-        raise InputError(
-            f"{name} must be a torch.Tensor, got {type(value).__name__}; convert it with torch.as_tensor"
-        )
 
 
 def _integer(value: Any) -> int | None:

@@ -278,7 +278,10 @@ class MDLSTM(nn.Module):
             The dtype to run in under autocast, or None where that is off.
         """
         assert weight is not None
-        arguments.check_tensor("x", x)
+        if not isinstance(x, Tensor):
+            raise InputError(
+                f"x must be a torch.Tensor, got {type(x).__name__}; convert it with torch.as_tensor(x)"
+            )
         feature_axis = -1 if self.channels_last else -1 - self.ndim
         if x.dim() not in (self.ndim + 1, self.ndim + 2) or x.shape[feature_axis] != self.input_size:
             self._refuse_shape(tuple(x.shape))
@@ -286,7 +289,8 @@ class MDLSTM(nn.Module):
             empty = "layer.to_empty(device=…) and load or reset its parameters"
             fix = empty if weight.is_meta else "x.to(device) or layer.to(device)"
             raise InputError(f"x must be on the layer's device {weight.device}, got {x.device}; use {fix}")
-        arguments.check_dtype(weight.dtype)
+        if weight.dtype not in arguments.DTYPES:  # after .to(dtype)
+            arguments.check_dtype(weight.dtype)
         autocast = _autocast_dtype(x)
         if x.dtype != weight.dtype and (autocast is None or weight.dtype == torch.float64):
             raise InputError(

@@ -37,6 +37,7 @@ else:
                 super().__init_subclass__()
 
             save_pretrained = from_pretrained = push_to_hub = _refuse
+            _hub_mixin_config = property(_refuse)
 
 
 CLASS = "class"  # the key of config.json that holds the name of the network's class
@@ -151,7 +152,7 @@ def _from_json(name: str, value: Any) -> Any:
     """The argument called `name` from what config.json holds. A stranger's file must not run code."""
     if name == "cell" and ":" in str(value):
         raise InputError(
-            f"cell must be the name of a registered cell, got '{value}'; first run the file that registers it"
+            f"cell must be the name of a registered cell, got '{value}'; run the file that registers it"
         )
     if not isinstance(value, Mapping) or CLASS not in value:
         return value

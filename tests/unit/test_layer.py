@@ -1,4 +1,4 @@
-"""What the layer promises beyond its backends: oracles, layout, windows, sizes, zeros, errors."""
+"""What the layer promises beyond its backends: oracles, layout, windows, sizes, zeros."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from helpers.parity import CELLS
 from torch import nn
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.errors import InputError
 
 
 def test_one_axis_is_torch_lstm() -> None:
@@ -171,43 +170,3 @@ def test_gates_start_as_open_as_the_docstring_says() -> None:
     joint = torch.cat([layer.weight_hh_l0[0, 0, :4], layer.weight_hh_l0[0, 1, :4]], dim=1)
     torch.testing.assert_close(joint @ joint.T, torch.eye(4))
     assert (MDLSTM(1, 4, ndim=1).bias_l0[0, 4:8] == 1).all()
-
-
-BAD_ARGUMENTS = {
-    "input_size": ({"input_size": 0}, "input_size .*got 0"),
-    "hidden_size": ({"hidden_size": 2.5}, "hidden_size .*got 2.5"),
-    "ndim": ({"ndim": 0}, "ndim must be"),
-    "window": ({"window": (2, 2, 2)}, "window must be one extent, or 2"),
-    "merge": ({"merge": "max"}, "merge must be one of concat, sum, mean, got 'max'"),
-    "dropout": ({"dropout": 1.5}, "dropout must be a probability"),
-    "peephole": ({"peephole": True, "cell": "stable"}, "peephole needs cell='graves', got cell='stable'"),
-    "norm without bias": ({"layer_norm": True, "bias": False}, "needs bias=True"),
-    "backend": ({"backend": "cudnn"}, "backend must be one of"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_ARGUMENTS)
-def test_bad_arguments_are_named(case: str) -> None:
-    arguments, message = BAD_ARGUMENTS[case]
-    with pytest.raises(InputError, match=message):
-        MDLSTM(**{"input_size": 1, "hidden_size": 2, **arguments})
-
-
-BAD_INPUTS = {
-    "axes": (torch.zeros(2, 3, 3), None, r"x must be \(N, E1, E2, C\) with C = 3, got shape \(2, 3, 3\)"),
-    "channels": (torch.zeros(2, 3, 3, 4), None, "with C = 3, got shape"),
-    "dtype": (torch.zeros(2, 3, 3, 3, dtype=torch.double), None, "dtype torch.float32, got torch.float64"),
-    "sizes shape": (
-        torch.zeros(2, 3, 3, 3),
-        torch.ones(3, 2, dtype=torch.int64),
-        r"\(2, 2\), got torch.int64",
-    ),
-    "sizes dtype": (torch.zeros(2, 3, 3, 3), torch.ones(2, 2), "sizes must be int64"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_INPUTS)
-def test_bad_inputs_are_named(case: str) -> None:
-    x, sizes, message = BAD_INPUTS[case]
-    with pytest.raises(InputError, match=message):
-        MDLSTM(3, 2)(x, sizes)

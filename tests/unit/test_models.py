@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,35 @@ def test_padding_does_not_change_the_result(kind: str, model: str, windows: tupl
         if kind == "transcribe":
             assert (y[k, len(alone) :].argmax(-1) == 0).all()
             assert (y[k, len(alone) :].log_softmax(-1)[..., 0].abs() < 1e-6).all()
+
+
+@pytest.mark.parametrize(("kind", "model"), MODELS)
+def test_sizes_may_be_lists_arrays_or_smaller_integers(kind: str, model: str) -> None:
+    torch.manual_seed(0)
+    net = create(model, 1, 3, kind=kind, hidden=4)
+    x, extents = torch.randn(2, 4, 5, 1), [[4, 5], [2, 3]]
+    expected = net(x, torch.tensor(extents))
+    for sizes in (extents, np.array(extents), torch.tensor(extents, dtype=torch.int32)):
+        assert torch.equal(net(x, sizes), expected)
+    for wrong in ([[4, 5]], [[4, 5], [2, 6]], torch.ones(2, 2)):
+        with pytest.raises(InputError, match="sizes must"):
+            net(x, wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(("kind", "model"), MODELS)
+def test_networks_are_created_in_a_dtype_and_on_a_device(kind: str, model: str, dtype: torch.dtype) -> None:
+    options = {"windows": ((2, 1), (1, 2))} if "windows" in model_options(model, kind) else {}
+    create_net = partial(create, model, 1, 3, kind=kind, hidden=4, dtype=dtype, **options)
+    net = Normalized(create_net(), (0.5,), (2.0,), dtype=dtype)
+    assert {t.dtype for t in (*net.parameters(), *net.buffers())} == {dtype}
+    assert net(torch.zeros(2, 4, 5, 1, dtype=dtype)).dtype == dtype
+    empty = create_net(device="meta")
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    filled = empty.to_empty(device="cpu")
+    filled.load_state_dict(net.network.state_dict())
+    x = torch.ones(2, 4, 5, 1, dtype=dtype)
+    assert torch.equal(filled(x), net.network(x))
 
 
 def test_a_segmenter_with_windows_labels_each_position_of_a_window() -> None:

@@ -1,0 +1,226 @@
+"""The layer as a `torch.nn.Module`: factories, dtypes, copies, parametrizations, repr, types."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.checkout import ROOT
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+from mdlstm_tk import MDLSTM
+from mdlstm_tk.errors import InputError
+
+X = torch.randn(2, 4, 5, 3, generator=torch.Generator().manual_seed(0))
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "layer_norm": {"layer_norm": True, "cell": "stable"},
+    "peephole": {"peephole": True, "directions": "all", "num_layers": 2},
+    "no bias": {"bias": False, "cell": "leaky"},
+}
+
+
+@pytest.fixture
+def default_dtype() -> Iterator[Any]:
+    """A function that sets torch's default dtype for one test."""
+    yield torch.set_default_dtype
+    torch.set_default_dtype(torch.float32)
+
+
+def assert_runs_in(layer: MDLSTM, dtype: torch.dtype) -> None:
+    """Check dtypes of parameters, result and gradients, and the result against the layer in float64."""
+    assert {parameter.dtype for parameter in layer.parameters()} == {dtype}
+    x = X.to(dtype, copy=True).requires_grad_()
+    y = layer(x)
+    y.sum().backward()
+    assert y.dtype == x.grad.dtype == layer.weight_ih_l0.grad.dtype == dtype
+    expected = copy.deepcopy(layer).double()(x.detach().double())
+    tolerance = {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float32: 1e-5, torch.float64: 1e-12}
+    torch.testing.assert_close(y.double(), expected, atol=tolerance[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_dtype_by_argument_default_and_conversion(
+    variant: str, dtype: torch.dtype, default_dtype: Any
+) -> None:
+    options = VARIANTS[variant]
+    assert_runs_in(MDLSTM(3, 4, dtype=dtype, **options), dtype)
+    assert_runs_in(MDLSTM(3, 4, **options).to(dtype), dtype)
+    default_dtype(dtype)
+    assert_runs_in(MDLSTM(3, 4, **options), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_16_bit_layers_start_orthogonal_as_well(dtype: torch.dtype) -> None:
+    weight = MDLSTM(3, 8, dtype=dtype).weight_hh_l0.double()
+    joint = torch.cat([weight[0, 0, :8], weight[0, 1, :8]], dim=1)
+    torch.testing.assert_close(joint @ joint.T, torch.eye(8).double(), atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_layer_without_memory_is_given_some_later(variant: str) -> None:
+    options = VARIANTS[variant]
+    expected = MDLSTM(3, 4, dtype=torch.float64, **options)
+    with torch.device("meta"):
+        by_context = MDLSTM(3, 4, dtype=torch.float64, **options)
+    by_argument = MDLSTM(3, 4, device="meta", dtype=torch.float64, **options)
+    skipped = nn.utils.skip_init(MDLSTM, 3, 4, dtype=torch.float64, **options)
+    assert not skipped.weight_ih_l0.is_meta
+    for layer in (by_context, by_argument, skipped):
+        assert layer.weight_ih_l0.is_meta == (layer is not skipped)
+        layer.to_empty(device="cpu").load_state_dict(expected.state_dict())
+        assert torch.equal(layer(X.double()), expected(X.double()))
+    torch.manual_seed(1)
+    by_argument.reset_parameters()
+    torch.manual_seed(1)
+    fresh = MDLSTM(3, 4, dtype=torch.float64, **options)
+    assert torch.equal(by_argument(X.double()), fresh(X.double()))
+
+
+def test_a_state_dict_is_assigned_without_a_copy() -> None:
+    layer, source = MDLSTM(3, 4, device="meta"), MDLSTM(3, 4)
+    layer.load_state_dict(source.state_dict(), assign=True)
+    assert layer.weight_hh_l0.data_ptr() == source.weight_hh_l0.data_ptr()
+    assert torch.equal(layer(X), source(X))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_casts_x_and_parameters(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = MDLSTM(3, 4, directions="all", num_layers=2)
+    with torch.autocast("cpu", dtype):
+        y = layer(X)
+        half = copy.deepcopy(layer).half()
+        assert y.dtype == half(X).dtype == layer(X.half()).dtype == dtype
+    torch.testing.assert_close(y.float(), layer(X), atol=5e-2, rtol=0)
+    y.sum().backward()
+    assert layer.weight_ih_l0.grad.dtype == torch.float32
+
+
+def test_autocast_leaves_float64_and_integers_alone() -> None:
+    layer, double = MDLSTM(3, 4), MDLSTM(3, 4).double()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert double(X.double()).dtype == torch.float64
+        for mixed, x in ((double, X), (layer, X.double()), (layer, X.long())):
+            with pytest.raises(InputError, match="x must have the layer's dtype"):
+                mixed(x)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_copies_equal_the_layer(variant: str) -> None:
+    layer = MDLSTM(3, 4, **VARIANTS[variant]).eval()
+    stream = io.BytesIO()
+    torch.save(layer, stream)
+    stream.seek(0)
+    copies = (
+        copy.deepcopy(layer),
+        pickle.loads(pickle.dumps(layer)),
+        torch.load(stream, weights_only=False),
+    )
+    for other in copies:
+        assert repr(other) == repr(layer)
+        assert torch.equal(other(X), layer(X))
+
+
+class Doubled(nn.Module):
+    """A parametrization that counts how often it is computed."""
+
+    count = 0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.count += 1
+        return 2 * weight
+
+
+def test_a_parametrized_weight_is_computed_once_for_each_pass() -> None:
+    torch.manual_seed(0)
+    layer = MDLSTM(3, 4, num_layers=2)
+    plain, doubled = copy.deepcopy(layer), Doubled()
+    with torch.no_grad():
+        plain.weight_ih_l0.mul_(2)
+    parametrize.register_parametrization(layer, "weight_ih_l0", doubled)
+    before = doubled.count
+    y = layer(X)
+    assert doubled.count == before + 1
+    assert torch.equal(y, plain(X))
+    y.sum().backward()
+    plain(X).sum().backward()
+    original = layer.parametrizations.weight_ih_l0.original
+    torch.testing.assert_close(original.grad, 2 * plain.weight_ih_l0.grad)
+    assert torch.equal(copy.deepcopy(layer)(X), y)
+
+
+@pytest.mark.parametrize("normalize", [parametrizations.weight_norm, nn.utils.weight_norm], ids=str)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_weight_norm_changes_nothing_but_the_gradient(normalize: Any) -> None:
+    layer = MDLSTM(3, 4, directions="all")
+    expected = layer(X)
+    normalize(layer, "weight_hh_l0")
+    y = layer(X)
+    torch.testing.assert_close(y, expected)
+    y.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_other_parametrizations_run_and_are_removed() -> None:
+    for name in ("spectral_norm", "orthogonal"):
+        layer = MDLSTM(3, 4)
+        getattr(parametrizations, name)(layer, "weight_hh_l0")
+        layer(X).sum().backward()
+    layer = MDLSTM(3, 4)
+    prune.l1_unstructured(layer, "weight_hh_l0", amount=0.5)
+    y = layer(X)
+    y.sum().backward()
+    assert (layer.weight_hh_l0_orig.grad[layer.weight_hh_l0_mask == 0] == 0).all()
+    prune.remove(layer, "weight_hh_l0")
+    assert (layer.weight_hh_l0 == 0).float().mean() == 0.5
+    assert torch.equal(layer(X), y)
+
+
+REPRS = [
+    {},
+    {"directions": "all"},
+    {"directions": [(1, -1), (-1, 1)], "merge": "sum"},
+    {"ndim": 3, "window": (1, 2, 3), "cell": "leaky", "layer_norm": True},
+    {"num_layers": 2, "dropout": 0.25, "peephole": True, "channels_last": False},
+    {"bias": False, "backend": "torch", "recompute": True},
+]
+
+
+@pytest.mark.parametrize("options", REPRS, ids=str)
+def test_repr_is_the_call_that_makes_an_equal_layer(options: dict[str, Any]) -> None:
+    layer = MDLSTM(3, 4, **options)
+    again = eval(repr(layer), {"MDLSTM": MDLSTM})
+    again.load_state_dict(layer.state_dict())
+    assert repr(again) == repr(layer)
+    settings = [{k: v for k, v in vars(m).items() if k[0] != "_"} for m in (layer, again)]
+    assert settings[0] == settings[1]
+    assert repr(MDLSTM(3, 4)) == "MDLSTM(3, 4)"
+
+
+@pytest.mark.slow
+def test_the_type_of_the_result_is_tensor(tmp_path: Path) -> None:
+    code = "from mdlstm_tk import MDLSTM\nimport torch\nlayer = MDLSTM(3, 4)\nx = torch.zeros(2, 3)\n"
+    (tmp_path / "typed.py").write_text(
+        f"{code}reveal_type(layer(x))\nlayer(x, [[1, 2]])\nlayer(x, x.numpy())\nlayer(x, window=3)\n"
+    )
+    environment = os.environ | {"MYPYPATH": str(ROOT)}
+    options = ("--follow-imports=silent", "--cache-dir", str(ROOT / ".mypy_cache"), "typed.py")
+    command = [sys.executable, "-m", "mypy", *options]
+    said = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
+    assert 'typed.py:5: note: Revealed type is "torch._tensor.Tensor"' in said
+    assert [line for line in said.splitlines() if "error:" in line and "typed.py" in line] == [
+        line for line in said.splitlines() if "typed.py:8: error:" in line
+    ]
