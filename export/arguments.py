@@ -118,19 +118,18 @@ def read_arguments(
 
 
 def layout_of_example(
-    arguments: InputArguments, network: str, accepts: Callable[[Tensor, bool], bool], layer: MDLSTM | None
+    arguments: InputArguments, network: nn.Module, accepts: Callable[[Tensor, bool], bool]
 ) -> bool:
     """Whether the example x is channels-last: (N, *grid, C) rather than (N, C, *grid).
 
     What the caller said decides first. Otherwise x is repeated along axis 1 and along the last axis: a
     network takes a larger grid, but no other number of channels. A network that takes one grid only refuses
-    both; then the number of channels of its first MDLSTM layer decides.
+    both; then its first layer decides.
 
     Args:
         arguments: of `export_onnx`; x is given.
-        network: what error messages call the network.
+        network: the network.
         accepts: whether the network runs on an x, which is channels-last or not.
-        layer: the first MDLSTM layer.
 
     Raises:
         InputError: the layout remains unknown, or contradicts another argument.
@@ -155,14 +154,39 @@ def layout_of_example(
         )
     if len(fitting) == 2:
         fitting = [last for last in layouts if not accepts(x.repeat_interleave(2, -1 if last else 1), last)]
-    if len(fitting) != 1 and layer is not None:
-        fitting = [last for last in layouts if shape[-1 if last else 1] == layer.input_size]
+    if len(fitting) != 1:
+        fitting = _layout_of_first_layer(network, x, accepts)
     if len(fitting) != 1:
         raise InputError(
-            f"cannot tell which axis of the example x {shape} holds the channels of {network}; "
+            f"cannot tell which axis of x {shape} holds the channels of {type(network).__name__}; "
             "give channels_last=True for (N, *grid, C), or channels_last=False for (N, C, *grid)"
         )
     return fitting[0]
+
+
+def _layout_of_first_layer(
+    network: nn.Module, x: Tensor, accepts: Callable[[Tensor, bool], bool]
+) -> list[bool]:
+    """Whether x is channels-last, from the first layer that receives x or x with its channels moved; empty
+    if none does."""
+    found: list[bool] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if found or not inputs or not isinstance(inputs[0], Tensor):
+            return
+        last = module.channels_last if isinstance(module, MDLSTM) else isinstance(module, nn.Linear)
+        shape = inputs[0].shape[1:]
+        if shape == x.shape[1:]:
+            found.append(bool(last))
+        elif shape == (x.movedim(1, -1) if last else x.movedim(-1, 1)).shape[1:]:
+            found.append(not last)
+
+    kinds = (MDLSTM, nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
+    hooks = [m.register_forward_pre_hook(look) for m in network.modules() if isinstance(m, kinds)]
+    accepts(x, True)
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 def _signature(module: nn.Module) -> tuple[str, list[str], bool, list[str]]:
