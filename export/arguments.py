@@ -122,9 +122,9 @@ def layout_of_example(
 ) -> bool:
     """Whether the example x is channels-last: (N, *grid, C) rather than (N, C, *grid).
 
-    What the caller said decides first. Otherwise x is repeated along axis 1 and along the last axis: a
-    network takes a larger grid, but no other number of channels. A network that takes one grid only refuses
-    both; then its first layer decides.
+    Unless the caller says it, x is repeated along axis 1 and along the last axis: a network takes a larger
+    grid, but no other number of channels. A network that takes one grid only refuses both; then its first
+    layer decides.
 
     Args:
         arguments: of `export_onnx`; x is given.
@@ -139,6 +139,11 @@ def layout_of_example(
     shape, layouts = tuple(x.shape), [True, False]
     if arguments.channels_last is not None:
         layouts = [arguments.channels_last]
+    else:
+        found = [last for last in layouts if not accepts(x.repeat_interleave(2, -1 if last else 1), last)]
+        if len(found) != 1:
+            found = _layout_of_first_layer(network, x, accepts)
+        layouts = found or layouts
     fitting = [
         last
         for last in layouts
@@ -152,11 +157,7 @@ def layout_of_example(
             f"example_inputs has an x of shape {shape}, which contradicts {described}; "
             "leave those out, or change one of them"
         )
-    if len(fitting) == 2:
-        fitting = [last for last in layouts if not accepts(x.repeat_interleave(2, -1 if last else 1), last)]
-    if len(fitting) != 1:
-        fitting = _layout_of_first_layer(network, x, accepts)
-    if len(fitting) != 1:
+    if len(fitting) > 1:
         raise InputError(
             f"cannot tell which axis of x {shape} holds the channels of {type(network).__name__}; "
             "give channels_last=True for (N, *grid, C), or channels_last=False for (N, C, *grid)"

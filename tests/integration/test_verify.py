@@ -133,6 +133,7 @@ def test_verify_model_reports_every_runtime(trained: Run, model: Path) -> None:
     report = verify_model(model, seeds=1)
     assert set(report.outcomes) >= {"torch, float32", "ONNX Runtime, cpu", "ONNX reference evaluator"}
     assert report.run == trained
+    assert report.models[model].grid == (8, 8)
     assert report.failed == []
     report.raise_if_failed()
     assert max(report.worst_errors("ONNX Runtime, cpu").values()) < 1e-5
