@@ -274,6 +274,8 @@ def write_results(
                 values = metadata.mask_values or range(metadata.outputs)
                 write_mask(job.target, next(iter(outputs.values())), values, metadata.mask_palette)
                 return ()
+        elif job.format in ("png", "csv"):  # their rows and columns are those of the grid
+            outputs = {name: np.moveaxis(y, class_axis(y, metadata), -1) for name, y in outputs.items()}
         write_arrays(job.target, outputs, job.format)
     except InputError as error:
         raise InputError(f"{job.source}: {error}") from None
