@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 
 import torch
 from torch import Tensor, nn
@@ -73,14 +74,18 @@ def read_arguments(
     """
     network, accepted, takes_any_name, required = _signature(module)
     examples: Sequence[Tensor | None] = []
-    if example_inputs is not None:
-        examples = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
+    if isinstance(example_inputs, Tensor):
+        examples = [example_inputs]
+    elif isinstance(example_inputs, tuple | list):
+        examples = example_inputs
+    if any(not isinstance(example, Tensor | NoneType) for example in examples):
+        examples = []
     x = examples[0] if examples else None
     if example_inputs is not None and (x is None or x.dim() < 3 or not x.is_floating_point()):
-        got = "nothing" if x is None else f"{x.dtype} of shape {tuple(x.shape)}"
+        got = type(example_inputs).__name__ if x is None else f"{x.dtype} of shape {tuple(x.shape)}"
         raise InputError(
-            f"example_inputs must begin with x, a floating-point tensor (N, *grid, C) or (N, C, *grid), "
-            f"got {got}"
+            "example_inputs must be x, a floating-point tensor (N, *grid, C) or (N, C, *grid), or a tuple of "
+            f"tensors that begins with it, got {got}; give inputs by name as extra_inputs="
         )
     if len(examples) > max(len(accepted), 1):
         raise InputError(

@@ -81,6 +81,7 @@ def test_further_inputs_follow_from_the_example(tmp_path: Path) -> None:
         (MDLSTM(2, 3), torch.zeros(1, 3, 3, 2), {"channels_last": False, "channels": 2}, ["channels_last"]),
         (MDLSTM(2, 3), torch.zeros(3, 3), {}, ["example_inputs", "(3, 3)"]),
         (MDLSTM(2, 3), (), {}, ["example_inputs"]),
+        (MDLSTM(2, 3), {"x": torch.zeros(1, 3, 3, 2)}, {}, ["example_inputs", "dict"]),
         (nn.Identity(), torch.zeros(1, 3, 3, 2), {}, ["channels_last="]),
         (MDLSTM(2, 3), None, {"extra_inputs": {"w": torch.zeros(1, 2)}}, ["'w'", "extra_inputs="]),
         (UNet(), None, {"grid": (5, 8), "channels": 1, "multiple_of": 2}, ["5x8", "multiple_of"]),
