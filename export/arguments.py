@@ -84,8 +84,8 @@ def read_arguments(
     if example_inputs is not None and (x is None or x.dim() < 3 or not x.is_floating_point()):
         got = type(example_inputs).__name__ if x is None else f"{x.dtype} of shape {tuple(x.shape)}"
         raise InputError(
-            "example_inputs must be x, a floating-point tensor (N, *grid, C) or (N, C, *grid), or a tuple of "
-            f"tensors that begins with it, got {got}; give inputs by name as extra_inputs="
+            "example_inputs must be x, a floating-point tensor (N, *grid, C) or (N, C, *grid), or a tuple "
+            f"of tensors that begins with it, got {got}; give inputs by name as extra_inputs="
         )
     if len(examples) > max(len(accepted), 1):
         raise InputError(

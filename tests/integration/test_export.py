@@ -23,6 +23,7 @@ from mdlstm_tk.export import (
     float64_reference,
     lower,
     translation_table,
+    verify_model,
 )
 from mdlstm_tk.export.verification import export_verifier
 from mdlstm_tk.models import create
@@ -330,6 +331,14 @@ def test_export_run_names_the_file_and_does_not_replace_it(trained: Run, tmp_pat
         export_run(trained, tmp_path, grid=(2, 3))
     export_run(trained, tmp_path, grid=(2, 3), force=True)
     assert export_run(trained, tmp_path, form="scan").path == tmp_path / "model-any.onnx"
+
+
+def test_export_run_takes_a_checkpoint_file(trained: Run, tmp_path: Path) -> None:
+    report = export_run(trained.last, tmp_path / "last.onnx", grid=(2, 2))
+    assert report.metadata.checkpoint_sha256 == hashlib.sha256(trained.last.read_bytes()).hexdigest()
+    assert verify_model(report.path, trained.last, device="cpu", seeds=1).failed == []
+    with pytest.raises(InputError, match=r"none\.safetensors"):
+        export_run(tmp_path / "none.safetensors", tmp_path / "m.onnx")
 
 
 def test_export_run_sizes_checks_all_files_before_the_first_export(trained: Run, tmp_path: Path) -> None:
