@@ -94,24 +94,31 @@ def verify_model(
     if not files:
         raise InputError(f"the folder {model} holds no .onnx model; make one with: mdlstm export {model}")
     limit = MAX_BYTES if max_bytes is None else max_bytes
-    report = VerificationReport(model, {}, "", None, {}, {})
+    origins: dict[Path, _Origin] = {}
+    groups: dict[str, list[str]] = {}
+    outcomes: dict[str, dict[str, Outcome]] = {}
     for path in files:
         sessions = _sessions(path, device, limit, timeout)
-        origin = _origin(path, against, sessions[0].metadata)
-        cases = _cases(path, origin, inputs, range(seed, seed + seeds))
-        outcomes = _compare_all(path, origin, sessions, cases)
-        report.models[path] = sessions[0].metadata
-        report = VerificationReport(
-            model, report.models, origin.description, origin.run, report.groups, report.outcomes
-        )
+        origin = origins[path] = _origin(path, against, sessions[0].metadata)
+        random = _random_cases(path, origin, range(seed, seed + seeds))
+        cases = random if inputs is None else _user_cases(origin.metadata, inputs)
+        # Arrays of the user's alone may be too few to know the scale of the outputs from.
+        outcomes_of_file = _compare_all(path, origin, sessions, cases, [] if inputs is None else random[:2])
         for case in cases:
             name, group = case.name, case.group
             if len(files) > 1:
                 name, group = f"{path.name}, {name}", path.name
-            report.groups.setdefault(group, []).append(name)
-            for runtime, by_case in outcomes.items():
-                report.outcomes.setdefault(runtime, {})[name] = by_case[case.name]
-    return report
+            groups.setdefault(group, []).append(name)
+            for runtime, by_case in outcomes_of_file.items():
+                outcomes.setdefault(runtime, {})[name] = by_case[case.name]
+    return VerificationReport(
+        model=model,
+        models={path: origin.metadata for path, origin in origins.items()},
+        reference=", and ".join(dict.fromkeys(origin.description for origin in origins.values())),
+        run=next((origin.run for origin in origins.values() if origin.run), None),
+        groups=groups,
+        outcomes=outcomes,
+    )
 
 
 @dataclass(frozen=True)
@@ -161,29 +168,34 @@ def _sessions(model: Path, device: str, max_bytes: int, timeout: float | None) -
     return [Session(model, "cpu", max_bytes=max_bytes, timeout=timeout), session]
 
 
-def _cases(path: Path, origin: _Origin, inputs: UserInputs | None, seeds: Sequence[int]) -> list[Case]:
-    metadata = origin.metadata
-    if inputs is not None:
-        cases = list(user_cases(metadata, inputs))
-        if not cases:
-            raise InputError("inputs must hold at least one array or file, got none")
-        return cases
+def _random_cases(path: Path, origin: _Origin, seeds: Sequence[int]) -> list[Case]:
     declared, _ = tensor_specs(read_model(path.read_bytes()))
-    return list(random_cases(metadata, declared, origin.grid, seeds))
+    return list(random_cases(origin.metadata, declared, origin.grid, seeds))
+
+
+def _user_cases(metadata: Metadata, inputs: UserInputs) -> list[Case]:
+    cases = list(user_cases(metadata, inputs))
+    if not cases:
+        raise InputError("inputs must hold at least one array or file, got none")
+    return cases
 
 
 def _compare_all(
-    path: Path, origin: _Origin, sessions: Sequence[Session], cases: Sequence[Case]
+    path: Path,
+    origin: _Origin,
+    sessions: Sequence[Session],
+    cases: Sequence[Case],
+    scale_cases: Sequence[Case],
 ) -> dict[str, dict[str, Outcome]]:
-    """The outcome of each runtime on each case."""
+    """The outcome of each runtime on each case; the scale of the outputs is that on `scale_cases`, too."""
     metadata = origin.metadata
     shapes, atol = Shapes(metadata), metadata.parity.get("atol", ATOL)
     runtimes, reference = _runtimes(path, origin, sessions)
     expected = {case.name: reference(case) for case in cases}
+    references = [*expected.values(), *map(reference, scale_cases)]
     scales = {
         name: feature_scale(
-            [outputs[name] for outputs in expected.values()],
-            shapes.feature_axis(next(iter(expected.values()))[name]),
+            [outputs[name] for outputs in references], shapes.feature_axis(references[0][name])
         )
         for name in metadata.output_names
     }
