@@ -58,6 +58,16 @@ def export(
             rich_help_panel=MODEL,
         ),
     ] = False,
+    multiple_of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            parser=parse_size_text,
+            help="What the size must be a multiple of: for a network with strides and --form scan.",
+            show_default="any size",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     dtype: Annotated[
         ExportDtype, typer.Option(help="Data type of weights and activations.", rich_help_panel=MODEL)
     ] = "float32",
@@ -73,7 +83,7 @@ def export(
         float | None,
         typer.Option(
             min=0,
-            help="Maximum absolute error against the float64 reference.",
+            help="Maximum error against the float64 reference, in units of the largest output, at least 1.",
             show_default="1e-5, or 5e-3 for float16",
             rich_help_panel=MODEL,
         ),
@@ -141,6 +151,7 @@ def export(
         target or output,
         form=form,
         padded=padded,
+        multiple_of=parse_size(multiple_of) if multiple_of else None,
         dtype=dtype,
         functions=functions,
         atol=atol,

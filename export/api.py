@@ -59,7 +59,8 @@ class ExportReport:
             )
             y = _shape_text(metadata, grid, metadata.outputs)
         else:
-            y = f"N, T, {metadata.outputs}" if metadata.kind == "transcribe" else f"N, {metadata.outputs}"
+            axes = {"classify": "N", "transcribe": "N, T"}.get(metadata.kind or "", "N, …")
+            y = f"{axes}, {metadata.outputs}"
         return (
             f"{self.path}: x ({_shape_text(metadata, metadata.grid, metadata.channels)}) → "
             f"{', '.join([f'{name} ({y})', *further_names])}, "

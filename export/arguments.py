@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 
 import torch
 from torch import Tensor, nn
@@ -73,14 +74,18 @@ def read_arguments(
     """
     network, accepted, takes_any_name, required = _signature(module)
     examples: Sequence[Tensor | None] = []
-    if example_inputs is not None:
-        examples = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
+    if isinstance(example_inputs, Tensor):
+        examples = [example_inputs]
+    elif isinstance(example_inputs, tuple | list):
+        examples = example_inputs
+    if any(not isinstance(example, Tensor | NoneType) for example in examples):
+        examples = []
     x = examples[0] if examples else None
     if example_inputs is not None and (x is None or x.dim() < 3 or not x.is_floating_point()):
-        got = "nothing" if x is None else f"{x.dtype} of shape {tuple(x.shape)}"
+        got = type(example_inputs).__name__ if x is None else f"{x.dtype} of shape {tuple(x.shape)}"
         raise InputError(
-            f"example_inputs must begin with x, a floating-point tensor (N, *grid, C) or (N, C, *grid), "
-            f"got {got}"
+            "example_inputs must be x, a floating-point tensor (N, *grid, C) or (N, C, *grid), or a tuple "
+            f"of tensors that begins with it, got {got}; give inputs by name as extra_inputs="
         )
     if len(examples) > max(len(accepted), 1):
         raise InputError(
@@ -118,19 +123,18 @@ def read_arguments(
 
 
 def layout_of_example(
-    arguments: InputArguments, network: str, accepts: Callable[[Tensor, bool], bool], layer: MDLSTM | None
+    arguments: InputArguments, network: nn.Module, accepts: Callable[[Tensor, bool], bool]
 ) -> bool:
     """Whether the example x is channels-last: (N, *grid, C) rather than (N, C, *grid).
 
-    What the caller said decides first. Otherwise x is repeated along axis 1 and along the last axis: a
-    network takes a larger grid, but no other number of channels. A network that takes one grid only refuses
-    both; then the number of channels of its first MDLSTM layer decides.
+    Unless the caller says it, x is repeated along axis 1 and along the last axis: a network takes a larger
+    grid, but no other number of channels. A network that takes one grid only refuses both; then its first
+    layer decides.
 
     Args:
         arguments: of `export_onnx`; x is given.
-        network: what error messages call the network.
+        network: the network.
         accepts: whether the network runs on an x, which is channels-last or not.
-        layer: the first MDLSTM layer.
 
     Raises:
         InputError: the layout remains unknown, or contradicts another argument.
@@ -140,6 +144,11 @@ def layout_of_example(
     shape, layouts = tuple(x.shape), [True, False]
     if arguments.channels_last is not None:
         layouts = [arguments.channels_last]
+    else:
+        found = [last for last in layouts if not accepts(x.repeat_interleave(2, -1 if last else 1), last)]
+        if len(found) != 1:
+            found = _layout_of_first_layer(network, x, accepts)
+        layouts = found or layouts
     fitting = [
         last
         for last in layouts
@@ -153,16 +162,37 @@ def layout_of_example(
             f"example_inputs has an x of shape {shape}, which contradicts {described}; "
             "leave those out, or change one of them"
         )
-    if len(fitting) == 2:
-        fitting = [last for last in layouts if not accepts(x.repeat_interleave(2, -1 if last else 1), last)]
-    if len(fitting) != 1 and layer is not None:
-        fitting = [last for last in layouts if shape[-1 if last else 1] == layer.input_size]
-    if len(fitting) != 1:
+    if len(fitting) > 1:
         raise InputError(
-            f"cannot tell which axis of the example x {shape} holds the channels of {network}; "
+            f"cannot tell which axis of x {shape} holds the channels of {type(network).__name__}; "
             "give channels_last=True for (N, *grid, C), or channels_last=False for (N, C, *grid)"
         )
     return fitting[0]
+
+
+def _layout_of_first_layer(
+    network: nn.Module, x: Tensor, accepts: Callable[[Tensor, bool], bool]
+) -> list[bool]:
+    """Whether x is channels-last, from the first layer that receives x or x with its channels moved; empty
+    if none does."""
+    found: list[bool] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if found or not inputs or not isinstance(inputs[0], Tensor):
+            return
+        last = module.channels_last if isinstance(module, MDLSTM) else isinstance(module, nn.Linear)
+        shape = inputs[0].shape[1:]
+        if shape == x.shape[1:]:
+            found.append(bool(last))
+        elif shape == (x.movedim(1, -1) if last else x.movedim(-1, 1)).shape[1:]:
+            found.append(not last)
+
+    kinds = (MDLSTM, nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
+    hooks = [m.register_forward_pre_hook(look) for m in network.modules() if isinstance(m, kinds)]
+    accepts(x, True)
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 def _signature(module: nn.Module) -> tuple[str, list[str], bool, list[str]]:

@@ -78,7 +78,7 @@ class ExportSpec:
                 something other than tensors (N, …).
         """
         network = copy.deepcopy(module).cpu().float().eval()
-        refused: list[tuple[ExportSpec, Exception]] = []
+        refused: list[tuple[ExportSpec, _RefusedError]] = []
         for grid, channels, channels_last in _layouts(network, arguments):
             layer = next(_mdlstm_layers(network), None)
             ndim = len(grid) if grid else layer.ndim if layer else 2
@@ -96,8 +96,8 @@ class ExportSpec:
                 return spec._tried(output_names)
             except _RefusedError as error:
                 refused.append((spec, error))
-        spec, error = refused[0]
-        raise InputError(spec._refusal(error)) from error
+        likeliest, reason = refused[0]
+        raise InputError(likeliest._refusal(reason)) from reason
 
     @property
     def example_grid(self) -> Grid:
@@ -199,10 +199,15 @@ class ExportSpec:
                 raise
             break
         shapes = {grid: _checked_shapes(outputs, type(self.module).__name__)}
-        for odd_grid in [] if self.grid else odd_grids(self.ndim):
-            grid = tuple(e * m for e, m in zip(odd_grid, self.multiple_of, strict=True))
-            if prod(grid) <= MAX_POSITIONS and self._accepts(grid):
-                shapes[grid] = tuple(tuple(y.shape) for y in self._run(grid, output_names).values())
+        if not self.grid:
+            odd = [
+                tuple(extent * m for extent, m in zip(odd_grid, self.multiple_of, strict=True))
+                for odd_grid in odd_grids(self.ndim)
+            ]
+            # On small grids alone, a convolution without padding could be taken for a window.
+            for other in (tuple(3 * extent for extent in grid), *odd):
+                if prod(other) <= MAX_POSITIONS and self._accepts(other):
+                    shapes[other] = tuple(tuple(y.shape) for y in self._run(other, output_names).values())
         return replace(self, output_names=tuple(outputs), shapes=tuple(shapes.items()))
 
     def _main_grids(self) -> Iterator[Grid]:
@@ -269,7 +274,7 @@ def _layouts(network: nn.Module, arguments: InputArguments) -> list[tuple[Grid |
                 return False
             return True
 
-        if layout_of_example(arguments, name, accepts, layer):
+        if layout_of_example(arguments, network, accepts):
             return [(tuple(x.shape[1:-1]), x.shape[-1], True)]
         return [(tuple(x.shape[2:]), x.shape[1], False)]
     channels = arguments.channels

@@ -48,16 +48,15 @@ def outline(model: onnx.ModelProto) -> onnx.ModelProto:
         # The same names in every function make the bodies of equal wavefronts equal byte for byte.
         new_names = {"": ""} | {value: f"v{j}" for j, value in enumerate([*inputs, *produced])}
         body = [_renamed(node, new_names) for node in group]
-        signature = [[new_names[value] for value in part] for part in (inputs, outputs)]
-        key = (
-            b"".join(node.SerializeToString(deterministic=True) for node in body),
-            *map(tuple, signature),
-        )
+        parameters, results = ([new_names[value] for value in part] for part in (inputs, outputs))
+        nodes_as_bytes = b"".join(node.SerializeToString(deterministic=True) for node in body)
+        key = (nodes_as_bytes, tuple(parameters), tuple(results))
         if key not in functions:
             functions[key] = helper.make_function(
                 DOMAIN,
                 f"Wavefront{len(functions) + 1}",
-                *signature,
+                parameters,
+                results,
                 body,
                 opset_imports=list(model.opset_import),
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,6 +22,7 @@ from mdlstm_tk.export.verification.parity import (
     compare,
     feature_scale,
     float64_reference,
+    with_required_sizes,
     worst,
 )
 from mdlstm_tk.runtime import Session
@@ -200,11 +200,8 @@ class ExportVerifier:
         return by_name(self._exact(x, **self._with_required_sizes(x, extra)), self.spec.output_names)
 
     def _with_required_sizes(self, x: Float32Array, extra: dict[str, Array]) -> dict[str, Array]:
-        """The inputs after x, with `sizes` only if the network requires them."""
-        parameter = inspect.signature(self.spec.module.forward).parameters.get("sizes")
-        if parameter is None or parameter.default is not parameter.empty:
-            return extra
-        return {"sizes": np.asarray([[x.shape[axis] for axis in self.spec.grid_axes]] * len(x)), **extra}
+        grid = [x.shape[axis] for axis in self.spec.grid_axes]
+        return with_required_sizes(self.spec.module, x, grid, extra)
 
     def _extra_batch(self, batch: int) -> dict[str, Array]:
         return {name: value.numpy() for name, value in self.spec.extra_batch(batch).items()}

@@ -8,6 +8,7 @@ are in the thousands is thus held to the same share of its outputs as a network 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -136,6 +137,17 @@ def float64_reference(module: nn.Module, output_names: Sequence[str] | None = No
         return arrays if len(arrays) > 1 else next(iter(arrays.values()))
 
     return run
+
+
+def with_required_sizes(
+    module: nn.Module, x: Array, grid: Sequence[int], further: Mapping[str, Array]
+) -> dict[str, Array]:
+    """The inputs of a network after x (N, …) without padding: `sizes` are among them only if it requires
+    them."""
+    parameter = inspect.signature(module.forward).parameters.get("sizes")
+    if parameter is None or parameter.default is not parameter.empty:
+        return dict(further)
+    return {"sizes": np.asarray([grid] * len(x)), **further}
 
 
 def by_name(outputs: Any, names: Sequence[str]) -> dict[str, Array]:
