@@ -17,13 +17,14 @@ from mdlstm_tk.errors import InputError, MDLSTMError, ParityError, require
 from mdlstm_tk.export.capture import capture
 from mdlstm_tk.export.lowering.functions import outline
 from mdlstm_tk.export.lowering.lower import FORMS, lower
+from mdlstm_tk.export.quantization import quantize
 from mdlstm_tk.export.spec import ExportSpec
 from mdlstm_tk.export.verification.export_verifier import ExportVerifier
 from mdlstm_tk.export.verification.parity import ATOL, RTOL, Float32Array
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.files import atomic_write
 
-ATOLS = {"float32": ATOL, "float16": 5e-3}
+ATOLS = {"float32": ATOL, "float16": 5e-3, "int8": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -104,15 +105,16 @@ def export_onnx(
             smaller grids.
         extra_inputs: further inputs of the module, by the names of its arguments. Each value is an example:
             a batch (N, …) of float32 or int64.
-        dtype: type of weights and activations, "float32" or "float16". States, and the inputs and the
-            output of the file, are float32 in either case.
+        dtype: type of weights and activations, "float32" or "float16"; or "int8", which computes the
+            matrix products of sweeps and linear layers in 8-bit integers (see docs/runtimes.md). States,
+            and the inputs and the output of the file, are float32 in any case.
         functions: whether each wavefront of an unrolled sweep becomes one node that calls a function.
         channels: C; if None, the input size of the first MDLSTM layer.
         channels_last: layout of x; if None, the layout of the first MDLSTM layer.
         verify_inputs: more inputs x to verify with, by name.
         metadata: more fields of `mdlstm_tk.runtime.Metadata` to write into the file, such as model, task,
             kind, classes and checkpoint_sha256.
-        atol: allowed absolute error; if None, 1e-5, or 5e-3 for float16.
+        atol: allowed absolute error; if None, 1e-5, or 5e-3 for float16 and 5e-2 for int8.
 
     Returns:
         What was written.
@@ -129,8 +131,12 @@ def export_onnx(
     path = Path(path)
     _check_options(grid, form, dtype, functions)
     spec = ExportSpec.from_module(module, grid, channels, channels_last, padded, extra_inputs or {})
-    network = copy.deepcopy(spec.module).to(getattr(torch, dtype))
-    model = lower(capture(network, spec.examples(), () if grid else spec.grid_axes), form)
+    quantized = dtype == "int8"
+    network = copy.deepcopy(spec.module).to(torch.float32 if quantized else getattr(torch, dtype))
+    captured = capture(network, spec.examples(), () if grid else spec.grid_axes)
+    model = lower(captured, form, separate_products=quantized)
+    if quantized:
+        model = quantize(model)
     if functions:
         model = outline(model)
     file_metadata = spec.metadata(form, dtype, metadata or {})
