@@ -10,7 +10,7 @@ import typer
 
 from mdlstm_tk.cli.console import note, print_json, table
 from mdlstm_tk.cli.options import Device, Json
-from mdlstm_tk.errors import require
+from mdlstm_tk.errors import InputError, require
 
 if TYPE_CHECKING:
     from mdlstm_tk.benchmark import Measurement, Shape
@@ -45,8 +45,8 @@ def bench(
     ] = None,
     device: Device = "auto",
     dtype: Annotated[
-        Literal["float32", "float64", "float16", "bfloat16"],
-        typer.Option(help="Data type of parameters and input."),
+        Literal["float32", "float64", "float16", "bfloat16", "int8"],
+        typer.Option(help="Data type of parameters and input; with --runtime float32, float16 or int8."),
     ] = "float32",
     seconds: Annotated[float, typer.Option(min=0, help="Seconds to measure each row for.")] = 2.0,
     runtime: Annotated[
@@ -70,7 +70,9 @@ def bench(
     if runtime:
         # One thread by default: idle threads of ONNX Runtime spin for a while after a run, which slows down
         # whatever is measured next.
-        _bench_runtime(shapes, threads or [1], device, seconds, json)
+        _bench_runtime(shapes, threads or [1], device, dtype, seconds, json)
+    elif dtype == "int8":
+        raise InputError("--dtype int8 needs --runtime: only exported layers compute in int8")
     else:
         counts = threads or sorted({1, torch.get_num_threads()})
         _bench_layer(shapes, counts, device, dtype, seconds, json)
@@ -95,19 +97,21 @@ def _bench_layer(
     table(COLUMNS, [layer_row(row) for row in rows], title)
 
 
-def _bench_runtime(shapes: list[Shape], counts: list[int], device: str, seconds: float, json: bool) -> None:
+def _bench_runtime(
+    shapes: list[Shape], counts: list[int], device: str, dtype: str, seconds: float, json: bool
+) -> None:
     require("onnx", "train")
     onnxruntime = require("onnxruntime", "cpu")
     from mdlstm_tk.export.benchmark import RUNTIME_SHAPES, measure_cold_start, measure_exports
 
-    rows = measure_exports(shapes or RUNTIME_SHAPES, counts, seconds, device, on_start=note)
+    rows = measure_exports(shapes or RUNTIME_SHAPES, counts, seconds, device, dtype, note)
     note("cold start of `mdlstm infer`")
     infer, imports = measure_cold_start()
     if json:
         start = {"infer_seconds": infer, "imports_seconds": imports, "ratio": infer / imports}
         print_json({"layers": [asdict(row) for row in rows], "cold_start": start})
         return
-    title = f"float32 on {rows[0].device}, ONNX Runtime {onnxruntime.__version__}"
+    title = f"{dtype} on {rows[0].device}, ONNX Runtime {onnxruntime.__version__}"
     table(RUNTIME_COLUMNS, [runtime_row(row) for row in rows], title)
     note(
         f"A whole `mdlstm infer` takes {infer:.2f} s, "

@@ -69,7 +69,11 @@ def export(
         ),
     ] = None,
     dtype: Annotated[
-        ExportDtype, typer.Option(help="Data type of weights and activations.", rich_help_panel=MODEL)
+        ExportDtype,
+        typer.Option(
+            help="Data type of weights and activations; int8 is for the matrix products alone.",
+            rich_help_panel=MODEL,
+        ),
     ] = "float32",
     functions: Annotated[
         bool,
@@ -84,7 +88,7 @@ def export(
         typer.Option(
             min=0,
             help="Maximum error against the float64 reference, in units of the largest output, at least 1.",
-            show_default="1e-5, or 5e-3 for float16",
+            show_default="1e-5, 5e-3 for float16, 5e-2 for int8",
             rich_help_panel=MODEL,
         ),
     ] = None,

@@ -26,7 +26,7 @@ MODEL_ALIASES = ("MD_LSTM", "HORIZONTAL_SD_LSTM", "SNAKE_SD_LSTM")
 CELLS = ("graves", "mean", "stable", "leaky")
 DEVICES = ("auto", "cpu", "cuda")
 Form = Literal["unrolled", "scan"]
-ExportDtype = Literal["float32", "float16"]
+ExportDtype = Literal["float32", "float16", "int8"]
 Format = Literal["npy", "npz", "json", "png", "csv", "txt"]
 Engine = Literal["local", "ray"]
 

@@ -19,13 +19,14 @@ from mdlstm_tk.export.arguments import Examples, InputArguments, read_arguments
 from mdlstm_tk.export.capture import capture
 from mdlstm_tk.export.lowering.functions import outline
 from mdlstm_tk.export.lowering.lower import FORMS, lower
+from mdlstm_tk.export.quantization import quantize
 from mdlstm_tk.export.spec import ExportSpec
 from mdlstm_tk.export.verification.export_verifier import ExportVerifier
 from mdlstm_tk.export.verification.parity import ATOL, RTOL, Float32Array
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.files import atomic_write
 
-ATOLS = {"float32": ATOL, "float16": 5e-3}
+ATOLS = {"float32": ATOL, "float16": 5e-3, "int8": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,9 @@ def export_onnx(
             of a grid must be multiples of. It is verified on such grids, and a `Session` refuses others.
         output_names: names of the outputs. None: the keys of the dict that the module returns, else "y",
             "y1", "y2", …
-        dtype: type of weights and activations, "float32" or "float16". States, and the inputs and the
-            output of the file, are float32 in either case.
+        dtype: type of weights and activations, "float32" or "float16"; or "int8", which computes the
+            matrix products of sweeps and linear layers in 8-bit integers (see docs/runtimes.md). States,
+            and the inputs and the outputs of the file, are float32 in any case.
         functions: whether each wavefront of an unrolled sweep becomes one node that calls a function.
         channels: C. None: that of the example, or the input size of the first MDLSTM layer.
         channels_last: layout of x. None: the one in which the network takes the example; or that of the
@@ -143,7 +145,8 @@ def export_onnx(
         verify_inputs: more inputs x to verify with, by name.
         metadata: more fields of `mdlstm_tk.runtime.Metadata` to write into the file, such as model, task,
             kind, classes and checkpoint_sha256.
-        atol: allowed absolute error in units of the scale s; if None, 1e-5, or 5e-3 for float16.
+        atol: allowed absolute error in units of the scale s; if None, 1e-5, or 5e-3 for float16 and 5e-2
+            for int8.
 
     Returns:
         What was written.
@@ -164,7 +167,11 @@ def export_onnx(
     _check_options(arguments, form, dtype, functions)
     any_grid = form == "scan" and grid is None
     spec = ExportSpec.from_module(module, arguments, any_grid, output_names)
-    model = lower(_capture(spec, dtype), form)
+    quantized = dtype == "int8"
+    captured = _capture(spec, torch.float32 if quantized else getattr(torch, dtype))
+    model = lower(captured, form, separate_products=quantized)
+    if quantized:
+        model = quantize(model)
     if functions:
         model = outline(model)
     file_metadata = spec.metadata(form, dtype, metadata or {})
@@ -196,9 +203,9 @@ def _check_options(arguments: InputArguments, form: str, dtype: str, functions: 
         raise InputError(f"functions=True needs form 'unrolled', got form '{form}'")
 
 
-def _capture(spec: ExportSpec, dtype: str) -> onnx.ModelProto:
+def _capture(spec: ExportSpec, dtype: torch.dtype) -> onnx.ModelProto:
     """The network as a graph in which each sweep is one node."""
-    network = copy.deepcopy(spec.module).to(getattr(torch, dtype))
+    network = copy.deepcopy(spec.module).to(dtype)
     free_axes = {} if spec.grid else dict(zip(spec.grid_axes, spec.multiple_of, strict=True))
     *grids, last_grid = spec.capture_grids()
     for grid in grids:

@@ -66,7 +66,12 @@ class RuntimeMeasurement:
 
 
 def measure_runtime(
-    shape: Shape, form: str, seconds: float = 2.0, threads: int = 1, device: str = "cpu"
+    shape: Shape,
+    form: str,
+    seconds: float = 2.0,
+    threads: int = 1,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> RuntimeMeasurement:
     """Export a layer and time it together with the contenders of `mdlstm_tk.benchmark`.
 
@@ -76,13 +81,14 @@ def measure_runtime(
         seconds: total time to spend on the measurement.
         threads: number of threads that each contender may use.
         device: the device for ONNX Runtime.
+        dtype: as for `export_onnx`; the contenders are measured in float32.
     """
     torch.manual_seed(0)
     runs, layer, x = contenders(shape, training=False)
     with tempfile.TemporaryDirectory() as folder, torch_threads(threads):
         path = Path(folder) / "layer.onnx"
         grid = shape.grid if form == "unrolled" else None  # a scan is measured as a file for any grid
-        report = export_onnx(layer, path, grid=grid, form=form)
+        report = export_onnx(layer, path, grid=grid, form=form, dtype=dtype)
         loads = []
         for _ in range(LOADS):
             start = time.perf_counter()
@@ -113,6 +119,7 @@ def measure_exports(
     thread_counts: Sequence[int] = (1,),
     seconds: float = 2.0,
     device: str = "cpu",
+    dtype: str = "float32",
     on_start: Callable[[str], None] = lambda _: None,
 ) -> list[RuntimeMeasurement]:
     """Measure every shape with every number of threads in every ONNX form.
@@ -122,6 +129,7 @@ def measure_exports(
         thread_counts: numbers of CPU threads.
         seconds: time for each row.
         device: "cpu", "cuda" or "cuda:1", for ONNX Runtime.
+        dtype: as for `export_onnx`.
         on_start: called before each measurement with what it is, such as
             "2/8  16, 8x8, 1, 16  scan, 1 thread".
     """
@@ -130,7 +138,7 @@ def measure_exports(
     for number, (shape, threads, form) in enumerate(cases, 1):
         plural = "" if threads == 1 else "s"
         on_start(f"{number}/{len(cases)}  {shape}  {form}, {threads} thread{plural}")
-        rows.append(measure_runtime(shape, form, seconds, threads, device))
+        rows.append(measure_runtime(shape, form, seconds, threads, device, dtype))
     return rows
 
 

@@ -84,9 +84,7 @@ class Graph:
         self.inputs.append(_value_info(value, dtype, shape))
         return value
 
-    def proto(
-        self, name: str, outputs: Sequence[tuple[Value, np.dtype[Any], Shape]]
-    ) -> onnx.GraphProto:
+    def proto(self, name: str, outputs: Sequence[tuple[Value, np.dtype[Any], Shape]]) -> onnx.GraphProto:
         """A body as the attribute that its operator takes.
 
         ONNX lets a body leave the types of its inputs and outputs out, but OpenVINO does not.

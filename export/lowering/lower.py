@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -22,12 +23,16 @@ FORMS: dict[str, Callable[[Graph, Sweep], Value]] = {"unrolled": write_unrolled,
 INPUTS = 8  # of a Wavefront node; optional ones may be missing at the end
 
 
-def lower(model: onnx.ModelProto, form: str = "unrolled") -> onnx.ModelProto:
+def lower(
+    model: onnx.ModelProto, form: str = "unrolled", *, separate_products: bool = False
+) -> onnx.ModelProto:
     """Replace each `mdlstm::Wavefront` node by standard operators, and remove the exporter's debug data.
 
     Args:
         model: a model that `torch.onnx.export` made with `translation_table`.
         form: "unrolled" writes every wavefront out; "scan" writes one loop over them.
+        separate_products: whether h and x enter products of their own and biases are added afterwards, as
+            quantisation needs it; see `Sweep`.
 
     Returns:
         A new model that uses standard operators only.
@@ -46,7 +51,8 @@ def lower(model: onnx.ModelProto, form: str = "unrolled") -> onnx.ModelProto:
             continue
         graph = Graph(f"{_module_path(node)}_{sweep_count}")
         sweep_count += 1
-        result = FORMS[form](graph, _read_sweep(node, tensors, graph, form))
+        sweep = _read_sweep(node, tensors, graph, form)
+        result = FORMS[form](graph, replace(sweep, separate_products=separate_products))
         last_node = graph.nodes[-1]
         assert list(last_node.output) == [result.name]
         last_node.output[0] = node.output[0]

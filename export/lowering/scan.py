@@ -1,8 +1,8 @@
 """The scan form: a sweep as one ONNX Scan over its wavefronts, for one grid or for any.
 
-The body computes the positions of one wavefront and no others. Each iteration gets K_max rows of x, of which
-the first K are its positions, and pads the states that it returns to the number of rows that all iterations
-share (see tables.py).
+The body computes the positions of one wavefront and no others. Each iteration gets K_max rows of x, of
+which the first K are its positions, and pads the states that it returns to the number of rows that all
+iterations share (see tables.py).
 
 Whatever is computed outside the body enters it as an input, and inputs and outputs are typed. ONNX asks for
 neither, but OpenVINO takes no other Scan. Constants stay outside.
@@ -30,8 +30,8 @@ def write_scan(graph: Graph, sweep: Sweep) -> Value:
         tables = constant_tables(graph, sweep.grid, sweep.directions)
     else:
         tables = computed_tables(graph, sweep)
-    x = flatten_x(graph, sweep)  # (P, N, C)
     mask = None if sweep.sizes is None else valid_mask(graph, tables.coordinates, sweep.sizes)  # (P, N, 1)
+    x = flatten_x(graph, sweep, mask)  # (P, N, C)
     outputs = []
     for dir_idx, direction in enumerate(sweep.directions):
         with graph.scope(f"direction_{direction_label(direction)}"):

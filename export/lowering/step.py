@@ -19,7 +19,7 @@ import numpy as np
 from onnx import numpy_helper
 
 from mdlstm_tk.cells import Cell
-from mdlstm_tk.cells.cell import LAYER_NORM_EPS, TANH_GATE
+from mdlstm_tk.cells.cell import LAYER_NORM_EPS, TANH_GATE, total
 from mdlstm_tk.export.lowering.graph import Graph, Value
 from mdlstm_tk.wavefront import Direction
 
@@ -43,6 +43,9 @@ class Sweep:
         grid: extents, −1 where an extent is free.
         directions: signs of each direction.
         cell: the cell with its equations.
+        separate_products: whether h and x enter products of their own and the bias is added afterwards,
+            instead of one product of all three. That takes more nodes, but quantisation loses less: each
+            operand has a range of its own, and padding does not count.
     """
 
     x: Value
@@ -56,6 +59,12 @@ class Sweep:
     grid: tuple[int, ...]
     directions: list[Direction]
     cell: Cell
+    separate_products: bool = False
+
+    @property
+    def has_ones(self) -> bool:
+        """Whether x gets a last feature of ones, for the bias."""
+        return self.bias is not None and not self.separate_products
 
     @property
     def units(self) -> int:
@@ -77,18 +86,25 @@ class Step:
         self.cell = sweep.cell
         self.gate_names = sweep.cell.gates(len(sweep.grid))
         self.units = sweep.units
-        self.features = sweep.weight_ih.shape[-1] + (sweep.bias is not None)  # of x, see `flatten_x`
+        self.features = sweep.weight_ih.shape[-1] + sweep.has_ones  # of x, see `flatten_x`
         self.peephole, self.norm_weight, self.norm_bias = (
             None if rows is None else rows[dir_idx].astype(STATE_DTYPE)
             for rows in (sweep.peephole, sweep.norm_weight, sweep.norm_bias)
         )
-        recurrent = [] if sweep.weight_hh is None else sweep.weight_hh[dir_idx]
-        blocks = [*recurrent, sweep.weight_ih[dir_idx]]  # (G·n, n) × D, (G·n, C)
-        if sweep.bias is not None:
-            blocks.append(sweep.bias[dir_idx, :, None])
-        w_cat = np.concatenate(blocks, axis=1).T  # (D·n + C + 1, G·n)
-        self.weights = np.split(w_cat, len(self.gate_names), axis=1)  # G × (D·n + C + 1, n)
-        self.dtype = w_cat.dtype
+        w_hh = [] if sweep.weight_hh is None else list(sweep.weight_hh[dir_idx])  # D × (G·n, n)
+        w_ih = [sweep.weight_ih[dir_idx]]  # (G·n, C)
+        bias = None if sweep.bias is None else sweep.bias[dir_idx]
+        if bias is not None and sweep.has_ones:
+            w_ih.append(bias[:, None])
+        self.bias = None if bias is None or sweep.has_ones else bias.reshape(-1, self.units)  # (G, n)
+        blocks = [w_hh, w_ih] if sweep.separate_products else [w_hh + w_ih]
+        self.weights = [  # for each operand of the products: (its features, G, n)
+            np.concatenate(block, axis=1).T.reshape(-1, len(self.gate_names), self.units)
+            for block in blocks
+            if block
+        ]
+        self.separate_products = sweep.separate_products
+        self.dtype = sweep.weight_ih.dtype
         self.mixed_precision = self.dtype != STATE_DTYPE
 
     def __call__(
@@ -116,8 +132,11 @@ class Step:
                 return gate
             return self._activate(gate + c_new * self._row(self.peephole, -1), output_gate)
 
-        operand = self.graph.concat([*h, x], axis=-1)  # (K, N, D·n + C + 1)
-        gates = self._gates(operand, c)
+        if self.separate_products:  # (K, N, D·n) and (K, N, C)
+            operands = [self.graph.concat(h, axis=-1), x] if h else [x]
+        else:
+            operands = [self.graph.concat([*h, x], axis=-1)]  # (K, N, D·n + C + 1)
+        gates = self._gates(operands, c)
         h_new, c_new = self.cell.step(gates, c, output_activation, apply_output_gate)
         if mask is not None:
             h_new, c_new = h_new * mask, c_new * mask
@@ -131,15 +150,15 @@ class Step:
         c = graph("ConstantOfShape", shape, value=numpy_helper.from_array(np.zeros(1, STATE_DTYPE)))
         return (graph.cast(c, self.dtype) if self.mixed_precision else c), c
 
-    def _gates(self, operand: Value, c: Sequence[Value]) -> list[Value]:
+    def _gates(self, operands: Sequence[Value], c: Sequence[Value]) -> list[Value]:
         """G gates (K, N, n), activated, except that `apply_output_gate` activates one with a peephole.
 
         ONNX Runtime copies the parts of a Split, so each gate is a product of its own. Where products are
         so small that their number matters more, all sigmoid gates share one product.
         """
         if self.norm_weight is None and self.peephole is None and self.units < SEPARATE_PRODUCTS_FROM:
-            return self._gates_from_joint_product(operand)
-        pre_activations = [self._product(operand, weight) for weight in self.weights]
+            return self._gates_from_joint_product(operands)
+        pre_activations = [self._product(operands, [gate]) for gate in range(len(self.gate_names))]
         if self.peephole is not None:
             for d, c_d in enumerate(c):  # gate 0 is i, gates 1 … D are f_d
                 pre_activations[0] = pre_activations[0] + c_d * self._row(self.peephole, d)
@@ -151,20 +170,28 @@ class Step:
             *pre_activations[early:],
         ]
 
-    def _gates_from_joint_product(self, operand: Value) -> list[Value]:
-        if TANH_GATE not in self.gate_names:
-            joint = self.graph("Sigmoid", self._product(operand, np.concatenate(self.weights, axis=1)))
-            return self.graph.split(joint, [self.units] * len(self.weights), axis=-1)
-        candidate = self.gate_names.index(TANH_GATE)
-        sigmoid_weights = [weight for gate, weight in enumerate(self.weights) if gate != candidate]
-        joint = self.graph("Sigmoid", self._product(operand, np.concatenate(sigmoid_weights, axis=1)))
-        gates = self.graph.split(joint, [self.units] * len(sigmoid_weights), axis=-1)
-        gates.insert(candidate, self.graph("Tanh", self._product(operand, self.weights[candidate])))
+    def _gates_from_joint_product(self, operands: Sequence[Value]) -> list[Value]:
+        sigmoid_gates = [gate for gate, name in enumerate(self.gate_names) if name != TANH_GATE]
+        joint = self.graph("Sigmoid", self._product(operands, sigmoid_gates))
+        gates = self.graph.split(joint, [self.units] * len(sigmoid_gates), axis=-1)
+        if TANH_GATE in self.gate_names:
+            candidate = self.gate_names.index(TANH_GATE)
+            gates.insert(candidate, self.graph("Tanh", self._product(operands, [candidate])))
         return gates
 
-    def _product(self, operand: Value, weight: np.ndarray) -> Value:
-        product = self.graph("MatMul", operand, self.graph.constant(weight))
-        return self.graph.cast(product, STATE_DTYPE) if self.mixed_precision else product
+    def _product(self, operands: Sequence[Value], gates: Sequence[int]) -> Value:
+        """Pre-activations of some gates, side by side, (K, N, n times their number)."""
+        result = total(
+            [
+                self.graph(
+                    "MatMul", operand, self.graph.constant(weight[:, gates].reshape(len(weight), -1))
+                )
+                for operand, weight in zip(operands, self.weights, strict=True)
+            ]
+        )
+        if self.bias is not None:
+            result = result + self.graph.constant(self.bias[gates].reshape(-1))
+        return self.graph.cast(result, STATE_DTYPE) if self.mixed_precision else result
 
     def _activate(self, value: Value, gate: int) -> Value:
         op = "Tanh" if self.gate_names[gate] == TANH_GATE else "Sigmoid"
@@ -185,14 +212,16 @@ class Step:
         return self.graph.cast(h, self.dtype) if self.mixed_precision else h
 
 
-def flatten_x(graph: Graph, sweep: Sweep) -> Value:
-    """x as (P, N, C), or as (P, N, C + 1) with a last feature of ones if there is a bias."""
+def flatten_x(graph: Graph, sweep: Sweep, mask: Value | None) -> Value:
+    """x as (P, N, C), or as (P, N, C + 1) with a last feature of ones; zero in the padding if products are
+    separate and there is a mask (P, N, 1)."""
     x = sweep.x
-    if sweep.bias is not None:
+    if sweep.has_ones:
         pads = [0] * (2 * len(sweep.grid) + 3) + [1]
         x = graph("Pad", x, graph.integers(*pads), graph.constant(np.ones((), sweep.weight_ih.dtype)))
-    features = sweep.weight_ih.shape[-1] + (sweep.bias is not None)
-    return graph("Transpose", graph.reshape(x, 0, -1, features), perm=[1, 0, 2])
+    features = sweep.weight_ih.shape[-1] + sweep.has_ones
+    x = graph("Transpose", graph.reshape(x, 0, -1, features), perm=[1, 0, 2])
+    return x * mask if mask is not None and sweep.separate_products else x
 
 
 def valid_mask(graph: Graph, coordinates: Sequence[Value], sizes: Value) -> Value:

@@ -10,10 +10,10 @@ Notation
     visit index     its place in the order of the sweep
     direction       one sign per axis; −1 sweeps the axis backwards
 
-Row 0 of a state is zero and stands for the positions outside the grid, rows 1 … K are the positions of the
-wavefront, and the rows after them are zero. On up to two axes, the predecessors of a wavefront along an axis
-are then consecutive rows of the state before, zero rows included, so that a slice reads them. On three and
-more axes they are not, and each wavefront has a table of its predecessors' rows.
+Row 0 of a state is zero and stands for the positions outside the grid, rows 1 … K are the positions of
+the wavefront, and the rows after them are zero. On up to two axes, the predecessors of a wavefront along an
+axis are then consecutive rows of the state before, zero rows included, so that a slice reads them. On three
+and more axes they are not, and each wavefront has a table of its predecessors' rows.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def computed_tables(graph: Graph, sweep: Sweep) -> ScanTables:
 def _planar_tables(graph: Graph, sweep: Sweep) -> ScanTables:
     """`computed_tables` for one or two axes, in closed form.
 
-    Wavefront t of a grid H×W holds the positions (r, t − r), first ≤ r ≤ last, with first = max(0, t − W + 1)
-    and last = min(t, H − 1). One axis is a grid with H = 1.
+    Wavefront t of a grid H×W holds the positions (r, t − r), first ≤ r ≤ last, with
+    first = max(0, t − W + 1) and last = min(t, H − 1). One axis is a grid with H = 1.
     """
     ndim = len(sweep.grid)
     zero, one = graph.integers(0), graph.integers(1)  # int64 (1,); Python numbers would become float32
@@ -135,14 +135,16 @@ def _planar_tables(graph: Graph, sweep: Sweep) -> ScanTables:
     moved = first - graph("Max", t - width, zero)  # (T,) whether `first` is one more than before
     prev_firsts = [moved, moved + one][-ndim:]
     row = graph("Min", column(first) + _arange(graph, max_count), column(last))  # (T, K_max)
-    orders = _flat_positions(graph, sweep, (row, column(t) - row), (height, width))
-    # For the way back, the row and column of every position, (H, 1) and (1, W).
+    # For the way back, the row (H, 1) and the column (1, W) of every position.
     grid_row, grid_column = column(_arange(graph, height)), graph("Unsqueeze", _arange(graph, width), zero)
-    output_rows = []
+    orders, output_rows = [], []
     for signs in sweep.directions:
         row_sign, column_sign = (1, *signs)[-2:]
-        r = grid_row if row_sign > 0 else height - one - grid_row
-        k = grid_column if column_sign > 0 else width - one - grid_column
+        r = _mirrored(graph, row, row_sign, height)
+        k = _mirrored(graph, column(t) - row, column_sign, width)
+        orders.append(r * width + k)
+        r = _mirrored(graph, grid_row, row_sign, height)
+        k = _mirrored(graph, grid_column, column_sign, width)
         front = r + k  # (H, W)
         index = front * state_rows + (r + one) - graph("Max", front - width + one, zero)
         output_rows.append(graph.reshape(index, -1))
@@ -162,18 +164,9 @@ def _planar_tables(graph: Graph, sweep: Sweep) -> ScanTables:
     )
 
 
-def _flat_positions(
-    graph: Graph, sweep: Sweep, position: tuple[Value, Value], extents: tuple[Value, Value]
-) -> list[Value]:
-    """For each direction the flat positions of (row, column), counted from the direction's corner."""
-    (row, column), (height, width), one = position, extents, graph.integers(1)
-    results = []
-    for signs in sweep.directions:
-        row_sign, column_sign = (1, *signs)[-2:]
-        r = row if row_sign > 0 else height - one - row
-        k = column if column_sign > 0 else width - one - column
-        results.append(r * width + k)
-    return results
+def _mirrored(graph: Graph, coordinates: Value, sign: int, extent: Value) -> Value:
+    """Coordinates counted from the other end of an axis if `sign` is −1."""
+    return coordinates if sign > 0 else extent - graph.integers(1) - coordinates
 
 
 def _pads(graph: Graph, state_rows: Value, counts: Value) -> Value:
@@ -197,47 +190,42 @@ def _spatial_tables(graph: Graph, sweep: Sweep) -> ScanTables:
         graph("Mod", graph("Div", flat, stride), extent)
         for stride, extent in zip(strides, extents, strict=True)
     ]
-    front_of_position = total(coordinates)  # (P,) the wavefront of each flat position
+    front = total(coordinates)  # (P,) the wavefront of each flat position
     front_count = total([extent - one for extent in extents]) + one  # T
     # ONNX has no sort, but TopK of all P is one. It keeps the order of equal values, so that positions of a
     # wavefront stay in row-major order, as in `wavefronts`.
-    front_of_visit, order = graph.add_node(
-        "TopK", 2, front_of_position, position_count, axis=0, largest=0, sorted=1
-    )
+    _, order = graph.add_node("TopK", 2, front, position_count, axis=0, largest=0, sorted=1)
     inverse_order = graph("ScatterElements", flat, order, flat, axis=0)
     zeros = graph("Expand", zero, front_count)
     ones = graph("Expand", one, position_count)
     counts = graph(
-        "ScatterElements", zeros, front_of_position, ones, axis=0, reduction="add"
+        "ScatterElements", zeros, front, ones, axis=0, reduction="add"
     )  # (T,) K of each wavefront: a bincount
     starts = graph("CumSum", counts, graph.scalar(0), exclusive=1)
     max_count = graph("ReduceMax", counts, keepdims=1)  # K_max
     state_rows = max_count + graph.integers(extra_rows(ndim))
     visits = graph("Unsqueeze", starts, one) + _arange(graph, max_count)  # (T, K_max)
-    visits = graph("Min", visits, position_count - one)
-    prev_starts = graph("Gather", starts, graph("Max", front_of_visit - one, zero))  # (P)
+    positions = graph("Gather", order, graph("Min", visits, position_count - one))  # (T, K_max) flat
+    row = inverse_order - graph("Gather", starts, front) + one  # (P,) of each position in its state
     predecessors: list[tuple[Value, ...]] = []
     for coordinate, stride in zip(coordinates, strides, strict=True):
         # Outside the grid this is a valid but wrong index, which Where replaces.
-        prev_visit = graph("Gather", inverse_order, graph("Max", order - stride, zero))
-        prev_row = prev_visit - prev_starts + one
-        is_outside = graph("Equal", graph("Gather", coordinate, order), zero)
-        rows = graph("Where", is_outside, zero, prev_row)  # (P)
-        predecessors.append((graph("Gather", rows, visits),))
-    row_of_visit = front_of_visit * state_rows + flat + one - graph("Gather", starts, front_of_visit)
+        prev_row = graph("Gather", row, graph("Max", flat - stride, zero))
+        prev_row = graph("Where", graph("Equal", coordinate, zero), zero, prev_row)  # (P,)
+        predecessors.append((graph("Gather", prev_row, positions),))
+    output_row = front * state_rows + row  # (P,) for the direction with all signs 1
     orders, output_rows = [], []
     for direction in sweep.directions:
         mirrored = total(
             [
-                (coordinate if sign > 0 else extent - one - coordinate) * stride
+                _mirrored(graph, coordinate, sign, extent) * stride
                 for sign, coordinate, extent, stride in zip(
                     direction, coordinates, extents, strides, strict=True
                 )
             ]
-        )  # (P,) by flat position: where it lands if every axis with sign −1 is reversed
-        # A reflection is its own inverse.
-        orders.append(graph("Gather", graph("Gather", mirrored, order), visits))
-        output_rows.append(graph("Gather", row_of_visit, graph("Gather", inverse_order, mirrored)))
+        )  # (P,) where each flat position lands if every axis with sign −1 is reversed
+        orders.append(graph("Gather", mirrored, positions))  # a reflection is its own inverse
+        output_rows.append(graph("Gather", output_row, mirrored))
     return ScanTables(
         coordinates=coordinates,
         max_count=None,

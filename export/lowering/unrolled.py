@@ -17,11 +17,11 @@ from mdlstm_tk.wavefront import Indices, visiting_order, wavefronts
 
 def write_unrolled(graph: Graph, sweep: Sweep) -> Value:
     """Add the nodes of a sweep, and return h (N, *grid, dirs, n)."""
-    x = flatten_x(graph, sweep)  # (P, N, C)
     mask = None
     if sweep.sizes is not None:
         coordinates = np.indices(sweep.grid).reshape(len(sweep.grid), -1)  # (D, P)
         mask = valid_mask(graph, [graph.constant(axis) for axis in coordinates], sweep.sizes)  # (P, N, 1)
+    x = flatten_x(graph, sweep, mask)  # (P, N, C)
     outputs = []
     for dir_idx, direction in enumerate(sweep.directions):
         with graph.scope(f"direction_{direction_label(direction)}"):

@@ -1,0 +1,333 @@
+"""Run every form of an exported file in every runtime that is installed, and print the largest differences.
+
+    python benchmarks/runtimes.py                          # the table "Runs in" of docs/runtimes.md
+    python benchmarks/runtimes.py --write docs/runtimes.md # write it into the page, and the one on int8
+    python benchmarks/runtimes.py --save FOLDER            # the files, with inputs and float64 results
+    python benchmarks/runtimes.py --check FOLDER           # run them with NumPy and ONNX Runtime alone
+
+Differences are absolute, and the outputs lie between −1 and 1. The lowest supported ONNX Runtime, in an
+environment without torch, is tested with `--check` (see .ci/lowest-onnxruntime).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import cycle, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+Runtime = Callable[[bytes, Mapping[str, Array]], Array]
+
+TOLERANCES = {"float32": 1e-5, "float16": 5e-3, "int8": 5e-2}
+FORMS: dict[str, dict[str, Any]] = {
+    "unrolled": {},
+    "unrolled, `sizes`": {"padded": True},
+    "unrolled, float16": {"dtype": "float16"},
+    "unrolled, int8": {"dtype": "int8"},
+    "functions": {"functions": True},
+    "functions, inlined": {"functions": True},
+    "scan": {"form": "scan"},
+    "scan, `sizes`": {"form": "scan", "padded": True},
+    "scan, any size": {"form": "scan", "grid": None},
+    "scan, any size, `sizes`": {"form": "scan", "grid": None, "padded": True},
+    "scan, float16": {"form": "scan", "dtype": "float16"},
+    "scan, int8": {"form": "scan", "dtype": "int8"},
+}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "2-D, two layers": {"ndim": 2, "directions": [(1, 1), (-1, 1)], "num_layers": 2, "cell": "leaky"},
+    "2-D, window, layer norm, peephole": {"ndim": 2, "window": 2, "layer_norm": True, "peephole": True},
+    "3-D, two directions": {"ndim": 3, "directions": [(1, 1, 1), (-1, 1, -1)], "cell": "stable"},
+}
+GRIDS = {2: (4, 3), 3: (2, 2, 3)}
+SPEED_SHAPES = (  # N, grid, C, n
+    (1, (64, 64), 1, 32),
+    (16, (32, 32), 1, 64),
+    (16, (32, 32), 1, 128),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An exported file with inputs and the output that is right.
+
+    Attributes:
+        form: a key of `FORMS`.
+        network: a key of `NETWORKS`.
+        model: content of the file.
+        feeds: inputs by name.
+        expected: y in float64.
+    """
+
+    form: str
+    network: str
+    model: bytes
+    feeds: dict[str, Array]
+    expected: Array
+
+    @property
+    def tolerance(self) -> float:
+        """The absolute error that `export_onnx` allows."""
+        return TOLERANCES[FORMS[self.form].get("dtype", "float32")]
+
+
+def cases(pairs: Iterable[tuple[str, str]]) -> Iterator[Case]:
+    """Export for each pair of a form and a network."""
+    import onnx
+    import torch
+    from onnx import inliner
+
+    from mdlstm_tk import MDLSTM
+    from mdlstm_tk.export import export_onnx, float64_reference
+
+    torch.manual_seed(0)
+    layers = {name: MDLSTM(2, 4, **options) for name, options in NETWORKS.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        for form, network in pairs:
+            layer, settings = layers[network], FORMS[form]
+            grid, rng = GRIDS[layer.ndim], np.random.default_rng(0)
+            x = rng.standard_normal((3, *grid, 2)).astype(np.float32)
+            sizes = np.asarray([grid, (1,) * layer.ndim, (2,) * layer.ndim])
+            export_onnx(layer, path, **{"grid": grid, **settings})
+            model = onnx.load(path)
+            if form.endswith("inlined"):
+                model = inliner.inline_local_functions(model)
+            extra = {"sizes": sizes} if settings.get("padded") else {}
+            expected = float64_reference(layer)(x, **extra)
+            yield Case(form, network, model.SerializeToString(), {"x": x, **extra}, expected)
+
+
+def run_onnxruntime(model: bytes, feeds: Mapping[str, Array]) -> Array:
+    """y of ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
+    y: Array = session.run(None, dict(feeds))[0]
+    return y
+
+
+def run_openvino(model: bytes, feeds: Mapping[str, Array]) -> Array:
+    """y of OpenVINO on the CPU; without the hint it may round to bfloat16."""
+    import openvino
+
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    y: Array = compiled(dict(feeds))[0]
+    return y
+
+
+def run_tract(model: bytes, feeds: Mapping[str, Array]) -> Array:
+    """y of tract, which wants the shapes of the inputs."""
+    import tract
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(model)
+        loaded = tract.onnx().load(str(path))
+    for k, array in enumerate(feeds.values()):
+        kind = "f32" if array.dtype == np.float32 else "i64"
+        loaded.set_input_fact(k, ",".join([*map(str, array.shape), kind]))
+    y: Array = loaded.into_model().into_runnable().run(list(feeds.values()))[0].to_numpy()
+    return y
+
+
+def run_evaluator(model: bytes, feeds: Mapping[str, Array]) -> Array:
+    """y of onnx's reference evaluator."""
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    y: Array = ReferenceEvaluator(onnx.load_model_from_string(model)).run(None, dict(feeds))[0]
+    return y
+
+
+RUNTIMES: dict[str, tuple[str, Runtime]] = {  # by name: the package and the function
+    "ONNX Runtime": ("onnxruntime", run_onnxruntime),
+    "OpenVINO": ("openvino", run_openvino),
+    "tract": ("tract", run_tract),
+    "onnx evaluator": ("onnx", run_evaluator),
+}
+
+
+def installed_runtimes() -> dict[str, Runtime]:
+    """The runtimes that are installed, by name and version."""
+    return {
+        f"{name} {version(package)}": run
+        for name, (package, run) in RUNTIMES.items()
+        if find_spec(package) is not None
+    }
+
+
+def difference(run: Runtime, case: Case) -> float | str:
+    """The largest difference of a runtime from float64, or the reason why it does not run the file."""
+    try:
+        y = run(case.model, case.feeds)
+    except Exception as error:  # each runtime has exceptions of its own
+        return _reason(error)
+    return float(np.abs(y - case.expected).max())
+
+
+def _reason(error: Exception) -> str:
+    """The last line of a message that says something, without paths and traces."""
+    text = str(error).split("Stack backtrace")[0]
+    lines = [line.strip(" -") for line in text.splitlines() if len(line.strip()) > 3]
+    lines = [line for line in lines if "openvino_docs" not in line]
+    return (lines or [type(error).__name__])[-1][:120]
+
+
+def runs_in() -> str:
+    """The table: for each form and runtime the largest difference over all networks."""
+    runtimes = installed_runtimes()
+    results: dict[tuple[str, str], list[float | str]] = {}
+    for case in cases(product(FORMS, NETWORKS)):
+        for name, run in runtimes.items():
+            results.setdefault((case.form, name), []).append(difference(run, case))
+        print(f"{case.form}: {case.network}", file=sys.stderr)
+    reasons: dict[str, list[str]] = {}
+    rows = []
+    for form in FORMS:
+        row = [form]
+        for name in runtimes:
+            values = results[form, name]
+            failures = [value for value in values if isinstance(value, str)]
+            for reason in failures[:1]:
+                reasons.setdefault(f"{name}: {reason}", []).append(form)
+            row.append("no" if failures else f"{max(map(float, values)):.0e}")
+        rows.append(row)
+    notes = [f"- {reason} ({'; '.join(forms)})" for reason, forms in reasons.items()]
+    title = "What those that do not run a form say:"
+    return "\n".join([markdown(["form", *runtimes], rows), *(["", title, "", *notes] if notes else [])])
+
+
+def int8_table(seconds: float = 2.0) -> str:
+    """The table on int8: time, size and error against float32, one thread, interleaved."""
+    import torch
+
+    from mdlstm_tk import MDLSTM
+    from mdlstm_tk.benchmark import interleave
+    from mdlstm_tk.export import export_onnx
+    from mdlstm_tk.runtime import Session
+
+    rows = []
+    for batch, grid, channels, units in SPEED_SHAPES:
+        for form in ("unrolled", "scan"):
+            torch.manual_seed(0)
+            layer = MDLSTM(channels, units)
+            x = np.random.default_rng(0).standard_normal((batch, *grid, channels)).astype(np.float32)
+            with tempfile.TemporaryDirectory() as folder:
+                reports = {
+                    dtype: export_onnx(
+                        layer, Path(folder) / f"{dtype}.onnx", grid=grid, form=form, dtype=dtype
+                    )
+                    for dtype in ("float32", "int8")
+                }
+                sessions = {dtype: Session(report.path, "cpu") for dtype, report in reports.items()}
+            calls = {dtype: partial(session, x) for dtype, session in sessions.items()}
+            times = interleave(calls, seconds)
+            fastest = {dtype: min(values) for dtype, values in times.items()}
+            rows.append(
+                [
+                    f"{batch}, {'x'.join(map(str, grid))}, {channels}, {units}",
+                    form,
+                    *(f"{fastest[dtype] * 1e3:.1f}" for dtype in reports),
+                    f"{fastest['int8'] / fastest['float32']:.2f}",
+                    *(f"{report.bytes / 1024:.0f}" for report in reports.values()),
+                    f"{reports['int8'].max_abs:.0e}",
+                ]
+            )
+            print(rows[-1], file=sys.stderr)
+    columns = [
+        "N, grid, C, n",
+        "form",
+        "float32 ms",
+        "int8 ms",
+        "ratio",
+        "float32 KiB",
+        "int8 KiB",
+        "error",
+    ]
+    return markdown(columns, rows)
+
+
+def markdown(columns: list[str], rows: list[list[str]]) -> str:
+    """Format a table."""
+    lines = [columns, [":---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_between_markers(page: Path, name: str, text: str) -> None:
+    """Replace what stands between <!-- name --> and <!-- /name --> in a page."""
+    content = page.read_text(encoding="utf-8")
+    before, start, rest = content.partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    if not end:
+        raise SystemExit(f"{page} has no <!-- {name} --> … <!-- /{name} -->")
+    page.write_text(f"{before}{start}{text}\n{end}{after}", encoding="utf-8")
+
+
+def save(folder: Path) -> None:
+    """Write one case for each form into a folder, for `check`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, case in enumerate(cases(zip(FORMS, cycle(NETWORKS), strict=False))):
+        (folder / f"{k:02}.onnx").write_bytes(case.model)
+        names = {"form": case.form, "network": case.network}
+        np.savez(folder / f"{k:02}.npz", expected=case.expected, **names, **case.feeds)
+
+
+def check(folder: Path) -> None:
+    """Run the cases that `save` wrote through `mdlstm_tk.runtime`, and fail if one is out of tolerance."""
+    import onnxruntime
+
+    from mdlstm_tk.runtime import Session
+
+    failed, files = 0, sorted(folder.glob("*.npz"))
+    for file in files:
+        arrays = dict(np.load(file))
+        form, network, expected = (
+            str(arrays.pop("form")),
+            str(arrays.pop("network")),
+            arrays.pop("expected"),
+        )
+        case = Case(form, network, file.with_suffix(".onnx").read_bytes(), arrays, expected)
+        result = difference(lambda model, feeds: Session(model, "cpu")(**feeds), case)
+        if isinstance(result, str) or not result <= case.tolerance:
+            failed += 1
+            print(f"{form}: {network}: {result}")
+    assert "torch" not in sys.modules
+    versions = f"ONNX Runtime {onnxruntime.__version__}, NumPy {np.__version__}"
+    print(f"{versions}: {len(files) - failed} of {len(files)} files run within tolerance")
+    sys.exit(bool(failed or not files))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="page to write both tables into")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="folder to write the files into")
+    parser.add_argument("--check", type=Path, metavar="FOLDER", help="folder with the files to run")
+    arguments = parser.parse_args()
+    os.environ["RUST_BACKTRACE"] = "0"  # tract adds the trace to its messages
+    if arguments.save:
+        save(arguments.save)
+    elif arguments.check:
+        check(arguments.check)
+    elif arguments.write:
+        write_between_markers(arguments.write, "runs in", runs_in())
+        write_between_markers(arguments.write, "int8", int8_table())
+    else:
+        print(runs_in())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Single sweeps with small random weights, as captured graphs that are built by hand without the exporter."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from mdlstm_tk.backends import reference
+from mdlstm_tk.backends.inputs import SweepInputs
+from mdlstm_tk.cells import get_cell
+from mdlstm_tk.export import lower
+from mdlstm_tk.export.capture import DOMAIN, IR_VERSION, OPSET
+from mdlstm_tk.export.lowering.lower import subgraphs, walk
+from mdlstm_tk.wavefront import Direction, resolve_directions
+
+CHANNELS = 2
+GRIDS = {1: (6,), 2: (3, 5), 3: (3, 2, 4), 4: (2, 3, 2, 2)}
+FORMS = ("unrolled", "scan", "scan, free")
+NAMES = ("weight_ih", "weight_hh", "bias", "peephole", "norm_weight", "norm_bias")
+
+
+@dataclass
+class Sweep:
+    """A sweep with small random weights, as a captured graph and as a float64 computation."""
+
+    cell: str
+    directions: Sequence[Direction]
+    weights: dict[str, np.ndarray]
+
+    @classmethod
+    def random(
+        cls,
+        cell: str = "graves",
+        directions: int | str | Sequence[Direction] = 1,
+        ndim: int = 2,
+        units: int = 3,
+        *,
+        bias: bool = True,
+        peephole: bool = False,
+        layer_norm: bool = False,
+        dtype: type = np.float32,
+    ) -> Sweep:
+        rng = np.random.default_rng(0)
+        signs = resolve_directions(directions, ndim)
+        definition = get_cell(cell)
+        gates = len(definition.gates(ndim))
+        dirs, gate_dim = len(signs), gates * units
+        shapes = {
+            "weight_ih": (dirs, gate_dim, CHANNELS),
+            "weight_hh": (dirs, ndim, gate_dim, units) if definition.recurrent else None,
+            "bias": (dirs, gate_dim) if bias else None,
+            "peephole": (dirs, 2 * ndim + 1, units) if peephole else None,
+            "norm_weight": (dirs, gates + 1, units) if layer_norm else None,
+            "norm_bias": (dirs, gates + 1, units) if layer_norm else None,
+        }
+        weights = {
+            name: rng.uniform(-0.4, 0.4, shape).astype(dtype) for name, shape in shapes.items() if shape
+        }
+        return cls(cell, signs, weights)
+
+    def captured(self, grid: Sequence[int], sizes: bool = False) -> onnx.ModelProto:
+        """The graph that the exporter would make of the sweep."""
+        kind = helper.np_dtype_to_tensor_dtype(self.weights["weight_ih"].dtype)
+        ndim = len(grid)
+        inputs = [helper.make_tensor_value_info("x", kind, ["N", *[None] * ndim, CHANNELS])]
+        if sizes:
+            inputs.append(helper.make_tensor_value_info("sizes", TensorProto.INT64, ["N", ndim]))
+        node = helper.make_node(
+            "Wavefront",
+            ["x", *(name if name in self.weights else "" for name in NAMES), "sizes" if sizes else ""],
+            ["y"],
+            name="sweep",
+            domain=DOMAIN,
+            directions=[sign for direction in self.directions for sign in direction],
+            grid=list(grid),
+            cell=self.cell,
+        )
+        output = helper.make_tensor_value_info("y", kind, [None] * (ndim + 3))
+        tensors = [numpy_helper.from_array(array, name) for name, array in self.weights.items()]
+        graph = helper.make_graph([node], "captured", inputs, [output], tensors)
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+
+    def exact(self, x: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
+        """h, computed in float64."""
+        tensors = {name: torch.from_numpy(array).double() for name, array in self.weights.items()}
+        signs = tuple(sign for direction in self.directions for sign in direction)
+        parameters = [tensors.get(name) for name in NAMES]
+        torch_sizes = None if sizes is None else torch.from_numpy(sizes)
+        inputs = SweepInputs._make(
+            (torch.from_numpy(x).double(), *parameters, torch_sizes, signs, self.cell)
+        )
+        return reference.forward(inputs).numpy()
+
+
+def lowered(sweep: Sweep, form: str, grid: tuple[int, ...], sizes: bool = False) -> onnx.ModelProto:
+    """The sweep lowered to standard operators, after checks of the model's structure."""
+    free = form == "scan, free"
+    model = lower(sweep.captured([-1] * len(grid) if free else grid, sizes), form.split(",")[0])
+    onnx.checker.check_model(model, full_check=True)
+    assert {(opset.domain, opset.version) for opset in model.opset_import} == {("", 18)}
+    assert model.ir_version == 10  # the newest that ONNX Runtime 1.20 reads
+    nodes = list(walk(model.graph.node))
+    check_scans(model)
+    assert all(node.attribute for node in nodes if node.op_type == "ConstantOfShape")  # tract needs `value`
+    assert {node.domain for node in nodes} == {""}
+    assert max(Counter(node.name for node in nodes).values()) == 1
+    assert max(Counter(name for node in nodes for name in node.output).values()) == 1
+    return model
+
+
+def check_scans(model: onnx.ModelProto) -> None:
+    """Check that bodies declare types, and use nothing from outside but constants, as OpenVINO wants it."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        for body in subgraphs(node):
+            values = [*body.input, *body.output]
+            assert all(value.type.tensor_type.elem_type for value in values)
+            assert all(value.type.tensor_type.HasField("shape") for value in values)
+            known = constants | {value.name for value in body.input}
+            for inner in body.node:
+                assert set(inner.input) <= known, f"{inner.name} uses a computed value from outside"
+                known.update(inner.output)
+
+
+def random_x(batch: int, grid: Sequence[int], dtype: type = np.float32) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((batch, *grid, CHANNELS)).astype(dtype)

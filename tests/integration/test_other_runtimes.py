@@ -1,0 +1,203 @@
+"""Exported files in OpenVINO and tract, after a conversion of their opset, and quantised to int8."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from helpers.sweeps import FORMS, GRIDS, Sweep, lowered, random_x
+from onnx import inliner, version_converter
+
+from mdlstm_tk import MDLSTM
+from mdlstm_tk.cli import main
+from mdlstm_tk.export import export_onnx, export_run, float64_reference, lower, verify_model
+from mdlstm_tk.export.lowering.functions import outline
+from mdlstm_tk.export.quantization import float_products, quantize
+from mdlstm_tk.models import create
+from mdlstm_tk.runtime import Session
+from mdlstm_tk.training import Run
+
+Feeds = Mapping[str, np.ndarray]
+
+
+def in_openvino(model: onnx.ModelProto, feeds: Feeds) -> np.ndarray:
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    return core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)(dict(feeds))[0]
+
+
+def in_tract(model: onnx.ModelProto, feeds: Feeds, path: Path) -> np.ndarray:
+    tract = pytest.importorskip("tract")
+    onnx.save(model, path)
+    loaded = tract.onnx().load(str(path))
+    for k, array in enumerate(feeds.values()):
+        kind = "f32" if array.dtype == np.float32 else "i64"
+        loaded.set_input_fact(k, ",".join([*map(str, array.shape), kind]))
+    return loaded.into_model().into_runnable().run(list(feeds.values()))[0].to_numpy()
+
+
+def in_onnxruntime(model: onnx.ModelProto, feeds: Feeds) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, dict(feeds))[0]
+
+
+def padded_feeds(grid: tuple[int, ...], dtype: type = np.float32) -> dict[str, np.ndarray]:
+    sizes = [grid, tuple(max(1, extent - 1) for extent in grid)]
+    return {"x": random_x(2, grid, dtype), "sizes": np.asarray(sizes, np.int64)}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("ndim", [1, 2, 3], ids="{}D".format)
+@pytest.mark.parametrize("cell", ["graves", "mean", "stable", "leaky"])
+def test_openvino_agrees_with_float64_within_1e_5(cell: str, ndim: int, form: str) -> None:
+    has_all = ndim < 3 or form != "unrolled"
+    grid, norm = GRIDS[ndim], ndim == 2
+    sweep = Sweep.random(cell, "all" if has_all else 1, ndim, layer_norm=norm, peephole=cell == "graves")
+    feeds = padded_feeds(grid)
+    y = in_openvino(lowered(sweep, form, grid, sizes=True), feeds)
+    assert np.abs(y - sweep.exact(**feeds)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_openvino_agrees_with_float64_in_float16(form: str) -> None:
+    sweep, feeds = Sweep.random("stable", dtype=np.float16), padded_feeds((3, 5), np.float16)
+    y = in_openvino(lowered(sweep, form, (3, 5), sizes=True), feeds)
+    assert np.abs(y - sweep.exact(**feeds)).max() <= 5e-3
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3], ids="{}D".format)
+@pytest.mark.parametrize("cell", ["graves", "mean", "stable", "leaky"])
+def test_tract_runs_the_unrolled_form(cell: str, ndim: int, tmp_path: Path) -> None:
+    sweep, grid = Sweep.random(cell, 1 if ndim == 3 else "all", ndim, layer_norm=ndim == 2), GRIDS[ndim]
+    feeds = padded_feeds(grid)
+    y = in_tract(lowered(sweep, "unrolled", grid, sizes=True), feeds, tmp_path / "m.onnx")
+    assert np.abs(y - sweep.exact(**feeds)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("grid", [(4, 6), None], ids=["unrolled", "any size"])
+def test_a_layer_with_a_window_and_several_layers_runs_in_openvino(
+    grid: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    layer = MDLSTM(2, 3, window=(2, 3), num_layers=2, directions="all", merge="sum")
+    form = "unrolled" if grid else "scan"
+    report = export_onnx(layer, tmp_path / "m.onnx", grid=grid, form=form)
+    for extents in [grid] if grid else [(4, 6), (5, 7), (1, 9)]:
+        x = random_x(2, extents)
+        y = in_openvino(onnx.load(report.path), {"x": x})
+        assert np.abs(y - float64_reference(layer)(x)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["md", "snake", "horizontal"])
+def test_shipped_networks_run_in_openvino_and_tract(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = create(name, 1, 2), random_x(2, (4, 3))[..., :1]
+    exact = float64_reference(net)(x)
+    model = onnx.load(export_onnx(net, tmp_path / "scan.onnx", form="scan", channels=1).path)
+    assert np.abs(in_openvino(model, {"x": x}) - exact).max() <= 1e-5
+    model = onnx.load(export_onnx(net, tmp_path / "unrolled.onnx", grid=(4, 3), channels=1).path)
+    assert np.abs(in_openvino(model, {"x": x}) - exact).max() <= 1e-5
+    assert np.abs(in_tract(model, {"x": x}, tmp_path / "t.onnx") - exact).max() <= 1e-5
+
+
+def test_functions_are_inlined_for_other_runtimes_and_for_the_version_converter(tmp_path: Path) -> None:
+    sweep, x = Sweep.random("stable", "all"), random_x(2, (3, 4))
+    inlined = inliner.inline_local_functions(outline(lowered(sweep, "unrolled", (3, 4))))
+    exact = sweep.exact(x)
+    assert np.abs(in_openvino(inlined, {"x": x}) - exact).max() <= 1e-5
+    assert np.abs(in_tract(inlined, {"x": x}, tmp_path / "m.onnx") - exact).max() <= 1e-5
+    for opset in range(19, 25):
+        converted = version_converter.convert_version(inlined, opset)
+        assert converted.opset_import[0].version == opset
+        assert np.abs(in_onnxruntime(converted, {"x": x}) - exact).max() <= 1e-5
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_opset_from_18_to_24_runs(form: str) -> None:
+    sweep, feeds = Sweep.random("graves"), padded_feeds((3, 4))
+    model = lowered(sweep, form, (3, 4), sizes=True)
+    for opset in range(19, 25):
+        y = in_onnxruntime(version_converter.convert_version(model, opset), feeds)
+        assert np.abs(y - sweep.exact(**feeds)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"directions": "all", "cell": "leaky", "units": 70},
+        {"peephole": True, "layer_norm": True},
+        {"ndim": 3, "cell": "stable"},
+    ],
+    ids=["graves", "leaky, all, many units", "peephole, layer norm", "stable, 3-D"],
+)
+def test_int8_quantises_every_product(options: dict, form: str) -> None:
+    sweep = Sweep.random(**options)
+    grid = GRIDS[options.get("ndim", 2)]
+    free = form == "scan, free"
+    captured = sweep.captured([-1] * len(grid) if free else grid, sizes=True)
+    model = quantize(lower(captured, form.split(",")[0], separate_products=True))
+    onnx.checker.check_model(model, full_check=True)
+    assert not float_products(model)
+    feeds = padded_feeds(grid)
+    exact, y = sweep.exact(**feeds), in_onnxruntime(model, feeds)
+    assert 1e-6 < np.abs(y - exact).max() <= 2e-2
+    np.testing.assert_allclose(in_openvino(model, feeds), y, rtol=0, atol=1e-2)
+    if form == "unrolled":
+        functions = outline(model)
+        assert not float_products(functions)
+        np.testing.assert_allclose(in_onnxruntime(functions, feeds), y, rtol=0, atol=1e-6)
+
+
+def test_padding_does_not_change_what_int8_makes_of_the_valid_part() -> None:
+    sweep, feeds = Sweep.random(), padded_feeds((3, 5))
+    model = quantize(lower(sweep.captured((3, 5), sizes=True), "scan", separate_products=True))
+    feeds["sizes"][:] = (2, 2)
+    y = in_onnxruntime(model, feeds)
+    feeds["x"][:, 2:], feeds["x"][:, :, 2:] = 1e6, -1e6
+    np.testing.assert_array_equal(in_onnxruntime(model, feeds), y)
+
+
+def test_a_float_product_is_found() -> None:
+    model = lowered(Sweep.random(), "scan", (3, 4))
+    assert len(float_products(model)) == 2
+    assert len(float_products(outline(lowered(Sweep.random(), "unrolled", (3, 4))))) > 2
+
+
+@pytest.mark.parametrize("options", [{"form": "scan"}, {"functions": True}], ids=str)
+def test_an_int8_file_is_exported_verified_and_run(options: dict, trained: Run, tmp_path: Path) -> None:
+    report = export_run(trained, tmp_path / "m.onnx", dtype="int8", **options)
+    metadata = Session(report.path, "cpu").metadata
+    assert (metadata.dtype, metadata.parity["atol"]) == ("int8", 5e-2)
+    assert 1e-5 < metadata.parity["max_abs"] == report.max_abs < 5e-2
+    assert metadata.checkpoint_sha256 is not None
+    assert not float_products(onnx.load(report.path))
+    verify_model(report.path, trained).raise_if_failed()
+
+
+def test_the_commands_take_int8(trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def call(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    model, matrix, result = (tmp_path / name for name in ("m.onnx", "x.npy", "y.npy"))
+    call("export", trained.folder, "--dtype", "int8", "--size", "8", "-o", model)
+    call("verify", model, "--against", trained.folder, "--device", "cpu")
+    x = np.random.default_rng(0).random((8, 8), np.float32)
+    np.save(matrix, x)
+    call("infer", matrix, "-m", model, "-o", result, "--device", "cpu")
+    np.testing.assert_allclose(np.load(result), Session(model, "cpu")(x), rtol=0, atol=1e-6)
+    rows = json.loads(
+        call("bench", "--runtime", "--dtype", "int8", "--shape", "1,4x4,1,4", "--seconds", "0", "--json")
+    )
+    assert 1e-5 < rows["layers"][0]["max_abs"] < 5e-2
