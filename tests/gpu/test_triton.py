@@ -150,8 +150,12 @@ def test_a_kernels_source_can_be_read() -> None:
     assert kernel.fn.__code__ is kernels.forward.__code__
 
 
-def test_kernels_compile_for_gpus_without_atomics(tmp_path: Path) -> None:
-    """The interpreter takes what the compiler does not. This needs no GPU, but a process of its own."""
+def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
+    """The interpreter takes what the compiler does not. This needs no GPU, but a process of its own.
+
+    The assembly has no atomics. Sizes are arguments in int32, and are made int64 before anything else, so that
+    no offset is computed in int32.
+    """
     script = Path(__file__).with_name("compile_triton.py")
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=False
@@ -160,6 +164,10 @@ def test_kernels_compile_for_gpus_without_atomics(tmp_path: Path) -> None:
     assembly = [path.read_text() for path in tmp_path.glob("*.ptx")]
     assert len(assembly) == 10
     assert not any(re.search(r"\b(atom|red)\.", text) for text in assembly)
+    for path in tmp_path.glob("*.ttir"):
+        body = path.read_text().partition("{\n")[2].partition("tt.func")[2].partition("\n")[2]
+        uses = [line for line in body.splitlines() if re.search(r"%(t|batch|positions|blocks)\b", line)]
+        assert uses and all(re.search(r"= arith.extsi %\w+ : i32 to i64", line) for line in uses), uses
 
 
 def test_which_backend_runs_on_a_gpu_and_why(monkeypatch: pytest.MonkeyPatch) -> None:

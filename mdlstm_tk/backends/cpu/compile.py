@@ -9,7 +9,7 @@ import numpy as np
 
 from mdlstm_tk.backends.cpu import backward_kernel, kernels, packing, thread_main
 from mdlstm_tk.backends.cpu.codegen import cell_function
-from mdlstm_tk.backends.cpu.intrinsics import load_arguments
+from mdlstm_tk.backends.cpu.intrinsics import as_int32_ptr, as_int_ptr, load_arguments
 from mdlstm_tk.backends.cpu.jit import cfunc_cached, jit, njit_cached
 from mdlstm_tk.backends.specialize import specialize
 from mdlstm_tk.cells import get_cell
@@ -34,18 +34,20 @@ class CpuKernel(NamedTuple):
 
 @cache
 def get_kernel(
-    pass_kind: Pass, dtype: str, cell_name: str, ndim: int, peephole: bool, layer_norm: bool
+    pass_kind: Pass, dtype: str, cell_name: str, ndim: int, peephole: bool, layer_norm: bool, wide: bool
 ) -> CpuKernel:
-    """The compiled kernel of one pass for one cell; from disk if it is cached there."""
+    """The compiled kernel of one pass for one cell; from disk if it is cached there. If `wide`, the tables of
+    the grid are int64, else int32."""
     cell = get_cell(cell_name)
     graph = lower(pass_kind, cell, ndim, peephole, layer_norm)
     replaced: dict[str, Any] = {"SPILLED": len(graph.spilled), "RECURRENT": cell.recurrent}
+    replaced["as_table_ptr"] = as_int_ptr if wide else as_int32_ptr
     template: Any = kernels.forward
     slots: tuple[str, ...] = FORWARD_SLOTS
     if pass_kind != "forward":
         template, slots = backward_kernel.backward, BACKWARD_SLOTS
         replaced["RECOMPUTE"] = pass_kind == "recompute"
-    options = "_peephole" * peephole + "_norm" * layer_norm
+    options = "_peephole" * peephole + "_norm" * layer_norm + "_wide" * wide
     name = f"{pass_kind}_{dtype}_{cell_name.replace('-', '_')}_{ndim}d{options}"
     sweep = specialize(template, name, _cell=cell_function(graph, slots), **replaced)
     count = template.__code__.co_argcount - 1

@@ -16,6 +16,8 @@ from torch import Tensor
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.backends.tables import SweepTables
 
+SUM_ROWS = 2048  # rows that `multiply_transposed` sums up at a time
+
 
 def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """`a @ b` of (dirs, rows, k) and (dirs, k, columns), in the dtype of the state."""
@@ -25,6 +27,16 @@ def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     if a.is_cuda and torch.version.hip is None:
         return torch.bmm(a, b, out_dtype=dtype, out=out)
     return torch.bmm(a.to(dtype), b.to(dtype), out=out)
+
+
+def multiply_transposed(a: Tensor, b: Tensor) -> Tensor:
+    """`aᵀ @ b` of (dirs, rows, m) and (dirs, rows, k), in the dtype of the state: a sum over all rows, so it
+    is made of the sums of SUM_ROWS rows. Some BLAS products of few columns add one row after another, and
+    their float32 sum of 65536 rows is wrong by 1e-5 of itself."""
+    result = a.new_zeros(a.shape[0], a.shape[2], b.shape[2], dtype=state_dtype(a))
+    for a_part, b_part in zip(a.split(SUM_ROWS, dim=1), b.split(SUM_ROWS, dim=1), strict=True):
+        result += multiply(a_part.transpose(1, 2), b_part)
+    return result
 
 
 def project_input(inputs: SweepInputs, tables: SweepTables) -> Tensor:
@@ -71,16 +83,15 @@ def weight_gradients(
         wants_dx: whether the gradient of x is needed.
     """
     x = inputs.x
-    da_t = da.transpose(1, 2)  # (dirs, G·n, P·N)
     dx = dw_hh = None
     if wants_dx:
         per_direction = multiply(da, inputs.weight_ih).unflatten(1, (tables.positions, x.shape[0]))
         dx = to_grid_order(per_direction, tables).sum(dim=0).transpose(0, 1).reshape(x.shape)
     if inputs.weight_hh is not None:
-        joint = multiply(da_t, gather_hidden(output, tables)).unflatten(-1, (-1, output.shape[-1]))
+        joint = multiply_transposed(da, gather_hidden(output, tables)).unflatten(-1, (-1, output.shape[-1]))
         dw_hh = joint.transpose(1, 2)  # (dirs, D, G·n, n)
-    dw_ih = multiply(da_t, _rows(x)[tables.order].flatten(1, 2))
-    db = None if inputs.bias is None else da.sum(dim=1)
+    dw_ih = multiply_transposed(da, _rows(x)[tables.order].flatten(1, 2))
+    db = None if inputs.bias is None else da.sum(dim=1, dtype=state_dtype(da))
     return [None if g is None else g.to(x.dtype) for g in (dx, dw_ih, dw_hh, db)]
 
 
