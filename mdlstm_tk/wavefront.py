@@ -98,12 +98,12 @@ def wavefronts(grid: tuple[int, ...]) -> Wavefronts:
 
 def _make_wavefronts(grid: tuple[int, ...]) -> Wavefronts:
     positions = prod(grid)
-    dtype = np.int32 if positions <= MAX_INT32_POSITIONS else np.int64
+    dtype: type[np.integer] = np.int32 if positions <= MAX_INT32_POSITIONS else np.int64
     # NumPy sorts 16-bit integers by radix, in a fifth of the time.
     front_dtype = np.uint16 if sum(grid) < 1 << 16 else np.int64
     axes = [np.arange(extent, dtype=front_dtype) for extent in grid]
     front = reduce(np.add.outer, axes).reshape(-1)  # (P,) the wavefront of each flat position
-    order = np.argsort(front, kind="stable").astype(dtype)
+    order: Indices = np.argsort(front, kind="stable").astype(dtype)
     inverse_order = np.empty_like(order)
     inverse_order[order] = np.arange(positions, dtype=dtype)
     starts = np.concatenate([[0], np.cumsum(np.bincount(front))])

@@ -4,9 +4,9 @@ Backward reads what forward saved and does not change it. A wavefront is: gather
 cell's gradient on each row, and two products: `da @ w_catᵀ`, the gradient of the operands, and
 `operandᵀ @ da`, which is added to the gradient of w_cat.
 
-The gradients of w_cat and of the cell's parameters are sums over all positions. A float32 sum of 65536 rows
-that adds one row after another is wrong by 1e-5 of itself, because each step rounds to the size of the sum so
-far. So a sum has levels: the rows of a block, the blocks of a part, and the parts.
+The gradients of w_cat and of the cell's parameters are sums over all positions. A float32 sum of 65536
+rows that adds one row after another is wrong by 1e-5 of itself, because each step rounds to the size of
+the sum so far. So a sum has levels: the rows of a block, the blocks of a part, and the parts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mdlstm_tk.backends.cpu.matmul import matmul
 
 SPILLED = 0  # rows of scratch memory that the cell needs; each specialised kernel has its own value
 RECURRENT = True  # whether the gates see h; each specialised kernel has its own value
-as_table_ptr = as_int32_ptr  # the type of order, predecessors and successors; as_int_ptr for huge grids
+as_table_ptr = as_int32_ptr  # how tables of the grid are read; as_int_ptr for huge grids
 RECOMPUTE = False  # whether to compute the pre-activations again instead of reading what forward saved
 
 
@@ -43,8 +43,8 @@ def _cell(units: int, scratch: Any, slots: Any) -> None:
 def _add_block(  # type: ignore[no-untyped-def]
     operands, all_da, rows, sums, block_sums, parameter_count, dims, depth, padded, panel
 ):
-    """Add the gradients of a block of rows to `sums`: that of w_cat, which is `operandsᵀ @ all_da`, and those
-    of the cell's parameters, which are in `block_sums` and are cleared there."""
+    """Add the gradients of a block of rows to `sums`: that of w_cat, which is `operandsᵀ @ all_da`, and
+    those of the cell's parameters, which are in `block_sums` and are cleared there."""
     matmul(operands, 1, depth, all_da, panel, padded, rows, sums, padded, depth, dims[7], True)
     add(ptr_add(sums, depth * padded), block_sums, parameter_count)
     clear(block_sums, parameter_count)
@@ -52,9 +52,9 @@ def _add_block(  # type: ignore[no-untyped-def]
 
 def backward(  # type: ignore[no-untyped-def]
     dtype_tag, grad, x, w_t_packed, w_packed, peephole, norm_weight, norm_bias, valid_mask, order, starts,
-    predecessors, successors, output, gates, c, dx, d_operand, dc, counter, sums, part, scratch, batch,
-    positions, fronts, dirs, ndim, units, channels, gate_dim, longest, columns, sums_size, part_blocks, panel,
-    lanes, group, member, groups, members,
+    predecessors, successors, output, gates, c, dx, d_operand, dc, counter, sums, part, scratch,
+    batch, positions, fronts, dirs, ndim, units, channels, gate_dim, longest, columns, sums_size,
+    part_blocks, panel, lanes, group, member, groups, members,
 ):  # fmt: skip
     """One thread's part of the gradient. The arguments are those of `kernels.forward`, and:
 
@@ -67,8 +67,8 @@ def backward(  # type: ignore[no-untyped-def]
         d_operand: (2, longest, padded columns) of the group, the gradients of the operands of two
             wavefronts in turn.
         dc: (2, longest, D·n) of the group, the gradients of the predecessors' cell states, in the same way.
-        sums: (dirs, sums_size) zeros of this thread, to which it adds the gradients of its rows: that of w_cat
-            (K, padded gate_dim), then those of peephole, norm_weight and norm_bias if they are there.
+        sums: (dirs, sums_size) zeros of this thread, to which it adds the gradients of its rows: that of
+            w_cat (K, padded gate_dim), then those of peephole, norm_weight and norm_bias if they are there.
         part: (sums_size,) zeros of this thread, the sums over one part; 0 if everything is one part.
         longest: the number of rows of the longest wavefront.
         columns: how many columns of the operand's gradient are needed: hidden_dim, or hidden_dim + C with
@@ -179,8 +179,8 @@ def backward(  # type: ignore[no-untyped-def]
                 pending += rows
                 if pending >= BLOCK:
                     _add_block(
-                        operands, all_da, pending, part_sums, block_sums, parameter_count, dims, depth, padded,
-                        panel,
+                        operands, all_da, pending, part_sums, block_sums, parameter_count, dims, depth,
+                        padded, panel,
                     )  # fmt: skip
                     pending = 0
                     blocks += 1
@@ -199,8 +199,9 @@ def backward(  # type: ignore[no-untyped-def]
                 barrier_wait(as_int_ptr(counter), arrivals)
         if pending > 0:
             _add_block(
-                operands, all_da, pending, part_sums, block_sums, parameter_count, dims, depth, padded, panel
-            )
+                operands, all_da, pending, part_sums, block_sums, parameter_count, dims, depth, padded,
+                panel,
+            )  # fmt: skip
         if part:
             add(sums_ptr, part_ptr, sums_size)
             clear(part_ptr, sums_size)
@@ -210,7 +211,7 @@ def backward_scratch(
     ndim: int, units: int, gate_dim: int, depth: int, lanes: int, spilled: int, parameter_count: int
 ) -> int:
     """How many numbers of scratch memory `backward` needs, in whole cache lines: the tables of addresses,
-    the row of zeros, operands and da of two blocks, the spilled rows, the gradients of the cell's parameters
-    (`parameter_count` numbers), and the pre-activations of a block."""
+    the row of zeros, operands and da of two blocks, the spilled rows, the `parameter_count` numbers of the
+    cell's parameters' gradients, and the pre-activations of a block."""
     per_row = 2 * (ndim + depth + gate_dim + lanes) + gate_dim + lanes
     return -(-(4 * ndim + BLOCK * per_row + (1 + spilled) * units + parameter_count) // 16) * 16

@@ -36,8 +36,8 @@ class CpuKernel(NamedTuple):
 def get_kernel(
     pass_kind: Pass, dtype: str, cell_name: str, ndim: int, peephole: bool, layer_norm: bool, wide: bool
 ) -> CpuKernel:
-    """The compiled kernel of one pass for one cell; from disk if it is cached there. If `wide`, the tables of
-    the grid are int64, else int32."""
+    """The compiled kernel of one pass for one cell; from disk if it is cached there. If `wide`, the tables
+    of the grid are int64, else int32."""
     cell = get_cell(cell_name)
     graph = lower(pass_kind, cell, ndim, peephole, layer_norm)
     replaced: dict[str, Any] = {"SPILLED": len(graph.spilled), "RECURRENT": cell.recurrent}

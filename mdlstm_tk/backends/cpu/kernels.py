@@ -53,7 +53,7 @@ from mdlstm_tk.backends.cpu.matmul import matmul
 BLOCK = 64  # rows between gathering and the cell: few enough to stay in cache, enough for the product
 SPILLED = 0  # rows of scratch memory that the cell needs; each specialised kernel has its own value
 RECURRENT = True  # whether the gates see h; each specialised kernel has its own value
-as_table_ptr = as_int32_ptr  # the type of order, predecessors and successors; as_int_ptr for huge grids
+as_table_ptr = as_int32_ptr  # how tables of the grid are read; as_int_ptr for huge grids
 
 
 def _cell(units: int, scratch: Any, slots: Any) -> None:
@@ -107,8 +107,8 @@ def forward(  # type: ignore[no-untyped-def]
         w_packed: w_cat as `packing.pack` lays it out.
         peephole, norm_weight, norm_bias: (dirs, rows, n).
         valid_mask: (N, P) bool, or 0 if all positions are valid.
-        order: (dirs, P) positions in visiting order.
-        starts: (T + 1,) the visit at which each wavefront starts.
+        order: (dirs, P) positions in visiting order; like predecessors int32, or int64 for huge grids.
+        starts: (T + 1,) int64, the visit at which each wavefront starts.
         predecessors: (D, P) the visit one step back along each axis, or −1.
         output: (N, P, dirs, n), written.
         gates: (dirs, P·N, G·n), written for backward, or 0.

@@ -103,7 +103,7 @@ def backward(
     x = inputs.x
     recompute = saved_gates.numel() == 0
     plan = _plan("recompute" if recompute else "backward", inputs)
-    _, _, fronts, dirs, ndim, units, channels, gate_dim = plan.dims
+    _, _, fronts, dirs, ndim, units, channels, _ = plan.dims
     columns = plan.hidden_dim + (channels if wants_dx else 0)
     w_packed = _pack(plan, inputs) if recompute else None
     w_t_packed = _pack_transposed(plan, inputs, columns)
@@ -147,8 +147,8 @@ def backward(
 
 
 def _split_sums(plan: Plan, inputs: SweepInputs, sums: Tensor) -> list[Tensor | None]:
-    """The gradients of weight_ih, weight_hh, bias and the cell's parameters, each in memory of its own, from
-    the sums (dirs, sums_size) of all threads."""
+    """The gradients of weight_ih, weight_hh, bias and the cell's parameters, each in memory of its own,
+    from the sums (dirs, sums_size) of all threads."""
     _, _, _, dirs, ndim, units, channels, gate_dim = plan.dims
     sizes = [0 if tensor is None else tensor[0].numel() for tensor in inputs.parameters]
     dw_cat, *of_parameters, _ = sums.split_with_sizes(
@@ -158,12 +158,12 @@ def _split_sums(plan: Plan, inputs: SweepInputs, sums: Tensor) -> list[Tensor | 
     dw_hh, dw_ih, db = dw.split([plan.hidden_dim, channels, 1], dim=-1)
     gradients = (
         dw_ih,
-        dw_hh.unflatten(-1, (ndim, units)).transpose(1, 2) if plan.hidden_dim else None,
+        dw_hh.unflatten(-1, (ndim if plan.hidden_dim else 0, units)).transpose(1, 2),
         db.squeeze(-1),
         *(rows.unflatten(1, (-1, units)) for rows in of_parameters),
     )
     return [
-        None if tensor is None or gradient is None else gradient.clone(memory_format=torch.contiguous_format)
+        None if tensor is None else gradient.clone(memory_format=torch.contiguous_format)
         for tensor, gradient in zip(inputs[1:7], gradients, strict=True)
     ]
 

@@ -19,8 +19,8 @@ from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.lowering import Pass
 from mdlstm_tk.cells.step import parameter_rows
 
-# Blocks whose gradients are summed up before they are added to the total. With fewer, adding up would show in
-# the time of a sweep.
+# Blocks whose gradients are summed up before they are added to the total. With fewer of them, adding to the
+# total would show in the time of a sweep.
 MIN_PART_BLOCKS = 32
 
 
@@ -111,9 +111,7 @@ def make_plan(key: PlanKey) -> Plan:
     )
     scratch = forward_scratch(ndim, units, key.gate_dim, depth, lanes, kernel.spilled)
     if key.pass_kind != "forward":
-        scratch = backward_scratch(
-            ndim, units, key.gate_dim, depth, lanes, kernel.spilled, parameter_count
-        )
+        scratch = backward_scratch(ndim, units, key.gate_dim, depth, lanes, kernel.spilled, parameter_count)
     blocks = key.batch * positions // BLOCK
     part_blocks = max(MIN_PART_BLOCKS, isqrt(blocks))  # as many parts as blocks in each: the shortest sums
     operations = 2 * key.batch * positions * depth * key.gate_dim

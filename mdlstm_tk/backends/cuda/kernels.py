@@ -106,8 +106,8 @@ def _parameter_rows(tensor, direction, unit, dtype: tl.constexpr, COUNT: tl.cons
 
 @triton.jit
 def _accumulate(tensor, rows, index, unit, COUNT: tl.constexpr, UNITS: tl.constexpr):
-    """Add the sum over this program's rows to part `index` of a gradient (parts, COUNT, n) in float64, which
-    no other program of the launch touches."""
+    """Add the sum over this program's rows to part `index` of a gradient (parts, COUNT, n) in float64,
+    which no other program of the launch touches."""
     if tensor is not None:
         for k in tl.static_range(COUNT):
             row_ptr = tensor + (index * COUNT + k) * UNITS + unit

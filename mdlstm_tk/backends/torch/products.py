@@ -30,9 +30,11 @@ def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def multiply_transposed(a: Tensor, b: Tensor) -> Tensor:
-    """`aᵀ @ b` of (dirs, rows, m) and (dirs, rows, k), in the dtype of the state: a sum over all rows, so it
-    is made of the sums of SUM_ROWS rows. Some BLAS products of few columns add one row after another, and
-    their float32 sum of 65536 rows is wrong by 1e-5 of itself."""
+    """`aᵀ @ b` of (dirs, rows, m) and (dirs, rows, k), in the dtype of the state.
+
+    It is a sum over all rows, so it is made of the sums of SUM_ROWS rows. BLAS may add one row after
+    another where k is small, and a float32 sum of 65536 rows is then wrong by 1e-5 of itself.
+    """
     result = a.new_zeros(a.shape[0], a.shape[2], b.shape[2], dtype=state_dtype(a))
     for a_part, b_part in zip(a.split(SUM_ROWS, dim=1), b.split(SUM_ROWS, dim=1), strict=True):
         result += multiply(a_part.transpose(1, 2), b_part)
