@@ -115,8 +115,8 @@ def _make_wavefronts(grid: tuple[int, ...]) -> Wavefronts:
         previous[(*before, slice(1, None))] = visits[(*before, slice(-1))]
         np.take(previous.reshape(-1), order, out=row)
     # Seen from the opposite corner, the last position is the first, and successors are predecessors.
-    reflected = predecessors[:, ::-1]
-    successors = np.where(reflected < 0, dtype(-1), dtype(positions - 1) - reflected)
+    successors = dtype(positions - 1) - predecessors[:, ::-1]
+    successors[successors == positions] = -1
     return Wavefronts(grid, order, inverse_order, starts, predecessors, successors)
 
 

@@ -72,9 +72,9 @@ class OddCase:
         _, grad = laid_out(choose.choice(LAYOUTS), tuple(y.shape), False, device)
         y.backward(grad)
         results = {"y": y.detach()}
-        results |= {f"d {name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
-        expected = sum(leaf.requires_grad for leaf in leaves.values())
-        assert len(results) == 1 + expected, "a gradient is missing, or one was made that nobody needs"
+        for name, leaf in leaves.items():
+            if leaf.requires_grad:  # `reference` gives none for weights that a single position does not use
+                results[f"d {name}"] = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
         return results
 
     def check(self, backend: str, device: str = "cpu") -> None:

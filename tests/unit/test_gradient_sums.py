@@ -53,7 +53,9 @@ def test_float32_gradients_of_a_large_grid(options: dict[str, Any], random_signs
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 8, 50])
-def test_products_summed_in_parts(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [1, 100, 1 << 20])
+def test_products_summed_in_parts(rows: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "SUM_ROWS", 8)
+    monkeypatch.setattr(products, "MAX_PART_SUMS", at_once)
     a, b = torch.randn(2, rows, 3, dtype=torch.float64), torch.randn(2, rows, 5, dtype=torch.float64)
     torch.testing.assert_close(products.multiply_transposed(a, b), a.transpose(1, 2) @ b)

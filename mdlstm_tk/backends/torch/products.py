@@ -16,7 +16,9 @@ from torch import Tensor
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.backends.tables import SweepTables
 
-SUM_ROWS = 2048  # rows that `multiply_transposed` sums up at a time
+# How `multiply_transposed` sums: rows of a part, and the most numbers in the sums of parts at a time.
+SUM_ROWS = 256
+MAX_PART_SUMS = 1 << 20
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
@@ -32,12 +34,21 @@ def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 def multiply_transposed(a: Tensor, b: Tensor) -> Tensor:
     """`aᵀ @ b` of (dirs, rows, m) and (dirs, rows, k), in the dtype of the state.
 
-    It is a sum over all rows, so it is made of the sums of SUM_ROWS rows. BLAS may add one row after
-    another where k is small, and a float32 sum of 65536 rows is then wrong by 1e-5 of itself.
+    It is a sum over all rows, and made of the sums of SUM_ROWS rows each. Where k is small, BLAS may add
+    one row after another, and a float32 sum of 65536 rows is then wrong by 1e-5 of itself.
     """
     result = a.new_zeros(a.shape[0], a.shape[2], b.shape[2], dtype=state_dtype(a))
-    for a_part, b_part in zip(a.split(SUM_ROWS, dim=1), b.split(SUM_ROWS, dim=1), strict=True):
-        result += multiply(a_part.transpose(1, 2), b_part)
+    step = SUM_ROWS * max(1, MAX_PART_SUMS // max(1, result.numel()))  # rows whose parts are in memory
+    for a_rows, b_rows in zip(a.split(step, dim=1), b.split(step, dim=1), strict=True):
+        parts = a_rows.shape[1] // SUM_ROWS
+        whole = parts * SUM_ROWS
+        if parts > 0:
+            a_parts, b_parts = (
+                t[:, :whole].reshape(-1, SUM_ROWS, t.shape[2]) for t in (a_rows, b_rows)
+            )  # (dirs·parts, SUM_ROWS, m or k)
+            part_sums = multiply(a_parts.transpose(1, 2), b_parts)
+            result += part_sums.unflatten(0, (-1, parts)).sum(dim=1)
+        result += multiply(a_rows[:, whole:].transpose(1, 2), b_rows[:, whole:])
     return result
 
 
