@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from statistics import median
 from typing import Any
 from unittest import mock
@@ -23,6 +22,7 @@ from mdlstm_tk.backends.cpu import compile as cpu_compile
 from mdlstm_tk.backends.cpu.jit import OPTIONS, jit
 from mdlstm_tk.benchmark import Shape, contenders, interleave, torch_threads
 from mdlstm_tk.benchmark.contenders import Step
+from mdlstm_tk.caches import BoundedCache
 
 SHAPES = (
     Shape(16, (8, 8), 1, 16),
@@ -65,18 +65,19 @@ def replaced(part: str) -> Iterator[None]:
 def without(part: str, step: Step) -> Step:
     """The step with kernels that lack a part."""
 
-    @cache
-    def plans(key: plan.PlanKey) -> plan.Plan:
+    plans: BoundedCache[plan.PlanKey, plan.Plan] = BoundedCache(plan.plans.max_bytes)
+
+    def make_plan(key: plan.PlanKey) -> plan.Plan:
         with replaced(part):
             return plan.make_plan(key)
 
     def lacking() -> None:
-        whole = launch.small_plans
-        launch.small_plans = plans
+        whole = launch.plans, launch.make_plan
+        launch.plans, launch.make_plan = plans, make_plan
         try:
             step()
         finally:
-            launch.small_plans = whole
+            launch.plans, launch.make_plan = whole
 
     return lacking
 

@@ -76,6 +76,13 @@ takes whole directions, and the overhead of Python is paid only once.
 
 GPUs have not been measured yet; `mdlstm bench --device cuda` measures them.
 
+## Memory kept between calls
+
+A sweep keeps the order and the neighbours of its grid for the next call, 4 bytes an entry: 20 to 32 bytes a
+position for one direction in two dimensions, and another copy of some of them in NumPy. These tables take
+at most 160 MiB together, and weights packed for inference on the CPU at most 64 MiB; the oldest go first,
+except that the newest grid stays, whatever its size. `mdlstm_tk.clear_caches()` frees all of it.
+
 ## Operating system
 
 The CPU backend asks the operating system for three things beyond what Python and torch offer

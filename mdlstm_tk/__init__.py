@@ -10,6 +10,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk._version import __version__
+from mdlstm_tk.caches import clear_caches
 from mdlstm_tk.errors import (
     DeviceError,
     InputError,
@@ -37,6 +38,7 @@ __all__ = [
     "MissingExtraError",
     "ParityError",
     "__version__",
+    "clear_caches",
     "register_cell",
 ]
 

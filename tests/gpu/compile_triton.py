@@ -15,7 +15,8 @@ from triton.compiler import ASTSource
 from mdlstm_tk.backends.cuda import codegen
 from mdlstm_tk.cells import get_cell
 
-TABLES = ("starts_ptr", "order_ptr", "predecessors_ptr", "successors_ptr")
+TABLES = ("order_ptr", "predecessors_ptr", "successors_ptr")
+SUMS = ("dpeephole", "dnorm_weight", "dnorm_bias")
 PARAMETERS = ("bias", "peephole", "norm_weight", "norm_bias")
 IN_X_DTYPE = ("operand_ptr", "next_operand_ptr", "output_ptr", "grad_ptr", "da_ptr", *PARAMETERS)
 
@@ -41,7 +42,11 @@ def compiled(pass_kind: Any, cell: str, ndim: int, extras: bool, dtype: str, cap
         elif name in codegen.VARYING:
             signature[name] = "i32"
         elif name in TABLES:
+            signature[name] = "*i32"
+        elif name == "starts_ptr":
             signature[name] = "*i64"
+        elif name in SUMS:
+            signature[name] = "*fp64"
         elif name == "valid_ptr":
             signature[name] = "*i1"
         else:
@@ -59,5 +64,6 @@ for pass_kind in ("forward", "backward"):
         ("leaky", 2, False, "fp16", 80),
         ("input-gated", 2, False, "fp32", 90),  # has no recurrent product
     ):
-        assembly = compiled(pass_kind, cell, ndim, extras, dtype, capability).asm["ptx"]
-        Path(sys.argv[1], f"{pass_kind}_{cell}_{dtype}.ptx").write_text(assembly)
+        assembly = compiled(pass_kind, cell, ndim, extras, dtype, capability).asm
+        for kind in ("ttir", "ptx"):
+            Path(sys.argv[1], f"{pass_kind}_{cell}_{dtype}.{kind}").write_text(assembly[kind])

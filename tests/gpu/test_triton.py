@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.odd_inputs import OddCase
 from helpers.parity import CELLS, Case
 
 from mdlstm_tk import MDLSTM
@@ -27,6 +28,8 @@ from mdlstm_tk.backends.specialize import KernelError
 from mdlstm_tk.cells import get_cell
 
 pytest.importorskip("triton", reason="there is no Triton for this system")
+import triton
+import triton.language as tl
 from triton.runtime.errors import OutOfResources
 
 from mdlstm_tk.backends.cuda import codegen, kernels, launch
@@ -88,6 +91,29 @@ def _matrix() -> list[Case]:
 @pytest.mark.parametrize("case", _matrix(), ids=str)
 def test_agrees_with_reference(case: Case) -> None:
     case.check("auto", DEVICE)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_odd_inputs_agree_with_reference(seed: int) -> None:
+    OddCase(seed).check("auto", DEVICE)
+
+
+def test_rows_of_many_samples_on_a_large_grid() -> None:
+    """The place of the last sample is beyond int32."""
+    batch, positions, rows = 1 << 16, 1 << 16, 1 << 16
+
+    @triton.jit
+    def places(starts, order, out, batch, positions, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+        _, _, _, _, place, _ = kernels._rows(
+            starts, order, 0, 0, batch.to(tl.int64), positions.to(tl.int64), ROWS
+        )
+        tl.store(out + tl.arange(0, ROWS)[:, None], place)
+
+    starts = torch.tensor([0, 0, 1, 1], device=DEVICE)
+    order = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    out = torch.zeros(rows, dtype=torch.int64, device=DEVICE)
+    places[(1,)](starts, order, out, batch, positions, ROWS=rows)
+    assert torch.equal(out.cpu(), torch.arange(rows) * positions)
 
 
 @pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "norm"])
@@ -155,8 +181,12 @@ def test_a_kernels_source_can_be_read() -> None:
     assert kernel.fn.__code__ is kernels.forward.__code__
 
 
-def test_kernels_compile_for_gpus_without_atomics(tmp_path: Path) -> None:
-    """The interpreter takes what the compiler does not. This needs no GPU, but a process of its own."""
+def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
+    """The interpreter takes what the compiler does not. This needs no GPU, but a process of its own.
+
+    The assembly has no atomics. Sizes are arguments in int32, and are made int64 before anything else, so
+    that no offset is computed in int32.
+    """
     script = Path(__file__).with_name("compile_triton.py")
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=False
@@ -165,6 +195,10 @@ def test_kernels_compile_for_gpus_without_atomics(tmp_path: Path) -> None:
     assembly = [path.read_text() for path in tmp_path.glob("*.ptx")]
     assert len(assembly) == 10
     assert not any(re.search(r"\b(atom|red)\.", text) for text in assembly)
+    for path in tmp_path.glob("*.ttir"):
+        body = [line for line in path.read_text().splitlines() if "tt.func" not in line]
+        uses = [line for line in body if re.search(r"%(t|batch|positions|blocks)\b", line)]
+        assert uses and all(re.search(r"= arith.extsi %\w+ : i32 to i64", line) for line in uses), uses
 
 
 def test_which_backend_runs_on_a_gpu_and_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,10 +119,10 @@ def test_command_on_exported_layers(
 def test_parts_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     parts = importlib.import_module("parts")
-    plans = launch.small_plans
+    plans = launch.plans
     row = parts.measure(Shape(1, (3, 2), 1, 2), training=False, seconds=0)
     assert len(row) == len(parts.COLUMNS) and all(text.endswith("%") for text in row[3:])
-    assert launch.small_plans is plans
+    assert launch.plans is plans
 
 
 @pytest.mark.parametrize("part", ["products", "cell"])

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.wavefront import wavefronts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,9 +68,3 @@ def _peak(run: Callable[[], object]) -> int:
             now += event.nbytes()
             peak = max(peak, now)
     return peak
-
-
-def test_tables_of_few_large_grids_are_kept() -> None:
-    large = [wavefronts((128, 128 + k)) for k in range(1, 7)]
-    assert wavefronts((128, 134)) is large[-1]
-    assert wavefronts((128, 129)) is not large[0]

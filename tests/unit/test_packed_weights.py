@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from mdlstm_tk import MDLSTM
+from mdlstm_tk import MDLSTM, clear_caches
 from mdlstm_tk.backends.cpu import launch, packed_weights
-from mdlstm_tk.wavefront import clear_caches
 
 X = torch.linspace(-1, 1, 2 * 4 * 5 * 3).view(2, 4, 5, 3)
 
@@ -135,13 +134,19 @@ def test_several_threads_with_layers_of_their_own() -> None:
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_weights, "MAX_ENTRIES", 3)
     layers = [MDLSTM(3, 4) for _ in range(6)]
     with torch.no_grad():
+        layers[0](X)
+        monkeypatch.setattr(packed_weights._entries, "max_bytes", 3 * _packed_bytes())
         for layer in layers:
             layer(X)
     assert len(packed_weights._entries) == 3
-    monkeypatch.setattr(packed_weights, "MAX_BYTES", 1)
+    monkeypatch.setattr(packed_weights._entries, "max_bytes", 1)
     with torch.no_grad():
         MDLSTM(3, 5)(X)
     assert len(packed_weights._entries) == 3  # too large to be kept
+
+
+def _packed_bytes() -> int:
+    (entry,) = packed_weights._entries.values()
+    return entry.packed.nbytes + sum(tensor.nbytes for tensor in entry.weights)

@@ -19,6 +19,7 @@ PUBLIC = {
             "MissingExtraError",
             "ParityError",
             "__version__",
+            "clear_caches",
             "register_cell",
         ),
     },

@@ -3,11 +3,15 @@ them."""
 
 from __future__ import annotations
 
+import dis
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from itertools import pairwise
+from types import FrameType
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +28,7 @@ def share_smallest_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the smallest sweep use several threads."""
     monkeypatch.setattr(threads_module, "MIN_SWEEP_OPERATIONS", 1)
     monkeypatch.setattr(threads_module, "MIN_WAVEFRONT_OPERATIONS", 1)
-    plan.small_plans.cache_clear()
+    plan.plans.clear()
 
 
 @pytest.fixture(params=["openmp", "own"])
@@ -160,3 +164,34 @@ print("none" if own is None else Path(torch.__file__).parent.name in Path(own._n
         assert platform.torch_openmp() is None
         pytest.skip("torch has no GNU OpenMP here")
     assert loaded.stdout.strip() == "True"
+
+
+def test_an_interrupt_anywhere_leaves_the_team_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a signal handler raises appears after a call, so it is raised here after every call of `run`."""
+    monkeypatch.setattr(threads_module, "_run_team", lambda *_: None)
+    code = threads_module.run.__code__
+    instructions = pairwise(dis.get_instructions(code))
+    places = [after.offset for call, after in instructions if call.opname.startswith("CALL")]
+    assert len(places) > 3
+    interrupted = set()
+    for place in places:
+
+        def trace(frame: FrameType, event: str, _: Any, place: int = place) -> Any:
+            if frame.f_code is not code:
+                return None
+            frame.f_trace_opcodes = True
+            if event == "opcode" and frame.f_lasti == place and place not in interrupted:
+                interrupted.add(place)
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            threads_module.run(None, threads_module.Partition(1, 2), lambda member: [])
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        assert not threads_module._team, f"interrupted at {place}, the team stayed taken"
+    assert interrupted

@@ -48,6 +48,23 @@ def test_predecessors_lie_on_the_previous_wavefront(grid: tuple[int, ...]) -> No
                     assert tuple(np.unravel_index(before[place], grid)) == tuple(wanted)
 
 
+@given(grids)
+def test_successors_are_inverse_to_predecessors(grid: tuple[int, ...]) -> None:
+    front = wavefronts(grid)
+    for predecessors, successors in zip(front.predecessors, front.successors, strict=True):
+        (visits,) = np.nonzero(predecessors >= 0)
+        expected = np.full(len(predecessors), -1)
+        expected[predecessors[visits]] = visits
+        assert (successors == expected).all()
+
+
+@pytest.mark.parametrize("grid", [(70_000,), (2, 66_000)])
+def test_more_wavefronts_than_fit_16_bits(grid: tuple[int, ...]) -> None:
+    front = wavefronts(grid)
+    sums = np.indices(grid).reshape(len(grid), -1).sum(axis=0)[front.order]
+    assert (np.diff(sums) >= 0).all() and len(front) == sums[-1] + 1
+
+
 @given(grids, st.data())
 def test_a_direction_visits_its_own_corner_first_and_mirrors_the_grid(
     grid: tuple[int, ...], data: st.DataObject

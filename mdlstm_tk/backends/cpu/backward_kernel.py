@@ -1,10 +1,12 @@
 """The gradient of the fused sweep in Numba. See `mdlstm_tk.backends.cpu.kernels` for the idea and notation.
 
 Backward reads what forward saved and does not change it. A wavefront is: gather the operands again, the
-cell's
-gradient on each row, and two products: `da @ w_catᵀ`, the gradient of the operands, and `operandᵀ @ da`,
-    which
-is added to the gradient of w_cat.
+cell's gradient on each row, and two products: `da @ w_catᵀ`, the gradient of the operands, and
+`operandᵀ @ da`, which is added to the gradient of w_cat.
+
+The gradients of w_cat and of the cell's parameters are sums over all positions. A float32 sum of 65536
+rows that adds one row after another is wrong by 1e-5 of itself, because each step rounds to the size of
+the sum so far. So a sum has levels: the rows of a block, the blocks of a part, and the parts.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from __future__ import annotations
 from typing import Any
 
 from mdlstm_tk.backends.cpu.intrinsics import (
+    add,
     as_byte_ptr,
     as_float_ptr,
+    as_int32_ptr,
     as_int_ptr,
     barrier_wait,
     clear,
@@ -26,6 +30,7 @@ from mdlstm_tk.backends.cpu.matmul import matmul
 
 SPILLED = 0  # rows of scratch memory that the cell needs; each specialised kernel has its own value
 RECURRENT = True  # whether the gates see h; each specialised kernel has its own value
+as_table_ptr = as_int32_ptr  # how tables of the grid are read; as_int_ptr for huge grids
 RECOMPUTE = False  # whether to compute the pre-activations again instead of reading what forward saved
 
 
@@ -35,16 +40,21 @@ def _cell(units: int, scratch: Any, slots: Any) -> None:
 
 
 @jit
-def _add(target, source, count):  # type: ignore[no-untyped-def]
-    for k in range(count):
-        target[k] += source[k]
+def _add_block(  # type: ignore[no-untyped-def]
+    operands, all_da, rows, sums, block_sums, parameter_count, dims, depth, padded, panel
+):
+    """Add the gradients of a block of rows to `sums`: that of w_cat, which is `operandsᵀ @ all_da`, and
+    those of the cell's parameters, which are in `block_sums` and are cleared there."""
+    matmul(operands, 1, depth, all_da, panel, padded, rows, sums, padded, depth, dims[7], True)
+    add(ptr_add(sums, depth * padded), block_sums, parameter_count)
+    clear(block_sums, parameter_count)
 
 
 def backward(  # type: ignore[no-untyped-def]
     dtype_tag, grad, x, w_t_packed, w_packed, peephole, norm_weight, norm_bias, valid_mask, order, starts,
-    predecessors, successors, output, gates, c, dx, d_operand, dc, counter, dw_cat, dpeephole, dnorm_weight,
-    dnorm_bias, scratch, batch, positions, fronts, dirs, ndim, units, channels, gate_dim, longest, columns,
-    panel, lanes, group, member, groups, members,
+    predecessors, successors, output, gates, c, dx, d_operand, dc, counter, sums, part, scratch,
+    batch, positions, fronts, dirs, ndim, units, channels, gate_dim, longest, columns, sums_size,
+    part_blocks, panel, lanes, group, member, groups, members,
 ):  # fmt: skip
     """One thread's part of the gradient. The arguments are those of `kernels.forward`, and:
 
@@ -57,32 +67,45 @@ def backward(  # type: ignore[no-untyped-def]
         d_operand: (2, longest, padded columns) of the group, the gradients of the operands of two
             wavefronts in turn.
         dc: (2, longest, D·n) of the group, the gradients of the predecessors' cell states, in the same way.
-        dw_cat: (dirs, K, padded gate_dim) zeros of this thread, to which its part is added.
-        dpeephole, dnorm_weight, dnorm_bias: (dirs, rows, n) zeros of this thread, in the same way.
+        sums: (dirs, sums_size) zeros of this thread, to which it adds the gradients of its rows: that of
+            w_cat (K, padded gate_dim), then those of peephole, norm_weight and norm_bias if they are there.
+        part: (sums_size,) zeros of this thread, the sums over one part; 0 if everything is one part.
         longest: the number of rows of the longest wavefront.
         columns: how many columns of the operand's gradient are needed: hidden_dim, or hidden_dim + C with
             dx.
+        sums_size: numbers in the sums of a direction.
+        part_blocks: the number of blocks in a part.
     """
     dims = batch, positions, fronts, dirs, ndim, units, channels, gate_dim
     hidden_dim = ndim * units if RECURRENT else 0
     depth, padded = hidden_dim + channels + 1, -(-gate_dim // lanes) * lanes
     d_stride = -(-columns // lanes) * lanes  # from one row of d_operand to the next
+    peephole_size = (2 * ndim + 1) * units if peephole else 0
+    norm_size = gate_dim + units if norm_weight else 0
+    parameter_count = peephole_size + 2 * norm_size
     c_prev = as_int_ptr(scratch)
-    dh_next = ptr_add(
-        c_prev, BLOCK * ndim
-    )  # addresses of the gradients that reach a row from its successors
+    # Addresses of the gradients that reach a row from its successors.
+    dh_next = ptr_add(c_prev, BLOCK * ndim)
     dc_next = ptr_add(dh_next, ndim)
     zero_row = ptr_add(as_float_ptr(scratch, dtype_tag), 2 * (BLOCK + 2) * ndim)
     clear(zero_row, units)
     operands = ptr_add(zero_row, units)
     all_da = ptr_add(operands, 2 * BLOCK * depth)
     spill = ptr_add(all_da, 2 * BLOCK * padded)
-    a = ptr_add(spill, SPILLED * units)
+    block_sums = ptr_add(spill, SPILLED * units)  # of the cell's parameters, over the rows of a block
+    clear(block_sums, parameter_count)
+    a = ptr_add(block_sums, parameter_count)
+    parameter_gradients = (
+        block_sums,
+        ptr_add(block_sums, peephole_size),
+        ptr_add(block_sums, peephole_size + norm_size),
+    )
+    part_ptr = as_float_ptr(part, dtype_tag)
     starts_ptr, valid_ptr = as_int_ptr(starts), as_byte_ptr(valid_mask)
-    predecessors_ptr, successors_ptr = as_int_ptr(predecessors), as_int_ptr(successors)
+    predecessors_ptr, successors_ptr = as_table_ptr(predecessors), as_table_ptr(successors)
     arrivals = 0
     for direction in range(group, dirs, groups):
-        order_ptr = ptr_add(as_int_ptr(order), direction * positions)
+        order_ptr = ptr_add(as_table_ptr(order), direction * positions)
         h_ptr = ptr_add(as_float_ptr(output, dtype_tag), direction * units)
         grad_ptr = ptr_add(as_float_ptr(grad, dtype_tag), direction * units)
         c_ptr = ptr_add(as_float_ptr(c, dtype_tag), direction * positions * batch * units)
@@ -90,20 +113,15 @@ def backward(  # type: ignore[no-untyped-def]
         t_panels, panels = -(-columns // panel), -(-gate_dim // panel)
         w_t_ptr = ptr_add(as_float_ptr(w_t_packed, dtype_tag), direction * t_panels * gate_dim * panel)
         w_ptr = ptr_add(as_float_ptr(w_packed, dtype_tag), direction * panels * depth * panel)
-        dw_ptr = ptr_add(as_float_ptr(dw_cat, dtype_tag), direction * depth * padded)
-        peephole_offset = direction * (2 * ndim + 1) * units
-        norm_offset = direction * (gate_dim + units)
+        sums_ptr = ptr_add(as_float_ptr(sums, dtype_tag), direction * sums_size)
+        part_sums = part_ptr if part else sums_ptr
         parameters = (
-            ptr_add(as_float_ptr(peephole, dtype_tag), peephole_offset),
-            ptr_add(as_float_ptr(norm_weight, dtype_tag), norm_offset),
-            ptr_add(as_float_ptr(norm_bias, dtype_tag), norm_offset),
+            ptr_add(as_float_ptr(peephole, dtype_tag), direction * peephole_size),
+            ptr_add(as_float_ptr(norm_weight, dtype_tag), direction * norm_size),
+            ptr_add(as_float_ptr(norm_bias, dtype_tag), direction * norm_size),
         )
-        gradients = (
-            ptr_add(as_float_ptr(dpeephole, dtype_tag), peephole_offset),
-            ptr_add(as_float_ptr(dnorm_weight, dtype_tag), norm_offset),
-            ptr_add(as_float_ptr(dnorm_bias, dtype_tag), norm_offset),
-        )
-        pending = 0  # rows not yet added to dw_cat: short wavefronts share a block
+        pending = 0  # rows not yet added to the sums: short wavefronts share a block
+        blocks = 0  # blocks in this part so far
         for t in range(fronts - 1, -1, -1):
             # What this wavefront writes for its predecessors, and what its successors have written for it.
             d_now = ptr_add(as_float_ptr(d_operand, dtype_tag), t % 2 * longest * d_stride)
@@ -149,7 +167,7 @@ def backward(  # type: ignore[no-untyped-def]
                         ptr_add(a, r * padded) if RECOMPUTE else ptr_add(gates_ptr, (first + r) * gate_dim),
                         ptr_add(c_prev, r * ndim), ptr_add(c_ptr, (first + r) * units),
                         ptr_add(grad_ptr, place * dirs * units), dh_next, dc_next, *parameters,
-                        ptr_add(da, r * padded), dc_prev, *gradients,
+                        ptr_add(da, r * padded), dc_prev, *parameter_gradients,
                     )  # fmt: skip
                     _cell(units, spill, slots)
                 d_rows = ptr_add(d_now, top * d_stride)
@@ -160,29 +178,40 @@ def backward(  # type: ignore[no-untyped-def]
                     )  # fmt: skip
                 pending += rows
                 if pending >= BLOCK:
-                    matmul(
-                        operands, 1, depth, all_da, panel, padded, pending, dw_ptr, padded, depth, gate_dim,
-                        True,
+                    _add_block(
+                        operands, all_da, pending, part_sums, block_sums, parameter_count, dims, depth,
+                        padded, panel,
                     )  # fmt: skip
                     pending = 0
+                    blocks += 1
+                    if part and blocks == part_blocks:
+                        add(sums_ptr, part_ptr, sums_size)
+                        clear(part_ptr, sums_size)
+                        blocks = 0
                 if dx:
                     for r in range(rows):
                         visit, sample = divmod(first + r, batch)
                         place = sample * positions + order_ptr[visit]
                         target = ptr_add(as_float_ptr(dx, dtype_tag), place * channels)
-                        _add(target, ptr_add(d_rows, r * d_stride + hidden_dim), channels)
+                        add(target, ptr_add(d_rows, r * d_stride + hidden_dim), channels)
             if members > 1:
                 arrivals += members
                 barrier_wait(as_int_ptr(counter), arrivals)
         if pending > 0:
-            matmul(
-                operands, 1, depth, all_da, panel, padded, pending, dw_ptr, padded, depth, gate_dim, True
-            )
+            _add_block(
+                operands, all_da, pending, part_sums, block_sums, parameter_count, dims, depth, padded,
+                panel,
+            )  # fmt: skip
+        if part:
+            add(sums_ptr, part_ptr, sums_size)
+            clear(part_ptr, sums_size)
 
 
-def backward_scratch(ndim: int, units: int, gate_dim: int, depth: int, lanes: int, spilled: int) -> int:
+def backward_scratch(
+    ndim: int, units: int, gate_dim: int, depth: int, lanes: int, spilled: int, parameter_count: int
+) -> int:
     """How many numbers of scratch memory `backward` needs, in whole cache lines: the tables of addresses,
-    the row of zeros, operands and da of two blocks, the spilled rows, and the pre-activations of a
-    block."""
+    the row of zeros, operands and da of two blocks, the spilled rows, the `parameter_count` numbers of the
+    cell's parameters' gradients, and the pre-activations of a block."""
     per_row = 2 * (ndim + depth + gate_dim + lanes) + gate_dim + lanes
-    return -(-(4 * ndim + BLOCK * per_row + (1 + spilled) * units) // 16) * 16
+    return -(-(4 * ndim + BLOCK * per_row + (1 + spilled) * units + parameter_count) // 16) * 16

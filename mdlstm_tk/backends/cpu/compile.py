@@ -9,7 +9,7 @@ import numpy as np
 
 from mdlstm_tk.backends.cpu import backward_kernel, kernels, packing, thread_main
 from mdlstm_tk.backends.cpu.codegen import cell_function
-from mdlstm_tk.backends.cpu.intrinsics import load_arguments
+from mdlstm_tk.backends.cpu.intrinsics import as_int32_ptr, as_int_ptr, load_arguments
 from mdlstm_tk.backends.cpu.jit import cfunc_cached, jit, njit_cached
 from mdlstm_tk.backends.specialize import compiling, specialize
 from mdlstm_tk.cells import Cell, get_cell
@@ -34,24 +34,33 @@ class CpuKernel(NamedTuple):
 
 @cache
 def get_kernel(
-    pass_kind: Pass, dtype: str, cell_name: str, ndim: int, peephole: bool, layer_norm: bool
+    pass_kind: Pass, dtype: str, cell_name: str, ndim: int, peephole: bool, layer_norm: bool, wide: bool
 ) -> CpuKernel:
-    """The compiled kernel of one pass for one cell; from disk if it is cached there.
+    """The compiled kernel of one pass for one cell; from disk if it is cached there. If `wide`, the tables
+    of the grid are int64, else int32.
 
     Raises:
         KernelError: it cannot be compiled.
     """
-    options = "_peephole" * peephole + "_norm" * layer_norm
+    options = "_peephole" * peephole + "_norm" * layer_norm + "_wide" * wide
     name = f"{pass_kind}_{dtype}_{cell_name.replace('-', '_')}_{ndim}d{options}"
     with compiling(name):
-        return _compile(name, pass_kind, dtype, get_cell(cell_name), ndim, peephole, layer_norm)
+        return _compile(name, pass_kind, dtype, get_cell(cell_name), ndim, peephole, layer_norm, wide)
 
 
 def _compile(
-    name: str, pass_kind: Pass, dtype: str, cell: Cell, ndim: int, peephole: bool, layer_norm: bool
+    name: str,
+    pass_kind: Pass,
+    dtype: str,
+    cell: Cell,
+    ndim: int,
+    peephole: bool,
+    layer_norm: bool,
+    wide: bool,
 ) -> CpuKernel:
     graph = lower(pass_kind, cell, ndim, peephole, layer_norm)
     replaced: dict[str, Any] = {"SPILLED": len(graph.spilled), "RECURRENT": cell.recurrent}
+    replaced["as_table_ptr"] = as_int_ptr if wide else as_int32_ptr
     template: Any = kernels.forward
     slots: tuple[str, ...] = FORWARD_SLOTS
     if pass_kind != "forward":

@@ -39,6 +39,16 @@ def as_int_ptr(_: Any, address: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def as_int32_ptr(_: Any, address: Any) -> Any:
+    """The address as a pointer to int32."""
+
+    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.int32)(types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def as_byte_ptr(_: Any, address: Any) -> Any:
     """The address as a pointer to uint8."""
 
@@ -78,6 +88,21 @@ def copy(_: Any, target: Any, source: Any, count: Any) -> Any:
         for lanes in simd.lane_counts(element):
             with vector_loop(builder, position, args[2], lanes) as index:
                 to.at(index).store(origin.at(index).load(lanes))
+        return context.get_dummy_value()
+
+    return types.void(target, source, types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def add(_: Any, target: Any, source: Any, count: Any) -> Any:
+    """Add `count` numbers at `source` to those at `target`."""
+
+    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        element, position = context.get_data_type(target.dtype), simd.counter(builder)
+        to, origin = Pointer(builder, args[0], element), Pointer(builder, args[1], element)
+        for lanes in simd.lane_counts(element):
+            with vector_loop(builder, position, args[2], lanes) as index:
+                to.at(index).store(builder.fadd(to.at(index).load(lanes), origin.at(index).load(lanes)))
         return context.get_dummy_value()
 
     return types.void(target, source, types.int64), build

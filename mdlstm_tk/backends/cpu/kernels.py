@@ -39,6 +39,7 @@ from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.intrinsics import (
     as_byte_ptr,
     as_float_ptr,
+    as_int32_ptr,
     as_int_ptr,
     barrier_wait,
     clear,
@@ -52,6 +53,7 @@ from mdlstm_tk.backends.cpu.matmul import matmul
 BLOCK = 64  # rows between gathering and the cell: few enough to stay in cache, enough for the product
 SPILLED = 0  # rows of scratch memory that the cell needs; each specialised kernel has its own value
 RECURRENT = True  # whether the gates see h; each specialised kernel has its own value
+as_table_ptr = as_int32_ptr  # how tables of the grid are read; as_int_ptr for huge grids
 
 
 def _cell(units: int, scratch: Any, slots: Any) -> None:
@@ -105,8 +107,8 @@ def forward(  # type: ignore[no-untyped-def]
         w_packed: w_cat as `packing.pack` lays it out.
         peephole, norm_weight, norm_bias: (dirs, rows, n).
         valid_mask: (N, P) bool, or 0 if all positions are valid.
-        order: (dirs, P) positions in visiting order.
-        starts: (T + 1,) the visit at which each wavefront starts.
+        order: (dirs, P) positions in visiting order; like predecessors int32, or int64 for huge grids.
+        starts: (T + 1,) int64, the visit at which each wavefront starts.
         predecessors: (D, P) the visit one step back along each axis, or −1.
         output: (N, P, dirs, n), written.
         gates: (dirs, P·N, G·n), written for backward, or 0.
@@ -129,11 +131,11 @@ def forward(  # type: ignore[no-untyped-def]
     a = ptr_add(operand, BLOCK * depth)
     spill = ptr_add(a, BLOCK * padded)
     gates_row = ptr_add(spill, SPILLED * units)  # takes the gates of a row if they are not saved
-    starts_ptr, predecessors_ptr = as_int_ptr(starts), as_int_ptr(predecessors)
+    starts_ptr, predecessors_ptr = as_int_ptr(starts), as_table_ptr(predecessors)
     valid_ptr = as_byte_ptr(valid_mask)
     arrivals = 0
     for direction in range(group, dirs, groups):
-        order_ptr = ptr_add(as_int_ptr(order), direction * positions)
+        order_ptr = ptr_add(as_table_ptr(order), direction * positions)
         h_ptr = ptr_add(as_float_ptr(output, dtype_tag), direction * units)
         c_size = 2 * c_rows if c_rows else positions * batch
         c_ptr = ptr_add(as_float_ptr(c, dtype_tag), direction * c_size * units)

@@ -12,7 +12,6 @@ packed_weights and threads. Everything that depends only on shapes is looked up.
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import torch
@@ -20,15 +19,15 @@ from torch import Tensor
 
 from mdlstm_tk.backends.cpu.compile import get_packer
 from mdlstm_tk.backends.cpu.packed_weights import packed_weights
-from mdlstm_tk.backends.cpu.plan import Plan, PlanKey, large_plans, small_plans
+from mdlstm_tk.backends.cpu.plan import Plan, PlanKey, make_plan, plans
 from mdlstm_tk.backends.cpu.platform import HUGE_PAGE, use_huge_pages
 from mdlstm_tk.backends.cpu.threads import Member, partition, run
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.cells.lowering import Pass
 from mdlstm_tk.masking import valid_mask
-from mdlstm_tk.wavefront import LARGE_GRID
 
 BARRIER_BYTES = 128  # more than a cache line, so that no two barriers share one
+PLAN_BYTES = 4096  # about what a plan takes beside its tables, which it may share with other plans
 
 
 def forward(
@@ -104,7 +103,7 @@ def backward(
     x = inputs.x
     recompute = saved_gates.numel() == 0
     plan = _plan("recompute" if recompute else "backward", inputs)
-    _, _, fronts, dirs, ndim, units, channels, gate_dim = plan.dims
+    _, _, fronts, dirs, ndim, units, channels, _ = plan.dims
     columns = plan.hidden_dim + (channels if wants_dx else 0)
     w_packed = _pack(plan, inputs) if recompute else None
     w_t_packed = _pack_transposed(plan, inputs, columns)
@@ -118,8 +117,8 @@ def backward(
     stride = -(-columns // plan.lanes) * plan.lanes
     d_operand = x.new_empty(groups, 2, plan.longest, stride)
     dc = x.new_empty(groups, 2, plan.longest, ndim * units)
-    dw_cat = x.new_zeros(threads, dirs, plan.depth, plan.padded)
-    gradients = inputs.parameters.map(lambda tensor: tensor.new_zeros(threads, *tensor.shape))
+    sums = x.new_zeros(threads, dirs, plan.sums_size)
+    part = x.new_zeros(threads, plan.sums_size) if plan.part_blocks else None
     mask = None if inputs.sizes is None else valid_mask(x.shape[1:-1], inputs.sizes)
     scratch = x.new_empty(threads, plan.scratch)
     counters = _barriers(groups)
@@ -127,52 +126,68 @@ def backward(
         *_addresses(grad, x, w_t_packed, w_packed, *inputs[4:7], mask), *plan.table_addresses,
         *_addresses(output, saved_gates, saved_c),
     ]  # fmt: skip
-    numbers = [*plan.dims, plan.longest, columns, plan.panel, plan.lanes]
+    numbers = [
+        *plan.dims, plan.longest, columns, plan.sums_size, plan.part_blocks, plan.panel, plan.lanes
+    ]  # fmt: skip
 
     def arguments(member: Member) -> list[int]:
         group, thread = member.group, member.thread
         own = (
-            dx[group] if wants_dx else None, d_operand[group], dc[group], counters[group], dw_cat[thread],
-            *(None if gradient is None else gradient[thread] for gradient in gradients), scratch[thread],
+            dx[group] if wants_dx else None, d_operand[group], dc[group], counters[group], sums[thread],
+            None if part is None else part[thread], scratch[thread],
         )  # fmt: skip
         return [*shared, *_addresses(*own), *numbers, *member]
 
     run(plan.entry, division, arguments)
     for other in dx[1:]:
         dx[0].add_(other)
-    dw = dw_cat.sum(dim=0)[..., :gate_dim].transpose(1, 2)  # (dirs, G·n, K)
-    dw_hh, dw_ih, db = (
-        part.clone(memory_format=torch.contiguous_format)
-        for part in dw.split([plan.hidden_dim, channels, 1], dim=-1)
-    )
-    results = (
-        dx[0] if wants_dx else None,
-        dw_ih,
-        None if inputs.weight_hh is None else dw_hh.unflatten(-1, (ndim, units)).transpose(1, 2),
-        None if inputs.bias is None else db.squeeze(-1),
-        *gradients.map(lambda tensor: tensor.sum(dim=0)),
-    )
+    gradients = _split_sums(plan, inputs, sums.sum(dim=0))
+    results = (dx[0] if wants_dx else None, *gradients)
     return [None if gradient is None else gradient.to(dtype) for gradient in results]
+
+
+def _split_sums(plan: Plan, inputs: SweepInputs, sums: Tensor) -> list[Tensor | None]:
+    """The gradients of weight_ih, weight_hh, bias and the cell's parameters, each in memory of its own,
+    from the sums (dirs, sums_size) of all threads."""
+    _, _, _, dirs, ndim, units, channels, gate_dim = plan.dims
+    sizes = [0 if tensor is None else tensor[0].numel() for tensor in inputs.parameters]
+    dw_cat, *of_parameters, _ = sums.split_with_sizes(
+        [size := plan.depth * plan.padded, *sizes, plan.sums_size - size - sum(sizes)], dim=1
+    )
+    dw = dw_cat.view(dirs, plan.depth, plan.padded)[..., :gate_dim].transpose(1, 2)  # (dirs, G·n, K)
+    dw_hh, dw_ih, db = dw.split([plan.hidden_dim, channels, 1], dim=-1)
+    gradients = (
+        dw_ih,
+        dw_hh.unflatten(-1, (ndim if plan.hidden_dim else 0, units)).transpose(1, 2),
+        db.squeeze(-1),
+        *(rows.unflatten(1, (-1, units)) for rows in of_parameters),
+    )
+    return [
+        None if tensor is None else gradient.clone(memory_format=torch.contiguous_format)
+        for tensor, gradient in zip(inputs[1:7], gradients, strict=True)
+    ]
 
 
 def _plan(pass_kind: Pass, inputs: SweepInputs) -> Plan:
     shape = inputs.x.shape
-    plans = small_plans if prod(shape[1:-1]) <= LARGE_GRID else large_plans
-    return plans(
-        PlanKey(
-            pass_kind,
-            inputs.cell,
-            state_dtype(inputs.x),
-            shape[0],
-            tuple(shape[1:-1]),
-            shape[-1],
-            inputs.weight_ih.shape[1],
-            inputs.signs,
-            inputs.peephole is not None,
-            inputs.norm_weight is not None,
-            torch.get_num_threads(),
-        )
+    key = PlanKey(
+        pass_kind,
+        inputs.cell,
+        state_dtype(inputs.x),
+        shape[0],
+        tuple(shape[1:-1]),
+        shape[-1],
+        inputs.weight_ih.shape[1],
+        inputs.signs,
+        inputs.peephole is not None,
+        inputs.norm_weight is not None,
+        torch.get_num_threads(),
     )
+    plan = plans.get(key)
+    if plan is None:
+        plan = make_plan(key)
+        plans.add(key, plan, plan.tables.nbytes + PLAN_BYTES)
+    return plan
 
 
 def _converted(inputs: SweepInputs) -> SweepInputs:

@@ -94,13 +94,13 @@ class _Tile:
         c_rows = [c.row(c_row, i) for i in range(self.rows)]
         targets = [row.at(j * lanes) for row in c_rows for j in range(self.vectors)]
         a_rows = [a.row(a_row, i) for i in range(self.rows)]
-        initial = self._initial_sums(targets, accumulate)
+        zero = ir.Constant(ir.VectorType(a.element, lanes), None)
 
         entry, loop, done = builder.block, *(builder.append_basic_block(name) for name in ("k", "done"))
         builder.branch(loop)
         builder.position_at_end(loop)
         k = builder.phi(I64)
-        sums = [builder.phi(value.type) for value in initial]
+        sums = [builder.phi(zero.type) for _ in targets]
         b_k = b.row(b_step, k)
         right = [b_k.at(j * lanes).load(lanes) for j in range(self.vectors)]
         a_offset = builder.mul(k, a_step)
@@ -112,27 +112,19 @@ class _Tile:
         k_next = builder.add(k, ir.Constant(I64, 1))
         k.add_incoming(ir.Constant(I64, 0), entry)
         k.add_incoming(k_next, loop)
-        for phi, first, new in zip(sums, initial, new_sums, strict=True):
-            phi.add_incoming(first, entry)
+        for phi, new in zip(sums, new_sums, strict=True):
+            phi.add_incoming(zero, entry)
             phi.add_incoming(new, loop)
         builder.cbranch(builder.icmp_signed("<", k_next, depth), loop, done)
         builder.position_at_end(done)
-        for target, new in zip(targets, new_sums, strict=True):
-            target.store(new)
-
-    def _initial_sums(self, targets: list[Pointer], accumulate: ir.Value) -> list[ir.Value]:
-        """What C holds if it is accumulated to, else zeros."""
-        builder = self.builder
-        vector = ir.VectorType(targets[0].element, self.lanes)
-        before = builder.block
-        with builder.if_then(accumulate):
-            old = [target.load(self.lanes) for target in targets]
-            loaded = builder.block
-        initial = [builder.phi(vector) for _ in targets]
-        for phi, value in zip(initial, old, strict=True):
-            phi.add_incoming(ir.Constant(vector, None), before)
-            phi.add_incoming(value, loaded)
-        return initial
+        with builder.if_else(accumulate) as (then, otherwise):
+            with then:
+                # C is added last: a sum that started from it would be rounded to its size at every step.
+                for target, new in zip(targets, new_sums, strict=True):
+                    target.store(builder.fadd(target.load(lanes), new))
+            with otherwise:
+                for target, new in zip(targets, new_sums, strict=True):
+                    target.store(new)
 
 
 @jit

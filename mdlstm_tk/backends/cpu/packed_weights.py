@@ -16,10 +16,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mdlstm_tk.backends.inputs import SweepInputs
-from mdlstm_tk.wavefront import register_cache
-
-MAX_ENTRIES = 64
-MAX_BYTES = 64 << 20  # of all entries together
+from mdlstm_tk.caches import BoundedCache
 
 _libc = ctypes.cdll.msvcrt if os.name == "nt" else ctypes.CDLL(None)
 _memcmp = _libc.memcmp
@@ -29,11 +26,9 @@ _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 class _Entry(NamedTuple):
     weights: list[Tensor]  # copies of weight_ih and, if they are there, weight_hh and bias
     packed: Tensor
-    nbytes: int
 
 
-_entries: dict[tuple[object, ...], _Entry] = {}  # in the order in which they were made
-register_cache(_entries.clear)
+_entries: BoundedCache[tuple[object, ...], _Entry] = BoundedCache(64 << 20)
 
 
 def packed_weights(size: int, inputs: SweepInputs, pack: Callable[[], Tensor]) -> Tensor:
@@ -57,19 +52,6 @@ def packed_weights(size: int, inputs: SweepInputs, pack: Callable[[], Tensor]) -
             return entry.packed
     packed = pack()
     nbytes = packed.nbytes + sum(tensor.nbytes for tensor in weights)
-    if nbytes <= MAX_BYTES and all(tensor.is_contiguous() for tensor in weights):
-        _entries.pop(key, None)
-        _entries[key] = _Entry([tensor.detach().clone() for tensor in weights], packed, nbytes)
-        _evict(key)
+    if nbytes <= _entries.max_bytes and all(tensor.is_contiguous() for tensor in weights):
+        _entries.add(key, _Entry([tensor.detach().clone() for tensor in weights], packed), nbytes)
     return packed
-
-
-def _evict(newest: tuple[object, ...]) -> None:
-    """Drop the least recently made entries while there are too many. Several threads may do so."""
-    entries = list(_entries.items())
-    total = sum(entry.nbytes for _, entry in entries)
-    for count, (key, entry) in zip(range(len(entries), 0, -1), entries, strict=True):
-        if key == newest or (count <= MAX_ENTRIES and total <= MAX_BYTES):
-            break
-        _entries.pop(key, None)
-        total -= entry.nbytes

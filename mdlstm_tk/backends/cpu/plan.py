@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from math import prod
+from math import isqrt, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,12 +11,17 @@ import torch
 from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.backward_kernel import backward_scratch
 from mdlstm_tk.backends.cpu.compile import get_kernel
-from mdlstm_tk.backends.cpu.kernels import forward_scratch
+from mdlstm_tk.backends.cpu.kernels import BLOCK, forward_scratch
 from mdlstm_tk.backends.cpu.threads import Partition, partition
-from mdlstm_tk.backends.tables import SweepTables, make_tables
+from mdlstm_tk.backends.tables import SweepTables, sweep_tables
+from mdlstm_tk.caches import BoundedCache
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.lowering import Pass
-from mdlstm_tk.wavefront import register_cache
+from mdlstm_tk.cells.step import parameter_rows
+
+# Blocks whose gradients are summed up before they are added to the total. With fewer of them, adding to the
+# total would show in the time of a sweep.
+MIN_PART_BLOCKS = 32
 
 
 class PlanKey(NamedTuple):
@@ -60,6 +64,8 @@ class Plan(NamedTuple):
         longest: rows of the longest wavefront.
         panel, lanes: NR and the number of elements of a vector.
         scratch: numbers of scratch memory that a thread needs.
+        sums_size: numbers in the sums of a direction, the gradients of w_cat and of the cell's parameters.
+        part_blocks: the number of blocks in a part of these sums; 0 if everything is one part.
         packed: numbers that the packed weights take.
         operations: floating-point operations of the products of one direction.
         division: how threads share the work.
@@ -77,6 +83,8 @@ class Plan(NamedTuple):
     panel: int
     lanes: int
     scratch: int
+    sums_size: int
+    part_blocks: int
     packed: int
     operations: int
     division: Partition
@@ -84,18 +92,28 @@ class Plan(NamedTuple):
 
 
 def make_plan(key: PlanKey) -> Plan:
-    """The plan for a sweep; `small_plans` and `large_plans` cache it."""
+    """The plan for a sweep, for `plans` to keep."""
     cell, ndim = get_cell(key.cell), len(key.grid)
     units = key.gate_dim // len(cell.gates(ndim))
     dtype_name = str(key.dtype).removeprefix("torch.")
-    kernel = get_kernel(key.pass_kind, dtype_name, key.cell, ndim, key.peephole, key.layer_norm)
     directions = tuple(key.signs[k : k + ndim] for k in range(0, len(key.signs), ndim))
-    tables = make_tables(key.grid, directions, torch.device("cpu"))
+    tables = sweep_tables(key.grid, directions, torch.device("cpu"))
+    wide = tables.order.dtype == torch.int64
+    kernel = get_kernel(key.pass_kind, dtype_name, key.cell, ndim, key.peephole, key.layer_norm, wide)
     positions, fronts, dirs = prod(key.grid), len(tables.counts), len(directions)
     lanes, panel = simd.vector_length(key.dtype.itemsize), simd.panel_width(key.dtype.itemsize)
     hidden_dim = ndim * units if cell.recurrent else 0
     depth = hidden_dim + key.channels + 1
-    scratch = forward_scratch if key.pass_kind == "forward" else backward_scratch
+    padded = -(-key.gate_dim // lanes) * lanes
+    rows = parameter_rows(ndim, len(cell.gates(ndim)))
+    parameter_count = units * (
+        key.peephole * rows["peephole"] + key.layer_norm * (rows["norm_weight"] + rows["norm_bias"])
+    )
+    scratch = forward_scratch(ndim, units, key.gate_dim, depth, lanes, kernel.spilled)
+    if key.pass_kind != "forward":
+        scratch = backward_scratch(ndim, units, key.gate_dim, depth, lanes, kernel.spilled, parameter_count)
+    blocks = key.batch * positions // BLOCK
+    part_blocks = max(MIN_PART_BLOCKS, isqrt(blocks))  # as many parts as blocks in each: the shortest sums
     operations = 2 * key.batch * positions * depth * key.gate_dim
     return Plan(
         tables=tables,
@@ -109,11 +127,13 @@ def make_plan(key: PlanKey) -> Plan:
         dims=(key.batch, positions, fronts, dirs, ndim, units, key.channels, key.gate_dim),
         hidden_dim=hidden_dim,
         depth=depth,
-        padded=-(-key.gate_dim // lanes) * lanes,
+        padded=padded,
         longest=tables.longest * key.batch,
         panel=panel,
         lanes=lanes,
-        scratch=scratch(ndim, units, key.gate_dim, depth, lanes, kernel.spilled),
+        scratch=scratch,
+        sums_size=-(-(depth * padded + parameter_count) // 16) * 16,  # whole cache lines
+        part_blocks=part_blocks if blocks > part_blocks else 0,
         packed=dirs * -(-key.gate_dim // panel) * panel * depth,
         operations=operations,
         division=partition(operations, fronts, dirs, key.threads),
@@ -121,7 +141,4 @@ def make_plan(key: PlanKey) -> Plan:
     )
 
 
-small_plans = lru_cache(maxsize=64)(make_plan)
-large_plans = lru_cache(maxsize=4)(make_plan)  # each keeps megabytes of tables
-register_cache(small_plans.cache_clear)
-register_cache(large_plans.cache_clear)
+plans: BoundedCache[PlanKey, Plan] = BoundedCache(64 << 20)

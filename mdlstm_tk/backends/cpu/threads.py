@@ -109,7 +109,8 @@ def run(entry: Any, division: Partition, arguments: Callable[[Member], list[int]
             rows = [arguments(member) for member in [ALONE, *members]]
             _run_team(entry, [word for row in rows for word in row], size)
     finally:
-        if _team.get("owner") is token:
+        # Ctrl-C is raised after a call, so there may be none before the team is free, not even `_team.get`.
+        if _team == {"owner": token}:
             del _team["owner"]
 
 

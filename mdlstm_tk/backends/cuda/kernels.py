@@ -68,7 +68,7 @@ def _rows(starts_ptr, order_ptr, direction, t, batch, positions, ROWS: tl.conste
     """
     # `starts` has an empty wavefront in front, so wavefront t is from starts[t + 1] to starts[t + 2].
     first, end = tl.load(starts_ptr + t + 1), tl.load(starts_ptr + t + 2)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     exists = row < (end - first) * batch
     visit, sample = first + row // batch, row % batch
     position = tl.load(order_ptr + direction * positions + visit, mask=exists, other=0)
@@ -106,13 +106,14 @@ def _parameter_rows(tensor, direction, unit, dtype: tl.constexpr, COUNT: tl.cons
 
 @triton.jit
 def _accumulate(tensor, rows, index, unit, COUNT: tl.constexpr, UNITS: tl.constexpr):
-    """Add the sum over this program's rows to part `index` of a gradient (parts, COUNT, n), which no other
-    program of the launch touches."""
+    """Add the sum over this program's rows to part `index` of a gradient (parts, COUNT, n) in float64,
+    which no other program of the launch touches."""
     if tensor is not None:
         for k in tl.static_range(COUNT):
             row_ptr = tensor + (index * COUNT + k) * UNITS + unit
             before = tl.load(row_ptr, mask=unit < UNITS, other=0.0)
-            tl.store(row_ptr, before + tl.sum(rows[k], axis=0, keep_dims=True), mask=unit < UNITS)
+            added = tl.sum(rows[k], axis=0, keep_dims=True).to(before.dtype)
+            tl.store(row_ptr, before + added, mask=unit < UNITS)
 
 
 def forward(
@@ -141,7 +142,9 @@ def forward(
         valid_ptr: (N, P) bool, or None if all positions are valid.
         t, batch, positions: the wavefront, N, P.
     """
-    direction, dirs = tl.program_id(2).to(tl.int64), tl.num_programs(2)  # int64: offsets may exceed 2³¹
+    # Offsets may exceed 2³¹, and a product of two int32 is int32. So whatever offsets come from is int64.
+    direction, dirs = tl.program_id(2).to(tl.int64), tl.num_programs(2)
+    t, batch, positions = t.to(tl.int64), batch.to(tl.int64), positions.to(tl.int64)
     unit = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     visit, sample, local_row, global_row, place, exists = _rows(
         starts_ptr, order_ptr, direction, t, batch, positions, ROWS
@@ -214,11 +217,13 @@ def backward(
             read along axis d.
         next_dc_ptr: what dc_prev_ptr was for wavefront t + 1.
         da_ptr: (dirs, P·N, G·n), written; may be the same memory as gates.
-        dpeephole, dnorm_weight, dnorm_bias: (dirs, blocks, rows of the parameter, n) or None, zeros before
-            the first launch; the caller sums over the blocks.
+        dpeephole, dnorm_weight, dnorm_bias: (dirs, blocks, rows of the parameter, n) float64 or None, zeros
+            before the first launch; the caller sums over the blocks.
         blocks: the number of blocks of rows of the longest wavefront.
     """
-    direction, dirs = tl.program_id(2).to(tl.int64), tl.num_programs(2)  # int64: offsets may exceed 2³¹
+    direction, dirs = tl.program_id(2).to(tl.int64), tl.num_programs(2)
+    t, batch, positions = t.to(tl.int64), batch.to(tl.int64), positions.to(tl.int64)
+    blocks = blocks.to(tl.int64)
     unit = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     visit, sample, local_row, global_row, place, exists = _rows(
         starts_ptr, order_ptr, direction, t, batch, positions, ROWS

@@ -43,7 +43,7 @@ def forward(
     """
     x, weight_hh, batch, units = inputs.x, inputs.weight_hh, inputs.x.shape[0], inputs.units
     (dirs, gate_dim, _), hidden_dim = inputs.weight_ih.shape, inputs.ndim * inputs.units
-    tables = sweep_tables(x, inputs.directions)
+    tables = sweep_tables(inputs.grid, inputs.directions, x.device)
     w_hh = None if weight_hh is None else weight_hh.transpose(2, 3).flatten(1, 2)  # (dirs, D·n, G·n)
     parameters = [None if p is None else p.contiguous() for p in inputs[3:7]]
     a = products.project_input(inputs, tables)  # (dirs, P·N, G·n)
@@ -90,7 +90,7 @@ def backward(
     """
     x, weight_hh, batch = inputs.x, inputs.weight_hh, inputs.x.shape[0]
     dirs, hidden_dim = len(inputs.weight_ih), inputs.ndim * inputs.units
-    tables = sweep_tables(x, inputs.directions)
+    tables = sweep_tables(inputs.grid, inputs.directions, x.device)
     w_hh = None if weight_hh is None else weight_hh.transpose(1, 2).flatten(2, 3)  # (dirs, G·n, D·n)
     parameters = [None if p is None else p.contiguous() for p in inputs.parameters]
     grad, saved_c = grad.contiguous(), saved_c.contiguous()
@@ -102,7 +102,9 @@ def backward(
     dc = saved_c.new_empty(2, dirs * longest * hidden_dim)  # of this wavefront and of the next one, in turn
     launch = _Launcher("recompute" if recompute else "backward", inputs)
     blocks = launch.blocks(longest)
-    gradients = inputs.parameters.map(lambda p: saved_c.new_zeros(dirs, blocks, *p.shape[1:]))
+    gradients = inputs.parameters.map(
+        lambda p: saved_c.new_zeros(dirs, blocks, *p.shape[1:], dtype=torch.float64)
+    )
     parts = da.split([count * batch for count in tables.counts], dim=1)
     grid_arguments = _grid_arguments(inputs, tables)
     with torch.cuda.device_of(x):

@@ -16,6 +16,10 @@ from torch import Tensor
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.backends.tables import SweepTables
 
+# How `multiply_transposed` sums: rows of a part, and the most numbers in the sums of parts at a time.
+SUM_ROWS = 256
+MAX_PART_SUMS = 1 << 20
+
 
 def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """`a @ b` of (dirs, rows, k) and (dirs, k, columns), in the dtype of the state."""
@@ -25,6 +29,27 @@ def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     if a.is_cuda and torch.version.hip is None:
         return torch.bmm(a, b, out_dtype=dtype, out=out)
     return torch.bmm(a.to(dtype), b.to(dtype), out=out)
+
+
+def multiply_transposed(a: Tensor, b: Tensor) -> Tensor:
+    """`aᵀ @ b` of (dirs, rows, m) and (dirs, rows, k), in the dtype of the state.
+
+    It is a sum over all rows, and made of the sums of SUM_ROWS rows each. Where k is small, BLAS may add
+    one row after another, and a float32 sum of 65536 rows is then wrong by 1e-5 of itself.
+    """
+    result = a.new_zeros(a.shape[0], a.shape[2], b.shape[2], dtype=state_dtype(a))
+    step = SUM_ROWS * max(1, MAX_PART_SUMS // max(1, result.numel()))  # rows whose parts are in memory
+    for a_rows, b_rows in zip(a.split(step, dim=1), b.split(step, dim=1), strict=True):
+        parts = a_rows.shape[1] // SUM_ROWS
+        whole = parts * SUM_ROWS
+        if parts > 0:
+            a_parts, b_parts = (
+                t[:, :whole].reshape(-1, SUM_ROWS, t.shape[2]) for t in (a_rows, b_rows)
+            )  # (dirs·parts, SUM_ROWS, m or k)
+            part_sums = multiply(a_parts.transpose(1, 2), b_parts)
+            result += part_sums.unflatten(0, (-1, parts)).sum(dim=1)
+        result += multiply(a_rows[:, whole:].transpose(1, 2), b_rows[:, whole:])
+    return result
 
 
 def project_input(inputs: SweepInputs, tables: SweepTables) -> Tensor:
@@ -71,16 +96,15 @@ def weight_gradients(
         wants_dx: whether the gradient of x is needed.
     """
     x = inputs.x
-    da_t = da.transpose(1, 2)  # (dirs, G·n, P·N)
     dx = dw_hh = None
     if wants_dx:
         per_direction = multiply(da, inputs.weight_ih).unflatten(1, (tables.positions, x.shape[0]))
         dx = to_grid_order(per_direction, tables).sum(dim=0).transpose(0, 1).reshape(x.shape)
     if inputs.weight_hh is not None:
-        joint = multiply(da_t, gather_hidden(output, tables)).unflatten(-1, (-1, output.shape[-1]))
+        joint = multiply_transposed(da, gather_hidden(output, tables)).unflatten(-1, (-1, output.shape[-1]))
         dw_hh = joint.transpose(1, 2)  # (dirs, D, G·n, n)
-    dw_ih = multiply(da_t, _rows(x)[tables.order].flatten(1, 2))
-    db = None if inputs.bias is None else da.sum(dim=1)
+    dw_ih = multiply_transposed(da, _rows(x)[tables.order].flatten(1, 2))
+    db = None if inputs.bias is None else da.sum(dim=1, dtype=state_dtype(da))
     return [None if g is None else g.to(x.dtype) for g in (dx, dw_ih, dw_hh, db)]
 
 

@@ -33,7 +33,7 @@ def forward(
     """
     cell, x, weight_hh = get_cell(inputs.cell), inputs.x, inputs.weight_hh
     batch, dirs, units = x.shape[0], len(inputs.weight_ih), inputs.units
-    tables = sweep_tables(x, inputs.directions)
+    tables = sweep_tables(inputs.grid, inputs.directions, x.device)
     w_hh = None if weight_hh is None else weight_hh.transpose(2, 3).flatten(1, 2)  # (dirs, D·n, G·n)
     projected = products.project_input(inputs, tables)  # (dirs, P·N, G·n)
     if inputs.bias is not None:
@@ -89,7 +89,7 @@ def backward(
     """
     cell, x, weight_hh = get_cell(inputs.cell), inputs.x, inputs.weight_hh
     batch, dirs, ndim, units = x.shape[0], len(inputs.weight_ih), inputs.ndim, inputs.units
-    tables = sweep_tables(x, inputs.directions)
+    tables = sweep_tables(inputs.grid, inputs.directions, x.device)
     counts, dtype = tables.counts, saved_c.dtype
     if saved_a.numel() == 0:
         saved_a = products.pre_activations(inputs, output, tables)
@@ -100,7 +100,7 @@ def backward(
     c = saved_c.unflatten(1, (tables.positions, batch)).split(counts, dim=1)
     invalid = _invalid_masks(inputs, tables)
     parameters = _parameter_rows(inputs)
-    gradients = inputs.parameters.map(lambda tensor: torch.zeros_like(tensor, dtype=dtype))
+    front_sums: list[CellParameters] = []  # the gradients of the cell's parameters, (dirs, rows, n) each
     w_hh = None if weight_hh is None else weight_hh.transpose(1, 2).flatten(2, 3)  # (dirs, G·n, D·n)
 
     zero = saved_c.new_zeros(dirs, 1, batch, units)
@@ -120,9 +120,9 @@ def backward(
             dc.flatten(1, 2),
             parameters,
         )
-        for total, rows in zip(gradients, step.parameters, strict=True):
-            if total is not None:
-                total.add_(torch.stack([row.sum(dim=1) for row in rows], dim=1))
+        front_sums.append(
+            step.parameters.map(lambda rows: torch.stack([row.sum(dim=1) for row in rows], dim=1))
+        )
         da.append(torch.cat(list(step.a), dim=-1).to(x.dtype))  # (dirs, K·N, G·n)
         if t == 0:
             break
@@ -138,8 +138,12 @@ def backward(
         dc = dc_prev[:, :-1]
 
     all_da = torch.cat(da[::-1], dim=1)  # (dirs, P·N, G·n)
-    cast = gradients.map(lambda tensor: tensor.to(x.dtype))
-    return [*products.weight_gradients(inputs, all_da, output, tables, wants_dx), *cast]
+    # torch sums many numbers in parts, which is more precise than adding one wavefront after another.
+    gradients = [
+        None if of_fronts[0] is None else torch.stack(of_fronts).sum(dim=0).to(x.dtype)
+        for of_fronts in zip(*front_sums, strict=True)
+    ]
+    return [*products.weight_gradients(inputs, all_da, output, tables, wants_dx), *gradients]
 
 
 def _row_counts(tables: SweepTables, batch: int) -> list[int]:

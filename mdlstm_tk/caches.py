@@ -1,0 +1,56 @@
+"""What is kept between calls, bounded in bytes: tables of grids, and packed weights."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_caches: list[BoundedCache[Any, Any]] = []
+
+
+class BoundedCache(dict[K, V], Generic[K, V]):
+    """A dictionary whose oldest entries go when all together take more than `max_bytes`.
+
+    The newest entry stays, however much it takes. Several threads may use a cache without a lock, which a
+    forked child could find taken: every step is one operation on a dictionary.
+
+    Args:
+        max_bytes: of all entries together.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__()
+        self.max_bytes = max_bytes
+        self._sizes: dict[K, int] = {}  # in the order in which entries were added
+        _caches.append(self)
+
+    def add(self, key: K, value: V, nbytes: int) -> None:
+        """Keep a value that takes `nbytes`, and drop the oldest ones that it leaves no room for."""
+        self._sizes.pop(key, None)
+        self._sizes[key] = nbytes
+        self[key] = value
+        sizes = self._sizes.copy()
+        total = sum(sizes.values())
+        for oldest, size in sizes.items():
+            if total <= self.max_bytes or oldest == key:
+                break
+            self._sizes.pop(oldest, None)
+            self.pop(oldest, None)
+            total -= size
+
+    def clear(self) -> None:
+        """Drop all entries."""
+        super().clear()
+        self._sizes.clear()
+
+
+def clear_caches() -> None:
+    """Free the memory that sweeps keep between calls: tables of grids, and weights packed for the CPU.
+
+    Both are bounded (docs/performance.md), so this is for programs that need the memory for something else.
+    The next call of a layer makes again what it needs.
+    """
+    for cache in _caches:
+        cache.clear()

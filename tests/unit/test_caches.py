@@ -1,0 +1,114 @@
+"""What is kept between calls is bounded in bytes and can be freed."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from helpers.parity import Case
+
+import mdlstm_tk
+from mdlstm_tk import MDLSTM, wavefront
+from mdlstm_tk.backends import tables
+from mdlstm_tk.backends.cpu import packed_weights, plan
+from mdlstm_tk.caches import BoundedCache
+
+CACHES = (wavefront._cache, tables._cache, plan.plans, packed_weights._entries)
+
+
+def test_the_oldest_entries_go_first_and_the_newest_stays() -> None:
+    cache: BoundedCache[str, int] = BoundedCache(100)
+    cache.add("a", 1, 40)
+    cache.add("b", 2, 40)
+    cache.add("a", 3, 50)  # replaced, and now the newest
+    assert dict(cache) == {"a": 3, "b": 2}
+    cache.add("c", 4, 20)
+    assert dict(cache) == {"a": 3, "c": 4}
+    cache.add("d", 5, 1000)
+    assert dict(cache) == {"d": 5}
+    cache.add("e", 6, 10)
+    assert dict(cache) == {"e": 6}
+    cache.clear()
+    cache.add("f", 7, 100)
+    assert dict(cache) == {"f": 7}
+
+
+def test_several_threads_may_use_a_cache() -> None:
+    cache: BoundedCache[int, int] = BoundedCache(50)
+    failures: list[Exception] = []
+
+    def work(first: int) -> None:
+        try:
+            for k in range(300):
+                cache.add(first + k % 17, k, 1 + k % 9)
+                cache.get(first)
+        except Exception as error:
+            failures.append(error)
+
+    workers = [threading.Thread(target=work, args=(10 * k,)) for k in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    cache.add(-1, 0, 50)
+    assert not failures and dict(cache) == {-1: 0}
+
+
+def test_clear_caches_frees_everything() -> None:
+    layer, x = MDLSTM(2, 4), torch.randn(1, 6, 7, 2)
+    with torch.no_grad():
+        y = layer(x)
+        layer.backend = "torch"
+        layer(x)
+        assert all(CACHES)
+        mdlstm_tk.clear_caches()
+        assert not any(CACHES)
+        layer.backend = "fused"
+        assert torch.equal(layer(x), y)
+
+
+def test_tables_of_many_grids_stay_within_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    mdlstm_tk.clear_caches()
+    for cache in CACHES:
+        monkeypatch.setattr(cache, "max_bytes", 20_000)
+    layer = MDLSTM(1, 1)
+    for extent in range(1, 20):
+        layer(torch.zeros(1, extent, 20, 1)).sum().backward()
+    kept = [value for cache in CACHES[:2] for value in cache.values()]
+    assert kept and sum(value.nbytes for value in kept) <= 2 * 20_000
+    mdlstm_tk.clear_caches()
+
+
+def test_tables_take_four_bytes_an_entry() -> None:
+    front = wavefront.wavefronts((30, 40))
+    made = tables.sweep_tables((30, 40), [(1, 1)], torch.device("cpu"))
+    for table in (front.order, front.inverse_order, front.predecessors, front.successors):
+        assert table.dtype == np.int32
+    for tensor in (made.order, made.inverse_order, made.predecessors, made.successors, *made.previous):
+        assert tensor.dtype == torch.int32
+    assert front.nbytes < 25 * 30 * 40
+    assert made.nbytes < 33 * 30 * 40
+
+
+@pytest.mark.usefixtures("poisoned_memory", "one_thread")
+@pytest.mark.parametrize("backend", ["fused", "torch"])
+def test_tables_of_a_huge_grid_are_int64(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mdlstm_tk.clear_caches()
+    monkeypatch.setattr(wavefront, "MAX_INT32_POSITIONS", 0)
+    case = Case(directions="all", sizes=True)
+    case.check(backend)
+    assert tables.sweep_tables(case.grid, [(1, 1)], torch.device("cpu")).order.dtype == torch.int64
+    mdlstm_tk.clear_caches()
+
+
+def test_tables_made_in_inference_mode_serve_training() -> None:
+    mdlstm_tk.clear_caches()
+    layer, x = MDLSTM(2, 3, backend="torch"), torch.randn(1, 3, 4, 2)
+    with torch.inference_mode():
+        y = layer(x)
+    first = torch.func.jvp(layer, (x,), (x,))[0]
+    gradient = torch.autograd.grad(layer(x).square().sum(), layer.weight_ih_l0, create_graph=True)[0]
+    gradient.square().sum().backward()
+    torch.testing.assert_close(first, y.clone())
