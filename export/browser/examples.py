@@ -14,7 +14,7 @@ from mdlstm_tk.data import Batch, Floats, Split, Task
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.sizes import format_size
-from mdlstm_tk.training import Run, load_checkpoint, make_task
+from mdlstm_tk.training import Run, load_checkpoint, load_task
 
 COUNT = 6
 CANDIDATES = 200  # samples that are looked through for different classes and for sizes that fit the model
@@ -51,10 +51,11 @@ def page_examples(run: Run, metadata: Metadata) -> list[PageExample]:
     Returns:
         At most `COUNT` examples; none if the data are no longer there, or no sample fits the model.
     """
-    config = load_checkpoint(run.checkpoint).config
+    checkpoint = load_checkpoint(run.checkpoint)
+    config = checkpoint.config
     try:
-        grid = metadata.grid or config.grid
-        task = make_task(config if config.data else replace(config, size=format_size(grid)))
+        config = config if config.data else replace(config, size=format_size(metadata.grid or config.grid))
+        task = load_task(config, checkpoint.spec, run.folder)
         samples = list(_samples(task, metadata))
     except MDLSTMError:  # the data have moved, or the task has no samples of that size
         return []

@@ -11,6 +11,7 @@ user_data       a task from a user's own files, which consists of:
   arrays          listing of .npz files
   images          decoding of one image
   masks           decoding of one mask, and the classes of all masks
+  targets         what the targets are, and how they are encoded
   scan            the first pass over all samples
   samples         samples that are read when they are needed, and their cache
   data_summary    lines that describe the data

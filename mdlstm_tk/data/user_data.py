@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,18 +22,11 @@ import numpy as np
 from mdlstm_tk.data import arrays, folders
 from mdlstm_tk.data.data_summary import summarise
 from mdlstm_tk.data.images import Extents
-from mdlstm_tk.data.masks import MaskClasses
-from mdlstm_tk.data.samples import (
-    Conversion,
-    LazySamples,
-    MemoryBudget,
-    image_conversion,
-    mask_conversion,
-    unchanged,
-)
+from mdlstm_tk.data.samples import Conversion, LazySamples, MemoryBudget, image_conversion, unchanged
 from mdlstm_tk.data.sampling import shape_order, stratified_mask
-from mdlstm_tk.data.scan import Moments, Scan, channel_moments, scan_samples
+from mdlstm_tk.data.scan import Scan, channel_moments, scan_samples
 from mdlstm_tk.data.spec import Kind, RawSample, Split, TaskSpec, UnusableSampleError
+from mdlstm_tk.data.targets import Targets
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import Preprocessing
@@ -155,7 +147,11 @@ def read_data(
             f"--task {kind} expects {_formats(kind)}"
         )
     channels = _count_channels(splits, is_arrays, path)
-    targets = _Targets.of(kind, [each for split in splits.values() for each in split], resize, path)
+    scans = [each.scan for samples in splits.values() for each in samples]
+    try:
+        targets = Targets.of(kind, scans, not is_arrays, resize, _read_names(path))
+    except InputError as error:
+        raise InputError(f"--data {path}: {error}; --task {kind} expects {_formats(kind)}") from None
     if not splits.get("validation"):
         splits["train"], splits["validation"] = _hold_out(splits["train"], kind, validation, seed)
     extents = {split: _extents(each) for split, each in splits.items()}
@@ -164,7 +160,7 @@ def read_data(
         order = np.argsort(shape_order(extents[split]), kind="stable")
         splits[split] = [splits[split][k] for k in order]
     mean, std = channel_moments([each.scan.moments for each in splits["train"]], channels)
-    target_mean, target_std = targets.moments(splits["train"])
+    target_mean, target_std = targets.moments([each.scan for each in splits["train"]])
     preprocessing = None if is_arrays else Preprocessing(channels, resize)
     largest = everything.max(axis=0)
     spec = TaskSpec(
@@ -231,6 +227,12 @@ def _scan(path: Path, kind: Kind, resize: Extents | None, skipped: list[str]) ->
             yield _Scanned(sample, scan)
 
 
+def _read_names(path: Path) -> list[str]:
+    """The lines of classes.txt, which names the values of masks."""
+    file = path / "classes.txt"
+    return file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
+
+
 def _count_channels(splits: Mapping[Split, Sequence[_Scanned]], is_arrays: bool, path: Path) -> int:
     """The channels of x: of images 3 if a training image has colours, else 1."""
     counts = {each.scan.moments.channels for samples in splits.values() for each in samples}
@@ -256,70 +258,10 @@ def _hold_out(
     return train, [sample for sample, out in zip(samples, held_out, strict=True) if out]
 
 
-@dataclass(frozen=True)
-class _Targets:
-    """What the targets of all samples are, and how they are encoded.
-
-    Attributes:
-        outputs: outputs of the network.
-        classes: names of the classes, or the characters.
-        conversion: makes the target of a sample, see `Batch.y`.
-        masks: the classes of masks, of kind "segment".
-    """
-
-    outputs: int
-    classes: tuple[str, ...]
-    conversion: Conversion
-    masks: MaskClasses | None = None
-
-    @classmethod
-    def of(cls, kind: Kind, samples: Sequence[_Scanned], resize: Extents | None, path: Path) -> _Targets:
-        targets = [each.scan.target for each in samples]
-        if kind == "grid":
-            channels = max(target.channels for target in targets)
-            is_image = samples[0].sample.is_file
-            image = image_conversion(Preprocessing(channels, resize))
-            return cls(channels, (), image if is_image else Conversion(unchanged, unchanged))
-        if kind == "transcribe":
-            alphabet = tuple(sorted(set("".join(targets))))
-            return cls(len(alphabet) + 1, alphabet, Conversion(partial(_encode_text, alphabet), unchanged))
-        if kind == "classify":
-            classes = tuple(sorted(set(targets), key=_natural_order))
-            if len(classes) < 2:
-                raise InputError(
-                    f"--data {path}: all samples have the class '{classes[0]}'; a classifier needs two or "
-                    f"more, expected {_formats(kind)}"
-                )
-            return cls(len(classes), classes, Conversion(classes.index, unchanged))
-        try:
-            masks = MaskClasses.of(targets)
-        except InputError as error:
-            raise InputError(f"--data {path}: {error}") from None
-        names_file = path / "classes.txt"
-        lines = names_file.read_text(encoding="utf-8-sig").splitlines() if names_file.is_file() else []
-        return cls(len(masks.values), masks.names(lines), mask_conversion(masks, resize), masks)
-
-    def moments(self, samples: Sequence[_Scanned]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of targets that are numbers; else empty."""
-        if not isinstance(samples[0].scan.target, Moments):
-            return (), ()
-        return channel_moments([each.scan.target for each in samples], self.outputs)
-
-
-def _encode_text(alphabet: Sequence[str], text: str) -> list[int]:
-    """The characters of a text as numbers from 1."""
-    return [alphabet.index(character) + 1 for character in text]
-
-
 def _text_extent(sample: _Scanned) -> TextExtent:
     text = sample.scan.target
     repeats = sum(a == b for a, b in pairwise(text))
     return TextExtent(sample.sample.name, sample.scan.extents[1], len(text) + repeats)
-
-
-def _natural_order(name: str) -> tuple[int, float, str]:
-    """Sort numbers by value, before all other names."""
-    return (0, float(name), name) if name.replace(".", "", 1).isdecimal() else (1, 0.0, name)
 
 
 def _decoded_bytes(extents: Any, spec: TaskSpec) -> int:
