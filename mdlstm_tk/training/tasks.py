@@ -136,17 +136,21 @@ def find_data(config: TrainConfig, folder: Path) -> TrainConfig:
     """Correct the path of a run's data: where it was, or at the same place seen from the run folder.
 
     Args:
-        config: configuration of the run.
+        config: configuration of a checkpoint of the run; `data_from_run` is empty if the user has just said
+            where the data are.
         folder: the run folder.
 
     Raises:
         InputError: the data are at neither place.
     """
-    if not config.data or Path(config.data).exists():
-        return config
-    moved = folder / config.data_from_run
-    if config.data_from_run and moved.exists():
-        return replace(config, data=str(moved.resolve()))
+    candidates = [config.data]
+    if config.data_from_run:
+        candidates.append(str((folder / config.data_from_run).resolve()))
+        latest = folder / "config.toml"  # written later than the best checkpoint, perhaps with another path
+        candidates += [TrainConfig.load(latest).data] if latest.exists() else []
+    for data in candidates:
+        if not config.data or (data and Path(data).exists()):
+            return replace(config, data=data)
     raise InputError(f"the data of {folder} are not at {config.data}; say where they are with --data PATH")
 
 

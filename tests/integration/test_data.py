@@ -306,6 +306,7 @@ def test_the_command_describes_the_data_and_resumes(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert "a (9), b (9)" in done.err
     assert "a/bad.png" in done.err
+    assert "GB" in done.err
     assert "mdlstm export runs/signs-md-6x9 --size 6x9" in done.err
     done = mdlstm("train", "--resume", "runs/signs-md-6x9", "--steps", "6", cwd=tmp_path)
     assert done.code == 0, done.err

@@ -8,14 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.command import mdlstm
 from helpers.training import run_in
 from helpers.user_data import RNG, read, write_arrays, write_classes, write_image, write_masks, write_texts
 from PIL import Image
 
 from mdlstm_tk.data import Kind
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.training import TrainConfig, build, default_config, load_checkpoint, new_job, train
+from mdlstm_tk.report import write_report
+from mdlstm_tk.training import (
+    Run,
+    TrainConfig,
+    build,
+    default_config,
+    load_checkpoint,
+    new_job,
+    resume_job,
+    run_job,
+    train,
+)
 from mdlstm_tk.training import memory as training_memory
 from mdlstm_tk.training.networks import fit_config
 from mdlstm_tk.training.tasks import make_task
@@ -180,40 +190,41 @@ def test_the_memory_estimate_counts_batch_weights_and_cache(tmp_path: Path) -> N
     assert estimates[0].batch > positions * 4 * 7 * 3 * 4  # gates and c of four directions of three units
 
 
-def test_data_are_found_from_another_folder_and_after_a_move(tmp_path: Path) -> None:
+def test_data_are_found_from_another_folder_and_after_a_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmp_path / "home"
     write_masks(home / "data")
-    options = ("--steps", "4", "--hidden", "3", "--batch-size", "4")
-    done = mdlstm("train", "--data", "data", "--task", "segment", *options, "-o", "runs/r", cwd=home)
-    assert done.code == 0, done.err
-    assert "--form scan" in done.err  # the images differ in size
-    run = home / "runs/r"
-    config = load_checkpoint(run / "last.safetensors").config
+    monkeypatch.chdir(home)
+    run_job(new_job(quick(Path("data"), "segment", steps=3), Path("runs/r")))
+    config = load_checkpoint(home / "runs/r/last.safetensors").config
     assert (config.data, config.data_from_run) == (str(home / "data"), "../../data")
-    done = mdlstm("train", "--resume", run, "--steps", "5", cwd=tmp_path)
-    assert done.code == 0, done.err
-    moved = shutil.move(home, tmp_path / "moved")
-    done = mdlstm("train", "--resume", moved / "runs/r", "--steps", "6", cwd=tmp_path)
-    assert done.code == 0, done.err
-    assert load_checkpoint(moved / "runs/r/last.safetensors").config.data == str(moved / "data")
-    done = mdlstm("train", "--resume", moved / "runs/r", "--steps", "7", "--data", "dat", cwd=tmp_path)
-    assert done.code == 2 and "dat;" in done.err
-    elsewhere = shutil.move(moved / "data", tmp_path / "elsewhere")
-    for verb in (("train", "--resume", moved / "runs/r", "--steps", "7"), ("report", moved / "runs/r")):
-        done = mdlstm(*verb, cwd=tmp_path)
-        assert "--data" in done.err
-        assert (verb[0] == "report") == (done.code == 0)
-        done = mdlstm(*verb, "--data", elsewhere, cwd=tmp_path)
-        assert done.code == 0, done.err
-        assert "--data" not in done.err
+    monkeypatch.chdir(tmp_path)
+    run_job(resume_job(home / "runs/r", {"steps": 4}))
+    folder = Path(shutil.move(home, tmp_path / "moved")) / "runs/r"
+    run_job(resume_job(folder, {"steps": 5}))
+    assert load_checkpoint(folder / "last.safetensors").config.data == str(tmp_path / "moved/data")
+    with pytest.raises(InputError, match=r"not at dat;.*--data"):
+        resume_job(folder, {"steps": 6, "data": "dat"})
+    elsewhere = shutil.move(tmp_path / "moved/data", tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="--data"):
+        resume_job(folder, {"steps": 6})
+    messages: list[str] = []
+    write_report(Run(folder), on_message=messages.append)
+    assert any("--data" in message for message in messages)
+    messages.clear()
+    write_report(Run(folder), on_message=messages.append, data=str(elsewhere))
+    assert not any("--data" in message for message in messages)
+    run_job(resume_job(folder, {"steps": 6, "data": "elsewhere"}))
+    write_report(Run(folder), on_message=messages.append)  # the best checkpoint may have the old path
+    assert not any("--data" in message for message in messages)
 
 
 def test_a_run_is_not_continued_on_other_data(tmp_path: Path) -> None:
     run = run_in(tmp_path / "run", quick(write_classes(tmp_path / "ab", {"a": 4, "b": 4}), "classify"))
     other = write_classes(tmp_path / "abc", {"a": 4, "b": 4, "c": 4})
-    done = mdlstm("train", "--resume", run.folder, "--steps", "9", "--data", other)
-    assert done.code == 2
-    assert "classes" in done.err or "outputs" in done.err
+    with pytest.raises(InputError, match=r"abc.*outputs is 3, expected 2"):
+        resume_job(run.folder, {"steps": 9, "data": str(other)})
 
 
 def test_photographs_that_were_taken_upright_fit_their_masks(tmp_path: Path) -> None:
