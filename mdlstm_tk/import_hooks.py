@@ -1,7 +1,7 @@
 """Run a function once a package has been imported, without importing it.
 
-torch takes a second to import and PyTorch's FLOP counter as long again, so that this package imports neither
-unless it is needed. What has to be registered with them is registered when somebody else imports them.
+torch takes a second to import, PyTorch's FLOP counter as long again, so this package imports them only
+where it needs them. What has to be registered with them is registered when somebody else imports them.
 """
 
 from __future__ import annotations

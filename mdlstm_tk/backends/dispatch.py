@@ -54,7 +54,7 @@ def check_dtype(dtype: torch.dtype) -> None:
     if dtype not in DTYPES:
         supported = ", ".join(_name(supported) for supported in DTYPES)
         raise InputError(
-            f"x must have one of the dtypes {supported}, got {_name(dtype)}; convert x and the layer with .to()"
+            f"x must be one of {supported}, got {_name(dtype)}; convert x and the layer with .to()"
         )
 
 
@@ -91,8 +91,8 @@ def engine(backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType
         if backend == "auto" and _failures.get(device) and device not in _warned:
             _warned.add(device)
             warnings.warn(
-                f"MDLSTM runs on {device} with backend 'torch', which takes several times as long as 'fused': "
-                f"{choice.reason}; `mdlstm doctor` checks the installation",
+                f"MDLSTM runs on {device} with backend 'torch', which takes several times as long as "
+                f"'fused': {choice.reason}; `mdlstm doctor` checks the installation",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from math import prod
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -161,24 +160,27 @@ def check_residuals(inputs: SweepInputs, grad: Tensor, output: Tensor, gates: Te
     Raises:
         InputError: it does not; the message names the first that does not fit.
     """
-    x = inputs.x
+    x, leading = inputs.x, inputs.x.shape[:-1]
+    dtype, device, state = x.dtype, x.device, state_dtype(x)
     dirs, gate_dim, _ = inputs.weight_ih.shape
-    rows, units, state = prod(x.shape[:-1]), inputs.units, state_dtype(x)
-    h_shape = (*x.shape[:-1], dirs, units)
-    expected = [
-        ("grad", grad, h_shape, x.dtype),
-        ("output", output, h_shape, x.dtype),
-        ("c", c, (dirs, rows, units), state),
-    ]
-    if gates.shape == (0,):  # they are computed again
-        expected.append(("gates", gates, (0,), gates.dtype))
-    else:
-        expected.append(("gates", gates, (dirs, rows, gate_dim), state))
-    for name, tensor, shape, dtype in expected:
-        if tensor.shape != shape or tensor.dtype != dtype:
-            _refuse(name, tensor, shape, dtype)
-        if tensor.device != x.device:
-            _refuse_device(name, tensor, x.device)
+    rows, units = leading.numel(), gate_dim // cell_traits(inputs.cell, len(leading) - 1).gates
+    h_shape = (*leading, dirs, units)
+    if gates.shape != (0,):  # otherwise they are computed again
+        _check("gates", gates, (dirs, rows, gate_dim), state, device)
+    elif gates.device != device:
+        _refuse_device("gates", gates, device)
+    _check("grad", grad, h_shape, dtype, device)
+    _check("output", output, h_shape, dtype, device)
+    _check("c", c, (dirs, rows, units), state, device)
+
+
+def _check(
+    name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> None:
+    if tensor.shape != shape or tensor.dtype != dtype:
+        _refuse(name, tensor, shape, dtype)
+    if tensor.device != device:
+        _refuse_device(name, tensor, device)
 
 
 def check_devices(inputs: SweepInputs, **residuals: Tensor) -> None:

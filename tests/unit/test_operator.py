@@ -1,4 +1,4 @@
-"""`mdlstm::wavefront` and its gradient: what they refuse, what captures them, and what they fall back to."""
+"""`mdlstm::wavefront` and its gradient: what they refuse, what captures them, what they fall back to."""
 
 from __future__ import annotations
 
