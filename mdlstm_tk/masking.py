@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -13,7 +12,10 @@ from mdlstm_tk.arguments import one_line
 from mdlstm_tk.errors import InputError
 
 Sizes = Tensor | npt.ArrayLike  # what users may give as `sizes`
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+INTEGERS = {
+    *(torch.int64, torch.int32, torch.int16, torch.int8),
+    *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
+}
 
 
 def as_sizes(sizes: Sizes, x: Tensor, has_batch_axis: bool = True) -> Tensor:
@@ -35,30 +37,28 @@ def as_sizes(sizes: Sizes, x: Tensor, has_batch_axis: bool = True) -> Tensor:
     shape = (x.shape[0], len(grid)) if has_batch_axis else (len(grid),)
     meaning = f"(N, D) = {shape}" if has_batch_axis else f"(D,) = {shape}"
     if not isinstance(sizes, Tensor):
-        sizes = _tensor_of(sizes, meaning)
+        try:
+            sizes = torch.tensor(sizes, device="cpu")
+        except (TypeError, ValueError, RuntimeError):  # a text, lists of different lengths, a huge number
+            message = f"sizes must be integers of shape {meaning}, got {one_line(sizes)}"
+            raise InputError(message) from None
     if tuple(sizes.shape) != shape or sizes.dtype not in INTEGERS:
         dtype = str(sizes.dtype).removeprefix("torch.")
         raise InputError(
             f"sizes must be integers of shape {meaning}, got {dtype} of shape {tuple(sizes.shape)}"
         )
-    sizes = sizes.to(torch.int64)
+    sizes = sizes.to(torch.int64).reshape(-1, len(grid))
     if _has_values(sizes):
-        wrong = (sizes < 1) | (sizes > torch.tensor(grid))
-        if wrong.any():
+        rows = sizes.tolist()  # faster than comparing small tensors
+        wrong = [
+            row for row in rows if not all(1 <= n <= limit for n, limit in zip(row, grid, strict=True))
+        ]
+        if wrong:
             raise InputError(
-                f"sizes must lie between 1 and the extents of the grid {grid}, "
-                f"got {sizes[wrong][0].item()} in {one_line(sizes.tolist())}"
+                f"sizes must lie between 1 and the extents of the grid {grid}, got {wrong[0]} "
+                f"for sample {rows.index(wrong[0])}"
             )
-    return sizes.reshape(-1, len(grid)).to(x.device)
-
-
-def _tensor_of(sizes: npt.ArrayLike, meaning: str) -> Tensor:
-    """`sizes` as a tensor, unless they are no array of numbers."""
-    try:
-        array = np.asarray(sizes)
-        return torch.from_numpy(array.astype(np.int64) if array.dtype.kind in "iu" else array)
-    except (TypeError, ValueError):  # texts, lists of different lengths
-        raise InputError(f"sizes must be integers of shape {meaning}, got {one_line(sizes)}") from None
+    return sizes.to(x.device)
 
 
 def _has_values(tensor: Tensor) -> bool:

@@ -127,12 +127,13 @@ class HubModel(
             raise InputError(f"{model_id} holds a {saved}, use {saved}.from_pretrained; got {cls.__name__}")
         options = {name: _from_json(name, value) for name, value in options.items()}
         try:
-            return super()._from_pretrained(model_id=model_id, strict=strict, **options)
+            network = super()._from_pretrained(model_id=model_id, strict=strict, **options)
         except RuntimeError as error:  # of load_state_dict, with a line for each tensor
             reason = " ".join(str(error).split())[:200]
             raise InputError(
                 f"the weights in {model_id} do not fit this {cls.__name__}: {reason}"
             ) from error
+        return network.eval()  # which some versions of huggingface_hub leave out
 
 
 def _to_json(value: Any) -> Any:

@@ -86,23 +86,38 @@ def test_sizes_may_be_integers_of_any_kind(kind: str) -> None:
     assert torch.equal(layer(X, KINDS[kind]), layer(X, torch.tensor(EXTENTS)))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.tensor.*:UserWarning")
+@pytest.mark.parametrize("kind", ["int32", "lists", "NumPy"])
+def test_compiled_layers_take_sizes_without_a_break_in_the_graph(kind: str) -> None:
+    layer = MDLSTM(3, 4)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(X, KINDS[kind]), layer(X, torch.tensor(EXTENTS)))
+
+
 def test_sizes_may_be_on_another_device() -> None:
     layer = MDLSTM(3, 4, device="meta")
     assert layer(X.to("meta"), torch.tensor(EXTENTS)).shape == (2, 4, 5, 4)
+    with torch.device("meta"):
+        assert MDLSTM(3, 4, device="cpu")(X, EXTENTS).shape == (2, 4, 5, 4)
 
 
 BAD_SIZES = {
     "samples": ([[4, 5]], r"\(N, D\) = \(2, 2\), got int64 of shape \(1, 2\)"),
     "no batch axis": ([4, 5], r"\(N, D\) = \(2, 2\), got int64 of shape \(2,\)"),
     "floats": (torch.ones(2, 2), r"\(2, 2\), got float32"),
-    "list of floats": ([[4.0, 5.0], [2.0, 3.0]], "got float64"),
+    "list of floats": ([[4.0, 5.0], [2.0, 3.0]], "got float"),
     "bools": ([[True, True], [True, False]], "got bool"),
     "a number": (4, r"got int64 of shape \(\)"),
     "text": ("4x5", "got '4x5'"),
+    "no numbers": ([[4, None], [2, 3]], "got .*None"),
+    "huge": ([[2**70, 5], [2, 3]], "got .*1180591620717411303424"),
     "ragged": ([[4, 5], [2]], r"got \[\[4, 5\], \[2\]\]"),
-    "too large": ([[4, 5], [2, 6]], r"between 1 and the extents of the grid \(4, 5\), got 6"),
-    "0": (torch.tensor([[4, 5], [0, 3]]), "got 0"),
-    "negative": (np.array([[-1, 5], [2, 3]]), "got -1"),
+    "too large": (
+        [[4, 5], [2, 6]],
+        r"between 1 and the extents of the grid \(4, 5\), got \[2, 6\] for sample 1",
+    ),
+    "0": (torch.tensor([[4, 5], [0, 3]]), "got .*0, 3"),
+    "negative": (np.array([[-1, 5], [2, 3]]), "got .*-1, 5"),
 }
 
 
