@@ -173,7 +173,7 @@ COMPLETIONS = {
     "mdlstm compare --task tex": {"textures"},
     "mdlstm report runs/t": {"runs/two"},
     "mdlstm export --form s": {"scan"},
-    "mdlstm verify ": {"here.onnx", "runs/one/model-8x8.onnx", "runs/"},
+    "mdlstm verify ": {"here.onnx", "runs/one", "runs/two", "runs/one/model-8x8.onnx", "runs/"},
     "mdlstm info runs/one": {"runs/one", "runs/one/model-8x8.onnx", "runs/one/"},
     "mdlstm infer ": {"x.npy", "runs/"},
     "mdlstm infer x.npy -m runs/one/": {"runs/one/model-8x8.onnx"},

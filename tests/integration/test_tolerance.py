@@ -59,8 +59,8 @@ def test_each_feature_has_its_own_scale() -> None:
 def slightly_wrong_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes every export wrong: a tanh of wavefront 3 is 0.1 % too small."""
 
-    def wrong(model: onnx.ModelProto, form: str) -> onnx.ModelProto:
-        return with_scaled_tanh(lower(model, form), "/wavefront_3/", 0.999)
+    def wrong(model: onnx.ModelProto, form: str, **options: bool) -> onnx.ModelProto:
+        return with_scaled_tanh(lower(model, form, **options), "/wavefront_3/", 0.999)
 
     monkeypatch.setattr(api, "lower", wrong)
 
