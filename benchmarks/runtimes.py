@@ -45,15 +45,17 @@ FORMS: dict[str, dict[str, Any]] = {
     "scan, int8": {"form": "scan", "dtype": "int8"},
 }
 NETWORKS: dict[str, dict[str, Any]] = {
-    "2-D, two layers": {"ndim": 2, "directions": [(1, 1), (-1, 1)], "num_layers": 2, "cell": "leaky"},
-    "2-D, window, layer norm, peephole": {"ndim": 2, "window": 2, "layer_norm": True, "peephole": True},
-    "3-D, two directions": {"ndim": 3, "directions": [(1, 1, 1), (-1, 1, -1)], "cell": "stable"},
+    "2-D, two layers": {
+        **{"ndim": 2, "directions": [(1, 1), (-1, 1)], "num_layers": 2, "window": (2, 1)},
+        **{"layer_norm": True, "peephole": True},
+    },
+    "3-D": {"ndim": 3, "directions": [(1, 1, 1), (-1, 1, -1)], "cell": "stable"},
 }
 GRIDS = {2: (4, 3), 3: (2, 2, 3)}
 SPEED_SHAPES = (  # N, grid, C, n
-    (1, (64, 64), 1, 32),
-    (16, (32, 32), 1, 64),
-    (16, (32, 32), 1, 128),
+    (1, (32, 32), 1, 32),
+    (16, (16, 16), 1, 64),
+    (16, (16, 16), 1, 256),
 )
 
 
