@@ -58,6 +58,16 @@ def export(
             rich_help_panel=MODEL,
         ),
     ] = False,
+    multiple_of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            parser=parse_size_text,
+            help="What the size must be a multiple of: for a network with strides and --form scan.",
+            show_default="any size",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     dtype: Annotated[
         ExportDtype,
         typer.Option(
@@ -77,7 +87,7 @@ def export(
         float | None,
         typer.Option(
             min=0,
-            help="Maximum absolute error against the float64 reference.",
+            help="Maximum error against the float64 reference, in units of the largest output, at least 1.",
             show_default="1e-5, 5e-3 for float16, 5e-2 for int8",
             rich_help_panel=MODEL,
         ),
@@ -145,6 +155,7 @@ def export(
         target or output,
         form=form,
         padded=padded,
+        multiple_of=parse_size(multiple_of) if multiple_of else None,
         dtype=dtype,
         functions=functions,
         atol=atol,

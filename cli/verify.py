@@ -13,20 +13,19 @@ from mdlstm_tk.cli.options import (
     Json,
     MaxBytes,
     Timeout,
-    complete_model_file,
+    complete_model_or_run,
     complete_run,
 )
 from mdlstm_tk.errors import require
-from mdlstm_tk.sizes import format_size
 
 
 def verify(
     model: Annotated[
         Path,
         typer.Argument(
-            metavar="MODEL",
-            help="Exported .onnx file.",
-            autocompletion=complete_model_file,
+            metavar="MODEL|RUN",
+            help="Exported .onnx file, or a folder of them, such as a run folder.",
+            autocompletion=complete_model_or_run,
             show_default=False,
         ),
     ],
@@ -34,9 +33,17 @@ def verify(
         Path | None,
         typer.Option(
             metavar="RUN",
-            help="Run folder that the model was exported from.",
-            show_default="the folder of the model",
+            help="Run folder, or checkpoint file, that the model was exported from.",
+            show_default="the folder of the model; without a run, the graph itself in float64",
             autocompletion=complete_run,
+        ),
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Array or image to compare on in place of random inputs; repeatable.",
+            show_default=False,
         ),
     ] = None,
     device: Device = "auto",
@@ -48,37 +55,41 @@ def verify(
 ) -> None:
     """Compare a model in every runtime with the float64 reference of the network it came from.
 
-    The inputs are random ones and the task's own, in batches of several sizes; if the model takes any grid
-    size, grids of odd shapes are tested, too. An error is traced to the first wavefront that shows it.
+    The inputs are random ones and the task's own, in batches of several sizes, or those of --data; if the
+    model takes any grid size, grids of odd shapes are tested, too. An error is traced to the first
+    wavefront that shows it.
+
+    A file that was not exported from a run here is compared with its own graph, evaluated in float64.
 
     The exit code is 3 if a runtime exceeds the tolerance that the model was exported with, which is
-    1e-5 + 1e-5·|y| unless --atol was given.
+    1e-5·s + 1e-5·|y| unless --atol was given; s is the largest output, at least 1.
     """
     require("torch", "train")
     require("onnx", "train")
     from mdlstm_tk.export import verify_model
 
     report = verify_model(
-        model, against, device=device, seeds=seeds, seed=seed, max_bytes=max_bytes, timeout=timeout
+        model,
+        against,
+        inputs=data or None,
+        device=device,
+        seeds=seeds,
+        seed=seed,
+        max_bytes=max_bytes,
+        timeout=timeout,
     )
-    detail(f"compared with {report.run.checkpoint}")
+    detail(f"compared with {report.reference}")
     if json:
         print_json(report.as_dict())
     else:
-        metadata = report.metadata
-        size = format_size(metadata.grid) if metadata.grid else "any size"
-        rows = [
-            [
-                runtime,
-                *(f"{error:.1e}" for error in report.worst_errors(runtime).values()),
-                "ok" if report.passed(runtime) else "FAILED",
-            ]
-            for runtime in report.outcomes
-        ]
-        title = f"{model} ({metadata.form}, {size}): largest error against float64, {seeds} seeds"
-        table(["runtime", *report.groups, ""], rows, title)
-        if metadata.window is None:
-            note("the output has no grid, so an error cannot be traced to a wavefront")
+        rows = []
+        for runtime in report.outcomes:
+            errors = report.worst_errors(runtime)
+            cells = [f"{errors[group]:.1e}" if group in errors else "-" for group in report.groups]
+            rows.append([runtime, *cells, "ok" if report.passed(runtime) else "FAILED"])
+        table(["runtime", *report.groups, ""], rows, f"{report.title()}: largest error against float64")
+        if report.run is None:
+            note(f"compared with {report.reference}")
     report.raise_if_failed()
     note("all runtimes are within tolerance")
     next_command(f"mdlstm infer FILE -m {quoted(model)}")

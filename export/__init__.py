@@ -13,8 +13,9 @@ from mdlstm_tk.export.api import ExportReport, export_onnx
 from mdlstm_tk.export.capture import translation_table
 from mdlstm_tk.export.lowering.lower import lower
 from mdlstm_tk.export.run_export import export_run, export_run_sizes
-from mdlstm_tk.export.verification.model_verifier import VerificationReport, verify_model
+from mdlstm_tk.export.verification.model_verifier import verify_model
 from mdlstm_tk.export.verification.parity import Parity, float64_reference
+from mdlstm_tk.export.verification.report import VerificationReport
 
 __all__ = [
     "ExportReport",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk import operator as _registers_the_operator  # noqa: F401
 from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.export.outputs import named_outputs
 
 DOMAIN = "mdlstm"
 OPSET = 18  # has LayerNormalization (from 17 on); ONNX Runtime 1.20, the oldest supported, reads up to 21
@@ -41,28 +42,35 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 def capture(
-    module: nn.Module, examples: Mapping[str, Tensor], free_axes: Sequence[int] = ()
+    module: nn.Module,
+    examples: Mapping[str, Tensor],
+    free_axes: Mapping[int, int] | None = None,
+    output_names: Sequence[str] = ("y",),
 ) -> onnx.ModelProto:
     """Export a module to ONNX with each sweep as one node and the batch axis free.
 
     Args:
-        module: a network in eval mode that returns one tensor.
+        module: a network in eval mode that returns tensors, see `named_outputs`.
         examples: its inputs by name, float32 or int64. The first is passed by position and the others by
             name; floating-point inputs are cast to the dtype of the module's parameters. The batch must be
             at least 2, because torch treats an extent of 1 as a constant.
-        free_axes: further axes of the first input that are free; their extents in the example must be at
-            least 2.
+        free_axes: further axes of the first input that are free, and the number that the extent of each is
+            a multiple of. Their extents in the example must be at least 2.
+        output_names: names of the outputs, in the order in which the module returns them.
 
     Returns:
-        The model; its inputs have the names in `examples`, and its output is called "y".
+        The model; its inputs have the names in `examples`.
 
     Raises:
         MDLSTMError: torch cannot export the module; the message contains torch's reason.
     """
     first_name, *extra_names = examples
     batch = torch.export.Dim("batch")
+    free_axes = free_axes or {}
     extent_names = EXTENT_NAMES.get(len(free_axes), [f"extent_{d + 1}" for d in range(len(free_axes))])
-    extents = {axis: torch.export.Dim(name) for axis, name in zip(free_axes, extent_names, strict=True)}
+    extents: dict[int, Any] = {}
+    for (axis, multiple), name in zip(free_axes.items(), extent_names, strict=True):
+        extents[axis] = torch.export.Dim(name) if multiple == 1 else multiple * torch.export.Dim(name)
     dynamic_shapes: list[Any] = [{0: batch, **extents}]
     if extra_names:
         dynamic_shapes.append(tuple({0: batch} for _ in extra_names))
@@ -73,17 +81,17 @@ def capture(
                 tuple(examples.values()),
                 dynamo=True,
                 input_names=list(examples),
-                output_names=["y"],
+                output_names=list(output_names),
                 dynamic_shapes=tuple(dynamic_shapes),
                 opset_version=OPSET,
                 custom_translation_table=translation_table(),
                 verbose=False,
             )
-    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError, AssertionError) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = str(cause).strip().splitlines()[0]
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise MDLSTMError(f"torch cannot export {type(module).__name__}: {reason}") from error
     assert program is not None
     model: onnx.ModelProto = program.model_proto
@@ -99,18 +107,21 @@ def capture(
 
 
 class _Float32Interface(nn.Module):
-    """Wraps a module of any floating-point dtype so that its inputs and its output are float32."""
+    """Wraps a module of any floating-point dtype so that its floating-point inputs and outputs are float32.
+    Integers stay as they are."""
 
     def __init__(self, module: nn.Module, extra_names: Sequence[str]) -> None:
         super().__init__()
         self.module = module
         self.extra_names = extra_names
-        self.dtype = next(module.parameters()).dtype
+        parameter = next(module.parameters(), None)
+        self.dtype = torch.float32 if parameter is None else parameter.dtype
 
-    def forward(self, x: Tensor, *extra_inputs: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *extra_inputs: Tensor) -> tuple[Tensor, ...]:
         named = dict(zip(self.extra_names, map(self._to_module_dtype, extra_inputs), strict=True))
-        y: Tensor = self.module(self._to_module_dtype(x), **named)
-        return y.float()
+        result = self.module(self._to_module_dtype(x), **named)
+        outputs = named_outputs(result, type(self.module).__name__).values()
+        return tuple(y.float() if y.is_floating_point() else y for y in outputs)
 
     def _to_module_dtype(self, value: Tensor) -> Tensor:
         return value.to(self.dtype) if value.is_floating_point() else value

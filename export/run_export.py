@@ -27,6 +27,7 @@ def export_run(
     grid: Grid | None = None,
     form: str = "unrolled",
     padded: bool = False,
+    multiple_of: int | Sequence[int] | None = None,
     dtype: str = "float32",
     functions: bool = False,
     atol: float | None = None,
@@ -34,19 +35,19 @@ def export_run(
 ) -> ExportReport:
     """Export a run's checkpoint to ONNX, verified before the file is written.
 
-    The best checkpoint is exported, or the last one if training ended before there was a best one. The
-    file is verified on random inputs and, where the run's task can make samples of that size, on those.
-    Its metadata name the model, the task, the classes and the checkpoint's SHA-256.
+    The best checkpoint is exported, or the last one if training ended before there was a best one, unless
+    a checkpoint is named. The file is verified on random inputs and, where the run's task can make samples
+    of that size, on those. Its metadata name the model, the task, the classes and the checkpoint's SHA-256.
 
     >>> export_run("runs/diagonal", grid=(32, 32)).path
     PosixPath('runs/diagonal/model-32x32.onnx')
 
     Args:
-        run: a run, or its folder.
+        run: a run, its folder, or one of its checkpoint files.
         path: a file name that ends in `.onnx`, or a folder for model-HxW.onnx or model-any.onnx; the
             run's folder if None.
         grid: extents to export for. None: the run's own grid, or any grid if form is "scan".
-        form, padded, dtype, functions, atol: as for `export_onnx`.
+        form, padded, multiple_of, dtype, functions, atol: as for `export_onnx`.
         force: replace an existing file.
 
     Returns:
@@ -58,8 +59,8 @@ def export_run(
         ParityError: ONNX Runtime disagrees with the network. Nothing is written.
         MissingExtraError: ONNX Runtime is not installed.
     """
-    run = _open(run)
-    checkpoint = load_checkpoint(run.checkpoint)
+    run, checkpoint_path = find_checkpoint(run)
+    checkpoint = load_checkpoint(checkpoint_path)
     spec = checkpoint.spec
     if grid is None and form != "scan":
         grid = checkpoint.config.grid
@@ -71,6 +72,7 @@ def export_run(
         grid=grid,
         form=form,
         padded=padded,
+        multiple_of=multiple_of,
         dtype=dtype,
         functions=functions,
         channels=spec.channels,
@@ -84,7 +86,7 @@ def export_run(
             "mask_values": spec.mask_values or None,
             "mask_palette": spec.mask_palette or None,
             "preprocessing": spec.preprocessing and spec.preprocessing.to_json(),
-            "checkpoint_sha256": hashlib.sha256(run.checkpoint.read_bytes()).hexdigest(),
+            "checkpoint_sha256": hashlib.sha256(checkpoint_path.read_bytes()).hexdigest(),
         },
         atol=atol,
     )
@@ -102,13 +104,13 @@ def export_run_sizes(
     """Export a run's checkpoint once for each grid, into files, a server's model repository or a web page.
 
     Args:
-        run: a run, or its folder.
+        run: a run, its folder, or one of its checkpoint files.
         grids: extents to export for; None among them as for `export_run`.
         destination: a file name that ends in `.onnx` (for one grid), a folder, or an `ExportTarget`; the
             run's folder if None.
         form: as for `export_onnx`; what the target prefers if None, which is "unrolled" for files.
         force: replace existing files.
-        **options: padded, dtype, functions, atol, as for `export_run`.
+        **options: padded, multiple_of, dtype, functions, atol, as for `export_run`.
 
     Returns:
         A report for each grid, in the same order.
@@ -117,8 +119,8 @@ def export_run_sizes(
         InputError: as `export_run`; or two grids are equal; or the destination takes only one model.
         MDLSTMError, ParityError, MissingExtraError: as `export_run`.
     """
-    run = _open(run)
-    run_grid = load_checkpoint(run.checkpoint).config.grid
+    run, checkpoint_path = find_checkpoint(run)
+    run_grid = load_checkpoint(checkpoint_path).config.grid
     target = destination if isinstance(destination, ExportTarget) else None
     form = form or (target.preferred_form if target else "unrolled")
     if form != "scan":
@@ -131,19 +133,31 @@ def export_run_sizes(
         for path in paths:  # refuse before the first export takes its time
             ensure_writable(path, force)
         reports = [
-            export_run(run, path, grid=grid, form=form, force=force, **options)
+            export_run(checkpoint_path, path, grid=grid, form=form, force=force, **options)
             for grid, path in zip(grids, paths, strict=True)
         ]
         if target:
-            run_name = run.folder.resolve().name
             for k, grid in enumerate(grids):
                 size = None if grid == run_grid else _size_label(grid)
-                reports[k] = replace(reports[k], path=target.add(paths[k], run_name, size))
+                reports[k] = replace(reports[k], path=target.add(paths[k], run, size))
     return reports
 
 
-def _open(run: Run | str | Path) -> Run:
-    return run if isinstance(run, Run) else open_run(Path(run))
+def find_checkpoint(run: Run | str | Path) -> tuple[Run, Path]:
+    """A run, and the checkpoint that is meant by it.
+
+    Args:
+        run: a run or its folder, which stand for its best checkpoint, or a `.safetensors` file.
+
+    Raises:
+        InputError: there is no such run or file.
+    """
+    if not isinstance(run, Run):
+        path = Path(run)
+        if path.suffix == ".safetensors":
+            return Run(path.parent), path
+        run = open_run(path)
+    return run, run.checkpoint
 
 
 def _paths(run: Run, grids: Sequence[Grid | None], output: Path | None) -> list[Path]:

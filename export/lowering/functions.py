@@ -18,8 +18,9 @@ WAVEFRONT = re.compile(r"(.*/wavefront_\d+)/")
 def outline(model: onnx.ModelProto) -> onnx.ModelProto:
     """Move the nodes of each wavefront into a function, and put one node that calls it in their place.
 
-    Wavefronts that differ only in their inputs share a function. A runtime inlines the functions when it
-    loads the model, so its speed is the same.
+    Wavefronts share a function if they differ only in their inputs and have equal numbers of inputs and
+    outputs: on the last wavefront of a sweep nobody reads c. A runtime inlines the functions when it loads
+    the model, so its speed is the same.
 
     Args:
         model: a model in the unrolled form.
@@ -34,7 +35,7 @@ def outline(model: onnx.ModelProto) -> onnx.ModelProto:
             for value in node.input:
                 users.setdefault(value, set()).add(k)
     nodes: list[onnx.NodeProto] = []
-    functions: dict[bytes, onnx.FunctionProto] = {}
+    functions: dict[tuple[object, ...], onnx.FunctionProto] = {}
     for k, (name, group) in enumerate(groups):
         if not name:
             nodes += group
@@ -47,13 +48,15 @@ def outline(model: onnx.ModelProto) -> onnx.ModelProto:
         # The same names in every function make the bodies of equal wavefronts equal byte for byte.
         new_names = {"": ""} | {value: f"v{j}" for j, value in enumerate([*inputs, *produced])}
         body = [_renamed(node, new_names) for node in group]
-        key = b"".join(node.SerializeToString(deterministic=True) for node in body)
+        parameters, results = ([new_names[value] for value in part] for part in (inputs, outputs))
+        nodes_as_bytes = b"".join(node.SerializeToString(deterministic=True) for node in body)
+        key = (nodes_as_bytes, tuple(parameters), tuple(results))
         if key not in functions:
             functions[key] = helper.make_function(
                 DOMAIN,
                 f"Wavefront{len(functions) + 1}",
-                [new_names[value] for value in inputs],
-                [new_names[value] for value in outputs],
+                parameters,
+                results,
                 body,
                 opset_imports=list(model.opset_import),
             )

@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 
-from mdlstm_tk.export.verification.parity import ATOL, RTOL, Float32Array, Float64Array
+from mdlstm_tk.export.verification.parity import ATOL, RTOL, Array, Float64Array, tolerances
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Divergence:
         return f"first wrong at wavefront {self.wavefront} of {self.wavefronts}, counted from {self.corner}"
 
 
-def wavefront_errors(output: Float32Array, reference: Float64Array, axes: Sequence[int]) -> list[float]:
+def wavefront_errors(output: Array, reference: Float64Array, axes: Sequence[int]) -> list[float]:
     """The largest absolute error on each wavefront, counted from position (0, …, 0).
 
     Args:
@@ -46,11 +46,12 @@ def wavefront_errors(output: Float32Array, reference: Float64Array, axes: Sequen
 
 
 def first_divergence(
-    output: Float32Array,
+    output: Array,
     reference: Float64Array,
     axes: Sequence[int],
     atol: float = ATOL,
     rtol: float = RTOL,
+    scale: Float64Array | float = 1.0,
 ) -> Divergence | None:
     """The first wavefront with an element out of tolerance; None if there is none.
 
@@ -62,11 +63,10 @@ def first_divergence(
         output: the output of a runtime; values that are not finite count as wrong.
         reference: the expected output, of the same shape.
         axes: the grid axes of both.
-        atol: allowed absolute error.
-        rtol: allowed error as a share of the reference, in addition to `atol`.
+        atol, rtol, scale: as for `compare`.
     """
     error = np.abs(output.astype(np.float64) - reference)
-    is_wrong = _max_per_position(~(error <= atol + rtol * np.abs(reference)), axes)
+    is_wrong = _max_per_position(~(error <= tolerances(reference, atol, rtol, scale)), axes)
     if not is_wrong.any():
         return None
     ends = np.asarray(is_wrong.shape) - 1

@@ -2,151 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from math import isfinite
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from mdlstm_tk.errors import InputError, ParityError, require
-from mdlstm_tk.export.verification.divergence import Divergence, first_divergence, wavefront_errors
-from mdlstm_tk.export.verification.inputs import odd_grids, random_inputs, task_inputs
+from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.export.outputs import named_outputs
+from mdlstm_tk.export.run_export import find_checkpoint
+from mdlstm_tk.export.tensor_spec import read_model, tensor_specs
+from mdlstm_tk.export.verification.cases import Case, Grid, UserInputs, random_cases, user_cases
+from mdlstm_tk.export.verification.divergence import first_divergence, wavefront_errors
+from mdlstm_tk.export.verification.graph_reference import GraphReference
 from mdlstm_tk.export.verification.parity import (
     ATOL,
-    RTOL,
-    Float32Array,
+    Array,
     Float64Array,
-    Parity,
+    by_name,
     compare,
+    feature_scale,
     float64_reference,
+    with_required_sizes,
+    worst,
 )
+from mdlstm_tk.export.verification.report import Outcome, VerificationReport
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.shapes import Shapes
-from mdlstm_tk.sizes import format_size
-from mdlstm_tk.training import Run, load_checkpoint, open_run
+from mdlstm_tk.training import Run, load_checkpoint
 
-Runtime = Callable[[Float32Array], Float32Array]
-Grid = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One input that all runtimes are compared on.
-
-    Attributes:
-        name: identifies the case, for example "8x8, random × 3, seed 0".
-        group: the cases that are summarised together: those of one grid, or, where all have the same
-            grid, those of one kind of input.
-        x: (N, *grid, C), or (N, C, *grid).
-    """
-
-    name: str
-    group: str
-    x: Float32Array
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one runtime did on one case.
-
-    Attributes:
-        parity: error of the whole output.
-        wavefronts: largest absolute error on each wavefront; None if the output has no grid.
-        first_divergence: the first wavefront out of tolerance; None if there is none.
-    """
-
-    parity: Parity
-    wavefronts: list[float] | None
-    first_divergence: Divergence | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The outcome as JSON values; an error that is not finite becomes None."""
-
-        def finite(error: float) -> float | None:
-            return error if isfinite(error) else None
-
-        return {
-            "max_abs": finite(self.parity.max_abs),
-            "passed": self.parity.passed,
-            "wavefronts": self.wavefronts and [finite(error) for error in self.wavefronts],
-            "first_divergence": self.first_divergence and asdict(self.first_divergence),
-        }
-
-
-@dataclass(frozen=True)
-class VerificationReport:
-    """The result of `verify_model`.
-
-    Attributes:
-        model: the file.
-        run: the run that it was compared with.
-        metadata: of the file.
-        atol: allowed absolute error, in addition to rtol·|y|.
-        groups: names of the cases in each group (see `Case`).
-        outcomes: by runtime, then by the name of the case.
-    """
-
-    model: Path
-    run: Run
-    metadata: Metadata
-    atol: float
-    groups: dict[str, list[str]]
-    outcomes: dict[str, dict[str, Outcome]]
-
-    @property
-    def failed(self) -> list[str]:
-        """Names of the runtimes that are out of tolerance on at least one case."""
-        return [runtime for runtime in self.outcomes if not self.passed(runtime)]
-
-    def passed(self, runtime: str) -> bool:
-        """Whether a runtime is within tolerance on all cases."""
-        return all(outcome.parity.passed for outcome in self.outcomes[runtime].values())
-
-    def worst_errors(self, runtime: str) -> dict[str, float]:
-        """The largest absolute error of a runtime in each group of cases."""
-        outcomes = self.outcomes[runtime]
-        return {
-            group: max(outcomes[name].parity.max_abs for name in names)
-            for group, names in self.groups.items()
-        }
-
-    def as_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """All outcomes as JSON values, by runtime and case."""
-        return {
-            runtime: {case: outcome.as_dict() for case, outcome in outcomes.items()}
-            for runtime, outcomes in self.outcomes.items()
-        }
-
-    def raise_if_failed(self) -> None:
-        """Do nothing if all runtimes passed.
-
-        Raises:
-            ParityError: a runtime failed; names the first wavefront that is wrong.
-        """
-        if not self.failed:
-            return
-        divergences = (
-            f"; {case}: {outcome.first_divergence}"
-            for case, outcome in self.outcomes[self.failed[0]].items()
-            if outcome.first_divergence
-        )
-        raise ParityError(
-            f"{', '.join(self.failed)}: error above {self.atol:g} + {RTOL:g}·|y| against the network in "
-            f"{self.run.folder}{next(divergences, '')}; if the model was exported from another run, name "
-            f"that run, else export it again with: mdlstm export {self.run.folder} --force"
-        )
+Runtime = Callable[[Case], dict[str, Array]]
+DEFAULT_GRID = (5, 7, 3)  # for a model that takes any grid and is not of a run
 
 
 def verify_model(
     model: str | Path,
-    run: Run | str | Path | None = None,
+    against: nn.Module | Run | str | Path | None = None,
     *,
+    inputs: UserInputs | None = None,
     device: str = "auto",
     seeds: int = 2,
     seed: int = 0,
@@ -159,9 +58,20 @@ def verify_model(
     reference, on random inputs and on samples of the task. A model that takes several grids is compared
     on grids of odd shapes as well. The tolerance is the one that the model was exported with.
 
+        >>> verify_model("net.onnx", net).raise_if_failed()
+        >>> verify_model("runs/diagonal").raise_if_failed()                  # all exports of a run
+        >>> verify_model("net.onnx", net, inputs={"mine": x}).raise_if_failed()
+
     Args:
-        model: an `.onnx` file that `export_onnx` or `export_run` wrote.
-        run: the run that it was exported from; the folder that the model lies in if None.
+        model: an `.onnx` file that `export_onnx` or `export_run` wrote, or a folder of such files, such as
+            that of a run.
+        against: the network, or the run or checkpoint file that it was exported from. None: the run in
+            whose folder the file lies. If there is none, or the file is not of a run, its own graph is
+            evaluated in float64: that shows whether the runtimes compute the graph, but not whether the
+            graph is that of the network.
+        inputs: arrays by name, or files that `mdlstm infer` reads, to compare on in place of the inputs
+            above. An array is an x, with or without batch and channel axes; for a model with further inputs
+            it is a mapping from the names of the inputs to arrays, or a `.npz` file that holds such.
         device: for ONNX Runtime: "cpu", "cuda", "cuda:N", or "auto", which takes the CPU and, where it
             works, CUDA as well.
         seeds: number of random seeds.
@@ -174,28 +84,80 @@ def verify_model(
         `raise_if_failed` on the report for that.
 
     Raises:
-        InputError: the model or the run cannot be read.
+        InputError: the model, the run or an input cannot be read, or the model does not take an input.
         DeviceError: the device cannot be used.
         MissingExtraError: ONNX Runtime is not installed.
     """
     require("onnxruntime", "cpu")
     model = Path(model)
-    sessions = _sessions(model, device, MAX_BYTES if max_bytes is None else max_bytes, timeout)
-    metadata = sessions[0].metadata
-    run = run if isinstance(run, Run) else open_run(Path(run) if run else model.parent)
-    checkpoint = load_checkpoint(run.checkpoint)
-    network = checkpoint.network()
-    reference = float64_reference(network)
-    atol = metadata.parity.get("atol", ATOL)
-    runtimes = _runtimes(model, network, sessions)
-    outcomes: dict[str, dict[str, Outcome]] = {name: {} for name in runtimes}
+    files = sorted(model.glob("[!.]*.onnx")) if model.is_dir() else [model]
+    if not files:
+        raise InputError(f"the folder {model} holds no .onnx model; make one with: mdlstm export {model}")
+    limit = MAX_BYTES if max_bytes is None else max_bytes
+    origins: dict[Path, _Origin] = {}
     groups: dict[str, list[str]] = {}
-    for case in _cases(metadata, checkpoint.config.grid, range(seed, seed + seeds)):
-        expected = reference(case.x)
-        groups.setdefault(case.group, []).append(case.name)
-        for name, runtime in runtimes.items():
-            outcomes[name][case.name] = _compare(runtime(case.x), expected, metadata, atol)
-    return VerificationReport(model, run, metadata, atol, groups, outcomes)
+    outcomes: dict[str, dict[str, Outcome]] = {}
+    for path in files:
+        sessions = _sessions(path, device, limit, timeout)
+        origin = origins[path] = _origin(path, against, sessions[0].metadata)
+        random = _random_cases(path, origin, range(seed, seed + seeds))
+        cases = random if inputs is None else _user_cases(origin.metadata, inputs)
+        # Arrays of the user's alone may be too few to know the scale of the outputs from.
+        outcomes_of_file = _compare_all(path, origin, sessions, cases, [] if inputs is None else random[:2])
+        for case in cases:
+            name, group = case.name, case.group
+            if len(files) > 1:
+                name, group = f"{path.name}, {name}", path.name
+            groups.setdefault(group, []).append(name)
+            for runtime, by_case in outcomes_of_file.items():
+                outcomes.setdefault(runtime, {})[name] = by_case[case.name]
+    return VerificationReport(
+        model=model,
+        models={path: origin.metadata for path, origin in origins.items()},
+        reference=", and ".join(dict.fromkeys(origin.description for origin in origins.values())),
+        run=next((origin.run for origin in origins.values() if origin.run), None),
+        groups=groups,
+        outcomes=outcomes,
+    )
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a file is compared with.
+
+    Attributes:
+        description: in words.
+        network: the network that the file came from; None if only the file is known.
+        run: its run, if it has one.
+        grid: the grid to verify on if the file takes any.
+        metadata: of the file.
+    """
+
+    description: str
+    network: nn.Module | None
+    run: Run | None
+    grid: Grid
+    metadata: Metadata
+
+
+def _origin(path: Path, against: nn.Module | Run | str | Path | None, metadata: Metadata) -> _Origin:
+    """The network that a file is compared with, or the file itself."""
+    grid = (*DEFAULT_GRID, *(2,) * metadata.ndim)[: metadata.ndim]
+    if isinstance(against, nn.Module):
+        network = copy.deepcopy(against).cpu().float().eval()
+        return _Origin(f"the given {type(against).__name__}", network, None, grid, metadata)
+    if against is None:
+        if metadata.checkpoint_sha256 is None:
+            return _Origin("its own graph in float64", None, None, grid, metadata)
+        try:
+            run, checkpoint_path = find_checkpoint(path.parent)
+        except InputError:
+            return _Origin("its own graph in float64, as its run is not here", None, None, grid, metadata)
+    else:
+        run, checkpoint_path = find_checkpoint(against)
+    checkpoint = load_checkpoint(checkpoint_path)
+    description = f"the network in {checkpoint_path}"
+    return _Origin(description, checkpoint.network().eval(), run, checkpoint.config.grid, metadata)
 
 
 def _sessions(model: Path, device: str, max_bytes: int, timeout: float | None) -> list[Session]:
@@ -206,57 +168,115 @@ def _sessions(model: Path, device: str, max_bytes: int, timeout: float | None) -
     return [Session(model, "cpu", max_bytes=max_bytes, timeout=timeout), session]
 
 
-def _cases(metadata: Metadata, run_grid: Grid, seeds: Sequence[int]) -> Iterator[Case]:
-    """Inputs on the model's grid (`run_grid` if it takes any) and on the odd grids that it takes."""
-    grids = [metadata.grid or run_grid]
-    if metadata.grid is None or "sizes" in metadata.inputs:
-        limit = metadata.grid or (max(run_grid) + 8,) * metadata.ndim
-        grids += [
-            grid
-            for grid in odd_grids(metadata.ndim)
-            if all(extent <= maximum for extent, maximum in zip(grid, limit, strict=True))
-        ]
-    for grid in dict.fromkeys(grids):
-        for seed in seeds:
-            inputs = random_inputs(grid, metadata.channels, seed, metadata.channels_last)
-            for name, x in (inputs | task_inputs(metadata.task, grid, seed)).items():
-                size = format_size(grid)
-                yield Case(f"{size}, {name}, seed {seed}", size if len(grids) > 1 else name, x)
+def _random_cases(path: Path, origin: _Origin, seeds: Sequence[int]) -> list[Case]:
+    declared, _ = tensor_specs(read_model(path.read_bytes()))
+    return list(random_cases(origin.metadata, declared, origin.grid, seeds))
 
 
-def _runtimes(model: Path, network: nn.Module, sessions: Sequence[Session]) -> dict[str, Runtime]:
-    """Everything that can run the network, by name."""
-    evaluator = ReferenceEvaluator(onnx.load_model_from_string(model.read_bytes()))
-    shapes = Shapes(sessions[0].metadata)
+def _user_cases(metadata: Metadata, inputs: UserInputs) -> list[Case]:
+    cases = list(user_cases(metadata, inputs))
+    if not cases:
+        raise InputError("inputs must hold at least one array or file, got none")
+    return cases
 
-    @torch.no_grad()
-    def run_torch(x: Float32Array) -> Float32Array:
-        y: Float32Array = network(torch.from_numpy(x)).numpy()
-        return y
 
-    def run_evaluator(x: Float32Array) -> Float32Array:
-        padded, sizes = shapes.padded([x])
-        feeds = {"x": padded, "sizes": sizes} if shapes.takes_sizes else {"x": x}
-        outputs = evaluator.run(None, feeds)
-        if not isinstance(outputs, list):
-            raise InputError(f"{model} has no outputs")
-        y: Float32Array = outputs[0]
-        return shapes.cropped(y, shapes.grid(x)) if shapes.takes_sizes else y
-
+def _compare_all(
+    path: Path,
+    origin: _Origin,
+    sessions: Sequence[Session],
+    cases: Sequence[Case],
+    scale_cases: Sequence[Case],
+) -> dict[str, dict[str, Outcome]]:
+    """The outcome of each runtime on each case; the scale of the outputs is that on `scale_cases`, too."""
+    metadata = origin.metadata
+    shapes, atol = Shapes(metadata), metadata.parity.get("atol", ATOL)
+    runtimes, reference = _runtimes(path, origin, sessions)
+    expected = {case.name: reference(case) for case in cases}
+    references = [*expected.values(), *map(reference, scale_cases)]
+    scales = {
+        name: feature_scale(
+            [outputs[name] for outputs in references], shapes.feature_axis(references[0][name])
+        )
+        for name in metadata.output_names
+    }
     return {
-        "torch, float32": run_torch,
-        **{f"ONNX Runtime, {session.device}": session for session in sessions},
-        "ONNX reference evaluator": run_evaluator,
+        runtime: {
+            case.name: _outcome(run(case), expected[case.name], scales, metadata, atol) for case in cases
+        }
+        for runtime, run in runtimes.items()
     }
 
 
-def _compare(output: Float32Array, expected: Float64Array, metadata: Metadata, atol: float) -> Outcome:
-    parity = compare(output, expected, atol)
+def _outcome(
+    outputs: dict[str, Array],
+    expected: dict[str, Float64Array],
+    scales: dict[str, Float64Array],
+    metadata: Metadata,
+    atol: float,
+) -> Outcome:
+    parities = {
+        name: compare(outputs[name], exact, atol, scale=scales[name]) for name, exact in expected.items()
+    }
+    parity = worst(parities)[1]
     if metadata.window is None:
         return Outcome(parity, None, None)
+    name = metadata.output_names[0]
     axes = range(1, metadata.ndim + 1) if metadata.channels_last else range(2, metadata.ndim + 2)
     return Outcome(
         parity,
-        wavefront_errors(output, expected, axes),
-        first_divergence(output, expected, axes, atol),
+        wavefront_errors(outputs[name], expected[name], axes),
+        first_divergence(outputs[name], expected[name], axes, atol, scale=scales[name]),
     )
+
+
+def _runtimes(
+    path: Path, origin: _Origin, sessions: Sequence[Session]
+) -> tuple[dict[str, Runtime], Callable[[Case], dict[str, Float64Array]]]:
+    """Everything that can run the model, by name, and the reference."""
+    metadata, proto = origin.metadata, onnx.load_model_from_string(path.read_bytes())
+    names, shapes = metadata.output_names, Shapes(metadata)
+    evaluator, runtimes = ReferenceEvaluator(proto), dict[str, Runtime]()
+
+    def feeds(case: Case) -> dict[str, Array]:
+        """All inputs of the file; a smaller grid is padded if it takes `sizes`."""
+        if not shapes.takes_sizes:
+            return {metadata.inputs[0]: case.x, **case.further}
+        padded, sizes = shapes.padded([case.x])
+        return {metadata.inputs[0]: padded, "sizes": sizes, **case.further}
+
+    def cropped(outputs: dict[str, Array], case: Case) -> dict[str, Array]:
+        return shapes.cropped(outputs, shapes.grid(case.x)) if shapes.takes_sizes else outputs
+
+    def run_evaluator(case: Case) -> dict[str, Array]:
+        outputs = evaluator.run(list(names), dict(feeds(case)))
+        return cropped({name: np.asarray(y) for name, y in zip(names, outputs, strict=True)}, case)
+
+    def run_in(session: Session) -> Runtime:
+        return lambda case: by_name(session(case.x, **case.further), names)
+
+    if origin.network is None:
+        graph = GraphReference(proto, names)
+
+        def reference(case: Case) -> dict[str, Float64Array]:
+            return cropped(graph(feeds(case)), case)
+
+    else:
+        network, exact = origin.network, float64_reference(origin.network, names)
+
+        def reference(case: Case) -> dict[str, Float64Array]:
+            further = with_required_sizes(network, case.x, shapes.grid(case.x), case.further)
+            return by_name(exact(case.x, **further), names)
+
+        runtimes["torch, float32"] = lambda case: _run_torch(network, case, shapes, names)
+    for session in sessions:
+        runtimes[f"ONNX Runtime, {session.device}"] = run_in(session)
+    runtimes["ONNX reference evaluator"] = run_evaluator
+    return runtimes, reference
+
+
+@torch.no_grad()
+def _run_torch(network: nn.Module, case: Case, shapes: Shapes, names: Sequence[str]) -> dict[str, Array]:
+    further = with_required_sizes(network, case.x, shapes.grid(case.x), case.further)
+    tensors = {name: torch.from_numpy(value) for name, value in further.items()}
+    outputs = named_outputs(network(torch.from_numpy(case.x), **tensors), type(network).__name__, names)
+    return {name: y.numpy() for name, y in outputs.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -162,11 +162,14 @@ def _run_batch(
             yield from _run_batch(session, [item], limit)
 
 
-def _run_split(session: Session, x: Array, limit: int) -> Array:
+def _run_split(session: Session, x: Array, limit: int) -> Any:
     """session(x), computed in runs of at most `limit` samples."""
     if x.ndim < session.metadata.ndim + 2 or len(x) <= limit:
         return session(x)
-    return np.concatenate([session(x[i : i + limit]) for i in range(0, len(x), limit)])
+    parts = [session(x[i : i + limit]) for i in range(0, len(x), limit)]
+    if isinstance(parts[0], dict):
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return np.concatenate(parts)
 
 
 def _read_windows(jobs: Sequence[Job], max_bytes: int) -> Iterator[list[tuple[Job, Arrays | str]]]:
@@ -271,6 +274,8 @@ def write_results(
                 values = metadata.mask_values or range(metadata.outputs)
                 write_mask(job.target, next(iter(outputs.values())), values, metadata.mask_palette)
                 return ()
+        elif job.format in ("png", "csv"):  # their rows and columns are those of the grid
+            outputs = {name: np.moveaxis(y, class_axis(y, metadata), -1) for name, y in outputs.items()}
         write_arrays(job.target, outputs, job.format)
     except InputError as error:
         raise InputError(f"{job.source}: {error}") from None

@@ -21,7 +21,7 @@ class _Buffers:
     """Device buffers for one combination of input shapes, and the id of the graph captured on them."""
 
     inputs: dict[str, Any]
-    output: Any
+    outputs: list[Any]
     binding: Any
     graph_id: str
 
@@ -35,7 +35,7 @@ class CudaGraphRunner:
 
     Args:
         onnxruntime: the module.
-        session: an `InferenceSession` with one output, created with CUDA graphs enabled.
+        session: an `InferenceSession` that was created with CUDA graphs enabled.
         device: device type of the buffers: "cuda"; tests use "cpu".
         index: index of the device.
     """
@@ -47,8 +47,8 @@ class CudaGraphRunner:
         self._previous_shapes: Shapes | None = None
         self._lock = threading.Lock()
 
-    def __call__(self, feeds: dict[str, Array], options: Any) -> Array:
-        """Run the session on `feeds` under the RunOptions `options`; returns its output."""
+    def __call__(self, feeds: dict[str, Array], options: Any) -> list[Array]:
+        """Run the session on `feeds` under the RunOptions `options`; returns its outputs."""
         shapes = tuple(x.shape for x in feeds.values())
         with self._lock:
             repeated, self._previous_shapes = shapes == self._previous_shapes, shapes
@@ -58,21 +58,24 @@ class CudaGraphRunner:
                     buffers.inputs[name].update_inplace(x)
                 options.add_run_config_entry("gpu_graph_id", buffers.graph_id)
                 self._session.run_with_iobinding(buffers.binding, options)
-                return np.array(buffers.output.numpy())
+                return [np.array(output.numpy()) for output in buffers.outputs]
             options.add_run_config_entry("gpu_graph_id", NO_GRAPH)
-            y: Array = self._session.run(None, feeds, options)[0]
+            outputs: list[Array] = self._session.run(None, feeds, options)
             if repeated and len(self._buffers) < MAX_GRAPHS:
-                self._buffers[shapes] = self._allocate(feeds, y)
-            return y
+                self._buffers[shapes] = self._allocate(feeds, outputs)
+            return outputs
 
-    def _allocate(self, feeds: dict[str, Array], y: Array) -> _Buffers:
-        """Allocate and bind buffers for inputs shaped like `feeds` and an output shaped like y."""
+    def _allocate(self, feeds: dict[str, Array], outputs: list[Array]) -> _Buffers:
+        """Allocate and bind buffers for inputs shaped like `feeds` and outputs shaped like `outputs`."""
         inputs = {
             name: self._OrtValue.ortvalue_from_numpy(x.copy(), *self._device) for name, x in feeds.items()
         }
-        output = self._OrtValue.ortvalue_from_shape_and_type(y.shape, y.dtype, *self._device)
+        buffers = [
+            self._OrtValue.ortvalue_from_shape_and_type(y.shape, y.dtype, *self._device) for y in outputs
+        ]
         binding = self._session.io_binding()
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
-        binding.bind_ortvalue_output(self._session.get_outputs()[0].name, output)
-        return _Buffers(inputs, output, binding, graph_id=str(len(self._buffers) + 1))
+        for tensor, buffer in zip(self._session.get_outputs(), buffers, strict=True):
+            binding.bind_ortvalue_output(tensor.name, buffer)
+        return _Buffers(inputs, buffers, binding, graph_id=str(len(self._buffers) + 1))

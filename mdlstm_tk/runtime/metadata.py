@@ -19,6 +19,7 @@ TUPLE_FIELDS = (
     "window",
     "classes",
     "output_names",
+    "further_windows",
     "multiple_of",
     "mask_values",
     "mask_palette",
@@ -38,8 +39,8 @@ class Metadata:
         channels: number of features at each position of x.
         outputs: number of features of y, at each position if y has a grid.
         output_names: names of the outputs; the first one is y, which all other fields describe.
-        multiple_of: for a model that takes any grid, the numbers that its extents must be multiples of;
-            None if all extents fit.
+        further_windows: like `window`, for each output after the first.
+        multiple_of: the numbers that the extents of a grid must be multiples of; None if all extents fit.
         inputs: names of the inputs: x, then "sizes" (N, D) if the model takes padded samples, then extra
             inputs.
         window: extents of the part of x that one position of y covers. The grid of y is ⌈grid / window⌉,
@@ -65,6 +66,7 @@ class Metadata:
     inputs: tuple[str, ...] = ("x",)
     window: tuple[int, ...] | None = (1, 1)
     output_names: tuple[str, ...] = ("y",)
+    further_windows: tuple[tuple[int, ...] | None, ...] = ()
     multiple_of: tuple[int, ...] | None = None
     dtype: str = "float32"
     model: str | None = None
@@ -84,6 +86,11 @@ class Metadata:
         return len(self.layout.split()) - 2
 
     @property
+    def windows(self) -> dict[str, tuple[int, ...] | None]:
+        """The window of each output, by its name."""
+        return dict(zip(self.output_names, (self.window, *self.further_windows), strict=True))
+
+    @property
     def channels_last(self) -> bool:
         """Whether the channels are the last axis of x and of y, rather than the second."""
         return self.layout.endswith("C")
@@ -98,12 +105,13 @@ class Metadata:
             *(self.grid or ()),
             *(self.window or ()),
             *(self.multiple_of or ()),
+            *(extent for window in self.further_windows for extent in window or ()),
             self.channels,
             self.outputs,
         )
         texts = (self.version, self.form, self.layout, self.dtype, *self.inputs, *self.output_names)
         optional = (self.model, self.task, self.checkpoint_sha256)
-        axes = (self.grid, self.window, self.multiple_of)
+        axes = (self.grid, self.window, self.multiple_of, *self.further_windows)
         return (
             all(type(count) is int and count > 0 for count in counts)
             and all(isinstance(text, str) for text in (*texts, *(self.classes or ())))
@@ -111,7 +119,7 @@ class Metadata:
             and all(extents is None or len(extents) == self.ndim for extents in axes)
             and self.ndim > 0
             and len(self.inputs) > 0
-            and len(self.output_names) > 0
+            and len(set(self.output_names)) == len(self.output_names) == len(self.further_windows) + 1
             and self.kind in (None, *KINDS)
             and self._has_names_of_all_outputs()
             and self._has_valid_masks()
@@ -158,6 +166,8 @@ class Metadata:
             for name in TUPLE_FIELDS:
                 if values.get(name) is not None:
                     values[name] = tuple(values[name])
+            windows = values.get("further_windows", ())
+            values["further_windows"] = tuple(None if w is None else tuple(w) for w in windows)
             if values.get("preprocessing") is not None:
                 Preprocessing.from_json(values["preprocessing"])
             metadata = cls(**values)

@@ -29,9 +29,12 @@ class Session:
         >>> y = session(x[0, ..., 0])           # C = 1 and one output: (8, 8) → (8, 8)
         >>> session = Session("padded.onnx")    # exported with valid extents as an input
         >>> y = session(x, sizes=sizes)         # sizes (N, 2), integers
+        >>> session = Session("two.onnx")       # a network with several outputs
+        >>> y, aux = session(x).values()        # a dict of arrays, by the names in metadata.output_names
 
-    Inputs and outputs are NumPy arrays; outputs are float32. Calls from several threads are safe: they run
-    concurrently, except with CUDA graphs, where they take turns.
+    Inputs and outputs are NumPy arrays; outputs are float32, or integers where the network returns
+    integers. Calls from several threads are safe: they run concurrently, except with CUDA graphs, where
+    they take turns.
 
     The model may be untrusted. `mdlstm_tk.runtime.security.model_check` says what is refused, and what
     cannot be prevented.
@@ -92,10 +95,16 @@ class Session:
                 f"one sample for {label} takes {sample_bytes} bytes, more than {max_bytes}; "
                 "allow more with --max-bytes"
             )
+        self._output_names = [tensor.name for tensor in self._session.get_outputs()]
+        if set(self._output_names) != set(self.metadata.output_names):
+            raise InputError(
+                f"{label} has the outputs {', '.join(self._output_names)}, but its metadata name "
+                f"{', '.join(self.metadata.output_names)}; export the model again"
+            )
         self._shapes = Shapes(self.metadata)
         self._timeout = timeout
 
-    def __call__(self, x: Array, sizes: Array | None = None, **extra_inputs: Array) -> Array:
+    def __call__(self, x: Array, sizes: Array | None = None, **extra_inputs: Array) -> Any:
         """Run the model.
 
         Args:
@@ -109,7 +118,8 @@ class Session:
             y as float32, (N, *⌈grid/window⌉, outputs), or (N, outputs) if the model's output has no grid.
             It has a batch axis if x has one, and no channel axis if x has none and there is one output.
             A model that was exported with `sizes` takes smaller grids than its own, too; y is then what
-            a model of that grid returns.
+            a model of that grid returns. In a channels-first model the outputs come before the grid. If the
+            model has several outputs, a dict of them by name.
 
         Raises:
             InputError: x, sizes or an extra input has the wrong shape, is empty or is not finite. If the
@@ -119,12 +129,12 @@ class Session:
         batch = self._shapes.prepare(x)
         extra = self._shapes.prepare_extra_inputs(extra_inputs, batch)
         if sizes is None:
-            (y,) = self._run_together([batch.samples], extra)
+            (outputs,) = self._run_together([batch.samples], extra)
         else:
-            y = self._run(batch.samples, {"sizes": self._shapes.prepare_sizes(sizes, batch), **extra})
-        return self._shapes.restore_axes(y, batch)
+            outputs = self._run(batch.samples, {"sizes": self._shapes.prepare_sizes(sizes, batch), **extra})
+        return _single(self._shapes.restore_axes(outputs, batch))
 
-    def run_many(self, arrays: Sequence[Array]) -> list[Array]:
+    def run_many(self, arrays: Sequence[Array]) -> list[Any]:
         """Run the model on arrays of different shapes in as few batches as possible.
 
         If the model takes `sizes`, all arrays are padded into one batch; else arrays of equal grids share
@@ -147,11 +157,11 @@ class Session:
         for k, batch in enumerate(batches):
             key = None if self._shapes.takes_sizes else batch.samples.shape[1:]
             groups.setdefault(key, []).append(k)
-        results: dict[int, Array] = {}
+        results: dict[int, Any] = {}
         for members in groups.values():
-            outputs = self._run_together([batches[k].samples for k in members], {})
-            for k, y in zip(members, outputs, strict=True):
-                results[k] = self._shapes.restore_axes(y, batches[k])
+            parts = self._run_together([batches[k].samples for k in members], {})
+            for k, outputs in zip(members, parts, strict=True):
+                results[k] = _single(self._shapes.restore_axes(outputs, batches[k]))
         return [results[k] for k in range(len(batches))]
 
     def warm_up(self, batch: int = 1, grid: tuple[int, ...] | None = None) -> None:
@@ -167,11 +177,9 @@ class Session:
         grid = grid or self.metadata.grid
         if grid is None:
             raise InputError("this model takes any grid; name the one to warm up for: warm_up(grid=...)")
-        channels = self.metadata.channels
-        sample_shape = (*grid, channels) if self.metadata.channels_last else (channels, *grid)
         # With CUDA graphs, the second run captures a graph and the third replays it.
         for _ in range(1 if self._graph_runner is None else 3):
-            self(np.zeros((batch, *sample_shape), np.float32))
+            self(np.zeros((batch, *self._shapes.sample_shape(grid)), np.float32))
 
     def close(self) -> None:
         """Release the model. Runs in progress finish; later ones raise an `MDLSTMError`."""
@@ -183,22 +191,29 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run_together(self, parts: Sequence[Array], extra: Mapping[str, Array]) -> list[Array]:
-        """Compute y for each part (N, *grid, C) in one run. Grids may differ if the model takes `sizes`."""
+    def _run_together(self, parts: Sequence[Array], extra: Mapping[str, Array]) -> list[dict[str, Array]]:
+        """Compute the outputs for each part (N, *grid, C) in one run. Grids may differ if the model takes
+        `sizes`."""
         shapes = self._shapes
         if shapes.takes_sizes:
             samples, sizes = shapes.padded(parts)
             extra = {"sizes": sizes, **extra}
         else:
             samples = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        ends = np.cumsum([len(part) for part in parts])
-        outputs = np.split(self._run(samples, extra), ends[:-1])
+        outputs = self._run(samples, extra)
+        ends = np.cumsum([len(part) for part in parts])[:-1]
+        pieces = {name: np.split(y, ends) for name, y in outputs.items()}
+        results = [{name: split[k] for name, split in pieces.items()} for k in range(len(parts))]
         if not shapes.takes_sizes:
-            return outputs
-        return [shapes.cropped(y, shapes.grid(part)) for y, part in zip(outputs, parts, strict=True)]
+            return results
+        return [shapes.cropped(y, shapes.grid(part)) for y, part in zip(results, parts, strict=True)]
 
-    def _run(self, samples: Array, extra: Mapping[str, Array]) -> Array:
-        """Run the model on all its inputs, in the shapes that its file declares."""
+    def _run(self, samples: Array, extra: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model on all its inputs, in the shapes that its file declares.
+
+        Returns:
+            The outputs by name, in the order of the metadata.
+        """
         # Local references: another thread may close the session meanwhile.
         session, graph_runner, metadata = self._session, self._graph_runner, self.metadata
         if session is None:
@@ -206,8 +221,8 @@ class Session:
         feeds = {metadata.inputs[0]: samples, **extra}
         with _time_limit(self._onnxruntime.RunOptions(), self._timeout) as (options, timed_out):
             try:
-                y: Array = (
-                    session.run(None, feeds, options)[0]
+                arrays: list[Array] = (
+                    session.run(None, feeds, options)
                     if graph_runner is None
                     else graph_runner(feeds, options)
                 )
@@ -219,13 +234,21 @@ class Session:
                 else:
                     message = f"ONNX Runtime failed: {one_line(error)}"
                 raise MDLSTMError(message) from None
-        lacks_grid = metadata.window is not None and y.ndim != metadata.ndim + 2
-        if y.shape[:1] != samples.shape[:1] or lacks_grid:
-            raise MDLSTMError(
-                f"the model returned an array of shape {y.shape} for x of shape {samples.shape}, which "
-                "contradicts its metadata; export it again"
-            )
-        return y
+        by_name = dict(zip(self._output_names, arrays, strict=True))
+        outputs = {name: by_name[name] for name in metadata.output_names}
+        for name, y in outputs.items():
+            lacks_grid = metadata.windows[name] is not None and y.ndim != metadata.ndim + 2
+            if y.shape[:1] != samples.shape[:1] or lacks_grid:
+                raise MDLSTMError(
+                    f"the model returned '{name}' of shape {y.shape} for x of shape {samples.shape}, which "
+                    "contradicts its metadata; export it again"
+                )
+        return outputs
+
+
+def _single(outputs: dict[str, Array]) -> Any:
+    """The only output, or all of them by name."""
+    return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""Check the arrays that a model is given, and convert between the user's axes and the model's."""
+"""Check the arrays that a model is given, and convert between the user's axes and the model's.
+
+This is the one place that knows where the layout of a model, such as "N H W C" or "N C H W", has its axes.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,8 @@ class Shapes:
         """Convert x to float32 with batch and channel axes.
 
         Args:
-            x: (*grid), (*grid, C) or (N, *grid, C).
+            x: (*grid), (*grid, C) or (N, *grid, C); for a channels-first model (*grid), (C, *grid) or
+                (N, C, *grid).
             label: what error messages call x.
 
         Raises:
@@ -58,13 +62,17 @@ class Shapes:
         missing_axes = metadata.ndim + 2 - x.ndim
         if missing_axes not in (0, 1, 2):
             raise InputError(f"{label} has shape {x.shape}, expected {self._expected_shapes()}")
-        channel_axis = -1 if metadata.channels_last else -metadata.ndim - 1
-        samples = np.expand_dims(x, channel_axis) if missing_axes == 2 else x
-        channels = samples.shape[channel_axis]
+        first, last = -metadata.ndim - 1, -1
+        axis, other_axis = (last, first) if metadata.channels_last else (first, last)
+        samples = np.expand_dims(x, axis) if missing_axes == 2 else x
+        channels = samples.shape[axis]
         if channels != metadata.channels:
+            hint = ""
+            if samples.shape[other_axis] == metadata.channels and missing_axes < 2:
+                hint = f"; move the channels with np.moveaxis({label}, {other_axis}, {axis})"
             raise InputError(
                 f"{label} of shape {x.shape} has {channels} channels at each position, "
-                f"expected {metadata.channels}"
+                f"expected {metadata.channels}: {self._expected_shapes()}{hint}"
             )
         samples = samples if missing_axes == 0 else samples[None]
         self._check_grid(self.grid(samples))
@@ -92,6 +100,8 @@ class Shapes:
                 f"sizes must lie between 1 and the extents of the grid {grid}, "
                 f"got values from {sizes.min()} to {sizes.max()}"
             )
+        if (sizes % (self.metadata.multiple_of or 1)).any():
+            raise InputError(f"sizes must be multiples of {self.metadata.multiple_of}, as this model needs")
         return sizes.astype(np.int64)
 
     def prepare_extra_inputs(self, extra_inputs: Mapping[str, Array], batch: Batch) -> dict[str, Array]:
@@ -128,38 +138,60 @@ class Shapes:
         Returns:
             The batch (N, *grid, C), and the valid extents of its samples, (N, D) int64.
         """
-        metadata = self.metadata
         grids = [self.grid(part) for part in parts]
-        grid = metadata.grid or tuple(np.max(grids, axis=0).tolist())
-        shape = (*grid, metadata.channels) if metadata.channels_last else (metadata.channels, *grid)
-        batch = np.zeros((sum(map(len, parts)), *shape), np.float32)
+        grid = self.metadata.grid or tuple(np.max(grids, axis=0).tolist())
+        batch = np.zeros((sum(map(len, parts)), *self.sample_shape(grid)), np.float32)
         start = 0
         for part in parts:
             batch[start : start + len(part), *map(slice, part.shape[1:])] = part
             start += len(part)
         return batch, np.repeat(np.asarray(grids, np.int64), [len(part) for part in parts], axis=0)
 
-    def cropped(self, y: Array, grid: Grid) -> Array:
-        """The part of y (N, *grid', outputs), computed for a larger grid, that belongs to `grid`."""
-        if self.metadata.window is None:
-            return y
-        extents = (-(-extent // window) for extent, window in zip(grid, self.metadata.window, strict=True))
-        inner = tuple(map(slice, extents))
-        return y[:, *inner] if self.metadata.channels_last else y[:, :, *inner]
+    def cropped(self, outputs: Mapping[str, Array], grid: Grid) -> dict[str, Array]:
+        """The part of each output (N, *grid', outputs), computed for a larger grid, that belongs to `grid`.
+        An output without a grid is left as it is."""
+        result = {}
+        for name, y in outputs.items():
+            window = self.metadata.windows[name]
+            if window is not None:
+                inner = tuple(slice(-(-extent // w)) for extent, w in zip(grid, window, strict=True))
+                y = y[:, *inner] if self.metadata.channels_last else y[:, :, *inner]
+            result[name] = y
+        return result
 
-    def restore_axes(self, y: Array, batch: Batch) -> Array:
-        """Remove the batch and channel axes of y that the user's array did not have."""
-        y = y if batch.has_batch_axis else y[0]
-        if batch.has_channel_axis or self.metadata.window is None or self.metadata.outputs > 1:
-            return y
-        return y[..., 0] if self.metadata.channels_last else y[0]
+    def restore_axes(self, outputs: Mapping[str, Array], batch: Batch) -> dict[str, Array]:
+        """Remove the batch and channel axes of the outputs that the user's array did not have."""
+        result = {}
+        for name, y in outputs.items():
+            axis = self.feature_axis(y)
+            has_one_feature = self.metadata.windows[name] is not None and y.shape[axis] == 1
+            if has_one_feature and not batch.has_channel_axis:
+                y = np.squeeze(y, axis)
+            result[name] = y if batch.has_batch_axis else y[0]
+        return result
+
+    def feature_axis(self, y: Array) -> int:
+        """The axis of an output (N, …) that holds its features: 1 if it has a grid and the model is
+        channels-first, else the last one."""
+        return 1 if not self.metadata.channels_last and y.ndim == self.metadata.ndim + 2 else -1
+
+    def sample_shape(self, grid: Grid) -> tuple[int, ...]:
+        """The shape of one sample on a grid: (*grid, C), or (C, *grid) for a channels-first model."""
+        channels = self.metadata.channels
+        return (*grid, channels) if self.metadata.channels_last else (channels, *grid)
 
     def grid(self, samples: Array) -> Grid:
         """The extents of the grid in (N, *grid, C), or in (N, C, *grid) for a channels-first model."""
         return samples.shape[1:-1] if self.metadata.channels_last else samples.shape[2:]
 
     def _check_grid(self, grid: Grid) -> None:
-        model_grid = self.metadata.grid
+        model_grid, multiple_of = self.metadata.grid, self.metadata.multiple_of
+        if multiple_of is not None and any(e % m for e, m in zip(grid, multiple_of, strict=True)):
+            fitting = tuple(-(-e // m) * m for e, m in zip(grid, multiple_of, strict=True))
+            raise InputError(
+                f"a {format_size(grid)} grid does not fit this model, whose extents must be multiples of "
+                f"{format_size(multiple_of)}; pad or resize it to {format_size(fitting)}"
+            )
         if model_grid is None or grid == model_grid:
             return
         if self.takes_sizes and all(

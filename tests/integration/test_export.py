@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from mdlstm_tk.export import (
     float64_reference,
     lower,
     translation_table,
+    verify_model,
 )
 from mdlstm_tk.export.verification import export_verifier
 from mdlstm_tk.models import create
@@ -245,8 +247,8 @@ def test_the_file_is_self_contained_and_has_standard_operators_and_metadata(
 def shifted_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the reference wrong by 1e-3 for the verifier."""
 
-    def shifted(module: nn.Module) -> object:
-        reference = float64_reference(module)
+    def shifted(module: nn.Module, output_names: Sequence[str]) -> object:
+        reference = float64_reference(module, output_names)
         return lambda x: reference(x) + 1e-3
 
     monkeypatch.setattr(export_verifier, "float64_reference", shifted)
@@ -257,14 +259,6 @@ def test_a_parity_failure_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ParityError, match=r"1\.0e-03"):
         export_onnx(create("md", 1, 1), tmp_path / "m.onnx", grid=(3, 3))
     assert list(tmp_path.iterdir()) == []
-
-
-class _Pair(MDLSTM):
-    def __init__(self) -> None:
-        super().__init__(1, 2)
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
-        return x, x
 
 
 class _Bessel(MDLSTM):
@@ -306,8 +300,6 @@ def test_an_error_names_what_cannot_be_exported(tmp_path: Path) -> None:
         export_onnx(create("md", 1, 1), tmp_path / "m.onnx", grid=(3, 3), dtype="int4")
     with pytest.raises(InputError, match="functions"):
         export_onnx(create("md", 1, 1), tmp_path / "m.onnx", form="scan", functions=True)
-    with pytest.raises(InputError, match="_Pair"):
-        export_onnx(_Pair(), tmp_path / "m.onnx", grid=(3, 3))
     with pytest.raises(MDLSTMError, match="_Bessel: No ONNX function found"):
         export_onnx(_Bessel(), tmp_path / "m.onnx", grid=(3, 3))
     with pytest.raises(MDLSTMError, match="branch"):
@@ -339,6 +331,14 @@ def test_export_run_names_the_file_and_does_not_replace_it(trained: Run, tmp_pat
         export_run(trained, tmp_path, grid=(2, 3))
     export_run(trained, tmp_path, grid=(2, 3), force=True)
     assert export_run(trained, tmp_path, form="scan").path == tmp_path / "model-any.onnx"
+
+
+def test_export_run_takes_a_checkpoint_file(trained: Run, tmp_path: Path) -> None:
+    report = export_run(trained.last, tmp_path / "last.onnx", grid=(2, 2))
+    assert report.metadata.checkpoint_sha256 == hashlib.sha256(trained.last.read_bytes()).hexdigest()
+    assert verify_model(report.path, trained.last, device="cpu", seeds=1).failed == []
+    with pytest.raises(InputError, match=r"none\.safetensors"):
+        export_run(tmp_path / "none.safetensors", tmp_path / "m.onnx")
 
 
 def test_export_run_sizes_checks_all_files_before_the_first_export(trained: Run, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_repeated_shapes_get_buffers(model: Path) -> None:
     for batch in (2, 2, 2, 3, 2, 3, 3, 3, 2):
         x = rng.random((batch, 8, 8, 1), dtype=np.float32)
         options = onnxruntime.RunOptions()
-        results.append((runner({"x": x}, options), session.run(None, {"x": x})[0]))
+        results.append((*runner({"x": x}, options), session.run(None, {"x": x})[0]))
         graphs.append(options.get_run_config_entry("gpu_graph_id"))
     for y, expected in results:  # compared at the end: no run may overwrite the result of another
         np.testing.assert_array_equal(y, expected)
@@ -54,7 +54,7 @@ def test_threads_may_share_a_runner(model: Path) -> None:
     inputs = np.random.default_rng(0).random((60, 1, 8, 8, 1), dtype=np.float32)
 
     def run(x: np.ndarray) -> np.ndarray:
-        return runner({"x": x}, onnxruntime.RunOptions())
+        return runner({"x": x}, onnxruntime.RunOptions())[0]
 
     with ThreadPoolExecutor(8) as pool:
         for x, y in zip(inputs, pool.map(run, inputs), strict=True):

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from helpers.command import Result
-from onnx import numpy_helper
+from helpers.damage import damage
+from helpers.networks import Conditioned, ManyHeads
 
+from mdlstm_tk import MDLSTM
 from mdlstm_tk.cli import main
-from mdlstm_tk.errors import ParityError
-from mdlstm_tk.export import export_run, verify_model
+from mdlstm_tk.errors import InputError, ParityError
+from mdlstm_tk.export import export_onnx, export_run, verify_model
+from mdlstm_tk.export.tensor_spec import read_model
 from mdlstm_tk.export.verification.divergence import Divergence, first_divergence, wavefront_errors
+from mdlstm_tk.export.verification.graph_reference import in_float64
 from mdlstm_tk.training import Run
 
 
@@ -65,22 +71,6 @@ def test_errors_of_each_wavefront() -> None:
     output[1, 2, 1, 2] = 0.5
     output[0, 0, 0, 0] = 0.25
     assert wavefront_errors(output, expected, (2, 3)) == [0.25, 0, 0, 0.5, 0]
-
-
-def damage(model: Path, damaged: Path, wavefront: int) -> None:
-    """Halve one tanh on one wavefront."""
-    proto = onnx.load(model)
-    step = next(n for n in proto.graph.node if f"/wavefront_{wavefront}/" in n.name and n.op_type == "Tanh")
-    renamed = step.output[0] + "_halved"
-    half = numpy_helper.from_array(np.float32(0.5), "half")
-    for node in proto.graph.node:
-        for k, name in enumerate(node.input):
-            if name == step.output[0]:
-                node.input[k] = renamed
-    at = list(proto.graph.node).index(step) + 1
-    proto.graph.node.insert(at, onnx.helper.make_node("Mul", [step.output[0], "half"], [renamed]))
-    proto.graph.initializer.append(half)
-    onnx.save(proto, damaged)
 
 
 class Verify:
@@ -133,6 +123,7 @@ def test_verify_model_reports_every_runtime(trained: Run, model: Path) -> None:
     report = verify_model(model, seeds=1)
     assert set(report.outcomes) >= {"torch, float32", "ONNX Runtime, cpu", "ONNX reference evaluator"}
     assert report.run == trained
+    assert report.models[model].grid == (8, 8)
     assert report.failed == []
     report.raise_if_failed()
     assert max(report.worst_errors("ONNX Runtime, cpu").values()) < 1e-5
@@ -144,3 +135,88 @@ def test_verify_model_follows_an_error_to_its_wavefront(trained: Run, model: Pat
     assert report.failed == ["ONNX Runtime, cpu", "ONNX reference evaluator"]
     with pytest.raises(ParityError, match="wavefront 4 of 15"):
         report.raise_if_failed()
+
+
+def test_a_run_folder_is_verified_with_all_its_exports(
+    trained: Run, tmp_path: Path, verify: Verify
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    export_run(folder, grid=(3, 5))
+    report = verify_model(folder, device="cpu", seeds=1)
+    assert [path.name for path in report.models] == ["model-3x5.onnx", "model-8x8.onnx"]
+    assert list(report.groups) == ["model-3x5.onnx", "model-8x8.onnx"]
+    assert report.run == Run(folder) and report.failed == []
+    damage(folder / "model-3x5.onnx", folder / "model-3x5.onnx", 2)
+    (folder / ".model-9x9.onnx.5f.onnx").write_bytes(b"a leftover of a killed export")
+    done = verify(folder, "--seeds", "1")
+    assert done.code == 3
+    assert "model-3x5.onnx, 3x5" in done.err and "wavefront 2 of 7" in done.err
+    with pytest.raises(InputError, match=r"no \.onnx"):
+        verify_model(tmp_path)
+
+
+def test_a_file_of_any_module_is_verified_against_it_or_its_own_graph(
+    tmp_path: Path, verify: Verify
+) -> None:
+    torch.manual_seed(0)
+    net = Conditioned()
+    examples = (torch.randn(2, 3, 4, 2), torch.randn(2, 2), torch.tensor([3, 1]))
+    path = export_onnx(net, tmp_path / "net.onnx", examples).path
+    runtimes = {"ONNX Runtime, cpu", "ONNX reference evaluator"}
+    report = verify_model(path, net, device="cpu", seeds=1)
+    assert report.outcomes.keys() == runtimes | {"torch, float32"} and report.failed == []
+    assert net.training  # the module itself is unchanged
+    report = verify_model(path, device="cpu", seeds=1)
+    assert report.outcomes.keys() == runtimes and report.failed == []
+    damage(path, tmp_path / "damaged.onnx", 3)
+    report = verify_model(tmp_path / "damaged.onnx", net, device="cpu", seeds=1)
+    assert set(report.failed) == runtimes
+    assert verify_model(tmp_path / "damaged.onnx", device="cpu", seeds=1).failed == []  # runs as written
+    done = verify(path, "--seeds", "1")
+    assert done.code == 0 and "its own graph" in done.err
+
+
+def test_the_float64_graph_is_more_precise_than_the_file(tmp_path: Path) -> None:
+    layer, x = MDLSTM(2, 3, directions="all"), np.random.default_rng(0).random((2, 4, 5, 2))
+    path = export_onnx(layer, tmp_path / "m.onnx", grid=(4, 5), dtype="float16").path
+    report = verify_model(path, device="cpu", seeds=1)
+    assert report.failed == []
+    assert 1e-5 < max(report.worst_errors("ONNX Runtime, cpu").values()) < 5e-3
+    model = in_float64(read_model(path.read_bytes()))
+    types = {t.data_type for t in model.graph.initializer}
+    assert not types & {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
+    assert x.dtype == np.float64
+
+
+def test_the_users_own_arrays_are_compared(tmp_path: Path, verify: Verify) -> None:
+    torch.manual_seed(0)
+    net = Conditioned()
+    z = torch.randn(2, 2)
+    path = export_onnx(net, tmp_path / "net.onnx", (torch.randn(2, 3, 4, 2), z)).path
+    x = np.random.default_rng(0).random((3, 4, 2), np.float32)
+    mine = {"x": x, "z": z[0].numpy()}
+    report = verify_model(path, net, inputs={"mine": mine}, device="cpu")
+    assert report.groups == {"mine": ["mine"]} and report.failed == []
+    np.savez(tmp_path / "mine.npz", **mine)
+    done = verify(path, "--data", tmp_path / "mine.npz", "--json")
+    assert done.code == 0, done.err
+    assert list(json.loads(done.out)["ONNX Runtime, cpu"]) == [str(tmp_path / "mine.npz")]
+    np.save(tmp_path / "x.npy", x)
+    done = verify(path, "--data", tmp_path / "x.npy")
+    assert done.code == 2 and "x, z" in done.err
+    with pytest.raises(InputError, match=r"mine .*\(2, 4, 2\)|2x4"):
+        verify_model(path, net, inputs={"mine": {"x": x[:2], "z": mine["z"]}})
+
+
+def test_a_wrong_output_after_the_first_is_found(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = ManyHeads(tuple)
+    path = export_onnx(net, tmp_path / "m.onnx", torch.randn(2, 3, 3, 4)).path
+    with torch.no_grad():
+        net.numbers.bias += 1
+    report = verify_model(path, net, device="cpu", seeds=1)
+    assert set(report.failed) == {"ONNX Runtime, cpu", "ONNX reference evaluator"}
+    outcome = next(iter(report.outcomes["ONNX Runtime, cpu"].values()))
+    assert outcome.parity.max_abs == pytest.approx(1, abs=1e-4)
+    assert outcome.first_divergence is None  # the map, which has a grid, is right

@@ -1,0 +1,121 @@
+"""The result of `verify_model`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from mdlstm_tk.errors import ParityError
+from mdlstm_tk.export.verification.divergence import Divergence
+from mdlstm_tk.export.verification.parity import Parity
+from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.sizes import format_size
+from mdlstm_tk.training import Run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one runtime did on one case.
+
+    Attributes:
+        parity: error of the output that is furthest out of tolerance.
+        wavefronts: largest absolute error of the first output on each wavefront; None if it has no grid.
+        first_divergence: the first wavefront out of tolerance; None if there is none.
+    """
+
+    parity: Parity
+    wavefronts: list[float] | None
+    first_divergence: Divergence | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The outcome as JSON values; an error that is not finite becomes None."""
+
+        def finite(error: float) -> float | None:
+            return error if isfinite(error) else None
+
+        return {
+            "max_abs": finite(self.parity.max_abs),
+            "scale": finite(self.parity.scale),
+            "passed": self.parity.passed,
+            "wavefronts": self.wavefronts and [finite(error) for error in self.wavefronts],
+            "first_divergence": self.first_divergence and asdict(self.first_divergence),
+        }
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """The result of `verify_model`.
+
+    Attributes:
+        model: the file, or the folder with the files.
+        models: the metadata of each file that was verified, by its path.
+        reference: what the files were compared with, in words.
+        run: the run that they were compared with; None if it was something else.
+        groups: names of the cases in each group: of one file, see `Case`; of several, one group for each.
+        outcomes: by runtime, then by the name of the case.
+    """
+
+    model: Path
+    models: dict[Path, Metadata]
+    reference: str
+    run: Run | None
+    groups: dict[str, list[str]]
+    outcomes: dict[str, dict[str, Outcome]]
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the runtimes that are out of tolerance on at least one case."""
+        return [runtime for runtime in self.outcomes if not self.passed(runtime)]
+
+    def passed(self, runtime: str) -> bool:
+        """Whether a runtime is within tolerance on all cases."""
+        return all(outcome.parity.passed for outcome in self.outcomes[runtime].values())
+
+    def worst_errors(self, runtime: str) -> dict[str, float]:
+        """The largest absolute error of a runtime in each group of cases."""
+        outcomes = self.outcomes[runtime]
+        return {
+            group: max(outcomes[name].parity.max_abs for name in names if name in outcomes)
+            for group, names in self.groups.items()
+            if any(name in outcomes for name in names)
+        }
+
+    def title(self) -> str:
+        """The file with its form and grid, or the folder with the number of its files."""
+        if len(self.models) > 1:
+            return f"{self.model} ({len(self.models)} models)"
+        ((path, metadata),) = self.models.items()
+        grid = format_size(metadata.grid) if metadata.grid else "any size"
+        return f"{path} ({metadata.form}, {grid})"
+
+    def as_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """All outcomes as JSON values, by runtime and case."""
+        return {
+            runtime: {case: outcome.as_dict() for case, outcome in outcomes.items()}
+            for runtime, outcomes in self.outcomes.items()
+        }
+
+    def raise_if_failed(self) -> None:
+        """Do nothing if all runtimes passed.
+
+        Raises:
+            ParityError: a runtime failed; names the case, and the first wavefront that is wrong.
+        """
+        if not self.failed:
+            return
+        outcomes = self.outcomes[self.failed[0]]
+        case, worst = next((name, o) for name, o in outcomes.items() if not o.parity.passed)
+        where = f" ({worst.first_divergence})" if worst.first_divergence else ""
+        advice = ""
+        if self.run is not None:
+            advice = (
+                "; if the model was exported from another run or checkpoint, name that, else export it "
+                f"again with: mdlstm export {self.run.folder} --force"
+            )
+        raise ParityError(
+            f"{', '.join(self.failed)}: error {worst.parity.max_abs:.1e} against {self.reference} on "
+            f"{case}{where}, {worst.parity.max_ratio:.3g} times what the tolerance of the export allows"
+            f"{advice}"
+        )

@@ -1,0 +1,107 @@
+"""Networks of the kinds that users bring: strides, skip connections, several outputs, several inputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mdlstm_tk import MDLSTM
+
+
+class UNet(nn.Module):
+    """Channels first: a stride of 2 down, an MDLSTM layer, a stride of 2 up, and a skip connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(1, 3, 3, stride=2, padding=1)
+        self.body = MDLSTM(3, 2, directions="all", channels_last=False)
+        self.up = nn.ConvTranspose2d(8, 3, 2, stride=2)
+        self.head = nn.Conv2d(4, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([x, self.up(self.body(self.down(x).relu()))], dim=1))
+
+
+class ConvStem(nn.Module):
+    """A stem as in torchvision, x (N, 3, H, W), before a channels-last layer.
+
+    Args:
+        positions: positions of the layer's grid if the head takes them all, so that the network takes one
+            grid only; None if it takes their mean.
+    """
+
+    def __init__(self, positions: int | None = None) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)
+        )
+        self.layer = MDLSTM(4, 3)
+        self.positions = positions
+        self.head = nn.Linear(3 * (positions or 1), 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(self.stem(x).permute(0, 2, 3, 1))
+        return self.head(h.flatten(1) if self.positions else h.mean(dim=(1, 2)))
+
+
+class WindowedConv(nn.Module):
+    """A layer with a window, followed by a convolution without padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = MDLSTM(1, 4, window=2)
+        self.convolution = nn.Conv2d(4, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolution(self.layer(x).movedim(-1, 1)).movedim(1, -1)
+
+
+class Conditioned(nn.Module):
+    """x and two more inputs: numbers z (N, 2), and a class k (N,) which may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = MDLSTM(2, 3)
+        self.shift = nn.Linear(2, 3)
+        self.embedding = nn.Embedding(4, 3)
+
+    def forward(self, x: Tensor, z: Tensor, k: Tensor | None = None) -> Tensor:
+        y = self.layer(x) + self.shift(z)[:, None, None]
+        return y if k is None else y + self.embedding(k)[:, None, None]
+
+
+class ManyHeads(nn.Module):
+    """Channels first, with several outputs: a map, numbers for the whole sample, and a mask of integers.
+
+    Args:
+        container: dict, tuple or list: what they are returned in.
+    """
+
+    def __init__(self, container: type = dict) -> None:
+        super().__init__()
+        self.container = container
+        self.layer = MDLSTM(3, 2, directions="all", channels_last=False)
+        self.map = nn.Conv2d(8, 2, 1)
+        self.numbers = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> object:
+        h = self.layer(x)
+        outputs = {
+            "map": self.map(h),
+            "numbers": self.numbers(h.mean(dim=(2, 3))),
+            "mask": self.map(h).argmax(1),
+        }
+        return outputs if self.container is dict else self.container(outputs.values())
+
+
+class CRNN(nn.Module):
+    """A recogniser: convolutions over an image, and a one-dimensional layer along its width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        self.layer = MDLSTM(4, 3, ndim=1, directions="all")
+        self.head = nn.Linear(6, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(self.stem(x).mean(dim=2).movedim(1, -1)))
