@@ -145,7 +145,8 @@ def export_onnx(
         verify_inputs: more inputs x to verify with, by name.
         metadata: more fields of `mdlstm_tk.runtime.Metadata` to write into the file, such as model, task,
             kind, classes and checkpoint_sha256.
-        atol: allowed absolute error in units of the scale s; if None, 1e-5, 5e-3 for float16, 5e-2 for int8.
+        atol: allowed absolute error in units of the scale s; if None, 1e-5, 5e-3 for float16 and 5e-2 for
+            int8.
 
     Returns:
         What was written.
