@@ -70,9 +70,9 @@ def _write_direction(
         ordered = graph("Gather", values, tables.orders[dir_idx], axis=0)  # (T, K_max, N, features)
         return first_rows(scanned(name, ordered, dtype, k_max, None, features))
 
-    prev_h, prev_c = [], []  # D × (K, N, n)
-    states = [(h, prev_h)] if sweep.cell.recurrent else []
-    states.append((c, prev_c))
+    prev_h: list[Value] = []  # D × (K, N, n)
+    prev_c: list[Value] = []
+    states = [(h, prev_h), (c, prev_c)] if sweep.cell.recurrent else [(c, prev_c)]
     for d, where in enumerate(tables.predecessors):
         if len(where) == 2:
             first, end = (scanned(f"rows_{d}_{k}", part, INDEX, 1) for k, part in enumerate(where))

@@ -1,4 +1,4 @@
-"""Single sweeps with small random weights, as captured graphs that are built by hand without the exporter."""
+"""Single sweeps with small random weights, as captured graphs built by hand instead of by the exporter."""
 
 from __future__ import annotations
 
