@@ -135,10 +135,9 @@ def export_run_sizes(
             for grid, path in zip(grids, paths, strict=True)
         ]
         if target:
-            run_name = run.folder.resolve().name
             for k, grid in enumerate(grids):
                 size = None if grid == run_grid else _size_label(grid)
-                reports[k] = replace(reports[k], path=target.add(paths[k], run_name, size))
+                reports[k] = replace(reports[k], path=target.add(paths[k], run, size))
     return reports
 
 

@@ -11,7 +11,10 @@ from shlex import quote
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.browser.build import check_page, load_runtime, write_page
+from mdlstm_tk.export.browser.examples import page_examples
 from mdlstm_tk.export.server import write_server_repo
+from mdlstm_tk.export.tensor_spec import read_metadata
+from mdlstm_tk.training import Run
 
 
 class ExportTarget(ABC):
@@ -36,12 +39,12 @@ class ExportTarget(ABC):
         """
 
     @abstractmethod
-    def add(self, model: Path, run: str, size: str | None) -> Path:
+    def add(self, model: Path, run: Run, size: str | None) -> Path:
         """Add a model.
 
         Args:
             model: an exported file.
-            run: name of the run that it came from.
+            run: the run that it came from.
             size: its grid as text, if that is not the run's own grid.
 
         Returns:
@@ -65,8 +68,8 @@ class ServerRepository(ExportTarget):
     def next_command(self) -> str:
         return f"tritonserver --model-repository={quote(str(self.folder.resolve()))}"
 
-    def add(self, model: Path, run: str, size: str | None) -> Path:
-        name = f"{run}-{size}" if size else run
+    def add(self, model: Path, run: Run, size: str | None) -> Path:
+        name = f"{_name_of(run)}-{size}" if size else _name_of(run)
         name = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "model"
         return write_server_repo(model, self.folder, name, force=self.force)
 
@@ -90,7 +93,7 @@ class WebPage(ExportTarget):
 
     @property
     def next_command(self) -> str:
-        return f"python -m http.server -d {quote(str(self.folder))}  # and open http://localhost:8000"
+        return f"python -m http.server --bind 127.0.0.1 -d {quote(str(self.folder))}  # and open http://localhost:8000"
 
     def prepare(self, count: int) -> None:
         """Check the folder and load onnxruntime-web.
@@ -105,5 +108,10 @@ class WebPage(ExportTarget):
         check_page(self.folder, self.force)
         self._runtime_files = load_runtime(self.runtime)
 
-    def add(self, model: Path, run: str, size: str | None) -> Path:
-        return write_page(model, self.folder, run, self._runtime_files)
+    def add(self, model: Path, run: Run, size: str | None) -> Path:
+        examples = page_examples(run, read_metadata(model.read_bytes(), model.name))
+        return write_page(model, self.folder, _name_of(run), self._runtime_files, examples)
+
+
+def _name_of(run: Run) -> str:
+    return run.folder.resolve().name

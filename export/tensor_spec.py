@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 from onnx import helper
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime import Metadata
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,19 @@ def read_model(data: bytes) -> onnx.ModelProto:
         return onnx.load_model_from_string(data)
     except DecodeError:
         raise InputError("not an ONNX model; make one with: mdlstm export") from None
+
+
+def read_metadata(data: bytes, label: str) -> Metadata:
+    """The metadata in the content of an exported file.
+
+    Args:
+        data: content of the file.
+        label: what error messages call the file.
+
+    Raises:
+        InputError: `data` is not an ONNX model, or was not exported by mdlstm-tk.
+    """
+    return Metadata.from_props({prop.key: prop.value for prop in read_model(data).metadata_props}, label)
 
 
 def tensor_specs(model: onnx.ModelProto) -> tuple[list[TensorSpec], list[TensorSpec]]:

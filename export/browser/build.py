@@ -2,6 +2,7 @@
 
 DIR/index.html, style.css, *.js, icon.svg   copies of the files in `export/browser/static`
 DIR/model.onnx, model.json                  the model, and what the page has to know about it
+DIR/examples.json                           inputs to try, from the validation data
 DIR/ort/                                    onnxruntime-web
 """
 
@@ -14,13 +15,13 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.export.tensor_spec import read_model
-from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.export.browser.examples import PageExample
+from mdlstm_tk.export.tensor_spec import read_metadata
 from mdlstm_tk.runtime.io.files import staging
 
 # The page is tested with exactly this version of onnxruntime-web. The SHA-256 of its files is checked
@@ -65,7 +66,13 @@ def check_page(folder: Path, force: bool) -> None:
         )
 
 
-def write_page(model: Path, folder: Path, name: str, runtime: Mapping[str, bytes]) -> Path:
+def write_page(
+    model: Path,
+    folder: Path,
+    name: str,
+    runtime: Mapping[str, bytes],
+    examples: Sequence[PageExample] = (),
+) -> Path:
     """Write the page for an exported model.
 
     Each file appears completely or not at all. Other files in the folder are left unchanged.
@@ -76,6 +83,7 @@ def write_page(model: Path, folder: Path, name: str, runtime: Mapping[str, bytes
         folder: the folder for the page; it is created if it does not exist.
         name: title of the page.
         runtime: the files that `load_runtime` returned.
+        examples: inputs that the page offers to try; without any, it offers random numbers.
 
     Returns:
         The page's `model.onnx`.
@@ -86,6 +94,7 @@ def write_page(model: Path, folder: Path, name: str, runtime: Mapping[str, bytes
     """
     data = model.read_bytes()
     model_info = json.dumps(_model_info(data, name, model.name), indent=2)
+    page_examples = json.dumps([example.to_json() for example in examples], ensure_ascii=False)
     with staging(folder) as stage, as_file(files("mdlstm_tk.export.browser") / "static") as static:
         page = stage / "page"
         shutil.copytree(static, page, copy_function=shutil.copyfile)
@@ -93,6 +102,7 @@ def write_page(model: Path, folder: Path, name: str, runtime: Mapping[str, bytes
             (page / "ort" / file).write_bytes(content)
         (page / "model.onnx").write_bytes(data)
         (page / "model.json").write_text(model_info + "\n", encoding="utf-8")
+        (page / "examples.json").write_text(page_examples + "\n", encoding="utf-8")
         (folder / "ort").mkdir(exist_ok=True)
         for path in page.rglob("*.*"):
             os.replace(path, folder / path.relative_to(page))
@@ -101,20 +111,31 @@ def write_page(model: Path, folder: Path, name: str, runtime: Mapping[str, bytes
 
 def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
     """The content of `model.json`; `label` names the model in error messages."""
-    metadata = Metadata.from_props({p.key: p.value for p in read_model(data).metadata_props}, label)
+    metadata = read_metadata(data, label)
     if metadata.ndim != 2 or not set(metadata.inputs) <= {"x", "sizes"}:
         raise InputError(
             f"{label} takes {', '.join(metadata.inputs)} with x in layout {metadata.layout}; "
             "a page supports two-dimensional grids without further inputs"
         )
+    if len(metadata.output_names) > 1:
+        raise InputError(
+            f"{label} has the outputs {', '.join(metadata.output_names)}; a page shows one, so export "
+            "a module that returns only that one"
+        )
     return {
         "name": title,
         "grid": metadata.grid,
+        "multipleOf": metadata.multiple_of,
         "channels": metadata.channels,
         "channelsLast": metadata.channels_last,
+        "output": metadata.output_names[0],
         "outputs": metadata.outputs,
         "window": metadata.window,
+        "kind": metadata.kind,
         "classes": metadata.classes,
+        "maskValues": metadata.mask_values,
+        "maskPalette": metadata.mask_palette,
+        "preprocessing": metadata.preprocessing,
         "task": metadata.task,
         "sizes": "sizes" in metadata.inputs,
         "bytes": len(data),

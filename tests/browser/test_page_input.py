@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from helpers.browser import Tab
 from helpers.exported_page import GRID, check_prediction, give, matrix, numbers, show
-from PIL import Image
+from PIL import ExifTags, Image
 from playwright.sync_api import expect
 
 from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime.preprocessing import Preprocessing, decode_image, resize
 
 
 def test_it_predicts_as_soon_as_it_is_open_and_asks_nobody_else(tab: Tab, address: str) -> None:
@@ -47,11 +48,50 @@ def test_csv_files(tab: Tab, session: Session, tmp_path: Path) -> None:
     check_prediction(tab, session(x))
 
 
-def test_pictures_are_grey_from_0_to_1(tab: Tab, session: Session, tmp_path: Path) -> None:
-    levels = (matrix(3) * 255).astype(np.uint8)
-    Image.fromarray(levels).save(tmp_path / "x.png")
-    tab.page.set_input_files("#file", tmp_path / "x.png")
-    check_prediction(tab, session(levels / 255))
+@pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "webp"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "RGBA"])
+def test_images_are_read_as_in_python(
+    mode: str, suffix: str, tab: Tab, session: Session, tmp_path: Path
+) -> None:
+    if suffix == "bmp" and mode == "RGBA":
+        pytest.skip("Pillow reads the opacity of a BMP only where its header says that there is one")
+    levels = (matrix(3, (*GRID, 4)) * 255).astype(np.uint8)
+    levels[..., 3] = np.where(
+        levels[..., 3] > 100, 255, 0
+    )  # browsers round half-transparent pixels differently
+    if mode == "L":
+        image = Image.fromarray(levels[..., 0])
+    else:
+        image = Image.fromarray(levels).convert("RGBA" if mode == "RGBA" else "RGB")
+        image = image.quantize(16) if mode == "P" else image
+    path = tmp_path / f"x.{suffix}"
+    image.save(path, **({"lossless": True, "exact": True} if suffix == "webp" else {}))
+    tab.page.set_input_files("#file", path)
+    pixels = decode_image(path.read_bytes(), path.name)
+    check_prediction(tab, session(Preprocessing(channels=1)(pixels)[..., 0]))
+
+
+def test_photographs_are_turned_as_their_camera_says(tab: Tab, session: Session, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # a quarter turn
+    image = Image.fromarray((matrix(3, GRID[::-1]) * 255).astype(np.uint8))
+    image.save(tmp_path / "x.jpg", quality=100, exif=exif)
+    tab.page.set_input_files("#file", tmp_path / "x.jpg")
+    pixels = decode_image((tmp_path / "x.jpg").read_bytes(), "x.jpg")
+    assert pixels.shape == GRID
+    check_prediction(tab, session(Preprocessing(channels=1)(pixels)[..., 0]))
+
+
+@pytest.mark.parametrize("extents", [(5, 8), (31, 20), (3, 3), (1, 1), (64, 9)])
+@pytest.mark.parametrize("new", [(5, 8), (16, 1), (40, 41)])
+def test_images_are_resized_as_in_python(extents: tuple[int, int], new: tuple[int, int], tab: Tab) -> None:
+    pixels = matrix(4, (*extents, 2)).astype(np.float32)
+    script = """async ([height, width, channels, data, extents]) => {
+        const { resize } = await import("./images.js");
+        return [...resize({ height, width, channels, data: Float32Array.from(data) }, ...extents).data];
+    }"""
+    got = tab.page.evaluate(script, [*pixels.shape, pixels.ravel().tolist(), list(new)])
+    np.testing.assert_allclose(np.reshape(got, (*new, 2)), resize(pixels, new), rtol=0, atol=1e-6)
 
 
 def test_files_are_dropped_anywhere(tab: Tab, session: Session, tmp_path: Path) -> None:
@@ -73,6 +113,12 @@ def npy(array: np.ndarray[Any, Any]) -> bytes:
     return buffer.getvalue()
 
 
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return buffer.getvalue()
+
+
 # File, content, and what the message must name.
 BAD: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "size": ("x.npy", npy(np.zeros((8, 5))), ("8×5", "5×8")),
@@ -91,7 +137,8 @@ BAD: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "hole": ("x.csv", b"1,,2\n", ("x.csv", "row 1")),
     "blank": ("x.csv", b"\n", ("x.csv", "empty")),
     "no-png": ("x.png", b"png", ("x.png",)),
-    "kind": ("x.txt", b"1", ("x.txt", ".npy", ".csv", ".png")),
+    "depth": ("x.png", png(Image.fromarray(np.zeros(GRID, np.uint16))), ("x.png", "16 bits", ".npy")),
+    "kind": ("x.txt", b"1", ("x.txt", ".npy", ".csv", ".png", ".jpg")),
 }
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from helpers.command import mdlstm
@@ -65,7 +68,11 @@ def test_the_verb_writes_a_page(trained: Run, onnxruntime_web: dict[str, bytes],
     assert result.code == 0, result.err
     assert "-d page" in result.err.splitlines()[-1]
     assert "page/model.onnx" in result.err
-    assert '"name": "md-8x8"' in (tmp_path / "page/model.json").read_text()
+    assert json.loads((tmp_path / "page/model.json").read_text())["name"] == "md-8x8"
+    examples = json.loads((tmp_path / "page/examples.json").read_text())
+    assert len(examples) == 6
+    first = np.frombuffer(base64.b64decode(examples[0]["data"]), "<f4").reshape(5, 7)
+    assert (first == 1).sum() == 2, "an example of the diagonal task has two ones"
     with pytest.raises(InputError, match=r"page is not empty.*--force"):
         export(trained.folder, web=tmp_path / "page")
     with pytest.raises(InputError, match="2 sizes"):
@@ -86,7 +93,10 @@ def test_a_page_is_whole_and_leaves_the_rest_alone(tmp_path: Path) -> None:
     static = Path(web.__file__).parent / "static"
     assets = {path.relative_to(static) for path in static.rglob("*") if path.is_file()}
     written = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
-    model_files = {Path("model.onnx"), Path("model.json"), *(Path("ort") / name for name in EMPTY)}
+    model_files = {
+        *map(Path, ("model.onnx", "model.json", "examples.json")),
+        *(Path("ort") / name for name in EMPTY),
+    }
     assert written == assets | model_files | {Path("mine.txt")}
     for path in assets:
         assert (folder / path).read_bytes() == (static / path).read_bytes()
@@ -97,6 +107,9 @@ def test_a_page_is_whole_and_leaves_the_rest_alone(tmp_path: Path) -> None:
 def test_models_that_no_page_takes(tmp_path: Path) -> None:
     craft(tmp_path / "m.onnx", GRID, inputs=("x", "mood"))
     with pytest.raises(InputError, match=r"m\.onnx.*mood"):
+        write_page(tmp_path / "m.onnx", tmp_path / "page", "m", EMPTY)
+    craft(tmp_path / "m.onnx", GRID, output_names=("y", "attention"))
+    with pytest.raises(InputError, match=r"m\.onnx.*y, attention"):
         write_page(tmp_path / "m.onnx", tmp_path / "page", "m", EMPTY)
     model = onnx.load(craft(tmp_path / "m.onnx", GRID))
     three = {"grid": "[2, 5, 8]", "window": "[1, 1, 1]", "layout": '"N D H W C"'}

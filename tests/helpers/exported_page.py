@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, expect
 
 from helpers.browser import DESKTOP, PATIENCE, Tab, opened, served
 from mdlstm_tk.export.browser.build import write_page
+from mdlstm_tk.export.browser.examples import PageExample
 from mdlstm_tk.runtime import Metadata
 
 GRID = (5, 8)
@@ -31,9 +32,15 @@ def show(tab: Tab, address: str) -> None:
 
 
 @contextmanager
-def page_of(model: Path, browser: Browser, runtime: dict[str, bytes], folder: Path) -> Iterator[Tab]:
+def page_of(
+    model: Path,
+    browser: Browser,
+    runtime: dict[str, bytes],
+    folder: Path,
+    examples: Sequence[PageExample] = (),
+) -> Iterator[Tab]:
     """The page of a model in a tab, which afterwards must have complained of nothing."""
-    write_page(model, folder, "a model", runtime)
+    write_page(model, folder, "a model", runtime, examples)
     with served(folder) as address, opened(browser, **DESKTOP) as tab:
         show(tab, address)
         yield tab
@@ -72,14 +79,16 @@ def craft(path: Path, grid: tuple[int, ...] | None, **properties: Any) -> Path:
     """Save a model whose three channels can be told apart: y = 2x + (0, 1, 2).
 
     With the input `sizes`, their sum is added. The output is strided by `window`; where that is None, it is
-    the mean over the grid.
+    the mean over the grid, or over the rows if the kind is "transcribe". A kind with classes leaves out the
+    (0, 1, 2), so that x decides.
     """
-    metadata = Metadata(
-        "0", grid, "scan", "N H W C", 3, 3, task="animals", classes=("cat", "<i>dog", "owl"), **properties
-    )
+    kind = properties.get("kind")
+    properties.setdefault("classes", ("cat", "<i>dog", "owl"))
+    metadata = Metadata("0", grid, "scan", "N H W C", 3, 3, task="animals", **properties)
     area = [*(grid or ("H", "W"))]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *area, 3])]
-    constants = {"offset": np.array([0, 1, 2], np.float32), "axes": np.array([1, 2])}
+    axes = np.array([1] if kind == "transcribe" else [1, 2])
+    constants = {"offset": np.array([0, 0, 0] if kind else [0, 1, 2], np.float32), "axes": axes}
     nodes = [helper.make_node("Add", ["x", "x"], ["twice"])]
     nodes.append(helper.make_node("Add", ["twice", "offset"], ["sum"]))
     if "sizes" in metadata.inputs:
@@ -91,7 +100,7 @@ def craft(path: Path, grid: tuple[int, ...] | None, **properties: Any) -> Path:
     shape: list[object] = ["batch", *area, 3]
     if metadata.window is None:
         nodes.append(helper.make_node("ReduceMean", [whole, "axes"], ["y"], keepdims=0))
-        shape = ["batch", 3]
+        shape = ["batch", "T", 3] if kind == "transcribe" else ["batch", 3]
     else:
         constants |= {"start": np.array([0, 0]), "step": np.array(metadata.window)}
         constants["end"] = np.array([1 << 30, 1 << 30])

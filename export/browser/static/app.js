@@ -1,17 +1,20 @@
 // The page: runs the model on the grid that the user draws or opens, and shows the prediction next to it.
-import { LIMIT, readGrid, toCsv } from "./files.js";
+import { LIMIT, readGrid } from "./files.js";
+import { cropOrPad, makeGrid } from "./grid.js";
 import { HeatMap, formatNumber } from "./heatmap.js";
-import { cropOrPad, loadModel, makeGrid } from "./model.js";
+import { loadModel } from "./model.js";
+import { Prediction, channelNames } from "./prediction.js";
 
 const element = (id) => document.getElementById(id);
 const [height, width, ink, message, values] = ["height", "width", "ink", "message", "values"].map(element);
 const input = new HeatMap(element("input"), showInput);
-const output = new HeatMap(element("prediction"), showPrediction);
-const channelNames = (count, known) => Array.from({ length: count }, (_, k) => known?.[k] ?? `${k + 1} of ${count}`);
+const COLOURS = ["colours", "red", "green", "blue"]; // the menu of an input that is an image in colours
 
 let model; // the result of loadModel()
 let x; // the input grid
-let y; // the prediction for it
+let prediction; // what shows the prediction for it
+let showsImage; // whether x is an image in colours
+let nextExample = 0;
 let cursor = [0, 0]; // row and column in the input grid
 
 async function start() {
@@ -24,22 +27,32 @@ async function start() {
   document.title = element("title").textContent = info.name;
   element("facts").textContent = [
     info.grid ? `Grids ${info.sizes ? "up to" : "of"} ${info.grid.join("×")}` : "Grids of any size",
-    `${info.channels} → ${info.outputs} numbers${info.window ? " per position" : ""}`,
+    meaning(info),
     `${Math.ceil(info.bytes / 1024)} KiB`,
     `exported by mdlstm-tk ${info.version}`,
   ].join(" · ");
-  input.setChannels(channelNames(info.channels));
-  output.setChannels(channelNames(info.outputs, info.classes));
+  prediction = new Prediction(element("prediction"), info);
+  showsImage = info.preprocessing?.channels === 3;
+  input.setChannels(showsImage ? COLOURS : channelNames(info.channels));
   element("hint").hidden = info.task !== "diagonal";
   [height, width].forEach((field, axis) => {
-    field.max = info.grid?.[axis] ?? LIMIT;
-    field.value = info.grid?.[axis] ?? 16;
+    const step = info.multipleOf?.[axis] ?? 1;
+    Object.assign(field, { min: step, step, max: info.grid?.[axis] ?? LIMIT });
+    field.value = info.grid?.[axis] ?? Math.ceil(16 / step) * step;
     field.disabled = info.grid !== null && !info.sizes;
   });
   // The first run includes compilation, so its time is not shown.
   await model.predict(makeGrid(Number(height.value), Number(width.value), info.channels)).catch(showError);
   for (const id of ["example", "clear", "open"]) element(id).disabled = false;
   return example();
+}
+
+// What goes in and comes out, in words.
+function meaning({ kind, channels, outputs, window: hasGrid, classes }) {
+  const from = `${channels} ${channels > 1 ? "channels" : "channel"}`;
+  if (kind === "transcribe") return `${from} → text of ${classes.length} different characters`;
+  const unit = ["classify", "segment"].includes(kind) ? "classes" : outputs > 1 ? "numbers" : "number";
+  return `${from} → ${outputs} ${unit}${hasGrid ? " at each position" : ""}`;
 }
 
 // Replaces the input grid, whether it was drawn, opened or resized.
@@ -50,6 +63,8 @@ function setInput(next) {
   if (info.grid && !info.grid.every(fits))
     throw new Error(`a ${size.join("×")} grid does not fit this model, which takes ${
       info.sizes ? "up to " : ""}${info.grid.join("×")}`);
+  if (info.multipleOf?.some((step, axis) => size[axis] % step))
+    throw new Error(`a ${size.join("×")} grid does not fit this model, which takes multiples of ${info.multipleOf.join("×")}`);
   x = next;
   [height.value, width.value] = size;
   cursor = [Math.min(cursor[0], x.height - 1), Math.min(cursor[1], x.width - 1)];
@@ -66,8 +81,9 @@ async function run() {
   running = true;
   try {
     const result = await model.predict(x);
-    y = result.y;
-    showPrediction();
+    prediction.show(result.y);
+    updateNumbers();
+    if (!input.cursor.hidden) prediction.moveCursor(...cursorFractions());
     if (!runAgain) showMessage(`${result.milliseconds.toFixed(1)} ms on this device’s CPU, one thread`);
   } catch (error) {
     showError(error);
@@ -77,64 +93,62 @@ async function run() {
 }
 
 function showInput() {
-  input.draw(x);
-  if (!input.cursor.hidden) input.moveCursor(...cursorFractions());
+  if (showsImage && input.channel === 0) input.drawImage(x);
+  else input.draw(x, input.channel - (showsImage ? 1 : 0));
+  if (!input.cursor.hidden) moveInputCursor();
 }
 
-function showPrediction() {
-  const hasGrid = y.height > 0; // otherwise y is one vector for the whole grid
-  for (const part of [output.frame, output.scale, output.value]) part.hidden = !hasGrid;
-  const bars = element("prediction").querySelector(".bars");
-  bars.hidden = hasGrid;
-  output.select.hidden = !hasGrid || y.channels < 2;
-  if (!hasGrid) {
-    const maximum = Math.max(1, ...y.data);
-    bars.replaceChildren(...channelNames(y.channels, model.info.classes).map((name, k) => {
-      const bar = Object.assign(document.createElement("li"), { textContent: `${name}: ${formatNumber(y.data[k])}` });
-      bar.style.setProperty("--share", Math.max(0, y.data[k] / maximum));
-      return bar;
-    }));
-  } else {
-    output.draw(y);
-    if (!input.cursor.hidden) output.moveCursor(...cursorFractions());
-  }
-  if (values.open) values.querySelector("pre").textContent = predictionCsv();
+function updateNumbers() {
+  if (values.open && prediction?.y) values.querySelector("pre").textContent = prediction.csv();
 }
-
-const predictionCsv = () => (y.height ? toCsv(y, output.channel) : toCsv({ ...y, height: 1, width: y.channels, channels: 1 }, 0));
 
 // The cursor in fractions of the height and width, since the prediction may have another size than the input.
 const cursorFractions = () => [(cursor[0] + 0.5) / x.height, (cursor[1] + 0.5) / x.width];
 
+function moveInputCursor() {
+  const start = (cursor[0] * x.width + cursor[1]) * x.channels;
+  const colours = () => [...x.data.subarray(start, start + 3)].map(formatNumber).join(", ");
+  input.moveCursor(...cursorFractions(), showsImage && input.channel === 0 ? colours : undefined);
+}
+
 function moveCursor(row, column) {
   cursor = [row, column];
-  input.moveCursor(...cursorFractions());
-  if (y?.height) output.moveCursor(...cursorFractions());
+  moveInputCursor();
+  prediction.moveCursor(...cursorFractions());
+}
+
+// The part of x.data that drawing at the cursor changes: one channel, or all of an image in colours.
+function drawnValues() {
+  const start = (cursor[0] * x.width + cursor[1]) * x.channels;
+  if (!showsImage) return x.data.subarray(start + input.channel, start + input.channel + 1);
+  return input.channel === 0 ? x.data.subarray(start, start + 3) : x.data.subarray(start + input.channel - 1, start + input.channel);
 }
 
 function paint(value) {
-  x.data[(cursor[0] * x.width + cursor[1]) * x.channels + input.channel] = value;
+  drawnValues().fill(value);
   showInput();
   run();
 }
 
-// Noise with two ones on a diagonal, as in the training data of the diagonal task.
+// The next of the examples, which the exporter took from the validation data; random numbers if it had none.
 function example() {
-  const next = makeGrid(Number(height.value), Number(width.value), model.info.channels);
-  next.data.forEach((_, k, data) => { data[k] = Math.random() * 0.1; });
-  const [rows, columns] = [next.height - 2, next.width - 2];
-  if (Math.min(rows, columns) > 0) {
-    const [row, column] = [1 + Math.floor(Math.random() * rows), 1 + Math.floor(Math.random() * columns)];
-    for (const step of [0, 1]) {
-      const start = ((row + step) * next.width + column + step) * next.channels;
-      next.data.fill(1, start, start + next.channels);
-    }
+  const target = element("target");
+  target.hidden = true;
+  const { examples, info } = model;
+  if (examples.length) {
+    const { x: next, target: text } = examples[nextExample++ % examples.length];
+    setInput({ ...next, data: Float32Array.from(next.data) });
+    [target.hidden, target.textContent] = [!text, `Expected: ${text}`];
+    return;
   }
+  const next = makeGrid(Number(height.value), Number(width.value), info.channels);
+  next.data.forEach((_, k, data) => { data[k] = Math.random(); });
   setInput(next);
 }
 
 function resize() {
-  const size = [height, width].map((field) => Math.min(Math.max(Math.round(field.value) || 1, 1), Number(field.max)));
+  const size = [height, width].map(({ value, step, max }) =>
+    Math.min(Math.max(Math.round(value / step) || 1, 1), Math.floor(max / step)) * step);
   setInput(cropOrPad(x, ...size));
 }
 
@@ -142,6 +156,7 @@ async function openFile(file) {
   if (!file) return;
   try {
     setInput(await readGrid(file, model.info));
+    element("target").hidden = true;
   } catch (error) {
     showError(error);
   }
@@ -163,8 +178,7 @@ input.canvas.addEventListener("pointerdown", (event) => {
   if (!x || event.button) return;
   input.canvas.setPointerCapture(event.pointerId);
   moveCursor(...input.positionOf(event));
-  const oldValue = x.data[(cursor[0] * x.width + cursor[1]) * x.channels + input.channel];
-  stroke = Math.abs(oldValue - ink.value) < 1e-6 ? 0 : Number(ink.value);
+  stroke = drawnValues().every((value) => Math.abs(value - ink.value) < 1e-6) ? 0 : Number(ink.value);
   paint(stroke);
 });
 input.canvas.addEventListener("pointermove", (event) => {
@@ -173,9 +187,10 @@ input.canvas.addEventListener("pointermove", (event) => {
   if (stroke !== null) paint(stroke);
 });
 for (const kind of ["pointerup", "pointercancel"]) input.canvas.addEventListener(kind, () => { stroke = null; });
-output.canvas.addEventListener("pointermove", (event) => {
-  if (!y?.height) return;
-  const [row, column] = output.positionOf(event);
+element("prediction").querySelector("canvas").addEventListener("pointermove", (event) => {
+  if (!prediction?.y?.height) return;
+  const { y, map } = prediction;
+  const [row, column] = map.positionOf(event);
   moveCursor(Math.floor(((row + 0.5) / y.height) * x.height), Math.floor(((column + 0.5) / y.width) * x.width));
 });
 input.canvas.addEventListener("keydown", (event) => {
@@ -201,10 +216,11 @@ document.addEventListener("drop", (event) => {
   event.preventDefault();
   if (model) openFile(event.dataTransfer.files[0]);
 });
-values.addEventListener("toggle", () => { if (y) values.querySelector("pre").textContent = predictionCsv(); });
+element("prediction").querySelector("select").addEventListener("change", updateNumbers);
+values.addEventListener("toggle", updateNumbers);
 element("save").addEventListener("click", () => {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([predictionCsv()], { type: "text/csv" }));
+  link.href = URL.createObjectURL(new Blob([prediction.csv()], { type: "text/csv" }));
   link.download = "prediction.csv";
   link.click();
   URL.revokeObjectURL(link.href);

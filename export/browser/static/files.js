@@ -1,13 +1,14 @@
-// Reads grids from .npy, .csv and .png files, and writes .csv. Each error message is one line.
-import { makeGrid } from "./model.js";
+// Reads grids from arrays, tables and images, and writes .csv. Each error message is one line.
+import { makeGrid } from "./grid.js";
+import { IMAGE_TYPES, readImage } from "./images.js";
 
 export const LIMIT = 512; // positions along an axis; a page is the wrong tool for larger grids
 
 // Reads a file as a grid that has the channels of the model.
 export async function readGrid(file, info) {
   const kind = file.name.toLowerCase().split(".").pop();
-  const readers = { npy: readNpy, csv: readCsv, png: readPng };
-  if (!(kind in readers)) throw new Error(`${file.name} is not a .npy, .csv or .png file`);
+  const readers = { npy: readNpy, csv: readCsv, ...Object.fromEntries(IMAGE_TYPES.map((type) => [type, readImage])) };
+  if (!(kind in readers)) throw new Error(`${file.name} is not a .${Object.keys(readers).join(", .")} file`);
   const x = await readers[kind](file, info);
   if (Math.max(x.height, x.width) > LIMIT)
     throw new Error(`${file.name} is a ${x.height}×${x.width} grid; this page takes up to ${LIMIT}×${LIMIT}`);
@@ -63,30 +64,6 @@ async function readCsv(file) {
     if (invalid !== undefined) throw new Error(`${file.name}: row ${r + 1} holds “${invalid.slice(0, 20)}”, expected a number`);
   });
   return makeGrid(rows.length, rows[0].length, 1, Float32Array.from(rows.flat(), Number));
-}
-
-// Pixels with values from 0 to 1, in grey if the model takes one channel. The image is resized to the model's
-// grid; if the model takes several grids, it is only scaled down to the largest one, or to 64×64.
-async function readPng(file, info) {
-  const image = await createImageBitmap(file).catch(() => {
-    throw new Error(`${file.name} is not a picture that this browser reads`);
-  });
-  const [maxHeight, maxWidth] = info.grid ?? [64, 64];
-  const scale = Math.min(1, maxHeight / image.height, maxWidth / image.width);
-  const [height, width] = info.grid && !info.sizes ? info.grid
-    : [image.height, image.width].map((extent) => Math.max(1, Math.round(extent * scale)));
-  const context = Object.assign(document.createElement("canvas"), { height, width }).getContext("2d");
-  context.imageSmoothingQuality = "high";
-  context.drawImage(image, 0, 0, width, height);
-  const pixels = context.getImageData(0, 0, width, height).data;
-  const isColour = info.channels === 3;
-  const result = makeGrid(height, width, isColour ? 3 : 1);
-  for (let k = 0; k < height * width; k++) {
-    const [red, green, blue] = pixels.subarray(4 * k, 4 * k + 3);
-    if (isColour) result.data.set([red / 255, green / 255, blue / 255], 3 * k);
-    else result.data[k] = (0.299 * red + 0.587 * green + 0.114 * blue) / 255;
-  }
-  return result;
 }
 
 // One channel of a grid as CSV text. Nine significant digits identify a float32 exactly.

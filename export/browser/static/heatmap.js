@@ -34,17 +34,39 @@ export class HeatMap {
     return Number(this.select.value);
   }
 
-  // Draws a grid. The colours span the range from 0 to 1, extended to the grid's minimum and maximum.
-  draw(x) {
+  // Draws one channel of a grid. The colours span the range from 0 to 1, extended to the channel's minimum and
+  // maximum.
+  draw(x, channel = this.channel) {
     this.grid = x;
-    const values = Float32Array.from({ length: x.height * x.width }, (_, k) => x.data[k * x.channels + this.channel]);
+    this.shownChannel = channel;
+    const values = Float32Array.from({ length: x.height * x.width }, (_, k) => x.data[k * x.channels + channel]);
     const [low, high] = values.reduce(([min, max], v) => [Math.min(min, v), Math.max(max, v)], [0, 1]);
-    const image = new ImageData(x.width, x.height);
-    values.forEach((value, k) => image.data.set([...colour((value - low) / (high - low)), 255], 4 * k));
-    Object.assign(this.canvas, { width: x.width, height: x.height }).getContext("2d").putImageData(image, 0, 0);
-    this.frame.style.setProperty("--aspect", x.width / x.height);
+    this.#paint(x, (k) => colour((values[k] - low) / (high - low)));
+    this.scale.hidden = false;
     this.scale.children[0].textContent = formatNumber(low).replace(/\.0+$/, "");
     this.scale.children[1].textContent = formatNumber(high).replace(/\.0+$/, "");
+  }
+
+  // Draws a grid of class indices in the colours of the classes.
+  drawClasses(indices, colours) {
+    this.grid = indices;
+    this.#paint(indices, (k) => colours[indices.data[k]]);
+    this.scale.hidden = true;
+  }
+
+  // Draws a grid with one channel as colours, or with three as red, green and blue from 0 to 1.
+  drawImage(x) {
+    this.grid = x;
+    this.#paint(x, (k) => x.data.subarray(3 * k, 3 * k + 3).map((value) => 255 * value));
+    this.scale.hidden = true;
+  }
+
+  // Fills the canvas; colourOf returns red, green and blue of a position, from 0 to 255.
+  #paint({ height, width }, colourOf) {
+    const image = new ImageData(width, height);
+    for (let k = 0; k < height * width; k++) image.data.set([...colourOf(k), 255], 4 * k);
+    Object.assign(this.canvas, { width, height }).getContext("2d").putImageData(image, 0, 0);
+    this.frame.style.setProperty("--aspect", width / height);
   }
 
   // The row and column under the pointer, or the nearest ones if it is outside the canvas.
@@ -55,15 +77,19 @@ export class HeatMap {
       index((event.clientX - box.left) / box.width, this.grid.width)];
   }
 
-  // Moves the cursor to a position and shows its value. The position is given in fractions of the height and
-  // width.
-  moveCursor(fractionDown, fractionAcross) {
-    const { height, width, channels, data } = this.grid;
+  // Moves the cursor to a position, given in fractions of the height and width, and shows its value, or what
+  // describe(row, column) returns.
+  moveCursor(fractionDown, fractionAcross, describe = (row, column) => this.#valueAt(row, column)) {
+    const { height, width } = this.grid;
     const [row, column] = [Math.floor(fractionDown * height), Math.floor(fractionAcross * width)];
     this.cursor.hidden = false;
     Object.assign(this.cursor.style, { top: `${(100 * row) / height}%`, left: `${(100 * column) / width}%`,
       height: `${100 / height}%`, width: `${100 / width}%` });
-    const value = data[(row * width + column) * channels + this.channel];
-    this.value.textContent = `row ${row}, column ${column}: ${formatNumber(value)}`;
+    this.value.textContent = `row ${row}, column ${column}: ${describe(row, column)}`;
+  }
+
+  #valueAt(row, column) {
+    const { width, channels, data } = this.grid;
+    return formatNumber(data[(row * width + column) * channels + this.shownChannel]);
   }
 }

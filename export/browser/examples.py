@@ -1,0 +1,99 @@
+"""The examples that a page offers: samples of the validation data of the run that the model came from."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from mdlstm_tk.data import Batch, Floats, Split, Task
+from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.sizes import format_size
+from mdlstm_tk.training import Run, load_checkpoint, make_task
+
+COUNT = 6
+CANDIDATES = 200  # samples that are looked through for different classes and for sizes that fit the model
+MAX_EXTENT = 512  # as LIMIT in static/files.js
+MAX_BYTES = 2**20  # of all examples, as float32
+
+
+@dataclass(frozen=True)
+class PageExample:
+    """An input of a model, for its page.
+
+    Attributes:
+        x: (H, W, C).
+        target: the right answer: the class or the text; None if it is a grid.
+    """
+
+    x: Floats
+    target: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The example as `examples.json` stores it."""
+        height, width, channels = self.x.shape
+        data = base64.b64encode(self.x.astype("<f4").tobytes()).decode()
+        return {"height": height, "width": width, "channels": channels, "target": self.target, "data": data}
+
+
+def page_examples(run: Run, metadata: Metadata) -> list[PageExample]:
+    """Choose samples of a run's validation data that the model takes; of different classes if it has any.
+
+    Args:
+        run: the run that the model was exported from.
+        metadata: of the exported model.
+
+    Returns:
+        At most `COUNT` examples; none if the data are no longer there, or no sample fits the model.
+    """
+    config = load_checkpoint(run.checkpoint).config
+    try:
+        grid = metadata.grid or config.grid
+        task = make_task(config if config.data else replace(config, size=format_size(grid)))
+        samples = list(_samples(task, metadata))
+    except MDLSTMError:  # the data have moved, or the task has no samples of that size
+        return []
+    seen: dict[str | None, int] = {}
+    rounds = []  # the second sample of a class comes after the first one of all classes
+    for index, sample in enumerate(samples):
+        rounds.append((seen.get(sample.target, 0), index))
+        seen[sample.target] = seen.get(sample.target, 0) + 1
+    chosen = [samples[index] for _, index in sorted(rounds)[:COUNT]]
+    sizes = np.cumsum([sample.x.nbytes for sample in chosen])
+    return [sample for sample, size in zip(chosen, sizes, strict=True) if size <= MAX_BYTES]
+
+
+def _samples(task: Task, metadata: Metadata) -> Iterator[PageExample]:
+    """The first samples of the validation data that the model takes."""
+    split: Split = "validation" if task.count("validation") else "train"
+    for step in range(min(task.count(split), CANDIDATES)):
+        batch = task.batch(0, step, 1, split)
+        extents = batch.x.shape[1:-1] if batch.sizes is None else tuple(map(int, batch.sizes[0]))
+        x = batch.x[0][tuple(map(slice, extents))]
+        if _fits(extents, metadata) and prod(x.shape):
+            yield PageExample(x, _target(batch, metadata))
+
+
+def _fits(extents: tuple[int, ...], metadata: Metadata) -> bool:
+    if metadata.grid is not None:
+        if "sizes" in metadata.inputs:
+            return all(extent <= limit for extent, limit in zip(extents, metadata.grid, strict=True))
+        return extents == metadata.grid
+    steps = metadata.multiple_of or (1,) * len(extents)
+    return max(extents) <= MAX_EXTENT and not any(
+        extent % step for extent, step in zip(extents, steps, strict=True)
+    )
+
+
+def _target(batch: Batch, metadata: Metadata) -> str | None:
+    classes = metadata.classes or ()
+    if metadata.kind == "classify":
+        return classes[int(batch.y[0])]
+    if metadata.kind == "transcribe":
+        return "".join(classes[code - 1] for code in batch.y[0] if code > 0)
+    return None
