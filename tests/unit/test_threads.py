@@ -25,9 +25,10 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
 
 
 def share_smallest_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the smallest sweep use several threads."""
+    """Let the smallest sweep use several threads, and sum its gradients in several parts."""
     monkeypatch.setattr(threads_module, "MIN_SWEEP_OPERATIONS", 1)
     monkeypatch.setattr(threads_module, "MIN_WAVEFRONT_OPERATIONS", 1)
+    monkeypatch.setattr(plan, "MIN_PART_BLOCKS", 1)
     plan.plans.clear()
 
 
