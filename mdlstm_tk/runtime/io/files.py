@@ -98,7 +98,7 @@ def staging(folder: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _sweep_once(folder)
-        stage, lock = _create(folder, "", is_folder=True)
+        stage, lock = _create(folder, "staging", is_folder=True)
         try:
             yield stage
         finally:
