@@ -17,6 +17,7 @@ import sys
 import tomllib
 import venv
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 UNTESTED = ("dev", "docs", "gpu")  # tools for development, and the extra that replaces cpu
@@ -27,7 +28,7 @@ TESTS = (
 )
 
 
-def lowest_versions(project: dict) -> dict[str, str]:
+def lowest_versions(project: dict[str, Any]) -> dict[str, str]:
     """The lower bound of every package that is required by [project] of pyproject.toml, by its name.
 
     Raises:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import count
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from mdlstm_tk.training import (
     resume_job,
     run_job,
     train,
+    trainer,
 )
 from mdlstm_tk.training.losses import adam
 from mdlstm_tk.viz.run_pictures import draw_run
@@ -189,13 +191,17 @@ def test_an_old_result_does_not_make_a_killed_run_count_as_complete(tmp_path: Pa
     assert not run.result.exists() and not run.prediction.exists()
     done = mdlstm("train", "--resume", run.folder)
     assert done.code == 0, done.err
-    assert json.loads(run.result.read_text())["step"] == 5
+    assert run.is_evaluated
+    assert json.loads(run.result.read_text())["step"] == load_checkpoint(run.best).step
 
 
-def test_a_run_that_stopped_early_is_concluded_and_not_trained_on(tmp_path: Path) -> None:
-    config = replace(SMALL, steps=50, lr=0.0, evaluate_every=2, patience=2)
-    run = run_in(tmp_path, config)
-    assert load_checkpoint(run.last).step < 50
+def test_a_run_that_stopped_early_is_concluded_and_not_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = count(1)
+    monkeypatch.setattr(trainer, "evaluate", lambda *_: {"error": float(next(errors))})  # ever larger
+    run = run_in(tmp_path, replace(SMALL, steps=50, evaluate_every=2, patience=2))
+    assert load_checkpoint(run.last).step == 6
     before = run.last.read_bytes()
     job = resume_job(run.folder)
     assert job.is_trained
