@@ -67,6 +67,7 @@ def test_the_files_of_a_run(tmp_path: Path) -> None:
         "curves.png",
         "prediction.png",
         "result.json",
+        "times.json",
     }
     assert TrainConfig.load(run.config) == SMALL
     assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in (run.curves, run.prediction))
