@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
-.PHONY: demo test coverage lint clean
+.PHONY: demo test coverage lowest lint clean
 
 demo: $(VENV)/demo.stamp  ## train, export, infer and verify, into runs/
 	$(BIN)/mdlstm demo
@@ -15,13 +15,16 @@ test: $(VENV)/test.stamp  ## run all tests
 coverage: $(VENV)/test.stamp  ## run all tests and report the lines that none of them runs; slower than `test`
 	$(BIN)/python -m pytest -n auto --cov --cov-report=term
 
+lowest:  ## install the lowest version of every dependency into .venv-lowest, and run demo and export tests there
+	$(PYTHON) tests/lowest_versions.py .venv-lowest
+
 lint: $(VENV)/test.stamp  ## run the linter, the formatter and the type checker
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
 clean:  ## remove the environment and everything that was built
-	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-lowest build dist *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mdlstm-tk needs Python 3.11 or newer, this is " + sys.version)'

@@ -30,9 +30,10 @@ def info(
     """Describe an exported model, or a training run."""
     if target.is_dir():
         require("torch", "train")
+        from mdlstm_tk.runtime.model_discovery import models_in
         from mdlstm_tk.training import describe_run
 
-        properties, models = describe_run(target), sorted(target.glob("*.onnx"))
+        properties, models = describe_run(target), models_in(target)
     else:
         properties, models = _describe_model(target, max_bytes), [target]
     if json:

@@ -109,7 +109,9 @@ def complete_run(incomplete: str) -> list[str]:
 
 def complete_model_file(incomplete: str) -> list[str]:
     """Offer .onnx files here, in run folders and in the folder that is being typed, and folders."""
-    found = {str(path) for path in [*Path().glob("*.onnx"), *Path("runs").glob("*/*.onnx")]}
+    from mdlstm_tk.runtime.model_discovery import models_in  # imported late: it imports NumPy
+
+    found = {str(path) for folder in [Path(), *Path("runs").glob("*")] for path in models_in(folder)}
     found = {name for name in found if name.startswith(incomplete)}
     return sorted({*found, *_entries(incomplete, (".onnx",))})
 

@@ -178,6 +178,7 @@ def train(
         raise InputError("--resume takes folder and settings from the run; leave out -o and -c")
     require("torch", "train")
     from mdlstm_tk.training import configure, new_job, parse_settings, resume_job
+    from mdlstm_tk.training.progress import describe_times
 
     changes = parse_settings(settings or [])
     if resume is None:
@@ -191,7 +192,7 @@ def train(
     if result["errors"]:
         errors = ", ".join(f"{name} {value:.5g}" for name, value in result["errors"].items())
         note(f"best weights, on {result['split']} data: {errors}")
-    note(f"trained for {result['seconds']} s; wrote {run.best}, {run.curves}, {run.prediction}")
+    note(f"{describe_times(run.read_times())}; wrote {run.best}, {run.curves}, {run.prediction}")
     if json:
         print_json({"run": str(run.folder), **result})
     # a model for one size would refuse samples of another

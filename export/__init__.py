@@ -9,13 +9,16 @@ An export captures the network as an ONNX graph in which each sweep is one node 
 node to standard operators (lowering/), and verifies the result (verification/) before a file is written.
 """
 
-from mdlstm_tk.export.api import ExportReport, export_onnx
-from mdlstm_tk.export.capture import translation_table
-from mdlstm_tk.export.lowering.lower import lower
-from mdlstm_tk.export.run_export import export_run, export_run_sizes
-from mdlstm_tk.export.verification.model_verifier import verify_model
-from mdlstm_tk.export.verification.parity import Parity, float64_reference
-from mdlstm_tk.export.verification.report import VerificationReport
+from mdlstm_tk.errors import imports_of
+
+with imports_of("train"):
+    from mdlstm_tk.export.api import ExportReport, export_onnx
+    from mdlstm_tk.export.capture import translation_table
+    from mdlstm_tk.export.lowering.lower import lower
+    from mdlstm_tk.export.run_export import export_run, export_run_sizes
+    from mdlstm_tk.export.verification.model_verifier import verify_model
+    from mdlstm_tk.export.verification.parity import Parity, float64_reference
+    from mdlstm_tk.export.verification.report import VerificationReport
 
 __all__ = [
     "ExportReport",

@@ -13,7 +13,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.api import ExportReport, export_onnx
 from mdlstm_tk.export.targets import ExportTarget
 from mdlstm_tk.export.verification.inputs import task_inputs
-from mdlstm_tk.runtime.io.files import ensure_writable
+from mdlstm_tk.runtime.io.files import ensure_writable, staging
 from mdlstm_tk.sizes import format_size
 from mdlstm_tk.training import Run, load_checkpoint, open_run
 
@@ -127,8 +127,8 @@ def export_run_sizes(
         grids = [grid or run_grid for grid in grids]
     if target:
         target.prepare(len(grids))
-    with tempfile.TemporaryDirectory() as scratch:
-        output = Path(scratch) if isinstance(destination, ExportTarget) else destination
+    with staging(Path(tempfile.gettempdir())) as scratch:
+        output = scratch if isinstance(destination, ExportTarget) else destination
         paths = _paths(run, grids, None if output is None else Path(output))
         for path in paths:  # refuse before the first export takes its time
             ensure_writable(path, force)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -30,7 +31,10 @@ JOBS = {
     "hub": "save networks to the Hugging Face Hub and load them",
     "ray": "distribute files with Ray",
 }
-"""What each extra is for. The others (dev, docs, and gpu, which replaces cpu) are not checked."""
+"""What each extra is for. The others are not checked, see `UNCHECKED`."""
+
+UNCHECKED = ("dev", "docs", "gpu")
+"""Extras for development, and the one that replaces cpu."""
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 
@@ -76,7 +80,8 @@ def check_installation() -> list[Check]:
         checks.append(_package(requirement, extras, import_names))
     checks += _onnxruntime()
     checks += _torch_devices()
-    checks.append(_attempt("Numba compiles", "numba", _compile))
+    if any(check.name == "numba" and check.state == "ok" for check in checks):
+        checks.append(_attempt("Numba compiles", "numba", _compile))
     checks += _kernels()
     checks += _caches()
     return checks
@@ -93,7 +98,7 @@ def _requirements() -> list[tuple[Requirement, tuple[str, ...]]]:
     try:
         lines = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:  # run from a clone that is not installed
-        return []
+        lines = _clone_requirements(Path(__file__).resolve().parents[1] / "pyproject.toml")
     found: dict[str, tuple[Requirement, tuple[str, ...]]] = {}
     for requirement in map(Requirement, lines):
         marker = requirement.marker
@@ -104,6 +109,20 @@ def _requirements() -> list[tuple[Requirement, tuple[str, ...]]]:
             first, others = found.get(name, (requirement, ()))
             found[name] = first, () if required else (*others, *extras)
     return list(found.values())
+
+
+def _clone_requirements(pyproject: Path) -> list[str]:
+    """The requirements in a `pyproject.toml`, in the form that they have in the metadata of a package."""
+    if not pyproject.is_file():
+        return []
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    lines = list(project["dependencies"])
+    for extra, requirements in project["optional-dependencies"].items():
+        for line in requirements:
+            requirement, _, marker = line.partition(";")
+            condition = f"({marker.strip()}) and " if marker else ""
+            lines.append(f"{requirement}; {condition}extra == '{extra}'")
+    return lines
 
 
 def _import_names() -> dict[str, str]:

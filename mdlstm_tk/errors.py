@@ -12,6 +12,8 @@ Every message is one line that says what was given, what was expected and how to
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 
@@ -43,6 +45,10 @@ class MissingExtraError(MDLSTMError, ImportError):
     """An optional dependency is not installed."""
 
 
+PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "skimage": "scikit-image"}
+"""The package that a module comes from, where the names differ."""
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import a module that belongs to an optional dependency.
 
@@ -58,9 +64,32 @@ def require(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
-        from mdlstm_tk.installation import install_command
+        raise _missing(error.name, extra) from None
 
-        raise MissingExtraError(
-            f"this needs the package '{module.split('.')[0]}', which is not installed; "
-            f"install it with: {install_command([extra])}"
-        ) from None
+
+@contextmanager
+def imports_of(extra: str) -> Iterator[None]:
+    """Import modules that need the packages of an extra inside this `with` statement.
+
+    Args:
+        extra: name of the extra of mdlstm-tk.
+
+    Raises:
+        MissingExtraError: one of the packages is not installed; see `require`.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "mdlstm_tk":
+            raise
+        raise _missing(error.name, extra) from None
+
+
+def _missing(module: str, extra: str) -> MissingExtraError:
+    from mdlstm_tk.installation import install_command
+
+    package = module.split(".")[0]
+    return MissingExtraError(
+        f"this needs the package '{PACKAGES.get(package, package)}' of the extra '{extra}', which is not "
+        f"installed; install it with: {install_command([extra])}"
+    )

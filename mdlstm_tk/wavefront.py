@@ -26,7 +26,6 @@ from functools import reduce
 from itertools import product
 from math import prod
 from operator import index
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt

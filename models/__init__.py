@@ -22,10 +22,13 @@ and train it with `mdlstm train --model my_file.py:deep`.
     hub         saving and loading in the format of the Hugging Face Hub
 """
 
-from mdlstm_tk.models.grids import GridNet, HorizontalNet, MDNet, RasterNet, SnakeNet
-from mdlstm_tk.models.heads import Classifier, ConvNet, Segmenter, TextRecognizer
-from mdlstm_tk.models.normalized import Normalized
-from mdlstm_tk.models.registry import create, model_names, model_options, register
+from mdlstm_tk.errors import imports_of
+
+with imports_of("train"):
+    from mdlstm_tk.models.grids import GridNet, HorizontalNet, MDNet, RasterNet, SnakeNet
+    from mdlstm_tk.models.heads import Classifier, ConvNet, Segmenter, TextRecognizer
+    from mdlstm_tk.models.normalized import Normalized
+    from mdlstm_tk.models.registry import create, model_names, model_options, register
 
 __all__ = [
     "Classifier",

@@ -22,7 +22,7 @@ from pathlib import Path
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.browser.examples import PageExample
 from mdlstm_tk.export.tensor_spec import read_metadata
-from mdlstm_tk.runtime.io.files import staging
+from mdlstm_tk.runtime.io.files import is_empty, staging
 
 # The page is tested with exactly this version of onnxruntime-web. The SHA-256 of its files is checked
 # wherever they come from, so a package that was tampered with is refused. To move to another version,
@@ -47,8 +47,8 @@ def load_runtime(source: Path | None = None) -> dict[str, bytes]:
         MDLSTMError: npm is not installed, or it cannot fetch the package.
     """
     if source is None:
-        with tempfile.TemporaryDirectory() as folder:
-            return _read_runtime(_npm_pack(Path(folder)))
+        with staging(Path(tempfile.gettempdir())) as folder:
+            return _read_runtime(_npm_pack(folder))
     return _read_runtime(source)
 
 
@@ -60,7 +60,7 @@ def check_page(folder: Path, force: bool) -> None:
     """
     if folder.is_file():
         raise InputError(f"{folder} is a file, expected a folder for the page")
-    if not force and folder.is_dir() and any(folder.iterdir()):
+    if not force and not is_empty(folder):
         raise InputError(
             f"{folder} is not empty; give another folder, or --force to write the page into it"
         )

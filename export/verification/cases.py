@@ -15,7 +15,7 @@ from mdlstm_tk.export.tensor_spec import TensorSpec
 from mdlstm_tk.export.verification.inputs import odd_grids, random_inputs, task_inputs
 from mdlstm_tk.export.verification.parity import Array
 from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.io.readers import read_arrays
+from mdlstm_tk.runtime.io.readers import read_input
 from mdlstm_tk.runtime.shapes import Shapes
 from mdlstm_tk.sizes import format_size
 
@@ -105,7 +105,7 @@ def _named_inputs(metadata: Metadata, inputs: UserInputs) -> Iterator[tuple[str,
         yield from inputs.items()
         return
     for path in inputs:
-        arrays = read_arrays(str(path))
+        arrays = read_input(str(path)).arrays_for(metadata)
         if set(arrays) == set(metadata.inputs) - {"sizes"}:
             yield str(path), arrays
         else:

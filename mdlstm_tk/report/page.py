@@ -113,7 +113,7 @@ def render_report(
         step=checkpoint.step,
         steps=records[-1]["step"] if records else checkpoint.step,
         parameters=count_parameters(network),
-        seconds=result.get("seconds"),
+        seconds=run.read_times().training or None,
         errors=result["errors"] if result else evaluation.errors if evaluation else {},
         split=result["split"] if result else evaluation.split if evaluation else "",
         curves=svg_curves(records) if records else [],

@@ -35,13 +35,18 @@ def find_model(model: str | Path | None, grids: Sequence[tuple[int, ...]] = ()) 
             return path
         chosen = _choose(path, grids)
         return chosen if chosen is not None else _fail(f"the folder {path} holds no .onnx model")
-    exports = sorted(RUNS.glob("*/*.onnx"), key=_modified)
+    exports = sorted((model for run in _runs() for model in models_in(run)), key=_modified)
     if exports and (chosen := _choose(exports[-1].parent, grids)) is not None:
         return chosen
-    models = list(Path().glob("*.onnx"))
+    models = models_in(Path())
     if len(models) > 1:
         raise InputError(f"this folder holds {len(models)} .onnx models; choose one with -m")
     return models[0] if models else _fail("there is no exported model here")
+
+
+def models_in(folder: Path) -> list[Path]:
+    """The `.onnx` files in a folder, the oldest first; hidden files are no models."""
+    return sorted((path for path in folder.glob("*.onnx") if not path.name.startswith(".")), key=_modified)
 
 
 def newer_run_without_export(model: Path) -> Path | None:
@@ -52,19 +57,23 @@ def newer_run_without_export(model: Path) -> Path | None:
     """
     if os.environ.get("MDLSTM_MODEL") or model.parent.parent != RUNS:
         return None
-    configs = sorted(RUNS.glob("*/config.toml"), key=_modified)
-    if not configs or any(configs[-1].parent.glob("*.onnx")):
+    configs = sorted((config for run in _runs() for config in run.glob("config.toml")), key=_modified)
+    if not configs or models_in(configs[-1].parent):
         return None
     return configs[-1].parent
 
 
 def _choose(folder: Path, grids: Sequence[tuple[int, ...]]) -> Path | None:
-    models = sorted(folder.glob("*.onnx"), key=_modified)
+    models = models_in(folder)
     distinct = list(dict.fromkeys(map(format_size, grids)))
     for size in [*distinct, "any"] if len(distinct) == 1 else ["any", *distinct]:
         if fitting := [path for path in models if path.stem.endswith(f"-{size}")]:
             return fitting[-1]
     return models[-1] if models else None
+
+
+def _runs() -> list[Path]:
+    return [path for path in RUNS.glob("*") if path.is_dir() and not path.name.startswith(".")]
 
 
 def _modified(path: Path) -> int:

@@ -6,6 +6,8 @@ The names below are loaded when they are first used: importing this package does
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mdlstm_tk.errors import imports_of
+
 if TYPE_CHECKING:
     from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from mdlstm_tk.training.comparison import (
@@ -103,7 +105,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        with imports_of("train"):
+            return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 

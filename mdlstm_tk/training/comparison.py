@@ -8,7 +8,6 @@ and are compared by the errors of their best weights on test data, next to basel
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -228,10 +227,9 @@ def compare_models(
             ) -> None:
                 on_step(ComparisonProgress(model, seed, steps_before + progress.step, progress))
 
-            start = time.perf_counter()
             train(config, run, on_step=report, task=task)
             if not plan.is_diagonal:
-                result = evaluate_run(run, task, time.perf_counter() - start)
+                result = evaluate_run(run, task)
                 sizes = {"hidden": config.hidden, "parameters": result["parameters"]}
                 entry = results.setdefault(model, sizes)
                 entry.setdefault("seconds", []).append(result["seconds"])

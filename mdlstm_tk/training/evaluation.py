@@ -83,7 +83,7 @@ def mean_errors(names: Sequence[str] | Mapping[str, Any], sums: Sequence[float])
     }
 
 
-def evaluate_run(run: Run, task: Task, seconds: float) -> dict[str, Any]:
+def evaluate_run(run: Run, task: Task) -> dict[str, Any]:
     """Measure the best checkpoint of a finished run and write `result.json`.
 
     The errors are those on the test split, or on the validation split if there is no test split.
@@ -91,20 +91,24 @@ def evaluate_run(run: Run, task: Task, seconds: float) -> dict[str, Any]:
     Args:
         run: a run with a best checkpoint.
         task: the task it was trained on.
-        seconds: training time, for the record.
 
     Returns:
-        The content of `result.json`: task, model, parameters, step, seconds, split and errors by name.
+        The content of `result.json`: task, model, parameters, step, split and errors by name; "seconds" of
+        the optimizer steps, summed over interruptions, their rate "steps_per_second", and apart from them
+        "validation_seconds" and "compilation_seconds", see `TrainingTimes`.
     """
     checkpoint = load_checkpoint(run.best)
-    network = checkpoint.network()
+    network, times = checkpoint.network(), run.read_times()
     split: Split = "test" if task.count("test") else "validation"
     result = {
         "task": task.name,
         "model": checkpoint.config.model,
         "parameters": count_parameters(network),
         "step": checkpoint.step,
-        "seconds": round(seconds, 1),
+        "seconds": round(times.training, 1),
+        "steps_per_second": round(times.steps / times.training, 3) if times.training else None,
+        "validation_seconds": round(times.validation, 1),
+        "compilation_seconds": round(times.compilation, 1),
         "split": split,
         "errors": evaluate(network, task, split, checkpoint.config),
     }

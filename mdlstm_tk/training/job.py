@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mdlstm_tk.data import Task
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.sizes import format_size
 from mdlstm_tk.training import distributed
 from mdlstm_tk.training.checkpoint import load_checkpoint
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.evaluation import evaluate_run
-from mdlstm_tk.training.loop import train
+from mdlstm_tk.training.loop import require_steps_left, train
 from mdlstm_tk.training.memory import check_memory
 from mdlstm_tk.training.networks import build_network, fit_config, texts_without_room
 from mdlstm_tk.training.progress import Progress
@@ -35,6 +35,7 @@ class TrainingJob:
         context: this process among those that train together. Only the main one should print.
         resumed: does the run go on from its last checkpoint?
         steps_done: optimizer steps that the run has done already.
+        is_trained: are all steps done, so that only the result and the pictures of the run are missing?
         notes: what the user should know about the data before training starts, one line each.
     """
 
@@ -44,11 +45,14 @@ class TrainingJob:
     context: DistributedContext
     resumed: bool = False
     steps_done: int = 0
+    is_trained: bool = False
     notes: tuple[str, ...] = ()
 
     @property
     def description(self) -> str:
         """What is trained, for how long, and where the files go."""
+        if self.is_trained:
+            return f"{self.run.folder} has done {self.steps_done} steps; writing its result and pictures"
         size = format_size(self.task.spec.size)
         return (
             f"training {self.config.model} on {self.task.name} {size} for {self.config.steps} steps "
@@ -83,28 +87,38 @@ def resume_job(
 ) -> TrainingJob:
     """Prepare to go on with a run from its last checkpoint.
 
+    A run that was killed after its last step, before its result and its pictures were written, is only
+    evaluated.
+
     Args:
         folder: the run folder.
         options: changed settings, see `configure_resumed`.
         settings: changed settings, see `configure_resumed`.
 
     Raises:
-        InputError: there is no run, or a setting cannot change.
+        InputError: there is no run, a setting cannot change, or the run is complete.
         DeviceError, MissingExtraError: see `new_job`.
     """
     run = open_run(folder)
     checkpoint = load_checkpoint(run.last)
     config = find_data(configure_resumed(checkpoint.config, options or {}, settings), folder)
+    is_trained = False
+    try:
+        require_steps_left(config, run, checkpoint.step, checkpoint.best_step)
+    except InputError:
+        if run.is_evaluated:
+            raise
+        is_trained = True
     context = distributed.init(config.device)
     task = load_task(config, checkpoint.spec, folder)
     notes = _check(config, task, context)
-    return TrainingJob(config, task, run, context, True, checkpoint.step, notes)
+    return TrainingJob(config, task, run, context, True, checkpoint.step, is_trained, notes)
 
 
 def run_job(
     job: TrainingJob, on_step: Callable[[Progress], None] = lambda progress: None
 ) -> dict[str, Any]:
-    """Train, then measure the best weights and write `result.json`.
+    """Train unless that is done, then measure the best weights and write `result.json`.
 
     Args:
         job: see `new_job` and `resume_job`.
@@ -114,16 +128,13 @@ def run_job(
         The content of `result.json`, see `evaluate_run`; {} in processes other than the main one.
 
     Raises:
-        InputError: all steps of a resumed run are done already.
         KeyboardInterrupt: training was interrupted; the last checkpoint is written before.
         MDLSTMError: training diverged, or the folder cannot be written.
     """
-    if not job.context.is_main:
-        train(job.config, job.run, job.resumed, task=job.task)
-        return {}
-    start = time.perf_counter()
-    train(job.config, job.run, job.resumed, on_step, job.task)
-    return evaluate_run(job.run, job.task, time.perf_counter() - start)
+    is_main = job.context.is_main
+    if not job.is_trained:
+        train(job.config, job.run, job.resumed, on_step if is_main else lambda progress: None, job.task)
+    return evaluate_run(job.run, job.task) if is_main else {}
 
 
 def run_name(config: TrainConfig, task: Task) -> str:

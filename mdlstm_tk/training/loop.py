@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mdlstm_tk.data import Task
@@ -19,7 +20,7 @@ from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.dataloader import dataloader
 from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.networks import fit_config
-from mdlstm_tk.training.progress import Progress, StepTimer
+from mdlstm_tk.training.progress import Progress, StepTimer, TrainingTimes
 from mdlstm_tk.training.run_folder import Run
 from mdlstm_tk.training.tasks import make_task, remember_data
 from mdlstm_tk.training.trainer import Trainer
@@ -49,7 +50,8 @@ def train(
         The progress after the last step.
 
     Raises:
-        InputError: the configuration does not describe a network and a task, or all steps are done already.
+        InputError: the configuration does not describe a network and a task, all steps are done already, or
+            training has stopped early.
         DeviceError: the device does not exist.
         MDLSTMError: training diverged, or the folder cannot be written.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the last checkpoint is written before it is raised.
@@ -61,50 +63,77 @@ def train(
     trainer = Trainer(config, task, context)
     if resume:
         checkpoint = load_checkpoint(run.last)
-        if checkpoint.step >= config.steps:
-            raise InputError(
-                f"{run.folder} has done {checkpoint.step} steps already; ask for more with --steps"
-            )
+        require_steps_left(config, run, checkpoint.step, checkpoint.best_step)
         trainer.restore(checkpoint)
     first_step = saved_step = trainer.step
-    progress, stop, validations = Progress(first_step), False, 0
+    progress, stop, timer = Progress(first_step), False, StepTimer()
+    earlier_times = run.read_times() if resume else TrainingTimes()
+
+    def save(*paths: Path) -> None:
+        trainer.save(*paths)
+        if context.is_main:
+            run.write_times(earlier_times + timer.times)
+
     with ExitStack() as stack:
         write_record, flush = stack.enter_context(_metrics_writer(config, run, first_step, context))
         interrupts = stack.enter_context(_deferred_interrupt())
-        timer = StepTimer()
+        timer.skip()
         try:
             for batch in dataloader(config, task, first_step, shard):
                 progress, stop = trainer.train_step(batch, bool(interrupts))
+                timer.end_step()
                 validated = progress.step % config.evaluate_every == 0 or progress.step == config.steps
                 if validated:
                     progress = replace(progress, validation=trainer.validate())
-                    validations += 1
-                # the first step and the first validation compile kernels
-                timer.tick(warm_up=progress.step == first_step + 1 or (validated and validations == 1))
-                if rate := timer.steps_per_second:
-                    seconds_left = (config.steps - progress.step) / rate
-                    progress = replace(progress, steps_per_second=rate, seconds_left=seconds_left)
+                    timer.end_validation()
+                left = config.steps - progress.step
+                progress = replace(
+                    progress,
+                    steps_per_second=timer.steps_per_second,
+                    seconds_left=timer.seconds_left(left, -(-left // config.evaluate_every)),
+                )
                 write_record(progress.record())
                 on_step(progress)
                 if validated:
                     flush()
                     best = [run.best] if trainer.best_step == trainer.step else []
-                    trainer.save(*best, run.last)
+                    save(*best, run.last)
                     saved_step = trainer.step
-                    unimproved = (trainer.step - trainer.best_step) // config.evaluate_every
-                    if config.patience and unimproved >= config.patience:
+                    if has_stopped_early(config, trainer.step, trainer.best_step):
                         break
                 # With several processes, all learn of an interrupt in the next step and stop together.
                 stop = stop or (context.world_size == 1 and bool(interrupts))
                 if stop:
                     break
+                timer.skip()
         finally:
             flush()
             if trainer.step > saved_step:
-                trainer.save(run.last, *([] if run.best.exists() else [run.best]))
+                save(run.last, *([] if run.best.exists() else [run.best]))
     if stop:
         raise KeyboardInterrupt
     return progress
+
+
+def has_stopped_early(config: TrainConfig, step: int, best_step: int) -> bool:
+    """Whether `config.patience` validations in a row, up to that of `step`, brought no improvement."""
+    unimproved = (step - best_step) // config.evaluate_every
+    return 0 < config.patience <= unimproved and step % config.evaluate_every == 0
+
+
+def require_steps_left(config: TrainConfig, run: Run, step: int, best_step: int) -> None:
+    """Check that training goes on after a checkpoint.
+
+    Raises:
+        InputError: all steps are done, or training has stopped early.
+    """
+    if step >= config.steps:
+        raise InputError(f"{run.folder} has done {step} steps already; ask for more with --steps")
+    if has_stopped_early(config, step, best_step):
+        raise InputError(
+            f"{run.folder} has stopped at step {step}, {config.patience} validations after its best; "
+            "go on with --set patience=0"
+        )
 
 
 @contextmanager
@@ -115,7 +144,7 @@ def _metrics_writer(
     if not context.is_main:
         yield lambda record: None, lambda: None
         return
-    run.remove_temporaries()
+    run.start(resume=step > 0)
     with atomic_write(run.config) as temporary:
         temporary.write_text(config.to_toml(), encoding="utf-8")
     run.write_metrics(run.read_metrics()[:step] if step else [])

@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,8 @@ class Progress:
         errors: errors of the same batch by name; see `Task.measure`.
         lr: learning rate of the step.
         validation: validation errors after the step; {} if the step was not followed by a validation.
-        steps_per_second: mean rate of this process, without the steps that compile kernels; None until
-            it is known.
+        steps_per_second: mean rate of this process, without validations and without the first step, which
+            compiles kernels; None until it is known.
         seconds_left: estimated time to the last step; None until it is known.
     """
 
@@ -44,26 +44,101 @@ class Progress:
         return record | ({"validation": self.validation} if self.validation else {})
 
 
+@dataclass(frozen=True)
+class TrainingTimes:
+    """Where the time of a run went, in seconds, summed over the processes that trained it in turn.
+
+    Attributes:
+        steps: optimizer steps measured.
+        training: time of these steps, including that of reading their data.
+        validation: time of the validations.
+        compilation: time by which the first step and the first validation of each process took longer than
+            the mean of its others, because kernels were compiled or loaded.
+    """
+
+    steps: int = 0
+    training: float = 0.0
+    validation: float = 0.0
+    compilation: float = 0.0
+
+    def __add__(self, other: TrainingTimes) -> TrainingTimes:
+        mine, others = asdict(self), asdict(other)
+        return TrainingTimes(**{name: mine[name] + others[name] for name in mine})
+
+
+@dataclass
+class _Durations:
+    """Durations of one kind in seconds: the first, and the sum and the number of the others."""
+
+    first: float | None = None
+    sum_of_others: float = 0.0
+    others: int = 0
+
+    def add(self, seconds: float) -> None:
+        if self.first is None:
+            self.first = seconds
+        else:
+            self.sum_of_others += seconds
+            self.others += 1
+
+    @property
+    def mean(self) -> float | None:
+        """The mean without the first one; None if there are no others."""
+        return self.sum_of_others / self.others if self.others else None
+
+    @property
+    def excess(self) -> float:
+        """How much longer the first one took than the mean of the others; 0 if there are none."""
+        return 0.0 if self.first is None or self.mean is None else max(0.0, self.first - self.mean)
+
+    @property
+    def total(self) -> float:
+        """The sum of all without that excess."""
+        return (self.first or 0.0) + self.sum_of_others - self.excess
+
+
 class StepTimer:
-    """Measures the rate of steps. Warm-up steps, in which kernels are compiled, do not count."""
+    """Measures the steps and the validations of this process, and what compiling kernels adds to the first.
+
+    It takes the time since the previous call as that of what has ended; time for anything else, such as
+    writing files, is skipped.
+    """
 
     def __init__(self) -> None:
+        self._steps, self._validations = _Durations(), _Durations()
         self._previous = time.perf_counter()
-        self._steps = 0
-        self._seconds = 0.0
 
-    def tick(self, warm_up: bool) -> None:
-        """Note that a step has ended; `warm_up` excludes it from the rate."""
-        now = time.perf_counter()
-        if not warm_up:
-            self._steps += 1
-            self._seconds += now - self._previous
-        self._previous = now
+    def end_step(self) -> None:
+        self._steps.add(self._lap())
+
+    def end_validation(self) -> None:
+        self._validations.add(self._lap())
+
+    def skip(self) -> None:
+        self._lap()
+
+    def _lap(self) -> float:
+        previous, self._previous = self._previous, time.perf_counter()
+        return self._previous - previous
 
     @property
     def steps_per_second(self) -> float | None:
-        """Mean rate of the steps that count; None if there are none."""
-        return self._steps / max(self._seconds, 1e-9) if self._steps else None
+        """Mean rate of the steps, without the first and without validations; None if there is only one."""
+        return None if self._steps.mean is None else 1 / max(self._steps.mean, 1e-9)
+
+    def seconds_left(self, steps: int, validations: int) -> float | None:
+        """Estimated time of further steps and validations; None until the rate is known."""
+        if self._steps.mean is None:
+            return None
+        validation = self._validations.mean or self._validations.first or 0.0
+        return steps * self._steps.mean + validations * validation
+
+    @property
+    def times(self) -> TrainingTimes:
+        """The times of this process so far."""
+        steps = self._steps.others + (self._steps.first is not None)
+        compilation = self._steps.excess + self._validations.excess
+        return TrainingTimes(steps, self._steps.total, self._validations.total, compilation)
 
 
 class RecentMetrics:
@@ -87,6 +162,15 @@ def describe_progress(progress: Progress, metrics: Mapping[str, float]) -> str:
     if progress.steps_per_second is not None:
         parts.append(f"{format_rate(progress.steps_per_second)} steps/s")
     return "  ".join(parts)
+
+
+def describe_times(times: TrainingTimes) -> str:
+    """A text such as "trained for 35.2 s at 28 steps/s, validated for 1.1 s, compiled for 8.0 s"."""
+    rate = f" at {format_rate(times.steps / times.training)} steps/s" if times.training else ""
+    return (
+        f"trained for {times.training:.1f} s{rate}, validated for {times.validation:.1f} s, "
+        f"compiled for {times.compilation:.1f} s"
+    )
 
 
 def format_rate(rate: float) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.runtime.io.files import atomic_write
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.io.files import atomic_write, is_empty, remove_abandoned, staging
+from mdlstm_tk.training.progress import TrainingTimes
 
 RUNS = Path("runs")
 
@@ -62,11 +63,37 @@ class Run:
     def result(self) -> Path:
         return self.folder / "result.json"
 
-    def remove_temporaries(self) -> None:
-        """Delete the temporary files of a process that was killed while writing."""
-        for path in (self.config, self.metrics, self.best, self.last):
-            for temporary in self.folder.glob(f".{path.name}.*"):
-                temporary.unlink(missing_ok=True)
+    @property
+    def times(self) -> Path:
+        return self.folder / "times.json"
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether result and pictures have been written since the last training step."""
+        return all(path.exists() for path in (self.result, self.curves, self.prediction))
+
+    def start(self, resume: bool) -> None:
+        """Remove what training would make outdated.
+
+        These are the temporary files of a killed process, result and pictures, and, unless the run is
+        resumed, the checkpoints and times of an earlier run in this folder.
+        """
+        remove_abandoned(self.folder)
+        outdated = [self.result, self.curves, self.prediction]
+        for path in outdated if resume else [*outdated, self.best, self.last, self.times]:
+            path.unlink(missing_ok=True)
+
+    def read_times(self) -> TrainingTimes:
+        """The times up to the last checkpoint; zeros if there are none."""
+        try:
+            return TrainingTimes(**json.loads(self.times.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return TrainingTimes()
+
+    def write_times(self, times: TrainingTimes) -> None:
+        """Write `times.json`."""
+        with atomic_write(self.times) as temporary:
+            temporary.write_text(json.dumps(asdict(times)) + "\n", encoding="utf-8")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records of `metrics.jsonl`, one per step, up to the first incomplete line."""
@@ -109,18 +136,10 @@ def new_run(name: str, folder: Path | None, force: bool) -> Run:
         folder = next(candidate for candidate in candidates if not candidate.exists())
     elif folder.is_file():
         raise InputError(f"{folder} is a file, expected a folder for the run; give another one with -o")
-    elif not force and folder.is_dir() and any(folder.iterdir()):
+    elif not force and not is_empty(folder):
         raise InputError(f"{folder} is not empty; give another folder with -o, or --force to train into it")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise MDLSTMError(
-            f"cannot write to {folder}: {error.strerror or error}; give another folder with -o"
-        ) from None
-    return Run(folder)
+    with staging(folder):  # fails now rather than after the first steps
+        return Run(folder)
 
 
 def open_run(folder: Path) -> Run:

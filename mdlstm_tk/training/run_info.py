@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from mdlstm_tk.layer import MDLSTM
+from mdlstm_tk.runtime.model_discovery import models_in
 from mdlstm_tk.training.checkpoint import load_checkpoint
 from mdlstm_tk.training.networks import count_parameters
 from mdlstm_tk.training.run_folder import metric_names, open_run
@@ -23,9 +24,9 @@ def describe_run(folder: Path) -> dict[str, Any]:
 
     Returns:
         "kind": "run"; all settings, where "cell" and "directions" are those that the network really has;
-        "steps_done", "parameters"; "best_step" and "best_score" of the best checkpoint; the mean of each
-        loss and error over the last 100 steps as "last_100_NAME"; "exports", the names of the exported
-        models. All values are JSON values.
+        "steps_done", "training_seconds" (see `TrainingTimes`), "parameters"; "best_step" and "best_score"
+        of the best checkpoint; the mean of each loss and error over the last 100 steps as
+        "last_100_NAME"; "exports", the names of the exported models. All values are JSON values.
 
     Raises:
         InputError: there is no run in the folder, or its checkpoint is damaged.
@@ -41,11 +42,12 @@ def describe_run(folder: Path) -> dict[str, Any]:
         **_recurrence(network),
         "task": last.spec.name,
         "steps_done": last.step,
+        "training_seconds": round(run.read_times().training, 1),
         "parameters": count_parameters(network),
         "best_step": best.step,
         "best_score": best.score,
         **{f"last_100_{name}": _mean([record[name] for record in recent]) for name in metric_names(recent)},
-        "exports": sorted(path.name for path in run.folder.glob("*.onnx")),
+        "exports": sorted(path.name for path in models_in(run.folder)),
     }
 
 

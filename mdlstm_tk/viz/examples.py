@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mdlstm_tk.data import Batch, Split, Task, batches
+from mdlstm_tk.data import UNLABELLED, Batch, Split, Task, batches
 
 
 def display_split(task: Task) -> Split:
@@ -18,7 +18,8 @@ def example_indices(task: Task, split: Split, seed: int, count: int) -> list[int
     """Indices of up to `count` samples that represent a split; the same for equal arguments.
 
     Data sets are often sorted by class. Of a classification task every class is therefore shown if
-    `count` allows, with its samples spread evenly; of other tasks the samples are spread over the split.
+    `count` allows, with its samples spread evenly. Masks are chosen so that together they show as many
+    classes as possible, and the others, as the samples of other tasks, are spread over the split.
 
     Args:
         task: source of the samples.
@@ -30,6 +31,9 @@ def example_indices(task: Task, split: Split, seed: int, count: int) -> list[int
         Indices in increasing order, in the order in which `evaluate` reads the split.
     """
     total = task.count(split)
+    if task.spec.kind == "segment":
+        masks = (mask for batch in batches(task, split, seed, task.evaluation_batch) for mask in batch.y)
+        return _covering([set(np.unique(mask[mask != UNLABELLED]).tolist()) for mask in masks], count)
     if task.spec.kind != "classify":
         return _spread(range(total), count)
     labels = np.concatenate([batch.y for batch in batches(task, split, seed, task.evaluation_batch)])
@@ -53,6 +57,17 @@ def example_batch(task: Task, split: Split, seed: int, index: int) -> Batch:
     step, position = divmod(index, size)
     shard = slice(0, task.count(split) - step * size)
     return task.batch(seed, step, size, split, shard).sample(position)
+
+
+def _covering(classes: Sequence[set[int]], count: int) -> list[int]:
+    """Up to `count` indices of samples that together hold as many classes as possible, the rest spread."""
+    chosen: list[int] = []
+    missing = set().union(*classes)
+    while missing and len(chosen) < count:
+        chosen.append(max(range(len(classes)), key=lambda k: len(classes[k] & missing)))
+        missing -= classes[chosen[-1]]
+    others = [k for k in range(len(classes)) if k not in chosen]
+    return sorted(chosen + _spread(others, count - len(chosen)))
 
 
 def _spread(items: Sequence[int], count: int) -> list[int]:

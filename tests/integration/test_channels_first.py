@@ -97,13 +97,13 @@ def test_infer_writes_masks_labels_numbers_and_pictures(
     folder: Path, picture: np.ndarray, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     x = np.load(tmp_path / "photo.npy")
-    done = Infer(folder / "segment.onnx", capfd)(tmp_path / "photo.npy")
+    done = Infer(folder / "segment.onnx", capfd)(tmp_path / "photo.png")
     assert done.code == 0, done.err
     mask = np.asarray(Image.open(tmp_path / "photo.out.png"))
     np.testing.assert_array_equal(mask, np.asarray([0, 7, 255])[expected("segment", x).argmax(0)])
-    done = Infer(folder / "classify.onnx", capfd)(tmp_path / "photo.npy")
+    done = Infer(folder / "classify.onnx", capfd)(tmp_path / "photo.png")
     assert done.out.strip() == CLASSES[int(expected("classify", x).argmax())]
-    done = Infer(folder / "colour.onnx", capfd)(tmp_path / "photo.npy", "-o", tmp_path / "y.png")
+    done = Infer(folder / "colour.onnx", capfd)(tmp_path / "photo.png", "-o", tmp_path / "y.png")
     assert done.code == 0, done.err
     y = np.moveaxis(expected("colour", x), 0, -1).clip(0, 1)
     np.testing.assert_allclose(np.asarray(Image.open(tmp_path / "y.png")) / 255, y, rtol=0, atol=1e-2)
@@ -113,7 +113,7 @@ def test_infer_writes_masks_labels_numbers_and_pictures(
     np.testing.assert_allclose(
         np.loadtxt(tmp_path / "grey.out.csv", delimiter=","), y[0], rtol=0, atol=1e-5
     )
-    assert Infer(folder / "colour.onnx", capfd)(tmp_path / "photo.npy").code == 0
+    assert Infer(folder / "colour.onnx", capfd)(tmp_path / "photo.png").code == 0
     np.testing.assert_allclose(
         np.load(tmp_path / "photo.out.npy"), expected("colour", x), rtol=0, atol=1e-5
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -12,11 +13,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.checkout import ROOT, modules
 from helpers.without_packages import TRAINING, python_without
 from packaging.requirements import Requirement
 
 from mdlstm_tk.cli import main
-from mdlstm_tk.diagnostics import JOBS, Check, _package, _writable, check_installation, missing_jobs
+from mdlstm_tk.diagnostics import (
+    JOBS,
+    UNCHECKED,
+    Check,
+    _package,
+    _writable,
+    check_installation,
+    missing_jobs,
+)
+from mdlstm_tk.errors import MissingExtraError, require
 from mdlstm_tk.installation import install_command
 from mdlstm_tk.runtime import cuda
 
@@ -62,6 +73,57 @@ def test_a_bare_installation_lists_what_is_missing_for_which_job(tmp_path: Path)
     assert f"to {JOBS['cpu']}: {install_command(['cpu'])}" in done.stderr
     assert f"next: {install_command(['cpu', 'train'])}" in done.stderr
     assert "mdlstm demo" not in done.stderr
+
+
+def test_a_clone_that_is_not_installed_reads_its_own_requirements(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_installed(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    installed = {check.name: check.jobs for check in check_installation()}
+    monkeypatch.setattr(metadata, "requires", not_installed)
+    found = {check.name: check.jobs for check in check_installation()}
+    assert found.keys() >= {"numpy", "torch", "onnxruntime", "scikit-learn"}
+    assert found == {name: installed.get(name, jobs) for name, jobs in found.items()}
+
+
+def test_every_extra_is_known() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(extras) <= {*JOBS, *UNCHECKED}
+
+
+def test_packages_name_the_extra_that_they_need(tmp_path: Path) -> None:
+    """Importing the public names of a package works, or says which extra is missing."""
+    code = """
+import importlib, sys
+from mdlstm_tk import MissingExtraError
+for name in sys.argv[1:]:
+    try:
+        module = importlib.import_module(name)
+        [getattr(module, public) for public in getattr(module, "__all__", ())]
+    except MissingExtraError as error:
+        print(name, error)
+"""
+    packages = [name for name, path in modules().items() if path.name == "__init__.py"]
+    absent = (*TRAINING, "onnxruntime", "triton", "llvmlite", "jinja2", "rapidfuzz", "PIL", "sklearn")
+    done = python_without(absent, code, *packages, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    needs = {line.split()[0]: line for line in done.stdout.splitlines()}
+    for name in ("mdlstm_tk", "mdlstm_tk.export", "mdlstm_tk.models", "mdlstm_tk.training"):
+        assert "'train'" in needs[name] and install_command(["train"]) in needs[name]
+    assert "mdlstm_tk.runtime" not in needs
+
+
+@pytest.mark.parametrize(
+    ("module", "package"), [("PIL.Image", "pillow"), ("no_such_module", "no_such_module")]
+)
+def test_a_missing_package_is_named_as_pip_knows_it(
+    module: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (module, module.split(".")[0]):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError) as caught:
+        require(module, "image")
+    assert f"'{package}'" in str(caught.value) and install_command(["image"]) in str(caught.value)
 
 
 def test_a_runtime_installation_can_run_models_but_not_train(tmp_path: Path) -> None:

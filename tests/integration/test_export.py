@@ -279,12 +279,15 @@ class _Branch(nn.Module):
 
 
 class _Rows(nn.Module):
+    """A Python loop over the rows fixes their number."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.rows = nn.LSTM(1, 2, batch_first=True)
+        self.body = MDLSTM(1, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.rows(x.flatten(0, 1))[0].unflatten(0, x.shape[:2])
+        y = self.body(x)
+        return torch.stack([y[:, row] for row in range(x.shape[1])], dim=1)
 
 
 def test_an_error_names_what_cannot_be_exported(tmp_path: Path) -> None:
@@ -302,7 +305,7 @@ def test_an_error_names_what_cannot_be_exported(tmp_path: Path) -> None:
         export_onnx(create("md", 1, 1), tmp_path / "m.onnx", form="scan", functions=True)
     with pytest.raises(MDLSTMError, match="_Bessel: No ONNX function found"):
         export_onnx(_Bessel(), tmp_path / "m.onnx", grid=(3, 3))
-    with pytest.raises(MDLSTMError, match="branch"):
+    with pytest.raises(MDLSTMError, match=r"branch|Cond"):  # torch 2.10 says Cond
         export_onnx(_Branch(), tmp_path / "m.onnx", grid=(3, 3))
     with pytest.raises(MDLSTMError, match="_Rows"):
         export_onnx(_Rows(), tmp_path / "m.onnx", form="scan", channels=1)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers.checkout import FOLDERS, ROOT, copy_checkout, modules
+from lowest_versions import lowest_versions
 
 DATA = [  # files beside the modules that the package reads
     Path("mdlstm_tk/py.typed"),
@@ -73,3 +74,14 @@ def test_every_folder_with_code_is_listed_for_packaging() -> None:
     parents = {name.rpartition(".")[0] for name in modules()} - {""}
     assert set(listed) == packages
     assert parents <= packages, "a folder with code lacks an __init__.py"
+
+
+def test_every_dependency_has_a_lower_bound() -> None:
+    """`make lowest` installs exactly these."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    versions = lowest_versions(project)
+    assert {"numpy", "onnxruntime", "torch", "onnx", "ray", "scikit-learn"} <= versions.keys()
+    assert versions["torch"] == "2.10"
+    for broken in (["numpy"], ["numpy<3"], ["numpy>=1.26", "numpy>=2"]):
+        with pytest.raises(ValueError, match="numpy"):
+            lowest_versions({"dependencies": broken, "optional-dependencies": {}})

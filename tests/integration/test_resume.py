@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
+from itertools import count
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.command import mdlstm
 from helpers.training import DIGITS, SMALL, last_tensors, run_in
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.training import Progress, Run, load_checkpoint, train
+from mdlstm_tk.runtime.io.files import TEMPORARY_SUFFIX
+from mdlstm_tk.training import (
+    Progress,
+    Run,
+    evaluate_run,
+    load_checkpoint,
+    make_task,
+    resume_job,
+    run_job,
+    train,
+    trainer,
+)
 from mdlstm_tk.training.losses import adam
+from mdlstm_tk.viz.run_pictures import draw_run
 
 
 @pytest.mark.parametrize("stop", [1, 7, 11])
@@ -122,9 +139,103 @@ def test_a_run_that_is_killed_repeatedly_equals_an_uninterrupted_one(tmp_path: P
 
 def test_resuming_removes_what_a_killed_run_left_half_written(tmp_path: Path) -> None:
     run = run_in(tmp_path, replace(SMALL, steps=3))
-    (tmp_path / ".last.safetensors.abc.safetensors").write_bytes(b"half")
+    (tmp_path / f".last.safetensors.abc{TEMPORARY_SUFFIX}").write_bytes(b"half")
     with run.metrics.open("a") as file:
         file.write('{"step": 4, "lo')
     train(SMALL, run, resume=True)
     assert not list(tmp_path.glob(".*"))
     assert [record["step"] for record in run.read_metrics()] == list(range(1, 13))
+
+
+# Kills the process when it is about to move a finished file to this name.
+KILL_AT = """
+import os, signal
+def killed(source, target, real=os.replace):
+    if str(target).endswith({name!r}):
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(source, target)
+os.replace = killed
+from mdlstm_tk.cli import main
+import sys
+main(sys.argv[1:])
+"""
+TRAIN = ("train", "--size", "5x6", "--batch-size", "4", "--hidden", "4")
+
+
+def killed_at(name: str, *arguments: object) -> None:
+    command = [sys.executable, "-c", KILL_AT.format(name=name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize("name", ["result.json", "curves.png", "prediction.png"])
+def test_a_run_that_is_killed_after_its_last_step_is_concluded(name: str, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    killed_at(name, *TRAIN, "--steps", "4", "-o", run.folder)
+    assert load_checkpoint(run.last).step == 4
+    assert not run.is_evaluated
+    last, metrics, times = run.last.read_bytes(), run.metrics.read_bytes(), run.read_times()
+    done = mdlstm("train", "--resume", run.folder, "--json")
+    assert done.code == 0, done.err
+    assert run.is_evaluated
+    assert (run.last.read_bytes(), run.metrics.read_bytes(), run.read_times()) == (last, metrics, times)
+    result = json.loads(done.out)
+    assert (result["step"], result["errors"]) == (4, json.loads(run.result.read_text())["errors"])
+    assert mdlstm("train", "--resume", run.folder).code == 2  # now it is complete
+
+
+def test_an_old_result_does_not_make_a_killed_run_count_as_complete(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    assert mdlstm(*TRAIN, "--steps", "3", "-o", run.folder).code == 0
+    killed_at("result.json", "train", "--resume", run.folder, "--steps", "5")
+    assert not run.result.exists() and not run.prediction.exists()
+    done = mdlstm("train", "--resume", run.folder)
+    assert done.code == 0, done.err
+    assert run.is_evaluated
+    assert json.loads(run.result.read_text())["step"] == load_checkpoint(run.best).step
+
+
+def test_a_run_that_stopped_early_is_concluded_and_not_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = count(1)
+    monkeypatch.setattr(trainer, "evaluate", lambda *_: {"error": float(next(errors))})  # ever larger
+    run = run_in(tmp_path, replace(SMALL, steps=50, evaluate_every=2, patience=2))
+    assert load_checkpoint(run.last).step == 6
+    before = run.last.read_bytes()
+    job = resume_job(run.folder)
+    assert job.is_trained
+    run_job(job)
+    draw_run(run)
+    assert run.last.read_bytes() == before
+    with pytest.raises(InputError, match="patience"):
+        resume_job(run.folder)
+    assert not resume_job(run.folder, {}, {"patience": "0"}).is_trained
+
+
+def test_times_are_summed_over_interruptions(tmp_path: Path) -> None:
+    run = run_in(tmp_path, replace(SMALL, steps=5))
+    first = run.read_times()
+    train(SMALL, run, resume=True)
+    times = run.read_times()
+    assert (first.steps, times.steps) == (5, 12)
+    assert times.training > first.training > 0
+    assert times.validation > first.validation > 0
+    result = evaluate_run(run, make_task(SMALL))
+    assert result["seconds"] == round(times.training, 1)
+    assert result["steps_per_second"] == pytest.approx(12 / times.training, abs=1e-3)
+    run_in(tmp_path, replace(SMALL, steps=2))  # not resumed: another run
+    assert run.read_times().steps == 2
+
+
+def test_a_new_run_in_a_used_folder_keeps_nothing_of_the_old_one(tmp_path: Path) -> None:
+    run = run_in(tmp_path, SMALL)
+    run.result.write_text("{}")
+
+    def interrupt(progress: Progress) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(SMALL, hidden=3), run, on_step=interrupt)
+    assert load_checkpoint(run.best).config.hidden == 3
+    assert not run.result.exists()

@@ -57,7 +57,7 @@ def test_equal_seeds_give_equal_bytes_and_other_seeds_do_not(tmp_path: Path) -> 
 def test_the_files_of_a_run(tmp_path: Path) -> None:
     run = run_in(tmp_path, SMALL)
     draw_run(run)
-    evaluate_run(run, build(SMALL)[1], 1.0)
+    evaluate_run(run, build(SMALL)[1])
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
         "config.toml",
@@ -67,6 +67,7 @@ def test_the_files_of_a_run(tmp_path: Path) -> None:
         "curves.png",
         "prediction.png",
         "result.json",
+        "times.json",
     }
     assert TrainConfig.load(run.config) == SMALL
     assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in (run.curves, run.prediction))

@@ -9,7 +9,7 @@ import pytest
 
 from mdlstm_tk.data import DatasetTask, DiagonalTask, TaskSpec
 from mdlstm_tk.data.task import MAX_EVALUATION_BATCH
-from mdlstm_tk.viz.examples import example_batch, example_indices
+from mdlstm_tk.viz.examples import _covering, example_batch, example_indices
 
 
 def sorted_task(*sizes: int) -> DatasetTask:
@@ -48,3 +48,11 @@ def test_an_example_is_the_sample_that_evaluation_reads_at_its_index() -> None:
     task = sorted_task(MAX_EVALUATION_BATCH, 3)
     for index in (0, MAX_EVALUATION_BATCH - 1, MAX_EVALUATION_BATCH, MAX_EVALUATION_BATCH + 2):
         assert example_batch(task, "test", 0, index).x.ravel().tolist() == [index] * 4
+
+
+def test_masks_of_all_classes_are_shown() -> None:
+    classes = [{0, 1}] * 20 + [{0, 2}] * 20 + [{3, 4}, {0}, {4}]
+    assert {0, 1, 2, 3, 4} == set().union(*(classes[k] for k in _covering(classes, 4)))
+    assert len(_covering(classes, 4)) == 4 and len(_covering(classes, 99)) == len(classes)
+    assert len(_covering([{k} for k in range(9)], 4)) == 4
+    assert _covering([set(), set()], 1) == [0]

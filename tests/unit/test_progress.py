@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +10,14 @@ import pytest
 
 from mdlstm_tk.training import Progress, RecentMetrics, describe_progress
 from mdlstm_tk.training import progress as progress_module
-from mdlstm_tk.training.progress import WINDOW, StepTimer, format_rate, running_mean
+from mdlstm_tk.training.progress import (
+    WINDOW,
+    StepTimer,
+    TrainingTimes,
+    describe_times,
+    format_rate,
+    running_mean,
+)
 
 
 def test_running_mean() -> None:
@@ -19,15 +26,47 @@ def test_running_mean() -> None:
     np.testing.assert_allclose(running_mean(values), expected)
 
 
-def test_the_rate_leaves_out_steps_that_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([0.0, 60.0, 60.5, 90.0, 90.5])
-    monkeypatch.setattr(progress_module, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+def timed(monkeypatch: pytest.MonkeyPatch, *laps: tuple[str, float]) -> StepTimer:
+    """A timer whose laps took these seconds."""
+    clock = accumulate((seconds for _, seconds in laps), initial=0.0)
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     timer = StepTimer()
-    rates = []
-    for warm_up in (True, False, True, False):
-        timer.tick(warm_up)
-        rates.append(timer.steps_per_second)
-    assert rates == [None, 2.0, 2.0, 2.0]
+    for method, _ in laps:
+        getattr(timer, method)()
+    return timer
+
+
+def test_the_rate_is_that_of_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiling, step = ("end_step", 60.5), ("end_step", 0.5)
+    validation, writing = ("end_validation", 4.0), ("skip", 7.0)
+    timer = timed(monkeypatch, ("skip", 9.0), compiling, writing)
+    assert timer.steps_per_second is None and timer.seconds_left(1, 1) is None
+    assert timer.times == TrainingTimes(steps=1, training=60.5)
+    timer = timed(monkeypatch, compiling, step, validation, writing, step, writing)
+    assert timer.steps_per_second == 2.0
+    assert timer.seconds_left(steps=10, validations=2) == 5.0 + 8.0
+    assert timer.times == TrainingTimes(3, training=1.5, validation=4.0, compilation=60.0)
+
+
+def test_the_first_validation_may_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    laps = ("end_step", 1.0), ("end_validation", 11.0), ("end_step", 1.0), ("end_validation", 3.0)
+    timer = timed(monkeypatch, *laps)
+    assert timer.times == TrainingTimes(2, training=2.0, validation=6.0, compilation=8.0)
+    assert timer.seconds_left(steps=1, validations=1) == 4.0
+
+
+def test_a_first_step_that_is_faster_than_the_others_compiles_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timer = timed(monkeypatch, ("end_step", 1.0), ("end_step", 3.0))
+    assert timer.times == TrainingTimes(2, training=4.0)
+    assert timer.times + timer.times == TrainingTimes(4, training=8.0)
+
+
+def test_times_are_described_with_their_rate() -> None:
+    text = describe_times(TrainingTimes(100, training=50.0, validation=1.0, compilation=7.0))
+    assert "50.0 s at 2.0 steps/s" in text and "7.0 s" in text
+    assert "steps/s" not in describe_times(TrainingTimes())
 
 
 def test_rates_below_10_keep_decimals() -> None:
