@@ -1,3 +1,0 @@
-"""The version; the package and its build both read it from here."""
-
-__version__ = "0.2.0"
