@@ -162,7 +162,9 @@ def test_a_parametrized_weight_is_computed_once_for_each_pass() -> None:
     assert torch.equal(copy.deepcopy(layer)(X), y)
 
 
-@pytest.mark.parametrize("normalize", [parametrizations.weight_norm, nn.utils.weight_norm], ids=str)
+@pytest.mark.parametrize(
+    "normalize", [parametrizations.weight_norm, nn.utils.weight_norm], ids=["parametrization", "hook"]
+)
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
 def test_weight_norm_changes_nothing_but_the_gradient(normalize: Any) -> None:
     layer = MDLSTM(3, 4, directions="all")

@@ -16,12 +16,11 @@ from helpers.without_packages import IMPORT_HOOK
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mdlstm_tk import MDLSTM, InputError
+from mdlstm_tk import MDLSTM, InputError, clear_caches
 from mdlstm_tk import operator as wavefront_operator
 from mdlstm_tk.backends import dispatch
 from mdlstm_tk.backends.cpu import compile as cpu_compile
 from mdlstm_tk.backends.torch import sweep as torch_sweep
-from mdlstm_tk.wavefront import clear_caches
 
 NAMES = ("x", "weight_ih", "weight_hh", "bias", "peephole", "norm_weight", "norm_bias", "sizes")
 RESIDUALS = ("grad", "output", "gates", "c")
@@ -263,7 +262,7 @@ BROKEN_NUMBA = {
 WITHOUT_NUMBA = """
 import warnings
 import torch
-from mdlstm_tk import MDLSTM, InputError
+from mdlstm_tk import MDLSTM, InputError, clear_caches
 from mdlstm_tk.diagnostics import check_installation
 x = torch.ones(1, 3, 4, 2)
 with warnings.catch_warnings(record=True) as caught:
