@@ -1,0 +1,3 @@
+"""The version; the package and its build both read it from here."""
+
+__version__ = "0.3.0"
