@@ -108,7 +108,7 @@ def test_models_that_no_page_takes(tmp_path: Path) -> None:
     craft(tmp_path / "m.onnx", GRID, inputs=("x", "mood"))
     with pytest.raises(InputError, match=r"m\.onnx.*mood"):
         write_page(tmp_path / "m.onnx", tmp_path / "page", "m", EMPTY)
-    craft(tmp_path / "m.onnx", GRID, output_names=("y", "attention"))
+    craft(tmp_path / "m.onnx", GRID, output_names=("y", "attention"), further_windows=(None,))
     with pytest.raises(InputError, match=r"m\.onnx.*y, attention"):
         write_page(tmp_path / "m.onnx", tmp_path / "page", "m", EMPTY)
     model = onnx.load(craft(tmp_path / "m.onnx", GRID))

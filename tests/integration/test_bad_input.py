@@ -202,7 +202,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "export damaged": (("export", "cut"), 2, "best.safetensors"),
     "export size 0": (("export", "run", "--size", "0"), 2, "at least 1"),
     "export no such form": (("export", "run", "-o", "m.onnx", "--form", "scam"), 2, "'scan'"),
-    "export no such dtype": (("export", "run", "-o", "m.onnx", "--dtype", "int8"), 2, "--dtype"),
+    "export no such dtype": (("export", "run", "-o", "m.onnx", "--dtype", "int4"), 2, "--dtype"),
     "export size twice": (("export", "run", "--size", "3", "--size", "3x3"), 2, "3x3"),
     "export exists": (("export", "run"), 2, "model-8x8.onnx"),
     "export two to one": (
@@ -326,7 +326,9 @@ def test_folders_that_cannot_be_written(arguments: tuple[str, ...], workspace: P
         (workspace / "locked").rmdir()
         (workspace / "locked").touch()
     before = contents(workspace)
-    call.fails(*arguments, cwd=workspace, code=1, message="locked")
+    # A file where `train` wants a folder is a mistake in its arguments.
+    code = 2 if (workspace / "locked").is_file() and arguments[0] == "train" else 1
+    call.fails(*arguments, cwd=workspace, code=code, message="locked")
     assert contents(workspace) == before
 
 

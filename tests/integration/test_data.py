@@ -286,7 +286,7 @@ def test_a_network_trains_on_the_data_and_predicts_without_it(kind: Kind, tmp_pa
     _, task = build(config)
     train(config, run, task=task)
     draw_run(run, task)
-    errors = evaluate_run(run, task, 1.0)["errors"]
+    errors = evaluate_run(run, task)["errors"]
     assert all(np.isfinite(value) for value in errors.values())
     path.rename(tmp_path / "moved-away")
     checkpoint = load_checkpoint(run.best)

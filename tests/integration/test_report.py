@@ -255,7 +255,8 @@ def test_a_run_without_its_data_has_everything_but_examples(runs: Any, tmp_path:
     run = Run(tmp_path / "run")
     shutil.copytree(runs("classify").folder, run.folder)
     checkpoint = load_checkpoint(run.best)
-    gone = replace(checkpoint.config, data=str(tmp_path / "gone.npz"))
+    gone = replace(checkpoint.config, data=str(tmp_path / "gone.npz"), data_from_run="")
+    run.config.write_text(gone.to_toml(), encoding="utf-8")
     messages: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mdlstm_tk.report.page.load_checkpoint", lambda _: replace(checkpoint, config=gone))
@@ -272,6 +273,8 @@ def test_a_run_without_a_result_is_evaluated(runs: Any, tmp_path: Path) -> None:
     run.result.unlink()
     page = Page(render_report(run))
     assert page.numbers() == Page(runs("segment").report.read_text()).numbers()
+    run.times.unlink()
+    page = Page(render_report(run))
     assert "training time unknown" in [text(box) for box in page.find("dl[@class='numbers']/div")]
 
 
