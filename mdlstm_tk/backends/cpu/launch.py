@@ -150,22 +150,23 @@ def _split_sums(plan: Plan, inputs: SweepInputs, sums: Tensor) -> list[Tensor | 
     """The gradients of weight_ih, weight_hh, bias and the cell's parameters, each in memory of its own,
     from the sums (dirs, sums_size) of all threads."""
     _, _, _, dirs, ndim, units, channels, gate_dim = plan.dims
-    sizes = [0 if tensor is None else tensor[0].numel() for tensor in inputs.parameters]
-    dw_cat, *of_parameters, _ = sums.split_with_sizes(
-        [size := plan.depth * plan.padded, *sizes, plan.sums_size - size - sum(sizes)], dim=1
-    )
-    dw = dw_cat.view(dirs, plan.depth, plan.padded)[..., :gate_dim].transpose(1, 2)  # (dirs, G·n, K)
+    start = plan.depth * plan.padded
+    dw_cat = sums[:, :start].view(dirs, plan.depth, plan.padded)
+    dw = dw_cat[..., :gate_dim].transpose(1, 2)  # (dirs, G·n, K)
     dw_hh, dw_ih, db = dw.split([plan.hidden_dim, channels, 1], dim=-1)
-    gradients = (
+    gradients: list[Tensor | None] = [
         dw_ih,
-        dw_hh.unflatten(-1, (ndim if plan.hidden_dim else 0, units)).transpose(1, 2),
-        db.squeeze(-1),
-        *(rows.unflatten(1, (-1, units)) for rows in of_parameters),
-    )
-    return [
-        None if tensor is None else gradient.clone(memory_format=torch.contiguous_format)
-        for tensor, gradient in zip(inputs[1:7], gradients, strict=True)
+        None if inputs.weight_hh is None else dw_hh.unflatten(-1, (ndim, units)).transpose(1, 2),
+        None if inputs.bias is None else db.squeeze(-1),
     ]
+    for parameter in inputs.parameters:
+        if parameter is None:
+            gradients.append(None)
+        else:
+            end = start + parameter[0].numel()
+            gradients.append(sums[:, start:end].view(parameter.shape))
+            start = end
+    return [None if g is None else g.clone(memory_format=torch.contiguous_format) for g in gradients]
 
 
 def _plan(pass_kind: Pass, inputs: SweepInputs) -> Plan:
