@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from importlib import import_module
 from io import UnsupportedOperation
 from typing import Annotated
@@ -68,6 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stdout = sys.stdout or open(os.devnull, encoding="utf-8")  # noqa: SIM115
     verbosity.quiet = verbosity.verbose = verbosity.debug = False
+    warnings.filterwarnings("ignore", module="PIL")  # on damaged metadata of an image that can be read
     sys.exit(_run(arguments or ["--help"]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -66,6 +67,11 @@ def test_the_wheel_holds_one_package_with_every_file(sdist: Path) -> None:
     assert held == {installed(path.relative_to(ROOT)) for path in modules().values()} | {
         installed(path) for path in DATA
     }
+    (described,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+    description = zipfile.ZipFile(wheel).read(described).decode()
+    links = re.findall(r"\]\(([^)]+)\)", description)
+    assert len(links) > 10
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
 
 
 def test_every_folder_with_code_is_listed_for_packaging() -> None:
