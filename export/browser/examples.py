@@ -9,17 +9,19 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mdlstm_tk.data import Batch, Floats, Split, Task
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.runtime.preprocessing import scale
 from mdlstm_tk.sizes import format_size
 from mdlstm_tk.training import Run, load_checkpoint, load_task
 
 COUNT = 6
 CANDIDATES = 200  # samples that are looked through for different classes and for sizes that fit the model
 MAX_EXTENT = 512  # as LIMIT in static/files.js
-MAX_BYTES = 2**20  # of all examples, as float32
+MAX_BYTES = 2**21  # of all examples, as they are stored
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,24 @@ class PageExample:
     def to_json(self) -> dict[str, Any]:
         """The example as `examples.json` stores it."""
         height, width, channels = self.x.shape
-        data = base64.b64encode(self.x.astype("<f4").tobytes()).decode()
-        return {"height": height, "width": width, "channels": channels, "target": self.target, "data": data}
+        data = self.stored()
+        return {
+            "height": height,
+            "width": width,
+            "channels": channels,
+            "target": self.target,
+            "dtype": data.dtype.name,
+            "data": base64.b64encode(data.tobytes()).decode(),
+        }
+
+    def stored(self) -> npt.NDArray[Any]:
+        """x as uint8 if it is an image with 8 bits, divided by 255; else as little-endian float32."""
+        levels = np.rint(self.x * 255)
+        is_image = levels.min() >= 0 and levels.max() <= 255
+        pixels = levels.astype(np.uint8) if is_image else None
+        if pixels is not None and np.array_equal(scale(pixels), self.x):
+            return pixels
+        return self.x.astype("<f4")
 
 
 def page_examples(run: Run, metadata: Metadata) -> list[PageExample]:
@@ -65,7 +83,7 @@ def page_examples(run: Run, metadata: Metadata) -> list[PageExample]:
         rounds.append((seen.get(sample.target, 0), index))
         seen[sample.target] = seen.get(sample.target, 0) + 1
     chosen = [samples[index] for _, index in sorted(rounds)[:COUNT]]
-    sizes = np.cumsum([sample.x.nbytes for sample in chosen])
+    sizes = np.cumsum([sample.stored().nbytes for sample in chosen])
     return [sample for sample, size in zip(chosen, sizes, strict=True) if size <= MAX_BYTES]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,19 @@ def test_examples_come_from_the_validation_data(
         tab.page.wait_for_function("() => document.querySelector('pre').textContent.length > 0")
         got = np.array([[float(v) for v in line.split(",")] for line in csv_of(tab).splitlines()])
         np.testing.assert_allclose(got, session(named[0].x[..., 0]), rtol=0, atol=1e-5)
+
+
+def test_examples_that_are_images_are_stored_as_bytes() -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    scaled = Preprocessing(1)(levels)
+    stored = PageExample(scaled).to_json()
+    assert stored["dtype"] == "uint8" and base64.b64decode(stored["data"]) == levels.tobytes()
+    in_javascript = (levels[..., None] / 255).astype(
+        np.float32
+    )  # a quotient in float64 that becomes float32
+    np.testing.assert_array_equal(in_javascript, scaled)
+    assert PageExample(scaled * np.float32(0.99)).to_json()["dtype"] == "float32"
+    assert PageExample(scaled * 2).to_json()["dtype"] == "float32"
 
 
 def test_examples_show_different_classes(digits_run: Run, tmp_path: Path) -> None:

@@ -16,10 +16,12 @@ export async function loadModel() {
   return { info, examples, predict: (x) => predict(session, info, x) };
 }
 
-// An example is a grid, as base64 of little-endian float32, and the right answer as text, if there is one.
-function readExample({ height, width, channels, data, target }) {
+// An example is a grid in base64, as little-endian float32 or as the bytes of an image, and the right answer as
+// text, if there is one.
+function readExample({ height, width, channels, dtype, data, target }) {
   const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
-  return { x: makeGrid(height, width, channels, new Float32Array(bytes.buffer)), target };
+  const values = dtype === "uint8" ? Float32Array.from(bytes, (level) => level / 255) : new Float32Array(bytes.buffer);
+  return { x: makeGrid(height, width, channels, values), target };
 }
 
 async function fetchFile(name) {
