@@ -214,7 +214,7 @@ def _confusions(evaluation: SplitEvaluation | None, spec: TaskSpec) -> list[tupl
 
 def _settings(config: TrainConfig) -> list[tuple[str, Any, Any, bool]]:
     """Key, value and task default of each setting, and whether value and default differ."""
-    defaults = asdict(default_config(config.task, config.data))
+    defaults = asdict(default_config(config.task, config.data)) | {"data_from_run": config.data_from_run}
     if config.data or default_config(config.task).grid == config.grid:
         defaults["size"] = config.size  # "8" equals "8x8"; the user's data determines its own size
     return [(key, value, defaults[key], value != defaults[key]) for key, value in asdict(config).items()]

@@ -128,9 +128,7 @@ def test_examples_that_are_images_are_stored_as_bytes() -> None:
     scaled = Preprocessing(1)(levels)
     stored = PageExample(scaled).to_json()
     assert stored["dtype"] == "uint8" and base64.b64decode(stored["data"]) == levels.tobytes()
-    in_javascript = (levels[..., None] / 255).astype(
-        np.float32
-    )  # a quotient in float64 that becomes float32
+    in_javascript = (levels[..., None] / 255).astype(np.float32)  # float64, then float32
     np.testing.assert_array_equal(in_javascript, scaled)
     assert PageExample(scaled * np.float32(0.99)).to_json()["dtype"] == "float32"
     assert PageExample(scaled * 2).to_json()["dtype"] == "float32"
