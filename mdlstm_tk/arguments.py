@@ -1,4 +1,4 @@
-"""What the arguments of a layer must be. Integers and floats may be those of NumPy or of torch.
+"""What the arguments of a layer and of its operator must be. Numbers may be those of NumPy or of torch.
 
 Each function returns the argument as a plain Python value, so that `repr` of a layer shows what its
 constructor takes, or raises an `InputError` that names the argument and its value.
@@ -71,10 +71,10 @@ def one_line(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-def check_dtype(dtype: Any) -> None:
-    """Check that parameters may have this dtype; None stands for torch's default."""
+def check_dtype(dtype: Any, name: str = "dtype") -> None:
+    """Check that a sweep can be computed in a dtype; None stands for torch's default."""
     if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype!r}")
+        raise InputError(f"{name} must be one of {', '.join(map(str, DTYPES))}, got {dtype!r}")
 
 
 def _integer(value: Any) -> int | None:

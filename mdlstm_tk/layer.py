@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk import arguments
-from mdlstm_tk.backends.dispatch import Choice, check_backend, choose
+from mdlstm_tk.backends.dispatch import BACKENDS, Choice, choose
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.cells import check_cell, get_cell
 from mdlstm_tk.cells.cell import TANH_GATE
@@ -116,7 +116,7 @@ class MDLSTM(nn.Module):
         self.dropout = arguments.probability("dropout", dropout)
         self.bias = bool(bias)
         self.channels_last = bool(channels_last)
-        self.backend = check_backend(backend)
+        self.backend = arguments.choice("backend", backend, BACKENDS)
         self.recompute = bool(recompute)
         arguments.check_dtype(dtype)
         if peephole and not definition.peephole:

@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from mdlstm_tk import flops
+from mdlstm_tk.arguments import check_dtype, choice
 from mdlstm_tk.backends import reference
 from mdlstm_tk.backends.dispatch import (
     OPERATOR_BACKENDS,
-    check_backend,
-    check_dtype,
     engine,
     gates_are_uncertain,
     report_failure,
@@ -135,8 +134,8 @@ def _wavefront_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _check_captured(inputs: SweepInputs, backend: str, **residuals: Tensor) -> None:
     """Check what can be checked before the shapes are known."""
-    check_backend(backend, OPERATOR_BACKENDS)
-    check_dtype(inputs.x.dtype)
+    choice("backend", backend, OPERATOR_BACKENDS)
+    check_dtype(inputs.x.dtype, "the dtype of x")
     check_devices(inputs, **residuals)
 
 

@@ -6,13 +6,13 @@ The device and dtype of x decide at every call of the operator, also in a graph 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 
+from mdlstm_tk import arguments
 from mdlstm_tk.backends.specialize import KernelError
 from mdlstm_tk.backends.torch import sweep as torch_sweep
 from mdlstm_tk.errors import InputError
@@ -20,7 +20,6 @@ from mdlstm_tk.errors import InputError
 BACKENDS = ("auto", "fused", "torch", "reference")
 OPERATOR_BACKENDS = ("auto", "fused", "torch")  # the reference runs in plain autograd, not in the operator
 COMPILERS = {"cpu": "compiled by Numba for the CPU", "cuda": "compiled by Triton for the GPU"}
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 _failures: dict[torch.device, str] = {}  # why the kernels for a device cannot be compiled; "": they can
 _failed_late: set[torch.device] = set()  # the devices whose kernels failed after others had run
@@ -34,30 +33,6 @@ class Choice(NamedTuple):
     reason: str
 
 
-def check_backend(backend: str, allowed: Sequence[str] = BACKENDS) -> str:
-    """Return `backend` if there is one of that name.
-
-    Raises:
-        InputError: there is none.
-    """
-    if backend not in allowed:
-        raise InputError(f"backend must be one of {', '.join(allowed)}, got {backend!r}")
-    return backend
-
-
-def check_dtype(dtype: torch.dtype) -> None:
-    """Check that a sweep can be computed in a dtype.
-
-    Raises:
-        InputError: it cannot.
-    """
-    if dtype not in DTYPES:
-        supported = ", ".join(_name(supported) for supported in DTYPES)
-        raise InputError(
-            f"x must be one of {supported}, got {_name(dtype)}; convert x and the layer with .to()"
-        )
-
-
 @cache
 def choose(backend: str, device: torch.device, dtype: torch.dtype) -> Choice:
     """The backend that `backend` stands for: "auto" is "fused" where that can run, else "torch".
@@ -66,8 +41,8 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype) -> Choice:
         InputError: there is no such backend, no backend computes in the dtype, or "fused" was asked for and
             cannot run.
     """
-    check_dtype(dtype)
-    if check_backend(backend) in ("torch", "reference"):
+    arguments.check_dtype(dtype, "the dtype of x")
+    if arguments.choice("backend", backend, BACKENDS) in ("torch", "reference"):
         return Choice(backend, "as asked")
     obstacle = _unsupported(device) or _failure(device)
     if not obstacle:
@@ -86,7 +61,7 @@ def engine(backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType
     Raises:
         InputError: as for `choose`.
     """
-    choice = choose(check_backend(backend, OPERATOR_BACKENDS), device, dtype)
+    choice = choose(arguments.choice("backend", backend, OPERATOR_BACKENDS), device, dtype)
     if choice.name == "torch":
         if backend == "auto" and _failures.get(device) and device not in _warned:
             _warned.add(device)
@@ -117,10 +92,6 @@ def report_failure(device: torch.device, error: KernelError) -> None:
 def gates_are_uncertain(device: torch.device) -> bool:
     """Whether gates that forward saved may be of another backend than the one that runs backward now."""
     return device in _failed_late
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _unsupported(device: torch.device) -> str:
