@@ -156,7 +156,7 @@ def read_results(kind: Kind, data: Data, model: Path, folder: Path) -> dict[tupl
         infer(*paths, "-m", model, "-o", folder / "answers.csv")
         with (folder / "answers.csv").open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
-                answers[Path(row["file"]), row["sample"] or "y"] = row.get("label", row.get("text"))
+                answers[Path(text_of_field(row["file"])), row["array"] or "y"] = row.get("label", row.get("text"))
     results = {}
     for path in paths:
         result = folder / "outputs" / f"{path.stem}.out.npz"

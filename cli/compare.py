@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mdlstm_tk.cli.console import next_command, note, print_json, progress, quoted, table
+from mdlstm_tk.cli.console import next_command, note, print_json, progress, table
 from mdlstm_tk.cli.options import DATA, OUTPUT, RUN, ForceFolder, Json, Task, parse_size_text
 from mdlstm_tk.cli.settings import Settings
 from mdlstm_tk.errors import require
+from mdlstm_tk.text import shell_quoted
 
 if TYPE_CHECKING:
     from mdlstm_tk.training.comparison import ComparisonProgress
@@ -102,5 +103,5 @@ def compare(
         table(summary.columns, summary.rows, summary.title)
         if summary.note:
             note(summary.note)
-    predictions = "" if plan.is_diagonal else f" {quoted(plan.folder)}/*/prediction.png"
-    next_command(f"open {quoted(plan.folder)}/*.png{predictions}")
+    predictions = "" if plan.is_diagonal else f" {shell_quoted(plan.folder)}/*/prediction.png"
+    next_command(f"open {shell_quoted(plan.folder)}/*.png{predictions}")

@@ -1,8 +1,10 @@
-"""Output of the command line: data on stdout, messages on stderr, errors as one line."""
+"""Output of the command line: data on stdout, messages on stderr, errors as one line.
+
+All functions escape what they print, as names may come from strangers; callers pass them as they are.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from mdlstm_tk.text import printable, shell_quoted, to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +55,7 @@ def on_terminal() -> bool:
 
 def error(message: str, label: str = "error") -> None:
     """Print an error as one line on stderr, even with -q."""
-    sys.stderr.write(f"{label}: {printable(' '.join(message.split()))}\n")
+    sys.stderr.write(f"{label}: {printable(message)}\n")
 
 
 def note(message: str) -> None:
@@ -79,15 +83,8 @@ def heading(message: str) -> None:
 
 
 def next_command(command: str) -> None:
-    """Name the command to type next."""
+    """Name the command to type next. Paths in it must be `shell_quoted`, so that it can be pasted."""
     heading(f"next: {command}")
-
-
-def quoted(path: Path | str) -> str:
-    """Quote a path for the shell."""
-    import shlex
-
-    return shlex.quote(str(path))
 
 
 def table(
@@ -99,22 +96,18 @@ def table(
     from rich.text import Text
 
     grid = Table(title_justify="left", box=None, pad_edge=False, header_style="bold")
-    grid.title = title and Text(title)  # as Text, brackets are not read as markup
+    grid.title = title and Text(printable(title))  # as Text, brackets are not read as markup
     for index, column in enumerate(columns):
-        grid.add_column(column, justify="left" if index < texts else "right", no_wrap=True)
+        justify: Literal["left", "right"] = "left" if index < texts else "right"
+        grid.add_column(Text(printable(column)), justify=justify, no_wrap=True)
     for row in rows:
         grid.add_row(*(Text(printable(cell)) for cell in row))
     Console(highlight=False, emoji=False, width=TABLE_WIDTH).print(grid)
 
 
-def printable(text: str) -> str:
-    """Replace control characters: names in untrusted models and folders may hold terminal commands."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
 def print_json(value: Any) -> None:
-    """Print a value as JSON on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    """Print a value as JSON on stdout, where NaN and infinity are null."""
+    sys.stdout.write(to_json(value, indent=2) + "\n")
 
 
 class ShowProgress(Protocol):
@@ -142,7 +135,7 @@ def progress(total: int, done: int = 0) -> Iterator[ShowProgress]:
         task = bar.add_task("", total=total, completed=done, text="")
 
         def update_bar(step: int, text: str, seconds_left: float | None = None) -> None:
-            bar.update(task, completed=step, text=text + _eta(seconds_left))
+            bar.update(task, completed=step, text=printable(text) + _eta(seconds_left))
 
         yield update_bar
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mdlstm_tk.cli.console import detail, next_command, note, print_json, quoted
+from mdlstm_tk.cli.console import detail, next_command, note, print_json
 from mdlstm_tk.cli.options import (
     OUTPUT,
     ExportDtype,
@@ -18,6 +18,7 @@ from mdlstm_tk.cli.options import (
 )
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.sizes import parse_size
+from mdlstm_tk.text import shell_quoted
 
 if TYPE_CHECKING:
     from mdlstm_tk.export.targets import ExportTarget
@@ -166,7 +167,7 @@ def export(
     else:
         for report in reports:
             note(report.summary())
-    next_command(target.next_command if target else f"mdlstm infer FILE -m {quoted(reports[-1].path)}")
+    next_command(target.next_command if target else f"mdlstm infer FILE -m {shell_quoted(reports[-1].path)}")
 
 
 def _target(

@@ -17,7 +17,6 @@ from mdlstm_tk.cli.console import (
     on_terminal,
     print_json,
     progress,
-    quoted,
     warn,
 )
 from mdlstm_tk.cli.options import (
@@ -32,6 +31,7 @@ from mdlstm_tk.cli.options import (
     complete_model_file,
 )
 from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.text import shell_quoted
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime import Inference, Outcome
@@ -81,7 +81,8 @@ def infer(
         typer.Option(
             "--format",
             help="File format of the results: txt, csv and json hold labels, texts and masks, npy and npz "
-            "the network's outputs; png holds masks, or values clipped to [0, 1] with 8 bits.",
+            "the network's outputs; png holds masks, or values clipped to [0, 1] with 8 bits. The fields of "
+            "txt are separated by tabs.",
             show_default="txt for labels and texts, png for masks, npz for .npz inputs, else npy",
             rich_help_panel=OUTPUT,
         ),
@@ -205,7 +206,7 @@ def _print_plan(run: Inference) -> None:
     if run.newer_run:
         warn(
             f"the model is of an older run, because the newest, {run.newer_run}, has no export; "
-            f"make one with: mdlstm export {quoted(run.newer_run)}"
+            f"make one with: mdlstm export {shell_quoted(run.newer_run)}"
         )
     note(f"{run.model} on {run.device} ({run.provider})")
     if run.reason:
@@ -310,4 +311,4 @@ def _print_next(job: Job) -> None:
     if job.format == "npy" and job.target != "-":
         program = f"import numpy; print(numpy.load({job.target!r}).round(2))"
         plain = not set(job.target) & set("'\"\\$`!")
-        next_command(f'python -c "{program}"' if plain else f"python -c {quoted(program)}")
+        next_command(f'python -c "{program}"' if plain else f"python -c {shell_quoted(program)}")

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from mdlstm_tk.cli.console import next_command, print_json, quoted, table
+from mdlstm_tk.cli.console import next_command, print_json, table
 from mdlstm_tk.cli.options import Json, MaxBytes, complete_model_or_run
 from mdlstm_tk.errors import require
 from mdlstm_tk.sizes import format_size
+from mdlstm_tk.text import shell_quoted
 
 
 def info(
@@ -43,7 +44,7 @@ def info(
             [str(target), ""], [[name, _text(name, value)] for name, value in properties.items()], texts=2
         )
     next_command(
-        f"mdlstm infer FILE -m {quoted(models[-1])}" if models else f"mdlstm export {quoted(target)}"
+        f"mdlstm infer FILE -m {shell_quoted(models[-1])}" if models else f"mdlstm export {shell_quoted(target)}"
     )
 
 

@@ -11,15 +11,16 @@ import time
 import traceback
 import warnings
 from importlib import import_module
-from io import UnsupportedOperation
+from io import TextIOWrapper, UnsupportedOperation
 from typing import Annotated
 
 import typer
 
 from mdlstm_tk._version import __version__
 from mdlstm_tk.cli.command import Root, Verb, with_verbosity
-from mdlstm_tk.cli.console import detail, error, verbosity
+from mdlstm_tk.cli.console import detail, error, verbosity, warn
 from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.text import printable
 
 PANELS = {
     "Train": ("train", "report", "compare"),
@@ -69,7 +70,11 @@ def main(arguments: list[str] | None = None) -> None:
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stdout = sys.stdout or open(os.devnull, encoding="utf-8")  # noqa: SIM115
     verbosity.quiet = verbosity.verbose = verbosity.debug = False
+    if isinstance(sys.stdout, TextIOWrapper):  # what programs read is UTF-8 everywhere
+        encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
     warnings.filterwarnings("ignore", module="PIL")  # on damaged metadata of an image that can be read
+    warnings.showwarning = lambda message, *_: warn(str(message))
     sys.exit(_run(arguments or ["--help"]))
 
 
@@ -109,9 +114,19 @@ def _usage_message(failure: typer.TyperException) -> str:
 
 def _fail(message: str, code: int) -> int:
     if verbosity.debug:
-        traceback.print_exc()
+        sys.stderr.write(_traceback())
     error(message)
     return code
+
+
+def _traceback() -> str:
+    """The traceback of the current exception. Each message in it takes one line, whatever it holds."""
+    parts = traceback.format_exception(*sys.exc_info())
+    lines: list[str] = []
+    for part in parts:
+        is_message = not part.startswith(('  File "', "Traceback (most", "\n"))
+        lines += [part.rstrip("\n")] if is_message else part.rstrip("\n").split("\n")
+    return "".join(f"{printable(line)}\n" for line in lines)
 
 
 def _peak_memory() -> str:

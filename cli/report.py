@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from mdlstm_tk.cli.console import next_command, note, print_json, quoted
+from mdlstm_tk.cli.console import next_command, note, print_json
 from mdlstm_tk.cli.options import OUTPUT, Json, complete_files, complete_run
 from mdlstm_tk.errors import require
+from mdlstm_tk.text import shell_quoted
 
 
 def report(
@@ -64,5 +65,5 @@ def report(
         note(f"{page}: {size / 1024:.0f} KiB; open it in a browser")
     models = sorted(source.folder.glob("model*.onnx"))
     next_command(
-        f"mdlstm infer FILE -m {quoted(models[-1])}" if models else f"mdlstm export {quoted(source.folder)}"
+        f"mdlstm infer FILE -m {shell_quoted(models[-1])}" if models else f"mdlstm export {shell_quoted(source.folder)}"
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mdlstm_tk.cli.console import detail, next_command, note, print_json, progress, quoted
+from mdlstm_tk.cli.console import detail, next_command, note, print_json, progress
 from mdlstm_tk.cli.options import (
     CELLS,
     DATA,
@@ -34,6 +34,7 @@ from mdlstm_tk.cli.options import (
 from mdlstm_tk.cli.settings import Settings, setting
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.sizes import format_size
+from mdlstm_tk.text import shell_quoted
 
 if TYPE_CHECKING:
     from mdlstm_tk.training import Progress, TrainingJob
@@ -197,7 +198,7 @@ def train(
         print_json({"run": str(run.folder), **result})
     # a model for one size would refuse samples of another
     form = "--form scan" if job.task.has_mixed_sizes else f"--size {format_size(job.task.spec.size)}"
-    next_command(f"mdlstm export {quoted(run.folder)} {form}")
+    next_command(f"mdlstm export {shell_quoted(run.folder)} {form}")
 
 
 def train_with_progress(job: TrainingJob) -> dict[str, Any]:
@@ -221,5 +222,5 @@ def train_with_progress(job: TrainingJob) -> dict[str, Any]:
             return train_and_draw(job, on_step)
     except KeyboardInterrupt:
         if job.run.last.exists():
-            note(f"interrupted; continue with: mdlstm train --resume {quoted(job.run.folder)}")
+            note(f"interrupted; continue with: mdlstm train --resume {shell_quoted(job.run.folder)}")
         raise

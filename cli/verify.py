@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mdlstm_tk.cli.console import detail, next_command, note, print_json, quoted, table
+from mdlstm_tk.cli.console import detail, next_command, note, print_json, table
 from mdlstm_tk.cli.options import (
     Device,
     Json,
@@ -17,6 +17,7 @@ from mdlstm_tk.cli.options import (
     complete_run,
 )
 from mdlstm_tk.errors import require
+from mdlstm_tk.text import shell_quoted
 
 
 def verify(
@@ -92,4 +93,4 @@ def verify(
             note(f"compared with {report.reference}")
     report.raise_if_failed()
     note("all runtimes are within tolerance")
-    next_command(f"mdlstm infer FILE -m {quoted(model)}")
+    next_command(f"mdlstm infer FILE -m {shell_quoted(model)}")

@@ -167,6 +167,7 @@ def export_onnx(
     _check_options(arguments, form, dtype, functions)
     any_grid = form == "scan" and grid is None
     spec = ExportSpec.from_module(module, arguments, any_grid, output_names)
+    file_metadata = spec.metadata(form, dtype, metadata or {})
     quantized = dtype == "int8"
     captured = _capture(spec, torch.float32 if quantized else getattr(torch, dtype))
     model = lower(captured, form, separate_products=quantized)
@@ -174,7 +175,6 @@ def export_onnx(
         model = quantize(model)
     if functions:
         model = outline(model)
-    file_metadata = spec.metadata(form, dtype, metadata or {})
     _set_metadata(model, file_metadata)
     atol = ATOLS[dtype] if atol is None else atol
     inputs = dict(verify_inputs or {})

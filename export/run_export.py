@@ -15,6 +15,7 @@ from mdlstm_tk.export.targets import ExportTarget
 from mdlstm_tk.export.verification.inputs import task_inputs
 from mdlstm_tk.runtime.io.files import ensure_writable, staging
 from mdlstm_tk.sizes import format_size
+from mdlstm_tk.text import printable
 from mdlstm_tk.training import Run, load_checkpoint, open_run
 
 Grid = tuple[int, ...]
@@ -79,8 +80,8 @@ def export_run(
         channels_last=True,
         verify_inputs=task_inputs(spec.name, grid or spec.size),
         metadata={
-            "model": checkpoint.config.model,
-            "task": spec.name,
+            "model": printable(checkpoint.config.model),  # the path of a file, if it is the user's own
+            "task": printable(spec.name),
             "kind": spec.kind,
             "classes": spec.classes or None,
             "mask_values": spec.mask_values or None,

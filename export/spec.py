@@ -18,9 +18,9 @@ from mdlstm_tk.export.outputs import named_outputs
 from mdlstm_tk.export.verification.inputs import odd_grids
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.runtime.metadata_checks import layout_of
 from mdlstm_tk.sizes import format_size
 
-AXIS_NAMES = {1: "T", 2: "H W", 3: "D H W"}
 MAX_POSITIONS = 2**14  # of a grid to verify on; the float64 reference takes seconds for so many
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # of inputs, by networks
 ENLARGEMENTS = (1, 3, 7, 15)  # odd, so that a network with strides does not accept them by chance
@@ -145,16 +145,19 @@ class ExportSpec:
         return [self._window(k) for k in range(len(self.output_names))]
 
     def metadata(self, form: str, dtype: str, fields: Mapping[str, Any]) -> Metadata:
-        """The metadata of the exported file; `fields` are the ones that the network does not tell."""
-        axes = AXIS_NAMES.get(self.ndim, " ".join(f"E{d + 1}" for d in range(self.ndim)))
+        """The metadata of the exported file; `fields` are the ones that the network does not tell.
+
+        Raises:
+            InputError: the file could not be read again, such as for the name of a class.
+        """
         window, *further_windows = self.windows()
         y_shape = self.shapes[0][1][0]
         feature_axis = 1 if not self.channels_last and len(y_shape) == self.ndim + 2 else -1
-        return Metadata(
+        metadata = Metadata(
             version=__version__,
             grid=self.grid,
             form=form,
-            layout=f"N {axes} C" if self.channels_last else f"N C {axes}",
+            layout=layout_of(self.ndim, self.channels_last),
             channels=self.channels,
             outputs=y_shape[feature_axis] if len(y_shape) > 1 else 1,
             inputs=tuple(self.examples(self.example_grid)),
@@ -165,6 +168,8 @@ class ExportSpec:
             dtype=dtype,
             **fields,
         )
+        metadata.check()
+        return metadata
 
     def _window(self, output: int) -> Grid | None:
         layers = [layer for layer in _mdlstm_layers(self.module) if layer.ndim == self.ndim]

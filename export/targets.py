@@ -7,13 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from shlex import quote
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.browser.build import check_page, load_runtime, write_page
 from mdlstm_tk.export.browser.examples import page_examples
 from mdlstm_tk.export.server import write_server_repo
 from mdlstm_tk.export.tensor_spec import read_metadata
+from mdlstm_tk.text import shell_quoted
 from mdlstm_tk.training import Run
 
 
@@ -66,7 +66,7 @@ class ServerRepository(ExportTarget):
 
     @property
     def next_command(self) -> str:
-        return f"tritonserver --model-repository={quote(str(self.folder.resolve()))}"
+        return f"tritonserver --model-repository={shell_quoted(self.folder.resolve())}"
 
     def add(self, model: Path, run: Run, size: str | None) -> Path:
         name = f"{_name_of(run)}-{size}" if size else _name_of(run)
@@ -93,7 +93,7 @@ class WebPage(ExportTarget):
 
     @property
     def next_command(self) -> str:
-        return f"python -m http.server --bind 127.0.0.1 -d {quote(str(self.folder))}  # and open http://localhost:8000"
+        return f"python -m http.server --bind 127.0.0.1 -d {shell_quoted(self.folder)}  # and open http://localhost:8000"
 
     def prepare(self, count: int) -> None:
         """Check the folder and load onnxruntime-web.

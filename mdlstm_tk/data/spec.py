@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
@@ -9,7 +10,9 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import Preprocessing
+from mdlstm_tk.text import is_plain_text, printable
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -87,6 +90,9 @@ class TaskSpec:
         mask_values: of kind "segment", the value that each class has in the masks; empty if unknown.
         mask_palette: red, green and blue of each class in turn, if the masks have a palette; else empty.
         preprocessing: how images become x; None if the data are not images.
+
+    Raises:
+        InputError: a class is named twice, or its name holds a control character.
     """
 
     name: str
@@ -103,6 +109,17 @@ class TaskSpec:
     mask_values: tuple[int, ...] = ()
     mask_palette: tuple[int, ...] = ()
     preprocessing: Preprocessing | None = None
+
+    def __post_init__(self) -> None:
+        what = "character" if self.kind == "transcribe" else "class"
+        for name in self.classes:
+            if isinstance(name, str) and not is_plain_text(name):
+                raise InputError(
+                    f"the {what} '{printable(name)}' holds a control character, or one that changes the "
+                    "direction of text; rename or replace it in the data"
+                )
+        if twice := [name for name, count in Counter(self.classes).items() if count > 1]:
+            raise InputError(f"there are two classes with the name '{twice[0]}'; rename one of them")
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TaskSpec:

@@ -6,13 +6,19 @@
 
 Labels and texts are written as txt (one line per sample), csv (a table with a heading) or json (a list of
 objects). One document holds the answers for any number of files.
+
+txt    The fields of a line are separated by tabs: the file (if there are several), the array (of a .npz), and
+       the label or text; with `top`, label and probability in turn. Each field is escaped as by
+       `mdlstm_tk.text.text_field`, and `text_of_field` returns what it was.
+csv    As Python's csv module and spreadsheets read it (RFC 4180). The names of files and arrays are escaped
+       as in txt, labels and texts need no escapes. A field may begin with "=": see docs/security.md.
+json   UTF-8, with escapes for characters that could forge output; see `mdlstm_tk.text.to_json`.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -22,6 +28,7 @@ import numpy as np
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.postprocessing import class_axis, labels, mask_values, probabilities, transcripts
+from mdlstm_tk.text import text_field, to_json
 
 AnswerFormat = Literal["txt", "csv", "json"]
 ANSWER_FORMATS: tuple[AnswerFormat, ...] = get_args(AnswerFormat)
@@ -135,11 +142,12 @@ class AnswerDocument:
             return ""
         if self._format == "json":
             return "["
+        columns = ["file", "array", "sample"]
         if self._kind == "transcribe":
-            return _csv_line(["file", "sample", "text"])
-        columns = ["file", "sample", "label", "probability"]
+            return _csv_line([*columns, "text"])
+        columns += ["label", "probability"]
         if self._options.probabilities:
-            columns += self._classes
+            columns += [f"probability_{name}" for name in self._classes]
         else:
             for rank in range(2, (self._options.top or 1) + 1):
                 columns += [f"label_{rank}", f"probability_{rank}"]
@@ -153,7 +161,7 @@ class AnswerDocument:
             return "".join(_csv_line(self._csv_values(source, answer)) for answer in answers)
         parts = []
         for answer in answers:
-            value = json.dumps({"file": source, **answer.as_dict(self._kind)}, ensure_ascii=False)
+            value = to_json({"file": source, **answer.as_dict(self._kind)})
             parts.append(f"{'' if self._is_empty else ','}\n{value}")
             self._is_empty = False
         return "".join(parts)
@@ -174,12 +182,11 @@ class AnswerDocument:
         else:
             for label, probability in answer.probabilities:
                 fields += [label, f"{probability:.4f}"]
-        return "\t".join(fields) + "\n"
+        return "\t".join(map(text_field, fields)) + "\n"
 
     def _csv_values(self, source: str, answer: Answer) -> list[Any]:
-        index = "" if answer.sample is None else str(answer.sample)
-        sample = index if answer.array is None else answer.array + (f"[{index}]" if index else "")
-        values: list[Any] = [source, sample, answer.text]
+        sample = "" if answer.sample is None else answer.sample
+        values: list[Any] = [text_field(source), text_field(answer.array or ""), sample, answer.text]
         if self._kind == "transcribe":
             return values
         values.append(answer.probabilities[0][1])

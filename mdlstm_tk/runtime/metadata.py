@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from math import prod
 from typing import Any
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.preprocessing import Preprocessing
+from mdlstm_tk.runtime.io.npy import FLOAT_BYTES
+from mdlstm_tk.runtime.metadata_checks import MAX_BYTES, check_consistency, check_fields
 
-KINDS = ("grid", "classify", "segment", "transcribe")
 PREFIX = "mdlstm."
 SCHEMA = 2
-TUPLE_FIELDS = (
-    "grid",
-    "inputs",
-    "window",
-    "classes",
-    "output_names",
-    "further_windows",
-    "multiple_of",
-    "mask_values",
-    "mask_palette",
-)  # JSON stores them as lists
-
-
 @dataclass(frozen=True)
 class Metadata:
     """The metadata of an exported model.
@@ -95,91 +83,79 @@ class Metadata:
         """Whether the channels are the last axis of x and of y, rather than the second."""
         return self.layout.endswith("C")
 
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample x as float32, and of an image before it is one; 0 if the model takes any grid
+        and resizes no image."""
+        resized = (self.preprocessing or {}).get("resize")
+        positions = max(prod(extents) if extents else 0 for extents in (self.grid, resized))
+        return positions * self.channels * FLOAT_BYTES
+
+    def check(self) -> None:
+        """Check that a model with these metadata can be read again.
+
+        Raises:
+            InputError: a field is wrong; the message names it.
+        """
+        self.from_props(self.to_props(), "the export", "change it before you export")
+
     def to_props(self) -> dict[str, str]:
         """The metadata as `metadata_props` store it."""
         return {PREFIX + name: json.dumps(value) for name, value in asdict(self).items()}
 
-    def _is_valid(self) -> bool:
-        """Check the types and ranges of all fields, as the file may be untrusted."""
-        counts = (
-            *(self.grid or ()),
-            *(self.window or ()),
-            *(self.multiple_of or ()),
-            *(extent for window in self.further_windows for extent in window or ()),
-            self.channels,
-            self.outputs,
-        )
-        texts = (self.version, self.form, self.layout, self.dtype, *self.inputs, *self.output_names)
-        optional = (self.model, self.task, self.checkpoint_sha256)
-        axes = (self.grid, self.window, self.multiple_of, *self.further_windows)
-        return (
-            all(type(count) is int and count > 0 for count in counts)
-            and all(isinstance(text, str) for text in (*texts, *(self.classes or ())))
-            and all(text is None or isinstance(text, str) for text in optional)
-            and all(extents is None or len(extents) == self.ndim for extents in axes)
-            and self.ndim > 0
-            and len(self.inputs) > 0
-            and len(set(self.output_names)) == len(self.output_names) == len(self.further_windows) + 1
-            and self.kind in (None, *KINDS)
-            and self._has_names_of_all_outputs()
-            and self._has_valid_masks()
-            and isinstance(self.parity, dict)
-            and all(isinstance(value, int | float) for value in self.parity.values())
-        )
-
-    def _has_names_of_all_outputs(self) -> bool:
-        if self.kind in (None, "grid"):
-            return True
-        blanks = 1 if self.kind == "transcribe" else 0
-        return self.classes is not None and len(self.classes) + blanks == self.outputs
-
-    def _has_valid_masks(self) -> bool:
-        values, palette = self.mask_values, self.mask_palette
-        return (
-            values is None or (len(values) == self.outputs and all(type(v) is int for v in values))
-        ) and (
-            palette is None
-            or (len(palette) == 3 * self.outputs and all(type(v) is int and 0 <= v < 256 for v in palette))
-        )
-
     @classmethod
-    def from_props(cls, props: Mapping[str, str], label: str) -> Metadata:
-        """Parse what `to_props` returned.
+    def from_props(
+        cls, props: Mapping[str, str], label: str, advice: str = "export the model again"
+    ) -> Metadata:
+        """Parse what `to_props` returned, and check it: the model may come from a stranger.
 
         Args:
             props: the model's `metadata_props`.
             label: what error messages call the model.
+            advice: how to mend what is wrong.
 
         Raises:
-            InputError: the model was not exported by mdlstm-tk, by a newer version of it, or its metadata
-                are damaged.
+            InputError: the model was not exported by mdlstm-tk, or by a newer version of it, or a field is
+                missing, unknown or wrong; the message names it.
         """
-        if PREFIX + "schema" not in props:
+        texts = {key: text for key, text in props.items() if key.startswith(PREFIX)}
+        if PREFIX + "schema" not in texts:
             raise InputError(
                 f"{label} was not exported by mdlstm-tk (it has no mdlstm.* metadata); "
                 "make one with: mdlstm export"
             )
-        try:
-            values: dict[str, Any] = {
-                f.name: json.loads(props[PREFIX + f.name]) for f in fields(cls) if PREFIX + f.name in props
-            }
-            for name in TUPLE_FIELDS:
-                if values.get(name) is not None:
-                    values[name] = tuple(values[name])
-            windows = values.get("further_windows", ())
-            values["further_windows"] = tuple(None if w is None else tuple(w) for w in windows)
-            if values.get("preprocessing") is not None:
-                Preprocessing.from_json(values["preprocessing"])
-            metadata = cls(**values)
-            if metadata.schema == SCHEMA and not metadata._is_valid():
-                raise ValueError
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        if sum(len(key) + len(text) for key, text in texts.items()) > MAX_BYTES:
             raise InputError(
-                f"the mdlstm.* metadata of {label} are damaged; export the model again"
-            ) from None
-        if metadata.schema != SCHEMA:
-            raise InputError(
-                f"the metadata of {label} have schema {metadata.schema}, but this version reads {SCHEMA}; "
-                "install a newer mdlstm-tk"
+                f"the mdlstm.* metadata of {label} take more than {MAX_BYTES} characters; {advice}"
             )
+        values = {key.removeprefix(PREFIX): _parsed(key, text, label, advice) for key, text in texts.items()}
+        schema = values["schema"]
+        if type(schema) is not int or schema != SCHEMA:
+            raise InputError(
+                f"the metadata of {label} have schema {schema!a:.60}, but this version reads {SCHEMA}; "
+                "install a newer mdlstm-tk, or export the model again"
+            )
+        known = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(cls)}
+        missing = [name for name, is_required in known.items() if is_required and name not in values]
+        unknown = [name for name in values if name not in known]
+        if missing or unknown:
+            what = f"lack the field {missing[0]!a}" if missing else f"have an unknown field {unknown[0]!a:.60}"
+            raise InputError(f"the metadata of {label} {what}; {advice}")
+        check_fields(values, label, advice)
+        metadata = cls(**{name: _without_lists(value) for name, value in values.items()})
+        check_consistency(metadata, label, advice)
         return metadata
+
+
+def _parsed(key: str, text: str, label: str, advice: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise InputError(
+            f"the metadata field {key.removeprefix(PREFIX)!a:.60} of {label} is not JSON; {advice}"
+        ) from None
+
+
+def _without_lists(value: Any) -> Any:
+    """JSON has lists where metadata have tuples; dicts stay as they are."""
+    return tuple(map(_without_lists, value)) if isinstance(value, list) else value

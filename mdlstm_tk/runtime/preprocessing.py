@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.runtime.io.image_checks import check_image, directory_problem
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array
 from mdlstm_tk.sizes import format_size
 
@@ -31,6 +32,19 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", "
 DECODERS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")  # others of Pillow's start programs
 LUMA = (19595, 38470, 7471)  # of 65536: 0.299, 0.587, 0.114, as Pillow rounds them
 PIXEL_BYTES = 4 * FLOAT_BYTES  # red, green, blue and opacity
+BLOCK_PIXELS = 2**20  # that are blended with white at a time, so that 16-bit products take little memory
+
+ORIENTATION = 0x0112  # tag of EXIF
+# What turns an image upright, by its orientation in EXIF; names of Pillow's Transpose.
+UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 
 
 @dataclass(frozen=True)
@@ -98,11 +112,12 @@ def decode_image(data: bytes, label: str, max_bytes: int = MAX_BYTES) -> Array:
         (H, W) if the image is grey, else (H, W, 3): uint8, uint16 or float32.
 
     Raises:
-        InputError: the file is not such an image, is damaged, or is too large.
+        InputError: the file is not such an image, is damaged, is too large, or would take long to decode
+            (see `mdlstm_tk.runtime.io.image_checks`).
         MissingExtraError: Pillow is not installed.
     """
     module: Any = require("PIL.Image", "image")
-    operations: Any = require("PIL.ImageOps", "image")
+    check_image(data, label)
     if module.MAX_IMAGE_PIXELS is not None:  # Pillow warns and then refuses above its own, fixed limit
         module.MAX_IMAGE_PIXELS = max(module.MAX_IMAGE_PIXELS, max_bytes // PIXEL_BYTES)
     try:
@@ -114,9 +129,8 @@ def decode_image(data: bytes, label: str, max_bytes: int = MAX_BYTES) -> Array:
                     f"bytes, more than {max_bytes}; allow more with --max-bytes"
                 )
             image.load()
-            with suppress(Exception):  # damaged EXIF data do not make the pixels unusable
-                operations.exif_transpose(image, in_place=True)
-            return _pixels(image)
+            turn = UPRIGHT.get(_orientation(image))
+            return _pixels(image if turn is None else image.transpose(module.Transpose[turn]))
     except (InputError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise all kinds of exceptions for damaged images
@@ -165,9 +179,29 @@ def _pixels(image: Any) -> Array:
     if image.mode == "F":
         return np.asarray(image, dtype=np.float32)
     if image.has_transparency_data:
-        is_grey = image.mode in ("1", "L", "LA", "La")
-        pixels = np.asarray(image.convert("RGBA")).astype(np.uint16)
-        colours, opacity = pixels[..., :3], pixels[..., 3:]  # 255 · 255 + 127 fits into 16 bits
-        blended = ((colours * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
-        return np.ascontiguousarray(blended[..., 0]) if is_grey else blended
+        return _blended_with_white(image)
     return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+
+
+def _blended_with_white(image: Any) -> Array:
+    """The pixels of a transparent Pillow image on a white background: (H, W) or (H, W, 3) uint8."""
+    channels = 1 if image.mode in ("1", "L", "LA", "La") else 3
+    result = np.empty((image.height, image.width, channels), np.uint8)
+    rows = max(1, BLOCK_PIXELS // max(image.width, 1))
+    for top in range(0, image.height, rows):
+        block = image.crop((0, top, image.width, min(top + rows, image.height)))
+        pixels = np.asarray(block.convert("RGBA")).astype(np.uint16)
+        colours, opacity = pixels[..., :channels], pixels[..., 3:]  # 255 · 255 + 127 fits into 16 bits
+        result[top : top + rows] = (colours * opacity + 255 * (255 - opacity) + 127) // 255
+    return result[..., 0] if channels == 1 else result
+
+
+def _orientation(image: Any) -> int:
+    """The orientation of a Pillow image in its EXIF data; 1, upright, if there are none or they are damaged.
+    Damaged EXIF data do not make the pixels unusable."""
+    exif = image.info.get("exif", b"")
+    if isinstance(exif, bytes) and directory_problem(exif.removeprefix(b"Exif\0\0")):
+        return 1
+    with suppress(Exception):  # Pillow raises all kinds of exceptions for damaged EXIF data
+        return int(image.getexif().get(ORIENTATION, 1))
+    return 1

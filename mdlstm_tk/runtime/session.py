@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import numpy as np
 
 from mdlstm_tk.errors import InputError, MDLSTMError, require
 from mdlstm_tk.runtime.cuda_graph import CudaGraphRunner
-from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array, read_capped
+from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, read_capped
 from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.metadata_checks import check_agreement, types_of
 from mdlstm_tk.runtime.providers import create_session, one_line
 from mdlstm_tk.runtime.security.model_check import check_model
 from mdlstm_tk.runtime.shapes import Shapes
@@ -89,18 +89,15 @@ class Session:
         except UnicodeDecodeError:
             raise InputError(f"the metadata of {label} are not UTF-8; export the model again") from None
         self.metadata = Metadata.from_props(props, label)
-        sample_bytes = prod(self.metadata.grid or ()) * self.metadata.channels * FLOAT_BYTES
+        sample_bytes = self.metadata.sample_bytes
         if sample_bytes > max_bytes:
             raise InputError(
                 f"one sample for {label} takes {sample_bytes} bytes, more than {max_bytes}; "
                 "allow more with --max-bytes"
             )
         self._output_names = [tensor.name for tensor in self._session.get_outputs()]
-        if set(self._output_names) != set(self.metadata.output_names):
-            raise InputError(
-                f"{label} has the outputs {', '.join(self._output_names)}, but its metadata name "
-                f"{', '.join(self.metadata.output_names)}; export the model again"
-            )
+        inputs, outputs = types_of(self._session.get_inputs()), types_of(self._session.get_outputs())
+        check_agreement(self.metadata, inputs, outputs, label)
         self._shapes = Shapes(self.metadata)
         self._timeout = timeout
 
@@ -238,9 +235,9 @@ class Session:
         outputs = {name: by_name[name] for name in metadata.output_names}
         for name, y in outputs.items():
             lacks_grid = metadata.windows[name] is not None and y.ndim != metadata.ndim + 2
-            if y.shape[:1] != samples.shape[:1] or lacks_grid:
+            if y.dtype.kind not in "buif" or y.shape[:1] != samples.shape[:1] or lacks_grid or not y.size:
                 raise MDLSTMError(
-                    f"the model returned '{name}' of shape {y.shape} for x of shape {samples.shape}, which "
+                    f"the model returned '{name}' of {y.dtype} and shape {y.shape} for x of shape {samples.shape}, which "
                     "contradicts its metadata; export it again"
                 )
         return outputs

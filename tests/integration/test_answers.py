@@ -251,7 +251,7 @@ def parse(text: str, file_format: str, option: tuple[Any, ...]) -> Iterator[tupl
         if file_format == "csv" and option[:1] == ("--top",):
             ranked[record["label_2"]] = float(record["probability_2"])
         if file_format == "csv" and option == ("--probabilities",):
-            ranked = {name: float(record[name]) for name in CLASSES["classify"]}
+            ranked = {name: float(record[f"probability_{name}"]) for name in CLASSES["classify"]}
             ranked = dict(sorted(ranked.items(), key=lambda item: -item[1]))
         yield file, seen[file], list(ranked.items())
         seen[file] += 1

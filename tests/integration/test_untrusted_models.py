@@ -159,9 +159,9 @@ MODELS: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         "'Neg' in the domain",
     ),
     "grid of terabytes": (lambda: crafted(grid="[1000000, 1000000]"), "one sample"),
-    "grid of strings": (lambda: crafted(grid='["a", 2]'), "damaged"),
-    "layout that is a number": (lambda: crafted(layout="3"), "damaged"),
-    "deeply nested metadata": (lambda: crafted(parity="[" * 100_000), "damaged"),
+    "grid of strings": (lambda: crafted(grid='["a", 2]'), "'grid'"),
+    "layout that is a number": (lambda: crafted(layout="3"), "'layout'"),
+    "deeply nested metadata": (lambda: crafted(parity="[" * 100_000), "'parity'"),
 }
 
 

@@ -1,0 +1,116 @@
+"""Text from outside, such as the names of files and classes: how it is printed, written and checked.
+
+Names in a stranger's files may hold commands for the terminal, line breaks that forge a second line of
+output, or controls that turn the order of the characters around. Every way out of this package therefore
+passes through one of these functions. Ordinary Unicode stays as it is, including the joiners that emoji and
+Indic scripts need.
+
+printable     for people: terminals, logs, error messages, pages and plots
+text_field    for one field of a line, from which `text_of_field` returns the exact name
+to_json       for JSON
+shell_quoted  for a command to paste into a shell
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+from typing import Any
+
+# Control characters (C0, DEL, C1), line and paragraph separators, bidirectional controls, and surrogates,
+# which stand for the bytes of file names that are not UTF-8.
+_UNSAFE = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
+_UNSAFE_OR_BACKSLASH = re.compile(rf"\\|{_UNSAFE.pattern}")
+_ESCAPE = re.compile(r"\\(?:([\\nrt])|x([0-9a-f]{2})|u([0-9a-f]{4}))")
+_LETTERS = {"\\": "\\", "\n": "n", "\r": "r", "\t": "t"}
+
+
+def is_plain_text(text: str) -> bool:
+    """Whether a text holds no control character, no separator of lines or paragraphs, no bidirectional
+    control and no surrogate."""
+    return _UNSAFE.search(text) is None
+
+
+def printable(text: object) -> str:
+    r"""A text as people may see it: unsafe characters become escapes such as `\n`, `\x1b` and `\u202e`.
+
+    A backslash stays as it is, since paths on Windows are full of them. Where a program reads the text,
+    `text_field` is the right function.
+    """
+    return _UNSAFE.sub(_escaped, str(text))
+
+
+def text_field(text: str) -> str:
+    r"""A text as one field of a line: escaped as by `printable`, and each backslash is doubled.
+
+    The result holds no tab and no line break, can be encoded in UTF-8, and differs for different texts.
+    """
+    return _UNSAFE_OR_BACKSLASH.sub(_escaped, text)
+
+
+def text_of_field(field: str) -> str:
+    """The text that `text_field` turned into this field."""
+    characters = {letter: character for character, letter in _LETTERS.items()}
+
+    def unescaped(match: re.Match[str]) -> str:
+        letter, *digits = match.groups()
+        return characters[letter] if letter else chr(int(digits[0] or digits[1], 16))
+
+    return _ESCAPE.sub(unescaped, field)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    r"""JSON that every parser takes: NaN and infinity become null, and unsafe characters `\u` escapes.
+
+    The surrogates of a file name that is not UTF-8 are escaped, too, so that Python's `os.fsencode` makes
+    the exact name of what `json.loads` returns.
+    """
+    try:
+        text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    # json.dumps has escaped C0; what is left lies inside strings, but for the line breaks of `indent`.
+    return _UNSAFE.sub(lambda match: "\n" if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
+
+
+def shell_quoted(path: str | os.PathLike[str]) -> str:
+    """A path as one word of a shell command.
+
+    Unsafe characters are written byte by byte as `$'\\012'`, which bash, zsh and ksh take. A path that
+    begins with "-" gets "./" in front, so that no program takes it for an option.
+    """
+    text = os.fspath(path)
+    text = f"./{text}" if text.startswith("-") else text
+    if is_plain_text(text):
+        return shlex.quote(text)
+    escaped = re.sub(r"[\\']", r"\\\g<0>", text)
+    return f"$'{_UNSAFE.sub(_octal, escaped)}'"
+
+
+def _escaped(match: re.Match[str]) -> str:
+    character = match[0]
+    if letter := _LETTERS.get(character):
+        return f"\\{letter}"
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def _octal(match: re.Match[str]) -> str:
+    try:
+        data = match[0].encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte, as file names on Windows may hold
+        data = match[0].encode("utf-8", "surrogatepass")
+    return "".join(f"\\{byte:03o}" for byte in data)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(entry) for entry in value]
+    return value
