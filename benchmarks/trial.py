@@ -32,6 +32,7 @@ from mdlstm_tk.data import KINDS, Kind
 from mdlstm_tk.data.collate import collate
 from mdlstm_tk.export import export_run
 from mdlstm_tk.runtime.postprocessing import labels, transcripts
+from mdlstm_tk.text import text_of_field
 from mdlstm_tk.training import (
     Run,
     default_config,
@@ -156,7 +157,8 @@ def read_results(kind: Kind, data: Data, model: Path, folder: Path) -> dict[tupl
         infer(*paths, "-m", model, "-o", folder / "answers.csv")
         with (folder / "answers.csv").open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
-                answers[Path(text_of_field(row["file"])), row["array"] or "y"] = row.get("label", row.get("text"))
+                key = Path(text_of_field(row["file"])), text_of_field(row["array"]) or "y"
+                answers[key] = row.get("label", row.get("text"))
     results = {}
     for path in paths:
         result = folder / "outputs" / f"{path.stem}.out.npz"

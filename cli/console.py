@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from mdlstm_tk.text import printable, shell_quoted, to_json
+from mdlstm_tk.text import printable, to_json
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,6 +10,7 @@ import typer
 from mdlstm_tk.cli.console import heading, note
 from mdlstm_tk.cli.options import OUTPUT, ForceFolder
 from mdlstm_tk.errors import require
+from mdlstm_tk.text import shell_quoted
 
 
 def demo(
@@ -39,22 +40,22 @@ def demo(
 
     config = TrainConfig(steps=steps)
     run = new_run("demo", output, force)
-    heading(f"[1/4] mdlstm train -o {run.folder} --steps {steps}")
+    heading(f"[1/4] mdlstm train -o {shell_quoted(run.folder)} --steps {steps}")
     train_with_progress(new_job(config, run.folder, force=True))
 
-    heading(f"[2/4] mdlstm export {run.folder} --size 8 --size 32")
+    heading(f"[2/4] mdlstm export {shell_quoted(run.folder)} --size 8 --size 32")
     export(run.folder, ["8", "32"], force=True)
 
     matrix = run.folder / "matrix.npy"
     batch = DiagonalTask(config.grid).batch(seed=2026, step=0, count=1)
     save_array(matrix, batch.x[0, ..., 0])
     model = run.folder / "model-8x8.onnx"
-    heading(f"[3/4] mdlstm infer {matrix} -m {model}")
+    heading(f"[3/4] mdlstm infer {shell_quoted(matrix)} -m {shell_quoted(model)}")
     infer([str(matrix)], str(model), force=True)
     y = load_array(matrix.with_name("matrix.out.npy"))
     row, column = batch.second[0].tolist()
     note(f"the target's second one is at row {row}, column {column}; predicted there: {y[row, column]:.3f}")
 
-    heading(f"[4/4] mdlstm verify {model} --against {run.folder}")
+    heading(f"[4/4] mdlstm verify {shell_quoted(model)} --against {shell_quoted(run.folder)}")
     verify(model, run.folder)
     note(f"look at {run.curves} and {run.prediction}")

@@ -167,7 +167,9 @@ def export(
     else:
         for report in reports:
             note(report.summary())
-    next_command(target.next_command if target else f"mdlstm infer FILE -m {shell_quoted(reports[-1].path)}")
+    next_command(
+        target.next_command if target else f"mdlstm infer FILE -m {shell_quoted(reports[-1].path)}"
+    )
 
 
 def _target(

@@ -81,8 +81,8 @@ def infer(
         typer.Option(
             "--format",
             help="File format of the results: txt, csv and json hold labels, texts and masks, npy and npz "
-            "the network's outputs; png holds masks, or values clipped to [0, 1] with 8 bits. The fields of "
-            "txt are separated by tabs.",
+            "the network's outputs; png holds masks, or values clipped to [0, 1] with 8 bits. "
+            "The fields of txt are separated by tabs.",
             show_default="txt for labels and texts, png for masks, npz for .npz inputs, else npy",
             rich_help_panel=OUTPUT,
         ),

@@ -44,7 +44,9 @@ def info(
             [str(target), ""], [[name, _text(name, value)] for name, value in properties.items()], texts=2
         )
     next_command(
-        f"mdlstm infer FILE -m {shell_quoted(models[-1])}" if models else f"mdlstm export {shell_quoted(target)}"
+        f"mdlstm infer FILE -m {shell_quoted(models[-1])}"
+        if models
+        else f"mdlstm export {shell_quoted(target)}"
     )
 
 

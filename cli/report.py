@@ -65,5 +65,7 @@ def report(
         note(f"{page}: {size / 1024:.0f} KiB; open it in a browser")
     models = sorted(source.folder.glob("model*.onnx"))
     next_command(
-        f"mdlstm infer FILE -m {shell_quoted(models[-1])}" if models else f"mdlstm export {shell_quoted(source.folder)}"
+        f"mdlstm infer FILE -m {shell_quoted(models[-1])}"
+        if models
+        else f"mdlstm export {shell_quoted(source.folder)}"
     )

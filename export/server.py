@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 import onnx
+from google.protobuf import text_encoding
 
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError
@@ -98,7 +99,7 @@ def server_config(
     """
     return f"""\
 # Written by mdlstm-tk {__version__}. You may edit this file: further exports only add versions.
-name: {json.dumps(name)}
+name: {protobuf_text(name)}
 backend: "onnxruntime"
 max_batch_size: {MAX_BATCH}
 input [{",".join(map(_config_entry, inputs))}
@@ -123,6 +124,11 @@ optimization {{
 """
 
 
+def protobuf_text(text: str) -> str:
+    """A string as protobuf's text format takes it; other characters than ASCII are escaped byte by byte."""
+    return f'"{text_encoding.CEscape(text.encode(), False)}"'
+
+
 def _config_entry(tensor: TensorSpec) -> str:
     if tensor.dtype not in TYPES:
         raise InputError(
@@ -136,7 +142,7 @@ def _config_entry(tensor: TensorSpec) -> str:
     dims = ", ".join(str(-1 if extent is None else extent) for extent in tensor.shape[1:])
     return f"""
   {{
-    name: {json.dumps(tensor.name)}
+    name: {protobuf_text(tensor.name)}
     data_type: {TYPES[tensor.dtype]}
     dims: [ {dims} ]
   }}"""
@@ -152,8 +158,8 @@ def _parameters(preprocessing: str) -> str:
 # Both are in mdlstm_tk.runtime.preprocessing, which needs NumPy and Pillow. Clients read this value with
 # get_model_config.
 parameters {{
-  key: {json.dumps(PREPROCESSING)}
-  value: {{ string_value: {json.dumps(preprocessing)} }}
+  key: {protobuf_text(PREPROCESSING)}
+  value: {{ string_value: {protobuf_text(preprocessing)} }}
 }}
 """
 

@@ -8,13 +8,15 @@ DIR/ort/                                    onnxruntime-web
 
 from __future__ import annotations
 
+import gzip
 import hashlib
-import json
+import io
 import os
 import shutil
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -23,6 +25,7 @@ from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.browser.examples import PageExample
 from mdlstm_tk.export.tensor_spec import read_metadata
 from mdlstm_tk.runtime.io.files import is_empty, staging
+from mdlstm_tk.text import printable, to_json
 
 # The page is tested with exactly this version of onnxruntime-web. The SHA-256 of its files is checked
 # wherever they come from, so a package that was tampered with is refused. To move to another version,
@@ -32,6 +35,7 @@ RUNTIME = {
     "ort.wasm.bundle.min.mjs": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
+MAX_PACKAGE_BYTES = 2**29  # of the package, unpacked
 MANUAL_DOWNLOAD = f"or run `npm pack {PACKAGE}` on another machine and pass the file with --web-runtime"
 
 
@@ -93,8 +97,8 @@ def write_page(
         MDLSTMError: the folder cannot be written.
     """
     data = model.read_bytes()
-    model_info = json.dumps(_model_info(data, name, model.name), indent=2)
-    page_examples = json.dumps([example.to_json() for example in examples], ensure_ascii=False)
+    model_info = to_json(_model_info(data, printable(name), model.name), indent=2)
+    page_examples = to_json([example.to_json() for example in examples])
     with staging(folder) as stage, as_file(files("mdlstm_tk.export.browser") / "static") as static:
         page = stage / "page"
         shutil.copytree(static, page, copy_function=shutil.copyfile)
@@ -169,9 +173,8 @@ def _read_runtime(source: Path) -> dict[str, bytes]:
         if source.is_dir():
             contents = {name: (source / "dist" / name).read_bytes() for name in RUNTIME}
         else:
-            with tarfile.open(source, "r:gz") as package:
-                contents = {name: _read_member(package, f"package/dist/{name}") for name in RUNTIME}
-    except (OSError, KeyError, EOFError, tarfile.TarError) as error:
+            contents = _read_package(source)
+    except (OSError, KeyError, ValueError, EOFError, tarfile.TarError, zlib.error) as error:
         raise InputError(
             f"{source} is not {PACKAGE}: {' '.join(str(error).split()) or type(error).__name__}; "
             f"make it with: npm pack {PACKAGE}"
@@ -184,9 +187,32 @@ def _read_runtime(source: Path) -> dict[str, bytes]:
     return contents
 
 
-def _read_member(package: tarfile.TarFile, name: str) -> bytes:
-    file = package.extractfile(name)
-    if file is None:
-        raise KeyError(f"{name} is not a file")
-    with file:
-        return file.read()
+def _read_package(source: Path) -> dict[str, bytes]:
+    """Read the files from the package as npm packs it. Links in it are not followed."""
+    wanted = {f"package/dist/{name}": name for name in RUNTIME}
+    contents: dict[str, bytes] = {}
+    with gzip.open(source) as unpacked, tarfile.open(fileobj=_Bounded(unpacked), mode="r|") as package:
+        for member in package:
+            name = wanted.get(member.name)
+            file = package.extractfile(member) if name and member.isreg() else None
+            if name and file and not member.issparse():
+                contents[name] = file.read()
+    if missing := RUNTIME.keys() - contents.keys():
+        raise KeyError(f"it lacks the file {min(missing)}")
+    return contents
+
+
+class _Bounded(io.BytesIO):
+    """A file that ends with an error after `MAX_PACKAGE_BYTES`: a small archive can unpack to terabytes."""
+
+    def __init__(self, file: gzip.GzipFile) -> None:
+        super().__init__()
+        self.file, self.left = file, MAX_PACKAGE_BYTES
+
+    def read(self, size: int | None = -1) -> bytes:
+        most = self.left + 1
+        data = self.file.read(most if size is None or size < 0 else min(size, most))
+        self.left -= len(data)
+        if self.left < 0:
+            raise ValueError(f"it unpacks to more than {MAX_PACKAGE_BYTES} bytes")
+        return data

@@ -35,6 +35,7 @@ from mdlstm_tk.export.verification.report import Outcome, VerificationReport
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.shapes import Shapes
+from mdlstm_tk.text import shell_quoted
 from mdlstm_tk.training import Run, load_checkpoint
 
 Runtime = Callable[[Case], dict[str, Array]]
@@ -92,7 +93,9 @@ def verify_model(
     model = Path(model)
     files = sorted(model.glob("[!.]*.onnx")) if model.is_dir() else [model]
     if not files:
-        raise InputError(f"the folder {model} holds no .onnx model; make one with: mdlstm export {model}")
+        raise InputError(
+            f"the folder {model} holds no .onnx model; make one with: mdlstm export {shell_quoted(model)}"
+        )
     limit = MAX_BYTES if max_bytes is None else max_bytes
     origins: dict[Path, _Origin] = {}
     groups: dict[str, list[str]] = {}

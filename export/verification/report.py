@@ -12,6 +12,7 @@ from mdlstm_tk.export.verification.divergence import Divergence
 from mdlstm_tk.export.verification.parity import Parity
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.sizes import format_size
+from mdlstm_tk.text import shell_quoted
 from mdlstm_tk.training import Run
 
 
@@ -112,7 +113,7 @@ class VerificationReport:
         if self.run is not None:
             advice = (
                 "; if the model was exported from another run or checkpoint, name that, else export it "
-                f"again with: mdlstm export {self.run.folder} --force"
+                f"again with: mdlstm export {shell_quoted(self.run.folder)} --force"
             )
         raise ParityError(
             f"{', '.join(self.failed)}: error {worst.parity.max_abs:.1e} against {self.reference} on "

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Undefined
+from markupsafe import Markup
 
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
@@ -22,6 +23,7 @@ from mdlstm_tk.report.text_alignment import Edit, align
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
 from mdlstm_tk.runtime.postprocessing import labels, probabilities, transcripts
 from mdlstm_tk.sizes import format_size
+from mdlstm_tk.text import printable, shell_quoted
 from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, load_checkpoint, load_task
 from mdlstm_tk.training.networks import count_parameters
 from mdlstm_tk.viz.panels import class_color, sample_panels
@@ -137,6 +139,7 @@ def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=_finalize,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -148,8 +151,14 @@ def _template() -> Template:
         duration=_format_duration,
         bytes=_format_bytes,
         ms=_format_ms,
+        shell=shell_quoted,
     )
     return environment.get_template("report.html")
+
+
+def _finalize(value: Any) -> Any:
+    """What the page shows for a value: names may come from strangers. HTML is escaped afterwards."""
+    return value if isinstance(value, Markup | Undefined) else printable(value)
 
 
 def _read_result(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:

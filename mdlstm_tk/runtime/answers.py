@@ -7,8 +7,8 @@
 Labels and texts are written as txt (one line per sample), csv (a table with a heading) or json (a list of
 objects). One document holds the answers for any number of files.
 
-txt    The fields of a line are separated by tabs: the file (if there are several), the array (of a .npz), and
-       the label or text; with `top`, label and probability in turn. Each field is escaped as by
+txt    The fields of a line are separated by tabs: the file (if there are several), the array (of a .npz),
+       and the label or text; with `top`, label and probability in turn. Each field is escaped as by
        `mdlstm_tk.text.text_field`, and `text_of_field` returns what it was.
 csv    As Python's csv module and spreadsheets read it (RFC 4180). The names of files and arrays are escaped
        as in txt, labels and texts need no escapes. A field may begin with "=": see docs/security.md.
@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.postprocessing import class_axis, labels, mask_values, probabilities, transcripts
@@ -99,7 +100,12 @@ def decode(y: Array, metadata: Metadata, top: int = 1, array: str | None = None)
     Returns:
         "classify" and "transcribe": a list of one `Answer` per sample. "segment": a mask (H, W) or
         (N, H, W) of the values that the classes have in the masks of the training data. Other kinds: y.
+
+    Raises:
+        MDLSTMError: y has another shape than the metadata say.
     """
+    if metadata.kind in CLASS_KINDS:
+        _check_shape(y, metadata)
     if metadata.kind == "segment":
         return mask_values(labels(y, class_axis(y, metadata)), metadata.mask_values)
     if metadata.kind not in ANSWER_KINDS:
@@ -116,6 +122,17 @@ def decode(y: Array, metadata: Metadata, top: int = 1, array: str | None = None)
         ranked = tuple((classes[c], round(float(row[c]), PROBABILITY_DIGITS)) for c in order)
         answers.append(Answer(ranked[0][0], array, k, ranked))
     return answers
+
+
+def _check_shape(y: Array, metadata: Metadata) -> None:
+    """Check that y holds as many numbers as there are classes. The graph of a model may leave that open."""
+    ndim = {"classify": 1, "transcribe": 2}.get(metadata.kind or "", metadata.ndim + 1)
+    is_valid = y.ndim in (ndim, ndim + 1) and y.shape[class_axis(y, metadata)] == metadata.outputs
+    if not is_valid or not y.size:
+        raise MDLSTMError(
+            f"the model returned shape {y.shape}, expected {metadata.outputs} outputs as it is of kind "
+            f"{metadata.kind}; export it again"
+        )
 
 
 class AnswerDocument:

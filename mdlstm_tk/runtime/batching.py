@@ -243,7 +243,13 @@ def _outputs_of(job: Job, results: Mapping[str | None, Outputs | InputError]) ->
             raise InputError(f"{job.source}: {y}" if name is None else f"{name!a} in {job.source}: {y}")
         if isinstance(y, dict):
             prefix = "" if name is None else f"{name}."
-            outputs |= {f"{prefix}{output}": array for output, array in y.items()}
+            named: Arrays = {f"{prefix}{output}": array for output, array in y.items()}
+            if twice := outputs.keys() & named.keys():
+                raise InputError(
+                    f"two results of {job.source} would have the name {min(map(str, twice))!a}; "
+                    "rename its arrays"
+                )
+            outputs |= named
         else:
             outputs[name] = y
     return outputs

@@ -14,6 +14,8 @@ from mdlstm_tk.runtime.metadata_checks import MAX_BYTES, check_consistency, chec
 
 PREFIX = "mdlstm."
 SCHEMA = 2
+
+
 @dataclass(frozen=True)
 class Metadata:
     """The metadata of an exported model.
@@ -118,17 +120,17 @@ class Metadata:
             InputError: the model was not exported by mdlstm-tk, or by a newer version of it, or a field is
                 missing, unknown or wrong; the message names it.
         """
-        texts = {key: text for key, text in props.items() if key.startswith(PREFIX)}
-        if PREFIX + "schema" not in texts:
+        texts = {key.removeprefix(PREFIX): text for key, text in props.items() if key.startswith(PREFIX)}
+        if "schema" not in texts:
             raise InputError(
                 f"{label} was not exported by mdlstm-tk (it has no mdlstm.* metadata); "
                 "make one with: mdlstm export"
             )
-        if sum(len(key) + len(text) for key, text in texts.items()) > MAX_BYTES:
+        if sum(len(name) + len(text) for name, text in texts.items()) > MAX_BYTES:
             raise InputError(
                 f"the mdlstm.* metadata of {label} take more than {MAX_BYTES} characters; {advice}"
             )
-        values = {key.removeprefix(PREFIX): _parsed(key, text, label, advice) for key, text in texts.items()}
+        values = {name: _parsed(name, text, label, advice) for name, text in texts.items()}
         schema = values["schema"]
         if type(schema) is not int or schema != SCHEMA:
             raise InputError(
@@ -139,21 +141,19 @@ class Metadata:
         missing = [name for name, is_required in known.items() if is_required and name not in values]
         unknown = [name for name in values if name not in known]
         if missing or unknown:
-            what = f"lack the field {missing[0]!a}" if missing else f"have an unknown field {unknown[0]!a:.60}"
-            raise InputError(f"the metadata of {label} {what}; {advice}")
+            problem = f"lack {missing[0]!a}" if missing else f"have an unknown field {unknown[0]!a:.60}"
+            raise InputError(f"the metadata of {label} {problem}; {advice}")
         check_fields(values, label, advice)
         metadata = cls(**{name: _without_lists(value) for name, value in values.items()})
         check_consistency(metadata, label, advice)
         return metadata
 
 
-def _parsed(key: str, text: str, label: str, advice: str) -> Any:
+def _parsed(name: str, text: str, label: str, advice: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise InputError(
-            f"the metadata field {key.removeprefix(PREFIX)!a:.60} of {label} is not JSON; {advice}"
-        ) from None
+        raise InputError(f"the metadata field {name!a:.60} of {label} is not JSON; {advice}") from None
 
 
 def _without_lists(value: Any) -> Any:

@@ -268,8 +268,8 @@ def check_agreement(
         )
         if expected:
             raise InputError(
-                f"{name!a} in the graph of {label} has {tensor.dtype} of shape {_shape_text(tensor.shape)}, "
-                f"expected {expected} by its metadata; {advice}"
+                f"{name!a} in the graph of {label} has {tensor.dtype} of shape "
+                f"{_shape_text(tensor.shape)}, expected {expected} by its metadata; {advice}"
             )
 
 

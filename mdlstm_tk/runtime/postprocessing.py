@@ -37,6 +37,9 @@ def labels(logits: Floats, axis: int = -1) -> npt.NDArray[np.int64]:
 
 def probabilities(logits: Floats, axis: int = -1) -> Floats:
     """Softmax over the axis of the classes; the shape stays the same."""
+    logits = logits.astype(
+        np.result_type(logits.dtype, np.float16), copy=False
+    )  # a model may return integers
     exponentials = np.exp(logits - logits.max(axis=axis, keepdims=True))
     result: Floats = exponentials / exponentials.sum(axis=axis, keepdims=True)
     return result

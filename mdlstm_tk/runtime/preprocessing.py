@@ -197,8 +197,10 @@ def _blended_with_white(image: Any) -> Array:
 
 
 def _orientation(image: Any) -> int:
-    """The orientation of a Pillow image in its EXIF data; 1, upright, if there are none or they are damaged.
-    Damaged EXIF data do not make the pixels unusable."""
+    """The orientation of a Pillow image in its EXIF data; 1, upright, if there are none.
+
+    It is also 1 if they are damaged, which does not make the pixels unusable.
+    """
     exif = image.info.get("exif", b"")
     if isinstance(exif, bytes) and directory_problem(exif.removeprefix(b"Exif\0\0")):
         return 1

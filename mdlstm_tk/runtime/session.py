@@ -237,8 +237,8 @@ class Session:
             lacks_grid = metadata.windows[name] is not None and y.ndim != metadata.ndim + 2
             if y.dtype.kind not in "buif" or y.shape[:1] != samples.shape[:1] or lacks_grid or not y.size:
                 raise MDLSTMError(
-                    f"the model returned '{name}' of {y.dtype} and shape {y.shape} for x of shape {samples.shape}, which "
-                    "contradicts its metadata; export it again"
+                    f"the model returned '{name}' of {y.dtype} and shape {y.shape} for x of shape "
+                    f"{samples.shape}, which contradicts its metadata; export it again"
                 )
         return outputs
 

@@ -11,13 +11,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mdlstm_tk.runtime.io.files import atomic_write
+from mdlstm_tk.text import printable
 from mdlstm_tk.training.progress import WINDOW, running_mean
 from mdlstm_tk.training.run_folder import metric_names
 from mdlstm_tk.viz.panels import Panel
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 COLORS = ("#0b6e99", "#d1495b", "#6a994e", "#8d6a9f")  # distinguishable with any color vision
+MAX_ASPECT = 8  # height by width of a panel; matplotlib refuses pictures of 65536 pixels
 METRIC_LABELS = {"relevant": "relevant loss (position of the second one)", "mse": "mean squared error"}
+
+
+def plain(text: str) -> str:
+    """A text as matplotlib takes it: names of classes and files may hold "$", which begins a formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def draw_curves(path: Path, title: str, records: Sequence[Mapping[str, Any]]) -> None:
@@ -30,7 +37,7 @@ def draw_curves(path: Path, title: str, records: Sequence[Mapping[str, Any]]) ->
     """
     names = metric_names(records)
     figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     axes = figure.subplots(1, len(names), squeeze=False)[0]
     for axis, name, color in zip(axes, names, COLORS, strict=False):
         draw_curve(axis, name, color, records)
@@ -51,22 +58,22 @@ def draw_curve(axis: Any, name: str, color: str, records: Sequence[Mapping[str, 
     label = METRIC_LABELS.get(name, name.replace("_", " "))
     if name == "loss" and "relevant" in records[0]:
         label = "overall loss (all positions)"
-    _finish_axis(axis, label, logarithmic=min(values) > 0)
+    _finish_axis(axis, plain(label), logarithmic=min(values) > 0)
     axis.legend(frameon=False)
 
 
 def draw_panels(path: Path, title: str, panels: Sequence[Panel], columns: int) -> None:
     """Draw panels in rows of `columns`."""
     rows = -(-len(panels) // columns)
-    aspect = max(panel.image.shape[0] / panel.image.shape[1] for panel in panels)
+    aspect = min(max(panel.image.shape[0] / panel.image.shape[1] for panel in panels), MAX_ASPECT)
     figure = Figure(figsize=(3 * columns, rows * (3 * aspect + 0.4) + 0.5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
     for axis, panel in zip(axes, panels, strict=False):
         axis.imshow(panel.image, interpolation="nearest")
-        axis.set_title(f"{panel.name}  {panel.value_range}", fontsize=10)
+        axis.set_title(f"{plain(panel.name)}  {panel.value_range}", fontsize=10)
     _save(figure, path)
 
 
@@ -75,7 +82,7 @@ def draw_before_and_after(
 ) -> None:
     """Draw a matrix, its target, and the predictions before and after training, each (H, W) in [0, 1]."""
     figure = Figure(figsize=(9, 6), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     rows = (("before training", before), ("after training", after))
     for row, (axes, (when, prediction)) in enumerate(zip(figure.subplots(2, 3), rows, strict=True)):
         grids = (("input", x), (f"prediction {when}", prediction), ("truth", truth))
@@ -102,12 +109,12 @@ def draw_loss_comparison(
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
-    axis.set_title(title)
+    axis.set_title(plain(title))
     for (model, seeds), color in zip(losses.items(), COLORS, strict=False):
         smooth = np.stack([running_mean(values) for values in seeds])  # (seeds, steps)
         steps = np.arange(1, smooth.shape[1] + 1)
         axis.fill_between(steps, smooth.min(axis=0), smooth.max(axis=0), color=color, alpha=0.2, lw=0)
-        axis.plot(steps, np.median(smooth, axis=0), color=color, label=model)
+        axis.plot(steps, np.median(smooth, axis=0), color=color, label=plain(model))
     _finish_axis(axis, label)
     axis.legend(frameon=False)
     _save(figure, path)

@@ -15,6 +15,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from PIL import Image
 
+from mdlstm_tk.text import printable
 from mdlstm_tk.training.run_folder import metric_names
 from mdlstm_tk.viz.panels import Panel
 from mdlstm_tk.viz.plots import COLORS, draw_curve
@@ -73,10 +74,10 @@ def _svg_curve(name: str, color: str, css_color: str, records: Sequence[Mapping[
     draw_curve(figure.subplots(), name, color, records)
     buffer = io.StringIO()
     # Text stays text; the salt keeps the ids of several figures in one page apart.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": printable(name)}):
         figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace("#000000", "currentColor").replace(color, css_color)
     svg = re.sub(r'font: (\d+)px [^;"]*', r"font-size: \1px", svg)
-    label = escape(f"{name.replace('_', ' ')} over {len(records)} training steps")
+    label = escape(f"{printable(name).replace('_', ' ')} over {len(records)} training steps")
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))

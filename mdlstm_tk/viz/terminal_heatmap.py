@@ -10,6 +10,8 @@ from rich.columns import Columns
 from rich.console import Console, Group
 from rich.text import Text
 
+from mdlstm_tk.text import printable
+
 # nine evenly spaced colors of the map viridis; those between are interpolated
 VIRIDIS = np.array(
     [
@@ -30,7 +32,7 @@ Floats = npt.NDArray[np.floating[Any]]
 def show_grids(console: Console, grids: dict[str, Floats]) -> None:
     """Print grids (H, W) side by side, each with its name and value range.
 
-    A grid that does not fit is subsampled.
+    A grid that does not fit is subsampled. NaN is shown as the smallest value.
 
     Args:
         console: the terminal.
@@ -42,9 +44,10 @@ def show_grids(console: Console, grids: dict[str, Floats]) -> None:
 
 
 def _heatmap(name: str, grid: Floats, max_extent: int) -> Group:
-    low, high = float(grid.min()), float(grid.max())
+    finite = grid[np.isfinite(grid)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     stride = -(-max(grid.shape) // max_extent)
-    values = grid[::stride, ::stride]
+    values = np.clip(np.nan_to_num(grid[::stride, ::stride].astype(float), nan=low), low, high)
     unit = (values - low) / (high - low) if high > low else np.zeros_like(values)
     scaled = unit * (len(VIRIDIS) - 1)
     lower = np.minimum(scaled.astype(int), len(VIRIDIS) - 2)
@@ -52,4 +55,4 @@ def _heatmap(name: str, grid: Floats, max_extent: int) -> Group:
     colors = (VIRIDIS[lower] * (1 - weight) + VIRIDIS[lower + 1] * weight).astype(int)  # (H, W, 3)
     lines = [Text.assemble(*(("  ", f"on rgb({r},{g},{b})") for r, g, b in row.tolist())) for row in colors]
     suffix = f", stride {stride}" if stride > 1 else ""
-    return Group(Text(f"{name}  {low:.3g} … {high:.3g}{suffix}"), *lines)
+    return Group(Text(f"{printable(name)}  {low:.3g} … {high:.3g}{suffix}"), *lines)

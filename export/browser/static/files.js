@@ -37,8 +37,9 @@ async function readNpy(file) {
   if (shape.length !== 3 || Math.min(...shape) < 1)
     throw new Error(`${file.name} has shape (${dims.join(", ")}), expected (H, W) or (H, W, C)`);
   const itemSize = Number(dtype.slice(1));
+  const count = shape.reduce((product, extent) => product * extent);
+  if (end + count * itemSize > view.byteLength) throw new Error(`${file.name} is cut short`); // before it is allocated
   const result = makeGrid(...shape);
-  if (end + result.data.length * itemSize > view.byteLength) throw new Error(`${file.name} is cut short`);
   const isFortranOrder = /'fortran_order':\s*True/.test(header);
   const [height, width, channels] = shape;
   let offset = end;

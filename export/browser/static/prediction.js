@@ -112,4 +112,4 @@ export class Prediction {
 }
 
 // A field of a CSV file.
-const quote = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+const quote = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);

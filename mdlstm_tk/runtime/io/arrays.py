@@ -115,8 +115,14 @@ def to_float32(array: Array, label: str) -> Array:
 
 
 def write_npy(file: IO[bytes], array: Array) -> None:
-    """Write the bytes that numpy.save writes, in half its time for small arrays of numbers."""
+    """Write the bytes that numpy.save writes, in half its time for small arrays of numbers.
+
+    Raises:
+        InputError: the array holds something else, such as objects, whose bytes are addresses in memory.
+    """
     array = np.asarray(array, order="C")
+    if array.dtype.kind not in "buif":
+        raise InputError(f"cannot write an array of {array.dtype}, expected real numbers")
     file.write(_npy_header(array.shape, array.dtype.str))
     file.write(array.data)
 

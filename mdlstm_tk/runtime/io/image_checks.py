@@ -36,7 +36,7 @@ class Entry(NamedTuple):
     """An entry of a TIFF directory: its tag, the number of its values, and their bytes outside it."""
 
     tag: int
-    count: int
+    values: int
     outside_bytes: int
 
 
@@ -82,8 +82,8 @@ def directory_problem(data: bytes) -> str:
         total += entry.outside_bytes
         if total > len(data):
             return "tags whose data overlap"
-        if entry.tag in STRIP_TAGS and entry.count > MAX_STRIPS:
-            return f"{entry.count} strips or tiles, expected at most {MAX_STRIPS}"
+        if entry.tag in STRIP_TAGS and entry.values > MAX_STRIPS:
+            return f"{entry.values} strips or tiles, expected at most {MAX_STRIPS}"
     return ""
 
 

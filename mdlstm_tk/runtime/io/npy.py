@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.text import is_plain_text
 
 if TYPE_CHECKING:
     import zipfile
@@ -74,10 +75,11 @@ def npz_names(file: IO[bytes], label: str) -> list[str]:
     """The names of the arrays in an open `.npz` file.
 
     Raises:
-        InputError: the file is not a `.npz`.
+        InputError: the file is not a `.npz`, or two arrays have the same name, or a name holds control
+            characters.
     """
     with _open_npz(_BoundedFile(file, label), label) as archive:
-        return [member.filename.removesuffix(".npy") for member in archive.infolist()]
+        return list(_members(archive, label))
 
 
 def read_npz(
@@ -88,26 +90,31 @@ def read_npz(
     Args:
         file: a seekable binary file. It is left open.
         label: what error messages call the file.
-        max_bytes: maximum size in bytes of all unpacked members together, and of each array as float32.
+        max_bytes: maximum size in bytes of all members together, as they are unpacked and as float32.
         names: the arrays to read; None: all.
 
     Yields:
         Pairs of a member's name without ".npy" and its array.
 
     Raises:
-        InputError: the file is not a `.npz`, is damaged or too large, or `read_npy` refuses an array.
+        InputError: the file is not a `.npz`, is damaged or too large, or has the same name twice or one
+            with control characters, or `read_npy` refuses an array.
     """
     import zipfile  # imported late: it is slow to import, and most files are .npy
 
     bounded = _BoundedFile(file, label)
     with _open_npz(bounded, label) as archive:
         bounded.reading, bounded.max_read_bytes = "a member", max_bytes
-        members = archive.infolist()
+        members = _members(archive, label)
+        too_large = InputError(
+            f"{label} unpacks to more than {max_bytes} bytes, as stored or as float32; "
+            "allow more with --max-bytes"
+        )
         # zipfile never reads more of a member than its declared size.
-        if sum(member.file_size for member in members) > max_bytes:
-            raise InputError(f"{label} unpacks to more than {max_bytes} bytes; allow more with --max-bytes")
-        for member in members:
-            name = member.filename.removesuffix(".npy")
+        if sum(member.file_size for member in members.values()) > max_bytes:
+            raise too_large
+        float_bytes = 0  # of all arrays so far: small dtypes grow
+        for name, member in members.items():
             if names is not None and name not in names:
                 continue
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -122,7 +129,26 @@ def read_npz(
                 raise
             except Exception:  # zipfile and zlib raise all kinds of exceptions for damaged members
                 raise InputError(f"{name!a} in {label} is damaged or encrypted") from None
+            float_bytes += array.size * FLOAT_BYTES
+            if float_bytes > max_bytes:
+                raise too_large
             yield name, array
+
+
+def _members(archive: zipfile.ZipFile, label: str) -> dict[str, zipfile.ZipInfo]:
+    """The members of a `.npz` by the names of their arrays, which the results repeat."""
+    members: dict[str, zipfile.ZipInfo] = {}
+    for member in archive.infolist():
+        name = member.filename.removesuffix(".npy")
+        if name in members:
+            raise InputError(f"{label} holds two arrays with the name {name!a}; rename one of them")
+        if not is_plain_text(name) or ".." in name.split("/") or name.startswith("/"):
+            raise InputError(
+                f"{label} holds an array with the name {name!a}, which has control characters or is a path "
+                "out of a folder; rename it"
+            )
+        members[name] = member
+    return members
 
 
 def _open_npz(file: _BoundedFile, label: str) -> zipfile.ZipFile:

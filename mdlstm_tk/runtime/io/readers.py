@@ -209,7 +209,7 @@ def _read_csv(data: bytes, label: str) -> Array:
     try:
         return np.loadtxt(lines, delimiter=",", comments=None, ndmin=2)
     except ValueError as error:
-        reason = str(error).split("; use")[0].rstrip(".")
+        reason = str(error).split("; use")[0].rstrip(".")[:200]
         raise InputError(
             f"{label} is not a table of comma-separated numbers without a heading: {reason}"
         ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import IO, Literal, get_args
@@ -12,6 +11,7 @@ import numpy as np
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.io.arrays import open_output, write_npy
 from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.text import to_json
 
 Format = Literal["npy", "npz", "json", "png", "csv", "txt"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -23,14 +23,17 @@ def write_arrays(target: str, arrays: Mapping[str | None, Array], file_format: F
 
     Args:
         target: path of the file, or "-" for standard output.
-        arrays: numbers.
+        arrays: real numbers.
         file_format: the format of the file.
 
     Raises:
-        InputError: the format cannot hold the arrays.
+        InputError: the format cannot hold the arrays, or they are not of numbers.
         MDLSTMError: the file cannot be written.
         MissingExtraError: the format is png, and Pillow is not installed.
     """
+    for array in arrays.values():
+        if array.dtype.kind not in "buif":
+            raise InputError(f"the result holds {array.dtype}, expected real numbers")
     if file_format not in MULTI_ARRAY_FORMATS and len(arrays) > 1:
         raise InputError(
             f"{file_format} holds one array, but the result has {len(arrays)}; use --format npz or json"
@@ -112,7 +115,7 @@ def _write_npz(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
 
 def _write_json(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
     values = {name: _finite(array, "json").tolist() for name, array in arrays.items()}
-    file.write(json.dumps(values.get(None, values)).encode() + b"\n")
+    file.write(to_json(values.get(None, values)).encode() + b"\n")
 
 
 def _write_png(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
