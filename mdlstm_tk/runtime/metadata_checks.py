@@ -7,8 +7,8 @@ a model is exported: what reading refuses is never written.
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -101,7 +101,7 @@ def _is_preprocessing(value: Any) -> bool:
 
 def _is_parity(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        key in PARITY_KEYS and type(entry) in (int, float) and math.isfinite(entry) and entry >= 0
+        key in PARITY_KEYS and type(entry) in (int, float) and 0 <= entry <= sys.float_info.max
         for key, entry in value.items()
     )
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from helpers.command import mdlstm
 
-from mdlstm_tk.cli.console import quoted
+from mdlstm_tk.text import shell_quoted
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.model_discovery import find_model
 from mdlstm_tk.training import Run, load_checkpoint
@@ -241,5 +241,5 @@ def test_a_model_for_any_size_is_taken_where_none_was_made_for_this_one(tmp_path
 
 
 def test_commands_to_type_next_are_quoted_for_a_shell() -> None:
-    assert quoted(Path("runs/md-8x8")) == "runs/md-8x8"
-    assert quoted("it's mine") == "'it'\"'\"'s mine'"
+    assert shell_quoted(Path("runs/md-8x8")) == "runs/md-8x8"
+    assert shell_quoted("it's mine") == "'it'\"'\"'s mine'"
