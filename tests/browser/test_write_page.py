@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -46,6 +47,46 @@ def test_what_is_no_runtime(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"onnxruntime-web@.*npm pack") as caught:
             load_runtime(source)
         assert "\n" not in str(caught.value)
+
+
+def packed(path: Path, *members: tarfile.TarInfo) -> Path:
+    with tarfile.open(path, "w:gz", compresslevel=1) as package:
+        for member in members:
+            package.addfile(member, io.BytesIO(bytes(member.size)) if member.isreg() else None)
+    return path
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.size, info.linkname = kind, size, link
+    return info
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
+def test_links_in_a_package_are_not_followed(kind: bytes, tmp_path: Path) -> None:
+    """A member that is a link to itself made tarfile recurse without end."""
+    names = [f"package/dist/{name}" for name in web.RUNTIME]
+    links = [member(name, kind, link=name) for name in names]
+    source = packed(tmp_path / "p.tgz", member("package/other", size=9), *links)
+    with pytest.raises(InputError, match=r"lacks the file.*npm pack"):
+        load_runtime(source)
+
+
+def test_a_package_that_unpacks_to_gigabytes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "MAX_PACKAGE_BYTES", 10**6)
+    name = f"package/dist/{next(iter(web.RUNTIME))}"
+    for first in (member("package/other", size=2 * 10**6), member(name, size=2 * 10**6)):
+        with pytest.raises(InputError, match="1000000 bytes"):
+            load_runtime(packed(tmp_path / "p.tgz", first))
+    whole = packed(tmp_path / "p.tgz", member(name, size=9000)).read_bytes()
+    for cut in range(0, len(whole), 9):
+        for damaged in (whole[:cut], whole[:cut] + b"\xff" + whole[cut + 1 :]):
+            (tmp_path / "p.tgz").write_bytes(damaged)
+            with pytest.raises(InputError, match=r"onnxruntime-web@.*npm pack") as caught:
+                load_runtime(tmp_path / "p.tgz")
+            assert "\n" not in str(caught.value)
 
 
 def test_without_npm_or_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import load_array
-from mdlstm_tk.runtime.io.npy import read_capped, read_npy, read_npz
+from mdlstm_tk.runtime.io.npy import npz_names, read_capped, read_npy, read_npz
+from mdlstm_tk.runtime.io.readers import read_input
 
 
 def npy(shape: str, dtype: str = "<f4", data: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
@@ -114,6 +115,67 @@ def test_zip_bombs_are_refused() -> None:
     bomb[directory + 24 : directory + 28] = struct.pack("<I", 1000)
     with pytest.raises(InputError, match=r"complete|damaged"):
         list(read_npz(io.BytesIO(bomb), "bomb", 3_000_000))
+
+
+def test_small_dtypes_count_as_what_they_become() -> None:
+    """Members of bool take a quarter of the memory that they do as float32."""
+    file = io.BytesIO()
+    np.savez_compressed(file, **{f"a{k}": np.zeros(100_000, bool) for k in range(10)})
+    assert len(dict(read_npz(file, "a.npz", 4_000_000))) == 10
+    with pytest.raises(InputError, match=r"3900000 bytes.*as float32"):
+        list(read_npz(file, "a.npz", 3_900_000))
+    assert len(dict(read_npz(file, "a.npz", 3_900_000, {f"a{k}" for k in range(9)}))) == 9
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a", "a"),
+        ("a.npy", "a"),
+        ("a\x1b[2J",),
+        ("a\nb",),
+        ("\u202ea",),
+        ("../../a",),
+        ("/a",),
+        ("b/../a",),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_arrays_whose_names_cannot_be_told_or_kept_are_refused(names: tuple[str, ...]) -> None:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(f"{name}.npy" if name != "a.npy" else name, npy("(1,)", data=bytes(4)))
+    for read in (lambda: list(read_npz(file, "x.npz")), lambda: npz_names(file, "x.npz")):
+        with pytest.raises(InputError, match="name") as error:
+            read()
+        assert str(error.value).isprintable()
+
+
+TABLES = {
+    "a million columns": (b"1," * 10**6 + b"1", (1, 10**6 + 1)),
+    "a number of a million digits": (b"0" * 10**6 + b"1,2", (1, 2)),
+    "a million spaces": (b" " * 10**6 + b"1", (1, 1)),
+    "a million empty lines": (b"\n" * 10**6 + b"1", (1, 1)),
+    "a word of a million letters": (b"a" * 10**6, None),
+    "a terminal escape": (b"1,\x1b[2J", None),
+    "more than float64 holds": (b"1,1e999", None),
+    "rows that differ": (b"1,2\n" * 1000 + b"1", None),
+    "NUL": (b"1,\0", None),
+    "bytes that are not UTF-8": (b"1,\xff", None),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_tables_are_read_or_refused_in_one_line(case: str, tmp_path: Path) -> None:
+    data, shape = TABLES[case]
+    (tmp_path / "x.csv").write_bytes(data)
+    if shape is not None:
+        assert read_input(str(tmp_path / "x.csv")).arrays[None].shape == shape
+        return
+    with pytest.raises(InputError) as error:
+        read_input(str(tmp_path / "x.csv"))
+    assert str(error.value).isprintable() and len(str(error.value)) < 500
 
 
 def test_an_archive_of_too_many_members_is_refused_before_they_are_listed() -> None:

@@ -241,8 +241,8 @@ def test_outputs_that_contradict_the_metadata_are_refused(reduced: tuple[int, ..
     model = crafted([node("ReduceSum", "x axes", "y", keepdims=0)], [axes])
     del model.graph.output[0].type.tensor_type.shape.dim[:]
     model.graph.output[0].type.tensor_type.ClearField("shape")
-    with pytest.raises(MDLSTMError, match="for x of shape"):
-        Session(model.SerializeToString(), "cpu")(np.zeros((3, 2, 2, 1)))
+    with pytest.raises(InputError, match="'y' in the graph"):  # ONNX Runtime infers the shape
+        Session(model.SerializeToString(), "cpu")
 
 
 def test_a_file_is_run_in_the_format_that_was_checked() -> None:

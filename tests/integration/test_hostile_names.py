@@ -1,0 +1,335 @@
+"""Names of files, classes and arrays that would forge output if they were printed as they are.
+
+Every verb that prints or writes names is called with them. What people read holds no control character and
+no line that a name has begun; what programs read gives back the exact names.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.command import Result
+from helpers.crafted_models import crafted, info, node
+from helpers.user_data import write_classes
+from onnx import TensorProto, helper
+from rich.console import Console
+
+from mdlstm_tk.cli import main
+from mdlstm_tk.cli.console import progress, table
+from mdlstm_tk.export.browser.build import write_page
+from mdlstm_tk.export.server import protobuf_text
+from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.runtime.answers import Answer, AnswerDocument, ResultOptions
+from mdlstm_tk.text import is_plain_text, text_of_field
+from mdlstm_tk.training import Run
+from mdlstm_tk.viz.panels import Panel
+from mdlstm_tk.viz.plots import draw_curves, draw_panels
+from mdlstm_tk.viz.svg import svg_curves
+from mdlstm_tk.viz.terminal_heatmap import show_grids
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such file names")
+
+NAMES = [
+    *("\x1b[2J\x1b]0;forged\x07", "a\nforged: line", "a\r\nforged", "a\tforged", "\x9b2J", "\x7f"),
+    *(
+        "\u202egpj",
+        "\u2028forged",
+        os.fsdecode(b"caf\xe9"),
+        "\\x1b",
+        "a\\",
+        "[bold]b[",
+        "<script>&amp;",
+        "{0}%s",
+    ),
+    *("$\\frac$", "'\"`$(id)", "=1+1", "-x", "#", " "),
+]
+TAG = "d[/y]"  # as R14.10 found it: Rich read the folder's end as the end of a style
+EVIL = "e\x1b[2J\nforged\t$\\frac$<script>'\"\u202e"  # as the name of a folder
+CLASSES = (
+    "$\\frac$",
+    "<script>alert(1)</script>",
+    "[/y]",
+    "=1+1",
+    "a,\"b'",
+    "-2",
+    "\\x1b",
+    "file",
+    "label",
+)
+
+
+class Command:
+    """Calls `mdlstm` in this process, and checks that nothing on stderr is forged."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self.capfd = capfd
+
+    def __call__(self, *arguments: object) -> Result:
+        self.capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(list(map(str, arguments)))
+        captured = self.capfd.readouterr()
+        check_readable(captured.err)
+        return Result(int(ended.value.code or 0), captured.out, captured.err)
+
+
+def check_readable(text: str) -> None:
+    assert "Traceback" not in text
+    for line in text.split("\n"):
+        assert is_plain_text(line), ascii(line)
+        assert not line.startswith("forged"), text
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str]) -> Command:
+    return Command(capfd)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that returns the first nine of sixteen positions as the scores of `CLASSES`."""
+    path = tmp_path_factory.mktemp("classifier") / "model.onnx"
+    constants = [
+        helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
+        for name, values in {
+            "shape": (-1, 16),
+            "starts": (0,),
+            "ends": (len(CLASSES),),
+            "axes": (1,),
+        }.items()
+    ]
+    nodes = [node("Reshape", "x shape", "flat"), node("Slice", "flat starts ends axes", "y")]
+    model = crafted(nodes, constants)
+    x, y = (
+        info(*of, TensorProto.FLOAT, of_shape)
+        for of, of_shape in ((("x",), (None, 4, 4, 1)), (("y",), (None, 9)))
+    )
+    model.graph.input[0].CopyFrom(x)
+    model.graph.output[0].CopyFrom(y)
+    metadata = Metadata(
+        "0", (4, 4), "unrolled", "N H W C", 1, 9, window=None, kind="classify", classes=CLASSES
+    )
+    helper.set_model_props(model, metadata.to_props())
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """An array in a file of each name; the largest value is at the index of its class."""
+    folder = tmp_path / "in"
+    (folder / "d[").mkdir(parents=True)
+    paths = [folder / f"{name}.npy" for name in NAMES] + [folder / "d[" / "y].npy"]
+    for k, path in enumerate(paths):
+        x = np.zeros((4, 4), np.float32)
+        x.flat[k % len(CLASSES)] = 1
+        np.save(path, x)
+    return paths
+
+
+def labels(files: list[Path]) -> dict[str, str]:
+    return {str(path): CLASSES[k % len(CLASSES)] for k, path in enumerate(files)}
+
+
+def test_lines_give_back_the_names(files: list[Path], classifier: Path, call: Command) -> None:
+    done = call("infer", files[0].parent, "-m", classifier)
+    check_readable(done.out.replace("\t", ""))
+    rows = [tuple(map(text_of_field, line.split("\t"))) for line in done.out.split("\n")[:-1]]
+    assert dict(rows) == labels(files)
+    assert len(rows) == len(files)
+
+
+@pytest.mark.parametrize("option", [(), ("--top", 2), ("--probabilities",)], ids=str)
+def test_tables_give_back_the_names(
+    option: tuple[object, ...], files: list[Path], classifier: Path, tmp_path: Path, call: Command
+) -> None:
+    assert call("infer", files[0].parent, "-m", classifier, "-o", tmp_path / "t.csv", *option).code == 0
+    text = (tmp_path / "t.csv").read_bytes().decode()
+    check_readable(text)
+    heading, *rows = csv.reader(io.StringIO(text, newline=""))
+    assert len(set(heading)) == len(heading)
+    assert {text_of_field(row[0]): row[3] for row in rows} == labels(files)
+
+
+def test_json_gives_back_the_names(
+    files: list[Path], classifier: Path, tmp_path: Path, call: Command
+) -> None:
+    folder = files[0].parent
+    assert call("infer", folder, "-m", classifier, "-o", tmp_path / "t.json", "--probabilities").code == 0
+    answers = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
+    assert {answer["file"]: answer["label"] for answer in answers} == labels(files)
+    assert all(answer["probabilities"].keys() == set(CLASSES) for answer in answers)
+    done = call("infer", folder, "-m", classifier, "--json", "-v")
+    check_readable(done.out)
+    records = json.loads(done.out)["files"]
+    assert {record["source"]: record["answers"][0]["label"] for record in records} == labels(files)
+    bytes_of = {os.fsencode(record["source"]) for record in records}
+    assert bytes_of == {os.fsencode(path) for path in files}
+
+
+def test_every_failure_is_one_line(files: list[Path], classifier: Path, call: Command) -> None:
+    for path in files:
+        path.write_bytes(b"\x93NUMPY\x01\x00")
+    done = call("infer", files[0].parent, "-m", classifier)
+    assert done.code == 1
+    assert done.err.count("\nfailed: ") + done.err.startswith("failed: ") == len(files)
+    for path in files:
+        assert call("infer", path, "-m", classifier).err.count("\n") == 1
+        done = call("infer", path, "-m", classifier, "--debug", "--format=nonsense")
+        assert done.code == 2
+
+
+@pytest.mark.parametrize("name", [*NAMES, TAG])
+def test_a_model_of_any_name_is_described(
+    name: str, classifier: Path, tmp_path: Path, call: Command
+) -> None:
+    path = tmp_path / f"{name}.onnx"
+    path.parent.mkdir(exist_ok=True)
+    shutil.copyfile(classifier, path)
+    done = call("info", path)
+    assert done.code == 0
+    check_readable(done.out)
+    assert json.loads(call("info", path, "--json").out)["classes"] == list(CLASSES)
+    assert call("info", f"{path}\n").code == 2
+
+
+def test_the_next_command_can_be_pasted(model: Path, tmp_path: Path, call: Command) -> None:
+    matrix = tmp_path / f"{EVIL}.npy"
+    np.save(matrix, np.zeros((8, 8)))
+    done = call("infer", matrix, "-m", model)
+    command = re.findall(r"^next: (.*)$", done.err, re.MULTILINE)[-1]
+    program = shlex.split(command)[2]
+    names = re.findall(r"numpy\.load\((.*?)\)\.round", program)
+    assert Path(eval(names[0])) == matrix.with_suffix(".out.npy")
+
+
+def test_arrays_of_any_name(classifier: Path, tmp_path: Path, call: Command) -> None:
+    ordinary = [name for name in (*NAMES, TAG, "file", "../a") if is_plain_text(name) and ".." not in name]
+    arrays = {name: np.zeros((2, 4, 4, 1), np.float32) for name in ordinary}
+    arrays.pop("file")  # numpy.savez takes it for its own argument
+    np.savez(tmp_path / "x.npz", **arrays)
+    done = call("infer", tmp_path / "x.npz", "-m", classifier)
+    assert done.code == 0
+    rows = [tuple(map(text_of_field, line.split("\t"))) for line in done.out.split("\n")[:-1]]
+    assert rows == [(name, CLASSES[0]) for name in arrays for _ in range(2)]
+    assert call("infer", tmp_path / "x.npz", "-m", classifier, "--format", "npz").code == 0
+    with np.load(tmp_path / "x.out.npz") as results:
+        assert set(results) == arrays.keys()
+
+
+@pytest.mark.parametrize("field", ["classes", "task", "model", "version", "output_names"])
+def test_metadata_with_such_names_are_refused_in_one_line(
+    field: str, tmp_path: Path, call: Command
+) -> None:
+    name = "\x1b[2J\nforged"
+    model = crafted(**{field: json.dumps([name] if field in ("classes", "output_names") else name)})
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    for verb in (("info",), ("infer", tmp_path / "x.npy", "-m"), ("verify",)):
+        np.save(tmp_path / "x.npy", np.zeros((2, 2)))
+        done = call(*verb, tmp_path / "model.onnx")
+        assert done.code == 2 and f"'{field}'" in done.err
+        assert done.err.count("\n") == 1
+
+
+def test_a_run_of_any_name(trained: Run, tmp_path: Path, call: Command) -> None:
+    run = tmp_path / EVIL
+    shutil.copytree(trained.folder, run)
+    for arguments in (
+        ("info", run),
+        ("report", run),
+        ("export", run, "--size", "6"),
+        ("verify", run / "model-8x8.onnx", "--seeds", "1"),
+        ("export", tmp_path / "none\n", "--size", "6"),
+        ("train", "--resume", tmp_path / "none\nforged"),
+        ("train", "-c", tmp_path / "none\nforged"),
+    ):
+        done = call(*arguments)
+        check_readable(done.out)
+        assert done.code == (2 if "none" in str(arguments) else 0), done.err
+    page = (run / "report.html").read_text(encoding="utf-8")
+    check_readable(page)
+    assert "<script" not in page and "e\\x1b[2J\\nforged\\t$\\frac$&lt;script&gt;" in page
+
+
+def test_classes_that_no_model_may_have_are_refused_before_training(tmp_path: Path, call: Command) -> None:
+    for name in ("a\x1b[2J", "a\nforged", "\u202eb", os.fsdecode(b"caf\xe9")):
+        data = write_classes(tmp_path / ascii(name) / "data", {name: 4, "other": 4})
+        done = call("train", "--task", "classify", "--data", data, "--steps", 1, "-o", tmp_path / "run")
+        assert done.code == 2
+        assert len(done.err.splitlines()) == 1
+        assert not (tmp_path / "run").exists()
+
+
+def test_usage_errors_are_one_line(call: Command) -> None:
+    for arguments in (
+        ("infer\nforged",),
+        ("infer", "--x\x1b[2J\nforged"),
+        ("infer", "a", "--device", "a\nforged"),
+    ):
+        done = call(*arguments)
+        assert done.code == 2
+        assert done.err.count("\n") == 1
+
+
+def test_tables_progress_and_heat_maps(capfd: pytest.CaptureFixture[str]) -> None:
+    table([TAG, EVIL], [[TAG, EVIL]], f"{EVIL} {TAG}")
+    with progress(1) as show:
+        show(1, f"{EVIL} {TAG}")
+    show_grids(Console(width=80), {f"{EVIL} {TAG}": np.full((3, 3), np.nan), "b": np.zeros((2, 5))})
+    captured = capfd.readouterr()
+    check_readable(captured.out)
+    check_readable(captured.err)
+    assert captured.out.count(TAG) == 4
+
+
+def test_pictures(tmp_path: Path) -> None:
+    image = np.zeros((2, 3, 3), np.uint8)
+    names = [*CLASSES[:3], EVIL]
+    draw_panels(tmp_path / "p.png", EVIL, [Panel(name, image) for name in names], 2)
+    records = [{"step": k, "loss": 1.0 / k, EVIL: 1.0 / k} for k in (1, 2)]
+    draw_curves(tmp_path / "c.png", "$\\frac$", records)
+    svg = str(svg_curves(records)[-1])
+    check_readable(svg)
+    assert "<script" not in svg and "$\\frac$" in svg
+
+
+def test_the_page_in_the_browser(classifier: Path, tmp_path: Path) -> None:
+    write_page(classifier, tmp_path / "page", EVIL, {})
+    info = json.loads((tmp_path / "page" / "model.json").read_bytes())
+    assert is_plain_text(info["name"])
+    assert info["classes"] == list(CLASSES)
+    scripts = (tmp_path / "page").glob("*.js")
+    assert not any(
+        re.search(r"innerHTML|outerHTML|document\.write|eval\(", path.read_text()) for path in scripts
+    )
+
+
+def documents() -> Iterator[tuple[str, str]]:
+    metadata = replace(Metadata("0", None, "scan", "N H W C", 1, 3), kind="transcribe", classes=("\\", "é"))
+    for file_format in ("txt", "csv", "json"):
+        document = AnswerDocument(file_format, metadata, ResultOptions(), named=True)  # type: ignore[arg-type]
+        yield file_format, document.render([("a\\\t", [Answer("\\é", "b[0]"), Answer("", "b", 0)])])
+
+
+def test_arrays_and_samples_are_told_apart() -> None:
+    texts = dict(documents())
+    assert texts["txt"] == "a\\\\\\t\tb[0]\t\\\\é\na\\\\\\t\tb\t\n"
+    rows = list(csv.reader(io.StringIO(texts["csv"])))
+    assert rows[1:] == [["a\\\\\\t", "b[0]", "", "\\é"], ["a\\\\\\t", "b", "0", ""]]
+    assert [record["text"] for record in json.loads(texts["json"])] == ["\\é", ""]
+
+
+def test_names_in_the_settings_of_a_server() -> None:
+    assert protobuf_text('a"\n\\é') == '"a\\"\\n\\\\\\303\\251"'
