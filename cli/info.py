@@ -64,10 +64,13 @@ def _text(name: str, value: Any) -> str:
         return "any" if name == "grid" else "-"
     if isinstance(value, bool):
         return str(value).lower()
-    if name == "grid":
+    if name in ("grid", "resize"):
         return format_size(value)
     if isinstance(value, dict):
-        value = [f"{key} {entry:g}" for key, entry in value.items()]
+        value = [
+            f"{key} {f'{entry:g}' if isinstance(entry, float) else _text(key, entry)}"
+            for key, entry in value.items()
+        ]
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "-"
     return str(value) if value != "" else "-"

@@ -13,6 +13,7 @@ import typer
 from mdlstm_tk.cli.command import one_of
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.sizes import parse_size
+from mdlstm_tk.text import is_plain_text
 
 # The names that the library knows, repeated here because their modules import torch or NumPy; a test
 # compares them with the library.
@@ -104,7 +105,7 @@ def complete_run(incomplete: str) -> list[str]:
     """Offer run folders below runs/ and below the folder that is being typed."""
     folders = {Path("runs"), Path(incomplete), Path(incomplete).parent}
     found = {str(path.parent) for folder in folders for path in folder.glob("*/*.safetensors")}
-    return sorted(name for name in found if name.startswith(incomplete))
+    return sorted(name for name in found if name.startswith(incomplete) and is_plain_text(name))
 
 
 def complete_model_file(incomplete: str) -> list[str]:
@@ -112,7 +113,7 @@ def complete_model_file(incomplete: str) -> list[str]:
     from mdlstm_tk.runtime.model_discovery import models_in  # imported late: it imports NumPy
 
     found = {str(path) for folder in [Path(), *Path("runs").glob("*")] for path in models_in(folder)}
-    found = {name for name in found if name.startswith(incomplete)}
+    found = {name for name in found if name.startswith(incomplete) and is_plain_text(name)}
     return sorted({*found, *_entries(incomplete, (".onnx",))})
 
 
@@ -129,9 +130,10 @@ def complete_files(*suffixes: str) -> Callable[[str], list[str]]:
 def _entries(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
     folder, start = os.path.split(incomplete)
     try:
-        names = sorted(name for name in os.listdir(folder or ".") if name.startswith(start))
+        names = sorted(os.listdir(folder or "."))
     except OSError:
         return []
+    names = [name for name in names if name.startswith(start) and is_plain_text(name)]  # shells print them
     paths = [os.path.join(folder, name) for name in names if start or not name.startswith(".")]
     folders = [path + os.sep for path in paths if os.path.isdir(path)]
     return [path for path in paths if path.lower().endswith(suffixes) and not os.path.isdir(path)] + folders

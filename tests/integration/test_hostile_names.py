@@ -28,6 +28,7 @@ from rich.console import Console
 
 from mdlstm_tk.cli import main
 from mdlstm_tk.cli.console import progress, table
+from mdlstm_tk.cli.options import complete_files
 from mdlstm_tk.export.browser.build import write_page
 from mdlstm_tk.export.server import protobuf_text
 from mdlstm_tk.runtime import Metadata
@@ -187,8 +188,27 @@ def test_every_failure_is_one_line(files: list[Path], classifier: Path, call: Co
     assert done.err.count("\nfailed: ") + done.err.startswith("failed: ") == len(files)
     for path in files:
         assert call("infer", path, "-m", classifier).err.count("\n") == 1
-        done = call("infer", path, "-m", classifier, "--debug", "--format=nonsense")
-        assert done.code == 2
+
+
+def test_a_traceback_holds_no_forged_line(
+    classifier: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["infer", str(tmp_path / EVIL), "-m", str(classifier), "--debug"])
+    text = capfd.readouterr().err
+    assert text.startswith("Traceback (most recent call last):\n")
+    check_readable(text.replace("Traceback", ""))
+    assert "\n  File " in text
+
+
+def test_files_that_a_shell_would_misread_are_not_completed(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(files[0].parent)
+    assert set(complete_files(".npy")("")) == {
+        *(path.name for path in files if is_plain_text(path.name) and path.parent.name == "in"),
+        "d[/",
+    }
 
 
 @pytest.mark.parametrize("name", [*NAMES, TAG])
@@ -261,6 +281,35 @@ def test_a_run_of_any_name(trained: Run, tmp_path: Path, call: Command) -> None:
     page = (run / "report.html").read_text(encoding="utf-8")
     check_readable(page)
     assert "<script" not in page and "e\\x1b[2J\\nforged\\t$\\frac$&lt;script&gt;" in page
+
+
+def test_data_of_any_name(tmp_path: Path, call: Command) -> None:
+    """From a folder of a stranger's images to a report, an export and its labels."""
+    classes = ("$\\frac$", "<script>b&", "=1+1")
+    data = write_classes(tmp_path / EVIL, dict.fromkeys(classes, 4), (6, 6))
+    for name, path in zip(NAMES, sorted(data.glob("*/*.png")), strict=False):
+        path.rename(path.with_name(f"{name}.png"))
+    (data / classes[0] / "\x1b[2J\nbroken.png").write_bytes(b"no image")
+    run = tmp_path / f"run {EVIL}"
+    options = ("--task", "classify", "--data", data, "--steps", 1, "--hidden", 2, "-o", run)
+    done = call("train", *options, "-v")
+    assert done.code == 0, done.err
+    model = run / "model-6x6.onnx"
+    for arguments in (("report", run, "--data", data), ("export", run), ("info", run), ("info", model)):
+        done = call(*arguments)
+        check_readable(done.out)
+        assert done.code == 0, done.err
+    page = (run / "report.html").read_text(encoding="utf-8")
+    check_readable(page)
+    assert "<script" not in page and "&lt;script&gt;b&amp;" in page
+    done = call("infer", data, "-m", model, "-o", tmp_path / "t.csv")
+    assert done.code == 1 and "\nfailed: " in done.err
+    with (tmp_path / "t.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {os.fsencode(text_of_field(row["file"])) for row in rows} == {
+        os.fsencode(path) for path in data.glob("*/*.png") if "broken.png" not in path.name
+    }
+    assert {row["label"] for row in rows} <= set(classes)
 
 
 def test_classes_that_no_model_may_have_are_refused_before_training(tmp_path: Path, call: Command) -> None:
