@@ -83,10 +83,14 @@ def user_cases(metadata: Metadata, inputs: UserInputs) -> Iterator[Case]:
             model with further inputs it is a mapping, or a `.npz` file, from the names of inputs to arrays.
 
     Raises:
-        InputError: the model does not take an array, or a file cannot be read.
+        InputError: the model does not take an array, or a file cannot be read, or two arrays have one name.
     """
     shapes, further_names = Shapes(metadata), set(metadata.inputs[1:]) - {"sizes"}
+    seen: set[str] = set()
     for name, value in _named_inputs(metadata, inputs):
+        if name in seen:
+            raise InputError(f"two inputs are called {name}; give each of them once, under another name")
+        seen.add(name)
         arrays = dict(value) if isinstance(value, Mapping) else {metadata.inputs[0]: value}
         x = arrays.pop(metadata.inputs[0], None)
         if x is None or set(arrays) != further_names:

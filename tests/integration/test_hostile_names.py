@@ -20,17 +20,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.command import Result
+from helpers.command import Result, mdlstm
 from helpers.crafted_models import crafted, info, node
 from helpers.user_data import write_classes
 from onnx import TensorProto, helper
 from rich.console import Console
 
-from mdlstm_tk.cli import main
+from mdlstm_tk.cli import console, main
 from mdlstm_tk.cli.console import progress, table
 from mdlstm_tk.cli.options import complete_files
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.browser.build import write_page
 from mdlstm_tk.export.server import protobuf_text
+from mdlstm_tk.export.verification.cases import user_cases
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.answers import Answer, AnswerDocument, ResultOptions
 from mdlstm_tk.text import is_plain_text, text_of_field
@@ -249,6 +251,15 @@ def test_arrays_of_any_name(classifier: Path, tmp_path: Path, call: Command) -> 
         assert set(results) == arrays.keys()
 
 
+def test_no_input_is_lost_because_another_has_its_name(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", **{"a.npy": np.zeros((2, 2)), "b": np.zeros((2, 2))})
+    np.save(tmp_path / "x.npz: a.npy", np.ones((2, 2)))
+    metadata = Metadata("0", (2, 2), "unrolled", "N H W C", 1, 1)
+    assert len(list(user_cases(metadata, [tmp_path / "x.npz"]))) == 2
+    with pytest.raises(InputError, match="two inputs are called"):
+        list(user_cases(metadata, [tmp_path / "x.npz", tmp_path / "x.npz: a.npy"]))
+
+
 @pytest.mark.parametrize("field", ["classes", "task", "model", "version", "output_names"])
 def test_metadata_with_such_names_are_refused_in_one_line(
     field: str, tmp_path: Path, call: Command
@@ -341,6 +352,28 @@ def test_tables_progress_and_heat_maps(capfd: pytest.CaptureFixture[str]) -> Non
     check_readable(captured.out)
     check_readable(captured.err)
     assert captured.out.count(TAG) == 4
+
+
+def test_a_progress_bar(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "on_terminal", lambda: True)
+    console.err.cache_clear()  # its stream is that of an earlier test
+    with progress(2) as show:
+        show(1, f"{EVIL} {TAG}", 70)
+    console.err.cache_clear()
+    captured = capfd.readouterr()
+    check_readable(captured.err)
+    assert f"{TAG}  ETA 1:10" in captured.err
+
+
+def test_what_programs_read_is_utf_8_in_every_locale(classifier: Path, tmp_path: Path) -> None:
+    for name in ("日本", os.fsdecode(b"caf\xe9")):
+        np.save(tmp_path / f"{name}.npy", np.zeros((4, 4)))
+    for form, read in (("txt", str), ("json", json.loads)):
+        call = ("infer", tmp_path, "-m", classifier, "--format", form, "-q")
+        done = mdlstm(*call, env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+        assert (done.code, done.err) == (0, "")
+        assert "日本" in done.out and "caf\\udce9" in done.out
+        read(done.out)
 
 
 def test_pictures(tmp_path: Path) -> None:
