@@ -52,7 +52,9 @@ def check_image(data: bytes, label: str) -> None:
     """
     problem = ""
     if data.startswith(b"\xff\xd8"):
-        scans = count_scans(data)
+        # Each scan begins with these bytes, which may also lie in a profile or after the end of the image.
+        scans = data.count(b"\xff\xda")
+        scans = count_scans(data) if scans > MAX_SCANS else scans
         problem = f"{scans} scans, expected at most {MAX_SCANS}" if scans > MAX_SCANS else ""
     elif data.startswith(TIFF_STARTS):
         problem = directory_problem(data)
