@@ -257,15 +257,13 @@ def check_agreement(
         ("output_names", metadata.output_names, outputs),
     ):
         if set(names) != set(tensors):
-            found = ", ".join(tensors) or "nothing"
+            found = ascii(list(tensors))[:SHOWN]
             raise field_error(field, list(names), f"the names in the graph, {found}", label, advice)
-    # In any order of the tensors, the first one that is wrong is named.
-    for name, tensor in (*inputs.items(), *outputs.items()):
-        expected = (
-            _unexpected_input(metadata, name, tensor)
-            if name in inputs
-            else _unexpected_output(metadata, name, tensor)
-        )
+    wrong = [(name, tensor, _unexpected_input(metadata, name, tensor)) for name, tensor in inputs.items()]
+    wrong += [
+        (name, tensor, _unexpected_output(metadata, name, tensor)) for name, tensor in outputs.items()
+    ]
+    for name, tensor, expected in wrong:
         if expected:
             raise InputError(
                 f"{name!a} in the graph of {label} has {tensor.dtype} of shape "
@@ -279,9 +277,9 @@ def _unexpected_input(metadata: Metadata, name: str, tensor: TensorType) -> str:
         extents = metadata.grid or (None,) * metadata.ndim
         features = metadata.channels
         shape = (None, *extents, features) if metadata.channels_last else (None, features, *extents)
-        return _unless(tensor, "float", shape)
+        return _unless(tensor, "float32", shape)
     if name == "sizes":
-        return _unless(tensor, "int", (None, metadata.ndim))
+        return _unless(tensor, "int64", (None, metadata.ndim))
     return "" if _is_numeric(tensor) else "numbers with a free batch axis"
 
 
@@ -303,23 +301,20 @@ def _unexpected_output(metadata: Metadata, name: str, tensor: TensorType) -> str
     return "" if tensor.shape[axis] in (None, metadata.outputs) else f"{metadata.outputs} outputs"
 
 
-def _unless(tensor: TensorType, kind: str, shape: Sequence[int | None]) -> str:
+def _unless(tensor: TensorType, dtype: str, shape: Sequence[int | None]) -> str:
     """The expected type in words, unless a tensor has it. A free extent of the graph fits any extent."""
     fits = len(tensor.shape) == len(shape) and all(
         found is None or found == extent for found, extent in zip(tensor.shape, shape, strict=True)
     )
-    if fits and _is_numeric(tensor) and _kind_of(tensor) == kind:
+    if fits and tensor.dtype == dtype and tensor.shape[0] is None:
         return ""
-    return f"{kind} of shape {_shape_text(shape)}"
+    return f"{dtype} of shape {_shape_text(shape)}"
 
 
 def _is_numeric(tensor: TensorType) -> bool:
     """Whether a tensor holds real numbers or bools and has a free batch axis."""
-    return _kind_of(tensor) in ("float", "int", "uint", "bool") and tensor.shape[:1] == (None,)
-
-
-def _kind_of(tensor: TensorType) -> str:
-    return tensor.dtype.rstrip("0123456789")
+    kind = tensor.dtype.rstrip("0123456789")
+    return kind in ("float", "int", "uint", "bool") and tensor.shape[:1] == (None,)
 
 
 def _shape_text(shape: Sequence[int | None]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from mdlstm_tk.errors import DeviceError, InputError, require
 from mdlstm_tk.runtime.cuda import cuda_problem, preload_libraries
+from mdlstm_tk.text import printable
 
 LOG_FATAL, LOG_WARNING = 4, 2  # ONNX Runtime's log levels
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -77,8 +78,8 @@ def create_session(data: bytes, label: str, device: str, threads: int, tf32: boo
 
 
 def one_line(error: Exception) -> str:
-    """The first line of an error's message, shortened."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """The first line of an error's message, shortened and escaped: names in it are those of the model."""
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0][:200])
 
 
 def _inference_session(onnxruntime: Any, data: bytes, threads: int, providers: list[Any]) -> Any:

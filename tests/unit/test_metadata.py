@@ -293,6 +293,7 @@ CONTRADICTIONS: dict[str, tuple[Metadata, dict[str, TensorType], dict[str, Tenso
         ),
         "'extra' in the graph",
     ),
+    "float16": (BASE, {"x": TensorType("float16", (None, 8, 6, 3))}, Y, "'x' in the graph"),
     "strings": (BASE, X, {"y": TensorType("string", (None, 8, 6, 4))}, "'y' in the graph"),
     "sequence": (BASE, X, {"y": TensorType("seq(tensor(float))", ())}, "'y' in the graph"),
     "other outputs": (BASE, X, {"y": TensorType(FLOAT, (None, 8, 6, 5))}, "'y' in the graph"),
