@@ -14,85 +14,24 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.command import Result, mdlstm
-from helpers.crafted_models import crafted, info, node
+from helpers.command import mdlstm
+from helpers.crafted_models import crafted
+from helpers.hostile_names import CLASSES, EVIL, NAMES, TAG, Command, check_readable, write_classifier
 from helpers.user_data import write_classes
-from onnx import TensorProto, helper
-from rich.console import Console
 
-from mdlstm_tk.cli import console, main
-from mdlstm_tk.cli.console import progress, table
+from mdlstm_tk.cli import main
 from mdlstm_tk.cli.options import complete_files
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.browser.build import write_page
-from mdlstm_tk.export.server import protobuf_text
 from mdlstm_tk.export.verification.cases import user_cases
 from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.answers import Answer, AnswerDocument, ResultOptions
 from mdlstm_tk.text import is_plain_text, text_of_field
 from mdlstm_tk.training import Run
-from mdlstm_tk.viz.panels import Panel
-from mdlstm_tk.viz.plots import draw_curves, draw_panels
-from mdlstm_tk.viz.svg import svg_curves
-from mdlstm_tk.viz.terminal_heatmap import show_grids
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such file names")
-
-NAMES = [
-    *("\x1b[2J\x1b]0;forged\x07", "a\nforged: line", "a\r\nforged", "a\tforged", "\x9b2J", "\x7f"),
-    *(
-        "\u202egpj",
-        "\u2028forged",
-        os.fsdecode(b"caf\xe9"),
-        "\\x1b",
-        "a\\",
-        "[bold]b[",
-        "<script>&amp;",
-        "{0}%s",
-    ),
-    *("$\\frac$", "'\"`$(id)", "=1+1", "-x", "#", " "),
-]
-TAG = "d[/y]"  # as R14.10 found it: Rich read the folder's end as the end of a style
-EVIL = "e\x1b[2J\nforged\t$\\frac$<script>'\"\u202e"  # as the name of a folder
-CLASSES = (
-    "$\\frac$",
-    "<script>alert(1)</script>",
-    "[/y]",
-    "=1+1",
-    "a,\"b'",
-    "-2",
-    "\\x1b",
-    "file",
-    "label",
-)
-
-
-class Command:
-    """Calls `mdlstm` in this process, and checks that nothing on stderr is forged."""
-
-    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
-        self.capfd = capfd
-
-    def __call__(self, *arguments: object) -> Result:
-        self.capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(list(map(str, arguments)))
-        captured = self.capfd.readouterr()
-        check_readable(captured.err)
-        return Result(int(ended.value.code or 0), captured.out, captured.err)
-
-
-def check_readable(text: str) -> None:
-    assert "Traceback" not in text
-    for line in text.split("\n"):
-        assert is_plain_text(line), ascii(line)
-        assert not line.startswith("forged"), text
 
 
 @pytest.fixture
@@ -102,31 +41,8 @@ def call(capfd: pytest.CaptureFixture[str]) -> Command:
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that returns the first nine of sixteen positions as the scores of `CLASSES`."""
-    path = tmp_path_factory.mktemp("classifier") / "model.onnx"
-    constants = [
-        helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
-        for name, values in {
-            "shape": (-1, 16),
-            "starts": (0,),
-            "ends": (len(CLASSES),),
-            "axes": (1,),
-        }.items()
-    ]
-    nodes = [node("Reshape", "x shape", "flat"), node("Slice", "flat starts ends axes", "y")]
-    model = crafted(nodes, constants)
-    x, y = (
-        info(*of, TensorProto.FLOAT, of_shape)
-        for of, of_shape in ((("x",), (None, 4, 4, 1)), (("y",), (None, 9)))
-    )
-    model.graph.input[0].CopyFrom(x)
-    model.graph.output[0].CopyFrom(y)
-    metadata = Metadata(
-        "0", (4, 4), "unrolled", "N H W C", 1, 9, window=None, kind="classify", classes=CLASSES
-    )
-    helper.set_model_props(model, metadata.to_props())
-    path.write_bytes(model.SerializeToString())
-    return path
+    """A model of `CLASSES`."""
+    return write_classifier(tmp_path_factory.mktemp("classifier") / "model.onnx")
 
 
 @pytest.fixture
@@ -343,28 +259,6 @@ def test_usage_errors_are_one_line(call: Command) -> None:
         assert done.err.count("\n") == 1
 
 
-def test_tables_progress_and_heat_maps(capfd: pytest.CaptureFixture[str]) -> None:
-    table([TAG, EVIL], [[TAG, EVIL]], f"{EVIL} {TAG}")
-    with progress(1) as show:
-        show(1, f"{EVIL} {TAG}")
-    show_grids(Console(width=80), {f"{EVIL} {TAG}": np.full((3, 3), np.nan), "b": np.zeros((2, 5))})
-    captured = capfd.readouterr()
-    check_readable(captured.out)
-    check_readable(captured.err)
-    assert captured.out.count(TAG) == 4
-
-
-def test_a_progress_bar(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "on_terminal", lambda: True)
-    console.err.cache_clear()  # its stream is that of an earlier test
-    with progress(2) as show:
-        show(1, f"{EVIL} {TAG}", 70)
-    console.err.cache_clear()
-    captured = capfd.readouterr()
-    check_readable(captured.err)
-    assert f"{TAG}  ETA 1:10" in captured.err
-
-
 def test_what_programs_read_is_utf_8_in_every_locale(classifier: Path, tmp_path: Path) -> None:
     for name in ("日本", os.fsdecode(b"caf\xe9")):
         np.save(tmp_path / f"{name}.npy", np.zeros((4, 4)))
@@ -374,44 +268,3 @@ def test_what_programs_read_is_utf_8_in_every_locale(classifier: Path, tmp_path:
         assert (done.code, done.err) == (0, "")
         assert "日本" in done.out and "caf\\udce9" in done.out
         read(done.out)
-
-
-def test_pictures(tmp_path: Path) -> None:
-    image = np.zeros((2, 3, 3), np.uint8)
-    names = [*CLASSES[:3], EVIL]
-    draw_panels(tmp_path / "p.png", EVIL, [Panel(name, image) for name in names], 2)
-    records = [{"step": k, "loss": 1.0 / k, EVIL: 1.0 / k} for k in (1, 2)]
-    draw_curves(tmp_path / "c.png", "$\\frac$", records)
-    svg = str(svg_curves(records)[-1])
-    check_readable(svg)
-    assert "<script" not in svg and "$\\frac$" in svg
-
-
-def test_the_page_in_the_browser(classifier: Path, tmp_path: Path) -> None:
-    write_page(classifier, tmp_path / "page", EVIL, {})
-    info = json.loads((tmp_path / "page" / "model.json").read_bytes())
-    assert is_plain_text(info["name"])
-    assert info["classes"] == list(CLASSES)
-    scripts = (tmp_path / "page").glob("*.js")
-    assert not any(
-        re.search(r"innerHTML|outerHTML|document\.write|eval\(", path.read_text()) for path in scripts
-    )
-
-
-def documents() -> Iterator[tuple[str, str]]:
-    metadata = replace(Metadata("0", None, "scan", "N H W C", 1, 3), kind="transcribe", classes=("\\", "é"))
-    for file_format in ("txt", "csv", "json"):
-        document = AnswerDocument(file_format, metadata, ResultOptions(), named=True)  # type: ignore[arg-type]
-        yield file_format, document.render([("a\\\t", [Answer("\\é", "b[0]"), Answer("", "b", 0)])])
-
-
-def test_arrays_and_samples_are_told_apart() -> None:
-    texts = dict(documents())
-    assert texts["txt"] == "a\\\\\\t\tb[0]\t\\\\é\na\\\\\\t\tb\t\n"
-    rows = list(csv.reader(io.StringIO(texts["csv"])))
-    assert rows[1:] == [["a\\\\\\t", "b[0]", "", "\\é"], ["a\\\\\\t", "b", "0", ""]]
-    assert [record["text"] for record in json.loads(texts["json"])] == ["\\é", ""]
-
-
-def test_names_in_the_settings_of_a_server() -> None:
-    assert protobuf_text('a"\n\\é') == '"a\\"\\n\\\\\\303\\251"'

@@ -138,3 +138,16 @@ def test_no_file_is_too_long_to_read() -> None:
     }
     too_long = {name: length for name, length in lengths.items() if length > 400}
     assert not too_long
+
+
+def test_only_the_console_prints() -> None:
+    """It escapes what it prints. `cli.main` prints the version and tracebacks, `cli.infer` documents."""
+    allowed = {"mdlstm_tk.cli.console", "mdlstm_tk.cli.main", "mdlstm_tk.cli.infer"}
+    for module, path in modules().items():
+        calls = [
+            node.func for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)
+        ]
+        printing = [
+            call for call in calls if ast.unparse(call) in ("print", "sys.stdout.write", "sys.stderr.write")
+        ]
+        assert not printing or module in allowed, module
