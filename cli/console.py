@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -88,6 +88,11 @@ def quoted(path: Path | str) -> str:
     import shlex
 
     return shlex.quote(str(path))
+
+
+def with_options(command: str, options: Mapping[str, str]) -> str:
+    """A command with long options: {"cell": "my file.py:x"} adds --cell 'my file.py:x'."""
+    return " ".join([command, *(f"--{name} {quoted(value)}" for name, value in options.items())])
 
 
 def table(

@@ -235,14 +235,14 @@ def _caches() -> Iterator[Check]:
         )
     triton = os.environ.get("TRITON_CACHE_DIR")
     try:
-        place = Path(triton) if triton else Path.home() / ".triton"
+        kept = Path(triton) if triton else Path.home() / ".triton"
     except RuntimeError:  # no home folder
-        place = Path("~/.triton")
-    if _writable(place):
-        yield Check("Triton's cache", "ok", str(place))
+        kept = Path("~/.triton")
+    if _writable(kept):
+        yield Check("Triton's cache", "ok", str(kept))
     else:
         fix = "set TRITON_CACHE_DIR to a writable folder"
-        yield Check("Triton's cache", "absent", f"cannot write to {place}", fix)
+        yield Check("Triton's cache", "absent", f"cannot write to {kept}", fix)
 
 
 def _attempt(name: str, module: str, action: Callable[[], str]) -> Check:

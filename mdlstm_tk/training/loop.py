@@ -62,7 +62,7 @@ def train(
     shard = context.shard(config.batch_size)
     trainer = Trainer(config, task, context)
     if resume:
-        checkpoint = load_checkpoint(run.last)
+        checkpoint = load_checkpoint(run.last, config.code)
         require_steps_left(config, run, checkpoint.step, checkpoint.best_step)
         trainer.restore(checkpoint)
     first_step = saved_step = trainer.step

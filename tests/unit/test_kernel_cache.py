@@ -100,7 +100,7 @@ def test_the_settings_of_the_user_stay(tmp_path: Path, monkeypatch: pytest.Monke
 
     assert njit_cached(triple, "float64(float64)")(1.5) == 4.5
     cfunc_cached(stop, "key")
-    assert config.CACHE_DIR == str(tmp_path / "theirs") and not (tmp_path / "theirs").exists()
+    assert str(tmp_path / "theirs") == config.CACHE_DIR and not (tmp_path / "theirs").exists()
     assert len(list((tmp_path / "ours/kernels").rglob("*.nbi"))) == 2
     numba.njit("float64(float64)", cache=True)(lambda x: x)
     assert len(list((tmp_path / "theirs").rglob("*.nbi"))) == 1
