@@ -73,12 +73,13 @@ class TrainConfig:
     batch_size: int = _setting(16, "Samples per step, summed over all processes.", above=0, most=1_000_000)
     hidden: int = _setting(16, "Hidden units per direction.", above=0, most=1_000_000)
     layers: int = _setting(1, "Number of stacked layers.", above=0, most=1000)
-    lr: float = _setting(0.04, "Peak learning rate of Adam.", above=0)
+    lr: float = _setting(0.04, "Peak learning rate of Adam.", above=0, most=1e6)
     weight_decay: float = _setting(
         # It keeps the state from drifting on grids larger than those trained on.
         0.5,
         "Decoupled weight decay (AdamW), applied to the recurrent weights of MDLSTM layers only.",
         least=0,
+        most=1e6,
     )
     cell: str = _setting(
         "",
@@ -118,7 +119,10 @@ class TrainConfig:
         "fp32", "Arithmetic: fp32, or bf16 for autocast to bfloat16.", choices=("fp32", "bf16")
     )
     augment: float = _setting(
-        0.0, "Strength of random shift, rotation, zoom and warp of training images; 0: none.", least=0
+        0.0,
+        "Strength of random shift, rotation, zoom and warp of training images; 0: none.",
+        least=0,
+        most=100,
     )
     validation: float = _setting(
         0.1,
@@ -207,7 +211,10 @@ class TrainConfig:
             if key in changes or key in code:
                 stored = changes.get(key, getattr(self, key))
                 changes[key] = _named_by_user(key, stored, source, code.get(key))
-        return replace(self, **changes)
+        try:
+            return replace(self, **changes)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
 
     @classmethod
     def load(cls, path: Path, code: Code = NO_CODE) -> TrainConfig:

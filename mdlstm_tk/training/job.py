@@ -16,7 +16,7 @@ from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.evaluation import evaluate_run
 from mdlstm_tk.training.loop import require_steps_left, train
-from mdlstm_tk.training.memory import check_memory
+from mdlstm_tk.training.memory import check_memory, check_weights
 from mdlstm_tk.training.networks import build_network, fit_config, texts_without_room
 from mdlstm_tk.training.progress import Progress
 from mdlstm_tk.training.run_folder import Run, new_run, open_run
@@ -114,6 +114,8 @@ def resume_job(
     )
     run = open_run(folder, code)
     checkpoint = load_checkpoint(run.last, code)
+    if run.best.exists():
+        load_checkpoint(run.best, code)  # it is evaluated in the end: better refused now
     config = find_data(configure_resumed(checkpoint.config, changes, set_values), folder)
     is_trained = False
     try:
@@ -161,6 +163,7 @@ def run_name(config: TrainConfig, task: Task) -> str:
 
 def _check(config: TrainConfig, task: Task, context: DistributedContext) -> tuple[str, ...]:
     """Find errors of the configuration before a folder is created; return notes on data and network."""
+    check_weights(config, task.spec)
     network = build_network(config, task.spec)
     samples = context.shard(config.batch_size)
     notes = list(getattr(task, "summary", ()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.sizes import format_size, parse_size
 from mdlstm_tk.training.config import TrainConfig, read_toml, suggest
 
+MAX_POSITIONS = 2**24  # of a grid that a built-in task generates
 # settings that some networks do not have; they are left out of a task's defaults for such a network
 OPTIONAL_NETWORK_SETTINGS = ("layers", "cell", "directions", "layer_norm", "windows", "dropout")
 BUILT_IN: dict[str, tuple[type[Task], Callable[[TrainConfig], Task]]] = {
@@ -88,6 +90,11 @@ def make_task(config: TrainConfig) -> Task:
         for key in ("resize", "crop"):
             if getattr(config, key):
                 raise InputError(f"--{key} needs --data; the built-in task '{config.task}' takes --size")
+        if prod(config.grid) > MAX_POSITIONS:
+            raise InputError(
+                f"--size {config.size} has {prod(config.grid)} positions, but the task '{config.task}' "
+                f"generates at most {MAX_POSITIONS}"
+            )
         return BUILT_IN[config.task][1](config)
     resize, crop = (parse_size(text) if text else None for text in (config.resize, config.crop))
     task = read_data(

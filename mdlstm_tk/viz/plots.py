@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.style
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -17,9 +18,17 @@ from mdlstm_tk.viz.panels import Panel
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 COLORS = ("#0b6e99", "#d1495b", "#6a994e", "#8d6a9f")  # distinguishable with any color vision
+# A matplotlibrc of the current folder, which Matplotlib reads, could let texts be set by LaTeX.
+default_style = matplotlib.style.context("default")
 METRIC_LABELS = {"relevant": "relevant loss (position of the second one)", "mse": "mean squared error"}
 
 
+def plain(text: str) -> str:
+    """A text that Matplotlib shows as it is: dollar signs do not begin a formula."""
+    return text.replace("$", r"\$")
+
+
+@default_style
 def draw_curves(path: Path, title: str, records: Sequence[Mapping[str, Any]]) -> None:
     """Draw loss and errors over the training steps, one axis each.
 
@@ -30,7 +39,7 @@ def draw_curves(path: Path, title: str, records: Sequence[Mapping[str, Any]]) ->
     """
     names = metric_names(records)
     figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     axes = figure.subplots(1, len(names), squeeze=False)[0]
     for axis, name, color in zip(axes, names, COLORS, strict=False):
         draw_curve(axis, name, color, records)
@@ -55,27 +64,29 @@ def draw_curve(axis: Any, name: str, color: str, records: Sequence[Mapping[str, 
     axis.legend(frameon=False)
 
 
+@default_style
 def draw_panels(path: Path, title: str, panels: Sequence[Panel], columns: int) -> None:
     """Draw panels in rows of `columns`."""
     rows = -(-len(panels) // columns)
     aspect = max(panel.image.shape[0] / panel.image.shape[1] for panel in panels)
     figure = Figure(figsize=(3 * columns, rows * (3 * aspect + 0.4) + 0.5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
     for axis, panel in zip(axes, panels, strict=False):
         axis.imshow(panel.image, interpolation="nearest")
-        axis.set_title(f"{panel.name}  {panel.value_range}", fontsize=10)
+        axis.set_title(plain(f"{panel.name}  {panel.value_range}"), fontsize=10)
     _save(figure, path)
 
 
+@default_style
 def draw_before_and_after(
     path: Path, title: str, x: Floats, truth: Floats, before: Floats, after: Floats
 ) -> None:
     """Draw a matrix, its target, and the predictions before and after training, each (H, W) in [0, 1]."""
     figure = Figure(figsize=(9, 6), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     rows = (("before training", before), ("after training", after))
     for row, (axes, (when, prediction)) in enumerate(zip(figure.subplots(2, 3), rows, strict=True)):
         grids = (("input", x), (f"prediction {when}", prediction), ("truth", truth))
@@ -89,6 +100,7 @@ def draw_before_and_after(
     _save(figure, path)
 
 
+@default_style
 def draw_loss_comparison(
     path: Path, title: str, label: str, losses: Mapping[str, Sequence[Sequence[float]]]
 ) -> None:
@@ -102,7 +114,7 @@ def draw_loss_comparison(
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
-    axis.set_title(title)
+    axis.set_title(plain(title))
     for (model, seeds), color in zip(losses.items(), COLORS, strict=False):
         smooth = np.stack([running_mean(values) for values in seeds])  # (seeds, steps)
         steps = np.arange(1, smooth.shape[1] + 1)
