@@ -40,10 +40,11 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
     """
     with open_regular(path) as file:
         try:
-            data = file.read(max_bytes + 1)
+            is_small = os.fstat(file.fileno()).st_size <= max_bytes
+            data = file.read(max_bytes + 1) if is_small else b""
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    if len(data) > max_bytes:
+    if not is_small or len(data) > max_bytes:  # files of /proc say that they are empty
         raise InputError(f"{path} is larger than {max_bytes} bytes, expected less")
     return data
 

@@ -61,7 +61,7 @@ def check_weights(config: TrainConfig, spec: TaskSpec) -> None:
     needed = WEIGHT_COPIES * FLOAT_BYTES * sum(shape.numel() for shape, _ in weights.values())
     if needed > available:
         raise InputError(
-            f"the weights of model '{config.model}' would take {_format(needed)} of memory in training, but "
+            f"to train the weights of model '{config.model}' would take {_format(needed)} of memory, but "
             f"{_format(available)} are available; try a smaller --hidden or --layers"
         )
 

@@ -198,6 +198,11 @@ def format_rate(rate: float) -> str:
 
 def running_mean(values: Sequence[float]) -> npt.NDArray[np.float64]:
     """The mean of the last `WINDOW` values at each step; of fewer values at the start."""
-    total = np.cumsum(np.asarray(values, dtype=np.float64))
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        return _running_mean(np.asarray(values, dtype=np.float64))
+
+
+def _running_mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    total = np.cumsum(values)
     total[WINDOW:] -= total[:-WINDOW].copy()
     return total / np.minimum(np.arange(1, len(values) + 1), WINDOW)

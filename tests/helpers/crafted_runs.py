@@ -80,11 +80,11 @@ def put(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def sparse(size: int) -> Callable[[Path], None]:
-    """A file of that many zero bytes, which takes no room on the disk."""
+def sparse(size: int, start: bytes = b"") -> Callable[[Path], None]:
+    """A file of that many bytes, all zero after its start, which takes no room on the disk."""
 
     def make(path: Path) -> None:
-        path.touch()
+        path.write_bytes(start)
         os.truncate(path, size)
 
     return make

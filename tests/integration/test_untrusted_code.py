@@ -137,9 +137,8 @@ def test_the_file_that_the_user_names_is_run_and_no_other(
     result = in_process(capfd, *VERBS["resume"], *file)
     assert result.code == 0, result.err
     assert result.err.endswith("next: mdlstm export run --size 4x4 --model mine.py:net\n")
-    assert (
-        load_checkpoint(evil / "last.safetensors", {"model": "mine.py:net"}).config.model == "mine.py:net"
-    )
+    code = {"model": "mine.py:net"}
+    assert load_checkpoint(evil / "last.safetensors", code).config.code == code
     assert Path("mine was run").exists() and not Path("marker").exists()
     assert_refused(in_process(capfd, *VERBS["info"], "--model", "mine.py:other"), "mine.py:other")
     assert_refused(in_process(capfd, *VERBS["info"], "--model", "md"), "--model", "file.py:name")
