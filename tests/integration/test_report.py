@@ -282,7 +282,7 @@ def test_a_run_without_a_result_is_evaluated(runs: Any, tmp_path: Path) -> None:
 def test_the_command(runs: Any, tmp_path: Path) -> None:
     run = runs("grid")
     run.report.unlink()
-    done = mdlstm("report", run.folder)
+    done = mdlstm("report", run.folder, "--data", run.folder.parent / "data.npz")
     assert done.code == 0, done.err
     assert done.out == ""
     assert done.err.splitlines()[-1] == f"next: mdlstm export {run.folder}"
