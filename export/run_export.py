@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from mdlstm_tk.training import Run, load_checkpoint, open_run
 from mdlstm_tk.training.config import NO_CODE, Code
 
 Grid = tuple[int, ...]
+
+MAX_POSITIONS = 2**22  # of a grid that a run names; a run may come from a stranger
 
 
 def export_run(
@@ -68,7 +71,7 @@ def export_run(
     checkpoint = load_checkpoint(checkpoint_path, run.code)
     spec = checkpoint.spec
     if grid is None and form != "scan":
-        grid = checkpoint.config.grid
+        grid = _unasked(checkpoint.config.grid)
     (path,) = _paths(run, [grid], None if path is None else Path(path))
     ensure_writable(path, force)
     return export_onnx(
@@ -131,7 +134,7 @@ def export_run_sizes(
     target = destination if isinstance(destination, ExportTarget) else None
     form = form or (target.preferred_form if target else "unrolled")
     if form != "scan":
-        grids = [grid or run_grid for grid in grids]
+        grids = [grid or _unasked(run_grid) for grid in grids]
     if target:
         target.prepare(len(grids))
     with staging(Path(tempfile.gettempdir())) as scratch:
@@ -168,6 +171,20 @@ def find_checkpoint(run: Run | str | Path, code: Code = NO_CODE) -> tuple[Run, P
     if code:
         run = replace(run, code=code)
     return run, run.checkpoint
+
+
+def _unasked(grid: Grid) -> Grid:
+    """The grid of a run, where the user gives none.
+
+    Raises:
+        InputError: it is so large that the export would take hours.
+    """
+    if prod(grid) > MAX_POSITIONS:
+        raise InputError(
+            f"the size of the run is {format_size(grid)}, which is not exported unless you ask for it with "
+            "--size; or use --form scan for any size"
+        )
+    return grid
 
 
 def _paths(run: Run, grids: Sequence[Grid | None], output: Path | None) -> list[Path]:

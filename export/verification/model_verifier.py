@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,8 @@ from mdlstm_tk.training import Run, load_checkpoint
 from mdlstm_tk.training.config import NO_CODE, Code
 
 Runtime = Callable[[Case], dict[str, Array]]
-DEFAULT_GRID = (5, 7, 3)  # for a model that takes any grid and is not of a run
+DEFAULT_GRID = (5, 7, 3)  # for a model that takes any grid and is not of a run, or of one with a large grid
+MAX_POSITIONS = 2**22  # of a grid that a run names; a run may come from a stranger
 
 
 def verify_model(
@@ -180,7 +182,9 @@ def _find_origin(
         run, checkpoint_path = find_checkpoint(against, code)
     checkpoint = load_checkpoint(checkpoint_path, run.code)
     description = f"the network in {checkpoint_path}"
-    return _Origin(description, checkpoint.network().eval(), run, checkpoint.config.grid, metadata)
+    if prod(checkpoint.config.grid) <= MAX_POSITIONS:
+        grid = checkpoint.config.grid
+    return _Origin(description, checkpoint.network().eval(), run, grid, metadata)
 
 
 def _sessions(model: Path, device: str, max_bytes: int, timeout: float | None) -> list[Session]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, fields, replace
+from math import prod
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -27,7 +28,7 @@ UNLABELLED = -1  # the class of positions that have no label, and of padding
 # limits of a task's description
 MAX_CHANNELS = 2**16
 MAX_OUTPUTS = 2**20
-MAX_EXTENT = 2**30
+MAX_POSITIONS = 2**28  # of a sample
 MAX_NAME = 10_000  # characters
 MAX_MASK_VALUE = 2**63 - 1
 FLOAT32_MAX = 3e38  # approximately
@@ -122,7 +123,8 @@ class TaskSpec:
         self._require("kind", self.kind in list(KINDS), f"one of {', '.join(KINDS)}")
         for name, limit in (("channels", MAX_CHANNELS), ("outputs", MAX_OUTPUTS)):
             self._require(name, _is_int(getattr(self, name), 1, limit), f"a whole number from 1 to {limit}")
-        self._require("size", _are(self.size, range(1, 9), _is_extent), f"extents from 1 to {MAX_EXTENT}")
+        is_size = _are(self.size, range(1, 9), _is_extent) and prod(self.size) <= MAX_POSITIONS
+        self._require("size", is_size, f"extents from 1, of at most {MAX_POSITIONS} positions together")
         self._require(
             "classes",
             _are(self.classes, [self._class_count], _is_text),
@@ -188,7 +190,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _is_extent(value: Any) -> bool:
-    return _is_int(value, 1, MAX_EXTENT)
+    return _is_int(value, 1, MAX_POSITIONS)
 
 
 def _is_text(value: Any) -> bool:
