@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from mdlstm_tk.text import printable, to_json
+from mdlstm_tk.text import printable, shell_quoted, to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,6 +84,11 @@ def heading(message: str) -> None:
 def next_command(command: str) -> None:
     """Name the command to type next. Paths in it must be `shell_quoted`, so that it can be pasted."""
     heading(f"next: {command}")
+
+
+def with_options(command: str, options: Mapping[str, str]) -> str:
+    """A command with long options: {"cell": "my file.py:x"} adds --cell 'my file.py:x'."""
+    return " ".join([command, *(f"--{name} {shell_quoted(value)}" for name, value in options.items())])
 
 
 def table(

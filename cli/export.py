@@ -13,7 +13,11 @@ from mdlstm_tk.cli.options import (
     ExportDtype,
     Form,
     Json,
+    OwnCell,
+    OwnModel,
+    complete_files,
     complete_run,
+    named_files,
     parse_size_text,
 )
 from mdlstm_tk.errors import InputError, require
@@ -131,6 +135,18 @@ def export(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Your data that the run was trained on, for --web: the page will hold some of them.",
+            show_default="no examples of your own data",
+            autocompletion=complete_files(".npz"),
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    own_model: OwnModel = None,
+    own_cell: OwnCell = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace files that exist.", rich_help_panel=OUTPUT)
     ] = False,
@@ -141,6 +157,8 @@ def export(
         raise InputError("-o, --server-repo and --web are mutually exclusive; give one of them")
     if web_runtime and not web:
         raise InputError("--web-runtime needs --web DIR; give both")
+    if data and not web:
+        raise InputError("--data is for the examples of a page; give --web DIR, or leave it out")
     require("torch", "train")
     require("onnx", "train")
     require("onnxruntime", "cpu")
@@ -149,7 +167,7 @@ def export(
 
     run = run or latest_run().folder
     detail(f"exporting {run}")
-    target = _target(server_repo, web, web_runtime, force)
+    target = _target(server_repo, web, web_runtime, force, data or "")
     reports = export_run_sizes(
         run,
         [parse_size(text) for text in size] if size else [None],
@@ -161,6 +179,7 @@ def export(
         functions=functions,
         atol=atol,
         force=force,
+        code=named_files(own_model, own_cell),
     )
     if json:
         print_json([report.as_dict() for report in reports])
@@ -173,11 +192,11 @@ def export(
 
 
 def _target(
-    server_repo: Path | None, web: Path | None, web_runtime: Path | None, force: bool
+    server_repo: Path | None, web: Path | None, web_runtime: Path | None, force: bool, data: str
 ) -> ExportTarget | None:
     """The target that the options name; None for files."""
     from mdlstm_tk.export.targets import ServerRepository, WebPage
 
     if server_repo:
         return ServerRepository(server_repo, force)
-    return WebPage(web, web_runtime, force) if web else None
+    return WebPage(web, web_runtime, force, data, note) if web else None

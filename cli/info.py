@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from mdlstm_tk.cli.console import next_command, print_json, table
-from mdlstm_tk.cli.options import Json, MaxBytes, complete_model_or_run
-from mdlstm_tk.errors import require
+from mdlstm_tk.cli.console import next_command, print_json, table, with_options
+from mdlstm_tk.cli.options import Json, MaxBytes, OwnCell, OwnModel, complete_model_or_run, named_files
+from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.sizes import format_size
 from mdlstm_tk.text import shell_quoted
 
@@ -25,17 +25,22 @@ def info(
             show_default=False,
         ),
     ],
+    own_model: OwnModel = None,
+    own_cell: OwnCell = None,
     json: Json = False,
     max_bytes: MaxBytes = None,
 ) -> None:
     """Describe an exported model, or a training run."""
+    code = named_files(own_model, own_cell)
     if target.is_dir():
         require("torch", "train")
         from mdlstm_tk.runtime.model_discovery import models_in
         from mdlstm_tk.training import describe_run
 
-        properties, models = describe_run(target), models_in(target)
+        properties, models = describe_run(target, code), models_in(target)
     else:
+        if code:
+            raise InputError(f"--{next(iter(code))} is for run folders; leave it out for {target}")
         properties, models = _describe_model(target, max_bytes), [target]
     if json:
         print_json(properties)
@@ -43,11 +48,8 @@ def info(
         table(
             [str(target), ""], [[name, _text(name, value)] for name, value in properties.items()], texts=2
         )
-    next_command(
-        f"mdlstm infer FILE -m {shell_quoted(models[-1])}"
-        if models
-        else f"mdlstm export {shell_quoted(target)}"
-    )
+    export = with_options(f"mdlstm export {shell_quoted(target)}", code)
+    next_command(f"mdlstm infer FILE -m {shell_quoted(models[-1])}" if models else export)
 
 
 def _describe_model(path: Path, max_bytes: int | None) -> dict[str, Any]:

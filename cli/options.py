@@ -74,6 +74,19 @@ def parse_cell(text: str) -> str:
     return _name_or_file(text, CELLS)
 
 
+def parse_own_file(text: str) -> str:
+    """Check the form of file.py:name."""
+    path, colon, name = text.rpartition(":")
+    if not (colon and path.endswith(".py") and name):
+        raise InputError(f"must be file.py:name, got '{text}'")
+    return text
+
+
+def named_files(model: str | None, cell: str | None) -> dict[str, str]:
+    """The files that --model and --cell name, as the library takes them."""
+    return {key: value for key, value in (("model", model), ("cell", cell)) if value is not None}
+
+
 def _name_or_file(text: str, names: tuple[str, ...], aliases: tuple[str, ...] = ()) -> str:
     path, colon, name = text.rpartition(":")
     if colon and path.endswith(".py") and name:
@@ -139,6 +152,28 @@ def _entries(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
     return [path for path in paths if path.lower().endswith(suffixes) and not os.path.isdir(path)] + folders
 
 
+OwnModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="file.py:name",
+        parser=parse_own_file,
+        show_default=False,
+        help="The file to run if the run has a network of your own; the path in the run is not used.",
+        rich_help_panel=NETWORK,
+    ),
+]
+OwnCell = Annotated[
+    str | None,
+    typer.Option(
+        "--cell",
+        metavar="file.py:name",
+        parser=parse_own_file,
+        show_default=False,
+        help="The file to run if the run has a cell of your own; the path in the run is not used.",
+        rich_help_panel=NETWORK,
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=OUTPUT)
 ]

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from mdlstm_tk.cli.console import next_command, note, print_json
-from mdlstm_tk.cli.options import OUTPUT, Json, complete_files, complete_run
+from mdlstm_tk.cli.console import next_command, note, print_json, with_options
+from mdlstm_tk.cli.options import OUTPUT, Json, OwnCell, OwnModel, complete_files, complete_run, named_files
 from mdlstm_tk.errors import require
 from mdlstm_tk.text import shell_quoted
 
@@ -25,8 +25,8 @@ def report(
         typer.Option(
             "--data",
             metavar="PATH",
-            help="The user's data that the run was trained on, if they have moved.",
-            show_default="where they were",
+            help="Your data that the run was trained on, to show examples; they are read only if named.",
+            show_default="no examples of your own data",
             autocompletion=complete_files(".npz"),
         ),
     ] = None,
@@ -44,6 +44,8 @@ def report(
     force: Annotated[
         bool, typer.Option("--force", help="Replace the file given with -o.", rich_help_panel=OUTPUT)
     ] = False,
+    own_model: OwnModel = None,
+    own_cell: OwnCell = None,
     json: Json = False,
 ) -> None:
     """Write an HTML page about a run: curves, examples, errors by class, and the speed of its exports.
@@ -54,18 +56,17 @@ def report(
     for module in ("torch", "jinja2", "matplotlib"):
         require(module, "train")
     from mdlstm_tk.report import write_report
+    from mdlstm_tk.report.exports import find_exports
     from mdlstm_tk.training import latest_run, open_run
 
-    source = open_run(run) if run else latest_run()
+    code = named_files(own_model, own_cell)
+    source = open_run(run, code) if run else latest_run(code)
     page = write_report(source, output, force, note, data or "")
     size = page.stat().st_size
     if json:
         print_json({"run": str(source.folder), "path": str(page), "bytes": size})
     else:
         note(f"{page}: {size / 1024:.0f} KiB; open it in a browser")
-    models = sorted(source.folder.glob("model*.onnx"))
-    next_command(
-        f"mdlstm infer FILE -m {shell_quoted(models[-1])}"
-        if models
-        else f"mdlstm export {shell_quoted(source.folder)}"
-    )
+    models = find_exports(source)
+    export = with_options(f"mdlstm export {shell_quoted(source.folder)}", code)
+    next_command(f"mdlstm infer FILE -m {shell_quoted(models[-1])}" if models else export)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mdlstm_tk.cli.console import detail, next_command, note, print_json, progress
+from mdlstm_tk.cli.console import detail, next_command, note, print_json, progress, with_options
 from mdlstm_tk.cli.options import (
     CELLS,
     DATA,
@@ -183,9 +183,12 @@ def train(
 
     changes = parse_settings(settings or [])
     if resume is None:
-        job = new_job(configure(options, changes, config), output, force)
+        configuration = configure(options, changes, config)
+        if configuration.data and not {"data"} & {*options, *changes}:
+            note(f"reading the data at {configuration.data}, which {config} names")
+        job = new_job(configuration, output, force)
     else:
-        job = resume_job(resume, options, changes)
+        job = resume_job(resume, options, changes, note)
     result = train_with_progress(job)
     if not job.context.is_main:
         return
@@ -198,7 +201,12 @@ def train(
         print_json({"run": str(run.folder), **result})
     # a model for one size would refuse samples of another
     form = "--form scan" if job.task.has_mixed_sizes else f"--size {format_size(job.task.spec.size)}"
-    next_command(f"mdlstm export {shell_quoted(run.folder)} {form}")
+    if job.config.data:
+        page = with_options(
+            f"mdlstm report {shell_quoted(run.folder)}", {"data": job.config.data, **run.code}
+        )
+        note(f"for a page with examples: {page}")
+    next_command(with_options(f"mdlstm export {shell_quoted(run.folder)} {form}", run.code))
 
 
 def train_with_progress(job: TrainingJob) -> dict[str, Any]:
@@ -222,5 +230,6 @@ def train_with_progress(job: TrainingJob) -> dict[str, Any]:
             return train_and_draw(job, on_step)
     except KeyboardInterrupt:
         if job.run.last.exists():
-            note(f"interrupted; continue with: mdlstm train --resume {shell_quoted(job.run.folder)}")
+            again = with_options(f"mdlstm train --resume {shell_quoted(job.run.folder)}", job.run.code)
+            note(f"interrupted; continue with: {again}")
         raise

@@ -12,9 +12,12 @@ from mdlstm_tk.cli.options import (
     Device,
     Json,
     MaxBytes,
+    OwnCell,
+    OwnModel,
     Timeout,
     complete_model_or_run,
     complete_run,
+    named_files,
 )
 from mdlstm_tk.errors import require
 from mdlstm_tk.text import shell_quoted
@@ -47,6 +50,8 @@ def verify(
             show_default=False,
         ),
     ] = None,
+    own_model: OwnModel = None,
+    own_cell: OwnCell = None,
     device: Device = "auto",
     seeds: Annotated[int, typer.Option(min=1, help="Number of random seeds for the inputs.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="First random seed.")] = 0,
@@ -78,6 +83,7 @@ def verify(
         seed=seed,
         max_bytes=max_bytes,
         timeout=timeout,
+        code=named_files(own_model, own_cell),
     )
     detail(f"compared with {report.reference}")
     if json:

@@ -1,7 +1,8 @@
 """Two cells of our own: one whose forget gates are tied to its input gate, and one without a recurrent
 product.
 
-    mdlstm train --cell examples/own_cell.py:coupled --steps 200
+    mdlstm train --cell examples/own_cell.py:coupled --steps 200 -o runs/own
+    mdlstm export runs/own --cell examples/own_cell.py:coupled
     python examples/own_cell.py
 
 A cell is its gates, the start values of their biases, and its forward equations. The float64 reference, the

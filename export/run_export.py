@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from mdlstm_tk.runtime.io.files import ensure_writable, staging
 from mdlstm_tk.sizes import format_size
 from mdlstm_tk.text import printable
 from mdlstm_tk.training import Run, load_checkpoint, open_run
+from mdlstm_tk.training.config import NO_CODE, Code
 
 Grid = tuple[int, ...]
+
+MAX_POSITIONS = 2**22  # of a grid that a run names; a run may come from a stranger
 
 
 def export_run(
@@ -33,6 +37,7 @@ def export_run(
     functions: bool = False,
     atol: float | None = None,
     force: bool = False,
+    code: Code = NO_CODE,
 ) -> ExportReport:
     """Export a run's checkpoint to ONNX, verified before the file is written.
 
@@ -50,21 +55,24 @@ def export_run(
         grid: extents to export for. None: the run's own grid, or any grid if form is "scan".
         form, padded, multiple_of, dtype, functions, atol: as for `export_onnx`.
         force: replace an existing file.
+        code: the Python files of a run with a network or a cell of the user's own, by setting ("model",
+            "cell"): {"cell": "mine.py:coupled"}. Those that its checkpoint names are not run.
 
     Returns:
         What was written.
 
     Raises:
-        InputError: there is no such run or form, or the file exists and `force` is false.
+        InputError: there is no such run or form, the file exists and `force` is false, or the checkpoint
+            names a Python file that `code` does not name.
         MDLSTMError: the network cannot be exported, or the file cannot be written.
         ParityError: ONNX Runtime disagrees with the network. Nothing is written.
         MissingExtraError: ONNX Runtime is not installed.
     """
-    run, checkpoint_path = find_checkpoint(run)
-    checkpoint = load_checkpoint(checkpoint_path)
+    run, checkpoint_path = find_checkpoint(run, code)
+    checkpoint = load_checkpoint(checkpoint_path, run.code)
     spec = checkpoint.spec
     if grid is None and form != "scan":
-        grid = checkpoint.config.grid
+        grid = _unasked(checkpoint.config.grid)
     (path,) = _paths(run, [grid], None if path is None else Path(path))
     ensure_writable(path, force)
     return export_onnx(
@@ -100,6 +108,7 @@ def export_run_sizes(
     *,
     form: str | None = None,
     force: bool = False,
+    code: Code = NO_CODE,
     **options: Any,
 ) -> list[ExportReport]:
     """Export a run's checkpoint once for each grid, into files, a server's model repository or a web page.
@@ -111,6 +120,7 @@ def export_run_sizes(
             run's folder if None.
         form: as for `export_onnx`; what the target prefers if None, which is "unrolled" for files.
         force: replace existing files.
+        code: as for `export_run`.
         **options: padded, multiple_of, dtype, functions, atol, as for `export_run`.
 
     Returns:
@@ -120,12 +130,12 @@ def export_run_sizes(
         InputError: as `export_run`; or two grids are equal; or the destination takes only one model.
         MDLSTMError, ParityError, MissingExtraError: as `export_run`.
     """
-    run, checkpoint_path = find_checkpoint(run)
-    run_grid = load_checkpoint(checkpoint_path).config.grid
+    run, checkpoint_path = find_checkpoint(run, code)
+    run_grid = load_checkpoint(checkpoint_path, run.code).config.grid
     target = destination if isinstance(destination, ExportTarget) else None
     form = form or (target.preferred_form if target else "unrolled")
     if form != "scan":
-        grids = [grid or run_grid for grid in grids]
+        grids = [grid or _unasked(run_grid) for grid in grids]
     if target:
         target.prepare(len(grids))
     with staging(Path(tempfile.gettempdir())) as scratch:
@@ -134,7 +144,7 @@ def export_run_sizes(
         for path in paths:  # refuse before the first export takes its time
             ensure_writable(path, force)
         reports = [
-            export_run(checkpoint_path, path, grid=grid, form=form, force=force, **options)
+            export_run(checkpoint_path, path, grid=grid, form=form, force=force, code=run.code, **options)
             for grid, path in zip(grids, paths, strict=True)
         ]
         if target:
@@ -144,11 +154,12 @@ def export_run_sizes(
     return reports
 
 
-def find_checkpoint(run: Run | str | Path) -> tuple[Run, Path]:
+def find_checkpoint(run: Run | str | Path, code: Code = NO_CODE) -> tuple[Run, Path]:
     """A run, and the checkpoint that is meant by it.
 
     Args:
         run: a run or its folder, which stand for its best checkpoint, or a `.safetensors` file.
+        code: the Python files of the run that the user names, see `Run`; those of a `Run` if empty.
 
     Raises:
         InputError: there is no such run or file.
@@ -156,9 +167,25 @@ def find_checkpoint(run: Run | str | Path) -> tuple[Run, Path]:
     if not isinstance(run, Run):
         path = Path(run)
         if path.suffix == ".safetensors":
-            return Run(path.parent), path
+            return Run(path.parent, code), path
         run = open_run(path)
+    if code:
+        run = replace(run, code=code)
     return run, run.checkpoint
+
+
+def _unasked(grid: Grid) -> Grid:
+    """The grid of a run, where the user gives none.
+
+    Raises:
+        InputError: it is so large that the export would take hours.
+    """
+    if prod(grid) > MAX_POSITIONS:
+        raise InputError(
+            f"the size of the run is {format_size(grid)}, which is not exported unless you ask for it with "
+            "--size; or use --form scan for any size"
+        )
+    return grid
 
 
 def _paths(run: Run, grids: Sequence[Grid | None], output: Path | None) -> list[Path]:

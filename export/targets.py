@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,6 +82,8 @@ class WebPage(ExportTarget):
         folder: for the page.
         runtime: a file or folder with onnxruntime-web; npm fetches it if None.
         force: write into a folder that is not empty.
+        data: where the user's data are, if the run was trained on such; see `page_examples`.
+        on_message: called with one line if the page has no examples.
     """
 
     preferred_form = "scan"
@@ -89,6 +91,8 @@ class WebPage(ExportTarget):
     folder: Path
     runtime: Path | None = None
     force: bool = False
+    data: str = ""
+    on_message: Callable[[str], None] = field(default=lambda message: None, repr=False)
     _runtime_files: Mapping[str, bytes] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -109,7 +113,8 @@ class WebPage(ExportTarget):
         self._runtime_files = load_runtime(self.runtime)
 
     def add(self, model: Path, run: Run, size: str | None) -> Path:
-        examples = page_examples(run, read_metadata(model.read_bytes(), model.name))
+        metadata = read_metadata(model.read_bytes(), model.name)
+        examples = page_examples(run, metadata, self.data, self.on_message)
         return write_page(model, self.folder, _name_of(run), self._runtime_files, examples)
 
 

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from mdlstm_tk._version import __version__
+from mdlstm_tk.backends.cpu.cache_folder import VARIABLE, cache_folder
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.installation import PACKAGE, install_command
 
@@ -219,22 +220,29 @@ def _kernels() -> Iterator[Check]:
 
 
 def _caches() -> Iterator[Check]:
-    """Check that compiled kernels can be cached; otherwise every process compiles them again."""
-    package, home = Path(__file__).parent, Path.home()
-    numba = os.environ.get("NUMBA_CACHE_DIR")
+    """Check that compiled kernels can be kept on disk; otherwise every process compiles them again."""
+    folder = cache_folder()
+    if folder is not None:
+        yield Check("Numba's cache", "ok", str(folder))
+    else:
+        named = os.environ.get(VARIABLE)
+        place = f"{VARIABLE}={named}" if named else "the cache folder of your account"
+        yield Check(
+            "Numba's cache",
+            "absent",
+            f"every process compiles them again: {place} is missing, or others may write to it",
+            f"set {VARIABLE} to the absolute path of a folder that only you may write to",
+        )
     triton = os.environ.get("TRITON_CACHE_DIR")
-    caches = {
-        "NUMBA_CACHE_DIR": [Path(numba)] if numba else [package / "backends", home / ".cache/numba"],
-        "TRITON_CACHE_DIR": [Path(triton) if triton else home / ".triton"],
-    }
-    for variable, folders in caches.items():
-        name = f"{variable.split('_')[0].capitalize()}'s cache"
-        writable = [folder for folder in folders if _writable(folder)]
-        if writable:
-            yield Check(name, "ok", str(writable[0]))
-        else:
-            found = f"cannot write to {' nor '.join(map(str, folders))}"
-            yield Check(name, "absent", found, f"set {variable} to a writable folder")
+    try:
+        kept = Path(triton) if triton else Path.home() / ".triton"
+    except RuntimeError:  # no home folder
+        kept = Path("~/.triton")
+    if _writable(kept):
+        yield Check("Triton's cache", "ok", str(kept))
+    else:
+        fix = "set TRITON_CACHE_DIR to a writable folder"
+        yield Check("Triton's cache", "absent", f"cannot write to {kept}", fix)
 
 
 def _attempt(name: str, module: str, action: Callable[[], str]) -> Check:

@@ -17,15 +17,15 @@ def parse_size(text: str, ndim: int = 2) -> tuple[int, ...]:
     Raises:
         InputError: the text has another format, an extent is 0, or there are neither 1 nor `ndim` extents.
     """
-    if not re.fullmatch(r"\d+(x\d+)*", text.lower()):
-        raise InputError(f"size must be written like 8 or 8x12, got '{text}'")
+    if not re.fullmatch(r"\d{1,9}(x\d{1,9})*", text.lower(), re.ASCII):
+        raise InputError(f"size must be written like 8 or 8x12, got '{text:.100}'")
     extents = tuple(int(part) for part in text.lower().split("x"))
     if len(extents) == 1:
         extents *= ndim
     if len(extents) != ndim:
-        raise InputError(f"size must have 1 or {ndim} extents, got '{text}'")
+        raise InputError(f"size must have 1 or {ndim} extents, got '{text:.100}'")
     if min(extents) < 1:
-        raise InputError(f"extents of a size must be at least 1, got '{text}'")
+        raise InputError(f"extents of a size must be at least 1, got '{text:.100}'")
     return extents
 
 

@@ -1,4 +1,8 @@
-"""Python files of the user's that define cells or networks: "file.py:name"."""
+"""Python files of the user's that define cells or networks: "file.py:name".
+
+Whatever is imported here was named by the user, in a call of the library or in this very command. A file of
+settings, such as a checkpoint, cannot name one: see `mdlstm_tk.training.config.TrainConfig.updated`.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,23 @@ from mdlstm_tk.errors import InputError
 
 
 def split_reference(reference: str) -> tuple[Path | None, str]:
-    """ "file.py:name" → (its resolved path, "name"); any other text → (None, the text)."""
+    """ "file.py:name" → (its resolved path, "name"); any other text → (None, the text).
+
+    Raises:
+        InputError: a path cannot be resolved.
+    """
     path, colon, name = reference.rpartition(":")
-    return (Path(path).resolve(), name) if colon and path.endswith(".py") else (None, reference)
+    if not colon or not path.endswith(".py"):
+        return None, reference
+    try:
+        return Path(path).resolve(), name
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, or a zero byte in the name
+        raise InputError(f"{reference!r:.200} names no file: {error}") from None
+
+
+def names_file(reference: str) -> bool:
+    """Whether a text is of the form "file.py:name"."""
+    return split_reference(reference)[0] is not None
 
 
 @cache

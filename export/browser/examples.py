@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -59,24 +59,34 @@ class PageExample:
         return self.x.astype("<f4")
 
 
-def page_examples(run: Run, metadata: Metadata) -> list[PageExample]:
+def page_examples(
+    run: Run,
+    metadata: Metadata,
+    data: str = "",
+    on_message: Callable[[str], None] = lambda message: None,
+) -> list[PageExample]:
     """Choose samples of a run's validation data that the model takes; of different classes if it has any.
 
     Args:
         run: the run that the model was exported from.
         metadata: of the exported model.
+        data: where the user's data are, if the run was trained on such. They are not opened unless they are
+            named: a run may come from a stranger, and the page would publish them.
+        on_message: called with one line if there are no examples.
 
     Returns:
-        At most `COUNT` examples; none if the data are no longer there, or no sample fits the model.
+        At most `COUNT` examples; none if the user's data are not named or not there, or no sample fits.
     """
-    checkpoint = load_checkpoint(run.checkpoint)
+    checkpoint = load_checkpoint(run.checkpoint, run.code)
     config = checkpoint.config
     try:
         config = config if config.data else replace(config, size=format_size(metadata.grid or config.grid))
-        task = load_task(config, checkpoint.spec, run.folder)
-        samples = list(_samples(task, metadata))
-    except MDLSTMError:  # the data have moved, or the task has no samples of that size
+        samples = list(_samples(load_task(config, checkpoint.spec, data), metadata))
+    except MDLSTMError as error:
+        on_message(f"no examples: {error}")
         return []
+    if not samples:
+        on_message("no examples: no sample of the data has a size that the model takes")
     seen: dict[str | None, int] = {}
     rounds = []  # the second sample of a class comes after the first one of all classes
     for index, sample in enumerate(samples):

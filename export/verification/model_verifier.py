@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +35,15 @@ from mdlstm_tk.export.verification.parity import (
 from mdlstm_tk.export.verification.report import Outcome, VerificationReport
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
+from mdlstm_tk.runtime.model_discovery import models_in
 from mdlstm_tk.runtime.shapes import Shapes
 from mdlstm_tk.text import shell_quoted
 from mdlstm_tk.training import Run, load_checkpoint
+from mdlstm_tk.training.config import NO_CODE, Code
 
 Runtime = Callable[[Case], dict[str, Array]]
-DEFAULT_GRID = (5, 7, 3)  # for a model that takes any grid and is not of a run
+DEFAULT_GRID = (5, 7, 3)  # for a model that takes any grid and is not of a run, or of one with a large grid
+MAX_POSITIONS = 2**22  # of a grid that a run names; a run may come from a stranger
 
 
 def verify_model(
@@ -52,6 +56,7 @@ def verify_model(
     seed: int = 0,
     max_bytes: int | None = None,
     timeout: float | None = None,
+    code: Code = NO_CODE,
 ) -> VerificationReport:
     """Compare an exported model with the network it came from.
 
@@ -79,19 +84,22 @@ def verify_model(
         seed: the first seed.
         max_bytes: maximum size of the model file; 1 GiB if None.
         timeout: seconds that ONNX Runtime may run; unlimited if None.
+        code: the Python files of a run with a network or a cell of the user's own, by setting ("model",
+            "cell"): {"cell": "mine.py:coupled"}. Those that its checkpoint names are not run.
 
     Returns:
         The outcome of every runtime on every case. A failure raises nothing by itself; call
         `raise_if_failed` on the report for that.
 
     Raises:
-        InputError: the model, the run or an input cannot be read, or the model does not take an input.
+        InputError: the model, the run or an input cannot be read, the model does not take an
+            input, or the checkpoint names a Python file that `code` does not name.
         DeviceError: the device cannot be used.
         MissingExtraError: ONNX Runtime is not installed.
     """
     require("onnxruntime", "cpu")
     model = Path(model)
-    files = sorted(model.glob("[!.]*.onnx")) if model.is_dir() else [model]
+    files = sorted(models_in(model)) if model.is_dir() else [model]
     if not files:
         raise InputError(
             f"the folder {model} holds no .onnx model; make one with: mdlstm export {shell_quoted(model)}"
@@ -102,7 +110,7 @@ def verify_model(
     outcomes: dict[str, dict[str, Outcome]] = {}
     for path in files:
         sessions = _sessions(path, device, limit, timeout)
-        origin = origins[path] = _origin(path, against, sessions[0].metadata)
+        origin = origins[path] = _origin(path, against, sessions[0].metadata, code)
         random = _random_cases(path, origin, range(seed, seed + seeds))
         cases = random if inputs is None else _user_cases(origin.metadata, inputs)
         # Arrays of the user's alone may be too few to know the scale of the outputs from.
@@ -143,9 +151,26 @@ class _Origin:
     metadata: Metadata
 
 
-def _origin(path: Path, against: nn.Module | Run | str | Path | None, metadata: Metadata) -> _Origin:
+def _origin(
+    path: Path, against: nn.Module | Run | str | Path | None, metadata: Metadata, code: Code
+) -> _Origin:
     """The network that a file is compared with, or the file itself."""
     grid = (*DEFAULT_GRID, *(2,) * metadata.ndim)[: metadata.ndim]
+    origin = _find_origin(path, against, metadata, code, grid)
+    if code and origin.run is None:
+        raise InputError(
+            f"{path} is compared with {origin.description}, which runs no file; leave out --{min(code)}"
+        )
+    return origin
+
+
+def _find_origin(
+    path: Path,
+    against: nn.Module | Run | str | Path | None,
+    metadata: Metadata,
+    code: Code,
+    grid: Grid,
+) -> _Origin:
     if isinstance(against, nn.Module):
         network = copy.deepcopy(against).cpu().float().eval()
         return _Origin(f"the given {type(against).__name__}", network, None, grid, metadata)
@@ -153,14 +178,16 @@ def _origin(path: Path, against: nn.Module | Run | str | Path | None, metadata: 
         if metadata.checkpoint_sha256 is None:
             return _Origin("its own graph in float64", None, None, grid, metadata)
         try:
-            run, checkpoint_path = find_checkpoint(path.parent)
+            run, checkpoint_path = find_checkpoint(path.parent, code)
         except InputError:
             return _Origin("its own graph in float64, as its run is not here", None, None, grid, metadata)
     else:
-        run, checkpoint_path = find_checkpoint(against)
-    checkpoint = load_checkpoint(checkpoint_path)
+        run, checkpoint_path = find_checkpoint(against, code)
+    checkpoint = load_checkpoint(checkpoint_path, run.code)
     description = f"the network in {checkpoint_path}"
-    return _Origin(description, checkpoint.network().eval(), run, checkpoint.config.grid, metadata)
+    if prod(checkpoint.config.grid) <= MAX_POSITIONS:
+        grid = checkpoint.config.grid
+    return _Origin(description, checkpoint.network().eval(), run, grid, metadata)
 
 
 def _sessions(model: Path, device: str, max_bytes: int, timeout: float | None) -> list[Session]:

@@ -7,6 +7,7 @@ sampling        seeded random numbers, shuffling, stratified splits
 collate         samples → batch
 augmentation    random crops and distortion of training images
 user_data       a task from a user's own files, which consists of:
+  data_folder     what lies in a folder: links and names that lead out of it are not followed
   folders         listing of folders of images, masks and transcripts
   arrays          listing of .npz files
   images          decoding of one image

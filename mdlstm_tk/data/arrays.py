@@ -8,8 +8,10 @@ sizes   (N, 2) integers, the valid extents; optional
 
 from __future__ import annotations
 
+import lzma
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,20 @@ from mdlstm_tk.errors import InputError
 
 MIN_MAPPED_BYTES = 2**24  # arrays below this are read whole
 LOCAL_HEADER_BYTES = 30  # of a zip member, without its name; ends with the lengths of name and extra field
+# What damaged archives make numpy and zipfile raise; a RuntimeError of an encrypted one, for example.
+UNREADABLE = (
+    OSError,
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 FORMATS: dict[Kind, str] = {
     "grid": "an .npz file with x and y, each (N, H, W) or (N, H, W, C)",
     "classify": "an .npz file with x and y (N,)",
@@ -64,11 +80,14 @@ def _numbers(x: Array, index: int, height: int, width: int) -> Array:
 
 
 def _name(y: Array, index: int, *_: int) -> str:
-    return str(y[index])
+    try:
+        return str(y[index])
+    except ValueError:
+        raise UnusableSampleError("its name is not Unicode") from None
 
 
 def _text(y: Array, index: int, *_: int) -> str:
-    text = str(y[index])
+    text = _name(y, index)
     if not text:
         raise UnusableSampleError("its text is empty")
     return text
@@ -93,7 +112,7 @@ def _load(path: Path, kind: Kind) -> tuple[Array, Array, Array]:
             names = [name for name in ("x", "y", "sizes") if name in file]
             mapped = {name: _map_stored(path, f"{name}.npy") for name in names}
             arrays = {name: file[name] if array is None else array for name, array in mapped.items()}
-    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise InputError(f"--data {path}: not a readable .npz of numbers and texts: {error}") from None
     if not {"x", "y"} <= set(arrays):
         raise InputError(f"--data {path}: x or y is missing; expected {FORMATS[kind]}")

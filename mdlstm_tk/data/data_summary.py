@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mdlstm_tk.data.data_folder import DataFolder
 from mdlstm_tk.data.folders import empty_classes
 from mdlstm_tk.data.images import Extents, count_other_files
 from mdlstm_tk.data.spec import Array, Split, TaskSpec
@@ -16,7 +17,7 @@ MAX_SKIPPED_SHOWN = 10  # skipped samples that a summary lists
 
 
 def summarise(
-    path: Path,
+    data: DataFolder,
     places: Mapping[Split, Path],
     spec: TaskSpec,
     labels: Mapping[Split, Sequence[Any]],
@@ -27,7 +28,7 @@ def summarise(
     """Describe the data in a few lines.
 
     Args:
-        path: what the user gave.
+        data: what the user gave.
         places: where each split was found.
         spec: description of the task.
         labels: the classes, texts or scans of the targets of each split.
@@ -41,11 +42,12 @@ def summarise(
     resized = "resized to " if spec.preprocessing and spec.preprocessing.resize else ""
     cropped = f" cropped to {format_size(crop)}" if crop else ""
     channels = f"{spec.channels} channel" + "s" * (spec.channels > 1)
-    lines = [f"{path}: {counts}; {resized}{size}{cropped}, {channels}"]
+    lines = [f"{data.path}: {counts}; {resized}{size}{cropped}, {channels}"]
     lines += _describe_targets(spec, [target for targets in labels.values() for target in targets])
     for place in places.values():
         if place.is_dir():
-            lines += _describe_rest(place, spec.kind == "classify")
+            lines += _describe_rest(data, place, spec.kind == "classify")
+    lines += [data.note] if data.note else []
     if skipped:
         lines.append(f"skipped {len(skipped)} that cannot be used:")
         lines += [f"  {line}" for line in skipped[:MAX_SKIPPED_SHOWN]]
@@ -68,11 +70,11 @@ def _describe_targets(spec: TaskSpec, targets: Sequence[Any]) -> list[str]:
     return []
 
 
-def _describe_rest(folder: Path, has_class_folders: bool) -> list[str]:
+def _describe_rest(data: DataFolder, folder: Path, has_class_folders: bool) -> list[str]:
     """What lies in a folder and is not used."""
     others = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in
-                       sorted(count_other_files(folder).items()))  # fmt: skip
+                       sorted(count_other_files(data, folder).items()))  # fmt: skip
     lines = [f"files of other types, left out: {others}"] if others else []
-    if has_class_folders and (empty := empty_classes(folder)):
+    if has_class_folders and (empty := empty_classes(folder, data)):
         lines.append(f"folders without images, left out: {', '.join(empty)}")
     return lines

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
+from mdlstm_tk.data.data_folder import DataFolder
 from mdlstm_tk.data.images import find_images, read_pixels
 from mdlstm_tk.data.masks import read_mask
 from mdlstm_tk.data.spec import Array, Kind, RawSample, UnusableSampleError
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.regular_files import read_text
 
 FORMATS: dict[Kind, str] = {
     "grid": "a folder with images/ and targets/",
@@ -24,80 +26,76 @@ FORMATS: dict[Kind, str] = {
     "segment": "a folder with images/ and masks/",
     "transcribe": "a folder with images and a labels.tsv of file, tab, text",
 }
+MAX_TABLE_BYTES = 2**28  # of labels.tsv
 Listing = Iterator[tuple[Path, Callable[[], Any]]]  # each image, and a function that reads its target
 
 
-def list_folder(path: Path, kind: Kind) -> Iterator[RawSample]:
+def list_folder(path: Path, kind: Kind, data: DataFolder) -> Iterator[RawSample]:
     """List the samples of a folder, without reading them.
 
     Args:
         path: the folder.
         kind: kind of the task.
+        data: what the folder is a part of. Links that lead out of that are left out, and noted there.
 
     Raises:
         InputError: the folder has another layout.
     """
-    for file, read_target in LISTINGS[kind](path):
+    for file, read_target in LISTINGS[kind](path, data):
         yield RawSample(str(file.relative_to(path)), partial(read_pixels, file), read_target, is_file=True)
 
 
-def empty_classes(path: Path) -> list[str]:
+def empty_classes(path: Path, data: DataFolder) -> list[str]:
     """The names of the classes of a "classify" folder that have no images."""
-    return [folder.name for folder in _class_folders(path) if not find_images(folder)]
+    return [folder.name for folder in data.subfolders(path) if not find_images(data, folder)]
 
 
-def _class_folders(path: Path) -> list[Path]:
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def _list_classes(path: Path, data: DataFolder) -> Listing:
+    for folder in data.subfolders(path):
+        yield from ((file, partial(_identity, folder.name)) for file in find_images(data, folder))
 
 
-def _list_classes(path: Path) -> Listing:
-    for folder in _class_folders(path):
-        yield from ((file, partial(_identity, folder.name)) for file in find_images(folder))
-
-
-def _list_masks(path: Path) -> Listing:
-    for image, mask in _pairs(path, "masks", "segment"):
+def _list_masks(path: Path, data: DataFolder) -> Listing:
+    for image, mask in _pairs(path, data, "masks", "segment"):
         yield image, partial(read_mask, mask)
 
 
-def _list_targets(path: Path) -> Listing:
-    for image, target in _pairs(path, "targets", "grid"):
+def _list_targets(path: Path, data: DataFolder) -> Listing:
+    for image, target in _pairs(path, data, "targets", "grid"):
         yield image, partial(_read_target, target)
 
 
-def _pairs(path: Path, folder: str, kind: Kind) -> Iterator[tuple[Path, Path | None]]:
+def _pairs(path: Path, data: DataFolder, folder: str, kind: Kind) -> Iterator[tuple[Path, Path | None]]:
     """Pair each image with the file of the same name in another folder, or None if there is none."""
-    images, others = path / "images", path / folder
+    images, others = data.require(path / "images"), data.require(path / folder)
     if not (images.is_dir() and others.is_dir()):
         missing = folder if images.is_dir() else "images"
         raise InputError(f"--data {path}: {missing}/ is missing; expected {FORMATS[kind]}")
-    by_name = {other.relative_to(others).with_suffix(""): other for other in find_images(others)}
-    for image in find_images(images):
+    by_name = {other.relative_to(others).with_suffix(""): other for other in find_images(data, others)}
+    for image in find_images(data, images):
         yield image, by_name.get(image.relative_to(images).with_suffix(""))
 
 
-def _list_texts(path: Path) -> Listing:
-    table = path / "labels.tsv"
+def _list_texts(path: Path, data: DataFolder) -> Listing:
+    table = data.require(path / "labels.tsv")
+    if not table.exists():
+        raise InputError(f"--data {path}: labels.tsv is missing; expected {FORMATS['transcribe']}")
     try:
-        lines = table.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise InputError(
-            f"--data {path}: labels.tsv is missing; expected {FORMATS['transcribe']}"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--data {path}: cannot read {table}: {error}") from None
+        lines = read_text(table, MAX_TABLE_BYTES, "utf-8-sig").splitlines()
+    except InputError as error:
+        raise InputError(f"--data {path}: {error}") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         name, tab, text = line.partition("\t")
         if not tab:
             raise InputError(f"--data {path}: {table}, line {number} has no tab; expected: file, tab, text")
-        if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-            raise InputError(
-                f"--data {path}: {table}, line {number} names '{name}', which is not below {path}; "
-                "expected a path relative to that folder"
-            )
-        yield path / name, partial(_read_text, text)
+        try:
+            image = data.member(path, name)
+        except InputError as error:
+            raise InputError(f"--data {path}: {table}, line {number} names {error}") from None
+        if data.holds(image):
+            yield image, partial(_read_text, text)
 
 
 def _identity(target: str) -> str:
@@ -119,7 +117,7 @@ def _read_target(file: Path | None) -> Array:
         raise UnusableSampleError(f"its target cannot be used: {reason}") from None
 
 
-LISTINGS: dict[Kind, Callable[[Path], Listing]] = {
+LISTINGS: dict[Kind, Callable[[Path, DataFolder], Listing]] = {
     "grid": _list_targets,
     "classify": _list_classes,
     "segment": _list_masks,

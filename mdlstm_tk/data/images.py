@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
+from mdlstm_tk.data.data_folder import DataFolder
 from mdlstm_tk.data.spec import Array, UnusableSampleError
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.regular_files import read_bytes
+from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.preprocessing import SUFFIXES, decode_image
 from mdlstm_tk.sizes import format_size
 
 Extents = tuple[int, int]
 
 
-def find_images(folder: Path) -> list[Path]:
-    """Return all images in a folder and its subfolders, sorted, without hidden files."""
-    return [file for file in _visible_files(folder) if file.suffix.lower() in SUFFIXES]
+def find_images(data: DataFolder, folder: Path) -> list[Path]:
+    """Return all images below a folder of the data, sorted, without hidden files."""
+    return [file for file in data.files(folder) if file.suffix.lower() in SUFFIXES]
 
 
-def count_other_files(folder: Path) -> Counter[str]:
+def count_other_files(data: DataFolder, folder: Path) -> Counter[str]:
     """Count the visible files below a folder that have another suffix than images, by suffix."""
-    others = (file.suffix.lower() for file in _visible_files(folder))
+    others = (file.suffix.lower() for file in data.files(folder))
     return Counter(suffix for suffix in others if suffix not in (*SUFFIXES, ".txt", ".tsv"))
-
-
-def _visible_files(folder: Path) -> list[Path]:
-    """All files below a folder, sorted. Hidden ones are notes of file managers and editors."""
-    files = (file for file in folder.rglob("*") if file.is_file())
-    return sorted(f for f in files if not any(part.startswith(".") for part in f.relative_to(folder).parts))
 
 
 def read_pixels(file: Path) -> Array:
@@ -39,12 +37,10 @@ def read_pixels(file: Path) -> Array:
         UnusableSampleError: there is no such file, or it is not an image.
         MissingExtraError: Pillow is not installed.
     """
+    if not os.path.exists(file):
+        raise UnusableSampleError("there is no such file")
     try:
-        return decode_image(file.read_bytes(), "it")
-    except FileNotFoundError:
-        raise UnusableSampleError("there is no such file") from None
-    except OSError as error:
-        raise UnusableSampleError(f"it cannot be read: {error.strerror or error}") from None
+        return decode_image(read_bytes(file, MAX_BYTES), "it")
     except InputError as error:
         raise UnusableSampleError(str(error)) from None
 

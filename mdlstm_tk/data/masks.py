@@ -8,6 +8,7 @@ have the values 0, 1, 2, … in the order of red, green and blue, and a palette.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ import numpy as np
 from mdlstm_tk.data.images import Extents, is_grey, resize_nearest
 from mdlstm_tk.data.spec import UNLABELLED, Array, UnusableSampleError
 from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.regular_files import read_bytes
+from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.preprocessing import DECODERS
 
 UNKNOWN_VALUE = 255  # means "no class" in masks with 8 bits, unless 0 and 255 are the only values
@@ -87,7 +90,7 @@ def read_mask(file: Path | None) -> RawMask:
         raise UnusableSampleError("it has no mask of the same name")
     module: Any = require("PIL.Image", "image")
     try:
-        with module.open(file, formats=DECODERS) as image:
+        with module.open(io.BytesIO(read_bytes(file, MAX_BYTES)), formats=DECODERS) as image:
             image.load()
             require("PIL.ImageOps", "image").exif_transpose(image, in_place=True)
             return _raw_mask(image)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, fields, replace
+from math import prod
 from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.regular_files import is_unicode
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 from mdlstm_tk.text import is_plain_text, printable
 
@@ -24,6 +26,14 @@ Metrics = dict[str, tuple[float, float]]  # name → (sum of errors, number of e
 KINDS: tuple[Kind, ...] = ("grid", "classify", "segment", "transcribe")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 UNLABELLED = -1  # the class of positions that have no label, and of padding
+
+# limits of a task's description
+MAX_CHANNELS = 2**16
+MAX_OUTPUTS = 2**20
+MAX_POSITIONS = 2**28  # of a sample
+MAX_NAME = 10_000  # characters
+MAX_MASK_VALUE = 2**63 - 1
+FLOAT32_MAX = 3e38  # approximately
 
 
 class UnusableSampleError(Exception):
@@ -92,7 +102,8 @@ class TaskSpec:
         preprocessing: how images become x; None if the data are not images.
 
     Raises:
-        InputError: a class is named twice, or its name holds a control character.
+        InputError: a field has another type or is out of range, the fields do not agree, a class is named
+            twice, or its name holds a control character.
     """
 
     name: str
@@ -111,9 +122,44 @@ class TaskSpec:
     preprocessing: Preprocessing | None = None
 
     def __post_init__(self) -> None:
+        self._require("name", _is_text(self.name), f"at most {MAX_NAME} characters of Unicode")
+        self._require("kind", self.kind in list(KINDS), f"one of {', '.join(KINDS)}")
+        for name, limit in (("channels", MAX_CHANNELS), ("outputs", MAX_OUTPUTS)):
+            self._require(name, _is_int(getattr(self, name), 1, limit), f"a whole number from 1 to {limit}")
+        is_size = _are(self.size, range(1, 9), _is_extent) and prod(self.size) <= MAX_POSITIONS
+        self._require("size", is_size, f"extents from 1, of at most {MAX_POSITIONS} positions together")
+        self._require(
+            "classes",
+            _are(self.classes, [self._class_count], _is_text),
+            f"{self._class_count} texts of at most {MAX_NAME} characters, as outputs is {self.outputs}",
+        )
+        self._check_class_names()
+        self._check_moments("mean", "std", self.channels)
+        self._check_moments("target_mean", "target_std", self.outputs)
+        rate = self.base_rate
+        is_rate = rate is None or (_is_finite(rate) and 0 < rate < 1)
+        self._require("base_rate", is_rate, "between 0 and 1, or none")
+        counts = [0, len(self.classes)] if self.kind == "segment" else [0]
+        are_values = _are(self.mask_values, counts, lambda value: _is_int(value, 0, MAX_MASK_VALUE))
+        are_values = are_values and len(set(self.mask_values)) == len(self.mask_values)
+        self._require("mask_values", are_values, "a whole number for each class of masks, all different")
+        counts = [0, 3 * len(self.mask_values)]
+        are_colours = _are(self.mask_palette, counts, lambda value: _is_int(value, 0, 255))
+        self._require("mask_palette", are_colours, "3 numbers from 0 to 255 for each of mask_values")
+        fits = self.preprocessing is None or self.preprocessing.channels == self.channels
+        self._require("preprocessing", fits, f"for {self.channels} channels")
+
+    @property
+    def _class_count(self) -> int:
+        """The number of classes or characters that `outputs` outputs stand for."""
+        if self.kind == "grid":
+            return 0
+        return self.outputs - 1 if self.kind == "transcribe" else self.outputs
+
+    def _check_class_names(self) -> None:
         what = "character" if self.kind == "transcribe" else "class"
         for name in self.classes:
-            if isinstance(name, str) and not is_plain_text(name):
+            if not is_plain_text(name):
                 raise InputError(
                     f"the {what} '{printable(name)}' holds a control character, or one that changes the "
                     "direction of text; rename or replace it in the data"
@@ -121,10 +167,51 @@ class TaskSpec:
         if twice := [name for name, count in Counter(self.classes).items() if count > 1]:
             raise InputError(f"there are two classes with the name '{twice[0]}'; rename one of them")
 
+    def _check_moments(self, mean: str, std: str, count: int) -> None:
+        """Check mean and standard deviation of `count` channels; both may be empty."""
+        means, deviations = getattr(self, mean), getattr(self, std)
+        self._require(mean, _are(means, [0, count], _is_finite), f"{count} numbers, or none")
+        are_deviations = _are(deviations, [len(means)], lambda value: _is_finite(value) and value > 0)
+        self._require(std, are_deviations, f"{len(means)} numbers above 0")
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise InputError(f"{name} of the task must be {expected}, got {getattr(self, name)!r:.80}")
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TaskSpec:
-        """Rebuild a spec from `dataclasses.asdict` of one that went through JSON."""
+        """Rebuild a spec from `dataclasses.asdict` of one that went through JSON; it may be untrusted.
+
+        Raises:
+            InputError: a field is missing, unknown, of another type, or out of range.
+        """
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        if arguments.get("preprocessing") is not None:
-            arguments["preprocessing"] = Preprocessing.from_json(arguments["preprocessing"])
-        return cls(**arguments)
+        try:
+            if arguments.get("preprocessing") is not None:
+                arguments["preprocessing"] = Preprocessing.from_json(arguments["preprocessing"])
+            return cls(**arguments)
+        except InputError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"it describes no task: {error!s:.200}") from None
+
+
+def _is_int(value: Any, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= FLOAT32_MAX
+
+
+def _is_extent(value: Any) -> bool:
+    return _is_int(value, 1, MAX_POSITIONS)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_NAME and is_unicode(value)
+
+
+def _are(values: Any, counts: Container[int], accepts: Callable[[Any], bool]) -> bool:
+    """Whether values are a tuple of one of these lengths, and each is accepted."""
+    return isinstance(values, tuple) and len(values) in counts and all(map(accepts, values))

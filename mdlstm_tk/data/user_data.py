@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mdlstm_tk.data import arrays, folders
+from mdlstm_tk.data.data_folder import DataFolder
 from mdlstm_tk.data.data_summary import summarise
 from mdlstm_tk.data.images import Extents
 from mdlstm_tk.data.samples import Conversion, LazySamples, MemoryBudget, image_conversion, unchanged
@@ -29,6 +30,7 @@ from mdlstm_tk.data.spec import Kind, RawSample, Split, TaskSpec, UnusableSample
 from mdlstm_tk.data.targets import Targets
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.regular_files import read_text
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 from mdlstm_tk.sizes import format_size
 
@@ -37,6 +39,7 @@ SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "validation": ("val", "validation", "valid"),
     "test": ("test",),
 }
+MAX_NAMES_BYTES = 2**24  # of classes.txt
 CACHE_BYTES = 2**28  # default for the memory that decoded images may take
 
 _COMMON = {
@@ -129,7 +132,8 @@ def read_data(
             resized or cropped.
         MissingExtraError: Pillow is not installed.
     """
-    places = _find_places(path, kind)
+    data = DataFolder(path)
+    places = _find_places(data, kind)
     if crop is not None and kind == "transcribe":
         raise InputError(f"--crop {format_size(crop)} would cut texts off; use --resize instead")
     is_arrays = places["train"].suffix == ".npz"
@@ -139,9 +143,10 @@ def read_data(
             "used as they are; leave it out, or use --crop"
         )
     skipped: list[str] = []
-    splits = {split: list(_scan(place, kind, resize, skipped)) for split, place in places.items()}
+    splits = {split: list(_scan(place, kind, resize, skipped, data)) for split, place in places.items()}
     if not splits["train"]:
-        reason = f" ({'; '.join(skipped[:3])})" if skipped else ""
+        reasons = [*skipped[:3], *filter(None, [data.note])]
+        reason = f" ({'; '.join(reasons)})" if reasons else ""
         raise InputError(
             f"--data {path}: found no usable training samples{reason}; "
             f"--task {kind} expects {_formats(kind)}"
@@ -149,7 +154,7 @@ def read_data(
     channels = _count_channels(splits, is_arrays, path)
     scans = [each.scan for samples in splits.values() for each in samples]
     try:
-        targets = Targets.of(kind, scans, not is_arrays, resize, _read_names(path))
+        targets = Targets.of(kind, scans, not is_arrays, resize, _read_names(data))
     except InputError as error:
         raise InputError(f"--data {path}: {error}; --task {kind} expects {_formats(kind)}") from None
     if not splits.get("validation"):
@@ -187,7 +192,7 @@ def read_data(
     task = UserDataTask(spec, sets, augment, extents=extents["train"], crop=crop)
     task.skipped = skipped
     labels = {split: [each.scan.target for each in samples] for split, samples in splits.items()}
-    task.summary = summarise(path, places, spec, labels, everything, crop, skipped)
+    task.summary = summarise(data, places, spec, labels, everything, crop, skipped)
     if kind == "transcribe":
         task.text_extents = [_text_extent(each) for samples in splits.values() for each in samples]
     if not is_arrays:
@@ -195,14 +200,15 @@ def read_data(
     return task
 
 
-def _find_places(path: Path, kind: Kind) -> dict[Split, Path]:
+def _find_places(data: DataFolder, kind: Kind) -> dict[Split, Path]:
     """Return the place of each split; the path itself is the training split if it has no train/."""
+    path = data.path
     if not path.exists():
         raise InputError(f"--data {path}: there is no such file or folder")
     found: dict[Split, Path] = {}
     for split, names in SPLIT_NAMES.items():
         places = [path / f"{name}{suffix}" for name in names for suffix in ("", ".npz")]
-        found.update((split, place) for place in places if place.exists())
+        found.update((split, data.require(place)) for place in places if place.exists())
     found = found if "train" in found else {"train": path}
     for place in found.values():
         is_arrays = place.suffix == ".npz" and place.is_file()
@@ -216,10 +222,12 @@ def _formats(kind: Kind) -> str:
     return " or ".join(formats[kind] for formats in (folders.FORMATS, arrays.FORMATS))
 
 
-def _scan(path: Path, kind: Kind, resize: Extents | None, skipped: list[str]) -> Iterator[_Scanned]:
+def _scan(
+    path: Path, kind: Kind, resize: Extents | None, skipped: list[str], data: DataFolder
+) -> Iterator[_Scanned]:
     """Scan the samples of one file or folder; append name and reason of each unusable one to `skipped`."""
-    listing = arrays.list_arrays if path.suffix == ".npz" else folders.list_folder
-    samples = list(listing(path, kind))
+    is_arrays = path.suffix == ".npz"
+    samples = list(arrays.list_arrays(path, kind) if is_arrays else folders.list_folder(path, kind, data))
     for sample, scan in zip(samples, scan_samples(samples, kind, resize), strict=True):
         if isinstance(scan, UnusableSampleError):
             skipped.append(f"{sample.name}: {scan}")
@@ -227,10 +235,10 @@ def _scan(path: Path, kind: Kind, resize: Extents | None, skipped: list[str]) ->
             yield _Scanned(sample, scan)
 
 
-def _read_names(path: Path) -> list[str]:
+def _read_names(data: DataFolder) -> list[str]:
     """The lines of classes.txt, which names the values of masks."""
-    file = path / "classes.txt"
-    return file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
+    file = data.require(data.path / "classes.txt")
+    return read_text(file, MAX_NAMES_BYTES, "utf-8-sig").splitlines() if file.is_file() else []
 
 
 def _count_channels(splits: Mapping[Split, Sequence[_Scanned]], is_arrays: bool, path: Path) -> int:

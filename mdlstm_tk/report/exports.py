@@ -13,6 +13,7 @@ import numpy as np
 
 from mdlstm_tk.errors import MDLSTMError, require
 from mdlstm_tk.runtime import Metadata, Session
+from mdlstm_tk.runtime.model_discovery import models_in
 from mdlstm_tk.training import Run
 
 BATCH = 16  # samples
@@ -60,7 +61,7 @@ class ExportedModel:
 
 def find_exports(run: Run) -> list[Path]:
     """The exported models in a run folder, sorted by name."""
-    return sorted(run.folder.glob("model*.onnx"))
+    return sorted(path for path in models_in(run.folder) if path.name.startswith("model"))
 
 
 def measure_exports(run: Run, grid: tuple[int, ...]) -> list[ExportedModel]:

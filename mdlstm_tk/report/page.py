@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -14,9 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Und
 from markupsafe import Markup
 
 from mdlstm_tk._version import __version__
-from mdlstm_tk.data import TaskSpec
+from mdlstm_tk.data import SPLITS, TaskSpec
 from mdlstm_tk.data.metrics import target_texts
 from mdlstm_tk.errors import InputError, MissingExtraError
+from mdlstm_tk.regular_files import read_json
 from mdlstm_tk.report.evaluation import Example, SplitEvaluation, evaluate_split
 from mdlstm_tk.report.exports import BATCH, find_exports, measure_exports
 from mdlstm_tk.report.text_alignment import Edit, align
@@ -25,7 +25,9 @@ from mdlstm_tk.runtime.postprocessing import labels, probabilities, transcripts
 from mdlstm_tk.sizes import format_size
 from mdlstm_tk.text import printable, shell_quoted
 from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, load_checkpoint, load_task
+from mdlstm_tk.training.metrics_file import MAX_NAMES, NAME
 from mdlstm_tk.training.networks import count_parameters
+from mdlstm_tk.training.run_folder import MAX_JSON_BYTES
 from mdlstm_tk.viz.panels import class_color, sample_panels
 from mdlstm_tk.viz.svg import EmbeddedImage, embed_panel, svg_curves
 
@@ -71,10 +73,12 @@ def write_report(
         path: the file to write; `report.html` in the run folder, which is replaced, if None.
         force: replace `path` if it exists.
         on_message: called with one line for each thing that takes time or cannot be done.
-        data: where the user's data are now, if they have moved.
+        data: where the user's data are, if the run was trained on such. They are not opened, and the page
+            has no examples, unless they are named: a run may come from a stranger.
 
     Raises:
-        InputError: `path` exists, or the run's checkpoint is damaged or belongs to another network.
+        InputError: `path` exists, the run's checkpoint or metrics are damaged or belong to another network,
+            or it names a Python file that `run.code` does not name.
         MissingExtraError: there are exports, but ONNX Runtime is not installed.
         MDLSTMError: `path` cannot be written.
     """
@@ -89,13 +93,12 @@ def render_report(
     run: Run, on_message: Callable[[str], None] = lambda message: None, data: str = ""
 ) -> str:
     """The page of a run as HTML text; arguments and errors as of `write_report`."""
-    checkpoint = load_checkpoint(run.checkpoint)
+    checkpoint = load_checkpoint(run.checkpoint, run.code)
     config, spec = checkpoint.config, checkpoint.spec
-    config = replace(config, data=data, data_from_run="") if data else config
     network = checkpoint.network()
     evaluation, problem = None, ""
     try:
-        task = load_task(config, spec, run.folder)
+        task = load_task(config, spec, data)
     except (InputError, MissingExtraError) as error:
         problem = str(error)
         on_message(f"no examples: {problem}")
@@ -164,10 +167,15 @@ def _finalize(value: Any) -> Any:
 def _read_result(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
     """The content of `result.json`; {} if there is none or it describes another checkpoint."""
     try:
-        result: dict[str, Any] = json.loads(run.result.read_text(encoding="utf-8"))
-        return result if result["step"] == checkpoint.step and result["errors"] else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        result = read_json(run.result, MAX_JSON_BYTES)
+    except InputError:
         return {}
+    errors = result.get("errors") if isinstance(result, dict) else None
+    if not isinstance(errors, dict) or len(errors) > MAX_NAMES or not errors:
+        return {}
+    are_errors = all(NAME.fullmatch(name) and type(error) in (int, float) for name, error in errors.items())
+    is_current = type(result.get("step")) is int and result["step"] == checkpoint.step
+    return result if are_errors and is_current and result.get("split") in SPLITS else {}
 
 
 def _view(example: Example, spec: TaskSpec) -> ExampleView:

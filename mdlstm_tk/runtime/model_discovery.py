@@ -45,8 +45,9 @@ def find_model(model: str | Path | None, grids: Sequence[tuple[int, ...]] = ()) 
 
 
 def models_in(folder: Path) -> list[Path]:
-    """The `.onnx` files in a folder, the oldest first; hidden files are no models."""
-    return sorted((path for path in folder.glob("*.onnx") if not path.name.startswith(".")), key=_modified)
+    """The `.onnx` files in a folder, the oldest first; neither hidden files nor folders or named pipes."""
+    files = (path for path in folder.glob("*.onnx") if not path.name.startswith(".") and path.is_file())
+    return sorted(files, key=_modified)
 
 
 def newer_run_without_export(model: Path) -> Path | None:

@@ -74,7 +74,7 @@ class ComparisonPlan:
 
     def run(self, model: str, seed: int) -> Run:
         """The run of a network and a seed."""
-        return Run(self.folder / f"{model}-{seed}")
+        return Run(self.folder / f"{model}-{seed}", self.config.code)
 
 
 class ComparisonProgress(NamedTuple):
@@ -162,7 +162,9 @@ def configure_comparison(
             raise InputError(
                 f"--set {key}: compare trains all models, over several seeds; see mdlstm train"
             )
-    return default_config(task).updated(settings, "--set").updated(options, "command line")
+    return (
+        default_config(task).updated(settings, "--set", settings).updated(options, "command line", options)
+    )
 
 
 def plan_comparison(

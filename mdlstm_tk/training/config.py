@@ -10,9 +10,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.regular_files import is_unicode, read_text
 from mdlstm_tk.sizes import parse_size
+from mdlstm_tk.user_code import names_file
 
 FLOAT32_MAX = 3e38  # approximately; larger settings would overflow in the network
+MAX_TEXT = 10_000  # characters of a setting
+MAX_LEVELS = 16  # of a network, each with its window
+MAX_FILE_BYTES = 2**20  # of a file of settings
+
+Code = Mapping[str, str]
+"""The Python files that the user has named in this call or command, as "file.py:name", by setting: model,
+cell. A file of settings may name others, but only these are run."""
+NO_CODE: Code = {}
 
 
 def _setting(default: Any, help: str, **limits: Any) -> Any:
@@ -22,7 +32,7 @@ def _setting(default: Any, help: str, **limits: Any) -> Any:
         default: value of the setting where neither the task nor the user chooses another one.
         help: what the setting means, with its unit.
         **limits: `choices` (allowed texts), `above` and `below` (exclusive bounds), `least` and `most`
-            (inclusive bounds).
+            (inclusive bounds), `names_code` (whether the text may be "file.py:name", which is run).
     """
     return field(default=default, metadata={"help": help, **limits})
 
@@ -42,7 +52,9 @@ class TrainConfig:
     data_from_run: str = _setting(
         "", "Path of data from the run folder, which training writes: where data is if both have moved."
     )
-    model: str = _setting("md", "Network: a registered name such as md, or file.py:name for your own.")
+    model: str = _setting(
+        "md", "Network: a registered name such as md, or file.py:name for your own.", names_code=True
+    )
     size: str = _setting("8", "Grid size, as 8 or 8x12 (positions), for tasks that generate their grids.")
     resize: str = _setting(
         "",
@@ -58,20 +70,22 @@ class TrainConfig:
         256, "Memory for decoded images of data in MiB; further ones are read again in each epoch.", least=0
     )
     steps: int = _setting(1000, "Total number of optimizer steps.", above=0)
-    batch_size: int = _setting(16, "Samples per step, summed over all processes.", above=0)
+    batch_size: int = _setting(16, "Samples per step, summed over all processes.", above=0, most=1_000_000)
     hidden: int = _setting(16, "Hidden units per direction.", above=0, most=1_000_000)
-    layers: int = _setting(1, "Number of stacked layers.", above=0)
-    lr: float = _setting(0.04, "Peak learning rate of Adam.", above=0)
+    layers: int = _setting(1, "Number of stacked layers.", above=0, most=1000)
+    lr: float = _setting(0.04, "Peak learning rate of Adam.", above=0, most=1e6)
     weight_decay: float = _setting(
         # It keeps the state from drifting on grids larger than those trained on.
         0.5,
         "Decoupled weight decay (AdamW), applied to the recurrent weights of MDLSTM layers only.",
         least=0,
+        most=1e6,
     )
     cell: str = _setting(
         "",
         "LSTM cell: graves, mean, stable, leaky, or file.py:name for your own; "
         "empty: the network's default.",
+        names_code=True,
     )
     directions: str = _setting(
         "", "Sweep directions: 1 or all; empty: the network's default.", choices=("", "1", "all")
@@ -105,7 +119,10 @@ class TrainConfig:
         "fp32", "Arithmetic: fp32, or bf16 for autocast to bfloat16.", choices=("fp32", "bf16")
     )
     augment: float = _setting(
-        0.0, "Strength of random shift, rotation, zoom and warp of training images; 0: none.", least=0
+        0.0,
+        "Strength of random shift, rotation, zoom and warp of training images; 0: none.",
+        least=0,
+        most=100,
     )
     validation: float = _setting(
         0.1,
@@ -129,13 +146,25 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for setting in fields(self):
             _check_limits(setting.name, getattr(self, setting.name), setting.metadata)
-        for text in filter(None, (self.size, self.resize, self.crop, *self.windows.split(","))):
+        windows = self.windows.split(",")
+        if len(windows) > MAX_LEVELS:
+            raise InputError(f"windows must be at most {MAX_LEVELS} sizes, got {len(windows)}")
+        for text in filter(None, (self.size, self.resize, self.crop, *windows)):
             parse_size(text)
 
     @property
     def grid(self) -> tuple[int, ...]:
         """`size` as a tuple of extents. With `data` it is known once the data are read."""
         return parse_size(self.size)
+
+    @property
+    def code(self) -> Code:
+        """The Python files that this configuration names, by setting.
+
+        The user has named them, as no configuration is made of a file that names others.
+        """
+        settings = {key: getattr(self, key) for key in CODE_SETTINGS}
+        return {key: value for key, value in settings.items() if names_file(value)}
 
     def network_options(self) -> dict[str, Any]:
         """The keyword arguments of `mdlstm_tk.models.create` that this configuration sets."""
@@ -156,38 +185,59 @@ class TrainConfig:
             options["init"] = self.init
         return options
 
-    def updated(self, values: Mapping[str, Any], source: str) -> TrainConfig:
+    def updated(self, values: Mapping[str, Any], source: str, code: Code = NO_CODE) -> TrainConfig:
         """Replace some settings; texts are converted to the setting's type.
+
+        Whatever becomes a configuration comes this way, files included, and a setting that names a Python
+        file is taken from `code` alone.
 
         Args:
             values: the new values by key.
             source: where they come from, for error messages.
+            code: what the user has named in this call. For values that come from the user, these values
+                themselves.
 
         Raises:
-            InputError: there is no such setting, or a value has the wrong type or is out of range.
+            InputError: there is no such setting, or a value has the wrong type, is out of range, or names a
+                Python file that `code` does not name.
         """
         known = [setting.name for setting in fields(self)]
         changes: dict[str, Any] = {}
         for key, value in values.items():
             if key not in known:
-                raise InputError(f"{source}: there is no setting '{key}'; {suggest(key, known)}")
+                raise InputError(f"{source}: there is no setting '{key:.100}'; {suggest(key, known)}")
             changes[key] = _convert(value, type(getattr(self, key)), f"{source}: {key}")
-        return replace(self, **changes)
+        for key in CODE_SETTINGS:
+            if key in changes or key in code:
+                stored = changes.get(key, getattr(self, key))
+                changes[key] = _named_by_user(key, stored, source, code.get(key))
+        try:
+            return replace(self, **changes)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
 
     @classmethod
-    def load(cls, path: Path) -> TrainConfig:
+    def load(cls, path: Path, code: Code = NO_CODE) -> TrainConfig:
         """Read a `config.toml`.
 
+        Args:
+            path: the file.
+            code: the Python files that the user has named in this call, by setting, if the file names any.
+
         Raises:
-            InputError: the file cannot be read, is not TOML, or has an unknown or invalid setting.
+            InputError: the file cannot be read, is not TOML, has an unknown or invalid setting, or names a
+                Python file that `code` does not name.
         """
-        return cls().updated(read_toml(path), str(path))
+        return cls().updated(read_toml(path), str(path), code)
 
     def to_toml(self) -> str:
         """The content of `config.toml`."""
         import tomli_w  # from the extra "train"; `mdlstm train --help` lists the settings without it
 
         return tomli_w.dumps(asdict(self))
+
+
+CODE_SETTINGS = tuple(setting.name for setting in fields(TrainConfig) if "names_code" in setting.metadata)
 
 
 class SettingHelp(NamedTuple):
@@ -225,14 +275,46 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        InputError: the file cannot be read or is not TOML.
+        InputError: the file cannot be read, is not TOML, or is larger than `MAX_FILE_BYTES`.
     """
+    text = read_text(path, MAX_FILE_BYTES)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(text)
+    except ValueError as error:  # also of a number with too many digits
         raise InputError(f"{path} is not TOML: {error}") from None
+    except RecursionError:
+        raise InputError(f"{path} is not TOML of settings: it is nested too deeply") from None
+
+
+def _named_by_user(key: str, stored: str, source: str, named: str | None) -> str:
+    """The value of a setting that may name a Python file: of files, that which the user has named.
+
+    Args:
+        key: the setting.
+        stored: its value in the source.
+        source: where it comes from.
+        named: what the user has named in this call, if anything.
+
+    Raises:
+        InputError: the user has not named a file, but the source does; or the other way round.
+    """
+    if named == stored:
+        return stored
+    if not names_file(stored):
+        if named is None:
+            return stored
+        raise InputError(
+            f"{source} needs no Python file for {key}, which is '{stored:.100}'; leave out --{key} {named}"
+        )
+    name = stored.rpartition(":")[2]
+    if named is None:
+        raise InputError(
+            f"{source} names a Python file, {key} = {stored!r:.200}, and no file runs unless you name it "
+            f"yourself; if you trust it, add --{key} file.py:{name:.100} with its path"
+        )
+    if not names_file(named) or named.rpartition(":")[2] != name:
+        raise InputError(f"--{key} must be file.py:{name:.100} as in {source}, got '{named}'")
+    return named
 
 
 def _check_limits(key: str, value: Any, limits: Mapping[str, Any]) -> None:
@@ -246,11 +328,13 @@ def _check_limits(key: str, value: Any, limits: Mapping[str, Any]) -> None:
         if (least is not None and value < least) or (below is not None and value >= below):
             bounds = f"at least {least}" + ("" if below is None else f" and below {below}")
             raise InputError(f"{key} must be {bounds}, got {value}")
+    elif isinstance(value, str) and (len(value) > MAX_TEXT or "\0" in value or not is_unicode(value)):
+        raise InputError(f"{key} must be at most {MAX_TEXT} characters of Unicode, got {value!r:.200}")
     elif "choices" in limits and value not in limits["choices"]:
         known = [choice for choice in limits["choices"] if choice]
         close = get_close_matches(value, known, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise InputError(f"{key} must be {' or '.join(known)}, got '{value}'{hint}")
+        raise InputError(f"{key} must be {' or '.join(known)}, got '{value:.100}'{hint}")
 
 
 def _convert(value: Any, kind: type, label: str) -> Any:
@@ -265,4 +349,4 @@ def _convert(value: Any, kind: type, label: str) -> Any:
         except (ValueError, OverflowError):
             pass
     expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
-    raise InputError(f"{label} must be {expected}, got {value!r}")
+    raise InputError(f"{label} must be {expected}, got {value!r:.200}")

@@ -97,7 +97,7 @@ def evaluate_run(run: Run, task: Task) -> dict[str, Any]:
         the optimizer steps, summed over interruptions, their rate "steps_per_second", and apart from them
         "validation_seconds" and "compilation_seconds", see `TrainingTimes`.
     """
-    checkpoint = load_checkpoint(run.best)
+    checkpoint = load_checkpoint(run.best, run.code)
     network, times = checkpoint.network(), run.read_times()
     split: Split = "test" if task.count("test") else "validation"
     result = {

@@ -16,11 +16,11 @@ from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.evaluation import evaluate_run
 from mdlstm_tk.training.loop import require_steps_left, train
-from mdlstm_tk.training.memory import check_memory
+from mdlstm_tk.training.memory import check_memory, check_weights
 from mdlstm_tk.training.networks import build_network, fit_config, texts_without_room
 from mdlstm_tk.training.progress import Progress
 from mdlstm_tk.training.run_folder import Run, new_run, open_run
-from mdlstm_tk.training.settings import configure_resumed
+from mdlstm_tk.training.settings import configure_resumed, named_code
 from mdlstm_tk.training.tasks import find_data, load_task, make_task
 
 
@@ -79,11 +79,15 @@ def new_job(config: TrainConfig, folder: Path | None = None, force: bool = False
     config = fit_config(config, task)
     notes = _check(config, task, context)
     created = new_run(run_name(config, task), folder, force).folder if context.is_main else Path()
-    return TrainingJob(config, task, Run(context.broadcast(created)), context, notes=notes)
+    run = Run(context.broadcast(created), config.code)
+    return TrainingJob(config, task, run, context, notes=notes)
 
 
 def resume_job(
-    folder: Path, options: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
+    folder: Path,
+    options: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    on_message: Callable[[str], None] = lambda message: None,
 ) -> TrainingJob:
     """Prepare to go on with a run from its last checkpoint.
 
@@ -92,16 +96,27 @@ def resume_job(
 
     Args:
         folder: the run folder.
-        options: changed settings, see `configure_resumed`.
-        settings: changed settings, see `configure_resumed`.
+        options: changed settings, see `configure_resumed`. A model or cell "file.py:name" is no change: it
+            says where the file of the run's own network or cell is.
+        settings: the same from another source, whose values `options` replaces.
+        on_message: called, in the main process only, before the user's data are read, with a line that says
+            where they are.
 
     Raises:
-        InputError: there is no run, a setting cannot change, or the run is complete.
+        InputError: there is no run, a setting cannot change, the run is complete, or it names a Python file
+            that the user does not name.
         DeviceError, MissingExtraError: see `new_job`.
     """
-    run = open_run(folder)
-    checkpoint = load_checkpoint(run.last)
-    config = find_data(configure_resumed(checkpoint.config, options or {}, settings), folder)
+    code = named_code(settings or {}, options or {})
+    changes, set_values = (
+        {key: value for key, value in (values or {}).items() if key not in code}
+        for values in (options, settings)
+    )
+    run = open_run(folder, code)
+    checkpoint = load_checkpoint(run.last, code)
+    if run.best.exists():
+        load_checkpoint(run.best, code)  # it is evaluated in the end: better refused now
+    config = find_data(configure_resumed(checkpoint.config, changes, set_values), folder)
     is_trained = False
     try:
         require_steps_left(config, run, checkpoint.step, checkpoint.best_step)
@@ -110,7 +125,9 @@ def resume_job(
             raise
         is_trained = True
     context = distributed.init(config.device)
-    task = load_task(config, checkpoint.spec, folder)
+    if config.data and context.is_main:
+        on_message(f"reading the data of the run at {config.data}")
+    task = load_task(config, checkpoint.spec, config.data)
     notes = _check(config, task, context)
     return TrainingJob(config, task, run, context, True, checkpoint.step, is_trained, notes)
 
@@ -146,6 +163,7 @@ def run_name(config: TrainConfig, task: Task) -> str:
 
 def _check(config: TrainConfig, task: Task, context: DistributedContext) -> tuple[str, ...]:
     """Find errors of the configuration before a folder is created; return notes on data and network."""
+    check_weights(config, task.spec)
     network = build_network(config, task.spec)
     samples = context.shard(config.batch_size)
     notes = list(getattr(task, "summary", ()))

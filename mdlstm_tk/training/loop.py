@@ -62,7 +62,7 @@ def train(
     shard = context.shard(config.batch_size)
     trainer = Trainer(config, task, context)
     if resume:
-        checkpoint = load_checkpoint(run.last)
+        checkpoint = load_checkpoint(run.last, config.code)
         require_steps_left(config, run, checkpoint.step, checkpoint.best_step)
         trainer.restore(checkpoint)
     first_step = saved_step = trainer.step
@@ -144,10 +144,11 @@ def _metrics_writer(
     if not context.is_main:
         yield lambda record: None, lambda: None
         return
+    records = run.read_metrics()[:step] if step else []  # refused, if damaged, before anything is removed
     run.start(resume=step > 0)
     with atomic_write(run.config) as temporary:
         temporary.write_text(config.to_toml(), encoding="utf-8")
-    run.write_metrics(run.read_metrics()[:step] if step else [])
+    run.write_metrics(records)
     events = None
     if config.tensorboard:
         require("tensorboard", "tensorboard")

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk.data import Task
+from mdlstm_tk.data import Task, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.training.config import TrainConfig
-from mdlstm_tk.training.networks import build_network, count_parameters
+from mdlstm_tk.training.networks import build_network, count_parameters, weights_of
 
 FLOAT_BYTES = 4
+WEIGHT_COPIES = 4  # the weights themselves, gradients, two moments of Adam
 # What a step takes beside that which the network keeps for backward, relative to it: gradients, and
 # temporary results of the largest layer. Measured at 1.05 to 1.25.
 BACKWARD_FACTOR = 1.3
@@ -46,6 +47,23 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         return self.process + self.weights + self.batch + self.cache
+
+
+def check_weights(config: TrainConfig, spec: TaskSpec) -> None:
+    """Check that there is memory to train the weights of a network, before they take any.
+
+    Raises:
+        InputError: there is not, or there is no such network.
+    """
+    weights, available = weights_of(config, spec), available_memory()
+    if weights is None or available is None:
+        return
+    needed = WEIGHT_COPIES * FLOAT_BYTES * sum(shape.numel() for shape, _ in weights.values())
+    if needed > available:
+        raise InputError(
+            f"to train the weights of model '{config.model}' would take {_format(needed)} of memory, but "
+            f"{_format(available)} are available; try a smaller --hidden or --layers"
+        )
 
 
 def check_memory(
@@ -107,7 +125,7 @@ def estimate_memory(
     input_bytes = samples * spec.channels * FLOAT_BYTES
     for extent in spec.size:
         input_bytes *= extent
-    copies = 5 if config.average else 4  # of the weights: themselves, gradients, two moments of Adam
+    copies = WEIGHT_COPIES + bool(config.average)
     cache = int(getattr(task, "cache_bytes", 0)) * max(config.workers, 1)
     cache += 2 * config.workers * input_bytes  # each worker prepares two batches ahead
     return MemoryEstimate(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mdlstm_tk.data import Task, TaskSpec
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import Normalized, TextRecognizer, create, model_options
 from mdlstm_tk.models.blocks import combine_windows
 from mdlstm_tk.models.heads import MODEL_NAMES, NETWORKS
@@ -39,6 +40,30 @@ def build_network(config: TrainConfig, spec: TaskSpec) -> nn.Module:
     if spec.mean:
         network = Normalized(network, spec.mean, spec.std, spec.target_mean, spec.target_std)
     return network
+
+
+def weights_of(config: TrainConfig, spec: TaskSpec) -> dict[str, tuple[torch.Size, torch.dtype]] | None:
+    """Shape and dtype of the weights of a network by name, found without memory for them.
+
+    The network is built on torch's meta device, which computes shapes alone.
+
+    Returns:
+        None if the network is the user's own and cannot be built there.
+
+    Raises:
+        InputError: as `build_network`, or the weights are too large for any machine.
+    """
+    try:
+        with torch.device("meta"):
+            network = build_network(config, spec)
+    except InputError:
+        raise
+    except Exception as error:  # too large numbers raise all kinds of exceptions in torch
+        if "model" in config.code:
+            return None
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"model '{config.model:.100}' cannot be built in that size: {reason}") from None
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in network.state_dict().items()}
 
 
 def build(config: TrainConfig) -> tuple[nn.Module, Task]:

@@ -6,13 +6,16 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk.errors import InputError
+
 WINDOW = 20  # steps in a running mean
+MAX_SECONDS = 1e12  # also of steps, in a file that may be untrusted
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,21 @@ class TrainingTimes:
     training: float = 0.0
     validation: float = 0.0
     compilation: float = 0.0
+
+    @classmethod
+    def from_json(cls, values: Any) -> TrainingTimes:
+        """Rebuild what `dataclasses.asdict` made; the values may be untrusted.
+
+        Raises:
+            InputError: they are not times.
+        """
+        kinds = {each.name: (int,) if each.name == "steps" else (int, float) for each in fields(cls)}
+        if not isinstance(values, dict) or values.keys() != kinds.keys():
+            raise InputError(f"expected the times {', '.join(kinds)}, got {values!r:.80}")
+        for name, value in values.items():
+            if type(value) not in kinds[name] or not 0 <= value <= MAX_SECONDS:
+                raise InputError(f"{name} must be a number from 0 to {MAX_SECONDS:g}, got {value!r:.80}")
+        return cls(**values)
 
     def __add__(self, other: TrainingTimes) -> TrainingTimes:
         mine, others = asdict(self), asdict(other)
@@ -180,6 +198,11 @@ def format_rate(rate: float) -> str:
 
 def running_mean(values: Sequence[float]) -> npt.NDArray[np.float64]:
     """The mean of the last `WINDOW` values at each step; of fewer values at the start."""
-    total = np.cumsum(np.asarray(values, dtype=np.float64))
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        return _running_mean(np.asarray(values, dtype=np.float64))
+
+
+def _running_mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    total = np.cumsum(values)
     total[WINDOW:] -= total[:-WINDOW].copy()
     return total / np.minimum(np.arange(1, len(values) + 1), WINDOW)

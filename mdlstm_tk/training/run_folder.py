@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.regular_files import read_json
 from mdlstm_tk.runtime.io.files import atomic_write, is_empty, remove_abandoned, staging
+from mdlstm_tk.training.config import NO_CODE, Code
+from mdlstm_tk.training.metrics_file import Record, read_records
 from mdlstm_tk.training.progress import TrainingTimes
 
 RUNS = Path("runs")
+MAX_JSON_BYTES = 2**20  # of times.json and result.json
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,12 @@ class Run:
 
     Attributes:
         folder: the run folder.
+        code: the Python files that the user has named in this call, by setting ("model", "cell"), if the
+            run has a network or a cell of the user's own: {"cell": "mine.py:coupled"}.
     """
 
     folder: Path
+    code: Code = field(default_factory=dict, compare=False)
 
     @property
     def config(self) -> Path:
@@ -86,8 +91,8 @@ class Run:
     def read_times(self) -> TrainingTimes:
         """The times up to the last checkpoint; zeros if there are none."""
         try:
-            return TrainingTimes(**json.loads(self.times.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return TrainingTimes.from_json(read_json(self.times, MAX_JSON_BYTES))
+        except InputError:
             return TrainingTimes()
 
     def write_times(self, times: TrainingTimes) -> None:
@@ -95,35 +100,22 @@ class Run:
         with atomic_write(self.times) as temporary:
             temporary.write_text(json.dumps(asdict(times)) + "\n", encoding="utf-8")
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """The records of `metrics.jsonl`, one per step, up to the first incomplete line."""
-        if not self.metrics.exists():
-            return []
-        records = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
-        return records
+    def read_metrics(self) -> list[Record]:
+        """The records of `metrics.jsonl`, one per step; see `read_records`."""
+        return list(read_records(self.metrics))
 
-    def write_metrics(self, records: list[dict[str, Any]]) -> None:
+    def write_metrics(self, records: list[Record]) -> None:
         """Replace all records of `metrics.jsonl`."""
         with atomic_write(self.metrics) as temporary:
             temporary.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
 
 
-def metric_names(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of loss and errors in the records of `metrics.jsonl`; "loss" if there are no records."""
-    keys = records[-1] if records else ("loss",)
-    return [key for key in keys if key not in ("step", "lr", "validation")]
-
-
-def new_run(name: str, folder: Path | None, force: bool) -> Run:
+def new_run(name: str, folder: Path | None, force: bool, code: Code = NO_CODE) -> Run:
     """Create the folder of a new run.
 
     Args:
         name: used if `folder` is None.
+        code: see `Run`.
         folder: the folder; the first free one of runs/NAME, runs/NAME-2, … if None.
         force: allow a folder that is not empty.
 
@@ -139,18 +131,22 @@ def new_run(name: str, folder: Path | None, force: bool) -> Run:
     elif not force and not is_empty(folder):
         raise InputError(f"{folder} is not empty; give another folder with -o, or --force to train into it")
     with staging(folder):  # fails now rather than after the first steps
-        return Run(folder)
+        return Run(folder, code)
 
 
-def open_run(folder: Path) -> Run:
+def open_run(folder: Path, code: Code = NO_CODE) -> Run:
     """The run in `folder`.
+
+    Args:
+        folder: the run folder.
+        code: see `Run`.
 
     Raises:
         InputError: there is no such folder, or it holds no checkpoint.
     """
     if not folder.is_dir():
         raise InputError(f"there is no run folder {folder}; create it with: mdlstm train -o {folder}")
-    run = Run(folder)
+    run = Run(folder, code)
     if not run.last.exists() and not run.best.exists():
         raise InputError(
             f"{folder} holds no checkpoint (best.safetensors or last.safetensors); "
@@ -159,8 +155,11 @@ def open_run(folder: Path) -> Run:
     return run
 
 
-def latest_run() -> Run:
+def latest_run(code: Code = NO_CODE) -> Run:
     """The run in runs/ with the newest checkpoint.
+
+    Args:
+        code: see `Run`.
 
     Raises:
         InputError: runs/ holds no run.
@@ -168,4 +167,4 @@ def latest_run() -> Run:
     checkpoints = list(RUNS.glob("*/last.safetensors"))
     if not checkpoints:
         raise InputError("there is no run in runs/ here; create one with: mdlstm train")
-    return Run(max(checkpoints, key=lambda path: path.stat().st_mtime_ns).parent)
+    return Run(max(checkpoints, key=lambda path: path.stat().st_mtime_ns).parent, code)

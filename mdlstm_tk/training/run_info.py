@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +14,35 @@ from torch import nn
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.runtime.model_discovery import models_in
 from mdlstm_tk.training.checkpoint import load_checkpoint
+from mdlstm_tk.training.config import NO_CODE, Code
+from mdlstm_tk.training.metrics_file import metric_names, read_records
 from mdlstm_tk.training.networks import count_parameters
-from mdlstm_tk.training.run_folder import metric_names, open_run
+from mdlstm_tk.training.run_folder import open_run
 
 
-def describe_run(folder: Path) -> dict[str, Any]:
+def describe_run(folder: Path, code: Code = NO_CODE) -> dict[str, Any]:
     """Describe a run, as `mdlstm info` prints it.
 
     Args:
         folder: the run folder.
+        code: the Python files of the run that the user names, see `Run`.
 
     Returns:
         "kind": "run"; all settings, where "cell" and "directions" are those that the network really has;
         "steps_done", "training_seconds" (see `TrainingTimes`), "parameters"; "best_step" and "best_score"
-        of the best checkpoint; the mean of each loss and error over the last 100 steps as
-        "last_100_NAME"; "exports", the names of the exported models. All values are JSON values.
+        of the best checkpoint, None before a validation; the mean of each loss and error over the last 100
+        steps as "last_100_NAME", None if it is not finite; "exports", the names of the exported models. All
+        values are JSON values.
 
     Raises:
-        InputError: there is no run in the folder, or its checkpoint is damaged.
+        InputError: there is no run in the folder, its checkpoint is damaged, or it names a Python file that
+            `code` does not name.
     """
-    run = open_run(folder)
-    last = load_checkpoint(run.last if run.last.exists() else run.best)
-    best = load_checkpoint(run.checkpoint)
+    run = open_run(folder, code)
+    last = load_checkpoint(run.last if run.last.exists() else run.best, code)
+    best = load_checkpoint(run.checkpoint, code)
     network = last.network()
-    recent = run.read_metrics()[-100:]
+    recent = deque(read_records(run.metrics), maxlen=100)
     return {
         "kind": "run",
         **asdict(last.config),
@@ -45,7 +52,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
         "training_seconds": round(run.read_times().training, 1),
         "parameters": count_parameters(network),
         "best_step": best.step,
-        "best_score": best.score,
+        "best_score": best.score if isfinite(best.score) else None,
         **{f"last_100_{name}": _mean([record[name] for record in recent]) for name in metric_names(recent)},
         "exports": sorted(path.name for path in models_in(run.folder)),
     }
@@ -64,4 +71,5 @@ def _only(values: list[Any]) -> Any:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+    mean = sum(values) / len(values) if values else nan
+    return mean if isfinite(mean) else None

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.training.config import TrainConfig, read_toml
+from mdlstm_tk.training.config import CODE_SETTINGS, Code, TrainConfig, read_toml
 from mdlstm_tk.training.tasks import default_config
+from mdlstm_tk.user_code import names_file
 
 # settings that may change when a run is resumed; any other would make it a different run
 CHANGEABLE_ON_RESUME = ("steps", "patience", "device", "workers", "tensorboard", "data", "cache")
@@ -43,18 +44,29 @@ def configure(
         file: a TOML file of settings.
 
     Raises:
-        InputError: a source names an unknown setting or an invalid value, or `data` comes without `task`.
+        InputError: a source names an unknown setting or an invalid value, `data` comes without `task`, or
+            `file` names a Python file and neither settings nor options do.
     """
     settings = settings or {}
     file_values = read_toml(file) if file else {}
+    for key in CODE_SETTINGS:
+        if key in settings or key in options:  # by the user, in this call
+            file_values.pop(key, None)
+    TrainConfig().updated(file_values, str(file))  # refuses the file before a task or network is looked up
     chosen = {key: str(value) for key, value in (file_values | dict(settings) | dict(options)).items()}
     start = TrainConfig()
     if "task" in chosen:
         start = default_config(chosen["task"], chosen.get("data", ""), chosen.get("model"))
     elif chosen.get("data"):
         raise InputError("--data needs --task: grid, classify, segment or transcribe")
-    config = start.updated(file_values, str(file)).updated(settings, "--set")
-    return config.updated(options, "command line")
+    config = start.updated(file_values, str(file)).updated(settings, "--set", settings)
+    return config.updated(options, "command line", options)
+
+
+def named_code(*sources: Mapping[str, Any]) -> Code:
+    """The Python files that options or settings of the user name, by setting; later sources win."""
+    values = {key: str(value) for source in sources for key, value in source.items()}
+    return {key: values[key] for key in CODE_SETTINGS if key in values and names_file(values[key])}
 
 
 def configure_resumed(

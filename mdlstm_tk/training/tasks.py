@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,8 +24,9 @@ from mdlstm_tk.data.images import Extents
 from mdlstm_tk.data.user_data import DEFAULTS, read_data
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.sizes import format_size, parse_size
-from mdlstm_tk.training.config import TrainConfig, suggest
+from mdlstm_tk.training.config import TrainConfig, read_toml, suggest
 
+MAX_POSITIONS = 2**24  # of a grid that a built-in task generates
 # settings that some networks do not have; they are left out of a task's defaults for such a network
 OPTIONAL_NETWORK_SETTINGS = ("layers", "cell", "directions", "layer_norm", "windows", "dropout")
 BUILT_IN: dict[str, tuple[type[Task], Callable[[TrainConfig], Task]]] = {
@@ -62,7 +64,8 @@ def default_config(task: str, data: str = "", model: str | None = None) -> Train
 
         missing = set(OPTIONAL_NETWORK_SETTINGS) - set(model_options(model, kind))
         values = {key: value for key, value in values.items() if key not in missing} | {"model": model}
-    return TrainConfig(task=task, data=data).updated(values, task)
+    named = {"model": model} if model else {}
+    return TrainConfig(task=task, data=data).updated(values, task, named)
 
 
 def _check_task(task: str, data: str) -> None:
@@ -87,6 +90,11 @@ def make_task(config: TrainConfig) -> Task:
         for key in ("resize", "crop"):
             if getattr(config, key):
                 raise InputError(f"--{key} needs --data; the built-in task '{config.task}' takes --size")
+        if prod(config.grid) > MAX_POSITIONS:
+            raise InputError(
+                f"--size {config.size} has {prod(config.grid)} positions, but the task '{config.task}' "
+                f"generates at most {MAX_POSITIONS}"
+            )
         return BUILT_IN[config.task][1](config)
     resize, crop = (parse_size(text) if text else None for text in (config.resize, config.crop))
     task = read_data(
@@ -107,27 +115,38 @@ def make_task(config: TrainConfig) -> Task:
     return task
 
 
-def load_task(config: TrainConfig, spec: TaskSpec, folder: Path) -> Task:
-    """Create the task of an existing run, whose data may have moved.
+def load_task(config: TrainConfig, spec: TaskSpec, data: str = "") -> Task:
+    """Create the task of an existing run.
+
+    A run may come from a stranger, so the user's data are read from where the caller says, not from where
+    the run says.
 
     Args:
-        config: configuration of the run, possibly with a new `data`.
+        config: configuration of the run.
         spec: the description of the task that the run was trained on.
-        folder: the run folder.
+        data: where the user's data are, if the run was trained on such.
 
     Raises:
-        InputError: the data cannot be read, or are those of another task.
+        InputError: the run was trained on the user's data and `data` does not name them, or it does for a
+            built-in task; the data cannot be read, or are those of another task.
         MissingExtraError: see `make_task`.
     """
-    if not config.data:
-        return make_task(config)
-    task = make_task(replace(find_data(config, folder), size=""))
-    for name in ("channels", "outputs", "classes", "mask_values", "preprocessing"):
+    if config.data and not data:
+        raise InputError(
+            f"the run was trained on data at {config.data}, which are read only if you name them with "
+            "--data PATH"
+        )
+    if data and not config.data:
+        raise InputError(f"the run was trained on the built-in task {config.task}; leave out --data {data}")
+    task = make_task(replace(config, data=data, data_from_run="", size="") if data else config)
+    for name in ("kind", "channels", "outputs", "classes", "mask_values", "preprocessing"):
         found, expected = getattr(task.spec, name), getattr(spec, name)
         if found != expected:
+            what = f"--data {data}" if data else f"the task {config.task}"
+            hint = "give the original data with --data" if data else "the checkpoint was changed"
             raise InputError(
-                f"--data {config.data} is not what the run was trained on: {name} is {found!s:.80}, "
-                f"expected {expected!s:.80}; give the original data with --data"
+                f"{what} is not what the run was trained on: {name} is {found!s:.80}, "
+                f"expected {expected!s:.80}; {hint}"
             )
     return task
 
@@ -146,8 +165,9 @@ def find_data(config: TrainConfig, folder: Path) -> TrainConfig:
     candidates = [config.data]
     if config.data_from_run:
         candidates.append(str((folder / config.data_from_run).resolve()))
-        latest = folder / "config.toml"  # written later than the best checkpoint, perhaps with another path
-        candidates += [TrainConfig.load(latest).data] if latest.exists() else []
+        latest = folder / "config.toml"  # written later than the last checkpoint, perhaps with another path
+        moved = read_toml(latest).get("data") if latest.exists() else None
+        candidates += [moved] if isinstance(moved, str) else []
     for data in candidates:
         if not config.data or (data and Path(data).exists()):
             return replace(config, data=data)

@@ -6,27 +6,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.style
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.text import printable
+from mdlstm_tk.training.metrics_file import metric_names
 from mdlstm_tk.training.progress import WINDOW, running_mean
-from mdlstm_tk.training.run_folder import metric_names
 from mdlstm_tk.viz.panels import Panel
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 COLORS = ("#0b6e99", "#d1495b", "#6a994e", "#8d6a9f")  # distinguishable with any color vision
 MAX_ASPECT = 8  # height by width of a panel; matplotlib refuses pictures of 65536 pixels
+# A matplotlibrc of the current folder, which Matplotlib reads, could let texts be set by LaTeX.
+default_style = matplotlib.style.context("default")
 METRIC_LABELS = {"relevant": "relevant loss (position of the second one)", "mse": "mean squared error"}
 
 
 def plain(text: str) -> str:
-    """A text as matplotlib takes it: names of classes and files may hold "$", which begins a formula."""
+    """A text as Matplotlib takes it: names of classes and files may hold "$", which begins a formula."""
     return printable(text).replace("$", r"\$")
 
 
+@default_style
 def draw_curves(path: Path, title: str, records: Sequence[Mapping[str, Any]]) -> None:
     """Draw loss and errors over the training steps, one axis each.
 
@@ -62,6 +66,7 @@ def draw_curve(axis: Any, name: str, color: str, records: Sequence[Mapping[str, 
     axis.legend(frameon=False)
 
 
+@default_style
 def draw_panels(path: Path, title: str, panels: Sequence[Panel], columns: int) -> None:
     """Draw panels in rows of `columns`."""
     rows = -(-len(panels) // columns)
@@ -77,6 +82,7 @@ def draw_panels(path: Path, title: str, panels: Sequence[Panel], columns: int) -
     _save(figure, path)
 
 
+@default_style
 def draw_before_and_after(
     path: Path, title: str, x: Floats, truth: Floats, before: Floats, after: Floats
 ) -> None:
@@ -96,6 +102,7 @@ def draw_before_and_after(
     _save(figure, path)
 
 
+@default_style
 def draw_loss_comparison(
     path: Path, title: str, label: str, losses: Mapping[str, Sequence[Sequence[float]]]
 ) -> None:

@@ -58,10 +58,13 @@ def draw_run(run: Run, task: Task | None = None) -> None:
 
     Args:
         run: a run with a best checkpoint.
-        task: its task, if the caller has it already.
+        task: its task. A run on the user's data needs it; the task of any other is known.
+
+    Raises:
+        InputError: the checkpoint is damaged, or the run needs its task.
     """
-    checkpoint = load_checkpoint(run.best)
-    task = task or load_task(checkpoint.config, checkpoint.spec, run.folder)
+    checkpoint = load_checkpoint(run.best, run.code)
+    task = task or load_task(checkpoint.config, checkpoint.spec)
     prefix = "" if isinstance(task, DiagonalTask) else f"{checkpoint.spec.name} "
     title = f"{checkpoint.config.model} on {prefix}{format_size(checkpoint.spec.size)}"
     draw_curves(run.curves, title, run.read_metrics())

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mdlstm_tk.text import printable
-from mdlstm_tk.training.run_folder import metric_names
+from mdlstm_tk.training.metrics_file import metric_names
 from mdlstm_tk.viz.panels import Panel
-from mdlstm_tk.viz.plots import COLORS, draw_curve
+from mdlstm_tk.viz.plots import COLORS, default_style, draw_curve
 
 MAX_SIDE = 640  # pixels; larger images are scaled down
 PIXELATED_BELOW = 160  # pixels; smaller images are enlarged without smoothing
@@ -68,6 +68,7 @@ def svg_curves(records: Sequence[Mapping[str, Any]]) -> list[Markup]:
     ]
 
 
+@default_style
 def _svg_curve(name: str, color: str, css_color: str, records: Sequence[Mapping[str, Any]]) -> Markup:
     figure = Figure(figsize=(4.2, 3), layout="constrained")
     FigureCanvasSVG(figure)

@@ -305,5 +305,5 @@ def test_a_network_and_a_cell_may_come_from_a_file(tmp_path: Path) -> None:
     arguments = ("-m", "mine.py:mine", "--cell", "mine.py:coupled", "--hidden", "3", "--steps", "1")
     done = mdlstm("train", *arguments, "-o", "a", cwd=tmp_path)
     assert done.code == 0, done.err
-    config = load_checkpoint(tmp_path / "a/last.safetensors").config
-    assert (config.model, config.cell) == ("mine.py:mine", "mine.py:coupled")
+    code = {"model": f"{tmp_path}/mine.py:mine", "cell": f"{tmp_path}/mine.py:coupled"}
+    assert load_checkpoint(tmp_path / "a/last.safetensors", code).config.code == code

@@ -211,13 +211,11 @@ def test_data_are_found_from_another_folder_and_after_a_move(
         resume_job(folder, {"steps": 6})
     messages: list[str] = []
     write_report(Run(folder), on_message=messages.append)
-    assert any("--data" in message for message in messages)
+    assert any("--data" in message and str(tmp_path) in message for message in messages)
     messages.clear()
     write_report(Run(folder), on_message=messages.append, data=str(elsewhere))
     assert not any("--data" in message for message in messages)
     run_job(resume_job(folder, {"steps": 6, "data": "elsewhere"}))
-    write_report(Run(folder), on_message=messages.append)  # the best checkpoint may have the old path
-    assert not any("--data" in message for message in messages)
 
 
 def test_a_run_is_not_continued_on_other_data(tmp_path: Path) -> None:

@@ -20,13 +20,20 @@ def test_train_export_verify_and_infer(tmp_path: Path) -> None:
     cell = f"mine.py:{name}"
     trained = mdlstm("train", "--cell", cell, "--steps", 30, "-o", "run", "--json", "-q", cwd=tmp_path)
     assert trained.code == 0, trained.err
-    assert json.loads(mdlstm("info", "run", "--json", cwd=tmp_path).out)["cell"] == name
+    (tmp_path / "mine.py").rename(tmp_path / "moved.py")
+    file = ("--cell", f"moved.py:{name}")
+    described = mdlstm("info", "run", "--json", *file, cwd=tmp_path)
+    assert json.loads(described.out)["cell"] == name
+    assert f"mdlstm export run --cell moved.py:{name}" in described.err
     for form in ("unrolled", "scan"):
         model = f"{form}.onnx"
-        exported = mdlstm("export", "run", "--form", form, "-o", model, cwd=tmp_path)
+        exported = mdlstm("export", "run", "--form", form, "-o", model, *file, cwd=tmp_path)
         assert exported.code == 0, exported.err
-    assert mdlstm("verify", "unrolled.onnx", "--against", "run", cwd=tmp_path).code == 0
-    (tmp_path / "mine.py").unlink()  # an exported model needs the file no longer
+    assert mdlstm("verify", "unrolled.onnx", "--against", "run", *file, cwd=tmp_path).code == 0
+    resumed = mdlstm("train", "--resume", "run", "--steps", 31, *file, cwd=tmp_path)
+    assert resumed.code == 0, resumed.err
+    assert resumed.err.rstrip().endswith(f"mdlstm export run --size 8x8 --cell moved.py:{name}")
+    (tmp_path / "moved.py").unlink()  # an exported model needs the file no longer
     assert mdlstm("infer", "matrix.npy", "-m", "scan.onnx", cwd=tmp_path).code == 0
     assert np.load(tmp_path / "matrix.out.npy").shape == (8, 8)
 

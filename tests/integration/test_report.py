@@ -113,7 +113,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
         train(config, run, task=task)
         run.write_times(TrainingTimes(steps=20, training=83.4))
         evaluate_run(run, task)
-        write_report(run)
+        write_report(run, data=config.data)
         return run
 
     return make
@@ -259,7 +259,7 @@ def test_a_run_without_its_data_has_everything_but_examples(runs: Any, tmp_path:
     run.config.write_text(gone.to_toml(), encoding="utf-8")
     messages: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mdlstm_tk.report.page.load_checkpoint", lambda _: replace(checkpoint, config=gone))
+        patch.setattr("mdlstm_tk.report.page.load_checkpoint", lambda *_: replace(checkpoint, config=gone))
         page = Page(render_report(run, messages.append))
     assert "gone.npz" in messages[0]
     assert "gone.npz" in text(page.find("section[@id='examples']")[0])
@@ -271,7 +271,8 @@ def test_a_run_without_a_result_is_evaluated(runs: Any, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     shutil.copytree(runs("segment").folder, run.folder)
     run.result.unlink()
-    page = Page(render_report(run))
+    data = str(runs("segment").folder.parent / "data.npz")
+    page = Page(render_report(run, data=data))
     assert page.numbers() == Page(runs("segment").report.read_text()).numbers()
     run.times.unlink()
     page = Page(render_report(run))
@@ -281,7 +282,7 @@ def test_a_run_without_a_result_is_evaluated(runs: Any, tmp_path: Path) -> None:
 def test_the_command(runs: Any, tmp_path: Path) -> None:
     run = runs("grid")
     run.report.unlink()
-    done = mdlstm("report", run.folder)
+    done = mdlstm("report", run.folder, "--data", run.folder.parent / "data.npz")
     assert done.code == 0, done.err
     assert done.out == ""
     assert done.err.splitlines()[-1] == f"next: mdlstm export {run.folder}"

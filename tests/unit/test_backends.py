@@ -181,17 +181,19 @@ def test_which_backend_runs_and_why() -> None:
             MDLSTM(2, 8, backend=backend).backend_for(x.to(torch.complex64))
 
 
-def test_without_a_place_for_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
+def test_without_a_place_for_compiled_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "relative")
+    monkeypatch.chdir(tmp_path)
 
     def double(x: float) -> float:
         return 2 * x
 
     assert njit_cached(double, "float64(float64)")(1.5) == 3.0
+    assert not list(tmp_path.iterdir())
 
 
 def test_broken_compiled_code_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numba.core.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
 
     def make() -> Any:
         def triple(x: float) -> float:

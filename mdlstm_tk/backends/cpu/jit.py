@@ -1,16 +1,22 @@
-"""How kernels are compiled by Numba, and where the compiled code is cached."""
+"""How kernels are compiled by Numba and cached; see `cache_folder` for where they are kept."""
 
 from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from numba import cfunc, njit
+from numba.core import config
 
+from mdlstm_tk.backends.cpu.cache_folder import cache_folder
+
+_config_lock = threading.Lock()
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
@@ -55,7 +61,29 @@ def cfunc_cached(function: Callable[[int], None], key: str) -> Any:
 
 def _cached(function: Callable[..., Any], compiler: Callable[..., Any], key: str) -> Any:
     function.__qualname__ += f"_{hashlib.sha256((_source_digest() + key).encode()).hexdigest()[:12]}"
-    try:
-        return compiler(cache=True, **OPTIONS)(function)
-    except Exception:  # no place to write to, a full disk, or a damaged cache
-        return compiler(**OPTIONS)(function)
+    folder = cache_folder()
+    if folder is not None:
+        try:
+            with _caching_in(folder):
+                return compiler(cache=True, **OPTIONS)(function)
+        except Exception:  # a full disk, or a damaged cache
+            pass
+    return compiler(**OPTIONS)(function)
+
+
+@contextmanager
+def _caching_in(folder: Path) -> Iterator[None]:
+    """Let functions that are created inside this `with` statement be cached in `folder` and nowhere else.
+
+    Numba knows only settings of the whole process. They are restored, as the user's own functions have
+    their own place. The locators are set because a `.numba_config.yaml` in the current folder could name
+    others, even modules to import.
+    """
+    changed = {"CACHE_DIR": str(folder), "CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}
+    with _config_lock:
+        before = {name: getattr(config, name) for name in changed}
+        vars(config).update(changed)
+        try:
+            yield
+        finally:
+            vars(config).update(before)
