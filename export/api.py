@@ -227,14 +227,21 @@ def _verify(
         The largest absolute error.
 
     Raises:
-        MDLSTMError: the model is not valid ONNX.
+        MDLSTMError: the model is not valid ONNX, or it holds something that a `Session` refuses.
         ParityError: ONNX Runtime disagrees with the reference.
     """
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise MDLSTMError(f"the exported model is not valid ONNX: {error}") from error
-    session = Session(model.SerializeToString(), device="cpu")
+    try:
+        session = Session(model.SerializeToString(), device="cpu")
+    except InputError as error:
+        reason = str(error).split("; ")[0]
+        raise MDLSTMError(
+            f"{type(spec.module).__name__} cannot be exported, since a Session would refuse it: {reason}; "
+            "compute that part in another way, or outside the network"
+        ) from error
     verifier = ExportVerifier(session, spec, atol)
     results = verifier.run(inputs)
     for name, result in results.items():

@@ -186,10 +186,13 @@ def _spatial_tables(graph: Graph, sweep: Sweep) -> ScanTables:
         strides.insert(0, strides[0] * extent)
     position_count = strides[0] * extents[0]  # P
     flat = _arange(graph, position_count)  # (P) 0 … P − 1
-    coordinates = [
-        graph("Mod", graph("Div", flat, stride), extent)
-        for stride, extent in zip(strides, extents, strict=True)
-    ]
+    rest = flat
+    coordinates: list[Value] = []
+    for extent in reversed(extents[1:]):
+        # A Session refuses products of extents as divisors, since they may overflow.
+        coordinates.insert(0, graph("Mod", rest, extent))
+        rest = graph("Div", rest, extent)
+    coordinates.insert(0, rest)
     front = total(coordinates)  # (P,) the wavefront of each flat position
     front_count = total([extent - one for extent in extents]) + one  # T
     # ONNX has no sort, but TopK of all P is one. It keeps the order of equal values, so that positions of a

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
+from mdlstm_tk.export.lowering.functions import DOMAIN
 from mdlstm_tk.runtime import Metadata
 
-FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+Case = tuple[Callable[[], onnx.ModelProto | bytes], str]
+"""Makes a model, and the message with which it is refused."""
+
+FLOAT, INT64, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.STRING
+SHAPE = (None, 2, 2, 1)  # of x and y
 
 
-def info(name: str, kind: int = FLOAT, shape: tuple[int, ...] | None = None) -> onnx.ValueInfoProto:
+def info(name: str, kind: int = FLOAT, shape: Sequence[int | None] | None = None) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, shape)
 
 
@@ -22,20 +28,23 @@ def node(operator: str, inputs: str, outputs: str, **attributes: Any) -> onnx.No
     return helper.make_node(operator, inputs.split(" "), outputs.split(" "), **attributes)
 
 
+def tensor(name: str, values: Any, dtype: type = np.int64) -> onnx.TensorProto:
+    """A stored tensor as exports have it."""
+    return numpy_helper.from_array(np.asarray(values, dtype), name)
+
+
 def crafted(
     nodes: Sequence[onnx.NodeProto] = (),
     initializers: Sequence[onnx.TensorProto] = (),
     functions: Sequence[onnx.FunctionProto] = (),
-    domains: Sequence[str] = ("",),
     **metadata: Any,
 ) -> onnx.ModelProto:
     """A model from x to y, both (N, 2, 2, 1), with the metadata of an exported one."""
     nodes = nodes or [node("Identity", "x", "y")]
-    shape = (None, 2, 2, 1)
     graph = helper.make_graph(
-        nodes, "g", [info("x", FLOAT, shape)], [info("y", FLOAT, shape)], initializers
+        nodes, "g", [info("x", FLOAT, SHAPE)], [info("y", FLOAT, SHAPE)], initializers
     )
-    opsets = [helper.make_opsetid(domain, 18 if domain == "" else 1) for domain in domains]
+    opsets = [helper.make_opsetid("", 18)] + ([helper.make_opsetid(DOMAIN, 1)] if functions else [])
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=list(functions))
     base = Metadata("0", (2, 2), "unrolled", "N H W C", 1, 1)
     overrides = {f"mdlstm.{name}": value for name, value in metadata.items()}
@@ -43,82 +52,116 @@ def crafted(
     return model
 
 
+def edited(model: onnx.ModelProto, message: str, **fields: Any) -> onnx.ModelProto:
+    """A model with further fields in one of its messages.
+
+    Args:
+        model: the model.
+        message: the path of the message, such as "graph.node[0]".
+        **fields: the values; lists extend repeated fields.
+    """
+    target: Any = model
+    for name, index in re.findall(r"(\w+)(?:\[(\d+)\])?", message):
+        target = getattr(target, name) if not index else getattr(target, name)[int(index)]
+    target.MergeFrom(type(target)(**fields))
+    return model
+
+
+def attribute(**fields: object) -> AttributeProto:
+    return AttributeProto(name="alpha", **fields)
+
+
+def with_attribute(**fields: object) -> onnx.ModelProto:
+    leaky = node("LeakyRelu", "x", "y")
+    leaky.attribute.append(attribute(**fields))
+    return crafted([leaky])
+
+
 def external_tensor(name: str = "w") -> onnx.TensorProto:
-    tensor = helper.make_tensor(name, FLOAT, [1], [0.0])
-    tensor.ClearField("float_data")
-    tensor.data_location = TensorProto.EXTERNAL
+    external = tensor(name, [0.0], np.float32)
+    external.ClearField("raw_data")
+    external.data_location = TensorProto.EXTERNAL
     for key, value in (("location", "/etc/passwd"), ("offset", "0"), ("length", "4")):
-        tensor.external_data.add(key=key, value=value)
-    return tensor
-
-
-def huge_tensor(name: str = "w") -> onnx.TensorProto:
-    return TensorProto(name=name, data_type=FLOAT, dims=[10**6, 10**6], raw_data=b"\0\0\0\0")
-
-
-def body(*nodes: onnx.NodeProto, initializers: Sequence[onnx.TensorProto] = ()) -> onnx.GraphProto:
-    """The body of a Loop, from (i, go, v) to (go_on, v_out); without nodes, it passes go and v on."""
-    outputs = [info("go_on", BOOL, ()), info("v_out")]
-    inputs = [info("i", INT64, ()), info("go", BOOL, ()), info("v")]
-    if not nodes:
-        outputs = inputs[1:]
-    return helper.make_graph(nodes, "body", inputs, outputs, initializers)
-
-
-def loop(graph: onnx.GraphProto) -> onnx.NodeProto:
-    """An endless loop over x: it ends when its body sets go to false."""
-    return node("Loop", " go x", "y", body=graph)
-
-
-GO = helper.make_tensor("go", BOOL, [], [True])
-PASS_ON = (node("Identity", "go", "go_on"), node("Identity", "v", "v_out"))
-
-
-def function(name: str, *nodes: onnx.NodeProto, domain: str = "own", **keywords: Any) -> onnx.FunctionProto:
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
-    return helper.make_function(domain, name, ["a"], ["b"], nodes, opsets, **keywords)
-
-
-def own_node(name: str, inputs: str, outputs: str, **keywords: Any) -> onnx.NodeProto:
-    """A node that calls a function of the model."""
-    return node(name, inputs, outputs, domain="own", **keywords)
+        external.external_data.add(key=key, value=value)
+    return external
 
 
 def sparse_tensor() -> onnx.SparseTensorProto:
-    values, indices = helper.make_tensor("w", FLOAT, [1], [1.0]), helper.make_tensor("i", INT64, [1], [0])
-    return helper.make_sparse_tensor(values, indices, [10**9])
+    return helper.make_sparse_tensor(tensor("w", [1.0], np.float32), tensor("i", [0]), [10**9])
 
 
-def model_with_sparse_initializer() -> onnx.ModelProto:
-    model = crafted()
-    model.graph.sparse_initializer.append(sparse_tensor())
-    return model
+def function(
+    name: str,
+    *nodes: onnx.NodeProto,
+    domain: str = DOMAIN,
+    inputs: str = "a",
+    outputs: str = "b",
+    **keywords: Any,
+) -> onnx.FunctionProto:
+    opsets = [helper.make_opsetid("", 18)]
+    return helper.make_function(
+        domain, name, inputs.split(" "), outputs.split(" "), nodes, opsets, **keywords
+    )
 
 
-def model_with_training_info() -> onnx.ModelProto:
-    model = crafted()
-    model.training_info.add().algorithm.CopyFrom(model.graph)
-    return model
+def call(name: str, inputs: str, outputs: str, domain: str = DOMAIN, **attributes: Any) -> onnx.NodeProto:
+    """A node that calls a function of the model."""
+    return node(name, inputs, outputs, domain=domain, **attributes)
 
 
-def nested_loops(levels: int) -> onnx.ModelProto:
-    """A loop in a loop in a loop …"""
-    graph = body(*PASS_ON)
-    for _ in range(levels):
-        graph = body(node("Loop", " go v", "v_out", body=graph), PASS_ON[0], initializers=[GO])
-    return crafted([loop(graph)], [GO])
-
-
-def nested_functions(levels: int = 7, calls: int = 10) -> onnx.ModelProto:
-    """Functions, each of which calls the next one `calls` times: an exponential expansion."""
-    functions = [function(f"f{levels}", node("Neg", "a", "b"))]
-    names = ["a", *(f"t{k}" for k in range(1, calls)), "b"]
-    for level in range(levels):
-        chain = [own_node(f"f{level + 1}", *pair) for pair in pairwise(names)]
-        functions.append(function(f"f{level}", *chain))
-    return crafted([own_node("f0", "x", "y")], functions=functions, domains=("", "own"))
+NEGATE = function("f", node("Neg", "a", "b"))
+PASS_ON = (node("Identity", "v", "v_out"),)
 
 
 def calling_f(*functions: onnx.FunctionProto, **attributes: Any) -> onnx.ModelProto:
     """A model of one node that calls the function f."""
-    return crafted([own_node("f", "x", "y", **attributes)], functions=functions, domains=("", "own"))
+    return crafted([call("f", "x", "y", **attributes)], functions=functions)
+
+
+def called_often(function: onnx.FunctionProto, calls: int) -> onnx.ModelProto:
+    """A model that calls a function of one argument again and again."""
+    names = ["x", *(f"t{k}" for k in range(1, calls)), "y"]
+    nodes = [call(function.name, names[k], names[k + 1]) for k in range(calls)]
+    return crafted(nodes, functions=[function])
+
+
+def body(
+    *nodes: onnx.NodeProto, rank: int | None = 4, initializers: Sequence[onnx.TensorProto] = ()
+) -> onnx.GraphProto:
+    """The body of a Scan, from the state v and one row i to v_out."""
+    shape = None if rank is None else [None] * rank
+    inputs = [info("v", FLOAT, shape), info("i", FLOAT, [None])]
+    return helper.make_graph(nodes, "body", inputs, [info("v_out", FLOAT, shape)], initializers)
+
+
+def scan(graph: onnx.GraphProto, inputs: str = "x rows", outputs: str = "y") -> onnx.NodeProto:
+    return node("Scan", inputs, outputs, body=graph, num_scan_inputs=1)
+
+
+def scanning(*nodes: onnx.NodeProto, rows: int = 3, width: int = 1, **options: Any) -> onnx.ModelProto:
+    """A model that runs a body on x for each of so many rows, which take no memory if their width is 0."""
+    zeros = node("ConstantOfShape", "shape", "rows", value=tensor("", [0], np.float32))
+    constants = [tensor("shape", [rows, width]), tensor("two", 2, np.float32)]
+    return crafted([zeros, scan(body(*nodes, **options))], constants)
+
+
+def field(number: int, wire_type: int, value: bytes) -> bytes:
+    """A field as protobuf writes it; values of wire type 2 get their size in front."""
+    size = varint(len(value)) if wire_type == 2 else b""
+    return varint(number << 3 | wire_type) + size + value
+
+
+def varint(value: int) -> bytes:
+    parts = []
+    while value > 127:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*parts, value])
+
+
+def with_bytes(in_graph: bytes, model: onnx.ModelProto | None = None) -> bytes:
+    """A model whose graph ends with fields that are given as bytes."""
+    model = model or crafted()
+    graph = model.graph.SerializeToString()
+    model.ClearField("graph")
+    return model.SerializeToString() + field(7, 2, graph + in_graph)

@@ -269,6 +269,12 @@ class _Bessel(MDLSTM):
         return super().forward(torch.special.bessel_j0(x))
 
 
+class _Sampled(MDLSTM):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        y = super().forward(x).movedim(-1, 1)
+        return nn.functional.grid_sample(y, y[:, :2].movedim(1, -1), align_corners=False)
+
+
 class _Branch(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -305,6 +311,9 @@ def test_an_error_names_what_cannot_be_exported(tmp_path: Path) -> None:
         export_onnx(create("md", 1, 1), tmp_path / "m.onnx", form="scan", functions=True)
     with pytest.raises(MDLSTMError, match="_Bessel: No ONNX function found"):
         export_onnx(_Bessel(), tmp_path / "m.onnx", grid=(3, 3))
+    refused = r"_Sampled cannot be exported.*'GridSample', which models may not use; compute that part"
+    with pytest.raises(MDLSTMError, match=refused):
+        export_onnx(_Sampled(1, 2), tmp_path / "m.onnx", grid=(3, 3))
     with pytest.raises(MDLSTMError, match=r"branch|Cond"):  # torch 2.10 says Cond
         export_onnx(_Branch(), tmp_path / "m.onnx", grid=(3, 3))
     with pytest.raises(MDLSTMError, match="_Rows"):

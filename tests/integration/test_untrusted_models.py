@@ -4,196 +4,125 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from helpers import hostile_files, hostile_graphs, hostile_shapes
 from helpers.crafted_models import (
     FLOAT,
-    GO,
-    INT64,
-    PASS_ON,
-    body,
-    calling_f,
+    NEGATE,
+    call,
+    called_often,
     crafted,
-    external_tensor,
     function,
-    huge_tensor,
-    loop,
-    model_with_sparse_initializer,
-    model_with_training_info,
-    nested_functions,
-    nested_loops,
+    info,
     node,
-    own_node,
-    sparse_tensor,
+    scanning,
+    tensor,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
 
 from mdlstm_tk.cli import main
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime.security.interface import TensorInfo
+from mdlstm_tk.runtime.security.model_check import check_model
 
-OUTSIDE = "outside the file"
-MODELS: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
-    "external initializer": (lambda: crafted([node("Add", "x w", "y")], [external_tensor()]), OUTSIDE),
-    "external constant": (
-        lambda: crafted([node("Constant", "", "w", value=external_tensor()), node("Add", "x w", "y")]),
-        OUTSIDE,
-    ),
-    "external in a loop": (
-        lambda: crafted([loop(body(*PASS_ON, initializers=[external_tensor()]))], [GO]),
-        OUTSIDE,
-    ),
-    "external in a function": (
-        lambda: calling_f(
-            function("f", node("Constant", "", "w", value=external_tensor()), node("Add", "a w", "b"))
-        ),
-        OUTSIDE,
-    ),
-    "external in a function's default": (
-        lambda: calling_f(
-            function(
-                "f",
-                node("Neg", "a", "b"),
-                attribute_protos=[helper.make_attribute("t", external_tensor())],
-            )
-        ),
-        OUTSIDE,
-    ),
-    "external in a list of tensors": (
-        lambda: calling_f(function("f", node("Neg", "a", "b")), t=[external_tensor()]),
-        OUTSIDE,
-    ),
-    "sparse initializer": (model_with_sparse_initializer, "sparse"),
-    "sparse constant": (
-        lambda: crafted(
-            [node("Constant", "", "w", sparse_value=sparse_tensor()), node("Identity", "x", "y")]
-        ),
-        "sparse",
-    ),
-    "operator of Microsoft's that reads files": (
-        lambda: crafted(
-            [node("EPContext", "x", "y", domain="com.microsoft")], domains=("", "com.microsoft")
-        ),
-        "'EPContext' of domain 'com.microsoft'",
-    ),
-    "Python in the graph": (
-        lambda: crafted(
-            [node("PyOp", "x", "y", domain="ai.onnx.contrib")], domains=("", "ai.onnx.contrib")
-        ),
-        "'PyOp' of domain 'ai.onnx.contrib'",
-    ),
-    "operator on strings": (
-        lambda: crafted([node("StringNormalizer", "x", "y")]),
-        "'StringNormalizer'",
-    ),
-    "operator in a loop": (
-        lambda: crafted([loop(body(*PASS_ON, node("ImageDecoder", "v", "p")))], [GO]),
-        "'ImageDecoder'",
-    ),
-    "operator in a function": (
-        lambda: calling_f(function("f", node("RandomNormalLike", "a", "b"))),
-        "'RandomNormalLike'",
-    ),
-    "name with a terminal escape": (
-        lambda: crafted([node("\x1b[2J", "x", "y")]),
-        r"'\\x1b\[2J'",
-    ),
-    "strings": (
-        lambda: crafted([], [helper.make_tensor("w", TensorProto.STRING, [1], [b"a"])]),
-        "of strings",
-    ),
-    "unknown type": (
-        lambda: crafted([], [TensorProto(name="w", data_type=99, dims=[1], raw_data=b"0")]),
-        "unknown type",
-    ),
-    "no type": (lambda: crafted([], [TensorProto(name="w", dims=[1], raw_data=b"0")]), "without a type"),
-    "terabytes declared": (lambda: crafted([], [huge_tensor()]), "100000000 bytes"),
-    "terabytes declared in a loop": (
-        lambda: crafted([loop(body(*PASS_ON, initializers=[huge_tensor()]))], [GO]),
-        "100000000 bytes",
-    ),
-    "negative extent": (
-        lambda: crafted([], [TensorProto(name="w", data_type=FLOAT, dims=[-1], raw_data=b"0")]),
-        "100000000 bytes",
-    ),
-    "many axes": (
-        lambda: crafted([], [TensorProto(name="w", data_type=FLOAT, dims=[1] * 99, raw_data=b"0000")]),
-        "99 axes",
-    ),
-    "training": (model_with_training_info, "training"),
-    "nested graphs": (lambda: nested_loops(12), "nested more than 8"),
-    "loop over an empty body": (lambda: crafted([loop(body())], [GO]), "empty body"),
-    "loop over constants": (
-        lambda: crafted([loop(body(node("Constant", "", "c", value_float=1.0)))], [GO]),
-        "empty body",
-    ),
-    "empty body that a function may loop over": (
-        lambda: calling_f(function("f", node("Neg", "a", "b")), graph=body()),
-        "empty body",
-    ),
-    "function without operators": (
-        lambda: calling_f(function("f", node("Constant", "", "b", value_float=1.0))),
-        "without operators",
-    ),
-    "functions that expand exponentially": (nested_functions, "1000000 nodes"),
-    "function that calls itself": (lambda: calling_f(function("f", own_node("f", "a", "b"))), "at 'f'"),
-    "functions that call each other": (
-        lambda: calling_f(function("f", own_node("g", "a", "b")), function("g", own_node("f", "a", "b"))),
-        "at '[fg]'",
-    ),
-    "functions nested too deep": (lambda: nested_functions(12, 1), "at 'f[0-9]+'"),
-    "one function twice": (
-        lambda: calling_f(function("f", node("Neg", "a", "b")), function("f", node("Abs", "a", "b"))),
-        "two functions named 'f'",
-    ),
-    "function in place of a standard operator": (
-        lambda: crafted(
-            [node("Neg", "x", "y")], functions=[function("Neg", node("Abs", "a", "b"), domain="")]
-        ),
-        "'Neg' in the domain",
-    ),
-    "grid of terabytes": (lambda: crafted(grid="[1000000, 1000000]"), "one sample"),
-    "grid of strings": (lambda: crafted(grid='["a", 2]'), "'grid'"),
-    "layout that is a number": (lambda: crafted(layout="3"), "'layout'"),
-    "deeply nested metadata": (lambda: crafted(parity="[" * 100_000), "'parity'"),
+X = np.arange(4, dtype=np.float32).reshape(2, 2)
+GROUPS = {
+    "field": hostile_files.UNUSUAL_FIELDS,
+    "encoding": hostile_files.ENCODINGS,
+    "tensor": hostile_files.TENSORS,
+    "interface": hostile_files.INTERFACES,
+    "metadata": hostile_files.METADATA,
+    "operator": hostile_graphs.OPERATORS,
+    "value": hostile_graphs.VALUES,
+    "division": hostile_graphs.DIVISIONS,
+    "function": hostile_graphs.FUNCTIONS,
+    "rank": hostile_shapes.RANKS,
 }
+CASES = {f"{group}: {name}": case for group, cases in GROUPS.items() for name, case in cases.items()}
 
 
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("case", CASES)
 def test_models_are_refused(case: str) -> None:
-    make, message = MODELS[case]
-    data = make().SerializeToString()
+    make, message = CASES[case]
+    model = make()
+    data = model if isinstance(model, bytes) else model.SerializeToString()
+    with pytest.raises(InputError, match=message) as refused:
+        check_model(data, "the model", 10**8)
+    text = str(refused.value)
+    assert text.startswith("the model ") and text.isprintable() and len(text) < 250
     with pytest.raises(InputError, match=message):
         Session(data, "cpu", max_bytes=10**8)
 
 
-X = np.arange(4, dtype=np.float32).reshape(2, 2)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"grid": "[1000000, 1000000]"}, "one sample"),
+        ({"grid": '["a", 2]'}, "damaged"),
+        ({"layout": "3"}, "damaged"),
+        ({"parity": "[" * 100_000}, "damaged"),
+    ],
+    ids=["grid of terabytes", "grid of strings", "layout that is a number", "deeply nested"],
+)
+def test_damaged_metadata_are_refused(fields: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Session(crafted(**fields).SerializeToString(), "cpu", max_bytes=10**8)
+
+
+def runs(model: onnx.ModelProto) -> np.ndarray:
+    return Session(model.SerializeToString(), "cpu")(X)
 
 
 def test_honest_models_run() -> None:
     """The refusals above are due to what each model holds, not to how these models are built."""
-    np.testing.assert_array_equal(Session(crafted().SerializeToString(), "cpu")(X), X)
-    twice = function("g", own_node("f", "a", "t"), own_node("f", "t", "b"))
-    negated = crafted(
-        [own_node("g", "x", "t"), own_node("f", "t", "y")],
-        functions=[function("f", node("Neg", "a", "b")), twice],
-        domains=("", "own"),
+    np.testing.assert_array_equal(runs(crafted()), X)
+    np.testing.assert_array_equal(runs(called_often(NEGATE, 3)), -X)
+    np.testing.assert_array_equal(runs(scanning(node("Add", "v two", "v_out"), rows=5)), X + 10)
+    one, constant = tensor("one", [1]), tensor("shape", [-1, 2, 2, 1])
+    two_parts = node("Concat", "first second", "shape", axis=0)
+    shapes = {
+        "constant": ([], [constant]),
+        "concatenated": ([two_parts], [tensor("first", [-1, 2]), tensor("second", [2, 1])]),
+        "cast": ([node("Cast", "narrow", "shape", to=7)], [tensor("narrow", [-1, 2, 2, 1], np.int32)]),
+        "computed": ([node("Shape", "x", "s"), node("Mul", "s one", "shape")], [one]),
+    }
+    for nodes, constants in shapes.values():
+        np.testing.assert_array_equal(
+            runs(crafted([*nodes, node("Reshape", "x shape", "y")], constants)), X
+        )
+    for divisor in (-2, 2, 2**32):
+        halved = [node("Div", "n c", "q"), node("Cast", "q", "f", to=FLOAT), node("Add", "x f", "y")]
+        y = runs(crafted(halved, [tensor("n", [-(2**63)]), tensor("c", divisor)]))
+        np.testing.assert_allclose(y, X - 2.0**63 / divisor)
+    by_extents = [node("Shape", "x", "s"), node("Div", "one s", "q"), node("Identity", "x", "y")]
+    np.testing.assert_array_equal(runs(crafted(by_extents, [one])), X)
+    reshape = function("f", node("Reshape", "a s", "b"), inputs="a s")
+    np.testing.assert_array_equal(runs(crafted([call("f", "x shape", "y")], [constant], [reshape])), X)
+
+
+def test_a_summary_says_what_is_in_the_file() -> None:
+    model = crafted(task='"é"')
+    model.graph.input.append(info("sizes", 7, ["N", 2]))
+    summary = check_model(model.SerializeToString(), "the model")
+    assert summary.inputs == (
+        TensorInfo("x", "float32", (None, 2, 2, 1)),
+        TensorInfo("sizes", "int64", (None, 2)),
     )
-    np.testing.assert_array_equal(Session(negated.SerializeToString(), "cpu")(X), -X)
-    three = helper.make_tensor("three", INT64, [], [3])
-    doubled = node("Add", "v v", "v_out")
-    looped = crafted([node("Loop", "three go x", "y", body=body(PASS_ON[0], doubled))], [GO, three])
-    np.testing.assert_array_equal(Session(looped.SerializeToString(), "cpu")(X), 8 * X)
+    assert summary.outputs == (TensorInfo("y", "float32", (None, 2, 2, 1)),)
+    assert summary.metadata_props == {entry.key: entry.value for entry in model.metadata_props}
+
+
+ENDLESS = scanning(node("Add", "v two", "v_out"), rows=10**9, width=0)  # takes no memory
 
 
 def test_timeout_stops_an_endless_loop() -> None:
-    session = Session(crafted([loop(body(*PASS_ON))], [GO]).SerializeToString(), "cpu", timeout=0.3)
+    session = Session(ENDLESS.SerializeToString(), "cpu", timeout=0.3)
     for _ in range(2):
         with pytest.raises(MDLSTMError, match=r"0\.3 s"):
             session(X)
@@ -201,7 +130,7 @@ def test_timeout_stops_an_endless_loop() -> None:
 
 def with_large_intermediate(count: int) -> bytes:
     """y = x + the sum of `count` zeros that the graph creates when it runs."""
-    shape = helper.make_tensor("shape", INT64, [1], [count])
+    shape = tensor("shape", [count])
     nodes = [node("ConstantOfShape", "shape", "big"), node("ReduceSum", "big", "sum", keepdims=0)]
     return crafted([*nodes, node("Add", "x sum", "y")], [shape]).SerializeToString()
 
@@ -237,12 +166,11 @@ def test_memory_limit_is_below_the_memory_of_the_machine(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("reduced", [(0, 1, 2, 3), (0,), (1, 2, 3)], ids=str)
 def test_outputs_that_contradict_the_metadata_are_refused(reduced: tuple[int, ...]) -> None:
-    axes = helper.make_tensor("axes", INT64, [len(reduced)], reduced)
-    model = crafted([node("ReduceSum", "x axes", "y", keepdims=0)], [axes])
-    del model.graph.output[0].type.tensor_type.shape.dim[:]
-    model.graph.output[0].type.tensor_type.ClearField("shape")
-    with pytest.raises(InputError, match="'y' in the graph"):  # ONNX Runtime infers the shape
-        Session(model.SerializeToString(), "cpu")
+    model = crafted([node("ReduceSum", "x axes", "y", keepdims=0)], [tensor("axes", reduced)])
+    shape = [extent for axis, extent in enumerate((None, 2, 2, 1)) if axis not in reduced]
+    model.graph.output[0].CopyFrom(info("y", FLOAT, shape))
+    with pytest.raises(MDLSTMError, match="for x of shape"):
+        Session(model.SerializeToString(), "cpu")(np.zeros((3, 2, 2, 1)))
 
 
 def test_a_file_is_run_in_the_format_that_was_checked() -> None:
@@ -258,8 +186,13 @@ def test_large_files_are_refused_before_they_are_read(model: Path) -> None:
 
 
 SEEDS = [
-    make().SerializeToString()
-    for make in (crafted, lambda: nested_loops(3), lambda: nested_functions(2, 3))
+    model.SerializeToString()
+    for model in (
+        crafted(),
+        called_often(NEGATE, 3),
+        scanning(node("Add", "v two", "v_out")),
+        crafted([node("Reshape", "x shape", "y", allowzero=0)], [tensor("shape", [-1, 2, 2, 1])]),
+    )
 ]
 
 
@@ -282,7 +215,7 @@ def test_the_command_line_passes_the_limits_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    onnx.save(crafted([loop(body(*PASS_ON))], [GO]), "endless.onnx")
+    onnx.save(ENDLESS, "endless.onnx")
     np.save("x.npy", X)
 
     def fails(*arguments: str) -> tuple[object, str]:

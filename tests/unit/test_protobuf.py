@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.security import protobuf
 from mdlstm_tk.runtime.security.model_check import check_model
-from mdlstm_tk.runtime.security.protobuf import Reader
+from mdlstm_tk.runtime.security.protobuf import Reader, signed
+from mdlstm_tk.runtime.security.refusal import Refusal
 
 
 @settings(max_examples=200, deadline=None)
@@ -23,7 +24,7 @@ def test_fields_are_read_as_they_were_written(fields: list[tuple[int, int | byte
     )
     read = [
         (number, written[a:b] if wire_type == 2 else a)
-        for number, wire_type, a, b in Reader(written, "m").fields(0, len(written))
+        for number, wire_type, a, b in Reader(written).fields(0, len(written))
     ]
     assert read == fields
 
@@ -53,14 +54,14 @@ def varint(value: int) -> bytes:
     ids=repr,
 )
 def test_malformed_messages_are_refused(data: bytes) -> None:
-    with pytest.raises(InputError, match="at byte"):
-        list(Reader(data, "m").fields(0, len(data)))
+    with pytest.raises(Refusal, match="at byte"):
+        list(Reader(data).fields(0, len(data)))
 
 
 def test_the_number_of_fields_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protobuf, "MAX_FIELDS", 1000)
-    with pytest.raises(InputError, match="1000 fields"):
-        check_model(b"\x08\x01" * 2000, "m")
+    with pytest.raises(Refusal, match="1000 fields"):
+        list(Reader(b"\x08\x01" * 2000).fields(0, 4000))
 
 
 @settings(max_examples=300, deadline=None)
@@ -68,3 +69,17 @@ def test_the_number_of_fields_is_limited(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_random_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(InputError):
         check_model(data, "m")
+
+
+def test_numbers_are_signed_as_in_protobuf() -> None:
+    assert [signed(value) for value in (0, 2**63 - 1, 2**63, 2**64 - 1)] == [0, 2**63 - 1, -(2**63), -1]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.binary(max_size=300), max_size=9), st.binary(max_size=9))
+def test_leading_fields_are_those_that_come_first(texts: list[bytes], rest: bytes) -> None:
+    written = b"".join(b"\x0a" + varint(len(text)) + text for text in texts)
+    data = written + b"\x10\x01" + rest
+    spans, end = Reader(data).leading(0x0A, 0, len(data))
+    assert [data[a:b] for a, b in spans] == texts
+    assert end == len(written)
