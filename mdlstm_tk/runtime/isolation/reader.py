@@ -22,8 +22,8 @@ MAX_FAILURES = 3
 class IsolatedReader:
     """Does what `read_input` does, in a child process, which only gets the open file.
 
-    A file that the child does not survive fails alone; the next one is read by another child. The child
-    starts at once, so that its start overlaps with other work.
+    A file that the child does not survive fails alone; the next one is read by another child. The first
+    child starts here, so that its start overlaps with other work.
 
     Args:
         limits: what the child may take.
