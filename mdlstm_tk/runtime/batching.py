@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -36,7 +35,6 @@ WINDOW = 4 * BATCH_SIZE  # files; enough to fill batches when a folder holds a f
 WINDOW_BYTES = 2**28
 MAX_STOPS = 3  # in a row, as each may take as long as the limit on time
 
-Read = Callable[[str], InputFile]
 Outputs = Array | dict[str, Array]  # what a session returns: an array, or several by the names of outputs
 Result = Outputs | InputError | StoppedError
 Item = TypeVar("Item")
@@ -61,13 +59,43 @@ class Outcome(NamedTuple):
     outputs: Arrays | None = None
 
 
+class Reader(Protocol):
+    """Reads input files, in this process or in another one."""
+
+    def read(self, source: str) -> InputFile:
+        """Read a file, as `read_input` does."""
+
+    def read_all(self, sources: Sequence[str]) -> Iterator[InputFile | InputError | MemoryError]:
+        """Read files; yields for each what `read` returns or raises."""
+
+
+class LocalReader:
+    """A `Reader` in this process.
+
+    Args:
+        max_bytes: maximum size in bytes of a file and of the arrays in it.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+
+    def read(self, source: str) -> InputFile:
+        return read_input(source, self._max_bytes)
+
+    def read_all(self, sources: Sequence[str]) -> Iterator[InputFile | InputError | MemoryError]:
+        for source in sources:
+            try:
+                yield self.read(source)
+            except (InputError, MemoryError) as error:
+                yield error
+
+
 def infer_files(
     session: Session,
     jobs: Sequence[Job],
     batch_size: int | None = None,
-    max_bytes: int = MAX_BYTES,
+    reader: Reader | None = None,
     options: ResultOptions = LABELS_ONLY,
-    read: Read | None = None,
 ) -> Iterator[Outcome]:
     """Run a model on files and write the results.
 
@@ -80,9 +108,8 @@ def infer_files(
         session: the model.
         jobs: the files to read and where to write their results.
         batch_size: samples per run. None: 64, or fewer for grids above 64×64.
-        max_bytes: maximum size in bytes of a file and of the arrays in it.
+        reader: reads the files. None: `LocalReader()`.
         options: which probabilities to write.
-        read: reads a file. None: `read_input`, with `max_bytes`.
 
     Yields:
         The outcome of each job. A file that cannot be used gives an outcome with an error.
@@ -92,8 +119,7 @@ def infer_files(
             model fails, or was stopped several times in a row.
     """
     stops = StopCount()
-    read = read or partial(read_input, max_bytes=max_bytes)
-    for window in _read_ahead(_read_windows(jobs, session.metadata, read)):
+    for window in _read_ahead(_read_windows(jobs, session.metadata, reader or LocalReader())):
         yield from _infer_window(session, window, batch_size, options, stops)
 
 
@@ -215,7 +241,7 @@ def _run_split(session: Session, x: Array, limit: int) -> Any:
 
 
 def _read_windows(
-    jobs: Sequence[Job], metadata: Metadata, read: Read
+    jobs: Sequence[Job], metadata: Metadata, reader: Reader
 ) -> Iterator[list[tuple[Job, Arrays | str]]]:
     """Read the jobs' files. Each job comes with its arrays, or with the reason why it has none.
 
@@ -224,9 +250,13 @@ def _read_windows(
     """
     window: list[tuple[Job, Arrays | str]] = []
     window_bytes = 0
+    files = reader.read_all([job.source for job in jobs])
     for number, job in enumerate(jobs, start=1):
         try:
-            arrays = read(job.source).arrays_for(metadata)
+            file = next(files)
+            if isinstance(file, InputError | MemoryError):
+                raise file
+            arrays = file.arrays_for(metadata)
             window.append((job, arrays))
             window_bytes += sum(array.nbytes for array in arrays.values())
         except InputError as error:

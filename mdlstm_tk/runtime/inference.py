@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,11 +17,11 @@ from mdlstm_tk.runtime.answers import (
     ResultOptions,
     answer_format,
 )
-from mdlstm_tk.runtime.batching import Outcome, Read, infer_files, infer_single
+from mdlstm_tk.runtime.batching import LocalReader, Outcome, Reader, infer_files, infer_single
 from mdlstm_tk.runtime.io.arrays import STDIO, open_output
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
-from mdlstm_tk.runtime.io.readers import Arrays, InputFile, read_input
+from mdlstm_tk.runtime.io.readers import Arrays, InputFile
 from mdlstm_tk.runtime.io.writers import Format
 from mdlstm_tk.runtime.isolation.rule import choose_isolation
 from mdlstm_tk.runtime.jobs import (
@@ -170,26 +169,26 @@ def infer_paths(
     models = find_models(model)
     isolated, problem = choose_isolation(models, limit, limited=limited, isolated=isolated)
     with ExitStack() as resources:
-        read: Read = partial(read_input, max_bytes=limit)
+        reader: Reader = LocalReader(limit)
         if isolated:
             from mdlstm_tk.runtime.isolation.limits import Limits  # imported late: most models need none
             from mdlstm_tk.runtime.isolation.reader import IsolatedReader
 
-            read = resources.enter_context(IsolatedReader(Limits(limit, timeout))).read
+            reader = resources.enter_context(IsolatedReader(Limits(limit, timeout)))
         single = is_single_file(sources) and engine == "local"
         file: InputFile | None = None
         grids: list[Grid] = []
         if len(models) > 1 and single:
-            file = read(jobs[0].source)
+            file = reader.read(jobs[0].source)
             grids = [_grid_of(file.arrays)]
         elif len(models) > 1:
-            grids = _first_grids(jobs, read)
+            grids = _first_grids(jobs, reader)
         path = choose_model(models, grids)
         session = resources.enter_context(
             Session(path, device, threads=threads, timeout=timeout, max_bytes=limit, isolated=isolated)
         )
         if single and file is None:
-            file = read(jobs[0].source)
+            file = reader.read(jobs[0].source)
 
         arrays = None if file is None else file.arrays_for(session.metadata)
         options = ResultOptions(probabilities, top)
@@ -221,7 +220,7 @@ def infer_paths(
         elif arrays is not None:
             outcomes = infer_single(session, remaining[0], arrays, batch_size, options)
         else:
-            outcomes = infer_files(session, remaining, batch_size, limit, options, read)
+            outcomes = infer_files(session, remaining, batch_size, reader, options)
         if remaining and engine == "local":  # Ray's workers load the model themselves
             outcomes = _with(resources.pop_all(), outcomes)
     document = _document(jobs, session.metadata, options, single=single)
@@ -292,12 +291,12 @@ def _with(resources: ExitStack, outcomes: Iterator[Outcome]) -> Iterator[Outcome
         yield from outcomes
 
 
-def _first_grids(jobs: Sequence[Job], read: Read) -> list[Grid]:
+def _first_grids(jobs: Sequence[Job], reader: Reader) -> list[Grid]:
     """The grids of the first files that can be read; a model is chosen by them where there are several."""
     grids = []
     for job in jobs[:FILES_READ_FOR_GRIDS]:
         with suppress(InputError):
-            grids.append(_grid_of(read(job.source).arrays))
+            grids.append(_grid_of(reader.read(job.source).arrays))
     return grids
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from mdlstm_tk.errors import MDLSTMError, require
 from mdlstm_tk.runtime.answers import LABELS_ONLY, ResultOptions
-from mdlstm_tk.runtime.batching import WINDOW, Outcome, Read, infer_files
+from mdlstm_tk.runtime.batching import WINDOW, LocalReader, Outcome, Reader, infer_files
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.jobs import Job
 from mdlstm_tk.runtime.session import Session
@@ -34,13 +34,13 @@ class Worker:
     ) -> None:
         os.chdir(folder)
         self.session = Session(model, max_bytes=max_bytes, **options)
-        read: Read | None = None
+        reader: Reader = LocalReader(max_bytes)
         if self.session.isolated:
             from mdlstm_tk.runtime.isolation.limits import Limits
             from mdlstm_tk.runtime.isolation.reader import IsolatedReader
 
-            read = IsolatedReader(Limits(max_bytes, options["timeout"])).read
-        self.infer_options = (batch_size, max_bytes, result_options, read)
+            reader = IsolatedReader(Limits(max_bytes, options["timeout"]))
+        self.infer_options = (batch_size, reader, result_options)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
         # Ray carries rows in Arrow, which takes no file name that is not UTF-8, so jobs are pickled.

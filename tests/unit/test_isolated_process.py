@@ -139,19 +139,27 @@ def test_an_honest_fake_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "entries",
+    "reply",
     [
-        [["a", "<f4", [1]], ["a", "<f4", [1]]],
-        [[None, "<f8", [1]]],
-        [[None, "<f4", [0]]],
-        [],
+        {"files": [[2, False]], "arrays": [["a", "<f4", [1]], ["a", "<f4", [1]]]},
+        {"files": [[1, False]], "arrays": [[None, "<f8", [1]]]},
+        {"files": [[1, True]], "arrays": [[None, "<f4", [1]]]},
+        {"files": [[1, False]], "arrays": [[None, "<f4", [0]]]},
+        {"files": [[0, False]], "arrays": []},
+        {"files": [[2, False]], "arrays": [[None, "<f4", [1]]]},
+        {"files": [[True, False]], "arrays": [[None, "<f4", [1]]]},
+        {"files": [[1, 0]], "arrays": [[None, "<f4", [1]]]},
+        {"files": [], "arrays": []},
+        {"files": [{"error": "StoppedError", "message": "", "cause": "time"}], "arrays": []},
+        {"files": [{}], "arrays": []},
+        {},
     ],
-    ids=["a name twice", "float64", "empty", "none"],
+    ids=str,
 )
 def test_hostile_replies_of_a_reader_are_refused(
-    entries: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reply: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    says(monkeypatch, message({"arrays": entries, "is_image": False}))
+    says(monkeypatch, message(reply))
     np.save(tmp_path / "x.npy", X)
     with IsolatedReader(Limits(10**6)) as reader:
         reader._process.shared.write([(None, X)])

@@ -8,9 +8,11 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
-from mdlstm_tk.errors import InputError, MDLSTMError, require
+from mdlstm_tk.errors import MDLSTMError, require
 from mdlstm_tk.runtime.io.arrays import reading
+from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.io.readers import read_opened
 from mdlstm_tk.runtime.isolation import messages
 from mdlstm_tk.runtime.isolation.limits import Limits, limit_cpu_time, limit_this_process
@@ -18,6 +20,8 @@ from mdlstm_tk.runtime.isolation.messages import Message
 from mdlstm_tk.runtime.isolation.shared_file import SharedFile
 from mdlstm_tk.runtime.local_runner import LocalRunner
 from mdlstm_tk.runtime.providers import CUDA
+
+GROUP_BYTES = 2**26  # of the arrays of all files in one request
 
 Answer = Callable[[Message, list[int]], Message]
 
@@ -99,17 +103,25 @@ class _Reader:
         self._shared, self._limits = shared, limits
 
     def __call__(self, request: Message, descriptors: list[int]) -> Message:
-        limits, source = self._limits, request["source"]
+        limits = self._limits
         limit_cpu_time(limits.cpu_seconds(limits.load_seconds))
-        with reading(source), os.fdopen(descriptors[0], "rb", closefd=False) as file:
-            read = read_opened(file, source, limits.max_bytes)
+        files: list[Any] = []
+        arrays: list[tuple[str | None, Array]] = []
+        for source, descriptor in zip(request["sources"], descriptors, strict=True):
+            try:
+                with reading(source), os.fdopen(descriptor, "rb", closefd=False) as file:
+                    read = read_opened(file, source, limits.max_bytes)
+            except MDLSTMError as error:
+                files.append(messages.error_reply(error))
+            else:
+                files.append([len(read.arrays), read.is_image])
+                arrays += read.arrays.items()
+            if len(files) > 1 and sum(array.nbytes for _, array in arrays) > GROUP_BYTES:
+                raise MemoryError  # the parent asks for one file after the other
         try:
-            entries = self._shared.write(read.arrays.items())
+            return {"files": files, "arrays": self._shared.write(arrays)}
         except OSError:
-            raise InputError(
-                f"{read.label} holds more than {limits.shared_bytes} bytes; allow more with --max-bytes"
-            ) from None
-        return {"arrays": entries, "is_image": read.is_image}
+            raise MemoryError from None
 
 
 def _may_use_cuda() -> bool:
