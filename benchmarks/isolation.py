@@ -60,7 +60,7 @@ def export(folder: Path, grid: int, hidden: int, directions: object) -> Path:
     torch.manual_seed(0)
     path = folder / f"{grid}-{hidden}-{directions}.onnx"
     if not path.exists():
-        network = models.create("md", hidden=hidden, directions=directions)
+        network = models.create("md", 1, 1, hidden=hidden, directions=directions)
         export_onnx(network, path, grid=(grid, grid))
     return path
 

@@ -160,6 +160,9 @@ def infer(
 
     Files of equal shape run together. A file that cannot be used is reported, the others go on, and the
     exit code is 1. Folders are searched recursively, without hidden files and earlier results (*.out.*).
+
+    A model that was not exported on this machine runs in isolation, and so does every model with --timeout
+    or --max-bytes: processes with limits on memory and time read the files and run the model.
     """
     if json and output == "-":
         raise InputError("--json prints on stdout, where -o - writes the result; give one of them")

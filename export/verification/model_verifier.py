@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from mdlstm_tk.export.verification.parity import (
 from mdlstm_tk.export.verification.report import Outcome, VerificationReport
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
+from mdlstm_tk.runtime.isolation.rule import choose_isolation
 from mdlstm_tk.runtime.shapes import Shapes
 from mdlstm_tk.training import Run, load_checkpoint
 
@@ -77,7 +79,9 @@ def verify_model(
         seeds: number of random seeds.
         seed: the first seed.
         max_bytes: maximum size of the model file; 1 GiB if None.
-        timeout: seconds that ONNX Runtime may run; unlimited if None.
+        timeout: seconds that ONNX Runtime may run. None: unlimited, or 120 in isolation. It is isolated, as
+            by `mdlstm infer`, if this is given or the model was not exported on this machine; PyTorch and
+            the reference evaluator are not.
 
     Returns:
         The outcome of every runtime on every case. A failure raises nothing by itself; call
@@ -162,10 +166,12 @@ def _origin(path: Path, against: nn.Module | Run | str | Path | None, metadata: 
 
 def _sessions(model: Path, device: str, max_bytes: int, timeout: float | None) -> list[Session]:
     """A session on the device; for "auto" one on the CPU and, where it works, one on CUDA."""
-    session = Session(model, device, max_bytes=max_bytes, timeout=timeout)
+    isolated, _ = choose_isolation([model], max_bytes, limited=timeout is not None)
+    open_session = partial(Session, model, max_bytes=max_bytes, timeout=timeout, isolated=isolated)
+    session = open_session(device)
     if device != "auto" or session.device == "cpu":
         return [session]
-    return [Session(model, "cpu", max_bytes=max_bytes, timeout=timeout), session]
+    return [open_session("cpu"), session]
 
 
 def _random_cases(path: Path, origin: _Origin, seeds: Sequence[int]) -> list[Case]:

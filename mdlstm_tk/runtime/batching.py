@@ -68,6 +68,9 @@ class Reader(Protocol):
     def read_all(self, sources: Sequence[str]) -> Iterator[InputFile | InputError | MemoryError]:
         """Read files; yields for each what `read` returns or raises."""
 
+    def close(self) -> None:
+        """Break off what another thread is reading, if that can be done."""
+
 
 class LocalReader:
     """A `Reader` in this process.
@@ -88,6 +91,9 @@ class LocalReader:
                 yield self.read(source)
             except (InputError, MemoryError) as error:
                 yield error
+
+    def close(self) -> None:
+        pass
 
 
 def infer_files(
@@ -119,7 +125,8 @@ def infer_files(
             model fails, or was stopped several times in a row.
     """
     stops = StopCount()
-    for window in _read_ahead(_read_windows(jobs, session.metadata, reader or LocalReader())):
+    reader = reader or LocalReader()
+    for window in _read_ahead(_read_windows(jobs, session.metadata, reader), reader):
         yield from _infer_window(session, window, batch_size, options, stops)
 
 
@@ -273,15 +280,22 @@ def _read_windows(
         yield window
 
 
-def _read_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """Yield `items`, computing the next one in another thread while the current one is in use."""
+def _read_ahead(items: Iterator[Item], reader: Reader) -> Iterator[Item]:
+    """Yield `items`, computing the next one in another thread while the current one is in use.
+
+    An interrupt ends the reader, so that nobody waits for a file that takes long.
+    """
     from concurrent.futures import ThreadPoolExecutor  # imported late: a single file does not need it
 
-    with ThreadPoolExecutor(1) as reader:
-        following = reader.submit(next, items, None)
-        while (item := following.result()) is not None:
-            following = reader.submit(next, items, None)
-            yield item
+    with ThreadPoolExecutor(1) as executor:
+        try:
+            following = executor.submit(next, items, None)
+            while (item := following.result()) is not None:
+                following = executor.submit(next, items, None)
+                yield item
+        except BaseException:
+            reader.close()
+            raise
 
 
 def _infer_window(

@@ -29,8 +29,8 @@ class Session:
         >>> y, aux = session(x).values()        # a dict of arrays, by the names in metadata.output_names
 
     Inputs and outputs are NumPy arrays; outputs are float32, or integers where the network returns
-    integers. Calls from several threads are safe: they run concurrently, except with CUDA graphs, where
-    they take turns.
+    integers. Calls from several threads are safe: they run concurrently, except with CUDA graphs or in
+    isolation, where they take turns.
 
     The model may be untrusted. `mdlstm_tk.runtime.security.model_check` says what is refused, and what
     cannot be prevented.

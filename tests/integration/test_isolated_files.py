@@ -84,6 +84,18 @@ def test_a_file_that_kills_the_reader_fails_alone(reader: IsolatedReader, tmp_pa
         np.testing.assert_array_equal(reader.read(str(good)).arrays[None], np.eye(3))
 
 
+def test_an_interrupt_does_not_wait_for_a_file_that_takes_long(model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", RNG.random((8, 8)))
+    os.mkfifo(tmp_path / "b.npy")
+    held = os.open(tmp_path / "b.npy", os.O_RDWR)  # whoever reads it waits
+    run = infer_paths([tmp_path / "a.npy", tmp_path / "b.npy"], model, tmp_path / "out", isolated=True)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            kill_during(lambda: list(run.outcomes), os.getpid, signal.SIGINT)
+    finally:
+        os.close(held)
+
+
 def files_in(folder: Path, count: int) -> Path:
     folder.mkdir()
     for number in range(count):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -144,6 +145,21 @@ def test_a_crash_is_one_line_and_the_next_call_runs(number: int, message: str) -
     assert not is_alive(pid)
     with pytest.raises(MDLSTMError, match="closed"):
         session(np.eye(2))
+
+
+def test_an_interrupt_ends_the_run_and_the_next_call_gets_its_own_result() -> None:
+    with Session(squared(products=9), "cpu", isolated=True) as session:
+        with pytest.raises(KeyboardInterrupt):
+            kill_during(lambda: session(np.ones((4000, 4000), np.float32)), os.getpid, signal.SIGINT)
+        np.testing.assert_array_equal(session(np.eye(2)), 1 + np.eye(2))
+
+
+def test_a_session_that_is_dropped_ends_its_child(model: Path) -> None:
+    session = Session(model, "cpu", isolated=True)
+    pid = pid_of(session)
+    del session
+    gc.collect()
+    assert not is_alive(pid)
 
 
 def test_threads_may_share_an_isolated_session(isolated: Session, model: Path) -> None:

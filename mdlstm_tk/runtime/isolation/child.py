@@ -34,12 +34,12 @@ def main(config: str) -> None:
     answer: Answer
     try:
         answer = _Model(shared, limits) if settings["role"] == "model" else _Reader(shared, limits)
-    except MDLSTMError as error:  # ONNX Runtime is not installed
+        # Which device is wanted is known when the model is loaded, but limits hold from now on.
+        by_address_space = settings["role"] == "reader" or not _has_cuda()
+        limit_this_process(limits, settings["parent"], by_address_space=by_address_space)
+    except Exception as error:  # the parent raises it; for example, ONNX Runtime is not installed
         messages.send(connection, messages.error_reply(error))
         return
-    # A device other than the CPU is asked for when the model is loaded, but limits hold from now on.
-    by_address_space = settings["role"] == "reader" or not _may_use_cuda()
-    limit_this_process(limits, settings["parent"], by_address_space=by_address_space)
     messages.send(connection, {})
     with suppress(EOFError, OSError):
         while True:
@@ -124,5 +124,5 @@ class _Reader:
             raise MemoryError from None
 
 
-def _may_use_cuda() -> bool:
+def _has_cuda() -> bool:
     return CUDA in sys.modules["onnxruntime"].get_available_providers()

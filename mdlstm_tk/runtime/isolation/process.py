@@ -213,8 +213,8 @@ def _environment() -> dict[str, str]:
 
 
 def _end(popen: subprocess.Popen[bytes], connection: socket.socket, descriptor: int, owner: int) -> None:
+    if os.getpid() == owner:  # a forked copy of the parent must not end the parent's child
+        popen.kill()  # which also wakes a thread that waits for a reply
+        popen.wait()
     connection.close()
     os.close(descriptor)
-    if os.getpid() == owner:  # a forked copy of the parent must not end the parent's child
-        popen.kill()
-        popen.wait()

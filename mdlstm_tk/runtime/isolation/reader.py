@@ -42,6 +42,7 @@ class IsolatedReader:
         require_isolation()
         self._limits = limits
         self._process = ChildProcess("reader", limits)
+        self._is_closed = False
         self._failures = 0
 
     def read(self, source: str) -> InputFile:
@@ -87,7 +88,8 @@ class IsolatedReader:
                 yield result
 
     def close(self) -> None:
-        """End the child."""
+        """End the child. If another thread reads just now, that raises an `MDLSTMError`."""
+        self._is_closed = True
         self._process.kill()
 
     def __enter__(self) -> IsolatedReader:
@@ -119,6 +121,8 @@ class IsolatedReader:
         self, sources: list[str], descriptors: list[int], seconds: float | None
     ) -> list[InputFile | MDLSTMError]:
         """What some files hold, or what is wrong with each."""
+        if self._is_closed:
+            raise MDLSTMError("the reader of input files is closed")
         if not self._process.is_usable:
             self._process = ChildProcess("reader", self._limits)
         labels = [label_of(source) for source in sources]

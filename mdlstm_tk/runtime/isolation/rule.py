@@ -30,7 +30,7 @@ CHUNK_BYTES = 2**20
 
 def isolation_problem() -> str | None:
     """Why this system cannot isolate, and what to do about it; None if it can."""
-    if sys.platform == "win32":
+    if sys.platform not in ("linux", "darwin"):
         return "isolation needs Linux or macOS; run files from others in a container"
     if not sys.executable:
         return "isolation needs a Python interpreter to start (sys.executable is not set)"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from mdlstm_tk.errors import MDLSTMError, StoppedError
 from mdlstm_tk.runtime.io.npy import Array
@@ -59,16 +60,14 @@ class IsolatedRunner:
                 self._process, _ = self._load()
             process, seconds = self._process, self._limits.run_seconds
             try:
-                inputs = process.shared.write(feeds.items())
+                with _passing_on("the inputs"):
+                    inputs = process.shared.write(feeds.items())
                 reply = process.ask({"inputs": inputs}, self._label, seconds)
                 outputs = process.shared.read(reply.get("outputs"), self._limits.shared_bytes)
             except StoppedError as error:
                 raise self._explained(error, timed_out_error(seconds)) from None
             except ProtocolError as error:
                 raise process.refuse(error) from None
-            except OSError as error:
-                process.kill()
-                raise MDLSTMError(f"the inputs cannot be passed on: {error.strerror or error}") from None
             if [name for name, _ in outputs] != self.output_names:
                 raise process.refuse(ProtocolError("outputs of other names"))
             return {name: y for name, y in outputs if name is not None}
@@ -84,7 +83,8 @@ class IsolatedRunner:
         request = {"bytes": len(self._data), "label": self._label, **self._options}
         seconds = self._limits.load_seconds
         try:
-            process.shared.write_bytes(self._data)
+            with _passing_on("the model"):
+                process.shared.write_bytes(self._data)
             return process, process.ask(request, self._label, seconds)
         except StoppedError as error:
             too_slow = f"{self._label} took more than {seconds:g} s to load; allow more with --timeout"
@@ -102,6 +102,16 @@ class IsolatedRunner:
             message = f"the model was stopped: it needed {self._limits.memory_advice()}"
             return StoppedError(message, "memory")
         return StoppedError(f"the model crashed ({error})", "crash")
+
+
+@contextmanager
+def _passing_on(what: str) -> Iterator[None]:
+    """Raise an `MDLSTMError` where the system does not let the shared file grow."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise MDLSTMError(f"{what} cannot be passed on to the isolated process: {reason}") from None
 
 
 def _props(loaded: Message) -> dict[str, str]:
