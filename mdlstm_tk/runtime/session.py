@@ -15,6 +15,8 @@ from mdlstm_tk.runtime.local_runner import LocalRunner, Runner
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.shapes import Shapes
 
+MAX_TIMEOUT = 1e6  # seconds, 11 days; the timers of the system take no more than a few weeks
+
 
 class Session:
     """An exported model, loaded and ready to run.
@@ -57,7 +59,8 @@ class Session:
         isolated: whether the model runs in a process of its own.
 
     Raises:
-        InputError: the file does not exist, is not a model that mdlstm-tk exported, or is refused.
+        InputError: the file does not exist, is not a model that mdlstm-tk exported, or is refused; or an
+            argument is invalid.
         DeviceError: CUDA was asked for and cannot be used. It never falls back to the CPU silently.
         MissingExtraError: ONNX Runtime is not installed.
         StoppedError: the model exceeds a limit while it is loaded.
@@ -75,6 +78,8 @@ class Session:
         tf32: bool = False,
         isolated: bool | None = False,
     ) -> None:
+        if timeout is not None and not 0 <= timeout <= MAX_TIMEOUT:
+            raise InputError(f"timeout must be from 0 to {MAX_TIMEOUT:g} seconds, got {timeout}")
         label = "the model" if isinstance(model, bytes) else str(model)
         data = model if isinstance(model, bytes) else _read_model(Path(model), max_bytes)
         self.isolated = _needs_isolation(data) if isolated is None else isolated

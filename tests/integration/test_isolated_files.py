@@ -21,6 +21,7 @@ from mdlstm_tk.errors import InputError, StoppedError
 from mdlstm_tk.runtime import infer_paths
 from mdlstm_tk.runtime.io.readers import InputFile, read_input
 from mdlstm_tk.runtime.isolation.limits import Limits
+from mdlstm_tk.runtime.isolation.process import ChildProcess
 from mdlstm_tk.runtime.isolation.reader import IsolatedReader
 from mdlstm_tk.runtime.isolation.runner import IsolatedRunner
 
@@ -82,6 +83,31 @@ def test_a_file_that_kills_the_reader_fails_alone(reader: IsolatedReader, tmp_pa
             finally:
                 os.close(held)
         np.testing.assert_array_equal(reader.read(str(good)).arrays[None], np.eye(3))
+
+
+def test_files_that_kill_the_reader_one_after_the_other_end_the_work(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = IsolatedReader._ask
+
+    def dying(self: IsolatedReader, sources: list[str], *further: Any) -> Any:
+        if any("bad" in source for source in sources):
+            if not self._process.is_usable:
+                self._process = ChildProcess("reader", self._limits)
+            os.kill(self._process.pid, signal.SIGSEGV)
+        return ask(self, sources, *further)
+
+    monkeypatch.setattr(IsolatedReader, "_ask", dying)
+    names = ["0good", "1bad", "2bad", "3good", "4bad", "5bad", "6bad", "7good"]
+    for name in names:
+        np.save(tmp_path / f"{name}.npy", RNG.random((8, 8)))
+    run = infer_paths([tmp_path / f"{name}.npy" for name in names], model, tmp_path / "out", isolated=True)
+    errors = {}
+    with pytest.raises(StoppedError, match=r"3 files in a row could not be read; .*6bad\.npy: .*SIGSEGV"):
+        for outcome in run.outcomes:
+            errors[Path(outcome.job.source).stem] = outcome.error
+    assert {name for name, error in errors.items() if error is None} == {"0good", "3good"}
+    assert {name for name, error in errors.items() if error} == {"1bad", "2bad", "4bad", "5bad"}
 
 
 def test_an_interrupt_does_not_wait_for_a_file_that_takes_long(model: Path, tmp_path: Path) -> None:

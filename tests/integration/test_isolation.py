@@ -154,6 +154,12 @@ def test_an_interrupt_ends_the_run_and_the_next_call_gets_its_own_result() -> No
         np.testing.assert_array_equal(session(np.eye(2)), 1 + np.eye(2))
 
 
+@pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf")])
+def test_impossible_timeouts_are_refused(timeout: float) -> None:
+    with pytest.raises(InputError, match="timeout must be"):
+        Session(squared(), "cpu", timeout=timeout, isolated=True)
+
+
 def test_a_session_that_is_dropped_ends_its_child(model: Path) -> None:
     session = Session(model, "cpu", isolated=True)
     pid = pid_of(session)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -294,3 +296,37 @@ def test_where_isolation_is_missing_it_is_said(tmp_path: Path, monkeypatch: pyte
     assert isolated is None and problem is not None and "container" in problem
     with pytest.raises(MDLSTMError, match="needs Linux or macOS"):
         IsolatedRunner(b"", "m.onnx", "cpu", False, Limits(10**6))
+
+
+def limited_process(by_address_space: bool, rest: str) -> int:
+    """The exit code of a process that limits itself to 100 MB, and then does the rest."""
+    code = f"""if True:
+        import os, sys, time
+        from mdlstm_tk.runtime.isolation import limits
+        limits.BASE_BYTES = 10**8
+        limits.limit_this_process(limits.Limits(1), os.getppid(), by_address_space={by_address_space})
+        {rest}
+    """
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS does not limit the address space")
+def test_the_address_space_is_limited() -> None:
+    rest = "try: bytes(10**9)\n        except MemoryError: sys.exit(7)"
+    assert limited_process(True, rest) == 7
+    assert limited_process(True, "bytes(10**7)") == 0
+
+
+def test_resident_memory_is_watched_where_the_address_space_is_not_limited() -> None:
+    assert (
+        limited_process(False, "x = bytearray(b'1' * 10**9); time.sleep(60)") == limits_module.EXIT_MEMORY
+    )
+    assert limited_process(False, "x = bytearray(b'1' * 10**7); time.sleep(0.2)") == 0
+
+
+def test_the_processor_time_and_the_shared_file_are_limited() -> None:
+    busy = "limits.limit_cpu_time(0.2)\n        while True: pass"
+    assert limited_process(True, busy) == -signal.SIGXCPU
+    create = "from mdlstm_tk.runtime.isolation.shared_file import SharedFile as File"
+    write = "try: File.create().write_bytes(bytes(5 * 10**7))\n        except OSError: sys.exit(7)"
+    assert limited_process(True, f"{create}\n        {write}") == 7

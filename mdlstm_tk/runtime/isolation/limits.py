@@ -29,6 +29,7 @@ if sys.platform != "win32":
 BASE_BYTES = 2**30  # 64 samples of 64×64 in four directions of 32 units take some 600 MB
 BYTES_PER_MAX_BYTES = 4  # the file, the parsed model, its tensors, and what a run computes
 THREAD_BYTES = 80 * 2**20  # the stack of a thread, and the address space that malloc reserves for it
+THREADS_PER_CORE = 8  # that are counted
 MEMORY_SHARE = 0.5  # of the machine's memory, at most
 SHARED_FRACTION = 4  # the shared file, and its copy in the parent, may each take this part of the memory
 
@@ -77,7 +78,12 @@ class Limits:
 
     def cpu_seconds(self, seconds: float) -> float:
         """Maximum processor time of a request that may take `seconds`."""
-        return seconds * (self.threads or os.cpu_count() or 1) + GRACE_SECONDS + CPU_GRACE_SECONDS
+        return seconds * self._thread_count + GRACE_SECONDS + CPU_GRACE_SECONDS
+
+    @property
+    def stack_bytes(self) -> int:
+        """Address space of the threads, which is reserved and not used up."""
+        return THREAD_BYTES * (1 + self._thread_count)
 
     def memory_advice(self) -> str:
         """The limit on memory, and how to allow more."""
@@ -87,6 +93,11 @@ class Limits:
             else "this machine has no more, so use a smaller batch or grid"
         )
         return f"more than {self.memory / 2**30:.1f} GiB of memory; {advice}"
+
+    @property
+    def _thread_count(self) -> int:
+        cores = os.cpu_count() or 1
+        return min(self.threads or cores, THREADS_PER_CORE * cores)
 
     @property
     def _wanted_memory(self) -> int:
@@ -108,8 +119,7 @@ def limit_this_process(limits: Limits, parent: int, *, by_address_space: bool) -
     """
     resident_limit = None
     if by_address_space and sys.platform != "darwin":
-        stacks = THREAD_BYTES * (1 + (limits.threads or os.cpu_count() or 1))
-        _limit(resource.RLIMIT_AS, _statm()[0] + limits.memory + limits.shared_bytes + stacks)
+        _limit(resource.RLIMIT_AS, _statm()[0] + limits.memory + limits.shared_bytes + limits.stack_bytes)
     else:
         resident_limit = _resident_bytes() + limits.memory
     _limit(resource.RLIMIT_FSIZE, limits.shared_bytes)
