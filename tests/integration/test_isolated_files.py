@@ -18,7 +18,7 @@ from helpers.isolation import kill_during, squared
 from PIL import Image
 
 from mdlstm_tk.errors import InputError, StoppedError
-from mdlstm_tk.runtime import infer_paths
+from mdlstm_tk.runtime import Outcome, infer_paths
 from mdlstm_tk.runtime.io.readers import InputFile, read_input
 from mdlstm_tk.runtime.isolation.limits import Limits
 from mdlstm_tk.runtime.isolation.process import ChildProcess
@@ -102,10 +102,10 @@ def test_files_that_kill_the_reader_one_after_the_other_end_the_work(
     for name in names:
         np.save(tmp_path / f"{name}.npy", RNG.random((8, 8)))
     run = infer_paths([tmp_path / f"{name}.npy" for name in names], model, tmp_path / "out", isolated=True)
-    errors = {}
+    outcomes: list[Outcome] = []
     with pytest.raises(StoppedError, match=r"3 files in a row could not be read; .*6bad\.npy: .*SIGSEGV"):
-        for outcome in run.outcomes:
-            errors[Path(outcome.job.source).stem] = outcome.error
+        outcomes.extend(run.outcomes)
+    errors = {Path(outcome.job.source).stem: outcome.error for outcome in outcomes}
     assert {name for name, error in errors.items() if error is None} == {"0good", "3good"}
     assert {name for name, error in errors.items() if error} == {"1bad", "2bad", "4bad", "5bad"}
 

@@ -120,26 +120,28 @@ class ChildProcess:
 
         Raises:
             MDLSTMError: what the child raised.
-            StoppedError: it was killed or crashed, and can do no more. The message is empty.
+            StoppedError: a limit was reached, or the child crashed. The message is empty, or says how it ended.
         """
-        self.send(request, label, seconds, descriptors)
-        return self.receive(label, seconds)
-
-    def send(
-        self, request: Message, label: str, seconds: float | None, descriptors: list[int] | None = None
-    ) -> None:
-        """Send a request; as `ask` without the reply."""
-        with _Conversation(self):
+        try:
             if not self._is_ready:
                 self._await_start(label)
-            messages.send(self._connection, request, descriptors, _deadline(seconds))
-
-    def receive(self, label: str, seconds: float | None) -> Message:
-        """Wait for the reply; as `ask` without the request."""
-        with _Conversation(self):
-            reply = messages.receive(self._connection, _deadline(seconds))
+            deadline = None if seconds is None else time.monotonic() + seconds + GRACE_SECONDS
+            messages.send(self._connection, request, descriptors, deadline)
+            reply = messages.receive(self._connection, deadline)
             messages.raise_error(reply, label)
             return reply
+        except MDLSTMError:
+            raise
+        except TimeoutError:
+            self.kill()
+            raise StoppedError("", "time") from None
+        except (EOFError, OSError):
+            raise self._death() from None
+        except ProtocolError as error:
+            raise self.refuse(error) from None
+        except BaseException:  # an interrupt: the reply would be taken for that to the next request
+            self.kill()
+            raise
 
     def _await_start(self, label: str) -> None:
         try:
@@ -155,7 +157,7 @@ class ChildProcess:
         self.kill()
         return MDLSTMError(f"the isolated process sent an invalid reply ({error}) and was ended")
 
-    def death(self) -> StoppedError:
+    def _death(self) -> StoppedError:
         """Why the child closed the connection."""
         with suppress(subprocess.TimeoutExpired):
             self._popen.wait(END_SECONDS)
@@ -170,37 +172,11 @@ class ChildProcess:
         if code is not None and code < 0:
             with suppress(ValueError):
                 return StoppedError(signal.Signals(-code).name, "crash")
-        return StoppedError(f"exit code {code}", "crash")
+        return StoppedError("no answer" if code is None else f"exit code {code}", "crash")
 
     def kill(self) -> None:
         """End the process, whatever it is doing."""
         self._end()
-
-
-class _Conversation:
-    """A `with` statement that ends the child if the talk with it breaks off, for whatever reason."""
-
-    def __init__(self, child: ChildProcess) -> None:
-        self._child = child
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if error is None or isinstance(error, MDLSTMError):
-            return
-        if isinstance(error, TimeoutError):
-            self._child.kill()
-            raise StoppedError("", "time") from None
-        if isinstance(error, EOFError | OSError):
-            raise self._child.death() from None
-        if isinstance(error, ProtocolError):
-            raise self._child.refuse(error) from None
-        self._child.kill()  # an interrupt: its reply would be taken for that to the next request
-
-
-def _deadline(seconds: float | None) -> float | None:
-    return None if seconds is None else time.monotonic() + seconds + GRACE_SECONDS
 
 
 def _environment() -> dict[str, str]:
