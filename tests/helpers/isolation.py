@@ -7,29 +7,39 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from helpers.crafted_models import crafted, node
+import onnx
+from onnx import helper
+
+from helpers.crafted_models import INT64, crafted, node
 
 
-def squared(products: int = 1) -> bytes:
-    """A model for grids (1, H, W, 1) of any size: y holds the largest element of x·xᵀ, or of its powers.
-
-    One product of a long thin x needs much memory; many products of a large square x take long, and each
-    of them cannot be interrupted.
-    """
-    nodes = [
-        node("Transpose", "x", "row", perm=[0, 3, 1, 2]),
-        node("Transpose", "x", "column", perm=[0, 3, 2, 1]),
-        node("MatMul", "row column", "p0"),
-        *(node("MatMul", f"p{k} column", f"p{k + 1}") for k in range(products - 1)),
-        node("ReduceMax", f"p{products - 1}", "largest", keepdims=1),
-        node("Add", "x largest", "y"),
-    ]
-    model = crafted(nodes, grid="null", form='"scan"')
+def _for_any_grid(nodes: list[onnx.NodeProto], result: str) -> bytes:
+    """A model for grids of any size: y is x plus the largest element of a result."""
+    nodes = [*nodes, node("ReduceMax", result, "largest", keepdims=0), node("Add", "x largest", "y")]
+    axes = helper.make_tensor("axes", INT64, [1], [3])
+    model = crafted(nodes, [axes], grid="null", form='"scan"')
     for value in (*model.graph.input, *model.graph.output):
-        for axis in (1, 2):
+        for axis, name in ((1, "H"), (2, "W")):
             value.type.tensor_type.shape.dim[axis].ClearField("dim_value")
-            value.type.tensor_type.shape.dim[axis].dim_param = "HW"[axis - 1]
+            value.type.tensor_type.shape.dim[axis].dim_param = name
     return model.SerializeToString()
+
+
+def outer_product() -> bytes:
+    """A model that needs the memory of an array (H, H) for x (H, W)."""
+    nodes = [
+        node("Squeeze", "x axes", "rows"),
+        node("Transpose", "rows", "columns", perm=[0, 2, 1]),
+        node("MatMul", "rows columns", "product"),
+    ]
+    return _for_any_grid(nodes, "product")
+
+
+def power(products: int) -> bytes:
+    """A model that multiplies a square x with itself so many times. A product cannot be interrupted."""
+    nodes = [node("Squeeze", "x axes", "rows"), node("Identity", "rows", "p0")]
+    nodes += [node("MatMul", f"p{k} rows", f"p{k + 1}") for k in range(products)]
+    return _for_any_grid(nodes, f"p{products}")
 
 
 def kill_during(action: Callable[[], Any], pid: Callable[[], int], number: int) -> None:

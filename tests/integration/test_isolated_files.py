@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.command import mdlstm
-from helpers.isolation import kill_during, squared
+from helpers.isolation import kill_during, outer_product, power
 from PIL import Image
 
 from mdlstm_tk.errors import InputError, StoppedError
@@ -153,7 +153,7 @@ def run_with_deaths(
 def test_a_child_that_dies_fails_the_files_that_kill_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "m.onnx").write_bytes(squared())
+    (tmp_path / "m.onnx").write_bytes(outer_product())
     folder = files_in(tmp_path / "in", 70)
     for number in (5, 66):
         np.save(folder / f"{number:03}.npy", np.full((3, 3), number + 1000))
@@ -164,7 +164,7 @@ def test_a_child_that_dies_fails_the_files_that_kill_it(
 
 
 def test_a_model_that_always_dies_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "m.onnx").write_bytes(squared())
+    (tmp_path / "m.onnx").write_bytes(outer_product())
     folder = files_in(tmp_path / "in", 9)
     for path in folder.iterdir():
         np.save(path, np.full((3, 3), 1000))
@@ -211,7 +211,7 @@ def test_json_and_standard_streams(model: Path, tmp_path: Path) -> None:
 
 
 def test_limits_on_the_command_line_are_one_line(tmp_path: Path) -> None:
-    (tmp_path / "m.onnx").write_bytes(squared(products=50))
+    (tmp_path / "m.onnx").write_bytes(power(50))
     np.save(tmp_path / "x.npy", np.ones((5000, 5000), np.float32))
     done = mdlstm("infer", "x.npy", "-m", "m.onnx", "--timeout", "0.2", cwd=tmp_path)
     assert done.code == 1

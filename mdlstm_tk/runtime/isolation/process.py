@@ -120,7 +120,7 @@ class ChildProcess:
 
         Raises:
             MDLSTMError: what the child raised.
-            StoppedError: a limit was reached, or the child crashed. The message is empty, or says how it ended.
+            StoppedError: a limit was reached, or the child crashed. The message is empty, or says how.
         """
         try:
             if not self._is_ready:
