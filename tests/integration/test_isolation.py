@@ -138,8 +138,8 @@ def test_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=str,
 )
 def test_a_crash_is_one_line_and_the_next_call_runs(number: int, message: str) -> None:
-    with Session(power(9), "cpu", isolated=True) as session:
-        pid, large = pid_of(session), np.ones((1, 4000, 4000, 1), np.float32)
+    with Session(power(500), "cpu", isolated=True) as session:
+        pid, large = pid_of(session), np.ones((1000, 1000), np.float32)
         with pytest.raises(StoppedError, match=message):
             kill_during(lambda: session(large), lambda: pid, number)
         assert not is_alive(pid)
@@ -152,9 +152,9 @@ def test_a_crash_is_one_line_and_the_next_call_runs(number: int, message: str) -
 
 
 def test_an_interrupt_ends_the_run_and_the_next_call_gets_its_own_result() -> None:
-    with Session(power(9), "cpu", isolated=True) as session:
+    with Session(power(500), "cpu", isolated=True) as session:
         with pytest.raises(KeyboardInterrupt):
-            kill_during(lambda: session(np.ones((4000, 4000), np.float32)), os.getpid, signal.SIGINT)
+            kill_during(lambda: session(np.ones((1000, 1000), np.float32)), os.getpid, signal.SIGINT)
         np.testing.assert_array_equal(session(np.eye(2)), 1 + np.eye(2))
 
 
