@@ -161,11 +161,13 @@ def infer(
 
     Files of equal shape run together. A file that cannot be used is reported, the others go on, and the
     exit code is 1. Folders are searched recursively, without hidden files and earlier results (*.out.*).
+
+    A model that was not exported on this machine runs in isolation, and so does every model with --timeout
+    or --max-bytes: processes with limits on memory and time read the files and run the model.
     """
     if json and output == "-":
         raise InputError("--json prints on stdout, where -o - writes the result; give one of them")
     from mdlstm_tk.runtime import infer_paths
-    from mdlstm_tk.runtime.io.npy import MAX_BYTES
 
     run = infer_paths(
         files,
@@ -179,7 +181,7 @@ def infer(
         batch_size=batch_size,
         engine=engine,
         workers=workers,
-        max_bytes=max_bytes or MAX_BYTES,
+        max_bytes=max_bytes,
         timeout=timeout,
         skip_existing=skip_existing,
         force=force,
@@ -208,7 +210,9 @@ def _print_plan(run: Inference) -> None:
             f"the model is of an older run, because the newest, {run.newer_run}, has no export; "
             f"make one with: mdlstm export {shell_quoted(run.newer_run)}"
         )
-    note(f"{run.model} on {run.device} ({run.provider})")
+    if run.isolation_problem:
+        warn(f"{run.model} runs without limits that bind: {run.isolation_problem}")
+    note(f"{run.model} on {run.device} ({run.provider}){', isolated' if run.isolated else ''}")
     if run.reason:
         note(f"not on CUDA: {run.reason}")
     if not run.jobs:
@@ -300,6 +304,7 @@ def _summary(run: Inference, records: list[dict[str, Any]]) -> dict[str, Any]:
         "model": str(run.model),
         "device": run.device,
         "provider": run.provider,
+        "isolated": run.isolated,
         "done": len(records) - failed,
         "failed": failed,
         "skipped": run.skipped,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mdlstm_tk.cli.console import next_command, print_json, table, with_options
+from mdlstm_tk.cli.console import next_command, print_json, table, warn, with_options
 from mdlstm_tk.cli.options import Json, MaxBytes, OwnCell, OwnModel, complete_model_or_run, named_files
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.sizes import format_size
@@ -55,8 +55,13 @@ def info(
 def _describe_model(path: Path, max_bytes: int | None) -> dict[str, Any]:
     from mdlstm_tk.runtime import Session
     from mdlstm_tk.runtime.io.npy import MAX_BYTES
+    from mdlstm_tk.runtime.isolation.rule import choose_isolation
 
-    with Session(path, "cpu", max_bytes=max_bytes or MAX_BYTES) as session:
+    limit = max_bytes or MAX_BYTES
+    isolated, problem = choose_isolation([path], limit, limited=max_bytes is not None)
+    if problem:
+        warn(f"{path} is loaded without limits that bind: {problem}")
+    with Session(path, "cpu", max_bytes=limit, isolated=isolated) as session:
         return {"kind": "model", "bytes": path.stat().st_size, **asdict(session.metadata)}
 
 

@@ -205,7 +205,7 @@ Timeout = Annotated[
     typer.Option(
         "--timeout",
         min=0,
-        show_default="no limit",
+        show_default="no limit; 120 for models from elsewhere",
         help="Maximum duration of one run of the model, in seconds.",
         rich_help_panel=LIMITS,
     ),

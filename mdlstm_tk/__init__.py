@@ -17,6 +17,7 @@ from mdlstm_tk.errors import (
     MDLSTMError,
     MissingExtraError,
     ParityError,
+    StoppedError,
     require,
 )
 from mdlstm_tk.import_hooks import when_imported
@@ -37,6 +38,7 @@ __all__ = [
     "MDLSTMError",
     "MissingExtraError",
     "ParityError",
+    "StoppedError",
     "__version__",
     "clear_caches",
     "register_cell",

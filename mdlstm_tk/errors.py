@@ -4,6 +4,7 @@
     ├── InputError         2  an argument, file or array is invalid (also a ValueError)
     ├── ParityError        3  two runtimes disagree by more than the stated tolerance
     ├── DeviceError        4  the requested device cannot be used
+    ├── StoppedError       1  a model was stopped at a limit on time or memory, or crashed
     └── MissingExtraError  1  an optional dependency is not installed (also an ImportError)
 
 Every message is one line that says what was given, what was expected and how to fix it.
@@ -15,6 +16,10 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Literal
+
+Cause = Literal["time", "memory", "crash"]
+"""What can stop a model: a limit on time, a limit on memory, or a crash."""
 
 
 class MDLSTMError(Exception):
@@ -39,6 +44,19 @@ class DeviceError(MDLSTMError):
     """The requested device cannot be used."""
 
     exit_code = 4
+
+
+class StoppedError(MDLSTMError):
+    """A model was stopped at a limit on time or memory, or crashed. Other inputs may still run.
+
+    Args:
+        message: one line.
+        cause: what stopped it.
+    """
+
+    def __init__(self, message: str, cause: Cause = "crash") -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class MissingExtraError(MDLSTMError, ImportError):

@@ -6,6 +6,7 @@ Markers are set here: `gpu` by folder, `browser` and `network` by the fixtures t
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,10 @@ from mdlstm_tk.training import Run, TrainConfig, train
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+# `mdlstm export` notes what it writes in a folder of the user. The commands that tests call inherit this.
+_state = tempfile.TemporaryDirectory(prefix="mdlstm-tests-")
+os.environ["XDG_STATE_HOME"] = _state.name
 
 torch.set_num_threads(1)  # tests run side by side
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from mdlstm_tk.export.verification.parity import (
 from mdlstm_tk.export.verification.report import Outcome, VerificationReport
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
+from mdlstm_tk.runtime.isolation.rule import choose_isolation
 from mdlstm_tk.runtime.model_discovery import models_in
 from mdlstm_tk.runtime.shapes import Shapes
 from mdlstm_tk.text import shell_quoted
@@ -83,7 +85,9 @@ def verify_model(
         seeds: number of random seeds.
         seed: the first seed.
         max_bytes: maximum size of the model file; 1 GiB if None.
-        timeout: seconds that ONNX Runtime may run; unlimited if None.
+        timeout: seconds that ONNX Runtime may run. None: unlimited, or 120 in isolation. It is isolated, as
+            by `mdlstm infer`, if this is given or the model was not exported on this machine; PyTorch and
+            the reference evaluator are not.
         code: the Python files of a run with a network or a cell of the user's own, by setting ("model",
             "cell"): {"cell": "mine.py:coupled"}. Those that its checkpoint names are not run.
 
@@ -192,10 +196,12 @@ def _find_origin(
 
 def _sessions(model: Path, device: str, max_bytes: int, timeout: float | None) -> list[Session]:
     """A session on the device; for "auto" one on the CPU and, where it works, one on CUDA."""
-    session = Session(model, device, max_bytes=max_bytes, timeout=timeout)
+    isolated, _ = choose_isolation([model], max_bytes, limited=timeout is not None)
+    open_session = partial(Session, model, max_bytes=max_bytes, timeout=timeout, isolated=isolated)
+    session = open_session(device)
     if device != "auto" or session.device == "cpu":
         return [session]
-    return [Session(model, "cpu", max_bytes=max_bytes, timeout=timeout), session]
+    return [open_session("cpu"), session]
 
 
 def _random_cases(path: Path, origin: _Origin, seeds: Sequence[int]) -> list[Case]:

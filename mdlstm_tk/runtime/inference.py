@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,12 +17,13 @@ from mdlstm_tk.runtime.answers import (
     ResultOptions,
     answer_format,
 )
-from mdlstm_tk.runtime.batching import Outcome, infer_files, infer_single
+from mdlstm_tk.runtime.batching import LocalReader, Outcome, Reader, infer_files, infer_single
 from mdlstm_tk.runtime.io.arrays import STDIO, open_output
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
-from mdlstm_tk.runtime.io.readers import Arrays, InputFile, read_input
+from mdlstm_tk.runtime.io.readers import Arrays, InputFile
 from mdlstm_tk.runtime.io.writers import Format
+from mdlstm_tk.runtime.isolation.rule import choose_isolation
 from mdlstm_tk.runtime.jobs import (
     Job,
     document_of,
@@ -32,10 +33,11 @@ from mdlstm_tk.runtime.jobs import (
     remaining_jobs,
 )
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.model_discovery import find_model, newer_run_without_export
+from mdlstm_tk.runtime.model_discovery import choose_model, find_models, newer_run_without_export
 from mdlstm_tk.runtime.session import Session
 
 Engine = Literal["local", "ray"]
+Grid = tuple[int, ...]
 
 FILES_READ_FOR_GRIDS = 32
 """How many files are read to choose among several models by the grids of their arrays."""
@@ -62,6 +64,8 @@ class Inference:
         device: "cpu" or "cuda:N", where the model runs.
         provider: ONNX Runtime's name for the device.
         reason: why "auto" did not take the CUDA that this ONNX Runtime supports; else None.
+        isolated: whether the model runs, and the inputs are read, in processes with limits.
+        isolation_problem: why this system cannot isolate, although the call asks for it; else None.
     """
 
     outcomes: Iterator[Outcome]
@@ -77,6 +81,8 @@ class Inference:
     device: str
     provider: str
     reason: str | None
+    isolated: bool
+    isolation_problem: str | None
 
 
 def infer_paths(
@@ -92,8 +98,9 @@ def infer_paths(
     batch_size: int | None = None,
     engine: Engine = "local",
     workers: int | None = None,
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int | None = None,
     timeout: float | None = None,
+    isolated: bool | None = None,
     skip_existing: bool = False,
     force: bool = False,
 ) -> Inference:
@@ -122,8 +129,11 @@ def infer_paths(
         batch_size: samples per run. None: 64, or fewer for grids above 64×64.
         engine: "local", or "ray" to distribute the files with Ray Data on $RAY_ADDRESS.
         workers: number of processes of the Ray engine. None: one per CPU.
-        max_bytes: maximum size in bytes of a file, before and after decompression.
-        timeout: maximum duration of one run in seconds. None: no limit.
+        max_bytes: maximum size in bytes of a file, before and after decompression. None: 1 GiB.
+        timeout: maximum duration of one run in seconds. None: no limit, or 120 s in isolation.
+        isolated: read the inputs and run the model in child processes with limits; see `Session`. None: do
+            so if `max_bytes` or `timeout` is given or the model was not exported on this machine, and the
+            system can.
         skip_existing: leave out files whose result exists.
         force: replace results that exist.
 
@@ -134,6 +144,7 @@ def infer_paths(
     Raises:
         InputError: an argument is invalid, there is nothing to run or no model, a result exists, or the
             single input file cannot be used.
+        StoppedError: the model exceeds a limit while it is loaded.
         DeviceError: the device cannot be used.
         MissingExtraError: ONNX Runtime, Pillow or Ray is needed and not installed.
     """
@@ -153,47 +164,66 @@ def infer_paths(
     if engine == "ray" and STDIO in (jobs[0].source, jobs[0].target):
         raise InputError("--engine ray takes files, not - (stdin or stdout)")
 
-    file: InputFile | None = None
-    if is_single_file(sources) and engine == "local":
-        file = read_input(jobs[0].source, max_bytes)
-        grids = [_grid_of(file.arrays)]
-    else:
-        grids = _first_grids(jobs, max_bytes)
-    path = find_model(model, grids)
-    session = Session(path, device, threads=threads, timeout=timeout, max_bytes=max_bytes)
+    limit = MAX_BYTES if max_bytes is None else max_bytes
+    limited = max_bytes is not None or timeout is not None
+    models = find_models(model)
+    isolated, problem = choose_isolation(models, limit, limited=limited, isolated=isolated)
+    with ExitStack() as resources:
+        reader: Reader = LocalReader(limit)
+        if isolated:
+            from mdlstm_tk.runtime.isolation.limits import Limits  # imported late: most models need none
+            from mdlstm_tk.runtime.isolation.reader import IsolatedReader
 
-    arrays = None if file is None else file.arrays_for(session.metadata)
-    options = ResultOptions(probabilities, top)
-    _check_options(session.metadata, options, path, collected)
-    jobs = jobs_for_model(jobs, session.metadata, target, output_format, probabilities)
-    if collected:
-        ensure_writable(collected, force)
-    remaining = remaining_jobs(jobs, skip_existing, force)
-    skipped = len(jobs) - len(remaining)
-
-    outcomes: Iterator[Outcome]
-    if not remaining:
-        outcomes = iter(())
-    elif engine == "ray":
-        from mdlstm_tk.runtime.ray_engine import infer_with_ray
-
-        session.close()  # each worker loads the model itself
-        outcomes = infer_with_ray(
-            path,
-            remaining,
-            batch_size,
-            max_bytes,
-            result_options=options,
-            device="cpu" if session.device == "cpu" else "cuda",
-            threads=threads,
-            timeout=timeout,
-            workers=workers,
+            reader = resources.enter_context(IsolatedReader(Limits(limit, timeout)))
+        single = is_single_file(sources) and engine == "local"
+        file: InputFile | None = None
+        grids: list[Grid] = []
+        if len(models) > 1 and single:
+            file = reader.read(jobs[0].source)
+            grids = [_grid_of(file.arrays)]
+        elif len(models) > 1:
+            grids = _first_grids(jobs, reader)
+        path = choose_model(models, grids)
+        session = resources.enter_context(
+            Session(path, device, threads=threads, timeout=timeout, max_bytes=limit, isolated=isolated)
         )
-    elif arrays is not None:
-        outcomes = infer_single(session, remaining[0], arrays, batch_size, options)
-    else:
-        outcomes = infer_files(session, remaining, batch_size, max_bytes, options)
-    document = _document(jobs, session.metadata, options, single=arrays is not None)
+        if single and file is None:
+            file = reader.read(jobs[0].source)
+
+        arrays = None if file is None else file.arrays_for(session.metadata)
+        options = ResultOptions(probabilities, top)
+        _check_options(session.metadata, options, path, collected)
+        jobs = jobs_for_model(jobs, session.metadata, target, output_format, probabilities)
+        if collected:
+            ensure_writable(collected, force)
+        remaining = remaining_jobs(jobs, skip_existing, force)
+        skipped = len(jobs) - len(remaining)
+
+        outcomes: Iterator[Outcome]
+        if not remaining:
+            outcomes = iter(())
+        elif engine == "ray":
+            from mdlstm_tk.runtime.ray_engine import infer_with_ray
+
+            outcomes = infer_with_ray(
+                path,
+                remaining,
+                batch_size,
+                limit,
+                result_options=options,
+                device="cpu" if session.device == "cpu" else "cuda",
+                threads=threads,
+                timeout=timeout,
+                isolated=session.isolated,
+                workers=workers,
+            )
+        elif arrays is not None:
+            outcomes = infer_single(session, remaining[0], arrays, batch_size, options)
+        else:
+            outcomes = infer_files(session, remaining, batch_size, reader, options)
+        if remaining and engine == "local":  # Ray's workers load the model themselves
+            outcomes = _with(resources.pop_all(), outcomes)
+    document = _document(jobs, session.metadata, options, single=single)
     if collected and document:
         outcomes, document = _collect(outcomes, document, collected), None
     return Inference(
@@ -201,7 +231,7 @@ def infer_paths(
         jobs=remaining,
         skipped=skipped,
         unsupported=unsupported,
-        single=arrays is not None,
+        single=single,
         document=document,
         collected=collected,
         model=path,
@@ -210,6 +240,8 @@ def infer_paths(
         device=session.device,
         provider=session.provider,
         reason=session.reason,
+        isolated=session.isolated,
+        isolation_problem=problem,
     )
 
 
@@ -253,16 +285,22 @@ def _collect(outcomes: Iterator[Outcome], document: AnswerDocument, path: Path) 
         file.write(document.end().encode())
 
 
-def _first_grids(jobs: Sequence[Job], max_bytes: int) -> list[tuple[int, ...]]:
+def _with(resources: ExitStack, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    """Pass outcomes on, and close the resources when there are no more."""
+    with resources:
+        yield from outcomes
+
+
+def _first_grids(jobs: Sequence[Job], reader: Reader) -> list[Grid]:
     """The grids of the first files that can be read; a model is chosen by them where there are several."""
     grids = []
     for job in jobs[:FILES_READ_FOR_GRIDS]:
         with suppress(InputError):
-            grids.append(_grid_of(read_input(job.source, max_bytes).arrays))
+            grids.append(_grid_of(reader.read(job.source).arrays))
     return grids
 
 
-def _grid_of(arrays: Arrays) -> tuple[int, ...]:
+def _grid_of(arrays: Arrays) -> Grid:
     """(H, W) of the first array, taken as (H, W), (H, W, C) or (N, H, W, C)."""
     shape = next(iter(arrays.values())).shape
     return shape[:2] if len(shape) < 4 else shape[1:3]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,7 +36,6 @@ MAX_BYTES = 2**22  # of all fields as JSON; an alphabet of 50,000 characters tak
 SHOWN = 60  # characters of a wrong value in a message
 
 _AXIS_NAMES = {1: "T", 2: "H W", 3: "D H W"}
-_ORT_NAMES = {"tensor(float)": "float32", "tensor(double)": "float64"}  # others are named as in NumPy
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -225,17 +224,6 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
         channels = Preprocessing.from_json(metadata.preprocessing).channels
         of_x = f"{metadata.channels} channels, as x has"
         yield "preprocessing", (ndim, channels) == (2, metadata.channels), f"images with {of_x}"
-
-
-def types_of(tensors: Iterable[Any]) -> dict[str, TensorType]:
-    """What ONNX Runtime reports as the inputs or outputs of a session, by name."""
-    return {
-        tensor.name: TensorType(
-            _ORT_NAMES.get(tensor.type, tensor.type.removeprefix("tensor(").removesuffix(")")),
-            tuple(extent if isinstance(extent, int) else None for extent in tensor.shape),
-        )
-        for tensor in tensors
-    }
 
 
 def check_agreement(

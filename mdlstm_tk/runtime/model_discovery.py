@@ -16,14 +16,27 @@ RUNS = Path("runs")
 def find_model(model: str | Path | None, grids: Sequence[tuple[int, ...]] = ()) -> Path:
     """The path of the model to run.
 
-    These places are searched in turn: `model`, $MDLSTM_MODEL, the run below runs/ that was exported last,
-    and the current folder, if it holds exactly one `.onnx`. In a folder of several models, the one
-    exported for the grid is chosen if all `grids` are equal; otherwise one for any grid; otherwise the
-    newest.
-
     Args:
         model: an `.onnx` file or a folder of them; None to search.
         grids: the grids of the inputs.
+
+    Raises:
+        InputError: there is no model, or several in the current folder.
+    """
+    return choose_model(find_models(model), grids)
+
+
+def find_models(model: str | Path | None) -> list[Path]:
+    """The models among which the grids of the inputs choose, the oldest first.
+
+    These places are searched in turn: `model`, $MDLSTM_MODEL, the run below runs/ that was exported last,
+    and the current folder, if it holds exactly one `.onnx`.
+
+    Args:
+        model: an `.onnx` file or a folder of them; None to search.
+
+    Returns:
+        At least one path; an `.onnx` file that is named need not exist.
 
     Raises:
         InputError: there is no model, or several in the current folder.
@@ -32,16 +45,30 @@ def find_model(model: str | Path | None, grids: Sequence[tuple[int, ...]] = ()) 
     if named:
         path = Path(named)
         if not path.is_dir():
-            return path
-        chosen = _choose(path, grids)
-        return chosen if chosen is not None else _fail(f"the folder {path} holds no .onnx model")
+            return [path]
+        return models_in(path) or _fail(f"the folder {path} holds no .onnx model")
     exports = sorted((model for run in _runs() for model in models_in(run)), key=_modified)
-    if exports and (chosen := _choose(exports[-1].parent, grids)) is not None:
-        return chosen
+    if exports and (latest := models_in(exports[-1].parent)):
+        return latest
     models = models_in(Path())
     if len(models) > 1:
         raise InputError(f"this folder holds {len(models)} .onnx models; choose one with -m")
-    return models[0] if models else _fail("there is no exported model here")
+    return models or _fail("there is no exported model here")
+
+
+def choose_model(models: Sequence[Path], grids: Sequence[tuple[int, ...]]) -> Path:
+    """The model for inputs of these grids: one exported for their grid if all are equal; otherwise one for
+    any grid; otherwise the newest.
+
+    Args:
+        models: what `find_models` returned.
+        grids: the grids of the inputs.
+    """
+    distinct = list(dict.fromkeys(map(format_size, grids)))
+    for size in [*distinct, "any"] if len(distinct) == 1 else ["any", *distinct]:
+        if fitting := [path for path in models if path.stem.endswith(f"-{size}")]:
+            return fitting[-1]
+    return models[-1]
 
 
 def models_in(folder: Path) -> list[Path]:
@@ -62,15 +89,6 @@ def newer_run_without_export(model: Path) -> Path | None:
     if not configs or models_in(configs[-1].parent):
         return None
     return configs[-1].parent
-
-
-def _choose(folder: Path, grids: Sequence[tuple[int, ...]]) -> Path | None:
-    models = models_in(folder)
-    distinct = list(dict.fromkeys(map(format_size, grids)))
-    for size in [*distinct, "any"] if len(distinct) == 1 else ["any", *distinct]:
-        if fitting := [path for path in models if path.stem.endswith(f"-{size}")]:
-            return fitting[-1]
-    return models[-1] if models else None
 
 
 def _runs() -> list[Path]:

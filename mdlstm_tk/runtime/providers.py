@@ -11,12 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mdlstm_tk.errors import DeviceError, InputError, require
+from mdlstm_tk.errors import DeviceError, InputError, StoppedError, require
 from mdlstm_tk.runtime.cuda import cuda_problem, preload_libraries
 from mdlstm_tk.text import printable
 
 LOG_FATAL, LOG_WARNING = 4, 2  # ONNX Runtime's log levels
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+OUT_OF_MEMORY = ("bfc_arena", "bad_alloc", "bad allocation")  # in the messages of its exceptions
 MEMORY_SHARE = 0.75  # of the machine's memory, for all sessions of this process together
 
 
@@ -49,6 +50,7 @@ def create_session(data: bytes, label: str, device: str, threads: int, tf32: boo
         InputError: ONNX Runtime cannot load the model, or `device` is unknown.
         DeviceError: CUDA was asked for and cannot be used.
         MissingExtraError: ONNX Runtime is not installed.
+        StoppedError: the memory does not suffice.
     """
     onnxruntime = require("onnxruntime", "cpu")
     index = _cuda_index(device)
@@ -68,6 +70,8 @@ def create_session(data: bytes, label: str, device: str, threads: int, tf32: boo
     try:
         session = _inference_session(onnxruntime, data, threads, [CPU])
     except Exception as error:
+        if is_out_of_memory(error):
+            raise StoppedError(f"{label} needs more memory than there is to be loaded", "memory") from None
         raise InputError(f"{label} is not a model that ONNX Runtime can load: {one_line(error)}") from None
     if index is None or (device == "auto" and not has_cuda):
         return ProviderSession(session)
@@ -80,6 +84,11 @@ def create_session(data: bytes, label: str, device: str, threads: int, tf32: boo
 def one_line(error: Exception) -> str:
     """The first line of an error's message, shortened and escaped: names in it are those of the model."""
     return printable((str(error).strip().splitlines() or [type(error).__name__])[0][:200])
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether ONNX Runtime failed because it could not allocate memory."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def _inference_session(onnxruntime: Any, data: bytes, threads: int, providers: list[Any]) -> Any:
@@ -105,7 +114,7 @@ def _limit_memory() -> None:
     system's out-of-memory killer would end a process of its choice.
     """
     onnxruntime = require("onnxruntime", "cpu")
-    memory = _available_memory()
+    memory = available_memory()
     if memory is None:
         return
     kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
@@ -115,7 +124,7 @@ def _limit_memory() -> None:
         onnxruntime.create_and_register_allocator(cpu_memory, config)
 
 
-def _available_memory() -> int | None:
+def available_memory() -> int | None:
     """Bytes of memory of this machine or container; None if unknown."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

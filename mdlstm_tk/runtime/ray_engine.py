@@ -14,7 +14,7 @@ from typing import Any
 
 from mdlstm_tk.errors import MDLSTMError, require
 from mdlstm_tk.runtime.answers import LABELS_ONLY, ResultOptions
-from mdlstm_tk.runtime.batching import WINDOW, Outcome, infer_files
+from mdlstm_tk.runtime.batching import WINDOW, LocalReader, Outcome, Reader, infer_files
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.jobs import Job
 from mdlstm_tk.runtime.session import Session
@@ -34,7 +34,13 @@ class Worker:
     ) -> None:
         os.chdir(folder)
         self.session = Session(model, max_bytes=max_bytes, **options)
-        self.infer_options = (batch_size, max_bytes, result_options)
+        reader: Reader = LocalReader(max_bytes)
+        if self.session.isolated:
+            from mdlstm_tk.runtime.isolation.limits import Limits
+            from mdlstm_tk.runtime.isolation.reader import IsolatedReader
+
+            reader = IsolatedReader(Limits(max_bytes, options["timeout"]))
+        self.infer_options = (batch_size, reader, result_options)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
         # Ray carries rows in Arrow, which takes no file name that is not UTF-8, so jobs are pickled.
@@ -58,6 +64,7 @@ def infer_with_ray(
     device: str = "cpu",
     threads: int = 1,
     timeout: float | None = None,
+    isolated: bool = False,
     workers: int | None = None,
 ) -> Iterator[Outcome]:
     """Do what `infer_files` does, with the jobs distributed over Ray workers.
@@ -73,6 +80,7 @@ def infer_with_ray(
         device: "cpu" or "cuda", for each worker.
         threads: CPU threads of each worker. 0 means 1, as workers share the cores.
         timeout: maximum duration of one run in seconds.
+        isolated: read the files and run the model in child processes of each worker; see `Session`.
         workers: number of processes. None: one per CPU, divided by `threads`.
 
     Yields:
@@ -88,7 +96,7 @@ def infer_with_ray(
     data: Any = require("ray.data", "ray")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     threads = max(threads, 1)
-    options = {"device": device, "threads": threads, "timeout": timeout}
+    options = {"device": device, "threads": threads, "timeout": timeout, "isolated": isolated}
     windows = [pickle.dumps(list(jobs[i : i + WINDOW])) for i in range(0, len(jobs), WINDOW)]
     cluster = os.environ.get("RAY_ADDRESS")
     if cluster:

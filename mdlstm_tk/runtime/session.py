@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mdlstm_tk.errors import InputError, MDLSTMError, require
-from mdlstm_tk.runtime.cuda_graph import CudaGraphRunner
+from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.regular_files import open_regular
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, read_capped
+from mdlstm_tk.runtime.local_runner import LocalRunner, Runner
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.metadata_checks import check_agreement, types_of
-from mdlstm_tk.runtime.providers import create_session, one_line
-from mdlstm_tk.runtime.security.model_check import check_model
 from mdlstm_tk.runtime.shapes import Shapes
+
+MAX_TIMEOUT = 1e6  # seconds, 11 days; the timers of the system take no more than a few weeks
 
 
 class Session:
@@ -33,8 +31,8 @@ class Session:
         >>> y, aux = session(x).values()        # a dict of arrays, by the names in metadata.output_names
 
     Inputs and outputs are NumPy arrays; outputs are float32, or integers where the network returns
-    integers. Calls from several threads are safe: they run concurrently, except with CUDA graphs, where
-    they take turns.
+    integers. Calls from several threads are safe: they run concurrently, except with CUDA graphs or in
+    isolation, where they take turns.
 
     The model may be untrusted. `mdlstm_tk.runtime.security.model_check` says what is refused, and what
     cannot be prevented.
@@ -44,20 +42,29 @@ class Session:
         device: "auto" (CUDA if it works, else CPU), "cpu", "cuda" or "cuda:N".
         threads: CPU threads of one run. One is as fast as several for small batches and hidden sizes;
             0 means one per core.
-        timeout: maximum duration of one run in seconds; None: no limit. It is checked between operators.
+        timeout: maximum duration of one run in seconds; None: no limit, or 120 s in isolation. It is
+            checked between operators; in isolation it also holds inside them.
         max_bytes: maximum size in bytes of the file, of its tensors together, and of one sample.
         tf32: let matrix products on CUDA round their inputs to 10 bits of mantissa, which is faster.
+        isolated: load and run the model in a child process with limits on memory, processor time and time,
+            which `mdlstm_tk.runtime.isolation.limits` names. None: do so unless the model was exported on
+            this machine (`mdlstm_tk.runtime.isolation.rule`), or the system cannot. Results are the same.
+            Calls take turns; a call whose process ends raises, and the next one starts another process.
 
     Attributes:
         metadata: what the file says about the model: grid, channels, outputs, task.
         device: "cpu" or "cuda:N", where the model runs.
         provider: ONNX Runtime's name for the device.
         reason: why "auto" did not take the CUDA that this ONNX Runtime supports; else None.
+        isolated: whether the model runs in a process of its own.
 
     Raises:
-        InputError: the file does not exist, is not a model that mdlstm-tk exported, or is refused.
+        InputError: the file does not exist, is not a model that mdlstm-tk exported, or is refused; or an
+            argument is invalid.
         DeviceError: CUDA was asked for and cannot be used. It never falls back to the CPU silently.
         MissingExtraError: ONNX Runtime is not installed.
+        StoppedError: the model exceeds a limit while it is loaded.
+        MDLSTMError: `isolated` is true, and the system is neither Linux nor macOS.
     """
 
     def __init__(
@@ -69,37 +76,34 @@ class Session:
         timeout: float | None = None,
         max_bytes: int = MAX_BYTES,
         tf32: bool = False,
+        isolated: bool | None = False,
     ) -> None:
-        self._onnxruntime: Any = require("onnxruntime", "cpu")
+        if timeout is not None and not 0 <= timeout <= MAX_TIMEOUT:
+            raise InputError(f"timeout must be from 0 to {MAX_TIMEOUT:g} seconds, got {timeout}")
         label = "the model" if isinstance(model, bytes) else str(model)
         data = model if isinstance(model, bytes) else _read_model(Path(model), max_bytes)
-        check_model(data, label, max_bytes)
-        created = create_session(data, label, device, threads, tf32)
-        self._session: Any = created.session
-        self._graph_runner: CudaGraphRunner | None = None
-        if created.cuda_graphs and created.cuda_index is not None:
-            self._graph_runner = CudaGraphRunner(
-                self._onnxruntime, self._session, "cuda", created.cuda_index
+        self.isolated = _needs_isolation(data) if isolated is None else isolated
+        runner: Runner
+        if self.isolated:
+            from mdlstm_tk.runtime.isolation.limits import Limits  # imported late: most models need none
+            from mdlstm_tk.runtime.isolation.runner import IsolatedRunner
+
+            runner = IsolatedRunner(data, label, device, tf32, Limits(max_bytes, timeout, threads))
+        else:
+            runner = LocalRunner(
+                data, label, device, threads=threads, timeout=timeout, max_bytes=max_bytes, tf32=tf32
             )
-        self.device = "cpu" if created.cuda_index is None else f"cuda:{created.cuda_index}"
-        self.provider: str = self._session.get_providers()[0]
-        self.reason = created.reason
+        self._runner: Runner | None = runner
+        self.device: str = runner.device
+        self.provider: str = runner.provider
+        self.reason: str | None = runner.reason
         try:
-            props = self._session.get_modelmeta().custom_metadata_map
-        except UnicodeDecodeError:
-            raise InputError(f"the metadata of {label} are not UTF-8; export the model again") from None
-        self.metadata = Metadata.from_props(props, label)
-        sample_bytes = self.metadata.sample_bytes
-        if sample_bytes > max_bytes:
-            raise InputError(
-                f"one sample for {label} takes {sample_bytes} bytes, more than {max_bytes}; "
-                "allow more with --max-bytes"
-            )
-        self._output_names = [tensor.name for tensor in self._session.get_outputs()]
-        inputs, outputs = types_of(self._session.get_inputs()), types_of(self._session.get_outputs())
-        check_agreement(self.metadata, inputs, outputs, label)
+            self.metadata = Metadata.from_props(runner.props, label)
+            _check_fit(self.metadata, runner.output_names, label, max_bytes)
+        except BaseException:
+            self.close()
+            raise
         self._shapes = Shapes(self.metadata)
-        self._timeout = timeout
 
     def __call__(self, x: Array, sizes: Array | None = None, **extra_inputs: Array) -> Any:
         """Run the model.
@@ -121,7 +125,8 @@ class Session:
         Raises:
             InputError: x, sizes or an extra input has the wrong shape, is empty or is not finite. If the
                 grid is wrong, the message names the one that fits.
-            MDLSTMError: ONNX Runtime fails, runs out of memory or time, or the session is closed.
+            StoppedError: the run exceeds a limit on time or memory, or the isolated model crashed.
+            MDLSTMError: ONNX Runtime fails, or the session is closed.
         """
         batch = self._shapes.prepare(x)
         extra = self._shapes.prepare_extra_inputs(extra_inputs, batch)
@@ -174,13 +179,16 @@ class Session:
         grid = grid or self.metadata.grid
         if grid is None:
             raise InputError("this model takes any grid; name the one to warm up for: warm_up(grid=...)")
+        captures_graphs = self._runner is not None and self._runner.captures_graphs
         # With CUDA graphs, the second run captures a graph and the third replays it.
-        for _ in range(1 if self._graph_runner is None else 3):
+        for _ in range(3 if captures_graphs else 1):
             self(np.zeros((batch, *self._shapes.sample_shape(grid)), np.float32))
 
     def close(self) -> None:
         """Release the model. Runs in progress finish; later ones raise an `MDLSTMError`."""
-        self._session = self._graph_runner = None
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.close()
 
     def __enter__(self) -> Session:
         return self
@@ -211,27 +219,10 @@ class Session:
         Returns:
             The outputs by name, in the order of the metadata.
         """
-        # Local references: another thread may close the session meanwhile.
-        session, graph_runner, metadata = self._session, self._graph_runner, self.metadata
-        if session is None:
+        runner, metadata = self._runner, self.metadata  # another thread may close the session meanwhile
+        if runner is None:
             raise MDLSTMError("this session is closed; open the model again with Session(...)")
-        feeds = {metadata.inputs[0]: samples, **extra}
-        with _time_limit(self._onnxruntime.RunOptions(), self._timeout) as (options, timed_out):
-            try:
-                arrays: list[Array] = (
-                    session.run(None, feeds, options)
-                    if graph_runner is None
-                    else graph_runner(feeds, options)
-                )
-            except Exception as error:  # ONNX Runtime's exceptions have no common base class
-                if timed_out.is_set():
-                    message = f"the model was stopped after {self._timeout:g} s; allow more with --timeout"
-                elif "bfc_arena" in str(error):
-                    message = "the model needs more memory than there is; use a smaller batch or grid"
-                else:
-                    message = f"ONNX Runtime failed: {one_line(error)}"
-                raise MDLSTMError(message) from None
-        by_name = dict(zip(self._output_names, arrays, strict=True))
+        by_name = runner.run({metadata.inputs[0]: samples, **extra})
         outputs = {name: by_name[name] for name in metadata.output_names}
         for name, y in outputs.items():
             lacks_grid = metadata.windows[name] is not None and y.ndim != metadata.ndim + 2
@@ -248,33 +239,35 @@ def _single(outputs: dict[str, Array]) -> Any:
     return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
 
-@contextmanager
-def _time_limit(options: Any, timeout: float | None) -> Iterator[tuple[Any, threading.Event]]:
-    """Yield RunOptions that stop a run after `timeout` seconds, and an event that is set if they did."""
-    timed_out = threading.Event()
-    if timeout is None:
-        yield options, timed_out
-        return
+def _needs_isolation(data: bytes) -> bool:
+    """Whether the model is from elsewhere, and this system can isolate it."""
+    from mdlstm_tk.runtime.isolation.rule import isolation_problem, was_exported_here  # imported late, too
 
-    def stop() -> None:
-        timed_out.set()
-        options.terminate = True
+    return isolation_problem() is None and not was_exported_here(data)
 
-    timer = threading.Timer(timeout, stop)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield options, timed_out
-    finally:
-        timer.cancel()
+
+def _check_fit(metadata: Metadata, output_names: Sequence[str], label: str, max_bytes: int) -> None:
+    """Check that samples are not too large, and that the metadata name the outputs of the model.
+
+    Raises:
+        InputError: says which does not hold.
+    """
+    sample_bytes = metadata.sample_bytes
+    if sample_bytes > max_bytes:
+        raise InputError(
+            f"one sample for {label} takes {sample_bytes} bytes, more than {max_bytes}; "
+            "allow more with --max-bytes"
+        )
+    if set(output_names) != set(metadata.output_names):
+        raise InputError(
+            f"{label} has the outputs {', '.join(output_names)}, but its metadata name "
+            f"{', '.join(metadata.output_names)}; export the model again"
+        )
 
 
 def _read_model(path: Path, max_bytes: int) -> bytes:
     """Read the file into memory, so that ONNX Runtime has no path to resolve external data against."""
-    try:
-        with path.open("rb") as file:
-            return read_capped(file, str(path), max_bytes)
-    except FileNotFoundError:
-        raise InputError(f"there is no model {path}; make one with: mdlstm export") from None
-    except OSError as error:
-        raise InputError(f"cannot read the model {path}: {error.strerror or error}") from None
+    if not path.exists():
+        raise InputError(f"there is no model {path}; make one with: mdlstm export")
+    with open_regular(path) as file:
+        return read_capped(file, str(path), max_bytes)

@@ -16,7 +16,8 @@ from mdlstm_tk.runtime import Metadata
 Case = tuple[Callable[[], onnx.ModelProto | bytes], str]
 """Makes a model, and the message with which it is refused."""
 
-FLOAT, INT64, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.STRING
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+BOOL, STRING = TensorProto.BOOL, TensorProto.STRING
 SHAPE = (None, 2, 2, 1)  # of x and y
 
 

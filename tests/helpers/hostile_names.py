@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from helpers.command import Result
-from helpers.crafted_models import crafted, info, node
+from helpers.crafted_models import crafted, info, node, tensor
 from mdlstm_tk.cli import main
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.text import is_plain_text
@@ -68,10 +68,7 @@ def check_readable(text: str) -> None:
 def write_classifier(path: Path) -> Path:
     """A model that returns the first nine of sixteen positions as the scores of `CLASSES`."""
     constants = {"shape": (-1, 16), "starts": (0,), "ends": (len(CLASSES),), "axes": (1,)}
-    tensors = [
-        helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
-        for name, values in constants.items()
-    ]
+    tensors = [tensor(name, values) for name, values in constants.items()]
     nodes = [node("Reshape", "x shape", "flat"), node("Slice", "flat starts ends axes", "y")]
     model = crafted(nodes, tensors)
     model.graph.input[0].CopyFrom(info("x", TensorProto.FLOAT, (None, 4, 4, 1)))

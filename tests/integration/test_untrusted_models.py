@@ -149,7 +149,7 @@ def test_memory_limit_is_below_the_memory_of_the_machine(tmp_path: Path) -> None
         import sys, numpy
         from mdlstm_tk.errors import MDLSTMError
         from mdlstm_tk.runtime import Session, providers
-        providers.MEMORY_SHARE = int(sys.argv[1]) * 2**20 / providers._available_memory()
+        providers.MEMORY_SHARE = int(sys.argv[1]) * 2**20 / providers.available_memory()
         try:
             print(Session("m.onnx", "cpu")(numpy.ones((2, 2))).tolist())
         except MDLSTMError as error:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers.crafted_models import INT64, crafted, info, node
-from onnx import TensorProto, helper
+from helpers.crafted_models import INT64, crafted, info, node, tensor
+from onnx import TensorProto
 
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime import Metadata, Session, decode, save_array
@@ -19,10 +19,6 @@ from mdlstm_tk.runtime.jobs import Job
 from mdlstm_tk.runtime.postprocessing import probabilities
 
 X = np.ones((3, 2, 2, 1), np.float32)
-
-
-def tensor(name: str, values: list[int]) -> onnx.TensorProto:
-    return helper.make_tensor(name, INT64, [len(values)], values)
 
 
 def computed(
@@ -35,7 +31,7 @@ def computed(
         node("Cast", "nothing", "zero", to=INT64),
         *nodes,
     ]
-    none = helper.make_tensor("none", TensorProto.FLOAT, [1], [0.0])
+    none = tensor("none", [0.0], np.float32)
     model = crafted(nodes, [none, *tensors], **metadata)
     model.graph.output[0].CopyFrom(info("y", TensorProto.FLOAT, (None,) * axes))
     return model.SerializeToString()

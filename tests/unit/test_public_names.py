@@ -18,6 +18,7 @@ PUBLIC = {
             "MDLSTMError",
             "MissingExtraError",
             "ParityError",
+            "StoppedError",
             "__version__",
             "clear_caches",
             "register_cell",
@@ -188,5 +189,6 @@ def test_exit_codes_are_the_documented_ones() -> None:
         "InputError": 2,
         "ParityError": 3,
         "DeviceError": 4,
+        "StoppedError": 1,
         "MissingExtraError": 1,
     }

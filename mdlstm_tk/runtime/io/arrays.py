@@ -26,9 +26,15 @@ def open_input(source: str | Path) -> Iterator[IO[bytes]]:
     Raises:
         InputError: the file does not exist or cannot be read.
     """
+    with reading(source), nullcontext(sys.stdin.buffer) if source == STDIO else open(source, "rb") as file:
+        yield file
+
+
+@contextmanager
+def reading(source: str | Path) -> Iterator[None]:
+    """Raise an `InputError` in place of an error of the system while a file is opened or read."""
     try:
-        with nullcontext(sys.stdin.buffer) if source == STDIO else open(source, "rb") as file:
-            yield file
+        yield
     except FileNotFoundError:
         raise InputError(f"there is no file {source}") from None
     except OSError as error:

@@ -110,24 +110,42 @@ def read_input(source: str, max_bytes: int = MAX_BYTES) -> InputFile:
             other than finite real numbers.
         MissingExtraError: the file is an image, and Pillow is not installed.
     """
-    label, suffix = label_of(source), "" if source == STDIO else suffix_of(source)
+    check_type(source)
+    with open_input(source) as file:
+        return read_opened(file, source, max_bytes)
+
+
+def check_type(source: str) -> None:
+    """Check that files of this name can be read.
+
+    Raises:
+        InputError: names the suffixes that can.
+    """
+    suffix = _named_type(source)
     if suffix and suffix not in READABLE:
         raise InputError(
             f"unsupported file type '{suffix}' of {source}; expected one of {', '.join(READABLE)}"
         )
-    with open_input(source) as opened:
-        file: IO[bytes] = opened
-        if not suffix:
-            start = opened.read(MAGIC_BYTES)
-            file, suffix = cast("IO[bytes]", _Rewound(start, opened)), _type_of(start)
-            if suffix == ".npz":  # is read from its end, which a pipe cannot seek
-                file = io.BytesIO(read_capped(file, label, max_bytes))
-        if suffix == ".npy":
-            return InputFile(label, {None: to_float32(read_npy(file, label, max_bytes), label)})
-        if suffix == ".npz":
-            return InputFile(label, _read_npz(file, label, max_bytes))
-        # A number of a table takes at least two bytes as text, and eight once it is parsed.
-        data = read_capped(file, label, max_bytes // 4 if suffix == ".csv" else max_bytes)
+
+
+def read_opened(opened: IO[bytes], source: str, max_bytes: int = MAX_BYTES) -> InputFile:
+    """Read a file that is open; otherwise as `read_input`, with a `source` that `check_type` takes.
+
+    Raises:
+        OSError: the system cannot read the file.
+    """
+    label, suffix, file = label_of(source), _named_type(source), opened
+    if not suffix:
+        start = opened.read(MAGIC_BYTES)
+        file, suffix = cast("IO[bytes]", _Rewound(start, opened)), _type_of(start)
+        if suffix == ".npz":  # is read from its end, which a pipe cannot seek
+            file = io.BytesIO(read_capped(file, label, max_bytes))
+    if suffix == ".npy":
+        return InputFile(label, {None: to_float32(read_npy(file, label, max_bytes), label)})
+    if suffix == ".npz":
+        return InputFile(label, _read_npz(file, label, max_bytes))
+    # A number of a table takes at least two bytes as text, and eight once it is parsed.
+    data = read_capped(file, label, max_bytes // 4 if suffix == ".csv" else max_bytes)
     if suffix == ".csv":
         return InputFile(label, {None: to_float32(_read_csv(data, label), label)})
     return InputFile(label, {None: decode_image(data, label, max_bytes)}, is_image=True)
@@ -152,6 +170,11 @@ def _image_array(pixels: Array, metadata: Metadata, label: str) -> Array:
     if preprocessing.channels == 1:
         return x[..., 0]
     return x if metadata.channels_last else np.moveaxis(x, -1, 0)
+
+
+def _named_type(source: str) -> str:
+    """The suffix of a file, or "" if its content has to tell its type."""
+    return "" if source == STDIO else suffix_of(source)
 
 
 def _type_of(start: bytes) -> str:
