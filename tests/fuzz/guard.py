@@ -43,7 +43,7 @@ class Guard:
     def __init__(self, case: Path, may_write: list[Path]) -> None:
         self.case = f"{case.resolve()}{os.sep}"
         self.private = f"{self.case}private{os.sep}"
-        self.may_write = (self.case, *(str(path.resolve()) for path in may_write))
+        self.may_write = (self.case, "/dev/", "/proc/self/", *(str(path.resolve()) for path in may_write))
         self.found: list[str] = []
         self.is_active = False
         sys.addaudithook(self._hook)
@@ -74,6 +74,10 @@ class Guard:
         finally:
             self.is_active = True
 
+    def _may_write(self, path: str) -> bool:
+        """Python and Numba keep compiled code in folders called __pycache__."""
+        return path.startswith(self.may_write) or "__pycache__" in path.split(os.sep)
+
     def _problem(self, event: str, arguments: tuple[Any, ...]) -> str:
         if event == "open":
             path, _, flags = arguments
@@ -82,13 +86,13 @@ class Guard:
             full = os.path.realpath(os.fsdecode(path))
             if full.startswith(self.private):
                 return f"opens the private file {full}"
-            if flags & WRITES and not full.startswith((*self.may_write, "/dev/", "/proc/self/")):
+            if flags & WRITES and not self._may_write(full):
                 return f"opens {full} to write"
         elif event in CHANGES:
             full = (
                 os.path.realpath(os.fsdecode(arguments[0])) if isinstance(arguments[0], str | bytes) else ""
             )
-            if full and not full.startswith(self.may_write):
+            if full and not self._may_write(full):
                 return f"changes {full} by {event}"
         elif event.startswith(PROGRAMS):
             if os.fsdecode(arguments[0] or arguments[1][0]) != sys.executable:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 import traceback
-import unicodedata
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -16,7 +16,9 @@ from mdlstm_tk.errors import MDLSTMError
 ALLOWED = ("ran", "refused", "failed")
 EXIT_CODES = (0, 1, 2, 3, 4)  # see mdlstm_tk/errors.py
 LONGEST_MESSAGE = 2000  # characters
-INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # Unicode categories that a terminal may obey
+# What a terminal may obey: control characters, line and paragraph separators, controls of the direction of
+# writing, and surrogates.
+UNSAFE = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
 PACKAGE_FOLDERS = ("/mdlstm_tk/", "/cli/", "/export/", "/models/")
 
 
@@ -99,9 +101,8 @@ def unclean(text: str, lines: int = 1) -> str:
         text: the message.
         lines: how many lines it may have.
     """
-    for character in text.replace("\n", "") if lines > 1 else text:
-        if unicodedata.category(character) in INVISIBLE:
-            return f"the character {character!a}"
+    if found := UNSAFE.search(text.replace("\n", "") if lines > 1 else text):
+        return f"the character {found[0]!a}"
     if len(text) > LONGEST_MESSAGE * lines:
         return f"more than {LONGEST_MESSAGE * lines} characters"
     return ""

@@ -71,20 +71,13 @@ def plant(folder: Path) -> None:
 def mutate_run(rng: random.Random, folder: Path, kind: str) -> str:
     """Change a few files of runs/KIND and data/KIND below the folder; return what was changed."""
     run, data = folder / "runs" / kind, folder / "data" / kind
+    names = rng.choices(sorted(CHANGES), k=rng.choice((1, 1, 1, 2, 3)))
     done = []
-    for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        name = rng.choice(sorted(CHANGES))
+    for name in sorted(names, key="replace".__eq__):  # the last, as a pipe must not be opened afterwards
         try:
             CHANGES[name](rng, run, data)
             done.append(name)
-        except (
-            OSError,
-            ValueError,
-            IndexError,
-            KeyError,
-            TypeError,
-            AttributeError,
-        ):  # it is damaged already
+        except Exception:  # an earlier change has damaged the file
             continue
     return "+".join(done) or "nothing"
 
@@ -181,7 +174,7 @@ def change_records(rng: random.Random, run: Path, data: Path) -> None:
 
 def change_data(rng: random.Random, run: Path, data: Path) -> None:
     """Change, rename or link a file of the data; change a line of labels.tsv or classes.txt."""
-    files = sorted(path for path in data.rglob("*") if path.is_file())
+    files = _files(data)
     path = rng.choice([*files, *(f for f in files if f.suffix in (".tsv", ".txt"))] * 2)
     if path.suffix in (".tsv", ".txt"):
         lines = path.read_text().splitlines()
@@ -198,11 +191,9 @@ def change_data(rng: random.Random, run: Path, data: Path) -> None:
         path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
     elif rng.random() < 0.5:
         path.write_bytes(mutate_bytes(rng, path.read_bytes()))
-    elif rng.random() < 0.5:
+    else:
         names = ("\x1b[2J", "a\tb", "a\nb", "[b]", "<i>", "\udc80", "-o", "$(id)", " ", "x" * 200)
         path.rename(path.with_name(rng.choice(names) + path.suffix))
-    else:
-        _replace(rng, path, data.parents[1])
 
 
 def change_export(rng: random.Random, run: Path, data: Path) -> None:
@@ -216,30 +207,26 @@ def change_export(rng: random.Random, run: Path, data: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def change_folder(rng: random.Random, run: Path, data: Path) -> None:
-    """Replace a file of the run by something else, remove it, or add one."""
-    path = rng.choice(sorted(path for path in run.iterdir() if path.is_file()))
-    action = rng.randrange(5)
-    if action == 0:
-        path.unlink()
-    elif action == 1:
-        names = (
-            "model-[b].onnx",
-            "model-\x1b[2J.onnx",
-            "model-4x4.onnx",
-            "model-a\nb.onnx",
-            "conftest.py",
-            ".hidden",
-        )
-        shutil.copy(
-            rng.choice(sorted(run.glob("model*"))), run / rng.choice((*names, "events.out.tfevents.1"))
-        )
-    else:
-        _replace(rng, path, run.parents[1])
+def change_names(rng: random.Random, run: Path, data: Path) -> None:
+    """Remove a file of the run, or copy one to an unusual name."""
+    if rng.random() < 0.3:
+        rng.choice(_files(run)).unlink()
+        return
+    names = (
+        "model-[b].onnx",
+        "model-\x1b[2J.onnx",
+        "model-4x4.onnx",
+        "model-a\nb.onnx",
+        "conftest.py",
+        ".hidden",
+    )
+    shutil.copy(rng.choice(sorted(run.glob("model*"))), run / rng.choice((*names, "events.out.tfevents.1")))
 
 
-def _replace(rng: random.Random, path: Path, folder: Path) -> None:
-    """Put a folder, a link or a pipe in the place of a file."""
+def replace(rng: random.Random, run: Path, data: Path) -> None:
+    """Put a folder, a link or a pipe in the place of a file of the run or the data."""
+    folder = run.parents[1]
+    path = rng.choice(_files(rng.choice((run, run, data))))
     path.unlink()
     action = rng.randrange(6)
     if action == 0:
@@ -259,6 +246,10 @@ def _replace(rng: random.Random, path: Path, folder: Path) -> None:
         path.symlink_to(rng.choice(targets))
 
 
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 CHANGES: dict[str, Callable[[random.Random, Path, Path], None]] = {
     "config": change_config,
     "checkpoint": change_checkpoint,
@@ -267,5 +258,6 @@ CHANGES: dict[str, Callable[[random.Random, Path, Path], None]] = {
     "records": change_records,
     "data": change_data,
     "export": change_export,
-    "folder": change_folder,
+    "names": change_names,
+    "replace": replace,
 }

@@ -43,6 +43,7 @@ def main(kind: str, corpus: str, seed: str, findings: str, *cases: str) -> None:
         channel.write(json.dumps({"ready": True}) + "\n")
         first, last, step = map(int, cases)
         for case in range(first, last, step):
+            channel.write(json.dumps({"started": case, "plan": "?"}) + "\n")
             plan, run = fuzzer.make(random.Random(f"{kind} {seed} {case}"))
             channel.write(json.dumps({"started": case, "plan": plan}) + "\n")
             outcome = observe(case, plan, run, module.MEMORY)
