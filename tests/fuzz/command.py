@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from fuzz.outcome import EXIT_CODES, ViolationError, unclean
@@ -86,15 +87,19 @@ class _Stream:
 @contextmanager
 def captured() -> Iterator[tuple[_Stream, _Stream]]:
     """Send what this process writes to stdout and stderr, C libraries included, to files."""
-    import sys
-
+    before = sys.stdout, sys.stderr
     sys.stdout.flush()
     sys.stderr.flush()
     streams = _Stream(1), _Stream(2)
+    # pytest puts objects in their places that do not write to the descriptors.
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     try:
         yield streams
     finally:
-        sys.stdout.flush()
+        with suppress(ValueError):  # a verb has closed it
+            sys.stdout.flush()
         sys.stderr.flush()
+        sys.stdout, sys.stderr = before
         for stream in streams:
             stream.restore()
