@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from fuzz.outcome import ViolationError
@@ -99,7 +100,7 @@ class Guard:
                 return f"starts {arguments[:2]!a:.200}"
         elif event in NETWORK:
             return f"uses the network: {event} {arguments[1:]!a:.200}"
-        elif event == "pickle.find_class":
+        elif event == "pickle.find_class" and not _loads_kernels():
             return f"unpickles {arguments!a:.200}"
         elif event in ("compile", "exec", "ctypes.dlopen", "import"):
             file = getattr(arguments[-1 if event == "compile" else 0], "co_filename", None)
@@ -107,3 +108,13 @@ class Guard:
             if name and os.path.exists(name) and os.path.realpath(name).startswith(self.case):
                 return f"executes {name} ({event})"
         return ""
+
+
+def _loads_kernels() -> bool:
+    """Whether Numba is loading kernels from its cache, which it pickles; nobody else may write to that."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename.endswith("numba/core/caching.py"):
+            return True
+        frame = frame.f_back
+    return False
