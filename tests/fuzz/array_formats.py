@@ -39,7 +39,7 @@ PNG_CHUNKS = (
     b"fcTL",
     b"eXIf",
 )
-PROGRESSIVE = 40  # scans that are repeated
+LARGE = 100_000  # bytes, from which on a file is not multiplied once more
 
 
 def mutate_npy(rng: random.Random, data: bytes) -> bytes:
@@ -126,7 +126,7 @@ def mutate_csv(rng: random.Random, data: bytes) -> bytes:
             *rng.choice(((",", ";"), (",", "\t"), ("\n", "\r"), (".", ","), ("\n", "\0"), ("1", "\u0661")))
         )
     elif action == 2:
-        text = text * rng.choice((2, 1000))
+        text = text * (rng.choice((2, 1000)) if len(data) < LARGE else 2)
     elif action == 3:
         return text.encode(rng.choice(("utf-16", "utf-32", "utf-8-sig", "cp037")))
     else:
@@ -228,7 +228,7 @@ def mutate_jpeg(rng: random.Random, data: bytes) -> bytes:
         segments.insert(rng.randrange(len(segments)), segments[k])
     elif action == 2:
         scans = [segment for segment in segments if segment[1] == 0xDA]
-        segments += scans * rng.choice((1, PROGRESSIVE, 3000))
+        segments += scans * (rng.choice((1, 40, 3000)) if len(data) < LARGE else 1)
     elif action == 3:
         frames = [
             n for n, segment in enumerate(segments) if 0xC0 <= segment[1] <= 0xCF and segment[1] != 0xC4

@@ -183,7 +183,8 @@ def _replacement(rng: random.Random, value: Any, other: tuple[Any, Any]) -> Any:
     if action == 2:
         return copy.deepcopy(other[0][other[1]])
     if action == 3:
-        return rng.choice(([value] * 100, [value] * 20_000, str(value), json.dumps(value)))
+        many = 100 if isinstance(value, list | dict) else 20_000
+        return rng.choice(([value] * 100, [value] * many, str(value), json.dumps(value)))
     if action == 4 and isinstance(value, list) and value:
         shuffled = [*value, rng.choice(value)]
         rng.shuffle(shuffled)

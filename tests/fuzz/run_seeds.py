@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,25 +16,26 @@ KINDS = ("diagonal", "grid", "classify", "segment", "transcribe", "arrays")
 TINY = ("--steps", 4, "--hidden", 2, "--batch-size", 4, "--device", "cpu", "--set", "evaluate_every=2")
 
 
-def write_run_seeds(folder: Path, small: bool) -> None:
+def write_run_seeds(folder: Path, kinds: Sequence[str] = KINDS, with_reports: bool = False) -> None:
     """Train and export; the runs are in runs/KIND, and their data in data/KIND.
 
     Args:
         folder: where to; it is created.
-        small: only two kinds.
+        kinds: some of `KINDS`.
+        with_reports: whether each run folder has a report, too.
     """
     data = folder / "data"
     data.mkdir(parents=True)
     before = Path.cwd()
     os.chdir(folder)  # a run names its data relative to the current folder
     try:
-        for kind in ("diagonal", "transcribe") if small else KINDS:
-            _write_run(kind, small)
+        for kind in kinds:
+            _write_run(kind, with_reports)
     finally:
         os.chdir(before)
 
 
-def _write_run(kind: str, small: bool) -> None:
+def _write_run(kind: str, with_report: bool) -> None:
     data = Path("data", kind)
     options: list[object] = ["--task", kind, "--data", data]
     if kind == "diagonal":
@@ -56,7 +58,7 @@ def _write_run(kind: str, small: bool) -> None:
     run = Path("runs", kind)
     _succeed("train", *options, *TINY, "-o", run)
     _succeed("export", run, "--form", "scan")
-    if not small:
+    if with_report:
         _succeed("report", run)
     shutil.rmtree(run / "tensorboard", ignore_errors=True)
 

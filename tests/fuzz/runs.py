@@ -14,7 +14,7 @@ from fuzz.command import run_command
 from fuzz.guard import Guard
 from fuzz.outcome import ViolationError
 from fuzz.run_files import mutate_run, plant
-from fuzz.run_seeds import write_run_seeds
+from fuzz.run_seeds import KINDS, write_run_seeds
 
 MEMORY = 3 * 2**30  # by which a case may grow; kernels are compiled in it
 LIMIT = 60.0  # seconds of a case
@@ -35,7 +35,6 @@ VERBS: tuple[tuple[int, tuple[object, ...]], ...] = (
     (4, ("report", "RUN", "-o", "out/report.html", "--data", "DATA")),
     (5, ("export", "RUN", "-o", "out/model.onnx", *SCAN)),
     (1, ("export", "RUN", "--server-repo", "out", *SCAN)),
-    (1, ("export", "RUN", "--web", "out", *SCAN)),
     (3, ("verify", "RUN", "--device", "cpu")),
     (2, ("verify", "MODEL", "--against", "RUN", "--device", "cpu")),
     (4, ("train", "--resume", "RUN", "--steps", 6)),
@@ -114,7 +113,7 @@ class RunFuzzer:
         """Call verbs on honest runs, so that what happens once per process is not watched."""
         for kind in self.kinds:
             self._prepare(kind)
-            for verb in ("info", "report", "export") if kind == self.kinds[0] else ("info",):
+            for verb in ("info", "report") if kind == self.kinds[0] else ("info",):
                 template = next(arguments for arguments in ARGUMENTS if arguments[0] == verb)
                 called = run_command(self._arguments(template, kind))
                 if called.code:
@@ -134,4 +133,4 @@ def _snapshot(folder: Path) -> dict[str, Any]:
 
 
 def write_corpus(folder: Path, small: bool) -> None:
-    write_run_seeds(folder, small)
+    write_run_seeds(folder, ["transcribe"] if small else KINDS, with_reports=not small)

@@ -17,7 +17,6 @@ import onnx
 import tomli_w
 from fuzz.command import Called, run_command
 from fuzz.protobuf import BYTES, encode, encode_varint
-from fuzz.run_files import plant
 from onnx import TensorProto, helper
 from PIL import Image
 
@@ -41,11 +40,6 @@ def call(*arguments: object, code: int | Sequence[int] = 2) -> Called:
     executed = [path for path in (Path("EXECUTED"), *Path().glob("*/*/EXECUTED")) if path.exists()]
     assert not executed, f"{arguments} executed {executed}"
     return called
-
-
-def plant_in(folder: Path) -> None:
-    """Put evil.py beside the runs in `folder`, and private files that must not be read."""
-    plant(folder)
 
 
 def change_checkpoints(run: Path, **settings: Any) -> None:

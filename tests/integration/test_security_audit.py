@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 from fuzz.outcome import unclean
-from fuzz.run_seeds import write_run_seeds
 from helpers.checkout import ROOT
 from helpers.crafted_models import INT64, crafted, node
 from helpers.hostile_models import REFUSED, SLOW
@@ -29,7 +28,6 @@ from helpers.strangers import (
     fake_programs,
     many_bools,
     npz_with_names,
-    plant_in,
     postscript,
     progressive_jpeg,
     save,
@@ -44,24 +42,6 @@ from mdlstm_tk.runtime.security.model_check import check_model
 
 X = np.arange(4, dtype=np.float32).reshape(2, 2)
 MAX_BYTES = 10**7
-
-
-@pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny runs of the tasks "diagonal" and "transcribe" with their exports and data."""
-    folder = tmp_path_factory.mktemp("honest") / "runs"
-    write_run_seeds(folder, small=True)
-    return folder
-
-
-@pytest.fixture
-def place(honest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with copies of the runs, evil.py and private files. It is the current one."""
-    folder = tmp_path / "place"
-    shutil.copytree(honest, folder)
-    plant_in(folder)
-    monkeypatch.chdir(folder)
-    return folder
 
 
 RUN, MODEL = Path("runs/diagonal"), Path("runs/diagonal/model-any.onnx")

@@ -22,7 +22,6 @@ import numpy as np
 import onnx
 import pytest
 from fuzz.outcome import unclean
-from fuzz.run_seeds import write_run_seeds
 from helpers.checkout import ROOT
 from helpers.crafted_models import FLOAT, INT64, body, crafted, function, info, loop, node, own_node
 from helpers.requirements import missing
@@ -34,7 +33,6 @@ from helpers.strangers import (
     fake_programs,
     npz_with_names,
     pipe,
-    plant_in,
 )
 from onnx import helper
 
@@ -48,24 +46,6 @@ pytestmark = [
 ]
 RUN, MODEL = Path("runs/diagonal"), Path("runs/diagonal/model-any.onnx")
 TEXTS = Path("runs/transcribe")
-
-
-@pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny runs of the tasks "diagonal" and "transcribe" with their exports and data."""
-    folder = tmp_path_factory.mktemp("honest") / "runs"
-    write_run_seeds(folder, small=True)
-    return folder
-
-
-@pytest.fixture
-def place(honest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with copies of the runs, evil.py and private files. It is the current one."""
-    folder = tmp_path / "place"
-    shutil.copytree(honest, folder)
-    plant_in(folder)
-    monkeypatch.chdir(folder)
-    return folder
 
 
 def test_code_is_not_run_for_another_run_to_compare_with(place: Path) -> None:
@@ -120,24 +100,27 @@ def test_settings_of_other_packages_in_the_current_folder_run_nothing(place: Pat
     assert {path.name for path in set(place.rglob("*")) - before} == {"out.html"}
 
 
-@pytest.mark.parametrize(
-    "name", ["config.toml", "metrics.jsonl", "result.json", "times.json", "last.safetensors"]
-)
 @pytest.mark.parametrize("kind", ["pipe", "endless", "folder"])
-def test_files_of_a_run_that_are_no_files_end_in_one_line(name: str, kind: str, place: Path) -> None:
-    path = RUN / name
-    if kind == "pipe":
-        pipe(path)
-    else:
+def test_files_of_a_run_that_are_no_files_end_in_one_line(kind: str, place: Path) -> None:
+    def replace(path: Path) -> None:
         path.unlink()
-        path.mkdir() if kind == "folder" else path.symlink_to("/dev/zero")
-    if name == "last.safetensors":
-        (RUN / "best.safetensors").unlink()
+        if kind == "pipe":
+            pipe(path)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to("/dev/zero")
+
+    replace(TEXTS / "config.toml")
+    call("train", "-c", TEXTS / "config.toml", "-o", "new", code=(1, 2))
+    for name in ("config.toml", "metrics.jsonl", "result.json", "times.json"):
+        replace(RUN / name)
     call("info", RUN, code=(0, 1, 2))
     call("report", RUN, "-o", "out.html", code=(0, 1, 2))
     call("train", "--resume", RUN, "--steps", "6", code=(0, 1, 2))
-    if name == "config.toml":
-        call("train", "-c", path, "-o", "new", code=(1, 2))
+    replace(TEXTS / "last.safetensors")
+    (TEXTS / "best.safetensors").unlink()
+    call("info", TEXTS)
 
 
 def test_data_that_are_no_files_end_in_one_line(place: Path) -> None:
