@@ -58,14 +58,19 @@ PLANTED = (
 
 
 def plant(folder: Path) -> None:
-    """Put files into the folder that must not be executed, and others that must not be read."""
+    """Put files into the folder that must not be executed, and others that must not be shown.
+
+    Those in private/ must not be opened either: they stand for files outside a data folder. A file of a run
+    may be a link, so those in elsewhere/ may be opened.
+    """
     from PIL import Image
 
     for place in (folder, *folder.glob("runs/*")):
         (place / "evil.py").write_text(PLANTED)
-    (folder / "private").mkdir()
-    Image.new("L", (4, 8), 123).save(folder / "private" / "secret.png")
-    (folder / "private" / "secret.txt").write_text("CANARY\n")
+    for name in ("private", "elsewhere"):
+        (folder / name).mkdir()
+        Image.new("L", (4, 8), 123).save(folder / name / "secret.png")
+        (folder / name / "secret.txt").write_text("CANARY\n")
 
 
 def mutate_run(rng: random.Random, folder: Path, kind: str) -> str:
@@ -225,8 +230,8 @@ def change_names(rng: random.Random, run: Path, data: Path) -> None:
 
 def replace(rng: random.Random, run: Path, data: Path) -> None:
     """Put a folder, a link or a pipe in the place of a file of the run or the data."""
-    folder = run.parents[1]
-    path = rng.choice(_files(rng.choice((run, run, data))))
+    place = rng.choice((run, run, data))
+    path = rng.choice(_files(place))
     path.unlink()
     action = rng.randrange(6)
     if action == 0:
@@ -234,16 +239,9 @@ def replace(rng: random.Random, run: Path, data: Path) -> None:
     elif action == 1:
         os.mkfifo(path)
     else:
-        private = folder / "private"
-        targets = (
-            private / f"secret{path.suffix}",
-            private / "secret.txt",
-            "nowhere",
-            path.name,
-            "/dev/zero",
-            private,
-        )
-        path.symlink_to(rng.choice(targets))
+        other = run.parents[1] / ("elsewhere" if place == run else "private")
+        secrets = (other / f"secret{path.suffix}", other / "secret.txt")
+        path.symlink_to(rng.choice((*secrets, other, "nowhere", path.name, "/dev/zero")))
 
 
 def _files(folder: Path) -> list[Path]:
