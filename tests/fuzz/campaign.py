@@ -15,6 +15,7 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
+import mdlstm_tk
 from fuzz.outcome import Outcome
 from fuzz.worker import fuzzer_module, keep
 
@@ -81,15 +82,15 @@ class Campaign:
         module = fuzzer_module(self.kind)
         last = min(end, first + module.PER_WORKER * step)
         arguments = [self.kind, self.corpus, self.seed, self.findings, first, last, step]
-        tests = str(Path(__file__).parents[1])
-        paths = [tests, *filter(None, [os.environ.get("PYTHONPATH")])]
+        places = [Path(__file__).parents[1], Path(mdlstm_tk.__file__).parents[1]]  # as in this process
+        paths = [*map(str, places), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(paths),
             **getattr(module, "ENVIRONMENT", {}),
         }
         with subprocess.Popen(
-            [sys.executable, "-m", "fuzz.worker", *map(str, arguments)],
+            [sys.executable, "-P", "-m", "fuzz.worker", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
