@@ -58,7 +58,9 @@ class RunFuzzer:
         self.folder = scratch / "case"
         temporary = scratch / "temporary"
         temporary.mkdir()
-        tempfile.tempdir = str(temporary)
+        tempfile.tempdir = os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
+            temporary
+        )  # torch.onnx makes a folder
         caches = [Path("~/.cache").expanduser(), Path("~/.local/state").expanduser()]
         self.guard = Guard(self.folder, [temporary, *caches])
         self._warm_up()
