@@ -6,6 +6,7 @@ Markers are set here: `gpu` by folder, `browser` and `network` by the fixtures t
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,28 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def model(trained: Run) -> Path:
     """The trained run's export."""
     return trained.folder / "model-8x8.onnx"
+
+
+@pytest.fixture(scope="session")
+def honest_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny runs of the tasks "diagonal" and "transcribe", their exports and their data."""
+    from fuzz.run_seeds import write_run_seeds
+
+    folder = tmp_path_factory.mktemp("honest") / "place"
+    write_run_seeds(folder, ["diagonal", "transcribe"])
+    return folder
+
+
+@pytest.fixture
+def place(honest_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, as a stranger made it: copies of the runs, evil.py and private files."""
+    from fuzz.run_files import plant
+
+    folder = tmp_path / "place"
+    shutil.copytree(honest_runs, folder)
+    plant(folder)
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @pytest.fixture(

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from helpers.crafted_models import BOOL, FLOAT, INT64, crafted, info, node, tensor
 from helpers.isolation import kill_during, outer_product, power
-from onnx import helper
 from PIL import Image
 
 from mdlstm_tk.errors import InputError, MDLSTMError, StoppedError
