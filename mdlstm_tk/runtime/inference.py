@@ -26,6 +26,7 @@ from mdlstm_tk.runtime.io.writers import Format
 from mdlstm_tk.runtime.isolation.rule import choose_isolation
 from mdlstm_tk.runtime.jobs import (
     Job,
+    LeftOut,
     document_of,
     is_single_file,
     jobs_for_model,
@@ -51,7 +52,7 @@ class Inference:
         outcomes: one outcome per job, in an order that depends on the jobs alone.
         jobs: the files to run, without those that are skipped.
         skipped: number of files left out because their result exists.
-        unsupported: number of files below input folders whose type cannot be read.
+        left_out: how many files below input folders are not run.
         single: whether the input is one file, run in this process. Its outcome then holds the arrays, and
             its errors are raised instead of being returned as an outcome.
         document: renders the answers of all files for standard output, which the caller prints; None if
@@ -71,7 +72,7 @@ class Inference:
     outcomes: Iterator[Outcome]
     jobs: list[Job]
     skipped: int
-    unsupported: int
+    left_out: LeftOut
     single: bool
     document: AnswerDocument | None
     collected: Path | None
@@ -160,7 +161,7 @@ def infer_paths(
         if skip_existing:
             raise InputError(f"-o {target} holds the results of all inputs; --skip-existing needs a folder")
         collected, target, output_format = Path(target), None, output_format or collected_format
-    jobs, unsupported = plan_jobs(sources, target, output_format)
+    jobs, left_out = plan_jobs(sources, target, output_format)
     if engine == "ray" and STDIO in (jobs[0].source, jobs[0].target):
         raise InputError("--engine ray takes files, not - (stdin or stdout)")
 
@@ -230,7 +231,7 @@ def infer_paths(
         outcomes=outcomes,
         jobs=remaining,
         skipped=skipped,
-        unsupported=unsupported,
+        left_out=left_out,
         single=single,
         document=document,
         collected=collected,

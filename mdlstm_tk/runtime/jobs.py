@@ -31,6 +31,18 @@ class Job(NamedTuple):
     format: Format
 
 
+class LeftOut(NamedTuple):
+    """How many files below input folders are not run.
+
+    Attributes:
+        unsupported: files whose type cannot be read.
+        outside: symbolic links to files outside the folder, which a stranger's folder may hold.
+    """
+
+    unsupported: int = 0
+    outside: int = 0
+
+
 def is_single_file(inputs: Sequence[str]) -> bool:
     """Whether the inputs are one file or "-", rather than several files or a folder."""
     return len(inputs) == 1 and not os.path.isdir(inputs[0])
@@ -38,12 +50,12 @@ def is_single_file(inputs: Sequence[str]) -> bool:
 
 def plan_jobs(
     inputs: Sequence[str], output: str | None, output_format: Format | None
-) -> tuple[list[Job], int]:
+) -> tuple[list[Job], LeftOut]:
     """One job for each input file and for each readable file below each input folder.
 
-    Files in folders are ordered by name. Links to folders, hidden files, the output folder and earlier
-    results (`*.out.*`) are ignored. The result of x.npy is x.out.npy, beside it or at the same relative
-    path below `output`.
+    Files in folders are ordered by name. Links to folders, links to files outside the folder, hidden files,
+    the output folder and earlier results (`*.out.*`) are ignored. The result of x.npy is x.out.npy, beside
+    it or at the same relative path below `output`.
 
     Args:
         inputs: files and folders, or "-" alone.
@@ -52,7 +64,7 @@ def plan_jobs(
             and npy for all others.
 
     Returns:
-        The jobs, and the number of files below folders whose type cannot be read.
+        The jobs, and how many files below folders are left out.
 
     Raises:
         InputError: there is nothing to run, or `output` does not suit the inputs.
@@ -60,20 +72,24 @@ def plan_jobs(
     if len(inputs) > 1 and STDIO in inputs:
         raise InputError("- (stdin) must be the only input; run files separately")
     if is_single_file(inputs):
-        return [_single_job(inputs[0], output, output_format)], 0
+        return [_single_job(inputs[0], output, output_format)], LeftOut()
     if output == STDIO:
         raise InputError("-o - takes the result of one file, got several inputs; give a folder")
     names_file = output is not None and (os.path.exists(output) or suffix_of(output)[1:] in FORMATS)
     if names_file and not os.path.isdir(output or ""):
         raise InputError(f"-o {output} is a file, expected a folder for the results of several inputs")
-    jobs, unsupported = [], 0
+    jobs, unsupported, outside = [], 0, 0
     for name in inputs:
         if not os.path.isdir(name):
             stem_path = name if output is None else os.path.join(output, os.path.basename(name))
             jobs.append(_job(name, stem_path, output_format))
             continue
+        root = Path(name).resolve()
         for path in _walk(name, output):
             if _is_result(path):
+                continue
+            if os.path.islink(path) and not Path(path).resolve().is_relative_to(root):
+                outside += 1
                 continue
             if suffix_of(path) not in READABLE:
                 unsupported += 1
@@ -83,8 +99,9 @@ def plan_jobs(
             jobs.append(_job(path, stem_path, output_format))
     if not jobs:
         found = f", only {unsupported} of other types" if unsupported else ""
+        found += f", {outside} links to files outside it" if outside else ""
         raise InputError(f"no input file in {', '.join(inputs)}{found}; expected {', '.join(READABLE)}")
-    return jobs, unsupported
+    return jobs, LeftOut(unsupported, outside)
 
 
 def document_of(inputs: Sequence[str], output: str | None) -> AnswerFormat | None:

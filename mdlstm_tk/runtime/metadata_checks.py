@@ -306,7 +306,8 @@ def _is_numeric(tensor: TensorType) -> bool:
 
 
 def _shape_text(shape: Sequence[int | None]) -> str:
-    return f"({', '.join('N' if extent is None else str(extent) for extent in shape)})"
+    text = f"({', '.join('N' if extent is None else str(extent) for extent in shape)})"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def field_error(name: str, value: Any, expected: str, label: str, advice: str) -> InputError:

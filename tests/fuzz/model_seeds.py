@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from helpers.crafted_models import GO, INT64, PASS_ON, body, crafted, function, loop, node, own_node
+from helpers.crafted_models import FLOAT, call, crafted, function, info, node, scanning, tensor
+from helpers.foreign_models import GO, PASS_ON, body
 from onnx import helper
 
 CLASSES = ["cat", "dog", "é"]
@@ -36,36 +37,27 @@ def write_model_seeds(folder: Path, small: bool = False) -> None:
 
 def crafted_seeds() -> dict[str, onnx.ModelProto]:
     """Small models with a loop, functions, control flow and operators that an export does not have."""
-    three = helper.make_tensor("three", INT64, [], [3])
-    shape = helper.make_tensor("shape", INT64, [4], [-1, 2, 2, 1])
-    axes = helper.make_tensor("axes", INT64, [1], [1])
-    twice = function("twice", own_node("negate", "a", "t"), own_node("negate", "t", "b"))
+    twice = function("twice", node("Neg", "a", "t"), node("Neg", "t", "b"))
     negate = function("negate", node("Neg", "a", "b"))
-    scan_body = helper.make_graph(
-        [node("Add", "s v", "s_out"), node("Identity", "s_out", "v_out")],
-        "body",
-        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, 2, 1]) for name in ("s", "v")],
-        [
-            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, 2, 1])
-            for name in ("s_out", "v_out")
-        ],
-    )
-    zeros = helper.make_tensor("zeros", onnx.TensorProto.FLOAT, [2, 2, 1], [0.0] * 4)
+    names = (("s", "v"), ("s_out", "v_out"))
+    inputs, outputs = ([info(name, FLOAT, [2, 2, 1]) for name in pair] for pair in names)
+    steps = [node("Add", "s v", "s_out"), node("Identity", "s_out", "v_out")]
+    scan_body = helper.make_graph(steps, "body", inputs, outputs)
+    loop = node("Loop", "three go x", "y", body=body(*PASS_ON))
     return {
         "crafted-identity": crafted(),
-        "crafted-loop": crafted([node("Loop", "three go x", "y", body=body(*PASS_ON))], [GO, three]),
-        "crafted-endless": crafted([loop(body(*PASS_ON))], [GO]),
+        "crafted-loop": crafted([loop], [GO, tensor("three", 3)]),
+        "crafted-endless": scanning(node("Add", "v two", "v_out"), rows=10**9, width=0),
         "crafted-functions": crafted(
-            [own_node("twice", "x", "t"), own_node("negate", "t", "y")],
-            functions=[negate, twice],
-            domains=("", "own"),
+            [call("twice", "x", "t"), call("negate", "t", "y")], functions=[negate, twice]
         ),
         "crafted-reshape": crafted(
             [node("Reshape", "x shape", "t"), node("ReduceSum", "t axes", "u"), node("Add", "t u", "y")],
-            [shape, axes],
+            [tensor("shape", [-1, 2, 2, 1]), tensor("axes", [1])],
         ),
         "crafted-scan": crafted(
-            [node("Scan", "zeros x", "last y", body=scan_body, num_scan_inputs=1)], [zeros]
+            [node("Scan", "zeros x", "last y", body=scan_body, num_scan_inputs=1)],
+            [tensor("zeros", np.zeros((2, 2, 1)), np.float32)],
         ),
     }
 

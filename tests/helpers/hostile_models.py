@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from helpers.crafted_models import FLOAT, GO, INT64, body, crafted, function, info, node, own_node
+from helpers.crafted_models import FLOAT, INT64, info, node
+from helpers.foreign_models import GO, body, crafted, function, own_node
 from helpers.strangers import (
     BIDI,
     ESCAPES,

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from helpers.command import Result
 from helpers.crafted_models import crafted, info, node, tensor

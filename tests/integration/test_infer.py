@@ -124,6 +124,20 @@ def tree(tmp_path: Path) -> Path:
 RESULTS = {"one.out.npy", "a/two.out.npy", "a/b/z.out.npz", "a/t.out.npy", "a/b/i.out.npy"}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links need a privilege on Windows")
+def test_links_that_lead_out_of_a_folder_are_left_out(infer: Infer, tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for path in (tmp_path / "private.npy", folder / "own.npy"):
+        np.save(path, np.eye(8))
+    (folder / "inside.npy").symlink_to("own.npy")
+    (folder / "outside.npy").symlink_to("../private.npy")
+    done = infer(folder, "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert names(tmp_path / "out") == {"own.out.npy", "inside.out.npy"}
+    assert "outside the folder, left out: 1" in done.err
+
+
 def test_folders_are_searched_and_their_tree_is_kept(tree: Path, infer: Infer, tmp_path: Path) -> None:
     done = infer(tree, "-o", tmp_path / "out")
     assert done.code == 0, done.err

@@ -23,7 +23,9 @@ import onnx
 import pytest
 from fuzz.outcome import unclean
 from helpers.checkout import ROOT
-from helpers.crafted_models import FLOAT, INT64, body, crafted, function, info, loop, node, own_node
+from helpers.crafted_models import FLOAT, INT64, crafted, info, node
+from helpers.foreign_models import body, function, loop, own_node
+from helpers.foreign_models import crafted as foreign
 from helpers.requirements import missing
 from helpers.strangers import (
     BIDI,
@@ -181,14 +183,14 @@ def shared_constant() -> onnx.ModelProto:
     )
     own = function("f", constant, node("Neg", "a", "b"), attributes=["v"])
     large = helper.make_tensor("v", FLOAT, [10**6], bytes(4 * 10**6), raw=True)
-    return crafted([own_node("f", "x", "y", v=large)], functions=[own], domains=("", "own"))
+    return foreign([own_node("f", "x", "y", v=large)], functions=[own], domains=("", "own"))
 
 
 def overloaded() -> onnx.ModelProto:
     """A function of the same name twice, with other overloads."""
     functions = [function("f", node("Neg", "a", "b")), function("f", node("Exp", "a", "b"))]
     functions[1].overload = "other"
-    return crafted([own_node("f", "x", "y")], functions=functions, domains=("", "own"))
+    return foreign([own_node("f", "x", "y")], functions=functions, domains=("", "own"))
 
 
 REFUSED: dict[str, Callable[[], onnx.ModelProto]] = {

@@ -187,7 +187,7 @@ def _read_header(file: IO[bytes], label: str) -> tuple[tuple[int, ...], bool, np
         shape, fortran_order, dtype = _parse_header(start[6:], length_field + file.read(length))
     except Exception:  # NumPy's parser raises all kinds of exceptions for damaged headers
         raise _invalid_npy(label) from None
-    if min(shape, default=0) < 0:
+    if not all(type(extent) is int and extent >= 0 for extent in shape):  # NumPy takes (True, 2)
         raise _invalid_npy(label)
     return shape, fortran_order, dtype
 

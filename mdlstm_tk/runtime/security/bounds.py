@@ -112,7 +112,8 @@ def gemm(_: Attributes, inputs: Sequence[Bound], outputs: int) -> list[Bound]:
 def einsum(attributes: Attributes, inputs: Sequence[Bound], outputs: int) -> list[Bound]:
     """The number of letters in the result, and while it is computed, of all different letters."""
     equation = attributes.get(b"equation")
-    assert isinstance(equation, bytes)
+    if not isinstance(equation, bytes):
+        raise holds("an Einsum without an equation")
     operands, result = equation.replace(b" ", b"").split(b"->")
     if operands.count(b",") + 1 != len(inputs):
         raise holds("an Einsum of another number of tensors than its equation has")
