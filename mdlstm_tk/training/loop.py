@@ -144,10 +144,11 @@ def _metrics_writer(
     if not context.is_main:
         yield lambda record: None, lambda: None
         return
+    records = run.read_metrics()[:step] if step else []  # refused, if damaged, before anything is removed
     run.start(resume=step > 0)
     with atomic_write(run.config) as temporary:
         temporary.write_text(config.to_toml(), encoding="utf-8")
-    run.write_metrics(run.read_metrics()[:step] if step else [])
+    run.write_metrics(records)
     events = None
     if config.tensorboard:
         require("tensorboard", "tensorboard")

@@ -80,7 +80,7 @@ class Trainer:
         """
         config = self.config
         # Dropout is seeded by the step, so a resumed run draws what an uninterrupted one draws.
-        torch.manual_seed((config.seed * 1_000_003 + self.step) * 1009 + self.context.rank)
+        torch.manual_seed(((config.seed * 1_000_003 + self.step) * 1009 + self.context.rank) % 2**63)
         lr = learning_rate(config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
