@@ -22,6 +22,7 @@ extensions = [
 ]
 exclude_patterns = ["_extensions", "figures"]
 myst_heading_anchors = 3
+smartquotes_action = "D"  # dashes, which Sphinx writes as "--", but no curly quotes
 
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

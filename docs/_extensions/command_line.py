@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -37,7 +38,9 @@ class VerbDirective(Directive):
             title = "Arguments" if param in arguments else param.rich_help_panel or "Options"
             panels.setdefault(title, []).append(param)
         result: list[nodes.Node] = [nodes.literal_block(usage, usage, language="text")]
-        result += [nodes.paragraph("", text) for text in inspect.cleandoc(verb.help).split("\n\n")]
+        result += [
+            nodes.paragraph("", "", *_text(part)) for part in inspect.cleandoc(verb.help).split("\n\n")
+        ]
         annotations = inspect.signature(verb.callback, eval_str=True).parameters
         for title, params in panels.items():
             result.append(nodes.rubric("", title))
@@ -60,12 +63,18 @@ def _option(verb: str, param: Any, annotation: Any) -> nodes.definition_list_ite
         term += nodes.literal("", value.strip(), classes=["value"])
     text = param.help or ""
     default = _default(param)
-    paragraph = nodes.paragraph("", text)
+    paragraph = nodes.paragraph("", "", *_text(text))
     if default:
-        paragraph += [nodes.Text(" Default: "), nodes.inline("", default), nodes.Text(".")]
+        paragraph += [nodes.Text(" Default: "), *_text(default), nodes.Text(".")]
     elif param.required:
         paragraph += nodes.Text(" Required.")
     return nodes.definition_list_item("", term, nodes.definition("", paragraph))
+
+
+def _text(text: str) -> list[nodes.Node]:
+    """A text in which options are code."""
+    parts = re.split(r"(?<![\w-])(--?[a-z][\w-]*)", text)
+    return [nodes.literal("", part) if k % 2 else nodes.Text(part) for k, part in enumerate(parts) if part]
 
 
 def _value(param: Any, annotation: Any) -> str:
@@ -104,8 +113,9 @@ class TaskDefaultsDirective(Directive):
         tasks = {name: task.defaults for name, (task, _) in BUILT_IN.items()}
         tasks |= {f"{kind} (your own data)": values for kind, values in DEFAULTS.items()}
         rows = [
-            (name, _code(", ".join(f"{key}={value}" for key, value in values.items())))
+            (name, _code(", ".join(f"{key}={value}" for key, value in values.items() if value != "")))
             for name, values in tasks.items()
+            if values
         ]
         return [_table(("task", "settings"), (30, 70), rows)]
 
