@@ -24,7 +24,7 @@ lint: $(VENV)/test.stamp  ## run the linter, the formatter and the type checker
 	$(BIN)/mypy
 
 docs: $(VENV)/docs.stamp  ## build the site into build/docs; a warning is an error
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d build/doctrees docs build/docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet -d build/doctrees docs build/docs
 	@echo built build/docs/index.html
 
 clean:  ## remove the environment and everything that was built

@@ -72,4 +72,11 @@ def boundary() -> Figure:
 
 
 if __name__ == "__main__":
-    draw({"wavefront.svg": wavefront, "directions.svg": directions, "boundary.svg": boundary})
+    draw(
+        {
+            "wavefront.svg": wavefront,
+            "directions.svg": directions,
+            "directions.png": directions,  # for README.md: package indexes show no SVG
+            "boundary.svg": boundary,
+        }
+    )

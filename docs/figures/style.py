@@ -29,7 +29,8 @@ def draw(figures: dict[str, Callable[[], Figure]]) -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else IMAGES
     for name, make in figures.items():
         figure = make()
-        figure.savefig(folder / name, metadata={"Date": None}, facecolor="white", bbox_inches="tight")
+        metadata = {"Date": None} if name.endswith(".svg") else {"Software": None}
+        figure.savefig(folder / name, metadata=metadata, dpi=120, facecolor="white", bbox_inches="tight")
         plt.close(figure)
 
 
