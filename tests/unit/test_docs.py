@@ -17,7 +17,7 @@ from helpers.requirements import missing
 from mdlstm_tk.cli.main import VERBS
 
 PAGES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
-PAGES += ["CONTRIBUTING.md"]
+PAGES += ["CONTRIBUTING.md", "README.md"]
 WITHOUT_BLOCKS = ("docs/changelog.md", "docs/contributing.md", "docs/performance.md", "docs/tasks/index.md")
 
 
