@@ -6,11 +6,12 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.checkout import ROOT
+from helpers.checkout import ROOT, modules
 from helpers.documents import blocks, run_blocks
 from helpers.requirements import missing
 
@@ -77,9 +78,15 @@ def test_blocks_that_are_right_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         run_blocks(path)
 
 
-def test_pages_name_every_verb_and_package() -> None:
+def test_the_reference_has_every_verb_and_every_public_name() -> None:
     text = (ROOT / "docs/command-line.md").read_text(encoding="utf-8")
     assert re.findall(r"^```\{verb\} (\w+)$", text, re.MULTILINE) == list(VERBS)
+    text = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs/api").glob("*.md"))
+    whole = re.findall(r"^\.\. automodule:: (\S+)\n   :members:$", text, re.MULTILINE)
+    for package in (name for name, path in modules().items() if path.name == "__init__.py"):
+        if package not in (*whole, "mdlstm_tk.cli"):
+            names = set(getattr(import_module(package), "__all__", ())) - {"__version__"}
+            assert names <= set(re.findall(r"\w+", text)), package
 
 
 def test_every_drawing_is_drawn_by_a_script(tmp_path: Path) -> None:
