@@ -21,8 +21,8 @@ import typer
 from helpers.checkout import ROOT
 from mdlstm_tk.cli.main import main, typer_app
 
-FEWER_STEPS = 100  # a page's `--steps 1000` are 10 here; without --steps 4 are done
-PROGRAMS = ("curl", "docker", "git", "npm", "torchrun")  # allowed in blocks that are only checked
+STEPS = "4"  # of a training for which a page does not say --steps
+PROGRAMS = ("(ulimit", "docker", "git", "torchrun", "unshare")  # allowed in blocks that are only checked
 
 
 def commands(text: str) -> list[list[str]]:
@@ -100,9 +100,10 @@ def _with_fewer_steps(arguments: list[str]) -> list[str]:
         return arguments
     if "--steps" in arguments:
         place = arguments.index("--steps") + 1
-        fewer = str(max(int(arguments[place]) // FEWER_STEPS, 4))
-        return [*arguments[:place], fewer, *arguments[place + 1 :]]
-    return arguments if {"--help", "--resume"} & set(arguments) else [*arguments, "--steps", "4"]
+        steps = int(arguments[place])  # more stay more, so that a page may resume a training
+        fewer = steps // 10 if steps <= 100 else 10 + steps // 100
+        return [*arguments[:place], str(fewer), *arguments[place + 1 :]]
+    return arguments if {"--help", "--resume"} & set(arguments) else [*arguments, "--steps", STEPS]
 
 
 def _redirected(words: list[str]) -> tuple[list[str], Path | None]:
