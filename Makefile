@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
-.PHONY: demo test coverage lowest lint clean
+.PHONY: demo test coverage lowest lint docs clean
 
 demo: $(VENV)/demo.stamp  ## train, export, infer and verify, into runs/
 	$(BIN)/mdlstm demo
@@ -23,6 +23,10 @@ lint: $(VENV)/test.stamp  ## run the linter, the formatter and the type checker
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: $(VENV)/docs.stamp  ## build the site into build/docs; a warning is an error
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet -d build/doctrees docs build/docs
+	@echo built build/docs/index.html
+
 clean:  ## remove the environment and everything that was built
 	rm -rf $(VENV) .venv-lowest build dist *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache
 
@@ -36,4 +40,8 @@ $(VENV)/demo.stamp: pyproject.toml setup.py | $(BIN)/python
 
 $(VENV)/test.stamp: pyproject.toml setup.py | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,image,data,tensorboard,ray,dev,$(RUNTIME)]'
+	touch $@
+
+$(VENV)/docs.stamp: pyproject.toml setup.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,docs,$(RUNTIME)]'
 	touch $@

@@ -44,7 +44,7 @@ def _root(
     """Multi-dimensional LSTMs: train in PyTorch, export to ONNX, run anywhere."""
 
 
-def _app(arguments: list[str]) -> typer.Typer:
+def typer_app(arguments: list[str]) -> typer.Typer:
     """The command. If a verb is called, it has only that verb: Typer takes longer to build the options of
     all verbs than `infer` takes to run a model."""
     called = arguments[:1] if arguments[0] in VERBS else VERBS
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str]) -> int:
     start = time.perf_counter()
     try:
-        code = _app(arguments)(arguments, prog_name="mdlstm", standalone_mode=False)
+        code = typer_app(arguments)(arguments, prog_name="mdlstm", standalone_mode=False)
         sys.stdout.flush()
         detail(f"{arguments[0]} took {time.perf_counter() - start:.2f} s{_peak_memory()}")
         return code if isinstance(code, int) else 0

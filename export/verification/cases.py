@@ -74,17 +74,19 @@ def random_cases(
                 yield Case(f"{size}, {name}, seed {seed}", group, x, _random_inputs(inputs, len(x), seed))
 
 
-def user_cases(metadata: Metadata, inputs: UserInputs) -> Iterator[Case]:
+def user_cases(metadata: Metadata, declared: Sequence[TensorSpec], inputs: UserInputs) -> Iterator[Case]:
     """The user's own arrays.
 
     Args:
         metadata: of the model.
+        declared: the inputs that the file declares.
         inputs: arrays by name, or files. An array is an x, with or without batch and channel axes. For a
             model with further inputs it is a mapping, or a `.npz` file, from the names of inputs to arrays.
 
     Raises:
         InputError: the model does not take an array, or a file cannot be read, or two arrays have one name.
     """
+    dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in declared}
     shapes, further_names = Shapes(metadata), set(metadata.inputs[1:]) - {"sizes"}
     seen: set[str] = set()
     for name, value in _named_inputs(metadata, inputs):
@@ -100,7 +102,15 @@ def user_cases(metadata: Metadata, inputs: UserInputs) -> Iterator[Case]:
             )
         batch = shapes.prepare(np.asarray(x), name)
         further = shapes.prepare_extra_inputs(arrays, batch)
+        # arrays that were read from a file are float32, whatever they were in it
+        further = {key: _converted(array, dtypes[key], f"{name}: {key}") for key, array in further.items()}
         yield Case(name, name, batch.samples, further)
+
+
+def _converted(array: Array, dtype: np.dtype[Any], label: str) -> Array:
+    if dtype.kind == "i" and (array != np.round(array)).any():
+        raise InputError(f"{label} must hold whole numbers; the network takes {dtype} there")
+    return array.astype(dtype)
 
 
 def _named_inputs(metadata: Metadata, inputs: UserInputs) -> Iterator[tuple[str, Any]]:

@@ -116,7 +116,7 @@ def verify_model(
         sessions = _sessions(path, device, limit, timeout)
         origin = origins[path] = _origin(path, against, sessions[0].metadata, code)
         random = _random_cases(path, origin, range(seed, seed + seeds))
-        cases = random if inputs is None else _user_cases(origin.metadata, inputs)
+        cases = random if inputs is None else _user_cases(path, origin.metadata, inputs)
         # Arrays of the user's alone may be too few to know the scale of the outputs from.
         outcomes_of_file = _compare_all(path, origin, sessions, cases, [] if inputs is None else random[:2])
         for case in cases:
@@ -209,8 +209,9 @@ def _random_cases(path: Path, origin: _Origin, seeds: Sequence[int]) -> list[Cas
     return list(random_cases(origin.metadata, declared, origin.grid, seeds))
 
 
-def _user_cases(metadata: Metadata, inputs: UserInputs) -> list[Case]:
-    cases = list(user_cases(metadata, inputs))
+def _user_cases(path: Path, metadata: Metadata, inputs: UserInputs) -> list[Case]:
+    declared, _ = tensor_specs(read_model(path.read_bytes()))
+    cases = list(user_cases(metadata, declared, inputs))
     if not cases:
         raise InputError("inputs must hold at least one array or file, got none")
     return cases

@@ -15,6 +15,7 @@ from fuzz.guard import Guard
 from fuzz.outcome import ViolationError
 from fuzz.run_files import mutate_run, plant
 from fuzz.run_seeds import KINDS, write_run_seeds
+from mdlstm_tk.private_folder import private_folder
 
 MEMORY = 3 * 2**30  # by which a case may grow; kernels are compiled in it
 LIMIT = 60.0  # seconds of a case
@@ -58,11 +59,10 @@ class RunFuzzer:
         self.folder = scratch / "case"
         temporary = scratch / "temporary"
         temporary.mkdir()
-        tempfile.tempdir = os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
-            temporary
-        )  # torch.onnx makes a folder
-        caches = [Path("~/.cache").expanduser(), Path("~/.local/state").expanduser()]
-        self.guard = Guard(self.folder, [temporary, *caches])
+        # torch.onnx makes a folder
+        tempfile.tempdir = os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(temporary)
+        own = [private_folder("cache"), private_folder("state")]  # compiled kernels, notes of exports
+        self.guard = Guard(self.folder, [temporary, *filter(None, own)])
         self._warm_up()
 
     def make(self, rng: random.Random) -> tuple[str, Callable[[], str | None]]:

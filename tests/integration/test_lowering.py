@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from helpers import parity
 from helpers.sweeps import CHANNELS, FORMS, GRIDS, Sweep, lowered, random_x
 from onnx.reference import ReferenceEvaluator
 
@@ -22,7 +23,7 @@ from mdlstm_tk.wavefront import Direction, wavefronts
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_cell.py"
 OWN_CELLS = ("coupled", "input-gated")
-CELLS = ("graves", "mean", "stable", "leaky", *OWN_CELLS)
+CELLS = (*parity.CELLS, *OWN_CELLS)
 
 
 @pytest.fixture(autouse=True, scope="module")

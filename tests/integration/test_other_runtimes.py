@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from helpers.parity import CELLS
 from helpers.sweeps import FORMS, GRIDS, Sweep, lowered, random_x
 from onnx import inliner, version_converter
 
@@ -56,7 +57,7 @@ def padded_feeds(grid: tuple[int, ...], dtype: type = np.float32) -> dict[str, n
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("ndim", [1, 2, 3], ids="{}D".format)
-@pytest.mark.parametrize("cell", ["graves", "mean", "stable", "leaky"])
+@pytest.mark.parametrize("cell", CELLS)
 def test_openvino_agrees_with_float64_within_1e_5(cell: str, ndim: int, form: str) -> None:
     has_all = ndim < 3 or form != "unrolled"
     grid, norm = GRIDS[ndim], ndim == 2
@@ -74,7 +75,7 @@ def test_openvino_agrees_with_float64_in_float16(form: str) -> None:
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3], ids="{}D".format)
-@pytest.mark.parametrize("cell", ["graves", "mean", "stable", "leaky"])
+@pytest.mark.parametrize("cell", CELLS)
 def test_tract_runs_the_unrolled_form(cell: str, ndim: int, tmp_path: Path) -> None:
     sweep, grid = Sweep.random(cell, 1 if ndim == 3 else "all", ndim, layer_norm=ndim == 2), GRIDS[ndim]
     feeds = padded_feeds(grid)

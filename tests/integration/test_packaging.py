@@ -52,8 +52,10 @@ def test_the_sdist_holds_the_checkout(sdist: Path) -> None:
     expected = {path.relative_to(ROOT) for path in modules().values()} | set(DATA)
     expected |= {Path(name) for name in ("pyproject.toml", "setup.py", "LICENSE", "README.md")}
     expected |= {Path(name) for name in ("CHANGELOG.md", "CONTRIBUTING.md", "Makefile", ".ci/run")}
-    for name in ("tests", "benchmarks", "docs", "examples"):
-        sources = (path for path in (ROOT / name).rglob("*") if path.suffix in (".py", ".md", ".png"))
+    expected |= {Path(name) for name in ("CITATION.cff", "CODE_OF_CONDUCT.md", ".pre-commit-config.yaml")}
+    suffixes = (".css", ".ipynb", ".md", ".png", ".py", ".svg", ".yml")
+    for name in ("tests", "benchmarks", "docs", "examples", ".github"):
+        sources = (path for path in (ROOT / name).rglob("*") if path.suffix in suffixes)
         expected |= {path.relative_to(ROOT) for path in sources}
     assert Path("tests/helpers/checkout.py") in expected
     assert expected - held == set()

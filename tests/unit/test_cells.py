@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers.parity import CELLS
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError
@@ -27,13 +28,14 @@ def by_hand(cell: str, a: Array, up: Array, left: Array) -> tuple[Array, Array]:
         i, f, lam, g, o = sigmoid(a[0]), sigmoid(a[1]), sigmoid(a[2]), np.tanh(a[3]), sigmoid(a[4])
         c = i * g + f * (lam * up + (1 - lam) * left)
         return o * np.tanh(c), c
+    assert cell == "leaky"
     phi, lam, g, w0, w1 = sigmoid(a[0]), sigmoid(a[1]), np.tanh(a[2]), sigmoid(a[3]), sigmoid(a[4])
     before = lam * up + (1 - lam) * left
     c = phi * g + (1 - phi) * before
     return np.tanh(w0 * before + w1 * c), c
 
 
-@pytest.mark.parametrize("cell", ["graves", "mean", "stable", "leaky"])
+@pytest.mark.parametrize("cell", CELLS)
 def test_a_2x2_grid_equals_the_equations_written_by_hand(cell: str) -> None:
     torch.manual_seed(0)
     n = 3

@@ -1,16 +1,25 @@
-"""The Python blocks of pages in docs/, run from top to bottom of each page."""
+"""The pages in docs/: their blocks run from top to bottom, and they name every verb and public name."""
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.checkout import ROOT
+from helpers.checkout import ROOT, modules
 from helpers.documents import blocks, run_blocks
 from helpers.requirements import missing
 
-PAGES = ("pytorch.md", "pytorch_layer.md", "exporting.md")
+from mdlstm_tk.cli.main import VERBS
+
+PAGES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
+PAGES += ["CONTRIBUTING.md", "README.md"]
+WITHOUT_BLOCKS = ("docs/changelog.md", "docs/contributing.md", "docs/performance.md", "docs/tasks/index.md")
 
 
 @pytest.mark.slow
@@ -18,22 +27,81 @@ PAGES = ("pytorch.md", "pytorch_layer.md", "exporting.md")
 @pytest.mark.parametrize("name", PAGES)
 def test_the_blocks_of_a_page_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    for folder in ("examples", "benchmarks"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     torch.manual_seed(0)
-    if absent := run_blocks(ROOT / "docs" / name):
+    if absent := run_blocks(ROOT / name):
         missing(f"not installed: {', '.join(sorted(absent))}")
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_has_blocks(name: str) -> None:
-    assert len(list(blocks(ROOT / "docs" / name))) >= 5
-    printed = [block.printed for block in blocks(ROOT / "docs" / name) if block.printed]
-    assert len(printed) == (ROOT / "docs" / name).read_text(encoding="utf-8").count("```text")
+def test_a_page_has_blocks_of_known_kinds(name: str) -> None:
+    page = ROOT / name
+    found = list(blocks(page))
+    assert found or name in WITHOUT_BLOCKS
+    fences = re.findall(r"^ *```(?!\{)\S*", page.read_text(encoding="utf-8"), re.MULTILINE)
+    directives = re.findall(r"^```\{", page.read_text(encoding="utf-8"), re.MULTILINE)
+    hidden = page.read_text(encoding="utf-8").count("<!-- python\n")
+    shown = 2 * (len(found) - hidden) + 2 * sum(block.printed is not None for block in found)
+    assert len(fences) == shown + len(directives)  # of a directive, only the closing fence counts
 
 
-def test_a_page_that_prints_something_else_is_noticed(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("```python\nx = 1\n```\n\n```python\nprint(x)\n```\n\n```text\n2\n```\n")
-    with pytest.raises(AssertionError, match=r"page\.md:6"):
-        run_blocks(page)
-    page.write_text(page.read_text().replace("```text\n2", "```text\n1"))
-    assert run_blocks(page) == set()
+@pytest.mark.parametrize(
+    ("page", "error"),
+    [
+        ("```python\nx = 1\n```\n\n```python\nprint(x)\n```\n\n```text\n2\n```\n", r"page\.md:6"),
+        ("```sh\nmdlstm info nowhere.onnx\n```\n", "nowhere"),
+        ("```sh\nmdlstm train --sise 8\n```\n", "--sise"),
+        ("```sh\nrm -r runs\n```\n", "no test knows"),
+        ("```sh\npip install 'mdlstm-tk[trian]'\n```\n", "trian"),
+    ],
+)
+def test_a_page_that_is_wrong_is_noticed(tmp_path: Path, page: str, error: str) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(page)
+    with pytest.raises(AssertionError, match=error):
+        run_blocks(path)
+
+
+def test_blocks_that_are_right_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "page.md"
+    path.write_text(
+        "<!-- python\nx = 1\n-->\n\n```python\nprint(x)\n```\n\n```text\n1\n```\n\n"
+        "```sh\nmdlstm --version\n```\n\n```text\nmdlstm-tk …\n```\n\n"
+        "```sh check: trains for hours\nmdlstm train --steps 1000000 -o never\n```\n"
+    )
+    assert run_blocks(path) == set()
+    assert not (tmp_path / "never").exists()
+    path.write_text(path.read_text().replace("--steps 1000000", "--steps many"))
+    with pytest.raises(ValueError, match="--steps"):
+        run_blocks(path)
+
+
+def test_the_reference_has_every_verb_and_every_public_name() -> None:
+    text = (ROOT / "docs/command-line.md").read_text(encoding="utf-8")
+    assert re.findall(r"^```\{verb\} (\w+)$", text, re.MULTILINE) == list(VERBS)
+    text = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs/api").glob("*.md"))
+    whole = re.findall(r"^\.\. automodule:: (\S+)\n   :members:$", text, re.MULTILINE)
+    for package in (name for name, path in modules().items() if path.name == "__init__.py"):
+        if package not in (*whole, "mdlstm_tk.cli"):
+            names = set(getattr(import_module(package), "__all__", ())) - {"__version__"}
+            assert names <= set(re.findall(r"\w+", text)), package
+
+
+def test_every_drawing_is_drawn_by_a_script(tmp_path: Path) -> None:
+    scripts = [path for path in (ROOT / "docs/figures").glob("*.py") if path.stem != "style"]
+    for script in scripts:
+        subprocess.run(
+            [sys.executable, script, tmp_path], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+    drawn = {path.name for path in tmp_path.iterdir()}
+    images = {path.name for path in (ROOT / "docs/images").iterdir()}
+    assert {name for name in images if name.endswith(".svg")} <= drawn <= images
+
+
+@pytest.mark.parametrize("name", ["CHANGELOG.md", "CONTRIBUTING.md", "README.md"])
+def test_links_to_files_lead_somewhere(name: str) -> None:
+    """Those in docs/ are checked by Sphinx."""
+    links = re.findall(r"\]\(([^)#\s]+)", (ROOT / name).read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []

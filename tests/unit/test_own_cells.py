@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.parity import CELLS
 
 from mdlstm_tk import MDLSTM, InputError, register_cell
 from mdlstm_tk.cells import cell, cell_names, get_cell
@@ -23,8 +24,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test starts with the cells of the package, and the cells that it registers are gone after it."""
-    shipped = ("graves", "mean", "stable", "leaky")
-    monkeypatch.setattr(cell, "_cells", {name: cell._cells[name] for name in shipped})
+    monkeypatch.setattr(cell, "_cells", {name: cell._cells[name] for name in CELLS})
     cell._from_file.cache_clear()
     import_file.cache_clear()
 
