@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mdlstm_tk.arguments import one_line
 from mdlstm_tk.backends.faces import Faces, face_extents, line_counts
-from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.masking import valid_mask
 
@@ -62,6 +61,11 @@ class FaceShape(NamedTuple):
     def grid(self) -> tuple[int, ...]:
         return tuple(self.x.shape[1:-1])
 
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """The dtype of c."""
+        return torch.float32 if self.dtype.itemsize == 2 else self.dtype
+
 
 def initial_faces(
     initial_state: Sequence[BoundaryState] | None, num_layers: int, shape: FaceShape
@@ -80,11 +84,10 @@ def initial_faces(
             f"initial_state must be a tuple with one BoundaryState for each of {num_layers} layers, "
             f"got {_describe(initial_state)}{hint}"
         )
-    state_of_c = state_dtype(shape.x.new_empty(0, dtype=shape.dtype))
     return [
         Faces(
             _join(f"initial_state[{k}].h", state.h, shape.dtype, shape),
-            _join(f"initial_state[{k}].c", state.c, state_of_c, shape),
+            _join(f"initial_state[{k}].c", state.c, shape.state_dtype, shape),
         )
         for k, state in enumerate(initial_state)
     ]
@@ -119,7 +122,7 @@ def _join(name: str, faces: Any, dtype: torch.dtype, shape: FaceShape) -> Tensor
         if face is None:
             parts.append(shape.x.new_zeros(batch, count, shape.dirs, shape.units, dtype=dtype))
             continue
-        _check(f"{name}[{d}]", face, d, dtype, shape)
+        _check(f"{name}[{d}]", face, d, shape)
         extents = face_extents(grid, d)
         whole = face.to(dtype).reshape(batch, *extents, shape.dirs, shape.units)
         if shape.sizes is not None:  # outside a sample's extents, what the face holds is ignored
@@ -129,8 +132,8 @@ def _join(name: str, faces: Any, dtype: torch.dtype, shape: FaceShape) -> Tensor
     return torch.cat(parts, dim=1)
 
 
-def _check(name: str, face: Any, d: int, dtype: torch.dtype, shape: FaceShape) -> None:
-    """Check one face."""
+def _check(name: str, face: Any, d: int, shape: FaceShape) -> None:
+    """Check the face of axis d."""
     if not isinstance(face, Tensor):
         raise InputError(f"{name} must be a tensor or None, got {_describe(face)}")
     batch = list(shape.x.shape[:1]) if shape.has_batch_axis else []
@@ -141,7 +144,7 @@ def _check(name: str, face: Any, d: int, dtype: torch.dtype, shape: FaceShape) -
             f"{name} must be the face across axis {d} of the grid {shape.grid}, "
             f"({', '.join([*axes, 'dirs', 'n'])}) = {expected}, got shape {tuple(face.shape)}"
         )
-    accepted = {shape.x.dtype, shape.dtype, dtype}
+    accepted = {shape.x.dtype, shape.dtype, shape.state_dtype}
     if face.dtype not in accepted:
         raise InputError(
             f"{name} must have the dtype {' or '.join(sorted(map(str, accepted)))}, got {face.dtype}; "

@@ -98,15 +98,13 @@ def end_rows(ends: Tensor, batch: int, tables: SweepTables) -> Tensor:
 
 
 def face_rows(ends: Tensor, batch: int, tables: SweepTables) -> Tensor:
-    """(D, dirs, P·N), for each axis the face row whose line has its end at a row; F·N where there is none.
-
-    With a row of zeros after the last, `with_zeros(faces)[direction, face_rows]` is the state that enters.
-    """
+    """(D, dirs, P·N), for each axis the face row whose line has its end at a row, or −1: in `with_zeros`
+    that is the row of zeros."""
     rows = end_rows(ends, batch, tables)  # (dirs, F, N)
     dirs, lines, _ = rows.shape
     dtype = torch.int32 if lines * batch < 2**31 else torch.int64
     numbers = torch.arange(lines * batch, device=rows.device, dtype=dtype).view(lines, batch)
-    nothing = numbers.new_full((dirs, tables.positions * batch), lines * batch)
+    nothing = numbers.new_full((dirs, tables.positions * batch), -1)
     counts = line_counts(tables.grid)
     parts = zip(rows.split(counts, dim=1), numbers.split(counts), strict=True)
     return torch.stack(
@@ -120,7 +118,7 @@ def by_direction(face: Tensor) -> Tensor:
 
 
 def with_zeros(face: Tensor) -> Tensor:
-    """(N, F, dirs, n) → (dirs, F·N + 1, n), indexed by face row, with zeros where there is none."""
+    """(N, F, dirs, n) → (dirs, F·N + 1, n), indexed by face row, and a row of zeros."""
     rows = by_direction(face)
     return torch.cat([rows, rows.new_zeros(rows.shape[0], 1, rows.shape[2])], dim=1)
 

@@ -197,7 +197,7 @@ def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
     assert not any(re.search(r"\b(atom|red)\.", text) for text in assembly)
     for path in tmp_path.glob("*.ttir"):
         body = [line for line in path.read_text().splitlines() if "tt.func" not in line]
-        uses = [line for line in body if re.search(r"%(t|batch|positions|blocks)\b", line)]
+        uses = [line for line in body if re.search(r"%(t|batch|positions|lines|blocks)\b", line)]
         assert uses and all(re.search(r"= arith.extsi %\w+ : i32 to i64", line) for line in uses), uses
 
 

@@ -98,8 +98,8 @@ def _face_row(ends_ptr, axis, direction, row, rows, lines, exists):
     """The row, in states (dirs, lines, n) of all faces, of the line along `axis` that has its end at a
     global row, and whether there is one. `ends_ptr` is (D, dirs, rows), with rows = P·N."""
     dirs = tl.num_programs(2)
-    line = tl.load(ends_ptr + axis * dirs * rows + row, mask=exists, other=lines).to(tl.int64)
-    return direction * lines + line, exists & (line < lines)
+    line = tl.load(ends_ptr + axis * dirs * rows + row, mask=exists, other=-1).to(tl.int64)
+    return direction * lines + line, line >= 0
 
 
 @triton.jit
