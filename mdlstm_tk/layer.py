@@ -18,7 +18,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.masking import Sizes, as_sizes, valid_mask
 from mdlstm_tk.operator import sweep
 from mdlstm_tk.state_operator import sweep_states
-from mdlstm_tk.states import BoundaryState, FaceShape, initial_faces, to_boundary_state
+from mdlstm_tk.states import BoundaryState, FaceShape, State, initial_faces, to_boundary_state
 from mdlstm_tk.wavefront import Direction, resolve_directions
 
 PARAMETERS = ("weight_ih", "weight_hh", "bias", "peephole", "norm_weight", "norm_bias")
@@ -208,7 +208,7 @@ class MDLSTM(nn.Module):
         sizes: Sizes | None = None,
         initial_state: Sequence[BoundaryState] | None = None,
         return_state: bool = False,
-    ) -> Tensor | tuple[Tensor, tuple[BoundaryState, ...]]:
+    ) -> Tensor | tuple[Tensor, State]:
         """Run the layer.
 
         Args:
@@ -248,58 +248,44 @@ class MDLSTM(nn.Module):
                 sizes = (sizes + window - 1) // window
         keeps_states = return_state or initial_state is not None
         if keeps_states:
-            counts = len(self.directions), self.hidden_size
-            shape = FaceShape(x, sizes, *counts, autocast or x.dtype, has_batch_axis)
-            first = initial_faces(initial_state, self.num_layers, shape)
-        final = []
+            numbers = len(self.directions), self.hidden_size
+            shape = FaceShape(x, sizes, *numbers, autocast or x.dtype, has_batch_axis)
+            first, final = initial_faces(initial_state, self.num_layers, shape), []
         for k in range(self.num_layers):
             if k > 0:
                 x = nn.functional.dropout(x, self.dropout, self.training)
                 parameters = self._layer_parameters(k)
-            inputs = self._sweep_inputs(x, parameters, sizes, autocast)
+            tensors: list[Any] = [x, *parameters]
+            if autocast is not None:
+                tensors = [None if tensor is None else tensor.to(autocast) for tensor in tensors]
+            inputs = SweepInputs._make((*tensors, sizes, self._signs, self.cell))
             if keeps_states:
                 y, last = sweep_states(inputs, first[k], self.backend, self.recompute)
                 final.append(to_boundary_state(last, shape))
             else:
                 y = sweep(inputs, self.backend, self.recompute)
             x = self._merged(y)
-        y = x if self.channels_last else x.movedim(-1, 1)
-        y = y if has_batch_axis else y.squeeze(0)
-        return (y, tuple(final)) if return_state else y
+        x = x if self.channels_last else x.movedim(-1, 1)
+        x = x if has_batch_axis else x.squeeze(0)
+        return (x, tuple(final)) if return_state else x
 
     if TYPE_CHECKING:  # nn.Module alone would return Any
 
         @overload
         def __call__(
-            self,
-            x: Tensor,
-            sizes: Sizes | None = None,
-            initial_state: Sequence[BoundaryState] | None = None,
-            return_state: Literal[False] = False,
+            self, x: Tensor, sizes: Sizes | None = ..., initial_state: Sequence[BoundaryState] | None = ...
         ) -> Tensor: ...
         @overload
         def __call__(
             self,
             x: Tensor,
-            sizes: Sizes | None = None,
-            initial_state: Sequence[BoundaryState] | None = None,
+            sizes: Sizes | None = ...,
+            initial_state: Sequence[BoundaryState] | None = ...,
             *,
             return_state: Literal[True],
-        ) -> tuple[Tensor, tuple[BoundaryState, ...]]: ...
+        ) -> tuple[Tensor, State]: ...
         def __call__(self, *arguments: Any, **options: Any) -> Any:
             """As `forward`."""
-
-    def _sweep_inputs(
-        self,
-        x: Tensor,
-        parameters: Sequence[Tensor | None],
-        sizes: Tensor | None,
-        autocast: torch.dtype | None,
-    ) -> SweepInputs:
-        tensors: list[Any] = [x, *parameters]
-        if autocast is not None:
-            tensors = [None if tensor is None else tensor.to(autocast) for tensor in tensors]
-        return SweepInputs._make((*tensors, sizes, self._signs, self.cell))
 
     def _merged(self, y: Tensor) -> Tensor:
         """(N, *grid, dirs, n) → (N, *grid, output_size)."""

@@ -39,6 +39,9 @@ class BoundaryState(NamedTuple):
     c: Sequence[Tensor | None] | None = None
 
 
+State = tuple[BoundaryState, ...]  # of a layer: one for each of its stacked layers
+
+
 class FaceShape(NamedTuple):
     """What the states of a layer must fit.
 

@@ -6,112 +6,25 @@ so chained parts also show that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.parity import CELLS, DTYPES
+from helpers.states import UNITS, StateCase, check_tiles, make_layer, random_faces, run, to_state
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from mdlstm_tk import MDLSTM, BoundaryState, InputError
+from mdlstm_tk.cells import get_cell
 from mdlstm_tk.state_operator import wavefront_states, wavefront_states_backward
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
-Faces = list[Tensor]  # h of every axis, then c of every axis
-UNITS = 3
+EXAMPLE = Path(__file__).parents[2] / "examples" / "own_cell.py"
 CORNERS = list(product((1, -1), repeat=2))
-
-
-def make_layer(grid: Sequence[int], dtype: torch.dtype = torch.float64, **options: Any) -> MDLSTM:
-    torch.manual_seed(1)
-    layer = MDLSTM(2, UNITS, ndim=len(grid), **options)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return layer.to(dtype)
-
-
-def random_faces(batch: int, grid: Sequence[int], dirs: int, dtype: torch.dtype = torch.float64) -> Faces:
-    shapes = [(batch, *grid[:d], *grid[d + 1 :], dirs, UNITS) for d in range(len(grid))]
-    return [torch.randn(shape, dtype=dtype).requires_grad_() for shape in 2 * shapes]
-
-
-def to_state(faces: Faces) -> tuple[BoundaryState]:
-    ndim = len(faces) // 2
-    return (BoundaryState(tuple(faces[:ndim]), tuple(faces[ndim:])),)
-
-
-def run(layer: MDLSTM, x: Tensor, faces: Faces, sizes: Tensor | None = None) -> tuple[Tensor, Faces]:
-    y, (state,) = layer(x, sizes, initial_state=to_state(faces), return_state=True)
-    return y, [*state.h, *state.c]  # type: ignore[misc]
-
-
-def run_in_tiles(
-    layer: MDLSTM, x: Tensor, faces: Faces, cuts: Sequence[Sequence[int]]
-) -> tuple[Tensor, Faces]:
-    """The same, tile by tile; `cuts` are the places along each axis where the grid is cut. The layer has
-    one direction."""
-    (direction,), grid = layer.directions, x.shape[1:-1]
-    ndim = len(grid)
-    edges = [list(pairwise([0, *places, extent])) for places, extent in zip(cuts, grid, strict=True)]
-    order = [list(range(len(e)))[::sign] for e, sign in zip(edges, direction, strict=True)]
-    outputs: dict[tuple[int, ...], Tensor] = {}
-    leaving: dict[tuple[int, ...], Faces] = {}
-    for tile in product(*order):
-        ranges = [slice(*edges[d][k]) for d, k in enumerate(tile)]
-        entering = []
-        for index, face in enumerate(faces):
-            d = index % ndim
-            before = (*tile[:d], tile[d] - direction[d], *tile[d + 1 :])
-            others = (slice(None), *ranges[:d], *ranges[d + 1 :])
-            entering.append(leaving[before][index] if before in leaving else face[others])
-        outputs[tile], leaving[tile] = run(layer, x[(slice(None), *ranges)], entering)
-    last = []
-    for index in range(2 * ndim):
-        d = index % ndim
-        ends = {
-            (*tile[:d], *tile[d + 1 :]): faces[index]
-            for tile, faces in leaving.items()
-            if tile[d] == order[d][-1]
-        }
-        last.append(assemble(ends))
-    return assemble(outputs), last
-
-
-def assemble(parts: dict[tuple[int, ...], Tensor]) -> Tensor:
-    """Join tiles along the axes that their keys count."""
-    while (axes := len(next(iter(parts)))) > 0:
-        rows: dict[tuple[int, ...], list[Tensor]] = {}
-        for key in sorted(parts):
-            rows.setdefault(key[:-1], []).append(parts[key])
-        parts = {key: torch.cat(row, dim=axes) for key, row in rows.items()}
-    return parts[()]
-
-
-def results(y: Tensor, last: Faces, leaves: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Everything that the caller compares: y, the final states and the gradient of every leaf."""
-    generator = torch.Generator().manual_seed(3)
-    outputs = [y, *last]
-    grads = [torch.randn(t.shape, generator=generator).to(t.dtype) for t in outputs]
-    yield from outputs
-    yield from torch.autograd.grad(outputs, leaves, grads)
-
-
-def check_tiles(layer: MDLSTM, grid: Sequence[int], cuts: Sequence[Sequence[int]]) -> None:
-    dtype = next(layer.parameters()).dtype
-    x = torch.randn(2, *grid, 2, dtype=dtype).requires_grad_()
-    faces = random_faces(2, grid, 1, dtype)
-    leaves = [x, *faces, *layer.parameters()]
-    whole = results(*run(layer, x, faces), leaves)
-    tiled = results(*run_in_tiles(layer, x, faces, cuts), leaves)
-    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
-    for one, other in zip(tiled, whole, strict=True):
-        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -141,51 +54,6 @@ def test_every_cell_can_be_cut(cell: str, options: dict[str, Any]) -> None:
     check_tiles(make_layer((3, 4), cell=cell, directions=[(-1, 1)], **options), (3, 4), [[2], [1]])
 
 
-@dataclass(frozen=True)
-class StateCase:
-    """A layer of all directions that runs from random states."""
-
-    grid: tuple[int, ...] = (3, 4)
-    cell: str = "graves"
-    sizes: bool = False
-    directions: Any = "all"
-    batch: int = 3
-    dtype: str = "float64"
-    options: tuple[str, ...] = ()  # that are True
-
-    def __str__(self) -> str:
-        grid = "x".join(map(str, self.grid))
-        return "-".join([self.cell, grid, self.dtype, *(["sizes"] if self.sizes else []), *self.options])
-
-    def run(self, backend: str, dtype: torch.dtype) -> list[Tensor]:
-        """The results with everything rounded to the case's dtype first, c excepted."""
-        options = dict.fromkeys(self.options, True)
-        layer = make_layer(
-            self.grid,
-            DTYPES[self.dtype],
-            cell=self.cell,
-            directions=self.directions,
-            backend=backend,
-            **options,
-        ).to(dtype)
-        torch.manual_seed(2)
-        x = torch.randn(self.batch, *self.grid, 2).to(DTYPES[self.dtype]).to(dtype).requires_grad_()
-        faces = random_faces(self.batch, self.grid, len(layer.directions), torch.float32)
-        leaves = [f.detach().to(DTYPES[self.dtype]).to(dtype).requires_grad_() for f in faces]
-        sizes = None
-        if self.sizes:
-            sizes = torch.stack([torch.randint(1, e + 1, (self.batch,)) for e in self.grid], dim=1)
-        return list(results(*run(layer, x, leaves, sizes), [x, *leaves, *layer.parameters()]))
-
-    def check(self, backend: str) -> None:
-        dtype = DTYPES[self.dtype]
-        tolerance = {"float64": 1e-11, "float32": 2e-5, "float16": 1e-2, "bfloat16": 6e-2}[self.dtype]
-        truth = self.run("reference", torch.float64)
-        for found, exact in zip(self.run(backend, dtype), truth, strict=True):
-            scale = max(1.0, exact.abs().max().item() if exact.numel() else 0.0)
-            torch.testing.assert_close(found.double(), exact, rtol=0, atol=tolerance * scale)
-
-
 CASES = [
     *(StateCase(grid, sizes=sizes) for grid in [(4,), (3, 4), (2, 3, 2)] for sizes in (False, True)),
     StateCase((2, 1, 3, 2), "stable", directions=[(1, -1, 1, -1), (1, 1, 1, 1)]),
@@ -203,6 +71,11 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees_with_reference(case: StateCase, backend: str) -> None:
     case.check(backend)
+
+
+@pytest.mark.parametrize("backend", ["fused", "torch"])
+def test_a_cell_that_does_not_see_h(backend: str) -> None:
+    StateCase(cell=get_cell(f"{EXAMPLE}:input-gated").name, sizes=True).check(backend)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["full", "packed"])
