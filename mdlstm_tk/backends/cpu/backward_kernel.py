@@ -31,6 +31,7 @@ from mdlstm_tk.backends.cpu.matmul import matmul
 
 SPILLED = 0  # rows of scratch memory that the cell needs; each specialised kernel has its own value
 RECURRENT = True  # whether the gates see h; each specialised kernel has its own value
+STATES = False  # whether there are initial and final states; each specialised kernel has its own value
 as_table_ptr = as_int32_ptr  # how tables of the grid are read; as_int_ptr for huge grids
 RECOMPUTE = False  # whether to compute the pre-activations again instead of reading what forward saved
 
@@ -152,7 +153,7 @@ def backward(  # type: ignore[no-untyped-def]
                         as_float_ptr(x, dtype_tag), order_ptr, predecessors_ptr, visit, sample, valid,
                         RECURRENT, dims,
                     )  # fmt: skip
-                if lines:
+                if STATES:
                     enter(
                         operand, c_prev, first, rows, depth, h_first_ptr, c_first_ptr, as_int_ptr(lines),
                         order_ptr, predecessors_ptr, valid_mask, RECURRENT, dims,
@@ -178,7 +179,7 @@ def backward(  # type: ignore[no-untyped-def]
                             if RECURRENT:
                                 dh_next[d] = ptr_to_int(ptr_add(d_next, row * d_stride + d * units))
                             dc_next[d] = ptr_to_int(ptr_add(dc_after, (row * ndim + d) * units))
-                    if lines:
+                    if STATES:
                         leave(
                             dh_next, dc_next, visit, sample, dh_last_ptr, dc_last_ptr, as_int_ptr(lines),
                             order_ptr, successors_ptr, valid_mask, dims,
@@ -196,7 +197,7 @@ def backward(  # type: ignore[no-untyped-def]
                         da, padded, 1, w_t_ptr, gate_dim * panel, panel, gate_dim, d_rows, d_stride, rows,
                         columns, False,
                     )  # fmt: skip
-                if lines:
+                if STATES:
                     keep_entering(
                         first, rows, d_rows, d_stride, ptr_add(dc_now, top * ndim * units), dh_first_ptr,
                         dc_first_ptr, as_int_ptr(lines), order_ptr, predecessors_ptr, valid_mask, RECURRENT,

@@ -17,7 +17,7 @@ threads take directions in turn and need nothing of each other. The members of a
 wavefront's rows and meet at a barrier after it.
 
 `forward` is a template: `mdlstm_tk.backends.cpu.compile` makes one function of it for every dtype and cell,
-with other values for the globals `_cell`, `SPILLED` and `RECURRENT`.
+with other values for the globals `_cell`, `SPILLED`, `RECURRENT` and `STATES`.
 
 Notation
     N, P, T, D        batch, positions, wavefronts, axes
@@ -55,6 +55,7 @@ from mdlstm_tk.backends.cpu.matmul import matmul
 BLOCK = 64  # rows between gathering and the cell: few enough to stay in cache, enough for the product
 SPILLED = 0  # rows of scratch memory that the cell needs; each specialised kernel has its own value
 RECURRENT = True  # whether the gates see h; each specialised kernel has its own value
+STATES = False  # whether there are initial and final states; each specialised kernel has its own value
 as_table_ptr = as_int32_ptr  # how tables of the grid are read; as_int_ptr for huge grids
 
 
@@ -171,7 +172,7 @@ def forward(  # type: ignore[no-untyped-def]
                         as_float_ptr(x, dtype_tag), order_ptr, predecessors_ptr, visit, sample, valid,
                         RECURRENT, dims,
                     )  # fmt: skip
-                if lines:
+                if STATES:
                     enter(
                         operand, c_prev, first, rows, depth, h_first_ptr, c_first_ptr, as_int_ptr(lines),
                         order_ptr, predecessors_ptr, valid_mask, RECURRENT, dims,

@@ -44,7 +44,7 @@ def forward(
         otherwise, and so are the gates if `recompute`.
     """
     dtype = inputs.x.dtype
-    plan = _plan("forward", inputs)
+    plan = _plan("forward", inputs, first is not None)
     batch, positions, _, dirs, _, units, _, gate_dim = plan.dims
     # While training, weights change at every step, and packing them is a small part of it.
     packed = (
@@ -112,7 +112,7 @@ def backward(
     inputs = _converted(inputs)
     x = inputs.x
     recompute = saved_gates.numel() == 0
-    plan = _plan("recompute" if recompute else "backward", inputs)
+    plan = _plan("recompute" if recompute else "backward", inputs, first is not None)
     _, _, fronts, dirs, ndim, units, channels, _ = plan.dims
     columns = plan.hidden_dim + (channels if wants_dx else 0)
     w_packed = _pack(plan, inputs) if recompute else None
@@ -186,7 +186,7 @@ def _split_sums(plan: Plan, inputs: SweepInputs, sums: Tensor) -> list[Tensor | 
     return [None if g is None else g.clone(memory_format=torch.contiguous_format) for g in gradients]
 
 
-def _plan(pass_kind: Pass, inputs: SweepInputs) -> Plan:
+def _plan(pass_kind: Pass, inputs: SweepInputs, states: bool) -> Plan:
     shape = inputs.x.shape
     key = PlanKey(
         pass_kind,
@@ -200,6 +200,7 @@ def _plan(pass_kind: Pass, inputs: SweepInputs) -> Plan:
         inputs.peephole is not None,
         inputs.norm_weight is not None,
         torch.get_num_threads(),
+        states,
     )
     plan = plans.get(key)
     if plan is None:
