@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from mdlstm_tk import MDLSTM, BoundaryState, InputError
+from mdlstm_tk.backends.cpu import plan, threads
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.state_operator import wavefront_states, wavefront_states_backward
 
@@ -76,6 +77,17 @@ def test_agrees_with_reference(case: StateCase, backend: str) -> None:
 @pytest.mark.parametrize("backend", ["fused", "torch"])
 def test_a_cell_that_does_not_see_h(backend: str) -> None:
     StateCase(cell=get_cell(f"{EXAMPLE}:input-gated").name, sizes=True).check(backend)
+
+
+def test_threads_share_a_sweep_with_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MIN_SWEEP_OPERATIONS", "MIN_WAVEFRONT_OPERATIONS"):
+        monkeypatch.setattr(threads, name, 1)
+    plan.plans.clear()
+    torch.set_num_threads(2)
+    StateCase(batch=40, directions=[(1, 1), (-1, 1)], sizes=True).check("fused")  # one direction each
+    StateCase(batch=40, directions=[(1, -1)], sizes=True).check("fused")  # the rows of a wavefront shared
+    assert {made.division.threads for made in plan.plans.values()} == {2}
+    plan.plans.clear()
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["full", "packed"])
