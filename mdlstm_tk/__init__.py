@@ -25,6 +25,7 @@ from mdlstm_tk.import_hooks import when_imported
 if TYPE_CHECKING:
     from mdlstm_tk.cells import register_cell as register_cell
     from mdlstm_tk.layer import MDLSTM as MDLSTM
+    from mdlstm_tk.states import BoundaryState as BoundaryState
 
 # In a checkout mdlstm_tk/models, cli and export are symbolic links to ../models and so on. Where the links
 # arrived as text files (Windows, zip) or not at all (sdist), the folders are found beside this package.
@@ -33,6 +34,7 @@ if not os.path.isdir(os.path.join(__path__[0], "models")):
 
 __all__ = [
     "MDLSTM",
+    "BoundaryState",
     "DeviceError",
     "InputError",
     "MDLSTMError",
@@ -51,6 +53,11 @@ def __getattr__(name: str) -> Any:
         from mdlstm_tk.layer import MDLSTM
 
         return MDLSTM
+    if name == "BoundaryState":
+        require("torch", "train")
+        from mdlstm_tk.states import BoundaryState
+
+        return BoundaryState
     if name == "register_cell":
         from mdlstm_tk.cells import register_cell
 
@@ -64,7 +71,7 @@ def __dir__() -> list[str]:
 
 def _register_operator() -> None:
     try:
-        import mdlstm_tk.operator  # noqa: F401
+        import mdlstm_tk.state_operator  # noqa: F401  (it imports the other operator)
     except ImportError as error:
         # One of our own modules is importing torch just now. Whatever needs it imports the operator next.
         if not (error.name or "").startswith("mdlstm_tk."):

@@ -23,6 +23,14 @@ def register() -> None:
     register_flop_formula(torch.ops.mdlstm.wavefront_backward)(wavefront_backward_flops)
 
 
+def register_states() -> None:
+    """The same for the operators with states; what enters from a face counts as at other positions."""
+    from torch.utils.flop_counter import register_flop_formula
+
+    register_flop_formula(torch.ops.mdlstm.wavefront_states)(wavefront_flops)
+    register_flop_formula(torch.ops.mdlstm.wavefront_states_backward)(wavefront_backward_flops)
+
+
 def wavefront_flops(x: Shape, weight_ih: Shape, weight_hh: Shape | None, *_: Any, **__: Any) -> int:
     """W x and, for each axis, U_d h_d: 2·N·P·dirs·G·n·(C + D·n)."""
     return 2 * prod(x[:-1]) * (prod(weight_ih) + _numel(weight_hh))

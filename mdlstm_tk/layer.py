@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from mdlstm_tk.cells.cell import TANH_GATE
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.masking import Sizes, as_sizes, valid_mask
 from mdlstm_tk.operator import sweep
+from mdlstm_tk.state_operator import sweep_states
+from mdlstm_tk.states import BoundaryState, FaceShape, State, initial_faces, to_boundary_state
 from mdlstm_tk.wavefront import Direction, resolve_directions
 
 PARAMETERS = ("weight_ih", "weight_hh", "bias", "peephole", "norm_weight", "norm_bias")
@@ -200,7 +202,13 @@ class MDLSTM(nn.Module):
         """
         return choose(self.backend, x.device, _autocast_dtype(x) or x.dtype)
 
-    def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        sizes: Sizes | None = None,
+        initial_state: Sequence[BoundaryState] | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, State]:
         """Run the layer.
 
         Args:
@@ -210,13 +218,18 @@ class MDLSTM(nn.Module):
                 on any device, a NumPy array or a list; (D,) for one sample without a batch axis. Outside
                 them y is 0, and what x holds there is ignored; inside, y equals that of the unpadded
                 sample.
+            initial_state: one `BoundaryState` for each layer, the states that the sweeps start from; zeros
+                if not given.
+            return_state: return the final states, too: with them as its `initial_state`, the layer goes on
+                where this call ends.
 
         Returns:
             y (N, *⌈grid / window⌉, output_size); features in axis 1 if not `channels_last`; without a batch
-            axis if x has none.
+            axis if x has none. With `return_state` a pair of y and a tuple with one `BoundaryState` for
+            each layer.
 
         Raises:
-            InputError: x or sizes have the wrong type, shape, dtype, device or value.
+            InputError: x, sizes or initial_state have the wrong type, shape, dtype, device or value.
         """
         parameters = self._layer_parameters(0)
         autocast = self._check(x, parameters[0])
@@ -233,32 +246,49 @@ class MDLSTM(nn.Module):
             if sizes is not None:
                 window = sizes.new_tensor(self.window)
                 sizes = (sizes + window - 1) // window
+        keeps_states = return_state or initial_state is not None
+        if keeps_states:
+            numbers = len(self.directions), self.hidden_size
+            shape = FaceShape(x, sizes, *numbers, autocast or x.dtype, has_batch_axis)
+            first, final = initial_faces(initial_state, self.num_layers, shape), []
         for k in range(self.num_layers):
             if k > 0:
                 x = nn.functional.dropout(x, self.dropout, self.training)
                 parameters = self._layer_parameters(k)
-            x = self._sweep(x, parameters, sizes, autocast)
-        y = x if self.channels_last else x.movedim(-1, 1)
-        return y if has_batch_axis else y.squeeze(0)
+            tensors: list[Any] = [x, *parameters]
+            if autocast is not None:
+                tensors = [None if tensor is None else tensor.to(autocast) for tensor in tensors]
+            inputs = SweepInputs._make((*tensors, sizes, self._signs, self.cell))
+            if keeps_states:
+                y, last = sweep_states(inputs, first[k], self.backend, self.recompute)
+                final.append(to_boundary_state(last, shape))
+            else:
+                y = sweep(inputs, self.backend, self.recompute)
+            x = self._merged(y)
+        x = x if self.channels_last else x.movedim(-1, 1)
+        x = x if has_batch_axis else x.squeeze(0)
+        return (x, tuple(final)) if return_state else x
 
-    if TYPE_CHECKING:
+    if TYPE_CHECKING:  # nn.Module alone would return Any
 
-        def __call__(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
-            """As `forward`; nn.Module alone would return Any."""
-            ...
+        @overload
+        def __call__(
+            self, x: Tensor, sizes: Sizes | None = ..., initial_state: Sequence[BoundaryState] | None = ...
+        ) -> Tensor: ...
+        @overload
+        def __call__(
+            self,
+            x: Tensor,
+            sizes: Sizes | None = ...,
+            initial_state: Sequence[BoundaryState] | None = ...,
+            *,
+            return_state: Literal[True],
+        ) -> tuple[Tensor, State]: ...
+        def __call__(self, *arguments: Any, **options: Any) -> Any:
+            """As `forward`."""
 
-    def _sweep(
-        self,
-        x: Tensor,
-        parameters: Sequence[Tensor | None],
-        sizes: Tensor | None,
-        autocast: torch.dtype | None,
-    ) -> Tensor:
-        tensors: list[Any] = [x, *parameters]
-        if autocast is not None:
-            tensors = [None if tensor is None else tensor.to(autocast) for tensor in tensors]
-        inputs = SweepInputs._make((*tensors, sizes, self._signs, self.cell))
-        y = sweep(inputs, self.backend, self.recompute)
+    def _merged(self, y: Tensor) -> Tensor:
+        """(N, *grid, dirs, n) → (N, *grid, output_size)."""
         if self.merge == "concat":
             return y.flatten(-2)
         return y.sum(dim=-2) if self.merge == "sum" else y.mean(dim=-2)

@@ -38,22 +38,22 @@ from mdlstm_tk.import_hooks import when_imported
 
 __all__ = ["SweepInputs", "sweep", "wavefront", "wavefront_backward"]
 
-_INPUTS = (
+INPUTS = (
     "Tensor x, Tensor weight_ih, Tensor? weight_hh, Tensor? bias, Tensor? peephole, Tensor? norm_weight, "
     "Tensor? norm_bias, Tensor? sizes, int[] directions, str cell"
 )
 torch.library.define(
     "mdlstm::wavefront",
-    f"({_INPUTS}, bool save, bool recompute, str backend) -> (Tensor, Tensor, Tensor)",
+    f"({INPUTS}, bool save, bool recompute, str backend) -> (Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "mdlstm::wavefront_backward",
-    f"(Tensor grad, Tensor output, Tensor gates, Tensor c, {_INPUTS}, str backend, bool wants_dx) "
+    f"(Tensor grad, Tensor output, Tensor gates, Tensor c, {INPUTS}, str backend, bool wants_dx) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "mdlstm::wavefront_double_backward",
-    f"(Tensor grad, {_INPUTS}, bool wants_dx, Tensor?[] upstream) "
+    f"(Tensor grad, {INPUTS}, bool wants_dx, Tensor?[] upstream) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 wavefront = torch.ops.mdlstm.wavefront.default
@@ -81,19 +81,26 @@ def sweep(inputs: SweepInputs, backend: str = "auto", recompute: bool = False) -
     """
     if backend == "reference":
         return reference.forward(inputs)
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        with _without_autocast(inputs.x):
+    if needs_plain_autograd():
+        with without_autocast(inputs.x):
             return torch_sweep.forward(inputs)[0]
-    wants_gradients = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in inputs.tensors
-    )
-    # `torch.jit.trace` runs the layer with and without gradients, and expects the same graph.
-    save = wants_gradients and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    output: Tensor = wavefront(*inputs, save, recompute, backend)[0]
+    output: Tensor = wavefront(*inputs, wants_residuals(inputs.tensors), recompute, backend)[0]
     return output
 
 
-def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+def needs_plain_autograd() -> bool:
+    """Whether a transform is active that cannot see into an operator."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def wants_residuals(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a forward pass is to save what a backward pass needs."""
+    wants_gradients = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    # `torch.jit.trace` runs the layer with and without gradients, and expects the same graph.
+    return wants_gradients and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Turn autocast off: the inputs have its dtype already, and float32 inside a sweep is intended."""
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
@@ -107,13 +114,18 @@ def _wavefront(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *tensors, directions, cell, save, recompute, backend = arguments
     inputs = SweepInputs._make((*tensors, tuple(directions), cell))
     check_inputs(inputs)
+    return run_forward(backend, inputs, save, recompute)
+
+
+def run_forward(backend: str, inputs: SweepInputs, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Call `forward` of the backend that runs, or of another one if its kernel cannot be compiled."""
     x = inputs.x
-    with _without_autocast(x):
+    with without_autocast(x):
         try:
-            output, gates, c = engine(backend, x.device, x.dtype).forward(inputs, save, recompute)
+            output, gates, c = engine(backend, x.device, x.dtype).forward(inputs, *options)
         except KernelError as error:
             report_failure(x.device, error)
-            output, gates, c = engine(backend, x.device, x.dtype).forward(inputs, save, recompute)
+            output, gates, c = engine(backend, x.device, x.dtype).forward(inputs, *options)
     return output.contiguous(), gates, c
 
 
@@ -121,9 +133,14 @@ def _wavefront_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The shapes and dtypes of the operator's results."""
     *tensors, directions, cell, save, recompute, backend = arguments
     inputs = SweepInputs._make((*tensors, tuple(directions), cell))
-    _check_captured(inputs, backend)
+    check_captured(inputs, backend)
+    return fake_results(inputs, save, recompute)
+
+
+def fake_results(inputs: SweepInputs, save: bool, recompute: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensors of the shapes and dtypes of the results of `run_forward`."""
     x, (dirs, gate_dim, _) = inputs.x, inputs.weight_ih.shape
-    units = gate_dim // cell_traits(cell, inputs.ndim)[0]
+    units = gate_dim // cell_traits(inputs.cell, inputs.ndim)[0]
     output = x.new_empty(*x.shape[:-1], dirs, units)
     if not save:
         return output, x.new_empty(0), x.new_empty(0)
@@ -132,7 +149,7 @@ def _wavefront_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return output, gates, x.new_empty(dirs, rows, units, dtype=dtype)
 
 
-def _check_captured(inputs: SweepInputs, backend: str, **residuals: Tensor) -> None:
+def check_captured(inputs: SweepInputs, backend: str, **residuals: Tensor) -> None:
     """Check what can be checked before the shapes are known."""
     choice("backend", backend, OPERATOR_BACKENDS)
     check_dtype(inputs.x.dtype, "the dtype of x")
@@ -146,24 +163,32 @@ def _wavefront_backward(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = SweepInputs._make((*tensors, tuple(directions), cell))
     check_inputs(inputs)
     check_residuals(inputs, grad, output, gates, c)
+    return run_backward(backend, inputs, grad, output, gates, c, wants_dx)
+
+
+def run_backward(
+    backend: str, inputs: SweepInputs, grad: Tensor, output: Tensor, gates: Tensor, c: Tensor, *options: Any
+) -> tuple[Tensor, ...]:
+    """Call `backward` of the backend that runs, or of another one if its kernel cannot be compiled. None
+    becomes an empty tensor."""
     x = inputs.x
-    with _without_autocast(x):
+    with without_autocast(x):
         run = engine(backend, x.device, x.dtype)
         if gates_are_uncertain(x.device):  # kernels save activated gates, `torch` pre-activations
             gates = gates.new_empty(0)  # so they are computed again
         try:
-            gradients = run.backward(inputs, grad, output, gates, c, wants_dx)
+            gradients = run.backward(inputs, grad, output, gates, c, *options)
         except KernelError as error:
             report_failure(x.device, error)
             run, gates = engine(backend, x.device, x.dtype), gates.new_empty(0)
-            gradients = run.backward(inputs, grad, output, gates, c, wants_dx)
+            gradients = run.backward(inputs, grad, output, gates, c, *options)
     return tuple(grad.new_empty(0) if g is None else g.contiguous() for g in gradients)
 
 
 def _wavefront_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     grad, output, gates, c, *tensors, directions, cell, backend, wants_dx = arguments
     inputs = SweepInputs._make((*tensors, tuple(directions), cell))
-    _check_captured(inputs, backend, grad=grad, output=output, gates=gates, c=c)
+    check_captured(inputs, backend, grad=grad, output=output, gates=gates, c=c)
     tensors = [tensors[0] if wants_dx else None, *tensors[1 : TENSORS - 1]]
     return tuple(grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in tensors)
 
@@ -216,7 +241,7 @@ def _double_backward_by_autograd(*arguments: Any) -> tuple[Tensor, ...]:
     precise: list[Any] = [None if t is None else t.detach().to(dtype) for t in (given, *tensors)]
     grad, *differentiable = precise
     leaves = [t.requires_grad_() for t in precise if t is not None]
-    with torch.enable_grad(), _without_autocast(grad):
+    with torch.enable_grad(), without_autocast(grad):
         inputs = SweepInputs._make((*differentiable, sizes, tuple(directions), cell))
         output, _, _ = torch_sweep.forward(inputs)
         first = torch.autograd.grad(output, leaves[1:], grad, create_graph=True, materialize_grads=True)

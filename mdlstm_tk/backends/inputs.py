@@ -166,17 +166,22 @@ def check_residuals(inputs: SweepInputs, grad: Tensor, output: Tensor, gates: Te
     rows, units = leading.numel(), gate_dim // cell_traits(inputs.cell, len(leading) - 1).gates
     h_shape = (*leading, dirs, units)
     if gates.shape != (0,):  # otherwise they are computed again
-        _check("gates", gates, (dirs, rows, gate_dim), state, device)
+        check_tensor("gates", gates, (dirs, rows, gate_dim), state, device)
     elif gates.device != device:
         _refuse_device("gates", gates, device)
-    _check("grad", grad, h_shape, dtype, device)
-    _check("output", output, h_shape, dtype, device)
-    _check("c", c, (dirs, rows, units), state, device)
+    check_tensor("grad", grad, h_shape, dtype, device)
+    check_tensor("output", output, h_shape, dtype, device)
+    check_tensor("c", c, (dirs, rows, units), state, device)
 
 
-def _check(
+def check_tensor(
     name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> None:
+    """Check the shape, dtype and device of an argument.
+
+    Raises:
+        InputError: one of them is another.
+    """
     if tensor.shape != shape or tensor.dtype != dtype:
         _refuse(name, tensor, shape, dtype)
     if tensor.device != device:

@@ -15,10 +15,19 @@ from triton.compiler import ASTSource
 from mdlstm_tk.backends.cuda import codegen
 from mdlstm_tk.cells import get_cell
 
-TABLES = ("order_ptr", "predecessors_ptr", "successors_ptr")
+TABLES = ("order_ptr", "predecessors_ptr", "successors_ptr", "entering_ptr", "leaving_ptr")
+STATES = ("c_first_ptr", "entering_ptr", "leaving_ptr", "dh_last_ptr", "dc_last_ptr", "dc_first_ptr")
 SUMS = ("dpeephole", "dnorm_weight", "dnorm_bias")
 PARAMETERS = ("bias", "peephole", "norm_weight", "norm_bias")
-IN_X_DTYPE = ("operand_ptr", "next_operand_ptr", "output_ptr", "grad_ptr", "da_ptr", *PARAMETERS)
+IN_X_DTYPE = (
+    "operand_ptr",
+    "next_operand_ptr",
+    "output_ptr",
+    "grad_ptr",
+    "dh_last_ptr",
+    "da_ptr",
+    *PARAMETERS,
+)
 
 
 def compiled(pass_kind: Any, cell: str, ndim: int, extras: bool, dtype: str, capability: int) -> Any:
@@ -34,7 +43,9 @@ def compiled(pass_kind: Any, cell: str, ndim: int, extras: bool, dtype: str, cap
     constants |= {"KEEP_C": True, "KEEP_GATES": True}
     if not extras:
         absent = ("peephole", "norm_weight", "norm_bias")
-        constants |= dict.fromkeys([*absent, *(f"d{name}" for name in absent), "bias", "valid_ptr"])
+        constants |= dict.fromkeys(
+            [*absent, *(f"d{name}" for name in absent), "bias", "valid_ptr", *STATES]
+        )
     signature, values = {}, {}
     for place, name in enumerate(kernel.arg_names):
         if name in constants:

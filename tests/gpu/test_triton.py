@@ -20,6 +20,7 @@ import pytest
 import torch
 from helpers.odd_inputs import OddCase
 from helpers.parity import CELLS, Case
+from helpers.states import StateCase
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk import operator as wavefront_operator
@@ -96,6 +97,26 @@ def test_agrees_with_reference(case: Case) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_odd_inputs_agree_with_reference(seed: int) -> None:
     OddCase(seed).check("auto", DEVICE)
+
+
+STATES = [
+    *(
+        StateCase(grid, sizes=sizes, batch=2)
+        for grid in [(3,), (2, 3), (2, 1, 2)]
+        for sizes in (False, True)
+    ),
+    StateCase((2, 1, 1, 2), "stable", directions=[(1, -1, 1, -1), (1, 1, 1, 1)]),
+    *(StateCase((1, 3), batch=batch) for batch in (0, 1)),
+    *(StateCase((2, 3), "leaky", sizes=True, dtype=dtype) for dtype in ("float32", "float16", "bfloat16")),
+    StateCase((3, 2), options=("layer_norm", "peephole")),
+    StateCase((3, 2), sizes=True, options=("recompute",)),
+    StateCase((2, 2), OWN_CELLS[1], sizes=True),
+]
+
+
+@pytest.mark.parametrize("case", STATES, ids=str)
+def test_states_agree_with_reference(case: StateCase) -> None:
+    case.check("auto", DEVICE)
 
 
 def test_rows_of_many_samples_on_a_large_grid() -> None:
@@ -197,7 +218,7 @@ def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
     assert not any(re.search(r"\b(atom|red)\.", text) for text in assembly)
     for path in tmp_path.glob("*.ttir"):
         body = [line for line in path.read_text().splitlines() if "tt.func" not in line]
-        uses = [line for line in body if re.search(r"%(t|batch|positions|blocks)\b", line)]
+        uses = [line for line in body if re.search(r"%(t|batch|positions|lines|blocks)\b", line)]
         assert uses and all(re.search(r"= arith.extsi %\w+ : i32 to i64", line) for line in uses), uses
 
 

@@ -12,6 +12,7 @@ from mdlstm_tk import errors
 PUBLIC = {
     "mdlstm_tk": {
         *(
+            "BoundaryState",
             "DeviceError",
             "InputError",
             "MDLSTM",

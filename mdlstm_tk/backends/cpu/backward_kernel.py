@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mdlstm_tk.backends.cpu.face_rows import enter, keep_entering, leave
 from mdlstm_tk.backends.cpu.intrinsics import (
     add,
     as_byte_ptr,
@@ -30,6 +31,7 @@ from mdlstm_tk.backends.cpu.matmul import matmul
 
 SPILLED = 0  # rows of scratch memory that the cell needs; each specialised kernel has its own value
 RECURRENT = True  # whether the gates see h; each specialised kernel has its own value
+STATES = False  # whether there are initial and final states; each specialised kernel has its own value
 as_table_ptr = as_int32_ptr  # how tables of the grid are read; as_int_ptr for huge grids
 RECOMPUTE = False  # whether to compute the pre-activations again instead of reading what forward saved
 
@@ -51,10 +53,11 @@ def _add_block(  # type: ignore[no-untyped-def]
 
 
 def backward(  # type: ignore[no-untyped-def]
-    dtype_tag, grad, x, w_t_packed, w_packed, peephole, norm_weight, norm_bias, valid_mask, order, starts,
-    predecessors, successors, output, gates, c, dx, d_operand, dc, counter, sums, part, scratch,
-    batch, positions, fronts, dirs, ndim, units, channels, gate_dim, longest, columns, sums_size,
-    part_blocks, panel, lanes, group, member, groups, members,
+    dtype_tag, grad, x, w_t_packed, w_packed, peephole, norm_weight, norm_bias, valid_mask, h_first,
+    c_first, lines, dh_last, dc_last, dh_first, dc_first, order, starts, predecessors, successors, output,
+    gates, c, dx, d_operand, dc, counter, sums, part, scratch, batch, positions, fronts, dirs, ndim, units,
+    channels, gate_dim, longest, columns, sums_size, part_blocks, panel, lanes, group, member, groups,
+    members,
 ):  # fmt: skip
     """One thread's part of the gradient. The arguments are those of `kernels.forward`, and:
 
@@ -62,6 +65,8 @@ def backward(  # type: ignore[no-untyped-def]
         grad: (N, P, dirs, n) gradient of the output.
         w_t_packed: w_catᵀ as `packing.pack_transposed` lays it out.
         w_packed: w_cat, to recompute the pre-activations; then gates is 0. Otherwise 0.
+        dh_last, dc_last: (N, F, dirs, n) gradients of the final states, if there are lines.
+        dh_first, dc_first: the same of the initial states: zeros, and written where a line enters.
         successors: (D, P) the visit one step forward along each axis, or −1.
         dx: (N, P, C) zeros of the group, to which its part is added; 0 if it is not needed.
         d_operand: (2, longest, padded columns) of the group, the gradients of the operands of two
@@ -108,6 +113,12 @@ def backward(  # type: ignore[no-untyped-def]
         order_ptr = ptr_add(as_table_ptr(order), direction * positions)
         h_ptr = ptr_add(as_float_ptr(output, dtype_tag), direction * units)
         grad_ptr = ptr_add(as_float_ptr(grad, dtype_tag), direction * units)
+        h_first_ptr = ptr_add(as_float_ptr(h_first, dtype_tag), direction * units)
+        c_first_ptr = ptr_add(as_float_ptr(c_first, dtype_tag), direction * units)
+        dh_last_ptr = ptr_add(as_float_ptr(dh_last, dtype_tag), direction * units)
+        dc_last_ptr = ptr_add(as_float_ptr(dc_last, dtype_tag), direction * units)
+        dh_first_ptr = ptr_add(as_float_ptr(dh_first, dtype_tag), direction * units)
+        dc_first_ptr = ptr_add(as_float_ptr(dc_first, dtype_tag), direction * units)
         c_ptr = ptr_add(as_float_ptr(c, dtype_tag), direction * positions * batch * units)
         gates_ptr = ptr_add(as_float_ptr(gates, dtype_tag), direction * positions * batch * gate_dim)
         t_panels, panels = -(-columns // panel), -(-gate_dim // panel)
@@ -142,6 +153,11 @@ def backward(  # type: ignore[no-untyped-def]
                         as_float_ptr(x, dtype_tag), order_ptr, predecessors_ptr, visit, sample, valid,
                         RECURRENT, dims,
                     )  # fmt: skip
+                if STATES:
+                    enter(
+                        operand, c_prev, first, rows, depth, h_first_ptr, c_first_ptr, as_int_ptr(lines),
+                        order_ptr, predecessors_ptr, valid_mask, RECURRENT, dims,
+                    )  # fmt: skip
                 if RECOMPUTE:
                     matmul(
                         operand, depth, 1, w_ptr, depth * panel, panel, depth, a, padded, rows, gate_dim,
@@ -163,6 +179,11 @@ def backward(  # type: ignore[no-untyped-def]
                             if RECURRENT:
                                 dh_next[d] = ptr_to_int(ptr_add(d_next, row * d_stride + d * units))
                             dc_next[d] = ptr_to_int(ptr_add(dc_after, (row * ndim + d) * units))
+                    if STATES:
+                        leave(
+                            dh_next, dc_next, visit, sample, dh_last_ptr, dc_last_ptr, as_int_ptr(lines),
+                            order_ptr, successors_ptr, valid_mask, dims,
+                        )  # fmt: skip
                     slots = (
                         ptr_add(a, r * padded) if RECOMPUTE else ptr_add(gates_ptr, (first + r) * gate_dim),
                         ptr_add(c_prev, r * ndim), ptr_add(c_ptr, (first + r) * units),
@@ -175,6 +196,12 @@ def backward(  # type: ignore[no-untyped-def]
                     matmul(
                         da, padded, 1, w_t_ptr, gate_dim * panel, panel, gate_dim, d_rows, d_stride, rows,
                         columns, False,
+                    )  # fmt: skip
+                if STATES:
+                    keep_entering(
+                        first, rows, d_rows, d_stride, ptr_add(dc_now, top * ndim * units), dh_first_ptr,
+                        dc_first_ptr, as_int_ptr(lines), order_ptr, predecessors_ptr, valid_mask, RECURRENT,
+                        dims,
                     )  # fmt: skip
                 pending += rows
                 if pending >= BLOCK:

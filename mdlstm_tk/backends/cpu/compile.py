@@ -34,18 +34,26 @@ class CpuKernel(NamedTuple):
 
 @cache
 def get_kernel(
-    pass_kind: Pass, dtype: str, cell_name: str, ndim: int, peephole: bool, layer_norm: bool, wide: bool
+    pass_kind: Pass,
+    dtype: str,
+    cell_name: str,
+    ndim: int,
+    peephole: bool,
+    layer_norm: bool,
+    wide: bool,
+    states: bool,
 ) -> CpuKernel:
     """The compiled kernel of one pass for one cell; from disk if it is cached there. If `wide`, the tables
-    of the grid are int64, else int32.
+    of the grid are int64, else int32. If `states`, it takes initial and final states.
 
     Raises:
         KernelError: it cannot be compiled.
     """
-    options = "_peephole" * peephole + "_norm" * layer_norm + "_wide" * wide
+    options = "_peephole" * peephole + "_norm" * layer_norm + "_wide" * wide + "_states" * states
     name = f"{pass_kind}_{dtype}_{cell_name.replace('-', '_')}_{ndim}d{options}"
     with compiling(name):
-        return _compile(name, pass_kind, dtype, get_cell(cell_name), ndim, peephole, layer_norm, wide)
+        cell = get_cell(cell_name)
+        return _compile(name, pass_kind, dtype, cell, ndim, peephole, layer_norm, wide, states)
 
 
 def _compile(
@@ -57,9 +65,11 @@ def _compile(
     peephole: bool,
     layer_norm: bool,
     wide: bool,
+    states: bool,
 ) -> CpuKernel:
     graph = lower(pass_kind, cell, ndim, peephole, layer_norm)
     replaced: dict[str, Any] = {"SPILLED": len(graph.spilled), "RECURRENT": cell.recurrent}
+    replaced["STATES"] = states
     replaced["as_table_ptr"] = as_int_ptr if wide else as_int32_ptr
     template: Any = kernels.forward
     slots: tuple[str, ...] = FORWARD_SLOTS

@@ -17,7 +17,7 @@ threads take directions in turn and need nothing of each other. The members of a
 wavefront's rows and meet at a barrier after it.
 
 `forward` is a template: `mdlstm_tk.backends.cpu.compile` makes one function of it for every dtype and cell,
-with other values for the globals `_cell`, `SPILLED` and `RECURRENT`.
+with other values for the globals `_cell`, `SPILLED`, `RECURRENT` and `STATES`.
 
 Notation
     N, P, T, D        batch, positions, wavefronts, axes
@@ -28,6 +28,7 @@ Notation
     NR, lanes         columns of a panel of w_packed, elements of a vector
     padded            gate_dim rounded up to whole vectors
     visit             index of a position in visiting order
+    F                 lines of all faces, see `mdlstm_tk.backends.faces`
     …_ptr             a pointer; other array arguments are addresses
 """
 
@@ -36,6 +37,7 @@ from __future__ import annotations
 from typing import Any
 
 from mdlstm_tk.backends.cpu import simd
+from mdlstm_tk.backends.cpu.face_rows import enter
 from mdlstm_tk.backends.cpu.intrinsics import (
     as_byte_ptr,
     as_float_ptr,
@@ -53,6 +55,7 @@ from mdlstm_tk.backends.cpu.matmul import matmul
 BLOCK = 64  # rows between gathering and the cell: few enough to stay in cache, enough for the product
 SPILLED = 0  # rows of scratch memory that the cell needs; each specialised kernel has its own value
 RECURRENT = True  # whether the gates see h; each specialised kernel has its own value
+STATES = False  # whether there are initial and final states; each specialised kernel has its own value
 as_table_ptr = as_int32_ptr  # how tables of the grid are read; as_int_ptr for huge grids
 
 
@@ -95,9 +98,9 @@ def gather_row(  # type: ignore[no-untyped-def]
 
 
 def forward(  # type: ignore[no-untyped-def]
-    dtype_tag, x, w_packed, peephole, norm_weight, norm_bias, valid_mask, order, starts, predecessors,
-    output, gates, c, counter, scratch, batch, positions, fronts, dirs, ndim, units, channels, gate_dim,
-    c_rows, panel, lanes, group, member, groups, members,
+    dtype_tag, x, w_packed, peephole, norm_weight, norm_bias, valid_mask, h_first, c_first, lines, order,
+    starts, predecessors, output, gates, c, counter, scratch, batch, positions, fronts, dirs, ndim, units,
+    channels, gate_dim, c_rows, panel, lanes, group, member, groups, members,
 ):  # fmt: skip
     """One thread's part of the sweep. Arrays are given by their addresses, 0 for None.
 
@@ -107,6 +110,8 @@ def forward(  # type: ignore[no-untyped-def]
         w_packed: w_cat as `packing.pack` lays it out.
         peephole, norm_weight, norm_bias: (dirs, rows, n).
         valid_mask: (N, P) bool, or 0 if all positions are valid.
+        h_first, c_first: (N, F, dirs, n) initial states, or 0 for zeros.
+        lines: what `faces.line_table` returns, (3·D + 1,) int64; 0 without initial states.
         order: (dirs, P) positions in visiting order; like predecessors int32, or int64 for huge grids.
         starts: (T + 1,) int64, the visit at which each wavefront starts.
         predecessors: (D, P) the visit one step back along each axis, or −1.
@@ -137,6 +142,8 @@ def forward(  # type: ignore[no-untyped-def]
     for direction in range(group, dirs, groups):
         order_ptr = ptr_add(as_table_ptr(order), direction * positions)
         h_ptr = ptr_add(as_float_ptr(output, dtype_tag), direction * units)
+        h_first_ptr = ptr_add(as_float_ptr(h_first, dtype_tag), direction * units)
+        c_first_ptr = ptr_add(as_float_ptr(c_first, dtype_tag), direction * units)
         c_size = 2 * c_rows if c_rows else positions * batch
         c_ptr = ptr_add(as_float_ptr(c, dtype_tag), direction * c_size * units)
         c_now = c_ptr  # offset so that rows count from the first wavefront on
@@ -164,6 +171,11 @@ def forward(  # type: ignore[no-untyped-def]
                         ptr_add(operand, r * depth), ptr_add(c_prev, r * ndim), h_ptr, c_before, zero_row,
                         as_float_ptr(x, dtype_tag), order_ptr, predecessors_ptr, visit, sample, valid,
                         RECURRENT, dims,
+                    )  # fmt: skip
+                if STATES:
+                    enter(
+                        operand, c_prev, first, rows, depth, h_first_ptr, c_first_ptr, as_int_ptr(lines),
+                        order_ptr, predecessors_ptr, valid_mask, RECURRENT, dims,
                     )  # fmt: skip
                 matmul(
                     operand, depth, 1, w_ptr, depth * panel, panel, depth, a, padded, rows, gate_dim, False

@@ -22,18 +22,21 @@ from mdlstm_tk.backends.cpu.packed_weights import packed_weights
 from mdlstm_tk.backends.cpu.plan import Plan, PlanKey, make_plan, plans
 from mdlstm_tk.backends.cpu.platform import HUGE_PAGE, use_huge_pages
 from mdlstm_tk.backends.cpu.threads import Member, partition, run
+from mdlstm_tk.backends.faces import Faces, line_table
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.cells.lowering import Pass
 from mdlstm_tk.masking import valid_mask
 
 BARRIER_BYTES = 128  # more than a cache line, so that no two barriers share one
+NO_STATES = (0,) * 3  # addresses where there are no initial states
+NO_STATE_GRADIENTS = (0,) * 7
 PLAN_BYTES = 4096  # about what a plan takes beside its tables, which it may share with other plans
 
 
 def forward(
-    inputs: SweepInputs, save: bool = False, recompute: bool = False
+    inputs: SweepInputs, save: bool = False, recompute: bool = False, first: Faces | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the sweep.
+    """Run the sweep, from the initial states `first` if they are given.
 
     Returns:
         h (N, *grid, dirs, n) and, if `save`, what `backward` needs: the activated gates, or with layer norm
@@ -41,7 +44,7 @@ def forward(
         otherwise, and so are the gates if `recompute`.
     """
     dtype = inputs.x.dtype
-    plan = _plan("forward", inputs)
+    plan = _plan("forward", inputs, first is not None)
     batch, positions, _, dirs, _, units, _, gate_dim = plan.dims
     # While training, weights change at every step, and packing them is a small part of it.
     packed = (
@@ -55,12 +58,14 @@ def forward(
     c_rows = 0 if save else plan.longest  # without backward, c of two wavefronts is enough
     c = _new(x, dirs, 2 * c_rows if c_rows else rows, units)
     mask = None if inputs.sizes is None else valid_mask(x.shape[1:-1], inputs.sizes)
+    states = None if first is None else [*map(_plain, first), torch.tensor(line_table(inputs.grid))]
     division = plan.division
     scratch = x.new_empty(division.threads, plan.scratch)
     counters = _barriers(division.groups) if division.members > 1 else None
     order, starts, predecessors, _ = plan.table_addresses
     shared = [
-        *_addresses(x, packed, *inputs[4:7], mask), order, starts, predecessors,
+        *_addresses(x, packed, *inputs[4:7], mask), *(_addresses(*states) if states else NO_STATES), order,
+        starts, predecessors,
         *_addresses(output, gates, c),
     ]  # fmt: skip
     numbers = [*plan.dims, c_rows, plan.panel, plan.lanes]
@@ -87,8 +92,11 @@ def backward(
     saved_gates: Tensor,
     saved_c: Tensor,
     wants_dx: bool = True,
+    first: Faces | None = None,
+    d_last: Faces | None = None,
 ) -> list[Tensor | None]:
-    """The gradients of x (if `wants_dx`), weight_ih, weight_hh, bias and the cell's parameters.
+    """The gradients of x (if `wants_dx`), weight_ih, weight_hh, bias and the cell's parameters; and with
+    `first` those of its h and c.
 
     Args:
         inputs: as for `forward`.
@@ -96,13 +104,15 @@ def backward(
         output, saved_gates, saved_c: what `forward` returned with `save`; if the gates are empty, they are
             computed again.
         wants_dx: whether the gradient of x is needed.
+        first: the initial states that `forward` was given.
+        d_last: the gradient of the final states, given together with `first`.
     """
     dtype = inputs.x.dtype
     grad, output, saved_gates, saved_c = map(_plain, (grad, output, saved_gates, saved_c))
     inputs = _converted(inputs)
     x = inputs.x
     recompute = saved_gates.numel() == 0
-    plan = _plan("recompute" if recompute else "backward", inputs)
+    plan = _plan("recompute" if recompute else "backward", inputs, first is not None)
     _, _, fronts, dirs, ndim, units, channels, _ = plan.dims
     columns = plan.hidden_dim + (channels if wants_dx else 0)
     w_packed = _pack(plan, inputs) if recompute else None
@@ -122,8 +132,14 @@ def backward(
     mask = None if inputs.sizes is None else valid_mask(x.shape[1:-1], inputs.sizes)
     scratch = x.new_empty(threads, plan.scratch)
     counters = _barriers(groups)
+    states: list[Tensor] = []
+    if first is not None and d_last is not None:
+        given = [_plain(face) for face in (*first, *d_last)]
+        d_first = [torch.zeros_like(face) for face in given[:2]]
+        states = [*given[:2], torch.tensor(line_table(inputs.grid)), *given[2:], *d_first]
     shared = [
-        *_addresses(grad, x, w_t_packed, w_packed, *inputs[4:7], mask), *plan.table_addresses,
+        *_addresses(grad, x, w_t_packed, w_packed, *inputs[4:7], mask),
+        *(_addresses(*states) if states else NO_STATE_GRADIENTS), *plan.table_addresses,
         *_addresses(output, saved_gates, saved_c),
     ]  # fmt: skip
     numbers = [
@@ -143,7 +159,8 @@ def backward(
         dx[0].add_(other)
     gradients = _split_sums(plan, inputs, sums.sum(dim=0))
     results = (dx[0] if wants_dx else None, *gradients)
-    return [None if gradient is None else gradient.to(dtype) for gradient in results]
+    rounded = [None if gradient is None else gradient.to(dtype) for gradient in results]
+    return [*rounded, *(d.to(face.dtype) for d, face in zip(states[5:], first or (), strict=True))]
 
 
 def _split_sums(plan: Plan, inputs: SweepInputs, sums: Tensor) -> list[Tensor | None]:
@@ -169,7 +186,7 @@ def _split_sums(plan: Plan, inputs: SweepInputs, sums: Tensor) -> list[Tensor | 
     return [None if g is None else g.clone(memory_format=torch.contiguous_format) for g in gradients]
 
 
-def _plan(pass_kind: Pass, inputs: SweepInputs) -> Plan:
+def _plan(pass_kind: Pass, inputs: SweepInputs, states: bool) -> Plan:
     shape = inputs.x.shape
     key = PlanKey(
         pass_kind,
@@ -183,6 +200,7 @@ def _plan(pass_kind: Pass, inputs: SweepInputs) -> Plan:
         inputs.peephole is not None,
         inputs.norm_weight is not None,
         torch.get_num_threads(),
+        states,
     )
     plan = plans.get(key)
     if plan is None:

@@ -35,6 +35,7 @@ class PlanKey(NamedTuple):
         signs: the directions, dirs · D signs.
         peephole, layer_norm: whether the cell has them.
         threads: the largest number of threads.
+        states: whether there are initial and final states.
     """
 
     pass_kind: Pass
@@ -48,6 +49,7 @@ class PlanKey(NamedTuple):
     peephole: bool
     layer_norm: bool
     threads: int
+    states: bool
 
 
 class Plan(NamedTuple):
@@ -99,7 +101,8 @@ def make_plan(key: PlanKey) -> Plan:
     directions = tuple(key.signs[k : k + ndim] for k in range(0, len(key.signs), ndim))
     tables = sweep_tables(key.grid, directions, torch.device("cpu"))
     wide = tables.order.dtype == torch.int64
-    kernel = get_kernel(key.pass_kind, dtype_name, key.cell, ndim, key.peephole, key.layer_norm, wide)
+    options = key.peephole, key.layer_norm, wide, key.states
+    kernel = get_kernel(key.pass_kind, dtype_name, key.cell, ndim, *options)
     positions, fronts, dirs = prod(key.grid), len(tables.counts), len(directions)
     lanes, panel = simd.vector_length(key.dtype.itemsize), simd.panel_width(key.dtype.itemsize)
     hidden_dim = ndim * units if cell.recurrent else 0

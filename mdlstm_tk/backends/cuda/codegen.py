@@ -30,7 +30,7 @@ from mdlstm_tk.cells.lowering import (
 OPERATORS = {"add": "+", "subtract": "-", "multiply": "*"}
 FUNCTIONS = {"tanh": "tanh", "sigmoid": "tl.sigmoid", "rsqrt": "tl.rsqrt"}
 # Arguments that differ from launch to launch: Triton would compile anew where one is 1 or divisible by 16.
-VARYING = ("t", "batch", "positions", "blocks")
+VARYING = ("t", "batch", "positions", "lines", "blocks")
 
 
 @cache

@@ -94,6 +94,15 @@ def _successor(successors_ptr, starts_ptr, direction, t, visit, sample, exists, 
 
 
 @triton.jit
+def _face_row(ends_ptr, axis, direction, row, rows, lines, exists):
+    """The row, in states (dirs, lines, n) of all faces, of the line along `axis` that has its end at a
+    global row, and whether there is one. `ends_ptr` is (D, dirs, rows), with rows = P·N."""
+    dirs = tl.num_programs(2)
+    line = tl.load(ends_ptr + axis * dirs * rows + row, mask=exists, other=-1).to(tl.int64)
+    return direction * lines + line, line >= 0
+
+
+@triton.jit
 def _parameter_rows(tensor, direction, unit, dtype: tl.constexpr, COUNT: tl.constexpr, UNITS: tl.constexpr):
     """A direction's rows of a parameter (dirs, COUNT, n); none if there is no such parameter."""
     rows = ()
@@ -119,7 +128,8 @@ def _accumulate(tensor, rows, index, unit, COUNT: tl.constexpr, UNITS: tl.conste
 def forward(
     a_ptr, recurrent_ptr, operand_ptr, next_operand_ptr, c_ptr, output_ptr,
     bias, peephole, norm_weight, norm_bias,
-    starts_ptr, order_ptr, predecessors_ptr, successors_ptr, valid_ptr, t, batch, positions,
+    starts_ptr, order_ptr, predecessors_ptr, successors_ptr, valid_ptr, c_first_ptr, entering_ptr,
+    t, batch, positions, lines,
     AXES: tl.constexpr, GATES: tl.constexpr, UNITS: tl.constexpr,
     KEEP_C: tl.constexpr, KEEP_GATES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -140,11 +150,14 @@ def forward(
             `CellParameters`.
         starts_ptr, order_ptr, predecessors_ptr, successors_ptr: see `SweepTables`.
         valid_ptr: (N, P) bool, or None if all positions are valid.
-        t, batch, positions: the wavefront, N, P.
+        c_first_ptr: (dirs, lines, n) the initial c of all faces, or None; that of h is in a.
+        entering_ptr: (D, dirs, P·N) the lines that enter at a row, see `faces.face_rows`; or None.
+        t, batch, positions, lines: the wavefront, N, P, F·N.
     """
     # Offsets may exceed 2³¹, and a product of two int32 is int32. So whatever offsets come from is int64.
     direction, dirs = tl.program_id(2).to(tl.int64), tl.num_programs(2)
     t, batch, positions = t.to(tl.int64), batch.to(tl.int64), positions.to(tl.int64)
+    rows, lines = positions * batch, lines.to(tl.int64)
     unit = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     visit, sample, local_row, global_row, place, exists = _rows(
         starts_ptr, order_ptr, direction, t, batch, positions, ROWS
@@ -168,7 +181,11 @@ def forward(
         row, inside = _predecessor(
             predecessors_ptr + d * positions, direction, visit, sample, exists, batch, positions
         )
-        c_prev += (tl.load(c_ptr + row * c_width + unit, mask=mask & inside, other=0.0),)
+        c_d = tl.load(c_ptr + row * c_width + unit, mask=mask & inside, other=0.0)
+        if c_first_ptr is not None:  # without a valid predecessor, c_d is 0
+            row, enters = _face_row(entering_ptr, d, direction, global_row, rows, lines, exists)
+            c_d += tl.load(c_first_ptr + row * UNITS + unit, mask=mask & enters, other=0.0)
+        c_prev += (c_d,)
     h_rows, c_rows, gates = _cell(
         a, c_prev,
         _parameter_rows(peephole, direction, unit, dtype, 2 * AXES + 1, UNITS),
@@ -199,13 +216,14 @@ def forward(
 def backward(
     grad_ptr, gates_ptr, c_ptr, next_dh_ptr, dc_prev_ptr, next_dc_ptr, peephole, norm_weight, norm_bias,
     da_ptr, dpeephole, dnorm_weight, dnorm_bias,
-    starts_ptr, order_ptr, predecessors_ptr, successors_ptr, valid_ptr, t, batch, positions, blocks,
+    starts_ptr, order_ptr, predecessors_ptr, successors_ptr, valid_ptr, c_first_ptr, entering_ptr,
+    leaving_ptr, dh_last_ptr, dc_last_ptr, dc_first_ptr, t, batch, positions, lines, blocks,
     AXES: tl.constexpr, GATES: tl.constexpr, UNITS: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Compute da, and the gradients of the predecessors' c and of the parameters, for wavefront t.
-    Wavefronts run from the last to the first. The parameters, tables, valid_ptr, t, batch and positions are
-    those of `forward`.
+    Wavefronts run from the last to the first. The parameters, tables, valid_ptr, c_first_ptr, entering_ptr,
+    t, batch, positions and lines are those of `forward`.
 
     Args:
         grad_ptr: (N, P, dirs, n) gradient of the output.
@@ -219,10 +237,14 @@ def backward(
         da_ptr: (dirs, P·N, G·n), written; may be the same memory as gates.
         dpeephole, dnorm_weight, dnorm_bias: (dirs, blocks, rows of the parameter, n) float64 or None, zeros
             before the first launch; the caller sums over the blocks.
+        leaving_ptr: (D, dirs, P·N) the lines that leave at a row, or None.
+        dh_last_ptr, dc_last_ptr: (dirs, lines, n) gradients of the final states, or None.
+        dc_first_ptr: (dirs, lines, n) gradient of the initial c: zeros, and written where a line enters.
         blocks: the number of blocks of rows of the longest wavefront.
     """
     direction, dirs = tl.program_id(2).to(tl.int64), tl.num_programs(2)
     t, batch, positions = t.to(tl.int64), batch.to(tl.int64), positions.to(tl.int64)
+    rows, lines = positions * batch, lines.to(tl.int64)
     blocks = blocks.to(tl.int64)
     unit = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     visit, sample, local_row, global_row, place, exists = _rows(
@@ -244,16 +266,27 @@ def backward(
         row, inside = _predecessor(
             predecessors_ptr + d * positions, direction, visit, sample, exists, batch, positions
         )
-        c_prev += (tl.load(c_ptr + row * UNITS + unit, mask=mask & inside, other=0.0),)
+        c_d = tl.load(c_ptr + row * UNITS + unit, mask=mask & inside, other=0.0)
+        if c_first_ptr is not None:
+            row, enters = _face_row(entering_ptr, d, direction, global_row, rows, lines, exists)
+            c_d += tl.load(c_first_ptr + row * UNITS + unit, mask=mask & enters, other=0.0)
+        c_prev += (c_d,)
         row, inside = _successor(
             successors_ptr + d * positions, starts_ptr, direction, t, visit, sample, exists, batch
         )
         offset = row * (AXES * UNITS) + d * UNITS + unit
         if RECURRENT:
-            dh_next += (tl.load(next_dh_ptr + offset, mask=live & inside, other=0.0),)
+            dh_d = tl.load(next_dh_ptr + offset, mask=live & inside, other=0.0)
         else:
-            dh_next += (tl.zeros([ROWS, BLOCK], dtype),)
-        dc_next += (tl.load(next_dc_ptr + offset, mask=live & inside, other=0.0),)
+            dh_d = tl.zeros([ROWS, BLOCK], dtype)
+        dc_d = tl.load(next_dc_ptr + offset, mask=live & inside, other=0.0)
+        if leaving_ptr is not None:  # without a valid successor, dh_d and dc_d are 0
+            row, leaves = _face_row(leaving_ptr, d, direction, global_row, rows, lines, exists)
+            offset = row * UNITS + unit
+            dh_d += tl.load(dh_last_ptr + offset, mask=live & leaves, other=0.0).to(dtype)
+            dc_d += tl.load(dc_last_ptr + offset, mask=live & leaves, other=0.0)
+        dh_next += (dh_d,)
+        dc_next += (dc_d,)
     c_new = tl.load(c_ptr + global_row * UNITS + unit, mask=mask, other=0.0)
     da, dc_prev, peephole_rows, norm_weight_rows, norm_bias_rows = _cell(
         gates, c_prev, (c_new,), (dh,), dh_next, dc_next,
@@ -267,6 +300,9 @@ def backward(
         tl.store(da_ptr + global_row * (GATES * UNITS) + k * UNITS + unit, da[k], mask=mask)
     for d in tl.static_range(AXES):
         tl.store(dc_prev_ptr + local_row * (AXES * UNITS) + d * UNITS + unit, dc_prev[d], mask=mask)
+        if c_first_ptr is not None:
+            row, enters = _face_row(entering_ptr, d, direction, global_row, rows, lines, exists)
+            tl.store(dc_first_ptr + row * UNITS + unit, dc_prev[d], mask=live & enters)
     part = direction * blocks + tl.program_id(0)
     _accumulate(dpeephole, peephole_rows, part, unit, 2 * AXES + 1, UNITS)
     _accumulate(dnorm_weight, norm_weight_rows, part, unit, GATES + 1, UNITS)

@@ -17,6 +17,15 @@ from torch import Tensor
 from triton.errors import TritonError
 
 from mdlstm_tk.backends.cuda.codegen import get_kernel
+from mdlstm_tk.backends.faces import (
+    Faces,
+    by_direction,
+    end_rows,
+    face_rows,
+    from_directions,
+    line_counts,
+    line_ends,
+)
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.backends.specialize import KernelError, compiling
 from mdlstm_tk.backends.tables import SweepTables, sweep_tables
@@ -32,9 +41,9 @@ UNITS = 128
 
 
 def forward(
-    inputs: SweepInputs, save: bool = False, recompute: bool = False
+    inputs: SweepInputs, save: bool = False, recompute: bool = False, first: Faces | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the sweep.
+    """Run the sweep, from the initial states `first` if they are given.
 
     Returns:
         h (N, *grid, dirs, n) and, if `save`, what `backward` needs: the activated gates, or with layer norm
@@ -47,6 +56,11 @@ def forward(
     w_hh = None if weight_hh is None else weight_hh.transpose(2, 3).flatten(1, 2)  # (dirs, D·n, G·n)
     parameters = [None if p is None else p.contiguous() for p in inputs[3:7]]
     a = products.project_input(inputs, tables)  # (dirs, P·N, G·n)
+    states: list[Tensor | None] = [None, None]
+    if first is not None:
+        ends, _ = line_ends(inputs)
+        a = products.face_products(inputs, first.h, end_rows(ends, batch, tables), a)
+        states = [by_direction(first.c), face_rows(ends, batch, tables)]
     c = a.new_empty(*a.shape[:2], units) if save else a
     output = x.new_empty(*x.shape[:-1], dirs, units)
     longest = dirs * tables.longest * batch
@@ -64,7 +78,7 @@ def forward(
             launch(
                 rows,
                 *(a, product, operand, next_operand, c, output, *parameters, *grid_arguments),
-                *(t, batch, tables.positions),
+                *(*states, t, batch, tables.positions, _face_states(inputs)),
                 KEEP_C=save,
                 KEEP_GATES=save and not recompute,
             )
@@ -78,8 +92,11 @@ def backward(
     saved_gates: Tensor,
     saved_c: Tensor,
     wants_dx: bool = True,
+    first: Faces | None = None,
+    d_last: Faces | None = None,
 ) -> list[Tensor | None]:
-    """The gradients of x (if `wants_dx`), weight_ih, weight_hh, bias and the cell's parameters.
+    """The gradients of x (if `wants_dx`), weight_ih, weight_hh, bias and the cell's parameters; and with
+    `first` those of its h and c.
 
     Args:
         inputs: as for `forward`.
@@ -87,6 +104,8 @@ def backward(
         output, saved_gates, saved_c: what `forward` returned with `save`; if the gates are empty, they are
             computed again.
         wants_dx: whether the gradient of x is needed.
+        first: the initial states that `forward` was given.
+        d_last: the gradient of the final states, given together with `first`.
     """
     x, weight_hh, batch = inputs.x, inputs.weight_hh, inputs.x.shape[0]
     dirs, hidden_dim = len(inputs.weight_ih), inputs.ndim * inputs.units
@@ -96,6 +115,16 @@ def backward(
     grad, saved_c = grad.contiguous(), saved_c.contiguous()
     recompute = saved_gates.numel() == 0
     gates = products.pre_activations(inputs, output, tables) if recompute else saved_gates.contiguous()
+    states: list[Tensor | None] = [None] * 6
+    if first is not None and d_last is not None:
+        ends = line_ends(inputs)
+        entering_rows = end_rows(ends[0], batch, tables)
+        entering, leaving = (face_rows(end, batch, tables) for end in ends)
+        c_first = by_direction(first.c)
+        dc_first = torch.zeros_like(c_first)
+        states = [c_first, entering, leaving, *map(by_direction, d_last), dc_first]
+        if recompute:
+            gates = products.face_products(inputs, first.h, entering_rows, gates)
     da = gates if recompute and gates.dtype == x.dtype else torch.empty_like(gates, dtype=x.dtype)
     longest = tables.longest * batch
     dh = saved_c.new_empty(dirs * longest * hidden_dim)
@@ -114,12 +143,22 @@ def backward(
                 rows,
                 *(grad, gates, saved_c, dh, dc[t % 2], dc[1 - t % 2], *parameters),
                 *(da, *gradients, *grid_arguments),
-                *(t, batch, tables.positions, blocks),
+                *(*states, t, batch, tables.positions, _face_states(inputs), blocks),
             )
             if t > 0 and w_hh is not None:
                 products.multiply(parts[t], w_hh, out=_view(dh, dirs, rows, hidden_dim))
     summed = gradients.map(lambda partial: partial.sum(dim=1).to(x.dtype))
-    return [*products.weight_gradients(inputs, da, output, tables, wants_dx), *summed]
+    dx, dw_ih, dw_hh, db = products.weight_gradients(inputs, da, output, tables, wants_dx)
+    if first is None:
+        return [dx, dw_ih, dw_hh, db, *summed]
+    dh_first, dw_hh = products.face_gradients(inputs, da, first.h, entering_rows, dw_hh)
+    of_states = [from_directions(gradient, inputs) for gradient in (dh_first, dc_first)]
+    return [dx, dw_ih, dw_hh, db, *summed, *of_states]
+
+
+def _face_states(inputs: SweepInputs) -> int:
+    """F·N, the number of states on all faces."""
+    return sum(line_counts(inputs.grid)) * inputs.x.shape[0]
 
 
 def _grid_arguments(inputs: SweepInputs, tables: SweepTables) -> tuple[Tensor | None, ...]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mdlstm_tk.backends.faces import by_direction, line_counts
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.backends.tables import SweepTables
 
@@ -65,15 +66,65 @@ def pre_activations(inputs: SweepInputs, output: Tensor, tables: SweepTables) ->
     return a if inputs.bias is None else a.add_(inputs.bias[:, None])
 
 
+def face_products(inputs: SweepInputs, h: Tensor, rows: Tensor, a: Tensor) -> Tensor:
+    """`a` with U_d h_d added at the positions where the h_d of a face enters.
+
+    Args:
+        inputs: of the sweep.
+        h: (N, F, dirs, n) on the faces.
+        rows: (dirs, F, N) where each line enters, see `faces.end_rows`.
+        a: (dirs, P·N, G·n), which is not changed.
+    """
+    if inputs.weight_hh is None:
+        return a
+    for d, (h_d, rows_d) in enumerate(_of_axes(inputs, h, rows)):
+        product = multiply(h_d, inputs.weight_hh[:, d].transpose(1, 2))
+        index = _direction(rows_d), rows_d
+        a = a.index_put(index, a[index] + product)  # the rows of one axis are all different
+    return a
+
+
+def face_gradients(
+    inputs: SweepInputs, da: Tensor, h: Tensor, rows: Tensor, dw_hh: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient of h on the faces (dirs, F·N, n), and `dw_hh` with what the faces add to it.
+
+    Args:
+        inputs, h, rows: as for `face_products`.
+        da: (dirs, P·N, G·n) gradient of the pre-activations, in x's dtype.
+        dw_hh: (dirs, D, G·n, n), or None if the cell is not recurrent.
+    """
+    if inputs.weight_hh is None or dw_hh is None:
+        return torch.zeros_like(by_direction(h)), dw_hh
+    dh, dw = [], []
+    for d, (h_d, rows_d) in enumerate(_of_axes(inputs, h, rows)):
+        da_d = da[_direction(rows_d), rows_d]  # (dirs, F_d·N, G·n)
+        dh.append(multiply(da_d, inputs.weight_hh[:, d]))
+        dw.append(multiply_transposed(da_d, h_d))
+    return torch.cat(dh, dim=1).to(h.dtype), dw_hh + torch.stack(dw, dim=1).to(dw_hh.dtype)
+
+
+def _of_axes(inputs: SweepInputs, h: Tensor, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """For each axis (dirs, F_d·N, n) of h on its face, and the rows (dirs, F_d·N) where they enter."""
+    counts, batch = line_counts(inputs.grid), inputs.x.shape[0]
+    parts = by_direction(h).split([count * batch for count in counts], dim=1)
+    return list(zip(parts, rows.flatten(1).split([count * batch for count in counts], dim=1), strict=True))
+
+
+def _direction(rows: Tensor) -> Tensor:
+    """(dirs, 1): together with `rows` (dirs, …) it indexes each direction with its own rows."""
+    return torch.arange(len(rows), device=rows.device)[:, None]
+
+
 def to_visiting_order(y: Tensor, tables: SweepTables) -> Tensor:
     """(N, *grid, dirs, n) → (dirs, P, N, n) in visiting order."""
     rows = y.flatten(1, -3).permute(2, 1, 0, 3)
-    return rows[_direction_index(tables), tables.order]
+    return rows[_direction(tables.order), tables.order]
 
 
 def to_grid_order(visited: Tensor, tables: SweepTables) -> Tensor:
     """(dirs, P, N, n) in visiting order → (dirs, P, N, n) in row-major order."""
-    return visited[_direction_index(tables), tables.inverse_order]
+    return visited[_direction(tables.order), tables.inverse_order]
 
 
 def gather_hidden(output: Tensor, tables: SweepTables) -> Tensor:
@@ -111,8 +162,3 @@ def weight_gradients(
 def _rows(x: Tensor) -> Tensor:
     """(N, *grid, C) → (P, N, C)."""
     return x.flatten(1, -2).transpose(0, 1)
-
-
-def _direction_index(tables: SweepTables) -> Tensor:
-    """(dirs, 1): together with a table (dirs, P) it indexes each direction with its own row."""
-    return torch.arange(len(tables.order), device=tables.order.device)[:, None]

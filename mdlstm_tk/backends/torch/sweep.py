@@ -9,22 +9,33 @@ Notation: N batch, P positions, T wavefronts, K positions of one wavefront, G ga
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from mdlstm_tk.backends.faces import (
+    Faces,
+    end_rows,
+    face_rows,
+    from_directions,
+    line_ends,
+    with_zeros,
+)
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.backends.tables import SweepTables, sweep_tables
 from mdlstm_tk.backends.torch import products
 from mdlstm_tk.backends.torch.gradient import cell_gradient
 from mdlstm_tk.cells import get_cell
+from mdlstm_tk.cells.cell import total
 from mdlstm_tk.cells.step import CellParameters, cell_step
 from mdlstm_tk.masking import valid_mask
 
 
 def forward(
-    inputs: SweepInputs, save: bool = False, recompute: bool = False
+    inputs: SweepInputs, save: bool = False, recompute: bool = False, first: Faces | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the sweep.
+    """Run the sweep, from the initial states `first` if they are given.
 
     Returns:
         h (N, *grid, dirs, n) and, if `save`, what `backward` needs: the pre-activations (dirs, P·N, G·n)
@@ -38,6 +49,11 @@ def forward(
     projected = products.project_input(inputs, tables)  # (dirs, P·N, G·n)
     if inputs.bias is not None:
         projected = projected + inputs.bias[:, None]
+    entering = None
+    if first is not None:
+        ends, _ = line_ends(inputs)
+        projected = products.face_products(inputs, first.h, end_rows(ends, batch, tables), projected)
+        entering = _AtRows(first.c, face_rows(ends, batch, tables), tables)
     a = list(projected.split(_row_counts(tables, batch), dim=1))
     invalid = _invalid_masks(inputs, tables)
     parameters = _parameter_rows(inputs)
@@ -51,6 +67,8 @@ def forward(
             operand = torch.cat([h_prev.index_select(1, index) for index in previous], dim=-1)
             a[t] = a[t] + products.multiply(operand.flatten(1, 2).to(x.dtype), w_hh)
         c_d = [c_prev.index_select(1, index).flatten(1, 2) for index in previous]  # D × (dirs, K·N, n)
+        if entering is not None:
+            c_d = [state + entering.at(t, d) for d, state in enumerate(c_d)]
         step = cell_step(cell, a[t].unflatten(-1, (-1, units)).unbind(-2), c_d, parameters)
         h = step.h.unflatten(1, (count, batch))  # (dirs, K, N, n)
         c = step.c.unflatten(1, (count, batch))
@@ -77,8 +95,11 @@ def backward(
     saved_a: Tensor,
     saved_c: Tensor,
     wants_dx: bool = True,
+    first: Faces | None = None,
+    d_last: Faces | None = None,
 ) -> list[Tensor | None]:
-    """The gradients of x (if `wants_dx`), weight_ih, weight_hh, bias and the cell's parameters.
+    """The gradients of x (if `wants_dx`), weight_ih, weight_hh, bias and the cell's parameters; and with
+    `first` those of its h and c.
 
     Args:
         inputs: as for `forward`.
@@ -86,6 +107,8 @@ def backward(
         output, saved_a, saved_c: what `forward` returned with `save`; if the pre-activations are empty,
             they are computed again.
         wants_dx: whether the gradient of x is needed.
+        first: the initial states that `forward` was given.
+        d_last: the gradient of the final states, given together with `first`.
     """
     cell, x, weight_hh = get_cell(inputs.cell), inputs.x, inputs.weight_hh
     batch, dirs, ndim, units = x.shape[0], len(inputs.weight_ih), inputs.ndim, inputs.units
@@ -93,6 +116,8 @@ def backward(
     counts, dtype = tables.counts, saved_c.dtype
     if saved_a.numel() == 0:
         saved_a = products.pre_activations(inputs, output, tables)
+        if first is not None:
+            saved_a = products.face_products(inputs, first.h, _entering_rows(inputs, tables), saved_a)
     a = saved_a.split(_row_counts(tables, batch), dim=1)
     dh = list(
         products.to_visiting_order(grad, tables).to(dtype).split(counts, dim=1)
@@ -102,6 +127,7 @@ def backward(
     parameters = _parameter_rows(inputs)
     front_sums: list[CellParameters] = []  # the gradients of the cell's parameters, (dirs, rows, n) each
     w_hh = None if weight_hh is None else weight_hh.transpose(1, 2).flatten(2, 3)  # (dirs, G·n, D·n)
+    states = None if first is None or d_last is None else _StateGradients(inputs, first, d_last, tables)
 
     zero = saved_c.new_zeros(dirs, 1, batch, units)
     dc = torch.zeros_like(dh[-1])
@@ -109,6 +135,9 @@ def backward(
     for t in reversed(range(len(counts))):
         c_prev = torch.cat([c[t - 1], zero], dim=1) if t > 0 else zero
         c_d = [c_prev.index_select(1, index).flatten(1, 2) for index in tables.previous[t]]
+        if states is not None:
+            c_d = [state + states.entering.at(t, d) for d, state in enumerate(c_d)]
+            dh[t], dc = states.add_leaving(t, dh[t], dc)
         if invalid is not None:
             dh[t], dc = dh[t].masked_fill(invalid[t], 0), dc.masked_fill(invalid[t], 0)
         step = cell_gradient(
@@ -124,6 +153,8 @@ def backward(
             step.parameters.map(lambda rows: torch.stack([row.sum(dim=1) for row in rows], dim=1))
         )
         da.append(torch.cat(list(step.a), dim=-1).to(x.dtype))  # (dirs, K·N, G·n)
+        if states is not None:
+            states.keep_entering(t, step.c_prev)
         if t == 0:
             break
         # The gradients that reach the previous wavefront; the last row takes what leads outside the grid.
@@ -143,7 +174,57 @@ def backward(
         None if of_fronts[0] is None else torch.stack(of_fronts).sum(dim=0).to(x.dtype)
         for of_fronts in zip(*front_sums, strict=True)
     ]
-    return [*products.weight_gradients(inputs, all_da, output, tables, wants_dx), *gradients]
+    dx, dw_ih, dw_hh, db = products.weight_gradients(inputs, all_da, output, tables, wants_dx)
+    if first is None or states is None:
+        return [dx, dw_ih, dw_hh, db, *gradients]
+    rows = _entering_rows(inputs, tables)
+    dh_first, dw_hh = products.face_gradients(inputs, all_da, first.h, rows, dw_hh)
+    dc_first = states.dc_entering[:, :-1]
+    of_states = [from_directions(gradient, inputs) for gradient in (dh_first, dc_first)]
+    return [dx, dw_ih, dw_hh, db, *gradients, *of_states]
+
+
+class _AtRows:
+    """States of the faces at the rows (position, sample) where their lines end."""
+
+    def __init__(self, face: Tensor, rows: Tensor, tables: SweepTables) -> None:
+        self.face = with_zeros(face)  # (dirs, F·N + 1, n)
+        self.direction = torch.arange(len(self.face), device=face.device)[:, None]
+        batch = face.shape[0]
+        self.rows = rows.split(_row_counts(tables, batch), dim=2)  # T × (D, dirs, K·N)
+
+    def at(self, t: int, d: int) -> Tensor:
+        """(dirs, K·N, n), for wavefront t the states of axis d, 0 where no line ends."""
+        return self.face[self.direction, self.rows[t][d]]
+
+
+class _StateGradients:
+    """What the initial and the final states add to the backward pass, wavefront by wavefront."""
+
+    def __init__(self, inputs: SweepInputs, first: Faces, d_last: Faces, tables: SweepTables) -> None:
+        batch = inputs.x.shape[0]
+        entering, leaving = (face_rows(ends, batch, tables) for ends in line_ends(inputs))
+        self.entering = _AtRows(first.c, entering, tables)
+        self.leaving = [_AtRows(face, leaving, tables) for face in (d_last.h.to(first.c.dtype), d_last.c)]
+        self.dc_entering = torch.zeros_like(self.entering.face)  # (dirs, F·N + 1, n)
+
+    def add_leaving(self, t: int, dh: Tensor, dc: Tensor) -> tuple[Tensor, Tensor]:
+        """dh and dc (dirs, K, N, n) of wavefront t with the gradients of the final states."""
+        axes = range(len(self.entering.rows[t]))
+        h, c = (total([faces.at(t, d) for d in axes]) for faces in self.leaving)
+        return dh + h.view(dh.shape), dc + c.view(dc.shape)
+
+    def keep_entering(self, t: int, dc_prev: Sequence[Tensor]) -> None:
+        """Keep the gradients of the c that entered at wavefront t, D × (dirs, K·N, n)."""
+        for rows, gradient in zip(self.entering.rows[t], dc_prev, strict=True):
+            # Where no line ends, they go to the row of zeros, which nobody reads.
+            self.dc_entering.index_put_((self.entering.direction, rows), gradient)
+
+
+def _entering_rows(inputs: SweepInputs, tables: SweepTables) -> Tensor:
+    """(dirs, F, N), the rows where the lines of the faces enter."""
+    ends, _ = line_ends(inputs)
+    return end_rows(ends, inputs.x.shape[0], tables)
 
 
 def _row_counts(tables: SweepTables, batch: int) -> list[int]:

@@ -1,0 +1,146 @@
+"""The faces of a grid: where states enter a sweep, and where they leave it.
+
+Face d of a grid is the grid without axis d. Each place on it stands for a *line* of positions along axis d.
+The state of a line enters the sweep at the line's first valid position in the sweep's direction, and leaves
+it at the last one: with `sizes` these are the ends of each sample's own extents. A tensor of all faces is
+(N, F, dirs, n): face after face, each in row-major order.
+
+Whatever orders lines, or finds the ends of one, is in this file.
+
+Notation
+    E_d, S_d, P   extent and stride of axis d, in positions; positions
+    F             lines of all axes, F = Σ_d P / E_d
+    row           in (dirs, P·N), the states in visiting order: visit · N + sample
+    face row      in (dirs, F·N): line · N + sample
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mdlstm_tk.backends.inputs import SweepInputs, check_tensor, state_dtype
+from mdlstm_tk.backends.tables import SweepTables, sweep_tables
+
+
+class Faces(NamedTuple):
+    """h and c on all faces of a grid, (N, F, dirs, n) each: initial or final states, or their gradients.
+    h has the dtype of x, c that of the states."""
+
+    h: Tensor
+    c: Tensor
+
+
+def face_extents(grid: Sequence[int], d: int) -> tuple[int, ...]:
+    """The extents of face d."""
+    return (*grid[:d], *grid[d + 1 :])
+
+
+def line_counts(grid: Sequence[int]) -> list[int]:
+    """P / E_d for each axis, the number of its lines."""
+    return [prod(face_extents(grid, d)) for d in range(len(grid))]
+
+
+def check_faces(inputs: SweepInputs, faces: Faces, names: Sequence[str] = ("h_first", "c_first")) -> None:
+    """Check that states on the faces, or their gradients, fit the inputs.
+
+    Raises:
+        InputError: they do not; the message names the first that does not fit.
+    """
+    x = inputs.x
+    shape = (x.shape[0], sum(line_counts(inputs.grid)), len(inputs.weight_ih), inputs.units)
+    check_tensor(names[0], faces.h, shape, x.dtype, x.device)
+    check_tensor(names[1], faces.c, shape, state_dtype(x), x.device)
+
+
+def line_table(grid: Sequence[int]) -> list[int]:
+    """What a kernel needs to find the lines of a position, 3·D + 1 numbers.
+
+    For each axis E_d·S_d, S_d and the number of its first line, then F. The line of position p along axis d
+    is `first + p // (E_d·S_d) * S_d + p % S_d`.
+    """
+    table, first = [], 0
+    for d, count in enumerate(line_counts(grid)):
+        stride = prod(grid[d + 1 :])
+        table += [grid[d] * stride, stride, first]
+        first += count
+    return [*table, first]
+
+
+def line_ends(inputs: SweepInputs) -> tuple[Tensor, Tensor]:
+    """The flat positions where the state of each line enters and leaves, (N or 1, F, dirs) int64 each."""
+    grid, device = inputs.grid, inputs.x.device
+    signs = torch.tensor(inputs.directions, device=device)  # (dirs, D)
+    entering, leaving = [], []
+    for d, (extent, count) in enumerate(zip(grid, line_counts(grid), strict=True)):
+        stride = prod(grid[d + 1 :])
+        line = torch.arange(count, device=device)
+        near = (line // stride * (extent * stride) + line % stride)[None, :, None]
+        steps = (
+            torch.tensor([extent - 1], device=device) if inputs.sizes is None else inputs.sizes[:, d] - 1
+        )
+        far = near + stride * steps[:, None, None]
+        upwards = signs[:, d] > 0
+        entering.append(torch.where(upwards, near, far))
+        leaving.append(torch.where(upwards, far, near))
+    return torch.cat(entering, dim=1), torch.cat(leaving, dim=1)
+
+
+def end_rows(ends: Tensor, batch: int, tables: SweepTables) -> Tensor:
+    """(dirs, F, N), the rows of the positions `ends`, one of the results of `line_ends`."""
+    direction = torch.arange(ends.shape[2], device=ends.device)[:, None, None]
+    visits = tables.inverse_order[direction, ends.permute(2, 1, 0)]  # (dirs, F, N or 1)
+    return visits.long() * batch + torch.arange(batch, device=ends.device)
+
+
+def face_rows(ends: Tensor, batch: int, tables: SweepTables) -> Tensor:
+    """(D, dirs, P·N), for each axis the face row whose line has its end at a row, or −1: in `with_zeros`
+    that is the row of zeros."""
+    rows = end_rows(ends, batch, tables)  # (dirs, F, N)
+    dirs, lines, _ = rows.shape
+    dtype = torch.int32 if lines * batch < 2**31 else torch.int64
+    numbers = torch.arange(lines * batch, device=rows.device, dtype=dtype).view(lines, batch)
+    nothing = numbers.new_full((dirs, tables.positions * batch), -1)
+    counts = line_counts(tables.grid)
+    parts = zip(rows.split(counts, dim=1), numbers.split(counts), strict=True)
+    return torch.stack(
+        [nothing.scatter(1, at.flatten(1), number.expand_as(at).flatten(1)) for at, number in parts]
+    )
+
+
+def by_direction(face: Tensor) -> Tensor:
+    """(N, F, dirs, n) → (dirs, F·N, n), contiguous, indexed by face row."""
+    return face.permute(2, 1, 0, 3).flatten(1, 2).contiguous()
+
+
+def with_zeros(face: Tensor) -> Tensor:
+    """(N, F, dirs, n) → (dirs, F·N + 1, n), indexed by face row, and a row of zeros."""
+    rows = by_direction(face)
+    return torch.cat([rows, rows.new_zeros(rows.shape[0], 1, rows.shape[2])], dim=1)
+
+
+def from_directions(rows: Tensor, inputs: SweepInputs) -> Tensor:
+    """(dirs, F·N, n) → (N, F, dirs, n)."""
+    lines, batch = sum(line_counts(inputs.grid)), inputs.x.shape[0]
+    whole: Tensor = rows.unflatten(1, (lines, batch))
+    return whole.permute(2, 1, 0, 3).contiguous()
+
+
+def final_states(inputs: SweepInputs, output: Tensor, c: Tensor) -> Faces:
+    """The states that leave a sweep.
+
+    Args:
+        inputs: of the sweep.
+        output: (N, *grid, dirs, n), h of all positions.
+        c: (dirs, P·N, n), in visiting order.
+    """
+    batch, units = output.shape[0], output.shape[-1]
+    tables = sweep_tables(inputs.grid, inputs.directions, output.device)
+    _, ends = line_ends(inputs)
+    h = output.flatten(1, -3).gather(1, ends[..., None].expand(batch, -1, -1, units))
+    rows = end_rows(ends, batch, tables).flatten(1)[..., None].expand(-1, -1, units)
+    return Faces(h, from_directions(c.gather(1, rows), inputs))

@@ -1,0 +1,169 @@
+"""`BoundaryState`, with which a grid is swept in parts: checks, and the way to and from a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mdlstm_tk.arguments import one_line
+from mdlstm_tk.backends.faces import Faces, face_extents, line_counts
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.masking import valid_mask
+
+
+class BoundaryState(NamedTuple):
+    """The states on the hyperplanes just outside a grid, which a layer starts from, or on the last ones
+    inside it, which the layer ends with.
+
+        >>> layer = MDLSTM(3, 16)
+        >>> y, state = layer(torch.zeros(2, 8, 12, 3), return_state=True)
+        >>> [tuple(h.shape) for h in state[0].h]
+        [(2, 12, 1, 16), (2, 8, 1, 16)]
+
+    For axis d a tensor is (N, *extents of the other axes, dirs, n), without N if x has no batch axis. With
+    windows the extents are those of y. A direction with sign 1 along d enters at index 0 of that axis and
+    leaves at its far end; one with sign −1 enters at the far end and leaves at index 0. With `sizes`, far
+    ends are those of each sample.
+
+    Attributes:
+        h: for each axis the hidden states, None for zeros; or None for zeros along all axes. Those that a
+            layer returns have the dtype of y.
+        c: the same for the cell states. Those that a layer returns are float32 where y is float16 or
+            bfloat16.
+    """
+
+    h: Sequence[Tensor | None] | None = None
+    c: Sequence[Tensor | None] | None = None
+
+
+State = tuple[BoundaryState, ...]  # of a layer: one for each of its stacked layers
+
+
+class FaceShape(NamedTuple):
+    """What the states of a layer must fit.
+
+    Attributes:
+        x: (N, *grid, C), what the first layer sweeps; after windows.
+        sizes: (N, D) its valid extents, or None.
+        dirs, units: dirs, n.
+        dtype: of y.
+        has_batch_axis: whether the user's tensors have one.
+    """
+
+    x: Tensor
+    sizes: Tensor | None
+    dirs: int
+    units: int
+    dtype: torch.dtype
+    has_batch_axis: bool
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        return tuple(self.x.shape[1:-1])
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """The dtype of c."""
+        return torch.float32 if self.dtype.itemsize == 2 else self.dtype
+
+
+def initial_faces(
+    initial_state: Sequence[BoundaryState] | None, num_layers: int, shape: FaceShape
+) -> list[Faces]:
+    """The initial states of each layer as a sweep takes them, zeros where there are none.
+
+    Raises:
+        InputError: `initial_state` does not fit; the message names the face and the shape it should have.
+    """
+    if initial_state is None:
+        initial_state = [BoundaryState()] * num_layers
+    fits = isinstance(initial_state, tuple | list) and len(initial_state) == num_layers
+    if not fits or not all(isinstance(state, BoundaryState) for state in initial_state):
+        hint = "; write (state,)" if isinstance(initial_state, BoundaryState) and num_layers == 1 else ""
+        raise InputError(
+            f"initial_state must be a tuple with one BoundaryState for each of {num_layers} layers, "
+            f"got {_describe(initial_state)}{hint}"
+        )
+    return [
+        Faces(
+            _join(f"initial_state[{k}].h", state.h, shape.dtype, shape),
+            _join(f"initial_state[{k}].c", state.c, shape.state_dtype, shape),
+        )
+        for k, state in enumerate(initial_state)
+    ]
+
+
+def to_boundary_state(faces: Faces, shape: FaceShape) -> BoundaryState:
+    """The final states of a sweep as the user gets them."""
+    grid, leading = shape.grid, shape.x.shape[:1]
+    of_axes = []
+    for face in faces:
+        parts = face.split(line_counts(grid), dim=1)
+        whole = [
+            part.reshape(*leading, *face_extents(grid, d), shape.dirs, shape.units)
+            for d, part in enumerate(parts)
+        ]
+        of_axes.append(tuple(whole if shape.has_batch_axis else [part.squeeze(0) for part in whole]))
+    return BoundaryState(*of_axes)
+
+
+def _join(name: str, faces: Any, dtype: torch.dtype, shape: FaceShape) -> Tensor:
+    """(N, F, dirs, n), from a tensor or None for each axis, or None."""
+    grid, (batch, *_) = shape.grid, shape.x.shape
+    if faces is None:
+        faces = [None] * len(grid)
+    if not isinstance(faces, tuple | list) or len(faces) != len(grid):
+        raise InputError(
+            f"{name} must be a tuple with a tensor or None for each of {len(grid)} axes, "
+            f"got {_describe(faces)}"
+        )
+    parts = []
+    for d, (face, count) in enumerate(zip(faces, line_counts(grid), strict=True)):
+        if face is None:
+            parts.append(shape.x.new_zeros(batch, count, shape.dirs, shape.units, dtype=dtype))
+            continue
+        _check(f"{name}[{d}]", face, d, shape)
+        extents = face_extents(grid, d)
+        whole = face.to(dtype).reshape(batch, *extents, shape.dirs, shape.units)
+        if shape.sizes is not None:  # outside a sample's extents, what the face holds is ignored
+            others = torch.cat([shape.sizes[:, :d], shape.sizes[:, d + 1 :]], dim=1)
+            whole = whole.masked_fill(~valid_mask(extents, others)[..., None, None], 0)
+        parts.append(whole.reshape(batch, count, shape.dirs, shape.units))
+    return torch.cat(parts, dim=1)
+
+
+def _check(name: str, face: Any, d: int, shape: FaceShape) -> None:
+    """Check the face of axis d."""
+    if not isinstance(face, Tensor):
+        raise InputError(f"{name} must be a tensor or None, got {_describe(face)}")
+    batch = list(shape.x.shape[:1]) if shape.has_batch_axis else []
+    expected = (*batch, *face_extents(shape.grid, d), shape.dirs, shape.units)
+    if tuple(face.shape) != expected:
+        axes = [*(["N"] if batch else []), *(f"E{k + 1}" for k in range(len(shape.grid)) if k != d)]
+        raise InputError(
+            f"{name} must be the face across axis {d} of the grid {shape.grid}, "
+            f"({', '.join([*axes, 'dirs', 'n'])}) = {expected}, got shape {tuple(face.shape)}"
+        )
+    accepted = {shape.x.dtype, shape.dtype, shape.state_dtype}
+    if face.dtype not in accepted:
+        raise InputError(
+            f"{name} must have the dtype {' or '.join(sorted(map(str, accepted)))}, got {face.dtype}; "
+            "convert it with .to(dtype)"
+        )
+    if face.device != shape.x.device:
+        raise InputError(f"{name} must be on x's device {shape.x.device}, got {face.device}")
+
+
+def _describe(value: object) -> str:
+    """What was given, in a few words."""
+    if isinstance(value, BoundaryState):
+        return "a BoundaryState"
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, tuple | list):
+        kinds = ", ".join(type(entry).__name__ for entry in value)
+        return f"a {type(value).__name__} of {len(value)} ({kinds})"
+    return one_line(value)
