@@ -17,6 +17,7 @@ from mdlstm_tk.runtime.model_discovery import models_in
 from mdlstm_tk.training import Run
 
 BATCH = 16  # samples
+MAX_BATCH_BYTES = 2**28  # of the inputs; the run may be a stranger's
 TIME_BUDGET = 0.3  # seconds per measurement
 MIN_REPEATS, MAX_REPEATS = 3, 200
 
@@ -85,14 +86,16 @@ def measure_exports(run: Run, grid: tuple[int, ...]) -> list[ExportedModel]:
 def _measure(path: Path, grid: tuple[int, ...], checkpoint: str) -> ExportedModel:
     size = path.stat().st_size
     try:
-        load = _median_time(lambda: Session(path, "cpu", threads=1))
-        with Session(path, "cpu", threads=1) as session:
+        with Session(path, "cpu", threads=1, isolated=None) as session:
             metadata = session.metadata
+            if metadata.sample_bytes * BATCH > MAX_BATCH_BYTES:
+                return ExportedModel(path, size, problem="its grid is too large to be measured for a page")
             extents = metadata.grid or grid
             channels = metadata.channels
             shape = (*extents, channels) if metadata.channels_last else (channels, *extents)
             x = np.random.default_rng(0).standard_normal((BATCH, *shape), dtype=np.float32)
             one, batch = _median_time(lambda: session(x[:1])), _median_time(lambda: session(x))
+        load = _median_time(lambda: Session(path, "cpu", threads=1, isolated=None).close())
     except MDLSTMError as error:
         return ExportedModel(path, size, problem=str(error))
     is_current = metadata.checkpoint_sha256 == checkpoint
