@@ -206,9 +206,7 @@ def _print_plan(run: Inference) -> None:
     if run.left_out.unsupported:
         note(f"files of other types, left out: {run.left_out.unsupported}")
     if run.left_out.outside:
-        note(
-            f"links to files outside their folder, left out: {run.left_out.outside}; copy the files to run"
-        )
+        note(f"links to files outside the folder, left out: {run.left_out.outside}; copy the files to run")
     if run.newer_run:
         warn(
             f"the model is of an older run, because the newest, {run.newer_run}, has no export; "

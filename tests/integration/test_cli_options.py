@@ -288,8 +288,8 @@ def test_a_network_and_a_cell_may_come_from_a_file(tmp_path: Path) -> None:
         "import torch\n"
         "from mdlstm_tk import MDLSTM, register_cell\n"
         "from mdlstm_tk.models import register\n"
-        "@register_cell('coupled', gates=('f', 'g', 'o'), start={'f': 1.0})\n"
-        "def coupled(gates, c, output_activation):\n"
+        "@register_cell('coupled_option', gates=('f', 'g', 'o'), start={'f': 1.0})\n"
+        "def coupled_option(gates, c, output_activation):\n"
         "    f, g, o = gates\n"
         "    c_new = 0.5 * f * (c[0] + c[1]) + (1 - f) * g\n"
         "    return o * output_activation(c_new), c_new\n"
@@ -302,8 +302,8 @@ def test_a_network_and_a_cell_may_come_from_a_file(tmp_path: Path) -> None:
         "    def forward(self, x):\n"
         "        return self.head(self.body(x)).sigmoid()\n"
     )
-    arguments = ("-m", "mine.py:mine", "--cell", "mine.py:coupled", "--hidden", "3", "--steps", "1")
+    arguments = ("-m", "mine.py:mine", "--cell", "mine.py:coupled_option", "--hidden", "3", "--steps", "1")
     done = mdlstm("train", *arguments, "-o", "a", cwd=tmp_path)
     assert done.code == 0, done.err
-    code = {"model": f"{tmp_path}/mine.py:mine", "cell": f"{tmp_path}/mine.py:coupled"}
+    code = {"model": f"{tmp_path}/mine.py:mine", "cell": f"{tmp_path}/mine.py:coupled_option"}
     assert load_checkpoint(tmp_path / "a/last.safetensors", code).config.code == code

@@ -26,6 +26,7 @@ from helpers.user_data import write_classes
 from mdlstm_tk.cli import main
 from mdlstm_tk.cli.options import complete_files
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.export.tensor_spec import TensorSpec
 from mdlstm_tk.export.verification.cases import user_cases
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.text import is_plain_text, text_of_field
@@ -171,9 +172,10 @@ def test_no_input_is_lost_because_another_has_its_name(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", **{"a.npy": np.zeros((2, 2)), "b": np.zeros((2, 2))})
     np.save(tmp_path / "x.npz: a.npy", np.ones((2, 2)))
     metadata = Metadata("0", (2, 2), "unrolled", "N H W C", 1, 1)
-    assert len(list(user_cases(metadata, [tmp_path / "x.npz"]))) == 2
+    declared = [TensorSpec("x", "float32", (None, 2, 2, 1))]
+    assert len(list(user_cases(metadata, declared, [tmp_path / "x.npz"]))) == 2
     with pytest.raises(InputError, match="two inputs are called"):
-        list(user_cases(metadata, [tmp_path / "x.npz", tmp_path / "x.npz: a.npy"]))
+        list(user_cases(metadata, declared, [tmp_path / "x.npz", tmp_path / "x.npz: a.npy"]))
 
 
 @pytest.mark.parametrize("field", ["classes", "task", "model", "version", "output_names"])

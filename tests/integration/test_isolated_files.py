@@ -111,6 +111,7 @@ def test_files_that_kill_the_reader_one_after_the_other_end_the_work(
     assert {name for name, error in errors.items() if error} == {"1bad", "2bad", "4bad", "5bad"}
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_does_not_wait_for_a_file_that_takes_long(model: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", RNG.random((8, 8)))
     os.mkfifo(tmp_path / "b.npy")

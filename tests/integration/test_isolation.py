@@ -147,6 +147,7 @@ def test_a_crash_is_one_line_and_the_next_call_runs(number: int, message: str) -
         session(np.eye(2))
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_the_run_and_the_next_call_gets_its_own_result() -> None:
     with Session(power(500), "cpu", isolated=True) as session:
         with pytest.raises(KeyboardInterrupt):
