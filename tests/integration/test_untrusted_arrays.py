@@ -138,6 +138,7 @@ def test_small_dtypes_count_as_what_they_become() -> None:
         ("../../a",),
         ("/a",),
         ("b/../a",),
+        ("a" * 300,),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")

@@ -24,6 +24,7 @@ Array = npt.NDArray[Any]
 
 MAX_BYTES = 2**30  # default limit for a file and for the arrays in it
 MAX_DIRECTORY_BYTES = 2**20  # limit for the list of members of a .npz, enough for about 10,000 of them
+MAX_NAME = 255  # characters of an array in a .npz
 MAX_HEADER_BYTES = 10_000  # limit for the header of a .npy; NumPy refuses longer ones
 FLOAT_BYTES = 4  # callers convert arrays to float32, so smaller dtypes grow to this
 # Size of the field that holds a header's length, by version of the .npy format.
@@ -140,6 +141,11 @@ def _members(archive: zipfile.ZipFile, label: str) -> dict[str, zipfile.ZipInfo]
     members: dict[str, zipfile.ZipInfo] = {}
     for member in archive.infolist():
         name = member.filename.removesuffix(".npy")
+        if len(name) > MAX_NAME:
+            raise InputError(
+                f"{label} holds an array with a name of {len(name)} characters, {name[:40]!a}…; rename it to "
+                f"at most {MAX_NAME}"
+            )
         if name in members:
             raise InputError(f"{label} holds two arrays with the name {name!a}; rename one of them")
         if not is_plain_text(name) or ".." in name.split("/") or name.startswith("/"):
