@@ -143,8 +143,8 @@ def _members(archive: zipfile.ZipFile, label: str) -> dict[str, zipfile.ZipInfo]
         name = member.filename.removesuffix(".npy")
         if len(name) > MAX_NAME:
             raise InputError(
-                f"{label} holds an array with a name of {len(name)} characters, {name[:40]!a}…; expected at "
-                f"most {MAX_NAME}"
+                f"{label} holds an array with a name of {len(name)} characters, {name[:40]!a}…; expected "
+                f"at most {MAX_NAME}"
             )
         if name in members:
             raise InputError(f"{label} holds two arrays with the name {name!a}; rename one of them")
