@@ -12,8 +12,9 @@ A model passes if it is like the ones that `mdlstm_tk.export` writes:
 
 Everything else is refused, with one line that says what it is.
 
-Limits: a single operator on large tensors runs until it is done, whatever the timeout, and ONNX Runtime
-itself is trusted with every model that passes. Run models from determined attackers in a container.
+Limits: without isolation (`mdlstm_tk.runtime.isolation`), a single operator on large tensors runs until it
+is done, whatever the timeout. ONNX Runtime itself is trusted with every model that passes. Run models from
+determined attackers in a container.
 """
 
 from __future__ import annotations
