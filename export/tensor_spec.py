@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import helper
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import Metadata
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """An input or output of a model.
-
-    Attributes:
-        name: the tensor's name.
-        dtype: NumPy's name of the element type.
-        shape: extents, None where an extent is free; the first axis is the batch.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | None, ...]
+from mdlstm_tk.runtime.security.interface import TensorSpec
 
 
 def read_model(data: bytes) -> onnx.ModelProto:

@@ -13,7 +13,7 @@ from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.metadata_checks import TensorType, check_agreement
 from mdlstm_tk.runtime.providers import create_session, is_out_of_memory, one_line
-from mdlstm_tk.runtime.security.interface import TensorInfo
+from mdlstm_tk.runtime.security.interface import TensorSpec
 from mdlstm_tk.runtime.security.model_check import check_model
 
 
@@ -116,7 +116,7 @@ class LocalRunner:
         """Nothing: the model is released with its last run."""
 
 
-def _types(tensors: Iterable[TensorInfo]) -> dict[str, TensorType]:
+def _types(tensors: Iterable[TensorSpec]) -> dict[str, TensorType]:
     return {tensor.name: TensorType(tensor.dtype, tensor.shape) for tensor in tensors}
 
 

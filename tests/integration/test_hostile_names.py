@@ -26,9 +26,9 @@ from helpers.user_data import write_classes
 from mdlstm_tk.cli import main
 from mdlstm_tk.cli.options import complete_files
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.tensor_spec import TensorSpec
 from mdlstm_tk.export.verification.cases import user_cases
 from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.runtime.security.interface import TensorSpec
 from mdlstm_tk.text import is_plain_text, text_of_field
 from mdlstm_tk.training import Run
 

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from mdlstm_tk.cli import main
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.runtime.security.interface import TensorInfo
+from mdlstm_tk.runtime.security.interface import TensorSpec
 from mdlstm_tk.runtime.security.model_check import check_model
 
 X = np.arange(4, dtype=np.float32).reshape(2, 2)
@@ -119,10 +119,10 @@ def test_a_summary_says_what_is_in_the_file() -> None:
     model.graph.input.append(info("sizes", 7, ["N", 2]))
     summary = check_model(model.SerializeToString(), "the model")
     assert summary.inputs == (
-        TensorInfo("x", "float32", (None, 2, 2, 1)),
-        TensorInfo("sizes", "int64", (None, 2)),
+        TensorSpec("x", "float32", (None, 2, 2, 1)),
+        TensorSpec("sizes", "int64", (None, 2)),
     )
-    assert summary.outputs == (TensorInfo("y", "float32", (None, 2, 2, 1)),)
+    assert summary.outputs == (TensorSpec("y", "float32", (None, 2, 2, 1)),)
     assert summary.metadata_props == {entry.key: entry.value for entry in model.metadata_props}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mdlstm_tk.runtime.security.attributes import read_attributes
 from mdlstm_tk.runtime.security.bounds import ABSENT, Bound, with_numbers
-from mdlstm_tk.runtime.security.interface import TensorInfo, read_opsets, read_value
+from mdlstm_tk.runtime.security.interface import TensorSpec, read_opsets, read_value
 from mdlstm_tk.runtime.security.nodes import INPUT, Node, attribute_spans, read_nodes
 from mdlstm_tk.runtime.security.operators import FUNCTION_DOMAIN, OPERATORS, OPSET
 from mdlstm_tk.runtime.security.protobuf import Reader
@@ -90,7 +90,7 @@ class GraphCheck:
         arguments = sum(len(node[2]) + len(node[3]) for node in nodes)
         self.functions[name] = Function(name, inputs, outputs, nodes, end - start, arguments)
 
-    def check_graph(self, start: int, end: int) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+    def check_graph(self, start: int, end: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Check the main graph and the functions that it calls.
 
         Returns:
@@ -124,7 +124,7 @@ class GraphCheck:
             raise holds(f"the function {printable(min(uncalled))}, which nothing calls")
         return inputs, outputs
 
-    def _interface(self, content: Content) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+    def _interface(self, content: Content) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         inputs, outputs = (
             tuple(read_value(self.reader, *span) for span in content.spans(field))
             for field in ("input", "output")
@@ -268,7 +268,7 @@ def _define(values: Values, taken: Collection[bytes], name: bytes, bound: Bound)
     values[name] = bound
 
 
-def _is_integer(tensor: TensorInfo) -> bool:
+def _is_integer(tensor: TensorSpec) -> bool:
     return "int" in tensor.dtype
 
 

@@ -23,13 +23,13 @@ from mdlstm_tk.runtime.security.tensors import MAX_EXTENT
 
 
 @dataclass(frozen=True)
-class TensorInfo:
+class TensorSpec:
     """An input or output of a model.
 
     Attributes:
         name: its name.
         dtype: NumPy's name for the type of its elements, such as "float32".
-        shape: its extents, None where an extent is free.
+        shape: its extents, None where an extent is free; the first axis is the batch.
     """
 
     name: str
@@ -47,12 +47,12 @@ class ModelSummary:
         metadata_props: the entries of `metadata_props`, as they are in the file.
     """
 
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
     metadata_props: Mapping[str, str]
 
 
-def read_value(reader: Reader, start: int, end: int) -> TensorInfo:
+def read_value(reader: Reader, start: int, end: int) -> TensorSpec:
     """Read the declaration of an input or output: a tensor of numbers with a known number of axes.
 
     Raises:
@@ -73,7 +73,7 @@ def read_value(reader: Reader, start: int, end: int) -> TensorInfo:
     if shape_span is None:
         raise holds(f"{name!a} with an unknown number of axes")
     shape = [_extent(reader, *span) for span in Content(reader, SHAPE, *shape_span).spans("dim")]
-    return TensorInfo(name, NUMBER_TYPES[number_type][0], tuple(shape))
+    return TensorSpec(name, NUMBER_TYPES[number_type][0], tuple(shape))
 
 
 def _extent(reader: Reader, start: int, end: int) -> int | None:
