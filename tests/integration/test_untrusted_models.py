@@ -24,6 +24,7 @@ from helpers.crafted_models import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import inliner
 
 from mdlstm_tk.cli import main
 from mdlstm_tk.errors import InputError, MDLSTMError
@@ -90,6 +91,7 @@ def runs(model: onnx.ModelProto) -> np.ndarray:
 def test_honest_models_run() -> None:
     """The refusals above are due to what each model holds, not to how these models are built."""
     np.testing.assert_array_equal(runs(crafted()), X)
+    np.testing.assert_array_equal(runs(inliner.inline_local_functions(called_often(NEGATE, 1))), -X)
     np.testing.assert_array_equal(runs(called_often(NEGATE, 3)), -X)
     np.testing.assert_array_equal(runs(scanning(node("Add", "v two", "v_out"), rows=5)), X + 10)
     one, constant = tensor("one", [1]), tensor("shape", [-1, 2, 2, 1])
