@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from helpers import crafted_models
 from helpers.crafted_models import BOOL, INT64, info, node, tensor
@@ -33,6 +33,15 @@ def crafted(
         model.ClearField("opset_import")
         model.opset_import.extend(helper.make_opsetid(name, 1 if name else 18) for name in domains)
     return model
+
+
+def stored(name: str, kind: int, dims: Sequence[int], values: Any, raw: bool = False) -> onnx.TensorProto:
+    """A tensor as `onnx.helper.make_tensor` makes it, but with the numbers where exports have them. So a
+    model that is refused is refused for something else."""
+    if raw:
+        return helper.make_tensor(name, kind, dims, values, raw=True)
+    numbers = np.asarray(values, helper.tensor_dtype_to_np_dtype(kind))
+    return numpy_helper.from_array(numbers.reshape(dims), name)
 
 
 def body(*nodes: onnx.NodeProto) -> onnx.GraphProto:

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from helpers.crafted_models import FLOAT, INT64, info, node
-from helpers.foreign_models import GO, body, crafted, function, own_node
+from helpers.foreign_models import GO, body, crafted, function, own_node, stored
 from helpers.strangers import (
     BIDI,
     ESCAPES,
@@ -39,7 +39,7 @@ def own_if() -> onnx.ModelProto:
 
 
 def many_axes(count: int = 100_000) -> onnx.ModelProto:
-    shape = helper.make_tensor("shape", INT64, [count], np.ones(count, np.int64).tobytes(), raw=True)
+    shape = stored("shape", INT64, [count], np.ones(count, np.int64).tobytes(), raw=True)
     return crafted([node("Reshape", "x shape", "t"), node("Neg", "x", "y")], [shape])
 
 
@@ -57,7 +57,7 @@ def nested_ifs(levels: int = 7, calls: int = 6) -> onnx.ModelProto:
 
 def referenced_graph(count: int = 300) -> onnx.ModelProto:
     """A function that refers to an attribute, a graph with a large constant, many times."""
-    large = helper.make_tensor("c", FLOAT, [4000], bytes(16_000), raw=True)
+    large = stored("c", FLOAT, [4000], bytes(16_000), raw=True)
     branch = helper.make_graph([node("Constant", "", "t", value=large)], "branch", [], [info("t")])
     nodes = [node("Constant", "", "go", value=GO)]
     for k in range(count):
@@ -73,7 +73,7 @@ def referenced_graph(count: int = 300) -> onnx.ModelProto:
 
 def called_constant(count: int = 4000, size: int = 65_536) -> onnx.ModelProto:
     """A function with a constant of 256 KiB, called many times: together the constants take 1 GiB."""
-    large = helper.make_tensor("c", FLOAT, [size], bytes(4 * size), raw=True)
+    large = stored("c", FLOAT, [size], bytes(4 * size), raw=True)
     own = function("f", node("Constant", "", "c", value=large), node("Neg", "a", "b"))
     calls = [own_node("f", "x" if k == 0 else f"t{k}", f"t{k + 1}") for k in range(count)]
     calls[-1].output[0] = "y"
@@ -105,7 +105,7 @@ REFUSED: dict[str, Callable[[], onnx.ModelProto | bytes]] = {
 
 def pooled(operator: str, extent: int = 3000, **attributes: Any) -> onnx.ModelProto:
     """x is padded to a large image, which a slow operator pools, and the result is ignored."""
-    pads = helper.make_tensor("pads", INT64, [8], [0, 0, 0, 0, 0, extent, extent, 0])
+    pads = stored("pads", INT64, [8], [0, 0, 0, 0, 0, extent, extent, 0])
     nodes = [
         node("Pad", "x pads", "t"),
         node("Transpose", "t", "u", perm=[0, 3, 1, 2]),
@@ -117,8 +117,8 @@ def pooled(operator: str, extent: int = 3000, **attributes: Any) -> onnx.ModelPr
 
 
 def regions() -> onnx.ModelProto:
-    boxes = helper.make_tensor("boxes", FLOAT, [1, 4], [0.0, 0.0, 1.0, 1.0])
-    batch = helper.make_tensor("batch", INT64, [1], [0])
+    boxes = stored("boxes", FLOAT, [1, 4], [0.0, 0.0, 1.0, 1.0])
+    batch = stored("batch", INT64, [1], [0])
     align = node("RoiAlign", "u boxes batch", "v", output_height=30_000, output_width=30_000)
     nodes = [node("Transpose", "x", "u", perm=[0, 3, 1, 2]), align]
     return crafted(
@@ -127,16 +127,14 @@ def regions() -> onnx.ModelProto:
 
 
 def counted() -> onnx.ModelProto:
-    shape = helper.make_tensor("shape", INT64, [1], [10**9])
-    ones = node(
-        "ConstantOfShape", "shape", "t", value=helper.make_tensor("v", TensorProto.BOOL, [1], [True])
-    )
+    shape = stored("shape", INT64, [1], [10**9])
+    ones = node("ConstantOfShape", "shape", "t", value=stored("v", TensorProto.BOOL, [1], [True]))
     nodes = [ones, node("NonZero", "t", "u"), node("Cast", "u", "v", to=FLOAT)]
     return crafted([*nodes, node("ReduceMax", "v", "w", keepdims=0), node("Add", "x w", "y")], [shape])
 
 
 def transformed() -> onnx.ModelProto:
-    pads = helper.make_tensor("pads", INT64, [8], [0, 0, 0, 0, 0, 200_003, 0, 0])
+    pads = stored("pads", INT64, [8], [0, 0, 0, 0, 0, 200_003, 0, 0])
     nodes = [node("Pad", "x pads", "t"), node("DFT", "t", "u", axis=1)]
     return crafted([*nodes, node("ReduceMax", "u", "w", keepdims=0), node("Add", "x w", "y")], [pads])
 

@@ -24,7 +24,7 @@ import pytest
 from fuzz.outcome import unclean
 from helpers.checkout import ROOT
 from helpers.crafted_models import FLOAT, INT64, crafted, info, node
-from helpers.foreign_models import body, function, loop, own_node
+from helpers.foreign_models import body, function, loop, own_node, stored
 from helpers.foreign_models import crafted as foreign
 from helpers.requirements import missing
 from helpers.strangers import (
@@ -155,7 +155,7 @@ def constant_shape() -> onnx.ModelProto:
 
 def joined_shape() -> onnx.ModelProto:
     """A shape that is put together from many short ones."""
-    ones = helper.make_tensor("ones", INT64, [8], [1] * 8)
+    ones = stored("ones", INT64, [8], [1] * 8)
     nodes = [node("Concat", " ".join(["ones"] * 10_000), "s", axis=0), node("Reshape", "x s", "y")]
     return crafted(nodes, [ones])
 
@@ -182,7 +182,7 @@ def shared_constant() -> onnx.ModelProto:
         onnx.AttributeProto(name="value", ref_attr_name="v", type=onnx.AttributeProto.TENSOR)
     )
     own = function("f", constant, node("Neg", "a", "b"), attributes=["v"])
-    large = helper.make_tensor("v", FLOAT, [10**6], bytes(4 * 10**6), raw=True)
+    large = stored("v", FLOAT, [10**6], bytes(4 * 10**6), raw=True)
     return foreign([own_node("f", "x", "y", v=large)], functions=[own], domains=("", "own"))
 
 
