@@ -7,11 +7,12 @@ settings, such as a checkpoint, cannot name one: see `mdlstm_tk.training.config.
 from __future__ import annotations
 
 import importlib.util
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 from mdlstm_tk.errors import InputError
+
+_modules: dict[Path, ModuleType] = {}  # those that ran
 
 
 def split_reference(reference: str) -> tuple[Path | None, str]:
@@ -34,13 +35,14 @@ def names_file(reference: str) -> bool:
     return split_reference(reference)[0] is not None
 
 
-@cache
 def import_file(path: Path) -> ModuleType:
     """Run a Python file as a module; once per process, however often it is named.
 
     Raises:
         InputError: there is no such file.
     """
+    if path in _modules:
+        return _modules[path]
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -48,4 +50,5 @@ def import_file(path: Path) -> ModuleType:
         raise InputError(f"{path} cannot be loaded as Python")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    _modules[path] = module
     return module

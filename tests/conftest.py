@@ -5,6 +5,7 @@ Markers are set here: `gpu` by folder, `browser` and `network` by the fixtures t
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import signal
@@ -21,7 +22,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each call of the command woul
 if not torch.cuda.is_available():  # Triton, which export imports by way of torch, looks at it only then
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from mdlstm_tk import user_code
+from mdlstm_tk.cells import cell
 from mdlstm_tk.export import export_run
+from mdlstm_tk.models import registry
 from mdlstm_tk.training import Run, TrainConfig, train
 
 if TYPE_CHECKING:
@@ -32,6 +36,9 @@ _state = tempfile.TemporaryDirectory(prefix="mdlstm-tests-")
 os.environ["XDG_STATE_HOME"] = _state.name
 
 torch.set_num_threads(1)  # tests run side by side
+
+CELLS = dict(cell._cells)  # those of the package
+NETWORKS = copy.deepcopy(registry._FACTORIES)
 
 MARKERS = {"browser": "browser", "onnxruntime_web": "network"}  # fixture: marker
 
@@ -103,6 +110,14 @@ def interruptible() -> Iterator[None]:
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, previous)
+
+
+@pytest.fixture
+def fresh_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start with the cells and networks of the package; those that the test registers are gone after it."""
+    monkeypatch.setattr(cell, "_cells", dict(CELLS))
+    monkeypatch.setattr(registry, "_FACTORIES", copy.deepcopy(NETWORKS))
+    monkeypatch.setattr(user_code, "_modules", {})
 
 
 @pytest.fixture

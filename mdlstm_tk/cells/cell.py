@@ -140,7 +140,6 @@ def get_cell(name: str) -> Cell:
     return _from_file(file, inner)
 
 
-@cache
 def _from_file(file: Path, name: str) -> Cell:
     import_file(file)
     if name not in _cells:

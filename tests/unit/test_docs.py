@@ -16,15 +16,14 @@ from helpers.documents import blocks, run_blocks
 from helpers.requirements import missing
 
 from mdlstm_tk.cli.main import VERBS
-from mdlstm_tk.models import registry
 
-BUILT_IN = dict(registry._FACTORIES)  # before any test has registered networks of its own
 PAGES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += ["CONTRIBUTING.md", "README.md"]
 WITHOUT_BLOCKS = ("docs/changelog.md", "docs/contributing.md", "docs/performance.md", "docs/tasks/index.md")
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh_registries")
 @pytest.mark.filterwarnings("ignore")  # those of other packages
 @pytest.mark.parametrize("name", PAGES)
 def test_the_blocks_of_a_page_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +31,6 @@ def test_the_blocks_of_a_page_run(name: str, tmp_path: Path, monkeypatch: pytest
     for folder in ("examples", "benchmarks"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     torch.manual_seed(0)
-    monkeypatch.setattr(registry, "_FACTORIES", dict(BUILT_IN))  # other tests have registered networks
     if absent := run_blocks(ROOT / name):
         missing(f"not installed: {', '.join(sorted(absent))}")
 

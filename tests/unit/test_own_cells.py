@@ -10,23 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.parity import CELLS
 
 from mdlstm_tk import MDLSTM, InputError, register_cell
-from mdlstm_tk.cells import cell, cell_names, get_cell
+from mdlstm_tk.cells import cell_names, get_cell
 from mdlstm_tk.cells.lowering import lower
-from mdlstm_tk.user_code import import_file
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_cell.py"
-pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
-
-
-@pytest.fixture(autouse=True)
-def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test starts with the cells of the package, and the cells that it registers are gone after it."""
-    monkeypatch.setattr(cell, "_cells", {name: cell._cells[name] for name in CELLS})
-    cell._from_file.cache_clear()
-    import_file.cache_clear()
+pytestmark = pytest.mark.usefixtures("fresh_registries", "poisoned_memory", "one_thread")
 
 
 def _example(name: str) -> str:
