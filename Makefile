@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
-.PHONY: demo test coverage lowest lint docs clean
+.PHONY: demo test coverage lowest lint docs gpu clean
 
 demo: $(VENV)/demo.stamp  ## train, export, infer and verify, into runs/
 	$(BIN)/mdlstm demo
@@ -26,6 +26,9 @@ lint: $(VENV)/test.stamp  ## run the linter, the formatter and the type checker
 docs: $(VENV)/docs.stamp  ## build the site into build/docs; a warning is an error
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet -d build/doctrees docs build/docs
 	@echo built build/docs/index.html
+
+gpu: $(VENV)/test.stamp  ## run the tests that need an NVIDIA GPU and measure the layer there, into build/gpu
+	$(BIN)/python benchmarks/gpu.py
 
 clean:  ## remove the environment and everything that was built
 	rm -rf $(VENV) .venv-lowest build dist *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache
