@@ -151,7 +151,9 @@ class Step:
         else:
             operands = [self.graph.concat([*h, x], axis=-1)]  # D·n + C + 1 features
         gates = self._gates(operands, c)
+        first = len(self.graph.nodes)
         h_new, c_new = self.cell.step(gates, c, output_activation, apply_output_gate)
+        self.graph.join_sums(first, [h_new, c_new])
         if mask is not None:
             h_new, c_new = h_new * mask, c_new * mask
         return self._to_weight_dtype(h_new), c_new
