@@ -15,11 +15,13 @@ from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export.capture import DOMAIN, IR_VERSION
 from mdlstm_tk.export.lowering.graph import Graph, Value
 from mdlstm_tk.export.lowering.scan import write_scan
-from mdlstm_tk.export.lowering.step import Sweep
+from mdlstm_tk.export.lowering.step import Sweep, direction_label
 from mdlstm_tk.export.lowering.unrolled import write_unrolled
 from mdlstm_tk.wavefront import Direction
 
 FORMS: dict[str, Callable[[Graph, Sweep], Value]] = {"unrolled": write_unrolled, "scan": write_scan}
+# Extents from which one direction after the other is faster than all in one chain, and takes less memory.
+ONE_BY_ONE_FROM = 512
 INPUTS = 8  # of a Wavefront node; optional ones may be missing at the end
 
 
@@ -52,7 +54,7 @@ def lower(
         graph = Graph(f"{_module_path(node)}_{sweep_count}")
         sweep_count += 1
         sweep = _read_sweep(node, tensors, graph, form)
-        result = FORMS[form](graph, replace(sweep, separate_products=separate_products))
+        result = _write(graph, replace(sweep, separate_products=separate_products), form)
         last_node = graph.nodes[-1]
         assert list(last_node.output) == [result.name]
         last_node.output[0] = node.output[0]
@@ -81,6 +83,17 @@ def lower(
         producer_name="mdlstm-tk",
         functions=model.functions,
     )
+
+
+def _write(graph: Graph, sweep: Sweep, form: str) -> Value:
+    """Add the nodes of a sweep, and return h (N, *grid, dirs, n)."""
+    if sweep.dirs == 1 or min(sweep.grid) < ONE_BY_ONE_FROM:
+        return FORMS[form](graph, sweep)
+    parts = []
+    for k, direction in enumerate(sweep.directions):
+        with graph.scope(f"direction_{direction_label(direction)}"):
+            parts.append(FORMS[form](graph, sweep.of_direction(k)))
+    return graph.concat(parts, axis=-2)
 
 
 def _read_sweep(

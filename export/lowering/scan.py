@@ -14,6 +14,7 @@ shapes of rows are those of step.py.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,23 +24,29 @@ from mdlstm_tk.export.lowering.step import STATE_DTYPE, Rows, Step, Sweep, flatt
 from mdlstm_tk.export.lowering.tables import ScanTables, computed_tables, constant_tables, extra_rows
 
 INDEX = np.dtype(np.int64)
+MAX_CONSTANT_POSITIONS = 1 << 16  # larger tables would take megabytes of the file
 
 
 def write_scan(graph: Graph, sweep: Sweep) -> Value:
     """Add the nodes of a sweep, and return h (N, *grid, dirs, n)."""
     dirs, units = sweep.dirs, sweep.units
-    make_tables = constant_tables if min(sweep.grid) > 0 else computed_tables
-    tables = make_tables(graph, sweep)
+    fixed = min(sweep.grid) > 0 and prod(sweep.grid) <= MAX_CONSTANT_POSITIONS
+    tables = constant_tables(graph, sweep) if fixed else computed_tables(graph, sweep)
     mask = None if sweep.sizes is None else valid_mask(graph, tables.coordinates, sweep.sizes)  # (P, N, 1)
     x = flatten_x(graph, sweep, mask)  # (P, N, C)
     rows = Rows(graph, sweep)
     stacked_h = _write_scan(graph, sweep, rows, tables, x, mask)  # (T, S, N, n) or (T, dirs, S·N, n)
-    shape = graph.concat([graph.integers(-1), rows.batch, graph.integers(units)], axis=0)
-    states = graph("Reshape", stacked_h, shape)  # (T·dirs·S, N, n)
-    h = graph("Gather", states, tables.output_rows, axis=0)  # (P, dirs, N, n)
-    h = graph("Transpose", h, perm=[2, 0, 1, 3])
+    states = graph.reshape(stacked_h, -1, units)
+    h = graph("Gather", states, _places(graph, rows, tables), axis=0)  # (N, P, dirs, n)
     batch_and_grid = graph("Shape", sweep.x, start=0, end=-1)
     return graph("Reshape", h, graph.concat([batch_and_grid, graph.integers(dirs, units)], axis=0))
+
+
+def _places(graph: Graph, rows: Rows, tables: ScanTables) -> Value:
+    """(N, P, dirs) the row of each sample's positions among those of all iterations."""
+    end = graph("Squeeze", rows.batch, graph.integers(0))
+    samples = graph("Range", graph.scalar(0), end, graph.scalar(1))  # (N,)
+    return tables.output_rows * rows.batch + graph("Unsqueeze", samples, graph.integers(1, 2))
 
 
 def _write_scan(

@@ -18,7 +18,7 @@ product of three axes is one matrix product for each direction; see `Rows`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import numpy_helper
@@ -71,6 +71,23 @@ class Sweep:
     def dirs(self) -> int:
         """The number of directions."""
         return len(self.directions)
+
+    def of_direction(self, index: int) -> Sweep:
+        """The sweep in one of its directions."""
+
+        def part(parameter: np.ndarray | None) -> np.ndarray | None:
+            return None if parameter is None else parameter[index : index + 1]
+
+        return replace(
+            self,
+            directions=[self.directions[index]],
+            weight_ih=self.weight_ih[index : index + 1],
+            weight_hh=part(self.weight_hh),
+            bias=part(self.bias),
+            peephole=part(self.peephole),
+            norm_weight=part(self.norm_weight),
+            norm_bias=part(self.norm_bias),
+        )
 
     @property
     def has_ones(self) -> bool:
