@@ -233,7 +233,7 @@ def test_the_file_is_self_contained_and_has_standard_operators_and_metadata(
         8,
         1,
     ]
-    assert any(node.name.startswith("body_0/direction_++/wavefront_14/") for node in proto.graph.node)
+    assert any(node.name.startswith("body_0/wavefront_14/") for node in proto.graph.node)
     assert b"/site-packages/" not in model.read_bytes()
     metadata = Session(model, "cpu").metadata
     assert (metadata.grid, metadata.form, metadata.layout) == ((8, 8), "unrolled", "N H W C")
