@@ -19,6 +19,7 @@ from helpers.user_data import (
     write_texts,
 )
 
+from mdlstm_tk import MDLSTM
 from mdlstm_tk.data import UNLABELLED, Kind
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.training import (
@@ -327,6 +328,21 @@ def test_the_command_describes_the_data_and_resumes(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "runs/signs-md-6x9/last.safetensors").step == 6
 
 
+def test_crops_for_a_segmenter_are_named_with_the_error_and_fit_the_proposed_export(tmp_path: Path) -> None:
+    write_masks(tmp_path / "cells")
+    flags = ("--task", "segment", "--crop", "3", "--steps", "2", "--hidden", "3", "-o", "run")
+    done = mdlstm("train", "--data", "cells", *flags, cwd=tmp_path)
+    assert done.code == 0, done.err
+    best = next(line for line in done.err.splitlines() if line.startswith("best weights"))
+    assert "3x3" in best
+    for command in (("report", "run"), ("info", "run"), ("report", "run", "--data", "cells")):
+        following = mdlstm(*command, cwd=tmp_path).err.splitlines()[-1]
+        assert following == done.err.splitlines()[-1] == "next: mdlstm export run --form scan"
+    cells = [m.cell for m in load_checkpoint(tmp_path / "run/best.safetensors").network().modules()
+             if isinstance(m, MDLSTM)]  # fmt: skip
+    assert cells == ["stable"]  # whose state does not grow on whole images
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -345,6 +361,7 @@ def test_defaults_omit_settings_that_the_network_does_not_have() -> None:
     config = default_config("textures", model="conv")
     assert (config.model, config.cell, config.windows) == ("conv", "", "2,2")
     assert default_config("textures").cell != ""
+    assert default_config("segment", "folder", model="conv").cell == ""
     assert default_config("classify", "x.npz").augment == 0
     assert default_config("classify", "folder").augment > 0
     assert default_config("diagonal") == TrainConfig()
