@@ -80,7 +80,7 @@ def _pairs(path: Path, data: DataFolder, folder: str, kind: Kind, read: Callable
         reason = f"it has no file of the same name in {folder}/"
         if longer := _with_ending(unpaired, str(name)):
             other = by_name[Path(longer)]
-            reason += f", where {other.relative_to(others)} has no image; rename it to {name}{other.suffix}"
+            reason += f"; rename {other.relative_to(others)} to {name}{other.suffix}"
         yield image, partial(_refuse, reason)
 
 
