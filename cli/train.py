@@ -33,7 +33,7 @@ from mdlstm_tk.cli.options import (
 )
 from mdlstm_tk.cli.settings import Settings, setting
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.sizes import format_size
+from mdlstm_tk.sizes import format_size, parse_size
 from mdlstm_tk.text import shell_quoted
 
 if TYPE_CHECKING:
@@ -195,7 +195,9 @@ def train(
     run = job.run
     if result["errors"]:
         errors = ", ".join(f"{name} {value:.5g}" for name, value in result["errors"].items())
-        note(f"best weights, on {result['split']} data: {errors}")
+        crop = job.config.crop
+        cropped = f" cropped to {format_size(parse_size(crop))}" if crop else ""
+        note(f"best weights, on {result['split']} data{cropped}: {errors}")
     note(f"{describe_times(run.read_times())}; wrote {run.best}, {run.curves}, {run.prediction}")
     if json:
         print_json({"run": str(run.folder), **result})
