@@ -35,6 +35,8 @@ add_module_names = False
 python_maximum_signature_line_length = 88
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"  # furo's own underlines every import
+html_logo = html_favicon = "_static/logo.svg"
 html_title = f"mdlstm-tk {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

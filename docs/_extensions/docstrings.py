@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from sphinx.util.inspect import TypeAliasForwardRef
+
 SECTIONS = ("Args:", "Attributes:", "Raises:", "Returns:", "Yields:")
 CODE = re.compile(r"(``.+?``|`[^`]+`)", re.DOTALL)
 ARGUMENT = re.compile(r"^\s*(?:\\\*)+(?=\w+:)", re.MULTILINE)  # **options: …
@@ -25,7 +27,7 @@ def convert(text: str) -> str:
         indentation = len(line) - len(line.lstrip())
         if literal is not None:
             if not line.strip() or indentation > literal:
-                lines.append(line)
+                lines.append(line.replace("`", ""))
                 continue
             literal = None
         if line.strip() in SECTIONS:
@@ -81,5 +83,7 @@ def _process(_app: Any, what: str, _name: str, _object: Any, _options: Any, line
 
 def setup(app: Any) -> dict[str, bool]:
     """Register the extension."""
+    # Sphinx writes the aliases of `autodoc_type_aliases` by name, but in a union by their `repr`.
+    TypeAliasForwardRef.__repr__ = lambda alias: alias.name  # type: ignore[method-assign]
     app.connect("autodoc-process-docstring", _process, priority=400)  # napoleon: 500
     return {"parallel_read_safe": True}
