@@ -16,7 +16,9 @@ from sphinx.util.inspect import TypeAliasForwardRef, stringify_signature
 SECTIONS = ("Args:", "Attributes:", "Raises:", "Returns:", "Yields:")
 CODE = re.compile(r"(``.+?``|`[^`]+`)", re.DOTALL)
 PAGE = re.compile(r"`?docs/([\w/-]+)\.md`?")  # a page of the site
-LETTER = re.compile(r"^(\s*(?:\w+: )?[A-Za-z])\.(?=\s|$)", re.MULTILINE)  # "C. None: …" is no item of a list
+LETTER = re.compile(
+    r"^(\s*(?:\w+: )?[A-Za-z])\.(?=\s|$)", re.MULTILINE
+)  # "C. None: …" is no item of a list
 MODULE = re.compile(r"(?<![\w.~])(?=\w+\.\w)")  # before a name with its module
 ARRAY = re.compile(r"numpy\.ndarray\[tuple\[Any, \.\.\.\], numpy\.dtype\[(.+?)\]\]")
 ARGUMENT = re.compile(r"^\s*(?:\\\*)+(?=\w+:)", re.MULTILINE)  # **options: …
