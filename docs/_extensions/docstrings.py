@@ -1,7 +1,9 @@
 """Let Sphinx read our docstrings, which are plain text with backticks, as reStructuredText.
 
 In a docstring `x` is code, `(N, *grid, C)` is a shape and no emphasis, and an indented block is an equation
-or a drawing whose lines and spaces matter.
+or a drawing whose lines and spaces matter. `docs/NAME.md` becomes a link to that page.
+
+Sphinx is imported where it is needed, so that `convert` can be tested without it.
 """
 
 from __future__ import annotations
@@ -10,15 +12,11 @@ import inspect
 import re
 from typing import Any
 
-from sphinx.domains.python import PyClasslike
-from sphinx.util.inspect import TypeAliasForwardRef, stringify_signature
-
 SECTIONS = ("Args:", "Attributes:", "Raises:", "Returns:", "Yields:")
 CODE = re.compile(r"(``.+?``|`[^`]+`)", re.DOTALL)
 PAGE = re.compile(r"`?docs/([\w/-]+)\.md`?")  # a page of the site
-LETTER = re.compile(
-    r"^(\s*(?:\w+: )?[A-Za-z])\.(?=\s|$)", re.MULTILINE
-)  # "C. None: …" is no item of a list
+# "C. None: …" would be an item of a list.
+LETTER = re.compile(r"^(\s*(?:\w+: )?[A-Za-z])\.(?=\s|$)", re.MULTILINE)
 MODULE = re.compile(r"(?<![\w.~])(?=\w+\.\w)")  # before a name with its module
 ARRAY = re.compile(r"numpy\.ndarray\[tuple\[Any, \.\.\.\], numpy\.dtype\[(.+?)\]\]")
 ARGUMENT = re.compile(r"^\s*(?:\\\*)+(?=\w+:)", re.MULTILINE)  # **options: …
@@ -107,6 +105,8 @@ def _signature(
 ) -> tuple[str | None, str | None]:
     """The arguments of a constructor, not those of `__new__`; and defaults that Python can parse."""
     if what == "class" and arguments == "(*args, **kwargs)":
+        from sphinx.util.inspect import stringify_signature
+
         found = inspect.signature(thing.__init__)
         found = found.replace(parameters=list(found.parameters.values())[1:])
         arguments = stringify_signature(found, show_annotation=False, show_return_annotation=False)
@@ -120,6 +120,9 @@ def _skip(_app: Any, _what: str, _name: str, thing: Any, _skipped: bool, _option
 
 def setup(app: Any) -> dict[str, bool]:
     """Register the extension."""
+    from sphinx.domains.python import PyClasslike
+    from sphinx.util.inspect import TypeAliasForwardRef
+
     # Sphinx writes the aliases of `autodoc_type_aliases` by name, but in a union by their `repr`.
     TypeAliasForwardRef.__repr__ = lambda alias: alias.name  # type: ignore[method-assign]
     for field in PyClasslike.doc_field_types:
