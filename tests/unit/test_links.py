@@ -19,7 +19,7 @@ FENCED = re.compile(r"^( *)(`{3,}|~{3,}).*?^\1\2", re.MULTILINE | re.DOTALL)
 INCLUDE = re.compile(r"^```\{include\} (\S+)$", re.MULTILINE)
 CODE = re.compile(r"`[^`\n]*`")
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:href|src)=\"([^\"]+)\"")
-MENTION = re.compile(r"\bdocs/[\w/-]+\.md(?:#[\w-]+)?")
+MENTION = re.compile(r"\bdocs/[a-z_/-]+\.md(?:#[\w-]+)?")
 
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md")]
 NOTEBOOKS = list((ROOT / "examples").glob("*.ipynb"))
