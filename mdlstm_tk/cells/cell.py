@@ -124,7 +124,7 @@ def cell_names() -> list[str]:
 
 
 def get_cell(name: str) -> Cell:
-    """The cell called `name`; or, of "file.py:name", the one that running this file defines.
+    """The cell called `name`. For "file.py:name", run the file, which must define the cell.
 
     Raises:
         InputError: there is no such cell, or the file cannot be run.

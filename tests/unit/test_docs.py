@@ -99,10 +99,3 @@ def test_every_drawing_is_drawn_by_a_script(tmp_path: Path) -> None:
     drawn = {path.name for path in tmp_path.iterdir()}
     images = {path.name for path in (ROOT / "docs/images").iterdir()}
     assert {name for name in images if name.endswith(".svg")} <= drawn <= images
-
-
-@pytest.mark.parametrize("name", ["CHANGELOG.md", "CONTRIBUTING.md", "README.md"])
-def test_links_to_files_lead_somewhere(name: str) -> None:
-    """Those in docs/ are checked by Sphinx."""
-    links = re.findall(r"\]\(([^)#\s]+)", (ROOT / name).read_text(encoding="utf-8"))
-    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
