@@ -50,7 +50,8 @@ def export(
     form: Annotated[
         Form | None,
         typer.Option(
-            help="Form of the graph: unrolled for one size (fastest), or scan for any size (smallest).",
+            help="Form of the graph: unrolled for one size, faster on small grids; or scan for any size, "
+            "smaller, and as fast or faster on large grids.",
             show_default="unrolled, or scan with --web",
             rich_help_panel=MODEL,
         ),
@@ -185,7 +186,7 @@ def export(
         print_json([report.as_dict() for report in reports])
     else:
         for report in reports:
-            note(report.summary())
+            note(str(report))
     next_command(
         target.next_command if target else f"mdlstm infer FILE -m {shell_quoted(reports[-1].path)}"
     )

@@ -92,11 +92,13 @@ def _name_or_file(text: str, names: tuple[str, ...], aliases: tuple[str, ...] = 
     if colon and path.endswith(".py") and name:
         return text
     if text.lower() not in [each.lower() for each in names + aliases]:
+        if text.endswith(".py"):
+            raise InputError(f"must be file.py:name, got '{text}'")
         from mdlstm_tk.training.config import suggest
 
-        raise InputError(
-            f"unknown value '{text}'; {suggest(text.lower(), names)} Or your own: file.py:name"
-        )
+        hint = suggest(text.lower(), names)
+        hint += " Or" if hint.endswith("?") else ", or"
+        raise InputError(f"unknown value '{text}'; {hint} file.py:name for your own")
     return text
 
 

@@ -38,7 +38,10 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     >>> model = lower(program.model_proto, "unrolled")
     """
     _register_schema()
-    return {torch.ops.mdlstm.wavefront.default: _translate}
+    return {
+        torch.ops.mdlstm.wavefront.default: _translate,
+        torch.ops.mdlstm.wavefront_states.default: _refuse_states,
+    }
 
 
 def capture(
@@ -157,6 +160,13 @@ def _translate(
     )
     unused = op.Constant(value_floats=[0.0])  # outputs 2 and 3 are for the backward pass only
     return y, unused, unused
+
+
+def _refuse_states(*_: Any) -> Any:
+    raise MDLSTMError(
+        "an ONNX file has no initial or final states; call its MDLSTM layers without initial_state and "
+        "return_state"
+    )
 
 
 def _register_schema() -> None:
