@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mdlstm_tk.cells import BUILT_IN_CELLS
 from mdlstm_tk.cli.console import detail, next_command, note, print_json, progress, with_options
 from mdlstm_tk.cli.options import (
-    CELLS,
     DATA,
     DEVICES,
     KINDS,
@@ -78,9 +78,9 @@ def train(
         setting(
             "cell",
             panel=NETWORK,
-            metavar="|".join([*CELLS, "file.py:name"]),
+            metavar="|".join([*BUILT_IN_CELLS, "file.py:name"]),
             parser=parse_cell,
-            autocompletion=complete_from(*CELLS),
+            autocompletion=complete_from(*BUILT_IN_CELLS),
         ),
     ] = None,
     directions: Annotated[str | None, setting("directions", panel=NETWORK)] = None,

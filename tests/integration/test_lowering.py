@@ -11,11 +11,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from helpers import parity
 from helpers.sweeps import CHANNELS, FORMS, GRIDS, Sweep, lowered, random_x
 from onnx.reference import ReferenceEvaluator
 
-from mdlstm_tk.cells import get_cell
+from mdlstm_tk.cells import BUILT_IN_CELLS, get_cell
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export import lower
 from mdlstm_tk.export.lowering import lower as lower_module
@@ -25,7 +24,7 @@ from mdlstm_tk.wavefront import Direction, wavefronts
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_cell.py"
 OWN_CELLS = ("coupled", "input-gated")
-CELLS = (*parity.CELLS, *OWN_CELLS)
+CELLS = (*BUILT_IN_CELLS, *OWN_CELLS)
 
 
 @pytest.fixture(autouse=True, scope="module")
