@@ -91,10 +91,12 @@ PUBLIC = {
         *(
             "Classifier",
             "ConvNet",
+            "DensityNet",
             "GridNet",
             "HorizontalNet",
             "MDNet",
             "Normalized",
+            "PixelNet",
             "RasterNet",
             "Segmenter",
             "SnakeNet",
