@@ -129,8 +129,8 @@ class DensityNet(HubModel):
             uniform: (n, H, W, C) numbers in [0, 1) to use in place of the generator.
             given: values in [0, 1] that are not drawn, (n, H, W, C), or (H, W, C) for all images. Without a
                 mask they may have fewer rows: these are the upper rows of the images.
-            mask: (n, H, W) or (H, W) bool, True where `given` holds. Only given values before a drawn one in
-                reading order influence it.
+            mask: (n, H, W) or (H, W) bool, True where `given` holds. What is drawn depends on given values
+                before it in reading order alone.
             temperature: divides the logits; below 1 the likely values become likelier.
 
         Returns:

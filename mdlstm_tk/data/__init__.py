@@ -23,7 +23,7 @@ from mdlstm_tk.errors import imports_of
 
 with imports_of("train"):
     from mdlstm_tk.data.builtin.diagonal import DiagonalBatch, DiagonalTask
-    from mdlstm_tk.data.builtin.digits import Digits, DigitStrings
+    from mdlstm_tk.data.builtin.digits import Digits, DigitsDensity, DigitStrings
     from mdlstm_tk.data.builtin.gaussian_field import GaussianField
     from mdlstm_tk.data.builtin.textures import Textures
     from mdlstm_tk.data.spec import KINDS, SPLITS, UNLABELLED, Batch, Floats, Kind, Split, TaskSpec
@@ -39,6 +39,7 @@ __all__ = [
     "DiagonalTask",
     "DigitStrings",
     "Digits",
+    "DigitsDensity",
     "Floats",
     "GaussianField",
     "Kind",

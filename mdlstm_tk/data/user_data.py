@@ -61,6 +61,7 @@ DEFAULTS: dict[Kind, Mapping[str, Any]] = {
     # The state of "graves" may grow on images larger than the crops of the training, and masks go wrong.
     "segment": {**_COMMON, "augment": 1.0, "cell": "stable"},
     "transcribe": {**_COMMON, "augment": 1.0},
+    "density": {**_COMMON, "model": "pixel", "layers": 2, "batch_size": 32},
 }
 
 
@@ -113,6 +114,7 @@ def read_data(
     resize: Extents | None = None,
     crop: Extents | None = None,
     cache_bytes: int = CACHE_BYTES,
+    levels: int = 2,
 ) -> UserDataTask:
     """Read a file or folder as a task.
 
@@ -127,6 +129,7 @@ def read_data(
         resize: extents that images are resized to; masks take the nearest pixel.
         crop: extents of the part of each sample that is used, see `DatasetTask`.
         cache_bytes: how much of the data may be kept in memory.
+        levels: levels of each channel, of kind "density".
 
     Raises:
         InputError: the path does not exist, has another layout, contains no usable sample, or cannot be
@@ -155,7 +158,7 @@ def read_data(
     channels = _count_channels(splits, is_arrays, path)
     scans = [each.scan for samples in splits.values() for each in samples]
     try:
-        targets = Targets.of(kind, scans, not is_arrays, resize, _read_names(data))
+        targets = Targets.of(kind, scans, not is_arrays, resize, _read_names(data), levels)
     except InputError as error:
         raise InputError(f"--data {path}: {error}; --task {kind} expects {_formats(kind)}") from None
     if not splits.get("validation"):
@@ -166,6 +169,8 @@ def read_data(
         order = np.argsort(shape_order(extents[split]), kind="stable")
         splits[split] = [splits[split][k] for k in order]
     mean, std = channel_moments([each.scan.moments for each in splits["train"]], channels)
+    if kind == "density":
+        mean, std = (), ()  # levels are not standardised
     target_mean, target_std = targets.moments([each.scan for each in splits["train"]])
     preprocessing = None if is_arrays else Preprocessing(channels, resize)
     largest = everything.max(axis=0)
