@@ -23,6 +23,7 @@ Task = Literal[
     "digit-strings",
     "digits-binary",
     "digits-grey",
+    "fashion",
     "gaussian-field",
     "gaussian-field-anisotropic",
     "textures",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +17,15 @@ def make_rng(*seeds: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seeds)))
 
 
-def binarise(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Make images (N, H, W) in [0, 1] black and white, always in the same way.
+def binarise(images: npt.NDArray[Any], white: float = 1.0) -> npt.NDArray[np.uint8]:
+    """Make images (N, H, W) in [0, white] black and white, 0 and 1, always in the same way.
 
     A pixel is white if it is brighter than the threshold of its image, which a generator with a fixed seed
-    draws between 0.3 and 0.7: strokes are thin in some images and thick in others, and never frayed, as
-    they would be if each pixel were drawn by itself.
+    draws between 30 and 70 % of white: strokes are thin in some images and thick in others. They are
+    never frayed, as they would be if each pixel were drawn by itself.
     """
-    thresholds = make_rng(0, 5).uniform(0.3, 0.7, len(images)).astype(np.float32)
-    return (images > thresholds[:, None, None]).astype(np.float32)
+    thresholds = (white * make_rng(0, 5).uniform(0.3, 0.7, len(images))).astype(np.float32)
+    return (images > thresholds[:, None, None]).astype(np.uint8)
 
 
 @lru_cache(maxsize=4)

@@ -22,6 +22,7 @@ import numpy as np
 from mdlstm_tk.data import arrays, folders
 from mdlstm_tk.data.data_folder import DataFolder
 from mdlstm_tk.data.data_summary import summarise
+from mdlstm_tk.data.idx import find_idx, list_idx
 from mdlstm_tk.data.images import Extents
 from mdlstm_tk.data.samples import Conversion, LazySamples, MemoryBudget, image_conversion, unchanged
 from mdlstm_tk.data.sampling import shape_order, stratified_mask
@@ -211,6 +212,8 @@ def _find_places(data: DataFolder, kind: Kind) -> dict[Split, Path]:
     path = data.path
     if not path.exists():
         raise InputError(f"--data {path}: there is no such file or folder")
+    if kind == "density" and path.is_dir() and (files := find_idx(data)):
+        return files
     found: dict[Split, Path] = {}
     for split, names in SPLIT_NAMES.items():
         places = [path / f"{name}{suffix}" for name in names for suffix in ("", ".npz")]
@@ -232,8 +235,12 @@ def _scan(
     path: Path, kind: Kind, resize: Extents | None, skipped: list[str], data: DataFolder
 ) -> Iterator[_Scanned]:
     """Scan the samples of one file or folder; append name and reason of each unusable one to `skipped`."""
-    is_arrays = path.suffix == ".npz"
-    samples = list(arrays.list_arrays(path, kind) if is_arrays else folders.list_folder(path, kind, data))
+    if path.suffix == ".npz":
+        samples = list(arrays.list_arrays(path, kind))
+    elif kind == "density" and path.is_file():
+        samples = list(list_idx(path))
+    else:
+        samples = list(folders.list_folder(path, kind, data))
     for sample, scan in zip(samples, scan_samples(samples, kind, resize), strict=True):
         if isinstance(scan, UnusableSampleError):
             skipped.append(f"{sample.name}: {scan}")

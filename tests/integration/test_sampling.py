@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.crafted_runs import in_process
 from PIL import Image
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.export import export_run
 from mdlstm_tk.runtime.samples import read_given, uniform_numbers, write_samples
-from mdlstm_tk.training import Run, default_config, sample_run, train
+from mdlstm_tk.training import Run, default_config, load_checkpoint, sample_run, train
 from mdlstm_tk.training.evaluation import evaluate_run
 from mdlstm_tk.training.tasks import make_task
 
@@ -147,3 +149,40 @@ def test_wrong_options_are_one_line(
 def test_a_run_of_another_kind_cannot_draw(trained: Run) -> None:
     with pytest.raises(InputError, match="kind grid"):
         sample_run(trained, 1)
+
+
+@pytest.fixture(scope="module")
+def model(run: Run) -> Path:
+    """The exported network of the run, for any size."""
+    path = run.folder.parent / "model.onnx"
+    export_run(run, path, form="scan")
+    return path
+
+
+def test_infer_prints_nats_and_bits_for_each_file(
+    run: Run, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images = sample_run(run, 2, (5, 7))
+    for name, image in zip(("a", "b"), images, strict=True):
+        np.save(tmp_path / f"{name}.npy", image[..., 0])
+    np.save(tmp_path / "both.npy", images)
+    network = load_checkpoint(run.checkpoint).network()
+    with torch.no_grad():
+        nats = (-network.log_prob(torch.from_numpy(images))).tolist()
+    bits = [value / np.log(2) / 35 for value in nats]
+    files = [tmp_path / "a.npy", tmp_path / "b.npy"]
+    lines = in_process(capfd, "infer", *files, "-m", model).out.splitlines()
+    for path, line, expected in zip(files, lines, zip(nats, bits, strict=True), strict=True):
+        name, *numbers = line.split("\t")
+        assert name == str(path)
+        assert list(map(float, numbers)) == pytest.approx(expected, abs=2e-4)
+    assert (
+        in_process(capfd, "infer", tmp_path / "both.npy", "-m", model, "-o", tmp_path / "t.csv").code == 0
+    )
+    header, *rows = (tmp_path / "t.csv").read_text().splitlines()
+    assert header == "file,array,sample,nats,bits_per_dim"
+    assert [float(row.split(",")[3]) for row in rows] == pytest.approx(nats, abs=2e-4)
+    summary = json.loads(in_process(capfd, "infer", files[0], "-m", model, "--json").out)
+    assert summary["files"][0]["answers"][0]["nats"] == pytest.approx(nats[0], abs=2e-4)
+    in_process(capfd, "infer", files[0], "-m", model, "--format", "npy", "-o", tmp_path / "map.npy")
+    assert -np.load(tmp_path / "map.npy").sum() == pytest.approx(nats[0], abs=2e-4)

@@ -61,6 +61,7 @@ PUBLIC = {
             "DigitStrings",
             "Digits",
             "DigitsDensity",
+            "Fashion",
             "Floats",
             "GaussianField",
             "KINDS",

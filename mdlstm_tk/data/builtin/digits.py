@@ -143,9 +143,8 @@ class DigitsDensity(DatasetTask):
     }
 
     def __init__(self, seed: int, validation: float = 0.1, *, binary: bool = True) -> None:
-        images, _ = _load_digits()
-        if binary:
-            images = binarise(images)
+        grey, _ = _load_digits()
+        images: Any = binarise(grey) if binary else grey
         name, outputs = ("digits-binary", 1) if binary else ("digits-grey", GREY_LEVELS)
         spec = TaskSpec(name, self.kind, 1, outputs, (SIDE, SIDE))
         sets: dict[Split, list[Sample]] = {
