@@ -124,6 +124,9 @@ PUBLIC = {
             "save_array",
         ),
     },
+    "mdlstm_tk.tiling": {
+        *("checkpointed",),
+    },
     "mdlstm_tk.training": {
         *(
             "Checkpoint",

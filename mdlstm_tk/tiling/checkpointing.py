@@ -89,13 +89,8 @@ def checkpointed(
             f"layer must be an MDLSTM, got {type(layer).__name__}; "
             "in a network, call checkpointed in place of each of its MDLSTM layers"
         )
-    hooks = (
-        layer._forward_pre_hooks,
-        layer._forward_hooks,
-        layer._backward_pre_hooks,
-        layer._backward_hooks,
-    )
-    if any(hooks):
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    if any(getattr(layer, kind) for kind in hooks):
         raise InputError("layer has hooks, which checkpointed does not run; remove them, or use layer(x)")
     if needs_plain_autograd():
         raise InputError(
