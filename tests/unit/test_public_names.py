@@ -125,6 +125,9 @@ PUBLIC = {
             "save_array",
         ),
     },
+    "mdlstm_tk.tiling": {
+        *("checkpointed",),
+    },
     "mdlstm_tk.training": {
         *(
             "Checkpoint",
