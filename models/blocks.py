@@ -13,8 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk.layer import MDLSTM, space_to_depth
+from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.masking import Sizes, as_sizes, valid_mask
+from mdlstm_tk.windows import space_to_depth
 
 Window = tuple[int, ...]
 # What a layer recurs along: both axes of the grid, each of its rows, or all rows joined to one sequence.

@@ -129,6 +129,9 @@ PUBLIC = {
             "save_array",
         ),
     },
+    "mdlstm_tk.tiling": {
+        *("checkpointed",),
+    },
     "mdlstm_tk.training": {
         *(
             "Checkpoint",

@@ -1,0 +1,12 @@
+"""Grids larger than memory, swept tile by tile with the result of the whole.
+
+>>> from mdlstm_tk import tiling
+>>> y = tiling.checkpointed(layer, x, tile=(256, 256))
+"""
+
+from mdlstm_tk.errors import imports_of
+
+with imports_of("train"):
+    from mdlstm_tk.tiling.checkpointing import checkpointed
+
+__all__ = ["checkpointed"]
