@@ -80,6 +80,7 @@ PUBLIC = {
             "ExportReport",
             "Parity",
             "VerificationReport",
+            "export_drawing",
             "export_onnx",
             "export_run",
             "export_run_sizes",
