@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_drawing, export_run
 from mdlstm_tk.export.drawing import drawing_metadata, write_drawing
 from mdlstm_tk.models import create
+from mdlstm_tk.report import render_report
+from mdlstm_tk.report.drawings import _kinds_of_images
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.samples import Given, read_given, uniform_numbers, write_samples
 from mdlstm_tk.training import Run, default_config, load_checkpoint, sample_run, train
@@ -268,3 +271,28 @@ def test_wrong_arguments_of_a_model_that_draws_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=expected):
         Session(drawing, "cpu").sample(**({"n": 2} | arguments))  # type: ignore[arg-type]
+
+
+def test_the_page_shows_drawn_images_neighbours_and_what_is_likely(run: Run) -> None:
+    page = render_report(run)
+    assert page.count('<section id="drawn">') == 1
+    rows = dict(re.findall(r'<tr><th scope="row">([^<]+)</th><td>(-[\d.]+)</td></tr>', page))
+    assert list(rows) == ["test data", "turned by 90°", "pixels shuffled", "random fields"]
+    checkpoint = load_checkpoint(run.checkpoint)
+    x = torch.from_numpy(make_task(checkpoint.config).batch(0, 0, 256, "test").x)
+    with torch.no_grad():
+        network = checkpoint.network()
+        assert float(rows["test data"]) == pytest.approx(float(network.log_prob(x).mean()), abs=0.06)
+        turned = network.log_prob(x.rot90(1, (1, 2)))
+        assert float(rows["turned by 90°"]) == pytest.approx(float(turned.mean()), abs=0.06)
+    assert "test data" in page[page.index("<svg", page.index("What is likely")) :]
+
+
+def test_each_kind_of_image_has_the_values_of_the_data() -> None:
+    data = np.random.default_rng(0).random((5, 3, 4, 2), np.float32)
+    kinds = _kinds_of_images(data, "test")
+    assert list(kinds) == ["test data", "turned by 180°", "pixels shuffled", "random fields"]
+    for name, images in kinds.items():
+        assert images.shape == data.shape
+        assert (np.sort(images.reshape(5, -1, 2), axis=1) == np.sort(data.reshape(5, -1, 2), axis=1)).all()
+        assert name == "test data" or not (images == data).all()

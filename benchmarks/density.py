@@ -1,0 +1,69 @@
+"""Measure density models: drawing with and without kept states, and networks of equal size.
+
+python benchmarks/density.py drawing              # 64 pictures of 28×28; minutes
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import helper
+
+from mdlstm_tk.export.drawing import drawing_metadata, write_drawing
+from mdlstm_tk.models import DensityNet, create
+from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime.samples import uniform_numbers
+
+PICTURES, SIZE = 64, (28, 28)
+
+
+def seconds(draw: Callable[[], Any], repeats: int) -> float:
+    """The median processor time of a call on one thread, after one call that is not counted."""
+    times = []
+    for _ in range(1 + repeats):
+        start = time.process_time()
+        draw()
+        times.append(time.process_time() - start)
+    return float(np.median(times[1:] or times))
+
+
+def measure_drawing() -> None:
+    """Print how long drawing takes with kept states, and by computing the whole grid for each position."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    network = create("pixel", 1, 1, kind="density", hidden=32, layers=2).eval()
+    assert isinstance(network, DensityNet)
+    uniform = uniform_numbers(0, PICTURES, SIZE, 1)
+    numbers = torch.from_numpy(uniform)
+    model = write_drawing(network)  # type: ignore[arg-type]
+    helper.set_model_props(model, drawing_metadata(network, SIZE).to_props())  # type: ignore[arg-type]
+    session = Session(model.SerializeToString(), "cpu")
+    kept = seconds(lambda: network.sample(PICTURES, SIZE, uniform=numbers), 5)
+    onnx = seconds(lambda: session.sample(PICTURES, SIZE, uniform=uniform), 5)
+    drawn = session.sample(PICTURES, SIZE, uniform=uniform)
+    network.contexts = lambda x: DensityNet.contexts(network, x)  # type: ignore[method-assign]
+    start = time.process_time()
+    whole = network.sample(PICTURES, SIZE, uniform=numbers).numpy()
+    uncached = time.process_time() - start
+    print(f"{PICTURES} pictures of {SIZE[0]}x{SIZE[1]}, 2 layers of 32 units, one thread, processor time")
+    print(f"whole grid for each position, torch   {uncached:8.2f} s")
+    print(f"kept states, torch                    {kept:8.2f} s   {uncached / kept:6.0f} times faster")
+    print(f"kept states, ONNX Runtime             {onnx:8.2f} s   {uncached / onnx:6.0f} times faster")
+    print(f"values that differ: {int((drawn != whole).sum())} of {drawn.size}")
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", choices=("drawing",))
+    parser.parse_args()
+    measure_drawing()
+
+
+if __name__ == "__main__":
+    main()
