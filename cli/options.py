@@ -26,6 +26,7 @@ Task = Literal[
     "fashion",
     "gaussian-field",
     "gaussian-field-anisotropic",
+    "ising",
     "textures",
 ]
 TASKS = get_args(Task)

@@ -58,11 +58,12 @@ class SnakeDensity(DensityNet):
         *,
         hidden: int = 32,
         layers: int = 1,
+        dropout: float = 0.0,
         device: Place = None,
         dtype: Type = None,
     ) -> None:
         body = _SnakeBody(channels, hidden, layers, True, device=device, dtype=dtype)
-        super().__init__(body, hidden, channels, outputs, device=device, dtype=dtype)
+        super().__init__(body, hidden, channels, outputs, dropout, device=device, dtype=dtype)
 
 
 @register("horizontal", "HORIZONTAL_SD_LSTM", kind="density")
@@ -79,11 +80,12 @@ class HorizontalDensity(DensityNet):
         *,
         hidden: int = 32,
         layers: int = 1,
+        dropout: float = 0.0,
         device: Place = None,
         dtype: Type = None,
     ) -> None:
         body = _SnakeBody(channels, hidden, layers, False, device=device, dtype=dtype)
-        super().__init__(body, hidden, channels, outputs, device=device, dtype=dtype)
+        super().__init__(body, hidden, channels, outputs, dropout, device=device, dtype=dtype)
 
 
 class _RowLSTMLayer(nn.Module):
@@ -142,11 +144,12 @@ class RowDensity(DensityNet):
         *,
         hidden: int = 32,
         layers: int = 1,
+        dropout: float = 0.0,
         device: Place = None,
         dtype: Type = None,
     ) -> None:
         body = _RowBody(channels, hidden, layers, device=device, dtype=dtype)
-        super().__init__(body, hidden, channels, outputs, device=device, dtype=dtype)
+        super().__init__(body, hidden, channels, outputs, dropout, device=device, dtype=dtype)
 
 
 class _MaskedConv(nn.Module):
@@ -208,8 +211,9 @@ class PixelCNN(DensityNet):
         *,
         hidden: int = 32,
         layers: int = 2,
+        dropout: float = 0.0,
         device: Place = None,
         dtype: Type = None,
     ) -> None:
         body = _ConvBody(channels, hidden, layers, device=device, dtype=dtype)
-        super().__init__(body, hidden, channels, outputs, device=device, dtype=dtype)
+        super().__init__(body, hidden, channels, outputs, dropout, device=device, dtype=dtype)

@@ -64,6 +64,7 @@ PUBLIC = {
             "Fashion",
             "Floats",
             "GaussianField",
+            "Ising",
             "KINDS",
             "Kind",
             "SPLITS",
