@@ -177,13 +177,14 @@ def export(
     run = run or latest_run().folder
     detail(f"exporting {run}")
     if drawing:
-        others = {"--size": size, "--form": form, "--server-repo": server_repo, "--web": web}
+        others = {"--size": size, "--form": form, "--server-repo": server_repo}
         if given := [name for name, value in others.items() if value is not None]:
             raise InputError(f"--drawing draws images of any size, row by row; leave out {given[0]}")
-        path = export_drawing(run, output, force=force, code=named_files(own_model, own_cell))
+        page = _target(None, web, web_runtime, force, "")
+        path = export_drawing(run, page or output, force=force, code=named_files(own_model, own_cell))
         if json:
             print_json({"path": str(path), "bytes": path.stat().st_size})
-        next_command(f"mdlstm sample {shell_quoted(path)}")
+        next_command(page.next_command if page else f"mdlstm sample {shell_quoted(path)}")
         return
     target = _target(server_repo, web, web_runtime, force, data or "")
     reports = export_run_sizes(

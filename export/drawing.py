@@ -17,6 +17,7 @@ Outputs    y            (N, W, C) the values in [0, 1]
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,10 +36,11 @@ from mdlstm_tk.export.capture import IR_VERSION, OPSET
 from mdlstm_tk.export.lowering.graph import Graph, Value
 from mdlstm_tk.export.lowering.step import Step, Sweep
 from mdlstm_tk.export.run_export import find_checkpoint
+from mdlstm_tk.export.targets import ExportTarget
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.pixel import DOWNWARD, PixelNet
 from mdlstm_tk.runtime import Metadata, Session
-from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
+from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable, staging
 from mdlstm_tk.runtime.isolation.rule import note_export
 from mdlstm_tk.runtime.metadata_checks import layout_of
 from mdlstm_tk.runtime.samples import uniform_numbers
@@ -56,7 +58,11 @@ VERIFIED = ((6, (5, 7)), (2, (1, 1)), (3, (6, 2)))  # images and their sizes
 
 
 def export_drawing(
-    run: Run | str | Path, path: str | Path | None = None, *, force: bool = False, code: Code = NO_CODE
+    run: Run | str | Path,
+    destination: str | Path | ExportTarget | None = None,
+    *,
+    force: bool = False,
+    code: Code = NO_CODE,
 ) -> Path:
     """Export the network of a run as a graph that draws images of any size; see `Session.sample`.
 
@@ -65,7 +71,8 @@ def export_drawing(
 
     Args:
         run: a run of kind "density" with the network `pixel`, its folder, or one of its checkpoint files.
-        path: the file; model-drawing.onnx in the run's folder if None.
+        destination: the file, or a web page, which then draws images; model-drawing.onnx in the folder of the
+            run if None.
         force: replace an existing file.
         code: as for `export_run`.
 
@@ -85,8 +92,13 @@ def export_drawing(
         raise InputError(
             f"{run.folder} has the network {type(network).__name__}; only pixel is exported to draw images"
         )
-    target = run.folder / "model-drawing.onnx" if path is None else Path(path)
-    ensure_writable(target, force)
+    if isinstance(destination, ExportTarget):
+        destination.prepare(1)
+    path = run.folder / "model-drawing.onnx"
+    if isinstance(destination, str | Path):
+        path = Path(destination)
+    if not isinstance(destination, ExportTarget):
+        ensure_writable(path, force)
     height, width = spec.size
     metadata = replace(
         drawing_metadata(network, (height, width)),
@@ -98,11 +110,15 @@ def export_drawing(
     helper.set_model_props(model, metadata.to_props())
     onnx.checker.check_model(model, full_check=True)
     data = model.SerializeToString()
-    _verify(data, network, target)
-    with atomic_write(target) as temporary:
-        temporary.write_bytes(data)
+    _verify(data, network, path)
     note_export(data)
-    return target
+    if isinstance(destination, ExportTarget):
+        with staging(Path(tempfile.gettempdir())) as scratch:
+            (scratch / path.name).write_bytes(data)
+            return destination.add(scratch / path.name, run, None)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+    return path
 
 
 def drawing_metadata(network: PixelNet, size: tuple[int, int]) -> Metadata:

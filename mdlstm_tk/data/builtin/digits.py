@@ -134,13 +134,14 @@ class DigitsDensity(DatasetTask):
         **_COMMON,
         "size": "8",
         "model": "pixel",
-        "steps": 3000,
+        "steps": 1000,
         "batch_size": 64,
         "layers": 2,
         "lr": 0.005,
+        "dropout": 0.3,
         "average": 0.99,
         "validation": 0.1,
-        "evaluate_every": 100,
+        "evaluate_every": 50,
     }
 
     def __init__(self, seed: int, validation: float = 0.1, *, binary: bool = True) -> None:
