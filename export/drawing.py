@@ -71,8 +71,8 @@ def export_drawing(
 
     Args:
         run: a run of kind "density" with the network `pixel`, its folder, or one of its checkpoint files.
-        destination: the file, or a web page, which then draws images; model-drawing.onnx in the folder of the
-            run if None.
+        destination: the file, or a web page, which then draws images; model-drawing.onnx in the folder of
+            the run if None.
         force: replace an existing file.
         code: as for `export_run`.
 
