@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -51,6 +51,7 @@ for form, grid in (("unrolled", (int(sys.argv[2]),) * 2), ("scan", None)):
     export_onnx(layer, f"{sys.argv[1]}/{form}.onnx", grid=grid, form=form)
 """
 FORMS = ("unrolled", "scan")
+PATIENCE = 120.0  # seconds until a page that has not predicted counts as broken
 WEBGPU_ARGUMENTS = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
 WEBGPU_FILES = (
     "ort.webgpu.bundle.min.mjs",
@@ -114,6 +115,8 @@ def measure(browser: Browser, pages: dict[Key, Path], rounds: int) -> dict[Key, 
         for key, page in pages.items():
             tabs[key] = stack.enter_context(opened(browser))
             tabs[key].open(stack.enter_context(served(page)))
+            # The page predicts once by itself, and WebGPU refuses a second session meanwhile.
+            expect(tabs[key].page.locator("#message")).to_contain_text(" ms ", timeout=PATIENCE * 1000)
             tabs[key].page.evaluate(LOAD)
         expected = None
         for key, tab in tabs.items():  # the first call, which compiles, is not timed
