@@ -36,6 +36,7 @@ from runtimes import markdown
 
 from mdlstm_tk.export.browser.build import load_runtime, write_page
 from mdlstm_tk.export.browser.examples import PageExample
+from mdlstm_tk.text import printable
 
 Key = tuple[str, str, str]  # checkout, form and provider
 
@@ -54,9 +55,9 @@ FORMS = ("unrolled", "scan")
 PATIENCE = 120.0  # seconds until a page that has not predicted counts as broken
 WEBGPU_ARGUMENTS = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
 WEBGPU_FILES = (
-    "ort.webgpu.bundle.min.mjs",
-    "ort-wasm-simd-threaded.asyncify.mjs",
-    "ort-wasm-simd-threaded.asyncify.wasm",
+    "ort.jspi.bundle.min.mjs",  # the build "asyncify" does not return from loading these models
+    "ort-wasm-simd-threaded.jspi.mjs",
+    "ort-wasm-simd-threaded.jspi.wasm",
 )
 COLUMNS = ("checkout", "form", "provider", "ms", "÷ first", "KiB")
 LOAD = "import('./model.js').then((page) => page.loadModel()).then((model) => { window.model = model; })"
@@ -108,16 +109,28 @@ def use_webgpu(page: Path, package: Path) -> None:
     (page / "model.js").write_text(script, encoding="utf-8")
 
 
-def measure(browser: Browser, pages: dict[Key, Path], rounds: int) -> dict[Key, list[float]]:
-    """Milliseconds of each round, by page. All pages have to predict the same."""
+def measure(
+    browser: Browser, pages: dict[Key, Path], rounds: int
+) -> tuple[dict[Key, list[float]], dict[Key, str]]:
+    """Milliseconds of each round, by page, and the errors of the pages that cannot predict.
+
+    All pages that predict have to predict the same.
+    """
     with ExitStack() as stack:
         tabs: dict[Key, Tab] = {}
+        errors: dict[Key, str] = {}
         for key, page in pages.items():
-            tabs[key] = stack.enter_context(opened(browser))
-            tabs[key].open(stack.enter_context(served(page)))
+            tab = stack.enter_context(opened(browser))
+            tab.open(stack.enter_context(served(page)))
             # The page predicts once by itself, and WebGPU refuses a second session meanwhile.
-            expect(tabs[key].page.locator("#message")).to_contain_text(" ms ", timeout=PATIENCE * 1000)
-            tabs[key].page.evaluate(LOAD)
+            message = tab.page.locator("#message")
+            expect(message).not_to_contain_text("Loading", timeout=PATIENCE * 1000)
+            if tab.page.locator("#message.error").count():
+                errors[key] = tab.text("#message")
+                continue
+            expect(message).to_contain_text(" ms ", timeout=PATIENCE * 1000)
+            tab.page.evaluate(LOAD)
+            tabs[key] = tab
         expected = None
         for key, tab in tabs.items():  # the first call, which compiles, is not timed
             y = np.fromstring(tab.page.evaluate(PREDICT), sep=",")
@@ -127,7 +140,7 @@ def measure(browser: Browser, pages: dict[Key, Path], rounds: int) -> dict[Key, 
         for _ in range(rounds):
             for key, tab in tabs.items():
                 times[key].append(tab.page.evaluate(TIME))
-    return times
+    return times, errors
 
 
 def main() -> None:
@@ -151,13 +164,15 @@ def main() -> None:
         pages = dict(make_pages(arguments.checkouts, runtime, webgpu, Path(folder)))
         sizes = {key: (page / "model.onnx").stat().st_size / 1024 for key, page in pages.items()}
         with launched(program, options) as browser:
-            times = measure(browser, pages, arguments.rounds)
+            times, errors = measure(browser, pages, arguments.rounds)
     rows = []
     for key, series in times.items():
-        first = times[arguments.checkouts[0].resolve().name, *key[1:]]
+        first = times.get((arguments.checkouts[0].resolve().name, *key[1:]), series)
         ratio = median(ours / theirs for ours, theirs in zip(series, first, strict=True))
         rows.append([*key, f"{median(series):.1f}", f"{ratio:.2f}", f"{sizes[key]:.0f}"])
     print(markdown(COLUMNS, rows, 3))
+    for key, error in errors.items():
+        print(f"\n{', '.join(key)}: {printable(error)}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,11 @@ def test_pages_take_turns_and_predict_the_same(
         build.write_page(model, tmp_path / name, name, onnxruntime_web, [PageExample(x)])
         pages[name, "scan", "wasm"] = tmp_path / name
     same = dict(list(pages.items())[:2])
-    times = script.measure(browser, same, rounds=2)
+    (tmp_path / "broken").mkdir()
+    build.write_page(tmp_path / "a.onnx", tmp_path / "broken", "broken", onnxruntime_web)
+    (tmp_path / "broken" / "model.onnx").write_bytes(b"no model")
+    times, errors = script.measure(browser, same | {("d", "scan", "wasm"): tmp_path / "broken"}, rounds=2)
+    assert errors.keys() == {("d", "scan", "wasm")} and all(errors.values())
     assert times.keys() == same.keys() and all(len(series) == 2 for series in times.values())
     with pytest.raises(AssertionError, match="'c'"):
         script.measure(browser, pages, rounds=1)
