@@ -155,8 +155,8 @@ are the numbers that each returns for a position.
 
 A ratio above 1 means that the network takes longer than the MD-LSTM. Each file agrees with torch. Equal
 parameters are not equal work: recurrent networks and convolutions use each weight at every position, a ViT
-block uses it once for each patch of 64. No maintained package installs a network with two-dimensional state
-spaces on a machine without CUDA, so none is in the table.
+block uses it once for each patch of 64. No network with two-dimensional state
+spaces is in the table: the packages for them that were found need CUDA.
 """
 
 

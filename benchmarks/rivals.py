@@ -6,10 +6,8 @@ Every network maps x (N, H, W, C) to features at each position, (N, H, W, ·). A
 process, on one thread: forward, forward and backward, and their exports under ONNX Runtime, each of which
 has to agree with torch.
 
-No network with two-dimensional state spaces is among them, since no maintained package of the index
-installs one without CUDA. In November 2026 mamba-ssm compiles CUDA code and bidirectional-mamba needs it,
-vmamba and s4nd do not exist, and mambapy, in plain torch, had its last release in 2024, knows sequences
-only, and cannot export its scan.
+No network with two-dimensional state spaces is among them: of those that the index had in November 2026,
+mamba-ssm and bidirectional-mamba need CUDA, and mambapy, in plain torch, is for sequences.
 """
 
 from __future__ import annotations
