@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.metadata import Metadata
 
 KINDS = ("grid", "classify", "segment", "transcribe")
-FORMS = ("unrolled", "scan")
+FORMS = ("unrolled", "scan", "tiles")
 DTYPES = ("float32", "float16", "int8")
 PARITY_KEYS = ("atol", "rtol", "max_abs")
 
