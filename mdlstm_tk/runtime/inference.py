@@ -36,6 +36,12 @@ from mdlstm_tk.runtime.jobs import (
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.model_discovery import choose_model, find_models, newer_run_without_export
 from mdlstm_tk.runtime.session import Session
+from mdlstm_tk.runtime.tiles.archive import is_archive
+from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
+from mdlstm_tk.runtime.tiles.local import Report
+from mdlstm_tk.runtime.tiles.plan import tile_extents
+from mdlstm_tk.runtime.tiles.session import TILE, TiledSession
+from mdlstm_tk.runtime.tiles.whole_grid import whole_grid_advice
 
 Engine = Literal["local", "ray"]
 Grid = tuple[int, ...]
@@ -67,6 +73,7 @@ class Inference:
         reason: why "auto" did not take the CUDA that this ONNX Runtime supports; else None.
         isolated: whether the model runs, and the inputs are read, in processes with limits.
         isolation_problem: why this system cannot isolate, although the call asks for it; else None.
+        advice: how to run an input in tiles that may be too large for a run on all of it; else None.
     """
 
     outcomes: Iterator[Outcome]
@@ -84,6 +91,7 @@ class Inference:
     reason: str | None
     isolated: bool
     isolation_problem: str | None
+    advice: str | None = None
 
 
 def infer_paths(
@@ -104,6 +112,10 @@ def infer_paths(
     isolated: bool | None = None,
     skip_existing: bool = False,
     force: bool = False,
+    tile: int | None = None,
+    level: int | None = None,
+    resume: bool = False,
+    report: Report | None = None,
 ) -> Inference:
     """Plan the inference of a model on files and folders, and load the model.
 
@@ -136,7 +148,11 @@ def infer_paths(
             so if `max_bytes` or `timeout` is given or the model was not exported on this machine, and the
             system can.
         skip_existing: leave out files whose result exists.
-        force: replace results that exist.
+        force: replace results that exist, and start over where an interrupted tiled run left something.
+        tile: of a tiled model (`.tiles`), extents of a tile along each axis. None: 512.
+        level: of a tiled model, which level of a TIFF with a pyramid is read. None: the largest, 0.
+        resume: of a tiled model, go on with an interrupted run, and keep what an interruption leaves.
+        report: of a tiled model, is called with the numbers of tiles that are done and of all.
 
     Returns:
         The plan. Iterating over its `outcomes` does the work and writes the results. A file that cannot be
@@ -168,6 +184,35 @@ def infer_paths(
     limit = MAX_BYTES if max_bytes is None else max_bytes
     limited = max_bytes is not None or timeout is not None
     models = find_models(model)
+    if is_archive(models[-1]):
+        return _infer_in_tiles(
+            models[-1],
+            jobs,
+            left_out,
+            TileOptions(TILE if tile is None else tile, level or 0, resume, report),
+            ResultOptions(probabilities, top),
+            target=target,
+            output_format=output_format,
+            collected=collected,
+            single=is_single_file(sources),
+            device=device,
+            threads=threads,
+            batch_size=batch_size,
+            engine=engine,
+            workers=workers,
+            max_bytes=max_bytes,
+            timeout=timeout,
+            isolated=isolated,
+            skip_existing=skip_existing,
+            force=force,
+            newer_run=None if model else newer_run_without_export(models[-1]),
+        )
+    if tile is not None or level is not None or resume:
+        given = "--tile" if tile is not None else "--level" if level is not None else "--resume"
+        raise InputError(
+            f"{given} needs a tiled model, and {models[-1]} is none; make one with: "
+            "mdlstm export RUN --form tiles, then name it: -m RUN/model.tiles"
+        )
     isolated, problem = choose_isolation(models, limit, limited=limited, isolated=isolated)
     with ExitStack() as resources:
         reader: Reader = LocalReader(limit)
@@ -188,7 +233,9 @@ def infer_paths(
         session = resources.enter_context(
             Session(path, device, threads=threads, timeout=timeout, max_bytes=limit, isolated=isolated)
         )
+        advice = None
         if single and file is None:
+            advice = whole_grid_advice(jobs[0].source, session.metadata, path, limit)
             file = reader.read(jobs[0].source)
 
         arrays = None if file is None else file.arrays_for(session.metadata)
@@ -243,7 +290,79 @@ def infer_paths(
         reason=session.reason,
         isolated=session.isolated,
         isolation_problem=problem,
+        advice=advice,
     )
+
+
+def _infer_in_tiles(
+    path: Path,
+    jobs: list[Job],
+    left_out: LeftOut,
+    tiles: TileOptions,
+    options: ResultOptions,
+    *,
+    target: str | None,
+    output_format: Format | None,
+    collected: Path | None,
+    single: bool,
+    device: str,
+    threads: int,
+    batch_size: int | None,
+    engine: Engine,
+    workers: int | None,
+    max_bytes: int | None,
+    timeout: float | None,
+    isolated: bool | None,
+    skip_existing: bool,
+    force: bool,
+    newer_run: Path | None,
+) -> Inference:
+    """What `infer_paths` does where the model is a tiled export: `max_bytes` bounds resident memory, and
+    files are read here, region by region."""
+    isolated, problem = choose_isolation([path], MAX_BYTES, limited=timeout is not None, isolated=isolated)
+    with ExitStack() as resources:
+        session = resources.enter_context(
+            TiledSession(
+                path, device, threads=threads, timeout=timeout, max_bytes=max_bytes, isolated=isolated
+            )
+        )
+        metadata = session.metadata
+        _check_options(metadata, options, path, collected)
+        jobs = jobs_for_model(jobs, metadata, target, output_format, options.probabilities)
+        if collected:
+            ensure_writable(collected, force)
+        remaining = remaining_jobs(jobs, skip_existing, force)
+        tile_extents(tiles.tile, metadata.ndim)
+        outcomes = infer_tiled(session, remaining, tiles, batch_size, options, force=force)
+        outcomes = _with(resources.pop_all(), _raising(outcomes) if single else outcomes)
+    document = _document(jobs, metadata, options, single=single)
+    if collected and document:
+        outcomes, document = _collect(outcomes, document, collected), None
+    return Inference(
+        outcomes=outcomes,
+        jobs=remaining,
+        skipped=len(jobs) - len(remaining),
+        left_out=left_out,
+        single=single,
+        document=document,
+        collected=collected,
+        model=path,
+        kind=metadata.kind,
+        newer_run=newer_run,
+        device=session.device,
+        provider=session.provider,
+        reason=session.reason,
+        isolated=session.isolated,
+        isolation_problem=problem,
+    )
+
+
+def _raising(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    """Pass outcomes on, and raise the first error."""
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise InputError(outcome.error)
+        yield outcome
 
 
 def _check_options(metadata: Metadata, options: ResultOptions, model: Path, collected: Path | None) -> None:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import io
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -158,6 +157,8 @@ def parse_archive(data: bytes, label: str) -> Archive:
 
 def _members(data: bytes, label: str) -> dict[str, bytes]:
     """The members by their names, among them `INDEX`."""
+    import zipfile  # imported late: it is slow to import, and most models are .onnx
+
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
             infos = file.infolist()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +35,24 @@ class State:
         self._wanted = json.loads(json.dumps(fingerprint))
 
     def begin(self) -> None:
-        """Note what is run."""
-        self._fingerprint.write_text(json.dumps(self._wanted))
-
-    def load(self) -> tuple[int, dict[FaceKey, Face]]:
-        """The next step and the faces, if the run was interrupted; else step 0.
+        """Note what is run, unless an interrupted run has.
 
         Raises:
-            InputError: what was interrupted was another run; the message names the first difference.
+            InputError: that was another run; the message names the first difference.
+            MDLSTMError: the disk is full.
         """
-        found = read_json(self._fingerprint, 2**20)
-        if found != self._wanted:
-            names = [*self._wanted, *(found if isinstance(found, dict) else {})]
-            name = next((n for n in names if found.get(n) != self._wanted.get(n)), "run")
-            raise InputError(
-                f"what was interrupted had another {name} ({_short(found.get(name))}, now "
-                f"{_short(self._wanted.get(name))}); give the same one, or start over with --force in "
-                "place of --resume"
-            )
+        if self._fingerprint.exists():
+            self._check()
+            return
+        temporary = self._fingerprint.with_suffix(".new")
+        try:
+            temporary.write_text(json.dumps(self._wanted))
+            os.replace(temporary, self._fingerprint)
+        except OSError as error:
+            raise scratch_error(temporary, error) from None
+
+    def load(self) -> tuple[int, dict[FaceKey, Face]]:
+        """The next step and the faces, if the run was interrupted; else step 0."""
         if not self._faces.exists():
             return 0, {}
         faces: dict[FaceKey, Face] = {}
@@ -69,6 +68,17 @@ class State:
             for key, half in halves.items():
                 faces[key] = (half["h"], half["c"])
         return step, faces
+
+    def _check(self) -> None:
+        found = read_json(self._fingerprint, 2**20)
+        if found != self._wanted:
+            names = [*self._wanted, *(found if isinstance(found, dict) else {})]
+            name = next((n for n in names if found.get(n) != self._wanted.get(n)), "run")
+            raise InputError(
+                f"what was interrupted had another {name} ({_short(found.get(name))}, now "
+                f"{_short(self._wanted.get(name))}); give the same one, or start over with --force in "
+                "place of --resume"
+            )
 
     def save(self, step: int, faces: Mapping[FaceKey, Face]) -> None:
         """Replace what `load` returns; a kill in between leaves the old state.
@@ -113,6 +123,8 @@ def run_steps(
     Raises:
         MDLSTMError: a group fails.
     """
+    from concurrent.futures import ThreadPoolExecutor  # imported late: most models need none
+
     first, faces = state.load() if state is not None and resume else (0, {})
     done = sum(len(group.tiles) for step in range(first) for group in plan.groups(step))
     with ThreadPoolExecutor(threads) as executor:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +17,7 @@ from mdlstm_tk.runtime.session import MAX_TIMEOUT
 from mdlstm_tk.runtime.tiles.archive import Archive, Stage, parse_archive, read_archive_bytes
 from mdlstm_tk.runtime.tiles.local import Report, State, run_steps
 from mdlstm_tk.runtime.tiles.plan import Plan, Region, tile_extents
+from mdlstm_tk.runtime.tiles.stream import RowStream
 from mdlstm_tk.runtime.tiles.work import (
     Output,
     Source,
@@ -28,6 +27,7 @@ from mdlstm_tk.runtime.tiles.work import (
     ordered_sweeps,
     output_extents,
 )
+from mdlstm_tk.sizes import format_size
 
 TILE = 512
 BATCH_SIZE = 4
@@ -193,6 +193,8 @@ class TiledSession:
             raise MDLSTMError("this session is closed; open the model again with TiledSession(...)")
         plan = self.plan(source.grid, tile, batch_size)
         if scratch is None:
+            from tempfile import TemporaryDirectory  # imported late: most models need none
+
             with TemporaryDirectory(prefix="mdlstm-tiles-") as folder:
                 self.run(source, output, tile, batch_size, scratch=Path(folder), report=report)
             return
@@ -203,6 +205,18 @@ class TiledSession:
             work.finish()
         finally:
             store.close()
+
+    def stream(self, width: int | Sequence[int]) -> RowStream:
+        """Begin a stream of rows; see `RowStream`.
+
+        Args:
+            width: extent of each axis but the first.
+
+        Raises:
+            InputError: a direction goes upwards, the network averages over the grid, or the width is
+                invalid.
+        """
+        return RowStream(self, width)
 
     def plan(
         self, grid: Sequence[int], tile: int | Sequence[int] = TILE, batch_size: int | None = None
@@ -250,7 +264,7 @@ class TiledSession:
         fitting = (self.max_bytes - BASE_BYTES) // needed
         if fitting < 1:
             raise InputError(
-                f"tiles of {'x'.join(map(str, plan.tiling.tile_extents[0]))} on {self.threads} threads need "
+                f"tiles of {format_size(plan.tiling.tile_extents[0])} on {self.threads} threads need "
                 f"about {BASE_BYTES + needed} bytes, more than {self.max_bytes}; give a smaller --tile, or "
                 "allow more with --max-bytes"
             )

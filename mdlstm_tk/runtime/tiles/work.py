@@ -84,6 +84,13 @@ def output_extents(archive: Archive, grid: Sequence[int]) -> tuple[int, ...]:
     return tuple(-(-e // w) for d, (e, w) in enumerate(extents) if d not in archive.pool)
 
 
+def tile_of_output(archive: Archive, plan: Plan) -> tuple[int, ...]:
+    """The extents of the part of y that one tile gives, if y has the grid of the last stage."""
+    sizes = zip(plan.tiling.tile_extents[-1], archive.upsample, strict=True)
+    whole = output_extents(archive, plan.tiling.extents[0])
+    return tuple(min(size * up, extent) for (size, up), extent in zip(sizes, whole, strict=True))
+
+
 class Work:
     """Runs groups of tiles. Calls from several threads are safe for different groups.
 
