@@ -29,6 +29,7 @@ from mdlstm_tk.cli.options import (
     Level,
     MaxBytes,
     Resume,
+    Stream,
     Tile,
     Timeout,
     complete_files,
@@ -154,6 +155,7 @@ def infer(
     tile: Tile = None,
     level: Level = None,
     resume: Resume = False,
+    stream: Stream = False,
     max_bytes: MaxBytes = None,
     timeout: Timeout = None,
 ) -> None:
@@ -179,6 +181,9 @@ def infer(
         raise InputError("--json prints on stdout, where -o - writes the result; give one of them")
     from mdlstm_tk.runtime import infer_paths
 
+    if stream:
+        _stream(files, model, output, device, timeout)
+        return
     run = infer_paths(
         files,
         model,
@@ -214,6 +219,18 @@ def infer(
         note(f"wrote {run.collected}")
     elif run.jobs:
         _print_next(run.jobs[-1])
+
+
+def _stream(
+    files: list[str], model: str | None, output: str | None, device: str, timeout: float | None
+) -> None:
+    """Read rows from stdin, and write those of the result to stdout or a file."""
+    from mdlstm_tk.runtime.tiled_inference import stream_paths
+
+    if files != ["-"]:
+        raise InputError(f"--stream reads rows from stdin, which is -, got {' '.join(files)}")
+    read, written = stream_paths(model, output or "-", device=device, timeout=timeout)
+    note(f"{read} rows → {written} rows")
 
 
 class TileProgress:

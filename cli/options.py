@@ -231,6 +231,15 @@ Resume = Annotated[
         rich_help_panel=TILES,
     ),
 ]
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Read rows from stdin as a .npy, and write those of the result as they come, for a tiled "
+        "model whose directions go downwards.",
+        rich_help_panel=TILES,
+    ),
+]
 Timeout = Annotated[
     float | None,
     typer.Option(

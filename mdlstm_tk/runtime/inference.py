@@ -37,10 +37,9 @@ from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.model_discovery import choose_model, find_models, newer_run_without_export
 from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.runtime.tiles.archive import is_archive
-from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
+from mdlstm_tk.runtime.tiles.files import TileOptions
 from mdlstm_tk.runtime.tiles.local import Report
-from mdlstm_tk.runtime.tiles.plan import tile_extents
-from mdlstm_tk.runtime.tiles.session import TILE, TiledSession
+from mdlstm_tk.runtime.tiles.session import TILE
 from mdlstm_tk.runtime.tiles.whole_grid import whole_grid_advice
 
 Engine = Literal["local", "ray"]
@@ -185,7 +184,9 @@ def infer_paths(
     limited = max_bytes is not None or timeout is not None
     models = find_models(model)
     if is_archive(models[-1]):
-        return _infer_in_tiles(
+        from mdlstm_tk.runtime.tiled_inference import infer_in_tiles  # it imports this module
+
+        return infer_in_tiles(
             models[-1],
             jobs,
             left_out,
@@ -240,7 +241,7 @@ def infer_paths(
 
         arrays = None if file is None else file.arrays_for(session.metadata)
         options = ResultOptions(probabilities, top)
-        _check_options(session.metadata, options, path, collected)
+        check_options(session.metadata, options, path, collected)
         jobs = jobs_for_model(jobs, session.metadata, target, output_format, probabilities)
         if collected:
             ensure_writable(collected, force)
@@ -270,10 +271,10 @@ def infer_paths(
         else:
             outcomes = infer_files(session, remaining, batch_size, reader, options)
         if remaining and engine == "local":  # Ray's workers load the model themselves
-            outcomes = _with(resources.pop_all(), outcomes)
-    document = _document(jobs, session.metadata, options, single=single)
+            outcomes = closing_with(resources.pop_all(), outcomes)
+    document = answer_document(jobs, session.metadata, options, single=single)
     if collected and document:
-        outcomes, document = _collect(outcomes, document, collected), None
+        outcomes, document = collect(outcomes, document, collected), None
     return Inference(
         outcomes=outcomes,
         jobs=remaining,
@@ -294,78 +295,7 @@ def infer_paths(
     )
 
 
-def _infer_in_tiles(
-    path: Path,
-    jobs: list[Job],
-    left_out: LeftOut,
-    tiles: TileOptions,
-    options: ResultOptions,
-    *,
-    target: str | None,
-    output_format: Format | None,
-    collected: Path | None,
-    single: bool,
-    device: str,
-    threads: int,
-    batch_size: int | None,
-    engine: Engine,
-    workers: int | None,
-    max_bytes: int | None,
-    timeout: float | None,
-    isolated: bool | None,
-    skip_existing: bool,
-    force: bool,
-    newer_run: Path | None,
-) -> Inference:
-    """What `infer_paths` does where the model is a tiled export: `max_bytes` bounds resident memory, and
-    files are read here, region by region."""
-    isolated, problem = choose_isolation([path], MAX_BYTES, limited=timeout is not None, isolated=isolated)
-    with ExitStack() as resources:
-        session = resources.enter_context(
-            TiledSession(
-                path, device, threads=threads, timeout=timeout, max_bytes=max_bytes, isolated=isolated
-            )
-        )
-        metadata = session.metadata
-        _check_options(metadata, options, path, collected)
-        jobs = jobs_for_model(jobs, metadata, target, output_format, options.probabilities)
-        if collected:
-            ensure_writable(collected, force)
-        remaining = remaining_jobs(jobs, skip_existing, force)
-        tile_extents(tiles.tile, metadata.ndim)
-        outcomes = infer_tiled(session, remaining, tiles, batch_size, options, force=force)
-        outcomes = _with(resources.pop_all(), _raising(outcomes) if single else outcomes)
-    document = _document(jobs, metadata, options, single=single)
-    if collected and document:
-        outcomes, document = _collect(outcomes, document, collected), None
-    return Inference(
-        outcomes=outcomes,
-        jobs=remaining,
-        skipped=len(jobs) - len(remaining),
-        left_out=left_out,
-        single=single,
-        document=document,
-        collected=collected,
-        model=path,
-        kind=metadata.kind,
-        newer_run=newer_run,
-        device=session.device,
-        provider=session.provider,
-        reason=session.reason,
-        isolated=session.isolated,
-        isolation_problem=problem,
-    )
-
-
-def _raising(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
-    """Pass outcomes on, and raise the first error."""
-    for outcome in outcomes:
-        if outcome.error is not None:
-            raise InputError(outcome.error)
-        yield outcome
-
-
-def _check_options(metadata: Metadata, options: ResultOptions, model: Path, collected: Path | None) -> None:
+def check_options(metadata: Metadata, options: ResultOptions, model: Path, collected: Path | None) -> None:
     """Check that a model has what the options ask for.
 
     Raises:
@@ -385,7 +315,7 @@ def _check_options(metadata: Metadata, options: ResultOptions, model: Path, coll
         )
 
 
-def _document(
+def answer_document(
     jobs: Sequence[Job], metadata: Metadata, options: ResultOptions, single: bool
 ) -> AnswerDocument | None:
     """The document of the answers that are not written file by file; None if there is none."""
@@ -395,7 +325,7 @@ def _document(
     return AnswerDocument(file_format, metadata, options, named=not single)
 
 
-def _collect(outcomes: Iterator[Outcome], document: AnswerDocument, path: Path) -> Iterator[Outcome]:
+def collect(outcomes: Iterator[Outcome], document: AnswerDocument, path: Path) -> Iterator[Outcome]:
     """Pass outcomes on, and write their answers to one file, which appears when all files are done."""
     with open_output(path) as file:
         file.write(document.begin().encode())
@@ -405,7 +335,7 @@ def _collect(outcomes: Iterator[Outcome], document: AnswerDocument, path: Path) 
         file.write(document.end().encode())
 
 
-def _with(resources: ExitStack, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+def closing_with(resources: ExitStack, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
     """Pass outcomes on, and close the resources when there are no more."""
     with resources:
         yield from outcomes

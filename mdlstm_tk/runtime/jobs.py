@@ -186,7 +186,11 @@ def remaining_jobs(jobs: Sequence[Job], skip_existing: bool, force: bool) -> lis
             is_array = job.format == "zarr" and os.path.isdir(job.target)  # zarr writes a folder
             if skip_existing and (os.path.isfile(job.target) or is_array):
                 continue
-            if not (is_array and force):
+            if is_array and not force:
+                raise InputError(
+                    f"{job.target} exists; give another name with -o, or --force to replace it"
+                )
+            if not is_array:
                 ensure_writable(Path(job.target), force)
         remaining.append(job)
     return remaining

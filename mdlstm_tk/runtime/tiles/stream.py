@@ -118,10 +118,10 @@ class RowStream:
         archive, session = self._session.archive, self._session
         if not len(rows):
             return self._empty()
-        y = rows[None] if session.head is None else session.head.run({"x": rows[None]})["y"]
+        y: Array = rows[None] if session.head is None else session.head.run({"x": rows[None]})["y"]
         window = archive.metadata.window or archive.total_window
         known = -(-self._rows_in // window[0]) - self._rows_out  # the last window may reach below the image
-        y: Array = y[0][(slice(min(len(y[0]), known)), *map(slice, self._empty().shape[1:-1]))]
+        y = y[0][(slice(min(len(y[0]), known)), *map(slice, self._empty().shape[1:-1]))]
         self._rows_out += len(y)
         return y
 
