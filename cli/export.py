@@ -50,7 +50,8 @@ def export(
     form: Annotated[
         Form | None,
         typer.Option(
-            help="Form of the graph: unrolled for one size (fastest), or scan for any size (smallest).",
+            help="Form of the graph: unrolled for one size (fastest), scan for any size (smallest), or "
+            "tiles for grids that are larger than memory.",
             show_default="unrolled, or scan with --web",
             rich_help_panel=MODEL,
         ),
@@ -104,7 +105,7 @@ def export(
             "-o",
             metavar="PATH",
             help="File, or folder for several sizes.",
-            show_default="model-SIZE.onnx in the run folder",
+            show_default="model-SIZE.onnx, or model.tiles, in the run folder",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -153,6 +154,8 @@ def export(
     json: Json = False,
 ) -> None:
     """Export a trained network to ONNX, for one grid size or any, verified before a file is written."""
+    if form == "tiles" and (server_repo or web):
+        raise InputError("--form tiles is for files; leave out --server-repo and --web")
     if sum(option is not None for option in (output, server_repo, web)) > 1:
         raise InputError("-o, --server-repo and --web are mutually exclusive; give one of them")
     if web_runtime and not web:

@@ -80,12 +80,14 @@ PUBLIC = {
             "export_onnx",
             "export_run",
             "export_run_sizes",
+            "export_tiles",
             "float64_reference",
             "lower",
             "translation_table",
             "verify_model",
         ),
     },
+    "mdlstm_tk.tiling": {"Stage", "TileStages"},
     "mdlstm_tk.models": {
         *(
             "Classifier",
