@@ -154,6 +154,11 @@ class TiledSession:
             )
         samples = x if has_batch_axis else x[None]
         samples = samples if has_channel_axis else samples[..., None]
+        channels = self.metadata.channels
+        if samples.shape[-1] != channels:
+            raise InputError(
+                f"x of shape {x.shape} has {samples.shape[-1]} channels at each position, expected {channels}"
+            )
         grid = samples.shape[1:-1]
         y = np.empty((len(samples), *self.output_shape(grid)), np.float32)
         for sample, result in zip(samples, y, strict=True):
