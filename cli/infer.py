@@ -212,6 +212,10 @@ def infer(
             _print_single(run, next(run.outcomes), records)
         elif run.jobs:
             _follow(run, records)
+    except (MDLSTMError, KeyboardInterrupt):
+        if resume and run.jobs:
+            note("what was done is kept beside the result; the same command with --resume goes on")
+        raise
     finally:
         if records is not None:
             print_json(_summary(run, records))

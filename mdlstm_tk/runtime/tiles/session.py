@@ -157,7 +157,8 @@ class TiledSession:
         channels = self.metadata.channels
         if samples.shape[-1] != channels:
             raise InputError(
-                f"x of shape {x.shape} has {samples.shape[-1]} channels at each position, expected {channels}"
+                f"x of shape {x.shape} has {samples.shape[-1]} channels at each position, expected "
+                f"{channels}"
             )
         grid = samples.shape[1:-1]
         y = np.empty((len(samples), *self.output_shape(grid)), np.float32)
