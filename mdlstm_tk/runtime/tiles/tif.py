@@ -92,7 +92,7 @@ class TifReader:
         elif page.shaped[0] > 1:
             problem = "its colours lie in separate planes, expected them side by side"
         elif orientation is not None and int(orientation.value) != 1:
-            problem = "it is turned by its orientation tag, which needs the whole image at once"
+            problem = "it is turned by its orientation tag, which needs the whole image"
         elif page.dtype is None or page.dtype.kind not in "buif":
             problem = f"it holds {page.dtype}, expected real numbers"
         self._photometric = int(page.photometric)
