@@ -39,7 +39,7 @@ $(VENV)/demo.stamp: pyproject.toml setup.py | $(BIN)/python
 	touch $@
 
 $(VENV)/test.stamp: pyproject.toml setup.py | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,image,data,tensorboard,ray,dev,$(RUNTIME)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,image,data,large,tensorboard,ray,dev,$(RUNTIME)]'
 	touch $@
 
 $(VENV)/docs.stamp: pyproject.toml setup.py | $(BIN)/python

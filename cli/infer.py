@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,7 +26,11 @@ from mdlstm_tk.cli.options import (
     Engine,
     Format,
     Json,
+    Level,
     MaxBytes,
+    Resume,
+    Stream,
+    Tile,
     Timeout,
     complete_files,
     complete_model_file,
@@ -38,7 +43,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.jobs import Job
 
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
-INPUTS = (".npy", ".npz", ".csv", *IMAGES)
+INPUTS = (".npy", ".npz", ".csv", *IMAGES, ".zarr")
 EXECUTION = "Execution"
 
 
@@ -147,6 +152,10 @@ def infer(
             rich_help_panel=EXECUTION,
         ),
     ] = None,
+    tile: Tile = None,
+    level: Level = None,
+    resume: Resume = False,
+    stream: Stream = False,
     max_bytes: MaxBytes = None,
     timeout: Timeout = None,
 ) -> None:
@@ -162,6 +171,9 @@ def infer(
     Files of equal shape run together. A file that cannot be used is reported, the others go on, and the
     exit code is 1. Folders are searched recursively, without hidden files and earlier results (*.out.*).
 
+    A tiled model (.tiles) reads npy, tif and zarr by region, so that they may be larger than the memory,
+    and writes npy, zarr, and masks as tif.
+
     A model that was not exported on this machine runs in isolation, and so does every model with --timeout
     or --max-bytes: processes with limits on memory and time read the files and run the model.
     """
@@ -169,6 +181,9 @@ def infer(
         raise InputError("--json prints on stdout, where -o - writes the result; give one of them")
     from mdlstm_tk.runtime import infer_paths
 
+    if stream:
+        _stream(files, model, output, device, timeout)
+        return
     run = infer_paths(
         files,
         model,
@@ -185,6 +200,10 @@ def infer(
         timeout=timeout,
         skip_existing=skip_existing,
         force=force,
+        tile=tile,
+        level=level,
+        resume=resume,
+        report=TileProgress(),
     )
     _print_plan(run)
     records: list[dict[str, Any]] | None = [] if json else None
@@ -202,6 +221,42 @@ def infer(
         _print_next(run.jobs[-1])
 
 
+def _stream(
+    files: list[str], model: str | None, output: str | None, device: str, timeout: float | None
+) -> None:
+    """Read rows from stdin, and write those of the result to stdout or a file."""
+    from mdlstm_tk.runtime.tiled_inference import stream_paths
+
+    if files != ["-"]:
+        raise InputError(f"--stream reads rows from stdin, which is -, got {' '.join(files)}")
+    read, written = stream_paths(model, output or "-", device=device, timeout=timeout)
+    note(f"{read} rows → {written} rows")
+
+
+class TileProgress:
+    """Shows how many tiles of a file are done, with their rate and the time left."""
+
+    def __init__(self) -> None:
+        self._bar = ExitStack()
+        self._start: tuple[float, int] | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if self._start is None:
+            self._start = (now, done)
+            self._show = self._bar.enter_context(progress(total, done))
+        start, before = self._start
+        rate = (done - before) / max(now - start, 1e-9)
+        self._show(done, f"{rate:.3g} tiles/s" if rate else "", (total - done) / rate if rate else None)
+        if done == total:
+            self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
+        self._start = None
+
+
 def _print_plan(run: Inference) -> None:
     if run.left_out.unsupported:
         note(f"files of other types, left out: {run.left_out.unsupported}")
@@ -217,6 +272,8 @@ def _print_plan(run: Inference) -> None:
     note(f"{run.model} on {run.device} ({run.provider}){', isolated' if run.isolated else ''}")
     if run.reason:
         note(f"not on CUDA: {run.reason}")
+    if run.advice:
+        warn(run.advice)
     if not run.jobs:
         note(f"nothing to do: all {run.skipped} results exist")
 
@@ -228,6 +285,8 @@ def _print_single(run: Inference, outcome: Outcome, records: list[dict[str, Any]
         records.append(_record(run, outcome))
     elif run.document:
         sys.stdout.write(run.document.render([(job.source, outcome.answers)]))
+    if outcome.inputs is None and not outcome.answers and job.target != "-":
+        note(f"{job.source} → {job.target}")
     if outcome.answers or outcome.inputs is None or outcome.outputs is None:
         return
     for name, x in outcome.inputs.items():

@@ -119,6 +119,7 @@ PUBLIC = {
             "Metadata",
             "Outcome",
             "Session",
+            "TiledSession",
             "decode",
             "infer_paths",
             "load_array",

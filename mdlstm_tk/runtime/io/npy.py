@@ -47,7 +47,7 @@ def read_npy(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Array:
         InputError: the file is not a `.npy`, is incomplete, holds anything but real numbers, or declares
             an array that is too large.
     """
-    shape, fortran_order, dtype = _read_header(file, label)
+    shape, fortran_order, dtype = read_header(file, label)
     if dtype.hasobject:
         raise InputError(
             f"{label} holds Python objects, which are never unpickled; save it as numbers, "
@@ -180,8 +180,12 @@ def read_capped(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> byte
     return data
 
 
-def _read_header(file: IO[bytes], label: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Read the shape, whether the array is stored in Fortran order, and the dtype."""
+def read_header(file: IO[bytes], label: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read the shape, whether the array is stored in Fortran order, and the dtype, which may be any.
+
+    Raises:
+        InputError: the file is not a `.npy`.
+    """
     start = file.read(8)
     if start[:6] != np.lib.format.MAGIC_PREFIX or start[6:] not in LENGTH_FIELD_BYTES:
         raise _invalid_npy(label)
