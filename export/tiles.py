@@ -6,7 +6,7 @@ import io
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +20,13 @@ from mdlstm_tk.export.spec import ExportSpec
 from mdlstm_tk.export.tile_graphs import Level, head_model, levels_of, sweep_models
 from mdlstm_tk.export.verification.parity import ATOL, RTOL
 from mdlstm_tk.export.verification.tile_verifier import verify_tiles
+from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.isolation.rule import note_export
+from mdlstm_tk.runtime.tiles.archive import INDEX, SCHEMA, SUFFIX
+from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.text import to_json
 from mdlstm_tk.tiling.stages import TileStages, stages_of
-
-SUFFIX = ".tiles"
-INDEX = "tiles.json"
-SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """What an archive holds.
-
-    Attributes:
-        index: the content of tiles.json without metadata.
-        graphs: the graphs by their names.
-    """
-
-    index: dict[str, Any]
-    graphs: dict[str, onnx.ModelProto]
 
 
 def export_tiles(
@@ -93,16 +79,16 @@ def export_tiles(
             "with one"
         )
     archive_metadata = spec.metadata("tiles", "float32", metadata or {})
-    parts = _write_parts(stages_of(spec.module), spec.channels, archive_metadata.outputs)
+    index, graphs = _write_parts(stages_of(spec.module), spec.channels, archive_metadata.outputs)
     atol = ATOL if atol is None else atol
-    graphs = {name: model.SerializeToString() for name, model in parts.graphs.items()}
-    max_abs = verify_tiles(parts.index, graphs, spec, atol)
+    with _session(_archive(index, archive_metadata, graphs), type(module).__name__) as session:
+        max_abs = verify_tiles(session, spec, atol)
     archive_metadata = replace(archive_metadata, parity={"atol": atol, "rtol": RTOL, "max_abs": max_abs})
-    data = _archive(parts.index | {"metadata": archive_metadata.to_props()}, graphs)
+    data = _archive(index, archive_metadata, graphs)
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
     note_export(data)
-    nodes = sum(len(model.graph.node) for model in parts.graphs.values())
+    nodes = sum(len(model.graph.node) for model in graphs.values())
     seconds = time.perf_counter() - start
     return ExportReport(path, archive_metadata, nodes, len(data), max_abs, seconds)
 
@@ -134,8 +120,26 @@ def check_tile_options(
             )
 
 
-def _write_parts(stages: TileStages, channels: int, outputs: int) -> _Parts:
-    """The graphs of a network.
+def _session(data: bytes, network: str) -> TiledSession:
+    """The archive, after the checks of all models.
+
+    Raises:
+        MDLSTMError: a graph is refused.
+    """
+    try:
+        return TiledSession(data, "cpu")
+    except InputError as error:
+        reason = str(error).split("; ")[0]
+        raise MDLSTMError(
+            f"{network} cannot be exported, since a session would refuse it: {reason}; compute that part "
+            "in another way, or outside the network"
+        ) from error
+
+
+def _write_parts(
+    stages: TileStages, channels: int, outputs: int
+) -> tuple[dict[str, Any], dict[str, onnx.ModelProto]]:
+    """The content of tiles.json without metadata, and the graphs of a network by name.
 
     Raises:
         MDLSTMError: torch cannot export a part of it, or the result is not valid ONNX.
@@ -162,7 +166,7 @@ def _write_parts(stages: TileStages, channels: int, outputs: int) -> _Parts:
         "head": None if head is None else {"file": "head.onnx"},
         "upsample": list(stages.upsample),
     }
-    return _Parts(index, graphs)
+    return index, graphs
 
 
 def _write_level(
@@ -186,10 +190,12 @@ def _write_level(
     return entry, dict(zip(files, models, strict=True))
 
 
-def _archive(index: Mapping[str, Any], graphs: Mapping[str, bytes]) -> bytes:
+def _archive(index: Mapping[str, Any], metadata: Metadata, graphs: Mapping[str, onnx.ModelProto]) -> bytes:
     """The content of the file: a ZIP archive without compression, the same for the same graphs."""
+    members = {INDEX: to_json({**index, "metadata": metadata.to_props()}).encode()}
+    members |= {name: model.SerializeToString() for name, model in graphs.items()}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
-        for name, data in {INDEX: to_json(index).encode(), **graphs}.items():
+        for name, data in members.items():
             file.writestr(zipfile.ZipInfo(name), data)  # of 1980, so that equal content gives equal bytes
     return buffer.getvalue()

@@ -8,58 +8,53 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise, product
-from typing import Any
+from math import prod
 
 import numpy as np
 
-from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
-from mdlstm_tk.export.spec import ExportSpec
-from mdlstm_tk.export.verification.parity import (
-    Array,
-    Float32Array,
-    compare,
-    feature_scale,
-    float64_reference,
-)
-from mdlstm_tk.runtime.io.npy import MAX_BYTES
-from mdlstm_tk.runtime.local_runner import LocalRunner
+from mdlstm_tk.errors import ParityError
+from mdlstm_tk.export.spec import MAX_POSITIONS, ExportSpec
+from mdlstm_tk.export.verification.parity import Array, compare, feature_scale, float64_reference
+from mdlstm_tk.runtime.tiles.archive import Archive, Stage, Sweep
+from mdlstm_tk.runtime.tiles.session import TiledSession
+from mdlstm_tk.runtime.tiles.work import ordered_sweeps
 from mdlstm_tk.sizes import format_size
 
 Tile = tuple[int, ...]
 Edges = Sequence[Sequence[tuple[int, int]]]  # for each axis, where each tile begins and ends
-Run = Callable[[str, Mapping[str, Array]], dict[str, Array]]
+Run = Callable[[str, Mapping[str, Array]], Mapping[str, Array]]  # runs a graph of an archive by its name
 MAX_BATCH = 4  # tiles
-TILINGS = 3  # of each grid
+TILINGS = 2  # of each grid
+GRIDS = 2  # random ones, besides those that every export for any grid is verified on
+MAX_WINDOWS = 9  # of a random grid, along each axis
 
 
-def verify_tiles(
-    index: Mapping[str, Any], graphs: Mapping[str, bytes], spec: ExportSpec, atol: float
-) -> float:
-    """Compare the graphs of an archive, in tiles, with the network that they come from.
+def verify_tiles(session: TiledSession, spec: ExportSpec, atol: float) -> float:
+    """Compare an archive with the network that it comes from.
 
     Args:
-        index: the content of tiles.json.
-        graphs: the content of each graph, by name.
+        session: the archive.
         spec: the network.
-        atol: allowed absolute error in units of the largest output.
+        atol: allowed absolute error in units of the largest output, at least 1.
 
     Returns:
         The largest absolute error.
 
     Raises:
-        MDLSTMError: a graph is refused by the check of all models, or returns something of another shape.
+        MDLSTMError: a graph returns something of another shape.
         ParityError: the two disagree.
     """
-    name = type(spec.module).__name__
-    run = graph_runner(graphs, name)
-    exact, rng = float64_reference(spec.module), np.random.default_rng(0)
+    name, archive = type(spec.module).__name__, session.archive
+    run, rng = graphs_of(session), np.random.default_rng(0)
+    exact = float64_reference(spec.module)
     computed: list[tuple[str, Array]] = []
     expected = []
-    for grid, _ in spec.shapes:
+    for grid in [*(grid for grid, _ in spec.shapes), *_random_grids(archive, rng)]:
         x = rng.standard_normal((2, *grid, spec.channels)).astype(np.float32)
-        y = exact(x)
-        for _ in range(TILINGS):
-            computed.append((format_size(grid), run_in_tiles(index, run, x, rng)))
+        y, size = exact(x), format_size(grid)
+        results = [run_in_tiles(archive, run, x, rng) for _ in range(TILINGS)]
+        for result in [*results, session(x, small_tile(archive))]:
+            computed.append((size, result))
             expected.append(y)
     scale = feature_scale(expected)
     largest = 0.0
@@ -80,49 +75,52 @@ def verify_tiles(
     return largest
 
 
-def graph_runner(graphs: Mapping[str, bytes], network: str) -> Run:
-    """A function that runs a graph, by its name, on ONNX Runtime.
+def small_tile(archive: Archive) -> tuple[int, ...]:
+    """The extents of a tile of two windows along each axis, so that small grids have several tiles."""
+    return tuple(2 * extent for extent in archive.total_window)
 
-    Raises:
-        MDLSTMError: the check of all models refuses a graph.
-    """
-    try:
-        runners = {
-            name: LocalRunner(data, name, "cpu", threads=1, timeout=None, max_bytes=MAX_BYTES, tf32=False)
-            for name, data in graphs.items()
-        }
-    except InputError as error:
-        reason = str(error).split("; ")[0]
-        raise MDLSTMError(
-            f"{network} cannot be exported, since a session would refuse it: {reason}; compute that part "
-            "in another way, or outside the network"
-        ) from error
+
+def graphs_of(session: TiledSession) -> Run:
+    """Runs the graphs that a session has loaded."""
+    archive = session.archive
+    runners = {
+        archive.stages[stage].sweeps[k].file: runner
+        for (stage, k), runner in zip(ordered_sweeps(archive), session.graphs, strict=True)
+    }
+    if archive.head is not None and session.head is not None:
+        runners[archive.head] = session.head
     return lambda name, feeds: runners[name].run(feeds)
 
 
-def run_in_tiles(index: Mapping[str, Any], run: Run, x: Float32Array, rng: np.random.Generator) -> Array:
+def _random_grids(archive: Archive, rng: np.random.Generator) -> Iterator[tuple[int, ...]]:
+    for _ in range(GRIDS):
+        grid = tuple(int(rng.integers(1, MAX_WINDOWS * size + 1)) for size in archive.total_window)
+        if prod(grid) <= MAX_POSITIONS:
+            yield grid
+
+
+def run_in_tiles(archive: Archive, run: Run, x: Array, rng: np.random.Generator) -> Array:
     """What a network returns for x (N, *grid, C), computed in random tiles.
 
     Args:
-        index: the content of tiles.json.
-        run: runs a graph.
-        x: the input.
+        archive: the network.
+        run: runs its graphs.
+        x: the input, in the precision of the graphs.
         rng: chooses the tiles of each sweep, and how many run in one batch.
     """
-    ndim = x.ndim - 2
-    stored = x
-    for stage in index["stages"]:
-        grid = [-(-extent // w) for extent, w in zip(stored.shape[1:-1], stage["window"], strict=True)]
-        parts = []
-        for sweep in stage["sweeps"]:
-            edges = [_random_edges(extent, rng) for extent in grid]
-            parts.append(_run_sweep(stage, sweep, run, stored, edges, rng))
-        stored = sum(parts[1:], parts[0]) if stage["sum"] else np.concatenate(parts, axis=-1)
-    pool = tuple(1 + axis for axis in index["pool"])
+    ndim, stored = x.ndim - 2, x
+    for stage in archive.stages:
+        grid = [-(-extent // w) for extent, w in zip(stored.shape[1:-1], stage.window, strict=True)]
+        parts = [
+            _run_sweep(stage, sweep, run, stored, [_random_edges(extent, rng) for extent in grid], rng)
+            for sweep in stage.sweeps
+        ]
+        stored = sum(parts[1:], parts[0]) if stage.added else np.concatenate(parts, axis=-1)
+    pool = tuple(1 + axis for axis in archive.pool)
     if pool:
-        stored = stored.mean(axis=pool, keepdims=True, dtype=np.float64).astype(np.float32)
-    y = run(index["head"]["file"], {"x": stored})["y"] if index["head"] else stored
-    if index["upsample"]:
+        stored = stored.mean(axis=pool, keepdims=True, dtype=np.float64).astype(x.dtype)
+    y = stored if archive.head is None else run(archive.head, {"x": stored})["y"]
+    if prod(archive.upsample) > 1:
         y = y[tuple(slice(extent) for extent in x.shape[: 1 + ndim])]
     return y.squeeze(pool)
 
@@ -133,20 +131,20 @@ def _random_edges(extent: int, rng: np.random.Generator) -> list[tuple[int, int]
 
 
 def _run_sweep(
-    stage: Mapping[str, Any],
-    sweep: Mapping[str, Any],
+    stage: Stage,
+    sweep: Sweep,
     run: Run,
     x: Array,
     edges: Edges,
     rng: np.random.Generator,
 ) -> Array:
     """What one direction adds to the output of a stage."""
-    grid, direction = [tiles[-1][1] for tiles in edges], sweep["direction"]
+    grid, direction = [tiles[-1][1] for tiles in edges], sweep.direction
     edges_of_x = [
         [(start * size, min(stop * size, extent)) for start, stop in tiles]
-        for tiles, size, extent in zip(edges, stage["window"], x.shape[1:-1], strict=True)
+        for tiles, size, extent in zip(edges, stage.window, x.shape[1:-1], strict=True)
     ]
-    result = np.zeros((len(x), *grid, stage["features"]), np.float32)
+    result = np.zeros((len(x), *grid, stage.features), x.dtype)
     leaving: dict[Tile, dict[str, Array]] = {}  # the final faces of each tile
     for tiles in _batches(edges_of_x, direction, rng):
         regions = [[slice(*edges[d][k]) for d, k in enumerate(tile)] for tile in tiles]
@@ -154,13 +152,13 @@ def _run_sweep(
         of_x = [[slice(*edges_of_x[d][k]) for d, k in enumerate(tile)] for tile in tiles]
         feeds = {"x": np.concatenate([x[(slice(None), *region)] for region in of_x])}
         for d, sign in enumerate(direction):
-            zeros = np.zeros((len(x), *extents[:d], *extents[d + 1 :], stage["units"]), np.float32)
+            zeros = np.zeros((len(x), *extents[:d], *extents[d + 1 :], stage.units), x.dtype)
             before = [(*tile[:d], tile[d] - sign, *tile[d + 1 :]) for tile in tiles]
             for name in (f"h{d}", f"c{d}"):
                 feeds[name] = np.concatenate(
                     [leaving[tile][f"{name}_n"] if tile in leaving else zeros for tile in before]
                 )
-        outputs = {name: np.split(value, len(tiles)) for name, value in run(sweep["file"], feeds).items()}
+        outputs = {name: np.split(value, len(tiles)) for name, value in run(sweep.file, feeds).items()}
         for k, (tile, region) in enumerate(zip(tiles, regions, strict=True)):
             result[(slice(None), *region)] = outputs["part"][k]
             leaving[tile] = {name: parts[k] for name, parts in outputs.items()}

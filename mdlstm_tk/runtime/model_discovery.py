@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.tiles.archive import SUFFIX
 from mdlstm_tk.sizes import format_size
 
 RUNS = Path("runs")
@@ -73,8 +74,12 @@ def choose_model(models: Sequence[Path], grids: Sequence[tuple[int, ...]]) -> Pa
 
 def models_in(folder: Path) -> list[Path]:
     """The `.onnx` files in a folder, the oldest first; neither hidden files nor folders or named pipes."""
-    files = (path for path in folder.glob("*.onnx") if not path.name.startswith(".") and path.is_file())
-    return sorted(files, key=_modified)
+    return _files(folder, "*.onnx")
+
+
+def archives_in(folder: Path) -> list[Path]:
+    """The tiled exports in a folder, the oldest first; as `models_in`."""
+    return _files(folder, f"*{SUFFIX}")
 
 
 def newer_run_without_export(model: Path) -> Path | None:
@@ -89,6 +94,11 @@ def newer_run_without_export(model: Path) -> Path | None:
     if not configs or models_in(configs[-1].parent):
         return None
     return configs[-1].parent
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    files = (path for path in folder.glob(pattern) if not path.name.startswith(".") and path.is_file())
+    return sorted(files, key=_modified)
 
 
 def _runs() -> list[Path]:
