@@ -3,9 +3,9 @@
     python benchmarks/tiled_inference.py --size 4096 --threads 1
     python benchmarks/tiled_inference.py --size 32768 --threads 2 --folder /large/disk
 
-It exports a segmenter of two classes with windows of 4×4, four directions and 32 units, writes a grey image as
-a tiled TIFF, and runs `mdlstm infer` on it in a process of its own, whose peak of resident memory is printed.
-With --compare the same network runs on the whole image, too, which needs the memory for it.
+It exports a segmenter of two classes with windows of 4×4, four directions and 32 units, writes a grey image
+as a tiled TIFF, and runs `mdlstm infer` on it in a process of its own, whose peak of resident memory is
+printed. With --compare the same network runs on the whole image, too, which needs the memory for it.
 """
 
 from __future__ import annotations

@@ -88,6 +88,7 @@ class TiledSession:
         data = model if isinstance(model, bytes) else read_archive_bytes(Path(model))
         self.archive: Archive = parse_archive(data, label)
         self.metadata: Metadata = self.archive.metadata
+        self.label, self.timeout = label, timeout
         self.threads, self.max_bytes = threads or _cores(), max_bytes
         self.isolated = _needs_isolation(data) if isolated is None else isolated
         self._runners: list[Runner] = []
