@@ -108,7 +108,8 @@ class FakeRay:
         return decorated
 
     def put(self, value: Any) -> Ref:
-        """Store an object."""
+        """Store an object, the first that a file needs; tasks of the file before are over."""
+        self.calls = []
         return Ref(value)
 
     def get(self, ref: Any) -> Any:
