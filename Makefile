@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
-.PHONY: demo test coverage lowest lint docs clean
+.PHONY: demo test coverage lowest lint docs gpu clean
 
 demo: $(VENV)/demo.stamp  ## train, export, infer and verify, into runs/
 	$(BIN)/mdlstm demo
@@ -27,6 +27,9 @@ docs: $(VENV)/docs.stamp  ## build the site into build/docs; a warning is an err
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet -d build/doctrees docs build/docs
 	@echo built build/docs/index.html
 
+gpu: $(VENV)/test.stamp  ## run the tests that need an NVIDIA GPU and measure the layer there, into build/gpu
+	$(BIN)/python benchmarks/gpu.py
+
 clean:  ## remove the environment and everything that was built
 	rm -rf $(VENV) .venv-lowest build dist *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache
 
@@ -39,7 +42,7 @@ $(VENV)/demo.stamp: pyproject.toml setup.py | $(BIN)/python
 	touch $@
 
 $(VENV)/test.stamp: pyproject.toml setup.py | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,image,data,large,tensorboard,ray,dev,$(RUNTIME)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,image,data,large,tensorboard,ray,test,dev,$(RUNTIME)]'
 	touch $@
 
 $(VENV)/docs.stamp: pyproject.toml setup.py | $(BIN)/python

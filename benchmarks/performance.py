@@ -74,7 +74,8 @@ Directions share x and nothing else: each one has its own products. Where one di
 core busy, four directions take four times as long. On small grids, where one direction cannot, each thread
 takes whole directions, and the overhead of Python is paid only once.
 
-GPUs have not been measured yet; `mdlstm bench --device cuda` measures them.
+GPUs have not been measured yet. `make gpu` tests and measures everything on an NVIDIA GPU, in under nine
+minutes, and writes `build/gpu/gpu.md`.
 
 ## Memory kept between calls
 

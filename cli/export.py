@@ -50,8 +50,8 @@ def export(
     form: Annotated[
         Form | None,
         typer.Option(
-            help="Form of the graph: unrolled for one size (fastest), scan for any size (smallest), or "
-            "tiles for grids that are larger than memory.",
+            help="Form of the graph: unrolled for one size, faster on small grids; scan for any size, "
+            "smaller, and as fast or faster on large grids; or tiles for grids larger than memory.",
             show_default="unrolled, or scan with --web",
             rich_help_panel=MODEL,
         ),
@@ -188,7 +188,7 @@ def export(
         print_json([report.as_dict() for report in reports])
     else:
         for report in reports:
-            note(report.summary())
+            note(str(report))
     next_command(
         target.next_command if target else f"mdlstm infer FILE -m {shell_quoted(reports[-1].path)}"
     )

@@ -299,7 +299,8 @@ def _print_single(run: Inference, outcome: Outcome, records: list[dict[str, Any]
             continue
         if job.target != "-":
             label = job.source if name is None else f"{name!a} in {job.source}"
-            note(f"{label} {x.shape} → {job.target} {y.shape}")
+            is_mask = run.kind == "segment" and job.format not in ("npy", "npz")
+            note(f"{label} {x.shape} → {job.target}{'' if is_mask else f' {y.shape}'}")
         if on_terminal() and x.ndim == y.ndim == 2:
             from mdlstm_tk.viz.terminal_heatmap import show_grids
 

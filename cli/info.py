@@ -51,7 +51,8 @@ def info(
         table(
             [str(target), ""], [[name, _text(name, value)] for name, value in properties.items()], texts=2
         )
-    export = with_options(f"mdlstm export {shell_quoted(target)}", code)
+    form = " --form scan" if properties.get("data") else ""
+    export = with_options(f"mdlstm export {shell_quoted(target)}{form}", code)
     next_command(f"mdlstm infer FILE -m {shell_quoted(models[-1])}" if models else export)
 
 

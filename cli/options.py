@@ -15,8 +15,8 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.sizes import parse_size
 from mdlstm_tk.text import is_plain_text
 
-# The names that the library knows, repeated here because their modules import torch or NumPy; a test
-# compares them with the library.
+# Names that the library knows, repeated here because their modules import torch or NumPy; a test compares
+# them with the library.
 Task = Literal[
     "diagonal", "digits", "digit-strings", "gaussian-field", "gaussian-field-anisotropic", "textures"
 ]
@@ -24,7 +24,6 @@ TASKS = get_args(Task)
 KINDS = ("grid", "classify", "segment", "transcribe")  # of the user's own data
 MODELS = ("md", "horizontal", "snake", "raster", "conv")
 MODEL_ALIASES = ("MD_LSTM", "HORIZONTAL_SD_LSTM", "SNAKE_SD_LSTM")
-CELLS = ("graves", "mean", "stable", "leaky")
 DEVICES = ("auto", "cpu", "cuda")
 Form = Literal["unrolled", "scan", "tiles"]
 ExportDtype = Literal["float32", "float16", "int8"]
@@ -72,7 +71,9 @@ def parse_model(text: str) -> str:
 
 def parse_cell(text: str) -> str:
     """Check the name of a cell; the user's own as file.py:name is checked when it is loaded."""
-    return _name_or_file(text, CELLS)
+    from mdlstm_tk.cells import BUILT_IN_CELLS  # imported late: `infer` needs no cells
+
+    return _name_or_file(text, BUILT_IN_CELLS)
 
 
 def parse_own_file(text: str) -> str:
@@ -93,11 +94,13 @@ def _name_or_file(text: str, names: tuple[str, ...], aliases: tuple[str, ...] = 
     if colon and path.endswith(".py") and name:
         return text
     if text.lower() not in [each.lower() for each in names + aliases]:
+        if text.endswith(".py"):
+            raise InputError(f"must be file.py:name, got '{text}'")
         from mdlstm_tk.training.config import suggest
 
-        raise InputError(
-            f"unknown value '{text}'; {suggest(text.lower(), names)} Or your own: file.py:name"
-        )
+        hint = suggest(text.lower(), names)
+        hint += " Or" if hint.endswith("?") else ", or"
+        raise InputError(f"unknown value '{text}'; {hint} file.py:name for your own")
     return text
 
 

@@ -57,7 +57,7 @@ def report(
         require(module, "train")
     from mdlstm_tk.report import write_report
     from mdlstm_tk.report.exports import find_exports
-    from mdlstm_tk.training import latest_run, open_run
+    from mdlstm_tk.training import latest_run, load_checkpoint, open_run
 
     code = named_files(own_model, own_cell)
     source = open_run(run, code) if run else latest_run(code)
@@ -68,5 +68,9 @@ def report(
     else:
         note(f"{page}: {size / 1024:.0f} KiB; open it in a browser")
     models = find_exports(source)
-    export = with_options(f"mdlstm export {shell_quoted(source.folder)}", code)
-    next_command(f"mdlstm infer FILE -m {shell_quoted(models[-1])}" if models else export)
+    if models:
+        next_command(f"mdlstm infer FILE -m {shell_quoted(models[-1])}")
+        return
+    # images of one's own differ in size, or new ones will
+    form = " --form scan" if load_checkpoint(source.checkpoint, code).config.data else ""
+    next_command(with_options(f"mdlstm export {shell_quoted(source.folder)}{form}", code))

@@ -59,7 +59,7 @@ Settings = Annotated[
         parser=parse_setting,
         autocompletion=complete_setting,
         show_default=False,
-        help="Change any setting listed below; repeatable.",
+        help="Change any setting; repeatable.",
         rich_help_panel=RUN,
     ),
 ]

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mdlstm_tk.cells import BUILT_IN_CELLS
 from mdlstm_tk.cli.console import detail, next_command, note, print_json, progress, with_options
 from mdlstm_tk.cli.options import (
-    CELLS,
     DATA,
     DEVICES,
     KINDS,
@@ -33,7 +33,7 @@ from mdlstm_tk.cli.options import (
 )
 from mdlstm_tk.cli.settings import Settings, setting
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.sizes import format_size
+from mdlstm_tk.sizes import format_size, parse_size
 from mdlstm_tk.text import shell_quoted
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ def train(
         setting(
             "cell",
             panel=NETWORK,
-            metavar="|".join([*CELLS, "file.py:name"]),
+            metavar="|".join([*BUILT_IN_CELLS, "file.py:name"]),
             parser=parse_cell,
-            autocompletion=complete_from(*CELLS),
+            autocompletion=complete_from(*BUILT_IN_CELLS),
         ),
     ] = None,
     directions: Annotated[str | None, setting("directions", panel=NETWORK)] = None,
@@ -195,7 +195,9 @@ def train(
     run = job.run
     if result["errors"]:
         errors = ", ".join(f"{name} {value:.5g}" for name, value in result["errors"].items())
-        note(f"best weights, on {result['split']} data: {errors}")
+        crop = job.config.crop
+        cropped = f" cropped to {format_size(parse_size(crop))}" if crop else ""
+        note(f"best weights, on {result['split']} data{cropped}: {errors}")
     note(f"{describe_times(run.read_times())}; wrote {run.best}, {run.curves}, {run.prediction}")
     if json:
         print_json({"run": str(run.folder), **result})

@@ -27,6 +27,8 @@ smartquotes_action = "D"  # dashes, which Sphinx writes as "--", but no curly qu
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # names of constants rather than their values
+highlight_language = "text"  # of blocks in docstrings, which are equations and shapes
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 ALIASES = ("Array", "Examples", "Floats", "Format", "Sizes", "UserInputs")  # their definitions are long
@@ -35,6 +37,8 @@ add_module_names = False
 python_maximum_signature_line_length = 88
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"  # furo's own underlines every import
+html_logo = html_favicon = "_static/logo.svg"
 html_title = f"mdlstm-tk {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

@@ -16,22 +16,26 @@ from mdlstm_tk.runtime import Session
 
 
 def from_lstm(lstm):
-    """An MDLSTM that computes what a batch_first nn.LSTM with biases and without projections computes."""
+    """An MDLSTM that computes what a batch_first nn.LSTM without projections computes."""
     layer = MDLSTM(
         lstm.input_size,
         lstm.hidden_size,
         ndim=1,
         num_layers=lstm.num_layers,
         directions="all" if lstm.bidirectional else 1,
+        bias=lstm.bias,
         dropout=lstm.dropout,
     )
     state = lstm.state_dict()
     with torch.no_grad():
         for k in range(lstm.num_layers):
-            for d, end in enumerate(("", "_reverse") if lstm.bidirectional else ("",)):
+            for d, end in enumerate(["", "_reverse"][: len(layer.directions)]):
                 getattr(layer, f"weight_ih_l{k}")[d] = state[f"weight_ih_l{k}{end}"]
                 getattr(layer, f"weight_hh_l{k}")[d, 0] = state[f"weight_hh_l{k}{end}"]
-                getattr(layer, f"bias_l{k}")[d] = state[f"bias_ih_l{k}{end}"] + state[f"bias_hh_l{k}{end}"]
+                if lstm.bias:
+                    getattr(layer, f"bias_l{k}")[d] = (
+                        state[f"bias_ih_l{k}{end}"] + state[f"bias_hh_l{k}{end}"]
+                    )
     return layer
 
 
@@ -40,7 +44,7 @@ def main(path="sequences.onnx"):
     torch.manual_seed(0)
     lstm = nn.LSTM(3, 8, num_layers=2, bidirectional=True, batch_first=True).eval()
     layer = from_lstm(lstm).eval()
-    print(export_onnx(layer, path, form="scan").summary())
+    print(export_onnx(layer, path, form="scan"))
     session = Session(path, device="cpu")
     largest = 0.0
     for length in (1, 5, 40):

@@ -32,7 +32,7 @@ def main(path="question.onnx"):
     net = Question()
     # The inputs follow from an example, as for torch.onnx.export; form="scan" takes images of any size.
     example = (torch.zeros(1, 4, 6, 1), torch.zeros(1, dtype=torch.long))
-    print(export_onnx(net, path, example, form="scan").summary())
+    print(export_onnx(net, path, example, form="scan"))
     verify_model(path, net, device="cpu").raise_if_failed()
 
     session = Session(path, device="cpu")

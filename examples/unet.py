@@ -63,7 +63,7 @@ def main(steps=150, path="unet.onnx"):
             print(f"step {step + 1}: loss {loss.item():.4f}")
 
     report = export_onnx(net, path, torch.zeros(1, 1, 16, 16), form="scan", multiple_of=2)
-    print(report.summary())
+    print(report)
     x, mask = squares(32, 24, generator)
     scores = Session(path, device="cpu")(x.numpy())  # (N, 2, 24, 24), by ONNX Runtime
     wrong = float(np.mean(scores.argmax(1) != mask.numpy()))

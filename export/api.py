@@ -32,7 +32,7 @@ ATOLS = {"float32": ATOL, "float16": 5e-3, "int8": 5e-2}
 
 @dataclass(frozen=True)
 class ExportReport:
-    """The result of an export.
+    """The result of an export; `print` shows it in one line.
 
     Attributes:
         path: the file.
@@ -51,20 +51,17 @@ class ExportReport:
     max_abs: float
     seconds: float
 
-    def summary(self) -> str:
+    def __str__(self) -> str:
         """One line for people: the shapes of x and y, the form, the file's size and the error."""
         metadata = self.metadata
         name, *further_names = metadata.output_names
         if metadata.window:
-            grid = metadata.grid and tuple(
-                -(-extent // window) for extent, window in zip(metadata.grid, metadata.window, strict=True)
-            )
-            y = _shape_text(metadata, grid, metadata.outputs)
+            y = _shape_text(metadata, metadata.window, metadata.outputs)
         else:
             axes = {"classify": "N", "transcribe": "N, T"}.get(metadata.kind or "", "N, …")
             y = f"{axes}, {metadata.outputs}"
         return (
-            f"{self.path}: x ({_shape_text(metadata, metadata.grid, metadata.channels)}) → "
+            f"{self.path}: x ({_shape_text(metadata, (1,) * metadata.ndim, metadata.channels)}) → "
             f"{', '.join([f'{name} ({y})', *further_names])}, "
             f"{metadata.form}, {self.nodes} nodes, {self.bytes / 1024:.0f} KiB, "
             f"max error {self.max_abs:.1e} against float64, {self.seconds:.1f} s"
@@ -108,7 +105,8 @@ def export_onnx(
     The file appears only after `onnx.checker` has accepted it and ONNX Runtime, on the CPU, has agreed
     with the float64 reference within atol·s + 1e-5·|y| on random inputs, on `example_inputs` and on
     `verify_inputs`. The scale s of an output's feature is its largest absolute value on these inputs, at
-    least 1. The module is left unchanged.
+    least 1. The file computes what the module computes in eval mode, without the wrappers of
+    `torch.compile`; the module itself is left unchanged.
 
         >>> export_onnx(net, "net.onnx", torch.zeros(1, 3, 64, 64))
         >>> export_onnx(net, "net.onnx", grid=(64, 64), channels=3)
@@ -126,7 +124,8 @@ def export_onnx(
         grid: the extents to export for, which may differ from those of the training data. None stands
             for the grid of the example or, with form "scan", for any grid.
         form: "unrolled" writes the sweeps out step by step; "scan" writes each as a loop, which gives a
-            smaller file that loads faster.
+            smaller file that loads faster and takes any grid. "Which form should I export?" in the
+            documentation's questions says which one runs faster.
         padded: whether the file takes a second input `sizes` (N, D), as the module then must. A padded
             sample gives the same numbers as the sample alone, so a file for one grid also serves all
             smaller grids.
@@ -140,7 +139,8 @@ def export_onnx(
             matrix products of sweeps and linear layers in 8-bit integers (see docs/runtimes.md). States,
             and the inputs and the outputs of the file, are float32 in any case.
         functions: whether each wavefront of an unrolled sweep becomes one node that calls a function.
-        channels: C. None: that of the example, or the input size of the first MDLSTM layer.
+        channels: the features C of x. None: those of the example, or the input size of the first MDLSTM
+            layer.
         channels_last: layout of x. None: the one in which the network takes the example; or that of the
             first MDLSTM layer, or the other if the network does not run in that.
         verify_inputs: more inputs x to verify with, by name.
@@ -252,11 +252,23 @@ def _verify(
     return max(result.max_abs for result in results.values())
 
 
-def _shape_text(metadata: Metadata, grid: tuple[int, ...] | None, features: int) -> str:
-    """The shape of x or y in the layout of a model, such as "N, 8, 8, 1" or "N, 3, H, W"."""
+def _shape_text(metadata: Metadata, window: tuple[int, ...], features: int) -> str:
+    """The shape of x or y in the layout of a model, such as "N, 8, 8, 1" or "N, 3, H, ⌈W/2⌉".
+
+    One position of it stands for `window` positions of x.
+    """
     batch, *axes = metadata.layout.split()
-    extents = iter(grid or [axis for axis in axes if axis != "C"])
-    return ", ".join([batch, *(str(features if axis == "C" else next(extents)) for axis in axes)])
+    extents: list[str] = []
+    for d, (axis, size) in enumerate(zip([axis for axis in axes if axis != "C"], window, strict=True)):
+        if metadata.grid:
+            extents.append(str(-(-metadata.grid[d] // size)))
+        elif size == 1:
+            extents.append(axis)
+        else:
+            exact = metadata.multiple_of is not None and metadata.multiple_of[d] % size == 0
+            extents.append(f"{axis}/{size}" if exact else f"⌈{axis}/{size}⌉")
+    extents.insert(axes.index("C"), str(features))
+    return ", ".join([batch, *extents])
 
 
 def _set_metadata(model: onnx.ModelProto, metadata: Metadata) -> None:

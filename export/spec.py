@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.arguments import Grid, InputArguments, layout_of_example
+from mdlstm_tk.export.copies import eval_copy
 from mdlstm_tk.export.outputs import named_outputs
 from mdlstm_tk.export.verification.inputs import odd_grids
 from mdlstm_tk.layer import MDLSTM
@@ -77,7 +77,7 @@ class ExportSpec:
             InputError: the network does not accept such inputs, or their layout is unknown, or it returns
                 something other than tensors (N, …).
         """
-        network = copy.deepcopy(module).cpu().float().eval()
+        network = eval_copy(module).float()
         refused: list[tuple[ExportSpec, _RefusedError]] = []
         for grid, channels, channels_last in _layouts(network, arguments):
             layer = next(_mdlstm_layers(network), None)
@@ -239,17 +239,17 @@ class ExportSpec:
     def _refusal(self, error: Exception) -> str:
         """What to tell the user if the network does not run."""
         name = type(self.module).__name__
-        grid = self.grid or next(self._main_grids())
+        grid = self.grid or list(self._main_grids())[-1]  # the error is that of the last one
         shape = self.x_shape(grid, 2)
         for factor in () if self.grid else (2, 4, 8, 16, 32):
             multiple = tuple(factor * unit for unit in (2, 3, *(1,) * self.ndim)[: self.ndim])
             if self._accepts(multiple):
                 return (
-                    f"{name} accepts a {format_size(multiple)} grid but not {format_size(grid)} ({error}); "
-                    f"if its strides need such extents, give multiple_of={factor}"
+                    f"{name} accepts the grid {format_size(multiple)} but not {format_size(grid)} "
+                    f"({error}); if its strides need such extents, give multiple_of={factor}"
                 )
         return (
-            f"{name} does not accept a {format_size(grid)} grid with {self.channels} channels, an x of "
+            f"{name} does not accept the grid {format_size(grid)} with {self.channels} channels, an x of "
             f"shape {shape}: {error}; give example_inputs=(x, …), or other values of grid=, channels= and "
             "channels_last="
         )

@@ -16,6 +16,7 @@ from torch import nn
 from mdlstm_tk.errors import InputError, MDLSTMError, require
 from mdlstm_tk.export.api import ExportReport
 from mdlstm_tk.export.arguments import read_arguments
+from mdlstm_tk.export.copies import eval_copy
 from mdlstm_tk.export.spec import ExportSpec
 from mdlstm_tk.export.tile_graphs import Level, head_model, levels_of, sweep_models
 from mdlstm_tk.export.verification.parity import ATOL, RTOL
@@ -70,7 +71,7 @@ def export_tiles(
     path = Path(path)
     if path.suffix != SUFFIX:
         raise InputError(f"the name of a tiles export ends in {SUFFIX}, got {path}")
-    levels_of(stages_of(module))  # before the network runs, which takes longer
+    levels_of(stages_of(eval_copy(module)))  # before the network runs, which takes longer
     arguments = read_arguments(module, None, None, channels, True, False, {}, None)
     spec = ExportSpec.from_module(module, arguments, any_grid=True)
     if len(spec.output_names) > 1:

@@ -34,7 +34,7 @@ JOBS = {
 }
 """What each extra is for. The others are not checked, see `UNCHECKED`."""
 
-UNCHECKED = ("dev", "docs", "gpu")
+UNCHECKED = ("test", "dev", "docs", "gpu")
 """Extras for development, and the one that replaces cpu."""
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")

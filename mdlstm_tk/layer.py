@@ -67,8 +67,8 @@ class MDLSTM(nn.Module):
             sweeps run concurrently.
         recompute: for large grids: training keeps only h and c of each position, 2·n numbers instead of
             (G + 2)·n, and backward computes the gates again, which costs one more product.
-        device, dtype: of the parameters; torch's defaults if not given. dtype is float16, bfloat16, float32
-            or float64.
+        device: where the parameters are; torch's default if not given.
+        dtype: type of the parameters, float16, bfloat16, float32 or float64; torch's default if not given.
 
     Parameters of layer k, directions in front, gates in the order of the cell:
         weight_ih_l{k}: (dirs, G·n, C)

@@ -155,7 +155,8 @@ class Encoder(nn.Module):
         windows: the window of each level.
         layers: stacked layers in each level.
         dropout: probability of zeroing an output of a level in training.
-        device, dtype: of the parameters.
+        device: where the parameters are.
+        dtype: type of the parameters.
         **options: further options of the layers.
 
     Attributes:

@@ -30,7 +30,8 @@ class GridNet(HubModel):
         outputs: outputs of the network.
         linear: leave out the sigmoid, for targets outside (0, 1).
         init: which initial weights the body has; with "original", `set_initial_prediction` does nothing.
-        device, dtype: of the head, as in `torch.nn.Linear`; the networks give them to all their layers.
+        device: where the head is, as in `torch.nn.Linear`; the networks put all their layers there.
+        dtype: type of the head's parameters; the networks give it to all their layers.
 
     Attributes:
         any_size: whether the network is meant for other grid sizes than it is trained on. If so, training

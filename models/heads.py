@@ -47,7 +47,8 @@ class EncoderNet(HubModel):
         directions: as in `MDLSTM`.
         layer_norm: as in `MDLSTM`.
         dropout: probability of zeroing an output of a level in training.
-        device, dtype: of the parameters.
+        device: where the parameters are.
+        dtype: type of the parameters.
 
     Attributes:
         stride: (rows, columns) of x per position of the encoder's output.
@@ -170,7 +171,8 @@ class ConvNet(HubModel):
         outputs: classes.
         hidden: features between the convolutions.
         windows: windows of the LSTM to compare with; the convolutions work on their combination.
-        device, dtype: of the parameters.
+        device: where the parameters are.
+        dtype: type of the parameters.
     """
 
     def __init__(

@@ -23,7 +23,8 @@ class Normalized(HubModel):
         std: standard deviation of each channel of x.
         target_mean: mean of each output; empty if the outputs of the network are not to be scaled.
         target_std: standard deviation of each output; empty if the outputs are not to be scaled.
-        device, dtype: of these numbers; they must be those of the network.
+        device: where these numbers are; it must be the network's.
+        dtype: type of these numbers; it must be the network's.
     """
 
     mean: Tensor

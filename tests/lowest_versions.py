@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-UNTESTED = ("dev", "docs", "gpu")  # tools for development, and the extra that replaces cpu
+UNTESTED = ("test", "dev", "docs", "gpu")  # tools for development, and the extra that replaces cpu
 TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
 TESTS = (
     *("test_doctor.py", "test_export.py", "test_formats.py", "test_lowering.py", "test_optimization.py"),

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,6 +120,33 @@ class Graph:
             helper.make_node(op, [value.name for value in inputs], names, name=name, **attributes)
         )
         return [Value(self, output) for output in names]
+
+    def join_sums(self, first: int, kept: Sequence[Value]) -> None:
+        """Among the nodes from number `first` on, make one Sum of Adds that only an Add uses.
+
+        ONNX Runtime has Sum for float32 and float64 alone.
+
+        Args:
+            first: the number of nodes before.
+            kept: values that nodes to come may use.
+        """
+        nodes = self.nodes[first:]
+        uses = Counter(name for node in nodes for name in node.input)
+        uses.update({value.name: 2 for value in kept})
+        sums: dict[str, onnx.NodeProto] = {}  # by output
+        for node in nodes:
+            if node.op_type == "Add":
+                terms = {
+                    name: sums.pop(name).input for name in node.input if name in sums and uses[name] == 1
+                }
+                if terms:
+                    node.input[:] = [term for name in node.input for term in terms.get(name, [name])]
+                    node.op_type = "Sum"
+                sums[node.output[0]] = node
+        joined = {id(node) for node in nodes if node.op_type in ("Add", "Sum")} - set(
+            map(id, sums.values())
+        )
+        self.nodes[first:] = [node for node in nodes if id(node) not in joined]
 
     def constant(self, array: Any) -> Value:
         """A constant tensor with the dtype and shape of `array`."""

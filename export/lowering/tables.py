@@ -18,6 +18,7 @@ and more axes they are not, and each wavefront has a table of its predecessors' 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ import numpy as np
 from mdlstm_tk.cells.cell import total
 from mdlstm_tk.export.lowering.graph import Graph, Value
 from mdlstm_tk.export.lowering.step import Sweep
-from mdlstm_tk.wavefront import Direction, visiting_order, wavefronts
+from mdlstm_tk.wavefront import visiting_order, wavefronts
 
 
 @dataclass(frozen=True)
@@ -40,23 +41,23 @@ class ScanTables:
         max_count: K_max, or None if it is computed.
         state_rows: S as a tensor (1,).
         counts: (T, 1) K of each wavefront.
-        pads: (T, 6) the operand of `Pad` that brings a state (K, N, n) to S rows: what to add before and
-            after each axis.
+        missing: (T, 1) the rows of zeros after those of each wavefront, S − 1 − K.
         predecessors: for each axis, the rows of the state before that hold the predecessors: (first, end),
             (T, 1) each, for consecutive rows first … end − 1; or (rows,) with rows (T, K_max).
-        orders: one (T, K_max) tensor per direction: the flat positions in visiting order.
-        output_rows: one (P,) tensor per direction, by flat position: its row in the outputs of all
-            iterations, (T·S, N, n).
+        orders: (T, K_max), or (T, dirs, K_max) with several directions: the flat positions in visiting
+            order.
+        output_rows: (P, dirs) the row of each flat position in the outputs of all iterations,
+            (T·dirs·S, N, n).
     """
 
     coordinates: list[Value]
     max_count: int | None
     state_rows: Value
     counts: Value
-    pads: Value
+    missing: Value
     predecessors: list[tuple[Value, ...]]
-    orders: list[Value]
-    output_rows: list[Value]
+    orders: Value
+    output_rows: Value
 
 
 def extra_rows(ndim: int) -> int:
@@ -64,8 +65,9 @@ def extra_rows(ndim: int) -> int:
     return 2 if ndim == 2 else 1
 
 
-def constant_tables(graph: Graph, grid: tuple[int, ...], directions: list[Direction]) -> ScanTables:
+def constant_tables(graph: Graph, sweep: Sweep) -> ScanTables:
     """The tables of one grid with known extents, as constants."""
+    grid, dirs = sweep.grid, sweep.dirs
     fronts = wavefronts(grid)
     counts = np.diff(fronts.starts)  # (T,) K of each wavefront
     k_max = int(counts.max())
@@ -87,12 +89,12 @@ def constant_tables(graph: Graph, grid: tuple[int, ...], directions: list[Direct
         predecessors = [
             (graph.constant(first), graph.constant(first + counts[:, None])) for first in firsts
         ]
-    pads = np.zeros((len(fronts), 6), np.int64)
-    pads[:, 0] = 1
-    pads[:, 3] = state_rows - 1 - counts
     front_of_visit = np.repeat(np.arange(len(fronts)), counts)
-    row_of_visit = 1 + np.arange(positions) - fronts.starts[front_of_visit] + front_of_visit * state_rows
-    orders = [visiting_order(grid, direction) for direction in directions]
+    row_of_visit = 1 + np.arange(positions) - fronts.starts[front_of_visit]
+    orders = np.stack([visiting_order(grid, direction) for direction in sweep.directions])  # (dirs, P)
+    visit = np.argsort(orders, axis=1).T  # (P, dirs) of each flat position
+    output_rows = (front_of_visit[visit] * dirs + np.arange(dirs)) * state_rows + row_of_visit[visit]
+    order_of_front = orders[:, visits].swapaxes(0, 1)  # (T, dirs, K_max)
     return ScanTables(
         coordinates=[
             graph.constant(values) for values in np.indices(grid, np.int64).reshape(len(grid), -1)
@@ -100,10 +102,10 @@ def constant_tables(graph: Graph, grid: tuple[int, ...], directions: list[Direct
         max_count=k_max,
         state_rows=graph.integers(state_rows),
         counts=graph.constant(counts[:, None]),
-        pads=graph.constant(pads),
+        missing=graph.constant(state_rows - 1 - counts[:, None]),
         predecessors=predecessors,
-        orders=[graph.constant(order[visits]) for order in orders],
-        output_rows=[graph.constant(row_of_visit[np.argsort(order)]) for order in orders],
+        orders=graph.constant(order_of_front[:, 0] if dirs == 1 else order_of_front),
+        output_rows=graph.constant(output_rows),
     )
 
 
@@ -137,7 +139,7 @@ def _planar_tables(graph: Graph, sweep: Sweep) -> ScanTables:
     row = graph("Min", column(first) + _arange(graph, max_count), column(last))  # (T, K_max)
     # For the way back, the row (H, 1) and the column (1, W) of every position.
     grid_row, grid_column = column(_arange(graph, height)), graph("Unsqueeze", _arange(graph, width), zero)
-    orders, output_rows = [], []
+    orders, places = [], []
     for signs in sweep.directions:
         row_sign, column_sign = (1, *signs)[-2:]
         r = _mirrored(graph, row, row_sign, height)
@@ -146,8 +148,8 @@ def _planar_tables(graph: Graph, sweep: Sweep) -> ScanTables:
         r = _mirrored(graph, grid_row, row_sign, height)
         k = _mirrored(graph, grid_column, column_sign, width)
         front = r + k  # (H, W)
-        index = front * state_rows + (r + one) - graph("Max", front - width + one, zero)
-        output_rows.append(graph.reshape(index, -1))
+        place = r + one - graph("Max", front - width + one, zero)  # in the state of its wavefront
+        places.append((graph.reshape(front, -1), graph.reshape(place, -1)))
     shape = graph.concat([height, width], axis=0)
     coordinates = [
         graph.reshape(graph("Expand", values, shape), -1) for values in (grid_row, grid_column)[-ndim:]
@@ -157,10 +159,10 @@ def _planar_tables(graph: Graph, sweep: Sweep) -> ScanTables:
         max_count=None if ndim == 2 else 1,
         state_rows=state_rows,
         counts=column(counts),
-        pads=_pads(graph, state_rows, counts),
+        missing=column(state_rows - one - counts),
         predecessors=[(column(rows), column(rows + counts)) for rows in prev_firsts],
-        orders=orders,
-        output_rows=output_rows,
+        orders=_stacked(graph, orders),
+        output_rows=_output_rows(graph, places, state_rows),
     )
 
 
@@ -169,11 +171,26 @@ def _mirrored(graph: Graph, coordinates: Value, sign: int, extent: Value) -> Val
     return coordinates if sign > 0 else extent - graph.integers(1) - coordinates
 
 
-def _pads(graph: Graph, state_rows: Value, counts: Value) -> Value:
-    """(T, 6), see `ScanTables`, from S (1,) and K of each wavefront (T,)."""
-    one = graph.integers(1)
-    missing = graph("Unsqueeze", state_rows - one - counts, one)  # (T, 1)
-    return graph("Pad", missing, graph.integers(0, 3, 0, 2)) + graph.integers(1, 0, 0, 0, 0, 0)
+def _stacked(graph: Graph, orders: Sequence[Value]) -> Value:
+    """The orders (T, K_max) of all directions as `ScanTables` has them."""
+    if len(orders) == 1:
+        return orders[0]
+    return graph.concat([graph("Unsqueeze", order, graph.integers(1)) for order in orders], axis=1)
+
+
+def _output_rows(graph: Graph, places: Sequence[tuple[Value, Value]], state_rows: Value) -> Value:
+    """(P, dirs), see `ScanTables`.
+
+    Args:
+        graph: the graph to add nodes to.
+        places: for each direction the wavefront (P,) of each flat position, and the row (P,) in its state.
+        state_rows: S.
+    """
+    columns = []
+    for k, (front, row) in enumerate(places):
+        index = (front * graph.integers(len(places)) + graph.integers(k)) * state_rows + row
+        columns.append(graph("Unsqueeze", index, graph.integers(1)))
+    return graph.concat(columns, axis=1)
 
 
 def _spatial_tables(graph: Graph, sweep: Sweep) -> ScanTables:
@@ -216,8 +233,7 @@ def _spatial_tables(graph: Graph, sweep: Sweep) -> ScanTables:
         prev_row = graph("Gather", row, graph("Max", flat - stride, zero))
         prev_row = graph("Where", graph("Equal", coordinate, zero), zero, prev_row)  # (P,)
         predecessors.append((graph("Gather", prev_row, positions),))
-    output_row = front * state_rows + row  # (P,) for the direction with all signs 1
-    orders, output_rows = [], []
+    orders, places = [], []
     for direction in sweep.directions:
         mirrored = total(
             [
@@ -228,16 +244,16 @@ def _spatial_tables(graph: Graph, sweep: Sweep) -> ScanTables:
             ]
         )  # (P,) where each flat position lands if every axis with sign −1 is reversed
         orders.append(graph("Gather", mirrored, positions))  # a reflection is its own inverse
-        output_rows.append(graph("Gather", output_row, mirrored))
+        places.append((graph("Gather", front, mirrored), graph("Gather", row, mirrored)))
     return ScanTables(
         coordinates=coordinates,
         max_count=None,
         state_rows=state_rows,
         counts=graph("Unsqueeze", counts, one),
-        pads=_pads(graph, state_rows, counts),
+        missing=graph("Unsqueeze", state_rows - one - counts, one),
         predecessors=predecessors,
-        orders=orders,
-        output_rows=output_rows,
+        orders=_stacked(graph, orders),
+        output_rows=_output_rows(graph, places, state_rows),
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk.export.lowering.graph import Graph, Value
-from mdlstm_tk.export.lowering.step import STATE_DTYPE, Step, Sweep, direction_label, flatten_x
+from mdlstm_tk.export.lowering.step import STATE_DTYPE, Rows, Step, Sweep, direction_label, flatten_x
 from mdlstm_tk.export.lowering.tables import ScanTables, computed_tables
 from mdlstm_tk.wavefront import Direction
 
@@ -36,17 +36,16 @@ def write_tile_scan(graph: Graph, sweep: Sweep, h_first: Value, c_first: Value) 
         c_first: (N, F, dirs, n), the initial c.
     """
     lines = _Lines(graph, sweep)
-    tables = computed_tables(graph, sweep)
     x = flatten_x(graph, sweep, None)  # (P, N, C)
+    write = {1: _write_1d, 2: _write_2d}.get(len(sweep.grid), _write_nd)
     of_directions = []
-    for dir_idx, direction in enumerate(sweep.directions):
+    for k, direction in enumerate(sweep.directions):
         with graph.scope(f"direction_{direction_label(direction)}"):
+            one = sweep.of_direction(k)
             faces = [
-                lines.split(graph("Gather", first, graph.scalar(dir_idx), axis=2))
-                for first in (h_first, c_first)
+                lines.split(graph("Gather", first, graph.scalar(k), axis=2)) for first in (h_first, c_first)
             ]
-            write = (_write_1d, _write_2d)[len(sweep.grid) - 1] if len(sweep.grid) < 3 else _write_nd
-            of_directions.append(write(graph, sweep, dir_idx, tables, lines, x, *faces))
+            of_directions.append(write(graph, one, computed_tables(graph, one), lines, x, *faces))
     h, h_last, c_last = (
         graph("Transpose", graph.concat(parts, axis=-1), perm=[1, 0, 2])  # (N, P or F, dirs·n)
         for parts in zip(*of_directions, strict=True)
@@ -113,14 +112,13 @@ class _Loop:
 
     Args:
         graph: the graph around the Scan.
-        sweep: the sweep.
-        dir_idx: index of the direction within the sweep.
+        sweep: the sweep, in one direction.
         rows: S, or None if it is computed.
     """
 
-    def __init__(self, graph: Graph, sweep: Sweep, dir_idx: int, rows: int | None) -> None:
+    def __init__(self, graph: Graph, sweep: Sweep, rows: int | None) -> None:
         self.graph, self.body = graph, graph.body()
-        self.step = Step(self.body, sweep, dir_idx)
+        self.step = Step(self.body, sweep)
         self.state_shape = (rows, None, sweep.units)  # (S, N, n)
         self.h = self.body.input("h", self.step.dtype, *self.state_shape)
         self.c = self.body.input("c", STATE_DTYPE, *self.state_shape)
@@ -159,7 +157,6 @@ class _Loop:
 def _write_1d(
     graph: Graph,
     sweep: Sweep,
-    dir_idx: int,
     tables: ScanTables,
     lines: _Lines,
     x: Value,
@@ -167,16 +164,16 @@ def _write_1d(
     c_first: Sequence[Value],
 ) -> Results:
     """On one axis the initial and the final states are those of the loop."""
-    loop = _Loop(graph, sweep, dir_idx, 1)
+    loop = _Loop(graph, sweep, 1)
     body, step = loop.body, loop.step
-    ordered = graph("Gather", x, tables.orders[dir_idx], axis=0)  # (T, 1, N, C)
+    ordered = graph("Gather", x, tables.orders, axis=0)  # (T, 1, N, C)
     x_here = loop.scan("x", ordered, step.dtype, 1, None, step.features)
     h, c = step([loop.h] if sweep.cell.recurrent else [], [loop.c], x_here)
     output = body("Identity", h)
     h_last, c_last, stacked = loop.run(
         [*h_first, *c_first], [h, c], [(output, step.dtype, loop.state_shape)]
     )
-    inverse = tables.orders[dir_idx]  # (T, 1): a reflection is its own inverse
+    inverse = tables.orders  # (T, 1): a reflection is its own inverse
     rows = graph.reshape(inverse, -1)
     return graph("Gather", _merge_first_axes(graph, stacked), rows, axis=0), h_last, c_last
 
@@ -184,7 +181,6 @@ def _write_1d(
 def _write_2d(
     graph: Graph,
     sweep: Sweep,
-    dir_idx: int,
     tables: ScanTables,
     lines: _Lines,
     x: Value,
@@ -193,12 +189,12 @@ def _write_2d(
 ) -> Results:
     """The state before wavefront t has the row of face 0 at which t enters, the K rows of the wavefront
     before, and the row of face 1. These are the rows that are zero in a sweep without states."""
-    direction, (height, width) = sweep.directions[dir_idx], lines.extents
-    loop = _Loop(graph, sweep, dir_idx, None)
+    direction, (height, width) = sweep.directions[0], lines.extents
+    loop = _Loop(graph, sweep, None)
     body, step = loop.body, loop.step
     one = graph.integers(1)
     count = loop.scan("count", tables.counts, INDEX, 1)  # K
-    pads = loop.scan("pads", tables.pads - graph.integers(1, 0, 0, 1, 0, 0), INDEX, 6)
+    pads = loop.scan("pads", graph("Pad", tables.missing - one, graph.integers(0, 3, 0, 2)), INDEX, 6)
     prev_h: list[Value] = []  # D × (K, N, n)
     prev_c: list[Value] = []
     for d, (first, end) in enumerate(tables.predecessors):
@@ -206,7 +202,7 @@ def _write_2d(
         for state, found in ((loop.h, prev_h), (loop.c, prev_c)):
             if state is loop.c or sweep.cell.recurrent:
                 found.append(body.slice_rows(state, start, stop))
-    ordered = graph("Gather", x, tables.orders[dir_idx], axis=0)  # (T, K_max, N, C)
+    ordered = graph("Gather", x, tables.orders, axis=0)  # (T, K_max, N, C)
     x_rows = loop.scan("x", ordered, step.dtype, None, None, step.features)
     h, c = step(prev_h, prev_c, body.slice_rows(x_rows, body.integers(0), count))
 
@@ -236,7 +232,8 @@ def _write_2d(
             (ends, STATE_DTYPE, (2, None, sweep.units)),
         ],
     )
-    y = graph("Gather", _merge_first_axes(graph, stacked_h), tables.output_rows[dir_idx], axis=0)
+    output_rows = graph("Squeeze", tables.output_rows, one)  # (P,)
+    y = graph("Gather", _merge_first_axes(graph, stacked_h), output_rows, axis=0)
     # Line k of face 0 leaves with the last position of wavefront H − 1 + k, line k of face 1 with the first
     # one of W − 1 + k.
     leaving = []
@@ -251,7 +248,6 @@ def _write_2d(
 def _write_nd(
     graph: Graph,
     sweep: Sweep,
-    dir_idx: int,
     tables: ScanTables,
     lines: _Lines,
     x: Value,
@@ -260,11 +256,12 @@ def _write_nd(
 ) -> Results:
     """Each position gets the states of the faces along all axes, and takes them where it has no
     predecessor."""
-    order = tables.orders[dir_idx]  # (T, K_max)
-    loop = _Loop(graph, sweep, dir_idx, None)
+    order = tables.orders  # (T, K_max)
+    loop = _Loop(graph, sweep, None)
     body, step = loop.body, loop.step
     count = loop.scan("count", tables.counts, INDEX, 1)
-    pads = loop.scan("pads", tables.pads, INDEX, 6)
+    after = graph("Pad", tables.missing, graph.integers(0, 3, 0, 2))  # (T, 6)
+    pads = loop.scan("pads", after + graph.integers(1, 0, 0, 0, 0, 0), INDEX, 6)
 
     def first_rows(name: str, values: Value, dtype: np.dtype[Any], *shape: int | None) -> Value:
         return body.slice_rows(loop.scan(name, values, dtype, None, *shape), body.integers(0), count)
@@ -287,18 +284,20 @@ def _write_nd(
     h, c = step(prev_h, prev_c, first_rows("x", x_rows, step.dtype, None, step.features))
     states = [body("Pad", value, pads) for value in (h, c)]  # (S, N, n)
     outputs = [body("Identity", state) for state in states]
+    zero_c = Rows(graph, sweep).zeros(tables.state_rows, sweep.units)
     *_, stacked_h, stacked_c = loop.run(
-        step.initial_state(graph, sweep.x, tables.state_rows),
+        (graph.cast(zero_c, step.dtype) if step.mixed_precision else zero_c, zero_c),
         states,
         [
             (outputs[0], step.dtype, loop.state_shape),
             (outputs[1], STATE_DTYPE, loop.state_shape),
         ],
     )
-    ends = graph("Gather", tables.output_rows[dir_idx], lines.ends(sweep.directions[dir_idx]))  # (F,)
+    output_rows = graph("Squeeze", tables.output_rows, graph.integers(1))  # (P,)
+    ends = graph("Gather", output_rows, lines.ends(sweep.directions[0]))  # (F,)
     merged = _merge_first_axes(graph, stacked_h)
     return (
-        graph("Gather", merged, tables.output_rows[dir_idx], axis=0),
+        graph("Gather", merged, output_rows, axis=0),
         graph("Gather", merged, ends, axis=0),
         graph("Gather", _merge_first_axes(graph, stacked_c), ends, axis=0),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.export.copies import eval_copy
 from mdlstm_tk.export.outputs import named_outputs
 from mdlstm_tk.export.run_export import find_checkpoint
 from mdlstm_tk.export.tensor_spec import read_model, tensor_specs
@@ -182,8 +182,8 @@ def _find_origin(
     grid: Grid,
 ) -> _Origin:
     if isinstance(against, nn.Module):
-        network = copy.deepcopy(against).cpu().float().eval()
-        return _Origin(f"the given {type(against).__name__}", network, None, grid, metadata)
+        network = eval_copy(against).float()
+        return _Origin(f"the given {type(network).__name__}", network, None, grid, metadata)
     if against is None:
         if metadata.checkpoint_sha256 is None:
             return _Origin("its own graph in float64", None, None, grid, metadata)

@@ -7,7 +7,6 @@ are in the thousands is thus held to the same share of its outputs as a network 
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.export.copies import eval_copy
 from mdlstm_tk.export.outputs import named_outputs
 from mdlstm_tk.layer import MDLSTM
 
@@ -124,7 +124,7 @@ def float64_reference(module: nn.Module, output_names: Sequence[str] | None = No
         A function of x, and of further inputs by name, all NumPy arrays. Like a `Session`, it returns an
         array, or a dict of arrays if the network has several outputs.
     """
-    exact = copy.deepcopy(module).cpu().double().eval()
+    exact = eval_copy(module).double()
     for layer in exact.modules():
         if isinstance(layer, MDLSTM):
             layer.backend = "reference"
@@ -132,7 +132,7 @@ def float64_reference(module: nn.Module, output_names: Sequence[str] | None = No
     @torch.no_grad()
     def run(x: Array, **inputs: Array) -> Any:
         result = exact(_to_double(x), **{name: _to_double(value) for name, value in inputs.items()})
-        outputs = named_outputs(result, type(module).__name__, output_names)
+        outputs = named_outputs(result, type(exact).__name__, output_names)
         arrays = {name: y.numpy() for name, y in outputs.items()}
         return arrays if len(arrays) > 1 else next(iter(arrays.values()))
 

@@ -47,7 +47,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """The result of `verify_model`.
+    """The result of `verify_model`; `print` shows a line for each runtime.
 
     Attributes:
         model: the file, or the folder with the files.
@@ -90,6 +90,15 @@ class VerificationReport:
         ((path, metadata),) = self.models.items()
         grid = format_size(metadata.grid) if metadata.grid else "any size"
         return f"{path} ({metadata.form}, {grid})"
+
+    def __str__(self) -> str:
+        """The title, and a line for each runtime with its largest error."""
+        lines = [f"{self.title()}: largest error against {self.reference} in float64"]
+        for runtime in self.outcomes:
+            error = max(self.worst_errors(runtime).values())
+            verdict = "within tolerance" if self.passed(runtime) else "out of tolerance"
+            lines.append(f"{runtime}: {error:.1e}, {verdict}")
+        return "\n".join(lines)
 
     def as_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
         """All outcomes as JSON values, by runtime and case."""

@@ -15,10 +15,10 @@ class Shape:
     """One layer and its input: N samples of a grid with C features, and n hidden units.
 
     Attributes:
-        batch: N.
-        grid: extents.
-        channels: C.
-        units: n.
+        batch: N, the number of samples.
+        grid: extents of the grid.
+        channels: C, the number of features at each position.
+        units: n, the number of hidden units.
         options: further arguments of `MDLSTM`.
     """
 

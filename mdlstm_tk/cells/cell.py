@@ -124,7 +124,7 @@ def cell_names() -> list[str]:
 
 
 def get_cell(name: str) -> Cell:
-    """The cell called `name`; or, of "file.py:name", the one that running this file defines.
+    """The cell called `name`. For "file.py:name", run the file, which must define the cell.
 
     Raises:
         InputError: there is no such cell, or the file cannot be run.
@@ -167,8 +167,9 @@ def check_cell(cell: Cell, ndim: int) -> None:
         raise InputError(f"{place}: {error}") from None
     except Exception as error:
         raise InputError(
-            f"{place}: its equations do not take {len(names)} gates ({', '.join(names)}) and {ndim} "
-            f"states: {type(error).__name__}: {error}"
+            f"{place}: its equations fail with {len(names)} gates ({', '.join(names)}) and {ndim} states: "
+            f"{type(error).__name__}: {error}; equations may use +, -, *, numbers, and .tanh() and "
+            ".sigmoid() of values"
         ) from error
     if (
         not isinstance(results, tuple)

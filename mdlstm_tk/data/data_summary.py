@@ -10,6 +10,7 @@ from typing import Any
 from mdlstm_tk.data.data_folder import DataFolder
 from mdlstm_tk.data.folders import empty_classes
 from mdlstm_tk.data.images import Extents, count_other_files
+from mdlstm_tk.data.masks import UNKNOWN_VALUE, MaskClasses
 from mdlstm_tk.data.spec import Array, Split, TaskSpec
 from mdlstm_tk.sizes import format_size
 
@@ -23,6 +24,7 @@ def summarise(
     labels: Mapping[Split, Sequence[Any]],
     extents: Array,
     crop: Extents | None,
+    masks: MaskClasses | None,
     skipped: Sequence[str],
 ) -> list[str]:
     """Describe the data in a few lines.
@@ -34,6 +36,7 @@ def summarise(
         labels: the classes, texts or scans of the targets of each split.
         extents: (N, 2) of all samples, before they are cropped.
         crop: the crop, if any.
+        masks: the classes of masks, of kind "segment".
         skipped: name and reason of each sample that cannot be used.
     """
     counts = ", ".join(f"{len(targets)} for {split}" for split, targets in labels.items())
@@ -44,6 +47,11 @@ def summarise(
     channels = f"{spec.channels} channel" + "s" * (spec.channels > 1)
     lines = [f"{data.path}: {counts}; {resized}{size}{cropped}, {channels}"]
     lines += _describe_targets(spec, [target for targets in labels.values() for target in targets])
+    if masks and masks.has_unknown:
+        lines.append(
+            f"mask pixels of value {UNKNOWN_VALUE} are of unknown class and left out; "
+            "if it is a class, store it as another value"
+        )
     for place in places.values():
         if place.is_dir():
             lines += _describe_rest(data, place, spec.kind == "classify")

@@ -8,7 +8,8 @@ grid         images/ and targets/ with files of the same names
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,24 +57,40 @@ def _list_classes(path: Path, data: DataFolder) -> Listing:
 
 
 def _list_masks(path: Path, data: DataFolder) -> Listing:
-    for image, mask in _pairs(path, data, "masks", "segment"):
-        yield image, partial(read_mask, mask)
+    yield from _pairs(path, data, "masks", "segment", read_mask)
 
 
 def _list_targets(path: Path, data: DataFolder) -> Listing:
-    for image, target in _pairs(path, data, "targets", "grid"):
-        yield image, partial(_read_target, target)
+    yield from _pairs(path, data, "targets", "grid", _read_target)
 
 
-def _pairs(path: Path, data: DataFolder, folder: str, kind: Kind) -> Iterator[tuple[Path, Path | None]]:
-    """Pair each image with the file of the same name in another folder, or None if there is none."""
+def _pairs(path: Path, data: DataFolder, folder: str, kind: Kind, read: Callable[[Path], Any]) -> Listing:
+    """Pair each image with the function that reads the file of the same name in another folder."""
     images, others = data.require(path / "images"), data.require(path / folder)
     if not (images.is_dir() and others.is_dir()):
         missing = folder if images.is_dir() else "images"
         raise InputError(f"--data {path}: {missing}/ is missing; expected {FORMATS[kind]}")
     by_name = {other.relative_to(others).with_suffix(""): other for other in find_images(data, others)}
-    for image in find_images(data, images):
-        yield image, by_name.get(image.relative_to(images).with_suffix(""))
+    found = {image: image.relative_to(images).with_suffix("") for image in find_images(data, images)}
+    unpaired = sorted(map(str, by_name.keys() - set(found.values())))
+    for image, name in found.items():
+        if name in by_name:
+            yield image, partial(read, by_name[name])
+            continue
+        reason = f"it has no file of the same name in {folder}/"
+        if longer := _with_ending(unpaired, str(name)):
+            other = by_name[Path(longer)]
+            reason += f"; rename {other.relative_to(others)} to {name}{other.suffix}"
+        yield image, partial(_refuse, reason)
+
+
+def _with_ending(names: Sequence[str], name: str) -> str | None:
+    """The first of the sorted names that is `name` and an ending, such as 1_mask for 1; or None."""
+    for begin in (f"{name}{separator}" for separator in "_-. "):
+        position = bisect_left(names, begin)
+        if position < len(names) and names[position].startswith(begin):
+            return names[position]
+    return None
 
 
 def _list_texts(path: Path, data: DataFolder) -> Listing:
@@ -108,9 +125,11 @@ def _read_text(text: str) -> str:
     return text
 
 
-def _read_target(file: Path | None) -> Array:
-    if file is None:
-        raise UnusableSampleError("it has no target of the same name")
+def _refuse(reason: str) -> Any:
+    raise UnusableSampleError(reason)
+
+
+def _read_target(file: Path) -> Array:
     try:
         return read_pixels(file)
     except UnusableSampleError as reason:

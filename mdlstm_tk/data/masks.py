@@ -76,18 +76,13 @@ class MaskScan:
         return cls(tuple(values.tolist()), tuple(RawMask(values[None], mask.palette).colours[0].tolist()))
 
 
-def read_mask(file: Path | None) -> RawMask:
+def read_mask(file: Path) -> RawMask:
     """Read a mask.
 
-    Args:
-        file: the mask, or None if the image has none.
-
     Raises:
-        UnusableSampleError: there is no mask, or it is not an image of whole numbers or colours.
+        UnusableSampleError: it is not an image of whole numbers or colours.
         MissingExtraError: Pillow is not installed.
     """
-    if file is None:
-        raise UnusableSampleError("it has no mask of the same name")
     module: Any = require("PIL.Image", "image")
     try:
         with module.open(io.BytesIO(read_bytes(file, MAX_BYTES)), formats=DECODERS) as image:
@@ -132,11 +127,13 @@ class MaskClasses:
         values: the value of each class in masks that are written.
         palette: red, green and blue of each class in turn; empty if the masks are grey.
         colours: the colour of each class as 0xRRGGBB if colours are the classes, else empty.
+        has_unknown: whether `UNKNOWN_VALUE` occurs and is no class.
     """
 
     values: tuple[int, ...]
     palette: tuple[int, ...]
     colours: tuple[int, ...]
+    has_unknown: bool = False
 
     @classmethod
     def of(cls, scans: Sequence[MaskScan]) -> MaskClasses:
@@ -156,11 +153,12 @@ class MaskClasses:
             raise InputError(f"the masks hold {only}; expected two classes or more")
         if have_colours:
             return cls._of_colours(scans)
-        if len(values) > 2 and values[-1] == UNKNOWN_VALUE:
+        has_unknown = len(values) > 2 and values[-1] == UNKNOWN_VALUE
+        if has_unknown:
             values.pop()
         palette = [colour_of[value] for value in values if value in colour_of]
         complete = len(palette) == len(values) and max(values, default=0) < MAX_COLOURS
-        return cls(tuple(values), _channels(palette) if complete else (), ())
+        return cls(tuple(values), _channels(palette) if complete else (), (), has_unknown)
 
     @classmethod
     def _of_colours(cls, scans: Sequence[MaskScan]) -> MaskClasses:

@@ -58,7 +58,8 @@ _COMMON = {
 DEFAULTS: dict[Kind, Mapping[str, Any]] = {
     "grid": {**_COMMON, "directions": "all"},
     "classify": {**_COMMON, "batch_size": 32, "augment": 1.0},
-    "segment": {**_COMMON, "augment": 1.0},
+    # The state of "graves" may grow on images larger than the crops of the training, and masks go wrong.
+    "segment": {**_COMMON, "augment": 1.0, "cell": "stable"},
     "transcribe": {**_COMMON, "augment": 1.0},
 }
 
@@ -192,7 +193,7 @@ def read_data(
     task = UserDataTask(spec, sets, augment, extents=extents["train"], crop=crop)
     task.skipped = skipped
     labels = {split: [each.scan.target for each in samples] for split, samples in splits.items()}
-    task.summary = summarise(data, places, spec, labels, everything, crop, skipped)
+    task.summary = summarise(data, places, spec, labels, everything, crop, targets.masks, skipped)
     if kind == "transcribe":
         task.text_extents = [_text_extent(each) for samples in splits.values() for each in samples]
     if not is_arrays:

@@ -98,8 +98,9 @@ def decode(y: Array, metadata: Metadata, top: int = 1, array: str | None = None)
         array: name of the array, which the answers repeat.
 
     Returns:
-        "classify" and "transcribe": a list of one `Answer` per sample. "segment": a mask (H, W) or
-        (N, H, W) of the values that the classes have in the masks of the training data. Other kinds: y.
+        A list of one `Answer` per sample for the kinds "classify" and "transcribe". For "segment" a mask,
+        (H, W) or (N, H, W), of the values that the classes have in the masks of the training data. For
+        other kinds y.
 
     Raises:
         MDLSTMError: y has another shape than the metadata say.

@@ -49,7 +49,8 @@ class Outcome(NamedTuple):
         error: None if the result was written or is in `answers`, else what is wrong with the file.
         answers: the labels or texts of the samples in the file. The caller prints them if the job's target
             is standard output.
-        inputs, outputs: the arrays of a single input file; None where there are several files.
+        inputs: the arrays of a single input file; None where there are several files.
+        outputs: the network's outputs for a single input file; None where there are several files.
     """
 
     job: Job

@@ -112,9 +112,11 @@ class Shapes:
         """
         expected = [name for name in self.metadata.inputs[1:] if name != "sizes"]
         if set(extra_inputs) != set(expected):
+            arguments = ", ".join(f"{name}=…" for name in expected)
+            hint = f"; give them by name, as in session(x, {arguments})" if expected else ""
             raise InputError(
                 f"the extra inputs of this model are {', '.join(expected) or 'none'}; "
-                f"got {', '.join(extra_inputs) or 'none'}"
+                f"got {', '.join(extra_inputs) or 'none'}{hint}"
             )
         prepared = {}
         for name, value in extra_inputs.items():

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mdlstm_tk.cells import BUILT_IN_CELLS
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.regular_files import is_unicode, read_text
 from mdlstm_tk.sizes import parse_size
@@ -83,7 +84,7 @@ class TrainConfig:
     )
     cell: str = _setting(
         "",
-        "LSTM cell: graves, mean, stable, leaky, or file.py:name for your own; "
+        f"LSTM cell: {', '.join(BUILT_IN_CELLS)}, or file.py:name for your own; "
         "empty: the network's default.",
         names_code=True,
     )

@@ -9,10 +9,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from helpers.parity import CELLS, Case
+from helpers.parity import Case
 from torch.export.passes import move_to_device_pass
 
 from mdlstm_tk import MDLSTM
+from mdlstm_tk.cells import BUILT_IN_CELLS
 from mdlstm_tk.errors import DeviceError
 from mdlstm_tk.export import export_onnx, float64_reference
 from mdlstm_tk.models import create
@@ -27,7 +28,7 @@ no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA 
 
 
 @needs_cuda
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", BUILT_IN_CELLS)
 def test_the_layer_on_cuda_equals_the_cpu_with_every_gradient(cell: str) -> None:
     torch.manual_seed(0)
     layer = MDLSTM(2, 5, cell=cell, directions="all").double()
@@ -46,7 +47,7 @@ def test_the_layer_on_cuda_equals_the_cpu_with_every_gradient(cell: str) -> None
 @needs_cuda
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("backend", ["fused", "torch"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", BUILT_IN_CELLS)
 def test_both_backends_agree_with_reference(cell: str, backend: str, dtype: str) -> None:
     """Shapes too big for Triton's interpreter; `test_triton.py` has the small ones."""
     Case(cell, grid=(9, 14), batch=17, units=33, directions="all", sizes=True, dtype=dtype).check(

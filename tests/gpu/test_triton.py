@@ -19,14 +19,14 @@ from typing import Any
 import pytest
 import torch
 from helpers.odd_inputs import OddCase
-from helpers.parity import CELLS, Case
+from helpers.parity import Case
 from helpers.states import StateCase
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk import operator as wavefront_operator
 from mdlstm_tk.backends import dispatch
 from mdlstm_tk.backends.specialize import KernelError
-from mdlstm_tk.cells import get_cell
+from mdlstm_tk.cells import BUILT_IN_CELLS, get_cell
 
 pytest.importorskip("triton", reason="there is no Triton for this system")
 import triton
@@ -56,15 +56,15 @@ def _matrix() -> list[Case]:
     plain = Case(grid=(3, 2), batch=2, units=3)
     cells = [
         replace(plain, cell=cell, grid=grid, directions="all", sizes=True)
-        for cell in CELLS
+        for cell in BUILT_IN_CELLS
         for grid in grids.values()
     ]
     dtypes = [
         replace(plain, cell=cell, dtype=dtype)
-        for cell in CELLS
+        for cell in BUILT_IN_CELLS
         for dtype in ("float32", "float16", "bfloat16")
     ]
-    norms = [replace(plain, cell=cell, layer_norm=True, dtype="float32") for cell in CELLS]
+    norms = [replace(plain, cell=cell, layer_norm=True, dtype="float32") for cell in BUILT_IN_CELLS]
     peepholes = [replace(plain, grid=grid, peephole=True, sizes=True) for grid in grids.values()]
     both = replace(plain, layer_norm=True, peephole=True)
     own = [
@@ -83,7 +83,7 @@ def _matrix() -> list[Case]:
         replace(plain, cell="stable", grid=(2, 1, 1, 2), directions=((1, -1, 1, -1),)),
     ]
     again = [
-        *(replace(plain, cell=cell, recompute=True, dtype="float32") for cell in CELLS),
+        *(replace(plain, cell=cell, recompute=True, dtype="float32") for cell in BUILT_IN_CELLS),
         *(replace(both, recompute=recompute, dtype="float16") for recompute in (False, True)),
     ]
     return [*cells, *dtypes, *norms, *peepholes, both, *own, *shapes, *again]

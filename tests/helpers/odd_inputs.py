@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from helpers.parity import CELLS
 from mdlstm_tk import MDLSTM
+from mdlstm_tk.cells import BUILT_IN_CELLS
 
 LAYOUTS = ("contiguous", "transposed", "strided", "expanded")
 
@@ -26,7 +26,7 @@ class OddCase:
     def options(self) -> dict[str, Any]:
         choose = random.Random(self.seed)
         ndim = choose.choice((1, 2, 2, 3))
-        cell = CELLS[self.seed % len(CELLS)]
+        cell = BUILT_IN_CELLS[self.seed % len(BUILT_IN_CELLS)]
         options: dict[str, Any] = {
             "input_size": choose.randint(1, 3),
             "hidden_size": choose.choice((1, 2, 5)),

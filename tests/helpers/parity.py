@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mdlstm_tk import MDLSTM
 
-CELLS = ("graves", "mean", "stable", "leaky")  # those that come with the package
 DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,

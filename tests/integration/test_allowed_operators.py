@@ -12,6 +12,7 @@ from helpers import layers
 from helpers.sweeps import FORMS, GRIDS, Sweep
 from onnx import defs
 
+from mdlstm_tk.cells import BUILT_IN_CELLS
 from mdlstm_tk.export import capture, lower
 from mdlstm_tk.export.lowering import functions
 from mdlstm_tk.export.lowering.functions import outline
@@ -28,7 +29,7 @@ OPTIONS: dict[str, dict] = {
     "no bias, float16": {"bias": False, "dtype": np.float16},
     "peephole, layer norm": {"peephole": True, "layer_norm": True},
     "many units": {"units": 65, "directions": [(-1, 1), (-1, -1)]},
-    **{cell: {"cell": cell, "directions": "all"} for cell in ("graves", "mean", "stable", "leaky")},
+    **{cell: {"cell": cell, "directions": "all"} for cell in BUILT_IN_CELLS},
 }
 
 

@@ -108,9 +108,14 @@ def test_logits_are_written_where_npy_is_asked_for(models: dict[str, Path], tmp_
     np.testing.assert_allclose(np.load(tmp_path / "x.out.npy"), logits, atol=1e-6)
 
 
-def test_a_mask_is_written_as_png(models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_mask_is_written_as_png(
+    models: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     x = save_input(tmp_path / "x.npy", 9, 7)
     assert infer(x, "-m", models["segment"]) == 0
+    assert (
+        f"{tmp_path / 'x.out.png'}\n" in capfd.readouterr().err
+    )  # and no shape, which is not that of the mask
     with Image.open(tmp_path / "x.out.png") as image:
         assert image.mode == "L" and image.size == (7, 9)
         mask = np.asarray(image)

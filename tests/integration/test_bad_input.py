@@ -172,6 +172,12 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "unknown model": (("train", "--model", "snak"), 2, "'snake'"),
     "model file gone": (("train", "--model", "no.py:net"), 2, "no.py"),
     "unknown cell": (("train", "--cell", "grave"), 2, "'graves'"),
+    "file without its cell": (("train", "--cell", "mine.py"), 2, "must be file.py:name, got 'mine.py'"),
+    "cell unlike all others": (
+        ("train", "--cell", "xyz"),
+        2,
+        "stable, leaky, or file.py:name for your own",
+    ),
     "cell for a snake": (("train", "--model", "snake", "--cell", "leaky"), 2, "cell"),
     "unknown device": (("train", "--device", "tpu"), 2, "--device"),
     "absent device": (("train", "--device", "cuda:9"), 4, "'cuda:9'"),

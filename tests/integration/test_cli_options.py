@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from helpers.command import mdlstm
 
-from mdlstm_tk.cells import cell_names
 from mdlstm_tk.cli import main, options
 from mdlstm_tk.cli.main import VERBS
 from mdlstm_tk.data import KINDS
@@ -75,13 +74,14 @@ def _comes_with_the_package(model: str) -> bool:
 
 
 def test_choices_are_those_of_the_library() -> None:
-    assert set(options.TASKS) == BUILT_IN.keys()
+    assert set(options.TASKS) == BUILT_IN.keys(), (
+        "Task in cli/options.py must name the tasks of BUILT_IN in mdlstm_tk/training/tasks.py"
+    )
     assert options.KINDS == KINDS
     # Other tests of the same process may have registered networks of their own.
     ours = (name for name in model_names() if _comes_with_the_package(name))
-    assert set(options.MODELS) == set(ours)
+    assert set(options.MODELS) == set(ours), "MODELS in cli/options.py must name the networks of models/"
     assert {resolve(alias) for alias in options.MODEL_ALIASES} <= set(options.MODELS)
-    assert set(options.CELLS) <= set(cell_names())
     assert set(get_args(options.Form)) == set(FORMS)
     assert get_args(options.Format) == FORMATS
     assert options.Engine == Engine

@@ -19,6 +19,7 @@ from helpers.user_data import (
     write_texts,
 )
 
+from mdlstm_tk import MDLSTM
 from mdlstm_tk.data import UNLABELLED, Kind
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.training import (
@@ -75,6 +76,7 @@ def test_mask_values_are_classes_and_255_is_unknown(tmp_path: Path) -> None:
     assert task.spec.classes == ("sky", "earth", "7")
     assert task.spec.size == (5, 8)
     assert task.sets["train"][3][1][0].tolist() == [0, 1, UNLABELLED, 2, 2, 1, 0, 0]
+    assert any("255" in line for line in task.summary)
     batch = task.batch(0, 0, 8)
     assert batch.sizes is not None
     assert set(batch.sizes[:, 1].tolist()) == {7, 8}
@@ -87,6 +89,7 @@ def test_masks_of_0_and_255_are_two_classes(tmp_path: Path) -> None:
         write_image(tmp_path / "masks" / f"{k}.png", mask)
     task = read(tmp_path, "segment", validation=0.0)
     assert task.spec.classes == ("0", "255")
+    assert not any("unknown" in line for line in task.summary)
     assert all(((x[..., 0] > 0.5) == y).all() for x, y in task.sets["train"])
 
 
@@ -156,6 +159,18 @@ def test_samples_with_missing_and_misfit_masks_are_skipped(tmp_path: Path) -> No
     assert set(reasons) == {"images/1.png", "images/2.png", "images/4.png"}
     assert "3x3" in reasons["images/2.png"] and "5x7" in reasons["images/2.png"]
     assert "mask" in reasons["images/4.png"]
+
+
+@pytest.mark.parametrize("name", ["1_mask.png", "1-gt.png", "1.jpg.png"])
+def test_a_mask_of_nearly_the_same_name_is_named(name: str, tmp_path: Path) -> None:
+    write_masks(tmp_path, 12)
+    (tmp_path / "masks/1.png").rename(tmp_path / "masks" / name)
+    (tmp_path / "images/10.png").unlink()  # then nothing fits the mask 10.png, which is another one than 1
+    (reason,) = read(tmp_path, "segment").skipped
+    assert reason.startswith("images/1.png") and name in reason and "to 1.png" in reason
+    (tmp_path / "masks" / name).unlink()
+    (reason,) = read(tmp_path, "segment").skipped
+    assert "10" not in reason
 
 
 def test_missing_images_and_empty_texts_are_skipped(tmp_path: Path) -> None:
@@ -313,6 +328,21 @@ def test_the_command_describes_the_data_and_resumes(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "runs/signs-md-6x9/last.safetensors").step == 6
 
 
+def test_crops_for_a_segmenter_are_named_with_the_error_and_fit_the_proposed_export(tmp_path: Path) -> None:
+    write_masks(tmp_path / "cells")
+    flags = ("--task", "segment", "--crop", "3", "--steps", "2", "--hidden", "3", "-o", "run")
+    done = mdlstm("train", "--data", "cells", *flags, cwd=tmp_path)
+    assert done.code == 0, done.err
+    best = next(line for line in done.err.splitlines() if line.startswith("best weights"))
+    assert "3x3" in best
+    for command in (("report", "run"), ("info", "run"), ("report", "run", "--data", "cells")):
+        following = mdlstm(*command, cwd=tmp_path).err.splitlines()[-1]
+        assert following == done.err.splitlines()[-1] == "next: mdlstm export run --form scan"
+    cells = [m.cell for m in load_checkpoint(tmp_path / "run/best.safetensors").network().modules()
+             if isinstance(m, MDLSTM)]  # fmt: skip
+    assert cells == ["stable"]  # whose state does not grow on whole images
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -331,6 +361,7 @@ def test_defaults_omit_settings_that_the_network_does_not_have() -> None:
     config = default_config("textures", model="conv")
     assert (config.model, config.cell, config.windows) == ("conv", "", "2,2")
     assert default_config("textures").cell != ""
+    assert default_config("segment", "folder", model="conv").cell == ""
     assert default_config("classify", "x.npz").augment == 0
     assert default_config("classify", "folder").augment > 0
     assert default_config("diagonal") == TrainConfig()

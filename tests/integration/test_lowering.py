@@ -11,19 +11,20 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from helpers import parity
 from helpers.sweeps import CHANNELS, FORMS, GRIDS, Sweep, lowered, random_x
 from onnx.reference import ReferenceEvaluator
 
-from mdlstm_tk.cells import get_cell
+from mdlstm_tk.cells import BUILT_IN_CELLS, get_cell
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export import lower
+from mdlstm_tk.export.lowering import lower as lower_module
+from mdlstm_tk.export.lowering import scan
 from mdlstm_tk.export.lowering.functions import outline
 from mdlstm_tk.wavefront import Direction, wavefronts
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_cell.py"
 OWN_CELLS = ("coupled", "input-gated")
-CELLS = (*parity.CELLS, *OWN_CELLS)
+CELLS = (*BUILT_IN_CELLS, *OWN_CELLS)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -150,13 +151,28 @@ def test_functions_give_one_named_node_per_wavefront_and_equal_numbers() -> None
     onnx.checker.check_model(model, full_check=True)
     calls = [node.name for node in model.graph.node if node.domain]
     steps = len(wavefronts(grid))
-    assert calls[:steps] == [f"mdlstm_0/direction_++/wavefront_{t}" for t in range(steps)]
-    assert len(calls) == 4 * steps
+    assert calls[:steps] == [f"mdlstm_0/wavefront_{t}" for t in range(steps)]
+    assert len(calls) == steps  # for all directions
     assert len(model.functions) < steps  # equal wavefronts share a function
     assert all(node.name for function in model.functions for node in function.node)
-    assert len(model.graph.node) < 4 * steps + 40
+    assert len(model.graph.node) < steps + 40
     x = random_x(3, grid)
     np.testing.assert_array_equal(run(model, x=x), run(plain, x=x))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_large_grids_are_swept_in_one_direction_after_the_other(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, grid = Sweep.random("stable", "all", peephole=False, layer_norm=True), (5, 4)
+    together = lowered(sweep, form, grid)
+    monkeypatch.setattr(lower_module, "ONE_BY_ONE_FROM", 4)
+    monkeypatch.setattr(scan, "MAX_CONSTANT_POSITIONS", 19)
+    apart = lowered(sweep, form, grid)
+    x = random_x(3, grid)
+    np.testing.assert_allclose(run(apart, x=x), run(together, x=x), rtol=0, atol=1e-6)
+    is_free = form == "scan, free"
+    assert (len(apart.graph.node) > len(together.graph.node)) is not is_free
 
 
 def test_two_sweeps_in_one_graph() -> None:

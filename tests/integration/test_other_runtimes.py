@@ -10,12 +10,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from helpers.parity import CELLS
 from helpers.sweeps import FORMS, GRIDS, Sweep, lowered, random_x
 from onnx import inliner, version_converter
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.benchmark import Shape
+from mdlstm_tk.cells import BUILT_IN_CELLS
 from mdlstm_tk.cli import main
 from mdlstm_tk.export import export_onnx, export_run, float64_reference, lower, verify_model
 from mdlstm_tk.export.benchmark import measure_runtime
@@ -57,7 +57,7 @@ def padded_feeds(grid: tuple[int, ...], dtype: type = np.float32) -> dict[str, n
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("ndim", [1, 2, 3], ids="{}D".format)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", BUILT_IN_CELLS)
 def test_openvino_agrees_with_float64_within_1e_5(cell: str, ndim: int, form: str) -> None:
     has_all = ndim < 3 or form != "unrolled"
     grid, norm = GRIDS[ndim], ndim == 2
@@ -75,7 +75,7 @@ def test_openvino_agrees_with_float64_in_float16(form: str) -> None:
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3], ids="{}D".format)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", BUILT_IN_CELLS)
 def test_tract_runs_the_unrolled_form(cell: str, ndim: int, tmp_path: Path) -> None:
     sweep, grid = Sweep.random(cell, 1 if ndim == 3 else "all", ndim, layer_norm=ndim == 2), GRIDS[ndim]
     feeds = padded_feeds(grid)

@@ -285,7 +285,10 @@ def test_the_command(runs: Any, tmp_path: Path) -> None:
     done = mdlstm("report", run.folder, "--data", run.folder.parent / "data.npz")
     assert done.code == 0, done.err
     assert done.out == ""
-    assert done.err.splitlines()[-1] == f"next: mdlstm export {run.folder}"
+    assert done.err.splitlines()[-1] == f"next: mdlstm export {run.folder} --form scan"
+    assert f"mdlstm export {run.folder} --form scan" in text(
+        Page(run.report.read_text()).find("section[@id='exports']")[0]
+    )
     assert "default" in text(Page(run.report.read_text()).find("section[@id='configuration']")[0])
     done = mdlstm("report", run.folder, "-o", tmp_path / "deep/page.html", "-q")
     assert (done.code, done.out, done.err) == (0, "", "")

@@ -72,6 +72,19 @@ def test_other_results_are_refused(result: object, names: list[str] | None, mess
         named_outputs(result, "Net", names)
 
 
+def test_reports_are_printed_in_a_line_for_each_thing(heads: nn.Module, tmp_path: Path) -> None:
+    report = export_onnx(heads, tmp_path / "m.onnx", torch.zeros(1, 3, 4, 6))
+    assert str(report).startswith(f"{report.path}: x (N, 3, 4, 6) → map (N, ")
+    first, *lines = str(verify_model(report.path, heads, device="cpu", seeds=1)).splitlines()
+    assert first == f"{report.path} (unrolled, 4x6): largest error against the given ManyHeads in float64"
+    assert [line.split(":")[0] for line in lines] == [
+        "torch, float32",
+        "ONNX Runtime, cpu",
+        "ONNX reference evaluator",
+    ]
+    assert all(line.endswith(", within tolerance") for line in lines)
+
+
 def test_a_session_returns_them_by_name(heads: nn.Module, path: Path) -> None:
     session, reference = Session(path, "cpu"), float64_reference(heads)
     assert session.metadata.output_names == ("map", "numbers", "mask")

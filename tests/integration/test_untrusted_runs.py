@@ -28,9 +28,8 @@ from helpers.crafted_runs import (
 from helpers.training import run_in
 
 from mdlstm_tk import InputError
-from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.export import export_run
-from mdlstm_tk.training import Run, TrainConfig, describe_run, load_checkpoint, make_task
+from mdlstm_tk.training import Run, TrainConfig, describe_run, load_checkpoint
 from mdlstm_tk.training.progress import TrainingTimes
 
 posix = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
@@ -357,12 +356,6 @@ def test_a_run_on_one_task_that_says_it_was_on_another(
     edit_run(run, sets("config", "task", value="digits"))
     assert "no examples: the task digits is not what" in in_process(capfd, "report", run).err
     assert_refused(in_process(capfd, "train", "--resume", run, "--steps", 4), "digits")
-
-
-def test_the_built_in_tasks_describe_themselves_consistently() -> None:
-    for task in ("diagonal", "digits", "digit-strings", "gaussian-field", "textures"):
-        spec = make_task(TrainConfig(task=task, size="16")).spec
-        assert TaskSpec.from_json(json.loads(json.dumps(spec.__dict__))) == spec
 
 
 def test_errors_name_the_file(run: Path) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import numba.core.caching
 import pytest
 import torch
-from helpers.parity import CELLS, Case
+from helpers.parity import Case
 from torch.autograd import gradcheck, gradgradcheck
 
 from mdlstm_tk import MDLSTM, InputError
 from mdlstm_tk.backends.cpu.jit import njit_cached
+from mdlstm_tk.cells import BUILT_IN_CELLS
 from mdlstm_tk.cells.ir import Kernel, Store, Value
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
@@ -27,11 +28,11 @@ def _matrix() -> list[Case]:
     grids = {1: (5,), 2: (5, 8), 3: (2, 3, 4)}
     cells = [
         Case(cell, grid, directions="all", sizes=True, dtype=dtype)
-        for cell in CELLS
+        for cell in BUILT_IN_CELLS
         for grid in grids.values()
         for dtype in SINGLES
     ]
-    norms = [Case(cell, directions="all", sizes=True, layer_norm=True) for cell in CELLS]
+    norms = [Case(cell, directions="all", sizes=True, layer_norm=True) for cell in BUILT_IN_CELLS]
     peepholes = [Case(grid=grid, directions="all", peephole=True) for grid in grids.values()]
     both = [Case(layer_norm=True, peephole=True, dtype=dtype) for dtype in SINGLES]
     plain = Case(units=16)
@@ -50,7 +51,7 @@ def _matrix() -> list[Case]:
     again = [
         *(
             Case(cell, directions="all", sizes=True, recompute=True, dtype=dtype)
-            for cell in CELLS
+            for cell in BUILT_IN_CELLS
             for dtype in SINGLES
         ),
         Case(grid=(2, 3, 4), layer_norm=True, peephole=True, recompute=True),
@@ -68,7 +69,7 @@ def test_agrees_with_reference(case: Case, backend: str) -> None:
 @pytest.mark.parametrize("backend", ["torch", "fused"])
 @pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "norm"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", BUILT_IN_CELLS)
 def test_half_precision_agrees_with_reference(
     cell: str, dtype: str, layer_norm: bool, backend: str
 ) -> None:
@@ -82,7 +83,7 @@ def test_half_precision_with_gates_computed_again() -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        *(Case(cell, (2, 3), batch=2, units=2, directions="all", sizes=True) for cell in CELLS),
+        *(Case(cell, (2, 3), batch=2, units=2, directions="all", sizes=True) for cell in BUILT_IN_CELLS),
         Case(grid=(2, 3), batch=2, units=3, layer_norm=True, peephole=True),
     ],
     ids=str,

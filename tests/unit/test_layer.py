@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.parity import CELLS
 from torch import nn
 
 from mdlstm_tk import MDLSTM
+from mdlstm_tk.cells import BUILT_IN_CELLS
 
 
 def test_one_axis_is_torch_lstm() -> None:
@@ -38,7 +38,7 @@ def test_two_directions_on_one_axis_are_a_bidirectional_torch_lstm() -> None:
     torch.testing.assert_close(layer(x), lstm(x)[0], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", BUILT_IN_CELLS)
 def test_each_cell_sees_exactly_its_own_quadrant(cell: str) -> None:
     torch.manual_seed(0)
     layer = MDLSTM(1, 4, cell=cell, directions="all").double()
@@ -127,7 +127,7 @@ def test_channels_first() -> None:
 
 
 @pytest.mark.parametrize("window", [1, 2])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", BUILT_IN_CELLS)
 def test_sizes_give_the_result_of_the_unpadded_samples(cell: str, window: int) -> None:
     torch.manual_seed(0)
     layer = MDLSTM(2, 3, cell=cell, directions="all", num_layers=2, window=window).double()
@@ -152,7 +152,7 @@ def test_sizes_give_the_result_of_the_unpadded_samples(cell: str, window: int) -
 
 @pytest.mark.parametrize("fill", [0.0, 1.0], ids=["zeros", "ones"])
 @pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "layer_norm"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", BUILT_IN_CELLS)
 def test_constant_input_has_sane_gradients_at_64x64(cell: str, layer_norm: bool, fill: float) -> None:
     torch.manual_seed(0)
     layer = MDLSTM(1, 16, cell=cell, layer_norm=layer_norm)

@@ -91,6 +91,7 @@ BAD: dict[str, tuple[tuple[str, ...], Callable[..., Any], str]] = {
     "an unused gate": (("f", "g", "o"), lambda g, c, a: (a(g[0] + g[1]), g[0]), "gate o"),
     "an unknown method": (("g",), lambda g, c, a: (a(g[0].exp()), g[0]), "'exp'"),
     "an unknown operator": (("g",), lambda g, c, a: (a(g[0] / 2), g[0]), "'/'"),
+    "a function of torch": (("g",), lambda g, c, a: (a(torch.tanh(g[0])), c[0]), r"TypeError.*\.tanh\(\)"),
     "a comparison": (("g",), lambda g, c, a: (a(g[0]), g[0] if g[0] > 0 else c[0]), "'>'"),
     "one result": (("g",), lambda g, c, a: a(g[0]), r"\(h, c_new\)"),
     "a repeated gate": (("g", "g"), lambda g, c, a: (a(g[0]), g[1]), "distinct"),

@@ -69,3 +69,10 @@ def test_differences_in_speed() -> None:
     assert "1 of 2" in text and "| 16,8x8,1,16 | forward | 1.05 | 1.25 | **+19%** |" in text
     assert "| 1,64x64,1,32 | training | 1.00 | 1.20 | +20% |" in text  # base has a slower round
     assert "**" not in comment(base, base)
+
+
+def test_links_to_other_sites_are_checked_every_week() -> None:
+    workflow = yaml.safe_load((GITHUB / "workflows/docs.yml").read_text(encoding="utf-8"))
+    assert re.fullmatch(r"\d+ \d+ \* \* \d", workflow[True]["schedule"][0]["cron"])  # "on"
+    (check,) = (step for step in steps(GITHUB / "workflows/docs.yml") if "linkcheck" in step.get("run", ""))
+    assert check["if"] == "github.event_name == 'schedule'"

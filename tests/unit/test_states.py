@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.parity import CELLS, DTYPES
+from helpers.parity import DTYPES
 from helpers.states import UNITS, StateCase, check_tiles, make_layer, random_faces, run, to_state
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mdlstm_tk import MDLSTM, BoundaryState, InputError
 from mdlstm_tk.backends.cpu import plan, threads
-from mdlstm_tk.cells import get_cell
+from mdlstm_tk.cells import BUILT_IN_CELLS, get_cell
 from mdlstm_tk.state_operator import wavefront_states, wavefront_states_backward
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
@@ -49,7 +49,7 @@ def test_blocks_of_a_volume_equal_the_whole(direction: tuple[int, ...]) -> None:
     check_tiles(layer, (3, 2, 4), [[1], [1], [1, 3]])
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", BUILT_IN_CELLS)
 @pytest.mark.parametrize("options", [{}, {"layer_norm": True, "backend": "torch"}], ids=["plain", "norm"])
 def test_every_cell_can_be_cut(cell: str, options: dict[str, Any]) -> None:
     check_tiles(make_layer((3, 4), cell=cell, directions=[(-1, 1)], **options), (3, 4), [[2], [1]])
@@ -60,7 +60,7 @@ CASES = [
     StateCase((2, 1, 3, 2), "stable", directions=[(1, -1, 1, -1), (1, 1, 1, 1)]),
     *(StateCase(grid) for grid in [(1, 1), (1, 7), (7, 1), (5, 8)]),
     *(StateCase(batch=batch) for batch in (0, 1, 40)),  # with 40 a wavefront is longer than a block
-    *(StateCase(cell=cell, sizes=True) for cell in CELLS[1:]),
+    *(StateCase(cell=cell, sizes=True) for cell in BUILT_IN_CELLS[1:]),
     *(StateCase(sizes=True, options=("recompute",), dtype=dtype) for dtype in ("float64", "bfloat16")),
     StateCase((4,), options=("layer_norm", "peephole")),
     StateCase((2, 3, 2), sizes=True, options=("recompute", "layer_norm", "peephole")),

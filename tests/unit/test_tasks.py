@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from helpers.checkout import ROOT
 
 from mdlstm_tk.data import (
     SPLITS,
@@ -28,6 +29,8 @@ from mdlstm_tk.data.collate import collate
 from mdlstm_tk.data.metrics import METRICS
 from mdlstm_tk.data.sampling import make_rng, shuffled_indices, stratified_mask
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.training import TrainConfig, make_task
+from mdlstm_tk.training.tasks import BUILT_IN
 
 
 @pytest.mark.parametrize("size", [(8, 8), (3, 3), (5, 9), (32, 7)])
@@ -78,21 +81,17 @@ def test_sizes_too_small_for_the_diagonal_are_refused(size: tuple[int, ...]) -> 
         DiagonalTask(size)
 
 
-TASKS: dict[str, Callable[[], Task]] = {
-    "diagonal": lambda: DiagonalTask((5, 8)),
-    "digits": lambda: Digits(seed=0, validation=0.1, augment=1.0),
-    "digit-strings": lambda: DigitStrings(seed=0, validation=0.1, augment=1.0),
-    "gaussian-field": lambda: GaussianField((6, 9)),
-    "textures": lambda: Textures((20, 33), augment=1.0),
-}
+def make(name: str) -> Task:
+    """A built-in task, with grids of 20×33 if it generates them."""
+    return make_task(TrainConfig(task=name, size="20x33", augment=1.0))
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_batches_are_reproducible_whole_and_in_shards(name: str) -> None:
-    task = TASKS[name]()
+    task = make(name)
     for split in SPLITS:
         whole = task.batch(3, 2, 8, split)
-        again = TASKS[name]().batch(3, 2, 8, split)
+        again = make(name).batch(3, 2, 8, split)
         assert (whole.x == again.x).all()
         assert (whole.y == again.y).all()
         for shard in (slice(0, 4), slice(4, 8)):
@@ -105,9 +104,9 @@ def test_batches_are_reproducible_whole_and_in_shards(name: str) -> None:
         assert train.shape != other.shape or not np.array_equal(train, other)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_batches_match_the_task_spec(name: str) -> None:
-    task = TASKS[name]()
+    task = make(name)
     spec, batch = task.spec, task.batch(0, 0, 16)
     assert spec.name == task.name == name
     assert spec.kind == task.kind
@@ -122,9 +121,21 @@ def test_batches_match_the_task_spec(name: str) -> None:
     assert all(len(batch.x) <= 50 for batch in test_batches)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_spec_survives_json(name: str) -> None:
+    spec = make(name).spec
+    assert TaskSpec.from_json(json.loads(json.dumps(spec.__dict__))) == spec
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_each_task_is_documented(name: str) -> None:
+    text = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    assert f"`{name}`" in text, f"docs/training.md needs a row for '{name}' in its table of built-in tasks"
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_metrics_are_zero_for_the_targets_and_positive_otherwise(name: str) -> None:
-    task = TASKS[name]()
+    task = make(name)
     batch = task.batch(0, 0, 5, "test")
     perfect = batch.y
     if task.kind in ("classify", "segment"):

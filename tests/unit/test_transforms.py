@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.parity import CELLS, Case
+from helpers.parity import Case
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from mdlstm_tk import MDLSTM
+from mdlstm_tk.cells import BUILT_IN_CELLS
 
 
 def per_sample_gradients(layer: MDLSTM, x: Tensor) -> Any:
@@ -164,7 +165,7 @@ def test_compiled_once_for_many_sizes() -> None:
     assert len(graphs) == 1
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", BUILT_IN_CELLS)
 def test_two_runs_are_equal_to_the_bit(cell: str) -> None:
     for backend in ("fused", "torch"):
         case = Case(cell, directions="all", sizes=True, dtype="float32")

@@ -72,6 +72,8 @@ function setInput(next) {
   run();
 }
 
+const formatTime = (milliseconds) => milliseconds.toFixed(milliseconds < 100 ? 1 : 0);
+
 // Only one run is active at a time. If the input changes meanwhile, the model runs once more afterwards.
 let running = false;
 let runAgain = false;
@@ -84,7 +86,7 @@ async function run() {
     prediction.show(result.y);
     updateNumbers();
     if (!input.cursor.hidden) prediction.moveCursor(...cursorFractions());
-    if (!runAgain) showMessage(`${result.milliseconds.toFixed(1)} ms on this device’s CPU, one thread`);
+    if (!runAgain) showMessage(`${formatTime(result.milliseconds)} ms on this device’s CPU, one thread`);
   } catch (error) {
     showError(error);
   }

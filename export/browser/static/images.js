@@ -20,7 +20,7 @@ async function decode(file) {
   const head = new Uint8Array(await file.slice(0, 25).arrayBuffer());
   const isPng = head[1] === 80 && head[2] === 78 && head[3] === 71;
   if (isPng && head[24] === 16)
-    throw new Error(`${file.name} has 16 bits per channel, of which browsers read 8; save it with 8 bits, or as .npy`);
+    throw new Error(`${file.name} has 16 bits per channel, of which browsers read 8; save it with 8 bits, or as .npy with values from 0 to 1`);
   const image = await createImageBitmap(file, { colorSpaceConversion: "none" }).catch(() => {
     throw new Error(`${file.name} is not an image that this browser reads`);
   });

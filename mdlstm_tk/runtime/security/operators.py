@@ -200,6 +200,7 @@ _NAMED = {
     "Softmax": _operator(bounds.first, 1, 1, axis=AXIS),
     "Split": _operator(bounds.split, (1, 2), ANY, axis=AXIS, num_outputs=_int(1, ANY)),
     "Squeeze": _operator(bounds.squeeze, (1, 2), 1),
+    "Sum": _operator(bounds.broadcast, (1, ANY), 1),
     "Tile": _operator(bounds.resized, 2, 1),
     "TopK": _operator(bounds.first, 2, 2, axis=AXIS, largest=FLAG, sorted=_int(1, 1)),
     "Transpose": _operator(bounds.first, 1, 1, perm=_ints(0, MAX_RANK - 1)),

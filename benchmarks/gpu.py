@@ -1,0 +1,225 @@
+"""Test and measure everything on an NVIDIA GPU, and write one JSON file and one Markdown page.
+
+    make gpu                                              # the environment, then this, in under 9 minutes
+    python benchmarks/gpu.py --output build/gpu           # this alone
+    python benchmarks/gpu.py --device cpu --only 1,4x4,1,4 --seconds 0.1 --no-tests   # try the script
+
+The tests are those in tests/gpu: the kernels against float64 in every dtype, and ONNX Runtime's CUDA
+provider against its CPU. Where NVIDIA's compute-sanitizer is installed, a small sweep runs in it. Then the
+layer takes turns with `torch.nn.LSTM`, which is cuDNN's there. Both have the same number of sequential
+steps and about the same number of positions. Times are given for one step, since steps are what a recurrent
+network on a GPU waits for. Nothing here uses the internet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from mdlstm_tk.benchmark import Shape, contenders, interleave, ratios_of
+from mdlstm_tk.benchmark.contenders import Step
+
+ROOT = Path(__file__).resolve().parents[1]
+ALL = (("directions", "all"),)
+SHAPES = [
+    Shape(16, (8, 8), 1, 16),
+    Shape(16, (32, 32), 1, 64),
+    Shape(8, (64, 64), 3, 32, ALL),
+    Shape(32, (128, 128), 1, 128),
+    Shape(1, (512, 512), 1, 32),
+    Shape(4, (16, 16, 16), 1, 32),
+    Shape(16, (1024,), 768, 768),  # the units, batch and length of FlashRNN's tables (arXiv:2412.07752)
+    Shape(16, (32, 32), 768, 768),
+]
+DTYPES = ("float32", "bfloat16")
+TEST_SECONDS, SANITIZER_SECONDS, MEASURING_SECONDS = 210, 60, 180  # 7.5 minutes together
+SWEEP = """
+import torch
+from mdlstm_tk import MDLSTM
+layer = MDLSTM(2, 5, cell="stable", directions="all", layer_norm=True, backend="fused").cuda()
+x = torch.randn(3, 5, 7, 2, device="cuda", requires_grad=True)
+layer(x, torch.tensor([[5, 7], [2, 3], [1, 7]])).square().sum().backward()
+torch.cuda.synchronize()
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One shape, measured. Times are medians of the rounds, in microseconds for one wavefront.
+
+    Attributes:
+        shape: N, grid, C, n.
+        dtype: of parameters and x.
+        training: forward and backward, or forward alone.
+        backend: the backend of the layer that ran.
+        wavefronts: steps of a sweep.
+        layer: the layer.
+        graph: the layer, replayed as one CUDA graph; only forward, and only on a GPU.
+        lstm: `torch.nn.LSTM` with as many steps.
+        to_lstm: median over the rounds of the layer's time divided by that of `torch.nn.LSTM`.
+        to_floor: the same for the layer's matrix products alone.
+    """
+
+    shape: str
+    dtype: str
+    training: bool
+    backend: str
+    wavefronts: int
+    layer: float
+    graph: float | None
+    lstm: float
+    to_lstm: float
+    to_floor: float
+
+
+def measure(shape: Shape, dtype: str, training: bool, device: str, seconds: float) -> Row:
+    steps, layer, x = contenders(shape, training, device, getattr(torch, dtype))
+    del steps["torch backend"]
+    if device != "cpu" and not training:
+        steps["graph"] = replayed(steps["layer"])
+    times = interleave(steps, seconds, torch.device(device))
+    ratios = ratios_of(times, "layer")
+    micros = {name: median(series) / shape.wavefronts * 1e6 for name, series in times.items()}
+    return Row(
+        shape=str(shape),
+        dtype=dtype,
+        training=training,
+        backend=layer.backend_for(x).name,
+        wavefronts=shape.wavefronts,
+        layer=micros["layer"],
+        graph=micros.get("graph"),
+        lstm=micros["nn.LSTM"],
+        to_lstm=ratios["nn.LSTM"],
+        to_floor=ratios["floor"],
+    )
+
+
+def replayed(step: Step) -> Step:
+    """The launches of a step, captured as a CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # compile the kernels, and let the allocator settle
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def run_tests() -> str:
+    """The last line of pytest on tests/gpu, or what went wrong."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"]
+    return _last_line(command, TEST_SECONDS)
+
+
+def run_sanitizer() -> str:
+    """What compute-sanitizer says of a small sweep."""
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        return "not run: compute-sanitizer is not installed"
+    command = [program, "--error-exitcode", "1", sys.executable, "-c", SWEEP]
+    return _last_line(command, SANITIZER_SECONDS)
+
+
+def _last_line(command: list[str], seconds: float) -> str:
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"failed: stopped after {seconds:.0f} s"
+    lines = (done.stdout + done.stderr).strip().splitlines() or ["it printed nothing"]
+    if done.returncode:
+        print(*lines[-40:], sep="\n", file=sys.stderr)
+        return f"failed: {lines[-1]}"
+    return lines[-1]
+
+
+def page(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    lines = [
+        "# On a GPU",
+        "",
+        f"Measured on {report['date']} on {report['device']} with torch {report['torch']}, CUDA "
+        f"{report['cuda']} and cuDNN {report['cudnn']}, by `make gpu`, in {report['seconds']:.0f} s.",
+        "",
+        f"- Tests: {report['tests']}",
+        f"- compute-sanitizer: {report['sanitizer']}",
+        "",
+        "Microseconds for one wavefront, or one step of `torch.nn.LSTM`. *graph* is the forward pass "
+        "replayed as a CUDA graph.",
+        "",
+        "| N, grid, C, n | dtype | pass | backend | steps | layer | graph | nn.LSTM | ÷ nn.LSTM "
+        "| ÷ floor |",
+        "| :--- | :--- | :--- | :--- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in report["rows"]:
+        graph = "" if row["graph"] is None else f"{row['graph']:.1f}"
+        lines.append(
+            f"| {row['shape']} | {row['dtype']} | {'training' if row['training'] else 'forward'} "
+            f"| {row['backend']} | {row['wavefronts']} | {row['layer']:.1f} | {graph} | {row['lstm']:.1f} "
+            f"| {row['to_lstm']:.2f} | {row['to_floor']:.2f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Test and measure everything on an NVIDIA GPU.")
+    parser.add_argument("--output", type=Path, default=ROOT / "build/gpu", help="folder for the two files")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--only", type=Shape.parse, action="append", metavar="N,GRID,C,n")
+    parser.add_argument("--seconds", type=float, default=MEASURING_SECONDS, help="for all rows together")
+    parser.add_argument("--no-tests", action="store_true")
+    options = parser.parse_args()
+    on_gpu = options.device != "cpu"
+    if on_gpu and not torch.cuda.is_available():
+        sys.exit("torch sees no NVIDIA GPU, so there is nothing to measure; `mdlstm doctor` may say why")
+    start = time.perf_counter()
+    skipped = "not run: --no-tests"
+    tests: Callable[[], str] = (lambda: skipped) if options.no_tests else run_tests
+    sanitizer: Callable[[], str] = run_sanitizer if on_gpu and not options.no_tests else (lambda: skipped)
+    report: dict[str, Any] = {
+        "date": date.today().isoformat(),
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "tests": tests(),
+        "sanitizer": sanitizer(),
+    }
+    cases = [
+        (shape, dtype, training)
+        for shape in options.only or SHAPES
+        for dtype in DTYPES
+        for training in (False, True)
+    ]
+    rows = []
+    for number, (shape, dtype, training) in enumerate(cases, 1):
+        kind = "training" if training else "forward"
+        print(f"{number}/{len(cases)}  {shape}  {dtype}  {kind}", file=sys.stderr)
+        rows.append(measure(shape, dtype, training, options.device, options.seconds / len(cases)))
+    report |= {"rows": [asdict(row) for row in rows], "seconds": time.perf_counter() - start}
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "gpu.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    (options.output / "gpu.md").write_text(page(report), encoding="utf-8")
+    print(f"wrote {options.output}/gpu.json and gpu.md", file=sys.stderr)
+    if any(str(report[part]).startswith("failed") for part in ("tests", "sanitizer")):
+        sys.exit("a part failed; see above")
+
+
+if __name__ == "__main__":
+    main()
