@@ -14,6 +14,7 @@ from helpers.tiled_models import classifier, downward, segmenter
 
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime import TiledSession
+from mdlstm_tk.runtime.tiles import stream as stream_module
 from mdlstm_tk.runtime.tiles.archive import INDEX
 from mdlstm_tk.runtime.tiles.stream import stream_rows
 
@@ -127,7 +128,12 @@ def test_damaged_archives_are_refused(cut: int) -> None:
         TiledSession(segmenter().path.read_bytes()[:cut], "cpu")
 
 
-def test_rows_stream_through_directions_that_go_downwards() -> None:
+@pytest.mark.parametrize("piece", [None, 7])
+def test_rows_stream_through_directions_that_go_downwards(
+    piece: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if piece:  # rows are cut across
+        monkeypatch.setattr(stream_module, "PIECE_POSITIONS", piece)
     model = downward()
     x = RNG.random((29, 17), dtype=np.float32)
     expected = model.whole(x[..., None])
