@@ -53,7 +53,7 @@ def test_memory_is_bounded_by_smaller_batches() -> None:
     path = segmenter().path
     grid = (4096, 4096)
     assert TiledSession(path, "cpu").plan(grid).batch_size == 4
-    small = TiledSession(path, "cpu", max_bytes=2**28)
+    small = TiledSession(path, "cpu", max_bytes=2**27 + 2**25)
     assert 1 <= small.plan(grid, 256).batch_size <= 4
     with pytest.raises(InputError, match="smaller --tile"):
         small.plan(grid, 4096)

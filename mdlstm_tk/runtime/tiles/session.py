@@ -31,8 +31,8 @@ from mdlstm_tk.sizes import format_size
 
 TILE = 512
 BATCH_SIZE = 4
-BASE_BYTES = 160 * 2**20  # Python, NumPy and ONNX Runtime with a loaded model
-GATE_COPIES = 3  # of the pre-activations, which is what a graph holds at the same time
+BASE_BYTES = 128 * 2**20  # Python, NumPy and ONNX Runtime with a loaded model
+GATE_SHARE = 1.25  # of the pre-activations of all positions, which is what a graph holds at its peak
 
 
 class TiledSession:
@@ -304,9 +304,9 @@ def tile_bytes(archive: Archive, plan: Plan) -> int:
     most = 0
     for s, stage in enumerate(archive.stages):
         positions, outputs = (prod(plan.tiling.tile_extents[level]) for level in (s, s + 1))
-        gates = (3 + len(stage.window)) * stage.units
-        values = 3 * positions * stage.channels + outputs * (GATE_COPIES * gates + 4 * stage.features)
-        most = max(most, values * FLOAT_BYTES)
+        gates = GATE_SHARE * (3 + len(stage.window)) * stage.units
+        values = 3 * positions * stage.channels + outputs * (gates + 4 * stage.features)
+        most = max(most, int(values * FLOAT_BYTES))
     head = prod(plan.tiling.tile_extents[0]) * archive.metadata.outputs * 3 * FLOAT_BYTES
     return most + (0 if archive.pool else head)
 
