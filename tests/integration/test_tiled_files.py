@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tifffile
-import zarr
 from helpers.command import mdlstm
 from helpers.infer import Infer
 from helpers.tiled_models import PALETTE, VALUES, classifier, downward, segmenter
@@ -26,6 +24,9 @@ from mdlstm_tk.runtime.postprocessing import probabilities
 from mdlstm_tk.runtime.tiles.local import State
 from mdlstm_tk.runtime.tiles.sources import FileSource
 from mdlstm_tk.runtime.tiles.whole_grid import whole_grid_advice
+
+tifffile: Any = pytest.importorskip("tifffile")
+zarr: Any = pytest.importorskip("zarr")
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (45, 70, 3), np.uint8)
 X = PIXELS / np.float32(255)

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zarr
 from helpers.tiled_models import classifier, segmenter
 
 from mdlstm_tk.runtime import infer_paths, ray_engine
 
+zarr: Any = pytest.importorskip("zarr")
 RNG = np.random.default_rng(0)
 
 

@@ -214,10 +214,15 @@ class TiledSession:
             store.close()
 
     def stream(self, width: int | Sequence[int]) -> RowStream:
-        """Begin a stream of rows; see `RowStream`.
+        """Begin a stream of rows: `stream.feed(rows)` takes (r, *width, C) of any height r and returns
+        the rows of y that are complete, `stream.close()` those that are left.
+
+        It is exact, but for rounding, where every direction of every layer goes downwards (sign +1 on
+        axis 0). A direction that goes upwards starts at the last row, so the network is refused. Memory
+        grows with the width, not with the number of rows.
 
         Args:
-            width: extent of each axis but the first.
+            width: extent of each axis but the first; a number if there is one such axis.
 
         Raises:
             InputError: a direction goes upwards, the network averages over the grid, or the width is
