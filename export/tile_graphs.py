@@ -21,11 +21,12 @@ from mdlstm_tk.export.lowering.lower import lower
 from mdlstm_tk.export.lowering.step import Sweep
 from mdlstm_tk.export.lowering.tile_scan import write_tile_scan
 from mdlstm_tk.export.verification.parity import Float32Array
-from mdlstm_tk.layer import MDLSTM, PARAMETERS, space_to_depth
+from mdlstm_tk.layer import MDLSTM, PARAMETERS
 from mdlstm_tk.models.blocks import depth_to_space
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.metadata_checks import layout_of
 from mdlstm_tk.tiling.stages import TileStages
+from mdlstm_tk.windows import space_to_depth
 
 Grid = tuple[int, ...]
 Shape = list[str | int]  # extents, or names of free ones
