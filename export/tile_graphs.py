@@ -15,17 +15,18 @@ from torch import Tensor, nn
 from mdlstm_tk._version import __version__
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.capture import capture
+from mdlstm_tk.export.capture import OPSET, capture
 from mdlstm_tk.export.lowering.graph import Graph, Value, rename
 from mdlstm_tk.export.lowering.lower import lower
 from mdlstm_tk.export.lowering.step import Sweep
 from mdlstm_tk.export.lowering.tile_scan import write_tile_scan
 from mdlstm_tk.export.verification.parity import Float32Array
-from mdlstm_tk.layer import MDLSTM, PARAMETERS, space_to_depth
+from mdlstm_tk.layer import MDLSTM, PARAMETERS
 from mdlstm_tk.models.blocks import depth_to_space
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.metadata_checks import layout_of
 from mdlstm_tk.tiling.stages import TileStages
+from mdlstm_tk.windows import space_to_depth
 
 Grid = tuple[int, ...]
 Shape = list[str | int]  # extents, or names of free ones
@@ -117,14 +118,10 @@ def sweep_models(level: Level, channels: int, part: str) -> Iterator[onnx.ModelP
     Raises:
         MDLSTMError: torch cannot export `before`.
     """
-    ndim = level.layer.ndim
-    extents = [e * w for e, w in zip(EXAMPLE[:ndim], level.window, strict=True)]
-    free_axes = dict.fromkeys(range(1, ndim + 1), 1)
-    captured = capture(
-        _Windows(level).eval(), {"x": torch.zeros(2, *extents, channels)}, free_axes, ("windows",)
-    )
+    ndim, windows = level.layer.ndim, _windows(level, channels)
     for dir_idx in range(len(level.layer.directions)):
-        model = lower(captured, "scan")
+        model = onnx.ModelProto()
+        model.CopyFrom(windows)
         names = _add_sweep(model, level, dir_idx)
         metadata = Metadata(
             version=__version__,
@@ -141,6 +138,20 @@ def sweep_models(level: Level, channels: int, part: str) -> Iterator[onnx.ModelP
         )
         onnx.helper.set_model_props(model, metadata.to_props())
         yield model
+
+
+def _windows(level: Level, channels: int) -> onnx.ModelProto:
+    """A graph with what comes before the sweeps of a level."""
+    ndim = level.layer.ndim
+    if level.before is None and prod(level.window) == 1:  # nothing, for which torch would take its time
+        value = _declared("x", ["batch", *(f"extent_{d}" for d in range(ndim)), channels])
+        opsets = [onnx.helper.make_opsetid("", OPSET)]
+        graph = onnx.helper.make_graph([], "mdlstm", [value], [value])
+        return lower(onnx.helper.make_model(graph, opset_imports=opsets))
+    extents = [e * w for e, w in zip(EXAMPLE[:ndim], level.window, strict=True)]
+    x = torch.zeros(2, *extents, channels)
+    free_axes = dict.fromkeys(range(1, ndim + 1), 1)
+    return lower(capture(_Windows(level).eval(), {"x": x}, free_axes, ("windows",)))
 
 
 def head_model(stages: TileStages, features: int, outputs: int) -> onnx.ModelProto | None:
@@ -160,11 +171,12 @@ def head_model(stages: TileStages, features: int, outputs: int) -> onnx.ModelPro
         layout=layout_of(ndim, channels_last=True),
         channels=features,
         outputs=outputs,
+        window=None if stages.upsample else (1,) * ndim,
         part="head",
     )
     head = _Head(stages.head, tuple(stages.upsample)).eval()
     x = torch.zeros(2, *EXAMPLE[:ndim], features)
-    model = lower(capture(head, {"x": x}, dict.fromkeys(range(1, ndim + 1), 1)), "scan")
+    model = lower(capture(head, {"x": x}, dict.fromkeys(range(1, ndim + 1), 1)))
     onnx.helper.set_model_props(model, metadata.to_props())
     return model
 
@@ -216,7 +228,8 @@ def _add_sweep(model: onnx.ModelProto, level: Level, dir_idx: int) -> tuple[str,
     rename(graph.nodes, dict(zip((value.name for value in results), output_names, strict=True)))
     model.graph.node.extend(graph.nodes)
     model.graph.initializer.extend(graph.initializers)
-    extents = [f"extent_{d}" for d in range(ndim)]
+    # The extents of x and those after the window differ, so they have different names.
+    extents = [f"extent_{d}" if size == 1 else f"windows_{d}" for d, size in enumerate(level.window)]
     shapes: list[Shape] = [
         ["batch", *extents[:d], *extents[d + 1 :], n] for d in range(ndim) for _ in ("h", "c")
     ]

@@ -72,8 +72,13 @@ def export_tiles(
     if path.suffix != SUFFIX:
         raise InputError(f"the name of a tiles export ends in {SUFFIX}, got {path}")
     levels_of(stages_of(eval_copy(module)))  # before the network runs, which takes longer
-    arguments = read_arguments(module, None, None, channels, True, False, {}, None)
+    arguments = read_arguments(module, None, None, channels, None, False, {}, None)
     spec = ExportSpec.from_module(module, arguments, any_grid=True)
+    if not spec.channels_last:
+        raise InputError(
+            f"{type(module).__name__} takes x as (N, C, *grid), but tiles are for networks that take "
+            "(N, *grid, C); wrap it in a module that moves the axis"
+        )
     if len(spec.output_names) > 1:
         raise InputError(
             f"{type(module).__name__} returns {len(spec.output_names)} outputs, but tiles are for networks "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk import arguments
 from mdlstm_tk.backends.dispatch import BACKENDS, Choice, choose
+from mdlstm_tk.backends.faces import Faces
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.cells import check_cell, get_cell
 from mdlstm_tk.cells.cell import TANH_GATE
@@ -20,8 +21,10 @@ from mdlstm_tk.operator import sweep
 from mdlstm_tk.state_operator import sweep_states
 from mdlstm_tk.states import BoundaryState, FaceShape, State, initial_faces, to_boundary_state
 from mdlstm_tk.wavefront import Direction, resolve_directions
+from mdlstm_tk.windows import space_to_depth
 
 PARAMETERS = ("weight_ih", "weight_hh", "bias", "peephole", "norm_weight", "norm_bias")
+SweepLayer = Callable[[SweepInputs, Faces | None], tuple[Tensor, Faces | None]]
 
 
 class MDLSTM(nn.Module):
@@ -231,6 +234,17 @@ class MDLSTM(nn.Module):
         Raises:
             InputError: x, sizes or initial_state have the wrong type, shape, dtype, device or value.
         """
+        return self._run(x, sizes, initial_state, return_state, self._sweep)
+
+    def _run(
+        self,
+        x: Tensor,
+        sizes: Sizes | None,
+        initial_state: Sequence[BoundaryState] | None,
+        return_state: bool,
+        sweep_layer: SweepLayer,
+    ) -> Tensor | tuple[Tensor, State]:
+        """`forward` with another function that sweeps one of the stacked layers."""
         parameters = self._layer_parameters(0)
         autocast = self._check(x, parameters[0])
         has_batch_axis = x.dim() == self.ndim + 2
@@ -246,11 +260,12 @@ class MDLSTM(nn.Module):
             if sizes is not None:
                 window = sizes.new_tensor(self.window)
                 sizes = (sizes + window - 1) // window
-        keeps_states = return_state or initial_state is not None
-        if keeps_states:
+        first: Sequence[Faces | None] = [None] * self.num_layers
+        final = []
+        if return_state or initial_state is not None:
             numbers = len(self.directions), self.hidden_size
             shape = FaceShape(x, sizes, *numbers, autocast or x.dtype, has_batch_axis)
-            first, final = initial_faces(initial_state, self.num_layers, shape), []
+            first = initial_faces(initial_state, self.num_layers, shape)
         for k in range(self.num_layers):
             if k > 0:
                 x = nn.functional.dropout(x, self.dropout, self.training)
@@ -258,13 +273,9 @@ class MDLSTM(nn.Module):
             tensors: list[Any] = [x, *parameters]
             if autocast is not None:
                 tensors = [None if tensor is None else tensor.to(autocast) for tensor in tensors]
-            inputs = SweepInputs._make((*tensors, sizes, self._signs, self.cell))
-            if keeps_states:
-                y, last = sweep_states(inputs, first[k], self.backend, self.recompute)
+            x, last = sweep_layer(SweepInputs._make((*tensors, sizes, self._signs, self.cell)), first[k])
+            if return_state and last is not None:
                 final.append(to_boundary_state(last, shape))
-            else:
-                y = sweep(inputs, self.backend, self.recompute)
-            x = self._merged(y)
         x = x if self.channels_last else x.movedim(-1, 1)
         x = x if has_batch_axis else x.squeeze(0)
         return (x, tuple(final)) if return_state else x
@@ -287,11 +298,15 @@ class MDLSTM(nn.Module):
         def __call__(self, *arguments: Any, **options: Any) -> Any:
             """As `forward`."""
 
-    def _merged(self, y: Tensor) -> Tensor:
-        """(N, *grid, dirs, n) → (N, *grid, output_size)."""
+    def _sweep(self, inputs: SweepInputs, first: Faces | None) -> tuple[Tensor, Faces | None]:
+        """One of the stacked layers: y (N, *grid, output_size), and the final states if it has some."""
+        if first is None:
+            y, last = sweep(inputs, self.backend, self.recompute), None
+        else:
+            y, last = sweep_states(inputs, first, self.backend, self.recompute)
         if self.merge == "concat":
-            return y.flatten(-2)
-        return y.sum(dim=-2) if self.merge == "sum" else y.mean(dim=-2)
+            return y.flatten(-2), last
+        return (y.sum(dim=-2) if self.merge == "sum" else y.mean(dim=-2)), last
 
     def _layer_parameters(self, k: int) -> list[Tensor | None]:
         """The parameters of layer k in the order of `SweepInputs`.
@@ -381,17 +396,3 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     ):
         return torch.get_autocast_dtype(device)
     return None
-
-
-def space_to_depth(x: Tensor, window: Sequence[int]) -> Tensor:
-    """(N, *grid, C) → (N, *⌈grid / window⌉, ∏window · C): the positions of each window, in row-major order,
-    become features."""
-    ndim = len(window)
-    missing = [-extent % size for extent, size in zip(x.shape[1:-1], window, strict=True)]
-    padding = [0, 0, *(amount for m in reversed(missing) for amount in (0, m))]
-    x = nn.functional.pad(x, padding)
-    for d, size in reversed(list(enumerate(window))):
-        x = x.unflatten(1 + d, (-1, size))
-    outer = range(1, 2 * ndim, 2)
-    inner = range(2, 2 * ndim + 1, 2)
-    return x.permute(0, *outer, *inner, 2 * ndim + 1).flatten(1 + ndim)

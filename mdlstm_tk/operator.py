@@ -24,6 +24,7 @@ from mdlstm_tk.backends.dispatch import (
     gates_are_uncertain,
     report_failure,
 )
+from mdlstm_tk.backends.faces import Faces
 from mdlstm_tk.backends.inputs import (
     SweepInputs,
     cell_traits,
@@ -114,19 +115,21 @@ def _wavefront(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *tensors, directions, cell, save, recompute, backend = arguments
     inputs = SweepInputs._make((*tensors, tuple(directions), cell))
     check_inputs(inputs)
-    return run_forward(backend, inputs, save, recompute)
+    return run_forward(backend, inputs, save, recompute)[:3]
 
 
-def run_forward(backend: str, inputs: SweepInputs, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+def run_forward(
+    backend: str, inputs: SweepInputs, *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Faces | None]:
     """Call `forward` of the backend that runs, or of another one if its kernel cannot be compiled."""
     x = inputs.x
     with without_autocast(x):
         try:
-            output, gates, c = engine(backend, x.device, x.dtype).forward(inputs, *options)
+            output, gates, c, last = engine(backend, x.device, x.dtype).forward(inputs, *options)
         except KernelError as error:
             report_failure(x.device, error)
-            output, gates, c = engine(backend, x.device, x.dtype).forward(inputs, *options)
-    return output.contiguous(), gates, c
+            output, gates, c, last = engine(backend, x.device, x.dtype).forward(inputs, *options)
+    return output.contiguous(), gates, c, last
 
 
 def _wavefront_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -243,7 +246,7 @@ def _double_backward_by_autograd(*arguments: Any) -> tuple[Tensor, ...]:
     leaves = [t.requires_grad_() for t in precise if t is not None]
     with torch.enable_grad(), without_autocast(grad):
         inputs = SweepInputs._make((*differentiable, sizes, tuple(directions), cell))
-        output, _, _ = torch_sweep.forward(inputs)
+        output = torch_sweep.forward(inputs)[0]
         first = torch.autograd.grad(output, leaves[1:], grad, create_graph=True, materialize_grads=True)
         remaining = iter(first)
         pairs = [(next(remaining), u) for t, u in zip(tensors, upstream, strict=True) if t is not None]

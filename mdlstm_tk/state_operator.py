@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mdlstm_tk import flops
 from mdlstm_tk.backends import reference
-from mdlstm_tk.backends.faces import Faces, check_faces, final_states
+from mdlstm_tk.backends.faces import Faces, check_faces
 from mdlstm_tk.backends.inputs import (
     SweepInputs,
     check_inputs,
@@ -73,8 +73,9 @@ def sweep_states(
 
 
 def _in_plain_autograd(inputs: SweepInputs, first: Faces) -> tuple[Tensor, Faces]:
-    output, _, c = torch_sweep.forward(inputs, save=True, recompute=True, first=first)
-    return output, final_states(inputs, output, c)
+    output, _, _, last = torch_sweep.forward(inputs, first=first)
+    assert last is not None
+    return output, last
 
 
 def _unpack(arguments: Sequence[Any]) -> tuple[SweepInputs, Faces]:
@@ -89,19 +90,17 @@ def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, first = _unpack(given)
     check_inputs(inputs)
     check_faces(inputs, first)
-    # The final states are taken from c of the whole grid.
-    output, gates, c = run_forward(backend, inputs, True, recompute or not save, first)
-    last = final_states(inputs, output, c)
-    return output, *last, gates, c if save else c.new_empty(0)
+    output, gates, c, last = run_forward(backend, inputs, save, recompute, first)
+    assert last is not None
+    return output, *last, gates, c
 
 
 def _fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
     *given, save, recompute, backend = arguments
     inputs, first = _unpack(given)
     check_captured(inputs, backend, h_first=first.h, c_first=first.c)
-    output, gates, c = fake_results(inputs, True, recompute or not save)
-    last = (face.new_empty(face.shape) for face in first)
-    return output, *last, gates, c if save else c.new_empty(0)
+    output, gates, c = fake_results(inputs, save, recompute)
+    return output, *(face.new_empty(face.shape) for face in first), gates, c
 
 
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:

@@ -1,8 +1,13 @@
-"""Grids in tiles: how a network is divided so that a grid of any size is swept part by part."""
+"""Grids larger than memory, swept tile by tile with the result of the whole.
+
+>>> from mdlstm_tk import tiling
+>>> y = tiling.checkpointed(layer, x, tile=(256, 256))
+"""
 
 from mdlstm_tk.errors import imports_of
 
 with imports_of("train"):
+    from mdlstm_tk.tiling.checkpointing import checkpointed
     from mdlstm_tk.tiling.stages import Stage, TileStages
 
-__all__ = ["Stage", "TileStages"]
+__all__ = ["Stage", "TileStages", "checkpointed"]

@@ -70,7 +70,7 @@ def adam(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0}]
     if recurrent:
         groups.append({"params": recurrent, "weight_decay": config.weight_decay})
-    return torch.optim.AdamW(groups, lr=config.lr)
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -80,7 +80,7 @@ class Trainer:
         """
         config = self.config
         # Dropout is seeded by the step, so a resumed run draws what an uninterrupted one draws.
-        torch.manual_seed(((config.seed * 1_000_003 + self.step) * 1009 + self.context.rank) % 2**63)
+        self._seed(((config.seed * 1_000_003 + self.step) * 1009 + self.context.rank) % 2**63)
         lr = learning_rate(config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -106,6 +106,16 @@ class Trainer:
             self.average.update_parameters(self.network)
         self.step += 1
         return Progress(self.step, mean_loss, mean_errors(measured, sums), lr), interruptions > 0
+
+    def _seed(self, seed: int) -> None:
+        """Seed the generators that this process uses.
+
+        `torch.manual_seed` also asks those of all other kinds of device, which takes longer than the
+        backward pass of a small layer.
+        """
+        torch.default_generator.manual_seed(seed)
+        if self.context.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def validate(self) -> dict[str, float]:
         """Measure the errors on the validation split, and update `score` and `best_step`.

@@ -42,10 +42,10 @@ def run(layer: MDLSTM, x: Tensor, faces: Faces, sizes: Tensor | None = None) -> 
 
 
 def run_in_tiles(
-    layer: MDLSTM, x: Tensor, faces: Faces, cuts: Sequence[Sequence[int]]
+    layer: MDLSTM, x: Tensor, faces: Faces, cuts: Sequence[Sequence[int]], detach: bool = False
 ) -> tuple[Tensor, Faces]:
     """The same, tile by tile; `cuts` are the places along each axis where the grid is cut. The layer has
-    one direction."""
+    one direction. If `detach`, no gradients pass between tiles."""
     (direction,), grid = layer.directions, x.shape[1:-1]
     ndim = len(grid)
     edges = [list(pairwise([0, *places, extent])) for places, extent in zip(cuts, grid, strict=True)]
@@ -59,7 +59,11 @@ def run_in_tiles(
             d = index % ndim
             before = (*tile[:d], tile[d] - direction[d], *tile[d + 1 :])
             others = (slice(None), *ranges[:d], *ranges[d + 1 :])
-            entering.append(leaving[before][index] if before in leaving else face[others])
+            if before in leaving:
+                left = leaving[before][index]
+                entering.append(left.detach() if detach else left)
+            else:
+                entering.append(face[others])
         outputs[tile], leaving[tile] = run(layer, x[(slice(None), *ranges)], entering)
     last = []
     for index in range(2 * ndim):

@@ -88,7 +88,6 @@ PUBLIC = {
             "verify_model",
         ),
     },
-    "mdlstm_tk.tiling": {"Stage", "TileStages"},
     "mdlstm_tk.models": {
         *(
             "Classifier",
@@ -127,6 +126,9 @@ PUBLIC = {
             "load_image",
             "save_array",
         ),
+    },
+    "mdlstm_tk.tiling": {
+        *("Stage", "TileStages", "checkpointed"),
     },
     "mdlstm_tk.training": {
         *(

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from mdlstm_tk import MDLSTM, BoundaryState, InputError
-from mdlstm_tk.backends.cpu import plan, threads
+from mdlstm_tk.backends.cpu import launch, plan, threads
 from mdlstm_tk.cells import BUILT_IN_CELLS, get_cell
 from mdlstm_tk.state_operator import wavefront_states, wavefront_states_backward
 
@@ -88,6 +88,23 @@ def test_threads_share_a_sweep_with_states(monkeypatch: pytest.MonkeyPatch) -> N
     StateCase(batch=40, directions=[(1, -1)], sizes=True).check("fused")  # the rows of a wavefront shared
     assert {made.division.threads for made in plan.plans.values()} == {2}
     plan.plans.clear()
+
+
+def test_inference_with_states_keeps_c_of_two_wavefronts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not that of every position: the kernel writes the final states where lines end."""
+    layer, x = make_layer((4, 5), directions="all"), torch.randn(2, 4, 5, 2, dtype=torch.float64)
+    shapes: list[tuple[int, ...]] = []
+    new = launch._new
+
+    def recorded(like: Tensor, *shape: int) -> Tensor:
+        shapes.append(shape)
+        return new(like, *shape)
+
+    monkeypatch.setattr(launch, "_new", recorded)
+    with torch.no_grad():
+        layer(x, return_state=True)
+    longest = 4  # positions of a wavefront
+    assert shapes == [(2, 4, 5, 4, UNITS), (4, 2 * longest * 2, UNITS)]
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["full", "packed"])

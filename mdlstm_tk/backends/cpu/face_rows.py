@@ -48,6 +48,19 @@ def enter(  # type: ignore[no-untyped-def]
 
 
 @jit
+def keep_leaving(  # type: ignore[no-untyped-def]
+    h, c_new, visit, sample, h_last, c_last, lines, order, successors, valid_mask, dims
+):
+    """Copy the h and c of one row to the faces that they leave through."""
+    positions, ndim, units = dims[1], dims[4], dims[5]
+    for d in range(ndim):
+        if _is_outside(successors[d * positions + visit], sample, order, valid_mask, positions):
+            offset = _face_offset(lines, d, order[visit], sample, dims)
+            copy(ptr_add(h_last, offset), h, units)
+            copy(ptr_add(c_last, offset), c_new, units)
+
+
+@jit
 def leave(  # type: ignore[no-untyped-def]
     dh_next, dc_next, visit, sample, dh_last, dc_last, lines, order, successors, valid_mask, dims
 ):

@@ -37,7 +37,7 @@ from __future__ import annotations
 from typing import Any
 
 from mdlstm_tk.backends.cpu import simd
-from mdlstm_tk.backends.cpu.face_rows import enter
+from mdlstm_tk.backends.cpu.face_rows import enter, keep_leaving
 from mdlstm_tk.backends.cpu.intrinsics import (
     as_byte_ptr,
     as_float_ptr,
@@ -98,9 +98,9 @@ def gather_row(  # type: ignore[no-untyped-def]
 
 
 def forward(  # type: ignore[no-untyped-def]
-    dtype_tag, x, w_packed, peephole, norm_weight, norm_bias, valid_mask, h_first, c_first, lines, order,
-    starts, predecessors, output, gates, c, counter, scratch, batch, positions, fronts, dirs, ndim, units,
-    channels, gate_dim, c_rows, panel, lanes, group, member, groups, members,
+    dtype_tag, x, w_packed, peephole, norm_weight, norm_bias, valid_mask, h_first, c_first, h_last, c_last,
+    lines, order, starts, predecessors, successors, output, gates, c, counter, scratch, batch, positions,
+    fronts, dirs, ndim, units, channels, gate_dim, c_rows, panel, lanes, group, member, groups, members,
 ):  # fmt: skip
     """One thread's part of the sweep. Arrays are given by their addresses, 0 for None.
 
@@ -110,11 +110,12 @@ def forward(  # type: ignore[no-untyped-def]
         w_packed: w_cat as `packing.pack` lays it out.
         peephole, norm_weight, norm_bias: (dirs, rows, n).
         valid_mask: (N, P) bool, or 0 if all positions are valid.
-        h_first, c_first: (N, F, dirs, n) initial states, or 0 for zeros.
-        lines: what `faces.line_table` returns, (3·D + 1,) int64; 0 without initial states.
-        order: (dirs, P) positions in visiting order; like predecessors int32, or int64 for huge grids.
+        h_first, c_first: (N, F, dirs, n) initial states; 0 without states.
+        h_last, c_last: (N, F, dirs, n) final states, written where a line has valid positions; 0 without.
+        lines: what `faces.line_table` returns, (3·D + 1,) int64; 0 without states.
+        order: (dirs, P) positions in visiting order; like the next two int32, or int64 for huge grids.
         starts: (T + 1,) int64, the visit at which each wavefront starts.
-        predecessors: (D, P) the visit one step back along each axis, or −1.
+        predecessors, successors: (D, P) the visit one step back or forward along each axis, or −1.
         output: (N, P, dirs, n), written.
         gates: (dirs, P·N, G·n), written for backward, or 0.
         c: (dirs, P·N, n), written; or if `c_rows`, (dirs, 2, c_rows, n) for two wavefronts in turn.
@@ -144,6 +145,8 @@ def forward(  # type: ignore[no-untyped-def]
         h_ptr = ptr_add(as_float_ptr(output, dtype_tag), direction * units)
         h_first_ptr = ptr_add(as_float_ptr(h_first, dtype_tag), direction * units)
         c_first_ptr = ptr_add(as_float_ptr(c_first, dtype_tag), direction * units)
+        h_last_ptr = ptr_add(as_float_ptr(h_last, dtype_tag), direction * units)
+        c_last_ptr = ptr_add(as_float_ptr(c_last, dtype_tag), direction * units)
         c_size = 2 * c_rows if c_rows else positions * batch
         c_ptr = ptr_add(as_float_ptr(c, dtype_tag), direction * c_size * units)
         c_now = c_ptr  # offset so that rows count from the first wavefront on
@@ -194,6 +197,11 @@ def forward(  # type: ignore[no-untyped-def]
                         ptr_add(a, r * padded), ptr_add(c_prev, r * ndim), h, c_new, gates_row, *parameters
                     )  # fmt: skip
                     _cell(units, spill, slots)
+                    if STATES:
+                        keep_leaving(
+                            h, c_new, visit, sample, h_last_ptr, c_last_ptr, as_int_ptr(lines), order_ptr,
+                            as_table_ptr(successors), valid_mask, dims,
+                        )  # fmt: skip
             if members > 1:
                 arrivals += members
                 barrier_wait(as_int_ptr(counter), arrivals)

@@ -22,26 +22,26 @@ from mdlstm_tk.backends.cpu.packed_weights import packed_weights
 from mdlstm_tk.backends.cpu.plan import Plan, PlanKey, make_plan, plans
 from mdlstm_tk.backends.cpu.platform import HUGE_PAGE, use_huge_pages
 from mdlstm_tk.backends.cpu.threads import Member, partition, run
-from mdlstm_tk.backends.faces import Faces, line_table
+from mdlstm_tk.backends.faces import Faces
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.cells.lowering import Pass
 from mdlstm_tk.masking import valid_mask
 
 BARRIER_BYTES = 128  # more than a cache line, so that no two barriers share one
-NO_STATES = (0,) * 3  # addresses where there are no initial states
+NO_STATES = (0,) * 5  # addresses where there are no initial and final states
 NO_STATE_GRADIENTS = (0,) * 7
 PLAN_BYTES = 4096  # about what a plan takes beside its tables, which it may share with other plans
 
 
 def forward(
     inputs: SweepInputs, save: bool = False, recompute: bool = False, first: Faces | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Faces | None]:
     """Run the sweep, from the initial states `first` if they are given.
 
     Returns:
         h (N, *grid, dirs, n) and, if `save`, what `backward` needs: the activated gates, or with layer norm
         the pre-activations, (dirs, P·N, G·n), and c (dirs, P·N, n), in visiting order. Both are empty
-        otherwise, and so are the gates if `recompute`.
+        otherwise, and so are the gates if `recompute`. With `first` also the final states, else None.
     """
     dtype = inputs.x.dtype
     plan = _plan("forward", inputs, first is not None)
@@ -58,14 +58,14 @@ def forward(
     c_rows = 0 if save else plan.longest  # without backward, c of two wavefronts is enough
     c = _new(x, dirs, 2 * c_rows if c_rows else rows, units)
     mask = None if inputs.sizes is None else valid_mask(x.shape[1:-1], inputs.sizes)
-    states = None if first is None else [*map(_plain, first), torch.tensor(line_table(inputs.grid))]
+    given = None if first is None else Faces(*map(_plain, first))
+    last = None if given is None else Faces(*map(torch.zeros_like, given))
     division = plan.division
     scratch = x.new_empty(division.threads, plan.scratch)
     counters = _barriers(division.groups) if division.members > 1 else None
-    order, starts, predecessors, _ = plan.table_addresses
     shared = [
-        *_addresses(x, packed, *inputs[4:7], mask), *(_addresses(*states) if states else NO_STATES), order,
-        starts, predecessors,
+        *_addresses(x, packed, *inputs[4:7], mask),
+        *(_addresses(*given, *last, plan.lines) if given and last else NO_STATES), *plan.table_addresses,
         *_addresses(output, gates, c),
     ]  # fmt: skip
     numbers = [*plan.dims, c_rows, plan.panel, plan.lanes]
@@ -81,8 +81,9 @@ def forward(
     run(plan.entry, division, arguments)
     if dtype != output.dtype:
         output = output.to(dtype)
+        last = None if last is None else last._replace(h=last.h.to(dtype))
     kept_gates = output.new_empty(0) if gates is None else gates
-    return output, kept_gates, c if save else output.new_empty(0)
+    return output, kept_gates, c if save else output.new_empty(0), last
 
 
 def backward(
@@ -136,7 +137,7 @@ def backward(
     if first is not None and d_last is not None:
         given = [_plain(face) for face in (*first, *d_last)]
         d_first = [torch.zeros_like(face) for face in given[:2]]
-        states = [*given[:2], torch.tensor(line_table(inputs.grid)), *given[2:], *d_first]
+        states = [*given[:2], plan.lines, *given[2:], *d_first]
     shared = [
         *_addresses(grad, x, w_t_packed, w_packed, *inputs[4:7], mask),
         *(_addresses(*states) if states else NO_STATE_GRADIENTS), *plan.table_addresses,

@@ -13,6 +13,7 @@ from mdlstm_tk.backends.cpu.backward_kernel import backward_scratch
 from mdlstm_tk.backends.cpu.compile import get_kernel
 from mdlstm_tk.backends.cpu.kernels import BLOCK, forward_scratch
 from mdlstm_tk.backends.cpu.threads import Partition, partition
+from mdlstm_tk.backends.faces import line_table
 from mdlstm_tk.backends.tables import SweepTables, sweep_tables
 from mdlstm_tk.caches import BoundedCache
 from mdlstm_tk.cells import get_cell
@@ -58,6 +59,7 @@ class Plan(NamedTuple):
     Attributes:
         tables: of the grid; holds the memory that `table_addresses` points at.
         table_addresses: order, starts, predecessors and successors.
+        lines: what `faces.line_table` returns.
         entry: the compiled kernel.
         dims: N, P, T, dirs, D, n, C, G·n, as the kernels take them.
         hidden_dim: D·n, or 0 if the cell is not recurrent.
@@ -76,6 +78,7 @@ class Plan(NamedTuple):
 
     tables: SweepTables
     table_addresses: tuple[int, int, int, int]
+    lines: torch.Tensor
     entry: Any
     dims: tuple[int, ...]
     hidden_dim: int
@@ -126,6 +129,7 @@ def make_plan(key: PlanKey) -> Plan:
             tables.predecessors.data_ptr(),
             tables.successors.data_ptr(),
         ),
+        lines=torch.tensor(line_table(key.grid)),
         entry=kernel.entry,
         dims=(key.batch, positions, fronts, dirs, ndim, units, key.channels, key.gate_dim),
         hidden_dim=hidden_dim,

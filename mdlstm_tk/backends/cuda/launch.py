@@ -22,6 +22,7 @@ from mdlstm_tk.backends.faces import (
     by_direction,
     end_rows,
     face_rows,
+    final_states,
     from_directions,
     line_counts,
     line_ends,
@@ -42,13 +43,13 @@ UNITS = 128
 
 def forward(
     inputs: SweepInputs, save: bool = False, recompute: bool = False, first: Faces | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Faces | None]:
     """Run the sweep, from the initial states `first` if they are given.
 
     Returns:
         h (N, *grid, dirs, n) and, if `save`, what `backward` needs: the activated gates, or with layer norm
         the pre-activations, (dirs, P·N, G·n), and c (dirs, P·N, n), in visiting order. Both are empty
-        otherwise, and so are the gates if `recompute`.
+        otherwise, and so are the gates if `recompute`. With `first` also the final states, else None.
     """
     x, weight_hh, batch, units = inputs.x, inputs.weight_hh, inputs.x.shape[0], inputs.units
     (dirs, gate_dim, _), hidden_dim = inputs.weight_ih.shape, inputs.ndim * inputs.units
@@ -61,7 +62,8 @@ def forward(
         ends, _ = line_ends(inputs)
         a = products.face_products(inputs, first.h, end_rows(ends, batch, tables), a)
         states = [by_direction(first.c), face_rows(ends, batch, tables)]
-    c = a.new_empty(*a.shape[:2], units) if save else a
+    keep_c = save or first is not None  # the final states are taken from c of the whole grid
+    c = a.new_empty(*a.shape[:2], units) if keep_c else a
     output = x.new_empty(*x.shape[:-1], dirs, units)
     longest = dirs * tables.longest * batch
     operands = x.new_zeros(2, longest * hidden_dim)  # of this wavefront and of the next one, in turn
@@ -79,10 +81,12 @@ def forward(
                 rows,
                 *(a, product, operand, next_operand, c, output, *parameters, *grid_arguments),
                 *(*states, t, batch, tables.positions, _face_states(inputs)),
-                KEEP_C=save,
+                KEEP_C=keep_c,
                 KEEP_GATES=save and not recompute,
             )
-    return output, a if save and not recompute else x.new_empty(0), c if save else x.new_empty(0)
+    last = None if first is None else final_states(inputs, output, c)
+    nothing = x.new_empty(0)
+    return output, a if save and not recompute else nothing, c if save else nothing, last
 
 
 def backward(

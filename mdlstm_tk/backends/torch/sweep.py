@@ -18,6 +18,7 @@ from mdlstm_tk.backends.faces import (
     Faces,
     end_rows,
     face_rows,
+    final_states,
     from_directions,
     line_ends,
     with_zeros,
@@ -34,13 +35,13 @@ from mdlstm_tk.masking import valid_mask
 
 def forward(
     inputs: SweepInputs, save: bool = False, recompute: bool = False, first: Faces | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Faces | None]:
     """Run the sweep, from the initial states `first` if they are given.
 
     Returns:
         h (N, *grid, dirs, n) and, if `save`, what `backward` needs: the pre-activations (dirs, P·N, G·n)
         and c (dirs, P·N, n) in visiting order. Both are empty otherwise, and so are the pre-activations if
-        `recompute`.
+        `recompute`. With `first` also the final states, else None.
     """
     cell, x, weight_hh = get_cell(inputs.cell), inputs.x, inputs.weight_hh
     batch, dirs, units = x.shape[0], len(inputs.weight_ih), inputs.units
@@ -75,17 +76,19 @@ def forward(
         if invalid is not None:
             h, c = h.masked_fill(invalid[t], 0), c.masked_fill(invalid[t], 0)
         outputs.append(h)
-        if save:
+        if save or first is not None:
             states.append(c)
         h_prev, c_prev = torch.cat([h, zero], dim=1), torch.cat([c, zero], dim=1)
 
     visited = torch.cat(outputs, dim=1).to(x.dtype)  # (dirs, P, N, n)
     output = products.to_grid_order(visited, tables).permute(2, 1, 0, 3)
     output = output.reshape(batch, *inputs.grid, dirs, units)
+    of_grid = torch.cat(states, dim=1).flatten(1, 2) if states else x.new_empty(0)
+    last = None if first is None else final_states(inputs, output, of_grid)
     if not save:
-        return output, x.new_empty(0), x.new_empty(0)
+        return output, x.new_empty(0), x.new_empty(0), last
     saved_a = x.new_empty(0) if recompute else torch.cat(a, dim=1)
-    return output, saved_a, torch.cat(states, dim=1).flatten(1, 2)
+    return output, saved_a, of_grid, last
 
 
 def backward(

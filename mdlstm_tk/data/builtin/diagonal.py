@@ -81,13 +81,14 @@ class DiagonalTask(Task):
         x[samples, row + 1, column + 1] = 1
         second = np.stack([row + 1, column], axis=1)
         x, second = x[shard], second[shard]
-        return DiagonalBatch(x[..., None], np.roll(x, -1, axis=2)[..., None], second=second)
+        y = np.concatenate([x[..., 1:], x[..., :1]], axis=2)  # faster than np.roll on small grids
+        return DiagonalBatch(x[..., None], y[..., None], second=second)
 
     def measure(self, prediction: Floats, batch: Batch) -> Metrics:
         """Return the relevant loss, the squared error at the second one of the target."""
         assert isinstance(batch, DiagonalBatch)
         samples, (row, column) = np.arange(len(batch.x)), batch.second.T
-        error = np.square(prediction - batch.y)[samples, row, column]
+        error = np.square(prediction[samples, row, column] - batch.y[samples, row, column])
         return {"relevant": (float(error.sum()), error.size)}
 
     def any_size_tasks(self) -> Sequence[Task]:

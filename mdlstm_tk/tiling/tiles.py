@@ -1,0 +1,110 @@
+"""How a grid is cut into tiles, and the states on the faces between them.
+
+A sweep visits tiles in an order in which the predecessors of a tile, one tile back along each axis, come
+before it. The *front* is what separates the tiles that were visited from the others: of each line of
+positions along each axis one place, where the next tile on that line enters. So one hyperplane for each
+axis is enough to hold the states of a front, however many tiles there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mdlstm_tk.backends.faces import Faces, face_extents, line_counts
+from mdlstm_tk.wavefront import Direction
+
+
+class Tile(NamedTuple):
+    """A part of a grid.
+
+    Attributes:
+        place: for each axis, how many tiles lie between it and the corner that the sweep starts from.
+        ranges: for each axis, its positions in the grid.
+    """
+
+    place: tuple[int, ...]
+    ranges: tuple[slice, ...]
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Its extents."""
+        return tuple(of_axis.stop - of_axis.start for of_axis in self.ranges)
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Its part of a tensor (N, *grid, …), a view."""
+        return tensor[(slice(None), *self.ranges)]
+
+
+def cut(grid: Sequence[int], extents: Sequence[int], direction: Direction) -> list[Tile]:
+    """The tiles of a grid, in an order in which a sweep can visit them.
+
+    Args:
+        grid: the extents of the grid.
+        extents: those of a tile. Tiles at the far ends are smaller where they do not divide the grid.
+        direction: of the sweep.
+    """
+    axes = []
+    for whole, extent, sign in zip(grid, extents, direction, strict=True):
+        # An empty axis has one empty tile, which the sweep refuses.
+        ranges = [slice(start, min(start + extent, whole)) for start in range(0, max(whole, 1), extent)]
+        axes.append(list(enumerate(ranges[::sign])))
+    return [
+        Tile(tuple(place for place, _ in axis), tuple(of_axis for _, of_axis in axis))
+        for axis in product(*axes)
+    ]
+
+
+class Front:
+    """The states, or gradients of states, of a front.
+
+    They start as those on the faces of the whole grid. A tile reads its part and writes in its place what
+    leaves it. After the last tile `faces` are again those of the whole grid.
+
+    Args:
+        faces: (N, F, 1, n), where the first tiles enter.
+        grid: the extents of the whole grid.
+    """
+
+    def __init__(self, faces: Faces, grid: Sequence[int]) -> None:
+        self.faces = Faces(*(face.clone(memory_format=torch.contiguous_format) for face in faces))
+        self._planes = [
+            [
+                part.view(len(part), *face_extents(grid, d), *part.shape[2:])
+                for d, part in enumerate(face.split(line_counts(grid), dim=1))
+            ]
+            for face in self.faces
+        ]  # for h and c, for each axis (N, *extents of the other axes, 1, n)
+
+    def read(self, tile: Tile) -> Faces:
+        """The faces of a tile, copied."""
+        counts = line_counts(tile.grid)
+        parts = (
+            [
+                plane[_lines(tile, d)].reshape(len(plane), count, *plane.shape[-2:])
+                for d, (plane, count) in enumerate(zip(planes, counts, strict=True))
+            ]
+            for planes in self._planes
+        )
+        return Faces(*(torch.cat(of_axes, dim=1) for of_axes in parts))
+
+    def write(self, tile: Tile, faces: Faces) -> None:
+        """Overwrite the faces of a tile."""
+        for planes, face in zip(self._planes, faces, strict=True):
+            for d, part in enumerate(face.split(line_counts(tile.grid), dim=1)):
+                target = planes[d][_lines(tile, d)]
+                target.copy_(part.reshape(target.shape))
+
+    def clear(self, tile: Tile, d: int) -> None:
+        """Put zeros onto the face of axis d of a tile."""
+        for planes in self._planes:
+            planes[d][_lines(tile, d)].zero_()
+
+
+def _lines(tile: Tile, d: int) -> tuple[slice, ...]:
+    """The lines of a tile along axis d, an index of the plane of that axis."""
+    return (slice(None), *tile.ranges[:d], *tile.ranges[d + 1 :])
