@@ -92,6 +92,7 @@ class FileOutput:
         if self._format == "tif":
             path = self._path.with_suffix(".tif")
             write_tif(path, self._array, self._palette)
+        self.close()
         import shutil  # imported late: it imports modules that most calls do not need
 
         try:
