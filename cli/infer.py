@@ -53,7 +53,7 @@ def infer(
         typer.Argument(
             metavar="FILE...",
             help="Files, and folders of files, of the types npy, npz, csv, png, jpg, tif, bmp, gif, webp, "
-            "pgm, ppm; or - for one file of any of these types on stdin.",
+            "pgm, ppm, for tiled models npy, tif, zarr; or - for one file of any of these types on stdin.",
             autocompletion=complete_files(*INPUTS),
             show_default=False,
         ),
@@ -64,7 +64,7 @@ def infer(
             "--model",
             "-m",
             metavar="PATH",
-            help="Exported .onnx file, or a folder of them.",
+            help="Exported .onnx or .tiles file, or a folder of .onnx files.",
             autocompletion=complete_model_file,
             show_default="$MDLSTM_MODEL, the latest run's export, or the only .onnx here",
         ),
@@ -125,21 +125,25 @@ def infer(
     device: Device = "auto",
     threads: Annotated[
         int,
-        typer.Option(min=0, help="CPU threads of one run; 0: one per core.", rich_help_panel=EXECUTION),
+        typer.Option(
+            min=0,
+            help="CPU threads of one run, or of all tiles; 0: one per core.",
+            rich_help_panel=EXECUTION,
+        ),
     ] = 1,
     batch_size: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Samples per run.",
-            show_default="64, or fewer for grids above 64x64",
+            help="Samples per run, or tiles of a tiled model.",
+            show_default="64, or fewer for grids above 64x64; 4 tiles",
             rich_help_panel=EXECUTION,
         ),
     ] = None,
     engine: Annotated[
         Engine,
         typer.Option(
-            help="Where the files are run: in this process, or distributed with Ray Data on $RAY_ADDRESS.",
+            help="Where files and tiles are run: in this process, or distributed with Ray on $RAY_ADDRESS.",
             rich_help_panel=EXECUTION,
         ),
     ] = "local",
@@ -212,6 +216,10 @@ def infer(
             _print_single(run, next(run.outcomes), records)
         elif run.jobs:
             _follow(run, records)
+    except (MDLSTMError, KeyboardInterrupt):
+        if resume and run.jobs:
+            note("what was done is kept beside the result; the same command with --resume goes on")
+        raise
     finally:
         if records is not None:
             print_json(_summary(run, records))

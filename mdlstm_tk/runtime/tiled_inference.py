@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from mdlstm_tk.errors import InputError
@@ -105,6 +107,10 @@ def infer_in_tiles(
             ensure_writable(collected, force)
         remaining = remaining_jobs(jobs, skip_existing, force)
         tile_extents(tiles.tile, metadata.ndim)
+        if engine == "ray":
+            if tiles.resume:
+                raise InputError("--resume goes on with runs of --engine local; leave it out with Ray")
+            tiles = replace(tiles, workers=workers or max(1, os.cpu_count() or 1))
         outcomes = infer_tiled(session, remaining, tiles, batch_size, options, force=force)
         outcomes = closing_with(resources.pop_all(), _raising(outcomes) if single else outcomes)
     document = answer_document(jobs, metadata, options, single=single)

@@ -79,7 +79,7 @@ def npz_names(file: IO[bytes], label: str) -> list[str]:
         InputError: the file is not a `.npz`, or two arrays have the same name, or a name holds control
             characters.
     """
-    with _open_npz(_BoundedFile(file, label), label) as archive:
+    with _open_npz(BoundedFile(file, label), label) as archive:
         return list(_members(archive, label))
 
 
@@ -103,7 +103,7 @@ def read_npz(
     """
     import zipfile  # imported late: it is slow to import, and most files are .npy
 
-    bounded = _BoundedFile(file, label)
+    bounded = BoundedFile(file, label)
     with _open_npz(bounded, label) as archive:
         bounded.reading, bounded.max_read_bytes = "a member", max_bytes
         members = _members(archive, label)
@@ -157,7 +157,7 @@ def _members(archive: zipfile.ZipFile, label: str) -> dict[str, zipfile.ZipInfo]
     return members
 
 
-def _open_npz(file: _BoundedFile, label: str) -> zipfile.ZipFile:
+def _open_npz(file: BoundedFile, label: str) -> zipfile.ZipFile:
     import zipfile
 
     try:
@@ -215,7 +215,7 @@ def _invalid_npy(label: str) -> InputError:
     return InputError(f"{label} is not a complete .npy array; write it with numpy.save(file, array)")
 
 
-class _BoundedFile(io.RawIOBase):
+class BoundedFile(io.RawIOBase):
     """A file that refuses large reads: `zipfile` reads the list of all members into memory first."""
 
     def __init__(self, file: IO[bytes], label: str) -> None:

@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.regular_files import open_regular, parse_json
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, read_capped
+from mdlstm_tk.runtime.io.npy import MAX_BYTES, BoundedFile, read_capped
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.metadata_checks import MAX_EXTENT, MAX_FEATURES
 
@@ -160,7 +160,9 @@ def _members(data: bytes, label: str) -> dict[str, bytes]:
     import zipfile  # imported late: it is slow to import, and most models are .onnx
 
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as file:
+        bounded = BoundedFile(io.BytesIO(data), label)  # the list of members may be long, too
+        with zipfile.ZipFile(bounded) as file:
+            bounded.reading, bounded.max_read_bytes = "a member", len(data)
             infos = file.infolist()
             names = [info.filename for info in infos]
             if INDEX not in names:

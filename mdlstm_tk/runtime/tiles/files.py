@@ -19,10 +19,10 @@ from mdlstm_tk.runtime.io.arrays import STDIO
 from mdlstm_tk.runtime.jobs import Job
 from mdlstm_tk.runtime.tiles.local import Report, State
 from mdlstm_tk.runtime.tiles.outputs import GRID_FORMATS, FileOutput
-from mdlstm_tk.runtime.tiles.plan import Plan
+from mdlstm_tk.runtime.tiles.plan import Plan, tile_extents
 from mdlstm_tk.runtime.tiles.session import TILE, ArrayOutput, TiledSession
 from mdlstm_tk.runtime.tiles.sources import FileSource
-from mdlstm_tk.runtime.tiles.work import tile_of_output
+from mdlstm_tk.runtime.tiles.work import Output, tile_of_output
 
 if os.name == "posix":
     import fcntl
@@ -39,12 +39,14 @@ class TileOptions:
         level: of a TIFF with a pyramid, which of its levels is read.
         resume: go on with what was interrupted, and keep what an interruption leaves.
         report: is called with the numbers of tiles that are done and of all.
+        workers: number of processes of Ray that run the tiles; None: they run in this process.
     """
 
     tile: int = TILE
     level: int = 0
     resume: bool = False
     report: Report | None = None
+    workers: int | None = None
 
 
 def infer_tiled(
@@ -72,11 +74,17 @@ def infer_tiled(
     Raises:
         MDLSTMError: the next file would fail, too: a result cannot be written, or the model fails.
     """
-    for job in jobs:
-        try:
-            yield _infer_file(session, job, tiles, batch_size, options, force)
-        except InputError as error:
-            yield Outcome(job, str(error))
+    with ExitStack() as stack:
+        ray: Any = None
+        if tiles.workers is not None and jobs:
+            from mdlstm_tk.runtime.ray_engine import ray_cluster  # imported late: most calls need none
+
+            ray = stack.enter_context(ray_cluster(tiles.workers))
+        for job in jobs:
+            try:
+                yield _infer_file(session, job, tiles, batch_size, options, force, ray)
+            except InputError as error:
+                yield Outcome(job, str(error))
 
 
 def _infer_file(
@@ -86,6 +94,7 @@ def _infer_file(
     batch_size: int | None,
     options: ResultOptions,
     force: bool,
+    ray: Any,
 ) -> Outcome:
     metadata = session.metadata
     if job.source == STDIO:
@@ -104,7 +113,7 @@ def _infer_file(
         scratch = stack.enter_context(_scratch(_scratch_path(job), tiles.resume, force))
         state = State(scratch, _fingerprint(session, source, plan, job, options))
         state.begin()
-        run = partial(
+        run: Callable[[Output], None] = partial(
             session.run,
             source,
             tile=tiles.tile,
@@ -114,6 +123,23 @@ def _infer_file(
             resume=tiles.resume,
             report=tiles.report,
         )
+        if ray is not None:
+            from mdlstm_tk.runtime.tiles.distributed import TaskSpec, run_with_ray
+
+            spec = TaskSpec(
+                model=os.path.abspath(session.label),
+                source=os.path.abspath(job.source),
+                scratch=os.path.abspath(scratch),
+                level=tiles.level,
+                tile=tile_extents(tiles.tile, metadata.ndim),
+                batch_size=plan.batch_size,
+                format=grid_format,
+                wants_probabilities=options.probabilities,
+                device=session.device,
+                timeout=session.timeout,
+                isolated=session.isolated,
+            )
+            run = partial(run_with_ray, ray, spec, tiles.workers or 1, tiles.report)
         if grid_format is None:
             y = np.empty(shape, np.float32)
             run(ArrayOutput(y))

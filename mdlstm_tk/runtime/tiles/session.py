@@ -31,8 +31,8 @@ from mdlstm_tk.sizes import format_size
 
 TILE = 512
 BATCH_SIZE = 4
-BASE_BYTES = 160 * 2**20  # Python, NumPy and ONNX Runtime with a loaded model
-GATE_COPIES = 3  # of the pre-activations, which is what a graph holds at the same time
+BASE_BYTES = 128 * 2**20  # Python, NumPy and ONNX Runtime with a loaded model
+GATE_SHARE = 1.25  # of the pre-activations of all positions, which is what a graph holds at its peak
 
 
 class TiledSession:
@@ -88,6 +88,7 @@ class TiledSession:
         data = model if isinstance(model, bytes) else read_archive_bytes(Path(model))
         self.archive: Archive = parse_archive(data, label)
         self.metadata: Metadata = self.archive.metadata
+        self.label, self.timeout = label, timeout
         self.threads, self.max_bytes = threads or _cores(), max_bytes
         self.isolated = _needs_isolation(data) if isolated is None else isolated
         self._runners: list[Runner] = []
@@ -154,6 +155,12 @@ class TiledSession:
             )
         samples = x if has_batch_axis else x[None]
         samples = samples if has_channel_axis else samples[..., None]
+        channels = self.metadata.channels
+        if samples.shape[-1] != channels:
+            raise InputError(
+                f"x of shape {x.shape} has {samples.shape[-1]} channels at each position, expected "
+                f"{channels}"
+            )
         grid = samples.shape[1:-1]
         y = np.empty((len(samples), *self.output_shape(grid)), np.float32)
         for sample, result in zip(samples, y, strict=True):
@@ -207,10 +214,15 @@ class TiledSession:
             store.close()
 
     def stream(self, width: int | Sequence[int]) -> RowStream:
-        """Begin a stream of rows; see `RowStream`.
+        """Begin a stream of rows: `stream.feed(rows)` takes (r, *width, C) of any height r and returns
+        the rows of y that are complete, `stream.close()` those that are left.
+
+        It is exact, but for rounding, where every direction of every layer goes downwards (sign +1 on
+        axis 0). A direction that goes upwards starts at the last row, so the network is refused. Memory
+        grows with the width, not with the number of rows.
 
         Args:
-            width: extent of each axis but the first.
+            width: extent of each axis but the first; a number if there is one such axis.
 
         Raises:
             InputError: a direction goes upwards, the network averages over the grid, or the width is
@@ -297,9 +309,9 @@ def tile_bytes(archive: Archive, plan: Plan) -> int:
     most = 0
     for s, stage in enumerate(archive.stages):
         positions, outputs = (prod(plan.tiling.tile_extents[level]) for level in (s, s + 1))
-        gates = (3 + len(stage.window)) * stage.units
-        values = 3 * positions * stage.channels + outputs * (GATE_COPIES * gates + 4 * stage.features)
-        most = max(most, values * FLOAT_BYTES)
+        gates = GATE_SHARE * (3 + len(stage.window)) * stage.units
+        values = 3 * positions * stage.channels + outputs * (gates + 4 * stage.features)
+        most = max(most, int(values * FLOAT_BYTES))
     head = prod(plan.tiling.tile_extents[0]) * archive.metadata.outputs * 3 * FLOAT_BYTES
     return most + (0 if archive.pool else head)
 

@@ -24,7 +24,7 @@ class Reader(Protocol):
     """An array that is read by region.
 
     Attributes:
-        shape: (*grid), or with channels behind.
+        shape: (*grid), or (*grid, C).
     """
 
     @property

@@ -10,13 +10,16 @@ import numpy as np
 
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.io.arrays import to_float32
-from mdlstm_tk.runtime.io.npy import Array, read_header
+from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, Array, read_header
+from mdlstm_tk.runtime.tiles.plan import Region, shape_of
 from mdlstm_tk.runtime.tiles.work import Face, ordered_sweeps
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.tiles.session import TiledSession
 
-BLOCK_POSITIONS = 2**16  # that one run takes, which bounds memory
+BLOCK_BYTES = 2**25  # of the largest output of a stage for the rows that run together, which bounds memory
+BLOCK_ROWS = 64  # of the last stage; more rows make no run faster
+PIECE_POSITIONS = 2**16  # of a stage's output in one run: rows are swept in pieces, one after the other
 READ_BYTES = 2**20
 
 
@@ -70,7 +73,9 @@ class RowStream:
             self._stages.append(_StageRows(session, s, own, (extents, outputs), faces))
             extents = outputs
         unit = archive.total_window[0]
-        self._block = max(1, BLOCK_POSITIONS // (unit * prod(self._width))) * unit
+        features = max(stage.outputs for stage in archive.stages)
+        rows = BLOCK_BYTES // (unit * prod(self._width) * features * FLOAT_BYTES)
+        self._block = min(max(rows, 1), BLOCK_ROWS) * unit
         self._rows_in = self._rows_out = 0
         self._is_closed = False
 
@@ -150,29 +155,57 @@ class _StageRows:
         tall = self._stage.window[0]
         ready = len(rows) if is_last else len(rows) // tall * tall
         rows, self._waiting = rows[:ready], rows[ready:]
-        features = self._stage.features
         if not ready:
             return np.empty((0, *self._outputs, self._stage.outputs), np.float32)
-        extents = (-(-ready // tall), *self._outputs)
-        parts: dict[int, Array] = {}
-        for number, k in self._sweeps:
-            feeds = {"x": rows[None]}
-            for axis in range(len(extents)):
-                shape = (1, *extents[:axis], *extents[axis + 1 :], self._stage.units)
-                zeros = np.zeros(shape, np.float32)
-                feeds[f"h{axis}"], feeds[f"c{axis}"] = self._faces[number] if axis == 0 else (zeros, zeros)
-            outputs = self._graphs[number].run(feeds)
-            part, face = outputs["part"], (outputs["h0_n"], outputs["c0_n"])
-            if part.shape != (1, *extents, features) or face[0].shape != self._faces[number][0].shape:
-                raise MDLSTMError("the graphs of the archive do not fit together; export the model again")
-            self._faces[number] = face
-            parts[k] = part[0]
+        parts = {k: self._swept(number, k, rows) for number, k in self._sweeps}
         if self._stage.added:
             total = next(iter(parts.values()))
             for part in list(parts.values())[1:]:
                 total = total + part
             return total
         return np.concatenate([parts[k] for k in sorted(parts)], axis=-1)
+
+    def _swept(self, number: int, k: int, rows: Array) -> Array:
+        """The part of one sweep for rows: (rows, *outputs, F). It keeps the faces for the rows below.
+
+        The rows are cut into pieces along the second axis, so that many rows take no more memory.
+        """
+        stage, (first_h, first_c) = self._stage, self._faces[number]
+        down = -(-len(rows) // stage.window[0])
+        part = np.empty((down, *self._outputs, stage.features), np.float32)
+        last_h, last_c = np.empty_like(first_h), np.empty_like(first_c)
+        side: dict[int, Face] = {}
+        for inner, outer in self._pieces(down, stage.sweeps[k].direction):
+            extents = (down, *shape_of(inner))
+            feeds = {"x": rows[(None, slice(None), *outer)]}
+            for axis in range(len(extents)):
+                zeros = np.zeros((1, *extents[:axis], *extents[axis + 1 :], stage.units), np.float32)
+                feeds[f"h{axis}"], feeds[f"c{axis}"] = side.get(axis, (zeros, zeros))
+            feeds["h0"], feeds["c0"] = first_h[(slice(None), *inner)], first_c[(slice(None), *inner)]
+            outputs = self._graphs[number].run(feeds)
+            if outputs["part"].shape != (1, *extents, stage.features):
+                raise MDLSTMError("the graphs of the archive do not fit together; export the model again")
+            part[(slice(None), *inner)] = outputs["part"][0]
+            last_h[(slice(None), *inner)] = outputs["h0_n"]
+            last_c[(slice(None), *inner)] = outputs["c0_n"]
+            if len(extents) > 1:
+                side[1] = (outputs["h1_n"], outputs["c1_n"])
+        self._faces[number] = (last_h, last_c)
+        return part
+
+    def _pieces(self, down: int, direction: tuple[int, ...]) -> Iterator[tuple[Region, Region]]:
+        """The pieces of rows in the order of a direction: of the output, and of the input."""
+        if not self._outputs:
+            yield (), ()
+            return
+        across, *others = self._outputs
+        size = max(1, PIECE_POSITIONS // (down * prod(others)))
+        starts = range(0, across, size)
+        for start in starts if direction[1] > 0 else reversed(starts):
+            end, wide = min(start + size, across), self._stage.window[1]
+            columns = slice(start * wide, end * wide)
+            whole = tuple(slice(0, extent) for extent in others)
+            yield (slice(start, end), *whole), (columns, *(slice(None) for _ in others))
 
 
 def stream_rows(session: TiledSession, source: IO[bytes], target: IO[bytes]) -> tuple[int, int]:

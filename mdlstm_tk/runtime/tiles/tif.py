@@ -89,10 +89,12 @@ class TifReader:
         orientation = page.tags.get(274)
         if len(pages) > 1 or depth > 1:
             problem = f"it holds {len(pages) * depth} pages, expected one"
+        elif page.parent is not self._file:  # OME may name other files
+            problem = "its pixels lie in another file"
         elif page.shaped[0] > 1:
             problem = "its colours lie in separate planes, expected them side by side"
         elif orientation is not None and int(orientation.value) != 1:
-            problem = "it is turned by its orientation tag, which needs the whole image at once"
+            problem = "it is turned by its orientation tag, which needs the whole image"
         elif page.dtype is None or page.dtype.kind not in "buif":
             problem = f"it holds {page.dtype}, expected real numbers"
         self._photometric = int(page.photometric)
