@@ -209,8 +209,9 @@ def test_faces_of_other_shapes_end_in_one_line(exported: Members) -> None:
             helper.make_node("Transpose", ["first"], ["h0_n"], perm=[0, 2, 1], name="t")
         )
 
-    with TiledSession(changed_graph(exported, transpose), "cpu") as session, pytest.raises(
-        MDLSTMError, match=r"sweep 0 returned .* for 'h0_n', expected float32 of"
-    ) as caught:
+    with (
+        TiledSession(changed_graph(exported, transpose), "cpu") as session,
+        pytest.raises(MDLSTMError, match=r"sweep 0 returned .* for 'h0_n', expected float32 of") as caught,
+    ):
         session(np.zeros((5, 9)), tile=4)
     assert "\n" not in str(caught.value)
