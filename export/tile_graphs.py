@@ -204,7 +204,7 @@ class _Head(nn.Module):
 
 
 def face_names(ndim: int) -> list[str]:
-    """The names of the faces among the inputs of a sweep, in order; its outputs have "_n" behind them."""
+    """The names of the faces among the inputs of a sweep, in order; the outputs have the same with "_n"."""
     return [f"{state}{d}" for d in range(ndim) for state in ("h", "c")]
 
 
