@@ -188,6 +188,7 @@ def infer(
     if stream:
         _stream(files, model, output, device, timeout)
         return
+    tiles = TileProgress()
     run = infer_paths(
         files,
         model,
@@ -207,7 +208,7 @@ def infer(
         tile=tile,
         level=level,
         resume=resume,
-        report=TileProgress(),
+        report=tiles,
     )
     _print_plan(run)
     records: list[dict[str, Any]] | None = [] if json else None
@@ -221,6 +222,7 @@ def infer(
             note("what was done is kept beside the result; the same command with --resume goes on")
         raise
     finally:
+        tiles.close()
         if records is not None:
             print_json(_summary(run, records))
     if run.collected and run.jobs:

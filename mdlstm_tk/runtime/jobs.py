@@ -183,7 +183,7 @@ def remaining_jobs(jobs: Sequence[Job], skip_existing: bool, force: bool) -> lis
     remaining = []
     for job in jobs:
         if job.target != STDIO:
-            is_array = job.format == "zarr" and os.path.isdir(job.target)  # zarr writes a folder
+            is_array = os.path.isfile(os.path.join(job.target, "zarr.json"))  # zarr writes a folder
             if skip_existing and (os.path.isfile(job.target) or is_array):
                 continue
             if is_array and not force:
