@@ -81,6 +81,7 @@ PUBLIC = {
             "export_onnx",
             "export_run",
             "export_run_sizes",
+            "export_tiles",
             "float64_reference",
             "lower",
             "translation_table",
@@ -118,6 +119,7 @@ PUBLIC = {
             "Metadata",
             "Outcome",
             "Session",
+            "TiledSession",
             "decode",
             "infer_paths",
             "load_array",
@@ -126,7 +128,7 @@ PUBLIC = {
         ),
     },
     "mdlstm_tk.tiling": {
-        *("checkpointed",),
+        *("Stage", "TileStages", "checkpointed"),
     },
     "mdlstm_tk.training": {
         *(
