@@ -67,14 +67,14 @@ def _describe_model(path: Path, max_bytes: int | None) -> dict[str, Any]:
     isolated, problem = choose_isolation([path], limit, limited=max_bytes is not None)
     if problem:
         warn(f"{path} is loaded without limits that bind: {problem}")
-    facts = {"kind": "model", "bytes": path.stat().st_size}
     if is_archive(path):
         read_archive_bytes(path, limit)  # max_bytes of a TiledSession bounds the memory of its runs
         with TiledSession(path, "cpu", isolated=isolated) as tiled:
             stages = [_describe_stage(stage) for stage in tiled.archive.stages]
-            return {**facts, **asdict(tiled.metadata), "stages": stages}
+            metadata = asdict(tiled.metadata)
+            return {"kind": "model", "bytes": path.stat().st_size, **metadata, "stages": stages}
     with Session(path, "cpu", max_bytes=limit, isolated=isolated) as session:
-        return {**facts, **asdict(session.metadata)}
+        return {"kind": "model", "bytes": path.stat().st_size, **asdict(session.metadata)}
 
 
 def _describe_stage(stage: Stage) -> dict[str, Any]:
