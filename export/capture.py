@@ -81,7 +81,7 @@ def capture(
     if extra_names:
         dynamic_shapes.append(tuple({0: batch} for _ in extra_names))
     try:
-        with _exporter_silenced(), torch.no_grad():
+        with exporter_silenced(), torch.no_grad():
             program = torch.onnx.export(
                 _Float32Interface(module, extra_names),
                 tuple(examples.values()),
@@ -204,7 +204,7 @@ def _register_schemas() -> None:
 
 
 @contextlib.contextmanager
-def _exporter_silenced() -> Iterator[None]:
+def exporter_silenced() -> Iterator[None]:
     """Suppress the exporter's notes about optional packages and its own deprecation warnings."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

@@ -182,7 +182,8 @@ def infer_paths(
 
     limit = MAX_BYTES if max_bytes is None else max_bytes
     limited = max_bytes is not None or timeout is not None
-    models = find_models(model)
+    is_tiled = tile is not None or level is not None or resume
+    models = find_models(model, tiled=is_tiled)
     if is_archive(models[-1]):
         from mdlstm_tk.runtime.tiled_inference import infer_in_tiles  # it imports this module
 
@@ -208,7 +209,7 @@ def infer_paths(
             force=force,
             newer_run=None if model else newer_run_without_export(models[-1]),
         )
-    if tile is not None or level is not None or resume:
+    if is_tiled:
         given = "--tile" if tile is not None else "--level" if level is not None else "--resume"
         raise InputError(
             f"{given} needs a tiled model, and {models[-1]} is none; make one with: "

@@ -55,7 +55,7 @@ def stream_paths(
         InputError: the model cannot stream, or standard input is no `.npy` stream of rows.
         MDLSTMError: ONNX Runtime fails, or the file cannot be written.
     """
-    path = find_models(model)[-1]
+    path = find_models(model, tiled=True)[-1]
     if not is_archive(path):
         raise InputError(
             f"--stream needs a tiled model (mdlstm export RUN --form tiles), and {path} is none"

@@ -53,6 +53,12 @@ def downward() -> TiledModel:
     return _exported(MDLSTM(1, 3, directions=[(1, 1), (1, -1)], num_layers=2, window=(2, 1)))
 
 
+@cache
+def single() -> TiledModel:
+    """Grey to one number at each position, in one direction."""
+    return _exported(create("md", 1, 1, hidden=2, directions=1))
+
+
 def _exported(network: nn.Module, **metadata: Any) -> TiledModel:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

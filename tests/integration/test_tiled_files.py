@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from helpers.command import mdlstm
 from helpers.infer import Infer
-from helpers.tiled_models import PALETTE, VALUES, classifier, downward, segmenter
+from helpers.tiled_models import PALETTE, VALUES, classifier, downward, segmenter, single
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError
@@ -301,3 +302,27 @@ def test_a_grid_too_large_for_one_run_is_announced(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("mdlstm_tk.runtime.tiles.whole_grid.available_memory", lambda: 60_000)
     run = infer_paths([tmp_path / "x.npy"], tmp_path / "model.onnx", device="cpu")
     assert run.advice is not None and "8x8" in run.advice and "--tile 512" in run.advice
+
+
+def test_a_run_folder_names_its_tiled_model(tmp_path: Path) -> None:
+    """Where an option asks for tiles, the .onnx files in the folder are passed over."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/model-8x8.onnx").touch()
+    np.save(tmp_path / "x.npy", X)
+    with pytest.raises(InputError, match=r"holds no \.tiles model.*--form tiles"):
+        infer_paths([tmp_path / "x.npy"], tmp_path / "run", device="cpu", tile=16)
+    shutil.copy(segmenter().path, tmp_path / "run/model.tiles")
+    run = infer_paths([tmp_path / "x.npy"], tmp_path / "run", device="cpu", tile=16)
+    assert run.model == tmp_path / "run/model.tiles" and run.kind == "segment"
+
+
+def test_axes_of_results_are_those_of_the_array(tmp_path: Path) -> None:
+    """One output has an axis where the one channel of x has one, as in a run on the whole grid."""
+    model = single()
+    x = np.random.default_rng(0).random((9, 12), dtype=np.float32)
+    for name, values in (("flat", x), ("deep", x[..., None])):
+        np.save(tmp_path / f"{name}.npy", values)
+        list(infer_paths([tmp_path / f"{name}.npy"], model.path, device="cpu", tile=4).outcomes)
+        y = np.load(tmp_path / f"{name}.out.npy")
+        np.testing.assert_allclose(y, TiledSession(model.path, "cpu")(values, tile=4), strict=True)
+        assert y.shape == values.shape

@@ -89,6 +89,7 @@ def open_work(spec: TaskSpec, stack: ExitStack, output: Output | None = None) ->
             session.metadata,
             tile_of_output(archive, plan),
             wants_probabilities=spec.wants_probabilities,
+            squeeze=not source.has_channel_axis,
         )
         stack.callback(file.close)
         output = file

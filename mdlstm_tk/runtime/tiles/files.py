@@ -151,6 +151,7 @@ def _infer_file(
             metadata,
             tile_of_output(session.archive, plan),
             wants_probabilities=options.probabilities,
+            squeeze=not source.has_channel_axis,
         )
         stack.callback(output.close)
         run(output)

@@ -34,7 +34,7 @@ class FileOutput:
         metadata: of the network.
         chunks: extents of a chunk of zarr.
         wants_probabilities: write the probability of each class.
-        squeeze: leave out the axis of the outputs if there is one.
+        squeeze: leave out the axis of the outputs if there is one output.
 
     Raises:
         InputError: the format cannot hold the result.
@@ -51,7 +51,7 @@ class FileOutput:
         chunks: tuple[int, ...],
         *,
         wants_probabilities: bool = False,
-        squeeze: bool = True,
+        squeeze: bool,
     ) -> None:
         self._format, self._path = file_format, scratch / "result"
         self._convert, dtype, keeps = self._conversion(metadata, wants_probabilities, squeeze)
@@ -92,6 +92,7 @@ class FileOutput:
         if self._format == "tif":
             path = self._path.with_suffix(".tif")
             write_tif(path, self._array, self._palette)
+        self.close()
         import shutil  # imported late: it imports modules that most calls do not need
 
         try:

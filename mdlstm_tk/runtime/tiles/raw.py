@@ -76,8 +76,10 @@ class RawArray:
             ) from None
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
+        """Close the file, if it is open."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def _pieces(self, region: Region) -> Iterator[tuple[int, int, int]]:
         """The contiguous pieces of a region: where each lies in the block, in the file, and its length, all

@@ -248,6 +248,8 @@ class TiledSession:
                 f"the extents {tuple(grid)} must be multiples of {multiple_of} for this model; pad them"
             )
         extents = tile_extents(tile, len(grid))
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
         if batch_size is None:
             batch_size = self._batch_size(make_plan(self.archive, grid, extents, 1))
         return make_plan(self.archive, grid, extents, batch_size)

@@ -47,6 +47,7 @@ class FileSource:
 
     Attributes:
         grid: extents of the grid.
+        has_channel_axis: whether the array has one; a grey image has none.
 
     Raises:
         InputError: the file does not exist, cannot be read, or does not fit the network.
@@ -77,6 +78,9 @@ class FileSource:
             self.close()
             raise
         self._level = level
+        self.has_channel_axis = len(self._reader.shape) > len(self.grid)
+        if self._preprocessing is not None:
+            self.has_channel_axis = self._preprocessing.channels > 1
 
     def read(self, region: Region) -> Array:
         """The values in a region: (*extents, C) float32."""

@@ -7,9 +7,11 @@ memory, and a full disk ends a process that writes to one (SIGBUS), where a syst
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,10 @@ import numpy as np
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.tiles.plan import Plan, Tile
+
+MAX_TRANSFER_BYTES = 2**30  # of one system call; Linux moves at most 2 GiB
+
+_seeking = Lock()  # Windows reads and writes at the position of the file alone
 
 
 class BlockFile:
@@ -36,7 +42,7 @@ class BlockFile:
     ) -> None:
         self._path, self._counts, self._dtype = path, tuple(counts), np.dtype(dtype)
         self._place_bytes = prod(block) * self._dtype.itemsize
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
 
     def write(self, tile: Tile, block: Array) -> None:
         """Write the block of a tile.
@@ -217,7 +223,12 @@ def bytes_of(array: Array) -> memoryview:
 def write_at(descriptor: int, data: memoryview, offset: int) -> None:
     """Write bytes at an offset of an open file; raises an `OSError` if they cannot all be written."""
     while len(data):
-        count = os.pwrite(descriptor, data, offset)
+        if sys.platform == "win32":
+            with _seeking:
+                os.lseek(descriptor, offset, os.SEEK_SET)
+                count = os.write(descriptor, data)
+        else:
+            count = os.pwrite(descriptor, data, offset)
         data, offset = data[count:], offset + count
 
 
@@ -225,7 +236,15 @@ def read_at(descriptor: int, data: memoryview, offset: int) -> int:
     """Read bytes at an offset of an open file, and return how many there were."""
     total = 0
     while total < len(data):
-        count = os.preadv(descriptor, [data[total:]], offset + total)
+        wanted = data[total : total + MAX_TRANSFER_BYTES]
+        if sys.platform == "win32":
+            with _seeking:
+                os.lseek(descriptor, offset + total, os.SEEK_SET)
+                part = os.read(descriptor, len(wanted))
+            count = len(part)
+            wanted[:count] = part
+        else:
+            count = os.preadv(descriptor, [wanted], offset + total)
         if not count:
             break
         total += count

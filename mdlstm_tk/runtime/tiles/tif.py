@@ -23,6 +23,7 @@ from mdlstm_tk.regular_files import open_regular
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.tiles.plan import Region
 from mdlstm_tk.runtime.tiles.raw import RawArray
+from mdlstm_tk.runtime.tiles.store import read_at
 
 CACHE_BYTES = 2**25  # of decoded segments: tiles of the network rarely begin where those of the file do
 MAX_SEGMENT_BYTES = 2**28
@@ -160,12 +161,11 @@ class TifReader:
         page = self._page
         try:
             count = page.databytecounts[index]
-            data = (
-                os.pread(self._file.filehandle.fileno(), count, page.dataoffsets[index]) if count else None
-            )
-            if data is not None and len(data) < count:
+            data = bytearray(count)
+            found = read_at(self._file.filehandle.fileno(), memoryview(data), page.dataoffsets[index])
+            if found < count:
                 raise InputError(f"{self._path} ends early: it has shrunk while it was read")
-            segment, _, shape = page.decode(data, index, jpegtables=page.jpegtables)
+            segment, _, shape = page.decode(bytes(data) or None, index, jpegtables=page.jpegtables)
             if segment is None:
                 segment = np.full(shape, page.nodata, page.dtype)
             pixels: Array = segment.reshape(segment.shape[-3:])
