@@ -169,7 +169,8 @@ def infer(
     in training: turned upright, converted to the colours that the model takes, and scaled to [0, 1].
 
     The result of matrix.npy is matrix.out.npy, beside it. The labels of a classifier and the texts of a
-    recogniser are printed, or collected in one table with -o labels.csv. The masks of a segmenter are
+    recogniser are printed, or collected in one table with -o labels.csv; so are the nats and the
+    bits per dimension of a density model. The masks of a segmenter are
     written as PNG with the values and the palette of the masks that it was trained on.
 
     Files of equal shape run together. A file that cannot be used is reported, the others go on, and the

@@ -71,8 +71,8 @@ def _describe_model(path: Path, max_bytes: int | None) -> dict[str, Any]:
         read_archive_bytes(path, limit)  # max_bytes of a TiledSession bounds the memory of its runs
         with TiledSession(path, "cpu", isolated=isolated) as tiled:
             stages = [_describe_stage(stage) for stage in tiled.archive.stages]
-            facts = {"kind": "model", "bytes": path.stat().st_size}
-            return {**facts, **asdict(tiled.metadata), "stages": stages}
+            metadata = asdict(tiled.metadata)
+            return {"kind": "model", "bytes": path.stat().st_size, **metadata, "stages": stages}
     with Session(path, "cpu", max_bytes=limit, isolated=isolated) as session:
         return {"kind": "model", "bytes": path.stat().st_size, **asdict(session.metadata)}
 

@@ -18,11 +18,19 @@ from mdlstm_tk.text import is_plain_text
 # Names that the library knows, repeated here because their modules import torch or NumPy; a test compares
 # them with the library.
 Task = Literal[
-    "diagonal", "digits", "digit-strings", "gaussian-field", "gaussian-field-anisotropic", "textures"
+    "diagonal",
+    "digits",
+    "digit-strings",
+    "digits-binary",
+    "digits-grey",
+    "fashion",
+    "gaussian-field",
+    "gaussian-field-anisotropic",
+    "textures",
 ]
 TASKS = get_args(Task)
-KINDS = ("grid", "classify", "segment", "transcribe")  # of the user's own data
-MODELS = ("md", "horizontal", "snake", "raster", "conv")
+KINDS = ("grid", "classify", "segment", "transcribe", "density")  # of the user's own data
+MODELS = ("md", "horizontal", "snake", "raster", "conv", "pixel")
 MODEL_ALIASES = ("MD_LSTM", "HORIZONTAL_SD_LSTM", "SNAKE_SD_LSTM")
 DEVICES = ("auto", "cpu", "cuda")
 Form = Literal["unrolled", "scan", "tiles"]

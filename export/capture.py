@@ -52,7 +52,6 @@ def capture(
     examples: Mapping[str, Tensor],
     free_axes: Mapping[int, int] | None = None,
     output_names: Sequence[str] = ("y",),
-    further_free_axes: Mapping[str, Sequence[int]] | None = None,
 ) -> onnx.ModelProto:
     """Export a module to ONNX with each sweep as one node and the batch axis free.
 
@@ -64,7 +63,6 @@ def capture(
         free_axes: further axes of the first input that are free, and the number that the extent of each is
             a multiple of. Their extents in the example must be at least 2.
         output_names: names of the outputs, in the order in which the module returns them.
-        further_free_axes: for inputs after the first, by name, the axes that are free besides the batch.
 
     Returns:
         The model; its inputs have the names in `examples`.
@@ -80,15 +78,10 @@ def capture(
     for (axis, multiple), name in zip(free_axes.items(), extent_names, strict=True):
         extents[axis] = torch.export.Dim(name) if multiple == 1 else multiple * torch.export.Dim(name)
     dynamic_shapes: list[Any] = [{0: batch, **extents}]
-    further_free_axes = further_free_axes or {}
     if extra_names:
-        free = [
-            {axis: torch.export.Dim(f"{name}_extent_{axis}") for axis in further_free_axes.get(name, ())}
-            for name in extra_names
-        ]
-        dynamic_shapes.append(tuple({0: batch, **axes} for axes in free))
+        dynamic_shapes.append(tuple({0: batch} for _ in extra_names))
     try:
-        with _exporter_silenced(), torch.no_grad():
+        with exporter_silenced(), torch.no_grad():
             program = torch.onnx.export(
                 _Float32Interface(module, extra_names),
                 tuple(examples.values()),
@@ -109,8 +102,7 @@ def capture(
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     for value in model.graph.input:
-        axes = free_axes if value.name == first_name else further_free_axes.get(value.name, ())
-        for axis in (0, *axes):
+        for axis in (0, *(free_axes if value.name == first_name else ())):
             extent = value.type.tensor_type.shape.dim[axis]
             if not extent.dim_param:
                 raise MDLSTMError(
@@ -212,7 +204,7 @@ def _register_schemas() -> None:
 
 
 @contextlib.contextmanager
-def _exporter_silenced() -> Iterator[None]:
+def exporter_silenced() -> Iterator[None]:
     """Suppress the exporter's notes about optional packages and its own deprecation warnings."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

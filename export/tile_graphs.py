@@ -18,8 +18,8 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.capture import OPSET, capture
 from mdlstm_tk.export.lowering.graph import Graph, Value, rename
 from mdlstm_tk.export.lowering.lower import lower
+from mdlstm_tk.export.lowering.state_scan import write_state_scan
 from mdlstm_tk.export.lowering.step import Sweep
-from mdlstm_tk.export.lowering.tile_scan import write_tile_scan
 from mdlstm_tk.export.verification.parity import Float32Array
 from mdlstm_tk.layer import MDLSTM, PARAMETERS
 from mdlstm_tk.models.blocks import depth_to_space
@@ -220,7 +220,7 @@ def _add_sweep(model: onnx.ModelProto, level: Level, dir_idx: int) -> tuple[str,
     names = face_names(ndim)
     faces = [Value(graph, name) for name in names]
     first = [_joined(graph, faces[k::2], n) for k in (0, 1)]
-    h, *last = write_tile_scan(graph, sweep, *first)
+    h, *last = write_state_scan(graph, sweep, *first)
     part = graph("Squeeze", _apply_after(graph, level, dir_idx, h), graph.integers(-2))
     of_axes = [_split(graph, whole, faces[k::2], n) for k, whole in enumerate(last)]
     results = [part, *(state[d] for d in range(ndim) for state in of_axes)]

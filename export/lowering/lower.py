@@ -15,12 +15,17 @@ from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export.capture import DOMAIN, IR_VERSION
 from mdlstm_tk.export.lowering.graph import Graph, Value, rename
 from mdlstm_tk.export.lowering.scan import write_scan
+from mdlstm_tk.export.lowering.state_scan import write_state_scan
+from mdlstm_tk.export.lowering.state_unrolled import write_state_unrolled
 from mdlstm_tk.export.lowering.step import Sweep, direction_label
-from mdlstm_tk.export.lowering.tile_scan import write_tile_scan
 from mdlstm_tk.export.lowering.unrolled import write_unrolled
 from mdlstm_tk.wavefront import Direction
 
 FORMS: dict[str, Callable[[Graph, Sweep], Value]] = {"unrolled": write_unrolled, "scan": write_scan}
+STATE_FORMS: dict[str, Callable[[Graph, Sweep, Value, Value], tuple[Value, Value, Value]]] = {
+    "unrolled": write_state_unrolled,
+    "scan": write_state_scan,
+}
 # Extents from which one direction after the other is faster than all in one chain, and takes less memory.
 ONE_BY_ONE_FROM = 512
 INPUTS = 8  # of a Wavefront node; optional ones may be missing at the end. Initial states come after them
@@ -88,17 +93,13 @@ def _write(graph: Graph, sweep: Sweep, node: onnx.NodeProto, form: str) -> tuple
     """Add the nodes that take the place of a node, and return their results."""
     if node.op_type == "Wavefront":
         return (_write_stateless(graph, sweep, form),)
-    if form != "scan":
-        raise MDLSTMError(
-            f"{_module_path(node)}: a layer with initial or final states needs form 'scan', got '{form}'"
-        )
     if sweep.sizes is not None:
         raise MDLSTMError(
             f"{_module_path(node)}: a layer with initial or final states cannot be exported with sizes; "
             "leave sizes out"
         )
     h_first, c_first = (Value(graph, name) for name in node.input[INPUTS:])
-    return write_tile_scan(graph, sweep, h_first, c_first)
+    return STATE_FORMS[form](graph, sweep, h_first, c_first)
 
 
 def _write_stateless(graph: Graph, sweep: Sweep, form: str) -> Value:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.answers import ANSWER_KINDS, CLASS_KINDS, AnswerFormat, answer_format
+from mdlstm_tk.runtime.answers import ANSWER_KINDS, AnswerFormat, answer_format
 from mdlstm_tk.runtime.io.arrays import STDIO
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.readers import READABLE, suffix_of
@@ -154,7 +154,7 @@ def jobs_for_model(
     if output_format is None and not names_file:
         if len(metadata.output_names) > 1:
             default = "npz"
-        elif metadata.kind in CLASS_KINDS and not probabilities:
+        elif metadata.kind in ("segment", *ANSWER_KINDS) and not probabilities:
             masks: Format = "tif" if is_tiled else "png"
             default = masks if metadata.kind == "segment" else "txt"
     changed = []

@@ -39,7 +39,7 @@ class Metadata:
         dtype: precision of the computation. Inputs and outputs are float32 in any case.
         model: name of the network, if the model was exported from a run.
         task: name of the task, if the model was exported from a run.
-        kind: kind of the task: "grid", "classify", "segment" or "transcribe".
+        kind: kind of the task: "grid", "classify", "segment", "transcribe" or "density".
         classes: names of the outputs, if they are classes. For "transcribe", the characters of outputs 1,
             2, …; output 0 is the blank.
         checkpoint_sha256: checksum of the checkpoint, if the model was exported from a run.

@@ -23,7 +23,7 @@ from mdlstm_tk.runtime.security.model_check import check_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_cell.py"
 OWN_CELLS = ("coupled", "input-gated")
-FORMS = ("scan", "scan, free")
+FORMS = ("unrolled", "scan", "scan, free")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -53,10 +53,11 @@ def test_every_cell_agrees_with_float64(cell: str, directions: Any, ndim: int) -
     if ndim > 2 and directions == "all":
         directions = [(1,) * ndim, (-1, 1, -1, 1)[:ndim]]  # all would take too long
     sweep, grid = Sweep.random(cell, directions, ndim), GRIDS[ndim]
-    model = lowered(sweep, "scan, free", grid, states=True)
-    check_model(model.SerializeToString(), "the model")
-    for batch, extents in ((1, grid), (3, grid[::-1])):
-        assert largest_error(sweep, model, batch, extents) <= 2e-6
+    models = [lowered(sweep, form, grid, states=True) for form in ("scan, free", "unrolled")]
+    for model in models:
+        check_model(model.SerializeToString(), "the model")
+        assert largest_error(sweep, model, 1, grid) <= 2e-6
+    assert largest_error(sweep, models[0], 3, grid[::-1]) <= 2e-6
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -81,6 +82,8 @@ def test_odd_grids_agree_with_float64() -> None:
     model = lowered(sweep, "scan, free", (1, 1), states=True)
     for grid in ((1, 1), (1, 7), (7, 1), (5, 8), (8, 5), (2, 2)):
         assert largest_error(sweep, model, 2, grid) <= 1e-6, grid
+        unrolled = lowered(sweep, "unrolled", grid, states=True)
+        assert largest_error(sweep, unrolled, 2, grid) <= 1e-6, grid
 
 
 def test_float16_agrees_with_float64() -> None:
@@ -121,14 +124,15 @@ class Step(nn.Module):
         return {"y": self.head(y), "h_n": below[0], "c_n": below[1]}
 
 
-def test_a_network_with_states_is_exported_and_runs_row_by_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["unrolled", "scan"])
+def test_a_network_with_states_is_exported_and_runs_row_by_row(form: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network, width = Step(), 5
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.4)
     states = torch.randn(2, 2, 2, width, 3).unbind()
     examples = (torch.randn(2, 1, width, 2), *states)
-    report = export_onnx(network, tmp_path / "m.onnx", examples, grid=(1, width), form="scan")
+    report = export_onnx(network, tmp_path / "m.onnx", examples, grid=(1, width), form=form)
     assert report.metadata.output_names == ("y", "h_n", "c_n")
     verify_model(report.path, network, device="cpu", seeds=1).raise_if_failed()
     session, x = Session(report.path, "cpu"), np.random.default_rng(0).normal(size=(1, 6, width, 2))
@@ -148,10 +152,7 @@ class Padded(Step):
         return self.layer(x, sizes, return_state=True)[0]
 
 
-def test_what_cannot_be_exported_with_states_is_refused(tmp_path: Path) -> None:
-    states = [torch.zeros(2, 2, 5, 3)] * 2
-    with pytest.raises(MDLSTMError, match=r"layer: .* states needs form 'scan', got 'unrolled'"):
-        export_onnx(Step(), tmp_path / "m.onnx", (torch.zeros(2, 1, 5, 2), *states))
+def test_states_are_not_exported_together_with_sizes(tmp_path: Path) -> None:
     with pytest.raises(MDLSTMError, match=r"layer: .* cannot be exported with sizes; leave sizes out"):
         export_onnx(Padded(), tmp_path / "m.onnx", grid=(3, 4), padded=True, form="scan")
     assert not list(tmp_path.iterdir())

@@ -26,7 +26,7 @@ INDEX = np.dtype(np.int64)
 Results = tuple[Value, Value, Value]  # h of all positions, and h and c of the final states
 
 
-def write_tile_scan(graph: Graph, sweep: Sweep, h_first: Value, c_first: Value) -> Results:
+def write_state_scan(graph: Graph, sweep: Sweep, h_first: Value, c_first: Value) -> Results:
     """Add the nodes of a sweep, and return h (N, *grid, dirs, n) and the final h and c (N, F, dirs, n).
 
     Args:
