@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mdlstm_tk.cli.console import (
+    TileProgress,
     detail,
     err,
     error,
@@ -211,6 +211,7 @@ def infer(
         resume=resume,
         report=tiles,
     )
+    tiles.is_shown = run.single
     _print_plan(run)
     records: list[dict[str, Any]] | None = [] if json else None
     try:
@@ -242,30 +243,6 @@ def _stream(
         raise InputError(f"--stream reads rows from stdin, which is -, got {' '.join(files)}")
     read, written = stream_paths(model, output or "-", device=device, timeout=timeout)
     note(f"{read} rows → {written} rows")
-
-
-class TileProgress:
-    """Shows how many tiles of a file are done, with their rate and the time left."""
-
-    def __init__(self) -> None:
-        self._bar = ExitStack()
-        self._start: tuple[float, int] | None = None
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.perf_counter()
-        if self._start is None:
-            self._start = (now, done)
-            self._show = self._bar.enter_context(progress(total, done))
-        start, before = self._start
-        rate = (done - before) / max(now - start, 1e-9)
-        self._show(done, f"{rate:.3g} tiles/s" if rate else "", (total - done) / rate if rate else None)
-        if done == total:
-            self.close()
-
-    def close(self) -> None:
-        """Take the bar away."""
-        self._bar.close()
-        self._start = None
 
 
 def _print_plan(run: Inference) -> None:

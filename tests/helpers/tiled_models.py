@@ -33,8 +33,8 @@ class TiledModel(NamedTuple):
 
 @cache
 def segmenter() -> TiledModel:
-    """Three colours to three classes, in windows of 2×2 and four directions."""
-    network = create("md", 3, 3, kind="segment", hidden=4, windows=[(2, 2)])
+    """Three colours to three classes, in windows of 2×2 and two directions."""
+    network = create("md", 3, 3, kind="segment", hidden=4, windows=[(2, 2)], directions=[(1, 1), (-1, 1)])
     return _exported(
         network, kind="segment", classes=("a", "b", "c"), mask_values=VALUES, mask_palette=PALETTE
     )
@@ -43,7 +43,7 @@ def segmenter() -> TiledModel:
 @cache
 def classifier() -> TiledModel:
     """Grey to three classes."""
-    network = create("md", 1, 3, kind="classify", hidden=4, windows=[(2, 2)])
+    network = create("md", 1, 3, kind="classify", hidden=4, windows=[(2, 2)], directions=[(1, 1), (-1, -1)])
     return _exported(network, kind="classify", classes=("cat", "dog", "bird"))
 
 
@@ -63,7 +63,7 @@ def _exported(network: nn.Module, **metadata: Any) -> TiledModel:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
     path = Path(mkdtemp(prefix="mdlstm-tiled-")) / "model.tiles"
     export_tiles(network.eval(), path, metadata=metadata)
     return TiledModel(path, network.eval())

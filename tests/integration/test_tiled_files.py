@@ -159,7 +159,7 @@ def start(*arguments: object, cwd: Path) -> subprocess.Popen[bytes]:
 
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = segmenter().path
-    x = np.random.default_rng(1).random((150, 160, 3), dtype=np.float32)
+    x = np.random.default_rng(1).random((200, 220, 3), dtype=np.float32)
     np.save(tmp_path / "x.npy", x)
     arguments = (tmp_path / "x.npy", "-o", tmp_path / "y.npy")
     process = start(*arguments, "-m", model, "--tile", 8, cwd=tmp_path)
