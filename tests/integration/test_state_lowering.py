@@ -22,7 +22,7 @@ from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.security.model_check import check_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_cell.py"
-OWN_CELLS = ("coupled", "input-gated")
+OWN_CELLS = ("coupled",)
 FORMS = ("unrolled", "scan", "scan, free")
 
 

@@ -38,10 +38,10 @@ from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.tiling import Stage, TileStages
 from mdlstm_tk.training import Run
 
-TILINGS = 9  # of each random network; 12 networks make 108
+TILINGS = 10  # of each random network; 10 networks make 100
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(10))
 def test_random_networks_in_random_tiles_equal_the_whole_grid(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,7 +54,7 @@ def test_random_networks_in_random_tiles_equal_the_whole_grid(
     with TiledSession(path, "cpu") as session:
         run = graphs_of(session)
         for k in range(TILINGS):
-            x = rng.standard_normal((2, *network.random_grid(rng), network.channels)).astype(np.float32)
+            x = rng.standard_normal((1, *network.random_grid(rng), network.channels)).astype(np.float32)
             y = whole(x)
             if k % 2:
                 found = run_in_tiles(session.archive, run, x, rng)
