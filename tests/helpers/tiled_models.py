@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,8 @@ from mdlstm_tk.models import create
 
 PALETTE = (0, 0, 0, 250, 0, 0, 0, 0, 250)
 VALUES = (0, 7, 9)
+
+_folder = TemporaryDirectory(prefix="mdlstm-tiled-")  # is removed when the tests end
 
 
 class TiledModel(NamedTuple):
@@ -64,6 +66,6 @@ def _exported(network: nn.Module, **metadata: Any) -> TiledModel:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
-    path = Path(mkdtemp(prefix="mdlstm-tiled-")) / "model.tiles"
+    path = Path(mkdtemp(dir=_folder.name)) / "model.tiles"
     export_tiles(network.eval(), path, metadata=metadata)
     return TiledModel(path, network.eval())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from helpers.tiles import FakeNetwork
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.tiles.local import State, run_steps
 from mdlstm_tk.runtime.tiles.plan import Plan, Tiling, run_order, tile_extents
+from mdlstm_tk.runtime.tiles.store import Store
 from mdlstm_tk.runtime.tiles.work import Work, make_plan, make_store, ordered_sweeps, output_extents
 
 
@@ -34,7 +36,8 @@ def tiled(
 ) -> Any:
     archive = network.archive
     plan = make_plan(archive, x.shape[:-1], tile, batch_size)
-    store = make_store(archive, plan, folder, keep=options.pop("keep", False))
+    keep = options.pop("keep", False)
+    store = make_store(archive, plan, folder, keep=keep)
     graphs = [network.graphs[archive.stages[s].sweeps[k].file] for s, k in ordered_sweeps(archive)]
     y = Grid(
         np.full((*output_extents(archive, x.shape[:-1]), archive.metadata.outputs), np.nan, np.float32)
@@ -138,6 +141,21 @@ def test_steps_respect_what_tiles_need() -> None:
         for axis in range(3):
             before = plan.predecessor(sweep, tile, axis)
             assert before is None or step_of[sweep, before] < step
+
+
+def test_places_of_sums_are_used_again() -> None:
+    """All sums take little more than one for each tile, and no place holds two of them."""
+    directions = [(1, 1), (1, -1), (-1, -1), (-1, 1)]
+    plan = Plan(Tiling((200, 200), (10, 10), [(1, 1)]), tuple((0, d) for d in directions), 4)
+    with TemporaryDirectory() as folder:
+        store = Store(Path(folder), plan, [1], [True], range(4))
+        for step in range(plan.step_count):
+            store.begin(plan.groups(step))
+            assert len(set(store._places.values())) == len(store._places)
+            store.end(plan.groups(step))
+        store.close()
+    assert store._most[0] <= 400 + 2 * 20
+    assert not store._places
 
 
 def test_sweeps_overlap_where_directions_turn_one_axis() -> None:

@@ -126,7 +126,12 @@ def run_steps(
     from concurrent.futures import ThreadPoolExecutor  # imported late: most models need none
 
     first, faces = state.load() if state is not None and resume else (0, {})
-    done = sum(len(group.tiles) for step in range(first) for group in plan.groups(step))
+    done = 0
+    for step in range(first):
+        groups = plan.groups(step)
+        store.begin(groups)
+        store.end(groups)
+        done += sum(len(group.tiles) for group in groups)
     with ThreadPoolExecutor(threads) as executor:
 
         def run(group: Group) -> dict[FaceKey, Face]:
@@ -134,6 +139,7 @@ def run_steps(
 
         for step in range(first, plan.step_count):
             groups = plan.groups(step)
+            store.begin(groups)
             try:
                 results = [run(groups[0])] if len(groups) == 1 else list(executor.map(run, groups))
             except BaseException:
@@ -145,6 +151,7 @@ def run_steps(
                 faces |= left
             if state is not None:
                 state.save(step + 1, faces)
+            store.end(groups)
             store.forget(step + 1)
             done += sum(len(group.tiles) for group in groups)
             if report is not None:
