@@ -24,8 +24,8 @@ from mdlstm_tk.backends.cpu.platform import HUGE_PAGE, use_huge_pages
 from mdlstm_tk.backends.cpu.threads import Member, partition, run
 from mdlstm_tk.backends.faces import Faces
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
+from mdlstm_tk.backends.tables import sweep_rows
 from mdlstm_tk.cells.lowering import Pass
-from mdlstm_tk.masking import valid_mask
 
 BARRIER_BYTES = 128  # more than a cache line, so that no two barriers share one
 NO_STATES = (0,) * 5  # addresses where there are no initial and final states
@@ -40,7 +40,7 @@ def forward(
 
     Returns:
         h (N, *grid, dirs, n) and, if `save`, what `backward` needs: the activated gates, or with layer norm
-        the pre-activations, (dirs, P·N, G·n), and c (dirs, P·N, n), in visiting order. Both are empty
+        the pre-activations, (dirs, rows, G·n), and c (dirs, rows, n), in visiting order. Both are empty
         otherwise, and so are the gates if `recompute`. With `first` also the final states, else None.
     """
     dtype = inputs.x.dtype
@@ -54,17 +54,18 @@ def forward(
     x = inputs.x
     rows = positions * batch
     output = _new(x, *x.shape[:-1], dirs, units)
+    if rows < x.shape[:-1].numel():  # nothing is written where there is no row
+        output.zero_()
     gates = _new(x, dirs, rows, gate_dim) if save and not recompute else None
     c_rows = 0 if save else plan.longest  # without backward, c of two wavefronts is enough
     c = _new(x, dirs, 2 * c_rows if c_rows else rows, units)
-    mask = None if inputs.sizes is None else valid_mask(x.shape[1:-1], inputs.sizes)
     given = None if first is None else Faces(*map(_plain, first))
     last = None if given is None else Faces(*map(torch.zeros_like, given))
     division = plan.division
     scratch = x.new_empty(division.threads, plan.scratch)
     counters = _barriers(division.groups) if division.members > 1 else None
     shared = [
-        *_addresses(x, packed, *inputs[4:7], mask),
+        *_addresses(x, packed, *inputs[4:7]),
         *(_addresses(*given, *last, plan.lines) if given and last else NO_STATES), *plan.table_addresses,
         *_addresses(output, gates, c),
     ]  # fmt: skip
@@ -130,7 +131,6 @@ def backward(
     dc = x.new_empty(groups, 2, plan.longest, ndim * units)
     sums = x.new_zeros(threads, dirs, plan.sums_size)
     part = x.new_zeros(threads, plan.sums_size) if plan.part_blocks else None
-    mask = None if inputs.sizes is None else valid_mask(x.shape[1:-1], inputs.sizes)
     scratch = x.new_empty(threads, plan.scratch)
     counters = _barriers(groups)
     states: list[Tensor] = []
@@ -139,7 +139,7 @@ def backward(
         d_first = [torch.zeros_like(face) for face in given[:2]]
         states = [*given[:2], plan.lines, *given[2:], *d_first]
     shared = [
-        *_addresses(grad, x, w_t_packed, w_packed, *inputs[4:7], mask),
+        *_addresses(grad, x, w_t_packed, w_packed, *inputs[4:7]),
         *(_addresses(*states) if states else NO_STATE_GRADIENTS), *plan.table_addresses,
         *_addresses(output, saved_gates, saved_c),
     ]  # fmt: skip
@@ -203,9 +203,14 @@ def _plan(pass_kind: Pass, inputs: SweepInputs, states: bool) -> Plan:
         torch.get_num_threads(),
         states,
     )
+    if inputs.sizes is not None:
+        rows = sweep_rows(inputs)
+        assert rows.valid_mask is None  # the operator never runs kernels inside a transform
+        if rows.ragged:
+            return make_plan(key, rows)  # not kept: another batch will have other sizes
     plan = plans.get(key)
     if plan is None:
-        plan = make_plan(key)
+        plan = make_plan(key, sweep_rows(inputs))
         plans.add(key, plan, plan.tables.nbytes + PLAN_BYTES)
     return plan
 
