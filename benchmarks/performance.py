@@ -86,8 +86,8 @@ GPUs have not been measured yet; `mdlstm bench --device cuda` measures them.
 Sizes are drawn anew for every call: heights from half to the full one, widths from a fifth to the full one.
 Positions outside of them are not computed, and only y has room for them. What is left beside the share of
 valid positions is work that does not depend on it: masking x, joining windows, clearing y, and the tables
-that each new batch needs, half a millisecond here. On short wavefronts, such as the last ones of the longest
-sample, products are less efficient. Sizes that all fill the grid cost nothing.
+that each new batch needs, half a millisecond here. On short wavefronts, such as the last ones of the
+longest sample, products are less efficient. Sizes that all fill the grid cost nothing.
 
 ## Memory kept between calls
 
