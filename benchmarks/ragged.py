@@ -3,11 +3,14 @@
     python benchmarks/ragged.py                    # takes half a minute on an otherwise idle machine
 
 Heights are uniform from half to the full one, widths from a fifth to the full one, and drawn anew for every
-call, as in training; so a call includes the time of the tables that are made of them.
+call, as in training; so a call includes the time of the tables that are made of them. Times are CPU times
+of the one thread, so other programs disturb them little. Each step runs twice in a round, and the second
+time counts: the first one finds memory as another step has left it.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from statistics import mean, median
 
@@ -15,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.benchmark import interleave, ratios_of, torch_threads
+from mdlstm_tk.benchmark import ratios_of, torch_threads
 from mdlstm_tk.benchmark.timing import peak_bytes
 
 BATCH, GRID, WINDOW, UNITS = 16, (48, 400), (4, 2), 32
@@ -68,7 +71,16 @@ def measure(training: bool, seconds: float) -> list[list[str]]:
         "drawn": ragged,
     }
     with torch_threads(1):
-        times = interleave(steps, seconds)
+        end = time.perf_counter() + seconds
+        times: dict[str, list[float]] = {name: [] for name in steps}
+        for step in steps.values():
+            step()  # compiles, and fills caches
+        while time.perf_counter() < end:
+            for name, step in steps.items():
+                step()
+                start = time.thread_time()
+                step()
+                times[name].append(time.thread_time() - start)
         peaks = {name: peak_bytes(step, torch.device("cpu")) for name, step in steps.items()}
     rows = []
     for name in steps:

@@ -105,11 +105,8 @@ def backward(  # type: ignore[no-untyped-def]
         ptr_add(block_sums, peephole_size + norm_size),
     )
     part_ptr = as_float_ptr(part, dtype_tag)
-    starts_ptr, predecessors_ptr, successors_ptr = (
-        as_int_ptr(starts),
-        as_table_ptr(predecessors),
-        as_table_ptr(successors),
-    )
+    starts_ptr = as_int_ptr(starts)
+    predecessors_ptr, successors_ptr = as_table_ptr(predecessors), as_table_ptr(successors)
     arrivals = 0
     for direction in range(group, dirs, groups):
         order_ptr = ptr_add(as_table_ptr(order), direction * positions)

@@ -14,8 +14,9 @@ If the cell is not recurrent, the operand has no h_d: K = C + 1.
 
 Rows are (visit, sample) in visiting order, so a wavefront is contiguous in gates and c. A ragged batch is
 one sample to the kernels, whose positions are the valid ones of all samples: see
-`mdlstm_tk.backends.tables`. Groups of
-threads take directions in turn and need nothing of each other. The members of a group share each
+`mdlstm_tk.backends.tables`.
+
+Groups of threads take directions in turn and need nothing of each other. The members of a group share each
 wavefront's rows and meet at a barrier after it.
 
 `forward` is a template: `mdlstm_tk.backends.cpu.compile` makes one function of it for every dtype and cell,
