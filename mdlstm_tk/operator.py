@@ -127,6 +127,8 @@ def _wavefront(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     inputs = unpack(given)
     check_inputs(inputs)
     output, gates, c, _ = run_forward(backend, inputs, save, recompute)
+    if rows is None and inputs.sizes is None:
+        return output, gates, c
     return output, pad_rows(gates, inputs, rows), pad_rows(c, inputs, rows)
 
 
@@ -140,9 +142,8 @@ def split_options(arguments: Sequence[Any]) -> tuple[Sequence[Any], tuple[bool, 
     """What an operator is given, and its options save, recompute, backend and rows; torch may leave out the
     last one where it is None."""
     if isinstance(arguments[-1], str):
-        arguments = (*arguments, None)
-    save, recompute, backend, rows = arguments[-4:]
-    return arguments[:-4], (save, recompute, backend, rows)
+        return arguments[:-3], (arguments[-3], arguments[-2], arguments[-1], None)
+    return arguments[:-4], (arguments[-4], arguments[-3], arguments[-2], arguments[-1])
 
 
 def pad_rows(kept: Tensor, inputs: SweepInputs, rows: int | None) -> Tensor:

@@ -37,8 +37,7 @@ from mdlstm_tk.backends.torch import products
 from mdlstm_tk.cells.lowering import Pass
 
 # What one program processes: 4 numbers for each thread of 4 warps, and at most UNITS units of a row. A
-# layer
-# norm needs all units of a row, and gets more warps if they are many.
+# layer norm needs all units of a row, and gets more warps if they are many.
 ELEMENTS = 512
 UNITS = 128
 
