@@ -6,7 +6,7 @@ The layer calls it through `sweep`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import Any
@@ -62,6 +62,11 @@ torch.library.define(
 wavefront = torch.ops.mdlstm.wavefront.default
 wavefront_backward = torch.ops.mdlstm.wavefront_backward.default
 _wavefront_double_backward = torch.ops.mdlstm.wavefront_double_backward.default
+_library = torch.library.Library(
+    "mdlstm", "FRAGMENT"
+)  # what is registered with it lives as long as it does
+Gradient = Callable[..., tuple[Tensor | None, ...]]
+SaveForBackward = Callable[[Any, Sequence[Any], Any], None]
 TENSORS = 8  # inputs of the operator that are tensors: seven differentiable ones, then sizes
 
 
@@ -246,7 +251,7 @@ def _wavefront_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in tensors)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _save_for_backward(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor, Tensor]) -> None:
     given, (ctx.saved, ctx.recompute, ctx.backend, _) = split_options(inputs)
     *tensors, ctx.directions, ctx.cell = given
     ctx.mark_non_differentiable(*output[1:])
@@ -267,7 +272,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
     return (*wanted, *[None] * (len(ctx.needs_input_grad) - TENSORS + 1))
 
 
-def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
+def _save_for_double_backward(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
     grad, _, _, _, *tensors, ctx.directions, ctx.cell, _, ctx.wants_dx = inputs
     ctx.save_for_backward(grad, *tensors)
 
@@ -283,7 +288,7 @@ def _double_backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
     grad_grad, *gradients = _wavefront_double_backward(*arguments, ctx.wants_dx, upstream)
     tensors = ctx.saved_tensors[1:TENSORS]
     wanted = (None if t is None else g for t, g in zip(tensors, gradients, strict=True))
-    return (grad_grad, None, None, None, *wanted, None, None, None, None, None)
+    return (grad_grad, None, None, None, *wanted, *[None] * 5)
 
 
 def _double_backward_by_autograd(*arguments: Any) -> tuple[Tensor, ...]:
@@ -314,6 +319,42 @@ def _double_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in tensors)
 
 
+def register_gradient(name: str, backward: Gradient, save: SaveForBackward) -> None:
+    """As `torch.library.register_autograd` does it, but without looking up the defaults in the schema at
+    every call, which takes longer than the sweep of a small grid.
+
+    Args:
+        name: of the operator, without "mdlstm::".
+        backward: from the context and the gradients of the results to those of the arguments.
+        save: takes the context, the arguments and the results. Of the last arguments those may be missing
+            that have their default value.
+    """
+    operator = getattr(torch.ops.mdlstm, name).default
+
+    def run(keys: torch._C.DispatchKeySet, arguments: Sequence[Any]) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            *given, keys = arguments
+            results = run(keys, given)
+            save(ctx, given, results)
+            return results
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return (*backward(ctx, *grads), None)
+
+    def kernel(keys: torch._C.DispatchKeySet, *arguments: Any) -> Any:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            return Differentiable.apply(*arguments, keys)  # type: ignore[no-untyped-call]
+        return run(keys, arguments)
+
+    _library.impl(name, kernel, "Autograd", with_keyset=True)
+
+
 def _register() -> None:
     library = torch.library
     library.impl("mdlstm::wavefront", "default", _wavefront)
@@ -322,10 +363,8 @@ def _register() -> None:
     library.register_fake("mdlstm::wavefront", _wavefront_fake)
     library.register_fake("mdlstm::wavefront_backward", _wavefront_backward_fake)
     library.register_fake("mdlstm::wavefront_double_backward", _double_backward_fake)
-    library.register_autograd("mdlstm::wavefront", _backward, setup_context=_save_for_backward)
-    library.register_autograd(
-        "mdlstm::wavefront_backward", _double_backward, setup_context=_save_for_double_backward
-    )
+    register_gradient("wavefront", _backward, _save_for_backward)
+    register_gradient("wavefront_backward", _double_backward, _save_for_double_backward)
     when_imported("torch.utils.flop_counter", flops.register)
 
 

@@ -31,6 +31,7 @@ from mdlstm_tk.operator import (
     kept_rows,
     needs_plain_autograd,
     pad_rows,
+    register_gradient,
     run_backward,
     run_forward,
     split_options,
@@ -131,7 +132,7 @@ def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in tensors)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_for_backward(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
     given, (ctx.saved, ctx.recompute, ctx.backend, _) = split_options(inputs)
     *tensors, ctx.directions, ctx.cell, h_first, c_first = given
     y, _, _, gates, c = output
@@ -190,7 +191,7 @@ def _register() -> None:
     library.impl("mdlstm::wavefront_states_backward", "default", _backward)
     library.register_fake("mdlstm::wavefront_states", _fake_forward)
     library.register_fake("mdlstm::wavefront_states_backward", _fake_backward)
-    library.register_autograd("mdlstm::wavefront_states", _run_backward, setup_context=_save_for_backward)
+    register_gradient("wavefront_states", _run_backward, _save_for_backward)
     when_imported("torch.utils.flop_counter", flops.register_states)
 
 
