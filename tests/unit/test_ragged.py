@@ -105,6 +105,19 @@ def test_full_sizes_are_no_sizes(backend: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(gradients, again[1], strict=True))
 
 
+def test_transforms_mask_what_they_cannot_leave_out() -> None:
+    """Inside `torch.func` the values of `sizes` cannot be read."""
+    grid, sizes = BATCHES["one position and a whole grid"]
+    layer = make_layer(grid, directions="all")
+    x, extents = torch.randn(2, 4, *grid, 2, dtype=torch.float64), torch.tensor(sizes)
+    many = torch.stack([extents, extents.flip(0)])
+    mapped = torch.func.vmap(layer)(x, many)
+    torch.testing.assert_close(mapped, torch.stack([layer(*pair) for pair in zip(x, many, strict=True)]))
+    derivative = torch.func.jvp(lambda x: layer(x, extents), (x[0],), (x[1],))[1]
+    expected = torch.autograd.functional.jvp(lambda x: layer(x, extents), x[0], x[1])[1]
+    torch.testing.assert_close(derivative, expected)
+
+
 @pytest.mark.parametrize("directions", ["all", [(1, -1)]], ids=["directions", "rows"])
 def test_threads_share_a_ragged_batch(
     directions: str | list[Direction], monkeypatch: pytest.MonkeyPatch
