@@ -71,13 +71,9 @@ def forward(
     ]  # fmt: skip
     numbers = [*plan.dims, c_rows, plan.panel, plan.lanes]
 
-    scratch_address, counters_address = _addresses(scratch, counters)
-    scratch_bytes = plan.scratch * x.itemsize
-
     def arguments(member: Member) -> list[int]:
-        barrier = counters_address + member.group * BARRIER_BYTES
-        own_scratch = scratch_address + member.thread * scratch_bytes
-        return [*shared, barrier, own_scratch, *numbers, *member]
+        own = _part_address(counters, member.group), _part_address(scratch, member.thread)
+        return [*shared, *own, *numbers, *member]
 
     run(plan.entry, division, arguments)
     if dtype != output.dtype:
@@ -132,7 +128,7 @@ def backward(
     sums = x.new_zeros(threads, dirs, plan.sums_size)
     part = x.new_zeros(threads, plan.sums_size) if plan.part_blocks else None
     scratch = x.new_empty(threads, plan.scratch)
-    counters = _barriers(groups)
+    counters = _barriers(groups) if division.members > 1 else None
     states: list[Tensor] = []
     if first is not None and d_last is not None:
         given = [_plain(face) for face in (*first, *d_last)]
@@ -149,16 +145,15 @@ def backward(
 
     def arguments(member: Member) -> list[int]:
         group, thread = member.group, member.thread
-        own = (
-            dx[group] if wants_dx else None, d_operand[group], dc[group], counters[group], sums[thread],
-            None if part is None else part[thread], scratch[thread],
-        )  # fmt: skip
-        return [*shared, *_addresses(*own), *numbers, *member]
+        own_dx = dx[group].data_ptr() if wants_dx else 0
+        of_group = [_part_address(tensor, group) for tensor in (d_operand, dc, counters)]
+        of_thread = [_part_address(tensor, thread) for tensor in (sums, part, scratch)]
+        return [*shared, own_dx, *of_group, *of_thread, *numbers, *member]
 
     run(plan.entry, division, arguments)
     for other in dx[1:]:
         dx[0].add_(other)
-    gradients = _split_sums(plan, inputs, sums.sum(dim=0))
+    gradients = _split_sums(plan, inputs, sums[0] if threads == 1 else sums.sum(dim=0))
     results = (dx[0] if wants_dx else None, *gradients)
     rounded = [None if gradient is None else gradient.to(dtype) for gradient in results]
     return [*rounded, *(d.to(face.dtype) for d, face in zip(states[5:], first or (), strict=True))]
@@ -168,14 +163,15 @@ def _split_sums(plan: Plan, inputs: SweepInputs, sums: Tensor) -> list[Tensor | 
     """The gradients of weight_ih, weight_hh, bias and the cell's parameters, each in memory of its own,
     from the sums (dirs, sums_size) of all threads."""
     _, _, _, dirs, ndim, units, channels, gate_dim = plan.dims
-    start = plan.depth * plan.padded
-    dw_cat = sums[:, :start].view(dirs, plan.depth, plan.padded)
-    dw = dw_cat[..., :gate_dim].transpose(1, 2)  # (dirs, G·n, K)
-    dw_hh, dw_ih, db = dw.split([plan.hidden_dim, channels, 1], dim=-1)
+    size, row, start = plan.sums_size, plan.padded, plan.depth * plan.padded
+    # The gradient of w_cat is (K, padded gate_dim), and its rows are those of h_1, …, h_D, x and 1.
+    dw_hh = (dirs, ndim, gate_dim, units), (size, units * row, 1, row)
+    dw_ih = (dirs, gate_dim, channels), (size, 1, row), plan.hidden_dim * row
+    db = (dirs, gate_dim), (size, 1), start - row
     gradients: list[Tensor | None] = [
-        dw_ih,
-        None if inputs.weight_hh is None else dw_hh.unflatten(-1, (ndim, units)).transpose(1, 2),
-        None if inputs.bias is None else db.squeeze(-1),
+        sums.as_strided(*dw_ih),
+        None if inputs.weight_hh is None else sums.as_strided(*dw_hh),
+        None if inputs.bias is None else sums.as_strided(*db),
     ]
     for parameter in inputs.parameters:
         if parameter is None:
@@ -257,6 +253,11 @@ def _new(like: Tensor, *shape: int) -> Tensor:
 def _barriers(groups: int) -> Tensor:
     """A zero for the barrier of each group."""
     return torch.zeros(groups, BARRIER_BYTES // 8, dtype=torch.int64)
+
+
+def _part_address(tensor: Tensor | None, k: int) -> int:
+    """Where `tensor[k]` lies in memory, 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr() + k * tensor.stride(0) * tensor.itemsize
 
 
 def _addresses(*tensors: Tensor | None) -> list[int]:
