@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 import pytest
 import torch
-from helpers.states import make_layer, random_faces, results, run
+from helpers.states import UNITS, make_layer, random_faces, results, run
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -93,6 +93,34 @@ def test_states_of_ragged_batches_agree_with_reference(name: str, backend: str) 
             [*results(*run(layer, x, faces, torch.tensor(sizes)), [x, *faces, *layer.parameters()])]
         )
     torch.testing.assert_close(*found, rtol=1e-11, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["one position and a whole grid", "longer than a block", "3-D"])
+def test_inference_keeps_c_of_two_wavefronts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its final states are those of training: zeros for lines outside a sample's valid extents."""
+    grid, sizes = BATCHES[name]
+    layer, x = make_layer(grid, directions="all"), torch.randn(len(sizes), *grid, 2, dtype=torch.float64)
+    faces = random_faces(len(sizes), grid, len(layer.directions))
+    trained = run(layer, x, faces, torch.tensor(sizes))
+    shapes: list[tuple[int, ...]] = []
+    new = launch._new
+
+    def recorded(like: Tensor, *shape: int) -> Tensor:
+        shapes.append(shape)
+        return new(like, *shape)
+
+    monkeypatch.setattr(launch, "_new", recorded)
+    with torch.no_grad():
+        y, last = run(layer, x, faces, torch.tensor(sizes))
+    assert torch.equal(y, trained[0])
+    assert all(torch.equal(one, other) for one, other in zip(last, trained[1], strict=True))
+    steps = [sum(p) for s in sizes for p in product(*map(range, s))]
+    longest = max(map(steps.count, steps))
+    dirs = len(layer.directions)
+    assert shapes == [(len(sizes), *grid, dirs, UNITS), (dirs, 2 * longest, UNITS)]
+    farthest = last[1][:, grid[0] - 1]  # h of the lines along axis 1 that samples of full height have
+    full = torch.tensor([s[0] == grid[0] for s in sizes])
+    assert farthest[full].any() and not farthest[~full].any()
 
 
 @pytest.mark.parametrize("backend", ["fused", "torch"])
