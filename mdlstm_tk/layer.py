@@ -254,8 +254,7 @@ class MDLSTM(nn.Module):
             x = x.movedim(1, -1)
         if sizes is not None:
             sizes = as_sizes(sizes, x, has_batch_axis)
-            if fills_grid(sizes, x.shape[1:-1]):
-                sizes = None
+            sizes = None if fills_grid(sizes, x.shape[1:-1]) else sizes
         if sizes is not None:
             x = x.masked_fill(~valid_mask(x.shape[1:-1], sizes)[..., None], 0)
         if self._has_window:
