@@ -1,6 +1,6 @@
-"""Write docs/performance.md from `mdlstm bench`, `mdlstm bench --runtime`, `parts.py` and `ragged.py`.
+"""Write docs/performance.md from `mdlstm bench`, `mdlstm bench --runtime` and scripts of this folder.
 
-    python benchmarks/performance.py               # takes five minutes on an otherwise idle machine
+    python benchmarks/performance.py               # takes eight minutes on an otherwise idle machine
 
 The script runs the commands themselves, so that anyone who doubts a figure can run the same command.
 """
@@ -20,6 +20,8 @@ from typing import Any
 
 import parts
 import ragged
+import rivals
+from runtimes import markdown
 
 from mdlstm_tk.benchmark import Measurement
 from mdlstm_tk.cli.bench import COLUMNS, RUNTIME_COLUMNS, layer_row, runtime_row
@@ -98,6 +100,16 @@ ragged batches are kept, too. All tables take at most 176 MiB together, and weig
 the CPU at most 64 MiB; the oldest go first, except that the newest grid stays, whatever its size.
 `mdlstm_tk.clear_caches()` frees all of it.
 
+## Compiled kernels on disk
+
+Kernels are compiled once, and kept in `~/.cache/mdlstm-tk/kernels` (`$XDG_CACHE_HOME` is respected; on
+macOS it is below `~/Library/Caches`, on Windows below `%LOCALAPPDATA%`), or in `$NUMBA_CACHE_DIR/kernels`
+if that variable is an absolute path. Numba unpickles what it finds there, and unpickling runs what a file
+says. So the folder must belong to you, and neither it nor a folder above it may be writable by others. If
+that does not hold, nothing is kept, and every process compiles the kernels it needs again, which takes
+seconds; `mdlstm doctor` shows the folder, or says what is missing. Your own functions that Numba caches are
+not affected.
+
 ## Operating system
 
 The CPU backend asks the operating system for three things beyond what Python and torch offer
@@ -141,13 +153,25 @@ training on `digits` with two threads took 2.7 times as long without this (measu
 
 A whole `mdlstm infer` of an 8×8 matrix takes {infer:.2f} s, {ratio:.2f} times as long as
 `python -c "import numpy, onnxruntime"`.
+
+## Beside other networks
+
+`python benchmarks/rivals.py`, one thread
+
+{networks}
+
+These are what one would try instead of a layer in all directions: two bidirectional `nn.LSTM`s, one along
+the rows and one along the columns; seven 3×3 convolutions with ReLU; and a ViT block, one
+`nn.TransformerEncoderLayer` over patches. All have as many parameters as the layer, within 2 %. Features
+are the numbers that each returns for a position.
+
+{rivals}
+
+A ratio above 1 means that the network takes longer than the MD-LSTM. Each file agrees with torch. Equal
+parameters are not equal work: recurrent networks and convolutions use each weight at every position, a ViT
+block uses it once for each patch of 64. No network with two-dimensional state
+spaces is in the table: the packages for them that were found need CUDA.
 """
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Format a table whose first column is text and whose other columns are numbers."""
-    lines = [columns, [":---", *["---:"] * (len(columns) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def directions(rows: Sequence[Measurement]) -> str:
@@ -164,7 +188,7 @@ def directions(rows: Sequence[Measurement]) -> str:
         for row in rows
         if row.shape.endswith(suffix)
     ]
-    return markdown(("N, grid, C, n", "threads", "pass", "ratio"), table)
+    return markdown(("N, grid, C, n", "threads", "pass", "ratio"), table, 1)
 
 
 def bench(*options: str) -> Any:
@@ -198,12 +222,14 @@ def main() -> None:
         system=platform.system(),
         python=platform.python_version(),
         seconds=seconds,
-        layer=markdown(COLUMNS, [layer_row(row) for row in layer]),
-        parts=markdown(parts.COLUMNS, parts.table()),
+        layer=markdown(COLUMNS, [layer_row(row) for row in layer], 1),
+        parts=markdown(parts.COLUMNS, parts.table(), 1),
         ragged_label=ragged.LABEL,
-        ragged=markdown(ragged.COLUMNS, ragged.table()),
+        ragged=markdown(ragged.COLUMNS, ragged.table(), 1),
         directions=directions(layer),
-        runtime=markdown(RUNTIME_COLUMNS, [runtime_row(row) for row in exported]),
+        runtime=markdown(RUNTIME_COLUMNS, [runtime_row(row) for row in exported], 1),
+        networks=markdown(rivals.NETWORK_COLUMNS, rivals.network_table(), 2),
+        rivals=markdown(rivals.COLUMNS, rivals.table(), 2),
         infer=runtime["cold_start"]["infer_seconds"],
         ratio=runtime["cold_start"]["ratio"],
         **{name: version(name) for name in ("torch", "onnxruntime", "numba")},

@@ -124,10 +124,12 @@ class ShowProgress(Protocol):
 def progress(total: int, done: int = 0) -> Iterator[ShowProgress]:
     """Show progress on stderr: a bar on a terminal, else about ten lines, with -q nothing."""
     if not on_terminal():
-        every = max(1, total // 10)
+        every, last = max(1, total // 10), done
 
         def write_line(step: int, text: str, seconds_left: float | None = None) -> None:
-            if step % every == 0 or step == total:
+            nonlocal last
+            before, last = last, step
+            if step // every > before // every or step == total:
                 note(f"{step}/{total}  {text}{_eta(seconds_left)}")
 
         yield write_line

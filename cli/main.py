@@ -23,7 +23,7 @@ from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.text import printable
 
 PANELS = {
-    "Train": ("train", "report", "compare"),
+    "Train": ("train", "sample", "report", "compare"),
     "Export and run": ("export", "infer", "verify", "info"),
     "Try and check": ("demo", "doctor", "bench"),
 }

@@ -16,6 +16,8 @@ and train it with `mdlstm train --model my_file.py:deep`.
     registry    networks by name
     grids       networks that predict numbers at every position
     heads       networks that classify, segment and transcribe, and a convolutional baseline
+    density     what networks have in common that give the probability of an image, and draw images
+    pixel       the multi-dimensional LSTM as such a network
     normalized  a wrapper that standardises inputs and outputs
     blocks      what the networks are composed of
     initial     initial weights
@@ -25,18 +27,22 @@ and train it with `mdlstm train --model my_file.py:deep`.
 from mdlstm_tk.errors import imports_of
 
 with imports_of("train"):
+    from mdlstm_tk.models.density import DensityNet
     from mdlstm_tk.models.grids import GridNet, HorizontalNet, MDNet, RasterNet, SnakeNet
     from mdlstm_tk.models.heads import Classifier, ConvNet, Segmenter, TextRecognizer
     from mdlstm_tk.models.normalized import Normalized
+    from mdlstm_tk.models.pixel import PixelNet
     from mdlstm_tk.models.registry import create, model_names, model_options, register
 
 __all__ = [
     "Classifier",
     "ConvNet",
+    "DensityNet",
     "GridNet",
     "HorizontalNet",
     "MDNet",
     "Normalized",
+    "PixelNet",
     "RasterNet",
     "Segmenter",
     "SnakeNet",

@@ -30,6 +30,7 @@ def register(name: str, *aliases: str, kind: str | None = None) -> Callable[[F],
         "classify": (N, outputs) logits
         "segment": (N, *grid, outputs) logits
         "transcribe": (N, T, outputs) logits, output 0 is the blank
+        "density": (N, *grid, channels), the log-probability of each value of x given those before it
 
     Without a kind, the network is used for tasks of all kinds. A second registration replaces the first.
     """

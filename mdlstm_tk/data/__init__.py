@@ -10,6 +10,7 @@ user_data       a task from a user's own files, which consists of:
   data_folder     what lies in a folder: links and names that lead out of it are not followed
   folders         listing of folders of images, masks and transcripts
   arrays          listing of .npz files
+  idx             listing of IDX files
   images          decoding of one image
   masks           decoding of one mask, and the classes of all masks
   targets         what the targets are, and how they are encoded
@@ -23,7 +24,8 @@ from mdlstm_tk.errors import imports_of
 
 with imports_of("train"):
     from mdlstm_tk.data.builtin.diagonal import DiagonalBatch, DiagonalTask
-    from mdlstm_tk.data.builtin.digits import Digits, DigitStrings
+    from mdlstm_tk.data.builtin.digits import Digits, DigitsDensity, DigitStrings
+    from mdlstm_tk.data.builtin.fashion import Fashion
     from mdlstm_tk.data.builtin.gaussian_field import GaussianField
     from mdlstm_tk.data.builtin.textures import Textures
     from mdlstm_tk.data.spec import KINDS, SPLITS, UNLABELLED, Batch, Floats, Kind, Split, TaskSpec
@@ -39,6 +41,8 @@ __all__ = [
     "DiagonalTask",
     "DigitStrings",
     "Digits",
+    "DigitsDensity",
+    "Fashion",
     "Floats",
     "GaussianField",
     "Kind",

@@ -1,8 +1,9 @@
 """Samples from an `.npz` file.
 
-x       (N, H, W) or (N, H, W, C) numbers, used as they are
+x       (N, H, W) or (N, H, W, C) numbers, used as they are; density: in [0, 1]
 y       grid: (N, H, W) or (N, H, W, K) numbers; classify: (N,) names or integers;
-        segment: (N, H, W) integers, negative where the class is unknown; transcribe: (N,) texts
+        segment: (N, H, W) integers, negative where the class is unknown; transcribe: (N,) texts;
+        density: none
 sizes   (N, 2) integers, the valid extents; optional
 """
 
@@ -44,6 +45,7 @@ FORMATS: dict[Kind, str] = {
     "classify": "an .npz file with x and y (N,)",
     "segment": "an .npz file with x and integers y (N, H, W)",
     "transcribe": "an .npz file with x and texts y (N,)",
+    "density": "an .npz file with x (N, H, W) or (N, H, W, C) in [0, 1]",
 }
 TARGET_NDIM: dict[Kind, int] = {"grid": 4, "classify": 1, "segment": 3, "transcribe": 1}
 TARGET_DTYPES: dict[Kind, str] = {  # as `numpy.dtype.kind`
@@ -93,6 +95,10 @@ def _text(y: Array, index: int, *_: int) -> str:
     return text
 
 
+def _no_target(*_: Any) -> None:
+    """The target of an image whose probability is learned."""
+
+
 def _mask(y: Array, index: int, height: int, width: int) -> RawMask:
     return RawMask(np.asarray(y[index, :height, :width]).astype(np.int64))
 
@@ -102,6 +108,7 @@ _TARGETS: dict[Kind, Callable[..., Any]] = {
     "classify": _name,
     "segment": _mask,
     "transcribe": _text,
+    "density": _no_target,
 }
 
 
@@ -114,9 +121,12 @@ def _load(path: Path, kind: Kind) -> tuple[Array, Array, Array]:
             arrays = {name: file[name] if array is None else array for name, array in mapped.items()}
     except UNREADABLE as error:
         raise InputError(f"--data {path}: not a readable .npz of numbers and texts: {error}") from None
-    if not {"x", "y"} <= set(arrays):
-        raise InputError(f"--data {path}: x or y is missing; expected {FORMATS[kind]}")
-    x, y = arrays["x"], arrays["y"]
+    has_target = kind != "density"
+    if not ({"x", "y"} if has_target else {"x"}) <= set(arrays):
+        missing = "x or y" if has_target else "x"
+        raise InputError(f"--data {path}: {missing} is missing; expected {FORMATS[kind]}")
+    x = arrays["x"]
+    y = arrays["y"] if has_target else x
     x = x[..., None] if x.ndim == 3 else x
     if x.ndim != 4 or x.dtype.kind not in "buif" or x.size == 0:
         raise InputError(
@@ -124,7 +134,7 @@ def _load(path: Path, kind: Kind) -> tuple[Array, Array, Array]:
         )
     y = y[..., None] if kind == "grid" and y.ndim == 3 else y
     grids_differ = kind in ("grid", "segment") and y.shape[1:3] != x.shape[1:3]
-    if (
+    if has_target and (
         y.ndim != TARGET_NDIM[kind]
         or y.dtype.kind not in TARGET_DTYPES[kind]
         or len(y) != len(x)

@@ -21,7 +21,9 @@ def collate(kind: Kind, samples: Sequence[Sample]) -> Batch:
     grid = sizes.max(axis=0)
     x = _pad(xs, (*grid, xs[0].shape[-1]), 0, np.float32)
     sizes_if_ragged = sizes if (sizes != grid).any() else None
-    if kind == "classify":
+    if kind == "density":
+        y: npt.NDArray[Any] = x
+    elif kind == "classify":
         y = np.array(ys, dtype=np.int64)
     elif kind == "transcribe":
         y = _pad(ys, (max(map(len, ys)),), 0, np.int64)

@@ -4,6 +4,7 @@ classify     one subfolder per class, which contains the images of that class
 segment      images/ and masks/ with files of the same names
 transcribe   images and labels.tsv, each line of which is: file, tab, text
 grid         images/ and targets/ with files of the same names
+density      images, at any depth
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ FORMATS: dict[Kind, str] = {
     "classify": "a folder with one subfolder of images per class",
     "segment": "a folder with images/ and masks/",
     "transcribe": "a folder with images and a labels.tsv of file, tab, text",
+    "density": "a folder with images, or with IDX files such as train-images-idx3-ubyte",
 }
 MAX_TABLE_BYTES = 2**28  # of labels.tsv
 Listing = Iterator[tuple[Path, Callable[[], Any]]]  # each image, and a function that reads its target
@@ -54,6 +56,10 @@ def empty_classes(path: Path, data: DataFolder) -> list[str]:
 def _list_classes(path: Path, data: DataFolder) -> Listing:
     for folder in data.subfolders(path):
         yield from ((file, partial(_identity, folder.name)) for file in find_images(data, folder))
+
+
+def _list_images(path: Path, data: DataFolder) -> Listing:
+    yield from ((file, _no_target) for file in find_images(data, path))
 
 
 def _list_masks(path: Path, data: DataFolder) -> Listing:
@@ -115,6 +121,10 @@ def _list_texts(path: Path, data: DataFolder) -> Listing:
             yield image, partial(_read_text, text)
 
 
+def _no_target() -> None:
+    """The target of an image whose probability is learned."""
+
+
 def _identity(target: str) -> str:
     return target
 
@@ -141,4 +151,5 @@ LISTINGS: dict[Kind, Callable[[Path, DataFolder], Listing]] = {
     "classify": _list_classes,
     "segment": _list_masks,
     "transcribe": _list_texts,
+    "density": _list_images,
 }

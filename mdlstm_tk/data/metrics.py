@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import log
 
 import numpy as np
 import numpy.typing as npt
@@ -51,9 +52,16 @@ def _transcribe(prediction: Floats, batch: Batch, spec: TaskSpec) -> Metrics:
     }
 
 
+def _density(prediction: Floats, batch: Batch, _: TaskSpec) -> Metrics:
+    log_p = prediction[valid_positions(batch)].astype(np.float64)
+    nats = -float(log_p.sum())
+    return {"nats": (nats, len(batch.x)), "bits_per_dim": (nats / log(2), log_p.size)}
+
+
 METRICS: dict[Kind, Callable[[Floats, Batch, TaskSpec], Metrics]] = {
     "grid": _grid,
     "classify": _classify,
     "segment": _segment,
     "transcribe": _transcribe,
+    "density": _density,
 }

@@ -18,12 +18,12 @@ from mdlstm_tk.text import is_plain_text, printable
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
-Kind = Literal["grid", "classify", "segment", "transcribe"]
+Kind = Literal["grid", "classify", "segment", "transcribe", "density"]
 Split = Literal["train", "validation", "test"]
 Sample = tuple[Floats, Any]  # x (*grid, C) and its target, encoded as in `Batch.y`
 Metrics = dict[str, tuple[float, float]]  # name → (sum of errors, number of errors summed)
 
-KINDS: tuple[Kind, ...] = ("grid", "classify", "segment", "transcribe")
+KINDS: tuple[Kind, ...] = ("grid", "classify", "segment", "transcribe", "density")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 UNLABELLED = -1  # the class of positions that have no label, and of padding
 
@@ -66,7 +66,7 @@ class Batch:
         x: (N, *grid, C).
         y: targets. "grid": (N, *grid, outputs) float32. "classify": (N,) int64. "segment": (N, *grid)
             int64, UNLABELLED where there is no class. "transcribe": (N, L) int64, k + 1 for character k
-            and 0 after the end of the text.
+            and 0 after the end of the text. "density": x itself.
         sizes: (N, D) int64, the valid extents; None if every sample fills the grid.
     """
 
@@ -87,9 +87,10 @@ class TaskSpec:
     Attributes:
         name: name of the task.
         kind: "grid" predicts numbers at every position, "classify" one class per sample, "segment" one
-            class per position, "transcribe" one text per sample.
+            class per position, "transcribe" one text per sample, "density" the probability of x.
         channels: C, features per position of x.
-        outputs: outputs of the network: numbers per position, classes, or the blank and the characters.
+        outputs: outputs of the network: numbers per position, classes, or the blank and the characters; of
+            kind "density" the levels of each channel, or 1 for two levels.
         size: extents of a sample, or the largest ones if samples differ.
         classes: names of the classes, or the characters.
         mean: mean of each input channel. The network subtracts it; empty if it should not.
@@ -152,7 +153,7 @@ class TaskSpec:
     @property
     def _class_count(self) -> int:
         """The number of classes or characters that `outputs` outputs stand for."""
-        if self.kind == "grid":
+        if self.kind in ("grid", "density"):
             return 0
         return self.outputs - 1 if self.kind == "transcribe" else self.outputs
 

@@ -39,6 +39,7 @@ class Targets:
         are_images: bool,
         resize: Extents | None,
         mask_names: Sequence[str],
+        levels: int,
     ) -> Targets:
         """Find out what the targets are.
 
@@ -48,6 +49,7 @@ class Targets:
             are_images: whether the samples are images rather than arrays.
             resize: extents that images are resized to.
             mask_names: names of the values 0, 1, … of masks.
+            levels: levels of each channel, of kind "density".
 
         Raises:
             InputError: there are fewer than two classes, or the masks do not fit each other.
@@ -57,6 +59,8 @@ class Targets:
             channels = max(target.channels for target in targets)
             image = image_conversion(Preprocessing(channels, resize))
             return cls(channels, (), image if are_images else Conversion(unchanged, unchanged))
+        if kind == "density":
+            return cls(levels if levels > 2 else 1, (), Conversion(unchanged, unchanged))
         if kind == "transcribe":
             alphabet = tuple(sorted(set("".join(targets))))
             return cls(len(alphabet) + 1, alphabet, Conversion(partial(_encode_text, alphabet), unchanged))

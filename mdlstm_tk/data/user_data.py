@@ -22,6 +22,7 @@ import numpy as np
 from mdlstm_tk.data import arrays, folders
 from mdlstm_tk.data.data_folder import DataFolder
 from mdlstm_tk.data.data_summary import summarise
+from mdlstm_tk.data.idx import find_idx, list_idx
 from mdlstm_tk.data.images import Extents
 from mdlstm_tk.data.samples import Conversion, LazySamples, MemoryBudget, image_conversion, unchanged
 from mdlstm_tk.data.sampling import shape_order, stratified_mask
@@ -61,6 +62,7 @@ DEFAULTS: dict[Kind, Mapping[str, Any]] = {
     # The state of "graves" may grow on images larger than the crops of the training, and masks go wrong.
     "segment": {**_COMMON, "augment": 1.0, "cell": "stable"},
     "transcribe": {**_COMMON, "augment": 1.0},
+    "density": {**_COMMON, "model": "pixel", "layers": 2, "batch_size": 32},
 }
 
 
@@ -113,6 +115,7 @@ def read_data(
     resize: Extents | None = None,
     crop: Extents | None = None,
     cache_bytes: int = CACHE_BYTES,
+    levels: int = 2,
 ) -> UserDataTask:
     """Read a file or folder as a task.
 
@@ -127,6 +130,7 @@ def read_data(
         resize: extents that images are resized to; masks take the nearest pixel.
         crop: extents of the part of each sample that is used, see `DatasetTask`.
         cache_bytes: how much of the data may be kept in memory.
+        levels: levels of each channel, of kind "density".
 
     Raises:
         InputError: the path does not exist, has another layout, contains no usable sample, or cannot be
@@ -155,7 +159,7 @@ def read_data(
     channels = _count_channels(splits, is_arrays, path)
     scans = [each.scan for samples in splits.values() for each in samples]
     try:
-        targets = Targets.of(kind, scans, not is_arrays, resize, _read_names(data))
+        targets = Targets.of(kind, scans, not is_arrays, resize, _read_names(data), levels)
     except InputError as error:
         raise InputError(f"--data {path}: {error}; --task {kind} expects {_formats(kind)}") from None
     if not splits.get("validation"):
@@ -166,6 +170,8 @@ def read_data(
         order = np.argsort(shape_order(extents[split]), kind="stable")
         splits[split] = [splits[split][k] for k in order]
     mean, std = channel_moments([each.scan.moments for each in splits["train"]], channels)
+    if kind == "density":
+        mean, std = (), ()  # levels are not standardised
     target_mean, target_std = targets.moments([each.scan for each in splits["train"]])
     preprocessing = None if is_arrays else Preprocessing(channels, resize)
     largest = everything.max(axis=0)
@@ -206,6 +212,8 @@ def _find_places(data: DataFolder, kind: Kind) -> dict[Split, Path]:
     path = data.path
     if not path.exists():
         raise InputError(f"--data {path}: there is no such file or folder")
+    if kind == "density" and path.is_dir() and (files := find_idx(data)):
+        return files
     found: dict[Split, Path] = {}
     for split, names in SPLIT_NAMES.items():
         places = [path / f"{name}{suffix}" for name in names for suffix in ("", ".npz")]
@@ -227,8 +235,12 @@ def _scan(
     path: Path, kind: Kind, resize: Extents | None, skipped: list[str], data: DataFolder
 ) -> Iterator[_Scanned]:
     """Scan the samples of one file or folder; append name and reason of each unusable one to `skipped`."""
-    is_arrays = path.suffix == ".npz"
-    samples = list(arrays.list_arrays(path, kind) if is_arrays else folders.list_folder(path, kind, data))
+    if path.suffix == ".npz":
+        samples = list(arrays.list_arrays(path, kind))
+    elif kind == "density" and path.is_file():
+        samples = list(list_idx(path))
+    else:
+        samples = list(folders.list_folder(path, kind, data))
     for sample, scan in zip(samples, scan_samples(samples, kind, resize), strict=True):
         if isinstance(scan, UnusableSampleError):
             skipped.append(f"{sample.name}: {scan}")

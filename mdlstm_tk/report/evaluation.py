@@ -17,7 +17,7 @@ from mdlstm_tk.runtime.postprocessing import labels, probabilities, transcripts
 from mdlstm_tk.training import TrainConfig, evaluate
 from mdlstm_tk.viz.examples import display_split, example_indices
 
-EXAMPLES: dict[Kind, int] = {"grid": 3, "classify": 18, "segment": 3, "transcribe": 8}
+EXAMPLES: dict[Kind, int] = {"grid": 3, "classify": 18, "segment": 3, "transcribe": 8, "density": 6}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Turn the outputs of a network into what its task asks for: labels, texts and masks.
+"""Turn the outputs of a network into what its task asks for: labels, texts, masks and probabilities.
 
 >>> session = Session("digits.onnx")
 >>> decode(session(x), session.metadata, top=3)[0].probabilities
@@ -8,7 +8,8 @@ Labels and texts are written as txt (one line per sample), csv (a table with a h
 objects). One document holds the answers for any number of files.
 
 txt    The fields of a line are separated by tabs: the file (if there are several), the array (of a .npz),
-       and the label or text; with `top`, label and probability in turn. Each field is escaped as by
+       and the label or text; with `top`, label and probability in turn; of a density model, the nats and
+       the bits per dimension. Each field is escaped as by
        `mdlstm_tk.text.text_field`, and `text_of_field` returns what it was.
 csv    As Python's csv module and spreadsheets read it (RFC 4180). The names of files and arrays are escaped
        as in txt, labels and texts need no escapes. A field may begin with "=": see docs/security.md.
@@ -21,6 +22,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import log
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -33,9 +35,11 @@ from mdlstm_tk.text import text_field, to_json
 
 AnswerFormat = Literal["txt", "csv", "json"]
 ANSWER_FORMATS: tuple[AnswerFormat, ...] = get_args(AnswerFormat)
-ANSWER_KINDS = ("classify", "transcribe")
-CLASS_KINDS = (*ANSWER_KINDS, "segment")
+ANSWER_KINDS = ("classify", "transcribe", "density")
+CLASS_KINDS = ("classify", "transcribe", "segment")
 PROBABILITY_DIGITS = 6
+NUMBER_DIGITS = 4  # of nats and bits
+NUMBERS = ("nats", "bits_per_dim")
 
 
 def answer_format(file_format: str) -> AnswerFormat | None:
@@ -63,20 +67,23 @@ LABELS_ONLY = ResultOptions()
 
 @dataclass(frozen=True)
 class Answer:
-    """The label or the text of one sample.
+    """The label, the text or the probability of one sample.
 
     Attributes:
-        text: name of the most likely class, or the text of a recogniser.
+        text: name of the most likely class, the text of a recogniser, or the nats of a density model.
         array: name of the array in a `.npz` file; else None.
         sample: index of the sample, if its array has a batch axis; else None.
         probabilities: (class, probability) of the most likely classes, in decreasing order; empty for
             texts.
+        numbers: of a density model, ("nats", the negative log-probability of the sample) and
+            ("bits_per_dim", the same in bits, divided by the number of values); else empty.
     """
 
     text: str
     array: str | None = None
     sample: int | None = None
     probabilities: tuple[tuple[str, float], ...] = ()
+    numbers: tuple[tuple[str, float], ...] = ()
 
     def as_dict(self, kind: str | None) -> dict[str, Any]:
         """The answer as JSON values."""
@@ -84,6 +91,8 @@ class Answer:
         values = {name: value for name, value in values.items() if value is not None}
         if kind == "transcribe":
             return values | {"text": self.text}
+        if kind == "density":
+            return values | dict(self.numbers)
         values |= {"label": self.text, "probability": self.probabilities[0][1]}
         return values | ({"probabilities": dict(self.probabilities)} if len(self.probabilities) > 1 else {})
 
@@ -98,9 +107,9 @@ def decode(y: Array, metadata: Metadata, top: int = 1, array: str | None = None)
         array: name of the array, which the answers repeat.
 
     Returns:
-        A list of one `Answer` per sample for the kinds "classify" and "transcribe". For "segment" a mask,
-        (H, W) or (N, H, W), of the values that the classes have in the masks of the training data. For
-        other kinds y.
+        A list of one `Answer` per sample for the kinds "classify", "transcribe" and "density". For
+        "segment" a mask, (H, W) or (N, H, W), of the values that the classes have in the masks of the
+        training data. For other kinds y.
 
     Raises:
         MDLSTMError: y has another shape than the metadata say.
@@ -111,6 +120,8 @@ def decode(y: Array, metadata: Metadata, top: int = 1, array: str | None = None)
         return mask_values(labels(y, class_axis(y, metadata)), metadata.mask_values)
     if metadata.kind not in ANSWER_KINDS:
         return y
+    if metadata.kind == "density":
+        return _densities(y, metadata, array)
     classes = metadata.classes or ()
     batched = y.ndim == (2 if metadata.kind == "classify" else 3)
     rows = y if batched else y[None]
@@ -122,6 +133,20 @@ def decode(y: Array, metadata: Metadata, top: int = 1, array: str | None = None)
         order = np.argsort(-row, kind="stable")[: max(top, 1)].tolist()
         ranked = tuple((classes[c], round(float(row[c]), PROBABILITY_DIGITS)) for c in order)
         answers.append(Answer(ranked[0][0], array, k, ranked))
+    return answers
+
+
+def _densities(log_p: Array, metadata: Metadata, array: str | None) -> list[Answer]:
+    """The answers of a density model, from the log-probability of each value."""
+    batched = log_p.ndim == metadata.ndim + 2
+    answers = []
+    for k, sample in enumerate(log_p if batched else log_p[None]):
+        nats = -float(sample.sum(dtype=np.float64))
+        values = (nats, nats / log(2) / sample.size)
+        rounded = tuple(
+            (name, round(value, NUMBER_DIGITS)) for name, value in zip(NUMBERS, values, strict=True)
+        )
+        answers.append(Answer(str(rounded[0][1]), array, k if batched else None, numbers=rounded))
     return answers
 
 
@@ -163,6 +188,8 @@ class AnswerDocument:
         columns = ["file", "array", "sample"]
         if self._kind == "transcribe":
             return _csv_line([*columns, "text"])
+        if self._kind == "density":
+            return _csv_line([*columns, *NUMBERS])
         columns += ["label", "probability"]
         if self._options.probabilities:
             columns += [f"probability_{name}" for name in self._classes]
@@ -195,7 +222,9 @@ class AnswerDocument:
     def _txt_line(self, source: str, answer: Answer) -> str:
         fields = [source] if self._named else []
         fields += [] if answer.array is None else [answer.array]
-        if self._options.top is None:
+        if answer.numbers:
+            fields += [f"{value:.{NUMBER_DIGITS}f}" for _, value in answer.numbers]
+        elif self._options.top is None:
             fields.append(answer.text)
         else:
             for label, probability in answer.probabilities:
@@ -204,7 +233,10 @@ class AnswerDocument:
 
     def _csv_values(self, source: str, answer: Answer) -> list[Any]:
         sample = "" if answer.sample is None else answer.sample
-        values: list[Any] = [text_field(source), text_field(answer.array or ""), sample, answer.text]
+        values: list[Any] = [text_field(source), text_field(answer.array or ""), sample]
+        if answer.numbers:
+            return values + [value for _, value in answer.numbers]
+        values.append(answer.text)
         if self._kind == "transcribe":
             return values
         values.append(answer.probabilities[0][1])

@@ -368,10 +368,10 @@ def write_results(
         InputError: the format cannot hold them.
         MDLSTMError: the file cannot be written.
     """
-    has_classes = metadata.kind in CLASS_KINDS and len(metadata.output_names) == 1
+    is_single = len(metadata.output_names) == 1
+    has_classes = metadata.kind in CLASS_KINDS and is_single
     try:
-        text_format = answer_format(job.format)
-        if has_classes and metadata.kind in ANSWER_KINDS and text_format:
+        if is_single and metadata.kind in ANSWER_KINDS and (text_format := answer_format(job.format)):
             return _write_answers(job, text_format, outputs, metadata, options)
         if has_classes and options.probabilities:
             outputs = {name: probabilities(y, class_axis(y, metadata)) for name, y in outputs.items()}

@@ -24,7 +24,8 @@ class Metadata:
         version: version of mdlstm-tk that exported the model.
         grid: extents of the grid that the model takes; smaller grids fit, too, if `inputs` has "sizes".
             None: the model takes any grid.
-        form: "unrolled" (the sweep written out for one grid) or "scan" (the sweep as a loop).
+        form: "unrolled" (the sweep written out for one grid), "scan" (the sweep as a loop) or "tiles" (a
+            graph for each sweep, with faces as inputs and outputs, for grids in tiles).
         layout: axes of x, for example "N H W C".
         channels: number of features at each position of x.
         outputs: number of features of y, at each position if y has a grid.
@@ -38,10 +39,11 @@ class Metadata:
         dtype: precision of the computation. Inputs and outputs are float32 in any case.
         model: name of the network, if the model was exported from a run.
         task: name of the task, if the model was exported from a run.
-        kind: kind of the task: "grid", "classify", "segment" or "transcribe".
+        kind: kind of the task: "grid", "classify", "segment", "transcribe" or "density".
         classes: names of the outputs, if they are classes. For "transcribe", the characters of outputs 1,
             2, …; output 0 is the blank.
         checkpoint_sha256: checksum of the checkpoint, if the model was exported from a run.
+        part: for a graph of a tiles export, which one it is, such as "stage-0/sweep-1" or "head".
         parity: {"atol", "rtol", "max_abs"}: the tolerance that the model met on export, and its largest
             error against float64.
         schema: version of this set of fields.
@@ -67,6 +69,7 @@ class Metadata:
     mask_palette: tuple[int, ...] | None = None
     preprocessing: dict[str, Any] | None = None
     checkpoint_sha256: str | None = None
+    part: str | None = None
     parity: dict[str, float] = field(default_factory=dict)
     schema: int = SCHEMA
 

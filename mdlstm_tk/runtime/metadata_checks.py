@@ -20,8 +20,8 @@ from mdlstm_tk.text import is_plain_text
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.metadata import Metadata
 
-KINDS = ("grid", "classify", "segment", "transcribe")
-FORMS = ("unrolled", "scan")
+KINDS = ("grid", "classify", "segment", "transcribe", "density")
+FORMS = ("unrolled", "scan", "tiles")
 DTYPES = ("float32", "float16", "int8")
 PARITY_KEYS = ("atol", "rtol", "max_abs")
 
@@ -169,6 +169,7 @@ RULES: dict[str, Rule] = {
     "checkpoint_sha256": _or_null(
         Rule(lambda value: isinstance(value, str) and bool(_SHA256.fullmatch(value)), "64 hex digits")
     ),
+    "part": _or_null(_TEXT),
     "parity": Rule(_is_parity, f"finite numbers for {', '.join(PARITY_KEYS)}"),
 }
 
@@ -211,12 +212,16 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
     yield "further_windows", all(window is None or len(window) == ndim for window in further), of_layout
     count = len(metadata.output_names) - 1
     yield "further_windows", len(further) == count, f"{count} windows, as there are {count + 1} outputs"
-    if kind not in (None, "grid"):
+    if kind not in (None, "grid", "density"):
         names = outputs - (kind == "transcribe")  # output 0 of a recogniser is the blank
         expected = f"{names} names, as a model of kind {kind} has {outputs} outputs"
         yield "classes", classes is not None and len(classes) == names, expected
     if kind == "segment":
         yield "window", metadata.window is not None, "extents, as a segmenter has a grid of classes"
+    if kind == "density":
+        ones = (1,) * ndim
+        yield "window", metadata.window == ones, f"{list(ones)}, as a density has a number for each value"
+        yield "outputs", outputs == metadata.channels, f"{metadata.channels}, one for each channel of x"
     values, palette = metadata.mask_values, metadata.mask_palette
     yield "mask_values", values is None or len(values) == outputs, f"{outputs} values, one for each class"
     yield "mask_palette", palette is None or len(palette) == 3 * outputs, f"{3 * outputs} values"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         plan_comparison,
     )
     from mdlstm_tk.training.config import TrainConfig, list_settings
+    from mdlstm_tk.training.drawing import draw_images, sample_run
     from mdlstm_tk.training.evaluation import evaluate, evaluate_run, predict
     from mdlstm_tk.training.job import TrainingJob, new_job, resume_job, run_job
     from mdlstm_tk.training.loop import train
@@ -46,6 +47,7 @@ _MODULES = {
     "default_config": "tasks",
     "describe_progress": "progress",
     "describe_run": "run_info",
+    "draw_images": "drawing",
     "evaluate": "evaluation",
     "evaluate_run": "evaluation",
     "latest_run": "run_folder",
@@ -61,6 +63,7 @@ _MODULES = {
     "predict": "evaluation",
     "resume_job": "job",
     "run_job": "job",
+    "sample_run": "drawing",
     "save_checkpoint": "checkpoint",
     "train": "loop",
 }
@@ -83,6 +86,7 @@ __all__ = [
     "default_config",
     "describe_progress",
     "describe_run",
+    "draw_images",
     "evaluate",
     "evaluate_run",
     "latest_run",
@@ -98,6 +102,7 @@ __all__ = [
     "predict",
     "resume_job",
     "run_job",
+    "sample_run",
     "save_checkpoint",
     "train",
 ]

@@ -47,7 +47,8 @@ class TrainConfig:
     """
 
     task: str = _setting(
-        "diagonal", "Built-in task; or, together with data, its kind: grid, classify, segment, transcribe."
+        "diagonal",
+        "Built-in task; or, together with data, its kind: grid, classify, segment, transcribe, density.",
     )
     data: str = _setting("", "Path of an .npz file or an image folder to train on; empty: a built-in task.")
     data_from_run: str = _setting(
@@ -66,6 +67,12 @@ class TrainConfig:
         "",
         "Size of the part of each sample of data to train on, at random places; validation uses the "
         "centre; empty: whole samples.",
+    )
+    levels: int = _setting(
+        2,
+        "Levels that each channel of data of kind density is rounded to; 2 are black and white.",
+        least=2,
+        most=256,
     )
     cache: int = _setting(
         256, "Memory for decoded images of data in MiB; further ones are read again in each epoch.", least=0

@@ -25,9 +25,11 @@ def loss_of(prediction: Tensor, batch: Batch, spec: TaskSpec) -> Tensor:
         "classify"    cross entropy
         "segment"     cross entropy averaged over labelled positions
         "transcribe"  CTC (Graves et al. 2006), divided by the length of the text
+        "density"     negative log-probability in nats, averaged over the values at valid positions
 
     Args:
-        prediction: (N, *grid, outputs), (N, classes) or (N, T, 1 + characters), as the kind demands.
+        prediction: (N, *grid, outputs), (N, classes), (N, T, 1 + characters) or (N, *grid, C), as the kind
+            demands.
         batch: holds the targets.
         spec: of the task.
     """
@@ -41,14 +43,21 @@ def loss_of(prediction: Tensor, batch: Batch, spec: TaskSpec) -> Tensor:
         labelled = y != UNLABELLED
         losses = F.cross_entropy(prediction.movedim(-1, 1), y, ignore_index=UNLABELLED, reduction="none")
         return (losses.flatten(1).sum(1) / labelled.flatten(1).sum(1).clamp(min=1)).mean()
+    if spec.kind == "density":
+        return _mean_of_positions(-prediction, batch)
     error = prediction - y
     if spec.target_std:
         error = error / error.new_tensor(spec.target_std)
+    return _mean_of_positions(error.square(), batch)
+
+
+def _mean_of_positions(losses: Tensor, batch: Batch) -> Tensor:
+    """The mean over the samples of the mean of each sample's losses (N, *grid, outputs)."""
     if batch.sizes is None:
-        return error.square().mean()
-    sizes = torch.from_numpy(batch.sizes).to(error.device)
-    squared = error.square().mean(-1) * valid_mask(error.shape[1:-1], sizes)  # (N, *grid)
-    return (squared.flatten(1).sum(1) / sizes.prod(1)).mean()
+        return losses.mean()
+    sizes = torch.from_numpy(batch.sizes).to(losses.device)
+    valid = losses.mean(-1) * valid_mask(losses.shape[1:-1], sizes)  # (N, *grid)
+    return (valid.flatten(1).sum(1) / sizes.prod(1)).mean()
 
 
 def _ctc_loss(logits: Tensor, y: Tensor) -> Tensor:

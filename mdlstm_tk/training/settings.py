@@ -58,7 +58,7 @@ def configure(
     if "task" in chosen:
         start = default_config(chosen["task"], chosen.get("data", ""), chosen.get("model"))
     elif chosen.get("data"):
-        raise InputError("--data needs --task: grid, classify, segment or transcribe")
+        raise InputError("--data needs --task: grid, classify, segment, transcribe or density")
     config = start.updated(file_values, str(file)).updated(settings, "--set", settings)
     return config.updated(options, "command line", options)
 

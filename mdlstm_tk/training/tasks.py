@@ -13,7 +13,9 @@ from mdlstm_tk.data import (
     KINDS,
     DiagonalTask,
     Digits,
+    DigitsDensity,
     DigitStrings,
+    Fashion,
     GaussianField,
     Kind,
     Task,
@@ -33,6 +35,9 @@ BUILT_IN: dict[str, tuple[type[Task], Callable[[TrainConfig], Task]]] = {
     "diagonal": (DiagonalTask, lambda c: DiagonalTask(c.grid)),
     "digits": (Digits, lambda c: Digits(c.seed, c.validation, c.augment)),
     "digit-strings": (DigitStrings, lambda c: DigitStrings(c.seed, c.validation, c.augment)),
+    "digits-binary": (DigitsDensity, lambda c: DigitsDensity(c.seed, c.validation)),
+    "digits-grey": (DigitsDensity, lambda c: DigitsDensity(c.seed, c.validation, binary=False)),
+    "fashion": (Fashion, lambda c: Fashion(c.seed, c.validation)),
     "gaussian-field": (GaussianField, lambda c: GaussianField(c.grid)),
     "gaussian-field-anisotropic": (GaussianField, lambda c: GaussianField(c.grid, anisotropic=True)),
     "textures": (Textures, lambda c: Textures(c.grid, c.augment)),
@@ -106,6 +111,7 @@ def make_task(config: TrainConfig) -> Task:
         resize=cast("Extents | None", resize),
         crop=cast("Extents | None", crop),
         cache_bytes=config.cache * 2**20,
+        levels=config.levels,
     )
     if config.size and config.grid != task.spec.size:
         raise InputError(

@@ -39,7 +39,8 @@ def sample_panels(batch: Batch, prediction: Numbers, spec: TaskSpec) -> list[Pan
     """The panels of a batch with one sample.
 
     A classified or transcribed sample has one panel, its input, captioned with the prediction. A grid or a
-    segmentation has four: input, prediction, truth and errors. If x has neither one nor three channels,
+    segmentation has four: input, prediction, truth and errors. Of kind "density" there are two: the input,
+    and how surprising each position is, given those before it. If x has neither one nor three channels,
     the first one is drawn; of several outputs, too.
     """
     x = _without_padding(batch.x, batch)
@@ -50,6 +51,13 @@ def sample_panels(batch: Batch, prediction: Numbers, spec: TaskSpec) -> list[Pan
         (predicted_text,), (true_text,) = transcripts(prediction, spec.classes), target_texts(batch, spec)
         return [Panel(_caption(predicted_text, true_text), draw_input(x))]
     output, target = _without_padding(prediction, batch), _without_padding(batch.y, batch)
+    if spec.kind == "density":
+        surprise = -output.sum(-1)
+        limits = 0.0, float(surprise.max())
+        return [
+            Panel(f"{surprise.sum():.1f} nats", draw_input(x)),
+            Panel("surprise", _draw_values(surprise, *limits, "magma"), f"{_format_range(*limits)} nats"),
+        ]
     if spec.kind == "segment":
         predicted_mask = labels(output)
         errors = draw_input(x, fade=0.5)

@@ -11,6 +11,7 @@ from torch import nn
 from mdlstm_tk.data import Batch, DiagonalTask, Task
 from mdlstm_tk.sizes import format_size
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
+from mdlstm_tk.training.drawing import draw_images
 from mdlstm_tk.training.evaluation import predict
 from mdlstm_tk.training.job import TrainingJob, run_job
 from mdlstm_tk.training.networks import build_network
@@ -18,7 +19,7 @@ from mdlstm_tk.training.progress import Progress
 from mdlstm_tk.training.run_folder import Run
 from mdlstm_tk.training.tasks import load_task
 from mdlstm_tk.viz.examples import display_split, example_batch, example_indices
-from mdlstm_tk.viz.panels import sample_panels
+from mdlstm_tk.viz.panels import Panel, draw_input, sample_panels
 from mdlstm_tk.viz.plots import Floats, draw_before_and_after, draw_curves, draw_panels
 
 COLUMNS = 4  # panels in a row of the picture
@@ -70,6 +71,8 @@ def draw_run(run: Run, task: Task | None = None) -> None:
     draw_curves(run.curves, title, run.read_metrics())
     if isinstance(task, DiagonalTask):
         _draw_diagonal(run, checkpoint, task, title)
+    elif checkpoint.spec.kind == "density":
+        _draw_density(run, checkpoint, task, title)
     else:
         _draw_examples(run, checkpoint, task, title)
 
@@ -94,6 +97,21 @@ def _draw_examples(run: Run, checkpoint: Checkpoint, task: Task, title: str) -> 
         batch = example_batch(task, split, seed, index)
         panels += sample_panels(batch, _predict(network, batch), spec)
     draw_panels(run.prediction, f"{title}, {split} data", panels, COLUMNS)
+
+
+def _draw_density(run: Run, checkpoint: Checkpoint, task: Task, title: str) -> None:
+    """Samples that represent the split, then images that the trained network draws."""
+    spec, seed = checkpoint.spec, checkpoint.config.seed
+    split = display_split(task)
+    indices = example_indices(task, split, seed, SAMPLES)
+    data = [draw_input(example_batch(task, split, seed, index).x[0]) for index in indices]
+    panels = [Panel(f"{split} data", image) for image in data]
+    network = checkpoint.network()
+    if hasattr(network, "sample"):  # a network of the user's own need not draw
+        height, width = spec.size
+        drawn = draw_images(network, SAMPLES, (height, width), spec.channels, seed)
+        panels += [Panel("drawn", draw_input(image)) for image in drawn]
+    draw_panels(run.prediction, title, panels, COLUMNS)
 
 
 @torch.no_grad()

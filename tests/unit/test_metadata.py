@@ -136,6 +136,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
         ),
     ),
     "checkpoint_sha256": ("", "0" * 63, "g" * 64, 3, ["0"] * 64, "0" * 65),
+    "part": tuple(value for value in NOT_TEXT if value is not None),
     "parity": (
         3,
         [],

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mdlstm_tk.data import KINDS
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.models import Normalized, create, model_names, model_options
@@ -109,9 +110,10 @@ def test_unknown_networks_and_options_are_errors(name: str, options: dict[str, A
 
 MODELS = [
     (kind, model)
-    for kind in ("grid", "classify", "segment", "transcribe")
+    for kind in KINDS
     for model in model_names(kind)
-    if model in ("md", "horizontal", "snake", "raster", "conv")  # not those that other tests register
+    if model
+    in ("md", "horizontal", "snake", "raster", "conv", "pixel")  # not those that other tests register
 ]
 SIZES = torch.tensor([[9, 14], [5, 7], [1, 1], [1, 7], [9, 1]])
 

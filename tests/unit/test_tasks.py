@@ -24,6 +24,7 @@ from mdlstm_tk.data import (
     batches,
 )
 from mdlstm_tk.data.augmentation import distort
+from mdlstm_tk.data.builtin.fashion import FOLDER
 from mdlstm_tk.data.builtin.textures import COLUMNS
 from mdlstm_tk.data.collate import collate
 from mdlstm_tk.data.metrics import METRICS
@@ -83,6 +84,8 @@ def test_sizes_too_small_for_the_diagonal_are_refused(size: tuple[int, ...]) -> 
 
 def make(name: str) -> Task:
     """A built-in task, with grids of 20×33 if it generates them."""
+    if name == "fashion" and not FOLDER.is_dir():
+        pytest.skip("Debian's package dataset-fashion-mnist is not installed")
     return make_task(TrainConfig(task=name, size="20x33", augment=1.0))
 
 
@@ -113,7 +116,10 @@ def test_batches_match_the_task_spec(name: str) -> None:
     assert batch.x.dtype == np.float32
     assert batch.x.shape[-1] == spec.channels
     assert all(extent <= largest for extent, largest in zip(batch.x.shape[1:-1], spec.size, strict=True))
-    if spec.kind != "grid":
+    if spec.kind == "density":
+        levels = batch.x * (max(spec.outputs, 2) - 1)
+        assert set(np.unique(levels)) == set(range(max(spec.outputs, 2)))
+    elif spec.kind != "grid":
         assert UNLABELLED <= batch.y.min() <= batch.y.max() <= spec.outputs - 1
         assert len(spec.classes) == spec.outputs - (spec.kind == "transcribe")
     test_batches = list(batches(task, "test", 0, 50))
@@ -143,8 +149,11 @@ def test_metrics_are_zero_for_the_targets_and_positive_otherwise(name: str) -> N
     elif task.kind == "transcribe":  # each character, then a blank
         spaced = np.stack([batch.y, np.zeros_like(batch.y)], axis=-1).reshape(len(batch.y), -1)
         perfect = np.eye(task.outputs, dtype=np.float32)[spaced]
+    elif task.kind == "density":  # log-probabilities
+        perfect = np.zeros_like(batch.x)
     assert all(total == 0 for total, _ in task.measure(perfect, batch).values())
-    wrong = np.roll(perfect, 1, axis=-1) if task.kind != "grid" else perfect + 1
+    numbers = {"grid": perfect + 1, "density": perfect - 1}
+    wrong = numbers.get(task.kind, np.roll(perfect, 1, axis=-1))
     assert all(total > 0 and count > 0 for total, count in task.measure(wrong, batch).values())
 
 
@@ -210,6 +219,28 @@ def test_no_digit_is_in_two_splits(seed: int) -> None:
     strings = DigitStrings(seed).indices
     assert not set(strings["test"]) & (set(strings["train"]) | set(strings["validation"]))
     assert sum(map(len, strings.values())) == 1797
+
+
+def test_digits_in_black_and_white_are_those_in_grey_above_a_threshold_and_the_same_in_all_runs() -> None:
+    binary, grey = make("digits-binary"), make("digits-grey")
+    dark, light = [], []
+    for split in SPLITS:
+        white, levels = (
+            task.batch(0, 0, 400, split).x > 0.5 if task is binary else task.batch(0, 0, 400, split).x
+            for task in (binary, grey)
+        )
+        dark += [image[~mask].max() for image, mask in zip(levels, white, strict=True)]
+        light += [image[mask].min() for image, mask in zip(levels, white, strict=True)]
+    assert (np.array(dark) < np.array(light)).all()  # each image has a threshold,
+    assert max(dark) < 0.7 + 1 / 16
+    assert min(light) > 0.3 - 1 / 16
+    assert max(dark) > 0.6 > 0.4 > min(light)  # and others have other thresholds
+    other = make_task(TrainConfig(task="digits-binary", seed=1))
+    images = [
+        {image.tobytes() for split in SPLITS for image in task.batch(0, 0, task.count(split), split).x}
+        for task in (binary, other)
+    ]
+    assert images[0] == images[1]
 
 
 def test_digit_strings_match_their_labels() -> None:

@@ -11,13 +11,14 @@ import numpy.typing as npt
 
 from mdlstm_tk.data.augmentation import distort
 from mdlstm_tk.data.collate import collate
-from mdlstm_tk.data.sampling import make_rng, stratified_mask
+from mdlstm_tk.data.sampling import binarise, make_rng, stratified_mask
 from mdlstm_tk.data.spec import SPLITS, Batch, Floats, Sample, Split, TaskSpec
 from mdlstm_tk.data.task import WHOLE_BATCH, DatasetTask, Task
 from mdlstm_tk.errors import require
 
 SIDE = 8  # pixels of a digit
 CLASSES = tuple("0123456789")
+GREY_LEVELS = 17  # of a pixel
 TEST_SHARE = 0.2  # of all digits
 STRING_EVALUATION_SAMPLES = {"validation": 300, "test": 1000}
 STRING_HEIGHT = 12  # pixels
@@ -110,6 +111,47 @@ class Digits(DatasetTask):
             name: 1 - float(method.fit(x_train, y_train).score(x_test, y_test))
             for name, method in methods.items()
         }
+
+
+class DigitsDensity(DatasetTask):
+    """The probability of single digits, in black and white or in 17 levels of grey, without their labels.
+
+    See `mdlstm_tk.data.sampling.binarise` for how images become black and white: once, by a fixed seed, so
+    that an image is the same in all splits and runs.
+
+    Args:
+        seed: seed of the split, which is that of `Digits`.
+        validation: share of the digits outside the test set that chooses the best checkpoint.
+        binary: black and white.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+
+    kind = "density"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        **_COMMON,
+        "size": "8",
+        "model": "pixel",
+        "steps": 3000,
+        "batch_size": 64,
+        "layers": 2,
+        "lr": 0.005,
+        "average": 0.99,
+        "validation": 0.1,
+        "evaluate_every": 100,
+    }
+
+    def __init__(self, seed: int, validation: float = 0.1, *, binary: bool = True) -> None:
+        grey, _ = _load_digits()
+        images: Any = binarise(grey) if binary else grey
+        name, outputs = ("digits-binary", 1) if binary else ("digits-grey", GREY_LEVELS)
+        spec = TaskSpec(name, self.kind, 1, outputs, (SIDE, SIDE))
+        sets: dict[Split, list[Sample]] = {
+            split: [(images[index][..., None], None) for index in chosen]
+            for split, chosen in _split_digits(seed, validation).items()
+        }
+        super().__init__(spec, sets)
 
 
 class DigitStrings(Task):

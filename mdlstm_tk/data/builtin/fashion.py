@@ -1,0 +1,74 @@
+"""Fashion-MNIST (Xiao, Rasul, Vollgraf 2017): 70,000 pictures of clothes, 28×28 pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mdlstm_tk.data.data_folder import DataFolder
+from mdlstm_tk.data.idx import find_idx, read_idx
+from mdlstm_tk.data.sampling import binarise, make_rng
+from mdlstm_tk.data.spec import Split, TaskSpec
+from mdlstm_tk.data.task import DatasetTask
+from mdlstm_tk.errors import InputError
+
+FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
+
+
+@cache
+def _load(folder: Path) -> tuple[Any, Any]:
+    """The pictures for training and for testing in black and white, (N, 28, 28) uint8 each."""
+    files = find_idx(DataFolder(folder))
+    if set(files) != {"train", "test"}:
+        raise InputError(
+            f"Fashion-MNIST is not at {folder}; install Debian's package dataset-fashion-mnist, or use "
+            "--task density --data FOLDER with a folder of IDX files"
+        )
+    return binarise(read_idx(files["train"]), 255), binarise(read_idx(files["test"]), 255)
+
+
+class Fashion(DatasetTask):
+    """The probability of pictures of clothes in black and white.
+
+    See `mdlstm_tk.data.sampling.binarise` for how the pictures become black and white.
+
+    Args:
+        seed: seed of the validation split.
+        validation: share of the 60,000 training pictures that chooses the best checkpoint.
+        folder: holds the IDX files.
+
+    Raises:
+        InputError: the files are not there, or damaged.
+    """
+
+    kind = "density"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "size": "28",
+        "model": "pixel",
+        "steps": 4000,
+        "batch_size": 32,
+        "hidden": 32,
+        "layers": 2,
+        "lr": 0.005,
+        "weight_decay": 0.0,
+        "schedule": "cosine",
+        "warmup": 100,
+        "clip": 1.0,
+        "average": 0.99,
+        "validation": 0.02,
+        "evaluate_every": 500,
+    }
+
+    def __init__(self, seed: int, validation: float = 0.02, folder: Path = FOLDER) -> None:
+        train, test = _load(folder)
+        order = make_rng(seed, 2).permutation(len(train))
+        count = round(validation * len(train))
+        chosen: dict[Split, Any] = {
+            "train": train[order[count:]],
+            "validation": train[order[:count]],
+            "test": test,
+        }
+        sets = {split: [(image[..., None], None) for image in images] for split, images in chosen.items()}
+        super().__init__(TaskSpec("fashion", self.kind, 1, 1, train.shape[1:]), sets)

@@ -1,0 +1,80 @@
+"""Draw images with the network of a run of kind "density"."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.samples import Given, uniform_numbers
+from mdlstm_tk.training.checkpoint import load_checkpoint
+from mdlstm_tk.training.run_folder import Run
+
+
+def draw_images(
+    network: nn.Module,
+    n: int,
+    size: tuple[int, int],
+    channels: int,
+    seed: int = 0,
+    given: Given | None = None,
+    temperature: float = 1.0,
+) -> npt.NDArray[np.float32]:
+    """Draw images (n, H, W, C) in [0, 1]; equal seeds give equal images, also with an exported model.
+
+    Args:
+        network: a network with the method `sample` of `mdlstm_tk.models.DensityNet`.
+        n: number of images.
+        size: (H, W).
+        channels: C.
+        seed: decides the images.
+        given: the part of each image that is not drawn.
+        temperature: as of `DensityNet.sample`.
+
+    Raises:
+        InputError: the network cannot draw, or an argument is out of range.
+    """
+    sample = getattr(network, "sample", None)
+    if sample is None:
+        raise InputError(f"{type(network).__name__} has no method sample, which draws images")
+    drawn = sample(
+        n,
+        size,
+        uniform=torch.from_numpy(uniform_numbers(seed, n, size, channels)),
+        given=None if given is None else torch.from_numpy(given.values),
+        mask=None if given is None else torch.from_numpy(given.mask),
+        temperature=temperature,
+    )
+    images: npt.NDArray[np.float32] = drawn.cpu().float().numpy()
+    return images
+
+
+def sample_run(
+    run: Run,
+    n: int,
+    size: tuple[int, int] | None = None,
+    *,
+    seed: int = 0,
+    given: Given | None = None,
+    temperature: float = 1.0,
+) -> npt.NDArray[np.float32]:
+    """Draw images (n, H, W, C) in [0, 1] with the best weights of a run.
+
+    Args:
+        run: a run of kind "density".
+        n: number of images.
+        size: (H, W); None: the size of the images that the run was trained on.
+        seed, given, temperature: as of `draw_images`.
+
+    Raises:
+        InputError: the run is of another kind or damaged, or an argument is out of range.
+    """
+    checkpoint = load_checkpoint(run.checkpoint, run.code)
+    spec = checkpoint.spec
+    if spec.kind != "density":
+        raise InputError(f"{run.folder} is of kind {spec.kind}; only runs of kind density draw images")
+    height, width = size or spec.size
+    network = checkpoint.network()
+    return draw_images(network, n, (height, width), spec.channels, seed, given, temperature)

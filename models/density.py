@@ -1,0 +1,196 @@
+"""Density models: networks that give the exact probability of an image, and draw new ones.
+
+The probability of an image is the product of the probabilities of its values, each given all values before
+it in reading order: p(x) = Π p(x_i | x_1 … x_{i−1}) (Larochelle & Murray 2011; van den Oord et al. 2016,
+arXiv:1601.06759). At one position the channels follow one another, so that green knows red, and blue both.
+
+Notation
+    N, (H, W), C   batch, grid, channels
+    K              values that a channel can have; level k of a channel is the value k / (K − 1) in [0, 1]
+    n              units of the body
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.masking import Sizes, as_sizes
+from mdlstm_tk.models.blocks import fill_padding
+from mdlstm_tk.models.hub import HubModel
+
+
+def neighbours(x: Tensor) -> Tensor:
+    """The four neighbours that come before each position in reading order, zeros outside the grid.
+
+    Args:
+        x: (N, H, W, C).
+
+    Returns:
+        (N, H, W + 1, 4C): the values to the left, above to the left, above, and above to the right. The
+        further column stands for the end of each row: without it no position would have the last value of
+        a row to its left, and no sweep would pass it on.
+    """
+    x = nn.functional.pad(x, (0, 0, 1, 2, 1, 0))
+    above, row, width = x[:, :-1], x[:, 1:], x.shape[2] - 2
+    return torch.cat([row[:, :, :width], *(above[:, :, k : k + width] for k in range(3))], dim=-1)
+
+
+class DensityNet(HubModel):
+    """Base of the networks: a causal body, and a head that predicts one channel after the other.
+
+    Args:
+        body: maps x (N, H, W, C) in [−1, 1], 0 outside sizes, and sizes to (N, H, W, features), such that
+            no position depends on itself or on what comes after it in reading order.
+        features: features of the body's output.
+        channels: C.
+        outputs: K, levels of each channel, with one logit each; 1 for two levels, black and white, with one
+            logit.
+        device, dtype: of the head.
+    """
+
+    def __init__(self, body: nn.Module, features: int, channels: int, outputs: int, **factory: Any) -> None:
+        super().__init__()
+        self.body = body
+        self.channels, self.levels = channels, max(outputs, 2)
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(features + c, features, **factory),
+                nn.ReLU(),
+                nn.Linear(features, outputs, **factory),
+            )
+            for c in range(channels)
+        )
+
+    def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
+        """The log-probability of each value of x, given all values before it, in nats.
+
+        Args:
+            x: (N, H, W, C) in [0, 1]. Each value counts as its nearest level.
+            sizes: (N, 2), the valid extents of each sample, as `MDLSTM` takes them. Inside them, the result
+                equals that of the sample without padding.
+
+        Returns:
+            (N, H, W, C), 0 outside sizes. Its sum is the log-probability of the image.
+        """
+        if sizes is not None:
+            sizes = as_sizes(sizes, x)
+            x = fill_padding(x, sizes)
+        levels = (x * (self.levels - 1)).round().clamp(0, self.levels - 1)
+        logits = self.logits(levels / (self.levels - 1), sizes)
+        log_p = logits.log_softmax(-1).gather(-1, levels.long()[..., None]).squeeze(-1)
+        return log_p if sizes is None else fill_padding(log_p, sizes)
+
+    def log_prob(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
+        """The log-probability of each image (N,) in nats; arguments as of `forward`."""
+        log_p: Tensor = self(x, sizes)
+        return log_p.sum((1, 2, 3))
+
+    def logits(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
+        """The logits (N, H, W, C, K) of all levels of each value of x (N, H, W, C), given those before."""
+        centered = 2 * x - 1
+        if sizes is not None:
+            sizes = as_sizes(sizes, x)
+            centered = fill_padding(centered, sizes)
+        features = self.body(centered, sizes)
+        return torch.stack([self._channel(c, features, x) for c in range(self.channels)], dim=-2)
+
+    def _channel(self, c: int, features: Tensor, x: Tensor) -> Tensor:
+        """The logits (…, K) of channel c, from features (…, n) and x (…, C), of which c channels count."""
+        logits: Tensor = self.heads[c](torch.cat([features, 2 * x[..., :c] - 1], dim=-1))
+        # Of one logit, that of black is 0.
+        return torch.cat([torch.zeros_like(logits), logits], dim=-1) if logits.shape[-1] == 1 else logits
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        size: tuple[int, int],
+        *,
+        generator: torch.Generator | None = None,
+        uniform: Tensor | None = None,
+        given: Tensor | None = None,
+        mask: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Draw images, one position after the other in reading order.
+
+        A value is the number of levels whose cumulative probability does not exceed a uniform number, so
+        equal numbers give equal images, wherever they are drawn.
+
+        Args:
+            n: number of images.
+            size: (H, W).
+            generator: source of the uniform numbers; torch's own if None.
+            uniform: (n, H, W, C) numbers in [0, 1) to use in place of the generator.
+            given: values in [0, 1] that are not drawn, (n, H, W, C), or (H, W, C) for all images. Without a
+                mask they may have fewer rows: these are the upper rows of the images.
+            mask: (n, H, W) or (H, W) bool, True where `given` holds. What is drawn depends on given values
+                before it in reading order alone.
+            temperature: divides the logits; below 1 the likely values become likelier.
+
+        Returns:
+            (n, H, W, C) in [0, 1], in the dtype and on the device of the parameters.
+
+        Raises:
+            InputError: arguments have wrong shapes or values.
+        """
+        place = next(self.parameters())
+        shape = (n, *size, self.channels)
+        if min(shape) < 1 or len(size) != 2:
+            raise InputError(f"n and size (H, W) must be at least 1, got {n} and {tuple(size)}")
+        if not temperature > 0:
+            raise InputError(f"temperature must be above 0, got {temperature}")
+        if uniform is None:
+            uniform = torch.rand(shape, generator=generator, device=place.device)
+        elif tuple(uniform.shape) != shape:
+            raise InputError(f"uniform must be (n, H, W, C) = {shape}, got shape {tuple(uniform.shape)}")
+        x, is_given = _given_values(given, mask, shape)
+        x, is_given = x.to(place), is_given.to(place.device)
+        for row, column, features in self.contexts(x):
+            at = x[:, row, column]
+            for c in range(self.channels):
+                p = (self._channel(c, features, at) / temperature).softmax(-1)
+                drawn = (uniform[:, row, column, c, None].to(p) >= p.cumsum(-1)[:, :-1]).sum(-1)
+                value = drawn.to(x) / (self.levels - 1)
+                at[:, c] = torch.where(is_given[:, row, column], at[:, c], value)
+        return x
+
+    def contexts(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        """Iterate over the positions of x (n, H, W, C): row, column, and the body's features (n, features).
+
+        Whoever iterates sets the values of a position before asking for the next one. This method computes
+        the whole grid for each position; networks that can keep their states do less.
+        """
+        for row in range(x.shape[1]):
+            for column in range(x.shape[2]):
+                yield row, column, self.body(2 * x - 1, None)[:, row, column]
+
+
+def _given_values(
+    given: Tensor | None, mask: Tensor | None, shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """x (n, H, W, C), zeros where values are to be drawn, and (n, H, W), True where they are given."""
+    _, height, width, _ = shape
+    if given is None:
+        if mask is not None:
+            raise InputError("mask says where values are given, but given is None")
+        return torch.zeros(shape), torch.zeros(shape[:3], dtype=torch.bool)
+    rows = given.shape[-3] if given.dim() in (3, 4) else 0
+    if mask is None and 1 <= rows <= height:
+        given = nn.functional.pad(given, (0, 0, 0, 0, 0, height - rows))
+        mask = torch.arange(height, device=given.device)[:, None].expand(height, width) < rows
+    if tuple(given.shape) not in (shape, shape[1:]):
+        raise InputError(
+            f"given must be (n, H, W, C) = {shape} or (H, W, C), or have fewer rows and no mask, "
+            f"got shape {tuple(given.shape)}"
+        )
+    if mask is None or tuple(mask.shape) not in (shape[:3], shape[1:3]) or mask.dtype != torch.bool:
+        got = "none" if mask is None else f"{mask.dtype} of shape {tuple(mask.shape)}"
+        raise InputError(f"mask must be bool of shape (n, H, W) = {shape[:3]} or (H, W), got {got}")
+    mask = mask.expand(shape[:3])
+    return given.expand(shape).masked_fill(~mask[..., None], 0), mask

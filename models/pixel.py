@@ -1,0 +1,156 @@
+"""The multi-dimensional LSTM as a density model, which draws an image in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mdlstm_tk.backends.faces import Faces
+from mdlstm_tk.cells import get_cell
+from mdlstm_tk.cells.step import CellParameters, cell_step
+from mdlstm_tk.layer import MDLSTM
+from mdlstm_tk.models.density import DensityNet, neighbours
+from mdlstm_tk.models.registry import register
+from mdlstm_tk.operator import SweepInputs
+from mdlstm_tk.state_operator import sweep_states
+
+DOWNWARD = ((1, 1), (1, -1))
+
+
+class _PixelBody(nn.Module):
+    """Layers of two downward sweeps: one from the left, and one from the right, shifted down one row.
+
+    The sweep from the right would see the rest of the row, so a position gets what it says of the row above
+    (the diagonal BiLSTM of van den Oord et al. 2016). From the second layer on, a layer adds to its input.
+    """
+
+    def __init__(self, channels: int, hidden: int, layers: int, **options: object) -> None:
+        super().__init__()
+        features = (4 * channels, *[2 * hidden] * (layers - 1))
+        self.layers: Sequence[MDLSTM] = nn.ModuleList(  # type: ignore[assignment]
+            MDLSTM(c, hidden, directions=DOWNWARD, **options)  # type: ignore[arg-type]
+            for c in features
+        )
+
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Map x (N, H, W, C) to (N, H, W, 2n)."""
+        if sizes is not None:
+            sizes = sizes + sizes.new_tensor([0, 1])  # the further column of `neighbours`
+        y = neighbours(x)
+        for k, layer in enumerate(self.layers):
+            from_left, from_right = layer(y, sizes).chunk(2, dim=-1)
+            from_right = nn.functional.pad(from_right, (0, 0, 0, 0, 1, 0))[:, :-1]
+            both = torch.cat([from_left, from_right], dim=-1)
+            y = y + both if k else both
+        return y[:, :, :-1]
+
+
+@register("pixel", kind="density")
+class PixelNet(DensityNet):
+    """A multi-dimensional LSTM in which a position depends on all that comes before it in reading order.
+
+    Drawing keeps the states of the row above, so each layer computes each position once.
+
+    Args:
+        channels: C.
+        outputs: K, levels of each channel, with one logit each; 1 for two levels with one logit.
+        hidden: n, units of each of the two directions.
+        layers: stacked layers.
+        cell, layer_norm: as in `MDLSTM`.
+        device, dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        *,
+        hidden: int = 32,
+        layers: int = 1,
+        cell: str = "graves",
+        layer_norm: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        body = _PixelBody(
+            channels, hidden, layers, cell=cell, layer_norm=layer_norm, device=device, dtype=dtype
+        )
+        super().__init__(body, 2 * hidden, channels, outputs, device=device, dtype=dtype)
+        self.body: _PixelBody
+
+    def contexts(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        """As `DensityNet.contexts`, but each layer computes each position once."""
+        n, height, width, channels = x.shape
+        padded = x.new_zeros(n, height + 1, width + 3, channels)  # as in `neighbours`
+        layers = [
+            _LayerStates(layer, n, width + 1, residual=k > 0) for k, layer in enumerate(self.body.layers)
+        ]
+        for row in range(height):
+            for column in range(width + 1):
+                above = padded[:, row, column : column + 3].flatten(1)
+                features = torch.cat([padded[:, row + 1, column], above], dim=-1)
+                for layer in layers:
+                    features = layer.step(column, features)
+                if column < width:
+                    yield row, column, features
+                    padded[:, row + 1, column + 1] = 2 * x[:, row, column] - 1
+            for layer in layers:
+                layer.end_row()
+
+
+class _LayerStates:
+    """What a layer keeps while a grid is drawn: states of the row above and of the position to the left.
+
+    Args:
+        layer: a layer of `_PixelBody`.
+        n: samples.
+        width: positions in a row, W + 1.
+        residual: whether the layer adds to its input.
+    """
+
+    def __init__(self, layer: MDLSTM, n: int, width: int, residual: bool) -> None:
+        self.cell, self.units, self.residual = get_cell(layer.cell), layer.hidden_size, residual
+        parameters = layer._layer_parameters(0)
+        left, right = ([None if p is None else p[k] for p in parameters] for k in range(2))
+        weight_ih, weight_hh, bias, *others = left
+        assert weight_ih is not None
+        self.parameters = CellParameters(*others)
+        if weight_hh is None:  # the cell is not recurrent
+            weight_hh = weight_ih.new_zeros(2, len(weight_ih), self.units)
+        self.u_above = weight_hh[0].T  # (n, G·n)
+        self.weight = torch.cat([weight_ih, weight_hh[1]], dim=1).T  # (C + n, G·n)
+        self.bias = weight_ih.new_zeros(len(weight_ih)) if bias is None else bias
+        self.inputs = weight_ih.new_zeros(n, 1, width, layer.input_size)
+        tensors = [None if p is None else p[None] for p in right]
+        self.from_right = SweepInputs._make((self.inputs, *tensors, None, DOWNWARD[1], layer.cell))
+        self.zero = weight_ih.new_zeros(n, self.units)
+        self.h, self.c, self.c_above = (self.zero[:, None].repeat(1, width, 1) for _ in range(3))
+        faces = weight_ih.new_zeros(2, n, width + 1, 1, self.units)  # above each position, and to its right
+        self.right = Faces(*faces)
+        self._begin_row()
+
+    def _begin_row(self) -> None:
+        self.entering = self.h @ self.u_above + self.bias  # (n, W + 1, G·n)
+        self.c, self.c_above = self.c_above, self.c
+        self.h_left = self.c_left = self.zero
+
+    def step(self, column: int, features: Tensor) -> Tensor:
+        """The layer's output (n, 2 · units) at the next position of the row, from its input (n, C)."""
+        self.inputs[:, 0, column] = features
+        a = torch.addmm(self.entering[:, column], torch.cat([features, self.h_left], dim=-1), self.weight)
+        states = [self.c_above[:, column], self.c_left]
+        step = cell_step(self.cell, a.unflatten(-1, (-1, self.units)).unbind(-2), states, self.parameters)
+        self.h_left, self.c_left = step.h, step.c
+        self.h[:, column], self.c[:, column] = step.h, step.c
+        both = torch.cat([step.h, self.right.h[:, column, 0]], dim=-1)
+        return features + both if self.residual else both
+
+    def end_row(self) -> None:
+        """Sweep the finished row from the right, and go on to the next row."""
+        _, final = sweep_states(self.from_right, self.right)
+        for face in final:
+            face[:, -1] = 0  # nothing enters the next row from the right
+        self.right = final
+        self._begin_row()

@@ -1,0 +1,188 @@
+"""Density models on the command line: training, drawing and completing images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.crafted_runs import in_process
+from PIL import Image
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.export import export_run
+from mdlstm_tk.runtime.samples import read_given, uniform_numbers, write_samples
+from mdlstm_tk.training import Run, default_config, load_checkpoint, sample_run, train
+from mdlstm_tk.training.evaluation import evaluate_run
+from mdlstm_tk.training.tasks import make_task
+
+TINY = {"steps": 6, "hidden": 4, "batch_size": 8, "evaluate_every": 3, "warmup": 0}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on grey digits. Tests must not change it."""
+    run = Run(tmp_path_factory.mktemp("density") / "run")
+    run.folder.mkdir()
+    config = default_config("digits-grey").updated(TINY, "test")
+    train(config, run)
+    evaluate_run(run, make_task(config))
+    return run
+
+
+def test_the_result_of_a_run_is_in_nats_and_in_bits_for_each_value(run: Run) -> None:
+    errors = json.loads(run.result.read_text())["errors"]
+    assert errors["bits_per_dim"] == pytest.approx(errors["nats"] / np.log(2) / 64)
+    assert 0 < errors["bits_per_dim"] < np.log2(17) + 0.5
+
+
+def test_the_command_draws_what_the_library_draws(
+    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "drawn.npy"
+    arguments = ("sample", run.folder, "-n", 5, "--seed", 3, "-o", path, "--json")
+    assert json.loads(in_process(capfd, *arguments).out)["images"] == 5
+    drawn = np.load(path)
+    assert (drawn == sample_run(run, 5, seed=3)).all()
+    assert (drawn[:2] == sample_run(run, 2, seed=3)).all()  # an image does not depend on how many follow
+    assert (drawn != sample_run(run, 5, seed=4)).any()
+    assert drawn.shape == (5, 8, 8, 1)
+    assert set(np.unique(np.rint(drawn * 16))) <= set(range(17))
+    assert sample_run(run, 2, (3, 10)).shape == (2, 3, 10, 1)
+    again = in_process(capfd, *arguments)
+    assert again.code == 2
+    assert "drawn.npy exists" in again.err
+
+
+@pytest.mark.parametrize("suffix", [".png", ".npy"])
+def test_an_image_is_completed(
+    run: Run, suffix: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    levels = np.random.default_rng(0).integers(0, 17, (3, 8))
+    half = tmp_path / f"half{suffix}"
+    if suffix == ".png":
+        Image.fromarray(np.rint(levels / 16 * 255).astype(np.uint8)).save(half)
+    else:
+        np.save(half, levels / np.float32(16))
+    target = tmp_path / "whole.npy"
+    assert in_process(capfd, "sample", run.folder, "--given", half, "-n", 4, "-o", target).code == 0
+    whole = np.load(target)
+    assert (np.rint(whole[:, :3, :, 0] * 16) == levels).all()
+    assert len({image.tobytes() for image in whole[:, 3:]}) == 4
+
+
+def test_values_that_are_nan_are_drawn(tmp_path: Path) -> None:
+    values = np.full((2, 3), np.nan, np.float32)
+    values[1, 2] = 0.5
+    np.save(tmp_path / "part.npy", values)
+    given = read_given(tmp_path / "part.npy", (4, 3), 1)
+    assert np.argwhere(given.mask).tolist() == [[1, 2]]
+    assert given.values.sum() == given.values[1, 2, 0] == 0.5
+
+
+GIVEN = {
+    "too many rows": (np.zeros((9, 8)), r"\(9, 8, 1\).*up to 8 rows"),
+    "another width": (np.zeros((4, 7)), r"\(4, 7, 1\).*8 positions"),
+    "more channels": (np.zeros((4, 8, 2)), r"\(4, 8, 2\).*1 channel"),
+    "too large": (np.full((4, 8), 1.5), "from 0 to 1"),
+    "nothing known": (np.full((4, 8), np.nan), "from 0 to 1"),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_given_values_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
+    values, message = GIVEN[name]
+    np.save(tmp_path / "given.npy", values.astype(np.float32))
+    with pytest.raises(InputError, match=message):
+        read_given(tmp_path / "given.npy", (8, 8), 1)
+
+
+def test_a_picture_shows_all_images_and_an_animation_shows_the_order(tmp_path: Path) -> None:
+    images = (uniform_numbers(0, 5, (2, 3), 1) > 0.5).astype(np.float32)
+    write_samples(tmp_path / "sheet.png", images)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        pixels = np.asarray(sheet)
+    zoom = 19  # 56 / 3
+    for k, image in enumerate(images):
+        top, left = 4 + k // 2 * (2 * zoom + 4), 4 + k % 2 * (3 * zoom + 4)
+        shown = pixels[top : top + 2 * zoom : zoom, left : left + 3 * zoom : zoom]
+        assert (shown == 255 * image).all()
+    given = np.array([[True, False, True], [False, False, False]])
+    write_samples(tmp_path / "order.gif", images, given)
+    with Image.open(tmp_path / "order.gif") as animation:
+        assert animation.n_frames == 1 + 4  # what is given, then one position more in each frame
+        drawn = []
+        for frame in range(animation.n_frames):
+            animation.seek(frame)
+            colours = np.asarray(animation.convert("RGB")).astype(int)
+            grey = (colours[4 : 4 + 2 * zoom : zoom, 4 : 4 + 3 * zoom : zoom].max(-1)) % 255 == 0
+            drawn.append(grey.ravel().tolist())
+    assert drawn[0] == given.ravel().tolist()
+    assert [sum(frame) for frame in drawn] == [2, 3, 4, 5, 6]
+    assert drawn[1][1]
+
+
+BAD = {
+    "another kind of file": (["-o", "x.jpg"], "'.jpg'"),
+    "no images": (["-n", "0"], "at least 1"),
+    "no temperature": (["--temperature", "0"], "temperature"),
+    "a size of one axis": (["--size", "8x8x8"], "8x8x8"),
+    "a file that is not there": (["--given", "nowhere.png"], "nowhere.png"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_wrong_options_are_one_line(
+    name: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options, named = BAD[name]
+    monkeypatch.chdir(tmp_path)
+    result = in_process(capfd, "sample", run.folder, *options)
+    assert result.code == 2
+    assert named in result.err
+    assert len(result.err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_another_kind_cannot_draw(trained: Run) -> None:
+    with pytest.raises(InputError, match="kind grid"):
+        sample_run(trained, 1)
+
+
+@pytest.fixture(scope="module")
+def model(run: Run) -> Path:
+    """The exported network of the run, for any size."""
+    path = run.folder.parent / "model.onnx"
+    export_run(run, path, form="scan")
+    return path
+
+
+def test_infer_prints_nats_and_bits_for_each_file(
+    run: Run, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images = sample_run(run, 2, (5, 7))
+    for name, image in zip(("a", "b"), images, strict=True):
+        np.save(tmp_path / f"{name}.npy", image[..., 0])
+    np.save(tmp_path / "both.npy", images)
+    network = load_checkpoint(run.checkpoint).network()
+    with torch.no_grad():
+        nats = (-network.log_prob(torch.from_numpy(images))).tolist()
+    bits = [value / np.log(2) / 35 for value in nats]
+    files = [tmp_path / "a.npy", tmp_path / "b.npy"]
+    lines = in_process(capfd, "infer", *files, "-m", model).out.splitlines()
+    for path, line, expected in zip(files, lines, zip(nats, bits, strict=True), strict=True):
+        name, *numbers = line.split("\t")
+        assert name == str(path)
+        assert list(map(float, numbers)) == pytest.approx(expected, abs=2e-4)
+    assert (
+        in_process(capfd, "infer", tmp_path / "both.npy", "-m", model, "-o", tmp_path / "t.csv").code == 0
+    )
+    header, *rows = (tmp_path / "t.csv").read_text().splitlines()
+    assert header == "file,array,sample,nats,bits_per_dim"
+    assert [float(row.split(",")[3]) for row in rows] == pytest.approx(nats, abs=2e-4)
+    summary = json.loads(in_process(capfd, "infer", files[0], "-m", model, "--json").out)
+    assert summary["files"][0]["answers"][0]["nats"] == pytest.approx(nats[0], abs=2e-4)
+    in_process(capfd, "infer", files[0], "-m", model, "--format", "npy", "-o", tmp_path / "map.npy")
+    assert -np.load(tmp_path / "map.npy").sum() == pytest.approx(nats[0], abs=2e-4)

@@ -1,0 +1,168 @@
+"""Density models: exact probabilities, strict causality, and drawing with cached states."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.models import DensityNet, create
+
+SIZE = (4, 5)
+
+
+def network(channels: int = 1, outputs: int = 1, **options: object) -> DensityNet:
+    """A small network in float64 whose weights are far from where training starts."""
+    torch.manual_seed(0)
+    net = create("pixel", channels, outputs, kind="density", **({"hidden": 5} | options)).double()
+    assert isinstance(net, DensityNet)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return net
+
+
+def all_images(height: int, width: int, levels: int = 2, channels: int = 1) -> Tensor:
+    """Each image of this size once, (levels^(H·W·C), H, W, C)."""
+    values = torch.linspace(0, 1, levels, dtype=torch.float64)
+    count = height * width * channels
+    return torch.cartesian_prod(*[values] * count).reshape(-1, height, width, channels)
+
+
+@torch.no_grad()
+def total_probability(net: DensityNet, images: Tensor) -> float:
+    return net.log_prob(images).exp().sum().item()
+
+
+@pytest.mark.parametrize("size", [(3, 3), (2, 4), (4, 2), (1, 6), (6, 1)])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_probabilities_of_all_images_sum_to_1(size: tuple[int, int], layers: int) -> None:
+    assert abs(total_probability(network(layers=layers), all_images(*size)) - 1) < 1e-9
+
+
+@pytest.mark.parametrize(("channels", "outputs"), [(1, 3), (3, 1), (2, 3), (3, 2)])
+def test_the_probabilities_of_all_images_with_channels_and_levels_sum_to_1(
+    channels: int, outputs: int
+) -> None:
+    images = all_images(1, 2, max(outputs, 2), channels)
+    assert abs(total_probability(network(channels, outputs, layers=2), images) - 1) < 1e-9
+
+
+def test_the_probabilities_sum_to_1_after_training() -> None:
+    net, images = network(layers=2), all_images(3, 3)
+    seen = images[[0, 7, 73, 511]]
+    optimizer = torch.optim.Adam(net.parameters(), 0.02)
+    before = net.log_prob(seen).mean().item()
+    for _ in range(30):
+        optimizer.zero_grad()
+        (-net.log_prob(seen).mean()).backward()
+        optimizer.step()
+    assert net.log_prob(seen).mean().item() > before + 2
+    assert abs(total_probability(net, images) - 1) < 1e-9
+
+
+def test_with_sizes_the_probabilities_of_the_valid_part_sum_to_1() -> None:
+    net, images = network(layers=2), all_images(2, 3)
+    padded = torch.full((len(images), 4, 5, 1), torch.nan, dtype=torch.float64)
+    padded[:, :2, :3] = images
+    with torch.no_grad():
+        log_p = net.log_prob(padded, sizes=[(2, 3)] * len(images))
+        torch.testing.assert_close(log_p, net.log_prob(images), atol=1e-12, rtol=0)
+    assert abs(log_p.exp().sum().item() - 1) < 1e-9
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_value_depends_on_all_values_before_it_and_on_no_other(layers: int, channels: int) -> None:
+    net = network(channels, 2, layers=layers)
+    x = torch.rand(1, *SIZE, channels, dtype=torch.float64, requires_grad=True)
+    logits = net.logits(x).flatten(0, -2)  # (H·W·C, K)
+    for index, row in enumerate(logits):
+        (gradient,) = torch.autograd.grad(row[1], x, retain_graph=True)
+        dependence = gradient.flatten() != 0
+        assert dependence[:index].all()
+        assert not dependence[index:].any()
+
+
+@pytest.mark.parametrize("options", [{}, {"layers": 3}, {"cell": "leaky", "layer_norm": True, "layers": 2}])
+@pytest.mark.parametrize("size", [SIZE, (1, 4), (4, 1)])
+def test_kept_states_give_the_same_features_as_the_whole_grid(
+    options: dict[str, object], size: tuple[int, int]
+) -> None:
+    net = network(2, 3, **options)
+    x = torch.randint(0, 3, (3, *size, 2)).double() / 2
+    drawn = torch.zeros_like(x)
+    with torch.no_grad():
+        whole = net.body(2 * x - 1, None)
+        for row, column, features in net.contexts(drawn):
+            torch.testing.assert_close(features, whole[:, row, column], atol=1e-12, rtol=0)
+            drawn[:, row, column] = x[:, row, column]
+    assert (drawn == x).all()
+
+
+def test_drawing_with_kept_states_gives_the_images_that_the_whole_grid_gives() -> None:
+    net = network(3, 4, layers=2).float()
+    uniform = torch.rand(6, *SIZE, 3, generator=torch.Generator().manual_seed(1))
+    kept = net.sample(6, SIZE, uniform=uniform)
+    net.contexts = lambda x: DensityNet.contexts(net, x)  # type: ignore[method-assign]
+    assert (net.sample(6, SIZE, uniform=uniform) == kept).all()
+    assert len(kept.unique()) == 4
+
+
+def test_drawn_images_have_the_probabilities_of_the_model() -> None:
+    net, images, count = network(layers=2), all_images(2, 2), 20_000
+    drawn = net.sample(count, (2, 2), generator=torch.Generator().manual_seed(0))
+    numbers = (drawn.flatten(1) @ torch.tensor([8.0, 4, 2, 1], dtype=torch.float64)).long()
+    frequency = torch.bincount(numbers, minlength=16) / count
+    with torch.no_grad():
+        p = net.log_prob(images).exp()
+    assert ((frequency - p).abs() < 4 * (p * (1 - p) / count).sqrt() + 1e-9).all()
+    cold = net.sample(200, (2, 2), temperature=0.01)
+    assert len(cold.unique(dim=0)) == 1
+
+
+def test_given_values_are_kept_and_the_rest_is_drawn_from_the_conditional() -> None:
+    net, count = network(layers=2), 20_000
+    upper = torch.tensor([[[1.0], [0.0]]])
+    drawn = net.sample(count, (2, 2), given=upper, generator=torch.Generator().manual_seed(0))
+    assert (drawn[:, 0, :, 0] == torch.tensor([1.0, 0.0])).all()
+    images = all_images(2, 2)
+    images = images[(images[:, 0] == upper[0].double()).all((1, 2))]
+    with torch.no_grad():
+        p = net.log_prob(images).softmax(0)  # given the upper row
+    for image, probability in zip(images, p, strict=True):
+        frequency = (drawn == image).all((1, 2, 3)).double().mean()
+        assert abs(frequency - probability) < 4 * (probability * (1 - probability) / count) ** 0.5
+    mask = torch.tensor([[False, True], [True, False]])
+    masked = net.sample(50, (2, 2), given=torch.ones(2, 2, 1), mask=mask)
+    assert (masked[:, mask] == 1).all()
+    assert (masked[:, ~mask] == 0).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"temperature": 0.0}, "temperature.*0"),
+        ({"given": torch.zeros(5, 4, 1)}, r"given.*\(5, 4, 1\)"),
+        ({"given": torch.zeros(4, 4, 1), "mask": torch.ones(4, 4)}, "mask.*float32"),
+        ({"mask": torch.ones(4, 4) > 0}, "given is None"),
+        ({"uniform": torch.zeros(2, 4, 4)}, r"uniform.*\(2, 4, 4\)"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments: dict[str, object], expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        network().sample(2, (4, 4), **arguments)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="at least 1"):
+        network().sample(0, (4, 4))
+
+
+def test_equal_generators_give_equal_images() -> None:
+    first, again, other = (
+        network().sample(4, SIZE, generator=torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)
+    )
+    assert (first == again).all()
+    assert (first != other).any()
+    assert all(a.shape == b.shape == (4, *SIZE, 1) for a, b in pairwise((first, again, other)))
