@@ -1,4 +1,4 @@
-"""Write docs/performance.md from `mdlstm bench`, `mdlstm bench --runtime` and two scripts of this folder.
+"""Write docs/performance.md from `mdlstm bench`, `mdlstm bench --runtime` and scripts of this folder.
 
     python benchmarks/performance.py               # takes eight minutes on an otherwise idle machine
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import parts
+import ragged
 import rivals
 from runtimes import markdown
 
@@ -79,12 +80,25 @@ takes whole directions, and the overhead of Python is paid only once.
 GPUs have not been measured yet. `make gpu` tests and measures everything on an NVIDIA GPU, in under nine
 minutes, and writes `build/gpu/gpu.md`.
 
+## Ragged batches
+
+`python benchmarks/ragged.py`, CPU time of one thread, {ragged_label}
+
+{ragged}
+
+Sizes are drawn anew for every call: heights from half to the full one, widths from a fifth to the full one.
+Positions outside of them are not computed, and only y has room for them. What is left beside the share of
+valid positions is work that does not depend on it: masking x, joining windows, clearing y, and the tables
+that each new batch needs, half a millisecond here. On short wavefronts, such as the last ones of the
+longest sample, products are less efficient. Sizes that all fill the grid cost nothing.
+
 ## Memory kept between calls
 
 A sweep keeps the order and the neighbours of its grid for the next call, 4 bytes an entry: 20 to 32 bytes a
-position for one direction in two dimensions, and another copy of some of them in NumPy. These tables take
-at most 160 MiB together, and weights packed for inference on the CPU at most 64 MiB; the oldest go first,
-except that the newest grid stays, whatever its size. `mdlstm_tk.clear_caches()` frees all of it.
+position for one direction in two dimensions, and another copy of some of them in NumPy. Those of the last
+ragged batches are kept, too. All tables take at most 176 MiB together, and weights packed for inference on
+the CPU at most 64 MiB; the oldest go first, except that the newest grid stays, whatever its size.
+`mdlstm_tk.clear_caches()` frees all of it.
 
 ## Compiled kernels on disk
 
@@ -210,6 +224,8 @@ def main() -> None:
         seconds=seconds,
         layer=markdown(COLUMNS, [layer_row(row) for row in layer], 1),
         parts=markdown(parts.COLUMNS, parts.table(), 1),
+        ragged_label=ragged.LABEL,
+        ragged=markdown(ragged.COLUMNS, ragged.table(), 1),
         directions=directions(layer),
         runtime=markdown(RUNTIME_COLUMNS, [runtime_row(row) for row in exported], 1),
         networks=markdown(rivals.NETWORK_COLUMNS, rivals.network_table(), 2),
