@@ -56,6 +56,14 @@ def export(
             rich_help_panel=MODEL,
         ),
     ] = None,
+    drawing: Annotated[
+        bool,
+        typer.Option(
+            "--drawing",
+            help="Write the graph that mdlstm sample draws images with, of a run of kind density.",
+            rich_help_panel=MODEL,
+        ),
+    ] = False,
     padded: Annotated[
         bool,
         typer.Option(
@@ -165,11 +173,21 @@ def export(
     require("torch", "train")
     require("onnx", "train")
     require("onnxruntime", "cpu")
-    from mdlstm_tk.export import export_run_sizes
+    from mdlstm_tk.export import export_drawing, export_run_sizes
     from mdlstm_tk.training import latest_run
 
     run = run or latest_run().folder
     detail(f"exporting {run}")
+    if drawing:
+        others = {"--size": size, "--form": form, "--server-repo": server_repo}
+        if given := [name for name, value in others.items() if value is not None]:
+            raise InputError(f"--drawing draws images of any size, row by row; leave out {given[0]}")
+        page = _target(None, web, web_runtime, force, "")
+        path = export_drawing(run, page or output, force=force, code=named_files(own_model, own_cell))
+        if json:
+            print_json({"path": str(path), "bytes": path.stat().st_size})
+        next_command(page.next_command if page else f"mdlstm sample {shell_quoted(path)}")
+        return
     target = _target(server_repo, web, web_runtime, force, data or "")
     reports = export_run_sizes(
         run,

@@ -26,11 +26,12 @@ Task = Literal[
     "fashion",
     "gaussian-field",
     "gaussian-field-anisotropic",
+    "ising",
     "textures",
 ]
 TASKS = get_args(Task)
 KINDS = ("grid", "classify", "segment", "transcribe", "density")  # of the user's own data
-MODELS = ("md", "horizontal", "snake", "raster", "conv", "pixel")
+MODELS = ("md", "horizontal", "snake", "raster", "conv", "pixel", "row")
 MODEL_ALIASES = ("MD_LSTM", "HORIZONTAL_SD_LSTM", "SNAKE_SD_LSTM")
 DEVICES = ("auto", "cpu", "cuda")
 Form = Literal["unrolled", "scan", "tiles"]

@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mdlstm_tk.cli.console import next_command, note, print_json
+from mdlstm_tk.cli.console import next_command, note, print_json, with_options
 from mdlstm_tk.cli.options import (
     OUTPUT,
     Json,
     OwnCell,
     OwnModel,
     complete_files,
-    complete_run,
+    complete_model_or_run,
     named_files,
     parse_size_text,
 )
 from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.sizes import format_size, parse_size
 from mdlstm_tk.text import shell_quoted
+
+if TYPE_CHECKING:
+    from mdlstm_tk.runtime.io.npy import Array
+    from mdlstm_tk.runtime.samples import Given
 
 
 def sample(
     source: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[RUN]",
-            help="Run folder of a task of kind density.",
+            metavar="[RUN|MODEL]",
+            help="Run folder of a task of kind density, or a file that mdlstm export --drawing wrote.",
             show_default="the latest run",
-            autocompletion=complete_run,
+            autocompletion=complete_model_or_run,
         ),
     ] = None,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="Number of images.")] = 64,
@@ -74,27 +79,60 @@ def sample(
 ) -> None:
     """Draw images with a trained density model, position by position, or complete an image.
 
-    Equal seeds give equal images.
+    Equal seeds give equal images. A model that mdlstm export --drawing wrote needs no PyTorch.
     """
-    require("torch", "train")
     from mdlstm_tk.runtime.io.files import ensure_writable
-    from mdlstm_tk.runtime.samples import check_output, read_given, write_samples
-    from mdlstm_tk.sizes import parse_size
-    from mdlstm_tk.training import latest_run, load_checkpoint, open_run, sample_run
+    from mdlstm_tk.runtime.samples import check_output, write_samples
 
     check_output(output)
     ensure_writable(output, force)
     code = named_files(own_model, own_cell)
-    run = open_run(source, code) if source else latest_run(code)
-    spec = load_checkpoint(run.checkpoint, code).spec
-    extents = parse_size(size) if size else spec.size
-    if len(extents) != 2:
+    extents = parse_size(size) if size else None
+    if extents and len(extents) != 2:
         raise InputError(f"--size must be a height and a width, got {size}")
-    part = read_given(given, extents, spec.channels) if given else None
-    images = sample_run(run, count, extents, seed=seed, given=part, temperature=temperature)
-    write_samples(output, images, None if part is None else part.mask)
-    if json:
-        print_json({"run": str(run.folder), "path": str(output), "images": count, "size": extents})
+    options = {"seed": seed, "temperature": temperature}
+    if source is not None and source.suffix == ".onnx":
+        if code:
+            raise InputError(f"--{next(iter(code))} is for run folders; leave it out for {source}")
+        images, part = _draw_with_model(source, count, extents, given, options)
     else:
-        note(f"{output}: {count} images of {extents[0]}x{extents[1]}, drawn with {run.folder}")
-    next_command(f"mdlstm report {shell_quoted(run.folder)}")
+        source, images, part = _draw_with_run(source, code, count, extents, given, options)
+    write_samples(output, images, None if part is None else part.mask)
+    size = format_size(images.shape[1:3])
+    if json:
+        print_json({"source": str(source), "path": str(output), "images": count, "size": size})
+    else:
+        note(f"{output}: {count} images of {size}, drawn with {source}")
+    if source.is_dir():
+        next_command(with_options(f"mdlstm export {shell_quoted(source)} --drawing", code))
+
+
+def _draw_with_model(
+    path: Path, count: int, size: Any, given: Path | None, options: dict[str, Any]
+) -> tuple[Array, Given | None]:
+    from mdlstm_tk.runtime import Session
+    from mdlstm_tk.runtime.samples import drawn_size, read_given
+
+    with Session(path, "cpu", isolated=None) as session:
+        size = size or drawn_size(session.metadata)
+        part = read_given(given, size, session.metadata.channels) if given else None
+        return session.sample(count, size, given=part, **options), part
+
+
+def _draw_with_run(
+    folder: Path | None,
+    code: dict[str, str],
+    count: int,
+    size: Any,
+    given: Path | None,
+    options: dict[str, Any],
+) -> tuple[Path, Array, Given | None]:
+    require("torch", "train")
+    from mdlstm_tk.runtime.samples import read_given
+    from mdlstm_tk.training import latest_run, load_checkpoint, open_run, sample_run
+
+    run = open_run(folder, code) if folder else latest_run(code)
+    spec = load_checkpoint(run.checkpoint, code).spec
+    extents: Any = size or spec.size
+    part = read_given(given, extents, spec.channels) if given else None
+    return run.folder, sample_run(run, count, size, given=part, **options), part

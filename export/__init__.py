@@ -15,6 +15,7 @@ from mdlstm_tk.errors import imports_of
 with imports_of("train"):
     from mdlstm_tk.export.api import ExportReport, export_onnx
     from mdlstm_tk.export.capture import translation_table
+    from mdlstm_tk.export.drawing import export_drawing
     from mdlstm_tk.export.lowering.lower import lower
     from mdlstm_tk.export.run_export import export_run, export_run_sizes
     from mdlstm_tk.export.tiles import export_tiles
@@ -26,6 +27,7 @@ __all__ = [
     "ExportReport",
     "Parity",
     "VerificationReport",
+    "export_drawing",
     "export_onnx",
     "export_run",
     "export_run_sizes",

@@ -114,7 +114,8 @@ class WebPage(ExportTarget):
 
     def add(self, model: Path, run: Run, size: str | None) -> Path:
         metadata = read_metadata(model.read_bytes(), model.name)
-        examples = page_examples(run, metadata, self.data, self.on_message)
+        draws = metadata.drawing is not None  # such a page needs none
+        examples = [] if draws else page_examples(run, metadata, self.data, self.on_message)
         return write_page(model, self.folder, _name_of(run), self._runtime_files, examples)
 
 

@@ -18,6 +18,7 @@ and train it with `mdlstm train --model my_file.py:deep`.
     heads       networks that classify, segment and transcribe, and a convolutional baseline
     density     what networks have in common that give the probability of an image, and draw images
     pixel       the multi-dimensional LSTM as such a network
+    density_rivals  networks to compare it with
     normalized  a wrapper that standardises inputs and outputs
     blocks      what the networks are composed of
     initial     initial weights
@@ -28,6 +29,7 @@ from mdlstm_tk.errors import imports_of
 
 with imports_of("train"):
     from mdlstm_tk.models.density import DensityNet
+    from mdlstm_tk.models.density_rivals import HorizontalDensity, PixelCNN, RowDensity, SnakeDensity
     from mdlstm_tk.models.grids import GridNet, HorizontalNet, MDNet, RasterNet, SnakeNet
     from mdlstm_tk.models.heads import Classifier, ConvNet, Segmenter, TextRecognizer
     from mdlstm_tk.models.normalized import Normalized
@@ -39,12 +41,16 @@ __all__ = [
     "ConvNet",
     "DensityNet",
     "GridNet",
+    "HorizontalDensity",
     "HorizontalNet",
     "MDNet",
     "Normalized",
+    "PixelCNN",
     "PixelNet",
     "RasterNet",
+    "RowDensity",
     "Segmenter",
+    "SnakeDensity",
     "SnakeNet",
     "TextRecognizer",
     "create",

@@ -50,12 +50,21 @@ class DensityNet(HubModel):
         channels: C.
         outputs: K, levels of each channel, with one logit each; 1 for two levels, black and white, with one
             logit.
+        dropout: probability of zeroing a feature of the body in training.
         device, dtype: of the head.
     """
 
-    def __init__(self, body: nn.Module, features: int, channels: int, outputs: int, **factory: Any) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        features: int,
+        channels: int,
+        outputs: int,
+        dropout: float = 0.0,
+        **factory: Any,
+    ) -> None:
         super().__init__()
-        self.body = body
+        self.body, self.dropout = body, nn.Dropout(dropout)
         self.channels, self.levels = channels, max(outputs, 2)
         self.heads = nn.ModuleList(
             nn.Sequential(
@@ -96,7 +105,7 @@ class DensityNet(HubModel):
         if sizes is not None:
             sizes = as_sizes(sizes, x)
             centered = fill_padding(centered, sizes)
-        features = self.body(centered, sizes)
+        features = self.dropout(self.body(centered, sizes))
         return torch.stack([self._channel(c, features, x) for c in range(self.channels)], dim=-2)
 
     def _channel(self, c: int, features: Tensor, x: Tensor) -> Tensor:

@@ -59,6 +59,7 @@ class PixelNet(DensityNet):
         hidden: n, units of each of the two directions.
         layers: stacked layers.
         cell, layer_norm: as in `MDLSTM`.
+        dropout: probability of zeroing a feature of the last layer in training.
         device, dtype: of the parameters.
     """
 
@@ -71,13 +72,14 @@ class PixelNet(DensityNet):
         layers: int = 1,
         cell: str = "graves",
         layer_norm: bool = False,
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         body = _PixelBody(
             channels, hidden, layers, cell=cell, layer_norm=layer_norm, device=device, dtype=dtype
         )
-        super().__init__(body, 2 * hidden, channels, outputs, device=device, dtype=dtype)
+        super().__init__(body, 2 * hidden, channels, outputs, dropout, device=device, dtype=dtype)
         self.body: _PixelBody
 
     def contexts(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:

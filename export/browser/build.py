@@ -1,6 +1,7 @@
 """A static web page that runs an exported model in the browser, without server code or external requests.
 
-DIR/index.html, style.css, *.js, icon.svg   copies of the files in `export/browser/static`
+DIR/index.html, style.css, *.js, icon.svg   copies of the files in `export/browser/static`; of a graph that
+                                            draws images, index.html and draw.js are those in `drawing`
 DIR/model.onnx, model.json                  the model, and what the page has to know about it
 DIR/examples.json                           inputs to try, from the validation data
 DIR/ort/                                    onnxruntime-web
@@ -83,7 +84,7 @@ def write_page(
 
     Args:
         model: an `.onnx` file that `export_onnx` wrote for two-dimensional grids. If it takes any grid, the
-            size can be chosen on the page.
+            size can be chosen on the page. Or one that `export_drawing` wrote: the page draws images.
         folder: the folder for the page; it is created if it does not exist.
         name: title of the page.
         runtime: the files that `load_runtime` returned.
@@ -97,11 +98,19 @@ def write_page(
         MDLSTMError: the folder cannot be written.
     """
     data = model.read_bytes()
-    model_info = to_json(_model_info(data, printable(name), model.name), indent=2)
+    info = _model_info(data, printable(name), model.name)
+    model_info = to_json(info, indent=2)
     page_examples = to_json([example.to_json() for example in examples])
-    with staging(folder) as stage, as_file(files("mdlstm_tk.export.browser") / "static") as static:
+    with staging(folder) as stage, as_file(files("mdlstm_tk.export.browser")) as browser:
+        static = browser / "static"
         page = stage / "page"
-        shutil.copytree(static, page, copy_function=shutil.copyfile)
+        if "drawing" in info:
+            shutil.copytree(browser / "drawing", page, copy_function=shutil.copyfile)
+            for shared in ("style.css", "icon.svg", "ort/LICENSE.txt"):
+                (page / shared).parent.mkdir(exist_ok=True)
+                shutil.copyfile(static / shared, page / shared)
+        else:
+            shutil.copytree(static, page, copy_function=shutil.copyfile)
         for file, content in runtime.items():
             (page / "ort" / file).write_bytes(content)
         (page / "model.onnx").write_bytes(data)
@@ -116,6 +125,14 @@ def write_page(
 def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
     """The content of `model.json`; `label` names the model in error messages."""
     metadata = read_metadata(data, label)
+    if metadata.drawing is not None:
+        return {
+            "name": title,
+            "drawing": metadata.drawing,
+            "channels": metadata.channels,
+            "bytes": len(data),
+            "version": metadata.version,
+        }
     if metadata.ndim != 2 or not set(metadata.inputs) <= {"x", "sizes"}:
         raise InputError(
             f"{label} takes {', '.join(metadata.inputs)} with x in layout {metadata.layout}; "

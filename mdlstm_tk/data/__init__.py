@@ -27,6 +27,7 @@ with imports_of("train"):
     from mdlstm_tk.data.builtin.digits import Digits, DigitsDensity, DigitStrings
     from mdlstm_tk.data.builtin.fashion import Fashion
     from mdlstm_tk.data.builtin.gaussian_field import GaussianField
+    from mdlstm_tk.data.builtin.ising import Ising
     from mdlstm_tk.data.builtin.textures import Textures
     from mdlstm_tk.data.spec import KINDS, SPLITS, UNLABELLED, Batch, Floats, Kind, Split, TaskSpec
     from mdlstm_tk.data.task import DatasetTask, Task, batches
@@ -45,6 +46,7 @@ __all__ = [
     "Fashion",
     "Floats",
     "GaussianField",
+    "Ising",
     "Kind",
     "Split",
     "Task",

@@ -17,6 +17,7 @@ from mdlstm_tk.data import SPLITS, TaskSpec
 from mdlstm_tk.data.metrics import target_texts
 from mdlstm_tk.errors import InputError, MissingExtraError
 from mdlstm_tk.regular_files import read_json
+from mdlstm_tk.report.drawings import make_drawings
 from mdlstm_tk.report.evaluation import Example, SplitEvaluation, evaluate_split
 from mdlstm_tk.report.exports import BATCH, find_exports, measure_exports
 from mdlstm_tk.report.text_alignment import Edit, align
@@ -96,7 +97,7 @@ def render_report(
     checkpoint = load_checkpoint(run.checkpoint, run.code)
     config, spec = checkpoint.config, checkpoint.spec
     network = checkpoint.network()
-    evaluation, problem = None, ""
+    evaluation, drawings, problem = None, None, ""
     try:
         task = load_task(config, spec, data)
     except (InputError, MissingExtraError) as error:
@@ -105,6 +106,7 @@ def render_report(
     else:
         on_message(f"evaluating {config.model} on {task.name}")
         evaluation = evaluate_split(network, task, config)
+        drawings = make_drawings(network, task, config) if spec.kind == "density" else None
     result = _read_result(run, checkpoint)
     records = run.read_metrics()
     if exports := find_exports(run):
@@ -125,6 +127,7 @@ def render_report(
         validated=any(record.get("validation") for record in records),
         problem=problem,
         evaluation=evaluation,
+        drawings=drawings,
         examples=[_view(example, spec) for example in evaluation.examples] if evaluation else [],
         worst=[_view(example, spec) for example in evaluation.worst] if evaluation else [],
         colors=[class_color(k) for k in range(len(spec.classes))],

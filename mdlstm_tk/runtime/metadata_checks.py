@@ -28,6 +28,7 @@ PARITY_KEYS = ("atol", "rtol", "max_abs")
 MAX_NDIM = 16
 MAX_EXTENT = 2**31 - 1
 MAX_FEATURES = 2**20  # channels or outputs at one position
+MAX_DRAWN_EXTENT = 2**14
 MAX_PIXELS = 2**28  # that an image is resized to
 MAX_TENSORS = 64  # inputs or outputs
 MAX_NAME = 1000  # characters of the name of a tensor or a class
@@ -98,6 +99,13 @@ def _is_preprocessing(value: Any) -> bool:
     return extents is None or prod(extents) <= MAX_PIXELS
 
 
+def _is_drawing(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) != {"size", "state"}:
+        return False
+    is_size = _is_list(value["size"], lambda extent: _is_integer(extent, 1, MAX_DRAWN_EXTENT), 2, 2)
+    return is_size and _is_integer(value["state"], 1, MAX_FEATURES)
+
+
 def _is_parity(value: Any) -> bool:
     return isinstance(value, dict) and all(
         key in PARITY_KEYS and type(entry) in (int, float) and 0 <= entry <= sys.float_info.max
@@ -166,6 +174,11 @@ RULES: dict[str, Rule] = {
     "preprocessing": _or_null(
         Rule(_is_preprocessing, f"channels (1 or 3), and extents of at most {MAX_PIXELS} pixels or null")
     ),
+    "drawing": _or_null(
+        Rule(
+            _is_drawing, f"size, two extents up to {MAX_DRAWN_EXTENT}, and state, from 1 to {MAX_FEATURES}"
+        )
+    ),
     "checkpoint_sha256": _or_null(
         Rule(lambda value: isinstance(value, str) and bool(_SHA256.fullmatch(value)), "64 hex digits")
     ),
@@ -225,6 +238,11 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
     values, palette = metadata.mask_values, metadata.mask_palette
     yield "mask_values", values is None or len(values) == outputs, f"{outputs} values, one for each class"
     yield "mask_palette", palette is None or len(palette) == 3 * outputs, f"{3 * outputs} values"
+    draws = metadata.drawing is not None
+    inputs = ("x", "above", "given", "temperature", "state")
+    yield "drawing", not draws or (kind == "density" and ndim == 1), "null, as this is no row of an image"
+    yield "inputs", not draws or metadata.inputs == inputs, f"{', '.join(inputs)}, which draw a row"
+    yield "output_names", not draws or metadata.output_names == ("y", "next_state"), "y and next_state"
     if metadata.preprocessing is not None:
         channels = Preprocessing.from_json(metadata.preprocessing).channels
         of_x = f"{metadata.channels} channels, as x has"

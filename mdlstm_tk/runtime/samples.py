@@ -18,6 +18,7 @@ from mdlstm_tk.regular_files import read_bytes
 from mdlstm_tk.runtime.io.arrays import open_input, save_array
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, read_npy
+from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.preprocessing import SUFFIXES, Preprocessing, decode_image
 from mdlstm_tk.sizes import format_size
 
@@ -82,6 +83,60 @@ def read_given(path: Path, size: tuple[int, int], channels: int) -> Given:
     mask[: len(values)] = known
     whole[mask] = values[known]
     return Given(whole, mask)
+
+
+def drawn_size(metadata: Metadata) -> tuple[int, int]:
+    """The size of the images that a model was trained to draw.
+
+    Raises:
+        InputError: the model does not draw images.
+    """
+    if metadata.drawing is None:
+        raise InputError(
+            "this model does not draw images; make one that does with: mdlstm export --drawing"
+        )
+    height, width = metadata.drawing["size"]
+    return height, width
+
+
+def draw_rows(
+    session: Any,
+    n: int,
+    size: tuple[int, int] | None,
+    seed: int,
+    uniform: Array | None,
+    given: Given | None,
+    temperature: float,
+) -> Array:
+    """Draw images row by row: `Session.sample`, whose arguments these are."""
+    metadata = session.metadata
+    own_size = drawn_size(metadata)
+    height, width = size or own_size
+    channels = metadata.channels
+    shape = (n, height, width, channels)
+    if min(shape) < 1:
+        raise InputError(f"n and size (H, W) must be at least 1, got {n} and {(height, width)}")
+    if not temperature > 0:
+        raise InputError(f"temperature must be above 0, got {temperature}")
+    if uniform is None:
+        uniform = uniform_numbers(seed, n, (height, width), channels)
+    elif uniform.shape != shape:
+        raise InputError(f"uniform must be (n, H, W, C) = {shape}, got shape {uniform.shape}")
+    fixed = np.full((height, width, channels), -1, np.float32)
+    if given is not None:
+        if given.values.shape != fixed.shape:
+            raise InputError(f"given must be (H, W, C) = {fixed.shape}, got shape {given.values.shape}")
+        fixed[given.mask] = given.values[given.mask]
+    images = np.empty(shape, np.float32)
+    above = np.zeros((n, width + 3, channels), np.float32)  # in [−1, 1]
+    state = np.zeros((n, width + 1, metadata.drawing["state"]), np.float32)
+    temperatures = np.full((n, 1), temperature, np.float32)
+    for row in range(height):
+        known = np.broadcast_to(fixed[row], (n, width, channels))
+        outputs = session(uniform[:, row], above=above, given=known, temperature=temperatures, state=state)
+        images[:, row], state = outputs["y"], outputs["next_state"]
+        above[:, 1:-2] = 2 * images[:, row] - 1
+    return images
 
 
 def check_output(path: Path) -> None:

@@ -13,6 +13,7 @@ from mdlstm_tk.regular_files import open_regular
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, read_capped
 from mdlstm_tk.runtime.local_runner import LocalRunner, Runner
 from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.samples import Given, draw_rows
 from mdlstm_tk.runtime.shapes import Shapes
 
 MAX_TIMEOUT = 1e6  # seconds, 11 days; the timers of the system take no more than a few weeks
@@ -165,6 +166,36 @@ class Session:
             for k, outputs in zip(members, parts, strict=True):
                 results[k] = _single(self._shapes.restore_axes(outputs, batches[k]))
         return [results[k] for k in range(len(batches))]
+
+    def sample(
+        self,
+        n: int,
+        size: tuple[int, int] | None = None,
+        *,
+        seed: int = 0,
+        uniform: Array | None = None,
+        given: Given | None = None,
+        temperature: float = 1.0,
+    ) -> Array:
+        """Draw images with a model that `mdlstm_tk.export.export_drawing` wrote.
+
+        Args:
+            n: number of images.
+            size: (H, W); None: that of the training images.
+            seed: decides the images, which are those that the run draws with this seed.
+            uniform: (n, H, W, C) numbers in [0, 1) to use in place of those of the seed.
+            given: the part of each image that is not drawn, as `mdlstm_tk.runtime.samples.read_given`
+                returns it.
+            temperature: divides the logits; below 1 the likely values become likelier.
+
+        Returns:
+            (n, H, W, C) float32 in [0, 1].
+
+        Raises:
+            InputError: the model does not draw images, or an argument is out of range.
+            StoppedError, MDLSTMError: as for a call.
+        """
+        return draw_rows(self, n, size, seed, uniform, given, temperature)
 
     def warm_up(self, batch: int = 1, grid: tuple[int, ...] | None = None) -> None:
         """Run the model on zeros, so that later runs of this batch and grid reach their full speed.

@@ -17,6 +17,7 @@ from mdlstm_tk.data import (
     DigitStrings,
     Fashion,
     GaussianField,
+    Ising,
     Kind,
     Task,
     TaskSpec,
@@ -40,6 +41,7 @@ BUILT_IN: dict[str, tuple[type[Task], Callable[[TrainConfig], Task]]] = {
     "fashion": (Fashion, lambda c: Fashion(c.seed, c.validation)),
     "gaussian-field": (GaussianField, lambda c: GaussianField(c.grid)),
     "gaussian-field-anisotropic": (GaussianField, lambda c: GaussianField(c.grid, anisotropic=True)),
+    "ising": (Ising, lambda c: Ising(c.grid)),
     "textures": (Textures, lambda c: Textures(c.grid, c.augment)),
 }
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from helpers.crafted_runs import in_process
 from PIL import Image
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export import export_run
-from mdlstm_tk.runtime.samples import read_given, uniform_numbers, write_samples
+from mdlstm_tk.export import export_drawing, export_run
+from mdlstm_tk.export.drawing import drawing_metadata, write_drawing
+from mdlstm_tk.models import create
+from mdlstm_tk.report import render_report
+from mdlstm_tk.report.drawings import _kinds_of_images
+from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime.samples import Given, read_given, uniform_numbers, write_samples
 from mdlstm_tk.training import Run, default_config, load_checkpoint, sample_run, train
 from mdlstm_tk.training.evaluation import evaluate_run
 from mdlstm_tk.training.tasks import make_task
@@ -186,3 +195,104 @@ def test_infer_prints_nats_and_bits_for_each_file(
     assert summary["files"][0]["answers"][0]["nats"] == pytest.approx(nats[0], abs=2e-4)
     in_process(capfd, "infer", files[0], "-m", model, "--format", "npy", "-o", tmp_path / "map.npy")
     assert -np.load(tmp_path / "map.npy").sum() == pytest.approx(nats[0], abs=2e-4)
+
+
+@pytest.fixture(scope="module")
+def drawing(run: Run) -> Path:
+    """The exported graph that draws images with the run."""
+    return export_drawing(run, run.folder.parent / "drawing.onnx")
+
+
+@pytest.mark.parametrize("size", [None, (1, 1), (3, 11), (9, 2)])
+def test_onnx_runtime_draws_what_torch_draws(run: Run, drawing: Path, size: tuple[int, int] | None) -> None:
+    session = Session(drawing, "cpu")
+    assert (session.sample(7, size, seed=5) == sample_run(run, 7, size, seed=5)).all()
+    height, width = size or (8, 8)
+    values = np.random.default_rng(0).integers(0, 17, (height, width, 1)) / np.float32(16)
+    given = Given(values, np.random.default_rng(1).random((height, width)) < 0.5)
+    options = {"seed": 2, "given": given, "temperature": 0.5}
+    drawn = session.sample(4, size, **options)
+    assert (drawn == sample_run(run, 4, size, **options)).all()
+    assert (drawn[:, given.mask] == values[given.mask]).all()
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "options"),
+    [(1, 1, {"layers": 2}), (3, 4, {}), (2, 1, {"cell": "leaky", "layer_norm": True, "layers": 3})],
+)
+def test_all_kinds_of_networks_are_exported_to_draw(
+    channels: int, outputs: int, options: dict[str, object], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = create("pixel", channels, outputs, kind="density", hidden=4, **options)
+    model = write_drawing(network)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.helper.set_model_props(model, drawing_metadata(network, (4, 5)).to_props())
+    uniform = uniform_numbers(0, 5, (4, 5), channels)
+    drawn = Session(model.SerializeToString(), "cpu").sample(5, uniform=uniform)
+    assert (drawn == network.sample(5, (4, 5), uniform=torch.from_numpy(uniform)).numpy()).all()
+
+
+def test_the_command_draws_with_a_model_and_without_torch(
+    run: Run, drawing: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "drawn.npy"
+    code = (
+        "import sys\nfrom mdlstm_tk.cli.main import main\ntry: main(sys.argv[1:])\n"
+        "finally: assert not {'torch', 'onnx', 'numba'} & set(sys.modules)"
+    )
+    arguments = [sys.executable, "-c", code, "sample", drawing, "-n", "3", "-o", target]
+    subprocess.run([str(each) for each in arguments], check=True, capture_output=True)
+    assert (np.load(target) == sample_run(run, 3)).all()
+    again = in_process(capfd, "export", run.folder, "--drawing", "-o", drawing)
+    assert again.code == 2
+    assert "exists" in again.err
+
+
+def test_other_models_and_networks_do_not_draw(trained: Run, model: Path) -> None:
+    for path in (trained.folder / "model-8x8.onnx", model):
+        with pytest.raises(InputError, match="does not draw"):
+            Session(path, "cpu").sample(1)
+    with pytest.raises(InputError, match=r"MDNet.*pixel"):
+        export_drawing(trained)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"n": 0}, "at least 1"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"uniform": np.zeros((2, 8, 8), np.float32)}, r"\(2, 8, 8\)"),
+        ({"given": Given(np.zeros((4, 8, 1), np.float32), np.ones((4, 8), bool))}, r"\(4, 8, 1\)"),
+    ],
+)
+def test_wrong_arguments_of_a_model_that_draws_are_refused(
+    drawing: Path, arguments: dict[str, object], expected: str
+) -> None:
+    with pytest.raises(InputError, match=expected):
+        Session(drawing, "cpu").sample(**({"n": 2} | arguments))  # type: ignore[arg-type]
+
+
+def test_the_page_shows_drawn_images_neighbours_and_what_is_likely(run: Run) -> None:
+    page = render_report(run)
+    assert page.count('<section id="drawn">') == 1
+    rows = dict(re.findall(r'<tr><th scope="row">([^<]+)</th><td>(-[\d.]+)</td></tr>', page))
+    assert list(rows) == ["test data", "turned by 90°", "pixels shuffled", "random fields"]
+    checkpoint = load_checkpoint(run.checkpoint)
+    x = torch.from_numpy(make_task(checkpoint.config).batch(0, 0, 256, "test").x)
+    with torch.no_grad():
+        network = checkpoint.network()
+        assert float(rows["test data"]) == pytest.approx(float(network.log_prob(x).mean()), abs=0.06)
+        turned = network.log_prob(x.rot90(1, (1, 2)))
+        assert float(rows["turned by 90°"]) == pytest.approx(float(turned.mean()), abs=0.06)
+    assert "test data" in page[page.index("<svg", page.index("What is likely")) :]
+
+
+def test_each_kind_of_image_has_the_values_of_the_data() -> None:
+    data = np.random.default_rng(0).random((5, 3, 4, 2), np.float32)
+    kinds = _kinds_of_images(data, "test")
+    assert list(kinds) == ["test data", "turned by 180°", "pixels shuffled", "random fields"]
+    for name, images in kinds.items():
+        assert images.shape == data.shape
+        assert (np.sort(images.reshape(5, -1, 2), axis=1) == np.sort(data.reshape(5, -1, 2), axis=1)).all()
+        assert name == "test data" or not (images == data).all()

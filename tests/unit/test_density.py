@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from mdlstm_tk.data.builtin.mixtures import Mixture
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import DensityNet, create
 
@@ -72,6 +74,27 @@ def test_with_sizes_the_probabilities_of_the_valid_part_sum_to_1() -> None:
         log_p = net.log_prob(padded, sizes=[(2, 3)] * len(images))
         torch.testing.assert_close(log_p, net.log_prob(images), atol=1e-12, rtol=0)
     assert abs(log_p.exp().sum().item() - 1) < 1e-9
+
+
+RIVALS = ("snake", "horizontal", "row", "conv")
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_rivals_are_densities_that_do_not_look_ahead(name: str) -> None:
+    torch.manual_seed(0)
+    net = create(name, 1, 1, kind="density", hidden=6, layers=2).double()
+    assert isinstance(net, DensityNet)
+    assert abs(total_probability(net, all_images(3, 3)) - 1) < 1e-9
+    x = torch.rand(1, *SIZE, 1, dtype=torch.float64, requires_grad=True)
+    for index, logit in enumerate(net.logits(x)[..., 1].flatten()):
+        (gradient,) = torch.autograd.grad(logit, x, retain_graph=True)
+        dependence = gradient.flatten() != 0
+        assert not dependence[index:].any()
+        before = [k for k in (index - 1, index - SIZE[1]) if k >= 0 and (index % SIZE[1] or k < index - 1)]
+        assert dependence[before].all()  # to the left and above
+        if name == "snake":
+            assert dependence[:index].all()
+    assert net.sample(2, (3, 4)).shape == (2, 3, 4, 1)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -166,3 +189,19 @@ def test_equal_generators_give_equal_images() -> None:
     assert (first == again).all()
     assert (first != other).any()
     assert all(a.shape == b.shape == (4, *SIZE, 1) for a, b in pairwise((first, again, other)))
+
+
+def test_a_mixture_is_a_density_that_finds_its_components() -> None:
+    rng = np.random.default_rng(0)
+    prototypes = rng.integers(0, 2, (3, 4, 4, 1))
+    component = rng.integers(0, 3, 600)
+    flipped = rng.random((600, 4, 4, 1)) < 0.05
+    images = np.where(flipped, 1 - prototypes[component], prototypes[component])
+    one, several = (Mixture(images[:300], 2, k, seed=0) for k in (1, 6))
+    entropy = np.log(3) - 16 * (0.05 * np.log(0.05) + 0.95 * np.log(0.95))
+    assert several.nats(images[300:]).mean() == pytest.approx(entropy, rel=0.1)
+    assert one.nats(images[300:]).mean() > entropy + 2
+    for levels in (2, 3):
+        small = Mixture(rng.integers(0, levels, (50, 2, 2, 1)) / (levels - 1), levels, 4, seed=1)
+        every = all_images(2, 2, levels).numpy()
+        assert np.exp(-small.nats(every)).sum() == pytest.approx(1)

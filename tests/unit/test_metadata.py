@@ -135,6 +135,11 @@ WRONG: dict[str, tuple[Any, ...]] = {
             {"channels": 3, "resize": ["a", 1]},
         ),
     ),
+    "drawing": (
+        *(3, [], {}, {"size": [8, 8]}, {"size": [8], "state": 8}, {"size": [8, 0], "state": 8}),
+        *({"size": [8, 8], "state": 0}, {"size": [8, 2**20], "state": 8}, {"size": [8, 8], "state": True}),
+        {"size": [8, 8], "state": 8},  # of a model that draws no rows
+    ),
     "checkpoint_sha256": ("", "0" * 63, "g" * 64, 3, ["0"] * 64, "0" * 65),
     "part": tuple(value for value in NOT_TEXT if value is not None),
     "parity": (
@@ -180,12 +185,30 @@ def test_every_field_has_a_rule_and_wrong_values() -> None:
     assert fields == WRONG.keys()
 
 
+DRAWING = Metadata(
+    version="1",
+    grid=None,
+    form="scan",
+    layout="N T C",
+    channels=1,
+    outputs=1,
+    inputs=("x", "above", "given", "temperature", "state"),
+    window=(1,),
+    output_names=("y", "next_state"),
+    further_windows=(None,),
+    kind="density",
+    drawing={"size": [8, 8], "state": 16},
+)
 TOGETHER = {
     "classes": (RECOGNISER, {"classes": ["a", "b", "c", "d"]}),
     "window": (SEGMENTER, {"window": None}),
     "preprocessing": (CLASSIFIER, {"channels": 1}),
     "further_windows": (SEVERAL, {"further_windows": [[1, 2, 3]]}),
     "grid": (BASE, {"layout": "N T C"}),
+    "inputs": (DRAWING, {"inputs": ["x"]}),
+    "output_names": (DRAWING, {"output_names": ["y", "z"]}),
+    "drawing": (DRAWING, {"kind": "grid"}),
+    "outputs": (DRAWING, {"outputs": 2}),
 }
 
 

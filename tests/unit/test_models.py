@@ -113,7 +113,15 @@ MODELS = [
     for kind in KINDS
     for model in model_names(kind)
     if model
-    in ("md", "horizontal", "snake", "raster", "conv", "pixel")  # not those that other tests register
+    in (
+        "md",
+        "horizontal",
+        "snake",
+        "raster",
+        "conv",
+        "pixel",
+        "row",
+    )  # not those that other tests register
 ]
 SIZES = torch.tensor([[9, 14], [5, 7], [1, 1], [1, 7], [9, 1]])
 

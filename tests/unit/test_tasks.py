@@ -83,10 +83,11 @@ def test_sizes_too_small_for_the_diagonal_are_refused(size: tuple[int, ...]) -> 
 
 
 def make(name: str) -> Task:
-    """A built-in task, with grids of 20×33 if it generates them."""
+    """A built-in task, with grids of 20×33, or 5×6, if it generates them."""
     if name == "fashion" and not FOLDER.is_dir():
         pytest.skip("Debian's package dataset-fashion-mnist is not installed")
-    return make_task(TrainConfig(task=name, size="20x33", augment=1.0))
+    size = "5x6" if name == "ising" else "20x33"
+    return make_task(TrainConfig(task=name, size=size, augment=1.0))
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk.data.augmentation import distort
+from mdlstm_tk.data.builtin.mixtures import baselines
 from mdlstm_tk.data.collate import collate
 from mdlstm_tk.data.sampling import binarise, make_rng, stratified_mask
 from mdlstm_tk.data.spec import SPLITS, Batch, Floats, Sample, Split, TaskSpec
@@ -99,8 +100,8 @@ class Digits(DatasetTask):
         sets = {split: [samples[index] for index in chosen] for split, chosen in indices.items()}
         super().__init__(spec, sets, augment)
 
-    def baselines(self) -> dict[str, float]:
-        """Return the test error of a nearest neighbour and of an RBF-SVM on this split."""
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Return the test errors of a nearest neighbour and of an RBF-SVM on this split."""
         neighbors, svm = (require(f"sklearn.{name}", "data") for name in ("neighbors", "svm"))
         train = [*self.sets["train"], *self.sets["validation"]]
         test = self.sets["test"]
@@ -108,7 +109,7 @@ class Digits(DatasetTask):
         y_train, y_test = ([digit for _, digit in samples] for samples in (train, test))
         methods = {"1-NN": neighbors.KNeighborsClassifier(1), "RBF-SVM": svm.SVC()}
         return {
-            name: 1 - float(method.fit(x_train, y_train).score(x_test, y_test))
+            name: {"error": 1 - float(method.fit(x_train, y_train).score(x_test, y_test))}
             for name, method in methods.items()
         }
 
@@ -133,13 +134,14 @@ class DigitsDensity(DatasetTask):
         **_COMMON,
         "size": "8",
         "model": "pixel",
-        "steps": 3000,
+        "steps": 1000,
         "batch_size": 64,
         "layers": 2,
         "lr": 0.005,
+        "dropout": 0.3,
         "average": 0.99,
         "validation": 0.1,
-        "evaluate_every": 100,
+        "evaluate_every": 50,
     }
 
     def __init__(self, seed: int, validation: float = 0.1, *, binary: bool = True) -> None:
@@ -152,6 +154,12 @@ class DigitsDensity(DatasetTask):
             for split, chosen in _split_digits(seed, validation).items()
         }
         super().__init__(spec, sets)
+        self.seed = seed
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """The test errors of densities without a network; see `mdlstm_tk.data.builtin.mixtures`."""
+        train, validation, test = (np.stack([x for x, _ in self.sets[split]]) for split in SPLITS)
+        return baselines(train, validation, test, max(self.spec.outputs, 2), self.seed)
 
 
 class DigitStrings(Task):
