@@ -42,7 +42,7 @@ $(VENV)/demo.stamp: pyproject.toml setup.py | $(BIN)/python
 	touch $@
 
 $(VENV)/test.stamp: pyproject.toml setup.py | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,image,data,tensorboard,ray,test,dev,$(RUNTIME)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,image,data,large,tensorboard,ray,test,dev,$(RUNTIME)]'
 	touch $@
 
 $(VENV)/docs.stamp: pyproject.toml setup.py | $(BIN)/python

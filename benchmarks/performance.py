@@ -1,6 +1,6 @@
-"""Write docs/performance.md from `mdlstm bench`, `mdlstm bench --runtime` and `benchmarks/parts.py`.
+"""Write docs/performance.md from `mdlstm bench`, `mdlstm bench --runtime` and scripts of this folder.
 
-    python benchmarks/performance.py               # takes five minutes on an otherwise idle machine
+    python benchmarks/performance.py               # takes eight minutes on an otherwise idle machine
 
 The script runs the commands themselves, so that anyone who doubts a figure can run the same command.
 """
@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import parts
+import ragged
+import rivals
+from runtimes import markdown
 
 from mdlstm_tk.benchmark import Measurement
 from mdlstm_tk.cli.bench import COLUMNS, RUNTIME_COLUMNS, layer_row, runtime_row
@@ -77,12 +80,35 @@ takes whole directions, and the overhead of Python is paid only once.
 GPUs have not been measured yet. `make gpu` tests and measures everything on an NVIDIA GPU, in under nine
 minutes, and writes `build/gpu/gpu.md`.
 
+## Ragged batches
+
+`python benchmarks/ragged.py`, CPU time of one thread, {ragged_label}
+
+{ragged}
+
+Sizes are drawn anew for every call: heights from half to the full one, widths from a fifth to the full one.
+Positions outside of them are not computed, and only y has room for them. What is left beside the share of
+valid positions is work that does not depend on it: masking x, joining windows, clearing y, and the tables
+that each new batch needs, half a millisecond here. On short wavefronts, such as the last ones of the
+longest sample, products are less efficient. Sizes that all fill the grid cost nothing.
+
 ## Memory kept between calls
 
 A sweep keeps the order and the neighbours of its grid for the next call, 4 bytes an entry: 20 to 32 bytes a
-position for one direction in two dimensions, and another copy of some of them in NumPy. These tables take
-at most 160 MiB together, and weights packed for inference on the CPU at most 64 MiB; the oldest go first,
-except that the newest grid stays, whatever its size. `mdlstm_tk.clear_caches()` frees all of it.
+position for one direction in two dimensions, and another copy of some of them in NumPy. Those of the last
+ragged batches are kept, too. All tables take at most 176 MiB together, and weights packed for inference on
+the CPU at most 64 MiB; the oldest go first, except that the newest grid stays, whatever its size.
+`mdlstm_tk.clear_caches()` frees all of it.
+
+## Compiled kernels on disk
+
+Kernels are compiled once, and kept in `~/.cache/mdlstm-tk/kernels` (`$XDG_CACHE_HOME` is respected; on
+macOS it is below `~/Library/Caches`, on Windows below `%LOCALAPPDATA%`), or in `$NUMBA_CACHE_DIR/kernels`
+if that variable is an absolute path. Numba unpickles what it finds there, and unpickling runs what a file
+says. So the folder must belong to you, and neither it nor a folder above it may be writable by others. If
+that does not hold, nothing is kept, and every process compiles the kernels it needs again, which takes
+seconds; `mdlstm doctor` shows the folder, or says what is missing. Your own functions that Numba caches are
+not affected.
 
 ## Operating system
 
@@ -127,13 +153,25 @@ training on `digits` with two threads took 2.7 times as long without this (measu
 
 A whole `mdlstm infer` of an 8×8 matrix takes {infer:.2f} s, {ratio:.2f} times as long as
 `python -c "import numpy, onnxruntime"`.
+
+## Beside other networks
+
+`python benchmarks/rivals.py`, one thread
+
+{networks}
+
+These are what one would try instead of a layer in all directions: two bidirectional `nn.LSTM`s, one along
+the rows and one along the columns; seven 3×3 convolutions with ReLU; and a ViT block, one
+`nn.TransformerEncoderLayer` over patches. All have as many parameters as the layer, within 2 %. Features
+are the numbers that each returns for a position.
+
+{rivals}
+
+A ratio above 1 means that the network takes longer than the MD-LSTM. Each file agrees with torch. Equal
+parameters are not equal work: recurrent networks and convolutions use each weight at every position, a ViT
+block uses it once for each patch of 64. No network with two-dimensional state
+spaces is in the table: the packages for them that were found need CUDA.
 """
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Format a table whose first column is text and whose other columns are numbers."""
-    lines = [columns, [":---", *["---:"] * (len(columns) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def directions(rows: Sequence[Measurement]) -> str:
@@ -150,7 +188,7 @@ def directions(rows: Sequence[Measurement]) -> str:
         for row in rows
         if row.shape.endswith(suffix)
     ]
-    return markdown(("N, grid, C, n", "threads", "pass", "ratio"), table)
+    return markdown(("N, grid, C, n", "threads", "pass", "ratio"), table, 1)
 
 
 def bench(*options: str) -> Any:
@@ -184,10 +222,14 @@ def main() -> None:
         system=platform.system(),
         python=platform.python_version(),
         seconds=seconds,
-        layer=markdown(COLUMNS, [layer_row(row) for row in layer]),
-        parts=markdown(parts.COLUMNS, parts.table()),
+        layer=markdown(COLUMNS, [layer_row(row) for row in layer], 1),
+        parts=markdown(parts.COLUMNS, parts.table(), 1),
+        ragged_label=ragged.LABEL,
+        ragged=markdown(ragged.COLUMNS, ragged.table(), 1),
         directions=directions(layer),
-        runtime=markdown(RUNTIME_COLUMNS, [runtime_row(row) for row in exported]),
+        runtime=markdown(RUNTIME_COLUMNS, [runtime_row(row) for row in exported], 1),
+        networks=markdown(rivals.NETWORK_COLUMNS, rivals.network_table(), 2),
+        rivals=markdown(rivals.COLUMNS, rivals.table(), 2),
         infer=runtime["cold_start"]["infer_seconds"],
         ratio=runtime["cold_start"]["ratio"],
         **{name: version(name) for name in ("torch", "onnxruntime", "numba")},

@@ -16,7 +16,7 @@ import copy
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -284,9 +284,10 @@ def int8_table(seconds: float = 2.0) -> str:
     return markdown(columns, rows)
 
 
-def markdown(columns: list[str], rows: list[list[str]]) -> str:
-    """Format a table."""
-    lines = [columns, [":---"] * len(columns), *rows]
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], texts: int | None = None) -> str:
+    """Format a table. The first columns are texts, this many or all; the others are numbers."""
+    texts = len(columns) if texts is None else texts
+    lines = [columns, [":---"] * texts + ["---:"] * (len(columns) - texts), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -124,10 +125,12 @@ class ShowProgress(Protocol):
 def progress(total: int, done: int = 0) -> Iterator[ShowProgress]:
     """Show progress on stderr: a bar on a terminal, else about ten lines, with -q nothing."""
     if not on_terminal():
-        every = max(1, total // 10)
+        every, last = max(1, total // 10), done
 
         def write_line(step: int, text: str, seconds_left: float | None = None) -> None:
-            if step % every == 0 or step == total:
+            nonlocal last
+            before, last = last, step
+            if step // every > before // every or step == total:
                 note(f"{step}/{total}  {text}{_eta(seconds_left)}")
 
         yield write_line
@@ -151,3 +154,33 @@ def _eta(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"  ETA {hours}:{minutes:02}:{rest:02}" if hours else f"  ETA {minutes}:{rest:02}"
+
+
+class TileProgress:
+    """Shows how many tiles of a single file are done, with their rate and the time left.
+
+    Of several files, the number of those that are done is shown: a terminal has place for one bar.
+    """
+
+    def __init__(self) -> None:
+        self.is_shown = False
+        self._bar = ExitStack()
+        self._start: tuple[float, int] | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if not self.is_shown:
+            return
+        now = time.perf_counter()
+        if self._start is None:
+            self._start = (now, done)
+            self._show = self._bar.enter_context(progress(total, done))
+        start, before = self._start
+        rate = (done - before) / max(now - start, 1e-9)
+        self._show(done, f"{rate:.3g} tiles/s" if rate else "", (total - done) / rate if rate else None)
+        if done == total:
+            self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
+        self._start = None

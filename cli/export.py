@@ -50,8 +50,8 @@ def export(
     form: Annotated[
         Form | None,
         typer.Option(
-            help="Form of the graph: unrolled for one size, faster on small grids; or scan for any size, "
-            "smaller, and as fast or faster on large grids.",
+            help="Form of the graph: unrolled for one size, faster on small grids; scan for any size, "
+            "smaller, and as fast or faster on large grids; or tiles for grids larger than memory.",
             show_default="unrolled, or scan with --web",
             rich_help_panel=MODEL,
         ),
@@ -113,7 +113,7 @@ def export(
             "-o",
             metavar="PATH",
             help="File, or folder for several sizes.",
-            show_default="model-SIZE.onnx in the run folder",
+            show_default="model-SIZE.onnx, or model.tiles, in the run folder",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -162,6 +162,8 @@ def export(
     json: Json = False,
 ) -> None:
     """Export a trained network to ONNX, for one grid size or any, verified before a file is written."""
+    if form == "tiles" and (server_repo or web):
+        raise InputError("--form tiles is for files; leave out --server-repo and --web")
     if sum(option is not None for option in (output, server_repo, web)) > 1:
         raise InputError("-o, --server-repo and --web are mutually exclusive; give one of them")
     if web_runtime and not web:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mdlstm_tk.cli.console import (
+    TileProgress,
     detail,
     err,
     error,
@@ -25,7 +26,11 @@ from mdlstm_tk.cli.options import (
     Engine,
     Format,
     Json,
+    Level,
     MaxBytes,
+    Resume,
+    Stream,
+    Tile,
     Timeout,
     complete_files,
     complete_model_file,
@@ -38,7 +43,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.jobs import Job
 
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
-INPUTS = (".npy", ".npz", ".csv", *IMAGES)
+INPUTS = (".npy", ".npz", ".csv", *IMAGES, ".zarr")
 EXECUTION = "Execution"
 
 
@@ -48,7 +53,7 @@ def infer(
         typer.Argument(
             metavar="FILE...",
             help="Files, and folders of files, of the types npy, npz, csv, png, jpg, tif, bmp, gif, webp, "
-            "pgm, ppm; or - for one file of any of these types on stdin.",
+            "pgm, ppm, for tiled models npy, tif, zarr; or - for one file of any of these types on stdin.",
             autocompletion=complete_files(*INPUTS),
             show_default=False,
         ),
@@ -59,7 +64,7 @@ def infer(
             "--model",
             "-m",
             metavar="PATH",
-            help="Exported .onnx file, or a folder of them.",
+            help="Exported .onnx or .tiles file, or a folder of .onnx files.",
             autocompletion=complete_model_file,
             show_default="$MDLSTM_MODEL, the latest run's export, or the only .onnx here",
         ),
@@ -120,21 +125,25 @@ def infer(
     device: Device = "auto",
     threads: Annotated[
         int,
-        typer.Option(min=0, help="CPU threads of one run; 0: one per core.", rich_help_panel=EXECUTION),
+        typer.Option(
+            min=0,
+            help="CPU threads of one run, or of all tiles; 0: one per core.",
+            rich_help_panel=EXECUTION,
+        ),
     ] = 1,
     batch_size: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Samples per run.",
-            show_default="64, or fewer for grids above 64x64",
+            help="Samples per run, or tiles of a tiled model.",
+            show_default="64, or fewer for grids above 64x64; 4 tiles",
             rich_help_panel=EXECUTION,
         ),
     ] = None,
     engine: Annotated[
         Engine,
         typer.Option(
-            help="Where the files are run: in this process, or distributed with Ray Data on $RAY_ADDRESS.",
+            help="Where files and tiles are run: in this process, or distributed with Ray on $RAY_ADDRESS.",
             rich_help_panel=EXECUTION,
         ),
     ] = "local",
@@ -147,6 +156,10 @@ def infer(
             rich_help_panel=EXECUTION,
         ),
     ] = None,
+    tile: Tile = None,
+    level: Level = None,
+    resume: Resume = False,
+    stream: Stream = False,
     max_bytes: MaxBytes = None,
     timeout: Timeout = None,
 ) -> None:
@@ -163,6 +176,9 @@ def infer(
     Files of equal shape run together. A file that cannot be used is reported, the others go on, and the
     exit code is 1. Folders are searched recursively, without hidden files and earlier results (*.out.*).
 
+    A tiled model (.tiles) reads npy, tif and zarr by region, so that they may be larger than the memory,
+    and writes npy, zarr, and masks as tif.
+
     A model that was not exported on this machine runs in isolation, and so does every model with --timeout
     or --max-bytes: processes with limits on memory and time read the files and run the model.
     """
@@ -170,6 +186,10 @@ def infer(
         raise InputError("--json prints on stdout, where -o - writes the result; give one of them")
     from mdlstm_tk.runtime import infer_paths
 
+    if stream:
+        _stream(files, model, output, device, timeout)
+        return
+    tiles = TileProgress()
     run = infer_paths(
         files,
         model,
@@ -186,7 +206,12 @@ def infer(
         timeout=timeout,
         skip_existing=skip_existing,
         force=force,
+        tile=tile,
+        level=level,
+        resume=resume,
+        report=tiles,
     )
+    tiles.is_shown = run.single
     _print_plan(run)
     records: list[dict[str, Any]] | None = [] if json else None
     try:
@@ -194,13 +219,30 @@ def infer(
             _print_single(run, next(run.outcomes), records)
         elif run.jobs:
             _follow(run, records)
+    except (MDLSTMError, KeyboardInterrupt):
+        if resume and run.jobs:
+            note("what was done is kept beside the result; the same command with --resume goes on")
+        raise
     finally:
+        tiles.close()
         if records is not None:
             print_json(_summary(run, records))
     if run.collected and run.jobs:
         note(f"wrote {run.collected}")
     elif run.jobs:
         _print_next(run.jobs[-1])
+
+
+def _stream(
+    files: list[str], model: str | None, output: str | None, device: str, timeout: float | None
+) -> None:
+    """Read rows from stdin, and write those of the result to stdout or a file."""
+    from mdlstm_tk.runtime.tiled_inference import stream_paths
+
+    if files != ["-"]:
+        raise InputError(f"--stream reads rows from stdin, which is -, got {' '.join(files)}")
+    read, written = stream_paths(model, output or "-", device=device, timeout=timeout)
+    note(f"{read} rows → {written} rows")
 
 
 def _print_plan(run: Inference) -> None:
@@ -218,6 +260,8 @@ def _print_plan(run: Inference) -> None:
     note(f"{run.model} on {run.device} ({run.provider}){', isolated' if run.isolated else ''}")
     if run.reason:
         note(f"not on CUDA: {run.reason}")
+    if run.advice:
+        warn(run.advice)
     if not run.jobs:
         note(f"nothing to do: all {run.skipped} results exist")
 
@@ -229,6 +273,8 @@ def _print_single(run: Inference, outcome: Outcome, records: list[dict[str, Any]
         records.append(_record(run, outcome))
     elif run.document:
         sys.stdout.write(run.document.render([(job.source, outcome.answers)]))
+    if outcome.inputs is None and not outcome.answers and job.target != "-":
+        note(f"{job.source} → {job.target}")
     if outcome.answers or outcome.inputs is None or outcome.outputs is None:
         return
     for name, x in outcome.inputs.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,13 +14,16 @@ from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.sizes import format_size
 from mdlstm_tk.text import shell_quoted
 
+if TYPE_CHECKING:
+    from mdlstm_tk.runtime.tiles.archive import Stage
+
 
 def info(
     target: Annotated[
         Path,
         typer.Argument(
             metavar="MODEL|RUN",
-            help="Exported .onnx file, or run folder.",
+            help="Exported model, or run folder.",
             autocompletion=complete_model_or_run,
             show_default=False,
         ),
@@ -34,10 +37,10 @@ def info(
     code = named_files(own_model, own_cell)
     if target.is_dir():
         require("torch", "train")
-        from mdlstm_tk.runtime.model_discovery import models_in
+        from mdlstm_tk.runtime.model_discovery import archives_in, models_in
         from mdlstm_tk.training import describe_run
 
-        properties, models = describe_run(target, code), models_in(target)
+        properties, models = describe_run(target, code), models_in(target) or archives_in(target)
     else:
         if code:
             raise InputError(f"--{next(iter(code))} is for run folders; leave it out for {target}")
@@ -57,13 +60,31 @@ def _describe_model(path: Path, max_bytes: int | None) -> dict[str, Any]:
     from mdlstm_tk.runtime import Session
     from mdlstm_tk.runtime.io.npy import MAX_BYTES
     from mdlstm_tk.runtime.isolation.rule import choose_isolation
+    from mdlstm_tk.runtime.tiles.archive import is_archive, read_archive_bytes
+    from mdlstm_tk.runtime.tiles.session import TiledSession
 
     limit = max_bytes or MAX_BYTES
     isolated, problem = choose_isolation([path], limit, limited=max_bytes is not None)
     if problem:
         warn(f"{path} is loaded without limits that bind: {problem}")
+    if is_archive(path):
+        read_archive_bytes(path, limit)  # max_bytes of a TiledSession bounds the memory of its runs
+        with TiledSession(path, "cpu", isolated=isolated) as tiled:
+            stages = [_describe_stage(stage) for stage in tiled.archive.stages]
+            metadata = asdict(tiled.metadata)
+            return {"kind": "model", "bytes": path.stat().st_size, **metadata, "stages": stages}
     with Session(path, "cpu", max_bytes=limit, isolated=isolated) as session:
         return {"kind": "model", "bytes": path.stat().st_size, **asdict(session.metadata)}
+
+
+def _describe_stage(stage: Stage) -> dict[str, Any]:
+    return {
+        "window": format_size(stage.window),
+        "directions": len(stage.sweeps),
+        "units": stage.units,
+        "channels": stage.channels,
+        "stored": stage.outputs,
+    }
 
 
 def _text(name: str, value: Any) -> str:
@@ -78,6 +99,12 @@ def _text(name: str, value: Any) -> str:
         value = [
             f"{key} {f'{entry:g}' if isinstance(entry, float) else _text(key, entry)}"
             for key, entry in value.items()
+        ]
+    if name == "stages":
+        value = [
+            f"{stage['channels']} → {stage['stored']} features by directions × units "
+            f"{stage['directions']} × {stage['units']} over windows of {stage['window']}"
+            for stage in value
         ]
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "-"

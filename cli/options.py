@@ -34,9 +34,9 @@ KINDS = ("grid", "classify", "segment", "transcribe", "density")  # of the user'
 MODELS = ("md", "horizontal", "snake", "raster", "conv", "pixel", "row")
 MODEL_ALIASES = ("MD_LSTM", "HORIZONTAL_SD_LSTM", "SNAKE_SD_LSTM")
 DEVICES = ("auto", "cpu", "cuda")
-Form = Literal["unrolled", "scan"]
+Form = Literal["unrolled", "scan", "tiles"]
 ExportDtype = Literal["float32", "float16", "int8"]
-Format = Literal["npy", "npz", "json", "png", "csv", "txt"]
+Format = Literal["npy", "npz", "json", "png", "csv", "txt", "tif", "zarr"]
 Engine = Literal["local", "ray"]
 
 OUTPUT = "Output"
@@ -45,6 +45,7 @@ NETWORK = "Network"
 OPTIMIZATION = "Optimization"
 RUN = "Run"
 LIMITS = "Limits"
+TILES = "Tiles"
 
 
 def parse_device(text: str) -> str:
@@ -139,7 +140,7 @@ def complete_model_file(incomplete: str) -> list[str]:
 
     found = {str(path) for folder in [Path(), *Path("runs").glob("*")] for path in models_in(folder)}
     found = {name for name in found if name.startswith(incomplete) and is_plain_text(name)}
-    return sorted({*found, *_entries(incomplete, (".onnx",))})
+    return sorted({*found, *_entries(incomplete, (".onnx", ".tiles"))})
 
 
 def complete_model_or_run(incomplete: str) -> list[str]:
@@ -208,8 +209,47 @@ MaxBytes = Annotated[
         "--max-bytes",
         min=1,
         show_default="1 GiB",
-        help="Maximum size of a file in bytes, before and after decompression.",
+        help="Maximum size of a file in bytes, before and after decompression; of a tiled run, about the "
+        "resident memory.",
         rich_help_panel=LIMITS,
+    ),
+]
+Tile = Annotated[
+    int | None,
+    typer.Option(
+        "--tile",
+        metavar="N",
+        show_default="512",
+        help="Extent of a tile along each axis, for a tiled model (.tiles).",
+        rich_help_panel=TILES,
+    ),
+]
+Level = Annotated[
+    int | None,
+    typer.Option(
+        "--level",
+        min=0,
+        metavar="K",
+        show_default="0, the largest",
+        help="Level of a TIFF with a pyramid to read, for a tiled model.",
+        rich_help_panel=TILES,
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with a tiled run that was interrupted, and keep what an interruption leaves.",
+        rich_help_panel=TILES,
+    ),
+]
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Read rows from stdin as a .npy, and write those of the result as they come, for a tiled "
+        "model whose directions go downwards.",
+        rich_help_panel=TILES,
     ),
 ]
 Timeout = Annotated[

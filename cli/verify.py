@@ -28,7 +28,7 @@ def verify(
         Path,
         typer.Argument(
             metavar="MODEL|RUN",
-            help="Exported .onnx file, or a folder of them, such as a run folder.",
+            help="Exported model, or a folder of them, such as a run folder.",
             autocompletion=complete_model_or_run,
             show_default=False,
         ),

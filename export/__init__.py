@@ -1,7 +1,8 @@
 """From PyTorch to ONNX: export a network with MDLSTM layers, and verify what was exported.
 
->>> from mdlstm_tk.export import export_onnx, export_run, verify_model
+>>> from mdlstm_tk.export import export_onnx, export_run, export_tiles, verify_model
 >>> export_onnx(net, "net.onnx", grid=(64, 64))
+>>> export_tiles(net, "net.tiles")                        # grids of any size, tile by tile
 >>> report = export_run("runs/diagonal", grid=(32, 32))
 >>> verify_model(report.path).raise_if_failed()
 
@@ -17,6 +18,7 @@ with imports_of("train"):
     from mdlstm_tk.export.drawing import export_drawing
     from mdlstm_tk.export.lowering.lower import lower
     from mdlstm_tk.export.run_export import export_run, export_run_sizes
+    from mdlstm_tk.export.tiles import export_tiles
     from mdlstm_tk.export.verification.model_verifier import verify_model
     from mdlstm_tk.export.verification.parity import Parity, float64_reference
     from mdlstm_tk.export.verification.report import VerificationReport
@@ -29,6 +31,7 @@ __all__ = [
     "export_onnx",
     "export_run",
     "export_run_sizes",
+    "export_tiles",
     "float64_reference",
     "lower",
     "translation_table",

@@ -13,8 +13,10 @@ from typing import Any
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.api import ExportReport, export_onnx
 from mdlstm_tk.export.targets import ExportTarget
+from mdlstm_tk.export.tiles import check_tile_options, export_tiles
 from mdlstm_tk.export.verification.inputs import task_inputs
 from mdlstm_tk.runtime.io.files import ensure_writable, staging
+from mdlstm_tk.runtime.tiles.archive import SUFFIX
 from mdlstm_tk.sizes import format_size
 from mdlstm_tk.text import printable
 from mdlstm_tk.training import Run, load_checkpoint, open_run
@@ -51,9 +53,11 @@ def export_run(
     Args:
         run: a run, its folder, or one of its checkpoint files.
         path: a file name that ends in `.onnx`, or a folder for model-HxW.onnx or model-any.onnx; the
-            run's folder if None.
-        grid: extents to export for. None: the run's own grid, or any grid if form is "scan".
-        form, padded, multiple_of, dtype, functions, atol: as for `export_onnx`.
+            run's folder if None. With form "tiles", a file name that ends in `.tiles`, or a folder for
+            model.tiles.
+        grid: extents to export for. None: the run's own grid, or any grid if form is "scan" or "tiles".
+        form: "unrolled" or "scan", as for `export_onnx`, or "tiles", as by `export_tiles`.
+        padded, multiple_of, dtype, functions, atol: as for `export_onnx`; form "tiles" takes atol alone.
         force: replace an existing file.
         code: the Python files of a run with a network or a cell of the user's own, by setting ("model",
             "cell"): {"cell": "mine.py:coupled"}. Those that its checkpoint names are not run.
@@ -71,10 +75,26 @@ def export_run(
     run, checkpoint_path = find_checkpoint(run, code)
     checkpoint = load_checkpoint(checkpoint_path, run.code)
     spec = checkpoint.spec
-    if grid is None and form != "scan":
+    if form == "tiles":
+        check_tile_options(grid, padded=padded, multiple_of=multiple_of, dtype=dtype, functions=functions)
+    elif grid is None and form != "scan":
         grid = _unasked(checkpoint.config.grid)
-    (path,) = _paths(run, [grid], None if path is None else Path(path))
+    (path,) = _paths(run, [grid], None if path is None else Path(path), form)
     ensure_writable(path, force)
+    metadata = {
+        "model": printable(checkpoint.config.model),  # the path of a file, if it is the user's own
+        "task": printable(spec.name),
+        "kind": spec.kind,
+        "classes": spec.classes or None,
+        "mask_values": spec.mask_values or None,
+        "mask_palette": spec.mask_palette or None,
+        "preprocessing": spec.preprocessing and spec.preprocessing.to_json(),
+        "checkpoint_sha256": hashlib.sha256(checkpoint_path.read_bytes()).hexdigest(),
+    }
+    if form == "tiles":
+        return export_tiles(
+            checkpoint.network(), path, channels=spec.channels, metadata=metadata, atol=atol
+        )
     return export_onnx(
         checkpoint.network(),
         path,
@@ -87,16 +107,7 @@ def export_run(
         channels=spec.channels,
         channels_last=True,
         verify_inputs=task_inputs(spec.name, grid or spec.size),
-        metadata={
-            "model": printable(checkpoint.config.model),  # the path of a file, if it is the user's own
-            "task": printable(spec.name),
-            "kind": spec.kind,
-            "classes": spec.classes or None,
-            "mask_values": spec.mask_values or None,
-            "mask_palette": spec.mask_palette or None,
-            "preprocessing": spec.preprocessing and spec.preprocessing.to_json(),
-            "checkpoint_sha256": hashlib.sha256(checkpoint_path.read_bytes()).hexdigest(),
-        },
+        metadata=metadata,
         atol=atol,
     )
 
@@ -134,13 +145,17 @@ def export_run_sizes(
     run_grid = load_checkpoint(checkpoint_path, run.code).config.grid
     target = destination if isinstance(destination, ExportTarget) else None
     form = form or (target.preferred_form if target else "unrolled")
-    if form != "scan":
+    if form == "tiles":
+        if target:
+            raise InputError("form 'tiles' is for files; leave out the server's repository or the web page")
+        check_tile_options(*grids, **{name: value for name, value in options.items() if name != "atol"})
+    elif form != "scan":
         grids = [grid or _unasked(run_grid) for grid in grids]
     if target:
         target.prepare(len(grids))
     with staging(Path(tempfile.gettempdir())) as scratch:
         output = scratch if isinstance(destination, ExportTarget) else destination
-        paths = _paths(run, grids, None if output is None else Path(output))
+        paths = _paths(run, grids, None if output is None else Path(output), form)
         for path in paths:  # refuse before the first export takes its time
             ensure_writable(path, force)
         reports = [
@@ -188,19 +203,22 @@ def _unasked(grid: Grid) -> Grid:
     return grid
 
 
-def _paths(run: Run, grids: Sequence[Grid | None], output: Path | None) -> list[Path]:
+def _paths(run: Run, grids: Sequence[Grid | None], output: Path | None, form: str) -> list[Path]:
     """The file for each grid; None stands for any grid."""
-    names = [f"model-{_size_label(grid)}.onnx" for grid in grids]
+    suffix = SUFFIX if form == "tiles" else ".onnx"
+    names = [
+        f"model{suffix}" if form == "tiles" else f"model-{_size_label(grid)}{suffix}" for grid in grids
+    ]
     if len(set(names)) < len(names):
         raise InputError(f"each size may be given once, got {', '.join(map(_size_label, grids))}")
     if output is None:
         return [run.folder / name for name in names]
-    if output.suffix == ".onnx":
+    if output.suffix == suffix:
         if len(grids) > 1:
             raise InputError(f"{output} is one file, got {len(grids)} sizes; give a folder instead")
         return [output]
     if output.is_file():
-        raise InputError(f"{output} is a file; give a folder, or a file name that ends in .onnx")
+        raise InputError(f"{output} is a file; give a folder, or a file name that ends in {suffix}")
     return [output / name for name in names]
 
 

@@ -1,7 +1,7 @@
 """Floating-point operations of a sweep, as `torch.utils.flop_counter` counts them: of its matrix products.
 
 A product of (rows, k) and (k, columns) takes 2 · rows · k · columns of them. The rows are all N·P
-positions, whatever `sizes` says, since padded positions are computed, too.
+positions, whatever `sizes` says, since formulas see shapes only.
 """
 
 from __future__ import annotations

@@ -61,6 +61,11 @@ def as_sizes(sizes: Sizes, x: Tensor, has_batch_axis: bool = True) -> Tensor:
     return sizes.to(x.device)
 
 
+def fills_grid(sizes: Tensor, grid: Sequence[int]) -> bool:
+    """Whether every sample fills the grid; False as well where reading `sizes` is not possible or slow."""
+    return _has_values(sizes) and all(row == list(grid) for row in sizes.tolist())
+
+
 def _has_values(tensor: Tensor) -> bool:
     """Whether reading the tensor is possible and fast: it is not on a GPU, and no graph is captured."""
     return (

@@ -6,7 +6,7 @@ The layer calls it through `sweep`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import Any
@@ -34,7 +34,9 @@ from mdlstm_tk.backends.inputs import (
     state_dtype,
 )
 from mdlstm_tk.backends.specialize import KernelError
+from mdlstm_tk.backends.tables import ragged_rows
 from mdlstm_tk.backends.torch import sweep as torch_sweep
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.import_hooks import when_imported
 
 __all__ = ["SweepInputs", "sweep", "wavefront", "wavefront_backward"]
@@ -45,7 +47,7 @@ INPUTS = (
 )
 torch.library.define(
     "mdlstm::wavefront",
-    f"({INPUTS}, bool save, bool recompute, str backend) -> (Tensor, Tensor, Tensor)",
+    f"({INPUTS}, bool save, bool recompute, str backend, int? rows=None) -> (Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "mdlstm::wavefront_backward",
@@ -60,6 +62,11 @@ torch.library.define(
 wavefront = torch.ops.mdlstm.wavefront.default
 wavefront_backward = torch.ops.mdlstm.wavefront_backward.default
 _wavefront_double_backward = torch.ops.mdlstm.wavefront_double_backward.default
+_library = torch.library.Library(
+    "mdlstm", "FRAGMENT"
+)  # what is registered with it lives as long as it does
+Gradient = Callable[..., tuple[Tensor | None, ...]]
+SaveForBackward = Callable[[Any, Sequence[Any], Any], None]
 TENSORS = 8  # inputs of the operator that are tensors: seven differentiable ones, then sizes
 
 
@@ -85,7 +92,8 @@ def sweep(inputs: SweepInputs, backend: str = "auto", recompute: bool = False) -
     if needs_plain_autograd():
         with without_autocast(inputs.x):
             return torch_sweep.forward(inputs)[0]
-    output: Tensor = wavefront(*inputs, wants_residuals(inputs.tensors), recompute, backend)[0]
+    save = wants_residuals(inputs.tensors)
+    output: Tensor = wavefront(*inputs, save, recompute, backend, kept_rows(inputs, save))[0]
     return output
 
 
@@ -101,6 +109,14 @@ def wants_residuals(tensors: Sequence[Tensor | None]) -> bool:
     return wants_gradients and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
 
 
+def kept_rows(inputs: SweepInputs, save: bool) -> int | None:
+    """The operator's argument `rows`. A graph that is captured must not depend on the values of `sizes`."""
+    sizes = inputs.sizes
+    if not save or sizes is None or torch.compiler.is_compiling() or type(sizes) is not Tensor:
+        return None
+    return None if sizes.is_meta else ragged_rows(inputs)
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Turn autocast off: the inputs have its dtype already, and float32 inside a sweep is intended."""
     device = x.device.type
@@ -111,11 +127,44 @@ def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
 
 def _wavefront(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The operator: h and, if `save`, gates and c as the backend's backward wants them; only c if also
-    `recompute`."""
-    *tensors, directions, cell, save, recompute, backend = arguments
-    inputs = SweepInputs._make((*tensors, tuple(directions), cell))
+    `recompute`. They have `rows` rows, by default N·P: those of a ragged batch come first, then zeros."""
+    given, (save, recompute, backend, rows) = split_options(arguments)
+    inputs = unpack(given)
     check_inputs(inputs)
-    return run_forward(backend, inputs, save, recompute)[:3]
+    output, gates, c, _ = run_forward(backend, inputs, save, recompute)
+    if rows is None and inputs.sizes is None:
+        return output, gates, c
+    return output, pad_rows(gates, inputs, rows), pad_rows(c, inputs, rows)
+
+
+def unpack(given: Sequence[Any]) -> SweepInputs:
+    """The inputs, which an operator gets as its first ten arguments."""
+    *tensors, directions, cell = given
+    return SweepInputs._make((*tensors, tuple(directions), cell))
+
+
+def split_options(arguments: Sequence[Any]) -> tuple[Sequence[Any], tuple[bool, bool, str, int | None]]:
+    """What an operator is given, and its options save, recompute, backend and rows; torch may leave out the
+    last one where it is None."""
+    if isinstance(arguments[-1], str):
+        return arguments[:-3], (arguments[-3], arguments[-2], arguments[-1], None)
+    return arguments[:-4], (arguments[-4], arguments[-3], arguments[-2], arguments[-1])
+
+
+def pad_rows(kept: Tensor, inputs: SweepInputs, rows: int | None) -> Tensor:
+    """`kept` (dirs, rows of the sweep, k) with as many rows as the operator promises; (0,) stays as it is.
+
+    Raises:
+        InputError: it has more.
+    """
+    promised = inputs.x.shape[:-1].numel() if rows is None else rows
+    if kept.dim() == 1 or kept.shape[1] == promised:
+        return kept
+    if kept.shape[1] > promised:
+        raise InputError(f"rows must be None or at least {kept.shape[1]}, got {rows}")
+    padded = kept.new_zeros(kept.shape[0], promised, kept.shape[2])
+    padded[:, : kept.shape[1]] = kept
+    return padded
 
 
 def run_forward(
@@ -134,20 +183,23 @@ def run_forward(
 
 def _wavefront_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The shapes and dtypes of the operator's results."""
-    *tensors, directions, cell, save, recompute, backend = arguments
-    inputs = SweepInputs._make((*tensors, tuple(directions), cell))
+    given, (save, recompute, backend, rows) = split_options(arguments)
+    inputs = unpack(given)
     check_captured(inputs, backend)
-    return fake_results(inputs, save, recompute)
+    return fake_results(inputs, save, recompute, rows)
 
 
-def fake_results(inputs: SweepInputs, save: bool, recompute: bool) -> tuple[Tensor, Tensor, Tensor]:
+def fake_results(
+    inputs: SweepInputs, save: bool, recompute: bool, rows: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Tensors of the shapes and dtypes of the results of `run_forward`."""
     x, (dirs, gate_dim, _) = inputs.x, inputs.weight_ih.shape
     units = gate_dim // cell_traits(inputs.cell, inputs.ndim)[0]
     output = x.new_empty(*x.shape[:-1], dirs, units)
     if not save:
         return output, x.new_empty(0), x.new_empty(0)
-    rows, dtype = prod(x.shape[:-1]), state_dtype(x)  # with `numel`, every shape would compile anew
+    rows = prod(x.shape[:-1]) if rows is None else rows  # with `numel`, every shape would compile anew
+    dtype = state_dtype(x)
     gates = x.new_empty(0) if recompute else x.new_empty(dirs, rows, gate_dim, dtype=dtype)
     return output, gates, x.new_empty(dirs, rows, units, dtype=dtype)
 
@@ -162,10 +214,10 @@ def check_captured(inputs: SweepInputs, backend: str, **residuals: Tensor) -> No
 def _wavefront_backward(*arguments: Any) -> tuple[Tensor, ...]:
     """The gradients of `wavefront`'s first seven inputs; empty for those that are None, and for x unless
     `wants_dx`."""
-    grad, output, gates, c, *tensors, directions, cell, backend, wants_dx = arguments
-    inputs = SweepInputs._make((*tensors, tuple(directions), cell))
+    grad, output, gates, c, *given, backend, wants_dx = arguments
+    inputs = unpack(given)
     check_inputs(inputs)
-    check_residuals(inputs, grad, output, gates, c)
+    check_residuals(inputs, grad, output, gates, c, ragged_rows(inputs))
     return run_backward(backend, inputs, grad, output, gates, c, wants_dx)
 
 
@@ -179,6 +231,9 @@ def run_backward(
         run = engine(backend, x.device, x.dtype)
         if gates_are_uncertain(x.device):  # kernels save activated gates, `torch` pre-activations
             gates = gates.new_empty(0)  # so they are computed again
+        count = ragged_rows(inputs)
+        if count is not None:  # without the rows that `pad_rows` has added
+            gates, c = gates if gates.dim() == 1 else gates[:, :count], c[:, :count]
         try:
             gradients = run.backward(inputs, grad, output, gates, c, *options)
         except KernelError as error:
@@ -196,8 +251,9 @@ def _wavefront_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in tensors)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.directions, ctx.cell, ctx.saved, ctx.recompute, ctx.backend = inputs
+def _save_for_backward(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    given, (ctx.saved, ctx.recompute, ctx.backend, _) = split_options(inputs)
+    *tensors, ctx.directions, ctx.cell = given
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # zeros in place of the gates' gradient would be as large as the gates
     ctx.save_for_backward(*output, *tensors)
@@ -213,10 +269,10 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
     wants_dx = ctx.needs_input_grad[0]
     gradients = wavefront_backward(grad.contiguous(), output, gates, c, *arguments, ctx.backend, wants_dx)
     wanted = (g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad, strict=False))
-    return (*wanted, None, None, None, None, None, None)
+    return (*wanted, *[None] * (len(ctx.needs_input_grad) - TENSORS + 1))
 
 
-def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
+def _save_for_double_backward(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
     grad, _, _, _, *tensors, ctx.directions, ctx.cell, _, ctx.wants_dx = inputs
     ctx.save_for_backward(grad, *tensors)
 
@@ -232,7 +288,7 @@ def _double_backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
     grad_grad, *gradients = _wavefront_double_backward(*arguments, ctx.wants_dx, upstream)
     tensors = ctx.saved_tensors[1:TENSORS]
     wanted = (None if t is None else g for t, g in zip(tensors, gradients, strict=True))
-    return (grad_grad, None, None, None, *wanted, None, None, None, None, None)
+    return (grad_grad, None, None, None, *wanted, *[None] * 5)
 
 
 def _double_backward_by_autograd(*arguments: Any) -> tuple[Tensor, ...]:
@@ -263,6 +319,42 @@ def _double_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in tensors)
 
 
+def register_gradient(name: str, backward: Gradient, save: SaveForBackward) -> None:
+    """As `torch.library.register_autograd` does it, but without looking up the defaults in the schema at
+    every call, which takes longer than the sweep of a small grid.
+
+    Args:
+        name: of the operator, without "mdlstm::".
+        backward: from the context and the gradients of the results to those of the arguments.
+        save: takes the context, the arguments and the results. Of the last arguments those may be missing
+            that have their default value.
+    """
+    operator = getattr(torch.ops.mdlstm, name).default
+
+    def run(keys: torch._C.DispatchKeySet, arguments: Sequence[Any]) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            *given, keys = arguments
+            results = run(keys, given)
+            save(ctx, given, results)
+            return results
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return (*backward(ctx, *grads), None)
+
+    def kernel(keys: torch._C.DispatchKeySet, *arguments: Any) -> Any:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            return Differentiable.apply(*arguments, keys)  # type: ignore[no-untyped-call]
+        return run(keys, arguments)
+
+    _library.impl(name, kernel, "Autograd", with_keyset=True)
+
+
 def _register() -> None:
     library = torch.library
     library.impl("mdlstm::wavefront", "default", _wavefront)
@@ -271,10 +363,8 @@ def _register() -> None:
     library.register_fake("mdlstm::wavefront", _wavefront_fake)
     library.register_fake("mdlstm::wavefront_backward", _wavefront_backward_fake)
     library.register_fake("mdlstm::wavefront_double_backward", _double_backward_fake)
-    library.register_autograd("mdlstm::wavefront", _backward, setup_context=_save_for_backward)
-    library.register_autograd(
-        "mdlstm::wavefront_backward", _double_backward, setup_context=_save_for_double_backward
-    )
+    register_gradient("wavefront", _backward, _save_for_backward)
+    register_gradient("wavefront_backward", _double_backward, _save_for_double_backward)
     when_imported("torch.utils.flop_counter", flops.register)
 
 

@@ -21,15 +21,21 @@ from mdlstm_tk.backends.inputs import (
     check_residuals,
     state_dtype,
 )
+from mdlstm_tk.backends.tables import ragged_rows
 from mdlstm_tk.backends.torch import sweep as torch_sweep
 from mdlstm_tk.import_hooks import when_imported
 from mdlstm_tk.operator import (
     INPUTS,
     check_captured,
     fake_results,
+    kept_rows,
     needs_plain_autograd,
+    pad_rows,
+    register_gradient,
     run_backward,
     run_forward,
+    split_options,
+    unpack,
     wants_residuals,
     without_autocast,
 )
@@ -37,7 +43,7 @@ from mdlstm_tk.operator import (
 STATES = "Tensor h_first, Tensor c_first"
 torch.library.define(
     "mdlstm::wavefront_states",
-    f"({INPUTS}, {STATES}, bool save, bool recompute, str backend) "
+    f"({INPUTS}, {STATES}, bool save, bool recompute, str backend, int? rows=None) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define(
@@ -68,7 +74,8 @@ def sweep_states(
         with without_autocast(inputs.x):
             return _in_plain_autograd(inputs, first)
     save = wants_residuals([*inputs.tensors, *first])
-    output, h_last, c_last, _, _ = wavefront_states(*inputs, *first, save, recompute, backend)
+    options = save, recompute, backend, kept_rows(inputs, save)
+    output, h_last, c_last, _, _ = wavefront_states(*inputs, *first, *options)
     return output, Faces(h_last, c_last)
 
 
@@ -80,26 +87,26 @@ def _in_plain_autograd(inputs: SweepInputs, first: Faces) -> tuple[Tensor, Faces
 
 def _unpack(arguments: Sequence[Any]) -> tuple[SweepInputs, Faces]:
     """The inputs and the initial states, which an operator gets as its first twelve arguments."""
-    *tensors, directions, cell, h_first, c_first = arguments
-    return SweepInputs._make((*tensors, tuple(directions), cell)), Faces(h_first, c_first)
+    *given, h_first, c_first = arguments
+    return unpack(given), Faces(h_first, c_first)
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, ...]:
     """The operator: h, h and c of the final states, and if `save`, gates and c as for `wavefront`."""
-    *given, save, recompute, backend = arguments
+    given, (save, recompute, backend, rows) = split_options(arguments)
     inputs, first = _unpack(given)
     check_inputs(inputs)
     check_faces(inputs, first)
     output, gates, c, last = run_forward(backend, inputs, save, recompute, first)
     assert last is not None
-    return output, *last, gates, c
+    return output, *last, pad_rows(gates, inputs, rows), pad_rows(c, inputs, rows)
 
 
 def _fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
-    *given, save, recompute, backend = arguments
+    given, (save, recompute, backend, rows) = split_options(arguments)
     inputs, first = _unpack(given)
     check_captured(inputs, backend, h_first=first.h, c_first=first.c)
-    output, gates, c = fake_results(inputs, save, recompute)
+    output, gates, c = fake_results(inputs, save, recompute, rows)
     return output, *(face.new_empty(face.shape) for face in first), gates, c
 
 
@@ -110,7 +117,7 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, first = _unpack(given)
     d_last = Faces(dh_last, dc_last)
     check_inputs(inputs)
-    check_residuals(inputs, grad, output, gates, c)
+    check_residuals(inputs, grad, output, gates, c, ragged_rows(inputs))
     check_faces(inputs, first)
     check_faces(inputs, d_last, ("dh_last", "dc_last"))
     return run_backward(backend, inputs, grad, output, gates, c, wants_dx, first, d_last)
@@ -125,8 +132,9 @@ def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in tensors)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.directions, ctx.cell, h_first, c_first, ctx.saved, ctx.recompute, ctx.backend = inputs
+def _save_for_backward(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
+    given, (ctx.saved, ctx.recompute, ctx.backend, _) = split_options(inputs)
+    *tensors, ctx.directions, ctx.cell, h_first, c_first = given
     y, _, _, gates, c = output
     ctx.mark_non_differentiable(gates, c)
     ctx.set_materialize_grads(False)  # zeros in place of the gates' gradient would be as large as the gates
@@ -151,7 +159,8 @@ def _run_backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         )
     *of_inputs, dh_first, dc_first = gradients
     wanted = [g if need else None for g, need in zip(of_inputs, needed, strict=False)]
-    return (*wanted, None, None, None, dh_first, dc_first, None, None, None)
+    options = [None] * (len(needed) - len(wanted) - 5)
+    return (*wanted, None, None, None, dh_first, dc_first, *options)
 
 
 def _differentiable_gradients(arguments: Sequence[Any], grads: Sequence[Tensor]) -> Sequence[Tensor | None]:
@@ -182,7 +191,7 @@ def _register() -> None:
     library.impl("mdlstm::wavefront_states_backward", "default", _backward)
     library.register_fake("mdlstm::wavefront_states", _fake_forward)
     library.register_fake("mdlstm::wavefront_states_backward", _fake_backward)
-    library.register_autograd("mdlstm::wavefront_states", _run_backward, setup_context=_save_for_backward)
+    register_gradient("wavefront_states", _run_backward, _save_for_backward)
     when_imported("torch.utils.flop_counter", flops.register_states)
 
 

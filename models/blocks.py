@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.masking import Sizes, as_sizes, valid_mask
+from mdlstm_tk.tiling.stages import Stage
 from mdlstm_tk.windows import space_to_depth
 
 Window = tuple[int, ...]
@@ -41,20 +43,26 @@ def sizes_in_windows(sizes: Tensor | None, window: Window) -> Tensor | None:
     return (sizes + extents - 1) // extents
 
 
-def depth_to_space(y: Tensor, window: Window, grid: Sequence[int]) -> Tensor:
+def depth_to_space(y: Tensor, window: Window, grid: Sequence[int] = ()) -> Tensor:
     """Give each position its share of the features of its window: the inverse of `space_to_depth`.
 
     Args:
-        y: (N, ⌈H / window⌉, ⌈W / window⌉, ∏window · C).
-        window: positions that an element of y covers.
-        grid: (H, W).
+        y: (N, *⌈grid / window⌉, ∏window · C).
+        window: positions that an element of y covers, one extent for each axis.
+        grid: the extents of the result; empty for those of all windows.
 
     Returns:
-        (N, H, W, C).
+        (N, *grid, C).
     """
+    ndim = len(window)
     if prod(window) > 1:
-        y = y.unflatten(-1, (*window, -1)).permute(0, 1, 3, 2, 4, 5)
-        y = y.flatten(1, 2).flatten(2, 3)[:, : grid[0], : grid[1]]
+        y = y.unflatten(-1, (*window, -1))
+        pairs = [axis for d in range(ndim) for axis in (1 + d, 1 + ndim + d)]
+        y = y.permute(0, *pairs, 1 + 2 * ndim)
+        for d in range(ndim):
+            y = y.flatten(1 + d, 2 + d)
+        for d, extent in enumerate(grid):
+            y = y.narrow(1 + d, 0, extent)
     return y
 
 
@@ -192,6 +200,24 @@ class Encoder(nn.Module):
                 x = self.merges[index - 1](x).tanh()
             x, sizes = self.dropout(level(x, sizes)), sizes_in_windows(sizes, window)
         return x, sizes
+
+    def tile_stages(self) -> list[Stage]:
+        """The levels as stages of a network that runs in tiles.
+
+        Raises:
+            InputError: the levels recur along something else than the grid.
+        """
+        stages = []
+        for index, level in enumerate(self.levels):
+            if not isinstance(level, MDLSTM):
+                raise InputError(
+                    "a network that recurs along rows cannot run in tiles, which are for sweeps over the "
+                    "axes of the grid"
+                )
+            before = nn.Tanh() if index else None
+            merge = self.merges[index] if index < len(self.merges) else None
+            stages.append(Stage(level, before, cast("nn.Linear | None", merge)))
+        return stages
 
 
 def _make_level(recurrence: Recurrence, channels: int, hidden: int, **options: Any) -> MDLSTM | RowLSTM:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.masking import Sizes, as_sizes
 from mdlstm_tk.models.blocks import apply_flattened
@@ -16,6 +17,7 @@ from mdlstm_tk.models.hub import HubModel
 from mdlstm_tk.models.initial import Init, init_original_, init_short_memory_, init_torch_lstm_
 from mdlstm_tk.models.registry import register
 from mdlstm_tk.operator import SweepInputs, sweep
+from mdlstm_tk.tiling.stages import Stage, TileStages
 from mdlstm_tk.wavefront import Direction
 
 
@@ -71,6 +73,16 @@ class GridNet(HubModel):
         y: Tensor = self.head(self.body(x, None if sizes is None else as_sizes(sizes, x)))
         return y if self.linear else y.sigmoid()
 
+    def tile_stages(self) -> TileStages:
+        """The network as it runs in tiles.
+
+        Raises:
+            InputError: its body is no `MDLSTM`.
+        """
+        if not isinstance(self.body, MDLSTM):
+            raise InputError(f"{type(self).__name__} cannot run in tiles: {self.body.untiled}")
+        return TileStages([Stage(self.body, after=self.head)], head=None if self.linear else nn.Sigmoid())
+
 
 @register("md", "MD_LSTM", kind="grid")
 class MDNet(GridNet):
@@ -116,6 +128,8 @@ class MDNet(GridNet):
 
 class _TorchRowLSTM(nn.Module):
     """`torch.nn.LSTM` along the rows of a grid, or along all rows joined to one sequence."""
+
+    untiled = "its LSTM recurs along rows, and tiles are for sweeps over the axes of the grid"
 
     def __init__(
         self, channels: int, hidden: int, layers: int, flatten: bool, init: Init, **factory: Any
@@ -182,6 +196,8 @@ class SnakeNet(_LineNet):
 
 class _RasterBody(nn.Module):
     """Layers of two downward sweeps: one from the left, and one from the right, shifted down one row."""
+
+    untiled = "it shifts the output of one direction by a row, and so takes it from other tiles"
 
     def __init__(self, channels: int, hidden: int, layers: int, **options: Any) -> None:
         super().__init__()

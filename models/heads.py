@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from math import prod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.masking import Sizes, as_sizes
 from mdlstm_tk.models.blocks import (
     Encoder,
@@ -23,6 +25,7 @@ from mdlstm_tk.models.blocks import (
 )
 from mdlstm_tk.models.hub import HubModel
 from mdlstm_tk.models.registry import register
+from mdlstm_tk.tiling.stages import TileStages
 from mdlstm_tk.wavefront import Direction
 from mdlstm_tk.windows import space_to_depth
 
@@ -92,6 +95,10 @@ class Classifier(EncoderNet):
         logits: Tensor = self.head(pooled)
         return logits
 
+    def tile_stages(self) -> TileStages:
+        """The network as it runs in tiles, see `Encoder.tile_stages`."""
+        return TileStages(self.encoder.tile_stages(), pool=(0, 1), head=self.head)
+
 
 class Segmenter(EncoderNet):
     """Predicts one class per position.
@@ -106,6 +113,11 @@ class Segmenter(EncoderNet):
         """Map x (N, H, W, C) to logits (N, H, W, classes)."""
         y, _ = self.encoder(x, sizes)
         return depth_to_space(self.head(y), self.stride, x.shape[1:-1])
+
+    def tile_stages(self) -> TileStages:
+        """The network as it runs in tiles, see `Encoder.tile_stages`."""
+        *stages, last = self.encoder.tile_stages()
+        return TileStages([*stages, replace(last, after=self.head)], upsample=self.stride)
 
 
 class TextRecognizer(EncoderNet):
@@ -127,6 +139,10 @@ class TextRecognizer(EncoderNet):
         blank = logits.new_zeros(logits.shape[-1])
         blank[1:] = -BLANK_MARGIN
         return fill_padding(logits, extents[:, 1:], blank)
+
+    def tile_stages(self) -> TileStages:
+        """The network as it runs in tiles, see `Encoder.tile_stages`."""
+        return TileStages(self.encoder.tile_stages(), pool=(0,), head=self.head)
 
 
 NETWORKS: dict[str, type[EncoderNet]] = {  # by kind of task
@@ -191,3 +207,7 @@ class ConvNet(HubModel):
                 y = fill_padding(y, sizes)
             y = layer(y.movedim(-1, 1)).movedim(1, -1)
         return depth_to_space(y, self.window, grid)
+
+    def tile_stages(self) -> NoReturn:
+        """Raises InputError: a convolution needs the positions around a tile."""
+        raise InputError("ConvNet cannot run in tiles: its convolutions need positions of the tiles around")

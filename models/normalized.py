@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from mdlstm_tk.masking import Sizes
 from mdlstm_tk.models.hub import HubModel
+from mdlstm_tk.tiling.stages import TileStages, stages_of
 
 
 class Normalized(HubModel):
@@ -52,3 +55,38 @@ class Normalized(HubModel):
         x = (x - self.mean) / self.std
         y: Tensor = self.network(x) if sizes is None else self.network(x, sizes)
         return y * self.target_std + self.target_mean if self.scales_targets else y
+
+    def tile_stages(self) -> TileStages:
+        """The network as it runs in tiles.
+
+        Raises:
+            InputError: the network within cannot run in tiles.
+        """
+        inner = stages_of(self.network)
+        first, *rest = inner.stages
+        maps = [_Standardised(self.mean, self.std), first.before]
+        before = nn.Sequential(*(module for module in maps if module is not None))
+        head = inner.head
+        if self.scales_targets:
+            positions = prod(inner.upsample)  # their features are side by side before they are spread
+            scaled = _Rescaled(self.target_mean.repeat(positions), self.target_std.repeat(positions))
+            head = scaled if head is None else nn.Sequential(head, scaled)
+        return replace(inner, stages=[replace(first, before=before), *rest], head=head)
+
+
+class _Standardised(nn.Module):
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.mean, self.std = nn.Buffer(mean), nn.Buffer(std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+class _Rescaled(nn.Module):
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.mean, self.std = nn.Buffer(mean), nn.Buffer(std)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y * self.std + self.mean

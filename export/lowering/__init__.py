@@ -1,9 +1,10 @@
 """From sweeps as single nodes to standard ONNX operators.
 
-lower.py      replaces each `mdlstm::Wavefront` node of a captured model
+lower.py      replaces each node of a captured model that is a sweep
 unrolled.py   one way to write a sweep: every wavefront written out, for one grid
 scan.py       the other way: one ONNX Scan over the wavefronts, for one grid or for any
-tables.py     the index tables of a scan
+state_scan.py, state_unrolled.py   both forms of a sweep with initial and final states
+tables.py     the index tables of scans
 step.py       the equations of one wavefront, which both forms share
 functions.py  each wavefront of an unrolled sweep as one function call, for graph viewers
 graph.py      the builder that all of them write nodes with

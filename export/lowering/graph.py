@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -193,6 +193,13 @@ class Graph:
     def _unique_name(self, kind: str) -> str:
         self._name_count += 1
         return f"{self._prefix}/{kind}_{self._name_count}"
+
+
+def rename(nodes: Iterable[onnx.NodeProto], new_names: Mapping[str, str]) -> None:
+    """Rename values of a graph. Bodies use no values from outside but constants, which keep their names."""
+    for node in nodes:
+        for names in (node.input, node.output):
+            names[:] = [new_names.get(name, name) for name in names]
 
 
 def _value_info(value: Value, dtype: np.dtype[Any], shape: Shape) -> onnx.ValueInfoProto:

@@ -1,4 +1,4 @@
-"""Second stage of an export: replace each `mdlstm::Wavefront` node by standard ONNX operators."""
+"""Second stage of an export: replace each node that is a sweep by standard ONNX operators."""
 
 from __future__ import annotations
 
@@ -13,22 +13,28 @@ from onnx import helper, numpy_helper
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export.capture import DOMAIN, IR_VERSION
-from mdlstm_tk.export.lowering.graph import Graph, Value
+from mdlstm_tk.export.lowering.graph import Graph, Value, rename
 from mdlstm_tk.export.lowering.scan import write_scan
+from mdlstm_tk.export.lowering.state_scan import write_state_scan
+from mdlstm_tk.export.lowering.state_unrolled import write_state_unrolled
 from mdlstm_tk.export.lowering.step import Sweep, direction_label
 from mdlstm_tk.export.lowering.unrolled import write_unrolled
 from mdlstm_tk.wavefront import Direction
 
 FORMS: dict[str, Callable[[Graph, Sweep], Value]] = {"unrolled": write_unrolled, "scan": write_scan}
+STATE_FORMS: dict[str, Callable[[Graph, Sweep, Value, Value], tuple[Value, Value, Value]]] = {
+    "unrolled": write_state_unrolled,
+    "scan": write_state_scan,
+}
 # Extents from which one direction after the other is faster than all in one chain, and takes less memory.
 ONE_BY_ONE_FROM = 512
-INPUTS = 8  # of a Wavefront node; optional ones may be missing at the end
+INPUTS = 8  # of a Wavefront node; optional ones may be missing at the end. Initial states come after them
 
 
 def lower(
     model: onnx.ModelProto, form: str = "unrolled", *, separate_products: bool = False
 ) -> onnx.ModelProto:
-    """Replace each `mdlstm::Wavefront` node by standard operators, and remove the exporter's debug data.
+    """Replace each sweep, which is one node, by standard operators, and remove the exporter's debug data.
 
     Args:
         model: a model that `torch.onnx.export` made with `translation_table`.
@@ -54,10 +60,8 @@ def lower(
         graph = Graph(f"{_module_path(node)}_{sweep_count}")
         sweep_count += 1
         sweep = _read_sweep(node, tensors, graph, form)
-        result = _write(graph, replace(sweep, separate_products=separate_products), form)
-        last_node = graph.nodes[-1]
-        assert list(last_node.output) == [result.name]
-        last_node.output[0] = node.output[0]
+        results = _write(graph, replace(sweep, separate_products=separate_products), node, form)
+        rename(graph.nodes, dict(zip((value.name for value in results), node.output, strict=True)))
         nodes += graph.nodes
         new_initializers += graph.initializers
 
@@ -85,8 +89,21 @@ def lower(
     )
 
 
-def _write(graph: Graph, sweep: Sweep, form: str) -> Value:
-    """Add the nodes of a sweep, and return h (N, *grid, dirs, n)."""
+def _write(graph: Graph, sweep: Sweep, node: onnx.NodeProto, form: str) -> tuple[Value, ...]:
+    """Add the nodes that take the place of a node, and return their results."""
+    if node.op_type == "Wavefront":
+        return (_write_stateless(graph, sweep, form),)
+    if sweep.sizes is not None:
+        raise MDLSTMError(
+            f"{_module_path(node)}: a layer with initial or final states cannot be exported with sizes; "
+            "leave sizes out"
+        )
+    h_first, c_first = (Value(graph, name) for name in node.input[INPUTS:])
+    return STATE_FORMS[form](graph, sweep, h_first, c_first)
+
+
+def _write_stateless(graph: Graph, sweep: Sweep, form: str) -> Value:
+    """Add the nodes of a sweep without states, and return h (N, *grid, dirs, n)."""
     if sweep.dirs == 1 or min(sweep.grid) < ONE_BY_ONE_FROM:
         return FORMS[form](graph, sweep)
     parts = []
@@ -99,8 +116,8 @@ def _write(graph: Graph, sweep: Sweep, form: str) -> Value:
 def _read_sweep(
     node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto], graph: Graph, form: str
 ) -> Sweep:
-    """The content of a Wavefront node."""
-    inputs = [*node.input, *[""] * (INPUTS - len(node.input))]
+    """What the nodes of sweeps with and without states have in common."""
+    inputs = [*node.input[:INPUTS], *[""] * (INPUTS - len(node.input))]
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     grid = tuple(attributes["grid"])
     if min(grid) < 1 and form == "unrolled":

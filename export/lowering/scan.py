@@ -93,7 +93,7 @@ def _write_scan(
             for state, prev in states:
                 prev.append(rows.slice(state, first, end, body))
         else:
-            table = rows.of_samples(where[0])
+            table = rows.of_samples(where[0], 2)
             longest = k_max if dirs == 1 else None
             selected = body.slice_rows(scanned(f"rows_{d}", table, INDEX, longest), start, count)
             for state, prev in states:

@@ -293,16 +293,15 @@ class Rows:
         # Without `value` the tensor is float32 as well, but tract insists on the attribute.
         return graph("ConstantOfShape", shape, value=numpy_helper.from_array(np.zeros(1, STATE_DTYPE)))
 
-    def of_samples(self, table: Value) -> Value:
-        """(…, K) positions as (…, K·N) rows of their samples."""
+    def of_samples(self, table: Value, axes: int) -> Value:
+        """(…, K) positions, a table with this number of axes, as (…, K·N) rows of their samples."""
         if self.dirs == 1:
             return table
         graph = self.graph
         end = graph("Squeeze", self.batch, graph.integers(0))
         samples = graph("Range", graph.scalar(0), end, graph.scalar(1))  # (N,)
         rows = graph("Unsqueeze", table, graph.integers(-1)) * self.batch + samples  # (…, K, N)
-        kept = graph("Shape", table, start=0, end=-1)
-        return graph("Reshape", rows, graph.concat([kept, graph.integers(-1)], axis=0))
+        return graph.reshape(rows, *[0] * (axes - 1), -1)
 
     def slice(self, state: Value, start: Value, end: Value, graph: Graph | None = None) -> Value:
         """Rows start … end − 1, in this graph or in a body."""

@@ -124,7 +124,7 @@ class _States:
         """For each table (K,) of positions the K·N rows of their samples."""
         if not tables:
             return []
-        rows = self.rows.of_samples(self.graph.constant(np.concatenate(tables)))
+        rows = self.rows.of_samples(self.graph.constant(np.concatenate(tables)), 1)
         return self._split(rows, [len(table) for table in tables], axis=0)
 
     def _split(self, values: Value, counts: Sequence[int] | np.ndarray, axis: int) -> list[Value]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,16 +35,21 @@ from mdlstm_tk.export.verification.parity import (
     worst,
 )
 from mdlstm_tk.export.verification.report import Outcome, VerificationReport
+from mdlstm_tk.export.verification.tile_verifier import run_in_tiles, small_tile
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.isolation.rule import choose_isolation
-from mdlstm_tk.runtime.model_discovery import models_in
+from mdlstm_tk.runtime.model_discovery import archives_in, models_in
+from mdlstm_tk.runtime.security.interface import TensorSpec
 from mdlstm_tk.runtime.shapes import Shapes
+from mdlstm_tk.runtime.tiles.archive import is_archive, read_archive_bytes
+from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.text import shell_quoted
 from mdlstm_tk.training import Run, load_checkpoint
 from mdlstm_tk.training.config import NO_CODE, Code
 
 Runtime = Callable[[Case], dict[str, Array]]
+Evaluate = Callable[[dict[str, Array]], dict[str, Array]]  # the outputs of a file, by name, from all inputs
 DEFAULT_GRID = (5, 7, 3)  # for a model that takes any grid and is not of a run, or of one with a large grid
 MAX_POSITIONS = 2**22  # of a grid that a run names; a run may come from a stranger
 
@@ -71,8 +77,8 @@ def verify_model(
         >>> verify_model("net.onnx", net, inputs={"mine": x}).raise_if_failed()
 
     Args:
-        model: an `.onnx` file that `export_onnx` or `export_run` wrote, or a folder of such files, such as
-            that of a run.
+        model: a file that `export_onnx`, `export_tiles` or `export_run` wrote, or a folder of such files,
+            such as that of a run.
         against: the network, or the run or checkpoint file that it was exported from. None: the run in
             whose folder the file lies. If there is none, or the file is not of a run, its own graph is
             evaluated in float64: that shows whether the runtimes compute the graph, but not whether the
@@ -103,10 +109,10 @@ def verify_model(
     """
     require("onnxruntime", "cpu")
     model = Path(model)
-    files = sorted(models_in(model)) if model.is_dir() else [model]
+    files = sorted([*models_in(model), *archives_in(model)]) if model.is_dir() else [model]
     if not files:
         raise InputError(
-            f"the folder {model} holds no .onnx model; make one with: mdlstm export {shell_quoted(model)}"
+            f"the folder {model} holds no model; make one with: mdlstm export {shell_quoted(model)}"
         )
     limit = MAX_BYTES if max_bytes is None else max_bytes
     origins: dict[Path, _Origin] = {}
@@ -194,10 +200,17 @@ def _find_origin(
     return _Origin(description, checkpoint.network().eval(), run, grid, metadata)
 
 
-def _sessions(model: Path, device: str, max_bytes: int, timeout: float | None) -> list[Session]:
+def _sessions(
+    model: Path, device: str, max_bytes: int, timeout: float | None
+) -> Sequence[Session | TiledSession]:
     """A session on the device; for "auto" one on the CPU and, where it works, one on CUDA."""
     isolated, _ = choose_isolation([model], max_bytes, limited=timeout is not None)
-    open_session = partial(Session, model, max_bytes=max_bytes, timeout=timeout, isolated=isolated)
+    open_session: Callable[[str], Session | TiledSession]
+    if is_archive(model):
+        read_archive_bytes(model, max_bytes)  # max_bytes of a TiledSession bounds the memory of its runs
+        open_session = partial(TiledSession, model, timeout=timeout, isolated=isolated)
+    else:
+        open_session = partial(Session, model, max_bytes=max_bytes, timeout=timeout, isolated=isolated)
     session = open_session(device)
     if device != "auto" or session.device == "cpu":
         return [session]
@@ -205,13 +218,16 @@ def _sessions(model: Path, device: str, max_bytes: int, timeout: float | None) -
 
 
 def _random_cases(path: Path, origin: _Origin, seeds: Sequence[int]) -> list[Case]:
-    declared, _ = tensor_specs(read_model(path.read_bytes()))
-    return list(random_cases(origin.metadata, declared, origin.grid, seeds))
+    return list(random_cases(origin.metadata, _declared_inputs(path), origin.grid, seeds))
+
+
+def _declared_inputs(path: Path) -> Sequence[TensorSpec]:
+    """The inputs that a file declares; a tiled export has x alone."""
+    return [] if is_archive(path) else tensor_specs(read_model(path.read_bytes()))[0]
 
 
 def _user_cases(path: Path, metadata: Metadata, inputs: UserInputs) -> list[Case]:
-    declared, _ = tensor_specs(read_model(path.read_bytes()))
-    cases = list(user_cases(metadata, declared, inputs))
+    cases = list(user_cases(metadata, _declared_inputs(path), inputs))
     if not cases:
         raise InputError("inputs must hold at least one array or file, got none")
     return cases
@@ -220,7 +236,7 @@ def _user_cases(path: Path, metadata: Metadata, inputs: UserInputs) -> list[Case
 def _compare_all(
     path: Path,
     origin: _Origin,
-    sessions: Sequence[Session],
+    sessions: Sequence[Session | TiledSession],
     cases: Sequence[Case],
     scale_cases: Sequence[Case],
 ) -> dict[str, dict[str, Outcome]]:
@@ -267,12 +283,13 @@ def _outcome(
 
 
 def _runtimes(
-    path: Path, origin: _Origin, sessions: Sequence[Session]
+    path: Path, origin: _Origin, sessions: Sequence[Session | TiledSession]
 ) -> tuple[dict[str, Runtime], Callable[[Case], dict[str, Float64Array]]]:
     """Everything that can run the model, by name, and the reference."""
-    metadata, proto = origin.metadata, onnx.load_model_from_string(path.read_bytes())
+    metadata = origin.metadata
     names, shapes = metadata.output_names, Shapes(metadata)
-    evaluator, runtimes = ReferenceEvaluator(proto), dict[str, Runtime]()
+    evaluate, graph = _evaluators(path, sessions[0], names)
+    runtimes = dict[str, Runtime]()
 
     def feeds(case: Case) -> dict[str, Array]:
         """All inputs of the file; a smaller grid is padded if it takes `sizes`."""
@@ -285,17 +302,18 @@ def _runtimes(
         return shapes.cropped(outputs, shapes.grid(case.x)) if shapes.takes_sizes else outputs
 
     def run_evaluator(case: Case) -> dict[str, Array]:
-        outputs = evaluator.run(list(names), dict(feeds(case)))
-        return cropped({name: np.asarray(y) for name, y in zip(names, outputs, strict=True)}, case)
+        return cropped(evaluate(feeds(case)), case)
 
-    def run_in(session: Session) -> Runtime:
+    def run_in(session: Session | TiledSession) -> Runtime:
+        if isinstance(session, TiledSession):
+            tile = small_tile(session.archive)
+            return lambda case: by_name(session(case.x, tile), names)
         return lambda case: by_name(session(case.x, **case.further), names)
 
     if origin.network is None:
-        graph = GraphReference(proto, names)
 
         def reference(case: Case) -> dict[str, Float64Array]:
-            return cropped(graph(feeds(case)), case)
+            return cropped(graph()(feeds(case)), case)
 
     else:
         network, exact = origin.network, float64_reference(origin.network, names)
@@ -309,6 +327,42 @@ def _runtimes(
         runtimes[f"ONNX Runtime, {session.device}"] = run_in(session)
     runtimes["ONNX reference evaluator"] = run_evaluator
     return runtimes, reference
+
+
+def _evaluators(
+    path: Path, session: Session | TiledSession, names: Sequence[str]
+) -> tuple[Evaluate, Callable[[], Evaluate]]:
+    """The outputs of a file by the reference evaluator of onnx, and what makes the same in float64."""
+    if isinstance(session, TiledSession):
+        archive = session.archive
+        models = {name: read_model(data) for name, data in archive.graphs.items()}
+
+        def in_tiles(make: Callable[[onnx.ModelProto, Sequence[str]], Evaluate], dtype: type) -> Evaluate:
+            graphs = {
+                name: make(model, [value.name for value in model.graph.output])
+                for name, model in models.items()
+            }
+
+            def evaluate(feeds: dict[str, Array]) -> dict[str, Array]:
+                x: Array = feeds[archive.metadata.inputs[0]].astype(dtype)
+                run, rng = lambda name, of_graph: graphs[name](dict(of_graph)), np.random.default_rng(0)
+                return {names[0]: run_in_tiles(archive, run, x, rng)}
+
+            return evaluate
+
+        return in_tiles(_evaluator, np.float32), lambda: in_tiles(GraphReference, np.float64)
+    model = read_model(path.read_bytes())
+    return _evaluator(model, names), lambda: GraphReference(model, names)
+
+
+def _evaluator(model: onnx.ModelProto, names: Sequence[str]) -> Evaluate:
+    evaluator = ReferenceEvaluator(model)
+
+    def evaluate(feeds: dict[str, Array]) -> dict[str, Array]:
+        outputs: Any = evaluator.run(list(names), feeds)
+        return {name: np.asarray(y) for name, y in zip(names, outputs, strict=True)}
+
+    return evaluate
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ Whatever orders lines, or finds the ends of one, is in this file.
 Notation
     E_d, S_d, P   extent and stride of axis d, in positions; positions
     F             lines of all axes, F = Σ_d P / E_d
-    row           in (dirs, P·N), the states in visiting order: visit · N + sample
+    row           in (dirs, rows), the states in visiting order: see `mdlstm_tk.backends.tables`
     face row      in (dirs, F·N): line · N + sample
 """
 
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mdlstm_tk.backends.inputs import SweepInputs, check_tensor, state_dtype
-from mdlstm_tk.backends.tables import SweepTables, sweep_tables
+from mdlstm_tk.backends.tables import SweepRows, sweep_rows
 
 
 class Faces(NamedTuple):
@@ -58,17 +58,17 @@ def check_faces(inputs: SweepInputs, faces: Faces, names: Sequence[str] = ("h_fi
 
 
 def line_table(grid: Sequence[int]) -> list[int]:
-    """What a kernel needs to find the lines of a position, 3·D + 1 numbers.
+    """What a kernel needs to find the lines of a position, 3·D + 2 numbers.
 
-    For each axis E_d·S_d, S_d and the number of its first line, then F. The line of position p along axis d
-    is `first + p // (E_d·S_d) * S_d + p % S_d`.
+    For each axis E_d·S_d, S_d and the number of its first line, then F and P. The line of position p along
+    axis d is `first + p // (E_d·S_d) * S_d + p % S_d`.
     """
     table, first = [], 0
     for d, count in enumerate(line_counts(grid)):
         stride = prod(grid[d + 1 :])
         table += [grid[d] * stride, stride, first]
         first += count
-    return [*table, first]
+    return [*table, first, prod(grid)]
 
 
 def line_ends(inputs: SweepInputs) -> tuple[Tensor, Tensor]:
@@ -90,25 +90,39 @@ def line_ends(inputs: SweepInputs) -> tuple[Tensor, Tensor]:
     return torch.cat(entering, dim=1), torch.cat(leaving, dim=1)
 
 
-def end_rows(ends: Tensor, batch: int, tables: SweepTables) -> Tensor:
-    """(dirs, F, N), the rows of the positions `ends`, one of the results of `line_ends`."""
+def end_rows(ends: Tensor, inputs: SweepInputs, rows: SweepRows) -> Tensor:
+    """(dirs, F, N), the rows of the positions `ends`, one of the results of `line_ends`.
+
+    They are −1 for the lines of a ragged batch that lie outside their sample's valid extents.
+    """
     direction = torch.arange(ends.shape[2], device=ends.device)[:, None, None]
-    visits = tables.inverse_order[direction, ends.permute(2, 1, 0)]  # (dirs, F, N or 1)
-    return visits.long() * batch + torch.arange(batch, device=ends.device)
+    sample = torch.arange(inputs.x.shape[0], device=ends.device)
+    places = ends.permute(2, 1, 0)  # (dirs, F, N or 1)
+    if rows.ragged:
+        return rows.tables.inverse_order[direction, places + sample * prod(inputs.grid)].long()
+    return rows.tables.inverse_order[direction, places].long() * rows.batch + sample
 
 
-def face_rows(ends: Tensor, batch: int, tables: SweepTables) -> Tensor:
-    """(D, dirs, P·N), for each axis the face row whose line has its end at a row, or −1: in `with_zeros`
+def take_rows(of_rows: Tensor, rows: Tensor) -> Tensor:
+    """(dirs, rows, k) → (dirs, K, k) at the K rows of each direction; zeros where a row is −1."""
+    if of_rows.shape[1] == 0:
+        return of_rows.new_zeros(*rows.shape, of_rows.shape[2])
+    index = rows.clamp(min=0)[..., None].expand(-1, -1, of_rows.shape[2])
+    return of_rows.gather(1, index).masked_fill(rows[..., None] < 0, 0)
+
+
+def face_rows(ends: Tensor, inputs: SweepInputs, rows: SweepRows) -> Tensor:
+    """(D, dirs, rows), for each axis the face row whose line has its end at a row, or −1: in `with_zeros`
     that is the row of zeros."""
-    rows = end_rows(ends, batch, tables)  # (dirs, F, N)
-    dirs, lines, _ = rows.shape
+    at_rows = end_rows(ends, inputs, rows)  # (dirs, F, N)
+    dirs, lines, batch = at_rows.shape
     dtype = torch.int32 if lines * batch < 2**31 else torch.int64
-    numbers = torch.arange(lines * batch, device=rows.device, dtype=dtype).view(lines, batch)
-    nothing = numbers.new_full((dirs, tables.positions * batch), -1)
-    counts = line_counts(tables.grid)
-    parts = zip(rows.split(counts, dim=1), numbers.split(counts), strict=True)
+    numbers = torch.arange(lines * batch, device=ends.device, dtype=dtype).view(lines, batch)
+    nothing = numbers.new_full((dirs, rows.count + 1), -1)  # the last one stands for row −1
+    counts = line_counts(inputs.grid)
+    parts = zip(at_rows.remainder(rows.count + 1).split(counts, dim=1), numbers.split(counts), strict=True)
     return torch.stack(
-        [nothing.scatter(1, at.flatten(1), number.expand_as(at).flatten(1)) for at, number in parts]
+        [nothing.scatter(1, at.flatten(1), number.expand_as(at).flatten(1))[:, :-1] for at, number in parts]
     )
 
 
@@ -136,11 +150,10 @@ def final_states(inputs: SweepInputs, output: Tensor, c: Tensor) -> Faces:
     Args:
         inputs: of the sweep.
         output: (N, *grid, dirs, n), h of all positions.
-        c: (dirs, P·N, n), in visiting order.
+        c: (dirs, rows, n), in visiting order.
     """
     batch, units = output.shape[0], output.shape[-1]
-    tables = sweep_tables(inputs.grid, inputs.directions, output.device)
     _, ends = line_ends(inputs)
     h = output.flatten(1, -3).gather(1, ends[..., None].expand(batch, -1, -1, units))
-    rows = end_rows(ends, batch, tables).flatten(1)[..., None].expand(-1, -1, units)
-    return Faces(h, from_directions(c.gather(1, rows), inputs))
+    rows = end_rows(ends, inputs, sweep_rows(inputs)).flatten(1)
+    return Faces(h, from_directions(take_rows(c, rows), inputs))

@@ -154,8 +154,12 @@ def check_sizes(sizes: Tensor, batch: int, ndim: int) -> None:
         )
 
 
-def check_residuals(inputs: SweepInputs, grad: Tensor, output: Tensor, gates: Tensor, c: Tensor) -> None:
+def check_residuals(
+    inputs: SweepInputs, grad: Tensor, output: Tensor, gates: Tensor, c: Tensor, ragged: int | None
+) -> None:
     """Check that what backward is given fits the inputs: see `mdlstm_tk.backends.torch.sweep.backward`.
+
+    Gates and c have N·P rows, or `ragged` ones, the rows of a ragged batch.
 
     Raises:
         InputError: it does not; the message names the first that does not fit.
@@ -164,6 +168,8 @@ def check_residuals(inputs: SweepInputs, grad: Tensor, output: Tensor, gates: Te
     dtype, device, state = x.dtype, x.device, state_dtype(x)
     dirs, gate_dim, _ = inputs.weight_ih.shape
     rows, units = leading.numel(), gate_dim // cell_traits(inputs.cell, len(leading) - 1).gates
+    if ragged is not None and c.dim() == 3 and c.shape[1] == ragged:
+        rows = ragged
     h_shape = (*leading, dirs, units)
     if gates.shape != (0,):  # otherwise they are computed again
         check_tensor("gates", gates, (dirs, rows, gate_dim), state, device)

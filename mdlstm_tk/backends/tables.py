@@ -1,37 +1,54 @@
-"""The order of a sweep and its neighbours (`mdlstm_tk.wavefront`) as tensors on a device."""
+"""The order of a sweep and its neighbours (`mdlstm_tk.wavefront`) as tensors on a device.
+
+Kernels see rows. A row is a visit and a sample, visit · batch + sample, and the visits of a wavefront
+follow each other. Without `sizes` the visits are those of the grid's positions and the batch is N.
+
+A ragged batch is swept as one sample: its visits are the valid positions of all samples, each sample's from
+its own corner on, and the batch is 1. A padded position has no row, so nothing is computed or kept for it.
+All samples begin with wavefront 0, in every direction, so the neighbours are the same for all directions.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mdlstm_tk import wavefront
+from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.caches import BoundedCache
+from mdlstm_tk.masking import valid_mask
 from mdlstm_tk.wavefront import Direction, visiting_order, wavefronts
 
 Key = tuple[tuple[int, ...], tuple[Direction, ...], torch.device]
+Extents = list[list[int]]  # of each sample
 
 
 @dataclass(frozen=True)
 class SweepTables:
-    """What a sweep in one or more directions needs to know of its grid.
+    """What a sweep in one or more directions needs to know of its grid, or of its ragged batch.
 
-    Tables of positions and visit indices are int32 if P < 2³¹, else int64.
+    P below is the number of visits. Tables are int32 if what they point at has fewer than 2³¹ places, else
+    int64.
 
     Attributes:
-        grid: the extents.
-        counts: K_t, the number of positions of each of the T wavefronts.
+        places: what `order` points into: the positions of the grid; or those of all N samples, sample after
+            sample.
+        counts: K_t, the number of visits of each of the T wavefronts.
         starts: (T + 3,) int64, where each wavefront starts in visiting order, with an empty wavefront added
             before the first and after the last: wavefront t is from `starts[t + 1]` up to `starts[t + 2]`.
-        order: (dirs, P) flat positions in visiting order.
-        predecessors, successors: (D, P) the visit index one step back or forward along each axis, or −1.
+        order: (dirs, P) the place of each visit.
+        predecessors, successors: (D, P) the visit one step back or forward along each axis, or −1.
     """
 
-    grid: tuple[int, ...]
+    places: int
     counts: list[int]
     starts: Tensor
     order: Tensor
@@ -45,36 +62,98 @@ class SweepTables:
 
     @property
     def longest(self) -> int:
-        """The number of positions of the longest wavefront."""
+        """The number of visits of the longest wavefront."""
         return max(self.counts)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tables, of those too that are made when they are first used."""
-        made_later = self.order.nbytes + self.predecessors.nbytes
+        inverse = len(self.order) * self.places * self.order.itemsize
         tables = (self.starts, self.order, self.predecessors, self.successors)
-        return sum(table.nbytes for table in tables) + made_later
+        return sum(table.nbytes for table in tables) + inverse + self.predecessors.nbytes
 
     @cached_property
     def inverse_order(self) -> Tensor:
-        """(dirs, P) the visit index of each flat position."""
+        """(dirs, places) the visit of each place, or −1 where a ragged batch has none."""
         with torch.inference_mode(False):
             visits = torch.arange(self.positions, dtype=self.order.dtype, device=self.order.device)
-            inverse = torch.empty_like(self.order)
+            inverse = visits.new_full((len(self.order), self.places), -1)
             return inverse.scatter_(1, self.order.long(), visits.expand_as(self.order))
 
     @cached_property
     def previous(self) -> tuple[Tensor, ...]:
         """For each wavefront (D, K_t), the index of the predecessors within the previous wavefront; outside
         the grid, the index just after its last."""
-        front = wavefronts(self.grid)
-        index = [front.previous(t) for t in range(len(front))]
-        counts = [0, *self.counts[:-1]]
-        joined = np.concatenate([np.where(i < 0, k, i) for i, k in zip(index, counts, strict=True)], axis=1)
         with torch.inference_mode(False):
-            rows = torch.tensor(joined, dtype=self.order.dtype, device=self.order.device)
-            parts: tuple[Tensor, ...] = rows.split(self.counts, dim=1)
+            counts = torch.tensor([0, *self.counts], device=self.order.device)
+            before = self.starts[:-3].repeat_interleave(counts[1:], output_size=self.positions)
+            after = counts[:-1].repeat_interleave(counts[1:], output_size=self.positions)
+            index = torch.where(self.predecessors < 0, after, self.predecessors - before)
+            parts: tuple[Tensor, ...] = index.to(self.order.dtype).split(self.counts, dim=1)
         return parts
+
+
+@dataclass(frozen=True)
+class SweepRows:
+    """The rows of a sweep: see the top of this file.
+
+    Attributes:
+        tables: of the grid or of the ragged batch.
+        batch: N, or 1 for a ragged batch.
+        ragged: whether the visits are the valid positions of all samples.
+        valid_mask: (N, *grid) bool where some rows are at positions that are not valid, else None.
+    """
+
+    tables: SweepTables
+    batch: int
+    ragged: bool = False
+    valid_mask: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of rows in each direction."""
+        return self.tables.positions * self.batch
+
+    @property
+    def row_counts(self) -> list[int]:
+        """The number of rows of each wavefront."""
+        return [count * self.batch for count in self.tables.counts]
+
+
+def sweep_rows(inputs: SweepInputs) -> SweepRows:
+    """The rows of a sweep, without those of padded positions where the values of `sizes` can be read."""
+    grid, batch, sizes = inputs.grid, inputs.x.shape[0], inputs.sizes
+    ragged = _ragged_extents(inputs)
+    if ragged is not None:
+        return SweepRows(_ragged_tables(ragged, grid, inputs.directions, inputs.x.device), 1, ragged=True)
+    tables = sweep_tables(grid, inputs.directions, inputs.x.device)
+    mask = None if sizes is None or _is_readable(sizes) else valid_mask(grid, sizes)
+    return SweepRows(tables, batch, valid_mask=mask)
+
+
+def ragged_rows(inputs: SweepInputs) -> int | None:
+    """The number of rows of a ragged batch in each direction; None if all N·P positions have one."""
+    ragged = _ragged_extents(inputs)
+    return None if ragged is None else sum(map(prod, ragged))
+
+
+def _ragged_extents(inputs: SweepInputs) -> Extents | None:
+    """The valid extents of each sample, if they can be read and one of them is less than the grid's."""
+    if inputs.sizes is None or not _is_readable(inputs.sizes):
+        return None
+    grid = list(inputs.grid)
+    # A captured graph may be given anything, and kernels trust their tables.
+    extents = [
+        [min(max(n, 0), limit) for n, limit in zip(row, grid, strict=True)] for row in inputs.sizes.tolist()
+    ]
+    return extents if any(row != grid for row in extents) else None
+
+
+def _is_readable(sizes: Tensor) -> bool:
+    """Whether the values can be read: not inside a transform, nor while a CUDA graph is captured."""
+    if torch._C._are_functorch_transforms_active():
+        return False
+    return not (sizes.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def sweep_tables(
@@ -97,14 +176,74 @@ def _make_tables(
 ) -> SweepTables:
     front = wavefronts(grid)
     order = np.stack([visiting_order(grid, direction) for direction in directions])
-    return SweepTables(
-        grid,
-        np.diff(front.starts).tolist(),
-        torch.from_numpy(np.pad(front.starts, 1, mode="edge")).to(device),
-        torch.from_numpy(order.astype(front.order.dtype)).to(device),
-        torch.from_numpy(front.predecessors).to(device),
-        torch.from_numpy(front.successors).to(device),
+    arrays = order, front.predecessors, front.successors
+    return SweepTables(prod(grid), *_to_device(front.starts, arrays, front.order.dtype, device))
+
+
+def _to_device(
+    starts: npt.NDArray[Any], arrays: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike, device: torch.device
+) -> tuple[list[int], Tensor, Tensor, Tensor, Tensor]:
+    """The wavefronts' numbers of visits and starts, and `order`, `predecessors` and `successors`."""
+    order, predecessors, successors = (
+        torch.from_numpy(array.astype(dtype, copy=False)).to(device) for array in arrays
     )
+    padded = torch.from_numpy(np.concatenate([starts[:1], starts, starts[-1:]])).to(device)
+    return np.diff(starts).tolist(), padded, order, predecessors, successors
+
+
+def _ragged_tables(
+    extents: Extents, grid: tuple[int, ...], directions: Sequence[Direction], device: torch.device
+) -> SweepTables:
+    """The tables of a ragged batch (cached for its backward pass and its other layers)."""
+    key = tuple(map(tuple, extents)), grid, tuple(directions), device
+    tables = _ragged_cache.get(key)
+    if tables is None:
+        with torch.inference_mode(False):
+            tables = _make_ragged_tables(extents, grid, directions, device)
+        _ragged_cache.add(key, tables, tables.nbytes)
+    return tables
+
+
+def _make_ragged_tables(
+    extents: Extents, grid: tuple[int, ...], directions: Sequence[Direction], device: torch.device
+) -> SweepTables:
+    """Seen from a sample's own corner, its valid positions are those whose coordinates, counted from there,
+    are below its extents. So the rows are those of the grid's tables without the others."""
+    front, batch, positions = wavefronts(grid), len(extents), prod(grid)
+    fits = batch * positions <= wavefront.MAX_INT32_POSITIONS
+    dtype: type[np.integer[Any]] = np.int32 if fits else np.int64
+    coordinates = [axis.astype(dtype) for axis in np.unravel_index(front.order, grid)]  # D × (P,)
+    sizes = np.array(extents, dtype).T  # (D, N)
+    valid = np.ones((positions, batch), bool)
+    for axis, limits in zip(coordinates, sizes, strict=True):
+        valid &= axis[:, None] < limits
+    kept = np.flatnonzero(valid)
+    visits = valid.sum(axis=1)  # of all samples, for each visit of the grid
+    sample = kept - np.repeat(np.arange(positions) * batch, visits)
+    # The row of each visit and sample; the last ones, at visit −1, are those of what is outside the grid.
+    row = np.full((positions + 1, batch), -1, dtype)
+    row.reshape(-1)[kept] = np.arange(len(kept), dtype=dtype)
+    predecessors, successors = (
+        np.stack([row[neighbours].take(kept) for neighbours in table])
+        for table in (front.predecessors, front.successors)
+    )  # (D, rows)
+    # What each axis adds to a place, in either direction: D × (rows,).
+    strides = [dtype(prod(grid[d + 1 :])) for d in range(len(grid))]
+    upwards = [np.repeat(stride * axis, visits) for stride, axis in zip(strides, coordinates, strict=True)]
+    downwards = [
+        (stride * (limits - 1)).take(sample) - steps
+        for stride, limits, steps in zip(strides, sizes, upwards, strict=True)
+    ]
+    order = np.empty((len(directions), len(kept)), dtype)
+    order[:] = (np.arange(batch, dtype=dtype) * dtype(positions)).take(sample)
+    for places, direction in zip(order, directions, strict=True):
+        for sign, up, down in zip(direction, upwards, downwards, strict=True):
+            places += up if sign > 0 else down
+    starts = np.searchsorted(kept, front.starts * batch)
+    last = 1 + max(1, int(np.count_nonzero(np.diff(starts))))  # the wavefronts after these have no rows
+    arrays = order, predecessors, successors
+    return SweepTables(batch * positions, *_to_device(starts[:last], arrays, dtype, device))
 
 
 _cache: BoundedCache[Key, SweepTables] = BoundedCache(64 << 20)
+_ragged_cache: BoundedCache[tuple[Any, ...], SweepTables] = BoundedCache(16 << 20)

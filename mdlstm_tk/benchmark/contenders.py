@@ -28,10 +28,10 @@ def contenders(
     factory = {"device": device, "dtype": dtype}
     layer, x = _layer(shape, "auto", factory)
     steps = {
-        "layer": _step(layer, x, training),
+        "layer": make_step(layer, x, training),
         "floor": floor(shape, training, factory),
-        "nn.LSTM": _step(*_lstm(shape, factory), training),
-        "torch backend": _step(*_layer(shape, "torch", factory), training),
+        "nn.LSTM": make_step(*_lstm(shape, factory), training),
+        "torch backend": make_step(*_layer(shape, "torch", factory), training),
     }
     return steps, layer, x
 
@@ -71,20 +71,15 @@ def floor(shape: Shape, training: bool, factory: Mapping[str, Any] | None = None
     return step
 
 
-def _layer(shape: Shape, backend: str, factory: Mapping[str, Any]) -> tuple[MDLSTM, Tensor]:
-    options = dict(shape.options)
-    layer = MDLSTM(shape.channels, shape.units, ndim=len(shape.grid), backend=backend, **options)
-    return layer.to(**factory), torch.randn(shape.batch, *shape.grid, shape.channels, **factory)
+def make_step(layer: torch.nn.Module, x: Tensor, training: bool) -> Step:
+    """A forward pass of a module without gradients, or one with its backward pass.
 
+    Args:
+        layer: returns a tensor, or a tuple whose first entry is one.
+        x: its input.
+        training: whether the step ends with the gradients of all parameters.
+    """
 
-def _lstm(shape: Shape, factory: Mapping[str, Any]) -> tuple[torch.nn.Module, Tensor]:
-    """`torch.nn.LSTM` with one step per wavefront, over about the same number of positions in all."""
-    layer = torch.nn.LSTM(shape.channels, shape.units, batch_first=True, **factory)
-    rows = max(1, round(shape.num_directions * shape.positions / shape.wavefronts))
-    return layer, torch.randn(rows, shape.wavefronts, shape.channels, **factory)
-
-
-def _step(layer: torch.nn.Module, x: Tensor, training: bool) -> Step:
     def output() -> Tensor:
         y = layer(x)
         return y if isinstance(y, Tensor) else y[0]
@@ -100,3 +95,16 @@ def _step(layer: torch.nn.Module, x: Tensor, training: bool) -> Step:
     with torch.no_grad():
         gradient = torch.randn_like(output())
     return train if training else infer
+
+
+def _layer(shape: Shape, backend: str, factory: Mapping[str, Any]) -> tuple[MDLSTM, Tensor]:
+    options = dict(shape.options)
+    layer = MDLSTM(shape.channels, shape.units, ndim=len(shape.grid), backend=backend, **options)
+    return layer.to(**factory), torch.randn(shape.batch, *shape.grid, shape.channels, **factory)
+
+
+def _lstm(shape: Shape, factory: Mapping[str, Any]) -> tuple[torch.nn.Module, Tensor]:
+    """`torch.nn.LSTM` with one step per wavefront, over about the same number of positions in all."""
+    layer = torch.nn.LSTM(shape.channels, shape.units, batch_first=True, **factory)
+    rows = max(1, round(shape.num_directions * shape.positions / shape.wavefronts))
+    return layer, torch.randn(rows, shape.wavefronts, shape.channels, **factory)

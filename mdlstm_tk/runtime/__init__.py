@@ -16,6 +16,11 @@ Labels with probabilities, texts and masks, where the model is of such a kind:
 >>> from mdlstm_tk.runtime import decode
 >>> answers = decode(y, session.metadata, top=3)
 
+Grids of any size, tile by tile:
+
+>>> from mdlstm_tk.runtime import TiledSession
+>>> y = TiledSession("model.tiles")(x, tile=512)
+
 Files and folders, as `mdlstm infer` runs them:
 
 >>> from mdlstm_tk.runtime import infer_paths
@@ -30,6 +35,7 @@ from mdlstm_tk.runtime.io.arrays import load_array, save_array
 from mdlstm_tk.runtime.io.readers import load_image
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.session import Session
+from mdlstm_tk.runtime.tiles.session import TiledSession
 
 __all__ = [
     "Answer",
@@ -37,6 +43,7 @@ __all__ = [
     "Metadata",
     "Outcome",
     "Session",
+    "TiledSession",
     "decode",
     "infer_paths",
     "load_array",

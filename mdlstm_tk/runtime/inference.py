@@ -36,6 +36,11 @@ from mdlstm_tk.runtime.jobs import (
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.model_discovery import choose_model, find_models, newer_run_without_export
 from mdlstm_tk.runtime.session import Session
+from mdlstm_tk.runtime.tiles.archive import is_archive
+from mdlstm_tk.runtime.tiles.files import TileOptions
+from mdlstm_tk.runtime.tiles.local import Report
+from mdlstm_tk.runtime.tiles.session import TILE
+from mdlstm_tk.runtime.tiles.whole_grid import whole_grid_advice
 
 Engine = Literal["local", "ray"]
 Grid = tuple[int, ...]
@@ -67,6 +72,7 @@ class Inference:
         reason: why "auto" did not take the CUDA that this ONNX Runtime supports; else None.
         isolated: whether the model runs, and the inputs are read, in processes with limits.
         isolation_problem: why this system cannot isolate, although the call asks for it; else None.
+        advice: how to run an input in tiles that may be too large for a run on all of it; else None.
     """
 
     outcomes: Iterator[Outcome]
@@ -84,6 +90,7 @@ class Inference:
     reason: str | None
     isolated: bool
     isolation_problem: str | None
+    advice: str | None = None
 
 
 def infer_paths(
@@ -104,6 +111,10 @@ def infer_paths(
     isolated: bool | None = None,
     skip_existing: bool = False,
     force: bool = False,
+    tile: int | None = None,
+    level: int | None = None,
+    resume: bool = False,
+    report: Report | None = None,
 ) -> Inference:
     """Plan the inference of a model on files and folders, and load the model.
 
@@ -136,7 +147,11 @@ def infer_paths(
             so if `max_bytes` or `timeout` is given or the model was not exported on this machine, and the
             system can.
         skip_existing: leave out files whose result exists.
-        force: replace results that exist.
+        force: replace results that exist, and start over where an interrupted tiled run left something.
+        tile: of a tiled model (`.tiles`), extents of a tile along each axis. None: 512.
+        level: of a tiled model, which level of a TIFF with a pyramid is read. None: the largest, 0.
+        resume: of a tiled model, go on with an interrupted run, and keep what an interruption leaves.
+        report: of a tiled model, is called with the numbers of tiles that are done and of all.
 
     Returns:
         The plan. Iterating over its `outcomes` does the work and writes the results. A file that cannot be
@@ -167,7 +182,39 @@ def infer_paths(
 
     limit = MAX_BYTES if max_bytes is None else max_bytes
     limited = max_bytes is not None or timeout is not None
-    models = find_models(model)
+    is_tiled = tile is not None or level is not None or resume
+    models = find_models(model, tiled=is_tiled)
+    if is_archive(models[-1]):
+        from mdlstm_tk.runtime.tiled_inference import infer_in_tiles  # it imports this module
+
+        return infer_in_tiles(
+            models[-1],
+            jobs,
+            left_out,
+            TileOptions(TILE if tile is None else tile, level or 0, resume, report),
+            ResultOptions(probabilities, top),
+            target=target,
+            output_format=output_format,
+            collected=collected,
+            single=is_single_file(sources),
+            device=device,
+            threads=threads,
+            batch_size=batch_size,
+            engine=engine,
+            workers=workers,
+            max_bytes=max_bytes,
+            timeout=timeout,
+            isolated=isolated,
+            skip_existing=skip_existing,
+            force=force,
+            newer_run=None if model else newer_run_without_export(models[-1]),
+        )
+    if is_tiled:
+        given = "--tile" if tile is not None else "--level" if level is not None else "--resume"
+        raise InputError(
+            f"{given} needs a tiled model, and {models[-1]} is none; make one with: "
+            "mdlstm export RUN --form tiles, then name it: -m RUN/model.tiles"
+        )
     isolated, problem = choose_isolation(models, limit, limited=limited, isolated=isolated)
     with ExitStack() as resources:
         reader: Reader = LocalReader(limit)
@@ -188,12 +235,14 @@ def infer_paths(
         session = resources.enter_context(
             Session(path, device, threads=threads, timeout=timeout, max_bytes=limit, isolated=isolated)
         )
+        advice = None
         if single and file is None:
+            advice = whole_grid_advice(jobs[0].source, session.metadata, path, limit)
             file = reader.read(jobs[0].source)
 
         arrays = None if file is None else file.arrays_for(session.metadata)
         options = ResultOptions(probabilities, top)
-        _check_options(session.metadata, options, path, collected)
+        check_options(session.metadata, options, path, collected)
         jobs = jobs_for_model(jobs, session.metadata, target, output_format, probabilities)
         if collected:
             ensure_writable(collected, force)
@@ -223,10 +272,10 @@ def infer_paths(
         else:
             outcomes = infer_files(session, remaining, batch_size, reader, options)
         if remaining and engine == "local":  # Ray's workers load the model themselves
-            outcomes = _with(resources.pop_all(), outcomes)
-    document = _document(jobs, session.metadata, options, single=single)
+            outcomes = closing_with(resources.pop_all(), outcomes)
+    document = answer_document(jobs, session.metadata, options, single=single)
     if collected and document:
-        outcomes, document = _collect(outcomes, document, collected), None
+        outcomes, document = collect(outcomes, document, collected), None
     return Inference(
         outcomes=outcomes,
         jobs=remaining,
@@ -243,10 +292,11 @@ def infer_paths(
         reason=session.reason,
         isolated=session.isolated,
         isolation_problem=problem,
+        advice=advice,
     )
 
 
-def _check_options(metadata: Metadata, options: ResultOptions, model: Path, collected: Path | None) -> None:
+def check_options(metadata: Metadata, options: ResultOptions, model: Path, collected: Path | None) -> None:
     """Check that a model has what the options ask for.
 
     Raises:
@@ -266,7 +316,7 @@ def _check_options(metadata: Metadata, options: ResultOptions, model: Path, coll
         )
 
 
-def _document(
+def answer_document(
     jobs: Sequence[Job], metadata: Metadata, options: ResultOptions, single: bool
 ) -> AnswerDocument | None:
     """The document of the answers that are not written file by file; None if there is none."""
@@ -276,7 +326,7 @@ def _document(
     return AnswerDocument(file_format, metadata, options, named=not single)
 
 
-def _collect(outcomes: Iterator[Outcome], document: AnswerDocument, path: Path) -> Iterator[Outcome]:
+def collect(outcomes: Iterator[Outcome], document: AnswerDocument, path: Path) -> Iterator[Outcome]:
     """Pass outcomes on, and write their answers to one file, which appears when all files are done."""
     with open_output(path) as file:
         file.write(document.begin().encode())
@@ -286,7 +336,7 @@ def _collect(outcomes: Iterator[Outcome], document: AnswerDocument, path: Path) 
         file.write(document.end().encode())
 
 
-def _with(resources: ExitStack, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+def closing_with(resources: ExitStack, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
     """Pass outcomes on, and close the resources when there are no more."""
     with resources:
         yield from outcomes

@@ -45,7 +45,12 @@ class LeftOut(NamedTuple):
 
 def is_single_file(inputs: Sequence[str]) -> bool:
     """Whether the inputs are one file or "-", rather than several files or a folder."""
-    return len(inputs) == 1 and not os.path.isdir(inputs[0])
+    return len(inputs) == 1 and not _is_folder(inputs[0])
+
+
+def _is_folder(path: str) -> bool:
+    """Whether a path is a folder, but for an array of zarr, which is one as well."""
+    return os.path.isdir(path) and suffix_of(path.rstrip(os.sep)) != ".zarr"
 
 
 def plan_jobs(
@@ -80,7 +85,8 @@ def plan_jobs(
         raise InputError(f"-o {output} is a file, expected a folder for the results of several inputs")
     jobs, unsupported, outside = [], 0, 0
     for name in inputs:
-        if not os.path.isdir(name):
+        if not _is_folder(name):
+            name = name.rstrip(os.sep)
             stem_path = name if output is None else os.path.join(output, os.path.basename(name))
             jobs.append(_job(name, stem_path, output_format))
             continue
@@ -124,7 +130,8 @@ def jobs_for_model(
     """Change planned jobs so that they suit the model.
 
     Unless a format was asked for, masks become PNG files, several outputs `.npz` files, and labels and
-    texts lines of text. Labels and texts go to standard output if `output` is None.
+    texts lines of text. Labels and texts go to standard output if `output` is None. Tiled models write
+    masks as TIFF.
 
     Args:
         jobs: the jobs that `plan_jobs(inputs, output, output_format)` returned.
@@ -134,15 +141,22 @@ def jobs_for_model(
         probabilities: whether probabilities are wanted; without a format they are written as numbers.
 
     Raises:
-        InputError: a result would overwrite an input or another result.
+        InputError: a result would overwrite an input or another result, or only tiled models write its
+            format.
     """
+    is_tiled = metadata.form == "tiles"
+    if jobs[0].format in ("tif", "zarr") and not is_tiled:
+        raise InputError(
+            f"only tiled models write {jobs[0].format}; make one with: mdlstm export RUN --form tiles"
+        )
     names_file = output is not None and suffix_of(output) != "" and jobs[0].target == output
     default: Format | None = None
     if output_format is None and not names_file:
         if len(metadata.output_names) > 1:
             default = "npz"
         elif metadata.kind in ("segment", *ANSWER_KINDS) and not probabilities:
-            default = "png" if metadata.kind == "segment" else "txt"
+            masks: Format = "tif" if is_tiled else "png"
+            default = masks if metadata.kind == "segment" else "txt"
     changed = []
     for job in jobs:
         target, file_format = job.target, default or job.format
@@ -169,23 +183,31 @@ def remaining_jobs(jobs: Sequence[Job], skip_existing: bool, force: bool) -> lis
     remaining = []
     for job in jobs:
         if job.target != STDIO:
-            if skip_existing and os.path.isfile(job.target):
+            is_array = os.path.isfile(os.path.join(job.target, "zarr.json"))  # zarr writes a folder
+            if skip_existing and (os.path.isfile(job.target) or is_array):
                 continue
-            ensure_writable(Path(job.target), force)
+            if is_array and not force:
+                raise InputError(
+                    f"{job.target} exists; give another name with -o, or --force to replace it"
+                )
+            if not is_array:
+                ensure_writable(Path(job.target), force)
         remaining.append(job)
     return remaining
 
 
 def _single_job(source: str, output: str | None, output_format: Format | None) -> Job:
     """The job of the only input file, whose output may be a file, a folder or standard output."""
+    source = source.rstrip(os.sep) or source
     if output is None and source != STDIO:
         return _job(source, source, output_format)
     output = output or STDIO
-    if output != STDIO and (os.path.isdir(output) or output.endswith(os.sep)):
+    if output != STDIO and (_is_folder(output) or output.endswith(os.sep)):
         name = "stdin" if source == STDIO else os.path.basename(source)
         return _job(source, os.path.join(output, name), output_format)
     suffix = suffix_of(output)[1:]
     if output_format is None and suffix:
+        suffix = "tif" if suffix == "tiff" else suffix
         output_format = next((known for known in FORMATS if known == suffix), None)
         if output_format is None:
             raise InputError(

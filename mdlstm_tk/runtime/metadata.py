@@ -24,7 +24,8 @@ class Metadata:
         version: version of mdlstm-tk that exported the model.
         grid: extents of the grid that the model takes; smaller grids fit, too, if `inputs` has "sizes".
             None: the model takes any grid.
-        form: "unrolled" (the sweep written out for one grid) or "scan" (the sweep as a loop).
+        form: "unrolled" (the sweep written out for one grid), "scan" (the sweep as a loop) or "tiles" (a
+            graph for each sweep, with faces as inputs and outputs, for grids in tiles).
         layout: axes of x, for example "N H W C".
         channels: number of features at each position of x.
         outputs: number of features of y, at each position if y has a grid.
@@ -44,6 +45,7 @@ class Metadata:
         drawing: of a graph that draws the rows of images: "size", the extents of the training images, and
             "state", the number of features of a position's state; None for any other graph.
         checkpoint_sha256: checksum of the checkpoint, if the model was exported from a run.
+        part: for a graph of a tiles export, which one it is, such as "stage-0/sweep-1" or "head".
         parity: {"atol", "rtol", "max_abs"}: the tolerance that the model met on export, and its largest
             error against float64.
         schema: version of this set of fields.
@@ -70,6 +72,7 @@ class Metadata:
     preprocessing: dict[str, Any] | None = None
     drawing: dict[str, Any] | None = None
     checkpoint_sha256: str | None = None
+    part: str | None = None
     parity: dict[str, float] = field(default_factory=dict)
     schema: int = SCHEMA
 

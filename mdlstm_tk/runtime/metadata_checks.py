@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.metadata import Metadata
 
 KINDS = ("grid", "classify", "segment", "transcribe", "density")
-FORMS = ("unrolled", "scan")
+FORMS = ("unrolled", "scan", "tiles")
 DTYPES = ("float32", "float16", "int8")
 PARITY_KEYS = ("atol", "rtol", "max_abs")
 
@@ -182,6 +182,7 @@ RULES: dict[str, Rule] = {
     "checkpoint_sha256": _or_null(
         Rule(lambda value: isinstance(value, str) and bool(_SHA256.fullmatch(value)), "64 hex digits")
     ),
+    "part": _or_null(_TEXT),
     "parity": Rule(_is_parity, f"finite numbers for {', '.join(PARITY_KEYS)}"),
 }
 

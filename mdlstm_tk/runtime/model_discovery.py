@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.tiles.archive import SUFFIX
 from mdlstm_tk.sizes import format_size
 
 RUNS = Path("runs")
@@ -26,34 +27,36 @@ def find_model(model: str | Path | None, grids: Sequence[tuple[int, ...]] = ()) 
     return choose_model(find_models(model), grids)
 
 
-def find_models(model: str | Path | None) -> list[Path]:
+def find_models(model: str | Path | None, *, tiled: bool = False) -> list[Path]:
     """The models among which the grids of the inputs choose, the oldest first.
 
     These places are searched in turn: `model`, $MDLSTM_MODEL, the run below runs/ that was exported last,
     and the current folder, if it holds exactly one `.onnx`.
 
     Args:
-        model: an `.onnx` file or a folder of them; None to search.
+        model: a file or a folder of them; None to search.
+        tiled: search for `.tiles` files rather than `.onnx` files.
 
     Returns:
-        At least one path; an `.onnx` file that is named need not exist.
+        At least one path; a file that is named need not exist.
 
     Raises:
         InputError: there is no model, or several in the current folder.
     """
+    in_folder, suffix = (archives_in, SUFFIX) if tiled else (models_in, ".onnx")
     named = model or os.environ.get("MDLSTM_MODEL")
     if named:
         path = Path(named)
         if not path.is_dir():
             return [path]
-        return models_in(path) or _fail(f"the folder {path} holds no .onnx model")
-    exports = sorted((model for run in _runs() for model in models_in(run)), key=_modified)
-    if exports and (latest := models_in(exports[-1].parent)):
+        return in_folder(path) or _fail(f"the folder {path} holds no {suffix} model", tiled)
+    exports = sorted((model for run in _runs() for model in in_folder(run)), key=_modified)
+    if exports and (latest := in_folder(exports[-1].parent)):
         return latest
-    models = models_in(Path())
+    models = in_folder(Path())
     if len(models) > 1:
-        raise InputError(f"this folder holds {len(models)} .onnx models; choose one with -m")
-    return models or _fail("there is no exported model here")
+        raise InputError(f"this folder holds {len(models)} {suffix} models; choose one with -m")
+    return models or _fail(f"there is no {'tiled' if tiled else 'exported'} model here", tiled)
 
 
 def choose_model(models: Sequence[Path], grids: Sequence[tuple[int, ...]]) -> Path:
@@ -73,8 +76,12 @@ def choose_model(models: Sequence[Path], grids: Sequence[tuple[int, ...]]) -> Pa
 
 def models_in(folder: Path) -> list[Path]:
     """The `.onnx` files in a folder, the oldest first; neither hidden files nor folders or named pipes."""
-    files = (path for path in folder.glob("*.onnx") if not path.name.startswith(".") and path.is_file())
-    return sorted(files, key=_modified)
+    return _files(folder, "*.onnx")
+
+
+def archives_in(folder: Path) -> list[Path]:
+    """The tiled exports in a folder, the oldest first; as `models_in`."""
+    return _files(folder, f"*{SUFFIX}")
 
 
 def newer_run_without_export(model: Path) -> Path | None:
@@ -91,6 +98,11 @@ def newer_run_without_export(model: Path) -> Path | None:
     return configs[-1].parent
 
 
+def _files(folder: Path, pattern: str) -> list[Path]:
+    files = (path for path in folder.glob(pattern) if not path.name.startswith(".") and path.is_file())
+    return sorted(files, key=_modified)
+
+
 def _runs() -> list[Path]:
     return [path for path in RUNS.glob("*") if path.is_dir() and not path.name.startswith(".")]
 
@@ -99,5 +111,8 @@ def _modified(path: Path) -> int:
     return path.stat().st_mtime_ns
 
 
-def _fail(reason: str) -> NoReturn:
-    raise InputError(f"{reason}; give one with -m, or make one with: mdlstm train, then mdlstm export")
+def _fail(reason: str, tiled: bool) -> NoReturn:
+    form = " --form tiles" if tiled else ""
+    raise InputError(
+        f"{reason}; give one with -m, or make one with: mdlstm train, then mdlstm export{form}"
+    )

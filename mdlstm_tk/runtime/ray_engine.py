@@ -90,28 +90,13 @@ def infer_with_ray(
         MDLSTMError: as in `infer_files`, or Ray fails.
         MissingExtraError: Ray is not installed.
     """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"  # its messages are in its log files
-    ray: Any = require("ray", "ray")
-    data: Any = require("ray.data", "ray")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     threads = max(threads, 1)
+    workers = workers or max(1, (os.cpu_count() or 1) // threads)
     options = {"device": device, "threads": threads, "timeout": timeout, "isolated": isolated}
     windows = [pickle.dumps(list(jobs[i : i + WINDOW])) for i in range(0, len(jobs), WINDOW)]
-    cluster = os.environ.get("RAY_ADDRESS")
-    if cluster:
-        _check_reachable(cluster)
-    workers = workers or max(1, (os.cpu_count() or 1) // threads)
-    resources = {} if cluster else {"num_cpus": workers * threads}
-    try:
-        with _suppressed_stderr():
-            ray.init(
-                address=cluster or "local",
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **resources,
-            )
+    with ray_cluster(workers * threads):
+        data: Any = require("ray.data", "ray")
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
@@ -129,6 +114,38 @@ def infer_with_ray(
             yield from outcomes
             if failure is not None:
                 raise failure
+
+
+@contextmanager
+def ray_cluster(cpus: int) -> Iterator[Any]:
+    """Connect to the cluster at $RAY_ADDRESS, or start one on this machine; yields the module `ray`.
+
+    Usage statistics and the dashboard are turned off.
+
+    Args:
+        cpus: that a cluster on this machine has for tasks.
+
+    Raises:
+        MDLSTMError: Ray fails.
+        MissingExtraError: Ray is not installed.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"  # its messages are in its log files
+    ray: Any = require("ray", "ray")
+    cluster = os.environ.get("RAY_ADDRESS")
+    if cluster:
+        _check_reachable(cluster)
+    resources = {} if cluster else {"num_cpus": cpus}
+    try:
+        with _suppressed_stderr():
+            ray.init(
+                address=cluster or "local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **resources,
+            )
+        yield ray
     except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
         raise MDLSTMError(f"Ray failed: {reason}") from None

@@ -8,5 +8,6 @@ from mdlstm_tk.errors import imports_of
 
 with imports_of("train"):
     from mdlstm_tk.tiling.checkpointing import checkpointed
+    from mdlstm_tk.tiling.stages import Stage, TileStages
 
-__all__ = ["checkpointed"]
+__all__ = ["Stage", "TileStages", "checkpointed"]

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from mdlstm_tk.layer import MDLSTM
-from mdlstm_tk.runtime.model_discovery import models_in
+from mdlstm_tk.runtime.model_discovery import archives_in, models_in
 from mdlstm_tk.training.checkpoint import load_checkpoint
 from mdlstm_tk.training.config import NO_CODE, Code
 from mdlstm_tk.training.metrics_file import metric_names, read_records
@@ -54,7 +54,7 @@ def describe_run(folder: Path, code: Code = NO_CODE) -> dict[str, Any]:
         "best_step": best.step,
         "best_score": best.score if isfinite(best.score) else None,
         **{f"last_100_{name}": _mean([record[name] for record in recent]) for name in metric_names(recent)},
-        "exports": sorted(path.name for path in models_in(run.folder)),
+        "exports": sorted(path.name for path in [*models_in(run.folder), *archives_in(run.folder)]),
     }
 
 

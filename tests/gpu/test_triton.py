@@ -24,7 +24,7 @@ from helpers.states import StateCase
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk import operator as wavefront_operator
-from mdlstm_tk.backends import dispatch
+from mdlstm_tk.backends import dispatch, tables
 from mdlstm_tk.backends.specialize import KernelError
 from mdlstm_tk.cells import BUILT_IN_CELLS, get_cell
 
@@ -117,6 +117,13 @@ STATES = [
 @pytest.mark.parametrize("case", STATES, ids=str)
 def test_states_agree_with_reference(case: StateCase) -> None:
     case.check("auto", DEVICE)
+
+
+def test_padding_is_masked_while_sizes_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while a CUDA graph is captured."""
+    monkeypatch.setattr(tables, "_is_readable", lambda _: False)
+    Case(grid=(2, 3), batch=3, units=3, directions="all", sizes=True).check("auto", DEVICE)
+    StateCase((2, 3), sizes=True, batch=2).check("auto", DEVICE)
 
 
 def test_rows_of_many_samples_on_a_large_grid() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.server
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -35,10 +35,10 @@ def find_chromium() -> str | None:
 
 
 @contextmanager
-def launched(program: str) -> Iterator[Browser]:
+def launched(program: str, arguments: Sequence[str] = ARGUMENTS) -> Iterator[Browser]:
     """A headless browser."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=list(ARGUMENTS))
+        browser = playwright.chromium.launch(executable_path=program, args=list(arguments))
         yield browser
         browser.close()
 

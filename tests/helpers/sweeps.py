@@ -12,6 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from mdlstm_tk.backends import reference
+from mdlstm_tk.backends.faces import Faces, line_counts
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.export import lower
@@ -64,45 +65,75 @@ class Sweep:
         }
         return cls(cell, signs, weights)
 
-    def captured(self, grid: Sequence[int], sizes: bool = False) -> onnx.ModelProto:
-        """The graph that the exporter would make of the sweep."""
+    def captured(self, grid: Sequence[int], sizes: bool = False, states: bool = False) -> onnx.ModelProto:
+        """The graph that the exporter would make of the sweep, with or without initial and final states."""
         kind = helper.np_dtype_to_tensor_dtype(self.weights["weight_ih"].dtype)
         ndim = len(grid)
         inputs = [helper.make_tensor_value_info("x", kind, ["N", *[None] * ndim, CHANNELS])]
         if sizes:
             inputs.append(helper.make_tensor_value_info("sizes", TensorProto.INT64, ["N", ndim]))
+        names = ["x", *(name if name in self.weights else "" for name in NAMES), "sizes" if sizes else ""]
+        faces = {"h": kind, "c": TensorProto.FLOAT} if states else {}
+        face_shape = ["N", None, len(self.directions), self.units]
+        inputs += [
+            helper.make_tensor_value_info(f"{name}_first", dtype, face_shape)
+            for name, dtype in faces.items()
+        ]
         node = helper.make_node(
-            "Wavefront",
-            ["x", *(name if name in self.weights else "" for name in NAMES), "sizes" if sizes else ""],
-            ["y"],
+            "WavefrontStates" if states else "Wavefront",
+            [*names, *(f"{name}_first" for name in faces)],
+            ["y", *(f"{name}_last" for name in faces)],
             name="sweep",
             domain=DOMAIN,
             directions=[sign for direction in self.directions for sign in direction],
             grid=list(grid),
             cell=self.cell,
         )
-        output = helper.make_tensor_value_info("y", kind, [None] * (ndim + 3))
+        outputs = [helper.make_tensor_value_info("y", kind, [None] * (ndim + 3))]
+        outputs += [
+            helper.make_tensor_value_info(f"{name}_last", dtype, face_shape)
+            for name, dtype in faces.items()
+        ]
         tensors = [numpy_helper.from_array(array, name) for name, array in self.weights.items()]
-        graph = helper.make_graph([node], "captured", inputs, [output], tensors)
+        graph = helper.make_graph([node], "captured", inputs, outputs, tensors)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
 
     def exact(self, x: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
         """h, computed in float64."""
+        return reference.forward(self._inputs(x, sizes)).numpy()
+
+    def exact_states(self, x: np.ndarray, h: np.ndarray, c: np.ndarray) -> list[np.ndarray]:
+        """y and the final h and c, computed in float64 from initial faces (N, F, dirs, n)."""
+        first = Faces(torch.from_numpy(h).double(), torch.from_numpy(c).double())
+        y, last = reference.forward_states(self._inputs(x, None), first)
+        return [tensor.numpy() for tensor in (y, *last)]
+
+    def random_faces(self, batch: int, grid: Sequence[int], dtype: type = np.float32) -> list[np.ndarray]:
+        """Initial h and c."""
+        rng, shape = np.random.default_rng(2), (batch, sum(line_counts(grid)), len(self.directions))
+        return [rng.standard_normal((*shape, self.units)).astype(kind) for kind in (dtype, np.float32)]
+
+    @property
+    def units(self) -> int:
+        gates = len(get_cell(self.cell).gates(len(self.directions[0])))
+        return self.weights["weight_ih"].shape[1] // gates
+
+    def _inputs(self, x: np.ndarray, sizes: np.ndarray | None) -> SweepInputs:
         tensors = {name: torch.from_numpy(array).double() for name, array in self.weights.items()}
         signs = tuple(sign for direction in self.directions for sign in direction)
         parameters = [tensors.get(name) for name in NAMES]
         torch_sizes = None if sizes is None else torch.from_numpy(sizes)
-        inputs = SweepInputs._make(
-            (torch.from_numpy(x).double(), *parameters, torch_sizes, signs, self.cell)
-        )
-        return reference.forward(inputs).numpy()
+        return SweepInputs._make((torch.from_numpy(x).double(), *parameters, torch_sizes, signs, self.cell))
 
 
-def lowered(sweep: Sweep, form: str, grid: tuple[int, ...], sizes: bool = False) -> onnx.ModelProto:
+def lowered(
+    sweep: Sweep, form: str, grid: tuple[int, ...], sizes: bool = False, states: bool = False
+) -> onnx.ModelProto:
     """The sweep lowered to standard operators, after checks of the model's structure."""
     free = form == "scan, free"
-    model = lower(sweep.captured([-1] * len(grid) if free else grid, sizes), form.split(",")[0])
+    captured = sweep.captured([-1] * len(grid) if free else grid, sizes, states)
+    model = lower(captured, form.split(",")[0])
     onnx.checker.check_model(model, full_check=True)
     assert {(opset.domain, opset.version) for opset in model.opset_import} == {("", 18)}
     assert model.ir_version == 10  # the newest that ONNX Runtime 1.20 reads

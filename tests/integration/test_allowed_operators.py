@@ -37,6 +37,7 @@ def sweeps() -> Iterator[onnx.ModelProto]:
     """Every form and option of a sweep, also in int8 and with functions."""
     cases = [(2, options) for options in OPTIONS.values()]
     cases += [(ndim, {"ndim": ndim, "cell": "stable", "directions": 1}) for ndim in GRIDS]
+    cases.append((3, {"ndim": 3, "directions": [(1, 1, 1), (-1, 1, -1)]}))
     for ndim, options in cases:
         sweep, grid = Sweep.random(**options), GRIDS[ndim]
         for form in FORMS:

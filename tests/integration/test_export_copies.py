@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from helpers.networks import Conditioned
-from torch import Tensor, nn
+from torch import nn
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import ExportReport, export_onnx, float64_reference, verify_model
 from mdlstm_tk.export.copies import eval_copy
 from mdlstm_tk.runtime import Metadata, Session
@@ -38,22 +38,6 @@ def test_a_compiled_network_is_exported_as_what_it_wraps(tmp_path: Path) -> None
     np.testing.assert_allclose(float64_reference(network)(x.numpy()), plain(x).detach(), atol=1e-6)
     verify_model(report.path, network, device="cpu", seeds=1).raise_if_failed()
     assert not any(isinstance(m, torch._dynamo.OptimizedModule) for m in eval_copy(network).modules())
-
-
-@pytest.mark.parametrize("form", ["unrolled", "scan"])
-def test_states_are_refused_in_words(form: str, tmp_path: Path) -> None:
-    class WithStates(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = MDLSTM(1, 2)
-
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            y, (state,) = self.layer(x, return_state=True)
-            return y, state.h[0]
-
-    with pytest.raises(MDLSTMError, match=r"WithStates: .* no initial or final states; .* return_state"):
-        export_onnx(WithStates(), tmp_path / "m.onnx", grid=(3, 3), form=form)
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_session_says_how_further_inputs_are_given(tmp_path: Path) -> None:

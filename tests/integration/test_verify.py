@@ -152,7 +152,7 @@ def test_a_run_folder_is_verified_with_all_its_exports(
     done = verify(folder, "--seeds", "1")
     assert done.code == 3
     assert "model-3x5.onnx, 3x5" in done.err and "wavefront 2 of 7" in done.err
-    with pytest.raises(InputError, match=r"no \.onnx"):
+    with pytest.raises(InputError, match="holds no model"):
         verify_model(tmp_path)
 
 

@@ -141,6 +141,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
         {"size": [8, 8], "state": 8},  # of a model that draws no rows
     ),
     "checkpoint_sha256": ("", "0" * 63, "g" * 64, 3, ["0"] * 64, "0" * 65),
+    "part": tuple(value for value in NOT_TEXT if value is not None),
     "parity": (
         3,
         [],

@@ -85,6 +85,7 @@ PUBLIC = {
             "export_onnx",
             "export_run",
             "export_run_sizes",
+            "export_tiles",
             "float64_reference",
             "lower",
             "translation_table",
@@ -128,6 +129,7 @@ PUBLIC = {
             "Metadata",
             "Outcome",
             "Session",
+            "TiledSession",
             "decode",
             "infer_paths",
             "load_array",
@@ -136,7 +138,7 @@ PUBLIC = {
         ),
     },
     "mdlstm_tk.tiling": {
-        *("checkpointed",),
+        *("Stage", "TileStages", "checkpointed"),
     },
     "mdlstm_tk.training": {
         *(

@@ -84,8 +84,11 @@ def test_threads_share_a_sweep_with_states(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(threads, name, 1)
     plan.plans.clear()
     torch.set_num_threads(2)
-    StateCase(batch=40, directions=[(1, 1), (-1, 1)], sizes=True).check("fused")  # one direction each
-    StateCase(batch=40, directions=[(1, -1)], sizes=True).check("fused")  # the rows of a wavefront shared
+    for sizes in (True, False):  # plans of ragged batches are not kept
+        StateCase(batch=40, directions=[(1, 1), (-1, 1)], sizes=sizes).check("fused")  # one direction each
+        StateCase(batch=40, directions=[(1, -1)], sizes=sizes).check(
+            "fused"
+        )  # the rows of a wavefront shared
     assert {made.division.threads for made in plan.plans.values()} == {2}
     plan.plans.clear()
 

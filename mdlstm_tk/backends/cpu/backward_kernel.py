@@ -16,7 +16,6 @@ from typing import Any
 from mdlstm_tk.backends.cpu.face_rows import enter, keep_entering, leave
 from mdlstm_tk.backends.cpu.intrinsics import (
     add,
-    as_byte_ptr,
     as_float_ptr,
     as_int32_ptr,
     as_int_ptr,
@@ -53,8 +52,8 @@ def _add_block(  # type: ignore[no-untyped-def]
 
 
 def backward(  # type: ignore[no-untyped-def]
-    dtype_tag, grad, x, w_t_packed, w_packed, peephole, norm_weight, norm_bias, valid_mask, h_first,
-    c_first, lines, dh_last, dc_last, dh_first, dc_first, order, starts, predecessors, successors, output,
+    dtype_tag, grad, x, w_t_packed, w_packed, peephole, norm_weight, norm_bias, h_first, c_first, lines,
+    dh_last, dc_last, dh_first, dc_first, order, starts, predecessors, successors, output,
     gates, c, dx, d_operand, dc, counter, sums, part, scratch, batch, positions, fronts, dirs, ndim, units,
     channels, gate_dim, longest, columns, sums_size, part_blocks, panel, lanes, group, member, groups,
     members,
@@ -106,7 +105,7 @@ def backward(  # type: ignore[no-untyped-def]
         ptr_add(block_sums, peephole_size + norm_size),
     )
     part_ptr = as_float_ptr(part, dtype_tag)
-    starts_ptr, valid_ptr = as_int_ptr(starts), as_byte_ptr(valid_mask)
+    starts_ptr = as_int_ptr(starts)
     predecessors_ptr, successors_ptr = as_table_ptr(predecessors), as_table_ptr(successors)
     arrivals = 0
     for direction in range(group, dirs, groups):
@@ -147,16 +146,15 @@ def backward(  # type: ignore[no-untyped-def]
                 operand, da = ptr_add(operands, pending * depth), ptr_add(all_da, pending * padded)
                 for r in range(rows):
                     visit, sample = divmod(first + r, batch)
-                    valid = valid_mask == 0 or valid_ptr[sample * positions + order_ptr[visit]] != 0
                     gather_row(
                         ptr_add(operand, r * depth), ptr_add(c_prev, r * ndim), h_ptr, c_ptr, zero_row,
-                        as_float_ptr(x, dtype_tag), order_ptr, predecessors_ptr, visit, sample, valid,
+                        as_float_ptr(x, dtype_tag), order_ptr, predecessors_ptr, visit, sample,
                         RECURRENT, dims,
                     )  # fmt: skip
                 if STATES:
                     enter(
                         operand, c_prev, first, rows, depth, h_first_ptr, c_first_ptr, as_int_ptr(lines),
-                        order_ptr, predecessors_ptr, valid_mask, RECURRENT, dims,
+                        order_ptr, predecessors_ptr, RECURRENT, dims,
                     )  # fmt: skip
                 if RECOMPUTE:
                     matmul(
@@ -167,10 +165,6 @@ def backward(  # type: ignore[no-untyped-def]
                     visit, sample = divmod(first + r, batch)
                     place = sample * positions + order_ptr[visit]
                     dc_prev = ptr_add(dc_now, (top + r) * ndim * units)
-                    if valid_mask and valid_ptr[place] == 0:
-                        clear(ptr_add(da, r * padded), gate_dim)
-                        clear(dc_prev, ndim * units)
-                        continue
                     for d in range(ndim):
                         dh_next[d] = dc_next[d] = ptr_to_int(zero_row)
                         following = successors_ptr[d * positions + visit]
@@ -182,7 +176,7 @@ def backward(  # type: ignore[no-untyped-def]
                     if STATES:
                         leave(
                             dh_next, dc_next, visit, sample, dh_last_ptr, dc_last_ptr, as_int_ptr(lines),
-                            order_ptr, successors_ptr, valid_mask, dims,
+                            order_ptr, successors_ptr, dims,
                         )  # fmt: skip
                     slots = (
                         ptr_add(a, r * padded) if RECOMPUTE else ptr_add(gates_ptr, (first + r) * gate_dim),
@@ -200,8 +194,7 @@ def backward(  # type: ignore[no-untyped-def]
                 if STATES:
                     keep_entering(
                         first, rows, d_rows, d_stride, ptr_add(dc_now, top * ndim * units), dh_first_ptr,
-                        dc_first_ptr, as_int_ptr(lines), order_ptr, predecessors_ptr, valid_mask, RECURRENT,
-                        dims,
+                        dc_first_ptr, as_int_ptr(lines), order_ptr, predecessors_ptr, RECURRENT, dims,
                     )  # fmt: skip
                 pending += rows
                 if pending >= BLOCK:

@@ -49,16 +49,6 @@ def as_int32_ptr(_: Any, address: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def as_byte_ptr(_: Any, address: Any) -> Any:
-    """The address as a pointer to uint8."""
-
-    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(types.uint8)(types.int64), build
-
-
-@intrinsic  # type: ignore[untyped-decorator]
 def ptr_add(_: Any, base: Any, offset: Any) -> Any:
     """The pointer `offset` elements after `base`."""
 

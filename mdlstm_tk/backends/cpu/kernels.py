@@ -12,8 +12,11 @@ cell on each row; all of it on data that is still in cache, and only what backwa
 memory.
 If the cell is not recurrent, the operand has no h_d: K = C + 1.
 
-Rows are (position, sample) in visiting order, so a wavefront is contiguous in gates and c. Groups of
-threads take directions in turn and need nothing of each other. The members of a group share each
+Rows are (visit, sample) in visiting order, so a wavefront is contiguous in gates and c. A ragged batch is
+one sample to the kernels, whose positions are the valid ones of all samples: see
+`mdlstm_tk.backends.tables`.
+
+Groups of threads take directions in turn and need nothing of each other. The members of a group share each
 wavefront's rows and meet at a barrier after it.
 
 `forward` is a template: `mdlstm_tk.backends.cpu.compile` makes one function of it for every dtype and cell,
@@ -39,7 +42,6 @@ from typing import Any
 from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.face_rows import enter, keep_leaving
 from mdlstm_tk.backends.cpu.intrinsics import (
-    as_byte_ptr,
     as_float_ptr,
     as_int32_ptr,
     as_int_ptr,
@@ -73,9 +75,9 @@ def first_row(count, member, members):  # type: ignore[no-untyped-def]
 
 @jit
 def gather_row(  # type: ignore[no-untyped-def]
-    operand, c_prev, output, c, zero_row, x, order, predecessors, visit, sample, valid, recurrent, dims
+    operand, c_prev, output, c, zero_row, x, order, predecessors, visit, sample, recurrent, dims
 ):
-    """Fill one row of the operand, with zeros where there is no position; and write the addresses of the
+    """Fill one row of the operand, with zeros where there is no predecessor; and write the addresses of the
     predecessors' cell states to the table `c_prev`, that of `zero_row` where there is none."""
     batch, positions, _, dirs, ndim, units, channels, _ = dims
     for d in range(ndim):
@@ -90,17 +92,14 @@ def gather_row(  # type: ignore[no-untyped-def]
                 copy(ptr_add(operand, d * units), h_d, units)
             c_prev[d] = ptr_to_int(ptr_add(c, (previous * batch + sample) * units))
     rest = ptr_add(operand, ndim * units) if recurrent else operand
-    if valid:
-        copy(rest, ptr_add(x, (sample * positions + order[visit]) * channels), channels)
-    else:
-        clear(rest, channels)
+    copy(rest, ptr_add(x, (sample * positions + order[visit]) * channels), channels)
     rest[channels] = 1
 
 
 def forward(  # type: ignore[no-untyped-def]
-    dtype_tag, x, w_packed, peephole, norm_weight, norm_bias, valid_mask, h_first, c_first, h_last, c_last,
-    lines, order, starts, predecessors, successors, output, gates, c, counter, scratch, batch, positions,
-    fronts, dirs, ndim, units, channels, gate_dim, c_rows, panel, lanes, group, member, groups, members,
+    dtype_tag, x, w_packed, peephole, norm_weight, norm_bias, h_first, c_first, h_last, c_last, lines,
+    order, starts, predecessors, successors, output, gates, c, counter, scratch, batch, positions, fronts,
+    dirs, ndim, units, channels, gate_dim, c_rows, panel, lanes, group, member, groups, members,
 ):  # fmt: skip
     """One thread's part of the sweep. Arrays are given by their addresses, 0 for None.
 
@@ -109,10 +108,9 @@ def forward(  # type: ignore[no-untyped-def]
         x: (N, P, C).
         w_packed: w_cat as `packing.pack` lays it out.
         peephole, norm_weight, norm_bias: (dirs, rows, n).
-        valid_mask: (N, P) bool, or 0 if all positions are valid.
         h_first, c_first: (N, F, dirs, n) initial states; 0 without states.
-        h_last, c_last: (N, F, dirs, n) final states, written where a line has valid positions; 0 without.
-        lines: what `faces.line_table` returns, (3·D + 1,) int64; 0 without states.
+        h_last, c_last: (N, F, dirs, n) final states, written where a line has positions; 0 without.
+        lines: what `faces.line_table` returns, (3·D + 2,) int64; 0 without states.
         order: (dirs, P) positions in visiting order; like the next two int32, or int64 for huge grids.
         starts: (T + 1,) int64, the visit at which each wavefront starts.
         predecessors, successors: (D, P) the visit one step back or forward along each axis, or −1.
@@ -138,7 +136,6 @@ def forward(  # type: ignore[no-untyped-def]
     spill = ptr_add(a, BLOCK * padded)
     gates_row = ptr_add(spill, SPILLED * units)  # takes the gates of a row if they are not saved
     starts_ptr, predecessors_ptr = as_int_ptr(starts), as_table_ptr(predecessors)
-    valid_ptr = as_byte_ptr(valid_mask)
     arrivals = 0
     for direction in range(group, dirs, groups):
         order_ptr = ptr_add(as_table_ptr(order), direction * positions)
@@ -169,16 +166,15 @@ def forward(  # type: ignore[no-untyped-def]
                 first = starts_ptr[t] * batch + top
                 for r in range(rows):
                     visit, sample = divmod(first + r, batch)
-                    valid = valid_mask == 0 or valid_ptr[sample * positions + order_ptr[visit]] != 0
                     gather_row(
                         ptr_add(operand, r * depth), ptr_add(c_prev, r * ndim), h_ptr, c_before, zero_row,
-                        as_float_ptr(x, dtype_tag), order_ptr, predecessors_ptr, visit, sample, valid,
+                        as_float_ptr(x, dtype_tag), order_ptr, predecessors_ptr, visit, sample,
                         RECURRENT, dims,
                     )  # fmt: skip
                 if STATES:
                     enter(
                         operand, c_prev, first, rows, depth, h_first_ptr, c_first_ptr, as_int_ptr(lines),
-                        order_ptr, predecessors_ptr, valid_mask, RECURRENT, dims,
+                        order_ptr, predecessors_ptr, RECURRENT, dims,
                     )  # fmt: skip
                 matmul(
                     operand, depth, 1, w_ptr, depth * panel, panel, depth, a, padded, rows, gate_dim, False
@@ -187,10 +183,6 @@ def forward(  # type: ignore[no-untyped-def]
                     visit, sample = divmod(first + r, batch)
                     place = sample * positions + order_ptr[visit]
                     h, c_new = ptr_add(h_ptr, place * dirs * units), ptr_add(c_now, (first + r) * units)
-                    if valid_mask and valid_ptr[place] == 0:
-                        clear(h, units)
-                        clear(c_new, units)
-                        continue
                     if gates:
                         gates_row = ptr_add(gates_ptr, (first + r) * gate_dim)
                     slots = (
@@ -200,7 +192,7 @@ def forward(  # type: ignore[no-untyped-def]
                     if STATES:
                         keep_leaving(
                             h, c_new, visit, sample, h_last_ptr, c_last_ptr, as_int_ptr(lines), order_ptr,
-                            as_table_ptr(successors), valid_mask, dims,
+                            as_table_ptr(successors), dims,
                         )  # fmt: skip
             if members > 1:
                 arrivals += members

@@ -24,8 +24,8 @@ from mdlstm_tk.backends.cpu.platform import HUGE_PAGE, use_huge_pages
 from mdlstm_tk.backends.cpu.threads import Member, partition, run
 from mdlstm_tk.backends.faces import Faces
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
+from mdlstm_tk.backends.tables import sweep_rows
 from mdlstm_tk.cells.lowering import Pass
-from mdlstm_tk.masking import valid_mask
 
 BARRIER_BYTES = 128  # more than a cache line, so that no two barriers share one
 NO_STATES = (0,) * 5  # addresses where there are no initial and final states
@@ -40,7 +40,7 @@ def forward(
 
     Returns:
         h (N, *grid, dirs, n) and, if `save`, what `backward` needs: the activated gates, or with layer norm
-        the pre-activations, (dirs, P·N, G·n), and c (dirs, P·N, n), in visiting order. Both are empty
+        the pre-activations, (dirs, rows, G·n), and c (dirs, rows, n), in visiting order. Both are empty
         otherwise, and so are the gates if `recompute`. With `first` also the final states, else None.
     """
     dtype = inputs.x.dtype
@@ -54,29 +54,26 @@ def forward(
     x = inputs.x
     rows = positions * batch
     output = _new(x, *x.shape[:-1], dirs, units)
+    if rows < x.shape[:-1].numel():  # nothing is written where there is no row
+        output.zero_()
     gates = _new(x, dirs, rows, gate_dim) if save and not recompute else None
     c_rows = 0 if save else plan.longest  # without backward, c of two wavefronts is enough
     c = _new(x, dirs, 2 * c_rows if c_rows else rows, units)
-    mask = None if inputs.sizes is None else valid_mask(x.shape[1:-1], inputs.sizes)
     given = None if first is None else Faces(*map(_plain, first))
     last = None if given is None else Faces(*map(torch.zeros_like, given))
     division = plan.division
     scratch = x.new_empty(division.threads, plan.scratch)
     counters = _barriers(division.groups) if division.members > 1 else None
     shared = [
-        *_addresses(x, packed, *inputs[4:7], mask),
+        *_addresses(x, packed, *inputs[4:7]),
         *(_addresses(*given, *last, plan.lines) if given and last else NO_STATES), *plan.table_addresses,
         *_addresses(output, gates, c),
     ]  # fmt: skip
     numbers = [*plan.dims, c_rows, plan.panel, plan.lanes]
 
-    scratch_address, counters_address = _addresses(scratch, counters)
-    scratch_bytes = plan.scratch * x.itemsize
-
     def arguments(member: Member) -> list[int]:
-        barrier = counters_address + member.group * BARRIER_BYTES
-        own_scratch = scratch_address + member.thread * scratch_bytes
-        return [*shared, barrier, own_scratch, *numbers, *member]
+        own = _part_address(counters, member.group), _part_address(scratch, member.thread)
+        return [*shared, *own, *numbers, *member]
 
     run(plan.entry, division, arguments)
     if dtype != output.dtype:
@@ -130,16 +127,15 @@ def backward(
     dc = x.new_empty(groups, 2, plan.longest, ndim * units)
     sums = x.new_zeros(threads, dirs, plan.sums_size)
     part = x.new_zeros(threads, plan.sums_size) if plan.part_blocks else None
-    mask = None if inputs.sizes is None else valid_mask(x.shape[1:-1], inputs.sizes)
     scratch = x.new_empty(threads, plan.scratch)
-    counters = _barriers(groups)
+    counters = _barriers(groups) if division.members > 1 else None
     states: list[Tensor] = []
     if first is not None and d_last is not None:
         given = [_plain(face) for face in (*first, *d_last)]
         d_first = [torch.zeros_like(face) for face in given[:2]]
         states = [*given[:2], plan.lines, *given[2:], *d_first]
     shared = [
-        *_addresses(grad, x, w_t_packed, w_packed, *inputs[4:7], mask),
+        *_addresses(grad, x, w_t_packed, w_packed, *inputs[4:7]),
         *(_addresses(*states) if states else NO_STATE_GRADIENTS), *plan.table_addresses,
         *_addresses(output, saved_gates, saved_c),
     ]  # fmt: skip
@@ -149,16 +145,15 @@ def backward(
 
     def arguments(member: Member) -> list[int]:
         group, thread = member.group, member.thread
-        own = (
-            dx[group] if wants_dx else None, d_operand[group], dc[group], counters[group], sums[thread],
-            None if part is None else part[thread], scratch[thread],
-        )  # fmt: skip
-        return [*shared, *_addresses(*own), *numbers, *member]
+        own_dx = dx[group].data_ptr() if wants_dx else 0
+        of_group = [_part_address(tensor, group) for tensor in (d_operand, dc, counters)]
+        of_thread = [_part_address(tensor, thread) for tensor in (sums, part, scratch)]
+        return [*shared, own_dx, *of_group, *of_thread, *numbers, *member]
 
     run(plan.entry, division, arguments)
     for other in dx[1:]:
         dx[0].add_(other)
-    gradients = _split_sums(plan, inputs, sums.sum(dim=0))
+    gradients = _split_sums(plan, inputs, sums[0] if threads == 1 else sums.sum(dim=0))
     results = (dx[0] if wants_dx else None, *gradients)
     rounded = [None if gradient is None else gradient.to(dtype) for gradient in results]
     return [*rounded, *(d.to(face.dtype) for d, face in zip(states[5:], first or (), strict=True))]
@@ -168,14 +163,15 @@ def _split_sums(plan: Plan, inputs: SweepInputs, sums: Tensor) -> list[Tensor | 
     """The gradients of weight_ih, weight_hh, bias and the cell's parameters, each in memory of its own,
     from the sums (dirs, sums_size) of all threads."""
     _, _, _, dirs, ndim, units, channels, gate_dim = plan.dims
-    start = plan.depth * plan.padded
-    dw_cat = sums[:, :start].view(dirs, plan.depth, plan.padded)
-    dw = dw_cat[..., :gate_dim].transpose(1, 2)  # (dirs, G·n, K)
-    dw_hh, dw_ih, db = dw.split([plan.hidden_dim, channels, 1], dim=-1)
+    size, row, start = plan.sums_size, plan.padded, plan.depth * plan.padded
+    # The gradient of w_cat is (K, padded gate_dim), and its rows are those of h_1, …, h_D, x and 1.
+    dw_hh = (dirs, ndim, gate_dim, units), (size, units * row, 1, row)
+    dw_ih = (dirs, gate_dim, channels), (size, 1, row), plan.hidden_dim * row
+    db = (dirs, gate_dim), (size, 1), start - row
     gradients: list[Tensor | None] = [
-        dw_ih,
-        None if inputs.weight_hh is None else dw_hh.unflatten(-1, (ndim, units)).transpose(1, 2),
-        None if inputs.bias is None else db.squeeze(-1),
+        sums.as_strided(*dw_ih),
+        None if inputs.weight_hh is None else sums.as_strided(*dw_hh),
+        None if inputs.bias is None else sums.as_strided(*db),
     ]
     for parameter in inputs.parameters:
         if parameter is None:
@@ -203,9 +199,14 @@ def _plan(pass_kind: Pass, inputs: SweepInputs, states: bool) -> Plan:
         torch.get_num_threads(),
         states,
     )
+    if inputs.sizes is not None:
+        rows = sweep_rows(inputs)
+        assert rows.valid_mask is None  # the operator never runs kernels inside a transform
+        if rows.ragged:
+            return make_plan(key, rows)  # not kept: another batch will have other sizes
     plan = plans.get(key)
     if plan is None:
-        plan = make_plan(key)
+        plan = make_plan(key, sweep_rows(inputs))
         plans.add(key, plan, plan.tables.nbytes + PLAN_BYTES)
     return plan
 
@@ -252,6 +253,11 @@ def _new(like: Tensor, *shape: int) -> Tensor:
 def _barriers(groups: int) -> Tensor:
     """A zero for the barrier of each group."""
     return torch.zeros(groups, BARRIER_BYTES // 8, dtype=torch.int64)
+
+
+def _part_address(tensor: Tensor | None, k: int) -> int:
+    """Where `tensor[k]` lies in memory, 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr() + k * tensor.stride(0) * tensor.itemsize
 
 
 def _addresses(*tensors: Tensor | None) -> list[int]:

@@ -1,13 +1,12 @@
 """The weights of a sweep, packed in panels of columns as `mdlstm_tk.backends.cpu.matmul` reads them.
 
 The functions are templates: `mdlstm_tk.backends.cpu.compile` makes one of each for every dtype. Notation as
-    in
-`mdlstm_tk.backends.cpu.kernels`: w_cat is (U_1 | … | U_D | W | b)ᵀ, (K, G·n).
+in `mdlstm_tk.backends.cpu.kernels`: w_cat is (U_1 | … | U_D | W | b)ᵀ, (K, G·n).
 """
 
 from __future__ import annotations
 
-from mdlstm_tk.backends.cpu.intrinsics import as_float_ptr, ptr_add
+from mdlstm_tk.backends.cpu.intrinsics import as_float_ptr, clear, copy, ptr_add
 
 
 def pack(dtype_tag, packed, w_hh, w_ih, bias, dirs, ndim, units, channels, gate_dim, panel):  # type: ignore[no-untyped-def]
@@ -55,14 +54,21 @@ def pack_transposed(dtype_tag, packed, w_hh, w_ih, dirs, ndim, units, channels, 
     for direction in range(dirs):
         for first in range(0, hidden_dim + channels, panel):
             for k in range(gate_dim):
-                for j in range(panel):
-                    column = first + j
+                j = 0
+                while j < panel:  # runs of columns that are contiguous in the weights, too
+                    column, to = first + j, ptr_add(target, j)
+                    count = panel - j
                     if column < hidden_dim:
-                        d = column // units
+                        d, unit = divmod(column, units)
+                        count = min(count, units - unit)
                         row = (direction * ndim + d) * gate_dim + k
-                        target[j] = w_hh_ptr[row * units + column - d * units]
+                        copy(to, ptr_add(w_hh_ptr, row * units + unit), count)
                     elif column < hidden_dim + channels:
-                        target[j] = w_ih_ptr[(direction * gate_dim + k) * channels + column - hidden_dim]
+                        channel = column - hidden_dim
+                        count = min(count, channels - channel)
+                        row = direction * gate_dim + k
+                        copy(to, ptr_add(w_ih_ptr, row * channels + channel), count)
                     else:
-                        target[j] = 0
+                        clear(to, count)
+                    j += count
                 target = ptr_add(target, panel)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import isqrt, prod
+from math import isqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from mdlstm_tk.backends.cpu.compile import get_kernel
 from mdlstm_tk.backends.cpu.kernels import BLOCK, forward_scratch
 from mdlstm_tk.backends.cpu.threads import Partition, partition
 from mdlstm_tk.backends.faces import line_table
-from mdlstm_tk.backends.tables import SweepTables, sweep_tables
+from mdlstm_tk.backends.tables import SweepRows, SweepTables
 from mdlstm_tk.caches import BoundedCache
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.lowering import Pass
@@ -61,7 +61,7 @@ class Plan(NamedTuple):
         table_addresses: order, starts, predecessors and successors.
         lines: what `faces.line_table` returns.
         entry: the compiled kernel.
-        dims: N, P, T, dirs, D, n, C, G·n, as the kernels take them.
+        dims: N, P, T, dirs, D, n, C, G·n, as the kernels take them; N and P those of `SweepRows`.
         hidden_dim: D·n, or 0 if the cell is not recurrent.
         depth: K, the length of an operand.
         padded: G·n in whole vectors.
@@ -96,31 +96,30 @@ class Plan(NamedTuple):
     dtype_tag: np.floating[Any]
 
 
-def make_plan(key: PlanKey) -> Plan:
-    """The plan for a sweep, for `plans` to keep."""
+def make_plan(key: PlanKey, rows: SweepRows) -> Plan:
+    """The plan for a sweep; for `plans` to keep, unless the batch is ragged."""
     cell, ndim = get_cell(key.cell), len(key.grid)
     units = key.gate_dim // len(cell.gates(ndim))
     dtype_name = str(key.dtype).removeprefix("torch.")
-    directions = tuple(key.signs[k : k + ndim] for k in range(0, len(key.signs), ndim))
-    tables = sweep_tables(key.grid, directions, torch.device("cpu"))
+    tables, batch = rows.tables, rows.batch
     wide = tables.order.dtype == torch.int64
     options = key.peephole, key.layer_norm, wide, key.states
     kernel = get_kernel(key.pass_kind, dtype_name, key.cell, ndim, *options)
-    positions, fronts, dirs = prod(key.grid), len(tables.counts), len(directions)
+    positions, fronts, dirs = tables.positions, len(tables.counts), len(key.signs) // ndim
     lanes, panel = simd.vector_length(key.dtype.itemsize), simd.panel_width(key.dtype.itemsize)
     hidden_dim = ndim * units if cell.recurrent else 0
     depth = hidden_dim + key.channels + 1
     padded = -(-key.gate_dim // lanes) * lanes
-    rows = parameter_rows(ndim, len(cell.gates(ndim)))
+    sums = parameter_rows(ndim, len(cell.gates(ndim)))
     parameter_count = units * (
-        key.peephole * rows["peephole"] + key.layer_norm * (rows["norm_weight"] + rows["norm_bias"])
+        key.peephole * sums["peephole"] + key.layer_norm * (sums["norm_weight"] + sums["norm_bias"])
     )
     scratch = forward_scratch(ndim, units, key.gate_dim, depth, lanes, kernel.spilled)
     if key.pass_kind != "forward":
         scratch = backward_scratch(ndim, units, key.gate_dim, depth, lanes, kernel.spilled, parameter_count)
-    blocks = key.batch * positions // BLOCK
+    blocks = rows.count // BLOCK
     part_blocks = max(MIN_PART_BLOCKS, isqrt(blocks))  # as many parts as blocks in each: the shortest sums
-    operations = 2 * key.batch * positions * depth * key.gate_dim
+    operations = 2 * rows.count * depth * key.gate_dim
     return Plan(
         tables=tables,
         table_addresses=(
@@ -131,11 +130,11 @@ def make_plan(key: PlanKey) -> Plan:
         ),
         lines=torch.tensor(line_table(key.grid)),
         entry=kernel.entry,
-        dims=(key.batch, positions, fronts, dirs, ndim, units, key.channels, key.gate_dim),
+        dims=(batch, positions, fronts, dirs, ndim, units, key.channels, key.gate_dim),
         hidden_dim=hidden_dim,
         depth=depth,
         padded=padded,
-        longest=tables.longest * key.batch,
+        longest=tables.longest * batch,
         panel=panel,
         lanes=lanes,
         scratch=scratch,

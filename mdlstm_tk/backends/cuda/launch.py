@@ -1,10 +1,13 @@
 """Run the sweep on a GPU: for each wavefront one matrix product by torch and one Triton kernel.
 
-All directions run in one sweep, laid out as in the torch backend. The host only launches: nothing waits for
-the device, and all memory is allocated before the first wavefront, so a sweep can be captured in a CUDA
-graph. The products are torch's, in the precision that torch's settings allow (`allow_tf32`).
+All directions run in one sweep, laid out as in the torch backend. Without `sizes` nothing waits for the
+device, and all memory is allocated before the first wavefront, so a sweep can be captured in a CUDA graph.
+The products are torch's, in the precision that torch's settings allow (`allow_tf32`).
 
-Notation: N batch, P positions, G gates, n units, D axes; rows are (position, sample).
+Padded positions have no rows, for which the host reads `sizes` at the start of a sweep, and waits for that.
+While a graph is captured it cannot; then all positions have rows, and the kernels get a mask.
+
+Notation: N batch, P positions, G gates, n units, D axes; rows as in `mdlstm_tk.backends.tables`.
 """
 
 from __future__ import annotations
@@ -29,14 +32,12 @@ from mdlstm_tk.backends.faces import (
 )
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.backends.specialize import KernelError, compiling
-from mdlstm_tk.backends.tables import SweepTables, sweep_tables
+from mdlstm_tk.backends.tables import SweepRows, sweep_rows
 from mdlstm_tk.backends.torch import products
 from mdlstm_tk.cells.lowering import Pass
-from mdlstm_tk.masking import valid_mask
 
 # What one program processes: 4 numbers for each thread of 4 warps, and at most UNITS units of a row. A
-# layer
-# norm needs all units of a row, and gets more warps if they are many.
+# layer norm needs all units of a row, and gets more warps if they are many.
 ELEMENTS = 512
 UNITS = 128
 
@@ -48,38 +49,38 @@ def forward(
 
     Returns:
         h (N, *grid, dirs, n) and, if `save`, what `backward` needs: the activated gates, or with layer norm
-        the pre-activations, (dirs, P·N, G·n), and c (dirs, P·N, n), in visiting order. Both are empty
+        the pre-activations, (dirs, rows, G·n), and c (dirs, rows, n), in visiting order. Both are empty
         otherwise, and so are the gates if `recompute`. With `first` also the final states, else None.
     """
-    x, weight_hh, batch, units = inputs.x, inputs.weight_hh, inputs.x.shape[0], inputs.units
+    x, weight_hh, units, rows = inputs.x, inputs.weight_hh, inputs.units, sweep_rows(inputs)
     (dirs, gate_dim, _), hidden_dim = inputs.weight_ih.shape, inputs.ndim * inputs.units
-    tables = sweep_tables(inputs.grid, inputs.directions, x.device)
+    tables, batch = rows.tables, rows.batch
     w_hh = None if weight_hh is None else weight_hh.transpose(2, 3).flatten(1, 2)  # (dirs, D·n, G·n)
     parameters = [None if p is None else p.contiguous() for p in inputs[3:7]]
-    a = products.project_input(inputs, tables)  # (dirs, P·N, G·n)
+    a = products.project_input(inputs, rows)  # (dirs, rows, G·n)
     states: list[Tensor | None] = [None, None]
     if first is not None:
         ends, _ = line_ends(inputs)
-        a = products.face_products(inputs, first.h, end_rows(ends, batch, tables), a)
-        states = [by_direction(first.c), face_rows(ends, batch, tables)]
-    keep_c = save or first is not None  # the final states are taken from c of the whole grid
+        a = products.face_products(inputs, first.h, end_rows(ends, inputs, rows), a)
+        states = [by_direction(first.c), face_rows(ends, inputs, rows)]
+    keep_c = save or first is not None  # the final states are taken from c of all rows
     c = a.new_empty(*a.shape[:2], units) if keep_c else a
-    output = x.new_empty(*x.shape[:-1], dirs, units)
+    new_output = x.new_zeros if rows.ragged else x.new_empty  # nothing is written where there is no row
+    output = new_output(*x.shape[:-1], dirs, units)
     longest = dirs * tables.longest * batch
     operands = x.new_zeros(2, longest * hidden_dim)  # of this wavefront and of the next one, in turn
     recurrent = a.new_empty(longest * gate_dim)
     launch = _Launcher("forward", inputs)
-    grid_arguments = _grid_arguments(inputs, tables)
+    table_arguments = _table_arguments(rows)
     with torch.cuda.device_of(x):
-        for t, count in enumerate(tables.counts):
-            rows = count * batch
+        for t, count in enumerate(rows.row_counts):
             operand, next_operand = operands[t % 2], operands[1 - t % 2]
-            product = _view(recurrent, dirs, rows, gate_dim)
+            product = _view(recurrent, dirs, count, gate_dim)
             if w_hh is not None:
-                products.multiply(_view(operand, dirs, rows, hidden_dim), w_hh, out=product)
+                products.multiply(_view(operand, dirs, count, hidden_dim), w_hh, out=product)
             launch(
-                rows,
-                *(a, product, operand, next_operand, c, output, *parameters, *grid_arguments),
+                count,
+                *(a, product, operand, next_operand, c, output, *parameters, *table_arguments),
                 *(*states, t, batch, tables.positions, _face_states(inputs)),
                 KEEP_C=keep_c,
                 KEEP_GATES=save and not recompute,
@@ -111,19 +112,19 @@ def backward(
         first: the initial states that `forward` was given.
         d_last: the gradient of the final states, given together with `first`.
     """
-    x, weight_hh, batch = inputs.x, inputs.weight_hh, inputs.x.shape[0]
+    x, weight_hh, rows = inputs.x, inputs.weight_hh, sweep_rows(inputs)
     dirs, hidden_dim = len(inputs.weight_ih), inputs.ndim * inputs.units
-    tables = sweep_tables(inputs.grid, inputs.directions, x.device)
+    tables, batch = rows.tables, rows.batch
     w_hh = None if weight_hh is None else weight_hh.transpose(1, 2).flatten(2, 3)  # (dirs, G·n, D·n)
     parameters = [None if p is None else p.contiguous() for p in inputs.parameters]
     grad, saved_c = grad.contiguous(), saved_c.contiguous()
     recompute = saved_gates.numel() == 0
-    gates = products.pre_activations(inputs, output, tables) if recompute else saved_gates.contiguous()
+    gates = products.pre_activations(inputs, output, rows) if recompute else saved_gates.contiguous()
     states: list[Tensor | None] = [None] * 6
     if first is not None and d_last is not None:
         ends = line_ends(inputs)
-        entering_rows = end_rows(ends[0], batch, tables)
-        entering, leaving = (face_rows(end, batch, tables) for end in ends)
+        entering_rows = end_rows(ends[0], inputs, rows)
+        entering, leaving = (face_rows(end, inputs, rows) for end in ends)
         c_first = by_direction(first.c)
         dc_first = torch.zeros_like(c_first)
         states = [c_first, entering, leaving, *map(by_direction, d_last), dc_first]
@@ -138,21 +139,21 @@ def backward(
     gradients = inputs.parameters.map(
         lambda p: saved_c.new_zeros(dirs, blocks, *p.shape[1:], dtype=torch.float64)
     )
-    parts = da.split([count * batch for count in tables.counts], dim=1)
-    grid_arguments = _grid_arguments(inputs, tables)
+    parts = da.split(rows.row_counts, dim=1)
+    table_arguments = _table_arguments(rows)
     with torch.cuda.device_of(x):
         for t in reversed(range(len(parts))):
-            rows = parts[t].shape[1]
+            count = parts[t].shape[1]
             launch(
-                rows,
+                count,
                 *(grad, gates, saved_c, dh, dc[t % 2], dc[1 - t % 2], *parameters),
-                *(da, *gradients, *grid_arguments),
+                *(da, *gradients, *table_arguments),
                 *(*states, t, batch, tables.positions, _face_states(inputs), blocks),
             )
             if t > 0 and w_hh is not None:
-                products.multiply(parts[t], w_hh, out=_view(dh, dirs, rows, hidden_dim))
+                products.multiply(parts[t], w_hh, out=_view(dh, dirs, count, hidden_dim))
     summed = gradients.map(lambda partial: partial.sum(dim=1).to(x.dtype))
-    dx, dw_ih, dw_hh, db = products.weight_gradients(inputs, da, output, tables, wants_dx)
+    dx, dw_ih, dw_hh, db = products.weight_gradients(inputs, da, output, rows, wants_dx)
     if first is None:
         return [dx, dw_ih, dw_hh, db, *summed]
     dh_first, dw_hh = products.face_gradients(inputs, da, first.h, entering_rows, dw_hh)
@@ -165,10 +166,10 @@ def _face_states(inputs: SweepInputs) -> int:
     return sum(line_counts(inputs.grid)) * inputs.x.shape[0]
 
 
-def _grid_arguments(inputs: SweepInputs, tables: SweepTables) -> tuple[Tensor | None, ...]:
-    """The tables of the grid and the valid mask, as the kernels take them."""
-    mask = None if inputs.sizes is None else valid_mask(inputs.grid, inputs.sizes)
-    return tables.starts, tables.order, tables.predecessors, tables.successors, mask
+def _table_arguments(rows: SweepRows) -> tuple[Tensor | None, ...]:
+    """The tables and the valid mask, as the kernels take them."""
+    tables = rows.tables
+    return tables.starts, tables.order, tables.predecessors, tables.successors, rows.valid_mask
 
 
 class _Launcher:

@@ -4,8 +4,8 @@ gradients of the weights after the last.
 float16 and bfloat16 are multiplied as they are and added up in float32. What becomes of a pre-activation
 stays float32: rounded to float16 it could be infinite, and NaN after a layer norm.
 
-Notation: N batch, P positions, C input features, G gates, n units, D axes; rows are (position, sample) in
-visiting order, P·N of them per direction.
+Notation: N batch, P positions, C input features, G gates, n units, D axes; rows as in
+`mdlstm_tk.backends.tables`, with "visits" and "batch" of a `SweepRows`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.faces import by_direction, line_counts
+from mdlstm_tk.backends.faces import by_direction, line_counts, take_rows
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
-from mdlstm_tk.backends.tables import SweepTables
+from mdlstm_tk.backends.tables import SweepRows
 
 # How `multiply_transposed` sums: rows of a part, and the most numbers in the sums of parts at a time.
 SUM_ROWS = 256
@@ -53,16 +53,16 @@ def multiply_transposed(a: Tensor, b: Tensor) -> Tensor:
     return result
 
 
-def project_input(inputs: SweepInputs, tables: SweepTables) -> Tensor:
-    """W x, (dirs, P·N, G·n)."""
-    return multiply(_rows(inputs.x)[tables.order].flatten(1, 2), inputs.weight_ih.transpose(1, 2))
+def project_input(inputs: SweepInputs, rows: SweepRows) -> Tensor:
+    """W x, (dirs, rows, G·n)."""
+    return multiply(_visited_input(inputs.x, rows), inputs.weight_ih.transpose(1, 2))
 
 
-def pre_activations(inputs: SweepInputs, output: Tensor, tables: SweepTables) -> Tensor:
-    """W x + Σ_d U_d h_d + b, (dirs, P·N, G·n), once h of the whole grid is known."""
-    a = project_input(inputs, tables)
+def pre_activations(inputs: SweepInputs, output: Tensor, rows: SweepRows) -> Tensor:
+    """W x + Σ_d U_d h_d + b, (dirs, rows, G·n), once h of the whole grid is known."""
+    a = project_input(inputs, rows)
     if inputs.weight_hh is not None:
-        a = a.add_(multiply(gather_hidden(output, tables), inputs.weight_hh.transpose(2, 3).flatten(1, 2)))
+        a = a.add_(multiply(gather_hidden(output, rows), inputs.weight_hh.transpose(2, 3).flatten(1, 2)))
     return a if inputs.bias is None else a.add_(inputs.bias[:, None])
 
 
@@ -73,14 +73,16 @@ def face_products(inputs: SweepInputs, h: Tensor, rows: Tensor, a: Tensor) -> Te
         inputs: of the sweep.
         h: (N, F, dirs, n) on the faces.
         rows: (dirs, F, N) where each line enters, see `faces.end_rows`.
-        a: (dirs, P·N, G·n), which is not changed.
+        a: (dirs, all rows, G·n), which is not changed.
     """
-    if inputs.weight_hh is None:
+    if inputs.weight_hh is None or a.shape[1] == 0:
         return a
     for d, (h_d, rows_d) in enumerate(_of_axes(inputs, h, rows)):
-        product = multiply(h_d, inputs.weight_hh[:, d].transpose(1, 2))
-        index = _direction(rows_d), rows_d
-        a = a.index_put(index, a[index] + product)  # the rows of one axis are all different
+        product = multiply(h_d, inputs.weight_hh[:, d].transpose(1, 2)).masked_fill(
+            rows_d[..., None] < 0, 0
+        )
+        # The rows of one axis are all different, but for those that are −1, where nothing is added.
+        a = a.index_put((_direction(rows_d), rows_d.clamp(min=0)), product, accumulate=True)
     return a
 
 
@@ -91,14 +93,14 @@ def face_gradients(
 
     Args:
         inputs, h, rows: as for `face_products`.
-        da: (dirs, P·N, G·n) gradient of the pre-activations, in x's dtype.
+        da: (dirs, all rows, G·n) gradient of the pre-activations, in x's dtype.
         dw_hh: (dirs, D, G·n, n), or None if the cell is not recurrent.
     """
     if inputs.weight_hh is None or dw_hh is None:
         return torch.zeros_like(by_direction(h)), dw_hh
     dh, dw = [], []
     for d, (h_d, rows_d) in enumerate(_of_axes(inputs, h, rows)):
-        da_d = da[_direction(rows_d), rows_d]  # (dirs, F_d·N, G·n)
+        da_d = take_rows(da, rows_d)  # (dirs, F_d·N, G·n)
         dh.append(multiply(da_d, inputs.weight_hh[:, d]))
         dw.append(multiply_transposed(da_d, h_d))
     return torch.cat(dh, dim=1).to(h.dtype), dw_hh + torch.stack(dw, dim=1).to(dw_hh.dtype)
@@ -116,49 +118,58 @@ def _direction(rows: Tensor) -> Tensor:
     return torch.arange(len(rows), device=rows.device)[:, None]
 
 
-def to_visiting_order(y: Tensor, tables: SweepTables) -> Tensor:
-    """(N, *grid, dirs, n) → (dirs, P, N, n) in visiting order."""
-    rows = y.flatten(1, -3).permute(2, 1, 0, 3)
-    return rows[_direction(tables.order), tables.order]
+def to_visiting_order(y: Tensor, rows: SweepRows) -> Tensor:
+    """(N, *grid, dirs, n) → (dirs, visits, batch, n)."""
+    order = rows.tables.order
+    places = y.reshape(rows.batch, rows.tables.places, *y.shape[-2:]).permute(2, 1, 0, 3)
+    return places[_direction(order), order]
 
 
-def to_grid_order(visited: Tensor, tables: SweepTables) -> Tensor:
-    """(dirs, P, N, n) in visiting order → (dirs, P, N, n) in row-major order."""
-    return visited[_direction(tables.order), tables.inverse_order]
+def to_grid_order(visited: Tensor, rows: SweepRows) -> Tensor:
+    """(dirs, visits, batch, k) → (dirs, places, batch, k), zeros where there is no visit."""
+    if rows.ragged:
+        visited = _with_zeros(visited)
+    inverse_order = rows.tables.inverse_order
+    return visited[_direction(inverse_order), inverse_order]
 
 
-def gather_hidden(output: Tensor, tables: SweepTables) -> Tensor:
-    """(h_1 | … | h_D) of the predecessors of every position, (dirs, P·N, D·n)."""
-    h = to_visiting_order(output, tables)
-    h = torch.cat([h, h.new_zeros(h[:, :1].shape)], dim=1)  # index −1, outside the grid, is a row of zeros
-    return torch.cat([h[:, index] for index in tables.predecessors], dim=-1).flatten(1, 2)
+def gather_hidden(output: Tensor, rows: SweepRows) -> Tensor:
+    """(h_1 | … | h_D) of the predecessors of every row, (dirs, rows, D·n)."""
+    h = _with_zeros(to_visiting_order(output, rows))
+    return torch.cat([h[:, index] for index in rows.tables.predecessors], dim=-1).flatten(1, 2)
+
+
+def _with_zeros(visited: Tensor) -> Tensor:
+    """(dirs, visits + 1, batch, k): the last one, at index −1, is zeros."""
+    return torch.cat([visited, visited.new_zeros(len(visited), 1, *visited.shape[2:])], dim=1)
 
 
 def weight_gradients(
-    inputs: SweepInputs, da: Tensor, output: Tensor, tables: SweepTables, wants_dx: bool
+    inputs: SweepInputs, da: Tensor, output: Tensor, rows: SweepRows, wants_dx: bool
 ) -> list[Tensor | None]:
     """The gradients of x (if `wants_dx`), weight_ih, weight_hh and bias.
 
     Args:
         inputs: of the sweep.
-        da: (dirs, P·N, G·n) gradient of the pre-activations, in x's dtype.
+        da: (dirs, rows, G·n) gradient of the pre-activations, in x's dtype.
         output: (N, *grid, dirs, n).
-        tables: of the grid.
+        rows: of the sweep.
         wants_dx: whether the gradient of x is needed.
     """
     x = inputs.x
     dx = dw_hh = None
     if wants_dx:
-        per_direction = multiply(da, inputs.weight_ih).unflatten(1, (tables.positions, x.shape[0]))
-        dx = to_grid_order(per_direction, tables).sum(dim=0).transpose(0, 1).reshape(x.shape)
+        per_direction = multiply(da, inputs.weight_ih).unflatten(1, (rows.tables.positions, rows.batch))
+        dx = to_grid_order(per_direction, rows).sum(dim=0).transpose(0, 1).reshape(x.shape)
     if inputs.weight_hh is not None:
-        joint = multiply_transposed(da, gather_hidden(output, tables)).unflatten(-1, (-1, output.shape[-1]))
+        joint = multiply_transposed(da, gather_hidden(output, rows)).unflatten(-1, (-1, output.shape[-1]))
         dw_hh = joint.transpose(1, 2)  # (dirs, D, G·n, n)
-    dw_ih = multiply_transposed(da, _rows(x)[tables.order].flatten(1, 2))
+    dw_ih = multiply_transposed(da, _visited_input(x, rows))
     db = None if inputs.bias is None else da.sum(dim=1, dtype=state_dtype(da))
     return [None if g is None else g.to(x.dtype) for g in (dx, dw_ih, dw_hh, db)]
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(N, *grid, C) → (P, N, C)."""
-    return x.flatten(1, -2).transpose(0, 1)
+def _visited_input(x: Tensor, rows: SweepRows) -> Tensor:
+    """(N, *grid, C) → (dirs, rows, C)."""
+    places = x.reshape(rows.batch, rows.tables.places, x.shape[-1]).transpose(0, 1)
+    return places[rows.tables.order].flatten(1, 2)

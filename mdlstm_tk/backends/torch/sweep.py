@@ -1,7 +1,8 @@
 """The sweep wavefront by wavefront in plain torch operations, on any device and in any dtype.
 
-All directions run in one sweep. Their tensors are laid out in visiting order with rows (position, sample),
-so a wavefront is a contiguous slice, and a direction is only another order of visiting. float16 and
+All directions run in one sweep. Their tensors are laid out in visiting order with rows (visit, sample), so
+a wavefront is a contiguous slice, and a direction is only another order of visiting. A ragged batch is one
+sample here, whose positions are the valid ones of all samples: see `mdlstm_tk.backends.tables`. float16 and
 bfloat16 inputs are multiplied as they are; gates and states are float32.
 
 Notation: N batch, P positions, T wavefronts, K positions of one wavefront, G gates, n units, D axes.
@@ -24,13 +25,12 @@ from mdlstm_tk.backends.faces import (
     with_zeros,
 )
 from mdlstm_tk.backends.inputs import SweepInputs
-from mdlstm_tk.backends.tables import SweepTables, sweep_tables
+from mdlstm_tk.backends.tables import SweepRows, sweep_rows
 from mdlstm_tk.backends.torch import products
 from mdlstm_tk.backends.torch.gradient import cell_gradient
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.cell import total
 from mdlstm_tk.cells.step import CellParameters, cell_step
-from mdlstm_tk.masking import valid_mask
 
 
 def forward(
@@ -39,24 +39,24 @@ def forward(
     """Run the sweep, from the initial states `first` if they are given.
 
     Returns:
-        h (N, *grid, dirs, n) and, if `save`, what `backward` needs: the pre-activations (dirs, P·N, G·n)
-        and c (dirs, P·N, n) in visiting order. Both are empty otherwise, and so are the pre-activations if
+        h (N, *grid, dirs, n) and, if `save`, what `backward` needs: the pre-activations (dirs, rows, G·n)
+        and c (dirs, rows, n) in visiting order. Both are empty otherwise, and so are the pre-activations if
         `recompute`. With `first` also the final states, else None.
     """
     cell, x, weight_hh = get_cell(inputs.cell), inputs.x, inputs.weight_hh
-    batch, dirs, units = x.shape[0], len(inputs.weight_ih), inputs.units
-    tables = sweep_tables(inputs.grid, inputs.directions, x.device)
+    dirs, units, rows = len(inputs.weight_ih), inputs.units, sweep_rows(inputs)
+    tables, batch = rows.tables, rows.batch
     w_hh = None if weight_hh is None else weight_hh.transpose(2, 3).flatten(1, 2)  # (dirs, D·n, G·n)
-    projected = products.project_input(inputs, tables)  # (dirs, P·N, G·n)
+    projected = products.project_input(inputs, rows)  # (dirs, rows, G·n)
     if inputs.bias is not None:
         projected = projected + inputs.bias[:, None]
     entering = None
     if first is not None:
         ends, _ = line_ends(inputs)
-        projected = products.face_products(inputs, first.h, end_rows(ends, batch, tables), projected)
-        entering = _AtRows(first.c, face_rows(ends, batch, tables), tables)
-    a = list(projected.split(_row_counts(tables, batch), dim=1))
-    invalid = _invalid_masks(inputs, tables)
+        projected = products.face_products(inputs, first.h, end_rows(ends, inputs, rows), projected)
+        entering = _AtRows(first.c, face_rows(ends, inputs, rows), rows)
+    a = list(projected.split(rows.row_counts, dim=1))
+    invalid = _invalid_masks(rows)
     parameters = _parameter_rows(inputs)
 
     zero = a[0].new_zeros(dirs, 1, batch, units)
@@ -81,14 +81,14 @@ def forward(
         h_prev, c_prev = torch.cat([h, zero], dim=1), torch.cat([c, zero], dim=1)
 
     visited = torch.cat(outputs, dim=1).to(x.dtype)  # (dirs, P, N, n)
-    output = products.to_grid_order(visited, tables).permute(2, 1, 0, 3)
-    output = output.reshape(batch, *inputs.grid, dirs, units)
-    of_grid = torch.cat(states, dim=1).flatten(1, 2) if states else x.new_empty(0)
-    last = None if first is None else final_states(inputs, output, of_grid)
+    output = products.to_grid_order(visited, rows).permute(2, 1, 0, 3)
+    output = output.reshape(*x.shape[:-1], dirs, units)
+    all_c = torch.cat(states, dim=1).flatten(1, 2) if states else x.new_empty(0)
+    last = None if first is None else final_states(inputs, output, all_c)
     if not save:
         return output, x.new_empty(0), x.new_empty(0), last
     saved_a = x.new_empty(0) if recompute else torch.cat(a, dim=1)
-    return output, saved_a, of_grid, last
+    return output, saved_a, all_c, last
 
 
 def backward(
@@ -114,23 +114,21 @@ def backward(
         d_last: the gradient of the final states, given together with `first`.
     """
     cell, x, weight_hh = get_cell(inputs.cell), inputs.x, inputs.weight_hh
-    batch, dirs, ndim, units = x.shape[0], len(inputs.weight_ih), inputs.ndim, inputs.units
-    tables = sweep_tables(inputs.grid, inputs.directions, x.device)
+    dirs, ndim, units, rows = len(inputs.weight_ih), inputs.ndim, inputs.units, sweep_rows(inputs)
+    tables, batch = rows.tables, rows.batch
     counts, dtype = tables.counts, saved_c.dtype
     if saved_a.numel() == 0:
-        saved_a = products.pre_activations(inputs, output, tables)
+        saved_a = products.pre_activations(inputs, output, rows)
         if first is not None:
-            saved_a = products.face_products(inputs, first.h, _entering_rows(inputs, tables), saved_a)
-    a = saved_a.split(_row_counts(tables, batch), dim=1)
-    dh = list(
-        products.to_visiting_order(grad, tables).to(dtype).split(counts, dim=1)
-    )  # T × (dirs, K, N, n)
+            saved_a = products.face_products(inputs, first.h, _entering_rows(inputs, rows), saved_a)
+    a = saved_a.split(rows.row_counts, dim=1)
+    dh = list(products.to_visiting_order(grad, rows).to(dtype).split(counts, dim=1))  # T × (dirs, K, N, n)
     c = saved_c.unflatten(1, (tables.positions, batch)).split(counts, dim=1)
-    invalid = _invalid_masks(inputs, tables)
+    invalid = _invalid_masks(rows)
     parameters = _parameter_rows(inputs)
     front_sums: list[CellParameters] = []  # the gradients of the cell's parameters, (dirs, rows, n) each
     w_hh = None if weight_hh is None else weight_hh.transpose(1, 2).flatten(2, 3)  # (dirs, G·n, D·n)
-    states = None if first is None or d_last is None else _StateGradients(inputs, first, d_last, tables)
+    states = None if first is None or d_last is None else _StateGradients(inputs, first, d_last, rows)
 
     zero = saved_c.new_zeros(dirs, 1, batch, units)
     dc = torch.zeros_like(dh[-1])
@@ -171,30 +169,29 @@ def backward(
         dh[t - 1] = dh[t - 1] + dh_prev[:, :-1]
         dc = dc_prev[:, :-1]
 
-    all_da = torch.cat(da[::-1], dim=1)  # (dirs, P·N, G·n)
+    all_da = torch.cat(da[::-1], dim=1)  # (dirs, rows, G·n)
     # torch sums many numbers in parts, which is more precise than adding one wavefront after another.
     gradients = [
         None if of_fronts[0] is None else torch.stack(of_fronts).sum(dim=0).to(x.dtype)
         for of_fronts in zip(*front_sums, strict=True)
     ]
-    dx, dw_ih, dw_hh, db = products.weight_gradients(inputs, all_da, output, tables, wants_dx)
+    dx, dw_ih, dw_hh, db = products.weight_gradients(inputs, all_da, output, rows, wants_dx)
     if first is None or states is None:
         return [dx, dw_ih, dw_hh, db, *gradients]
-    rows = _entering_rows(inputs, tables)
-    dh_first, dw_hh = products.face_gradients(inputs, all_da, first.h, rows, dw_hh)
+    entering_rows = _entering_rows(inputs, rows)
+    dh_first, dw_hh = products.face_gradients(inputs, all_da, first.h, entering_rows, dw_hh)
     dc_first = states.dc_entering[:, :-1]
     of_states = [from_directions(gradient, inputs) for gradient in (dh_first, dc_first)]
     return [dx, dw_ih, dw_hh, db, *gradients, *of_states]
 
 
 class _AtRows:
-    """States of the faces at the rows (position, sample) where their lines end."""
+    """States of the faces at the rows where their lines end."""
 
-    def __init__(self, face: Tensor, rows: Tensor, tables: SweepTables) -> None:
+    def __init__(self, face: Tensor, faces_at: Tensor, rows: SweepRows) -> None:
         self.face = with_zeros(face)  # (dirs, F·N + 1, n)
         self.direction = torch.arange(len(self.face), device=face.device)[:, None]
-        batch = face.shape[0]
-        self.rows = rows.split(_row_counts(tables, batch), dim=2)  # T × (D, dirs, K·N)
+        self.rows = faces_at.split(rows.row_counts, dim=2)  # T × (D, dirs, K·N)
 
     def at(self, t: int, d: int) -> Tensor:
         """(dirs, K·N, n), for wavefront t the states of axis d, 0 where no line ends."""
@@ -204,11 +201,10 @@ class _AtRows:
 class _StateGradients:
     """What the initial and the final states add to the backward pass, wavefront by wavefront."""
 
-    def __init__(self, inputs: SweepInputs, first: Faces, d_last: Faces, tables: SweepTables) -> None:
-        batch = inputs.x.shape[0]
-        entering, leaving = (face_rows(ends, batch, tables) for ends in line_ends(inputs))
-        self.entering = _AtRows(first.c, entering, tables)
-        self.leaving = [_AtRows(face, leaving, tables) for face in (d_last.h.to(first.c.dtype), d_last.c)]
+    def __init__(self, inputs: SweepInputs, first: Faces, d_last: Faces, rows: SweepRows) -> None:
+        entering, leaving = (face_rows(ends, inputs, rows) for ends in line_ends(inputs))
+        self.entering = _AtRows(first.c, entering, rows)
+        self.leaving = [_AtRows(face, leaving, rows) for face in (d_last.h.to(first.c.dtype), d_last.c)]
         self.dc_entering = torch.zeros_like(self.entering.face)  # (dirs, F·N + 1, n)
 
     def add_leaving(self, t: int, dh: Tensor, dc: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,15 +220,10 @@ class _StateGradients:
             self.dc_entering.index_put_((self.entering.direction, rows), gradient)
 
 
-def _entering_rows(inputs: SweepInputs, tables: SweepTables) -> Tensor:
+def _entering_rows(inputs: SweepInputs, rows: SweepRows) -> Tensor:
     """(dirs, F, N), the rows where the lines of the faces enter."""
     ends, _ = line_ends(inputs)
-    return end_rows(ends, inputs.x.shape[0], tables)
-
-
-def _row_counts(tables: SweepTables, batch: int) -> list[int]:
-    """The number of rows (position, sample) of each wavefront."""
-    return [count * batch for count in tables.counts]
+    return end_rows(ends, inputs, rows)
 
 
 def _parameter_rows(inputs: SweepInputs) -> CellParameters:
@@ -240,10 +231,11 @@ def _parameter_rows(inputs: SweepInputs) -> CellParameters:
     return inputs.parameters.map(lambda tensor: tensor.unsqueeze(1).unbind(-2))
 
 
-def _invalid_masks(inputs: SweepInputs, tables: SweepTables) -> tuple[Tensor, ...] | None:
-    """For each wavefront (dirs, K, N, 1), whether the position lies outside its sample's valid extents."""
-    if inputs.sizes is None:
+def _invalid_masks(rows: SweepRows) -> tuple[Tensor, ...] | None:
+    """For each wavefront (dirs, K, N, 1), whether the row is at a position that is not valid; None if all
+    are valid."""
+    if rows.valid_mask is None:
         return None
-    invalid = ~valid_mask(inputs.grid, inputs.sizes).flatten(1).T[tables.order]  # (dirs, P, N)
-    masks: tuple[Tensor, ...] = invalid.unsqueeze(-1).split(tables.counts, dim=1)
+    invalid = ~rows.valid_mask.flatten(1).T[rows.tables.order]  # (dirs, P, N)
+    masks: tuple[Tensor, ...] = invalid.unsqueeze(-1).split(rows.tables.counts, dim=1)
     return masks

@@ -47,7 +47,7 @@ def read_npy(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Array:
         InputError: the file is not a `.npy`, is incomplete, holds anything but real numbers, or declares
             an array that is too large.
     """
-    shape, fortran_order, dtype = _read_header(file, label)
+    shape, fortran_order, dtype = read_header(file, label)
     if dtype.hasobject:
         raise InputError(
             f"{label} holds Python objects, which are never unpickled; save it as numbers, "
@@ -79,7 +79,7 @@ def npz_names(file: IO[bytes], label: str) -> list[str]:
         InputError: the file is not a `.npz`, or two arrays have the same name, or a name holds control
             characters.
     """
-    with _open_npz(_BoundedFile(file, label), label) as archive:
+    with _open_npz(BoundedFile(file, label), label) as archive:
         return list(_members(archive, label))
 
 
@@ -103,7 +103,7 @@ def read_npz(
     """
     import zipfile  # imported late: it is slow to import, and most files are .npy
 
-    bounded = _BoundedFile(file, label)
+    bounded = BoundedFile(file, label)
     with _open_npz(bounded, label) as archive:
         bounded.reading, bounded.max_read_bytes = "a member", max_bytes
         members = _members(archive, label)
@@ -157,7 +157,7 @@ def _members(archive: zipfile.ZipFile, label: str) -> dict[str, zipfile.ZipInfo]
     return members
 
 
-def _open_npz(file: _BoundedFile, label: str) -> zipfile.ZipFile:
+def _open_npz(file: BoundedFile, label: str) -> zipfile.ZipFile:
     import zipfile
 
     try:
@@ -180,8 +180,12 @@ def read_capped(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> byte
     return data
 
 
-def _read_header(file: IO[bytes], label: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Read the shape, whether the array is stored in Fortran order, and the dtype."""
+def read_header(file: IO[bytes], label: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read the shape, whether the array is stored in Fortran order, and the dtype, which may be any.
+
+    Raises:
+        InputError: the file is not a `.npy`.
+    """
     start = file.read(8)
     if start[:6] != np.lib.format.MAGIC_PREFIX or start[6:] not in LENGTH_FIELD_BYTES:
         raise _invalid_npy(label)
@@ -211,7 +215,7 @@ def _invalid_npy(label: str) -> InputError:
     return InputError(f"{label} is not a complete .npy array; write it with numpy.save(file, array)")
 
 
-class _BoundedFile(io.RawIOBase):
+class BoundedFile(io.RawIOBase):
     """A file that refuses large reads: `zipfile` reads the list of all members into memory first."""
 
     def __init__(self, file: IO[bytes], label: str) -> None:

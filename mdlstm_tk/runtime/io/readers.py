@@ -123,8 +123,9 @@ def check_type(source: str) -> None:
     """
     suffix = _named_type(source)
     if suffix and suffix not in READABLE:
+        hint = "; tiled models read zarr" if suffix == ".zarr" else ""
         raise InputError(
-            f"unsupported file type '{suffix}' of {source}; expected one of {', '.join(READABLE)}"
+            f"unsupported file type '{suffix}' of {source}; expected one of {', '.join(READABLE)}{hint}"
         )
 
 

@@ -1,4 +1,7 @@
-"""Write the results of `mdlstm infer` as npy, npz, json, png, csv or txt."""
+"""Write the results of `mdlstm infer` as npy, npz, json, png, csv or txt.
+
+`mdlstm_tk.runtime.tiles.outputs` writes those of tiled models by region, also as tif and zarr.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from mdlstm_tk.runtime.io.arrays import open_output, write_npy
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.text import to_json
 
-Format = Literal["npy", "npz", "json", "png", "csv", "txt"]
+Format = Literal["npy", "npz", "json", "png", "csv", "txt", "tif", "zarr"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 MULTI_ARRAY_FORMATS: tuple[Format, ...] = ("npz", "json")
 

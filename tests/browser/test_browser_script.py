@@ -1,0 +1,59 @@
+"""`benchmarks/browser.py`, which times pages."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import tarfile
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from helpers.checkout import ROOT
+from helpers.exported_page import GRID, craft
+from playwright.sync_api import Browser
+
+from mdlstm_tk.export.browser import build
+from mdlstm_tk.export.browser.examples import PageExample
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("browser")
+
+
+def test_pages_take_turns_and_predict_the_same(
+    script: ModuleType, browser: Browser, onnxruntime_web: dict[str, bytes], tmp_path: Path
+) -> None:
+    x = np.random.default_rng(0).random((*GRID, 3), np.float32)
+    pages = {}
+    for name, kind in (("a", None), ("b", None), ("c", "segment")):  # c predicts something else
+        model = craft(tmp_path / f"{name}.onnx", GRID, **({"kind": kind} if kind else {}))
+        build.write_page(model, tmp_path / name, name, onnxruntime_web, [PageExample(x)])
+        pages[name, "scan", "wasm"] = tmp_path / name
+    same = dict(list(pages.items())[:2])
+    (tmp_path / "broken").mkdir()
+    build.write_page(tmp_path / "a.onnx", tmp_path / "broken", "broken", onnxruntime_web)
+    (tmp_path / "broken" / "model.onnx").write_bytes(b"no model")
+    times, errors = script.measure(browser, same | {("d", "scan", "wasm"): tmp_path / "broken"}, rounds=2)
+    assert errors.keys() == {("d", "scan", "wasm")} and all(errors.values())
+    assert times.keys() == same.keys() and all(len(series) == 2 for series in times.values())
+    with pytest.raises(AssertionError, match="'c'"):
+        script.measure(browser, pages, rounds=1)
+
+
+def test_a_page_is_changed_to_webgpu(script: ModuleType, tmp_path: Path) -> None:
+    model = craft(tmp_path / "m.onnx", GRID)
+    build.write_page(model, tmp_path / "page", "m", dict.fromkeys(build.RUNTIME, b""))
+    with tarfile.open(tmp_path / "p.tgz", "w:gz") as package:
+        for name in script.WEBGPU_FILES:
+            member = tarfile.TarInfo(f"package/dist/{name}")
+            member.size = len(name)
+            package.addfile(member, io.BytesIO(name.encode()))
+    script.use_webgpu(tmp_path / "page", tmp_path / "p.tgz")
+    text = (tmp_path / "page" / "model.js").read_text(encoding="utf-8")
+    assert '["webgpu"]' in text and '["wasm"]' not in text
+    for name in script.WEBGPU_FILES:
+        assert (tmp_path / "page" / "ort" / name).read_text(encoding="utf-8") == name

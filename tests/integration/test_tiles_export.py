@@ -1,0 +1,315 @@
+"""Networks exported for tiles: equal to the whole grid in any tiling, and refused where they cannot be."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from helpers.tiled_networks import RandomNet, exact
+from torch import Tensor, nn
+
+from mdlstm_tk import MDLSTM
+from mdlstm_tk.cli.main import main
+from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
+from mdlstm_tk.export import export_run, export_run_sizes, export_tiles, tiles, verify_model
+from mdlstm_tk.export.targets import ServerRepository
+from mdlstm_tk.export.verification.tile_verifier import graphs_of, run_in_tiles
+from mdlstm_tk.models import (
+    Classifier,
+    ConvNet,
+    MDNet,
+    Normalized,
+    RasterNet,
+    Segmenter,
+    SnakeNet,
+    TextRecognizer,
+)
+from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime.isolation.rule import was_exported_here
+from mdlstm_tk.runtime.tiles.archive import parse_archive
+from mdlstm_tk.runtime.tiles.session import TiledSession
+from mdlstm_tk.tiling import Stage, TileStages
+from mdlstm_tk.training import Run
+
+TILINGS = 10  # of each random network; 10 networks make 100
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_networks_in_random_tiles_equal_the_whole_grid(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison that `export_tiles` makes itself is left out: it takes longer."""
+    monkeypatch.setattr(tiles, "verify_tiles", lambda *_: 0.0)
+    network = RandomNet(seed, ndim=1 + seed % 3)
+    path, rng = tmp_path / "m.tiles", np.random.default_rng(seed)
+    export_tiles(network, path)
+    whole = exact(network)
+    with TiledSession(path, "cpu") as session:
+        run = graphs_of(session)
+        for k in range(TILINGS):
+            x = rng.standard_normal((1, *network.random_grid(rng), network.channels)).astype(np.float32)
+            y = whole(x)
+            if k % 2:
+                found = run_in_tiles(session.archive, run, x, rng)
+            else:
+                found = session(x, tile=rng.integers(2, 9, network.ndim).tolist())
+            assert found.shape == y.shape
+            np.testing.assert_allclose(found, y, rtol=1e-5, atol=1e-5)
+
+
+SHIPPED: dict[str, nn.Module] = {
+    "grid": MDNet(2, 1, hidden=3, layers=2, directions=[(1, -1)]),
+    "segmenter": Segmenter("grid", 1, 3, hidden=4, windows=((2, 1), (1, 2))),
+    "classifier": Classifier("grid", 1, 4, hidden=2, windows=((2, 2),), directions=[(1, 1), (-1, -1)]),
+    "recogniser": TextRecognizer("grid", 1, 3, hidden=2, windows=((2, 1),)),
+    "layer": MDLSTM(1, 2, directions=[(-1, 1)]),
+    "normalised": Normalized(MDNet(1, 2, hidden=2, linear=True), [0.5], [2.0], [3.0, 0.0], [4.0, 1.0]),
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_networks_run_in_tiles(name: str, tmp_path: Path) -> None:
+    network, path = SHIPPED[name], tmp_path / "m.tiles"
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    report = export_tiles(network, path)
+    assert report.path == path and report.max_abs < 1e-5 and report.bytes == path.stat().st_size
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    assert was_exported_here(path.read_bytes())
+    with TiledSession(path, "cpu") as session:
+        assert session.metadata == report.metadata and session.metadata.form == "tiles"
+        x = np.random.default_rng(0).random((1, 13, 17, session.metadata.channels), np.float32)
+        with torch.no_grad():
+            np.testing.assert_allclose(session(x, tile=4), network(torch.from_numpy(x)), atol=1e-5)
+
+
+def test_each_member_takes_and_returns_what_the_format_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "verify_tiles", lambda *_: 0.0)
+    path = tmp_path / "m.tiles"
+    export_tiles(SHIPPED["segmenter"], path)
+    with zipfile.ZipFile(path) as file:
+        assert all(info.compress_type == zipfile.ZIP_STORED for info in file.infolist())
+    archive = parse_archive(path.read_bytes(), "m.tiles")
+    assert (archive.upsample, archive.pool, archive.metadata.window) == ((2, 2), (), (1, 1))
+    first, second = archive.stages
+    assert (first.channels, first.features, first.units, first.added) == (1, 4, 2, True)
+    assert (second.channels, second.features, second.units, second.added) == (4, 3 * 4, 4, True)
+    faces = ["h0", "c0", "h1", "c1"]
+    for stage in archive.stages:
+        assert [sweep.direction for sweep in stage.sweeps] == [(1, 1), (1, -1), (-1, 1), (-1, -1)]
+        for k, sweep in enumerate(stage.sweeps):
+            data = archive.graphs[sweep.file]
+            graph = onnx.load_model_from_string(data).graph
+            assert [value.name for value in graph.input] == ["x", *faces]
+            assert [value.name for value in graph.output] == ["part", *(f"{name}_n" for name in faces)]
+            with Session(data, "cpu") as session:  # each member is a model like any other
+                assert session.metadata.part == sweep.file.removesuffix(".onnx")
+                assert sweep.file.endswith(f"sweep-{k}.onnx")
+                x = np.zeros((3, 5, 6, stage.channels), np.float32)
+                extents = [-(-5 // stage.window[0]), -(-6 // stage.window[1])]
+                zeros = {
+                    f"{name}{d}": np.zeros((3, extents[1 - d], stage.units), np.float32)
+                    for d in (0, 1)
+                    for name in "hc"
+                }
+                result = session(x, **zeros)
+                assert result["part"].shape == (3, *extents, stage.features)
+                assert {name: result[f"{name}_n"].shape for name in faces} == {
+                    name: value.shape for name, value in zeros.items()
+                }
+
+
+def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{k}.tiles" for k in range(2)]
+    for path in paths:
+        export_tiles(SHIPPED["layer"], path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_a_compiled_layer_and_three_axes(tmp_path: Path) -> None:
+    layer = MDLSTM(1, 2, ndim=3, directions=[(1, -1, 1)])
+    report = export_tiles(torch.compile(layer, backend="eager"), tmp_path / "m.tiles")
+    assert report.metadata.layout == "N D H W C"
+
+
+class Lying(nn.Module):
+    """A network whose description can be made wrong."""
+
+    def __init__(self, stages: Any, before: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layer, self.head = MDLSTM(1, 2, directions=[(1, 1), (-1, 1)]), nn.Linear(4, 2)
+        self.before, self.stages = before or nn.Identity(), stages
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(self.before(x))).sigmoid()
+
+    def tile_stages(self) -> Any:
+        return self.stages(self)
+
+
+class Neighbours(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.roll(1, dims=1)
+
+
+def right(net: Lying) -> TileStages:
+    return TileStages([Stage(net.layer, net.before, net.head)], head=nn.Sigmoid())
+
+
+def test_a_right_description_is_exported(tmp_path: Path) -> None:
+    export_tiles(Lying(right), tmp_path / "m.tiles")
+
+
+@pytest.mark.parametrize(
+    ("stages", "before", "message"),
+    [
+        (lambda net: replace(right(net), head=None), None, "of tiles against float64 .* tile_stages()"),
+        (right, Neighbours(), "each position from that position alone"),
+        (
+            lambda net: replace(right(net), pool=(0,)),
+            None,
+            r"returns shape \(2, .* describes returns \(2, ",
+        ),
+    ],
+    ids=["no sigmoid", "neighbours", "pool"],
+)
+def test_a_wrong_description_gets_no_file(
+    stages: Any, before: nn.Module | None, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ParityError, match=message) as caught:
+        export_tiles(Lying(stages, before), tmp_path / "m.tiles")
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def changed(**changes: Any) -> Any:
+    return lambda net: replace(right(net), **changes)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (nn.Linear(2, 2), "Linear cannot run in tiles, since it has no method tile_stages"),
+        (RasterNet(1, 1), "RasterNet cannot run in tiles: it shifts the output of one direction by a row"),
+        (SnakeNet(1, 1), "SnakeNet cannot run in tiles: its LSTM recurs along rows"),
+        (Segmenter("rows", 1, 2), "recurs along rows cannot run in tiles"),
+        (Classifier("flattened", 1, 2), "recurs along rows cannot run in tiles"),
+        (ConvNet(1, 2), "ConvNet cannot run in tiles: its convolutions need positions of the tiles around"),
+        (Normalized(ConvNet(1, 2), [0.0], [1.0]), "ConvNet cannot run in tiles"),
+        (Lying(lambda net: [net.layer]), "Lying.tile_stages.. must return TileStages, got list"),
+        (Lying(lambda net: TileStages([])), "at least one Stage, got none"),
+        (Lying(changed(pool=(2,))), r"pool must name different axes from 0 to 1, got \(2,\)"),
+        (Lying(changed(pool=(1, 1))), r"pool must name different axes from 0 to 1, got \(1, 1\)"),
+        (Lying(changed(upsample=(2,))), r"upsample must be 2 extents .* got \(2,\)"),
+        (Lying(changed(upsample=(1, 1), pool=(0,))), "upsample must be 2 extents .* without pool"),
+        (
+            Lying(lambda net: TileStages([Stage(net.layer, after=nn.Linear(3, 1))])),
+            "after of stage 0 must take the 4 features of its layer, got a Linear that takes 3",
+        ),
+        (
+            Lying(lambda net: TileStages([Stage(net.layer), Stage(MDLSTM(4, 1, ndim=1))])),
+            "the same grid axes, got 1 in stage 1 and 2 in stage 0",
+        ),
+        (
+            nn.Sequential(MDLSTM(1, 2, channels_last=False)),
+            "Sequential cannot run in tiles, since it has no method tile_stages",
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_networks_that_cannot_be_tiled_are_refused_with_the_reason(
+    network: nn.Module, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        export_tiles(network, tmp_path / "m.tiles")
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_other_refusals(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"ends in \.tiles, got"):
+        export_tiles(MDLSTM(1, 2), tmp_path / "m.onnx")
+    with pytest.raises(InputError, match=r"takes x as .N, C, .grid., but tiles are for .* wrap it"):
+        export_tiles(MDLSTM(1, 2, channels_last=False), tmp_path / "m.tiles")
+
+    class TwoOutputs(Lying):
+        def forward(self, x: Tensor) -> Any:
+            return x, x
+
+    with pytest.raises(
+        InputError, match="TwoOutputs returns 2 outputs, but tiles are for networks with one"
+    ):
+        export_tiles(TwoOutputs(right), tmp_path / "m.tiles")
+
+    class Noise(nn.Module):
+        def forward(self, y: Tensor) -> Tensor:
+            return y.sigmoid() + torch.rand_like(y) * 0
+
+    with pytest.raises(MDLSTMError, match=r"a session would refuse it: .*Random"):
+        export_tiles(Lying(changed(head=Noise())), tmp_path / "m.tiles")
+    assert not list(tmp_path.iterdir())
+
+
+OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"grid": (8, 8)}, "a size"),
+    ({"padded": True}, "padded samples"),
+    ({"multiple_of": 2}, "multiple_of"),
+    ({"dtype": "float16"}, "dtype float16"),
+    ({"functions": True}, "functions"),
+]
+
+
+@pytest.mark.parametrize(("options", "named"), OPTIONS, ids=lambda value: str(value))
+def test_options_that_do_not_go_together_with_tiles(
+    options: dict[str, Any], named: str, trained: Run, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        InputError, match=f"form 'tiles' .* does not go together with {named}; leave that out"
+    ):
+        export_run(trained, tmp_path / "m.tiles", form="tiles", **options)
+    with pytest.raises(InputError, match="is for files"):
+        export_run_sizes(trained, [None], ServerRepository(tmp_path / "repo"), form="tiles")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_exports_describes_and_refuses(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+
+    def call(*arguments: object) -> tuple[object, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        return ended.value.code, *capfd.readouterr()
+
+    path = tmp_path / "m.tiles"
+    code, _, err = call("export", trained.folder, "--form", "tiles", "-o", path)
+    assert (code, path.is_file()) == (0, True) and f"{path}: x (N, H, W, 1)" in err
+    code, out, _ = call("info", path, "--json")
+    stage = {"window": "1x1", "directions": 1, "units": 16, "channels": 1, "stored": 1}
+    assert code == 0 and json.loads(out)["stages"] == [stage]
+    code, out, _ = call("info", path)
+    assert code == 0 and "1 → 1 features by directions × units 1 × 16 over windows of 1x1" in out
+    for options in (("--web", tmp_path / "page"), ("--server-repo", tmp_path / "repo"), ("--size", "8")):
+        code, _, err = call("export", trained.folder, "--form", "tiles", *options)
+        assert code == 2 and "tiles" in err and err.count("\n") == 1
+
+
+def test_a_run_is_exported_for_tiles(trained: Run, tmp_path: Path) -> None:
+    (report,) = export_run_sizes(trained, [None], tmp_path, form="tiles")
+    assert report.path == tmp_path / "model.tiles" and report.metadata.task == "diagonal"
+    with pytest.raises(InputError, match=r"exists; .*--force"):
+        export_run(trained, tmp_path, form="tiles")
+    outcome = verify_model(tmp_path, trained, device="cpu", seeds=1)
+    assert {"torch, float32", "ONNX Runtime, cpu", "ONNX reference evaluator"} == outcome.outcomes.keys()
+    outcome.raise_if_failed()
+    alone = verify_model(report.path, device="cpu", seeds=1, inputs={"mine": np.zeros((5, 6))})
+    assert "its own graph in float64" in alone.reference
+    alone.raise_if_failed()
