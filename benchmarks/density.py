@@ -3,6 +3,7 @@
     python benchmarks/density.py drawing                       # 64 pictures of 28×28; a minute
     python benchmarks/density.py table digits-binary --seeds 3 # trains all networks; half an hour
     python benchmarks/density.py table fashion --seeds 3 --runs runs
+    python benchmarks/density.py pictures digits-binary        # of the run pixel-0 of that table
 
 The table has the errors of the best weights on test data, as `mdlstm compare` finds them. All networks have
 equally many parameters and steps. Existing results in the folder of runs are used again.
@@ -26,14 +27,17 @@ import torch
 from onnx import helper
 from performance import markdown
 
-from mdlstm_tk.data import Ising
+from mdlstm_tk.data import Ising, batches
 from mdlstm_tk.export.drawing import drawing_metadata, write_drawing
 from mdlstm_tk.models import DensityNet, create
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.runtime.samples import uniform_numbers
-from mdlstm_tk.training import default_config, make_task
+from mdlstm_tk.runtime.samples import Given, uniform_numbers, write_samples
+from mdlstm_tk.training import default_config, load_checkpoint, open_run, sample_run
+from mdlstm_tk.training.tasks import make_task
 
 PICTURES, SIZE = 64, (28, 28)
+COMPLETED = 8  # test images, each completed seven times
+IMAGES = Path(__file__).parent.parent / "docs/images"
 
 
 def seconds(draw: Callable[[], Any], repeats: int) -> float:
@@ -102,16 +106,35 @@ def print_table(task: str, seeds: int, steps: int | None, size: str | None, runs
         config = default_config(task)
         exact = make_task(replace(config, size=size) if size else config)
         assert isinstance(exact, Ising)
-        rows.insert(0, ["entropy", "", f"{exact.entropy:.2f}", "", "", ""])
+        # The mean over these very images: the entropy is the mean over all.
+        count = len(next(iter(results.values()))["errors"]["nats"])
+        parts = (batch.x for seed in range(count) for batch in batches(exact, "test", seed, 512))
+        nats = float(np.mean([-exact.log_prob(x) for x in parts]))
+        rows.insert(0, [f"exact (entropy {exact.entropy:.2f})", "", f"{nats:.2f}", "", "", ""])
     print(
         markdown(["network", "parameters", "nats", "lowest–highest", "bits per dimension", "s a run"], rows)
     )
 
 
+def draw_pictures(task: str, runs: Path) -> None:
+    """Draw images, and complete the upper halves of test images, into docs/images/."""
+    run = open_run(runs / task / "pixel-0")
+    write_samples(IMAGES / f"density-{task}.png", sample_run(run, PICTURES))
+    test = make_task(load_checkpoint(run.checkpoint).config).batch(0, 0, COMPLETED, "test").x
+    mask = np.zeros(test.shape[1:3], bool)
+    mask[: len(mask) // 2] = True
+    rows = []
+    for k, image in enumerate(test):
+        upper = np.where(mask[..., None], image, np.float32(0))
+        completed = sample_run(run, COMPLETED - 1, seed=k, given=Given(upper, mask))
+        rows += [np.where(mask[..., None], image, np.float32(0.5))[None], completed]
+    write_samples(IMAGES / f"density-{task}-completed.png", np.concatenate(rows))
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=("drawing", "table"))
+    parser.add_argument("what", choices=("drawing", "table", "pictures"))
     parser.add_argument("task", nargs="?", default="digits-binary")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int)
@@ -120,6 +143,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what == "drawing":
         measure_drawing()
+    elif arguments.what == "pictures":
+        draw_pictures(arguments.task, arguments.runs)
     else:
         print_table(arguments.task, arguments.seeds, arguments.steps, arguments.size, arguments.runs)
 

@@ -208,7 +208,9 @@ def train(
             f"mdlstm report {shell_quoted(run.folder)}", {"data": job.config.data, **run.code}
         )
         note(f"for a page with examples: {page}")
-    next_command(with_options(f"mdlstm export {shell_quoted(run.folder)} {form}", run.code))
+    draws = job.task.spec.kind == "density"
+    following = "sample {}" if draws else "export {} " + form
+    next_command(with_options(f"mdlstm {following.format(shell_quoted(run.folder))}", run.code))
 
 
 def train_with_progress(job: TrainingJob) -> dict[str, Any]:

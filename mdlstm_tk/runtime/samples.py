@@ -17,7 +17,7 @@ from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.regular_files import read_bytes
 from mdlstm_tk.runtime.io.arrays import open_input, save_array
 from mdlstm_tk.runtime.io.files import atomic_write
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, read_npy
+from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array, read_npy
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.preprocessing import SUFFIXES, Preprocessing, decode_image
 from mdlstm_tk.sizes import format_size
@@ -116,6 +116,13 @@ def draw_rows(
     shape = (n, height, width, channels)
     if min(shape) < 1:
         raise InputError(f"n and size (H, W) must be at least 1, got {n} and {(height, width)}")
+    state_size = metadata.drawing["state"]
+    needed = n * max(height * width * channels, (width + 1) * state_size) * FLOAT_BYTES
+    if needed > MAX_BYTES:  # the size and the state may be a stranger's
+        raise InputError(
+            f"{n} images of {format_size((height, width))} take {needed} bytes, more than {MAX_BYTES}; "
+            "draw fewer or smaller ones"
+        )
     if not temperature > 0:
         raise InputError(f"temperature must be above 0, got {temperature}")
     if uniform is None:
@@ -129,7 +136,7 @@ def draw_rows(
         fixed[given.mask] = given.values[given.mask]
     images = np.empty(shape, np.float32)
     above = np.zeros((n, width + 3, channels), np.float32)  # in [−1, 1]
-    state = np.zeros((n, width + 1, metadata.drawing["state"]), np.float32)
+    state = np.zeros((n, width + 1, state_size), np.float32)
     temperatures = np.full((n, 1), temperature, np.float32)
     for row in range(height):
         known = np.broadcast_to(fixed[row], (n, width, channels))

@@ -262,6 +262,8 @@ def test_other_models_and_networks_do_not_draw(trained: Run, model: Path) -> Non
     [
         ({"n": 0}, "at least 1"),
         ({"temperature": 0.0}, "temperature"),
+        ({"n": 10**6, "size": (2**14, 2**14)}, "1000000 images of 16384x16384"),
+        ({"n": 10**6, "size": (1, 2**14)}, "1000000 images of 1x16384"),
         ({"uniform": np.zeros((2, 8, 8), np.float32)}, r"\(2, 8, 8\)"),
         ({"given": Given(np.zeros((4, 8, 1), np.float32), np.ones((4, 8), bool))}, r"\(4, 8, 1\)"),
     ],

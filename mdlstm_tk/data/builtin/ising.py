@@ -90,7 +90,7 @@ class Ising(Task):
         bonds = (spins[:, 1:] * spins[:, :-1]).sum((1, 2)) + (spins[:, :, 1:] * spins[:, :, :-1]).sum(
             (1, 2)
         )
-        result: Floats = self.beta * bonds - self._log_z(self.beta)
+        result: Floats = self.beta * bonds - self._log_normaliser
         return result
 
     def _draw(self, uniform: Floats) -> npt.NDArray[np.float32]:
@@ -103,6 +103,10 @@ class Ising(Task):
             field = self.states[chosen]
             rows.append(field)
         return ((np.stack(rows, axis=1) + 1) / 2).astype(np.float32)[..., None]
+
+    @cached_property
+    def _log_normaliser(self) -> float:
+        return self._log_z(self.beta)
 
     @cached_property
     def _row_weights(self) -> list[Floats]:
