@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 from mdlstm_tk.backends.cpu import backward_kernel, kernels, launch, plan
 from mdlstm_tk.backends.cpu import compile as cpu_compile
 from mdlstm_tk.backends.cpu.jit import OPTIONS, jit
+from mdlstm_tk.backends.tables import SweepRows
 from mdlstm_tk.benchmark import Shape, contenders, interleave, torch_threads
 from mdlstm_tk.benchmark.contenders import Step
 from mdlstm_tk.caches import BoundedCache
@@ -67,9 +68,9 @@ def without(part: str, step: Step) -> Step:
 
     plans: BoundedCache[plan.PlanKey, plan.Plan] = BoundedCache(plan.plans.max_bytes)
 
-    def make_plan(key: plan.PlanKey) -> plan.Plan:
+    def make_plan(key: plan.PlanKey, rows: SweepRows) -> plan.Plan:
         with replaced(part):
-            return plan.make_plan(key)
+            return plan.make_plan(key, rows)
 
     def lacking() -> None:
         whole = launch.plans, launch.make_plan

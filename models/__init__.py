@@ -27,14 +27,17 @@ and train it with `mdlstm train --model my_file.py:deep`.
 
 from mdlstm_tk.errors import imports_of
 
+# Networks are listed in the order in which they are imported here.
+# isort: off
 with imports_of("train"):
-    from mdlstm_tk.models.density import DensityNet
-    from mdlstm_tk.models.density_rivals import HorizontalDensity, PixelCNN, RowDensity, SnakeDensity
     from mdlstm_tk.models.grids import GridNet, HorizontalNet, MDNet, RasterNet, SnakeNet
     from mdlstm_tk.models.heads import Classifier, ConvNet, Segmenter, TextRecognizer
-    from mdlstm_tk.models.normalized import Normalized
+    from mdlstm_tk.models.density import DensityNet
     from mdlstm_tk.models.pixel import PixelNet
+    from mdlstm_tk.models.density_rivals import HorizontalDensity, PixelCNN, RowDensity, SnakeDensity
+    from mdlstm_tk.models.normalized import Normalized
     from mdlstm_tk.models.registry import create, model_names, model_options, register
+# isort: on
 
 __all__ = [
     "Classifier",

@@ -248,7 +248,9 @@ def test_tables_against_brute_force(data: st.DataObject) -> None:
     assert made.positions == sum(map(prod, sizes)) == sum(made.counts)
     starts = made.starts[1:-1].tolist()
     assert np.diff(starts).tolist() == made.counts and min(made.counts) > 0
-    for order, inverse, direction in zip(made.order, made.inverse_order, directions, strict=True):
+    for order, inverse, direction in zip(
+        made.order.numpy(), made.inverse_order.numpy(), directions, strict=True
+    ):
         visited = [tuple(map(int, np.unravel_index(place, (len(sizes), *grid)))) for place in order]
         visits = {place: visit for visit, place in enumerate(visited)}
         assert set(visits) == {(k, *p) for k, s in enumerate(sizes) for p in product(*map(range, s))}
