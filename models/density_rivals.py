@@ -44,48 +44,44 @@ class _SnakeBody(nn.Module):
         return y
 
 
+class _LineDensity(DensityNet):
+    """An LSTM along lines of the grid: its rows, or the flattened grid."""
+
+    flatten: bool
+
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        *,
+        hidden: int = 32,
+        layers: int = 1,
+        dropout: float = 0.0,
+        device: Place = None,
+        dtype: Type = None,
+    ) -> None:
+        body = _SnakeBody(channels, hidden, layers, self.flatten, device=device, dtype=dtype)
+        super().__init__(body, hidden, channels, outputs, dropout, device=device, dtype=dtype)
+
+
 @register("snake", "SNAKE_SD_LSTM", kind="density")
-class SnakeDensity(DensityNet):
+class SnakeDensity(_LineDensity):
     """An LSTM along all rows joined to one sequence. The position above is W + 1 steps back.
 
     Args: as of `PixelNet`.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        outputs: int,
-        *,
-        hidden: int = 32,
-        layers: int = 1,
-        dropout: float = 0.0,
-        device: Place = None,
-        dtype: Type = None,
-    ) -> None:
-        body = _SnakeBody(channels, hidden, layers, True, device=device, dtype=dtype)
-        super().__init__(body, hidden, channels, outputs, dropout, device=device, dtype=dtype)
+    flatten = True
 
 
 @register("horizontal", "HORIZONTAL_SD_LSTM", kind="density")
-class HorizontalDensity(DensityNet):
+class HorizontalDensity(_LineDensity):
     """An LSTM along each row. Of the rows above, a position sees the neighbours of those in its row alone.
 
     Args: as of `PixelNet`.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        outputs: int,
-        *,
-        hidden: int = 32,
-        layers: int = 1,
-        dropout: float = 0.0,
-        device: Place = None,
-        dtype: Type = None,
-    ) -> None:
-        body = _SnakeBody(channels, hidden, layers, False, device=device, dtype=dtype)
-        super().__init__(body, hidden, channels, outputs, dropout, device=device, dtype=dtype)
+    flatten = False
 
 
 class _RowLSTMLayer(nn.Module):
