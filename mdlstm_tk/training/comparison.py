@@ -257,16 +257,20 @@ def with_equal_parameters(config: TrainConfig, model: str, spec: TaskSpec) -> Tr
     """
     if model == config.model:
         return config
-    target = _count(config, spec, config.hidden)
     missing = set(OPTIONAL_NETWORK_SETTINGS) - set(model_options(model, spec.kind))
     other = replace(config, model=model, **{key: getattr(TrainConfig(), key) for key in missing})
+    return with_parameters(other, spec, _count(config, spec, config.hidden))
+
+
+def with_parameters(config: TrainConfig, spec: TaskSpec, target: int) -> TrainConfig:
+    """`config` with the `hidden` for which its number of parameters is closest to `target`."""
     low, high = 1, 2  # bisection: the target lies between the parameters of `low` and of `high` units
-    while _count(other, spec, high) < target:
+    while _count(config, spec, high) < target:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if _count(other, spec, middle) < target else (low, middle)
-    return replace(other, hidden=min(low, high, key=lambda n: abs(_count(other, spec, n) - target)))
+        low, high = (middle, high) if _count(config, spec, middle) < target else (low, middle)
+    return replace(config, hidden=min(low, high, key=lambda n: abs(_count(config, spec, n) - target)))
 
 
 def _config_for(plan: ComparisonPlan, model: str, seed: int, spec: TaskSpec) -> TrainConfig:

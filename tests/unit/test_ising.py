@@ -69,7 +69,7 @@ def test_a_network_learns_the_distribution() -> None:
     assert (np.abs(correlation - exact) < 5 * error_bar + 1e-6).all()
 
 
-@pytest.mark.parametrize("size", [(3, 17), (3,), (3, 3, 3)])
-def test_images_that_are_too_wide_are_refused(size: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match="16 columns"):
+@pytest.mark.parametrize("size", [(3, 24), (1000, 16), (3, 10**9), (3,), (3, 3, 3)])
+def test_sizes_with_too_many_states_are_refused(size: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="such as 16x16"):
         Ising(size)

@@ -1,13 +1,15 @@
 """The Ising model of a magnet: black and white images whose probability, and entropy, are known exactly.
 
-P(x) = exp(β Σ s_i s_j) / Z over pairs of neighbours, with s = 2x − 1 and free borders. Z is a product
-of transfer matrices (Kramers & Wannier 1941) between the 2^W states of a row, and so are the probabilities
-of each row given the one above, from which images are drawn without any approximation.
+P(x) = exp(β Σ s_i s_j) / Z over pairs of neighbours, with s = 2x − 1 and free borders. The last W spins in
+reading order, the frontier, separate what comes before them from what comes after. So the sum over all that
+comes after a position is a vector over the 2^W states of the frontier, which is found by going back from the
+last position to the first (transfer matrices; Kramers & Wannier 1941). The sums give Z, and the exact
+probability of each spin given those before it, from which images are drawn without any approximation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -22,7 +24,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.sizes import format_size
 
 BETA = 0.4  # just below 0.4407, where an infinite grid becomes ordered
-MAX_WIDTH = 16
+MAX_TABLE = 2**25  # probabilities of spins that are kept: 128 MiB
 EVALUATION_SAMPLES = {"validation": 512, "test": 4096}
 STEP = 1e-4  # of β, to differentiate log Z
 
@@ -36,11 +38,8 @@ class Ising(Task):
         size: (H, W) of an image.
         beta: strength β of the coupling.
 
-    Attributes:
-        states: (2^W, W) all rows, as −1 and 1.
-
     Raises:
-        InputError: `size` does not have two axes, or W exceeds 16.
+        InputError: `size` does not have two axes, or there are too many states to count, H · W · 2^W.
     """
 
     kind = "density"
@@ -60,11 +59,13 @@ class Ising(Task):
     }
 
     def __init__(self, size: tuple[int, ...], beta: float = BETA) -> None:
-        if len(size) != 2 or size[1] > MAX_WIDTH:
-            raise InputError(f"images have at most {MAX_WIDTH} columns, got {format_size(size)}")
+        if len(size) != 2 or size[0] * size[1] > MAX_TABLE >> min(size[1], 25):
+            raise InputError(
+                "size must be H × W with H · W · 2^W of at most 2^25, so that all states of W spins can be "
+                f"counted, such as 16x16, got {format_size(size)}"
+            )
         self.height, self.width = size
         self.beta = beta
-        self.states = 2.0 * np.indices((2,) * self.width).reshape(self.width, -1).T - 1
         self.spec = TaskSpec("ising", self.kind, 1, 1, size)
 
     def count(self, split: Split) -> int:
@@ -74,8 +75,9 @@ class Ising(Task):
         self, seed: int, step: int, count: int, split: Split = "train", shard: slice = WHOLE_BATCH
     ) -> Batch:
         draws = range(step * count, (step + 1) * count)[shard]
-        uniform = [make_rng(seed, SPLITS.index(split), draw).random(self.height) for draw in draws]
-        images = self._draw(np.array(uniform).reshape(-1, self.height))
+        shape = self.height, self.width
+        uniform = [make_rng(seed, SPLITS.index(split), draw).random(shape) for draw in draws]
+        images = self._draw(np.array(uniform).reshape(-1, *shape))
         return collate(self.kind, [(image, None) for image in images])
 
     @property
@@ -94,40 +96,46 @@ class Ising(Task):
         return result
 
     def _draw(self, uniform: Floats) -> npt.NDArray[np.float32]:
-        """Images (N, H, W, 1), from a number in [0, 1) for each row (N, H)."""
-        rows, field = [], np.zeros((len(uniform), self.width))
-        for row in range(self.height):
-            weights = np.exp(self.beta * field @ self.states.T) * self._row_weights[row]  # (N, 2^W)
-            below = np.cumsum(weights, axis=1)
-            chosen = (below[:, :-1] <= uniform[:, row, None] * below[:, -1:]).sum(1)
-            field = self.states[chosen]
-            rows.append(field)
-        return ((np.stack(rows, axis=1) + 1) / 2).astype(np.float32)[..., None]
+        """Images (N, H, W, 1), from a number in [0, 1) for each position (N, H, W)."""
+        images = np.zeros((*uniform.shape, 1), np.float32)
+        frontier = np.zeros(len(uniform), int)  # bit W − 1 − k is the latest spin of column k
+        for position, p_white in enumerate(self._p_white):
+            row, column = divmod(position, self.width)
+            white = uniform[:, row, column] < p_white[frontier]
+            images[:, row, column, 0] = white
+            bit = 1 << (self.width - 1 - column)
+            frontier = np.where(white, frontier | bit, frontier & ~bit)
+        return images
 
     @cached_property
     def _log_normaliser(self) -> float:
         return self._log_z(self.beta)
 
-    @cached_property
-    def _row_weights(self) -> list[Floats]:
-        """For each row the weight (2^W,) of its states and of all that comes below them, up to a factor."""
-        return self._sweep(self.beta)[0]
-
     def _log_z(self, beta: float) -> float:
-        weights, log_factor = self._sweep(beta)
-        return log_factor + float(np.log(weights[0].sum()))
+        return sum(log_scale for log_scale, _ in self._sweep(beta))
 
-    def _sweep(self, beta: float) -> tuple[list[Floats], float]:
-        """Go up from the last row; also the logarithm of what the weights of the first row lack."""
-        bonds = (self.states[:, 1:] * self.states[:, :-1]).sum(1)
-        of_row = np.exp(beta * bonds)
-        couple = np.exp(beta * np.array([[1.0, -1.0], [-1.0, 1.0]]))
-        weights, log_factor = [of_row], 0.0
-        for _ in range(self.height - 1):
-            message = weights[0].reshape((2,) * self.width)
-            for axis in range(self.width):  # one column after the other, rather than a matrix of 2^W × 2^W
-                message = np.moveaxis(np.tensordot(couple, message, (1, axis)), 0, axis)
-            scale = float(message.max())
-            log_factor += float(np.log(scale))
-            weights.insert(0, of_row * message.ravel() / scale)
-        return weights, log_factor
+    @cached_property
+    def _p_white(self) -> list[npt.NDArray[np.float32]]:
+        """For each position in reading order the probability (2^W,) of white, given the frontier before it."""
+        return [p_white for _, p_white in self._sweep(self.beta)][::-1]
+
+    def _sweep(self, beta: float) -> Iterator[tuple[float, npt.NDArray[np.float32]]]:
+        """Go back from the last position: a part of log Z, and the probability (2^W,) of white.
+
+        The axes are the spin left of the position (and those further left), the spin of its column, and the
+        spins further right.
+        """
+        spin = np.array([-1.0, 1.0])
+        after = np.ones(2**self.width)
+        for row in reversed(range(self.height)):
+            for column in reversed(range(self.width)):
+                after = after.reshape(2**column, 2, -1)
+                left = np.tile(spin, 2**column // 2) if column else np.zeros(1)
+                above = spin if row else np.zeros(2)
+                weights = after * np.exp(beta * left[:, None] * spin)[..., None]
+                coupled = np.exp(beta * above[:, None] * spin)  # (above, the spin itself)
+                black, white = (coupled[:, s, None] * weights[:, s, None, :] for s in range(2))
+                before = black + white
+                scale = float(before.max())
+                yield float(np.log(scale)), (white / before).ravel().astype(np.float32)
+                after = before / scale

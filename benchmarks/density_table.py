@@ -1,0 +1,178 @@
+"""Compare density models of equal size, each with the settings that fit validation data best.
+
+    python benchmarks/density_table.py tune digits-binary    # chooses settings; a quarter of an hour
+    python benchmarks/density_table.py table digits-binary   # trains with them; a quarter of an hour
+
+`tune` trains each network with seed 0 and a part of the steps, and varies one setting after the other. The
+best loss on validation data decides; test data are not looked at. The choice is written to
+density_settings.json, which `table` reads. Runs that are finished are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from performance import markdown
+
+from mdlstm_tk.data import Ising, Task, batches
+from mdlstm_tk.training import TrainConfig, default_config, load_checkpoint, train
+from mdlstm_tk.training.comparison import with_parameters
+from mdlstm_tk.training.evaluation import evaluate_run
+from mdlstm_tk.training.networks import build_network, count_parameters
+from mdlstm_tk.training.run_folder import Run
+from mdlstm_tk.training.tasks import make_task
+
+MODELS = ("pixel", "conv", "row", "snake")
+SETTINGS = Path(__file__).parent / "density_settings.json"
+
+
+class Plan(NamedTuple):
+    """How a task is trained.
+
+    Attributes:
+        changes: settings that differ from the task's defaults, for all networks.
+        tuning_steps: steps of each run that chooses settings.
+        search: settings in the order in which they are chosen, with the values that are tried.
+    """
+
+    changes: dict[str, Any]
+    tuning_steps: int
+    search: dict[str, tuple[Any, ...]]
+
+
+DIGITS: dict[str, tuple[Any, ...]] = {
+    "lr": (0.0025, 0.005, 0.01),
+    "dropout": (0.0, 0.15, 0.3, 0.45),
+    "layers": (1, 2, 3),
+}
+PLANS = {
+    "digits-binary": Plan({"steps": 2000, "dropout": 0.3}, 1000, DIGITS),
+    "digits-grey": Plan({"steps": 2000, "dropout": 0.3}, 1000, DIGITS),
+    "ising": Plan({"size": "16", "steps": 2000}, 700, {"lr": (0.005, 0.01, 0.02), "layers": (1, 2)}),
+    "fashion": Plan({"steps": 2400}, 400, {"lr": (0.0025, 0.005, 0.01), "layers": (1, 2, 3)}),
+}
+
+
+def base_config(task: str) -> TrainConfig:
+    """The settings that all networks share. Their `pixel` has the number of parameters of all networks."""
+    return replace(default_config(task), **PLANS[task].changes)
+
+
+def config_for(task: Task, model: str, settings: dict[str, Any], seed: int = 0) -> TrainConfig:
+    """A network with as many parameters as the base configuration."""
+    base = base_config(task.name)
+    target = count_parameters(build_network(base, task.spec))
+    return with_parameters(replace(base, model=model, seed=seed, **settings), task.spec, target)
+
+
+def tune(name: str, runs: Path) -> None:
+    """Choose the settings of all networks, and add them to SETTINGS."""
+    plan, task = PLANS[name], make_task(base_config(name))
+    chosen = json.loads(SETTINGS.read_text()) if SETTINGS.is_file() else {}
+    chosen[name] = {}
+    for model in MODELS:
+        best: dict[str, Any] = {}
+        for key, values in plan.search.items():
+            scores = {}
+            for value in values:
+                settings = {**best, key: value}
+                run = Run(runs / f"{name}-tuning" / "-".join([model, *(f"{v}" for v in settings.values())]))
+                config = replace(config_for(task, model, settings), steps=plan.tuning_steps)
+                scores[value] = validation_score(run, config, task)
+                print(f"{name} {model} {settings}: {scores[value]:.4f}", flush=True)
+            best[key] = min(scores, key=scores.__getitem__)
+        chosen[name][model] = best
+    # Another task may have been tuned in the meantime.
+    others = json.loads(SETTINGS.read_text()) if SETTINGS.is_file() else {}
+    SETTINGS.write_text(json.dumps({**others, name: chosen[name]}, indent=2) + "\n")
+
+
+def validation_score(run: Run, config: TrainConfig, task: Task) -> float:
+    """The loss on validation data of the best weights of a run, which is trained if it does not exist."""
+    done = run.folder / "score.json"
+    if not done.is_file():
+        run.folder.mkdir(parents=True, exist_ok=True)
+        train(config, run, task=task)
+        done.write_text(json.dumps(load_checkpoint(run.best).score))
+    score: float = json.loads(done.read_text())
+    return score
+
+
+def run_folder(runs: Path, task: str, model: str, seed: int) -> Run:
+    """Where the run of a network and a seed is."""
+    return Run(runs / task / f"{model}-{seed}")
+
+
+def train_all(name: str, seeds: int, runs: Path) -> None:
+    """Train all networks, and measure those and the baselines on test data."""
+    settings = json.loads(SETTINGS.read_text())[name]
+    for seed in range(seeds):
+        task = make_task(replace(base_config(name), seed=seed))
+        for model in MODELS:
+            run = run_folder(runs, name, model, seed)
+            if not run.result.is_file():
+                run.folder.mkdir(parents=True, exist_ok=True)
+                train(config_for(task, model, settings[model], seed), run, task=task)
+                print(name, model, seed, evaluate_run(run, task)["errors"], flush=True)
+        baselines = runs / name / f"baselines-{seed}.json"
+        if not baselines.is_file():
+            baselines.write_text(json.dumps(task.baselines()))
+
+
+def print_table(name: str, seeds: int, runs: Path) -> None:
+    """Print the errors of all networks and baselines, the best one first, as a table in Markdown."""
+    settings = json.loads(SETTINGS.read_text())[name]
+    results = {
+        model: [json.loads(run_folder(runs, name, model, k).result.read_text()) for k in range(seeds)]
+        for model in MODELS
+    }
+    nats = {model: [each["errors"]["nats"] for each in results[model]] for model in MODELS}
+    baselines = [json.loads((runs / name / f"baselines-{k}.json").read_text()) for k in range(seeds)]
+    for baseline in baselines[0]:
+        nats[baseline] = [each[baseline]["nats"] for each in baselines]
+    task = make_task(base_config(name))
+    if isinstance(task, Ising):
+        # The mean over these very images; the entropy is the mean over all images.
+        nats["exact"] = [
+            float(np.mean(np.concatenate([-task.log_prob(b.x) for b in batches(task, "test", k, 512)])))
+            for k in range(seeds)
+        ]
+        print(f"entropy: {task.entropy:.3f} nats")
+    values = int(np.prod([*task.spec.grid, task.spec.channels]))
+    rows = []
+    for each in sorted(nats, key=lambda each: mean(nats[each])):
+        row = [each, "", "", f"{mean(nats[each]):.2f}", f"{min(nats[each]):.2f}–{max(nats[each]):.2f}"]
+        row.append(f"{mean(nats[each]) / np.log(2) / values:.3f}")
+        if each in results:
+            row[1] = f"{results[each][0]['parameters']:,}"
+            row[2] = ", ".join(f"{key} {value}" for key, value in settings[each].items())
+        rows.append([*row, f"{mean(r['seconds'] for r in results[each]):.0f}" if each in results else ""])
+    columns = ["density", "parameters", "settings", "nats", "lowest–highest", "bits per dimension"]
+    print(markdown([*columns, "s a run"], rows))
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", choices=("tune", "table"))
+    parser.add_argument("task", choices=tuple(PLANS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs", type=Path, default=Path("runs/density"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.what == "tune":
+        tune(arguments.task, arguments.runs)
+    else:
+        train_all(arguments.task, arguments.seeds, arguments.runs)
+        print_table(arguments.task, arguments.seeds, arguments.runs)
+
+
+if __name__ == "__main__":
+    main()
