@@ -1,9 +1,9 @@
 """The Ising model of a magnet: black and white images whose probability, and entropy, are known exactly.
 
 P(x) = exp(β Σ s_i s_j) / Z over pairs of neighbours, with s = 2x − 1 and free borders. The last W spins in
-reading order, the frontier, separate what comes before them from what comes after. So the sum over all that
-comes after a position is a vector over the 2^W states of the frontier, which is found by going back from the
-last position to the first (transfer matrices; Kramers & Wannier 1941). The sums give Z, and the exact
+reading order, the frontier, separate what comes before them from what comes after. The sum over all that
+comes after a position therefore depends on the 2^W states of the frontier alone, and is found by going back
+from the last position (transfer matrices; Kramers & Wannier 1941). These sums give Z, and the exact
 probability of each spin given those before it, from which images are drawn without any approximation.
 """
 
@@ -116,7 +116,7 @@ class Ising(Task):
 
     @cached_property
     def _p_white(self) -> list[npt.NDArray[np.float32]]:
-        """For each position in reading order the probability (2^W,) of white, given the frontier before it."""
+        """For each position in reading order the probability (2^W,) of white, given the frontier."""
         return [p_white for _, p_white in self._sweep(self.beta)][::-1]
 
     def _sweep(self, beta: float) -> Iterator[tuple[float, npt.NDArray[np.float32]]]:
