@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk.data.builtin.mixtures import density_errors, fit_baselines
 from mdlstm_tk.data.collate import collate
 from mdlstm_tk.data.sampling import make_rng
 from mdlstm_tk.data.spec import SPLITS, Batch, Split, TaskSpec
@@ -24,6 +25,7 @@ from mdlstm_tk.sizes import format_size
 BETA = 0.4  # just below 0.4407, where an infinite grid becomes ordered
 MAX_WIDTH = 16
 EVALUATION_SAMPLES = {"validation": 512, "test": 4096}
+BASELINE_VALUES = 2**23  # of the images that mixtures are fitted on, at most
 STEP = 1e-4  # of β, to differentiate log Z
 
 Floats = npt.NDArray[np.float64]
@@ -64,7 +66,7 @@ class Ising(Task):
             raise InputError(f"images have at most {MAX_WIDTH} columns, got {format_size(size)}")
         self.height, self.width = size
         self.beta = beta
-        self.states = 2.0 * np.indices((2,) * self.width).reshape(self.width, -1).T - 1
+        self.states = _all_rows(self.width)
         self.spec = TaskSpec("ising", self.kind, 1, 1, size)
 
     def count(self, split: Split) -> int:
@@ -77,6 +79,17 @@ class Ising(Task):
         uniform = [make_rng(seed, SPLITS.index(split), draw).random(self.height) for draw in draws]
         images = self._draw(np.array(uniform).reshape(-1, self.height))
         return collate(self.kind, [(image, None) for image in images])
+
+    def baselines(self, seed: int, samples: int) -> dict[str, dict[str, float]]:
+        """Return the test errors of the exact probabilities, and of densities without a network.
+
+        These see the images of a run, or the first of them if there are many; see `fit_baselines`.
+        """
+        counts = {"train": min(samples, BASELINE_VALUES // self.height // self.width), **EVALUATION_SAMPLES}
+        images = {split: self.batch(seed, 0, counts[split], split).x for split in SPLITS}
+        test = images["test"]
+        exact = {"exact": density_errors(-self.log_prob(test), test)}
+        return exact | fit_baselines(images, 2, seed)
 
     @property
     def entropy(self) -> float:
@@ -94,15 +107,29 @@ class Ising(Task):
         return result
 
     def _draw(self, uniform: Floats) -> npt.NDArray[np.float32]:
-        """Images (N, H, W, 1), from a number in [0, 1) for each row (N, H)."""
-        rows, field = [], np.zeros((len(uniform), self.width))
+        """Images (N, H, W, 1), from a number in [0, 1) for each row (N, H).
+
+        The two halves of a row are drawn one after the other, so that few of the 2^W states are computed
+        for each image.
+        """
+        left, right = _all_rows(self.width - self.width // 2), _all_rows(self.width // 2)
+        couple_left, couple_right = (self._couple(states) for states in (left, right))
+        rows = []
+        above_left, above_right = (np.full(len(uniform), len(states)) for states in (left, right))
         for row in range(self.height):
-            weights = np.exp(self.beta * field @ self.states.T) * self._row_weights[row]  # (N, 2^W)
-            below = np.cumsum(weights, axis=1)
-            chosen = (below[:, :-1] <= uniform[:, row, None] * below[:, -1:]).sum(1)
-            field = self.states[chosen]
-            rows.append(field)
+            # of the left and the right half of a row, without what is above it
+            weights = self._row_weights[row].reshape(len(left), len(right))
+            of_left = couple_left[above_left] * (weights @ couple_right.T).T[above_right]
+            above_left, rest = _choose(of_left, uniform[:, row])
+            above_right, _ = _choose(weights[above_left] * couple_right[above_right], rest)
+            rows.append(np.concatenate([left[above_left], right[above_right]], axis=1))
         return ((np.stack(rows, axis=1) + 1) / 2).astype(np.float32)[..., None]
+
+    def _couple(self, states: Floats) -> Floats:
+        """The weight of a part of a row given that above it, [above, below]; the last above is none."""
+        above = np.vstack([states, np.zeros_like(states[:1])])
+        weights: Floats = np.exp(self.beta * above @ states.T)
+        return weights
 
     @cached_property
     def _log_normaliser(self) -> float:
@@ -131,3 +158,25 @@ class Ising(Task):
             log_factor += float(np.log(scale))
             weights.insert(0, of_row * message.ravel() / scale)
         return weights, log_factor
+
+
+def _all_rows(width: int) -> Floats:
+    """All rows of −1 and 1 (2^width, width), in the order of binary numbers."""
+    return 2.0 * (np.arange(2**width)[:, None] >> np.arange(width)[::-1] & 1) - 1
+
+
+def _choose(weights: Floats, uniform: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Choose k with a probability in proportion to weights[:, k].
+
+    Args:
+        weights: (N, K).
+        uniform: (N,) numbers in [0, 1).
+
+    Returns:
+        k (N,), and (N,) where a number lies among those that choose k, from 0 to 1: a uniform number again.
+    """
+    below = np.cumsum(weights, axis=1)
+    place = uniform * below[:, -1]
+    chosen = (below[:, :-1] <= place[:, None]).sum(1)
+    of_chosen = np.arange(len(chosen)), chosen
+    return chosen, 1 - (below[of_chosen] - place) / weights[of_chosen]
