@@ -61,6 +61,18 @@ class Task(ABC):
         """
         return METRICS[self.spec.kind](prediction, batch, self.spec)
 
+    def baselines(self, seed: int, samples: int) -> dict[str, dict[str, float]]:
+        """Return the test errors of methods without a network, as {method: {error: value}}.
+
+        Args:
+            seed: seed of a run, whose samples the methods see.
+            samples: how many samples the run sees; a fixed data set has its own number.
+
+        Returns:
+            {} if there are none for the task.
+        """
+        return {}
+
     def any_size_tasks(self) -> Sequence[Task]:
         """Return the tasks that a network for grids of any size is scored on; the worst score counts."""
         return (self,)

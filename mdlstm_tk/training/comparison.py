@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-from mdlstm_tk.data import Digits, DigitsDensity, Task, TaskSpec
+from mdlstm_tk.data import Task, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import model_names, model_options
 from mdlstm_tk.runtime.io.files import atomic_write
@@ -238,9 +238,9 @@ def compare_models(
                 _append_errors(entry, result["errors"])
             on_run_end(run, task)
             runs_done += 1
-        if isinstance(task, Digits | DigitsDensity):
-            for name, errors in task.baselines().items():
-                _append_errors(results.setdefault(name, {}), errors)
+        seen = plan.config.steps * plan.config.batch_size
+        for name, errors in task.baselines(seed, seen).items():
+            _append_errors(results.setdefault(name, {}), errors)
     if plan.is_diagonal:
         for model in plan.models:
             records = [plan.run(model, seed).read_metrics() for seed in range(plan.seeds)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mdlstm_tk.data.builtin.mixtures import Mixture
+from mdlstm_tk.data.builtin.mixtures import Mixture, fit_baselines
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import DensityNet, create
 
@@ -201,6 +201,11 @@ def test_a_mixture_is_a_density_that_finds_its_components() -> None:
     entropy = np.log(3) - 16 * (0.05 * np.log(0.05) + 0.95 * np.log(0.95))
     assert several.nats(images[300:]).mean() == pytest.approx(entropy, rel=0.1)
     assert one.nats(images[300:]).mean() > entropy + 2
+    errors = fit_baselines(
+        {"train": images[:300], "validation": images[300:450], "test": images[450:]}, 2, 0
+    )
+    assert errors["independent"]["nats"] == pytest.approx(one.nats(images[450:]).mean())
+    assert errors["mixture"]["nats"] == pytest.approx(entropy, rel=0.1)
     for levels in (2, 3):
         small = Mixture(rng.integers(0, levels, (50, 2, 2, 1)) / (levels - 1), levels, 4, seed=1)
         every = all_images(2, 2, levels).numpy()

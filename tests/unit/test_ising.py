@@ -42,6 +42,17 @@ def test_images_are_drawn_with_their_probabilities() -> None:
     assert (np.abs(frequency - p) < 4.5 * np.sqrt(p * (1 - p) / len(x)) + 1e-9).all()
 
 
+def test_baselines_are_the_exact_probabilities_and_mixtures() -> None:
+    task = Ising((3, 4), beta=0.9)
+    errors = task.baselines(0, 4000)
+    assert list(errors) == ["exact", "independent", "mixture"]
+    exact, independent, mixture = (entry["nats"] for entry in errors.values())
+    assert exact == pytest.approx(task.entropy, rel=0.05)
+    assert independent == pytest.approx(12 * np.log(2), rel=0.01)  # each spin by itself is a fair coin
+    assert exact < mixture < independent - 1
+    assert errors["exact"]["bits_per_dim"] == pytest.approx(exact / 12 / np.log(2))
+
+
 def test_a_network_learns_the_distribution() -> None:
     task = Ising((4, 4))
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk.data.augmentation import distort
-from mdlstm_tk.data.builtin.mixtures import baselines
+from mdlstm_tk.data.builtin.mixtures import fit_baselines
 from mdlstm_tk.data.collate import collate
 from mdlstm_tk.data.sampling import binarise, make_rng, stratified_mask
 from mdlstm_tk.data.spec import SPLITS, Batch, Floats, Sample, Split, TaskSpec
@@ -100,7 +100,7 @@ class Digits(DatasetTask):
         sets = {split: [samples[index] for index in chosen] for split, chosen in indices.items()}
         super().__init__(spec, sets, augment)
 
-    def baselines(self) -> dict[str, dict[str, float]]:
+    def baselines(self, seed: int, samples: int) -> dict[str, dict[str, float]]:
         """Return the test errors of a nearest neighbour and of an RBF-SVM on this split."""
         neighbors, svm = (require(f"sklearn.{name}", "data") for name in ("neighbors", "svm"))
         train = [*self.sets["train"], *self.sets["validation"]]
@@ -154,12 +154,11 @@ class DigitsDensity(DatasetTask):
             for split, chosen in _split_digits(seed, validation).items()
         }
         super().__init__(spec, sets)
-        self.seed = seed
 
-    def baselines(self) -> dict[str, dict[str, float]]:
-        """The test errors of densities without a network; see `mdlstm_tk.data.builtin.mixtures`."""
-        train, validation, test = (np.stack([x for x, _ in self.sets[split]]) for split in SPLITS)
-        return baselines(train, validation, test, max(self.spec.outputs, 2), self.seed)
+    def baselines(self, seed: int, samples: int) -> dict[str, dict[str, float]]:
+        """Return the test errors of densities without a network; see `fit_baselines`."""
+        images = {split: np.stack([x for x, _ in self.sets[split]]) for split in SPLITS}
+        return fit_baselines(images, max(self.spec.outputs, 2), seed)
 
 
 class DigitStrings(Task):

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mdlstm_tk.data.builtin.mixtures import fit_baselines
 from mdlstm_tk.data.data_folder import DataFolder
 from mdlstm_tk.data.idx import find_idx, read_idx
 from mdlstm_tk.data.sampling import binarise, make_rng
@@ -72,3 +73,8 @@ class Fashion(DatasetTask):
         }
         sets = {split: [(image[..., None], None) for image in images] for split, images in chosen.items()}
         super().__init__(TaskSpec("fashion", self.kind, 1, 1, train.shape[1:]), sets)
+        self.images = {split: images[..., None] for split, images in chosen.items()}
+
+    def baselines(self, seed: int, samples: int) -> dict[str, dict[str, float]]:
+        """Return the test errors of densities without a network; see `fit_baselines`."""
+        return fit_baselines(self.images, 2, seed)

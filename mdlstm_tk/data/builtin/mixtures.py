@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from math import log
+from collections.abc import Iterator, Mapping
+from math import log, prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk.data.sampling import make_rng
+from mdlstm_tk.data.spec import SPLITS, Split
 
-COMPONENTS = (1, 2, 5, 10, 20, 40, 80)  # of the mixtures that are tried
-ITERATIONS = 60
+COMPONENTS = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)  # of the mixtures that are tried
+IMAGES_A_COMPONENT = 10  # at least, or the mixture is not tried
+ITERATIONS = 60  # of EM, at most
+GAIN = 1e-4  # of the log-probability that an iteration must bring, as a share of it, or EM ends
 COUNTED_BEFORE = 0.5  # that each level counts as seen before the data, so that nothing is impossible
+CHUNK_VALUES = 2**22  # of images that are made 0 and 1 at a time
 
-Floats = npt.NDArray[np.float64]
+Errors = dict[str, dict[str, float]]
+Floats = npt.NDArray[Any]
 
 
 class Mixture:
     """A mixture of images with independent values, each of which has one of K levels.
+
+    Images are read in chunks, so that fitting takes little more memory than the images and their levels.
 
     Args:
         images: (N, H, W, C) in [0, 1] to fit.
@@ -29,52 +37,96 @@ class Mixture:
 
     def __init__(self, images: npt.NDArray[Any], levels: int, components: int, seed: int) -> None:
         self.levels = levels
-        seen = self._one_hot(images)  # (N, P·K)
-        mean = seen.mean(0)
+        seen = self._levels(images)
+        mean = sum(chunk.sum(0, dtype=np.float64) for chunk in self._chunks(seen)) / len(seen)
         chosen = make_rng(seed, 6).choice(len(seen), components, replace=len(seen) < components)
-        self._set(0.3 * seen[chosen] + 0.7 * mean if components > 1 else mean[None], np.ones(components))
-        for _ in range(ITERATIONS if components > 1 else 1):
-            joint = self._joint(seen)
-            weights = np.exp(joint - joint.max(1, keepdims=True))
-            weights /= weights.sum(1, keepdims=True)  # (N, components)
-            self._set((weights.T @ seen + COUNTED_BEFORE), weights.sum(0))
+        start = np.concatenate([0.3 * chunk + 0.7 * mean for chunk in self._chunks(seen[chosen])])
+        size = len(seen) / components
+        self._set(size * start, np.full(components, size))
+        before = -np.inf
+        for _ in range(ITERATIONS):
+            log_p = self._improve(seen)
+            if log_p - before < GAIN * abs(log_p):
+                break
+            before = log_p
 
     def nats(self, images: npt.NDArray[Any]) -> Floats:
         """The negative log-probability (N,) of each image."""
-        joint = self._joint(self._one_hot(images))
-        largest = joint.max(1, keepdims=True)
-        result: Floats = -(largest[:, 0] + np.log(np.exp(joint - largest).sum(1)))
-        return result
+        joints = [self._joint(chunk.astype(np.float64)) for chunk in self._chunks(self._levels(images))]
+        return -np.concatenate([_log_sum_exp(joint) for joint in joints])
+
+    def _improve(self, seen: npt.NDArray[np.uint8]) -> float:
+        """Do a step of EM, and return the log-probability of all images before it."""
+        counts, sizes, total = np.zeros(self.log_ratio.shape), np.zeros(len(self.log_ratio)), 0.0
+        for chunk in self._chunks(seen):
+            joint = self._joint(chunk)
+            log_p = _log_sum_exp(joint)
+            weights = np.exp(joint - log_p[:, None])  # (N, components)
+            counts += weights.T @ chunk
+            sizes += weights.sum(0, dtype=np.float64)
+            total += float(log_p.sum(dtype=np.float64))
+        self._set(counts, sizes)
+        return total
 
     def _set(self, counts: Floats, sizes: Floats) -> None:
-        """Set the log-probabilities of levels from counts (components, P·K), and those of components."""
-        by_value = counts.reshape(len(counts), -1, self.levels) + 1e-6
-        self.log_p = np.log(by_value / by_value.sum(2, keepdims=True)).reshape(counts.shape)
-        self.log_share = np.log((sizes + 1e-6) / (sizes + 1e-6).sum())
+        """Set the probabilities.
 
-    def _joint(self, seen: Floats) -> Floats:
-        """The log-probability (N, components) of image and component."""
-        result: Floats = seen @ self.log_p.T + self.log_share
+        Args:
+            counts: (components, P·(K − 1)) how often a value has each level but the first.
+            sizes: (components,) how many images there are.
+        """
+        others = counts.reshape(len(sizes), -1, self.levels - 1)
+        first = sizes[:, None, None] - others.sum(2, keepdims=True)
+        seen = np.concatenate([first, others], axis=2).clip(0) + COUNTED_BEFORE
+        log_p = np.log(seen / seen.sum(2, keepdims=True))
+        self.log_ratio = (log_p[..., 1:] - log_p[..., :1]).reshape(counts.shape)
+        # of a component, and of an image that has the first level throughout
+        self.log_first = np.log(sizes.clip(1e-6) / sizes.clip(1e-6).sum()) + log_p[..., 0].sum(1)
+
+    def _joint(self, chunk: Floats) -> Floats:
+        """The log-probability (N, components) of image and component, in the dtype of the chunk."""
+        result: Floats = chunk @ self.log_ratio.T.astype(chunk.dtype)
+        result += self.log_first.astype(chunk.dtype)
         return result
 
-    def _one_hot(self, images: npt.NDArray[Any]) -> Floats:
-        levels = np.rint(images.reshape(len(images), -1) * (self.levels - 1)).astype(int)
-        one_hot: Floats = np.eye(self.levels)[levels].reshape(len(images), -1)
-        return one_hot
+    def _levels(self, images: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """The level of each value, (N, P)."""
+        levels = np.empty((len(images), prod(images.shape[1:])), np.uint8)
+        for image, row in zip(images, levels, strict=True):
+            row[:] = np.rint(image.ravel() * (self.levels - 1))
+        return levels
+
+    def _chunks(self, seen: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.float32]]:
+        """Parts of (N, P·(K − 1)): for each level of a value but the first, 1 if it has it and else 0."""
+        one_hot = np.eye(self.levels, dtype=np.float32)[:, 1:]
+        count = max(CHUNK_VALUES // (seen.shape[1] * self.levels), 1)
+        for k in range(0, len(seen), count):
+            yield one_hot[seen[k : k + count]].reshape(-1, seen.shape[1] * (self.levels - 1))
 
 
-def baselines(
-    train: npt.NDArray[Any],
-    validation: npt.NDArray[Any],
-    test: npt.NDArray[Any],
-    levels: int,
-    seed: int,
-) -> dict[str, dict[str, float]]:
-    """The test errors of independent values, and of the mixture that fits validation data best."""
-    tried = {k: Mixture(train, levels, k, seed) for k in COMPONENTS}
+def _log_sum_exp(joint: Floats) -> Floats:
+    """log Σ exp along the last axis."""
+    largest = joint.max(1)
+    result: Floats = largest + np.log(np.exp(joint - largest[:, None]).sum(1))
+    return result
+
+
+def fit_baselines(images: Mapping[Split, npt.NDArray[Any]], levels: int, seed: int) -> Errors:
+    """The test errors of independent values, and of the mixture that fits validation data best.
+
+    Args:
+        images: (N, H, W, C) in [0, 1] of each split.
+        levels: K.
+        seed: seed of the start of EM.
+    """
+    train, validation, test = (images[split] for split in SPLITS)
+    tried = {k: Mixture(train, levels, k, seed) for k in COMPONENTS if k * IMAGES_A_COMPONENT <= len(train)}
     best = min(tried, key=lambda k: tried[k].nats(validation).mean())
-    errors = {}
-    for name, mixture in {"independent": tried[1], "mixture": tried[best]}.items():
-        nats = float(mixture.nats(test).mean())
-        errors[name] = {"nats": nats, "bits_per_dim": nats / log(2) / test[0].size}
-    return errors
+    chosen = {"independent": tried[1], "mixture": tried[best]}
+    return {name: density_errors(mixture.nats(test), test) for name, mixture in chosen.items()}
+
+
+def density_errors(nats: Floats, images: npt.NDArray[Any]) -> dict[str, float]:
+    """The errors of a density, as those of a network are named, from the nats (N,) of images."""
+    mean = float(nats.mean())
+    return {"nats": mean, "bits_per_dim": mean / log(2) / images[0].size}
