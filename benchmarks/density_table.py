@@ -57,7 +57,7 @@ PLANS = {
     "digits-binary": Plan(DIGITS, 1000, ("lr", "dropout", "layers")),
     "digits-grey": Plan(DIGITS, 1000, ("lr", "dropout", "layers")),
     "ising": Plan({"size": "16", "steps": 2000}, 700, ("lr", "layers")),
-    "fashion": Plan({"steps": 2400, "lr": 0.01}, 300, ("lr", "layers")),
+    "fashion": Plan({"steps": 2000, "lr": 0.01}, 300, ("lr", "layers")),
 }
 
 
