@@ -40,11 +40,13 @@ class Plan(NamedTuple):
         changes: settings that differ from the task's defaults, for all networks. The search begins here.
         tuning_steps: steps of each run that chooses settings.
         search: settings in the order in which they are chosen.
+        start: task whose chosen settings the search begins with, in place of the changes.
     """
 
     changes: dict[str, Any]
     tuning_steps: int
     search: tuple[str, ...]
+    start: str = ""
 
 
 VALUES: dict[str, tuple[Any, ...]] = {
@@ -55,9 +57,9 @@ VALUES: dict[str, tuple[Any, ...]] = {
 DIGITS = {"steps": 2000, "lr": 0.01, "dropout": 0.3}
 PLANS = {
     "digits-binary": Plan(DIGITS, 1000, ("lr", "dropout", "layers")),
-    "digits-grey": Plan(DIGITS, 1000, ("lr", "dropout", "layers")),
+    "digits-grey": Plan(DIGITS, 1000, ("lr",), start="digits-binary"),
     "ising": Plan({"size": "16", "steps": 2000}, 700, ("lr", "layers")),
-    "fashion": Plan({"steps": 2000, "lr": 0.01}, 300, ("lr", "layers")),
+    "fashion": Plan({"steps": 1200, "lr": 0.01}, 300, ("lr", "layers")),
 }
 
 
@@ -80,6 +82,8 @@ def tune(name: str, runs: Path) -> None:
     chosen: dict[str, dict[str, Any]] = {}
     for model in MODELS:
         settings = {key: getattr(base, key) for key in plan.search}
+        if plan.start:
+            settings |= json.loads(SETTINGS.read_text())[plan.start][model]
         scores: dict[tuple[Any, ...], float] = {}
 
         def score(settings: dict[str, Any], model: str = model, scores: Any = scores) -> float:
