@@ -17,7 +17,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from performance import markdown
 
@@ -154,24 +153,39 @@ def print_table(name: str, seeds: int, runs: Path) -> None:
         model: [json.loads(run_folder(runs, name, model, k).result.read_text()) for k in range(seeds)]
         for model in MODELS
     }
-    nats = {model: [each["errors"]["nats"] for each in results[model]] for model in MODELS}
+    errors = {model: [result["errors"] for result in results[model]] for model in MODELS}
     baselines = [json.loads((runs / name / f"baselines-{k}.json").read_text()) for k in range(seeds)]
-    for baseline in baselines[0]:
-        nats[baseline] = [each[baseline]["nats"] for each in baselines]
+    errors |= {each: [of_seed[each] for of_seed in baselines] for each in baselines[0]}
     task = make_task(base_config(name))
     if isinstance(task, Ising):
         print(f"entropy: {task.entropy:.3f} nats")
-    values = int(np.prod([*task.spec.grid, task.spec.channels]))
     rows = []
-    for each in sorted(nats, key=lambda each: mean(nats[each])):
-        row = [each, "", "", f"{mean(nats[each]):.2f}", f"{min(nats[each]):.2f}–{max(nats[each]):.2f}"]
-        row.append(f"{mean(nats[each]) / np.log(2) / values:.3f}")
+    for each in sorted(errors, key=lambda each: mean(e["nats"] for e in errors[each])):
+        nats, bits = ([e[error] for e in errors[each]] for error in ("nats", "bits_per_dim"))
+        row = [
+            each,
+            "",
+            "",
+            f"{mean(nats):.2f}",
+            f"{min(nats):.2f}–{max(nats):.2f}",
+            f"{mean(bits):.3f}",
+            "",
+        ]
         if each in results:
-            row[1] = f"{results[each][0]['parameters']:,}"
-            row[2] = ", ".join(f"{key} {value}" for key, value in settings[each].items())
-        rows.append([*row, f"{mean(r['seconds'] for r in results[each]):.0f}" if each in results else ""])
-    columns = ["density", "parameters", "settings", "nats", "lowest–highest", "bits per dimension"]
-    print(markdown([*columns, "s a run"], rows))
+            chosen = ", ".join(f"{key} {value}" for key, value in settings[each].items())
+            row[1:3] = f"{results[each][0]['parameters']:,}", chosen
+            row[-1] = f"{mean(result['seconds'] for result in results[each]):.0f}"
+        rows.append(row)
+    columns = [
+        "density",
+        "parameters",
+        "settings",
+        "nats",
+        "lowest–highest",
+        "bits per dimension",
+        "s a run",
+    ]
+    print(markdown(columns, rows))
 
 
 def main() -> None:
