@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -39,7 +40,7 @@ class Plan(NamedTuple):
         changes: settings that differ from the task's defaults, for all networks. The search begins here.
         tuning_steps: steps of each run that chooses settings.
         search: settings in the order in which they are chosen.
-        start: task whose chosen settings the search begins with, in place of the changes.
+        start: another task, with whose chosen settings the search begins.
     """
 
     changes: dict[str, Any]
@@ -74,22 +75,22 @@ def config_for(task: Task, model: str, settings: dict[str, Any], seed: int = 0) 
     return with_parameters(replace(base, model=model, seed=seed, **settings), task.spec, target)
 
 
-def tune(name: str, runs: Path) -> None:
-    """Choose the settings of all networks, and add them to SETTINGS."""
+def tune(name: str, models: Sequence[str], steps: int, runs: Path) -> None:
+    """Choose the settings of networks, beginning with those that are in SETTINGS, and write them there."""
     plan, base = PLANS[name], base_config(name)
     task = make_task(base)
+    before = json.loads(SETTINGS.read_text()) if SETTINGS.is_file() else {}
+    start = before.get(name, before.get(plan.start, {}))
     chosen: dict[str, dict[str, Any]] = {}
-    for model in MODELS:
-        settings = {key: getattr(base, key) for key in plan.search}
-        if plan.start:
-            settings |= json.loads(SETTINGS.read_text())[plan.start][model]
+    for model in models:
+        settings = {key: getattr(base, key) for key in plan.search} | start.get(model, {})
         scores: dict[tuple[Any, ...], float] = {}
 
         def score(settings: dict[str, Any], model: str = model, scores: Any = scores) -> float:
             values = tuple(settings.values())
             if values not in scores:
-                run = Run(runs / f"{name}-tuning" / "-".join(map(str, (model, *values))))
-                config = replace(config_for(task, model, settings), steps=plan.tuning_steps)
+                run = Run(runs / f"{name}-tuning" / "-".join(map(str, (model, *values, steps))))
+                config = replace(config_for(task, model, settings), steps=steps)
                 scores[values] = validation_score(run, config, task)
                 print(f"{name} {model} {settings}: {scores[values]:.4f}", flush=True)
             return scores[values]
@@ -104,7 +105,8 @@ def tune(name: str, runs: Path) -> None:
         chosen[model] = settings
     # Another task may have been tuned in the meantime.
     others = json.loads(SETTINGS.read_text()) if SETTINGS.is_file() else {}
-    SETTINGS.write_text(json.dumps({**others, name: chosen}, indent=2) + "\n")
+    others.setdefault(name, {}).update(chosen)
+    SETTINGS.write_text(json.dumps(others, indent=2) + "\n")
 
 
 def value_beside(key: str, value: Any, direction: int) -> Any:
@@ -193,12 +195,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=("tune", "table"))
     parser.add_argument("task", choices=tuple(PLANS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="to tune")
+    parser.add_argument("--steps", type=int, help="of each run of tune")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=Path("runs/density"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.what == "tune":
-        tune(arguments.task, arguments.runs)
+        steps = arguments.steps or PLANS[arguments.task].tuning_steps
+        tune(arguments.task, arguments.models, steps, arguments.runs)
     else:
         train_all(arguments.task, arguments.seeds, arguments.runs)
         print_table(arguments.task, arguments.seeds, arguments.runs)
