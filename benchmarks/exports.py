@@ -139,21 +139,18 @@ def operator_seconds(shape: Shape, form: str, seconds: float) -> dict[str, float
         for _ in range(PROFILED_RUNS):
             profiled.run(None, {"x": x})
         events = json.loads(Path(profiled.end_profiling()).read_bytes())
-    runs = sorted((e["dur"], e["ts"]) for e in events if e["name"] == "model_run")
-    runs = runs[: (len(runs) + 1) // 2]  # the faster half: other programs disturbed the others
     nodes = sorted((e["ts"], e["args"]["op_name"]) for e in events if e["name"].endswith("_kernel_time"))
-    sums: dict[str, float] = defaultdict(float)
-    counts: dict[str, int] = defaultdict(int)
     starts = [ts for ts, _ in nodes]
-    for duration, start in runs:
-        inside = nodes[bisect_left(starts, start) : bisect_left(starts, start + duration)]
-        ends = [ts for ts, _ in inside[1:]] + [start + duration]
-        for (ts, operator), end in zip(inside, ends, strict=True):
-            name = LOOP.get(operator, operator)
-            sums[name] += (end - ts) / 1e6 / len(runs)
-            counts[name] += 1
-    profile = max(0.0, sum(sums.values()) - median(plain)) / sum(counts.values())
-    return {name: max(0.0, total - profile * counts[name]) for name, total in sums.items()}
+    spans = [(e["ts"], e["ts"] + e["dur"]) for e in events if e["name"] == "model_run"]
+    runs = [slice(bisect_left(starts, start), bisect_left(starts, end)) for start, end in spans]
+    intervals = [np.diff([*starts[run], end]) for run, (_, end) in zip(runs, spans, strict=True)]
+    # Without the longest quarter, in which other programs had the processor.
+    of_nodes = np.sort(intervals, axis=0)[: len(runs) * 3 // 4].mean(axis=0) / 1e6
+    profiling = max(0.0, of_nodes.sum() - median(plain)) / len(of_nodes)
+    sums: dict[str, float] = defaultdict(float)
+    for (_, operator), interval in zip(nodes[runs[0]], of_nodes.tolist(), strict=True):
+        sums[LOOP.get(operator, operator)] += max(0.0, interval - profiling)
+    return sums
 
 
 def profile_table(seconds: float = 4.0) -> list[list[str]]:
