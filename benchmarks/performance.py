@@ -186,8 +186,9 @@ for a node however small it is. With 16 units, products are a small part of the 
 operator computes more of the rest at once. At 128x128, `perf` finds about a fifth of the samples at
 instructions that load data on nodes.
 
-These were tried for 16, 8x8, 1, 16 and 1, 128x128, 1, 16, unrolled, in turn with the files as they are, and
-gained nothing:
+These were tried and gained nothing. Where there are two ratios, they are those of the unrolled files at
+16, 8x8, 1, 16 and 1, 128x128, 1, 16 to the files as they are, in turn, on a busy machine; they are not
+measured again when this page is written:
 
 - all gates by one product and one Sigmoid, and the sum of i⊙g and f⊙c by one Mul and one product with unit
   matrices: 14 nodes; 1.05 and 1.06 times the time;
@@ -197,8 +198,8 @@ gained nothing:
 - a convolution over two positions instead of slices and a product;
 - huge pages for the memory of ONNX Runtime (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`).
 
-The body of a scan has four more Slices, two Pads and an Identity, since all iterations must have states of
-one shape.
+The body of a scan has four nodes more, a Slice of x, two Pads and an Identity, since all iterations must
+have states and inputs of one shape.
 
 ## Beside other networks
 
