@@ -1,12 +1,14 @@
 """Which form of an exported layer is faster: a table of unrolled files' times ÷ those of scan files.
 
-    python benchmarks/forms.py
+    python benchmarks/forms.py                     # takes a minute and a half
+    python benchmarks/forms.py --seconds 0         # a rough look
 
 Both run in turn on one thread, and its CPU time is measured, so that other programs disturb little.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -21,14 +23,13 @@ from mdlstm_tk.export import export_onnx
 from mdlstm_tk.runtime import Session
 
 EXTENTS = (8, 16, 32, 64)
-SECONDS = 1.0  # of CPU time for each entry of the table
 LEAST_RUNS = 9
 
 
-def ratio(unrolled: Session, scan: Session, x: np.ndarray) -> float:
-    """The ratio of the median times of one call."""
+def ratio(unrolled: Session, scan: Session, x: np.ndarray, seconds: float) -> float:
+    """The ratio of the median times of one call, measured for this much CPU time."""
     times: dict[Session, list[float]] = {unrolled: [], scan: []}
-    end = time.thread_time() + SECONDS
+    end = time.thread_time() + seconds
     while time.thread_time() < end or len(times[scan]) < LEAST_RUNS:
         for session, measured in times.items():
             start = time.thread_time()
@@ -38,6 +39,9 @@ def ratio(unrolled: Session, scan: Session, x: np.ndarray) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=1.0, help="CPU seconds for each entry")
+    seconds = parser.parse_args().seconds
     print("| hidden units, directions, batch |", " | ".join(f"{e}×{e}" for e in EXTENTS), "|")
     print("| :--- |", " | ".join("---:" for _ in EXTENTS), "|")
     rng = np.random.default_rng(0)
@@ -51,7 +55,7 @@ def main() -> None:
             for extent in EXTENTS:
                 unrolled = Session(export_onnx(layer, path, grid=(extent, extent)).path, device="cpu")
                 x = rng.random((batch, extent, extent, 1), np.float32)
-                ratios.append(f"{ratio(unrolled, scan, x):.2f}")
+                ratios.append(f"{ratio(unrolled, scan, x, seconds):.2f}")
         print(f"| {hidden}, {directions}, {batch} |", " | ".join(ratios), "|", flush=True)
 
 

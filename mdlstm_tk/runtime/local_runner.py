@@ -16,6 +16,8 @@ from mdlstm_tk.runtime.providers import create_session, is_out_of_memory, one_li
 from mdlstm_tk.runtime.security.interface import TensorSpec
 from mdlstm_tk.runtime.security.model_check import check_model
 
+NEVER = threading.Event()  # is not set; a run without a time limit does without an event of its own
+
 
 class Runner(Protocol):
     """A loaded model, here or in another process.
@@ -128,10 +130,10 @@ def timed_out_error(seconds: float) -> StoppedError:
 @contextmanager
 def _time_limit(options: Any, timeout: float | None) -> Iterator[tuple[Any, threading.Event]]:
     """Yield RunOptions that stop a run after `timeout` seconds, and an event that is set if they did."""
-    timed_out = threading.Event()
     if timeout is None:
-        yield options, timed_out
+        yield options, NEVER
         return
+    timed_out = threading.Event()
 
     def stop() -> None:
         timed_out.set()

@@ -95,8 +95,9 @@ def _inference_session(onnxruntime: Any, data: bytes, threads: int, providers: l
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = LOG_FATAL
-    # Without optimisation a model loads twice as fast and runs as fast, as a sweep has nothing to fuse.
-    # It also keeps ONNX Runtime from folding constants while it loads, where no time limit holds.
+    # Without optimisation a model loads twice as fast and runs as fast: the optimiser finds nothing to fuse
+    # in a sweep and leaves its nodes as they are (benchmarks/exports.py measures both). It also keeps ONNX
+    # Runtime from folding constants while it loads, where no time limit holds.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # `check_model` has read the bytes as ONNX. Without this, ONNX Runtime might read them as its own
     # format.

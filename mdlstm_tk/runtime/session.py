@@ -231,11 +231,13 @@ class Session:
         """Compute the outputs for each part (N, *grid, C) in one run. Grids may differ if the model takes
         `sizes`."""
         shapes = self._shapes
+        if len(parts) == 1 and not shapes.takes_sizes:
+            return [self._run(parts[0], extra)]
         if shapes.takes_sizes:
             samples, sizes = shapes.padded(parts)
             extra = {"sizes": sizes, **extra}
         else:
-            samples = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            samples = np.concatenate(parts)
         outputs = self._run(samples, extra)
         ends = np.cumsum([len(part) for part in parts])[:-1]
         pieces = {name: np.split(y, ends) for name, y in outputs.items()}

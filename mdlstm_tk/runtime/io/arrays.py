@@ -112,8 +112,9 @@ def to_float32(array: Array, label: str) -> Array:
         raise InputError(f"{label} is empty: its shape is {array.shape}")
     with np.errstate(over="ignore"):
         converted = array.astype(np.float32)
-    invalid = int(np.size(converted) - np.isfinite(converted).sum())
-    if invalid:
+    finite = np.isfinite(converted)
+    if not finite.all():
+        invalid = finite.size - np.count_nonzero(finite)
         raise InputError(
             f"{label} holds {invalid} NaN or infinite values; replace them, e.g. with numpy.nan_to_num"
         )

@@ -1,0 +1,175 @@
+"""Exported layers under ONNX Runtime, as multiples of their matrix products, and where their time goes.
+
+    python benchmarks/exports.py                   # takes two minutes on an otherwise idle machine
+    python benchmarks/exports.py --seconds 0.2     # a rough look
+
+The floor, which is the layer's matrix products by torch, and the exported layer take turns on one thread,
+and its CPU time is measured. In each turn a contender runs four times: the first run finds the processor's
+caches filled by the others, the last one finds its own data there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from runtimes import markdown
+
+from mdlstm_tk import MDLSTM
+from mdlstm_tk.benchmark import Shape, torch_threads
+from mdlstm_tk.benchmark.contenders import floor
+from mdlstm_tk.export import export_onnx
+from mdlstm_tk.runtime import Session
+
+FORMS = ("unrolled", "scan")
+ALL = (("directions", "all"),)
+ROWS = (  # for each form, the ratio when the goals were set, and the goal
+    (Shape(1, (64, 64), 1, 32), ("1.7–2.1", "2.5"), (1.4, 1.8)),
+    (Shape(1, (64, 64), 1, 32, ALL), ("2.3", "2.3"), (1.4, 1.5)),
+    (Shape(1, (128, 128), 1, 16), ("2.8–3.3", "4.1"), (2.0, 2.5)),
+    (Shape(1, (32, 32), 1, 32, ALL), ("2.7", "2.4"), (1.5, 1.5)),
+    (Shape(16, (8, 8), 1, 16), ("2.2", "3.0"), (1.6, 2.2)),
+    (Shape(8, (64, 64), 3, 32, ALL), ("1.45", "1.31"), (1.15, 1.15)),
+)
+COLUMNS = (
+    *("N, grid, C, n", "form", "before", "goal"),
+    *("optimised", "`Session`", "`Session`, first run"),
+)
+PROFILED = (  # what missed its goal
+    (Shape(16, (8, 8), 1, 16), "unrolled"),
+    (Shape(16, (8, 8), 1, 16), "scan"),
+    (Shape(1, (128, 128), 1, 16), "unrolled"),
+)
+PROFILE_COLUMNS = ("operator", *(f"{shape}, {form}" for shape, form in PROFILED))
+RUNS_PER_TURN = 4
+LEAST_ROUNDS = 5
+PROFILED_RUNS = 60
+# The interval after the last node of a body, an Identity, is what a Scan does between two iterations.
+LOOP = {"Scan": "Scan, Identity", "Identity": "Scan, Identity"}
+
+Run = Callable[[], object]
+
+
+@contextmanager
+def exported(shape: Shape, form: str) -> Iterator[tuple[Path, np.ndarray]]:
+    """A file of a layer, and an x for it. A scan is a file for any grid, as in `mdlstm bench`."""
+    torch.manual_seed(0)
+    layer = MDLSTM(shape.channels, shape.units, ndim=len(shape.grid), **dict(shape.options))
+    x = np.random.default_rng(0).random((shape.batch, *shape.grid, shape.channels), np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "layer.onnx"
+        export_onnx(layer, path, grid=shape.grid if form == "unrolled" else None, form=form)
+        yield path, x
+
+
+def plain_session(path: Path, profile: Path | None = None) -> Any:
+    """A session of ONNX Runtime with its default optimisation, or a profiled one as `Session` has it."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    if profile is not None:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    return onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+
+
+def take_turns(runs: Mapping[str, Run], seconds: float) -> dict[str, list[list[float]]]:
+    """CPU seconds of each run of each turn, by name."""
+    times: dict[str, list[list[float]]] = {name: [] for name in runs}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[next(iter(runs))]) < LEAST_ROUNDS:
+        for name, run in runs.items():
+            turn = []
+            for _ in range(RUNS_PER_TURN):
+                start = time.thread_time()
+                run()
+                turn.append(time.thread_time() - start)
+            times[name].append(turn)
+    return times
+
+
+def ratios(shape: Shape, form: str, seconds: float) -> list[float]:
+    """The last three columns of a row."""
+    with exported(shape, form) as (path, x), Session(path, "cpu") as session, torch_threads(1):
+        plain = plain_session(path)
+        runs: dict[str, Run] = {
+            "floor": floor(shape, training=False),
+            "plain": lambda: plain.run(None, {"x": x}),
+            "session": lambda: session(x),
+        }
+        times = take_turns(runs, seconds)
+
+    def ratio(name: str, run: int) -> float:
+        pairs = zip(times[name], times["floor"], strict=True)
+        return median(ours[run] / theirs[run] for ours, theirs in pairs)
+
+    return [ratio("plain", -1), ratio("session", -1), ratio("session", 0)]
+
+
+def table(seconds: float = 4.0) -> list[list[str]]:
+    """The goals and what is reached."""
+    return [
+        [str(shape), form, before[k], f"{goals[k]:g}", *(f"{r:.2f}" for r in ratios(shape, form, seconds))]
+        for shape, before, goals in ROWS
+        for k, form in enumerate(FORMS)
+    ]
+
+
+def operator_seconds(shape: Shape, form: str, seconds: float) -> dict[str, float]:
+    """The share of a run's time that each operator takes, with what ONNX Runtime does around it.
+
+    The profile has whole microseconds, but the mean over many runs is finer: a node takes from its start to
+    the start of the next one. Writing the profile takes equally long for each node, and is subtracted.
+    """
+    with exported(shape, form) as (path, x), tempfile.TemporaryDirectory() as folder:
+        session, profiled = Session(path, "cpu"), plain_session(path, Path(folder) / "profile")
+        plain = [turn[-1] for turn in take_turns({"session": lambda: session(x)}, seconds)["session"]]
+        for _ in range(PROFILED_RUNS):
+            profiled.run(None, {"x": x})
+        events = json.loads(Path(profiled.end_profiling()).read_bytes())
+    nodes = sorted((e["ts"], e["args"]["op_name"]) for e in events if e["name"].endswith("_kernel_time"))
+    starts = [ts for ts, _ in nodes]
+    spans = [(e["ts"], e["ts"] + e["dur"]) for e in events if e["name"] == "model_run"]
+    runs = [slice(bisect_left(starts, start), bisect_left(starts, end)) for start, end in spans]
+    intervals = [np.diff([*starts[run], end]) for run, (_, end) in zip(runs, spans, strict=True)]
+    # Without the longest quarter, in which other programs had the processor.
+    of_nodes = np.sort(intervals, axis=0)[: len(runs) * 3 // 4].mean(axis=0) / 1e6
+    profiling = max(0.0, of_nodes.sum() - median(plain)) / len(of_nodes)
+    sums: dict[str, float] = defaultdict(float)
+    for (_, operator), interval in zip(nodes[runs[0]], of_nodes.tolist(), strict=True):
+        sums[LOOP.get(operator, operator)] += max(0.0, interval - profiling)
+    return sums
+
+
+def profile_table(seconds: float = 4.0) -> list[list[str]]:
+    """For each operator its share in the time of each row of `PROFILED`."""
+    columns = [operator_seconds(shape, form, seconds) for shape, form in PROFILED]
+    shares = [{name: value / sum(column.values()) for name, value in column.items()} for column in columns]
+    names = sorted({name for share in shares for name in share}, key=lambda n: -shares[0].get(n, 0.0))
+    rows = [[name, *(f"{share.get(name, 0.0):.0%}" for share in shares)] for name in names]
+    return [row for row in rows if any(value not in ("0%", "1%") for value in row[1:])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=4.0, help="seconds to measure each row for")
+    seconds = parser.parse_args().seconds
+    print(markdown(COLUMNS, table(seconds), 2))
+    print()
+    print(markdown(PROFILE_COLUMNS, profile_table(seconds), 1))
+
+
+if __name__ == "__main__":
+    main()
