@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from helpers.browser import DESKTOP, PATIENCE, Tab, opened, served
 from playwright.sync_api import Browser, expect
 
 from mdlstm_tk.export.browser.build import write_page
-from mdlstm_tk.export.drawing import drawing_metadata, write_drawing
+from mdlstm_tk.export.drawing import drawing_model
 from mdlstm_tk.models import PixelNet
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.samples import Given
@@ -28,11 +27,9 @@ RANDOM = "let drawn = 0; Math.random = () => ((drawn++ * 7919) % 4093 + 0.5) / 4
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    network = PixelNet(1, 3, hidden=6, layers=2)
-    proto = write_drawing(network)
-    onnx.helper.set_model_props(proto, drawing_metadata(network, SIZE).to_props())
+    model = drawing_model(PixelNet(1, 3, hidden=6, layers=2), SIZE)
     path = tmp_path_factory.mktemp("drawing") / "drawing.onnx"
-    path.write_bytes(proto.SerializeToString())
+    path.write_bytes(model.SerializeToString())
     return path
 
 

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from helpers.crafted_runs import in_process
@@ -17,7 +16,7 @@ from PIL import Image
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_drawing, export_run
-from mdlstm_tk.export.drawing import drawing_metadata, write_drawing
+from mdlstm_tk.export.drawing import drawing_model
 from mdlstm_tk.models import create
 from mdlstm_tk.report import render_report
 from mdlstm_tk.report.drawings import _kinds_of_images
@@ -225,9 +224,7 @@ def test_all_kinds_of_networks_are_exported_to_draw(
 ) -> None:
     torch.manual_seed(0)
     network = create("pixel", channels, outputs, kind="density", hidden=4, **options)
-    model = write_drawing(network)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.helper.set_model_props(model, drawing_metadata(network, (4, 5)).to_props())
+    model = drawing_model(network, (4, 5))
     uniform = uniform_numbers(0, 5, (4, 5), channels)
     drawn = Session(model.SerializeToString(), "cpu").sample(5, uniform=uniform)
     assert (drawn == network.sample(5, (4, 5), uniform=torch.from_numpy(uniform)).numpy()).all()
