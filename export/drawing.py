@@ -68,8 +68,9 @@ def export_drawing(
             f"{run.folder} has the network {type(network).__name__}; only pixel is exported to draw images"
         )
     target = destination if isinstance(destination, ExportTarget) else None
-    named = isinstance(destination, str | Path)
-    path = Path(destination) if named else run.folder / "model-drawing.onnx"
+    path = run.folder / "model-drawing.onnx"
+    if isinstance(destination, str | Path):
+        path = Path(destination)
     if target:
         target.prepare(1)
     else:
@@ -136,6 +137,7 @@ def _verify(network: PixelNet, path: Path) -> float:
         ParityError: they do not agree.
     """
     exact = eval_copy(network).double()
+    assert isinstance(exact, PixelNet)
     for layer in exact.body.layers:
         layer.backend = "reference"
     errors = []
