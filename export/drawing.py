@@ -29,6 +29,7 @@ from mdlstm_tk.text import printable
 from mdlstm_tk.training import Run, load_checkpoint
 from mdlstm_tk.training.config import NO_CODE, Code
 
+DEFAULT_NAME = "model-drawing.onnx"
 VERIFIED = ((6, (5, 7)), (2, (1, 1)), (3, (6, 2)))  # images and their sizes
 
 
@@ -46,8 +47,8 @@ def export_drawing(
 
     Args:
         run: a run of kind "density" with the network `pixel`, its folder, or one of its checkpoint files.
-        destination: the file, or a web page, which then draws images; model-drawing.onnx in the folder of
-            the run if None.
+        destination: a file name that ends in `.onnx`; a folder for model-drawing.onnx, that of the run if
+            None; or a web page, which then draws images.
         force: replace an existing file.
         code: as for `export_run`.
 
@@ -68,9 +69,10 @@ def export_drawing(
             f"{run.folder} has the network {type(network).__name__}; only pixel is exported to draw images"
         )
     target = destination if isinstance(destination, ExportTarget) else None
-    path = run.folder / "model-drawing.onnx"
+    path = run.folder / DEFAULT_NAME
     if isinstance(destination, str | Path):
         path = Path(destination)
+        path = path if path.suffix == ".onnx" else path / DEFAULT_NAME
     if target:
         target.prepare(1)
     else:

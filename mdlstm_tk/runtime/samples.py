@@ -19,6 +19,7 @@ from mdlstm_tk.runtime.io.arrays import open_input, save_array
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array, read_npy
 from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.model_discovery import run_of
 from mdlstm_tk.runtime.preprocessing import SUFFIXES, Preprocessing, decode_image
 from mdlstm_tk.sizes import format_size
 
@@ -85,18 +86,40 @@ def read_given(path: Path, size: tuple[int, int], channels: int) -> Given:
     return Given(whole, mask)
 
 
-def drawn_size(metadata: Metadata) -> tuple[int, int]:
+def drawn_size(metadata: Metadata, label: str = "this model", run: str = "RUN") -> tuple[int, int]:
     """The size of the images that a model was trained to draw.
+
+    Args:
+        metadata: of the model.
+        label: what the error message calls the model.
+        run: what it calls the run folder.
 
     Raises:
         InputError: the model does not draw images.
     """
     if metadata.drawing is None:
-        raise InputError(
-            "this model does not draw images; make one that does with: mdlstm export --drawing"
-        )
+        if metadata.kind == "density":
+            raise InputError(
+                f"{label} does not draw images but gives their log-probabilities; make the file that draws "
+                f"with: mdlstm export {run} --drawing"
+            )
+        kind = f"of kind {metadata.kind}" if metadata.kind else "of no kind"
+        raise InputError(f"{label} does not draw images: it is {kind}, and only kind density draws")
     height, width = metadata.drawing["size"]
     return height, width
+
+
+def check_takes_grids(metadata: Metadata, model: Path) -> None:
+    """Check that a model takes whole grids, rather than drawing the rows of images.
+
+    Raises:
+        InputError: it draws; the message names the command that makes the other file.
+    """
+    if metadata.drawing is not None:
+        raise InputError(
+            f"{model} draws images, with: mdlstm sample; make the file that gives the log-probabilities of "
+            f"images with: mdlstm export {run_of(model)}"
+        )
 
 
 def draw_rows(

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from helpers.crafted_runs import in_process
+from helpers.drawing_models import (
+    ATOL,
+    KINDS,
+    SIZES,
+    drawing_network,
+    exact_logits,
+    picture,
+    row_logits,
+    write_drawing_model,
+)
 from PIL import Image
 
-from mdlstm_tk.errors import InputError
-from mdlstm_tk.export import export_drawing, export_run
+from mdlstm_tk.errors import InputError, ParityError
+from mdlstm_tk.export import drawing, export_drawing, export_run
 from mdlstm_tk.export.drawing import drawing_model
-from mdlstm_tk.models import create
+from mdlstm_tk.models import PixelNet, create
 from mdlstm_tk.report import render_report
 from mdlstm_tk.report.drawings import _kinds_of_images
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.runtime.samples import Given, read_given, uniform_numbers, write_samples
+from mdlstm_tk.runtime.samples import Given, contact_sheet, read_given, uniform_numbers, write_samples
 from mdlstm_tk.training import Run, default_config, load_checkpoint, sample_run, train
 from mdlstm_tk.training.evaluation import evaluate_run
 from mdlstm_tk.training.tasks import make_task
@@ -197,14 +210,16 @@ def test_infer_prints_nats_and_bits_for_each_file(
 
 
 @pytest.fixture(scope="module")
-def drawing(run: Run) -> Path:
+def drawing_file(run: Run) -> Path:
     """The exported graph that draws images with the run."""
     return export_drawing(run, run.folder.parent / "drawing.onnx")
 
 
 @pytest.mark.parametrize("size", [None, (1, 1), (3, 11), (9, 2)])
-def test_onnx_runtime_draws_what_torch_draws(run: Run, drawing: Path, size: tuple[int, int] | None) -> None:
-    session = Session(drawing, "cpu")
+def test_onnx_runtime_draws_what_torch_draws(
+    run: Run, drawing_file: Path, size: tuple[int, int] | None
+) -> None:
+    session = Session(drawing_file, "cpu")
     assert (session.sample(7, size, seed=5) == sample_run(run, 7, size, seed=5)).all()
     height, width = size or (8, 8)
     values = np.random.default_rng(0).integers(0, 17, (height, width, 1)) / np.float32(16)
@@ -230,18 +245,138 @@ def test_all_kinds_of_networks_are_exported_to_draw(
     assert (drawn == network.sample(5, (4, 5), uniform=torch.from_numpy(uniform)).numpy()).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_and_onnx_runtime_give_the_same_logits(kind: str, tmp_path: Path) -> None:
+    network = drawing_network(kind)
+    session = write_drawing_model(network, tmp_path / "drawing.onnx")
+    for size in SIZES:
+        x = picture(network, size)
+        expected = exact_logits(network, x)
+        assert np.ptp(expected[..., -1]) > 0.1 or size == (1, 1)
+        with torch.no_grad():
+            np.testing.assert_allclose(network.logits(torch.from_numpy(x)), expected, rtol=0, atol=ATOL)
+        np.testing.assert_allclose(row_logits(session, x), expected, rtol=0, atol=ATOL)
+
+
+def test_an_export_that_computes_other_logits_is_not_written(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = drawing.row_graph
+
+    def wrong(network: PixelNet) -> onnx.ModelProto:
+        changed = copy.deepcopy(network)
+        with torch.no_grad():
+            changed.heads[0][-1].bias[3] += 1e-3
+        return right(changed)
+
+    monkeypatch.setattr(drawing, "row_graph", wrong)
+    with pytest.raises(ParityError, match=r"1\.0e-03"):
+        export_drawing(run, tmp_path / "wrong.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_given_values_count_as_their_nearest_level(run: Run, drawing_file: Path) -> None:
+    mask = np.arange(8)[:, None].repeat(8, axis=1) < 3
+    given = Given(np.full((8, 8, 1), 0.99, np.float32), mask)
+    with Session(drawing_file, "cpu") as session:
+        drawn = session.sample(2, given=given)
+    assert (drawn[:, mask] == 1).all()
+    assert (drawn == sample_run(run, 2, given=given)).all()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".gif", ".png"])
+def test_the_command_completes_an_image_with_a_model(
+    drawing_file: Path, suffix: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    levels = np.random.default_rng(0).integers(0, 17, (3, 8))
+    Image.fromarray(np.rint(levels / 16 * 255).astype(np.uint8)).save(tmp_path / "half.png")
+    target = tmp_path / f"whole{suffix}"
+    arguments = ("sample", drawing_file, "--given", tmp_path / "half.png", "-n", 4, "-o", target)
+    assert in_process(capfd, *arguments).code == 0
+    given = read_given(tmp_path / "half.png", (8, 8), 1)
+    with Session(drawing_file, "cpu") as session:
+        expected = session.sample(4, given=given)
+    assert (np.rint(expected[:, :3, :, 0] * 16) == levels).all()
+    if suffix == ".npy":
+        assert (np.load(target) == expected).all()
+        return
+    with Image.open(target) as written:
+        assert getattr(written, "n_frames", 1) == (1 + 5 * 8 if suffix == ".gif" else 1)
+        written.seek(getattr(written, "n_frames", 1) - 1)
+        error = np.asarray(written.convert("RGB")).astype(int) - contact_sheet(expected)
+    assert np.abs(error).max() <= (4 if suffix == ".gif" else 0)
+
+
+def bad_calls(run: Path, drawing: Path, whole: Path, other: Path) -> dict[str, tuple[list[object], str]]:
+    """Calls with the wrong file, and what each message names."""
+    return {
+        "two channels": (["sample", drawing, "--given", "two.npy"], "2)"),
+        "log-probabilities cannot draw": (["sample", whole], "mdlstm export RUN --drawing"),
+        "a run's own file": (["sample", run / "model-8x8.onnx"], f"mdlstm export {run} --drawing"),
+        "no density": (["sample", other], "of kind grid"),
+        "what draws has no log-probabilities": (["infer", "one.npy", "-m", drawing], "mdlstm export RUN"),
+        "a run that only draws": (
+            ["infer", "one.npy", "-m", run / "model-drawing.onnx"],
+            f"mdlstm export {run}",
+        ),
+        "verification": (["verify", drawing], "mdlstm export RUN"),
+        "a type of numbers": (["export", run, "--drawing", "--dtype", "float16"], "--dtype"),
+        "a tolerance": (["export", run, "--drawing", "--atol", "0.1"], "--atol"),
+    }
+
+
+def test_the_wrong_file_is_one_line_that_names_the_command_for_the_right_one(
+    run: Run,
+    drawing_file: Path,
+    model: Path,
+    trained: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(run.folder / "config.toml", folder)
+    shutil.copy(drawing_file, folder / "model-drawing.onnx")
+    shutil.copy(model, folder / "model-8x8.onnx")
+    np.save("one.npy", np.zeros((8, 8), np.float32))
+    np.save("two.npy", np.zeros((4, 8, 2), np.float32))
+    before = sorted(tmp_path.rglob("*"))
+    calls = bad_calls(folder, drawing_file, model, trained.folder / "model-8x8.onnx")
+    for name, (arguments, named) in calls.items():
+        result = in_process(capfd, *arguments)
+        assert result.code == 2, name
+        assert named in result.err, name
+        assert len(result.err.splitlines()) == 1, name
+    assert sorted(tmp_path.rglob("*")) == before
+    # Where both files lie, each command takes its own.
+    assert in_process(capfd, "infer", "one.npy", "-m", "run").code == 0
+    (folder / "model-8x8.onnx").unlink()
+    assert "mdlstm sample" in in_process(capfd, "info", folder / "model-drawing.onnx").err
+
+
+def test_the_export_for_log_probabilities_names_the_one_that_draws(
+    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = in_process(capfd, "export", run.folder, "--form", "scan", "-o", tmp_path / "whole.onnx")
+    assert f"mdlstm export {run.folder} --drawing" in result.err
+    result = in_process(capfd, "export", run.folder, "--drawing", "-o", tmp_path)
+    assert f"mdlstm sample {tmp_path / 'model-drawing.onnx'}" in result.err
+
+
 def test_the_command_draws_with_a_model_and_without_torch(
-    run: Run, drawing: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run: Run, drawing_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "drawn.npy"
     code = (
         "import sys\nfrom mdlstm_tk.cli.main import main\ntry: main(sys.argv[1:])\n"
         "finally: assert not {'torch', 'onnx', 'numba'} & set(sys.modules)"
     )
-    arguments = [sys.executable, "-c", code, "sample", drawing, "-n", "3", "-o", target]
+    arguments = [sys.executable, "-c", code, "sample", drawing_file, "-n", "3", "-o", target]
     subprocess.run([str(each) for each in arguments], check=True, capture_output=True)
     assert (np.load(target) == sample_run(run, 3)).all()
-    again = in_process(capfd, "export", run.folder, "--drawing", "-o", drawing)
+    again = in_process(capfd, "export", run.folder, "--drawing", "-o", drawing_file)
     assert again.code == 2
     assert "exists" in again.err
 
@@ -266,10 +401,10 @@ def test_other_models_and_networks_do_not_draw(trained: Run, model: Path) -> Non
     ],
 )
 def test_wrong_arguments_of_a_model_that_draws_are_refused(
-    drawing: Path, arguments: dict[str, object], expected: str
+    drawing_file: Path, arguments: dict[str, object], expected: str
 ) -> None:
     with pytest.raises(InputError, match=expected):
-        Session(drawing, "cpu").sample(**({"n": 2} | arguments))  # type: ignore[arg-type]
+        Session(drawing_file, "cpu").sample(**({"n": 2} | arguments))  # type: ignore[arg-type]
 
 
 def test_the_page_shows_drawn_images_neighbours_and_what_is_likely(run: Run) -> None:

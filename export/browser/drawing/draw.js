@@ -30,7 +30,7 @@ async function start() {
   colour.parentElement.hidden = channels !== 3;
   Object.assign(canvas, { width, height });
   canvas.parentElement.style.setProperty("--aspect", width / height);
-  reset();
+  clearPicture();
   // The first run includes compilation, so its time is not shown.
   await model.draw(values.slice().fill(-1)).catch(showError);
   draw.disabled = clear.disabled = false;
@@ -90,7 +90,7 @@ function showGiven() {
   draw.textContent = given ? "Complete" : "Draw";
 }
 
-function reset() {
+function clearPicture() {
   drawing++;
   values = new Float32Array(model.height * model.width * model.channels);
   [given, shown] = [0, 0];
@@ -118,6 +118,7 @@ function paint(pixel) {
   show();
   showGiven();
   showNumbers();
+  showMessage("");
 }
 
 function moveCursor(row, column) {
@@ -162,6 +163,7 @@ canvas.addEventListener("pointermove", (event) => {
   if (stroke) paint(stroke);
 });
 for (const kind of ["pointerup", "pointercancel"]) canvas.addEventListener(kind, () => { stroke = null; });
+for (const kind of ["pointerleave", "blur"]) canvas.addEventListener(kind, () => { cursorMark.hidden = true; });
 canvas.addEventListener("keydown", (event) => {
   const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
   if (!values || !(step || event.key === " ")) return;
@@ -170,7 +172,10 @@ canvas.addEventListener("keydown", (event) => {
   else paint(inkOrEraser());
 });
 draw.addEventListener("click", drawPicture);
-clear.addEventListener("click", reset);
+clear.addEventListener("click", () => {
+  clearPicture();
+  showMessage("");
+});
 temperature.addEventListener("input", () => { element("temperature-value").textContent = Number(temperature.value).toFixed(2); });
 
 start();
