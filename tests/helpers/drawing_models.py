@@ -44,7 +44,7 @@ def picture(network: PixelNet, size: tuple[int, int]) -> Floats:
 
 
 def exact_logits(network: PixelNet, x: Floats) -> npt.NDArray[np.float64]:
-    """The logits (1, H, W, C, K) of the whole picture at once, in float64."""
+    """The logits (1, H, W, C, K) of the whole picture, in float64."""
     exact = copy.deepcopy(network).double()
     with torch.no_grad():
         return exact.logits(torch.from_numpy(x).double()).numpy()
