@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import helper
 
-from mdlstm_tk.export.drawing import drawing_metadata, write_drawing
-from mdlstm_tk.models import DensityNet, create
+from mdlstm_tk.export.drawing import drawing_model
+from mdlstm_tk.models import DensityNet, PixelNet
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.samples import Given, uniform_numbers, write_samples
 from mdlstm_tk.training import load_checkpoint, open_run, sample_run
@@ -44,13 +43,10 @@ def measure_drawing() -> None:
     """Print how long drawing takes with kept states, and by computing the whole grid for each position."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    network = create("pixel", 1, 1, kind="density", hidden=32, layers=2).eval()
-    assert isinstance(network, DensityNet)
+    network = PixelNet(1, 1, hidden=32, layers=2).eval()
     uniform = uniform_numbers(0, PICTURES, SIZE, 1)
     numbers = torch.from_numpy(uniform)
-    model = write_drawing(network)  # type: ignore[arg-type]
-    helper.set_model_props(model, drawing_metadata(network, SIZE).to_props())  # type: ignore[arg-type]
-    session = Session(model.SerializeToString(), "cpu")
+    session = Session(drawing_model(network, SIZE).SerializeToString(), "cpu")
     kept = seconds(lambda: network.sample(PICTURES, SIZE, uniform=numbers), 5)
     onnx = seconds(lambda: session.sample(PICTURES, SIZE, uniform=uniform), 5)
     drawn = session.sample(PICTURES, SIZE, uniform=uniform)

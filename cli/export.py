@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mdlstm_tk.cli.console import detail, next_command, note, print_json
+from mdlstm_tk.cli.console import detail, next_command, note, print_json, with_options
 from mdlstm_tk.cli.options import (
     OUTPUT,
     ExportDtype,
@@ -176,16 +176,29 @@ def export(
     from mdlstm_tk.export import export_drawing, export_run_sizes
     from mdlstm_tk.training import latest_run
 
+    code = named_files(own_model, own_cell)
     run = run or latest_run().folder
     detail(f"exporting {run}")
     if drawing:
-        others = {"--size": size, "--form": form, "--server-repo": server_repo}
-        if given := [name for name, value in others.items() if value is not None]:
+        others = {
+            "--size": size,
+            "--form": form,
+            "--server-repo": server_repo,
+            "--padded": padded,
+            "--multiple-of": multiple_of,
+            "--dtype": dtype != "float32",
+            "--functions": functions,
+            "--atol": atol is not None,
+            "--data": data,
+        }
+        if given := [name for name, value in others.items() if value]:
             raise InputError(f"--drawing draws images of any size, row by row; leave out {given[0]}")
         page = _target(None, web, web_runtime, force, "")
-        path = export_drawing(run, page or output, force=force, code=named_files(own_model, own_cell))
+        path = export_drawing(run, page or output, force=force, code=code)
         if json:
             print_json({"path": str(path), "bytes": path.stat().st_size})
+        else:
+            note(f"{path}: draws images of any size, {path.stat().st_size / 1024:.0f} KiB")
         next_command(page.next_command if page else f"mdlstm sample {shell_quoted(path)}")
         return
     target = _target(server_repo, web, web_runtime, force, data or "")
@@ -200,13 +213,16 @@ def export(
         functions=functions,
         atol=atol,
         force=force,
-        code=named_files(own_model, own_cell),
+        code=code,
     )
     if json:
         print_json([report.as_dict() for report in reports])
     else:
         for report in reports:
             note(str(report))
+        if reports[-1].metadata.kind == "density" and not target:
+            draw = with_options(f"mdlstm export {shell_quoted(run)} --drawing", code)
+            note(f"to draw images without PyTorch, export a second file: {draw}")
     next_command(
         target.next_command if target else f"mdlstm infer FILE -m {shell_quoted(reports[-1].path)}"
     )

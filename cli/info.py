@@ -37,10 +37,11 @@ def info(
     code = named_files(own_model, own_cell)
     if target.is_dir():
         require("torch", "train")
-        from mdlstm_tk.runtime.model_discovery import archives_in, models_in
+        from mdlstm_tk.runtime.model_discovery import archives_in, models_in, without_drawing
         from mdlstm_tk.training import describe_run
 
-        properties, models = describe_run(target, code), models_in(target) or archives_in(target)
+        properties, models = describe_run(target, code), without_drawing(models_in(target))
+        models = models or archives_in(target)
     else:
         if code:
             raise InputError(f"--{next(iter(code))} is for run folders; leave it out for {target}")
@@ -53,6 +54,9 @@ def info(
         )
     form = " --form scan" if properties.get("data") else ""
     export = with_options(f"mdlstm export {shell_quoted(target)}{form}", code)
+    if properties.get("drawing"):
+        next_command(f"mdlstm sample {shell_quoted(target)}")
+        return
     next_command(f"mdlstm infer FILE -m {shell_quoted(models[-1])}" if models else export)
 
 

@@ -111,10 +111,11 @@ def _draw_with_model(
     path: Path, count: int, size: Any, given: Path | None, options: dict[str, Any]
 ) -> tuple[Array, Given | None]:
     from mdlstm_tk.runtime import Session
+    from mdlstm_tk.runtime.model_discovery import run_of
     from mdlstm_tk.runtime.samples import drawn_size, read_given
 
     with Session(path, "cpu", isolated=None) as session:
-        size = size or drawn_size(session.metadata)
+        size = size or drawn_size(session.metadata, str(path), run_of(path))
         part = read_given(given, size, session.metadata.channels) if given else None
         return session.sample(count, size, given=part, **options), part
 

@@ -89,7 +89,7 @@ class DensityNet(HubModel):
         if sizes is not None:
             sizes = as_sizes(sizes, x)
             x = fill_padding(x, sizes)
-        levels = (x * (self.levels - 1)).round().clamp(0, self.levels - 1)
+        levels = self._nearest_levels(x)
         logits = self.logits(levels / (self.levels - 1), sizes)
         log_p = logits.log_softmax(-1).gather(-1, levels.long()[..., None]).squeeze(-1)
         return log_p if sizes is None else fill_padding(log_p, sizes)
@@ -107,6 +107,10 @@ class DensityNet(HubModel):
             centered = fill_padding(centered, sizes)
         features = self.dropout(self.body(centered, sizes))
         return torch.stack([self._channel(c, features, x) for c in range(self.channels)], dim=-2)
+
+    def _nearest_levels(self, x: Tensor) -> Tensor:
+        """The numbers of the levels, 0 … K − 1, that are nearest to values in [0, 1]."""
+        return (x * (self.levels - 1)).round().clamp(0, self.levels - 1)
 
     def _channel(self, c: int, features: Tensor, x: Tensor) -> Tensor:
         """The logits (…, K) of channel c, from features (…, n) and x (…, C), of which c channels count."""
@@ -136,8 +140,9 @@ class DensityNet(HubModel):
             size: (H, W).
             generator: source of the uniform numbers; torch's own if None.
             uniform: (n, H, W, C) numbers in [0, 1) to use in place of the generator.
-            given: values in [0, 1] that are not drawn, (n, H, W, C), or (H, W, C) for all images. Without a
-                mask they may have fewer rows: these are the upper rows of the images.
+            given: values in [0, 1] that are not drawn, (n, H, W, C), or (H, W, C) for all images. Each
+                counts as its nearest level. Without a mask they may have fewer rows: these are the upper
+                rows of the images.
             mask: (n, H, W) or (H, W) bool, True where `given` holds. What is drawn depends on given values
                 before it in reading order alone.
             temperature: divides the logits; below 1 the likely values become likelier.
@@ -159,7 +164,7 @@ class DensityNet(HubModel):
         elif tuple(uniform.shape) != shape:
             raise InputError(f"uniform must be (n, H, W, C) = {shape}, got shape {tuple(uniform.shape)}")
         x, is_given = _given_values(given, mask, shape)
-        x, is_given = x.to(place), is_given.to(place.device)
+        x, is_given = self._nearest_levels(x.to(place)) / (self.levels - 1), is_given.to(place.device)
         for row, column, features in self.contexts(x):
             at = x[:, row, column]
             for c in range(self.channels):

@@ -26,7 +26,9 @@ from mdlstm_tk import user_code
 from mdlstm_tk.cells import cell
 from mdlstm_tk.export import export_run
 from mdlstm_tk.models import registry
-from mdlstm_tk.training import Run, TrainConfig, train
+from mdlstm_tk.training import Run, TrainConfig, default_config, train
+from mdlstm_tk.training.evaluation import evaluate_run
+from mdlstm_tk.training.tasks import make_task
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -66,6 +68,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def model(trained: Run) -> Path:
     """The trained run's export."""
     return trained.folder / "model-8x8.onnx"
+
+
+@pytest.fixture(scope="session")
+def density_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A density model trained for 6 steps on grey digits, and evaluated. Tests must not change it."""
+    run = Run(tmp_path_factory.mktemp("density") / "run")
+    run.folder.mkdir()
+    tiny = {"steps": 6, "hidden": 4, "batch_size": 8, "evaluate_every": 3, "warmup": 0}
+    config = default_config("digits-grey").updated(tiny, "test")
+    train(config, run)
+    evaluate_run(run, make_task(config))
+    return run
+
+
+@pytest.fixture(scope="session")
+def density_model(density_run: Run) -> Path:
+    """The density run's export for log-probabilities of images of any size."""
+    path = density_run.folder.parent / "model.onnx"
+    export_run(density_run, path, form="scan")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """A static web page that runs an exported model in the browser, without server code or external requests.
 
 DIR/index.html, style.css, *.js, icon.svg   copies of the files in `export/browser/static`; of a graph that
-                                            draws images, index.html and draw.js are those in `drawing`
+                                            draws images, index.html and *.js are those in `drawing`
 DIR/model.onnx, model.json                  the model, and what the page has to know about it
 DIR/examples.json                           inputs to try, from the validation data
 DIR/ort/                                    onnxruntime-web

@@ -39,7 +39,8 @@ from mdlstm_tk.export.verification.tile_verifier import run_in_tiles, small_tile
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.isolation.rule import choose_isolation
-from mdlstm_tk.runtime.model_discovery import archives_in, models_in
+from mdlstm_tk.runtime.model_discovery import archives_in, models_in, without_drawing
+from mdlstm_tk.runtime.samples import check_takes_grids
 from mdlstm_tk.runtime.security.interface import TensorSpec
 from mdlstm_tk.runtime.shapes import Shapes
 from mdlstm_tk.runtime.tiles.archive import is_archive, read_archive_bytes
@@ -109,7 +110,8 @@ def verify_model(
     """
     require("onnxruntime", "cpu")
     model = Path(model)
-    files = sorted([*models_in(model), *archives_in(model)]) if model.is_dir() else [model]
+    in_folder = [*without_drawing(models_in(model)), *archives_in(model)]
+    files = sorted(in_folder) if model.is_dir() else [model]
     if not files:
         raise InputError(
             f"the folder {model} holds no model; make one with: mdlstm export {shell_quoted(model)}"
@@ -120,6 +122,7 @@ def verify_model(
     outcomes: dict[str, dict[str, Outcome]] = {}
     for path in files:
         sessions = _sessions(path, device, limit, timeout)
+        check_takes_grids(sessions[0].metadata, path)
         origin = origins[path] = _origin(path, against, sessions[0].metadata, code)
         random = _random_cases(path, origin, range(seed, seed + seeds))
         cases = random if inputs is None else _user_cases(path, origin.metadata, inputs)

@@ -35,6 +35,7 @@ from mdlstm_tk.runtime.jobs import (
 )
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.model_discovery import choose_model, find_models, newer_run_without_export
+from mdlstm_tk.runtime.samples import check_takes_grids
 from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.runtime.tiles.archive import is_archive
 from mdlstm_tk.runtime.tiles.files import TileOptions
@@ -235,6 +236,7 @@ def infer_paths(
         session = resources.enter_context(
             Session(path, device, threads=threads, timeout=timeout, max_bytes=limit, isolated=isolated)
         )
+        check_takes_grids(session.metadata, path)
         advice = None
         if single and file is None:
             advice = whole_grid_advice(jobs[0].source, session.metadata, path, limit)

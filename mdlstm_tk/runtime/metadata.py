@@ -42,8 +42,9 @@ class Metadata:
         kind: kind of the task: "grid", "classify", "segment", "transcribe" or "density".
         classes: names of the outputs, if they are classes. For "transcribe", the characters of outputs 1,
             2, …; output 0 is the blank.
-        drawing: of a graph that draws the rows of images: "size", the extents of the training images, and
-            "state", the number of features of a position's state; None for any other graph.
+        drawing: of a graph that draws the rows of images: "size", the extents of the training images;
+            "levels" that a value can have; and "state", the number of features of a position's state. None
+            for any other graph.
         checkpoint_sha256: checksum of the checkpoint, if the model was exported from a run.
         part: for a graph of a tiles export, which one it is, such as "stage-0/sweep-1" or "head".
         parity: {"atol", "rtol", "max_abs"}: the tolerance that the model met on export, and its largest

@@ -100,10 +100,11 @@ def _is_preprocessing(value: Any) -> bool:
 
 
 def _is_drawing(value: Any) -> bool:
-    if not isinstance(value, dict) or set(value) != {"size", "state"}:
+    if not isinstance(value, dict) or set(value) != {"size", "levels", "state"}:
         return False
     is_size = _is_list(value["size"], lambda extent: _is_integer(extent, 1, MAX_DRAWN_EXTENT), 2, 2)
-    return is_size and _is_integer(value["state"], 1, MAX_FEATURES)
+    is_levels = _is_integer(value["levels"], 2, MAX_FEATURES)
+    return is_size and is_levels and _is_integer(value["state"], 1, MAX_FEATURES)
 
 
 def _is_parity(value: Any) -> bool:
@@ -176,7 +177,8 @@ RULES: dict[str, Rule] = {
     ),
     "drawing": _or_null(
         Rule(
-            _is_drawing, f"size, two extents up to {MAX_DRAWN_EXTENT}, and state, from 1 to {MAX_FEATURES}"
+            _is_drawing,
+            f"size, two extents up to {MAX_DRAWN_EXTENT}; levels from 2 and state from 1 to {MAX_FEATURES}",
         )
     ),
     "checkpoint_sha256": _or_null(
@@ -242,7 +244,8 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
     inputs = ("x", "above", "given", "temperature", "state")
     yield "drawing", not draws or (kind == "density" and ndim == 1), "null, as this is no row of an image"
     yield "inputs", not draws or metadata.inputs == inputs, f"{', '.join(inputs)}, which draw a row"
-    yield "output_names", not draws or metadata.output_names == ("y", "next_state"), "y and next_state"
+    drawn = ("y", "logits", "next_state")
+    yield "output_names", not draws or metadata.output_names == drawn, ", ".join(drawn)
     if metadata.preprocessing is not None:
         channels = Preprocessing.from_json(metadata.preprocessing).channels
         of_x = f"{metadata.channels} channels, as x has"

@@ -10,6 +10,7 @@ from typing import NoReturn
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.tiles.archive import SUFFIX
 from mdlstm_tk.sizes import format_size
+from mdlstm_tk.text import shell_quoted
 
 RUNS = Path("runs")
 
@@ -53,7 +54,7 @@ def find_models(model: str | Path | None, *, tiled: bool = False) -> list[Path]:
     exports = sorted((model for run in _runs() for model in in_folder(run)), key=_modified)
     if exports and (latest := in_folder(exports[-1].parent)):
         return latest
-    models = in_folder(Path())
+    models = without_drawing(in_folder(Path()))
     if len(models) > 1:
         raise InputError(f"this folder holds {len(models)} {suffix} models; choose one with -m")
     return models or _fail(f"there is no {'tiled' if tiled else 'exported'} model here", tiled)
@@ -61,17 +62,28 @@ def find_models(model: str | Path | None, *, tiled: bool = False) -> list[Path]:
 
 def choose_model(models: Sequence[Path], grids: Sequence[tuple[int, ...]]) -> Path:
     """The model for inputs of these grids: one exported for their grid if all are equal; otherwise one for
-    any grid; otherwise the newest.
+    any grid; otherwise the newest. One that draws images is chosen only if there is no other.
 
     Args:
         models: what `find_models` returned.
         grids: the grids of the inputs.
     """
+    models = without_drawing(models)
     distinct = list(dict.fromkeys(map(format_size, grids)))
     for size in [*distinct, "any"] if len(distinct) == 1 else ["any", *distinct]:
         if fitting := [path for path in models if path.stem.endswith(f"-{size}")]:
             return fitting[-1]
     return models[-1]
+
+
+def without_drawing(models: Sequence[Path]) -> list[Path]:
+    """The models that take whole grids, by their names; all of them if there are none."""
+    return [path for path in models if path.stem.split("-")[-1] != "drawing"] or list(models)
+
+
+def run_of(model: Path) -> str:
+    """The run folder that a model lies in, for a command to paste; else the word RUN."""
+    return shell_quoted(model.parent) if (model.parent / "config.toml").is_file() else "RUN"
 
 
 def models_in(folder: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from mdlstm_tk.runtime.io.arrays import open_input, save_array
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array, read_npy
 from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.model_discovery import run_of
 from mdlstm_tk.runtime.preprocessing import SUFFIXES, Preprocessing, decode_image
 from mdlstm_tk.sizes import format_size
 
@@ -85,18 +86,40 @@ def read_given(path: Path, size: tuple[int, int], channels: int) -> Given:
     return Given(whole, mask)
 
 
-def drawn_size(metadata: Metadata) -> tuple[int, int]:
+def drawn_size(metadata: Metadata, label: str = "this model", run: str = "RUN") -> tuple[int, int]:
     """The size of the images that a model was trained to draw.
+
+    Args:
+        metadata: of the model.
+        label: what the error message calls the model.
+        run: what it calls the run folder.
 
     Raises:
         InputError: the model does not draw images.
     """
     if metadata.drawing is None:
-        raise InputError(
-            "this model does not draw images; make one that does with: mdlstm export --drawing"
-        )
+        if metadata.kind == "density":
+            raise InputError(
+                f"{label} does not draw images but gives their log-probabilities; make the file that draws "
+                f"with: mdlstm export {run} --drawing"
+            )
+        kind = f"of kind {metadata.kind}" if metadata.kind else "of no kind"
+        raise InputError(f"{label} does not draw images: it is {kind}, and only kind density draws")
     height, width = metadata.drawing["size"]
     return height, width
+
+
+def check_takes_grids(metadata: Metadata, model: Path) -> None:
+    """Check that a model takes whole grids, rather than drawing the rows of images.
+
+    Raises:
+        InputError: it draws; the message names the command that makes the other file.
+    """
+    if metadata.drawing is not None:
+        raise InputError(
+            f"{model} draws images, with: mdlstm sample; make the file that gives the log-probabilities of "
+            f"images with: mdlstm export {run_of(model)}"
+        )
 
 
 def draw_rows(
@@ -112,12 +135,12 @@ def draw_rows(
     metadata = session.metadata
     own_size = drawn_size(metadata)
     height, width = size or own_size
-    channels = metadata.channels
+    channels, levels = metadata.channels, metadata.drawing["levels"]
     shape = (n, height, width, channels)
     if min(shape) < 1:
         raise InputError(f"n and size (H, W) must be at least 1, got {n} and {(height, width)}")
-    state_size = metadata.drawing["state"]
-    needed = n * max(height * width * channels, (width + 1) * state_size) * FLOAT_BYTES
+    of_row = (width + 1) * max(metadata.drawing["state"], channels * levels)
+    needed = n * max(height * width * channels, of_row) * FLOAT_BYTES
     if needed > MAX_BYTES:  # the size and the state may be a stranger's
         raise InputError(
             f"{n} images of {format_size((height, width))} take {needed} bytes, more than {MAX_BYTES}; "
@@ -133,17 +156,40 @@ def draw_rows(
     if given is not None:
         if given.values.shape != fixed.shape:
             raise InputError(f"given must be (H, W, C) = {fixed.shape}, got shape {given.values.shape}")
-        fixed[given.mask] = given.values[given.mask]
+        nearest = np.rint(given.values * (levels - 1)) / np.float32(levels - 1)
+        fixed[given.mask] = nearest[given.mask]
     images = np.empty(shape, np.float32)
-    above = np.zeros((n, width + 3, channels), np.float32)  # in [−1, 1]
-    state = np.zeros((n, width + 1, state_size), np.float32)
-    temperatures = np.full((n, 1), temperature, np.float32)
-    for row in range(height):
-        known = np.broadcast_to(fixed[row], (n, width, channels))
-        outputs = session(uniform[:, row], above=above, given=known, temperature=temperatures, state=state)
-        images[:, row], state = outputs["y"], outputs["next_state"]
-        above[:, 1:-2] = 2 * images[:, row] - 1
+    for row, outputs in enumerate(run_rows(session, uniform, fixed, temperature)):
+        images[:, row] = outputs["y"]
     return images
+
+
+def run_rows(
+    session: Any, uniform: Array, given: Array | float = -1.0, temperature: float = 1.0
+) -> Iterator[dict[str, Array]]:
+    """Run a graph that draws rows on one row after the other, each with the states of the row above.
+
+    Args:
+        session: of the model, which `mdlstm_tk.export.export_drawing` wrote.
+        uniform: (n, H, W, C) numbers in [0, 1).
+        given: values that are not drawn, −1 where they are; its shape broadcasts against that of `uniform`.
+        temperature: divides the logits before values are drawn.
+
+    Yields:
+        For each row `y` (n, W, C), the `logits` (n, W, C, K), and the states.
+    """
+    n, _, width, channels = uniform.shape
+    fixed = np.broadcast_to(np.float32(given), uniform.shape)
+    above = np.zeros((n, width + 3, channels), np.float32)  # in [−1, 1]
+    state = np.zeros((n, width + 1, session.metadata.drawing["state"]), np.float32)
+    temperatures = np.full((n, 1), temperature, np.float32)
+    for row in range(uniform.shape[1]):
+        outputs = session(
+            uniform[:, row], above=above, given=fixed[:, row], temperature=temperatures, state=state
+        )
+        yield outputs
+        above[:, 1:-2] = 2 * outputs["y"] - 1
+        state = outputs["next_state"]
 
 
 def check_output(path: Path) -> None:

@@ -8,17 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from helpers.browser import DESKTOP, PATIENCE, Tab, opened, served
+from helpers.command import mdlstm
+from helpers.drawing_models import (
+    ATOL,
+    KINDS,
+    SIZES,
+    drawing_network,
+    exact_logits,
+    picture,
+    row_logits,
+    write_drawing_model,
+)
 from playwright.sync_api import Browser, expect
 
 from mdlstm_tk.export.browser.build import write_page
-from mdlstm_tk.export.drawing import drawing_metadata, write_drawing
+from mdlstm_tk.export.drawing import drawing_model
 from mdlstm_tk.models import PixelNet
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.runtime.samples import Given
+from mdlstm_tk.runtime.samples import Given, uniform_numbers
+from mdlstm_tk.training import Run, load_checkpoint
 
 SIZE = (5, 7)
 # Numbers that Python can repeat; float32 holds them exactly.
@@ -28,11 +39,9 @@ RANDOM = "let drawn = 0; Math.random = () => ((drawn++ * 7919) % 4093 + 0.5) / 4
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    network = PixelNet(1, 3, hidden=6, layers=2)
-    proto = write_drawing(network)
-    onnx.helper.set_model_props(proto, drawing_metadata(network, SIZE).to_props())
+    model = drawing_model(PixelNet(1, 3, hidden=6, layers=2), SIZE)
     path = tmp_path_factory.mktemp("drawing") / "drawing.onnx"
-    path.write_bytes(proto.SerializeToString())
+    path.write_bytes(model.SerializeToString())
     return path
 
 
@@ -51,13 +60,16 @@ def numbers(tab: Tab) -> np.ndarray[Any, Any]:
     return np.loadtxt(io.StringIO(tab.text("pre")), delimiter=",", dtype=np.float32)
 
 
-def uniform(pictures: int) -> np.ndarray[Any, Any]:
-    drawn = np.arange(pictures * SIZE[0] * SIZE[1])
-    return ((drawn * 7919 % 4093 + 0.5) / 4096).astype(np.float32).reshape(pictures, *SIZE, 1)
+def uniform(pictures: int, size: tuple[int, int] = SIZE) -> np.ndarray[Any, Any]:
+    """The numbers of the page, as `RANDOM` gives them. The first picture is not shown."""
+    drawn = np.arange(pictures * size[0] * size[1])
+    return ((drawn * 7919 % 4093 + 0.5) / 4096).astype(np.float32).reshape(pictures, *size, 1)
 
 
 def test_equal_uniform_numbers_give_the_image_that_python_draws(tab: Tab, model: Path) -> None:
-    expected = Session(model, "cpu").sample(1, SIZE, uniform=uniform(1))
+    expected = Session(model, "cpu").sample(
+        1, SIZE, uniform=uniform(2)[1:]
+    )  # the first run is for compilation
     assert (numbers(tab) == expected[0, ..., 0]).all()
     pixels = tab.page.evaluate(
         "() => [...document.querySelector('canvas').getContext('2d').getImageData(0, 0, 7, 5).data]"
@@ -81,5 +93,84 @@ def test_the_upper_part_that_one_draws_is_completed(tab: Tab, model: Path) -> No
     tab.page.locator("#draw").click()
     expect(tab.page.locator("#message")).to_contain_text("Drawn in", timeout=PATIENCE * 1000)
     given = Given(upper, np.arange(SIZE[0])[:, None].repeat(SIZE[1], 1) < 2)
-    expected = Session(model, "cpu").sample(1, SIZE, uniform=uniform(2)[1:], given=given)
+    expected = Session(model, "cpu").sample(1, SIZE, uniform=uniform(3)[2:], given=given)
     assert (numbers(tab) == expected[0, ..., 0]).all()
+
+
+def test_a_stroke_that_starts_on_ones_own_pixel_erases(tab: Tab) -> None:
+    tab.page.locator("#clear").click()
+    tab.page.locator("canvas").focus()
+    for key in ("ArrowDown", "ArrowRight", " ", "ArrowLeft", " ", "ArrowRight", " "):
+        tab.page.keyboard.press(key)
+    drawn = np.zeros(SIZE)
+    drawn[1, 0] = 1
+    assert (numbers(tab) == drawn).all()
+
+
+DRAW = """async ({size, uniform, given}) => {
+    const model = await (await import("./model.js")).loadModel();
+    [model.height, model.width] = size;
+    let next = 0;
+    Math.random = () => uniform[next++];
+    const { values } = await model.draw(Float32Array.from(given).fill(-1));
+    next = 0;
+    const { logits } = await model.draw(Float32Array.from(given));
+    return [[...values], [...logits]];
+}"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_browser_gives_the_logits_and_the_pictures_of_torch_and_onnx_runtime(
+    kind: str, browser: Browser, onnxruntime_web: dict[str, bytes], tmp_path: Path
+) -> None:
+    network = drawing_network(kind)
+    session = write_drawing_model(network, tmp_path / "drawing.onnx")
+    write_page(tmp_path / "drawing.onnx", tmp_path / "page", "drawing", onnxruntime_web)
+    with served(tmp_path / "page") as address, opened(browser, **DESKTOP) as tab:
+        tab.open(address)
+        expect(tab.page.locator("#message")).to_contain_text("Drawn in", timeout=PATIENCE * 1000)
+        for size in SIZES:
+            x, numbers = picture(network, size), uniform_numbers(0, 1, size, network.channels)
+            arguments = {"size": size, "uniform": numbers.ravel().tolist(), "given": x.ravel().tolist()}
+            values, logits = (np.float32(each) for each in tab.page.evaluate(DRAW, arguments))
+            expected = exact_logits(network, x)
+            np.testing.assert_allclose(logits.reshape(expected.shape), expected, rtol=0, atol=ATOL)
+            np.testing.assert_allclose(
+                logits.reshape(expected.shape), row_logits(session, x), rtol=0, atol=ATOL
+            )
+            drawn = session.sample(1, size, uniform=numbers)
+            assert (values.reshape(x.shape) == drawn).all()
+            assert (network.sample(1, size, uniform=torch.from_numpy(numbers)).numpy() == drawn).all()
+        assert tab.complaints == []
+
+
+def test_the_command_writes_a_page_that_draws(
+    density_run: Run, browser: Browser, tmp_path: Path, onnxruntime_web: dict[str, bytes]
+) -> None:
+    package = tmp_path / "onnxruntime-web/dist"
+    package.mkdir(parents=True)
+    for name, content in onnxruntime_web.items():
+        (package / name).write_bytes(content)
+    folder = tmp_path / "page"
+    options = ("--drawing", "--web", folder, "--web-runtime", package.parent)
+    result = mdlstm("export", density_run.folder, *options)
+    assert result.code == 0, result.err
+    assert str(folder) in result.err.splitlines()[-1]
+    again = mdlstm("export", density_run.folder, *options)
+    assert (again.code, len(again.err.splitlines())) == (2, 1)
+    with served(folder) as address, opened(browser, **DESKTOP) as tab:
+        tab.page.add_init_script(RANDOM)
+        tab.open(address)
+        expect(tab.page.locator("#message")).to_contain_text("Drawn in", timeout=PATIENCE * 1000)
+        assert tab.text("#title") == density_run.folder.name
+        assert "17 levels" in tab.text("#facts")
+        drawn = uniform(2, (8, 8))[1:]
+        expected = (
+            load_checkpoint(density_run.checkpoint)
+            .network()
+            .sample(1, (8, 8), uniform=torch.from_numpy(drawn))
+        )
+        np.testing.assert_allclose(
+            numbers(tab), expected[0, ..., 0], rtol=0, atol=1e-6
+        )  # printed with 6 digits
+        assert tab.complaints == []

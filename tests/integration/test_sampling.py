@@ -4,62 +4,43 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from helpers.crafted_runs import in_process
 from PIL import Image
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export import export_drawing, export_run
-from mdlstm_tk.export.drawing import drawing_metadata, write_drawing
-from mdlstm_tk.models import create
 from mdlstm_tk.report import render_report
 from mdlstm_tk.report.drawings import _kinds_of_images
-from mdlstm_tk.runtime import Session
-from mdlstm_tk.runtime.samples import Given, read_given, uniform_numbers, write_samples
-from mdlstm_tk.training import Run, default_config, load_checkpoint, sample_run, train
-from mdlstm_tk.training.evaluation import evaluate_run
+from mdlstm_tk.runtime.samples import read_given, uniform_numbers, write_samples
+from mdlstm_tk.training import Run, load_checkpoint, sample_run
 from mdlstm_tk.training.tasks import make_task
 
-TINY = {"steps": 6, "hidden": 4, "batch_size": 8, "evaluate_every": 3, "warmup": 0}
 
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run on grey digits. Tests must not change it."""
-    run = Run(tmp_path_factory.mktemp("density") / "run")
-    run.folder.mkdir()
-    config = default_config("digits-grey").updated(TINY, "test")
-    train(config, run)
-    evaluate_run(run, make_task(config))
-    return run
-
-
-def test_the_result_of_a_run_is_in_nats_and_in_bits_for_each_value(run: Run) -> None:
-    errors = json.loads(run.result.read_text())["errors"]
+def test_the_result_of_a_run_is_in_nats_and_in_bits_for_each_value(density_run: Run) -> None:
+    errors = json.loads(density_run.result.read_text())["errors"]
     assert errors["bits_per_dim"] == pytest.approx(errors["nats"] / np.log(2) / 64)
     assert 0 < errors["bits_per_dim"] < np.log2(17) + 0.5
 
 
 def test_the_command_draws_what_the_library_draws(
-    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    density_run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "drawn.npy"
-    arguments = ("sample", run.folder, "-n", 5, "--seed", 3, "-o", path, "--json")
+    arguments = ("sample", density_run.folder, "-n", 5, "--seed", 3, "-o", path, "--json")
     assert json.loads(in_process(capfd, *arguments).out)["images"] == 5
     drawn = np.load(path)
-    assert (drawn == sample_run(run, 5, seed=3)).all()
-    assert (drawn[:2] == sample_run(run, 2, seed=3)).all()  # an image does not depend on how many follow
-    assert (drawn != sample_run(run, 5, seed=4)).any()
+    assert (drawn == sample_run(density_run, 5, seed=3)).all()
+    assert (
+        drawn[:2] == sample_run(density_run, 2, seed=3)
+    ).all()  # an image does not depend on how many follow
+    assert (drawn != sample_run(density_run, 5, seed=4)).any()
     assert drawn.shape == (5, 8, 8, 1)
     assert set(np.unique(np.rint(drawn * 16))) <= set(range(17))
-    assert sample_run(run, 2, (3, 10)).shape == (2, 3, 10, 1)
+    assert sample_run(density_run, 2, (3, 10)).shape == (2, 3, 10, 1)
     again = in_process(capfd, *arguments)
     assert again.code == 2
     assert "drawn.npy exists" in again.err
@@ -67,7 +48,7 @@ def test_the_command_draws_what_the_library_draws(
 
 @pytest.mark.parametrize("suffix", [".png", ".npy"])
 def test_an_image_is_completed(
-    run: Run, suffix: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    density_run: Run, suffix: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     levels = np.random.default_rng(0).integers(0, 17, (3, 8))
     half = tmp_path / f"half{suffix}"
@@ -76,7 +57,7 @@ def test_an_image_is_completed(
     else:
         np.save(half, levels / np.float32(16))
     target = tmp_path / "whole.npy"
-    assert in_process(capfd, "sample", run.folder, "--given", half, "-n", 4, "-o", target).code == 0
+    assert in_process(capfd, "sample", density_run.folder, "--given", half, "-n", 4, "-o", target).code == 0
     whole = np.load(target)
     assert (np.rint(whole[:, :3, :, 0] * 16) == levels).all()
     assert len({image.tobytes() for image in whole[:, 3:]}) == 4
@@ -144,11 +125,15 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_wrong_options_are_one_line(
-    name: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    name: str,
+    density_run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     options, named = BAD[name]
     monkeypatch.chdir(tmp_path)
-    result = in_process(capfd, "sample", run.folder, *options)
+    result = in_process(capfd, "sample", density_run.folder, *options)
     assert result.code == 2
     assert named in result.err
     assert len(result.err.splitlines()) == 1
@@ -160,127 +145,44 @@ def test_a_run_of_another_kind_cannot_draw(trained: Run) -> None:
         sample_run(trained, 1)
 
 
-@pytest.fixture(scope="module")
-def model(run: Run) -> Path:
-    """The exported network of the run, for any size."""
-    path = run.folder.parent / "model.onnx"
-    export_run(run, path, form="scan")
-    return path
-
-
 def test_infer_prints_nats_and_bits_for_each_file(
-    run: Run, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    density_run: Run, density_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    images = sample_run(run, 2, (5, 7))
+    images = sample_run(density_run, 2, (5, 7))
     for name, image in zip(("a", "b"), images, strict=True):
         np.save(tmp_path / f"{name}.npy", image[..., 0])
     np.save(tmp_path / "both.npy", images)
-    network = load_checkpoint(run.checkpoint).network()
+    network = load_checkpoint(density_run.checkpoint).network()
     with torch.no_grad():
         nats = (-network.log_prob(torch.from_numpy(images))).tolist()
     bits = [value / np.log(2) / 35 for value in nats]
     files = [tmp_path / "a.npy", tmp_path / "b.npy"]
-    lines = in_process(capfd, "infer", *files, "-m", model).out.splitlines()
+    lines = in_process(capfd, "infer", *files, "-m", density_model).out.splitlines()
     for path, line, expected in zip(files, lines, zip(nats, bits, strict=True), strict=True):
         name, *numbers = line.split("\t")
         assert name == str(path)
         assert list(map(float, numbers)) == pytest.approx(expected, abs=2e-4)
     assert (
-        in_process(capfd, "infer", tmp_path / "both.npy", "-m", model, "-o", tmp_path / "t.csv").code == 0
+        in_process(
+            capfd, "infer", tmp_path / "both.npy", "-m", density_model, "-o", tmp_path / "t.csv"
+        ).code
+        == 0
     )
     header, *rows = (tmp_path / "t.csv").read_text().splitlines()
     assert header == "file,array,sample,nats,bits_per_dim"
     assert [float(row.split(",")[3]) for row in rows] == pytest.approx(nats, abs=2e-4)
-    summary = json.loads(in_process(capfd, "infer", files[0], "-m", model, "--json").out)
+    summary = json.loads(in_process(capfd, "infer", files[0], "-m", density_model, "--json").out)
     assert summary["files"][0]["answers"][0]["nats"] == pytest.approx(nats[0], abs=2e-4)
-    in_process(capfd, "infer", files[0], "-m", model, "--format", "npy", "-o", tmp_path / "map.npy")
+    in_process(capfd, "infer", files[0], "-m", density_model, "--format", "npy", "-o", tmp_path / "map.npy")
     assert -np.load(tmp_path / "map.npy").sum() == pytest.approx(nats[0], abs=2e-4)
 
 
-@pytest.fixture(scope="module")
-def drawing(run: Run) -> Path:
-    """The exported graph that draws images with the run."""
-    return export_drawing(run, run.folder.parent / "drawing.onnx")
-
-
-@pytest.mark.parametrize("size", [None, (1, 1), (3, 11), (9, 2)])
-def test_onnx_runtime_draws_what_torch_draws(run: Run, drawing: Path, size: tuple[int, int] | None) -> None:
-    session = Session(drawing, "cpu")
-    assert (session.sample(7, size, seed=5) == sample_run(run, 7, size, seed=5)).all()
-    height, width = size or (8, 8)
-    values = np.random.default_rng(0).integers(0, 17, (height, width, 1)) / np.float32(16)
-    given = Given(values, np.random.default_rng(1).random((height, width)) < 0.5)
-    options = {"seed": 2, "given": given, "temperature": 0.5}
-    drawn = session.sample(4, size, **options)
-    assert (drawn == sample_run(run, 4, size, **options)).all()
-    assert (drawn[:, given.mask] == values[given.mask]).all()
-
-
-@pytest.mark.parametrize(
-    ("channels", "outputs", "options"),
-    [(1, 1, {"layers": 2}), (3, 4, {}), (2, 1, {"cell": "leaky", "layer_norm": True, "layers": 3})],
-)
-def test_all_kinds_of_networks_are_exported_to_draw(
-    channels: int, outputs: int, options: dict[str, object], tmp_path: Path
-) -> None:
-    torch.manual_seed(0)
-    network = create("pixel", channels, outputs, kind="density", hidden=4, **options)
-    model = write_drawing(network)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.helper.set_model_props(model, drawing_metadata(network, (4, 5)).to_props())
-    uniform = uniform_numbers(0, 5, (4, 5), channels)
-    drawn = Session(model.SerializeToString(), "cpu").sample(5, uniform=uniform)
-    assert (drawn == network.sample(5, (4, 5), uniform=torch.from_numpy(uniform)).numpy()).all()
-
-
-def test_the_command_draws_with_a_model_and_without_torch(
-    run: Run, drawing: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    target = tmp_path / "drawn.npy"
-    code = (
-        "import sys\nfrom mdlstm_tk.cli.main import main\ntry: main(sys.argv[1:])\n"
-        "finally: assert not {'torch', 'onnx', 'numba'} & set(sys.modules)"
-    )
-    arguments = [sys.executable, "-c", code, "sample", drawing, "-n", "3", "-o", target]
-    subprocess.run([str(each) for each in arguments], check=True, capture_output=True)
-    assert (np.load(target) == sample_run(run, 3)).all()
-    again = in_process(capfd, "export", run.folder, "--drawing", "-o", drawing)
-    assert again.code == 2
-    assert "exists" in again.err
-
-
-def test_other_models_and_networks_do_not_draw(trained: Run, model: Path) -> None:
-    for path in (trained.folder / "model-8x8.onnx", model):
-        with pytest.raises(InputError, match="does not draw"):
-            Session(path, "cpu").sample(1)
-    with pytest.raises(InputError, match=r"MDNet.*pixel"):
-        export_drawing(trained)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ({"n": 0}, "at least 1"),
-        ({"temperature": 0.0}, "temperature"),
-        ({"n": 10**6, "size": (2**14, 2**14)}, "1000000 images of 16384x16384"),
-        ({"n": 10**6, "size": (1, 2**14)}, "1000000 images of 1x16384"),
-        ({"uniform": np.zeros((2, 8, 8), np.float32)}, r"\(2, 8, 8\)"),
-        ({"given": Given(np.zeros((4, 8, 1), np.float32), np.ones((4, 8), bool))}, r"\(4, 8, 1\)"),
-    ],
-)
-def test_wrong_arguments_of_a_model_that_draws_are_refused(
-    drawing: Path, arguments: dict[str, object], expected: str
-) -> None:
-    with pytest.raises(InputError, match=expected):
-        Session(drawing, "cpu").sample(**({"n": 2} | arguments))  # type: ignore[arg-type]
-
-
-def test_the_page_shows_drawn_images_neighbours_and_what_is_likely(run: Run) -> None:
-    page = render_report(run)
+def test_the_page_shows_drawn_images_neighbours_and_what_is_likely(density_run: Run) -> None:
+    page = render_report(density_run)
     assert page.count('<section id="drawn">') == 1
     rows = dict(re.findall(r'<tr><th scope="row">([^<]+)</th><td>(-[\d.]+)</td></tr>', page))
     assert list(rows) == ["test data", "turned by 90°", "pixels shuffled", "random fields"]
-    checkpoint = load_checkpoint(run.checkpoint)
+    checkpoint = load_checkpoint(density_run.checkpoint)
     x = torch.from_numpy(make_task(checkpoint.config).batch(0, 0, 256, "test").x)
     with torch.no_grad():
         network = checkpoint.network()

@@ -136,9 +136,15 @@ WRONG: dict[str, tuple[Any, ...]] = {
         ),
     ),
     "drawing": (
-        *(3, [], {}, {"size": [8, 8]}, {"size": [8], "state": 8}, {"size": [8, 0], "state": 8}),
-        *({"size": [8, 8], "state": 0}, {"size": [8, 2**20], "state": 8}, {"size": [8, 8], "state": True}),
-        {"size": [8, 8], "state": 8},  # of a model that draws no rows
+        *(3, [], {}, {"size": [8, 8], "state": 8}),
+        *(
+            {"size": [8, 8], "levels": 2, "state": 8, **wrong}
+            for wrong in (
+                *({"size": [8]}, {"size": [8, 0]}, {"size": [8, 2**20]}, {"state": 0}, {"state": True}),
+                *({"levels": 1}, {"levels": 2.0}, {"more": 1}),
+                {},  # of a model that draws no rows
+            )
+        ),
     ),
     "checkpoint_sha256": ("", "0" * 63, "g" * 64, 3, ["0"] * 64, "0" * 65),
     "part": tuple(value for value in NOT_TEXT if value is not None),
@@ -194,10 +200,10 @@ DRAWING = Metadata(
     outputs=1,
     inputs=("x", "above", "given", "temperature", "state"),
     window=(1,),
-    output_names=("y", "next_state"),
-    further_windows=(None,),
+    output_names=("y", "logits", "next_state"),
+    further_windows=(None, None),
     kind="density",
-    drawing={"size": [8, 8], "state": 16},
+    drawing={"size": [8, 8], "levels": 2, "state": 16},
 )
 TOGETHER = {
     "classes": (RECOGNISER, {"classes": ["a", "b", "c", "d"]}),
@@ -206,7 +212,7 @@ TOGETHER = {
     "further_windows": (SEVERAL, {"further_windows": [[1, 2, 3]]}),
     "grid": (BASE, {"layout": "N T C"}),
     "inputs": (DRAWING, {"inputs": ["x"]}),
-    "output_names": (DRAWING, {"output_names": ["y", "z"]}),
+    "output_names": (DRAWING, {"output_names": ["y", "logits", "z"]}),
     "drawing": (DRAWING, {"kind": "grid"}),
     "outputs": (DRAWING, {"outputs": 2}),
 }

@@ -1,0 +1,286 @@
+"""The graph that draws one row of an image, given the states of the row above.
+
+Each loop over the columns is a Scan. The first one goes from the left: at a column it steps all layers, and
+the heads draw the values. Then each layer is swept from the right, which only the next row needs. So the
+graph draws images of any size, and each layer computes each position once. `Session.sample` runs it row by
+row.
+
+Inputs     x            (N, W, C) uniform numbers in [0, 1)
+           above        (N, W + 3, C) the row above in [−1, 1], padded with zeros as `neighbours` does it
+           given        (N, W, C) values that are not drawn, −1 where they are
+           temperature  (N, 1)
+           state        (N, W + 1, S) of the row above: for each layer h and c from the left and from the
+                        right; S = 4·n·layers
+Outputs    y            (N, W, C) the values in [0, 1]
+           logits       (N, W, C, K) of all levels of each value, given the values before it
+           next_state   as `state`, for the row below
+
+Inside, columns come first: (W, N, …). There are W + 1 of them, as `neighbours` adds one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+from torch import nn
+
+from mdlstm_tk.cells import get_cell
+from mdlstm_tk.export.capture import IR_VERSION, OPSET
+from mdlstm_tk.export.lowering.graph import Graph, Value
+from mdlstm_tk.export.lowering.step import Step, Sweep
+from mdlstm_tk.layer import MDLSTM
+from mdlstm_tk.models.pixel import DOWNWARD, PixelNet
+
+FLOAT = np.dtype(np.float32)
+INPUTS = ("x", "above", "given", "temperature", "state")
+OUTPUTS = ("y", "logits", "next_state")
+STATES = 4  # of a layer: h and c from the left, h and c from the right
+NEIGHBOURS_ABOVE = 3
+END = 2**31 - 1  # of a slice: the last one
+
+
+def state_size(network: PixelNet) -> int:
+    """S, the number of features of a position's state."""
+    return sum(STATES * layer.hidden_size for layer in network.body.layers)
+
+
+def row_graph(network: PixelNet) -> onnx.ModelProto:
+    """The graph of a network, without metadata."""
+    channels, states = network.channels, ["positions", state_size(network)]
+    shapes: dict[str, list[Any]] = {
+        "x": ["width", channels],
+        "above": ["padded", channels],
+        "given": ["width", channels],
+        "temperature": [1],
+        "state": states,
+        "y": ["width", channels],
+        "logits": ["width", channels, network.levels],
+        "next_state": states,
+    }
+    inputs, outputs = (
+        [
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", *shapes[name]])
+            for name in names
+        ]
+        for names in (INPUTS, OUTPUTS)
+    )
+    graph = Graph("draw")
+    for name, value in zip(OUTPUTS, _write_row(graph, network), strict=True):
+        graph.nodes.append(helper.make_node("Identity", [value.name], [name]))
+    return helper.make_model(
+        helper.make_graph(graph.nodes, "mdlstm", inputs, outputs, initializer=graph.initializers),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="mdlstm-tk",
+    )
+
+
+def _write_row(graph: Graph, network: PixelNet) -> list[Value]:
+    """Add the nodes of a row, and return its outputs."""
+    layers = list(network.body.layers)
+    by_column = {
+        name: graph("Transpose", Value(graph, name), perm=[1, 0, 2])
+        for name in ("x", "above", "given", "state")
+    }
+    units = [layer.hidden_size for layer in layers]
+    parts = graph.split(by_column["state"], [n for n in units for _ in range(STATES)], axis=2)
+    states = [parts[STATES * k : STATES * (k + 1)] for k in range(len(layers))]
+    with graph.scope("left"):
+        values, logits, inputs, from_left = _from_left(graph, network, by_column, states)
+    next_state: list[Value] = []
+    for k, layer in enumerate(layers):
+        with graph.scope(f"right_{k}"):
+            next_state += [*from_left[k], *_from_right(graph, layer, inputs[k], *states[k][2:])]
+    without_last = (graph.integers(0), graph.integers(-1), graph.integers(0))
+    y, logits, joined = (
+        graph("Transpose", value, perm=[1, 0, 2])
+        for value in (
+            graph("Slice", values, *without_last),
+            graph("Slice", logits, *without_last),
+            graph.concat(next_state, axis=2),
+        )
+    )
+    return [y, graph.reshape(logits, 0, 0, network.channels, network.levels), joined]
+
+
+def _from_left(
+    graph: Graph, network: PixelNet, row: dict[str, Value], states: Sequence[Sequence[Value]]
+) -> tuple[Value, Value, list[Value], list[list[Value]]]:
+    """Draw a row.
+
+    Args:
+        graph: the graph to add nodes to.
+        network: the network.
+        row: x, above and given, by column.
+        states: for each layer the states of the row above, (W + 1, N, n) each.
+
+    Returns:
+        The values (W + 1, N, C), the logits (W + 1, N, C·K), the input of each layer, and h and c of each.
+    """
+    channels, layers = network.channels, list(network.body.layers)
+    further = graph.integers(0, 0, 0, 1, 0, 0)  # the column that `neighbours` adds
+    loop = _Loop(graph, row["x"])
+    # A body sees no inputs of the graph around it, so the temperature goes from column to column, too.
+    temperature = loop.carried("temperature", 1, Value(graph, "temperature"))
+    left = loop.carried("left", channels)
+    before = [
+        [loop.carried(f"{name}_{k}", layer.hidden_size) for name in "hc"] for k, layer in enumerate(layers)
+    ]
+
+    uniform = loop.column("uniform", channels, graph("Pad", row["x"], further))
+    given = loop.column("given", channels, graph("Pad", row["given"], further))
+    neighbours = [left]
+    for k in range(NEIGHBOURS_ABOVE):
+        end = k + 1 - NEIGHBOURS_ABOVE or END
+        part = graph("Slice", row["above"], *map(graph.integers, (k, end, 0)))
+        neighbours.append(loop.column(f"above_{k}", channels, part))
+    features = loop.body.concat(neighbours, axis=-1)
+    inputs: list[Value] = []
+    after: list[Value] = []
+    for k, layer in enumerate(layers):
+        inputs.append(features)
+        h_up, c_up, right = (
+            loop.column(f"{name}_{k}", layer.hidden_size, state)
+            for name, state in zip(("h_up", "c_up", "right"), states[k], strict=False)
+        )
+        h, c = _step(loop.body, layer, 0, [h_up, before[k][0]], [c_up, before[k][1]], features)
+        both = loop.body.concat([h, right], axis=-1)
+        features = features + both if k else both
+        after += [h, c]
+    values, logits = _draw(loop.body, network, features, uniform, given, temperature)
+
+    widths = [layer.hidden_size for layer in layers for _ in "hc"]
+    kept = [(values, channels), (logits, channels * network.levels)]
+    kept += [(value, layer.input_size) for value, layer in zip(inputs, layers, strict=True)]
+    kept += list(zip(after, widths, strict=True))
+    values, logits, *rest = loop.run([loop.body("Identity", temperature), values * 2 - 1, *after], kept)
+    inputs, after = rest[: len(layers)], rest[len(layers) :]
+    return values, logits, inputs, [after[2 * k : 2 * k + 2] for k in range(len(layers))]
+
+
+def _from_right(graph: Graph, layer: MDLSTM, x: Value, h_above: Value, c_above: Value) -> list[Value]:
+    """h and c (W + 1, N, n) of a layer's sweep from the right, from its input and the states above it."""
+    n = layer.hidden_size
+    loop = _Loop(graph, x)
+    h, c = (loop.carried(name, n) for name in "hc")
+    h_up = loop.column("h_up", n, _reversed(graph, h_above))
+    c_up = loop.column("c_up", n, _reversed(graph, c_above))
+    features = loop.column("x", layer.input_size, _reversed(graph, x))
+    after = _step(loop.body, layer, 1, [h_up, h], [c_up, c], features)
+    return [_reversed(graph, value) for value in loop.run(after, [(value, n) for value in after])]
+
+
+def _draw(
+    body: Graph, network: PixelNet, features: Value, uniform: Value, given: Value, temperature: Value
+) -> tuple[Value, Value]:
+    """Draw the values (N, C) of a position as `DensityNet.sample` does; also their logits (N, C·K)."""
+    values: list[Value] = []
+    all_logits: list[Value] = []
+    for c, head in enumerate(network.heads):
+        assert isinstance(head, nn.Sequential)
+        first, _, last = head
+        operand = body.concat([features, *(value * 2 - 1 for value in values)], axis=-1)
+        logits = _linear(body, body("Relu", _linear(body, operand, first)), last)
+        if last.out_features == 1:  # the logit of black is 0
+            logits = body.concat([logits * 0, logits], axis=-1)
+        all_logits.append(logits)
+        p = body("Softmax", body("Div", logits, temperature), axis=-1)
+        below = _features(body, body("CumSum", p, body.scalar(1)), 0, network.levels - 1)
+        number, known = _features(body, uniform, c, c + 1), _features(body, given, c, c + 1)
+        exceeded = body.cast(body("GreaterOrEqual", number, below), FLOAT)
+        level = body("ReduceSum", exceeded, body.integers(1), keepdims=1)
+        value = body("Div", level, body.constant(np.float32(network.levels - 1)))
+        is_given = body("GreaterOrEqual", known, body.constant(np.float32(0)))
+        values.append(body("Where", is_given, known, value))
+    return body.concat(values, axis=-1), body.concat(all_logits, axis=-1)
+
+
+class _Loop:
+    """A Scan over the columns under construction: its body, and the values outside that enter it.
+
+    What is carried is declared before what each column gets.
+
+    Args:
+        graph: the graph around the Scan.
+        like: a tensor (…, N, …) with the batch.
+    """
+
+    def __init__(self, graph: Graph, like: Value) -> None:
+        self.graph, self.body = graph, graph.body()
+        self._batch = graph("Shape", like, start=1, end=2)
+        self._initial: list[Value] = []
+        self._widths: list[int] = []
+        self._scanned: list[Value] = []
+
+    def carried(self, name: str, features: int, initial: Value | None = None) -> Value:
+        """(N, features) that goes from column to column; zeros at the first one if `initial` is None."""
+        if initial is None:
+            shape = self.graph.concat([self._batch, self.graph.integers(features)], axis=0)
+            initial = self.graph("ConstantOfShape", shape, value=ZERO)
+        self._initial.append(initial)
+        self._widths.append(features)
+        return self.body.input(name, FLOAT, None, features)
+
+    def column(self, name: str, features: int, values: Value) -> Value:
+        """(N, features), the part of `values` (W, N, features) that belongs to a column."""
+        self._scanned.append(values)
+        return self.body.input(name, FLOAT, None, features)
+
+    def run(self, after: Sequence[Value], kept: Sequence[tuple[Value, int]]) -> list[Value]:
+        """Close the body, and return what is kept of all columns, (W, N, features) each.
+
+        Args:
+            after: what is carried to the next column, in the order of its declaration.
+            kept: what is kept of a column, and its features.
+        """
+        named = list(zip(after, self._widths, strict=True))
+        # A body gives each of its outputs a name of its own.
+        named += [(self.body("Identity", value), features) for value, features in kept]
+        outputs = [(value, FLOAT, (None, features)) for value, features in named]
+        results = self.graph.add_node(
+            "Scan",
+            len(outputs),
+            *self._initial,
+            *self._scanned,
+            body=self.body.proto("column", outputs),
+            num_scan_inputs=len(self._scanned),
+        )
+        return results[len(after) :]
+
+
+def _step(
+    body: Graph, layer: MDLSTM, direction: int, h: list[Value], c: list[Value], x: Value
+) -> tuple[Value, Value]:
+    """h and c of a layer at a position in one of its directions, from those before it and from x."""
+    parameters: list[Any] = [
+        None if p is None else p[direction : direction + 1].detach().float().numpy()
+        for p in layer._layer_parameters(0)
+    ]
+    no_x: Any = None  # positions come one by one
+    # Products are separate, so that x needs no feature of ones.
+    arguments = [no_x, *parameters, None, (-1, -1), [DOWNWARD[direction]], get_cell(layer.cell), True]
+    step = Step(body, Sweep(*arguments))
+    return step(h if step.cell.recurrent else [], c, x)
+
+
+def _reversed(graph: Graph, value: Value) -> Value:
+    """The columns from right to left."""
+    return graph("Slice", value, *map(graph.integers, (-1, -END - 1, 0, -1)))
+
+
+def _features(body: Graph, value: Value, start: int, end: int) -> Value:
+    """Features start … end − 1 of (N, …)."""
+    return body("Slice", value, *map(body.integers, (start, end, 1)))
+
+
+def _linear(body: Graph, x: Value, linear: nn.Module) -> Value:
+    assert isinstance(linear, nn.Linear)
+    weight, bias = (p.detach().float().numpy() for p in (linear.weight.T, linear.bias))
+    return body("Gemm", x, body.constant(weight), body.constant(bias))
+
+
+ZERO = onnx.numpy_helper.from_array(np.zeros(1, np.float32))

@@ -1,0 +1,234 @@
+"""Exported models that draw: the same logits and images as torch, their verification, the command line."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from helpers.crafted_runs import in_process
+from helpers.drawing_models import (
+    ATOL,
+    KINDS,
+    SIZES,
+    drawing_network,
+    exact_logits,
+    picture,
+    row_logits,
+    write_drawing_model,
+)
+from PIL import Image
+
+from mdlstm_tk.errors import InputError, ParityError
+from mdlstm_tk.export import drawing, export_drawing
+from mdlstm_tk.export.drawing import drawing_model
+from mdlstm_tk.models import PixelNet, create
+from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime.samples import Given, contact_sheet, read_given, uniform_numbers
+from mdlstm_tk.training import Run, sample_run
+
+
+@pytest.fixture(scope="module")
+def drawing_file(density_run: Run) -> Path:
+    """The exported graph that draws images with the run."""
+    return export_drawing(density_run, density_run.folder.parent / "drawing.onnx")
+
+
+@pytest.mark.parametrize("size", [None, (1, 1), (3, 11), (9, 2)])
+def test_onnx_runtime_draws_what_torch_draws(
+    density_run: Run, drawing_file: Path, size: tuple[int, int] | None
+) -> None:
+    session = Session(drawing_file, "cpu")
+    assert (session.sample(7, size, seed=5) == sample_run(density_run, 7, size, seed=5)).all()
+    height, width = size or (8, 8)
+    values = np.random.default_rng(0).integers(0, 17, (height, width, 1)) / np.float32(16)
+    given = Given(values, np.random.default_rng(1).random((height, width)) < 0.5)
+    options = {"seed": 2, "given": given, "temperature": 0.5}
+    drawn = session.sample(4, size, **options)
+    assert (drawn == sample_run(density_run, 4, size, **options)).all()
+    assert (drawn[:, given.mask] == values[given.mask]).all()
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "options"),
+    [(1, 1, {"layers": 2}), (3, 4, {}), (2, 1, {"cell": "leaky", "layer_norm": True, "layers": 3})],
+)
+def test_all_kinds_of_networks_are_exported_to_draw(
+    channels: int, outputs: int, options: dict[str, object], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = create("pixel", channels, outputs, kind="density", hidden=4, **options)
+    model = drawing_model(network, (4, 5))
+    uniform = uniform_numbers(0, 5, (4, 5), channels)
+    drawn = Session(model.SerializeToString(), "cpu").sample(5, uniform=uniform)
+    assert (drawn == network.sample(5, (4, 5), uniform=torch.from_numpy(uniform)).numpy()).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_and_onnx_runtime_give_the_same_logits(kind: str, tmp_path: Path) -> None:
+    network = drawing_network(kind)
+    session = write_drawing_model(network, tmp_path / "drawing.onnx")
+    for size in SIZES:
+        x = picture(network, size)
+        expected = exact_logits(network, x)
+        assert np.ptp(expected[..., -1]) > 0.1 or size == (1, 1)
+        with torch.no_grad():
+            np.testing.assert_allclose(network.logits(torch.from_numpy(x)), expected, rtol=0, atol=ATOL)
+        np.testing.assert_allclose(row_logits(session, x), expected, rtol=0, atol=ATOL)
+
+
+def test_an_export_that_computes_other_logits_is_not_written(
+    density_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = drawing.row_graph
+
+    def wrong(network: PixelNet) -> onnx.ModelProto:
+        changed = copy.deepcopy(network)
+        with torch.no_grad():
+            changed.heads[0][-1].bias[3] += 1e-3
+        return right(changed)
+
+    monkeypatch.setattr(drawing, "row_graph", wrong)
+    with pytest.raises(ParityError, match=r"1\.0e-03"):
+        export_drawing(density_run, tmp_path / "wrong.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_given_values_count_as_their_nearest_level(density_run: Run, drawing_file: Path) -> None:
+    mask = np.arange(8)[:, None].repeat(8, axis=1) < 3
+    given = Given(np.full((8, 8, 1), 0.99, np.float32), mask)
+    with Session(drawing_file, "cpu") as session:
+        drawn = session.sample(2, given=given)
+    assert (drawn[:, mask] == 1).all()
+    assert (drawn == sample_run(density_run, 2, given=given)).all()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".gif", ".png"])
+def test_the_command_completes_an_image_with_a_model(
+    drawing_file: Path, suffix: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    levels = np.random.default_rng(0).integers(0, 17, (3, 8))
+    Image.fromarray(np.rint(levels / 16 * 255).astype(np.uint8)).save(tmp_path / "half.png")
+    target = tmp_path / f"whole{suffix}"
+    arguments = ("sample", drawing_file, "--given", tmp_path / "half.png", "-n", 4, "-o", target)
+    assert in_process(capfd, *arguments).code == 0
+    given = read_given(tmp_path / "half.png", (8, 8), 1)
+    with Session(drawing_file, "cpu") as session:
+        expected = session.sample(4, given=given)
+    assert (np.rint(expected[:, :3, :, 0] * 16) == levels).all()
+    if suffix == ".npy":
+        assert (np.load(target) == expected).all()
+        return
+    with Image.open(target) as written:
+        assert getattr(written, "n_frames", 1) == (1 + 5 * 8 if suffix == ".gif" else 1)
+        written.seek(getattr(written, "n_frames", 1) - 1)
+        error = np.asarray(written.convert("RGB")).astype(int) - contact_sheet(expected)
+    assert np.abs(error).max() <= (4 if suffix == ".gif" else 0)
+
+
+def bad_calls(run: Path, drawing: Path, whole: Path, other: Path) -> dict[str, tuple[list[object], str]]:
+    """Calls with the wrong file, and what each message names."""
+    return {
+        "two channels": (["sample", drawing, "--given", "two.npy"], "2)"),
+        "log-probabilities cannot draw": (["sample", whole], "mdlstm export RUN --drawing"),
+        "a run's own file": (["sample", run / "model-8x8.onnx"], f"mdlstm export {run} --drawing"),
+        "no density": (["sample", other], "of kind grid"),
+        "what draws has no log-probabilities": (["infer", "one.npy", "-m", drawing], "mdlstm export RUN"),
+        "a run that only draws": (
+            ["infer", "one.npy", "-m", run / "model-drawing.onnx"],
+            f"mdlstm export {run}",
+        ),
+        "verification": (["verify", drawing], "mdlstm export RUN"),
+        "a type of numbers": (["export", run, "--drawing", "--dtype", "float16"], "--dtype"),
+        "a tolerance": (["export", run, "--drawing", "--atol", "0.1"], "--atol"),
+    }
+
+
+def test_the_wrong_file_is_one_line_that_names_the_command_for_the_right_one(
+    density_run: Run,
+    drawing_file: Path,
+    density_model: Path,
+    trained: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(density_run.folder / "config.toml", folder)
+    shutil.copy(drawing_file, folder / "model-drawing.onnx")
+    shutil.copy(density_model, folder / "model-8x8.onnx")
+    np.save("one.npy", np.zeros((8, 8), np.float32))
+    np.save("two.npy", np.zeros((4, 8, 2), np.float32))
+    before = sorted(tmp_path.rglob("*"))
+    calls = bad_calls(folder, drawing_file, density_model, trained.folder / "model-8x8.onnx")
+    for name, (arguments, named) in calls.items():
+        result = in_process(capfd, *arguments)
+        assert result.code == 2, name
+        assert named in result.err, name
+        assert len(result.err.splitlines()) == 1, name
+    assert sorted(tmp_path.rglob("*")) == before
+    # Where both files lie, each command takes its own.
+    assert in_process(capfd, "infer", "one.npy", "-m", "run").code == 0
+    (folder / "model-8x8.onnx").unlink()
+    assert "mdlstm sample" in in_process(capfd, "info", folder / "model-drawing.onnx").err
+
+
+def test_the_export_for_log_probabilities_names_the_one_that_draws(
+    density_run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = in_process(
+        capfd, "export", density_run.folder, "--form", "scan", "-o", tmp_path / "whole.onnx"
+    )
+    assert f"mdlstm export {density_run.folder} --drawing" in result.err
+    result = in_process(capfd, "export", density_run.folder, "--drawing", "-o", tmp_path)
+    assert f"mdlstm sample {tmp_path / 'model-drawing.onnx'}" in result.err
+
+
+def test_the_command_draws_with_a_model_and_without_torch(
+    density_run: Run, drawing_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "drawn.npy"
+    code = (
+        "import sys\nfrom mdlstm_tk.cli.main import main\ntry: main(sys.argv[1:])\n"
+        "finally: assert not {'torch', 'onnx', 'numba'} & set(sys.modules)"
+    )
+    arguments = [sys.executable, "-c", code, "sample", drawing_file, "-n", "3", "-o", target]
+    subprocess.run([str(each) for each in arguments], check=True, capture_output=True)
+    assert (np.load(target) == sample_run(density_run, 3)).all()
+    again = in_process(capfd, "export", density_run.folder, "--drawing", "-o", drawing_file)
+    assert again.code == 2
+    assert "exists" in again.err
+
+
+def test_other_models_and_networks_do_not_draw(trained: Run, density_model: Path) -> None:
+    for path in (trained.folder / "model-8x8.onnx", density_model):
+        with pytest.raises(InputError, match="does not draw"):
+            Session(path, "cpu").sample(1)
+    with pytest.raises(InputError, match=r"MDNet.*pixel"):
+        export_drawing(trained)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"n": 0}, "at least 1"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"n": 10**6, "size": (2**14, 2**14)}, "1000000 images of 16384x16384"),
+        ({"n": 10**6, "size": (1, 2**14)}, "1000000 images of 1x16384"),
+        ({"uniform": np.zeros((2, 8, 8), np.float32)}, r"\(2, 8, 8\)"),
+        ({"given": Given(np.zeros((4, 8, 1), np.float32), np.ones((4, 8), bool))}, r"\(4, 8, 1\)"),
+    ],
+)
+def test_wrong_arguments_of_a_model_that_draws_are_refused(
+    drawing_file: Path, arguments: dict[str, object], expected: str
+) -> None:
+    with pytest.raises(InputError, match=expected):
+        Session(drawing_file, "cpu").sample(**({"n": 2} | arguments))  # type: ignore[arg-type]
