@@ -116,7 +116,8 @@ def valid_mask(grid: Sequence[int], sizes: Tensor) -> Tensor:
     Returns:
         (N, *grid) bool, on the device of `sizes`.
     """
-    of_axes = []
+    batch = sizes.shape[0]  # not len(sizes), which is a constant in an export
+    of_axes = [sizes.new_ones(batch, *[1] * len(grid), dtype=torch.bool)]  # all that D = 0 axes have
     for d, extent in enumerate(grid):
         below = torch.arange(extent, device=sizes.device) < sizes[:, d, None]  # (N, E_d)
         of_axes.append(below.view(-1, *(extent if axis == d else 1 for axis in range(len(grid)))))

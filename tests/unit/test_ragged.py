@@ -151,6 +151,7 @@ def test_transforms_mask_what_they_cannot_leave_out() -> None:
 def test_valid_mask_is_the_same_in_a_transform(name: str) -> None:
     """Outside of one, NumPy computes it."""
     grid, sizes = BATCHES[name]
+    assert valid_mask((), torch.empty(3, 0, dtype=torch.int64)).tolist() == [True] * 3  # a face of a line
     mask = valid_mask(grid, torch.tensor(sizes))
     assert torch.equal(torch.func.vmap(lambda s: valid_mask(grid, s[None])[0])(torch.tensor(sizes)), mask)
     for valid, extents in zip(mask, sizes, strict=True):
