@@ -7,19 +7,22 @@
 The tests are those in tests/gpu: the kernels against float64 in every dtype, and ONNX Runtime's CUDA
 provider against its CPU. Where NVIDIA's compute-sanitizer is installed, a small sweep runs in it. Then the
 layer takes turns with `torch.nn.LSTM`, which is cuDNN's there. Both have the same number of sequential
-steps and about the same number of positions. Times are given for one step, since steps are what a recurrent
-network on a GPU waits for. Nothing here uses the internet.
+steps and about the same number of positions, and neither rounds float32 to TF32. Times are given for one
+step, since steps are what a recurrent network on a GPU waits for. What fails, or finds no time left, is
+named on the page, and the rest goes on. Nothing here uses the internet.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -44,7 +47,9 @@ SHAPES = [
     Shape(16, (32, 32), 768, 768),
 ]
 DTYPES = ("float32", "bfloat16")
-TEST_SECONDS, SANITIZER_SECONDS, MEASURING_SECONDS = 210, 60, 180  # 7.5 minutes together
+TEST_SECONDS, SANITIZER_SECONDS, MEASURING_SECONDS = 200, 90, 180  # the most that each part may take
+TOTAL_SECONDS = 510  # no row begins after these; compiling kernels adds to the measuring
+TEST_PROCESSES = 8  # they spend most of their time compiling
 SWEEP = """
 import torch
 from mdlstm_tk import MDLSTM
@@ -120,33 +125,45 @@ def replayed(step: Step) -> Step:
     return graph.replay
 
 
-def run_tests() -> str:
-    """The last line of pytest on tests/gpu, or what went wrong."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"]
-    return _last_line(command, TEST_SECONDS)
+def run_tests() -> tuple[str, list[str]]:
+    """The last line of pytest on tests/gpu, or what went wrong; and a line for whatever did not pass."""
+    workers = str(min(TEST_PROCESSES, os.cpu_count() or 1))
+    options = ["-q", "-rfEs", "-n", workers, "-p", "no:cacheprovider"]
+    lines = run([sys.executable, "-m", "pytest", *options, "tests/gpu"], TEST_SECONDS)
+    return lines[-1], [line for line in lines if line.startswith(("FAILED", "ERROR", "SKIPPED"))]
 
 
 def run_sanitizer() -> str:
     """What compute-sanitizer says of a small sweep."""
-    program = shutil.which("compute-sanitizer")
+    program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     if program is None:
-        return "not run: compute-sanitizer is not installed"
+        return "not measured: compute-sanitizer is not installed"
     command = [program, "--error-exitcode", "1", sys.executable, "-c", SWEEP]
-    return _last_line(command, SANITIZER_SECONDS)
+    # Each tensor in memory of its own, so that what lies just outside belongs to nobody.
+    return run(command, SANITIZER_SECONDS, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})[-1]
 
 
-def _last_line(command: list[str], seconds: float) -> str:
+def run(command: list[str], seconds: float, environment: Mapping[str, str] | None = None) -> list[str]:
+    """The lines that a command prints; the last one begins with "failed" if it fails or takes longer."""
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | (environment or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False
-        )
+        lines = process.communicate(timeout=seconds)[0].strip().splitlines() or ["it printed nothing"]
+        if process.returncode:
+            lines.append(f"failed: {lines[-1]}")
     except subprocess.TimeoutExpired:
-        return f"failed: stopped after {seconds:.0f} s"
-    lines = (done.stdout + done.stderr).strip().splitlines() or ["it printed nothing"]
-    if done.returncode:
+        os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started
+        lines = [*process.communicate()[0].splitlines(), f"failed: stopped after {seconds:.0f} s"]
+    if lines[-1].startswith("failed"):
         print(*lines[-40:], sep="\n", file=sys.stderr)
-        return f"failed: {lines[-1]}"
-    return lines[-1]
+    return lines
 
 
 def page(report: dict[str, Any]) -> str:
@@ -158,10 +175,11 @@ def page(report: dict[str, Any]) -> str:
         f"{report['cuda']} and cuDNN {report['cudnn']}, by `make gpu`, in {report['seconds']:.0f} s.",
         "",
         f"- Tests: {report['tests']}",
+        *(f"  - {line}" for line in report["not_passed"]),
         f"- compute-sanitizer: {report['sanitizer']}",
         "",
         "Microseconds for one wavefront, or one step of `torch.nn.LSTM`. *graph* is the forward pass "
-        "replayed as a CUDA graph.",
+        "replayed as a CUDA graph. float32 is not rounded to TF32.",
         "",
         "| N, grid, C, n | dtype | pass | backend | steps | layer | graph | nn.LSTM | ÷ nn.LSTM "
         "| ÷ floor |",
@@ -174,7 +192,8 @@ def page(report: dict[str, Any]) -> str:
             f"| {row['backend']} | {row['wavefronts']} | {row['layer']:.1f} | {graph} | {row['lstm']:.1f} "
             f"| {row['to_lstm']:.2f} | {row['to_floor']:.2f} |"
         )
-    return "\n".join([*lines, ""])
+    missing = [f"- {case}: {reason}" for case, reason in report["missing"].items()]
+    return "\n".join([*lines, *(["", "Not measured:", "", *missing] if missing else []), ""])
 
 
 def main() -> None:
@@ -187,19 +206,22 @@ def main() -> None:
     options = parser.parse_args()
     on_gpu = options.device != "cpu"
     if on_gpu and not torch.cuda.is_available():
-        sys.exit("torch sees no NVIDIA GPU, so there is nothing to measure; `mdlstm doctor` may say why")
+        sys.exit("not measured: torch sees no NVIDIA GPU; `mdlstm doctor` may say why")
     start = time.perf_counter()
-    skipped = "not run: --no-tests"
-    tests: Callable[[], str] = (lambda: skipped) if options.no_tests else run_tests
-    sanitizer: Callable[[], str] = run_sanitizer if on_gpu and not options.no_tests else (lambda: skipped)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    tests, not_passed, sanitizer = "not run: --no-tests", [], "not run: --no-tests"
+    if not options.no_tests:
+        tests, not_passed = run_tests()
+        sanitizer = run_sanitizer() if on_gpu else "not measured: there is no GPU"
     report: dict[str, Any] = {
         "date": date.today().isoformat(),
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "tests": tests(),
-        "sanitizer": sanitizer(),
+        "tests": tests,
+        "not_passed": not_passed,
+        "sanitizer": sanitizer,
     }
     cases = [
         (shape, dtype, training)
@@ -207,18 +229,26 @@ def main() -> None:
         for dtype in DTYPES
         for training in (False, True)
     ]
-    rows = []
+    rows: list[Row] = []
+    missing: dict[str, str] = {}
     for number, (shape, dtype, training) in enumerate(cases, 1):
-        kind = "training" if training else "forward"
-        print(f"{number}/{len(cases)}  {shape}  {dtype}  {kind}", file=sys.stderr)
-        rows.append(measure(shape, dtype, training, options.device, options.seconds / len(cases)))
-    report |= {"rows": [asdict(row) for row in rows], "seconds": time.perf_counter() - start}
+        case = f"{shape}, {dtype}, {'training' if training else 'forward'}"
+        print(f"{number}/{len(cases)}  {case}", file=sys.stderr)
+        if time.perf_counter() - start > TOTAL_SECONDS:
+            missing[case] = "no time was left"
+            continue
+        try:
+            rows.append(measure(shape, dtype, training, options.device, options.seconds / len(cases)))
+        except RuntimeError as error:  # out of memory, or a kernel that failed
+            missing[case] = str(error).strip().partition("\n")[0]
+    rows_as_json = [asdict(row) for row in rows]
+    report |= {"rows": rows_as_json, "missing": missing, "seconds": time.perf_counter() - start}
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "gpu.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     (options.output / "gpu.md").write_text(page(report), encoding="utf-8")
     print(f"wrote {options.output}/gpu.json and gpu.md", file=sys.stderr)
-    if any(str(report[part]).startswith("failed") for part in ("tests", "sanitizer")):
-        sys.exit("a part failed; see above")
+    if missing or any(str(report[part]).startswith("failed") for part in ("tests", "sanitizer")):
+        sys.exit("a part failed; see above and gpu.md")
 
 
 if __name__ == "__main__":

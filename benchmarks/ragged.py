@@ -1,29 +1,51 @@
 """What a padded batch costs with `sizes`, beside the same batch without them.
 
     python benchmarks/ragged.py                    # takes half a minute on an otherwise idle machine
+    python benchmarks/ragged.py --training         # two tasks instead; takes a minute
 
 Heights are uniform from half to the full one, widths from a fifth to the full one, and drawn anew for every
 call, as in training; so a call includes the time of the tables that are made of them. Times are CPU times
 of the one thread, so other programs disturb them little. Each step runs twice in a round, and the second
 time counts: the first one finds memory as another step has left it.
+
+With `--training`, steps of `mdlstm train` take turns with the same steps computing the padding, too, which
+is the least that they took before version 0.5. One task is `digit-strings`; the other transcribes lines of
+text that Pillow draws, each as wide as its text.
 """
 
 from __future__ import annotations
 
+import argparse
+import re
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import count
+from pathlib import Path
 from statistics import mean, median
+from unittest import mock
 
+import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from mdlstm_tk import MDLSTM
+from mdlstm_tk import MDLSTM, layer
+from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.benchmark import ratios_of, torch_threads
 from mdlstm_tk.benchmark.timing import peak_bytes
+from mdlstm_tk.training import TrainConfig, default_config
+from mdlstm_tk.training.distributed import init
+from mdlstm_tk.training.networks import fit_config
+from mdlstm_tk.training.tasks import make_task
+from mdlstm_tk.training.trainer import Trainer
 
 BATCH, GRID, WINDOW, UNITS = 16, (48, 400), (4, 2), 32
 LABEL = "16, 48x400, 1, 32, windows 4x2, directions=all"
 COLUMNS = ("sizes", "valid positions", "pass", "ms", "÷ without sizes", "peak MiB")
+TRAINING_COLUMNS = ("task", "valid positions", "all: steps/s", "valid: steps/s", "ratio of times")
+LINES, LINE_HEIGHT, MARGIN = 256, 48, 8  # lines of text, and pixels
 
 
 def draw_sizes(generator: torch.Generator) -> Tensor:
@@ -47,18 +69,18 @@ def measure(training: bool, seconds: float) -> list[list[str]]:
     """Measure the three rows of one pass, on one thread."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    layer = MDLSTM(1, UNITS, directions="all", window=WINDOW)
+    module = MDLSTM(1, UNITS, directions="all", window=WINDOW)
     x, full = torch.randn(BATCH, *GRID, 1), torch.tensor([GRID] * BATCH)
-    grad = torch.randn_like(layer(x).detach())
+    grad = torch.randn_like(module(x).detach())
     shares: list[float] = []
 
     def run(sizes: Tensor | None) -> None:
         if training:
-            layer.zero_grad()
-            layer(x, sizes).backward(grad)
+            module.zero_grad()
+            module(x, sizes).backward(grad)
         else:
             with torch.no_grad():
-                layer(x, sizes)
+                module(x, sizes)
 
     def ragged() -> None:
         sizes = draw_sizes(generator)
@@ -99,7 +121,79 @@ def table(seconds: float = 8.0) -> list[list[str]]:
     return [row for training in (False, True) for row in measure(training, seconds)]
 
 
+def write_lines(folder: Path) -> None:
+    """Write images of lines of text, 2 to 8 words of this file's first paragraphs, and `labels.tsv`."""
+    rng, font = np.random.default_rng(0), ImageFont.load_default(24)
+    words = re.findall("[a-z]+", str(__doc__))
+    labels = []
+    for k in range(LINES):
+        text = " ".join(rng.choice(words, rng.integers(2, 9)))
+        image = Image.new("L", (round(font.getlength(text)) + 2 * MARGIN, LINE_HEIGHT), "white")
+        ImageDraw.Draw(image).text((MARGIN, MARGIN), text, fill="black", font=font)
+        image.save(folder / f"{k}.png")
+        labels.append(f"{k}.png\t{text}\n")
+    (folder / "labels.tsv").write_text("".join(labels), encoding="utf-8")
+
+
+@contextmanager
+def padding_computed() -> Iterator[None]:
+    """Sweeps compute all positions. Masking them would be further work, and is left out."""
+    sweep = layer.sweep
+
+    def dense(inputs: SweepInputs, backend: str, recompute: bool) -> Tensor:
+        return sweep(inputs._replace(sizes=None), backend, recompute)
+
+    with mock.patch.object(layer, "sweep", dense):
+        yield
+
+
+def measure_training(name: str, config: TrainConfig, seconds: float) -> list[str]:
+    """Measure one row of TRAINING_COLUMNS: the same batches in both ways, on one thread."""
+    task = make_task(config)
+    config = fit_config(config, task)
+    trainers = {way: Trainer(config, task, init("cpu")) for way in ("all", "valid")}
+    times: dict[str, list[float]] = {way: [] for way in trainers}
+    shares = []
+    with torch_threads(1):
+        end = time.perf_counter() + seconds
+        for step in count():
+            start = time.thread_time()
+            batch = task.batch(config.seed, step, config.batch_size)
+            reading = time.thread_time() - start
+            for way, trainer in trainers.items():
+                with padding_computed() if way == "all" else nullcontext():
+                    start = time.thread_time()
+                    trainer.train_step(batch, interrupted=False)
+                    times[way].append(reading + time.thread_time() - start)
+            positions = len(batch.x) * np.prod(batch.x.shape[1:-1])
+            shares.append(1.0 if batch.sizes is None else batch.sizes.prod(1).sum() / positions)
+            if step == 0:
+                times = {way: [] for way in trainers}  # the first steps compile
+            elif time.perf_counter() > end:
+                break
+    rates = [f"{1 / mean(series):.1f}" for series in times.values()]
+    return [name, f"{mean(shares):.0%}", *rates, f"{sum(times['valid']) / sum(times['all']):.2f}"]
+
+
+def training_table(seconds: float = 30.0) -> list[list[str]]:
+    """The rows of TRAINING_COLUMNS."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_lines(Path(folder))
+        lines = default_config("transcribe", data=folder)
+        strings = measure_training("digit-strings", default_config("digit-strings"), seconds)
+        return [strings, measure_training("lines of text", lines, seconds)]
+
+
 if __name__ == "__main__":
-    print(LABEL)
-    for row in (COLUMNS, *table()):
+    parser = argparse.ArgumentParser(description="Measure what a padded batch costs with sizes.")
+    parser.add_argument("--training", action="store_true", help="measure two tasks instead of the layer")
+    parser.add_argument("--seconds", type=float, help="seconds for each part")
+    options = parser.parse_args()
+    seconds = {} if options.seconds is None else {"seconds": options.seconds}
+    if options.training:
+        rows = [TRAINING_COLUMNS, *training_table(**seconds)]
+    else:
+        print(LABEL)
+        rows = [COLUMNS, *table(**seconds)]
+    for row in rows:
         print("  ".join(text.rjust(16) for text in row))

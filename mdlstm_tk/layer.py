@@ -16,7 +16,7 @@ from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.cells import check_cell, get_cell
 from mdlstm_tk.cells.cell import TANH_GATE
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.masking import Sizes, as_sizes, fills_grid, valid_mask
+from mdlstm_tk.masking import Sizes, sizes_of_sweep, valid_mask
 from mdlstm_tk.operator import sweep
 from mdlstm_tk.state_operator import sweep_states
 from mdlstm_tk.states import BoundaryState, FaceShape, State, initial_faces, to_boundary_state
@@ -253,10 +253,10 @@ class MDLSTM(nn.Module):
         if not self.channels_last:
             x = x.movedim(1, -1)
         if sizes is not None:
-            sizes = as_sizes(sizes, x, has_batch_axis)
-            sizes = None if fills_grid(sizes, x.shape[1:-1]) else sizes
+            sizes = sizes_of_sweep(sizes, x, has_batch_axis)
         if sizes is not None:
-            x = x.masked_fill(~valid_mask(x.shape[1:-1], sizes)[..., None], 0)
+            valid = valid_mask(x.shape[1:-1], sizes.to(x.device, non_blocking=True))
+            x = torch.where(valid[..., None], x, 0)
         if self._has_window:
             x = space_to_depth(x, self.window)
             if sizes is not None:

@@ -38,6 +38,7 @@ from mdlstm_tk.backends.tables import ragged_rows
 from mdlstm_tk.backends.torch import sweep as torch_sweep
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.import_hooks import when_imported
+from mdlstm_tk.masking import is_readable
 
 __all__ = ["SweepInputs", "sweep", "wavefront", "wavefront_backward"]
 
@@ -111,10 +112,9 @@ def wants_residuals(tensors: Sequence[Tensor | None]) -> bool:
 
 def kept_rows(inputs: SweepInputs, save: bool) -> int | None:
     """The operator's argument `rows`. A graph that is captured must not depend on the values of `sizes`."""
-    sizes = inputs.sizes
-    if not save or sizes is None or torch.compiler.is_compiling() or type(sizes) is not Tensor:
+    if not save or torch.compiler.is_compiling() or type(inputs.sizes) is not Tensor:
         return None
-    return None if sizes.is_meta else ragged_rows(inputs)
+    return ragged_rows(inputs)
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
@@ -138,9 +138,12 @@ def _wavefront(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def unpack(given: Sequence[Any]) -> SweepInputs:
-    """The inputs, which an operator gets as its first ten arguments."""
-    *tensors, directions, cell = given
-    return SweepInputs._make((*tensors, tuple(directions), cell))
+    """The inputs, which an operator gets as its first ten arguments. A captured graph may give it `sizes`
+    on a GPU; they are read here, once."""
+    *tensors, sizes, directions, cell = given
+    if sizes is not None and is_readable(sizes):
+        sizes = sizes.cpu()
+    return SweepInputs._make((*tensors, sizes, tuple(directions), cell))
 
 
 def split_options(arguments: Sequence[Any]) -> tuple[Sequence[Any], tuple[bool, bool, str, int | None]]:

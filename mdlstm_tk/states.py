@@ -129,7 +129,7 @@ def _join(name: str, faces: Any, dtype: torch.dtype, shape: FaceShape) -> Tensor
         extents = face_extents(grid, d)
         whole = face.to(dtype).reshape(batch, *extents, shape.dirs, shape.units)
         if shape.sizes is not None:  # outside a sample's extents, what the face holds is ignored
-            others = torch.cat([shape.sizes[:, :d], shape.sizes[:, d + 1 :]], dim=1)
+            others = torch.cat([shape.sizes[:, :d], shape.sizes[:, d + 1 :]], dim=1).to(face.device)
             whole = whole.masked_fill(~valid_mask(extents, others)[..., None, None], 0)
         parts.append(whole.reshape(batch, count, shape.dirs, shape.units))
     return torch.cat(parts, dim=1)

@@ -74,15 +74,14 @@ def line_table(grid: Sequence[int]) -> list[int]:
 def line_ends(inputs: SweepInputs) -> tuple[Tensor, Tensor]:
     """The flat positions where the state of each line enters and leaves, (N or 1, F, dirs) int64 each."""
     grid, device = inputs.grid, inputs.x.device
+    sizes = None if inputs.sizes is None else inputs.sizes.to(device)
     signs = torch.tensor(inputs.directions, device=device)  # (dirs, D)
     entering, leaving = [], []
     for d, (extent, count) in enumerate(zip(grid, line_counts(grid), strict=True)):
         stride = prod(grid[d + 1 :])
         line = torch.arange(count, device=device)
         near = (line // stride * (extent * stride) + line % stride)[None, :, None]
-        steps = (
-            torch.tensor([extent - 1], device=device) if inputs.sizes is None else inputs.sizes[:, d] - 1
-        )
+        steps = torch.tensor([extent - 1], device=device) if sizes is None else sizes[:, d] - 1
         far = near + stride * steps[:, None, None]
         upwards = signs[:, d] > 0
         entering.append(torch.where(upwards, near, far))

@@ -14,6 +14,8 @@ from mdlstm_tk.cells.step import CellParameters
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.wavefront import Direction
 
+_CPU = torch.device("cpu")
+
 
 class SweepInputs(NamedTuple):
     """The inputs of a sweep over a grid with D axes in one or more directions.
@@ -26,6 +28,7 @@ class SweepInputs(NamedTuple):
         peephole: (dirs, 2D + 1, n) or None, see `CellParameters`.
         norm_weight, norm_bias: (dirs, G + 1, n) or None.
         sizes: (N, D) int64 valid extents, or None if all positions are valid. Outside them h and c are 0.
+            They are on the CPU, where sweeps read them, or on the device of x, if they must not be read.
         signs: the directions, dirs · D signs.
         cell: the name of a cell.
     """
@@ -134,7 +137,7 @@ def check_inputs(inputs: SweepInputs) -> None:
         raise InputError("norm_weight and norm_bias must both be tensors or both be None")
     if inputs.sizes is not None:
         check_sizes(inputs.sizes, x.shape[0], ndim)
-        if inputs.sizes.device != device:
+        if inputs.sizes.device not in (device, _CPU):
             _refuse_device("sizes", inputs.sizes, device)
     signs = inputs.signs
     if len(signs) != dirs * ndim or signs.count(1) + signs.count(-1) != len(signs):
@@ -195,15 +198,18 @@ def check_tensor(
 
 
 def check_devices(inputs: SweepInputs, **residuals: Tensor) -> None:
-    """Check that all tensors are on the device of x.
+    """Check that all tensors are on the device of x; sizes may be on the CPU, too.
 
     Raises:
         InputError: one is not.
     """
-    named = [*zip(SweepInputs._fields, inputs[:8], strict=False), *residuals.items()]
+    device = inputs.x.device
+    named = [*zip(SweepInputs._fields, inputs.tensors, strict=False), *residuals.items()]
     for name, tensor in named:
-        if tensor is not None and tensor.device != inputs.x.device:
-            _refuse_device(name, tensor, inputs.x.device)
+        if tensor is not None and tensor.device != device:
+            _refuse_device(name, tensor, device)
+    if inputs.sizes is not None and inputs.sizes.device not in (device, _CPU):
+        _refuse_device("sizes", inputs.sizes, device)
 
 
 def _refuse(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> NoReturn:

@@ -41,7 +41,8 @@ def _sweep(
     inputs: SweepInputs, k: int, direction: Direction, first: Faces | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """h (N, *grid, n) of direction number k, and its final h and c (N, F, n)."""
-    cell, x, sizes = get_cell(inputs.cell), inputs.x, inputs.sizes
+    cell, x = get_cell(inputs.cell), inputs.x
+    sizes = None if inputs.sizes is None else inputs.sizes.to(x.device)
     batch, *grid, _ = x.shape
     ndim, units = inputs.ndim, inputs.units
     parameters = inputs.parameters.map(itemgetter(k))

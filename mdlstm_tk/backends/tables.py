@@ -127,7 +127,7 @@ def sweep_rows(inputs: SweepInputs) -> SweepRows:
     if ragged is not None:
         return SweepRows(_ragged_tables(ragged, grid, inputs.directions, inputs.x.device), 1, ragged=True)
     tables = sweep_tables(grid, inputs.directions, inputs.x.device)
-    mask = None if sizes is None or _is_readable(sizes) else valid_mask(grid, sizes)
+    mask = None if sizes is None or _is_readable(sizes) else valid_mask(grid, sizes.to(inputs.x.device))
     return SweepRows(tables, batch, valid_mask=mask)
 
 
@@ -150,10 +150,8 @@ def _ragged_extents(inputs: SweepInputs) -> Extents | None:
 
 
 def _is_readable(sizes: Tensor) -> bool:
-    """Whether the values can be read: not inside a transform, nor while a CUDA graph is captured."""
-    if torch._C._are_functorch_transforms_active():
-        return False
-    return not (sizes.is_cuda and torch.cuda.is_current_stream_capturing())
+    """Whether the values can be read without a wait, and not inside a transform."""
+    return sizes.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
 
 
 def sweep_tables(
@@ -184,10 +182,12 @@ def _to_device(
     starts: npt.NDArray[Any], arrays: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike, device: torch.device
 ) -> tuple[list[int], Tensor, Tensor, Tensor, Tensor]:
     """The wavefronts' numbers of visits and starts, and `order`, `predecessors` and `successors`."""
-    order, predecessors, successors = (
-        torch.from_numpy(array.astype(dtype, copy=False)).to(device) for array in arrays
+    padded_starts = np.concatenate([starts[:1], starts, starts[-1:]])
+    # A copy to a GPU waits for nothing: what it reads is staged before it returns.
+    padded, order, predecessors, successors = (
+        torch.from_numpy(array).to(device, non_blocking=True)
+        for array in (padded_starts, *(array.astype(dtype, copy=False) for array in arrays))
     )
-    padded = torch.from_numpy(np.concatenate([starts[:1], starts, starts[-1:]])).to(device)
     return np.diff(starts).tolist(), padded, order, predecessors, successors
 
 

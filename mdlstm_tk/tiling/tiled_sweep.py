@@ -70,7 +70,7 @@ class TiledSweep:
         inputs = inputs._replace(sizes=sizes.clamp(min=1))
         h, last = sweep_states(inputs, first, self.backend, self.recompute)
         # A sample that ends before the tile has nothing in it: its states pass through.
-        absent = (sizes < 1).any(dim=1)
+        absent = (sizes < 1).any(dim=1).to(h.device)
         passed = (
             torch.where(absent.view(-1, 1, 1, 1), before, after)
             for before, after in zip(first, last, strict=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel
 
 from mdlstm_tk.data import Batch, Task
@@ -41,6 +41,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, task: Task, context: DistributedContext) -> None:
         self.config, self.task, self.context = config, task, context
         self.network = build_network(config, task.spec).to(context.device)
+        self._parameters = list(self.network.parameters())
         self.average: AveragedModel | None = None
         if config.average:
             self.average = AveragedModel(
@@ -84,16 +85,18 @@ class Trainer:
         lr = learning_rate(config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.network.train()
+        if not self.network.training:  # as a validation leaves it
+            self.network.train()
         prediction = predict(self.parallel, batch, self.context.device, config.precision)
         loss = loss_of(prediction, batch, self.task.spec)
-        self.optimizer.zero_grad()
+        for parameter in self._parameters:
+            parameter.grad = None
         loss.backward()
-        parameters = [p for p in self.network.parameters() if p.grad is not None]
         if config.clip:
-            norm = clip_grad_norm_(parameters, config.clip)
+            norm = clip_grad_norm_(self._parameters, config.clip)
         else:
-            norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            norm = torch.stack(torch._foreach_norm(gradients)).norm()
         measured = self.task.measure(prediction.detach().cpu().numpy(), batch)
         sums_and_counts = [value for pair in measured.values() for value in pair]
         mean_loss, interruptions, *sums = self.context.all_reduce_sum(

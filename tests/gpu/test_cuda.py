@@ -88,6 +88,26 @@ def test_a_sweep_waits_for_nothing_and_can_be_captured() -> None:
 
 
 @needs_cuda
+def test_a_ragged_batch_waits_for_nothing_but_its_sizes() -> None:
+    """And on the CPU they are there already."""
+    layer, x = MDLSTM(2, 16, directions="all", window=2).cuda(), torch.randn(3, 6, 8, 2, device="cuda")
+
+    def step(sizes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = layer(x, sizes)
+        return (y, *torch.autograd.grad(y.square().sum(), list(layer.parameters())))
+
+    step(torch.tensor([[6, 8], [3, 1], [1, 8]]))  # compiles
+    sizes = torch.tensor([[5, 8], [2, 3], [4, 8]])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = step(sizes)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for one, other in zip(found, step(sizes.cuda()), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@needs_cuda
 @pytest.mark.parametrize("backend", ["auto", "fused"])
 def test_a_graph_captured_on_the_cpu_runs_on_the_gpu(backend: str) -> None:
     layer, x = MDLSTM(2, 5, directions="all", backend=backend), torch.randn(3, 5, 8, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.checkout import ROOT
+
+GPU = runpy.run_path(str(ROOT / "benchmarks/gpu.py"))
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -32,11 +35,38 @@ def test_its_report_has_a_row_for_each_pass_and_dtype(tmp_path: Path) -> None:
     assert all(min(row["layer"], row["lstm"]) > 0 for row in rows)
     page = (tmp_path / "gpu.md").read_text(encoding="utf-8")
     assert page.count("| 1, 4x4, 1, 4 |") == len(rows)
+    assert report["missing"] == {} and "Not measured" not in page
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU")
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     done = run("--output", str(tmp_path / "gpu"))
     assert done.returncode == 1
-    assert done.stderr.startswith("torch sees no NVIDIA GPU") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("not measured: torch sees no NVIDIA GPU") and done.stderr.count("\n") == 1
     assert not (tmp_path / "gpu").exists()
+
+
+def test_what_fails_or_takes_too_long_is_a_line_of_the_report(capfd: pytest.CaptureFixture[str]) -> None:
+    say = [sys.executable, "-S", "-c"]
+    assert GPU["run"]([*say, "print(1); print(2)"], 60) == ["1", "2"]
+    assert GPU["run"]([*say, "import os; print(os.environ['HERE'])"], 60, {"HERE": "there"}) == ["there"]
+    assert GPU["run"]([*say, "raise SystemExit('broken')"], 60) == ["broken", "failed: broken"]
+    sleeps = "import time; time.sleep(99)"
+    starts_another = f"import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', '{sleeps}'])"
+    assert GPU["run"]([*say, starts_another], 0.5)[-1] == "failed: stopped after 0 s"
+    assert "failed: broken" in capfd.readouterr().err
+
+
+def test_the_page_names_what_was_not_measured() -> None:
+    versions = dict.fromkeys(("date", "device", "torch", "cuda", "cudnn"), "?")
+    skipped = ["SKIPPED [3] tests/gpu/test_cuda.py:101: this onnxruntime was built without CUDA"]
+    report = versions | {
+        "seconds": 1.0,
+        "tests": "9 passed, 3 skipped in 1s",
+        "not_passed": skipped,
+        "sanitizer": "not measured: compute-sanitizer is not installed",
+        "rows": [],
+        "missing": {"1, 4x4, 1, 4, float32, forward": "out of memory"},
+    }
+    lines = GPU["page"](report).splitlines()
+    assert "  - " + skipped[0] in lines and lines[-1] == "- 1, 4x4, 1, 4, float32, forward: out of memory"

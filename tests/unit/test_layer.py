@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mdlstm_tk import MDLSTM
+from mdlstm_tk import MDLSTM, windows
 from mdlstm_tk.cells import BUILT_IN_CELLS
 
 
@@ -116,6 +116,21 @@ def test_windows_feed_blocks_as_features_and_pad_the_far_edge() -> None:
             block = padded[:, 2 * row : 2 * row + 2, 3 * column : 3 * column + 3]
             blocks[:, row, column] = block.reshape(2, 12)
     torch.testing.assert_close(layer(x), plain(blocks))
+
+
+@pytest.mark.parametrize(
+    ("shape", "window"), [((2, 5, 7, 1), (4, 2)), ((2, 4, 4, 3), (1, 2)), ((1, 5, 4, 3, 1), (2, 2, 2))]
+)
+def test_windows_are_joined_alike_in_one_copy_and_in_two(
+    shape: tuple[int, ...], window: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, found = torch.randn(shape, requires_grad=True), []
+    for short_run in (0, windows.SHORT_RUN):
+        monkeypatch.setattr(windows, "SHORT_RUN", short_run)
+        y = windows.space_to_depth(x, window)
+        grads = torch.arange(y.numel(), dtype=y.dtype).view_as(y)
+        found.append((y, *torch.autograd.grad(y, x, grads)))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_channels_first() -> None:

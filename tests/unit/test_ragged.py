@@ -21,6 +21,7 @@ from mdlstm_tk import MDLSTM, InputError
 from mdlstm_tk.backends import tables
 from mdlstm_tk.backends.cpu import launch, threads
 from mdlstm_tk.backends.inputs import SweepInputs
+from mdlstm_tk.masking import sizes_of_sweep, valid_mask
 from mdlstm_tk.operator import kept_rows, wavefront
 from mdlstm_tk.wavefront import Direction, resolve_directions
 
@@ -144,6 +145,31 @@ def test_transforms_mask_what_they_cannot_leave_out() -> None:
     derivative = torch.func.jvp(lambda x: layer(x, extents), (x[0],), (x[1],))[1]
     expected = torch.autograd.functional.jvp(lambda x: layer(x, extents), x[0], x[1])[1]
     torch.testing.assert_close(derivative, expected)
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_valid_mask_is_the_same_in_a_transform(name: str) -> None:
+    """Outside of one, NumPy computes it."""
+    grid, sizes = BATCHES[name]
+    assert valid_mask((), torch.empty(3, 0, dtype=torch.int64)).tolist() == [True] * 3  # a face of a line
+    mask = valid_mask(grid, torch.tensor(sizes))
+    assert torch.equal(torch.func.vmap(lambda s: valid_mask(grid, s[None])[0])(torch.tensor(sizes)), mask)
+    for valid, extents in zip(mask, sizes, strict=True):
+        assert valid.sum() == valid[tuple(map(slice, extents))].numel() == prod(extents)
+        assert valid[tuple(map(slice, extents))].all()
+
+
+def test_sizes_reach_a_sweep_on_the_cpu() -> None:
+    """Where they are read without a wait; so here x is on a device that cannot be read at all."""
+    x = torch.empty(3, 5, 8, 2, device="meta")
+    sizes = sizes_of_sweep([(5, 8), (2, 3), (1, 8)], x)
+    assert sizes is not None and sizes.device.type == "cpu" and sizes.dtype == torch.int64
+    assert sizes_of_sweep([(5, 8)] * 3, x) is None
+    with pytest.raises(InputError, match=r"between 1 and .* \(5, 8\), got \[2, 9\] for sample 1"):
+        sizes_of_sweep([(5, 8), (2, 9), (1, 8)], x)
+    y = MDLSTM(2, 4, directions="all", device="meta")(x, sizes)
+    assert y.shape == (3, 5, 8, 16) and y.is_meta
+    y.sum().backward()
 
 
 @pytest.mark.parametrize("directions", ["all", [(1, -1)]], ids=["directions", "rows"])

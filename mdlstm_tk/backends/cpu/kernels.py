@@ -53,6 +53,7 @@ from mdlstm_tk.backends.cpu.intrinsics import (
 )
 from mdlstm_tk.backends.cpu.jit import jit
 from mdlstm_tk.backends.cpu.matmul import matmul
+from mdlstm_tk.backends.cpu.padding import clear_padding
 
 BLOCK = 64  # rows between gathering and the cell: few enough to stay in cache, enough for the product
 SPILLED = 0  # rows of scratch memory that the cell needs; each specialised kernel has its own value
@@ -98,8 +99,9 @@ def gather_row(  # type: ignore[no-untyped-def]
 
 def forward(  # type: ignore[no-untyped-def]
     dtype_tag, x, w_packed, peephole, norm_weight, norm_bias, h_first, c_first, h_last, c_last, lines,
-    order, starts, predecessors, successors, output, gates, c, counter, scratch, batch, positions, fronts,
-    dirs, ndim, units, channels, gate_dim, c_rows, panel, lanes, group, member, groups, members,
+    order, starts, predecessors, successors, output, sizes, extents, gates, c, counter, scratch, samples,
+    batch, positions, fronts, dirs, ndim, units, channels, gate_dim, c_rows, panel, lanes, group, member,
+    groups, members,
 ):  # fmt: skip
     """One thread's part of the sweep. Arrays are given by their addresses, 0 for None.
 
@@ -115,10 +117,12 @@ def forward(  # type: ignore[no-untyped-def]
         starts: (T + 1,) int64, the visit at which each wavefront starts.
         predecessors, successors: (D, P) the visit one step back or forward along each axis, or −1.
         output: (N, P, dirs, n), written.
+        sizes, extents: (N, D) and (D,) int64 of a ragged batch, whose padding is cleared in output; or 0.
         gates: (dirs, P·N, G·n), written for backward, or 0.
         c: (dirs, P·N, n), written; or if `c_rows`, (dirs, 2, c_rows, n) for two wavefronts in turn.
         counter: an int64 zero, the barrier of the group.
         scratch: memory of this thread alone, see `forward_scratch`.
+        samples: N, also where a ragged batch is one sample to the kernel.
         batch, …, gate_dim: N, P, T, dirs, D, n, C, G·n.
         c_rows: the number of rows of the longest wavefront if c is for two wavefronts, else 0.
         panel, lanes: NR and the number of elements of a vector.
@@ -136,6 +140,11 @@ def forward(  # type: ignore[no-untyped-def]
     spill = ptr_add(a, BLOCK * padded)
     gates_row = ptr_add(spill, SPILLED * units)  # takes the gates of a row if they are not saved
     starts_ptr, predecessors_ptr = as_int_ptr(starts), as_table_ptr(predecessors)
+    if sizes:
+        clear_padding(
+            as_float_ptr(output, dtype_tag), as_int_ptr(sizes), as_int_ptr(extents), samples, ndim,
+            dirs * units, group * members + member, groups * members,
+        )  # fmt: skip
     arrivals = 0
     for direction in range(group, dirs, groups):
         order_ptr = ptr_add(as_table_ptr(order), direction * positions)

@@ -54,8 +54,9 @@ def forward(
     x = inputs.x
     rows = positions * batch
     output = _new(x, *x.shape[:-1], dirs, units)
-    if rows < x.shape[:-1].numel():  # nothing is written where there is no row
-        output.zero_()
+    sizes = extents = None
+    if inputs.sizes is not None and rows < x.shape[:-1].numel():
+        sizes, extents = inputs.sizes.contiguous(), torch.tensor(inputs.grid)
     gates = _new(x, dirs, rows, gate_dim) if save and not recompute else None
     c_rows = 0 if save else plan.longest  # without backward, c of two wavefronts is enough
     c = _new(x, dirs, 2 * c_rows if c_rows else rows, units)
@@ -67,9 +68,9 @@ def forward(
     shared = [
         *_addresses(x, packed, *inputs[4:7]),
         *(_addresses(*given, *last, plan.lines) if given and last else NO_STATES), *plan.table_addresses,
-        *_addresses(output, gates, c),
+        *_addresses(output, sizes, extents, gates, c),
     ]  # fmt: skip
-    numbers = [*plan.dims, c_rows, plan.panel, plan.lanes]
+    numbers = [x.shape[0], *plan.dims, c_rows, plan.panel, plan.lanes]
 
     def arguments(member: Member) -> list[int]:
         own = _part_address(counters, member.group), _part_address(scratch, member.thread)

@@ -1,11 +1,12 @@
 """Run the sweep on a GPU: for each wavefront one matrix product by torch and one Triton kernel.
 
-All directions run in one sweep, laid out as in the torch backend. Without `sizes` nothing waits for the
-device, and all memory is allocated before the first wavefront, so a sweep can be captured in a CUDA graph.
+All directions run in one sweep, laid out as in the torch backend. Nothing waits for the device, and all
+memory is allocated before the first wavefront, so a sweep can be captured in a CUDA graph.
 The products are torch's, in the precision that torch's settings allow (`allow_tf32`).
 
-Padded positions have no rows, for which the host reads `sizes` at the start of a sweep, and waits for that.
-While a graph is captured it cannot; then all positions have rows, and the kernels get a mask.
+Padded positions have no rows, for which the values of `sizes` are needed on the CPU. The layer waits for
+them if they are on the device. While a graph is captured it cannot; then all positions have rows, and the
+kernels get a mask.
 
 Notation: N batch, P positions, G gates, n units, D axes; rows as in `mdlstm_tk.backends.tables`.
 """
