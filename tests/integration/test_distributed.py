@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.command import ENVIRONMENT, Result, mdlstm
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.training import Run, load_checkpoint
@@ -22,28 +23,29 @@ SETTINGS = (  # each process draws its own dropout masks
 )
 
 
-def launch(processes: int, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """`mdlstm` alone, or under torchrun."""
-    start = ["-m", "mdlstm_tk"]
-    if processes > 1:
-        start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *start]
-    return subprocess.run(
-        [sys.executable, *start, *map(str, arguments)],
+def launch(processes: int, *arguments: object, cwd: Path) -> Result:
+    """`mdlstm` in this process, or under torchrun."""
+    if processes == 1:
+        return mdlstm(*arguments, cwd=cwd)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
+    done = subprocess.run(
+        [sys.executable, *torchrun, "-m", "mdlstm_tk", *map(str, arguments)],
         cwd=cwd,
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        env={**os.environ, **ENVIRONMENT},
         check=False,
     )
+    return Result(done.returncode, done.stdout, done.stderr)
 
 
 def test_two_processes_have_the_losses_of_one_process(tmp_path: Path) -> None:
     records = []
     for processes in (1, 2):
         done = launch(processes, *RUN, *SETTINGS, "-o", f"run-{processes}", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        assert done.code == 0, done.err
         records.append(Run(tmp_path / f"run-{processes}").read_metrics())
-        assert done.stderr.count("next: mdlstm export") == 1
+        assert done.err.count("next: mdlstm export") == 1
     one, two = records
     assert [record["step"] for record in two] == list(range(1, 13))
     assert np.ptp([record["loss"] for record in one]) > 0.1
@@ -57,14 +59,14 @@ def test_two_processes_have_the_losses_of_one_process(tmp_path: Path) -> None:
 
 def test_two_processes_resume_and_refuse_a_batch_that_they_cannot_share(tmp_path: Path) -> None:
     small = ("--size", "4", "--hidden", "3", "--steps", "4")
-    done = launch(2, "train", *small, "-o", "run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = launch(1, "train", *small, "-o", "run", cwd=tmp_path)
+    assert done.code == 0, done.err
     done = launch(2, "train", "--resume", "run", "--steps", "6", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     assert load_checkpoint(tmp_path / "run/last.safetensors").step == 6
     done = launch(2, "train", *small, "--batch-size", "3", "-o", "odd", cwd=tmp_path)
-    assert done.returncode != 0
-    assert "batch_size 3" in done.stderr
+    assert done.code != 0
+    assert "batch_size 3" in done.err
     assert not (tmp_path / "odd").exists()
 
 
