@@ -7,9 +7,11 @@ import signal
 from collections.abc import Callable
 from functools import cache
 from multiprocessing import get_context
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # Windows has none
+    from multiprocessing.context import ForkServerContext
 
 PRELOADED = [
     *("mdlstm_tk.training.loop", "mdlstm_tk.export", "mdlstm_tk.viz.run_pictures", "mdlstm_tk.report"),
