@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.command import mdlstm
-from helpers.killed import kill_at
+from helpers.forks import kill_at
 
 from mdlstm_tk.cli import main
 from mdlstm_tk.errors import InputError

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.command import mdlstm
-from helpers.killed import kill_at, processes
+from helpers.forks import kill_at, processes
 from helpers.training import DIGITS, SMALL, last_tensors, run_in
 
 from mdlstm_tk.cli import main

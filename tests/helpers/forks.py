@@ -1,4 +1,4 @@
-"""Processes that are killed. They are forks of one that has imported torch, which takes seconds."""
+"""Processes that start quickly, as forks of one that has imported torch, which takes seconds."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:  # Windows has none
 
 PRELOADED = [
     *("mdlstm_tk.training.loop", "mdlstm_tk.export", "mdlstm_tk.viz.run_pictures", "mdlstm_tk.report"),
-    *("numba", "onnxruntime", "sklearn.datasets", "scipy.ndimage", "helpers.killed"),
+    *("numba", "onnxruntime", "sklearn.datasets", "scipy.ndimage", "helpers.forks"),
 ]
 
 
 @cache
 def processes() -> ForkServerContext:
-    """A context whose processes start quickly. The tests' own process has threads; forking it could leave
-    locks that are never released."""
+    """Their context. The tests' own process has threads; forking it could leave locks that are never
+    released."""
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
