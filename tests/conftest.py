@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,11 +135,21 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.fixture
-def fresh_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+def forget(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A function after which only the cells and networks of the package are registered."""
+
+    def clear() -> None:
+        monkeypatch.setattr(cell, "_cells", dict(CELLS))
+        monkeypatch.setattr(registry, "_FACTORIES", copy.deepcopy(NETWORKS))
+        monkeypatch.setattr(user_code, "_modules", {})
+
+    return clear
+
+
+@pytest.fixture
+def fresh_registries(forget: Callable[[], None]) -> None:
     """Start with the cells and networks of the package; those that the test registers are gone after it."""
-    monkeypatch.setattr(cell, "_cells", dict(CELLS))
-    monkeypatch.setattr(registry, "_FACTORIES", copy.deepcopy(NETWORKS))
-    monkeypatch.setattr(user_code, "_modules", {})
+    forget()
 
 
 @pytest.fixture

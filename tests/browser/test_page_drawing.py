@@ -92,7 +92,7 @@ def test_drawing_with_the_keyboard(tab: Tab, session: Session) -> None:
     check_prediction(tab, session(x))
 
 
-@pytest.mark.parametrize("width", [320, 375, 768, 1920])
+@pytest.mark.parametrize("width", [320, 768, 1920])
 def test_the_page_fits_any_screen(width: int, browser: Browser, address: str) -> None:
     phone = width < 700
     with opened(browser, viewport={"width": width, "height": 800}, is_mobile=phone, has_touch=phone) as tab:
@@ -105,19 +105,20 @@ def test_the_page_fits_any_screen(width: int, browser: Browser, address: str) ->
 
 
 ATTEMPT_FORBIDDEN = """(attempt) => new Promise((resolve) => {
-    addEventListener("securitypolicyviolation", (event) => resolve(event.effectiveDirective));
+    addEventListener("securitypolicyviolation", (event) => resolve(event.effectiveDirective), {once: true});
     setTimeout(() => resolve("nothing"), 5000);
     if (attempt === "fetch") fetch("https://example.invalid").catch(() => 0);
     else document.body.insertAdjacentHTML("beforeend", '<img src=nowhere.png onerror="window.ran = 1">');
 })"""
 
 
-@pytest.mark.parametrize(("attempt", "directive"), [("fetch", "connect-src"), ("html", "script-src-attr")])
 def test_the_content_policy_blocks_foreign_requests_and_inline_scripts(
-    attempt: str, directive: str, browser: Browser, address: str
+    browser: Browser, address: str
 ) -> None:
     with opened(browser, **DESKTOP) as tab:
         show(tab, address)
-        assert tab.page.evaluate(ATTEMPT_FORBIDDEN, attempt) == directive
-        assert not tab.page.evaluate("() => window.ran")
-        assert tab.complaints, "the browser did not report the violation"
+        for attempt, directive in (("fetch", "connect-src"), ("html", "script-src-attr")):
+            tab.complaints.clear()
+            assert tab.page.evaluate(ATTEMPT_FORBIDDEN, attempt) == directive
+            assert not tab.page.evaluate("() => window.ran")
+            assert tab.complaints, "the browser did not report the violation"

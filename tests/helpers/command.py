@@ -1,12 +1,22 @@
-"""Call `mdlstm` as a user does: in a process of its own."""
+"""Call `mdlstm` in this process, or in one of its own, where torch takes seconds to import."""
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import warnings
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from mdlstm_tk.cli import main
+
+ENVIRONMENT = {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -21,16 +31,41 @@ class Result:
 def mdlstm(
     *arguments: object,
     cwd: Path | None = None,
-    stdin: bytes | None = None,
+    stdin: bytes = b"",
     env: dict[str, str] | None = None,
+) -> Result:
+    """Call `mdlstm` in this process; an exception that it does not turn into an error fails the test."""
+    given, out, err = (io.TextIOWrapper(io.BytesIO(data), "utf-8") for data in (stdin, b"", b""))
+    with (
+        chdir(cwd or "."),
+        patch.dict(os.environ, ENVIRONMENT | (env or {})),
+        patch.object(sys, "stdin", given),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        warnings.catch_warnings(),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main(list(map(str, arguments)))
+    assert isinstance(ended.value.code, int)
+    return Result(ended.value.code, *map(_text, (out, err)))
+
+
+def _text(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    content = stream.buffer
+    assert isinstance(content, io.BytesIO)
+    return content.getvalue().decode(errors="replace")
+
+
+def mdlstm_process(
+    *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
 ) -> Result:
     """Call `mdlstm` in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "mdlstm_tk", *map(str, arguments)],
         cwd=cwd,
-        input=stdin,
         capture_output=True,
-        env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1", **(env or {})},
+        env={**os.environ, **ENVIRONMENT, **(env or {})},
         check=False,
     )
     return Result(

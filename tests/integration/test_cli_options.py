@@ -283,6 +283,7 @@ def test_windows_schedule_clip_and_dropout_have_options(tmp_path: Path) -> None:
     assert config.hidden != TrainConfig().hidden
 
 
+@pytest.mark.usefixtures("fresh_registries")
 def test_a_network_and_a_cell_may_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch\n"

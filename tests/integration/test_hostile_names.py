@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.command import mdlstm
+from helpers.command import mdlstm_process
 from helpers.crafted_models import crafted
 from helpers.hostile_names import CLASSES, EVIL, NAMES, TAG, Command, check_readable, write_classifier
 from helpers.user_data import write_classes
@@ -266,7 +266,7 @@ def test_what_programs_read_is_utf_8_in_every_locale(classifier: Path, tmp_path:
         np.save(tmp_path / f"{name}.npy", np.zeros((4, 4)))
     for form, read in (("txt", str), ("json", json.loads)):
         call = ("infer", tmp_path, "-m", classifier, "--format", form, "-q")
-        done = mdlstm(*call, env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+        done = mdlstm_process(*call, env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
         assert (done.code, done.err) == (0, "")
         assert "日本" in done.out and "caf\\udce9" in done.out
         read(done.out)

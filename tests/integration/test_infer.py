@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.command import Result, mdlstm
+from helpers.command import Result, mdlstm, mdlstm_process
 from helpers.infer import Infer
 from PIL import Image
 
@@ -220,7 +220,7 @@ def test_ray_does_what_the_local_engine_does(model: Path, infer: Infer, tmp_path
     Image.effect_noise((8, 8), 50).convert("RGB").save(tmp_path / "in/008.bmp")
     np.save(tmp_path / "in/260.npy", np.zeros((5, 7)))
     local = infer(tmp_path / "in", "-o", tmp_path / "local")
-    ray = mdlstm(
+    ray = mdlstm_process(
         *("infer", tmp_path / "in", "-o", tmp_path / "ray", "-m", model, "--device", "cpu"),
         *("--engine", "ray", "--workers", "2"),
     )

@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.command import mdlstm
+from helpers.forks import kill_at
 
+from mdlstm_tk.cli import main
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.browser.build import check_page
 from mdlstm_tk.export.browser.build import write_page as write
@@ -32,27 +33,9 @@ from mdlstm_tk.runtime.io.files import (
 from mdlstm_tk.runtime.jobs import plan_jobs
 from mdlstm_tk.runtime.model_discovery import find_model, models_in
 from mdlstm_tk.training import Run, describe_run, latest_run
+from mdlstm_tk.viz.run_pictures import draw_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-
-# The worst moment: everything is written under the temporary name, and nothing under its own.
-KILL = """
-import os, signal, sys
-def killed(source, target, **options):
-    if str(target).endswith({name!r}):
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(source, target, **options)
-real = os.replace
-os.replace = os.rename = killed
-"""
-MAIN = "from mdlstm_tk.cli import main; main(sys.argv[1:])"
-
-
-def kill(code: str, *arguments: object, cwd: Path, name: str = "") -> None:
-    """Run code in a process that is killed when it is about to move a file to `name`."""
-    command = [sys.executable, "-c", KILL.format(name=name) + code, *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def temporaries(folder: Path) -> list[Path]:
@@ -83,7 +66,7 @@ VERBS = {  # verb: (arguments, what is about to appear when the command is kille
 def test_a_killed_command_leaves_no_result_and_the_next_one_cleans_up(verb: str, place: Path) -> None:
     arguments, name = VERBS[verb]
     before = {path for path in place.rglob("*") if path.is_file()}
-    kill(MAIN, *arguments, cwd=place, name=name)
+    kill_at(name, main, [*arguments], cwd=place)
     left = temporaries(place)
     assert left
     new = {path for path in place.rglob("*") if path.is_file()} - before
@@ -104,24 +87,17 @@ def test_a_killed_command_leaves_no_result_and_the_next_one_cleans_up(verb: str,
 
 @pytest.mark.parametrize("picture", ["curves.png", "prediction.png"])
 def test_killed_pictures_are_drawn_by_the_next_call(picture: str, place: Path) -> None:
-    code = (
-        "from pathlib import Path; from mdlstm_tk.training import Run; "
-        "from mdlstm_tk.viz.run_pictures import draw_run; draw_run(Run(Path('runs/md-8x8')))"
-    )
-    kill(code, cwd=place, name=picture)
+    run = Run(Path("runs/md-8x8"))
+    kill_at(picture, draw_run, run, cwd=place)
     assert len(temporaries(place)) == 1
-    subprocess.run([sys.executable, "-c", code], cwd=place, check=True)
+    draw_run(run)
     assert not temporaries(place)
     assert (place / "runs/md-8x8" / picture).is_file()
 
 
 def test_a_killed_page_does_not_make_its_folder_count_as_used(model: Path, tmp_path: Path) -> None:
-    code = (
-        "from pathlib import Path; from mdlstm_tk.export.browser.build import write_page; "
-        "write_page(Path(sys.argv[1]), Path('page'), 'title', {})"
-    )
-    kill(code, model, cwd=tmp_path)
     page = tmp_path / "page"
+    kill_at("", write, model, page, "title", {}, cwd=tmp_path)
     assert temporaries(page)
     shutil.rmtree(page / "ort", ignore_errors=True)  # written before the first file is moved
     check_page(page, force=False)

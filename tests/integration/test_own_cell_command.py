@@ -4,37 +4,48 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.command import mdlstm
+from helpers.command import Result, mdlstm
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_cell.py"
 
 
-def test_train_export_verify_and_infer(tmp_path: Path) -> None:
+@pytest.fixture
+def call(tmp_path: Path, forget: Callable[[], None]) -> Callable[..., Result]:
+    """Calls `mdlstm`, which knows the cells of the package and of the files that the call names."""
+
+    def run(*arguments: object) -> Result:
+        forget()
+        return mdlstm(*arguments, cwd=tmp_path)
+
+    return run
+
+
+def test_train_export_verify_and_infer(tmp_path: Path, call: Callable[..., Result]) -> None:
     name = "input-gated"  # the one without recurrent weights
     shutil.copy(EXAMPLE, tmp_path / "mine.py")
     np.save(tmp_path / "matrix.npy", np.eye(8, dtype=np.float32))
-    cell = f"mine.py:{name}"
-    trained = mdlstm("train", "--cell", cell, "--steps", 30, "-o", "run", "--json", "-q", cwd=tmp_path)
+    trained = call("train", "--cell", f"mine.py:{name}", "--steps", 30, "-o", "run", "--json", "-q")
     assert trained.code == 0, trained.err
     (tmp_path / "mine.py").rename(tmp_path / "moved.py")
+    assert call("export", "run", "-o", "unknown.onnx").code == 2  # which cell is it?
     file = ("--cell", f"moved.py:{name}")
-    described = mdlstm("info", "run", "--json", *file, cwd=tmp_path)
+    described = call("info", "run", "--json", *file)
     assert json.loads(described.out)["cell"] == name
     assert f"mdlstm export run --cell moved.py:{name}" in described.err
     for form in ("unrolled", "scan"):
-        model = f"{form}.onnx"
-        exported = mdlstm("export", "run", "--form", form, "-o", model, *file, cwd=tmp_path)
+        exported = call("export", "run", "--form", form, "-o", f"{form}.onnx", *file)
         assert exported.code == 0, exported.err
-    assert mdlstm("verify", "unrolled.onnx", "--against", "run", *file, cwd=tmp_path).code == 0
-    resumed = mdlstm("train", "--resume", "run", "--steps", 31, *file, cwd=tmp_path)
+    assert call("verify", "unrolled.onnx", "--against", "run", *file).code == 0
+    resumed = call("train", "--resume", "run", "--steps", 31, *file)
     assert resumed.code == 0, resumed.err
     assert resumed.err.rstrip().endswith(f"mdlstm export run --size 8x8 --cell moved.py:{name}")
     (tmp_path / "moved.py").unlink()  # an exported model needs the file no longer
-    assert mdlstm("infer", "matrix.npy", "-m", "scan.onnx", cwd=tmp_path).code == 0
+    assert call("infer", "matrix.npy", "-m", "scan.onnx").code == 0
     assert np.load(tmp_path / "matrix.out.npy").shape == (8, 8)
 
 
@@ -42,9 +53,11 @@ def test_train_export_verify_and_infer(tmp_path: Path) -> None:
     ("cell", "value"),
     [("mine.py:absent", "'absent'"), ("gone.py:coupled", "gone.py"), ("gravse", "'graves'")],
 )
-def test_an_unknown_cell_is_a_usage_error(cell: str, value: str, tmp_path: Path) -> None:
+def test_an_unknown_cell_is_a_usage_error(
+    cell: str, value: str, tmp_path: Path, call: Callable[..., Result]
+) -> None:
     shutil.copy(EXAMPLE, tmp_path / "mine.py")
-    result = mdlstm("train", "--cell", cell, "--steps", 30, cwd=tmp_path)
+    result = call("train", "--cell", cell, "--steps", 30)
     assert result.code == 2
     assert value in result.err
     assert len(result.err.splitlines()) == 1

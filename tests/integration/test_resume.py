@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
 from itertools import count
-from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.command import mdlstm
+from helpers.forks import kill_at, processes
 from helpers.training import DIGITS, SMALL, last_tensors, run_in
 
+from mdlstm_tk.cli import main
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.files import TEMPORARY_SUFFIX
 from mdlstm_tk.training import (
@@ -34,6 +34,8 @@ from mdlstm_tk.training import (
 )
 from mdlstm_tk.training.losses import adam
 from mdlstm_tk.viz.run_pictures import draw_run
+
+needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
 
 
 @pytest.mark.parametrize("stop", [1, 7, 11])
@@ -109,20 +111,15 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-@pytest.mark.skipif("forkserver" not in get_all_start_methods(), reason="needs a fork server")
+@needs_kill
 def test_a_run_that_is_killed_repeatedly_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     """SIGKILL arrives between steps, within one, or while a checkpoint is written."""
     config = replace(DIGITS, steps=40, evaluate_every=2)
     whole, run = run_in(tmp_path / "whole", config), Run(tmp_path / "killed")
     run.folder.mkdir()
     rng, kills = np.random.default_rng(0), 0
-    # This process has threads; forking it could leave locks that are never released.
-    processes = get_context("forkserver")
-    processes.set_forkserver_preload(
-        ["mdlstm_tk.training.loop", "sklearn.datasets", "scipy.ndimage", "numba"]
-    )
     while not run.last.exists() or load_checkpoint(run.last).step < config.steps:
-        process = processes.Process(target=train, args=(config, run, run.last.exists()))
+        process = processes().Process(target=train, args=(config, run, run.last.exists()))
         process.start()
         before = size_of(run.metrics)
         while process.is_alive() and size_of(run.metrics) == before:
@@ -147,31 +144,14 @@ def test_resuming_removes_what_a_killed_run_left_half_written(tmp_path: Path) ->
     assert [record["step"] for record in run.read_metrics()] == list(range(1, 13))
 
 
-# Kills the process when it is about to move a finished file to this name.
-KILL_AT = """
-import os, signal
-def killed(source, target, real=os.replace):
-    if str(target).endswith({name!r}):
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(source, target)
-os.replace = killed
-from mdlstm_tk.cli import main
-import sys
-main(sys.argv[1:])
-"""
 TRAIN = ("train", "--size", "5x6", "--batch-size", "4", "--hidden", "4")
 
 
-def killed_at(name: str, *arguments: object) -> None:
-    command = [sys.executable, "-c", KILL_AT.format(name=name), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-
-
+@needs_kill
 @pytest.mark.parametrize("name", ["result.json", "curves.png", "prediction.png"])
 def test_a_run_that_is_killed_after_its_last_step_is_concluded(name: str, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
-    killed_at(name, *TRAIN, "--steps", "4", "-o", run.folder)
+    kill_at(name, main, [*TRAIN, "--steps", "4", "-o", str(run.folder)], cwd=tmp_path)
     assert load_checkpoint(run.last).step == 4
     assert not run.is_evaluated
     last, metrics, times = run.last.read_bytes(), run.metrics.read_bytes(), run.read_times()
@@ -184,10 +164,11 @@ def test_a_run_that_is_killed_after_its_last_step_is_concluded(name: str, tmp_pa
     assert mdlstm("train", "--resume", run.folder).code == 2  # now it is complete
 
 
+@needs_kill
 def test_an_old_result_does_not_make_a_killed_run_count_as_complete(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     assert mdlstm(*TRAIN, "--steps", "3", "-o", run.folder).code == 0
-    killed_at("result.json", "train", "--resume", run.folder, "--steps", "5")
+    kill_at("result.json", main, ["train", "--resume", str(run.folder), "--steps", "5"], cwd=tmp_path)
     assert not run.result.exists() and not run.prediction.exists()
     done = mdlstm("train", "--resume", run.folder)
     assert done.code == 0, done.err

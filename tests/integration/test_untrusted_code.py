@@ -180,10 +180,10 @@ def test_a_training_with_own_code_goes_to_its_end_in_one_call(evil: Path) -> Non
 
 
 def test_modules_are_not_imported_from_the_current_folder(evil: Path) -> None:
-    from helpers.command import mdlstm
+    from helpers.command import mdlstm_process
 
     for name in ("torch", "numpy", "rich", "yaml", "typer"):
         Path(f"{name}.py").write_text(EVIL)
-    result = mdlstm("info", "run", cwd=Path.cwd())
+    result = mdlstm_process("info", "run", cwd=Path.cwd())
     assert result.code == 0, result.err
     assert not Path("marker").exists()

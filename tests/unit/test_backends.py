@@ -1,6 +1,8 @@
 """Every backend against `reference` in float64: outputs and every gradient.
 
 Fresh memory is poisoned with NaN throughout, so that a kernel that reads what nobody wrote shows.
+To compile a kernel takes seconds, and there is one for each cell, number of axes, dtype and option. So the
+cases combine any two of these, and share kernels with each other and with those of other test files.
 """
 
 from __future__ import annotations
@@ -22,19 +24,23 @@ from mdlstm_tk.cells.ir import Kernel, Store, Value
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
 SINGLES = ("float32", "float64")
+GRIDS = ((5,), (5, 8), (2, 3, 4))
 
 
 def _matrix() -> list[Case]:
-    grids = {1: (5,), 2: (5, 8), 3: (2, 3, 4)}
+    common: dict[str, Any] = {"directions": "all", "sizes": True}
     cells = [
-        Case(cell, grid, directions="all", sizes=True, dtype=dtype)
-        for cell in BUILT_IN_CELLS
-        for grid in grids.values()
-        for dtype in SINGLES
+        *(Case(cell, grid, **common) for cell in BUILT_IN_CELLS for grid in GRIDS),
+        *(Case(cell, dtype="float32", **common) for cell in BUILT_IN_CELLS),
+        *(Case(grid=grid, dtype="float32", **common) for grid in (GRIDS[0], GRIDS[2])),
     ]
-    norms = [Case(cell, directions="all", sizes=True, layer_norm=True) for cell in BUILT_IN_CELLS]
-    peepholes = [Case(grid=grid, directions="all", peephole=True) for grid in grids.values()]
-    both = [Case(layer_norm=True, peephole=True, dtype=dtype) for dtype in SINGLES]
+    norms = [
+        Case(layer_norm=True, **common),
+        # in float32, whose kernels half precision uses, too
+        *(Case(cell, layer_norm=True, dtype="float32", **common) for cell in BUILT_IN_CELLS),
+    ]
+    peepholes = [Case(grid=grid, directions="all", peephole=True) for grid in GRIDS]
+    both = Case(layer_norm=True, peephole=True)
     plain = Case(units=16)
     shapes = [
         *(replace(plain, grid=grid) for grid in [(1, 1), (1, 7), (7, 1), (8, 5)]),
@@ -46,18 +52,15 @@ def _matrix() -> list[Case]:
         replace(plain, directions=((-1, 1),)),
         replace(plain, directions=((-1, -1), (1, -1)), sizes=True),
         replace(plain, bias=False),
-        Case("stable", grid=(2, 1, 3, 2), directions=((1, -1, 1, -1),)),
+        Case(grid=(2, 1, 3, 2), directions=((1, -1, 1, -1),)),
     ]
     again = [
-        *(
-            Case(cell, directions="all", sizes=True, recompute=True, dtype=dtype)
-            for cell in BUILT_IN_CELLS
-            for dtype in SINGLES
-        ),
+        Case(recompute=True, **common),
+        *(Case(cell, recompute=True, dtype="float32", **common) for cell in BUILT_IN_CELLS[1:]),
         Case(grid=(2, 3, 4), layer_norm=True, peephole=True, recompute=True),
         replace(plain, batch=40, bias=False, recompute=True),
     ]
-    return [*cells, *norms, *peepholes, *both, *shapes, *again]
+    return [*cells, *norms, *peepholes, both, *shapes, *again]
 
 
 @pytest.mark.parametrize("backend", ["torch", "fused"])
@@ -67,8 +70,7 @@ def test_agrees_with_reference(case: Case, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", "fused"])
-@pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "norm"])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "layer_norm"), [("float16", True), ("bfloat16", False)])
 @pytest.mark.parametrize("cell", BUILT_IN_CELLS)
 def test_half_precision_agrees_with_reference(
     cell: str, dtype: str, layer_norm: bool, backend: str
@@ -139,8 +141,9 @@ def test_pre_activations_beyond_float16(backend: str) -> None:
     x = torch.full((1, 5, 8, 2), 6e4, dtype=torch.float16)
     y = layer(x)
     y.sum().backward()
-    torch.testing.assert_close(y.double(), layer.double()(x.double()), rtol=0, atol=2e-3)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+    layer.backend = "torch"
+    torch.testing.assert_close(y.double(), layer.double()(x.double()), rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=SINGLES)
@@ -217,8 +220,7 @@ def _no_space(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("backend", ["torch", "fused"])
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("backend", "recompute"), [("torch", False), ("fused", True)])
 def test_a_graph_captured_without_gradients_can_be_trained(backend: str, recompute: bool) -> None:
     layer, x = MDLSTM(2, 4, backend=backend, recompute=recompute), torch.randn(1, 3, 4, 2)
     with torch.no_grad():

@@ -38,9 +38,7 @@ def test_a_module_that_is_not_there_stays_missing() -> None:
 
 ORDERS = {
     "torch first": "import torch, mdlstm_tk",
-    "mdlstm_tk first": "import mdlstm_tk, torch",
     "the runtime first": "import mdlstm_tk.runtime, torch",
-    "by way of the layer": "import mdlstm_tk.layer, torch",
     "by way of training": "import mdlstm_tk.training, torch",
 }
 

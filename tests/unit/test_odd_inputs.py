@@ -9,6 +9,6 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
 
 
 @pytest.mark.parametrize("backend", ["torch", "fused"])
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(24))
 def test_agrees_with_reference(seed: int, backend: str) -> None:
     OddCase(seed).check(backend)

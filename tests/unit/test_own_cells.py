@@ -23,12 +23,12 @@ def _example(name: str) -> str:
     return f"{EXAMPLE}:{name}"
 
 
-@pytest.mark.parametrize("name", ["coupled", "input-gated"])
 @pytest.mark.parametrize(
-    ("grid", "options"),
+    ("name", "grid", "options"),
     [
-        *((grid, {}) for grid in [(1,), (7,), (1, 1), (1, 7), (7, 1), (5, 8), (2, 3, 2)]),
-        ((5, 8), {"layer_norm": True}),
+        *(("coupled", grid, {}) for grid in [(1,), (7,), (1, 1), (1, 7), (7, 1), (5, 8)]),
+        *(("input-gated", grid, {}) for grid in [(1, 7), (5, 8), (2, 3, 2)]),  # it has no recurrent product
+        ("input-gated", (5, 8), {"layer_norm": True}),
     ],
     ids=str,
 )

@@ -62,7 +62,6 @@ CASES = [
     *(StateCase(batch=batch) for batch in (0, 1, 40)),  # with 40 a wavefront is longer than a block
     *(StateCase(cell=cell, sizes=True) for cell in BUILT_IN_CELLS[1:]),
     *(StateCase(sizes=True, options=("recompute",), dtype=dtype) for dtype in ("float64", "bfloat16")),
-    StateCase((4,), options=("layer_norm", "peephole")),
     StateCase((2, 3, 2), sizes=True, options=("recompute", "layer_norm", "peephole")),
     *(StateCase(sizes=True, dtype=dtype) for dtype in ("float32", "float16", "bfloat16")),
 ]

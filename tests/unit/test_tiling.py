@@ -70,7 +70,7 @@ CASES = [
     Case((2, 1, 3, 2), (1, 1, 2, 1), options={"cell": "stable", "directions": [(1, -1, 1, -1)]}),
     *(Case(batch=batch, sizes=True) for batch in (0, 1, 5)),
     *(Case((4, 5), sizes=True, options={"cell": cell}) for cell in BUILT_IN_CELLS),
-    Case((4,), 3, options={"layer_norm": True, "peephole": True}),
+    Case((2, 3, 2), (1, 2, 2), options={"layer_norm": True, "peephole": True, "recompute": True}),
     Case((4, 5), options={"bias": False, "recompute": True}),
     *(Case((3, 4), sizes=True, options={"backend": backend}) for backend in ("torch", "reference")),
     *(
