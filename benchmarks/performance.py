@@ -92,8 +92,8 @@ minutes, and writes `build/gpu/gpu.md`.
 Sizes are drawn anew for every call: heights from half to the full one, widths from a fifth to the full one.
 Positions outside of them are not computed, and only y has room for them. What is left beside the share of
 valid positions is work that does not depend on it: joining windows, masking x, clearing the padding of y,
-and the tables that each new batch needs, half a millisecond here. Sizes that all fill the grid cost
-nothing.
+and the tables that each new batch needs, half a millisecond here. On short wavefronts, such as the last
+ones of the longest sample, products are less efficient. Sizes that all fill the grid cost nothing.
 
 `python benchmarks/ragged.py --training`, CPU time of one thread
 
@@ -109,8 +109,9 @@ of digits or a line of text for each sample, and padded to the widest.
 {training}
 
 1000 steps of 16 8×8 matrices with 16 units: what `mdlstm train` does without options. The rest is data,
-head, loss, optimizer, metrics, validations and checkpoints. In version 0.4 the whole run took 1.41 s, and
-the rest 0.74 s. The page of the code that the task comes from gives 77 ms a step, 13 steps/s.
+head, loss, optimizer, metrics, validations and checkpoints. An earlier measurement on a quiet machine gave
+1.41 s for the whole run and 0.74 s for the rest before a first round of changes, and 1.04 s and 0.45 s
+after it. The page of the code that the task comes from gives 77 ms a step, 13 steps/s.
 
 ## Memory kept between calls
 
