@@ -11,7 +11,8 @@ import torch
 from markupsafe import Markup
 from torch import nn
 
-from mdlstm_tk.data import GaussianField, Split, Task
+from mdlstm_tk.data import Split, Task
+from mdlstm_tk.report.other_images import other_images
 from mdlstm_tk.runtime.samples import contact_sheet
 from mdlstm_tk.training import TrainConfig, draw_images
 from mdlstm_tk.viz.examples import display_split
@@ -63,7 +64,8 @@ def make_drawings(network: nn.Module, task: Task, config: TrainConfig) -> Drawin
     distances = [np.square(training - image).sum((1, 2, 3)) for image in drawn[:PAIRS]]
     nearest = training[[int(distance.argmin()) for distance in distances]]
     likely = {
-        name: _log_probabilities(network, images) for name, images in _kinds_of_images(data, split).items()
+        name: _log_probabilities(network, images)
+        for name, images in _kinds_of_images(task, data, split).items()
     }
     return Drawings(
         split,
@@ -85,8 +87,8 @@ def _images(task: Task, split: Split, seed: int, limit: int) -> Images:
     return np.concatenate(found)[:limit]
 
 
-def _kinds_of_images(data: Images, split: Split) -> dict[str, Images]:
-    """Images of the data, and others that agree with them in ever fewer respects."""
+def _kinds_of_images(task: Task, data: Images, split: Split) -> dict[str, Images]:
+    """Images of the data, and others that they should be likelier than."""
     height, width, channels = data.shape[1:]
     rng = np.random.default_rng(0)
     pixels = data.reshape(len(data), -1, channels)
@@ -94,15 +96,11 @@ def _kinds_of_images(data: Images, split: Split) -> dict[str, Images]:
     kinds = {
         f"{split} data": data,
         f"turned by {90 * turns}°": np.rot90(data, turns, axes=(1, 2)),
-        "pixels shuffled": rng.permuted(pixels, axis=1).reshape(data.shape),
+        "noise (pixels shuffled)": np.stack([rng.permutation(each) for each in pixels]).reshape(data.shape),
     }
-    if min(height, width) > 1:
-        field = GaussianField((height, width)).batch(0, 0, len(data)).x
-        ranks = field.reshape(len(field), -1).argsort(1).argsort(1)
-        values = np.sort(
-            pixels, axis=1
-        )  # those of each image, which its field gets in the order of its own
-        kinds["random fields"] = np.take_along_axis(values, ranks[..., None], axis=1).reshape(data.shape)
+    if other := other_images(task, len(data)):
+        name, images = other
+        kinds[name] = images
     return kinds
 
 

@@ -162,7 +162,8 @@ class Ising(Task):
 
 def _all_rows(width: int) -> Floats:
     """All rows of −1 and 1 (2^width, width), in the order of binary numbers."""
-    return 2.0 * (np.arange(2**width)[:, None] >> np.arange(width)[::-1] & 1) - 1
+    bits = np.arange(2**width)[:, None] >> np.arange(width)[::-1] & 1
+    return 2.0 * bits.astype(np.float64) - 1
 
 
 def _choose(weights: Floats, uniform: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
