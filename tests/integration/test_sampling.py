@@ -195,6 +195,15 @@ def test_infer_prints_nats_and_bits_for_each_file(
     assert [float(row.split(",")[3]) for row in rows] == pytest.approx(nats, abs=2e-4)
     summary = json.loads(in_process(capfd, "infer", files[0], "-m", model, "--json").out)
     assert summary["files"][0]["answers"][0]["nats"] == pytest.approx(nats[0], abs=2e-4)
+    # an image of another size, in colours that a grey model does not take
+    pixels = np.repeat(np.rint(images[0] * 255).astype(np.uint8), 3, axis=-1)
+    Image.fromarray(pixels).save(tmp_path / "colours.png")
+    _, *numbers = in_process(capfd, "infer", tmp_path / "colours.png", "-m", model).out.strip().split("\t")
+    assert float(numbers[0]) == pytest.approx(nats[0], abs=2e-4)
+    np.save(tmp_path / "bytes.npy", np.linspace(0, 255, 35).reshape(5, 7))
+    refused = in_process(capfd, "infer", tmp_path / "bytes.npy", "-m", model)
+    assert refused.code == 1
+    assert "from 0 to 255; a density model expects levels in [0, 1]; divide them by 255" in refused.err
     in_process(capfd, "infer", files[0], "-m", model, "--format", "npy", "-o", tmp_path / "map.npy")
     assert -np.load(tmp_path / "map.npy").sum() == pytest.approx(nats[0], abs=2e-4)
 
