@@ -13,7 +13,7 @@ from torch import nn
 
 from mdlstm_tk.data import Split, Task
 from mdlstm_tk.report.other_images import other_images
-from mdlstm_tk.runtime.samples import contact_sheet
+from mdlstm_tk.runtime.samples import IMAGE_PIXELS, contact_sheet
 from mdlstm_tk.training import TrainConfig, draw_images
 from mdlstm_tk.viz.examples import display_split
 from mdlstm_tk.viz.panels import Panel
@@ -71,7 +71,7 @@ def make_drawings(network: nn.Module, task: Task, config: TrainConfig) -> Drawin
         split,
         _sheet("data", data[:DRAWN]),
         _sheet("drawn", drawn),
-        _sheet("neighbours", np.concatenate([drawn[:PAIRS], nearest], axis=2)),
+        _pairs(drawn[:PAIRS], nearest),
         len(training),
         svg_histogram(likely, "log-probability of an image, nats"),
         {name: float(values.mean()) for name, values in likely.items()},
@@ -116,3 +116,11 @@ def _log_probabilities(network: nn.Module, images: Images) -> npt.NDArray[Any]:
 
 def _sheet(name: str, images: Images) -> EmbeddedImage:
     return embed_panel(Panel(name, contact_sheet(images)))
+
+
+def _pairs(left: Images, right: Images) -> EmbeddedImage:
+    """Images beside others, as large as on the other sheets. Grey lines keep the pairs apart."""
+    line = np.full((*left.shape[:2], 1, left.shape[3]), 0.5, np.float32)
+    pairs = np.concatenate([left, line, right, line, line], axis=2)
+    side = IMAGE_PIXELS * max(pairs.shape[1:3]) // max(left.shape[1:3])
+    return embed_panel(Panel("neighbours", contact_sheet(pairs, side=side)))

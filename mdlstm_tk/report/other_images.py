@@ -17,6 +17,7 @@ from mdlstm_tk.errors import InputError, MissingExtraError, require
 from mdlstm_tk.runtime.preprocessing import resize, to_grey
 
 PIECE = 32  # pixels of a side of the pieces of photographs
+MIN_CONTRAST = 0.1  # of a piece whose darkest and brightest pixels become 0 and 1
 
 Images = npt.NDArray[np.float32]
 
@@ -67,7 +68,9 @@ def _photographs(count: int) -> Images:
         grey = to_grey(np.asarray(image)) / np.float32(255)
         rows, columns = (extent // PIECE for extent in grey.shape)
         inside = grey[: rows * PIECE, : columns * PIECE].reshape(rows, PIECE, columns, PIECE)
-        pieces += list(inside.swapaxes(1, 2).reshape(-1, PIECE, PIECE))
+        of_image = inside.swapaxes(1, 2).reshape(-1, PIECE, PIECE)
+        low, high = of_image.min((1, 2), keepdims=True), of_image.max((1, 2), keepdims=True)
+        pieces += list((of_image - low) / np.maximum(high - low, MIN_CONTRAST))  # else much is white sky
     return np.stack(pieces[:: max(len(pieces) // count, 1)][:count])
 
 
