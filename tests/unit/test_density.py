@@ -53,14 +53,14 @@ def test_the_probabilities_of_all_images_with_channels_and_levels_sum_to_1(
     assert abs(total_probability(network(channels, outputs, layers=2), images) - 1) < 1e-9
 
 
-NETWORKS: dict[str, dict[str, object]] = {
-    "pixel": {},
-    "pixel with layer norm": {"layer_norm": True},
-    "pixel, leaky": {"cell": "leaky", "layer_norm": True},
-    "conv": {},
-    "row": {},
-    "snake": {},
-    "horizontal": {},
+NETWORKS: dict[str, dict[str, object]] = {  # wide enough that no head has only dead units
+    "pixel": {"hidden": 8},
+    "pixel with layer norm": {"hidden": 8, "layer_norm": True},
+    "pixel, leaky": {"hidden": 8, "cell": "leaky", "layer_norm": True},
+    "conv": {"hidden": 16},
+    "row": {"hidden": 16},
+    "snake": {"hidden": 16},
+    "horizontal": {"hidden": 16},
 }
 each_network = pytest.mark.parametrize("kind", NETWORKS)
 
