@@ -75,6 +75,9 @@ def _describe_targets(spec: TaskSpec, targets: Sequence[Any]) -> list[str]:
         lengths = [len(text) for text in targets]
         alphabet = "".join(spec.classes)
         return [f"texts of {min(lengths)} to {max(lengths)} characters from {len(alphabet)}: {alphabet}"]
+    if spec.kind == "density":
+        levels = "2 levels, as 0 or 1" if spec.outputs == 1 else f"{spec.outputs} levels"
+        return [f"each value counts as the nearest of {levels}; choose others with --set levels=N"]
     return []
 
 

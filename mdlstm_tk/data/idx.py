@@ -1,10 +1,11 @@
 """Images in IDX files, the format of MNIST and Fashion-MNIST: a header, then one byte for each pixel.
 
-train-images-idx3-ubyte, t10k-images-idx3-ubyte      or the same with .gz
+train-images-idx3-ubyte, t10k-images-idx3-ubyte   and with .idx3, with .gz, after emnist-letters-
 """
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -21,8 +22,8 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.regular_files import read_bytes
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 
-NAMES: dict[Split, str] = {"train": "train-images", "test": "t10k-images"}
-ENDINGS = ("-idx3-ubyte", ".idx3-ubyte", "-idx3-ubyte.gz", ".idx3-ubyte.gz")
+NAME = re.compile(r"(.*-)?(train|t10k|test)-images[-.]idx3-ubyte(\.gz)?")
+SPLITS: dict[str, Split] = {"train": "train", "t10k": "test", "test": "test"}
 MAGIC = 0x803  # unsigned bytes, three axes
 HEADER = struct.Struct(">4I")
 
@@ -32,15 +33,30 @@ Images = npt.NDArray[np.uint8]
 def find_idx(data: DataFolder) -> dict[Split, Path]:
     """The IDX files of images in a folder, by split; {} if there are none for training.
 
+    If the folder itself has none, they are searched at any depth: torchvision keeps them in MNIST/raw. Of a
+    file and its compressed copy, the file is used.
+
     Raises:
-        InputError: a file is a symbolic link that leads out of the folder.
+        InputError: a file is a symbolic link that leads out of the folder, or there are files of several
+            data sets.
     """
-    found: dict[Split, Path] = {}
-    for split, name in NAMES.items():
-        for path in (data.path / f"{name}{ending}" for ending in ENDINGS):
-            if path.is_file() and split not in found:
-                found[split] = data.require(path)
-    return found if "train" in found else {}
+    if not data.path.is_dir():
+        return {}
+    in_folder = [path for path in data.path.iterdir() if NAME.fullmatch(path.name) and path.is_file()]
+    paths = [data.require(path) for path in in_folder] or data.files(data.path)
+    found: dict[Split, dict[Path, Path]] = {}
+    for path in sorted(paths):
+        if match := NAME.fullmatch(path.name):
+            copy_of = path.with_name(path.name.removesuffix(".gz").replace(".idx3", "-idx3"))
+            found.setdefault(SPLITS[match[2]], {}).setdefault(copy_of, path)
+    for split, files in found.items():
+        if len(files) > 1:
+            first, second, *_ = files.values()
+            raise InputError(
+                f"--data {data.path} has more than one file of images for {split}, {first} and {second}; "
+                "give a folder with the files of one data set"
+            )
+    return {split: next(iter(files.values())) for split, files in found.items()} if "train" in found else {}
 
 
 def read_idx(path: Path, max_bytes: int = MAX_BYTES) -> Images:

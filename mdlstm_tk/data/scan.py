@@ -103,10 +103,10 @@ def _scan(sample: RawSample, kind: Kind, resize: Extents | None) -> Scan | Unusa
         elif kind == "grid":
             check_extents("target", target.shape[:2], pixels.shape[:2])
             target, _ = _moments(target, sample.is_file, resize)
-        elif kind == "density" and not sample.is_file and not (0 <= pixels.min() <= pixels.max() <= 1):
-            raise UnusableSampleError(
-                f"its values lie in [{pixels.min():g}, {pixels.max():g}], expected [0, 1]"
-            )
+        elif kind == "density" and pixels.dtype.kind == "f":  # integers are scaled to [0, 1]
+            low, high = pixels.min(), pixels.max()
+            if not 0 <= low <= high <= 1:
+                raise UnusableSampleError(f"its values lie in [{low:g}, {high:g}], expected [0, 1]")
     except UnusableSampleError as reason:
         return reason
     return Scan(extents, moments, target)

@@ -11,8 +11,9 @@ import torch
 from markupsafe import Markup
 from torch import nn
 
-from mdlstm_tk.data import GaussianField, Split, Task
-from mdlstm_tk.runtime.samples import contact_sheet
+from mdlstm_tk.data import Split, Task
+from mdlstm_tk.report.other_images import other_images
+from mdlstm_tk.runtime.samples import IMAGE_PIXELS, contact_sheet
 from mdlstm_tk.training import TrainConfig, draw_images
 from mdlstm_tk.viz.examples import display_split
 from mdlstm_tk.viz.panels import Panel
@@ -63,13 +64,14 @@ def make_drawings(network: nn.Module, task: Task, config: TrainConfig) -> Drawin
     distances = [np.square(training - image).sum((1, 2, 3)) for image in drawn[:PAIRS]]
     nearest = training[[int(distance.argmin()) for distance in distances]]
     likely = {
-        name: _log_probabilities(network, images) for name, images in _kinds_of_images(data, split).items()
+        name: _log_probabilities(network, images)
+        for name, images in _kinds_of_images(task, data, split).items()
     }
     return Drawings(
         split,
         _sheet("data", data[:DRAWN]),
         _sheet("drawn", drawn),
-        _sheet("neighbours", np.concatenate([drawn[:PAIRS], nearest], axis=2)),
+        _pairs(drawn[:PAIRS], nearest),
         len(training),
         svg_histogram(likely, "log-probability of an image, nats"),
         {name: float(values.mean()) for name, values in likely.items()},
@@ -85,8 +87,8 @@ def _images(task: Task, split: Split, seed: int, limit: int) -> Images:
     return np.concatenate(found)[:limit]
 
 
-def _kinds_of_images(data: Images, split: Split) -> dict[str, Images]:
-    """Images of the data, and others that agree with them in ever fewer respects."""
+def _kinds_of_images(task: Task, data: Images, split: Split) -> dict[str, Images]:
+    """Images of the data, and others that they should be likelier than."""
     height, width, channels = data.shape[1:]
     rng = np.random.default_rng(0)
     pixels = data.reshape(len(data), -1, channels)
@@ -94,15 +96,11 @@ def _kinds_of_images(data: Images, split: Split) -> dict[str, Images]:
     kinds = {
         f"{split} data": data,
         f"turned by {90 * turns}°": np.rot90(data, turns, axes=(1, 2)),
-        "pixels shuffled": rng.permuted(pixels, axis=1).reshape(data.shape),
+        "noise (pixels shuffled)": np.stack([rng.permutation(each) for each in pixels]).reshape(data.shape),
     }
-    if min(height, width) > 1:
-        field = GaussianField((height, width)).batch(0, 0, len(data)).x
-        ranks = field.reshape(len(field), -1).argsort(1).argsort(1)
-        values = np.sort(
-            pixels, axis=1
-        )  # those of each image, which its field gets in the order of its own
-        kinds["random fields"] = np.take_along_axis(values, ranks[..., None], axis=1).reshape(data.shape)
+    if other := other_images(task, len(data)):
+        name, images = other
+        kinds[name] = images
     return kinds
 
 
@@ -118,3 +116,11 @@ def _log_probabilities(network: nn.Module, images: Images) -> npt.NDArray[Any]:
 
 def _sheet(name: str, images: Images) -> EmbeddedImage:
     return embed_panel(Panel(name, contact_sheet(images)))
+
+
+def _pairs(left: Images, right: Images) -> EmbeddedImage:
+    """Images beside others, as large as on the other sheets. Grey lines keep the pairs apart."""
+    line = np.full((*left.shape[:2], 1, left.shape[3]), 0.5, np.float32)
+    pairs = np.concatenate([left, line, right, line, line], axis=2)
+    side = IMAGE_PIXELS * max(pairs.shape[1:3]) // max(left.shape[1:3])
+    return embed_panel(Panel("neighbours", contact_sheet(pairs, side=side)))

@@ -24,7 +24,7 @@ from mdlstm_tk.runtime.preprocessing import SUFFIXES, Preprocessing, decode_imag
 from mdlstm_tk.sizes import format_size
 
 OUTPUT_SUFFIXES = (".png", ".gif", ".npy")
-IMAGE_PIXELS = 56  # of the picture of an image, about
+IMAGE_PIXELS = 56  # of the longer side of the picture of an image, about
 GAP_PIXELS = 4  # between two images
 BACKGROUND = (127, 137, 156)  # between images, and what is not drawn yet
 FRAMES = 64  # of an animation, at most
@@ -237,14 +237,19 @@ def write_samples(path: Path, images: Array, mask: npt.NDArray[np.bool_] | None 
         )
 
 
-def contact_sheet(images: Array, drawn: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.uint8]:
-    """All images (n, H, W, C) side by side in one, (h, w, 3); where `drawn` (H, W) is False, no image."""
+def contact_sheet(
+    images: Array, drawn: npt.NDArray[np.bool_] | None = None, side: int = IMAGE_PIXELS
+) -> npt.NDArray[np.uint8]:
+    """All images (n, H, W, C) side by side in one, (h, w, 3); where `drawn` (H, W) is False, no image.
+
+    The longer side of each has about `side` pixels.
+    """
     n, height, width, channels = images.shape
     colours = images if channels == 3 else np.repeat(images[..., :1], 3, axis=-1)
     pixels = np.rint(colours.clip(0, 1) * 255).astype(np.uint8)
     if drawn is not None:
         pixels[:, ~drawn] = BACKGROUND
-    zoom = max(1, round(IMAGE_PIXELS / max(height, width)))
+    zoom = max(1, round(side / max(height, width)))
     pixels = pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)
     columns = ceil(sqrt(n * height / width))
     rows = -(-n // columns)

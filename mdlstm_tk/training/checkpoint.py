@@ -27,6 +27,7 @@ from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.config import NO_CODE, Code, TrainConfig
 from mdlstm_tk.training.memory import available_memory
 from mdlstm_tk.training.networks import build_network, weights_of
+from mdlstm_tk.training.tasks import kind_of
 
 SCHEMA = 1  # increase when the layout of the file changes incompatibly
 METADATA_KEY = "mdlstm"  # safetensors metadata maps text to text; under this key lies a JSON object
@@ -245,7 +246,7 @@ def _check_fields(checkpoint: Checkpoint) -> None:
     config, spec = checkpoint.config, checkpoint.spec
     if config.grid != spec.size:
         raise InputError(f"the size of its task is {spec.size!s:.80}, but its settings say {config.size}")
-    if config.data and config.task != spec.kind:
+    if config.data and kind_of(config.task) != spec.kind:
         raise InputError(f"the kind of its task is {spec.kind}, but its settings say {config.task!r:.80}")
 
 

@@ -50,7 +50,11 @@ class TrainConfig:
         "diagonal",
         "Built-in task; or, together with data, its kind: grid, classify, segment, transcribe, density.",
     )
-    data: str = _setting("", "Path of an .npz file or an image folder to train on; empty: a built-in task.")
+    data: str = _setting(
+        "",
+        "Path of an .npz file, a folder of images or, for kind density, of IDX files to train on; for task "
+        "fashion, of the IDX files of Fashion-MNIST or MNIST; empty: a built-in task.",
+    )
     data_from_run: str = _setting(
         "", "Path of data from the run folder, which training writes: where data is if both have moved."
     )

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk.data import Task, TaskSpec
+from mdlstm_tk.data import KINDS, Task, TaskSpec
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.models.heads import NETWORKS
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.networks import build_network, count_parameters, weights_of
 
@@ -203,7 +204,7 @@ def _advise(config: TrainConfig, task: Task, samples: int, limit: float) -> str:
     advice = []
     levels = config.windows.split(",")
     window = 2
-    while config.data and config.task != "grid" and window <= min(task.spec.size):
+    while config.task in NETWORKS and window <= min(task.spec.size):
         changed = replace(config, windows=",".join([str(window), *levels[1:]]))
         if fits(changed):
             advice.append(f"--windows {changed.windows}")
@@ -214,7 +215,7 @@ def _advise(config: TrainConfig, task: Task, samples: int, limit: float) -> str:
         count //= 2
     if count:
         advice.append(f"--batch-size {max(config.batch_size * count // samples, 1)}")
-    if config.data:
+    if config.task in KINDS:
         half = "x".join(str(-(-extent // 2)) for extent in task.spec.size)
         advice += [f"--resize {half}"] if task.spec.preprocessing else []
         advice += [f"--crop {half}"] if task.spec.kind != "transcribe" else []

@@ -23,6 +23,7 @@ from mdlstm_tk.data import (
     TaskSpec,
     Textures,
 )
+from mdlstm_tk.data.builtin.fashion import FOLDER
 from mdlstm_tk.data.images import Extents
 from mdlstm_tk.data.user_data import DEFAULTS, read_data
 from mdlstm_tk.errors import InputError
@@ -38,12 +39,13 @@ BUILT_IN: dict[str, tuple[type[Task], Callable[[TrainConfig], Task]]] = {
     "digit-strings": (DigitStrings, lambda c: DigitStrings(c.seed, c.validation, c.augment)),
     "digits-binary": (DigitsDensity, lambda c: DigitsDensity(c.seed, c.validation)),
     "digits-grey": (DigitsDensity, lambda c: DigitsDensity(c.seed, c.validation, binary=False)),
-    "fashion": (Fashion, lambda c: Fashion(c.seed, c.validation)),
+    "fashion": (Fashion, lambda c: Fashion(c.seed, c.validation, Path(c.data) if c.data else FOLDER)),
     "gaussian-field": (GaussianField, lambda c: GaussianField(c.grid)),
     "gaussian-field-anisotropic": (GaussianField, lambda c: GaussianField(c.grid, anisotropic=True)),
     "ising": (Ising, lambda c: Ising(c.grid)),
     "textures": (Textures, lambda c: Textures(c.grid, c.augment)),
 }
+TAKE_DATA = (*KINDS, "fashion")  # what --data goes with; the files of fashion may lie anywhere
 
 
 def default_config(task: str, data: str = "", model: str | None = None) -> TrainConfig:
@@ -58,8 +60,8 @@ def default_config(task: str, data: str = "", model: str | None = None) -> Train
         InputError: there is no such task, kind of data, or network for it.
     """
     _check_task(task, data)
-    if data:
-        kind = cast("Kind", task)
+    if task in KINDS:
+        kind = task
         values: dict[str, Any] = dict(DEFAULTS[kind])
         if data.endswith(".npz"):
             values["augment"] = 0.0  # arrays need not be images
@@ -75,9 +77,14 @@ def default_config(task: str, data: str = "", model: str | None = None) -> Train
     return TrainConfig(task=task, data=data).updated(values, task, named)
 
 
+def kind_of(task: str) -> str:
+    """The kind of a built-in task; the kind of the user's data is its own."""
+    return BUILT_IN[task][0].kind if task in BUILT_IN else task
+
+
 def _check_task(task: str, data: str) -> None:
-    if data and task not in KINDS:
-        raise InputError(f"--data takes --task {', '.join(KINDS)}, got '{task}'")
+    if data and task not in TAKE_DATA:
+        raise InputError(f"--data takes --task {', '.join(TAKE_DATA)}, got '{task}'")
     if not data and task not in BUILT_IN:
         hint = suggest(task, BUILT_IN)
         if task in KINDS:
@@ -93,10 +100,13 @@ def make_task(config: TrainConfig) -> Task:
         MissingExtraError: its data needs a package that is not installed.
     """
     _check_task(config.task, config.data)
-    if not config.data:
+    if config.task in BUILT_IN:
         for key in ("resize", "crop"):
             if getattr(config, key):
-                raise InputError(f"--{key} needs --data; the built-in task '{config.task}' takes --size")
+                raise InputError(
+                    f"--{key} goes with --data of one of the kinds {', '.join(KINDS)}, "
+                    f"got the built-in task '{config.task}'"
+                )
         if prod(config.grid) > MAX_POSITIONS:
             raise InputError(
                 f"--size {config.size} has {prod(config.grid)} positions, but the task '{config.task}' "
@@ -146,7 +156,11 @@ def load_task(config: TrainConfig, spec: TaskSpec, data: str = "") -> Task:
         )
     if data and not config.data:
         raise InputError(f"the run was trained on the built-in task {config.task}; leave out --data {data}")
-    task = make_task(replace(config, data=data, data_from_run="", size="") if data else config)
+    if data:
+        config = replace(config, data=data, data_from_run="")
+    if config.task in KINDS:
+        config = replace(config, size="")  # the data have their own
+    task = make_task(config)
     for name in ("kind", "channels", "outputs", "classes", "mask_values", "preprocessing"):
         found, expected = getattr(task.spec, name), getattr(spec, name)
         if found != expected:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 from helpers.crafted_runs import in_process
 from PIL import Image
 
+from mdlstm_tk.data import DatasetTask, TaskSpec
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.report import render_report
+from mdlstm_tk.report import other_images, render_report
 from mdlstm_tk.report.drawings import _kinds_of_images
 from mdlstm_tk.runtime.samples import read_given, uniform_numbers, write_samples
 from mdlstm_tk.training import Run, load_checkpoint, sample_run
@@ -173,6 +175,17 @@ def test_infer_prints_nats_and_bits_for_each_file(
     assert [float(row.split(",")[3]) for row in rows] == pytest.approx(nats, abs=2e-4)
     summary = json.loads(in_process(capfd, "infer", files[0], "-m", density_model, "--json").out)
     assert summary["files"][0]["answers"][0]["nats"] == pytest.approx(nats[0], abs=2e-4)
+    # an image of another size, in colours that a grey model does not take
+    pixels = np.repeat(np.rint(images[0] * 255).astype(np.uint8), 3, axis=-1)
+    Image.fromarray(pixels).save(tmp_path / "colours.png")
+    _, *numbers = (
+        in_process(capfd, "infer", tmp_path / "colours.png", "-m", density_model).out.strip().split("\t")
+    )
+    assert float(numbers[0]) == pytest.approx(nats[0], abs=2e-4)
+    np.save(tmp_path / "bytes.npy", np.linspace(0, 255, 35).reshape(5, 7))
+    refused = in_process(capfd, "infer", tmp_path / "bytes.npy", "-m", density_model)
+    assert refused.code == 1
+    assert "from 0 to 255; a density model expects levels in [0, 1]; divide them by 255" in refused.err
     in_process(capfd, "infer", files[0], "-m", density_model, "--format", "npy", "-o", tmp_path / "map.npy")
     assert -np.load(tmp_path / "map.npy").sum() == pytest.approx(nats[0], abs=2e-4)
 
@@ -181,7 +194,9 @@ def test_the_page_shows_drawn_images_neighbours_and_what_is_likely(density_run: 
     page = render_report(density_run)
     assert page.count('<section id="drawn">') == 1
     rows = dict(re.findall(r'<tr><th scope="row">([^<]+)</th><td>(-[\d.]+)</td></tr>', page))
-    assert list(rows) == ["test data", "turned by 90°", "pixels shuffled", "random fields"]
+    *others, another_set = rows
+    assert others == ["test data", "turned by 90°", "noise (pixels shuffled)"]
+    assert another_set in ("clothes", "pieces of photographs")
     checkpoint = load_checkpoint(density_run.checkpoint)
     x = torch.from_numpy(make_task(checkpoint.config).batch(0, 0, 256, "test").x)
     with torch.no_grad():
@@ -192,11 +207,37 @@ def test_the_page_shows_drawn_images_neighbours_and_what_is_likely(density_run: 
     assert "test data" in page[page.index("<svg", page.index("What is likely")) :]
 
 
-def test_each_kind_of_image_has_the_values_of_the_data() -> None:
-    data = np.random.default_rng(0).random((5, 3, 4, 2), np.float32)
-    kinds = _kinds_of_images(data, "test")
-    assert list(kinds) == ["test data", "turned by 180°", "pixels shuffled", "random fields"]
-    for name, images in kinds.items():
-        assert images.shape == data.shape
-        assert (np.sort(images.reshape(5, -1, 2), axis=1) == np.sort(data.reshape(5, -1, 2), axis=1)).all()
-        assert name == "test data" or not (images == data).all()
+def test_a_report_measures_images_unlike_the_data() -> None:
+    data = np.random.default_rng(0).random((5, 3, 4, 3), np.float32)
+    task = DatasetTask(TaskSpec("own", "density", 3, 4, (3, 4)), {})
+    kinds = _kinds_of_images(task, data, "test")
+    turned, noise, digits = list(kinds)[1:]
+    assert (turned, noise, digits) == ("turned by 180°", "noise (pixels shuffled)", "handwritten digits")
+    assert (kinds[turned] == data[:, ::-1, ::-1]).all()
+    pixels, shuffled = (images.reshape(5, 12, 3).tolist() for images in (data, kinds[noise]))
+    assert shuffled != pixels
+    assert [sorted(image) for image in shuffled] == [sorted(image) for image in pixels]
+    assert kinds[digits].shape == data.shape
+    assert (kinds[digits] == kinds[digits][..., :1]).all()
+
+
+@pytest.mark.parametrize("has_clothes", [False, True])
+def test_digits_are_compared_with_clothes_or_photographs(
+    has_clothes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (7, 28, 28)).astype(np.uint8)
+    if has_clothes:
+        for name in ("train", "t10k"):
+            content = struct.pack(">4I", 0x803, *images.shape) + images.tobytes()
+            (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(content)
+    monkeypatch.setattr(other_images, "FOLDER", tmp_path)
+    for name, outputs in (("digits-binary", 1), ("digits-grey", 17)):
+        task = DatasetTask(TaskSpec(name, "density", 1, outputs, (8, 8)), {})
+        found = other_images.other_images(task, 5)
+        assert found is not None
+        assert (found[0], found[1].shape) == (
+            "clothes" if has_clothes else "pieces of photographs",
+            (5, 8, 8, 1),
+        )
+        values = np.unique(found[1])
+        assert list(values) == [0, 1] if outputs == 1 else len(values) > 50

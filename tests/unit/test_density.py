@@ -11,15 +11,15 @@ from torch import Tensor
 
 from mdlstm_tk.data.builtin.mixtures import Mixture, fit_baselines
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.models import DensityNet, create
+from mdlstm_tk.models import DensityNet, create, model_names
 
 SIZE = (4, 5)
 
 
-def network(channels: int = 1, outputs: int = 1, **options: object) -> DensityNet:
+def network(channels: int = 1, outputs: int = 1, name: str = "pixel", **options: object) -> DensityNet:
     """A small network in float64 whose weights are far from where training starts."""
     torch.manual_seed(0)
-    net = create("pixel", channels, outputs, kind="density", **({"hidden": 5} | options)).double()
+    net = create(name, channels, outputs, kind="density", **({"hidden": 5} | options)).double()
     assert isinstance(net, DensityNet)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -53,8 +53,30 @@ def test_the_probabilities_of_all_images_with_channels_and_levels_sum_to_1(
     assert abs(total_probability(network(channels, outputs, layers=2), images) - 1) < 1e-9
 
 
-def test_the_probabilities_sum_to_1_after_training() -> None:
-    net, images = network(layers=2), all_images(3, 3)
+NETWORKS: dict[str, dict[str, object]] = {  # wide enough that no head has only dead units
+    "pixel": {"hidden": 8},
+    "pixel with layer norm": {"hidden": 8, "layer_norm": True},
+    "pixel, leaky": {"hidden": 8, "cell": "leaky", "layer_norm": True},
+    "conv": {"hidden": 16},
+    "row": {"hidden": 16},
+    "snake": {"hidden": 16},
+    "horizontal": {"hidden": 16},
+}
+each_network = pytest.mark.parametrize("kind", NETWORKS)
+
+
+def two_layers(kind: str, channels: int = 1, outputs: int = 1) -> DensityNet:
+    return network(channels, outputs, kind.split()[0].strip(","), layers=2, **NETWORKS[kind])
+
+
+def test_every_network_of_kind_density_is_tested_here() -> None:
+    assert set(model_names("density")) == {kind.split()[0].strip(",") for kind in NETWORKS}
+
+
+@each_network
+def test_the_probabilities_sum_to_1_after_training(kind: str) -> None:
+    net, images = two_layers(kind), all_images(3, 3)
+    assert abs(total_probability(net, images) - 1) < 1e-9
     seen = images[[0, 7, 73, 511]]
     optimizer = torch.optim.Adam(net.parameters(), 0.02)
     before = net.log_prob(seen).mean().item()
@@ -62,39 +84,44 @@ def test_the_probabilities_sum_to_1_after_training() -> None:
         optimizer.zero_grad()
         (-net.log_prob(seen).mean()).backward()
         optimizer.step()
-    assert net.log_prob(seen).mean().item() > before + 2
+    assert net.log_prob(seen).mean().item() > before + 1
     assert abs(total_probability(net, images) - 1) < 1e-9
 
 
-def test_with_sizes_the_probabilities_of_the_valid_part_sum_to_1() -> None:
-    net, images = network(layers=2), all_images(2, 3)
-    padded = torch.full((len(images), 4, 5, 1), torch.nan, dtype=torch.float64)
-    padded[:, :2, :3] = images
+@each_network
+@pytest.mark.parametrize("size", [(2, 4), (4, 2), (1, 5), (5, 1)])
+def test_with_sizes_the_probabilities_of_the_valid_part_sum_to_1(kind: str, size: tuple[int, int]) -> None:
+    net, images = two_layers(kind), all_images(*size)
+    height, width = size
+    padded = torch.full((len(images), height + 2, width + 3, 1), torch.nan, dtype=torch.float64)
+    padded[:, :height, :width] = images
     with torch.no_grad():
-        log_p = net.log_prob(padded, sizes=[(2, 3)] * len(images))
+        log_p = net.log_prob(padded, sizes=[size] * len(images))
         torch.testing.assert_close(log_p, net.log_prob(images), atol=1e-12, rtol=0)
     assert abs(log_p.exp().sum().item() - 1) < 1e-9
 
 
-RIVALS = ("snake", "horizontal", "row", "conv")
-
-
-@pytest.mark.parametrize("name", RIVALS)
-def test_rivals_are_densities_that_do_not_look_ahead(name: str) -> None:
-    torch.manual_seed(0)
-    net = create(name, 1, 1, kind="density", hidden=6, layers=2).double()
-    assert isinstance(net, DensityNet)
-    assert abs(total_probability(net, all_images(3, 3)) - 1) < 1e-9
-    x = torch.rand(1, *SIZE, 1, dtype=torch.float64, requires_grad=True)
+@each_network
+@pytest.mark.parametrize("size", [SIZE, (5, 3)])
+def test_the_gradient_with_respect_to_what_comes_later_is_exactly_zero(
+    kind: str, size: tuple[int, int]
+) -> None:
+    net, (height, width) = two_layers(kind), size
+    x = torch.rand(1, *size, 1, dtype=torch.float64, requires_grad=True)
+    depends = torch.zeros(height * width, height * width, dtype=torch.bool)  # of each logit on each value
     for index, logit in enumerate(net.logits(x)[..., 1].flatten()):
         (gradient,) = torch.autograd.grad(logit, x, retain_graph=True)
-        dependence = gradient.flatten() != 0
-        assert not dependence[index:].any()
-        before = [k for k in (index - 1, index - SIZE[1]) if k >= 0 and (index % SIZE[1] or k < index - 1)]
-        assert dependence[before].all()  # to the left and above
-        if name == "snake":
-            assert dependence[:index].all()
-    assert net.sample(2, (3, 4)).shape == (2, 3, 4, 1)
+        depends[index] = gradient.flatten() != 0
+    assert not depends.triu().any()
+    for row, column in np.ndindex(size):
+        before = depends[row * width + column].reshape(size)
+        assert before[row, :column][-2:].all()  # to the left
+        assert not row or before[row - 1, max(column - 1, 0) : column + 2].all()  # above
+        if kind == "snake" or kind.startswith("pixel"):
+            assert before.flatten()[: row * width + column].all()
+    drawn = net.sample(2, size)
+    assert drawn.shape == (2, *size, 1)
+    assert set(drawn.unique().tolist()) <= {0.0, 1.0}
 
 
 @pytest.mark.parametrize("layers", [1, 3])

@@ -1,4 +1,7 @@
-"""Fashion-MNIST (Xiao, Rasul, Vollgraf 2017): 70,000 pictures of clothes, 28×28 pixels."""
+"""Fashion-MNIST (Xiao, Rasul, Vollgraf 2017): 70,000 pictures of clothes, 28×28 pixels.
+
+MNIST and its other successors come in files of the same format, and are taken in its place.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from mdlstm_tk.data.sampling import binarise, make_rng
 from mdlstm_tk.data.spec import Split, TaskSpec
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.sizes import format_size
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 
@@ -22,12 +26,23 @@ FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package datase
 def _load(folder: Path) -> tuple[Any, Any]:
     """The pictures for training and for testing in black and white, (N, 28, 28) uint8 each."""
     files = find_idx(DataFolder(folder))
-    if set(files) != {"train", "test"}:
+    if not files and folder == FOLDER:
         raise InputError(
-            f"Fashion-MNIST is not at {folder}; install Debian's package dataset-fashion-mnist, or use "
-            "--task density --data FOLDER with a folder of IDX files"
+            f"Fashion-MNIST is not at {folder}; install Debian's package dataset-fashion-mnist, or say "
+            "with --data FOLDER where its IDX files are, or those of MNIST"
         )
-    return binarise(read_idx(files["train"]), 255), binarise(read_idx(files["test"]), 255)
+    if set(files) != {"train", "test"}:
+        found = files["train"].name if files else "neither of them"
+        raise InputError(
+            f"--data {folder}: --task fashion expects the IDX files train-images-idx3-ubyte and "
+            f"t10k-images-idx3-ubyte, or these with .gz, found {found}; "
+            "for other images use --task density"
+        )
+    train, test = (read_idx(files[split]) for split in ("train", "test"))
+    if train.shape[1:] != test.shape[1:]:
+        sizes = " and ".join(format_size(images.shape[1:]) for images in (train, test))
+        raise InputError(f"--data {folder}: the images for training and testing have {sizes} pixels")
+    return binarise(train, 255), binarise(test, 255)
 
 
 class Fashion(DatasetTask):
@@ -38,10 +53,10 @@ class Fashion(DatasetTask):
     Args:
         seed: seed of the validation split.
         validation: share of the 60,000 training pictures that chooses the best checkpoint.
-        folder: holds the IDX files.
+        folder: holds the IDX files, which may be those of another data set, such as MNIST.
 
     Raises:
-        InputError: the files are not there, or damaged.
+        InputError: the files are not there, or are damaged, or their images differ in size.
     """
 
     kind = "density"

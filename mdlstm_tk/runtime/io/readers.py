@@ -35,6 +35,7 @@ MAGIC = {  # how the content of a file begins; none of these begins a table of n
         *(b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
     ),
 }
+LEVEL_TOLERANCE = 1e-3  # of the levels of a density model, which rounding may leave by a little
 MAGIC_BYTES = max(len(start) for starts in MAGIC.values() for start in starts)
 
 Arrays: TypeAlias = dict[str | None, Array]
@@ -60,11 +61,22 @@ class InputFile:
         """What a model takes for this file.
 
         Raises:
-            InputError: the file is an image, and the model takes none.
+            InputError: the file is an image, and the model takes none; or the model is a density, whose
+                levels lie in [0, 1], and values do not.
         """
-        if not self.is_image:
-            return self.arrays
-        return {name: _image_array(x, metadata, self.label) for name, x in self.arrays.items()}
+        arrays = self.arrays
+        if self.is_image:
+            arrays = {name: _image_array(x, metadata, self.label) for name, x in arrays.items()}
+        if metadata.kind == "density":
+            for x in arrays.values():
+                low, high = float(x.min()), float(x.max())
+                if low < -LEVEL_TOLERANCE or high > 1 + LEVEL_TOLERANCE:
+                    hint = "; divide them by 255" if low >= 0 and 1 < high <= 255 else ""
+                    raise InputError(
+                        f"{self.label} has values from {low:g} to {high:g}; a density model expects levels "
+                        f"in [0, 1]{hint}"
+                    )
+        return arrays
 
 
 def suffix_of(path: str) -> str:
