@@ -202,7 +202,7 @@ A wavefront of an unrolled file has 16 nodes: two products, three activations, a
 nodes of the cell's equations, and five that put x and the states of the predecessors side by side. Compiled
 kernels keep all of this in registers. ONNX Runtime writes each result to memory, and takes 0.3 µs or more
 for a node however small it is. With 16 units, products are a small part of the work, and no standard
-operator computes more of the rest at once. At 128x128, `perf` finds about a fifth of the samples at
+operator computes more of the rest. At 128x128, `perf` finds about a fifth of the samples at
 instructions that load data on nodes.
 
 These were tried and gained nothing. Where there are two ratios, they are those of the unrolled files at
