@@ -58,8 +58,8 @@ DIGITS = {"steps": 2000, "lr": 0.01, "dropout": 0.3}
 PLANS = {
     "digits-binary": Plan(DIGITS, 1000, ("lr", "dropout", "layers")),
     "digits-grey": Plan(DIGITS, 1000, ("lr",), start="digits-binary"),
-    "ising": Plan({"size": "16", "steps": 2000}, 700, ("lr", "layers")),
-    "fashion": Plan({"steps": 1200, "lr": 0.01}, 300, ("lr", "layers")),
+    "ising": Plan({"size": "16", "steps": 2000, "lr": 0.01}, 700, ("lr", "layers")),
+    "fashion": Plan({"steps": 1200, "lr": 0.01, "hidden": 32, "layers": 2}, 300, ("lr", "layers")),
 }
 
 

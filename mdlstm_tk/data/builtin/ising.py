@@ -51,7 +51,7 @@ class Ising(Task):
         "steps": 2000,
         "batch_size": 64,
         "hidden": 16,
-        "lr": 0.01,
+        "lr": 0.02,
         "weight_decay": 0.0,
         "schedule": "cosine",
         "warmup": 50,
