@@ -10,6 +10,7 @@ import warnings
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from unittest.mock import patch
 
 import pytest
@@ -35,17 +36,20 @@ def mdlstm(
     env: dict[str, str] | None = None,
 ) -> Result:
     """Call `mdlstm` in this process; an exception that it does not turn into an error fails the test."""
-    given, out, err = (io.TextIOWrapper(io.BytesIO(data), "utf-8") for data in (stdin, b"", b""))
-    with (
-        chdir(cwd or "."),
-        patch.dict(os.environ, ENVIRONMENT | (env or {})),
-        patch.object(sys, "stdin", given),
-        redirect_stdout(out),
-        redirect_stderr(err),
-        warnings.catch_warnings(),
-        pytest.raises(SystemExit) as ended,
-    ):
-        main(list(map(str, arguments)))
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
+    with TemporaryFile() as file, io.TextIOWrapper(file, "utf-8") as given:
+        file.write(stdin)  # in a file, as isolated models read their input by its descriptor
+        file.seek(0)
+        with (
+            chdir(cwd or "."),
+            patch.dict(os.environ, ENVIRONMENT | (env or {})),
+            patch.object(sys, "stdin", given),
+            redirect_stdout(out),
+            redirect_stderr(err),
+            warnings.catch_warnings(),
+            pytest.raises(SystemExit) as ended,
+        ):
+            main(list(map(str, arguments)))
     assert isinstance(ended.value.code, int)
     return Result(ended.value.code, *map(_text, (out, err)))
 

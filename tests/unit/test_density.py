@@ -69,6 +69,7 @@ def two_layers(kind: str, channels: int = 1, outputs: int = 1) -> DensityNet:
     return network(channels, outputs, kind.split()[0].strip(","), layers=2, **NETWORKS[kind])
 
 
+@pytest.mark.usefixtures("fresh_registries")
 def test_every_network_of_kind_density_is_tested_here() -> None:
     assert set(model_names("density")) == {kind.split()[0].strip(",") for kind in NETWORKS}
 
