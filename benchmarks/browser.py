@@ -38,11 +38,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from helpers.browser import ARGUMENTS, Tab, find_chromium, launched, opened, served
 from runtimes import markdown
 
+from mdlstm_tk._util.text import printable
 from mdlstm_tk.export.browser.build import load_runtime, write_page
 from mdlstm_tk.export.browser.examples import PageExample
 from mdlstm_tk.export.drawing import drawing_model
 from mdlstm_tk.models import PixelNet
-from mdlstm_tk.text import printable
 
 Key = tuple[str, str, str]  # checkout, form and provider
 

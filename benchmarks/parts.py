@@ -17,13 +17,13 @@ from unittest import mock
 from numba import cfunc, types
 from numba.extending import intrinsic
 
+from mdlstm_tk._util.caches import BoundedCache
 from mdlstm_tk.backends.cpu import backward_kernel, kernels, launch, plan
 from mdlstm_tk.backends.cpu import compile as cpu_compile
 from mdlstm_tk.backends.cpu.jit import OPTIONS, jit
 from mdlstm_tk.backends.tables import SweepRows
 from mdlstm_tk.benchmark import Shape, contenders, interleave, torch_threads
 from mdlstm_tk.benchmark.contenders import Step
-from mdlstm_tk.caches import BoundedCache
 
 SHAPES = (
     Shape(16, (8, 8), 1, 16),

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import next_command, note, print_json, progress, table
 from mdlstm_tk.cli.options import DATA, OUTPUT, RUN, ForceFolder, Json, Task, parse_size_text
 from mdlstm_tk.cli.settings import Settings
 from mdlstm_tk.errors import require
-from mdlstm_tk.text import shell_quoted
 
 if TYPE_CHECKING:
     from mdlstm_tk.training.comparison import ComparisonProgress

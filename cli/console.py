@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from mdlstm_tk.text import printable, shell_quoted, to_json
+from mdlstm_tk._util.text import printable, shell_quoted, to_json
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
+from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import heading, note
 from mdlstm_tk.cli.options import OUTPUT, ForceFolder
 from mdlstm_tk.errors import require
-from mdlstm_tk.text import shell_quoted
 
 
 def demo(

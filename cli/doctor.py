@@ -15,8 +15,8 @@ def doctor(json: Json = False) -> None:
     An optional package that is not installed is no error; the jobs that need it are listed. The exit code
     is 1 if something that is installed is broken.
     """
-    from mdlstm_tk.diagnostics import JOBS, check_installation, missing_jobs
-    from mdlstm_tk.installation import install_command
+    from mdlstm_tk._util.diagnostics import JOBS, check_installation, missing_jobs
+    from mdlstm_tk._util.installation import install_command
 
     checks = check_installation()
     missing = missing_jobs(checks)

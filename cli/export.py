@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mdlstm_tk._util.sizes import parse_size
+from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import detail, next_command, note, print_json, with_options
 from mdlstm_tk.cli.options import (
     OUTPUT,
@@ -21,8 +23,6 @@ from mdlstm_tk.cli.options import (
     parse_size_text,
 )
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.sizes import parse_size
-from mdlstm_tk.text import shell_quoted
 
 if TYPE_CHECKING:
     from mdlstm_tk.export.targets import ExportTarget

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import (
     TileProgress,
     detail,
@@ -36,7 +37,6 @@ from mdlstm_tk.cli.options import (
     complete_model_file,
 )
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.text import shell_quoted
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime import Inference, Outcome

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import next_command, print_json, table, warn, with_options
 from mdlstm_tk.cli.options import Json, MaxBytes, OwnCell, OwnModel, complete_model_or_run, named_files
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.sizes import format_size
-from mdlstm_tk.text import shell_quoted
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.tiles.archive import Stage

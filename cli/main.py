@@ -16,11 +16,11 @@ from typing import Annotated
 
 import typer
 
+from mdlstm_tk._util.text import printable
 from mdlstm_tk._version import __version__
 from mdlstm_tk.cli.command import Root, Verb, with_verbosity
 from mdlstm_tk.cli.console import detail, error, verbosity, warn
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.text import printable
 
 PANELS = {
     "Train": ("train", "sample", "report", "compare"),

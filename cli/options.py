@@ -10,10 +10,10 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
+from mdlstm_tk._util.sizes import parse_size
+from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.cli.command import one_of
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.sizes import parse_size
-from mdlstm_tk.text import is_plain_text
 
 # Names that the library knows, repeated here because their modules import torch or NumPy; a test compares
 # them with the library.

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
+from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import next_command, note, print_json, with_options
 from mdlstm_tk.cli.options import OUTPUT, Json, OwnCell, OwnModel, complete_files, complete_run, named_files
 from mdlstm_tk.errors import require
-from mdlstm_tk.text import shell_quoted
 
 
 def report(

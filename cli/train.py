@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mdlstm_tk._util.sizes import format_size, parse_size
+from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cells import BUILT_IN_CELLS
 from mdlstm_tk.cli.console import detail, next_command, note, print_json, progress, with_options
 from mdlstm_tk.cli.options import (
@@ -33,8 +35,6 @@ from mdlstm_tk.cli.options import (
 )
 from mdlstm_tk.cli.settings import Settings, setting
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.sizes import format_size, parse_size
-from mdlstm_tk.text import shell_quoted
 
 if TYPE_CHECKING:
     from mdlstm_tk.training import Progress, TrainingJob

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import detail, next_command, note, print_json, table
 from mdlstm_tk.cli.options import (
     Device,
@@ -20,7 +21,6 @@ from mdlstm_tk.cli.options import (
     named_files,
 )
 from mdlstm_tk.errors import require
-from mdlstm_tk.text import shell_quoted
 
 
 def verify(

@@ -10,9 +10,9 @@ from types import NoneType
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM
-from mdlstm_tk.sizes import format_size
 
 Grid = tuple[int, ...]
 Examples = Tensor | Sequence[Tensor | None]

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import torch
 
+from mdlstm_tk._util.text import printable
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError, ParityError, require
 from mdlstm_tk.export.copies import eval_copy
@@ -25,7 +26,6 @@ from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable, staging
 from mdlstm_tk.runtime.isolation.rule import note_export
 from mdlstm_tk.runtime.metadata_checks import layout_of
 from mdlstm_tk.runtime.samples import run_rows, uniform_numbers
-from mdlstm_tk.text import printable
 from mdlstm_tk.training import Run, load_checkpoint
 from mdlstm_tk.training.config import NO_CODE, Code
 

@@ -10,6 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.api import ExportReport, export_onnx
 from mdlstm_tk.export.targets import ExportTarget
@@ -17,8 +19,6 @@ from mdlstm_tk.export.tiles import check_tile_options, export_tiles
 from mdlstm_tk.export.verification.inputs import task_inputs
 from mdlstm_tk.runtime.io.files import ensure_writable, staging
 from mdlstm_tk.runtime.tiles.archive import SUFFIX
-from mdlstm_tk.sizes import format_size
-from mdlstm_tk.text import printable
 from mdlstm_tk.training import Run, load_checkpoint, open_run
 from mdlstm_tk.training.config import NO_CODE, Code
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.arguments import Grid, InputArguments, layout_of_example
@@ -19,7 +20,6 @@ from mdlstm_tk.export.verification.inputs import odd_grids
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.metadata_checks import layout_of
-from mdlstm_tk.sizes import format_size
 
 MAX_POSITIONS = 2**14  # of a grid to verify on; the float64 reference takes seconds for so many
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # of inputs, by networks

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.browser.build import check_page, load_runtime, write_page
 from mdlstm_tk.export.browser.examples import page_examples
 from mdlstm_tk.export.server import write_server_repo
 from mdlstm_tk.export.tensor_spec import read_metadata
-from mdlstm_tk.text import shell_quoted
 from mdlstm_tk.training import Run
 
 

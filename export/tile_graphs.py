@@ -12,6 +12,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk._util.windows import space_to_depth
 from mdlstm_tk._version import __version__
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.errors import InputError
@@ -26,7 +27,6 @@ from mdlstm_tk.models.blocks import depth_to_space
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.metadata_checks import layout_of
 from mdlstm_tk.tiling.stages import TileStages
-from mdlstm_tk.windows import space_to_depth
 
 Grid = tuple[int, ...]
 Shape = list[str | int]  # extents, or names of free ones

@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 from torch import nn
 
+from mdlstm_tk._util.text import to_json
 from mdlstm_tk.errors import InputError, MDLSTMError, require
 from mdlstm_tk.export.api import ExportReport
 from mdlstm_tk.export.arguments import read_arguments
@@ -26,7 +27,6 @@ from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.isolation.rule import note_export
 from mdlstm_tk.runtime.tiles.archive import INDEX, SCHEMA, SUFFIX
 from mdlstm_tk.runtime.tiles.session import TiledSession
-from mdlstm_tk.text import to_json
 from mdlstm_tk.tiling.stages import TileStages, stages_of
 
 

@@ -9,8 +9,8 @@ import os.path
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from mdlstm_tk._util.caches import clear_caches
 from mdlstm_tk._version import __version__
-from mdlstm_tk.caches import clear_caches
 from mdlstm_tk.errors import (
     DeviceError,
     InputError,

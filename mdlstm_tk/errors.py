@@ -104,7 +104,7 @@ def imports_of(extra: str) -> Iterator[None]:
 
 
 def _missing(module: str, extra: str) -> MissingExtraError:
-    from mdlstm_tk.installation import install_command
+    from mdlstm_tk._util.installation import install_command
 
     package = module.split(".")[0]
     return MissingExtraError(

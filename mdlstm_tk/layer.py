@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk import arguments
+from mdlstm_tk._util import arguments
+from mdlstm_tk._util.masking import Sizes, sizes_of_sweep, valid_mask
+from mdlstm_tk._util.windows import space_to_depth
 from mdlstm_tk.backends.dispatch import BACKENDS, Choice, choose
 from mdlstm_tk.backends.faces import Faces
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.cells import check_cell, get_cell
 from mdlstm_tk.cells.cell import TANH_GATE
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.masking import Sizes, sizes_of_sweep, valid_mask
 from mdlstm_tk.operator import sweep
 from mdlstm_tk.state_operator import sweep_states
 from mdlstm_tk.states import BoundaryState, FaceShape, State, initial_faces, to_boundary_state
 from mdlstm_tk.wavefront import Direction, resolve_directions
-from mdlstm_tk.windows import space_to_depth
 
 PARAMETERS = ("weight_ih", "weight_hh", "bias", "peephole", "norm_weight", "norm_bias")
 SweepLayer = Callable[[SweepInputs, Faces | None], tuple[Tensor, Faces | None]]

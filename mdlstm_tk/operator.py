@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from mdlstm_tk import flops
-from mdlstm_tk.arguments import check_dtype, choice
+from mdlstm_tk._util.arguments import check_dtype, choice
+from mdlstm_tk._util.masking import is_readable
 from mdlstm_tk.backends import reference
 from mdlstm_tk.backends.dispatch import (
     OPERATOR_BACKENDS,
@@ -38,7 +39,6 @@ from mdlstm_tk.backends.tables import ragged_rows
 from mdlstm_tk.backends.torch import sweep as torch_sweep
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.import_hooks import when_imported
-from mdlstm_tk.masking import is_readable
 
 __all__ = ["SweepInputs", "sweep", "wavefront", "wavefront_backward"]
 

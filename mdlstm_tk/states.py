@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mdlstm_tk.arguments import one_line
+from mdlstm_tk._util.arguments import one_line
+from mdlstm_tk._util.masking import valid_mask
 from mdlstm_tk.backends.faces import Faces, face_extents, line_counts
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.masking import valid_mask
 
 
 class BoundaryState(NamedTuple):

@@ -30,7 +30,7 @@ from operator import index
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk.caches import BoundedCache
+from mdlstm_tk._util.caches import BoundedCache
 from mdlstm_tk.errors import InputError
 
 Indices = npt.NDArray[np.integer]

@@ -13,11 +13,11 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk._util.masking import Sizes, as_sizes, valid_mask
+from mdlstm_tk._util.windows import space_to_depth
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM
-from mdlstm_tk.masking import Sizes, as_sizes, valid_mask
 from mdlstm_tk.tiling.stages import Stage
-from mdlstm_tk.windows import space_to_depth
 
 Window = tuple[int, ...]
 # What a layer recurs along: both axes of the grid, each of its rows, or all rows joined to one sequence.

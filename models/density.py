@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk._util.masking import Sizes, as_sizes
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.masking import Sizes, as_sizes
 from mdlstm_tk.models.blocks import fill_padding
 from mdlstm_tk.models.hub import HubModel
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk.masking import valid_mask
+from mdlstm_tk._util.masking import valid_mask
 from mdlstm_tk.models.blocks import apply_flattened
 from mdlstm_tk.models.density import DensityNet, neighbours
 from mdlstm_tk.models.initial import init_torch_lstm_

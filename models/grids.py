@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk._util.masking import Sizes, as_sizes
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM
-from mdlstm_tk.masking import Sizes, as_sizes
 from mdlstm_tk.models.blocks import apply_flattened
 from mdlstm_tk.models.hub import HubModel
 from mdlstm_tk.models.initial import Init, init_original_, init_short_memory_, init_torch_lstm_

@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Literal, NoReturn
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk._util.masking import Sizes, as_sizes
+from mdlstm_tk._util.windows import space_to_depth
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.masking import Sizes, as_sizes
 from mdlstm_tk.models.blocks import (
     Encoder,
     Recurrence,
@@ -27,7 +28,6 @@ from mdlstm_tk.models.hub import HubModel
 from mdlstm_tk.models.registry import register
 from mdlstm_tk.tiling.stages import TileStages
 from mdlstm_tk.wavefront import Direction
-from mdlstm_tk.windows import space_to_depth
 
 BLANK_MARGIN = 100.0  # how far the logit of the blank exceeds all others after the end of a text
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from torch import nn
 
+from mdlstm_tk._util.installation import install_command
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.errors import InputError, MissingExtraError
-from mdlstm_tk.installation import install_command
 
 if TYPE_CHECKING:
     from huggingface_hub import PyTorchModelHubMixin

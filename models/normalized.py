@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk.masking import Sizes
+from mdlstm_tk._util.masking import Sizes
 from mdlstm_tk.models.hub import HubModel
 from mdlstm_tk.tiling.stages import TileStages, stages_of
 

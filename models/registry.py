@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from mdlstm_tk._util.user_code import import_file, split_reference
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.user_code import import_file, split_reference
 
 Factory = Callable[..., nn.Module]
 F = TypeVar("F", bound=Factory)

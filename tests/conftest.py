@@ -22,7 +22,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each call of the command woul
 if not torch.cuda.is_available():  # Triton, which export imports by way of torch, looks at it only then
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from mdlstm_tk import user_code
+from mdlstm_tk._util import user_code
 from mdlstm_tk.cells import cell
 from mdlstm_tk.export import export_run
 from mdlstm_tk.models import registry

@@ -22,11 +22,11 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from mdlstm_tk._util.text import printable, to_json
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.browser.examples import PageExample
 from mdlstm_tk.export.tensor_spec import read_metadata
 from mdlstm_tk.runtime.io.files import is_empty, staging
-from mdlstm_tk.text import printable, to_json
 
 # The page is tested with exactly this version of onnxruntime-web. The SHA-256 of its files is checked
 # wherever they come from, so a package that was tampered with is refused. To move to another version,

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import Batch, Floats, Split, Task
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.preprocessing import scale
-from mdlstm_tk.sizes import format_size
 from mdlstm_tk.training import Run, load_checkpoint, load_task
 
 COUNT = 6

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.verification.inputs import odd_grids, random_inputs, task_inputs
 from mdlstm_tk.export.verification.parity import Array
@@ -17,7 +18,6 @@ from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.io.readers import read_input
 from mdlstm_tk.runtime.security.interface import TensorSpec
 from mdlstm_tk.runtime.shapes import Shapes
-from mdlstm_tk.sizes import format_size
 
 Grid = tuple[int, ...]
 UserInputs = Mapping[str, Any] | Sequence[str | Path]

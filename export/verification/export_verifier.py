@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export.outputs import named_outputs
 from mdlstm_tk.export.spec import ExportSpec
@@ -27,7 +28,6 @@ from mdlstm_tk.export.verification.parity import (
 )
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.shapes import Shapes
-from mdlstm_tk.sizes import format_size
 
 
 @dataclass(frozen=True)

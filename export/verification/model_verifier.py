@@ -15,6 +15,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
+from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.export.copies import eval_copy
 from mdlstm_tk.export.outputs import named_outputs
@@ -45,7 +46,6 @@ from mdlstm_tk.runtime.security.interface import TensorSpec
 from mdlstm_tk.runtime.shapes import Shapes
 from mdlstm_tk.runtime.tiles.archive import is_archive, read_archive_bytes
 from mdlstm_tk.runtime.tiles.session import TiledSession
-from mdlstm_tk.text import shell_quoted
 from mdlstm_tk.training import Run, load_checkpoint
 from mdlstm_tk.training.config import NO_CODE, Code
 

@@ -7,12 +7,12 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.errors import ParityError
 from mdlstm_tk.export.verification.divergence import Divergence
 from mdlstm_tk.export.verification.parity import Parity
 from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.sizes import format_size
-from mdlstm_tk.text import shell_quoted
 from mdlstm_tk.training import Run
 
 

@@ -12,13 +12,13 @@ from math import prod
 
 import numpy as np
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import ParityError
 from mdlstm_tk.export.spec import MAX_POSITIONS, ExportSpec
 from mdlstm_tk.export.verification.parity import Array, compare, feature_scale, float64_reference
 from mdlstm_tk.runtime.tiles.archive import Archive, Stage, Sweep
 from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.runtime.tiles.work import ordered_sweeps
-from mdlstm_tk.sizes import format_size
 
 Tile = tuple[int, ...]
 Edges = Sequence[Sequence[tuple[int, int]]]  # for each axis, where each tile begins and ends

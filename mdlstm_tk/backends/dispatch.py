@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from mdlstm_tk import arguments
+from mdlstm_tk._util import arguments
 from mdlstm_tk.backends.specialize import KernelError
 from mdlstm_tk.backends.torch import sweep as torch_sweep
 from mdlstm_tk.errors import InputError

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from mdlstm_tk import wavefront
+from mdlstm_tk._util.caches import BoundedCache
+from mdlstm_tk._util.masking import valid_mask
 from mdlstm_tk.backends.inputs import SweepInputs
-from mdlstm_tk.caches import BoundedCache
-from mdlstm_tk.masking import valid_mask
 from mdlstm_tk.wavefront import Direction, visiting_order, wavefronts
 
 Key = tuple[tuple[int, ...], tuple[Direction, ...], torch.device]

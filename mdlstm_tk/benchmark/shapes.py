@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from mdlstm_tk._util.sizes import format_size, parse_size
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.sizes import format_size, parse_size
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mdlstm_tk._util.user_code import import_file, split_reference
 from mdlstm_tk.cells.ir import Value as RecordedValue
 from mdlstm_tk.cells.ir import loads, topological_order
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.user_code import import_file, split_reference
 
 Value = Any  # a torch tensor, a value of `mdlstm_tk.cells.ir`, or a value in an ONNX graph
 Values = Sequence[Value]

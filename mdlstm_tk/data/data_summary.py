@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.data_folder import DataFolder
 from mdlstm_tk.data.folders import empty_classes
 from mdlstm_tk.data.images import Extents, count_other_files
 from mdlstm_tk.data.masks import UNKNOWN_VALUE, MaskClasses
 from mdlstm_tk.data.spec import Array, Split, TaskSpec
-from mdlstm_tk.sizes import format_size
 
 MAX_SKIPPED_SHOWN = 10  # skipped samples that a summary lists
 

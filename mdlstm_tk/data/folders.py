@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mdlstm_tk._util.regular_files import read_text
 from mdlstm_tk.data.data_folder import DataFolder
 from mdlstm_tk.data.images import find_images, read_pixels
 from mdlstm_tk.data.masks import read_mask
 from mdlstm_tk.data.spec import Array, Kind, RawSample, UnusableSampleError
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.regular_files import read_text
 
 FORMATS: dict[Kind, str] = {
     "grid": "a folder with images/ and targets/",

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk._util.regular_files import read_bytes
 from mdlstm_tk.data.data_folder import DataFolder
 from mdlstm_tk.data.spec import RawSample, Split
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.regular_files import read_bytes
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 
 NAME = re.compile(r"(.*-)?(train|t10k|test)-images[-.]idx3-ubyte(\.gz)?")

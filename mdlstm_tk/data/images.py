@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from mdlstm_tk._util.regular_files import read_bytes
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.data_folder import DataFolder
 from mdlstm_tk.data.spec import Array, UnusableSampleError
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.regular_files import read_bytes
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.preprocessing import SUFFIXES, decode_image
-from mdlstm_tk.sizes import format_size
 
 Extents = tuple[int, int]
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from mdlstm_tk._util.regular_files import read_bytes
 from mdlstm_tk.data.images import Extents, is_grey, resize_nearest
 from mdlstm_tk.data.spec import UNLABELLED, Array, UnusableSampleError
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.regular_files import read_bytes
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.preprocessing import DECODERS
 

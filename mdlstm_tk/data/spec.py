@@ -11,10 +11,10 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk._util.regular_files import is_unicode
+from mdlstm_tk._util.text import is_plain_text, printable
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.regular_files import is_unicode
 from mdlstm_tk.runtime.preprocessing import Preprocessing
-from mdlstm_tk.text import is_plain_text, printable
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]

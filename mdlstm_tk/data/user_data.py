@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mdlstm_tk._util.regular_files import read_text
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import arrays, folders
 from mdlstm_tk.data.data_folder import DataFolder
 from mdlstm_tk.data.data_summary import summarise
@@ -31,9 +33,7 @@ from mdlstm_tk.data.spec import Kind, RawSample, Split, TaskSpec, UnusableSample
 from mdlstm_tk.data.targets import Targets
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.regular_files import read_text
 from mdlstm_tk.runtime.preprocessing import Preprocessing
-from mdlstm_tk.sizes import format_size
 
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train",),

@@ -12,19 +12,19 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Undefined
 from markupsafe import Markup
 
+from mdlstm_tk._util.regular_files import read_json
+from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import printable, shell_quoted
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data import SPLITS, TaskSpec
 from mdlstm_tk.data.metrics import target_texts
 from mdlstm_tk.errors import InputError, MissingExtraError
-from mdlstm_tk.regular_files import read_json
 from mdlstm_tk.report.drawings import make_drawings
 from mdlstm_tk.report.evaluation import Example, SplitEvaluation, evaluate_split
 from mdlstm_tk.report.exports import BATCH, find_exports, measure_exports
 from mdlstm_tk.report.text_alignment import Edit, align
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
 from mdlstm_tk.runtime.postprocessing import labels, probabilities, transcripts
-from mdlstm_tk.sizes import format_size
-from mdlstm_tk.text import printable, shell_quoted
 from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, load_checkpoint, load_task
 from mdlstm_tk.training.metrics_file import MAX_NAMES, NAME
 from mdlstm_tk.training.networks import count_parameters

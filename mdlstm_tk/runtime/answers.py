@@ -10,10 +10,10 @@ objects). One document holds the answers for any number of files.
 txt    The fields of a line are separated by tabs: the file (if there are several), the array (of a .npz),
        and the label or text; with `top`, label and probability in turn; of a density model, the nats and
        the bits per dimension. Each field is escaped as by
-       `mdlstm_tk.text.text_field`, and `text_of_field` returns what it was.
+       `mdlstm_tk._util.text.text_field`, and `text_of_field` returns what it was.
 csv    As Python's csv module and spreadsheets read it (RFC 4180). The names of files and arrays are escaped
        as in txt, labels and texts need no escapes. A field may begin with "=": see docs/security.md.
-json   UTF-8, with escapes for characters that could forge output; see `mdlstm_tk.text.to_json`.
+json   UTF-8, with escapes for characters that could forge output; see `mdlstm_tk._util.text.to_json`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from mdlstm_tk._util.text import text_field, to_json
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.postprocessing import class_axis, labels, mask_values, probabilities, transcripts
-from mdlstm_tk.text import text_field, to_json
 
 AnswerFormat = Literal["txt", "csv", "json"]
 ANSWER_FORMATS: tuple[AnswerFormat, ...] = get_args(AnswerFormat)

@@ -14,7 +14,7 @@ INSTALL_LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 def install_gpu() -> str:
     """The commands that replace ONNX Runtime by its build for CUDA."""
-    from mdlstm_tk.installation import install_command  # imports importlib.metadata, which takes long
+    from mdlstm_tk._util.installation import install_command  # imports importlib.metadata, which takes long
 
     return f"pip uninstall onnxruntime, then {install_command(['gpu'])}"
 

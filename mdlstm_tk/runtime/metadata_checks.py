@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import Preprocessing
-from mdlstm_tk.text import is_plain_text
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.metadata import Metadata

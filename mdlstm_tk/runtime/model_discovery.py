@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.tiles.archive import SUFFIX
-from mdlstm_tk.sizes import format_size
-from mdlstm_tk.text import shell_quoted
 
 RUNS = Path("runs")
 

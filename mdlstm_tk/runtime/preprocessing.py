@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.io.image_checks import check_image, directory_problem
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array
-from mdlstm_tk.sizes import format_size
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
 DECODERS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")  # others of Pillow's start programs

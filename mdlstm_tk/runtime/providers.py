@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import DeviceError, InputError, StoppedError, require
 from mdlstm_tk.runtime.cuda import cuda_problem, preload_libraries
-from mdlstm_tk.text import printable
 
 LOG_FATAL, LOG_WARNING = 4, 2  # ONNX Runtime's log levels
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk._util.regular_files import read_bytes
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.regular_files import read_bytes
 from mdlstm_tk.runtime.io.arrays import open_input, save_array
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array, read_npy
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.model_discovery import run_of
 from mdlstm_tk.runtime.preprocessing import SUFFIXES, Preprocessing, decode_image
-from mdlstm_tk.sizes import format_size
 
 OUTPUT_SUFFIXES = (".png", ".gif", ".npy")
 IMAGE_PIXELS = 56  # of the longer side of the picture of an image, about

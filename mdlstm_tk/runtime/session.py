@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from mdlstm_tk._util.regular_files import open_regular
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.regular_files import open_regular
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, read_capped
 from mdlstm_tk.runtime.local_runner import LocalRunner, Runner
 from mdlstm_tk.runtime.metadata import Metadata

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.arrays import to_float32
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.sizes import format_size
 
 Grid = tuple[int, ...]
 

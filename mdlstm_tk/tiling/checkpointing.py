@@ -7,11 +7,11 @@ from typing import Literal, overload
 
 from torch import Tensor
 
-from mdlstm_tk import arguments
-from mdlstm_tk.arguments import one_line
+from mdlstm_tk._util import arguments
+from mdlstm_tk._util.arguments import one_line
+from mdlstm_tk._util.masking import Sizes
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM
-from mdlstm_tk.masking import Sizes
 from mdlstm_tk.operator import needs_plain_autograd
 from mdlstm_tk.states import BoundaryState, State
 from mdlstm_tk.tiling.tiled_sweep import TiledSweep

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from mdlstm_tk._util.regular_files import open_regular
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.regular_files import open_regular
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.config import NO_CODE, Code, TrainConfig
 from mdlstm_tk.training.memory import available_memory

@@ -9,11 +9,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mdlstm_tk._util.regular_files import is_unicode, read_text
+from mdlstm_tk._util.sizes import parse_size
+from mdlstm_tk._util.user_code import names_file
 from mdlstm_tk.cells import BUILT_IN_CELLS
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.regular_files import is_unicode, read_text
-from mdlstm_tk.sizes import parse_size
-from mdlstm_tk.user_code import names_file
 
 FLOAT32_MAX = 3e38  # approximately; larger settings would overflow in the network
 MAX_TEXT = 10_000  # characters of a setting

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import Task
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.sizes import format_size
 from mdlstm_tk.training import distributed
 from mdlstm_tk.training.checkpoint import load_checkpoint
 from mdlstm_tk.training.config import TrainConfig

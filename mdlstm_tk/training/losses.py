@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mdlstm_tk._util.masking import valid_mask
 from mdlstm_tk.data import UNLABELLED, Batch, TaskSpec
 from mdlstm_tk.layer import MDLSTM
-from mdlstm_tk.masking import valid_mask
 from mdlstm_tk.training.config import TrainConfig
 
 

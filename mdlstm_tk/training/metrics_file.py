@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mdlstm_tk._util.regular_files import open_regular, parse_json
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.regular_files import open_regular, parse_json
 
 Record = dict[str, Any]  # "step", "loss", "lr", errors by name; "validation" of some: errors by name
 

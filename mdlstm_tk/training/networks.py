@@ -8,13 +8,13 @@ from math import prod
 import torch
 from torch import nn
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import Task, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import Normalized, TextRecognizer, create, model_options
 from mdlstm_tk.models.blocks import combine_windows
 from mdlstm_tk.models.heads import MODEL_NAMES, NETWORKS
 from mdlstm_tk.models.registry import resolve
-from mdlstm_tk.sizes import format_size
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.tasks import make_task
 

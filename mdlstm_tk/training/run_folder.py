@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 
+from mdlstm_tk._util.regular_files import read_json
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.regular_files import read_json
 from mdlstm_tk.runtime.io.files import atomic_write, is_empty, remove_abandoned, staging
 from mdlstm_tk.training.config import NO_CODE, Code
 from mdlstm_tk.training.metrics_file import Record, read_records

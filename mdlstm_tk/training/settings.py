@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mdlstm_tk._util.user_code import names_file
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.training.config import CODE_SETTINGS, Code, TrainConfig, read_toml
 from mdlstm_tk.training.tasks import default_config
-from mdlstm_tk.user_code import names_file
 
 # settings that may change when a run is resumed; any other would make it a different run
 CHANGEABLE_ON_RESUME = ("steps", "patience", "device", "workers", "tensorboard", "data", "cache")

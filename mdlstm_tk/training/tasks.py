@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, cast
 
+from mdlstm_tk._util.sizes import format_size, parse_size
 from mdlstm_tk.data import (
     KINDS,
     DiagonalTask,
@@ -27,7 +28,6 @@ from mdlstm_tk.data.builtin.fashion import FOLDER
 from mdlstm_tk.data.images import Extents
 from mdlstm_tk.data.user_data import DEFAULTS, read_data
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.sizes import format_size, parse_size
 from mdlstm_tk.training.config import TrainConfig, read_toml, suggest
 
 MAX_POSITIONS = 2**24  # of a grid that a built-in task generates

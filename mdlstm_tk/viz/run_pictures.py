@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import Batch, DiagonalTask, Task
-from mdlstm_tk.sizes import format_size
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
 from mdlstm_tk.training.drawing import draw_images
 from mdlstm_tk.training.evaluation import predict

@@ -10,7 +10,7 @@ from rich.columns import Columns
 from rich.console import Console, Group
 from rich.text import Text
 
-from mdlstm_tk.text import printable
+from mdlstm_tk._util.text import printable
 
 # nine evenly spaced colors of the map viridis; those between are interpolated
 VIRIDIS = np.array(

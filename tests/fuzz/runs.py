@@ -15,7 +15,7 @@ from fuzz.guard import Guard
 from fuzz.outcome import ViolationError
 from fuzz.run_files import mutate_run, plant
 from fuzz.run_seeds import KINDS, write_run_seeds
-from mdlstm_tk.private_folder import private_folder
+from mdlstm_tk._util.private_folder import private_folder
 
 MEMORY = 3 * 2**30  # by which a case may grow; kernels are compiled in it
 LIMIT = 60.0  # seconds of a case

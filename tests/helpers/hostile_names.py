@@ -10,9 +10,9 @@ from onnx import TensorProto, helper
 
 from helpers.command import Result
 from helpers.crafted_models import crafted, info, node, tensor
+from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.cli import main
 from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.text import is_plain_text
 
 NAMES = [
     *("\x1b[2J\x1b]0;forged\x07", "a\nforged: line", "a\r\nforged", "a\tforged", "\x9b2J", "\x7f"),

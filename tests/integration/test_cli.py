@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from helpers.command import mdlstm, mdlstm_process
 
+from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.model_discovery import find_model
-from mdlstm_tk.text import shell_quoted
 from mdlstm_tk.training import Run, load_checkpoint
 
 QUICK = ("--steps", "30", "--hidden", "4", "--batch-size", "4")

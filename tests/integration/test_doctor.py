@@ -17,8 +17,7 @@ from helpers.checkout import ROOT, modules
 from helpers.without_packages import TRAINING, python_without
 from packaging.requirements import Requirement
 
-from mdlstm_tk.cli import main
-from mdlstm_tk.diagnostics import (
+from mdlstm_tk._util.diagnostics import (
     JOBS,
     UNCHECKED,
     Check,
@@ -27,8 +26,9 @@ from mdlstm_tk.diagnostics import (
     check_installation,
     missing_jobs,
 )
+from mdlstm_tk._util.installation import install_command
+from mdlstm_tk.cli import main
 from mdlstm_tk.errors import MissingExtraError, require
-from mdlstm_tk.installation import install_command
 from mdlstm_tk.runtime import cuda
 
 Checks = dict[str, Check]

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mdlstm_tk import MDLSTM
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
 from mdlstm_tk.export import (
@@ -28,7 +29,6 @@ from mdlstm_tk.export import (
 from mdlstm_tk.export.verification import export_verifier
 from mdlstm_tk.models import create
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.sizes import format_size
 from mdlstm_tk.training import Run, build, load_checkpoint
 
 

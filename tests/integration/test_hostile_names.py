@@ -23,13 +23,13 @@ from helpers.crafted_models import crafted
 from helpers.hostile_names import CLASSES, EVIL, NAMES, TAG, Command, check_readable, write_classifier
 from helpers.user_data import write_classes
 
+from mdlstm_tk._util.text import is_plain_text, text_of_field
 from mdlstm_tk.cli import main
 from mdlstm_tk.cli.options import complete_files
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.verification.cases import user_cases
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.security.interface import TensorSpec
-from mdlstm_tk.text import is_plain_text, text_of_field
 from mdlstm_tk.training import Run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such file names")

@@ -15,13 +15,13 @@ import pytest
 from helpers.hostile_names import CLASSES, EVIL, TAG, check_readable, write_classifier
 from rich.console import Console
 
+from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.cli import console
 from mdlstm_tk.cli.console import progress, table
 from mdlstm_tk.export.browser.build import write_page
 from mdlstm_tk.export.server import protobuf_text
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.answers import Answer, AnswerDocument, ResultOptions
-from mdlstm_tk.text import is_plain_text
 from mdlstm_tk.viz.panels import Panel
 from mdlstm_tk.viz.plots import draw_curves, draw_panels
 from mdlstm_tk.viz.svg import svg_curves

@@ -12,7 +12,7 @@ from helpers.infer import Infer
 from helpers.without_packages import python_without
 from PIL import Image
 
-from mdlstm_tk.installation import install_command
+from mdlstm_tk._util.installation import install_command
 from mdlstm_tk.runtime.preprocessing import SUFFIXES
 
 RNG = np.random.default_rng(0)

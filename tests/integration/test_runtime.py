@@ -12,9 +12,9 @@ import onnx
 import pytest
 from helpers.without_packages import TRAINING, python_without
 
+from mdlstm_tk._util.installation import install_command
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export import export_onnx
-from mdlstm_tk.installation import install_command
 from mdlstm_tk.models import create
 from mdlstm_tk.runtime import Session, load_array, save_array
 

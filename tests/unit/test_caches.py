@@ -11,9 +11,9 @@ from helpers.parity import Case
 
 import mdlstm_tk
 from mdlstm_tk import MDLSTM, wavefront
+from mdlstm_tk._util.caches import BoundedCache
 from mdlstm_tk.backends import tables
 from mdlstm_tk.backends.cpu import packed_weights, plan
-from mdlstm_tk.caches import BoundedCache
 
 CACHES = (wavefront._cache, tables._cache, plan.plans, packed_weights._entries)
 

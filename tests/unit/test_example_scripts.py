@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers.checkout import ROOT
 
-from mdlstm_tk.user_code import import_file
+from mdlstm_tk._util.user_code import import_file
 
 EXAMPLES = ROOT / "examples"
 RESULTS: dict[str, tuple[dict[str, Any], Callable[[Any], bool]]] = {  # arguments, and what is expected

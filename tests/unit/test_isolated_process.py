@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mdlstm_tk._util.private_folder import private_folder
 from mdlstm_tk.errors import InputError, MDLSTMError, StoppedError
-from mdlstm_tk.private_folder import private_folder
 from mdlstm_tk.runtime.isolation import limits as limits_module
 from mdlstm_tk.runtime.isolation import process, rule
 from mdlstm_tk.runtime.isolation.limits import Limits

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mdlstm_tk import MDLSTM, windows
+from mdlstm_tk import MDLSTM
+from mdlstm_tk._util import windows
 from mdlstm_tk.cells import BUILT_IN_CELLS
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mdlstm_tk import private_folder as module
-from mdlstm_tk.private_folder import Purpose, is_private, private_folder
+from mdlstm_tk._util import private_folder as module
+from mdlstm_tk._util.private_folder import Purpose, is_private, private_folder
 
 grp, pwd = pytest.importorskip("grp"), pytest.importorskip("pwd")
 

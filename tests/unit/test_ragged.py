@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mdlstm_tk import MDLSTM, InputError
+from mdlstm_tk._util.masking import sizes_of_sweep, valid_mask
 from mdlstm_tk.backends import tables
 from mdlstm_tk.backends.cpu import launch, threads
 from mdlstm_tk.backends.inputs import SweepInputs
-from mdlstm_tk.masking import sizes_of_sweep, valid_mask
 from mdlstm_tk.operator import kept_rows, wavefront
 from mdlstm_tk.wavefront import Direction, resolve_directions
 

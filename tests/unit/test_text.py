@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdlstm_tk.text import is_plain_text, printable, shell_quoted, text_field, text_of_field, to_json
+from mdlstm_tk._util.text import is_plain_text, printable, shell_quoted, text_field, text_of_field, to_json
 
 ESCAPES = {
     "\x1b[2J": r"\x1b[2J",

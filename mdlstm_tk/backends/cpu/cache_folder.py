@@ -10,7 +10,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from mdlstm_tk.private_folder import is_private, private_folder
+from mdlstm_tk._util.private_folder import is_private, private_folder
 
 VARIABLE = "NUMBA_CACHE_DIR"
 SUBFOLDER = "kernels"

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from mdlstm_tk._util.caches import BoundedCache
 from mdlstm_tk.backends.inputs import SweepInputs
-from mdlstm_tk.caches import BoundedCache
 
 _libc = ctypes.cdll.msvcrt if os.name == "nt" else ctypes.CDLL(None)
 _memcmp = _libc.memcmp

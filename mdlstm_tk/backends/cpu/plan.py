@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from mdlstm_tk._util.caches import BoundedCache
 from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.backward_kernel import backward_scratch
 from mdlstm_tk.backends.cpu.compile import get_kernel
@@ -15,7 +16,6 @@ from mdlstm_tk.backends.cpu.kernels import BLOCK, forward_scratch
 from mdlstm_tk.backends.cpu.threads import Partition, partition
 from mdlstm_tk.backends.faces import line_table
 from mdlstm_tk.backends.tables import SweepRows, SweepTables
-from mdlstm_tk.caches import BoundedCache
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.lowering import Pass
 from mdlstm_tk.cells.step import parameter_rows

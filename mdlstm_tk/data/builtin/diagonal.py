@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.sampling import make_rng
 from mdlstm_tk.data.spec import SPLITS, Batch, Floats, Metrics, Split, TaskSpec
 from mdlstm_tk.data.task import WHOLE_BATCH, Task
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.sizes import format_size
 
 NOISE = 0.1  # upper bound of the noise
 EVALUATION_SAMPLES = 64

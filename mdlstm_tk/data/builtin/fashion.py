@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.builtin.mixtures import fit_baselines
 from mdlstm_tk.data.data_folder import DataFolder
 from mdlstm_tk.data.idx import find_idx, read_idx
@@ -17,7 +18,6 @@ from mdlstm_tk.data.sampling import binarise, make_rng
 from mdlstm_tk.data.spec import Split, TaskSpec
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.sizes import format_size
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 

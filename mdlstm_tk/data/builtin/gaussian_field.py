@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.sampling import make_rng
 from mdlstm_tk.data.spec import SPLITS, Batch, Floats, Metrics, Split, TaskSpec
 from mdlstm_tk.data.task import WHOLE_BATCH, Task
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.sizes import format_size
 
 EVALUATION_SAMPLES = 256
 

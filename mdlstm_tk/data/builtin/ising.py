@@ -16,13 +16,13 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.builtin.mixtures import density_errors, fit_baselines
 from mdlstm_tk.data.collate import collate
 from mdlstm_tk.data.sampling import make_rng
 from mdlstm_tk.data.spec import SPLITS, Batch, Split, TaskSpec
 from mdlstm_tk.data.task import WHOLE_BATCH, Task
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.sizes import format_size
 
 BETA = 0.4  # just below 0.4407, where an infinite grid becomes ordered
 MAX_TABLE = 2**25  # probabilities of spins that are kept: 128 MiB

@@ -14,8 +14,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.text import is_plain_text
 
 if TYPE_CHECKING:
     import zipfile

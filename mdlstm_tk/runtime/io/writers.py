@@ -11,10 +11,10 @@ from typing import IO, Literal, get_args
 
 import numpy as np
 
+from mdlstm_tk._util.text import to_json
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.io.arrays import open_output, write_npy
 from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.text import to_json
 
 Format = Literal["npy", "npz", "json", "png", "csv", "txt", "tif", "zarr"]
 FORMATS: tuple[Format, ...] = get_args(Format)

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import DeviceError, InputError, MDLSTMError, MissingExtraError, StoppedError
-from mdlstm_tk.text import printable
 
 MAX_MESSAGE_BYTES = 2**22
 MAX_TEXT = 2000  # characters of an error message

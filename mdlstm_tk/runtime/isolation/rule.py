@@ -21,8 +21,8 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
+from mdlstm_tk._util.private_folder import is_private, private_folder
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.private_folder import is_private, private_folder
 
 MAX_NOTES = 10_000  # the oldest are removed; each takes an entry in a folder and no data
 CHUNK_BYTES = 2**20

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import MDLSTMError, StoppedError
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.isolation.limits import Limits
@@ -14,7 +15,6 @@ from mdlstm_tk.runtime.isolation.messages import Message, ProtocolError, field
 from mdlstm_tk.runtime.isolation.process import ChildProcess
 from mdlstm_tk.runtime.isolation.rule import require_isolation
 from mdlstm_tk.runtime.local_runner import timed_out_error
-from mdlstm_tk.text import printable
 
 MAX_REASON = 1000  # characters
 

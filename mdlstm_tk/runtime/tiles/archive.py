@@ -28,8 +28,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mdlstm_tk._util.regular_files import open_regular, parse_json
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.regular_files import open_regular, parse_json
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, BoundedFile, read_capped
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.metadata_checks import MAX_EXTENT, MAX_FEATURES

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from mdlstm_tk._util.regular_files import read_json
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.regular_files import read_json
 from mdlstm_tk.runtime.io.npy import read_npz
 from mdlstm_tk.runtime.tiles.plan import Group, Plan
 from mdlstm_tk.runtime.tiles.store import Store, scratch_error

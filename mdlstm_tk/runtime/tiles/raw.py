@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from mdlstm_tk._util.regular_files import open_regular
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.regular_files import open_regular
 from mdlstm_tk.runtime.io.npy import Array, read_header
 from mdlstm_tk.runtime.tiles.plan import Region, shape_of
 from mdlstm_tk.runtime.tiles.store import bytes_of, read_at, write_at

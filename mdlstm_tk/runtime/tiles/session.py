@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.io.arrays import to_float32
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array
@@ -27,7 +28,6 @@ from mdlstm_tk.runtime.tiles.work import (
     ordered_sweeps,
     output_extents,
 )
-from mdlstm_tk.sizes import format_size
 
 TILE = 512
 BATCH_SIZE = 4

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from mdlstm_tk._util.regular_files import open_regular
 from mdlstm_tk.errors import InputError, MDLSTMError, require
-from mdlstm_tk.regular_files import open_regular
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.tiles.plan import Region
 from mdlstm_tk.runtime.tiles.raw import RawArray

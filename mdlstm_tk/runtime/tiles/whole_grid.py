@@ -5,14 +5,14 @@ from __future__ import annotations
 from math import prod
 from pathlib import Path
 
+from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.providers import available_memory
 from mdlstm_tk.runtime.tiles.raw import open_npy
 from mdlstm_tk.runtime.tiles.sources import TIFF_SUFFIXES, Reader
-from mdlstm_tk.sizes import format_size
-from mdlstm_tk.text import shell_quoted
 
 LARGE_BYTES = 2**22  # of a TIFF; smaller ones are decoded faster than tifffile is imported
 POSITION_BYTES = 1000

@@ -39,7 +39,7 @@ def _clone() -> tuple[Path | None, bool]:
     # In a clone, its own .egg-info may be found before the metadata of the installation.
     found = list(metadata.distributions(name=PACKAGE))
     if not found:
-        here = Path(__file__).resolve().parents[1]
+        here = Path(__file__).resolve().parents[2]
         return (here, True) if (here / "pyproject.toml").is_file() else (None, False)
     records = (distribution.read_text("direct_url.json") for distribution in found)  # PEP 610
     record = next(filter(None, records), None)

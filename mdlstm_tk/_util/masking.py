@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mdlstm_tk.arguments import one_line
+from mdlstm_tk._util.arguments import one_line
 from mdlstm_tk.errors import InputError
 
 Sizes = Tensor | npt.ArrayLike  # what users may give as `sizes`

@@ -16,10 +16,10 @@ import numpy as np
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from mdlstm_tk._util.installation import PACKAGE, install_command
 from mdlstm_tk._version import __version__
 from mdlstm_tk.backends.cpu.cache_folder import VARIABLE, cache_folder
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.installation import PACKAGE, install_command
 
 State = Literal["ok", "absent", "broken"]
 JOBS = {
@@ -73,7 +73,7 @@ def check_installation() -> list[Check]:
         whose state is "broken".
     """
     checks = [
-        Check(PACKAGE, "ok", f"{__version__} in {Path(__file__).parent}"),
+        Check(PACKAGE, "ok", f"{__version__} in {Path(__file__).parents[1]}"),
         Check("Python", "ok", f"{platform.python_version()}, {platform.platform()}"),
     ]
     import_names = _import_names()
@@ -99,7 +99,7 @@ def _requirements() -> list[tuple[Requirement, tuple[str, ...]]]:
     try:
         lines = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:  # run from a clone that is not installed
-        lines = _clone_requirements(Path(__file__).resolve().parents[1] / "pyproject.toml")
+        lines = _clone_requirements(Path(__file__).resolve().parents[2] / "pyproject.toml")
     found: dict[str, tuple[Requirement, tuple[str, ...]]] = {}
     for requirement in map(Requirement, lines):
         marker = requirement.marker
