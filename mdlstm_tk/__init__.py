@@ -1,12 +1,11 @@
 """mdlstm-tk: multi-dimensional LSTMs that train in PyTorch and run anywhere under ONNX Runtime.
 
-Importing this package imports neither torch nor onnx; `MDLSTM` and `register_cell` are loaded when
-they are first used. The operator `mdlstm::wavefront` is registered with torch as soon as both packages are
-imported, in any order, so that graphs which were saved with it can be loaded.
+Importing this package imports neither torch nor onnx; `MDLSTM`, `BoundaryState`, `Gate` and `register_cell`
+are loaded when they are first used. The operator `mdlstm::wavefront` is registered with torch by
+`mdlstm_tk.layer`; import that before you load a graph that was saved with it.
 """
 
 import os.path
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk._util.caches import clear_caches
@@ -20,9 +19,9 @@ from mdlstm_tk.errors import (
     StoppedError,
     require,
 )
-from mdlstm_tk.import_hooks import when_imported
 
 if TYPE_CHECKING:
+    from mdlstm_tk.cells import Gate as Gate
     from mdlstm_tk.cells import register_cell as register_cell
     from mdlstm_tk.layer import MDLSTM as MDLSTM
     from mdlstm_tk.states import BoundaryState as BoundaryState
@@ -36,6 +35,7 @@ __all__ = [
     "MDLSTM",
     "BoundaryState",
     "DeviceError",
+    "Gate",
     "InputError",
     "MDLSTMError",
     "MissingExtraError",
@@ -58,26 +58,12 @@ def __getattr__(name: str) -> Any:
         from mdlstm_tk.states import BoundaryState
 
         return BoundaryState
-    if name == "register_cell":
-        from mdlstm_tk.cells import register_cell
+    if name in ("Gate", "register_cell"):
+        from mdlstm_tk import cells
 
-        return register_cell
+        return getattr(cells, name)
     raise AttributeError(f"module 'mdlstm_tk' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
-def _register_operator() -> None:
-    try:
-        import mdlstm_tk.state_operator  # noqa: F401  (it imports the other operator)
-    except ImportError as error:
-        # One of our own modules is importing torch just now. Whatever needs it imports the operator next.
-        if not (error.name or "").startswith("mdlstm_tk."):
-            warnings.warn(f"mdlstm::wavefront is not registered with torch: {error}", stacklevel=2)
-    except Exception as error:  # a torch that is too old must not fail to be imported because of us
-        warnings.warn(f"mdlstm::wavefront is not registered with torch: {error}", stacklevel=2)
-
-
-when_imported("torch", _register_operator)
+    return sorted(__all__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from mdlstm_tk._util import arguments
 from mdlstm_tk._util.masking import Sizes, sizes_of_sweep, valid_mask
 from mdlstm_tk._util.windows import space_to_depth
-from mdlstm_tk.backends.dispatch import BACKENDS, Choice, choose
-from mdlstm_tk.backends.faces import Faces
-from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
+from mdlstm_tk.backends.dispatch import BACKENDS, Backend, Choice, choose
+from mdlstm_tk.backends.inputs import SweepInputs, cell_traits, state_dtype
 from mdlstm_tk.cells import check_cell, get_cell
-from mdlstm_tk.cells.cell import TANH_GATE
+from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.operator import sweep
-from mdlstm_tk.state_operator import sweep_states
-from mdlstm_tk.states import BoundaryState, FaceShape, State, initial_faces, to_boundary_state
+from mdlstm_tk.states import BoundaryState, FaceShape, State, initial_states, to_boundary_state
+from mdlstm_tk.sweep import register_flops, sweep
 from mdlstm_tk.wavefront import Direction, resolve_directions
 
-PARAMETERS = ("weight_ih", "weight_hh", "bias", "peephole", "norm_weight", "norm_bias")
-SweepLayer = Callable[[SweepInputs, Faces | None], tuple[Tensor, Faces | None]]
+PARAMETERS = ("weight_ih", "weight_hh", "bias", *CELL_PARAMETERS)
+Directions = Literal[1, "all"] | Sequence[Direction]
+Merge = Literal["concat", "sum", "mean"]
+SweepLayer = Callable[[SweepInputs], tuple[Tensor, Tensor | None]]
 
 
 class MDLSTM(nn.Module):
@@ -55,11 +55,14 @@ class MDLSTM(nn.Module):
         directions: 1 for the sweep from corner (0, …, 0), "all" for all 2^D corners, or a list of D-tuples
             of signs. `layer.directions` is the resolved list.
         merge: how the directions are joined: "concat" along features, "sum" or "mean".
-        cell: "graves", "mean" (the c_d are averaged, so c stays bounded), "stable", "leaky", the name of a
-            cell of your own (`mdlstm_tk.register_cell`), or "file.py:name" for a file that registers it.
-        layer_norm: normalise the pre-activation of each gate and, before the output tanh, c; each with its
-            own scale and shift. It needs `bias`, see `reset_parameters`.
-        peephole: let i and f_d see c_d, and o see the new c. Only for `graves`.
+        cell: "graves", "mean" (the c_d are averaged, so c stays bounded), "stable", "leaky", "slstm"
+            (exponential gates with a normaliser), or the name of a cell of your own
+            (`mdlstm_tk.register_cell`).
+        layer_norm: normalise the pre-activation of each gate, after its peephole, and before the output
+            tanh c, over the n units: (a − mean) / √(variance + 1e-5) with the biased variance, each with
+            its own scale and shift. It needs `bias`, see `reset_parameters`.
+        peephole: let i and f_d see c_d, and o see the new c. Only for `graves` and cells whose equations
+            take `output_gate`.
         window: an extent, or one for each axis: non-overlapping windows of positions are fed to the first
             layer as features; the far edges are padded with zeros.
         dropout: probability of zeroing an output of each layer but the last, in training.
@@ -78,7 +81,8 @@ class MDLSTM(nn.Module):
         weight_hh_l{k}: (dirs, D, G·n, n), unless the cell is not recurrent
         bias_l{k}: (dirs, G·n), if `bias`
         peephole_l{k}: (dirs, 2D + 1, n), if `peephole`: c_d to i, c_d to f_d, c to o
-        norm_weight_l{k}, norm_bias_l{k}: (dirs, G + 1, n), if `layer_norm`: the gates, then c
+        norm_weight_l{k}, norm_bias_l{k}: (dirs, G + 1, n), if `layer_norm`: the gates, then c; (dirs, G, n)
+            for a cell without output tanh, such as "slstm"
 
     Raises:
         InputError: an argument is not one of the above; the message shows its value.
@@ -91,8 +95,8 @@ class MDLSTM(nn.Module):
         *,
         ndim: int = 2,
         num_layers: int = 1,
-        directions: int | Literal["all"] | Sequence[Direction] = 1,
-        merge: Literal["concat", "sum", "mean"] = "concat",
+        directions: Directions = 1,
+        merge: Merge = "concat",
         cell: str = "graves",
         layer_norm: bool = False,
         peephole: bool = False,
@@ -100,7 +104,7 @@ class MDLSTM(nn.Module):
         dropout: float = 0.0,
         bias: bool = True,
         channels_last: bool = True,
-        backend: str = "auto",
+        backend: Backend = "auto",
         recompute: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -111,7 +115,7 @@ class MDLSTM(nn.Module):
         self.ndim = ndim = arguments.positive("ndim", ndim)
         self.num_layers = arguments.positive("num_layers", num_layers)
         self.directions = resolve_directions(directions, ndim)
-        self.merge = arguments.choice("merge", merge, ("concat", "sum", "mean"))
+        self.merge = arguments.choice("merge", merge, get_args(Merge))
         definition = get_cell(arguments.name("cell", cell))
         check_cell(definition, ndim)
         self.cell = definition.name
@@ -125,13 +129,17 @@ class MDLSTM(nn.Module):
         self.recompute = bool(recompute)
         arguments.check_dtype(dtype)
         if peephole and not definition.peephole:
-            raise InputError(f"peephole needs cell='graves', got cell={cell!r}")
+            raise InputError(
+                f"peephole needs a cell that can have them, such as 'graves', got cell={cell!r}"
+            )
         if layer_norm and not bias:
             raise InputError("layer_norm=True needs bias=True: without it an all-zero grid has no scale")
         self._signs = tuple(sign for direction in self.directions for sign in direction)
         self._has_window = prod(extents) > 1
 
-        dirs, gates = len(self.directions), len(definition.gates(ndim))
+        register_flops()
+        traits = cell_traits(definition, ndim)
+        dirs, gates = len(self.directions), traits.gates
         features = self.input_size * prod(extents)
         for k in range(self.num_layers):
             shapes: dict[str, tuple[int, ...]] = {"weight_ih": (dirs, gates * hidden_size, features)}
@@ -139,10 +147,10 @@ class MDLSTM(nn.Module):
                 shapes["weight_hh"] = (dirs, ndim, gates * hidden_size, hidden_size)
             if bias:
                 shapes["bias"] = (dirs, gates * hidden_size)
-            if peephole:
-                shapes["peephole"] = (dirs, 2 * ndim + 1, hidden_size)
-            if layer_norm:
-                shapes["norm_weight"] = shapes["norm_bias"] = (dirs, gates + 1, hidden_size)
+            enabled = {"peephole": peephole, "norm_weight": layer_norm, "norm_bias": layer_norm}
+            for name, rows in traits.parameter_rows.items():
+                if enabled[name]:
+                    shapes[name] = (dirs, rows, hidden_size)
             for name, shape in shapes.items():
                 empty = torch.empty(shape, device=device, dtype=dtype)
                 self.register_parameter(f"{name}_l{k}", nn.Parameter(empty))
@@ -160,9 +168,9 @@ class MDLSTM(nn.Module):
 
         Input weights are U(±√(3/C)), which gives W x the variance of x (LeCun et al. 1998). The recurrent
         weights of each gate are orthogonal over all axes together, [U_1 … U_D] [U_1 … U_D]ᵀ = I (Saxe et
-        al. 2014). Peepholes are 0. Biases are 0, except those of forget and mixing gates, which start as
-        their cell says (`mdlstm_tk.cells`), and that of g, which starts at U(±1/√n): with 0, an all-zero
-        grid is an unstable fixed point of the sweep (gradients are 1e9 at 64×64, with U(±1/√n) they are 1).
+        al. 2014). Peepholes are 0. Biases start where the cell's gates say (`mdlstm_tk.Gate`), but those
+        of gates with tanh at U(±1/√n): with 0, an all-zero grid is an unstable fixed point of the sweep
+        (gradients are 1e9 at 64×64, with U(±1/√n) they are 1).
 
         With layer norm, the start values of the gates are the shifts of the norm, and the bias before the
         norm starts at N(0, 1). Otherwise an all-zero grid would have variance 0 in every norm, and each
@@ -171,8 +179,9 @@ class MDLSTM(nn.Module):
         n, cell = self.hidden_size, get_cell(self.cell)
         gates = cell.gates(self.ndim)
         for k in range(self.num_layers):
-            weight_ih, weight_hh, bias, peephole, norm_weight, norm_bias = self._layer_parameters(k)
-            assert weight_ih is not None
+            parameters = self._layer_parameters(k)
+            weight_ih, weight_hh, bias = (parameters[name] for name in ("weight_ih", "weight_hh", "bias"))
+            norm_weight, norm_bias = parameters["norm_weight"], parameters["norm_bias"]
             bound = (3 / weight_ih.shape[-1]) ** 0.5
             nn.init.uniform_(weight_ih, -bound, bound)
             if weight_hh is not None:
@@ -182,20 +191,21 @@ class MDLSTM(nn.Module):
                         joint = gate.new_empty(n, self.ndim * n, dtype=state_dtype(gate))
                         nn.init.orthogonal_(joint)
                         gate.copy_(joint.unflatten(1, (self.ndim, n)).transpose(0, 1))
-            if peephole is not None:
-                nn.init.zeros_(peephole)
+            if parameters["peephole"] is not None:
+                nn.init.zeros_(parameters["peephole"])
             if bias is None:
                 continue
-            start = bias.new_tensor([cell.start(gate, self.ndim) for gate in gates])[:, None]
+            start = bias.new_tensor([gate.start for gate in gates])[:, None]
             rows = bias.unflatten(1, (-1, n))  # (dirs, G, n)
             if norm_weight is not None and norm_bias is not None:
                 nn.init.ones_(norm_weight)
-                nn.init.zeros_(norm_bias)[:, :-1] += start
+                nn.init.zeros_(norm_bias)[:, : len(gates)] += start
                 nn.init.normal_(bias)
             else:
                 rows.copy_(start.expand_as(rows))
-                if TANH_GATE in gates:
-                    nn.init.uniform_(rows[:, gates.index(TANH_GATE)], -(n**-0.5), n**-0.5)
+                for k, gate in enumerate(gates):
+                    if gate.activation == "tanh":
+                        nn.init.uniform_(rows[:, k], -(n**-0.5), n**-0.5)
 
     def backend_for(self, x: Tensor) -> Choice:
         """The name of the backend that would run on x, and the reason. Autocast is taken into account.
@@ -246,7 +256,7 @@ class MDLSTM(nn.Module):
     ) -> Tensor | tuple[Tensor, State]:
         """`forward` with another function that sweeps one of the stacked layers."""
         parameters = self._layer_parameters(0)
-        autocast = self._check(x, parameters[0])
+        autocast = self._check(x, parameters["weight_ih"])
         has_batch_axis = x.dim() == self.ndim + 2
         if not has_batch_axis:
             x = x.unsqueeze(0)
@@ -262,22 +272,30 @@ class MDLSTM(nn.Module):
             if sizes is not None:
                 window = sizes.new_tensor(self.window)
                 sizes = (sizes + window - 1) // window
-        first: Sequence[Faces | None] = [None] * self.num_layers
+        initial: Sequence[Tensor | None] = [None] * self.num_layers
         final = []
         if return_state or initial_state is not None:
-            numbers = len(self.directions), self.hidden_size
-            shape = FaceShape(x, sizes, *numbers, autocast or x.dtype, has_batch_axis)
-            first = initial_faces(initial_state, self.num_layers, shape)
+            shape = FaceShape(
+                x=x,
+                sizes=sizes,
+                dirs=len(self.directions),
+                units=self.hidden_size,
+                states=("h", *get_cell(self.cell).states),
+                dtype=autocast or x.dtype,
+                has_batch_axis=has_batch_axis,
+            )
+            initial = initial_states(initial_state, self.num_layers, shape)
         for k in range(self.num_layers):
             if k > 0:
                 x = nn.functional.dropout(x, self.dropout, self.training)
                 parameters = self._layer_parameters(k)
-            tensors: list[Any] = [x, *parameters]
             if autocast is not None:
-                tensors = [None if tensor is None else tensor.to(autocast) for tensor in tensors]
-            x, last = sweep_layer(SweepInputs._make((*tensors, sizes, self._signs, self.cell)), first[k])
-            if return_state and last is not None:
-                final.append(to_boundary_state(last, shape))
+                x = x.to(autocast)
+                parameters = {name: t if t is None else t.to(autocast) for name, t in parameters.items()}
+            others: Any = {"initial": initial[k], "sizes": sizes, "signs": self._signs, "cell": self.cell}
+            x, leaving = sweep_layer(SweepInputs(x=x, **parameters, **others))
+            if return_state and leaving is not None:
+                final.append(to_boundary_state(leaving, shape))
         x = x if self.channels_last else x.movedim(-1, 1)
         x = x if has_batch_axis else x.squeeze(0)
         return (x, tuple(final)) if return_state else x
@@ -300,23 +318,20 @@ class MDLSTM(nn.Module):
         def __call__(self, *arguments: Any, **options: Any) -> Any:
             """As `forward`."""
 
-    def _sweep(self, inputs: SweepInputs, first: Faces | None) -> tuple[Tensor, Faces | None]:
-        """One of the stacked layers: y (N, *grid, output_size), and the final states if it has some."""
-        if first is None:
-            y, last = sweep(inputs, self.backend, self.recompute), None
-        else:
-            y, last = sweep_states(inputs, first, self.backend, self.recompute)
+    def _sweep(self, inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:
+        """Sweep a stacked layer: y (N, *grid, output_size), and the final states if there are any."""
+        y, final = sweep(inputs, self.backend, self.recompute)
         if self.merge == "concat":
-            return y.flatten(-2), last
-        return (y.sum(dim=-2) if self.merge == "sum" else y.mean(dim=-2)), last
+            return y.flatten(-2), final
+        return (y.sum(dim=-2) if self.merge == "sum" else y.mean(dim=-2)), final
 
-    def _layer_parameters(self, k: int) -> list[Tensor | None]:
-        """The parameters of layer k in the order of `SweepInputs`.
+    def _layer_parameters(self, k: int) -> dict[str, Any]:
+        """The parameters of layer k by the names in `PARAMETERS`, None for those that it has not.
 
         Call it once for each layer and pass: where a parameter is parametrized, reading it computes it, and
         some parametrizations change with every computation.
         """
-        return [getattr(self, f"{name}_l{k}", None) for name in PARAMETERS]
+        return {name: getattr(self, f"{name}_l{k}", None) for name in PARAMETERS}
 
     def _check(self, x: Tensor, weight: Tensor | None) -> torch.dtype | None:
         """Check that x fits the layer, whose first parameter is `weight`.

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from mdlstm_tk._util.arguments import one_line
 from mdlstm_tk._util.masking import valid_mask
-from mdlstm_tk.backends.faces import Faces, face_extents, line_counts
+from mdlstm_tk.backends.boundary import face_extents, line_counts
 from mdlstm_tk.errors import InputError
 
+Faces = Sequence[Tensor | None] | None  # of one state: a tensor for each axis
 
-class BoundaryState(NamedTuple):
+
+class BoundaryState:
     """The states on the hyperplanes just outside a grid, which a layer starts from, or on the last ones
     inside it, which the layer ends with.
 
@@ -33,22 +36,51 @@ class BoundaryState(NamedTuple):
             layer returns have the dtype of y.
         c: the same for the cell states. Those that a layer returns are float32 where y is float16 or
             bfloat16.
+
+    A cell with other states has more attributes of the same kind, such as `n` and `m` of "slstm".
     """
 
-    h: Sequence[Tensor | None] | None = None
-    c: Sequence[Tensor | None] | None = None
+    h: Faces
+    c: Faces
 
+    def __init__(self, h: Faces = None, c: Faces = None, **others: Faces) -> None:
+        self.h = h
+        self.c = c
+        vars(self).update(others)
+
+    def __getattr__(self, name: str) -> Faces:
+        raise AttributeError(f"this BoundaryState has no state '{name}', only {', '.join(vars(self))}")
+
+    def __iter__(self) -> Iterator[Faces]:
+        return iter(vars(self).values())
+
+    def __repr__(self) -> str:
+        def shapes(faces: Faces) -> object:
+            return None if faces is None else [None if t is None else tuple(t.shape) for t in faces]
+
+        return f"BoundaryState({', '.join(f'{name}={shapes(f)}' for name, f in vars(self).items())})"
+
+
+# What follows lets `torch.load(weights_only=True)`, torch.export and torch.func see into a BoundaryState.
+torch.serialization.add_safe_globals([BoundaryState])
+_pytree.register_pytree_node(
+    BoundaryState,
+    lambda state: (list(vars(state).values()), list(vars(state))),
+    lambda faces, names: BoundaryState(**dict(zip(names, faces, strict=True))),
+    serialized_type_name="mdlstm_tk.BoundaryState",
+)
 
 State = tuple[BoundaryState, ...]  # of a layer: one for each of its stacked layers
 
 
 class FaceShape(NamedTuple):
-    """What the states of a layer must fit.
+    """The properties of a sweep that the states of a layer must fit.
 
     Attributes:
-        x: (N, *grid, C), what the first layer sweeps; after windows.
+        x: (N, *grid, C), the input of the first layer, after windows.
         sizes: (N, D) its valid extents, or None.
         dirs, units: dirs, n.
+        states: the names of the states, h first.
         dtype: of y.
         has_batch_axis: whether the user's tensors have one.
     """
@@ -57,6 +89,7 @@ class FaceShape(NamedTuple):
     sizes: Tensor | None
     dirs: int
     units: int
+    states: tuple[str, ...]
     dtype: torch.dtype
     has_batch_axis: bool
 
@@ -66,14 +99,15 @@ class FaceShape(NamedTuple):
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """The dtype of c."""
+        """The dtype of states other than h."""
         return torch.float32 if self.dtype.itemsize == 2 else self.dtype
 
 
-def initial_faces(
+def initial_states(
     initial_state: Sequence[BoundaryState] | None, num_layers: int, shape: FaceShape
-) -> list[Faces]:
-    """The initial states of each layer as a sweep takes them, zeros where there are none.
+) -> list[Tensor]:
+    """The initial states of each layer as a sweep takes them (N, F, dirs, 1 + S, n), zeros where there are
+    none.
 
     Raises:
         InputError: `initial_state` does not fit; the message names the face and the shape it should have.
@@ -87,30 +121,37 @@ def initial_faces(
             f"initial_state must be a tuple with one BoundaryState for each of {num_layers} layers, "
             f"got {_describe(initial_state)}{hint}"
         )
-    return [
-        Faces(
-            _join(f"initial_state[{k}].h", state.h, shape.dtype, shape),
-            _join(f"initial_state[{k}].c", state.c, shape.state_dtype, shape),
+    return [_joined(f"initial_state[{k}]", state, shape) for k, state in enumerate(initial_state)]
+
+
+def _joined(name: str, state: BoundaryState, shape: FaceShape) -> Tensor:
+    """(N, F, dirs, 1 + S, n) from the state of one layer."""
+    unknown = [key for key, faces in vars(state).items() if faces is not None and key not in shape.states]
+    if unknown:
+        raise InputError(
+            f"{name} must have states among {', '.join(shape.states)} of the layer's cell, "
+            f"got {', '.join(unknown)}"
         )
-        for k, state in enumerate(initial_state)
-    ]
+    faces = [_join_axes(f"{name}.{key}", vars(state).get(key), shape) for key in shape.states]
+    return torch.stack(faces, dim=3)
 
 
-def to_boundary_state(faces: Faces, shape: FaceShape) -> BoundaryState:
-    """The final states of a sweep as the user gets them."""
+def to_boundary_state(final: Tensor, shape: FaceShape) -> BoundaryState:
+    """The final states of a sweep (N, F, dirs, 1 + S, n) as the user gets them."""
     grid, leading = shape.grid, shape.x.shape[:1]
-    of_axes = []
-    for face in faces:
-        parts = face.split(line_counts(grid), dim=1)
+    parts = final.split(line_counts(grid), dim=1)
+    faces: dict[str, Faces] = {}
+    for s, name in enumerate(shape.states):
         whole = [
-            part.reshape(*leading, *face_extents(grid, d), shape.dirs, shape.units)
+            part.select(3, s).reshape(*leading, *face_extents(grid, d), shape.dirs, shape.units)
             for d, part in enumerate(parts)
         ]
-        of_axes.append(tuple(whole if shape.has_batch_axis else [part.squeeze(0) for part in whole]))
-    return BoundaryState(*of_axes)
+        dtype = shape.dtype if name == "h" else shape.state_dtype
+        faces[name] = tuple((t if shape.has_batch_axis else t.squeeze(0)).to(dtype) for t in whole)
+    return BoundaryState(**faces)
 
 
-def _join(name: str, faces: Any, dtype: torch.dtype, shape: FaceShape) -> Tensor:
+def _join_axes(name: str, faces: Any, shape: FaceShape) -> Tensor:
     """(N, F, dirs, n), from a tensor or None for each axis, or None."""
     grid, (batch, *_) = shape.grid, shape.x.shape
     if faces is None:
@@ -123,11 +164,12 @@ def _join(name: str, faces: Any, dtype: torch.dtype, shape: FaceShape) -> Tensor
     parts = []
     for d, (face, count) in enumerate(zip(faces, line_counts(grid), strict=True)):
         if face is None:
-            parts.append(shape.x.new_zeros(batch, count, shape.dirs, shape.units, dtype=dtype))
+            zeros = shape.x.new_zeros(batch, count, shape.dirs, shape.units, dtype=shape.state_dtype)
+            parts.append(zeros)
             continue
         _check(f"{name}[{d}]", face, d, shape)
         extents = face_extents(grid, d)
-        whole = face.to(dtype).reshape(batch, *extents, shape.dirs, shape.units)
+        whole = face.to(shape.state_dtype).reshape(batch, *extents, shape.dirs, shape.units)
         if shape.sizes is not None:  # outside a sample's extents, what the face holds is ignored
             others = torch.cat([shape.sizes[:, :d], shape.sizes[:, d + 1 :]], dim=1).to(face.device)
             whole = whole.masked_fill(~valid_mask(extents, others)[..., None, None], 0)
@@ -158,7 +200,7 @@ def _check(name: str, face: Any, d: int, shape: FaceShape) -> None:
 
 
 def _describe(value: object) -> str:
-    """What was given, in a few words."""
+    """A value in a few words."""
     if isinstance(value, BoundaryState):
         return "a BoundaryState"
     if isinstance(value, Tensor):

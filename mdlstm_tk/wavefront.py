@@ -34,7 +34,7 @@ from mdlstm_tk._util.caches import BoundedCache
 from mdlstm_tk.errors import InputError
 
 Indices = npt.NDArray[np.integer]
-MAX_INT32_POSITIONS = 2**31 - 1  # of a grid whose tables are int32; those of a larger one are int64
+MAX_POSITIONS = 2**31 - 1  # of a grid: tables are int32
 Direction = tuple[int, ...]
 
 _cache: BoundedCache[tuple[int, ...], Wavefronts] = BoundedCache(32 << 20)
@@ -44,7 +44,7 @@ _cache: BoundedCache[tuple[int, ...], Wavefronts] = BoundedCache(32 << 20)
 class Wavefronts:
     """The wavefronts of one grid, swept from the corner (0, …, 0).
 
-    Attributes, `starts` in int64 and the others in int32 if P < 2³¹:
+    Attributes, `starts` in int64 and the others in int32:
         grid: extents (E_1, …, E_D), P = ∏ E_d positions.
         order: (P,) the flat (row-major) position at each visit index. Inside a wavefront positions are in
             row-major order.
@@ -92,14 +92,28 @@ def wavefronts(grid: tuple[int, ...]) -> Wavefronts:
     if front is None:
         if not grid or any(extent < 1 for extent in grid):
             raise InputError(f"a grid needs at least one axis and extents of at least 1, got {grid}")
+        check_positions(prod(grid), grid)
         front = _make_wavefronts(grid)
         _cache.add(grid, front, front.nbytes)
     return front
 
 
+def check_positions(positions: int, grid: tuple[int, ...]) -> None:
+    """Check that a grid is not larger than its tables can hold.
+
+    Raises:
+        InputError: it is; the message names `tiling`.
+    """
+    if positions > MAX_POSITIONS:
+        raise InputError(
+            f"a sweep takes {MAX_POSITIONS} positions at most, got {positions} in a grid "
+            f"{'×'.join(map(str, grid))}; sweep it in parts, see mdlstm_tk.tiling"
+        )
+
+
 def _make_wavefronts(grid: tuple[int, ...]) -> Wavefronts:
     positions = prod(grid)
-    dtype: type[np.integer] = np.int32 if positions <= MAX_INT32_POSITIONS else np.int64
+    dtype = np.int32
     # NumPy sorts 16-bit integers by radix, in a fifth of the time.
     front_dtype = np.uint16 if sum(grid) < 1 << 16 else np.int64
     axes = [np.arange(extent, dtype=front_dtype) for extent in grid]

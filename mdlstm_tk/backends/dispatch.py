@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from functools import cache
 from types import ModuleType
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -17,7 +17,8 @@ from mdlstm_tk.backends.specialize import KernelError
 from mdlstm_tk.backends.torch import sweep as torch_sweep
 from mdlstm_tk.errors import InputError
 
-BACKENDS = ("auto", "fused", "torch", "reference")
+Backend = Literal["auto", "fused", "torch", "reference"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
 OPERATOR_BACKENDS = ("auto", "fused", "torch")  # the reference runs in plain autograd, not in the operator
 COMPILERS = {"cpu": "compiled by Numba for the CPU", "cuda": "compiled by Triton for the GPU"}
 
@@ -73,12 +74,12 @@ def engine(backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType
             )
         return torch_sweep
     if device.type == "cuda":
-        from mdlstm_tk.backends.cuda import launch as cuda_launch  # imports Triton
+        from mdlstm_tk.backends.cuda import sweep as cuda_sweep  # imports Triton
 
-        return cuda_launch
-    from mdlstm_tk.backends.cpu import launch as cpu_launch  # imports Numba
+        return cuda_sweep
+    from mdlstm_tk.backends.cpu import sweep as cpu_sweep  # imports Numba
 
-    return cpu_launch
+    return cpu_sweep
 
 
 def report_failure(device: torch.device, error: KernelError) -> None:
@@ -89,8 +90,8 @@ def report_failure(device: torch.device, error: KernelError) -> None:
     engine.cache_clear()
 
 
-def gates_are_uncertain(device: torch.device) -> bool:
-    """Whether gates that forward saved may be of another backend than the one that runs backward now."""
+def has_failed_late(device: torch.device) -> bool:
+    """Tell whether what forward kept may be of another backend than the one that runs backward now."""
     return device in _failed_late
 
 
@@ -122,7 +123,7 @@ def _numba_failure() -> str:
         if numba.config.DISABLE_JIT:
             return "the environment variable NUMBA_DISABLE_JIT is set, unset it"
         from mdlstm_tk.backends.cpu import compile as cpu_compile
-        from mdlstm_tk.backends.cpu import launch  # noqa: F401
+        from mdlstm_tk.backends.cpu import sweep  # noqa: F401
 
         cpu_compile.get_packer("pack", "float32")
     except ImportError as error:  # not installed, or not compatible with the installed NumPy

@@ -1,18 +1,19 @@
-"""What a backend is given, and what it must be: kernels get addresses, so nothing later would notice."""
+"""The inputs of a sweep, and what they must be: kernels get addresses, so nothing later would notice."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple, NoReturn
+from math import prod
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from mdlstm_tk.cells import get_cell
-from mdlstm_tk.cells.step import CellParameters
+from mdlstm_tk.cells import Cell, get_cell
+from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.wavefront import Direction
+from mdlstm_tk.wavefront import Direction, check_positions
 
 _CPU = torch.device("cpu")
 
@@ -25,9 +26,11 @@ class SweepInputs(NamedTuple):
         weight_ih: (dirs, G·n, C).
         weight_hh: (dirs, D, G·n, n), or None if the cell is not recurrent.
         bias: (dirs, G·n) or None.
-        peephole: (dirs, 2D + 1, n) or None, see `CellParameters`.
-        norm_weight, norm_bias: (dirs, G + 1, n) or None.
-        sizes: (N, D) int64 valid extents, or None if all positions are valid. Outside them h and c are 0.
+        peephole: (dirs, 2D + 1, n) or None.
+        norm_weight, norm_bias: (dirs, rows, n) or None; see `CELL_PARAMETERS`.
+        initial: (N, F, dirs, 1 + S, n), the states that the sweep starts from, h first, in `state_dtype`;
+            see `mdlstm_tk.backends.boundary`. None for zeros, and then there are no final states.
+        sizes: (N, D) int64 valid extents, or None if all positions are valid. Outside them states are 0.
             They are on the CPU, where sweeps read them, or on the device of x, if they must not be read.
         signs: the directions, dirs · D signs.
         cell: the name of a cell.
@@ -40,18 +43,20 @@ class SweepInputs(NamedTuple):
     peephole: Tensor | None
     norm_weight: Tensor | None
     norm_bias: Tensor | None
+    initial: Tensor | None
     sizes: Tensor | None
     signs: tuple[int, ...]
     cell: str
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """The seven differentiable inputs."""
-        return self[:7]
+        """The differentiable inputs, named by `DIFFERENTIABLE`."""
+        return self[: len(DIFFERENTIABLE)]
 
-    @property
-    def parameters(self) -> CellParameters:
-        return CellParameters(self.peephole, self.norm_weight, self.norm_bias)
+    def with_tensors(self, tensors: Sequence[Tensor | None]) -> SweepInputs:
+        """The same with other differentiable inputs."""
+        fields: Any = dict(zip(DIFFERENTIABLE, tensors, strict=True))
+        return self._replace(**fields)
 
     @property
     def ndim(self) -> int:
@@ -63,35 +68,94 @@ class SweepInputs(NamedTuple):
         return tuple(self.x.shape[1:-1])
 
     @property
-    def gate_count(self) -> int:
-        """G."""
-        return cell_traits(self.cell, self.ndim).gates
+    def traits(self) -> CellTraits:
+        return cell_traits(get_cell(self.cell), self.ndim)
 
     @property
     def units(self) -> int:
         """n."""
-        return self.weight_ih.shape[1] // self.gate_count
+        return self.weight_ih.shape[1] // self.traits.gates
 
     @property
     def directions(self) -> list[Direction]:
         ndim = self.ndim
         return [self.signs[k : k + ndim] for k in range(0, len(self.signs), ndim)]
 
+    @property
+    def present(self) -> tuple[str, ...]:
+        """The names of the cell's parameters that are there."""
+        return tuple(name for name in CELL_PARAMETERS if getattr(self, name) is not None)
+
+    def cell_parameters(self) -> Tensor | None:
+        """The cell's parameters one after another, (dirs, rows, n), or None if there are none."""
+        parameters = [getattr(self, name) for name in self.present]
+        return torch.cat(parameters, dim=1) if parameters else None
+
+    def split_cell_parameters(self, rows: Tensor | None) -> dict[str, Tensor]:
+        """The reverse of `cell_parameters`, by name: also of gradients."""
+        counts = [getattr(self, name).shape[1] for name in self.present]
+        return {} if rows is None else dict(zip(self.present, rows.split(counts, dim=1), strict=True))
+
+
+class SweepResults(NamedTuple):
+    """The results of a backend's `forward`.
+
+    Attributes:
+        output: h (N, *grid, dirs, n), in the dtype of x.
+        final: (N, F, dirs, 1 + S, n), the states that leave the grid, in `state_dtype`; None without
+            initial states.
+        gates: for `backward` of the same backend, if it was asked for: numbers in a layout of its own, at
+            most dirs · N·P · G·n. None if `backward` is to compute them again.
+        states: the same for the states beside h, at most dirs · N·P · S·n. None if `backward` was not
+            asked for.
+    """
+
+    output: Tensor
+    final: Tensor | None = None
+    gates: Tensor | None = None
+    states: Tensor | None = None
+
+
+Gradients = dict[str, Tensor | None]
+"""The gradients of a sweep by the names in `DIFFERENTIABLE`."""
+
+SCHEMA_TYPES = {
+    "Tensor": "Tensor",
+    "Tensor | None": "Tensor?",
+    "tuple[int, ...]": "int[]",
+    "str": "str",
+}
+SCHEMA = ", ".join(
+    f"{SCHEMA_TYPES[kind.__forward_arg__]} {name}" for name, kind in SweepInputs.__annotations__.items()
+)
+"""The arguments of torch's operator, generated from the fields."""
+
+DIFFERENTIABLE = SweepInputs._fields[: SweepInputs._fields.index("sizes")]
+
 
 class CellTraits(NamedTuple):
-    """What the inputs of a sweep depend on: the number of gates, whether the cell is recurrent, and whether
-    it can have peepholes."""
+    """What the inputs of a sweep depend on.
+
+    Attributes:
+        gates: G.
+        states: S, the number of states beside h.
+        recurrent: whether there is weight_hh.
+        peephole: whether the cell can have peepholes.
+        parameter_rows: by name, the rows of each of `CELL_PARAMETERS`.
+    """
 
     gates: int
+    states: int
     recurrent: bool
     peephole: bool
+    parameter_rows: dict[str, int]
 
 
 @cache
-def cell_traits(name: str, ndim: int) -> CellTraits:
+def cell_traits(cell: Cell, ndim: int) -> CellTraits:
     """The traits of a cell over D = `ndim` axes."""
-    cell = get_cell(name)
-    return CellTraits(len(cell.gates(ndim)), cell.recurrent, cell.peephole)
+    rows = {name: count(cell, ndim) for name, count in CELL_PARAMETERS.items()}
+    return CellTraits(len(cell.gates(ndim)), len(cell.states), cell.recurrent, cell.peephole, rows)
 
 
 def check_inputs(inputs: SweepInputs) -> None:
@@ -106,42 +170,45 @@ def check_inputs(inputs: SweepInputs) -> None:
             "x must be (N, *grid, C) and weight_ih (dirs, G·n, C), "
             f"got shapes {tuple(x.shape)} and {tuple(weight_ih.shape)}"
         )
-    ndim, (dirs, gate_dim, _) = x.dim() - 2, weight_ih.shape
-    gates, recurrent, peephole = cell_traits(inputs.cell, ndim)
-    units = gate_dim // gates
+    (batch, *grid, channels), (dirs, gate_dim, _), traits = x.shape, weight_ih.shape, inputs.traits
+    ndim, units = len(grid), gate_dim // traits.gates
     if dirs < 1 or units < 1:
-        raise InputError(f"weight_ih must be (dirs, {gates}·n, C), got shape {tuple(weight_ih.shape)}")
-    shapes = (
-        x.shape,
-        (dirs, gates * units, x.shape[-1]),
-        (dirs, ndim, gate_dim, units),
-        (dirs, gate_dim),
-        (dirs, 2 * ndim + 1, units),
-        (dirs, gates + 1, units),
-        (dirs, gates + 1, units),
-    )
+        raise InputError(
+            f"weight_ih must be (dirs, {traits.gates}·n, C), got shape {tuple(weight_ih.shape)}"
+        )
+    check_positions(prod(grid), tuple(grid))
     dtype, device = x.dtype, x.device
-    for index, (tensor, shape) in enumerate(zip(inputs.tensors, shapes, strict=True)):
-        if tensor is None:
-            continue
-        if tensor.shape != shape or tensor.dtype != dtype:
-            _refuse(SweepInputs._fields[index], tensor, shape, dtype)
-        if tensor.device != device:
-            _refuse_device(SweepInputs._fields[index], tensor, device)
-    if (inputs.weight_hh is not None) != recurrent:
-        expected = "a tensor" if recurrent else "None"
+    check_tensor("weight_ih", weight_ih, (dirs, traits.gates * units, channels), dtype, device)
+    if (inputs.weight_hh is not None) != traits.recurrent:
+        expected = "a tensor" if traits.recurrent else "None"
         raise InputError(f"weight_hh must be {expected} for cell '{inputs.cell}'")
-    if inputs.peephole is not None and not peephole:
+    if inputs.weight_hh is not None:
+        check_tensor("weight_hh", inputs.weight_hh, (dirs, ndim, gate_dim, units), dtype, device)
+    if inputs.bias is not None:
+        check_tensor("bias", inputs.bias, (dirs, gate_dim), dtype, device)
+    if inputs.peephole is not None and not traits.peephole:
         raise InputError(f"peephole must be None for cell '{inputs.cell}', which has none")
+    for name in inputs.present:
+        shape = (dirs, traits.parameter_rows[name], units)
+        check_tensor(name, getattr(inputs, name), shape, dtype, device)
     if (inputs.norm_weight is None) != (inputs.norm_bias is None):
         raise InputError("norm_weight and norm_bias must both be tensors or both be None")
+    if inputs.initial is not None:
+        check_tensor("initial", inputs.initial, boundary_shape(inputs), state_dtype(x), device)
     if inputs.sizes is not None:
-        check_sizes(inputs.sizes, x.shape[0], ndim)
+        check_sizes(inputs.sizes, batch, ndim)
         if inputs.sizes.device not in (device, _CPU):
             _refuse_device("sizes", inputs.sizes, device)
     signs = inputs.signs
     if len(signs) != dirs * ndim or signs.count(1) + signs.count(-1) != len(signs):
         raise InputError(f"directions must be {dirs}·{ndim} signs (1 or -1), got {list(signs)}")
+
+
+def boundary_shape(inputs: SweepInputs) -> tuple[int, ...]:
+    """(N, F, dirs, 1 + S, n), the shape of initial and final states."""
+    grid = inputs.grid
+    lines = sum(prod((*grid[:d], *grid[d + 1 :])) for d in range(len(grid)))
+    return inputs.x.shape[0], lines, inputs.weight_ih.shape[0], 1 + inputs.traits.states, inputs.units
 
 
 def check_sizes(sizes: Tensor, batch: int, ndim: int) -> None:
@@ -157,32 +224,6 @@ def check_sizes(sizes: Tensor, batch: int, ndim: int) -> None:
         )
 
 
-def check_residuals(
-    inputs: SweepInputs, grad: Tensor, output: Tensor, gates: Tensor, c: Tensor, ragged: int | None
-) -> None:
-    """Check that what backward is given fits the inputs: see `mdlstm_tk.backends.torch.sweep.backward`.
-
-    Gates and c have N·P rows, or `ragged` ones, the rows of a ragged batch.
-
-    Raises:
-        InputError: it does not; the message names the first that does not fit.
-    """
-    x, leading = inputs.x, inputs.x.shape[:-1]
-    dtype, device, state = x.dtype, x.device, state_dtype(x)
-    dirs, gate_dim, _ = inputs.weight_ih.shape
-    rows, units = leading.numel(), gate_dim // cell_traits(inputs.cell, len(leading) - 1).gates
-    if ragged is not None and c.dim() == 3 and c.shape[1] == ragged:
-        rows = ragged
-    h_shape = (*leading, dirs, units)
-    if gates.shape != (0,):  # otherwise they are computed again
-        check_tensor("gates", gates, (dirs, rows, gate_dim), state, device)
-    elif gates.device != device:
-        _refuse_device("gates", gates, device)
-    check_tensor("grad", grad, h_shape, dtype, device)
-    check_tensor("output", output, h_shape, dtype, device)
-    check_tensor("c", c, (dirs, rows, units), state, device)
-
-
 def check_tensor(
     name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> None:
@@ -192,30 +233,26 @@ def check_tensor(
         InputError: one of them is another.
     """
     if tensor.shape != shape or tensor.dtype != dtype:
-        _refuse(name, tensor, shape, dtype)
+        raise InputError(
+            f"{name} must be {dtype} of shape {tuple(shape)}, "
+            f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
+        )
     if tensor.device != device:
         _refuse_device(name, tensor, device)
 
 
-def check_devices(inputs: SweepInputs, **residuals: Tensor) -> None:
+def check_devices(inputs: SweepInputs, **others: Tensor | None) -> None:
     """Check that all tensors are on the device of x; sizes may be on the CPU, too.
 
     Raises:
         InputError: one is not.
     """
     device = inputs.x.device
-    named = [*zip(SweepInputs._fields, inputs.tensors, strict=False), *residuals.items()]
-    for name, tensor in named:
+    for name, tensor in (*zip(DIFFERENTIABLE, inputs.tensors, strict=True), *others.items()):
         if tensor is not None and tensor.device != device:
             _refuse_device(name, tensor, device)
     if inputs.sizes is not None and inputs.sizes.device not in (device, _CPU):
         _refuse_device("sizes", inputs.sizes, device)
-
-
-def _refuse(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> NoReturn:
-    raise InputError(
-        f"{name} must be {dtype} of shape {tuple(shape)}, got {tensor.dtype} of shape {tuple(tensor.shape)}"
-    )
 
 
 def _refuse_device(name: str, tensor: Tensor, device: torch.device) -> NoReturn:

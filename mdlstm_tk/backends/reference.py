@@ -6,100 +6,95 @@ Slow on purpose: this is the truth that every other backend is held against.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.faces import Faces, face_extents, line_counts
+from mdlstm_tk.backends.boundary import face_extents, line_counts
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
+from mdlstm_tk.backends.torch.evaluate import evaluate
 from mdlstm_tk.cells import get_cell
-from mdlstm_tk.cells.step import cell_step
+from mdlstm_tk.cells.step import record_step
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.wavefront import Direction
 
 Position = tuple[int, ...]
 
 
-def forward(inputs: SweepInputs) -> Tensor:
-    """h (N, *grid, dirs, n)."""
-    return forward_states(inputs, None)[0]
-
-
-def forward_states(inputs: SweepInputs, first: Faces | None) -> tuple[Tensor, Faces]:
-    """h (N, *grid, dirs, n) and the final states, from the initial states `first`, or from zeros."""
+def forward(inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:
+    """h (N, *grid, dirs, n), and the final states (N, F, dirs, 1 + S, n) if there are initial ones."""
     if 0 in inputs.grid:
         raise InputError(f"a grid needs extents of at least 1, got {inputs.grid}")
-    results = [_sweep(inputs, k, direction, first) for k, direction in enumerate(inputs.directions)]
-    h, h_last, c_last = (torch.stack(parts, dim=-2) for parts in zip(*results, strict=True))
-    return h, Faces(h_last, c_last.to(state_dtype(inputs.x)))
+    results = [_sweep(inputs, k, direction) for k, direction in enumerate(inputs.directions)]
+    h = torch.stack([of_direction for of_direction, _ in results], dim=-2)
+    final = torch.stack([of_direction for _, of_direction in results], dim=2)
+    return h, None if inputs.initial is None else final.to(state_dtype(inputs.x))
 
 
-def _sweep(
-    inputs: SweepInputs, k: int, direction: Direction, first: Faces | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """h (N, *grid, n) of direction number k, and its final h and c (N, F, n)."""
-    cell, x = get_cell(inputs.cell), inputs.x
+def _sweep(inputs: SweepInputs, k: int, direction: Direction) -> tuple[Tensor, Tensor]:
+    """h (N, *grid, n) of direction number k, and its final states (N, F, 1 + S, n)."""
+    x, ndim, units, traits = inputs.x, inputs.ndim, inputs.units, inputs.traits
     sizes = None if inputs.sizes is None else inputs.sizes.to(x.device)
     batch, *grid, _ = x.shape
-    ndim, units = inputs.ndim, inputs.units
-    parameters = inputs.parameters.map(itemgetter(k))
-    zero = x.new_zeros(batch, units)
-    h: dict[Position, Tensor] = {}
-    c: dict[Position, Tensor] = {}
-    faces = [] if first is None else [_split(face[:, :, k].to(x.dtype), grid) for face in first]
-    for step in np.ndindex(*grid):  # how far the sweep has come along each axis
-        position = _position(step, grid, direction)
+    step = record_step(get_cell(inputs.cell), ndim, inputs.present)
+    parameters = inputs.cell_parameters()
+    slots: dict[str, Sequence[Tensor]] = {}
+    if parameters is not None:
+        slots["parameter"] = parameters[k].unbind()
+    zero = x.new_zeros(batch, 1 + traits.states, units)
+    states: dict[Position, Tensor] = {}  # h and the others, (N, 1 + S, n)
+    faces = None if inputs.initial is None else _split(inputs.initial[:, :, k].to(x.dtype), grid)
+    for progress in np.ndindex(*grid):  # how far the sweep has come along each axis
+        position = _position(progress, grid, direction)
         index: Any = (slice(None), *position)
         a = x[index] @ inputs.weight_ih[k].T  # (N, G·n)
         if inputs.bias is not None:
             a = a + inputs.bias[k]
-        states = []
+        previous = []
         for d in range(ndim):
-            predecessor = _position((*step[:d], step[d] - 1, *step[d + 1 :]), grid, direction)
-            h_d, c_d = (h[predecessor], c[predecessor]) if step[d] > 0 else (zero, zero)
-            if faces:
+            before = (*progress[:d], progress[d] - 1, *progress[d + 1 :])
+            predecessor = _position(before, grid, direction)
+            state = states[predecessor] if progress[d] > 0 else zero
+            if faces is not None:
                 line: Any = (slice(None), *face_extents(position, d))
-                outside = ~_is_valid(predecessor, sizes) if step[d] > 0 else torch.ones_like(zero) > 0
-                h_d, c_d = (
-                    torch.where(outside, face[d][line], state)
-                    for face, state in zip(faces, (h_d, c_d), strict=True)
-                )
-            if inputs.weight_hh is not None and (step[d] > 0 or faces):
-                a = a + h_d @ inputs.weight_hh[k, d].T
-            states.append(c_d)
-        result = cell_step(cell, a.unflatten(-1, (-1, units)).unbind(-2), states, parameters)
-        h[position], c[position] = result.h, result.c
+                outside = ~_is_valid(predecessor, sizes) if progress[d] > 0 else torch.tensor(True)
+                state = torch.where(outside.to(x.device), faces[d][line], state)
+            if inputs.weight_hh is not None:
+                a = a + state[:, 0] @ inputs.weight_hh[k, d].T
+            previous.append(state)
+        slots["a"] = a.unflatten(-1, (-1, units)).unbind(-2)
+        slots["h_prev"] = [state[:, 0] for state in previous]
+        slots["state_prev"] = [row for state in previous for row in state[:, 1:].unbind(1)]
+        rows = evaluate([step.h, *step.states], slots, zero[:, 0])
+        state = torch.stack(rows, dim=1)
         if sizes is not None:
-            valid = _is_valid(position, sizes)
-            h[position] = torch.where(valid, h[position], zero)
-            c[position] = torch.where(valid, c[position], zero)
-    of_grid = []  # h and c, (N, *grid, n)
-    for states_at in (h, c):
-        rows = [states_at[position] for position in np.ndindex(*grid)]
-        of_grid.append(torch.stack(rows, dim=1).reshape(batch, *grid, units))
-    h_last, c_last = (_last(whole, direction, sizes) for whole in of_grid)
-    return of_grid[0], h_last, c_last
+            state = torch.where(_is_valid(position, sizes), state, zero)
+        states[position] = state
+    whole = torch.stack([states[position] for position in np.ndindex(*grid)], dim=1)
+    whole = whole.reshape(batch, *grid, 1 + traits.states, units)
+    return whole[..., 0, :], _final(whole, direction, sizes)
 
 
 def _is_valid(position: Position, sizes: Tensor | None) -> Tensor:
-    """(N, 1), or one for all samples: whether a position lies inside their valid extents."""
+    """(N, 1, 1), or one for all samples: whether a position lies inside their valid extents."""
     if sizes is None:
         return torch.tensor(True)
-    return (torch.tensor(position, device=sizes.device) < sizes).all(dim=1, keepdim=True)
+    return (torch.tensor(position, device=sizes.device) < sizes).all(dim=1)[:, None, None]
 
 
-def _split(face: Tensor, grid: Sequence[int]) -> list[Tensor]:
-    """(N, F, n) → for each axis (N, *extents of the other axes, n)."""
-    parts = face.split(line_counts(grid), dim=1)
-    batch, _, units = face.shape
-    return [part.reshape(batch, *face_extents(grid, d), units) for d, part in enumerate(parts)]
+def _split(boundary: Tensor, grid: Sequence[int]) -> list[Tensor]:
+    """(N, F, 1 + S, n) → for each axis (N, *extents of the other axes, 1 + S, n)."""
+    parts = boundary.split(line_counts(grid), dim=1)
+    return [
+        part.reshape(len(part), *face_extents(grid, d), *part.shape[2:]) for d, part in enumerate(parts)
+    ]
 
 
-def _last(whole: Tensor, direction: Direction, sizes: Tensor | None) -> Tensor:
-    """(N, *grid, n) → (N, F, n), the last hyperplane of every axis in the sweep's direction."""
+def _final(whole: Tensor, direction: Direction, sizes: Tensor | None) -> Tensor:
+    """(N, *grid, 1 + S, n) → (N, F, 1 + S, n), the last hyperplane of every axis in the sweep's
+    direction."""
     faces = []
     for d, sign in enumerate(direction):
         if sign > 0 and sizes is not None:
@@ -107,13 +102,13 @@ def _last(whole: Tensor, direction: Direction, sizes: Tensor | None) -> Tensor:
             face = whole.take_along_dim(index, dim=1 + d)
         else:
             face = whole.narrow(1 + d, whole.shape[1 + d] - 1 if sign > 0 else 0, 1)
-        faces.append(face.flatten(1, -2))
+        faces.append(face.flatten(1, -3))
     return torch.cat(faces, dim=1)
 
 
-def _position(step: Position, grid: Sequence[int], direction: Direction) -> Position:
-    """The position in the grid that a sweep in `direction` reaches after `step` steps."""
+def _position(progress: Position, grid: Sequence[int], direction: Direction) -> Position:
+    """The position in the grid that a sweep in `direction` reaches after so many steps along each axis."""
     return tuple(
         index if sign > 0 else extent - 1 - index
-        for index, extent, sign in zip(step, grid, direction, strict=True)
+        for index, extent, sign in zip(progress, grid, direction, strict=True)
     )

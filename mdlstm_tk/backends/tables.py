@@ -21,11 +21,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mdlstm_tk import wavefront
 from mdlstm_tk._util.caches import BoundedCache
 from mdlstm_tk._util.masking import valid_mask
 from mdlstm_tk.backends.inputs import SweepInputs
-from mdlstm_tk.wavefront import Direction, visiting_order, wavefronts
+from mdlstm_tk.wavefront import Direction, check_positions, visiting_order, wavefronts
 
 Key = tuple[tuple[int, ...], tuple[Direction, ...], torch.device]
 Extents = list[list[int]]  # of each sample
@@ -35,8 +34,7 @@ Extents = list[list[int]]  # of each sample
 class SweepTables:
     """What a sweep in one or more directions needs to know of its grid, or of its ragged batch.
 
-    P below is the number of visits. Tables are int32 if what they point at has fewer than 2³¹ places, else
-    int64.
+    P below is the number of visits. Tables are int32.
 
     Attributes:
         places: what `order` points into: the positions of the grid; or those of all N samples, sample after
@@ -175,18 +173,18 @@ def _make_tables(
     front = wavefronts(grid)
     order = np.stack([visiting_order(grid, direction) for direction in directions])
     arrays = order, front.predecessors, front.successors
-    return SweepTables(prod(grid), *_to_device(front.starts, arrays, front.order.dtype, device))
+    return SweepTables(prod(grid), *_to_device(front.starts, arrays, device))
 
 
 def _to_device(
-    starts: npt.NDArray[Any], arrays: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike, device: torch.device
+    starts: npt.NDArray[Any], arrays: Sequence[npt.NDArray[Any]], device: torch.device
 ) -> tuple[list[int], Tensor, Tensor, Tensor, Tensor]:
     """The wavefronts' numbers of visits and starts, and `order`, `predecessors` and `successors`."""
     padded_starts = np.concatenate([starts[:1], starts, starts[-1:]])
     # A copy to a GPU waits for nothing: what it reads is staged before it returns.
     padded, order, predecessors, successors = (
         torch.from_numpy(array).to(device, non_blocking=True)
-        for array in (padded_starts, *(array.astype(dtype, copy=False) for array in arrays))
+        for array in (padded_starts, *(array.astype(np.int32, copy=False) for array in arrays))
     )
     return np.diff(starts).tolist(), padded, order, predecessors, successors
 
@@ -210,8 +208,8 @@ def _make_ragged_tables(
     """Seen from a sample's own corner, its valid positions are those whose coordinates, counted from there,
     are below its extents. So the rows are those of the grid's tables without the others."""
     front, batch, positions = wavefronts(grid), len(extents), prod(grid)
-    fits = batch * positions <= wavefront.MAX_INT32_POSITIONS
-    dtype: type[np.integer[Any]] = np.int32 if fits else np.int64
+    check_positions(batch * positions, (batch, *grid))
+    dtype = np.int32
     coordinates = [axis.astype(dtype) for axis in np.unravel_index(front.order, grid)]  # D × (P,)
     sizes = np.array(extents, dtype).T  # (D, N)
     valid = np.ones((positions, batch), bool)
@@ -242,7 +240,7 @@ def _make_ragged_tables(
     starts = np.searchsorted(kept, front.starts * batch)
     last = 1 + max(1, int(np.count_nonzero(np.diff(starts))))  # the wavefronts after these have no rows
     arrays = order, predecessors, successors
-    return SweepTables(batch * positions, *_to_device(starts[:last], arrays, dtype, device))
+    return SweepTables(batch * positions, *_to_device(starts[:last], arrays, device))
 
 
 _cache: BoundedCache[Key, SweepTables] = BoundedCache(64 << 20)

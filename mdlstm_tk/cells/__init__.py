@@ -1,19 +1,51 @@
 """Cells: their equations, the graph recorded from them, and its gradient.
 
-    cell         what a cell is; `register_cell`
+    cell         the definition of a cell; `register_cell`
     definitions  the cells that come with the package
+    functions    the functions that equations may use
+    operations   the table behind them: one row for each operation, with all that backends need
+    ir           the recorded graph
     step         one step of a cell: peepholes, layer norm, activations, equations
-    ir           the recorded graph of a step
-    autodiff     its gradient
+    autodiff     the gradient of a graph
     lowering     the kernels of a step and of its gradient, as graphs
 
 A cell is written once, as forward equations; everything else is derived.
 """
 
 import mdlstm_tk.cells.definitions  # noqa: F401, registers the cells
-from mdlstm_tk.cells.cell import Cell, cell_names, check_cell, get_cell, register_cell
+from mdlstm_tk.cells.cell import Cell, Gate, cell_names, check_cell, get_cell, register_cell
+from mdlstm_tk.cells.functions import (
+    exp,
+    log,
+    maximum,
+    minimum,
+    relu,
+    sigmoid,
+    sign,
+    softplus,
+    sqrt,
+    tanh,
+)
 
 BUILT_IN_CELLS = tuple(cell_names())
 """The names of the cells that come with the package, whatever is registered later."""
 
-__all__ = ["BUILT_IN_CELLS", "Cell", "cell_names", "check_cell", "get_cell", "register_cell"]
+__all__ = [
+    "BUILT_IN_CELLS",
+    "Cell",
+    "Gate",
+    "cell_names",
+    "check_cell",
+    "exp",
+    "get_cell",
+    "log",
+    "maximum",
+    "minimum",
+    "register_cell",
+    "relu",
+    "sigmoid",
+    "sign",
+    "softplus",
+    "sqrt",
+    "tanh",
+]

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mdlstm_tk.cells.ir import Value, topological_order
+from mdlstm_tk.cells.operations import OPERATIONS
 
 
 def differentiate(
@@ -34,27 +35,23 @@ def differentiate(
     graph = SimplifiedGraph({id(value): replacement for value, replacement in known})
     adjoints: dict[int, Value] = {}
 
-    def accumulate(value: Value, gradient: Value, op: str = "add") -> None:
+    def accumulate(value: Value, gradient: Value) -> None:
         if value.op != "constant":
-            adjoints[id(value)] = graph.build(op, adjoints.get(id(value), graph.constant(0.0)), gradient)
+            before = adjoints.get(id(value))
+            adjoints[id(value)] = graph.simplify(gradient if before is None else before + gradient)
 
     for result, gradient in seeds:
-        accumulate(result, graph.simplify(gradient))
+        accumulate(result, gradient)
     for value in reversed(topological_order([result for result, _ in seeds])):
-        if id(value) not in adjoints:
+        if id(value) not in adjoints or not value.args:
             continue
-        gradient = adjoints[id(value)]
-        if value.op in ("add", "subtract"):
-            accumulate(value.args[0], gradient)
-            accumulate(value.args[1], gradient, value.op)
-        elif value.op == "multiply":
-            left, right = value.args
-            accumulate(left, graph.build("multiply", gradient, graph.simplify(right)))
-            accumulate(right, graph.build("multiply", gradient, graph.simplify(left)))
-        elif value.op == "mean":
-            accumulate(value.args[0], graph.build("mean", gradient))
-        elif value.args:
-            accumulate(value.args[0], graph.times_slope(value, gradient))
+        dy = adjoints[id(value)]
+        if value.op == "mean":
+            accumulate(value.args[0], dy.mean())
+            continue
+        y, *args = (graph.simplify(v) for v in (value, *value.args))
+        for arg, gradient in zip(value.args, OPERATIONS[value.op].gradient(dy, y, *args), strict=True):
+            accumulate(arg, gradient)
     return [adjoints.get(id(value)) for value in inputs]
 
 
@@ -68,8 +65,8 @@ class SimplifiedGraph:
     def __init__(self, replacements: Mapping[int, Value] | None = None) -> None:
         self._values: dict[tuple[object, ...], Value] = {}  # by operation and arguments
         self._order: dict[int, int] = {}  # by the id of a value, when it was built
-        self._simplified: dict[int, Value] = {}  # by the id of a value from outside
-        self._outside: list[Value] = []  # keeps them alive, so that ids stay theirs
+        self._simplified: dict[int, Value] = {}  # by the id of a value
+        self._outside: list[Value] = []  # keeps values alive, so that ids stay theirs
         for original, replacement in (replacements or {}).items():
             self._simplified[original] = self.simplify(replacement)
 
@@ -78,88 +75,77 @@ class SimplifiedGraph:
         if id(value) not in self._simplified:
             args = [self.simplify(arg) for arg in value.args]
             self._outside.append(value)
-            self._simplified[id(value)] = self.build(value.op, *args) if args else self._leaf(value)
+            self._simplified[id(value)] = self._build(value.op, *args) if args else self._leaf(value)
         return self._simplified[id(value)]
 
-    def constant(self, number: float) -> Value:
+    def _constant(self, number: float) -> Value:
         return self._leaf(Value.wrap(number))
 
-    def build(self, op: str, *args: Value) -> Value:
+    def _build(self, op: str, *args: Value) -> Value:
         """The value `op(*args)` of this graph's values, in its simplest form."""
         if op == "mean":
             return self._mean(args[0])
-        if op in ("add", "subtract", "multiply"):
+        if op in ("add", "subtract", "multiply", "divide"):
             return self._arithmetic(op, *args)
+        if op == "sign" and args[0].op == "constant":
+            return self._constant(float((args[0].number > 0) - (args[0].number < 0)))
         return self._intern(op, *args)
 
-    def times_slope(self, value: Value, gradient: Value) -> Value:
-        """`gradient` times the derivative of tanh, sigmoid or rsqrt, which its result determines."""
-        y, one = self.simplify(value), self.constant(1.0)
-        if value.op == "tanh":
-            return self.build(
-                "multiply", gradient, self.build("subtract", one, self.build("multiply", y, y))
-            )
-        if value.op == "sigmoid":
-            slope = self.build("multiply", y, self.build("subtract", one, y))
-            return self.build("multiply", gradient, slope)
-        assert value.op == "rsqrt", value.op
-        # −y³/2, one factor at a time: for a large variance y³ would underflow.
-        for factor in (y, y, y, self.constant(-0.5)):
-            gradient = self.build("multiply", gradient, factor)
-        return gradient
-
     def _arithmetic(self, op: str, a: Value, b: Value) -> Value:
-        if a.op == b.op == "constant":
-            x, y = a.number, b.number
-            return self.constant(x + y if op == "add" else x - y if op == "subtract" else x * y)
+        if a.op == b.op == "constant" and not (op == "divide" and b.number == 0):
+            return self._constant(OPERATIONS[op].torch(a.number, b.number))
         if op == "multiply":
             return self._product(a, b)
+        if op == "divide":
+            return self._quotient(a, b)
         if op == "add" and _is(a, 0.0):
             return b
         if _is(b, 0.0):
             return a
-        if (negated := self._negated(b)) is not None:  # a ± (0 − y) = a ∓ y
-            return self.build("subtract" if op == "add" else "add", a, negated)
-        if op == "add" and (negated := self._negated(a)) is not None:
-            return self.build("subtract", b, negated)
+        if (negated := _negated(b)) is not None:  # a ± (0 − y) = a ∓ y
+            return self._build("subtract" if op == "add" else "add", a, negated)
+        if op == "add" and (negated := _negated(a)) is not None:
+            return self._build("subtract", b, negated)
         if op == "subtract" and a is b:
-            return self.constant(0.0)
+            return self._constant(0.0)
         return self._intern(op, a, b)
 
     def _product(self, a: Value, b: Value) -> Value:
         if _is(a, 0.0) or _is(b, 0.0):
-            return self.constant(0.0)
+            return self._constant(0.0)
         if _is(a, 1.0):
             return b
         if _is(b, 1.0):
             return a
         for factor, other in ((a, b), (b, a)):
-            if (negated := self._negated(factor)) is not None:
-                return self.build("subtract", self.constant(0.0), self.build("multiply", negated, other))
+            if (negated := _negated(factor)) is not None:
+                return self._build("subtract", self._constant(0.0), self._build("multiply", negated, other))
         return self._intern("multiply", a, b)
+
+    def _quotient(self, a: Value, b: Value) -> Value:
+        if _is(a, 0.0) or _is(b, 1.0):
+            return a
+        if (negated := _negated(a)) is not None:
+            return self._build("subtract", self._constant(0.0), self._build("divide", negated, b))
+        return self._intern("divide", a, b)
 
     def _mean(self, value: Value) -> Value:
         """The mean is linear, and that of a value which is the same for all units is the value."""
         if value.uniform:
             return value
         if value.op in ("add", "subtract"):
-            return self.build(value.op, *(self._mean(arg) for arg in value.args))
+            return self._build(value.op, *(self._mean(arg) for arg in value.args))
         if value.op == "multiply":
             for factor, other in (value.args, value.args[::-1]):
                 if factor.uniform:
-                    return self.build("multiply", self._mean(other), factor)
+                    return self._build("multiply", self._mean(other), factor)
         return self._intern("mean", value)
-
-    @staticmethod
-    def _negated(value: Value) -> Value | None:
-        """y if the value is 0 − y."""
-        return value.args[1] if value.op == "subtract" and _is(value.args[0], 0.0) else None
 
     def _leaf(self, value: Value) -> Value:
         return self._keep((value.op, value.slot, value.row, value.number), value)
 
     def _intern(self, op: str, *args: Value) -> Value:
-        if op in ("add", "multiply"):
+        if op in ("add", "multiply", "maximum", "minimum"):
             args = tuple(sorted(args, key=lambda arg: self._order[id(arg)]))
         key = (op, *map(id, args))
         return self._values[key] if key in self._values else self._keep(key, Value(op, args))
@@ -168,7 +154,13 @@ class SimplifiedGraph:
         if key not in self._values:
             self._values[key] = value
             self._order[id(value)] = len(self._order)
+            self._simplified[id(value)] = value
         return self._values[key]
+
+
+def _negated(value: Value) -> Value | None:
+    """y if the value is 0 − y."""
+    return value.args[1] if value.op == "subtract" and _is(value.args[0], 0.0) else None
 
 
 def _is(value: Value, number: float) -> bool:

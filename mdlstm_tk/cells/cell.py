@@ -1,12 +1,12 @@
-"""What a cell is, and the registry of cells.
+"""The definition of a cell, and the registry of cells.
 
-    >>> from mdlstm_tk import MDLSTM, register_cell
-    >>> @register_cell("coupled", gates=("f", "g", "o"), start={"f": 1.0})
-    ... def coupled(gates, c, output_activation):
-    ...     f, g, o = gates
-    ...     kept = sum(c) * (1 / len(c))
-    ...     c_new = g + f * (kept - g)
-    ...     return o * output_activation(c_new), c_new
+    >>> from mdlstm_tk import MDLSTM, Gate, register_cell
+    >>> @register_cell("coupled", gates=[Gate("f", start=1.0), Gate("z", "tanh"), Gate("o")])
+    ... def coupled(gates, states, output_activation):
+    ...     f, z, o = gates
+    ...     mean = sum(states["c"]) * (1 / len(states["c"]))
+    ...     c = z + f * (mean - z)
+    ...     return o * output_activation(c), {"c": c}
     >>> layer = MDLSTM(3, 16, cell="coupled")
 
 From these lines come the float64 reference, the compiled CPU and GPU kernels, their gradients and the nodes
@@ -16,101 +16,143 @@ of an ONNX export.
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
-from mdlstm_tk._util.user_code import import_file, split_reference
-from mdlstm_tk.cells.ir import Value as RecordedValue
-from mdlstm_tk.cells.ir import loads, topological_order
+from mdlstm_tk.cells.ir import Value, loads, topological_order
+from mdlstm_tk.cells.operations import supported
 from mdlstm_tk.errors import InputError
 
-Value = Any  # a torch tensor, a value of `mdlstm_tk.cells.ir`, or a value in an ONNX graph
-Values = Sequence[Value]
-Activation = Callable[[Value], Value]
-OutputGate = Callable[[Value, Value], Value]
-Equations = Callable[..., tuple[Value, Value]]
-E = TypeVar("E", bound=Equations)
-
-LAYER_NORM_EPS = 1e-5
-TANH_GATE = "g"
-
-_cells: dict[str, Cell] = {}
+GateActivation = Literal["sigmoid", "tanh"]
+Role = Literal["input", "forget", "output", "leak"]
+Gates = Callable[[int], "tuple[Gate, ...]"]
+Equations = Callable[..., tuple[Value, Mapping[str, Value]]]
+E = TypeVar("E", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
+class Gate:
+    """A gate of a cell: n units that see x and h of the predecessors.
+
+    Attributes:
+        name: a name for error messages.
+        activation: "sigmoid", "tanh", or None: the equations get the pre-activation itself.
+        start: the value that its bias starts at; gates with tanh start at U(±1/√n) instead.
+        role: its purpose, where that matters outside the equations. Networks with a short memory start
+            gates with "forget" nearly closed and those with "leak" nearly open. Peepholes need "input", one
+            "forget" for each axis and "output".
+    """
+
+    name: str
+    activation: GateActivation | None = "sigmoid"
+    start: float = 0.0
+    role: Role | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise InputError(f"a gate's name must be an identifier, got {self.name!r}")
+        if self.activation not in (*get_args(GateActivation), None):
+            raise InputError(f"activation must be 'sigmoid', 'tanh' or None, got {self.activation!r}")
+        if self.role not in (*get_args(Role), None):
+            raise InputError(f"role must be one of {', '.join(get_args(Role))} or None, got {self.role!r}")
+
+
+@dataclass(frozen=True, eq=False)
 class Cell:
     """A recurrent cell with G gates of n units.
 
     Attributes:
         name: what `MDLSTM(cell=...)` calls it.
-        gates: from D to the names of the gates, in the order of the parameters' rows. The gate named "g" is
-            activated by tanh, all others by sigmoid.
-        equations: (gates, c, output_activation) → (h, c_new), see `register_cell`.
-        start: from a gate's name and D to the value that its bias starts at.
-        peephole: whether the equations take a fourth argument, (output gate, c_new) → output gate, and the
-            cell can have peepholes: from c[d] to gate 0 and to gate 1 + d, from c_new to the last gate.
+        gates: from D to the gates, in the order of the parameters' rows.
+        equations: see `register_cell`.
+        states: the names of its states beside h.
         recurrent: whether gates see h of the predecessors. If not, there is no recurrent product.
+        hooks: how many functions the equations take after gates and states.
     """
 
     name: str
-    gates: Callable[[int], tuple[str, ...]]
+    gates: Gates
     equations: Equations
-    start: Callable[[str, int], float]
-    peephole: bool = False
-    recurrent: bool = True
+    states: tuple[str, ...]
+    recurrent: bool
+    hooks: int
 
-    def step(
-        self, gates: Values, c: Values, output_activation: Activation, apply_output_gate: OutputGate
-    ) -> tuple[Value, Value]:
-        """h and c_new from activated gates and the cell states one step back along each axis."""
-        if self.peephole:
-            return self.equations(gates, c, output_activation, apply_output_gate)
-        return self.equations(gates, c, output_activation)
+    @property
+    def peephole(self) -> bool:
+        """Whether it can have peepholes."""
+        return self.hooks == 2
+
+    def gate_index(self, role: Role, ndim: int) -> list[int]:
+        """The numbers of the gates with a role."""
+        return [k for k, gate in enumerate(self.gates(ndim)) if gate.role == role]
+
+    def norm_rows(self, ndim: int) -> int:
+        """The number of values that layer norm normalises: the gates, and that before the output
+        activation if the equations have one."""
+        return len(self.gates(ndim)) + (self.hooks > 0)
+
+
+_cells: dict[str, Cell] = {}
+_built_in: set[str] = set()
 
 
 def register_cell(
     name: str,
     *,
-    gates: Sequence[str] | Callable[[int], Sequence[str]],
-    start: Mapping[str, float] | Callable[[str, int], float] | None = None,
+    gates: Sequence[Gate] | Callable[[int], Sequence[Gate]],
+    states: Sequence[str] = ("c",),
     recurrent: bool = True,
-    peephole: bool = False,
 ) -> Callable[[E], E]:
     """Define a cell, so that `MDLSTM(cell=name)` and everything else can use it.
 
     Decorates the forward equations, a function of
 
-    - gates: the activated gates in the given order, (…, n) each; "g" is activated by tanh, all others by
-      sigmoid, and with layer norm each is normalised before,
-    - c: the D cell states one step back along each axis, 0 outside the grid, (…, n) each,
-    - output_activation: tanh, with layer norm a normalisation before it,
+    - gates: the activated gates in the given order, (…, n) each; with layer norm each is normalised before
+      its activation,
+    - states: by name, "h" among them, the D states one step back along each axis, 0 outside the grid,
+      (…, n) each,
+    - output_activation, which may be left out: tanh, with layer norm a normalisation before it,
 
-    which returns (h, c_new). They may use `+`, `-`, `*`, numbers, and `.tanh()` and `.sigmoid()` of values.
+    which returns h and the new states by name. They may use `+ - * /`, numbers, and the functions in
+    `mdlstm_tk.cells`, which are also methods: `exp`, `log`, `sqrt`, `abs`, `sign`, `maximum`, `minimum`,
+    `tanh`, `sigmoid`, `relu` and `softplus`. torch's functions of these names do the same.
 
     Args:
-        name: a name that no other cell has.
-        gates: the names of the gates, or a function from D to them.
-        start: start values of the biases, by gate or as a function of the gate's name and D; 0 if not
-            given.
+        name: the name of the cell. A cell that was registered under it before is replaced.
+        gates: the gates, or a function from D to them.
+        states: the names of the states beside h.
         recurrent: whether the gates see h of the predecessors; if not, the layer has no `weight_hh`, and
             sweeps skip the recurrent product.
-        peephole: whether the equations take a fourth argument, see `Cell`.
+
+    Equations that take a fourth argument, output_gate, can have peepholes: (o, c) → o, which adds what the
+    gate with role "output" sees of the new c.
 
     Raises:
-        InputError: the name is taken, or the equations do not fit the gates, leave a gate unused, or use an
-            operation that is not supported.
+        InputError: a cell that comes with the package has that name, or the equations do not fit the gates
+            and states, leave a gate unused, or use an operation that is not supported.
     """
 
     def register(equations: E) -> E:
-        if name in _cells:
-            raise InputError(f"cell '{name}' is defined already; choose another name")
+        if name in _built_in:
+            raise InputError(f"cell '{name}' comes with the package; choose another name")
         if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII):
             raise InputError(f"a cell's name must be letters, digits, '-' and '_', got '{name}'")
-        cell = Cell(name, _gate_names(gates), equations, _start_values(start), peephole, recurrent)
+        names = tuple(states)
+        if "h" in names or len(set(names)) < len(names) or not all(map(str.isidentifier, names)):
+            raise InputError(
+                f"cell '{name}': states must be distinct names other than 'h', got {', '.join(names)}"
+            )
+        hooks = len(inspect.signature(equations).parameters) - 2
+        if hooks not in (0, 1, 2):
+            raise InputError(
+                f"cell '{name}': equations must take gates, states and perhaps output_activation, "
+                f"got {hooks + 2} arguments"
+            )
+        cell = Cell(name, _gates_function(gates), equations, names, recurrent, hooks)
         check_cell(cell, 2)
         _cells[name] = cell
         return equations
@@ -123,30 +165,24 @@ def cell_names() -> list[str]:
     return list(_cells)
 
 
+def protect_built_in_cells() -> None:
+    """Let nobody replace the cells that are defined now."""
+    _built_in.update(_cells)
+
+
 def get_cell(name: str) -> Cell:
-    """The cell called `name`. For "file.py:name", run the file, which must define the cell.
+    """The cell called `name`.
 
     Raises:
-        InputError: there is no such cell, or the file cannot be run.
+        InputError: there is no such cell.
     """
-    cell = _cells.get(name)
-    if cell is not None:
-        return cell
-    file, inner = split_reference(name)
-    if file is None:
-        guesses = difflib.get_close_matches(name, _cells, n=1)
-        hint = f"; did you mean '{guesses[0]}'?" if guesses else ""
-        raise InputError(f"cell must be one of {', '.join(_cells)} or file.py:name, got {name!r}{hint}")
-    return _from_file(file, inner)
-
-
-def _from_file(file: Path, name: str) -> Cell:
-    import_file(file)
-    if name not in _cells:
-        raise InputError(
-            f"{file} defines no cell '{name}'; decorate its equations with @register_cell('{name}', …)"
-        )
-    return _cells[name]
+    if name in _cells:
+        return _cells[name]
+    guesses = difflib.get_close_matches(name, _cells, n=1)
+    hint = f"; did you mean '{guesses[0]}'?" if guesses else ""
+    if name.rpartition(":")[0].endswith(".py"):
+        hint = "; import the file that registers the cell, and give its name alone"
+    raise InputError(f"cell must be one of {', '.join(_cells)}, got {name!r}{hint}")
 
 
 @cache
@@ -154,30 +190,38 @@ def check_cell(cell: Cell, ndim: int) -> None:
     """Check that the equations can be recorded for D = `ndim` axes.
 
     Raises:
-        InputError: they do not fit the gates, leave a gate unused, or use an unsupported operation.
+        InputError: they do not fit the gates or states, leave a gate unused, or use an unsupported
+            operation.
     """
-    names = cell.gates(ndim)
     place = f"cell '{cell.name}' with {ndim} {'axis' if ndim == 1 else 'axes'}"
-    if not names or len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
-        raise InputError(f"{place}: gates must have distinct names, got {', '.join(names) or 'none'}")
-    gates, c = loads("gates", len(names)), loads("c", ndim)
+    declared = cell.gates(ndim)
+    if not declared or not all(isinstance(gate, Gate) for gate in declared):
+        kinds = ", ".join(type(gate).__name__ for gate in declared) or "none"
+        raise InputError(f"{place}: gates must be Gate objects, such as Gate('f', start=1.0), got {kinds}")
+    names = [gate.name for gate in declared]
+    if len(set(names)) < len(names):
+        raise InputError(f"{place}: gates must have distinct names, got {', '.join(names)}")
+    if cell.peephole:
+        roles = [len(cell.gate_index(role, ndim)) for role in ("input", "forget", "output")]
+        if roles != [1, ndim, 1] or "c" not in cell.states:
+            raise InputError(
+                f"{place}: peepholes need a state c and gates with the roles input, forget for each axis, "
+                "and output"
+            )
+    gates = loads("gates", len(names))
+    states = {name: loads(name, ndim) for name in ("h", *cell.states)}
+    hooks = (lambda value: value.tanh(), lambda gate, c: gate)[: cell.hooks]
     try:
-        results = cell.step(list(gates), list(c), RecordedValue.tanh, lambda gate, _: gate)
+        results = cell.equations(list(gates), states, *hooks)
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
     except Exception as error:
         raise InputError(
-            f"{place}: its equations fail with {len(names)} gates ({', '.join(names)}) and {ndim} states: "
-            f"{type(error).__name__}: {error}; equations may use +, -, *, numbers, and .tanh() and "
-            ".sigmoid() of values"
+            f"{place}: its equations fail with {len(names)} gates ({', '.join(names)}) and "
+            f"{len(states)} states ({', '.join(states)}) along each axis: {type(error).__name__}: {error}; "
+            f"equations may use numbers and {supported()}"
         ) from error
-    if (
-        not isinstance(results, tuple)
-        or len(results) != 2
-        or not all(isinstance(r, RecordedValue) for r in results)
-    ):
-        raise InputError(f"{place}: its equations must return (h, c_new)")
-    used = set(map(id, topological_order(results)))
+    used = set(map(id, topological_order(_check_results(results, cell, place))))
     unused = [name for name, gate in zip(names, gates, strict=True) if id(gate) not in used]
     if unused:
         raise InputError(
@@ -185,7 +229,24 @@ def check_cell(cell: Cell, ndim: int) -> None:
         )
 
 
-def total(terms: Values) -> Value:
+def _check_results(results: Any, cell: Cell, place: str) -> list[Value]:
+    """h and the new states that equations return."""
+    expected = ", ".join(f'"{name}": …' for name in cell.states)
+    if not isinstance(results, tuple) or len(results) != 2 or not isinstance(results[1], Mapping):
+        raise InputError(f"{place}: its equations must return h, {{{expected}}}")
+    h, states = results
+    if set(states) != set(cell.states):
+        raise InputError(
+            f"{place}: its equations must return the states {', '.join(cell.states) or 'none'}, "
+            f"got {', '.join(map(str, states)) or 'none'}"
+        )
+    values = [h, *(states[name] for name in cell.states)]
+    if not all(isinstance(value, Value) for value in values):
+        raise InputError(f"{place}: its equations must compute h and states from gates and states")
+    return values
+
+
+def total(terms: Sequence[Value]) -> Value:
     """The sum, without the `0 +` that the builtin starts from (a node in an exported graph)."""
     result = terms[0]
     for term in terms[1:]:
@@ -193,17 +254,8 @@ def total(terms: Values) -> Value:
     return result
 
 
-def _gate_names(gates: Sequence[str] | Callable[[int], Sequence[str]]) -> Callable[[int], tuple[str, ...]]:
+def _gates_function(gates: Sequence[Gate] | Callable[[int], Sequence[Gate]]) -> Gates:
     if callable(gates):
         return cache(lambda ndim: tuple(gates(ndim)))
     fixed = tuple(gates)
     return lambda ndim: fixed
-
-
-def _start_values(
-    start: Mapping[str, float] | Callable[[str, int], float] | None,
-) -> Callable[[str, int], float]:
-    if callable(start):
-        return start
-    values = dict(start or {})
-    return lambda gate, ndim: values.get(gate, 0.0)

@@ -1,97 +1,155 @@
 """The cells that come with the package: their gates, start values and forward equations.
 
-An equation takes *activated* gates and uses only `+`, `-`, `*` and the functions that it is given, so the
-same lines compute with torch tensors, build ONNX nodes, and are recorded and differentiated for the
-compiled kernels (`mdlstm_tk.cells.lowering`).
-
 Notation
-    D           number of grid axes
-    i, f, g, …  activated gates, (…, n); g is tanh, all others are sigmoid
-    c[d]        cell state one step back along axis d, 0 outside the grid, (…, n)
-    c̄           the mix of the c[d]
+    D             number of grid axes
+    i, f, g, …    gates, (…, n), activated as they are declared
+    c[d]          state c one step back along axis d, 0 outside the grid, (…, n)
+    λ_1 … λ_D−1   mixing gates. The axes have the weights w_1 = λ_1, w_2 = (1 − λ_1) λ_2, …, and
+                  w_D = (1 − λ_1) … (1 − λ_D−1), whose sum is 1
+    c̄             Σ_d w_d c_d
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from math import log
 
-from mdlstm_tk.cells.cell import Activation, OutputGate, Value, Values, register_cell, total
+from mdlstm_tk.cells.cell import Gate, protect_built_in_cells, register_cell, total
+from mdlstm_tk.cells.ir import Value
+
+States = Mapping[str, Sequence[Value]]
+Results = tuple[Value, dict[str, Value]]
+OUTSIDE = 1e5  # more than any pre-activation: the stabiliser of a position outside the grid is minus this
 
 
-def _forget_gates(ndim: int) -> tuple[str, ...]:
-    return ("i", *(f"f{d + 1}" for d in range(ndim)), "g", "o")
+def _gates_with_forget_gates(ndim: int, start: float) -> list[Gate]:
+    forget = [Gate(f"f{d + 1}", start=start, role="forget") for d in range(ndim)]
+    return [Gate("i", role="input"), *forget, Gate("g", "tanh"), Gate("o", role="output")]
 
 
-def _mixing_gates(ndim: int) -> tuple[str, ...]:
-    return tuple(f"l{d + 1}" for d in range(ndim - 1))
+def _graves_gates(ndim: int) -> list[Gate]:
+    """Forget gates start at logit(1/D) − 1, so that Σ_d f_d is about 1/2.
+
+    Where the sum exceeds 1, c grows with the number of paths through the grid, so the gates are left room
+    to open. (Graves 2007 start at about logit(1/2), which gave c of 1e13 at 64×64 here.) With one axis
+    there is no such limit, and the gate starts at 1 (Gers et al. 2000; Jozefowicz et al. 2015).
+    """
+    return _gates_with_forget_gates(ndim, 1.0 if ndim == 1 else -log(ndim - 1) - 1)
 
 
-def _mix(weights: Values, c: Values) -> Value:
-    """Stick-breaking convex mix: λ₁c₁ + (1 − λ₁)(λ₂c₂ + (1 − λ₂)(… c_D))."""
+def _mixing_gates(ndim: int, activated: bool = True) -> list[Gate]:
+    """λ_d starts at logit(1/(D − d + 1)), so that every axis starts with equal weight."""
+    activation = "sigmoid" if activated else None
+    return [Gate(f"l{d}", activation, -log(ndim - d)) for d in range(1, ndim)]
+
+
+def _mix(weights: Sequence[Value], c: Sequence[Value]) -> Value:
+    """c̄ = λ₁c₁ + (1 − λ₁)(λ₂c₂ + (1 − λ₂)(… c_D))."""
     mixed = c[-1]
     for weight, state in zip(reversed(weights), reversed(c[:-1]), strict=True):
         mixed = mixed + weight * (state - mixed)
     return mixed
 
 
-def _bounded_sum_start(gate: str, ndim: int) -> float:
-    """Start value of a bias: forget gates at logit(1/D) − 1, so that Σ_d f_d is about 1/2.
-
-    Where the sum exceeds 1, c grows with the number of paths through the grid, so the gates are left room
-    to open. (Graves 2007 start at about logit(1/2), which gave c of 1e13 at 64×64 here.) With one axis
-    there is no such limit, and the gate starts at 1 (Gers et al. 2000; Jozefowicz et al. 2015).
-    """
-    if not gate.startswith("f"):
-        return 0.0
-    return 1.0 if ndim == 1 else -log(ndim - 1) - 1
-
-
-def _open_start(gate: str, ndim: int) -> float:
-    """Start value of a bias: forget gates at 1 (Gers et al. 2000; Jozefowicz et al. 2015), mixing gates λ_d
-    at logit(1/(D − d + 1)), so that every axis starts with equal weight."""
-    if gate.startswith("l"):
-        return -log(ndim - int(gate[1:]))
-    return 1.0 if gate.startswith("f") else 0.0
+def _log_weights(mixing: Sequence[Value]) -> list[Value | float]:
+    """log w_d from the pre-activations a of λ, also where w_d is too small for a number: log (1 − λ) is
+    −softplus(a), and log λ is a more."""
+    weights: list[Value | float] = []
+    rest: Value | float = 0.0
+    for a in mixing:
+        rest = rest - a.softplus()
+        weights.append(rest + a)
+    return [*weights, rest]
 
 
-def _leaky_start(gate: str, ndim: int) -> float:
-    """Start value of a bias: the leak φ at −1, whose sigmoid keeps 73 % of the state, as an open forget
-    gate does; mixing gates as for `stable`."""
-    return -1.0 if gate == "leak" else _open_start(gate, ndim)
-
-
-@register_cell("graves", gates=_forget_gates, start=_bounded_sum_start, peephole=True)
+@register_cell("graves", gates=_graves_gates)
 def graves(
-    gates: Values, c: Values, output_activation: Activation, apply_output_gate: OutputGate
-) -> tuple[Value, Value]:
+    gates: Sequence[Value],
+    states: States,
+    output_activation: Callable[[Value], Value],
+    output_gate: Callable[[Value, Value], Value],
+) -> Results:
     """c = i⊙g + Σ_d f_d⊙c_d ; h = o⊙tanh(c). Graves, Fernández, Schmidhuber 2007."""
     i, *f, g, o = gates
-    c_new = i * g + total([f_d * c_d for f_d, c_d in zip(f, c, strict=True)])
-    return apply_output_gate(o, c_new) * output_activation(c_new), c_new
+    c = i * g + total([f_d * c_d for f_d, c_d in zip(f, states["c"], strict=True)])
+    return output_gate(o, c) * output_activation(c), {"c": c}
 
 
-@register_cell("mean", gates=_forget_gates, start=_open_start)
-def mean(gates: Values, c: Values, output_activation: Activation) -> tuple[Value, Value]:
+@register_cell("mean", gates=lambda ndim: _gates_with_forget_gates(ndim, 1.0))
+def mean(gates: Sequence[Value], states: States, output_activation: Callable[[Value], Value]) -> Results:
     """c = i⊙g + (1/D) Σ_d f_d⊙c_d ; h = o⊙tanh(c). rnn2d; multi-hare's "halved" cell."""
     i, *f, g, o = gates
-    c_new = i * g + total([f_d * c_d for f_d, c_d in zip(f, c, strict=True)]) * (1 / len(c))
-    return o * output_activation(c_new), c_new
-
-
-@register_cell("stable", gates=lambda ndim: ("i", "f", *_mixing_gates(ndim), "g", "o"), start=_open_start)
-def stable(gates: Values, c: Values, output_activation: Activation) -> tuple[Value, Value]:
-    """c = i⊙g + f⊙c̄, c̄ the mix of c_d by λ ; h = o⊙tanh(c). Leifert et al. 2016, LSTM-stable."""
-    i, f, *mixing, g, o = gates
-    c_new = i * g + f * _mix(mixing, c)
-    return o * output_activation(c_new), c_new
+    c = i * g + total([f_d * c_d for f_d, c_d in zip(f, states["c"], strict=True)]) * (1 / len(f))
+    return o * output_activation(c), {"c": c}
 
 
 @register_cell(
-    "leaky", gates=lambda ndim: ("leak", *_mixing_gates(ndim), "g", "w0", "w1"), start=_leaky_start
+    "stable",
+    gates=lambda ndim: [
+        Gate("i", role="input"),
+        Gate("f", start=1.0, role="forget"),
+        *_mixing_gates(ndim),
+        Gate("g", "tanh"),
+        Gate("o", role="output"),
+    ],
 )
-def leaky(gates: Values, c: Values, output_activation: Activation) -> tuple[Value, Value]:
+def stable(gates: Sequence[Value], states: States, output_activation: Callable[[Value], Value]) -> Results:
+    """c = i⊙g + f⊙c̄ ; h = o⊙tanh(c). Leifert et al. 2016, LSTM-stable. f starts at 1."""
+    i, f, *mixing, g, o = gates
+    c = i * g + f * _mix(mixing, states["c"])
+    return o * output_activation(c), {"c": c}
+
+
+@register_cell(
+    "leaky",
+    gates=lambda ndim: [
+        # sigmoid(−1) keeps 73 % of the state, as an open forget gate does
+        Gate("leak", start=-1.0, role="leak"),
+        *_mixing_gates(ndim),
+        Gate("g", "tanh"),
+        Gate("w0"),
+        Gate("w1"),
+    ],
+)
+def leaky(gates: Sequence[Value], states: States, output_activation: Callable[[Value], Value]) -> Results:
     """c = φ⊙g + (1 − φ)⊙c̄ ; h = tanh(ω₀⊙c̄ + ω₁⊙c). Leifert et al. 2016, LeakyLP; |c| ≤ 1."""
     leak, *mixing, g, w0, w1 = gates
-    c_mixed = _mix(mixing, c)
-    c_new = c_mixed + leak * (g - c_mixed)
-    return output_activation(w0 * c_mixed + w1 * c_new), c_new
+    mixed = _mix(mixing, states["c"])
+    c = mixed + leak * (g - mixed)
+    return output_activation(w0 * mixed + w1 * c), {"c": c}
+
+
+@register_cell(
+    "slstm",
+    gates=lambda ndim: [
+        Gate("i", None, role="input"),
+        Gate("f", None, role="forget"),
+        *_mixing_gates(ndim, activated=False),
+        Gate("z", "tanh"),
+        Gate("o", role="output"),
+    ],
+    states=("c", "n", "m"),
+)
+def slstm(gates: Sequence[Value], states: States) -> Results:
+    """C = e^i⊙z + e^f⊙Σ_d w_d⊙C_d ; N = e^i + e^f⊙Σ_d w_d⊙N_d ; h = o⊙C/N. sLSTM of the xLSTM (Beck et al.
+    2024, arXiv:2405.04517); more than one axis is ours.
+
+    States are kept as c = C e^−m, n = N e^−m with the stabiliser m = max(f + max_d (m_d + log w_d), i). All
+    exponents are then at most 0, and n is at least 1 inside the grid. Outside it C = N = 0, so n = 0 tells
+    that a position is outside, and its m does not count.
+    """
+    i, f, *mixing, z, o = gates
+    c, n, m = states["c"], states["n"], states["m"]
+    outside = [(abs(n_d.sign()) - 1.0) * OUTSIDE for n_d in n]  # 0 inside the grid
+    shifted = [f + m_d + w + far for m_d, w, far in zip(m, _log_weights(mixing), outside, strict=True)]
+    m_new = i
+    for exponent in shifted:
+        m_new = m_new.maximum(exponent)
+    kept = [(exponent - m_new).exp() for exponent in shifted]
+    entering = (i - m_new).exp()
+    c_new = entering * z + total([k * c_d for k, c_d in zip(kept, c, strict=True)])
+    n_new = entering + total([k * n_d for k, n_d in zip(kept, n, strict=True)])
+    return o * (c_new / n_new), {"c": c_new, "n": n_new, "m": m_new}
+
+
+protect_built_in_cells()

@@ -1,29 +1,26 @@
-"""The intermediate representation of a cell: its equations as a graph, from which kernels are generated.
+"""The intermediate representation of a cell: its equations as a graph, from which every backend is made.
 
 A `Value` stands for n numbers, one per hidden unit, at one position of the grid. It has the operators and
-methods that the equations use on tensors, so the same functions, called with values instead of tensors,
-build the graph of what they would have computed.
+methods of the table in `operations`, so equations that are called with values record what they compute.
 
     >>> a, b = Value.load("a", 0), Value.load("b", 0)
     >>> kernel = Kernel([Store("c", 0, (a * b).tanh())])
 
-The operations are add, subtract, multiply, tanh, sigmoid, rsqrt and the mean over the units (which layer
-norm needs); `mdlstm_tk.cells.autodiff` differentiates them.
-
-A mean needs all units before anything that uses it can start. So each value has a *level*: the number of
-means that must be finished before it. A kernel is one loop over the units per level; values that a later
-level reads again are spilled to scratch memory. Without layer norm a kernel is a single loop.
+Beside the operations of the table there is `mean`, the mean over the units, which layer norm needs. It
+needs all units before anything that uses it can start. So each value has a *level*: the number of means
+that must be finished before it. A kernel is one loop over the units per level; values that a later level
+reads again are spilled to scratch memory. Without layer norm a kernel is a single loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
+from mdlstm_tk.cells.operations import OPERATIONS, supported
 from mdlstm_tk.errors import InputError
-
-SUPPORTED = "+, -, *, tanh() and sigmoid()"
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +28,7 @@ class Value:
     """A node of the graph.
 
     Attributes:
-        op: "load", "constant", "add", "subtract", "multiply", "tanh", "sigmoid", "rsqrt" or "mean".
+        op: "load", "constant", "mean", or a name in `OPERATIONS`.
         args: the values it is computed from.
         slot: for a load, the array it reads.
         row: for a load, the row of n numbers in that array.
@@ -71,65 +68,73 @@ class Value:
             raise InputError(f"a cell computes with values and numbers, got {type(number).__name__}")
         return Value("constant", number=float(number))
 
+    def mean(self) -> Value:
+        """The mean over the units."""
+        return Value("mean", (self,))
+
     def __add__(self, other: Value | float) -> Value:
-        return Value("add", (self, Value.wrap(other)))
+        return record("add", self, other)
 
     def __sub__(self, other: Value | float) -> Value:
-        return Value("subtract", (self, Value.wrap(other)))
+        return record("subtract", self, other)
 
     def __rsub__(self, other: float) -> Value:
-        return Value("subtract", (Value.wrap(other), self))
+        return record("subtract", other, self)
 
     def __mul__(self, other: Value | float) -> Value:
-        return Value("multiply", (self, Value.wrap(other)))
+        return record("multiply", self, other)
+
+    def __truediv__(self, other: Value | float) -> Value:
+        return record("divide", self, other)
+
+    def __rtruediv__(self, other: float) -> Value:
+        return record("divide", other, self)
 
     def __neg__(self) -> Value:
-        return Value("multiply", (Value.wrap(-1.0), self))
+        return record("subtract", 0.0, self)
+
+    def __abs__(self) -> Value:
+        return record("abs", self)
 
     __radd__ = __add__
     __rmul__ = __mul__
 
-    def square(self) -> Value:
-        return self * self
-
-    def tanh(self) -> Value:
-        return Value("tanh", (self,))
-
-    def sigmoid(self) -> Value:
-        return Value("sigmoid", (self,))
-
-    def rsqrt(self) -> Value:
-        return Value("rsqrt", (self,))
-
-    def mean(self, dim: int = -1, keepdim: bool = True) -> Value:
-        """The mean over the units, the only axis that a value has."""
-        assert dim == -1
-        assert keepdim
-        return Value("mean", (self,))
-
-    def __getattr__(self, name: str) -> Value:
+    def __getattr__(self, name: str) -> Callable[..., Value]:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise InputError(f"unknown operation '{name}' in a cell; supported are {SUPPORTED}")
+        return partial(record, name, self)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Value:
+        """Record `torch.exp(x)` as `x.exp()`."""
+        return record(function.__name__, *args, **(kwargs or {}))
+
+
+def record(op: str, *args: Value | float) -> Value:
+    """The result of an operation.
+
+    Raises:
+        InputError: there is no such operation, or it takes other arguments.
+    """
+    if op not in OPERATIONS:
+        raise InputError(f"unknown operation '{op}' in a cell; supported are {supported()}")
+    count = OPERATIONS[op].gradient.__code__.co_argcount - 2
+    if len(args) != count:
+        raise InputError(f"operation '{op}' in a cell takes {count} arguments, got {len(args)}")
+    return Value(op, tuple(map(Value.wrap, args)))
 
 
 def _unsupported(symbol: str) -> object:
     def refuse(self: Value, *_: object) -> Value:
-        raise InputError(f"unknown operation '{symbol}' in a cell; supported are {SUPPORTED}")
+        raise InputError(f"unknown operation '{symbol}' in a cell; supported are {supported()}")
 
     return refuse
 
 
-_UNSUPPORTED = {"truediv": "/", "rtruediv": "/", "pow": "**", "matmul": "@", "floordiv": "//", "mod": "%"}
-_UNSUPPORTED |= {
-    "lt": "<",
-    "gt": ">",
-    "le": "<=",
-    "ge": ">=",
-    "bool": "bool()",
-    "getitem": "[]",
-    "abs": "abs()",
-}
+_UNSUPPORTED = {"pow": "**", "matmul": "@", "floordiv": "//", "mod": "%", "lt": "<", "gt": ">", "le": "<="}
+_UNSUPPORTED |= {"ge": ">=", "bool": "bool()", "getitem": "[]"}
 for _name, _symbol in _UNSUPPORTED.items():
     setattr(Value, f"__{_name}__", _unsupported(_symbol))
 
@@ -190,6 +195,10 @@ class Kernel:
         for store in self.stores:
             lines.append(f"{store.slot}[{store.row}] {'+' * store.add}= {names[id(store.value)]}")
         return "\n".join(lines)
+
+    def reads(self, slot: str) -> bool:
+        """Whether any row of an array is read."""
+        return any(value.op == "load" and value.slot == slot for value in self.values)
 
 
 def topological_order(roots: Sequence[Value]) -> list[Value]:

@@ -3,34 +3,34 @@
 The slots of a kernel are the arrays it reads and writes at one position, rows of n numbers each:
 
     a            pre-activations, G rows
-    c_prev       cell states one step back along each axis, D rows
+    h_prev       h one step back along each axis, D rows
+    state_prev   the other states there, D·S rows: those of axis 0 first
+    parameter    the rows of all parameters in `CELL_PARAMETERS` that are there
     gates        what forward keeps for backward: the activated gates, with layer norm the pre-activations
-    h, c         new states
-    peephole, norm_weight, norm_bias   see `CellParameters`
+    h, state     new states, 1 and S rows
     dh           gradient of h from the layer's output
-    dh_next, dc_next   gradients of h and c from the successor along each axis, D rows
-    da, dc_prev, dpeephole, …          gradients of a, c_prev, …
+    dh_next      gradient of h from the gates of the successor along each axis, D rows
+    dh_read_next gradient of h from the equations of the successors, D rows, if equations read h
+    dstate_next  gradient of the states from the successors, D·S rows
+    da, dh_read_prev, dstate_prev, dparameter   gradients of a, h_prev, state_prev and parameter
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 from mdlstm_tk.cells.autodiff import SimplifiedGraph, differentiate
 from mdlstm_tk.cells.cell import Cell, total
 from mdlstm_tk.cells.ir import Kernel, Store, Value, loads
-from mdlstm_tk.cells.step import PARAMETER_NAMES, CellParameters, Step, cell_step, parameter_rows
+from mdlstm_tk.cells.step import record_step
 
 Pass = Literal["forward", "backward", "recompute"]
 
-FORWARD_READS = ("a", "c_prev", *PARAMETER_NAMES)
-FORWARD_WRITES = ("h", "c", "gates")
-BACKWARD_READS = ("gates", "c_prev", "c", "dh", "dh_next", "dc_next", *PARAMETER_NAMES)
-BACKWARD_WRITES = ("da", "dc_prev", *(f"d{name}" for name in PARAMETER_NAMES))
 
-
-def lower(pass_kind: Pass, cell: Cell, ndim: int, peephole: bool, layer_norm: bool) -> Kernel:
+@cache
+def lower(pass_kind: Pass, cell: Cell, ndim: int, present: tuple[str, ...] = ()) -> Kernel:
     """The kernel of one position.
 
     Args:
@@ -38,45 +38,42 @@ def lower(pass_kind: Pass, cell: Cell, ndim: int, peephole: bool, layer_norm: bo
             the slot `gates` holds pre-activations.
         cell: the cell.
         ndim: D.
-        peephole, layer_norm: whether the cell has them.
+        present: the names in `CELL_PARAMETERS` of the parameters that are there.
     """
-    rows = parameter_rows(ndim, len(cell.gates(ndim)))
-    enabled = {"peephole": peephole, "norm_weight": layer_norm, "norm_bias": layer_norm}
-    parameters = CellParameters(
-        **{name: loads(name, rows[name]) for name in PARAMETER_NAMES if enabled[name]}
-    )
-    c_prev = loads("c_prev", ndim)
-    a = loads("a" if pass_kind == "forward" else "gates", len(cell.gates(ndim)))
-    step = cell_step(cell, a, c_prev, parameters)
+    layer_norm = "norm_weight" in present
     if pass_kind == "forward":
-        return _forward(step, a if layer_norm else step.gates)
-    activated = pass_kind == "backward" and not layer_norm
-    return _backward(step, a, c_prev, parameters, activated)
+        step = record_step(cell, ndim, present)
+        simplify = SimplifiedGraph().simplify
+        stores = [Store("h", 0, simplify(step.h)), *_stores("state", [simplify(s) for s in step.states])]
+        kept = step.a if layer_norm else step.gates
+        return Kernel([*stores, *_stores("gates", [simplify(value) for value in kept])])
 
-
-def _forward(step: Step, kept: Sequence[Value]) -> Kernel:
-    simplify = SimplifiedGraph().simplify
-    stores = [Store("h", 0, simplify(step.h)), Store("c", 0, simplify(step.c))]
-    return Kernel([*stores, *_stores("gates", [simplify(value) for value in kept])])
-
-
-def _backward(
-    step: Step, a: Sequence[Value], c_prev: Sequence[Value], parameters: CellParameters, activated: bool
-) -> Kernel:
-    ndim = len(c_prev)
-    known = [(step.c, Value.load("c", 0))]
-    if activated:
-        known += zip(step.gates, loads("gates", len(a)), strict=True)
-    dh = total([Value.load("dh", 0), *loads("dh_next", ndim)])
-    dc = total(loads("dc_next", ndim))
-    names = [name for name in PARAMETER_NAMES if getattr(parameters, name) is not None]
-    inputs = [*a, *c_prev, *(row for name in names for row in getattr(parameters, name))]
-    gradients = iter(differentiate([(step.h, dh), (step.c, dc)], inputs, known))
-    stores = _stores("da", [next(gradients) for _ in a])
-    stores += _stores("dc_prev", [next(gradients) for _ in c_prev])
-    for name in names:
-        stores += _stores(f"d{name}", [next(gradients) for _ in getattr(parameters, name)], add=True)
+    step = record_step(cell, ndim, present, "gates")
+    states = len(cell.states)
+    known = [(value, Value.load("state", s)) for s, value in enumerate(step.states)]
+    if pass_kind == "backward" and not layer_norm:
+        known += [(gate, Value.load("gates", k)) for k, gate in enumerate(step.gates)]
+    reads_h = reads_hidden(cell, ndim)
+    incoming = [Value.load("dh", 0), *loads("dh_next", ndim)]
+    incoming += loads("dh_read_next", ndim) if reads_h else []
+    seeds = [(step.h, total(incoming))]
+    for s, value in enumerate(step.states):
+        seeds.append((value, total([Value.load("dstate_next", d * states + s) for d in range(ndim)])))
+    h_prev = list(step.previous["h"]) if reads_h else []
+    state_prev = [step.previous[name][d] for d in range(ndim) for name in cell.states]
+    parameters = [row for rows in step.parameters.values() for row in rows]
+    gradients = iter(differentiate(seeds, [*step.a, *h_prev, *state_prev, *parameters], known))
+    stores = _stores("da", [next(gradients) for _ in step.a])
+    stores += _stores("dh_read_prev", [next(gradients) for _ in h_prev])
+    stores += _stores("dstate_prev", [next(gradients) for _ in state_prev])
+    stores += _stores("dparameter", [next(gradients) for _ in parameters], add=True)
     return Kernel(stores)
+
+
+@cache
+def reads_hidden(cell: Cell, ndim: int) -> bool:
+    """Whether the equations read h of the predecessors."""
+    return lower("forward", cell, ndim).reads("h_prev")
 
 
 def _stores(slot: str, values: Sequence[Value | None], add: bool = False) -> list[Store]:

@@ -1,110 +1,121 @@
-"""One step of a cell: peepholes, layer norm and activations around its equations.
+"""One step of a cell as a recorded graph: peepholes, layer norm and activations around its equations.
 
-Nothing here knows what it computes with. The functions take values that have `+ - *`, `tanh`, `sigmoid`,
-`square`, `rsqrt` and `mean` over the last axis: torch tensors in the reference and torch backends, recorded
-values in the compiled ones (`mdlstm_tk.cells.ir`).
+Every backend and the ONNX export evaluate this graph, or the kernels that `lowering` derives from it.
 
 Notation
-    D, G, n   axes, gates, hidden units
-    a         pre-activations W x + Σ_d U_d h_d + b, G values (…, n)
-    c         cell states one step back along each axis, D values (…, n)
+    D, G, S, n   axes, gates, states beside h, hidden units
+    a            pre-activations W x + Σ_d U_d h_d + b, G rows of n numbers
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from mdlstm_tk.cells.cell import LAYER_NORM_EPS, TANH_GATE, Cell, Value, Values
+from mdlstm_tk.cells.cell import Cell
+from mdlstm_tk.cells.ir import Value
 
+LAYER_NORM_EPS = 1e-5
 
-@dataclass
-class CellParameters:
-    """The parameters of a cell beside its weights and bias: tensors, or sequences of their rows (…, n).
+CELL_PARAMETERS: dict[str, Callable[[Cell, int], int]] = {
+    "peephole": lambda cell, ndim: 2 * ndim + 1,
+    "norm_weight": lambda cell, ndim: cell.norm_rows(ndim),
+    "norm_bias": lambda cell, ndim: cell.norm_rows(ndim),
+}
+"""The parameters of a cell beside its weights and bias, and the number of rows of each, (rows, n).
 
-    Attributes:
-        peephole: (…, 2D + 1, n) weights from c_d to i (D rows), from c_d to f_d (D rows), and from c_new to
-            o; or None.
-        norm_weight: (…, G + 1, n) layer-norm scale of each gate, then of c_new; or None.
-        norm_bias: (…, G + 1, n) layer-norm shift; or None.
-    """
+peephole      weights from c_d to the input gate (D rows), from c_d to forget gate d (D rows), and from the
+              new c to the output gate
+norm_weight   scale of each gate, then of the value before the output activation
+norm_bias     shift, in the same order
+"""
 
-    peephole: Any = None
-    norm_weight: Any = None
-    norm_bias: Any = None
-
-    def __iter__(self) -> Any:
-        return iter((self.peephole, self.norm_weight, self.norm_bias))
-
-    def map(self, function: Callable[[Any], Any]) -> CellParameters:
-        """The same with `function` applied to each that is not None."""
-        return CellParameters(*(None if value is None else function(value) for value in self))
-
-
-PARAMETER_NAMES = ("peephole", "norm_weight", "norm_bias")
-
-
-def parameter_rows(ndim: int, gates: int) -> dict[str, int]:
-    """The number of rows of each of `CellParameters`."""
-    return {"peephole": 2 * ndim + 1, "norm_weight": gates + 1, "norm_bias": gates + 1}
+Normalize = Callable[[Value, Value, Value], Value]  # of a value, its scale and its shift
 
 
 @dataclass(frozen=True)
 class Step:
-    """The results of `cell_step`, (…, n) each.
+    """A recorded step.
 
     Attributes:
-        h, c: the new hidden state and cell state.
+        h: the new hidden state.
+        states: the new states, in the cell's order.
         gates: the G activated gates.
+        a: the G pre-activations, loads of slot "a".
+        previous: by name, "h" among them, the D states one step back along each axis: loads of the slots
+            "h_prev", row d, and "state_prev", row d·S + s.
+        parameters: the rows of each parameter that is there, loads of slot "parameter".
     """
 
     h: Value
-    c: Value
-    gates: Sequence[Value]
+    states: tuple[Value, ...]
+    gates: tuple[Value, ...]
+    a: tuple[Value, ...]
+    previous: Mapping[str, Sequence[Value]]
+    parameters: Mapping[str, Sequence[Value]]
 
 
-def cell_step(cell: Cell, a: Values, c: Values, parameters: CellParameters) -> Step:
-    """Compute h and c from the pre-activations and the predecessors' cell states.
+def layer_norm(value: Value, weight: Value, bias: Value) -> Value:
+    """Layer norm over the units, with the biased variance."""
+    centered = value - value.mean()
+    variance: Value = (centered * centered).mean()
+    rstd = 1.0 / (variance + LAYER_NORM_EPS).sqrt()
+    return centered * rstd * weight + bias
+
+
+def record_step(
+    cell: Cell, ndim: int, present: Sequence[str], slot: str = "a", normalize: Normalize = layer_norm
+) -> Step:
+    """Record the step of a cell.
 
     Args:
         cell: the cell.
-        a: G pre-activations (…, n).
-        c: D cell states (…, n), one step back along each axis.
-        parameters: peepholes and layer norm; their rows broadcast against a.
+        ndim: D.
+        present: the names in `CELL_PARAMETERS` of the parameters that are there.
+        slot: the slot that the pre-activations are loaded from.
+        normalize: how layer norm is recorded.
     """
-    names, peephole = cell.gates(len(c)), parameters.peephole
-    last = len(names) - 1
-    a = list(a)
-    if peephole is not None:
-        for d, state in enumerate(c):
-            a[0] = a[0] + peephole[d] * state
-            a[1 + d] = a[1 + d] + peephole[len(c) + d] * state
+    declared = cell.gates(ndim)
+    a = tuple(Value.load(slot, k) for k in range(len(declared)))
+    previous = {"h": [Value.load("h_prev", d) for d in range(ndim)]}
+    for s, name in enumerate(cell.states):
+        previous[name] = [Value.load("state_prev", d * len(cell.states) + s) for d in range(ndim)]
+    parameters: dict[str, list[Value]] = {}
+    first = 0
+    for name in CELL_PARAMETERS:
+        if name in present:
+            rows = CELL_PARAMETERS[name](cell, ndim)
+            parameters[name] = [Value.load("parameter", first + row) for row in range(rows)]
+            first += rows
 
-    def activate(row: int) -> Value:
-        normalized = _normalize(a[row], row, parameters)
-        return normalized.tanh() if names[row] == TANH_GATE else normalized.sigmoid()
+    def normalized(value: Value, row: int) -> Value:
+        if "norm_weight" not in parameters:
+            return value
+        return normalize(value, parameters["norm_weight"][row], parameters["norm_bias"][row])
+
+    def activate(value: Value, k: int) -> Value:
+        value = normalized(value, k)
+        activation = declared[k].activation
+        return value if activation is None else getattr(value, activation)()
+
+    peephole = parameters.get("peephole")
+    pre_activations = list(a)
+    late = None  # the gate that a peephole from the new c reaches, so it is activated within the equations
+    if peephole is not None:
+        ((i,), forget, (late,)) = (cell.gate_index(role, ndim) for role in ("input", "forget", "output"))
+        for d, c_d in enumerate(previous["c"]):
+            pre_activations[i] = pre_activations[i] + peephole[d] * c_d
+            pre_activations[forget[d]] = pre_activations[forget[d]] + peephole[ndim + d] * c_d
+    gates = [value if k == late else activate(value, k) for k, value in enumerate(pre_activations)]
 
     def output_activation(value: Value) -> Value:
-        return _normalize(value, len(names), parameters).tanh()
+        return normalized(value, len(declared)).tanh()
 
-    def apply_output_gate(gate: Value, c_new: Value) -> Value:
-        """With peepholes the output gate sees c_new, so it is activated only now."""
-        if peephole is None:
+    def output_gate(gate: Value, c: Value) -> Value:
+        if peephole is None or late is None:
             return gate
-        a[last] = a[last] + peephole[2 * len(c)] * c_new
-        gates[last] = activate(last)
-        return gates[last]
+        gates[late] = activate(gate + peephole[2 * ndim] * c, late)
+        return gates[late]
 
-    gates = [a[row] if peephole is not None and row == last else activate(row) for row in range(len(names))]
-    h, c_new = cell.step(list(gates), c, output_activation, apply_output_gate)
-    return Step(h, c_new, gates)
-
-
-def _normalize(value: Value, row: int, parameters: CellParameters) -> Value:
-    """Layer norm of (…, n), where it is on."""
-    if parameters.norm_weight is None:
-        return value
-    centered = value - value.mean(dim=-1, keepdim=True)
-    rstd = (centered.square().mean(dim=-1, keepdim=True) + LAYER_NORM_EPS).rsqrt()
-    return centered * rstd * parameters.norm_weight[row] + parameters.norm_bias[row]
+    h, states = cell.equations(list(gates), previous, *(output_activation, output_gate)[: cell.hooks])
+    return Step(h, tuple(states[name] for name in cell.states), tuple(gates), a, previous, parameters)

@@ -5,7 +5,8 @@ a wavefront is a contiguous slice, and a direction is only another order of visi
 sample here, whose positions are the valid ones of all samples: see `mdlstm_tk.backends.tables`. float16 and
 bfloat16 inputs are multiplied as they are; gates and states are float32.
 
-Notation: N batch, P positions, T wavefronts, K positions of one wavefront, G gates, n units, D axes.
+Notation: N batch, P positions, T wavefronts, K positions of one wavefront, G gates, S states beside h, n
+units, D axes. h and the other states of a row lie side by side, (1 + S)·n numbers.
 """
 
 from __future__ import annotations
@@ -15,220 +16,275 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.faces import (
-    Faces,
-    end_rows,
+from mdlstm_tk.backends.boundary import (
     face_rows,
     final_states,
     from_directions,
     line_ends,
     with_zeros,
 )
-from mdlstm_tk.backends.inputs import SweepInputs
+from mdlstm_tk.backends.inputs import Gradients, SweepInputs, SweepResults
 from mdlstm_tk.backends.tables import SweepRows, sweep_rows
 from mdlstm_tk.backends.torch import products
-from mdlstm_tk.backends.torch.gradient import cell_gradient
+from mdlstm_tk.backends.torch.evaluate import evaluate
 from mdlstm_tk.cells import get_cell
-from mdlstm_tk.cells.cell import total
-from mdlstm_tk.cells.step import CellParameters, cell_step
+from mdlstm_tk.cells.ir import Kernel
+from mdlstm_tk.cells.lowering import Pass, lower
 
 
-def forward(
-    inputs: SweepInputs, save: bool = False, recompute: bool = False, first: Faces | None = None
-) -> tuple[Tensor, Tensor, Tensor, Faces | None]:
-    """Run the sweep, from the initial states `first` if they are given.
+def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) -> SweepResults:
+    """Run the sweep.
 
-    Returns:
-        h (N, *grid, dirs, n) and, if `save`, what `backward` needs: the pre-activations (dirs, rows, G·n)
-        and c (dirs, rows, n) in visiting order. Both are empty otherwise, and so are the pre-activations if
-        `recompute`. With `first` also the final states, else None.
+    Args:
+        inputs: of the sweep.
+        save: keep what `backward` needs.
+        recompute: keep no gates.
     """
-    cell, x, weight_hh = get_cell(inputs.cell), inputs.x, inputs.weight_hh
-    dirs, units, rows = len(inputs.weight_ih), inputs.units, sweep_rows(inputs)
+    x, weight_hh, units, rows = inputs.x, inputs.weight_hh, inputs.units, sweep_rows(inputs)
+    dirs, states = len(inputs.weight_ih), inputs.traits.states
     tables, batch = rows.tables, rows.batch
     w_hh = None if weight_hh is None else weight_hh.transpose(2, 3).flatten(1, 2)  # (dirs, D·n, G·n)
     projected = products.project_input(inputs, rows)  # (dirs, rows, G·n)
     if inputs.bias is not None:
         projected = projected + inputs.bias[:, None]
-    entering = None
-    if first is not None:
-        ends, _ = line_ends(inputs)
-        projected = products.face_products(inputs, first.h, end_rows(ends, inputs, rows), projected)
-        entering = _AtRows(first.c, face_rows(ends, inputs, rows), rows)
     a = list(projected.split(rows.row_counts, dim=1))
+    step = _Step("forward", inputs)
+    entering = _Entering(inputs, rows)
     invalid = _invalid_masks(rows)
-    parameters = _parameter_rows(inputs)
 
-    zero = a[0].new_zeros(dirs, 1, batch, units)
-    h_prev, c_prev = zero, zero  # the previous wavefront, then a row of zeros: (dirs, K + 1, N, n)
-    outputs, states = [], []
+    zero = a[0].new_zeros(dirs, 1, batch, (1 + states) * units)
+    previous = zero  # the previous wavefront, then a row of zeros: (dirs, K + 1, N, (1 + S)·n)
+    fronts = []
     for t, count in enumerate(tables.counts):
-        previous = tables.previous[t]
-        if t > 0 and w_hh is not None:
-            operand = torch.cat([h_prev.index_select(1, index) for index in previous], dim=-1)
-            a[t] = a[t] + products.multiply(operand.flatten(1, 2).to(x.dtype), w_hh)
-        c_d = [c_prev.index_select(1, index).flatten(1, 2) for index in previous]  # D × (dirs, K·N, n)
-        if entering is not None:
-            c_d = [state + entering.at(t, d) for d, state in enumerate(c_d)]
-        step = cell_step(cell, a[t].unflatten(-1, (-1, units)).unbind(-2), c_d, parameters)
-        h = step.h.unflatten(1, (count, batch))  # (dirs, K, N, n)
-        c = step.c.unflatten(1, (count, batch))
+        prev = entering.add(
+            t, [previous.index_select(1, index).flatten(1, 2) for index in tables.previous[t]]
+        )
+        if w_hh is not None and (t > 0 or entering.exist):
+            operand = torch.cat([rows_d[..., :units] for rows_d in prev], dim=-1).to(x.dtype)
+            a[t] = a[t] + products.multiply(operand, w_hh)
+        h, *others = step({"a": _rows(a[t], units), **_previous_slots(prev, units)})[: 1 + states]
+        h = h.to(x.dtype).to(h.dtype)  # as the next wavefront sees it
+        front = torch.cat([h, *others], dim=-1).unflatten(1, (count, batch))  # (dirs, K, N, (1 + S)·n)
         if invalid is not None:
-            h, c = h.masked_fill(invalid[t], 0), c.masked_fill(invalid[t], 0)
-        outputs.append(h)
-        if save or first is not None:
-            states.append(c)
-        h_prev, c_prev = torch.cat([h, zero], dim=1), torch.cat([c, zero], dim=1)
+            front = front.masked_fill(invalid[t], 0)
+        fronts.append(front)
+        previous = torch.cat([front, zero], dim=1)
 
-    visited = torch.cat(outputs, dim=1).to(x.dtype)  # (dirs, P, N, n)
-    output = products.to_grid_order(visited, rows).permute(2, 1, 0, 3)
-    output = output.reshape(*x.shape[:-1], dirs, units)
-    all_c = torch.cat(states, dim=1).flatten(1, 2) if states else x.new_empty(0)
-    last = None if first is None else final_states(inputs, output, all_c)
+    visited = torch.cat(fronts, dim=1)  # (dirs, P, N, (1 + S)·n)
+    output = products.to_grid_order(visited[..., :units].to(x.dtype), rows).permute(2, 1, 0, 3)
+    output = output.reshape(*x.shape[:-1], dirs, units).contiguous()
+    kept = visited[..., units:].flatten(1, 2)  # (dirs, rows, S·n)
+    final = None if inputs.initial is None else final_states(inputs, output, kept)
     if not save:
-        return output, x.new_empty(0), x.new_empty(0), last
-    saved_a = x.new_empty(0) if recompute else torch.cat(a, dim=1)
-    return output, saved_a, all_c, last
+        return SweepResults(output, final)
+    return SweepResults(output, final, None if recompute else torch.cat(a, dim=1), kept.contiguous())
 
 
 def backward(
     inputs: SweepInputs,
     grad: Tensor,
     output: Tensor,
-    saved_a: Tensor,
-    saved_c: Tensor,
+    gates: Tensor | None,
+    states: Tensor,
+    dfinal: Tensor | None = None,
     wants_dx: bool = True,
-    first: Faces | None = None,
-    d_last: Faces | None = None,
-) -> list[Tensor | None]:
-    """The gradients of x (if `wants_dx`), weight_ih, weight_hh, bias and the cell's parameters; and with
-    `first` those of its h and c.
+) -> Gradients:
+    """The gradients of all inputs that are there; that of x if it is wanted.
 
     Args:
         inputs: as for `forward`.
         grad: (N, *grid, dirs, n) gradient of the output.
-        output, saved_a, saved_c: what `forward` returned with `save`; if the pre-activations are empty,
-            they are computed again.
+        output, gates, states: the results of `forward` with `save`.
+        dfinal: the gradient of the final states, if there are any.
         wants_dx: whether the gradient of x is needed.
-        first: the initial states that `forward` was given.
-        d_last: the gradient of the final states, given together with `first`.
     """
-    cell, x, weight_hh = get_cell(inputs.cell), inputs.x, inputs.weight_hh
-    dirs, ndim, units, rows = len(inputs.weight_ih), inputs.ndim, inputs.units, sweep_rows(inputs)
-    tables, batch = rows.tables, rows.batch
-    counts, dtype = tables.counts, saved_c.dtype
-    if saved_a.numel() == 0:
-        saved_a = products.pre_activations(inputs, output, rows)
-        if first is not None:
-            saved_a = products.face_products(inputs, first.h, _entering_rows(inputs, rows), saved_a)
-    a = saved_a.split(rows.row_counts, dim=1)
-    dh = list(products.to_visiting_order(grad, rows).to(dtype).split(counts, dim=1))  # T × (dirs, K, N, n)
-    c = saved_c.unflatten(1, (tables.positions, batch)).split(counts, dim=1)
+    x, weight_hh, units, rows = inputs.x, inputs.weight_hh, inputs.units, sweep_rows(inputs)
+    dirs, ndim, count_states = len(inputs.weight_ih), inputs.ndim, inputs.traits.states
+    tables, batch, counts, dtype = rows.tables, rows.batch, rows.tables.counts, states.dtype
+    h = products.to_visiting_order(output, rows).to(dtype)  # (dirs, P, N, n)
+    fronts = torch.cat([h, states.view(*h.shape[:3], -1)], dim=-1).split(counts, dim=1)
+    dh = products.to_visiting_order(grad, rows).to(dtype)
+    d_fronts = list(torch.nn.functional.pad(dh, (0, count_states * units)).split(counts, dim=1))
+    a = None if gates is None else gates.split(rows.row_counts, dim=1)
+    if a is None:
+        projected = products.project_input(inputs, rows)
+        projected = projected if inputs.bias is None else projected + inputs.bias[:, None]
+        a = projected.split(rows.row_counts, dim=1)
+    w_hh = None if weight_hh is None else weight_hh.transpose(2, 3).flatten(1, 2)  # (dirs, D·n, G·n)
+    w_hh_t = None if weight_hh is None else weight_hh.transpose(1, 2).flatten(2, 3)  # (dirs, G·n, D·n)
+    step = _Step("recompute", inputs)
+    entering, leaving = _Entering(inputs, rows), _Leaving(inputs, rows, dfinal)
     invalid = _invalid_masks(rows)
-    parameters = _parameter_rows(inputs)
-    front_sums: list[CellParameters] = []  # the gradients of the cell's parameters, (dirs, rows, n) each
-    w_hh = None if weight_hh is None else weight_hh.transpose(1, 2).flatten(2, 3)  # (dirs, G·n, D·n)
-    states = None if first is None or d_last is None else _StateGradients(inputs, first, d_last, rows)
 
-    zero = saved_c.new_zeros(dirs, 1, batch, units)
-    dc = torch.zeros_like(dh[-1])
+    zero = fronts[0].new_zeros(dirs, 1, *fronts[0].shape[2:])
     da: list[Tensor] = []
+    operands: list[Tensor] = []
+    of_parameters: list[Tensor] = []  # for each wavefront (dirs, rows of the parameters, n)
     for t in reversed(range(len(counts))):
-        c_prev = torch.cat([c[t - 1], zero], dim=1) if t > 0 else zero
-        c_d = [c_prev.index_select(1, index).flatten(1, 2) for index in tables.previous[t]]
-        if states is not None:
-            c_d = [state + states.entering.at(t, d) for d, state in enumerate(c_d)]
-            dh[t], dc = states.add_leaving(t, dh[t], dc)
+        before = torch.cat([fronts[t - 1], zero], dim=1) if t > 0 else zero
+        prev = [before.index_select(1, index).flatten(1, 2) for index in tables.previous[t]]
+        prev = entering.add(t, prev)
+        d_front = leaving.add(t, d_fronts[t])
         if invalid is not None:
-            dh[t], dc = dh[t].masked_fill(invalid[t], 0), dc.masked_fill(invalid[t], 0)
-        step = cell_gradient(
-            cell,
-            a[t].unflatten(-1, (-1, units)).unbind(-2),
-            c_d,
-            c[t].flatten(1, 2),
-            dh[t].flatten(1, 2),
-            dc.flatten(1, 2),
-            parameters,
+            d_front = d_front.masked_fill(invalid[t], 0)
+        operand = torch.cat([rows_d[..., :units] for rows_d in prev], dim=-1).to(x.dtype)
+        pre_activations = a[t]
+        if gates is None and w_hh is not None:
+            pre_activations = pre_activations + products.multiply(operand, w_hh)
+        dh, *dstates = _rows(d_front.flatten(1, 2), units)
+        results = step(
+            {
+                "gates": _rows(pre_activations, units),
+                **_previous_slots(prev, units),
+                "state": _rows(fronts[t].flatten(1, 2), units)[1:],
+                "dh": [dh],
+                **step.gradients_of_one_successor(dstates, torch.zeros_like(dh)),
+            }
         )
-        front_sums.append(
-            step.parameters.map(lambda rows: torch.stack([row.sum(dim=1) for row in rows], dim=1))
-        )
-        da.append(torch.cat(list(step.a), dim=-1).to(x.dtype))  # (dirs, K·N, G·n)
-        if states is not None:
-            states.keep_entering(t, step.c_prev)
-        if t == 0:
-            break
-        # The gradients that reach the previous wavefront; the last row takes what leads outside the grid.
-        dh_prev, dc_prev = c_prev.new_zeros(2, *c_prev.shape)
-        for d, index in enumerate(tables.previous[t]):
-            dc_prev.index_add_(1, index, step.c_prev[d].unflatten(1, (counts[t], batch)))
-        if w_hh is not None:
-            dh_d = products.multiply(da[-1], w_hh).unflatten(-1, (ndim, units))
-            for d, index in enumerate(tables.previous[t]):
-                dh_prev.index_add_(1, index, dh_d[:, :, d].unflatten(1, (counts[t], batch)))
-        dh[t - 1] = dh[t - 1] + dh_prev[:, :-1]
-        dc = dc_prev[:, :-1]
+        d_prev = step.of_previous(results)  # D × (dirs, K·N, (1 + S)·n), h by the equations alone
+        if step.parameters:
+            parts = [row.sum(dim=1) for row in results[-step.parameters :]]
+            of_parameters.append(torch.stack(parts, dim=1))
+        da.append(torch.cat(results[: inputs.traits.gates], dim=-1).to(x.dtype))  # (dirs, K·N, G·n)
+        operands.append(operand)
+        if w_hh_t is not None:
+            for d_rows, dh_d in zip(
+                d_prev, products.multiply(da[-1], w_hh_t).split(units, dim=-1), strict=True
+            ):
+                d_rows[..., :units] += dh_d
+        entering.keep_gradient(t, d_prev)
+        if t > 0:  # the last row takes what leads outside the grid
+            d_before = torch.zeros_like(before)
+            for index, d_rows in zip(tables.previous[t], d_prev, strict=True):
+                d_before.index_add_(1, index, d_rows.unflatten(1, (counts[t], batch)))
+            d_fronts[t - 1] = d_fronts[t - 1] + d_before[:, :-1]
 
-    all_da = torch.cat(da[::-1], dim=1)  # (dirs, rows, G·n)
-    # torch sums many numbers in parts, which is more precise than adding one wavefront after another.
-    gradients = [
-        None if of_fronts[0] is None else torch.stack(of_fronts).sum(dim=0).to(x.dtype)
-        for of_fronts in zip(*front_sums, strict=True)
-    ]
-    dx, dw_ih, dw_hh, db = products.weight_gradients(inputs, all_da, output, rows, wants_dx)
-    if first is None or states is None:
-        return [dx, dw_ih, dw_hh, db, *gradients]
-    entering_rows = _entering_rows(inputs, rows)
-    dh_first, dw_hh = products.face_gradients(inputs, all_da, first.h, entering_rows, dw_hh)
-    dc_first = states.dc_entering[:, :-1]
-    of_states = [from_directions(gradient, inputs) for gradient in (dh_first, dc_first)]
-    return [dx, dw_ih, dw_hh, db, *gradients, *of_states]
+    all_da, all_operands = (torch.cat(parts[::-1], dim=1) for parts in (da, operands))
+    gradients = products.input_gradients(inputs, all_da, rows, wants_dx)
+    if weight_hh is not None:
+        joint = products.multiply_transposed(all_da, all_operands).unflatten(-1, (ndim, units))
+        gradients["weight_hh"] = joint.transpose(1, 2).to(x.dtype)  # (dirs, D, G·n, n)
+    if of_parameters:
+        # torch sums many numbers in parts, which is more precise than adding one wavefront after another.
+        summed = torch.stack(of_parameters).sum(dim=0).to(x.dtype)
+        gradients |= inputs.split_cell_parameters(summed)
+    if entering.exist:
+        gradients["initial"] = from_directions(entering.gradient[:, :-1], inputs)
+    return gradients
+
+
+class _Step:
+    """A kernel of the cell, evaluated on the rows (dirs, K·N, n) of a wavefront."""
+
+    def __init__(self, pass_kind: Pass, inputs: SweepInputs) -> None:
+        self.kernel: Kernel = lower(pass_kind, get_cell(inputs.cell), inputs.ndim, inputs.present)
+        self.ndim, self.states = inputs.ndim, inputs.traits.states
+        packed = inputs.cell_parameters()
+        self.slots = {} if packed is None else {"parameter": packed.unsqueeze(1).unbind(-2)}  # (dirs, 1, n)
+        self.parameters = 0 if packed is None else packed.shape[1]
+        self.roots = [store.value for store in self.kernel.stores]
+
+    def __call__(self, slots: dict[str, Sequence[Tensor]]) -> list[Tensor]:
+        """The values of all stores."""
+        like = next(iter(slots.values()))[0]
+        return evaluate(self.roots, self.slots | slots, like)
+
+    def gradients_of_one_successor(
+        self, dstates: Sequence[Tensor], zero: Tensor
+    ) -> dict[str, Sequence[Tensor]]:
+        """The slots for gradients that successors pass on, where their sums are known already."""
+        nothing = [zero] * self.ndim
+        further = [zero] * (self.states * (self.ndim - 1))
+        return {"dh_next": nothing, "dh_read_next": nothing, "dstate_next": [*dstates, *further]}
+
+    def of_previous(self, results: Sequence[Tensor]) -> list[Tensor]:
+        """For each axis the gradients of h and the other states of the predecessors, side by side."""
+        of = {name: [] for name in ("dh_read_prev", "dstate_prev")}  # type: dict[str, list[Tensor]]
+        for store, result in zip(self.kernel.stores, results, strict=True):
+            if store.slot in of:
+                of[store.slot].append(result)
+        like = results[0]
+        dh = of["dh_read_prev"] or [torch.zeros_like(like)] * self.ndim
+        return [
+            torch.cat([dh[d], *of["dstate_prev"][d * self.states : (d + 1) * self.states]], dim=-1)
+            for d in range(self.ndim)
+        ]
+
+
+def _rows(side_by_side: Tensor, units: int) -> tuple[Tensor, ...]:
+    """(…, k·n) → k × (…, n)."""
+    parts: tuple[Tensor, ...] = side_by_side.unflatten(-1, (-1, units)).unbind(-2)
+    return parts
+
+
+def _previous_slots(prev: Sequence[Tensor], units: int) -> dict[str, Sequence[Tensor]]:
+    """The slots of h and the other states of the predecessors, from (dirs, K·N, (1 + S)·n) of each axis."""
+    rows = [_rows(of_axis, units) for of_axis in prev]
+    return {
+        "h_prev": [of_axis[0] for of_axis in rows],
+        "state_prev": [row for of_axis in rows for row in of_axis[1:]],
+    }
 
 
 class _AtRows:
-    """States of the faces at the rows where their lines end."""
+    """Values of face rows at the rows of a sweep where their lines end."""
 
-    def __init__(self, face: Tensor, faces_at: Tensor, rows: SweepRows) -> None:
-        self.face = with_zeros(face)  # (dirs, F·N + 1, n)
-        self.direction = torch.arange(len(self.face), device=face.device)[:, None]
-        self.rows = faces_at.split(rows.row_counts, dim=2)  # T × (D, dirs, K·N)
+    def __init__(self, boundary: Tensor, at: Tensor, rows: SweepRows) -> None:
+        self.values = with_zeros(boundary)  # (dirs, F·N + 1, (1 + S)·n)
+        self.direction = torch.arange(len(self.values), device=boundary.device)[:, None]
+        self.rows = at.split(rows.row_counts, dim=2)  # T × (D, dirs, K·N)
 
     def at(self, t: int, d: int) -> Tensor:
-        """(dirs, K·N, n), for wavefront t the states of axis d, 0 where no line ends."""
-        return self.face[self.direction, self.rows[t][d]]
+        """(dirs, K·N, (1 + S)·n), for wavefront t the values of axis d, 0 where no line ends."""
+        return self.values[self.direction, self.rows[t][d]]
 
 
-class _StateGradients:
-    """What the initial and the final states add to the backward pass, wavefront by wavefront."""
+class _Entering:
+    """The initial states of a sweep, if there are any, and their gradient.
 
-    def __init__(self, inputs: SweepInputs, first: Faces, d_last: Faces, rows: SweepRows) -> None:
-        entering, leaving = (face_rows(ends, inputs, rows) for ends in line_ends(inputs))
-        self.entering = _AtRows(first.c, entering, rows)
-        self.leaving = [_AtRows(face, leaving, rows) for face in (d_last.h.to(first.c.dtype), d_last.c)]
-        self.dc_entering = torch.zeros_like(self.entering.face)  # (dirs, F·N + 1, n)
+    Attributes:
+        exist: whether there are any.
+        gradient: (dirs, F·N + 1, (1 + S)·n).
+    """
 
-    def add_leaving(self, t: int, dh: Tensor, dc: Tensor) -> tuple[Tensor, Tensor]:
-        """dh and dc (dirs, K, N, n) of wavefront t with the gradients of the final states."""
-        axes = range(len(self.entering.rows[t]))
-        h, c = (total([faces.at(t, d) for d in axes]) for faces in self.leaving)
-        return dh + h.view(dh.shape), dc + c.view(dc.shape)
+    def __init__(self, inputs: SweepInputs, rows: SweepRows) -> None:
+        self.exist = inputs.initial is not None
+        if inputs.initial is not None:
+            ends, _ = line_ends(inputs)
+            self.lines = _AtRows(inputs.initial, face_rows(ends, inputs, rows), rows)
+            self.gradient = torch.zeros_like(self.lines.values)
 
-    def keep_entering(self, t: int, dc_prev: Sequence[Tensor]) -> None:
-        """Keep the gradients of the c that entered at wavefront t, D × (dirs, K·N, n)."""
-        for rows, gradient in zip(self.entering.rows[t], dc_prev, strict=True):
-            # Where no line ends, they go to the row of zeros, which nobody reads.
-            self.dc_entering.index_put_((self.entering.direction, rows), gradient)
+    def add(self, t: int, prev: list[Tensor]) -> list[Tensor]:
+        """The states of the predecessors along each axis, with those that enter at wavefront t."""
+        if not self.exist:
+            return prev
+        return [state + self.lines.at(t, d) for d, state in enumerate(prev)]
+
+    def keep_gradient(self, t: int, d_prev: Sequence[Tensor]) -> None:
+        """Keep the gradients of the states that entered at wavefront t."""
+        if self.exist:
+            for rows, gradient in zip(self.lines.rows[t], d_prev, strict=True):
+                # Where no line ends, they go to the row of zeros, which nobody reads.
+                self.gradient.index_put_((self.lines.direction, rows), gradient)
 
 
-def _entering_rows(inputs: SweepInputs, rows: SweepRows) -> Tensor:
-    """(dirs, F, N), the rows where the lines of the faces enter."""
-    ends, _ = line_ends(inputs)
-    return end_rows(ends, inputs, rows)
+class _Leaving:
+    """The gradient of the final states of a sweep, if there are any."""
 
+    def __init__(self, inputs: SweepInputs, rows: SweepRows, dfinal: Tensor | None) -> None:
+        self.lines = None
+        self.ndim = inputs.ndim
+        if dfinal is not None:
+            _, ends = line_ends(inputs)
+            self.lines = _AtRows(dfinal, face_rows(ends, inputs, rows), rows)
 
-def _parameter_rows(inputs: SweepInputs) -> CellParameters:
-    """The rows of each parameter, (dirs, 1, n) each."""
-    return inputs.parameters.map(lambda tensor: tensor.unsqueeze(1).unbind(-2))
+    def add(self, t: int, d_front: Tensor) -> Tensor:
+        """The gradient (dirs, K, N, (1 + S)·n) of wavefront t with that of the final states."""
+        if self.lines is None:
+            return d_front
+        for d in range(self.ndim):
+            d_front = d_front + self.lines.at(t, d).view(d_front.shape)
+        return d_front
 
 
 def _invalid_masks(rows: SweepRows) -> tuple[Tensor, ...] | None:

@@ -1,9 +1,10 @@
 """The faces of a grid: where states enter a sweep, and where they leave it.
 
 Face d of a grid is the grid without axis d. Each place on it stands for a *line* of positions along axis d.
-The state of a line enters the sweep at the line's first valid position in the sweep's direction, and leaves
-it at the last one: with `sizes` these are the ends of each sample's own extents. A tensor of all faces is
-(N, F, dirs, n): face after face, each in row-major order.
+The states of a line enter the sweep at the line's first valid position in the sweep's direction, and leave
+it at the last one: with `sizes` these are the ends of each sample's own extents. All states on all faces
+are one tensor (N, F, dirs, 1 + S, n) in `state_dtype`: face after face, each in row-major order, and for
+each line h, then the S other states of the cell.
 
 Whatever orders lines, or finds the ends of one, is in this file.
 
@@ -18,21 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.inputs import SweepInputs, check_tensor, state_dtype
+from mdlstm_tk.backends.inputs import SweepInputs, boundary_shape
 from mdlstm_tk.backends.tables import SweepRows, sweep_rows
-
-
-class Faces(NamedTuple):
-    """h and c on all faces of a grid, (N, F, dirs, n) each: initial or final states, or their gradients.
-    h has the dtype of x, c that of the states."""
-
-    h: Tensor
-    c: Tensor
 
 
 def face_extents(grid: Sequence[int], d: int) -> tuple[int, ...]:
@@ -45,34 +37,8 @@ def line_counts(grid: Sequence[int]) -> list[int]:
     return [prod(face_extents(grid, d)) for d in range(len(grid))]
 
 
-def check_faces(inputs: SweepInputs, faces: Faces, names: Sequence[str] = ("h_first", "c_first")) -> None:
-    """Check that states on the faces, or their gradients, fit the inputs.
-
-    Raises:
-        InputError: they do not; the message names the first that does not fit.
-    """
-    x = inputs.x
-    shape = (x.shape[0], sum(line_counts(inputs.grid)), len(inputs.weight_ih), inputs.units)
-    check_tensor(names[0], faces.h, shape, x.dtype, x.device)
-    check_tensor(names[1], faces.c, shape, state_dtype(x), x.device)
-
-
-def line_table(grid: Sequence[int]) -> list[int]:
-    """What a kernel needs to find the lines of a position, 3·D + 2 numbers.
-
-    For each axis E_d·S_d, S_d and the number of its first line, then F and P. The line of position p along
-    axis d is `first + p // (E_d·S_d) * S_d + p % S_d`.
-    """
-    table, first = [], 0
-    for d, count in enumerate(line_counts(grid)):
-        stride = prod(grid[d + 1 :])
-        table += [grid[d] * stride, stride, first]
-        first += count
-    return [*table, first, prod(grid)]
-
-
 def line_ends(inputs: SweepInputs) -> tuple[Tensor, Tensor]:
-    """The flat positions where the state of each line enters and leaves, (N or 1, F, dirs) int64 each."""
+    """The flat positions where the states of each line enter and leave, (N or 1, F, dirs) int64 each."""
     grid, device = inputs.grid, inputs.x.device
     sizes = None if inputs.sizes is None else inputs.sizes.to(device)
     signs = torch.tensor(inputs.directions, device=device)  # (dirs, D)
@@ -125,34 +91,35 @@ def face_rows(ends: Tensor, inputs: SweepInputs, rows: SweepRows) -> Tensor:
     )
 
 
-def by_direction(face: Tensor) -> Tensor:
-    """(N, F, dirs, n) → (dirs, F·N, n), contiguous, indexed by face row."""
-    return face.permute(2, 1, 0, 3).flatten(1, 2).contiguous()
+def by_direction(boundary: Tensor) -> Tensor:
+    """(N, F, dirs, 1 + S, n) → (dirs, F·N, (1 + S)·n), contiguous, indexed by face row."""
+    return boundary.permute(2, 1, 0, 3, 4).flatten(3).flatten(1, 2).contiguous()
 
 
-def with_zeros(face: Tensor) -> Tensor:
-    """(N, F, dirs, n) → (dirs, F·N + 1, n), indexed by face row, and a row of zeros."""
-    rows = by_direction(face)
+def with_zeros(boundary: Tensor) -> Tensor:
+    """(N, F, dirs, 1 + S, n) → (dirs, F·N + 1, (1 + S)·n), indexed by face row, and a row of zeros."""
+    rows = by_direction(boundary)
     return torch.cat([rows, rows.new_zeros(rows.shape[0], 1, rows.shape[2])], dim=1)
 
 
 def from_directions(rows: Tensor, inputs: SweepInputs) -> Tensor:
-    """(dirs, F·N, n) → (N, F, dirs, n)."""
-    lines, batch = sum(line_counts(inputs.grid)), inputs.x.shape[0]
-    whole: Tensor = rows.unflatten(1, (lines, batch))
-    return whole.permute(2, 1, 0, 3).contiguous()
+    """(dirs, F·N, (1 + S)·n) → (N, F, dirs, 1 + S, n)."""
+    batch, lines, dirs, states, units = boundary_shape(inputs)
+    return rows.reshape(dirs, lines, batch, states, units).permute(2, 1, 0, 3, 4).contiguous()
 
 
-def final_states(inputs: SweepInputs, output: Tensor, c: Tensor) -> Faces:
-    """The states that leave a sweep.
+def final_states(inputs: SweepInputs, output: Tensor, states: Tensor) -> Tensor:
+    """(N, F, dirs, 1 + S, n), the states that leave a sweep.
 
     Args:
         inputs: of the sweep.
         output: (N, *grid, dirs, n), h of all positions.
-        c: (dirs, rows, n), in visiting order.
+        states: (dirs, rows, S·n), in visiting order.
     """
     batch, units = output.shape[0], output.shape[-1]
     _, ends = line_ends(inputs)
     h = output.flatten(1, -3).gather(1, ends[..., None].expand(batch, -1, -1, units))
     rows = end_rows(ends, inputs, sweep_rows(inputs)).flatten(1)
-    return Faces(h, from_directions(take_rows(c, rows), inputs))
+    others = take_rows(states, rows)  # (dirs, F·N, S·n)
+    h = h.permute(2, 1, 0, 3).flatten(1, 2).to(states.dtype)
+    return from_directions(torch.cat([h, others], dim=2), inputs)

@@ -1,0 +1,368 @@
+"""The sweep of a layer: a plain autograd function in eager mode, and the operator `mdlstm::wavefront`.
+
+Eager calls need no operator: the function calls a backend, and its backward calls the backend's gradient.
+Whatever must see one node instead of what is inside it (`torch.compile`, `torch.export` and with it ONNX,
+tracing, dispatch modes such as the FLOP counter, meta tensors) gets the operator, which does the same.
+Where a transform must see inside (`torch.func`, forward-mode differentiation, second derivatives), the
+sweep of `mdlstm_tk.backends.torch` runs in plain autograd.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from mdlstm_tk._util.arguments import check_dtype, choice
+from mdlstm_tk._util.masking import is_readable
+from mdlstm_tk.backends import reference
+from mdlstm_tk.backends.dispatch import OPERATOR_BACKENDS, engine, has_failed_late, report_failure
+from mdlstm_tk.backends.inputs import (
+    DIFFERENTIABLE,
+    SCHEMA,
+    Gradients,
+    SweepInputs,
+    SweepResults,
+    boundary_shape,
+    check_devices,
+    check_inputs,
+    check_tensor,
+    state_dtype,
+)
+from mdlstm_tk.backends.specialize import KernelError
+from mdlstm_tk.backends.torch import sweep as torch_sweep
+
+torch.library.define(
+    "mdlstm::wavefront",
+    f"({SCHEMA}, bool save, bool recompute, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "mdlstm::wavefront_backward",
+    f"({SCHEMA}, Tensor grad, Tensor output, Tensor gates, Tensor states, Tensor? dfinal, bool recompute, "
+    f"str backend, bool wants_dx) -> ({', '.join(['Tensor'] * len(DIFFERENTIABLE))})",
+)
+FIELDS = len(SweepInputs._fields)
+
+
+def sweep(
+    inputs: SweepInputs, backend: str = "auto", recompute: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Sweep a grid in one or more directions (Graves, Fernández, Schmidhuber 2007, §2).
+
+    Args:
+        inputs: x, the parameters, initial states, sizes, directions and the cell.
+        backend: a name in `mdlstm_tk.backends.dispatch.BACKENDS`. Inside `torch.func` and forward-mode
+            differentiation "torch" runs, whatever was asked for.
+        recompute: keep only h and the other states for backward, (1 + S)·n numbers per position and
+            direction instead of (1 + S + G)·n, and compute the gates again from them.
+
+    Returns:
+        h (N, *grid, dirs, n), and the final states (N, F, dirs, 1 + S, n), or None if there are no initial
+        ones.
+
+    Raises:
+        InputError: the inputs do not fit each other, or the backend cannot run them.
+    """
+    if backend == "reference":
+        return reference.forward(inputs)
+    if needs_plain_autograd():
+        return _in_plain_autograd(inputs)
+    save = wants_gradients(inputs.tensors)
+    if _is_captured(inputs.x):
+        save = save and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        output, final, _, _ = torch.ops.mdlstm.wavefront(*inputs, save, recompute, backend)
+        return output, None if inputs.initial is None else final
+    check_inputs(inputs)
+    if not save:
+        results, _ = _forward(inputs, backend)
+        return results.output, results.final
+    others = inputs._replace(**dict.fromkeys(DIFFERENTIABLE))
+    output, final = _Sweep.apply(others, backend, recompute, *inputs.tensors)  # type: ignore[no-untyped-call]
+    return output, final
+
+
+def needs_plain_autograd() -> bool:
+    """Tell whether a transform is active that cannot see into an operator."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def wants_gradients(tensors: Sequence[Tensor | None]) -> bool:
+    """Tell whether a forward pass is to keep what a backward pass needs."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _is_captured(x: Tensor) -> bool:
+    """Tell whether something looks on that expects one node."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        or type(x) not in (Tensor, nn.Parameter)
+        or x.is_meta
+        or is_in_torch_dispatch_mode()
+    )
+
+
+def _in_plain_autograd(inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:
+    with _without_autocast(inputs.x):
+        results = torch_sweep.forward(inputs)
+    return results.output, results.final
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Turn autocast off: the inputs have its dtype already, and float32 inside a sweep is intended."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
+class _Sweep(torch.autograd.Function):
+    """A sweep in eager mode."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, others: SweepInputs, backend: str, recompute: bool, *tensors: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        inputs = others.with_tensors(tensors)
+        results, ctx.engine = _forward(inputs, backend, True, recompute)
+        ctx.others, ctx.backend, ctx.recompute = others, backend, recompute
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, results.output, results.gates, results.states)
+        return results.output, results.final
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None) -> tuple[Any, ...]:
+        *tensors, output, gates, states = ctx.saved_tensors
+        inputs = ctx.others.with_tensors(tensors)
+        needed = ctx.needs_input_grad[3:]
+        if torch.is_grad_enabled():
+            return None, None, None, *_differentiable_gradients(inputs, grad, dfinal, needed)
+        gradients = _backward(
+            inputs, grad, output, gates, states, dfinal, ctx.recompute, ctx.engine, needed[0]
+        )
+        return None, None, None, *_in_order(gradients, needed)
+
+
+def _in_order(gradients: Gradients, needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """The gradients in the order of `DIFFERENTIABLE`, None where they are not needed."""
+    named = zip(DIFFERENTIABLE, needed, strict=True)
+    return tuple(gradients.get(name) if need else None for name, need in named)
+
+
+def _forward(
+    inputs: SweepInputs, backend: str, save: bool = False, recompute: bool = False
+) -> tuple[SweepResults, Any]:
+    """Run the backend, or another one if its kernels cannot be compiled, and return which one ran."""
+    x = inputs.x
+    with _without_autocast(x):
+        run = engine(backend, x.device, x.dtype)
+        try:
+            return run.forward(inputs, save, recompute), run
+        except KernelError as error:
+            report_failure(x.device, error)
+            run = engine(backend, x.device, x.dtype)
+            return run.forward(inputs, save, recompute), run
+
+
+def _backward(
+    inputs: SweepInputs,
+    grad: Tensor | None,
+    output: Tensor,
+    gates: Tensor | None,
+    states: Tensor,
+    dfinal: Tensor | None,
+    recompute: bool,
+    run: Any,
+    wants_dx: bool,
+) -> Gradients:
+    """The gradients by the backend that ran forward, or by another one if its kernel does not compile."""
+    grad = torch.zeros_like(output) if grad is None else grad.contiguous()
+    if inputs.initial is not None:
+        dfinal = torch.zeros_like(inputs.initial) if dfinal is None else dfinal.contiguous()
+    with _without_autocast(inputs.x):
+        try:
+            gradients: Gradients = run.backward(inputs, grad, output, gates, states, dfinal, wants_dx)
+            return gradients
+        except KernelError as error:
+            report_failure(inputs.x.device, error)
+            return _backward_from_inputs(inputs, grad, dfinal, recompute, wants_dx)
+
+
+def _backward_from_inputs(
+    inputs: SweepInputs, grad: Tensor, dfinal: Tensor | None, recompute: bool, wants_dx: bool
+) -> Gradients:
+    """The gradients where nothing that forward kept can be used."""
+    output, _, gates, states = torch_sweep.forward(inputs, True, recompute)
+    assert states is not None
+    return torch_sweep.backward(inputs, grad, output, gates, states, dfinal, wants_dx)
+
+
+def _differentiable_gradients(
+    inputs: SweepInputs, grad: Tensor | None, dfinal: Tensor | None, needed: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The gradients where they are to be differentiated once more: by plain autograd."""
+    tensors = inputs.tensors
+    dtype = state_dtype(inputs.x)
+    precise = [None if t is None else t.to(dtype) for t in tensors]
+    output, final = _in_plain_autograd(inputs.with_tensors(precise))
+    pairs = [(output, grad), (final, dfinal)]
+    results = [(of, d.to(dtype)) for of, d in pairs if of is not None and d is not None]
+    leaves = [t for t, need in zip(tensors, needed, strict=True) if need and t is not None]
+    gradients = torch.autograd.grad(
+        [of for of, _ in results],
+        leaves,
+        [d for _, d in results],
+        create_graph=True,
+        materialize_grads=True,
+    )
+    remaining = iter(gradients)
+    return tuple(next(remaining) if need else None for need in needed)
+
+
+def _unpack(arguments: Sequence[Any]) -> SweepInputs:
+    """The inputs, which an operator gets as its first arguments. A captured graph may give it `sizes` on a
+    GPU; they are read here, once."""
+    inputs = SweepInputs(*arguments[:FIELDS])
+    sizes = inputs.sizes
+    if sizes is not None and is_readable(sizes):
+        sizes = sizes.cpu()
+    return inputs._replace(sizes=sizes, signs=tuple(inputs.signs))
+
+
+def _wavefront(*arguments: Any) -> tuple[Tensor, ...]:
+    """The operator: h, the final states, and if `save`, gates (empty if also `recompute`) and states as the
+    backend's backward wants them, (dirs, N·P, …)."""
+    inputs, (save, recompute, backend) = _unpack(arguments), arguments[FIELDS:]
+    check_inputs(inputs)
+    results, _ = _forward(inputs, backend, save, recompute)
+    expected = _wavefront_fake(*arguments)
+    return tuple(
+        like if t is None else _with_rows(t, like).contiguous()
+        for t, like in zip(results, expected, strict=True)
+    )
+
+
+def _with_rows(kept: Tensor, like: Tensor) -> Tensor:
+    """`kept` (dirs, rows, k), in which a ragged batch has fewer rows, in the shape of `like`."""
+    if kept.numel() == like.numel():
+        return kept.view(like.shape)
+    padded = torch.zeros_like(like)
+    padded[:, : kept.shape[1]] = kept
+    return padded
+
+
+def _wavefront_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    """Tensors of the shapes and dtypes of the operator's results."""
+    inputs, (save, recompute, backend) = SweepInputs(*arguments[:FIELDS]), arguments[FIELDS:]
+    _check_captured(inputs, backend)
+    x, (dirs, gate_dim, _) = inputs.x, inputs.weight_ih.shape
+    units, dtype = inputs.units, state_dtype(x)
+    output = x.new_empty(*x.shape[:-1], dirs, units)
+    final = x.new_empty(0 if inputs.initial is None else boundary_shape(inputs), dtype=dtype)
+    if not save:
+        return output, final, x.new_empty(0), x.new_empty(0)
+    rows = prod(x.shape[:-1])  # with `numel`, every shape would compile anew
+    gates = x.new_empty(0 if recompute else (dirs, rows, gate_dim), dtype=dtype)
+    return output, final, gates, x.new_empty(dirs, rows, inputs.traits.states * units, dtype=dtype)
+
+
+def _check_captured(inputs: SweepInputs, backend: str, **others: Tensor | None) -> None:
+    """Check what can be checked before the shapes are known."""
+    choice("backend", backend, OPERATOR_BACKENDS)
+    check_dtype(inputs.x.dtype, "the dtype of x")
+    check_devices(inputs, **others)
+
+
+def _wavefront_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    """The gradients in the order of `DIFFERENTIABLE`; empty where an input is None, and for x unless
+    `wants_dx`."""
+    inputs = _unpack(arguments)
+    grad, output, gates, states, dfinal, recompute, backend, wants_dx = arguments[FIELDS:]
+    check_inputs(inputs)
+    x, shape = inputs.x, (*inputs.x.shape[:-1], inputs.weight_ih.shape[0], inputs.units)
+    rows, dirs, dtype = prod(x.shape[:-1]), len(inputs.weight_ih), state_dtype(x)
+    check_tensor("grad", grad, shape, x.dtype, x.device)
+    check_tensor("output", output, shape, x.dtype, x.device)
+    check_tensor("states", states, (dirs, rows, inputs.traits.states * inputs.units), dtype, x.device)
+    if not recompute:
+        check_tensor("gates", gates, (dirs, rows, inputs.weight_ih.shape[1]), dtype, x.device)
+    kept = None if recompute else gates
+    if has_failed_late(x.device):  # kernels may have written what another backend would read
+        gradients = _backward_from_inputs(inputs, grad, dfinal, recompute, wants_dx)
+    else:
+        run = engine(backend, x.device, x.dtype)
+        gradients = _backward(inputs, grad, output, kept, states, dfinal, recompute, run, wants_dx)
+    in_order = (gradients.get(name) for name in DIFFERENTIABLE)
+    return tuple(grad.new_empty(0) if g is None else g.contiguous() for g in in_order)
+
+
+def _wavefront_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs = SweepInputs(*arguments[:FIELDS])
+    grad, output, gates, states, dfinal, _, backend, wants_dx = arguments[FIELDS:]
+    others = {"grad": grad, "output": output, "gates": gates, "states": states, "dfinal": dfinal}
+    _check_captured(inputs, backend, **others)
+    tensors = [inputs.x if wants_dx else None, *inputs.tensors[1:]]
+    return tuple(grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in tensors)
+
+
+def _save_for_backward(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
+    ctx.others = SweepInputs(*inputs[:FIELDS])._replace(**dict.fromkeys(DIFFERENTIABLE), sizes=None)
+    ctx.saved, ctx.recompute, ctx.backend = inputs[FIELDS:]
+    ctx.set_materialize_grads(False)  # zeros in place of the gates' gradient would be as large as the gates
+    h, _, gates, states = output
+    ctx.save_for_backward(*inputs[: len(DIFFERENTIABLE) + 1], h, gates, states)
+
+
+def _operator_backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None, *_: Any) -> Any:
+    count = len(DIFFERENTIABLE)
+    *tensors, sizes, output, gates, states = ctx.saved_tensors
+    inputs = ctx.others.with_tensors(tensors)._replace(sizes=sizes)
+    needed = ctx.needs_input_grad[:count]
+    nothing = (None,) * (FIELDS - count + 3)
+    if torch.is_grad_enabled():
+        return *_differentiable_gradients(inputs, grad, dfinal, needed), *nothing
+    if not ctx.saved:  # the graph was captured where no gradient was wanted
+        output, _, gates, states = torch.ops.mdlstm.wavefront(*inputs, True, ctx.recompute, ctx.backend)
+    grad = torch.zeros_like(output) if grad is None else grad.contiguous()
+    if inputs.initial is None:
+        dfinal = None
+    elif dfinal is None:
+        dfinal = torch.zeros_like(inputs.initial)
+    kept = grad, output, gates, states, dfinal
+    gradients = torch.ops.mdlstm.wavefront_backward(*inputs, *kept, ctx.recompute, ctx.backend, needed[0])
+    return *(g if need else None for g, need in zip(gradients, needed, strict=True)), *nothing
+
+
+def _flops(x: Any, weight_ih: Any, weight_hh: Any, *_: Any, **__: Any) -> int:
+    """Operations of the products W x and U_d h_d, from the shapes: 2·N·P·dirs·G·n·(C + D·n)."""
+    return 2 * prod(x[:-1]) * (prod(weight_ih) + (0 if weight_hh is None else prod(weight_hh)))
+
+
+def _backward_flops(x: Any, weight_ih: Any, weight_hh: Any, *others: Any, **_: Any) -> int:
+    """Operations of the gradients of W, U_d, h_d and, if wanted, x; and of the gates computed again."""
+    recurrent = 0 if weight_hh is None else prod(weight_hh)
+    recompute, _backend, wants_dx = others[-3:]
+    again = _flops(x, weight_ih, weight_hh) if recompute else 0
+    return 2 * prod(x[:-1]) * ((1 + wants_dx) * prod(weight_ih) + 2 * recurrent) + again
+
+
+def register_flops() -> None:
+    """Let `torch.utils.flop_counter` count matrix products, if somebody has imported it: it takes long."""
+    counter = sys.modules.get("torch.utils.flop_counter")
+    if counter is not None and torch.ops.mdlstm.wavefront not in counter.flop_registry:
+        counter.register_flop_formula(torch.ops.mdlstm.wavefront)(_flops)
+        counter.register_flop_formula(torch.ops.mdlstm.wavefront_backward)(_backward_flops)
+
+
+torch.library.impl("mdlstm::wavefront", "default", _wavefront)
+torch.library.impl("mdlstm::wavefront_backward", "default", _wavefront_backward)
+torch.library.register_fake("mdlstm::wavefront", _wavefront_fake)
+torch.library.register_fake("mdlstm::wavefront_backward", _wavefront_backward_fake)
+torch.library.register_autograd("mdlstm::wavefront", _operator_backward, setup_context=_save_for_backward)
