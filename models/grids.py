@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.masking import Sizes, as_sizes
+from mdlstm_tk.backends.inputs import SweepInputs
+from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import apply_flattened
 from mdlstm_tk.models.hub import HubModel
 from mdlstm_tk.models.initial import Init, init_original_, init_short_memory_, init_torch_lstm_
 from mdlstm_tk.models.registry import register
-from mdlstm_tk.operator import SweepInputs, sweep
+from mdlstm_tk.sweep import sweep
 from mdlstm_tk.tiling.stages import Stage, TileStages
 from mdlstm_tk.wavefront import Direction
 
@@ -151,11 +153,13 @@ class _TorchRowLSTM(nn.Module):
         if torch.compiler.is_exporting():  # the exporter would unroll nn.LSTM for one length
             for w_ih, w_hh, b_ih, b_hh in self.lstm.all_weights:
                 bias = (b_ih + b_hh)[None]
-                tensors = (sequence, w_ih[None], w_hh[None, None], bias, None, None, None, None)
-                sequence = sweep(SweepInputs(*tensors, signs=(1,), cell="graves")).flatten(-2)
+                nothing: Any = dict.fromkeys((*CELL_PARAMETERS, "initial", "sizes"))
+                weights = {"weight_ih": w_ih[None], "weight_hh": w_hh[None, None], "bias": bias}
+                y, _ = sweep(SweepInputs(x=sequence, **weights, **nothing, signs=(1,), cell="graves"))
+                sequence = y.flatten(-2)
             return sequence
-        y: Tensor = self.lstm(sequence)[0]
-        return y
+        result: Tensor = self.lstm(sequence)[0]
+        return result
 
 
 class _LineNet(GridNet):

@@ -18,7 +18,6 @@ import numpy as np
 from torch import nn
 
 from mdlstm_tk._util.installation import install_command
-from mdlstm_tk.cells import get_cell
 from mdlstm_tk.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -86,8 +85,6 @@ class HubModel(
     def hub_config(self) -> dict[str, Any]:
         """The content of config.json."""
         arguments: dict[str, Any] = dict(self._hub_mixin_config)  # type: ignore[arg-type]
-        if "cell" in arguments:  # without the file that defines it
-            arguments["cell"] = get_cell(arguments["cell"]).name
         kept = {name: value for name, value in arguments.items() if name not in PLACES}
         return {CLASS: type(self).__name__} | kept
 
@@ -150,11 +147,7 @@ def _to_json(value: Any) -> Any:
 
 
 def _from_json(name: str, value: Any) -> Any:
-    """The argument called `name` from what config.json holds. A stranger's file must not run code."""
-    if name == "cell" and ":" in str(value):
-        raise InputError(
-            f"cell must be the name of a registered cell, got '{value}'; run the file that registers it"
-        )
+    """The argument called `name` from what config.json holds."""
     if not isinstance(value, Mapping) or CLASS not in value:
         return value
     network = _classes(HubModel).get(str(value[CLASS]))

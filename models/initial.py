@@ -19,7 +19,8 @@ Init = Literal["default", "original"]
 def init_short_memory_(layer: MDLSTM) -> None:
     """Let the state of a layer depend on few positions at first.
 
-    Forget gates start at bias −2 (the leak at 2), and recurrent weights at a quarter of their default.
+    Gates with the role "forget" start at bias −2, those with "leak" at 2, and recurrent weights at a quarter
+    of their default.
     """
     n, gates = layer.hidden_size, get_cell(layer.cell).gates(layer.ndim)
     for k in range(layer.num_layers):
@@ -28,9 +29,9 @@ def init_short_memory_(layer: MDLSTM) -> None:
         bias = getattr(layer, f"norm_bias_l{k}") if layer.layer_norm else getattr(layer, f"bias_l{k}")
         for row, gate in enumerate(gates):
             gate_bias = bias[:, row] if layer.layer_norm else bias[:, row * n : (row + 1) * n]
-            if gate.startswith("f"):
+            if gate.role == "forget":
                 gate_bias.fill_(-2)
-            elif gate == "leak":
+            elif gate.role == "leak":
                 gate_bias.fill_(2)
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk.backends.faces import Faces
+from mdlstm_tk.backends.inputs import SweepInputs
+from mdlstm_tk.backends.torch.evaluate import evaluate
 from mdlstm_tk.cells import get_cell
-from mdlstm_tk.cells.step import CellParameters, cell_step
+from mdlstm_tk.cells.lowering import lower
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.density import DensityNet, neighbours
 from mdlstm_tk.models.registry import register
-from mdlstm_tk.operator import SweepInputs
-from mdlstm_tk.state_operator import sweep_states
+from mdlstm_tk.sweep import sweep
 
 DOWNWARD = ((1, 1), (1, -1))
 
@@ -103,7 +104,7 @@ class PixelNet(DensityNet):
 
 
 class _LayerStates:
-    """What a layer keeps while a grid is drawn: states of the row above and of the position to the left.
+    """States of a layer while a grid is drawn: those of the row above and of the position to the left.
 
     Args:
         layer: a layer of `_PixelBody`.
@@ -113,46 +114,60 @@ class _LayerStates:
     """
 
     def __init__(self, layer: MDLSTM, n: int, width: int, residual: bool) -> None:
-        self.cell, self.units, self.residual = get_cell(layer.cell), layer.hidden_size, residual
-        parameters = layer._layer_parameters(0)
-        left, right = ([None if p is None else p[k] for p in parameters] for k in range(2))
-        weight_ih, weight_hh, bias, *others = left
-        assert weight_ih is not None
-        self.parameters = CellParameters(*others)
+        self.units, self.residual = layer.hidden_size, residual
+        left, right = (
+            {name: None if p is None else p[k] for name, p in layer._layer_parameters(0).items()}
+            for k in range(2)
+        )
+        weight_ih, weight_hh, bias = left["weight_ih"], left["weight_hh"], left["bias"]
         if weight_hh is None:  # the cell is not recurrent
             weight_hh = weight_ih.new_zeros(2, len(weight_ih), self.units)
         self.u_above = weight_hh[0].T  # (n, G·n)
         self.weight = torch.cat([weight_ih, weight_hh[1]], dim=1).T  # (C + n, G·n)
         self.bias = weight_ih.new_zeros(len(weight_ih)) if bias is None else bias
-        self.inputs = weight_ih.new_zeros(n, 1, width, layer.input_size)
-        tensors = [None if p is None else p[None] for p in right]
-        self.from_right = SweepInputs._make((self.inputs, *tensors, None, DOWNWARD[1], layer.cell))
-        self.zero = weight_ih.new_zeros(n, self.units)
-        self.h, self.c, self.c_above = (self.zero[:, None].repeat(1, width, 1) for _ in range(3))
-        faces = weight_ih.new_zeros(2, n, width + 1, 1, self.units)  # above each position, and to its right
-        self.right = Faces(*faces)
+        self.x = weight_ih.new_zeros(n, 1, width, layer.input_size)
+        tensors: Any = {name: None if p is None else p[None] for name, p in right.items()}
+        states = 1 + len(get_cell(layer.cell).states)
+        right_states = weight_ih.new_zeros(n, width + 1, 1, states, self.units)  # above, and to the right
+        self.from_right = SweepInputs(
+            x=self.x, **tensors, initial=right_states, sizes=None, signs=DOWNWARD[1], cell=layer.cell
+        )
+        present = self.from_right.present
+        self.roots = lower("forward", get_cell(layer.cell), 2, present).stores[:states]
+        self.parameters = [row for name in present for row in left[name].unbind()]
+        self.zero = weight_ih.new_zeros(n, states, self.units)
+        # h and the other states of this row and of the row above, (n, W + 1, 1 + S, units)
+        self.here, self.above = (self.zero[:, None].repeat(1, width, 1, 1) for _ in range(2))
         self._begin_row()
 
     def _begin_row(self) -> None:
-        self.entering = self.h @ self.u_above + self.bias  # (n, W + 1, G·n)
-        self.c, self.c_above = self.c_above, self.c
-        self.h_left = self.c_left = self.zero
+        self.here, self.above = self.above, self.here
+        self.entering = self.above[:, :, 0] @ self.u_above + self.bias  # (n, W + 1, G·n)
+        self.left = self.zero
 
     def step(self, column: int, features: Tensor) -> Tensor:
         """The layer's output (n, 2 · units) at the next position of the row, from its input (n, C)."""
-        self.inputs[:, 0, column] = features
-        a = torch.addmm(self.entering[:, column], torch.cat([features, self.h_left], dim=-1), self.weight)
-        states = [self.c_above[:, column], self.c_left]
-        step = cell_step(self.cell, a.unflatten(-1, (-1, self.units)).unbind(-2), states, self.parameters)
-        self.h_left, self.c_left = step.h, step.c
-        self.h[:, column], self.c[:, column] = step.h, step.c
-        both = torch.cat([step.h, self.right.h[:, column, 0]], dim=-1)
+        self.x[:, 0, column] = features
+        operand = torch.cat([features, self.left[:, 0]], dim=-1)
+        a = torch.addmm(self.entering[:, column], operand, self.weight)
+        previous = [self.above[:, column], self.left]
+        slots = {
+            "a": a.unflatten(-1, (-1, self.units)).unbind(-2),
+            "h_prev": [states[:, 0] for states in previous],
+            "state_prev": [row for states in previous for row in states[:, 1:].unbind(1)],
+            "parameter": self.parameters,
+        }
+        rows = evaluate([store.value for store in self.roots], slots, self.zero[:, 0])
+        self.left = torch.stack(rows, dim=1)
+        self.here[:, column] = self.left
+        assert self.from_right.initial is not None
+        both = torch.cat([rows[0], self.from_right.initial[:, column, 0, 0]], dim=-1)
         return features + both if self.residual else both
 
     def end_row(self) -> None:
         """Sweep the finished row from the right, and go on to the next row."""
-        _, final = sweep_states(self.from_right, self.right)
-        for face in final:
-            face[:, -1] = 0  # nothing enters the next row from the right
-        self.right = final
+        _, final = sweep(self.from_right)
+        assert final is not None
+        final[:, -1] = 0  # nothing enters the next row from the right
+        self.from_right = self.from_right._replace(initial=final)
         self._begin_row()

@@ -52,3 +52,22 @@ def import_file(path: Path) -> ModuleType:
     spec.loader.exec_module(module)
     _modules[path] = module
     return module
+
+
+def cell_name(reference: str) -> str:
+    """The name of a cell; for "file.py:name", after the file has been run.
+
+    Raises:
+        InputError: there is no such file, or it defines no such cell.
+    """
+    from mdlstm_tk.cells import cell_names
+
+    file, name = split_reference(reference)
+    if file is None:
+        return reference
+    import_file(file)
+    if name not in cell_names():
+        raise InputError(
+            f"{file} defines no cell '{name}'; decorate its equations with @register_cell('{name}', …)"
+        )
+    return name

@@ -12,8 +12,8 @@ from mdlstm_tk._util.arguments import one_line
 from mdlstm_tk._util.masking import Sizes
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM
-from mdlstm_tk.operator import needs_plain_autograd
 from mdlstm_tk.states import BoundaryState, State
+from mdlstm_tk.sweep import needs_plain_autograd
 from mdlstm_tk.tiling.tiled_sweep import TiledSweep
 
 Extents = int | Sequence[int]

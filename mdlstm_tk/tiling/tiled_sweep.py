@@ -15,13 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.faces import Faces, line_counts
-from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
-from mdlstm_tk.operator import wants_residuals
-from mdlstm_tk.state_operator import sweep_states
+from mdlstm_tk.backends.inputs import DIFFERENTIABLE, SweepInputs, boundary_shape, state_dtype
+from mdlstm_tk.sweep import sweep, wants_gradients
 from mdlstm_tk.tiling.tiles import Front, Tile, cut
-
-TENSORS = 7  # the differentiable tensors of `SweepInputs`
 
 
 @dataclass(frozen=True)
@@ -40,42 +36,42 @@ class TiledSweep:
     backend: str
     recompute: bool
 
-    def __call__(self, inputs: SweepInputs, first: Faces | None) -> tuple[Tensor, Faces]:
+    def __call__(self, inputs: SweepInputs) -> tuple[Tensor, Tensor]:
         """Sweep one of the stacked layers.
 
         Returns:
             y (N, *grid, output_size), with directions merged, and the final states.
         """
-        if first is None:
-            x, dirs = inputs.x, len(inputs.weight_ih)
-            shape = (x.shape[0], sum(line_counts(inputs.grid)), dirs, inputs.units)
-            first = Faces(x.new_zeros(shape), x.new_zeros(shape, dtype=state_dtype(x)))
-        tensors = (*inputs.tensors, *first)
-        given = (self, inputs[TENSORS:], wants_residuals(tensors))
-        y, *last = _Checkpointed.apply(*given, *tensors)  # type: ignore[no-untyped-call]
-        return y, Faces(*last)
+        if inputs.initial is None:
+            zeros = inputs.x.new_zeros(boundary_shape(inputs), dtype=state_dtype(inputs.x))
+            inputs = inputs._replace(initial=zeros)
+        others = inputs._replace(**dict.fromkeys(DIFFERENTIABLE))
+        keep = wants_gradients(inputs.tensors)
+        y, final = _Checkpointed.apply(self, others, keep, *inputs.tensors)  # type: ignore[no-untyped-call]
+        return y, final
 
-    def sweep_tile(self, inputs: SweepInputs, first: Faces, tile: Tile) -> tuple[Tensor, Faces]:
+    def sweep_tile(self, inputs: SweepInputs, tile: Tile) -> tuple[Tensor, Tensor]:
         """h (N, *tile, 1, n) of one direction and the states that leave the tile.
 
         Args:
             inputs: those of the tile, but `sizes` still those of the whole grid.
-            first: the states that enter the tile.
             tile: the tile.
         """
         if inputs.sizes is None:
-            return sweep_states(inputs, first, self.backend, self.recompute)
+            return self._sweep(inputs)
         starts = inputs.sizes.new_tensor([of_axis.start for of_axis in tile.ranges])
         sizes = torch.minimum(inputs.sizes - starts, inputs.sizes.new_tensor(tile.grid))
-        inputs = inputs._replace(sizes=sizes.clamp(min=1))
-        h, last = sweep_states(inputs, first, self.backend, self.recompute)
+        h, leaving = self._sweep(inputs._replace(sizes=sizes.clamp(min=1)))
         # A sample that ends before the tile has nothing in it: its states pass through.
         absent = (sizes < 1).any(dim=1).to(h.device)
-        passed = (
-            torch.where(absent.view(-1, 1, 1, 1), before, after)
-            for before, after in zip(first, last, strict=True)
-        )
-        return h.masked_fill(absent.view(-1, *[1] * (h.dim() - 1)), 0), Faces(*passed)
+        assert inputs.initial is not None
+        leaving = torch.where(absent.view(-1, 1, 1, 1, 1), inputs.initial, leaving)
+        return h.masked_fill(absent.view(-1, *[1] * (h.dim() - 1)), 0), leaving
+
+    def _sweep(self, inputs: SweepInputs) -> tuple[Tensor, Tensor]:
+        h, leaving = sweep(inputs, self.backend, self.recompute)
+        assert leaving is not None
+        return h, leaving
 
     def share(self, y: Tensor, direction: int, units: int) -> Tensor:
         """The features of y, or of its gradient, that a direction adds to: a view (…, n)."""
@@ -93,133 +89,109 @@ class _Checkpointed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, how: TiledSweep, rest: tuple[Any, ...], keep: bool, *tensors: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx: Any, how: TiledSweep, others: SweepInputs, keep: bool, *tensors: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """y and the final states.
 
         Args:
             how: how tiles are swept.
-            rest: sizes, signs and cell of `SweepInputs`.
-            keep: whether backward will need the states that enter tiles.
-            tensors: the tensors of `SweepInputs` and the initial states.
+            others: the inputs that are not differentiable.
+            keep: keep the states that enter tiles for backward.
+            tensors: the differentiable inputs.
         """
-        inputs, first = _unpack(tensors, rest)
+        inputs = others.with_tensors(tensors)
         x, units, dirs = inputs.x, inputs.units, len(inputs.directions)
         y = x.new_zeros(*x.shape[:-1], units * (dirs if how.merge == "concat" else 1))
         kept: list[Tensor] = []
-        last = []
+        final = []
         for k in range(dirs):
-            own = _of_direction(inputs, k)
-            front = Front(_faces_of_direction(first, k), inputs.grid)
-            for tile in cut(inputs.grid, how.extents, *own.directions):
+            one = _of_direction(inputs, k)
+            assert one.initial is not None
+            front = Front(one.initial, inputs.grid)
+            for tile in cut(inputs.grid, how.extents, *one.directions):
                 entering = front.read(tile)
-                h, leaving = how.sweep_tile(own._replace(x=tile.of(x)), entering, tile)
+                h, leaving = how.sweep_tile(one._replace(x=tile.of(x), initial=entering), tile)
                 front.write(tile, leaving)
                 how.share(tile.of(y), k, units).add_(h.squeeze(-2))
                 if keep:
-                    kept += entering
-            last.append(front.faces)
+                    kept.append(entering)
+            final.append(front.boundary)
         if how.merge == "mean":
             y /= dirs
-        ctx.how, ctx.rest = how, rest
+        ctx.how, ctx.others = how, others
         ctx.save_for_backward(*tensors, *kept)
-        return y, *_join_directions(last)
+        return y, torch.cat(final, dim=2)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "tiling.checkpointed can be differentiated once, not twice (create_graph=True); "
                 "use layer(x) for second derivatives"
             )
-        how, (dy, *d_last) = ctx.how, grads
-        count = TENSORS + len(Faces._fields)
-        tensors, kept = ctx.saved_tensors[:count], list(ctx.saved_tensors[count:])
-        needed = ctx.needs_input_grad[-count:]
-        inputs, _ = _unpack(tensors, ctx.rest)
+        how, count = ctx.how, len(DIFFERENTIABLE)
+        inputs = ctx.others.with_tensors(ctx.saved_tensors[:count])
+        kept = list(ctx.saved_tensors[count:])
+        needed = dict(zip(DIFFERENTIABLE, ctx.needs_input_grad[-count:], strict=True))
         grid, units, dirs = inputs.grid, inputs.units, len(inputs.directions)
         precise = state_dtype(inputs.x)
-        dx = torch.zeros_like(inputs.x) if needed[0] else None
-        sums = [
-            torch.zeros_like(t, dtype=precise) if need else None
-            for t, need in zip(tensors[1:TENSORS], needed[1:], strict=False)
-        ]
-        d_first = []
+        sums = {
+            name: torch.zeros_like(tensor, dtype=tensor.dtype if name == "x" else precise)
+            for name, tensor in zip(DIFFERENTIABLE, inputs.tensors, strict=True)
+            if needed[name] and name != "initial"
+        }
+        dinitial = []
         for k in reversed(range(dirs)):
-            own = _of_direction(inputs, k)
-            front = Front(_faces_of_direction(Faces(*d_last), k), grid)
-            for tile in reversed(cut(grid, how.extents, *own.directions)):
-                entering = Faces(c=kept.pop(), h=kept.pop())
+            one = _of_direction(inputs, k)
+            front = Front(dfinal[:, :, k : k + 1], grid)
+            for tile in reversed(cut(grid, how.extents, *one.directions)):
                 dh = how.share(tile.of(dy), k, units).unsqueeze(-2)
                 if how.merge == "mean":
                     dh = dh / dirs
-                d_tile, *d_parameters, dh_entering, dc_entering = _tile_gradients(
-                    how, own, tile, entering, needed, [dh, *front.read(tile)]
-                )
-                front.write(tile, Faces(dh_entering, dc_entering))
+                part = one._replace(x=tile.of(inputs.x), initial=kept.pop())
+                gradients = _tile_gradients(how, part, tile, needed, (dh, front.read(tile)))
+                front.write(tile, gradients["initial"])
                 how.cut_gradients(front, tile)
-                if dx is not None:
-                    tile.of(dx).add_(d_tile)
-                for of_all, of_tile in zip(sums, d_parameters, strict=True):
-                    if of_all is not None:
-                        of_all[k].add_(of_tile[0])
-            d_first.append(front.faces)
-        of_parameters = [None if g is None else g.to(inputs.x.dtype) for g in sums]
-        return None, None, None, dx, *of_parameters, *_join_directions(d_first[::-1])
+                for name, total in sums.items():
+                    target = tile.of(total) if name == "x" else total[k : k + 1]
+                    target.add_(gradients[name])
+            dinitial.append(front.boundary)
+        results: dict[str, Tensor] = {name: total.to(inputs.x.dtype) for name, total in sums.items()}
+        results["initial"] = torch.cat(dinitial[::-1], dim=2)
+        return None, None, None, *(results.get(name) for name in DIFFERENTIABLE)
 
 
 def _tile_gradients(
-    how: TiledSweep,
-    inputs: SweepInputs,
-    tile: Tile,
-    entering: Faces,
-    needed: Sequence[bool],
-    grads: Sequence[Tensor],
-) -> list[Any]:
-    """Sweep a tile once more, and return the gradients of x there, of the parameters (None where they are
-    not needed) and of the states that enter.
+    how: TiledSweep, inputs: SweepInputs, tile: Tile, needed: dict[str, bool], grads: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Sweep a tile once more, and return the gradients of the inputs that need them, by name.
 
     Args:
         how: how tiles are swept.
-        inputs: of one direction and the whole grid.
+        inputs: of one direction and the tile, but `sizes` those of the whole grid.
         tile: the tile.
-        entering: the states that enter it.
-        needed: of which tensors of `inputs` gradients are needed.
+        needed: which inputs need gradients; initial states always do.
         grads: the gradients of h there and of the states that leave the tile.
     """
-    tensors = [tile.of(inputs.x), *inputs.tensors[1:]]
-    leaves = [
-        None if t is None else t.detach().requires_grad_(need)
-        for t, need in zip(tensors, needed, strict=False)
-    ]
-    faces = Faces(*(face.detach().requires_grad_() for face in entering))
+    leaves = {
+        name: tensor.detach().requires_grad_()
+        for name, tensor in zip(DIFFERENTIABLE, inputs.tensors, strict=True)
+        if tensor is not None and (needed[name] or name == "initial")
+    }
+    fields: Any = leaves
     with torch.enable_grad():
-        own: Any = (*leaves, *inputs[TENSORS:])
-        h, last = how.sweep_tile(SweepInputs._make(own), faces, tile)
-    wanted = [t for t in (*leaves, *faces) if t is not None and t.requires_grad]
-    found = iter(torch.autograd.grad((h, *last), wanted, grads, materialize_grads=True))
-    return [next(found) if t is not None and t.requires_grad else None for t in (*leaves, *faces)]
-
-
-def _unpack(tensors: Sequence[Any], rest: tuple[Any, ...]) -> tuple[SweepInputs, Faces]:
-    """The inputs and the initial states, from the tensors and from what else belongs to the inputs."""
-    return SweepInputs._make((*tensors[:TENSORS], *rest)), Faces(*tensors[TENSORS:])
+        results = how.sweep_tile(inputs._replace(**fields), tile)
+    gradients = torch.autograd.grad(results, list(leaves.values()), grads, materialize_grads=True)
+    return dict(zip(leaves, gradients, strict=True))
 
 
 def _of_direction(inputs: SweepInputs, k: int) -> SweepInputs:
     """The inputs of direction number k alone."""
-    x, *parameters = inputs.tensors
-    own: Any = [x, *(None if t is None else t[k : k + 1] for t in parameters)]
-    signs = inputs.directions[k]
-    return SweepInputs._make((*own, inputs.sizes, signs, inputs.cell))
-
-
-def _faces_of_direction(faces: Faces, k: int) -> Faces:
-    """(N, F, dirs, n) → (N, F, 1, n), a view."""
-    return Faces(*(face[:, :, k : k + 1] for face in faces))
-
-
-def _join_directions(faces: Sequence[Faces]) -> tuple[Tensor, Tensor]:
-    """h and c of all directions, (N, F, dirs, n)."""
-    h, c = zip(*faces, strict=True)
-    return torch.cat(h, dim=2), torch.cat(c, dim=2)
+    one: Any = {
+        name: tensor[k : k + 1]
+        for name, tensor in zip(DIFFERENTIABLE, inputs.tensors, strict=True)
+        if tensor is not None and name not in ("x", "initial")
+    }
+    assert inputs.initial is not None
+    initial = inputs.initial[:, :, k : k + 1]
+    return inputs._replace(**one, initial=initial, signs=inputs.directions[k])

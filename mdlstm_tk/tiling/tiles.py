@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.faces import Faces, face_extents, line_counts
+from mdlstm_tk.backends.boundary import face_extents, line_counts
 from mdlstm_tk.wavefront import Direction
 
 
@@ -63,48 +63,36 @@ class Front:
     """The states, or gradients of states, of a front.
 
     They start as those on the faces of the whole grid. A tile reads its part and writes in its place what
-    leaves it. After the last tile `faces` are again those of the whole grid.
+    leaves it. After the last tile `boundary` is again that of the whole grid.
 
     Args:
-        faces: (N, F, 1, n), where the first tiles enter.
+        boundary: (N, F, 1, 1 + S, n), where the first tiles enter.
         grid: the extents of the whole grid.
     """
 
-    def __init__(self, faces: Faces, grid: Sequence[int]) -> None:
-        self.faces = Faces(*(face.clone(memory_format=torch.contiguous_format) for face in faces))
-        self._planes = [
-            [
-                part.view(len(part), *face_extents(grid, d), *part.shape[2:])
-                for d, part in enumerate(face.split(line_counts(grid), dim=1))
-            ]
-            for face in self.faces
-        ]  # for h and c, for each axis (N, *extents of the other axes, 1, n)
+    def __init__(self, boundary: Tensor, grid: Sequence[int]) -> None:
+        self.boundary = boundary.clone(memory_format=torch.contiguous_format)
+        self._faces = [
+            part.view(len(part), *face_extents(grid, d), *part.shape[2:])
+            for d, part in enumerate(self.boundary.split(line_counts(grid), dim=1))
+        ]  # for each axis (N, *extents of the other axes, 1, 1 + S, n)
 
-    def read(self, tile: Tile) -> Faces:
-        """The faces of a tile, copied."""
-        counts = line_counts(tile.grid)
-        parts = (
-            [
-                plane[_lines(tile, d)].reshape(len(plane), count, *plane.shape[-2:])
-                for d, (plane, count) in enumerate(zip(planes, counts, strict=True))
-            ]
-            for planes in self._planes
-        )
-        return Faces(*(torch.cat(of_axes, dim=1) for of_axes in parts))
+    def read(self, tile: Tile) -> Tensor:
+        """The states at the faces of a tile, copied."""
+        parts = [face[_lines(tile, d)] for d, face in enumerate(self._faces)]
+        return torch.cat([part.reshape(len(part), -1, *part.shape[-3:]) for part in parts], dim=1)
 
-    def write(self, tile: Tile, faces: Faces) -> None:
-        """Overwrite the faces of a tile."""
-        for planes, face in zip(self._planes, faces, strict=True):
-            for d, part in enumerate(face.split(line_counts(tile.grid), dim=1)):
-                target = planes[d][_lines(tile, d)]
-                target.copy_(part.reshape(target.shape))
+    def write(self, tile: Tile, boundary: Tensor) -> None:
+        """Overwrite the states at the faces of a tile."""
+        for d, part in enumerate(boundary.split(line_counts(tile.grid), dim=1)):
+            target = self._faces[d][_lines(tile, d)]
+            target.copy_(part.reshape(target.shape))
 
     def clear(self, tile: Tile, d: int) -> None:
         """Put zeros onto the face of axis d of a tile."""
-        for planes in self._planes:
-            planes[d][_lines(tile, d)].zero_()
+        self._faces[d][_lines(tile, d)].zero_()
 
 
 def _lines(tile: Tile, d: int) -> tuple[slice, ...]:
-    """The lines of a tile along axis d, an index of the plane of that axis."""
+    """The lines of a tile along axis d, an index of the face of that axis."""
     return (slice(None), *tile.ranges[:d], *tile.ranges[d + 1 :])

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from mdlstm_tk._util.regular_files import is_unicode, read_text
 from mdlstm_tk._util.sizes import parse_size
-from mdlstm_tk._util.user_code import names_file
+from mdlstm_tk._util.user_code import cell_name, names_file
 from mdlstm_tk.cells import BUILT_IN_CELLS
 from mdlstm_tk.errors import InputError
 
@@ -184,7 +184,7 @@ class TrainConfig:
         if self.layers != 1:
             options["layers"] = self.layers
         if self.cell:
-            options["cell"] = self.cell
+            options["cell"] = cell_name(self.cell)
         if self.directions:
             options["directions"] = "all" if self.directions == "all" else 1
         if self.layer_norm:

@@ -1,4 +1,4 @@
-"""What tests of boundary states share: layers with random states, and a grid that is swept in tiles."""
+"""Layers with random boundary states, and a grid that is swept in tiles."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from helpers.parity import DTYPES
 from mdlstm_tk import MDLSTM, BoundaryState
+from mdlstm_tk.cells import get_cell
 
-Faces = list[Tensor]  # h of every axis, then c of every axis
+Faces = list[Tensor]  # h of every axis, then the first other state of every axis, and so on
 UNITS = 3
 
 
@@ -26,19 +27,30 @@ def make_layer(grid: Sequence[int], dtype: torch.dtype = torch.float64, **option
     return layer.to(dtype)
 
 
-def random_faces(batch: int, grid: Sequence[int], dirs: int, dtype: torch.dtype = torch.float64) -> Faces:
+def random_faces(
+    batch: int, grid: Sequence[int], dirs: int, dtype: torch.dtype = torch.float64, cell: str = "graves"
+) -> Faces:
+    """Random boundary states; the normaliser n of an sLSTM is positive."""
     shapes = [(batch, *grid[:d], *grid[d + 1 :], dirs, UNITS) for d in range(len(grid))]
-    return [torch.randn(shape, dtype=dtype).requires_grad_() for shape in 2 * shapes]
+    faces = []
+    for name in ("h", *get_cell(cell).states):
+        values = [torch.randn(shape, dtype=dtype) for shape in shapes]
+        faces += [v.abs() + 0.5 if name == "n" else v for v in values]
+    return [face.requires_grad_() for face in faces]
 
 
-def to_state(faces: Faces) -> tuple[BoundaryState]:
-    ndim = len(faces) // 2
-    return (BoundaryState(tuple(faces[:ndim]), tuple(faces[ndim:])),)
+def to_state(faces: Faces, ndim: int, cell: str = "graves") -> tuple[BoundaryState]:
+    names = ("h", *get_cell(cell).states)
+    return (
+        BoundaryState(**{name: tuple(faces[k * ndim : (k + 1) * ndim]) for k, name in enumerate(names)}),
+    )
 
 
 def run(layer: MDLSTM, x: Tensor, faces: Faces, sizes: Tensor | None = None) -> tuple[Tensor, Faces]:
-    y, (state,) = layer(x, sizes, initial_state=to_state(faces), return_state=True)
-    return y, [*state.h, *state.c]  # type: ignore[misc]
+    state = to_state(faces, layer.ndim, layer.cell)
+    y, (final,) = layer(x, sizes, initial_state=state, return_state=True)
+    names = ("h", *get_cell(layer.cell).states)
+    return y, [face for name in names for face in getattr(final, name)]
 
 
 def run_in_tiles(
@@ -66,7 +78,7 @@ def run_in_tiles(
                 entering.append(face[others])
         outputs[tile], leaving[tile] = run(layer, x[(slice(None), *ranges)], entering)
     last = []
-    for index in range(2 * ndim):
+    for index in range(len(faces)):
         d = index % ndim
         ends = {
             (*tile[:d], *tile[d + 1 :]): faces[index]
@@ -99,7 +111,7 @@ def results(y: Tensor, last: Faces, leaves: Sequence[Tensor]) -> Iterator[Tensor
 def check_tiles(layer: MDLSTM, grid: Sequence[int], cuts: Sequence[Sequence[int]]) -> None:
     dtype = next(layer.parameters()).dtype
     x = torch.randn(2, *grid, 2, dtype=dtype).requires_grad_()
-    faces = random_faces(2, grid, 1, dtype)
+    faces = random_faces(2, grid, 1, dtype, layer.cell)
     leaves = [x, *faces, *layer.parameters()]
     whole = results(*run(layer, x, faces), leaves)
     tiled = results(*run_in_tiles(layer, x, faces, cuts), leaves)
@@ -140,7 +152,7 @@ class StateCase:
 
         torch.manual_seed(2)
         x = rounded(torch.randn(self.batch, *self.grid, 2))
-        faces = random_faces(self.batch, self.grid, len(layer.directions), torch.float32)
+        faces = random_faces(self.batch, self.grid, len(layer.directions), torch.float32, self.cell)
         leaves = [rounded(face) for face in faces]
         sizes = None
         if self.sizes:
