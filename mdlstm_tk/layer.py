@@ -215,6 +215,28 @@ class MDLSTM(nn.Module):
         """
         return choose(self.backend, x.device, _autocast_dtype(x) or x.dtype)
 
+    def precompile(self, training: bool = True, states: bool = False) -> None:
+        """Compile all that calls of the layer need, so that none of them waits, for example while an image
+        is built or before processes of distributed training start.
+
+        It runs the layer on two positions along each axis. Parameters
+        and their gradients, and random generators stay as they are.
+
+        Args:
+            training: also compile the backward pass.
+            states: also compile what calls with initial or final states need.
+        """
+        parameters = [parameter for parameter in self.parameters() if training and parameter.requires_grad]
+        factory: Any = {"dtype": self.weight_ih_l0.dtype, "device": self.weight_ih_l0.device}
+        grid = [2 * extent for extent in self.window]
+        shape = (*grid, self.input_size) if self.channels_last else (self.input_size, *grid)
+        devices = [factory["device"]] if factory["device"].type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.set_grad_enabled(bool(parameters)):
+            results = self.forward(torch.zeros(1, *shape, **factory), return_state=states)
+            y = results[0] if isinstance(results, tuple) else results
+            if parameters:
+                torch.autograd.grad(y.sum(), parameters)
+
     def forward(
         self,
         x: Tensor,

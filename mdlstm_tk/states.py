@@ -103,9 +103,7 @@ class FaceShape(NamedTuple):
         return torch.float32 if self.dtype.itemsize == 2 else self.dtype
 
 
-def initial_states(
-    initial_state: Sequence[BoundaryState] | None, num_layers: int, shape: FaceShape
-) -> list[Tensor]:
+def initial_states(initial_state: Any, num_layers: int, shape: FaceShape) -> list[Tensor]:
     """The initial states of each layer as a sweep takes them (N, F, dirs, 1 + S, n), zeros where there are
     none.
 

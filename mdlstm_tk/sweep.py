@@ -49,6 +49,7 @@ torch.library.define(
     f"str backend, bool wants_dx) -> ({', '.join(['Tensor'] * len(DIFFERENTIABLE))})",
 )
 FIELDS = len(SweepInputs._fields)
+Shape = Sequence[int]
 
 
 def sweep(
@@ -83,8 +84,7 @@ def sweep(
     if not save:
         results, _ = _forward(inputs, backend)
         return results.output, results.final
-    others = inputs._replace(**dict.fromkeys(DIFFERENTIABLE))
-    output, final = _Sweep.apply(others, backend, recompute, *inputs.tensors)  # type: ignore[no-untyped-call]
+    output, final = _Sweep.apply(inputs.without_tensors(), backend, recompute, *inputs.tensors)  # type: ignore[no-untyped-call]
     return output, final
 
 
@@ -313,7 +313,7 @@ def _wavefront_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _save_for_backward(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
-    ctx.others = SweepInputs(*inputs[:FIELDS])._replace(**dict.fromkeys(DIFFERENTIABLE), sizes=None)
+    ctx.others = SweepInputs(*inputs[:FIELDS]).without_tensors()._replace(sizes=None)
     ctx.saved, ctx.recompute, ctx.backend = inputs[FIELDS:]
     ctx.set_materialize_grads(False)  # zeros in place of the gates' gradient would be as large as the gates
     h, _, gates, states = output
@@ -340,15 +340,16 @@ def _operator_backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None, *_:
     return *(g if need else None for g, need in zip(gradients, needed, strict=True)), *nothing
 
 
-def _flops(x: Any, weight_ih: Any, weight_hh: Any, *_: Any, **__: Any) -> int:
+def _flops(x: Shape, weight_ih: Shape, weight_hh: Shape | None, *_: Any, **__: Any) -> int:
     """Operations of the products W x and U_d h_d, from the shapes: 2·N·P·dirs·G·n·(C + D·n)."""
     return 2 * prod(x[:-1]) * (prod(weight_ih) + (0 if weight_hh is None else prod(weight_hh)))
 
 
-def _backward_flops(x: Any, weight_ih: Any, weight_hh: Any, *others: Any, **_: Any) -> int:
+def _backward_flops(x: Shape, weight_ih: Shape, weight_hh: Shape | None, *others: Any, **_: Any) -> int:
     """Operations of the gradients of W, U_d, h_d and, if wanted, x; and of the gates computed again."""
     recurrent = 0 if weight_hh is None else prod(weight_hh)
-    recompute, _backend, wants_dx = others[-3:]
+    recompute: bool = others[-3]
+    wants_dx: bool = others[-1]
     again = _flops(x, weight_ih, weight_hh) if recompute else 0
     return 2 * prod(x[:-1]) * ((1 + wants_dx) * prod(weight_ih) + 2 * recurrent) + again
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import log
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +12,13 @@ from mdlstm_tk._util.masking import Sizes, as_sizes
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.layer import MDLSTM
+from mdlstm_tk.layer import MDLSTM, Directions
 from mdlstm_tk.models.blocks import apply_flattened
 from mdlstm_tk.models.hub import HubModel
 from mdlstm_tk.models.initial import Init, init_original_, init_short_memory_, init_torch_lstm_
 from mdlstm_tk.models.registry import register
 from mdlstm_tk.sweep import sweep
 from mdlstm_tk.tiling.stages import Stage, TileStages
-from mdlstm_tk.wavefront import Direction
 
 
 class GridNet(HubModel):
@@ -104,7 +102,7 @@ class MDNet(GridNet):
         hidden: int = 16,
         layers: int = 1,
         cell: str = "graves",
-        directions: int | Literal["all"] | Sequence[Direction] = 1,
+        directions: Directions = 1,
         layer_norm: bool = False,
         linear: bool = False,
         init: Init = "default",

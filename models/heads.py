@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from math import prod
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mdlstm_tk._util.masking import Sizes, as_sizes
 from mdlstm_tk._util.windows import space_to_depth
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.layer import Directions
 from mdlstm_tk.models.blocks import (
     Encoder,
     Recurrence,
@@ -27,7 +28,6 @@ from mdlstm_tk.models.blocks import (
 from mdlstm_tk.models.hub import HubModel
 from mdlstm_tk.models.registry import register
 from mdlstm_tk.tiling.stages import TileStages
-from mdlstm_tk.wavefront import Direction
 
 BLANK_MARGIN = 100.0  # how far the logit of the blank exceeds all others after the end of a text
 
@@ -66,7 +66,7 @@ class EncoderNet(HubModel):
         layers: int = 1,
         windows: Sequence[Window] = (),
         cell: str = "graves",
-        directions: int | Literal["all"] | Sequence[Direction] = "all",
+        directions: Directions = "all",
         layer_norm: bool = False,
         dropout: float = 0.0,
         device: torch.device | str | None = None,

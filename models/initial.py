@@ -19,7 +19,7 @@ Init = Literal["default", "original"]
 def init_short_memory_(layer: MDLSTM) -> None:
     """Let the state of a layer depend on few positions at first.
 
-    Gates with the role "forget" start at bias −2, those with "leak" at 2, and recurrent weights at a quarter
+    Gates with the role "forget" start at bias −2, those with "leak" at 2, recurrent weights at a quarter
     of their default.
     """
     n, gates = layer.hidden_size, get_cell(layer.cell).gates(layer.ndim)

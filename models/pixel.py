@@ -115,10 +115,11 @@ class _LayerStates:
 
     def __init__(self, layer: MDLSTM, n: int, width: int, residual: bool) -> None:
         self.units, self.residual = layer.hidden_size, residual
-        left, right = (
-            {name: None if p is None else p[k] for name, p in layer._layer_parameters(0).items()}
-            for k in range(2)
-        )
+        left: dict[str, Any] = {}  # the parameters of the sweep from the left, and of that from the right
+        right: dict[str, Any] = {}
+        for name, parameter in layer._layer_parameters(0).items():
+            left[name], right[name] = (None, None) if parameter is None else parameter
+
         weight_ih, weight_hh, bias = left["weight_ih"], left["weight_hh"], left["bias"]
         if weight_hh is None:  # the cell is not recurrent
             weight_hh = weight_ih.new_zeros(2, len(weight_ih), self.units)

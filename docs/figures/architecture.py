@@ -20,7 +20,7 @@ def call() -> Figure:
         0,
         2,
         8.2,
-        "operator.py: torch.ops.mdlstm.wavefront\nautograd, compile and export see this one node",
+        "sweep.py: a plain autograd function;\ncompile and export see one node, torch.ops.mdlstm.wavefront",
     )
     box(axes, 0, 4, 6, "backends/dispatch.py\ndevice and dtype choose the backend")
     arrow(axes, (3, 1.2), (3, 1.95))

@@ -51,7 +51,11 @@ class SweepInputs(NamedTuple):
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The differentiable inputs, named by `DIFFERENTIABLE`."""
-        return self[: len(DIFFERENTIABLE)]
+        return tuple(getattr(self, name) for name in DIFFERENTIABLE)
+
+    def without_tensors(self) -> SweepInputs:
+        """The inputs that are not differentiable; the others are None until `with_tensors` sets them."""
+        return self.with_tensors([None] * len(DIFFERENTIABLE))
 
     def with_tensors(self, tensors: Sequence[Tensor | None]) -> SweepInputs:
         """The same with other differentiable inputs."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mdlstm_tk.backends.dispatch import Backend
 from mdlstm_tk.benchmark.shapes import Shape
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.wavefront import wavefronts
@@ -97,7 +98,7 @@ def make_step(layer: torch.nn.Module, x: Tensor, training: bool) -> Step:
     return train if training else infer
 
 
-def _layer(shape: Shape, backend: str, factory: Mapping[str, Any]) -> tuple[MDLSTM, Tensor]:
+def _layer(shape: Shape, backend: Backend, factory: Mapping[str, Any]) -> tuple[MDLSTM, Tensor]:
     options = dict(shape.options)
     layer = MDLSTM(shape.channels, shape.units, ndim=len(shape.grid), backend=backend, **options)
     return layer.to(**factory), torch.randn(shape.batch, *shape.grid, shape.channels, **factory)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from math import log
 
-from mdlstm_tk.cells.cell import Gate, protect_built_in_cells, register_cell, total
+from mdlstm_tk.cells.cell import Gate, GateActivation, protect_built_in_cells, register_cell, total
 from mdlstm_tk.cells.ir import Value
 
 States = Mapping[str, Sequence[Value]]
@@ -39,7 +39,7 @@ def _graves_gates(ndim: int) -> list[Gate]:
 
 def _mixing_gates(ndim: int, activated: bool = True) -> list[Gate]:
     """λ_d starts at logit(1/(D − d + 1)), so that every axis starts with equal weight."""
-    activation = "sigmoid" if activated else None
+    activation: GateActivation | None = "sigmoid" if activated else None
     return [Gate(f"l{d}", activation, -log(ndim - d)) for d in range(1, ndim)]
 
 

@@ -45,9 +45,8 @@ class TiledSweep:
         if inputs.initial is None:
             zeros = inputs.x.new_zeros(boundary_shape(inputs), dtype=state_dtype(inputs.x))
             inputs = inputs._replace(initial=zeros)
-        others = inputs._replace(**dict.fromkeys(DIFFERENTIABLE))
-        keep = wants_gradients(inputs.tensors)
-        y, final = _Checkpointed.apply(self, others, keep, *inputs.tensors)  # type: ignore[no-untyped-call]
+        given = self, inputs.without_tensors(), wants_gradients(inputs.tensors)
+        y, final = _Checkpointed.apply(*given, *inputs.tensors)  # type: ignore[no-untyped-call]
         return y, final
 
     def sweep_tile(self, inputs: SweepInputs, tile: Tile) -> tuple[Tensor, Tensor]:

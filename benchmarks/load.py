@@ -1,0 +1,94 @@
+"""One thread against two, on a quiet machine and beside other busy programs.
+
+    python benchmarks/load.py                      # takes some eight minutes
+    python benchmarks/load.py --shape 16,32x32,1,64 --seconds 4
+
+For each shape and pass the layer runs with one and with two threads in turn, in the same process; first
+alone, then while as many other processes as there are processors keep them busy. Times are medians of wall
+time in milliseconds; ratios are medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import median
+
+import torch
+
+from mdlstm_tk.benchmark import SHAPES, Shape, contenders, interleave, ratios_of
+from mdlstm_tk.benchmark.contenders import Step
+
+COLUMNS = (
+    "N, grid, C, n",
+    "pass",
+    "1 thread",
+    "2 threads",
+    "gain",
+    "1, loaded",
+    "2, loaded",
+    "2 ÷ 1, loaded",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--shape", action="append", type=Shape.parse, help="a shape; may be repeated")
+    parser.add_argument("--seconds", type=float, default=3.0, help="duration of each measurement")
+    arguments = parser.parse_args()
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    for shape in arguments.shape or SHAPES:
+        for training in (False, True):
+            one, two, ratio = measure(shape, training, arguments.seconds)
+            with busy_processors():
+                loaded_one, loaded_two, loaded_ratio = measure(shape, training, arguments.seconds)
+            numbers = f"{one:.2f} | {two:.2f} | {1 / ratio:.2f}"
+            loaded = f"{loaded_one:.2f} | {loaded_two:.2f} | {loaded_ratio:.2f}"
+            print(
+                f"| {shape} | {'training' if training else 'forward'} | {numbers} | {loaded} |", flush=True
+            )
+
+
+def measure(shape: Shape, training: bool, seconds: float) -> tuple[float, float, float]:
+    """Milliseconds with one and with two threads, and the median ratio of the second to the first."""
+    step = contenders(shape, training)[0]["layer"]
+    times = interleave({"one": with_threads(step, 1), "two": with_threads(step, 2)}, seconds)
+    one, two = (1000 * median(times[name]) for name in ("one", "two"))
+    return one, two, ratios_of(times, "two")["one"]
+
+
+def with_threads(step: Step, count: int) -> Step:
+    """A step on a number of threads."""
+
+    def run() -> None:
+        torch.set_num_threads(count)
+        step()
+
+    return run
+
+
+@contextmanager
+def busy_processors() -> Iterator[None]:
+    """Keep all processors busy with other processes inside the `with` statement."""
+    context = multiprocessing.get_context("spawn")
+    others = [context.Process(target=_spin, daemon=True) for _ in range(os.cpu_count() or 1)]
+    for process in others:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in others:
+            process.kill()
+            process.join()
+
+
+def _spin() -> None:
+    while True:
+        sum(range(1000))
+
+
+if __name__ == "__main__":
+    main()
