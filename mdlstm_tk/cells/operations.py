@@ -5,8 +5,8 @@ Columns
     torch      of tensors
     gradient   (dy, y, *arguments) → the gradient of each argument, in recorded values
     llvm       (vectors, *arguments), with the functions of `mdlstm_tk.backends.cpu.vectors.Vectors`
-    triton     an expression in which {0}, {1} stand for the arguments; `tanh` and `softplus` are those of
-               `mdlstm_tk.backends.cuda.kernels`
+    triton     an expression in which {0}, {1} stand for the arguments; `tanh`, `sqrt` and `softplus` are
+               functions of `mdlstm_tk.backends.cuda.kernels`
     onnx       the operator
 
 Where an operation has no derivative, the gradient is that of torch: half for each of two equal arguments of
@@ -87,7 +87,7 @@ OPERATIONS: dict[str, Operation] = {
         lambda x: x.sqrt(),
         lambda dy, y, x: (dy * 0.5 / y,),
         lambda v, x: v.sqrt(x),
-        "tl.sqrt_rn({0})",
+        "sqrt({0})",
         "Sqrt",
     ),
     "abs": Operation(

@@ -8,73 +8,81 @@ from typing import Any
 os.environ["TRITON_INTERPRET"] = "0"
 os.environ["TRITON_CACHE_DIR"] = sys.argv[1]
 
+import own_cells
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mdlstm_tk.backends.cuda import codegen
+from mdlstm_tk.backends.inputs import cell_traits
 from mdlstm_tk.cells import get_cell
+from mdlstm_tk.cells.lowering import reads_hidden
 
-TABLES = ("order_ptr", "predecessors_ptr", "successors_ptr", "entering_ptr", "leaving_ptr")
-STATES = ("c_first_ptr", "entering_ptr", "leaving_ptr", "dh_last_ptr", "dc_last_ptr", "dc_first_ptr")
-SUMS = ("dpeephole", "dnorm_weight", "dnorm_bias")
-PARAMETERS = ("bias", "peephole", "norm_weight", "norm_bias")
-IN_X_DTYPE = (
-    "operand_ptr",
-    "next_operand_ptr",
-    "output_ptr",
-    "grad_ptr",
-    "dh_last_ptr",
-    "da_ptr",
-    *PARAMETERS,
-)
+TYPES = {
+    **dict.fromkeys(codegen.VARYING, "i32"),
+    **dict.fromkeys(("order_ptr", "predecessors_ptr", "successors_ptr"), "*i32"),
+    **dict.fromkeys(("entering_ptr", "leaving_ptr"), "*i32"),
+    "starts_ptr": "*i64",
+    "valid_ptr": "*i1",
+    "d_parameter_ptr": "*fp64",
+}
+IN_X_DTYPE = ("operand_ptr", "next_operand_ptr", "output_ptr", "bias_ptr", "parameter_ptr")
+IN_X_DTYPE += ("grad_ptr", "hidden_ptr", "da_ptr")
+OF_STATES = ("first_ptr", "entering_ptr", "last_ptr", "leaving_ptr", "d_first_ptr")
+OPTIONS = {  # name of an option: the arguments that are None without it
+    "bias": ("bias_ptr",),
+    "sizes": ("valid_ptr",),
+    "initial": OF_STATES,
+}
 
 
-def compiled(pass_kind: Any, cell: str, ndim: int, extras: bool, dtype: str, capability: int) -> Any:
-    kernel = codegen.get_kernel(pass_kind, cell, ndim, extras and cell == "graves", extras)
-    state = "fp64" if dtype == "fp64" else "fp32"
-    constants = {
+def compiled(pass_kind: Any, name: str, ndim: int, options: tuple[str, ...], dtype: str) -> Any:
+    cell = get_cell(name)
+    traits = cell_traits(cell, ndim)
+    present = tuple(name for name in traits.parameter_rows if name.partition("_")[0] in options)
+    kernel = codegen.get_kernel(pass_kind, cell, ndim, present)
+    constants: dict[str, Any] = {
         "AXES": ndim,
-        "GATES": len(get_cell(cell).gates(ndim)),
+        "GATES": traits.gates,
+        "STATES": traits.states,
+        "PARAMETERS": sum(traits.parameter_rows[name] for name in present),
         "UNITS": 21,
+        "RECURRENT": traits.recurrent,
+        "READS_H": reads_hidden(cell, ndim),
+        "KEEP_STATES": True,
+        "KEEP_GATES": True,
         "ROWS": 16,
         "BLOCK": 32,
     }
-    constants |= {"KEEP_C": True, "KEEP_GATES": True}
-    if not extras:
-        absent = ("peephole", "norm_weight", "norm_bias")
-        constants |= dict.fromkeys(
-            [*absent, *(f"d{name}" for name in absent), "bias", "valid_ptr", *STATES]
-        )
+    for option, arguments in OPTIONS.items():
+        if option not in options:
+            constants |= dict.fromkeys(arguments)
+    if not present:
+        constants |= {"parameter_ptr": None, "d_parameter_ptr": None}
+    state = "fp64" if dtype == "fp64" else "fp32"
     signature, values = {}, {}
-    for place, name in enumerate(kernel.arg_names):
-        if name in constants:
-            signature[name], values[(place,)] = "constexpr", constants[name]
-        elif name in codegen.VARYING:
-            signature[name] = "i32"
-        elif name in TABLES:
-            signature[name] = "*i32"
-        elif name == "starts_ptr":
-            signature[name] = "*i64"
-        elif name in SUMS:
-            signature[name] = "*fp64"
-        elif name == "valid_ptr":
-            signature[name] = "*i1"
+    for place, argument in enumerate(kernel.arg_names):
+        if argument in constants:
+            signature[argument], values[(place,)] = "constexpr", constants[argument]
         else:
-            signature[name] = f"*{dtype if name in IN_X_DTYPE else state}"
+            default = f"*{dtype if argument in IN_X_DTYPE else state}"
+            signature[argument] = TYPES.get(argument, default)
     source = ASTSource(kernel, signature, values)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    return triton.compile(source, target=GPUTarget("cuda", 80 if dtype == "bf16" else 90, 32))
 
 
-get_cell(f"{Path(__file__).parents[2]}/examples/own_cell.py:input-gated")
+own_cells.register()
 for pass_kind in ("forward", "backward"):
-    for cell, ndim, extras, dtype, capability in (
-        ("graves", 2, True, "bf16", 80),
-        ("graves", 1, False, "fp32", 90),
-        ("stable", 3, False, "fp64", 90),
-        ("leaky", 2, False, "fp16", 80),
-        ("input-gated", 2, False, "fp32", 90),  # has no recurrent product
+    for cell, ndim, options, dtype in (
+        ("graves", 2, ("bias", "peephole", "sizes", "initial"), "bf16"),
+        ("graves", 1, ("bias", "peephole", "norm"), "fp64"),
+        ("slstm", 2, ("bias",), "fp32"),
+        ("leaky", 2, (), "fp16"),
+        ("gated", 2, ("norm", "initial"), "fp16"),
+        ("equations-read-h", 2, ("sizes",), "fp32"),
+        ("all-operations", 1, (), "fp32"),
+        ("all-operations", 1, (), "fp64"),
     ):
-        assembly = compiled(pass_kind, cell, ndim, extras, dtype, capability).asm
+        assembly = compiled(pass_kind, cell, ndim, options, dtype).asm
         for kind in ("ttir", "ptx"):
             Path(sys.argv[1], f"{pass_kind}_{cell}_{dtype}.{kind}").write_text(assembly[kind])

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import own_cells
 import pytest
 import torch
 from helpers.parity import Case
+from helpers.states import StateCase
 from torch.export.passes import move_to_device_pass
 
 from mdlstm_tk import MDLSTM
@@ -53,6 +55,22 @@ def test_both_backends_agree_with_reference(cell: str, backend: str, dtype: str)
     Case(cell, grid=(9, 14), batch=17, units=33, directions="all", sizes=True, dtype=dtype).check(
         backend, "cuda"
     )
+
+
+@needs_cuda
+@pytest.mark.parametrize("backend", ["fused", "torch"])
+@pytest.mark.parametrize("cell", own_cells.NAMES)
+def test_own_cells_agree_with_reference(cell: str, backend: str, fresh_registries: None) -> None:
+    own_cells.register()
+    for dtype in ("float32", "float16"):
+        Case(cell, grid=(5, 8), batch=17, units=33, sizes=True, dtype=dtype).check(backend, "cuda")
+    StateCase((5, 8), cell, sizes=True).check(backend, "cuda")
+
+
+@needs_cuda
+@pytest.mark.parametrize("cell", BUILT_IN_CELLS)
+def test_states_on_cuda_agree_with_reference(cell: str) -> None:
+    StateCase((5, 8), cell, sizes=True).check("fused", "cuda")
 
 
 @needs_cuda

@@ -2,24 +2,25 @@
 
 Launch grid: (blocks of ROWS rows, blocks of BLOCK units, dirs). With layer norm BLOCK covers all n units,
 because a mean needs them. Rows are (position, sample) in visiting order, so within a direction a wavefront
-is contiguous in a, c and da.
+is contiguous in a, states and da.
 
 No kernel uses atomics: a position reads its neighbours' values itself, or one neighbour alone writes them
-    to
-it, and every block of rows adds up parameter gradients in a part of its own. So results do not depend on
+to it, and every block of rows adds up parameter gradients in a part of its own. So results do not depend on
 the order in which programs run.
 
 `forward` and `backward` are templates: `mdlstm_tk.backends.cuda.codegen` makes one kernel of them for each
-cell, with other values for the globals `_cell` and `RECURRENT`.
+cell, with another function for the global `_cell`.
 
 Notation
-    N, P, D      batch, positions, axes (AXES); dirs: directions
-    n, G         hidden units (UNITS), gates (GATES)
+    N, P, D, S   batch, positions, axes (AXES), states beside h (STATES); dirs: directions
+    n, G, R      hidden units (UNITS), gates (GATES), rows of the cell's parameters (PARAMETERS)
     W, U_d       weights of x, and of h one step back along axis d
     visit        index of a position in visiting order
     local row    row within (dirs, K·N) of one wavefront with K positions: direction · K·N + row
     global row   row within (dirs, P·N): (direction · P + visit) · N + sample
-    …_ptr        a pointer; the parameters and their gradients are pointers, too, or None
+    face row     row within (dirs, F·N): see `mdlstm_tk.backends.boundary`; there h and the other states lie
+                 side by side, (1 + S)·n numbers
+    …_ptr        a pointer, or None where that is said
 """
 
 from __future__ import annotations
@@ -29,17 +30,14 @@ from typing import Any
 import triton
 import triton.language as tl
 
-RECURRENT = tl.constexpr(True)  # whether the gates see the predecessors' h; codegen sets it for each cell
 
-
-def _cell(*blocks: Any) -> Any:
+def _cell(*arguments: Any) -> Any:
     """The cell, which codegen replaces; the slots are those of `mdlstm_tk.cells.lowering`.
 
-    forward: (a, c_prev, peephole, norm_weight, norm_bias, unit, UNITS) → (h,), (c,), gates.
-    backward: (gates, c_prev, (c,), (dh,), dh_next, dc_next, peephole, norm_weight, norm_bias, unit, UNITS)
-        →
-    da, dc_prev, dpeephole, dnorm_weight, dnorm_bias.
-    Each is a tuple of blocks: (ROWS, BLOCK), those of parameters (1, BLOCK).
+    forward: (a, h_prev, state_prev, parameter, unit, UNITS) → (h,), state, gates.
+    backward: (gates, h_prev, state_prev, state, (dh,), dh_next, dh_read_next, dstate_next, parameter, unit,
+        UNITS) → da, dh_read_prev, dstate_prev, dparameter.
+    Each slot is a tuple of blocks: (ROWS, BLOCK), those of parameters (1, BLOCK).
     """
     raise NotImplementedError
 
@@ -56,6 +54,28 @@ def tanh(x):
     far = (1.0 - decay) / (1.0 + decay)
     result = tl.where(size < 0.5, near, far)
     return tl.where(x < 0.0, -result, result)
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)) = max(x, 0) + log(1 + t) with t = exp(−|x|).
+
+    log(1 + t) is 2 artanh(z) with z = t / (2 + t) ≤ 1/3, the sum of 2 z^(2k + 1) / (2k + 1). It keeps all
+    digits where t is small. 17 terms are enough for float64.
+    """
+    decay = tl.exp(-tl.abs(x))
+    z = decay / (2.0 + decay)
+    square = z * z
+    series = square * (1 / 33) + (1 / 31)
+    for k in tl.static_range(15):
+        series = series * square + 1 / (29 - 2 * k)
+    return tl.maximum(x, 0.0) + 2.0 * z * series
+
+
+@triton.jit
+def sqrt(x):
+    """The square root, rounded to the nearest number; Triton has one function for each dtype."""
+    return tl.sqrt_rn(x) if x.dtype == tl.float32 else tl.sqrt(x)
 
 
 @triton.jit
@@ -78,13 +98,6 @@ def _rows(starts_ptr, order_ptr, direction, t, batch, positions, ROWS: tl.conste
 
 
 @triton.jit
-def _predecessor(predecessors_ptr, direction, visit, sample, exists, batch, positions):
-    """The global row one step back along the axis of `predecessors_ptr`, and whether it is in the grid."""
-    previous = tl.load(predecessors_ptr + visit, mask=exists, other=-1)
-    return (direction * positions + previous) * batch + sample, previous >= 0
-
-
-@triton.jit
 def _successor(successors_ptr, starts_ptr, direction, t, visit, sample, exists, batch):
     """The local row, in the next wavefront, one step forward along the axis of `successors_ptr`, and
     whether that lies in the grid."""
@@ -94,216 +107,249 @@ def _successor(successors_ptr, starts_ptr, direction, t, visit, sample, exists, 
 
 
 @triton.jit
-def _face_row(ends_ptr, axis, direction, row, rows, lines, exists):
-    """The row, in states (dirs, lines, n) of all faces, of the line along `axis` that has its end at a
-    global row, and whether there is one. `ends_ptr` is (D, dirs, rows), with rows = P·N."""
-    dirs = tl.num_programs(2)
-    line = tl.load(ends_ptr + axis * dirs * rows + row, mask=exists, other=-1).to(tl.int64)
+def _face_row(lines_ptr, direction, row, lines, exists):
+    """The face row of the line that has its end at a global row, and whether there is one. `lines_ptr` is
+    (dirs, P·N), for one axis."""
+    line = tl.load(lines_ptr + row, mask=exists, other=-1).to(tl.int64)
     return direction * lines + line, line >= 0
 
 
 @triton.jit
-def _parameter_rows(tensor, direction, unit, dtype: tl.constexpr, COUNT: tl.constexpr, UNITS: tl.constexpr):
-    """A direction's rows of a parameter (dirs, COUNT, n); none if there is no such parameter."""
-    rows = ()
-    if tensor is not None:
+def _rows_of(pointer, first, unit, mask, dtype: tl.constexpr, COUNT: tl.constexpr, UNITS: tl.constexpr):
+    """COUNT blocks from row `first` on, each of n numbers; none if there is no pointer."""
+    loaded = ()
+    if pointer is not None:
         for k in tl.static_range(COUNT):
-            row_ptr = tensor + (direction * COUNT + k) * UNITS + unit
-            rows += (tl.load(row_ptr, mask=unit < UNITS, other=0.0).to(dtype),)
-    return rows
+            loaded += (tl.load(pointer + (first + k) * UNITS + unit, mask=mask, other=0.0).to(dtype),)
+    return loaded
 
 
 @triton.jit
-def _accumulate(tensor, rows, index, unit, COUNT: tl.constexpr, UNITS: tl.constexpr):
-    """Add the sum over this program's rows to part `index` of a gradient (parts, COUNT, n) in float64,
-    which no other program of the launch touches."""
-    if tensor is not None:
-        for k in tl.static_range(COUNT):
-            row_ptr = tensor + (index * COUNT + k) * UNITS + unit
-            before = tl.load(row_ptr, mask=unit < UNITS, other=0.0)
-            added = tl.sum(rows[k], axis=0, keep_dims=True).to(before.dtype)
-            tl.store(row_ptr, before + added, mask=unit < UNITS)
+def _previous_states(
+    state_ptr, predecessors_ptr, first_ptr, entering_ptr,
+    direction, visit, sample, global_row, unit, exists, batch, positions, lines, all_rows,
+    AXES: tl.constexpr, STATES: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The states beside h one step back along each axis: D·S blocks, those of axis 0 first. Rows of
+    `state_ptr` have WIDTH·n numbers."""
+    dtype: tl.constexpr = state_ptr.dtype.element_ty
+    mask = exists & (unit < UNITS)
+    states = ()
+    for d in tl.static_range(AXES):
+        previous = tl.load(predecessors_ptr + d * positions + visit, mask=exists, other=-1)
+        row = (direction * positions + previous) * batch + sample
+        of_axis = _rows_of(state_ptr, row * WIDTH, unit, mask & (previous >= 0), dtype, STATES, UNITS)
+        if first_ptr is not None:  # without a valid predecessor, the states are 0
+            line, enters = _face_row(entering_ptr + d * all_rows, direction, global_row, lines, exists)
+            first = line * (1 + STATES) + 1
+            entering = _rows_of(first_ptr, first, unit, mask & enters, dtype, STATES, UNITS)
+            for s in tl.static_range(STATES):
+                states += (of_axis[s] + entering[s],)
+        else:
+            states += of_axis
+    return states
 
 
 def forward(
-    a_ptr, recurrent_ptr, operand_ptr, next_operand_ptr, c_ptr, output_ptr,
-    bias, peephole, norm_weight, norm_bias,
-    starts_ptr, order_ptr, predecessors_ptr, successors_ptr, valid_ptr, c_first_ptr, entering_ptr,
+    a_ptr, product_ptr, operand_ptr, next_operand_ptr, state_ptr, output_ptr, bias_ptr, parameter_ptr,
+    starts_ptr, order_ptr, predecessors_ptr, successors_ptr, valid_ptr, first_ptr, entering_ptr,
     t, batch, positions, lines,
-    AXES: tl.constexpr, GATES: tl.constexpr, UNITS: tl.constexpr,
-    KEEP_C: tl.constexpr, KEEP_GATES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    AXES: tl.constexpr, GATES: tl.constexpr, STATES: tl.constexpr, PARAMETERS: tl.constexpr,
+    UNITS: tl.constexpr, RECURRENT: tl.constexpr, READS_H: tl.constexpr,
+    KEEP_STATES: tl.constexpr, KEEP_GATES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Compute h and c of all positions of wavefront t.
+    """Compute h and the other states of all positions of wavefront t.
 
     Args:
-        a_ptr: (dirs, P·N, G·n) W x. If KEEP_GATES, it is overwritten with the activated gates, or with
-            layer norm with the pre-activations.
-        recurrent_ptr: (dirs, K·N, G·n) Σ_d U_d h_d of this wavefront, if the cell is recurrent.
-        operand_ptr: (dirs, K·N, D·n) the h_d that the product has read; cleared, so that the buffer can
-            serve the wavefront after the next.
+        a_ptr: (dirs, P·N, G·n) W x, and U_d h_d of the h_d that enter the grid. If KEEP_GATES, it is
+            overwritten with the activated gates, or with layer norm with the pre-activations.
+        product_ptr: (dirs, K·N, G·n) Σ_d U_d h_d of this wavefront, if RECURRENT.
+        operand_ptr: (dirs, K·N, D·n) the h_d of the predecessors, if RECURRENT or READS_H; cleared, so that
+            the buffer can serve the wavefront after the next.
         next_operand_ptr: the same for the next wavefront: zeros, to which h is written for the successors.
-        c_ptr: if KEEP_C, (dirs, P·N, n), written. Otherwise a, whose first n columns c overwrites to save
-            memory. KEEP_GATES needs KEEP_C.
+        state_ptr: if KEEP_STATES, (dirs, P·N, S·n), written. Otherwise a, whose first S·n columns the
+            states overwrite to save memory. KEEP_GATES needs KEEP_STATES.
         output_ptr: (N, P, dirs, n), written.
-        bias: (dirs, G, n) or None.
-        peephole, norm_weight, norm_bias: (dirs, 2D + 1, n), (dirs, G + 1, n) twice, or None; see
-            `CellParameters`.
+        bias_ptr: (dirs, G, n) or None.
+        parameter_ptr: (dirs, R, n) or None.
         starts_ptr, order_ptr, predecessors_ptr, successors_ptr: see `SweepTables`.
         valid_ptr: (N, P) bool, or None if all positions are valid.
-        c_first_ptr: (dirs, lines, n) the initial c of all faces, or None; that of h is in a.
-        entering_ptr: (D, dirs, P·N) the lines that enter at a row, see `faces.face_rows`; or None.
+        first_ptr: (dirs, F·N, (1 + S)·n) the initial states, or None.
+        entering_ptr: (D, dirs, P·N) the lines that enter at a row, see `face_rows`; or None.
         t, batch, positions, lines: the wavefront, N, P, F·N.
+        RECURRENT: whether the gates see h of the predecessors.
+        READS_H: whether the equations do.
     """
     # Offsets may exceed 2³¹, and a product of two int32 is int32. So whatever offsets come from is int64.
     direction, dirs = tl.program_id(2).to(tl.int64), tl.num_programs(2)
     t, batch, positions = t.to(tl.int64), batch.to(tl.int64), positions.to(tl.int64)
-    rows, lines = positions * batch, lines.to(tl.int64)
+    lines, all_rows = lines.to(tl.int64), dirs * positions * batch
     unit = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     visit, sample, local_row, global_row, place, exists = _rows(
         starts_ptr, order_ptr, direction, t, batch, positions, ROWS
     )
     mask = exists & (unit < UNITS)
     dtype: tl.constexpr = a_ptr.dtype.element_ty
-    c_width: tl.constexpr = UNITS if KEEP_C else GATES * UNITS
+    state_width: tl.constexpr = STATES * UNITS if KEEP_STATES else GATES * UNITS
 
-    bias_rows = _parameter_rows(bias, direction, unit, dtype, GATES, UNITS)
+    bias = _rows_of(bias_ptr, direction * GATES, unit, unit < UNITS, dtype, GATES, UNITS)
     a = ()
     for k in tl.static_range(GATES):
         column = k * UNITS + unit
         value = tl.load(a_ptr + global_row * (GATES * UNITS) + column, mask=mask, other=0.0)
         if RECURRENT:
-            value += tl.load(recurrent_ptr + local_row * (GATES * UNITS) + column, mask=mask, other=0.0)
-        if bias is not None:
-            value += bias_rows[k]
+            value += tl.load(product_ptr + local_row * (GATES * UNITS) + column, mask=mask, other=0.0)
+        if bias_ptr is not None:
+            value += bias[k]
         a += (value,)
-    c_prev = ()
-    for d in tl.static_range(AXES):
-        row, inside = _predecessor(
-            predecessors_ptr + d * positions, direction, visit, sample, exists, batch, positions
-        )
-        c_d = tl.load(c_ptr + row * c_width + unit, mask=mask & inside, other=0.0)
-        if c_first_ptr is not None:  # without a valid predecessor, c_d is 0
-            row, enters = _face_row(entering_ptr, d, direction, global_row, rows, lines, exists)
-            c_d += tl.load(c_first_ptr + row * UNITS + unit, mask=mask & enters, other=0.0)
-        c_prev += (c_d,)
-    h_rows, c_rows, gates = _cell(
-        a, c_prev,
-        _parameter_rows(peephole, direction, unit, dtype, 2 * AXES + 1, UNITS),
-        _parameter_rows(norm_weight, direction, unit, dtype, GATES + 1, UNITS),
-        _parameter_rows(norm_bias, direction, unit, dtype, GATES + 1, UNITS),
-        unit, UNITS,
+    h_prev = ()
+    if READS_H:
+        for d in tl.static_range(AXES):
+            h_d = tl.load(operand_ptr + (local_row * AXES + d) * UNITS + unit, mask=mask, other=0.0)
+            if first_ptr is not None:
+                line, enters = _face_row(entering_ptr + d * all_rows, direction, global_row, lines, exists)
+                offset = line * ((1 + STATES) * UNITS) + unit
+                h_d += tl.load(first_ptr + offset, mask=mask & enters, other=0.0).to(h_d.dtype)
+            h_prev += (h_d.to(dtype),)
+    state_prev = _previous_states(
+        state_ptr, predecessors_ptr, first_ptr, entering_ptr,
+        direction, visit, sample, global_row, unit, exists, batch, positions, lines, all_rows,
+        AXES, STATES, UNITS, STATES if KEEP_STATES else GATES,
     )  # fmt: skip
-    h, c_new = h_rows[0], c_rows[0]
-    if valid_ptr is not None:
-        valid = tl.load(valid_ptr + place, mask=exists, other=0) != 0
-        h, c_new = tl.where(valid, h, 0.0), tl.where(valid, c_new, 0.0)
+    parameter = _rows_of(
+        parameter_ptr, direction * PARAMETERS, unit, unit < UNITS, dtype, PARAMETERS, UNITS
+    )
+    h_rows, state, gates = _cell(a, h_prev, state_prev, parameter, unit, UNITS)
 
+    live = mask
+    if valid_ptr is not None:
+        live = mask & (tl.load(valid_ptr + place, mask=exists, other=0) != 0)
+    h = tl.where(live, h_rows[0], 0.0)
+    tl.debug_barrier()  # the threads that write to a and operand may not be those that have read there
     tl.store(output_ptr + (place * dirs + direction) * UNITS + unit, h, mask=mask)
-    tl.store(c_ptr + global_row * c_width + unit, c_new, mask=mask)
+    for s in tl.static_range(STATES):
+        offset = global_row * state_width + s * UNITS + unit
+        tl.store(state_ptr + offset, tl.where(live, state[s], 0.0), mask=mask)
     if KEEP_GATES:
         for k in tl.static_range(GATES):
-            tl.store(a_ptr + global_row * (GATES * UNITS) + k * UNITS + unit, gates[k], mask=mask)
-    if RECURRENT:
+            tl.store(a_ptr + (global_row * GATES + k) * UNITS + unit, gates[k], mask=mask)
+    if RECURRENT or READS_H:
         for d in tl.static_range(AXES):
-            column = d * UNITS + unit
-            tl.store(operand_ptr + local_row * (AXES * UNITS) + column, 0.0, mask=mask)
+            tl.store(operand_ptr + (local_row * AXES + d) * UNITS + unit, 0.0, mask=mask)
             row, inside = _successor(
                 successors_ptr + d * positions, starts_ptr, direction, t, visit, sample, exists, batch
             )
-            tl.store(next_operand_ptr + row * (AXES * UNITS) + column, h, mask=mask & inside)
+            tl.store(next_operand_ptr + (row * AXES + d) * UNITS + unit, h, mask=mask & inside)
 
 
 def backward(
-    grad_ptr, gates_ptr, c_ptr, next_dh_ptr, dc_prev_ptr, next_dc_ptr, peephole, norm_weight, norm_bias,
-    da_ptr, dpeephole, dnorm_weight, dnorm_bias,
-    starts_ptr, order_ptr, predecessors_ptr, successors_ptr, valid_ptr, c_first_ptr, entering_ptr,
-    leaving_ptr, dh_last_ptr, dc_last_ptr, dc_first_ptr, t, batch, positions, lines, blocks,
-    AXES: tl.constexpr, GATES: tl.constexpr, UNITS: tl.constexpr,
+    grad_ptr, gates_ptr, state_ptr, hidden_ptr, next_dh_ptr, d_prev_ptr, next_d_prev_ptr, last_ptr,
+    da_ptr, d_first_ptr, d_parameter_ptr, parameter_ptr,
+    starts_ptr, order_ptr, predecessors_ptr, successors_ptr, valid_ptr, first_ptr, entering_ptr,
+    leaving_ptr, t, batch, positions, lines, blocks,
+    AXES: tl.constexpr, GATES: tl.constexpr, STATES: tl.constexpr, PARAMETERS: tl.constexpr,
+    UNITS: tl.constexpr, RECURRENT: tl.constexpr, READS_H: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Compute da, and the gradients of the predecessors' c and of the parameters, for wavefront t.
-    Wavefronts run from the last to the first. The parameters, tables, valid_ptr, c_first_ptr, entering_ptr,
-    t, batch, positions and lines are those of `forward`.
+    """Compute da, and the gradients of the predecessors' states and of the parameters, for wavefront t.
+    Wavefronts run from the last to the first. What is not described here is as in `forward`.
 
     Args:
         grad_ptr: (N, P, dirs, n) gradient of the output.
         gates_ptr: (dirs, P·N, G·n) what `forward` left in a; in the pass "recompute", pre-activations.
-        c_ptr: (dirs, P·N, n), read.
-        next_dh_ptr: (dirs, rows of wavefront t + 1, D·n) U_dᵀ da, the gradient of the h that each position
-            of wavefront t + 1 read along axis d, if the cell is recurrent.
-        dc_prev_ptr: (dirs, rows of wavefront t, D·n), written: the gradient of the c that each position
-            read along axis d.
-        next_dc_ptr: what dc_prev_ptr was for wavefront t + 1.
+        state_ptr: (dirs, P·N, S·n), read.
+        hidden_ptr: (dirs, P·N, D·n) the h_d of the predecessors, with those that enter, if READS_H.
+        next_dh_ptr: (dirs, rows of wavefront t + 1, D·n) U_dᵀ da, the gradient of the h that the gates of
+            each position of wavefront t + 1 read along axis d, if RECURRENT.
+        d_prev_ptr: (dirs, rows of wavefront t, D, S·n), written: the gradient of the states that each
+            position read along axis d. If READS_H, (S + 1)·n instead of S·n: that of h follows.
+        next_d_prev_ptr: what d_prev_ptr was for wavefront t + 1.
+        last_ptr: (dirs, F·N, (1 + S)·n) gradients of the final states, or None.
         da_ptr: (dirs, P·N, G·n), written; may be the same memory as gates.
-        dpeephole, dnorm_weight, dnorm_bias: (dirs, blocks, rows of the parameter, n) float64 or None, zeros
-            before the first launch; the caller sums over the blocks.
+        d_first_ptr: (dirs, F·N, (1 + S)·n) gradients of the initial states, or None: zeros, and written
+            where a line enters; that of h only if READS_H.
+        d_parameter_ptr: (dirs, blocks, R, n) float64 or None, zeros before the first launch; the caller
+            sums over the blocks.
         leaving_ptr: (D, dirs, P·N) the lines that leave at a row, or None.
-        dh_last_ptr, dc_last_ptr: (dirs, lines, n) gradients of the final states, or None.
-        dc_first_ptr: (dirs, lines, n) gradient of the initial c: zeros, and written where a line enters.
         blocks: the number of blocks of rows of the longest wavefront.
     """
     direction, dirs = tl.program_id(2).to(tl.int64), tl.num_programs(2)
     t, batch, positions = t.to(tl.int64), batch.to(tl.int64), positions.to(tl.int64)
-    rows, lines = positions * batch, lines.to(tl.int64)
-    blocks = blocks.to(tl.int64)
+    lines, blocks, all_rows = lines.to(tl.int64), blocks.to(tl.int64), dirs * positions * batch
     unit = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     visit, sample, local_row, global_row, place, exists = _rows(
         starts_ptr, order_ptr, direction, t, batch, positions, ROWS
     )
     mask = exists & (unit < UNITS)
     dtype: tl.constexpr = gates_ptr.dtype.element_ty
+    width: tl.constexpr = STATES + 1 if READS_H else STATES
 
     live = mask  # a position outside its sample's valid extents gets no gradient, so it passes none on
     if valid_ptr is not None:
         live = mask & (tl.load(valid_ptr + place, mask=exists, other=0) != 0)
     grad_offset = (place * dirs + direction) * UNITS + unit
     dh = tl.load(grad_ptr + grad_offset, mask=live, other=0.0).to(dtype)
-    gates, c_prev, dh_next, dc_next = (), (), (), ()
-    for k in tl.static_range(GATES):
-        column = k * UNITS + unit
-        gates += (tl.load(gates_ptr + global_row * (GATES * UNITS) + column, mask=mask, other=0.0),)
+    dh_next, dh_read_next, dstate_next = (), (), ()
     for d in tl.static_range(AXES):
-        row, inside = _predecessor(
-            predecessors_ptr + d * positions, direction, visit, sample, exists, batch, positions
-        )
-        c_d = tl.load(c_ptr + row * UNITS + unit, mask=mask & inside, other=0.0)
-        if c_first_ptr is not None:
-            row, enters = _face_row(entering_ptr, d, direction, global_row, rows, lines, exists)
-            c_d += tl.load(c_first_ptr + row * UNITS + unit, mask=mask & enters, other=0.0)
-        c_prev += (c_d,)
         row, inside = _successor(
             successors_ptr + d * positions, starts_ptr, direction, t, visit, sample, exists, batch
         )
-        offset = row * (AXES * UNITS) + d * UNITS + unit
+        column = row * AXES + d
+        dh_d = tl.zeros([ROWS, BLOCK], dtype)
         if RECURRENT:
-            dh_d = tl.load(next_dh_ptr + offset, mask=live & inside, other=0.0)
+            dh_d += tl.load(next_dh_ptr + column * UNITS + unit, mask=live & inside, other=0.0)
+        passed = _rows_of(next_d_prev_ptr, column * width, unit, live & inside, dtype, width, UNITS)
+        if READS_H:
+            dh_read_next += (passed[STATES],)
+        if last_ptr is not None:  # without a valid successor, what is passed is 0
+            line, leaves = _face_row(leaving_ptr + d * all_rows, direction, global_row, lines, exists)
+            last = _rows_of(last_ptr, line * (1 + STATES), unit, live & leaves, dtype, 1 + STATES, UNITS)
+            dh_d += last[0]
+            for s in tl.static_range(STATES):
+                dstate_next += (passed[s] + last[1 + s],)
         else:
-            dh_d = tl.zeros([ROWS, BLOCK], dtype)
-        dc_d = tl.load(next_dc_ptr + offset, mask=live & inside, other=0.0)
-        if leaving_ptr is not None:  # without a valid successor, dh_d and dc_d are 0
-            row, leaves = _face_row(leaving_ptr, d, direction, global_row, rows, lines, exists)
-            offset = row * UNITS + unit
-            dh_d += tl.load(dh_last_ptr + offset, mask=live & leaves, other=0.0).to(dtype)
-            dc_d += tl.load(dc_last_ptr + offset, mask=live & leaves, other=0.0)
+            for s in tl.static_range(STATES):
+                dstate_next += (passed[s],)
         dh_next += (dh_d,)
-        dc_next += (dc_d,)
-    c_new = tl.load(c_ptr + global_row * UNITS + unit, mask=mask, other=0.0)
-    da, dc_prev, peephole_rows, norm_weight_rows, norm_bias_rows = _cell(
-        gates, c_prev, (c_new,), (dh,), dh_next, dc_next,
-        _parameter_rows(peephole, direction, unit, dtype, 2 * AXES + 1, UNITS),
-        _parameter_rows(norm_weight, direction, unit, dtype, GATES + 1, UNITS),
-        _parameter_rows(norm_bias, direction, unit, dtype, GATES + 1, UNITS),
-        unit, UNITS,
+    gates = _rows_of(gates_ptr, global_row * GATES, unit, mask, dtype, GATES, UNITS)
+    state = _rows_of(state_ptr, global_row * STATES, unit, mask, dtype, STATES, UNITS)
+    h_prev = ()
+    if READS_H:
+        h_prev = _rows_of(hidden_ptr, global_row * AXES, unit, mask, dtype, AXES, UNITS)
+    state_prev = _previous_states(
+        state_ptr, predecessors_ptr, first_ptr, entering_ptr,
+        direction, visit, sample, global_row, unit, exists, batch, positions, lines, all_rows,
+        AXES, STATES, UNITS, STATES,
     )  # fmt: skip
+    parameter = _rows_of(
+        parameter_ptr, direction * PARAMETERS, unit, unit < UNITS, dtype, PARAMETERS, UNITS
+    )
+    da, dh_read_prev, dstate_prev, d_parameter = _cell(
+        gates, h_prev, state_prev, state, (dh,), dh_next, dh_read_next, dstate_next, parameter, unit, UNITS
+    )
 
+    # Where a row is not live, a division by a state that is 0 there may have made the results NaN.
+    tl.debug_barrier()  # the threads that write to da may not be those that have read the gates there
     for k in tl.static_range(GATES):
-        tl.store(da_ptr + global_row * (GATES * UNITS) + k * UNITS + unit, da[k], mask=mask)
+        tl.store(da_ptr + (global_row * GATES + k) * UNITS + unit, tl.where(live, da[k], 0.0), mask=mask)
     for d in tl.static_range(AXES):
-        tl.store(dc_prev_ptr + local_row * (AXES * UNITS) + d * UNITS + unit, dc_prev[d], mask=mask)
-        if c_first_ptr is not None:
-            row, enters = _face_row(entering_ptr, d, direction, global_row, rows, lines, exists)
-            tl.store(dc_first_ptr + row * UNITS + unit, dc_prev[d], mask=live & enters)
-    part = direction * blocks + tl.program_id(0)
-    _accumulate(dpeephole, peephole_rows, part, unit, 2 * AXES + 1, UNITS)
-    _accumulate(dnorm_weight, norm_weight_rows, part, unit, GATES + 1, UNITS)
-    _accumulate(dnorm_bias, norm_bias_rows, part, unit, GATES + 1, UNITS)
+        row_ptr = d_prev_ptr + (local_row * AXES + d) * (width * UNITS) + unit
+        if d_first_ptr is not None:
+            line, enters = _face_row(entering_ptr + d * all_rows, direction, global_row, lines, exists)
+            first_row_ptr = d_first_ptr + line * ((1 + STATES) * UNITS) + unit
+        for s in tl.static_range(STATES):
+            gradient = dstate_prev[d * STATES + s]
+            tl.store(row_ptr + s * UNITS, tl.where(live, gradient, 0.0), mask=mask)
+            if d_first_ptr is not None:
+                tl.store(first_row_ptr + (1 + s) * UNITS, gradient, mask=live & enters)
+        if READS_H:
+            tl.store(row_ptr + STATES * UNITS, tl.where(live, dh_read_prev[d], 0.0), mask=mask)
+            if d_first_ptr is not None:
+                tl.store(first_row_ptr, dh_read_prev[d], mask=live & enters)
+    if d_parameter_ptr is not None:  # no other program of the launch touches this part of the gradient
+        part = direction * blocks + tl.program_id(0)
+        for k in tl.static_range(PARAMETERS):
+            row_ptr = d_parameter_ptr + (part * PARAMETERS + k) * UNITS + unit
+            before = tl.load(row_ptr, mask=unit < UNITS, other=0.0)
+            added = tl.sum(tl.where(live, d_parameter[k], 0.0), axis=0, keep_dims=True)
+            tl.store(row_ptr, before + added.to(before.dtype), mask=unit < UNITS)

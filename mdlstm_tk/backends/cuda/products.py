@@ -1,63 +1,89 @@
-"""Products of a sweep with initial states on a GPU."""
+"""The h of predecessors as operands of products: of the whole grid, and where initial states enter it.
 
-def pre_activations(inputs: SweepInputs, output: Tensor, rows: SweepRows) -> Tensor:
-    """W x + Σ_d U_d h_d + b, (dirs, rows, G·n), once h of the whole grid is known."""
-    a = project_input(inputs, rows)
+Rows as in `mdlstm_tk.backends.tables`; N batch, F lines, D axes, G gates, S states beside h, n units.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mdlstm_tk.backends.boundary import (
+    by_direction,
+    end_rows,
+    face_rows,
+    line_counts,
+    line_ends,
+    take_rows,
+)
+from mdlstm_tk.backends.inputs import SweepInputs
+from mdlstm_tk.backends.tables import SweepRows
+from mdlstm_tk.backends.torch.products import multiply, to_visiting_order
+
+
+class Entering(NamedTuple):
+    """The initial states of a sweep, and where they enter it.
+
+    Attributes:
+        states: (dirs, F·N, (1 + S)·n).
+        lines: (D, dirs, rows) the lines that enter at a row, see `face_rows`.
+        rows: for each axis (dirs, F_d·N), the rows where its lines enter, or −1.
+        h: for each axis (dirs, F_d·N, n), h of its lines in the dtype of x.
+    """
+
+    states: Tensor
+    lines: Tensor
+    rows: tuple[Tensor, ...]
+    h: tuple[Tensor, ...]
+
+
+def entering_states(inputs: SweepInputs, rows: SweepRows) -> Entering | None:
+    """The initial states, if there are any."""
+    if inputs.initial is None:
+        return None
+    ends, _ = line_ends(inputs)
+    states = by_direction(inputs.initial)
+    counts = [count * inputs.x.shape[0] for count in line_counts(inputs.grid)]
+    at = end_rows(ends, inputs, rows).flatten(1).split(counts, dim=1)
+    h = states[..., : inputs.units].to(inputs.x.dtype).split(counts, dim=1)
+    return Entering(states, face_rows(ends, inputs, rows), at, h)
+
+
+def add_entering_products(a: Tensor, inputs: SweepInputs, entering: Entering) -> None:
+    """Add U_d h_d of the h_d that enter to `a` (dirs, rows, G·n)."""
     if inputs.weight_hh is not None:
-        a = a.add_(multiply(gather_hidden(output, rows), inputs.weight_hh.transpose(2, 3).flatten(1, 2)))
-    return a if inputs.bias is None else a.add_(inputs.bias[:, None])
+        for d, (h_d, rows_d) in enumerate(zip(entering.h, entering.rows, strict=True)):
+            _add(a, rows_d, multiply(h_d, inputs.weight_hh[:, d].transpose(1, 2)))
 
 
-def face_products(inputs: SweepInputs, h: Tensor, rows: Tensor, a: Tensor) -> Tensor:
-    """`a` with U_d h_d added at the positions where the h_d of a face enters.
-
-    Args:
-        inputs: of the sweep.
-        h: (N, F, dirs, n) on the faces.
-        rows: (dirs, F, N) where each line enters, see `faces.end_rows`.
-        a: (dirs, all rows, G·n), which is not changed.
-    """
-    if inputs.weight_hh is None or a.shape[1] == 0:
-        return a
-    for d, (h_d, rows_d) in enumerate(_of_axes(inputs, h, rows)):
-        product = multiply(h_d, inputs.weight_hh[:, d].transpose(1, 2)).masked_fill(
-            rows_d[..., None] < 0, 0
-        )
-        # The rows of one axis are all different, but for those that are −1, where nothing is added.
-        a = a.index_put((_direction(rows_d), rows_d.clamp(min=0)), product, accumulate=True)
-    return a
+def gather_hidden(output: Tensor, rows: SweepRows, entering: Entering | None) -> Tensor:
+    """(h_1 | … | h_D) of the predecessors of every row, with those that enter, (dirs, rows, D·n)."""
+    visited = to_visiting_order(output, rows)  # (dirs, visits, batch, n)
+    visited = torch.nn.functional.pad(visited, (0, 0, 0, 0, 0, 1))  # the last one, at index −1, is zeros
+    hidden = torch.stack([visited[:, index] for index in rows.tables.predecessors], dim=3).flatten(1, 2)
+    if entering is not None:
+        for d, (h_d, rows_d) in enumerate(zip(entering.h, entering.rows, strict=True)):
+            _add(hidden[:, :, d], rows_d, h_d)
+    return hidden.flatten(2)
 
 
-def face_gradients(
-    inputs: SweepInputs, da: Tensor, h: Tensor, rows: Tensor, dw_hh: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """The gradient of h on the faces (dirs, F·N, n), and `dw_hh` with what the faces add to it.
-
-    Args:
-        inputs, h, rows: as for `face_products`.
-        da: (dirs, all rows, G·n) gradient of the pre-activations, in x's dtype.
-        dw_hh: (dirs, D, G·n, n), or None if the cell is not recurrent.
-    """
-    if inputs.weight_hh is None or dw_hh is None:
-        return torch.zeros_like(by_direction(h)), dw_hh
-    dh, dw = [], []
-    for d, (h_d, rows_d) in enumerate(_of_axes(inputs, h, rows)):
-        da_d = take_rows(da, rows_d)  # (dirs, F_d·N, G·n)
-        dh.append(multiply(da_d, inputs.weight_hh[:, d]))
-        dw.append(multiply_transposed(da_d, h_d))
-    return torch.cat(dh, dim=1).to(h.dtype), dw_hh + torch.stack(dw, dim=1).to(dw_hh.dtype)
+def add_entering_gradients(d_first: Tensor, da: Tensor, inputs: SweepInputs, entering: Entering) -> None:
+    """Add U_dᵀ da to the gradient of the h that enter, the first n columns of `d_first`
+    (dirs, F·N, (1 + S)·n)."""
+    if inputs.weight_hh is not None:
+        parts = [
+            multiply(take_rows(da, rows_d), inputs.weight_hh[:, d])
+            for d, rows_d in enumerate(entering.rows)
+        ]
+        d_first[..., : inputs.units] += torch.cat(parts, dim=1)
 
 
-def _of_axes(inputs: SweepInputs, h: Tensor, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """For each axis (dirs, F_d·N, n) of h on its face, and the rows (dirs, F_d·N) where they enter."""
-    counts, batch = line_counts(inputs.grid), inputs.x.shape[0]
-    parts = by_direction(h).split([count * batch for count in counts], dim=1)
-    return list(zip(parts, rows.flatten(1).split([count * batch for count in counts], dim=1), strict=True))
-
-
-def gather_hidden(output: Tensor, rows: SweepRows) -> Tensor:
-    """(h_1 | … | h_D) of the predecessors of every row, (dirs, rows, D·n)."""
-    h = _with_zeros(to_visiting_order(output, rows))
-    return torch.cat([h[:, index] for index in rows.tables.predecessors], dim=-1).flatten(1, 2)
-
-
+def _add(of_rows: Tensor, rows: Tensor, values: Tensor) -> None:
+    """Add `values` (dirs, K, k) at K rows of each direction, which differ where they are not −1; there
+    nothing is added."""
+    if of_rows.shape[1] > 0:
+        direction = torch.arange(len(rows), device=rows.device)[:, None]
+        values = values.masked_fill(rows[..., None] < 0, 0)
+        of_rows.index_put_((direction, rows.clamp(min=0)), values, accumulate=True)

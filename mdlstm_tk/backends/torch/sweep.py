@@ -94,7 +94,7 @@ def backward(
     Args:
         inputs: as for `forward`.
         grad: (N, *grid, dirs, n) gradient of the output.
-        output, gates, states: the results of `forward` with `save`.
+        output, gates, states: the results of `forward` with `save`; further rows are ignored.
         dfinal: the gradient of the final states, if there are any.
         wants_dx: whether the gradient of x is needed.
     """
@@ -102,10 +102,11 @@ def backward(
     dirs, ndim, count_states = len(inputs.weight_ih), inputs.ndim, inputs.traits.states
     tables, batch, counts, dtype = rows.tables, rows.batch, rows.tables.counts, states.dtype
     h = products.to_visiting_order(output, rows).to(dtype)  # (dirs, P, N, n)
-    fronts = torch.cat([h, states.view(*h.shape[:3], -1)], dim=-1).split(counts, dim=1)
+    kept = states[:, : rows.count].unflatten(1, h.shape[1:3])
+    fronts = torch.cat([h, kept], dim=-1).split(counts, dim=1)
     dh = products.to_visiting_order(grad, rows).to(dtype)
     d_fronts = list(torch.nn.functional.pad(dh, (0, count_states * units)).split(counts, dim=1))
-    a = None if gates is None else gates.split(rows.row_counts, dim=1)
+    a = None if gates is None else gates[:, : rows.count].split(rows.row_counts, dim=1)
     if a is None:
         projected = products.project_input(inputs, rows)
         projected = projected if inputs.bias is None else projected + inputs.bias[:, None]
@@ -141,6 +142,8 @@ def backward(
                 **step.gradients_of_one_successor(dstates, torch.zeros_like(dh)),
             }
         )
+        if invalid is not None:  # states are 0 there, which a cell may divide by
+            results = [result.masked_fill(invalid[t].flatten(1, 2), 0) for result in results]
         d_prev = step.of_previous(results)  # D × (dirs, K·N, (1 + S)·n), h by the equations alone
         if step.parameters:
             parts = [row.sum(dim=1) for row in results[-step.parameters :]]

@@ -1,0 +1,255 @@
+"""Run the sweep on a GPU: for each wavefront one matrix product by torch and one Triton kernel.
+
+All directions run in one sweep, laid out as in the torch backend. Nothing waits for the device, and all
+memory is allocated before the first wavefront, so a sweep can be captured in a CUDA graph.
+The products are torch's, in the precision that torch's settings allow (`allow_tf32`).
+
+Padded positions have no rows, for which the values of `sizes` are needed on the CPU. The layer waits for
+them if they are on the device. While a graph is captured it cannot; then all positions have rows, and the
+kernels get a mask.
+
+Notation: N batch, P positions, G gates, S states beside h, n units, D axes; rows as in
+`mdlstm_tk.backends.tables`.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.errors import TritonError
+
+from mdlstm_tk.backends.boundary import (
+    by_direction,
+    face_rows,
+    final_states,
+    from_directions,
+    line_ends,
+)
+from mdlstm_tk.backends.cuda.codegen import get_kernel
+from mdlstm_tk.backends.cuda.products import (
+    Entering,
+    add_entering_gradients,
+    add_entering_products,
+    entering_states,
+    gather_hidden,
+)
+from mdlstm_tk.backends.inputs import Gradients, SweepInputs, SweepResults
+from mdlstm_tk.backends.specialize import KernelError, compiling
+from mdlstm_tk.backends.tables import SweepRows, sweep_rows
+from mdlstm_tk.backends.torch.products import (
+    input_gradients,
+    multiply,
+    multiply_transposed,
+    project_input,
+)
+from mdlstm_tk.cells import get_cell
+from mdlstm_tk.cells.lowering import Pass, reads_hidden
+
+# What one program processes: 4 numbers for each thread of 4 warps, and at most UNITS units of a row. A
+# layer norm needs all units of a row, and gets more warps if they are many.
+ELEMENTS = 512
+UNITS = 128
+
+
+def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) -> SweepResults:
+    """Run the sweep.
+
+    Args:
+        inputs: of the sweep.
+        save: keep what `backward` needs: the states beside h (dirs, rows, S·n), in visiting order, and the
+            activated gates, or with layer norm the pre-activations, (dirs, rows, G·n).
+        recompute: keep no gates.
+    """
+    x, weight_hh, units, rows = inputs.x, inputs.weight_hh, inputs.units, sweep_rows(inputs)
+    (dirs, gate_dim, _), hidden_dim = inputs.weight_ih.shape, inputs.ndim * inputs.units
+    state_dim = inputs.traits.states * units
+    w_hh = None if weight_hh is None else weight_hh.transpose(2, 3).flatten(1, 2)  # (dirs, D·n, G·n)
+    entering = entering_states(inputs, rows)
+    launch = _Launcher("forward", inputs, rows, entering)
+    a = project_input(inputs, rows)  # (dirs, rows, G·n)
+    if entering is not None:
+        add_entering_products(a, inputs, entering)
+    # The final states are taken from those of all rows.
+    keep_states = save or entering is not None or state_dim > gate_dim
+    states = a.new_empty(*a.shape[:2], state_dim) if keep_states else a
+    new_output = x.new_zeros if rows.ragged else x.new_empty  # nothing is written where there is no row
+    output = new_output(*x.shape[:-1], dirs, units)
+    bias = None if inputs.bias is None else inputs.bias.contiguous()
+    longest = dirs * rows.tables.longest * rows.batch
+    # The h_d that this wavefront and the next one read, in turn.
+    operands = x.new_zeros(2, longest * hidden_dim * launch.passes_h)
+    products = a.new_empty(longest * gate_dim * (w_hh is not None))
+    with torch.cuda.device_of(x):
+        for t, count in enumerate(rows.row_counts):
+            operand = operands[t % 2]
+            if w_hh is not None:
+                product = _view(products, dirs, count, gate_dim)
+                multiply(_view(operand, dirs, count, hidden_dim), w_hh, out=product)
+            launch(
+                count,
+                t=t,
+                a_ptr=a,
+                product_ptr=products,
+                operand_ptr=operand,
+                next_operand_ptr=operands[1 - t % 2],
+                state_ptr=states,
+                output_ptr=output,
+                bias_ptr=bias,
+                KEEP_STATES=keep_states,
+                KEEP_GATES=save and not recompute,
+            )
+    final = None if entering is None else final_states(inputs, output, states)
+    return SweepResults(output, final, a if save and not recompute else None, states if save else None)
+
+
+def backward(
+    inputs: SweepInputs,
+    grad: Tensor,
+    output: Tensor,
+    gates: Tensor | None,
+    states: Tensor,
+    dfinal: Tensor | None = None,
+    wants_dx: bool = True,
+) -> Gradients:
+    """The gradients of all inputs that are there; that of x if it is wanted.
+
+    Args:
+        inputs: as for `forward`.
+        grad: (N, *grid, dirs, n) gradient of the output.
+        output, gates, states: the results of `forward` with `save`. Gates and states may have more rows
+            than the sweep, and gates that are None are computed again.
+        dfinal: the gradient of the final states, if there are any.
+        wants_dx: whether the gradient of x is needed.
+    """
+    x, weight_hh, units, rows = inputs.x, inputs.weight_hh, inputs.units, sweep_rows(inputs)
+    dirs, hidden_dim = len(inputs.weight_ih), inputs.ndim * inputs.units
+    entering = entering_states(inputs, rows)
+    launch = _Launcher("recompute" if gates is None else "backward", inputs, rows, entering)
+    states = states[:, : rows.count].contiguous()
+    hidden = gather_hidden(output, rows, entering) if launch.passes_h else None  # (dirs, rows, D·n)
+    kept = _pre_activations(inputs, rows, hidden) if gates is None else gates[:, : rows.count].contiguous()
+    # Pre-activations that are computed again are nobody else's, so da can take their place.
+    da = kept if gates is None and kept.dtype == x.dtype else torch.empty_like(kept, dtype=x.dtype)
+    longest = rows.tables.longest * rows.batch
+    dh = kept.new_empty(dirs * longest * hidden_dim * (weight_hh is not None))
+    passed_dim = inputs.ndim * (inputs.traits.states + launch.reads_h) * units
+    d_prev = kept.new_empty(2, dirs * longest * passed_dim)  # of this wavefront and the next one, in turn
+    d_first = None if entering is None else torch.zeros_like(entering.states)
+    blocks, parameters = launch.blocks(longest), launch.parameters
+    d_parameters = None
+    if parameters is not None:
+        shape = dirs, blocks, *parameters.shape[1:]
+        d_parameters = parameters.new_zeros(shape, dtype=torch.float64)
+    arguments = {
+        "grad_ptr": grad.contiguous(),
+        "gates_ptr": kept,
+        "state_ptr": states,
+        "hidden_ptr": hidden,
+        "next_dh_ptr": dh,
+        "last_ptr": None if dfinal is None else by_direction(dfinal),
+        "leaving_ptr": None if dfinal is None else face_rows(line_ends(inputs)[1], inputs, rows),
+        "da_ptr": da,
+        "d_first_ptr": d_first,
+        "d_parameter_ptr": d_parameters,
+        "blocks": blocks,
+    }
+    w_hh = None if weight_hh is None else weight_hh.transpose(1, 2).flatten(2, 3)  # (dirs, G·n, D·n)
+    parts = da.split(rows.row_counts, dim=1)
+    with torch.cuda.device_of(x):
+        for t in reversed(range(len(parts))):
+            count = parts[t].shape[1]
+            launch(count, t=t, d_prev_ptr=d_prev[t % 2], next_d_prev_ptr=d_prev[1 - t % 2], **arguments)
+            if t > 0 and w_hh is not None:
+                multiply(parts[t], w_hh, out=_view(dh, dirs, count, hidden_dim))
+
+    gradients: Gradients = {}
+    if weight_hh is not None and hidden is not None:
+        joint = multiply_transposed(da, hidden).unflatten(-1, (inputs.ndim, units))
+        gradients["weight_hh"] = joint.transpose(1, 2).to(x.dtype)  # (dirs, D, G·n, n)
+    if d_parameters is not None:
+        gradients |= inputs.split_cell_parameters(d_parameters.sum(dim=1).to(x.dtype))
+    if entering is not None and d_first is not None:
+        add_entering_gradients(d_first, da, inputs, entering)
+        gradients["initial"] = from_directions(d_first, inputs)
+    return gradients | input_gradients(inputs, da, rows, wants_dx)
+
+
+def _pre_activations(inputs: SweepInputs, rows: SweepRows, hidden: Tensor | None) -> Tensor:
+    """W x + Σ_d U_d h_d + b, (dirs, rows, G·n), once h of the whole grid is known."""
+    a = project_input(inputs, rows)
+    if inputs.weight_hh is not None and hidden is not None:
+        a += multiply(hidden, inputs.weight_hh.transpose(2, 3).flatten(1, 2))
+    if inputs.bias is not None:
+        a += inputs.bias[:, None]
+    return a
+
+
+class _Launcher:
+    """Launches a cell's kernel on a wavefront.
+
+    Attributes:
+        reads_h: whether the cell's equations read h of the predecessors.
+        passes_h: whether those or the gates do.
+        parameters: the cell's parameters (dirs, R, n), or None.
+    """
+
+    def __init__(
+        self, pass_kind: Pass, inputs: SweepInputs, rows: SweepRows, entering: Entering | None
+    ) -> None:
+        cell, ndim, traits, units = get_cell(inputs.cell), inputs.ndim, inputs.traits, inputs.units
+        self.name = f"{pass_kind} of {inputs.cell}"
+        with compiling(self.name):
+            self.kernel = get_kernel(pass_kind, cell, ndim, inputs.present)
+        self.reads_h = reads_hidden(cell, ndim)
+        self.passes_h = self.reads_h or traits.recurrent
+        self.parameters = inputs.cell_parameters()
+        self.dirs = len(inputs.weight_ih)
+        power = 1 << (units - 1).bit_length()  # units rounded up to a power of 2
+        block = power if inputs.norm_weight is not None else min(power, UNITS)
+        self.rows = max(1, ELEMENTS // block)
+        self.unit_blocks = -(-units // block)
+        tables = rows.tables
+        self.arguments: dict[str, Any] = {  # of forward and backward
+            "starts_ptr": tables.starts,
+            "order_ptr": tables.order,
+            "predecessors_ptr": tables.predecessors,
+            "successors_ptr": tables.successors,
+            "valid_ptr": rows.valid_mask,
+            "first_ptr": None if entering is None else entering.states,
+            "entering_ptr": None if entering is None else entering.lines,
+            "parameter_ptr": self.parameters,
+            "batch": rows.batch,
+            "positions": tables.positions,
+            "lines": 0 if entering is None else entering.states.shape[1],
+            "AXES": ndim,
+            "GATES": traits.gates,
+            "STATES": traits.states,
+            "PARAMETERS": 0 if self.parameters is None else self.parameters.shape[1],
+            "UNITS": units,
+            "RECURRENT": traits.recurrent,
+            "READS_H": self.reads_h,
+            "ROWS": self.rows,
+            "BLOCK": block,
+            "num_warps": min(32, max(4, self.rows * block // 128)),
+        }
+
+    def blocks(self, rows: int) -> int:
+        """The number of programs that share a wavefront's rows."""
+        return -(-rows // self.rows)
+
+    def __call__(self, rows: int, **arguments: Any) -> None:
+        if rows > 0:
+            grid = (self.blocks(rows), self.unit_blocks, self.dirs)
+            try:
+                self.kernel[grid](**self.arguments, **arguments)  # the first call compiles
+            except TritonError as error:
+                reason = str(error).strip().partition("\n")[0]
+                raise KernelError(f"the kernel '{self.name}' cannot be compiled ({reason})") from error
+
+
+def _view(buffer: Tensor, *shape: int) -> Tensor:
+    """The first elements of a buffer as a tensor of this shape."""
+    return buffer[: prod(shape)].view(shape)
