@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
 
@@ -37,19 +37,26 @@ COLUMNS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--shape", action="append", type=Shape.parse, help="a shape; may be repeated")
-    parser.add_argument("--seconds", type=float, default=3.0, help="duration of each measurement")
+    parser.add_argument("--seconds", type=float, default=2.0, help="duration of each measurement")
     arguments = parser.parse_args()
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for shape in arguments.shape or SHAPES:
+        for row in table(arguments.seconds, [shape]):
+            print(f"| {' | '.join(row)} |", flush=True)
+
+
+def table(seconds: float, shapes: Sequence[Shape] = SHAPES) -> list[list[str]]:
+    """The rows of the table."""
+    rows = []
+    for shape in shapes:
         for training in (False, True):
-            one, two, ratio = measure(shape, training, arguments.seconds)
+            one, two, ratio = measure(shape, training, seconds)
             with busy_processors():
-                loaded_one, loaded_two, loaded_ratio = measure(shape, training, arguments.seconds)
-            numbers = f"{one:.2f} | {two:.2f} | {1 / ratio:.2f}"
-            loaded = f"{loaded_one:.2f} | {loaded_two:.2f} | {loaded_ratio:.2f}"
-            print(
-                f"| {shape} | {'training' if training else 'forward'} | {numbers} | {loaded} |", flush=True
-            )
+                loaded_one, loaded_two, loaded_ratio = measure(shape, training, seconds)
+            times = one, two, 1 / ratio, loaded_one, loaded_two, loaded_ratio
+            numbers = [f"{number:.2f}" for number in times]
+            rows.append([str(shape), "training" if training else "forward", *numbers])
+    return rows
 
 
 def measure(shape: Shape, training: bool, seconds: float) -> tuple[float, float, float]:

@@ -1,4 +1,4 @@
-"""Where the time of a sweep on the CPU goes: the whole layer against kernels that lack one part.
+"""Where the time of a sweep on the CPU goes: the whole layer against sweeps that lack one part.
 
     python benchmarks/parts.py                     # takes half a minute on an otherwise idle machine
 
@@ -8,20 +8,12 @@ Python.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from statistics import median
 from typing import Any
-from unittest import mock
 
-from numba import cfunc, types
-from numba.extending import intrinsic
+from numba import cfunc
 
-from mdlstm_tk._util.caches import BoundedCache
-from mdlstm_tk.backends.cpu import backward_kernel, kernels, launch, plan
-from mdlstm_tk.backends.cpu import compile as cpu_compile
-from mdlstm_tk.backends.cpu.jit import OPTIONS, jit
-from mdlstm_tk.backends.tables import SweepRows
+from mdlstm_tk.backends.cpu.plan import plans
 from mdlstm_tk.benchmark import Shape, contenders, interleave, torch_threads
 from mdlstm_tk.benchmark.contenders import Step
 
@@ -34,53 +26,35 @@ SHAPES = (
 COLUMNS = ("N, grid, C, n", "pass", "ms", "products", "cell", "rest")
 
 
-@jit
-def _no_product(*_):  # type: ignore[no-untyped-def]
+@cfunc(f"void({', '.join(['int64'] * 12)})")
+def _no_product(a, a_row, a_step, b, b_panel, b_step, depth, c, c_row, rows, columns, accumulate):  # type: ignore[no-untyped-def]
     return
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _no_cell(_: Any, units: Any, scratch: Any, slots: Any) -> Any:
-    return types.void(units, scratch, slots), lambda context, *_: context.get_dummy_value()
+@cfunc("void(int64, int64, int64, int64)")
+def _no_cell(rows, units, spill, table):  # type: ignore[no-untyped-def]
+    return
 
 
-# The parts, and what replaces each where.
-REPLACED: dict[str, list[tuple[Any, str, Any]]] = {
-    "products": [(kernels, "matmul", _no_product), (backward_kernel, "matmul", _no_product)],
-    "cell": [(cpu_compile, "cell_function", lambda *_: _no_cell)],
+REPLACED: dict[str, dict[str, Any]] = {
+    "products": {"matmul": _no_product.address},
+    "cell": {"cell": _no_cell.address},
 }
 
 
-@contextmanager
-def replaced(part: str) -> Iterator[None]:
-    """Compile kernels that lack a part, and do not cache them on disk."""
-    with ExitStack() as stack:
-        for module, name, value in REPLACED[part]:
-            stack.enter_context(mock.patch.object(module, name, value))
-        uncached = lambda function, _: cfunc("void(int64)", **OPTIONS)(function)  # noqa: E731
-        stack.enter_context(mock.patch.object(cpu_compile, "cfunc_cached", uncached))
-        stack.enter_context(mock.patch.object(plan, "get_kernel", cpu_compile.get_kernel.__wrapped__))
-        yield
-
-
 def without(part: str, step: Step) -> Step:
-    """The step with kernels that lack a part."""
+    """The step with kernels that call a function that does nothing in place of a part."""
 
-    plans: BoundedCache[plan.PlanKey, plan.Plan] = BoundedCache(plan.plans.max_bytes)
-
-    def make_plan(key: plan.PlanKey, rows: SweepRows) -> plan.Plan:
-        with replaced(part):
-            return plan.make_plan(key, rows)
-
-    def lacking() -> None:
-        whole = launch.plans, launch.make_plan
-        launch.plans, launch.make_plan = plans, make_plan
+    def run() -> None:
+        whole = dict(plans)
+        plans.update({key: plan._replace(**REPLACED[part]) for key, plan in whole.items()})
         try:
             step()
         finally:
-            launch.plans, launch.make_plan = whole
+            plans.update(whole)
 
-    return lacking
+    step()  # makes the plans
+    return run
 
 
 def measure(shape: Shape, training: bool, seconds: float = 2.0) -> list[str]:

@@ -19,7 +19,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import compiling
 import exports
+import load
 import parts
 import ragged
 import rivals
@@ -114,12 +116,31 @@ head, loss, optimizer, metrics, validations and checkpoints. An earlier measurem
 1.41 s for the whole run and 0.74 s for the rest before a first round of changes, and 1.04 s and 0.45 s
 after it. The page of the code that the task comes from gives 77 ms a step, 13 steps/s.
 
+## Beside other programs
+
+`python benchmarks/load.py`
+
+{load}
+
+The last three columns are measured while as many other processes as there are processors keep them busy.
+Threads divide a sweep by directions, samples, or bands of the grid, and wait for each other a few dozen
+times in a sweep at most. In version 0.6 they met after each wavefront, so one that waited for its turn on a
+processor stopped the other.
+
+## Compiling
+
+`python benchmarks/compiling.py`, processor time of fresh processes with an empty cache
+
+{compiling}
+
+Kernels are the same for all cells, and compiled once for each dtype; a cell adds a small function for each
+pass. Sweeps with states need no others.
+
 ## Memory kept between calls
 
 A sweep keeps the order and the neighbours of its grid for the next call, 4 bytes an entry: 20 to 32 bytes a
-position for one direction in two dimensions, and another copy of some of them in NumPy. Those of the last
-ragged batches are kept, too. All tables take at most 176 MiB together, and weights packed for inference on
-the CPU at most 64 MiB; the oldest go first, except that the newest grid stays, whatever its size.
+position for one direction in two dimensions, and another copy of some of them in NumPy. All tables take at
+most 240 MiB together; the oldest go first, except that the newest grid stays, whatever its size.
 `mdlstm_tk.clear_caches()` frees all of it.
 
 ## Compiled kernels on disk
@@ -131,41 +152,6 @@ says. So the folder must belong to you, and neither it nor a folder above it may
 that does not hold, nothing is kept, and every process compiles the kernels it needs again, which takes
 seconds; `mdlstm doctor` shows the folder, or says what is missing. Your own functions that Numba caches are
 not affected.
-
-## Operating system
-
-The CPU backend asks the operating system for three things beyond what Python and torch offer
-(`mdlstm_tk/backends/cpu/platform.py`). An environment variable turns each of them off; the figures below
-were measured with and without it on AMD EPYC, with one thread unless stated otherwise. They are not
-measured again when this page is written;
-`MDLSTM_HUGE_PAGES=0 mdlstm bench --threads 1 --shape 1,512x512,1,32` measures two of them.
-
-**Huge pages** (`madvise`; off with `MDLSTM_HUGE_PAGES=0`): large tensors get their memory in pages of
-2 MiB.
-
-| N, grid, C, n | pass | ms with | ms without |
-| :--- | ---: | ---: | ---: |
-| 1, 512x512, 1, 32 | forward | 86 | 99 |
-| 1, 512x512, 1, 32 | training | 310 | 397 |
-| 1, 128x128, 1, 32 | training | 17.5 | 19.2 |
-
-At 16, 32x32, 1, 64 there is no difference.
-
-**Moving threads** (`sched_setaffinity`; off with `MDLSTM_MIGRATE=0`): a thread that finds itself on the CPU
-of the thread that waits for it moves to another one. Nine processes with two threads ran with this and nine
-without. In three of the nine without, both threads stayed on one CPU for whole seconds. The median training
-step of those three, compared with that of the processes that move their threads:
-
-| N, grid, C, n | ms with | ms without, in the three |
-| :--- | ---: | ---: |
-| 16, 32x32, 1, 64 | 27 | 120 |
-| 1, 32x32, 1, 32, directions=all | 3–12 | 70 |
-
-In the other six processes there was no difference.
-
-**torch's OpenMP threads** (off with `MDLSTM_TORCH_OPENMP=0`): sweeps run on the threads that torch has
-already, instead of on threads of their own. With scikit-learn loaded, which brings an OpenMP of its own,
-training on `digits` with two threads took 2.7 times as long without this (measured with version 0.1).
 
 ## Exported, under ONNX Runtime
 
@@ -301,6 +287,8 @@ def main() -> None:
         ragged=markdown(ragged.COLUMNS, ragged.table(), 1),
         ragged_training=markdown(ragged.TRAINING_COLUMNS, ragged.training_table(), 1),
         training=markdown(training.COLUMNS, training.table(), 1),
+        load=markdown(load.COLUMNS, load.table(seconds), 2),
+        compiling=markdown(compiling.COLUMNS, compiling.table(), 1),
         directions=directions(layer),
         goals=markdown(exports.COLUMNS, exports.table(2 * seconds), 2),
         operators=markdown(exports.PROFILE_COLUMNS, exports.profile_table(2 * seconds), 1),
