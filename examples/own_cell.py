@@ -1,34 +1,46 @@
-"""Two cells of our own: one whose forget gates are tied to its input gate, and one without a recurrent
-product.
+"""Two cells of our own: one with a single state, and one with two and without a recurrent product.
 
     mdlstm train --cell examples/own_cell.py:coupled --steps 200 -o runs/own
     mdlstm export runs/own --cell examples/own_cell.py:coupled
     python examples/own_cell.py
 
-A cell is its gates, the start values of their biases, and its forward equations. The float64 reference, the
-compiled kernels, the gradients and the nodes of an ONNX export are derived from them.
+A cell is its gates, its states and its forward equations. The float64 reference, the compiled kernels, the
+gradients and the nodes of an ONNX export are derived from them.
 """
 
-from mdlstm_tk import register_cell
+from mdlstm_tk import Gate, register_cell
 
 
-@register_cell("coupled", gates=("f", "g", "o"), start={"f": 1.0})
-def coupled(gates, c, output_activation):
+def mean(values):
+    """Of the states one step back along each axis."""
+    return sum(values) * (1 / len(values))
+
+
+@register_cell("coupled", gates=[Gate("f", start=1.0), Gate("g", "tanh"), Gate("o")])
+def coupled(gates, states, output_activation):
     """c = f⊙c̄ + (1 − f)⊙g, c̄ the mean of the c_d ; h = o⊙tanh(c)."""
     f, g, o = gates
-    c_mean = sum(c) * (1 / len(c))
-    c_new = g + f * (c_mean - g)
-    return o * output_activation(c_new), c_new
+    before = mean(states["c"])
+    c = g + f * (before - g)
+    return o * output_activation(c), {"c": c}
 
 
-@register_cell("input-gated", gates=("f", "g", "o"), start={"f": 1.0}, recurrent=False)
-def input_gated(gates, c, output_activation):
-    """The equations of `coupled`, but its gates see x alone, as in SRU and QRNN.
+@register_cell(
+    "input-gated",
+    gates=[Gate("i"), Gate("f", start=1.0), Gate("g", "tanh"), Gate("o")],
+    states=("c", "n"),
+    recurrent=False,
+)
+def input_gated(gates, states):
+    """c = f⊙c̄ + i⊙g ; n = f⊙n̄ + i ; h = o⊙c/n, so c/n is a weighted mean of the g so far.
 
-    There is no product with h, so a sweep is elementwise after one product with x, and the layer has no
-    `weight_hh`. (Lei et al. 2018, arXiv:1709.02755; Bradbury et al. 2017, arXiv:1611.01576.)
+    The gates see x alone, as in SRU and QRNN (Lei et al. 2018, arXiv:1709.02755; Bradbury et al. 2017,
+    arXiv:1611.01576): a sweep is elementwise after one product with x, and there is no `weight_hh`.
     """
-    return coupled(gates, c, output_activation)
+    i, f, g, o = gates
+    c = f * mean(states["c"]) + i * g
+    n = f * mean(states["n"]) + i
+    return o * (c / n), {"c": c, "n": n}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """First stage of an export: `torch.onnx.export`, with each sweep as one node.
 
-The node is `mdlstm::Wavefront`, or `mdlstm::WavefrontStates` for a sweep with initial and final states. If
-the exporter traced the loop over the wavefronts instead, it would take minutes and fix the batch size.
+The node is `mdlstm::Wavefront`. If the exporter traced the loop over the wavefronts instead, it would take
+minutes and fix the batch size.
 """
 
 from __future__ import annotations
@@ -19,32 +19,29 @@ from onnxscript import opset18 as op
 from onnxscript import values
 from torch import Tensor, nn
 
-from mdlstm_tk import operator as _registers_the_operator  # noqa: F401
-from mdlstm_tk import state_operator as _registers_the_state_operator  # noqa: F401
+from mdlstm_tk import sweep as _registers_the_operator  # noqa: F401
+from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export.outputs import named_outputs
 
 DOMAIN = "mdlstm"
 OPSET = 18  # has LayerNormalization (from 17 on); ONNX Runtime 1.20, the oldest supported, reads up to 21
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
-SWEEP_ARGUMENTS = 10  # of a wavefront operator: what a `SweepInputs` holds
+TENSORS = SweepInputs._fields[: SweepInputs._fields.index("signs")]  # the inputs of a node
 EXTENT_NAMES = {1: ["length"], 2: ["height", "width"], 3: ["depth", "height", "width"]}
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The argument `custom_translation_table` for calls of `torch.onnx.export`.
 
-    It translates each sweep into one `mdlstm::Wavefront` node, or `mdlstm::WavefrontStates` if it has
-    states; `lower` replaces these nodes by standard operators.
+    It translates each sweep into one `mdlstm::Wavefront` node; `lower` replaces these nodes by standard
+    operators.
 
     >>> program = torch.onnx.export(net, (x,), dynamo=True, custom_translation_table=translation_table())
     >>> model = lower(program.model_proto, "unrolled")
     """
-    _register_schemas()
-    return {
-        torch.ops.mdlstm.wavefront.default: _translate,
-        torch.ops.mdlstm.wavefront_states.default: _translate_states,
-    }
+    _register_schema()
+    return {torch.ops.mdlstm.wavefront.default: _translate}
 
 
 def capture(
@@ -135,72 +132,45 @@ class _Float32Interface(nn.Module):
 
 def _translate(*arguments: Any) -> Any:
     """Translate a call of the wavefront operator into one node."""
-    tensors, attributes = _content(arguments)
-    y = values.Opset(DOMAIN, 1).Wavefront(*tensors, **attributes)
-    unused = op.Constant(value_floats=[0.0])  # outputs 2 and 3 are for the backward pass only
-    return y, unused, unused
+    inputs = SweepInputs(*arguments[: len(SweepInputs._fields)])
+    grid = [extent if isinstance(extent, int) else -1 for extent in inputs.x.shape[1:-1]]
+    attributes = {"directions": list(inputs.signs), "grid": grid, "cell": inputs.cell}
+    y, final = values.Opset(DOMAIN, 1).Wavefront(*inputs[: len(TENSORS)], **attributes)
+    unused = op.Constant(value_floats=[0.0])  # the last two are for the backward pass only
+    return y, unused if inputs.initial is None else final, unused, unused
 
 
-def _translate_states(*arguments: Any) -> Any:
-    """Translate a call of the wavefront operator with states into one node."""
-    *content, h_first, c_first = arguments[: SWEEP_ARGUMENTS + 2]
-    tensors, attributes = _content(content)
-    results = values.Opset(DOMAIN, 1).WavefrontStates(*tensors, h_first, c_first, **attributes)
-    unused = op.Constant(value_floats=[0.0])  # outputs 4 and 5 are for the backward pass only
-    return *results, unused, unused
-
-
-def _content(arguments: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
-    """The inputs and the attributes of a node, from the first arguments of a wavefront operator."""
-    *tensors, directions, cell = arguments[:SWEEP_ARGUMENTS]
-    grid = [extent if isinstance(extent, int) else -1 for extent in tensors[0].shape[1:-1]]
-    return tensors, {"directions": list(directions), "grid": grid, "cell": cell}
-
-
-def _register_schemas() -> None:
-    """Register the nodes of sweeps with onnx; onnxscript refuses to build nodes without a schema."""
+def _register_schema() -> None:
+    """Register the node of a sweep with onnx; onnxscript refuses to build nodes without a schema."""
     if defs.has("Wavefront", domain=DOMAIN):
         return
     schema = defs.OpSchema
     optional = schema.FormalParameterOption.Optional
     kinds = schema.AttrType if hasattr(schema, "AttrType") else defs.OpSchema.AttrType
-    tensors = [
-        schema.FormalParameter("x", "T"),
-        schema.FormalParameter("weight_ih", "T"),
-        schema.FormalParameter("weight_hh", "T", param_option=optional),
-        schema.FormalParameter("bias", "T", param_option=optional),
-        schema.FormalParameter("peephole", "T", param_option=optional),
-        schema.FormalParameter("norm_weight", "T", param_option=optional),
-        schema.FormalParameter("norm_bias", "T", param_option=optional),
-        schema.FormalParameter("sizes", "tensor(int64)", param_option=optional),
-    ]
-    attributes = [
-        schema.Attribute("directions", kinds.INTS, "dirs × D signs, 1 or −1"),
-        schema.Attribute("grid", kinds.INTS, "extents, −1 where an extent is free"),
-        schema.Attribute("cell", kinds.STRING, "name of the cell"),
-    ]
-    y = schema.FormalParameter("y", "T")
-    states = [
-        [schema.FormalParameter(f"{name}_{end}", kind) for name, kind in (("h", "T"), ("c", "S"))]
-        for end in ("first", "last")
-    ]
+    types = {"initial": "S", "sizes": "tensor(int64)"}
+    required, *others = TENSORS
+    inputs = [schema.FormalParameter(required, "T")]
+    inputs += [schema.FormalParameter(name, types.get(name, "T"), param_option=optional) for name in others]
     floats = ["tensor(float)", "tensor(float16)", "tensor(double)"]
-    for name, doc, further, outputs in (
-        ("Wavefront", "A multi-dimensional LSTM's sweep over a grid.", [], [y]),
-        ("WavefrontStates", "The same from initial to final states.", states[0], [y, *states[1]]),
-    ):
-        defs.register_schema(
-            schema(
-                name,
-                DOMAIN,
-                1,
-                doc=doc,
-                inputs=[*tensors, *further],
-                outputs=outputs,
-                type_constraints=[("T", floats, ""), ("S", floats, "")][: 2 if further else 1],
-                attributes=attributes,
-            )
+    defs.register_schema(
+        schema(
+            "Wavefront",
+            DOMAIN,
+            1,
+            doc="The sweep of a layer over a grid; `final` is there if `initial` is.",
+            inputs=inputs,
+            outputs=[
+                schema.FormalParameter("y", "T"),
+                schema.FormalParameter("final", "S", param_option=optional),
+            ],
+            type_constraints=[("T", floats, ""), ("S", floats, "")],
+            attributes=[
+                schema.Attribute("directions", kinds.INTS, "dirs × D signs, 1 or −1"),
+                schema.Attribute("grid", kinds.INTS, "extents, −1 where an extent is free"),
+                schema.Attribute("cell", kinds.STRING, "name of the cell"),
+            ],
         )
+    )
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,10 +18,10 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.capture import OPSET, capture
 from mdlstm_tk.export.lowering.graph import Graph, Value, rename
 from mdlstm_tk.export.lowering.lower import lower
-from mdlstm_tk.export.lowering.state_scan import write_state_scan
+from mdlstm_tk.export.lowering.scan import write_scan
 from mdlstm_tk.export.lowering.step import Sweep
 from mdlstm_tk.export.verification.parity import Float32Array
-from mdlstm_tk.layer import MDLSTM, PARAMETERS
+from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import depth_to_space
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.metadata_checks import layout_of
@@ -51,7 +50,7 @@ class Level:
 
     @property
     def adds_parts(self) -> bool:
-        """Whether the parts of the directions are added rather than concatenated."""
+        """True if the parts of the directions are added rather than concatenated."""
         return self.after is not None or self.layer.merge != "concat"
 
     @property
@@ -130,7 +129,7 @@ def sweep_models(level: Level, channels: int, part: str) -> Iterator[onnx.ModelP
             layout=layout_of(ndim, channels_last=True),
             channels=channels,
             outputs=level.features,
-            inputs=("x", *face_names(ndim)),
+            inputs=("x", *face_names(level.layer)),
             window=level.window,
             output_names=names,
             further_windows=(None,) * (len(names) - 1),
@@ -182,7 +181,7 @@ def head_model(stages: TileStages, features: int, outputs: int) -> onnx.ModelPro
 
 
 class _Windows(nn.Module):
-    """What comes before the sweeps of a level."""
+    """The part of a network before the sweeps of a level."""
 
     def __init__(self, level: Level) -> None:
         super().__init__()
@@ -203,9 +202,10 @@ class _Head(nn.Module):
         return depth_to_space(y, self.upsample) if self.upsample else y
 
 
-def face_names(ndim: int) -> list[str]:
+def face_names(layer: MDLSTM) -> list[str]:
     """The names of the faces among the inputs of a sweep, in order; the outputs have the same with "_n"."""
-    return [f"{state}{d}" for d in range(ndim) for state in ("h", "c")]
+    states = ("h", *get_cell(layer.cell).states)
+    return [f"{state}{d}" for d in range(layer.ndim) for state in states]
 
 
 def _add_sweep(model: onnx.ModelProto, level: Level, dir_idx: int) -> tuple[str, ...]:
@@ -215,15 +215,19 @@ def _add_sweep(model: onnx.ModelProto, level: Level, dir_idx: int) -> tuple[str,
     its bias with the first direction.
     """
     ndim, n = level.layer.ndim, level.layer.hidden_size
-    graph = Graph("sweep")
-    sweep = _sweep(graph, level, dir_idx, model.graph.output[0].name)
-    names = face_names(ndim)
+    graph, names = Graph("sweep"), face_names(level.layer)
+    count = len(names) // ndim  # 1 + S
     faces = [Value(graph, name) for name in names]
-    first = [_joined(graph, faces[k::2], n) for k in (0, 1)]
-    h, *last = write_state_scan(graph, sweep, *first)
+    of_axes = [faces[d * count : (d + 1) * count] for d in range(ndim)]
+    joined = [graph.reshape(graph.concat(of_axis, axis=-1), 0, -1, 1, count, n) for of_axis in of_axes]
+    initial = graph.concat(joined, axis=1)  # (N, F, 1, 1 + S, n)
+    h, final = write_scan(graph, _sweep(graph, level, dir_idx, model.graph.output[0].name, initial))
     part = graph("Squeeze", _apply_after(graph, level, dir_idx, h), graph.integers(-2))
-    of_axes = [_split(graph, whole, faces[k::2], n) for k, whole in enumerate(last)]
-    results = [part, *(state[d] for d in range(ndim) for state in of_axes)]
+    of_states = [
+        _split(graph, state, faces[k::count])
+        for k, state in enumerate(graph.split(final, [1] * count, axis=3))
+    ]
+    results = [part, *(state[d] for d in range(ndim) for state in of_states)]
     output_names = ("part", *(f"{name}_n" for name in names))
     rename(graph.nodes, dict(zip((value.name for value in results), output_names, strict=True)))
     model.graph.node.extend(graph.nodes)
@@ -231,7 +235,7 @@ def _add_sweep(model: onnx.ModelProto, level: Level, dir_idx: int) -> tuple[str,
     # The extents of x and those after the window differ, so they have different names.
     extents = [f"extent_{d}" if size == 1 else f"windows_{d}" for d, size in enumerate(level.window)]
     shapes: list[Shape] = [
-        ["batch", *extents[:d], *extents[d + 1 :], n] for d in range(ndim) for _ in ("h", "c")
+        ["batch", *extents[:d], *extents[d + 1 :], n] for d in range(ndim) for _ in range(count)
     ]
     model.graph.input.extend(map(_declared, names, shapes))
     del model.graph.output[:]
@@ -244,30 +248,26 @@ def _declared(name: str, shape: Shape) -> onnx.ValueInfoProto:
     return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
 
 
-def _sweep(graph: Graph, level: Level, dir_idx: int, x: str) -> Sweep:
+def _sweep(graph: Graph, level: Level, dir_idx: int, x: str, initial: Value) -> Sweep:
     """One direction of a level, which sweeps the value named `x`."""
     layer = level.layer
-    parameters: dict[str, Any] = {}
-    for name in PARAMETERS:
-        parameter = getattr(layer, f"{name}_l{level.number}", None)
-        parameters[name] = None if parameter is None else _array(parameter[dir_idx : dir_idx + 1])
+    parameters = layer._layer_parameters(level.number)
     return Sweep(
         x=Value(graph, x),
-        sizes=None,
+        parameters={
+            name: _array(parameter[dir_idx : dir_idx + 1])
+            for name, parameter in parameters.items()
+            if parameter is not None
+        },
         grid=(-1,) * layer.ndim,
         directions=[layer.directions[dir_idx]],
         cell=get_cell(layer.cell),
-        **parameters,
+        initial=initial,
     )
 
 
-def _joined(graph: Graph, faces: Sequence[Value], n: int) -> Value:
-    """For each axis (N, *extents of the other axes, n) → (N, F, 1, n)."""
-    return graph.concat([graph.reshape(face, 0, -1, 1, n) for face in faces], axis=1)
-
-
-def _split(graph: Graph, joined: Value, like: Sequence[Value], n: int) -> list[Value]:
-    """(N, F, 1, n) → for each axis the shape of `like`."""
+def _split(graph: Graph, joined: Value, like: Sequence[Value]) -> list[Value]:
+    """(N, F, 1, 1, n) → for each axis the shape of `like`."""
     shapes = [graph("Shape", face) for face in like]
     counts = [graph("ReduceProd", graph("Shape", face, start=1, end=-1), keepdims=1) for face in like]
     parts = [joined]
@@ -277,7 +277,7 @@ def _split(graph: Graph, joined: Value, like: Sequence[Value], n: int) -> list[V
 
 
 def _apply_after(graph: Graph, level: Level, dir_idx: int, h: Value) -> Value:
-    """What one direction adds to the output of its level, from its h (…, n)."""
+    """The share of one direction in the output of its level, from its h (…, n)."""
     layer, after = level.layer, level.after
     share = 1 / len(layer.directions) if layer.merge == "mean" else 1.0
     if after is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, overload
 
@@ -399,23 +400,13 @@ class MDLSTM(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, as the constructor takes them."""
-        arguments = {
-            "ndim": (self.ndim, 2),
-            "num_layers": (self.num_layers, 1),
-            "directions": (self._directions_argument(), 1),
-            "merge": (self.merge, "concat"),
-            "cell": (self.cell, "graves"),
-            "layer_norm": (self.layer_norm, False),
-            "peephole": (self.peephole, False),
-            "window": (self.window, (1,) * self.ndim),
-            "dropout": (self.dropout, 0.0),
-            "bias": (self.bias, True),
-            "channels_last": (self.channels_last, True),
-            "backend": (self.backend, "auto"),
-            "recompute": (self.recompute, False),
-        }
-        shown = [f"{name}={value!r}" for name, (value, default) in arguments.items() if value != default]
-        return ", ".join([str(self.input_size), str(self.hidden_size), *shown])
+        shown = [str(self.input_size), str(self.hidden_size)]
+        for name, parameter in signature(MDLSTM).parameters.items():
+            value = self._directions_argument() if name == "directions" else getattr(self, name, None)
+            default = (1,) * self.ndim if name == "window" else parameter.default
+            if parameter.kind == parameter.KEYWORD_ONLY and value not in (None, default):
+                shown.append(f"{name}={value!r}")
+        return ", ".join(shown)
 
     def _directions_argument(self) -> int | str | list[Direction]:
         for argument in (1, "all"):

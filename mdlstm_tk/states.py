@@ -68,6 +68,10 @@ _pytree.register_pytree_node(
     lambda state: (list(vars(state).values()), list(vars(state))),
     lambda faces, names: BoundaryState(**dict(zip(names, faces, strict=True))),
     serialized_type_name="mdlstm_tk.BoundaryState",
+    flatten_with_keys_fn=lambda state: (
+        [(_pytree.GetAttrKey(name), faces) for name, faces in vars(state).items()],
+        list(vars(state)),
+    ),
 )
 
 State = tuple[BoundaryState, ...]  # of a layer: one for each of its stacked layers

@@ -142,12 +142,21 @@ class _Sweep(torch.autograd.Function):
         *tensors, output, gates, states = ctx.saved_tensors
         inputs = ctx.others.with_tensors(tensors)
         needed = ctx.needs_input_grad[3:]
-        if torch.is_grad_enabled():
-            return None, None, None, *_differentiable_gradients(inputs, grad, dfinal, needed)
+        if torch.is_grad_enabled() or _is_batched(grad) or _is_batched(dfinal):
+            with torch.enable_grad():
+                return None, None, None, *_differentiable_gradients(inputs, grad, dfinal, needed)
         gradients = _backward(
             inputs, grad, output, gates, states, dfinal, ctx.recompute, ctx.engine, needed[0]
         )
         return None, None, None, *_in_order(gradients, needed)
+
+
+def _is_batched(grad: Tensor | None) -> bool:
+    """Tell whether several gradients come together, as `is_grads_batched=True` sends them."""
+    functorch = torch._C._functorch
+    return grad is not None and (
+        functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad)
+    )
 
 
 def _in_order(gradients: Gradients, needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
@@ -293,6 +302,8 @@ def _wavefront_backward(*arguments: Any) -> tuple[Tensor, ...]:
     check_tensor("states", states, (dirs, rows, inputs.traits.states * inputs.units), dtype, x.device)
     if not recompute:
         check_tensor("gates", gates, (dirs, rows, inputs.weight_ih.shape[1]), dtype, x.device)
+    if dfinal is not None:
+        check_tensor("dfinal", dfinal, boundary_shape(inputs), dtype, x.device)
     kept = None if recompute else gates
     if has_failed_late(x.device):  # kernels may have written what another backend would read
         gradients = _backward_from_inputs(inputs, grad, dfinal, recompute, wants_dx)
@@ -313,7 +324,8 @@ def _wavefront_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _save_for_backward(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
-    ctx.others = SweepInputs(*inputs[:FIELDS]).without_tensors()._replace(sizes=None)
+    given = SweepInputs(*inputs[:FIELDS]).without_tensors()
+    ctx.others = given._replace(sizes=None, signs=tuple(given.signs))  # an operator gets a list
     ctx.saved, ctx.recompute, ctx.backend = inputs[FIELDS:]
     ctx.set_materialize_grads(False)  # zeros in place of the gates' gradient would be as large as the gates
     h, _, gates, states = output

@@ -24,14 +24,12 @@ if not torch.cuda.is_available():  # Triton, which export imports by way of torc
 
 from mdlstm_tk._util import user_code
 from mdlstm_tk.cells import cell
-from mdlstm_tk.export import export_run
 from mdlstm_tk.models import registry
-from mdlstm_tk.training import Run, TrainConfig, default_config, train
-from mdlstm_tk.training.evaluation import evaluate_run
-from mdlstm_tk.training.tasks import make_task
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # fixtures import what only some tests need
     from playwright.sync_api import Browser
+
+    from mdlstm_tk.training import Run
 
 # `mdlstm export` notes what it writes in a folder of the user. The commands that tests call inherit this.
 _state = tempfile.TemporaryDirectory(prefix="mdlstm-tests-")
@@ -57,6 +55,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """An MD-LSTM trained for 150 steps on 8×8 and exported for 8×8. Tests must not change it."""
+    from mdlstm_tk.export import export_run
+    from mdlstm_tk.training import Run, TrainConfig, train
+
     run = Run(tmp_path_factory.mktemp("trained") / "md-8x8")
     run.folder.mkdir()
     train(TrainConfig(steps=150), run)
@@ -73,6 +74,10 @@ def model(trained: Run) -> Path:
 @pytest.fixture(scope="session")
 def density_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A density model trained for 6 steps on grey digits, and evaluated. Tests must not change it."""
+    from mdlstm_tk.training import Run, default_config, train
+    from mdlstm_tk.training.evaluation import evaluate_run
+    from mdlstm_tk.training.tasks import make_task
+
     run = Run(tmp_path_factory.mktemp("density") / "run")
     run.folder.mkdir()
     tiny = {"steps": 6, "hidden": 4, "batch_size": 8, "evaluate_every": 3, "warmup": 0}
@@ -85,6 +90,8 @@ def density_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="session")
 def density_model(density_run: Run) -> Path:
     """The density run's export for log-probabilities of images of any size."""
+    from mdlstm_tk.export import export_run
+
     path = density_run.folder.parent / "model.onnx"
     export_run(density_run, path, form="scan")
     return path

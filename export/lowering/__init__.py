@@ -3,10 +3,10 @@
 lower.py      replaces each node of a captured model that is a sweep
 unrolled.py   one way to write a sweep: every wavefront written out, for one grid
 scan.py       the other way: one ONNX Scan over the wavefronts, for one grid or for any
-state_scan.py, state_unrolled.py   both forms of a sweep with initial and final states
 tables.py     the index tables of scans
+faces.py      initial and final states of scans
 row.py        a row of an image that a density model draws, as loops over its columns
-step.py       the equations of one wavefront, which both forms share
+step.py       the cell's recorded step on the rows of one wavefront, which both forms share
 functions.py  each wavefront of an unrolled sweep as one function call, for graph viewers
-graph.py      the builder that all of them write nodes with
+graph.py      the builders that all of them write nodes and loops with
 """

@@ -27,33 +27,14 @@ class Value:
     graph: Graph
     name: str
 
-    def __add__(self, other: Value | float) -> Value:
-        return self.graph("Add", self, self._operand(other))
+    def __add__(self, other: Value) -> Value:
+        return self.graph("Add", self, other)
 
     def __sub__(self, other: Value | float) -> Value:
-        return self.graph("Sub", self, self._operand(other))
-
-    def __rsub__(self, other: float) -> Value:
-        return self.graph("Sub", self._operand(other), self)
+        return self.graph("Sub", self, self.graph.operand(other))
 
     def __mul__(self, other: Value | float) -> Value:
-        return self.graph("Mul", self, self._operand(other))
-
-    def __neg__(self) -> Value:
-        return self.graph("Neg", self)
-
-    __radd__ = __add__
-    __rmul__ = __mul__
-
-    def tanh(self) -> Value:
-        return self.graph("Tanh", self)
-
-    def sigmoid(self) -> Value:
-        return self.graph("Sigmoid", self)
-
-    def _operand(self, other: Value | float) -> Value:
-        """`other`, or a float32 constant if it is a number."""
-        return other if isinstance(other, Value) else self.graph.constant(np.asarray(other, np.float32))
+        return self.graph("Mul", self, self.graph.operand(other))
 
 
 class Graph:
@@ -92,11 +73,16 @@ class Graph:
 
         Args:
             name: the name of the body.
-            outputs: its outputs, each with its dtype and shape.
+            outputs: its outputs, each with its dtype and shape. A value may be there several times.
         """
-        return helper.make_graph(
-            self.nodes, name, self.inputs, [_value_info(*output) for output in outputs]
-        )
+        # ONNX Runtime computes wrong numbers where two outputs are one value, or one is an input.
+        taken = {value.name for value in self.inputs}
+        declared = []
+        for value, dtype, shape in outputs:
+            output = self("Identity", value) if value.name in taken else value
+            taken.add(output.name)
+            declared.append(_value_info(output, dtype, shape))
+        return helper.make_graph(self.nodes, name, self.inputs, declared)
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -160,6 +146,10 @@ class Graph:
             self._constants[key] = Value(self, name)
         return self._constants[key]
 
+    def operand(self, number: Value | float) -> Value:
+        """A number as a float32 constant; a value as it is."""
+        return number if isinstance(number, Value) else self.constant(np.asarray(number, np.float32))
+
     def integers(self, *values: int) -> Value:
         """A constant int64 tensor with one axis."""
         return self.constant(np.asarray(values, np.int64))
@@ -167,6 +157,11 @@ class Graph:
     def scalar(self, value: int) -> Value:
         """A constant int64 tensor without axes."""
         return self.constant(np.asarray(value, np.int64))
+
+    def arange(self, end: Value) -> Value:
+        """0 … end − 1, for an int64 `end` of shape (1,)."""
+        scalar_end = self("Squeeze", end, self.integers(0))  # `Range` takes scalars
+        return self("Range", self.scalar(0), scalar_end, self.scalar(1))
 
     def split(self, value: Value, extents: Sequence[int], axis: int) -> list[Value]:
         """Split along `axis` into parts of these extents."""
@@ -193,6 +188,57 @@ class Graph:
     def _unique_name(self, kind: str) -> str:
         self._name_count += 1
         return f"{self._prefix}/{kind}_{self._name_count}"
+
+
+class Loop:
+    """A Scan under construction: its body, and the values outside that enter it.
+
+    What is carried from one iteration to the next is declared before what each iteration gets.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.body = graph, graph.body()
+        self._carried: list[tuple[Value, np.dtype[Any], Shape]] = []  # as it starts
+        self._scanned: list[Value] = []
+
+    def carry(self, name: str, initial: Value, dtype: np.dtype[Any], *shape: int | None) -> Value:
+        """A value in the body that goes from one iteration to the next, and is `initial` in the first."""
+        self._carried.append((initial, dtype, shape))
+        return self.body.input(name, dtype, *shape)
+
+    def scan(self, name: str, values: Value, dtype: np.dtype[Any], *shape: int | None) -> Value:
+        """The part of `values` (T, *shape) that an iteration gets."""
+        self._scanned.append(values)
+        return self.body.input(name, dtype, *shape)
+
+    def run(
+        self, after: Sequence[Value], kept: Sequence[tuple[Value, np.dtype[Any], Shape]]
+    ) -> list[Value]:
+        """Close the body.
+
+        Args:
+            after: what is carried on, in the order of its declaration.
+            kept: values of the body with their dtypes and shapes.
+
+        Returns:
+            What is carried on after the last iteration, and what is kept of all, (T, *shape) each.
+        """
+        pairs = zip(after, self._carried, strict=True)
+        carried = [(value, dtype, shape) for value, (_, dtype, shape) in pairs]
+        outputs = [*carried, *kept]
+        return self.graph.add_node(
+            "Scan",
+            len(outputs),
+            *(initial for initial, *_ in self._carried),
+            *self._scanned,
+            body=self.body.proto("step", outputs),
+            num_scan_inputs=len(self._scanned),
+        )
+
+
+def total(terms: Sequence[Value]) -> Value:
+    """The sum, without the `0 +` that the builtin starts from."""
+    return sum(terms[1:], terms[0])
 
 
 def rename(nodes: Iterable[onnx.NodeProto], new_names: Mapping[str, str]) -> None:

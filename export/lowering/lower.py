@@ -6,29 +6,22 @@ import ast
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.export.capture import DOMAIN, IR_VERSION
+from mdlstm_tk.export.capture import DOMAIN, IR_VERSION, TENSORS
 from mdlstm_tk.export.lowering.graph import Graph, Value, rename
 from mdlstm_tk.export.lowering.scan import write_scan
-from mdlstm_tk.export.lowering.state_scan import write_state_scan
-from mdlstm_tk.export.lowering.state_unrolled import write_state_unrolled
 from mdlstm_tk.export.lowering.step import Sweep, direction_label
 from mdlstm_tk.export.lowering.unrolled import write_unrolled
 from mdlstm_tk.wavefront import Direction
 
-FORMS: dict[str, Callable[[Graph, Sweep], Value]] = {"unrolled": write_unrolled, "scan": write_scan}
-STATE_FORMS: dict[str, Callable[[Graph, Sweep, Value, Value], tuple[Value, Value, Value]]] = {
-    "unrolled": write_state_unrolled,
-    "scan": write_state_scan,
-}
+FORMS: dict[str, Callable[[Graph, Sweep], list[Value]]] = {"unrolled": write_unrolled, "scan": write_scan}
 # Extents from which one direction after the other is faster than all in one chain, and takes less memory.
 ONE_BY_ONE_FROM = 512
-INPUTS = 8  # of a Wavefront node; optional ones may be missing at the end. Initial states come after them
+COMPUTED = ("x", "initial", "sizes")  # the inputs of a node that are no weights
 
 
 def lower(
@@ -59,9 +52,9 @@ def lower(
             continue
         graph = Graph(f"{_module_path(node)}_{sweep_count}")
         sweep_count += 1
-        sweep = _read_sweep(node, tensors, graph, form)
-        results = _write(graph, replace(sweep, separate_products=separate_products), node, form)
-        rename(graph.nodes, dict(zip((value.name for value in results), node.output, strict=True)))
+        sweep = replace(_read_sweep(node, tensors, graph, form), separate_products=separate_products)
+        results = [value.name for value in _write(graph, sweep, form)]
+        rename(graph.nodes, dict(zip(results, node.output, strict=False)))  # `final` may be missing
         nodes += graph.nodes
         new_initializers += graph.initializers
 
@@ -89,69 +82,52 @@ def lower(
     )
 
 
-def _write(graph: Graph, sweep: Sweep, node: onnx.NodeProto, form: str) -> tuple[Value, ...]:
-    """Add the nodes that take the place of a node, and return their results."""
-    if node.op_type == "Wavefront":
-        return (_write_stateless(graph, sweep, form),)
-    if sweep.sizes is not None:
-        raise MDLSTMError(
-            f"{_module_path(node)}: a layer with initial or final states cannot be exported with sizes; "
-            "leave sizes out"
-        )
-    h_first, c_first = (Value(graph, name) for name in node.input[INPUTS:])
-    return STATE_FORMS[form](graph, sweep, h_first, c_first)
-
-
-def _write_stateless(graph: Graph, sweep: Sweep, form: str) -> Value:
-    """Add the nodes of a sweep without states, and return h (N, *grid, dirs, n)."""
-    if sweep.dirs == 1 or min(sweep.grid) < ONE_BY_ONE_FROM:
+def _write(graph: Graph, sweep: Sweep, form: str) -> list[Value]:
+    """Add the nodes of a sweep, and return h (N, *grid, dirs, n), and the final states if there are any."""
+    is_apart = min(sweep.grid) >= ONE_BY_ONE_FROM or (form == "scan" and sweep.initial is not None)
+    if sweep.dirs == 1 or not is_apart:
         return FORMS[form](graph, sweep)
     parts = []
     for k, direction in enumerate(sweep.directions):
         with graph.scope(f"direction_{direction_label(direction)}"):
-            parts.append(FORMS[form](graph, sweep.of_direction(k)))
-    return graph.concat(parts, axis=-2)
+            parts.append(FORMS[form](graph, sweep.of_direction(graph, k)))
+    return [graph.concat(of_all, axis=axis) for axis, *of_all in zip((-2, 2), *parts, strict=False)]
 
 
 def _read_sweep(
     node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto], graph: Graph, form: str
 ) -> Sweep:
-    """What the nodes of sweeps with and without states have in common."""
-    inputs = [*node.input[:INPUTS], *[""] * (INPUTS - len(node.input))]
+    """The content of a node."""
+    names = {name: value for name, value in zip(TENSORS, node.input, strict=False) if value}
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     grid = tuple(attributes["grid"])
     if min(grid) < 1 and form == "unrolled":
         raise MDLSTMError(
             f"{_module_path(node)}: form 'unrolled' needs a fixed grid, got {grid}; use form 'scan'"
         )
-
-    def array(name: str) -> np.ndarray | None:
-        if not name:
-            return None
-        if name not in tensors:
+    x, initial, sizes = (Value(graph, names.pop(n)) if n in names else None for n in COMPUTED)
+    assert x is not None
+    if initial is not None and sizes is not None:
+        raise MDLSTMError(
+            f"{_module_path(node)}: a layer with initial or final states cannot be exported with sizes; "
+            "leave sizes out"
+        )
+    for value in names.values():
+        if value not in tensors:
             raise MDLSTMError(
-                f"{_module_path(node)}: the weight '{name}' is computed in the graph, expected a constant; "
-                "remove parametrizations before the export"
+                f"{_module_path(node)}: the weight '{value}' is computed in the graph, expected a "
+                "constant; remove parametrizations before the export"
             )
-        return numpy_helper.to_array(tensors[name])
-
-    x, *parameters, sizes = inputs
-    weight_ih, weight_hh, bias, peephole, norm_weight, norm_bias = map(array, parameters)
-    assert weight_ih is not None
     signs = list(attributes["directions"])
     directions: list[Direction] = [tuple(signs[k : k + len(grid)]) for k in range(0, len(signs), len(grid))]
     return Sweep(
-        x=Value(graph, x),
-        weight_ih=weight_ih,
-        weight_hh=weight_hh,
-        bias=bias,
-        peephole=peephole,
-        norm_weight=norm_weight,
-        norm_bias=norm_bias,
-        sizes=Value(graph, sizes) if sizes else None,
+        x=x,
+        parameters={name: numpy_helper.to_array(tensors[value]) for name, value in names.items()},
         grid=grid,
         directions=directions,
         cell=get_cell(attributes["cell"].decode()),
+        initial=initial,
+        sizes=sizes,
     )
 
 

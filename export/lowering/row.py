@@ -9,8 +9,8 @@ Inputs     x            (N, W, C) uniform numbers in [0, 1)
            above        (N, W + 3, C) the row above in [−1, 1], padded with zeros as `neighbours` does it
            given        (N, W, C) values that are not drawn, −1 where they are
            temperature  (N, 1)
-           state        (N, W + 1, S) of the row above: for each layer h and c from the left and from the
-                        right; S = 4·n·layers
+           state        (N, W + 1, F) of the row above: for each layer h and the other states from the left
+                        and from the right
 Outputs    y            (N, W, C) the values in [0, 1]
            logits       (N, W, C, K) of all levels of each value, given the values before it
            next_state   as `state`, for the row below
@@ -30,22 +30,26 @@ from torch import nn
 
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.export.capture import IR_VERSION, OPSET
-from mdlstm_tk.export.lowering.graph import Graph, Value
-from mdlstm_tk.export.lowering.step import Step, Sweep
+from mdlstm_tk.export.lowering.graph import Graph, Loop, Value
+from mdlstm_tk.export.lowering.step import ZERO, Step, Sweep
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.pixel import DOWNWARD, PixelNet
 
 FLOAT = np.dtype(np.float32)
 INPUTS = ("x", "above", "given", "temperature", "state")
 OUTPUTS = ("y", "logits", "next_state")
-STATES = 4  # of a layer: h and c from the left, h and c from the right
 NEIGHBOURS_ABOVE = 3
 END = 2**31 - 1  # of a slice: the last one
 
 
 def state_size(network: PixelNet) -> int:
-    """S, the number of features of a position's state."""
-    return sum(STATES * layer.hidden_size for layer in network.body.layers)
+    """F, the number of features of a position's state."""
+    return sum(2 * sum(_widths(layer)) for layer in network.body.layers)
+
+
+def _widths(layer: MDLSTM) -> list[int]:
+    """The features of the parts of a layer's state in one direction; see step.py."""
+    return [features for features, _ in _sweep(layer, 0).parts]
 
 
 def row_graph(network: PixelNet) -> onnx.ModelProto:
@@ -86,15 +90,16 @@ def _write_row(graph: Graph, network: PixelNet) -> list[Value]:
         name: graph("Transpose", Value(graph, name), perm=[1, 0, 2])
         for name in ("x", "above", "given", "state")
     }
-    units = [layer.hidden_size for layer in layers]
-    parts = graph.split(by_column["state"], [n for n in units for _ in range(STATES)], axis=2)
-    states = [parts[STATES * k : STATES * (k + 1)] for k in range(len(layers))]
+    widths = [_widths(layer) for layer in layers]
+    parts = iter(graph.split(by_column["state"], [n for of_layer in widths for n in 2 * of_layer], axis=2))
+    states = [[next(parts) for _ in 2 * of_layer] for of_layer in widths]
     with graph.scope("left"):
         values, logits, inputs, from_left = _from_left(graph, network, by_column, states)
     next_state: list[Value] = []
     for k, layer in enumerate(layers):
         with graph.scope(f"right_{k}"):
-            next_state += [*from_left[k], *_from_right(graph, layer, inputs[k], *states[k][2:])]
+            above = states[k][len(widths[k]) :]
+            next_state += [*from_left[k], *_from_right(graph, layer, inputs[k], above)]
     without_last = (graph.integers(0), graph.integers(-1), graph.integers(0))
     y, logits, joined = (
         graph("Transpose", value, perm=[1, 0, 2])
@@ -119,7 +124,8 @@ def _from_left(
         states: for each layer the states of the row above, (W + 1, N, n) each.
 
     Returns:
-        The values (W + 1, N, C), the logits (W + 1, N, C·K), the input of each layer, and h and c of each.
+        The values (W + 1, N, C), the logits (W + 1, N, C·K), the input of each layer, and the parts of the
+        state of each.
     """
     channels, layers = network.channels, list(network.body.layers)
     further = graph.integers(0, 0, 0, 1, 0, 0)  # the column that `neighbours` adds
@@ -128,7 +134,8 @@ def _from_left(
     temperature = loop.carried("temperature", 1, Value(graph, "temperature"))
     left = loop.carried("left", channels)
     before = [
-        [loop.carried(f"{name}_{k}", layer.hidden_size) for name in "hc"] for k, layer in enumerate(layers)
+        [loop.carried(f"state_{k}_{part}", features) for part, features in enumerate(_widths(layer))]
+        for k, layer in enumerate(layers)
     ]
 
     uniform = loop.column("uniform", channels, graph("Pad", row["x"], further))
@@ -141,37 +148,42 @@ def _from_left(
     features = loop.body.concat(neighbours, axis=-1)
     inputs: list[Value] = []
     after: list[Value] = []
+    widths: list[int] = []  # of `after`
     for k, layer in enumerate(layers):
         inputs.append(features)
-        h_up, c_up, right = (
-            loop.column(f"{name}_{k}", layer.hidden_size, state)
-            for name, state in zip(("h_up", "c_up", "right"), states[k], strict=False)
-        )
-        h, c = _step(loop.body, layer, 0, [h_up, before[k][0]], [c_up, before[k][1]], features)
-        both = loop.body.concat([h, right], axis=-1)
+        above = [
+            loop.column(f"above_{k}_{part}", width, states[k][part])
+            for part, width in enumerate(_widths(layer))
+        ]
+        right = loop.column(f"right_{k}", layer.hidden_size, states[k][len(above)])
+        new = _step(loop.body, layer, 0, above, before[k], features)
+        widths += _widths(layer)
+        both = loop.body.concat([new[0], right], axis=-1)
         features = features + both if k else both
-        after += [h, c]
+        after += new
     values, logits = _draw(loop.body, network, features, uniform, given, temperature)
 
-    widths = [layer.hidden_size for layer in layers for _ in "hc"]
     kept = [(values, channels), (logits, channels * network.levels)]
     kept += [(value, layer.input_size) for value, layer in zip(inputs, layers, strict=True)]
     kept += list(zip(after, widths, strict=True))
-    values, logits, *rest = loop.run([loop.body("Identity", temperature), values * 2 - 1, *after], kept)
-    inputs, after = rest[: len(layers)], rest[len(layers) :]
-    return values, logits, inputs, [after[2 * k : 2 * k + 2] for k in range(len(layers))]
+    values, logits, *rest = loop.columns([temperature, values * 2 - 1, *after], kept)
+    of_layers = iter(rest[len(layers) :])
+    return values, logits, rest[: len(layers)], [[next(of_layers) for _ in of_layer] for of_layer in before]
 
 
-def _from_right(graph: Graph, layer: MDLSTM, x: Value, h_above: Value, c_above: Value) -> list[Value]:
-    """h and c (W + 1, N, n) of a layer's sweep from the right, from its input and the states above it."""
-    n = layer.hidden_size
-    loop = _Loop(graph, x)
-    h, c = (loop.carried(name, n) for name in "hc")
-    h_up = loop.column("h_up", n, _reversed(graph, h_above))
-    c_up = loop.column("c_up", n, _reversed(graph, c_above))
+def _from_right(graph: Graph, layer: MDLSTM, x: Value, above: Sequence[Value]) -> list[Value]:
+    """The parts (W + 1, N, …) of the state of a layer's sweep from the right, from its input and those of
+    the row above."""
+    widths, loop = _widths(layer), _Loop(graph, x)
+    before = [loop.carried(f"state_{part}", features) for part, features in enumerate(widths)]
+    from_above = [
+        loop.column(f"above_{part}", features, _reversed(graph, above[part]))
+        for part, features in enumerate(widths)
+    ]
     features = loop.column("x", layer.input_size, _reversed(graph, x))
-    after = _step(loop.body, layer, 1, [h_up, h], [c_up, c], features)
-    return [_reversed(graph, value) for value in loop.run(after, [(value, n) for value in after])]
+    after = _step(loop.body, layer, 1, from_above, before, features)
+    results = loop.columns(after, list(zip(after, widths, strict=True)))
+    return [_reversed(graph, value) for value in results]
 
 
 def _draw(
@@ -199,10 +211,8 @@ def _draw(
     return body.concat(values, axis=-1), body.concat(all_logits, axis=-1)
 
 
-class _Loop:
-    """A Scan over the columns under construction: its body, and the values outside that enter it.
-
-    What is carried is declared before what each column gets.
+class _Loop(Loop):
+    """A Scan over the columns.
 
     Args:
         graph: the graph around the Scan.
@@ -210,61 +220,47 @@ class _Loop:
     """
 
     def __init__(self, graph: Graph, like: Value) -> None:
-        self.graph, self.body = graph, graph.body()
+        super().__init__(graph)
         self._batch = graph("Shape", like, start=1, end=2)
-        self._initial: list[Value] = []
-        self._widths: list[int] = []
-        self._scanned: list[Value] = []
 
     def carried(self, name: str, features: int, initial: Value | None = None) -> Value:
         """(N, features) that goes from column to column; zeros at the first one if `initial` is None."""
         if initial is None:
             shape = self.graph.concat([self._batch, self.graph.integers(features)], axis=0)
             initial = self.graph("ConstantOfShape", shape, value=ZERO)
-        self._initial.append(initial)
-        self._widths.append(features)
-        return self.body.input(name, FLOAT, None, features)
+        return self.carry(name, initial, FLOAT, None, features)
 
     def column(self, name: str, features: int, values: Value) -> Value:
         """(N, features), the part of `values` (W, N, features) that belongs to a column."""
-        self._scanned.append(values)
-        return self.body.input(name, FLOAT, None, features)
+        return self.scan(name, values, FLOAT, None, features)
 
-    def run(self, after: Sequence[Value], kept: Sequence[tuple[Value, int]]) -> list[Value]:
-        """Close the body, and return what is kept of all columns, (W, N, features) each.
-
-        Args:
-            after: what is carried to the next column, in the order of its declaration.
-            kept: what is kept of a column, and its features.
-        """
-        named = list(zip(after, self._widths, strict=True))
-        # A body gives each of its outputs a name of its own.
-        named += [(self.body("Identity", value), features) for value, features in kept]
-        outputs = [(value, FLOAT, (None, features)) for value, features in named]
-        results = self.graph.add_node(
-            "Scan",
-            len(outputs),
-            *self._initial,
-            *self._scanned,
-            body=self.body.proto("column", outputs),
-            num_scan_inputs=len(self._scanned),
-        )
-        return results[len(after) :]
+    def columns(self, after: Sequence[Value], kept: Sequence[tuple[Value, int]]) -> list[Value]:
+        """Close the body, and return the `kept` values with so many features, (W, N, features) each; see
+        `Loop.run`."""
+        return self.run(after, [(value, FLOAT, (None, n)) for value, n in kept])[len(after) :]
 
 
 def _step(
-    body: Graph, layer: MDLSTM, direction: int, h: list[Value], c: list[Value], x: Value
-) -> tuple[Value, Value]:
-    """h and c of a layer at a position in one of its directions, from those before it and from x."""
-    parameters: list[Any] = [
-        None if p is None else p[direction : direction + 1].detach().float().numpy()
-        for p in layer._layer_parameters(0)
-    ]
-    no_x: Any = None  # positions come one by one
-    # Products are separate, so that x needs no feature of ones.
-    arguments = [no_x, *parameters, None, (-1, -1), [DOWNWARD[direction]], get_cell(layer.cell), True]
-    step = Step(body, Sweep(*arguments))
-    return step(h if step.cell.recurrent else [], c, x)
+    body: Graph, layer: MDLSTM, direction: int, above: Sequence[Value], before: Sequence[Value], x: Value
+) -> list[Value]:
+    """The parts of the state of a layer at a position in one of its directions, from those above and before
+    it and from x."""
+    step = Step(body, _sweep(layer, direction))
+    previous = [list(of_axes) for of_axes in zip(above, before, strict=True)]
+    return step([previous[0] if step.reads_h else [], *previous[1:]], x)
+
+
+def _sweep(layer: MDLSTM, direction: int) -> Sweep:
+    """One direction of a layer, without x: positions come one by one. Products are separate, so that x
+    needs no feature of ones."""
+    parameters = {
+        name: parameter[direction : direction + 1].detach().float().numpy()
+        for name, parameter in layer._layer_parameters(0).items()
+        if parameter is not None
+    }
+    no_x: Any = None
+    cell = get_cell(layer.cell)
+    return Sweep(no_x, parameters, (-1, -1), [DOWNWARD[direction]], cell, separate_products=True)
 
 
 def _reversed(graph: Graph, value: Value) -> Value:
@@ -281,6 +277,3 @@ def _linear(body: Graph, x: Value, linear: nn.Module) -> Value:
     assert isinstance(linear, nn.Linear)
     weight, bias = (p.detach().float().numpy() for p in (linear.weight.T, linear.bias))
     return body("Gemm", x, body.constant(weight), body.constant(bias))
-
-
-ZERO = onnx.numpy_helper.from_array(np.zeros(1, np.float32))

@@ -7,8 +7,12 @@ Notation
     N     batch                         P   positions of the grid, the product of its extents
     D     grid axes                     T   wavefronts
     C     input features                K   positions of the wavefront in question
-    n     hidden units                  G   gates of the cell, 3 + D
-    dirs  directions                    R   rows of the wavefront, (position, sample), K·N
+    n     hidden units                  G   gates of the cell
+    dirs  directions                    S   states beside h
+    R     rows of the wavefront, (position, sample), K·N
+
+A position has h, in the dtype of the weights, and the other states side by side, S·n numbers in float32:
+the *parts* of its state, one or two tensors.
 
 Moving a position copies contiguous blocks of N rows. With one direction a tensor of a wavefront is
 (K, N, n), and everything that selects positions is a constant. With several it is (dirs, R, n), because a
@@ -17,20 +21,26 @@ product of three axes is one matrix product for each direction; see `Rows`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from onnx import numpy_helper
 
 from mdlstm_tk.cells import Cell
-from mdlstm_tk.cells.cell import LAYER_NORM_EPS, TANH_GATE, total
-from mdlstm_tk.export.lowering.graph import Graph, Value
+from mdlstm_tk.cells.ir import Value as Recorded
+from mdlstm_tk.cells.ir import topological_order
+from mdlstm_tk.cells.operations import OPERATIONS
+from mdlstm_tk.cells.step import CELL_PARAMETERS, LAYER_NORM_EPS, record_step
+from mdlstm_tk.export.lowering.graph import Graph, Value, total
 from mdlstm_tk.wavefront import Direction
 
-STATE_DTYPE = np.dtype(np.float32)  # of pre-activations, gates and c, whatever the dtype of the weights
+STATE_DTYPE = np.dtype(np.float32)  # of pre-activations, gates and states, whatever that of the weights
 SEPARATE_PRODUCTS_FROM = 64  # units; below, one product for all sigmoid gates is faster than one per gate
 BATCHED_PRODUCTS_BELOW = 64  # units; above, ONNX Runtime takes longer to pack the weights of each product
+ZERO = numpy_helper.from_array(np.zeros(1, STATE_DTYPE))
+LAYER_NORM = "layer norm"  # as one recorded operation, of a value, its scale and its shift
 
 
 @dataclass(frozen=True)
@@ -39,32 +49,24 @@ class Sweep:
 
     Attributes:
         x: (N, *grid, C).
-        weight_ih: (dirs, G·n, C).
-        weight_hh: (dirs, D, G·n, n), or None if the cell is not recurrent.
-        bias: (dirs, G·n) or None.
-        peephole: (dirs, 2D + 1, n) or None.
-        norm_weight: (dirs, G + 1, n) or None.
-        norm_bias: (dirs, G + 1, n) or None.
-        sizes: (N, D) int64, the valid extents of each sample, or None.
+        parameters: those that are there, by their names in `SweepInputs` and with its shapes.
         grid: extents, −1 where an extent is free.
         directions: signs of each direction.
         cell: the cell with its equations.
+        initial: (N, F, dirs, 1 + S, n), the states that the sweep starts from, or None for zeros.
+        sizes: (N, D) int64, the valid extents of each sample, or None.
         separate_products: whether h and x enter products of their own and the bias is added afterwards,
             instead of one product of all three. That takes more nodes, but quantisation loses less: each
             operand has a range of its own, and padding does not count.
     """
 
     x: Value
-    weight_ih: np.ndarray
-    weight_hh: np.ndarray | None
-    bias: np.ndarray | None
-    peephole: np.ndarray | None
-    norm_weight: np.ndarray | None
-    norm_bias: np.ndarray | None
-    sizes: Value | None
+    parameters: Mapping[str, np.ndarray]
     grid: tuple[int, ...]
-    directions: list[Direction]
+    directions: Sequence[Direction]
     cell: Cell
+    initial: Value | None = None
+    sizes: Value | None = None
     separate_products: bool = False
 
     @property
@@ -72,137 +74,183 @@ class Sweep:
         """The number of directions."""
         return len(self.directions)
 
-    def of_direction(self, index: int) -> Sweep:
+    def of_direction(self, graph: Graph, index: int) -> Sweep:
         """The sweep in one of its directions."""
-
-        def part(parameter: np.ndarray | None) -> np.ndarray | None:
-            return None if parameter is None else parameter[index : index + 1]
-
+        initial = self.initial
+        if initial is not None:
+            bounds = (graph.integers(k) for k in (index, index + 1, 2))
+            initial = graph("Slice", initial, *bounds)
         return replace(
             self,
             directions=[self.directions[index]],
-            weight_ih=self.weight_ih[index : index + 1],
-            weight_hh=part(self.weight_hh),
-            bias=part(self.bias),
-            peephole=part(self.peephole),
-            norm_weight=part(self.norm_weight),
-            norm_bias=part(self.norm_bias),
+            parameters={name: rows[index : index + 1] for name, rows in self.parameters.items()},
+            initial=initial,
         )
 
     @property
+    def dtype(self) -> np.dtype[np.floating]:
+        """The dtype of x, the parameters and h."""
+        return self.parameters["weight_ih"].dtype
+
+    @property
     def has_ones(self) -> bool:
-        """Whether x gets a last feature of ones, for the bias."""
-        return self.bias is not None and not self.separate_products
+        """True if x gets a last feature of ones, for the bias."""
+        return "bias" in self.parameters and not self.separate_products
+
+    @property
+    def features(self) -> int:
+        """The features of x with that of ones, if there is one."""
+        return int(self.parameters["weight_ih"].shape[-1]) + self.has_ones
 
     @property
     def units(self) -> int:
         """n."""
-        return int(self.weight_ih.shape[1]) // len(self.cell.gates(len(self.grid)))
+        return int(self.parameters["weight_ih"].shape[1]) // len(self.cell.gates(len(self.grid)))
+
+    @property
+    def parts(self) -> list[tuple[int, np.dtype[np.floating]]]:
+        """The features and the dtype of each part of a position's state."""
+        others = len(self.cell.states) * self.units
+        return [(self.units, self.dtype), *([(others, STATE_DTYPE)] if others else [])]
 
 
 class Step:
-    """One wavefront in all directions: `mdlstm_tk.cells.step.cell_step` on values of a graph.
+    """One wavefront in all directions: the recorded step of the cell in nodes of a graph.
 
     Args:
         graph: the graph to add nodes to.
         sweep: the sweep.
+
+    Attributes:
+        reads_h: whether anything sees h of the predecessors.
     """
 
     def __init__(self, graph: Graph, sweep: Sweep) -> None:
-        self.graph = graph
-        self.cell = sweep.cell
-        self.dirs = sweep.dirs
-        self.gate_names = sweep.cell.gates(len(sweep.grid))
-        self.units = sweep.units
-        self.features = sweep.weight_ih.shape[-1] + sweep.has_ones  # of x, see `flatten_x`
-        self.peephole, self.norm_weight, self.norm_bias = (
-            None if rows is None else rows.astype(STATE_DTYPE)
-            for rows in (sweep.peephole, sweep.norm_weight, sweep.norm_bias)
+        self.graph, self.sweep = graph, sweep
+        self.dirs, self.units = sweep.dirs, sweep.units
+        parameters, ndim = sweep.parameters, len(sweep.grid)
+        self.gates = sweep.cell.gates(ndim)
+        present = [name for name in CELL_PARAMETERS if name in parameters]
+        self.step = record_step(
+            sweep.cell, ndim, present, normalize=lambda *arguments: Recorded(LAYER_NORM, arguments)
         )
-        w_hh = [] if sweep.weight_hh is None else list(sweep.weight_hh.swapaxes(0, 1))  # D × (dirs, G·n, n)
-        w_ih = [sweep.weight_ih]  # (dirs, G·n, C)
-        if sweep.bias is not None and sweep.has_ones:
-            w_ih.append(sweep.bias[:, :, None])
-        self.bias = None if sweep.has_ones else sweep.bias  # (dirs, G·n)
+        loads = topological_order([self.step.h, *self.step.states])
+        self.equations_read_h = any(value.slot == "h_prev" for value in loads)
+        self.reads_h = sweep.cell.recurrent or self.equations_read_h
+        self.rows = {  # by the id of their loads, the rows of the cell's parameters
+            id(load): self._constant(parameters[name][:, row].astype(STATE_DTYPE))
+            for name in present
+            for row, load in enumerate(self.step.parameters[name])
+        }
+        self.joint = not present and self.units < SEPARATE_PRODUCTS_FROM
+        # D × (dirs, G·n, n), and (dirs, G·n, C)
+        w_hh = list(parameters["weight_hh"].swapaxes(0, 1)) if sweep.cell.recurrent else []
+        w_ih = [parameters["weight_ih"]]
+        if sweep.has_ones:
+            w_ih.append(parameters["bias"][:, :, None])
+        self.bias = None if sweep.has_ones else parameters.get("bias")  # (dirs, G·n)
         blocks = [w_hh, w_ih] if sweep.separate_products else [w_hh + w_ih]
-        gates_and_units = (len(self.gate_names), self.units)
         self.weights = [  # for each operand of the products: (dirs, its features, G, n)
-            np.concatenate(block, axis=2).swapaxes(1, 2).reshape(self.dirs, -1, *gates_and_units)
+            np.concatenate(block, axis=2).swapaxes(1, 2).reshape(self.dirs, -1, len(self.gates), self.units)
             for block in blocks
             if block
         ]
-        self.separate_products = sweep.separate_products
         self.batched = self.units < BATCHED_PRODUCTS_BELOW and not sweep.separate_products
-        self.dtype = sweep.weight_ih.dtype
-        self.mixed_precision = self.dtype != STATE_DTYPE
+        self.mixed_precision = sweep.dtype != STATE_DTYPE
         self._parts: dict[str, list[Value]] = {}  # of the last operand that was split
 
     def __call__(
-        self, h: Sequence[Value], c: Sequence[Value], x: Value, mask: Value | None = None
-    ) -> tuple[Value, Value]:
-        """Compute h and c of a wavefront.
+        self, previous: Sequence[Sequence[Value]], x: Value, mask: Value | None = None
+    ) -> list[Value]:
+        """Compute the parts of the state of a wavefront.
 
         Args:
-            h: for each axis h of the predecessors along it, in the dtype of the weights; empty if the cell
-                is not recurrent. It is (K, N, n) with one direction and (dirs, R, n) with several, as is
+            previous: for each part that of the predecessors along each axis; nothing for h if nothing reads
+                it. It is (K, N, features) with one direction and (dirs, R, features) with several, as is
                 everything here.
-            c: for each axis c of the predecessors along it, in `STATE_DTYPE`.
             x: C features, or C + 1 with a last feature of ones if there is a bias.
             mask: one feature, 1 where the position is valid and 0 in the padding.
-
-        Returns:
-            h in the dtype of the weights, and c.
         """
-        output_gate = len(self.gate_names) - 1
-
-        def output_activation(c_new: Value) -> Value:
-            return self.graph("Tanh", self._normalise(c_new, len(self.gate_names)))
-
-        def apply_output_gate(gate: Value, c_new: Value) -> Value:
-            if self.peephole is None:
-                return gate
-            return self._activate(gate + c_new * self._row(self.peephole, -1), output_gate)
-
-        if self.separate_products:  # D·n and C features
-            operands = [self.graph.concat(h, axis=-1), x] if h else [x]
-        else:
-            operands = [self.graph.concat([*h, x], axis=-1)]  # D·n + C + 1 features
-        gates = self._gates(operands, c)
-        first = len(self.graph.nodes)
-        h_new, c_new = self.cell.step(gates, c, output_activation, apply_output_gate)
-        self.graph.join_sums(first, [h_new, c_new])
+        graph, step, names = self.graph, self.step, self.sweep.cell.states
+        h, *others = previous
+        operands = [*h, x] if self.sweep.cell.recurrent else [x]
+        if not self.sweep.separate_products:
+            operands = [graph.concat(operands, axis=-1)]  # D·n + C + 1 features
+        elif len(operands) > 1:  # D·n and C features
+            operands = [graph.concat(h, axis=-1), x]
+        products = self._products(operands)
+        known: dict[int, Value | float] = {**self.rows, **products}
+        for d, rows in enumerate(h if self.equations_read_h else []):
+            rows = graph.cast(rows, STATE_DTYPE) if self.mixed_precision else rows
+            known[id(step.previous["h"][d])] = rows
+        for of_axes in others:
+            for d, rows in enumerate(of_axes):
+                states = graph.split(rows, [self.units] * len(names), axis=-1)
+                known |= {id(step.previous[name][d]): s for name, s in zip(names, states, strict=True)}
+        first = len(graph.nodes)
+        like = next(iter(products.values()))  # for a state that is the same number everywhere
+        computed = [self._evaluate(value, known) for value in (step.h, *step.states)]
+        values = [v if isinstance(v, Value) else like * 0.0 + graph.operand(v) for v in computed]
+        graph.join_sums(first, values)
+        results = [values[0], *([graph.concat(values[1:], axis=-1)] if names else [])]
         if mask is not None:
-            h_new, c_new = h_new * mask, c_new * mask
-        return self._to_weight_dtype(h_new), c_new
+            results = [result * mask for result in results]
+        if self.mixed_precision:  # as h enters products and leaves the sweep
+            results[0] = graph.cast(results[0], self.sweep.dtype)
+        return results
 
-    def _gates(self, operands: Sequence[Value], c: Sequence[Value]) -> list[Value]:
-        """G gates, activated, except that `apply_output_gate` activates one with a peephole.
+    def _evaluate(self, value: Recorded, known: dict[int, Value | float]) -> Value | float:
+        """The result of a recorded value.
+
+        Args:
+            value: the value.
+            known: results by the id of their values; those that are computed are added.
+        """
+        if id(value) not in known:
+            arguments = [self._evaluate(argument, known) for argument in value.args]
+            known[id(value)] = self._apply(value, arguments)
+        return known[id(value)]
+
+    def _apply(self, value: Recorded, arguments: Sequence[Value | float]) -> Value | float:
+        """The result of a recorded value, given those of its arguments."""
+        if value.op == "constant":
+            return value.number
+        operands = map(self.graph.operand, arguments)
+        if value.op == LAYER_NORM:
+            return self._normalised(*operands)
+        if value.op == "mean":
+            return self.graph("ReduceMean", *operands, self.graph.integers(-1), keepdims=1)
+        operation = OPERATIONS[value.op]
+        if any(isinstance(argument, Value) for argument in arguments):
+            return self.graph(operation.onnx, *operands)
+        return float(operation.torch(*(torch.tensor(number, dtype=torch.float64) for number in arguments)))
+
+    def _normalised(self, value: Value, weight: Value, bias: Value) -> Value:
+        """Layer norm with the parameters of all directions."""
+        options = {"axis": -1, "epsilon": LAYER_NORM_EPS}
+        if self.dirs == 1:
+            return self.graph("LayerNormalization", value, weight, bias, **options)
+        ones = self.graph.constant(np.ones(self.units, STATE_DTYPE))  # the operator takes one row alone
+        return self.graph("LayerNormalization", value, ones, **options) * weight + bias
+
+    def _products(self, operands: Sequence[Value]) -> dict[int, Value]:
+        """The pre-activation of each gate, or the gate itself, by the id of its recorded value.
 
         ONNX Runtime copies the parts of a Split, so each gate is a product of its own. Where products are
-        so small that their number matters more, all sigmoid gates share one product.
+        so small that their number matters more, all gates with one activation share one product.
         """
-        if self.norm_weight is None and self.peephole is None and self.units < SEPARATE_PRODUCTS_FROM:
-            return self._gates_from_joint_product(operands)
-        pre_activations = [self._product(operands, [gate]) for gate in range(len(self.gate_names))]
-        if self.peephole is not None:
-            for d, c_d in enumerate(c):  # gate 0 is i, gates 1 … D are f_d
-                pre_activations[0] = pre_activations[0] + c_d * self._row(self.peephole, d)
-                pre_activations[1 + d] = pre_activations[1 + d] + c_d * self._row(self.peephole, len(c) + d)
-        late = 0 if self.peephole is None else 1
-        early = len(pre_activations) - late
-        return [
-            *(self._activate(value, gate) for gate, value in enumerate(pre_activations[:early])),
-            *pre_activations[early:],
-        ]
-
-    def _gates_from_joint_product(self, operands: Sequence[Value]) -> list[Value]:
-        sigmoid_gates = [gate for gate, name in enumerate(self.gate_names) if name != TANH_GATE]
-        joint = self.graph("Sigmoid", self._product(operands, sigmoid_gates))
-        gates = self.graph.split(joint, [self.units] * len(sigmoid_gates), axis=-1)
-        if TANH_GATE in self.gate_names:
-            candidate = self.gate_names.index(TANH_GATE)
-            gates.insert(candidate, self.graph("Tanh", self._product(operands, [candidate])))
-        return gates
+        numbers = range(len(self.gates))
+        if not self.joint:
+            return {id(a): self._product(operands, [k]) for k, a in zip(numbers, self.step.a, strict=True)}
+        results: dict[int, Value] = {}
+        for activation in dict.fromkeys(gate.activation for gate in self.gates):
+            alike = [k for k in numbers if self.gates[k].activation == activation]
+            product = self._product(operands, alike)
+            if activation is not None:
+                product = self.graph(OPERATIONS[activation].onnx, product)
+            gates = self.graph.split(product, [self.units] * len(alike), axis=-1)
+            results |= {id(self.step.gates[k]): gate for k, gate in zip(alike, gates, strict=True)}
+        return results
 
     def _product(self, operands: Sequence[Value], gates: Sequence[int]) -> Value:
         """Pre-activations of some gates side by side, n features each."""
@@ -236,31 +284,9 @@ class Step:
             self._parts = {operand.name: self.graph.split(operand, [1] * self.dirs, axis=0)}
         return self._parts[operand.name]
 
-    def _activate(self, value: Value, gate: int) -> Value:
-        op = "Tanh" if self.gate_names[gate] == TANH_GATE else "Sigmoid"
-        return self.graph(op, self._normalise(value, gate))
-
-    def _normalise(self, value: Value, row: int) -> Value:
-        """Layer norm with the parameters of a gate, or in row G with those of c; nothing without it."""
-        if self.norm_weight is None or self.norm_bias is None:
-            return value
-        weight, bias = self._row(self.norm_weight, row), self._row(self.norm_bias, row)
-        options = {"axis": -1, "epsilon": LAYER_NORM_EPS}
-        if self.dirs == 1:
-            return self.graph("LayerNormalization", value, weight, bias, **options)
-        ones = self.graph.constant(np.ones(self.units, STATE_DTYPE))  # the operator takes one row alone
-        return self.graph("LayerNormalization", value, ones, **options) * weight + bias
-
-    def _row(self, parameter: np.ndarray, row: int) -> Value:
-        return self._constant(parameter[:, row])
-
     def _constant(self, values: np.ndarray) -> Value:
         """(dirs, features) as a constant that broadcasts against the rows of all directions."""
         return self.graph.constant(values[0] if self.dirs == 1 else values[:, None])
-
-    def _to_weight_dtype(self, h: Value) -> Value:
-        """h in the dtype in which it enters products and leaves the sweep."""
-        return self.graph.cast(h, self.dtype) if self.mixed_precision else h
 
 
 class Rows:
@@ -273,7 +299,7 @@ class Rows:
 
     def __init__(self, graph: Graph, sweep: Sweep) -> None:
         self.graph = graph
-        self.dirs = sweep.dirs
+        self.dirs, self.parts = sweep.dirs, sweep.parts
         self.axis = 0 if self.dirs == 1 else 1
         self.batch = graph("Shape", sweep.x, start=0, end=1)
 
@@ -281,25 +307,27 @@ class Rows:
         """Numbers of positions, int64, as numbers of rows."""
         return positions if self.dirs == 1 else positions * self.batch
 
-    def zeros(self, positions: Value, features: int) -> Value:
-        """Zeros in `STATE_DTYPE` for a number of positions, a tensor (1,)."""
-        graph = self.graph
-        rows = (
-            [positions, self.batch]
-            if self.dirs == 1
-            else [graph.integers(self.dirs), positions * self.batch]
-        )
-        shape = graph.concat([*rows, graph.integers(features)], axis=0)
-        # Without `value` the tensor is float32 as well, but tract insists on the attribute.
-        return graph("ConstantOfShape", shape, value=numpy_helper.from_array(np.zeros(1, STATE_DTYPE)))
+    def zeros(self, positions: Value) -> list[Value]:
+        """Each part of a state of zeros, for a number of positions, a tensor (1,)."""
+        graph, dirs = self.graph, self.dirs
+        rows = [positions, self.batch] if dirs == 1 else [graph.integers(dirs), positions * self.batch]
+        zeros: dict[int, Value] = {}  # by features
+        for features, _ in self.parts:
+            if features not in zeros:
+                shape = graph.concat([*rows, graph.integers(features)], axis=0)
+                # Without `value` the tensor is float32 as well, but tract insists on the attribute.
+                zeros[features] = graph("ConstantOfShape", shape, value=ZERO)
+        return [
+            zeros[features] if dtype == STATE_DTYPE else graph.cast(zeros[features], dtype)
+            for features, dtype in self.parts
+        ]
 
     def of_samples(self, table: Value, axes: int) -> Value:
         """(…, K) positions, a table with this number of axes, as (…, K·N) rows of their samples."""
         if self.dirs == 1:
             return table
         graph = self.graph
-        end = graph("Squeeze", self.batch, graph.integers(0))
-        samples = graph("Range", graph.scalar(0), end, graph.scalar(1))  # (N,)
+        samples = graph.arange(self.batch)
         rows = graph("Unsqueeze", table, graph.integers(-1)) * self.batch + samples  # (…, K, N)
         return graph.reshape(rows, *[0] * (axes - 1), -1)
 
@@ -315,9 +343,8 @@ def flatten_x(graph: Graph, sweep: Sweep, mask: Value | None) -> Value:
     x = sweep.x
     if sweep.has_ones:
         pads = [0] * (2 * len(sweep.grid) + 3) + [1]
-        x = graph("Pad", x, graph.integers(*pads), graph.constant(np.ones((), sweep.weight_ih.dtype)))
-    features = sweep.weight_ih.shape[-1] + sweep.has_ones
-    x = graph("Transpose", graph.reshape(x, 0, -1, features), perm=[1, 0, 2])
+        x = graph("Pad", x, graph.integers(*pads), graph.constant(np.ones((), sweep.dtype)))
+    x = graph("Transpose", graph.reshape(x, 0, -1, sweep.features), perm=[1, 0, 2])
     return x * mask if mask is not None and sweep.separate_products else x
 
 

@@ -5,15 +5,16 @@ Notation
     N, D, n      batch, grid axes, hidden units
     P, T         positions, wavefronts
     K, K_max     positions of one wavefront, of the largest one
-    S            rows of a state, 1 + K_max, and one more if D is 2
+    S            rows of a state, K_max and `extra_rows`
     flat position   row-major index of a position
     visit index     its place in the order of the sweep
     direction       one sign per axis; −1 sweeps the axis backwards
 
-Row 0 of a state is zero and stands for the positions outside the grid, rows 1 … K are the positions of
-the wavefront, and the rows after them are zero. On up to two axes, the predecessors of a wavefront along an
-axis are then consecutive rows of the state before, zero rows included, so that a slice reads them. On three
-and more axes they are not, and each wavefront has a table of its predecessors' rows.
+On one axis a state is that of one position. On more, row 0 is zero and stands for the positions outside
+the grid, rows 1 … K are the positions of the wavefront, and the rows after them are zero. On two axes, the
+predecessors of a wavefront along an axis are then consecutive rows of the state before, zero rows included,
+so that a slice reads them. On three and more axes they are not, and each wavefront has a table of its
+predecessors' rows.
 """
 
 from __future__ import annotations
@@ -23,15 +24,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mdlstm_tk.cells.cell import total
-from mdlstm_tk.export.lowering.graph import Graph, Value
+from mdlstm_tk.export.lowering.graph import Graph, Value, total
 from mdlstm_tk.export.lowering.step import Sweep
 from mdlstm_tk.wavefront import visiting_order, wavefronts
 
 
 @dataclass(frozen=True)
 class ScanTables:
-    """What a scan over the wavefronts of a grid needs to know, as int64 values of the graph.
+    """The tables of a scan over the wavefronts of a grid, as int64 values of the graph.
 
     In tables with K_max columns, the columns from K on repeat some position of the grid; nothing reads what
     is computed from them.
@@ -42,8 +42,9 @@ class ScanTables:
         state_rows: S as a tensor (1,).
         counts: (T, 1) K of each wavefront.
         missing: (T, 1) the rows of zeros after those of each wavefront, S − 1 − K.
-        predecessors: for each axis, the rows of the state before that hold the predecessors: (first, end),
-            (T, 1) each, for consecutive rows first … end − 1; or (rows,) with rows (T, K_max).
+        predecessors: for each axis, the rows of the state before that hold the predecessors: on two axes
+            (first, end), (T, 1) each, for consecutive rows first … end − 1; on more (rows,) with rows
+            (T, K_max); on one nothing.
         orders: (T, K_max), or (T, dirs, K_max) with several directions: the flat positions in visiting
             order.
         output_rows: (P, dirs) the row of each flat position in the outputs of all iterations,
@@ -61,8 +62,8 @@ class ScanTables:
 
 
 def extra_rows(ndim: int) -> int:
-    """S − K_max: row 0, and on two axes a last row of zeros."""
-    return 2 if ndim == 2 else 1
+    """S − K_max: row 0, and on two axes a last row of zeros; nothing on one axis."""
+    return {1: 0, 2: 2}.get(ndim, 1)
 
 
 def constant_tables(graph: Graph, sweep: Sweep) -> ScanTables:
@@ -77,20 +78,19 @@ def constant_tables(graph: Graph, sweep: Sweep) -> ScanTables:
     prev_rows = fronts.predecessors - np.repeat(prev_starts, counts) + 1
     prev_rows = np.where(fronts.predecessors < 0, 0, prev_rows)  # (D, P)
     visits = np.minimum(fronts.starts[:-1, None] + np.arange(k_max), positions - 1)  # (T, K_max)
-    predecessors: list[tuple[Value, ...]]
+    predecessors: list[tuple[Value, ...]] = [()]
     if len(grid) > 2:
         predecessors = [(graph.constant(rows[visits]),) for rows in prev_rows]
-    else:
+    elif len(grid) == 2:
         # A wavefront starts one grid row below the one before as soon as that has reached the last column.
         # Along the last axis, its first predecessor is then in row 2 instead of 1, along the first axis in
         # row 1 instead of 0.
         moved = (np.arange(len(fronts)) >= grid[-1])[:, None].astype(np.int64)  # (T, 1)
-        firsts = [moved, moved + 1][-len(grid) :]
         predecessors = [
-            (graph.constant(first), graph.constant(first + counts[:, None])) for first in firsts
+            (graph.constant(first), graph.constant(first + counts[:, None])) for first in (moved, moved + 1)
         ]
     front_of_visit = np.repeat(np.arange(len(fronts)), counts)
-    row_of_visit = 1 + np.arange(positions) - fronts.starts[front_of_visit]
+    row_of_visit = (len(grid) > 1) + np.arange(positions) - fronts.starts[front_of_visit]
     orders = np.stack([visiting_order(grid, direction) for direction in sweep.directions])  # (dirs, P)
     visit = np.argsort(orders, axis=1).T  # (P, dirs) of each flat position
     output_rows = (front_of_visit[visit] * dirs + np.arange(dirs)) * state_rows + row_of_visit[visit]
@@ -110,7 +110,7 @@ def constant_tables(graph: Graph, sweep: Sweep) -> ScanTables:
 
 
 def computed_tables(graph: Graph, sweep: Sweep) -> ScanTables:
-    """The same tables for any extents ≥ 1, computed in the graph from the shape of x (N, *grid, C)."""
+    """The tables for any extents ≥ 1, computed in the graph from the shape of x (N, *grid, C)."""
     return _planar_tables(graph, sweep) if len(sweep.grid) <= 2 else _spatial_tables(graph, sweep)
 
 
@@ -124,7 +124,7 @@ def _planar_tables(graph: Graph, sweep: Sweep) -> ScanTables:
     zero, one = graph.integers(0), graph.integers(1)  # int64 (1,); Python numbers would become float32
     extents = [graph("Shape", sweep.x, start=1 + d, end=2 + d) for d in range(ndim)]
     height, width = extents if ndim == 2 else (one, extents[0])
-    t = _arange(graph, height + width - one)  # (T,)
+    t = graph.arange(height + width - one)  # (T,)
     first = graph("Max", t - width + one, zero)
     last = graph("Min", t, height - one)
     counts = last - first + one
@@ -135,20 +135,21 @@ def _planar_tables(graph: Graph, sweep: Sweep) -> ScanTables:
         return graph("Unsqueeze", values, one)  # (T,) → (T, 1)
 
     moved = first - graph("Max", t - width, zero)  # (T,) whether `first` is one more than before
-    prev_firsts = [moved, moved + one][-ndim:]
-    row = graph("Min", column(first) + _arange(graph, max_count), column(last))  # (T, K_max)
+    prev_firsts = [moved, moved + one] if ndim == 2 else []
+    row = graph("Min", column(first) + graph.arange(max_count), column(last))  # (T, K_max)
     # For the way back, the row (H, 1) and the column (1, W) of every position.
-    grid_row, grid_column = column(_arange(graph, height)), graph("Unsqueeze", _arange(graph, width), zero)
+    grid_row, grid_column = column(graph.arange(height)), graph("Unsqueeze", graph.arange(width), zero)
     orders, places = [], []
     for signs in sweep.directions:
         row_sign, column_sign = (1, *signs)[-2:]
-        r = _mirrored(graph, row, row_sign, height)
-        k = _mirrored(graph, column(t) - row, column_sign, width)
+        r = mirrored(graph, row, row_sign, height)
+        k = mirrored(graph, column(t) - row, column_sign, width)
         orders.append(r * width + k)
-        r = _mirrored(graph, grid_row, row_sign, height)
-        k = _mirrored(graph, grid_column, column_sign, width)
+        r = mirrored(graph, grid_row, row_sign, height)
+        k = mirrored(graph, grid_column, column_sign, width)
         front = r + k  # (H, W)
-        place = r + one - graph("Max", front - width + one, zero)  # in the state of its wavefront
+        place = r - graph("Max", front - width + one, zero)  # in its wavefront
+        place = place + one if ndim == 2 else place  # in the state
         places.append((graph.reshape(front, -1), graph.reshape(place, -1)))
     shape = graph.concat([height, width], axis=0)
     coordinates = [
@@ -160,13 +161,13 @@ def _planar_tables(graph: Graph, sweep: Sweep) -> ScanTables:
         state_rows=state_rows,
         counts=column(counts),
         missing=column(state_rows - one - counts),
-        predecessors=[(column(rows), column(rows + counts)) for rows in prev_firsts],
+        predecessors=[(column(rows), column(rows + counts)) for rows in prev_firsts] or [()],
         orders=_stacked(graph, orders),
         output_rows=_output_rows(graph, places, state_rows),
     )
 
 
-def _mirrored(graph: Graph, coordinates: Value, sign: int, extent: Value) -> Value:
+def mirrored(graph: Graph, coordinates: Value, sign: int, extent: Value) -> Value:
     """Coordinates counted from the other end of an axis if `sign` is −1."""
     return coordinates if sign > 0 else extent - graph.integers(1) - coordinates
 
@@ -202,7 +203,7 @@ def _spatial_tables(graph: Graph, sweep: Sweep) -> ScanTables:
     for extent in reversed(extents[1:]):
         strides.insert(0, strides[0] * extent)
     position_count = strides[0] * extents[0]  # P
-    flat = _arange(graph, position_count)  # (P) 0 … P − 1
+    flat = graph.arange(position_count)  # (P) 0 … P − 1
     rest = flat
     coordinates: list[Value] = []
     for extent in reversed(extents[1:]):
@@ -224,7 +225,7 @@ def _spatial_tables(graph: Graph, sweep: Sweep) -> ScanTables:
     starts = graph("CumSum", counts, graph.scalar(0), exclusive=1)
     max_count = graph("ReduceMax", counts, keepdims=1)  # K_max
     state_rows = max_count + graph.integers(extra_rows(ndim))
-    visits = graph("Unsqueeze", starts, one) + _arange(graph, max_count)  # (T, K_max)
+    visits = graph("Unsqueeze", starts, one) + graph.arange(max_count)  # (T, K_max)
     positions = graph("Gather", order, graph("Min", visits, position_count - one))  # (T, K_max) flat
     row = inverse_order - graph("Gather", starts, front) + one  # (P,) of each position in its state
     predecessors: list[tuple[Value, ...]] = []
@@ -235,16 +236,16 @@ def _spatial_tables(graph: Graph, sweep: Sweep) -> ScanTables:
         predecessors.append((graph("Gather", prev_row, positions),))
     orders, places = [], []
     for direction in sweep.directions:
-        mirrored = total(
+        reflected = total(
             [
-                _mirrored(graph, coordinate, sign, extent) * stride
+                mirrored(graph, coordinate, sign, extent) * stride
                 for sign, coordinate, extent, stride in zip(
                     direction, coordinates, extents, strides, strict=True
                 )
             ]
         )  # (P,) where each flat position lands if every axis with sign −1 is reversed
-        orders.append(graph("Gather", mirrored, positions))  # a reflection is its own inverse
-        places.append((graph("Gather", front, mirrored), graph("Gather", row, mirrored)))
+        orders.append(graph("Gather", reflected, positions))  # a reflection is its own inverse
+        places.append((graph("Gather", front, reflected), graph("Gather", row, reflected)))
     return ScanTables(
         coordinates=coordinates,
         max_count=None,
@@ -255,9 +256,3 @@ def _spatial_tables(graph: Graph, sweep: Sweep) -> ScanTables:
         orders=_stacked(graph, orders),
         output_rows=_output_rows(graph, places, state_rows),
     )
-
-
-def _arange(graph: Graph, end: Value) -> Value:
-    """(end,) 0 … end − 1. `end` has shape (1,), but `Range` takes scalars."""
-    scalar_end = graph("Squeeze", end, graph.integers(0))
-    return graph("Range", graph.scalar(0), scalar_end, graph.scalar(1))

@@ -1,180 +1,221 @@
 """The unrolled form: every wavefront of a sweep written out, for one grid and any batch.
 
-Notation: N batch, D grid axes, C input features, n hidden units, P positions, T wavefronts, K positions of
-one wavefront, dirs directions; the shapes of rows are those of step.py.
+Without initial states each wavefront has a border of one position outside the grid, whose state is zero.
+With them, its border has the states that enter at it: one row for each of its positions and axes without a
+predecessor. Lines of faces are numbered as in `mdlstm_tk.backends.boundary`.
+
+Notation: N batch, D grid axes, F lines of all faces, n hidden units, P positions, T wavefronts, K positions
+of one wavefront, dirs directions; parts of a state, and the shapes of rows, are those of step.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
+from math import prod
 
 import numpy as np
 
+from mdlstm_tk.backends.boundary import line_counts
 from mdlstm_tk.export.lowering.graph import Graph, Value
-from mdlstm_tk.export.lowering.step import Rows, Step, Sweep, flatten_x, valid_mask
-from mdlstm_tk.wavefront import visiting_order, wavefronts
+from mdlstm_tk.export.lowering.step import STATE_DTYPE, Rows, Step, Sweep, flatten_x, valid_mask
+from mdlstm_tk.wavefront import Direction, Indices, visiting_order, wavefronts
 
 END = np.iinfo(np.int64).max  # as the end of a slice: all rows to the last one
-Selection = tuple[int, int] | np.ndarray  # rows first … end − 1 of a state, or the row of each position
+# A range of positions: the index of what it is sliced from, its first and end position, whether it is all.
+Piece = tuple[int, int, int, bool]
 
 
-def write_unrolled(graph: Graph, sweep: Sweep) -> Value:
-    """Add the nodes of a sweep, and return h (N, *grid, dirs, n)."""
+def write_unrolled(graph: Graph, sweep: Sweep) -> list[Value]:
+    """Add the nodes of a sweep.
+
+    Returns:
+        h (N, *grid, dirs, n), and with initial states the final ones (N, F, dirs, 1 + S, n).
+    """
     mask = None
     if sweep.sizes is not None:
         coordinates = np.indices(sweep.grid).reshape(len(sweep.grid), -1)  # (D, P)
         mask = valid_mask(graph, [graph.constant(axis) for axis in coordinates], sweep.sizes)  # (P, N, 1)
     step = Step(graph, sweep)
-    states = _States(graph, sweep, step)
-    xs = states.of_wavefronts(flatten_x(graph, sweep, mask), step.features)
+    states = _States(graph, sweep)
+    xs = states.of_wavefronts(flatten_x(graph, sweep, mask), sweep.features)
     masks = [None] * len(xs) if mask is None else states.of_wavefronts(mask, 1)
-    h, c = states.zeros
-    outputs = []
+    parts: list[Value] = []  # of the wavefront before
+    results = []
     for t, (x, valid) in enumerate(zip(xs, masks, strict=True)):
         with graph.scope(f"wavefront_{t}"):
-            prev_h = states.predecessors(t, h, states.zeros[0]) if sweep.cell.recurrent else []
-            h, c = step(prev_h, states.predecessors(t, c, states.zeros[1]), x, valid)
-            outputs.append(h)
-    return states.by_position(outputs)
+            previous = [
+                states.predecessors(t, k, parts) if k or step.reads_h else []
+                for k in range(len(sweep.parts))
+            ]
+            parts = step(previous, x, valid)
+            results.append(parts)
+    needed = 1 if sweep.initial is None else len(sweep.parts)
+    visited = [graph.concat([parts[k] for parts in results], axis=states.rows.axis) for k in range(needed)]
+    y = graph.reshape(
+        states.taken(visited[0], states.places, sweep.units), 0, *sweep.grid, sweep.dirs, sweep.units
+    )
+    return [y] if sweep.initial is None else [y, states.final(visited)]
 
 
 class _States:
-    """The states of the wavefronts of one sweep: where they come from, and where they go.
+    """The states of the wavefronts of one sweep: where they come from, and where they go."""
 
-    Attributes:
-        zeros: h and c of one position outside the grid.
-    """
-
-    def __init__(self, graph: Graph, sweep: Sweep, step: Step) -> None:
-        self.graph, self.sweep = graph, sweep
-        self.rows = Rows(graph, sweep)
-        front = wavefronts(sweep.grid)
-        self.counts = np.diff(front.starts)  # (T,) K of each wavefront
+    def __init__(self, graph: Graph, sweep: Sweep) -> None:
+        self.graph, self.sweep, self.rows = graph, sweep, Rows(graph, sweep)
+        self.front = front = wavefronts(sweep.grid)
         self.orders = np.stack([visiting_order(sweep.grid, d) for d in sweep.directions])  # (dirs, P)
-        zero = self.rows.zeros(graph.integers(1), sweep.units)
-        self.zeros = (graph.cast(zero, step.dtype) if step.mixed_precision else zero), zero
-        self.prev_counts = [1, *self.counts[:-1].tolist()]
-        selections = [
-            [_selection(indices, count) for indices in front.previous(t)]
-            for t, count in enumerate(self.prev_counts)
-        ]
-        self.selections = self._as_values(selections)
-        self.offsets = {  # by number of positions, the number of rows
-            k: self.rows.of_positions(graph.integers(k)) for k in _offsets(selections, self.prev_counts)
-        }
+        self.places = np.argsort(self.orders, axis=1)  # (dirs, P) the visit index of each flat position
+        self.counts = np.diff(front.starts)  # (T,) K of each wavefront
+        self.entering = np.zeros_like(front.predecessors)  # (D, P) row in the border, by visit index
+        self.border_counts = np.ones_like(self.counts)  # (T,)
+        if sweep.initial is None:
+            self.borders = [[zero] * len(front) for zero in self.rows.zeros(graph.integers(1))]
+        else:
+            self.borders = self._enter(sweep.initial)
+        self.pieces: list[list[list[Piece]]] = []  # for each wavefront and axis
+        far: dict[tuple[int, int], Indices] = {}  # for those without pieces the rows, (K,) positions each
+        for t, count in enumerate([0, *self.counts[:-1].tolist()]):
+            rows = front.previous(t)
+            # Row k of the border comes after all rows of the wavefront before.
+            tables = np.where(rows < 0, count + self.entering[:, front.slice(t)], rows)  # (D, K)
+            self.pieces.append([_pieces(table, count, int(self.border_counts[t])) for table in tables])
+            far |= {(t, d): tables[d] for d, pieces in enumerate(self.pieces[t]) if not pieces}
+        self.tables = dict(zip(far, self._rows_of(list(far.values())), strict=True))
+        all_pieces = chain.from_iterable(chain.from_iterable(self.pieces))
+        offsets = {offset for piece in all_pieces for offset in piece[1:3]}
+        self.offsets = {k: self.rows.of_positions(graph.integers(k)) for k in offsets - {END}}
+        self.offsets[END] = graph.integers(END)
 
     def of_wavefronts(self, values: Value, features: int) -> list[Value]:
         """The rows of each wavefront, given values (P, N, features) by flat position."""
-        graph = self.graph
-        values = graph("Gather", values, graph.constant(self.orders.reshape(-1)), axis=0)
-        if self.rows.dirs == 1:
-            return graph.split(values, self.counts.tolist(), axis=0)  # T × (K, N, features)
-        values = graph.reshape(values, self.rows.dirs, -1, features)
-        return self._split(values, self.counts, axis=1)  # T × (dirs, K·N, features)
+        return self._split(self._visited(values, self.orders, features), self.counts)
 
-    def predecessors(self, t: int, state: Value, zero: Value) -> list[Value]:
-        """For each axis the states of the predecessors of wavefront t, given those of wavefront t − 1.
+    def predecessors(self, t: int, part: int, before: Sequence[Value]) -> list[Value]:
+        """For each axis a part of the states of the predecessors of wavefront t.
 
-        In one and two dimensions the predecessors are consecutive rows, with at most one row of zeros
-        before or after them, so that a slice and a concatenation replace the gather.
+        In one and two dimensions the predecessors are consecutive rows, with a row of the border before or
+        after them, so that a slice and a concatenation replace the gather.
 
         Args:
             t: the wavefront.
-            state: h or c of wavefront t − 1; `zero` if t is 0.
-            zero: h or c of a position outside the grid.
+            part: the number of the part.
+            before: the parts of wavefront t − 1; empty if t is 0.
         """
+        sources = [*before[part : part + 1], *self.borders[part][t : t + 1]]
+        graph, axis = self.graph, self.rows.axis
         padded = None
         results = []
-        for selection in self.selections[t]:
-            if isinstance(selection, Value):
-                padded = padded or self.graph.concat([state, zero], axis=self.rows.axis)
-                results.append(self.graph("Gather", padded, selection, axis=self.rows.axis))
+        for d, pieces in enumerate(self.pieces[t]):
+            if pieces:
+                slices = [
+                    sources[source]
+                    if is_whole
+                    else self.rows.slice(sources[source], self.offsets[first], self.offsets[end])
+                    for source, first, end, is_whole in pieces
+                ]
+                results.append(graph.concat(slices, axis=axis))
             else:
-                results.append(self._zero_padded(state, zero, *selection, self.prev_counts[t]))
+                padded = padded or graph.concat(sources, axis=axis)
+                results.append(graph("Gather", padded, self.tables[t, d], axis=axis))
         return results
 
-    def by_position(self, outputs: Sequence[Value]) -> Value:
-        """h (N, *grid, dirs, n), given that of each wavefront."""
-        graph, (dirs, positions), units = self.graph, self.orders.shape, self.sweep.units
-        places = np.argsort(self.orders, axis=1)  # (dirs, P) the visit index of each flat position
-        h = graph.concat(outputs, axis=self.rows.axis)
+    def taken(self, visited: Value, table: Indices, features: int) -> Value:
+        """(N, M, features), or (N, M, dirs, features), from the rows of all wavefronts and a table
+        (dirs, M) of visit indices."""
+        graph, (dirs, positions) = self.graph, self.orders.shape
         if dirs == 1:
-            h = graph("Gather", h, graph.constant(places[0]), axis=0)  # (P, N, n)
-            h = graph("Transpose", h, perm=[1, 0, 2])
-        else:
-            h = graph.reshape(h, dirs * positions, -1, units)
-            places = places + positions * np.arange(dirs)[:, None]
-            h = graph("Gather", h, graph.constant(places.T), axis=0)  # (P, dirs, N, n)
-            h = graph("Transpose", h, perm=[2, 0, 1, 3])
-        return graph.reshape(h, 0, *self.sweep.grid, dirs, units)
+            rows = graph("Gather", visited, graph.constant(table[0]), axis=0)  # (M, N, features)
+            return graph("Transpose", rows, perm=[1, 0, 2])
+        rows = graph.reshape(visited, dirs * positions, -1, features)
+        table = table + positions * np.arange(dirs)[:, None]
+        rows = graph("Gather", rows, graph.constant(table.T), axis=0)  # (M, dirs, N, features)
+        return graph("Transpose", rows, perm=[2, 0, 1, 3])
 
-    def _as_values(self, selections: list[list[Selection]]) -> list[list[tuple[int, int] | Value]]:
-        """Selections whose rows of positions are values of the graph."""
-        tables = [part for parts in selections for part in parts if isinstance(part, np.ndarray)]
-        if self.rows.dirs == 1:
-            values = iter([self.graph.constant(table) for table in tables])
-        else:
-            values = iter(self._rows_of(tables))
-        return [
-            [next(values) if isinstance(part, np.ndarray) else part for part in parts]
-            for parts in selections
+    def final(self, visited: Sequence[Value]) -> Value:
+        """(N, F, dirs, 1 + S, n), given the rows of all wavefronts of each part."""
+        graph, sweep = self.graph, self.sweep
+        ends = np.stack([_leaving(sweep.grid, direction) for direction in sweep.directions])  # (dirs, F)
+        table = np.take_along_axis(self.places, ends, axis=1)
+        parts = [
+            self.taken(part, table, features)
+            for part, (features, _) in zip(visited, sweep.parts, strict=True)
         ]
+        if sweep.dtype != STATE_DTYPE:
+            parts[0] = graph.cast(parts[0], STATE_DTYPE)
+        return graph.reshape(graph.concat(parts, axis=-1), 0, ends.shape[1], sweep.dirs, -1, sweep.units)
 
-    def _rows_of(self, tables: Sequence[np.ndarray]) -> list[Value]:
-        """For each table (K,) of positions the K·N rows of their samples."""
-        if not tables:
-            return []
+    def _enter(self, initial: Value) -> list[list[Value]]:
+        """For each part the borders of the first wavefronts, those at which states enter; it also finds
+        the places in them."""
+        graph, sweep, front = self.graph, self.sweep, self.front
+        axis, visit = np.nonzero(front.predecessors < 0)
+        of_front = np.searchsorted(front.starts, visit, side="right") - 1
+        order = np.lexsort((visit, axis, of_front))
+        axis, visit, of_front = axis[order], visit[order], of_front[order]  # (F,) each
+        self.border_counts = np.bincount(of_front, minlength=len(front))
+        first = np.cumsum(self.border_counts) - self.border_counts
+        self.entering[axis, visit] = np.arange(len(visit)) - first[of_front]
+        lines = _lines_of_positions(sweep.grid)[axis, self.orders[:, visit]]  # (dirs, F)
+        features = sum(features for features, _ in sweep.parts)
+        values = graph.reshape(initial, 0, lines.size, features)
+        values = graph("Transpose", values, perm=[1, 0, 2])  # (F·dirs, N, features)
+        table = lines * sweep.dirs + np.arange(sweep.dirs)[:, None]
+        rows = self._visited(values, table, features)
+        parts = graph.split(rows, [features for features, _ in sweep.parts], axis=-1)
+        if sweep.dtype != STATE_DTYPE:
+            parts[0] = graph.cast(parts[0], sweep.dtype)
+        return [self._split(part, self.border_counts[self.border_counts > 0]) for part in parts]
+
+    def _visited(self, values: Value, table: Indices, features: int) -> Value:
+        """Rows, from values (M, N, features) and a table (dirs, …) of their first axis."""
+        rows = self.graph("Gather", values, self.graph.constant(table.reshape(-1).astype(np.int64)), axis=0)
+        return rows if self.rows.dirs == 1 else self.graph.reshape(rows, self.rows.dirs, -1, features)
+
+    def _rows_of(self, tables: Sequence[Indices]) -> list[Value]:
+        """For each table (K,) of positions the K·N rows of their samples; with one direction (K,)."""
+        tables = [table.astype(np.int64) for table in tables]
+        if self.rows.dirs == 1 or not tables:
+            return [self.graph.constant(table) for table in tables]
         rows = self.rows.of_samples(self.graph.constant(np.concatenate(tables)), 1)
         return self._split(rows, [len(table) for table in tables], axis=0)
 
-    def _split(self, values: Value, counts: Sequence[int] | np.ndarray, axis: int) -> list[Value]:
+    def _split(
+        self, values: Value, counts: Sequence[int] | Indices, axis: int | None = None
+    ) -> list[Value]:
         """Split rows by numbers of positions."""
         if len(counts) == 1:
             return [values]
         lengths = self.rows.of_positions(self.graph.integers(*counts))
+        axis = self.rows.axis if axis is None else axis
         return self.graph.add_node("Split", len(counts), values, lengths, axis=axis)
 
-    def _zero_padded(self, state: Value, zero: Value, start: int, end: int, count: int) -> Value:
-        """Rows start … end − 1 of a state of `count` positions, where rows −1 and `count` are zero."""
-        first, last = max(start, 0), min(end, count)
-        parts = []
-        if start < 0:
-            parts.append(zero)
-        if (first, last) == (0, count):
-            parts.append(state)
-        elif first < last:
-            parts.append(self._slice(state, first, last, count))
-        if end > count:
-            parts.append(zero)
-        return self.graph.concat(parts, axis=self.rows.axis)
 
-    def _slice(self, state: Value, first: int, last: int, count: int) -> Value:
-        """Rows first … last − 1 of a state of `count` positions."""
-        if self.rows.dirs == 1:
-            return self.rows.slice(state, self.graph.integers(first), self.graph.integers(last))
-        end = self.graph.integers(END) if last == count else self.offsets[last - count]
-        return self.rows.slice(state, self.offsets[first], end)
+def _pieces(table: Indices, count: int, border: int) -> list[Piece]:
+    """The ranges of positions in a table of rows, of which those from `count` on are rows of the border;
+    nothing if there are more than two. Their ends are counted from the end, so that few numbers suffice."""
+    cuts = np.flatnonzero((np.diff(table) != 1) | (table[1:] == count)) + 1
+    pieces = []
+    for part in np.split(table, cuts):
+        source = -1 if part[0] >= count else 0
+        first, length = (int(part[0]) - count, border) if source else (int(part[0]), count)
+        end = first + len(part) - length
+        pieces.append((source, first, end or END, (first, end) == (0, 0)))
+    return pieces if len(pieces) <= 2 else []
 
 
-def _selection(indices: np.ndarray, count: int) -> Selection:
-    """Where the predecessors along an axis are.
-
-    Args:
-        indices: (K,) rows in the state of the wavefront before, −1 outside the grid.
-        count: the number of positions of that wavefront.
-    """
-    rows = np.where(indices < 0, count, indices)  # row `count` is zero
-    candidate = rows.copy()
-    candidate[0] = indices[0]  # row −1 is zero as well
-    consecutive = (np.diff(candidate) == 1).all()
-    return (int(candidate[0]), int(candidate[-1]) + 1) if consecutive else rows.astype(np.int64)
+def _lines_of_positions(grid: Sequence[int]) -> Indices:
+    """(D, P) for each axis the line, among those of all faces, that a flat position lies on."""
+    first, tables = 0, []
+    for d, count in enumerate(line_counts(grid)):
+        face = np.arange(first, first + count).reshape(*grid[:d], 1, *grid[d + 1 :])
+        tables.append(np.broadcast_to(face, grid).reshape(-1))
+        first += count
+    return np.stack(tables)
 
 
-def _offsets(selections: Sequence[Sequence[Selection]], counts: Sequence[int]) -> set[int]:
-    """The ends of all slices, the far ones counted from the end of the state."""
-    ends = set()
-    for parts, count in zip(selections, counts, strict=True):
-        for part in parts:
-            if isinstance(part, tuple):
-                ends |= {max(part[0], 0), min(part[1] - count, 0)}
-    return ends
+def _leaving(grid: Sequence[int], direction: Direction) -> Indices:
+    """(F,) the flat position at which each line leaves the grid."""
+    positions = np.arange(prod(grid)).reshape(grid)
+    faces = [positions.take(-1 if sign > 0 else 0, axis=d) for d, sign in enumerate(direction)]
+    return np.concatenate([face.reshape(-1) for face in faces])

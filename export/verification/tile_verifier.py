@@ -100,7 +100,7 @@ def _random_grids(archive: Archive, rng: np.random.Generator) -> Iterator[tuple[
 
 
 def run_in_tiles(archive: Archive, run: Run, x: Array, rng: np.random.Generator) -> Array:
-    """What a network returns for x (N, *grid, C), computed in random tiles.
+    """The output of a network for x (N, *grid, C), computed in random tiles.
 
     Args:
         archive: the network.
@@ -138,7 +138,7 @@ def _run_sweep(
     edges: Edges,
     rng: np.random.Generator,
 ) -> Array:
-    """What one direction adds to the output of a stage."""
+    """The share of one direction in the output of a stage."""
     grid, direction = [tiles[-1][1] for tiles in edges], sweep.direction
     edges_of_x = [
         [(start * size, min(stop * size, extent)) for start, stop in tiles]
@@ -154,7 +154,7 @@ def _run_sweep(
         for d, sign in enumerate(direction):
             zeros = np.zeros((len(x), *extents[:d], *extents[d + 1 :], stage.units), x.dtype)
             before = [(*tile[:d], tile[d] - sign, *tile[d + 1 :]) for tile in tiles]
-            for name in (f"h{d}", f"c{d}"):
+            for name in (f"{state}{d}" for state in stage.states):
                 feeds[name] = np.concatenate(
                     [leaving[tile][f"{name}_n"] if tile in leaving else zeros for tile in before]
                 )

@@ -123,9 +123,9 @@ def _numba_failure() -> str:
         if numba.config.DISABLE_JIT:
             return "the environment variable NUMBA_DISABLE_JIT is set, unset it"
         from mdlstm_tk.backends.cpu import compile as cpu_compile
-        from mdlstm_tk.backends.cpu import sweep  # noqa: F401
+        from mdlstm_tk.backends.cpu import sweep as cpu_sweep  # noqa: F401
 
-        cpu_compile.get_packer("pack", "float32")
+        cpu_compile.generic_kernel("pack", "float32")
     except ImportError as error:  # not installed, or not compatible with the installed NumPy
         return f"numba cannot be imported ({_first_line(error)})"
     except Exception as error:  # a broken or unsupported version raises anything

@@ -3,7 +3,7 @@
     cell         the definition of a cell; `register_cell`
     definitions  the cells that come with the package
     functions    the functions that equations may use
-    operations   the table behind them: one row for each operation, with all that backends need
+    operations   their table: one row for each operation, with all that backends need
     ir           the recorded graph
     step         one step of a cell: peepholes, layer norm, activations, equations
     autodiff     the gradient of a graph

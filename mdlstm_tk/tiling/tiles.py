@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -80,7 +81,8 @@ class Front:
     def read(self, tile: Tile) -> Tensor:
         """The states at the faces of a tile, copied."""
         parts = [face[_lines(tile, d)] for d, face in enumerate(self._faces)]
-        return torch.cat([part.reshape(len(part), -1, *part.shape[-3:]) for part in parts], dim=1)
+        lines = [part.reshape(len(part), prod(part.shape[1:-3]), *part.shape[-3:]) for part in parts]
+        return torch.cat(lines, dim=1)
 
     def write(self, tile: Tile, boundary: Tensor) -> None:
         """Overwrite the states at the faces of a tile."""

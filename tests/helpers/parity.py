@@ -99,14 +99,15 @@ class Case:
         assert results.keys() == truth.keys()
         for name, result in results.items():
             assert result.dtype == dtype
-            scale = max([1.0, *truth[name].abs().flatten().tolist()])
-            torch.testing.assert_close(
-                result.double(),
-                truth[name],
-                rtol=0,
-                atol=TOLERANCES[dtype] * scale,
-                msg=lambda text, name=name: f"{name}: {text}",
-            )
+            assert_close_to(truth[name], result, TOLERANCES[dtype], name)
+
+
+def assert_close_to(truth: Tensor, found: Tensor, tolerance: float, name: str) -> None:
+    """Compare with a result in float64, relative to its largest entry, or to 1 if that is smaller."""
+    scale = max([1.0, *truth.abs().flatten().tolist()])
+    torch.testing.assert_close(
+        found.double(), truth, rtol=0, atol=tolerance * scale, msg=lambda text: f"{name}: {text}"
+    )
 
 
 @lru_cache(maxsize=1)

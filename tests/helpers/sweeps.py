@@ -12,18 +12,18 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from mdlstm_tk.backends import reference
-from mdlstm_tk.backends.faces import Faces, line_counts
+from mdlstm_tk.backends.boundary import line_counts
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.cells import get_cell
+from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.export import lower
-from mdlstm_tk.export.capture import DOMAIN, IR_VERSION, OPSET
+from mdlstm_tk.export.capture import DOMAIN, IR_VERSION, OPSET, TENSORS
 from mdlstm_tk.export.lowering.lower import subgraphs, walk
 from mdlstm_tk.wavefront import Direction, resolve_directions
 
 CHANNELS = 2
 GRIDS = {1: (6,), 2: (3, 5), 3: (3, 2, 4), 4: (2, 3, 2, 2)}
 FORMS = ("unrolled", "scan", "scan, free")
-NAMES = ("weight_ih", "weight_hh", "bias", "peephole", "norm_weight", "norm_bias")
 
 
 @dataclass
@@ -56,10 +56,10 @@ class Sweep:
             "weight_ih": (dirs, gate_dim, CHANNELS),
             "weight_hh": (dirs, ndim, gate_dim, units) if definition.recurrent else None,
             "bias": (dirs, gate_dim) if bias else None,
-            "peephole": (dirs, 2 * ndim + 1, units) if peephole else None,
-            "norm_weight": (dirs, gates + 1, units) if layer_norm else None,
-            "norm_bias": (dirs, gates + 1, units) if layer_norm else None,
         }
+        enabled = {"peephole": peephole, "norm_weight": layer_norm, "norm_bias": layer_norm}
+        for name, rows in CELL_PARAMETERS.items():
+            shapes[name] = (dirs, rows(definition, ndim), units) if enabled[name] else None
         weights = {
             name: rng.uniform(-0.4, 0.4, shape).astype(dtype) for name, shape in shapes.items() if shape
         }
@@ -72,17 +72,14 @@ class Sweep:
         inputs = [helper.make_tensor_value_info("x", kind, ["N", *[None] * ndim, CHANNELS])]
         if sizes:
             inputs.append(helper.make_tensor_value_info("sizes", TensorProto.INT64, ["N", ndim]))
-        names = ["x", *(name if name in self.weights else "" for name in NAMES), "sizes" if sizes else ""]
-        faces = {"h": kind, "c": TensorProto.FLOAT} if states else {}
-        face_shape = ["N", None, len(self.directions), self.units]
-        inputs += [
-            helper.make_tensor_value_info(f"{name}_first", dtype, face_shape)
-            for name, dtype in faces.items()
-        ]
+        present = {"x", *self.weights, *(["sizes"] if sizes else []), *(["initial"] if states else [])}
+        state_shape = ["N", None, len(self.directions), 1 + self.states, self.units]
+        if states:
+            inputs.append(helper.make_tensor_value_info("initial", TensorProto.FLOAT, state_shape))
         node = helper.make_node(
-            "WavefrontStates" if states else "Wavefront",
-            [*names, *(f"{name}_first" for name in faces)],
-            ["y", *(f"{name}_last" for name in faces)],
+            "Wavefront",
+            [name if name in present else "" for name in TENSORS],
+            ["y", "final"] if states else ["y"],
             name="sweep",
             domain=DOMAIN,
             directions=[sign for direction in self.directions for sign in direction],
@@ -90,10 +87,8 @@ class Sweep:
             cell=self.cell,
         )
         outputs = [helper.make_tensor_value_info("y", kind, [None] * (ndim + 3))]
-        outputs += [
-            helper.make_tensor_value_info(f"{name}_last", dtype, face_shape)
-            for name, dtype in faces.items()
-        ]
+        if states:
+            outputs.append(helper.make_tensor_value_info("final", TensorProto.FLOAT, state_shape))
         tensors = [numpy_helper.from_array(array, name) for name, array in self.weights.items()]
         graph = helper.make_graph([node], "captured", inputs, outputs, tensors)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
@@ -101,30 +96,36 @@ class Sweep:
 
     def exact(self, x: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
         """h, computed in float64."""
-        return reference.forward(self._inputs(x, sizes)).numpy()
+        h, _ = reference.forward(self._inputs(x, sizes=sizes))
+        return h.numpy()
 
-    def exact_states(self, x: np.ndarray, h: np.ndarray, c: np.ndarray) -> list[np.ndarray]:
-        """y and the final h and c, computed in float64 from initial faces (N, F, dirs, n)."""
-        first = Faces(torch.from_numpy(h).double(), torch.from_numpy(c).double())
-        y, last = reference.forward_states(self._inputs(x, None), first)
-        return [tensor.numpy() for tensor in (y, *last)]
+    def exact_states(self, x: np.ndarray, initial: np.ndarray) -> list[np.ndarray]:
+        """h and the final states, computed in float64."""
+        results = reference.forward(self._inputs(x, initial=initial.astype(np.float64)))
+        return [tensor.numpy() for tensor in results if tensor is not None]
 
-    def random_faces(self, batch: int, grid: Sequence[int], dtype: type = np.float32) -> list[np.ndarray]:
-        """Initial h and c."""
-        rng, shape = np.random.default_rng(2), (batch, sum(line_counts(grid)), len(self.directions))
-        return [rng.standard_normal((*shape, self.units)).astype(kind) for kind in (dtype, np.float32)]
+    def random_states(self, batch: int, grid: Sequence[int]) -> np.ndarray:
+        """Initial states (N, F, dirs, 1 + S, n); of a cell that divides by a state n positive ones."""
+        shape = batch, sum(line_counts(grid)), len(self.directions), 1 + self.states, self.units
+        states = np.random.default_rng(2).standard_normal(shape).astype(np.float32)
+        return np.abs(states) + np.float32(0.5) if "n" in get_cell(self.cell).states else states
+
+    @property
+    def states(self) -> int:
+        """S."""
+        return len(get_cell(self.cell).states)
 
     @property
     def units(self) -> int:
         gates = len(get_cell(self.cell).gates(len(self.directions[0])))
         return self.weights["weight_ih"].shape[1] // gates
 
-    def _inputs(self, x: np.ndarray, sizes: np.ndarray | None) -> SweepInputs:
-        tensors = {name: torch.from_numpy(array).double() for name, array in self.weights.items()}
+    def _inputs(self, x: np.ndarray, **others: np.ndarray | None) -> SweepInputs:
+        arrays = {"x": x, **self.weights}
+        tensors = {name: torch.from_numpy(array).double() for name, array in arrays.items()}
+        tensors |= {name: torch.from_numpy(array) for name, array in others.items() if array is not None}
         signs = tuple(sign for direction in self.directions for sign in direction)
-        parameters = [tensors.get(name) for name in NAMES]
-        torch_sizes = None if sizes is None else torch.from_numpy(sizes)
-        return SweepInputs._make((torch.from_numpy(x).double(), *parameters, torch_sizes, signs, self.cell))
+        return SweepInputs(*map(tensors.get, TENSORS), signs, self.cell)
 
 
 def lowered(

@@ -50,9 +50,9 @@ def classifier() -> TiledModel:
 
 
 @cache
-def downward() -> TiledModel:
+def downward(cell: str = "graves") -> TiledModel:
     """Two layers in windows of 2×1, whose directions all go downwards."""
-    return _exported(MDLSTM(1, 3, directions=[(1, 1), (1, -1)], num_layers=2, window=(2, 1)))
+    return _exported(MDLSTM(1, 3, directions=[(1, 1), (1, -1)], num_layers=2, window=(2, 1), cell=cell))
 
 
 @cache

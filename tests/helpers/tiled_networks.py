@@ -19,6 +19,7 @@ CELLS: list[dict[str, Any]] = [
     {"cell": "stable", "layer_norm": True},
     {"cell": "leaky"},
     {"cell": "mean"},
+    {"cell": "slstm"},
 ]
 
 

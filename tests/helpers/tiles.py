@@ -29,7 +29,7 @@ class FakeGraph:
         self.runs: list[tuple[int, ...]] = []
 
     def run(self, feeds: Mapping[str, Floats]) -> dict[str, Floats]:
-        """What the graph of a sweep computes."""
+        """Compute the outputs of the graph of a sweep."""
         x, window, ndim = feeds["x"], self.stage.window, len(self.direction)
         self.runs.append(x.shape)
         extents = [-(-e // w) for e, w in zip(x.shape[1:-1], window, strict=True)]
@@ -76,7 +76,7 @@ class FakeHead:
         self.a, self.upsample = rng.normal(size=(features, outputs)), upsample
 
     def run(self, feeds: Mapping[str, Floats]) -> dict[str, Floats]:
-        """What the graph of a head computes."""
+        """Compute the output of the graph of a head."""
         y = feeds["x"] @ self.a
         for axis, up in enumerate(self.upsample, start=1):
             y = y.repeat(up, axis)
@@ -97,7 +97,8 @@ class FakeNetwork:
             every = list(product((1, -1), repeat=ndim))
             chosen = rng.permutation(len(every))[: int(rng.integers(1, len(every) + 1))]
             sweeps = tuple(Sweep(f"stage-{k}/sweep-{i}.onnx", every[i]) for i in chosen)
-            stage = Stage(window, channels, int(rng.integers(1, 4)), 2, bool(rng.integers(2)), sweeps)
+            features, added = int(rng.integers(1, 4)), bool(rng.integers(2))
+            stage = Stage(window, channels, features, 2, added, sweeps, ("h", "c"))
             described.append(stage)
             channels = stage.outputs
         total = tuple(prod(stage.window[d] for stage in described) for d in range(ndim))

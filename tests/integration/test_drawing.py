@@ -23,6 +23,7 @@ from helpers.drawing_models import (
     row_logits,
     write_drawing_model,
 )
+from helpers.own_cells import register_own_cells
 from PIL import Image
 
 from mdlstm_tk.errors import InputError, ParityError
@@ -57,11 +58,19 @@ def test_onnx_runtime_draws_what_torch_draws(
 
 @pytest.mark.parametrize(
     ("channels", "outputs", "options"),
-    [(1, 1, {"layers": 2}), (3, 4, {}), (2, 1, {"cell": "leaky", "layer_norm": True, "layers": 3})],
+    [
+        (1, 1, {"layers": 2}),
+        (3, 4, {}),
+        (2, 1, {"cell": "leaky", "layer_norm": True, "layers": 3}),
+        (1, 5, {"cell": "slstm", "layers": 2}),
+        (1, 1, {"cell": "input-gated"}),
+        (2, 2, {"cell": "gru", "layers": 2}),
+    ],
 )
 def test_all_kinds_of_networks_are_exported_to_draw(
-    channels: int, outputs: int, options: dict[str, object], tmp_path: Path
+    channels: int, outputs: int, options: dict[str, object], fresh_registries: None
 ) -> None:
+    register_own_cells()
     torch.manual_seed(0)
     network = create("pixel", channels, outputs, kind="density", hidden=4, **options)
     model = drawing_model(network, (4, 5))

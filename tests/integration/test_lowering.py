@@ -6,17 +6,17 @@ The captured graphs are built by hand, each with a single sweep, so no test runs
 from __future__ import annotations
 
 from itertools import cycle, product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from helpers.own_cells import OWN_CELLS, register_own_cells
 from helpers.sweeps import CHANNELS, FORMS, GRIDS, Sweep, lowered, random_x
 from onnx.reference import ReferenceEvaluator
 
-from mdlstm_tk.cells import BUILT_IN_CELLS, get_cell
+from mdlstm_tk.cells import BUILT_IN_CELLS
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export import lower
 from mdlstm_tk.export.lowering import lower as lower_module
@@ -24,16 +24,12 @@ from mdlstm_tk.export.lowering import scan
 from mdlstm_tk.export.lowering.functions import outline
 from mdlstm_tk.wavefront import Direction, wavefronts
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "own_cell.py"
-OWN_CELLS = ("coupled", "input-gated")
 CELLS = (*BUILT_IN_CELLS, *OWN_CELLS)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _own_cells() -> None:
-    """Register the cells of the example."""
-    for name in OWN_CELLS:
-        get_cell(f"{EXAMPLE}:{name}")
+@pytest.fixture(autouse=True)
+def _own_cells(fresh_registries: None) -> None:
+    register_own_cells()
 
 
 def run(model: onnx.ModelProto, **inputs: np.ndarray) -> np.ndarray:
@@ -73,6 +69,8 @@ OPTIONS = {
     "no bias": {"bias": False},
     "peephole": {"peephole": True},
     "layer norm": {"layer_norm": True},
+    "three states, layer norm, all": {"cell": "slstm", "layer_norm": True, "directions": "all"},
+    "three states, many units": {"cell": "slstm", "units": 65},
     "peephole, layer norm": {"peephole": True, "layer_norm": True},
     "many units": {"units": 65},
     "two backwards": {"directions": [(-1, 1), (-1, -1)]},
@@ -90,8 +88,9 @@ def test_every_option_agrees_with_float64_within_1e_5(option: str, form: str) ->
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_odd_grids_agree_with_float64(form: str) -> None:
-    sweep = Sweep.random("stable", "all")
+@pytest.mark.parametrize("cell", ["stable", "slstm"])
+def test_odd_grids_agree_with_float64(cell: str, form: str) -> None:
+    sweep = Sweep.random(cell, "all")
     free = lowered(sweep, form, (1, 1)) if form == "scan, free" else None
     for grid in ((1, 1), (1, 7), (7, 1), (5, 8), (8, 5), (2, 2)):
         x = random_x(2, grid)
@@ -102,8 +101,14 @@ def test_odd_grids_agree_with_float64(form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"cell": "leaky", "directions": "all"}, {"peephole": True, "layer_norm": True}],
-    ids=["graves", "leaky, all", "peephole, layer norm"],
+    [
+        {},
+        {"cell": "leaky", "directions": "all"},
+        {"peephole": True, "layer_norm": True},
+        {"cell": "slstm", "directions": "all"},
+        {"cell": "gru"},
+    ],
+    ids=["graves", "leaky, all", "peephole, layer norm", "slstm, all", "gru"],
 )
 def test_float16_agrees_with_float64_within_5e_3(options: dict, form: str) -> None:
     sweep, grid = Sweep.random(dtype=np.float16, **options), (6, 5)
@@ -126,7 +131,7 @@ def test_a_float16_sweep_keeps_its_state_in_float32(form: str) -> None:
     assert np.abs(y - sweep.exact(x)).max() <= 1e-3
 
 
-@pytest.mark.parametrize(("cell", "form"), zip(CELLS, cycle(FORMS), strict=False))
+@pytest.mark.parametrize(("cell", "form"), list(zip(CELLS, cycle(FORMS), strict=False)))
 def test_the_reference_evaluator_agrees(cell: str, form: str) -> None:
     sweep, grid = Sweep.random(cell, [(1, 1), (-1, 1)]), (3, 4)
     model, x = lowered(sweep, form, grid, sizes=True), random_x(2, grid)

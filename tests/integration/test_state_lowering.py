@@ -10,26 +10,22 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from helpers.sweeps import GRIDS, Sweep, lowered, random_x
+from helpers.own_cells import OWN_CELLS, register_own_cells
+from helpers.sweeps import FORMS, GRIDS, Sweep, lowered, random_x
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM, BoundaryState
-from mdlstm_tk.cells import BUILT_IN_CELLS, get_cell
+from mdlstm_tk.cells import BUILT_IN_CELLS
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export import export_onnx, verify_model
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.security.model_check import check_model
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "own_cell.py"
-OWN_CELLS = ("coupled",)
-FORMS = ("unrolled", "scan", "scan, free")
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _own_cells() -> None:
-    for name in OWN_CELLS:
-        get_cell(f"{EXAMPLE}:{name}")
+@pytest.fixture(autouse=True)
+def _own_cells(fresh_registries: None) -> None:
+    register_own_cells()
 
 
 def run(model: onnx.ModelProto, **inputs: np.ndarray) -> list[np.ndarray]:
@@ -40,10 +36,12 @@ def run(model: onnx.ModelProto, **inputs: np.ndarray) -> list[np.ndarray]:
 
 
 def largest_error(sweep: Sweep, model: onnx.ModelProto, batch: int, grid: tuple[int, ...]) -> float:
-    """Of y and of both final states."""
-    x, (h, c) = random_x(batch, grid), sweep.random_faces(batch, grid)
-    found, exact = run(model, x=x, h_first=h, c_first=c), sweep.exact_states(x, h, c)
-    return max(float(np.abs(a - b).max()) for a, b in zip(found, exact, strict=True))
+    """Of y, and of the final states in units of the largest one."""
+    x, initial = random_x(batch, grid), sweep.random_states(batch, grid)
+    found, exact = run(model, x=x, initial=initial), sweep.exact_states(x, initial)
+    return max(
+        float(np.abs(a - b).max() / max(1.0, np.abs(b).max())) for a, b in zip(found, exact, strict=True)
+    )
 
 
 @pytest.mark.parametrize("ndim", GRIDS, ids="{}D".format)
@@ -69,6 +67,8 @@ def test_every_cell_agrees_with_float64(cell: str, directions: Any, ndim: int) -
         {"units": 65, "directions": [(-1, 1), (-1, -1)]},
         {"ndim": 3, "peephole": True},
         {"ndim": 1, "layer_norm": True, "directions": [(-1,)]},
+        {"cell": "slstm", "layer_norm": True, "directions": "all"},
+        {"cell": "gru", "units": 65},
     ],
     ids=str,
 )
@@ -77,8 +77,9 @@ def test_every_option_agrees_with_float64(options: dict[str, Any], form: str) ->
     assert largest_error(sweep, lowered(sweep, form, grid, states=True), 2, grid) <= 1e-5
 
 
-def test_odd_grids_agree_with_float64() -> None:
-    sweep = Sweep.random("stable", "all")
+@pytest.mark.parametrize("cell", ["stable", "slstm"])
+def test_odd_grids_agree_with_float64(cell: str) -> None:
+    sweep = Sweep.random(cell, "all")
     model = lowered(sweep, "scan, free", (1, 1), states=True)
     for grid in ((1, 1), (1, 7), (7, 1), (5, 8), (8, 5), (2, 2)):
         assert largest_error(sweep, model, 2, grid) <= 1e-6, grid
@@ -86,21 +87,23 @@ def test_odd_grids_agree_with_float64() -> None:
         assert largest_error(sweep, unrolled, 2, grid) <= 1e-6, grid
 
 
-def test_float16_agrees_with_float64() -> None:
-    sweep, grid = Sweep.random(dtype=np.float16, directions="all"), (6, 5)
-    x, (h, c) = random_x(2, grid, np.float16), sweep.random_faces(2, grid, np.float16)
-    found = run(lowered(sweep, "scan", grid, states=True), x=x, h_first=h, c_first=c)
-    assert [y.dtype for y in found] == [np.float16, np.float16, np.float32]
-    for y, exact in zip(found, sweep.exact_states(x, h, c), strict=True):
-        assert np.abs(y - exact).max() <= 5e-3
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("cell", ["graves", "slstm", "gru"])
+def test_float16_agrees_with_float64(cell: str, form: str) -> None:
+    sweep, grid = Sweep.random(cell, "all", dtype=np.float16), (6, 5)
+    x, initial = random_x(2, grid, np.float16), sweep.random_states(2, grid)
+    found = run(lowered(sweep, form, grid, states=True), x=x, initial=initial)
+    assert [y.dtype for y in found] == [np.float16, np.float32]
+    for y, exact in zip(found, sweep.exact_states(x, initial), strict=True):
+        assert np.abs(y - exact).max() <= 5e-3 * max(1, np.abs(exact).max())
 
 
 def test_the_reference_evaluator_agrees() -> None:
     sweep, grid = Sweep.random("leaky", [(1, 1), (-1, 1)]), (3, 4)
-    x, (h, c) = random_x(2, grid), sweep.random_faces(2, grid)
+    x, initial = random_x(2, grid), sweep.random_states(2, grid)
     evaluator = ReferenceEvaluator(lowered(sweep, "scan, free", grid, states=True))
-    found: Any = evaluator.run(None, {"x": x, "h_first": h, "c_first": c})
-    for y, exact in zip(found, sweep.exact_states(x, h, c), strict=True):
+    found: Any = evaluator.run(None, {"x": x, "initial": initial})
+    for y, exact in zip(found, sweep.exact_states(x, initial), strict=True):
         np.testing.assert_allclose(y, exact, rtol=0, atol=1e-6)
 
 

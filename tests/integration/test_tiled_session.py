@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.own_cells import register_own_cells
 from helpers.tiled_models import classifier, downward, segmenter
 
+from mdlstm_tk.cells import get_cell
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime import TiledSession
 from mdlstm_tk.runtime.tiles import stream as stream_module
@@ -19,6 +21,11 @@ from mdlstm_tk.runtime.tiles.archive import INDEX
 from mdlstm_tk.runtime.tiles.stream import stream_rows
 
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def own_cells(fresh_registries: None) -> None:
+    register_own_cells()
 
 
 def assert_equal(y: Any, expected: Any) -> None:
@@ -128,13 +135,23 @@ def test_damaged_archives_are_refused(cut: int) -> None:
         TiledSession(segmenter().path.read_bytes()[:cut], "cpu")
 
 
+@pytest.mark.parametrize("cell", ["slstm", "fast-and-slow", "gru"])
+def test_cells_with_any_states_run_in_tiles(cell: str, own_cells: None) -> None:
+    model = downward(cell)
+    x = RNG.random((14, 11), dtype=np.float32)
+    session = TiledSession(model.path, "cpu")
+    assert {stage.states for stage in session.archive.stages} == {("h", *get_cell(cell).states)}
+    assert_equal(session(x, tile=4), model.whole(x[..., None]))
+
+
 @pytest.mark.parametrize("piece", [None, 7])
+@pytest.mark.parametrize("cell", ["graves", "slstm", "fast-and-slow", "gru"])
 def test_rows_stream_through_directions_that_go_downwards(
-    piece: int | None, monkeypatch: pytest.MonkeyPatch
+    cell: str, piece: int | None, own_cells: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if piece:  # rows are cut across
         monkeypatch.setattr(stream_module, "PIECE_POSITIONS", piece)
-    model = downward()
+    model = downward(cell)
     x = RNG.random((29, 17), dtype=np.float32)
     expected = model.whole(x[..., None])
     session = TiledSession(model.path, "cpu")

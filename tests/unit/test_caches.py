@@ -1,4 +1,4 @@
-"""What is kept between calls is bounded in bytes and can be freed."""
+"""Bounds in bytes of all that is kept between calls, and a way to free it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import threading
 import numpy as np
 import pytest
 import torch
-from helpers.parity import Case
 
 import mdlstm_tk
 from mdlstm_tk import MDLSTM, wavefront
 from mdlstm_tk._util.caches import BoundedCache
 from mdlstm_tk.backends import tables
-from mdlstm_tk.backends.cpu import packed_weights, plan
+from mdlstm_tk.backends.cpu import plan
 
-CACHES = (wavefront._cache, tables._cache, plan.plans, packed_weights._entries)
+CACHES = (wavefront._cache, tables._cache, plan.plans, plan._tables)
 
 
 def test_the_oldest_entries_go_first_and_the_newest_stays() -> None:
@@ -60,12 +59,10 @@ def test_clear_caches_frees_everything() -> None:
     layer, x = MDLSTM(2, 4), torch.randn(1, 6, 7, 2)
     with torch.no_grad():
         y = layer(x)
-        layer.backend = "torch"
-        layer(x)
+        MDLSTM(2, 4, backend="torch")(x)
         assert all(CACHES)
         mdlstm_tk.clear_caches()
         assert not any(CACHES)
-        layer.backend = "fused"
         assert torch.equal(layer(x), y)
 
 
@@ -90,17 +87,6 @@ def test_tables_take_four_bytes_an_entry() -> None:
         assert tensor.dtype == torch.int32
     assert front.nbytes < 25 * 30 * 40
     assert made.nbytes < 33 * 30 * 40
-
-
-@pytest.mark.usefixtures("poisoned_memory", "one_thread")
-@pytest.mark.parametrize("backend", ["fused", "torch"])
-def test_tables_of_a_huge_grid_are_int64(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    mdlstm_tk.clear_caches()
-    monkeypatch.setattr(wavefront, "MAX_INT32_POSITIONS", 0)
-    case = Case(directions="all", sizes=True)
-    case.check(backend)
-    assert tables.sweep_tables(case.grid, [(1, 1)], torch.device("cpu")).order.dtype == torch.int64
-    mdlstm_tk.clear_caches()
 
 
 def test_tables_made_in_inference_mode_serve_training() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,74 +13,148 @@ import torch
 from helpers.checkout import ROOT
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.cells import BUILT_IN_CELLS
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.cells import BUILT_IN_CELLS, get_cell
 
 Array = np.ndarray
+Before = dict[str, tuple[Array, Array]]  # by name, the states above and to the left
+BACKENDS = ("reference", "torch", "fused")
 
 
 def sigmoid(x: Array) -> Array:
     return 1 / (1 + np.exp(-x))
 
 
-def by_hand(cell: str, a: Array, up: Array, left: Array) -> tuple[Array, Array]:
-    """h and c of one cell from its pre-activations (G, n) and the states above and to the left."""
+def by_hand(
+    cell: str, a: Array, before: Before, p: Array, norm: Callable[[Array, int], Array]
+) -> dict[str, Array]:
+    """The states of one position, h among them.
+
+    Args:
+        cell: its name.
+        a: the pre-activations (G, n).
+        before: the states before.
+        p: peepholes (5, n), zeros where there are none.
+        norm: the layer norm of a value, by its number; the identity where there is none.
+    """
+
+    def s(k: int, peephole: Array | float = 0.0) -> Array:
+        return sigmoid(norm(a[k] + peephole, k))
+
+    up, left = before["c"]
     if cell in ("graves", "mean"):
-        i, f1, f2, g, o = sigmoid(a[0]), sigmoid(a[1]), sigmoid(a[2]), np.tanh(a[3]), sigmoid(a[4])
+        i, f1, f2 = s(0, p[0] * up + p[1] * left), s(1, p[2] * up), s(2, p[3] * left)
         share = 0.5 if cell == "mean" else 1.0
-        c = i * g + share * (f1 * up + f2 * left)
-        return o * np.tanh(c), c
+        c = i * np.tanh(norm(a[3], 3)) + share * (f1 * up + f2 * left)
+        return {"h": s(4, p[4] * c) * np.tanh(norm(c, 5)), "c": c}
     if cell == "stable":
-        i, f, lam, g, o = sigmoid(a[0]), sigmoid(a[1]), sigmoid(a[2]), np.tanh(a[3]), sigmoid(a[4])
-        c = i * g + f * (lam * up + (1 - lam) * left)
-        return o * np.tanh(c), c
-    assert cell == "leaky", f"write the equations of '{cell}' in NumPy into by_hand"
-    phi, lam, g, w0, w1 = sigmoid(a[0]), sigmoid(a[1]), np.tanh(a[2]), sigmoid(a[3]), sigmoid(a[4])
-    before = lam * up + (1 - lam) * left
-    c = phi * g + (1 - phi) * before
-    return np.tanh(w0 * before + w1 * c), c
+        c = s(0) * np.tanh(norm(a[3], 3)) + s(1) * (s(2) * up + (1 - s(2)) * left)
+        return {"h": s(4) * np.tanh(norm(c, 5)), "c": c}
+    if cell == "leaky":
+        mixed = s(1) * up + (1 - s(1)) * left
+        c = s(0) * np.tanh(norm(a[2], 2)) + (1 - s(0)) * mixed
+        return {"h": np.tanh(norm(s(3) * mixed + s(4) * c, 5)), "c": c}
+    assert cell == "slstm", f"write the equations of '{cell}' in NumPy into by_hand"
+    i, f, w1 = norm(a[0], 0), norm(a[1], 1), s(2)
+    paths = []  # along each axis, the exponent, c and n
+    for weight, c_d, n_d, m_d in zip((w1, 1 - w1), *(before[name] for name in "cnm"), strict=True):
+        paths.append((np.where(n_d > 0, f + m_d + np.log(weight), -np.inf), c_d, n_d))
+    m = np.maximum(i, np.maximum(paths[0][0], paths[1][0]))
+    c = np.exp(i - m) * np.tanh(norm(a[3], 3)) + sum(np.exp(e - m) * c_d for e, c_d, _ in paths)
+    n = np.exp(i - m) + sum(np.exp(e - m) * n_d for e, _, n_d in paths)
+    return {"h": s(4) * c / n, "c": c, "n": n, "m": m}
 
 
-@pytest.mark.parametrize("cell", BUILT_IN_CELLS)
-def test_a_2x2_grid_equals_the_equations_written_by_hand(cell: str) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("cell", "options"),
+    [
+        *((cell, {"layer_norm": norm}) for cell in BUILT_IN_CELLS for norm in (False, True)),
+        ("graves", {"peephole": True}),
+        ("graves", {"peephole": True, "layer_norm": True}),
+    ],
+    ids=str,
+)
+def test_a_2x2_grid_equals_the_equations_written_by_hand(
+    cell: str, options: dict[str, bool], backend: str
+) -> None:
     torch.manual_seed(0)
     n = 3
-    layer = MDLSTM(2, n, cell=cell).double()
+    layer = MDLSTM(2, n, cell=cell, backend=backend, **options).double()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     x = torch.randn(1, 2, 2, 2, dtype=torch.double)
-    weight_ih, weight_hh, bias = (p[0].detach().numpy() for p in layer.parameters())
-    h: dict[tuple[int, int], Array] = {}
-    c: dict[tuple[int, int], Array] = {}
-    zero = np.zeros(n)
-    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        above, beside = (row - 1, column), (row, column - 1)
-        a = weight_ih @ x[0, row, column].numpy() + bias
-        a = a + weight_hh[0] @ h.get(above, zero) + weight_hh[1] @ h.get(beside, zero)
-        h[row, column], c[row, column] = by_hand(
-            cell, a.reshape(-1, n), c.get(above, zero), c.get(beside, zero)
+    weights = {name: parameter[0].detach().numpy() for name, parameter in layer.named_parameters()}
+    names, zero = ("h", *get_cell(cell).states), np.zeros(n)
+
+    def norm(value: Array, k: int) -> Array:
+        if not layer.layer_norm:
+            return value
+        scaled = (value - value.mean()) / np.sqrt(value.var() + 1e-5)
+        return scaled * weights["norm_weight_l0"][k] + weights["norm_bias_l0"][k]
+
+    states: dict[tuple[int, int], dict[str, Array]] = {}
+    for row, column in product(range(2), repeat=2):
+        around = [states.get(place, {}) for place in ((row - 1, column), (row, column - 1))]
+        before = {name: tuple(state.get(name, zero) for state in around) for name in names}
+        a = weights["weight_ih_l0"] @ x[0, row, column].numpy() + weights["bias_l0"]
+        a = a + sum(u @ h for u, h in zip(weights["weight_hh_l0"], before["h"], strict=True))
+        peepholes = weights.get("peephole_l0", np.zeros((5, n)))
+        states[row, column] = by_hand(cell, a.reshape(-1, n), before, peepholes, norm)  # type: ignore[arg-type]
+    y, (last,) = layer(x, return_state=True)
+    expected = np.array([[states[row, column]["h"] for column in range(2)] for row in range(2)])
+    np.testing.assert_allclose(y[0].detach().numpy(), expected, atol=1e-12)
+    for name, d, k in product(names, range(2), range(2)):
+        found = getattr(last, name)[d][0, k, 0].detach().numpy()
+        np.testing.assert_allclose(found, states[(1, k) if d == 0 else (k, 1)][name], atol=1e-12)
+
+
+def unstabilised(x: Array, weight_hh: Array) -> Array:
+    """h of an sLSTM from its definition with C and N, whose pre-activations are x (*grid, G·n) and U h."""
+    grid, n = x.shape[:-1], weight_hh.shape[2]
+    zero = np.zeros(n, np.longdouble)  # which on most computers has larger exponents than float64
+    states: dict[Any, tuple[Array, ...]] = {}
+    for position in np.ndindex(*grid):
+        places = [(*position[:d], e - 1, *position[d + 1 :]) for d, e in enumerate(position)]
+        before = [states.get(place, (zero,) * 3) for place in places]
+        a = x[position].astype(np.longdouble) + sum(
+            u @ h for u, (h, _, _) in zip(weight_hh, before, strict=True)
         )
-    expected = np.array([[h[0, 0], h[0, 1]], [h[1, 0], h[1, 1]]])
-    np.testing.assert_allclose(layer(x)[0].detach().numpy(), expected, atol=1e-12)
+        i, f, *mixing, z, o = a.reshape(-1, n)
+        weights, rest = [], np.ones(n, np.longdouble)
+        for pre_activation in mixing:
+            weights.append(rest * sigmoid(pre_activation))
+            rest = rest * sigmoid(-pre_activation)
+        weights.append(rest)
+        c = np.exp(i) * np.tanh(z) + np.exp(f) * sum(w * b[1] for w, b in zip(weights, before, strict=True))
+        norm = np.exp(i) + np.exp(f) * sum(w * b[2] for w, b in zip(weights, before, strict=True))
+        states[position] = (sigmoid(o) * c / norm, c, norm)
+    return np.array([states[position][0] for position in np.ndindex(*grid)]).reshape(*grid, n)
 
 
-def test_peepholes_let_gates_see_the_states() -> None:
-    torch.manual_seed(0)
-    layer = MDLSTM(1, 1, ndim=1, peephole=True).double()
-    for parameter in layer.parameters():
-        torch.nn.init.normal_(parameter)
-    w, u, b, p = (parameter.detach().numpy().reshape(-1) for parameter in layer.parameters())
-    x = np.random.default_rng(0).standard_normal(4)
-    h = c = 0.0
-    expected = []
-    for value in x:
-        i, f, g, o = w * value + u * h + b
-        i, f = sigmoid(i + p[0] * c), sigmoid(f + p[1] * c)
-        c = i * np.tanh(g) + f * c
-        h = sigmoid(o + p[2] * c) * np.tanh(c)
-        expected.append(h)
-    y = layer(torch.from_numpy(x).reshape(1, 4, 1))
-    np.testing.assert_allclose(y.detach().numpy().reshape(-1), expected, atol=1e-12)
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+@pytest.mark.parametrize("backend", ["torch", "fused"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("scale", [1, 50])
+@pytest.mark.parametrize("grid", [(40,), (5, 8), (3, 2, 4)], ids=str)
+def test_slstm_equals_its_definition_without_a_stabiliser(
+    grid: tuple[int, ...], scale: int, dtype: torch.dtype, backend: str
+) -> None:
+    n, rng = 5, np.random.default_rng(0)
+    gates = len(get_cell("slstm").gates(len(grid)))
+    layer = MDLSTM(gates * n, n, ndim=len(grid), cell="slstm", bias=False, backend=backend).to(dtype)
+    with torch.no_grad():
+        layer.weight_ih_l0.copy_(torch.eye(gates * n))
+    x = rng.uniform(-scale, scale, (*grid, gates * n)).astype(np.float32)
+    given = torch.from_numpy(x).to(dtype)[None].requires_grad_()
+    y = layer(given)
+    gradients = torch.autograd.grad(y.sum(), [given, *layer.parameters()])
+    assert all(result.isfinite().all() for result in (y, *gradients))
+    expected = unstabilised(x, layer.weight_hh_l0[0].detach().numpy())
+    fine = np.isfinite(expected)
+    assert fine.mean() > 0.5
+    tolerance = 1e-11 if dtype == torch.float64 else 2e-6 * max(scale, 10)
+    found = y[0].detach().numpy()
+    np.testing.assert_allclose(found[fine], expected[fine].astype(float), rtol=0, atol=tolerance)
 
 
 def test_leaky_state_stays_within_one() -> None:
@@ -95,8 +172,3 @@ def test_each_cell_is_documented(cell: str) -> None:
         f"docs/cells.md needs a row for '{cell}' in both tables: when to choose it, and its equations"
     )
     assert f'"{cell}"' in str(MDLSTM.__doc__), f"name '{cell}' in the docstring of MDLSTM, at cell="
-
-
-def test_an_unknown_cell_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"graves, .*got 'lstm'"):
-        MDLSTM(1, 2, cell="lstm")

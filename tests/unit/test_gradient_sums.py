@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.parity import Case
 from torch import Tensor
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.backends.cpu import plan
 from mdlstm_tk.backends.torch import products
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,14 +50,6 @@ def test_float32_gradients_of_a_large_grid(options: dict[str, Any], random_signs
         for name, found in _gradients(layer, backend, torch.float32, grad).items():
             error = (found - truth[name]).abs().max() / truth[name].abs().max()
             assert error < 1e-6, f"{name} of {backend}: {error:.1e}"
-
-
-def test_sums_of_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan.plans.clear()
-    monkeypatch.setattr(plan, "MIN_PART_BLOCKS", 1)
-    Case(batch=40, layer_norm=True, peephole=True).check("fused")  # 25 blocks in parts of 5
-    assert all(made.part_blocks == 5 for made in plan.plans.values())
-    plan.plans.clear()
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 8, 50])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -63,7 +65,7 @@ def within(name: str, prefixes: tuple[str, ...]) -> bool:
 
 def test_the_rules_cover_every_module() -> None:
     assert len(modules()) > 100
-    assert "mdlstm_tk.operator" in imports("mdlstm_tk.layer")
+    assert "mdlstm_tk.sweep" in imports("mdlstm_tk.layer")
     assert "numpy" in imports("mdlstm_tk.runtime.session")
     used = {next(part for part in FORBIDDEN if within(module, (part,))) for module in modules()}
     assert used == FORBIDDEN.keys()
@@ -141,8 +143,10 @@ def test_no_file_is_too_long_to_read() -> None:
 
 
 def test_only_the_console_prints() -> None:
-    """It escapes what it prints. `cli.main` prints the version and tracebacks, `cli.infer` documents."""
+    """It escapes what it prints. `cli.main` prints the version and tracebacks, `cli.infer` documents, and
+    the compiler of kernels what it compiles, as that takes long."""
     allowed = {"mdlstm_tk.cli.console", "mdlstm_tk.cli.main", "mdlstm_tk.cli.infer"}
+    allowed |= {"mdlstm_tk.backends.cpu.compile"}
     for module, path in modules().items():
         calls = [
             node.func for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)
@@ -151,3 +155,19 @@ def test_only_the_console_prints() -> None:
             call for call in calls if ast.unparse(call) in ("print", "sys.stdout.write", "sys.stderr.write")
         ]
         assert not printing or module in allowed, module
+
+
+def test_the_layer_registers_the_operator_and_the_package_imports_no_torch() -> None:
+    code = """
+import sys
+import mdlstm_tk, mdlstm_tk.runtime
+assert "torch" not in sys.modules
+import mdlstm_tk.layer, torch
+assert torch.ops.mdlstm.wavefront.default and torch.ops.mdlstm.wavefront_backward.default
+assert not {"numba", "torch.utils.flop_counter", "onnx"} & sys.modules.keys()
+import torch.utils.flop_counter
+mdlstm_tk.MDLSTM(1, 1)
+assert torch.ops.mdlstm.wavefront in torch.utils.flop_counter.flop_registry
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""What the layer takes: integers, sizes and layouts of every kind; and what it says about all others."""
+"""Integers, sizes and layouts of every kind that the layer takes, and messages about all others."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ BAD_ARGUMENTS = {
     "dropout": ({"dropout": 1.5}, "dropout must be a probability"),
     "dropout of text": ({"dropout": "often"}, "dropout must be a probability.*often"),
     "cell": ({"cell": None}, "cell must be a name, got None"),
-    "peephole": ({"peephole": True, "cell": "stable"}, "peephole needs cell='graves', got cell='stable'"),
+    "peephole": ({"peephole": True, "cell": "stable"}, "such as 'graves', got cell='stable'"),
     "norm without bias": ({"layer_norm": True, "bias": False}, "needs bias=True"),
     "backend": ({"backend": "cudnn"}, "backend must be one of"),
     "dtype": ({"dtype": torch.int64}, "dtype must be .*got torch.int64"),

@@ -5,73 +5,237 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.parity import Case, assert_close_to
+from helpers.states import StateCase
+from torch import Tensor
 
-from mdlstm_tk import MDLSTM, InputError, register_cell
+from mdlstm_tk import MDLSTM, Gate, InputError, cells, register_cell
+from mdlstm_tk._util.user_code import cell_name, import_file
 from mdlstm_tk.cells import cell_names, get_cell
-from mdlstm_tk.cells.lowering import lower
+from mdlstm_tk.cells.ir import record
+from mdlstm_tk.cells.operations import OPERATIONS, Operation
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_cell.py"
+BACKENDS = ("torch", "fused")
+PAIR = [Gate("a", None), Gate("b", None)]
+MIXED = [Gate("i"), Gate("f", start=1.0), Gate("g", "tanh")]
 pytestmark = pytest.mark.usefixtures("fresh_registries", "poisoned_memory", "one_thread")
 
 
-def _example(name: str) -> str:
-    return f"{EXAMPLE}:{name}"
+@pytest.fixture(autouse=True)
+def _cells(fresh_registries: None) -> None:
+    """The cells of the example, and three more."""
+    import_file(EXAMPLE)
+
+    @register_cell("three-states", gates=MIXED, states=("c", "top", "slow"))
+    def three_states(gates: Any, states: Any, output_activation: Any) -> Any:
+        i, f, g = gates
+        c = i * g + f * sum(states["c"]) / len(states["c"])
+        top = abs(g)
+        for before in states["top"]:
+            top = torch.maximum(top, 0.9 * before)
+        slow = 0.5 * (sum(states["slow"]) / 2 + states["h"][0] - c)
+        return output_activation(c) + slow / (1 + top), {"slow": slow, "top": top, "c": c}
+
+    @register_cell("gru", gates=[Gate("update"), Gate("new", "tanh")], states=())
+    def gru(gates: Any, states: Any) -> Any:
+        update, new = gates
+        h = sum(states["h"]) / len(states["h"])
+        return h + update * (new - h), {}
+
+    def all_operations(choose: Any, gates: Any, states: Any) -> Any:
+        return sum(gates), {op: record(op, *choose(op, *gates)) for op in OPERATIONS}
+
+    for name, choose in (("all-operations", arguments), ("smooth-operations", smooth)):
+        define = register_cell(name, gates=PAIR, states=tuple(OPERATIONS), recurrent=False)
+        define(partial(all_operations, choose))
 
 
-@pytest.mark.parametrize(
-    ("name", "grid", "options"),
-    [
-        *(("coupled", grid, {}) for grid in [(1,), (7,), (1, 1), (1, 7), (7, 1), (5, 8)]),
-        *(("input-gated", grid, {}) for grid in [(1, 7), (5, 8), (2, 3, 2)]),  # it has no recurrent product
-        ("input-gated", (5, 8), {"layer_norm": True}),
-    ],
-    ids=str,
-)
-def test_every_backend_agrees_with_the_reference(
-    name: str, grid: tuple[int, ...], options: dict[str, Any]
-) -> None:
-    torch.manual_seed(0)
-    layer = MDLSTM(2, 5, ndim=len(grid), directions="all", cell=_example(name), **options).double()
-    x = torch.randn(2, *grid, 2, dtype=torch.float64, requires_grad=True)
-    sizes = torch.tensor([grid, [max(1, extent - 1) for extent in grid]])
-    results = {}
-    for backend in ("reference", "torch", "fused"):
-        layer.backend = backend
-        y, leaves = layer(x, sizes), [x, *layer.parameters()]
-        grad = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y)
-        results[backend] = [y, *torch.autograd.grad(y, leaves, grad, materialize_grads=True)]
-    for backend in ("torch", "fused"):
-        for result, truth in zip(results[backend], results["reference"], strict=True):
-            torch.testing.assert_close(result, truth, rtol=0, atol=1e-11)
+CASES = [
+    *(Case(cell, (5, 8), 2, 5, "all", sizes=True) for cell in ("coupled", "three-states")),
+    *(Case(cell, grid, 2, 5, "all") for cell in ("input-gated", "gru") for grid in ((1, 7), (2, 3, 2))),
+    *(Case("three-states", grid, 2, 5, layer_norm=True, recompute=True) for grid in ((7,), (7, 1))),
+    Case("input-gated", (5, 8), 2, 5, "all", layer_norm=True, dtype="float32"),
+    *(StateCase(cell=cell, sizes=True) for cell in ("input-gated", "three-states", "gru")),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_backend_agrees_with_the_reference(case: Case | StateCase, backend: str) -> None:
+    case.check(backend)
 
 
 def test_a_cell_without_recurrence_has_no_recurrent_weights() -> None:
-    layer = MDLSTM(3, 4, directions="all", cell=_example("input-gated"))
+    layer = MDLSTM(3, 4, directions="all", cell="input-gated")
     assert {name for name, _ in layer.named_parameters()} == {"weight_ih_l0", "bias_l0"}
-    graph = lower("forward", get_cell("input-gated"), 2, False, False)
-    assert not get_cell("input-gated").recurrent
-    assert {value.row for value in graph.values if value.slot == "a"} == {0, 1, 2}
 
 
-def test_a_file_is_named_with_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine.py").write_text(
-        "from mdlstm_tk import register_cell\n"
-        "@register_cell('plain', gates=('g',))\n"
-        "def plain(gates, c, output_activation):\n"
-        "    return output_activation(gates[0] + sum(c)), gates[0] + sum(c)\n"
+def arguments(op: str, a: Any, b: Any) -> tuple[Any, ...]:
+    return (a, b)[: 2 if op in ("add", "subtract", "multiply", "divide", "maximum", "minimum") else 1]
+
+
+def smooth(op: str, a: Any, b: Any) -> tuple[Any, ...]:
+    """Arguments such that no derivative is infinite."""
+    if op in ("log", "sqrt"):
+        return (abs(a) + 0.5,)
+    return arguments(op, a, abs(b) + 0.5 if op == "divide" else b)
+
+
+def in_torch(op: str, *args: Tensor) -> Tensor:
+    if op == "softplus":
+        return torch.logaddexp(*args, torch.zeros_like(*args))
+    return getattr(torch, op)(*args)
+
+
+def run_all_operations(cell: str, a: Tensor, b: Tensor, backend: str) -> dict[str, Tensor]:
+    """The result of every operation: each number of a and b is a unit of its own."""
+    x = a if a is b else torch.cat([a, b])
+    layer = MDLSTM(len(x), len(a), ndim=1, cell=cell, bias=False, backend=backend)
+    with torch.no_grad():
+        layer.weight_ih_l0.copy_(torch.eye(len(x)).repeat(2 * len(a) // len(x), 1))
+    _, (state,) = layer.to(a.dtype)(x[None, None], return_state=True)
+    return {op: getattr(state, op)[0].flatten() for op in OPERATIONS}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_every_operation_is_that_of_torch(dtype: torch.dtype, backend: str) -> None:
+    """Also where arguments of `maximum` are equal, and at 0."""
+    numbers = torch.tensor([-30.0, -1.0, 0.0, 0.5, 1.0, 25.0])
+    a, b = (t.to(dtype).requires_grad_() for t in torch.cartesian_prod(numbers, numbers).unbind(1))
+    found = run_all_operations("smooth-operations", a, b, backend)
+    tolerance = 1e-13 if dtype == torch.float64 else 1e-6
+    options: dict[str, Any] = {"retain_graph": True, "materialize_grads": True, "allow_unused": True}
+    for op, result in found.items():
+        expected = in_torch(op, *smooth(op, a, b))
+        pairs = [(result, expected)]
+        pairs += zip(*(torch.autograd.grad(y.sum(), (a, b), **options) for y in pairs[0]), strict=True)
+        for one, other in pairs:
+            torch.testing.assert_close(
+                one, other, rtol=tolerance, atol=tolerance, msg=lambda text, op=op: f"{op}: {text}"
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_operations_over_their_whole_range(dtype: torch.dtype) -> None:
+    special = [-1e30, 1e30, -1e-30, 1e-40, 0.0, float("inf"), -float("inf"), float("nan")]
+    finite = torch.linspace(-100, 100, 4001).to(dtype)
+    rtol, atol = (3e-6, 5e-7) if dtype == torch.float32 else (4e-14, 2e-15)
+    for a, b in [(finite, finite.flip(0)), *((x, x) for x in torch.tensor(special).to(dtype).split(1))]:
+        for op, result in run_all_operations("all-operations", a, b, "fused").items():
+            given = f"{op}({a[0]:.3g}, …)"
+            expected = in_torch(op, *arguments(op, a, b))
+            torch.testing.assert_close(
+                result,
+                expected,
+                rtol=rtol,
+                atol=atol,
+                equal_nan=True,
+                msg=lambda text, g=given: f"{g}: {text}",
+            )
+
+
+def test_all_ways_to_write_an_operation() -> None:
+    """As an operator with a number on either side, as a method, as a function, and as one of torch."""
+
+    def equations(maths: Any, gates: Any) -> Any:
+        a, b = gates
+        h = 2 - a + (1 + b) * 3 - 4 * a / 5 - (-b) + 0.5 / (abs(a) + 1)
+        return h + maths.exp(-abs(a)) * maths.maximum(a, b) + maths.tanh(a).sigmoid() + maths.relu(b)
+
+    register_cell("ours", gates=PAIR, states=())(lambda gates, states: (equations(cells, gates), {}))
+    register_cell("torchs", gates=PAIR, states=())(lambda gates, states: (equations(torch, gates), {}))
+    torch.manual_seed(0)
+    layer, x = (
+        MDLSTM(2, 3, ndim=1, cell="ours", backend="reference").double(),
+        torch.randn(1, 1, 2).double(),
     )
-    monkeypatch.chdir(tmp_path)
-    assert MDLSTM(1, 2, cell="mine.py:plain").cell == "plain"
-    assert "plain" in cell_names()
+    a = (layer.weight_ih_l0[0] @ x[0, 0] + layer.bias_l0[0]).unflatten(0, (2, 3))
+    expected = equations(torch, a)
+    for layer.cell in ("ours", "torchs"):
+        torch.testing.assert_close(layer(x)[0, 0], expected)
+
+
+RECIPROCAL = Operation(
+    "reciprocal",
+    lambda x: x.reciprocal(),
+    lambda dy, y, x: (0.0 - dy * y * y,),
+    lambda v, x: v.divide(v.constant(1.0), x),
+    "1.0 / {0}",
+    "Reciprocal",
+)
+
+
+@pytest.fixture
+def reciprocal(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a cell that uses an operation which is not in the table but for this row."""
+    monkeypatch.setitem(OPERATIONS, "reciprocal", RECIPROCAL)
+
+    @register_cell("reciprocal", gates=MIXED)
+    def equations(gates: Any, states: Any) -> Any:
+        i, f, g = gates
+        c = i * g + f * sum(states["c"]) * 0.5
+        return (c * c + 1).reciprocal() - 1, {"c": c}
+
+    return "reciprocal"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_row_of_the_table_is_all_that_an_operation_needs(reciprocal: str, backend: str) -> None:
+    Case(reciprocal, (3, 4), units=5).check(backend)
+
+
+def test_a_row_of_the_table_is_all_that_an_export_needs(reciprocal: str, tmp_path: Path) -> None:
+    """Exports are compared with the reference before their files appear."""
+    from mdlstm_tk.export import export_onnx
+
+    for form in ("unrolled", "scan"):
+        export_onnx(MDLSTM(2, 3, cell=reciprocal), tmp_path / form, grid=(3, 4), channels=2, form=form)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_cell_that_is_defined_again_is_replaced(backend: str) -> None:
+    """Also in kernels that were compiled, and in layers that exist."""
+    layer, x = MDLSTM(2, 3, cell="gru", backend=backend).double(), torch.randn(1, 3, 4, 2).double()
+    before = layer(x)
+    register_cell("gru", gates=[Gate("update"), Gate("new", "tanh")], states=())(
+        lambda gates, states: (gates[0] - gates[1] * states["h"][0], {})
+    )
+    found = layer(x)
+    layer.backend = "reference"
+    assert_close_to(layer(x), found, 1e-12, "the new cell")
+    assert not torch.allclose(found, before)
+
+
+def test_gates_have_the_start_and_role_that_they_are_given() -> None:
+    """And none by their names."""
+    names = ("feedback", "forget", "f", "leak", "input")
+    given = [Gate(name) for name in names] + [Gate("x", start=-2.0, role="forget")]
+    register_cell("named", gates=given, states=())(lambda gates, states: (sum(gates), {}))
+    bias = MDLSTM(1, 2, cell="named").bias_l0[0].unflatten(0, (6, 2))
+    assert bias[:, 0].tolist() == [0, 0, 0, 0, 0, -2]
+    assert get_cell("named").gate_index("forget", 2) == [5]
+
+
+def test_a_file_is_named_on_the_command_line_only() -> None:
+    assert cell_name(f"{EXAMPLE}:coupled") == cell_name("coupled") == "coupled"
+    with pytest.raises(
+        InputError, match="import the file that registers the cell, and give its name alone"
+    ):
+        MDLSTM(1, 2, cell=f"{EXAMPLE}:coupled")
     with pytest.raises(InputError, match="no cell 'other'"):
-        MDLSTM(1, 2, cell="mine.py:other")
+        cell_name(f"{EXAMPLE}:other")
     with pytest.raises(InputError, match="there is no file"):
-        MDLSTM(1, 2, cell="absent.py:plain")
+        cell_name("absent.py:plain")
+    with pytest.raises(InputError, match=r"graves, .*got 'stabel'; did you mean 'stable'"):
+        MDLSTM(1, 2, cell="stabel")
 
 
 def test_the_example_runs() -> None:
@@ -79,41 +243,66 @@ def test_the_example_runs() -> None:
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["coupled", "input-gated"]
 
 
-def three_gates(gates: Any, c: Any, output_activation: Any) -> Any:
+def three_gates(gates: Any, states: Any, output_activation: Any) -> Any:
     f, g, o = gates
-    c_new = f * c[0] + g
-    return o * output_activation(c_new), c_new
+    c = f * states["c"][0] + g
+    return o * output_activation(c), {"c": c}
 
 
-BAD: dict[str, tuple[tuple[str, ...], Callable[..., Any], str]] = {
-    "too many gates": (("f", "g", "o", "extra"), three_gates, "4 gates"),
-    "too few gates": (("g", "o"), three_gates, "2 gates"),
-    "an unused gate": (("f", "g", "o"), lambda g, c, a: (a(g[0] + g[1]), g[0]), "gate o"),
-    "an unknown method": (("g",), lambda g, c, a: (a(g[0].exp()), g[0]), "'exp'"),
-    "an unknown operator": (("g",), lambda g, c, a: (a(g[0] / 2), g[0]), "'/'"),
-    "a function of torch": (("g",), lambda g, c, a: (a(torch.tanh(g[0])), c[0]), r"TypeError.*\.tanh\(\)"),
-    "a comparison": (("g",), lambda g, c, a: (a(g[0]), g[0] if g[0] > 0 else c[0]), "'>'"),
-    "one result": (("g",), lambda g, c, a: a(g[0]), r"\(h, c_new\)"),
-    "a repeated gate": (("g", "g"), lambda g, c, a: (a(g[0]), g[1]), "distinct"),
-    "no gates": ((), lambda g, c, a: (c[0], c[0]), "none"),
+def one_gate(equation: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """Equations of a gate g, whose h is that of `equation(g, c)`."""
+    return lambda gates, states: (equation(gates[0], states["c"]), {"c": gates[0]})
+
+
+F, G, O = (Gate(name) for name in "fgo")  # noqa: E741
+BAD: dict[str, tuple[dict[str, Any], Callable[..., Any], str]] = {
+    "too many gates": ({"gates": [F, G, O, Gate("extra")]}, three_gates, r"4 gates \(f, g, o, extra\)"),
+    "too few gates": ({"gates": [G, O]}, three_gates, "2 gates"),
+    "an unused gate": ({"gates": [G, O]}, one_gate(lambda g, c: g), "do not use gate o"),
+    "names of gates": ({"gates": ["g"]}, one_gate(lambda g, c: g), r"Gate objects, such as .*got str"),
+    "a repeated gate": ({"gates": [G, G]}, lambda g, s: (g[0], {"c": g[1]}), "distinct names, got g, g"),
+    "no gates": ({"gates": []}, lambda g, s: (s["c"][0], {"c": s["c"][0]}), "got none"),
+    "gates for one axis": ({"gates": lambda ndim: [G] * ndim}, one_gate(lambda g, c: g), "distinct"),
+    "an unknown method": (
+        {"gates": [G]},
+        one_gate(lambda g, c: g.sin()),
+        "'sin'.* supported are .*softplus",
+    ),
+    "a function of torch": ({"gates": [G]}, one_gate(lambda g, c: torch.sin(g)), "'sin'.* supported are"),
+    "an unknown operator": ({"gates": [G]}, one_gate(lambda g, c: g**2), r"'\*\*'.* supported are"),
+    "a comparison": ({"gates": [G]}, one_gate(lambda g, c: g if g > 0 else c[0]), "'>'"),
+    "a text": ({"gates": [G]}, one_gate(lambda g, c: g + "1"), "values and numbers, got str"),
+    "a number of arguments": (
+        {"gates": [G]},
+        one_gate(lambda g, c: g.maximum()),
+        "takes 2 arguments, got 1",
+    ),
+    "one result": ({"gates": [G]}, lambda g, s: g[0], r'must return h, \{"c": …\}'),
+    "another state": ({"gates": [G]}, lambda g, s: (g[0], {"d": g[0]}), "return the states c, got d"),
+    "a number for h": ({"gates": [G]}, lambda g, s: (1.0, {"c": g[0]}), "must compute h"),
+    "a state h": ({"gates": [G], "states": ("h",)}, lambda g, s: (g[0], {}), "other than 'h'"),
+    "a state twice": ({"gates": [G], "states": ("c", "c")}, lambda g, s: (g[0], {}), "distinct names"),
+    "one argument": ({"gates": [G]}, lambda g: (g[0], {}), "got 1 arguments"),
+    "peepholes": ({"gates": [G]}, lambda g, s, a, o: (g[0], {"c": g[0]}), "peepholes need a state c and"),
 }
 
 
 @pytest.mark.parametrize("reason", BAD)
 def test_a_bad_definition_is_refused_in_one_line(reason: str) -> None:
-    gates, equations, value = BAD[reason]
-    with pytest.raises(InputError, match=value) as caught:
-        register_cell("bad", gates=gates)(equations)
-    assert "\n" not in str(caught.value)
+    options, equations, message = BAD[reason]
+    with pytest.raises(InputError, match=message) as caught:
+        register_cell("bad", **options)(equations)
+    assert "\n" not in str(caught.value) and "bad" in str(caught.value)
     assert "bad" not in cell_names()
 
 
-def test_a_taken_or_impossible_name_is_refused() -> None:
-    for name in ("graves", "two words", ""):
-        with pytest.raises(InputError, match=f"'{name}'"):
-            register_cell(name, gates=("f", "g", "o"))(three_gates)
+@pytest.mark.parametrize("name", ["graves", "slstm", "two words", ""])
+def test_a_taken_or_impossible_name_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"'{name}'"):
+        register_cell(name, gates=[F, G, O])(three_gates)
 
 
-def test_a_typo_gets_a_suggestion() -> None:
-    with pytest.raises(InputError, match="'stable'"):
-        MDLSTM(1, 2, cell="stabel")
+@pytest.mark.parametrize("bad", [{"name": "a b"}, {"activation": "relu"}, {"role": "feedback"}], ids=str)
+def test_a_bad_gate_is_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=repr(next(iter(bad.values())))):
+        Gate(**{"name": "g", **bad})

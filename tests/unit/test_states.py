@@ -6,6 +6,7 @@ so chained parts also show that.
 
 from __future__ import annotations
 
+import io
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,21 @@ from helpers.parity import DTYPES
 from helpers.states import UNITS, StateCase, check_tiles, make_layer, random_faces, run, to_state
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from mdlstm_tk import MDLSTM, BoundaryState, InputError
-from mdlstm_tk.backends.cpu import launch, plan, threads
-from mdlstm_tk.cells import BUILT_IN_CELLS, get_cell
-from mdlstm_tk.state_operator import wavefront_states, wavefront_states_backward
+from mdlstm_tk._util.user_code import import_file
+from mdlstm_tk.cells import BUILT_IN_CELLS
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_cell.py"
 CORNERS = list(product((1, -1), repeat=2))
+
+
+@pytest.fixture(autouse=True)
+def _cells(fresh_registries: None) -> None:
+    """The cells of the example, of which "input-gated" has two states and does not see h."""
+    import_file(EXAMPLE)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -39,13 +45,16 @@ def test_a_grid_cut_anywhere_equals_the_whole(direction: tuple[int, int], dtype:
 
 
 @pytest.mark.parametrize("direction", CORNERS, ids=str)
-def test_three_by_four_tiles_equal_the_whole(direction: tuple[int, int]) -> None:
-    check_tiles(make_layer((5, 8), directions=[direction]), (5, 8), [[1, 3], [2, 3, 6]])
+@pytest.mark.parametrize("cell", ["graves", "slstm", "input-gated"])
+def test_three_by_four_tiles_equal_the_whole(cell: str, direction: tuple[int, int]) -> None:
+    layer = make_layer((5, 8), cell=cell, directions=[direction])
+    check_tiles(layer, (5, 8), [[1, 3], [2, 3, 6]])
 
 
 @pytest.mark.parametrize("direction", [(1, 1, 1), (-1, 1, -1), (1, -1, -1)], ids=str)
-def test_blocks_of_a_volume_equal_the_whole(direction: tuple[int, ...]) -> None:
-    layer = make_layer((3, 2, 4), directions=[direction])
+@pytest.mark.parametrize("cell", ["graves", "slstm"])
+def test_blocks_of_a_volume_equal_the_whole(cell: str, direction: tuple[int, ...]) -> None:
+    layer = make_layer((3, 2, 4), cell=cell, directions=[direction])
     check_tiles(layer, (3, 2, 4), [[1], [1], [1, 3]])
 
 
@@ -59,10 +68,12 @@ CASES = [
     *(StateCase(grid, sizes=sizes) for grid in [(4,), (3, 4), (2, 3, 2)] for sizes in (False, True)),
     StateCase((2, 1, 3, 2), "stable", directions=[(1, -1, 1, -1), (1, 1, 1, 1)]),
     *(StateCase(grid) for grid in [(1, 1), (1, 7), (7, 1), (5, 8)]),
-    *(StateCase(batch=batch) for batch in (0, 1, 40)),  # with 40 a wavefront is longer than a block
-    *(StateCase(cell=cell, sizes=True) for cell in BUILT_IN_CELLS[1:]),
+    *(StateCase(batch=batch) for batch in (0, 1, 40)),
+    *(StateCase(cell=cell, sizes=True) for cell in (*BUILT_IN_CELLS[1:], "input-gated")),
+    StateCase((4,), "slstm", sizes=True, dtype="float32"),
     *(StateCase(sizes=True, options=("recompute",), dtype=dtype) for dtype in ("float64", "bfloat16")),
     StateCase((2, 3, 2), sizes=True, options=("recompute", "layer_norm", "peephole")),
+    StateCase((2, 3), "slstm", sizes=True, options=("recompute", "layer_norm")),
     *(StateCase(sizes=True, dtype=dtype) for dtype in ("float32", "float16", "bfloat16")),
 ]
 
@@ -71,42 +82,6 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees_with_reference(case: StateCase, backend: str) -> None:
     case.check(backend)
-
-
-@pytest.mark.parametrize("backend", ["fused", "torch"])
-def test_a_cell_that_does_not_see_h(backend: str) -> None:
-    StateCase(cell=get_cell(f"{EXAMPLE}:input-gated").name, sizes=True).check(backend)
-
-
-def test_threads_share_a_sweep_with_states(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MIN_SWEEP_OPERATIONS", "MIN_WAVEFRONT_OPERATIONS"):
-        monkeypatch.setattr(threads, name, 1)
-    plan.plans.clear()
-    torch.set_num_threads(2)
-    for sizes in (True, False):  # plans of ragged batches are not kept
-        StateCase(batch=40, directions=[(1, 1), (-1, 1)], sizes=sizes).check("fused")  # one direction each
-        StateCase(batch=40, directions=[(1, -1)], sizes=sizes).check(
-            "fused"
-        )  # the rows of a wavefront shared
-    assert {made.division.threads for made in plan.plans.values()} == {2}
-    plan.plans.clear()
-
-
-def test_inference_with_states_keeps_c_of_two_wavefronts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not that of every position: the kernel writes the final states where lines end."""
-    layer, x = make_layer((4, 5), directions="all"), torch.randn(2, 4, 5, 2, dtype=torch.float64)
-    shapes: list[tuple[int, ...]] = []
-    new = launch._new
-
-    def recorded(like: Tensor, *shape: int) -> Tensor:
-        shapes.append(shape)
-        return new(like, *shape)
-
-    monkeypatch.setattr(launch, "_new", recorded)
-    with torch.no_grad():
-        layer(x, return_state=True)
-    longest = 4  # positions of a wavefront
-    assert shapes == [(2, 4, 5, 4, UNITS), (4, 2 * longest * 2, UNITS)]
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["full", "packed"])
@@ -189,7 +164,7 @@ def test_without_a_batch_axis() -> None:
     _, (state,) = layer(x, return_state=True)
     assert [tuple(c.shape) for c in state.c] == [(5, 4, UNITS), (4, 4, UNITS)]
     again = layer(x, initial_state=(state,))
-    batched = BoundaryState(*([face[None] for face in faces] for faces in state))
+    batched = tree_map(lambda face: face[None], state)
     torch.testing.assert_close(again, layer(x[None], initial_state=(batched,))[0])
 
 
@@ -209,7 +184,7 @@ def test_dtypes_of_states(dtype: torch.dtype) -> None:
     assert {face.dtype for face in state.h} == {dtype}
     assert {face.dtype for face in state.c} == {torch.float32}
     for given in (dtype, torch.float32):
-        converted = BoundaryState(*([face.to(given) for face in faces] for faces in state))
+        converted = tree_map(lambda face, given=given: face.to(given), state)
         assert layer(x, initial_state=(converted,)).dtype == dtype
     layer, x = layer.float(), x.float()
     with torch.autocast("cpu", dtype):
@@ -218,20 +193,36 @@ def test_dtypes_of_states(dtype: torch.dtype) -> None:
     assert {face.dtype for face in state.c} == {torch.float32}
 
 
-def test_compiled_exported_and_differentiated_twice() -> None:
-    layer, x = make_layer((3, 4), directions="all"), torch.randn(2, 3, 4, 2, dtype=torch.float64)
-    state = to_state([face.detach() for face in random_faces(2, (3, 4), 4)])
-    y, (last,) = layer(x, initial_state=state, return_state=True)
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    y_compiled, (last_compiled,) = compiled(x, initial_state=state, return_state=True)
-    torch.testing.assert_close((y_compiled, last_compiled), (y, last))
-    weights = list(layer.parameters())
-    torch.testing.assert_close(
-        torch.autograd.grad(y_compiled.sum() + last_compiled.c[1].sum(), weights),
-        torch.autograd.grad(y.sum() + last.c[1].sum(), weights),
-    )
-    exported = torch.export.export(layer, (x, None, state, True)).module()
-    torch.testing.assert_close(exported(x, None, state, True), (y, (last,)))
+def plain(result: Any) -> Any:
+    """The tensors of y and states, for comparisons."""
+    return [face for face in tree_leaves(result) if face is not None]
+
+
+@pytest.mark.parametrize("cell", ["graves", "slstm", "input-gated"])
+def test_states_are_saved_compiled_exported_and_mapped(cell: str) -> None:
+    layer = make_layer((3, 4), directions="all", cell=cell)
+    x = torch.randn(2, 2, 3, 4, 2, dtype=torch.float64)
+    first = to_state([face.detach() for face in random_faces(2, (3, 4), 4, cell=cell)], cell=cell)
+    file = io.BytesIO()
+    torch.save(first, file)
+    file.seek(0)
+    first = torch.load(file, weights_only=True)
+    assert repr(first[0]).startswith("BoundaryState(h=[(2, 4, 4, 3), (2, 3, 4, 3)], c=[(2, 4, 4, 3), ")
+    expected = layer(x[0], None, first, True)
+    exported = torch.export.export(layer, (x[0], None, first, True)).module()
+    torch.testing.assert_close(plain(exported(x[0], None, first, True)), plain(expected))
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)(x[0], None, first, True)
+    torch.testing.assert_close(plain(compiled), plain(expected))
+    of_weights = [
+        torch.autograd.grad(y.sum() + last.c[1].sum(), list(layer.parameters()))
+        for y, (last,) in (compiled, expected)
+    ]
+    torch.testing.assert_close(*of_weights)
+    two = tree_map(lambda face: torch.stack([face, face + 0.1]), first)
+    mapped = plain(torch.func.vmap(lambda x, first: layer(x, None, first, True))(x, two))
+    for k, one in enumerate(x):
+        given = tree_map(lambda face, k=k: face[k], two)
+        torch.testing.assert_close([face[k] for face in mapped], plain(layer(one, None, given, True)))
 
 
 def test_derivatives_against_differences() -> None:
@@ -248,79 +239,9 @@ def test_derivatives_against_differences() -> None:
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
-def test_inside_functional_transforms() -> None:
-    layer = make_layer((3, 2), directions="all")
-    xs = torch.randn(2, 3, 3, 2, 2, dtype=torch.float64)
-    faces = [face.detach() for face in random_faces(3, (3, 2), 4)]
-    mapped = torch.func.vmap(lambda x: run(layer, x, faces))(xs)
-    for k, x in enumerate(xs):
-        y, last = run(layer, x, faces)
-        torch.testing.assert_close(mapped[0][k], y)
-        torch.testing.assert_close([face[k] for face in mapped[1]], last)
-
-
-def operator_arguments(dtype: torch.dtype = torch.float32, gradients: bool = False) -> dict[str, Any]:
-    layer = make_layer((3, 4), dtype, directions=[(1, 1), (-1, 1)])
-    x, states = torch.randn(2, 3, 4, 2).to(dtype), torch.float32 if dtype.itemsize == 2 else dtype
-    tensors = [x, layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_l0]
-    given = [t.detach().requires_grad_(gradients) for t in tensors]
-    first = [torch.randn(2, 7, 2, UNITS).to(d).requires_grad_(gradients) for d in (dtype, states)]
-    names = ("x", "weight_ih", "weight_hh", "bias", "peephole", "norm_weight", "norm_bias", "sizes")
-    inputs = dict(zip(names, [*given, None, None, None, torch.tensor([[3, 4], [2, 1]])], strict=True))
-    return inputs | {
-        "directions": [1, 1, -1, 1], "cell": "graves", "h_first": first[0], "c_first": first[1]
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ["h_first", "c_first", "dh_last", "dc_last"])
-def test_the_operators_check_their_states(name: str) -> None:
-    given = operator_arguments()
-    output, h_last, c_last, gates, c = wavefront_states(*given.values(), True, False, "auto")
-    last = {"dh_last": h_last, "dc_last": c_last}
-    wrong: list[Tensor] = [(given | last)[name][:, :-1], (given | last)[name].double()]
-    for tensor in [*wrong, (given | last)[name].to("meta")]:
-        (given if name in given else last)[name] = tensor
-        with pytest.raises(InputError, match=name):
-            wavefront_states_backward(
-                output, output, gates, c, *given.values(), *last.values(), "auto", True
-            )
-        if name in given:
-            with pytest.raises(InputError, match=name):
-                wavefront_states(*given.values(), True, False, "auto")
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_operators_are_what_their_schemas_and_fakes_say(dtype: torch.dtype) -> None:
-    given = operator_arguments(dtype, gradients=dtype == torch.float32)
-    check = torch.library.opcheck
-    for save in (False, True):
-        # With `recompute`, since kernels leave the gates of padded positions as they find them.
-        check(wavefront_states, (*given.values(), save, True, "fused"))
-    output, h_last, c_last, gates, c = (
-        t.detach() for t in wavefront_states(*given.values(), True, True, "fused")
-    )
-    plain = {k: v.detach() if isinstance(v, Tensor) else v for k, v in given.items()}
-    last = (torch.randn_like(h_last), torch.randn_like(c_last))
-    check(
-        wavefront_states_backward,
-        (torch.randn_like(output), output, gates, c, *plain.values(), *last, "fused", True),
-    )
-
-
-def test_floating_point_operations_are_those_without_states() -> None:
-    layer, x = make_layer((3, 4), torch.float32, directions="all"), torch.randn(2, 3, 4, 2)
-    counts = []
-    for options in ({}, {"return_state": True}):
-        with FlopCounterMode(display=False) as counter:
-            out = layer(x, **options)
-            (out[0] if options else out).sum().backward()
-        counts.append(counter.get_total_flops())
-    assert counts[0] == counts[1] > 0
-
-
 def state(**changed: Any) -> BoundaryState:
     h = tuple(torch.zeros(shape) for shape in [(2, 5, 1, UNITS), (2, 4, 1, UNITS)])
-    return BoundaryState(h, h)._replace(**changed)
+    return BoundaryState(**{"h": h, "c": h, **changed})
 
 
 MISTAKES: dict[str, tuple[Any, str]] = {
@@ -344,6 +265,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         (state(h=(torch.zeros(2, 5, 1, UNITS, device="meta"), None)),),
         r"h\[0\] must be on x's device",
     ),
+    "another state": ((state(n=state().h),), r"initial_state\[0\] must have states among h, c .*, got n"),
     "no tensor": ((state(h=(3, None)),), r"h\[0\] must be a tensor or None, got 3"),
 }
 
@@ -355,3 +277,8 @@ def test_a_state_that_does_not_fit_is_refused_in_one_line(mistake: str) -> None:
     with pytest.raises(InputError, match=message) as refused:
         layer(torch.zeros(2, 4, 5, 2), initial_state=given)
     assert "\n" not in str(refused.value)
+
+
+def test_a_state_that_a_cell_has_not_is_named() -> None:
+    with pytest.raises(AttributeError, match="has no state 'n', only h, c"):
+        _ = state().n

@@ -10,52 +10,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.wavefront import resolve_directions, visiting_order, wavefronts
+from mdlstm_tk.wavefront import check_positions, resolve_directions, visiting_order, wavefronts
 
 grids = st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple)
 
 
 @given(grids)
-def test_every_position_is_visited_once_and_inverse_inverts(grid: tuple[int, ...]) -> None:
-    front = wavefronts(grid)
-    assert sorted(front.order) == list(range(int(np.prod(grid))))
-    assert (front.inverse_order[front.order] == np.arange(len(front.order))).all()
-
-
-@given(grids)
-def test_wavefronts_are_the_positions_of_equal_coordinate_sum(grid: tuple[int, ...]) -> None:
-    front = wavefronts(grid)
+def test_wavefronts_against_brute_force(grid: tuple[int, ...]) -> None:
+    front, positions = wavefronts(grid), list(product(*map(range, grid)))
+    visited = [positions[place] for place in front.order]
+    visit = {position: k for k, position in enumerate(visited)}
     assert len(front) == 1 + sum(extent - 1 for extent in grid)
     for t in range(len(front)):
-        found = [tuple(map(int, np.unravel_index(p, grid))) for p in front.order[front.slice(t)]]
-        assert found == [p for p in product(*map(range, grid)) if sum(p) == t]
-
-
-@given(grids)
-def test_predecessors_lie_on_the_previous_wavefront(grid: tuple[int, ...]) -> None:
-    front = wavefronts(grid)
-    for t in range(len(front)):
-        places = front.previous(t)
-        assert places.shape == (len(grid), front.starts[t + 1] - front.starts[t])
-        before = front.order[front.slice(t - 1)] if t else np.array([], np.int64)
-        for d in range(len(grid)):
-            for position, place in zip(front.order[front.slice(t)], places[d], strict=True):
-                wanted = list(np.unravel_index(position, grid))
-                wanted[d] -= 1
-                if wanted[d] < 0:
-                    assert place == -1
-                else:
-                    assert tuple(np.unravel_index(before[place], grid)) == tuple(wanted)
-
-
-@given(grids)
-def test_successors_are_inverse_to_predecessors(grid: tuple[int, ...]) -> None:
-    front = wavefronts(grid)
-    for predecessors, successors in zip(front.predecessors, front.successors, strict=True):
-        (visits,) = np.nonzero(predecessors >= 0)
-        expected = np.full(len(predecessors), -1)
-        expected[predecessors[visits]] = visits
-        assert (successors == expected).all()
+        assert visited[front.slice(t)] == [p for p in positions if sum(p) == t]
+        for d, places in enumerate(front.previous(t)):
+            for position, place in zip(visited[front.slice(t)], places, strict=True):
+                before = (*position[:d], position[d] - 1, *position[d + 1 :])
+                assert place == (visit[before] - front.starts[t - 1] if before in visit else -1)
+    assert [visit[position] for position in positions] == front.inverse_order.tolist()
+    for step, tables in ((-1, front.predecessors), (1, front.successors)):
+        for d, table in enumerate(tables):
+            neighbours = [(*p[:d], p[d] + step, *p[d + 1 :]) for p in visited]
+            assert table.tolist() == [visit.get(neighbour, -1) for neighbour in neighbours]
 
 
 @pytest.mark.parametrize("grid", [(70_000,), (2, 66_000)])
@@ -96,3 +72,9 @@ def test_other_directions_are_refused(bad: object) -> None:
 def test_impossible_grids_are_refused(bad: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="a grid needs"):
         wavefronts(bad)
+
+
+def test_a_grid_of_2_to_the_31_positions_is_refused_with_a_way_out() -> None:
+    check_positions(2**31 - 1, (2**31 - 1,))
+    with pytest.raises(InputError, match=r"got 2147483648 in a grid 65536×32768; .*see mdlstm_tk\.tiling"):
+        wavefronts((65536, 32768))

@@ -9,8 +9,9 @@ head      the file of a position-wise graph, or null
 upsample  the window of the image that one position of y's grid covers before the head spreads it out
 metadata  of the network, as in every exported model
 
-Graph of a sweep: x (N, *tile, C) and for each axis d the initial faces h{d} and c{d}, (N, *extents of the
-other axes after the window, n), to part (N, *⌈tile/window⌉, F) and the final faces h{d}_n and c{d}_n.
+Graph of a sweep: x (N, *tile, C) and for each axis d and each state of the cell, h first, an initial face,
+such as h{d} and c{d}, (N, *extents of the other axes after the window, n), to part (N, *⌈tile/window⌉, F)
+and the final faces, such as h{d}_n and c{d}_n.
 Graph of the head: x (N, *tile, F) to y (N, *tile·upsample, outputs); pooled axes have the extent 1.
 
 An archive may come from a stranger: members are stored without compression, named in tiles.json, and no
@@ -69,6 +70,7 @@ class Stage:
         units: n.
         added: whether the parts of the sweeps are added; else they are concatenated.
         sweeps: in the order of the features.
+        states: the names of the cell's states, h first. `TiledSession` reads them from the graphs.
     """
 
     window: tuple[int, ...]
@@ -77,6 +79,7 @@ class Stage:
     units: int
     added: bool
     sweeps: tuple[Sweep, ...]
+    states: tuple[str, ...] = ()
 
     @property
     def outputs(self) -> int:

@@ -23,7 +23,7 @@ Report = Callable[[int, int], None]  # how many tiles are done, of how many
 
 
 class State:
-    """What a run needs to go on: the next step, and the faces by which its tiles are entered.
+    """The state from which a run can go on: the next step, and the faces by which its tiles are entered.
 
     Args:
         folder: scratch folder of the run.
@@ -58,15 +58,12 @@ class State:
         faces: dict[FaceKey, Face] = {}
         step = 0
         with self._faces.open("rb") as file:
-            halves: dict[FaceKey, dict[str, Any]] = {}
             for name, array in read_npz(file, str(self._faces), MAX_STATE_BYTES):
                 if name == "step":
                     step = int(array)
                     continue
-                sweep, axis, *tile, which = name.split(" ")
-                halves.setdefault((int(sweep), tuple(map(int, tile)), int(axis)), {})[which] = array
-            for key, half in halves.items():
-                faces[key] = (half["h"], half["c"])
+                sweep, axis, *tile = map(int, name.split(" "))
+                faces[sweep, tuple(tile), axis] = array
         return step, faces
 
     def _check(self) -> None:
@@ -87,9 +84,8 @@ class State:
             MDLSTMError: the disk is full.
         """
         arrays: dict[str, Any] = {"step": np.asarray(step)}
-        for (sweep, tile, axis), (h, c) in faces.items():
-            name = " ".join(map(str, (sweep, axis, *tile)))
-            arrays |= {f"{name} h": h, f"{name} c": c}
+        for (sweep, tile, axis), face in faces.items():
+            arrays[" ".join(map(str, (sweep, axis, *tile)))] = face
         temporary = self._faces.with_suffix(".new")
         try:
             with temporary.open("wb") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -110,11 +111,12 @@ class TiledSession:
 
         try:
             self.graphs: list[Runner] = []
+            stages = list(self.archive.stages)
             for s, k in ordered_sweeps(self.archive):
-                stage = self.archive.stages[s]
-                runner = load(stage.sweeps[k].file)
-                _check_sweep(Metadata.from_props(runner.props, label), stage, label)
+                runner = load(stages[s].sweeps[k].file)
+                stages[s] = _with_states(stages[s], Metadata.from_props(runner.props, label), label)
                 self.graphs.append(runner)
+            self.archive = replace(self.archive, stages=tuple(stages))
             self.head: Runner | None = None
             if self.archive.head is not None:
                 self.head = load(self.archive.head)
@@ -318,19 +320,24 @@ def tile_bytes(archive: Archive, plan: Plan) -> int:
     return most + (0 if archive.pool else head)
 
 
-def _check_sweep(metadata: Metadata, stage: Stage, label: str) -> None:
-    ndim = len(stage.window)
-    faces = [f"{state}{d}" for d in range(ndim) for state in ("h", "c")]
+def _with_states(stage: Stage, metadata: Metadata, label: str) -> Stage:
+    """The stage with the names of its states, which the faces in the metadata of one of its sweeps tell."""
+    ndim, faces = len(stage.window), metadata.inputs[1:]
+    states = tuple(face.removesuffix("0") for face in faces[: len(faces) // ndim])
+    expected = tuple(f"{state}{d}" for d in range(ndim) for state in states)
     found = (metadata.ndim, metadata.channels, metadata.outputs, metadata.window)
-    names = (set(metadata.inputs), set(metadata.output_names))
-    if found != (ndim, stage.channels, stage.features, stage.window) or names != (
-        {"x", *faces},
-        {"part", *(f"{name}_n" for name in faces)},
+    names = ("x", *expected), ("part", *(f"{face}_n" for face in expected))
+    if (
+        found != (ndim, stage.channels, stage.features, stage.window)
+        or (metadata.inputs, metadata.output_names) != names
+        or states[:1] != ("h",)
+        or stage.states not in ((), states)
     ):
         raise InputError(
             f"{metadata.part or 'a graph'} in {label} has other faces or features than tiles.json says; "
             "export the model again"
         )
+    return replace(stage, states=states)
 
 
 def _check_head(metadata: Metadata, archive: Archive, label: str) -> None:

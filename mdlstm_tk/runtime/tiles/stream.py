@@ -68,8 +68,7 @@ class RowStream:
             outputs = tuple(-(-e // w) for e, w in zip(extents, stage.window[1:], strict=True))
             faces: dict[int, Face] = {}
             for number, _ in own:
-                zeros = np.zeros((1, *outputs, stage.units), np.float32)
-                faces[number] = (zeros, zeros)
+                faces[number] = np.zeros((len(stage.states), *outputs, stage.units), np.float32)
             self._stages.append(_StageRows(session, s, own, (extents, outputs), faces))
             extents = outputs
         unit = archive.total_window[0]
@@ -170,27 +169,31 @@ class _StageRows:
 
         The rows are cut into pieces along the second axis, so that many rows take no more memory.
         """
-        stage, (first_h, first_c) = self._stage, self._faces[number]
+        stage, first = self._stage, self._faces[number]
         down = -(-len(rows) // stage.window[0])
         part = np.empty((down, *self._outputs, stage.features), np.float32)
-        last_h, last_c = np.empty_like(first_h), np.empty_like(first_c)
-        side: dict[int, Face] = {}
+        last = np.empty_like(first)
+        side: Face | None = None  # of the piece before, along axis 1
         for inner, outer in self._pieces(down, stage.sweeps[k].direction):
             extents = (down, *shape_of(inner))
             feeds = {"x": rows[(None, slice(None), *outer)]}
             for axis in range(len(extents)):
-                zeros = np.zeros((1, *extents[:axis], *extents[axis + 1 :], stage.units), np.float32)
-                feeds[f"h{axis}"], feeds[f"c{axis}"] = side.get(axis, (zeros, zeros))
-            feeds["h0"], feeds["c0"] = first_h[(slice(None), *inner)], first_c[(slice(None), *inner)]
+                face = first[(slice(None), *inner)] if axis == 0 else side if axis == 1 else None
+                if face is None:
+                    others = *extents[:axis], *extents[axis + 1 :]
+                    face = np.zeros((len(stage.states), *others, stage.units), np.float32)
+                feeds |= {f"{state}{axis}": f[None] for state, f in zip(stage.states, face, strict=True)}
             outputs = self._graphs[number].run(feeds)
             if outputs["part"].shape != (1, *extents, stage.features):
                 raise MDLSTMError("the graphs of the archive do not fit together; export the model again")
             part[(slice(None), *inner)] = outputs["part"][0]
-            last_h[(slice(None), *inner)] = outputs["h0_n"]
-            last_c[(slice(None), *inner)] = outputs["c0_n"]
-            if len(extents) > 1:
-                side[1] = (outputs["h1_n"], outputs["c1_n"])
-        self._faces[number] = (last_h, last_c)
+            leaving = [
+                np.concatenate([outputs[f"{state}{axis}_n"] for state in stage.states])
+                for axis in range(min(len(extents), 2))
+            ]
+            last[(slice(None), *inner)] = leaving[0]
+            side = leaving[-1]
+        self._faces[number] = last
         return part
 
     def _pieces(self, down: int, direction: tuple[int, ...]) -> Iterator[tuple[Region, Region]]:

@@ -15,7 +15,7 @@ from mdlstm_tk.runtime.tiles.plan import Group, Plan, Region, Tile, Tiling, run_
 from mdlstm_tk.runtime.tiles.store import Store
 
 FaceKey = tuple[int, Tile, int]  # the sweep, the tile that is entered, and the axis along which
-Face = tuple[Array, Array]  # h and c, each (*extents of the other axes, n)
+Face = Array  # (1 + S, *extents of the other axes, n), all states in the order of `Stage.states`
 
 
 class Graph(Protocol):
@@ -135,6 +135,7 @@ class Work:
         """
         plan, tiling = self._plan, self._plan.tiling
         stage = plan.sweeps[group.sweep][0]
+        states = self._archive.stages[stage].states
         if stage == 0:
             tiles = [self._source.read(tiling.region(0, tile)) for tile in group.tiles]
         else:
@@ -142,12 +143,10 @@ class Work:
         shape = tiling.shape(stage + 1, group.tiles[0])
         feeds = {"x": np.stack(tiles)}
         for axis in range(len(shape)):
-            pairs = [
-                faces.get((group.sweep, tile, axis)) or self._zeros(stage, shape, axis)
-                for tile in group.tiles
-            ]
-            feeds[f"h{axis}"] = np.stack([h for h, _ in pairs])
-            feeds[f"c{axis}"] = np.stack([c for _, c in pairs])
+            zeros = self._zeros(stage, shape, axis)
+            entering = [faces.get((group.sweep, tile, axis), zeros) for tile in group.tiles]
+            stacked = np.stack(entering, axis=1)  # (1 + S, N, *extents of the other axes, n)
+            feeds |= {f"{state}{axis}": face for state, face in zip(states, stacked, strict=True)}
         outputs = self._graphs[group.sweep].run(feeds)
         parts = self._checked(outputs, "part", (*shape, self._archive.stages[stage].features), group)
         left = self._faces_left(group, outputs, shape)
@@ -199,14 +198,16 @@ class Work:
         self, group: Group, outputs: Mapping[str, Array], shape: tuple[int, ...]
     ) -> dict[FaceKey, Face]:
         left: dict[FaceKey, Face] = {}
-        units = self._archive.stages[self._plan.sweeps[group.sweep][0]].units
+        stage = self._archive.stages[self._plan.sweeps[group.sweep][0]]
         for axis in range(len(shape)):
-            face_shape = (*shape[:axis], *shape[axis + 1 :], units)
-            h, c = (self._checked(outputs, f"{name}{axis}_n", face_shape, group) for name in ("h", "c"))
+            face_shape = (*shape[:axis], *shape[axis + 1 :], stage.units)
+            faces = [
+                self._checked(outputs, f"{state}{axis}_n", face_shape, group) for state in stage.states
+            ]
             for k, tile in enumerate(group.tiles):
                 following = self._plan.predecessor(group.sweep, tile, axis, 1)
                 if following is not None:
-                    left[group.sweep, following, axis] = (h[k].copy(), c[k].copy())
+                    left[group.sweep, following, axis] = np.stack([face[k] for face in faces])
         return left
 
     def _checked(
@@ -223,5 +224,5 @@ class Work:
         return y
 
     def _zeros(self, stage: int, shape: tuple[int, ...], axis: int) -> Face:
-        zeros = np.zeros((*shape[:axis], *shape[axis + 1 :], self._archive.stages[stage].units), np.float32)
-        return zeros, zeros
+        of = self._archive.stages[stage]
+        return np.zeros((len(of.states), *shape[:axis], *shape[axis + 1 :], of.units), np.float32)

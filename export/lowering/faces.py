@@ -1,0 +1,161 @@
+"""Initial and final states of a sweep in the scan form, for any grid and one direction.
+
+States are (N, F, 1, 1 + S, n), as in `mdlstm_tk.backends.boundary`. On one axis they are those of the loop.
+On two axes a face is never copied to the positions of the grid: the two rows of a state that lie outside
+the grid are the rows of the faces at which the next wavefront enters, and each iteration is given those
+two. On three and more axes, each iteration gets the faces at all positions of its wavefront, which takes
+more memory.
+
+Notation: N batch, D grid axes, n hidden units, S states beside h, P positions, T wavefronts, K positions of
+one wavefront, K_max positions of the largest wavefront, F lines of all faces, F_d lines of face d.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import mul
+
+from mdlstm_tk.export.lowering.graph import Graph, Value
+from mdlstm_tk.export.lowering.step import STATE_DTYPE, Rows, Sweep
+from mdlstm_tk.export.lowering.tables import ScanTables, mirrored
+
+
+class Faces:
+    """The faces of a grid, as tables in the graph that are computed from the shape of x (N, *grid, C).
+
+    Attributes:
+        are_rows: whether two of their rows lie around those of each wavefront.
+    """
+
+    def __init__(self, graph: Graph, sweep: Sweep, tables: ScanTables, initial: Value) -> None:
+        self.graph, self.sweep, self.tables = graph, sweep, tables
+        ndim = len(sweep.grid)
+        self.are_rows = ndim == 2
+        self.grid = graph("Shape", sweep.x, start=1, end=1 + ndim)  # (D,)
+        self.extents = [graph("Shape", sweep.x, start=1 + d, end=2 + d) for d in range(ndim)]  # (1,)
+        self.counts = [  # F_d of each axis, (1,)
+            reduce(mul, [*self.extents[:d], *self.extents[d + 1 :]], graph.integers(1)) for d in range(ndim)
+        ]
+        features = [features for features, _ in sweep.parts]
+        rows = graph("Transpose", graph.reshape(initial, 0, -1, sum(features)), perm=[1, 0, 2])
+        parts = graph.split(rows, features, axis=-1)  # (F, N, features) each
+        if sweep.dtype != STATE_DTYPE:
+            parts[0] = graph.cast(parts[0], sweep.dtype)
+        self.parts = [[part] for part in parts]  # for each part and axis (F_d, N, features)
+        if ndim > 1:
+            counts = graph.concat(self.counts, axis=0)
+            self.parts = [graph.add_node("Split", ndim, part, counts, axis=0) for part in parts]
+        if self.are_rows:
+            # Line k of face 0, which has a line for each column, enters at wavefront k; so does line k of
+            # face 1.
+            times = graph.arange(self.extents[0] + self.extents[1])  # 0 … T
+            lines = [
+                self._line(d, graph("Min", times, count - graph.integers(1)))
+                for d, count in enumerate(self.counts)
+            ]
+            self.entering_rows = [
+                [
+                    graph("Gather", face, graph("Unsqueeze", line, graph.integers(1)), axis=0)
+                    for face, line in zip(faces, lines, strict=True)
+                ]
+                for faces in self.parts
+            ]  # for each part and axis (T + 1, 1, N, features)
+        elif ndim > 2:
+            self.lines = [self._lines_at_positions(d) for d in range(ndim)]  # (T, K_max) each
+
+    def initial(self, rows: Rows) -> list[Value]:
+        """Each part of the state before the first wavefront, on up to two axes (S, N, features)."""
+        graph, tables = self.graph, self.tables
+        if not self.are_rows:
+            return (
+                rows.zeros(tables.state_rows) if len(self.extents) > 2 else [part for (part,) in self.parts]
+            )
+        missing = graph("Pad", tables.state_rows - graph.integers(2), graph.integers(3, 2))
+        states = []
+        for faces in self.entering_rows:
+            at_first = [graph("Gather", face, graph.scalar(0), axis=0) for face in faces]
+            states.append(graph("Pad", graph.concat(at_first, axis=0), missing))
+        return states
+
+    def entering(self, part: int) -> list[Value]:
+        """On two axes: for each axis the row that enters at the next wavefront, (T, 1, N, features)."""
+        graph = self.graph
+        end = graph.integers(2**31 - 1)
+        return [graph.slice_rows(face, graph.integers(1), end) for face in self.entering_rows[part]]
+
+    def at_positions(self, d: int, part: int) -> Value:
+        """On three and more axes: (T, K_max, N, features), the states that enter along axis d at each
+        position; zero where it has a predecessor."""
+        graph = self.graph
+        padded = graph("Pad", self.parts[part][d], graph.integers(1, 0, 0, 0, 0, 0))
+        return graph("Gather", padded, self.lines[d], axis=0)
+
+    def leaving(self, body: Graph, new: Value, padded: Value) -> tuple[Value, int | None]:
+        """The rows to keep of a wavefront's states (K, N, features) for the final ones, and the number of
+        their positions, None for that of a state."""
+        if self.are_rows:
+            return body("Gather", new, body.integers(0, -1), axis=0), 2
+        return padded, None
+
+    def final(self, h: Value, kept: Value | None) -> Value:
+        """(N, F, 1, 1 + S, n), the final states.
+
+        Args:
+            h: (N, P, 1, n).
+            kept: what `leaving` kept of all wavefronts, (T, …, N, features), or on one axis the state after
+                the last one, (1, N, features); None without states beside h.
+        """
+        graph, units = self.graph, self.sweep.units
+        ends = self._ends()
+        last = graph("Gather", h, ends, axis=1)  # (N, F, 1, n)
+        if self.sweep.dtype != STATE_DTYPE:
+            last = graph.cast(last, STATE_DTYPE)
+        if kept is not None:
+            if len(self.extents) > 1:
+                features = graph("Shape", kept, start=2)
+                flat = graph("Reshape", kept, graph.concat([graph.integers(-1), features], axis=0))
+                kept = graph("Gather", flat, self._kept_rows(ends), axis=0)
+            others = graph("Transpose", kept, perm=[1, 0, 2])  # (N, F, S·n)
+            last = graph.concat([graph.reshape(last, 0, 0, units), others], axis=-1)
+        return graph.reshape(last, 0, 0, 1, -1, units)
+
+    def _line(self, d: int, coordinates: Value) -> Value:
+        """On two axes: lines of face d, counted from the corner that the sweep starts from."""
+        return mirrored(self.graph, coordinates, self.sweep.directions[0][1 - d], self.counts[d])
+
+    def _lines_at_positions(self, d: int) -> Value:
+        """(T, K_max) one more than the line along axis d on which each position lies that has no
+        predecessor along it; 0 for the others."""
+        graph, tables = self.graph, self.tables
+        extents = [graph.integers(1) if axis == d else extent for axis, extent in enumerate(self.extents)]
+        lines = graph("Reshape", graph.arange(self.counts[d]), graph.concat(extents, axis=0))
+        lines = graph.reshape(graph("Expand", lines, self.grid), -1)  # (P,)
+        at_positions = graph("Gather", lines, tables.orders) + graph.integers(1)
+        zero = graph.integers(0)
+        return graph("Where", graph("Equal", tables.predecessors[d][0], zero), at_positions, zero)
+
+    def _ends(self) -> Value:
+        """(F,) the flat position at which each line leaves the grid."""
+        graph = self.graph
+        positions = graph("Reshape", graph.arange(reduce(mul, self.extents)), self.grid)
+        faces = []
+        for d, sign in enumerate(self.sweep.directions[0]):
+            start = self.extents[d] - graph.integers(1) if sign > 0 else graph.integers(0)
+            face = graph("Slice", positions, start, start + graph.integers(1), graph.integers(d))
+            faces.append(graph.reshape(face, -1))
+        return graph.concat(faces, axis=0)
+
+    def _kept_rows(self, ends: Value) -> Value:
+        """(F,) the row of each line's end among what is kept of all wavefronts."""
+        graph = self.graph
+        if not self.are_rows:
+            rows = graph("Squeeze", self.tables.output_rows, graph.integers(1))  # (P,)
+            return graph("Gather", rows, ends)
+        # Line k of face 0 leaves with the last position of wavefront H − 1 + k, line k of face 1 with the
+        # first one of W − 1 + k.
+        of_faces = []
+        for d, is_last in enumerate((1, 0)):
+            k = self._line(d, graph.arange(self.counts[d]))
+            front = k + self.extents[d] - graph.integers(1)
+            of_faces.append(front * graph.integers(2) + graph.integers(is_last))
+        return graph.concat(of_faces, axis=0)
