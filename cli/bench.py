@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -98,7 +98,7 @@ def _bench_layer(
 
 
 def _bench_runtime(
-    shapes: list[Shape], counts: list[int], device: str, dtype: str, seconds: float, json: bool
+    shapes: list[Shape], counts: list[int], device: str, dtype: Any, seconds: float, json: bool
 ) -> None:
     require("onnx", "train")
     onnxruntime = require("onnxruntime", "cpu")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 import torch
@@ -18,7 +18,7 @@ from mdlstm_tk.errors import InputError, MDLSTMError, ParityError, require
 from mdlstm_tk.export.arguments import Examples, InputArguments, read_arguments
 from mdlstm_tk.export.capture import capture
 from mdlstm_tk.export.lowering.functions import outline
-from mdlstm_tk.export.lowering.lower import FORMS, lower
+from mdlstm_tk.export.lowering.lower import FORMS, Form, lower
 from mdlstm_tk.export.quantization import quantize
 from mdlstm_tk.export.spec import ExportSpec
 from mdlstm_tk.export.verification.export_verifier import ExportVerifier
@@ -27,7 +27,8 @@ from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.isolation.rule import note_export
 
-ATOLS = {"float32": ATOL, "float16": 5e-3, "int8": 5e-2}
+Dtype = Literal["float32", "float16", "int8"]
+ATOLS: dict[Dtype, float] = {"float32": ATOL, "float16": 5e-3, "int8": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,12 @@ def export_onnx(
     example_inputs: Examples | None = None,
     *,
     grid: tuple[int, ...] | None = None,
-    form: str = "unrolled",
+    form: Form = "unrolled",
     padded: bool = False,
     extra_inputs: Mapping[str, Tensor] | None = None,
     multiple_of: int | Sequence[int] | None = None,
     output_names: Sequence[str] | None = None,
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
     functions: bool = False,
     channels: int | None = None,
     channels_last: bool | None = None,

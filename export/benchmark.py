@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from mdlstm_tk.benchmark import Shape, contenders, interleave, ratios_of, torch_threads
-from mdlstm_tk.export.api import export_onnx
-from mdlstm_tk.export.lowering.lower import FORMS
+from mdlstm_tk.export.api import Dtype, export_onnx
+from mdlstm_tk.export.lowering.lower import FORMS, Form
 from mdlstm_tk.runtime import Session
 
 RUNTIME_SHAPES = (
@@ -67,11 +67,11 @@ class RuntimeMeasurement:
 
 def measure_runtime(
     shape: Shape,
-    form: str,
+    form: Form,
     seconds: float = 2.0,
     threads: int = 1,
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
 ) -> RuntimeMeasurement:
     """Export a layer and time it together with the contenders of `mdlstm_tk.benchmark`.
 
@@ -119,7 +119,7 @@ def measure_exports(
     thread_counts: Sequence[int] = (1,),
     seconds: float = 2.0,
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
     on_start: Callable[[str], None] = lambda _: None,
 ) -> list[RuntimeMeasurement]:
     """Measure every shape with every number of threads in every ONNX form.

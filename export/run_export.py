@@ -13,7 +13,8 @@ from typing import Any
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.api import ExportReport, export_onnx
+from mdlstm_tk.export.api import Dtype, ExportReport, export_onnx
+from mdlstm_tk.export.lowering.lower import Form
 from mdlstm_tk.export.targets import ExportTarget
 from mdlstm_tk.export.tiles import check_tile_options, export_tiles
 from mdlstm_tk.export.verification.inputs import task_inputs
@@ -32,10 +33,10 @@ def export_run(
     path: str | Path | None = None,
     *,
     grid: Grid | None = None,
-    form: str = "unrolled",
+    form: Form = "unrolled",
     padded: bool = False,
     multiple_of: int | Sequence[int] | None = None,
-    dtype: str = "float32",
+    dtype: Dtype = "float32",
     functions: bool = False,
     atol: float | None = None,
     force: bool = False,
@@ -117,7 +118,7 @@ def export_run_sizes(
     grids: Sequence[Grid | None],
     destination: str | Path | ExportTarget | None = None,
     *,
-    form: str | None = None,
+    form: Form | None = None,
     force: bool = False,
     code: Code = NO_CODE,
     **options: Any,
@@ -203,7 +204,7 @@ def _unasked(grid: Grid) -> Grid:
     return grid
 
 
-def _paths(run: Run, grids: Sequence[Grid | None], output: Path | None, form: str) -> list[Path]:
+def _paths(run: Run, grids: Sequence[Grid | None], output: Path | None, form: Form) -> list[Path]:
     """The file for each grid; None stands for any grid."""
     suffix = SUFFIX if form == "tiles" else ".onnx"
     names = [

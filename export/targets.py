@@ -7,11 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.browser.build import check_page, load_runtime, write_page
 from mdlstm_tk.export.browser.examples import page_examples
+from mdlstm_tk.export.lowering.lower import Form
 from mdlstm_tk.export.server import write_server_repo
 from mdlstm_tk.export.tensor_spec import read_metadata
 from mdlstm_tk.training import Run
@@ -24,7 +26,7 @@ class ExportTarget(ABC):
         preferred_form: the form to export in unless another one is asked for.
     """
 
-    preferred_form = "unrolled"
+    preferred_form: ClassVar[Form] = "unrolled"
 
     @property
     @abstractmethod
@@ -86,7 +88,7 @@ class WebPage(ExportTarget):
         on_message: called with one line if the page has no examples.
     """
 
-    preferred_form = "scan"
+    preferred_form: ClassVar[Form] = "scan"
 
     folder: Path
     runtime: Path | None = None

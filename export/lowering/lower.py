@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Literal
 
 import onnx
 from onnx import helper, numpy_helper
@@ -18,14 +19,15 @@ from mdlstm_tk.export.lowering.step import Sweep, direction_label
 from mdlstm_tk.export.lowering.unrolled import write_unrolled
 from mdlstm_tk.wavefront import Direction
 
-FORMS: dict[str, Callable[[Graph, Sweep], list[Value]]] = {"unrolled": write_unrolled, "scan": write_scan}
+Form = Literal["unrolled", "scan", "tiles"]
+FORMS: dict[Form, Callable[[Graph, Sweep], list[Value]]] = {"unrolled": write_unrolled, "scan": write_scan}
 # Extents from which one direction after the other is faster than all in one chain, and takes less memory.
 ONE_BY_ONE_FROM = 512
 COMPUTED = ("x", "initial", "sizes")  # the inputs of a node that are no weights
 
 
 def lower(
-    model: onnx.ModelProto, form: str = "unrolled", *, separate_products: bool = False
+    model: onnx.ModelProto, form: Form = "unrolled", *, separate_products: bool = False
 ) -> onnx.ModelProto:
     """Replace each sweep, which is one node, by standard operators, and remove the exporter's debug data.
 
@@ -82,7 +84,7 @@ def lower(
     )
 
 
-def _write(graph: Graph, sweep: Sweep, form: str) -> list[Value]:
+def _write(graph: Graph, sweep: Sweep, form: Form) -> list[Value]:
     """Add the nodes of a sweep, and return h (N, *grid, dirs, n), and the final states if there are any."""
     is_apart = min(sweep.grid) >= ONE_BY_ONE_FROM or (form == "scan" and sweep.initial is not None)
     if sweep.dirs == 1 or not is_apart:
