@@ -2,7 +2,8 @@
 
 Backward reads what forward saved and does not change it. A wavefront is: gather the operands again, the
 cell's gradient on each row, and two products: `da @ w_catᵀ`, the gradient of the operands, and
-`operandᵀ @ da`, which is added to the gradient of w_cat.
+`operandᵀ @ da`, which is added to the gradient of w_cat. Gradients pass from tile to tile through a front,
+too. It starts as the gradient of the final states and ends as that of the initial ones.
 
 The gradients of w_cat and of the cell's parameters are sums over all positions. A float32 sum of 65536
 rows that adds one row after another is wrong by 1e-5 of itself, because each step rounds to the size of
@@ -13,225 +14,198 @@ from __future__ import annotations
 
 from typing import Any
 
-from mdlstm_tk.backends.cpu.face_rows import enter, keep_entering, leave
+from mdlstm_tk.backends.cpu.cell_code import BACKWARD_AXIS_SLOTS as AXIS
+from mdlstm_tk.backends.cpu.cell_code import BACKWARD_SLOTS as SLOT
+from mdlstm_tk.backends.cpu.compile import jit
 from mdlstm_tk.backends.cpu.intrinsics import (
     add,
-    as_float_ptr,
-    as_int32_ptr,
-    as_int_ptr,
-    barrier_wait,
+    address_of,
+    call,
     clear,
+    copy,
+    float_ptr,
+    int32_ptr,
+    int64_ptr,
+    prefetch,
     ptr_add,
-    ptr_to_int,
 )
-from mdlstm_tk.backends.cpu.jit import jit
-from mdlstm_tk.backends.cpu.kernels import BLOCK, first_row, gather_row
-from mdlstm_tk.backends.cpu.matmul import matmul
+from mdlstm_tk.backends.cpu.kernels import BLOCK, face_offset
+from mdlstm_tk.backends.cpu.records import load_backward_arrays, load_job, load_sizes
 
-SPILLED = 0  # rows of scratch memory that the cell needs; each specialised kernel has its own value
-RECURRENT = True  # whether the gates see h; each specialised kernel has its own value
-STATES = False  # whether there are initial and final states; each specialised kernel has its own value
-as_table_ptr = as_int32_ptr  # how tables of the grid are read; as_int_ptr for huge grids
-RECOMPUTE = False  # whether to compute the pre-activations again instead of reading what forward saved
-
-
-def _cell(units: int, scratch: Any, slots: Any) -> None:
-    """The gradient of the cell on one row; each specialised kernel has its own in place of this one."""
-    raise NotImplementedError
+ZERO: Any = None  # 0 in the dtype; each compiled version has its own value
+SLOTS, AXIS_SLOTS = len(SLOT), len(AXIS)
 
 
 @jit
-def _add_block(  # type: ignore[no-untyped-def]
-    operands, all_da, rows, sums, block_sums, parameter_count, dims, depth, padded, panel
-):
+def _add_block(matmul, sizes, operands, all_da, rows, sums, parameter_sums):  # type: ignore[no-untyped-def]
     """Add the gradients of a block of rows to `sums`: that of w_cat, which is `operandsᵀ @ all_da`, and
-    those of the cell's parameters, which are in `block_sums` and are cleared there."""
-    matmul(operands, 1, depth, all_da, panel, padded, rows, sums, padded, depth, dims[7], True)
-    add(ptr_add(sums, depth * padded), block_sums, parameter_count)
-    clear(block_sums, parameter_count)
+    those of the cell's parameters, which are in `parameter_sums` and are cleared there."""
+    call(
+        matmul,
+        (
+            address_of(operands), 1, sizes.depth, address_of(all_da), sizes.panel, sizes.padded, rows,
+            address_of(sums), sizes.padded, sizes.depth, sizes.gate_dim, 1,
+        ),
+    )  # fmt: skip
+    add(ptr_add(sums, sizes.depth * sizes.padded), parameter_sums, sizes.parameter_count)
+    clear(parameter_sums, sizes.parameter_count)
 
 
-def backward(  # type: ignore[no-untyped-def]
-    dtype_tag, grad, x, w_t_packed, w_packed, peephole, norm_weight, norm_bias, h_first, c_first, lines,
-    dh_last, dc_last, dh_first, dc_first, order, starts, predecessors, successors, output,
-    gates, c, dx, d_operand, dc, counter, sums, part, scratch, batch, positions, fronts, dirs, ndim, units,
-    channels, gate_dim, longest, columns, sums_size, part_blocks, panel, lanes, group, member, groups,
-    members,
-):  # fmt: skip
-    """One thread's part of the gradient. The arguments are those of `kernels.forward`, and:
-
-    Args:
-        grad: (N, P, dirs, n) gradient of the output.
-        w_t_packed: w_catᵀ as `packing.pack_transposed` lays it out.
-        w_packed: w_cat, to recompute the pre-activations; then gates is 0. Otherwise 0.
-        dh_last, dc_last: (N, F, dirs, n) gradients of the final states, if there are lines.
-        dh_first, dc_first: the same of the initial states: zeros, and written where a line enters.
-        successors: (D, P) the visit one step forward along each axis, or −1.
-        dx: (N, P, C) zeros of the group, to which its part is added; 0 if it is not needed.
-        d_operand: (2, longest, padded columns) of the group, the gradients of the operands of two
-            wavefronts in turn.
-        dc: (2, longest, D·n) of the group, the gradients of the predecessors' cell states, in the same way.
-        sums: (dirs, sums_size) zeros of this thread, to which it adds the gradients of its rows: that of
-            w_cat (K, padded gate_dim), then those of peephole, norm_weight and norm_bias if they are there.
-        part: (sums_size,) zeros of this thread, the sums over one part; 0 if everything is one part.
-        longest: the number of rows of the longest wavefront.
-        columns: how many columns of the operand's gradient are needed: hidden_dim, or hidden_dim + C with
-            dx.
-        sums_size: numbers in the sums of a direction.
-        part_blocks: the number of blocks in a part.
-    """
-    dims = batch, positions, fronts, dirs, ndim, units, channels, gate_dim
-    hidden_dim = ndim * units if RECURRENT else 0
-    depth, padded = hidden_dim + channels + 1, -(-gate_dim // lanes) * lanes
-    d_stride = -(-columns // lanes) * lanes  # from one row of d_operand to the next
-    peephole_size = (2 * ndim + 1) * units if peephole else 0
-    norm_size = gate_dim + units if norm_weight else 0
-    parameter_count = peephole_size + 2 * norm_size
-    c_prev = as_int_ptr(scratch)
-    # Addresses of the gradients that reach a row from its successors.
-    dh_next = ptr_add(c_prev, BLOCK * ndim)
-    dc_next = ptr_add(dh_next, ndim)
-    zero_row = ptr_add(as_float_ptr(scratch, dtype_tag), 2 * (BLOCK + 2) * ndim)
-    clear(zero_row, units)
-    operands = ptr_add(zero_row, units)
-    all_da = ptr_add(operands, 2 * BLOCK * depth)
-    spill = ptr_add(all_da, 2 * BLOCK * padded)
-    block_sums = ptr_add(spill, SPILLED * units)  # of the cell's parameters, over the rows of a block
-    clear(block_sums, parameter_count)
-    a = ptr_add(block_sums, parameter_count)
-    parameter_gradients = (
-        block_sums,
-        ptr_add(block_sums, peephole_size),
-        ptr_add(block_sums, peephole_size + norm_size),
+def backward(arrays_address, sizes_address, job_address):  # type: ignore[no-untyped-def]
+    """Run a job. The arguments are addresses of `BackwardArrays`, `Sizes` and `Job`."""
+    arrays, job = load_backward_arrays(arrays_address), load_job(job_address)
+    sizes = load_sizes(sizes_address)
+    ndim, units, samples, depth, gate_dim = (
+        sizes.ndim,
+        sizes.units,
+        job.samples,
+        sizes.depth,
+        sizes.gate_dim,
     )
-    part_ptr = as_float_ptr(part, dtype_tag)
-    starts_ptr = as_int_ptr(starts)
-    predecessors_ptr, successors_ptr = as_table_ptr(predecessors), as_table_ptr(successors)
-    arrivals = 0
-    for direction in range(group, dirs, groups):
-        order_ptr = ptr_add(as_table_ptr(order), direction * positions)
-        h_ptr = ptr_add(as_float_ptr(output, dtype_tag), direction * units)
-        grad_ptr = ptr_add(as_float_ptr(grad, dtype_tag), direction * units)
-        h_first_ptr = ptr_add(as_float_ptr(h_first, dtype_tag), direction * units)
-        c_first_ptr = ptr_add(as_float_ptr(c_first, dtype_tag), direction * units)
-        dh_last_ptr = ptr_add(as_float_ptr(dh_last, dtype_tag), direction * units)
-        dc_last_ptr = ptr_add(as_float_ptr(dc_last, dtype_tag), direction * units)
-        dh_first_ptr = ptr_add(as_float_ptr(dh_first, dtype_tag), direction * units)
-        dc_first_ptr = ptr_add(as_float_ptr(dc_first, dtype_tag), direction * units)
-        c_ptr = ptr_add(as_float_ptr(c, dtype_tag), direction * positions * batch * units)
-        gates_ptr = ptr_add(as_float_ptr(gates, dtype_tag), direction * positions * batch * gate_dim)
-        t_panels, panels = -(-columns // panel), -(-gate_dim // panel)
-        w_t_ptr = ptr_add(as_float_ptr(w_t_packed, dtype_tag), direction * t_panels * gate_dim * panel)
-        w_ptr = ptr_add(as_float_ptr(w_packed, dtype_tag), direction * panels * depth * panel)
-        sums_ptr = ptr_add(as_float_ptr(sums, dtype_tag), direction * sums_size)
-        part_sums = part_ptr if part else sums_ptr
-        parameters = (
-            ptr_add(as_float_ptr(peephole, dtype_tag), direction * peephole_size),
-            ptr_add(as_float_ptr(norm_weight, dtype_tag), direction * norm_size),
-            ptr_add(as_float_ptr(norm_bias, dtype_tag), direction * norm_size),
-        )
-        pending = 0  # rows not yet added to the sums: short wavefronts share a block
-        blocks = 0  # blocks in this part so far
-        for t in range(fronts - 1, -1, -1):
-            # What this wavefront writes for its predecessors, and what its successors have written for it.
-            d_now = ptr_add(as_float_ptr(d_operand, dtype_tag), t % 2 * longest * d_stride)
-            dc_now = ptr_add(as_float_ptr(dc, dtype_tag), t % 2 * longest * ndim * units)
-            d_next = ptr_add(as_float_ptr(d_operand, dtype_tag), (t + 1) % 2 * longest * d_stride)
-            dc_after = ptr_add(as_float_ptr(dc, dtype_tag), (t + 1) % 2 * longest * ndim * units)
-            count = (starts_ptr[t + 1] - starts_ptr[t]) * batch
-            end = first_row(count, member + 1, members)
-            for top in range(first_row(count, member, members), end, BLOCK):
-                rows = min(BLOCK, end - top)
-                first = starts_ptr[t] * batch + top
-                operand, da = ptr_add(operands, pending * depth), ptr_add(all_da, pending * padded)
+    direction, visits, channels, padded = job.direction, job.visits, sizes.channels, sizes.padded
+    h_stride, state_size, d_stride = sizes.dirs * units, sizes.states * units, sizes.d_stride
+    scratch = ptr_add(float_ptr(arrays.scratch, ZERO), job.chain * sizes.scratch)
+    zeros, operands = ptr_add(scratch, sizes.zeros_at), ptr_add(scratch, sizes.operands_at)
+    products, all_da = ptr_add(scratch, sizes.products_at), ptr_add(scratch, sizes.da_at)
+    d_operands, dh_reads = ptr_add(scratch, sizes.d_operands_at), ptr_add(scratch, sizes.dh_read_at)
+    dstates = ptr_add(scratch, sizes.dstates_at)
+    parameter_sums = ptr_add(scratch, sizes.parameter_sums_at)
+    spill = address_of(ptr_add(scratch, sizes.spill_at))
+    table_address = address_of(ptr_add(scratch, sizes.table_at))
+    table, columns = int64_ptr(table_address), SLOTS + AXIS_SLOTS * ndim
+    panels, t_panels = -(-gate_dim // sizes.panel), -(-sizes.columns // sizes.panel)
+    weights = ptr_add(float_ptr(arrays.weights, ZERO), direction * panels * depth * sizes.panel)
+    weights_t = ptr_add(float_ptr(arrays.weights_t, ZERO), direction * t_panels * gate_dim * sizes.panel)
+    x = float_ptr(arrays.x, ZERO)
+    dx = ptr_add(float_ptr(arrays.dx, ZERO), job.dx_buffer * sizes.places * channels)
+    output = ptr_add(float_ptr(arrays.output, ZERO), direction * units)
+    grad = ptr_add(float_ptr(arrays.grad, ZERO), direction * units)
+    initial, dfront = float_ptr(arrays.initial, ZERO), float_ptr(arrays.dfront, ZERO)
+    gates = ptr_add(float_ptr(arrays.gates, ZERO), direction * sizes.places * gate_dim)
+    states = ptr_add(float_ptr(arrays.states, ZERO), direction * sizes.places * state_size)
+    parameters = ptr_add(float_ptr(arrays.parameters, ZERO), direction * sizes.parameter_count)
+    sums_index = job.sums_slot * sizes.dirs + direction
+    sums = ptr_add(float_ptr(arrays.sums, ZERO), sums_index * sizes.sums_size)
+    part = ptr_add(scratch, sizes.part_at) if sizes.part_blocks else sums
+    starts, offsets, steps = int64_ptr(job.starts), int32_ptr(job.offsets), int64_ptr(job.steps)
+    predecessors, successors = int32_ptr(job.predecessors), int32_ptr(job.successors)
+    clear(zeros, units + state_size)
+    clear(parameter_sums, sizes.parameter_count)
+    if sizes.part_blocks:
+        clear(part, sizes.sums_size)
+    pending = 0  # rows not yet added to the sums: short wavefronts share a block
+    blocks = 0  # blocks in this part so far
+    for t in range(job.end - 1, job.begin - 1, -1):
+        # What this wavefront writes for its predecessors, and what its successors have written for it.
+        now, after = t % 2 * sizes.longest, (t + 1) % 2 * sizes.longest
+        count = (starts[t + 1] - starts[t]) * samples
+        visit, sample = starts[t], job.first_sample
+        for top in range(0, count, BLOCK):
+            rows = min(BLOCK, count - top)
+            first_visit, first_sample = visit, sample
+            block_operands, block_da = ptr_add(operands, pending * depth), ptr_add(all_da, pending * padded)
+            for r in range(rows):
+                position = job.corner + offsets[visit]
+                place = sample * sizes.positions + position
+                slots, operand = ptr_add(table, r * columns), ptr_add(block_operands, r * depth)
+                for d in range(ndim):
+                    of_axis = ptr_add(slots, SLOTS + AXIS_SLOTS * d)
+                    if predecessors[d * visits + visit] >= 0 or (d == 0 and job.continues):
+                        h = ptr_add(output, (place - steps[d]) * h_stride)
+                        state = ptr_add(states, (place - steps[d]) * state_size)
+                    elif arrays.initial:
+                        h = ptr_add(initial, face_offset(sizes, direction, sample, position, d))
+                        state = ptr_add(h, units)
+                    else:
+                        h = state = zeros
+                    of_axis[AXIS.h_prev], of_axis[AXIS.state_prev] = address_of(h), address_of(state)
+                    if sizes.recurrent:
+                        copy(ptr_add(operand, d * units), h, units)
+                    dh = dh_read = dstate = zeros
+                    following = successors[d * visits + visit]
+                    if following >= 0:
+                        row = after + (following - starts[t + 1]) * samples + sample - job.first_sample
+                        if sizes.recurrent:
+                            dh = ptr_add(d_operands, row * d_stride + d * units)
+                        dh_read = ptr_add(dh_reads, (row * ndim + d) * units)
+                        dstate = ptr_add(dstates, (row * ndim + d) * state_size)
+                    elif arrays.dfront:
+                        dh = ptr_add(dfront, face_offset(sizes, direction, sample, position, d))
+                        dstate = ptr_add(dh, units)
+                    of_axis[AXIS.dh_next], of_axis[AXIS.dh_read_next] = address_of(dh), address_of(dh_read)
+                    of_axis[AXIS.dstate_next] = address_of(dstate)
+                    row = (now + top + r) * ndim + d
+                    of_axis[AXIS.dh_read_prev] = address_of(ptr_add(dh_reads, row * units))
+                    of_axis[AXIS.dstate_prev] = address_of(ptr_add(dstates, row * state_size))
+                rest = ptr_add(operand, sizes.hidden_dim)
+                copy(rest, ptr_add(x, place * channels), channels)
+                rest[channels] = 1
+                if arrays.gates:
+                    slots[SLOT.gates] = address_of(ptr_add(gates, place * gate_dim))
+                    prefetch(ptr_add(gates, place * gate_dim), gate_dim)
+                else:
+                    slots[SLOT.gates] = address_of(ptr_add(products, r * padded))
+                prefetch(ptr_add(states, place * state_size), state_size)
+                prefetch(ptr_add(grad, place * h_stride), units)
+                slots[SLOT.parameter] = address_of(parameters)
+                slots[SLOT.state] = address_of(ptr_add(states, place * state_size))
+                slots[SLOT.dh] = address_of(ptr_add(grad, place * h_stride))
+                slots[SLOT.da] = address_of(ptr_add(block_da, r * padded))
+                slots[SLOT.dparameter] = address_of(parameter_sums)
+                sample += 1
+                if sample == job.first_sample + samples:
+                    visit, sample = visit + 1, job.first_sample
+            if not arrays.gates:
+                call(
+                    arrays.matmul,
+                    (
+                        address_of(block_operands), depth, 1, address_of(weights), depth * sizes.panel,
+                        sizes.panel, depth, address_of(products), padded, rows, gate_dim, 0,
+                    ),
+                )  # fmt: skip
+            call(arrays.cell, (rows, units, spill, table_address))
+            d_rows = ptr_add(d_operands, (now + top) * d_stride)
+            if sizes.columns > 0:
+                call(
+                    arrays.matmul,
+                    (
+                        address_of(block_da), padded, 1, address_of(weights_t), gate_dim * sizes.panel,
+                        sizes.panel, gate_dim, address_of(d_rows), d_stride, rows, sizes.columns, 0,
+                    ),
+                )  # fmt: skip
+            if arrays.dx or arrays.dfront:
+                visit, sample = first_visit, first_sample
                 for r in range(rows):
-                    visit, sample = divmod(first + r, batch)
-                    gather_row(
-                        ptr_add(operand, r * depth), ptr_add(c_prev, r * ndim), h_ptr, c_ptr, zero_row,
-                        as_float_ptr(x, dtype_tag), order_ptr, predecessors_ptr, visit, sample,
-                        RECURRENT, dims,
-                    )  # fmt: skip
-                if STATES:
-                    enter(
-                        operand, c_prev, first, rows, depth, h_first_ptr, c_first_ptr, as_int_ptr(lines),
-                        order_ptr, predecessors_ptr, RECURRENT, dims,
-                    )  # fmt: skip
-                if RECOMPUTE:
-                    matmul(
-                        operand, depth, 1, w_ptr, depth * panel, panel, depth, a, padded, rows, gate_dim,
-                        False,
-                    )  # fmt: skip
-                for r in range(rows):
-                    visit, sample = divmod(first + r, batch)
-                    place = sample * positions + order_ptr[visit]
-                    dc_prev = ptr_add(dc_now, (top + r) * ndim * units)
-                    for d in range(ndim):
-                        dh_next[d] = dc_next[d] = ptr_to_int(zero_row)
-                        following = successors_ptr[d * positions + visit]
-                        if following >= 0:
-                            row = (following - starts_ptr[t + 1]) * batch + sample
-                            if RECURRENT:
-                                dh_next[d] = ptr_to_int(ptr_add(d_next, row * d_stride + d * units))
-                            dc_next[d] = ptr_to_int(ptr_add(dc_after, (row * ndim + d) * units))
-                    if STATES:
-                        leave(
-                            dh_next, dc_next, visit, sample, dh_last_ptr, dc_last_ptr, as_int_ptr(lines),
-                            order_ptr, successors_ptr, dims,
-                        )  # fmt: skip
-                    slots = (
-                        ptr_add(a, r * padded) if RECOMPUTE else ptr_add(gates_ptr, (first + r) * gate_dim),
-                        ptr_add(c_prev, r * ndim), ptr_add(c_ptr, (first + r) * units),
-                        ptr_add(grad_ptr, place * dirs * units), dh_next, dc_next, *parameters,
-                        ptr_add(da, r * padded), dc_prev, *parameter_gradients,
-                    )  # fmt: skip
-                    _cell(units, spill, slots)
-                d_rows = ptr_add(d_now, top * d_stride)
-                if columns > 0:
-                    matmul(
-                        da, padded, 1, w_t_ptr, gate_dim * panel, panel, gate_dim, d_rows, d_stride, rows,
-                        columns, False,
-                    )  # fmt: skip
-                if STATES:
-                    keep_entering(
-                        first, rows, d_rows, d_stride, ptr_add(dc_now, top * ndim * units), dh_first_ptr,
-                        dc_first_ptr, as_int_ptr(lines), order_ptr, predecessors_ptr, RECURRENT, dims,
-                    )  # fmt: skip
-                pending += rows
-                if pending >= BLOCK:
-                    _add_block(
-                        operands, all_da, pending, part_sums, block_sums, parameter_count, dims, depth,
-                        padded, panel,
-                    )  # fmt: skip
-                    pending = 0
-                    blocks += 1
-                    if part and blocks == part_blocks:
-                        add(sums_ptr, part_ptr, sums_size)
-                        clear(part_ptr, sums_size)
-                        blocks = 0
-                if dx:
-                    for r in range(rows):
-                        visit, sample = divmod(first + r, batch)
-                        place = sample * positions + order_ptr[visit]
-                        target = ptr_add(as_float_ptr(dx, dtype_tag), place * channels)
-                        add(target, ptr_add(d_rows, r * d_stride + hidden_dim), channels)
-            if members > 1:
-                arrivals += members
-                barrier_wait(as_int_ptr(counter), arrivals)
-        if pending > 0:
-            _add_block(
-                operands, all_da, pending, part_sums, block_sums, parameter_count, dims, depth, padded,
-                panel,
-            )  # fmt: skip
-        if part:
-            add(sums_ptr, part_ptr, sums_size)
-            clear(part_ptr, sums_size)
-
-
-def backward_scratch(
-    ndim: int, units: int, gate_dim: int, depth: int, lanes: int, spilled: int, parameter_count: int
-) -> int:
-    """How many numbers of scratch memory `backward` needs, in whole cache lines: the tables of addresses,
-    the row of zeros, operands and da of two blocks, the spilled rows, the `parameter_count` numbers of the
-    cell's parameters' gradients, and the pre-activations of a block."""
-    per_row = 2 * (ndim + depth + gate_dim + lanes) + gate_dim + lanes
-    return -(-(4 * ndim + BLOCK * per_row + (1 + spilled) * units + parameter_count) // 16) * 16
+                    position = job.corner + offsets[visit]
+                    d_row = ptr_add(d_rows, r * d_stride)
+                    if arrays.dx:
+                        target = ptr_add(dx, (sample * sizes.positions + position) * channels)
+                        add(target, ptr_add(d_row, sizes.hidden_dim), channels)
+                    if arrays.dfront:
+                        for d in range(ndim):
+                            if predecessors[d * visits + visit] < 0:
+                                offset = face_offset(sizes, direction, sample, position, d)
+                                dh, row = ptr_add(dfront, offset), (now + top + r) * ndim + d
+                                clear(dh, units)
+                                if sizes.recurrent:
+                                    add(dh, ptr_add(d_row, d * units), units)
+                                if sizes.reads_h:
+                                    add(dh, ptr_add(dh_reads, row * units), units)
+                                dstate = ptr_add(dstates, row * state_size)
+                                copy(ptr_add(dh, units), dstate, state_size)
+                    sample += 1
+                    if sample == job.first_sample + samples:
+                        visit, sample = visit + 1, job.first_sample
+            pending += rows
+            if pending >= BLOCK:
+                _add_block(arrays.matmul, sizes, operands, all_da, pending, part, parameter_sums)
+                pending = 0
+                blocks += 1
+                if blocks == sizes.part_blocks:
+                    add(sums, part, sizes.sums_size)
+                    clear(part, sizes.sums_size)
+                    blocks = 0
+    if pending > 0:
+        _add_block(arrays.matmul, sizes, operands, all_da, pending, part, parameter_sums)
+    if sizes.part_blocks:
+        add(sums, part, sizes.sums_size)

@@ -1,102 +1,134 @@
-"""Kernels for a cell: its graph (`mdlstm_tk.cells.lowering`) in the templates of `kernels`, compiled."""
+"""How kernels are compiled by Numba and cached; see `cache_folder` for where they are kept.
+
+There are five functions for each dtype, the same for all cells: forward and backward, the matrix product,
+and two that pack weights. A sixth is made for each pass of a cell. All are C functions of int64, which any
+thread may call without Python's lock.
+"""
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+from numba import cfunc, njit
+from numba.core import config
 
-from mdlstm_tk.backends.cpu import backward_kernel, kernels, packing, thread_main
-from mdlstm_tk.backends.cpu.codegen import cell_function
-from mdlstm_tk.backends.cpu.intrinsics import as_int32_ptr, as_int_ptr, load_arguments
-from mdlstm_tk.backends.cpu.jit import cfunc_cached, jit, njit_cached
+from mdlstm_tk.backends.cpu.cache_folder import cache_folder
 from mdlstm_tk.backends.specialize import compiling, specialize
-from mdlstm_tk.cells import Cell, get_cell
-from mdlstm_tk.cells.lowering import BACKWARD_READS, BACKWARD_WRITES, Pass, lower
-from mdlstm_tk.cells.step import PARAMETER_NAMES
+from mdlstm_tk.cells import operations
+from mdlstm_tk.cells.ir import Kernel
 
-FORWARD_SLOTS = ("a", "c_prev", "h", "c", "gates", *PARAMETER_NAMES)
-BACKWARD_SLOTS = (*BACKWARD_READS, *BACKWARD_WRITES)
+_config_lock = threading.Lock()
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+Generic = Literal["forward", "backward", "matmul", "pack", "pack_transposed"]
 
 
-class CpuKernel(NamedTuple):
-    """A kernel for one cell.
+def announce(text: str) -> None:
+    """Tell the user why a call takes long."""
+    print(text, file=sys.stderr, flush=True)
 
-    Attributes:
-        entry: Numba's C function, see `mdlstm_tk.backends.cpu.thread_main`.
-        spilled: how many rows of n numbers the cell spills to scratch memory.
-    """
 
-    entry: Any
-    spilled: int
+def jit(function: Callable[..., Any]) -> Any:
+    """Compile for Numba as a part of the function that calls it."""
+    return njit(**OPTIONS)(function)
 
 
 @cache
-def get_kernel(
-    pass_kind: Pass,
-    dtype: str,
-    cell_name: str,
-    ndim: int,
-    peephole: bool,
-    layer_norm: bool,
-    wide: bool,
-    states: bool,
-) -> CpuKernel:
-    """The compiled kernel of one pass for one cell; from disk if it is cached there. If `wide`, the tables
-    of the grid are int64, else int32. If `states`, it takes initial and final states.
+def generic_kernel(name: Generic, dtype: str) -> Any:
+    """A function that is the same for all cells, as Numba's C function.
 
     Raises:
         KernelError: it cannot be compiled.
     """
-    options = "_peephole" * peephole + "_norm" * layer_norm + "_wide" * wide + "_states" * states
-    name = f"{pass_kind}_{dtype}_{cell_name.replace('-', '_')}_{ndim}d{options}"
-    with compiling(name):
-        cell = get_cell(cell_name)
-        return _compile(name, pass_kind, dtype, cell, ndim, peephole, layer_norm, wide, states)
+    from mdlstm_tk.backends.cpu import backward_kernel, kernels, matmul, packing
 
-
-def _compile(
-    name: str,
-    pass_kind: Pass,
-    dtype: str,
-    cell: Cell,
-    ndim: int,
-    peephole: bool,
-    layer_norm: bool,
-    wide: bool,
-    states: bool,
-) -> CpuKernel:
-    graph = lower(pass_kind, cell, ndim, peephole, layer_norm)
-    replaced: dict[str, Any] = {"SPILLED": len(graph.spilled), "RECURRENT": cell.recurrent}
-    replaced["STATES"] = states
-    replaced["as_table_ptr"] = as_int_ptr if wide else as_int32_ptr
-    template: Any = kernels.forward
-    slots: tuple[str, ...] = FORWARD_SLOTS
-    if pass_kind != "forward":
-        template, slots = backward_kernel.backward, BACKWARD_SLOTS
-        replaced["RECOMPUTE"] = pass_kind == "recompute"
-    sweep = specialize(template, name, _cell=cell_function(graph, slots), **replaced)
-    count = template.__code__.co_argcount - 1
-    entry = specialize(
-        thread_main.thread_main,
-        f"thread_main_{name}",
-        _kernel=jit(sweep),
-        _load_arguments=load_arguments(count),
-        ARGUMENTS=count,
-        DTYPE_TAG=np.dtype(dtype).type(0),
-    )
-    return CpuKernel(cfunc_cached(entry, f"{graph.text} {cell.recurrent}"), len(graph.spilled))
-
-
-@cache
-def get_packer(name: Literal["pack", "pack_transposed"], dtype: str) -> Any:
-    """`packing.pack` or `packing.pack_transposed`, compiled for one dtype.
-
-    Raises:
-        KernelError: it cannot be compiled.
-    """
     with compiling(f"{name}_{dtype}"):
-        function = specialize(getattr(packing, name), f"{name}_{dtype}")
-        integers = ", ".join(["int64"] * (function.__code__.co_argcount - 1))
-        return njit_cached(function, f"void({dtype}, {integers})")
+        modules = {"forward": kernels, "backward": backward_kernel, "matmul": matmul}
+        template = getattr(modules.get(name, packing), name)
+        function = specialize(template, f"{name}_{dtype}", ZERO=np.dtype(dtype).type(0))
+        return _compile(function, "", f"its kernels ({name}, {dtype})")
+
+
+def compile_cell(kernel: Kernel, line: Any, dtype: str, ndim: int, states: int, title: str) -> Any:
+    """The C function of `cell_code.block_function` for a kernel; `title` names it for people.
+
+    Raises:
+        KernelError: it cannot be compiled.
+    """
+    from mdlstm_tk.backends.cpu.cell_code import block_function
+
+    key = f"{type(line.slots).__name__} {dtype} {ndim} {states}\n{kernel.text}"
+    if key not in _cells:
+        with compiling(title):
+            function = block_function(kernel, line, ndim, states, np.dtype(dtype).type(0))
+            function.__name__ = function.__qualname__ = f"cell_{dtype}_{ndim}d"
+            _cells[key] = _compile(function, key, title)
+    return _cells[key]
+
+
+_cells: dict[str, Any] = {}  # by everything that the code depends on, not by name: cells can be redefined
+
+
+def _compile(function: Callable[..., None], key: str, title: str) -> Any:
+    """Compile a C function of int64, and cache the code on disk if there is a place to write to.
+
+    Args:
+        function: the function.
+        key: whatever the code depends on beside the sources in this folder and the function's name.
+        title: what is compiled, for people.
+    """
+    source = f"{_source_digest()} {function.__name__} {key}"
+    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+    function.__qualname__ += f"_{digest}"
+    signature = f"void({', '.join(['int64'] * function.__code__.co_argcount)})"
+    folder = cache_folder()
+    if folder is None or not any(folder.rglob(f"*{digest}*.nbi")):
+        announce(f"mdlstm-tk compiles {title} for this CPU, once; later runs take it from the cache")
+    if folder is not None:
+        try:
+            with _caching_in(folder):
+                return cfunc(signature, cache=True, **OPTIONS)(function)
+        except Exception:  # a full disk, or a damaged cache
+            pass
+    return cfunc(signature, **OPTIONS)(function)
+
+
+@cache
+def _source_digest() -> str:
+    """A digest of the code in this folder and of the table of operations, on which compiled code depends;
+    comments, docstrings and layout do not count. Numba itself looks only at the file and name of one
+    function."""
+    digest = hashlib.sha256()
+    for path in (*sorted(Path(__file__).parent.glob("*.py")), Path(operations.__file__)):
+        tree = ast.parse(path.read_bytes())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+                del node.body[0]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _caching_in(folder: Path) -> Iterator[None]:
+    """Let functions that are created inside this `with` statement be cached in `folder` and nowhere else.
+
+    Numba knows only settings of the whole process. They are restored, as the user's own functions have
+    their own place. The locators are set because a `.numba_config.yaml` in the current folder could name
+    others, even modules to import.
+    """
+    changed = {"CACHE_DIR": str(folder), "CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}
+    with _config_lock:
+        before = {name: getattr(config, name) for name in changed}
+        vars(config).update(changed)
+        try:
+            yield
+        finally:
+            vars(config).update(before)

@@ -1,4 +1,4 @@
-"""Functions that the kernels call from Numba and that are written in LLVM.
+"""Functions that kernels call from Numba and that are written in LLVM.
 
 Arrays come as addresses and become Numba's `CPointer`: unlike arrays, pointers cost no reference counting
 in inner loops.
@@ -6,46 +6,67 @@ in inner loops.
 
 from __future__ import annotations
 
-import os
-import platform
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.simd import I64, Pointer, splat, vector_loop
 
+CACHE_LINE = 64  # bytes
+
+
+def record_loader(record: type[tuple[int, ...]]) -> Any:
+    """A function for Numba: the NamedTuple of int64 that lies at an address."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def load(_: Any, address: Any) -> Any:
+        fields: Sequence[str] = record._fields  # type: ignore[attr-defined]
+        result = types.NamedUniTuple(types.int64, len(fields), record)
+
+        def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            words = Pointer(builder, builder.inttoptr(args[0], I64.as_pointer()), I64)
+            values = [words.at(index).load() for index in range(len(fields))]
+            return context.make_tuple(builder, result, values)
+
+        return result(types.int64), build
+
+    return load
+
 
 @intrinsic  # type: ignore[untyped-decorator]
-def as_float_ptr(_: Any, address: Any, dtype_tag: Any) -> Any:
-    """The address as a pointer to numbers of the type of `dtype_tag`."""
-
-    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(dtype_tag)(types.int64, dtype_tag), build
+def float_ptr(_: Any, address: Any, zero: Any) -> Any:
+    """The address as a pointer to numbers of the type of `zero`."""
+    return types.CPointer(zero)(types.int64, zero), _to_pointer
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def as_int_ptr(_: Any, address: Any) -> Any:
+def int64_ptr(_: Any, address: Any) -> Any:
     """The address as a pointer to int64."""
-
-    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(types.int64)(types.int64), build
+    return types.CPointer(types.int64)(types.int64), _to_pointer
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def as_int32_ptr(_: Any, address: Any) -> Any:
+def int32_ptr(_: Any, address: Any) -> Any:
     """The address as a pointer to int32."""
+    return types.CPointer(types.int32)(types.int64), _to_pointer
+
+
+def _to_pointer(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+    return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def address_of(_: Any, pointer: Any) -> Any:
+    """The address that a pointer holds."""
 
     def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+        return builder.ptrtoint(args[0], I64)
 
-    return types.CPointer(types.int32)(types.int64), build
+    return types.int64(pointer), build
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -59,144 +80,79 @@ def ptr_add(_: Any, base: Any, offset: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def ptr_to_int(_: Any, pointer: Any) -> Any:
-    """The address that a pointer holds."""
+def call(_: Any, address: Any, arguments: Any) -> Any:
+    """Call the C function at an address, which takes int64 and returns nothing."""
 
     def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        return builder.ptrtoint(args[0], I64)
+        function = ir.FunctionType(ir.VoidType(), [I64] * len(arguments))
+        words = [builder.extract_value(args[1], index) for index in range(len(arguments))]
+        builder.call(builder.inttoptr(args[0], function.as_pointer()), words)
+        return context.get_dummy_value()
 
-    return types.int64(pointer), build
+    return types.void(types.int64, arguments), build
+
+
+Step = Callable[[ir.IRBuilder, Pointer, Sequence[Pointer], int], None]
+
+
+def _elementwise(step: Step, target: Any, *sources: Any) -> Any:
+    """What an intrinsic (target, *sources, count) returns that does `step` on vector after vector."""
+
+    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        element, position = context.get_data_type(target.dtype), simd.counter(builder)
+        to, *origins = (Pointer(builder, arg, element) for arg in args[:-1])
+        for lanes in simd.lane_counts(element):
+            with vector_loop(builder, position, args[-1], lanes) as index:
+                step(builder, to.at(index), [origin.at(index) for origin in origins], lanes)
+        return context.get_dummy_value()
+
+    return types.void(target, *sources, types.int64), build
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def copy(_: Any, target: Any, source: Any, count: Any) -> Any:
     """Copy `count` numbers."""
 
-    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        element, position = context.get_data_type(target.dtype), simd.counter(builder)
-        to, origin = Pointer(builder, args[0], element), Pointer(builder, args[1], element)
-        for lanes in simd.lane_counts(element):
-            with vector_loop(builder, position, args[2], lanes) as index:
-                to.at(index).store(origin.at(index).load(lanes))
-        return context.get_dummy_value()
+    def step(builder: ir.IRBuilder, to: Pointer, origins: Sequence[Pointer], lanes: int) -> None:
+        to.store(origins[0].load(lanes))
 
-    return types.void(target, source, types.int64), build
+    return _elementwise(step, target, source)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def add(_: Any, target: Any, source: Any, count: Any) -> Any:
     """Add `count` numbers at `source` to those at `target`."""
 
-    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        element, position = context.get_data_type(target.dtype), simd.counter(builder)
-        to, origin = Pointer(builder, args[0], element), Pointer(builder, args[1], element)
-        for lanes in simd.lane_counts(element):
-            with vector_loop(builder, position, args[2], lanes) as index:
-                to.at(index).store(builder.fadd(to.at(index).load(lanes), origin.at(index).load(lanes)))
-        return context.get_dummy_value()
+    def step(builder: ir.IRBuilder, to: Pointer, origins: Sequence[Pointer], lanes: int) -> None:
+        to.store(builder.fadd(to.load(lanes), origins[0].load(lanes)))
 
-    return types.void(target, source, types.int64), build
+    return _elementwise(step, target, source)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def clear(_: Any, target: Any, count: Any) -> Any:
     """Set `count` numbers to 0."""
 
+    def step(builder: ir.IRBuilder, to: Pointer, origins: Sequence[Pointer], lanes: int) -> None:
+        to.store(splat(builder, ir.Constant(to.element, 0.0), lanes))
+
+    return _elementwise(step, target)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(_: Any, source: Any, count: Any) -> Any:
+    """Begin to load `count` numbers into the cache."""
+
     def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        element, position = context.get_data_type(target.dtype), simd.counter(builder)
-        to = Pointer(builder, args[0], element)
-        for lanes in simd.lane_counts(element):
-            with vector_loop(builder, position, args[1], lanes) as index:
-                to.at(index).store(splat(builder, ir.Constant(element, 0.0), lanes))
+        element, byte = context.get_data_type(source.dtype), ir.IntType(8).as_pointer()
+        word = ir.IntType(32)
+        function = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        instruction = builder.module.declare_intrinsic("llvm.prefetch.p0i8", fnty=function)
+        step = CACHE_LINE // simd.itemsize(element)
+        with vector_loop(builder, simd.counter(builder), args[1], step) as index:
+            pointer = builder.bitcast(Pointer(builder, args[0], element).at(index).value, byte)
+            # Read, into the second level: a block is more than the first holds. Data, not instructions.
+            builder.call(instruction, [pointer, *(ir.Constant(word, value) for value in (0, 2, 1))])
         return context.get_dummy_value()
 
-    return types.void(target, types.int64), build
-
-
-def load_arguments(count: int) -> Any:
-    """A function for Numba: the first `count` int64 at a pointer, as a tuple."""
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def unpack(_: Any, pointer: Any) -> Any:
-        result = types.UniTuple(types.int64, count)
-
-        def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-            words = Pointer(builder, args[0], I64)
-            return context.make_tuple(builder, result, [words.at(index).load() for index in range(count)])
-
-        return result(pointer), build
-
-    return unpack
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def call_address(_: Any, address: Any) -> Any:
-    """Call the C function `int f(void)` at an address."""
-
-    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        function = ir.FunctionType(ir.IntType(32), [])
-        return builder.call(builder.inttoptr(args[0], function.as_pointer()), [])
-
-    return types.int32(address), build
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def atomic_fetch_add(_: Any, counter: Any) -> Any:
-    """Add 1 to the int64 at `counter` and return its value before; earlier writes become visible to
-    others."""
-
-    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        return builder.atomic_rmw("add", args[0], ir.Constant(I64, 1), "seq_cst")
-
-    return types.int64(counter), build
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _atomic_load(_: Any, counter: Any) -> Any:
-    """The int64 at `counter`, and with it what others wrote before they added to it."""
-
-    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        return builder.load_atomic(args[0], "acquire", 8, typ=I64)
-
-    return types.int64(counter), build
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _pause(_: Any) -> Any:
-    """Tell the core that this is a spin loop, where its instruction set has a way to say so."""
-
-    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        if platform.machine().lower() in ("x86_64", "amd64"):
-            void = ir.FunctionType(ir.VoidType(), [])
-            builder.call(builder.module.declare_intrinsic("llvm.x86.sse2.pause", fnty=void), [])
-        return context.get_dummy_value()
-
-    return types.void(), build
-
-
-if os.name == "posix":
-    _yield_cpu = types.ExternalFunction("sched_yield", types.int32())
-else:
-
-    @njit(cache=True)  # type: ignore[untyped-decorator]
-    def _yield_cpu() -> int:
-        return 0
-
-
-SPINS = 4096  # some microseconds, which is about how far the threads of a wavefront drift apart
-
-
-@njit(inline="always")  # type: ignore[untyped-decorator]
-def barrier_wait(counter: Any, arrivals: int) -> None:
-    """Arrive at a barrier, and leave it after `arrivals` threads in total have arrived.
-
-    The counter only grows, so the k-th barrier of m threads waits for k·m. A thread that waits for long
-    yields its core: another thread may need it in order to arrive.
-    """
-    atomic_fetch_add(counter)
-    spins = 0
-    while _atomic_load(counter) < arrivals:
-        spins += 1
-        _pause()
-        if spins > SPINS:
-            _yield_cpu()
+    return types.void(source, types.int64), build

@@ -6,70 +6,90 @@ It has no call overhead, works on blocks that are still in cache, and is as fast
 Notation
     A (M, K), B (K, N), C (M, N)
     NR        columns of a panel of B, `simd.panel_width`
-    tile      `tile_rows` rows by `tile_vectors` vectors of C, accumulated in registers
+    tile      `TILE_ROWS` rows by `TILE_VECTORS` vectors of C, accumulated in registers
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from mdlstm_tk.backends.cpu import simd
-from mdlstm_tk.backends.cpu.jit import jit
+from mdlstm_tk.backends.cpu.intrinsics import float_ptr
 from mdlstm_tk.backends.cpu.simd import I64, Pointer, splat, vector_loop
+
+ZERO: Any = None  # 0 in the dtype; each compiled version has its own value
+
+
+class Product(NamedTuple):
+    """C = A B, or C += A B. Pointers are addresses.
+
+    Whole vectors are read and written, so B and C need columns up to the next multiple of the vector
+    length.
+
+    Attributes:
+        a, a_row, a_step: element (i, k) of A is `a[i·a_row + k·a_step]`.
+        b, b_panel, b_step: B comes in panels of NR columns: element (k, j) of panel p is
+            `b[p·b_panel + k·b_step + j]`.
+        depth: K.
+        c, c_row: row i of C starts at `c[i·c_row]`.
+        rows, columns: M, N.
+        accumulate: 1 to add to C, 0 to overwrite it.
+    """
+
+    a: int
+    a_row: int
+    a_step: int
+    b: int
+    b_panel: int
+    b_step: int
+    depth: int
+    c: int
+    c_row: int
+    rows: int
+    columns: int
+    accumulate: int
+
+
+def matmul(  # type: ignore[no-untyped-def]
+    a, a_row, a_step, b, b_panel, b_step, depth, c, c_row, rows, columns, accumulate
+):
+    """The product of the arguments, which are the fields of `Product`; compiled as a C function."""
+    pointers = float_ptr(a, ZERO), float_ptr(b, ZERO), float_ptr(c, ZERO)
+    _matmul(pointers, (a_row, a_step, b_panel, b_step, depth, c_row, rows, columns, accumulate))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _matmul(
-    _: Any,
-    a: Any,
-    a_row: Any,
-    a_step: Any,
-    b: Any,
-    b_panel: Any,
-    b_step: Any,
-    depth: Any,
-    c: Any,
-    c_row: Any,
-    rows: Any,
-    columns: Any,
-    accumulate: Any,
-) -> Any:
-    signature = types.void(
-        a, types.int64, types.int64, b, types.int64, types.int64, types.int64, c, types.int64,
-        types.int64, types.int64, types.boolean,
-    )  # fmt: skip
-
+def _matmul(_: Any, pointers: Any, numbers: Any) -> Any:
     def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        element = context.get_data_type(a.dtype)
-        a_ptr, b_ptr, c_ptr = (Pointer(builder, args[index], element) for index in (0, 3, 7))
+        element = context.get_data_type(pointers.dtype.dtype)
+        a, b, c = (Pointer(builder, builder.extract_value(args[0], k), element) for k in range(3))
         a_row, a_step, b_panel, b_step, depth, c_row, rows, columns, accumulate = (
-            args[index] for index in (1, 2, 4, 5, 6, 8, 9, 10, 11)
+            builder.extract_value(args[1], k) for k in range(len(numbers))
         )
+        adds = builder.icmp_signed("!=", accumulate, ir.Constant(I64, 0))
         lanes = simd.vector_length(simd.itemsize(element))
         vectors = builder.sdiv(builder.add(columns, ir.Constant(I64, lanes - 1)), ir.Constant(I64, lanes))
         column = simd.counter(builder)
         for tile_vectors in range(simd.TILE_VECTORS, 0, -1):
             with vector_loop(builder, column, vectors, tile_vectors) as first:
                 panel = builder.sdiv(first, ir.Constant(I64, simd.TILE_VECTORS))
-                b_columns = b_ptr.row(b_panel, panel)
-                c_columns = c_ptr.row(ir.Constant(I64, lanes), first)
+                b_columns = b.row(b_panel, panel)
+                c_columns = c.row(ir.Constant(I64, lanes), first)
                 row = simd.counter(builder)
                 tile_rows = simd.TILE_ROWS
                 while tile_rows >= 1:
                     with vector_loop(builder, row, rows, tile_rows) as top:
                         tile = _Tile(builder, tile_rows, tile_vectors, lanes)
-                        tile.compute(
-                            a_ptr.row(a_row, top), a_row, a_step, b_columns, b_step, depth,
-                            c_columns.row(c_row, top), c_row, accumulate,
-                        )  # fmt: skip
+                        left, target = a.row(a_row, top), c_columns.row(c_row, top)
+                        tile.compute(left, a_row, a_step, b_columns, b_step, depth, target, c_row, adds)
                     tile_rows //= 2
         return context.get_dummy_value()
 
-    return signature, build
+    return types.void(pointers, numbers), build
 
 
 class _Tile:
@@ -125,14 +145,3 @@ class _Tile:
             with otherwise:
                 for target, new in zip(targets, new_sums, strict=True):
                     target.store(new)
-
-
-@jit
-def matmul(a, a_row, a_step, b, b_panel, b_step, depth, c, c_row, rows, columns, accumulate):  # type: ignore[no-untyped-def]
-    """C = A B, or C += A B if `accumulate`, as a function, so that it is compiled once.
-
-    A's element (i, k) is `a[i·a_row + k·a_step]`. B comes in panels of NR columns: element (k, j) of panel
-    p is `b[p·b_panel + k·b_step + j]`. Row i of C starts at `c[i·c_row]`. Whole vectors are read and
-    written, so B and C need columns up to the next multiple of the vector length.
-    """
-    _matmul(a, a_row, a_step, b, b_panel, b_step, depth, c, c_row, rows, columns, accumulate)

@@ -1,58 +1,58 @@
 """The weights of a sweep, packed in panels of columns as `mdlstm_tk.backends.cpu.matmul` reads them.
 
-The functions are templates: `mdlstm_tk.backends.cpu.compile` makes one of each for every dtype. Notation as
-in `mdlstm_tk.backends.cpu.kernels`: w_cat is (U_1 | … | U_D | W | b)ᵀ, (K, G·n).
+Notation as in `mdlstm_tk.backends.cpu.kernels`: w_cat is (U_1 | … | U_D | W | b)ᵀ, (K, G·n).
 """
 
 from __future__ import annotations
 
-from mdlstm_tk.backends.cpu.intrinsics import as_float_ptr, clear, copy, ptr_add
+from typing import Any
+
+from mdlstm_tk.backends.cpu.intrinsics import clear, copy, float_ptr, ptr_add
+from mdlstm_tk.backends.cpu.records import load_pack_arrays, load_sizes
+
+ZERO: Any = None  # 0 in the dtype; each compiled version has its own value
+RUN = 16  # numbers that are read one after another: a cache line of float32
 
 
-def pack(dtype_tag, packed, w_hh, w_ih, bias, dirs, ndim, units, channels, gate_dim, panel):  # type: ignore[no-untyped-def]
-    """Write w_cat in panels, (dirs, panels, K, NR).
-
-    Args:
-        dtype_tag: 0 in the arrays' dtype.
-        packed: address of the result.
-        w_hh: address of (dirs, D, G·n, n), or 0 if the cell is not recurrent.
-        w_ih: address of (dirs, G·n, C).
-        bias: address of (dirs, G·n), or 0 for zeros.
-        dirs, …, gate_dim: dirs, D, n, C, G·n.
-        panel: NR.
-    """
-    target = as_float_ptr(packed, dtype_tag)
-    w_hh_ptr, w_ih_ptr = as_float_ptr(w_hh, dtype_tag), as_float_ptr(w_ih, dtype_tag)
-    bias_ptr = as_float_ptr(bias, dtype_tag)
-    hidden_dim = ndim * units if w_hh else 0
-    depth = hidden_dim + channels + 1
-    for direction in range(dirs):
+def pack(arrays_address, sizes_address):  # type: ignore[no-untyped-def]
+    """Write w_cat in panels, (dirs, panels, K, NR). Arguments: addresses of `PackArrays` and `Sizes`."""
+    arrays, sizes = load_pack_arrays(arrays_address), load_sizes(sizes_address)
+    panel, gate_dim, channels = sizes.panel, sizes.gate_dim, sizes.channels
+    units = sizes.units
+    target, bias = float_ptr(arrays.packed, ZERO), float_ptr(arrays.bias, ZERO)
+    # The weights of h along each axis, then those of x, are rows for the columns of w_cat.
+    parts = sizes.ndim + 1 if sizes.recurrent else 1
+    for direction in range(sizes.dirs):
         for first in range(0, gate_dim, panel):
-            for j in range(panel):
-                column = first + j
-                if column >= gate_dim:
-                    for k in range(depth):
-                        target[k * panel + j] = 0
-                    continue
-                if w_hh:
-                    for d in range(ndim):
-                        source = ptr_add(w_hh_ptr, ((direction * ndim + d) * gate_dim + column) * units)
-                        for k in range(units):
-                            target[(d * units + k) * panel + j] = source[k]
-                rest = ptr_add(target, hidden_dim * panel + j)
-                for k in range(channels):
-                    rest[k * panel] = w_ih_ptr[(direction * gate_dim + column) * channels + k]
-                rest[channels * panel] = bias_ptr[direction * gate_dim + column] if bias else dtype_tag
-            target = ptr_add(target, depth * panel)
+            count = min(panel, gate_dim - first)
+            if count < panel:
+                clear(target, sizes.depth * panel)
+            for part in range(parts):
+                if part < parts - 1:
+                    length, row = units, (direction * sizes.ndim + part) * gate_dim + first
+                    source = ptr_add(float_ptr(arrays.weight_hh, ZERO), row * length)
+                else:
+                    length, row = channels, direction * gate_dim + first
+                    source = ptr_add(float_ptr(arrays.weight_ih, ZERO), row * length)
+                for begin in range(0, length, RUN):
+                    for j in range(count):
+                        for k in range(begin, min(begin + RUN, length)):
+                            target[k * panel + j] = source[j * length + k]
+                target = ptr_add(target, length * panel)
+            for j in range(count):
+                target[j] = bias[direction * gate_dim + first + j] if arrays.bias else ZERO
+            target = ptr_add(target, panel)
 
 
-def pack_transposed(dtype_tag, packed, w_hh, w_ih, dirs, ndim, units, channels, gate_dim, panel):  # type: ignore[no-untyped-def]
-    """Write w_catᵀ without b in panels, (dirs, panels, G·n, NR); without W as well if `channels` is 0."""
-    target = as_float_ptr(packed, dtype_tag)
-    w_hh_ptr, w_ih_ptr = as_float_ptr(w_hh, dtype_tag), as_float_ptr(w_ih, dtype_tag)
-    hidden_dim = ndim * units if w_hh else 0
-    for direction in range(dirs):
-        for first in range(0, hidden_dim + channels, panel):
+def pack_transposed(arrays_address, sizes_address):  # type: ignore[no-untyped-def]
+    """Write the first `Sizes.columns` columns of w_catᵀ in panels, (dirs, panels, G·n, NR)."""
+    arrays, sizes = load_pack_arrays(arrays_address), load_sizes(sizes_address)
+    panel, gate_dim, channels = sizes.panel, sizes.gate_dim, sizes.channels
+    hidden_dim, units = sizes.hidden_dim, sizes.units
+    target = float_ptr(arrays.packed, ZERO)
+    w_hh, w_ih = float_ptr(arrays.weight_hh, ZERO), float_ptr(arrays.weight_ih, ZERO)
+    for direction in range(sizes.dirs):
+        for first in range(0, sizes.columns, panel):
             for k in range(gate_dim):
                 j = 0
                 while j < panel:  # runs of columns that are contiguous in the weights, too
@@ -61,13 +61,12 @@ def pack_transposed(dtype_tag, packed, w_hh, w_ih, dirs, ndim, units, channels, 
                     if column < hidden_dim:
                         d, unit = divmod(column, units)
                         count = min(count, units - unit)
-                        row = (direction * ndim + d) * gate_dim + k
-                        copy(to, ptr_add(w_hh_ptr, row * units + unit), count)
-                    elif column < hidden_dim + channels:
-                        channel = column - hidden_dim
-                        count = min(count, channels - channel)
+                        row = (direction * sizes.ndim + d) * gate_dim + k
+                        copy(to, ptr_add(w_hh, row * units + unit), count)
+                    elif column < sizes.columns:
+                        count = min(count, sizes.columns - column)
                         row = direction * gate_dim + k
-                        copy(to, ptr_add(w_ih_ptr, row * channels + channel), count)
+                        copy(to, ptr_add(w_ih, row * channels + column - hidden_dim), count)
                     else:
                         clear(to, count)
                     j += count

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from math import isqrt
+from collections.abc import Sequence
+from math import isqrt, prod
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from mdlstm_tk._util.caches import BoundedCache
+from mdlstm_tk.backends.boundary import line_counts
 from mdlstm_tk.backends.cpu import simd
-from mdlstm_tk.backends.cpu.backward_kernel import backward_scratch
-from mdlstm_tk.backends.cpu.compile import get_kernel
-from mdlstm_tk.backends.cpu.kernels import BLOCK, forward_scratch
-from mdlstm_tk.backends.cpu.threads import Partition, partition
-from mdlstm_tk.backends.faces import line_table
-from mdlstm_tk.backends.tables import SweepRows, SweepTables
-from mdlstm_tk.cells import get_cell
-from mdlstm_tk.cells.lowering import Pass
-from mdlstm_tk.cells.step import parameter_rows
+from mdlstm_tk.backends.cpu.cell_code import BACKWARD, FORWARD
+from mdlstm_tk.backends.cpu.compile import compile_cell, generic_kernel
+from mdlstm_tk.backends.cpu.kernels import BLOCK
+from mdlstm_tk.backends.cpu.records import Sizes, address, words
+from mdlstm_tk.backends.cpu.tiles import Jobs, Samples, divide, make_jobs
+from mdlstm_tk.cells import Cell
+from mdlstm_tk.cells.lowering import Pass, lower, reads_hidden
+from mdlstm_tk.cells.step import CELL_PARAMETERS
 
 # Blocks whose gradients are summed up before they are added to the total. With fewer of them, adding to the
 # total would show in the time of a sweep.
 MIN_PART_BLOCKS = 32
+PLAN_BYTES = 16384  # about what a plan takes beside its tables
+JOB_BYTES = 512
 
 
 class PlanKey(NamedTuple):
@@ -30,121 +33,181 @@ class PlanKey(NamedTuple):
 
     Attributes:
         pass_kind: which kernel runs.
-        cell: the name of the cell.
+        cell: the cell.
         dtype: float32 or float64.
-        batch, grid, channels, gate_dim: N, the extents, C, G·n.
+        shape: (N, *grid, C).
+        gate_dim: G·n.
         signs: the directions, dirs · D signs.
-        peephole, layer_norm: whether the cell has them.
+        present: the names of the cell's parameters that are there.
         threads: the largest number of threads.
-        states: whether there are initial and final states.
+        saves: forward: whether states are saved. Backward: whether the gradient of x is wanted.
     """
 
     pass_kind: Pass
-    cell: str
+    cell: Cell
     dtype: torch.dtype
-    batch: int
-    grid: tuple[int, ...]
-    channels: int
+    shape: tuple[int, ...]
     gate_dim: int
     signs: tuple[int, ...]
-    peephole: bool
-    layer_norm: bool
+    present: tuple[str, ...]
     threads: int
-    states: bool
+    saves: bool
+
+    @property
+    def batch(self) -> int:
+        return self.shape[0]
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        return tuple(self.shape[1:-1])
+
+    @property
+    def channels(self) -> int:
+        return self.shape[-1]
 
 
 class Plan(NamedTuple):
-    """How a kernel is run.
+    """How a sweep is run.
 
     Attributes:
-        tables: of the grid; holds the memory that `table_addresses` points at.
-        table_addresses: order, starts, predecessors and successors.
-        lines: what `faces.line_table` returns.
-        entry: the compiled kernel.
-        dims: N, P, T, dirs, D, n, C, G·n, as the kernels take them; N and P those of `SweepRows`.
-        hidden_dim: D·n, or 0 if the cell is not recurrent.
-        depth: K, the length of an operand.
-        padded: G·n in whole vectors.
-        longest: rows of the longest wavefront.
-        panel, lanes: NR and the number of elements of a vector.
-        scratch: numbers of scratch memory that a thread needs.
-        sums_size: numbers in the sums of a direction, the gradients of w_cat and of the cell's parameters.
-        part_blocks: the number of blocks in a part of these sums; 0 if everything is one part.
-        packed: numbers that the packed weights take.
-        operations: floating-point operations of the products of one direction.
-        division: how threads share the work.
-        dtype_tag: 0 in the dtype.
+        kernel, pack, pack_transposed: compiled functions.
+        cell, matmul: addresses of compiled functions.
+        sizes: what all jobs share.
+        sizes_address: where that lies in memory.
+        jobs: the jobs.
+        packed, packed_transposed: how many numbers the packed weights take.
+        keep: memory that the sizes need.
     """
 
-    tables: SweepTables
-    table_addresses: tuple[int, int, int, int]
-    lines: torch.Tensor
-    entry: Any
-    dims: tuple[int, ...]
-    hidden_dim: int
-    depth: int
-    padded: int
-    longest: int
-    panel: int
-    lanes: int
-    scratch: int
-    sums_size: int
-    part_blocks: int
+    kernel: Any
+    pack: Any
+    pack_transposed: Any
+    cell: int
+    matmul: int
+    sizes: Sizes
+    sizes_address: int
+    jobs: Jobs
     packed: int
-    operations: int
-    division: Partition
-    dtype_tag: np.floating[Any]
-
-
-def make_plan(key: PlanKey, rows: SweepRows) -> Plan:
-    """The plan for a sweep; for `plans` to keep, unless the batch is ragged."""
-    cell, ndim = get_cell(key.cell), len(key.grid)
-    units = key.gate_dim // len(cell.gates(ndim))
-    dtype_name = str(key.dtype).removeprefix("torch.")
-    tables, batch = rows.tables, rows.batch
-    wide = tables.order.dtype == torch.int64
-    options = key.peephole, key.layer_norm, wide, key.states
-    kernel = get_kernel(key.pass_kind, dtype_name, key.cell, ndim, *options)
-    positions, fronts, dirs = tables.positions, len(tables.counts), len(key.signs) // ndim
-    lanes, panel = simd.vector_length(key.dtype.itemsize), simd.panel_width(key.dtype.itemsize)
-    hidden_dim = ndim * units if cell.recurrent else 0
-    depth = hidden_dim + key.channels + 1
-    padded = -(-key.gate_dim // lanes) * lanes
-    sums = parameter_rows(ndim, len(cell.gates(ndim)))
-    parameter_count = units * (
-        key.peephole * sums["peephole"] + key.layer_norm * (sums["norm_weight"] + sums["norm_bias"])
-    )
-    scratch = forward_scratch(ndim, units, key.gate_dim, depth, lanes, kernel.spilled)
-    if key.pass_kind != "forward":
-        scratch = backward_scratch(ndim, units, key.gate_dim, depth, lanes, kernel.spilled, parameter_count)
-    blocks = rows.count // BLOCK
-    part_blocks = max(MIN_PART_BLOCKS, isqrt(blocks))  # as many parts as blocks in each: the shortest sums
-    operations = 2 * rows.count * depth * key.gate_dim
-    return Plan(
-        tables=tables,
-        table_addresses=(
-            tables.order.data_ptr(),
-            tables.starts[1:].data_ptr(),  # the kernels count wavefronts from the first one with positions
-            tables.predecessors.data_ptr(),
-            tables.successors.data_ptr(),
-        ),
-        lines=torch.tensor(line_table(key.grid)),
-        entry=kernel.entry,
-        dims=(batch, positions, fronts, dirs, ndim, units, key.channels, key.gate_dim),
-        hidden_dim=hidden_dim,
-        depth=depth,
-        padded=padded,
-        longest=tables.longest * batch,
-        panel=panel,
-        lanes=lanes,
-        scratch=scratch,
-        sums_size=-(-(depth * padded + parameter_count) // 16) * 16,  # whole cache lines
-        part_blocks=part_blocks if blocks > part_blocks else 0,
-        packed=dirs * -(-key.gate_dim // panel) * panel * depth,
-        operations=operations,
-        division=partition(operations, fronts, dirs, key.threads),
-        dtype_tag=np.float32(0) if key.dtype == torch.float32 else np.float64(0),
-    )
+    packed_transposed: int
+    keep: Any
 
 
 plans: BoundedCache[PlanKey, Plan] = BoundedCache(64 << 20)
+
+
+def get_plan(key: PlanKey, valid: Sequence[Samples] | None = None) -> Plan:
+    """The plan of a sweep; for a ragged batch, of its samples that have valid positions.
+
+    Raises:
+        KernelError: a kernel cannot be compiled.
+    """
+    if valid is not None:
+        return _make_plan(key, valid)  # not kept: another batch will have other sizes
+    plan = plans.get(key)
+    if plan is None:
+        plan = _make_plan(key, None if key.batch else [])
+        plans.add(key, plan, PLAN_BYTES + JOB_BYTES * len(plan.jobs.order))
+    return plan
+
+
+def _make_plan(key: PlanKey, valid: Sequence[Samples] | None) -> Plan:
+    cell, grid, ndim, is_forward = key.cell, key.grid, len(key.grid), key.pass_kind == "forward"
+    gates, states, dirs = len(cell.gates(ndim)), len(cell.states), len(key.signs) // ndim
+    dtype, itemsize = str(key.dtype).removeprefix("torch."), key.dtype.itemsize
+    units, positions, gate_dim = key.gate_dim // gates, prod(grid), key.gate_dim
+    graph, line = lower(key.pass_kind, cell, ndim, key.present), FORWARD if is_forward else BACKWARD
+    title = f"the {key.pass_kind} pass of cell '{cell.name}' ({ndim} axes, {dtype})"
+    compiled = compile_cell(graph, line, dtype, ndim, states, title)
+
+    lanes, panel = simd.vector_length(itemsize), simd.panel_width(itemsize)
+    hidden_dim = ndim * units if cell.recurrent else 0
+    depth, padded = hidden_dim + key.channels + 1, -(-gate_dim // lanes) * lanes
+    columns = 0 if is_forward else hidden_dim + key.channels * key.saves
+    d_stride = -(-columns // lanes) * lanes
+    parameter_count = units * sum(CELL_PARAMETERS[name](cell, ndim) for name in key.present)
+    sums_size = _whole_lines(depth * padded + parameter_count)
+    reads_h = reads_hidden(cell, ndim)
+
+    operations = 2 * depth * gate_dim * (1 if is_forward else 2)  # of a row
+    whole = Samples(0, key.batch, grid)
+    rows = sum(samples.rows for samples in ([whole] if valid is None else valid))
+    division = divide(whole, valid, dirs, rows * dirs * operations, key.threads)
+    jobs = make_jobs(division, key.batch, grid, key.signs, operations, not is_forward)
+    blocks = rows // BLOCK // len(jobs.chains)
+    part_blocks = max(MIN_PART_BLOCKS, isqrt(blocks))  # as many parts as blocks in each: the shortest sums
+    part_blocks = part_blocks if blocks > part_blocks else 0
+
+    memory = {
+        "table_at": BLOCK * line.length(ndim) * 8 // itemsize,
+        "zeros_at": (1 + states) * units,
+        "spill_at": len(graph.spilled) * units,
+        "operands_at": (1 if is_forward else 2) * BLOCK * depth,
+        "products_at": BLOCK * padded,
+    }
+    if is_forward:
+        memory["gates_row_at"] = gate_dim
+        memory["states_at"] = 0 if key.saves else 2 * jobs.longest * states * units
+    else:
+        memory["da_at"] = 2 * BLOCK * padded
+        memory["d_operands_at"] = 2 * jobs.longest * d_stride
+        memory["dh_read_at"] = 2 * jobs.longest * ndim * units * reads_h
+        memory["dstates_at"] = 2 * jobs.longest * ndim * states * units
+        memory["parameter_sums_at"] = parameter_count
+        memory["part_at"] = sums_size if part_blocks else 0
+    places, scratch = {}, 0
+    for name, size in memory.items():
+        places[name] = scratch
+        scratch += _whole_lines(size)
+    lines = np.array(_line_table(grid), np.int64)
+    sizes = Sizes(
+        dirs=dirs,
+        positions=positions,
+        places=positions * key.batch,
+        lines=sum(line_counts(grid)),
+        line_table=lines.ctypes.data,
+        ndim=ndim,
+        units=units,
+        channels=key.channels,
+        gate_dim=gate_dim,
+        states=states,
+        recurrent=int(cell.recurrent),
+        reads_h=int(reads_h),
+        parameter_count=parameter_count,
+        hidden_dim=hidden_dim,
+        depth=depth,
+        padded=padded,
+        panel=panel,
+        longest=jobs.longest,
+        columns=columns,
+        d_stride=d_stride,
+        sums_size=sums_size,
+        part_blocks=part_blocks,
+        scratch=scratch,
+        **places,
+    )
+    record = words(sizes)
+    return Plan(
+        kernel=generic_kernel("forward" if is_forward else "backward", dtype).ctypes,
+        pack=generic_kernel("pack", dtype).ctypes,
+        pack_transposed=None if is_forward else generic_kernel("pack_transposed", dtype).ctypes,
+        cell=compiled.address,
+        matmul=generic_kernel("matmul", dtype).address,
+        sizes=sizes,
+        sizes_address=address(record),
+        jobs=jobs,
+        packed=dirs * -(-gate_dim // panel) * panel * depth,
+        packed_transposed=dirs * -(-columns // panel) * panel * gate_dim,
+        keep=(record, lines),
+    )
+
+
+def _line_table(grid: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """For each axis E_d·S_d, S_d and its first line."""
+    counts = line_counts(grid)
+    strides = [prod(grid[d + 1 :]) for d in range(len(grid))]
+    return [(grid[d] * stride, stride, sum(counts[:d])) for d, stride in enumerate(strides)]
+
+
+def _whole_lines(count: int) -> int:
+    """So many numbers in whole cache lines."""
+    return -(-count // 16) * 16

@@ -1,186 +1,187 @@
-"""The threads that share a sweep: how many, who does what, and how they are started.
+"""Threads that share a sweep.
 
-There are as many threads as `torch.set_num_threads` allows. They are those of torch's own OpenMP pool where
-that is GNU's, as on Linux: its threads stay awake for milliseconds after an operation, and threads of
-another pool (also Numba's) would have to share the cores with them. Elsewhere, and in a forked child, where
-OpenMP hangs, they are threads of this module.
+Work comes as *chains*: lists of jobs that run one after another, each a call of compiled code without
+Python's lock. A job may need jobs of other chains to be done. The calling thread works, too: it takes
+whatever no other thread has begun, so it only ever waits for jobs that are running. A thread that has
+nothing to do waits for a lock; none waits inside compiled code.
 
-Either way they are woken once per sweep and run only compiled code (`mdlstm_tk.backends.cpu.thread_main`);
-the barrier between wavefronts is a counter in memory. There is one team per process: a sweep that finds it
-busy runs on its own thread. Each thread adds up gradients for itself, so the last bits of gradients depend
-on the number of threads.
+A job that a busy machine interrupts delays all that need it. So a thread of the pool that was interrupted
+leaves the rest to the caller, and for some time sweeps run on their own thread.
+
+There is one pool per process. A sweep that finds it in use runs alone. `MDLSTM_THREADS=0` switches it off.
 """
 
 from __future__ import annotations
 
-import ctypes
-import operator
 import os
 import threading
-from array import array
-from collections import deque
-from collections.abc import Callable
-from functools import partial
+import time
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from mdlstm_tk.backends.cpu.platform import current_cpu, torch_openmp
-from mdlstm_tk.backends.cpu.thread_main import COUNT_FUNCTION, HEADER, STARTER, STARTER_CPU, TEAM_SIZE
+import torch
 
-# What a thread must have to do for its products to take some 50 µs and some 3 µs. Waking a thread takes 2
-# µs and a barrier 0.03 µs (AMD EPYC) where each thread has a core, and far more where threads share one.
-MIN_SWEEP_OPERATIONS = 5_000_000
-MIN_WAVEFRONT_OPERATIONS = 300_000
-
-Entry = Callable[[int], None]  # a C function that is given an address
+INTERRUPTED = 1.5e-3  # seconds that a job may take beyond its own time on a CPU, and half of that
+PAUSE = 0.1  # seconds without the pool after that
 
 
-class Member(NamedTuple):
-    """A thread's place: its group, its place in the group, and the number of groups and of members of
-    each."""
+class Task(NamedTuple):
+    """A job in a chain.
 
-    group: int
-    member: int
-    groups: int
-    members: int
-
-    @property
-    def thread(self) -> int:
-        return self.group * self.members + self.member
-
-
-ALONE = Member(0, 0, 1, 1)
-
-
-class Partition(NamedTuple):
-    """A division of threads into groups of equally many members.
-
-    Groups take directions in turn and need nothing of each other. The members of a group share the rows of
-    each wavefront and wait for each other after it.
+    Attributes:
+        job: the address of its record.
+        chain, needed: it may begin when so many tasks of that chain are done.
     """
 
-    groups: int
-    members: int
-
-    @property
-    def threads(self) -> int:
-        return self.groups * self.members
+    job: int
+    chain: int
+    needed: int
 
 
-def partition(
-    operations: int, fronts: int, dirs: int, threads: int, max_groups: int | None = None
-) -> Partition:
-    """The partition that keeps most threads busy, and of those the one with most groups.
-
-    Each thread must have more to do than waking it costs, and each member of a group more in a wavefront
-    than waiting for the others costs.
-
-    Args:
-        operations: floating-point operations of the products of one direction.
-        fronts: T, the number of wavefronts.
-        dirs: the number of directions.
-        threads: the largest number of threads.
-        max_groups: the largest number of groups.
-    """
-    threads = min(threads, operations * dirs // MIN_SWEEP_OPERATIONS)
-    members = operations // fronts // MIN_WAVEFRONT_OPERATIONS
-    candidates = [Partition(1, 1)]
-    for groups in range(1, min(dirs, threads, dirs if max_groups is None else max_groups) + 1):
-        if dirs % groups == 0:
-            candidates.append(Partition(groups, max(1, min(members, threads // groups))))
-    return max(candidates, key=lambda candidate: (candidate.threads, candidate.groups))
+Run = Callable[[int], object]  # runs a job, given the address of its record
+Chains = Sequence[Sequence[Task]]
 
 
-def run(entry: Any, division: Partition, arguments: Callable[[Member], list[int]]) -> None:
-    """Run a kernel, shared by a team or on this thread alone.
+class _Shared:
+    """A sweep whose tasks several threads take. Its references keep alive whatever jobs read and write, for
+    as long as a thread may still be at work."""
 
-    Args:
-        entry: a C function as `mdlstm_tk.backends.cpu.thread_main` describes it.
-        division: how threads share the work.
-        arguments: from a thread's place to its arguments of the kernel.
-    """
-    token = object()  # marks this call as the owner of the team
-    try:
-        size = division.threads
-        if size == 1 or _team.setdefault("owner", token) is not token:
-            _run_alone(entry, arguments(ALONE))
-        else:
-            members = [Member(*divmod(k, division.members), *division) for k in range(size)]
-            rows = [arguments(member) for member in [ALONE, *members]]
-            _run_team(entry, [word for row in rows for word in row], size)
-    finally:
-        # Ctrl-C is raised after a call, so there may be none before the team is free, not even `_team.get`.
-        if _team == {"owner": token}:
-            del _team["owner"]
+    def __init__(self, run: Run, chains: Chains, keep: object) -> None:
+        self.run, self.chains, self.keep = run, chains, keep
+        self.changed = threading.Condition(threading.Lock())
+        self.done = [0] * len(chains)
+        self.taken = [False] * len(chains)  # whether a thread is at a task of the chain
+        self.caller_waits = False
+        self.stopped = False
+
+    def work(self, is_caller: bool) -> None:
+        """Run tasks. The caller returns when all are done, others when they are not needed any more."""
+        chain: int | None = None
+        while True:
+            with self.changed:
+                if chain is not None:
+                    self.done[chain] += 1
+                    self.taken[chain] = False
+                    self.changed.notify_all()
+                while (chain := self._choose(chain, is_caller)) is None:
+                    if self.stopped or self._is_over(is_caller):
+                        return
+                    self.caller_waits = self.caller_waits or is_caller
+                    self.changed.wait()
+                self.caller_waits = self.caller_waits and not is_caller
+                self.taken[chain] = True
+                task = self.chains[chain][self.done[chain]]
+            if is_caller:
+                self.run(task.job)
+            elif self._was_interrupted(task):
+                with self.changed:
+                    self.done[chain] += 1
+                    self.taken[chain] = False
+                    self.changed.notify_all()
+                return
+
+    def _choose(self, last: int | None, is_caller: bool) -> int | None:
+        """A chain whose next task may begin: if possible that of this thread's last one. If there is only
+        one, it is the caller's."""
+        if self.stopped:
+            return None
+        ready = [chain for chain in range(len(self.chains)) if self._is_ready(chain)]
+        if not ready or (self.caller_waits and not is_caller and len(ready) == 1):
+            return None
+        return last if last in ready else ready[0 if is_caller else -1]
+
+    def _is_ready(self, chain: int) -> bool:
+        done = self.done[chain]
+        if self.taken[chain] or done == len(self.chains[chain]):
+            return False
+        task = self.chains[chain][done]
+        return self.done[task.chain] >= task.needed
+
+    def _is_over(self, is_caller: bool) -> bool:
+        """Whether all tasks are done; for others than the caller, whether all have begun."""
+        return all(
+            done + (taken and not is_caller) >= len(chain)
+            for done, taken, chain in zip(self.done, self.taken, self.chains, strict=True)
+        )
+
+    def _was_interrupted(self, task: Task) -> bool:
+        """Run a task, and tell whether it had to wait for a CPU."""
+        start, start_cpu = time.perf_counter(), time.thread_time()
+        self.run(task.job)
+        cpu = time.thread_time() - start_cpu
+        if time.perf_counter() - start - cpu < INTERRUPTED + cpu / 2:
+            return False
+        _pool.resume = time.perf_counter() + PAUSE
+        return True
 
 
-def _run_alone(entry: Any, arguments: list[int]) -> None:
-    header = [0] * HEADER
-    header[TEAM_SIZE] = 1
-    data = array("q", header + arguments)
-    entry.ctypes(data.buffer_info()[0])
+class _Pool:
+    """The threads, which wait in a queue for sweeps to share."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # held by the sweep that uses the pool
+        self.queue: SimpleQueue[_Shared] = SimpleQueue()
+        self.size = 0
+        self.resume = 0.0  # when the pool may be used again
+
+    def grow(self, size: int) -> None:
+        """Start threads until there are `size`, or as many as the system has."""
+        while self.size < size:
+            thread = threading.Thread(target=self._serve, args=(self.queue,), name="mdlstm", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return
+            self.size += 1
+
+    @staticmethod
+    def _serve(queue: SimpleQueue[_Shared]) -> None:
+        while True:
+            queue.get().work(is_caller=False)
 
 
-def _run_team(entry: Any, words: list[int], size: int) -> None:
-    openmp = None if _forked else torch_openmp()
-    if openmp is None and not _start_workers(size - 1):
-        size = 1
-    header = [0] * HEADER
-    header[TEAM_SIZE] = size
-    header[COUNT_FUNCTION] = 0 if openmp is None else _function_address(openmp.omp_get_num_threads)
-    header[STARTER], header[STARTER_CPU] = threading.get_ident(), current_cpu()
-    data = array("q", header + words)
-    address = data.buffer_info()[0]
-    if size == 1:
-        entry.ctypes(address)
-    elif openmp is None:
-        _run_on_workers(entry.ctypes, address, size)
-    else:  # what `#pragma omp parallel num_threads(size)` compiles to
-        function = (ctypes.c_void_p(entry.address), ctypes.c_void_p(address))
-        openmp.GOMP_parallel(*function, ctypes.c_uint(size), ctypes.c_uint(0))
+_pool = _Pool()
+_enabled = os.environ.get("MDLSTM_THREADS") != "0"
 
 
-def _function_address(function: Any) -> int:
-    return ctypes.cast(function, ctypes.c_void_p).value or 0
-
-
-_team: dict[str, object] = {}  # "owner": the call that uses the team now; setdefault is atomic
-_queues: list[SimpleQueue[tuple[Entry, int]]] = []  # one for each thread of this module
-_forked = False
-
-
-def _after_fork() -> None:
-    """A forked child has none of its parent's threads, and perhaps a team that one of them owned."""
-    global _forked
-    _forked = True
-    _team.clear()
-    _queues.clear()
+def _forget_pool() -> None:
+    """A forked child has none of its parent's threads."""
+    global _pool
+    _pool = _Pool()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_forget_pool)
 
 
-def _serve(queue: SimpleQueue[tuple[Entry, int]]) -> None:
-    while True:
-        entry, address = queue.get()
-        entry(address)
+def thread_limit() -> int:
+    """How many threads may share a sweep."""
+    return torch.get_num_threads() if _enabled else 1
 
 
-def _start_workers(count: int) -> bool:
-    """Start threads of this module until there are `count`; whether there are."""
-    while len(_queues) < count:
-        queue: SimpleQueue[tuple[Entry, int]] = SimpleQueue()
-        try:
-            threading.Thread(target=_serve, args=(queue,), name="mdlstm", daemon=True).start()
-        except RuntimeError:  # the system has no more threads
-            return False
-        _queues.append(queue)
-    return True
+def run_chains(run: Run, chains: Chains, order: Sequence[int], keep: object) -> None:
+    """Run all tasks, with a thread for each chain.
 
-
-def _run_on_workers(entry: Entry, address: int, size: int) -> None:
-    tasks = [partial(queue.put, (entry, address)) for queue in _queues[: size - 1]]
-    # Ctrl-C may raise between any two lines of Python, but the other threads need this one, and the data,
-    # for as long as they run. So everything is one call, from which this thread returns last.
-    deque(map(operator.call, [*tasks, partial(entry, address + 1)]), maxlen=0)
+    Args:
+        run: runs a job, without Python's lock.
+        chains: the tasks.
+        order: the jobs in an order in which one thread may run them all.
+        keep: whatever jobs read and write.
+    """
+    pool = _pool
+    if len(chains) < 2 or time.perf_counter() < pool.resume or not pool.lock.acquire(blocking=False):
+        for job in order:
+            run(job)
+        return
+    shared = _Shared(run, chains, keep)
+    try:
+        pool.grow(len(chains) - 1)
+        for _ in range(min(pool.size, len(chains) - 1)):
+            pool.queue.put(shared)
+        shared.work(is_caller=True)
+    finally:
+        with shared.changed:
+            shared.stopped = True
+            shared.changed.notify_all()
+        pool.lock.release()

@@ -1,0 +1,143 @@
+"""The arguments of the kernels: records of int64 that kernels read by name.
+
+A kernel takes the addresses of three records: the arrays of a call, the sizes that all its jobs share, and
+the job itself. Arrays are given by their addresses, 0 for None.
+
+Notation
+    N, P, D, F        batch, positions of the grid, axes, lines of all faces (`mdlstm_tk.backends.boundary`)
+    n, C, G, S, R     hidden units, input features, gates, states beside h, rows of the cell's parameters
+    K                 length of an operand, hidden_dim + C + 1
+    NR                columns of a panel, see `matmul`
+    V, T              positions (visits) and wavefronts of a tile
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import NamedTuple
+
+from mdlstm_tk.backends.cpu.intrinsics import record_loader
+
+
+class ForwardArrays(NamedTuple):
+    """The arrays of a call of `kernels.forward`."""
+
+    cell: int  # C function, see `cell_code`
+    matmul: int  # C function
+    x: int  # (N, P, C)
+    weights: int  # (dirs, panels, K, NR), see `packing.pack`
+    parameters: int  # (dirs, R, n)
+    front: int  # (N, F, dirs, 1 + S, n), the states that leave the tiles swept so far, or enter; or 0
+    output: int  # (N, P, dirs, n), written
+    gates: int  # (dirs, N·P, G·n), written; or 0
+    states: int  # (dirs, N·P, S·n), written; or 0
+    scratch: int  # memory of all chains
+
+
+class BackwardArrays(NamedTuple):
+    """The arrays of a call of `backward_kernel.backward`."""
+
+    cell: int  # C function, see `cell_code`
+    matmul: int  # C function
+    x: int  # (N, P, C)
+    grad: int  # (N, P, dirs, n), gradient of the output
+    output: int  # (N, P, dirs, n)
+    gates: int  # (dirs, N·P, G·n), or 0: then pre-activations are computed again
+    states: int  # (dirs, N·P, S·n)
+    initial: int  # (N, F, dirs, 1 + S, n), or 0
+    dfront: int  # (N, F, dirs, 1 + S, n), the gradients that enter from the tiles swept so far; or 0
+    weights: int  # as in forward, to compute pre-activations; or 0
+    weights_t: int  # (dirs, panels, G·n, NR), see `packing.pack_transposed`
+    parameters: int  # (dirs, R, n)
+    dx: int  # (buffers, N, P, C), zeros to add to; or 0
+    sums: int  # (slots, dirs, sums_size), zeros to add the gradients of weights and parameters to
+    scratch: int  # memory of all chains
+
+
+class PackArrays(NamedTuple):
+    """The arrays of a call of a function in `packing`."""
+
+    packed: int  # the result
+    weight_hh: int  # (dirs, D, G·n, n), or 0 if the cell is not recurrent
+    weight_ih: int  # (dirs, G·n, C)
+    bias: int  # (dirs, G·n), or 0 for zeros
+
+
+class Sizes(NamedTuple):
+    """Sizes that all jobs of a sweep share. Fields that end in `_at` tell where something starts in the
+    memory of a chain, in numbers; those of the other pass are 0."""
+
+    dirs: int
+    positions: int  # P
+    places: int  # N·P
+    lines: int  # F
+    line_table: int  # (D, 3): E_d·S_d, S_d, and the first line of axis d, of the whole grid
+    ndim: int  # D
+    units: int  # n
+    channels: int  # C
+    gate_dim: int  # G·n
+    states: int  # S
+    recurrent: int  # 1 or 0
+    reads_h: int  # whether the equations read h of the predecessors
+    parameter_count: int  # R·n
+    hidden_dim: int  # D·n, or 0 if the cell is not recurrent
+    depth: int  # K
+    padded: int  # gate_dim in whole vectors
+    panel: int  # NR
+    longest: int  # rows of the longest wavefront of a tile
+    columns: int  # columns of the operands' gradients: hidden_dim, and C more if that of x is wanted
+    d_stride: int  # columns in whole vectors
+    sums_size: int  # numbers in the sums of a direction: of weights (K, padded), then of parameters (R, n)
+    part_blocks: int  # blocks whose sums are added up before they are added to the total; 0: all
+    scratch: int  # numbers in the memory of a chain
+    table_at: int  # a block's table, in int64, see `cell_code`
+    zeros_at: int  # (1 + S)·n zeros
+    spill_at: int  # memory of the cell
+    operands_at: int  # operands of a block (K each); backward: of two
+    products_at: int  # pre-activations of a block (padded each)
+    gates_row_at: int = 0  # takes the gates of a row if they are not saved
+    states_at: int = 0  # (2, longest, S·n), the states of two wavefronts in turn if they are not saved
+    da_at: int = 0  # gradients of the pre-activations of two blocks (padded each)
+    d_operands_at: int = 0  # (2, longest, d_stride), gradients of the operands of two wavefronts in turn
+    dh_read_at: int = 0  # (2, longest, D·n), gradients of h in the equations, in the same way
+    dstates_at: int = 0  # (2, longest, D·S·n), gradients of the states
+    parameter_sums_at: int = 0  # sums of the cell's parameters over a block
+    part_at: int = 0  # sums over a part
+
+
+class Job(NamedTuple):
+    """Some wavefronts of one tile, for some samples, in one direction: what one thread runs in one call."""
+
+    direction: int
+    first_sample: int
+    samples: int
+    corner: int  # flat position of the tile's first visit
+    begin: int  # of the wavefronts in the tile
+    end: int
+    starts: int  # (T + 1,) the visit at which each wavefront starts
+    offsets: int  # (V,) int32, the flat position of each visit from the corner
+    predecessors: int  # (D, V) int32, the visit one step back along each axis; −1 outside the tile
+    successors: int  # (D, V) int32, the visit one step forward along each axis; −1 outside the tile
+    visits: int  # V
+    steps: int  # (D,) from a flat position to the one before it along each axis: subtract this
+    continues: int  # whether the grid goes on before the tile along axis 0
+    chain: int  # whose memory it uses
+    sums_slot: int  # where it adds its sums
+    dx_buffer: int  # where it adds its part of dx
+
+
+load_forward_arrays = record_loader(ForwardArrays)
+load_backward_arrays = record_loader(BackwardArrays)
+load_pack_arrays = record_loader(PackArrays)
+load_sizes = record_loader(Sizes)
+load_job = record_loader(Job)
+
+
+def words(record: tuple[int, ...]) -> array[int]:
+    """A record in memory."""
+    return array("q", record)
+
+
+def address(of_words: array[int]) -> int:
+    """Where a record lies in memory. The caller keeps it alive."""
+    return of_words.buffer_info()[0]

@@ -1,0 +1,347 @@
+"""The sweep on a CPU, compiled by Numba (`mdlstm_tk.backends.cpu.kernels`).
+
+It computes in float32 or float64. float16 and bfloat16 are converted to float32 on the way in, and results
+are rounded on the way out.
+
+Compiled code is cached on disk (Numba's `NUMBA_CACHE_DIR` chooses the folder), so only the first call with
+a new cell waits for the compiler. Everything that depends only on shapes is looked up.
+
+What is cleared, copied or added here is so by NumPy and `memset`, on this thread. torch would wake its own
+threads for it, which then keep the cores busy that the sweep is to share.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mdlstm_tk.backends.boundary import face_extents
+from mdlstm_tk.backends.cpu.plan import Plan, PlanKey, get_plan
+from mdlstm_tk.backends.cpu.records import BackwardArrays, ForwardArrays, PackArrays, address, words
+from mdlstm_tk.backends.cpu.threads import run_chains, thread_limit
+from mdlstm_tk.backends.cpu.tiles import Samples
+from mdlstm_tk.backends.inputs import (
+    Gradients,
+    SweepInputs,
+    SweepResults,
+    boundary_shape,
+)
+from mdlstm_tk.cells import get_cell
+from mdlstm_tk.cells.lowering import Pass
+
+HALF = (torch.float16, torch.bfloat16)
+HUGE_PAGE = 2 << 20
+
+
+def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) -> SweepResults:
+    """Run the sweep.
+
+    Args:
+        inputs: of the sweep.
+        save: keep what `backward` needs.
+        recompute: keep no gates.
+    """
+    dtype, valid = inputs.x.dtype, _valid_samples(inputs)
+    inputs = _converted(inputs)
+    plan, x = _plan("forward", inputs, valid, save), inputs.x
+    rows, dirs, units = plan.sizes.places, plan.sizes.dirs, plan.sizes.units
+    shape = (*x.shape[:-1], dirs, units)
+    output = _new(x, *shape) if valid is None else _zeros(x, *shape)
+    front = _front(inputs, plan, inputs.initial)
+    gates = _new(x, dirs, rows, plan.sizes.gate_dim) if save and not recompute else None
+    states = _new(x, dirs, rows, plan.sizes.states * units) if save else None
+    packed, parameters = _pack(plan, inputs), inputs.cell_parameters()
+    scratch = x.new_empty(len(plan.jobs.chains) * plan.sizes.scratch)
+    arrays = ForwardArrays(
+        cell=plan.cell,
+        matmul=plan.matmul,
+        x=x.data_ptr(),
+        weights=packed.data_ptr(),
+        parameters=_pointer(parameters),
+        front=_pointer(front),
+        output=output.data_ptr(),
+        gates=_pointer(gates),
+        states=_pointer(states),
+        scratch=scratch.data_ptr(),
+    )
+    _run(plan, arrays, [inputs, packed, parameters, front, output, gates, states, scratch])
+    final = None if inputs.initial is None else front
+    return SweepResults(output.to(dtype), final, gates, states)
+
+
+def backward(
+    inputs: SweepInputs,
+    grad: Tensor,
+    output: Tensor,
+    gates: Tensor | None,
+    states: Tensor,
+    dfinal: Tensor | None = None,
+    wants_dx: bool = True,
+) -> Gradients:
+    """The gradients of all inputs that are there; that of x if it is wanted.
+
+    Args:
+        inputs: as for `forward`.
+        grad: (N, *grid, dirs, n) gradient of the output.
+        output, gates, states: the results of `forward` with `save`.
+        dfinal: the gradient of the final states, if there are any.
+        wants_dx: whether the gradient of x is needed.
+    """
+    dtype, valid = inputs.x.dtype, _valid_samples(inputs)
+    inputs = _converted(inputs)
+    grad, output, gates, states = map(_plain, (grad, output, gates, states))
+    plan = _plan("recompute" if gates is None else "backward", inputs, valid, wants_dx)
+    x, sizes = inputs.x, plan.sizes
+    dfront = _front(inputs, plan, _plain(dfinal))
+    weights = _pack(plan, inputs) if gates is None else None
+    weights_t, parameters = _pack_transposed(plan, inputs), inputs.cell_parameters()
+    dx = _zeros(x, plan.jobs.buffers, *x.shape) if wants_dx else None
+    sums = _zeros(x, plan.jobs.slots, sizes.dirs, sizes.sums_size)
+    scratch = x.new_empty(len(plan.jobs.chains) * sizes.scratch)
+    arrays = BackwardArrays(
+        cell=plan.cell,
+        matmul=plan.matmul,
+        x=x.data_ptr(),
+        grad=grad.data_ptr(),
+        output=output.data_ptr(),
+        gates=_pointer(gates),
+        states=states.data_ptr(),
+        initial=_pointer(inputs.initial),
+        dfront=_pointer(dfront),
+        weights=_pointer(weights),
+        weights_t=weights_t.data_ptr(),
+        parameters=_pointer(parameters),
+        dx=_pointer(dx),
+        sums=sums.data_ptr(),
+        scratch=scratch.data_ptr(),
+    )
+    kept = [inputs, grad, output, gates, states, dfront, weights, weights_t, parameters, dx, sums, scratch]
+    _run(plan, arrays, kept)
+    gradients = _split_sums(plan, inputs, _total(sums))
+    if dx is not None:
+        gradients["x"] = _total(dx)
+    gradients = {name: None if g is None else g.to(dtype) for name, g in gradients.items()}
+    if inputs.initial is not None:
+        gradients["initial"] = dfront
+    return gradients
+
+
+def precompile(
+    cell_name: str, ndim: int, present: tuple[str, ...], dtype: torch.dtype, training: bool
+) -> None:
+    """Compile what a layer needs, or load it from the cache.
+
+    Args:
+        cell_name: the name of the cell.
+        ndim: D.
+        present: the names in `CELL_PARAMETERS` of the parameters that are there.
+        dtype: of x.
+        training: whether gradients are computed, too.
+
+    Raises:
+        KernelError: it cannot be compiled.
+    """
+    cell, signs = get_cell(cell_name), (1,) * ndim
+    passes: tuple[Pass, ...] = ("forward", "backward") if training else ("forward",)
+    for kind in passes:
+        key = PlanKey(
+            pass_kind=kind,
+            cell=cell,
+            dtype=dtype if dtype.itemsize >= 4 else torch.float32,
+            shape=(1, *signs, 1),
+            gate_dim=len(cell.gates(ndim)),
+            signs=signs,
+            present=present,
+            threads=1,
+            saves=training,
+        )
+        get_plan(key)
+
+
+def _plan(kind: Pass, inputs: SweepInputs, valid: list[Samples] | None, saves: bool) -> Plan:
+    x = inputs.x
+    key = PlanKey(
+        pass_kind=kind,
+        cell=get_cell(inputs.cell),
+        dtype=x.dtype,
+        shape=x.shape,
+        gate_dim=inputs.weight_ih.shape[1],
+        signs=inputs.signs,
+        present=inputs.present,
+        threads=thread_limit(),
+        saves=saves,
+    )
+    return get_plan(key, valid)
+
+
+def _run(plan: Plan, arrays: tuple[int, ...], keep: list[Any]) -> None:
+    """Run all jobs of a sweep."""
+    record = words(arrays)
+    kernel, arrays_address, sizes_address = plan.kernel, address(record), plan.sizes_address
+    if len(plan.jobs.order) == 1:
+        kernel(arrays_address, sizes_address, plan.jobs.order[0])
+        return
+
+    def run(job: int) -> None:
+        kernel(arrays_address, sizes_address, job)
+
+    run_chains(run, plan.jobs.chains, plan.jobs.order, (plan, record, keep))
+
+
+def _valid_samples(inputs: SweepInputs) -> list[Samples] | None:
+    """The samples of a ragged batch that have valid positions; None if all positions are valid."""
+    if inputs.sizes is None:
+        return None
+    grid, samples = inputs.grid, []
+    for k, extents in enumerate(inputs.sizes.tolist()):
+        limited = tuple(map(min, extents, grid))
+        if min(limited) > 0:
+            samples.append(Samples(k, 1, limited))
+    if len(samples) == len(inputs.x) and all(sample.extents == grid for sample in samples):
+        return None
+    return samples
+
+
+def _front(inputs: SweepInputs, plan: Plan, start: Tensor | None) -> Tensor | None:
+    """The front of a sweep, which starts as initial states or as gradients of the final ones."""
+    if start is None:
+        wanted = inputs.initial is not None or plan.jobs.is_tiled
+        return _zeros(inputs.x, *boundary_shape(inputs)) if wanted else None
+    if inputs.sizes is None:
+        return _copy(start)
+    return start.masked_fill(~_valid_lines(inputs)[..., None, None, None], 0)
+
+
+def _valid_lines(inputs: SweepInputs) -> Tensor:
+    """(N, F), whether a line has valid positions in a sample."""
+    sizes, grid = inputs.sizes, inputs.grid
+    assert sizes is not None
+    faces = []
+    for d in range(len(grid)):
+        valid = sizes[:, d, None] > 0
+        others = [e for e in range(len(grid)) if e != d]
+        for e, extent in zip(others, face_extents(grid, d), strict=True):
+            inside = torch.arange(extent) < sizes[:, e, None]
+            valid = (valid[:, :, None] & inside[:, None, :]).flatten(1)
+        faces.append(valid)
+    return torch.cat(faces, dim=1)
+
+
+def _split_sums(plan: Plan, inputs: SweepInputs, sums: Tensor) -> Gradients:
+    """The gradients of weights and of the cell's parameters from `sums`, (dirs, sums_size), each in memory
+    of its own."""
+    sizes = plan.sizes
+    dirs, gate_dim, units, row, start = (
+        sizes.dirs,
+        sizes.gate_dim,
+        sizes.units,
+        sizes.padded,
+        sizes.sums_size,
+    )
+    # The gradient of w_cat is (K, padded), and its rows are those of h_1, …, h_D, x and 1.
+    parts = {
+        "weight_ih": sums.as_strided(
+            (dirs, gate_dim, sizes.channels), (start, 1, row), sizes.hidden_dim * row
+        )
+    }
+    if inputs.weight_hh is not None:
+        parts["weight_hh"] = sums.as_strided(inputs.weight_hh.shape, (start, units * row, 1, row))
+    if inputs.bias is not None:
+        parts["bias"] = sums.as_strided((dirs, gate_dim), (start, 1), (sizes.depth - 1) * row)
+    if sizes.parameter_count:
+        rows = sums.as_strided(
+            (dirs, sizes.parameter_count // units, units), (start, units, 1), sizes.depth * row
+        )
+        parts |= inputs.split_cell_parameters(rows)
+    return {name: _copy(part) for name, part in parts.items()}
+
+
+def _new(like: Tensor, *shape: int) -> Tensor:
+    """Memory for a result. If it is large, the system is asked for pages of 2 MiB: touching fresh memory in
+    pages of 4 KiB takes a quarter of the time of training at 1, 512×512, n 32."""
+    tensor = like.new_empty(shape)
+    if tensor.nbytes >= HUGE_PAGE and sys.platform == "linux":
+        start = -(-tensor.data_ptr() // HUGE_PAGE) * HUGE_PAGE
+        length = tensor.data_ptr() + tensor.nbytes - start
+        if length >= HUGE_PAGE:
+            _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)
+    return tensor
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+def _zeros(like: Tensor, *shape: int) -> Tensor:
+    tensor = _new(like, *shape)
+    ctypes.memset(tensor.data_ptr(), 0, tensor.nbytes)
+    return tensor
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """A contiguous copy."""
+    copied = tensor.new_empty(tensor.shape)
+    np.copyto(copied.numpy(), tensor.detach().numpy())
+    return copied
+
+
+def _total(parts: Tensor) -> Tensor:
+    """The sum of parts[0], parts[1], …, in the memory of the first."""
+    total, *others = parts.numpy()
+    for other in others:
+        np.add(total, other, out=total)
+    return parts[0]
+
+
+def _pack(plan: Plan, inputs: SweepInputs) -> Tensor:
+    packed = inputs.x.new_empty(plan.packed)
+    arrays = PackArrays(
+        packed=packed.data_ptr(),
+        weight_hh=_pointer(inputs.weight_hh),
+        weight_ih=inputs.weight_ih.data_ptr(),
+        bias=_pointer(inputs.bias),
+    )
+    record = words(arrays)
+    plan.pack(address(record), plan.sizes_address)
+    return packed
+
+
+def _pack_transposed(plan: Plan, inputs: SweepInputs) -> Tensor:
+    packed = inputs.x.new_empty(plan.packed_transposed)
+    arrays = PackArrays(
+        packed=packed.data_ptr(),
+        weight_hh=_pointer(inputs.weight_hh),
+        weight_ih=inputs.weight_ih.data_ptr(),
+        bias=0,
+    )
+    record = words(arrays)
+    plan.pack_transposed(address(record), plan.sizes_address)
+    return packed
+
+
+def _converted(inputs: SweepInputs) -> SweepInputs:
+    """The inputs as the kernels read them: contiguous, in float32 or float64."""
+    if all(tensor is None or _plain(tensor) is tensor for tensor in inputs.tensors):
+        return inputs
+    return inputs.with_tensors([_plain(tensor) for tensor in inputs.tensors])
+
+
+def _plain(tensor: Tensor | None) -> Any:
+    if tensor is None:
+        return None
+    if tensor.dtype in HALF:
+        tensor = tensor.float()
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    """Where a tensor lies in memory, 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
