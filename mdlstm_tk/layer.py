@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from inspect import signature
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ from mdlstm_tk.cells import check_cell, get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.states import BoundaryState, FaceShape, State, initial_states, to_boundary_state
-from mdlstm_tk.sweep import register_flops, sweep
-from mdlstm_tk.wavefront import Direction, resolve_directions
+from mdlstm_tk.sweep import autocast_dtype, register_flops, sweep
+from mdlstm_tk.wavefront import Direction, check_positions, resolve_directions
 
 PARAMETERS = ("weight_ih", "weight_hh", "bias", *CELL_PARAMETERS)
 Directions = Literal[1, "all"] | Sequence[Direction]
@@ -214,7 +214,7 @@ class MDLSTM(nn.Module):
         Raises:
             InputError: `backend="fused"` cannot run on x.
         """
-        return choose(self.backend, x.device, _autocast_dtype(x) or x.dtype)
+        return choose(self.backend, x.device, autocast_dtype(x) or x.dtype)
 
     def precompile(self, training: bool = True, states: bool = False) -> None:
         """Compile all that calls of the layer need, so that none of them waits, for example while an image
@@ -285,6 +285,8 @@ class MDLSTM(nn.Module):
             x = x.unsqueeze(0)
         if not self.channels_last:
             x = x.movedim(1, -1)
+        if not torch.compiler.is_compiling():  # before a mask or windows of that size are made
+            check_positions(prod(x.shape[1:-1]), tuple(x.shape[1:-1]))
         if sizes is not None:
             sizes = sizes_of_sweep(sizes, x, has_batch_axis)
         if sizes is not None:
@@ -356,47 +358,26 @@ class MDLSTM(nn.Module):
         """
         return {name: getattr(self, f"{name}_l{k}", None) for name in PARAMETERS}
 
-    def _check(self, x: Tensor, weight: Tensor | None) -> torch.dtype | None:
+    def _check(self, x: Tensor, weight: Tensor) -> torch.dtype | None:
         """Check that x fits the layer, whose first parameter is `weight`.
 
         Returns:
             The dtype to run in under autocast, or None where that is off.
         """
-        assert weight is not None
-        if not isinstance(x, Tensor):
-            raise InputError(
-                f"x must be a torch.Tensor, got {type(x).__name__}; convert it with torch.as_tensor(x)"
-            )
-        feature_axis = -1 if self.channels_last else -1 - self.ndim
-        if x.dim() not in (self.ndim + 1, self.ndim + 2) or x.shape[feature_axis] != self.input_size:
-            self._refuse_shape(tuple(x.shape))
+        arguments.check_input(x, self.ndim, self.input_size, self.channels_last)
         if x.device != weight.device:
             empty = "layer.to_empty(device=…) and load or reset its parameters"
             fix = empty if weight.is_meta else "x.to(device) or layer.to(device)"
             raise InputError(f"x must be on the layer's device {weight.device}, got {x.device}; use {fix}")
         if weight.dtype not in arguments.DTYPES:  # after .to(dtype)
             arguments.check_dtype(weight.dtype)
-        autocast = _autocast_dtype(x)
+        autocast = autocast_dtype(x)
         if x.dtype != weight.dtype and (autocast is None or weight.dtype == torch.float64):
             raise InputError(
                 f"x must have the layer's dtype {weight.dtype}, got {x.dtype}; "
                 "convert one of them with .to(dtype)"
             )
         return autocast
-
-    def _refuse_shape(self, shape: tuple[int, ...]) -> NoReturn:
-        axes = ", ".join(f"E{d + 1}" for d in range(self.ndim))
-        layout = f"{axes}, C" if self.channels_last else f"C, {axes}"
-        hint = ""
-        feature_axis, other_axis = (-1, -1 - self.ndim) if self.channels_last else (-1 - self.ndim, -1)
-        if len(shape) in (self.ndim + 1, self.ndim + 2) and shape[other_axis] == self.input_size:
-            hint = f"; for this layout create the layer with channels_last={not self.channels_last}"
-        elif len(shape) in (self.ndim, self.ndim + 1) and self.input_size == 1:
-            hint = f"; add the axis of the channel with x.unsqueeze({feature_axis})"
-        raise InputError(
-            f"x must be (N, {layout}), or ({layout}) without a batch axis, with C = {self.input_size}, "
-            f"got shape {shape}{hint}"
-        )
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, as the constructor takes them."""
@@ -413,16 +394,3 @@ class MDLSTM(nn.Module):
             if self.directions == resolve_directions(argument, self.ndim):
                 return argument
         return self.directions
-
-
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype that autocast gives x, or None where it is off or the device has none. Autocast leaves
-    float64 and integers alone."""
-    device = x.device.type
-    if (
-        x.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        and torch.amp.is_autocast_available(device)
-        and torch.is_autocast_enabled(device)
-    ):
-        return torch.get_autocast_dtype(device)
-    return None

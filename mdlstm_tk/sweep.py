@@ -84,7 +84,7 @@ def sweep(
     if not save:
         results, _ = _forward(inputs, backend)
         return results.output, results.final
-    output, final = _Sweep.apply(inputs.without_tensors(), backend, recompute, *inputs.tensors)  # type: ignore[no-untyped-call]
+    output, final = _Sweep.apply(inputs, backend, recompute, *inputs.tensors)  # type: ignore[no-untyped-call]
     return output, final
 
 
@@ -123,16 +123,28 @@ def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast gives x, or None where it is off or the device has none. Autocast leaves
+    float64 and integers alone."""
+    device = x.device.type
+    if (
+        x.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        and torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+    ):
+        return torch.get_autocast_dtype(device)
+    return None
+
+
 class _Sweep(torch.autograd.Function):
     """A sweep in eager mode."""
 
     @staticmethod
     def forward(
-        ctx: Any, others: SweepInputs, backend: str, recompute: bool, *tensors: Tensor | None
+        ctx: Any, inputs: SweepInputs, backend: str, recompute: bool, *tensors: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        inputs = others.with_tensors(tensors)
         results, ctx.engine = _forward(inputs, backend, True, recompute)
-        ctx.others, ctx.backend, ctx.recompute = others, backend, recompute
+        ctx.others, ctx.recompute = inputs.without_tensors(), recompute
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, results.output, results.gates, results.states)
         return results.output, results.final

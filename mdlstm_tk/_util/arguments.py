@@ -1,4 +1,4 @@
-"""What the arguments of a layer and of its operator must be. Numbers may be those of NumPy or of torch.
+"""Checks of the arguments of a layer and of its operator. Numbers may be those of NumPy or of torch.
 
 Each function returns the argument as a plain Python value, so that `repr` of a layer shows what its
 constructor takes, or raises an `InputError` that names the argument and its value.
@@ -69,6 +69,28 @@ def one_line(value: Any) -> str:
     """`repr` of a value in one line of moderate length, for error messages."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def check_input(x: Any, ndim: int, input_size: int, channels_last: bool) -> None:
+    """Check the type and shape of a layer's input."""
+    if not isinstance(x, torch.Tensor):
+        raise InputError(
+            f"x must be a torch.Tensor, got {type(x).__name__}; convert it with torch.as_tensor(x)"
+        )
+    feature_axis, other_axis = (-1, -1 - ndim) if channels_last else (-1 - ndim, -1)
+    if x.dim() in (ndim + 1, ndim + 2) and x.shape[feature_axis] == input_size:
+        return
+    axes = ", ".join(f"E{d + 1}" for d in range(ndim))
+    layout = f"{axes}, C" if channels_last else f"C, {axes}"
+    hint = ""
+    if x.dim() in (ndim + 1, ndim + 2) and x.shape[other_axis] == input_size:
+        hint = f"; for this layout create the layer with channels_last={not channels_last}"
+    elif x.dim() in (ndim, ndim + 1) and input_size == 1:
+        hint = f"; add the axis of the channel with x.unsqueeze({feature_axis})"
+    raise InputError(
+        f"x must be (N, {layout}), or ({layout}) without a batch axis, with C = {input_size}, "
+        f"got shape {tuple(x.shape)}{hint}"
+    )
 
 
 def check_dtype(dtype: Any, name: str = "dtype") -> None:

@@ -1,4 +1,4 @@
-"""What is kept between calls, bounded in bytes: tables of grids, and packed weights."""
+"""Caches between calls, bounded in bytes: tables of grids."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class BoundedCache(dict[K, V], Generic[K, V]):
 
 
 def clear_caches() -> None:
-    """Free the memory that sweeps keep between calls: tables of grids, and weights packed for the CPU.
+    """Free the memory that sweeps keep between calls: tables of grids.
 
-    Both are bounded (docs/performance.md), so this is for programs that need the memory for something else.
+    It is bounded (docs/performance.md), so this is for programs that need the memory for something else.
     The next call of a layer makes again what it needs.
     """
     for cache in _caches:
