@@ -176,7 +176,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "cell unlike all others": (
         ("train", "--cell", "xyz"),
         2,
-        "stable, leaky, or file.py:name for your own",
+        "leaky, slstm, or file.py:name for your own",
     ),
     "cell for a snake": (("train", "--model", "snake", "--cell", "leaky"), 2, "cell"),
     "unknown device": (("train", "--device", "tpu"), 2, "--device"),

@@ -287,13 +287,13 @@ def test_windows_schedule_clip_and_dropout_have_options(tmp_path: Path) -> None:
 def test_a_network_and_a_cell_may_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch\n"
-        "from mdlstm_tk import MDLSTM, register_cell\n"
+        "from mdlstm_tk import MDLSTM, Gate, register_cell\n"
         "from mdlstm_tk.models import register\n"
-        "@register_cell('coupled_option', gates=('f', 'g', 'o'), start={'f': 1.0})\n"
-        "def coupled_option(gates, c, output_activation):\n"
+        "@register_cell('coupled_option', gates=[Gate('f', start=1.0), Gate('g', 'tanh'), Gate('o')])\n"
+        "def coupled_option(gates, states, output_activation):\n"
         "    f, g, o = gates\n"
-        "    c_new = 0.5 * f * (c[0] + c[1]) + (1 - f) * g\n"
-        "    return o * output_activation(c_new), c_new\n"
+        "    c = 0.5 * f * (states['c'][0] + states['c'][1]) + (1 - f) * g\n"
+        "    return o * output_activation(c), {'c': c}\n"
         "@register('mine')\n"
         "class Mine(torch.nn.Module):\n"
         "    def __init__(self, channels, outputs, *, hidden=4, cell='graves'):\n"

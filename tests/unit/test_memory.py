@@ -46,7 +46,7 @@ def test_peak_memory_of_training_where_threads_have_a_dx_each() -> None:
     torch.set_num_threads(4)
     layer(x).backward(grad)
     kept, dx = 128 * 128 * 4 * (5 + 2) * 32 * 4, x.nbytes
-    assert kept + 2 * dx < _peak(lambda: layer(x).backward(grad)) <= 1.25 * kept + dx
+    assert kept + 2 * dx < _peak(lambda: layer(x).backward(grad)) <= 1.25 * kept + 4 * dx
 
 
 def test_memory_of_inference() -> None:

@@ -14,7 +14,7 @@ import torch
 from helpers.parity import Case
 from helpers.states import StateCase
 
-from mdlstm_tk.backends.cpu import plan
+from mdlstm_tk.backends.cpu import plan, tiles
 from mdlstm_tk.backends.cpu import threads as threads_module
 from mdlstm_tk.backends.cpu.threads import Task, run_chains
 
@@ -24,9 +24,12 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
 @pytest.fixture(autouse=True)
 def _small_sweeps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let small sweeps use several threads, bands and parts of sums, as large ones do."""
-    least = {"BAND_ROWS": 4, "MIN_BAND_WAVEFRONT": 1, "MIN_BAND_GRID": 1, "MIN_PART_BLOCKS": 1}
-    for name, value in {**least, "THREAD_OPERATIONS": 1, "TASK_OPERATIONS": 2000}.items():
-        monkeypatch.setattr(plan, name, value)
+    monkeypatch.setattr(plan, "MIN_PART_BLOCKS", 1)
+    least = {"BAND_ROWS": 3, "MIN_BAND_GRID": 1, "THREAD_OPERATIONS": 1, "BANDS_OPERATIONS": 1}
+    for name, value in {**least, "TASK_OPERATIONS": 2000, "MIN_TASK_OPERATIONS": 2000}.items():
+        monkeypatch.setattr(tiles, name, value)
+    monkeypatch.setattr(threads_module._pool, "resume", 0.0)
+    monkeypatch.setattr(threads_module, "INTERRUPTED", float("inf"))  # however busy the machine is
     plan.plans.clear()
     yield
     plan.plans.clear()
@@ -46,7 +49,7 @@ CASES: list[tuple[Case, int]] = [
 def test_threads_agree_with_the_reference_and_with_themselves(case: Case, threads: int) -> None:
     torch.set_num_threads(threads)
     case.check("fused")
-    assert case.sizes or {len(made.chains) for made in plan.plans.values()} == {threads}
+    assert case.sizes or {len(made.jobs.chains) for made in plan.plans.values()} == {threads}
     one, other = (case.run("fused", torch.float64) for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
