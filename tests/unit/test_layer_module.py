@@ -211,3 +211,17 @@ def test_the_type_of_the_result_is_tensor(tmp_path: Path) -> None:
     assert [line for line in said.splitlines() if "error:" in line and "typed.py" in line] == [
         line for line in said.splitlines() if "typed.py:8: error:" in line
     ]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"channels_last": False, "window": (2, 3)}, {"layer_norm": True}], ids=str
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_compiling_ahead_changes_nothing(options: dict[str, Any], training: bool) -> None:
+    layer = MDLSTM(3, 4, num_layers=2, dropout=0.5, cell="slstm", directions="all", **options)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    state = torch.get_rng_state()
+    layer.precompile(training, states=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+    assert all(parameter.grad is None for parameter in layer.parameters())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import sys
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,14 +26,17 @@ from mdlstm_tk.backends.specialize import compiling, specialize
 from mdlstm_tk.cells import operations
 from mdlstm_tk.cells.ir import Kernel
 
+_log = logging.getLogger("mdlstm_tk")
 _config_lock = threading.Lock()
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 Generic = Literal["forward", "backward", "matmul", "pack", "pack_transposed"]
 
 
-def announce(text: str) -> None:
-    """Tell the user why a call takes long."""
-    print(text, file=sys.stderr, flush=True)
+@cache
+def announce(subject: str) -> None:
+    """Tell the user why a call takes long, once for each subject. Without handlers of their own, Python
+    prints warnings of a logger on standard error."""
+    _log.warning(f"mdlstm-tk compiles {subject} for this CPU, once; later runs take it from the cache")
 
 
 def jit(function: Callable[..., Any]) -> Any:
@@ -54,11 +57,17 @@ def generic_kernel(name: Generic, dtype: str) -> Any:
         modules = {"forward": kernels, "backward": backward_kernel, "matmul": matmul}
         template = getattr(modules.get(name, packing), name)
         function = specialize(template, f"{name}_{dtype}", ZERO=np.dtype(dtype).type(0))
-        return _compile(function, "", f"its kernels ({name}, {dtype})")
+        return _compile(function, "", "its kernels")
 
 
-def compile_cell(kernel: Kernel, line: Any, dtype: str, ndim: int, states: int, title: str) -> Any:
-    """The C function of `cell_code.block_function` for a kernel; `title` names it for people.
+def compile_cell(kernel: Kernel, line: Any, dtype: str, ndim: int, states: int, cell: str) -> Any:
+    """The C function of `cell_code.block_function` for a kernel.
+
+    Args:
+        kernel: the graph of a pass.
+        line: the slots of that pass.
+        dtype, ndim, states: its dtype, D and S.
+        cell: the name of the cell, for messages.
 
     Raises:
         KernelError: it cannot be compiled.
@@ -67,23 +76,23 @@ def compile_cell(kernel: Kernel, line: Any, dtype: str, ndim: int, states: int, 
 
     key = f"{type(line.slots).__name__} {dtype} {ndim} {states}\n{kernel.text}"
     if key not in _cells:
-        with compiling(title):
+        with compiling(f"cell '{cell}'"):
             function = block_function(kernel, line, ndim, states, np.dtype(dtype).type(0))
             function.__name__ = function.__qualname__ = f"cell_{dtype}_{ndim}d"
-            _cells[key] = _compile(function, key, title)
+            _cells[key] = _compile(function, key, f"cell '{cell}'")
     return _cells[key]
 
 
 _cells: dict[str, Any] = {}  # by everything that the code depends on, not by name: cells can be redefined
 
 
-def _compile(function: Callable[..., None], key: str, title: str) -> Any:
+def _compile(function: Callable[..., None], key: str, subject: str) -> Any:
     """Compile a C function of int64, and cache the code on disk if there is a place to write to.
 
     Args:
         function: the function.
         key: whatever the code depends on beside the sources in this folder and the function's name.
-        title: what is compiled, for people.
+        subject: what is compiled, for people.
     """
     source = f"{_source_digest()} {function.__name__} {key}"
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
@@ -91,7 +100,7 @@ def _compile(function: Callable[..., None], key: str, title: str) -> Any:
     signature = f"void({', '.join(['int64'] * function.__code__.co_argcount)})"
     folder = cache_folder()
     if folder is None or not any(folder.rglob(f"*{digest}*.nbi")):
-        announce(f"mdlstm-tk compiles {title} for this CPU, once; later runs take it from the cache")
+        announce(subject)
     if folder is not None:
         try:
             with _caching_in(folder):

@@ -116,8 +116,7 @@ def _make_plan(key: PlanKey, valid: Sequence[Samples] | None) -> Plan:
     dtype, itemsize = str(key.dtype).removeprefix("torch."), key.dtype.itemsize
     units, positions, gate_dim = key.gate_dim // gates, prod(grid), key.gate_dim
     graph, line = lower(key.pass_kind, cell, ndim, key.present), FORWARD if is_forward else BACKWARD
-    title = f"the {key.pass_kind} pass of cell '{cell.name}' ({ndim} axes, {dtype})"
-    compiled = compile_cell(graph, line, dtype, ndim, states, title)
+    compiled = compile_cell(graph, line, dtype, ndim, states, cell.name)
 
     lanes, panel = simd.vector_length(itemsize), simd.panel_width(itemsize)
     hidden_dim = ndim * units if cell.recurrent else 0

@@ -133,38 +133,6 @@ def backward(
     return gradients
 
 
-def precompile(
-    cell_name: str, ndim: int, present: tuple[str, ...], dtype: torch.dtype, training: bool
-) -> None:
-    """Compile what a layer needs, or load it from the cache.
-
-    Args:
-        cell_name: the name of the cell.
-        ndim: D.
-        present: the names in `CELL_PARAMETERS` of the parameters that are there.
-        dtype: of x.
-        training: whether gradients are computed, too.
-
-    Raises:
-        KernelError: it cannot be compiled.
-    """
-    cell, signs = get_cell(cell_name), (1,) * ndim
-    passes: tuple[Pass, ...] = ("forward", "backward") if training else ("forward",)
-    for kind in passes:
-        key = PlanKey(
-            pass_kind=kind,
-            cell=cell,
-            dtype=dtype if dtype.itemsize >= 4 else torch.float32,
-            shape=(1, *signs, 1),
-            gate_dim=len(cell.gates(ndim)),
-            signs=signs,
-            present=present,
-            threads=1,
-            saves=training,
-        )
-        get_plan(key)
-
-
 def _plan(kind: Pass, inputs: SweepInputs, valid: list[Samples] | None, saves: bool) -> Plan:
     x = inputs.x
     key = PlanKey(
