@@ -90,8 +90,6 @@ def wavefronts(grid: tuple[int, ...]) -> Wavefronts:
     """
     front = _cache.get(grid)
     if front is None:
-        if not grid or any(extent < 1 for extent in grid):
-            raise InputError(f"a grid needs at least one axis and extents of at least 1, got {grid}")
         check_positions(prod(grid), grid)
         front = _make_wavefronts(grid)
         _cache.add(grid, front, front.nbytes)
@@ -99,11 +97,13 @@ def wavefronts(grid: tuple[int, ...]) -> Wavefronts:
 
 
 def check_positions(positions: int, grid: tuple[int, ...]) -> None:
-    """Check that a grid is not larger than its tables can hold.
+    """Check that a grid has positions, and not more than tables can hold.
 
     Raises:
-        InputError: it is; the message names `tiling`.
+        InputError: it has none, or too many; then the message names `tiling`.
     """
+    if not grid or any(extent < 1 for extent in grid):
+        raise InputError(f"a grid needs at least one axis and extents of at least 1, got {grid}")
     if positions > MAX_POSITIONS:
         raise InputError(
             f"a sweep takes {MAX_POSITIONS} positions at most, got {positions} in a grid "

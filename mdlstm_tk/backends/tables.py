@@ -121,9 +121,9 @@ class SweepRows:
 def sweep_rows(inputs: SweepInputs) -> SweepRows:
     """The rows of a sweep, without those of padded positions where the values of `sizes` can be read."""
     grid, batch, sizes = inputs.grid, inputs.x.shape[0], inputs.sizes
-    ragged = _ragged_extents(inputs)
+    ragged = ragged_extents(inputs)
     if ragged is not None:
-        return SweepRows(_ragged_tables(ragged, grid, inputs.directions, inputs.x.device), 1, ragged=True)
+        return SweepRows(ragged_tables(ragged, grid, inputs.directions, inputs.x.device), 1, ragged=True)
     tables = sweep_tables(grid, inputs.directions, inputs.x.device)
     mask = None if sizes is None or _is_readable(sizes) else valid_mask(grid, sizes.to(inputs.x.device))
     return SweepRows(tables, batch, valid_mask=mask)
@@ -131,11 +131,11 @@ def sweep_rows(inputs: SweepInputs) -> SweepRows:
 
 def ragged_rows(inputs: SweepInputs) -> int | None:
     """The number of rows of a ragged batch in each direction; None if all N·P positions have one."""
-    ragged = _ragged_extents(inputs)
+    ragged = ragged_extents(inputs)
     return None if ragged is None else sum(map(prod, ragged))
 
 
-def _ragged_extents(inputs: SweepInputs) -> Extents | None:
+def ragged_extents(inputs: SweepInputs) -> Extents | None:
     """The valid extents of each sample, if they can be read and one of them is less than the grid's."""
     if inputs.sizes is None or not _is_readable(inputs.sizes):
         return None
@@ -189,7 +189,7 @@ def _to_device(
     return np.diff(starts).tolist(), padded, order, predecessors, successors
 
 
-def _ragged_tables(
+def ragged_tables(
     extents: Extents, grid: tuple[int, ...], directions: Sequence[Direction], device: torch.device
 ) -> SweepTables:
     """The tables of a ragged batch (cached for its backward pass and its other layers)."""

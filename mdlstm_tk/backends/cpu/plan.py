@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import isqrt, prod
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from mdlstm_tk.backends.cpu.cell_code import BACKWARD, FORWARD
 from mdlstm_tk.backends.cpu.compile import compile_cell, generic_kernel
 from mdlstm_tk.backends.cpu.kernels import BLOCK
 from mdlstm_tk.backends.cpu.records import Sizes, address, words
-from mdlstm_tk.backends.cpu.tiles import Jobs, Samples, divide, make_jobs
+from mdlstm_tk.backends.cpu.tiles import Jobs, Samples, Valid, divide, make_jobs
 from mdlstm_tk.cells import Cell
 from mdlstm_tk.cells.lowering import Pass, lower, reads_hidden
 from mdlstm_tk.cells.step import CELL_PARAMETERS
@@ -95,8 +94,8 @@ class Plan(NamedTuple):
 plans: BoundedCache[PlanKey, Plan] = BoundedCache(64 << 20)
 
 
-def get_plan(key: PlanKey, valid: Sequence[Samples] | None = None) -> Plan:
-    """The plan of a sweep; for a ragged batch, of its samples that have valid positions.
+def get_plan(key: PlanKey, valid: Valid | None = None) -> Plan:
+    """The plan of a sweep; for a ragged batch, with the valid extents of its samples.
 
     Raises:
         KernelError: a kernel cannot be compiled.
@@ -105,12 +104,12 @@ def get_plan(key: PlanKey, valid: Sequence[Samples] | None = None) -> Plan:
         return _make_plan(key, valid)  # not kept: another batch will have other sizes
     plan = plans.get(key)
     if plan is None:
-        plan = _make_plan(key, None if key.batch else [])
+        plan = _make_plan(key, None if key.batch else ())
         plans.add(key, plan, PLAN_BYTES + JOB_BYTES * len(plan.jobs.order))
     return plan
 
 
-def _make_plan(key: PlanKey, valid: Sequence[Samples] | None) -> Plan:
+def _make_plan(key: PlanKey, valid: Valid | None) -> Plan:
     cell, grid, ndim, is_forward = key.cell, key.grid, len(key.grid), key.pass_kind == "forward"
     gates, states, dirs = len(cell.gates(ndim)), len(cell.states), len(key.signs) // ndim
     dtype, itemsize = str(key.dtype).removeprefix("torch."), key.dtype.itemsize
@@ -128,9 +127,9 @@ def _make_plan(key: PlanKey, valid: Sequence[Samples] | None) -> Plan:
     reads_h = reads_hidden(cell, ndim)
 
     operations = 2 * depth * gate_dim * (1 if is_forward else 2)  # of a row
-    whole = Samples(0, key.batch, grid)
-    rows = sum(samples.rows for samples in ([whole] if valid is None else valid))
-    division = divide(whole, valid, dirs, rows * dirs * operations, key.threads)
+    whole = Samples(0, key.batch, grid, valid)
+    rows = whole.rows
+    division = divide(whole, dirs, rows * dirs * operations, key.threads)
     jobs = make_jobs(division, key.batch, grid, key.signs, operations, not is_forward)
     blocks = rows // BLOCK // len(jobs.chains)
     part_blocks = max(MIN_PART_BLOCKS, isqrt(blocks))  # as many parts as blocks in each: the shortest sums

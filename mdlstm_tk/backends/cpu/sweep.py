@@ -26,13 +26,14 @@ from mdlstm_tk.backends.boundary import face_extents
 from mdlstm_tk.backends.cpu.plan import Plan, PlanKey, get_plan
 from mdlstm_tk.backends.cpu.records import BackwardArrays, ForwardArrays, PackArrays, address, words
 from mdlstm_tk.backends.cpu.threads import run_chains, thread_limit
-from mdlstm_tk.backends.cpu.tiles import Samples
+from mdlstm_tk.backends.cpu.tiles import Valid
 from mdlstm_tk.backends.inputs import (
     Gradients,
     SweepInputs,
     SweepResults,
     boundary_shape,
 )
+from mdlstm_tk.backends.tables import ragged_extents
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.lowering import Pass
 
@@ -48,7 +49,7 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
         save: keep what `backward` needs.
         recompute: keep no gates.
     """
-    dtype, valid = inputs.x.dtype, _valid_samples(inputs)
+    dtype, valid = inputs.x.dtype, _valid_extents(inputs)
     inputs = _converted(inputs)
     plan, x = _plan("forward", inputs, valid, save), inputs.x
     rows, dirs, units = plan.sizes.places, plan.sizes.dirs, plan.sizes.units
@@ -94,7 +95,7 @@ def backward(
         dfinal: the gradient of the final states, if there are any.
         wants_dx: whether the gradient of x is needed.
     """
-    dtype, valid = inputs.x.dtype, _valid_samples(inputs)
+    dtype, valid = inputs.x.dtype, _valid_extents(inputs)
     inputs = _converted(inputs)
     grad, output, gates, states = map(_plain, (grad, output, gates, states))
     plan = _plan("recompute" if gates is None else "backward", inputs, valid, wants_dx)
@@ -133,7 +134,7 @@ def backward(
     return gradients
 
 
-def _plan(kind: Pass, inputs: SweepInputs, valid: list[Samples] | None, saves: bool) -> Plan:
+def _plan(kind: Pass, inputs: SweepInputs, valid: Valid | None, saves: bool) -> Plan:
     x = inputs.x
     key = PlanKey(
         pass_kind=kind,
@@ -163,18 +164,10 @@ def _run(plan: Plan, arrays: tuple[int, ...], keep: list[Any]) -> None:
     run_chains(run, plan.jobs.chains, plan.jobs.order, (plan, record, keep))
 
 
-def _valid_samples(inputs: SweepInputs) -> list[Samples] | None:
-    """The samples of a ragged batch that have valid positions; None if all positions are valid."""
-    if inputs.sizes is None:
-        return None
-    grid, samples = inputs.grid, []
-    for k, extents in enumerate(inputs.sizes.tolist()):
-        limited = tuple(map(min, extents, grid))
-        if min(limited) > 0:
-            samples.append(Samples(k, 1, limited))
-    if len(samples) == len(inputs.x) and all(sample.extents == grid for sample in samples):
-        return None
-    return samples
+def _valid_extents(inputs: SweepInputs) -> Valid | None:
+    """The valid extents of each sample of a ragged batch; None if all positions are valid."""
+    extents = ragged_extents(inputs)
+    return None if extents is None else tuple(map(tuple, extents))
 
 
 def _front(inputs: SweepInputs, plan: Plan, start: Tensor | None) -> Tensor | None:

@@ -18,11 +18,13 @@ from math import prod
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 
 from mdlstm_tk._util.caches import BoundedCache
 from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.records import Job, address, words
 from mdlstm_tk.backends.cpu.threads import Task
+from mdlstm_tk.backends.tables import ragged_tables
 from mdlstm_tk.wavefront import Direction, wavefronts
 
 MIN_BAND_GRID = 4096  # rows (position, sample) of a grid that is divided
@@ -38,17 +40,27 @@ MIN_TASK_OPERATIONS = 3_000_000
 BAND_TASKS = 4  # tasks of a band, unless they have less than that
 
 
+Valid = tuple[tuple[int, ...], ...]  # extents of each sample
+
+
 class Samples(NamedTuple):
-    """Samples first, first + 1, …, which have the same valid extents and are swept together."""
+    """Samples first, first + 1, …, which are swept together.
+
+    Attributes:
+        first, number: which, and how many.
+        extents: those of the grid.
+        valid: for a ragged batch the valid extents of each sample.
+    """
 
     first: int
     number: int
     extents: tuple[int, ...]
+    valid: Valid | None = None
 
     @property
     def rows(self) -> int:
         """The number of rows (position, sample)."""
-        return self.number * prod(self.extents)
+        return self.number * prod(self.extents) if self.valid is None else sum(map(prod, self.valid))
 
 
 class Tile(NamedTuple):
@@ -120,22 +132,19 @@ def tile_bands(extents: tuple[int, ...], samples: int) -> list[tuple[int, int]]:
     return [(start, min(height, extents[0] - start)) for start in range(0, extents[0], height)]
 
 
-def divide(
-    whole: Samples, valid: Sequence[Samples] | None, dirs: int, operations: int, threads: int
-) -> Division:
+def divide(whole: Samples, dirs: int, operations: int, threads: int) -> Division:
     """The division that keeps most threads busy; of equal ones that by samples, which share least.
 
     Args:
         whole: all samples.
-        valid: those of a ragged batch, each for itself; None if all positions are valid.
         dirs: the number of directions.
         operations: floating-point operations of the sweep.
         threads: the largest number of threads.
     """
     followers = max(1, min(threads, operations // BANDS_OPERATIONS))
     threads = max(1, min(threads, operations // THREAD_OPERATIONS))
-    if valid is not None:
-        return Division(valid, "samples", max(1, min(threads, len(valid))))
+    if whole.valid is not None:
+        return Division(_ragged_ranges(whole, threads), "samples", threads)
     batch, bands = whole.number, len(tile_bands(whole.extents, whole.number))
     busy: dict[Literal["samples", "directions", "bands"], float] = {  # threads at work, on average
         "samples": batch / -(-batch // min(threads, batch)),
@@ -162,14 +171,13 @@ def make_jobs(
 
     Args:
         division: among threads.
-        batch: N. Samples of a dense batch have the bands that all of them have together.
+        batch: N. Bands are those that all samples have together.
         grid: the extents.
         signs: the directions, dirs · D signs.
         operations: floating-point operations of a row.
         backwards: whether the sweep runs from the last position to the first.
     """
     dirs, by = len(signs) // len(grid), division.by
-    together = batch if all(samples.extents == grid for samples in division.ranges) else 1
     chains: list[list[Task]] = [[] for _ in range(division.chains)]
     jobs = Jobs(
         chains,
@@ -180,26 +188,30 @@ def make_jobs(
         is_tiled=False,
         keep=[],
     )
-    chain_of = _balance(division)
     tiles = [
-        Tile(samples, direction, start, (extent, *samples.extents[1:]))
+        Tile(samples, direction, start, (extent, *grid[1:]))
         for samples in division.ranges
+        if samples.rows > 0
         for direction in range(dirs)
-        for start, extent in tile_bands(samples.extents, together)[:: -1 if backwards else 1]
+        for start, extent in _bands(samples, batch)[:: -1 if backwards else 1]
     ]
     longest = 0
     for index, tile in enumerate(tiles):
         if index == 0 or tile[:2] != tiles[index - 1][:2]:
             before = _Before()
         samples, direction = tile.samples, signs[tile.direction * len(grid) :][: len(grid)]
-        tables = tile_tables(tile.extents, grid, direction)
-        takes = {"samples": chain_of[samples], "directions": tile.direction, "bands": index}
+        is_ragged = samples.valid is not None
+        if samples.valid is None:
+            tables = tile_tables(tile.extents, grid, direction)
+        else:
+            tables = _ragged_tables(samples.valid, grid, signs, tile.direction)
+        takes = {"samples": division.ranges.index(samples), "directions": tile.direction, "bands": index}
         chain = takes[by] % len(chains)
         job = Job(
             direction=tile.direction,
-            first_sample=samples.first,
-            samples=samples.number,
-            corner=_corner(tile, grid, direction),
+            first_sample=0 if is_ragged else samples.first,
+            samples=1 if is_ragged else samples.number,
+            corner=samples.first * prod(grid) if is_ragged else _corner(tile, grid, direction),
             begin=0,
             end=len(tables.starts) - 1,
             starts=tables.starts.ctypes.data,
@@ -214,10 +226,10 @@ def make_jobs(
             dx_buffer=chain if jobs.buffers > 1 else 0,
         )
         jobs.keep.append(tables)
-        longest = max(longest, int(np.diff(tables.starts).max()) * samples.number)
+        longest = max(longest, int(np.diff(tables.starts).max()) * job.samples)
         parts = [(0, job.end)]
         if len(chains) > 1:
-            parts = _cut(tables.starts, samples.number * operations, by == "bands")
+            parts = _cut(tables.starts, job.samples * operations, by == "bands")
         done = []
         for begin, end in parts[:: -1 if backwards else 1]:
             record = words(job._replace(begin=begin, end=end))
@@ -246,14 +258,20 @@ class _Before(NamedTuple):
         return next((n for begin, end, n in self.tasks if begin <= wavefront < end), self.tasks[-1][2])
 
 
-def _balance(division: Division) -> dict[Samples, int]:
-    """For samples that are swept together their chain, so that all chains have about the same to do."""
-    rows = [0] * division.chains
-    chain_of = {}
-    for samples in sorted(division.ranges, key=lambda samples: samples.rows, reverse=True):
-        chain_of[samples] = rows.index(min(rows))
-        rows[chain_of[samples]] += samples.rows
-    return chain_of
+def _bands(samples: Samples, batch: int) -> list[tuple[int, int]]:
+    """The bands of some samples; a ragged batch is one tile."""
+    if samples.valid is not None:
+        return [(0, samples.extents[0])]
+    return tile_bands(samples.extents, batch)
+
+
+def _ragged_ranges(whole: Samples, chains: int) -> list[Samples]:
+    """A range of samples for each chain, with about the same number of rows each."""
+    assert whole.valid is not None
+    rows = np.cumsum([0, *map(prod, whole.valid)])
+    inner = np.searchsorted(rows, [int(rows[-1]) * k // chains for k in range(1, chains)])
+    limits = pairwise([0, *inner.tolist(), whole.number])
+    return [Samples(a, b - a, whole.extents, whole.valid[a:b]) for a, b in limits]
 
 
 def _cut(starts: Any, operations: int, is_band: bool) -> list[tuple[int, int]]:
@@ -289,6 +307,23 @@ def tile_tables(extents: tuple[int, ...], grid: tuple[int, ...], direction: Dire
         )
         _tables.add(key, tables, sum(table.nbytes for table in tables))
     return tables
+
+
+def _ragged_tables(
+    valid: Valid, grid: tuple[int, ...], signs: tuple[int, ...], direction: int
+) -> TileTables:
+    """The tables of a ragged batch in one of its directions; offsets count the positions of all samples."""
+    ndim = len(grid)
+    directions = [signs[k : k + ndim] for k in range(0, len(signs), ndim)]
+    tables = ragged_tables([*map(list, valid)], grid, directions, torch.device("cpu"))
+    strides = [prod(grid[d + 1 :]) for d in range(ndim)]
+    return TileTables(
+        tables.starts[1:-1].numpy(),
+        tables.order[direction].numpy(),
+        tables.predecessors.numpy(),
+        tables.successors.numpy(),
+        np.multiply(directions[direction], strides).astype(np.int64),
+    )
 
 
 def _corner(tile: Tile, grid: tuple[int, ...], direction: Direction) -> int:
