@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -54,10 +55,12 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
     plan, x = _plan("forward", inputs, valid, save), inputs.x
     rows, dirs, units = plan.sizes.places, plan.sizes.dirs, plan.sizes.units
     shape = (*x.shape[:-1], dirs, units)
-    output = _new(x, *shape) if valid is None else _zeros(x, *shape)
+    output = _new(x, shape) if valid is None else _zeros(x, shape)
     front = _front(inputs, plan, inputs.initial)
-    gates = _new(x, dirs, rows, plan.sizes.gate_dim) if save and not recompute else None
-    states = _new(x, dirs, rows, plan.sizes.states * units) if save else None
+    # Padded positions of a ragged batch are never touched, so in small pages they take no memory.
+    new = _new if valid is None else Tensor.new_empty
+    gates = new(x, (dirs, rows, plan.sizes.gate_dim)) if save and not recompute else None
+    states = new(x, (dirs, rows, plan.sizes.states * units)) if save else None
     packed, parameters = _pack(plan, inputs), inputs.cell_parameters()
     scratch = x.new_empty(len(plan.jobs.chains) * plan.sizes.scratch)
     arrays = ForwardArrays(
@@ -103,8 +106,8 @@ def backward(
     dfront = _front(inputs, plan, _plain(dfinal))
     weights = _pack(plan, inputs) if gates is None else None
     weights_t, parameters = _pack_transposed(plan, inputs), inputs.cell_parameters()
-    dx = _zeros(x, plan.jobs.buffers, *x.shape) if wants_dx else None
-    sums = _zeros(x, plan.jobs.slots, sizes.dirs, sizes.sums_size)
+    dx = _zeros(x, (plan.jobs.buffers, *x.shape)) if wants_dx else None
+    sums = _zeros(x, (plan.jobs.slots, sizes.dirs, sizes.sums_size))
     scratch = x.new_empty(len(plan.jobs.chains) * sizes.scratch)
     arrays = BackwardArrays(
         cell=plan.cell,
@@ -174,7 +177,7 @@ def _front(inputs: SweepInputs, plan: Plan, start: Tensor | None) -> Tensor | No
     """The front of a sweep, which starts as initial states or as gradients of the final ones."""
     if start is None:
         wanted = inputs.initial is not None or plan.jobs.is_tiled
-        return _zeros(inputs.x, *boundary_shape(inputs)) if wanted else None
+        return _zeros(inputs.x, boundary_shape(inputs)) if wanted else None
     if inputs.sizes is None:
         return _copy(start)
     return start.masked_fill(~_valid_lines(inputs)[..., None, None, None], 0)
@@ -224,7 +227,7 @@ def _split_sums(plan: Plan, inputs: SweepInputs, sums: Tensor) -> Gradients:
     return {name: _copy(part) for name, part in parts.items()}
 
 
-def _new(like: Tensor, *shape: int) -> Tensor:
+def _new(like: Tensor, shape: Sequence[int]) -> Tensor:
     """Memory for a result. If it is large, the system is asked for pages of 2 MiB: touching fresh memory in
     pages of 4 KiB takes a quarter of the time of training at 1, 512×512, n 32."""
     tensor = like.new_empty(shape)
@@ -241,8 +244,8 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
 
 
-def _zeros(like: Tensor, *shape: int) -> Tensor:
-    tensor = _new(like, *shape)
+def _zeros(like: Tensor, shape: Sequence[int]) -> Tensor:
+    tensor = _new(like, shape)
     ctypes.memset(tensor.data_ptr(), 0, tensor.nbytes)
     return tensor
 
