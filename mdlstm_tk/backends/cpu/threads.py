@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 
 INTERRUPTED = 1.5e-3  # seconds that a job may take beyond its own time on a CPU, and half of that
+TOLERATED = 2  # interruptions of a sweep: torch's own threads spin for milliseconds after an operation
 PAUSE = 0.1  # seconds without the pool after that
 
 
@@ -54,6 +55,7 @@ class _Shared:
         self.taken = [False] * len(chains)  # whether a thread is at a task of the chain
         self.caller_waits = False
         self.stopped = False
+        self.interruptions = 0
 
     def work(self, is_caller: bool) -> None:
         """Run tasks. The caller returns when all are done, others when they are not needed any more."""
@@ -109,8 +111,11 @@ class _Shared:
         """Run a task, and tell whether it had to wait for a CPU."""
         start, start_cpu = time.perf_counter(), time.thread_time()
         self.run(task.job)
-        cpu = time.thread_time() - start_cpu
-        if time.perf_counter() - start - cpu < INTERRUPTED + cpu / 2:
+        wall, cpu = time.perf_counter() - start, time.thread_time() - start_cpu
+        if wall - cpu < INTERRUPTED + cpu / 2:
+            return False
+        self.interruptions += 1
+        if self.interruptions <= TOLERATED:
             return False
         _pool.resume = time.perf_counter() + PAUSE
         return True
