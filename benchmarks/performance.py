@@ -127,11 +127,11 @@ Threads divide a sweep by directions, samples, or bands of the grid, and wait fo
 times in a sweep at most. In version 0.6 they met after each wavefront, so one that waited for its turn on a
 processor stopped the other.
 
-Threads of torch's OpenMP count as other programs too: they wait some 10 ms without sleep after each operation
-that they share. On two processors, a sweep right after such an operation gains nothing from its second
-thread: 15.8 ms for 16, 32x32, 1, 64 forward, and 9.3 ms with `OMP_WAIT_POLICY=passive` in the environment.
-Rows of `mdlstm bench` with 2 threads show this. The variable makes many tiny operations of torch slower, for
-example `mdlstm train` with default settings (1.3 to 1.6 s, and 2.0 to 2.6 s with it), so it is left to you.
+Threads of torch's OpenMP count as other programs too: they wait some 10 ms without sleep after each
+operation that they share. On two processors, a sweep right after such an operation gains nothing from its
+second thread: 15.8 ms for 16, 32x32, 1, 64 forward, and 9.3 ms with `OMP_WAIT_POLICY=passive` set. Rows of
+`mdlstm bench` with 2 threads show this. The variable makes many tiny operations of torch slower, for example
+`mdlstm train` with default settings (1.3 to 1.6 s, and 2.0 to 2.6 s with it), so it is left to you.
 
 ## Compiling
 

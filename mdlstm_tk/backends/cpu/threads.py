@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 
 INTERRUPTED = 1.5e-3  # seconds that a job may take beyond its own time on a CPU, and half of that
-TOLERATED = 2  # interruptions of a sweep: torch's own threads spin for milliseconds after an operation
+TOLERATED = 2  # interruptions of a sweep: torch's own threads spin for milliseconds too
 PAUSE = 0.1  # seconds without the pool after that
 
 
