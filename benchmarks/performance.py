@@ -130,7 +130,7 @@ processor stopped the other.
 Threads of torch's OpenMP count as other programs too: they wait some 10 ms without sleep after each
 operation that they share. On two processors, a sweep right after such an operation gains nothing from its
 second thread: 15.8 ms for 16, 32x32, 1, 64 forward, and 9.3 ms with `OMP_WAIT_POLICY=passive` set. Rows of
-`mdlstm bench` with 2 threads show this. The variable makes many tiny operations of torch slower, for example
+`mdlstm bench` with 2 threads show this. The variable makes tiny operations of torch slower, for example
 `mdlstm train` with default settings (1.3 to 1.6 s, and 2.0 to 2.6 s with it), so it is left to you.
 
 ## Compiling
