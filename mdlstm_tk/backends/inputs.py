@@ -138,7 +138,7 @@ DIFFERENTIABLE = SweepInputs._fields[: SweepInputs._fields.index("sizes")]
 
 
 class CellTraits(NamedTuple):
-    """What the inputs of a sweep depend on.
+    """Properties of a cell that decide the shapes of a sweep's inputs.
 
     Attributes:
         gates: G.

@@ -83,7 +83,7 @@ class Cell:
 
     @property
     def peephole(self) -> bool:
-        """Whether it can have peepholes."""
+        """True if the cell can have peepholes."""
         return self.hooks == 2
 
     def gate_index(self, role: Role, ndim: int) -> list[int]:

@@ -197,7 +197,7 @@ class Kernel:
         return "\n".join(lines)
 
     def reads(self, slot: str) -> bool:
-        """Whether any row of an array is read."""
+        """True if any row of an array is read."""
         return any(value.op == "load" and value.slot == slot for value in self.values)
 
 

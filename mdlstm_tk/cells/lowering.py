@@ -72,7 +72,7 @@ def lower(pass_kind: Pass, cell: Cell, ndim: int, present: tuple[str, ...] = ())
 
 @cache
 def reads_hidden(cell: Cell, ndim: int) -> bool:
-    """Whether the equations read h of the predecessors."""
+    """True if the equations read h of the predecessors."""
     return lower("forward", cell, ndim).reads("h_prev")
 
 

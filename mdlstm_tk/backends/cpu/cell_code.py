@@ -182,7 +182,7 @@ class _RowBuilder:
                 self.builder.store(self.builder.fadd(before, added), self.sums[id(mean)])
 
     def _body(self, level: int, vectors: Vectors, index: ir.Value, sums: dict[int, ir.Value]) -> None:
-        """What one vector of units needs at `level`. Each store follows its value as soon as possible."""
+        """Code of one vector of units at `level`. Each store follows its value as soon as possible."""
         builder, computed = self.builder, dict[int, ir.Value]()
 
         def get(value: Value) -> ir.Value:

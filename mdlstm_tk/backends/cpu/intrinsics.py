@@ -96,7 +96,7 @@ Step = Callable[[ir.IRBuilder, Pointer, Sequence[Pointer], int], None]
 
 
 def _elementwise(step: Step, target: Any, *sources: Any) -> Any:
-    """What an intrinsic (target, *sources, count) returns that does `step` on vector after vector."""
+    """Code of an intrinsic (target, *sources, count) that does `step` on vector after vector."""
 
     def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         element, position = context.get_data_type(target.dtype), simd.counter(builder)

@@ -101,7 +101,7 @@ class _Shared:
         return self.done[task.chain] >= task.needed
 
     def _is_over(self, is_caller: bool) -> bool:
-        """Whether all tasks are done; for others than the caller, whether all have begun."""
+        """True if all tasks are done; for threads other than the caller, if all have begun."""
         return all(
             done + (taken and not is_caller) >= len(chain)
             for done, taken, chain in zip(self.done, self.taken, self.chains, strict=True)
