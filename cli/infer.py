@@ -178,9 +178,6 @@ def infer(
 
     A tiled model (.tiles) reads npy, tif and zarr by region, so that they may be larger than the memory,
     and writes npy, zarr, and masks as tif.
-
-    A model that was not exported on this machine runs in isolation, and so does every model with --timeout
-    or --max-bytes: processes with limits on memory and time read the files and run the model.
     """
     if json and output == "-":
         raise InputError("--json prints on stdout, where -o - writes the result; give one of them")
@@ -255,8 +252,6 @@ def _print_plan(run: Inference) -> None:
             f"the model is of an older run, because the newest, {run.newer_run}, has no export; "
             f"make one with: mdlstm export {shell_quoted(run.newer_run)}"
         )
-    if run.isolation_problem:
-        warn(f"{run.model} runs without limits that bind: {run.isolation_problem}")
     note(f"{run.model} on {run.device} ({run.provider}){', isolated' if run.isolated else ''}")
     if run.reason:
         note(f"not on CUDA: {run.reason}")

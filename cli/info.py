@@ -10,7 +10,7 @@ import typer
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import shell_quoted
-from mdlstm_tk.cli.console import next_command, print_json, table, warn, with_options
+from mdlstm_tk.cli.console import next_command, print_json, table, with_options
 from mdlstm_tk.cli.options import Json, MaxBytes, OwnCell, OwnModel, complete_model_or_run, named_files
 from mdlstm_tk.errors import InputError, require
 
@@ -63,21 +63,17 @@ def info(
 def _describe_model(path: Path, max_bytes: int | None) -> dict[str, Any]:
     from mdlstm_tk.runtime import Session
     from mdlstm_tk.runtime.io.npy import MAX_BYTES
-    from mdlstm_tk.runtime.isolation.rule import choose_isolation
     from mdlstm_tk.runtime.tiles.archive import is_archive, read_archive_bytes
     from mdlstm_tk.runtime.tiles.session import TiledSession
 
     limit = max_bytes or MAX_BYTES
-    isolated, problem = choose_isolation([path], limit, limited=max_bytes is not None)
-    if problem:
-        warn(f"{path} is loaded without limits that bind: {problem}")
     if is_archive(path):
         read_archive_bytes(path, limit)  # max_bytes of a TiledSession bounds the memory of its runs
-        with TiledSession(path, "cpu", isolated=isolated) as tiled:
+        with TiledSession(path, "cpu") as tiled:
             stages = [_describe_stage(stage) for stage in tiled.archive.stages]
             metadata = asdict(tiled.metadata)
             return {"kind": "model", "bytes": path.stat().st_size, **metadata, "stages": stages}
-    with Session(path, "cpu", max_bytes=limit, isolated=isolated) as session:
+    with Session(path, "cpu", max_bytes=limit) as session:
         return {"kind": "model", "bytes": path.stat().st_size, **asdict(session.metadata)}
 
 

@@ -114,7 +114,7 @@ def _draw_with_model(
     from mdlstm_tk.runtime.model_discovery import run_of
     from mdlstm_tk.runtime.samples import drawn_size, read_given
 
-    with Session(path, "cpu", isolated=None) as session:
+    with Session(path, "cpu") as session:
         size = size or drawn_size(session.metadata, str(path), run_of(path))
         part = read_given(given, size, session.metadata.channels) if given else None
         return session.sample(count, size, given=part, **options), part

@@ -25,7 +25,6 @@ from mdlstm_tk.export.verification.export_verifier import ExportVerifier
 from mdlstm_tk.export.verification.parity import ATOL, RTOL, Float32Array
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.files import atomic_write
-from mdlstm_tk.runtime.isolation.rule import note_export
 
 Dtype = Literal["float32", "float16", "int8"]
 ATOLS: dict[Dtype, float] = {"float32": ATOL, "float16": 5e-3, "int8": 5e-2}
@@ -188,7 +187,6 @@ def export_onnx(
     data = model.SerializeToString()
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
-    note_export(data)
     seconds = time.perf_counter() - start
     return ExportReport(path, file_metadata, len(model.graph.node), len(data), max_abs, seconds)
 

@@ -23,8 +23,7 @@ from mdlstm_tk.export.verification.parity import ATOL, RTOL, compare
 from mdlstm_tk.models import PixelNet
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable, staging
-from mdlstm_tk.runtime.isolation.rule import note_export
-from mdlstm_tk.runtime.metadata_checks import layout_of
+from mdlstm_tk.runtime.metadata import layout_of
 from mdlstm_tk.runtime.samples import run_rows, uniform_numbers
 from mdlstm_tk.training import Run, load_checkpoint
 from mdlstm_tk.training.config import NO_CODE, Code
@@ -87,7 +86,6 @@ def export_drawing(
         parity={"atol": ATOL, "rtol": RTOL, "max_abs": _verify(network, path)},
     )
     data = model.SerializeToString()
-    note_export(data)
     if target:
         with staging(Path(tempfile.gettempdir())) as scratch:
             (scratch / path.name).write_bytes(data)

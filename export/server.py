@@ -16,9 +16,8 @@ from google.protobuf import text_encoding
 
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.tensor_spec import read_model, tensor_specs
+from mdlstm_tk.export.tensor_spec import TensorSpec, read_model, tensor_specs
 from mdlstm_tk.runtime.io.files import atomic_write, staging
-from mdlstm_tk.runtime.security.interface import TensorSpec
 
 MAX_BATCH = 64  # requests per run; memory grows with the batch, and most grids fit this many times
 PREPROCESSING = "mdlstm.preprocessing"  # key of the metadata in the model, and of the parameter

@@ -19,7 +19,7 @@ from mdlstm_tk.export.outputs import named_outputs
 from mdlstm_tk.export.verification.inputs import odd_grids
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.metadata_checks import layout_of
+from mdlstm_tk.runtime.metadata import layout_of
 
 MAX_POSITIONS = 2**14  # of a grid to verify on; the float64 reference takes seconds for so many
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # of inputs, by networks

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import helper
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.security.interface import TensorSpec
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a model.
+
+    Attributes:
+        name: its name.
+        dtype: NumPy's name for the type of its elements, such as "float32".
+        shape: its extents, None where an extent is free; the first axis is the batch.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
 
 
 def read_model(data: bytes) -> onnx.ModelProto:

@@ -24,7 +24,7 @@ from mdlstm_tk.export.verification.parity import Float32Array
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import depth_to_space
 from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.metadata_checks import layout_of
+from mdlstm_tk.runtime.metadata import layout_of
 from mdlstm_tk.tiling.stages import TileStages
 
 Grid = tuple[int, ...]

@@ -24,7 +24,6 @@ from mdlstm_tk.export.verification.parity import ATOL, RTOL
 from mdlstm_tk.export.verification.tile_verifier import verify_tiles
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.io.files import atomic_write
-from mdlstm_tk.runtime.isolation.rule import note_export
 from mdlstm_tk.runtime.tiles.archive import INDEX, SCHEMA, SUFFIX
 from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.tiling.stages import TileStages, stages_of
@@ -93,7 +92,6 @@ def export_tiles(
     data = _archive(index, archive_metadata, graphs)
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
-    note_export(data)
     nodes = sum(len(model.graph.node) for model in graphs.values())
     seconds = time.perf_counter() - start
     return ExportReport(path, archive_metadata, nodes, len(data), max_abs, seconds)

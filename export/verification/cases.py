@@ -12,11 +12,11 @@ import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.export.tensor_spec import TensorSpec
 from mdlstm_tk.export.verification.inputs import odd_grids, random_inputs, task_inputs
 from mdlstm_tk.export.verification.parity import Array
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.io.readers import read_input
-from mdlstm_tk.runtime.security.interface import TensorSpec
 from mdlstm_tk.runtime.shapes import Shapes
 
 Grid = tuple[int, ...]

@@ -20,7 +20,7 @@ from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.export.copies import eval_copy
 from mdlstm_tk.export.outputs import named_outputs
 from mdlstm_tk.export.run_export import find_checkpoint
-from mdlstm_tk.export.tensor_spec import read_model, tensor_specs
+from mdlstm_tk.export.tensor_spec import TensorSpec, read_model, tensor_specs
 from mdlstm_tk.export.verification.cases import Case, Grid, UserInputs, random_cases, user_cases
 from mdlstm_tk.export.verification.divergence import first_divergence, wavefront_errors
 from mdlstm_tk.export.verification.graph_reference import GraphReference
@@ -39,10 +39,8 @@ from mdlstm_tk.export.verification.report import Outcome, VerificationReport
 from mdlstm_tk.export.verification.tile_verifier import run_in_tiles, small_tile
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
-from mdlstm_tk.runtime.isolation.rule import choose_isolation
 from mdlstm_tk.runtime.model_discovery import archives_in, models_in, without_drawing
 from mdlstm_tk.runtime.samples import check_takes_grids
-from mdlstm_tk.runtime.security.interface import TensorSpec
 from mdlstm_tk.runtime.shapes import Shapes
 from mdlstm_tk.runtime.tiles.archive import is_archive, read_archive_bytes
 from mdlstm_tk.runtime.tiles.session import TiledSession
@@ -207,13 +205,12 @@ def _sessions(
     model: Path, device: str, max_bytes: int, timeout: float | None
 ) -> Sequence[Session | TiledSession]:
     """A session on the device; for "auto" one on the CPU and, where it works, one on CUDA."""
-    isolated, _ = choose_isolation([model], max_bytes, limited=timeout is not None)
     open_session: Callable[[str], Session | TiledSession]
     if is_archive(model):
         read_archive_bytes(model, max_bytes)  # max_bytes of a TiledSession bounds the memory of its runs
-        open_session = partial(TiledSession, model, timeout=timeout, isolated=isolated)
+        open_session = partial(TiledSession, model, timeout=timeout)
     else:
-        open_session = partial(Session, model, max_bytes=max_bytes, timeout=timeout, isolated=isolated)
+        open_session = partial(Session, model, max_bytes=max_bytes, timeout=timeout)
     session = open_session(device)
     if device != "auto" or session.device == "cpu":
         return [session]

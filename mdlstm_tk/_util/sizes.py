@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from mdlstm_tk.errors import InputError
 
@@ -29,6 +30,6 @@ def parse_size(text: str, ndim: int = 2) -> tuple[int, ...]:
     return extents
 
 
-def format_size(extents: tuple[int, ...]) -> str:
-    """Format a size: format_size((8, 12)) is "8x12"."""
-    return "x".join(map(str, extents))
+def format_size(extents: Sequence[int | None]) -> str:
+    """Format a size: format_size((8, 12)) is "8x12", and format_size((8, None)) "8x*"."""
+    return "x".join("*" if extent is None else str(extent) for extent in extents)

@@ -86,16 +86,16 @@ def measure_exports(run: Run, grid: tuple[int, ...]) -> list[ExportedModel]:
 def _measure(path: Path, grid: tuple[int, ...], checkpoint: str) -> ExportedModel:
     size = path.stat().st_size
     try:
-        with Session(path, "cpu", threads=1, isolated=None) as session:
+        with Session(path, "cpu", threads=1) as session:
             metadata = session.metadata
             if metadata.sample_bytes * BATCH > MAX_BATCH_BYTES:
                 return ExportedModel(path, size, problem="its grid is too large to be measured for a page")
-            extents = metadata.grid or grid
+            extents = metadata.grid_like(grid)
             channels = metadata.channels
             shape = (*extents, channels) if metadata.channels_last else (channels, *extents)
             x = np.random.default_rng(0).standard_normal((BATCH, *shape), dtype=np.float32)
             one, batch = _median_time(lambda: session(x[:1])), _median_time(lambda: session(x))
-        load = _median_time(lambda: Session(path, "cpu", threads=1, isolated=None).close())
+        load = _median_time(lambda: Session(path, "cpu", threads=1).close())
     except MDLSTMError as error:
         return ExportedModel(path, size, problem=str(error))
     is_current = metadata.checkpoint_sha256 == checkpoint

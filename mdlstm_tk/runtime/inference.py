@@ -23,7 +23,6 @@ from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.io.readers import Arrays, InputFile
 from mdlstm_tk.runtime.io.writers import Format
-from mdlstm_tk.runtime.isolation.rule import choose_isolation
 from mdlstm_tk.runtime.jobs import (
     Job,
     LeftOut,
@@ -72,7 +71,6 @@ class Inference:
         provider: ONNX Runtime's name for the device.
         reason: why "auto" did not take the CUDA that this ONNX Runtime supports; else None.
         isolated: whether the model runs, and the inputs are read, in processes with limits.
-        isolation_problem: why this system cannot isolate, although the call asks for it; else None.
         advice: how to run an input in tiles that may be too large for a run on all of it; else None.
     """
 
@@ -90,7 +88,6 @@ class Inference:
     provider: str
     reason: str | None
     isolated: bool
-    isolation_problem: str | None
     advice: str | None = None
 
 
@@ -109,7 +106,7 @@ def infer_paths(
     workers: int | None = None,
     max_bytes: int | None = None,
     timeout: float | None = None,
-    isolated: bool | None = None,
+    isolated: bool = False,
     skip_existing: bool = False,
     force: bool = False,
     tile: int | None = None,
@@ -144,9 +141,7 @@ def infer_paths(
         workers: number of processes of the Ray engine. None: one per CPU.
         max_bytes: maximum size in bytes of a file, before and after decompression. None: 1 GiB.
         timeout: maximum duration of one run in seconds. None: no limit, or 120 s in isolation.
-        isolated: read the inputs and run the model in child processes with limits; see `Session`. None: do
-            so if `max_bytes` or `timeout` is given or the model was not exported on this machine, and the
-            system can.
+        isolated: run the model in a child process with limits; see `Session`.
         skip_existing: leave out files whose result exists.
         force: replace results that exist, and start over where an interrupted tiled run left something.
         tile: of a tiled model (`.tiles`), extents of a tile along each axis. None: 512.
@@ -182,7 +177,6 @@ def infer_paths(
         raise InputError("--engine ray takes files, not - (stdin or stdout)")
 
     limit = MAX_BYTES if max_bytes is None else max_bytes
-    limited = max_bytes is not None or timeout is not None
     is_tiled = tile is not None or level is not None or resume
     models = find_models(model, tiled=is_tiled)
     if is_archive(models[-1]):
@@ -216,14 +210,8 @@ def infer_paths(
             f"{given} needs a tiled model, and {models[-1]} is none; make one with: "
             "mdlstm export RUN --form tiles, then name it: -m RUN/model.tiles"
         )
-    isolated, problem = choose_isolation(models, limit, limited=limited, isolated=isolated)
     with ExitStack() as resources:
         reader: Reader = LocalReader(limit)
-        if isolated:
-            from mdlstm_tk.runtime.isolation.limits import Limits  # imported late: most models need none
-            from mdlstm_tk.runtime.isolation.reader import IsolatedReader
-
-            reader = resources.enter_context(IsolatedReader(Limits(limit, timeout)))
         single = is_single_file(sources) and engine == "local"
         file: InputFile | None = None
         grids: list[Grid] = []
@@ -234,7 +222,7 @@ def infer_paths(
             grids = _first_grids(jobs, reader)
         path = choose_model(models, grids)
         session = resources.enter_context(
-            Session(path, device, threads=threads, timeout=timeout, max_bytes=limit, isolated=isolated)
+            Session(path, device, threads=threads, timeout=timeout, max_bytes=max_bytes, isolated=isolated)
         )
         check_takes_grids(session.metadata, path)
         advice = None
@@ -293,7 +281,6 @@ def infer_paths(
         provider=session.provider,
         reason=session.reason,
         isolated=session.isolated,
-        isolation_problem=problem,
         advice=advice,
     )
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from math import prod
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES
-from mdlstm_tk.runtime.metadata_checks import MAX_BYTES, check_consistency, check_fields
+from mdlstm_tk.runtime.preprocessing import Preprocessing
 
 PREFIX = "mdlstm."
 SCHEMA = 2
+SHOWN = 60  # characters of a wrong value in a message
+
+Form = Literal["unrolled", "scan", "tiles"]
+Kind = Literal["grid", "classify", "segment", "transcribe", "density"]
+Extents = tuple[int, ...]
+
+_AXIS_NAMES = {1: "T", 2: "H W", 3: "D H W"}
 
 
 @dataclass(frozen=True)
@@ -22,8 +30,8 @@ class Metadata:
 
     Attributes:
         version: version of mdlstm-tk that exported the model.
-        grid: extents of the grid that the model takes; smaller grids fit, too, if `inputs` has "sizes".
-            None: the model takes any grid.
+        grid: extents of the grid that the model takes, None for one that is free; smaller grids fit, too,
+            if `inputs` has "sizes". None: the model takes any grid.
         form: "unrolled" (the sweep written out for one grid), "scan" (the sweep as a loop) or "tiles" (a
             graph for each sweep, with faces as inputs and outputs, for grids in tiles).
         layout: axes of x, for example "N H W C".
@@ -42,6 +50,9 @@ class Metadata:
         kind: kind of the task: "grid", "classify", "segment", "transcribe" or "density".
         classes: names of the outputs, if they are classes. For "transcribe", the characters of outputs 1,
             2, …; output 0 is the blank.
+        mask_values: of a segmenter, the value of each class in masks.
+        mask_palette: of a segmenter, red, green and blue of each class in turn.
+        preprocessing: how images are prepared, as `Preprocessing.from_json` takes it.
         drawing: of a graph that draws the rows of images: "size", the extents of the training images;
             "levels" that a value can have; and "state", the number of features of a position's state. None
             for any other graph.
@@ -53,20 +64,20 @@ class Metadata:
     """
 
     version: str
-    grid: tuple[int, ...] | None
-    form: str
+    grid: tuple[int | None, ...] | None
+    form: Form
     layout: str
     channels: int
     outputs: int
     inputs: tuple[str, ...] = ("x",)
-    window: tuple[int, ...] | None = (1, 1)
+    window: Extents | None = (1, 1)
     output_names: tuple[str, ...] = ("y",)
-    further_windows: tuple[tuple[int, ...] | None, ...] = ()
-    multiple_of: tuple[int, ...] | None = None
-    dtype: str = "float32"
+    further_windows: tuple[Extents | None, ...] = ()
+    multiple_of: Extents | None = None
+    dtype: Literal["float32", "float16", "int8"] = "float32"
     model: str | None = None
     task: str | None = None
-    kind: str | None = None
+    kind: Kind | None = None
     classes: tuple[str, ...] | None = None
     mask_values: tuple[int, ...] | None = None
     mask_palette: tuple[int, ...] | None = None
@@ -83,21 +94,30 @@ class Metadata:
         return len(self.layout.split()) - 2
 
     @property
-    def windows(self) -> dict[str, tuple[int, ...] | None]:
+    def extents(self) -> tuple[int | None, ...]:
+        """The extents of the grid, None where one is free."""
+        return (None,) * self.ndim if self.grid is None else self.grid
+
+    def grid_like(self, grid: Extents) -> Extents:
+        """A grid that the model takes: its own extents, and those of `grid` where they are free."""
+        return tuple(extent if own is None else own for own, extent in zip(self.extents, grid, strict=True))
+
+    @property
+    def windows(self) -> dict[str, Extents | None]:
         """The window of each output, by its name."""
         return dict(zip(self.output_names, (self.window, *self.further_windows), strict=True))
 
     @property
     def channels_last(self) -> bool:
-        """Whether the channels are the last axis of x and of y, rather than the second."""
+        """True if the channels are the last axis of x and of y, rather than the second."""
         return self.layout.endswith("C")
 
     @property
     def sample_bytes(self) -> int:
-        """Bytes of one sample x as float32, and of an image before it is one; 0 if the model takes any grid
-        and resizes no image."""
+        """Bytes of one sample x as float32, and of an image before it is one; 0 if an extent is free and
+        no image is resized."""
         resized = (self.preprocessing or {}).get("resize")
-        positions = max(prod(extents) if extents else 0 for extents in (self.grid, resized))
+        positions = max(prod(extent or 0 for extent in grid or (0,)) for grid in (self.grid, resized))
         return positions * self.channels * FLOAT_BYTES
 
     def check(self) -> None:
@@ -116,7 +136,7 @@ class Metadata:
     def from_props(
         cls, props: Mapping[str, str], label: str, advice: str = "export the model again"
     ) -> Metadata:
-        """Parse what `to_props` returned, and check it: the model may come from a stranger.
+        """Parse what `to_props` returned, and check its types.
 
         Args:
             props: the model's `metadata_props`.
@@ -125,7 +145,7 @@ class Metadata:
 
         Raises:
             InputError: the model was not exported by mdlstm-tk, or by a newer version of it, or a field is
-                missing, unknown or wrong; the message names it.
+                missing or wrong; the message names it.
         """
         texts = {key.removeprefix(PREFIX): text for key, text in props.items() if key.startswith(PREFIX)}
         if "schema" not in texts:
@@ -133,36 +153,124 @@ class Metadata:
                 f"{label} was not exported by mdlstm-tk (it has no mdlstm.* metadata); "
                 "make one with: mdlstm export"
             )
-        if sum(len(name) + len(text) for name, text in texts.items()) > MAX_BYTES:
+        if texts["schema"] != str(SCHEMA):
             raise InputError(
-                f"the mdlstm.* metadata of {label} take more than {MAX_BYTES} characters; {advice}"
+                f"the metadata of {label} have schema {texts['schema']!a:.60}, but this version reads "
+                f"{SCHEMA}; install a newer mdlstm-tk, or export the model again"
             )
-        values = {name: _parsed(name, text, label, advice) for name, text in texts.items()}
-        schema = values["schema"]
-        if type(schema) is not int or schema != SCHEMA:
-            raise InputError(
-                f"the metadata of {label} have schema {schema!a:.60}, but this version reads {SCHEMA}; "
-                "install a newer mdlstm-tk, or export the model again"
-            )
-        known = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(cls)}
-        missing = [name for name, is_required in known.items() if is_required and name not in values]
-        unknown = [name for name in values if name not in known]
-        if missing or unknown:
-            problem = f"lack {missing[0]!a}" if missing else f"have an unknown field {unknown[0]!a:.60}"
-            raise InputError(f"the metadata of {label} {problem}; {advice}")
-        check_fields(values, label, advice)
-        metadata = cls(**{name: _without_lists(value) for name, value in values.items()})
-        check_consistency(metadata, label, advice)
+        values: dict[str, Any] = {}
+        annotations = get_type_hints(cls)
+        for known in fields(cls):
+            is_required = known.default is MISSING and known.default_factory is MISSING
+            if known.name not in texts:
+                if is_required:
+                    raise InputError(f"the metadata of {label} lack '{known.name}'; {advice}")
+                continue
+            value: Any = texts[known.name]
+            try:
+                value = json.loads(value)
+                values[known.name] = _typed(value, annotations[known.name])
+            except (ValueError, RecursionError) as error:
+                raise _field_error(known.name, value, str(error), label, advice) from None
+        metadata = cls(**values)
+        for name, holds, expected in _consistency(metadata):
+            if not holds:
+                raise _field_error(name, getattr(metadata, name), expected, label, advice)
         return metadata
 
 
-def _parsed(name: str, text: str, label: str, advice: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise InputError(f"the metadata field {name!a:.60} of {label} is not JSON; {advice}") from None
+def layout_of(ndim: int, channels_last: bool) -> str:
+    """The axes of x as the metadata name them, such as "N H W C" or "N C H W"."""
+    axes = _AXIS_NAMES.get(ndim, " ".join(f"E{d + 1}" for d in range(ndim)))
+    return f"N {axes} C" if channels_last else f"N C {axes}"
 
 
-def _without_lists(value: Any) -> Any:
-    """JSON has lists where metadata have tuples; dicts stay as they are."""
-    return tuple(map(_without_lists, value)) if isinstance(value, list) else value
+def _typed(value: Any, annotation: Any) -> Any:
+    """A JSON value as the type of a field: lists become tuples.
+
+    Raises:
+        ValueError: the value is of another type; the message says which one was expected.
+    """
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        if value is None and NoneType in args:
+            return None
+        return _typed(value, next(arg for arg in args if arg is not NoneType))
+    if origin is Literal:
+        if value in args:
+            return value
+        raise ValueError(f"one of {', '.join(args)}")
+    if origin is tuple:
+        if isinstance(value, list):
+            return tuple(_typed(entry, args[0]) for entry in value)
+        raise ValueError("a list")
+    if origin is dict:
+        if isinstance(value, dict):
+            return {key: _typed(entry, args[1]) for key, entry in value.items()}
+        raise ValueError("an object")
+    if annotation is Any or type(value) is annotation or (annotation is float and type(value) is int):
+        return value
+    raise ValueError({str: "a text", int: "an integer", float: "a number"}[annotation])
+
+
+def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
+    """The rules between fields: a field, if the rule holds, and the value that was expected."""
+    axes = metadata.layout.split()
+    yield "layout", axes[:1] == ["N"] and "C" in (axes[1:2] + axes[-1:]) and len(axes) > 2, "like 'N H W C'"
+    ndim, outputs, kind, classes = metadata.ndim, metadata.outputs, metadata.kind, metadata.classes
+    yield "channels", metadata.channels > 0, "a positive integer"
+    yield "outputs", outputs > 0, "a positive integer"
+    of_layout = f"{ndim} positive extents, as the layout '{metadata.layout}' has {ndim} grid axes"
+    for name in ("grid", "window", "multiple_of"):
+        extents = getattr(metadata, name)
+        yield name, extents is None or _are_extents(extents, ndim), of_layout
+    yield "inputs", metadata.inputs[:1] == ("x",) and _are_different(metadata.inputs), "'x', then others"
+    yield "output_names", _are_different(metadata.output_names), "different names"
+    further, count = metadata.further_windows, len(metadata.output_names) - 1
+    yield "further_windows", len(further) == count, f"{count} windows, as there are {count + 1} outputs"
+    yield "further_windows", all(w is None or _are_extents(w, ndim) for w in further), of_layout
+    if kind not in (None, "grid", "density"):
+        names = outputs - (kind == "transcribe")  # output 0 of a recogniser is the blank
+        expected = f"{names} different names, as a model of kind {kind} has {outputs} outputs"
+        yield "classes", classes is not None and _are_different(classes) and len(classes) == names, expected
+    if kind == "segment":
+        yield "window", metadata.window is not None, "extents, as a segmenter has a grid of classes"
+    if kind == "density":
+        ones = (1,) * ndim
+        yield "window", metadata.window == ones, f"{list(ones)}, as a density has a number for each value"
+        yield "outputs", outputs == metadata.channels, f"{metadata.channels}, one for each channel of x"
+    values, palette = metadata.mask_values, metadata.mask_palette
+    yield "mask_values", values is None or len(values) == outputs, f"{outputs} values, one for each class"
+    is_palette = palette is None or (len(palette) == 3 * outputs and set(palette) <= set(range(256)))
+    yield "mask_palette", is_palette, f"{3 * outputs} values from 0 to 255"
+    if metadata.drawing is not None:
+        size = metadata.drawing.get("size")
+        sizes = list(size) if isinstance(size, list | tuple) else []
+        numbers = [*sizes, metadata.drawing.get("levels"), metadata.drawing.get("state")]
+        is_drawing = len(numbers) == 4 and all(type(number) is int and number > 0 for number in numbers)
+        yield (
+            "drawing",
+            is_drawing and kind == "density" and ndim == 1,
+            "size, levels and state of a density",
+        )
+    if metadata.preprocessing is not None:
+        try:
+            channels = Preprocessing.from_json(metadata.preprocessing).channels
+        except (ValueError, TypeError):
+            channels = 0
+        expected = f"images with {metadata.channels} channels, as x has"
+        yield "preprocessing", (ndim, channels) == (2, metadata.channels), expected
+
+
+def _are_extents(extents: tuple[int | None, ...], ndim: int) -> bool:
+    return len(extents) == ndim and all(extent is None or extent > 0 for extent in extents)
+
+
+def _are_different(names: tuple[str, ...]) -> bool:
+    return bool(names) and len(set(names)) == len(names)
+
+
+def _field_error(name: str, value: Any, expected: str, label: str, advice: str) -> InputError:
+    shown = ascii(value)
+    shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
+    return InputError(f"the metadata field '{name}' of {label} is {shown}; expected {expected}; {advice}")

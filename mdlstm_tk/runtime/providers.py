@@ -1,11 +1,10 @@
-"""Create ONNX Runtime sessions on the requested device, with limits on what they may take."""
+"""Create ONNX Runtime sessions on the requested device."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,7 @@ from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import DeviceError, InputError, StoppedError, require
 from mdlstm_tk.runtime.cuda import cuda_problem, preload_libraries
 
-LOG_FATAL, LOG_WARNING = 4, 2  # ONNX Runtime's log levels
+LOG_FATAL = 4  # ONNX Runtime's log level
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 OUT_OF_MEMORY = ("bfc_arena", "bad_alloc", "bad allocation")  # in the messages of its exceptions
 MEMORY_SHARE = 0.75  # of the machine's memory, for all sessions of this process together
@@ -28,7 +27,7 @@ class ProviderSession:
     Attributes:
         session: the `onnxruntime.InferenceSession`.
         cuda_index: index of the CUDA device; None for the CPU.
-        cuda_graphs: whether the session can capture and replay CUDA graphs.
+        cuda_graphs: True if the session can capture and replay CUDA graphs.
         reason: why "auto" did not take the CUDA that this ONNX Runtime supports; else None.
     """
 
@@ -43,7 +42,7 @@ def create_session(data: bytes, label: str, device: str, threads: int, tf32: boo
 
     Args:
         data: content of the `.onnx` file.
-        label: what error messages call the model.
+        label: name of the model in error messages.
         device, threads, tf32: as for `Session`.
 
     Raises:
@@ -56,17 +55,19 @@ def create_session(data: bytes, label: str, device: str, threads: int, tf32: boo
     index = _cuda_index(device)
     _limit_memory()
     has_cuda = CUDA in onnxruntime.get_available_providers()
-
+    failure = ""
     if index is not None and has_cuda:
         preload_libraries(onnxruntime)
-        with _suppressed_logs(onnxruntime):
-            for graphs in (True, False):  # some models cannot be captured, those with a Scan among them
-                options = {"device_id": index, "use_tf32": int(tf32), "enable_cuda_graph": int(graphs)}
-                with contextlib.suppress(Exception):  # ONNX Runtime's exceptions have no common base class
-                    session = _inference_session(onnxruntime, data, threads, [(CUDA, options), CPU])
-                    if session.get_providers()[0] != CUDA:
-                        break
-                    return ProviderSession(session, index, graphs)
+        for graphs in (True, False):  # some models cannot be captured, those with a Scan among them
+            options = {"device_id": index, "use_tf32": int(tf32), "enable_cuda_graph": int(graphs)}
+            try:
+                session = _inference_session(onnxruntime, data, threads, [(CUDA, options), CPU])
+            except Exception as error:  # ONNX Runtime's exceptions have no common base class
+                failure = one_line(error)
+                continue
+            if session.get_providers()[0] != CUDA:
+                break
+            return ProviderSession(session, index, graphs)
     try:
         session = _inference_session(onnxruntime, data, threads, [CPU])
     except Exception as error:
@@ -75,9 +76,9 @@ def create_session(data: bytes, label: str, device: str, threads: int, tf32: boo
         raise InputError(f"{label} is not a model that ONNX Runtime can load: {one_line(error)}") from None
     if index is None or (device == "auto" and not has_cuda):
         return ProviderSession(session)
-    reason = cuda_problem(onnxruntime, index)
+    reason = f"{cuda_problem(onnxruntime, index)}{failure and f' (ONNX Runtime: {failure})'}"
     if device != "auto":
-        raise DeviceError(f"device '{device}' cannot be used: {reason}; or use --device cpu")
+        raise DeviceError(f"device '{device}' cannot be used: {reason}; or pass device=\"cpu\"")
     return ProviderSession(session, reason=reason)
 
 
@@ -87,7 +88,7 @@ def one_line(error: Exception) -> str:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether ONNX Runtime failed because it could not allocate memory."""
+    """True if ONNX Runtime failed because it could not allocate memory."""
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
@@ -96,11 +97,9 @@ def _inference_session(onnxruntime: Any, data: bytes, threads: int, providers: l
     options.intra_op_num_threads = threads
     options.log_severity_level = LOG_FATAL
     # Without optimisation a model loads twice as fast and runs as fast: the optimiser finds nothing to fuse
-    # in a sweep and leaves its nodes as they are (benchmarks/exports.py measures both). It also keeps ONNX
-    # Runtime from folding constants while it loads, where no time limit holds.
+    # in a sweep and leaves its nodes as they are (benchmarks/exports.py measures both).
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # `check_model` has read the bytes as ONNX. Without this, ONNX Runtime might read them as its own
-    # format.
+    # `check_model` has read the bytes as ONNX; ONNX Runtime must not take them for its own format.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.use_env_allocators", "1")
     # enable_fallback=0: ONNX Runtime would retry on the CPU on its own and announce it on stdout.
@@ -111,8 +110,8 @@ def _inference_session(onnxruntime: Any, data: bytes, threads: int, providers: l
 def _limit_memory() -> None:
     """Limit the CPU memory that ONNX Runtime allocates in this process.
 
-    A small file can compute large tensors. With this limit, that ends in an error; without it, the
-    system's out-of-memory killer would end a process of its choice.
+    A run that needs too much then ends in an error; without the limit, the system's out-of-memory killer
+    would end a process of its choice.
     """
     onnxruntime = require("onnxruntime", "cpu")
     memory = available_memory()
@@ -135,16 +134,6 @@ def available_memory() -> int | None:
         with contextlib.suppress(OSError, ValueError):
             memory = min(memory, int(Path(path).read_text()))
     return memory
-
-
-@contextlib.contextmanager
-def _suppressed_logs(onnxruntime: Any) -> Iterator[None]:
-    """Suppress what ONNX Runtime logs while CUDA starts, which a session's log level does not cover."""
-    onnxruntime.set_default_logger_severity(LOG_FATAL)
-    try:
-        yield
-    finally:
-        onnxruntime.set_default_logger_severity(LOG_WARNING)
 
 
 def _cuda_index(device: str) -> int | None:

@@ -35,11 +35,6 @@ class Worker:
         os.chdir(folder)
         self.session = Session(model, max_bytes=max_bytes, **options)
         reader: Reader = LocalReader(max_bytes)
-        if self.session.isolated:
-            from mdlstm_tk.runtime.isolation.limits import Limits
-            from mdlstm_tk.runtime.isolation.reader import IsolatedReader
-
-            reader = IsolatedReader(Limits(max_bytes, options["timeout"]))
         self.infer_options = (batch_size, reader, result_options)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:

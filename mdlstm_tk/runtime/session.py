@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from mdlstm_tk._util.regular_files import open_regular
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, read_capped
-from mdlstm_tk.runtime.local_runner import LocalRunner, Runner
 from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.runner import MODEL, GraphInfo, Runner, open_runner
 from mdlstm_tk.runtime.samples import Given, draw_rows
 from mdlstm_tk.runtime.shapes import Shapes
 
-MAX_TIMEOUT = 1e6  # seconds, 11 days; the timers of the system take no more than a few weeks
+Outputs: TypeAlias = Array | dict[str, Array]
+"""y, or several outputs by name."""
 
 
 class Session:
@@ -33,10 +34,12 @@ class Session:
 
     Inputs and outputs are NumPy arrays; outputs are float32, or integers where the network returns
     integers. Calls from several threads are safe: they run concurrently, except with CUDA graphs or in
-    isolation, where they take turns.
+    isolation, where they take turns. A session can be pickled, so that joblib, multiprocessing, Ray and
+    Spark take it: the copy loads the model again.
 
-    The model may be untrusted. `mdlstm_tk.runtime.security.model_check` says what is refused, and what
-    cannot be prevented.
+    A file passes the model check before ONNX Runtime sees it (`mdlstm_tk.runtime.model_check`), so it can
+    neither read nor write files. It can take any time and memory, as in every program that runs ONNX
+    Runtime. `isolated` limits both.
 
     Args:
         model: path of an `.onnx` file that `mdlstm export` wrote, or its content.
@@ -45,19 +48,20 @@ class Session:
             0 means one per core.
         timeout: maximum duration of one run in seconds; None: no limit, or 120 s in isolation. It is
             checked between operators; in isolation it also holds inside them.
-        max_bytes: maximum size in bytes of the file, of its tensors together, and of one sample.
+        max_bytes: maximum size in bytes of the file, and of x as float32; None: 1 GiB. In isolation also
+            the memory that the child process may take; None: 4 GiB.
         tf32: let matrix products on CUDA round their inputs to 10 bits of mantissa, which is faster.
-        isolated: load and run the model in a child process with limits on memory, processor time and time,
-            which `mdlstm_tk.runtime.isolation.limits` names. None: do so unless the model was exported on
-            this machine (`mdlstm_tk.runtime.isolation.rule`), or the system cannot. Results are the same.
-            Calls take turns; a call whose process ends raises, and the next one starts another process.
+        isolated: load and run the model in a child process with limits on memory and time, for a file that
+            you did not make (Linux and macOS). Results are the same. A call whose process ends raises, and
+            the next one starts another process.
+        trusted: allow operators outside the list of the model check, for a file of yours.
 
     Attributes:
         metadata: what the file says about the model: grid, channels, outputs, task.
         device: "cpu" or "cuda:N", where the model runs.
         provider: ONNX Runtime's name for the device.
         reason: why "auto" did not take the CUDA that this ONNX Runtime supports; else None.
-        isolated: whether the model runs in a process of its own.
+        isolated: True if the model runs in a process of its own.
 
     Raises:
         InputError: the file does not exist, is not a model that mdlstm-tk exported, or is refused; or an
@@ -75,43 +79,54 @@ class Session:
         *,
         threads: int = 1,
         timeout: float | None = None,
-        max_bytes: int = MAX_BYTES,
+        max_bytes: int | None = None,
         tf32: bool = False,
-        isolated: bool | None = False,
+        isolated: bool = False,
+        trusted: bool = False,
     ) -> None:
-        if timeout is not None and not 0 <= timeout <= MAX_TIMEOUT:
-            raise InputError(f"timeout must be from 0 to {MAX_TIMEOUT:g} seconds, got {timeout}")
         label = "the model" if isinstance(model, bytes) else str(model)
-        data = model if isinstance(model, bytes) else _read_model(Path(model), max_bytes)
-        self.isolated = _needs_isolation(data) if isolated is None else isolated
-        runner: Runner
-        if self.isolated:
-            from mdlstm_tk.runtime.isolation.limits import Limits  # imported late: most models need none
-            from mdlstm_tk.runtime.isolation.runner import IsolatedRunner
+        data = model if isinstance(model, bytes) else _read_model(Path(model), max_bytes or MAX_BYTES)
+        self._load(
+            data,
+            label,
+            device=device,
+            threads=threads,
+            timeout=timeout,
+            max_bytes=max_bytes,
+            tf32=tf32,
+            isolated=isolated,
+            trusted=trusted,
+        )
 
-            runner = IsolatedRunner(data, label, device, tf32, Limits(max_bytes, timeout, threads))
-        else:
-            runner = LocalRunner(
-                data, label, device, threads=threads, timeout=timeout, max_bytes=max_bytes, tf32=tf32
-            )
+    def _load(self, data: bytes, label: str, **options: Any) -> None:
+        self._state = (data, label, options)
+        self.isolated: bool = options["isolated"]
+        runner = open_runner({MODEL: data}, label, **options)
         self._runner: Runner | None = runner
-        self.device: str = runner.device
-        self.provider: str = runner.provider
-        self.reason: str | None = runner.reason
+        self.device, self.provider, self.reason = runner.device, runner.provider, runner.reason
         try:
-            self.metadata = Metadata.from_props(runner.props, label)
-            _check_fit(self.metadata, runner.output_names, label, max_bytes)
+            graph = runner.graphs[MODEL]
+            self.metadata = Metadata.from_props(graph.props, label)
+            _check_agreement(self.metadata, graph, label)
         except BaseException:
             self.close()
             raise
-        self._shapes = Shapes(self.metadata)
+        dtypes = {name: tensor.dtype for name, tensor in graph.inputs.items()}
+        self._shapes = Shapes(self.metadata, dtypes, options["max_bytes"] or MAX_BYTES)
 
-    def __call__(self, x: Array, sizes: Array | None = None, **extra_inputs: Array) -> Any:
+    def __getstate__(self) -> tuple[bytes, str, dict[str, Any]]:
+        return self._state
+
+    def __setstate__(self, state: tuple[bytes, str, dict[str, Any]]) -> None:
+        data, label, options = state
+        self._load(data, label, **options)
+
+    def __call__(self, x: Array, sizes: Array | None = None, **extra_inputs: Array) -> Outputs:
         """Run the model.
 
         Args:
             x: real numbers of shape (N, *grid, C), (*grid, C) or, if C is 1, (*grid). For a channels-first
-                model the channels come before the grid.
+                model the channels come before the grid. A model that takes integers gets integers.
             sizes: valid extents of each sample, integers of shape (N, D), for a model that was exported
                 with them. Values of x outside them are ignored; values of y outside them mean nothing.
             **extra_inputs: the model's further inputs by name, with a batch axis if x has one.
@@ -137,7 +152,7 @@ class Session:
             outputs = self._run(batch.samples, {"sizes": self._shapes.prepare_sizes(sizes, batch), **extra})
         return _single(self._shapes.restore_axes(outputs, batch))
 
-    def run_many(self, arrays: Sequence[Array]) -> list[Any]:
+    def run_many(self, arrays: Sequence[Array]) -> list[Outputs]:
         """Run the model on arrays of different shapes in as few batches as possible.
 
         If the model takes `sizes`, all arrays are padded into one batch; else arrays of equal grids share
@@ -160,7 +175,7 @@ class Session:
         for k, batch in enumerate(batches):
             key = None if self._shapes.takes_sizes else batch.samples.shape[1:]
             groups.setdefault(key, []).append(k)
-        results: dict[int, Any] = {}
+        results: dict[int, Outputs] = {}
         for members in groups.values():
             parts = self._run_together([batches[k].samples for k in members], {})
             for k, outputs in zip(members, parts, strict=True):
@@ -207,9 +222,11 @@ class Session:
         Raises:
             InputError: the model takes any grid and none is given, or it does not take this one.
         """
-        grid = grid or self.metadata.grid
         if grid is None:
-            raise InputError("this model takes any grid; name the one to warm up for: warm_up(grid=...)")
+            fixed = [extent for extent in self.metadata.extents if extent is not None]
+            if len(fixed) < self.metadata.ndim:
+                raise InputError("this model has free extents; name those to warm up for with grid=...")
+            grid = tuple(fixed)
         captures_graphs = self._runner is not None and self._runner.captures_graphs
         # With CUDA graphs, the second run captures a graph and the third replays it.
         for _ in range(3 if captures_graphs else 1):
@@ -267,34 +284,36 @@ class Session:
         return outputs
 
 
-def _single(outputs: dict[str, Array]) -> Any:
+def _single(outputs: dict[str, Array]) -> Outputs:
     """The only output, or all of them by name."""
     return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
 
-def _needs_isolation(data: bytes) -> bool:
-    """Whether the model is from elsewhere, and this system can isolate it."""
-    from mdlstm_tk.runtime.isolation.rule import isolation_problem, was_exported_here  # imported late, too
-
-    return isolation_problem() is None and not was_exported_here(data)
-
-
-def _check_fit(metadata: Metadata, output_names: Sequence[str], label: str, max_bytes: int) -> None:
-    """Check that samples are not too large, and that the metadata name the outputs of the model.
+def _check_agreement(metadata: Metadata, graph: GraphInfo, label: str) -> None:
+    """Check that the metadata describe the graph that they came with.
 
     Raises:
-        InputError: says which does not hold.
+        InputError: names the inputs, the outputs or the axes that differ.
     """
-    sample_bytes = metadata.sample_bytes
-    if sample_bytes > max_bytes:
+    for name, declared, found in (
+        ("inputs", metadata.inputs, graph.inputs),
+        ("outputs", metadata.output_names, graph.outputs),
+    ):
+        if set(declared) != set(found):
+            raise InputError(
+                f"{label} has the {name} {', '.join(found)}, but its metadata name {', '.join(declared)}; "
+                "export the model again"
+            )
+    shape = graph.inputs["x"].shape
+    extents = metadata.extents
+    expected = (*extents, metadata.channels) if metadata.channels_last else (metadata.channels, *extents)
+    fits = len(shape) == len(expected) + 1 and all(
+        extent in (None, own) or own is None for extent, own in zip(shape[1:], expected, strict=True)
+    )
+    if not fits:
         raise InputError(
-            f"one sample for {label} takes {sample_bytes} bytes, more than {max_bytes}; "
-            "allow more with --max-bytes"
-        )
-    if set(output_names) != set(metadata.output_names):
-        raise InputError(
-            f"{label} has the outputs {', '.join(output_names)}, but its metadata name "
-            f"{', '.join(metadata.output_names)}; export the model again"
+            f"x in the graph of {label} has the shape {shape}, but its metadata say {(None, *expected)}; "
+            "export the model again"
         )
 
 
@@ -302,5 +321,7 @@ def _read_model(path: Path, max_bytes: int) -> bytes:
     """Read the file into memory, so that ONNX Runtime has no path to resolve external data against."""
     if not path.exists():
         raise InputError(f"there is no model {path}; make one with: mdlstm export")
+    if path.suffix.lower() == ".tiles":
+        raise InputError(f"{path} is a tiled export; open it with mdlstm_tk.runtime.TiledSession")
     with open_regular(path) as file:
         return read_capped(file, str(path), max_bytes)

@@ -13,7 +13,7 @@ import numpy as np
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.arrays import to_float32
-from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array
 from mdlstm_tk.runtime.metadata import Metadata
 
 Grid = tuple[int, ...]
@@ -25,8 +25,8 @@ class Batch:
 
     Attributes:
         samples: (N, *grid, C), or (N, C, *grid) for a channels-first model.
-        has_batch_axis: whether the user's array had the batch axis.
-        has_channel_axis: whether the user's array had the channel axis.
+        has_batch_axis: True if the user's array had the batch axis.
+        has_channel_axis: True if the user's array had the channel axis.
     """
 
     samples: Array
@@ -39,26 +39,37 @@ class Shapes:
 
     Args:
         metadata: of the model.
+        dtypes: of its inputs, by name; float32 where one is missing.
+        max_bytes: largest size of an array as float32.
     """
 
-    def __init__(self, metadata: Metadata) -> None:
-        self.metadata = metadata
+    def __init__(
+        self, metadata: Metadata, dtypes: Mapping[str, str] | None = None, max_bytes: int = MAX_BYTES
+    ) -> None:
+        self.metadata, self._dtypes, self._max_bytes = metadata, dtypes or {}, max_bytes
         self.takes_sizes = "sizes" in metadata.inputs
 
     def prepare(self, x: Array, label: str = "x") -> Batch:
-        """Convert x to float32 with batch and channel axes.
+        """Convert x to the dtype of the model, with batch and channel axes.
 
         Args:
             x: (*grid), (*grid, C) or (N, *grid, C); for a channels-first model (*grid), (C, *grid) or
                 (N, C, *grid).
-            label: what error messages call x.
+            label: name of x in error messages.
 
         Raises:
-            InputError: x has the wrong shape, is empty or is not finite. If the grid is wrong, the message
-                names the one that fits.
+            InputError: x has the wrong shape, is empty, too large or not finite. If the grid is wrong, the
+                message names the one that fits.
         """
         metadata = self.metadata
-        x = to_float32(np.asarray(x), label)
+        x = np.asanyarray(x)
+        if x.dtype.kind not in "buif":
+            raise InputError(f"{label} holds {x.dtype}, expected real numbers (float, integer or bool)")
+        if x.size * FLOAT_BYTES > self._max_bytes:  # before a broadcast view is copied
+            raise InputError(
+                f"{label} of shape {x.shape} takes {x.size * FLOAT_BYTES} bytes as float32, more than "
+                f"{self._max_bytes}; allow more with max_bytes=..., or run it in tiles"
+            )
         missing_axes = metadata.ndim + 2 - x.ndim
         if missing_axes not in (0, 1, 2):
             raise InputError(f"{label} has shape {x.shape}, expected {self._expected_shapes()}")
@@ -68,7 +79,9 @@ class Shapes:
         channels = samples.shape[axis]
         if channels != metadata.channels:
             hint = ""
-            if samples.shape[other_axis] == metadata.channels and missing_axes < 2:
+            if missing_axes == 1 and metadata.channels == 1:  # (N, H, W)
+                hint = f"; if its first axis is the batch, give {label}[..., None]"
+            elif samples.shape[other_axis] == metadata.channels and missing_axes < 2:
                 hint = f"; move the channels with np.moveaxis({label}, {other_axis}, {axis})"
             raise InputError(
                 f"{label} of shape {x.shape} has {channels} channels at each position, "
@@ -76,6 +89,7 @@ class Shapes:
             )
         samples = samples if missing_axes == 0 else samples[None]
         self._check_grid(self.grid(samples))
+        samples = self._converted(samples, "x", label)
         return Batch(samples, has_batch_axis=missing_axes == 0, has_channel_axis=missing_axes < 2)
 
     def prepare_sizes(self, sizes: Array, batch: Batch) -> Array:
@@ -88,7 +102,7 @@ class Shapes:
         shape = (len(batch.samples), self.metadata.ndim)
         if not self.takes_sizes:
             raise InputError("this model takes no sizes; make one that does with: mdlstm export --padded")
-        if self.metadata.grid not in (None, grid):
+        if not self._has_grid(grid):
             raise InputError(f"x with sizes must have the model's grid {self.metadata.grid}, got {grid}")
         if sizes.shape != shape or sizes.dtype.kind not in "iu":
             raise InputError(
@@ -125,8 +139,7 @@ class Shapes:
                 raise InputError(
                     f"{name} must have the batch of x, {len(batch.samples)}; got shape {array.shape}"
                 )
-            is_integer = array.dtype.kind in "iu"
-            prepared[name] = array.astype(np.int64) if is_integer else to_float32(array, name)
+            prepared[name] = self._converted(array, name, name)
         return prepared
 
     def padded(self, parts: Sequence[Array]) -> tuple[Array, Array]:
@@ -141,8 +154,9 @@ class Shapes:
             The batch (N, *grid, C), and the valid extents of its samples, (N, D) int64.
         """
         grids = [self.grid(part) for part in parts]
-        grid = self.metadata.grid or tuple(np.max(grids, axis=0).tolist())
-        batch = np.zeros((sum(map(len, parts)), *self.sample_shape(grid)), np.float32)
+        largest = np.max(grids, axis=0).tolist()
+        grid = tuple(own or extent for own, extent in zip(self.metadata.extents, largest, strict=True))
+        batch = np.zeros((sum(map(len, parts)), *self.sample_shape(grid)), parts[0].dtype)
         start = 0
         for part in parts:
             batch[start : start + len(part), *map(slice, part.shape[1:])] = part
@@ -187,28 +201,48 @@ class Shapes:
         return samples.shape[1:-1] if self.metadata.channels_last else samples.shape[2:]
 
     def _check_grid(self, grid: Grid) -> None:
-        model_grid, multiple_of = self.metadata.grid, self.metadata.multiple_of
+        extents, multiple_of = self.metadata.extents, self.metadata.multiple_of
         if multiple_of is not None and any(e % m for e, m in zip(grid, multiple_of, strict=True)):
             fitting = tuple(-(-e // m) * m for e, m in zip(grid, multiple_of, strict=True))
             raise InputError(
                 f"a {format_size(grid)} grid does not fit this model, whose extents must be multiples of "
                 f"{format_size(multiple_of)}; pad or resize it to {format_size(fitting)}"
             )
-        if model_grid is None or grid == model_grid:
+        if self._has_grid(grid):
             return
-        if self.takes_sizes and all(
-            extent <= limit for extent, limit in zip(grid, model_grid, strict=True)
-        ):
+        if self.takes_sizes and all(own is None or e <= own for e, own in zip(grid, extents, strict=True)):
             return
         size = format_size(grid)
         raise InputError(
-            f"a {size} grid does not fit this {format_size(model_grid)} model; "
+            f"a {size} grid does not fit this {format_size(extents)} model; "
             f"make one with: mdlstm export --size {size}, or for any size: mdlstm export --form scan"
         )
+
+    def _has_grid(self, grid: Grid) -> bool:
+        """True if a grid has the fixed extents of the model."""
+        return all(own in (None, extent) for own, extent in zip(self.metadata.extents, grid, strict=True))
+
+    def _converted(self, array: Array, name: str, label: str) -> Array:
+        """An array in the dtype of an input of the model.
+
+        Raises:
+            InputError: the array is empty or not finite, or holds fractions where the model takes integers.
+        """
+        dtype = self._dtypes.get(name, "float32")
+        if dtype in ("float32", "float64", "float16"):
+            return to_float32(array, label).astype(dtype, copy=False)
+        if array.dtype.kind not in "iub" and not (
+            array.dtype.kind == "f" and (array == np.rint(array)).all()
+        ):
+            raise InputError(f"{label} holds {array.dtype}, expected integers, as this model takes {dtype}")
+        if array.size == 0:
+            raise InputError(f"{label} is empty: its shape is {array.shape}")
+        return array.astype(dtype)
 
     def _expected_shapes(self) -> str:
         axes = self.metadata.layout.split()[1:]
         grid_axes = ", ".join(axis for axis in axes if axis != "C")
         sample_axes = ", ".join(axes)
-        extents = "" if self.metadata.grid is None else f" with ({grid_axes}) = {self.metadata.grid}"
+        grid = ", ".join("any" if extent is None else str(extent) for extent in self.metadata.extents)
+        extents = "" if self.metadata.grid is None else f" with ({grid_axes}) = ({grid})"
         return f"({grid_axes}), ({sample_axes}) or (N, {sample_axes}){extents}"

@@ -22,9 +22,7 @@ from mdlstm_tk.runtime.inference import (
 )
 from mdlstm_tk.runtime.io.arrays import STDIO, open_output
 from mdlstm_tk.runtime.io.files import ensure_writable
-from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.io.writers import Format
-from mdlstm_tk.runtime.isolation.rule import choose_isolation
 from mdlstm_tk.runtime.jobs import Job, LeftOut, jobs_for_model, remaining_jobs
 from mdlstm_tk.runtime.model_discovery import find_models
 from mdlstm_tk.runtime.tiles.archive import is_archive
@@ -40,7 +38,7 @@ def stream_paths(
     *,
     device: str = "auto",
     timeout: float | None = None,
-    isolated: bool | None = None,
+    isolated: bool = False,
 ) -> tuple[int, int]:
     """Read rows from standard input, and write those of the result as they come.
 
@@ -60,7 +58,6 @@ def stream_paths(
         raise InputError(
             f"--stream needs a tiled model (mdlstm export RUN --form tiles), and {path} is none"
         )
-    isolated, _ = choose_isolation([path], MAX_BYTES, limited=timeout is not None, isolated=isolated)
     with TiledSession(path, device, timeout=timeout, isolated=isolated) as session:
         if output == STDIO:
             return stream_rows(session, sys.stdin.buffer, sys.stdout.buffer)
@@ -86,14 +83,13 @@ def infer_in_tiles(
     workers: int | None,
     max_bytes: int | None,
     timeout: float | None,
-    isolated: bool | None,
+    isolated: bool,
     skip_existing: bool,
     force: bool,
     newer_run: Path | None,
 ) -> Inference:
     """What `infer_paths` does where the model is a tiled export: `max_bytes` bounds resident memory, and
     files are read here, region by region."""
-    isolated, problem = choose_isolation([path], MAX_BYTES, limited=timeout is not None, isolated=isolated)
     with ExitStack() as resources:
         session = resources.enter_context(
             TiledSession(
@@ -131,7 +127,6 @@ def infer_in_tiles(
         provider=session.provider,
         reason=session.reason,
         isolated=session.isolated,
-        isolation_problem=problem,
     )
 
 

@@ -10,12 +10,13 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
-from mdlstm_tk.export.lowering.functions import DOMAIN
 from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.runtime.model_check import FUNCTION_DOMAIN
 
 Case = tuple[Callable[[], onnx.ModelProto | bytes], str]
 """Makes a model, and the message with which it is refused."""
 
+DOMAIN = FUNCTION_DOMAIN.decode()
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 BOOL, STRING = TensorProto.BOOL, TensorProto.STRING
 SHAPE = (None, 2, 2, 1)  # of x and y

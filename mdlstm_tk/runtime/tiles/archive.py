@@ -33,11 +33,12 @@ from mdlstm_tk._util.regular_files import open_regular, parse_json
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, BoundedFile, read_capped
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.metadata_checks import MAX_EXTENT, MAX_FEATURES
 
 SUFFIX = ".tiles"
 INDEX = "tiles.json"
 SCHEMA = 1
+MAX_EXTENT = 2**31 - 1
+MAX_FEATURES = 2**20
 MAX_STAGES = 256
 MAX_SWEEPS = 16  # of a stage
 MAX_INDEX_BYTES = 2**23

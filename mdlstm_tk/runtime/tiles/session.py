@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -12,10 +12,9 @@ import numpy as np
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.io.arrays import to_float32
-from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array
-from mdlstm_tk.runtime.local_runner import LocalRunner, Runner
+from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, Array
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.session import MAX_TIMEOUT
+from mdlstm_tk.runtime.runner import Runner, open_runner
 from mdlstm_tk.runtime.tiles.archive import Archive, Stage, parse_archive, read_archive_bytes
 from mdlstm_tk.runtime.tiles.local import Report, State, run_steps
 from mdlstm_tk.runtime.tiles.plan import Plan, Region, tile_extents
@@ -58,7 +57,7 @@ class TiledSession:
         max_bytes: bytes of resident memory that runs keep to by smaller batches, as far as can be
             estimated, x and y in memory aside. None: no bound.
         tf32: as for `Session`.
-        isolated: run each graph in a child process with limits; see `Session`.
+        isolated, trusted: as for `Session`; one process runs all graphs.
 
     Attributes:
         metadata: what the file says about the network.
@@ -81,52 +80,46 @@ class TiledSession:
         timeout: float | None = None,
         max_bytes: int | None = None,
         tf32: bool = False,
-        isolated: bool | None = False,
+        isolated: bool = False,
+        trusted: bool = False,
     ) -> None:
-        if timeout is not None and not 0 <= timeout <= MAX_TIMEOUT:
-            raise InputError(f"timeout must be from 0 to {MAX_TIMEOUT:g} seconds, got {timeout}")
         label = "the model" if isinstance(model, bytes) else str(model)
         data = model if isinstance(model, bytes) else read_archive_bytes(Path(model))
         self.archive: Archive = parse_archive(data, label)
         self.metadata: Metadata = self.archive.metadata
         self.label, self.timeout = label, timeout
         self.threads, self.max_bytes = threads or _cores(), max_bytes
-        self.isolated = _needs_isolation(data) if isolated is None else isolated
-        self._runners: list[Runner] = []
-
-        def load(name: str) -> Runner:
-            graph, of = self.archive.graphs[name], f"{name} in {label}"
-            runner: Runner
-            if self.isolated:
-                from mdlstm_tk.runtime.isolation.limits import Limits  # imported late, as by `Session`
-                from mdlstm_tk.runtime.isolation.runner import IsolatedRunner
-
-                runner = IsolatedRunner(graph, of, device, tf32, Limits(MAX_BYTES, timeout, 1))
-            else:
-                runner = LocalRunner(
-                    graph, of, device, threads=1, timeout=timeout, max_bytes=MAX_BYTES, tf32=tf32
-                )
-            self._runners.append(runner)
-            return runner
-
+        self.isolated = isolated
+        self._runner: Runner | None = open_runner(
+            self.archive.graphs,
+            label,
+            device,
+            threads=1,
+            timeout=timeout,
+            max_bytes=max_bytes if isolated else None,
+            tf32=tf32,
+            isolated=isolated,
+            trusted=trusted,
+        )
+        runner = self._runner
+        self.graphs: list[_Graph] = []
+        self.head: _Graph | None = None
         try:
-            self.graphs: list[Runner] = []
             stages = list(self.archive.stages)
             for s, k in ordered_sweeps(self.archive):
-                runner = load(stages[s].sweeps[k].file)
-                stages[s] = _with_states(stages[s], Metadata.from_props(runner.props, label), label)
-                self.graphs.append(runner)
+                name = stages[s].sweeps[k].file
+                metadata = Metadata.from_props(runner.graphs[name].props, label)
+                stages[s] = _with_states(stages[s], metadata, label)
+                self.graphs.append(_Graph(runner, name))
             self.archive = replace(self.archive, stages=tuple(stages))
-            self.head: Runner | None = None
             if self.archive.head is not None:
-                self.head = load(self.archive.head)
-                _check_head(Metadata.from_props(self.head.props, label), self.archive, label)
+                self.head = _Graph(runner, self.archive.head)
+                props = runner.graphs[self.archive.head].props
+                _check_head(Metadata.from_props(props, label), self.archive, label)
         except BaseException:
             self.close()
             raise
-        self.device: str = self.graphs[0].device
-        self.provider: str = self.graphs[0].provider
-        self.reason: str | None = self.graphs[0].reason
+        self.device, self.provider, self.reason = runner.device, runner.provider, runner.reason
 
     def __call__(self, x: Array, tile: int | Sequence[int] = TILE, batch_size: int | None = None) -> Array:
         """Run the network on an array.
@@ -198,7 +191,7 @@ class TiledSession:
         Raises:
             MDLSTMError: as for a call.
         """
-        if not self._runners:
+        if self._runner is None:
             raise MDLSTMError("this session is closed; open the model again with TiledSession(...)")
         plan = self.plan(source.grid, tile, batch_size)
         if scratch is None:
@@ -262,8 +255,8 @@ class TiledSession:
 
     def close(self) -> None:
         """Release the model."""
-        runners, self._runners = self._runners, []
-        for runner in runners:
+        runner, self._runner = self._runner, None
+        if runner is not None:
             runner.close()
 
     def __enter__(self) -> TiledSession:
@@ -285,6 +278,16 @@ class TiledSession:
                 "allow more with --max-bytes"
             )
         return int(min(fitting, BATCH_SIZE))
+
+
+class _Graph:
+    """One graph of a runner."""
+
+    def __init__(self, runner: Runner, name: str) -> None:
+        self._runner, self._name = runner, name
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return self._runner.run(feeds, self._name)
 
 
 class ArraySource:
@@ -347,12 +350,6 @@ def _check_head(metadata: Metadata, archive: Archive, label: str) -> None:
             f"the head in {label} maps {metadata.channels} features to {metadata.outputs}, expected "
             f"{features} to {archive.metadata.outputs}; export the model again"
         )
-
-
-def _needs_isolation(data: bytes) -> bool:
-    from mdlstm_tk.runtime.isolation.rule import isolation_problem, was_exported_here
-
-    return isolation_problem() is None and not was_exported_here(data)
 
 
 def _cores() -> int:

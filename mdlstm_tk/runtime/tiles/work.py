@@ -19,7 +19,7 @@ Face = Array  # (1 + S, *extents of the other axes, n), all states in the order 
 
 
 class Graph(Protocol):
-    """A loaded graph; see `mdlstm_tk.runtime.local_runner.Runner`."""
+    """A loaded graph; see `mdlstm_tk.runtime.runner.Runner`."""
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]: ...
 

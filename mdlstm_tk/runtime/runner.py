@@ -1,0 +1,260 @@
+"""`Runner`: one or several graphs that are loaded and run, in this process or in an isolated one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+from mdlstm_tk.errors import InputError, MDLSTMError, StoppedError, require
+from mdlstm_tk.runtime.cuda_graph import CudaGraphRunner
+from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
+from mdlstm_tk.runtime.model_check import check_model
+from mdlstm_tk.runtime.providers import create_session, is_out_of_memory, one_line
+
+MODEL = "model"  # the name of the only graph of an `.onnx` file
+MAX_TIMEOUT = 1e6  # seconds, 11 days; the timers of the system take no more than a few weeks
+INTERRUPTIBLE_VALUES = 2**14
+"""Size of the inputs from which a run leaves the main thread: smaller ones are over within milliseconds,
+and another thread costs some 50 µs."""
+
+
+GraphFunction = Callable[[dict[str, Array], Any], list[Array]]
+"""Runs a graph on its inputs under the given `RunOptions`."""
+
+
+class TensorType(NamedTuple):
+    """The type of an input or output of a graph.
+
+    Attributes:
+        dtype: NumPy's name of the element type, such as "float32"; ONNX Runtime's, if NumPy has none.
+        shape: extents, None where an extent is free.
+    """
+
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """Facts about a loaded graph.
+
+    Attributes:
+        props: its `metadata_props`.
+        inputs, outputs: by name, in the order of the file.
+    """
+
+    props: dict[str, str]
+    inputs: dict[str, TensorType]
+    outputs: dict[str, TensorType]
+
+
+class Runner(Protocol):
+    """Loaded graphs.
+
+    Attributes:
+        graphs: facts about each graph, by its name.
+        device: "cpu" or "cuda:N".
+        provider: ONNX Runtime's name for the device.
+        reason: why "auto" did not take the CUDA that this ONNX Runtime supports; else None.
+        captures_graphs: True if repeated shapes are captured as CUDA graphs.
+    """
+
+    graphs: dict[str, GraphInfo]
+    device: str
+    provider: str
+    reason: str | None
+    captures_graphs: bool
+
+    def run(self, feeds: Mapping[str, Array], graph: str = MODEL) -> dict[str, Array]:
+        """Compute all outputs of a graph, by name, from all its inputs.
+
+        Raises:
+            StoppedError: a limit on time or memory was reached, or the process of the model crashed.
+            MDLSTMError: ONNX Runtime fails.
+            KeyboardInterrupt: the user pressed Ctrl-C; the run was stopped.
+        """
+
+    def interrupt(self) -> None:
+        """Stop the runs in progress, which raise."""
+
+    def close(self) -> None:
+        """Release the graphs; later runs raise an `MDLSTMError`."""
+
+
+def open_runner(
+    graphs: Mapping[str, bytes],
+    label: str,
+    device: str,
+    *,
+    threads: int,
+    timeout: float | None,
+    max_bytes: int | None,
+    tf32: bool,
+    isolated: bool,
+    trusted: bool,
+) -> Runner:
+    """Check and load graphs.
+
+    Args:
+        graphs: content of each `.onnx` file, by name.
+        label: name of the model in error messages.
+        device, threads, timeout, max_bytes, tf32, isolated, trusted: as for `Session`.
+
+    Raises:
+        InputError: a graph is refused, or ONNX Runtime cannot load it; or an argument is invalid.
+        DeviceError: CUDA was asked for and cannot be used.
+        MissingExtraError: ONNX Runtime is not installed.
+        StoppedError: a graph exceeds a limit while it is loaded.
+        MDLSTMError: `isolated` is true, and the system is neither Linux nor macOS.
+    """
+    if timeout is not None and not 0 <= timeout <= MAX_TIMEOUT:
+        raise InputError(f"timeout must be from 0 to {MAX_TIMEOUT:g} seconds, got {timeout}")
+    if isolated:
+        from mdlstm_tk.runtime.isolation import IsolatedRunner  # imported late: most models need none
+
+        return IsolatedRunner(graphs, label, device, threads, timeout, max_bytes, tf32, trusted)
+    return LocalRunner(graphs, label, device, threads, timeout, max_bytes, tf32, trusted)
+
+
+class LocalRunner:
+    """A `Runner` in this process. Arguments and errors are those of `open_runner`.
+
+    Runs from several threads are concurrent, except with CUDA graphs.
+    """
+
+    def __init__(
+        self,
+        graphs: Mapping[str, bytes],
+        label: str,
+        device: str,
+        threads: int,
+        timeout: float | None,
+        max_bytes: int | None,
+        tf32: bool,
+        trusted: bool,
+    ) -> None:
+        self._onnxruntime: Any = require("onnxruntime", "cpu")
+        self._timeout = timeout
+        self._active: set[_Run] = set()
+        self._functions: dict[str, GraphFunction] = {}
+        self.graphs: dict[str, GraphInfo] = {}
+        self.device, self.provider = device, ""
+        self.reason: str | None = None
+        self.captures_graphs = False
+        for name, data in graphs.items():
+            of = label if name == MODEL else f"{name} in {label}"
+            props = check_model(data, of, max_bytes=max_bytes or MAX_BYTES, trusted=trusted)
+            created = create_session(data, of, self.device, threads, tf32)
+            session, index = created.session, created.cuda_index
+            self.device = "cpu" if index is None else f"cuda:{index}"  # of the graphs that follow, too
+            self.provider = session.get_providers()[0]
+            self.reason = self.reason or created.reason
+            self.graphs[name] = GraphInfo(
+                props, _types(session.get_inputs()), _types(session.get_outputs())
+            )
+            self._functions[name] = partial(session.run, None)
+            if created.cuda_graphs and index is not None:
+                self.captures_graphs = True
+                self._functions[name] = CudaGraphRunner(self._onnxruntime, session, "cuda", index)
+
+    def run(self, feeds: Mapping[str, Array], graph: str = MODEL) -> dict[str, Array]:
+        function = self._functions.get(graph)
+        if function is None:
+            raise MDLSTMError("this session is closed; open the model again")
+        run = _Run(function, dict(feeds), self._onnxruntime.RunOptions())
+        timer = threading.Timer(self._timeout, run.stop) if self._timeout is not None else None
+        self._active.add(run)
+        try:
+            if timer is not None:
+                timer.daemon = True
+                timer.start()
+            arrays = run.outputs()
+        except KeyboardInterrupt:
+            raise
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
+            if run.is_stopped and self._timeout is not None:
+                raise timeout_error(self._timeout) from None
+            if is_out_of_memory(error):
+                raise StoppedError(
+                    "the model needs more memory than there is; use a smaller batch or grid, or run the "
+                    "grid in tiles (mdlstm export --form tiles)",
+                    "memory",
+                ) from None
+            raise MDLSTMError(f"ONNX Runtime failed: {one_line(error)}") from None
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._active.discard(run)
+        return dict(zip(self.graphs[graph].outputs, arrays, strict=True))
+
+    def interrupt(self) -> None:
+        for run in list(self._active):
+            run.stop()
+
+    def close(self) -> None:
+        self._functions = {}
+
+
+class _Run:
+    """One run of ONNX Runtime, which can be stopped.
+
+    Args:
+        function: runs the graph.
+        feeds: its inputs.
+        options: the `RunOptions` of this run.
+    """
+
+    def __init__(self, function: GraphFunction, feeds: dict[str, Array], options: Any) -> None:
+        self._function, self._feeds, self._options = function, feeds, options
+        self._outputs: list[Array] = []
+        self._error: BaseException | None = None
+        self.is_stopped = False
+
+    def stop(self) -> None:
+        """Make ONNX Runtime stop before the next operator."""
+        self.is_stopped = True
+        self._options.terminate = True
+
+    def outputs(self) -> list[Array]:
+        """Run the graph. Python looks at Ctrl-C in the main thread alone, and not while that is in ONNX
+        Runtime; so the main thread leaves a long run to another one, and waits."""
+        is_short = sum(x.size for x in self._feeds.values()) < INTERRUPTIBLE_VALUES
+        if is_short or threading.current_thread() is not threading.main_thread():
+            return self._function(self._feeds, self._options)
+        thread = threading.Thread(target=self._run, daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(1.0)  # a wait without a limit cannot be interrupted on Windows
+        except BaseException:
+            self.stop()
+            thread.join(1.0)
+            raise
+        if self._error is not None:
+            raise self._error
+        return self._outputs
+
+    def _run(self) -> None:
+        try:
+            self._outputs = self._function(self._feeds, self._options)
+        except BaseException as error:
+            self._error = error
+
+
+def timeout_error(seconds: float) -> StoppedError:
+    """The error for a run that took longer than allowed."""
+    return StoppedError(f"the model was stopped after {seconds:g} s; allow more with timeout=...", "time")
+
+
+def _types(tensors: list[Any]) -> dict[str, TensorType]:
+    """The types of the inputs or outputs of an `InferenceSession`."""
+    names = {"float": "float32", "double": "float64"}
+    types = {}
+    for tensor in tensors:
+        element = tensor.type.removeprefix("tensor(").removesuffix(")")
+        shape = tuple(extent if isinstance(extent, int) else None for extent in tensor.shape)
+        types[tensor.name] = TensorType(names.get(element, element), shape)
+    return types

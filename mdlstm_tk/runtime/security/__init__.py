@@ -1,1 +1,0 @@
-"""Check untrusted models before ONNX Runtime loads them."""

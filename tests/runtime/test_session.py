@@ -1,0 +1,264 @@
+"""`Session`: shapes, types, errors, threads, interrupts and copies."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from helpers.crafted_models import INT64, crafted, info, node, scanning, tensor
+from helpers.isolation import power
+
+from mdlstm_tk.errors import InputError, MDLSTMError, StoppedError
+from mdlstm_tk.runtime import Session, load_array, save_array
+
+RNG = np.random.default_rng(0)
+X = np.arange(8, dtype=np.float32).reshape(2, 2, 2, 1)
+
+
+def test_shapes(model: Path) -> None:
+    session = Session(model, "cpu")
+    x = RNG.random((5, 8, 8, 1), dtype=np.float32)
+    y = session(x)
+    assert (y.shape, y.dtype) == ((5, 8, 8, 1), np.float32)
+    np.testing.assert_allclose(session(x[0]), y[0], atol=1e-6)
+    np.testing.assert_allclose(session(x[0, ..., 0]), y[0, ..., 0], atol=1e-6)
+    assert session(x[0]).shape == (8, 8, 1)
+    assert session(x[0, ..., 0]).shape == (8, 8)
+    assert (session.device, session.provider) == ("cpu", "CPUExecutionProvider")
+
+
+def test_other_dtypes_are_converted(model: Path) -> None:
+    session = Session(model, "cpu")
+    x = np.eye(8)
+    for dtype in (np.float64, np.float16, np.int32, np.uint8, bool):
+        np.testing.assert_array_equal(session(x.astype(dtype)), session(x))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((5, 7)), "5x7 .* 8x8"),
+        (np.zeros(8), r"\(8,\), expected \(H, W\), \(H, W, C\) or \(N, H, W, C\)"),
+        (np.zeros((1, 1, 8, 8, 1)), "expected"),
+        (np.zeros((8, 8, 2)), "2 channels"),
+        (np.zeros((3, 8, 8)), r"give x\[\.\.\., None\]"),
+        (np.zeros((1, 8, 8)), r"give x\[\.\.\., None\]"),
+        (np.zeros((0, 8, 8, 1)), "empty"),
+        (np.full((8, 8), np.nan), "64 NaN or infinite"),
+        (np.array([["a"]]), "expected real numbers"),
+        (np.broadcast_to(np.float32(0), (2**24, 8, 8, 1)), r"more than 1073741824; .*max_bytes=\.\.\."),
+    ],
+    ids=lambda value: str(getattr(value, "shape", ""))[:30],
+)
+def test_inputs_that_do_not_fit_are_named(model: Path, x: np.ndarray, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Session(model, "cpu")(x)
+
+
+def test_a_large_view_is_refused_before_it_is_copied(model: Path) -> None:
+    terabytes = np.broadcast_to(np.float32(0), (2**40, 8, 8, 1))
+    with pytest.raises(InputError, match="max_bytes"):
+        Session(model, "cpu")(terabytes)
+
+
+def token_model() -> bytes:
+    """y is x + 1 for integers x, on grids of any size."""
+    nodes = [node("Cast", "x", "f", to=1), node("Add", "f one", "y")]
+    built = crafted(nodes, [tensor("one", 1.0, np.float32)], grid="[2, null]", form='"scan"')
+    for value in (*built.graph.input, *built.graph.output):
+        value.type.tensor_type.shape.dim[2].ClearField("dim_value")
+    built.graph.input[0].type.tensor_type.elem_type = INT64
+    return built.SerializeToString()
+
+
+def test_integers_and_one_free_extent() -> None:
+    session = Session(token_model(), "cpu")
+    for width in (1, 5):
+        x = RNG.integers(0, 9, (3, 2, width, 1))
+        np.testing.assert_array_equal(session(x), x + 1)
+        np.testing.assert_array_equal(session(x.astype(np.uint8)), x + 1)
+        np.testing.assert_array_equal(session(x.astype(np.float64)), x + 1)
+    with pytest.raises(InputError, match="expected integers"):
+        session(np.full((2, 2), 0.5))
+    with pytest.raises(InputError, match=r"a 3x2 grid does not fit this 2x\* model"):
+        session(np.zeros((3, 2), int))
+    with pytest.raises(InputError, match="free extents"):
+        session.warm_up()
+    session.warm_up(grid=(2, 7))
+
+
+def test_files_that_are_no_models(model: Path, tmp_path: Path) -> None:
+    foreign = onnx.load(model)
+    foreign.ClearField("metadata_props")
+    (tmp_path / "folder.onnx").mkdir()
+    for name, data, message in (
+        ("none.onnx", None, "there is no model"),
+        ("folder.onnx", None, "not a regular file"),
+        ("broken.onnx", model.read_bytes()[:1000], "malformed"),
+        ("foreign.onnx", foreign.SerializeToString(), "was not exported"),
+        ("m.tiles", b"PK", "open it with mdlstm_tk.runtime.TiledSession"),
+    ):
+        path = tmp_path / name
+        if data is not None:
+            path.write_bytes(data)
+        with pytest.raises(InputError, match=message) as error:
+            Session(path, "cpu")
+        assert name in str(error.value)
+    with pytest.raises(InputError, match="'gpu'"):
+        Session(model, "gpu")
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf")])
+def test_impossible_timeouts_are_refused(timeout: float) -> None:
+    with pytest.raises(InputError, match="timeout must be"):
+        Session(crafted().SerializeToString(), "cpu", timeout=timeout)
+
+
+def test_a_closed_session_says_so(model: Path) -> None:
+    with Session(model, "cpu") as session:
+        session(np.zeros((8, 8)))
+    with pytest.raises(MDLSTMError, match="closed"):
+        session(np.zeros((8, 8)))
+
+
+def test_a_session_can_be_pickled(model: Path) -> None:
+    x = RNG.random((2, 8, 8, 1))
+    with Session(model, "cpu", threads=2, timeout=60) as session:
+        copy = pickle.loads(pickle.dumps(session))
+        np.testing.assert_array_equal(copy(x), session(x))
+    assert copy.metadata == session.metadata
+    np.testing.assert_array_equal(copy(x), Session(model, "cpu")(x))  # the first one is closed
+
+
+def test_timeout_stops_an_endless_loop() -> None:
+    endless = scanning(node("Add", "v two", "v_out"), rows=10**9, width=0)  # takes no memory
+    session = Session(endless.SerializeToString(), "cpu", timeout=0.3)
+    for _ in range(2):
+        with pytest.raises(StoppedError, match=r"0\.3 s; allow more with timeout="):
+            session(X)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupt_stops_a_run_of_the_main_thread() -> None:
+    """A product of 1000×1000 matrices takes some 30 ms, all of them together a minute."""
+    session = Session(power(2000), "cpu")
+    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        session(np.ones((1000, 1000), np.float32))
+    timer.join()
+    assert time.monotonic() - start < 20
+    np.testing.assert_array_equal(session(np.eye(2)), 1 + np.eye(2))
+
+
+def with_large_intermediate(count: int) -> bytes:
+    """y = x + the sum of `count` zeros that the graph creates when it runs."""
+    nodes = [node("ConstantOfShape", "shape", "big"), node("ReduceSum", "big", "sum", keepdims=0)]
+    model = crafted([*nodes, node("Add", "x sum", "y")], [tensor("shape", [count])])
+    return model.SerializeToString()
+
+
+def test_runs_that_need_too_much_memory_end_in_an_error(tmp_path: Path) -> None:
+    """The limit is set once for each process, so it is tested in another one, where it is small."""
+    with pytest.raises(StoppedError, match=r"needs more memory than there is; .*tiles"):
+        Session(with_large_intermediate(10**12), "cpu")(X)
+    (tmp_path / "m.onnx").write_bytes(with_large_intermediate(2**26))
+    code = """if True:
+        import sys, numpy
+        from mdlstm_tk.errors import MDLSTMError
+        from mdlstm_tk.runtime import Session, providers
+        providers.MEMORY_SHARE = int(sys.argv[1]) * 2**20 / providers.available_memory()
+        try:
+            print(Session("m.onnx", "cpu")(numpy.ones((2, 2))).tolist())
+        except MDLSTMError as error:
+            print(error)
+    """
+
+    def run(megabytes: int) -> str:
+        command = [sys.executable, "-c", code, str(megabytes)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    assert "memory" in run(100)
+    assert run(600).strip() == "[[1.0, 1.0], [1.0, 1.0]]"
+
+
+def test_further_inputs_are_checked_by_name() -> None:
+    model = crafted([node("Add", "x k", "y")], inputs='["x", "k"]')
+    model.graph.input.append(info("k", shape=(None, 1, 1, 1)))
+    session = Session(model.SerializeToString(), "cpu")
+    k = np.ones((2, 1, 1, 1))
+    np.testing.assert_array_equal(session(X, k=k), X + 1)
+    for arguments, message in (
+        ({}, r"inputs of this model are k; got none; give them by name, as in session\(x, k=…\)"),
+        ({"k": k, "z": k}, "got k, z"),
+        ({"k": k[:1]}, "k must have the batch of x, 2"),
+        ({"k": k * np.inf}, "k holds 2 NaN or infinite"),
+    ):
+        with pytest.raises(InputError, match=message):
+            session(X, **arguments)
+    with pytest.raises(InputError, match="takes no sizes"):
+        session(X, sizes=np.ones((2, 2), int), k=k)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "-"])
+def test_arrays_survive_writing_and_reading(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = RNG.random((3, 4), dtype=np.float32)
+    stream = io.TextIOWrapper(io.BytesIO())
+    monkeypatch.setattr(sys, "stdout", stream)
+    target = name if name == "-" else str(tmp_path / name)
+    save_array(target, x)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stream.buffer.getvalue())))
+    np.testing.assert_array_equal(load_array(target), x)
+
+
+def test_threads_may_share_a_session(model: Path) -> None:
+    session = Session(model, "cpu", timeout=60)
+    inputs = RNG.random((40, 8, 8), dtype=np.float32)
+    expected = [session(x) for x in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        for y, z in zip(pool.map(session, inputs), expected, strict=True):
+            np.testing.assert_array_equal(y, z)
+
+
+def test_closing_while_others_run_harms_none(model: Path) -> None:
+    session = Session(model, "cpu")
+    x = RNG.random((64, 8, 8, 1), dtype=np.float32)
+    expected = session(x)
+
+    def run(_: int) -> str:
+        try:
+            np.testing.assert_array_equal(session(x), expected)
+        except MDLSTMError as error:
+            return str(error)
+        return "ran"
+
+    with ThreadPoolExecutor(4) as pool:
+        results = pool.map(run, range(400))
+        assert next(results) == "ran"
+        session.close()
+        errors = set(results) - {"ran"}
+        assert len(errors) == 1 and "closed" in errors.pop()
+
+
+def test_threads_and_warm_up_change_no_number(model: Path) -> None:
+    x = RNG.random((3, 8, 8, 1), dtype=np.float32)
+    expected = Session(model, "cpu")(x)
+    for threads in (0, 1, 2):
+        with Session(model, "cpu", threads=threads) as session:
+            session.warm_up()
+            session.warm_up(3)
+            np.testing.assert_allclose(session(x), expected, atol=1e-6)
