@@ -1,122 +1,51 @@
-"""Measure what isolation costs: throughput of a session, of `mdlstm infer` on a folder, and its start.
+"""Measure the cost of isolation: the start of a session, and calls of small and large grids.
 
-    python benchmarks/isolation.py            # all tables, some 5 minutes
-    python benchmarks/isolation.py --quick    # fewer rounds
+    python benchmarks/isolation.py
 
-Both ways alternate within one run. Numbers are medians; a ratio is the throughput, or the speed, with
-isolation divided by that without.
+Both ways alternate within one run. Numbers are medians.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-from PIL import Image
+import torch
 
-BATCH = 64
-GRIDS = (8, 32, 64, 128)
-HIDDEN = (16, 32)
-DIRECTIONS = (1, "all")
-SECONDS = 0.4  # of one measurement of one way
-FILES, EXTENT = 2000, 32
+from mdlstm_tk import MDLSTM
+from mdlstm_tk.export import export_onnx
+from mdlstm_tk.runtime import Session
 
-
-def alternate(ways: Sequence[Callable[[], object]], rounds: int, repeats: int = 1) -> list[list[float]]:
-    """The seconds that each way takes, in several rounds that take turns."""
-    seconds: list[list[float]] = [[] for _ in ways]
-    for number in range(rounds):
-        for index in range(len(ways)) if number % 2 else reversed(range(len(ways))):
-            start = time.perf_counter()
-            for _ in range(repeats):
-                ways[index]()
-            seconds[index].append((time.perf_counter() - start) / repeats)
-    return seconds
+SIZES = ((1, 8), (64, 8), (1, 64), (16, 64))  # batch and extent
+ROUNDS = 30
 
 
-def row(label: str, seconds: Sequence[Sequence[float]], count: int, unit: str) -> str:
-    here, isolated = map(median, seconds)
-    ratio = median(a / b for a, b in zip(*seconds, strict=True))
-    if count:
-        return f"| {label} | {count / here:,.0f} {unit} | {count / isolated:,.0f} {unit} | {ratio:.2f} |"
-    return f"| {label} | {here * 1e3:.0f} ms | {isolated * 1e3:.0f} ms | {ratio:.2f} |"
-
-
-def export(folder: Path, grid: int, hidden: int, directions: object) -> Path:
-    import torch
-
-    from mdlstm_tk import models
-    from mdlstm_tk.export import export_onnx
-
-    torch.manual_seed(0)
-    path = folder / f"{grid}-{hidden}-{directions}.onnx"
-    if not path.exists():
-        network = models.create("md", 1, 1, hidden=hidden, directions=directions)
-        export_onnx(network, path, grid=(grid, grid))
-    return path
-
-
-def measure_sessions(folder: Path, rounds: int) -> None:
-    from mdlstm_tk.runtime import Session
-
-    for grid in GRIDS:
-        for hidden in HIDDEN:
-            for directions in DIRECTIONS:
-                path = export(folder, grid, hidden, directions)
-                x = np.random.default_rng(0).random((BATCH, grid, grid, 1), np.float32)
-                with Session(path, "cpu") as here, Session(path, "cpu", isolated=True) as isolated:
-                    ways = [partial(here, x), partial(isolated, x)]
-                    once = alternate(ways, 2)
-                    repeats = max(1, round(SECONDS / min(once[0])))
-                    label = f"{BATCH} of {grid}×{grid}, hidden {hidden}, {directions} direction(s)"
-                    print(row(label, alternate(ways, rounds, repeats), BATCH, "samples/s"), flush=True)
-
-
-def infer(*arguments: object) -> Callable[[], object]:
-    """A call of `mdlstm infer` in a process of its own."""
-    command = [sys.executable, "-m", "mdlstm_tk", "infer", *map(str, arguments), "-q", "--force"]
-    return lambda: subprocess.run(command, check=True, capture_output=True)
-
-
-def measure_infer(folder: Path, rounds: int) -> None:
-    model = export(folder, EXTENT, 16, 1)
-    rng = np.random.default_rng(0)
-    for suffix in ("npy", "png"):
-        (folder / suffix).mkdir()
-        for number in range(FILES):
-            x = rng.random((EXTENT, EXTENT), np.float32)
-            if suffix == "npy":
-                np.save(folder / f"npy/{number}.npy", x)
-            else:
-                Image.fromarray((255 * x).astype(np.uint8)).save(folder / f"png/{number}.png")
-    for suffix in ("npy", "png"):
-        arguments = (folder / suffix, "-m", model, "-o", folder / "out", "--device", "cpu")
-        seconds = alternate([infer(*arguments), infer(*arguments, "--timeout", 600)], rounds)
-        print(row(f"infer, {FILES} {suffix} of {EXTENT}×{EXTENT}", seconds, FILES, "files/s"), flush=True)
-    arguments = (folder / "npy/0.npy", "-m", model, "-o", folder / "y.npy", "--device", "cpu")
-    seconds = alternate([infer(*arguments), infer(*arguments, "--timeout", 600)], 2 * rounds)
-    print(row("infer, one npy, from start to end", seconds, 0, ""), flush=True)
+def seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    rounds = 4 if parser.parse_args().quick else 10
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        os.environ["XDG_STATE_HOME"] = str(folder / "state")
-        print("| what | without isolation | with isolation | ratio |\n|---|--:|--:|--:|", flush=True)
-        measure_infer(folder, rounds)
-        measure_sessions(folder, rounds)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(MDLSTM(1, 16), path, torch.zeros(1, 8, 8, 1), form="scan")
+        for isolated in (False, True):
+            start = median(
+                seconds(lambda i=isolated: Session(path, "cpu", isolated=i).close()) for _ in range(9)
+            )
+            print(f"start{', isolated' if isolated else ''}: {start * 1e3:.0f} ms")
+        with Session(path, "cpu") as here, Session(path, "cpu", isolated=True) as there:
+            for batch, extent in SIZES:
+                x = np.random.default_rng(0).random((batch, extent, extent, 1), dtype=np.float32)
+                rounds = [(seconds(lambda: here(x)), seconds(lambda: there(x))) for _ in range(ROUNDS)]  # noqa: B023
+                times = [median(column) * 1e3 for column in zip(*rounds, strict=True)]
+                print(f"{batch}, {extent}×{extent}: {times[0]:.2f} ms, isolated {times[1]:.2f} ms")
 
 
 if __name__ == "__main__":
