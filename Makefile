@@ -37,14 +37,14 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mdlstm-tk needs Python 3.11 or newer, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/demo.stamp: pyproject.toml setup.py | $(BIN)/python
+$(VENV)/demo.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,$(RUNTIME)]'
 	touch $@
 
-$(VENV)/test.stamp: pyproject.toml setup.py | $(BIN)/python
+$(VENV)/test.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,image,data,large,tensorboard,ray,test,dev,$(RUNTIME)]'
 	touch $@
 
-$(VENV)/docs.stamp: pyproject.toml setup.py | $(BIN)/python
+$(VENV)/docs.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,docs,$(RUNTIME)]'
 	touch $@

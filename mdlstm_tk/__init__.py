@@ -26,10 +26,13 @@ if TYPE_CHECKING:
     from mdlstm_tk.layer import MDLSTM as MDLSTM
     from mdlstm_tk.states import BoundaryState as BoundaryState
 
-# In a checkout mdlstm_tk/models, cli and export are symbolic links to ../models and so on. Where the links
-# arrived as text files (Windows, zip) or not at all (sdist), the folders are found beside this package.
+# In a checkout mdlstm_tk/models, cli and export are symbolic links to ../models and so on.
 if not os.path.isdir(os.path.join(__path__[0], "models")):
-    __path__.append(os.path.dirname(__path__[0]))
+    raise ImportError(
+        "mdlstm_tk/models, cli and export are no folders: the symbolic links of the checkout arrived as "
+        "text files; clone with `git clone -c core.symlinks=true` (on Windows in developer mode), or "
+        "install the wheel with: pip install mdlstm-tk"
+    )
 
 __all__ = [
     "MDLSTM",

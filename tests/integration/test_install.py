@@ -1,4 +1,4 @@
-"""Installing from a checkout, also where its symbolic links arrived as text files."""
+"""Installing from a checkout; where its symbolic links arrived as text files, one line says what to do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import venv
 from pathlib import Path
 
 import pytest
-from helpers.checkout import FOLDERS, ROOT, copy_checkout
+from helpers.checkout import copy_checkout
 
 import mdlstm_tk
 
@@ -60,10 +60,9 @@ class Environment:
         run(*pip, *arguments, cwd=self.folder)
 
 
-@pytest.mark.parametrize("symlinks", [True, False], ids=["links", "text-files"])
 @pytest.mark.parametrize("editable", [True, False], ids=["editable", "wheel"])
-def test_install_from_a_checkout(symlinks: bool, editable: bool, tmp_path: Path) -> None:
-    checkout = copy_checkout(tmp_path / "checkout", symlinks=symlinks)
+def test_install_from_a_checkout(editable: bool, tmp_path: Path) -> None:
+    checkout = copy_checkout(tmp_path / "checkout")
     environment = Environment(tmp_path / "venv")
     environment.install(*(("-e",) if editable else ()), checkout)
     elsewhere = tmp_path / "elsewhere"
@@ -75,22 +74,24 @@ def test_install_from_a_checkout(symlinks: bool, editable: bool, tmp_path: Path)
     found = run(environment.python, "-c", FIND, cwd=elsewhere).split()
     assert len(found) == 3
     assert all((checkout in Path(path).parents) == editable for path in found)
-    if editable and symlinks:
+    assert "No module named" in run(
+        environment.python, "-c", "import mdlstm_tk.tests", cwd=elsewhere, check=False
+    )
+    if editable:
         (elsewhere / "typed.py").write_text(TYPED)
         options = ("--python-executable", environment.python, "--follow-imports=skip")
         complaints = run(sys.executable, "-m", "mypy", *options, "typed.py", cwd=elsewhere, check=False)
         assert "mdlstm_tk.nonsense" in complaints and "Found 1 error in 1 file" in complaints, complaints
 
 
-@pytest.mark.parametrize("symlinks", [True, False], ids=["links", "text-files"])
-def test_run_from_a_checkout_without_installing(symlinks: bool, tmp_path: Path) -> None:
-    checkout = copy_checkout(tmp_path / "checkout", symlinks=symlinks)
-    assert all((checkout / "mdlstm_tk" / folder).is_dir() == symlinks for folder in FOLDERS[1:])
+def test_run_from_a_checkout_without_installing(tmp_path: Path) -> None:
+    checkout = copy_checkout(tmp_path / "checkout")
     assert mdlstm_tk.__version__ in run(sys.executable, "-m", "mdlstm_tk", "--version", cwd=checkout)
     found = run(sys.executable, "-c", FIND, cwd=checkout).split()
     assert len(found) == 3 and all(checkout in Path(path).parents for path in found)
 
 
-def test_the_package_exposes_no_other_folder() -> None:
-    """Where links or a wheel bring the parts, the package's path is its own folder alone."""
-    assert len(mdlstm_tk.__path__) == 1 + (not (ROOT / "mdlstm_tk/models").is_dir())
+def test_links_that_arrived_as_text_files_are_one_line_of_advice(tmp_path: Path) -> None:
+    checkout = copy_checkout(tmp_path / "checkout", symlinks=False)
+    said = run(sys.executable, "-m", "mdlstm_tk", "--version", cwd=checkout, check=False)
+    assert "git clone -c core.symlinks=true" in said.splitlines()[-1]
