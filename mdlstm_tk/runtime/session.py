@@ -75,10 +75,12 @@ class Session:
         *,
         threads: int = 1,
         timeout: float | None = None,
-        max_bytes: int = MAX_BYTES,
+        max_bytes: int | None = None,
         tf32: bool = False,
         isolated: bool | None = False,
+        trusted: bool = False,
     ) -> None:
+        max_bytes = max_bytes or MAX_BYTES
         if timeout is not None and not 0 <= timeout <= MAX_TIMEOUT:
             raise InputError(f"timeout must be from 0 to {MAX_TIMEOUT:g} seconds, got {timeout}")
         label = "the model" if isinstance(model, bytes) else str(model)

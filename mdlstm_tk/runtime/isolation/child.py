@@ -8,20 +8,14 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
-from mdlstm_tk.errors import MDLSTMError, require
-from mdlstm_tk.runtime.io.arrays import reading
-from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.runtime.io.readers import read_opened
+from mdlstm_tk.errors import require
 from mdlstm_tk.runtime.isolation import messages
 from mdlstm_tk.runtime.isolation.limits import Limits, limit_cpu_time, limit_this_process
 from mdlstm_tk.runtime.isolation.messages import Message
 from mdlstm_tk.runtime.isolation.shared_file import SharedFile
 from mdlstm_tk.runtime.local_runner import LocalRunner
 from mdlstm_tk.runtime.providers import CUDA
-
-GROUP_BYTES = 2**26  # of the arrays of all files in one request
 
 Answer = Callable[[Message, list[int]], Message]
 
@@ -33,10 +27,9 @@ def main(config: str) -> None:
     shared, limits = SharedFile(settings["shared_file"], is_mapped=True), Limits(**settings["limits"])
     answer: Answer
     try:
-        answer = _Model(shared, limits) if settings["role"] == "model" else _Reader(shared, limits)
+        answer = _Model(shared, limits)
         # Which device is wanted is known when the model is loaded, but limits hold from now on.
-        by_address_space = settings["role"] == "reader" or not _has_cuda()
-        limit_this_process(limits, settings["parent"], by_address_space=by_address_space)
+        limit_this_process(limits, settings["parent"], by_address_space=not _has_cuda())
     except Exception as error:  # the parent raises it; for example, ONNX Runtime is not installed
         messages.send(connection, messages.error_reply(error))
         return
@@ -92,34 +85,6 @@ class _Model:
         outputs = self._runner.run(feeds)
         try:
             return {"outputs": self._shared.write(outputs.items())}
-        except OSError:
-            raise MemoryError from None
-
-
-class _Reader:
-    """Reads input files that the parent has opened."""
-
-    def __init__(self, shared: SharedFile, limits: Limits) -> None:
-        self._shared, self._limits = shared, limits
-
-    def __call__(self, request: Message, descriptors: list[int]) -> Message:
-        limits = self._limits
-        limit_cpu_time(limits.cpu_seconds(limits.load_seconds))
-        files: list[Any] = []
-        arrays: list[tuple[str | None, Array]] = []
-        for source, descriptor in zip(request["sources"], descriptors, strict=True):
-            try:
-                with reading(source), os.fdopen(descriptor, "rb", closefd=False) as file:
-                    read = read_opened(file, source, limits.max_bytes)
-            except MDLSTMError as error:
-                files.append(messages.error_reply(error))
-            else:
-                files.append([len(read.arrays), read.is_image])
-                arrays += read.arrays.items()
-            if len(files) > 1 and sum(array.nbytes for _, array in arrays) > GROUP_BYTES:
-                raise MemoryError  # the parent asks for one file after the other
-        try:
-            return {"files": files, "arrays": self._shared.write(arrays)}
         except OSError:
             raise MemoryError from None
 

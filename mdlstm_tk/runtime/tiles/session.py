@@ -82,6 +82,7 @@ class TiledSession:
         max_bytes: int | None = None,
         tf32: bool = False,
         isolated: bool | None = False,
+        trusted: bool = False,
     ) -> None:
         if timeout is not None and not 0 <= timeout <= MAX_TIMEOUT:
             raise InputError(f"timeout must be from 0 to {MAX_TIMEOUT:g} seconds, got {timeout}")
