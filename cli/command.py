@@ -69,12 +69,9 @@ def _flags(parameters: Iterable[inspect.Parameter]) -> dict[str, str]:
     for parameter in parameters:
         info = get_args(parameter.annotation)[1:]
         if info and isinstance(info[0], OptionInfo):
-            # Typer takes the first spelling for a default until it has seen that it is in an annotation.
-            spellings = [
-                each
-                for each in (info[0].default, *(info[0].param_decls or ()))
-                if str(each).startswith("-")
-            ]
+            # Typer keeps the first spelling as a default until it has seen that it is in an annotation.
+            texts = [str(each) for each in (info[0].default, *(info[0].param_decls or ()))]
+            spellings = [text for text in texts if text.startswith("-")]
             spellings = spellings or [f"--{parameter.name.replace('_', '-')}"]
             flags[parameter.name] = min(spellings, key=len)
     return flags

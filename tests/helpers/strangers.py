@@ -18,7 +18,6 @@ import tomli_w
 from fuzz.command import Called, run_command
 from fuzz.protobuf import BYTES, encode, encode_varint
 from onnx import TensorProto, helper
-from PIL import Image
 
 from helpers.crafted_models import crafted, info
 
@@ -93,24 +92,6 @@ def _with_initializer(tensor: bytes) -> bytes:
     return model + encode(
         [(7, BYTES, encode([(5, BYTES, tensor)]))]
     )  # protobuf merges a field that is doubled
-
-
-def progressive_jpeg(scans: int) -> bytes:
-    """A progressive JPEG with its scans repeated."""
-    file = io.BytesIO()
-    noise = np.random.default_rng(0).integers(0, 255, (256, 256)).astype(np.uint8)
-    Image.fromarray(noise).save(file, "JPEG", progressive=True)
-    data = file.getvalue()
-    start = data.index(b"\xff\xda")
-    end = min(data.find(b"\xff\xda", start + 2), data.find(b"\xff\xc4", start + 2))
-    return data[:-2] + data[start:end] * scans + data[-2:]
-
-
-def many_bools(members: int, extent: int) -> bytes:
-    """An .npz of bool arrays, each of which is four times as large as float32."""
-    file = io.BytesIO()
-    np.savez_compressed(file, **{f"b{k}": np.zeros((extent, extent), bool) for k in range(members)})
-    return file.getvalue()
 
 
 def npz_with_names(*names: str) -> bytes:

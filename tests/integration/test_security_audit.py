@@ -30,7 +30,6 @@ from helpers.strangers import (
     many_bools,
     npz_with_names,
     postscript,
-    progressive_jpeg,
     save,
 )
 
@@ -164,15 +163,6 @@ def test_10_bool_arrays_count_as_what_they_become(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=str(MAX_BYTES)):
         read_input(str(path), MAX_BYTES)
     assert len(read_input(str(path), 2 * MAX_BYTES).arrays) == 12
-
-
-def test_10_a_jpeg_of_many_scans_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.jpg"
-    path.write_bytes(progressive_jpeg(2000))
-    with pytest.raises(InputError):
-        read_input(str(path), 2**30)
-    path.write_bytes(progressive_jpeg(0))
-    assert read_input(str(path), 2**30).is_image
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from mdlstm_tk.runtime.isolation import limits as limits_module
 from mdlstm_tk.runtime.isolation import process, rule
 from mdlstm_tk.runtime.isolation.limits import Limits
 from mdlstm_tk.runtime.isolation.messages import MAX_MESSAGE_BYTES, ProtocolError
-from mdlstm_tk.runtime.isolation.reader import IsolatedReader
 from mdlstm_tk.runtime.isolation.runner import IsolatedRunner
 from mdlstm_tk.runtime.isolation.shared_file import SharedFile
 from mdlstm_tk.runtime.metadata import Metadata
@@ -138,35 +137,6 @@ def test_an_honest_fake_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = IsolatedRunner(b"", "m.onnx", "cpu", False, Limits(10**6))
     np.testing.assert_array_equal(runner.run({"x": X})["y"], X.ravel(), strict=True)
     runner.close()
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        {"files": [[2, False]], "arrays": [["a", "<f4", [1]], ["a", "<f4", [1]]]},
-        {"files": [[1, False]], "arrays": [[None, "<f8", [1]]]},
-        {"files": [[1, True]], "arrays": [[None, "<f4", [1]]]},
-        {"files": [[1, False]], "arrays": [[None, "<f4", [0]]]},
-        {"files": [[0, False]], "arrays": []},
-        {"files": [[2, False]], "arrays": [[None, "<f4", [1]]]},
-        {"files": [[True, False]], "arrays": [[None, "<f4", [1]]]},
-        {"files": [[1, 0]], "arrays": [[None, "<f4", [1]]]},
-        {"files": [], "arrays": []},
-        {"files": [{"error": "StoppedError", "message": "", "cause": "time"}], "arrays": []},
-        {"files": [{}], "arrays": []},
-        {},
-    ],
-    ids=str,
-)
-def test_hostile_replies_of_a_reader_are_refused(
-    reply: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    says(monkeypatch, message(reply))
-    np.save(tmp_path / "x.npy", X)
-    with IsolatedReader(Limits(10**6)) as reader:
-        reader._process.shared.write([(None, X)])
-        with pytest.raises(MDLSTMError, match="invalid reply"):
-            reader.read(str(tmp_path / "x.npy"))
 
 
 def test_errors_keep_their_kind_and_lose_their_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
