@@ -21,3 +21,7 @@ def __getattr__(name: str) -> Any:
         from mdlstm_tk.report import page
 
         return getattr(page, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

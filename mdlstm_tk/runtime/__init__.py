@@ -78,3 +78,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'mdlstm_tk.runtime' has no attribute {name!r}")
     return getattr(importlib.import_module(f"mdlstm_tk.runtime.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
