@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeAlias, cast
+from typing import IO, Any, TypeAlias, cast
 
 import numpy as np
 
@@ -119,7 +119,8 @@ def read_input(source: str, max_bytes: int = MAX_BYTES) -> InputFile:
         )
     with open_input(source) as file:
         if not suffix:
-            suffix = _type_of(cast("io.BufferedReader", file).peek(MAGIC_BYTES))
+            buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast("Any", file))
+            file, suffix = buffered, _type_of(buffered.peek(MAGIC_BYTES))
         if suffix == ".npy":
             return InputFile(label, {None: read_npy(file, label, max_bytes)})
         if suffix == ".npz":  # is read from its end, which a pipe cannot seek
