@@ -19,8 +19,9 @@ import torch
 
 from mdlstm_tk.export.drawing import drawing_model
 from mdlstm_tk.models import DensityNet, PixelNet
+from mdlstm_tk.report.contact_sheet import write_samples
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.runtime.samples import Given, uniform_numbers, write_samples
+from mdlstm_tk.runtime.samples import Given, uniform_numbers
 from mdlstm_tk.training import load_checkpoint, open_run, sample_run
 from mdlstm_tk.training.tasks import make_task
 

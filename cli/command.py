@@ -9,7 +9,7 @@ over, which is slower but correct.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial, wraps
 from pathlib import Path
 from types import NoneType
@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.models import OptionInfo
 
 from mdlstm_tk.cli.console import verbosity
 from mdlstm_tk.errors import InputError
@@ -45,11 +46,13 @@ def with_verbosity(function: Callable[..., None]) -> Callable[..., None]:
         if quiet and verbose:
             raise InputError("-q and -v are mutually exclusive; give one of them")
         verbosity.quiet, verbosity.verbose, verbosity.debug = quiet, verbose, debug
+        verbosity.flags = flags
         function(**options)
 
     keyword, off = inspect.Parameter.KEYWORD_ONLY, False
     extra = {"quiet": Quiet, "verbose": Verbose, "debug": Debug}
     parameters = inspect.signature(function, eval_str=True).parameters.values()
+    flags = _flags(parameters)
     call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             *parameters,
@@ -58,6 +61,20 @@ def with_verbosity(function: Callable[..., None]) -> Callable[..., None]:
     )
     call.__annotations__ = {p.name: p.annotation for p in parameters} | extra
     return call
+
+
+def _flags(parameters: Iterable[inspect.Parameter]) -> dict[str, str]:
+    """The shortest spelling of each option of a verb, by the name of its parameter: {"output": "-o"}."""
+    flags = {}
+    for parameter in parameters:
+        info = get_args(parameter.annotation)[1:]
+        if info and isinstance(info[0], OptionInfo):
+            # Typer keeps the first spelling as a default until it has seen that it is in an annotation.
+            texts = [str(each) for each in (info[0].default, *(info[0].param_decls or ()))]
+            spellings = [text for text in texts if text.startswith("-")]
+            spellings = spellings or [f"--{parameter.name.replace('_', '-')}"]
+            flags[parameter.name] = min(spellings, key=len)
+    return flags
 
 
 class Verb(TyperCommand):

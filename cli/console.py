@@ -6,11 +6,12 @@ All functions escape what they print, as names may come from strangers; callers 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -19,6 +20,7 @@ from mdlstm_tk._util.text import printable, shell_quoted, to_json
 if TYPE_CHECKING:
     from rich.console import Console
 
+_ARGUMENT = re.compile(r"\b([a-z_]+)=(?:True|\.\.\.|\"([^\"]*)\")")
 TABLE_WIDTH = 200  # columns; a table that is wider than the terminal reads better unfolded
 
 
@@ -30,11 +32,13 @@ class Verbosity:
         quiet: print errors only.
         verbose: print details, too.
         debug: print the traceback of an error instead of one line.
+        flags: the options of the verb, by the names of the library's arguments.
     """
 
     quiet: bool = False
     verbose: bool = False
     debug: bool = False
+    flags: Mapping[str, str] = field(default_factory=dict)
 
 
 verbosity = Verbosity()
@@ -53,9 +57,23 @@ def on_terminal() -> bool:
     return not verbosity.quiet and sys.stderr.isatty()
 
 
+def with_flags(message: str) -> str:
+    """An error of the library, which speaks of arguments, in the options of the verb that is called.
+
+    `force=True` becomes --force, `max_bytes=...` becomes --max-bytes, and `engine="ray"` --engine ray.
+    """
+
+    def flag(match: re.Match[str]) -> str:
+        name, text = match[1], match[2]
+        option = verbosity.flags.get(name)
+        return match[0] if option is None else f"{option} {text}" if text else option
+
+    return _ARGUMENT.sub(flag, message)
+
+
 def error(message: str, label: str = "error") -> None:
     """Print an error as one line on stderr, even with -q."""
-    sys.stderr.write(f"{label}: {printable(message)}\n")
+    sys.stderr.write(f"{label}: {printable(with_flags(message))}\n")
 
 
 def note(message: str) -> None:
@@ -66,7 +84,7 @@ def note(message: str) -> None:
 
 def warn(message: str) -> None:
     """Print a warning as one line on stderr, unless -q is given."""
-    note(f"warning: {message}")
+    note(f"warning: {with_flags(message)}")
 
 
 def detail(message: str) -> None:
@@ -162,8 +180,8 @@ class TileProgress:
     Of several files, the number of those that are done is shown: a terminal has place for one bar.
     """
 
-    def __init__(self) -> None:
-        self.is_shown = False
+    def __init__(self, is_shown: bool) -> None:
+        self.is_shown = is_shown
         self._bar = ExitStack()
         self._start: tuple[float, int] | None = None
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,28 +26,35 @@ from mdlstm_tk.cli.console import (
 )
 from mdlstm_tk.cli.options import (
     OUTPUT,
+    BatchSize,
     Device,
-    Engine,
-    Format,
+    EngineName,
+    Isolated,
     Json,
     Level,
     MaxBytes,
+    OutputFormat,
     Resume,
     Stream,
+    Threads,
     Tile,
     Timeout,
+    Top,
+    Trusted,
+    Workers,
     complete_files,
     complete_model_file,
 )
 from mdlstm_tk.errors import InputError, MDLSTMError
 
 if TYPE_CHECKING:
-    from mdlstm_tk.runtime import Inference, Outcome
+    from mdlstm_tk.runtime import Inference, Result
+    from mdlstm_tk.runtime.answers import Answer, AnswerDocument
     from mdlstm_tk.runtime.jobs import Job
 
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
 INPUTS = (".npy", ".npz", ".csv", *IMAGES, ".zarr")
-EXECUTION = "Execution"
+STREAM_OPTIONS = ("output", "model", "device", "timeout", "max_bytes", "isolated", "trusted", "force")
 
 
 def infer(
@@ -76,22 +86,12 @@ def infer(
             "-o",
             metavar="PATH",
             help="File for the result of one input, folder for the results of several, or - for stdout. A "
-            ".csv, .json or .txt file takes the labels or texts for several inputs.",
+            ".csv, .tsv, .json or .txt file takes the labels or texts for several inputs.",
             show_default="beside the inputs; stdout for labels and texts",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    output_format: Annotated[
-        Format | None,
-        typer.Option(
-            "--format",
-            help="File format of the results: txt, csv and json hold labels, texts and masks, npy and npz "
-            "the network's outputs; png holds masks, or values clipped to [0, 1] with 8 bits. "
-            "The fields of txt are separated by tabs.",
-            show_default="txt for labels and texts, png for masks, npz for .npz inputs, else npy",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    output_format: OutputFormat = None,
     probabilities: Annotated[
         bool,
         typer.Option(
@@ -100,16 +100,7 @@ def infer(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
-    top: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="K",
-            help="Name the K most likely classes of a classifier with their probabilities.",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    top: Top = None,
     skip_existing: Annotated[
         bool,
         typer.Option(
@@ -123,45 +114,18 @@ def infer(
     ] = False,
     json: Json = False,
     device: Device = "auto",
-    threads: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="CPU threads of one run, or of all tiles; 0: one per core.",
-            rich_help_panel=EXECUTION,
-        ),
-    ] = 1,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Samples per run, or tiles of a tiled model.",
-            show_default="64, or fewer for grids above 64x64; 4 tiles",
-            rich_help_panel=EXECUTION,
-        ),
-    ] = None,
-    engine: Annotated[
-        Engine,
-        typer.Option(
-            help="Where files and tiles are run: in this process, or distributed with Ray on $RAY_ADDRESS.",
-            rich_help_panel=EXECUTION,
-        ),
-    ] = "local",
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Number of processes of --engine ray.",
-            show_default="one per CPU",
-            rich_help_panel=EXECUTION,
-        ),
-    ] = None,
+    threads: Threads = 1,
+    batch_size: BatchSize = None,
+    engine: EngineName = "local",
+    workers: Workers = None,
     tile: Tile = None,
     level: Level = None,
     resume: Resume = False,
     stream: Stream = False,
     max_bytes: MaxBytes = None,
     timeout: Timeout = None,
+    isolated: Isolated = False,
+    trusted: Trusted = False,
 ) -> None:
     """Run an exported model on arrays and images.
 
@@ -178,116 +142,126 @@ def infer(
 
     A tiled model (.tiles) reads npy, tif and zarr by region, so that they may be larger than the memory,
     and writes npy, zarr, and masks as tif.
+
+    A model file cannot read or write other files. It may take any time and memory; --isolated limits both.
     """
+    options = {name: value for name, value in locals().items() if name not in ("files", "json", "stream")}
     if json and output == "-":
         raise InputError("--json prints on stdout, where -o - writes the result; give one of them")
-    from mdlstm_tk.runtime import infer_paths
-
+    if max_bytes is not None:
+        _allow_pixels(max_bytes)
     if stream:
-        _stream(files, model, output, device, timeout)
+        _stream(files, options | {"json": json})
         return
-    tiles = TileProgress()
-    run = infer_paths(
-        files,
-        model,
-        output,
-        output_format=output_format,
-        probabilities=probabilities,
-        top=top,
-        device=device,
-        threads=threads,
-        batch_size=batch_size,
-        engine=engine,
-        workers=workers,
-        max_bytes=max_bytes,
-        timeout=timeout,
-        skip_existing=skip_existing,
-        force=force,
-        tile=tile,
-        level=level,
-        resume=resume,
-        report=tiles,
-    )
-    tiles.is_shown = run.single
-    _print_plan(run)
-    records: list[dict[str, Any]] | None = [] if json else None
+    from mdlstm_tk.runtime.inference import infer_paths
+    from mdlstm_tk.runtime.jobs import is_single_file
+
+    is_single = is_single_file(files)
+    tiles = TileProgress(is_shown=is_single)
+    run = infer_paths(files, **options, report=tiles)
+    _print_plan(run, model)
+    records: list[dict[str, Any]] = []
     try:
-        if run.single and run.jobs:
-            _print_single(run, next(run.outcomes), records)
-        elif run.jobs:
-            _follow(run, records)
+        if run.jobs:
+            answers = _Answers(run, options, is_named=not is_single, is_shown=not json)
+            _follow(run, answers, records, is_single)
     except (MDLSTMError, KeyboardInterrupt):
         if resume and run.jobs:
             note("what was done is kept beside the result; the same command with --resume goes on")
         raise
     finally:
         tiles.close()
-        if records is not None:
+        if json:
             print_json(_summary(run, records))
-    if run.collected and run.jobs:
-        note(f"wrote {run.collected}")
+    if run.table and run.jobs:
+        note(f"wrote {run.table}")
     elif run.jobs:
         _print_next(run.jobs[-1])
 
 
-def _stream(
-    files: list[str], model: str | None, output: str | None, device: str, timeout: float | None
-) -> None:
+def _allow_pixels(max_bytes: int) -> None:
+    """Let Pillow decode what --max-bytes allows; its own limit is that of this process."""
+    with suppress(ImportError):
+        from PIL import Image
+
+        from mdlstm_tk.runtime.preprocessing import PIXEL_BYTES
+
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_bytes // PIXEL_BYTES)
+
+
+def _stream(files: list[str], options: dict[str, Any]) -> None:
     """Read rows from stdin, and write those of the result to stdout or a file."""
-    from mdlstm_tk.runtime.tiled_inference import stream_paths
+    from mdlstm_tk.runtime.inference import stream_paths
 
     if files != ["-"]:
         raise InputError(f"--stream reads rows from stdin, which is -, got {' '.join(files)}")
-    read, written = stream_paths(model, output or "-", device=device, timeout=timeout)
+    parameters = inspect.signature(infer).parameters
+    for name, value in options.items():
+        if name not in STREAM_OPTIONS and value != parameters[name].default:
+            raise InputError(f"--stream writes rows as they come, and takes no {name}=...; leave it out")
+    taken = {name: options[name] for name in STREAM_OPTIONS if name != "output"}
+    read, written = stream_paths(output=options["output"] or "-", **taken)
     note(f"{read} rows → {written} rows")
 
 
-def _print_plan(run: Inference) -> None:
-    if run.left_out.unsupported:
-        note(f"files of other types, left out: {run.left_out.unsupported}")
-    if run.left_out.outside:
-        note(f"links to files outside the folder, left out: {run.left_out.outside}; copy the files to run")
-    if run.newer_run:
+def _print_plan(run: Inference, model: str | None) -> None:
+    from mdlstm_tk.runtime.model_discovery import newer_run_without_export
+
+    session = run.session
+    if run.left_out:
+        note(f"files of other types, left out: {run.left_out}")
+    if model is None and (newer := newer_run_without_export(run.model)):
         warn(
-            f"the model is of an older run, because the newest, {run.newer_run}, has no export; "
-            f"make one with: mdlstm export {shell_quoted(run.newer_run)}"
+            f"the model is of an older run, because the newest, {newer}, has no export; "
+            f"make one with: mdlstm export {shell_quoted(newer)}"
         )
-    note(f"{run.model} on {run.device} ({run.provider}){', isolated' if run.isolated else ''}")
-    if run.reason:
-        note(f"not on CUDA: {run.reason}")
-    if run.advice:
-        warn(run.advice)
+    isolated = ", isolated" if session.isolated else ""
+    note(f"{run.model} on {session.device} ({session.provider}){isolated}")
+    if session.reason:
+        note(f"not on CUDA: {session.reason}")
     if not run.jobs:
         note(f"nothing to do: all {run.skipped} results exist")
 
 
-def _print_single(run: Inference, outcome: Outcome, records: list[dict[str, Any]] | None) -> None:
-    """Print the result of a single file: its answers, or its shapes and, on a terminal, a heat map."""
-    job = outcome.job
-    if records is not None:
-        records.append(_record(run, outcome))
-    elif run.document:
-        sys.stdout.write(run.document.render([(job.source, outcome.answers)]))
-    if outcome.inputs is None and not outcome.answers and job.target != "-":
-        note(f"{job.source} → {job.target}")
-    if outcome.answers or outcome.inputs is None or outcome.outputs is None:
-        return
-    for name, x in outcome.inputs.items():
-        y = outcome.outputs.get(name)
-        if y is None:  # the model has several outputs
-            continue
-        if job.target != "-":
-            label = job.source if name is None else f"{name!a} in {job.source}"
-            is_mask = run.kind == "segment" and job.format not in ("npy", "npz")
-            note(f"{label} {x.shape} → {job.target}{'' if is_mask else f' {y.shape}'}")
-        if on_terminal() and x.ndim == y.ndim == 2:
-            from mdlstm_tk.viz.terminal_heatmap import show_grids
+class _Answers:
+    """Prints labels and texts on stdout, unless they go to files.
 
-            show_grids(err(), {"input": x, "prediction": y})
+    They come in the order of the jobs, each as soon as those before it are there.
+    """
+
+    def __init__(self, run: Inference, options: dict[str, Any], is_named: bool, is_shown: bool) -> None:
+        from mdlstm_tk.runtime.jobs import ANSWER_KINDS, ResultOptions, answer_format
+
+        self._jobs, self._count = run.jobs, 0
+        self._answers: dict[Job, Sequence[Answer]] = {}
+        self.document: AnswerDocument | None = None
+        metadata, job = run.session.metadata, run.jobs[0]
+        text_format = answer_format(job.format)
+        is_printed = is_shown and run.table is None and job.target == "-"
+        if is_printed and text_format and metadata.kind in ANSWER_KINDS:
+            from mdlstm_tk.runtime.answers import AnswerDocument
+
+            chosen = ResultOptions(options["probabilities"], options["top"])
+            self.document = AnswerDocument(text_format, metadata, chosen, is_named=is_named)
+            sys.stdout.write(self.document.begin())
+
+    def add(self, result: Result) -> None:
+        """Note the answers for one file, and print those whose turn it is."""
+        self._answers[result.job] = result.answers
+        jobs = self._jobs
+        while self.document and self._count < len(jobs) and jobs[self._count] in self._answers:
+            job = jobs[self._count]
+            sys.stdout.write(self.document.add(job.source, self._answers[job]))
+            self._count += 1
+
+    def end(self) -> None:
+        """Print what comes after the last answer."""
+        if self.document:
+            sys.stdout.write(self.document.end())
 
 
-def _follow(run: Inference, records: list[dict[str, Any]] | None) -> None:
-    """Follow the outcomes to the end: a bar on a terminal, a line for each failure, then the counts.
+def _follow(run: Inference, answers: _Answers, records: list[dict[str, Any]], is_single: bool) -> None:
+    """Follow the results to the end: a bar on a terminal, a line for each failure, then the counts.
 
     Raises:
         MDLSTMError: some files failed, or the work was interrupted.
@@ -302,43 +276,68 @@ def _follow(run: Inference, records: list[dict[str, Any]] | None) -> None:
     def counts() -> str:
         return f"{done} done, {run.skipped} skipped, {failed} failed, {rate():.3g} files/s"
 
-    document = run.document if records is None else None
-    if document:
-        sys.stdout.write(document.begin())
     try:
-        with progress(total) as show:
-            for outcome in run.outcomes:
-                if records is not None:
-                    records.append(_record(run, outcome))
-                if outcome.error is None:
+        with nullcontext(_show_nothing) if is_single else progress(total) as show:
+            for result in run.results:
+                records.append(_record(run, result))
+                answers.add(result)
+                if result.error is None:
                     done += 1
-                    detail(f"{outcome.job.source} → {run.collected or outcome.job.target}")
-                    if document:
-                        sys.stdout.write(document.add(outcome.job.source, outcome.answers))
+                    _note_result(run, result, is_single)
                 else:
                     failed += 1
-                    error(outcome.error, label="failed")
+                    error(result.error, label="failed")
                 if on_terminal():
-                    left = (total - done - failed) / rate()
-                    show(done + failed, f"{rate():.3g} files/s", left)
+                    show(done + failed, f"{rate():.3g} files/s", (total - done - failed) / rate())
     except (MDLSTMError, KeyboardInterrupt):
-        advice = "nothing was written" if run.collected else "continue with --skip-existing"
-        note(f"stopped: {counts()}, {total - done - failed} to do; {advice}")
+        advice = "nothing was written" if run.table else "continue with --skip-existing"
+        if not is_single:
+            note(f"stopped: {counts()}, {total - done - failed} to do; {advice}")
         raise
-    if document:
-        sys.stdout.write(document.end())
-    note(counts())
+    answers.end()
+    if not is_single:
+        note(counts())
     if failed:
         raise MDLSTMError(f"{failed} of {total} files failed; see the lines above")
 
 
-def _record(run: Inference, outcome: Outcome) -> dict[str, Any]:
+def _show_nothing(step: int, text: str, seconds_left: float | None = None) -> None:
+    """The progress of a single file is that of its tiles, if it has any."""
+
+
+def _note_result(run: Inference, result: Result, is_single: bool) -> None:
+    """Say where a result went; of a single file also the shapes and, on a terminal, a heat map."""
+    job = result.job
+    if result.left_out:
+        note(f"{job.source}: {', '.join(result.left_out)} was left out, as it holds targets")
+    if not is_single:
+        detail(f"{job.source} → {run.table or job.target}")
+    elif job.target != "-" and (result.answers or result.inputs is None):
+        note(f"{job.source} → {job.target}")
+    elif not result.answers:
+        is_mask = run.session.metadata.kind == "segment" and job.format not in ("npy", "npz")
+        for name, y in (result.outputs or {}).items():
+            x = (result.inputs or {}).get(name)
+            label = job.source if name is None else f"'{name}' in {job.source}"
+            if job.target != "-":
+                shape_of_x, shape_of_y = (
+                    "" if x is None else f" {x.shape}",
+                    "" if is_mask else f" {y.shape}",
+                )
+                note(f"{label}{shape_of_x} → {job.target}{shape_of_y}")
+            if on_terminal() and x is not None and x.ndim == y.ndim == 2:
+                from mdlstm_tk.viz.terminal_heatmap import show_grids
+
+                show_grids(err(), {"input": x, "prediction": y})
+
+
+def _record(run: Inference, result: Result) -> dict[str, Any]:
     """What --json prints of one file."""
-    record: dict[str, Any] = {"source": outcome.job.source, "error": outcome.error}
-    if outcome.error is None:
-        target = run.collected or outcome.job.target
+    record: dict[str, Any] = {"source": result.job.source, "error": result.error}
+    if result.error is None:
+        target = run.table or result.job.target
         record["target"] = None if target == "-" else str(target)
-        record["answers"] = [answer.as_dict(run.kind) for answer in outcome.answers]
+        record["answers"] = [answer.as_dict(run.session.metadata.kind) for answer in result.answers]
     return record
 
 
@@ -347,9 +346,9 @@ def _summary(run: Inference, records: list[dict[str, Any]]) -> dict[str, Any]:
     failed = sum(record["error"] is not None for record in records)
     return {
         "model": str(run.model),
-        "device": run.device,
-        "provider": run.provider,
-        "isolated": run.isolated,
+        "device": run.session.device,
+        "provider": run.session.provider,
+        "isolated": run.session.isolated,
         "done": len(records) - failed,
         "failed": failed,
         "skipped": run.skipped,

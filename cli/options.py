@@ -10,7 +10,6 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
-from mdlstm_tk._util.sizes import parse_size
 from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.cli.command import one_of
 from mdlstm_tk.errors import InputError
@@ -36,7 +35,7 @@ MODEL_ALIASES = ("MD_LSTM", "HORIZONTAL_SD_LSTM", "SNAKE_SD_LSTM")
 DEVICES = ("auto", "cpu", "cuda")
 Form = Literal["unrolled", "scan", "tiles"]
 ExportDtype = Literal["float32", "float16", "int8"]
-Format = Literal["npy", "npz", "json", "png", "csv", "txt", "tif", "zarr"]
+Format = Literal["npy", "npz", "json", "png", "csv", "txt", "tsv", "tif", "zarr"]
 Engine = Literal["local", "ray"]
 
 OUTPUT = "Output"
@@ -44,6 +43,7 @@ DATA = "Data"
 NETWORK = "Network"
 OPTIMIZATION = "Optimization"
 RUN = "Run"
+EXECUTION = "Execution"
 LIMITS = "Limits"
 TILES = "Tiles"
 
@@ -57,6 +57,8 @@ def parse_device(text: str) -> str:
 
 def parse_size_text(text: str) -> str:
     """Check the size of a two-dimensional grid."""
+    from mdlstm_tk._util.sizes import parse_size  # imported late: `infer` needs no sizes
+
     parse_size(text)
     return text
 
@@ -64,7 +66,7 @@ def parse_size_text(text: str) -> str:
 def parse_windows(text: str) -> str:
     """Check windows: one size, or one for each level of the network."""
     for size in text.split(","):
-        parse_size(size)
+        parse_size_text(size)
     return text
 
 
@@ -257,8 +259,76 @@ Timeout = Annotated[
     typer.Option(
         "--timeout",
         min=0,
-        show_default="no limit; 120 for models from elsewhere",
+        show_default="no limit; 120 with --isolated",
         help="Maximum duration of one run of the model, in seconds.",
         rich_help_panel=LIMITS,
+    ),
+]
+Isolated = Annotated[
+    bool,
+    typer.Option(
+        "--isolated",
+        help="Run the model in a process with limits on memory and time, for a file that you did not make.",
+        rich_help_panel=LIMITS,
+    ),
+]
+Trusted = Annotated[
+    bool,
+    typer.Option(
+        "--trusted",
+        help="Allow operators outside the list of the model check, for a file of yours.",
+        rich_help_panel=LIMITS,
+    ),
+]
+OutputFormat = Annotated[
+    Format | None,
+    typer.Option(
+        "--format",
+        help="File format of the results: txt, tsv, csv and json hold labels, texts and masks, npy and npz "
+        "the network's outputs; png holds masks, or values clipped to [0, 1] with 8 bits. "
+        "The fields of txt and tsv are separated by tabs.",
+        show_default="txt for labels and texts, png for masks, npz for .npz inputs, else npy",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Top = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="K",
+        help="Name the K most likely classes of a classifier with their probabilities.",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+Threads = Annotated[
+    int,
+    typer.Option(
+        min=0, help="CPU threads of one run, or of all tiles; 0: one per core.", rich_help_panel=EXECUTION
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Samples per run, or tiles of a tiled model.",
+        show_default="64, or fewer for grids above 64x64; 4 tiles",
+        rich_help_panel=EXECUTION,
+    ),
+]
+EngineName = Annotated[
+    Engine,
+    typer.Option(
+        help="Where files and tiles are run: in this process, or distributed with Ray on $RAY_ADDRESS.",
+        rich_help_panel=EXECUTION,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of processes of --engine ray.",
+        show_default="one per CPU",
+        rich_help_panel=EXECUTION,
     ),
 ]

@@ -81,8 +81,8 @@ def sample(
 
     Equal seeds give equal images. A model that mdlstm export --drawing wrote needs no PyTorch.
     """
+    from mdlstm_tk.report.contact_sheet import check_output, write_samples
     from mdlstm_tk.runtime.io.files import ensure_writable
-    from mdlstm_tk.runtime.samples import check_output, write_samples
 
     check_output(output)
     ensure_writable(output, force)

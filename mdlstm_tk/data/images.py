@@ -13,21 +13,22 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.data_folder import DataFolder
 from mdlstm_tk.data.spec import Array, UnusableSampleError
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
-from mdlstm_tk.runtime.preprocessing import SUFFIXES, decode_image
+from mdlstm_tk.runtime.preprocessing import decode_image
 
 Extents = tuple[int, int]
 
 
 def find_images(data: DataFolder, folder: Path) -> list[Path]:
     """Return all images below a folder of the data, sorted, without hidden files."""
-    return [file for file in data.files(folder) if file.suffix.lower() in SUFFIXES]
+    return [file for file in data.files(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def count_other_files(data: DataFolder, folder: Path) -> Counter[str]:
     """Count the visible files below a folder that have another suffix than images, by suffix."""
     others = (file.suffix.lower() for file in data.files(folder))
-    return Counter(suffix for suffix in others if suffix not in (*SUFFIXES, ".txt", ".tsv"))
+    return Counter(suffix for suffix in others if suffix not in (*IMAGE_SUFFIXES, ".txt", ".tsv"))
 
 
 def read_pixels(file: Path) -> Array:

@@ -12,8 +12,8 @@ from markupsafe import Markup
 from torch import nn
 
 from mdlstm_tk.data import Split, Task
+from mdlstm_tk.report.contact_sheet import IMAGE_PIXELS, contact_sheet
 from mdlstm_tk.report.other_images import other_images
-from mdlstm_tk.runtime.samples import IMAGE_PIXELS, contact_sheet
 from mdlstm_tk.training import TrainConfig, draw_images
 from mdlstm_tk.viz.examples import display_split
 from mdlstm_tk.viz.panels import Panel

@@ -24,24 +24,46 @@ Grids of any size, tile by tile:
 Files and folders, as `mdlstm infer` runs them:
 
 >>> from mdlstm_tk.runtime import infer_paths
->>> for outcome in infer_paths(["scans/"], "model-8x8.onnx", "results/").outcomes:
-...     print(outcome.job.source, outcome.error or "ok")
+>>> for result in infer_paths(["scans/"], "model-8x8.onnx", "results/").results:
+...     print(result.job.source, result.error or "ok")
 """
 
-from mdlstm_tk.runtime.answers import Answer, decode
-from mdlstm_tk.runtime.batching import Outcome
-from mdlstm_tk.runtime.inference import Inference, infer_paths
-from mdlstm_tk.runtime.io.arrays import load_array, save_array
-from mdlstm_tk.runtime.io.readers import load_image
-from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.session import Session
-from mdlstm_tk.runtime.tiles.session import TiledSession
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mdlstm_tk.runtime.answers import Answer as Answer
+    from mdlstm_tk.runtime.answers import decode as decode
+    from mdlstm_tk.runtime.batching import Result as Result
+    from mdlstm_tk.runtime.inference import Inference as Inference
+    from mdlstm_tk.runtime.inference import infer_paths as infer_paths
+    from mdlstm_tk.runtime.io.arrays import load_array as load_array
+    from mdlstm_tk.runtime.io.arrays import save_array as save_array
+    from mdlstm_tk.runtime.io.readers import load_image as load_image
+    from mdlstm_tk.runtime.metadata import Metadata as Metadata
+    from mdlstm_tk.runtime.session import Session as Session
+    from mdlstm_tk.runtime.tiles.session import TiledSession as TiledSession
+
+# Each name is imported when it is first used, as `mdlstm infer` needs few of the modules.
+_MODULES = {
+    "Answer": "answers",
+    "Inference": "inference",
+    "Metadata": "metadata",
+    "Result": "batching",
+    "Session": "session",
+    "TiledSession": "tiles.session",
+    "decode": "answers",
+    "infer_paths": "inference",
+    "load_array": "io.arrays",
+    "load_image": "io.readers",
+    "save_array": "io.arrays",
+}
 
 __all__ = [
     "Answer",
     "Inference",
     "Metadata",
-    "Outcome",
+    "Result",
     "Session",
     "TiledSession",
     "decode",
@@ -50,3 +72,13 @@ __all__ = [
     "load_image",
     "save_array",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'mdlstm_tk.runtime' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mdlstm_tk.runtime.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -4,65 +4,53 @@
 >>> decode(session(x), session.metadata, top=3)[0].probabilities
 (('7', 0.93), ('1', 0.05), ('9', 0.01))
 
-Labels and texts are written as txt (one line per sample), csv (a table with a heading) or json (a list of
-objects). One document holds the answers for any number of files.
+One document holds the answers for any number of files.
 
-txt    The fields of a line are separated by tabs: the file (if there are several), the array (of a .npz),
-       and the label or text; with `top`, label and probability in turn; of a density model, the nats and
-       the bits per dimension. Each field is escaped as by
-       `mdlstm_tk._util.text.text_field`, and `text_of_field` returns what it was.
-csv    As Python's csv module and spreadsheets read it (RFC 4180). The names of files and arrays are escaped
-       as in txt, labels and texts need no escapes. A field may begin with "=": see docs/security.md.
-json   UTF-8, with escapes for characters that could forge output; see `mdlstm_tk._util.text.to_json`.
+txt    A line for each sample. Its fields are separated by tabs: the file (if there are several), the array
+       (of a .npz), and the label or text; with `top`, label and probability in turn; of a density model,
+       the nats and the bits per dimension. Each field is escaped as by `mdlstm_tk._util.text.text_field`,
+       and `text_of_field` returns what it was.
+tsv    As txt, with the file in each line, relative to the table's folder, and without escapes but those of
+       control characters: what `mdlstm train` reads as labels.tsv.
+csv    A table with a heading, as Python's csv module and spreadsheets read it (RFC 4180). The names of
+       files and arrays are escaped as in txt, labels and texts need no escapes. A field may begin with "=":
+       see docs/security.md.
+json   A list of objects in UTF-8, with escapes for control characters.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import log
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mdlstm_tk._util.text import text_field, to_json
+from mdlstm_tk._util.text import printable, text_field, to_json
 from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.runtime.io.arrays import STDIO
 from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.io.readers import Arrays
+from mdlstm_tk.runtime.io.writers import write_arrays, write_mask, write_text
+from mdlstm_tk.runtime.jobs import (
+    ANSWER_KINDS,
+    CLASS_KINDS,
+    AnswerFormat,
+    Job,
+    ResultOptions,
+    answer_format,
+)
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.postprocessing import class_axis, labels, mask_values, probabilities, transcripts
 
-AnswerFormat = Literal["txt", "csv", "json"]
-ANSWER_FORMATS: tuple[AnswerFormat, ...] = get_args(AnswerFormat)
-ANSWER_KINDS = ("classify", "transcribe", "density")
-CLASS_KINDS = ("classify", "transcribe", "segment")
 PROBABILITY_DIGITS = 6
 NUMBER_DIGITS = 4  # of nats and bits
 NUMBERS = ("nats", "bits_per_dim")
-
-
-def answer_format(file_format: str) -> AnswerFormat | None:
-    """The file format if it holds labels and texts, else None."""
-    return next((known for known in ANSWER_FORMATS if known == file_format), None)
-
-
-@dataclass(frozen=True)
-class ResultOptions:
-    """What `mdlstm infer` writes beside labels, texts and masks.
-
-    Attributes:
-        probabilities: of a classifier, the probability of every class in csv and json; of every model with
-            classes, probabilities instead of the network's outputs in npy and npz.
-        top: number of the most likely classes of a classifier to name, with their probabilities. None: the
-            label alone in txt, the label and its probability in csv and json.
-    """
-
-    probabilities: bool = False
-    top: int | None = None
-
-
-LABELS_ONLY = ResultOptions()
 
 
 @dataclass(frozen=True)
@@ -161,27 +149,62 @@ def _check_shape(y: Array, metadata: Metadata) -> None:
         )
 
 
+def write_decoded(
+    job: Job, outputs: Arrays, metadata: Metadata, options: ResultOptions
+) -> tuple[Answer, ...]:
+    """Write the outputs for a file in any format; see `mdlstm_tk.runtime.batching.write_results`."""
+    is_single = len(metadata.output_names) == 1
+    has_classes = metadata.kind in CLASS_KINDS and is_single
+    text_format = answer_format(job.format)
+    if text_format and metadata.kind in ANSWER_KINDS and is_single:
+        top = metadata.outputs if options.probabilities else options.top or 1
+        answers = tuple(answer for name, y in outputs.items() for answer in decode(y, metadata, top, name))
+        if job.target != STDIO:
+            document = AnswerDocument(text_format, metadata, options, folder=Path(job.target).parent)
+            write_text(job.target, document.render([(job.source, answers)]))
+        return answers
+    if has_classes and options.probabilities:
+        outputs = {name: probabilities(y, class_axis(y, metadata)) for name, y in outputs.items()}
+    elif has_classes and metadata.kind == "segment" and job.format in ("png", "csv", "json"):
+        outputs = {name: decode(y, metadata) for name, y in outputs.items()}
+        if job.format == "png" and len(outputs) == 1:
+            values = metadata.mask_values or range(metadata.outputs)
+            write_mask(job.target, next(iter(outputs.values())), values, metadata.mask_palette)
+            return ()
+    elif job.format in ("png", "csv"):  # their rows and columns are those of the grid
+        outputs = {name: np.moveaxis(y, class_axis(y, metadata), -1) for name, y in outputs.items()}
+    write_arrays(job.target, outputs, job.format)
+    return ()
+
+
 class AnswerDocument:
     """Renders answers as one document: `begin()`, then `add()` for each file, then `end()`.
 
     Args:
-        file_format: "txt", "csv" or "json".
+        file_format: "txt", "tsv", "csv" or "json".
         metadata: of the model.
         options: which probabilities to include.
-        named: whether each line of a txt document begins with the name of its file.
+        is_named: begin each line of a txt document with the name of its file.
+        folder: where a tsv document lies, for the names of files in it.
     """
 
     def __init__(
-        self, file_format: AnswerFormat, metadata: Metadata, options: ResultOptions, named: bool
+        self,
+        file_format: AnswerFormat,
+        metadata: Metadata,
+        options: ResultOptions,
+        *,
+        is_named: bool = False,
+        folder: Path = Path(),
     ) -> None:
         self._format, self._kind, self._options = file_format, metadata.kind, options
         self._classes = metadata.classes or ()
-        self._named = named
+        self._is_named, self._folder = is_named, folder
         self._is_empty = True
 
     def begin(self) -> str:
         """What comes before the first answer."""
-        if self._format == "txt":
+        if self._format in ("txt", "tsv"):
             return ""
         if self._format == "json":
             return "["
@@ -200,8 +223,8 @@ class AnswerDocument:
 
     def add(self, source: str, answers: Sequence[Answer]) -> str:
         """The answers for one file."""
-        if self._format == "txt":
-            return "".join(self._txt_line(source, answer) for answer in answers)
+        if self._format in ("txt", "tsv"):
+            return "".join(self._line(source, answer) for answer in answers)
         if self._format == "csv":
             return "".join(_csv_line(self._csv_values(source, answer)) for answer in answers)
         parts = []
@@ -219,8 +242,11 @@ class AnswerDocument:
         """The whole document for (file, its answers)."""
         return self.begin() + "".join(self.add(*item) for item in files) + self.end()
 
-    def _txt_line(self, source: str, answer: Answer) -> str:
-        fields = [source] if self._named else []
+    def _line(self, source: str, answer: Answer) -> str:
+        """A line of a txt or tsv document."""
+        fields = [source] if self._is_named else []
+        if self._format == "tsv":
+            fields = ["-" if source == STDIO else os.path.relpath(source, self._folder)]
         fields += [] if answer.array is None else [answer.array]
         if answer.numbers:
             fields += [f"{value:.{NUMBER_DIGITS}f}" for _, value in answer.numbers]
@@ -229,7 +255,8 @@ class AnswerDocument:
         else:
             for label, probability in answer.probabilities:
                 fields += [label, f"{probability:.4f}"]
-        return "\t".join(map(text_field, fields)) + "\n"
+        escape = text_field if self._format == "txt" else printable
+        return "\t".join(map(escape, fields)) + "\n"
 
     def _csv_values(self, source: str, answer: Answer) -> list[Any]:
         sample = "" if answer.sample is None else answer.sample

@@ -1,48 +1,46 @@
-"""Run many arrays or files through one session: equal shapes share batches, and memory stays bounded."""
+"""Run files through one session: equal shapes share batches, and memory stays bounded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
-from typing import Any, NamedTuple, Protocol, TypeVar
+from threading import Event
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
 from mdlstm_tk.errors import InputError, StoppedError
-from mdlstm_tk.runtime.answers import (
-    ANSWER_KINDS,
-    CLASS_KINDS,
-    LABELS_ONLY,
-    Answer,
-    AnswerDocument,
-    AnswerFormat,
-    ResultOptions,
-    answer_format,
-    decode,
-)
-from mdlstm_tk.runtime.io.arrays import STDIO
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
-from mdlstm_tk.runtime.io.readers import Arrays, InputFile, read_input
-from mdlstm_tk.runtime.io.writers import write_arrays, write_mask, write_text
-from mdlstm_tk.runtime.jobs import Job
+from mdlstm_tk.runtime.io.arrays import save_array
+from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.io.readers import Arrays, InputFile
+from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.postprocessing import class_axis, probabilities
 from mdlstm_tk.runtime.session import Session
+
+if TYPE_CHECKING:
+    from mdlstm_tk.runtime.answers import Answer
 
 BATCH_SIZE = 64  # no model that was measured ran faster with more samples per run
 BATCH_POSITIONS = BATCH_SIZE * 64 * 64  # memory of a run grows with its positions and the hidden size
 WINDOW = 4 * BATCH_SIZE  # files; enough to fill batches when a folder holds a few different shapes
 WINDOW_BYTES = 2**28
 MAX_STOPS = 3  # in a row, as each may take as long as the limit on time
+POSITION_BYTES = 1000
+"""Roughly what a run takes for each position of x: a grid network of four directions with 32 units takes
+2300, and a segmenter of that size with 4×4 windows 150."""
 
-Outputs = Array | dict[str, Array]  # what a session returns: an array, or several by the names of outputs
-Result = Outputs | InputError | StoppedError
-Item = TypeVar("Item")
+Read: TypeAlias = Callable[[str], InputFile]
+Feed: TypeAlias = Array | Mapping[str, Array]
+"""An array for x, or arrays for several inputs of a model by their names."""
+Outputs: TypeAlias = Array | dict[str, Array] | InputError | StoppedError
+"""y, several outputs by name, or why there are none."""
 Tag = TypeVar("Tag")
+Item = TypeVar("Item")
 
 
-class Outcome(NamedTuple):
-    """What became of one file.
+class Result(NamedTuple):
+    """Result of one file.
 
     Attributes:
         job: the file, its result's path and format.
@@ -51,59 +49,26 @@ class Outcome(NamedTuple):
             is standard output.
         inputs: the arrays of a single input file; None where there are several files.
         outputs: the network's outputs for a single input file; None where there are several files.
+        left_out: names of arrays in the file that were not run: the targets in a file to train on.
     """
 
     job: Job
-    error: str | None
+    error: str | None = None
     answers: Sequence[Answer] = ()
     inputs: Arrays | None = None
     outputs: Arrays | None = None
-
-
-class Reader(Protocol):
-    """Reads input files, in this process or in another one."""
-
-    def read(self, source: str) -> InputFile:
-        """Read a file, as `read_input` does."""
-
-    def read_all(self, sources: Sequence[str]) -> Iterator[InputFile | InputError | MemoryError]:
-        """Read files; yields for each what `read` returns or raises."""
-
-    def close(self) -> None:
-        """Break off what another thread is reading, if that can be done."""
-
-
-class LocalReader:
-    """A `Reader` in this process.
-
-    Args:
-        max_bytes: maximum size in bytes of a file and of the arrays in it.
-    """
-
-    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
-        self._max_bytes = max_bytes
-
-    def read(self, source: str) -> InputFile:
-        return read_input(source, self._max_bytes)
-
-    def read_all(self, sources: Sequence[str]) -> Iterator[InputFile | InputError | MemoryError]:
-        for source in sources:
-            try:
-                yield self.read(source)
-            except (InputError, MemoryError) as error:
-                yield error
-
-    def close(self) -> None:
-        pass
+    left_out: tuple[str, ...] = ()
 
 
 def infer_files(
     session: Session,
     jobs: Sequence[Job],
+    read: Read,
     batch_size: int | None = None,
-    reader: Reader | None = None,
     options: ResultOptions = LABELS_ONLY,
-) -> Iterator[Outcome]:
+    *,
+    is_single: bool = False,
+) -> Iterator[Result]:
     """Run a model on files and write the results.
 
     Files are read in windows; the next window is read while the model works on the current one. Which
@@ -114,79 +79,39 @@ def infer_files(
     Args:
         session: the model.
         jobs: the files to read and where to write their results.
+        read: reads a file; see `mdlstm_tk.runtime.io.readers.read_input`.
         batch_size: samples per run. None: 64, or fewer for grids above 64×64.
-        reader: reads the files. None: `LocalReader()`.
         options: which probabilities to write.
+        is_single: there is one job. Its result holds the arrays, and its errors are raised.
 
     Yields:
-        The outcome of each job. A file that cannot be used gives an outcome with an error.
+        The result of each job. A file that cannot be used gives a result with an error.
 
     Raises:
         MDLSTMError: the next file would fail, too: a result cannot be written, a package is missing, the
             model fails, or was stopped several times in a row.
     """
-    stops = StopCount()
-    reader = reader or LocalReader()
-    for window in _read_ahead(_read_windows(jobs, session.metadata, reader), reader):
-        yield from _infer_window(session, window, batch_size, options, stops)
-
-
-def infer_single(
-    session: Session,
-    job: Job,
-    arrays: Arrays,
-    batch_size: int | None = None,
-    options: ResultOptions = LABELS_ONLY,
-) -> Iterator[Outcome]:
-    """Run a model on the arrays of one file and write the result.
-
-    Yields:
-        One outcome, which holds the arrays.
-
-    Raises:
-        InputError: the model does not take an array, or the format cannot hold the result.
-        MDLSTMError: the model fails, or the result cannot be written.
-    """
-    results = dict(run_batches(session, arrays.items(), batch_size))
-    outputs = _outputs_of(job, {name: results[name] for name in arrays})
-    answers = write_results(job, outputs, session.metadata, options)
-    yield Outcome(job, None, answers, arrays, outputs)
-
-
-class StopCount:
-    """Counts how often in a row a model was stopped at a limit or crashed."""
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def reset(self) -> None:
-        """Note that the model ran."""
-        self._count = 0
-
-    def add(self, error: StoppedError) -> None:
-        """Note that the model was stopped.
-
-        Raises:
-            StoppedError: this has happened `MAX_STOPS` times in a row.
-        """
-        self._count += 1
-        if self._count == MAX_STOPS:
-            raise StoppedError(f"{MAX_STOPS} runs in a row failed; in the last one {error}", error.cause)
+    stops: list[StoppedError] = []
+    is_over = Event()
+    windows = _read_windows(jobs, session.metadata, read, is_single, is_over)
+    for window in windows if is_single else _read_ahead(windows, is_over):
+        yield from _infer_window(session, window, batch_size, options, stops, is_single)
 
 
 def run_batches(
     session: Session,
-    arrays: Iterable[tuple[Tag, Array]],
+    feeds: Iterable[tuple[Tag, Feed]],
     batch_size: int | None = None,
-    stops: StopCount | None = None,
-) -> Iterator[tuple[Tag, Result]]:
+    stops: list[StoppedError] | None = None,
+) -> Iterator[tuple[Tag, Outputs]]:
     """Run a model on arrays. Arrays of equal shape share batches; all do if the model takes `sizes`.
 
     Args:
         session: the model.
-        arrays: pairs of a tag and an array, with or without batch and channel axes, as `Session` takes it.
+        feeds: pairs of a tag and x, with or without batch and channel axes, as `Session` takes it; or of a
+            tag and several inputs by name, which are run alone.
         batch_size: samples per run. None: 64, or fewer for grids above 64×64.
-        stops: counts across calls.
+        stops: the errors in a row that stopped the model, kept across calls.
 
     Yields:
         Pairs of a tag and what `session(x)` returns or raises, in an order that depends on the shapes
@@ -195,85 +120,116 @@ def run_batches(
     Raises:
         StoppedError: the model was stopped `MAX_STOPS` times in a row.
     """
-    stops = stops or StopCount()
-    metadata = session.metadata
-    batched_ndim = metadata.ndim + 2
-    groups: dict[tuple[int, ...], list[tuple[Tag, Array]]] = {}
-    for tag, x in arrays:
-        sample_shape = x.shape[1:] if x.ndim == batched_ndim else x.shape
-        key = (metadata.grid or ()) if "sizes" in metadata.inputs else sample_shape
-        groups.setdefault(key, []).append((tag, x))
-    for shape, members in groups.items():
-        limit = batch_size or max(1, min(BATCH_SIZE, BATCH_POSITIONS // prod(shape)))
-        batch: list[tuple[Tag, Array]] = []
-        samples = 0
-        for tag, x in members:
-            batch.append((tag, x))
-            samples += len(x) if x.ndim == batched_ndim else 1
-            if samples >= limit:
-                yield from _run_batch(session, batch, limit, stops)
-                batch, samples = [], 0
-        if batch:
-            yield from _run_batch(session, batch, limit, stops)
+    stops, metadata = [] if stops is None else stops, session.metadata
+    is_padded = "sizes" in metadata.inputs
+    groups: dict[Any, list[tuple[Tag, Feed]]] = {}
+    for number, (tag, feed) in enumerate(feeds):
+        key: Any = (
+            number if isinstance(feed, Mapping) else () if is_padded else _sample_shape(feed, metadata)
+        )
+        groups.setdefault(key, []).append((tag, feed))
+    for key, members in groups.items():
+        if key == ():  # grids of one size are padded least
+            members.sort(key=lambda member: prod(grid_of(_x_of(member[1], metadata), metadata)))
+        batch: list[tuple[Tag, Feed]] = []
+        samples, grid = 0, (0,) * metadata.ndim
+        for tag, feed in members:
+            x = _x_of(feed, metadata)
+            own = grid_of(x, metadata)
+            if key == () and metadata.grid:
+                own = metadata.grid  # that x is padded to
+            count = len(x) if x.ndim == metadata.ndim + 2 else 1
+            padded = tuple(map(max, grid, own)) if batch else own
+            if batch and samples + count > _batch_limit(batch_size, padded):
+                yield from _run_batch(session, batch, _batch_limit(batch_size, grid), stops)
+                batch, samples, padded = [], 0, own
+            batch.append((tag, feed))
+            samples, grid = samples + count, padded
+        yield from _run_batch(session, batch, _batch_limit(batch_size, grid), stops)
+
+
+def grid_of(x: Array, metadata: Metadata) -> tuple[int, ...]:
+    """The extents of the grid in an array as `Session` takes it, with or without batch and channel axes."""
+    shape = _sample_shape(x, metadata)
+    if len(shape) == metadata.ndim:
+        return shape
+    return shape[:-1] if metadata.channels_last else shape[1:]
+
+
+def _sample_shape(x: Array, metadata: Metadata) -> tuple[int, ...]:
+    return x.shape[1:] if x.ndim == metadata.ndim + 2 else x.shape
+
+
+def _x_of(feed: Feed, metadata: Metadata) -> Array:
+    return feed[metadata.inputs[0]] if isinstance(feed, Mapping) else feed
+
+
+def _batch_limit(batch_size: int | None, grid: tuple[int, ...]) -> int:
+    """The number of samples of a run."""
+    return batch_size or max(1, min(BATCH_SIZE, BATCH_POSITIONS // max(prod(grid), 1)))
 
 
 def _run_batch(
-    session: Session, batch: Sequence[tuple[Tag, Array]], limit: int, stops: StopCount
-) -> Iterator[tuple[Tag, Result]]:
+    session: Session, batch: Sequence[tuple[Tag, Feed]], limit: int, stops: list[StoppedError]
+) -> Iterator[tuple[Tag, Outputs]]:
     try:
         if len(batch) == 1:  # a single array may hold any number of samples
             outputs = [_run_split(session, batch[0][1], limit)]
         else:
-            outputs = session.run_many([x for _, x in batch])
+            outputs = session.run_many([x for _, x in batch])  # type: ignore[misc]  # mappings are alone
     except (InputError, StoppedError) as error:
         if len(batch) == 1:
             yield batch[0][0], error
         if isinstance(error, StoppedError):
-            stops.add(error)
+            stops.append(error)
+            if len(stops) == MAX_STOPS:
+                message = f"{MAX_STOPS} runs in a row failed; in the last one {error}"
+                raise StoppedError(message, error.cause) from None
         if len(batch) > 1:
             for item in batch:  # run each alone, so that the error names the array that caused it
                 yield from _run_batch(session, [item], limit, stops)
     else:
-        stops.reset()
+        stops.clear()
         yield from zip((tag for tag, _ in batch), outputs, strict=True)
 
 
-def _run_split(session: Session, x: Array, limit: int) -> Any:
-    """session(x), computed in runs of at most `limit` samples."""
+def _run_split(session: Session, feed: Feed, limit: int) -> Any:
+    """What the session returns for one array or several inputs, in runs of at most `limit` samples."""
+    first = session.metadata.inputs[0]
+    x, further = _x_of(feed, session.metadata), {}
+    if isinstance(feed, Mapping):
+        further = {name: array for name, array in feed.items() if name != first}
     if x.ndim < session.metadata.ndim + 2 or len(x) <= limit:
-        return session(x)
-    parts = [session(x[i : i + limit]) for i in range(0, len(x), limit)]
+        return session(x, **further)
+    parts: list[Any] = [
+        session(x[i : i + limit], **{name: array[i : i + limit] for name, array in further.items()})
+        for i in range(0, len(x), limit)
+    ]
     if isinstance(parts[0], dict):
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return np.concatenate(parts)
 
 
 def _read_windows(
-    jobs: Sequence[Job], metadata: Metadata, reader: Reader
-) -> Iterator[list[tuple[Job, Arrays | str]]]:
-    """Read the jobs' files. Each job comes with its arrays, or with the reason why it has none.
-
-    Raises:
-        StoppedError: the files cannot be read within the limits; those that were read came before.
-    """
-    window: list[tuple[Job, Arrays | str]] = []
+    jobs: Sequence[Job], metadata: Metadata, read: Read, is_single: bool, is_over: Event
+) -> Iterator[list[Result]]:
+    """Read the jobs' files. Each result has inputs or an error, and nothing else yet."""
+    window: list[Result] = []
     window_bytes = 0
-    files = reader.read_all([job.source for job in jobs])
     for number, job in enumerate(jobs, start=1):
+        if is_over.is_set():
+            return
         try:
-            file = next(files)
-            if isinstance(file, InputError | MemoryError):
-                raise file
+            file = read(job.source)
             arrays = file.arrays_for(metadata)
-            window.append((job, arrays))
+            window.append(Result(job, inputs=arrays, left_out=file.left_out))
             window_bytes += sum(array.nbytes for array in arrays.values())
         except InputError as error:
-            window.append((job, str(error)))
+            if is_single:
+                raise
+            window.append(Result(job, str(error)))
         except MemoryError:
-            window.append((job, f"{job.source} is too large for the memory that is left"))
-        except StoppedError:
-            yield window
-            raise
+            window.append(Result(job, f"{job.source} is too large for the memory that is left"))
         if number % WINDOW == 0 or window_bytes > WINDOW_BYTES:
             yield window
             window, window_bytes = [], 0
@@ -281,10 +237,10 @@ def _read_windows(
         yield window
 
 
-def _read_ahead(items: Iterator[Item], reader: Reader) -> Iterator[Item]:
+def _read_ahead(items: Iterator[Item], is_over: Event) -> Iterator[Item]:
     """Yield `items`, computing the next one in another thread while the current one is in use.
 
-    An interrupt ends the reader, so that nobody waits for a file that takes long.
+    At the end `is_over` is set, so that nobody waits for files that are not needed after an interrupt.
     """
     from concurrent.futures import ThreadPoolExecutor  # imported late: a single file does not need it
 
@@ -294,38 +250,95 @@ def _read_ahead(items: Iterator[Item], reader: Reader) -> Iterator[Item]:
             while (item := following.result()) is not None:
                 following = executor.submit(next, items, None)
                 yield item
-        except BaseException:
-            reader.close()
-            raise
+        finally:
+            is_over.set()
 
 
 def _infer_window(
     session: Session,
-    window: Sequence[tuple[Job, Arrays | str]],
+    window: Sequence[Result],
     batch_size: int | None,
     options: ResultOptions,
-    stops: StopCount,
-) -> Iterator[Outcome]:
-    tagged: list[tuple[tuple[int, str | None], Array]] = []
-    for index, (job, arrays) in enumerate(window):
-        if isinstance(arrays, str):
-            yield Outcome(job, arrays)
+    stops: list[StoppedError],
+    is_single: bool,
+) -> Iterator[Result]:
+    metadata = session.metadata
+    feeds: list[tuple[tuple[int, str | None], Feed]] = []
+    parts: dict[int, dict[str | None, Outputs]] = {}
+    expected: dict[int, int] = {}  # number of runs for each file
+    for index, file in enumerate(window):
+        if file.inputs is None:
+            yield file
+            continue
+        try:
+            named = _feeds_of(file.job.source, file.inputs, metadata)
+        except InputError as error:
+            if is_single:
+                raise
+            yield Result(file.job, str(error))
+            continue
+        expected[index] = len(named)
+        feeds += [((index, name), feed) for name, feed in named.items()]
+    for (index, name), y in run_batches(session, feeds, batch_size, stops):
+        parts.setdefault(index, {})[name] = y
+        if len(parts[index]) < expected[index]:
+            continue
+        file, complete = window[index], parts.pop(index)
+        order = [None] if None in complete else list(file.inputs or ())
+        try:
+            outputs = _outputs_of(file.job, {name: complete[name] for name in order})
+            answers = write_results(file.job, outputs, metadata, options)
+        except (InputError, StoppedError) as error:
+            if is_single:
+                raise
+            yield Result(file.job, str(error))
         else:
-            tagged += [((index, name), x) for name, x in arrays.items()]
-    results: dict[int, dict[str | None, Result]] = {}
-    for (index, name), y in run_batches(session, tagged, batch_size, stops):
-        job, arrays = window[index]
-        results.setdefault(index, {})[name] = y
-        if len(results[index]) == len(arrays):  # the file's last array
-            complete = results.pop(index)
-            try:
-                outputs = _outputs_of(job, {name: complete[name] for name in arrays})
-                yield Outcome(job, None, write_results(job, outputs, session.metadata, options))
-            except (InputError, StoppedError) as error:
-                yield Outcome(job, str(error))
+            result = file._replace(answers=answers, outputs=outputs)
+            yield result if is_single else result._replace(inputs=None, outputs=None)
 
 
-def _outputs_of(job: Job, results: Mapping[str | None, Result]) -> Arrays:
+def _feeds_of(source: str, arrays: Arrays, metadata: Metadata) -> dict[str | None, Feed]:
+    """What the session runs for a file: each of its arrays as x; or all of them by name, if the model has
+    several inputs of these names.
+
+    Raises:
+        InputError: the model has further inputs, and the file holds arrays of other names.
+    """
+    first, *others = metadata.inputs
+    names = {name for name in arrays if name is not None}
+    required = {first, *others} - {"sizes"}
+    if others and required <= names <= {first, *others} and len(names) > 1:
+        return {None: {name: array for name, array in arrays.items() if name is not None}}
+    if len(required) > 1:
+        found = f"arrays called {', '.join(sorted(names))}" if names else "one array without a name"
+        raise InputError(
+            f"{source} holds {found}, but the model has several inputs; give a .npz file with arrays "
+            f"called {', '.join(metadata.inputs)}"
+        )
+    for x in arrays.values():
+        _warn_if_large(source, grid_of(x, metadata))
+    return dict(arrays)
+
+
+def _warn_if_large(source: str, grid: tuple[int, ...]) -> None:
+    """Warn that one grid may need more memory than the machine has."""
+    needed = prod(grid) * POSITION_BYTES
+    if needed < 2**30:
+        return
+    from mdlstm_tk.runtime.providers import available_memory  # imported late: few grids are so large
+
+    memory = available_memory()
+    if memory is not None and needed > memory:
+        size = "x".join(map(str, grid))
+        warnings.warn(
+            f"a run on all {size} positions of {source} may need some {needed / 2**30:.0f} GiB, and this "
+            f"machine has {memory / 2**30:.0f}; to run it in tiles, make a model with: mdlstm export RUN "
+            "--form tiles",
+            stacklevel=2,
+        )
+
+
+def _outputs_of(job: Job, parts: Mapping[str | None, Outputs]) -> Arrays:
     """The outputs for a file's arrays, by the name of the array. Where the model has several outputs, their
     names follow after a dot.
 
@@ -334,8 +347,8 @@ def _outputs_of(job: Job, results: Mapping[str | None, Result]) -> Arrays:
         StoppedError: the model was stopped while it ran on one of them.
     """
     outputs: Arrays = {}
-    for name, y in results.items():
-        source = job.source if name is None else f"{name!a} in {job.source}"
+    for name, y in parts.items():
+        source = job.source if name is None else f"'{name}' in {job.source}"
         if isinstance(y, InputError):
             raise InputError(f"{source}: {y}")
         if isinstance(y, StoppedError):
@@ -345,7 +358,7 @@ def _outputs_of(job: Job, results: Mapping[str | None, Result]) -> Arrays:
             named: Arrays = {f"{prefix}{output}": array for output, array in y.items()}
             if twice := outputs.keys() & named.keys():
                 raise InputError(
-                    f"two results of {job.source} would have the name {min(map(str, twice))!a}; "
+                    f"two results of {job.source} would have the name '{min(map(str, twice))}'; "
                     "rename its arrays"
                 )
             outputs |= named
@@ -357,8 +370,8 @@ def _outputs_of(job: Job, results: Mapping[str | None, Result]) -> Arrays:
 def write_results(
     job: Job, outputs: Arrays, metadata: Metadata, options: ResultOptions = LABELS_ONLY
 ) -> tuple[Answer, ...]:
-    """Write the outputs for a file: as labels, texts or masks in txt, csv, json and png if the model's kind
-    has such, else as numbers.
+    """Write the outputs for a file: as labels, texts or masks in txt, tsv, csv, json and png if the model's
+    kind has such, else as numbers.
 
     Returns:
         The labels or texts; empty for other results. They are not written if the job's target is standard
@@ -368,33 +381,12 @@ def write_results(
         InputError: the format cannot hold them.
         MDLSTMError: the file cannot be written.
     """
-    is_single = len(metadata.output_names) == 1
-    has_classes = metadata.kind in CLASS_KINDS and is_single
     try:
-        if is_single and metadata.kind in ANSWER_KINDS and (text_format := answer_format(job.format)):
-            return _write_answers(job, text_format, outputs, metadata, options)
-        if has_classes and options.probabilities:
-            outputs = {name: probabilities(y, class_axis(y, metadata)) for name, y in outputs.items()}
-        elif has_classes and metadata.kind == "segment" and job.format in ("png", "csv", "json"):
-            outputs = {name: decode(y, metadata) for name, y in outputs.items()}
-            if job.format == "png" and len(outputs) == 1:
-                values = metadata.mask_values or range(metadata.outputs)
-                write_mask(job.target, next(iter(outputs.values())), values, metadata.mask_palette)
-                return ()
-        elif job.format in ("png", "csv"):  # their rows and columns are those of the grid
-            outputs = {name: np.moveaxis(y, class_axis(y, metadata), -1) for name, y in outputs.items()}
-        write_arrays(job.target, outputs, job.format)
+        if job.format == "npy" and len(outputs) == 1 and not options.probabilities:
+            save_array(job.target, *outputs.values())
+            return ()
+        from mdlstm_tk.runtime.answers import write_decoded  # imported late: most results are plain arrays
+
+        return write_decoded(job, outputs, metadata, options)
     except InputError as error:
         raise InputError(f"{job.source}: {error}") from None
-    return ()
-
-
-def _write_answers(
-    job: Job, text_format: AnswerFormat, outputs: Arrays, metadata: Metadata, options: ResultOptions
-) -> tuple[Answer, ...]:
-    top = metadata.outputs if options.probabilities else options.top or 1
-    answers = tuple(answer for name, y in outputs.items() for answer in decode(y, metadata, top, name))
-    if job.target != STDIO:
-        document = AnswerDocument(text_format, metadata, options, named=False)
-        write_text(job.target, document.render([(job.source, answers)]))
-    return answers

@@ -1,94 +1,85 @@
-"""`infer_paths`: run an exported model on files and folders. `mdlstm infer` calls it and prints."""
+"""Run an exported model on files: open the model, read, run, write. `mdlstm infer` calls it and prints."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.answers import (
-    ANSWER_KINDS,
-    CLASS_KINDS,
-    AnswerDocument,
-    ResultOptions,
-    answer_format,
-)
-from mdlstm_tk.runtime.batching import LocalReader, Outcome, Reader, infer_files, infer_single
+from mdlstm_tk.runtime.batching import WINDOW_BYTES, Result, grid_of, infer_files
+from mdlstm_tk.runtime.io import Format
 from mdlstm_tk.runtime.io.arrays import STDIO, open_output
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
-from mdlstm_tk.runtime.io.readers import Arrays, InputFile
-from mdlstm_tk.runtime.io.writers import Format
+from mdlstm_tk.runtime.io.readers import InputFile, read_input
 from mdlstm_tk.runtime.jobs import (
+    ANSWER_KINDS,
+    InputPath,
     Job,
-    LeftOut,
-    document_of,
+    ResultOptions,
+    answer_format,
+    find_files,
     is_single_file,
-    jobs_for_model,
+    is_table,
     plan_jobs,
     remaining_jobs,
 )
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.model_discovery import choose_model, find_models, newer_run_without_export
-from mdlstm_tk.runtime.samples import check_takes_grids
+from mdlstm_tk.runtime.model_discovery import (
+    TILED_SUFFIX,
+    choose_model,
+    find_models,
+    read_metadata,
+)
 from mdlstm_tk.runtime.session import Session
-from mdlstm_tk.runtime.tiles.archive import is_archive
-from mdlstm_tk.runtime.tiles.files import TileOptions
-from mdlstm_tk.runtime.tiles.local import Report
-from mdlstm_tk.runtime.tiles.session import TILE
-from mdlstm_tk.runtime.tiles.whole_grid import whole_grid_advice
 
 Engine = Literal["local", "ray"]
-Grid = tuple[int, ...]
+Report = Callable[[int, int], None]
 
 FILES_READ_FOR_GRIDS = 32
 """How many files are read to choose among several models by the grids of their arrays."""
 
 
-@dataclass(frozen=True)
-class Inference:
-    """An inference that has been planned. The work is done while `outcomes` is iterated, once.
+class OpenModel(Protocol):
+    """What `Session` and `TiledSession` have in common; see `Session` for the attributes."""
 
-    Attributes:
-        outcomes: one outcome per job, in an order that depends on the jobs alone.
-        jobs: the files to run, without those that are skipped.
-        skipped: number of files left out because their result exists.
-        left_out: how many files below input folders are not run.
-        single: whether the input is one file, run in this process. Its outcome then holds the arrays, and
-            its errors are raised instead of being returned as an outcome.
-        document: renders the answers of all files for standard output, which the caller prints; None if
-            they are written to files or are not labels or texts.
-        collected: the one file that holds the answers for several inputs, or None.
-        model: path of the model.
-        kind: kind of the model's task, or None.
-        newer_run: the newest run folder, if the model was found in an older run because this one has no
-            export yet; else None.
-        device: "cpu" or "cuda:N", where the model runs.
-        provider: ONNX Runtime's name for the device.
-        reason: why "auto" did not take the CUDA that this ONNX Runtime supports; else None.
-        isolated: whether the model runs, and the inputs are read, in processes with limits.
-        advice: how to run an input in tiles that may be too large for a run on all of it; else None.
-    """
-
-    outcomes: Iterator[Outcome]
-    jobs: list[Job]
-    skipped: int
-    left_out: LeftOut
-    single: bool
-    document: AnswerDocument | None
-    collected: Path | None
-    model: Path
-    kind: str | None
-    newer_run: Path | None
+    metadata: Metadata
     device: str
     provider: str
     reason: str | None
     isolated: bool
-    advice: str | None = None
+
+    def close(self) -> None:
+        """Release the model."""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """An inference that has been planned. The work is done while `results` is iterated, once.
+
+    Attributes:
+        model: path of the model.
+        session: the model, loaded.
+        jobs: the files to run, without those that are skipped.
+        skipped: number of files that are skipped because their result exists.
+        left_out: number of files below input folders whose type cannot be read.
+        table: the one file for the labels or texts of several inputs, or None.
+        results: one result per job, in an order that depends on the jobs alone.
+    """
+
+    model: Path
+    session: OpenModel
+    jobs: list[Job]
+    skipped: int
+    left_out: int
+    table: Path | None
+    results: Iterator[Result]
 
 
 def infer_paths(
@@ -107,6 +98,7 @@ def infer_paths(
     max_bytes: int | None = None,
     timeout: float | None = None,
     isolated: bool = False,
+    trusted: bool = False,
     skip_existing: bool = False,
     force: bool = False,
     tile: int | None = None,
@@ -114,34 +106,35 @@ def infer_paths(
     resume: bool = False,
     report: Report | None = None,
 ) -> Inference:
-    """Plan the inference of a model on files and folders, and load the model.
+    """Load a model and plan its inference on files and folders.
 
         >>> run = infer_paths(["scans/"], "model-8x8.onnx", "results/")
-        >>> for outcome in run.outcomes:
-        ...     print(outcome.job.target, outcome.error or "ok")
+        >>> for result in run.results:
+        ...     print(result.job.target, result.error or "ok")
 
     Args:
         inputs: files and folders, or "-" alone for standard input, which may hold any of the file types.
             Folders are searched recursively; hidden files and earlier results (`*.out.*`) are ignored.
-        model: an exported `.onnx` file or a folder of them. None: see `find_model`.
+        model: an exported `.onnx` or `.tiles` file or a folder of them. None: see `find_models`.
         output: a file, a folder, or "-" for standard output. None: beside the inputs; labels and texts go
             to standard output. One file for several inputs is a table (.csv), a list (.json) or lines
-            (.txt) of labels or texts.
-        output_format: file format of the results. None: the suffix of `output` if that is a file, else
-            txt for the labels of a classifier and the texts of a recogniser, png for the masks of a
-            segmenter, npz for `.npz` inputs and models with several outputs, and npy for all others.
-            txt, csv and json hold labels, texts and masks; npy and npz hold the network's outputs.
-        probabilities: write the probability of every class: by name in csv and json, as arrays (softmax
-            over the classes) in npy and npz. The default format is then npy or npz.
+            (.txt, .tsv) of labels or texts, in the order of the inputs.
+        output_format: file format of the results. None: see `plan_jobs`. txt, tsv, csv and json hold
+            labels, texts and masks; npy and npz hold the network's outputs.
+        probabilities: of a classifier or segmenter, write the probability of every class: by name in csv
+            and json, as arrays (softmax over the classes) in npy and npz. The default format is then npy
+            or npz.
         top: of a classifier, also name the `top` most likely classes and their probabilities.
         device: "auto" (CUDA if it works, else CPU), "cpu", "cuda" or "cuda:N".
         threads: CPU threads of one run, as for `Session`. 0: one per core.
         batch_size: samples per run. None: 64, or fewer for grids above 64×64.
         engine: "local", or "ray" to distribute the files with Ray Data on $RAY_ADDRESS.
         workers: number of processes of the Ray engine. None: one per CPU.
-        max_bytes: maximum size in bytes of a file, before and after decompression. None: 1 GiB.
+        max_bytes: maximum size in bytes of a file, before and after decompression; of a tiled model, of
+            the resident memory. None: 1 GiB.
         timeout: maximum duration of one run in seconds. None: no limit, or 120 s in isolation.
         isolated: run the model in a child process with limits; see `Session`.
+        trusted: allow operators outside the list of the model check; see `Session`.
         skip_existing: leave out files whose result exists.
         force: replace results that exist, and start over where an interrupted tiled run left something.
         tile: of a tiled model (`.tiles`), extents of a tile along each axis. None: 512.
@@ -150,8 +143,8 @@ def infer_paths(
         report: of a tiled model, is called with the numbers of tiles that are done and of all.
 
     Returns:
-        The plan. Iterating over its `outcomes` does the work and writes the results. A file that cannot be
-        used gives an outcome with an error, unless the input is a single file: then its error is raised.
+        The plan. Iterating over its `results` does the work and writes the results. A file that cannot be
+        used gives a result with an error, unless the input is a single file: then its error is raised.
 
     Raises:
         InputError: an argument is invalid, there is nothing to run or no model, a result exists, or the
@@ -161,186 +154,225 @@ def infer_paths(
         MissingExtraError: ONNX Runtime, Pillow or Ray is needed and not installed.
     """
     if skip_existing and force:
-        raise InputError("--skip-existing keeps results that exist, --force replaces them; give only one")
+        raise InputError("skip_existing=True keeps results that exist, force=True replaces them; give one")
     if workers is not None and engine != "ray":
-        raise InputError("--workers needs --engine ray; for the local engine, set --threads")
+        raise InputError('workers=... needs engine="ray"; in this process, set threads=...')
     sources = [os.fspath(path) for path in inputs]
     target = None if output is None else os.fspath(output)
-    collected: Path | None = None
-    collected_format = document_of(sources, target)
-    if target is not None and collected_format is not None:
-        if skip_existing:
-            raise InputError(f"-o {target} holds the results of all inputs; --skip-existing needs a folder")
-        collected, target, output_format = Path(target), None, output_format or collected_format
-    jobs, left_out = plan_jobs(sources, target, output_format)
-    if engine == "ray" and STDIO in (jobs[0].source, jobs[0].target):
-        raise InputError("--engine ray takes files, not - (stdin or stdout)")
+    if engine == "ray" and STDIO in (*sources, target):
+        raise InputError('engine="ray" takes files, not - (stdin or stdout)')
+    is_single = is_single_file(sources)
+    table = Path(target) if target and not is_single and is_table(target) else None
+    if table and skip_existing:
+        raise InputError(f"{table} holds the results of all inputs; skip_existing=True needs a folder")
+    if table and output_format and not answer_format(output_format):
+        raise InputError(f'{table} takes labels or texts; leave out output_format="{output_format}"')
+    files, left_out = find_files(sources, target)
 
-    limit = MAX_BYTES if max_bytes is None else max_bytes
-    is_tiled = tile is not None or level is not None or resume
-    models = find_models(model, tiled=is_tiled)
-    if is_archive(models[-1]):
-        from mdlstm_tk.runtime.tiled_inference import infer_in_tiles  # it imports this module
-
-        return infer_in_tiles(
-            models[-1],
-            jobs,
-            left_out,
-            TileOptions(TILE if tile is None else tile, level or 0, resume, report),
-            ResultOptions(probabilities, top),
-            target=target,
-            output_format=output_format,
-            collected=collected,
-            single=is_single_file(sources),
-            device=device,
-            threads=threads,
-            batch_size=batch_size,
-            engine=engine,
-            workers=workers,
-            max_bytes=max_bytes,
-            timeout=timeout,
-            isolated=isolated,
-            skip_existing=skip_existing,
-            force=force,
-            newer_run=None if model else newer_run_without_export(models[-1]),
-        )
-    if is_tiled:
-        given = "--tile" if tile is not None else "--level" if level is not None else "--resume"
-        raise InputError(
-            f"{given} needs a tiled model, and {models[-1]} is none; make one with: "
-            "mdlstm export RUN --form tiles, then name it: -m RUN/model.tiles"
-        )
+    limit = max_bytes or MAX_BYTES
+    tiling = {"tile": tile is not None, "level": level is not None, "resume": resume}
+    models = find_models(model, tiled=any(tiling.values()))
+    already_read: dict[str, InputFile] = {}
+    path = models[-1]
+    if len(models) > 1 and not _is_tiled(path):
+        already_read = _read_first(files, limit)
+        path = choose_model(models, _grids(already_read, models, limit))
+    options = ResultOptions(probabilities, top)
+    arguments: dict[str, Any] = {"threads": threads, "timeout": timeout}
+    arguments |= {"isolated": isolated, "trusted": trusted}
     with ExitStack() as resources:
-        reader: Reader = LocalReader(limit)
-        single = is_single_file(sources) and engine == "local"
-        file: InputFile | None = None
-        grids: list[Grid] = []
-        if len(models) > 1 and single:
-            file = reader.read(jobs[0].source)
-            grids = [_grid_of(file.arrays)]
-        elif len(models) > 1:
-            grids = _first_grids(jobs, reader)
-        path = choose_model(models, grids)
-        session = resources.enter_context(
-            Session(path, device, threads=threads, timeout=timeout, max_bytes=max_bytes, isolated=isolated)
-        )
-        check_takes_grids(session.metadata, path)
-        advice = None
-        if single and file is None:
-            advice = whole_grid_advice(jobs[0].source, session.metadata, path, limit)
-            file = reader.read(jobs[0].source)
+        session = _open_model(path, tiling, device, max_bytes=max_bytes, **arguments)
+        resources.callback(session.close)
+        metadata = session.metadata
+        _check_options(metadata, options, path, table)
+        planned = plan_jobs(files, metadata, target, output_format, options, is_single=is_single)
+        if table:
+            ensure_writable(table, force)
+        jobs = remaining_jobs(planned, skip_existing, force)
+        run: Callable[[list[Job]], Iterator[Result]]
+        if not isinstance(session, Session):
+            from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled  # most models need none
+            from mdlstm_tk.runtime.tiles.session import TILE, TiledSession
 
-        arrays = None if file is None else file.arrays_for(session.metadata)
-        options = ResultOptions(probabilities, top)
-        check_options(session.metadata, options, path, collected)
-        jobs = jobs_for_model(jobs, session.metadata, target, output_format, probabilities)
-        if collected:
-            ensure_writable(collected, force)
-        remaining = remaining_jobs(jobs, skip_existing, force)
-        skipped = len(jobs) - len(remaining)
-
-        outcomes: Iterator[Outcome]
-        if not remaining:
-            outcomes = iter(())
+            assert isinstance(session, TiledSession)
+            if engine == "ray":
+                workers = workers or max(1, os.cpu_count() or 1)
+            tiles = TileOptions(TILE if tile is None else tile, level or 0, resume, report, workers)
+            run = partial(
+                infer_tiled, session, tiles=tiles, batch_size=batch_size, options=options, force=force
+            )
         elif engine == "ray":
             from mdlstm_tk.runtime.ray_engine import infer_with_ray
 
-            outcomes = infer_with_ray(
+            run = partial(
+                infer_with_ray,
                 path,
-                remaining,
-                batch_size,
-                limit,
-                result_options=options,
-                device="cpu" if session.device == "cpu" else "cuda",
-                threads=threads,
-                timeout=timeout,
-                isolated=session.isolated,
+                batch_size=batch_size,
+                options=options,
                 workers=workers,
+                device="cpu" if session.device == "cpu" else "cuda",
+                max_bytes=max_bytes,
+                **arguments,
             )
-        elif arrays is not None:
-            outcomes = infer_single(session, remaining[0], arrays, batch_size, options)
         else:
-            outcomes = infer_files(session, remaining, batch_size, reader, options)
-        if remaining and engine == "local":  # Ray's workers load the model themselves
-            outcomes = closing_with(resources.pop_all(), outcomes)
-    document = answer_document(jobs, session.metadata, options, single=single)
-    if collected and document:
-        outcomes, document = collect(outcomes, document, collected), None
-    return Inference(
-        outcomes=outcomes,
-        jobs=remaining,
-        skipped=skipped,
-        left_out=left_out,
-        single=single,
-        document=document,
-        collected=collected,
-        model=path,
-        kind=session.metadata.kind,
-        newer_run=None if model else newer_run_without_export(path),
-        device=session.device,
-        provider=session.provider,
-        reason=session.reason,
-        isolated=session.isolated,
-        advice=advice,
-    )
+            read = partial(_read_once, already_read, limit)
+            run = partial(
+                infer_files, session, read=read, batch_size=batch_size, options=options, is_single=is_single
+            )
+        results = _finished(run(jobs), resources.pop_all(), is_single) if jobs else iter(())
+    if table and jobs:
+        results = _collected(results, jobs, table, metadata, options)
+    return Inference(path, session, jobs, len(planned) - len(jobs), left_out, table, results)
 
 
-def check_options(metadata: Metadata, options: ResultOptions, model: Path, collected: Path | None) -> None:
+def stream_paths(
+    model: str | Path | None = None,
+    output: str | Path = STDIO,
+    *,
+    device: str = "auto",
+    timeout: float | None = None,
+    max_bytes: int | None = None,
+    isolated: bool = False,
+    trusted: bool = False,
+    force: bool = False,
+) -> tuple[int, int]:
+    """Read rows from standard input, and write those of the result as they come.
+
+    Args:
+        model, device, timeout, max_bytes, isolated, trusted: as for `infer_paths`; a tiled model whose
+            directions go downwards.
+        output: a `.npy` file, which appears when all rows are written, or "-" for standard output.
+        force: replace the file if it exists.
+
+    Returns:
+        The number of rows that were read, and of those that were written.
+
+    Raises:
+        InputError: the model cannot stream, the file exists, or standard input is no `.npy` stream of rows.
+        MDLSTMError: ONNX Runtime fails, or the file cannot be written.
+    """
+    from mdlstm_tk.runtime.tiles.session import TiledSession
+    from mdlstm_tk.runtime.tiles.stream import stream_rows
+
+    if output != STDIO:
+        ensure_writable(Path(output), force)
+    path = find_models(model, tiled=True)[-1]
+    if not _is_tiled(path):
+        raise InputError(
+            f"stream=True needs a tiled model (mdlstm export RUN --form tiles), and {path} is none"
+        )
+    options: dict[str, Any] = {
+        "timeout": timeout,
+        "max_bytes": max_bytes,
+        "isolated": isolated,
+        "trusted": trusted,
+    }
+    with TiledSession(path, device, **options) as session:
+        if output == STDIO:  # rows appear one after the other
+            return stream_rows(session, sys.stdin.buffer, sys.stdout.buffer)
+        with open_output(output) as file:
+            return stream_rows(session, sys.stdin.buffer, file)
+
+
+def _open_model(path: Path, tiling: dict[str, bool], device: str, **options: Any) -> OpenModel:
+    """Open a model for whole grids, or a tiled one.
+
+    Raises:
+        InputError: options for tiles are given with another model, or the model draws images.
+    """
+    if _is_tiled(path):
+        from mdlstm_tk.runtime.tiles.session import TiledSession  # imported late: most models need none
+
+        return TiledSession(path, device, **options)
+    if given := [name for name, is_given in tiling.items() if is_given]:
+        raise InputError(
+            f"{given[0]}=... needs a tiled model, and {path} is none; make one with: "
+            "mdlstm export RUN --form tiles, then give RUN/model.tiles as model=..."
+        )
+    session = Session(path, device, **options)
+    if session.metadata.drawing is not None:
+        from mdlstm_tk.runtime.samples import check_takes_grids
+
+        check_takes_grids(session.metadata, path)
+    return session
+
+
+def _is_tiled(path: Path) -> bool:
+    return path.suffix.lower() == TILED_SUFFIX
+
+
+def _read_first(files: Sequence[InputPath], limit: int) -> dict[str, InputFile]:
+    """The first files that can be read, of bounded size together; a model is chosen by their grids."""
+    first: dict[str, InputFile] = {}
+    size = 0
+    for file in files[:FILES_READ_FOR_GRIDS]:
+        with suppress(InputError):
+            first[file.source] = read_input(file.source, limit)
+            size += sum(array.nbytes for array in first[file.source].arrays.values())
+        if size > WINDOW_BYTES:
+            break
+    return first
+
+
+def _grids(files: dict[str, InputFile], models: Sequence[Path], limit: int) -> list[tuple[int, ...]]:
+    """The grids of files; the newest model that can be read tells the layout, which all of a run share."""
+    for path in reversed(models):
+        with suppress(InputError):
+            metadata = read_metadata(path, limit)
+            break
+    else:
+        return []
+    grids = []
+    for file in files.values():
+        with suppress(InputError):
+            grids.append(grid_of(next(iter(file.arrays_for(metadata).values())), metadata))
+    return grids
+
+
+def _read_once(already_read: dict[str, InputFile], limit: int, source: str) -> InputFile:
+    return already_read.pop(source, None) or read_input(source, limit)
+
+
+def _check_options(metadata: Metadata, options: ResultOptions, model: Path, table: Path | None) -> None:
     """Check that a model has what the options ask for.
 
     Raises:
         InputError: names the option and the kind of model that it needs.
     """
     kind = f"{model} is of kind {metadata.kind}"
-    if options.probabilities and metadata.kind not in CLASS_KINDS:
-        raise InputError(f"--probabilities needs a model of kind {', '.join(CLASS_KINDS)}; {kind}")
+    if options.probabilities and metadata.kind not in ("classify", "segment"):
+        raise InputError(f"probabilities=True needs a model of kind classify or segment; {kind}")
     if options.top is not None and metadata.kind != "classify":
-        raise InputError(f"--top needs a model of kind classify; {kind}")
+        raise InputError(f"top=... needs a model of kind classify; {kind}")
     if options.top is not None and options.probabilities:
-        raise InputError("--probabilities includes all classes, --top only some; give one of them")
-    if collected and metadata.kind not in ANSWER_KINDS:
+        raise InputError("probabilities=True includes all classes, top=... only some; give one of them")
+    if table and metadata.kind not in ANSWER_KINDS:
         raise InputError(
-            f"-o {collected} is a file, expected a folder for the results of several inputs; one file "
-            f"takes the labels or texts of a model of kind {' or '.join(ANSWER_KINDS)}, but {kind}"
+            f"output=... is the file {table}, expected a folder for the results of several inputs; one "
+            f"file takes labels or texts of kind {', '.join(ANSWER_KINDS)}, but {kind}"
         )
 
 
-def answer_document(
-    jobs: Sequence[Job], metadata: Metadata, options: ResultOptions, single: bool
-) -> AnswerDocument | None:
-    """The document of the answers that are not written file by file; None if there is none."""
-    file_format = answer_format(jobs[0].format)
-    if metadata.kind not in ANSWER_KINDS or jobs[0].target != STDIO or file_format is None:
-        return None
-    return AnswerDocument(file_format, metadata, options, named=not single)
-
-
-def collect(outcomes: Iterator[Outcome], document: AnswerDocument, path: Path) -> Iterator[Outcome]:
-    """Pass outcomes on, and write their answers to one file, which appears when all files are done."""
-    with open_output(path) as file:
-        file.write(document.begin().encode())
-        for outcome in outcomes:
-            file.write(document.add(outcome.job.source, outcome.answers).encode())
-            yield outcome
-        file.write(document.end().encode())
-
-
-def closing_with(resources: ExitStack, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
-    """Pass outcomes on, and close the resources when there are no more."""
+def _finished(results: Iterator[Result], resources: ExitStack, is_single: bool) -> Iterator[Result]:
+    """Pass results on, and release the resources after the last; of a single file, raise the error."""
     with resources:
-        yield from outcomes
+        for result in results:
+            if is_single and result.error is not None:
+                raise InputError(result.error)
+            yield result
 
 
-def _first_grids(jobs: Sequence[Job], reader: Reader) -> list[Grid]:
-    """The grids of the first files that can be read; a model is chosen by them where there are several."""
-    grids = []
-    for job in jobs[:FILES_READ_FOR_GRIDS]:
-        with suppress(InputError):
-            grids.append(_grid_of(reader.read(job.source).arrays))
-    return grids
+def _collected(
+    results: Iterator[Result], jobs: Sequence[Job], table: Path, metadata: Metadata, options: ResultOptions
+) -> Iterator[Result]:
+    """Pass results on, and write their answers to one file when all are there, in the order of the jobs."""
+    from mdlstm_tk.runtime.answers import AnswerDocument
 
-
-def _grid_of(arrays: Arrays) -> Grid:
-    """(H, W) of the first array, taken as (H, W), (H, W, C) or (N, H, W, C)."""
-    shape = next(iter(arrays.values())).shape
-    return shape[:2] if len(shape) < 4 else shape[1:3]
+    text_format = answer_format(jobs[0].format) or "txt"
+    document = AnswerDocument(text_format, metadata, options, is_named=True, folder=table.parent)
+    answers = {}
+    with open_output(table) as file:  # now, so that nobody waits for a table that cannot be written
+        for result in results:
+            answers[result.job] = result.answers
+            yield result
+        file.write(document.render((job.source, answers[job]) for job in jobs).encode())

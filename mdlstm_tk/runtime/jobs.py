@@ -1,20 +1,54 @@
-"""Plan which files an inference reads and where it writes the result of each."""
+"""Plan an inference: which files are read, and where and in which format the result of each is written."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.answers import ANSWER_KINDS, AnswerFormat, answer_format
+from mdlstm_tk.runtime.io import FORMATS, READABLE, Format, suffix_of
 from mdlstm_tk.runtime.io.arrays import STDIO
 from mdlstm_tk.runtime.io.files import ensure_writable
-from mdlstm_tk.runtime.io.readers import READABLE, suffix_of
-from mdlstm_tk.runtime.io.writers import FORMATS, Format
 from mdlstm_tk.runtime.metadata import Metadata
+
+AnswerFormat = Literal["txt", "tsv", "csv", "json"]
+ANSWER_FORMATS: tuple[AnswerFormat, ...] = get_args(AnswerFormat)
+ANSWER_KINDS = ("classify", "transcribe", "density")
+CLASS_KINDS = ("classify", "transcribe", "segment")
+
+
+@dataclass(frozen=True)
+class ResultOptions:
+    """What is written beside labels, texts and masks.
+
+    Attributes:
+        probabilities: of a classifier, the probability of every class in csv and json; of a classifier or
+            segmenter, probabilities instead of the network's outputs in npy and npz.
+        top: number of the most likely classes of a classifier to name, with their probabilities. None: the
+            label alone in txt and tsv, the label and its probability in csv and json.
+    """
+
+    probabilities: bool = False
+    top: int | None = None
+
+
+LABELS_ONLY = ResultOptions()
+
+
+class InputPath(NamedTuple):
+    """One input file.
+
+    Attributes:
+        source: its path, or "-" for standard input.
+        relative: where its result lies below an output folder, before the suffix is replaced.
+    """
+
+    source: str
+    relative: str
 
 
 class Job(NamedTuple):
@@ -22,7 +56,7 @@ class Job(NamedTuple):
 
     Attributes:
         source: path of the input, or "-" for standard input.
-        target: path of the result, or "-" for standard output.
+        target: path of the result; "-" for standard output, or for one table of several files.
         format: file format of the result.
     """
 
@@ -31,142 +65,113 @@ class Job(NamedTuple):
     format: Format
 
 
-class LeftOut(NamedTuple):
-    """How many files below input folders are not run.
-
-    Attributes:
-        unsupported: files whose type cannot be read.
-        outside: symbolic links to files outside the folder, which a stranger's folder may hold.
-    """
-
-    unsupported: int = 0
-    outside: int = 0
-
-
 def is_single_file(inputs: Sequence[str]) -> bool:
-    """Whether the inputs are one file or "-", rather than several files or a folder."""
+    """True if the inputs are one file or "-", rather than several files or a folder."""
     return len(inputs) == 1 and not _is_folder(inputs[0])
 
 
-def _is_folder(path: str) -> bool:
-    """Whether a path is a folder, but for an array of zarr, which is one as well."""
-    return os.path.isdir(path) and suffix_of(path.rstrip(os.sep)) != ".zarr"
+def answer_format(file_format: str) -> AnswerFormat | None:
+    """The file format if it holds labels and texts, else None."""
+    return next((known for known in ANSWER_FORMATS if known == file_format), None)
 
 
-def plan_jobs(
-    inputs: Sequence[str], output: str | None, output_format: Format | None
-) -> tuple[list[Job], LeftOut]:
-    """One job for each input file and for each readable file below each input folder.
+def is_table(output: str) -> bool:
+    """True if `output`, for several inputs, is one file for all labels or texts, by its suffix."""
+    return answer_format(suffix_of(output)[1:]) is not None and not os.path.isdir(output)
 
-    Files in folders are ordered by name. Links to folders, links to files outside the folder, hidden files,
-    the output folder and earlier results (`*.out.*`) are ignored. The result of x.npy is x.out.npy, beside
-    it or at the same relative path below `output`.
+
+def find_files(inputs: Sequence[str], output: str | None) -> tuple[list[InputPath], int]:
+    """The input files, and all readable files below input folders, these in the order of their names.
+
+    Links to folders, hidden files, the output folder and earlier results (`*.out.*`) are ignored.
 
     Args:
         inputs: files and folders, or "-" alone.
-        output: a file (for one input file), a folder, "-" or None.
-        output_format: format of the results. None: by the suffix of `output`, else npz for `.npz` inputs
-            and npy for all others.
+        output: the folder of the results, which is not searched.
 
     Returns:
-        The jobs, and how many files below folders are left out.
+        The files, and how many of other types lie below folders.
 
     Raises:
-        InputError: there is nothing to run, or `output` does not suit the inputs.
+        InputError: there is nothing to run, or a folder cannot be read.
     """
     if len(inputs) > 1 and STDIO in inputs:
         raise InputError("- (stdin) must be the only input; run files separately")
-    if is_single_file(inputs):
-        return [_single_job(inputs[0], output, output_format)], LeftOut()
-    if output == STDIO:
-        raise InputError("-o - takes the result of one file, got several inputs; give a folder")
-    names_file = output is not None and (os.path.exists(output) or suffix_of(output)[1:] in FORMATS)
-    if names_file and not os.path.isdir(output or ""):
-        raise InputError(f"-o {output} is a file, expected a folder for the results of several inputs")
-    jobs, unsupported, outside = [], 0, 0
+    files, left_out = [], 0
     for name in inputs:
         if not _is_folder(name):
-            name = name.rstrip(os.sep)
-            stem_path = name if output is None else os.path.join(output, os.path.basename(name))
-            jobs.append(_job(name, stem_path, output_format))
+            path = name.rstrip(os.sep) or name
+            files.append(InputPath(path, "stdin" if path == STDIO else os.path.basename(path)))
             continue
-        root = Path(name).resolve()
         for path in _walk(name, output):
-            if _is_result(path):
-                continue
-            if os.path.islink(path) and not Path(path).resolve().is_relative_to(root):
-                outside += 1
-                continue
-            if suffix_of(path) not in READABLE:
-                unsupported += 1
-                continue
-            relative = path.removeprefix(name).lstrip(os.sep)
-            stem_path = path if output is None else os.path.join(output, relative)
-            jobs.append(_job(path, stem_path, output_format))
-    if not jobs:
-        found = f", only {unsupported} of other types" if unsupported else ""
-        found += f", {outside} links to files outside it" if outside else ""
-        raise InputError(f"no input file in {', '.join(inputs)}{found}; expected {', '.join(READABLE)}")
-    return jobs, LeftOut(unsupported, outside)
+            if suffix_of(path) in READABLE:
+                files.append(InputPath(path, path.removeprefix(name).lstrip(os.sep)))
+            else:
+                left_out += 1
+    if not files:
+        others = f", only {left_out} of other types" if left_out else ""
+        raise InputError(f"no input file in {', '.join(inputs)}{others}; expected {', '.join(READABLE)}")
+    return files, left_out
 
 
-def document_of(inputs: Sequence[str], output: str | None) -> AnswerFormat | None:
-    """The format of the one document that the answers for several inputs go to; None if there is none.
-
-    `output` asks for one by the suffix .txt, .csv or .json, unless it is a folder.
-    """
-    if output is None or is_single_file(inputs) or os.path.isdir(output):
-        return None
-    return answer_format(suffix_of(output)[1:])
-
-
-def jobs_for_model(
-    jobs: Sequence[Job],
+def plan_jobs(
+    files: Sequence[InputPath],
     metadata: Metadata,
-    output: str | None,
-    output_format: Format | None,
-    probabilities: bool,
+    output: str | None = None,
+    output_format: Format | None = None,
+    options: ResultOptions = LABELS_ONLY,
+    *,
+    is_single: bool = False,
 ) -> list[Job]:
-    """Change planned jobs so that they suit the model.
+    """Decide where and in which format the result of each file is written.
 
-    Unless a format was asked for, masks become PNG files, several outputs `.npz` files, and labels and
-    texts lines of text. Labels and texts go to standard output if `output` is None. Tiled models write
-    masks as TIFF.
+    The result of x.npy is x.out.npy, beside it or at the same relative path below `output`. Labels and
+    texts go to standard output if `output` is None.
 
     Args:
-        jobs: the jobs that `plan_jobs(inputs, output, output_format)` returned.
+        files: what `find_files` returned.
         metadata: of the model.
-        output: as for `plan_jobs`.
-        output_format: as for `plan_jobs`.
-        probabilities: whether probabilities are wanted; without a format they are written as numbers.
+        output: a file (of a single input), a table, a folder, "-" or None.
+        output_format: format of the results. None: the suffix of `output` if that is a file, else npz for
+            several outputs, txt for labels and texts, png for masks (tif where the model is tiled), npz
+            for `.npz` inputs, and npy for all others.
+        options: with probabilities, labels and masks are written as numbers, unless a format is given.
+        is_single: the only input is a file, rather than a folder.
 
     Raises:
-        InputError: a result would overwrite an input or another result, or only tiled models write its
-            format.
+        InputError: `output` does not suit the inputs, or a result would overwrite an input or another
+            result, or only tiled models write its format.
     """
-    is_tiled = metadata.form == "tiles"
-    if jobs[0].format in ("tif", "zarr") and not is_tiled:
+    file: str | None = None  # for the only result, or for all labels and texts
+    folder: str | None = None  # of the results
+    if output not in (None, STDIO):
+        is_folder = _is_folder(output) or output.endswith(os.sep)
+        is_file = not is_folder if is_single else is_table(output)
+        file, folder = (output, None) if is_file else (None, output)
+    if not is_single and output is not None and file is None:
+        _check_folder(output)
+    if file is not None and output_format is None:
+        output_format = _format_of(file)
+    if output_format in ("tif", "zarr") and metadata.form != "tiles":
         raise InputError(
-            f"only tiled models write {jobs[0].format}; make one with: mdlstm export RUN --form tiles"
+            f"only tiled models write {output_format}; make one with: mdlstm export RUN --form tiles"
         )
-    names_file = output is not None and suffix_of(output) != "" and jobs[0].target == output
-    default: Format | None = None
-    if output_format is None and not names_file:
-        if len(metadata.output_names) > 1:
-            default = "npz"
-        elif metadata.kind in ("segment", *ANSWER_KINDS) and not probabilities:
-            masks: Format = "tif" if is_tiled else "png"
-            default = masks if metadata.kind == "segment" else "txt"
-    changed = []
-    for job in jobs:
-        target, file_format = job.target, default or job.format
-        if metadata.kind in ANSWER_KINDS and output is None and answer_format(file_format):
+    jobs = []
+    for source, relative in files:
+        file_format = output_format or _default_format(source, metadata, options)
+        is_printed = output is None and (
+            source == STDIO or (metadata.kind in ANSWER_KINDS and answer_format(file_format) is not None)
+        )
+        if is_printed or output == STDIO or (file is not None and not is_single):
             target = STDIO
-        elif target not in (STDIO, output):
-            target = f"{os.path.splitext(target)[0]}.{file_format}"
-        changed.append(Job(job.source, target, file_format))
-    _check_targets(changed)
-    return changed
+        elif file is not None:
+            target = file
+        else:
+            stem = os.path.splitext(source if folder is None else os.path.join(folder, relative))[0]
+            target = f"{stem}.out.{file_format}"
+        jobs.append(Job(source, target, file_format))
+    _check_targets(jobs)
+    return jobs
 
 
 def remaining_jobs(jobs: Sequence[Job], skip_existing: bool, force: bool) -> list[Job]:
@@ -183,48 +188,51 @@ def remaining_jobs(jobs: Sequence[Job], skip_existing: bool, force: bool) -> lis
     remaining = []
     for job in jobs:
         if job.target != STDIO:
-            is_array = os.path.isfile(os.path.join(job.target, "zarr.json"))  # zarr writes a folder
-            if skip_existing and (os.path.isfile(job.target) or is_array):
+            if skip_existing and os.path.exists(job.target):
                 continue
-            if is_array and not force:
-                raise InputError(
-                    f"{job.target} exists; give another name with -o, or --force to replace it"
-                )
-            if not is_array:
-                ensure_writable(Path(job.target), force)
+            ensure_writable(Path(job.target), force)
         remaining.append(job)
     return remaining
 
 
-def _single_job(source: str, output: str | None, output_format: Format | None) -> Job:
-    """The job of the only input file, whose output may be a file, a folder or standard output."""
-    source = source.rstrip(os.sep) or source
-    if output is None and source != STDIO:
-        return _job(source, source, output_format)
-    output = output or STDIO
-    if output != STDIO and (_is_folder(output) or output.endswith(os.sep)):
-        name = "stdin" if source == STDIO else os.path.basename(source)
-        return _job(source, os.path.join(output, name), output_format)
-    suffix = suffix_of(output)[1:]
-    if output_format is None and suffix:
-        suffix = "tif" if suffix == "tiff" else suffix
-        output_format = next((known for known in FORMATS if known == suffix), None)
-        if output_format is None:
-            raise InputError(
-                f"unsupported file type '.{suffix}' of -o {output}; give --format {'|'.join(FORMATS)}"
-            )
-    return _job(source, source, output_format)._replace(target=output)
+def _is_folder(path: str) -> bool:
+    """True for a folder, but for an array of zarr, which is one as well."""
+    return os.path.isdir(path) and suffix_of(path.rstrip(os.sep)) != ".zarr"
 
 
-def _job(source: str, stem_path: str, output_format: Format | None) -> Job:
-    """The job whose result is `stem_path` with its suffix replaced by `.out.FORMAT`."""
-    if output_format is None:
-        output_format = "npz" if suffix_of(source) == ".npz" else "npy"
-    return Job(source, f"{os.path.splitext(stem_path)[0]}.out.{output_format}", output_format)
+def _check_folder(output: str) -> None:
+    """Check that `output` can be the folder of several results."""
+    if output == STDIO:
+        raise InputError('output="-" takes the result of one file, got several inputs; give a folder')
+    if not os.path.isdir(output) and (os.path.exists(output) or suffix_of(output)[1:] in FORMATS):
+        raise InputError(
+            f"output=... is the file {output}, expected a folder for the results of several inputs"
+        )
+
+
+def _format_of(output: str) -> Format | None:
+    """The format that the suffix of a file names; None if it has none."""
+    suffix = suffix_of(output)[1:].replace("tiff", "tif")
+    if suffix and suffix not in FORMATS:
+        raise InputError(
+            f"unsupported file type '.{suffix}' of {output}; name one of {', '.join(FORMATS)} with "
+            "output_format=..."
+        )
+    return next((known for known in FORMATS if known == suffix), None)
+
+
+def _default_format(source: str, metadata: Metadata, options: ResultOptions) -> Format:
+    if len(metadata.output_names) > 1:
+        return "npz"
+    if not options.probabilities and metadata.kind in ANSWER_KINDS:
+        return "txt"
+    if not options.probabilities and metadata.kind == "segment":
+        return "tif" if metadata.form == "tiles" else "png"
+    return "npz" if suffix_of(source) == ".npz" else "npy"
 
 
 def _walk(folder: str, output: str | None) -> Iterator[str]:
-    """Files below a folder in a fixed order, without hidden ones and those below `output`."""
+    """Files below a folder in a fixed order, without hidden ones, results, and those below `output`."""
     excluded = None if output is None else os.path.realpath(output)
     folders = [folder]
     while folders:
@@ -235,16 +243,14 @@ def _walk(folder: str, output: str | None) -> Iterator[str]:
         except OSError as error:
             raise InputError(f"cannot read the folder {parent}: {error.strerror or error}") from None
         entries = [entry for entry in entries if not entry.name.startswith(".")]
-        yield from (entry.path for entry in entries if entry.is_file())
+        for entry in entries:
+            if entry.is_file() and suffix_of(os.path.splitext(entry.name)[0]) != ".out":
+                yield entry.path
         children = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
         folders += [path for path in reversed(children) if os.path.realpath(path) != excluded]
 
 
-def _is_result(path: str) -> bool:
-    return suffix_of(os.path.splitext(path)[0]) == ".out"
-
-
-def _check_targets(jobs: list[Job]) -> None:
+def _check_targets(jobs: Sequence[Job]) -> None:
     """Check that every result has a path of its own, and that none is the path of an input.
 
     Raises:
@@ -264,11 +270,12 @@ def _check_targets(jobs: list[Job]) -> None:
         key = canonical(job.target)
         if key in inputs:
             raise InputError(
-                f"the result of {job.source} would overwrite the input {job.target}; choose another -o"
+                f"the result of {job.source} would overwrite the input {job.target}; choose another "
+                "place with output=..."
             )
         if key in source_of_target:
             raise InputError(
                 f"{source_of_target[key]} and {job.source} would both be written to {job.target}; "
-                "run them separately with different -o"
+                "run them separately, each with its own output=..."
             )
         source_of_target[key] = job.source

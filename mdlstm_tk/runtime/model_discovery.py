@@ -1,4 +1,4 @@
-"""Finding the exported model that is meant where none is named."""
+"""Find the exported model that is meant, where none or several are named."""
 
 from __future__ import annotations
 
@@ -7,25 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.tiles.archive import SUFFIX
+from mdlstm_tk.runtime.io.arrays import open_input
+from mdlstm_tk.runtime.io.npy import read_capped
+from mdlstm_tk.runtime.metadata import Metadata
 
 RUNS = Path("runs")
-
-
-def find_model(model: str | Path | None, grids: Sequence[tuple[int, ...]] = ()) -> Path:
-    """The path of the model to run.
-
-    Args:
-        model: an `.onnx` file or a folder of them; None to search.
-        grids: the grids of the inputs.
-
-    Raises:
-        InputError: there is no model, or several in the current folder.
-    """
-    return choose_model(find_models(model), grids)
+TILED_SUFFIX = ".tiles"
 
 
 def find_models(model: str | Path | None, *, tiled: bool = False) -> list[Path]:
@@ -44,7 +33,7 @@ def find_models(model: str | Path | None, *, tiled: bool = False) -> list[Path]:
     Raises:
         InputError: there is no model, or several in the current folder.
     """
-    in_folder, suffix = (archives_in, SUFFIX) if tiled else (models_in, ".onnx")
+    in_folder, suffix = (archives_in, TILED_SUFFIX) if tiled else (models_in, ".onnx")
     named = model or os.environ.get("MDLSTM_MODEL")
     if named:
         path = Path(named)
@@ -52,11 +41,11 @@ def find_models(model: str | Path | None, *, tiled: bool = False) -> list[Path]:
             return [path]
         return in_folder(path) or _fail(f"the folder {path} holds no {suffix} model", tiled)
     exports = sorted((model for run in _runs() for model in in_folder(run)), key=_modified)
-    if exports and (latest := in_folder(exports[-1].parent)):
-        return latest
+    if exports:
+        return in_folder(exports[-1].parent)
     models = without_drawing(in_folder(Path()))
     if len(models) > 1:
-        raise InputError(f"this folder holds {len(models)} {suffix} models; choose one with -m")
+        raise InputError(f"this folder holds {len(models)} {suffix} models; choose one with model=...")
     return models or _fail(f"there is no {'tiled' if tiled else 'exported'} model here", tiled)
 
 
@@ -66,14 +55,27 @@ def choose_model(models: Sequence[Path], grids: Sequence[tuple[int, ...]]) -> Pa
 
     Args:
         models: what `find_models` returned.
-        grids: the grids of the inputs.
+        grids: extents of the grids of the inputs.
     """
     models = without_drawing(models)
-    distinct = list(dict.fromkeys(map(format_size, grids)))
-    for size in [*distinct, "any"] if len(distinct) == 1 else ["any", *distinct]:
+    sizes = list(dict.fromkeys("x".join(map(str, grid)) for grid in grids))
+    for size in [*sizes, "any"] if len(sizes) == 1 else ["any", *sizes]:
         if fitting := [path for path in models if path.stem.endswith(f"-{size}")]:
             return fitting[-1]
     return models[-1]
+
+
+def read_metadata(model: Path, max_bytes: int) -> Metadata:
+    """The metadata in an `.onnx` file.
+
+    Raises:
+        InputError: the file cannot be read, or is no model that mdlstm-tk exported.
+    """
+    from mdlstm_tk.runtime.model_check import check_model  # imported late: one model needs no choice
+
+    with open_input(model) as file:
+        data = read_capped(file, str(model), max_bytes)
+    return Metadata.from_props(check_model(data, str(model), max_bytes=max_bytes, trusted=True), str(model))
 
 
 def without_drawing(models: Sequence[Path]) -> list[Path]:
@@ -93,14 +95,14 @@ def models_in(folder: Path) -> list[Path]:
 
 def archives_in(folder: Path) -> list[Path]:
     """The tiled exports in a folder, the oldest first; as `models_in`."""
-    return _files(folder, f"*{SUFFIX}")
+    return _files(folder, f"*{TILED_SUFFIX}")
 
 
 def newer_run_without_export(model: Path) -> Path | None:
-    """The newest run folder, if `find_model` passed it over because it holds no export; else None.
+    """The newest run folder, if `find_models` passed it over because it holds no export; else None.
 
     Args:
-        model: what `find_model(None)` returned.
+        model: one that `find_models(None)` returned.
     """
     if os.environ.get("MDLSTM_MODEL") or model.parent.parent != RUNS:
         return None
@@ -126,5 +128,5 @@ def _modified(path: Path) -> int:
 def _fail(reason: str, tiled: bool) -> NoReturn:
     form = " --form tiles" if tiled else ""
     raise InputError(
-        f"{reason}; give one with -m, or make one with: mdlstm train, then mdlstm export{form}"
+        f"{reason}; give one with model=..., or make one with: mdlstm train, then mdlstm export{form}"
     )

@@ -1,4 +1,4 @@
-"""How an image file becomes the array that a network takes.
+"""Turn image files into the arrays that networks take.
 
 Training, inference, reports and servers all call this module, so that a network sees the same numbers
 everywhere. `Preprocessing` is the part that a network depends on: checkpoints and exported models store it.
@@ -25,10 +25,8 @@ import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.runtime.io.image_checks import check_image, directory_problem
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
 DECODERS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")  # others of Pillow's start programs
 LUMA = (19595, 38470, 7471)  # of 65536: 0.299, 0.587, 0.114, as Pillow rounds them
 PIXEL_BYTES = 4 * FLOAT_BYTES  # red, green, blue and opacity
@@ -112,32 +110,34 @@ def decode_image(data: bytes, label: str, max_bytes: int = MAX_BYTES) -> Array:
         (H, W) if the image is grey, else (H, W, 3): uint8, uint16 or float32.
 
     Raises:
-        InputError: the file is not such an image, is damaged, is too large, or would take long to decode
-            (see `mdlstm_tk.runtime.io.image_checks`).
+        InputError: the file is not such an image, is damaged or too large; or it has more pixels than
+            Pillow decodes, which `PIL.Image.MAX_IMAGE_PIXELS` of the calling program sets.
         MissingExtraError: Pillow is not installed.
     """
     module: Any = require("PIL.Image", "image")
-    check_image(data, label)
-    if module.MAX_IMAGE_PIXELS is not None:  # Pillow warns and then refuses above its own, fixed limit
-        module.MAX_IMAGE_PIXELS = max(module.MAX_IMAGE_PIXELS, max_bytes // PIXEL_BYTES)
     try:
         with module.open(io.BytesIO(data), formats=DECODERS) as image:
             needed = image.width * image.height * PIXEL_BYTES
             if needed > max_bytes:
                 raise InputError(
                     f"{label} has {format_size((image.height, image.width))} pixels, which take {needed} "
-                    f"bytes, more than {max_bytes}; allow more with --max-bytes"
+                    f"bytes, more than {max_bytes}; allow more with max_bytes=..."
                 )
             image.load()
             turn = UPRIGHT.get(_orientation(image))
             return _pixels(image if turn is None else image.transpose(module.Transpose[turn]))
     except (InputError, MemoryError):
         raise
+    except module.DecompressionBombError:
+        raise InputError(
+            f"{label} has more than {2 * module.MAX_IMAGE_PIXELS} pixels, which Pillow refuses; allow more "
+            "with max_bytes=... and PIL.Image.MAX_IMAGE_PIXELS"
+        ) from None
+    except module.UnidentifiedImageError:
+        raise InputError(f"{label} is no image of a known type; expected {', '.join(DECODERS)}") from None
     except Exception as error:  # Pillow's decoders raise all kinds of exceptions for damaged images
-        is_unknown = isinstance(error, module.UnidentifiedImageError)
-        reason = "unknown type" if is_unknown else " ".join(str(error).split())[:200]
-        expected = ", ".join(DECODERS)
-        raise InputError(f"{label} cannot be read as an image ({reason}); expected {expected}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{label} is a damaged image: {reason}; save it again") from None
 
 
 def to_grey(pixels: Array) -> Array:
@@ -201,9 +201,6 @@ def _orientation(image: Any) -> int:
 
     It is also 1 if they are damaged, which does not make the pixels unusable.
     """
-    exif = image.info.get("exif", b"")
-    if isinstance(exif, bytes) and directory_problem(exif.removeprefix(b"Exif\0\0")):
-        return 1
     with suppress(Exception):  # Pillow raises all kinds of exceptions for damaged EXIF data
         return int(image.getexif().get(ORIENTATION, 1))
     return 1

@@ -9,14 +9,15 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mdlstm_tk.errors import MDLSTMError, require
-from mdlstm_tk.runtime.answers import LABELS_ONLY, ResultOptions
-from mdlstm_tk.runtime.batching import WINDOW, LocalReader, Outcome, Reader, infer_files
+from mdlstm_tk.runtime.batching import WINDOW, Result, infer_files
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
-from mdlstm_tk.runtime.jobs import Job
+from mdlstm_tk.runtime.io.readers import read_input
+from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
 from mdlstm_tk.runtime.session import Session
 
 
@@ -27,19 +28,18 @@ class Worker:
         self,
         folder: str,
         model: str,
-        options: dict[str, Any],
+        arguments: dict[str, Any],
         batch_size: int | None,
-        max_bytes: int,
-        result_options: ResultOptions,
+        options: ResultOptions,
     ) -> None:
         os.chdir(folder)
-        self.session = Session(model, max_bytes=max_bytes, **options)
-        reader: Reader = LocalReader(max_bytes)
-        self.infer_options = (batch_size, reader, result_options)
+        self.session = Session(model, **arguments)
+        read = partial(read_input, max_bytes=arguments["max_bytes"] or MAX_BYTES)
+        self.infer_options = (read, batch_size, options)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
         # Ray carries rows in Arrow, which takes no file name that is not UTF-8, so jobs are pickled.
-        outcomes: list[Outcome] = []
+        outcomes: list[Result] = []
         failure: MDLSTMError | None = None
         try:
             for outcome in infer_files(self.session, pickle.loads(row["jobs"]), *self.infer_options):
@@ -53,15 +53,16 @@ def infer_with_ray(
     model: Path,
     jobs: Sequence[Job],
     batch_size: int | None = None,
-    max_bytes: int = MAX_BYTES,
+    options: ResultOptions = LABELS_ONLY,
     *,
-    result_options: ResultOptions = LABELS_ONLY,
+    max_bytes: int | None = None,
     device: str = "cpu",
     threads: int = 1,
     timeout: float | None = None,
     isolated: bool = False,
+    trusted: bool = False,
     workers: int | None = None,
-) -> Iterator[Outcome]:
+) -> Iterator[Result]:
     """Do what `infer_files` does, with the jobs distributed over Ray workers.
 
     The results equal those of `infer_files` byte for byte, as the same arrays share a batch. Ray runs on
@@ -71,11 +72,12 @@ def infer_with_ray(
     Args:
         model: path of the model, which each worker loads.
         jobs: the files to read and where to write their results.
-        batch_size, max_bytes, result_options: as in `infer_files`.
+        batch_size, options: as in `infer_files`.
+        max_bytes: maximum size in bytes of a file; None: 1 GiB.
         device: "cpu" or "cuda", for each worker.
         threads: CPU threads of each worker. 0 means 1, as workers share the cores.
         timeout: maximum duration of one run in seconds.
-        isolated: read the files and run the model in child processes of each worker; see `Session`.
+        isolated, trusted: as for `Session`.
         workers: number of processes. None: one per CPU, divided by `threads`.
 
     Yields:
@@ -87,7 +89,8 @@ def infer_with_ray(
     """
     threads = max(threads, 1)
     workers = workers or max(1, (os.cpu_count() or 1) // threads)
-    options = {"device": device, "threads": threads, "timeout": timeout, "isolated": isolated}
+    arguments: dict[str, Any] = {"device": device, "threads": threads, "timeout": timeout}
+    arguments |= {"max_bytes": max_bytes, "isolated": isolated, "trusted": trusted}
     windows = [pickle.dumps(list(jobs[i : i + WINDOW])) for i in range(0, len(jobs), WINDOW)]
     with ray_cluster(workers * threads):
         data: Any = require("ray.data", "ray")
@@ -99,7 +102,7 @@ def infer_with_ray(
         rows = data.from_items([{"jobs": window} for window in windows], override_num_blocks=len(windows))
         processed = rows.map(
             Worker,
-            fn_constructor_args=(os.getcwd(), str(model), options, batch_size, max_bytes, result_options),
+            fn_constructor_args=(os.getcwd(), str(model), arguments, batch_size, options),
             compute=data.ActorPoolStrategy(size=min(workers, len(windows))),
             num_cpus=threads,
             num_gpus=1 if device.startswith("cuda") else 0,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mdlstm_tk._util.regular_files import read_json
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io.files import atomic_write, is_empty, remove_abandoned, staging
+from mdlstm_tk.runtime.io.files import atomic_write, is_empty, staging
 from mdlstm_tk.training.config import NO_CODE, Code
 from mdlstm_tk.training.metrics_file import Record, read_records
 from mdlstm_tk.training.progress import TrainingTimes
@@ -80,10 +80,9 @@ class Run:
     def start(self, resume: bool) -> None:
         """Remove what training would make outdated.
 
-        These are the temporary files of a killed process, result and pictures, and, unless the run is
-        resumed, the checkpoints and times of an earlier run in this folder.
+        These are result and pictures, and, unless the run is resumed, the checkpoints and times of an
+        earlier run in this folder.
         """
-        remove_abandoned(self.folder)
         outdated = [self.result, self.curves, self.prediction]
         for path in outdated if resume else [*outdated, self.best, self.last, self.times]:
             path.unlink(missing_ok=True)

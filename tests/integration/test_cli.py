@@ -18,7 +18,6 @@ from helpers.command import mdlstm, mdlstm_process
 
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.runtime.model_discovery import find_model
 from mdlstm_tk.training import Run, load_checkpoint
 
 QUICK = ("--steps", "30", "--hidden", "4", "--batch-size", "4")
@@ -230,14 +229,6 @@ def test_export_in_half_precision_with_functions_and_padding(trained: Run, tmp_p
     done = mdlstm("infer", "small.npy", "-m", "m.onnx", cwd=tmp_path)
     assert done.code == 0, done.err
     assert np.load(tmp_path / "small.out.npy").shape == (4, 5)
-
-
-def test_a_model_for_any_size_is_taken_where_none_was_made_for_this_one(tmp_path: Path) -> None:
-    for name in ("model-any.onnx", "model-8x8.onnx", "model-4x4.onnx"):
-        (tmp_path / name).touch()
-    assert find_model(str(tmp_path), [(8, 8), (8, 8)]).name == "model-8x8.onnx"
-    assert find_model(str(tmp_path), [(5, 7)]).name == "model-any.onnx"
-    assert find_model(str(tmp_path), [(8, 8), (5, 7)]).name == "model-any.onnx"
 
 
 def test_commands_to_type_next_are_quoted_for_a_shell() -> None:

@@ -20,7 +20,7 @@ from mdlstm_tk.data import KINDS
 from mdlstm_tk.models import model_names, registry
 from mdlstm_tk.models.registry import resolve
 from mdlstm_tk.runtime.inference import Engine
-from mdlstm_tk.runtime.io.writers import FORMATS
+from mdlstm_tk.runtime.io import FORMATS
 from mdlstm_tk.runtime.metadata_checks import FORMS
 from mdlstm_tk.training import TrainConfig, list_settings, load_checkpoint
 from mdlstm_tk.training.tasks import BUILT_IN

@@ -30,8 +30,9 @@ from mdlstm_tk.errors import InputError, ParityError
 from mdlstm_tk.export import drawing, export_drawing
 from mdlstm_tk.export.drawing import drawing_model
 from mdlstm_tk.models import PixelNet, create
+from mdlstm_tk.report.contact_sheet import contact_sheet
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.runtime.samples import Given, contact_sheet, read_given, uniform_numbers
+from mdlstm_tk.runtime.samples import Given, read_given, uniform_numbers
 from mdlstm_tk.training import Run, sample_run
 
 

@@ -16,7 +16,8 @@ from mdlstm_tk import MDLSTM
 from mdlstm_tk.data.images import read_pixels
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.runtime import Metadata, Session, load_image
-from mdlstm_tk.runtime.preprocessing import SUFFIXES, Preprocessing
+from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
+from mdlstm_tk.runtime.preprocessing import Preprocessing
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -51,7 +52,7 @@ def test_the_trial_finds_files_that_differ(trial: Any) -> None:
 
 def test_the_trial_has_every_suffix(trial: Any, tmp_path: Path) -> None:
     data = trial.write_data("classify", tmp_path, list(trial.IMAGE_TYPES), 1)
-    assert {path.suffix.lower() for _, path, _ in data.files} == set(SUFFIXES)
+    assert {path.suffix.lower() for _, path, _ in data.files} == set(IMAGE_SUFFIXES)
 
 
 def test_training_and_inference_decode_every_file_type_alike(trial: Any, tmp_path: Path) -> None:

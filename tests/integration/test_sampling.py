@@ -16,8 +16,9 @@ from PIL import Image
 from mdlstm_tk.data import DatasetTask, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import other_images, render_report
+from mdlstm_tk.report.contact_sheet import write_samples
 from mdlstm_tk.report.drawings import _kinds_of_images
-from mdlstm_tk.runtime.samples import read_given, uniform_numbers, write_samples
+from mdlstm_tk.runtime.samples import read_given, uniform_numbers
 from mdlstm_tk.training import Run, load_checkpoint, sample_run
 from mdlstm_tk.training.tasks import make_task
 

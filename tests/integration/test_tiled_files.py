@@ -24,7 +24,6 @@ from mdlstm_tk.runtime import TiledSession, infer_paths
 from mdlstm_tk.runtime.postprocessing import probabilities
 from mdlstm_tk.runtime.tiles.local import State
 from mdlstm_tk.runtime.tiles.sources import FileSource
-from mdlstm_tk.runtime.tiles.whole_grid import whole_grid_advice
 
 tifffile: Any = pytest.importorskip("tifffile")
 zarr: Any = pytest.importorskip("zarr")
@@ -289,19 +288,6 @@ def test_options_for_tiles_need_a_tiled_model(tmp_path: Path) -> None:
             infer_paths([tmp_path / "x.npy"], tmp_path / "model.onnx", device="cpu", **option)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="only tiled models write zarr"):
         infer_paths([tmp_path / "x.npy"], tmp_path / "model.onnx", tmp_path / "y.zarr", device="cpu")
-    metadata = TiledSession(classifier().path, "cpu").metadata
-    with pytest.raises(InputError, match="run it in tiles: mdlstm export RUN --form tiles"):
-        whole_grid_advice(str(tmp_path / "x.npy"), metadata, tmp_path / "model.onnx", 10)
-
-
-def test_a_grid_too_large_for_one_run_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    export_onnx(MDLSTM(1, 2), tmp_path / "model.onnx", grid=None, form="scan")
-    np.save(tmp_path / "x.npy", np.zeros((8, 8)))
-    run = infer_paths([tmp_path / "x.npy"], tmp_path / "model.onnx", device="cpu")
-    assert run.advice is None
-    monkeypatch.setattr("mdlstm_tk.runtime.tiles.whole_grid.available_memory", lambda: 60_000)
-    run = infer_paths([tmp_path / "x.npy"], tmp_path / "model.onnx", device="cpu")
-    assert run.advice is not None and "8x8" in run.advice and "--tile 512" in run.advice
 
 
 def test_a_run_folder_names_its_tiled_model(tmp_path: Path) -> None:
@@ -313,7 +299,7 @@ def test_a_run_folder_names_its_tiled_model(tmp_path: Path) -> None:
         infer_paths([tmp_path / "x.npy"], tmp_path / "run", device="cpu", tile=16)
     shutil.copy(segmenter().path, tmp_path / "run/model.tiles")
     run = infer_paths([tmp_path / "x.npy"], tmp_path / "run", device="cpu", tile=16)
-    assert run.model == tmp_path / "run/model.tiles" and run.kind == "segment"
+    assert run.model == tmp_path / "run/model.tiles" and run.session.metadata.kind == "segment"
 
 
 def test_axes_of_results_are_those_of_the_array(tmp_path: Path) -> None:
@@ -322,7 +308,7 @@ def test_axes_of_results_are_those_of_the_array(tmp_path: Path) -> None:
     x = np.random.default_rng(0).random((9, 12), dtype=np.float32)
     for name, values in (("flat", x), ("deep", x[..., None])):
         np.save(tmp_path / f"{name}.npy", values)
-        list(infer_paths([tmp_path / f"{name}.npy"], model.path, device="cpu", tile=4).outcomes)
+        list(infer_paths([tmp_path / f"{name}.npy"], model.path, device="cpu", tile=4).results)
         y = np.load(tmp_path / f"{name}.out.npy")
         np.testing.assert_allclose(y, TiledSession(model.path, "cpu")(values, tile=4), strict=True)
         assert y.shape == values.shape

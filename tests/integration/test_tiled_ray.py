@@ -74,7 +74,7 @@ def test_ray_gives_the_bytes_of_the_local_engine(tmp_path: Path) -> None:
             workers=2 if engine == "ray" else None,
             report=report if engine == "ray" else None,
         )
-        assert [outcome.error for outcome in run.outcomes] == [None, None]
+        assert [result.error for result in run.results] == [None, None]
     assert killed
     for name in ("a", "b"):
         local, ray = (
@@ -145,7 +145,7 @@ def test_tasks_may_run_again(model: Any, tmp_path: Path, monkeypatch: pytest.Mon
         target = None if model is classifier else tmp_path / options.get("engine", "local")
         sources = [tmp_path / "a.npy", tmp_path / "b.npy"]
         run = infer_paths(sources, model().path, target, device="cpu", tile=8, **options)  # type: ignore[arg-type]
-        first, second = run.outcomes
+        first, second = run.results
         assert first.error is None and "NaN" in str(second.error)
         answers.append(first.answers)
     assert answers[0] == answers[1]

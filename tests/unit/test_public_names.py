@@ -38,7 +38,7 @@ PUBLIC = {
     """,
     "mdlstm_tk.report": "render_report write_report",
     "mdlstm_tk.runtime": """
-        Answer Inference Metadata Outcome Session TiledSession decode infer_paths load_array
+        Answer Inference Metadata Result Session TiledSession decode infer_paths load_array
         load_image save_array
     """,
     "mdlstm_tk.tiling": "Stage TileStages checkpointed",

@@ -1,1 +1,16 @@
-"""Read and write arrays, images and tables; write files atomically."""
+"""Read and write arrays, images and tables; write files atomically. This module names the file types."""
+
+import os.path
+from typing import Literal, get_args
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
+READABLE = (".npy", ".npz", ".csv", *IMAGE_SUFFIXES)
+
+Format = Literal["npy", "npz", "json", "png", "csv", "txt", "tsv", "tif", "zarr"]
+"""A file format of results."""
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+
+def suffix_of(path: str) -> str:
+    """The suffix of a path in lower case: ".npy" for A.NPY, "" for a path without one, such as a pipe."""
+    return os.path.splitext(path)[1].lower()

@@ -24,17 +24,11 @@ def open_input(source: str | Path) -> Iterator[IO[bytes]]:
     """Open a file for reading; "-" is standard input.
 
     Raises:
-        InputError: the file does not exist or cannot be read.
+        InputError: the file does not exist, or cannot be opened or read.
     """
-    with reading(source), nullcontext(sys.stdin.buffer) if source == STDIO else open(source, "rb") as file:
-        yield file
-
-
-@contextmanager
-def reading(source: str | Path) -> Iterator[None]:
-    """Raise an `InputError` in place of an error of the system while a file is opened or read."""
     try:
-        yield
+        with nullcontext(sys.stdin.buffer) if source == STDIO else open(source, "rb") as file:
+            yield file
     except FileNotFoundError:
         raise InputError(f"there is no file {source}") from None
     except OSError as error:
@@ -54,8 +48,7 @@ def open_output(target: str | Path) -> Iterator[IO[bytes]]:
         sys.stdout.buffer.write(buffer.getbuffer())
         sys.stdout.buffer.flush()
         return
-    # Not "wb": ext4 flushes a file to disk when it is closed after it was truncated.
-    with atomic_write(Path(target)) as temporary, open(temporary, "r+b") as file:
+    with atomic_write(Path(target)) as temporary, open(temporary, "wb") as file:
         yield file
 
 
@@ -73,7 +66,7 @@ def load_array(source: str | Path, max_bytes: int = MAX_BYTES) -> Array:
 
     Raises:
         InputError: the file does not exist, is not a `.npy` array of real numbers, is too large, empty, or
-            holds NaN or infinity.
+            holds values that are not finite in float32.
     """
     with open_input(source) as file:
         return to_float32(read_npy(file, label_of(source), max_bytes), label_of(source))
@@ -114,6 +107,12 @@ def to_float32(array: Array, label: str) -> Array:
         converted = array.astype(np.float32)
     finite = np.isfinite(converted)
     if not finite.all():
+        if np.isfinite(array).all():
+            largest = float(np.abs(array.astype(np.float64)).max())
+            raise InputError(
+                f"{label} holds values up to {largest:.3g}, which float32 cannot hold; scale them to at "
+                "most 3e38"
+            )
         invalid = finite.size - np.count_nonzero(finite)
         raise InputError(
             f"{label} holds {invalid} NaN or infinite values; replace them, e.g. with numpy.nan_to_num"

@@ -14,7 +14,6 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ Array = npt.NDArray[Any]
 
 MAX_BYTES = 2**30  # default limit for a file and for the arrays in it
 MAX_DIRECTORY_BYTES = 2**20  # limit for the list of members of a .npz, enough for about 10,000 of them
-MAX_NAME = 255  # characters of an array in a .npz
 MAX_HEADER_BYTES = 10_000  # limit for the header of a .npy; NumPy refuses longer ones
 FLOAT_BYTES = 4  # callers convert arrays to float32, so smaller dtypes grow to this
 # Size of the field that holds a header's length, by version of the .npy format.
@@ -59,7 +57,8 @@ def read_npy(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Array:
     if count * max(dtype.itemsize, FLOAT_BYTES) > max_bytes:
         raise InputError(
             f"{label} declares an array of shape {shape}, which takes more than {max_bytes} bytes; "
-            "allow more with --max-bytes"
+            "allow more with max_bytes=..., or run it in tiles with a model from: "
+            "mdlstm export RUN --form tiles"
         )
     data = file.read(count * dtype.itemsize)
     if len(data) < count * dtype.itemsize:
@@ -76,8 +75,7 @@ def npz_names(file: IO[bytes], label: str) -> list[str]:
     """The names of the arrays in an open `.npz` file.
 
     Raises:
-        InputError: the file is not a `.npz`, or two arrays have the same name, or a name holds control
-            characters.
+        InputError: the file is not a `.npz`, or two arrays have the same name.
     """
     with _open_npz(BoundedFile(file, label), label) as archive:
         return list(_members(archive, label))
@@ -98,8 +96,8 @@ def read_npz(
         Pairs of a member's name without ".npy" and its array.
 
     Raises:
-        InputError: the file is not a `.npz`, is damaged or too large, or has the same name twice or one
-            with control characters, or `read_npy` refuses an array.
+        InputError: the file is not a `.npz`, is damaged or too large, or has the same name twice, or
+            `read_npy` refuses an array.
     """
     import zipfile  # imported late: it is slow to import, and most files are .npy
 
@@ -109,7 +107,7 @@ def read_npz(
         members = _members(archive, label)
         too_large = InputError(
             f"{label} unpacks to more than {max_bytes} bytes, as stored or as float32; "
-            "allow more with --max-bytes"
+            "allow more with max_bytes=..."
         )
         # zipfile never reads more of a member than its declared size.
         if sum(member.file_size for member in members.values()) > max_bytes:
@@ -124,12 +122,12 @@ def read_npz(
                 )
             try:
                 with archive.open(member) as packed:
-                    array = read_npy(packed, f"{name!a} in {label}", max_bytes)
+                    array = read_npy(packed, f"'{name}' in {label}", max_bytes)
                     packed.read(1)  # at the end of a member zipfile verifies its checksum
             except InputError:
                 raise
             except Exception:  # zipfile and zlib raise all kinds of exceptions for damaged members
-                raise InputError(f"{name!a} in {label} is damaged or encrypted") from None
+                raise InputError(f"'{name}' in {label} is damaged or encrypted") from None
             float_bytes += array.size * FLOAT_BYTES
             if float_bytes > max_bytes:
                 raise too_large
@@ -141,18 +139,8 @@ def _members(archive: zipfile.ZipFile, label: str) -> dict[str, zipfile.ZipInfo]
     members: dict[str, zipfile.ZipInfo] = {}
     for member in archive.infolist():
         name = member.filename.removesuffix(".npy")
-        if len(name) > MAX_NAME:
-            raise InputError(
-                f"{label} holds an array with a name of {len(name)} characters, {name[:40]!a}…; expected "
-                f"at most {MAX_NAME}"
-            )
         if name in members:
-            raise InputError(f"{label} holds two arrays with the name {name!a}; rename one of them")
-        if not is_plain_text(name) or ".." in name.split("/") or name.startswith("/"):
-            raise InputError(
-                f"{label} holds an array with the name {name!a}, which has control characters or is a path "
-                "out of a folder; rename it"
-            )
+            raise InputError(f"{label} holds two arrays with the name '{name}'; rename one of them")
         members[name] = member
     return members
 
@@ -176,7 +164,7 @@ def read_capped(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> byte
     """
     data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise InputError(f"{label} is larger than {max_bytes} bytes; allow more with --max-bytes")
+        raise InputError(f"{label} is larger than {max_bytes} bytes; allow more with max_bytes=...")
     return data
 
 

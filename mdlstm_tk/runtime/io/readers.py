@@ -1,42 +1,35 @@
 """Read the files that `mdlstm infer` takes: `.npy`, `.npz`, `.csv` and images.
 
-A model's metadata say what it takes for an image, so an image is read as its pixels, and becomes an array
-once the model is known. The type of a file follows from its suffix, or from its content if it has none.
-Of an `.npz` file to train on, which holds x, y and perhaps sizes, the samples in x are read.
+The type of a file follows from its suffix, or from its content if it has none. Arrays stay as they are
+stored; a session converts and checks them. An image stays pixels until `InputFile.arrays_for` prepares it.
 """
 
 from __future__ import annotations
 
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeAlias, cast
+from typing import IO, Any, TypeAlias, cast
 
 import numpy as np
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io.arrays import STDIO, label_of, open_input, to_float32
+from mdlstm_tk.runtime.io import READABLE, suffix_of
+from mdlstm_tk.runtime.io.arrays import STDIO, label_of, open_input
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, npz_names, read_capped, read_npy, read_npz
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.preprocessing import SUFFIXES, Preprocessing, decode_image
 
-READABLE = (".npy", ".npz", ".csv", *SUFFIXES)
 MAGIC = {  # how the content of a file begins; none of these begins a table of numbers
     ".npy": (np.lib.format.MAGIC_PREFIX,),
     ".npz": (b"PK",),
     "image": (
-        b"\x89PNG",
-        b"\xff\xd8\xff",
+        *(b"\x89PNG", b"\xff\xd8\xff", b"BM", b"GIF8", b"RIFF"),
         *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-        b"BM",
-        b"GIF8",
-        b"RIFF",
         *(b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
     ),
 }
-LEVEL_TOLERANCE = 1e-3  # of the levels of a density model, which rounding may leave by a little
 MAGIC_BYTES = max(len(start) for starts in MAGIC.values() for start in starts)
+LEVEL_TOLERANCE = 1e-3  # of the levels of a density model, which rounding may leave by a little
 
 Arrays: TypeAlias = dict[str | None, Array]
 """The arrays of one file in order: by name for a `.npz`, else a single one under None."""
@@ -48,17 +41,18 @@ class InputFile:
 
     Attributes:
         label: what error messages call the file.
-        arrays: its arrays as float32, finite and with at least one element; or the pixels of an image, as
-            `decode_image` returns them.
-        is_image: whether the file is an image.
+        arrays: its arrays of real numbers, or the pixels of an image as `decode_image` returns them.
+        is_image: True if the file is an image.
+        left_out: names of the arrays that no model takes: the targets in a file to train on.
     """
 
     label: str
     arrays: Arrays
     is_image: bool = False
+    left_out: tuple[str, ...] = ()
 
     def arrays_for(self, metadata: Metadata) -> Arrays:
-        """What a model takes for this file.
+        """The arrays as a model takes them.
 
         Raises:
             InputError: the file is an image, and the model takes none; or the model is a density, whose
@@ -69,7 +63,7 @@ class InputFile:
             arrays = {name: _image_array(x, metadata, self.label) for name, x in arrays.items()}
         if metadata.kind == "density":
             for x in arrays.values():
-                low, high = float(x.min()), float(x.max())
+                low, high = float(x.min(initial=0)), float(x.max(initial=0))
                 if low < -LEVEL_TOLERANCE or high > 1 + LEVEL_TOLERANCE:
                     hint = "; divide them by 255" if low >= 0 and 1 < high <= 255 else ""
                     raise InputError(
@@ -77,11 +71,6 @@ class InputFile:
                         f"in [0, 1]{hint}"
                     )
         return arrays
-
-
-def suffix_of(path: str) -> str:
-    """The suffix of a path in lower case: ".npy" for A.NPY, "" for a path without one, such as a pipe."""
-    return os.path.splitext(path)[1].lower()
 
 
 def load_image(source: str | Path, metadata: Metadata, max_bytes: int = MAX_BYTES) -> Array:
@@ -104,10 +93,10 @@ def load_image(source: str | Path, metadata: Metadata, max_bytes: int = MAX_BYTE
             take images.
         MissingExtraError: Pillow is not installed.
     """
+    label = label_of(source)
     with open_input(source) as file:
-        data = read_capped(file, label_of(source), max_bytes)
-    pixels = decode_image(data, label_of(source), max_bytes)
-    return _image_array(pixels, metadata, label_of(source))
+        image = _read_image(file, label, max_bytes)
+    return image.arrays_for(metadata)[None]
 
 
 def read_input(source: str, max_bytes: int = MAX_BYTES) -> InputFile:
@@ -119,53 +108,45 @@ def read_input(source: str, max_bytes: int = MAX_BYTES) -> InputFile:
 
     Raises:
         InputError: the file does not exist, has an unsupported type, is damaged or too large, or holds
-            other than finite real numbers.
+            other than real numbers.
         MissingExtraError: the file is an image, and Pillow is not installed.
     """
-    check_type(source)
-    with open_input(source) as file:
-        return read_opened(file, source, max_bytes)
-
-
-def check_type(source: str) -> None:
-    """Check that files of this name can be read.
-
-    Raises:
-        InputError: names the suffixes that can.
-    """
-    suffix = _named_type(source)
+    label, suffix = label_of(source), "" if source == STDIO else suffix_of(source)
     if suffix and suffix not in READABLE:
         hint = "; tiled models read zarr" if suffix == ".zarr" else ""
         raise InputError(
             f"unsupported file type '{suffix}' of {source}; expected one of {', '.join(READABLE)}{hint}"
         )
-
-
-def read_opened(opened: IO[bytes], source: str, max_bytes: int = MAX_BYTES) -> InputFile:
-    """Read a file that is open; otherwise as `read_input`, with a `source` that `check_type` takes.
-
-    Raises:
-        OSError: the system cannot read the file.
-    """
-    label, suffix, file = label_of(source), _named_type(source), opened
-    if not suffix:
-        start = opened.read(MAGIC_BYTES)
-        file, suffix = cast("IO[bytes]", _Rewound(start, opened)), _type_of(start)
+    with open_input(source) as file:
+        if not suffix:
+            buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast("Any", file))
+            file, suffix = buffered, _type_of(buffered.peek(MAGIC_BYTES))
+        if suffix == ".npy":
+            return InputFile(label, {None: read_npy(file, label, max_bytes)})
         if suffix == ".npz":  # is read from its end, which a pipe cannot seek
-            file = io.BytesIO(read_capped(file, label, max_bytes))
-    if suffix == ".npy":
-        return InputFile(label, {None: to_float32(read_npy(file, label, max_bytes), label)})
-    if suffix == ".npz":
-        return InputFile(label, _read_npz(file, label, max_bytes))
-    # A number of a table takes at least two bytes as text, and eight once it is parsed.
-    data = read_capped(file, label, max_bytes // 4 if suffix == ".csv" else max_bytes)
-    if suffix == ".csv":
-        return InputFile(label, {None: to_float32(_read_csv(data, label), label)})
-    return InputFile(label, {None: decode_image(data, label, max_bytes)}, is_image=True)
+            seekable = file if file.seekable() else io.BytesIO(read_capped(file, label, max_bytes))
+            return _read_npz(seekable, label, max_bytes)
+        if suffix == ".csv":  # a number takes at least two bytes as text, and eight once it is parsed
+            return InputFile(label, {None: _read_csv(read_capped(file, label, max_bytes // 4), label)})
+        return _read_image(file, label, max_bytes)
+
+
+def _type_of(start: bytes) -> str:
+    """The type of a file by the start of its content: ".npy", ".npz", "image", or ".csv" for all others."""
+    return next((name for name, starts in MAGIC.items() if start.startswith(starts)), ".csv")
+
+
+def _read_image(file: IO[bytes], label: str, max_bytes: int) -> InputFile:
+    from mdlstm_tk.runtime.preprocessing import decode_image  # imported late: most files are arrays
+
+    pixels = decode_image(read_capped(file, label, max_bytes), label, max_bytes)
+    return InputFile(label, {None: pixels}, is_image=True)
 
 
 def _image_array(pixels: Array, metadata: Metadata, label: str) -> Array:
     """The array that a model takes for the pixels of an image; see `load_image`."""
+    from mdlstm_tk.runtime.preprocessing import Preprocessing
+
     if metadata.ndim != 2:
         raise InputError(
             f"{label} is an image, but the model takes grids of {metadata.ndim} axes; give a .npy file"
@@ -179,44 +160,21 @@ def _image_array(pixels: Array, metadata: Metadata, label: str) -> Array:
             f"{label} is an image and gives 1 or 3 channels, but the model takes {metadata.channels}; "
             "give a .npy file"
         )
-    x = to_float32(preprocessing(pixels), label)
+    x = preprocessing(pixels)
     if preprocessing.channels == 1:
         return x[..., 0]
     return x if metadata.channels_last else np.moveaxis(x, -1, 0)
 
 
-def _named_type(source: str) -> str:
-    """The suffix of a file, or "" if its content has to tell its type."""
-    return "" if source == STDIO else suffix_of(source)
-
-
-def _type_of(start: bytes) -> str:
-    """The type of a file by the start of its content: ".npy", ".npz", "image", or ".csv" for all others."""
-    return next((name for name, starts in MAGIC.items() if start.startswith(starts)), ".csv")
-
-
-class _Rewound(io.RawIOBase):
-    """A file whose start has been read already, and is read again."""
-
-    def __init__(self, start: bytes, rest: IO[bytes]) -> None:
-        self._start, self._rest = start, rest
-
-    def read(self, size: int = -1) -> bytes:
-        start, self._start = self._start[:size], self._start[size:]
-        return start + self._rest.read(size - len(start))
-
-
-def _read_npz(file: IO[bytes], label: str, max_bytes: int) -> Arrays:
+def _read_npz(file: IO[bytes], label: str, max_bytes: int) -> InputFile:
+    """The arrays by name; of a file to train on, with x, y and perhaps sizes, the samples in x."""
     names = npz_names(file, label)
-    is_training_data = {"x", "y"} <= set(names) <= {"x", "y", "sizes"}
-    wanted = [name for name in names if name != "y"] if is_training_data else names
-    arrays: Arrays = {
-        name: to_float32(array, f"{name!a} in {label}")
-        for name, array in read_npz(file, label, max_bytes, wanted)
-    }
-    if not arrays:
+    if not names:
         raise InputError(f"{label} holds no array")
-    return _samples(arrays, label) if is_training_data else arrays
+    is_training_data = {"x", "y"} <= set(names) <= {"x", "y", "sizes"}
+    left_out = ("y",) if is_training_data else ()
+    arrays: Arrays = dict(read_npz(file, label, max_bytes, set(names).difference(left_out)))
+    return InputFile(label, _samples(arrays, label) if is_training_data else arrays, left_out=left_out)
 
 
 def _samples(arrays: Arrays, label: str) -> Arrays:

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping, Sequence
-from typing import IO, Literal, get_args
+from typing import IO
 
 import numpy as np
 
 from mdlstm_tk._util.text import to_json
 from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.runtime.io import Format
 from mdlstm_tk.runtime.io.arrays import open_output, write_npy
 from mdlstm_tk.runtime.io.npy import Array
 
-Format = Literal["npy", "npz", "json", "png", "csv", "txt", "tif", "zarr"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 MULTI_ARRAY_FORMATS: tuple[Format, ...] = ("npz", "json")
 
 
@@ -39,7 +38,7 @@ def write_arrays(target: str, arrays: Mapping[str | None, Array], file_format: F
             raise InputError(f"the result holds {array.dtype}, expected real numbers")
     if file_format not in MULTI_ARRAY_FORMATS and len(arrays) > 1:
         raise InputError(
-            f"{file_format} holds one array, but the result has {len(arrays)}; use --format npz or json"
+            f'{file_format} holds one array, but the result has {len(arrays)}; give output_format="npz"'
         )
     encoders = {
         "npy": _write_npy,
@@ -51,7 +50,7 @@ def write_arrays(target: str, arrays: Mapping[str | None, Array], file_format: F
     encode = encoders.get(file_format)
     if encode is None:
         raise InputError(
-            f"{file_format} holds labels and texts, but the result is numbers; use --format npy or csv"
+            f'{file_format} holds labels and texts, but the result is numbers; give output_format="npy"'
         )
     with open_output(target) as file:
         encode(file, arrays)
@@ -74,12 +73,13 @@ def write_mask(target: str, mask: Array, values: Sequence[int], palette: Sequenc
     mask = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
     if mask.ndim != 2:
         raise InputError(
-            f"png holds one mask (H, W), but the result has shape {mask.shape}; use --format json or npy"
+            f'png holds one mask (H, W), but the result has shape {mask.shape}; give output_format="json"'
         )
     if not 0 <= min(values) <= max(values) <= np.iinfo(np.uint16).max:
         raise InputError(
             f"png holds values from 0 to 65535, but the classes of these masks have values from "
-            f"{min(values)} to {max(values)}; use --format csv or json"
+            f"{min(values)} to {max(values)}; "
+            'give output_format="json"'
         )
     is_8_bit = max(values) <= np.iinfo(np.uint8).max
     image = require("PIL.Image", "image").fromarray(mask.astype(np.uint8 if is_8_bit else np.uint16))
@@ -127,7 +127,8 @@ def _write_png(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
         array = array[..., 0]
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[-1] == 3):
         raise InputError(
-            f"png holds (H, W) or (H, W, 3), but the result has shape {array.shape}; use --format npy"
+            f"png holds (H, W) or (H, W, 3), but the result has shape {array.shape}; "
+            'give output_format="npy"'
         )
     pixels = np.rint(_finite(array, "png").clip(0, 1) * 255).astype(np.uint8)
     require("PIL.Image", "image").fromarray(pixels).save(file, "PNG")
@@ -139,7 +140,7 @@ def _write_csv(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
         array = array[..., 0]
     if array.ndim > 2:
         raise InputError(
-            f"csv holds (H, W), but the result has shape {array.shape}; use --format npy, npz or json"
+            f'csv holds (H, W), but the result has shape {array.shape}; give output_format="npy"'
         )
     digits = "%d" if array.dtype.kind in "iu" else "%.9g"  # 9 digits identify a float32
     np.savetxt(file, np.atleast_2d(array), fmt=digits, delimiter=",")
@@ -148,6 +149,6 @@ def _write_csv(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
 def _finite(array: Array, file_format: str) -> Array:
     if not np.isfinite(array).all():
         raise InputError(
-            f"the result holds NaN or infinity, which {file_format} cannot store; use --format npy"
+            f'the result holds NaN or infinity, which {file_format} cannot store; give output_format="npy"'
         )
     return array

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.runtime.answers import LABELS_ONLY, ResultOptions
-from mdlstm_tk.runtime.batching import Outcome, write_results
+from mdlstm_tk.runtime.batching import Result, write_results
 from mdlstm_tk.runtime.io.arrays import STDIO
-from mdlstm_tk.runtime.jobs import Job
+from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
 from mdlstm_tk.runtime.tiles.local import Report, State
 from mdlstm_tk.runtime.tiles.outputs import GRID_FORMATS, FileOutput
 from mdlstm_tk.runtime.tiles.plan import Plan, tile_extents
@@ -57,7 +56,7 @@ def infer_tiled(
     options: ResultOptions = LABELS_ONLY,
     *,
     force: bool = False,
-) -> Iterator[Outcome]:
+) -> Iterator[Result]:
     """Run a tiled export on files and write the results, one file after the other.
 
     Args:
@@ -84,7 +83,7 @@ def infer_tiled(
             try:
                 yield _infer_file(session, job, tiles, batch_size, options, force, ray)
             except InputError as error:
-                yield Outcome(job, str(error))
+                yield Result(job, str(error))
 
 
 def _infer_file(
@@ -95,7 +94,7 @@ def _infer_file(
     options: ResultOptions,
     force: bool,
     ray: Any,
-) -> Outcome:
+) -> Result:
     metadata = session.metadata
     if job.source == STDIO:
         raise InputError("a tiled model reads files by region, not - (stdin); or use --stream for rows")
@@ -143,7 +142,7 @@ def _infer_file(
         if grid_format is None:
             y = np.empty(shape, np.float32)
             run(ArrayOutput(y))
-            return Outcome(job, None, write_results(job, {None: y}, metadata, options))
+            return Result(job, None, write_results(job, {None: y}, metadata, options))
         output = FileOutput(
             scratch,
             grid_format,
@@ -156,7 +155,7 @@ def _infer_file(
         stack.callback(output.close)
         run(output)
         output.finish(Path(job.target))
-    return Outcome(job, None)
+    return Result(job, None)
 
 
 def _scratch_path(job: Job) -> Path:

@@ -110,6 +110,7 @@ def test_transparent_pixels_are_blended_with_white() -> None:
     np.testing.assert_array_equal(decode_image(buffer.getvalue(), "x"), expected_pixels)
 
 
+@pytest.mark.filterwarnings("ignore")  # those of Pillow
 def test_damaged_exif_data_do_not_make_an_image_unusable() -> None:
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "maker"
@@ -125,7 +126,7 @@ def test_damaged_exif_data_do_not_make_an_image_unusable() -> None:
 
 def test_files_that_are_no_images_are_refused_without_addresses_of_memory() -> None:
     for data in (b"", b"no image", b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0 EPSF-3.0\n"):
-        with pytest.raises(InputError, match="x cannot be read") as refused:
+        with pytest.raises(InputError, match=r"x is (no|a damaged) image") as refused:
             decode_image(data, "x")
         assert "0x" not in str(refused.value)
 

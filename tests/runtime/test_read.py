@@ -1,67 +1,24 @@
-"""The file formats that `mdlstm infer` reads and writes."""
+"""`mdlstm_tk.runtime.io.readers`: the types of files, and the arrays that a model takes for them."""
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from helpers.infer import Infer
 from PIL import Image
 
 from mdlstm_tk.cli.infer import INPUTS
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime import Metadata, Session, load_image
-from mdlstm_tk.runtime.io.readers import READABLE, read_input
-from mdlstm_tk.runtime.io.writers import write_arrays
+from mdlstm_tk.runtime import Metadata, load_image
+from mdlstm_tk.runtime.io import READABLE
+from mdlstm_tk.runtime.io.readers import read_input
 
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture
-def infer(model: Path, capfd: pytest.CaptureFixture[str]) -> Infer:
-    return Infer(model, capfd)
-
-
-@pytest.fixture
-def matrix(tmp_path: Path) -> Path:
-    np.save(tmp_path / "matrix.npy", RNG.random((8, 8)) * 0.1)
-    return tmp_path / "matrix.npy"
-
-
-def test_each_format_holds_the_result_or_refuses_it(infer: Infer, matrix: Path, tmp_path: Path) -> None:
-    y = Session(infer.model, "cpu")(np.load(matrix))
-    for form in ("npz", "csv", "png", "json"):
-        assert infer(matrix, "-o", tmp_path / f"y.{form}").code == 0
-    np.testing.assert_array_equal(np.load(tmp_path / "y.npz")["y"], y)
-    np.testing.assert_array_equal(read_input(str(tmp_path / "y.csv")).arrays[None], y)
-    np.testing.assert_array_equal(np.float32(json.loads((tmp_path / "y.json").read_text())), y)
-    image = Image.open(tmp_path / "y.png")
-    assert image.mode == "L"
-    np.testing.assert_allclose(np.asarray(image) / 255, y, atol=0.5 / 255 + 1e-6)
-    target = str(tmp_path / "z.png")
-    write_arrays(target, {None: np.float32([[[-1, 0.5, 2]]])}, "png")
-    assert Image.open(target).getpixel((0, 0)) == (0, 128, 255)
-    np.savez(tmp_path / "two.npz", a=np.eye(8), b=np.zeros((2, 8, 8, 1)))
-    assert infer(tmp_path / "two.npz", "-o", tmp_path / "two.json").code == 0
-    assert set(json.loads((tmp_path / "two.json").read_text())) == {"a", "b"}
-    for arrays, form, message in (
-        ({"a": y, "b": y}, "npy", "npy .* 2;"),
-        ({None: y[None, ..., None]}, "csv", r"\(1, 8, 8, 1\)"),
-        ({None: y[..., None, None]}, "png", r"\(8, 8, 1, 1\)"),
-        ({None: y * np.nan}, "json", "NaN .* json"),
-        ({None: y * np.nan}, "png", "NaN .* png"),
-    ):
-        with pytest.raises(InputError, match=message):
-            write_arrays(str(tmp_path / "bad"), arrays, form)
-    assert not (tmp_path / "bad").exists()
-    assert not list(tmp_path.glob(".*"))
-
-
 METADATA = {
     "grey": Metadata("0", None, "scan", "N H W C", 1, 1),
     "colour": Metadata("0", None, "scan", "N H W C", 3, 1),
@@ -96,29 +53,76 @@ def test_an_image_becomes_the_array_that_the_model_takes(mode: str, tmp_path: Pa
         np.testing.assert_array_equal(read_input(str(path)).arrays_for(metadata)[None], x)
 
 
-def test_models_that_take_no_images_say_so(tmp_path: Path) -> None:
-    Image.new("L", (8, 5)).save(tmp_path / "x.png")
-    for metadata, message in (
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
         (Metadata("0", None, "scan", "N H W C", 2, 1), "takes 2"),
         (Metadata("0", None, "scan", "N L C", 1, 1, window=(1,)), "1 axes"),
-    ):
+    ],
+)
+def test_models_that_take_no_images_say_so(metadata: Metadata, message: str, tmp_path: Path) -> None:
+    Image.new("L", (8, 5)).save(tmp_path / "x.png")
+    with pytest.raises(InputError, match=message):
+        load_image(tmp_path / "x.png", metadata)
+
+
+def test_a_density_model_takes_levels_from_0_to_1(tmp_path: Path) -> None:
+    metadata = Metadata("0", None, "scan", "N H W C", 1, 1, kind="density")
+    for value, message in ((200.0, "divide them by 255"), (-1.0, r"from -1 to 0.*\[0, 1\]$")):
+        np.save(tmp_path / "x.npy", [[0, value]])
         with pytest.raises(InputError, match=message):
-            load_image(tmp_path / "x.png", metadata)
+            read_input(str(tmp_path / "x.npy")).arrays_for(metadata)
 
 
-def test_large_images_and_csv_tables(tmp_path: Path) -> None:
-    Image.new("L", (300, 200)).save(tmp_path / "big.png")
-    with pytest.raises(InputError, match=r"200x300 .* 900000;"):
+def test_the_limit_of_pillow_stays_as_the_program_has_set_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (300, 200)).save(tmp_path / "big.png")
+    with pytest.raises(InputError, match=r"200x300 .* 900000; allow more with max_bytes=\.\.\."):
         read_input(str(tmp_path / "big.png"), max_bytes=900_000)
-    (tmp_path / "x.csv").write_bytes("\ufeff1, 2.5e-1\r\n-3,4\r\n\r\n".encode())
-    np.testing.assert_array_equal(read_input(str(tmp_path / "x.csv")).arrays[None], [[1, 0.25], [-3, 4]])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(InputError, match=r"more than 2000 pixels.*PIL\.Image\.MAX_IMAGE_PIXELS"):
+        read_input(str(tmp_path / "big.png"))
+    assert Image.MAX_IMAGE_PIXELS == 1000
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert read_input(str(tmp_path / "big.png")).arrays[None].shape == (200, 300, 3)
 
 
-def test_max_bytes_may_exceed_the_limit_of_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for suffix in (".tif", ".png", ".webp"):
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-        Image.new("RGB", (300, 200)).save(tmp_path / f"big{suffix}")
-        assert read_input(str(tmp_path / f"big{suffix}")).arrays[None].shape == (200, 300, 3)
+def test_a_damaged_image_is_told_from_a_file_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(InputError, match="truncated") as error:
+        read_input(str(path))
+    assert "PNG, JPEG" not in str(error.value)
+    path.write_text("no image")
+    with pytest.raises(InputError, match="PNG, JPEG"):
+        read_input(str(path))
+
+
+TABLES: dict[str, tuple[bytes, tuple[int, ...] | str]] = {
+    "a mark, spaces and empty lines": ("\ufeff1, 2.5e-1\r\n-3,4\r\n\r\n".encode(), (2, 2)),
+    "a million columns": (b"1," * 10**6 + b"1", (1, 10**6 + 1)),
+    "a number of a million digits": (b"0" * 10**6 + b"1,2", (1, 2)),
+    "a word of a million letters": (b"a" * 10**6, "table"),
+    "rows that differ": (b"1,2\n" * 1000 + b"1", "row 1001"),
+    "a comment": (b"# 1\n", "table"),
+    "nothing": (b"", "empty"),
+    "NUL": (b"1,\0", "table"),
+    "bytes that are not UTF-8": (b"1,\xff", "table"),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_tables_are_read_or_refused_in_one_line(case: str, tmp_path: Path) -> None:
+    data, expected = TABLES[case]
+    (tmp_path / "x.csv").write_bytes(data)
+    if not isinstance(expected, str):
+        assert read_input(str(tmp_path / "x.csv")).arrays[None].shape == expected
+        return
+    with pytest.raises(InputError, match=expected) as error:
+        read_input(str(tmp_path / "x.csv"))
+    assert len(str(error.value)) < 500
 
 
 def saved(suffix: str, path: Path) -> Path:
@@ -141,7 +145,8 @@ def test_standard_input_and_files_without_suffix_are_read_by_their_content(
     path = saved(suffix, tmp_path / f"x{suffix}")
     expected = read_input(str(path))
     path.rename(tmp_path / "x")
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Pipe((tmp_path / "x").read_bytes())))
+    pipe = io.BufferedReader(Pipe((tmp_path / "x").read_bytes()))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(pipe))
     for source in ("-", str(tmp_path / "x")):
         found = read_input(source)
         assert (found.is_image, list(found.arrays)) == (expected.is_image, list(expected.arrays))
@@ -149,14 +154,17 @@ def test_standard_input_and_files_without_suffix_are_read_by_their_content(
             np.testing.assert_array_equal(found.arrays[name], array, strict=True)
 
 
-class Pipe(io.BytesIO):
+class Pipe(io.RawIOBase):
     """A stream that cannot be sought."""
 
-    def seekable(self) -> bool:
-        return False
+    def __init__(self, data: bytes) -> None:
+        self._data = io.BytesIO(data)
 
-    def seek(self, *_: int) -> int:
-        raise io.UnsupportedOperation
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._data.readinto(buffer)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="needs POSIX pipes")
@@ -170,14 +178,20 @@ def test_an_array_on_standard_input_is_read_before_the_stream_ends(tmp_path: Pat
 
 def test_shell_completion_and_help_name_every_type() -> None:
     assert set(INPUTS) == {*READABLE, ".zarr"}  # only tiled models read zarr
+    for name in ("x.mat", "x.zarr"):
+        with pytest.raises(InputError, match=r"unsupported file type '\.(mat|zarr)'"):
+            read_input(name)
+    with pytest.raises(InputError, match="there is no file"):
+        read_input("none.npy")
 
 
 def test_a_file_to_train_on_is_read_as_its_samples(tmp_path: Path) -> None:
     x, texts = RNG.random((3, 4, 5)), np.array(["a", "bc", "d"])
     path = tmp_path / "train.npz"
     np.savez(path, x=x, y=texts)
-    (samples,) = read_input(str(path)).arrays.values()
-    np.testing.assert_array_equal(samples, x.astype(np.float32)[..., None], strict=True)
+    file = read_input(str(path))
+    assert file.left_out == ("y",)
+    np.testing.assert_array_equal(file.arrays["x"], x[..., None], strict=True)
     np.savez(path, x=x, y=texts, sizes=[[4, 5], [2, 1], [1, 3]])
     arrays = read_input(str(path)).arrays
     assert {name: a.shape for name, a in arrays.items()} == {
@@ -185,10 +199,11 @@ def test_a_file_to_train_on_is_read_as_its_samples(tmp_path: Path) -> None:
         "x[1]": (2, 1, 1),
         "x[2]": (1, 3, 1),
     }
-    np.testing.assert_array_equal(arrays["x[2]"][..., 0], x[2, :1, :3].astype(np.float32))
+    np.testing.assert_array_equal(arrays["x[2]"][..., 0], x[2, :1, :3])
     for sizes in ([[4, 5]], [[4, 6]] * 3, [[0, 1]] * 3):
         np.savez(path, x=x, y=texts, sizes=sizes)
         with pytest.raises(InputError, match="sizes"):
             read_input(str(path))
     np.savez(path, x=x, y=x, z=x)  # another file: all arrays are inputs
-    assert set(read_input(str(path)).arrays) == {"x", "y", "z"}
+    file = read_input(str(path))
+    assert set(file.arrays) == {"x", "y", "z"} and not file.left_out

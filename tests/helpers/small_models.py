@@ -1,0 +1,106 @@
+"""Small exported models of each kind, written as ONNX graphs: they load in milliseconds and are computed by
+hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from mdlstm_tk.runtime import Metadata
+
+CLASSES = ("cat", "dög", "<b>")
+
+
+def write_model(
+    path: Path,
+    nodes: Sequence[NodeProto] = (),
+    constants: dict[str, Any] | None = None,
+    *,
+    outputs: int = 1,
+    axes: int = 4,
+    **metadata: Any,
+) -> Path:
+    """Write a model from x (N, H, W, C) of any extents to y; the default doubles x.
+
+    Args:
+        path: the file.
+        nodes: what computes y.
+        constants: stored tensors by name.
+        outputs: number of features of y.
+        axes: number of axes of y.
+        **metadata: fields of the metadata.
+    """
+    fields = {"version": "0", "grid": None, "form": "scan", "layout": "N H W C", "channels": 1}
+    described = Metadata(**{**fields, "outputs": outputs, **metadata})  # type: ignore[arg-type]
+    tensors = [
+        numpy_helper.from_array(np.asarray(value), name) for name, value in (constants or {}).items()
+    ]
+    shape = (None, *(described.grid or (None,) * described.ndim), described.channels)
+    if not described.channels_last:
+        shape = (shape[0], shape[-1], *shape[1:-1])
+    declared = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
+    for name in described.inputs[1:]:
+        kind = TensorProto.INT64 if name == "sizes" else TensorProto.FLOAT
+        extents = (None, described.ndim) if name == "sizes" else shape
+        declared.append(helper.make_tensor_value_info(name, kind, extents))
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, (None,) * axes)
+    graph = helper.make_graph(list(nodes) or [node("Add", "x x", "y")], "g", declared, [y], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    helper.set_model_props(model, described.to_props())
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def node(operator: str, inputs: str, output: str, **attributes: Any) -> NodeProto:
+    """A node whose inputs are separated by spaces."""
+    return helper.make_node(operator, inputs.split(), [output], **attributes)
+
+
+SCORES = {"weights": np.float32([[1, 0, -1]]), "start": np.float32([0, 0.5, 0])}
+
+
+def scores(x: Any) -> Any:
+    """The scores of the three classes for values of x: class 0 above 0.5, class 2 below -0.5."""
+    return np.float32(x)[..., None] @ SCORES["weights"] + SCORES["start"]
+
+
+def classifier(path: Path, **metadata: Any) -> Path:
+    """Scores of the mean of x over the grid."""
+    nodes = [
+        node("ReduceMean", "x axes", "mean", keepdims=0),
+        node("MatMul", "mean weights", "m"),
+        node("Add", "m start", "y"),
+    ]
+    constants = {"axes": np.int64([1, 2]), **SCORES}
+    fields: dict[str, Any] = {"kind": "classify", "classes": CLASSES, "window": None, **metadata}
+    return write_model(path, nodes, constants, outputs=3, axes=2, **fields)
+
+
+def recogniser(path: Path) -> Path:
+    """Scores of the blank, "a" and "b" at each column, of the mean of x over the rows."""
+    nodes = [
+        node("ReduceMean", "x axes", "mean", keepdims=0),
+        node("MatMul", "mean weights", "m"),
+        node("Add", "m start", "y"),
+    ]
+    constants = {"axes": np.int64([1]), **SCORES}
+    fields: dict[str, Any] = {"kind": "transcribe", "classes": ("a", "b"), "window": None}
+    return write_model(path, nodes, constants, outputs=3, axes=3, **fields)
+
+
+def segmenter(path: Path, **metadata: Any) -> Path:
+    """Scores of x at each position."""
+    nodes = [node("MatMul", "x weights", "m"), node("Add", "m start", "y")]
+    fields: dict[str, Any] = {"kind": "segment", "classes": CLASSES, **metadata}
+    return write_model(path, nodes, SCORES, outputs=3, **fields)
+
+
+def density(path: Path) -> Path:
+    """A log-probability of -2 x for each value."""
+    return write_model(
+        path, [node("Mul", "x factor", "y")], {"factor": np.float32(-2)}, kind="density", classes=None
+    )

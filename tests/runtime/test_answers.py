@@ -1,0 +1,87 @@
+"""`mdlstm_tk.runtime.answers`: labels, texts and densities, and the documents that hold them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mdlstm_tk._util.text import text_of_field
+from mdlstm_tk.runtime import Metadata, decode
+from mdlstm_tk.runtime.answers import AnswerDocument
+from mdlstm_tk.runtime.jobs import ANSWER_FORMATS, AnswerFormat, ResultOptions
+
+GRID = Metadata("0", None, "scan", "N H W C", 1, 1)
+CLASSES = ("cat", "dög", "=1\\")
+CLASSIFIER = replace(GRID, outputs=3, window=None, kind="classify", classes=CLASSES)
+RECOGNISER = replace(GRID, outputs=3, window=None, kind="transcribe", classes=("\\", "é"))
+DENSITY = replace(GRID, kind="density")
+SCORES = np.log(np.array([[0.2, 0.7, 0.1], [0.5, 0.2, 0.3]]))
+ESCAPED = "in/a\\\t\n.npy"  # a name with a backslash, a tab and a line break
+
+
+def document(file_format: AnswerFormat, y: Any, metadata: Metadata, **options: Any) -> str:
+    """The document for one file and one array in another."""
+    chosen = ResultOptions(**options)
+    top = metadata.outputs if chosen.probabilities else chosen.top or 1
+    files = [(ESCAPED, decode(y[0], metadata, top)), ("in/b.npz", decode(y, metadata, top, "x"))]
+    whole = AnswerDocument(file_format, metadata, chosen, is_named=True, folder=Path("in"))
+    return whole.render(files)
+
+
+def test_labels_and_probabilities() -> None:
+    (answer,) = decode(SCORES[0], CLASSIFIER, top=2)
+    assert (answer.text, answer.sample, answer.probabilities) == ("dög", None, (("dög", 0.7), ("cat", 0.2)))
+    assert [(each.text, each.sample) for each in decode(SCORES, CLASSIFIER)] == [("dög", 0), ("cat", 1)]
+
+
+def test_densities_in_nats_and_bits() -> None:
+    (answer,) = decode(np.full((2, 4, 1), -np.log(2), np.float32), DENSITY)
+    assert dict(answer.numbers) == {"nats": 5.5452, "bits_per_dim": 1.0}
+    assert document("txt", np.zeros((1, 2, 4, 1)), DENSITY) == (
+        "in/a\\\\\\t\\n.npy\t-0.0000\t-0.0000\nin/b.npz\tx\t-0.0000\t-0.0000\n"
+    )
+
+
+def test_lines_of_txt_and_tsv() -> None:
+    name = "in/a\\\\\\t\\n.npy"  # escaped
+    assert document("txt", SCORES, CLASSIFIER) == f"{name}\tdög\nin/b.npz\tx\tdög\nin/b.npz\tx\tcat\n"
+    lines = document("txt", SCORES, CLASSIFIER, top=2).splitlines()
+    assert lines[0] == f"{name}\tdög\t0.7000\tcat\t0.2000"
+    assert text_of_field(name) == ESCAPED
+    # tsv: relative to the table, and as `mdlstm train` reads labels.tsv, which knows no escapes
+    blank, backslash, accent = np.eye(3) * 9
+    texts = np.stack([[backslash, accent, blank, backslash]])
+    assert document("tsv", texts, RECOGNISER) == "a\\\\t\\n.npy\t\\é\\\nb.npz\tx\t\\é\\\n"
+
+
+@pytest.mark.parametrize("options", [{}, {"top": 2}, {"probabilities": True}], ids=str)
+def test_tables_and_lists(options: dict[str, Any]) -> None:
+    rows = list(csv.DictReader(io.StringIO(document("csv", SCORES, CLASSIFIER, **options))))
+    assert [text_of_field(row["file"]) for row in rows] == [ESCAPED, "in/b.npz", "in/b.npz"]
+    assert [(row["array"], row["sample"]) for row in rows] == [("", ""), ("x", "0"), ("x", "1")]
+    assert [row["label"] for row in rows] == ["dög", "dög", "cat"]
+    records = json.loads(document("json", SCORES, CLASSIFIER, **options))
+    assert records[0]["file"] == ESCAPED and "sample" not in records[0]
+    assert [record["label"] for record in records] == ["dög", "dög", "cat"]
+    if "top" in options:
+        assert (rows[2]["label_2"], rows[2]["probability_2"]) == (CLASSES[2], "0.3")
+    if "probabilities" in options:
+        assert [rows[2][f"probability_{name}"] for name in CLASSES] == ["0.5", "0.2", "0.3"]
+    if options:
+        ranked = [("cat", 0.5), (CLASSES[2], 0.3), ("dög", 0.2)]
+        assert list(records[2]["probabilities"].items()) == ranked[: options.get("top")]
+
+
+@pytest.mark.parametrize("file_format", ANSWER_FORMATS)
+def test_documents_are_the_same_in_one_piece_and_file_by_file(file_format: AnswerFormat) -> None:
+    files = [(name, decode(SCORES, CLASSIFIER)) for name in ("a", "b")]
+    whole = AnswerDocument(file_format, CLASSIFIER, ResultOptions(), is_named=True).render(files)
+    parts = AnswerDocument(file_format, CLASSIFIER, ResultOptions(), is_named=True)
+    assert parts.begin() + "".join(parts.add(*file) for file in files) + parts.end() == whole

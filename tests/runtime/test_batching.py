@@ -1,0 +1,208 @@
+"""`mdlstm_tk.runtime.batching`: which arrays share a run, and how many files are in memory."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.small_models import node, write_model
+
+from mdlstm_tk.errors import InputError, StoppedError
+from mdlstm_tk.runtime import Metadata, Result, Session, batching
+from mdlstm_tk.runtime.batching import MAX_STOPS, _outputs_of, grid_of, infer_files, run_batches
+from mdlstm_tk.runtime.io.readers import InputFile, read_input
+from mdlstm_tk.runtime.jobs import Job
+
+RNG = np.random.default_rng(0)
+ANY = Metadata("0", None, "scan", "N H W C", 1, 1)
+PADDED = replace(ANY, inputs=("x", "sizes"))
+
+
+class Recorder:
+    """A session that doubles x, and records the samples of each run and their padded grid."""
+
+    def __init__(self, metadata: Metadata = ANY) -> None:
+        self.metadata = metadata
+        self.runs: list[tuple[tuple[int, ...], int]] = []
+
+    def __call__(self, x: Any) -> Any:
+        return self.run_many([x])[0]
+
+    def run_many(self, arrays: list[Any]) -> list[Any]:
+        if any(x.ndim not in (2, 3, 4) or x.min() < 0 for x in arrays):
+            raise InputError(f"one of {len(arrays)} is no grid")
+        grids = [grid_of(x, self.metadata) for x in arrays]
+        assert "sizes" in self.metadata.inputs or len(set(grids)) == 1
+        padded = tuple(np.max(grids, axis=0).tolist())
+        self.runs.append((padded, sum(len(x) if x.ndim == 4 else 1 for x in arrays)))
+        return [x * 2 for x in arrays]
+
+    def run(self, arrays: dict[int, Any], batch_size: int | None = None) -> dict[int, Any]:
+        return dict(run_batches(self, arrays.items(), batch_size))  # type: ignore[arg-type]
+
+
+def test_arrays_of_one_shape_share_runs() -> None:
+    shapes = [(1, 1), (1, 7), (7, 1), (5, 8), (5, 8, 1), (2, 5, 8, 1), (9, 5, 8, 1), (3,)]
+    arrays = {number: RNG.random(shapes[number % len(shapes)]) for number in range(3 * len(shapes))}
+    session = Recorder()
+    results = session.run(arrays, batch_size=4)
+    assert set(results) == set(arrays)
+    for tag, x in arrays.items():
+        if x.ndim == 1:
+            assert "one of 1" in str(results[tag])
+        else:
+            np.testing.assert_array_equal(results[tag], x * 2, strict=True)
+    assert session.runs.count(((1, 7), 3)) == 1
+    assert sum(samples for grid, samples in session.runs if grid == (5, 8)) == 3 * (1 + 1 + 2 + 9)
+    assert max(samples for _, samples in session.runs) == 4
+
+
+@pytest.mark.parametrize(
+    ("metadata", "shapes", "runs"),
+    [
+        (ANY, [(256, 256)] * 9, [4, 4, 1]),
+        (ANY, [(9, 256, 256, 1)], [4, 4, 1]),
+        (ANY, [(8, 8)] * 65, [64, 1]),
+        (PADDED, [(1024, 1024)] * 3, [1, 1, 1]),
+        (PADDED, [(256, 256), (8, 8), (256, 256), (8, 8), (9, 9)], [4, 1]),
+        (replace(PADDED, grid=(256, 256)), [(8, 8)] * 9, [4, 4, 1]),
+    ],
+    ids=["many", "one array", "small", "padded", "padded to the largest", "padded to the model"],
+)
+def test_the_positions_of_a_run_are_bounded(
+    metadata: Metadata, shapes: list[tuple[int, ...]], runs: list[int]
+) -> None:
+    session = Recorder(metadata)
+    session.run({k: np.zeros(shape) for k, shape in enumerate(shapes)})
+    assert [samples for _, samples in session.runs] == runs
+
+
+def test_one_array_that_fails_does_not_fail_the_others() -> None:
+    session = Recorder()
+    results = session.run({0: np.zeros((2, 2)), 1: np.full((2, 2), -1), 2: np.ones((2, 2))})
+    assert isinstance(results[1], InputError)
+    np.testing.assert_array_equal(results[2], np.full((2, 2), 2))
+
+
+class Stopping(Recorder):
+    def run_many(self, arrays: list[Any]) -> list[Any]:
+        raise StoppedError("too slow", "time")
+
+
+def test_a_model_that_is_stopped_again_and_again_is_given_up() -> None:
+    with pytest.raises(StoppedError, match=f"{MAX_STOPS} runs in a row.*too slow"):
+        Stopping().run({k: np.zeros((2, 2)) for k in range(9)}, batch_size=1)
+
+
+@pytest.mark.parametrize(("window", "limit"), [(4, 2**28), (10**6, 3 * 256)], ids=["files", "bytes"])
+def test_memory_holds_few_windows_whatever_the_number_of_files(
+    window: int, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = most = done = 0
+
+    def read(source: str) -> InputFile:
+        nonlocal held, most
+        held += 1
+        most = max(most, held)
+        return InputFile(source, {None: np.zeros((8, 8), np.float32)})
+
+    monkeypatch.setattr(batching, "WINDOW", window)
+    monkeypatch.setattr(batching, "WINDOW_BYTES", limit)
+    jobs = [Job(f"{n}.npy", str(tmp_path / f"{n}.out.npy"), "npy") for n in range(50)]
+    session: Any = Recorder()
+    for done, result in enumerate(infer_files(session, jobs, read), start=1):
+        assert result == Result(jobs[done - 1])
+        held -= 1
+    assert done == 50
+    assert most <= 3 * 4  # one in use, one read ahead, one being read
+
+
+def test_a_grid_too_large_for_the_memory_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdlstm_tk.runtime.providers.available_memory", lambda: 2**31)
+    x = np.broadcast_to(np.float32(0), (4096, 4096))
+    session: Any = Recorder()
+    with pytest.warns(UserWarning, match=r"4096x4096 positions of x\.npy .* --form tiles"):
+        list(infer_files(session, [Job("x.npy", "-", "npz")], lambda source: InputFile(source, {None: x})))
+
+
+def masked(path: Path) -> Path:
+    """A model of two inputs: y = x · mask."""
+    return write_model(path, [node("Mul", "x mask", "y")], inputs=("x", "mask"))
+
+
+def padded(path: Path) -> Path:
+    """A model that takes padded samples: y = 2 x."""
+    return write_model(path, inputs=("x", "sizes"))
+
+
+def run_file(model: Path, source: Path) -> tuple[Result, Path]:
+    """Run a model on a file; returns the result, and where it is written."""
+    target = source.with_name("y.npz")
+    with Session(model, "cpu") as session:
+        (result,) = infer_files(session, [Job(str(source), str(target), "npz")], read_input)
+    return result, target
+
+
+def test_the_arrays_of_a_file_go_to_the_inputs_of_their_names(tmp_path: Path) -> None:
+    x, mask = RNG.random((2, 70, 3, 4, 1), dtype=np.float32)
+    np.savez(tmp_path / "x.npz", mask=mask, x=x)
+    result, target = run_file(masked(tmp_path / "m.onnx"), tmp_path / "x.npz")
+    assert result.error is None
+    np.testing.assert_array_equal(np.load(target)["y"], x * mask)
+    np.savez(tmp_path / "x.npz", x=x[:2], sizes=np.array([[3, 4], [1, 2]]))
+    result, target = run_file(padded(tmp_path / "p.onnx"), tmp_path / "x.npz")
+    assert result.error is None
+    np.testing.assert_array_equal(np.load(target)["y"], x[:2] * 2)
+    np.savez(tmp_path / "x.npz", a=x, b=x[0])  # other names: each array by itself
+    result, target = run_file(padded(tmp_path / "p.onnx"), tmp_path / "x.npz")
+    assert {name: y.shape for name, y in np.load(target).items()} == {"a": x.shape, "b": x[0].shape}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (("x",), "arrays called x, but .* called x, mask"),
+        (("x", "mask", "more"), "called mask, more, x, but"),
+        ((), "one array without a name, but .* called x, mask"),
+    ],
+)
+def test_a_model_of_several_inputs_names_them(
+    arrays: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    source = tmp_path / ("x.npz" if arrays else "x.npy")
+    if arrays:
+        np.savez(source, **dict.fromkeys(arrays, np.eye(3)))
+    else:
+        np.save(source, np.eye(3))
+    result, _ = run_file(masked(tmp_path / "m.onnx"), source)
+    assert re.search(message, str(result.error))
+
+
+def test_results_whose_names_would_be_equal_are_refused() -> None:
+    y = np.zeros(2)
+    job = Job("x.npz", "y.npz", "npz")
+    assert len(_outputs_of(job, {"a": {"b": y, "c": y}, "b": {"b": y, "c": y}})) == 4
+    with pytest.raises(InputError, match=r"'a\.b\.c'"):
+        _outputs_of(job, {"a": {"b.c": y}, "a.b": {"c": y}})
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape", "grid"),
+    [
+        ("N H W C", (5, 8), (5, 8)),
+        ("N H W C", (5, 8, 3), (5, 8)),
+        ("N H W C", (2, 5, 8, 3), (5, 8)),
+        ("N C H W", (3, 5, 8), (5, 8)),
+        ("N C H W", (2, 3, 5, 8), (5, 8)),
+        ("N D H W C", (4, 5, 8), (4, 5, 8)),
+        ("N L C", (2, 5, 3), (5,)),
+    ],
+)
+def test_the_grid_of_an_array_follows_from_the_layout(
+    layout: str, shape: tuple[int, ...], grid: tuple[int, ...]
+) -> None:
+    assert grid_of(np.zeros(shape), replace(ANY, layout=layout)) == grid

@@ -1,0 +1,199 @@
+"""`mdlstm_tk.runtime.jobs`: which files are read, and where results go."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.runtime.jobs import (
+    Job,
+    ResultOptions,
+    find_files,
+    is_single_file,
+    plan_jobs,
+    remaining_jobs,
+)
+from mdlstm_tk.runtime.model_discovery import choose_model, find_models
+
+GRID = Metadata("0", None, "scan", "N H W C", 1, 1)
+CLASSIFIER = replace(GRID, outputs=2, window=None, kind="classify", classes=("a", "b"))
+SEGMENTER = replace(GRID, outputs=2, kind="segment", classes=("a", "b"))
+TILED = replace(SEGMENTER, form="tiles")
+TWO = replace(GRID, output_names=("y", "z"), further_windows=((1, 1),))
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with files in folders and with some that are ignored."""
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        *(
+            "x.npy",
+            "in/one.npy",
+            "in/a/two.NPZ",
+            "in/a/b/i.PNG",
+            "in/t.csv",
+            "in/notes.txt",
+            "in/out/z.npy",
+        ),
+        *("in/.git/hidden.npy", "in/a/.hidden.npy", "in/a/old.out.npy", "private.npy"),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    if os.name == "posix":
+        os.mkfifo("in/a/pipe.npy")
+        Path("in/link").symlink_to("../in")
+        Path("in/linked.npy").symlink_to("../private.npy")
+    return tmp_path
+
+
+def test_folders_are_searched_in_a_fixed_order(tree: Path) -> None:
+    files, left_out = find_files(["in", "x.npy"], "in/out")
+    linked = ["linked.npy"] * (os.name == "posix")
+    assert [file.relative for file in files] == [
+        *linked,
+        *("one.npy", "t.csv", "a/two.NPZ", "a/b/i.PNG", "x.npy"),
+    ]
+    assert left_out == 1  # notes.txt
+    Path("none").mkdir()
+    for inputs, message in ((["none"], "no input file in none"), (["-", "x.npy"], "the only input")):
+        with pytest.raises(InputError, match=message):
+            find_files(inputs, None)
+
+
+def plan(
+    inputs: list[str], metadata: Metadata = GRID, output: str | None = None, **options: Any
+) -> list[Job]:
+    files, _ = find_files(inputs, output)
+    chosen = ResultOptions(probabilities=options.pop("probabilities", False))
+    single = is_single_file(inputs)
+    return plan_jobs(files, metadata, output, options=chosen, is_single=single, **options)
+
+
+@pytest.mark.parametrize(
+    ("source", "metadata", "output", "options", "target", "file_format"),
+    [
+        ("x.npy", GRID, None, {}, "x.out.npy", "npy"),
+        ("in/a/two.NPZ", GRID, None, {}, "in/a/two.out.npz", "npz"),
+        ("x.npy", GRID, None, {"output_format": "csv"}, "x.out.csv", "csv"),
+        ("x.npy", GRID, "deep/y.PNG", {}, "deep/y.PNG", "png"),
+        ("x.npy", GRID, "y", {}, "y", "npy"),
+        ("x.npy", GRID, "y.npy", {"output_format": "npz"}, "y.npy", "npz"),
+        ("x.npy", GRID, "in", {}, "in/x.out.npy", "npy"),
+        ("x.npy", GRID, "new/", {}, "new/x.out.npy", "npy"),
+        ("x.npy", GRID, "-", {}, "-", "npy"),
+        ("-", GRID, None, {}, "-", "npy"),
+        ("-", GRID, "in", {}, "in/stdin.out.npy", "npy"),
+        ("x.npy", TWO, None, {}, "x.out.npz", "npz"),
+        ("x.npy", SEGMENTER, None, {}, "x.out.png", "png"),
+        ("x.npy", SEGMENTER, None, {"probabilities": True}, "x.out.npy", "npy"),
+        ("x.npy", TILED, None, {}, "x.out.tif", "tif"),
+        ("x.npy", TILED, "y.tiff", {}, "y.tiff", "tif"),
+        ("x.npy", CLASSIFIER, None, {}, "-", "txt"),
+        ("x.npy", CLASSIFIER, None, {"output_format": "json"}, "-", "json"),
+        ("x.npy", CLASSIFIER, None, {"output_format": "npy"}, "x.out.npy", "npy"),
+        ("x.npy", CLASSIFIER, None, {"probabilities": True}, "x.out.npy", "npy"),
+        ("x.npy", CLASSIFIER, "y.tsv", {}, "y.tsv", "tsv"),
+        ("x.npy", CLASSIFIER, "in", {}, "in/x.out.txt", "txt"),
+    ],
+)
+@pytest.mark.usefixtures("tree")
+def test_where_the_result_of_one_file_goes(
+    source: str, metadata: Metadata, output: str | None, options: Any, target: str, file_format: str
+) -> None:
+    assert plan([source], metadata, output, **options) == [(source, target, file_format)]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "output", "targets", "file_format"),
+    [
+        (GRID, None, ["in/a/b/i.out.npy", "in/a/two.out.npz"], None),
+        (GRID, "new", ["new/b/i.out.npy", "new/two.out.npz"], None),
+        (SEGMENTER, "new", ["new/b/i.out.png", "new/two.out.png"], "png"),
+        (CLASSIFIER, None, ["-", "-"], "txt"),
+        (CLASSIFIER, "new", ["new/b/i.out.txt", "new/two.out.txt"], "txt"),
+        (CLASSIFIER, "t.csv", ["-", "-"], "csv"),
+        (CLASSIFIER, "t.tsv", ["-", "-"], "tsv"),
+    ],
+)
+@pytest.mark.usefixtures("tree")
+def test_where_the_results_of_a_folder_go(
+    metadata: Metadata, output: str | None, targets: list[str], file_format: str | None
+) -> None:
+    jobs = plan(["in/a"], metadata, output)
+    assert sorted(job.target for job in jobs) == targets
+    assert file_format is None or {job.format for job in jobs} == {file_format}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "message"),
+    [
+        (["in"], "-", "takes the result of one file"),
+        (["in"], "y.npy", "expected a folder"),
+        (["in"], "x.npy", "expected a folder"),
+        (["x.npy"], "y.mat", "unsupported file type '.mat'"),
+        (["x.npy"], "y.zarr", "only tiled models write zarr"),
+        (["x.npy"], "x.npy", "overwrite"),
+        (["x.npy", "./x.npy"], None, r"both .*x\.out\.npy"),
+        (["x.npy", "in/one.npy", "in/../x.npy"], "new", r"both .*x\.out\.npy"),
+    ],
+)
+@pytest.mark.usefixtures("tree")
+def test_an_output_that_does_not_suit_is_refused(
+    inputs: list[str], output: str | None, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        plan(inputs, GRID, output)
+
+
+def test_results_that_exist_are_kept_or_replaced_as_asked(tree: Path) -> None:
+    jobs = [Job("x.npy", "y.npy", "npy"), Job("x.npy", "-", "txt"), Job("x.npy", "new.npy", "npy")]
+    Path("y.npy").touch()
+    assert remaining_jobs(jobs, skip_existing=True, force=False) == jobs[1:]
+    assert remaining_jobs(jobs, skip_existing=False, force=True) == jobs
+    with pytest.raises(InputError, match=r"y\.npy exists.*force=True"):
+        remaining_jobs(jobs, skip_existing=False, force=False)
+
+
+def test_the_model_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MDLSTM_MODEL", raising=False)
+    with pytest.raises(InputError, match=r"no exported model here.*model=\.\.\."):
+        find_models(None)
+    Path("only.onnx").touch()
+    assert find_models(None) == [Path("only.onnx")]
+    Path("two.onnx").touch()
+    with pytest.raises(InputError, match=r"2 \.onnx models"):
+        find_models(None)
+    for time, name in enumerate(("old/model-8x8.onnx", "new/model-any.onnx", "new/model-8x8.onnx")):
+        path = Path("runs", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (time, time))
+    assert [path.name for path in find_models(None)] == ["model-any.onnx", "model-8x8.onnx"]
+    assert find_models("runs/old") == [Path("runs/old/model-8x8.onnx")]
+    with pytest.raises(InputError, match=r"holds no \.tiles model.*--form tiles"):
+        find_models("runs/old", tiled=True)
+    monkeypatch.setenv("MDLSTM_MODEL", "some.onnx")
+    assert find_models(None) == [Path("some.onnx")]
+
+
+@pytest.mark.parametrize(
+    ("grids", "name"),
+    [
+        ([(8, 8), (8, 8)], "model-8x8.onnx"),
+        ([(5, 7)], "model-any.onnx"),
+        ([(8, 8), (5, 7)], "model-any.onnx"),
+        ([], "model-any.onnx"),
+    ],
+)
+def test_the_model_for_the_grids_is_chosen(grids: list[tuple[int, ...]], name: str) -> None:
+    names = ("model-8x8.onnx", "model-any.onnx", "model-4x4.onnx", "model-drawing.onnx")
+    assert choose_model([Path(each) for each in names], grids).name == name

@@ -1,0 +1,82 @@
+"""What the command line prints holds the names of files and classes, with escapes for controls."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.command import mdlstm
+from rich.console import Console
+
+from mdlstm_tk._util.text import is_plain_text
+from mdlstm_tk.cli import console
+from mdlstm_tk.cli.console import detail, error, heading, note, progress, table, verbosity, warn
+from mdlstm_tk.cli.options import complete_files
+from mdlstm_tk.export.server import protobuf_text
+from mdlstm_tk.viz.panels import Panel
+from mdlstm_tk.viz.plots import draw_curves, draw_panels
+from mdlstm_tk.viz.svg import svg_curves
+from mdlstm_tk.viz.terminal_heatmap import show_grids
+
+EVIL = "e\x1b[2J\nforged\t$\\frac$<script>'\"\u202e[/y]"
+
+
+def check_readable(text: str, count: int) -> None:
+    """Every line is plain, and the name is whole each time."""
+    assert all(is_plain_text(line) for line in text.split("\n")) and "\nforged" not in text
+    assert text.count("e\\x1b[2J\\nforged\\t$\\frac$<script>'\"\\u202e[/y]") == count
+
+
+def test_messages_tables_progress_and_heat_maps(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verbosity, "verbose", True)
+    for write in (error, note, warn, detail, heading):
+        write(EVIL)
+    with progress(1) as show:
+        show(1, EVIL)
+    check_readable(capfd.readouterr().err, 6)
+    table([EVIL], [[EVIL]], EVIL)
+    show_grids(Console(width=80), {EVIL: np.full((3, 3), np.nan), "b": np.zeros((2, 5))})
+    check_readable(capfd.readouterr().out, 4)
+
+
+def test_a_progress_bar(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "on_terminal", lambda: True)
+    console.err.cache_clear()  # its stream is that of an earlier test
+    with progress(2) as show:
+        show(1, "d[/y]", 70)
+    console.err.cache_clear()
+    assert "d[/y]  ETA 1:10" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [("infer\nforged",), ("infer", EVIL, "-q"), ("infer", "--x\nforged")])
+def test_errors_are_one_line_and_a_traceback_is_plain(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    done = mdlstm(*arguments, cwd=tmp_path)
+    assert done.code == 2 and done.err.count("\n") == 1 and is_plain_text(done.err[:-1])
+    done = mdlstm(*arguments, "--debug", cwd=tmp_path)
+    assert all(is_plain_text(line) for line in done.err.split("\n")) and "\nforged" not in done.err
+
+
+def test_pictures_and_settings_of_a_server(tmp_path: Path) -> None:
+    image = np.zeros((2, 3, 3), np.uint8)
+    draw_panels(tmp_path / "p.png", EVIL, [Panel(EVIL, image)], 2)
+    records = [{"step": k, "loss": 1.0 / k, EVIL: 1.0 / k} for k in (1, 2)]
+    draw_curves(tmp_path / "c.png", "$\\frac$", records)
+    svg = str(svg_curves(records)[-1])
+    assert "<script" not in svg and "$\\frac$" in svg and is_plain_text(re.sub(r"\s", " ", svg))
+    assert protobuf_text('a"\n\\é') == '"a\\"\\n\\\\\\303\\251"'
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems refuse such file names")
+def test_files_that_a_shell_would_misread_are_not_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.npy", "a\n.npy", "b.txt"):
+        Path(name).touch()
+    Path("d").mkdir()
+    assert complete_files(".npy")("") == ["a.npy", "d/"]
