@@ -260,8 +260,6 @@ def _print_plan(run: Inference) -> None:
     note(f"{run.model} on {run.device} ({run.provider}){', isolated' if run.isolated else ''}")
     if run.reason:
         note(f"not on CUDA: {run.reason}")
-    if run.advice:
-        warn(run.advice)
     if not run.jobs:
         note(f"nothing to do: all {run.skipped} results exist")
 

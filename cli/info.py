@@ -73,7 +73,7 @@ def _describe_model(path: Path, max_bytes: int | None) -> dict[str, Any]:
         warn(f"{path} is loaded without limits that bind: {problem}")
     if is_archive(path):
         read_archive_bytes(path, limit)  # max_bytes of a TiledSession bounds the memory of its runs
-        with TiledSession(path, "cpu", isolated=isolated) as tiled:
+        with TiledSession(path, "cpu", isolated=bool(isolated)) as tiled:
             stages = [_describe_stage(stage) for stage in tiled.archive.stages]
             metadata = asdict(tiled.metadata)
             return {"kind": "model", "bytes": path.stat().st_size, **metadata, "stages": stages}

@@ -211,7 +211,7 @@ def _sessions(
     open_session: Callable[[str], Session | TiledSession]
     if is_archive(model):
         read_archive_bytes(model, max_bytes)  # max_bytes of a TiledSession bounds the memory of its runs
-        open_session = partial(TiledSession, model, timeout=timeout, isolated=isolated)
+        open_session = partial(TiledSession, model, timeout=timeout, isolated=bool(isolated))
     else:
         open_session = partial(Session, model, max_bytes=max_bytes, timeout=timeout, isolated=isolated)
     session = open_session(device)

@@ -41,7 +41,6 @@ from mdlstm_tk.runtime.tiles.archive import is_archive
 from mdlstm_tk.runtime.tiles.files import TileOptions
 from mdlstm_tk.runtime.tiles.local import Report
 from mdlstm_tk.runtime.tiles.session import TILE
-from mdlstm_tk.runtime.tiles.whole_grid import whole_grid_advice
 
 Engine = Literal["local", "ray"]
 Grid = tuple[int, ...]
@@ -73,7 +72,6 @@ class Inference:
         reason: why "auto" did not take the CUDA that this ONNX Runtime supports; else None.
         isolated: whether the model runs, and the inputs are read, in processes with limits.
         isolation_problem: why this system cannot isolate, although the call asks for it; else None.
-        advice: how to run an input in tiles that may be too large for a run on all of it; else None.
     """
 
     outcomes: Iterator[Outcome]
@@ -91,7 +89,6 @@ class Inference:
     reason: str | None
     isolated: bool
     isolation_problem: str | None
-    advice: str | None = None
 
 
 def infer_paths(
@@ -237,9 +234,7 @@ def infer_paths(
             Session(path, device, threads=threads, timeout=timeout, max_bytes=limit, isolated=isolated)
         )
         check_takes_grids(session.metadata, path)
-        advice = None
         if single and file is None:
-            advice = whole_grid_advice(jobs[0].source, session.metadata, path, limit)
             file = reader.read(jobs[0].source)
 
         arrays = None if file is None else file.arrays_for(session.metadata)
@@ -255,7 +250,7 @@ def infer_paths(
         if not remaining:
             outcomes = iter(())
         elif engine == "ray":
-            from mdlstm_tk.runtime.ray_engine import infer_with_ray
+            from mdlstm_tk.runtime.ray import infer_with_ray
 
             outcomes = infer_with_ray(
                 path,
@@ -294,7 +289,6 @@ def infer_paths(
         reason=session.reason,
         isolated=session.isolated,
         isolation_problem=problem,
-        advice=advice,
     )
 
 

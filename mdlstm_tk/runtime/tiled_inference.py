@@ -61,7 +61,7 @@ def stream_paths(
             f"--stream needs a tiled model (mdlstm export RUN --form tiles), and {path} is none"
         )
     isolated, _ = choose_isolation([path], MAX_BYTES, limited=timeout is not None, isolated=isolated)
-    with TiledSession(path, device, timeout=timeout, isolated=isolated) as session:
+    with TiledSession(path, device, timeout=timeout, isolated=bool(isolated)) as session:
         if output == STDIO:
             return stream_rows(session, sys.stdin.buffer, sys.stdout.buffer)
         with open_output(output) as file:
@@ -97,7 +97,7 @@ def infer_in_tiles(
     with ExitStack() as resources:
         session = resources.enter_context(
             TiledSession(
-                path, device, threads=threads, timeout=timeout, max_bytes=max_bytes, isolated=isolated
+                path, device, threads=threads, timeout=timeout, max_bytes=max_bytes, isolated=bool(isolated)
             )
         )
         metadata = session.metadata
