@@ -101,7 +101,13 @@ class FakeNetwork:
         total = tuple(prod(stage.window[d] for stage in described) for d in range(ndim))
         upsample = (1,) * ndim if pool else total
         metadata = Metadata(
-            "0", None, "tiles", f"N {' '.join('DHW'[-ndim:])} C", first, 2, window=None if pool else (1,) * ndim
+            "0",
+            None,
+            "tiles",
+            f"N {' '.join('DHW'[-ndim:])} C",
+            first,
+            2,
+            window=None if pool else (1,) * ndim,
         )
         self.archive = Archive(metadata, tuple(described), tuple(pool), "head.onnx", upsample)
         self.graphs = {

@@ -23,7 +23,12 @@ TILE = (4, 4)
 
 
 def prepared(
-    network: FakeNetwork, x: Any, tile: tuple[int, ...], blocks: Blocks, batch_size: int = 2, kind: type = Work
+    network: FakeNetwork,
+    x: Any,
+    tile: tuple[int, ...],
+    blocks: Blocks,
+    batch_size: int = 2,
+    kind: type = Work,
 ) -> tuple[Any, Any]:
     """What runs a network in tiles, and the array that it will fill."""
     archive, grid = network.archive, x.shape[:-1]
@@ -34,7 +39,9 @@ def prepared(
 
 
 def random_input(network: FakeNetwork, *grid: int) -> Any:
-    return np.random.default_rng(0).normal(size=(*grid, network.archive.metadata.channels)).astype(np.float32)
+    return (
+        np.random.default_rng(0).normal(size=(*grid, network.archive.metadata.channels)).astype(np.float32)
+    )
 
 
 @pytest.mark.parametrize("seed", range(24))

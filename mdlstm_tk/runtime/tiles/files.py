@@ -53,7 +53,7 @@ class FileRun:
     """What a process needs to run any group of one file.
 
     Attributes:
-        source, scratch: absolute paths, the same on all machines.
+        source, scratch: paths.
         level: of a TIFF with a pyramid.
         tile, batch_size: of the plan.
         format: of the result; None if the network averages over the grid.
@@ -159,7 +159,7 @@ def _infer_file(
     target = Path(os.path.basename(job.source) if job.target == STDIO else job.target)
     folder = target.parent.absolute() / f".{target.name}{SCRATCH_SUFFIX}"
     run = FileRun(
-        os.path.abspath(job.source),
+        job.source,
         str(folder),
         tiles.level,
         tiles.tile,
@@ -185,7 +185,7 @@ def _infer_file(
         else:
             from mdlstm_tk.runtime.ray import run_tiles_with_ray
 
-            run = replace(run, batch_size=work.plan.batch_size)
+            run = replace(run, source=os.path.abspath(job.source), batch_size=work.plan.batch_size)
             run_tiles_with_ray(ray, session, run, work, tiles.workers or 1, tiles.report)
         if isinstance(work.output, FileOutput):
             work.output.finish(Path(job.target))

@@ -93,7 +93,9 @@ class TiledSession:
             stages = tuple(_with_states(stage, runner.graphs, label) for stage in archive.stages)
             self.archive: Archive = replace(archive, stages=stages)
             if archive.head is not None:
-                _check_head(Metadata.from_props(runner.graphs[archive.head].props, label), self.archive, label)
+                _check_head(
+                    Metadata.from_props(runner.graphs[archive.head].props, label), self.archive, label
+                )
         except BaseException:
             self.close()
             raise
