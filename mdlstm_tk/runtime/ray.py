@@ -1,9 +1,9 @@
 """Distribute inference with Ray, for more files or larger grids than one machine can process.
 
 Ray runs on the cluster at $RAY_ADDRESS, whose machines must all see the files under the same paths; without
-it, on this machine. Files are shared out in windows, and each worker loads the model once. The tiles of one
-file are tasks, each of which waits for the faces and the files of those before it. Both give the bytes of a
-run in one process: which arrays or tiles share a batch depends on the jobs and the plan alone.
+it, on this machine. Each worker loads the model once, and then runs windows of files, or groups of tiles.
+Both give the bytes of a run in one process: which arrays or tiles share a batch depends on the jobs and the
+plan alone.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mdlstm_tk.errors import MDLSTMError, require
 from mdlstm_tk.runtime.answers import LABELS_ONLY, ResultOptions
@@ -25,26 +24,28 @@ from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.jobs import Job
 from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.runtime.tiles.files import FileRun
-from mdlstm_tk.runtime.tiles.local import Report
-from mdlstm_tk.runtime.tiles.plan import Group, Plan, Tile
+from mdlstm_tk.runtime.tiles.local import RunGroups
+from mdlstm_tk.runtime.tiles.plan import Group
 from mdlstm_tk.runtime.tiles.session import TiledSession
-from mdlstm_tk.runtime.tiles.work import Face, FaceKey, Work
+from mdlstm_tk.runtime.tiles.work import Face, FaceKey
 
-TASKS_PER_WORKER = 50  # that wait or run, so that the driver never holds all of a large image
 MAX_RESTARTS = 2  # of a worker that is lost
+
+
+Answer = tuple[Any, MDLSTMError | None]  # of a worker: the error that stopped it is raised by the driver
 
 
 class FilesWorker:
     """A Ray actor that loads the model once and then runs windows of jobs."""
 
     def __init__(
-        self, folder: str, model: str, options: dict[str, Any], arguments: tuple[Any, ...]
+        self, folder: str, model: Path, options: dict[str, Any], arguments: tuple[Any, ...]
     ) -> None:
         os.chdir(folder)
         self._session, self._arguments = Session(model, **options), arguments
 
-    def run(self, jobs: Sequence[Job]) -> tuple[list[Outcome], MDLSTMError | None]:
-        """The outcomes of jobs, and the error that stopped them."""
+    def run(self, jobs: Sequence[Job]) -> Answer:
+        """The outcomes of jobs."""
         outcomes: list[Outcome] = []
         try:
             for outcome in infer_files(self._session, jobs, *self._arguments):
@@ -52,6 +53,25 @@ class FilesWorker:
         except MDLSTMError as error:
             return outcomes, error
         return outcomes, None
+
+
+class TilesWorker:
+    """A Ray actor that loads the tiled model once and then runs groups of tiles."""
+
+    def __init__(self, folder: str, session: TiledSession) -> None:
+        os.chdir(folder)
+        self._session, self._stack = session, ExitStack()
+        self._run: FileRun | None = None
+
+    def run(self, run: FileRun, group: Group, faces: dict[FaceKey, Face]) -> Answer:
+        """The faces that a group of a file leaves."""
+        try:
+            if run != self._run:
+                self._stack.close()
+                self._work, self._run = run.open(self._session, self._stack), run
+            return self._work.run(group, faces), None
+        except MDLSTMError as error:
+            return {}, error
 
 
 def infer_with_ray(
@@ -95,140 +115,59 @@ def infer_with_ray(
     options["max_bytes"] = max_bytes
     arguments = (batch_size, LocalReader(max_bytes), result_options)
     with ray_cluster(workers * threads) as ray:
-        pool: Any = require("ray.util", "ray").ActorPool
-        worker = ray.remote(
-            num_cpus=threads,
-            num_gpus=_gpus(device),
-            max_restarts=MAX_RESTARTS,
-            max_task_retries=MAX_RESTARTS,
-        )(FilesWorker)
-        actors = [worker.remote(os.getcwd(), str(model), options, arguments) for _ in range(workers)]
-        for outcomes, error in pool(actors).map(lambda actor, window: actor.run.remote(window), windows):
+        pool = _pool(ray, FilesWorker, (os.getcwd(), model, options, arguments), workers, device, threads)
+        for outcomes, error in pool.map(lambda actor, window: actor.run.remote(window), windows):
             yield from outcomes
             if error is not None:
                 raise error
 
 
-class TilesTask(NamedTuple):
-    """What a worker needs to run any group of one file; it can be a key.
+@contextmanager
+def tile_workers(session: TiledSession, workers: int) -> Iterator[Callable[[FileRun], RunGroups]]:
+    """Start workers that run the groups of files; yields what `infer_tiled` calls.
 
-    Attributes:
-        model: absolute path.
-        device: as for `TiledSession`.
-        options: its other arguments.
-        run: the file.
-    """
-
-    model: str
-    device: str
-    options: tuple[tuple[str, Any], ...]
-    run: FileRun
-
-
-def run_tiles_with_ray(
-    ray: Any, session: TiledSession, run: FileRun, work: Work, workers: int, report: Report | None
-) -> None:
-    """Run all groups of a file as tasks.
-
-    A task gets the faces of its predecessors as objects of Ray, and reads and writes all else in files. It
-    may run again at any time, which Ray does when a worker or a machine is lost, as blocks are kept.
+    The groups of a step run at the same time. Faces travel by way of this process, and all else lies in
+    files. A group may run again, which Ray does when a worker is lost.
 
     Args:
-        ray: the module, connected to a cluster.
-        session: the model.
-        run: the file.
-        work: of the run, in this process; its output exists, and workers write to it themselves.
+        session: the model, which each worker loads.
         workers: number of processes.
-        report: is called with the numbers of tiles that are done and of all.
 
     Raises:
-        MDLSTMError: a group fails.
+        MDLSTMError: Ray fails.
+        MissingExtraError: Ray is not installed.
     """
-    plan, device = work.plan, session.device
-    spec = TilesTask(os.path.abspath(session.label), device, tuple(session.options.items()), run)
-    task = ray.remote(num_returns=2, num_cpus=1, num_gpus=_gpus(device))(_run_group)
-    shared = ray.put(spec)
-    faces_of: dict[tuple[int, Tile], Any] = {}
-    error_of: dict[tuple[int, Tile], Any] = {}
-    waiting: dict[Any, int] = {}  # the error of a task, and its number of tiles
-    done = 0
+    with ray_cluster(workers) as ray:
+        pool = _pool(ray, TilesWorker, (os.getcwd(), session), workers, session.device)
 
-    def wait(limit: int) -> None:
-        """Wait until at most so many tasks are left."""
-        nonlocal done
-        while len(waiting) > limit:
-            ready, _ = ray.wait(list(waiting), num_returns=1)
-            for ref in ready:
-                done += waiting.pop(ref)
-                error = ray.get(ref)
-                if error is not None:
-                    raise error
-            if report is not None:
-                report(done, plan.tile_count)
+        def running(run: FileRun) -> RunGroups:
+            def run_groups(
+                groups: Sequence[Group], faces: Mapping[FaceKey, Face]
+            ) -> list[dict[FaceKey, Face]]:
+                def submit(actor: Any, group: Group) -> Any:
+                    tiles = {(group.sweep, tile) for tile in group.tiles}
+                    entering = {key: face for key, face in faces.items() if key[:2] in tiles}
+                    return actor.run.remote(run, group, entering)
 
-    for step in range(plan.step_count):
-        faces_now: dict[tuple[int, Tile], Any] = {}
-        for group in plan.groups(step):
-            refs = _refs_before(plan, group, faces_of, error_of)
-            faces, error = task.remote(shared, group, *refs)
-            for tile in group.tiles:
-                faces_now[group.sweep, tile] = faces
-                error_of[group.sweep, tile] = error
-            waiting[error] = len(group.tiles)
-        faces_of = faces_now  # those of the step before have been taken
-        wait(TASKS_PER_WORKER * workers)
-    wait(0)
-    work.finish()
+                answers = list(pool.map(submit, groups))
+                for _, error in answers:
+                    if error is not None:
+                        raise error
+                return [leaving for leaving, _ in answers]
+
+            return run_groups
+
+        yield running
 
 
-def _refs_before(
-    plan: Plan, group: Group, faces_of: dict[tuple[int, Tile], Any], error_of: dict[tuple[int, Tile], Any]
-) -> list[Any]:
-    """The faces and errors of all groups that come before one: predecessors, and the sweep before."""
-    refs = []
-    for tile in group.tiles:
-        for axis in range(len(tile)):
-            before = plan.predecessor(group.sweep, tile, axis)
-            if before is not None:
-                refs += [faces_of[group.sweep, before], error_of[group.sweep, before]]
-        if group.sweep > 0:
-            refs.append(error_of[group.sweep - 1, tile])
-    return list(dict.fromkeys(refs))
-
-
-def _run_group(
-    spec: TilesTask, group: Group, *before: Any
-) -> tuple[dict[FaceKey, Face], MDLSTMError | None]:
-    """Run one group as a task.
-
-    Args:
-        spec: of the run.
-        group: of its plan.
-        before: the faces of groups with predecessors, and the errors of all groups that come first.
-
-    Returns:
-        The faces that are left, and the error that stopped this group or one before it.
-    """
-    faces: dict[FaceKey, Face] = {}
-    for item in before:
-        if isinstance(item, MDLSTMError):
-            return {}, item
-        faces |= item or {}
-    try:
-        return _work_of(spec).run(group, faces), None
-    except MDLSTMError as error:
-        return {}, error
-
-
-@lru_cache(maxsize=1)
-def _work_of(spec: TilesTask) -> Work:
-    """The work of this process, which stays open for the tasks that follow."""
-    session = TiledSession(spec.model, spec.device, **dict(spec.options))
-    return spec.run.open(session, ExitStack())
-
-
-def _gpus(device: str) -> int:
-    return 1 if device.startswith("cuda") else 0
+def _pool(
+    ray: Any, worker: type, arguments: tuple[Any, ...], count: int, device: str, threads: int = 1
+) -> Any:
+    """Start actors, which Ray starts again when they are lost."""
+    restarts = {"max_restarts": MAX_RESTARTS, "max_task_retries": MAX_RESTARTS}
+    gpus = 1 if device.startswith("cuda") else 0
+    actor = ray.remote(num_cpus=threads, num_gpus=gpus, **restarts)(worker)
+    return require("ray.util", "ray").ActorPool([actor.remote(*arguments) for _ in range(count)])
 
 
 @contextmanager

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,12 +37,6 @@ def cluster() -> Iterator[Any]:
         yield ray
 
 
-def tiled(model: Any, jobs: list[Job], tile: int, workers: int | None, report: Any = None) -> list[Any]:
-    with TiledSession(model.path, "cpu") as session:
-        options = TileOptions(tile=tile, workers=workers, report=report)
-        return list(infer_tiled(session, jobs, options))
-
-
 def killing_worker() -> tuple[Any, list[int]]:
     """A report that kills a worker of Ray after a quarter of the tiles, and whom it has killed."""
     killed: list[int] = []
@@ -52,7 +45,7 @@ def killing_worker() -> tuple[Any, list[int]]:
         if not killed and done > total // 4:
             titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants()}
             killed.extend(
-                [pid for pid, title in titles.items() if title.startswith(b"ray::_run_group")][:1]
+                [pid for pid, title in titles.items() if title.startswith(b"ray::TilesWorker")][:1]
             )
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
@@ -60,22 +53,31 @@ def killing_worker() -> tuple[Any, list[int]]:
     return report, killed
 
 
-@pytest.mark.parametrize("suffix", ["zarr", "tif"])
-def test_tiles_have_the_bytes_of_a_local_run(suffix: Any, cluster: Any, tmp_path: Path) -> None:
-    """A worker is killed on the way."""
-    np.save(tmp_path / "x.npy", RNG.random((90, 80, 3), dtype=np.float32))
+@pytest.mark.parametrize(
+    ("model", "suffix"), [(segmenter, "zarr"), (segmenter, "tif"), (classifier, "txt")]
+)
+def test_tiles_have_the_bytes_of_a_local_run(model: Any, suffix: Any, cluster: Any, tmp_path: Path) -> None:
+    """A worker is killed on the way, and a file that cannot be read does not stop the next one."""
+    channels = 3 if model is segmenter else 1
+    np.save(tmp_path / "x.npy", RNG.random((90, 80, channels), dtype=np.float32))
+    np.save(tmp_path / "nan.npy", np.full((30, 41, channels), np.nan))
     report, killed = killing_worker()
-    targets = [tmp_path / f"{name}.{suffix}" for name in ("local", "ray")]
-    for target, workers in zip(targets, (None, 2), strict=True):
-        job = Job(str(tmp_path / "x.npy"), str(target), suffix)
-        (outcome,) = tiled(segmenter(), [job], 16, workers, report if workers else None)
-        assert outcome.error is None
-    assert killed
+    answers = []
+    for name, options in (("local", TileOptions(16)), ("ray", TileOptions(16, report=report, workers=2))):
+        targets = [str(tmp_path / f"{k}-{name}.{suffix}") if suffix != "txt" else "-" for k in range(2)]
+        sources = [str(tmp_path / f"{source}.npy") for source in ("nan", "x")]
+        jobs = [Job(*pair, suffix) for pair in zip(sources, targets, strict=True)]
+        with TiledSession(model().path, "cpu") as session:
+            first, second = infer_tiled(session, jobs, options)
+        assert "NaN" in str(first.error) and second.error is None
+        answers.append(second.answers)
+    assert killed and answers[0] == answers[1]
+    local, ray = (tmp_path / f"1-{name}.{suffix}" for name in ("local", "ray"))
     if suffix == "tif":
-        assert targets[0].read_bytes() == targets[1].read_bytes()
-    else:
-        local, ray = (zarr.open_array(target, mode="r")[:] for target in targets)
-        np.testing.assert_array_equal(local, ray, strict=True)
+        assert local.read_bytes() == ray.read_bytes()
+    elif suffix == "zarr":
+        expected, y = (zarr.open_array(path, mode="r")[:] for path in (local, ray))
+        np.testing.assert_array_equal(y, expected, strict=True)
     assert not list(tmp_path.rglob("*scratch*"))
 
 
@@ -113,71 +115,3 @@ def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPa
         ray_cluster(1),
     ):
         pass
-
-
-class FakeRay:
-    """Runs tasks in this process, and finished ones again at random, as Ray does when a machine is lost."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
-
-    def remote(self, **_: Any) -> Any:
-        """The decorator."""
-
-        def decorated(function: Any) -> Any:
-            def start(*arguments: Any) -> tuple[Ref, Ref]:
-                self.calls.append((function, tuple(map(self.get, arguments))))
-                for index in RNG.integers(len(self.calls), size=2):
-                    again, values = self.calls[index]
-                    again(*values)
-                faces, error = function(*self.calls[-1][1])
-                return Ref(faces), Ref(error)
-
-            return SimpleNamespace(remote=start)
-
-        return decorated
-
-    def put(self, value: Any) -> Ref:
-        """Store an object, the first that a file needs; tasks of the file before are over."""
-        self.calls = []
-        return Ref(value)
-
-    def get(self, ref: Any) -> Any:
-        """The object of a reference."""
-        return ref.value if isinstance(ref, Ref) else ref
-
-    def wait(self, refs: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
-        """All tasks have ended."""
-        return refs[:num_returns], refs[num_returns:]
-
-
-class Ref:
-    """A reference to an object."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
-@pytest.mark.parametrize("model", [classifier, segmenter])
-def test_tasks_may_run_again(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither that nor an error of one file changes what the others give."""
-
-    @contextmanager
-    def fake_cluster(_: int) -> Iterator[FakeRay]:
-        yield FakeRay()
-
-    monkeypatch.setattr(ray_module, "ray_cluster", fake_cluster)
-    channels = 3 if model is segmenter else 1
-    np.save(tmp_path / "a.npy", RNG.random((30, 41, channels), dtype=np.float32))
-    np.save(tmp_path / "b.npy", np.full((30, 41, channels), np.nan))
-    answers = []
-    suffix: Any = "tif" if model is segmenter else "txt"
-    for workers in (None, 2):
-        target = str(tmp_path / f"{workers}.tif") if model is segmenter else "-"
-        jobs = [Job(str(tmp_path / f"{name}.npy"), target, suffix) for name in ("a", "b")]
-        first, second = tiled(model(), jobs, 8, workers)
-        assert first.error is None and "NaN" in str(second.error)
-        answers.append(first.answers)
-    assert answers[0] == answers[1]
-    if model is segmenter:
-        assert (tmp_path / "None.tif").read_bytes() == (tmp_path / "2.tif").read_bytes()

@@ -131,7 +131,7 @@ ARCHIVES: dict[str, tuple[Callable[[Members], bytes], str]] = {
     ),
     "a sweep as head": (
         lambda members: packed(members_of(segmenter()) | {"head.onnx": members[SWEEP]}),
-        "the head in the model maps",
+        "ONNX Runtime failed",
     ),
 }
 

@@ -247,7 +247,7 @@ BAD: dict[str, tuple[str, Any, dict[str, Any], str]] = {
     "texts": ("x.npy", saved(np.array(["a"])), {}, "expected real numbers"),
     "objects": ("x.npy", saved(np.array([None])), {}, "array of numbers"),
     "a level of a npy": ("x.npy", saved(X), {"level": 1}, "level=... names a level of a TIFF"),
-    "zarr 2": ("x.zarr", old_zarr, {}, "format 2"),
+    "zarr 2": ("x.zarr", old_zarr, {}, "of format 3"),
     "no zarr": ("x.zarr", lambda path: Path(path).mkdir(), {}, "no zarr array"),
     "no TIFF": ("x.tif", lambda path: Path(path).write_bytes(b"II*\0"), {}, "cannot be read as a TIFF"),
     "a corrupt TIFF": ("x.tif", damaged_tif, {}, "cannot read x.tif"),

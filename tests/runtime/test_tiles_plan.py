@@ -12,8 +12,7 @@ import pytest
 from helpers.tiles import FakeNetwork
 
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.runtime.tiles.local import State, run_steps
-from mdlstm_tk.runtime.tiles.outputs import ArrayOutput
+from mdlstm_tk.runtime.tiles.local import State, on_threads, run_steps
 from mdlstm_tk.runtime.tiles.plan import Plan, Tiling, run_order, tile_extents
 from mdlstm_tk.runtime.tiles.sources import GridSource
 from mdlstm_tk.runtime.tiles.store import BlockFolder, Blocks
@@ -35,7 +34,12 @@ def prepared(
     y = np.full((*output_extents(archive, grid), archive.metadata.outputs), np.nan, np.float32)
     plan = make_plan(archive, grid, tile, batch_size)
     source = GridSource(x, archive.metadata, "x")
-    return kind(archive, network, plan, blocks, source, ArrayOutput(y)), y
+    return kind(archive, network, plan, blocks, source, y), y
+
+
+def run(work: Work, threads: int = 1, state: State | None = None) -> None:
+    with on_threads(work, threads) as run_groups:
+        run_steps(work, run_groups, state=state)
 
 
 def random_input(network: FakeNetwork, *grid: int) -> Any:
@@ -56,7 +60,7 @@ def test_tiles_equal_the_whole_grid(seed: int, tmp_path: Path) -> None:
     in_memory: dict[Any, Any] = {}
     blocks: Blocks = in_memory if seed % 2 else BlockFolder(tmp_path)
     work, y = prepared(network, x, tile, blocks, int(rng.integers(1, 5)))
-    run_steps(work)
+    run(work)
     expected = network.whole(x)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4 * abs(expected).max(), strict=True)
     left = len(in_memory) + len(list(tmp_path.iterdir()))
@@ -70,7 +74,7 @@ def test_threads_change_no_byte(tmp_path: Path) -> None:
     results = []
     for threads in (1, 3):
         work, y = prepared(network, x, TILE, {})
-        run_steps(work, threads=threads)
+        run(work, threads)
         results.append(y)
     np.testing.assert_array_equal(*results)
 
@@ -98,14 +102,14 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(pool: tuple[int, ...], tmp
     network = FakeNetwork(3, 2, pool=pool, stages=2)
     x = random_input(network, 11, 9)
     work, expected = prepared(network, x, TILE, {})
-    run_steps(work)
+    run(work)
     blocks = BlockFolder(tmp_path)
     work, y = prepared(network, x, TILE, blocks, kind=Failing)
     attempts = 0
     while True:
         attempts += 1
         try:
-            run_steps(work, state=State(tmp_path, {"tile": [4, 4]}))
+            run(work, state=State(tmp_path, {"tile": [4, 4]}))
             break
         except StopError:
             continue
@@ -148,7 +152,7 @@ def test_sums_take_little_more_than_one_for_each_tile() -> None:
             sizes.append(len(self))
 
     work, _ = prepared(network, random_input(network, 80, 80), TILE, Counted())
-    run_steps(work)
+    run(work)
     counts = work.plan.tiling.counts
     assert max(sizes) <= np.prod(counts) + 2 * len(stage.sweeps) * max(counts)
 
@@ -178,11 +182,11 @@ def test_invalid_tiles_are_refused(tile: Any) -> None:
 def test_graphs_that_do_not_fit_are_named() -> None:
     network = FakeNetwork(1, 2)
     graph = next(iter(network.graphs.values()))
-    run = graph.run
-    graph.run = lambda feeds: run(feeds) | {"h1_n": np.zeros((1, 2), np.float32)}  # type: ignore[method-assign]
+    whole = graph.run
+    graph.run = lambda feeds: whole(feeds) | {"h1_n": np.zeros((1, 2), np.float32)}  # type: ignore[method-assign]
     work, _ = prepared(network, random_input(network, 9, 9), TILE, {})
     with pytest.raises(MDLSTMError, match=r"'h1_n', expected .*do not fit together"):
-        run_steps(work)
+        run(work)
 
 
 def test_a_full_scratch_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,4 +197,4 @@ def test_a_full_scratch_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     network = FakeNetwork(1, 2, stages=2)
     work, _ = prepared(network, random_input(network, 9, 9), TILE, BlockFolder(tmp_path))
     with pytest.raises(MDLSTMError, match=r"No space left on device; .*output=\.\.\."):
-        run_steps(work)
+        run(work)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.answers import LABELS_ONLY, ResultOptions
 from mdlstm_tk.runtime.batching import Outcome, write_results
 from mdlstm_tk.runtime.io.arrays import STDIO
-from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.jobs import Job
-from mdlstm_tk.runtime.tiles.local import Report, State, run_steps
+from mdlstm_tk.runtime.tiles.local import Report, RunGroups, State, on_threads, run_steps
 from mdlstm_tk.runtime.tiles.outputs import GRID_FORMATS, FileOutput, GridFormat
-from mdlstm_tk.runtime.tiles.plan import Region
 from mdlstm_tk.runtime.tiles.session import TILE, TiledSession
 from mdlstm_tk.runtime.tiles.sources import fingerprint, open_source
 from mdlstm_tk.runtime.tiles.store import BlockFolder
@@ -53,7 +52,7 @@ class FileRun:
     """What a process needs to run any group of one file.
 
     Attributes:
-        source, scratch: paths.
+        source, scratch: paths, the same for all processes.
         level: of a TIFF with a pyramid.
         tile, batch_size: of the plan.
         format: of the result; None if the network averages over the grid.
@@ -68,21 +67,19 @@ class FileRun:
     format: GridFormat | None
     wants_probabilities: bool
 
-    def open(self, session: TiledSession, stack: ExitStack, output: Output | None = None) -> Work:
-        """Open the files; `stack` closes them.
-
-        Args:
-            session: the model.
-            stack: closes the source.
-            output: where y goes if it has no grid.
-        """
+    def open(self, session: TiledSession, stack: ExitStack) -> Work:
+        """Open the files; `stack` closes them. y is an array if it has no grid."""
         source = open_source(Path(self.source), session.metadata, self.level, stack)
-        plan = session.plan(source.grid, self.tile, self.batch_size)
+        plan, shape = (
+            session.plan(source.grid, self.tile, self.batch_size),
+            session.output_shape(source.grid),
+        )
+        output: Output = np.empty(shape if self.format is None else 0, np.float32)
         if self.format is not None:
             output = FileOutput(
                 Path(self.scratch),
                 self.format,
-                session.output_shape(source.grid),
+                shape,
                 session.metadata,
                 tile_of_output(session.archive, plan),
                 wants_probabilities=self.wants_probabilities,
@@ -92,11 +89,8 @@ class FileRun:
         return Work(session.archive, session.graphs, plan, blocks, source, output)
 
 
-class _Whole:
-    """y of a network that averages over the grid, which is written in one block."""
-
-    def write(self, region: Region, block: Array) -> None:
-        self.y = block
+TileWorkers = Callable[[FileRun], RunGroups]
+"""The processes of Ray: for a file, what runs its groups."""
 
 
 def infer_tiled(
@@ -125,14 +119,14 @@ def infer_tiled(
         MDLSTMError: the next file would fail, too: a result cannot be written, or the model fails.
     """
     with ExitStack() as stack:
-        ray: Any = None
+        workers: TileWorkers | None = None
         if tiles.workers is not None and jobs:
-            from mdlstm_tk.runtime.ray import ray_cluster  # imported late: most calls need none
+            from mdlstm_tk.runtime.ray import tile_workers  # imported late: most calls need none
 
-            ray = stack.enter_context(ray_cluster(tiles.workers))
+            workers = stack.enter_context(tile_workers(session, tiles.workers))
         for job in jobs:
             try:
-                yield _infer_file(session, job, tiles, batch_size, options, force, ray)
+                yield _infer_file(session, job, tiles, batch_size, options, force, workers)
             except InputError as error:
                 yield Outcome(job, str(error))
 
@@ -144,7 +138,7 @@ def _infer_file(
     batch_size: int | None,
     options: ResultOptions,
     force: bool,
-    ray: Any,
+    workers: TileWorkers | None,
 ) -> Outcome:
     if job.source == STDIO:
         raise InputError("a tiled model reads files by region, not - (stdin); or stream rows")
@@ -167,30 +161,28 @@ def _infer_file(
         file_format,
         options.probabilities,
     )
-    whole = _Whole()
     with _scratch(folder, tiles.resume, force), ExitStack() as stack:
-        work = run.open(session, stack, whole)
-        if ray is None:
-            depends_on = {
-                "model": session.archive.digest,
-                "source": [fingerprint(Path(job.source)), tiles.level],
-                "tile": work.plan.tiling.tile_extents[0],
-                "batch size": work.plan.batch_size,
-                "format": job.format,
-                "probabilities": options.probabilities,
-                "device": session.device,
-            }
-            state = State(folder, depends_on)
-            run_steps(work, threads=session.threads, state=state, report=tiles.report)
+        work = run.open(session, stack)
+        depends_on = {
+            "model": session.archive.digest,
+            "source": [fingerprint(Path(job.source)), tiles.level],
+            "tile": work.plan.tiling.tile_extents[0],
+            "batch size": work.plan.batch_size,
+            "format": job.format,
+            "probabilities": options.probabilities,
+            "device": session.device,
+        }
+        state = State(folder, depends_on)
+        if workers is None:
+            run_groups = stack.enter_context(on_threads(work, session.threads))
         else:
-            from mdlstm_tk.runtime.ray import run_tiles_with_ray
-
-            run = replace(run, source=os.path.abspath(job.source), batch_size=work.plan.batch_size)
-            run_tiles_with_ray(ray, session, run, work, tiles.workers or 1, tiles.report)
+            run_groups = workers(replace(run, batch_size=work.plan.batch_size))
+        run_steps(work, run_groups, state=state, report=tiles.report)
         if isinstance(work.output, FileOutput):
             work.output.finish(Path(job.target))
             return Outcome(job, None)
-    return Outcome(job, None, write_results(job, {None: whole.y}, session.metadata, options))
+    y = np.asarray(work.output)
+    return Outcome(job, None, write_results(job, {None: y}, session.metadata, options))
 
 
 @contextmanager

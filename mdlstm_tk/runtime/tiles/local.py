@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,50 +79,62 @@ class State:
             self.faces[sweep, tuple(tile), axis] = face
 
 
+RunGroups = Callable[[Sequence[Group], Mapping[FaceKey, Face]], list[dict[FaceKey, Face]]]
+"""Runs the groups of a step, and returns the faces that each has left."""
+
+
+@contextmanager
+def on_threads(work: Work, threads: int) -> Iterator[RunGroups]:
+    """Run groups on threads of this process."""
+    from concurrent.futures import ThreadPoolExecutor  # imported late: most models need none
+
+    with ThreadPoolExecutor(threads) as executor:
+
+        def run_groups(groups: Sequence[Group], faces: Mapping[FaceKey, Face]) -> list[dict[FaceKey, Face]]:
+            in_this_thread = threads == 1 or len(groups) == 1
+            return list(
+                (map if in_this_thread else executor.map)(lambda group: work.run(group, faces), groups)
+            )
+
+        try:
+            yield run_groups
+        except BaseException:
+            work.graphs.interrupt()  # or the other threads would end their runs first
+            executor.shutdown(cancel_futures=True)
+            raise
+
+
 def run_steps(
-    work: Work, *, threads: int = 1, state: State | None = None, report: Report | None = None
+    work: Work, run_groups: RunGroups, *, state: State | None = None, report: Report | None = None
 ) -> None:
     """Run all steps of a plan.
 
     Args:
-        work: runs a group.
-        threads: number of groups that run at the same time.
+        work: of the run.
+        run_groups: runs the groups of a step.
         state: where to begin, and where to note what is done; None: at the first step, and nowhere.
         report: is called after each step with the number of tiles that are done, and of all.
 
     Raises:
         MDLSTMError: a group fails.
     """
-    from concurrent.futures import ThreadPoolExecutor  # imported late: most models need none
-
     plan = work.plan
     first, faces = (0, dict[FaceKey, Face]()) if state is None else (state.step, state.faces)
     done = sum(len(group.tiles) for step in range(first) for group in plan.groups(step))
     for group in plan.groups(first - 1):
         work.store.forget(group)  # a kill may have come between the state and this
-
-    def run(group: Group) -> dict[FaceKey, Face]:
-        return work.run(group, faces)
-
-    with ThreadPoolExecutor(threads) as executor:
-        for step in range(first, plan.step_count):
-            groups = plan.groups(step)
-            try:
-                in_this_thread = threads == 1 or len(groups) == 1
-                results = list(map(run, groups) if in_this_thread else executor.map(run, groups))
-            except BaseException:
-                work.graphs.interrupt()  # of the other threads, or they would end their runs first
-                executor.shutdown(cancel_futures=True)
-                raise
-            entered = {(group.sweep, tile) for group in groups for tile in group.tiles}
-            faces = {key: face for key, face in faces.items() if key[:2] not in entered}
-            for leaving in results:
-                faces |= leaving
-            if state is not None:
-                state.save(step + 1, faces)
-            for group in groups:
-                work.store.forget(group)
-                done += len(group.tiles)
-            if report is not None:
-                report(done, plan.tile_count)
+    for step in range(first, plan.step_count):
+        groups = plan.groups(step)
+        results = run_groups(groups, faces)
+        entered = {(group.sweep, tile) for group in groups for tile in group.tiles}
+        faces = {key: face for key, face in faces.items() if key[:2] not in entered}
+        for leaving in results:
+            faces |= leaving
+        if state is not None:
+            state.save(step + 1, faces)
+        for group in groups:
+            work.store.forget(group)
+            done += len(group.tiles)
+        if report is not None:
+            report(done, plan.tile_count)
     work.finish()

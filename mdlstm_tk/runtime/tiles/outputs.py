@@ -20,17 +20,6 @@ GridFormat = Literal["npy", "tif", "zarr"]
 GRID_FORMATS: tuple[GridFormat, ...] = ("npy", "tif", "zarr")
 
 
-class ArrayOutput:
-    """y in memory."""
-
-    def __init__(self, y: Array) -> None:
-        self._y = y
-
-    def write(self, region: Region, block: Array) -> None:
-        """Write y (*extents, outputs) for a region."""
-        self._y[region] = block
-
-
 class FileOutput:
     """y in a file that appears when all of it is written; see `mdlstm_tk.runtime.tiles.work.Output`.
 
@@ -87,7 +76,7 @@ class FileOutput:
         except OSError as error:
             raise _unwritable(self._path, error) from None
 
-    def write(self, region: Region, block: Array) -> None:
+    def __setitem__(self, region: Region, block: Array) -> None:
         """Write y (*extents, outputs) for a region.
 
         Raises:

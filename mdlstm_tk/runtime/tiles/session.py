@@ -16,8 +16,7 @@ from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.tiles.archive import Archive, Stage, parse_archive, read_archive_bytes
-from mdlstm_tk.runtime.tiles.local import Report, State, run_steps
-from mdlstm_tk.runtime.tiles.outputs import ArrayOutput
+from mdlstm_tk.runtime.tiles.local import Report, State, on_threads, run_steps
 from mdlstm_tk.runtime.tiles.plan import Plan, tile_extents
 from mdlstm_tk.runtime.tiles.sources import GridSource
 from mdlstm_tk.runtime.tiles.store import BlockFolder
@@ -92,10 +91,6 @@ class TiledSession:
         try:
             stages = tuple(_with_states(stage, runner.graphs, label) for stage in archive.stages)
             self.archive: Archive = replace(archive, stages=stages)
-            if archive.head is not None:
-                _check_head(
-                    Metadata.from_props(runner.graphs[archive.head].props, label), self.archive, label
-                )
         except BaseException:
             self.close()
             raise
@@ -133,7 +128,7 @@ class TiledSession:
         sources = [GridSource(sample, self.metadata, "x") for sample in samples]
         y = np.empty((len(samples), *self.output_shape(samples.shape[1 : 1 + ndim])), np.float32)
         for source, result in zip(sources, y, strict=True):
-            self.run(source, ArrayOutput(result), tile, batch_size)
+            self.run(source, result, tile, batch_size)
         if self.metadata.window is not None and y.shape[-1] == 1 and x.ndim == ndim:
             y = y[..., 0]
         return y if x.ndim == ndim + 2 else y[0]
@@ -170,7 +165,8 @@ class TiledSession:
                 self.run(source, output, tile, batch_size, scratch=Path(folder), report=report)
             return
         work = Work(self.archive, self.graphs, plan, BlockFolder(scratch), source, output)
-        run_steps(work, threads=self.threads, state=state, report=report)
+        with on_threads(work, self.threads) as run_groups:
+            run_steps(work, run_groups, state=state, report=report)
 
     def stream(self, width: int | Sequence[int]) -> RowStream:
         """Begin a stream of rows: `stream.feed(rows)` takes (r, *width, C) of any height r and returns
@@ -292,15 +288,6 @@ def _with_states(stage: Stage, graphs: Mapping[str, Any], label: str) -> Stage:
             )
         stage = replace(stage, states=states)
     return stage
-
-
-def _check_head(metadata: Metadata, archive: Archive, label: str) -> None:
-    features = archive.stages[-1].outputs
-    if (metadata.channels, metadata.outputs) != (features, archive.metadata.outputs):
-        raise InputError(
-            f"the head in {label} maps {metadata.channels} features to {metadata.outputs}, expected "
-            f"{features} to {archive.metadata.outputs}; export the model again"
-        )
 
 
 # Until `mdlstm_tk.runtime.runner` exists, the rest of this file stands in for it: the same calls, but a

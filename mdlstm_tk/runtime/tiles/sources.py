@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -21,19 +21,12 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 SUFFIXES = (".npy", ".zarr", *TIFF_SUFFIXES)
 
 
-class ByRegion(Protocol):
-    """What NumPy's and zarr's arrays have in common."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    def __getitem__(self, region: Region, /) -> Array: ...
-
-
 class GridSource:
     """An array that is read by region; see `mdlstm_tk.runtime.tiles.work.Source`.
 
     Args:
-        values: (*grid, C), or (*grid) if C is 1.
+        values: (*grid, C), or (*grid) if C is 1: what has a shape and is indexed by region, as arrays of
+            NumPy and zarr.
         metadata: of the network.
         label: what error messages call it.
         prepare: makes (*extents, C) of the values in a region.
@@ -50,7 +43,7 @@ class GridSource:
 
     def __init__(
         self,
-        values: ByRegion,
+        values: Any,
         metadata: Metadata,
         label: str,
         prepare: Callable[[Array], Array] = np.asarray,
@@ -129,17 +122,13 @@ def fingerprint(path: Path) -> list[int]:
 
 
 def _open_zarr(path: Path) -> Any:
-    """Open an array of zarr's format 3."""
+    """Open an array of zarr's format 3: a codec of format 2 can run code."""
     zarr: Any = require("zarr", "large")
-    if not (path / "zarr.json").is_file():
-        is_old = (path / ".zarray").exists() or (path / ".zgroup").exists()
-        reason = "of zarr's format 2" if is_old else "no zarr array"
-        raise InputError(f"{path} is {reason}; expected one of format 3, as zarr.create_array writes it")
     try:
         return zarr.open_array(str(path), mode="r", zarr_format=3)
-    except Exception as error:  # zarr raises all kinds of exceptions for what is damaged
+    except Exception as error:  # zarr raises all kinds of exceptions
         raise InputError(
-            f"{path} is no zarr array ({_one_line(error)}); if it is a group, name an array in it"
+            f"{path} is no zarr array of format 3, as zarr.create_array writes it ({_one_line(error)})"
         ) from None
 
 

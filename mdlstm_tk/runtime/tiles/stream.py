@@ -12,7 +12,6 @@ from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.io.arrays import to_float32
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, Array, read_header
 from mdlstm_tk.runtime.tiles.archive import Archive
-from mdlstm_tk.runtime.tiles.outputs import ArrayOutput
 from mdlstm_tk.runtime.tiles.sources import GridSource
 from mdlstm_tk.runtime.tiles.work import Face, FaceKey, Graphs, Work, make_plan, output_extents
 
@@ -121,7 +120,7 @@ class RowStream:
         if len(rows):
             plan = make_plan(archive, grid, self._tile, 1)
             source = GridSource(rows, archive.metadata, "rows")
-            work = Work(archive, self._graphs, plan, {}, source, ArrayOutput(y), endless=True)
+            work = Work(archive, self._graphs, plan, {}, source, y, endless=True)
             for step in range(plan.step_count):
                 for group in plan.groups(step):
                     self._faces |= work.run(group, self._faces)

@@ -39,10 +39,9 @@ class Source(Protocol):
 
 
 class Output(Protocol):
-    """A grid that is written by region."""
+    """A grid that is written by region, such as an array: y (*extents, outputs)."""
 
-    def write(self, region: Region, block: Array) -> None:
-        """Write y (*extents, outputs) for a region; the same one may be written twice."""
+    def __setitem__(self, region: Region, block: Array, /) -> None: ...
 
 
 def make_plan(archive: Archive, grid: Sequence[int], tile: Sequence[int], batch_size: int) -> Plan:
@@ -86,7 +85,7 @@ class Work:
         plan: what `make_plan` returned.
         blocks: hold what tiles leave for later sweeps.
         source: x.
-        output: y. None: y is not written, which needs a network that averages over the grid.
+        output: y.
         endless: whether the grid is one block of the rows of an endless one: tiles enter along axis 0 by
             the faces that the same tiles of the block before have left.
 
@@ -102,7 +101,7 @@ class Work:
         plan: Plan,
         blocks: Blocks,
         source: Source,
-        output: Output | None,
+        output: Output,
         *,
         endless: bool = False,
     ) -> None:
@@ -160,10 +159,10 @@ class Work:
     def finish(self) -> None:
         """Write the result of a network that averages over the grid, once all groups have run."""
         pool = self._archive.pool
-        if pool and self.output is not None:
+        if pool:
             stored = self.store.pooled()[None]
             y = self._headed(stored, stored.shape[1:-1])[0].squeeze(pool)
-            self.output.write(tuple(slice(0, extent) for extent in y.shape[:-1]), y)
+            self.output[tuple(slice(0, extent) for extent in y.shape[:-1])] = y
 
     def _complete(self, group: Group, parts: Array) -> None:
         """Store the parts of a sweep, and write y where the last stage is complete with them."""
@@ -171,7 +170,7 @@ class Work:
             self.store.complete(group.sweep, t, part) for t, part in zip(group.tiles, parts, strict=True)
         ]
         blocks = [block for block in done if block is not None]  # all of them, or none
-        if not blocks or self.output is None:
+        if not blocks:
             return
         archive, tiling, stored = self._archive, self.plan.tiling, np.stack(blocks)
         ups, whole = archive.upsample, output_extents(archive, tiling.extents[0])
@@ -179,7 +178,7 @@ class Work:
         for tile, block in zip(group.tiles, y, strict=True):
             parts_of = zip(tiling.region(len(archive.stages), tile), ups, whole, strict=True)
             region = tuple(slice(p.start * up, min(p.stop * up, extent)) for p, up, extent in parts_of)
-            self.output.write(region, block[tuple(map(slice, shape_of(region)))])
+            self.output[region] = block[tuple(map(slice, shape_of(region)))]
 
     def _headed(self, stored: Array, extents: tuple[int, ...]) -> Array:
         """y (N, *extents, outputs) for the output of the last stage (N, …, F)."""
