@@ -137,7 +137,7 @@ def infer_paths(
         device: "auto" (CUDA if it works, else CPU), "cpu", "cuda" or "cuda:N".
         threads: CPU threads of one run, as for `Session`. 0: one per core.
         batch_size: samples per run. None: 64, or fewer for grids above 64×64.
-        engine: "local", or "ray" to distribute the files with Ray Data on $RAY_ADDRESS.
+        engine: "local", or "ray" to distribute the files with Ray on $RAY_ADDRESS.
         workers: number of processes of the Ray engine. None: one per CPU.
         max_bytes: maximum size in bytes of a file, before and after decompression. None: 1 GiB.
         timeout: maximum duration of one run in seconds. None: no limit, or 120 s in isolation.
