@@ -31,24 +31,23 @@ from mdlstm_tk.runtime.tiles.work import Face, FaceKey
 
 MAX_RESTARTS = 2  # of a worker that is lost
 
-
-Answer = tuple[Any, MDLSTMError | None]  # of a worker: the error that stopped it is raised by the driver
+Reply = tuple[Any, MDLSTMError | None]  # the error that stopped a worker is raised by the driver
 
 
 class FilesWorker:
     """A Ray actor that loads the model once and then runs windows of jobs."""
 
     def __init__(
-        self, folder: str, model: Path, options: dict[str, Any], arguments: tuple[Any, ...]
+        self, folder: str, model: Path, arguments: dict[str, Any], options: tuple[Any, ...]
     ) -> None:
         os.chdir(folder)
-        self._session, self._arguments = Session(model, **options), arguments
+        self._session, self._options = Session(model, **arguments), options
 
-    def run(self, jobs: Sequence[Job]) -> Answer:
+    def run(self, jobs: Sequence[Job]) -> Reply:
         """The outcomes of jobs."""
         outcomes: list[Outcome] = []
         try:
-            for outcome in infer_files(self._session, jobs, *self._arguments):
+            for outcome in infer_files(self._session, jobs, *self._options):
                 outcomes.append(outcome)
         except MDLSTMError as error:
             return outcomes, error
@@ -61,14 +60,14 @@ class TilesWorker:
     def __init__(self, folder: str, session: TiledSession) -> None:
         os.chdir(folder)
         self._session, self._stack = session, ExitStack()
-        self._run: FileRun | None = None
+        self._file: FileRun | None = None
 
-    def run(self, run: FileRun, group: Group, faces: dict[FaceKey, Face]) -> Answer:
+    def run(self, file: FileRun, group: Group, faces: dict[FaceKey, Face]) -> Reply:
         """The faces that a group of a file leaves."""
         try:
-            if run != self._run:
+            if file != self._file:
                 self._stack.close()
-                self._work, self._run = run.open(self._session, self._stack), run
+                self._work, self._file = file.open(self._session, self._stack), file
             return self._work.run(group, faces), None
         except MDLSTMError as error:
             return {}, error
@@ -78,14 +77,13 @@ def infer_with_ray(
     model: Path,
     jobs: Sequence[Job],
     batch_size: int | None = None,
-    max_bytes: int = MAX_BYTES,
+    options: ResultOptions = LABELS_ONLY,
     *,
-    result_options: ResultOptions = LABELS_ONLY,
     device: str = "cpu",
     threads: int = 1,
-    timeout: float | None = None,
-    isolated: bool = False,
     workers: int | None = None,
+    max_bytes: int | None = None,
+    **arguments: Any,
 ) -> Iterator[Outcome]:
     """Do what `infer_files` does, with the jobs distributed over Ray workers.
 
@@ -94,12 +92,12 @@ def infer_with_ray(
     Args:
         model: path of the model, which each worker loads.
         jobs: the files to read and where to write their results.
-        batch_size, max_bytes, result_options: as in `infer_files`.
+        batch_size, options: as for `infer_files`.
         device: "cpu" or "cuda", for each worker.
         threads: CPU threads of each worker. 0 means 1, as workers share the cores.
-        timeout: maximum duration of one run in seconds.
-        isolated: run the model in a child process of each worker; see `Session`.
         workers: number of processes. None: one per CPU, divided by `threads`.
+        max_bytes: maximum size in bytes of a file; None: 1 GiB.
+        **arguments: further ones of `Session`.
 
     Yields:
         The outcomes, in the order of the jobs' windows.
@@ -108,14 +106,13 @@ def infer_with_ray(
         MDLSTMError: as in `infer_files`, or Ray fails.
         MissingExtraError: Ray is not installed.
     """
-    threads = max(threads, 1)
+    threads, max_bytes = max(threads, 1), max_bytes or MAX_BYTES
     windows = [jobs[i : i + WINDOW] for i in range(0, len(jobs), WINDOW)]
     workers = min(workers or max(1, (os.cpu_count() or 1) // threads), len(windows))
-    options = {"device": device, "threads": threads, "timeout": timeout, "isolated": isolated}
-    options["max_bytes"] = max_bytes
-    arguments = (batch_size, LocalReader(max_bytes), result_options)
+    arguments |= {"device": device, "threads": threads, "max_bytes": max_bytes}
+    files = (batch_size, LocalReader(max_bytes), options)
     with ray_cluster(workers * threads) as ray:
-        pool = _pool(ray, FilesWorker, (os.getcwd(), model, options, arguments), workers, device, threads)
+        pool = _pool(ray, FilesWorker, (os.getcwd(), model, arguments, files), workers, device, threads)
         for outcomes, error in pool.map(lambda actor, window: actor.run.remote(window), windows):
             yield from outcomes
             if error is not None:
@@ -140,20 +137,20 @@ def tile_workers(session: TiledSession, workers: int) -> Iterator[Callable[[File
     with ray_cluster(workers) as ray:
         pool = _pool(ray, TilesWorker, (os.getcwd(), session), workers, session.device)
 
-        def running(run: FileRun) -> RunGroups:
+        def running(file: FileRun) -> RunGroups:
             def run_groups(
                 groups: Sequence[Group], faces: Mapping[FaceKey, Face]
             ) -> list[dict[FaceKey, Face]]:
                 def submit(actor: Any, group: Group) -> Any:
                     tiles = {(group.sweep, tile) for tile in group.tiles}
                     entering = {key: face for key, face in faces.items() if key[:2] in tiles}
-                    return actor.run.remote(run, group, entering)
+                    return actor.run.remote(file, group, entering)
 
-                answers = list(pool.map(submit, groups))
-                for _, error in answers:
+                replies = list(pool.map(submit, groups))
+                for _, error in replies:
                     if error is not None:
                         raise error
-                return [leaving for leaving, _ in answers]
+                return [leaving for leaving, _ in replies]
 
             return run_groups
 

@@ -82,35 +82,30 @@ class TifPixels:
             raise InputError(f"{path} has the levels 0 to {len(levels) - 1}, got level={level}")
         image = levels[level]
         page, axes, dtype = image.keyframe, image.axes, image.dtype
-        orientation = page.tags.get(ORIENTATION)
-        self._photometric = int(page.photometric)
+        tag = page.tags.get(ORIENTATION)
+        orientation = 1 if tag is None else int(tag.value)
         extra = [int(kind) for kind in page.extrasamples or ()]
+        self._photometric = int(page.photometric)
         self._colours = page.samplesperpixel - len(extra)
         self._has_opacity = extra[:1] == [OPACITY]
-        problem = ""
-        if axes.startswith("S"):
-            problem = "its colours lie in separate planes, expected them side by side"
-        elif axes not in ("YX", "YXS"):
-            problem = f"it has the axes {axes}, expected one page of the axes YX or YXS"
-        elif image.is_multifile:  # OME may name other files
-            problem = "its pixels lie in several files"
-        elif orientation is not None and int(orientation.value) != 1:
-            problem = "it is turned by its orientation tag, which needs the whole image"
-        elif dtype is None or dtype.kind not in "buif":
-            problem = f"it holds {dtype}, expected real numbers"
-        elif self._colours not in (1, 3) or not set(extra) <= {IGNORED, OPACITY}:
-            problem = (
-                f"it has {page.samplesperpixel} samples a pixel, expected grey or RGB, with or without "
-                "opacity"
+        needs_8_bits = self._has_opacity or self._photometric == WHITE_IS_ZERO
+        if (
+            axes not in ("YX", "YXS")
+            or image.is_multifile  # OME may name other files
+            or orientation != 1
+            or dtype is None
+            or dtype.kind not in "buif"
+            or (needs_8_bits and dtype not in (np.bool_, np.uint8))
+            or self._colours not in (1, 3)
+            or not set(extra) <= {IGNORED, OPACITY}
+            or self._photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR)
+        ):
+            raise InputError(
+                f"{path} cannot be read by region: it has the axes {axes}, {page.samplesperpixel} samples "
+                f"of {dtype}, the colours {page.photometric!s:.40} and the orientation {orientation}; "
+                "expected one upright page in one file, the axes YX or YXS, grey, palette or RGB, and "
+                "opacity or white as zero in 8 bits alone; convert it, or give a .npy"
             )
-        elif self._photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR):
-            problem = "its colours are neither grey, RGB nor a palette"
-        elif self._photometric == WHITE_IS_ZERO and dtype not in (np.bool_, np.uint8):
-            problem = "white is zero, and it has more than 8 bits"
-        elif self._has_opacity and dtype != np.uint8:
-            problem = "it has opacity, and more than 8 bits"
-        if problem:
-            raise InputError(f"{path} cannot be read by region: {problem}; convert it, or give a .npy")
         if self._photometric == PALETTE:
             self._colormap = (np.asarray(page.colormap) >> 8).astype(np.uint8)
         colours = 3 if self._photometric == PALETTE else self._colours
