@@ -79,14 +79,20 @@ class TiledSession:
         trusted: bool = False,
     ) -> None:
         self.label = label = "the model" if isinstance(model, bytes) else str(model)
-        limit = MAX_BYTES if max_bytes is None else max_bytes
-        data = model if isinstance(model, bytes) else read_archive_bytes(Path(model), limit)
-        limits = {"timeout": timeout, "tf32": tf32, "isolated": isolated, "trusted": trusted}
+        data = (
+            model if isinstance(model, bytes) else read_archive_bytes(Path(model), max_bytes or MAX_BYTES)
+        )
+        limits: dict[str, Any] = {
+            "timeout": timeout,
+            "tf32": tf32,
+            "isolated": isolated,
+            "trusted": trusted,
+        }
         self._data, self.options = data, {"threads": threads, "max_bytes": max_bytes, **limits}
         self.threads, self.max_bytes, self.isolated = threads or os.cpu_count() or 1, max_bytes, isolated
         archive = parse_archive(data, label)
         # A batch runs on one thread: several batches run at the same time.
-        runner = open_runner(archive.graphs, label, device, threads=1, max_bytes=limit, **limits)
+        runner = open_runner(archive.graphs, label, device, threads=1, max_bytes=max_bytes, **limits)
         self._runner: Runner | None = runner
         try:
             stages = tuple(_with_states(stage, runner.graphs, label) for stage in archive.stages)
@@ -304,6 +310,7 @@ class Runner:
 
         isolated, tf32 = options.pop("isolated"), options.pop("tf32")
         options.pop("trusted")
+        options["max_bytes"] = options["max_bytes"] or MAX_BYTES
         self.graphs: dict[str, Any] = {}
         try:
             for name, data in graphs.items():
