@@ -18,7 +18,6 @@ from mdlstm_tk.export.spec import MAX_POSITIONS, ExportSpec
 from mdlstm_tk.export.verification.parity import Array, compare, feature_scale, float64_reference
 from mdlstm_tk.runtime.tiles.archive import Archive, Stage, Sweep
 from mdlstm_tk.runtime.tiles.session import TiledSession
-from mdlstm_tk.runtime.tiles.work import ordered_sweeps
 
 Tile = tuple[int, ...]
 Edges = Sequence[Sequence[tuple[int, int]]]  # for each axis, where each tile begins and ends
@@ -82,14 +81,7 @@ def small_tile(archive: Archive) -> tuple[int, ...]:
 
 def graphs_of(session: TiledSession) -> Run:
     """Runs the graphs that a session has loaded."""
-    archive = session.archive
-    runners = {
-        archive.stages[stage].sweeps[k].file: runner
-        for (stage, k), runner in zip(ordered_sweeps(archive), session.graphs, strict=True)
-    }
-    if archive.head is not None and session.head is not None:
-        runners[archive.head] = session.head
-    return lambda name, feeds: runners[name].run(feeds)
+    return lambda name, feeds: session.graphs.run(feeds, name)
 
 
 def _random_grids(archive: Archive, rng: np.random.Generator) -> Iterator[tuple[int, ...]]:

@@ -136,8 +136,8 @@ def run_batches(
         for tag, feed in members:
             x = _x_of(feed, metadata)
             own = grid_of(x, metadata)
-            if key == () and metadata.grid:
-                own = metadata.grid  # that x is padded to
+            if key == ():
+                own = metadata.grid_like(own)  # that x is padded to
             count = len(x) if x.ndim == metadata.ndim + 2 else 1
             padded = tuple(map(max, grid, own)) if batch else own
             if batch and samples + count > _batch_limit(batch_size, padded):

@@ -128,7 +128,7 @@ def infer_paths(
         device: "auto" (CUDA if it works, else CPU), "cpu", "cuda" or "cuda:N".
         threads: CPU threads of one run, as for `Session`. 0: one per core.
         batch_size: samples per run. None: 64, or fewer for grids above 64×64.
-        engine: "local", or "ray" to distribute the files with Ray Data on $RAY_ADDRESS.
+        engine: "local", or "ray" to distribute the files with Ray on $RAY_ADDRESS.
         workers: number of processes of the Ray engine. None: one per CPU.
         max_bytes: maximum size in bytes of a file, before and after decompression; of a tiled model, of
             the resident memory. None: 1 GiB.
@@ -202,18 +202,13 @@ def infer_paths(
                 infer_tiled, session, tiles=tiles, batch_size=batch_size, options=options, force=force
             )
         elif engine == "ray":
-            from mdlstm_tk.runtime.ray_engine import infer_with_ray
+            from mdlstm_tk.runtime.ray import infer_with_ray
 
-            run = partial(
-                infer_with_ray,
-                path,
-                batch_size=batch_size,
-                options=options,
-                workers=workers,
-                device="cpu" if session.device == "cpu" else "cuda",
-                max_bytes=max_bytes,
-                **arguments,
-            )
+            kind = "cpu" if session.device == "cpu" else "cuda"
+            arguments |= {"device": kind, "workers": workers, "max_bytes": max_bytes}
+
+            def run(jobs: list[Job]) -> Iterator[Result]:
+                return infer_with_ray(path, jobs, batch_size, options, **arguments)
         else:
             read = partial(_read_once, already_read, limit)
             run = partial(

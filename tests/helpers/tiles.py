@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.metadata_checks import layout_of
 from mdlstm_tk.runtime.tiles.archive import Archive, Stage, Sweep
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -26,12 +25,10 @@ class FakeGraph:
         self.w = rng.normal(size=(inner, n))
         self.u = rng.normal(size=(len(direction), n)) / 2
         self.v = rng.normal(size=(2, n, stage.features))
-        self.runs: list[tuple[int, ...]] = []
 
     def run(self, feeds: Mapping[str, Floats]) -> dict[str, Floats]:
         """Compute the outputs of the graph of a sweep."""
         x, window, ndim = feeds["x"], self.stage.window, len(self.direction)
-        self.runs.append(x.shape)
         extents = [-(-e // w) for e, w in zip(x.shape[1:-1], window, strict=True)]
         pads = [(0, e * w - f) for e, w, f in zip(extents, window, x.shape[1:-1], strict=True)]
         x = np.pad(x, [(0, 0), *pads, (0, 0)])
@@ -104,7 +101,13 @@ class FakeNetwork:
         total = tuple(prod(stage.window[d] for stage in described) for d in range(ndim))
         upsample = (1,) * ndim if pool else total
         metadata = Metadata(
-            "0", None, "tiles", layout_of(ndim, True), first, 2, window=None if pool else (1,) * ndim
+            "0",
+            None,
+            "tiles",
+            f"N {' '.join('DHW'[-ndim:])} C",
+            first,
+            2,
+            window=None if pool else (1,) * ndim,
         )
         self.archive = Archive(metadata, tuple(described), tuple(pool), "head.onnx", upsample)
         self.graphs = {
@@ -113,6 +116,13 @@ class FakeNetwork:
             for sweep in stage.sweeps
         }
         self.head = FakeHead(channels, 2, upsample, rng)
+
+    def run(self, feeds: Mapping[str, Floats], graph: str) -> dict[str, Floats]:
+        """Compute the outputs of a graph, as `mdlstm_tk.runtime.runner.Runner` does."""
+        return self.head.run(feeds) if graph == "head.onnx" else self.graphs[graph].run(feeds)
+
+    def interrupt(self) -> None:
+        """Runs end soon by themselves."""
 
     def whole(self, x: Floats) -> Floats:
         """y for x (*grid, C), in one go."""

@@ -10,6 +10,9 @@ import onnx
 import pytest
 from helpers import layers
 from helpers.sweeps import FORMS, GRIDS, Sweep
+from mdlstm_tk.runtime.security import operators
+from mdlstm_tk.runtime.security.model_check import check_model
+from mdlstm_tk.runtime.security.operators import INT, OPERATORS, STRING
 from onnx import defs
 
 from mdlstm_tk.cells import BUILT_IN_CELLS
@@ -18,9 +21,6 @@ from mdlstm_tk.export.lowering import functions
 from mdlstm_tk.export.lowering.functions import outline
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.export.quantization import quantize
-from mdlstm_tk.runtime.security import operators
-from mdlstm_tk.runtime.security.model_check import check_model
-from mdlstm_tk.runtime.security.operators import INT, OPERATORS, STRING
 
 Form = tuple[bytes, bytes, object]
 """An operator, one of its attributes, and its value if the attribute is an enumeration."""

@@ -13,6 +13,7 @@ from typing import get_args
 import numpy as np
 import pytest
 from helpers.command import mdlstm
+from mdlstm_tk.runtime.metadata_checks import FORMS
 
 from mdlstm_tk.cli import main, options
 from mdlstm_tk.cli.main import VERBS
@@ -21,7 +22,6 @@ from mdlstm_tk.models import model_names, registry
 from mdlstm_tk.models.registry import resolve
 from mdlstm_tk.runtime.inference import Engine
 from mdlstm_tk.runtime.io import FORMATS
-from mdlstm_tk.runtime.metadata_checks import FORMS
 from mdlstm_tk.training import TrainConfig, list_settings, load_checkpoint
 from mdlstm_tk.training.tasks import BUILT_IN
 

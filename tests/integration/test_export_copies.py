@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.networks import Conditioned
+from mdlstm_tk.runtime.metadata_checks import layout_of
 from torch import nn
 
 from mdlstm_tk import MDLSTM
@@ -17,7 +18,6 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import ExportReport, export_onnx, float64_reference, verify_model
 from mdlstm_tk.export.copies import eval_copy
 from mdlstm_tk.runtime import Metadata, Session
-from mdlstm_tk.runtime.metadata_checks import layout_of
 
 
 def test_a_compiled_network_is_exported_as_what_it_wraps(tmp_path: Path) -> None:

@@ -14,37 +14,28 @@ such as h{d} and c{d}, (N, *extents of the other axes after the window, n), to p
 and the final faces, such as h{d}_n and c{d}_n.
 Graph of the head: x (N, *tile, F) to y (N, *tile·upsample, outputs); pooled axes have the extent 1.
 
-An archive may come from a stranger: members are stored without compression, named in tiles.json, and no
-larger together than `max_bytes`; graphs pass the checks of every model when they are loaded.
+Members are stored without compression and named in tiles.json. Archives of version 0.6 load.
 """
 
 from __future__ import annotations
 
 import io
-import re
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from math import prod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from mdlstm_tk._util.regular_files import open_regular, parse_json
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, BoundedFile, read_capped
+from mdlstm_tk.runtime.io.arrays import open_input
+from mdlstm_tk.runtime.io.npy import MAX_BYTES, read_capped
 from mdlstm_tk.runtime.metadata import Metadata
 
 SUFFIX = ".tiles"
 INDEX = "tiles.json"
 SCHEMA = 1
-MAX_EXTENT = 2**31 - 1
-MAX_FEATURES = 2**20
-MAX_STAGES = 256
-MAX_SWEEPS = 16  # of a stage
-MAX_INDEX_BYTES = 2**23
-NAME = re.compile(r"[\w/.-]{1,200}\.onnx", re.ASCII)
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -125,16 +116,16 @@ def read_archive_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     """The content of the file.
 
     Raises:
-        InputError: there is no such file, it is no regular file, or larger than `max_bytes`.
+        InputError: there is no such file, or it is larger than `max_bytes`.
     """
-    if not path.exists():
+    if not path.is_file():
         raise InputError(f"there is no model {path}; make one with: mdlstm export RUN --form tiles")
-    with open_regular(path) as file:
+    with open_input(path) as file:
         return read_capped(file, str(path), max_bytes)
 
 
 def parse_archive(data: bytes, label: str) -> Archive:
-    """Parse and check what `mdlstm export --form tiles` wrote.
+    """Parse what `mdlstm export --form tiles` wrote.
 
     Args:
         data: content of the archive.
@@ -144,19 +135,17 @@ def parse_archive(data: bytes, label: str) -> Archive:
         InputError: it is no such archive, damaged, or contradicts itself.
     """
     members = _members(data, label)
-    index = parse_json(members.pop(INDEX), f"{INDEX} in {label}")
     try:
-        archive = _parsed(index, members, label, sha256(data).hexdigest())
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise _invalid(label, f"{INDEX} has {reason:.200}") from None
-    used = {sweep.file for stage in archive.stages for sweep in stage.sweeps} | {archive.head} - {None}
-    if used != members.keys():
-        name = min(map(str, used ^ members.keys()))
-        raise _invalid(label, f"{name!a} is named in {INDEX} and missing, or the other way around")
-    return archive
+        index = json.loads(members.pop(INDEX))
+        if index["schema"] != SCHEMA:
+            raise InputError(
+                f"{label} has the schema {index['schema']!a:.20}, expected {SCHEMA}; install a newer "
+                "mdlstm-tk, or export the model again"
+            )
+        return _archive(index, members, label, sha256(data).hexdigest())
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else f"{error}"
+        raise InputError(f"{label} is damaged ({INDEX}: {reason:.200}); export the model again") from None
 
 
 def _members(data: bytes, label: str) -> dict[str, bytes]:
@@ -164,107 +153,66 @@ def _members(data: bytes, label: str) -> dict[str, bytes]:
     import zipfile  # imported late: it is slow to import, and most models are .onnx
 
     try:
-        bounded = BoundedFile(io.BytesIO(data), label)  # the list of members may be long, too
-        with zipfile.ZipFile(bounded) as file:
-            bounded.reading, bounded.max_read_bytes = "a member", len(data)
+        with zipfile.ZipFile(io.BytesIO(data)) as file:
             infos = file.infolist()
-            names = [info.filename for info in infos]
-            if INDEX not in names:
-                raise InputError(
-                    f"{label} is no tiled export (it holds no {INDEX}); make one with: "
-                    "mdlstm export RUN --form tiles"
-                )
-            if len(set(names)) != len(names) or len(names) > MAX_STAGES * MAX_SWEEPS + 2:
-                raise _invalid(label, f"it holds {len(names)} members, or two of one name")
-            for info in infos:
-                if info.filename != INDEX and not NAME.fullmatch(info.filename):
-                    raise _invalid(label, f"it holds a member of the name {info.filename!a:.60}")
-                if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-                    raise _invalid(label, f"{info.filename!a} is compressed or encrypted")
-                if info.filename == INDEX and info.file_size > MAX_INDEX_BYTES:
-                    raise _invalid(label, f"{INDEX} takes more than {MAX_INDEX_BYTES} bytes")
-            if sum(info.file_size for info in infos) > len(data):  # members that overlap
-                raise _invalid(label, "its members are larger than the file")
-            return {info.filename: file.read(info) for info in infos}
-    except InputError:
-        raise
-    except Exception:  # zipfile raises all kinds of exceptions for damaged archives
+            # Stored members are together no larger than the file, whose size is bounded.
+            if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+                raise ValueError("a member is compressed")
+            if sum(info.file_size for info in infos) > len(data):
+                raise ValueError("its members overlap")
+            members = {info.filename: file.read(info) for info in infos}
+    except Exception as error:  # zipfile raises all kinds of exceptions for damaged archives
+        reason = " ".join(ascii(str(error))[1:-1].split())
         raise InputError(
-            f"{label} is no tiled export, or damaged; make one with: mdlstm export RUN --form tiles"
+            f"{label} is no tiled export, or damaged ({reason:.200}); make one with: "
+            "mdlstm export RUN --form tiles"
         ) from None
-
-
-def _parsed(index: Any, members: dict[str, bytes], label: str, digest: str) -> Archive:
-    """Parse `INDEX`; raises a KeyError, TypeError or ValueError with what is wrong."""
-    if not isinstance(index, dict) or index.get("schema") != SCHEMA:
+    if INDEX not in members:
         raise InputError(
-            f"{label} has another schema than {SCHEMA}, which this version reads; install a newer "
-            "mdlstm-tk, or export the model again"
+            f"{label} is no tiled export (it holds no {INDEX}); make one with: "
+            "mdlstm export RUN --form tiles"
         )
-    metadata = Metadata.from_props(_props(index["metadata"]), label)
-    simple = len(metadata.output_names) == 1 and metadata.inputs == ("x",) and metadata.channels_last
-    if metadata.form != "tiles" or not simple:
-        raise ValueError("metadata that are not those of a tiled export")
-    ndim = metadata.ndim
-    stages = tuple(_stage(entry, ndim) for entry in _list(index["stages"], 1, MAX_STAGES))
-    channels = metadata.channels
+    return members
+
+
+def _archive(index: Any, members: dict[str, bytes], label: str, digest: str) -> Archive:
+    """The parts that `INDEX` names; raises a KeyError, TypeError or ValueError with what is wrong."""
+    metadata = Metadata.from_props(index["metadata"], label)
+    ndim, channels = metadata.ndim, metadata.channels
+    if metadata.form != "tiles" or metadata.inputs != ("x",) or len(metadata.output_names) != 1:
+        raise ValueError("its metadata are not those of a tiled export")
+    stages = tuple(_stage(entry, ndim) for entry in index["stages"])
     for stage in stages:
         if stage.channels != channels:
-            raise ValueError(f"a stage that takes {stage.channels} channels and gets {channels}")
+            raise ValueError(f"a stage takes {stage.channels} channels and gets {channels}")
         channels = stage.outputs
-    pool = tuple(_integer(axis, 0, ndim - 1) for axis in _list(index["pool"], 0, ndim))
-    if len(set(pool)) != len(pool):
-        raise ValueError("an axis twice in pool")
     head = None if index["head"] is None else str(index["head"]["file"])
-    if head is None and channels != metadata.outputs:
-        raise ValueError(f"no head, and {channels} features for {metadata.outputs} outputs")
-    upsample = _extents(index["upsample"], ndim) if index["upsample"] else (1,) * ndim
+    if not stages or (head is None and channels != metadata.outputs):
+        raise ValueError(f"{channels} features and no head for {metadata.outputs} outputs")
+    pool = _integers(index["pool"], 0)
+    if len(set(pool)) != len(pool) or max(pool, default=0) >= ndim:
+        raise ValueError(f"pool {pool} for {ndim} axes")
+    upsample = _integers(index["upsample"] or (1,) * ndim, 1, ndim)
+    named = {sweep.file for stage in stages for sweep in stage.sweeps} | {head} - {None}
+    if named != members.keys():
+        raise ValueError(f"{min(map(ascii, named ^ members.keys()))} is only named, or only present")
     return Archive(metadata, stages, pool, head, upsample, members, digest)
 
 
 def _stage(entry: Any, ndim: int) -> Stage:
-    sweeps = []
-    for sweep in _list(entry["sweeps"], 1, MAX_SWEEPS):
-        direction = tuple(_integer(sign, -1, 1) for sign in _list(sweep["direction"], ndim, ndim))
-        if 0 in direction or any(sweep.get("shift") or ()):
-            raise ValueError("a direction of 0, or a shift")
-        sweeps.append(Sweep(_text(sweep["file"]), direction))
-    added = entry["sum"]
-    if type(added) is not bool:
-        raise ValueError("a stage whose 'sum' is neither true nor false")
-    channels, features, units = (
-        _integer(entry[name], 1, MAX_FEATURES) for name in ("channels", "features", "units")
+    sweeps = tuple(
+        Sweep(str(sweep["file"]), _integers(sweep["direction"], -1, ndim)) for sweep in entry["sweeps"]
     )
-    return Stage(_extents(entry["window"], ndim), channels, features, units, added, tuple(sweeps))
+    if not sweeps or any(abs(sign) != 1 for sweep in sweeps for sign in sweep.direction):
+        raise ValueError("the signs of a direction are 1 or -1, and each stage has one")
+    channels, features, units = _integers([entry[k] for k in ("channels", "features", "units")], 1)
+    return Stage(_integers(entry["window"], 1, ndim), channels, features, units, bool(entry["sum"]), sweeps)
 
 
-def _props(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise ValueError("metadata that are no texts")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("a file name that is no text")
-    return value
-
-
-def _extents(value: Any, ndim: int) -> tuple[int, ...]:
-    return tuple(_integer(extent, 1, MAX_EXTENT) for extent in _list(value, ndim, ndim))
-
-
-def _list(value: Any, least: int, most: int) -> list[Any]:
-    if not isinstance(value, list) or not least <= len(value) <= most:
-        raise ValueError(f"{value!a:.60} where a list of {least} to {most} values is expected")
-    return value
-
-
-def _integer(value: Any, least: int, most: int) -> int:
-    if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{value!a:.60} where an integer from {least} to {most} is expected")
-    return value
-
-
-def _invalid(label: str, problem: str) -> InputError:
-    return InputError(f"{label} is damaged ({problem}); export the model again")
+def _integers(values: Any, least: int, count: int | None = None) -> tuple[int, ...]:
+    integers = tuple(values)
+    if any(type(value) is not int or value < least for value in integers):
+        raise ValueError(f"{integers!a:.60} where integers of at least {least} are expected")
+    if count is not None and len(integers) != count:
+        raise ValueError(f"{integers!a:.60} where {count} integers are expected")
+    return integers

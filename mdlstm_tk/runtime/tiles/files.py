@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,12 +14,12 @@ from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.batching import Result, write_results
 from mdlstm_tk.runtime.io.arrays import STDIO
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
-from mdlstm_tk.runtime.tiles.local import Report, State
-from mdlstm_tk.runtime.tiles.outputs import GRID_FORMATS, FileOutput
-from mdlstm_tk.runtime.tiles.plan import Plan, tile_extents
-from mdlstm_tk.runtime.tiles.session import TILE, ArrayOutput, TiledSession
-from mdlstm_tk.runtime.tiles.sources import FileSource
-from mdlstm_tk.runtime.tiles.work import Output, tile_of_output
+from mdlstm_tk.runtime.tiles.local import Report, RunGroups, State, on_threads, run_steps
+from mdlstm_tk.runtime.tiles.outputs import GRID_FORMATS, FileOutput, GridFormat
+from mdlstm_tk.runtime.tiles.session import TILE, TiledSession
+from mdlstm_tk.runtime.tiles.sources import fingerprint, open_source
+from mdlstm_tk.runtime.tiles.store import BlockFolder
+from mdlstm_tk.runtime.tiles.work import Output, Work, tile_of_output
 
 if os.name == "posix":
     import fcntl
@@ -46,6 +44,52 @@ class TileOptions:
     resume: bool = False
     report: Report | None = None
     workers: int | None = None
+
+
+@dataclass(frozen=True)
+class FileRun:
+    """What a process needs to run any group of one file.
+
+    Attributes:
+        source, scratch: paths, the same for all processes.
+        level: of a TIFF with a pyramid.
+        tile, batch_size: of the plan.
+        format: of the result; None if the network averages over the grid.
+        wants_probabilities: as for `FileOutput`.
+    """
+
+    source: str
+    scratch: str
+    level: int
+    tile: int
+    batch_size: int | None
+    format: GridFormat | None
+    wants_probabilities: bool
+
+    def open(self, session: TiledSession, stack: ExitStack) -> Work:
+        """Open the files; `stack` closes them. y is an array if it has no grid."""
+        source = open_source(Path(self.source), session.metadata, self.level, stack)
+        plan, shape = (
+            session.plan(source.grid, self.tile, self.batch_size),
+            session.output_shape(source.grid),
+        )
+        output: Output = np.empty(shape if self.format is None else 0, np.float32)
+        if self.format is not None:
+            output = FileOutput(
+                Path(self.scratch),
+                self.format,
+                shape,
+                session.metadata,
+                tile_of_output(session.archive, plan),
+                wants_probabilities=self.wants_probabilities,
+                squeeze=not source.has_channel_axis,
+            )
+        blocks = BlockFolder(Path(self.scratch))
+        return Work(session.archive, session.graphs, plan, blocks, source, output)
+
+
+TileWorkers = Callable[[FileRun], RunGroups]
+"""The processes of Ray: for a file, what runs its groups."""
 
 
 def infer_tiled(
@@ -74,14 +118,14 @@ def infer_tiled(
         MDLSTMError: the next file would fail, too: a result cannot be written, or the model fails.
     """
     with ExitStack() as stack:
-        ray: Any = None
+        workers: TileWorkers | None = None
         if tiles.workers is not None and jobs:
-            from mdlstm_tk.runtime.ray_engine import ray_cluster  # imported late: most calls need none
+            from mdlstm_tk.runtime.ray import tile_workers  # imported late: most calls need none
 
-            ray = stack.enter_context(ray_cluster(tiles.workers))
+            workers = stack.enter_context(tile_workers(session, tiles.workers))
         for job in jobs:
             try:
-                yield _infer_file(session, job, tiles, batch_size, options, force, ray)
+                yield _infer_file(session, job, tiles, batch_size, options, force, workers)
             except InputError as error:
                 yield Result(job, str(error))
 
@@ -93,80 +137,56 @@ def _infer_file(
     batch_size: int | None,
     options: ResultOptions,
     force: bool,
-    ray: Any,
+    workers: TileWorkers | None,
 ) -> Result:
-    metadata = session.metadata
     if job.source == STDIO:
-        raise InputError("a tiled model reads files by region, not - (stdin); or use --stream for rows")
-    has_grid = not session.archive.pool
-    grid_format = next((known for known in GRID_FORMATS if has_grid and known == job.format), None)
-    if has_grid and grid_format is None:
-        raise InputError(
-            f"a tiled model writes {', '.join(GRID_FORMATS)}, got {job.format}; give another --format or -o"
-        )
-    with ExitStack() as stack:
-        source = FileSource(Path(job.source), metadata, tiles.level)
-        stack.callback(source.close)
-        plan = session.plan(source.grid, tiles.tile, batch_size)
-        shape = session.output_shape(source.grid)
-        scratch = stack.enter_context(_scratch(_scratch_path(job), tiles.resume, force))
-        state = State(scratch, _fingerprint(session, source, plan, job, options))
-        state.begin()
-        run: Callable[[Output], None] = partial(
-            session.run,
-            source,
-            tile=tiles.tile,
-            batch_size=batch_size,
-            scratch=scratch,
-            state=state,
-            resume=tiles.resume,
-            report=tiles.report,
-        )
-        if ray is not None:
-            from mdlstm_tk.runtime.tiles.distributed import TaskSpec, run_with_ray
-
-            spec = TaskSpec(
-                model=os.path.abspath(session.label),
-                source=os.path.abspath(job.source),
-                scratch=os.path.abspath(scratch),
-                level=tiles.level,
-                tile=tile_extents(tiles.tile, metadata.ndim),
-                batch_size=plan.batch_size,
-                format=grid_format,
-                wants_probabilities=options.probabilities,
-                device=session.device,
-                timeout=session.timeout,
-                isolated=session.isolated,
+        raise InputError("a tiled model reads files by region, not - (stdin); or stream rows")
+    file_format: GridFormat | None = None
+    if not session.archive.pool:
+        file_format = next((known for known in GRID_FORMATS if known == job.format), None)
+        if file_format is None:
+            raise InputError(
+                f"a tiled model writes {', '.join(GRID_FORMATS)}, got {job.format}; give another "
+                "output_format=... or output=..."
             )
-            run = partial(run_with_ray, ray, spec, tiles.workers or 1, tiles.report)
-        if grid_format is None:
-            y = np.empty(shape, np.float32)
-            run(ArrayOutput(y))
-            return Result(job, None, write_results(job, {None: y}, metadata, options))
-        output = FileOutput(
-            scratch,
-            grid_format,
-            shape,
-            metadata,
-            tile_of_output(session.archive, plan),
-            wants_probabilities=options.probabilities,
-            squeeze=not source.has_channel_axis,
-        )
-        stack.callback(output.close)
-        run(output)
-        output.finish(Path(job.target))
-    return Result(job, None)
-
-
-def _scratch_path(job: Job) -> Path:
-    """Where a job keeps what lies between the sweeps: beside its result."""
     target = Path(os.path.basename(job.source) if job.target == STDIO else job.target)
-    return target.parent / f".{target.name}{SCRATCH_SUFFIX}"
+    folder = target.parent.absolute() / f".{target.name}{SCRATCH_SUFFIX}"
+    run = FileRun(
+        job.source,
+        str(folder),
+        tiles.level,
+        tiles.tile,
+        batch_size,
+        file_format,
+        options.probabilities,
+    )
+    with _scratch(folder, tiles.resume, force), ExitStack() as stack:
+        work = run.open(session, stack)
+        depends_on = {
+            "model": session.archive.digest,
+            "source": [fingerprint(Path(job.source)), tiles.level],
+            "tile": work.plan.tiling.tile_extents[0],
+            "batch size": work.plan.batch_size,
+            "format": job.format,
+            "probabilities": options.probabilities,
+            "device": session.device,
+        }
+        state = State(folder, depends_on)
+        if workers is None:
+            run_groups = stack.enter_context(on_threads(work, session.threads))
+        else:
+            run_groups = workers(replace(run, batch_size=work.plan.batch_size))
+        run_steps(work, run_groups, state=state, report=tiles.report)
+        if isinstance(work.output, FileOutput):
+            work.output.finish(Path(job.target))
+            return Result(job, None)
+    y = np.asarray(work.output)
+    return Result(job, None, write_results(job, {None: y}, session.metadata, options))
 
 
 @contextmanager
-def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[Path]:
-    """The scratch folder of a run; it is removed at the end, unless an interrupted run can go on.
+def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[None]:
+    """Make the scratch folder of a run; it is removed at the end, unless an interrupted run can go on.
 
     Raises:
         InputError: an interrupted run has left one, and it is not said what to do with it.
@@ -174,58 +194,46 @@ def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[Path]:
     """
     import shutil  # imported late: it imports modules that most calls do not need
 
+    is_left = folder.exists()
     try:
-        if folder.exists() and not resume:
-            _lock(folder)()
-            if not force:
-                raise InputError(
-                    f"a run that was interrupted has left {folder}; go on with --resume, or start over "
-                    "with --force"
-                )
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        unlock = _lock(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
     except OSError as error:
         raise MDLSTMError(f"cannot write {folder}: {error.strerror or error}") from None
-    is_done = False
     try:
-        yield folder
-        is_done = True
+        if lock is not None:
+            _lock(lock, folder)
+        if is_left and not resume and not force:
+            raise InputError(
+                f"a run that was interrupted has left {folder}; go on with resume=True, or start over with "
+                "force=True"
+            )
+        if is_left and not resume:
+            for path in folder.iterdir():  # but not the folder, which is locked
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        can_go_on = resume
+        try:
+            yield
+            can_go_on = False
+        finally:
+            if not can_go_on or not (folder / "state.npz").exists():
+                shutil.rmtree(folder, ignore_errors=True)
     finally:
-        if is_done or not resume:
-            shutil.rmtree(folder, ignore_errors=True)
-        unlock()
+        if lock is not None:
+            os.close(lock)
 
 
-def _lock(folder: Path) -> Callable[[], None]:
-    """Lock a folder against other processes, and return what unlocks it.
+def _lock(descriptor: int, folder: Path) -> None:
+    """Lock a folder against other processes until it is closed.
 
     Raises:
         MDLSTMError: another process works in it.
     """
-    if os.name != "posix":
-        return lambda: None
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(descriptor)
-        raise MDLSTMError(f"another process works in {folder}; wait for it, or choose another -o") from None
+        raise MDLSTMError(
+            f"another process works in {folder}; wait for it, or choose another output=..."
+        ) from None
     except OSError:  # a file system without locks
         pass
-    return partial(os.close, descriptor)
-
-
-def _fingerprint(
-    session: TiledSession, source: FileSource, plan: Plan, job: Job, options: ResultOptions
-) -> dict[str, Any]:
-    """All that the result depends on."""
-    return {
-        "model": session.archive.digest,
-        "source": source.fingerprint(),
-        "tile": plan.tiling.tile_extents[0],
-        "batch size": plan.batch_size,
-        "format": job.format,
-        "probabilities": options.probabilities,
-        "device": session.device,
-    }

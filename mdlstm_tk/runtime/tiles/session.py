@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.runtime.io.arrays import to_float32
-from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, Array
+from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.runner import Runner, open_runner
+from mdlstm_tk.runtime.runner import GraphInfo, Runner, open_runner
 from mdlstm_tk.runtime.tiles.archive import Archive, Stage, parse_archive, read_archive_bytes
-from mdlstm_tk.runtime.tiles.local import Report, State, run_steps
-from mdlstm_tk.runtime.tiles.plan import Plan, Region, tile_extents
+from mdlstm_tk.runtime.tiles.local import Report, State, on_threads, run_steps
+from mdlstm_tk.runtime.tiles.plan import Plan, tile_extents
+from mdlstm_tk.runtime.tiles.sources import GridSource
+from mdlstm_tk.runtime.tiles.store import BlockFolder
 from mdlstm_tk.runtime.tiles.stream import RowStream
-from mdlstm_tk.runtime.tiles.work import (
-    Output,
-    Source,
-    Work,
-    make_plan,
-    make_store,
-    ordered_sweeps,
-    output_extents,
-)
+from mdlstm_tk.runtime.tiles.work import Output, Source, Work, make_plan, output_extents
 
 TILE = 512
 BATCH_SIZE = 4
@@ -46,18 +41,19 @@ class TiledSession:
     it sees in the whole grid. Results differ from those of a whole-grid run by rounding alone, and not at
     all between numbers of threads. `docs/tiled_inference.md` explains how, and what it costs.
 
-    The model may be untrusted, as for `Session`: each graph passes the same checks.
+    Each graph passes the check of every model. A session can be pickled.
 
     Args:
         model: path of a `.tiles` file that `mdlstm export --form tiles` wrote, or its content.
         device: "auto" (CUDA if it works, else CPU), "cpu", "cuda" or "cuda:N".
-        threads: number of batches of tiles that run at the same time, each on one thread. The result is the
-            same to the byte for any number.
+        threads: number of batches of tiles that run at the same time, each on one thread; 0: one per core.
+            The result is the same to the byte for any number.
         timeout: maximum duration of one batch of tiles in seconds; None: no limit, or 120 s in isolation.
-        max_bytes: bytes of resident memory that runs keep to by smaller batches, as far as can be
-            estimated, x and y in memory aside. None: no bound.
-        tf32: as for `Session`.
-        isolated, trusted: as for `Session`; one process runs all graphs.
+        max_bytes: maximum size in bytes of the file, and bytes of resident memory that runs keep to by
+            smaller batches, as far as can be estimated, x and y in memory aside. None: 1 GiB for the file,
+            and no bound for runs.
+        tf32, trusted: as for `Session`.
+        isolated: run all graphs in one child process with limits; see `Session`.
 
     Attributes:
         metadata: what the file says about the network.
@@ -83,43 +79,32 @@ class TiledSession:
         isolated: bool = False,
         trusted: bool = False,
     ) -> None:
-        label = "the model" if isinstance(model, bytes) else str(model)
-        data = model if isinstance(model, bytes) else read_archive_bytes(Path(model))
-        self.archive: Archive = parse_archive(data, label)
-        self.metadata: Metadata = self.archive.metadata
-        self.label, self.timeout = label, timeout
-        self.threads, self.max_bytes = threads or _cores(), max_bytes
-        self.isolated = isolated
-        self._runner: Runner | None = open_runner(
-            self.archive.graphs,
-            label,
-            device,
-            threads=1,
-            timeout=timeout,
-            max_bytes=max_bytes if isolated else None,
-            tf32=tf32,
-            isolated=isolated,
-            trusted=trusted,
+        self.label = label = "the model" if isinstance(model, bytes) else str(model)
+        data = (
+            model if isinstance(model, bytes) else read_archive_bytes(Path(model), max_bytes or MAX_BYTES)
         )
-        runner = self._runner
-        self.graphs: list[_Graph] = []
-        self.head: _Graph | None = None
+        limits: dict[str, Any] = {
+            "timeout": timeout,
+            "tf32": tf32,
+            "isolated": isolated,
+            "trusted": trusted,
+        }
+        self._data, self.options = data, {"threads": threads, "max_bytes": max_bytes, **limits}
+        self.threads, self.max_bytes, self.isolated = threads or os.cpu_count() or 1, max_bytes, isolated
+        archive = parse_archive(data, label)
+        # A batch runs on one thread: several batches run at the same time.
+        runner = open_runner(archive.graphs, label, device, threads=1, max_bytes=max_bytes, **limits)
+        self._runner: Runner | None = runner
         try:
-            stages = list(self.archive.stages)
-            for s, k in ordered_sweeps(self.archive):
-                name = stages[s].sweeps[k].file
-                metadata = Metadata.from_props(runner.graphs[name].props, label)
-                stages[s] = _with_states(stages[s], metadata, label)
-                self.graphs.append(_Graph(runner, name))
-            self.archive = replace(self.archive, stages=tuple(stages))
-            if self.archive.head is not None:
-                self.head = _Graph(runner, self.archive.head)
-                props = runner.graphs[self.archive.head].props
-                _check_head(Metadata.from_props(props, label), self.archive, label)
+            stages = tuple(_with_states(stage, runner.graphs, label) for stage in archive.stages)
+            self.archive: Archive = replace(archive, stages=stages)
         except BaseException:
             self.close()
             raise
-        self.device, self.provider, self.reason = runner.device, runner.provider, runner.reason
+        self.metadata: Metadata = archive.metadata
+        self.device: str = runner.device
+        self.provider: str = runner.provider
+        self.reason: str | None = runner.reason
 
     def __call__(self, x: Array, tile: int | Sequence[int] = TILE, batch_size: int | None = None) -> Array:
         """Run the network on an array.
@@ -141,29 +126,19 @@ class TiledSession:
             StoppedError: a batch exceeds a limit on time or memory.
             MDLSTMError: ONNX Runtime fails, the disk is full, or the session is closed.
         """
-        x = np.asanyarray(x)
-        ndim = self.metadata.ndim
-        has_channel_axis, has_batch_axis = x.ndim > ndim, x.ndim == ndim + 2
+        x, ndim = np.asanyarray(x), self.metadata.ndim
         if x.ndim not in (ndim, ndim + 1, ndim + 2):
             raise InputError(
                 f"x has shape {x.shape}, expected {ndim} grid axes, with or without channels and batch"
             )
-        samples = x if has_batch_axis else x[None]
-        samples = samples if has_channel_axis else samples[..., None]
-        channels = self.metadata.channels
-        if samples.shape[-1] != channels:
-            raise InputError(
-                f"x of shape {x.shape} has {samples.shape[-1]} channels at each position, expected "
-                f"{channels}"
-            )
-        grid = samples.shape[1:-1]
-        y = np.empty((len(samples), *self.output_shape(grid)), np.float32)
-        for sample, result in zip(samples, y, strict=True):
-            self.run(ArraySource(sample), ArrayOutput(result), tile, batch_size)
-        has_grid = self.metadata.window is not None
-        if has_grid and y.shape[-1] == 1 and not has_channel_axis:
+        samples = x if x.ndim == ndim + 2 else x[None]
+        sources = [GridSource(sample, self.metadata, "x") for sample in samples]
+        y = np.empty((len(samples), *self.output_shape(samples.shape[1 : 1 + ndim])), np.float32)
+        for source, result in zip(sources, y, strict=True):
+            self.run(source, result, tile, batch_size)
+        if self.metadata.window is not None and y.shape[-1] == 1 and x.ndim == ndim:
             y = y[..., 0]
-        return y if has_batch_axis else y[0]
+        return y if x.ndim == ndim + 2 else y[0]
 
     def run(
         self,
@@ -174,7 +149,6 @@ class TiledSession:
         *,
         scratch: Path | None = None,
         state: State | None = None,
-        resume: bool = False,
         report: Report | None = None,
     ) -> None:
         """Run the network on a grid that is read and written by region.
@@ -184,15 +158,12 @@ class TiledSession:
             output: y, of `output_shape(source.grid)`.
             tile, batch_size: as for a call.
             scratch: folder for what lies between the sweeps. None: a temporary one.
-            state: notes what is done, in `scratch`.
-            resume: go on from there.
+            state: where to begin, and where to note what is done; it lies in `scratch`.
             report: is called with the numbers of tiles that are done and of all.
 
         Raises:
             MDLSTMError: as for a call.
         """
-        if self._runner is None:
-            raise MDLSTMError("this session is closed; open the model again with TiledSession(...)")
         plan = self.plan(source.grid, tile, batch_size)
         if scratch is None:
             from tempfile import TemporaryDirectory  # imported late: most models need none
@@ -200,13 +171,9 @@ class TiledSession:
             with TemporaryDirectory(prefix="mdlstm-tiles-") as folder:
                 self.run(source, output, tile, batch_size, scratch=Path(folder), report=report)
             return
-        store = make_store(self.archive, plan, scratch)
-        try:
-            work = Work(self.archive, self.graphs, self.head, plan, store, source, output)
-            run_steps(work, plan, store, threads=self.threads, state=state, resume=resume, report=report)
-            work.finish()
-        finally:
-            store.close()
+        work = Work(self.archive, self.graphs, plan, BlockFolder(scratch), source, output)
+        with on_threads(work, self.threads) as run_groups:
+            run_steps(work, run_groups, state=state, report=report)
 
     def stream(self, width: int | Sequence[int]) -> RowStream:
         """Begin a stream of rows: `stream.feed(rows)` takes (r, *width, C) of any height r and returns
@@ -223,7 +190,7 @@ class TiledSession:
             InputError: a direction goes upwards, the network averages over the grid, or the width is
                 invalid.
         """
-        return RowStream(self, width)
+        return RowStream(self.archive, self.graphs, width)
 
     def plan(
         self, grid: Sequence[int], tile: int | Sequence[int] = TILE, batch_size: int | None = None
@@ -233,10 +200,6 @@ class TiledSession:
         Raises:
             InputError: the network does not take the grid, or a tile needs more than `max_bytes`.
         """
-        if len(grid) != self.metadata.ndim or min(grid) < 1:
-            raise InputError(
-                f"the grid has the extents {tuple(grid)}, expected {self.metadata.ndim} positive ones"
-            )
         multiple_of = self.metadata.multiple_of or (1,) * len(grid)
         if any(extent % m for extent, m in zip(grid, multiple_of, strict=True)):
             raise InputError(
@@ -253,8 +216,19 @@ class TiledSession:
         """The shape of y for one sample."""
         return (*output_extents(self.archive, grid), self.metadata.outputs)
 
+    @property
+    def graphs(self) -> Runner:
+        """Runs the graphs of the archive by their names.
+
+        Raises:
+            MDLSTMError: the session is closed.
+        """
+        if self._runner is None:
+            raise MDLSTMError("this session is closed; open the model again with TiledSession(...)")
+        return self._runner
+
     def close(self) -> None:
-        """Release the model."""
+        """Release the model. Later runs raise an `MDLSTMError`."""
         runner, self._runner = self._runner, None
         if runner is not None:
             runner.close()
@@ -265,6 +239,9 @@ class TiledSession:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self._data, self.device, self.options)
+
     def _batch_size(self, plan: Plan) -> int:
         """The largest batch with which the run keeps to `max_bytes`."""
         if self.max_bytes is None:
@@ -274,85 +251,47 @@ class TiledSession:
         if fitting < 1:
             raise InputError(
                 f"tiles of {format_size(plan.tiling.tile_extents[0])} on {self.threads} threads need "
-                f"about {BASE_BYTES + needed} bytes, more than {self.max_bytes}; give a smaller --tile, or "
-                "allow more with --max-bytes"
+                f"about {BASE_BYTES + needed} bytes, more than {self.max_bytes}; give a smaller tile=..., "
+                "or allow more with max_bytes=..."
             )
         return int(min(fitting, BATCH_SIZE))
 
 
-class _Graph:
-    """One graph of a runner."""
-
-    def __init__(self, runner: Runner, name: str) -> None:
-        self._runner, self._name = runner, name
-
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        return self._runner.run(feeds, self._name)
-
-
-class ArraySource:
-    """A grid in memory, or memory-mapped: (*grid, C)."""
-
-    def __init__(self, x: Array, label: str = "x") -> None:
-        self._x, self._label = x, label
-        self.grid: tuple[int, ...] = x.shape[:-1]
-
-    def read(self, region: Region) -> Array:
-        return to_float32(np.asarray(self._x[region]), self._label)
-
-
-class ArrayOutput:
-    """A grid in memory."""
-
-    def __init__(self, y: Array) -> None:
-        self._y = y
-
-    def write(self, region: Region, block: Array) -> None:
-        self._y[region] = block
+def _reopened(data: bytes, device: str, options: Mapping[str, Any]) -> TiledSession:
+    return TiledSession(data, device, **options)
 
 
 def tile_bytes(archive: Archive, plan: Plan) -> int:
     """About how many bytes one tile takes while it is swept, in the stage where it takes most."""
-    most = 0
+    largest = 0
     for s, stage in enumerate(archive.stages):
         positions, outputs = (prod(plan.tiling.tile_extents[level]) for level in (s, s + 1))
         gates = GATE_SHARE * (3 + len(stage.window)) * stage.units
         values = 3 * positions * stage.channels + outputs * (gates + 4 * stage.features)
-        most = max(most, int(values * FLOAT_BYTES))
+        largest = max(largest, int(values * FLOAT_BYTES))
     head = prod(plan.tiling.tile_extents[0]) * archive.metadata.outputs * 3 * FLOAT_BYTES
-    return most + (0 if archive.pool else head)
+    return largest + (0 if archive.pool else head)
 
 
-def _with_states(stage: Stage, metadata: Metadata, label: str) -> Stage:
-    """The stage with the names of its states, which the faces in the metadata of one of its sweeps tell."""
-    ndim, faces = len(stage.window), metadata.inputs[1:]
-    states = tuple(face.removesuffix("0") for face in faces[: len(faces) // ndim])
-    expected = tuple(f"{state}{d}" for d in range(ndim) for state in states)
-    found = (metadata.ndim, metadata.channels, metadata.outputs, metadata.window)
-    names = ("x", *expected), ("part", *(f"{face}_n" for face in expected))
-    if (
-        found != (ndim, stage.channels, stage.features, stage.window)
-        or (metadata.inputs, metadata.output_names) != names
-        or states[:1] != ("h",)
-        or stage.states not in ((), states)
-    ):
-        raise InputError(
-            f"{metadata.part or 'a graph'} in {label} has other faces or features than tiles.json says; "
-            "export the model again"
-        )
-    return replace(stage, states=states)
-
-
-def _check_head(metadata: Metadata, archive: Archive, label: str) -> None:
-    features = archive.stages[-1].outputs
-    if (metadata.channels, metadata.outputs) != (features, archive.metadata.outputs):
-        raise InputError(
-            f"the head in {label} maps {metadata.channels} features to {metadata.outputs}, expected "
-            f"{features} to {archive.metadata.outputs}; export the model again"
-        )
-
-
-def _cores() -> int:
-    import os
-
-    return os.cpu_count() or 1
+def _with_states(stage: Stage, graphs: Mapping[str, GraphInfo], label: str) -> Stage:
+    """The stage with the names of its states, which the faces in the metadata of its sweeps tell."""
+    ndim = len(stage.window)
+    for sweep in stage.sweeps:
+        metadata = Metadata.from_props(graphs[sweep.file].props, label)
+        faces = metadata.inputs[1:]
+        states = tuple(face.removesuffix("0") for face in faces[: len(faces) // ndim])
+        expected = tuple(f"{state}{d}" for d in range(ndim) for state in states)
+        names = ("x", *expected), ("part", *(f"{face}_n" for face in expected))
+        shape = (metadata.ndim, metadata.channels, metadata.outputs, metadata.window)
+        if (
+            shape != (ndim, stage.channels, stage.features, stage.window)
+            or (metadata.inputs, metadata.output_names) != names
+            or states[:1] != ("h",)
+            or stage.states not in ((), states)
+        ):
+            raise InputError(
+                f"{sweep.file} in {label} has other faces or features than tiles.json says; export the "
+                "model again"
+            )
+        stage = replace(stage, states=states)
+    return stage

@@ -1,10 +1,11 @@
-"""Grids in files, read by region as the network takes them: `.npy`, TIFF and zarr."""
+"""Grids that are read by region as the network takes them: arrays, `.npy`, TIFF and zarr."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -13,159 +14,131 @@ from mdlstm_tk.runtime.io.arrays import to_float32
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.preprocessing import Preprocessing
+from mdlstm_tk.runtime.tiles.mapped import open_npy
 from mdlstm_tk.runtime.tiles.plan import Region
-from mdlstm_tk.runtime.tiles.raw import open_npy
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 SUFFIXES = (".npy", ".zarr", *TIFF_SUFFIXES)
 
 
-class Reader(Protocol):
-    """An array that is read by region.
+class GridSource:
+    """An array that is read by region; see `mdlstm_tk.runtime.tiles.work.Source`.
+
+    Args:
+        values: (*grid, C), or (*grid) if C is 1: what has a shape and is indexed by region, as arrays of
+            NumPy and zarr.
+        metadata: of the network.
+        label: what error messages call it.
+        prepare: makes (*extents, C) of the values in a region.
+        channels: that `prepare` makes; None: those of the array.
 
     Attributes:
-        shape: (*grid), or (*grid, C).
+        shape: of the array.
+        grid: extents of the grid.
+        has_channel_axis: whether the array has one; a grey image has none.
+
+    Raises:
+        InputError: the array does not fit the network.
     """
 
-    @property
-    def shape(self) -> tuple[int, ...]: ...
+    def __init__(
+        self,
+        values: Any,
+        metadata: Metadata,
+        label: str,
+        prepare: Callable[[Array], Array] = np.asarray,
+        channels: int | None = None,
+    ) -> None:
+        self.shape, ndim = values.shape, metadata.ndim
+        self.grid = self.shape[:ndim]
+        self._values, self._label, self._prepare = values, label, prepare
+        self.has_channel_axis = len(self.shape) > ndim if channels is None else channels > 1
+        if channels is None:
+            channels = self.shape[ndim] if self.has_channel_axis else 1
+        if len(self.shape) not in (ndim, ndim + 1) or channels != metadata.channels or 0 in self.shape:
+            axes = " ".join(metadata.layout.split()[1:-1])
+            raise InputError(
+                f"{label} has shape {self.shape}, expected ({axes}, {metadata.channels}) with "
+                f"{metadata.channels} channels, or ({axes}) if that is 1"
+            )
 
     def read(self, region: Region) -> Array:
-        """The numbers in a region: a slice for each axis."""
+        """The values in a region: (*extents, C) float32.
 
-    def close(self) -> None:
-        """Close the file."""
+        Raises:
+            InputError: they cannot be read, or are not finite.
+        """
+        try:
+            values = self._prepare(self._values[region])
+        except Exception as error:  # zarr, tifffile and their codecs raise all kinds of exceptions
+            raise InputError(f"cannot read {self._label}: {_one_line(error)}") from None
+        values = to_float32(values, self._label)
+        return values if values.ndim > len(self.grid) else values[..., None]
 
 
-class FileSource:
-    """A file as the network takes it; see `mdlstm_tk.runtime.tiles.work.Source`.
+def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) -> GridSource:
+    """Open a file to read it by region.
 
     Args:
         path: of the file.
         metadata: of the network.
         level: of a TIFF with a pyramid, which of its levels.
-
-    Attributes:
-        grid: extents of the grid.
-        has_channel_axis: whether the array has one; a grey image has none.
+        stack: closes the file.
 
     Raises:
         InputError: the file does not exist, cannot be read, or does not fit the network.
         MissingExtraError: tifffile or zarr is needed and not installed.
     """
+    suffix, label = path.suffix.lower(), str(path)
+    if suffix not in SUFFIXES:
+        raise InputError(f"a tiled model reads {', '.join(SUFFIXES)} by region, got {path}; convert it")
+    if level and suffix not in TIFF_SUFFIXES:
+        raise InputError(f"level=... names a level of a TIFF with a pyramid, but {path} is none")
+    if not path.exists():
+        raise InputError(f"there is no file {path}")
+    values: Any
+    if suffix in TIFF_SUFFIXES:
+        from mdlstm_tk.runtime.tiles.tif import TifPixels  # imported late: it needs tifffile
 
-    def __init__(self, path: Path, metadata: Metadata, level: int = 0) -> None:
-        suffix = path.suffix.lower()
-        if suffix not in SUFFIXES:
-            raise InputError(f"a tiled model reads {', '.join(SUFFIXES)} by region, got {path}; convert it")
-        if level and suffix not in TIFF_SUFFIXES:
-            raise InputError(f"--level names a level of a TIFF with a pyramid, but {path} is none")
-        self._path = path
-        self._preprocessing: Preprocessing | None = None
-        self._reader: Reader
-        if suffix in TIFF_SUFFIXES:
-            from mdlstm_tk.runtime.tiles.tif import TifReader  # imported late: it needs tifffile
-
-            self._preprocessing = _preprocessing(metadata, str(path))
-            self._reader = TifReader(path, level)
-        elif suffix == ".zarr":
-            self._reader = _ZarrReader(path)
-        else:
-            self._reader = open_npy(path)
-        try:
-            self.grid = self._checked_grid(metadata)
-        except BaseException:
-            self.close()
-            raise
-        self._level = level
-        self.has_channel_axis = len(self._reader.shape) > len(self.grid)
-        if self._preprocessing is not None:
-            self.has_channel_axis = self._preprocessing.channels > 1
-
-    def read(self, region: Region) -> Array:
-        """The values in a region: (*extents, C) float32."""
-        channels = tuple(slice(0, extent) for extent in self._reader.shape[len(self.grid) :])
-        values = self._reader.read((*region, *channels))
-        if self._preprocessing is not None:
-            values = self._preprocessing(values)
-        values = to_float32(values, str(self._path))
-        return values if values.ndim > len(self.grid) else values[..., None]
-
-    def fingerprint(self) -> dict[str, Any]:
-        """JSON values that change if the file does."""
-        path = self._path / "zarr.json" if self._path.is_dir() else self._path
-        status = os.stat(path)
-        return {
-            "shape": list(self._reader.shape),
-            "bytes": status.st_size,
-            "modified": status.st_mtime_ns,
-            "level": self._level,
-        }
-
-    def close(self) -> None:
-        """Close the file."""
-        self._reader.close()
-
-    def _checked_grid(self, metadata: Metadata) -> tuple[int, ...]:
-        shape, ndim = self._reader.shape, metadata.ndim
-        channels = shape[ndim] if len(shape) > ndim else 1
-        if self._preprocessing is not None:
-            resize = self._preprocessing.resize
-            if resize is not None and resize != shape[:2]:
-                raise InputError(
-                    f"the model resizes images to {resize[0]}x{resize[1]}, which needs the whole image at "
-                    f"once; resize {self._path} first, or use another export"
-                )
-            channels = self._preprocessing.channels
-        if len(shape) not in (ndim, ndim + 1) or channels != metadata.channels or 0 in shape:
-            axes = " ".join(metadata.layout.split()[1:-1])
+        preprocessing = _preprocessing(metadata, label)
+        values = TifPixels(path, level)
+        stack.callback(values.close)
+        if preprocessing.resize not in (None, values.shape[:2]):
             raise InputError(
-                f"{self._path} has shape {shape}, expected ({axes}, {metadata.channels}) with "
-                f"{metadata.channels} channels, or ({axes}) if that is 1"
+                f"the model resizes images to {preprocessing.resize}, which needs the whole image at once; "
+                f"resize {path} first, or use another export"
             )
-        return shape[:ndim]
+        return GridSource(values, metadata, label, preprocessing, preprocessing.channels)
+    values = _open_zarr(path) if suffix == ".zarr" else open_npy(path)
+    if values.dtype.kind not in "buif":
+        raise InputError(f"{path} holds {values.dtype}, expected real numbers (float, integer or bool)")
+    return GridSource(values, metadata, label)
 
 
-class _ZarrReader:
-    """An array of zarr's format 3."""
+def fingerprint(path: Path) -> list[int]:
+    """Numbers that change if a file does."""
+    status = (path / "zarr.json" if path.is_dir() else path).stat()
+    return [status.st_size, status.st_mtime_ns]
 
-    def __init__(self, path: Path) -> None:
-        zarr: Any = require("zarr", "large")
-        if not (path / "zarr.json").is_file():
-            is_old = (path / ".zarray").exists() or (path / ".zgroup").exists()
-            found = "of zarr's format 2" if is_old else "no zarr array"
-            raise InputError(f"{path} is {found}; expected one of format 3, as zarr.create_array writes it")
-        try:
-            self._array: Any = zarr.open_array(str(path), mode="r", zarr_format=3)
-        except Exception as error:  # zarr raises all kinds of exceptions for what is damaged
-            raise InputError(
-                f"{path} is no zarr array ({_one_line(error)}); if it is a group, name an array in it"
-            ) from None
-        if self._array.dtype.kind not in "buif":
-            raise InputError(f"{path} holds {self._array.dtype}, expected real numbers")
-        self.path, self.shape = path, tuple(self._array.shape)
 
-    def read(self, region: Region) -> Array:
-        try:
-            return np.asarray(self._array[region])
-        except Exception as error:  # zarr and its codecs raise all kinds of exceptions
-            raise InputError(f"cannot read {self.path}: {_one_line(error)}") from None
-
-    def close(self) -> None:
-        pass
+def _open_zarr(path: Path) -> Any:
+    """Open an array of zarr's format 3: a codec of format 2 can run code."""
+    zarr: Any = require("zarr", "large")
+    try:
+        return zarr.open_array(str(path), mode="r", zarr_format=3)
+    except Exception as error:  # zarr raises all kinds of exceptions
+        raise InputError(
+            f"{path} is no zarr array of format 3, as zarr.create_array writes it ({_one_line(error)})"
+        ) from None
 
 
 def _preprocessing(metadata: Metadata, label: str) -> Preprocessing:
-    if metadata.ndim != 2:
-        raise InputError(
-            f"{label} is an image, but the model takes grids of {metadata.ndim} axes; give a .npy or .zarr"
-        )
     if metadata.preprocessing is not None:
         return Preprocessing.from_json(metadata.preprocessing)
-    if metadata.channels not in (1, 3):
+    if metadata.ndim != 2 or metadata.channels not in (1, 3):
         raise InputError(
-            f"{label} is an image and gives 1 or 3 channels, but the model takes {metadata.channels}; "
-            "give a .npy or .zarr"
+            f"{label} is an image, which gives 2 axes and 1 or 3 channels, but the model takes "
+            f"{metadata.ndim} axes and {metadata.channels} channels; give a .npy or .zarr"
         )
     return Preprocessing(metadata.channels)
 

@@ -11,15 +11,16 @@ import numpy as np
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.io.arrays import to_float32
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, Array, read_header
-from mdlstm_tk.runtime.tiles.plan import Region, shape_of
-from mdlstm_tk.runtime.tiles.work import Face, ordered_sweeps
+from mdlstm_tk.runtime.tiles.archive import Archive
+from mdlstm_tk.runtime.tiles.sources import GridSource
+from mdlstm_tk.runtime.tiles.work import Face, FaceKey, Graphs, Work, make_plan, output_extents
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.tiles.session import TiledSession
 
 BLOCK_BYTES = 2**25  # of the largest output of a stage for the rows that run together, which bounds memory
 BLOCK_ROWS = 64  # of the last stage; more rows make no run faster
-PIECE_POSITIONS = 2**16  # of a stage's output in one run: rows are swept in pieces, one after the other
+TILE_POSITIONS = 2**16  # of the first stage's output: a block of rows is swept in tiles of so many
 READ_BYTES = 2**20
 
 
@@ -37,19 +38,20 @@ class RowStream:
     return the first; they, and those that average over the grid, are refused. Memory grows with the width,
     not with the number of rows.
 
+    The rows run in blocks, each of which is a grid of one row of tiles, and leaves its faces to the next.
+
     Args:
-        session: the model.
+        archive: describes the network.
+        graphs: of the network.
         width: extent of each axis but the first; a number if there is one such axis.
 
     Raises:
         InputError: the network cannot stream, or the width is invalid.
     """
 
-    def __init__(self, session: TiledSession, width: int | Sequence[int]) -> None:
-        archive, metadata = session.archive, session.metadata
-        upward = [
-            sweep.direction for stage in archive.stages for sweep in stage.sweeps if sweep.direction[0] < 0
-        ]
+    def __init__(self, archive: Archive, graphs: Graphs, width: int | Sequence[int]) -> None:
+        directions = [sweep.direction for stage in archive.stages for sweep in stage.sweeps]
+        upward = [direction for direction in directions if direction[0] < 0]
         if upward:
             raise InputError(
                 f"rows cannot stream through a network with the direction {upward[0]}, which goes upwards "
@@ -57,25 +59,22 @@ class RowStream:
             )
         if archive.pool:
             raise InputError("rows cannot stream through a network that averages over the grid; use tiles")
-        extents = tuple(width) if isinstance(width, Sequence) else (width,)
-        if len(extents) != metadata.ndim - 1 or any(extent < 1 for extent in extents):
-            raise InputError(f"width must hold {metadata.ndim - 1} positive extents, got {width}")
-        self._session, self._width = session, extents
-        self._stages = []
-        numbered = list(enumerate(ordered_sweeps(archive)))
-        for s, stage in enumerate(archive.stages):
-            own = [(number, k) for number, (of, k) in numbered if of == s]
-            outputs = tuple(-(-e // w) for e, w in zip(extents, stage.window[1:], strict=True))
-            faces: dict[int, Face] = {}
-            for number, _ in own:
-                faces[number] = np.zeros((len(stage.states), *outputs, stage.units), np.float32)
-            self._stages.append(_StageRows(session, s, own, (extents, outputs), faces))
-            extents = outputs
-        unit = archive.total_window[0]
+        ndim = archive.metadata.ndim
+        self._width = tuple(width) if isinstance(width, Sequence) else (width,)
+        if len(self._width) != ndim - 1 or any(extent < 1 for extent in self._width):
+            raise InputError(f"width must hold {ndim - 1} positive extents, got {width}")
+        self._archive, self._graphs = archive, graphs
+        self._unit = archive.total_window[0]  # rows of x for one of the last stage
         features = max(stage.outputs for stage in archive.stages)
-        rows = BLOCK_BYTES // (unit * prod(self._width) * features * FLOAT_BYTES)
-        self._block = min(max(rows, 1), BLOCK_ROWS) * unit
-        self._rows_in = self._rows_out = 0
+        rows = BLOCK_BYTES // (self._unit * prod(self._width) * features * FLOAT_BYTES)
+        self._block = min(max(rows, 1), BLOCK_ROWS) * self._unit
+        # The tiles of all blocks are of equal width, as the faces are those of tiles.
+        window = archive.stages[0].window
+        outputs = [-(-extent // w) for extent, w in zip((self._block, *self._width), window, strict=True)]
+        across = max(1, TILE_POSITIONS // (outputs[0] * prod(outputs[2:])))
+        self._tile = (self._block, *(across * w for w in window[1:2]), *self._width[1:])
+        self._waiting: list[Array] = []
+        self._faces: dict[FaceKey, Face] = {}
         self._is_closed = False
 
     def feed(self, rows: Array) -> Array:
@@ -93,122 +92,40 @@ class RowStream:
         """
         if self._is_closed:
             raise MDLSTMError("this stream is closed; begin another one with session.stream(...)")
-        rows, channels = np.asarray(rows), self._session.metadata.channels
+        rows, channels = np.asarray(rows), self._archive.metadata.channels
         if rows.ndim == len(self._width) + 1 and channels == 1:
             rows = rows[..., None]
         if rows.shape[1:] != (*self._width, channels):
             expected = ", ".join(map(str, (*self._width, channels)))
             raise InputError(f"rows have shape {rows.shape}, expected (r, {expected})")
-        results = [self._empty()]
-        for first in range(0, len(rows), self._block):
-            block = to_float32(rows[first : first + self._block], "rows")
-            self._rows_in += len(block)
-            results.append(self._through(block, is_last=False))
-        return np.concatenate(results)
+        if not len(rows):
+            return self._run(rows)
+        rows = np.concatenate([*self._waiting, to_float32(rows, "rows")])
+        complete = len(rows) // self._unit * self._unit
+        rows, self._waiting = rows[:complete], [rows[complete:]]
+        blocks = [rows[i : i + self._block] for i in range(0, max(complete, 1), self._block)]
+        return np.concatenate([self._run(block) for block in blocks])
 
     def close(self) -> Array:
         """End the image and return the rows of y that are left: (r', *⌈width/window⌉, outputs)."""
-        if self._is_closed:
-            return self._empty()
-        first = self._session.archive.stages[0]
-        rest = self._through(np.empty((0, *self._width, first.channels), np.float32), is_last=True)
-        self._is_closed = True
-        return rest
+        rows = np.empty((0, *self._width, self._archive.metadata.channels), np.float32)
+        rows = np.concatenate([rows, *self._waiting])
+        self._waiting, self._is_closed = [], True
+        return self._run(rows)
 
-    def _through(self, rows: Array, is_last: bool) -> Array:
-        """The rows of y that these rows of x complete."""
-        for stage in self._stages:
-            rows = stage.take(rows, is_last)
-        archive, session = self._session.archive, self._session
-        if not len(rows):
-            return self._empty()
-        y: Array = rows[None] if session.head is None else session.head.run({"x": rows[None]})["y"]
-        window = archive.metadata.window or archive.total_window
-        known = -(-self._rows_in // window[0]) - self._rows_out  # the last window may reach below the image
-        y = y[0][(slice(min(len(y[0]), known)), *map(slice, self._empty().shape[1:-1]))]
-        self._rows_out += len(y)
+    def _run(self, rows: Array) -> Array:
+        """The rows of y for a block of rows of x; only the last block may end within a window."""
+        archive, grid = self._archive, rows.shape[:-1]
+        y = np.empty((*output_extents(archive, grid), archive.metadata.outputs), np.float32)
+        if len(rows):
+            plan = make_plan(archive, grid, self._tile, 1)
+            source = GridSource(rows, archive.metadata, "rows")
+            work = Work(archive, self._graphs, plan, {}, source, y, endless=True)
+            for step in range(plan.step_count):
+                for group in plan.groups(step):
+                    self._faces |= work.run(group, self._faces)
+                    work.store.forget(group)
         return y
-
-    def _empty(self) -> Array:
-        return np.empty((0, *self._session.output_shape((1, *self._width))[1:]), np.float32)
-
-
-class _StageRows:
-    """The rows of one stage: those that wait for the rest of their window, and the faces of its sweeps."""
-
-    def __init__(
-        self,
-        session: TiledSession,
-        index: int,
-        sweeps: list[tuple[int, int]],
-        extents: tuple[tuple[int, ...], tuple[int, ...]],
-        faces: dict[int, Face],
-    ) -> None:
-        self._graphs, self._stage = session.graphs, session.archive.stages[index]
-        self._sweeps, self._outputs, self._faces = sweeps, extents[1], faces
-        self._waiting = np.empty((0, *extents[0], self._stage.channels), np.float32)
-
-    def take(self, rows: Array, is_last: bool) -> Array:
-        """Take rows of the stage's input, and return the rows of its output that are complete."""
-        rows = np.concatenate([self._waiting, rows]) if len(self._waiting) else rows
-        tall = self._stage.window[0]
-        ready = len(rows) if is_last else len(rows) // tall * tall
-        rows, self._waiting = rows[:ready], rows[ready:]
-        if not ready:
-            return np.empty((0, *self._outputs, self._stage.outputs), np.float32)
-        parts = {k: self._swept(number, k, rows) for number, k in self._sweeps}
-        if self._stage.added:
-            total = next(iter(parts.values()))
-            for part in list(parts.values())[1:]:
-                total = total + part
-            return total
-        return np.concatenate([parts[k] for k in sorted(parts)], axis=-1)
-
-    def _swept(self, number: int, k: int, rows: Array) -> Array:
-        """The part of one sweep for rows: (rows, *outputs, F). It keeps the faces for the rows below.
-
-        The rows are cut into pieces along the second axis, so that many rows take no more memory.
-        """
-        stage, first = self._stage, self._faces[number]
-        down = -(-len(rows) // stage.window[0])
-        part = np.empty((down, *self._outputs, stage.features), np.float32)
-        last = np.empty_like(first)
-        side: Face | None = None  # of the piece before, along axis 1
-        for inner, outer in self._pieces(down, stage.sweeps[k].direction):
-            extents = (down, *shape_of(inner))
-            feeds = {"x": rows[(None, slice(None), *outer)]}
-            for axis in range(len(extents)):
-                face = first[(slice(None), *inner)] if axis == 0 else side if axis == 1 else None
-                if face is None:
-                    others = *extents[:axis], *extents[axis + 1 :]
-                    face = np.zeros((len(stage.states), *others, stage.units), np.float32)
-                feeds |= {f"{state}{axis}": f[None] for state, f in zip(stage.states, face, strict=True)}
-            outputs = self._graphs[number].run(feeds)
-            if outputs["part"].shape != (1, *extents, stage.features):
-                raise MDLSTMError("the graphs of the archive do not fit together; export the model again")
-            part[(slice(None), *inner)] = outputs["part"][0]
-            leaving = [
-                np.concatenate([outputs[f"{state}{axis}_n"] for state in stage.states])
-                for axis in range(min(len(extents), 2))
-            ]
-            last[(slice(None), *inner)] = leaving[0]
-            side = leaving[-1]
-        self._faces[number] = last
-        return part
-
-    def _pieces(self, down: int, direction: tuple[int, ...]) -> Iterator[tuple[Region, Region]]:
-        """The pieces of rows in the order of a direction: of the output, and of the input."""
-        if not self._outputs:
-            yield (), ()
-            return
-        across, *others = self._outputs
-        size = max(1, PIECE_POSITIONS // (down * prod(others)))
-        starts = range(0, across, size)
-        for start in starts if direction[1] > 0 else reversed(starts):
-            end, wide = min(start + size, across), self._stage.window[1]
-            columns = slice(start * wide, end * wide)
-            whole = tuple(slice(0, extent) for extent in others)
-            yield (slice(start, end), *whole), (columns, *(slice(None) for _ in others))
 
 
 def stream_rows(session: TiledSession, source: IO[bytes], target: IO[bytes]) -> tuple[int, int]:
@@ -235,7 +152,7 @@ def stream_rows(session: TiledSession, source: IO[bytes], target: IO[bytes]) -> 
             f"standard input holds {dtype} of shape {shape}, expected rows (H, W) or (H, W, C) of real "
             "numbers in C order"
         )
-    stream = RowStream(session, shape[1 : session.metadata.ndim])
+    stream = session.stream(shape[1 : session.metadata.ndim])
     squeezed = len(shape) == session.metadata.ndim and session.metadata.outputs == 1
     row_shape = session.output_shape((shape[0] or 1, *shape[1 : session.metadata.ndim]))
     declared = (row_shape[0] if shape[0] else 0, *row_shape[1 : -1 if squeezed else None])

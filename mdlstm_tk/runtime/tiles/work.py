@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -11,17 +10,18 @@ import numpy as np
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.tiles.archive import Archive
-from mdlstm_tk.runtime.tiles.plan import Group, Plan, Region, Tile, Tiling, run_order
-from mdlstm_tk.runtime.tiles.store import Store
+from mdlstm_tk.runtime.tiles.plan import Group, Plan, Region, Tile, Tiling, run_order, shape_of
+from mdlstm_tk.runtime.tiles.store import Blocks, Store
 
 FaceKey = tuple[int, Tile, int]  # the sweep, the tile that is entered, and the axis along which
-Face = Array  # (1 + S, *extents of the other axes, n), all states in the order of `Stage.states`
+Face = Array  # (S, *extents of the other axes, n), the states in the order of `Stage.states`
 
 
-class Graph(Protocol):
-    """A loaded graph; see `mdlstm_tk.runtime.runner.Runner`."""
+class Graphs(Protocol):
+    """Runs the graphs of an archive by their names; see `mdlstm_tk.runtime.runner.Runner`."""
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]: ...
+    def run(self, feeds: Mapping[str, Array], graph: str) -> dict[str, Array]: ...
+    def interrupt(self) -> None: ...
 
 
 class Source(Protocol):
@@ -39,10 +39,9 @@ class Source(Protocol):
 
 
 class Output(Protocol):
-    """A grid that is written by region."""
+    """A grid that is written by region, such as an array: y (*extents, outputs)."""
 
-    def write(self, region: Region, block: Array) -> None:
-        """Write y (*extents, outputs) for a region; the same one may be written twice."""
+    def __setitem__(self, region: Region, block: Array, /) -> None: ...
 
 
 def make_plan(archive: Archive, grid: Sequence[int], tile: Sequence[int], batch_size: int) -> Plan:
@@ -59,20 +58,6 @@ def ordered_sweeps(archive: Archive) -> list[tuple[int, int]]:
         for s, stage in enumerate(archive.stages)
         for k in run_order([sweep.direction for sweep in stage.sweeps])
     ]
-
-
-def make_store(archive: Archive, plan: Plan, folder: Path, *, keep: bool = False) -> Store:
-    """The store for a plan that `make_plan` made."""
-    stages = archive.stages
-    return Store(
-        folder,
-        plan,
-        [stage.features for stage in stages],
-        [stage.added for stage in stages],
-        [k for _, k in ordered_sweeps(archive)],
-        archive.pool,
-        keep=keep,
-    )
 
 
 def output_extents(archive: Archive, grid: Sequence[int]) -> tuple[int, ...]:
@@ -96,26 +81,34 @@ class Work:
 
     Args:
         archive: describes the network.
-        graphs: of the sweeps, in the order of `ordered_sweeps`.
-        head: the graph of the head, or None.
+        graphs: of the network.
         plan: what `make_plan` returned.
-        store: what `make_store` returned.
+        blocks: hold what tiles leave for later sweeps.
         source: x.
         output: y.
+        endless: whether the grid is one block of the rows of an endless one: tiles enter along axis 0 by
+            the faces that the same tiles of the block before have left.
+
+    Attributes:
+        plan, graphs, output: as given.
+        store: of what is stored in `blocks`.
     """
 
     def __init__(
         self,
         archive: Archive,
-        graphs: Sequence[Graph],
-        head: Graph | None,
+        graphs: Graphs,
         plan: Plan,
-        store: Store,
+        blocks: Blocks,
         source: Source,
         output: Output,
+        *,
+        endless: bool = False,
     ) -> None:
-        self._archive, self._graphs, self._head = archive, graphs, head
-        self._plan, self._store, self._source, self._output = plan, store, source, output
+        self.plan, self.graphs, self.store = plan, graphs, Store(archive, plan, blocks)
+        self.output = output
+        self._archive, self._source, self._endless = archive, source, endless
+        self._files = [archive.stages[s].sweeps[k].file for s, k in ordered_sweeps(archive)]
 
     def run(self, group: Group, faces: Mapping[FaceKey, Face]) -> dict[FaceKey, Face]:
         """Run one group.
@@ -133,96 +126,80 @@ class Work:
                 written.
             InputError: the source cannot be read.
         """
-        plan, tiling = self._plan, self._plan.tiling
-        stage = plan.sweeps[group.sweep][0]
-        states = self._archive.stages[stage].states
-        if stage == 0:
-            tiles = [self._source.read(tiling.region(0, tile)) for tile in group.tiles]
+        sweep, tiles = group
+        tiling, number = self.plan.tiling, self.plan.sweeps[sweep][0]
+        stage, shape = self._archive.stages[number], tiling.shape(number + 1, tiles[0])
+        if number == 0:
+            inputs = [self._source.read(tiling.region(0, tile)) for tile in tiles]
         else:
-            tiles = [self._store.output(stage - 1, tile) for tile in group.tiles]
-        shape = tiling.shape(stage + 1, group.tiles[0])
-        feeds = {"x": np.stack(tiles)}
+            inputs = [self.store.output(number - 1, tile) for tile in tiles]
+        feeds = {"x": np.stack(inputs)}
+        face_shapes = [(*shape[:axis], *shape[axis + 1 :], stage.units) for axis in range(len(shape))]
+        for axis, face_shape in enumerate(face_shapes):
+            zeros = np.zeros((len(stage.states), *face_shape), np.float32)
+            entering = np.stack([faces.get((sweep, tile, axis), zeros) for tile in tiles], axis=1)
+            feeds |= {f"{state}{axis}": face for state, face in zip(stage.states, entering, strict=True)}
+        outputs = self.graphs.run(feeds, self._files[sweep])
+        expected = {"part": (*shape, stage.features)}
+        for axis, face_shape in enumerate(face_shapes):
+            expected |= {f"{state}{axis}_n": face_shape for state in stage.states}
+        self._check(outputs, expected, group)
+        leaving: dict[FaceKey, Face] = {}
         for axis in range(len(shape)):
-            zeros = self._zeros(stage, shape, axis)
-            entering = [faces.get((group.sweep, tile, axis), zeros) for tile in group.tiles]
-            stacked = np.stack(entering, axis=1)  # (1 + S, N, *extents of the other axes, n)
-            feeds |= {f"{state}{axis}": face for state, face in zip(states, stacked, strict=True)}
-        outputs = self._graphs[group.sweep].run(feeds)
-        parts = self._checked(outputs, "part", (*shape, self._archive.stages[stage].features), group)
-        left = self._faces_left(group, outputs, shape)
-        done = []
-        for tile, part in zip(group.tiles, parts, strict=True):
-            stored = self._store.complete(group.sweep, tile, part)
-            if stored is not None:
-                done.append((tile, stored))
-        if done:
-            self._write([tile for tile, _ in done], np.stack([y for _, y in done]))
-        return left
+            left = np.stack([outputs[f"{state}{axis}_n"] for state in stage.states], axis=1)
+            for tile, face in zip(tiles, left, strict=True):
+                following = self.plan.predecessor(sweep, tile, axis, 1)
+                if following is None and self._endless and axis == 0:
+                    following = tile  # the same one in the next block of rows
+                if following is not None:
+                    leaving[sweep, following, axis] = face
+        self._complete(group, outputs["part"])
+        return leaving
 
     def finish(self) -> None:
         """Write the result of a network that averages over the grid, once all groups have run."""
-        if not self._archive.pool:
-            return
         pool = self._archive.pool
-        stored = self._store.pooled()[None]
-        y = self._headed(stored, stored.shape[1:-1])[0]
-        extents = [extent for d, extent in enumerate(y.shape[:-1]) if d not in pool]
-        self._output.write(tuple(slice(0, extent) for extent in extents), y.squeeze(pool))
+        if pool:
+            stored = self.store.pooled()[None]
+            y = self._headed(stored, stored.shape[1:-1])[0].squeeze(pool)
+            self.output[tuple(slice(0, extent) for extent in y.shape[:-1])] = y
 
-    def _write(self, tiles: list[Tile], stored: Array) -> None:
-        """Write y for tiles that the last stage has finished."""
-        archive, tiling = self._archive, self._plan.tiling
-        whole = output_extents(archive, tiling.extents[0])
-        upsampled = zip(stored.shape[1:-1], archive.upsample, strict=True)
-        y = self._headed(stored, tuple(extent * up for extent, up in upsampled))
-        for tile, block in zip(tiles, y, strict=True):
-            region = tuple(
-                slice(part.start * up, min(part.stop * up, extent))
-                for part, up, extent in zip(
-                    tiling.region(len(archive.stages), tile), archive.upsample, whole, strict=True
-                )
-            )
-            self._output.write(region, block[tuple(slice(part.stop - part.start) for part in region)])
+    def _complete(self, group: Group, parts: Array) -> None:
+        """Store the parts of a sweep, and write y where the last stage is complete with them."""
+        done = [
+            self.store.complete(group.sweep, t, part) for t, part in zip(group.tiles, parts, strict=True)
+        ]
+        blocks = [block for block in done if block is not None]  # all of them, or none
+        if not blocks:
+            return
+        archive, tiling, stored = self._archive, self.plan.tiling, np.stack(blocks)
+        ups, whole = archive.upsample, output_extents(archive, tiling.extents[0])
+        y = self._headed(stored, tuple(e * up for e, up in zip(stored.shape[1:-1], ups, strict=True)))
+        for tile, block in zip(group.tiles, y, strict=True):
+            parts_of = zip(tiling.region(len(archive.stages), tile), ups, whole, strict=True)
+            region = tuple(slice(p.start * up, min(p.stop * up, extent)) for p, up, extent in parts_of)
+            self.output[region] = block[tuple(map(slice, shape_of(region)))]
 
     def _headed(self, stored: Array, extents: tuple[int, ...]) -> Array:
         """y (N, *extents, outputs) for the output of the last stage (N, …, F)."""
-        y = stored if self._head is None else self._head.run({"x": stored})["y"]
-        if y.shape != (len(stored), *extents, self._archive.metadata.outputs):
+        archive = self._archive
+        y = stored if archive.head is None else self.graphs.run({"x": stored}, archive.head)["y"]
+        if y.shape != (len(stored), *extents, archive.metadata.outputs):
             raise MDLSTMError(
                 f"the head returned y of shape {y.shape} for x of shape {stored.shape}, which contradicts "
                 "the archive; export the model again"
             )
         return y
 
-    def _faces_left(
-        self, group: Group, outputs: Mapping[str, Array], shape: tuple[int, ...]
-    ) -> dict[FaceKey, Face]:
-        left: dict[FaceKey, Face] = {}
-        stage = self._archive.stages[self._plan.sweeps[group.sweep][0]]
-        for axis in range(len(shape)):
-            face_shape = (*shape[:axis], *shape[axis + 1 :], stage.units)
-            faces = [
-                self._checked(outputs, f"{state}{axis}_n", face_shape, group) for state in stage.states
-            ]
-            for k, tile in enumerate(group.tiles):
-                following = self._plan.predecessor(group.sweep, tile, axis, 1)
-                if following is not None:
-                    left[group.sweep, following, axis] = np.stack([face[k] for face in faces])
-        return left
-
-    def _checked(
-        self, outputs: Mapping[str, Array], name: str, shape: tuple[int, ...], group: Group
-    ) -> Array:
-        y = outputs.get(name)
-        if y is None or y.dtype != np.float32 or y.shape != (len(group.tiles), *shape):
-            found = "nothing" if y is None else f"{y.dtype} of shape {y.shape}"
-            raise MDLSTMError(
-                f"sweep {group.sweep} returned {found} for '{name}', expected float32 of shape "
-                f"{(len(group.tiles), *shape)}; the graphs of the archive do not fit together, so export "
-                "the model again"
-            )
-        return y
-
-    def _zeros(self, stage: int, shape: tuple[int, ...], axis: int) -> Face:
-        of = self._archive.stages[stage]
-        return np.zeros((len(of.states), *shape[:axis], *shape[axis + 1 :], of.units), np.float32)
+    def _check(
+        self, outputs: Mapping[str, Array], expected: Mapping[str, tuple[int, ...]], group: Group
+    ) -> None:
+        """Check that a graph has returned all that its archive says."""
+        for name, shape in expected.items():
+            y, shape = outputs.get(name), (len(group.tiles), *shape)
+            if y is None or y.dtype != np.float32 or y.shape != shape:
+                returned = "nothing" if y is None else f"{y.dtype} of shape {y.shape}"
+                raise MDLSTMError(
+                    f"sweep {group.sweep} returned {returned} for '{name}', expected float32 of shape "
+                    f"{shape}; the graphs of the archive do not fit together, so export the model again"
+                )

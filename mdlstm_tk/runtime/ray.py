@@ -1,0 +1,234 @@
+"""Distribute inference with Ray, for more files or larger grids than one machine can process.
+
+Ray runs on the cluster at $RAY_ADDRESS, whose machines must all see the files under the same paths; without
+it, on this machine. Each worker loads the model once, and then runs windows of files, or groups of tiles.
+Both give the bytes of a run in one process: which arrays or tiles share a batch depends on the jobs and the
+plan alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mdlstm_tk.errors import MDLSTMError, require
+from mdlstm_tk.runtime.batching import WINDOW, Result, infer_files
+from mdlstm_tk.runtime.io.npy import MAX_BYTES
+from mdlstm_tk.runtime.io.readers import read_input
+from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
+from mdlstm_tk.runtime.session import Session
+from mdlstm_tk.runtime.tiles.files import FileRun
+from mdlstm_tk.runtime.tiles.local import RunGroups
+from mdlstm_tk.runtime.tiles.plan import Group
+from mdlstm_tk.runtime.tiles.session import TiledSession
+from mdlstm_tk.runtime.tiles.work import Face, FaceKey
+
+MAX_RESTARTS = 2  # of a worker that is lost
+
+Reply = tuple[Any, MDLSTMError | None]  # the error that stopped a worker is raised by the driver
+
+
+class FilesWorker:
+    """A Ray actor that loads the model once and then runs windows of jobs."""
+
+    def __init__(
+        self, folder: str, model: Path, arguments: dict[str, Any], options: tuple[Any, ...]
+    ) -> None:
+        os.chdir(folder)
+        self._session, self._options = Session(model, **arguments), options
+
+    def run(self, jobs: Sequence[Job]) -> Reply:
+        """The results of jobs."""
+        results: list[Result] = []
+        try:
+            for result in infer_files(self._session, jobs, *self._options):
+                results.append(result)
+        except MDLSTMError as error:
+            return results, error
+        return results, None
+
+
+class TilesWorker:
+    """A Ray actor that loads the tiled model once and then runs groups of tiles."""
+
+    def __init__(self, folder: str, session: TiledSession) -> None:
+        os.chdir(folder)
+        self._session, self._stack = session, ExitStack()
+        self._file: FileRun | None = None
+
+    def run(self, file: FileRun, group: Group, faces: dict[FaceKey, Face]) -> Reply:
+        """The faces that a group of a file leaves."""
+        try:
+            if file != self._file:
+                self._stack.close()
+                self._work, self._file = file.open(self._session, self._stack), file
+            return self._work.run(group, faces), None
+        except MDLSTMError as error:
+            return {}, error
+
+
+def infer_with_ray(
+    model: Path,
+    jobs: Sequence[Job],
+    batch_size: int | None = None,
+    options: ResultOptions = LABELS_ONLY,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    workers: int | None = None,
+    max_bytes: int | None = None,
+    **arguments: Any,
+) -> Iterator[Result]:
+    """Do what `infer_files` does, with the jobs distributed over Ray workers.
+
+    The results equal those of `infer_files` byte for byte.
+
+    Args:
+        model: path of the model, which each worker loads.
+        jobs: the files to read and where to write their results.
+        batch_size, options: as for `infer_files`.
+        device: "cpu" or "cuda", for each worker.
+        threads: CPU threads of each worker. 0 means 1, as workers share the cores.
+        workers: number of processes. None: one per CPU, divided by `threads`.
+        max_bytes: maximum size in bytes of a file; None: 1 GiB.
+        **arguments: further ones of `Session`.
+
+    Yields:
+        The results, in the order of the jobs.
+
+    Raises:
+        MDLSTMError: as in `infer_files`, or Ray fails.
+        MissingExtraError: Ray is not installed.
+    """
+    threads, max_bytes = max(threads, 1), max_bytes or MAX_BYTES
+    windows = [jobs[i : i + WINDOW] for i in range(0, len(jobs), WINDOW)]
+    workers = min(workers or max(1, (os.cpu_count() or 1) // threads), len(windows))
+    arguments |= {"device": device, "threads": threads, "max_bytes": max_bytes}
+    files = (partial(read_input, max_bytes=max_bytes), batch_size, options)
+    with ray_cluster(workers * threads) as ray:
+        pool = _pool(ray, FilesWorker, (os.getcwd(), model, arguments, files), workers, device, threads)
+        for results, error in pool.map(lambda actor, window: actor.run.remote(window), windows):
+            yield from results
+            if error is not None:
+                raise error
+
+
+@contextmanager
+def tile_workers(session: TiledSession, workers: int) -> Iterator[Callable[[FileRun], RunGroups]]:
+    """Start workers that run the groups of files; yields what `infer_tiled` calls.
+
+    The groups of a step run at the same time. Faces travel by way of this process, and all else lies in
+    files. A group may run again, which Ray does when a worker is lost.
+
+    Args:
+        session: the model, which each worker loads.
+        workers: number of processes.
+
+    Raises:
+        MDLSTMError: Ray fails.
+        MissingExtraError: Ray is not installed.
+    """
+    with ray_cluster(workers) as ray:
+        pool = _pool(ray, TilesWorker, (os.getcwd(), session), workers, session.device)
+
+        def running(file: FileRun) -> RunGroups:
+            def run_groups(
+                groups: Sequence[Group], faces: Mapping[FaceKey, Face]
+            ) -> list[dict[FaceKey, Face]]:
+                def submit(actor: Any, group: Group) -> Any:
+                    tiles = {(group.sweep, tile) for tile in group.tiles}
+                    entering = {key: face for key, face in faces.items() if key[:2] in tiles}
+                    return actor.run.remote(file, group, entering)
+
+                replies = list(pool.map(submit, groups))
+                for _, error in replies:
+                    if error is not None:
+                        raise error
+                return [leaving for leaving, _ in replies]
+
+            return run_groups
+
+        yield running
+
+
+def _pool(
+    ray: Any, worker: type, arguments: tuple[Any, ...], count: int, device: str, threads: int = 1
+) -> Any:
+    """Start actors, which Ray starts again when they are lost."""
+    restarts = {"max_restarts": MAX_RESTARTS, "max_task_retries": MAX_RESTARTS}
+    gpus = 1 if device.startswith("cuda") else 0
+    actor = ray.remote(num_cpus=threads, num_gpus=gpus, **restarts)(worker)
+    return require("ray.util", "ray").ActorPool([actor.remote(*arguments) for _ in range(count)])
+
+
+@contextmanager
+def ray_cluster(cpus: int) -> Iterator[Any]:
+    """Connect to the cluster at $RAY_ADDRESS, or start one on this machine; yields the module `ray`.
+
+    Usage statistics and the dashboard are turned off.
+
+    Args:
+        cpus: that a cluster on this machine has for tasks.
+
+    Raises:
+        MDLSTMError: Ray fails.
+        MissingExtraError: Ray is not installed.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"  # its messages are in its log files
+    ray: Any = require("ray", "ray")
+    cluster = os.environ.get("RAY_ADDRESS")
+    if cluster:
+        _check_reachable(cluster)
+    resources = {} if cluster else {"num_cpus": cpus}
+    try:
+        with _suppressed_stderr():
+            ray.init(
+                address=cluster or "local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **resources,
+            )
+        yield ray
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+        raise MDLSTMError(f"Ray failed: {reason}") from None
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Check that something listens at host:port; Ray itself would retry for many minutes.
+
+    Raises:
+        MDLSTMError: nothing does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise MDLSTMError(f"no Ray cluster answers at $RAY_ADDRESS {address}: {error}") from None
+
+
+@contextmanager
+def _suppressed_stderr() -> Iterator[None]:
+    """Redirect the process's stderr to nowhere: Ray's C++ part prints its log level there."""
+    sys.stderr.flush()
+    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(devnull)

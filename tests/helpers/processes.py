@@ -1,0 +1,21 @@
+"""The processes that a test has started."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def descendants(pid: int | None = None) -> list[int]:
+    """The processes that a process has started, and those that these have. None: of this process."""
+    pid = os.getpid() if pid is None else pid
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(parent) == pid and state != "Z":
+            child = int(path.parent.name)
+            found += [child, *descendants(child)]
+    return found

@@ -1,0 +1,117 @@
+"""Ray gives the bytes of a run in this process, also if a worker is killed on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.processes import descendants
+from helpers.tiled_models import classifier, segmenter
+
+from mdlstm_tk import MDLSTM
+from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.export import export_onnx
+from mdlstm_tk.runtime import Session, TiledSession
+from mdlstm_tk.runtime import ray as ray_module
+from mdlstm_tk.runtime.batching import infer_files
+from mdlstm_tk.runtime.jobs import Job
+from mdlstm_tk.runtime.ray import ray_cluster
+from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
+
+zarr: Any = pytest.importorskip("zarr")
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A cluster of two workers, which all calls share."""
+    pytest.importorskip("ray")
+    with ray_cluster(2) as ray, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_module, "ray_cluster", lambda cpus: nullcontext(ray))
+        yield ray
+
+
+def killing_worker() -> tuple[Any, list[int]]:
+    """A report that kills a worker of Ray after a quarter of the tiles, and whom it has killed."""
+    killed: list[int] = []
+
+    def report(done: int, total: int) -> None:
+        if not killed and done > total // 4:
+            titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants()}
+            killed.extend(
+                [pid for pid, title in titles.items() if title.startswith(b"ray::TilesWorker")][:1]
+            )
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    return report, killed
+
+
+@pytest.mark.parametrize(
+    ("model", "suffix"), [(segmenter, "zarr"), (segmenter, "tif"), (classifier, "txt")]
+)
+def test_tiles_have_the_bytes_of_a_local_run(model: Any, suffix: Any, cluster: Any, tmp_path: Path) -> None:
+    """A worker is killed on the way, and a file that cannot be read does not stop the next one."""
+    channels = 3 if model is segmenter else 1
+    np.save(tmp_path / "x.npy", RNG.random((90, 80, channels), dtype=np.float32))
+    np.save(tmp_path / "nan.npy", np.full((30, 41, channels), np.nan))
+    report, killed = killing_worker()
+    answers = []
+    for name, options in (("local", TileOptions(16)), ("ray", TileOptions(16, report=report, workers=2))):
+        targets = [str(tmp_path / f"{k}-{name}.{suffix}") if suffix != "txt" else "-" for k in range(2)]
+        sources = [str(tmp_path / f"{source}.npy") for source in ("nan", "x")]
+        jobs = [Job(*pair, suffix) for pair in zip(sources, targets, strict=True)]
+        with TiledSession(model().path, "cpu") as session:
+            first, second = infer_tiled(session, jobs, options)
+        assert "NaN" in str(first.error) and second.error is None
+        answers.append(second.answers)
+    assert killed and answers[0] == answers[1]
+    local, ray = (tmp_path / f"1-{name}.{suffix}" for name in ("local", "ray"))
+    if suffix == "tif":
+        assert local.read_bytes() == ray.read_bytes()
+    elif suffix == "zarr":
+        expected, y = (zarr.open_array(path, mode="r")[:] for path in (local, ray))
+        np.testing.assert_array_equal(y, expected, strict=True)
+    assert not list(tmp_path.rglob("*scratch*"))
+
+
+def test_files_have_the_bytes_of_a_local_run(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows of files, one of which cannot be read, come back in their order."""
+    monkeypatch.setattr(ray_module, "WINDOW", 2)
+    export_onnx(MDLSTM(1, 2), tmp_path / "model.onnx", grid=(6, 7))
+    names = [f"{k}" for k in range(5)]
+    for name in names:
+        np.save(tmp_path / f"{name}.npy", RNG.random((int(name) % 3 + 1, 6, 7, 1)))
+    np.save(tmp_path / "3.npy", np.zeros((2, 2)))
+    errors = []
+    for engine in ("local", "ray"):
+        (tmp_path / engine).mkdir()
+        jobs = [Job(f"{tmp_path / name}.npy", f"{tmp_path / engine / name}.npy", "npy") for name in names]
+        if engine == "local":
+            outcomes = list(infer_files(Session(tmp_path / "model.onnx", "cpu"), jobs))
+        else:
+            outcomes = list(ray_module.infer_with_ray(tmp_path / "model.onnx", jobs, workers=2))
+            assert [outcome.job for outcome in outcomes] == jobs
+        errors.append(sorted(str(outcome.error) for outcome in outcomes))
+    assert errors[0] == errors[1] and errors[0].count("None") == 4
+    for name in ("0", "1", "2", "4"):
+        local, ray = ((tmp_path / engine / f"{name}.npy").read_bytes() for engine in ("local", "ray"))
+        assert local == ray
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with (
+        pytest.raises(MDLSTMError, match=r"no Ray cluster answers at \$RAY_ADDRESS 127.0.0.1:1"),
+        ray_cluster(1),
+    ):
+        pass

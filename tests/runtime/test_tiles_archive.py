@@ -1,0 +1,153 @@
+"""Archives that are damaged or contradict themselves are refused in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from helpers.tiled_models import downward, segmenter
+
+from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.runtime.tiles.archive import INDEX, parse_archive
+from mdlstm_tk.runtime.tiles.session import TiledSession
+
+SWEEP = "stage-0/sweep-0.onnx"
+Members = dict[str, bytes]
+Index = dict[str, Any]
+
+
+def members_of(model: Any) -> Members:
+    with zipfile.ZipFile(model.path) as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
+def packed(members: Members, compression: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+    return buffer.getvalue()
+
+
+def refusal(data: bytes) -> str:
+    """Why an archive is refused; a run comes last."""
+    with pytest.raises(MDLSTMError) as caught, TiledSession(data, "cpu") as session:
+        session(np.zeros((9, 8, session.metadata.channels)), tile=4)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+INDEX_CHANGES: dict[str, tuple[Callable[[Index], object], str]] = {
+    "another schema": (lambda index: index.update(schema=2), "the schema 2, expected 1"),
+    "no schema": (lambda index: index.pop("schema"), "no 'schema'"),
+    "no stages": (lambda index: index.update(stages=[]), "features and no head"),
+    "a text of stages": (lambda index: index.update(stages="x"), "is damaged"),
+    "no metadata": (lambda index: index.pop("metadata"), "no 'metadata'"),
+    "another form": (
+        lambda index: index["metadata"].update({"mdlstm.form": '"scan"'}),
+        "metadata are not those of a tiled export",
+    ),
+    "no field": (lambda index: index["stages"][0].pop("sum"), "no 'sum'"),
+    "a negative window": (lambda index: index["stages"][0].update(window=[-2, 2]), "at least 1"),
+    "a window of one axis": (lambda index: index["stages"][0].update(window=[2]), "2 integers"),
+    "another window": (lambda index: index["stages"][0].update(window=[1, 2]), "than tiles.json says"),
+    "units that are a bool": (lambda index: index["stages"][0].update(units=True), "integers of at least"),
+    "other units": (lambda index: index["stages"][0].update(units=5), "ONNX Runtime failed|do not fit"),
+    "other channels": (lambda index: index["stages"][1].update(channels=3), "3 channels and gets 6"),
+    "other features": (lambda index: index["stages"][1].update(features=5), "10 features and no head"),
+    "a direction of 0": (lambda index: index["stages"][0]["sweeps"][0].update(direction=[0, 1]), "1 or -1"),
+    "a missing graph": (lambda index: index["stages"][0]["sweeps"][0].update(file="/etc/passwd"), "named"),
+    "pool of an axis that is none": (lambda index: index.update(pool=[7]), "for 2 axes"),
+    "pool twice": (lambda index: index.update(pool=[0, 0]), "for 2 axes"),
+    "a missing head": (lambda index: index.update(head={"file": "head.onnx"}), "only named"),
+    "a head without a file": (lambda index: index.update(head={}), "no 'file'"),
+    "an upsample of text": (lambda index: index.update(upsample=["2", "2"]), "integers of at least"),
+    "another upsample": (lambda index: index.update(upsample=[2, 2]), "contradicts"),
+}
+
+
+@pytest.mark.parametrize("name", INDEX_CHANGES)
+def test_a_wrong_index_is_refused(name: str) -> None:
+    change, words = INDEX_CHANGES[name]
+    members = members_of(downward())
+    index = json.loads(members[INDEX])
+    change(index)
+    message = refusal(packed(members | {INDEX: json.dumps(index).encode()}))
+    assert any(word in message for word in words.split("|")), message
+
+
+def flipped(members: Members) -> bytes:
+    """A bit of a graph is wrong, so that its checksum is, too."""
+    data = bytearray(packed(members))
+    data[data.index(members[SWEEP]) + 100] ^= 1
+    return bytes(data)
+
+
+def changed_graph(members: Members, change: Callable[[onnx.ModelProto], object]) -> bytes:
+    model = onnx.load_model_from_string(members[SWEEP])
+    change(model)
+    return packed(members | {SWEEP: model.SerializeToString()})
+
+
+def add_loop(model: onnx.ModelProto) -> None:
+    body = onnx.helper.make_graph([], "body", [], [])
+    model.graph.node.append(onnx.helper.make_node("Loop", [], [], body=body))
+
+
+def transpose_face(model: onnx.ModelProto) -> None:
+    """A graph may return what its declaration does not say."""
+    for node in model.graph.node:
+        node.output[:] = ["first" if name == "h0_n" else name for name in node.output]
+    node = onnx.helper.make_node("Transpose", ["first"], ["h0_n"], perm=[0, 2, 1], name="t")
+    model.graph.node.append(node)
+
+
+ARCHIVES: dict[str, tuple[Callable[[Members], bytes], str]] = {
+    "no archive": (lambda members: b"x" * 100, "is no tiled export, or damaged"),
+    "nothing": (lambda members: b"", "is no tiled export, or damaged"),
+    "cut off": (lambda members: packed(members)[:-30], "is no tiled export, or damaged"),
+    "no index": (lambda members: packed({SWEEP: members[SWEEP]}), "it holds no tiles.json"),
+    "an index that is no JSON": (lambda members: packed(members | {INDEX: b"{"}), "is damaged (tiles.json"),
+    "an index that is nested": (lambda members: packed(members | {INDEX: b"[" * 10**6}), "is damaged"),
+    "an index that is a list": (lambda members: packed(members | {INDEX: b"[]"}), "is damaged"),
+    "compressed members": (lambda members: packed(members, zipfile.ZIP_DEFLATED), "is compressed"),
+    "a wrong checksum": (flipped, "is no tiled export, or damaged"),
+    "a member too many": (lambda members: packed(members | {"../more": b""}), "or only present"),
+    "a graph that is none": (lambda members: packed(members | {SWEEP: b"x" * 50}), f"{SWEEP} in the model"),
+    "a graph with a loop": (lambda members: changed_graph(members, add_loop), "the operator 'Loop'"),
+    "a graph of another stage": (
+        lambda members: packed(members | {SWEEP: members["stage-1/sweep-0.onnx"]}),
+        "than tiles.json says",
+    ),
+    "faces of other shapes": (
+        lambda members: changed_graph(members, transpose_face),
+        "for 'h0_n', expected float32 of",
+    ),
+    "a sweep as head": (
+        lambda members: packed(members_of(segmenter()) | {"head.onnx": members[SWEEP]}),
+        "ONNX Runtime failed",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_a_damaged_archive_is_refused(name: str) -> None:
+    make, words = ARCHIVES[name]
+    message = refusal(make(members_of(downward())))
+    assert words in message, message
+
+
+def test_an_archive_of_version_0_6_loads() -> None:
+    """Its index, as 0.6 wrote it: the fields are all there are."""
+    members = members_of(segmenter())
+    index = json.loads(members[INDEX])
+    assert set(index) == {"schema", "stages", "pool", "head", "upsample", "metadata"}
+    archive = parse_archive(packed(members), "x")
+    assert [stage.window for stage in archive.stages] == [(2, 2)]
+    assert (archive.head, archive.upsample, archive.pool) == ("head.onnx", (2, 2), ())

@@ -1,0 +1,304 @@
+"""Tiled models on files: what is read and written by region, interruptions, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.tiled_models import PALETTE, VALUES, classifier, segmenter, single
+
+from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.runtime import TiledSession, load_image
+from mdlstm_tk.runtime.answers import ResultOptions
+from mdlstm_tk.runtime.jobs import Job
+from mdlstm_tk.runtime.postprocessing import probabilities
+from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
+from mdlstm_tk.runtime.tiles.local import State
+from mdlstm_tk.runtime.tiles.sources import open_source
+
+tifffile: Any = pytest.importorskip("tifffile")
+zarr: Any = pytest.importorskip("zarr")
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (45, 70, 3), np.uint8)
+X = PIXELS / np.float32(255)
+SCRATCH = ".y.npy.mdlstm-scratch"
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(source: str, target: str = "y.npy", model: Any = segmenter, **options: Any) -> Any:
+    """Run a model on a file, and return the outcome."""
+    results = ResultOptions(options.pop("probabilities", False))
+    force, session_options = options.pop("force", False), options.pop("session", {})
+    options.setdefault("tile", 16)
+    job = Job(source, target, target.rpartition(".")[2] if target != "-" else "txt")  # type: ignore[arg-type]
+    with TiledSession(model().path, "cpu", **session_options) as session:
+        (outcome,) = infer_tiled(session, [job], TileOptions(**options), None, results, force=force)
+    return outcome
+
+
+def listed() -> list[str]:
+    return sorted(path.name for path in Path().iterdir())
+
+
+def write_zarr(path: str) -> None:
+    zarr.create_array(path, shape=X.shape, chunks=(16, 16, 3), dtype=X.dtype)[:] = X
+
+
+def write_pyramid(path: str) -> None:
+    with tifffile.TiffWriter(path, ome=True) as file:
+        file.write(np.zeros((90, 140, 3), np.uint8), subifds=1, tile=(16, 16), photometric="rgb")
+        file.write(PIXELS, subfiletype=1, tile=(16, 16), photometric="rgb")
+
+
+def tif(**options: Any) -> Any:
+    return lambda path: tifffile.imwrite(path, PIXELS, photometric="rgb", **options)
+
+
+SOURCES: dict[str, tuple[str, Any]] = {
+    "npy": ("x.npy", lambda path: np.save(path, X)),
+    "Fortran order": ("x.npy", lambda path: np.save(path, np.asfortranarray(X))),
+    "big-endian": ("x.npy", lambda path: np.save(path, X.astype(">f8"))),
+    "zarr": ("x.zarr", write_zarr),
+    "tiled": ("x.tif", tif(tile=(16, 32), compression="zlib")),
+    "plain": ("x.tiff", tif()),
+    "strips": ("x.tif", tif(rowsperstrip=7, compression="zlib")),
+    "BigTIFF": ("x.tif", tif(bigtiff=True, byteorder=">", tile=(32, 16))),
+    "pyramid": ("x.ome.tif", write_pyramid),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_files_are_read_by_region(name: str) -> None:
+    """Every kind of file gives the same mask, which keeps values and palette."""
+    source, write = SOURCES[name]
+    write(source)
+    assert run(source, "y.tif", level=int(name == "pyramid")).error is None
+    expected = np.asarray(VALUES)[segmenter().whole(X).argmax(-1)]
+    with tifffile.TiffFile("y.tif") as file:
+        np.testing.assert_array_equal(file.asarray(), expected)
+        assert file.pages[0].is_tiled and file.pages[0].photometric.name == "PALETTE"
+        colours = np.asarray(file.pages[0].colormap)[:, list(VALUES)].T // 257
+        np.testing.assert_array_equal(colours.ravel(), PALETTE)
+    from PIL import Image
+
+    np.testing.assert_array_equal(np.asarray(Image.open("y.tif")), expected)
+    assert listed() == sorted([source, "y.tif"])  # no scratch is left
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options"),
+    [
+        (PIXELS[..., 0], {}),
+        (PIXELS[..., 0], {"photometric": "miniswhite", "tile": (16, 16)}),
+        (PIXELS[..., 0].astype(np.uint16) * 257, {"tile": (16, 16)}),
+        (PIXELS[..., 0] % 4, {"photometric": "palette", "colormap": np.arange(768).reshape(3, 256) * 80}),
+        (np.dstack([PIXELS, PIXELS[::-1, :, 0]]), {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
+        (X[..., 0], {"tile": (16, 16)}),
+        (PIXELS[..., 0] > 99, {"photometric": "minisblack"}),
+    ],
+    ids=["grey", "white is zero", "16 bits", "palette", "opacity", "float", "1 bit"],
+)
+def test_images_are_prepared_as_whole_ones(pixels: Any, options: dict[str, Any]) -> None:
+    tifffile.imwrite("x.tif", pixels, **options)
+    for model in (segmenter(), classifier()):
+        metadata = TiledSession(model.path, "cpu").metadata
+        whole = load_image("x.tif", metadata)
+        with ExitStack() as stack:
+            source = open_source(Path("x.tif"), metadata, 0, stack)
+            region = (slice(3, 40), slice(10, 70))
+            expected = whole[region].reshape(37, 60, metadata.channels)
+            np.testing.assert_allclose(source.read(region), expected, rtol=0, atol=1e-7, strict=True)
+
+
+@pytest.mark.parametrize("target", ["y.npy", "y.zarr", "p.npy", "p.tif"])
+def test_results_are_written_by_region(target: str) -> None:
+    np.save("x.npy", X)
+    expected = segmenter().whole(X)
+    is_probable = target.startswith("p")
+    outcome = run("x.npy", target, probabilities=is_probable, session={"threads": 3})
+    assert outcome.error is None
+    load = {"npy": np.load, "zarr": lambda path: zarr.open_array(path)[:], "tif": tifffile.imread}
+    y = load[target.rpartition(".")[2]](target)
+    np.testing.assert_allclose(
+        y, probabilities(expected) if is_probable else expected, atol=1e-5, strict=True
+    )
+    assert run("x.npy", target, probabilities=is_probable).error is None  # replaces it
+
+
+def test_axes_of_results_are_those_of_the_array() -> None:
+    """One output has an axis where the one channel of x has one, as in a run on the whole grid."""
+    x = np.random.default_rng(0).random((9, 12), dtype=np.float32)
+    for values in (x, x[..., None]):
+        np.save("x.npy", values)
+        run("x.npy", model=single, tile=4)
+        expected = TiledSession(single().path, "cpu")(values, tile=4)
+        np.testing.assert_allclose(np.load("y.npy"), expected, strict=True)
+        assert expected.shape == values.shape
+
+
+def test_the_answer_for_a_grid_that_is_averaged_over() -> None:
+    x = np.random.default_rng(0).random((20, 31), dtype=np.float32)
+    np.save("x.npy", x)
+    (answer,) = run("x.npy", "-", model=classifier).answers
+    label = ("cat", "dog", "bird")[classifier().whole(x[..., None]).argmax()]
+    assert label in str(answer)
+
+
+PROGRAM = """
+import sys
+from mdlstm_tk.runtime import TiledSession
+from mdlstm_tk.runtime.jobs import Job
+from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
+options = TileOptions(tile=8, resume=sys.argv[2] == "True")
+for outcome in infer_tiled(TiledSession(sys.argv[1], "cpu"), [Job("x.npy", "y.npy", "npy")], options):
+    print(outcome.error)
+"""
+
+
+def start(*, resume: bool = False) -> subprocess.Popen[bytes]:
+    """Start a run of the segmenter in another process, and wait until it has noted some steps."""
+    np.save("x.npy", np.random.default_rng(1).random((200, 220, 3), dtype=np.float32))
+    command = [sys.executable, "-c", PROGRAM, str(segmenter().path), str(resume)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    while process.poll() is None and len(list(Path().glob(f"{SCRATCH}/*-*.npy"))) < 8:
+        time.sleep(0.01)
+    return process
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes() -> None:
+    process = start()
+    with pytest.raises(MDLSTMError, match=r"another process works in .*output=\.\.\."):
+        run("x.npy", tile=8, resume=True)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert listed() == [SCRATCH, "x.npy"]
+    assert "go on with resume=True" in run("x.npy", tile=8).error
+    assert "another tile" in run("x.npy", resume=True).error
+    done: list[int] = []
+    outcome = run("x.npy", tile=8, resume=True, report=lambda n, total: done.append(n))
+    assert outcome.error is None and done[0] > 1
+    assert listed() == ["x.npy", "y.npy"]
+    expected = TiledSession(segmenter().path, "cpu")(np.load("x.npy"), tile=8)
+    np.testing.assert_array_equal(np.load("y.npy"), expected)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_interrupt_leaves_nothing_unless_it_can_go_on(resume: bool) -> None:
+    process = start(resume=resume)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert b"KeyboardInterrupt" in err
+    assert listed() == [*([SCRATCH] if resume else []), "x.npy"]
+    if resume:  # or start over
+        assert run("x.npy", force=True).error is None
+        assert listed() == ["x.npy", "y.npy"]
+
+
+def old_zarr(path: str) -> None:
+    zarr.create_array(path, shape=(8, 8, 3), dtype="f4", zarr_format=2)
+
+
+def damaged_tif(path: str) -> None:
+    tif(tile=(16, 16), compression="zlib")(path)
+    with tifffile.TiffFile(path) as file:
+        offset = file.pages[0].dataoffsets[3]
+    data = bytearray(Path(path).read_bytes())
+    data[offset : offset + 40] = bytes(40)
+    Path(path).write_bytes(data)
+
+
+def saved(x: Any) -> Any:
+    return lambda path: np.save(path, x)
+
+
+def stack_of(axes: str, shape: tuple[int, ...]) -> Any:
+    return lambda path: tifffile.imwrite(path, np.zeros(shape, np.uint8), metadata={"axes": axes})
+
+
+def planes(path: str) -> None:
+    tifffile.imwrite(path, np.moveaxis(PIXELS, -1, 0), photometric="rgb", planarconfig="separate")
+
+
+BAD: dict[str, tuple[str, Any, dict[str, Any], str]] = {
+    "no file": ("none.npy", None, {}, "there is no file"),
+    "stdin": ("-", None, {}, "by region"),
+    "a tile of 0": ("x.npy", saved(X), {"tile": 0}, "tile must be a positive"),
+    "another type": ("x.png", lambda path: Path(path).touch(), {}, "reads .npy, .zarr"),
+    "an incomplete npy": ("x.npy", lambda path: Path(path).write_bytes(b"\x93NUMPY"), {}, "not a complete"),
+    "other channels": ("x.npy", saved(X[..., :2]), {}, "with 3 channels"),
+    "NaN": ("x.npy", saved(X * np.nan), {}, "NaN"),
+    "texts": ("x.npy", saved(np.array(["a"])), {}, "expected real numbers"),
+    "objects": ("x.npy", saved(np.array([None])), {}, "array of numbers"),
+    "a level of a npy": ("x.npy", saved(X), {"level": 1}, "level=... names a level of a TIFF"),
+    "zarr 2": ("x.zarr", old_zarr, {}, "of format 3"),
+    "no zarr": ("x.zarr", lambda path: Path(path).mkdir(), {}, "no zarr array"),
+    "no TIFF": ("x.tif", lambda path: Path(path).write_bytes(b"II*\0"), {}, "cannot be read as a TIFF"),
+    "a corrupt TIFF": ("x.tif", damaged_tif, {}, "cannot read x.tif"),
+    "a stack": ("x.tif", stack_of("ZYX", (9, 30, 40)), {}, "the axes ZYX"),
+    "planes": ("x.tif", planes, {}, "the axes SYX"),
+    "a turned image": ("x.tif", tif(extratags=[(274, "H", 1, 6, True)]), {}, "the orientation 6"),
+    "a level too many": ("x.tif", tif(), {"level": 3}, "levels 0 to 0"),
+    "png": ("x.npy", saved(X), {"target": "y.png"}, "writes npy, tif, zarr"),
+    "little memory": ("x.npy", saved(X), {"session": {"max_bytes": 2**27}}, "smaller tile=..."),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line(name: str) -> None:
+    source, write, options, words = BAD[name]
+    if write:
+        write(source)
+    before = listed()
+    error = run(source, **options).error
+    assert words in error and "\n" not in error, error
+    assert listed() == before
+
+
+def test_a_source_that_shrinks_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save("x.npy", X)
+    save = State.save
+
+    def shrink(*arguments: Any) -> None:
+        os.truncate("x.npy", 2000)
+        save(*arguments)
+
+    monkeypatch.setattr(State, "save", shrink)
+    assert "cannot read x.npy" in run("x.npy").error
+    assert listed() == ["x.npy"]
+
+
+@pytest.mark.parametrize("target", ["y.npy", "y.zarr", "y.tif"])
+def test_a_full_disk_is_one_line(target: str) -> None:
+    np.save("x.npy", X)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # exceeding it raises, as a full disk does
+    try:
+        with pytest.raises(MDLSTMError, match="File too large"):
+            run("x.npy", target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert listed() == ["x.npy"]
+
+
+def test_images_need_a_model_of_images() -> None:
+    metadata = TiledSession(single().path, "cpu").metadata
+    tif()("x.tif")
+    with ExitStack() as stack, pytest.raises(InputError, match="2 axes and 1 or 3 channels"):
+        open_source(Path("x.tif"), replace(metadata, channels=2, preprocessing=None), 0, stack)
