@@ -20,6 +20,7 @@ from mdlstm_tk.export import export_onnx
 from mdlstm_tk.runtime import Session, TiledSession
 from mdlstm_tk.runtime import ray as ray_module
 from mdlstm_tk.runtime.batching import infer_files
+from mdlstm_tk.runtime.io.readers import read_input
 from mdlstm_tk.runtime.jobs import Job
 from mdlstm_tk.runtime.ray import ray_cluster
 from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
@@ -96,7 +97,7 @@ def test_files_have_the_bytes_of_a_local_run(
         (tmp_path / engine).mkdir()
         jobs = [Job(f"{tmp_path / name}.npy", f"{tmp_path / engine / name}.npy", "npy") for name in names]
         if engine == "local":
-            outcomes = list(infer_files(Session(tmp_path / "model.onnx", "cpu"), jobs))
+            outcomes = list(infer_files(Session(tmp_path / "model.onnx", "cpu"), jobs, read_input))
         else:
             outcomes = list(ray_module.infer_with_ray(tmp_path / "model.onnx", jobs, workers=2))
             assert [outcome.job for outcome in outcomes] == jobs

@@ -58,7 +58,6 @@ def test_close_releases_all_graphs() -> None:
     assert loaded_graphs() == before
 
 
-@pytest.mark.xfail(strict=True, reason="needs mdlstm_tk.runtime.runner, which holds several graphs")
 def test_an_isolated_session_is_one_process() -> None:
     before = descendants()
     with TiledSession(segmenter().path, "cpu", isolated=True) as session:
