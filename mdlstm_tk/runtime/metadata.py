@@ -17,6 +17,8 @@ PREFIX = "mdlstm."
 SCHEMA = 2
 SHOWN = 60  # characters of a wrong value in a message
 
+EXPECTED = {str: "a text", int: "an integer", float: "a number", bool: "true or false"}
+
 Form = Literal["unrolled", "scan", "tiles"]
 Kind = Literal["grid", "classify", "segment", "transcribe", "density"]
 Extents = tuple[int, ...]
@@ -56,6 +58,10 @@ class Metadata:
         drawing: of a graph that draws the rows of images: "size", the extents of the training images;
             "levels" that a value can have; and "state", the number of features of a position's state. None
             for any other graph.
+        example_range: the lowest and the highest value of x in random inputs that a verification draws.
+            None: they are standard normal.
+        integer: x holds whole numbers, such as tokens.
+        channel_axis: the network that was exported takes x with the axis C, which the file has in any case.
         checkpoint_sha256: checksum of the checkpoint, if the model was exported from a run.
         part: for a graph of a tiles export, which one it is, such as "stage-0/sweep-1" or "head".
         parity: {"atol", "rtol", "max_abs"}: the tolerance that the model met on export, and its largest
@@ -83,6 +89,9 @@ class Metadata:
     mask_palette: tuple[int, ...] | None = None
     preprocessing: dict[str, Any] | None = None
     drawing: dict[str, Any] | None = None
+    example_range: tuple[float, float] | None = None
+    integer: bool = False
+    channel_axis: bool = True
     checkpoint_sha256: str | None = None
     part: str | None = None
     parity: dict[str, float] = field(default_factory=dict)
@@ -210,7 +219,9 @@ def _typed(value: Any, annotation: Any) -> Any:
         raise ValueError("an object")
     if annotation is Any or type(value) is annotation or (annotation is float and type(value) is int):
         return value
-    raise ValueError({str: "a text", int: "an integer", float: "a number"}[annotation])
+    raise ValueError(
+        {str: "a text", int: "an integer", float: "a number", bool: "true or false"}[annotation]
+    )
 
 
 def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
@@ -239,6 +250,8 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
         ones = (1,) * ndim
         yield "window", metadata.window == ones, f"{list(ones)}, as a density has a number for each value"
         yield "outputs", outputs == metadata.channels, f"{metadata.channels}, one for each channel of x"
+    bounds = metadata.example_range
+    yield "example_range", bounds is None or len(bounds) == 2, "the lowest and the highest value"
     values, palette = metadata.mask_values, metadata.mask_palette
     yield "mask_values", values is None or len(values) == outputs, f"{outputs} values, one for each class"
     is_palette = palette is None or (len(palette) == 3 * outputs and set(palette) <= set(range(256)))

@@ -75,7 +75,9 @@ class Shapes:
             raise InputError(f"{label} has shape {x.shape}, expected {self._expected_shapes()}")
         first, last = -metadata.ndim - 1, -1
         axis, other_axis = (last, first) if metadata.channels_last else (first, last)
-        samples = np.expand_dims(x, axis) if missing_axes == 2 else x
+        # A network that takes x without channels also gets batches without them.
+        lacks_channels = missing_axes == 2 or (missing_axes == 1 and not metadata.channel_axis)
+        samples = np.expand_dims(x, axis) if lacks_channels else x
         channels = samples.shape[axis]
         if channels != metadata.channels:
             hint = ""
@@ -87,10 +89,11 @@ class Shapes:
                 f"{label} of shape {x.shape} has {channels} channels at each position, "
                 f"expected {metadata.channels}: {self._expected_shapes()}{hint}"
             )
-        samples = samples if missing_axes == 0 else samples[None]
+        has_batch_axis = samples.ndim == metadata.ndim + 2
+        samples = samples if has_batch_axis else samples[None]
         self._check_grid(self.grid(samples))
         samples = self._converted(samples, "x", label)
-        return Batch(samples, has_batch_axis=missing_axes == 0, has_channel_axis=missing_axes < 2)
+        return Batch(samples, has_batch_axis, has_channel_axis=missing_axes < 2)
 
     def prepare_sizes(self, sizes: Array, batch: Batch) -> Array:
         """Convert `sizes` to (N, D) int64.
@@ -229,15 +232,11 @@ class Shapes:
             InputError: the array is empty or not finite, or holds fractions where the model takes integers.
         """
         dtype = self._dtypes.get(name, "float32")
-        if dtype in ("float32", "float64", "float16"):
-            return to_float32(array, label).astype(dtype, copy=False)
-        if array.dtype.kind not in "iub" and not (
-            array.dtype.kind == "f" and (array == np.rint(array)).all()
-        ):
-            raise InputError(f"{label} holds {array.dtype}, expected integers, as this model takes {dtype}")
-        if array.size == 0:
-            raise InputError(f"{label} is empty: its shape is {array.shape}")
-        return array.astype(dtype)
+        converted = to_float32(array, label)
+        is_float = dtype in ("float32", "float64", "float16")
+        if (not is_float or (name == "x" and self.metadata.integer)) and (converted % 1).any():
+            raise InputError(f"{label} holds fractions, expected integers, as this model takes")
+        return converted.astype(dtype, copy=False) if is_float else array.astype(dtype)
 
     def _expected_shapes(self) -> str:
         axes = self.metadata.layout.split()[1:]
