@@ -219,9 +219,7 @@ def _typed(value: Any, annotation: Any) -> Any:
         raise ValueError("an object")
     if annotation is Any or type(value) is annotation or (annotation is float and type(value) is int):
         return value
-    raise ValueError(
-        {str: "a text", int: "an integer", float: "a number", bool: "true or false"}[annotation]
-    )
+    raise ValueError(EXPECTED[annotation])
 
 
 def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
