@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.intrinsics import float_ptr
 from mdlstm_tk.backends.cpu.simd import I64, Pointer, splat, vector_loop
+from mdlstm_tk.backends.cpu.vectors import Vector
 
 ZERO: Any = None  # 0 in the dtype; each compiled version has its own value
 
@@ -122,13 +123,11 @@ class _Tile:
         k = builder.phi(I64)
         sums = [builder.phi(zero.type) for _ in targets]
         b_k = b.row(b_step, k)
-        right = [b_k.at(j * lanes).load(lanes) for j in range(self.vectors)]
+        right = [Vector(builder, b_k.at(j * lanes).load(lanes)) for j in range(self.vectors)]
         a_offset = builder.mul(k, a_step)
-        new_sums = []
-        for i, row in enumerate(a_rows):
-            left = splat(builder, row.at(a_offset).load(), lanes)
-            for j in range(self.vectors):
-                new_sums.append(simd.multiply_add(builder, left, right[j], sums[i * self.vectors + j]))
+        left = [Vector(builder, splat(builder, row.at(a_offset).load(), lanes)) for row in a_rows]
+        products = [a_i * b_j for a_i in left for b_j in right]
+        new_sums = [(x + Vector(builder, y)).value for x, y in zip(products, sums, strict=True)]
         k_next = builder.add(k, ir.Constant(I64, 1))
         k.add_incoming(ir.Constant(I64, 0), entry)
         k.add_incoming(k_next, loop)

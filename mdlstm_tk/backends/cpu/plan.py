@@ -11,7 +11,7 @@ import torch
 from mdlstm_tk._util.caches import BoundedCache
 from mdlstm_tk.backends.boundary import line_counts
 from mdlstm_tk.backends.cpu import simd
-from mdlstm_tk.backends.cpu.cell_code import BACKWARD, FORWARD
+from mdlstm_tk.backends.cpu.cell_code import line_length
 from mdlstm_tk.backends.cpu.compile import compile_cell, generic_kernel
 from mdlstm_tk.backends.cpu.kernels import BLOCK
 from mdlstm_tk.backends.cpu.records import Sizes, address, words
@@ -114,8 +114,8 @@ def _make_plan(key: PlanKey, valid: Valid | None) -> Plan:
     gates, states, dirs = len(cell.gates(ndim)), len(cell.states), len(key.signs) // ndim
     dtype, itemsize = str(key.dtype).removeprefix("torch."), key.dtype.itemsize
     units, positions, gate_dim = key.gate_dim // gates, prod(grid), key.gate_dim
-    graph, line = lower(key.pass_kind, cell, ndim, key.present), FORWARD if is_forward else BACKWARD
-    compiled = compile_cell(graph, line, dtype, ndim, states, cell.name)
+    graph = lower(key.pass_kind, cell, ndim, key.present)
+    compiled = compile_cell(graph, dtype, ndim, states, cell.name)
 
     lanes, panel = simd.vector_length(itemsize), simd.panel_width(itemsize)
     hidden_dim = ndim * units if cell.recurrent else 0
@@ -136,7 +136,7 @@ def _make_plan(key: PlanKey, valid: Valid | None) -> Plan:
     part_blocks = part_blocks if blocks > part_blocks else 0
 
     memory = {
-        "table_at": BLOCK * line.length(ndim) * 8 // itemsize,
+        "table_at": BLOCK * line_length(ndim) * 8 // itemsize,
         "zeros_at": (1 + states) * units,
         "spill_at": len(graph.spilled) * units,
         "operands_at": (1 if is_forward else 2) * BLOCK * depth,

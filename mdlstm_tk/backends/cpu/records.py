@@ -19,48 +19,28 @@ from typing import NamedTuple
 from mdlstm_tk.backends.cpu.intrinsics import record_loader
 
 
-class ForwardArrays(NamedTuple):
-    """The arrays of a call of `kernels.forward`."""
+class Arrays(NamedTuple):
+    """The arrays of a call of `kernels.forward` or `kernels.backward`; 0 for those that it has not."""
 
     cell: int  # C function, see `cell_code`
     matmul: int  # C function
     x: int  # (N, P, C)
-    weights: int  # (dirs, panels, K, NR), see `packing.pack`
     parameters: int  # (dirs, R, n)
-    front: int  # (N, F, dirs, 1 + S, n), the states that leave the tiles swept so far, or enter; or 0
-    output: int  # (N, P, dirs, n), written
-    gates: int  # (dirs, N·P, G·n), written; or 0
-    states: int  # (dirs, N·P, S·n), written; or 0
-    scratch: int  # memory of all chains
-
-
-class BackwardArrays(NamedTuple):
-    """The arrays of a call of `backward_kernel.backward`."""
-
-    cell: int  # C function, see `cell_code`
-    matmul: int  # C function
-    x: int  # (N, P, C)
-    grad: int  # (N, P, dirs, n), gradient of the output
+    weights: (
+        int  # (dirs, panels, K, NR), see `packing.pack`; backward: if it computes pre-activations again
+    )
+    front: (
+        int  # (N, F, dirs, 1 + S, n), the states, or gradients, that leave the tiles swept so far, or enter
+    )
     output: int  # (N, P, dirs, n)
-    gates: int  # (dirs, N·P, G·n), or 0: then pre-activations are computed again
-    states: int  # (dirs, N·P, S·n)
-    initial: int  # (N, F, dirs, 1 + S, n), or 0
-    dfront: int  # (N, F, dirs, 1 + S, n), the gradients that enter from the tiles swept so far; or 0
-    weights: int  # as in forward, to compute pre-activations; or 0
-    weights_t: int  # (dirs, panels, G·n, NR), see `packing.pack_transposed`
-    parameters: int  # (dirs, R, n)
-    dx: int  # (buffers, N, P, C), zeros to add to; or 0
-    sums: int  # (slots, dirs, sums_size), zeros to add the gradients of weights and parameters to
+    gates: int  # (dirs, N·P, G·n), if they are kept
+    states: int  # (dirs, N·P, S·n), if they are kept
     scratch: int  # memory of all chains
-
-
-class PackArrays(NamedTuple):
-    """The arrays of a call of a function in `packing`."""
-
-    packed: int  # the result
-    weight_hh: int  # (dirs, D, G·n, n), or 0 if the cell is not recurrent
-    weight_ih: int  # (dirs, G·n, C)
-    bias: int  # (dirs, G·n), or 0 for zeros
+    grad: int = 0  # (N, P, dirs, n), gradient of the output
+    initial: int = 0  # (N, F, dirs, 1 + S, n)
+    weights_t: int = 0  # (dirs, panels, G·n, NR), see `packing.pack_transposed`
+    dx: int = 0  # (buffers, N, P, C), zeros to add to
+    sums: int = 0  # (slots, dirs, sums_size), zeros to add the gradients of weights and parameters to
 
 
 class Sizes(NamedTuple):
@@ -126,9 +106,7 @@ class Job(NamedTuple):
     dx_buffer: int  # where it adds its part of dx
 
 
-load_forward_arrays = record_loader(ForwardArrays)
-load_backward_arrays = record_loader(BackwardArrays)
-load_pack_arrays = record_loader(PackArrays)
+load_arrays = record_loader(Arrays)
 load_sizes = record_loader(Sizes)
 load_job = record_loader(Job)
 

@@ -18,7 +18,6 @@ from numba import config
 from numba.core import cgutils
 
 I64 = ir.IntType(64)
-CONTRACT = ("contract",)  # a product and a sum may become one fused multiply-add; nothing else changes
 
 
 def _vector_bytes() -> int:
@@ -103,10 +102,6 @@ class Pointer:
     def store(self, vector: ir.Value) -> None:
         pointer = self.builder.bitcast(self.value, vector.type.as_pointer())
         self.builder.store(vector, pointer, align=itemsize(self.element))
-
-
-def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-    return builder.fadd(builder.fmul(a, b, flags=CONTRACT), c, flags=CONTRACT)
 
 
 @contextmanager

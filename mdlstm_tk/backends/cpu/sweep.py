@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mdlstm_tk.backends.boundary import face_extents
 from mdlstm_tk.backends.cpu.plan import Plan, PlanKey, get_plan
-from mdlstm_tk.backends.cpu.records import BackwardArrays, ForwardArrays, PackArrays, address, words
+from mdlstm_tk.backends.cpu.records import Arrays, address, words
 from mdlstm_tk.backends.cpu.threads import run_chains, thread_limit
 from mdlstm_tk.backends.cpu.tiles import Valid
 from mdlstm_tk.backends.inputs import (
@@ -61,21 +61,15 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
     new = _new if valid is None else Tensor.new_empty
     gates = new(x, (dirs, rows, plan.sizes.gate_dim)) if save and not recompute else None
     states = new(x, (dirs, rows, plan.sizes.states * units)) if save else None
-    packed, parameters = _pack(plan, inputs), inputs.cell_parameters()
-    scratch = x.new_empty(len(plan.jobs.chains) * plan.sizes.scratch)
-    arrays = ForwardArrays(
-        cell=plan.cell,
-        matmul=plan.matmul,
-        x=x.data_ptr(),
-        weights=packed.data_ptr(),
-        parameters=_pointer(parameters),
-        front=_pointer(front),
-        output=output.data_ptr(),
-        gates=_pointer(gates),
-        states=_pointer(states),
-        scratch=scratch.data_ptr(),
+    _run(
+        plan,
+        inputs,
+        weights=_pack(plan.pack, plan.packed, inputs, plan),
+        front=front,
+        output=output,
+        gates=gates,
+        states=states,
     )
-    _run(plan, arrays, [inputs, packed, parameters, front, output, gates, states, scratch])
     final = None if inputs.initial is None else front
     return SweepResults(output.to(dtype), final, gates, states)
 
@@ -104,30 +98,22 @@ def backward(
     plan = _plan("recompute" if gates is None else "backward", inputs, valid, wants_dx)
     x, sizes = inputs.x, plan.sizes
     dfront = _front(inputs, plan, _plain(dfinal))
-    weights = _pack(plan, inputs) if gates is None else None
-    weights_t, parameters = _pack_transposed(plan, inputs), inputs.cell_parameters()
     dx = _zeros(x, (plan.jobs.buffers, *x.shape)) if wants_dx else None
     sums = _zeros(x, (plan.jobs.slots, sizes.dirs, sizes.sums_size))
-    scratch = x.new_empty(len(plan.jobs.chains) * sizes.scratch)
-    arrays = BackwardArrays(
-        cell=plan.cell,
-        matmul=plan.matmul,
-        x=x.data_ptr(),
-        grad=grad.data_ptr(),
-        output=output.data_ptr(),
-        gates=_pointer(gates),
-        states=states.data_ptr(),
-        initial=_pointer(inputs.initial),
-        dfront=_pointer(dfront),
-        weights=_pointer(weights),
-        weights_t=weights_t.data_ptr(),
-        parameters=_pointer(parameters),
-        dx=_pointer(dx),
-        sums=sums.data_ptr(),
-        scratch=scratch.data_ptr(),
+    _run(
+        plan,
+        inputs,
+        weights=_pack(plan.pack, plan.packed, inputs, plan) if gates is None else None,
+        weights_t=_pack(plan.pack_transposed, plan.packed_transposed, inputs, plan),
+        front=dfront,
+        grad=grad,
+        output=output,
+        gates=gates,
+        states=states,
+        initial=inputs.initial,
+        dx=dx,
+        sums=sums,
     )
-    kept = [inputs, grad, output, gates, states, dfront, weights, weights_t, parameters, dx, sums, scratch]
-    _run(plan, arrays, kept)
     gradients = _split_sums(plan, inputs, _total(sums))
     if dx is not None:
         gradients["x"] = _total(dx)
@@ -153,9 +139,12 @@ def _plan(kind: Pass, inputs: SweepInputs, valid: Valid | None, saves: bool) -> 
     return get_plan(key, valid)
 
 
-def _run(plan: Plan, arrays: tuple[int, ...], keep: list[Any]) -> None:
-    """Run all jobs of a sweep."""
-    record = words(arrays)
+def _run(plan: Plan, inputs: SweepInputs, **arrays: Tensor | None) -> None:
+    """Run all jobs of a sweep; `arrays` are those of `Arrays` that differ from pass to pass."""
+    arrays["x"], arrays["parameters"] = inputs.x, inputs.cell_parameters()
+    arrays["scratch"] = inputs.x.new_empty(len(plan.jobs.chains) * plan.sizes.scratch)
+    pointers = {name: _pointer(array) for name, array in arrays.items()}
+    record = words(Arrays(cell=plan.cell, matmul=plan.matmul, **pointers))
     kernel, arrays_address, sizes_address = plan.kernel, address(record), plan.sizes_address
     if len(plan.jobs.order) == 1:
         kernel(arrays_address, sizes_address, plan.jobs.order[0])
@@ -164,7 +153,7 @@ def _run(plan: Plan, arrays: tuple[int, ...], keep: list[Any]) -> None:
     def run(job: int) -> None:
         kernel(arrays_address, sizes_address, job)
 
-    run_chains(run, plan.jobs.chains, plan.jobs.order, (plan, record, keep))
+    run_chains(run, plan.jobs.chains, plan.jobs.order, (plan, record, arrays))
 
 
 def _valid_extents(inputs: SweepInputs) -> Valid | None:
@@ -265,29 +254,11 @@ def _total(parts: Tensor) -> Tensor:
     return parts[0]
 
 
-def _pack(plan: Plan, inputs: SweepInputs) -> Tensor:
-    packed = inputs.x.new_empty(plan.packed)
-    arrays = PackArrays(
-        packed=packed.data_ptr(),
-        weight_hh=_pointer(inputs.weight_hh),
-        weight_ih=inputs.weight_ih.data_ptr(),
-        bias=_pointer(inputs.bias),
-    )
-    record = words(arrays)
-    plan.pack(address(record), plan.sizes_address)
-    return packed
-
-
-def _pack_transposed(plan: Plan, inputs: SweepInputs) -> Tensor:
-    packed = inputs.x.new_empty(plan.packed_transposed)
-    arrays = PackArrays(
-        packed=packed.data_ptr(),
-        weight_hh=_pointer(inputs.weight_hh),
-        weight_ih=inputs.weight_ih.data_ptr(),
-        bias=0,
-    )
-    record = words(arrays)
-    plan.pack_transposed(address(record), plan.sizes_address)
+def _pack(kernel: Any, count: int, inputs: SweepInputs, plan: Plan) -> Tensor:
+    """The weights as `kernel`, of `packing`, writes them: so many numbers."""
+    packed = inputs.x.new_empty(count)
+    tensors = packed, inputs.weight_hh, inputs.weight_ih, inputs.bias
+    kernel(*map(_pointer, tensors), plan.sizes_address)
     return packed
 
 

@@ -1,4 +1,4 @@
-"""Elementwise functions of vectors in LLVM, from which the table of operations makes cells.
+"""Vectors in LLVM that compute as torch's tensors do, so the table of operations holds for both.
 
 Functions that have no instruction are polynomials, after the argument was brought into a short interval.
 They are right for all arguments: infinities, numbers too small for a whole mantissa, and NaN, which stays
@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from llvmlite import ir
 
-from mdlstm_tk.backends.cpu.simd import CONTRACT, lane_type, multiply_add, splat
+from mdlstm_tk.backends.cpu.simd import splat
 
+CONTRACT = ("contract",)  # a product and a sum may become one fused multiply-add; nothing else changes
 INFINITY, NAN = float("inf"), float("nan")
 
 # Eigen's rational minimax approximation of tanh in float32, highest power of x² first; error ≤ 1e-7.
@@ -42,7 +43,7 @@ class Format(NamedTuple):
         ln_2: ln 2 as a sum of two numbers. The first has so few bits that whole multiples of it are exact.
         smallest: the smallest number with a whole mantissa.
         underflow, overflow: e^x is 0 below, and infinite above.
-        exp_terms, log_terms, softplus_terms: of the series, so that the rest is less than rounding.
+        exp_terms, log_terms, logaddexp_terms: of the series, so that the rest is less than rounding.
     """
 
     bits: int
@@ -53,7 +54,7 @@ class Format(NamedTuple):
     overflow: float
     exp_terms: int
     log_terms: int
-    softplus_terms: int
+    logaddexp_terms: int
 
 
 FLOAT32 = Format(32, 23, (0.693359375, -2.1219444005469058e-4), 2.0**-126, -104.0, 89.0, 8, 5, 8)
@@ -62,174 +63,180 @@ FLOAT64 = Format(
 )
 
 
-class Vectors:
-    """Arithmetic on vectors with a given element type and number of lanes."""
+class Vector:
+    """A vector, or a number as a vector of one lane; float32 or float64.
 
-    def __init__(self, builder: ir.IRBuilder, element: ir.Type, lanes: int) -> None:
-        self.builder, self.element, self.lanes = builder, element, lanes
-        self.type = lane_type(element, lanes)
-        self.format = FLOAT64 if isinstance(element, ir.DoubleType) else FLOAT32
-        self.integer = ir.IntType(self.format.bits)
-        self.bits = lane_type(self.integer, lanes)
+    Args:
+        builder: where instructions are added.
+        value: LLVM's vector or number.
+    """
 
-    def constant(self, number: float) -> ir.Value:
-        return splat(self.builder, ir.Constant(self.element, number), self.lanes)
+    def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
+        self.builder, self.value, self.type = builder, value, value.type
+        is_vector = isinstance(self.type, ir.VectorType)
+        self.lanes = self.type.count if is_vector else 1
+        self.element = self.type.element if is_vector else self.type
+        self.format = FLOAT64 if isinstance(self.element, ir.DoubleType) else FLOAT32
 
-    def add(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        return self.builder.fadd(a, b, flags=CONTRACT)
+    def like(self, number: Vector | float) -> Vector:
+        """A number in every lane."""
+        if isinstance(number, Vector):
+            return number
+        return Vector(self.builder, splat(self.builder, ir.Constant(self.element, number), self.lanes))
 
-    def subtract(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        return self.builder.fsub(a, b, flags=CONTRACT)
+    def new_zeros(self, shape: tuple[int, ...]) -> Vector:
+        """Zeros, whatever the shape."""
+        return self.like(0.0)
 
-    def multiply(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        return self.builder.fmul(a, b, flags=CONTRACT)
+    def __add__(self, other: Vector | float) -> Vector:
+        return Vector(self.builder, self.builder.fadd(self.value, self.like(other).value, flags=CONTRACT))
 
-    def divide(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        return self.builder.fdiv(a, b)
+    def __sub__(self, other: Vector | float) -> Vector:
+        return Vector(self.builder, self.builder.fsub(self.value, self.like(other).value, flags=CONTRACT))
 
-    def sqrt(self, x: ir.Value) -> ir.Value:
+    def __mul__(self, other: Vector | float) -> Vector:
+        return Vector(self.builder, self.builder.fmul(self.value, self.like(other).value, flags=CONTRACT))
+
+    def __truediv__(self, other: Vector | float) -> Vector:
+        return Vector(self.builder, self.builder.fdiv(self.value, self.like(other).value))
+
+    def __rsub__(self, number: float) -> Vector:
+        return self.like(number) - self
+
+    def __rmul__(self, number: float) -> Vector:
+        return self.like(number) * self
+
+    def __rtruediv__(self, number: float) -> Vector:
+        return self.like(number) / self
+
+    def sqrt(self) -> Vector:
         name = f"llvm.sqrt.{f'v{self.lanes}' if self.lanes > 1 else ''}f{self.format.bits}"
         root = self.builder.module.declare_intrinsic(name, fnty=ir.FunctionType(self.type, [self.type]))
-        return self.builder.call(root, [x])
+        return Vector(self.builder, self.builder.call(root, [self.value]))
 
-    def maximum(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        return self._pick(">", a, b)
+    def maximum(self, other: Vector) -> Vector:
+        """The larger one, NaN if one of them is."""
+        return self._if(self.builder.or_(self._compare(">", other), self._is_nan()), self, other)
 
-    def minimum(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        return self._pick("<", a, b)
+    def minimum(self, other: Vector) -> Vector:
+        """The smaller one, NaN if one of them is."""
+        return self._if(self.builder.or_(self._compare("<", other), self._is_nan()), self, other)
 
-    def _pick(self, comparison: str, a: ir.Value, b: ir.Value) -> ir.Value:
-        """a where the comparison holds or a is NaN, else b, which may be NaN, too."""
-        holds = self.builder.fcmp_ordered(comparison, a, b)
-        return self.builder.select(self.builder.or_(holds, self._is_nan(a)), a, b)
+    def relu(self) -> Vector:
+        return self.maximum(self.like(0.0))
 
-    def sign(self, x: ir.Value) -> ir.Value:
+    def abs(self) -> Vector:
+        return self.maximum(0.0 - self)
+
+    def sign(self) -> Vector:
         """1, −1 or 0; 0 for NaN, as torch has it."""
-        zero = self.constant(0.0)
-        below = self._where("<", x, 0.0, self.constant(-1.0), zero)
-        return self._where(">", x, 0.0, self.constant(1.0), below)
+        return self._if(self._compare(">", 0.0), 1.0, self._if(self._compare("<", 0.0), -1.0, 0.0))
 
-    def tanh(self, x: ir.Value) -> ir.Value:
+    def tanh(self) -> Vector:
         if self.format is FLOAT64:
             # 1 − 2 / (e^2x + 1), which rounds to 1 from x = 20 on.
-            double = self.exp(self.multiply(self.clamp(x, -20.0, 20.0), self.constant(2.0)))
-            quotient = self.divide(self.constant(2.0), self.add(double, self.constant(1.0)))
-            return self.subtract(self.constant(1.0), quotient)
-        inner = self.clamp(x, -TANH_BOUND, TANH_BOUND)
-        square = self.multiply(inner, inner)
-        numerator = self.multiply(inner, self.polynomial(square, TANH_NUMERATOR))
-        quotient = self.divide(numerator, self.polynomial(square, TANH_DENOMINATOR))
+            return 1.0 - 2.0 / ((self.clamp(-20.0, 20.0) * 2.0).exp() + 1.0)
+        inner = self.clamp(-TANH_BOUND, TANH_BOUND)
+        square = inner * inner
+        quotient = inner * square.polynomial(TANH_NUMERATOR) / square.polynomial(TANH_DENOMINATOR)
         # Exactly ±1 far out: then the slope 1 − tanh² is exactly 0, and a very large c passes no gradient.
-        above = self._where(">", x, TANH_ONE, self.constant(1.0), quotient)
-        return self._where("<", x, -TANH_ONE, self.constant(-1.0), above)
+        above = self._if(self._compare(">", TANH_ONE), 1.0, quotient)
+        return self._if(self._compare("<", -TANH_ONE), -1.0, above)
 
-    def sigmoid(self, x: ir.Value) -> ir.Value:
+    def sigmoid(self) -> Vector:
         if self.format is FLOAT64:
-            power = self.exp(self.subtract(self.constant(0.0), x))
-            return self.divide(self.constant(1.0), self.add(power, self.constant(1.0)))
-        half = self.constant(0.5)
-        return multiply_add(self.builder, half, self.tanh(self.multiply(half, x)), half)
+            return 1.0 / ((0.0 - self).exp() + 1.0)
+        return 0.5 * (0.5 * self).tanh() + 0.5
 
-    def exp(self, x: ir.Value) -> ir.Value:
+    def exp(self) -> Vector:
         """2^k e^r with |r| ≤ ln 2 / 2, e^r by Taylor. 2^k is two factors, as k is beyond the exponents of
         normal numbers where the result is subnormal."""
         high, low = self.format.ln_2
         rounder = 1.5 * 2.0**self.format.mantissa  # adding it leaves the nearest integer in the low bits
-        inner = self.clamp(x, self.format.underflow, self.format.overflow)
-        shifted = multiply_add(self.builder, inner, self.constant(LOG2_E), self.constant(rounder))
-        k = self.subtract(shifted, self.constant(rounder))
-        r = multiply_add(self.builder, k, self.constant(-high), inner)
-        r = multiply_add(self.builder, k, self.constant(-low), r)
-        power = self.polynomial(r, [1 / factorial(i) for i in reversed(range(self.format.exp_terms))])
-        exponent = self.builder.sub(self._bits_of(shifted), self._bits_of(self.constant(rounder)))
+        inner = self.clamp(self.format.underflow, self.format.overflow)
+        shifted = inner * LOG2_E + rounder
+        k = shifted - rounder
+        r = k * -low + (k * -high + inner)
+        power = r.polynomial([1 / factorial(i) for i in reversed(range(self.format.exp_terms))])
+        exponent = self.builder.sub(shifted._bits(), self.like(rounder)._bits())
         half = self.builder.ashr(exponent, self._integer(1))
-        result = self.multiply(power, self._power_of_two(half))
-        result = self.multiply(result, self._power_of_two(self.builder.sub(exponent, half)))
-        return self.builder.select(self._is_nan(x), x, result)
+        result = power * self._power_of_two(half) * self._power_of_two(self.builder.sub(exponent, half))
+        return self._if(self._is_nan(), self, result)
 
-    def log(self, x: ir.Value) -> ir.Value:
+    def log(self) -> Vector:
         """log m + e ln 2, where x = 2^e m and √½ ≤ m < √2."""
         high, low = self.format.ln_2
-        tiny = self.builder.fcmp_ordered("<", x, self.constant(self.format.smallest))
+        tiny = self._compare("<", self.format.smallest)
         scale = 2.0 ** (self.format.mantissa + 1)
-        normal = self.builder.select(tiny, self.multiply(x, self.constant(scale)), x)
-        bits = self._bits_of(normal)
-        from_root = self.builder.sub(bits, self._bits_of(self.constant(sqrt(0.5))))
-        exponent = self.builder.ashr(from_root, self._integer(self.format.mantissa))
-        mantissa = self.builder.sub(bits, self.builder.shl(exponent, self._integer(self.format.mantissa)))
-        f = self.subtract(self.builder.bitcast(mantissa, self.type), self.constant(1.0))
-        e = self.builder.sitofp(exponent, self.type)
-        e = self.subtract(e, self.builder.select(tiny, self.constant(log2(scale)), self.constant(0.0)))
+        bits = self._if(tiny, self * scale, self)._bits()
+        mantissa_bits = self._integer(self.format.mantissa)
+        exponent = self.builder.ashr(self.builder.sub(bits, self.like(sqrt(0.5))._bits()), mantissa_bits)
+        mantissa = self.builder.sub(bits, self.builder.shl(exponent, mantissa_bits))
+        f = self._from_bits(mantissa) - 1.0
+        e = Vector(self.builder, self.builder.sitofp(exponent, self.type))
+        e = e - self._if(tiny, log2(scale), 0.0)
         # log m = 2 atanh(s) = f − f²/2 + s (f²/2 + R), which loses fewer bits than 2s + sR.
-        s = self.divide(f, self.add(f, self.constant(2.0)))
-        square = self.multiply(s, s)
-        terms = [2 / (2 * i + 3) for i in reversed(range(self.format.log_terms))]
-        r = self.multiply(square, self.polynomial(square, terms))
-        half = self.multiply(self.constant(0.5), self.multiply(f, f))
-        rest = multiply_add(self.builder, s, self.add(half, r), self.multiply(e, self.constant(low)))
-        result = self.subtract(f, self.subtract(half, rest))
-        result = multiply_add(self.builder, e, self.constant(high), result)
-        result = self._where("==", x, 0.0, self.constant(-INFINITY), result)
-        result = self._where("<", x, 0.0, self.constant(NAN), result)
-        as_is = self.builder.or_(
-            self.builder.fcmp_ordered("==", x, self.constant(INFINITY)), self._is_nan(x)
-        )
-        return self.builder.select(as_is, x, result)
+        s = f / (f + 2.0)
+        square = s * s
+        r = square * square.polynomial([2 / (2 * i + 3) for i in reversed(range(self.format.log_terms))])
+        half = 0.5 * (f * f)
+        result = e * high + (f - (half - (s * (half + r) + e * low)))
+        result = self._if(self._compare("==", 0.0), -INFINITY, result)
+        result = self._if(self._compare("<", 0.0), NAN, result)
+        return self._if(self.builder.or_(self._compare("==", INFINITY), self._is_nan()), self, result)
 
-    def softplus(self, x: ir.Value) -> ir.Value:
-        """max(x, 0) + log(1 + t) with t = e^−|x|, and log(1 + t) = 2 atanh(t / (2 + t)) as a series."""
-        magnitude = self.maximum(x, self.subtract(self.constant(0.0), x))
-        t = self.exp(self.subtract(self.constant(0.0), magnitude))
-        s = self.divide(t, self.add(t, self.constant(2.0)))
-        terms = [2 / (2 * i + 1) for i in reversed(range(self.format.softplus_terms))]
-        series = self.polynomial(self.multiply(s, s), terms)
-        return multiply_add(self.builder, s, series, self.maximum(x, self.constant(0.0)))
+    def logaddexp(self, other: Vector) -> Vector:
+        """max(a, b) + log(1 + t) with t = e^−|a − b|, and log(1 + t) = 2 atanh(t / (2 + t)) as a series."""
+        t = (0.0 - (self - other).abs()).exp()
+        s = t / (t + 2.0)
+        terms = [2 / (2 * i + 1) for i in reversed(range(self.format.logaddexp_terms))]
+        return s * (s * s).polynomial(terms) + self.maximum(other)
 
-    def clamp(self, a: ir.Value, low: float, high: float) -> ir.Value:
-        """a limited to [low, high]; NaN stays NaN."""
-        a = self._where(">", a, high, self.constant(high), a)
-        return self._where("<", a, low, self.constant(low), a)
+    def clamp(self, low: float, high: float) -> Vector:
+        """The nearest number in [low, high]; NaN stays NaN."""
+        below = self._if(self._compare(">", high), high, self)
+        return below._if(below._compare("<", low), low, below)
 
-    def polynomial(self, x: ir.Value, coefficients: Sequence[float]) -> ir.Value:
+    def polynomial(self, coefficients: Sequence[float]) -> Vector:
         """Horner's rule, highest power first."""
-        result = self.constant(coefficients[0])
+        result = self.like(coefficients[0])
         for coefficient in coefficients[1:]:
-            result = multiply_add(self.builder, result, x, self.constant(coefficient))
+            result = result * self + coefficient
         return result
 
-    def total(self, x: ir.Value) -> ir.Value:
+    def total(self) -> ir.Value:
         """The sum of the lanes, in log₂(lanes) steps."""
-        index = ir.IntType(32)
-        lanes = self.lanes
-        while lanes > 1:
-            lanes //= 2
-            masks = (list(range(start, start + lanes)) for start in (0, lanes))
-            x = self.add(
-                *(
-                    self.builder.shuffle_vector(x, x, ir.Constant(ir.VectorType(index, lanes), mask))
-                    for mask in masks
-                )
-            )
-        return x if self.lanes == 1 else self.builder.extract_element(x, ir.Constant(index, 0))
+        if self.lanes == 1:
+            return self.value
+        vector, index = self, ir.IntType(32)
+        for lanes in (self.lanes >> step for step in range(1, self.lanes.bit_length())):
+            masks = (ir.Constant(ir.VectorType(index, lanes), [*range(k, k + lanes)]) for k in (0, lanes))
+            low, high = (self.builder.shuffle_vector(vector.value, vector.value, mask) for mask in masks)
+            vector = Vector(self.builder, low) + Vector(self.builder, high)
+        return self.builder.extract_element(vector.value, ir.Constant(index, 0))
 
-    def _where(
-        self, comparison: str, x: ir.Value, bound: float, then: ir.Value, other: ir.Value
-    ) -> ir.Value:
-        """`then` where x compares so with the bound, else `other`, also where x is NaN."""
-        holds = self.builder.fcmp_ordered(comparison, x, self.constant(bound))
-        return self.builder.select(holds, then, other)
+    def _compare(self, comparison: str, other: Vector | float) -> ir.Value:
+        """True in the lanes where it holds; false where one is NaN."""
+        return self.builder.fcmp_ordered(comparison, self.value, self.like(other).value)
 
-    def _is_nan(self, x: ir.Value) -> ir.Value:
-        return self.builder.fcmp_unordered("uno", x, x)
+    def _is_nan(self) -> ir.Value:
+        return self.builder.fcmp_unordered("uno", self.value, self.value)
 
-    def _bits_of(self, x: ir.Value) -> ir.Value:
-        return self.builder.bitcast(x, self.bits)
+    def _if(self, condition: ir.Value, then: Vector | float, other: Vector | float) -> Vector:
+        """In each lane `then` where the condition holds, else `other`."""
+        chosen = self.builder.select(condition, self.like(then).value, self.like(other).value)
+        return Vector(self.builder, chosen)
+
+    def _bits(self) -> ir.Value:
+        return self.builder.bitcast(self.value, self._integer(0).type)
+
+    def _from_bits(self, bits: ir.Value) -> Vector:
+        return Vector(self.builder, self.builder.bitcast(bits, self.type))
 
     def _integer(self, number: int) -> ir.Value:
-        return splat(self.builder, ir.Constant(self.integer, number), self.lanes)
+        return splat(self.builder, ir.Constant(ir.IntType(self.format.bits), number), self.lanes)
 
-    def _power_of_two(self, exponent: ir.Value) -> ir.Value:
+    def _power_of_two(self, exponent: ir.Value) -> Vector:
         """2^exponent, where that is a normal number."""
-        one = self._bits_of(self.constant(1.0))
         shifted = self.builder.shl(exponent, self._integer(self.format.mantissa))
-        return self.builder.bitcast(self.builder.add(one, shifted), self.type)
+        return self._from_bits(self.builder.add(self.like(1.0)._bits(), shifted))
