@@ -85,7 +85,8 @@ def forward(arrays_address, sizes_address, job_address):  # type: ignore[no-unty
     gates = ptr_add(float_ptr(arrays.gates, ZERO), direction * sizes.places * gate_dim)
     states = ptr_add(float_ptr(arrays.states, ZERO), direction * sizes.places * state_size)
     parameters = ptr_add(float_ptr(arrays.parameters, ZERO), direction * sizes.parameter_count)
-    starts, offsets, steps = int64_ptr(job.starts), int32_ptr(job.offsets), int64_ptr(job.steps)
+    starts, offsets = int64_ptr(job.starts), int32_ptr(job.offsets)
+    steps = ptr_add(int64_ptr(sizes.steps), direction * ndim)
     predecessors, successors = int32_ptr(job.predecessors), int32_ptr(job.successors)
     clear(zeros, units + state_size)
     for r in range(BLOCK):
@@ -211,7 +212,8 @@ def backward(arrays_address, sizes_address, job_address):  # type: ignore[no-unt
     sums_index = job.sums_slot * sizes.dirs + direction
     sums = ptr_add(float_ptr(arrays.sums, ZERO), sums_index * sizes.sums_size)
     part = ptr_add(scratch, sizes.part_at) if sizes.part_blocks else sums
-    starts, offsets, steps = int64_ptr(job.starts), int32_ptr(job.offsets), int64_ptr(job.steps)
+    starts, offsets = int64_ptr(job.starts), int32_ptr(job.offsets)
+    steps = ptr_add(int64_ptr(sizes.steps), direction * ndim)
     predecessors, successors = int32_ptr(job.predecessors), int32_ptr(job.successors)
     clear(zeros, units + state_size)
     clear(parameter_sums, sizes.parameter_count)

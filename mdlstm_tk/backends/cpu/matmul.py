@@ -11,7 +11,7 @@ Notation
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from llvmlite import ir
 from numba import types
@@ -25,13 +25,15 @@ from mdlstm_tk.backends.cpu.vectors import Vector
 ZERO: Any = None  # 0 in the dtype; each compiled version has its own value
 
 
-class Product(NamedTuple):
-    """C = A B, or C += A B. Pointers are addresses.
+def matmul(  # type: ignore[no-untyped-def]
+    a, a_row, a_step, b, b_panel, b_step, depth, c, c_row, rows, columns, accumulate
+):
+    """C = A B, or C += A B. Compiled as a C function; a, b and c are addresses.
 
     Whole vectors are read and written, so B and C need columns up to the next multiple of the vector
     length.
 
-    Attributes:
+    Args:
         a, a_row, a_step: element (i, k) of A is `a[i·a_row + k·a_step]`.
         b, b_panel, b_step: B comes in panels of NR columns: element (k, j) of panel p is
             `b[p·b_panel + k·b_step + j]`.
@@ -40,25 +42,6 @@ class Product(NamedTuple):
         rows, columns: M, N.
         accumulate: 1 to add to C, 0 to overwrite it.
     """
-
-    a: int
-    a_row: int
-    a_step: int
-    b: int
-    b_panel: int
-    b_step: int
-    depth: int
-    c: int
-    c_row: int
-    rows: int
-    columns: int
-    accumulate: int
-
-
-def matmul(  # type: ignore[no-untyped-def]
-    a, a_row, a_step, b, b_panel, b_step, depth, c, c_row, rows, columns, accumulate
-):
-    """The product of the arguments, which are the fields of `Product`; compiled as a C function."""
     pointers = float_ptr(a, ZERO), float_ptr(b, ZERO), float_ptr(c, ZERO)
     _matmul(pointers, (a_row, a_step, b_panel, b_step, depth, c_row, rows, columns, accumulate))
 

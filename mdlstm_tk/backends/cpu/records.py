@@ -52,6 +52,7 @@ class Sizes(NamedTuple):
     places: int  # N·P
     lines: int  # F
     line_table: int  # (D, 3): E_d·S_d, S_d, and the first line of axis d, of the whole grid
+    steps: int  # (dirs, D): from a position to the one before it along each axis, subtract this
     ndim: int  # D
     units: int  # n
     channels: int  # C
@@ -99,7 +100,6 @@ class Job(NamedTuple):
     predecessors: int  # (D, V) int32, the visit one step back along each axis; −1 outside the tile
     successors: int  # (D, V) int32, the visit one step forward along each axis; −1 outside the tile
     visits: int  # V
-    steps: int  # (D,) from a flat position to the one before it along each axis: subtract this
     continues: int  # whether the grid goes on before the tile along axis 0
     chain: int  # whose memory it uses
     sums_slot: int  # where it adds its sums

@@ -24,19 +24,15 @@ import torch
 from torch import Tensor
 
 from mdlstm_tk.backends.boundary import face_extents
-from mdlstm_tk.backends.cpu.plan import Plan, PlanKey, get_plan
+from mdlstm_tk.backends.cpu.plan import Plan, get_plan
 from mdlstm_tk.backends.cpu.records import Arrays, address, words
-from mdlstm_tk.backends.cpu.threads import run_chains, thread_limit
-from mdlstm_tk.backends.cpu.tiles import Valid
+from mdlstm_tk.backends.cpu.threads import run_chains
 from mdlstm_tk.backends.inputs import (
     Gradients,
     SweepInputs,
     SweepResults,
     boundary_shape,
 )
-from mdlstm_tk.backends.tables import ragged_extents
-from mdlstm_tk.cells import get_cell
-from mdlstm_tk.cells.lowering import Pass
 
 HALF = (torch.float16, torch.bfloat16)
 HUGE_PAGE = 2 << 20
@@ -50,15 +46,14 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
         save: keep what `backward` needs.
         recompute: keep no gates.
     """
-    dtype, valid = inputs.x.dtype, _valid_extents(inputs)
-    inputs = _converted(inputs)
-    plan, x = _plan("forward", inputs, valid, save), inputs.x
+    dtype, inputs = inputs.x.dtype, _converted(inputs)
+    plan, x = get_plan("forward", inputs, save), inputs.x
     rows, dirs, units = plan.sizes.places, plan.sizes.dirs, plan.sizes.units
     shape = (*x.shape[:-1], dirs, units)
-    output = _new(x, shape) if valid is None else _zeros(x, shape)
+    output = _new(x, shape) if plan.jobs.is_full else _zeros(x, shape)
     front = _front(inputs, plan, inputs.initial)
     # Padded positions of a ragged batch are never touched, so in small pages they take no memory.
-    new = _new if valid is None else Tensor.new_empty
+    new = _new if plan.jobs.is_full else Tensor.new_empty
     gates = new(x, (dirs, rows, plan.sizes.gate_dim)) if save and not recompute else None
     states = new(x, (dirs, rows, plan.sizes.states * units)) if save else None
     _run(
@@ -92,10 +87,9 @@ def backward(
         dfinal: the gradient of the final states, if there are any.
         wants_dx: whether the gradient of x is needed.
     """
-    dtype, valid = inputs.x.dtype, _valid_extents(inputs)
-    inputs = _converted(inputs)
+    dtype, inputs = inputs.x.dtype, _converted(inputs)
     grad, output, gates, states = map(_plain, (grad, output, gates, states))
-    plan = _plan("recompute" if gates is None else "backward", inputs, valid, wants_dx)
+    plan = get_plan("recompute" if gates is None else "backward", inputs, wants_dx)
     x, sizes = inputs.x, plan.sizes
     dfront = _front(inputs, plan, _plain(dfinal))
     dx = _zeros(x, (plan.jobs.buffers, *x.shape)) if wants_dx else None
@@ -123,22 +117,6 @@ def backward(
     return gradients
 
 
-def _plan(kind: Pass, inputs: SweepInputs, valid: Valid | None, saves: bool) -> Plan:
-    x = inputs.x
-    key = PlanKey(
-        pass_kind=kind,
-        cell=get_cell(inputs.cell),
-        dtype=x.dtype,
-        shape=x.shape,
-        gate_dim=inputs.weight_ih.shape[1],
-        signs=inputs.signs,
-        present=inputs.present,
-        threads=thread_limit(),
-        saves=saves,
-    )
-    return get_plan(key, valid)
-
-
 def _run(plan: Plan, inputs: SweepInputs, **arrays: Tensor | None) -> None:
     """Run all jobs of a sweep; `arrays` are those of `Arrays` that differ from pass to pass."""
     arrays["x"], arrays["parameters"] = inputs.x, inputs.cell_parameters()
@@ -154,12 +132,6 @@ def _run(plan: Plan, inputs: SweepInputs, **arrays: Tensor | None) -> None:
         kernel(arrays_address, sizes_address, job)
 
     run_chains(run, plan.jobs.chains, plan.jobs.order, (plan, record, arrays))
-
-
-def _valid_extents(inputs: SweepInputs) -> Valid | None:
-    """The valid extents of each sample of a ragged batch; None if all positions are valid."""
-    extents = ragged_extents(inputs)
-    return None if extents is None else tuple(map(tuple, extents))
 
 
 def _front(inputs: SweepInputs, plan: Plan, start: Tensor | None) -> Tensor | None:
