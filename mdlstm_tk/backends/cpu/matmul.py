@@ -11,6 +11,7 @@ Notation
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -63,67 +64,55 @@ def _matmul(_: Any, pointers: Any, numbers: Any) -> Any:
                 panel = builder.sdiv(first, ir.Constant(I64, simd.TILE_VECTORS))
                 b_columns = b.row(b_panel, panel)
                 c_columns = c.row(ir.Constant(I64, lanes), first)
+                right = [b_columns.at(j * lanes) for j in range(tile_vectors)]
                 row = simd.counter(builder)
                 tile_rows = simd.TILE_ROWS
                 while tile_rows >= 1:
                     with vector_loop(builder, row, rows, tile_rows) as top:
-                        tile = _Tile(builder, tile_rows, tile_vectors, lanes)
-                        left, target = a.row(a_row, top), c_columns.row(c_row, top)
-                        tile.compute(left, a_row, a_step, b_columns, b_step, depth, target, c_row, adds)
+                        a_top, c_top = a.row(a_row, top), c_columns.row(c_row, top)
+                        left = [a_top.row(a_row, i) for i in range(tile_rows)]
+                        c_rows = [c_top.row(c_row, i) for i in range(tile_rows)]
+                        targets = [c_i.at(j * lanes) for c_i in c_rows for j in range(tile_vectors)]
+                        _tile((left, a_step), (right, b_step), depth, targets, adds, lanes)
                     tile_rows //= 2
         return context.get_dummy_value()
 
     return types.void(pointers, numbers), build
 
 
-class _Tile:
-    """A tile of C."""
+Strided = tuple[Sequence[Pointer], ir.Value]  # where rows, or columns, begin, and from one k to the next
 
-    def __init__(self, builder: ir.IRBuilder, rows: int, vectors: int, lanes: int) -> None:
-        self.builder, self.rows, self.vectors, self.lanes = builder, rows, vectors, lanes
 
-    def compute(
-        self,
-        a: Pointer,
-        a_row: ir.Value,
-        a_step: ir.Value,
-        b: Pointer,
-        b_step: ir.Value,
-        depth: ir.Value,
-        c: Pointer,
-        c_row: ir.Value,
-        accumulate: ir.Value,
-    ) -> None:
-        builder, lanes = self.builder, self.lanes
-        c_rows = [c.row(c_row, i) for i in range(self.rows)]
-        targets = [row.at(j * lanes) for row in c_rows for j in range(self.vectors)]
-        a_rows = [a.row(a_row, i) for i in range(self.rows)]
-        zero = ir.Constant(ir.VectorType(a.element, lanes), None)
+def _tile(
+    a: Strided, b: Strided, depth: ir.Value, targets: Sequence[Pointer], accumulate: ir.Value, lanes: int
+) -> None:
+    """Code of one tile of C, whose vectors are at `targets`, row after row."""
+    (a_rows, a_step), (b_columns, b_step) = a, b
+    builder = targets[0].builder
+    zero = ir.Constant(ir.VectorType(targets[0].element, lanes), None)
 
-        entry, loop, done = builder.block, *(builder.append_basic_block(name) for name in ("k", "done"))
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        k = builder.phi(I64)
-        sums = [builder.phi(zero.type) for _ in targets]
-        b_k = b.row(b_step, k)
-        right = [Vector(builder, b_k.at(j * lanes).load(lanes)) for j in range(self.vectors)]
-        a_offset = builder.mul(k, a_step)
-        left = [Vector(builder, splat(builder, row.at(a_offset).load(), lanes)) for row in a_rows]
-        products = [a_i * b_j for a_i in left for b_j in right]
-        new_sums = [(x + Vector(builder, y)).value for x, y in zip(products, sums, strict=True)]
-        k_next = builder.add(k, ir.Constant(I64, 1))
-        k.add_incoming(ir.Constant(I64, 0), entry)
-        k.add_incoming(k_next, loop)
-        for phi, new in zip(sums, new_sums, strict=True):
-            phi.add_incoming(zero, entry)
-            phi.add_incoming(new, loop)
-        builder.cbranch(builder.icmp_signed("<", k_next, depth), loop, done)
-        builder.position_at_end(done)
-        with builder.if_else(accumulate) as (then, otherwise):
-            with then:
-                # C is added last: a sum that started from it would be rounded to its size at every step.
-                for target, new in zip(targets, new_sums, strict=True):
-                    target.store(builder.fadd(target.load(lanes), new))
-            with otherwise:
-                for target, new in zip(targets, new_sums, strict=True):
-                    target.store(new)
+    entry, loop, done = builder.block, *(builder.append_basic_block(name) for name in ("k", "done"))
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    k = builder.phi(I64)
+    sums = [builder.phi(zero.type) for _ in targets]
+    right = [Vector(builder, column.row(b_step, k).load(lanes)) for column in b_columns]
+    left = [Vector(builder, splat(builder, row.row(a_step, k).load(), lanes)) for row in a_rows]
+    products = [a_i * b_j for a_i in left for b_j in right]
+    new_sums = [(x + Vector(builder, y)).value for x, y in zip(products, sums, strict=True)]
+    k_next = builder.add(k, ir.Constant(I64, 1))
+    k.add_incoming(ir.Constant(I64, 0), entry)
+    k.add_incoming(k_next, loop)
+    for phi, new in zip(sums, new_sums, strict=True):
+        phi.add_incoming(zero, entry)
+        phi.add_incoming(new, loop)
+    builder.cbranch(builder.icmp_signed("<", k_next, depth), loop, done)
+    builder.position_at_end(done)
+    with builder.if_else(accumulate) as (then, otherwise):
+        with then:
+            # C is added last: a sum that started from it would be rounded to its size at every step.
+            for target, new in zip(targets, new_sums, strict=True):
+                target.store(builder.fadd(target.load(lanes), new))
+        with otherwise:
+            for target, new in zip(targets, new_sums, strict=True):
+                target.store(new)
