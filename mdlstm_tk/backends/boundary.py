@@ -23,6 +23,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from mdlstm_tk._util.masking import valid_mask
 from mdlstm_tk.backends.inputs import SweepInputs, boundary_shape
 from mdlstm_tk.backends.tables import SweepRows, sweep_rows
 
@@ -32,9 +33,27 @@ def face_extents(grid: Sequence[int], d: int) -> tuple[int, ...]:
     return (*grid[:d], *grid[d + 1 :])
 
 
+def split_faces(boundary: Tensor, grid: Sequence[int]) -> list[Tensor]:
+    """(N, F, …) → for each axis (N, *extents of the other axes, …), views."""
+    parts = boundary.split(line_counts(grid), dim=1)
+    return [
+        part.view(part.shape[0], *face_extents(grid, d), *part.shape[2:]) for d, part in enumerate(parts)
+    ]
+
+
 def line_counts(grid: Sequence[int]) -> list[int]:
     """P / E_d for each axis, the number of its lines."""
     return [prod(face_extents(grid, d)) for d in range(len(grid))]
+
+
+def valid_lines(grid: Sequence[int], sizes: Tensor) -> Tensor:
+    """(N, F) bool, true for the lines that have valid positions in a sample. `sizes` is (N, D)."""
+    faces = []
+    for d in range(len(grid)):
+        others = torch.cat([sizes[:, :d], sizes[:, d + 1 :]], dim=1)
+        face = valid_mask(face_extents(grid, d), others).reshape(sizes.shape[0], -1)
+        faces.append(face & (sizes[:, d, None] > 0))
+    return torch.cat(faces, dim=1)
 
 
 def line_ends(inputs: SweepInputs) -> tuple[Tensor, Tensor]:
@@ -77,8 +96,7 @@ def take_rows(of_rows: Tensor, rows: Tensor) -> Tensor:
 
 
 def face_rows(ends: Tensor, inputs: SweepInputs, rows: SweepRows) -> Tensor:
-    """(D, dirs, rows), for each axis the face row whose line has its end at a row, or −1: in `with_zeros`
-    that is the row of zeros."""
+    """(D, dirs, rows), for each axis the face row whose line has its end at a row, or −1."""
     at_rows = end_rows(ends, inputs, rows)  # (dirs, F, N)
     dirs, lines, batch = at_rows.shape
     dtype = torch.int32 if lines * batch < 2**31 else torch.int64
@@ -96,10 +114,19 @@ def by_direction(boundary: Tensor) -> Tensor:
     return boundary.permute(2, 1, 0, 3, 4).flatten(3).flatten(1, 2).contiguous()
 
 
-def with_zeros(boundary: Tensor) -> Tensor:
-    """(N, F, dirs, 1 + S, n) → (dirs, F·N + 1, (1 + S)·n), indexed by face row, and a row of zeros."""
-    rows = by_direction(boundary)
-    return torch.cat([rows, rows.new_zeros(rows.shape[0], 1, rows.shape[2])], dim=1)
+def at_rows(boundary: Tensor, lines: Tensor) -> Tensor:
+    """(N, F, dirs, 1 + S, n) → (D, dirs, rows, (1 + S)·n), for each axis the states of the line that ends
+    at a row, zeros where none does. `lines` is the result of `face_rows`."""
+    values = by_direction(boundary)
+    values = torch.cat([values, values.new_zeros(values.shape[0], 1, values.shape[2])], dim=1)
+    return values[torch.arange(len(values), device=values.device)[:, None], lines]
+
+
+def at_lines(of_axes: Tensor, ends: Tensor, inputs: SweepInputs, rows: SweepRows) -> Tensor:
+    """(D, dirs, rows, (1 + S)·n) → (N, F, dirs, 1 + S, n), for each line what its axis has at its end."""
+    at = end_rows(ends, inputs, rows).split(line_counts(inputs.grid), dim=1)
+    parts = [take_rows(of_axis, at_d.flatten(1)) for of_axis, at_d in zip(of_axes, at, strict=True)]
+    return from_directions(torch.cat(parts, dim=1), inputs)
 
 
 def from_directions(rows: Tensor, inputs: SweepInputs) -> Tensor:

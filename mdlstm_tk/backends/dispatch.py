@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
-from types import ModuleType
 from typing import Literal, NamedTuple, get_args
 
 import torch
 
 from mdlstm_tk._util import arguments
+from mdlstm_tk.backends.inputs import Engine
 from mdlstm_tk.backends.specialize import KernelError
 from mdlstm_tk.backends.torch import sweep as torch_sweep
 from mdlstm_tk.errors import InputError
@@ -54,8 +54,8 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype) -> Choice:
 
 
 @cache
-def engine(backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
-    """The module whose `forward` and `backward` run a sweep; `backend` is one of `OPERATOR_BACKENDS`.
+def engine(backend: str, device: torch.device, dtype: torch.dtype) -> Engine:
+    """The module that runs a sweep; `backend` is one of `OPERATOR_BACKENDS`.
 
     It warns once for each device if "auto" is "torch" only because kernels cannot be compiled.
 

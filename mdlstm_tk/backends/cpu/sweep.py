@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.boundary import face_extents
+from mdlstm_tk.backends.boundary import valid_lines
 from mdlstm_tk.backends.cpu.plan import Plan, get_plan
 from mdlstm_tk.backends.cpu.records import Arrays, address, words
 from mdlstm_tk.backends.cpu.threads import run_chains
@@ -39,13 +39,7 @@ HUGE_PAGE = 2 << 20
 
 
 def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) -> SweepResults:
-    """Run the sweep.
-
-    Args:
-        inputs: of the sweep.
-        save: keep what `backward` needs.
-        recompute: keep no gates.
-    """
+    """See `Engine`."""
     dtype, inputs = inputs.x.dtype, _converted(inputs)
     plan, x = get_plan("forward", inputs, save), inputs.x
     rows, dirs, units = plan.sizes.places, plan.sizes.dirs, plan.sizes.units
@@ -56,15 +50,7 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
     new = _new if plan.jobs.is_full else Tensor.new_empty
     gates = new(x, (dirs, rows, plan.sizes.gate_dim)) if save and not recompute else None
     states = new(x, (dirs, rows, plan.sizes.states * units)) if save else None
-    _run(
-        plan,
-        inputs,
-        weights=_pack(plan.pack, plan.packed, inputs, plan),
-        front=front,
-        output=output,
-        gates=gates,
-        states=states,
-    )
+    _run(plan, inputs, weights=_pack(plan, inputs), front=front, output=output, gates=gates, states=states)
     final = None if inputs.initial is None else front
     return SweepResults(output.to(dtype), final, gates, states)
 
@@ -78,15 +64,7 @@ def backward(
     dfinal: Tensor | None = None,
     wants_dx: bool = True,
 ) -> Gradients:
-    """The gradients of all inputs that are there; that of x if it is wanted.
-
-    Args:
-        inputs: as for `forward`.
-        grad: (N, *grid, dirs, n) gradient of the output.
-        output, gates, states: the results of `forward` with `save`.
-        dfinal: the gradient of the final states, if there are any.
-        wants_dx: whether the gradient of x is needed.
-    """
+    """See `Engine`."""
     dtype, inputs = inputs.x.dtype, _converted(inputs)
     grad, output, gates, states = map(_plain, (grad, output, gates, states))
     plan = get_plan("recompute" if gates is None else "backward", inputs, wants_dx)
@@ -97,8 +75,8 @@ def backward(
     _run(
         plan,
         inputs,
-        weights=_pack(plan.pack, plan.packed, inputs, plan) if gates is None else None,
-        weights_t=_pack(plan.pack_transposed, plan.packed_transposed, inputs, plan),
+        weights=_pack(plan, inputs) if gates is None else None,
+        weights_t=_pack(plan, inputs, transposed=True),
         front=dfront,
         grad=grad,
         output=output,
@@ -141,49 +119,23 @@ def _front(inputs: SweepInputs, plan: Plan, start: Tensor | None) -> Tensor | No
         return _zeros(inputs.x, boundary_shape(inputs)) if wanted else None
     if inputs.sizes is None:
         return _copy(start)
-    return start.masked_fill(~_valid_lines(inputs)[..., None, None, None], 0)
-
-
-def _valid_lines(inputs: SweepInputs) -> Tensor:
-    """(N, F), whether a line has valid positions in a sample."""
-    sizes, grid = inputs.sizes, inputs.grid
-    assert sizes is not None
-    faces = []
-    for d in range(len(grid)):
-        valid = sizes[:, d, None] > 0
-        others = [e for e in range(len(grid)) if e != d]
-        for e, extent in zip(others, face_extents(grid, d), strict=True):
-            inside = torch.arange(extent) < sizes[:, e, None]
-            valid = (valid[:, :, None] & inside[:, None, :]).flatten(1)
-        faces.append(valid)
-    return torch.cat(faces, dim=1)
+    return start.masked_fill(~valid_lines(inputs.grid, inputs.sizes)[..., None, None, None], 0)
 
 
 def _split_sums(plan: Plan, inputs: SweepInputs, sums: Tensor) -> Gradients:
     """The gradients of weights and of the cell's parameters from `sums`, (dirs, sums_size), each in memory
     of its own."""
-    sizes = plan.sizes
-    dirs, gate_dim, units, row, start = (
-        sizes.dirs,
-        sizes.gate_dim,
-        sizes.units,
-        sizes.padded,
-        sizes.sums_size,
-    )
+    sizes, dirs, gate_dim, units = plan.sizes, plan.sizes.dirs, plan.sizes.gate_dim, plan.sizes.units
     # The gradient of w_cat is (K, padded), and its rows are those of h_1, …, h_D, x and 1.
-    parts = {
-        "weight_ih": sums.as_strided(
-            (dirs, gate_dim, sizes.channels), (start, 1, row), sizes.hidden_dim * row
-        )
-    }
+    row, start, shape = sizes.padded, sizes.sums_size, inputs.weight_ih.shape
+    parts = {"weight_ih": sums.as_strided(shape, (start, 1, row), sizes.hidden_dim * row)}
     if inputs.weight_hh is not None:
         parts["weight_hh"] = sums.as_strided(inputs.weight_hh.shape, (start, units * row, 1, row))
     if inputs.bias is not None:
         parts["bias"] = sums.as_strided((dirs, gate_dim), (start, 1), (sizes.depth - 1) * row)
     if sizes.parameter_count:
-        rows = sums.as_strided(
-            (dirs, sizes.parameter_count // units, units), (start, units, 1), sizes.depth * row
-        )
+        shape = torch.Size((dirs, sizes.parameter_count // units, units))
+        rows = sums.as_strided(shape, (start, units, 1), sizes.depth * row)
         parts |= inputs.split_cell_parameters(rows)
     return {name: _copy(part) for name, part in parts.items()}
 
@@ -226,11 +178,11 @@ def _total(parts: Tensor) -> Tensor:
     return parts[0]
 
 
-def _pack(kernel: Any, count: int, inputs: SweepInputs, plan: Plan) -> Tensor:
-    """The weights as `kernel`, of `packing`, writes them: so many numbers."""
-    packed = inputs.x.new_empty(count)
-    tensors = packed, inputs.weight_hh, inputs.weight_ih, inputs.bias
-    kernel(*map(_pointer, tensors), plan.sizes_address)
+def _pack(plan: Plan, inputs: SweepInputs, transposed: bool = False) -> Tensor:
+    """The weights as `packing` writes them."""
+    packed = inputs.x.new_empty(plan.packed_transposed if transposed else plan.packed)
+    kernel = plan.pack_transposed if transposed else plan.pack
+    kernel(*map(_pointer, (packed, inputs.weight_hh, inputs.weight_ih, inputs.bias)), plan.sizes_address)
     return packed
 
 

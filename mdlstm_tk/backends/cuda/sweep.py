@@ -55,17 +55,10 @@ UNITS = 128
 
 
 def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) -> SweepResults:
-    """Run the sweep.
-
-    Args:
-        inputs: of the sweep.
-        save: keep what `backward` needs: the states beside h (dirs, rows, S·n), in visiting order, and the
-            activated gates, or with layer norm the pre-activations, (dirs, rows, G·n).
-        recompute: keep no gates.
-    """
+    """See `Engine`."""
     x, weight_hh, units, rows = inputs.x, inputs.weight_hh, inputs.units, sweep_rows(inputs)
     (dirs, gate_dim, _), hidden_dim = inputs.weight_ih.shape, inputs.ndim * inputs.units
-    state_dim = inputs.traits.states * units
+    state_dim = inputs.state_count * units
     w_hh = None if weight_hh is None else weight_hh.transpose(2, 3).flatten(1, 2)  # (dirs, D·n, G·n)
     entering = entering_states(inputs, rows)
     launch = _Launcher("forward", inputs, rows, entering)
@@ -114,16 +107,7 @@ def backward(
     dfinal: Tensor | None = None,
     wants_dx: bool = True,
 ) -> Gradients:
-    """The gradients of all inputs that are there; that of x if it is wanted.
-
-    Args:
-        inputs: as for `forward`.
-        grad: (N, *grid, dirs, n) gradient of the output.
-        output, gates, states: the results of `forward` with `save`. Gates and states may have more rows
-            than the sweep, and gates that are None are computed again.
-        dfinal: the gradient of the final states, if there are any.
-        wants_dx: whether the gradient of x is needed.
-    """
+    """See `Engine`."""
     x, weight_hh, units, rows = inputs.x, inputs.weight_hh, inputs.units, sweep_rows(inputs)
     dirs, hidden_dim = len(inputs.weight_ih), inputs.ndim * inputs.units
     entering = entering_states(inputs, rows)
@@ -135,7 +119,7 @@ def backward(
     da = kept if gates is None and kept.dtype == x.dtype else torch.empty_like(kept, dtype=x.dtype)
     longest = rows.tables.longest * rows.batch
     dh = kept.new_empty(dirs * longest * hidden_dim * (weight_hh is not None))
-    passed_dim = inputs.ndim * (inputs.traits.states + launch.reads_h) * units
+    passed_dim = inputs.ndim * (inputs.state_count + launch.reads_h) * units
     d_prev = kept.new_empty(2, dirs * longest * passed_dim)  # of this wavefront and the next one, in turn
     d_first = None if entering is None else torch.zeros_like(entering.states)
     blocks, parameters = launch.blocks(longest), launch.parameters
@@ -199,12 +183,12 @@ class _Launcher:
     def __init__(
         self, pass_kind: Pass, inputs: SweepInputs, rows: SweepRows, entering: Entering | None
     ) -> None:
-        cell, ndim, traits, units = get_cell(inputs.cell), inputs.ndim, inputs.traits, inputs.units
+        cell, ndim, units = get_cell(inputs.cell), inputs.ndim, inputs.units
         self.name = f"{pass_kind} of {inputs.cell}"
         with compiling(self.name):
             self.kernel = get_kernel(pass_kind, cell, ndim, inputs.present)
         self.reads_h = reads_hidden(cell, ndim)
-        self.passes_h = self.reads_h or traits.recurrent
+        self.passes_h = self.reads_h or cell.recurrent
         self.parameters = inputs.cell_parameters()
         self.dirs = len(inputs.weight_ih)
         power = 1 << (units - 1).bit_length()  # units rounded up to a power of 2
@@ -225,11 +209,11 @@ class _Launcher:
             "positions": tables.positions,
             "lines": 0 if entering is None else entering.states.shape[1],
             "AXES": ndim,
-            "GATES": traits.gates,
-            "STATES": traits.states,
+            "GATES": inputs.gate_count,
+            "STATES": inputs.state_count,
             "PARAMETERS": 0 if self.parameters is None else self.parameters.shape[1],
             "UNITS": units,
-            "RECURRENT": traits.recurrent,
+            "RECURRENT": cell.recurrent,
             "READS_H": self.reads_h,
             "ROWS": self.rows,
             "BLOCK": block,
