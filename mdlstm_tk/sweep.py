@@ -307,15 +307,16 @@ def _wavefront_backward(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = _unpack(arguments)
     grad, output, gates, states, dfinal, recompute, backend, wants_dx = arguments[FIELDS:]
     check_inputs(inputs)
+    check_devices(inputs, grad=grad, output=output, gates=gates, states=states, dfinal=dfinal)
     x, shape = inputs.x, (*inputs.x.shape[:-1], inputs.weight_ih.shape[0], inputs.units)
     rows, dirs, dtype = prod(x.shape[:-1]), len(inputs.weight_ih), state_dtype(x)
-    check_tensor("grad", grad, shape, x.dtype, x.device)
-    check_tensor("output", output, shape, x.dtype, x.device)
-    check_tensor("states", states, (dirs, rows, inputs.state_count * inputs.units), dtype, x.device)
+    check_tensor("grad", grad, shape, x.dtype)
+    check_tensor("output", output, shape, x.dtype)
+    check_tensor("states", states, (dirs, rows, inputs.state_count * inputs.units), dtype)
     if not recompute:
-        check_tensor("gates", gates, (dirs, rows, inputs.weight_ih.shape[1]), dtype, x.device)
+        check_tensor("gates", gates, (dirs, rows, inputs.weight_ih.shape[1]), dtype)
     if dfinal is not None:
-        check_tensor("dfinal", dfinal, boundary_shape(inputs), dtype, x.device)
+        check_tensor("dfinal", dfinal, boundary_shape(inputs), dtype)
     kept = None if recompute else gates
     if has_failed_late(x.device):  # kernels may have written what another backend would read
         gradients = _backward_from_inputs(inputs, grad, dfinal, recompute, wants_dx)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -178,11 +178,12 @@ class Engine(Protocol):
 
 
 def check_inputs(inputs: SweepInputs) -> None:
-    """Check that the inputs fit each other.
+    """Check that the inputs fit each other and are on one device.
 
     Raises:
         InputError: they do not; the message names the first that does not fit.
     """
+    check_devices(inputs)
     x, weight_ih = inputs.x, inputs.weight_ih
     if x.dim() < 3 or weight_ih.dim() != 3:
         raise InputError(
@@ -194,28 +195,26 @@ def check_inputs(inputs: SweepInputs) -> None:
     if dirs < 1 or units < 1:
         raise InputError(f"weight_ih must be (dirs, {gates}·n, C), got shape {tuple(weight_ih.shape)}")
     check_positions(prod(grid), tuple(grid))
-    dtype, device = x.dtype, x.device
-    check_tensor("weight_ih", weight_ih, (dirs, gates * units, channels), dtype, device)
+    dtype = x.dtype
+    check_tensor("weight_ih", weight_ih, (dirs, gates * units, channels), dtype)
     if (inputs.weight_hh is not None) != cell.recurrent:
         expected = "a tensor" if cell.recurrent else "None"
         raise InputError(f"weight_hh must be {expected} for cell '{inputs.cell}'")
     if inputs.weight_hh is not None:
-        check_tensor("weight_hh", inputs.weight_hh, (dirs, ndim, gate_dim, units), dtype, device)
+        check_tensor("weight_hh", inputs.weight_hh, (dirs, ndim, gate_dim, units), dtype)
     if inputs.bias is not None:
-        check_tensor("bias", inputs.bias, (dirs, gate_dim), dtype, device)
+        check_tensor("bias", inputs.bias, (dirs, gate_dim), dtype)
     if inputs.peephole is not None and not cell.peephole:
         raise InputError(f"peephole must be None for cell '{inputs.cell}', which has none")
     for name in inputs.present:
         shape = (dirs, CELL_PARAMETERS[name](cell, ndim), units)
-        check_tensor(name, getattr(inputs, name), shape, dtype, device)
+        check_tensor(name, getattr(inputs, name), shape, dtype)
     if (inputs.norm_weight is None) != (inputs.norm_bias is None):
         raise InputError("norm_weight and norm_bias must both be tensors or both be None")
     if inputs.initial is not None:
-        check_tensor("initial", inputs.initial, boundary_shape(inputs), state_dtype(x), device)
+        check_tensor("initial", inputs.initial, boundary_shape(inputs), state_dtype(x))
     if inputs.sizes is not None:
-        check_sizes(inputs.sizes, batch, ndim)
-        if inputs.sizes.device not in (device, _CPU):
-            _refuse_device("sizes", inputs.sizes, device)
+        check_tensor("sizes", inputs.sizes, (batch, ndim), torch.int64)
     signs = inputs.signs
     if len(signs) != dirs * ndim or signs.count(1) + signs.count(-1) != len(signs):
         raise InputError(f"directions must be {dirs}·{ndim} signs (1 or -1), got {list(signs)}")
@@ -228,23 +227,8 @@ def boundary_shape(inputs: SweepInputs) -> tuple[int, ...]:
     return inputs.x.shape[0], lines, inputs.weight_ih.shape[0], 1 + inputs.state_count, inputs.units
 
 
-def check_sizes(sizes: Tensor, batch: int, ndim: int) -> None:
-    """Check that `sizes` are valid extents of `batch` samples.
-
-    Raises:
-        InputError: they have another shape or dtype.
-    """
-    if tuple(sizes.shape) != (batch, ndim) or sizes.dtype != torch.int64:
-        raise InputError(
-            f"sizes must be int64 of shape (N, D) = ({batch}, {ndim}), "
-            f"got {sizes.dtype} of shape {tuple(sizes.shape)}"
-        )
-
-
-def check_tensor(
-    name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device
-) -> None:
-    """Check the shape, dtype and device of an argument.
+def check_tensor(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
+    """Check the shape and dtype of an argument.
 
     Raises:
         InputError: one of them is another.
@@ -254,8 +238,6 @@ def check_tensor(
             f"{name} must be {dtype} of shape {tuple(shape)}, "
             f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
         )
-    if tensor.device != device:
-        _refuse_device(name, tensor, device)
 
 
 def check_devices(inputs: SweepInputs, **others: Tensor | None) -> None:
@@ -265,15 +247,14 @@ def check_devices(inputs: SweepInputs, **others: Tensor | None) -> None:
         InputError: one is not.
     """
     device = inputs.x.device
-    for name, tensor in (*zip(DIFFERENTIABLE, inputs.tensors, strict=True), *others.items()):
+    sizes = None if inputs.sizes is None or inputs.sizes.device == _CPU else inputs.sizes
+    for name, tensor in (
+        *zip(DIFFERENTIABLE, inputs.tensors, strict=True),
+        ("sizes", sizes),
+        *others.items(),
+    ):
         if tensor is not None and tensor.device != device:
-            _refuse_device(name, tensor, device)
-    if inputs.sizes is not None and inputs.sizes.device not in (device, _CPU):
-        _refuse_device("sizes", inputs.sizes, device)
-
-
-def _refuse_device(name: str, tensor: Tensor, device: torch.device) -> NoReturn:
-    raise InputError(f"{name} must be on x's device {device}, got {tensor.device}")
+            raise InputError(f"{name} must be on x's device {device}, got {tensor.device}")
 
 
 def state_dtype(x: Tensor) -> torch.dtype:
