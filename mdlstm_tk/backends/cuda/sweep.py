@@ -29,13 +29,7 @@ from mdlstm_tk.backends.boundary import (
     line_ends,
 )
 from mdlstm_tk.backends.cuda.codegen import get_kernel
-from mdlstm_tk.backends.cuda.products import (
-    Entering,
-    add_entering_gradients,
-    add_entering_products,
-    entering_states,
-    gather_hidden,
-)
+from mdlstm_tk.backends.cuda.products import Entering, gather_hidden
 from mdlstm_tk.backends.inputs import Gradients, SweepInputs, SweepResults
 from mdlstm_tk.backends.specialize import KernelError, compiling
 from mdlstm_tk.backends.tables import SweepRows, sweep_rows
@@ -60,11 +54,11 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
     (dirs, gate_dim, _), hidden_dim = inputs.weight_ih.shape, inputs.ndim * inputs.units
     state_dim = inputs.state_count * units
     w_hh = None if weight_hh is None else weight_hh.transpose(2, 3).flatten(1, 2)  # (dirs, D·n, G·n)
-    entering = entering_states(inputs, rows)
+    entering = None if inputs.initial is None else Entering(inputs, rows)
     launch = _Launcher("forward", inputs, rows, entering)
     a = project_input(inputs, rows)  # (dirs, rows, G·n)
-    if entering is not None:
-        add_entering_products(a, inputs, entering)
+    if entering is not None and inputs.initial is not None and weight_hh is not None:
+        entering.add_products(a, inputs.initial, weight_hh)
     # The final states are taken from those of all rows.
     keep_states = save or entering is not None or state_dim > gate_dim
     states = a.new_empty(*a.shape[:2], state_dim) if keep_states else a
@@ -110,10 +104,10 @@ def backward(
     """See `Engine`."""
     x, weight_hh, units, rows = inputs.x, inputs.weight_hh, inputs.units, sweep_rows(inputs)
     dirs, hidden_dim = len(inputs.weight_ih), inputs.ndim * inputs.units
-    entering = entering_states(inputs, rows)
+    entering = None if inputs.initial is None else Entering(inputs, rows)
     launch = _Launcher("recompute" if gates is None else "backward", inputs, rows, entering)
     states = states[:, : rows.count].contiguous()
-    hidden = gather_hidden(output, rows, entering) if launch.passes_h else None  # (dirs, rows, D·n)
+    hidden = gather_hidden(inputs, output, rows, entering) if launch.passes_h else None  # (dirs, rows, D·n)
     kept = _pre_activations(inputs, rows, hidden) if gates is None else gates[:, : rows.count].contiguous()
     # Pre-activations that are computed again are nobody else's, so da can take their place.
     da = kept if gates is None and kept.dtype == x.dtype else torch.empty_like(kept, dtype=x.dtype)
@@ -121,7 +115,8 @@ def backward(
     dh = kept.new_empty(dirs * longest * hidden_dim * (weight_hh is not None))
     passed_dim = inputs.ndim * (inputs.state_count + launch.reads_h) * units
     d_prev = kept.new_empty(2, dirs * longest * passed_dim)  # of this wavefront and the next one, in turn
-    d_first = None if entering is None else torch.zeros_like(entering.states)
+    first = launch.arguments["first_ptr"]
+    d_first = None if first is None else torch.zeros_like(first)
     blocks, parameters = launch.blocks(longest), launch.parameters
     d_parameters = None
     if parameters is not None:
@@ -156,7 +151,8 @@ def backward(
     if d_parameters is not None:
         gradients |= inputs.split_cell_parameters(d_parameters.sum(dim=1).to(x.dtype))
     if entering is not None and d_first is not None:
-        add_entering_gradients(d_first, da, inputs, entering)
+        if weight_hh is not None:
+            d_first[..., :units] += entering.gradients(da, weight_hh)
         gradients["initial"] = from_directions(d_first, inputs)
     return gradients | input_gradients(inputs, da, rows, wants_dx)
 
@@ -202,12 +198,12 @@ class _Launcher:
             "predecessors_ptr": tables.predecessors,
             "successors_ptr": tables.successors,
             "valid_ptr": rows.valid_mask,
-            "first_ptr": None if entering is None else entering.states,
+            "first_ptr": None if inputs.initial is None else by_direction(inputs.initial),
             "entering_ptr": None if entering is None else entering.lines,
             "parameter_ptr": self.parameters,
             "batch": rows.batch,
             "positions": tables.positions,
-            "lines": 0 if entering is None else entering.states.shape[1],
+            "lines": 0 if entering is None else sum(entering.counts),
             "AXES": ndim,
             "GATES": inputs.gate_count,
             "STATES": inputs.state_count,
