@@ -2,7 +2,7 @@
 
 Columns
     symbol     how a user writes it, for error messages
-    compute    of tensors, and of `mdlstm_tk.backends.cpu.vectors.Vector`, which has torch's methods
+    compute    of tensors, and of `mdlstm_tk.backends.cpu.simd.Vector`, which has torch's methods
     gradient   (dy, y, *arguments) → the gradient of each argument, in recorded values
     triton     an expression in which {0}, {1} stand for the arguments; `tanh`, `sqrt` and `softplus` are
                functions of `mdlstm_tk.backends.cuda.kernels`

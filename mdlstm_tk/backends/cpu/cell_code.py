@@ -11,12 +11,10 @@ from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from mdlstm_tk.backends.cpu import simd
-from mdlstm_tk.backends.cpu.simd import I64, Pointer, splat, vector_loop
-from mdlstm_tk.backends.cpu.vectors import Vector
+from mdlstm_tk.backends.cpu.simd import I64, Pointer, Vector, vector_loop
 from mdlstm_tk.cells.ir import Kernel, Value
 from mdlstm_tk.cells.operations import OPERATIONS
 
@@ -108,7 +106,7 @@ class _RowBuilder:
         self.rows = {(slot, row): self._row(slot, row) for slot, row in used}
         self.spills = {id(value): scratch.row(units, index) for index, value in enumerate(kernel.spilled)}
         self.uniforms: dict[int, Vector] = {}  # of one lane
-        self.sums: dict[int, ir.Value] = {}  # by the id of a mean, where its sum is added up
+        self.sums: dict[int, Pointer] = {}  # by the id of a mean, where its sum is added up
 
     def _row(self, slot: str, row: int) -> Pointer:
         """The memory of a row of a slot."""
@@ -117,7 +115,7 @@ class _RowBuilder:
         else:
             axis, index = divmod(row, self.states if "state" in slot else 1)
             word = line_length(axis) + getattr(AXIS, slot)
-        pointer = self.builder.inttoptr(self.words.at(word).load(), self.element.as_pointer())
+        pointer = self.builder.inttoptr(self.words.at(word).load().value, self.element.as_pointer())
         return Pointer(self.builder, pointer, self.element).row(self.units, index)
 
     def build(self) -> None:
@@ -127,21 +125,12 @@ class _RowBuilder:
                 if value.uniform and value.level == level:
                     self.uniforms[id(value)] = self._uniform(value, count)
                 elif value.op == "mean" and value.level == level + 1:
-                    self.sums[id(value)] = self._zero(self.element)
+                    self.sums[id(value)] = simd.zeros(self.builder, self.element)
             self._loops(level)
-
-    def _zero(self, kind: ir.Type) -> ir.Value:
-        """A zero in memory, as `simd.counter`."""
-        place = cgutils.alloca_once(self.builder, kind)
-        self.builder.store(ir.Constant(kind, None), place)
-        return place
-
-    def _load(self, place: ir.Value, kind: ir.Type) -> Vector:
-        return Vector(self.builder, self.builder.load(place, typ=kind))
 
     def _uniform(self, value: Value, count: Vector) -> Vector:
         if value.op == "mean":
-            return self._load(self.sums[id(value)], self.element) / count
+            return self.sums[id(value)].load() / count
         if value.op == "constant":
             return count.like(value.number)
         return OPERATIONS[value.op].compute(*(self.uniforms[id(arg)] for arg in value.args))  # type: ignore[no-any-return]
@@ -150,34 +139,30 @@ class _RowBuilder:
         position = simd.counter(self.builder)
         means = [value for value in self.kernel.values if value.op == "mean" and value.level == level + 1]
         for lanes in simd.lane_counts(self.element):
-            kind = simd.lane_type(self.element, lanes)
-            sums = {id(mean): self._zero(kind) for mean in means}
+            sums = {id(mean): simd.zeros(self.builder, self.element, lanes) for mean in means}
             with vector_loop(self.builder, position, self.units, lanes) as index:
-                self._body(level, kind, lanes, index, sums)
+                self._body(level, lanes, index, sums)
             for mean, total in sums.items():
-                before, added = self._load(self.sums[mean], self.element), self._load(total, kind).total()
-                self.builder.store(self.builder.fadd(before.value, added), self.sums[mean])
+                self.sums[mean].store(self.sums[mean].load() + total.load(lanes).total())
 
-    def _body(
-        self, level: int, kind: ir.Type, lanes: int, index: ir.Value, sums: dict[int, ir.Value]
-    ) -> None:
+    def _body(self, level: int, lanes: int, index: ir.Value, sums: dict[int, Pointer]) -> None:
         """Code of one vector of units at `level`. Each store follows its value as soon as possible."""
-        builder, computed = self.builder, dict[int, Vector]()
+        computed: dict[int, Vector] = {}
 
         def get(value: Value) -> Vector:
             if id(value) not in computed:
                 computed[id(value)] = compute(value)
                 if id(value) in self.spills and value.level == level:
-                    self.spills[id(value)].at(index).store(computed[id(value)].value)
+                    self.spills[id(value)].at(index).store(computed[id(value)])
             return computed[id(value)]
 
         def compute(value: Value) -> Vector:
             if value.uniform:
-                return Vector(builder, splat(builder, self.uniforms[id(value)].value, lanes))
+                return self.uniforms[id(value)].splat(lanes)
             if value.op == "load":
-                return Vector(builder, self.rows[value.slot, value.row].at(index).load(lanes))
+                return self.rows[value.slot, value.row].at(index).load(lanes)
             if value.level < level:
-                return Vector(builder, self.spills[id(value)].at(index).load(lanes))
+                return self.spills[id(value)].at(index).load(lanes)
             return OPERATIONS[value.op].compute(*(get(arg) for arg in value.args))  # type: ignore[no-any-return]
 
         for value in self.kernel.values:
@@ -185,11 +170,9 @@ class _RowBuilder:
                 get(value)
             if id(value) in sums:
                 total = sums[id(value)]
-                builder.store((self._load(total, kind) + get(value.args[0])).value, total)
+                total.store(total.load(lanes) + get(value.args[0]))
         for store in self.kernel.stores:
             if store.value.level == level:
                 target = self.rows[store.slot, store.row].at(index)
                 result = get(store.value)
-                if store.add:
-                    result = Vector(builder, target.load(lanes)) + result
-                target.store(result.value)
+                target.store(target.load(lanes) + result if store.add else result)

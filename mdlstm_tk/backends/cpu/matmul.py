@@ -20,8 +20,7 @@ from numba.extending import intrinsic
 
 from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.intrinsics import float_ptr
-from mdlstm_tk.backends.cpu.simd import I64, Pointer, splat, vector_loop
-from mdlstm_tk.backends.cpu.vectors import Vector
+from mdlstm_tk.backends.cpu.simd import I64, Pointer, Vector, vector_loop
 
 ZERO: Any = None  # 0 in the dtype; each compiled version has its own value
 
@@ -96,23 +95,23 @@ def _tile(
     builder.position_at_end(loop)
     k = builder.phi(I64)
     sums = [builder.phi(zero.type) for _ in targets]
-    right = [Vector(builder, column.row(b_step, k).load(lanes)) for column in b_columns]
-    left = [Vector(builder, splat(builder, row.row(a_step, k).load(), lanes)) for row in a_rows]
+    right = [column.row(b_step, k).load(lanes) for column in b_columns]
+    left = [row.row(a_step, k).load().splat(lanes) for row in a_rows]
     products = [a_i * b_j for a_i in left for b_j in right]
-    new_sums = [(x + Vector(builder, y)).value for x, y in zip(products, sums, strict=True)]
+    new_sums = [x + Vector(builder, y) for x, y in zip(products, sums, strict=True)]
     k_next = builder.add(k, ir.Constant(I64, 1))
     k.add_incoming(ir.Constant(I64, 0), entry)
     k.add_incoming(k_next, loop)
     for phi, new in zip(sums, new_sums, strict=True):
         phi.add_incoming(zero, entry)
-        phi.add_incoming(new, loop)
+        phi.add_incoming(new.value, loop)
     builder.cbranch(builder.icmp_signed("<", k_next, depth), loop, done)
     builder.position_at_end(done)
     with builder.if_else(accumulate) as (then, otherwise):
         with then:
             # C is added last: a sum that started from it would be rounded to its size at every step.
             for target, new in zip(targets, new_sums, strict=True):
-                target.store(builder.fadd(target.load(lanes), new))
+                target.store(target.load(lanes) + new)
         with otherwise:
             for target, new in zip(targets, new_sums, strict=True):
                 target.store(new)
