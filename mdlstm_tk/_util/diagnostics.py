@@ -1,4 +1,4 @@
-"""What is installed, what works, and how to fix the rest: `mdlstm doctor` prints `check_installation`."""
+"""Checks of an installation, and how to fix what fails: `mdlstm doctor` prints `check_installation`."""
 
 from __future__ import annotations
 

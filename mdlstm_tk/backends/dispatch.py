@@ -1,4 +1,4 @@
-"""Which backend runs, and why.
+"""The choice among backends, and its reason.
 
 The device and dtype of x decide at every call of the operator, also in a graph that was captured elsewhere.
 """

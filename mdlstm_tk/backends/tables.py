@@ -32,7 +32,7 @@ Extents = tuple[tuple[int, ...], ...]  # of each sample
 
 @dataclass(frozen=True)
 class SweepTables:
-    """What a sweep in one or more directions needs to know of its grid, or of its ragged batch.
+    """The order of a sweep in one or more directions over a grid, or over a ragged batch.
 
     P below is the number of visits. Tables are int32.
 

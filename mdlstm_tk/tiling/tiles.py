@@ -1,4 +1,4 @@
-"""How a grid is cut into tiles, and the states on the faces between them.
+"""The tiles of a grid, and the states on the faces between them.
 
 A sweep visits tiles in an order in which the predecessors of a tile, one tile back along each axis, come
 before it. The *front* is what separates the tiles that were visited from the others: of each line of

@@ -1,4 +1,4 @@
-"""How kernels are compiled by Numba and cached; see `cache_folder` for where they are kept.
+"""Kernels are compiled by Numba and cached; see `cache_folder` for where they are kept.
 
 There are five functions for each dtype, the same for all cells: forward and backward, the matrix product,
 and two that pack weights. A sixth is made for each pass of a cell. All are C functions of int64, which any

@@ -1,4 +1,4 @@
-"""What depends only on the shapes of a sweep on the CPU, so that a warm call looks it up."""
+"""Plans: all that depends only on the shapes of a sweep on the CPU, so that a warm call looks it up."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ JOB_BYTES = 512
 
 
 class Plan(NamedTuple):
-    """How a sweep is run.
+    """The functions, sizes and jobs of a sweep.
 
     Attributes:
         kernel, pack, pack_transposed: compiled functions.

@@ -117,5 +117,5 @@ def words(record: tuple[int, ...]) -> array[int]:
 
 
 def address(of_words: array[int]) -> int:
-    """Where a record lies in memory. The caller keeps it alive."""
+    """The address of a record. The caller keeps it alive."""
     return of_words.buffer_info()[0]

@@ -202,5 +202,5 @@ def _plain(tensor: Tensor | None) -> Any:
 
 
 def _pointer(tensor: Tensor | None) -> int:
-    """Where a tensor lies in memory, 0 for None."""
+    """The address of a tensor, 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()

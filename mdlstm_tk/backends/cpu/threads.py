@@ -159,7 +159,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def thread_limit() -> int:
-    """How many threads may share a sweep."""
+    """The largest number of threads that may share a sweep."""
     return torch.get_num_threads() if _enabled else 1
 
 

@@ -70,7 +70,7 @@ class Samples(NamedTuple):
 
 
 class Division(NamedTuple):
-    """How a sweep is divided among threads.
+    """The division of a sweep among threads.
 
     Attributes:
         ranges: the samples that are swept together.
@@ -216,7 +216,7 @@ class _Before(NamedTuple):
     tasks: Sequence[tuple[int, int, int]] = ()
 
     def needed(self, wavefront: int) -> int:
-        """How many tasks of the chain must be done for this band to have come past a wavefront; beyond its
+        """The number of the chain's tasks after which this band has come past a wavefront; beyond its
         ends, past the last one."""
         if not self.tasks:
             return 0

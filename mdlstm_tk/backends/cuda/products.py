@@ -23,7 +23,7 @@ from mdlstm_tk.backends.torch.products import multiply, to_visiting_order
 
 
 class Entering:
-    """Where initial states enter a sweep.
+    """The rows where initial states enter a sweep.
 
     Attributes:
         lines: (D, dirs, rows) the lines that enter at a row, see `face_rows`.
