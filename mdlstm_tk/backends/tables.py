@@ -231,18 +231,14 @@ def _make_ragged_tables(
         np.stack([row[neighbours].take(kept) for neighbours in table])
         for table in (front.predecessors, front.successors)
     )  # (D, rows)
-    # What each axis adds to a place, in either direction: D × (rows,).
-    strides = [dtype(prod(grid[d + 1 :])) for d in range(len(grid))]
-    upwards = [np.repeat(stride * axis, visits) for stride, axis in zip(strides, coordinates, strict=True)]
-    downwards = [
-        (stride * (limits - 1)).take(sample) - steps
-        for stride, limits, steps in zip(strides, sizes, upwards, strict=True)
-    ]
     order = np.empty((len(directions), len(kept)), dtype)
     order[:] = (np.arange(batch, dtype=dtype) * dtype(positions)).take(sample)
-    for places, direction in zip(order, directions, strict=True):
-        for sign, up, down in zip(direction, upwards, downwards, strict=True):
-            places += up if sign > 0 else down
+    for d, (axis, limits) in enumerate(zip(coordinates, sizes, strict=True)):
+        stride = dtype(prod(grid[d + 1 :]))
+        up = np.repeat(stride * axis, visits)  # what the axis adds to a place, in either direction
+        down = (stride * (limits - 1)).take(sample) - up
+        for places, direction in zip(order, directions, strict=True):
+            places += up if direction[d] > 0 else down
     starts = np.searchsorted(kept, front.starts * batch)
     last = 1 + max(1, int(np.count_nonzero(np.diff(starts))))  # the wavefronts after these have no rows
     arrays = order, predecessors, successors

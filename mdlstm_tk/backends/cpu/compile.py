@@ -51,17 +51,10 @@ def generic_kernel(name: Generic, dtype: str) -> Any:
     Raises:
         KernelError: it cannot be compiled.
     """
-    from mdlstm_tk.backends.cpu import kernels, matmul, packing
+    from mdlstm_tk.backends.cpu import kernels, matmul
 
     with compiling(f"{name}_{dtype}"):
-        templates = (
-            kernels.forward,
-            kernels.backward,
-            matmul.matmul,
-            packing.pack,
-            packing.pack_transposed,
-        )
-        template = next(template for template in templates if template.__name__ == name)
+        template = getattr(kernels if name in ("forward", "backward") else matmul, name)
         function = specialize(template, f"{name}_{dtype}", ZERO=np.dtype(dtype).type(0))
         return _compile(function, "", "its kernels")
 

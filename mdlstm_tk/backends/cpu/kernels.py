@@ -55,8 +55,8 @@ SLOTS, AXIS_SLOTS = len(SLOT), len(AXIS)
 
 @jit
 def face_offset(sizes, direction, sample, position, d):  # type: ignore[no-untyped-def]
-    """The offset, in a tensor (N, F, dirs, 1 + S, n), of the states of a line: the one along axis d on which
-    a position lies. A ragged batch counts the positions of all its samples from that of `sample` on."""
+    """The offset, in a tensor (N, F, dirs, 1 + S, n), of the states of the line along axis d on which a
+    position lies. A ragged batch counts the positions of all its samples from that of `sample` on."""
     sample, position = sample + position // sizes.positions, position % sizes.positions
     table = ptr_add(int64_ptr(sizes.line_table), 3 * d)
     line = table[2] + position // table[0] * table[1] + position % table[1]

@@ -26,9 +26,7 @@ class Arrays(NamedTuple):
     matmul: int  # C function
     x: int  # (N, P, C)
     parameters: int  # (dirs, R, n)
-    weights: (
-        int  # (dirs, panels, K, NR), see `packing.pack`; backward: if it computes pre-activations again
-    )
+    weights: int  # (dirs, panels, K, NR), see `matmul.pack`; backward: if it computes pre-activations again
     front: (
         int  # (N, F, dirs, 1 + S, n), the states, or gradients, that leave the tiles swept so far, or enter
     )
@@ -38,7 +36,7 @@ class Arrays(NamedTuple):
     scratch: int  # memory of all chains
     grad: int = 0  # (N, P, dirs, n), gradient of the output
     initial: int = 0  # (N, F, dirs, 1 + S, n)
-    weights_t: int = 0  # (dirs, panels, G·n, NR), see `packing.pack_transposed`
+    weights_t: int = 0  # (dirs, panels, G·n, NR), see `matmul.pack_transposed`
     dx: int = 0  # (buffers, N, P, C), zeros to add to
     sums: int = 0  # (slots, dirs, sums_size), zeros to add the gradients of weights and parameters to
 

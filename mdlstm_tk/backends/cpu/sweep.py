@@ -179,7 +179,7 @@ def _total(parts: Tensor) -> Tensor:
 
 
 def _pack(plan: Plan, inputs: SweepInputs, transposed: bool = False) -> Tensor:
-    """The weights as `packing` writes them."""
+    """The weights as `matmul.pack` or `matmul.pack_transposed` writes them."""
     packed = inputs.x.new_empty(plan.packed_transposed if transposed else plan.packed)
     kernel = plan.pack_transposed if transposed else plan.pack
     kernel(*map(_pointer, (packed, inputs.weight_hh, inputs.weight_ih, inputs.bias)), plan.sizes_address)

@@ -14,7 +14,6 @@ from mdlstm_tk.backends.boundary import (
     end_rows,
     face_rows,
     line_counts,
-    line_ends,
     take_rows,
 )
 from mdlstm_tk.backends.inputs import SweepInputs
@@ -31,10 +30,9 @@ class Entering:
     """
 
     def __init__(self, inputs: SweepInputs, rows: SweepRows) -> None:
-        ends, _ = line_ends(inputs)
         self.counts = [count * inputs.x.shape[0] for count in line_counts(inputs.grid)]
-        self.lines = face_rows(ends, inputs, rows)
-        self.rows = end_rows(ends, inputs, rows).flatten(1).split(self.counts, dim=1)
+        self.lines = face_rows(inputs, rows, leaving=False)
+        self.rows = end_rows(inputs, rows, leaving=False).flatten(1).split(self.counts, dim=1)
 
     def add_products(self, a: Tensor, initial: Tensor, weight_hh: Tensor) -> None:
         """Add U_d h_d of the h_d that enter to `a` (dirs, rows, G·n)."""
@@ -51,13 +49,11 @@ class Entering:
         return torch.cat(parts, dim=1)
 
 
-def gather_hidden(
-    inputs: SweepInputs, output: Tensor, rows: SweepRows, entering: Entering | None
-) -> Tensor:
+def gather_hidden(inputs: SweepInputs, output: Tensor, rows: SweepRows) -> Tensor:
     """(h_1 | … | h_D) of the predecessors of every row, with those that enter, (dirs, rows, D·n)."""
     visited = to_visiting_order(output, rows)  # (dirs, visits, batch, n)
     visited = torch.nn.functional.pad(visited, (0, 0, 0, 0, 0, 1))  # the last one, at index −1, is zeros
     hidden = torch.stack([visited[:, index] for index in rows.tables.predecessors], dim=3).flatten(1, 2)
-    if entering is not None and inputs.initial is not None:
-        hidden += at_rows(inputs.initial[..., :1, :], entering.lines).permute(1, 2, 0, 3)
+    if inputs.initial is not None:
+        hidden += at_rows(inputs.initial[..., :1, :], inputs, rows, leaving=False).permute(1, 2, 0, 3)
     return hidden.flatten(2)

@@ -26,7 +26,6 @@ from mdlstm_tk.backends.boundary import (
     face_rows,
     final_states,
     from_directions,
-    line_ends,
 )
 from mdlstm_tk.backends.cuda.codegen import get_kernel
 from mdlstm_tk.backends.cuda.products import Entering, gather_hidden
@@ -107,7 +106,7 @@ def backward(
     entering = None if inputs.initial is None else Entering(inputs, rows)
     launch = _Launcher("recompute" if gates is None else "backward", inputs, rows, entering)
     states = states[:, : rows.count].contiguous()
-    hidden = gather_hidden(inputs, output, rows, entering) if launch.passes_h else None  # (dirs, rows, D·n)
+    hidden = gather_hidden(inputs, output, rows) if launch.passes_h else None  # (dirs, rows, D·n)
     kept = _pre_activations(inputs, rows, hidden) if gates is None else gates[:, : rows.count].contiguous()
     # Pre-activations that are computed again are nobody else's, so da can take their place.
     da = kept if gates is None and kept.dtype == x.dtype else torch.empty_like(kept, dtype=x.dtype)
@@ -129,7 +128,7 @@ def backward(
         "hidden_ptr": hidden,
         "next_dh_ptr": dh,
         "last_ptr": None if dfinal is None else by_direction(dfinal),
-        "leaving_ptr": None if dfinal is None else face_rows(line_ends(inputs)[1], inputs, rows),
+        "leaving_ptr": None if dfinal is None else face_rows(inputs, rows, leaving=True),
         "da_ptr": da,
         "d_first_ptr": d_first,
         "d_parameter_ptr": d_parameters,

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.boundary import at_lines, at_rows, face_rows, final_states, line_ends
+from mdlstm_tk.backends.boundary import at_lines, at_rows, final_states
 from mdlstm_tk.backends.inputs import Gradients, SweepInputs, SweepResults
 from mdlstm_tk.backends.tables import SweepRows, sweep_rows
 from mdlstm_tk.backends.torch import products
@@ -88,7 +88,7 @@ def backward(
     step = _Step("recompute", inputs)
     entering, leaving = _entering(inputs, rows), None
     if dfinal is not None:
-        at_ends = at_rows(dfinal, face_rows(line_ends(inputs)[1], inputs, rows)).sum(dim=0)
+        at_ends = at_rows(dfinal, inputs, rows, leaving=True).sum(dim=0)
         leaving = at_ends.unflatten(1, h.shape[1:3]).split(counts, dim=1)  # T × (dirs, K, N, (1 + S)·n)
     invalid = _invalid_masks(rows)
 
@@ -149,7 +149,7 @@ def backward(
         gradients |= inputs.split_cell_parameters(summed)
     if of_entering:
         d_prev_of_all = torch.cat(of_entering[::-1], dim=2)
-        gradients["initial"] = at_lines(d_prev_of_all, line_ends(inputs)[0], inputs, rows)
+        gradients["initial"] = at_lines(d_prev_of_all, inputs, rows, leaving=False)
     return gradients
 
 
@@ -165,8 +165,8 @@ def _entering(inputs: SweepInputs, rows: SweepRows) -> tuple[Tensor, ...] | None
     """The states that enter at each wavefront, (D, dirs, K·N, (1 + S)·n), if there are initial states."""
     if inputs.initial is None:
         return None
-    lines = face_rows(line_ends(inputs)[0], inputs, rows)
-    parts: tuple[Tensor, ...] = at_rows(inputs.initial, lines).split(rows.row_counts, dim=2)
+    states = at_rows(inputs.initial, inputs, rows, leaving=False)
+    parts: tuple[Tensor, ...] = states.split(rows.row_counts, dim=2)
     return parts
 
 
