@@ -35,8 +35,8 @@ from mdlstm_tk.backends.tables import SweepRows, sweep_rows
 from mdlstm_tk.backends.torch.products import (
     input_gradients,
     multiply,
-    multiply_transposed,
     project_input,
+    recurrent_weights,
 )
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.lowering import Pass, reads_hidden
@@ -52,7 +52,7 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
     x, weight_hh, units, rows = inputs.x, inputs.weight_hh, inputs.units, sweep_rows(inputs)
     (dirs, gate_dim, _), hidden_dim = inputs.weight_ih.shape, inputs.ndim * inputs.units
     state_dim = inputs.state_count * units
-    w_hh = None if weight_hh is None else weight_hh.transpose(2, 3).flatten(1, 2)  # (dirs, D·n, G·n)
+    w_hh, _ = recurrent_weights(inputs)
     entering = None if inputs.initial is None else Entering(inputs, rows)
     launch = _Launcher("forward", inputs, rows, entering)
     a = project_input(inputs, rows)  # (dirs, rows, G·n)
@@ -134,33 +134,31 @@ def backward(
         "d_parameter_ptr": d_parameters,
         "blocks": blocks,
     }
-    w_hh = None if weight_hh is None else weight_hh.transpose(1, 2).flatten(2, 3)  # (dirs, G·n, D·n)
+    _, w_hh_t = recurrent_weights(inputs)
     parts = da.split(rows.row_counts, dim=1)
     with torch.cuda.device_of(x):
         for t in reversed(range(len(parts))):
             count = parts[t].shape[1]
             launch(count, t=t, d_prev_ptr=d_prev[t % 2], next_d_prev_ptr=d_prev[1 - t % 2], **arguments)
-            if t > 0 and w_hh is not None:
-                multiply(parts[t], w_hh, out=_view(dh, dirs, count, hidden_dim))
+            if t > 0 and w_hh_t is not None:
+                multiply(parts[t], w_hh_t, out=_view(dh, dirs, count, hidden_dim))
 
-    gradients: Gradients = {}
-    if weight_hh is not None and hidden is not None:
-        joint = multiply_transposed(da, hidden).unflatten(-1, (inputs.ndim, units))
-        gradients["weight_hh"] = joint.transpose(1, 2).to(x.dtype)  # (dirs, D, G·n, n)
+    gradients = input_gradients(inputs, da, hidden, rows, wants_dx)
     if d_parameters is not None:
         gradients |= inputs.split_cell_parameters(d_parameters.sum(dim=1).to(x.dtype))
     if entering is not None and d_first is not None:
         if weight_hh is not None:
             d_first[..., :units] += entering.gradients(da, weight_hh)
         gradients["initial"] = from_directions(d_first, inputs)
-    return gradients | input_gradients(inputs, da, rows, wants_dx)
+    return gradients
 
 
 def _pre_activations(inputs: SweepInputs, rows: SweepRows, hidden: Tensor | None) -> Tensor:
     """W x + Σ_d U_d h_d + b, (dirs, rows, G·n), once h of the whole grid is known."""
     a = project_input(inputs, rows)
-    if inputs.weight_hh is not None and hidden is not None:
-        a += multiply(hidden, inputs.weight_hh.transpose(2, 3).flatten(1, 2))
+    w_hh, _ = recurrent_weights(inputs)
+    if w_hh is not None and hidden is not None:
+        a += multiply(hidden, w_hh)
     if inputs.bias is not None:
         a += inputs.bias[:, None]
     return a

@@ -28,9 +28,9 @@ from mdlstm_tk.cells.lowering import Pass, lower
 
 def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) -> SweepResults:
     """See `Engine`."""
-    x, weight_hh, units, rows = inputs.x, inputs.weight_hh, inputs.units, sweep_rows(inputs)
+    x, units, rows = inputs.x, inputs.units, sweep_rows(inputs)
     dirs, states, counts, batch = len(inputs.weight_ih), inputs.state_count, rows.tables.counts, rows.batch
-    w_hh = None if weight_hh is None else weight_hh.transpose(2, 3).flatten(1, 2)  # (dirs, D·n, G·n)
+    w_hh, _ = products.recurrent_weights(inputs)
     a = _input_projections(inputs, rows)
     step = _Step("forward", inputs)
     entering = _entering(inputs, rows)
@@ -71,8 +71,8 @@ def backward(
     wants_dx: bool = True,
 ) -> Gradients:
     """See `Engine`."""
-    x, weight_hh, units, rows = inputs.x, inputs.weight_hh, inputs.units, sweep_rows(inputs)
-    dirs, ndim, batch = len(inputs.weight_ih), inputs.ndim, rows.batch
+    x, units, rows = inputs.x, inputs.units, sweep_rows(inputs)
+    dirs, batch = len(inputs.weight_ih), rows.batch
     tables, counts, dtype = rows.tables, rows.tables.counts, states.dtype
     h = products.to_visiting_order(output, rows).to(dtype)  # (dirs, P, N, n)
     kept = states[:, : rows.count].unflatten(1, h.shape[1:3])
@@ -83,8 +83,7 @@ def backward(
         a = _input_projections(inputs, rows)
     else:
         a = list(gates[:, : rows.count].split(rows.row_counts, dim=1))
-    w_hh = None if weight_hh is None else weight_hh.transpose(2, 3).flatten(1, 2)  # (dirs, D·n, G·n)
-    w_hh_t = None if weight_hh is None else weight_hh.transpose(1, 2).flatten(2, 3)  # (dirs, G·n, D·n)
+    w_hh, w_hh_t = products.recurrent_weights(inputs)
     step = _Step("recompute", inputs)
     entering, leaving = _entering(inputs, rows), None
     if dfinal is not None:
@@ -139,10 +138,7 @@ def backward(
             d_fronts[t - 1] = d_fronts[t - 1] + d_before[:, :-1]
 
     all_da, all_operands = (torch.cat(parts[::-1], dim=1) for parts in (da, operands))
-    gradients = products.input_gradients(inputs, all_da, rows, wants_dx)
-    if weight_hh is not None:
-        joint = products.multiply_transposed(all_da, all_operands).unflatten(-1, (ndim, units))
-        gradients["weight_hh"] = joint.transpose(1, 2).to(x.dtype)  # (dirs, D, G·n, n)
+    gradients = products.input_gradients(inputs, all_da, all_operands, rows, wants_dx)
     if of_parameters:
         # torch sums many numbers in parts, which is more precise than adding one wavefront after another.
         summed = torch.stack(of_parameters).sum(dim=0).to(x.dtype)
