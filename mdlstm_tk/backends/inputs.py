@@ -50,7 +50,8 @@ class SweepInputs(NamedTuple):
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The differentiable inputs, named by `DIFFERENTIABLE`."""
-        return tuple(getattr(self, name) for name in DIFFERENTIABLE)
+        tensors: Any = self[: len(DIFFERENTIABLE)]
+        return tensors  # type: ignore[no-any-return]
 
     def without_tensors(self) -> SweepInputs:
         """The inputs that are not differentiable; the others are None until `with_tensors` sets them."""
@@ -246,13 +247,9 @@ def check_devices(inputs: SweepInputs, **others: Tensor | None) -> None:
     Raises:
         InputError: one is not.
     """
-    device = inputs.x.device
-    sizes = None if inputs.sizes is None or inputs.sizes.device == _CPU else inputs.sizes
-    for name, tensor in (
-        *zip(DIFFERENTIABLE, inputs.tensors, strict=True),
-        ("sizes", sizes),
-        *others.items(),
-    ):
+    device, sizes = inputs.x.device, inputs.sizes
+    others["sizes"] = None if sizes is None or sizes.device == _CPU else sizes
+    for name, tensor in (*zip(DIFFERENTIABLE, inputs.tensors, strict=True), *others.items()):
         if tensor is not None and tensor.device != device:
             raise InputError(f"{name} must be on x's device {device}, got {tensor.device}")
 

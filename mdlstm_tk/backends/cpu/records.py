@@ -34,11 +34,11 @@ class Arrays(NamedTuple):
     gates: int  # (dirs, N·P, G·n), if they are kept
     states: int  # (dirs, N·P, S·n), if they are kept
     scratch: int  # memory of all chains
-    grad: int = 0  # (N, P, dirs, n), gradient of the output
-    initial: int = 0  # (N, F, dirs, 1 + S, n)
-    weights_t: int = 0  # (dirs, panels, G·n, NR), see `matmul.pack_transposed`
-    dx: int = 0  # (buffers, N, P, C), zeros to add to
-    sums: int = 0  # (slots, dirs, sums_size), zeros to add the gradients of weights and parameters to
+    grad: int  # (N, P, dirs, n), gradient of the output
+    initial: int  # (N, F, dirs, 1 + S, n)
+    weights_t: int  # (dirs, panels, G·n, NR), see `matmul.pack_transposed`
+    dx: int  # (buffers, N, P, C), zeros to add to
+    sums: int  # (slots, dirs, sums_size), zeros to add the gradients of weights and parameters to
 
 
 class Sizes(NamedTuple):

@@ -96,11 +96,11 @@ def backward(
 
 
 def _run(plan: Plan, inputs: SweepInputs, **arrays: Tensor | None) -> None:
-    """Run all jobs of a sweep; `arrays` are those of `Arrays` that differ from pass to pass."""
+    """Run all jobs of a sweep; `arrays` are those of `Arrays` that a pass has."""
     arrays["x"], arrays["parameters"] = inputs.x, inputs.cell_parameters()
     arrays["scratch"] = inputs.x.new_empty(len(plan.jobs.chains) * plan.sizes.scratch)
-    pointers = {name: _pointer(array) for name, array in arrays.items()}
-    record = words(Arrays(cell=plan.cell, matmul=plan.matmul, **pointers))
+    pointers = [_pointer(arrays.get(name)) for name in Arrays._fields[2:]]
+    record = words((plan.cell, plan.matmul, *pointers))
     kernel, arrays_address, sizes_address = plan.kernel, address(record), plan.sizes_address
     if len(plan.jobs.order) == 1:
         kernel(arrays_address, sizes_address, plan.jobs.order[0])
