@@ -146,7 +146,7 @@ pass. Sweeps with states need no others.
 
 A sweep keeps the order and the neighbours of its grid for the next call, 4 bytes an entry: 20 to 32 bytes a
 position for one direction in two dimensions, and another copy of some of them in NumPy. All tables take at
-most 240 MiB together; the oldest go first, except that the newest grid stays, whatever its size.
+most 176 MiB together; the oldest go first, except that the newest grid stays, whatever its size.
 `mdlstm_tk.clear_caches()` frees all of it.
 
 ## Compiled kernels on disk

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Literal
 
 Cause = Literal["time", "memory", "crash"]
-"""What can stop a model: a limit on time, a limit on memory, or a crash."""
+"""The reasons that stop a model: a limit on time, a limit on memory, or a crash."""
 
 
 class MDLSTMError(Exception):

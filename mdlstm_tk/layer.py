@@ -14,7 +14,7 @@ from mdlstm_tk._util import arguments
 from mdlstm_tk._util.masking import Sizes, sizes_of_sweep, valid_mask
 from mdlstm_tk._util.windows import space_to_depth
 from mdlstm_tk.backends.dispatch import BACKENDS, Backend, Choice, choose
-from mdlstm_tk.backends.inputs import SweepInputs, cell_traits, state_dtype
+from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.cells import check_cell, get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
@@ -139,8 +139,7 @@ class MDLSTM(nn.Module):
         self._has_window = prod(extents) > 1
 
         register_flops()
-        traits = cell_traits(definition, ndim)
-        dirs, gates = len(self.directions), traits.gates
+        dirs, gates = len(self.directions), len(definition.gates(ndim))
         features = self.input_size * prod(extents)
         for k in range(self.num_layers):
             shapes: dict[str, tuple[int, ...]] = {"weight_ih": (dirs, gates * hidden_size, features)}
@@ -149,9 +148,9 @@ class MDLSTM(nn.Module):
             if bias:
                 shapes["bias"] = (dirs, gates * hidden_size)
             enabled = {"peephole": peephole, "norm_weight": layer_norm, "norm_bias": layer_norm}
-            for name, rows in traits.parameter_rows.items():
+            for name, rows in CELL_PARAMETERS.items():
                 if enabled[name]:
-                    shapes[name] = (dirs, rows, hidden_size)
+                    shapes[name] = (dirs, rows(definition, ndim), hidden_size)
             for name, shape in shapes.items():
                 empty = torch.empty(shape, device=device, dtype=dtype)
                 self.register_parameter(f"{name}_l{k}", nn.Parameter(empty))

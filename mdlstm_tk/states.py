@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from mdlstm_tk._util.arguments import one_line
-from mdlstm_tk._util.masking import valid_mask
-from mdlstm_tk.backends.boundary import face_extents, line_counts
+from mdlstm_tk.backends.boundary import face_extents, line_counts, split_faces, valid_lines
 from mdlstm_tk.errors import InputError
 
 Faces = Sequence[Tensor | None] | None  # of one state: a tensor for each axis
@@ -140,14 +139,9 @@ def _joined(name: str, state: BoundaryState, shape: FaceShape) -> Tensor:
 
 def to_boundary_state(final: Tensor, shape: FaceShape) -> BoundaryState:
     """The final states of a sweep (N, F, dirs, 1 + S, n) as the user gets them."""
-    grid, leading = shape.grid, shape.x.shape[:1]
-    parts = final.split(line_counts(grid), dim=1)
     faces: dict[str, Faces] = {}
     for s, name in enumerate(shape.states):
-        whole = [
-            part.select(3, s).reshape(*leading, *face_extents(grid, d), shape.dirs, shape.units)
-            for d, part in enumerate(parts)
-        ]
+        whole = split_faces(final.select(3, s), shape.grid)
         dtype = shape.dtype if name == "h" else shape.state_dtype
         faces[name] = tuple((t if shape.has_batch_axis else t.squeeze(0)).to(dtype) for t in whole)
     return BoundaryState(**faces)
@@ -170,13 +164,12 @@ def _join_axes(name: str, faces: Any, shape: FaceShape) -> Tensor:
             parts.append(zeros)
             continue
         _check(f"{name}[{d}]", face, d, shape)
-        extents = face_extents(grid, d)
-        whole = face.to(shape.state_dtype).reshape(batch, *extents, shape.dirs, shape.units)
-        if shape.sizes is not None:  # outside a sample's extents, what the face holds is ignored
-            others = torch.cat([shape.sizes[:, :d], shape.sizes[:, d + 1 :]], dim=1).to(face.device)
-            whole = whole.masked_fill(~valid_mask(extents, others)[..., None, None], 0)
-        parts.append(whole.reshape(batch, count, shape.dirs, shape.units))
-    return torch.cat(parts, dim=1)
+        parts.append(face.to(shape.state_dtype).reshape(batch, count, shape.dirs, shape.units))
+    whole = torch.cat(parts, dim=1)
+    if shape.sizes is None:
+        return whole
+    # Outside a sample's extents, what a face holds is ignored.
+    return whole.masked_fill(~valid_lines(grid, shape.sizes.to(whole.device))[..., None, None], 0)
 
 
 def _check(name: str, face: Any, d: int, shape: FaceShape) -> None:

@@ -27,6 +27,7 @@ from mdlstm_tk.backends.dispatch import OPERATOR_BACKENDS, engine, has_failed_la
 from mdlstm_tk.backends.inputs import (
     DIFFERENTIABLE,
     SCHEMA,
+    Engine,
     Gradients,
     SweepInputs,
     SweepResults,
@@ -179,7 +180,7 @@ def _in_order(gradients: Gradients, needed: Sequence[bool]) -> tuple[Tensor | No
 
 def _forward(
     inputs: SweepInputs, backend: str, save: bool = False, recompute: bool = False
-) -> tuple[SweepResults, Any]:
+) -> tuple[SweepResults, Engine]:
     """Run the backend, or another one if its kernels cannot be compiled, and return which one ran."""
     x = inputs.x
     with _without_autocast(x):
@@ -200,7 +201,7 @@ def _backward(
     states: Tensor,
     dfinal: Tensor | None,
     recompute: bool,
-    run: Any,
+    run: Engine,
     wants_dx: bool,
 ) -> Gradients:
     """The gradients by the backend that ran forward, or by another one if its kernel does not compile."""
@@ -209,8 +210,7 @@ def _backward(
         dfinal = torch.zeros_like(inputs.initial) if dfinal is None else dfinal.contiguous()
     with _without_autocast(inputs.x):
         try:
-            gradients: Gradients = run.backward(inputs, grad, output, gates, states, dfinal, wants_dx)
-            return gradients
+            return run.backward(inputs, grad, output, gates, states, dfinal, wants_dx)
         except KernelError as error:
             report_failure(inputs.x.device, error)
             return _backward_from_inputs(inputs, grad, dfinal, recompute, wants_dx)
@@ -291,7 +291,7 @@ def _wavefront_fake(*arguments: Any) -> tuple[Tensor, ...]:
         return output, final, x.new_empty(0), x.new_empty(0)
     rows = prod(x.shape[:-1])  # with `numel`, every shape would compile anew
     gates = x.new_empty(0 if recompute else (dirs, rows, gate_dim), dtype=dtype)
-    return output, final, gates, x.new_empty(dirs, rows, inputs.traits.states * units, dtype=dtype)
+    return output, final, gates, x.new_empty(dirs, rows, inputs.state_count * units, dtype=dtype)
 
 
 def _check_captured(inputs: SweepInputs, backend: str, **others: Tensor | None) -> None:
@@ -307,15 +307,16 @@ def _wavefront_backward(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = _unpack(arguments)
     grad, output, gates, states, dfinal, recompute, backend, wants_dx = arguments[FIELDS:]
     check_inputs(inputs)
+    check_devices(inputs, grad=grad, output=output, gates=gates, states=states, dfinal=dfinal)
     x, shape = inputs.x, (*inputs.x.shape[:-1], inputs.weight_ih.shape[0], inputs.units)
     rows, dirs, dtype = prod(x.shape[:-1]), len(inputs.weight_ih), state_dtype(x)
-    check_tensor("grad", grad, shape, x.dtype, x.device)
-    check_tensor("output", output, shape, x.dtype, x.device)
-    check_tensor("states", states, (dirs, rows, inputs.traits.states * inputs.units), dtype, x.device)
+    check_tensor("grad", grad, shape, x.dtype)
+    check_tensor("output", output, shape, x.dtype)
+    check_tensor("states", states, (dirs, rows, inputs.state_count * inputs.units), dtype)
     if not recompute:
-        check_tensor("gates", gates, (dirs, rows, inputs.weight_ih.shape[1]), dtype, x.device)
+        check_tensor("gates", gates, (dirs, rows, inputs.weight_ih.shape[1]), dtype)
     if dfinal is not None:
-        check_tensor("dfinal", dfinal, boundary_shape(inputs), dtype, x.device)
+        check_tensor("dfinal", dfinal, boundary_shape(inputs), dtype)
     kept = None if recompute else gates
     if has_failed_late(x.device):  # kernels may have written what another backend would read
         gradients = _backward_from_inputs(inputs, grad, dfinal, recompute, wants_dx)

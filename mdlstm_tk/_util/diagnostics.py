@@ -1,4 +1,4 @@
-"""`check_installation`: what is installed, what works, how to fix the rest; `mdlstm doctor` prints it."""
+"""Checks of an installation, and how to fix what fails: `mdlstm doctor` prints `check_installation`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ import numpy as np
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from mdlstm_tk._util.installation import PACKAGE, install_command
+from mdlstm_tk._util.installation import CLONE, PACKAGE, install_command
 from mdlstm_tk._version import __version__
 from mdlstm_tk.backends.cpu.cache_folder import VARIABLE, cache_folder
-from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.errors import PACKAGES, MDLSTMError
 
+MODULES = {package: module for module, package in PACKAGES.items()}
 State = Literal["ok", "absent", "broken"]
 JOBS = {
     "cpu": "run exported models",
@@ -32,7 +33,7 @@ JOBS = {
     "hub": "save networks to the Hugging Face Hub and load them",
     "ray": "distribute files with Ray",
 }
-"""What each extra is for. The others are not checked, see `UNCHECKED`."""
+"""The purpose of each extra. The others are not checked, see `UNCHECKED`."""
 
 UNCHECKED = ("test", "dev", "docs", "gpu")
 """Extras for development, and the one that replaces cpu."""
@@ -51,7 +52,7 @@ class Check:
     """The result of one check.
 
     Attributes:
-        name: what was checked.
+        name: of the package or ability.
         state: "ok"; "absent" if an optional part is not installed; "broken".
         found: the version or the reason.
         fix: how to fix it, if the state is not "ok".
@@ -76,16 +77,8 @@ def check_installation() -> list[Check]:
         Check(PACKAGE, "ok", f"{__version__} in {Path(__file__).parents[1]}"),
         Check("Python", "ok", f"{platform.python_version()}, {platform.platform()}"),
     ]
-    import_names = _import_names()
-    for requirement, extras in _requirements():
-        checks.append(_package(requirement, extras, import_names))
-    checks += _onnxruntime()
-    checks += _torch_devices()
-    if any(check.name == "numba" and check.state == "ok" for check in checks):
-        checks.append(_attempt("Numba compiles", "numba", _compile))
-    checks += _kernels()
-    checks += _caches()
-    return checks
+    checks += [_package(requirement, extras) for requirement, extras in _requirements()]
+    return [*checks, *_onnxruntime(), *_torch(), *_caches()]
 
 
 def missing_jobs(checks: list[Check]) -> dict[str, str]:
@@ -99,7 +92,7 @@ def _requirements() -> list[tuple[Requirement, tuple[str, ...]]]:
     try:
         lines = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:  # run from a clone that is not installed
-        lines = _clone_requirements(Path(__file__).resolve().parents[2] / "pyproject.toml")
+        lines = _clone_requirements()
     found: dict[str, tuple[Requirement, tuple[str, ...]]] = {}
     for requirement in map(Requirement, lines):
         marker = requirement.marker
@@ -112,11 +105,11 @@ def _requirements() -> list[tuple[Requirement, tuple[str, ...]]]:
     return list(found.values())
 
 
-def _clone_requirements(pyproject: Path) -> list[str]:
-    """The requirements in a `pyproject.toml`, in the form that they have in the metadata of a package."""
-    if not pyproject.is_file():
+def _clone_requirements() -> list[str]:
+    """The requirements in `pyproject.toml`, in the form that they have in the metadata of a package."""
+    if not (CLONE / "pyproject.toml").is_file():
         return []
-    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((CLONE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = list(project["dependencies"])
     for extra, requirements in project["optional-dependencies"].items():
         for line in requirements:
@@ -126,33 +119,18 @@ def _clone_requirements(pyproject: Path) -> list[str]:
     return lines
 
 
-def _import_names() -> dict[str, str]:
-    """The module to import for each installed distribution: "scikit-learn" → "sklearn"."""
-    modules: dict[str, list[str]] = {}
-    for module, distributions in metadata.packages_distributions().items():
-        for distribution in distributions:
-            modules.setdefault(canonicalize_name(distribution), []).append(module)
-    names = {}
-    for distribution, candidates in modules.items():
-        same = distribution.replace("-", "_")
-        public = [name for name in candidates if not name.startswith("_")]
-        names[distribution] = same if same in candidates else (public or candidates)[0]
-    return names
-
-
-def _package(requirement: Requirement, extras: tuple[str, ...], import_names: dict[str, str]) -> Check:
+def _package(requirement: Requirement, extras: tuple[str, ...]) -> Check:
     """Check that a package is installed, new enough, and can be imported."""
     name = canonicalize_name(requirement.name)
     jobs = tuple(JOBS[extra] for extra in extras)
     install = install_command(extras[:1], "--upgrade")
-    module_name = import_names.get(name, name.replace("-", "_"))
+    module_name = MODULES.get(name, name.replace("-", "_"))
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a broken binary raises whatever its loader does
         if isinstance(error, ModuleNotFoundError) and error.name == module_name:
-            state: State = "absent" if extras else "broken"
             need = f", needed to {' and to '.join(jobs)}" if jobs else ""
-            return Check(name, state, f"not installed{need}", install, jobs)
+            return Check(name, "absent" if extras else "broken", f"not installed{need}", install, jobs)
         return Check(name, "broken", f"cannot be imported: {_one_line(error)}", install, jobs)
     version = str(getattr(module, "__version__", None) or _version(name))
     if not requirement.specifier.contains(version, prereleases=True):
@@ -164,13 +142,9 @@ def _onnxruntime() -> Iterator[Check]:
     """Check that there is only one ONNX Runtime, and which of its providers run a model."""
     installed = [name for name in RUNTIMES if _version(name)]
     if len(installed) > 1:
-        yield Check(
-            "one onnxruntime",
-            "broken",
-            f"{' and '.join(installed)} overwrite each other's files",
-            f"pip uninstall -y {' '.join(installed)}, then {install_command(['cpu'])} or "
-            f"{install_command(['gpu'])}",
-        )
+        fix = f"pip uninstall -y {' '.join(installed)}, then {install_command(['cpu'])}"
+        found = f"{' and '.join(installed)} overwrite each other's files"
+        yield Check("one onnxruntime", "broken", found, f"{fix} or {install_command(['gpu'])}")
     try:
         onnxruntime = importlib.import_module("onnxruntime")
         available = onnxruntime.get_available_providers()
@@ -196,24 +170,18 @@ def _onnxruntime() -> Iterator[Check]:
         yield Check(libraries, "ok", "found")
 
 
-def _torch_devices() -> Iterator[Check]:
+def _torch() -> Iterator[Check]:
+    """Check torch's GPU and that the layer's own kernels compile, without which it takes several times as
+    long."""
     try:
         torch = importlib.import_module("torch")
     except Exception:  # the check of the package reports it
         return
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        yield _attempt("torch on CUDA", "torch", lambda: _multiply_on_cuda(torch))
+    else:
         fix = "to train on a GPU, install a torch with CUDA: https://pytorch.org/get-started"
         yield Check("torch on CUDA", "absent", "no device, or a torch without CUDA", fix)
-        return
-    yield _attempt("torch on CUDA", "torch", lambda: _multiply_on_cuda(torch))
-
-
-def _kernels() -> Iterator[Check]:
-    """Check that the layer's own kernels are compiled; without them it takes several times as long."""
-    try:
-        torch = importlib.import_module("torch")
-    except Exception:  # the check of the package reports it
-        return
     yield _attempt("kernels for the CPU", "numba", lambda: _run_layer("cpu", "numba"))
     if torch.cuda.is_available():
         yield _attempt("kernels for the GPU", "triton", lambda: _run_layer("cuda", "triton"))
@@ -221,42 +189,33 @@ def _kernels() -> Iterator[Check]:
 
 def _caches() -> Iterator[Check]:
     """Check that compiled kernels can be kept on disk; otherwise every process compiles them again."""
-    folder = cache_folder()
-    if folder is not None:
-        yield Check("Numba's cache", "ok", str(folder))
-    else:
-        named = os.environ.get(VARIABLE)
-        place = f"{VARIABLE}={named}" if named else "the cache folder of your account"
-        yield Check(
-            "Numba's cache",
-            "absent",
-            f"every process compiles them again: {place} is missing, or others may write to it",
-            f"set {VARIABLE} to the absolute path of a folder that only you may write to",
-        )
-    triton = os.environ.get("TRITON_CACHE_DIR")
-    try:
-        kept = Path(triton) if triton else Path.home() / ".triton"
-    except RuntimeError:  # no home folder
-        kept = Path("~/.triton")
-    if _writable(kept):
-        yield Check("Triton's cache", "ok", str(kept))
-    else:
-        fix = "set TRITON_CACHE_DIR to a writable folder"
-        yield Check("Triton's cache", "absent", f"cannot write to {kept}", fix)
+    triton = Path(os.environ.get("TRITON_CACHE_DIR") or os.path.expanduser("~/.triton"))
+    folders = (
+        ("Numba's cache", VARIABLE, cache_folder()),
+        ("Triton's cache", "TRITON_CACHE_DIR", triton if _writable(triton) else None),
+    )
+    for name, variable, folder in folders:
+        if folder is not None:
+            yield Check(name, "ok", str(folder))
+            continue
+        place = f"{variable}={os.environ[variable]}" if variable in os.environ else "its folder"
+        found = f"every process compiles kernels again: {place} is missing, or others may write to it"
+        fix = f"set {variable} to the absolute path of a folder that only you may write to"
+        yield Check(name, "absent", found, fix)
 
 
 def _attempt(name: str, module: str, action: Callable[[], str]) -> Check:
     """The check that an action works; "absent" if it fails because `module` is not installed."""
     try:
         return Check(name, "ok", action())
-    except ModuleNotFoundError as error:
-        if error.name == module:
-            return Check(name, "absent", f"{module} is not installed", f"pip install {module}")
-        return Check(name, "broken", _one_line(error), f"pip install --force-reinstall {module}")
-    except MDLSTMError as error:
-        return Check(name, "broken", _one_line(error), _one_line(error))
     except Exception as error:  # every failure is what the user asks about
-        return Check(name, "broken", _one_line(error), f"pip install --force-reinstall {module}")
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            return Check(name, "absent", f"{module} is not installed", f"pip install {module}")
+        reason = _one_line(error)
+        is_ours = isinstance(error, MDLSTMError)  # the message says how to fix it
+        return Check(
+            name, "broken", reason, reason if is_ours else f"pip install --force-reinstall {module}"
+        )
 
 
 def _run_tiny_model(device: str) -> str:
@@ -268,15 +227,6 @@ def _run_tiny_model(device: str) -> str:
     if y.tolist() != [2, 4]:
         raise MDLSTMError(f"ONNX Runtime computed 1 + 1 and 2 + 2 as {y.tolist()}")
     return f"ran on {session.get_providers()[0]}"
-
-
-def _compile() -> str:
-    numba = importlib.import_module("numba")
-    if numba.config.DISABLE_JIT:
-        raise MDLSTMError("NUMBA_DISABLE_JIT is set; unset it")
-    if numba.njit(_double)(21) != 42:
-        raise MDLSTMError("the compiled code computes a wrong result")
-    return f"{numba.get_num_threads()} threads"
 
 
 def _run_layer(device: str, compiler: str) -> str:
@@ -295,11 +245,7 @@ def _run_layer(device: str, compiler: str) -> str:
     for one, other in zip(*results, strict=True):
         if not torch.allclose(one, other, rtol=1e-3, atol=1e-4):
             raise MDLSTMError("the kernels compute another result than plain torch operations")
-    return f"{compiler} {_version(compiler)}"
-
-
-def _double(number: int) -> int:
-    return number + number
+    return f"{compiler} {_version(compiler)}, {torch.get_num_threads()} threads"
 
 
 def _multiply_on_cuda(torch: Any) -> str:
@@ -310,7 +256,7 @@ def _multiply_on_cuda(torch: Any) -> str:
 
 
 def _writable(folder: Path) -> bool:
-    """Whether a file can be created in the folder, which may have to be created, too."""
+    """Tell whether files can be created in a folder, which may have to be created, too."""
     existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
     return existing is not None and existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 

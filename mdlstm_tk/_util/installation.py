@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 PACKAGE = "mdlstm-tk"
+CLONE = Path(__file__).resolve().parents[2]  # if this runs from one
 
 
 def install_command(extras: Iterable[str] = (), options: str = "") -> str:
@@ -39,14 +40,10 @@ def _clone() -> tuple[Path | None, bool]:
     # In a clone, its own .egg-info may be found before the metadata of the installation.
     found = list(metadata.distributions(name=PACKAGE))
     if not found:
-        here = Path(__file__).resolve().parents[2]
-        return (here, True) if (here / "pyproject.toml").is_file() else (None, False)
+        return (CLONE, True) if (CLONE / "pyproject.toml").is_file() else (None, False)
     records = (distribution.read_text("direct_url.json") for distribution in found)  # PEP 610
-    record = next(filter(None, records), None)
-    if record is None:
-        return None, False
-    origin = json.loads(record)
-    url = urlsplit(origin["url"])
+    origin = json.loads(next(filter(None, records), "{}"))
+    url = urlsplit(origin.get("url", ""))
     if url.scheme != "file" or not (folder := Path(url2pathname(url.path))).is_dir():
         return None, False
     return folder, bool(origin.get("dir_info", {}).get("editable"))

@@ -95,7 +95,7 @@ def _read(sizes: Tensor, x: Tensor) -> list[list[int]]:
 
 
 def is_readable(sizes: Tensor) -> bool:
-    """Whether the values can be read: no graph is captured, and no transform is active."""
+    """Tell whether the values can be read: no graph is captured, and no transform is active."""
     return (
         type(sizes) is Tensor
         and not sizes.is_meta
@@ -107,7 +107,7 @@ def is_readable(sizes: Tensor) -> bool:
 
 
 def valid_mask(grid: Sequence[int], sizes: Tensor) -> Tensor:
-    """Whether each position lies inside its sample's valid extents.
+    """The mask of the positions inside their sample's valid extents.
 
     Args:
         grid: the D extents of the padded batch.

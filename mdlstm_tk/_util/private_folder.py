@@ -47,7 +47,7 @@ def private_folder(purpose: Purpose) -> Path | None:
 
 
 def is_private(folder: Path) -> bool:
-    """Whether a folder exists, belongs to the user and cannot be written to by others.
+    """Tell whether a folder exists, belongs to the user and cannot be written to by others.
 
     The folders above it are checked, too, as whoever may rename one of them can put another in its place.
     Those may belong to the system's administrator, and may be writable by all if they are sticky, as /tmp
@@ -80,7 +80,7 @@ def _others_may_write(status: os.stat_result) -> bool:
 
 
 def _is_own_group(number: int) -> bool:
-    """Whether a group is the one that the system made for this user alone."""
+    """Tell whether a group is the one that the system made for this user alone."""
     import grp  # not on Windows
     import pwd
 

@@ -83,7 +83,7 @@ def parse_json(text: str | bytes, label: str) -> Any:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8; what stands for bytes of a file name cannot."""
+    """Tell whether a text can be written as UTF-8; what stands for bytes of a file name cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

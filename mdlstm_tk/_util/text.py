@@ -29,7 +29,7 @@ _LETTERS = {"\\": "\\", "\n": "n", "\r": "r", "\t": "t"}
 
 
 def is_plain_text(text: str) -> bool:
-    """Whether a text holds no control character, no separator of lines or paragraphs, no bidirectional
+    """True if a text holds no control character, no separator of lines or paragraphs, no bidirectional
     control and no surrogate."""
     return _UNSAFE.search(text) is None
 

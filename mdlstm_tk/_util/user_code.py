@@ -31,7 +31,7 @@ def split_reference(reference: str) -> tuple[Path | None, str]:
 
 
 def names_file(reference: str) -> bool:
-    """Whether a text is of the form "file.py:name"."""
+    """Tell whether a text is of the form "file.py:name"."""
     return split_reference(reference)[0] is not None
 
 

@@ -23,6 +23,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from mdlstm_tk._util.masking import valid_mask
 from mdlstm_tk.backends.inputs import SweepInputs, boundary_shape
 from mdlstm_tk.backends.tables import SweepRows, sweep_rows
 
@@ -32,37 +33,50 @@ def face_extents(grid: Sequence[int], d: int) -> tuple[int, ...]:
     return (*grid[:d], *grid[d + 1 :])
 
 
+def split_faces(boundary: Tensor, grid: Sequence[int]) -> list[Tensor]:
+    """(N, F, …) → for each axis (N, *extents of the other axes, …), views."""
+    parts = boundary.split(line_counts(grid), dim=1)
+    return [
+        part.view(part.shape[0], *face_extents(grid, d), *part.shape[2:]) for d, part in enumerate(parts)
+    ]
+
+
 def line_counts(grid: Sequence[int]) -> list[int]:
     """P / E_d for each axis, the number of its lines."""
     return [prod(face_extents(grid, d)) for d in range(len(grid))]
 
 
-def line_ends(inputs: SweepInputs) -> tuple[Tensor, Tensor]:
-    """The flat positions where the states of each line enter and leave, (N or 1, F, dirs) int64 each."""
+def valid_lines(grid: Sequence[int], sizes: Tensor) -> Tensor:
+    """(N, F) bool, true for the lines that have valid positions in a sample. `sizes` is (N, D)."""
+    faces = []
+    for d in range(len(grid)):
+        others = torch.cat([sizes[:, :d], sizes[:, d + 1 :]], dim=1)
+        face = valid_mask(face_extents(grid, d), others).reshape(sizes.shape[0], -1)
+        faces.append(face & (sizes[:, d, None] > 0))
+    return torch.cat(faces, dim=1)
+
+
+def line_ends(inputs: SweepInputs, leaving: bool) -> Tensor:
+    """(N or 1, F, dirs) int64, the flat positions where the states of each line enter, or leave."""
     grid, device = inputs.grid, inputs.x.device
     sizes = None if inputs.sizes is None else inputs.sizes.to(device)
     signs = torch.tensor(inputs.directions, device=device)  # (dirs, D)
-    entering, leaving = [], []
+    ends = []
     for d, (extent, count) in enumerate(zip(grid, line_counts(grid), strict=True)):
         stride = prod(grid[d + 1 :])
         line = torch.arange(count, device=device)
         near = (line // stride * (extent * stride) + line % stride)[None, :, None]
         steps = torch.tensor([extent - 1], device=device) if sizes is None else sizes[:, d] - 1
-        far = near + stride * steps[:, None, None]
-        upwards = signs[:, d] > 0
-        entering.append(torch.where(upwards, near, far))
-        leaving.append(torch.where(upwards, far, near))
-    return torch.cat(entering, dim=1), torch.cat(leaving, dim=1)
+        ends.append(torch.where((signs[:, d] > 0) == leaving, near + stride * steps[:, None, None], near))
+    return torch.cat(ends, dim=1)
 
 
-def end_rows(ends: Tensor, inputs: SweepInputs, rows: SweepRows) -> Tensor:
-    """(dirs, F, N), the rows of the positions `ends`, one of the results of `line_ends`.
-
-    They are −1 for the lines of a ragged batch that lie outside their sample's valid extents.
-    """
-    direction = torch.arange(ends.shape[2], device=ends.device)[:, None, None]
-    sample = torch.arange(inputs.x.shape[0], device=ends.device)
-    places = ends.permute(2, 1, 0)  # (dirs, F, N or 1)
+def end_rows(inputs: SweepInputs, rows: SweepRows, leaving: bool) -> Tensor:
+    """(dirs, F, N), the rows of `line_ends`: −1 for the lines of a ragged batch that lie outside their
+    sample's valid extents."""
+    places = line_ends(inputs, leaving).permute(2, 1, 0)  # (dirs, F, N or 1)
+    direction = torch.arange(len(places), device=places.device)[:, None, None]
+    sample = torch.arange(inputs.x.shape[0], device=places.device)
     if rows.ragged:
         return rows.tables.inverse_order[direction, places + sample * prod(inputs.grid)].long()
     return rows.tables.inverse_order[direction, places].long() * rows.batch + sample
@@ -76,16 +90,15 @@ def take_rows(of_rows: Tensor, rows: Tensor) -> Tensor:
     return of_rows.gather(1, index).masked_fill(rows[..., None] < 0, 0)
 
 
-def face_rows(ends: Tensor, inputs: SweepInputs, rows: SweepRows) -> Tensor:
-    """(D, dirs, rows), for each axis the face row whose line has its end at a row, or −1: in `with_zeros`
-    that is the row of zeros."""
-    at_rows = end_rows(ends, inputs, rows)  # (dirs, F, N)
-    dirs, lines, batch = at_rows.shape
+def face_rows(inputs: SweepInputs, rows: SweepRows, leaving: bool) -> Tensor:
+    """(D, dirs, rows), for each axis the face row whose line has its end at a row, or −1."""
+    ends = end_rows(inputs, rows, leaving)  # (dirs, F, N)
+    dirs, lines, batch = ends.shape
     dtype = torch.int32 if lines * batch < 2**31 else torch.int64
     numbers = torch.arange(lines * batch, device=ends.device, dtype=dtype).view(lines, batch)
     nothing = numbers.new_full((dirs, rows.count + 1), -1)  # the last one stands for row −1
     counts = line_counts(inputs.grid)
-    parts = zip(at_rows.remainder(rows.count + 1).split(counts, dim=1), numbers.split(counts), strict=True)
+    parts = zip(ends.remainder(rows.count + 1).split(counts, dim=1), numbers.split(counts), strict=True)
     return torch.stack(
         [nothing.scatter(1, at.flatten(1), number.expand_as(at).flatten(1))[:, :-1] for at, number in parts]
     )
@@ -96,10 +109,20 @@ def by_direction(boundary: Tensor) -> Tensor:
     return boundary.permute(2, 1, 0, 3, 4).flatten(3).flatten(1, 2).contiguous()
 
 
-def with_zeros(boundary: Tensor) -> Tensor:
-    """(N, F, dirs, 1 + S, n) → (dirs, F·N + 1, (1 + S)·n), indexed by face row, and a row of zeros."""
-    rows = by_direction(boundary)
-    return torch.cat([rows, rows.new_zeros(rows.shape[0], 1, rows.shape[2])], dim=1)
+def at_rows(boundary: Tensor, inputs: SweepInputs, rows: SweepRows, leaving: bool) -> Tensor:
+    """(N, F, dirs, 1 + S, n) → (D, dirs, rows, (1 + S)·n), for each axis the states of the line that ends
+    at a row, zeros where none does."""
+    values = by_direction(boundary)
+    values = torch.cat([values, values.new_zeros(values.shape[0], 1, values.shape[2])], dim=1)
+    direction = torch.arange(len(values), device=values.device)[:, None]
+    return values[direction, face_rows(inputs, rows, leaving)]
+
+
+def at_lines(of_axes: Tensor, inputs: SweepInputs, rows: SweepRows, leaving: bool) -> Tensor:
+    """(D, dirs, rows, (1 + S)·n) → (N, F, dirs, 1 + S, n), for each line what its axis has at its end."""
+    ends = end_rows(inputs, rows, leaving).split(line_counts(inputs.grid), dim=1)
+    parts = [take_rows(of_axis, at.flatten(1)) for of_axis, at in zip(of_axes, ends, strict=True)]
+    return from_directions(torch.cat(parts, dim=1), inputs)
 
 
 def from_directions(rows: Tensor, inputs: SweepInputs) -> Tensor:
@@ -117,9 +140,9 @@ def final_states(inputs: SweepInputs, output: Tensor, states: Tensor) -> Tensor:
         states: (dirs, rows, S·n), in visiting order.
     """
     batch, units = output.shape[0], output.shape[-1]
-    _, ends = line_ends(inputs)
+    ends = line_ends(inputs, leaving=True)
     h = output.flatten(1, -3).gather(1, ends[..., None].expand(batch, -1, -1, units))
-    rows = end_rows(ends, inputs, sweep_rows(inputs)).flatten(1)
+    rows = end_rows(inputs, sweep_rows(inputs), leaving=True).flatten(1)
     others = take_rows(states, rows)  # (dirs, F·N, S·n)
     h = h.permute(2, 1, 0, 3).flatten(1, 2).to(states.dtype)
     return from_directions(torch.cat([h, others], dim=2), inputs)

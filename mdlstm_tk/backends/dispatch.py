@@ -1,4 +1,4 @@
-"""Which backend runs, and why.
+"""The choice among backends, and its reason.
 
 The device and dtype of x decide at every call of the operator, also in a graph that was captured elsewhere.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
-from types import ModuleType
 from typing import Literal, NamedTuple, get_args
 
 import torch
 
 from mdlstm_tk._util import arguments
+from mdlstm_tk.backends.inputs import Engine
 from mdlstm_tk.backends.specialize import KernelError
 from mdlstm_tk.backends.torch import sweep as torch_sweep
 from mdlstm_tk.errors import InputError
@@ -54,8 +54,8 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype) -> Choice:
 
 
 @cache
-def engine(backend: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
-    """The module whose `forward` and `backward` run a sweep; `backend` is one of `OPERATOR_BACKENDS`.
+def engine(backend: str, device: torch.device, dtype: torch.dtype) -> Engine:
+    """The module that runs a sweep; `backend` is one of `OPERATOR_BACKENDS`.
 
     It warns once for each device if "auto" is "torch" only because kernels cannot be compiled.
 
@@ -111,42 +111,32 @@ def _unsupported(device: torch.device) -> str:
 def _failure(device: torch.device) -> str:
     """Why the kernels for a device cannot be compiled, or ""; found out once."""
     if device not in _failures:
-        _failures[device] = _numba_failure() if device.type == "cpu" else _triton_failure(device)
+        try:
+            _try_compiler(device)
+            _failures[device] = ""
+        except Exception as error:  # a broken or unsupported version raises anything
+            name = "Numba" if device.type == "cpu" else "Triton"
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            _failures[device] = f"{name} does not work here ({reason})"
     return _failures[device]
 
 
-def _numba_failure() -> str:
-    """Why Numba does not compile, or "". It compiles a function that every sweep needs anyway."""
-    try:
-        import numba
-
-        if numba.config.DISABLE_JIT:
-            return "the environment variable NUMBA_DISABLE_JIT is set, unset it"
-        from mdlstm_tk.backends.cpu import compile as cpu_compile
-        from mdlstm_tk.backends.cpu import sweep as cpu_sweep  # noqa: F401
-
-        cpu_compile.generic_kernel("pack", "float32")
-    except ImportError as error:  # not installed, or not compatible with the installed NumPy
-        return f"numba cannot be imported ({_first_line(error)})"
-    except Exception as error:  # a broken or unsupported version raises anything
-        return f"Numba does not work here ({_first_line(error)})"
-    return ""
-
-
-def _triton_failure(device: torch.device) -> str:
-    """Why Triton cannot compile for a GPU, or "".
+def _try_compiler(device: torch.device) -> None:
+    """Compile a function that every sweep needs anyway.
 
     torch brings Triton along, but not on every system, and Triton needs a C compiler to launch kernels.
     """
-    try:
+    if device.type == "cuda":
         import triton
 
         with torch.cuda.device(device):
             triton.runtime.driver.active.get_current_target()
-    except Exception as error:
-        return f"Triton does not work here ({_first_line(error)})"
-    return ""
+        return
+    import numba
 
+    if numba.config.DISABLE_JIT:
+        raise KernelError("the environment variable NUMBA_DISABLE_JIT is set, unset it")
+    from mdlstm_tk.backends.cpu import compile as cpu_compile
+    from mdlstm_tk.backends.cpu import sweep as cpu_sweep  # noqa: F401
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    cpu_compile.generic_kernel("pack", "float32")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from math import prod
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from mdlstm_tk.cells import Cell, get_cell
+from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.wavefront import Direction, check_positions
@@ -51,7 +50,8 @@ class SweepInputs(NamedTuple):
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The differentiable inputs, named by `DIFFERENTIABLE`."""
-        return tuple(getattr(self, name) for name in DIFFERENTIABLE)
+        tensors: Any = self[: len(DIFFERENTIABLE)]
+        return tensors  # type: ignore[no-any-return]
 
     def without_tensors(self) -> SweepInputs:
         """The inputs that are not differentiable; the others are None until `with_tensors` sets them."""
@@ -72,13 +72,19 @@ class SweepInputs(NamedTuple):
         return tuple(self.x.shape[1:-1])
 
     @property
-    def traits(self) -> CellTraits:
-        return cell_traits(get_cell(self.cell), self.ndim)
+    def gate_count(self) -> int:
+        """G."""
+        return len(get_cell(self.cell).gates(self.ndim))
+
+    @property
+    def state_count(self) -> int:
+        """S, the number of states beside h."""
+        return len(get_cell(self.cell).states)
 
     @property
     def units(self) -> int:
         """n."""
-        return self.weight_ih.shape[1] // self.traits.gates
+        return self.weight_ih.shape[1] // self.gate_count
 
     @property
     def directions(self) -> list[Direction]:
@@ -137,72 +143,79 @@ SCHEMA = ", ".join(
 DIFFERENTIABLE = SweepInputs._fields[: SweepInputs._fields.index("sizes")]
 
 
-class CellTraits(NamedTuple):
-    """Properties of a cell that decide the shapes of a sweep's inputs.
+class Engine(Protocol):
+    """A backend: its modules `sweep` are engines. float16 and bfloat16 are computed in float32 where sums
+    and states are concerned, and rounded on the way out."""
 
-    Attributes:
-        gates: G.
-        states: S, the number of states beside h.
-        recurrent: whether there is weight_hh.
-        peephole: whether the cell can have peepholes.
-        parameter_rows: by name, the rows of each of `CELL_PARAMETERS`.
-    """
+    def forward(self, inputs: SweepInputs, save: bool = False, recompute: bool = False) -> SweepResults:
+        """Run the sweep.
 
-    gates: int
-    states: int
-    recurrent: bool
-    peephole: bool
-    parameter_rows: dict[str, int]
+        Args:
+            inputs: of the sweep.
+            save: keep what `backward` needs.
+            recompute: keep no gates.
+        """
 
+    def backward(
+        self,
+        inputs: SweepInputs,
+        grad: Tensor,
+        output: Tensor,
+        gates: Tensor | None,
+        states: Tensor,
+        dfinal: Tensor | None = None,
+        wants_dx: bool = True,
+    ) -> Gradients:
+        """The gradients of all inputs that are there; that of x if it is wanted.
 
-@cache
-def cell_traits(cell: Cell, ndim: int) -> CellTraits:
-    """The traits of a cell over D = `ndim` axes."""
-    rows = {name: count(cell, ndim) for name, count in CELL_PARAMETERS.items()}
-    return CellTraits(len(cell.gates(ndim)), len(cell.states), cell.recurrent, cell.peephole, rows)
+        Args:
+            inputs: as for `forward`.
+            grad: (N, *grid, dirs, n) gradient of the output.
+            output, gates, states: the results of `forward` with `save`. Gates and states may have more rows
+                than the sweep, and gates that are None are computed again.
+            dfinal: the gradient of the final states, if there are any.
+            wants_dx: whether the gradient of x is needed.
+        """
 
 
 def check_inputs(inputs: SweepInputs) -> None:
-    """Check that the inputs fit each other.
+    """Check that the inputs fit each other and are on one device.
 
     Raises:
         InputError: they do not; the message names the first that does not fit.
     """
+    check_devices(inputs)
     x, weight_ih = inputs.x, inputs.weight_ih
     if x.dim() < 3 or weight_ih.dim() != 3:
         raise InputError(
             "x must be (N, *grid, C) and weight_ih (dirs, G·n, C), "
             f"got shapes {tuple(x.shape)} and {tuple(weight_ih.shape)}"
         )
-    (batch, *grid, channels), (dirs, gate_dim, _), traits = x.shape, weight_ih.shape, inputs.traits
-    ndim, units = len(grid), gate_dim // traits.gates
+    (batch, *grid, channels), (dirs, gate_dim, _), cell = x.shape, weight_ih.shape, get_cell(inputs.cell)
+    ndim, gates, units = len(grid), inputs.gate_count, inputs.units
     if dirs < 1 or units < 1:
-        raise InputError(
-            f"weight_ih must be (dirs, {traits.gates}·n, C), got shape {tuple(weight_ih.shape)}"
-        )
+        raise InputError(f"weight_ih must be (dirs, {gates}·n, C), got shape {tuple(weight_ih.shape)}")
     check_positions(prod(grid), tuple(grid))
-    dtype, device = x.dtype, x.device
-    check_tensor("weight_ih", weight_ih, (dirs, traits.gates * units, channels), dtype, device)
-    if (inputs.weight_hh is not None) != traits.recurrent:
-        expected = "a tensor" if traits.recurrent else "None"
+    dtype = x.dtype
+    check_tensor("weight_ih", weight_ih, (dirs, gates * units, channels), dtype)
+    if (inputs.weight_hh is not None) != cell.recurrent:
+        expected = "a tensor" if cell.recurrent else "None"
         raise InputError(f"weight_hh must be {expected} for cell '{inputs.cell}'")
     if inputs.weight_hh is not None:
-        check_tensor("weight_hh", inputs.weight_hh, (dirs, ndim, gate_dim, units), dtype, device)
+        check_tensor("weight_hh", inputs.weight_hh, (dirs, ndim, gate_dim, units), dtype)
     if inputs.bias is not None:
-        check_tensor("bias", inputs.bias, (dirs, gate_dim), dtype, device)
-    if inputs.peephole is not None and not traits.peephole:
+        check_tensor("bias", inputs.bias, (dirs, gate_dim), dtype)
+    if inputs.peephole is not None and not cell.peephole:
         raise InputError(f"peephole must be None for cell '{inputs.cell}', which has none")
     for name in inputs.present:
-        shape = (dirs, traits.parameter_rows[name], units)
-        check_tensor(name, getattr(inputs, name), shape, dtype, device)
+        shape = (dirs, CELL_PARAMETERS[name](cell, ndim), units)
+        check_tensor(name, getattr(inputs, name), shape, dtype)
     if (inputs.norm_weight is None) != (inputs.norm_bias is None):
         raise InputError("norm_weight and norm_bias must both be tensors or both be None")
     if inputs.initial is not None:
-        check_tensor("initial", inputs.initial, boundary_shape(inputs), state_dtype(x), device)
+        check_tensor("initial", inputs.initial, boundary_shape(inputs), state_dtype(x))
     if inputs.sizes is not None:
-        check_sizes(inputs.sizes, batch, ndim)
-        if inputs.sizes.device not in (device, _CPU):
-            _refuse_device("sizes", inputs.sizes, device)
+        check_tensor("sizes", inputs.sizes, (batch, ndim), torch.int64)
     signs = inputs.signs
     if len(signs) != dirs * ndim or signs.count(1) + signs.count(-1) != len(signs):
         raise InputError(f"directions must be {dirs}·{ndim} signs (1 or -1), got {list(signs)}")
@@ -212,26 +225,11 @@ def boundary_shape(inputs: SweepInputs) -> tuple[int, ...]:
     """(N, F, dirs, 1 + S, n), the shape of initial and final states."""
     grid = inputs.grid
     lines = sum(prod((*grid[:d], *grid[d + 1 :])) for d in range(len(grid)))
-    return inputs.x.shape[0], lines, inputs.weight_ih.shape[0], 1 + inputs.traits.states, inputs.units
+    return inputs.x.shape[0], lines, inputs.weight_ih.shape[0], 1 + inputs.state_count, inputs.units
 
 
-def check_sizes(sizes: Tensor, batch: int, ndim: int) -> None:
-    """Check that `sizes` are valid extents of `batch` samples.
-
-    Raises:
-        InputError: they have another shape or dtype.
-    """
-    if tuple(sizes.shape) != (batch, ndim) or sizes.dtype != torch.int64:
-        raise InputError(
-            f"sizes must be int64 of shape (N, D) = ({batch}, {ndim}), "
-            f"got {sizes.dtype} of shape {tuple(sizes.shape)}"
-        )
-
-
-def check_tensor(
-    name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device
-) -> None:
-    """Check the shape, dtype and device of an argument.
+def check_tensor(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
+    """Check the shape and dtype of an argument.
 
     Raises:
         InputError: one of them is another.
@@ -241,8 +239,6 @@ def check_tensor(
             f"{name} must be {dtype} of shape {tuple(shape)}, "
             f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
         )
-    if tensor.device != device:
-        _refuse_device(name, tensor, device)
 
 
 def check_devices(inputs: SweepInputs, **others: Tensor | None) -> None:
@@ -251,16 +247,11 @@ def check_devices(inputs: SweepInputs, **others: Tensor | None) -> None:
     Raises:
         InputError: one is not.
     """
-    device = inputs.x.device
+    device, sizes = inputs.x.device, inputs.sizes
+    others["sizes"] = None if sizes is None or sizes.device == _CPU else sizes
     for name, tensor in (*zip(DIFFERENTIABLE, inputs.tensors, strict=True), *others.items()):
         if tensor is not None and tensor.device != device:
-            _refuse_device(name, tensor, device)
-    if inputs.sizes is not None and inputs.sizes.device not in (device, _CPU):
-        _refuse_device("sizes", inputs.sizes, device)
-
-
-def _refuse_device(name: str, tensor: Tensor, device: torch.device) -> NoReturn:
-    raise InputError(f"{name} must be on x's device {device}, got {tensor.device}")
+            raise InputError(f"{name} must be on x's device {device}, got {tensor.device}")
 
 
 def state_dtype(x: Tensor) -> torch.dtype:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.boundary import face_extents, line_counts
+from mdlstm_tk.backends.boundary import face_extents, split_faces
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.backends.torch.evaluate import evaluate
 from mdlstm_tk.cells import get_cell
@@ -35,7 +35,7 @@ def forward(inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:
 
 def _sweep(inputs: SweepInputs, k: int, direction: Direction) -> tuple[Tensor, Tensor]:
     """h (N, *grid, n) of direction number k, and its final states (N, F, 1 + S, n)."""
-    x, ndim, units, traits = inputs.x, inputs.ndim, inputs.units, inputs.traits
+    x, ndim, units, states_of_cell = inputs.x, inputs.ndim, inputs.units, 1 + inputs.state_count
     sizes = None if inputs.sizes is None else inputs.sizes.to(x.device)
     batch, *grid, _ = x.shape
     step = record_step(get_cell(inputs.cell), ndim, inputs.present)
@@ -43,9 +43,9 @@ def _sweep(inputs: SweepInputs, k: int, direction: Direction) -> tuple[Tensor, T
     slots: dict[str, Sequence[Tensor]] = {}
     if parameters is not None:
         slots["parameter"] = parameters[k].unbind()
-    zero = x.new_zeros(batch, 1 + traits.states, units)
+    zero = x.new_zeros(batch, states_of_cell, units)
     states: dict[Position, Tensor] = {}  # h and the others, (N, 1 + S, n)
-    faces = None if inputs.initial is None else _split(inputs.initial[:, :, k].to(x.dtype), grid)
+    faces = None if inputs.initial is None else split_faces(inputs.initial[:, :, k].to(x.dtype), grid)
     for progress in np.ndindex(*grid):  # how far the sweep has come along each axis
         position = _position(progress, grid, direction)
         index: Any = (slice(None), *position)
@@ -73,23 +73,15 @@ def _sweep(inputs: SweepInputs, k: int, direction: Direction) -> tuple[Tensor, T
             state = torch.where(_is_valid(position, sizes), state, zero)
         states[position] = state
     whole = torch.stack([states[position] for position in np.ndindex(*grid)], dim=1)
-    whole = whole.reshape(batch, *grid, 1 + traits.states, units)
+    whole = whole.reshape(batch, *grid, states_of_cell, units)
     return whole[..., 0, :], _final(whole, direction, sizes)
 
 
 def _is_valid(position: Position, sizes: Tensor | None) -> Tensor:
-    """(N, 1, 1), or one for all samples: whether a position lies inside their valid extents."""
+    """(N, 1, 1), or one for all samples: true if a position lies inside their valid extents."""
     if sizes is None:
         return torch.tensor(True)
     return (torch.tensor(position, device=sizes.device) < sizes).all(dim=1)[:, None, None]
-
-
-def _split(boundary: Tensor, grid: Sequence[int]) -> list[Tensor]:
-    """(N, F, 1 + S, n) → for each axis (N, *extents of the other axes, 1 + S, n)."""
-    parts = boundary.split(line_counts(grid), dim=1)
-    return [
-        part.reshape(len(part), *face_extents(grid, d), *part.shape[2:]) for d, part in enumerate(parts)
-    ]
 
 
 def _final(whole: Tensor, direction: Direction, sizes: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ All samples begin with wavefront 0, in every direction, so the neighbours are th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -26,13 +26,13 @@ from mdlstm_tk._util.masking import valid_mask
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.wavefront import Direction, check_positions, visiting_order, wavefronts
 
-Key = tuple[tuple[int, ...], tuple[Direction, ...], torch.device]
-Extents = list[list[int]]  # of each sample
+Key = tuple[Any, ...]
+Extents = tuple[tuple[int, ...], ...]  # of each sample
 
 
 @dataclass(frozen=True)
 class SweepTables:
-    """What a sweep in one or more directions needs to know of its grid, or of its ragged batch.
+    """The order of a sweep in one or more directions over a grid, or over a ragged batch.
 
     P below is the number of visits. Tables are int32.
 
@@ -129,42 +129,41 @@ def sweep_rows(inputs: SweepInputs) -> SweepRows:
     return SweepRows(tables, batch, valid_mask=mask)
 
 
-def ragged_rows(inputs: SweepInputs) -> int | None:
-    """The number of rows of a ragged batch in each direction; None if all N·P positions have one."""
-    ragged = ragged_extents(inputs)
-    return None if ragged is None else sum(map(prod, ragged))
-
-
 def ragged_extents(inputs: SweepInputs) -> Extents | None:
     """The valid extents of each sample, if they can be read and one of them is less than the grid's."""
     if inputs.sizes is None or not _is_readable(inputs.sizes):
         return None
-    grid = list(inputs.grid)
+    grid = inputs.grid
     # A captured graph may be given anything, and kernels trust their tables.
-    extents = [
-        [min(max(n, 0), limit) for n, limit in zip(row, grid, strict=True)] for row in inputs.sizes.tolist()
-    ]
+    extents = tuple(
+        tuple(min(max(n, 0), limit) for n, limit in zip(row, grid, strict=True))
+        for row in inputs.sizes.tolist()
+    )
     return extents if any(row != grid for row in extents) else None
 
 
 def _is_readable(sizes: Tensor) -> bool:
-    """Whether the values can be read without a wait, and not inside a transform."""
+    """Tell whether the values can be read without a wait, and not inside a transform."""
     return sizes.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
+
+
+def _kept(cache: BoundedCache[Key, SweepTables], key: Key, make: Callable[..., SweepTables]) -> SweepTables:
+    """`make(*key)`, which is kept."""
+    if torch._C._are_functorch_transforms_active():
+        return make(*key)  # a tensor made inside a transform belongs to it and must not be kept
+    tables = cache.get(key)
+    if tables is None:
+        with torch.inference_mode(False):
+            tables = make(*key)
+        cache.add(key, tables, tables.nbytes)
+    return tables
 
 
 def sweep_tables(
     grid: tuple[int, ...], directions: Sequence[Direction], device: torch.device
 ) -> SweepTables:
     """The tables of a grid on a device (cached)."""
-    key = grid, tuple(directions), device
-    if torch._C._are_functorch_transforms_active():
-        return _make_tables(*key)  # a tensor made inside a transform belongs to it and must not be cached
-    tables = _cache.get(key)
-    if tables is None:
-        with torch.inference_mode(False):
-            tables = _make_tables(*key)
-        _cache.add(key, tables, tables.nbytes)
-    return tables
+    return _kept(_cache, (grid, tuple(directions), device), _make_tables)
 
 
 def _make_tables(
@@ -174,6 +173,19 @@ def _make_tables(
     order = np.stack([visiting_order(grid, direction) for direction in directions])
     arrays = order, front.predecessors, front.successors
     return SweepTables(prod(grid), *_to_device(front.starts, arrays, device))
+
+
+def tile_tables(extents: tuple[int, ...], grid: tuple[int, ...], direction: Direction) -> SweepTables:
+    """The tables of a tile on the CPU, whose places are counted from that of its first visit (cached)."""
+    return _kept(_cache, (extents, grid, direction), _make_tile_tables)
+
+
+def _make_tile_tables(extents: tuple[int, ...], grid: tuple[int, ...], direction: Direction) -> SweepTables:
+    front, places = wavefronts(extents), np.zeros(1, np.int64)
+    for d, (extent, sign) in enumerate(zip(extents, direction, strict=True)):
+        places = np.add.outer(places, np.arange(extent) * (sign * prod(grid[d + 1 :]))).reshape(-1)
+    arrays = places[front.order][None], front.predecessors, front.successors
+    return SweepTables(prod(extents), *_to_device(front.starts, arrays, torch.device("cpu")))
 
 
 def _to_device(
@@ -193,17 +205,11 @@ def ragged_tables(
     extents: Extents, grid: tuple[int, ...], directions: Sequence[Direction], device: torch.device
 ) -> SweepTables:
     """The tables of a ragged batch (cached for its backward pass and its other layers)."""
-    key = tuple(map(tuple, extents)), grid, tuple(directions), device
-    tables = _ragged_cache.get(key)
-    if tables is None:
-        with torch.inference_mode(False):
-            tables = _make_ragged_tables(extents, grid, directions, device)
-        _ragged_cache.add(key, tables, tables.nbytes)
-    return tables
+    return _kept(_ragged_cache, (extents, grid, tuple(directions), device), _make_ragged_tables)
 
 
 def _make_ragged_tables(
-    extents: Extents, grid: tuple[int, ...], directions: Sequence[Direction], device: torch.device
+    extents: Extents, grid: tuple[int, ...], directions: tuple[Direction, ...], device: torch.device
 ) -> SweepTables:
     """Seen from a sample's own corner, its valid positions are those whose coordinates, counted from there,
     are below its extents. So the rows are those of the grid's tables without the others."""
@@ -225,18 +231,14 @@ def _make_ragged_tables(
         np.stack([row[neighbours].take(kept) for neighbours in table])
         for table in (front.predecessors, front.successors)
     )  # (D, rows)
-    # What each axis adds to a place, in either direction: D × (rows,).
-    strides = [dtype(prod(grid[d + 1 :])) for d in range(len(grid))]
-    upwards = [np.repeat(stride * axis, visits) for stride, axis in zip(strides, coordinates, strict=True)]
-    downwards = [
-        (stride * (limits - 1)).take(sample) - steps
-        for stride, limits, steps in zip(strides, sizes, upwards, strict=True)
-    ]
     order = np.empty((len(directions), len(kept)), dtype)
     order[:] = (np.arange(batch, dtype=dtype) * dtype(positions)).take(sample)
-    for places, direction in zip(order, directions, strict=True):
-        for sign, up, down in zip(direction, upwards, downwards, strict=True):
-            places += up if sign > 0 else down
+    for d, (axis, limits) in enumerate(zip(coordinates, sizes, strict=True)):
+        stride = dtype(prod(grid[d + 1 :]))
+        up = np.repeat(stride * axis, visits)  # what the axis adds to a place, in either direction
+        down = (stride * (limits - 1)).take(sample) - up
+        for places, direction in zip(order, directions, strict=True):
+            places += up if direction[d] > 0 else down
     starts = np.searchsorted(kept, front.starts * batch)
     last = 1 + max(1, int(np.count_nonzero(np.diff(starts))))  # the wavefronts after these have no rows
     arrays = order, predecessors, successors
@@ -244,4 +246,4 @@ def _make_ragged_tables(
 
 
 _cache: BoundedCache[Key, SweepTables] = BoundedCache(64 << 20)
-_ragged_cache: BoundedCache[tuple[Any, ...], SweepTables] = BoundedCache(16 << 20)
+_ragged_cache: BoundedCache[Key, SweepTables] = BoundedCache(16 << 20)

@@ -93,7 +93,7 @@ class SimplifiedGraph:
 
     def _arithmetic(self, op: str, a: Value, b: Value) -> Value:
         if a.op == b.op == "constant" and not (op == "divide" and b.number == 0):
-            return self._constant(OPERATIONS[op].torch(a.number, b.number))
+            return self._constant(OPERATIONS[op].compute(a.number, b.number))
         if op == "multiply":
             return self._product(a, b)
         if op == "divide":

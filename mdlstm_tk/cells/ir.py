@@ -156,7 +156,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Kernel:
-    """What is stored at one position, and so all that has to be computed for it."""
+    """All that is stored at one position, and so all that has to be computed for it."""
 
     stores: Sequence[Store]
 

@@ -2,9 +2,8 @@
 
 Columns
     symbol     how a user writes it, for error messages
-    torch      of tensors
+    compute    of tensors, and of `mdlstm_tk.backends.cpu.simd.Vector`, which has torch's methods
     gradient   (dy, y, *arguments) → the gradient of each argument, in recorded values
-    llvm       (vectors, *arguments), with the functions of `mdlstm_tk.backends.cpu.vectors.Vectors`
     triton     an expression in which {0}, {1} stand for the arguments; `tanh`, `sqrt` and `softplus` are
                functions of `mdlstm_tk.backends.cuda.kernels`
     onnx       the operator
@@ -25,9 +24,8 @@ class Operation:
     """An elementwise operation. The module's docstring describes the attributes."""
 
     symbol: str
-    torch: Callable[..., Any]
+    compute: Callable[..., Any]
     gradient: Callable[..., tuple[Any, ...]]
-    llvm: Callable[..., Any]
     triton: str
     onnx: str
 
@@ -40,39 +38,31 @@ def _shares(dy: Any, a: Any, b: Any) -> tuple[Any, Any]:
 
 # fmt: off
 OPERATIONS: dict[str, Operation] = {
-    "add": Operation("+", lambda a, b: a + b, lambda dy, y, a, b: (dy, dy),
-                     lambda v, a, b: v.add(a, b), "{0} + {1}", "Add"),
-    "subtract": Operation("-", lambda a, b: a - b, lambda dy, y, a, b: (dy, 0.0 - dy),
-                          lambda v, a, b: v.subtract(a, b), "{0} - {1}", "Sub"),
+    "add": Operation("+", lambda a, b: a + b, lambda dy, y, a, b: (dy, dy), "{0} + {1}", "Add"),
+    "subtract": Operation("-", lambda a, b: a - b, lambda dy, y, a, b: (dy, 0.0 - dy), "{0} - {1}", "Sub"),
     "multiply": Operation("*", lambda a, b: a * b, lambda dy, y, a, b: (dy * b, dy * a),
-                          lambda v, a, b: v.multiply(a, b), "{0} * {1}", "Mul"),
+                          "{0} * {1}", "Mul"),
     "divide": Operation("/", lambda a, b: a / b, lambda dy, y, a, b: (dy / b, 0.0 - dy * y / b),
-                        lambda v, a, b: v.divide(a, b), "{0} / {1}", "Div"),
-    "exp": Operation("exp", lambda x: x.exp(), lambda dy, y, x: (dy * y,),
-                     lambda v, x: v.exp(x), "tl.exp({0})", "Exp"),
-    "log": Operation("log", lambda x: x.log(), lambda dy, y, x: (dy / x,),
-                     lambda v, x: v.log(x), "tl.log({0})", "Log"),
-    "sqrt": Operation("sqrt", lambda x: x.sqrt(), lambda dy, y, x: (dy * 0.5 / y,),
-                      lambda v, x: v.sqrt(x), "sqrt({0})", "Sqrt"),
-    "abs": Operation("abs", lambda x: x.abs(), lambda dy, y, x: (dy * x.sign(),),
-                     lambda v, x: v.maximum(x, v.subtract(v.constant(0.0), x)), "tl.abs({0})", "Abs"),
+                        "{0} / {1}", "Div"),
+    "exp": Operation("exp", lambda x: x.exp(), lambda dy, y, x: (dy * y,), "tl.exp({0})", "Exp"),
+    "log": Operation("log", lambda x: x.log(), lambda dy, y, x: (dy / x,), "tl.log({0})", "Log"),
+    "sqrt": Operation("sqrt", lambda x: x.sqrt(), lambda dy, y, x: (dy * 0.5 / y,), "sqrt({0})", "Sqrt"),
+    "abs": Operation("abs", lambda x: x.abs(), lambda dy, y, x: (dy * x.sign(),), "tl.abs({0})", "Abs"),
     "sign": Operation("sign", lambda x: x.sign(), lambda dy, y, x: (dy * 0.0,),
-                      lambda v, x: v.sign(x),
                       "tl.where({0} > 0.0, 1.0, tl.where({0} < 0.0, -1.0, 0.0))", "Sign"),
     "maximum": Operation("maximum", lambda a, b: a.maximum(b), lambda dy, y, a, b: _shares(dy, a, b),
-                         lambda v, a, b: v.maximum(a, b), "tl.maximum({0}, {1})", "Max"),
+                         "tl.maximum({0}, {1})", "Max"),
     "minimum": Operation("minimum", lambda a, b: a.minimum(b), lambda dy, y, a, b: _shares(dy, b, a),
-                         lambda v, a, b: v.minimum(a, b), "tl.minimum({0}, {1})", "Min"),
+                         "tl.minimum({0}, {1})", "Min"),
     "tanh": Operation("tanh", lambda x: x.tanh(), lambda dy, y, x: (dy * (1.0 - y * y),),
-                      lambda v, x: v.tanh(x), "tanh({0})", "Tanh"),
+                      "tanh({0})", "Tanh"),
     "sigmoid": Operation("sigmoid", lambda x: x.sigmoid(), lambda dy, y, x: (dy * (y * (1.0 - y)),),
-                         lambda v, x: v.sigmoid(x), "tl.sigmoid({0})", "Sigmoid"),
+                         "tl.sigmoid({0})", "Sigmoid"),
     "relu": Operation("relu", lambda x: x.relu(), lambda dy, y, x: (dy * y.sign(),),
-                      lambda v, x: v.maximum(x, v.constant(0.0)), "tl.maximum({0}, 0.0)", "Relu"),
+                      "tl.maximum({0}, 0.0)", "Relu"),
     # log(1 + exp(x)); torch's own function is linear from x = 20 on
     "softplus": Operation("softplus", lambda x: x.logaddexp(x.new_zeros(())),
-                          lambda dy, y, x: (dy * x.sigmoid(),),
-                          lambda v, x: v.softplus(x), "softplus({0})", "Softplus"),
+                          lambda dy, y, x: (dy * x.sigmoid(),), "softplus({0})", "Softplus"),
 }
 # fmt: on
 

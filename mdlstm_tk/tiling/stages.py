@@ -68,7 +68,7 @@ class TileStages:
 
 
 def stages_of(module: nn.Module) -> TileStages:
-    """What a network says about itself.
+    """The stages that a network says it consists of.
 
     Raises:
         InputError: it has no method `tile_stages`, or that says that, or why, it cannot run in tiles.

@@ -22,7 +22,7 @@ from mdlstm_tk.tiling.tiles import Front, Tile, cut
 
 @dataclass(frozen=True)
 class TiledSweep:
-    """How a layer is swept tile by tile.
+    """The way in which a layer is swept tile by tile.
 
     Attributes:
         extents: of a tile, after windows.

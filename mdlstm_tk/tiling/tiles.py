@@ -1,4 +1,4 @@
-"""How a grid is cut into tiles, and the states on the faces between them.
+"""The tiles of a grid, and the states on the faces between them.
 
 A sweep visits tiles in an order in which the predecessors of a tile, one tile back along each axis, come
 before it. The *front* is what separates the tiles that were visited from the others: of each line of
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.boundary import face_extents, line_counts
+from mdlstm_tk.backends.boundary import line_counts, split_faces
 from mdlstm_tk.wavefront import Direction
 
 
@@ -73,10 +73,7 @@ class Front:
 
     def __init__(self, boundary: Tensor, grid: Sequence[int]) -> None:
         self.boundary = boundary.clone(memory_format=torch.contiguous_format)
-        self._faces = [
-            part.view(len(part), *face_extents(grid, d), *part.shape[2:])
-            for d, part in enumerate(self.boundary.split(line_counts(grid), dim=1))
-        ]  # for each axis (N, *extents of the other axes, 1, 1 + S, n)
+        self._faces = split_faces(self.boundary, grid)
 
     def read(self, tile: Tile) -> Tensor:
         """The states at the faces of a tile, copied."""

@@ -14,9 +14,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mdlstm_tk.backends.cuda import codegen
-from mdlstm_tk.backends.inputs import cell_traits
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.lowering import reads_hidden
+from mdlstm_tk.cells.step import CELL_PARAMETERS
 
 TYPES = {
     **dict.fromkeys(codegen.VARYING, "i32"),
@@ -38,16 +38,15 @@ OPTIONS = {  # name of an option: the arguments that are None without it
 
 def compiled(pass_kind: Any, name: str, ndim: int, options: tuple[str, ...], dtype: str) -> Any:
     cell = get_cell(name)
-    traits = cell_traits(cell, ndim)
-    present = tuple(name for name in traits.parameter_rows if name.partition("_")[0] in options)
+    present = tuple(name for name in CELL_PARAMETERS if name.partition("_")[0] in options)
     kernel = codegen.get_kernel(pass_kind, cell, ndim, present)
     constants: dict[str, Any] = {
         "AXES": ndim,
-        "GATES": traits.gates,
-        "STATES": traits.states,
-        "PARAMETERS": sum(traits.parameter_rows[name] for name in present),
+        "GATES": len(cell.gates(ndim)),
+        "STATES": len(cell.states),
+        "PARAMETERS": sum(CELL_PARAMETERS[name](cell, ndim) for name in present),
         "UNITS": 21,
-        "RECURRENT": traits.recurrent,
+        "RECURRENT": cell.recurrent,
         "READS_H": reads_hidden(cell, ndim),
         "KEEP_STATES": True,
         "KEEP_GATES": True,

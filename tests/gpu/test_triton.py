@@ -15,6 +15,7 @@ from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import own_cells
 import pytest
@@ -276,15 +277,16 @@ def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
 def test_which_backend_runs_on_a_gpu_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr(dispatch, "_triton_failure", lambda _: "")
+    monkeypatch.setattr(dispatch, "_try_compiler", lambda _: None)
     monkeypatch.setattr(dispatch, "_failures", {})
     dispatch.choose.cache_clear()
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         assert dispatch.choose("auto", cuda, dtype) == ("fused", "compiled by Triton for the GPU")
-    monkeypatch.setattr(dispatch, "_triton_failure", lambda _: "there is none")
+    monkeypatch.setattr(dispatch, "_try_compiler", Mock(side_effect=ImportError("there is none")))
     monkeypatch.setattr(dispatch, "_failures", {})
     dispatch.choose.cache_clear()
-    assert dispatch.choose("auto", cuda, torch.float32) == ("torch", "there is none")
+    reason = "Triton does not work here (there is none)"
+    assert dispatch.choose("auto", cuda, torch.float32) == ("torch", reason)
     dispatch.choose.cache_clear()
 
 
@@ -296,10 +298,12 @@ def test_what_keeps_triton_from_working(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     assert dispatch._unsupported(cuda) == ""
     monkeypatch.setattr(torch.cuda, "device", lambda device: asked.append(device) or nullcontext())
-    assert dispatch._triton_failure(cuda).startswith("Triton does not work here (")  # no driver
+    monkeypatch.setattr(dispatch, "_failures", {})
+    assert dispatch._failure(cuda).startswith("Triton does not work here (")  # no driver
     assert asked == [cuda]  # x's device, and not the current one
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert "triton" in dispatch._triton_failure(cuda)
+    monkeypatch.setattr(dispatch, "_failures", {})
+    assert "triton" in dispatch._failure(cuda)
 
 
 def test_a_kernel_that_triton_cannot_compile_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def test_this_installation_is_fine(capfd: pytest.CaptureFixture[str]) -> None:
     assert not [check for check in by_name.values() if check["state"] == "broken"]
     for name in (
         *("numpy", "torch", "onnx", "numba"),
-        *("onnxruntime on CPU", "Numba compiles", "Numba's cache", "kernels for the CPU"),
+        *("onnxruntime on CPU", "Numba's cache", "kernels for the CPU"),
     ):
         assert by_name[name]["state"] == "ok", by_name[name]
     assert by_name["numpy"]["found"] == np.__version__
@@ -166,15 +166,7 @@ def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wrong_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    import numba
-
-    monkeypatch.setattr(numba, "njit", lambda function: lambda x: 41)
-
-
-def disabled_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    import numba
-
-    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    monkeypatch.setattr("torch.allclose", lambda *_, **__: False)
 
 
 TRAIN = install_command(["train"], "--upgrade")
@@ -183,8 +175,7 @@ TROUBLES = {
     "an old package": (with_module("safetensors", __version__="0.4.9rc1"), "safetensors", "broken", TRAIN),
     "a package that does not load": (broken_import, "safetensors", "broken", TRAIN),
     "a cache that cannot be written": (no_cache, "Numba's cache", "absent", "NUMBA_CACHE_DIR"),
-    "a compiler that is wrong": (wrong_numbers, "Numba compiles", "broken", "wrong"),
-    "a compiler that is disabled": (disabled_compiler, "Numba compiles", "broken", "NUMBA_DISABLE_JIT"),
+    "a compiler that is wrong": (wrong_numbers, "kernels for the CPU", "broken", "another result"),
 }
 
 
@@ -233,13 +224,13 @@ def test_cuda_that_does_not_start_is_broken_where_there_is_a_driver(
     [(">=1.26", "ok"), (">=9", "broken"), (f">=1.26,<{np.__version__}", "broken"), ("!=0", "ok")],
 )
 def test_versions_are_compared_with_the_whole_requirement(specifier: str, state: str) -> None:
-    assert _package(Requirement(f"numpy{specifier}"), (), {}).state == state
+    assert _package(Requirement(f"numpy{specifier}"), ()).state == state
 
 
 def test_a_required_package_that_is_missing_is_broken_and_an_optional_one_absent() -> None:
     requirement = Requirement("no-such-package>=1")
-    assert _package(requirement, (), {}).state == "broken"
-    check = _package(requirement, ("ray",), {})
+    assert _package(requirement, ()).state == "broken"
+    check = _package(requirement, ("ray",))
     assert check.state == "absent"
     assert missing_jobs([check]) == {JOBS["ray"]: install_command(["ray"])}
 

@@ -12,9 +12,9 @@ import mdlstm_tk
 from mdlstm_tk import MDLSTM, wavefront
 from mdlstm_tk._util.caches import BoundedCache
 from mdlstm_tk.backends import tables
-from mdlstm_tk.backends.cpu import plan, tiles
+from mdlstm_tk.backends.cpu import plan
 
-CACHES = (wavefront._cache, tables._cache, plan.plans, tiles._tables)
+CACHES = (wavefront._cache, tables._cache, plan.plans)
 
 
 def test_the_oldest_entries_go_first_and_the_newest_stays() -> None:

@@ -1,4 +1,4 @@
-"""Where compiled kernels are kept between processes. Imports nothing but the standard library.
+"""The folder that keeps compiled kernels between processes. Imports nothing but the standard library.
 
 Numba pickles compiled code, and unpickling runs what a file says. Its own choices, `__pycache__`,
 `~/.cache/numba` and, without a home folder, `./~/.cache/numba`, may be writable by others.

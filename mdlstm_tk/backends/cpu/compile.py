@@ -1,4 +1,4 @@
-"""How kernels are compiled by Numba and cached; see `cache_folder` for where they are kept.
+"""Kernels are compiled by Numba and cached; see `cache_folder` for where they are kept.
 
 There are five functions for each dtype, the same for all cells: forward and backward, the matrix product,
 and two that pack weights. A sixth is made for each pass of a cell. All are C functions of int64, which any
@@ -51,21 +51,19 @@ def generic_kernel(name: Generic, dtype: str) -> Any:
     Raises:
         KernelError: it cannot be compiled.
     """
-    from mdlstm_tk.backends.cpu import backward_kernel, kernels, matmul, packing
+    from mdlstm_tk.backends.cpu import kernels, matmul
 
     with compiling(f"{name}_{dtype}"):
-        modules = {"forward": kernels, "backward": backward_kernel, "matmul": matmul}
-        template = getattr(modules.get(name, packing), name)
+        template = getattr(kernels if name in ("forward", "backward") else matmul, name)
         function = specialize(template, f"{name}_{dtype}", ZERO=np.dtype(dtype).type(0))
         return _compile(function, "", "its kernels")
 
 
-def compile_cell(kernel: Kernel, line: Any, dtype: str, ndim: int, states: int, cell: str) -> Any:
+def compile_cell(kernel: Kernel, dtype: str, ndim: int, states: int, cell: str) -> Any:
     """The C function of `cell_code.block_function` for a kernel.
 
     Args:
         kernel: the graph of a pass.
-        line: the slots of that pass.
         dtype, ndim, states: its dtype, D and S.
         cell: the name of the cell, for messages.
 
@@ -74,10 +72,10 @@ def compile_cell(kernel: Kernel, line: Any, dtype: str, ndim: int, states: int, 
     """
     from mdlstm_tk.backends.cpu.cell_code import block_function
 
-    key = f"{type(line.slots).__name__} {dtype} {ndim} {states}\n{kernel.text}"
+    key = f"{dtype} {ndim} {states}\n{kernel.text}"
     if key not in _cells:
         with compiling(f"cell '{cell}'"):
-            function = block_function(kernel, line, ndim, states, np.dtype(dtype).type(0))
+            function = block_function(kernel, ndim, states, np.dtype(dtype).type(0))
             function.__name__ = function.__qualname__ = f"cell_{dtype}_{ndim}d"
             _cells[key] = _compile(function, key, f"cell '{cell}'")
     return _cells[key]

@@ -14,7 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from mdlstm_tk.backends.cpu import simd
-from mdlstm_tk.backends.cpu.simd import I64, Pointer, splat, vector_loop
+from mdlstm_tk.backends.cpu.simd import I64, Pointer, Vector, vector_loop
 
 CACHE_LINE = 64  # bytes
 
@@ -29,7 +29,7 @@ def record_loader(record: type[tuple[int, ...]]) -> Any:
 
         def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
             words = Pointer(builder, builder.inttoptr(args[0], I64.as_pointer()), I64)
-            values = [words.at(index).load() for index in range(len(fields))]
+            values = [words.at(index).load().value for index in range(len(fields))]
             return context.make_tuple(builder, result, values)
 
         return result(types.int64), build
@@ -92,7 +92,7 @@ def call(_: Any, address: Any, arguments: Any) -> Any:
     return types.void(types.int64, arguments), build
 
 
-Step = Callable[[ir.IRBuilder, Pointer, Sequence[Pointer], int], None]
+Step = Callable[[Pointer, Sequence[Pointer], int], None]
 
 
 def _elementwise(step: Step, target: Any, *sources: Any) -> Any:
@@ -103,7 +103,7 @@ def _elementwise(step: Step, target: Any, *sources: Any) -> Any:
         to, *origins = (Pointer(builder, arg, element) for arg in args[:-1])
         for lanes in simd.lane_counts(element):
             with vector_loop(builder, position, args[-1], lanes) as index:
-                step(builder, to.at(index), [origin.at(index) for origin in origins], lanes)
+                step(to.at(index), [origin.at(index) for origin in origins], lanes)
         return context.get_dummy_value()
 
     return types.void(target, *sources, types.int64), build
@@ -113,7 +113,7 @@ def _elementwise(step: Step, target: Any, *sources: Any) -> Any:
 def copy(_: Any, target: Any, source: Any, count: Any) -> Any:
     """Copy `count` numbers."""
 
-    def step(builder: ir.IRBuilder, to: Pointer, origins: Sequence[Pointer], lanes: int) -> None:
+    def step(to: Pointer, origins: Sequence[Pointer], lanes: int) -> None:
         to.store(origins[0].load(lanes))
 
     return _elementwise(step, target, source)
@@ -123,8 +123,8 @@ def copy(_: Any, target: Any, source: Any, count: Any) -> Any:
 def add(_: Any, target: Any, source: Any, count: Any) -> Any:
     """Add `count` numbers at `source` to those at `target`."""
 
-    def step(builder: ir.IRBuilder, to: Pointer, origins: Sequence[Pointer], lanes: int) -> None:
-        to.store(builder.fadd(to.load(lanes), origins[0].load(lanes)))
+    def step(to: Pointer, origins: Sequence[Pointer], lanes: int) -> None:
+        to.store(to.load(lanes) + origins[0].load(lanes))
 
     return _elementwise(step, target, source)
 
@@ -133,8 +133,8 @@ def add(_: Any, target: Any, source: Any, count: Any) -> Any:
 def clear(_: Any, target: Any, count: Any) -> Any:
     """Set `count` numbers to 0."""
 
-    def step(builder: ir.IRBuilder, to: Pointer, origins: Sequence[Pointer], lanes: int) -> None:
-        to.store(splat(builder, ir.Constant(to.element, 0.0), lanes))
+    def step(to: Pointer, origins: Sequence[Pointer], lanes: int) -> None:
+        to.store(Vector(to.builder, ir.Constant(to.element, 0.0)).splat(lanes))
 
     return _elementwise(step, target)
 

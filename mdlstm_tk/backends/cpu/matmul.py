@@ -1,9 +1,9 @@
-"""A register-blocked matrix product for Numba.
+"""A register-blocked matrix product for Numba, and the weights of a sweep as it reads them.
 
 It has no call overhead, works on blocks that are still in cache, and is as fast as BLAS or faster
 (`mdlstm bench`).
 
-Notation
+Notation as in `mdlstm_tk.backends.cpu.kernels`: w_cat is (U_1 | … | U_D | W | b)ᵀ, (K, G·n), and
     A (M, K), B (K, N), C (M, N)
     NR        columns of a panel of B, `simd.panel_width`
     tile      `TILE_ROWS` rows by `TILE_VECTORS` vectors of C, accumulated in registers
@@ -11,26 +11,31 @@ Notation
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from mdlstm_tk.backends.cpu import simd
-from mdlstm_tk.backends.cpu.intrinsics import float_ptr
-from mdlstm_tk.backends.cpu.simd import I64, Pointer, splat, vector_loop
+from mdlstm_tk.backends.cpu.intrinsics import clear, copy, float_ptr, ptr_add
+from mdlstm_tk.backends.cpu.records import load_sizes
+from mdlstm_tk.backends.cpu.simd import I64, Pointer, Vector, vector_loop
 
 ZERO: Any = None  # 0 in the dtype; each compiled version has its own value
+RUN = 16  # numbers that are packed one after another: a cache line of float32
 
 
-class Product(NamedTuple):
-    """C = A B, or C += A B. Pointers are addresses.
+def matmul(  # type: ignore[no-untyped-def]
+    a, a_row, a_step, b, b_panel, b_step, depth, c, c_row, rows, columns, accumulate
+):
+    """C = A B, or C += A B. Compiled as a C function; a, b and c are addresses.
 
     Whole vectors are read and written, so B and C need columns up to the next multiple of the vector
     length.
 
-    Attributes:
+    Args:
         a, a_row, a_step: element (i, k) of A is `a[i·a_row + k·a_step]`.
         b, b_panel, b_step: B comes in panels of NR columns: element (k, j) of panel p is
             `b[p·b_panel + k·b_step + j]`.
@@ -39,25 +44,6 @@ class Product(NamedTuple):
         rows, columns: M, N.
         accumulate: 1 to add to C, 0 to overwrite it.
     """
-
-    a: int
-    a_row: int
-    a_step: int
-    b: int
-    b_panel: int
-    b_step: int
-    depth: int
-    c: int
-    c_row: int
-    rows: int
-    columns: int
-    accumulate: int
-
-
-def matmul(  # type: ignore[no-untyped-def]
-    a, a_row, a_step, b, b_panel, b_step, depth, c, c_row, rows, columns, accumulate
-):
-    """The product of the arguments, which are the fields of `Product`; compiled as a C function."""
     pointers = float_ptr(a, ZERO), float_ptr(b, ZERO), float_ptr(c, ZERO)
     _matmul(pointers, (a_row, a_step, b_panel, b_step, depth, c_row, rows, columns, accumulate))
 
@@ -79,69 +65,113 @@ def _matmul(_: Any, pointers: Any, numbers: Any) -> Any:
                 panel = builder.sdiv(first, ir.Constant(I64, simd.TILE_VECTORS))
                 b_columns = b.row(b_panel, panel)
                 c_columns = c.row(ir.Constant(I64, lanes), first)
+                right = [b_columns.at(j * lanes) for j in range(tile_vectors)]
                 row = simd.counter(builder)
                 tile_rows = simd.TILE_ROWS
                 while tile_rows >= 1:
                     with vector_loop(builder, row, rows, tile_rows) as top:
-                        tile = _Tile(builder, tile_rows, tile_vectors, lanes)
-                        left, target = a.row(a_row, top), c_columns.row(c_row, top)
-                        tile.compute(left, a_row, a_step, b_columns, b_step, depth, target, c_row, adds)
+                        a_top, c_top = a.row(a_row, top), c_columns.row(c_row, top)
+                        left = [a_top.row(a_row, i) for i in range(tile_rows)]
+                        c_rows = [c_top.row(c_row, i) for i in range(tile_rows)]
+                        targets = [c_i.at(j * lanes) for c_i in c_rows for j in range(tile_vectors)]
+                        _tile((left, a_step), (right, b_step), depth, targets, adds, lanes)
                     tile_rows //= 2
         return context.get_dummy_value()
 
     return types.void(pointers, numbers), build
 
 
-class _Tile:
-    """A tile of C."""
+Strided = tuple[Sequence[Pointer], ir.Value]  # where rows, or columns, begin, and from one k to the next
 
-    def __init__(self, builder: ir.IRBuilder, rows: int, vectors: int, lanes: int) -> None:
-        self.builder, self.rows, self.vectors, self.lanes = builder, rows, vectors, lanes
 
-    def compute(
-        self,
-        a: Pointer,
-        a_row: ir.Value,
-        a_step: ir.Value,
-        b: Pointer,
-        b_step: ir.Value,
-        depth: ir.Value,
-        c: Pointer,
-        c_row: ir.Value,
-        accumulate: ir.Value,
-    ) -> None:
-        builder, lanes = self.builder, self.lanes
-        c_rows = [c.row(c_row, i) for i in range(self.rows)]
-        targets = [row.at(j * lanes) for row in c_rows for j in range(self.vectors)]
-        a_rows = [a.row(a_row, i) for i in range(self.rows)]
-        zero = ir.Constant(ir.VectorType(a.element, lanes), None)
+def _tile(
+    a: Strided, b: Strided, depth: ir.Value, targets: Sequence[Pointer], accumulate: ir.Value, lanes: int
+) -> None:
+    """Code of one tile of C, whose vectors are at `targets`, row after row."""
+    (a_rows, a_step), (b_columns, b_step) = a, b
+    builder = targets[0].builder
+    zero = ir.Constant(ir.VectorType(targets[0].element, lanes), None)
 
-        entry, loop, done = builder.block, *(builder.append_basic_block(name) for name in ("k", "done"))
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        k = builder.phi(I64)
-        sums = [builder.phi(zero.type) for _ in targets]
-        b_k = b.row(b_step, k)
-        right = [b_k.at(j * lanes).load(lanes) for j in range(self.vectors)]
-        a_offset = builder.mul(k, a_step)
-        new_sums = []
-        for i, row in enumerate(a_rows):
-            left = splat(builder, row.at(a_offset).load(), lanes)
-            for j in range(self.vectors):
-                new_sums.append(simd.multiply_add(builder, left, right[j], sums[i * self.vectors + j]))
-        k_next = builder.add(k, ir.Constant(I64, 1))
-        k.add_incoming(ir.Constant(I64, 0), entry)
-        k.add_incoming(k_next, loop)
-        for phi, new in zip(sums, new_sums, strict=True):
-            phi.add_incoming(zero, entry)
-            phi.add_incoming(new, loop)
-        builder.cbranch(builder.icmp_signed("<", k_next, depth), loop, done)
-        builder.position_at_end(done)
-        with builder.if_else(accumulate) as (then, otherwise):
-            with then:
-                # C is added last: a sum that started from it would be rounded to its size at every step.
-                for target, new in zip(targets, new_sums, strict=True):
-                    target.store(builder.fadd(target.load(lanes), new))
-            with otherwise:
-                for target, new in zip(targets, new_sums, strict=True):
-                    target.store(new)
+    entry, loop, done = builder.block, *(builder.append_basic_block(name) for name in ("k", "done"))
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    k = builder.phi(I64)
+    sums = [builder.phi(zero.type) for _ in targets]
+    right = [column.row(b_step, k).load(lanes) for column in b_columns]
+    left = [row.row(a_step, k).load().splat(lanes) for row in a_rows]
+    products = [a_i * b_j for a_i in left for b_j in right]
+    new_sums = [x + Vector(builder, y) for x, y in zip(products, sums, strict=True)]
+    k_next = builder.add(k, ir.Constant(I64, 1))
+    k.add_incoming(ir.Constant(I64, 0), entry)
+    k.add_incoming(k_next, loop)
+    for phi, new in zip(sums, new_sums, strict=True):
+        phi.add_incoming(zero, entry)
+        phi.add_incoming(new.value, loop)
+    builder.cbranch(builder.icmp_signed("<", k_next, depth), loop, done)
+    builder.position_at_end(done)
+    with builder.if_else(accumulate) as (then, otherwise):
+        with then:
+            # C is added last: a sum that started from it would be rounded to its size at every step.
+            for target, new in zip(targets, new_sums, strict=True):
+                target.store(target.load(lanes) + new)
+        with otherwise:
+            for target, new in zip(targets, new_sums, strict=True):
+                target.store(new)
+
+
+def pack(packed, weight_hh, weight_ih, bias, sizes_address):  # type: ignore[no-untyped-def]
+    """Write w_cat in panels, (dirs, panels, K, NR). The arguments are addresses; `bias` may be 0."""
+    sizes = load_sizes(sizes_address)
+    panel, gate_dim, channels = sizes.panel, sizes.gate_dim, sizes.channels
+    units = sizes.units
+    target, b = float_ptr(packed, ZERO), float_ptr(bias, ZERO)
+    # The weights of h along each axis, then those of x, are rows for the columns of w_cat.
+    parts = sizes.ndim + 1 if sizes.recurrent else 1
+    for direction in range(sizes.dirs):
+        for first in range(0, gate_dim, panel):
+            count = min(panel, gate_dim - first)
+            if count < panel:
+                clear(target, sizes.depth * panel)
+            for part in range(parts):
+                if part < parts - 1:
+                    length, row = units, (direction * sizes.ndim + part) * gate_dim + first
+                    source = ptr_add(float_ptr(weight_hh, ZERO), row * length)
+                else:
+                    length, row = channels, direction * gate_dim + first
+                    source = ptr_add(float_ptr(weight_ih, ZERO), row * length)
+                for begin in range(0, length, RUN):
+                    for j in range(count):
+                        for k in range(begin, min(begin + RUN, length)):
+                            target[k * panel + j] = source[j * length + k]
+                target = ptr_add(target, length * panel)
+            for j in range(count):
+                target[j] = b[direction * gate_dim + first + j] if bias else ZERO
+            target = ptr_add(target, panel)
+
+
+def pack_transposed(packed, weight_hh, weight_ih, bias, sizes_address):  # type: ignore[no-untyped-def]
+    """Write the first `Sizes.columns` columns of w_catᵀ, which leave out b, (dirs, panels, G·n, NR)."""
+    sizes = load_sizes(sizes_address)
+    panel, gate_dim, channels = sizes.panel, sizes.gate_dim, sizes.channels
+    hidden_dim, units = sizes.hidden_dim, sizes.units
+    target, w_hh, w_ih = float_ptr(packed, ZERO), float_ptr(weight_hh, ZERO), float_ptr(weight_ih, ZERO)
+    for direction in range(sizes.dirs):
+        for first in range(0, sizes.columns, panel):
+            for k in range(gate_dim):
+                j = 0
+                while j < panel:  # runs of columns that are contiguous in the weights, too
+                    column, to = first + j, ptr_add(target, j)
+                    count = panel - j
+                    if column < hidden_dim:
+                        d, unit = divmod(column, units)
+                        count = min(count, units - unit)
+                        row = (direction * sizes.ndim + d) * gate_dim + k
+                        copy(to, ptr_add(w_hh, row * units + unit), count)
+                    elif column < sizes.columns:
+                        count = min(count, sizes.columns - column)
+                        row = direction * gate_dim + k
+                        copy(to, ptr_add(w_ih, row * channels + column - hidden_dim), count)
+                    else:
+                        clear(to, count)
+                    j += count
+                target = ptr_add(target, panel)

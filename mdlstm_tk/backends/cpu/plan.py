@@ -1,22 +1,22 @@
-"""What depends only on the shapes of a sweep on the CPU, so that a warm call looks it up."""
+"""Plans: all that depends only on the shapes of a sweep on the CPU, so that a warm call looks it up."""
 
 from __future__ import annotations
 
 from math import isqrt, prod
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-
 from mdlstm_tk._util.caches import BoundedCache
 from mdlstm_tk.backends.boundary import line_counts
 from mdlstm_tk.backends.cpu import simd
-from mdlstm_tk.backends.cpu.cell_code import BACKWARD, FORWARD
+from mdlstm_tk.backends.cpu.cell_code import line_length
 from mdlstm_tk.backends.cpu.compile import compile_cell, generic_kernel
 from mdlstm_tk.backends.cpu.kernels import BLOCK
 from mdlstm_tk.backends.cpu.records import Sizes, address, words
-from mdlstm_tk.backends.cpu.tiles import Jobs, Samples, Valid, divide, make_jobs
-from mdlstm_tk.cells import Cell
+from mdlstm_tk.backends.cpu.threads import thread_limit
+from mdlstm_tk.backends.cpu.tiles import Jobs, Samples, divide, make_jobs
+from mdlstm_tk.backends.inputs import SweepInputs
+from mdlstm_tk.backends.tables import Extents, ragged_extents
+from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.lowering import Pass, lower, reads_hidden
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 
@@ -27,46 +27,8 @@ PLAN_BYTES = 16384  # about what a plan takes beside its tables
 JOB_BYTES = 512
 
 
-class PlanKey(NamedTuple):
-    """The shapes and options that a plan depends on.
-
-    Attributes:
-        pass_kind: which kernel runs.
-        cell: the cell.
-        dtype: float32 or float64.
-        shape: (N, *grid, C).
-        gate_dim: G·n.
-        signs: the directions, dirs · D signs.
-        present: the names of the cell's parameters that are there.
-        threads: the largest number of threads.
-        saves: forward: whether states are saved. Backward: whether the gradient of x is wanted.
-    """
-
-    pass_kind: Pass
-    cell: Cell
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    gate_dim: int
-    signs: tuple[int, ...]
-    present: tuple[str, ...]
-    threads: int
-    saves: bool
-
-    @property
-    def batch(self) -> int:
-        return self.shape[0]
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        return tuple(self.shape[1:-1])
-
-    @property
-    def channels(self) -> int:
-        return self.shape[-1]
-
-
 class Plan(NamedTuple):
-    """How a sweep is run.
+    """The functions, sizes and jobs of a sweep.
 
     Attributes:
         kernel, pack, pack_transposed: compiled functions.
@@ -91,52 +53,62 @@ class Plan(NamedTuple):
     keep: Any
 
 
-plans: BoundedCache[PlanKey, Plan] = BoundedCache(64 << 20)
+plans: BoundedCache[tuple[Any, ...], Plan] = BoundedCache(64 << 20)
 
 
-def get_plan(key: PlanKey, valid: Valid | None = None) -> Plan:
-    """The plan of a sweep; for a ragged batch, with the valid extents of its samples.
+def get_plan(pass_kind: Pass, inputs: SweepInputs, saves: bool) -> Plan:
+    """The plan of a sweep.
+
+    Args:
+        pass_kind: which kernel runs.
+        inputs: of the sweep, in float32 or float64.
+        saves: forward: whether states are saved. Backward: whether the gradient of x is wanted.
 
     Raises:
         KernelError: a kernel cannot be compiled.
     """
-    if valid is not None:
-        return _make_plan(key, valid)  # not kept: another batch will have other sizes
+    x, weight_ih, threads = inputs.x, inputs.weight_ih, thread_limit()
+    valid = ragged_extents(inputs)
+    if valid is not None:  # not kept: another batch will have other sizes
+        return _make_plan(pass_kind, inputs, saves, threads, valid)
+    cell = get_cell(inputs.cell)
+    key = pass_kind, cell, saves, threads, x.dtype, x.shape, weight_ih.shape, inputs.signs, inputs.present
     plan = plans.get(key)
     if plan is None:
-        plan = _make_plan(key, None if key.batch else ())
+        plan = _make_plan(pass_kind, inputs, saves, threads, None if len(x) else ())
         plans.add(key, plan, PLAN_BYTES + JOB_BYTES * len(plan.jobs.order))
     return plan
 
 
-def _make_plan(key: PlanKey, valid: Valid | None) -> Plan:
-    cell, grid, ndim, is_forward = key.cell, key.grid, len(key.grid), key.pass_kind == "forward"
-    gates, states, dirs = len(cell.gates(ndim)), len(cell.states), len(key.signs) // ndim
-    dtype, itemsize = str(key.dtype).removeprefix("torch."), key.dtype.itemsize
-    units, positions, gate_dim = key.gate_dim // gates, prod(grid), key.gate_dim
-    graph, line = lower(key.pass_kind, cell, ndim, key.present), FORWARD if is_forward else BACKWARD
-    compiled = compile_cell(graph, line, dtype, ndim, states, cell.name)
+def _make_plan(
+    pass_kind: Pass, inputs: SweepInputs, saves: bool, threads: int, valid: Extents | None
+) -> Plan:
+    cell, grid, ndim, is_forward = get_cell(inputs.cell), inputs.grid, inputs.ndim, pass_kind == "forward"
+    (batch, *_, channels), (dirs, gate_dim, _) = inputs.x.shape, inputs.weight_ih.shape
+    states, units, positions = len(cell.states), inputs.units, prod(grid)
+    dtype, itemsize = str(inputs.x.dtype).removeprefix("torch."), inputs.x.itemsize
+    graph = lower(pass_kind, cell, ndim, inputs.present)
+    compiled = compile_cell(graph, dtype, ndim, states, cell.name)
 
     lanes, panel = simd.vector_length(itemsize), simd.panel_width(itemsize)
     hidden_dim = ndim * units if cell.recurrent else 0
-    depth, padded = hidden_dim + key.channels + 1, -(-gate_dim // lanes) * lanes
-    columns = 0 if is_forward else hidden_dim + key.channels * key.saves
+    depth, padded = hidden_dim + channels + 1, -(-gate_dim // lanes) * lanes
+    columns = 0 if is_forward else hidden_dim + channels * saves
     d_stride = -(-columns // lanes) * lanes
-    parameter_count = units * sum(CELL_PARAMETERS[name](cell, ndim) for name in key.present)
+    parameter_count = units * sum(CELL_PARAMETERS[name](cell, ndim) for name in inputs.present)
     sums_size = _whole_lines(depth * padded + parameter_count)
     reads_h = reads_hidden(cell, ndim)
 
     operations = 2 * depth * gate_dim * (1 if is_forward else 2)  # of a row
-    whole = Samples(0, key.batch, grid, valid)
-    rows = whole.rows
-    division = divide(whole, dirs, rows * dirs * operations, key.threads)
-    jobs = make_jobs(division, key.batch, grid, key.signs, operations, not is_forward)
-    blocks = rows // BLOCK // len(jobs.chains)
+    whole = Samples(grid, 0, batch, valid)
+    division = divide(whole, dirs, whole.rows * dirs * operations, threads)
+    jobs = make_jobs(whole, division, inputs.signs, operations, not is_forward)
+    blocks = whole.rows // BLOCK // len(jobs.chains)
     part_blocks = max(MIN_PART_BLOCKS, isqrt(blocks))  # as many parts as blocks in each: the shortest sums
     part_blocks = part_blocks if blocks > part_blocks else 0
 
     memory = {
-        "table_at": BLOCK * line.length(ndim) * 8 // itemsize,
+        "table_at": BLOCK * line_length(ndim) * 8 // itemsize,
         "zeros_at": (1 + states) * units,
         "spill_at": len(graph.spilled) * units,
         "operands_at": (1 if is_forward else 2) * BLOCK * depth,
@@ -144,7 +116,7 @@ def _make_plan(key: PlanKey, valid: Valid | None) -> Plan:
     }
     if is_forward:
         memory["gates_row_at"] = gate_dim
-        memory["states_at"] = 0 if key.saves else 2 * jobs.longest * states * units
+        memory["states_at"] = 0 if saves else 2 * jobs.longest * states * units
     else:
         memory["da_at"] = 2 * BLOCK * padded
         memory["d_operands_at"] = 2 * jobs.longest * d_stride
@@ -156,16 +128,20 @@ def _make_plan(key: PlanKey, valid: Valid | None) -> Plan:
     for name, size in memory.items():
         places[name] = scratch
         scratch += _whole_lines(size)
-    lines = np.array(_line_table(grid), np.int64)
+    counts, strides = line_counts(grid), [prod(grid[d + 1 :]) for d in range(ndim)]
+    lines = [(grid[d] * strides[d], strides[d], sum(counts[:d])) for d in range(ndim)]
+    line_table = words(tuple(number for line in lines for number in line))
+    steps = words(tuple(sign * stride for sign, stride in zip(inputs.signs, dirs * strides, strict=True)))
     sizes = Sizes(
         dirs=dirs,
         positions=positions,
-        places=positions * key.batch,
-        lines=sum(line_counts(grid)),
-        line_table=lines.ctypes.data,
+        places=positions * batch,
+        lines=sum(counts),
+        line_table=address(line_table),
+        steps=address(steps),
         ndim=ndim,
         units=units,
-        channels=key.channels,
+        channels=channels,
         gate_dim=gate_dim,
         states=states,
         recurrent=int(cell.recurrent),
@@ -195,15 +171,8 @@ def _make_plan(key: PlanKey, valid: Valid | None) -> Plan:
         jobs=jobs,
         packed=dirs * -(-gate_dim // panel) * panel * depth,
         packed_transposed=dirs * -(-columns // panel) * panel * gate_dim,
-        keep=(record, lines),
+        keep=(record, line_table, steps),
     )
-
-
-def _line_table(grid: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """For each axis E_d·S_d, S_d and its first line."""
-    counts = line_counts(grid)
-    strides = [prod(grid[d + 1 :]) for d in range(len(grid))]
-    return [(grid[d] * stride, stride, sum(counts[:d])) for d, stride in enumerate(strides)]
 
 
 def _whole_lines(count: int) -> int:

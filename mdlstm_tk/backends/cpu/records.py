@@ -19,48 +19,26 @@ from typing import NamedTuple
 from mdlstm_tk.backends.cpu.intrinsics import record_loader
 
 
-class ForwardArrays(NamedTuple):
-    """The arrays of a call of `kernels.forward`."""
+class Arrays(NamedTuple):
+    """The arrays of a call of `kernels.forward` or `kernels.backward`; 0 for those that it has not."""
 
     cell: int  # C function, see `cell_code`
     matmul: int  # C function
     x: int  # (N, P, C)
-    weights: int  # (dirs, panels, K, NR), see `packing.pack`
     parameters: int  # (dirs, R, n)
-    front: int  # (N, F, dirs, 1 + S, n), the states that leave the tiles swept so far, or enter; or 0
-    output: int  # (N, P, dirs, n), written
-    gates: int  # (dirs, N·P, G·n), written; or 0
-    states: int  # (dirs, N·P, S·n), written; or 0
-    scratch: int  # memory of all chains
-
-
-class BackwardArrays(NamedTuple):
-    """The arrays of a call of `backward_kernel.backward`."""
-
-    cell: int  # C function, see `cell_code`
-    matmul: int  # C function
-    x: int  # (N, P, C)
-    grad: int  # (N, P, dirs, n), gradient of the output
+    weights: int  # (dirs, panels, K, NR), see `matmul.pack`; backward: if it computes pre-activations again
+    front: (
+        int  # (N, F, dirs, 1 + S, n), the states, or gradients, that leave the tiles swept so far, or enter
+    )
     output: int  # (N, P, dirs, n)
-    gates: int  # (dirs, N·P, G·n), or 0: then pre-activations are computed again
-    states: int  # (dirs, N·P, S·n)
-    initial: int  # (N, F, dirs, 1 + S, n), or 0
-    dfront: int  # (N, F, dirs, 1 + S, n), the gradients that enter from the tiles swept so far; or 0
-    weights: int  # as in forward, to compute pre-activations; or 0
-    weights_t: int  # (dirs, panels, G·n, NR), see `packing.pack_transposed`
-    parameters: int  # (dirs, R, n)
-    dx: int  # (buffers, N, P, C), zeros to add to; or 0
-    sums: int  # (slots, dirs, sums_size), zeros to add the gradients of weights and parameters to
+    gates: int  # (dirs, N·P, G·n), if they are kept
+    states: int  # (dirs, N·P, S·n), if they are kept
     scratch: int  # memory of all chains
-
-
-class PackArrays(NamedTuple):
-    """The arrays of a call of a function in `packing`."""
-
-    packed: int  # the result
-    weight_hh: int  # (dirs, D, G·n, n), or 0 if the cell is not recurrent
-    weight_ih: int  # (dirs, G·n, C)
-    bias: int  # (dirs, G·n), or 0 for zeros
+    grad: int  # (N, P, dirs, n), gradient of the output
+    initial: int  # (N, F, dirs, 1 + S, n)
+    weights_t: int  # (dirs, panels, G·n, NR), see `matmul.pack_transposed`
+    dx: int  # (buffers, N, P, C), zeros to add to
+    sums: int  # (slots, dirs, sums_size), zeros to add the gradients of weights and parameters to
 
 
 class Sizes(NamedTuple):
@@ -72,6 +50,7 @@ class Sizes(NamedTuple):
     places: int  # N·P
     lines: int  # F
     line_table: int  # (D, 3): E_d·S_d, S_d, and the first line of axis d, of the whole grid
+    steps: int  # (dirs, D): from a position to the one before it along each axis, subtract this
     ndim: int  # D
     units: int  # n
     channels: int  # C
@@ -119,16 +98,13 @@ class Job(NamedTuple):
     predecessors: int  # (D, V) int32, the visit one step back along each axis; −1 outside the tile
     successors: int  # (D, V) int32, the visit one step forward along each axis; −1 outside the tile
     visits: int  # V
-    steps: int  # (D,) from a flat position to the one before it along each axis: subtract this
     continues: int  # whether the grid goes on before the tile along axis 0
     chain: int  # whose memory it uses
     sums_slot: int  # where it adds its sums
     dx_buffer: int  # where it adds its part of dx
 
 
-load_forward_arrays = record_loader(ForwardArrays)
-load_backward_arrays = record_loader(BackwardArrays)
-load_pack_arrays = record_loader(PackArrays)
+load_arrays = record_loader(Arrays)
 load_sizes = record_loader(Sizes)
 load_job = record_loader(Job)
 
@@ -139,5 +115,5 @@ def words(record: tuple[int, ...]) -> array[int]:
 
 
 def address(of_words: array[int]) -> int:
-    """Where a record lies in memory. The caller keeps it alive."""
+    """The address of a record. The caller keeps it alive."""
     return of_words.buffer_info()[0]

@@ -1,16 +1,20 @@
-"""Vectors in LLVM: the machine's registers, pointers, and loops over vectors.
+"""Vectors in LLVM: the machine's registers, pointers, loops over vectors, and elementwise functions.
 
 Numba leaves it to LLVM to vectorise a loop. With a dozen arrays that may overlap, or 16 units per row, LLVM
 does not. So the inner loops are written as vector instructions with llvmlite, which Numba depends on.
 
-Notation: a vector has `lanes` elements; float32 or float64.
+A `Vector` computes as torch's tensors do, so the table of operations holds for both. Functions that have no
+instruction are polynomials, after the argument was brought into a short interval. They are right for all
+arguments: infinities, numbers too small for a whole mantissa, and NaN, which stays NaN.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import factorial, log2, sqrt
+from typing import NamedTuple
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -18,7 +22,6 @@ from numba import config
 from numba.core import cgutils
 
 I64 = ir.IntType(64)
-CONTRACT = ("contract",)  # a product and a sum may become one fused multiply-add; nothing else changes
 
 
 def _vector_bytes() -> int:
@@ -58,15 +61,6 @@ def lane_type(element: ir.Type, lanes: int) -> ir.Type:
     return element if lanes == 1 else ir.VectorType(element, lanes)
 
 
-def splat(builder: ir.IRBuilder, number: ir.Value, lanes: int) -> ir.Value:
-    """A vector of `lanes` copies of a number."""
-    if lanes == 1:
-        return number
-    empty = ir.Constant(ir.VectorType(number.type, lanes), ir.Undefined)
-    first = builder.insert_element(empty, number, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(ir.IntType(32), lanes), None))
-
-
 @dataclass(frozen=True)
 class Pointer:
     """An address and the type of the elements there; LLVM's pointers have none.
@@ -94,19 +88,16 @@ class Pointer:
         index = ir.Constant(I64, index) if isinstance(index, int) else index
         return self.at(self.builder.mul(stride, index))
 
-    def load(self, lanes: int = 1) -> ir.Value:
+    def load(self, lanes: int = 1) -> Vector:
         """The elements from here on as a vector."""
         vector = lane_type(self.element, lanes)
         pointer = self.builder.bitcast(self.value, vector.as_pointer())
-        return self.builder.load(pointer, align=itemsize(self.element), typ=vector)
+        loaded = self.builder.load(pointer, align=itemsize(self.element), typ=vector)
+        return Vector(self.builder, loaded)
 
-    def store(self, vector: ir.Value) -> None:
+    def store(self, vector: Vector) -> None:
         pointer = self.builder.bitcast(self.value, vector.type.as_pointer())
-        self.builder.store(vector, pointer, align=itemsize(self.element))
-
-
-def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-    return builder.fadd(builder.fmul(a, b, flags=CONTRACT), c, flags=CONTRACT)
+        self.builder.store(vector.value, pointer, align=itemsize(self.element))
 
 
 @contextmanager
@@ -127,8 +118,254 @@ def vector_loop(
     builder.position_at_end(end)
 
 
+def zeros(builder: ir.IRBuilder, element: ir.Type, lanes: int = 1) -> Pointer:
+    """Zeros in memory; LLVM turns it into a register."""
+    kind = lane_type(element, lanes)
+    place = Pointer(builder, cgutils.alloca_once(builder, kind), element)
+    place.store(Vector(builder, ir.Constant(kind, None)))
+    return place
+
+
 def counter(builder: ir.IRBuilder) -> ir.Value:
-    """A zero in memory; LLVM turns it into a register."""
-    position = cgutils.alloca_once(builder, I64)
-    builder.store(ir.Constant(I64, 0), position)
-    return position
+    """A position for `vector_loop`."""
+    return zeros(builder, I64).value
+
+
+CONTRACT = ("contract",)  # a product and a sum may become one fused multiply-add; nothing else changes
+INFINITY, NAN = float("inf"), float("nan")
+
+# Eigen's rational minimax approximation of tanh in float32, highest power of x² first; error ≤ 1e-7.
+TANH_BOUND = 7.90531110763549805
+TANH_ONE = 9.02  # beyond this tanh rounds to 1
+TANH_NUMERATOR = (
+    -2.76076847742355e-16,
+    2.00018790482477e-13,
+    -8.60467152213735e-11,
+    5.12229709037114e-08,
+    1.48572235717979e-05,
+    6.37261928875436e-04,
+    4.89352455891786e-03,
+)
+TANH_DENOMINATOR = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+
+LOG2_E = 1.4426950408889634
+
+
+class Format(NamedTuple):
+    """A number format, and what functions in it need.
+
+    Attributes:
+        bits, mantissa: of a number, and of its mantissa.
+        ln_2: ln 2 as a sum of two numbers. The first has so few bits that whole multiples of it are exact.
+        smallest: the smallest number with a whole mantissa.
+        underflow, overflow: e^x is 0 below, and infinite above.
+        exp_terms, log_terms, logaddexp_terms: of the series, so that the rest is less than rounding.
+    """
+
+    bits: int
+    mantissa: int
+    ln_2: tuple[float, float]
+    smallest: float
+    underflow: float
+    overflow: float
+    exp_terms: int
+    log_terms: int
+    logaddexp_terms: int
+
+
+FLOAT32 = Format(32, 23, (0.693359375, -2.1219444005469058e-4), 2.0**-126, -104.0, 89.0, 8, 5, 8)
+FLOAT64 = Format(
+    64, 52, (0.6931471803691238, 1.9082149292705877e-10), 2.0**-1022, -746.0, 710.0, 14, 11, 17
+)
+
+
+def splat(builder: ir.IRBuilder, number: ir.Value, lanes: int) -> ir.Value:
+    """A vector of `lanes` copies of a number."""
+    if lanes == 1:
+        return number
+    empty = ir.Constant(ir.VectorType(number.type, lanes), ir.Undefined)
+    first = builder.insert_element(empty, number, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(ir.IntType(32), lanes), None))
+
+
+class Vector:
+    """A vector, or a number as a vector of one lane; float32 or float64.
+
+    Args:
+        builder: where instructions are added.
+        value: LLVM's vector or number.
+    """
+
+    def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
+        self.builder, self.value, self.type = builder, value, value.type
+        is_vector = isinstance(self.type, ir.VectorType)
+        self.lanes = self.type.count if is_vector else 1
+        self.element = self.type.element if is_vector else self.type
+        self.format = FLOAT64 if isinstance(self.element, ir.DoubleType) else FLOAT32
+
+    def like(self, number: Vector | float) -> Vector:
+        """A number in every lane."""
+        if isinstance(number, Vector):
+            return number
+        return Vector(self.builder, ir.Constant(self.element, number)).splat(self.lanes)
+
+    def splat(self, lanes: int) -> Vector:
+        """A vector of copies of this number."""
+        return Vector(self.builder, splat(self.builder, self.value, lanes))
+
+    def new_zeros(self, shape: tuple[int, ...]) -> Vector:
+        """Zeros, whatever the shape."""
+        return self.like(0.0)
+
+    def __add__(self, other: Vector | float) -> Vector:
+        return Vector(self.builder, self.builder.fadd(self.value, self.like(other).value, flags=CONTRACT))
+
+    def __sub__(self, other: Vector | float) -> Vector:
+        return Vector(self.builder, self.builder.fsub(self.value, self.like(other).value, flags=CONTRACT))
+
+    def __mul__(self, other: Vector | float) -> Vector:
+        return Vector(self.builder, self.builder.fmul(self.value, self.like(other).value, flags=CONTRACT))
+
+    def __truediv__(self, other: Vector | float) -> Vector:
+        return Vector(self.builder, self.builder.fdiv(self.value, self.like(other).value))
+
+    def __rsub__(self, number: float) -> Vector:
+        return self.like(number) - self
+
+    def __rmul__(self, number: float) -> Vector:
+        return self.like(number) * self
+
+    def __rtruediv__(self, number: float) -> Vector:
+        return self.like(number) / self
+
+    def sqrt(self) -> Vector:
+        name = f"llvm.sqrt.{f'v{self.lanes}' if self.lanes > 1 else ''}f{self.format.bits}"
+        root = self.builder.module.declare_intrinsic(name, fnty=ir.FunctionType(self.type, [self.type]))
+        return Vector(self.builder, self.builder.call(root, [self.value]))
+
+    def maximum(self, other: Vector) -> Vector:
+        """The larger one, NaN if one of them is."""
+        return self._if(self.builder.or_(self._compare(">", other), self._is_nan()), self, other)
+
+    def minimum(self, other: Vector) -> Vector:
+        """The smaller one, NaN if one of them is."""
+        return self._if(self.builder.or_(self._compare("<", other), self._is_nan()), self, other)
+
+    def relu(self) -> Vector:
+        return self.maximum(self.like(0.0))
+
+    def abs(self) -> Vector:
+        return self.maximum(0.0 - self)
+
+    def sign(self) -> Vector:
+        """1, −1 or 0; 0 for NaN, as torch has it."""
+        return self._if(self._compare(">", 0.0), 1.0, self._if(self._compare("<", 0.0), -1.0, 0.0))
+
+    def tanh(self) -> Vector:
+        if self.format is FLOAT64:
+            # 1 − 2 / (e^2x + 1), which rounds to 1 from x = 20 on.
+            return 1.0 - 2.0 / ((self.clamp(-20.0, 20.0) * 2.0).exp() + 1.0)
+        inner = self.clamp(-TANH_BOUND, TANH_BOUND)
+        square = inner * inner
+        quotient = inner * square.polynomial(TANH_NUMERATOR) / square.polynomial(TANH_DENOMINATOR)
+        # Exactly ±1 far out: then the slope 1 − tanh² is exactly 0, and a very large c passes no gradient.
+        above = self._if(self._compare(">", TANH_ONE), 1.0, quotient)
+        return self._if(self._compare("<", -TANH_ONE), -1.0, above)
+
+    def sigmoid(self) -> Vector:
+        if self.format is FLOAT64:
+            return 1.0 / ((0.0 - self).exp() + 1.0)
+        return 0.5 * (0.5 * self).tanh() + 0.5
+
+    def exp(self) -> Vector:
+        """2^k e^r with |r| ≤ ln 2 / 2, e^r by Taylor. 2^k is two factors, as k is beyond the exponents of
+        normal numbers where the result is subnormal."""
+        high, low = self.format.ln_2
+        rounder = 1.5 * 2.0**self.format.mantissa  # adding it leaves the nearest integer in the low bits
+        inner = self.clamp(self.format.underflow, self.format.overflow)
+        shifted = inner * LOG2_E + rounder
+        k = shifted - rounder
+        r = k * -low + (k * -high + inner)
+        power = r.polynomial([1 / factorial(i) for i in reversed(range(self.format.exp_terms))])
+        exponent = self.builder.sub(shifted._bits(), self.like(rounder)._bits())
+        half = self.builder.ashr(exponent, self._integer(1))
+        result = power * self._power_of_two(half) * self._power_of_two(self.builder.sub(exponent, half))
+        return self._if(self._is_nan(), self, result)
+
+    def log(self) -> Vector:
+        """log m + e ln 2, where x = 2^e m and √½ ≤ m < √2."""
+        high, low = self.format.ln_2
+        tiny = self._compare("<", self.format.smallest)
+        scale = 2.0 ** (self.format.mantissa + 1)
+        bits = self._if(tiny, self * scale, self)._bits()
+        mantissa_bits = self._integer(self.format.mantissa)
+        exponent = self.builder.ashr(self.builder.sub(bits, self.like(sqrt(0.5))._bits()), mantissa_bits)
+        mantissa = self.builder.sub(bits, self.builder.shl(exponent, mantissa_bits))
+        f = self._from_bits(mantissa) - 1.0
+        e = Vector(self.builder, self.builder.sitofp(exponent, self.type))
+        e = e - self._if(tiny, log2(scale), 0.0)
+        # log m = 2 atanh(s) = f − f²/2 + s (f²/2 + R), which loses fewer bits than 2s + sR.
+        s = f / (f + 2.0)
+        square = s * s
+        r = square * square.polynomial([2 / (2 * i + 3) for i in reversed(range(self.format.log_terms))])
+        half = 0.5 * (f * f)
+        result = e * high + (f - (half - (s * (half + r) + e * low)))
+        result = self._if(self._compare("==", 0.0), -INFINITY, result)
+        result = self._if(self._compare("<", 0.0), NAN, result)
+        return self._if(self.builder.or_(self._compare("==", INFINITY), self._is_nan()), self, result)
+
+    def logaddexp(self, other: Vector) -> Vector:
+        """max(a, b) + log(1 + t) with t = e^−|a − b|, and log(1 + t) = 2 atanh(t / (2 + t)) as a series."""
+        t = (0.0 - (self - other).abs()).exp()
+        s = t / (t + 2.0)
+        terms = [2 / (2 * i + 1) for i in reversed(range(self.format.logaddexp_terms))]
+        return s * (s * s).polynomial(terms) + self.maximum(other)
+
+    def clamp(self, low: float, high: float) -> Vector:
+        """The nearest number in [low, high]; NaN stays NaN."""
+        below = self._if(self._compare(">", high), high, self)
+        return below._if(below._compare("<", low), low, below)
+
+    def polynomial(self, coefficients: Sequence[float]) -> Vector:
+        """Horner's rule, highest power first."""
+        result = self.like(coefficients[0])
+        for coefficient in coefficients[1:]:
+            result = result * self + coefficient
+        return result
+
+    def total(self) -> Vector:
+        """The sum of the lanes, in log₂(lanes) steps."""
+        if self.lanes == 1:
+            return self
+        vector, index = self, ir.IntType(32)
+        for lanes in (self.lanes >> step for step in range(1, self.lanes.bit_length())):
+            masks = (ir.Constant(ir.VectorType(index, lanes), [*range(k, k + lanes)]) for k in (0, lanes))
+            low, high = (self.builder.shuffle_vector(vector.value, vector.value, mask) for mask in masks)
+            vector = Vector(self.builder, low) + Vector(self.builder, high)
+        return Vector(self.builder, self.builder.extract_element(vector.value, ir.Constant(index, 0)))
+
+    def _compare(self, comparison: str, other: Vector | float) -> ir.Value:
+        """True in the lanes where it holds; false where one is NaN."""
+        return self.builder.fcmp_ordered(comparison, self.value, self.like(other).value)
+
+    def _is_nan(self) -> ir.Value:
+        return self.builder.fcmp_unordered("uno", self.value, self.value)
+
+    def _if(self, condition: ir.Value, then: Vector | float, other: Vector | float) -> Vector:
+        """In each lane `then` where the condition holds, else `other`."""
+        chosen = self.builder.select(condition, self.like(then).value, self.like(other).value)
+        return Vector(self.builder, chosen)
+
+    def _bits(self) -> ir.Value:
+        return self.builder.bitcast(self.value, self._integer(0).type)
+
+    def _from_bits(self, bits: ir.Value) -> Vector:
+        return Vector(self.builder, self.builder.bitcast(bits, self.type))
+
+    def _integer(self, number: int) -> ir.Value:
+        return splat(self.builder, ir.Constant(ir.IntType(self.format.bits), number), self.lanes)
+
+    def _power_of_two(self, exponent: ir.Value) -> Vector:
+        """2^exponent, where that is a normal number."""
+        shifted = self.builder.shl(exponent, self._integer(self.format.mantissa))
+        return self._from_bits(self.builder.add(self.like(1.0)._bits(), shifted))

@@ -23,59 +23,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.boundary import face_extents
-from mdlstm_tk.backends.cpu.plan import Plan, PlanKey, get_plan
-from mdlstm_tk.backends.cpu.records import BackwardArrays, ForwardArrays, PackArrays, address, words
-from mdlstm_tk.backends.cpu.threads import run_chains, thread_limit
-from mdlstm_tk.backends.cpu.tiles import Valid
+from mdlstm_tk.backends.boundary import valid_lines
+from mdlstm_tk.backends.cpu.plan import Plan, get_plan
+from mdlstm_tk.backends.cpu.records import Arrays, address, words
+from mdlstm_tk.backends.cpu.threads import run_chains
 from mdlstm_tk.backends.inputs import (
     Gradients,
     SweepInputs,
     SweepResults,
     boundary_shape,
 )
-from mdlstm_tk.backends.tables import ragged_extents
-from mdlstm_tk.cells import get_cell
-from mdlstm_tk.cells.lowering import Pass
 
 HALF = (torch.float16, torch.bfloat16)
 HUGE_PAGE = 2 << 20
 
 
 def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) -> SweepResults:
-    """Run the sweep.
-
-    Args:
-        inputs: of the sweep.
-        save: keep what `backward` needs.
-        recompute: keep no gates.
-    """
-    dtype, valid = inputs.x.dtype, _valid_extents(inputs)
-    inputs = _converted(inputs)
-    plan, x = _plan("forward", inputs, valid, save), inputs.x
+    """See `Engine`."""
+    dtype, inputs = inputs.x.dtype, _converted(inputs)
+    plan, x = get_plan("forward", inputs, save), inputs.x
     rows, dirs, units = plan.sizes.places, plan.sizes.dirs, plan.sizes.units
     shape = (*x.shape[:-1], dirs, units)
-    output = _new(x, shape) if valid is None else _zeros(x, shape)
+    output = _new(x, shape) if plan.jobs.is_full else _zeros(x, shape)
     front = _front(inputs, plan, inputs.initial)
     # Padded positions of a ragged batch are never touched, so in small pages they take no memory.
-    new = _new if valid is None else Tensor.new_empty
+    new = _new if plan.jobs.is_full else Tensor.new_empty
     gates = new(x, (dirs, rows, plan.sizes.gate_dim)) if save and not recompute else None
     states = new(x, (dirs, rows, plan.sizes.states * units)) if save else None
-    packed, parameters = _pack(plan, inputs), inputs.cell_parameters()
-    scratch = x.new_empty(len(plan.jobs.chains) * plan.sizes.scratch)
-    arrays = ForwardArrays(
-        cell=plan.cell,
-        matmul=plan.matmul,
-        x=x.data_ptr(),
-        weights=packed.data_ptr(),
-        parameters=_pointer(parameters),
-        front=_pointer(front),
-        output=output.data_ptr(),
-        gates=_pointer(gates),
-        states=_pointer(states),
-        scratch=scratch.data_ptr(),
-    )
-    _run(plan, arrays, [inputs, packed, parameters, front, output, gates, states, scratch])
+    _run(plan, inputs, weights=_pack(plan, inputs), front=front, output=output, gates=gates, states=states)
     final = None if inputs.initial is None else front
     return SweepResults(output.to(dtype), final, gates, states)
 
@@ -89,45 +64,28 @@ def backward(
     dfinal: Tensor | None = None,
     wants_dx: bool = True,
 ) -> Gradients:
-    """The gradients of all inputs that are there; that of x if it is wanted.
-
-    Args:
-        inputs: as for `forward`.
-        grad: (N, *grid, dirs, n) gradient of the output.
-        output, gates, states: the results of `forward` with `save`.
-        dfinal: the gradient of the final states, if there are any.
-        wants_dx: whether the gradient of x is needed.
-    """
-    dtype, valid = inputs.x.dtype, _valid_extents(inputs)
-    inputs = _converted(inputs)
+    """See `Engine`."""
+    dtype, inputs = inputs.x.dtype, _converted(inputs)
     grad, output, gates, states = map(_plain, (grad, output, gates, states))
-    plan = _plan("recompute" if gates is None else "backward", inputs, valid, wants_dx)
+    plan = get_plan("recompute" if gates is None else "backward", inputs, wants_dx)
     x, sizes = inputs.x, plan.sizes
     dfront = _front(inputs, plan, _plain(dfinal))
-    weights = _pack(plan, inputs) if gates is None else None
-    weights_t, parameters = _pack_transposed(plan, inputs), inputs.cell_parameters()
     dx = _zeros(x, (plan.jobs.buffers, *x.shape)) if wants_dx else None
     sums = _zeros(x, (plan.jobs.slots, sizes.dirs, sizes.sums_size))
-    scratch = x.new_empty(len(plan.jobs.chains) * sizes.scratch)
-    arrays = BackwardArrays(
-        cell=plan.cell,
-        matmul=plan.matmul,
-        x=x.data_ptr(),
-        grad=grad.data_ptr(),
-        output=output.data_ptr(),
-        gates=_pointer(gates),
-        states=states.data_ptr(),
-        initial=_pointer(inputs.initial),
-        dfront=_pointer(dfront),
-        weights=_pointer(weights),
-        weights_t=weights_t.data_ptr(),
-        parameters=_pointer(parameters),
-        dx=_pointer(dx),
-        sums=sums.data_ptr(),
-        scratch=scratch.data_ptr(),
+    _run(
+        plan,
+        inputs,
+        weights=_pack(plan, inputs) if gates is None else None,
+        weights_t=_pack(plan, inputs, transposed=True),
+        front=dfront,
+        grad=grad,
+        output=output,
+        gates=gates,
+        states=states,
+        initial=inputs.initial,
+        dx=dx,
+        sums=sums,
     )
-    kept = [inputs, grad, output, gates, states, dfront, weights, weights_t, parameters, dx, sums, scratch]
-    _run(plan, arrays, kept)
     gradients = _split_sums(plan, inputs, _total(sums))
     if dx is not None:
         gradients["x"] = _total(dx)
@@ -137,25 +95,12 @@ def backward(
     return gradients
 
 
-def _plan(kind: Pass, inputs: SweepInputs, valid: Valid | None, saves: bool) -> Plan:
-    x = inputs.x
-    key = PlanKey(
-        pass_kind=kind,
-        cell=get_cell(inputs.cell),
-        dtype=x.dtype,
-        shape=x.shape,
-        gate_dim=inputs.weight_ih.shape[1],
-        signs=inputs.signs,
-        present=inputs.present,
-        threads=thread_limit(),
-        saves=saves,
-    )
-    return get_plan(key, valid)
-
-
-def _run(plan: Plan, arrays: tuple[int, ...], keep: list[Any]) -> None:
-    """Run all jobs of a sweep."""
-    record = words(arrays)
+def _run(plan: Plan, inputs: SweepInputs, **arrays: Tensor | None) -> None:
+    """Run all jobs of a sweep; `arrays` are those of `Arrays` that a pass has."""
+    arrays["x"], arrays["parameters"] = inputs.x, inputs.cell_parameters()
+    arrays["scratch"] = inputs.x.new_empty(len(plan.jobs.chains) * plan.sizes.scratch)
+    pointers = [_pointer(arrays.get(name)) for name in Arrays._fields[2:]]
+    record = words((plan.cell, plan.matmul, *pointers))
     kernel, arrays_address, sizes_address = plan.kernel, address(record), plan.sizes_address
     if len(plan.jobs.order) == 1:
         kernel(arrays_address, sizes_address, plan.jobs.order[0])
@@ -164,13 +109,7 @@ def _run(plan: Plan, arrays: tuple[int, ...], keep: list[Any]) -> None:
     def run(job: int) -> None:
         kernel(arrays_address, sizes_address, job)
 
-    run_chains(run, plan.jobs.chains, plan.jobs.order, (plan, record, keep))
-
-
-def _valid_extents(inputs: SweepInputs) -> Valid | None:
-    """The valid extents of each sample of a ragged batch; None if all positions are valid."""
-    extents = ragged_extents(inputs)
-    return None if extents is None else tuple(map(tuple, extents))
+    run_chains(run, plan.jobs.chains, plan.jobs.order, (plan, record, arrays))
 
 
 def _front(inputs: SweepInputs, plan: Plan, start: Tensor | None) -> Tensor | None:
@@ -180,49 +119,23 @@ def _front(inputs: SweepInputs, plan: Plan, start: Tensor | None) -> Tensor | No
         return _zeros(inputs.x, boundary_shape(inputs)) if wanted else None
     if inputs.sizes is None:
         return _copy(start)
-    return start.masked_fill(~_valid_lines(inputs)[..., None, None, None], 0)
-
-
-def _valid_lines(inputs: SweepInputs) -> Tensor:
-    """(N, F), whether a line has valid positions in a sample."""
-    sizes, grid = inputs.sizes, inputs.grid
-    assert sizes is not None
-    faces = []
-    for d in range(len(grid)):
-        valid = sizes[:, d, None] > 0
-        others = [e for e in range(len(grid)) if e != d]
-        for e, extent in zip(others, face_extents(grid, d), strict=True):
-            inside = torch.arange(extent) < sizes[:, e, None]
-            valid = (valid[:, :, None] & inside[:, None, :]).flatten(1)
-        faces.append(valid)
-    return torch.cat(faces, dim=1)
+    return start.masked_fill(~valid_lines(inputs.grid, inputs.sizes)[..., None, None, None], 0)
 
 
 def _split_sums(plan: Plan, inputs: SweepInputs, sums: Tensor) -> Gradients:
     """The gradients of weights and of the cell's parameters from `sums`, (dirs, sums_size), each in memory
     of its own."""
-    sizes = plan.sizes
-    dirs, gate_dim, units, row, start = (
-        sizes.dirs,
-        sizes.gate_dim,
-        sizes.units,
-        sizes.padded,
-        sizes.sums_size,
-    )
+    sizes, dirs, gate_dim, units = plan.sizes, plan.sizes.dirs, plan.sizes.gate_dim, plan.sizes.units
     # The gradient of w_cat is (K, padded), and its rows are those of h_1, …, h_D, x and 1.
-    parts = {
-        "weight_ih": sums.as_strided(
-            (dirs, gate_dim, sizes.channels), (start, 1, row), sizes.hidden_dim * row
-        )
-    }
+    row, start, shape = sizes.padded, sizes.sums_size, inputs.weight_ih.shape
+    parts = {"weight_ih": sums.as_strided(shape, (start, 1, row), sizes.hidden_dim * row)}
     if inputs.weight_hh is not None:
         parts["weight_hh"] = sums.as_strided(inputs.weight_hh.shape, (start, units * row, 1, row))
     if inputs.bias is not None:
         parts["bias"] = sums.as_strided((dirs, gate_dim), (start, 1), (sizes.depth - 1) * row)
     if sizes.parameter_count:
-        rows = sums.as_strided(
-            (dirs, sizes.parameter_count // units, units), (start, units, 1), sizes.depth * row
-        )
+        shape = torch.Size((dirs, sizes.parameter_count // units, units))
+        rows = sums.as_strided(shape, (start, units, 1), sizes.depth * row)
         parts |= inputs.split_cell_parameters(rows)
     return {name: _copy(part) for name, part in parts.items()}
 
@@ -265,29 +178,11 @@ def _total(parts: Tensor) -> Tensor:
     return parts[0]
 
 
-def _pack(plan: Plan, inputs: SweepInputs) -> Tensor:
-    packed = inputs.x.new_empty(plan.packed)
-    arrays = PackArrays(
-        packed=packed.data_ptr(),
-        weight_hh=_pointer(inputs.weight_hh),
-        weight_ih=inputs.weight_ih.data_ptr(),
-        bias=_pointer(inputs.bias),
-    )
-    record = words(arrays)
-    plan.pack(address(record), plan.sizes_address)
-    return packed
-
-
-def _pack_transposed(plan: Plan, inputs: SweepInputs) -> Tensor:
-    packed = inputs.x.new_empty(plan.packed_transposed)
-    arrays = PackArrays(
-        packed=packed.data_ptr(),
-        weight_hh=_pointer(inputs.weight_hh),
-        weight_ih=inputs.weight_ih.data_ptr(),
-        bias=0,
-    )
-    record = words(arrays)
-    plan.pack_transposed(address(record), plan.sizes_address)
+def _pack(plan: Plan, inputs: SweepInputs, transposed: bool = False) -> Tensor:
+    """The weights as `matmul.pack` or `matmul.pack_transposed` writes them."""
+    packed = inputs.x.new_empty(plan.packed_transposed if transposed else plan.packed)
+    kernel = plan.pack_transposed if transposed else plan.pack
+    kernel(*map(_pointer, (packed, inputs.weight_hh, inputs.weight_ih, inputs.bias)), plan.sizes_address)
     return packed
 
 
@@ -307,5 +202,5 @@ def _plain(tensor: Tensor | None) -> Any:
 
 
 def _pointer(tensor: Tensor | None) -> int:
-    """Where a tensor lies in memory, 0 for None."""
+    """The address of a tensor, 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()

@@ -59,13 +59,15 @@ class _Shared:
 
     def work(self, is_caller: bool) -> None:
         """Run tasks. The caller returns when all are done, others when they are not needed any more."""
-        chain: int | None = None
+        chain, leaves = None, False
         while True:
             with self.changed:
                 if chain is not None:
                     self.done[chain] += 1
                     self.taken[chain] = False
                     self.changed.notify_all()
+                if leaves:
+                    return
                 while (chain := self._choose(chain, is_caller)) is None:
                     if self.stopped or self._is_over(is_caller):
                         return
@@ -76,12 +78,8 @@ class _Shared:
                 task = self.chains[chain][self.done[chain]]
             if is_caller:
                 self.run(task.job)
-            elif self._was_interrupted(task):
-                with self.changed:
-                    self.done[chain] += 1
-                    self.taken[chain] = False
-                    self.changed.notify_all()
-                return
+            else:
+                leaves = self._was_interrupted(task)
 
     def _choose(self, last: int | None, is_caller: bool) -> int | None:
         """A chain whose next task may begin: if possible that of this thread's last one. If there is only
@@ -161,7 +159,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def thread_limit() -> int:
-    """How many threads may share a sweep."""
+    """The largest number of threads that may share a sweep."""
     return torch.get_num_threads() if _enabled else 1
 
 

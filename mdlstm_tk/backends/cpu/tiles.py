@@ -13,77 +13,64 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import count, pairwise
 from math import prod
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from mdlstm_tk._util.caches import BoundedCache
 from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.records import Job, address, words
 from mdlstm_tk.backends.cpu.threads import Task
-from mdlstm_tk.backends.tables import ragged_tables
-from mdlstm_tk.wavefront import Direction, wavefronts
+from mdlstm_tk.backends.tables import Extents, SweepTables, ragged_tables, tile_tables
 
 MIN_BAND_GRID = 4096  # rows (position, sample) of a grid that is divided
 BAND_ROWS = 14  # rows of a wavefront of a band, about, on average
 # Floating-point operations, of which a core does 50 to 100 in a nanosecond. Waking a thread takes some
 # 50 µs, and beginning a task some 10 µs.
 THREAD_OPERATIONS = 20_000_000  # that a thread is woken for
-BANDS_OPERATIONS = (
-    100_000_000  # that a thread is woken for to share bands, for which threads wait more often
-)
+BANDS_OPERATIONS = 100_000_000  # the same to share bands, for which threads wait more often
 TASK_OPERATIONS = 20_000_000  # of a task
 MIN_TASK_OPERATIONS = 3_000_000
 BAND_TASKS = 4  # tasks of a band, unless they have less than that
-
-
-Valid = tuple[tuple[int, ...], ...]  # extents of each sample
 
 
 class Samples(NamedTuple):
     """Samples first, first + 1, …, which are swept together.
 
     Attributes:
+        grid: the extents.
         first, number: which, and how many.
-        extents: those of the grid.
         valid: for a ragged batch the valid extents of each sample.
     """
 
+    grid: tuple[int, ...]
     first: int
     number: int
-    extents: tuple[int, ...]
-    valid: Valid | None = None
+    valid: Extents | None = None
 
     @property
     def rows(self) -> int:
         """The number of rows (position, sample)."""
-        return self.number * prod(self.extents) if self.valid is None else sum(map(prod, self.valid))
+        return self.number * prod(self.grid) if self.valid is None else sum(map(prod, self.valid))
 
-
-class Tile(NamedTuple):
-    """A band of the grid of some samples, in one direction; `start` counts in the sweep's direction."""
-
-    samples: Samples
-    direction: int
-    start: int
-    extents: tuple[int, ...]
-
-
-class TileTables(NamedTuple):
-    """The tables of a tile and a direction, see `records.Job`."""
-
-    starts: Any
-    offsets: Any
-    predecessors: Any
-    successors: Any
-    steps: Any
+    @property
+    def bands(self) -> list[tuple[int, int]]:
+        """For each band along axis 0, its start and its extent; a ragged batch is one."""
+        grid, samples = self.grid, self.number
+        rest, steps = samples * prod(grid[1:]), sum(grid[1:]) - len(grid) + 1
+        if self.valid is not None or samples * prod(grid) < MIN_BAND_GRID or rest <= BAND_ROWS:
+            return [(0, grid[0])]
+        # A band of height h has rest · h rows in h + steps wavefronts.
+        height = max(1, round(BAND_ROWS * steps / (rest - BAND_ROWS)))
+        if len(grid) == 2 and samples * height > simd.TILE_ROWS:  # all wavefronts but the outer ones have h
+            height = max(1, round(samples * height / simd.TILE_ROWS) * simd.TILE_ROWS // samples)
+        return [(start, min(height, grid[0] - start)) for start in range(0, grid[0], height)]
 
 
 class Division(NamedTuple):
-    """How a sweep is divided among threads.
+    """The division of a sweep among threads.
 
     Attributes:
         ranges: the samples that are swept together.
@@ -106,6 +93,7 @@ class Jobs(NamedTuple):
         buffers: how many dx there are: chains that add to the same positions have one each.
         longest: rows of the longest wavefront.
         is_tiled: whether states pass from tile to tile.
+        is_full: whether all positions are valid.
         keep: the memory of all records and tables.
     """
 
@@ -115,21 +103,8 @@ class Jobs(NamedTuple):
     buffers: int
     longest: int
     is_tiled: bool
-    keep: list[array[int] | TileTables]
-
-
-def tile_bands(extents: tuple[int, ...], samples: int) -> list[tuple[int, int]]:
-    """For each band of a grid along axis 0, its start and its extent; `samples` are swept together."""
-    rest, steps = samples * prod(extents[1:]), sum(extents[1:]) - len(extents) + 1
-    if samples * prod(extents) < MIN_BAND_GRID or rest <= BAND_ROWS:
-        return [(0, extents[0])]
-    # A band of height h has rest · h rows in h + steps wavefronts.
-    height = max(1, round(BAND_ROWS * steps / (rest - BAND_ROWS)))
-    if (
-        len(extents) == 2 and samples * height > simd.TILE_ROWS
-    ):  # all wavefronts but those at the ends have h
-        height = max(1, round(samples * height / simd.TILE_ROWS) * simd.TILE_ROWS // samples)
-    return [(start, min(height, extents[0] - start)) for start in range(0, extents[0], height)]
+    is_full: bool
+    keep: list[array[int] | SweepTables]
 
 
 def divide(whole: Samples, dirs: int, operations: int, threads: int) -> Division:
@@ -145,101 +120,91 @@ def divide(whole: Samples, dirs: int, operations: int, threads: int) -> Division
     threads = max(1, min(threads, operations // THREAD_OPERATIONS))
     if whole.valid is not None:
         return Division(_ragged_ranges(whole, threads), "samples", threads)
-    batch, bands = whole.number, len(tile_bands(whole.extents, whole.number))
+    batch = whole.number
     busy: dict[Literal["samples", "directions", "bands"], float] = {  # threads at work, on average
         "samples": batch / -(-batch // min(threads, batch)),
         "directions": dirs / -(-dirs // min(threads, dirs)),
-        "bands": 0.8 * min(followers, (bands + 1) / 2 * dirs),
+        "bands": 0.8 * min(followers, (len(whole.bands) + 1) / 2 * dirs),
     }
     by = max(busy, key=lambda name: busy[name])
     if by != "samples" and busy[by] > 1:
         return Division([whole], by, min(threads, dirs) if by == "directions" else followers)
     chains = min(threads, batch)
     limits = pairwise(batch * k // chains for k in range(chains + 1))
-    return Division([Samples(a, b - a, whole.extents) for a, b in limits], "samples", chains)
+    return Division([Samples(whole.grid, a, b - a) for a, b in limits], "samples", chains)
 
 
 def make_jobs(
-    division: Division,
-    batch: int,
-    grid: tuple[int, ...],
-    signs: Direction,
-    operations: int,
-    backwards: bool,
+    whole: Samples, division: Division, signs: tuple[int, ...], operations: int, backwards: bool
 ) -> Jobs:
     """The jobs of a sweep.
 
     Args:
+        whole: all samples. Bands are those that all have together.
         division: among threads.
-        batch: N. Bands are those that all samples have together.
-        grid: the extents.
         signs: the directions, dirs · D signs.
         operations: floating-point operations of a row.
         backwards: whether the sweep runs from the last position to the first.
     """
-    dirs, by = len(signs) // len(grid), division.by
+    grid, ndim, by = whole.grid, len(whole.grid), division.by
+    directions = [signs[k : k + ndim] for k in range(0, len(signs), ndim)]
+    bands = whole.bands[:: -1 if backwards else 1]
     chains: list[list[Task]] = [[] for _ in range(division.chains)]
     jobs = Jobs(
         chains,
         order=[],
         slots=1 if by == "directions" else len(chains),
-        buffers=1 if by == "samples" or dirs == 1 else len(chains),
+        buffers=1 if by == "samples" or len(directions) == 1 else len(chains),
         longest=0,
-        is_tiled=False,
+        is_tiled=len(bands) > 1,
+        is_full=whole.valid is None,
         keep=[],
     )
-    tiles = [
-        Tile(samples, direction, start, (extent, *grid[1:]))
-        for samples in division.ranges
-        if samples.rows > 0
-        for direction in range(dirs)
-        for start, extent in _bands(samples, batch)[:: -1 if backwards else 1]
-    ]
-    longest = 0
-    for index, tile in enumerate(tiles):
-        if index == 0 or tile[:2] != tiles[index - 1][:2]:
+    longest, number = 0, count()
+    for range_number, samples in enumerate(division.ranges):
+        for k, direction in enumerate(directions if samples.rows > 0 else ()):
             before = _Before()
-        samples, direction = tile.samples, signs[tile.direction * len(grid) :][: len(grid)]
-        is_ragged = samples.valid is not None
-        if samples.valid is None:
-            tables = tile_tables(tile.extents, grid, direction)
-        else:
-            tables = _ragged_tables(samples.valid, grid, signs, tile.direction)
-        takes = {"samples": division.ranges.index(samples), "directions": tile.direction, "bands": index}
-        chain = takes[by] % len(chains)
-        job = Job(
-            direction=tile.direction,
-            first_sample=0 if is_ragged else samples.first,
-            samples=1 if is_ragged else samples.number,
-            corner=samples.first * prod(grid) if is_ragged else _corner(tile, grid, direction),
-            begin=0,
-            end=len(tables.starts) - 1,
-            starts=tables.starts.ctypes.data,
-            offsets=tables.offsets.ctypes.data,
-            predecessors=tables.predecessors.ctypes.data,
-            successors=tables.successors.ctypes.data,
-            visits=len(tables.offsets),
-            steps=tables.steps.ctypes.data,
-            continues=int(tile.start > 0),
-            chain=chain,
-            sums_slot=chain if jobs.slots > 1 else 0,
-            dx_buffer=chain if jobs.buffers > 1 else 0,
-        )
-        jobs.keep.append(tables)
-        longest = max(longest, int(np.diff(tables.starts).max()) * job.samples)
-        parts = [(0, job.end)]
-        if len(chains) > 1:
-            parts = _cut(tables.starts, job.samples * operations, by == "bands")
-        done = []
-        for begin, end in parts[:: -1 if backwards else 1]:
-            record = words(job._replace(begin=begin, end=end))
-            jobs.keep.append(record)
-            jobs.order.append(address(record))
-            needed = before.needed(begin - tile.extents[0] + 1 if backwards else end + before.height - 2)
-            chains[chain].append(Task(jobs.order[-1], before.chain, needed))
-            done.append((begin, end, len(chains[chain])))
-        before = _Before(chain, tile.extents[0], done)
-    return jobs._replace(longest=longest, is_tiled=any(tile.start > 0 for tile in tiles))
+            for start, extent in bands:
+                if samples.valid is None:
+                    tables, offsets = tile_tables((extent, *grid[1:]), grid, direction), 0
+                    first, swept, corner = samples.first, samples.number, _corner(start, grid, direction)
+                else:  # one sample, whose positions are those of all
+                    tables, offsets = ragged_tables(samples.valid, grid, directions, torch.device("cpu")), k
+                    first, swept, corner = 0, 1, samples.first * prod(grid)
+                takes = {"samples": range_number, "directions": k, "bands": next(number)}
+                chain = takes[by] % len(chains)
+                job = Job(
+                    direction=k,
+                    first_sample=first,
+                    samples=swept,
+                    corner=corner,
+                    begin=0,
+                    end=len(tables.counts),
+                    starts=tables.starts[1:].data_ptr(),
+                    offsets=tables.order[offsets].data_ptr(),
+                    predecessors=tables.predecessors.data_ptr(),
+                    successors=tables.successors.data_ptr(),
+                    visits=tables.positions,
+                    continues=int(start > 0),
+                    chain=chain,
+                    sums_slot=chain if jobs.slots > 1 else 0,
+                    dx_buffer=chain if jobs.buffers > 1 else 0,
+                )
+                jobs.keep.append(tables)
+                longest = max(longest, tables.longest * swept)
+                parts = [(0, job.end)]
+                if len(chains) > 1:
+                    parts = _cut(tables.counts, swept * operations, by == "bands")
+                done = []
+                for begin, end in parts[:: -1 if backwards else 1]:
+                    record = words(job._replace(begin=begin, end=end))
+                    jobs.keep.append(record)
+                    jobs.order.append(address(record))
+                    needed = before.needed(begin - extent + 1 if backwards else end + before.height - 2)
+                    chains[chain].append(Task(jobs.order[-1], before.chain, needed))
+                    done.append((begin, end, len(chains[chain])))
+                before = _Before(chain, extent, done)
+    return jobs._replace(longest=longest)
 
 
 class _Before(NamedTuple):
@@ -251,18 +216,11 @@ class _Before(NamedTuple):
     tasks: Sequence[tuple[int, int, int]] = ()
 
     def needed(self, wavefront: int) -> int:
-        """How many tasks of the chain must be done for this band to have come past a wavefront; beyond its
+        """The number of the chain's tasks after which this band has come past a wavefront; beyond its
         ends, past the last one."""
         if not self.tasks:
             return 0
         return next((n for begin, end, n in self.tasks if begin <= wavefront < end), self.tasks[-1][2])
-
-
-def _bands(samples: Samples, batch: int) -> list[tuple[int, int]]:
-    """The bands of some samples; a ragged batch is one tile."""
-    if samples.valid is not None:
-        return [(0, samples.extents[0])]
-    return tile_bands(samples.extents, batch)
 
 
 def _ragged_ranges(whole: Samples, chains: int) -> list[Samples]:
@@ -271,65 +229,24 @@ def _ragged_ranges(whole: Samples, chains: int) -> list[Samples]:
     rows = np.cumsum([0, *map(prod, whole.valid)])
     inner = np.searchsorted(rows, [int(rows[-1]) * k // chains for k in range(1, chains)])
     limits = pairwise([0, *inner.tolist(), whole.number])
-    return [Samples(a, b - a, whole.extents, whole.valid[a:b]) for a, b in limits]
+    return [Samples(whole.grid, a, b - a, whole.valid[a:b]) for a, b in limits]
 
 
-def _cut(starts: Any, operations: int, is_band: bool) -> list[tuple[int, int]]:
+def _cut(counts: Sequence[int], operations: int, is_band: bool) -> list[tuple[int, int]]:
     """Ranges of a tile's wavefronts, one for each task. A visit takes so many operations."""
-    work = starts * operations
+    work = np.cumsum([0, *counts]) * operations
     total = int(work[-1])
-    count = total // TASK_OPERATIONS
+    tasks = total // TASK_OPERATIONS
     if is_band:  # a thread follows the one before it by a task
-        count = max(count, min(BAND_TASKS, total // MIN_TASK_OPERATIONS))
-    limits = np.searchsorted(work, [total * k // count for k in range(1, count)], side="left")
-    return [(a, b) for a, b in pairwise([0, *limits.tolist(), len(starts) - 1]) if a < b]
+        tasks = max(tasks, min(BAND_TASKS, total // MIN_TASK_OPERATIONS))
+    limits = np.searchsorted(work, [total * k // tasks for k in range(1, tasks)], side="left")
+    return [(a, b) for a, b in pairwise([0, *limits.tolist(), len(counts)]) if a < b]
 
 
-_tables: BoundedCache[tuple[object, ...], TileTables] = BoundedCache(64 << 20)
-
-
-def tile_tables(extents: tuple[int, ...], grid: tuple[int, ...], direction: Direction) -> TileTables:
-    """The tables of a tile of a grid, swept in a direction."""
-    key = extents, grid, direction
-    tables = _tables.get(key)
-    if tables is None:
-        front = wavefronts(extents)
-        steps = np.array([sign * prod(grid[d + 1 :]) for d, sign in enumerate(direction)], np.int64)
-        offsets = np.zeros(1, np.int64)
-        for extent, step in zip(extents, steps, strict=True):
-            offsets = np.add.outer(offsets, np.arange(extent) * step).reshape(-1)
-        tables = TileTables(
-            np.ascontiguousarray(front.starts, np.int64),
-            offsets[front.order].astype(np.int32),
-            np.ascontiguousarray(front.predecessors),
-            np.ascontiguousarray(front.successors),
-            steps,
-        )
-        _tables.add(key, tables, sum(table.nbytes for table in tables))
-    return tables
-
-
-def _ragged_tables(
-    valid: Valid, grid: tuple[int, ...], signs: tuple[int, ...], direction: int
-) -> TileTables:
-    """The tables of a ragged batch in one of its directions; offsets count the positions of all samples."""
-    ndim = len(grid)
-    directions = [signs[k : k + ndim] for k in range(0, len(signs), ndim)]
-    tables = ragged_tables([*map(list, valid)], grid, directions, torch.device("cpu"))
-    strides = [prod(grid[d + 1 :]) for d in range(ndim)]
-    return TileTables(
-        tables.starts[1:-1].numpy(),
-        tables.order[direction].numpy(),
-        tables.predecessors.numpy(),
-        tables.successors.numpy(),
-        np.multiply(directions[direction], strides).astype(np.int64),
-    )
-
-
-def _corner(tile: Tile, grid: tuple[int, ...], direction: Direction) -> int:
-    """The flat position at which a tile begins."""
+def _corner(start: int, grid: tuple[int, ...], direction: tuple[int, ...]) -> int:
+    """The flat position at which the band begins that is `start` from the near end of axis 0."""
     corner = 0
-    for d, (sign, extent) in enumerate(zip(direction, tile.samples.extents, strict=True)):
-        place = tile.start if d == 0 else 0
-        corner += (place if sign > 0 else extent - 1 - place) * prod(grid[d + 1 :])
+    for sign, extent in zip(direction, grid, strict=True):
+        corner = corner * extent + (start if sign > 0 else extent - 1 - start)
+        start = 0
     return corner

@@ -26,24 +26,17 @@ from mdlstm_tk.backends.boundary import (
     face_rows,
     final_states,
     from_directions,
-    line_ends,
 )
 from mdlstm_tk.backends.cuda.codegen import get_kernel
-from mdlstm_tk.backends.cuda.products import (
-    Entering,
-    add_entering_gradients,
-    add_entering_products,
-    entering_states,
-    gather_hidden,
-)
+from mdlstm_tk.backends.cuda.products import Entering, gather_hidden
 from mdlstm_tk.backends.inputs import Gradients, SweepInputs, SweepResults
 from mdlstm_tk.backends.specialize import KernelError, compiling
 from mdlstm_tk.backends.tables import SweepRows, sweep_rows
 from mdlstm_tk.backends.torch.products import (
     input_gradients,
     multiply,
-    multiply_transposed,
     project_input,
+    recurrent_weights,
 )
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.lowering import Pass, reads_hidden
@@ -55,23 +48,16 @@ UNITS = 128
 
 
 def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) -> SweepResults:
-    """Run the sweep.
-
-    Args:
-        inputs: of the sweep.
-        save: keep what `backward` needs: the states beside h (dirs, rows, S·n), in visiting order, and the
-            activated gates, or with layer norm the pre-activations, (dirs, rows, G·n).
-        recompute: keep no gates.
-    """
+    """See `Engine`."""
     x, weight_hh, units, rows = inputs.x, inputs.weight_hh, inputs.units, sweep_rows(inputs)
     (dirs, gate_dim, _), hidden_dim = inputs.weight_ih.shape, inputs.ndim * inputs.units
-    state_dim = inputs.traits.states * units
-    w_hh = None if weight_hh is None else weight_hh.transpose(2, 3).flatten(1, 2)  # (dirs, D·n, G·n)
-    entering = entering_states(inputs, rows)
+    state_dim = inputs.state_count * units
+    w_hh, _ = recurrent_weights(inputs)
+    entering = None if inputs.initial is None else Entering(inputs, rows)
     launch = _Launcher("forward", inputs, rows, entering)
     a = project_input(inputs, rows)  # (dirs, rows, G·n)
-    if entering is not None:
-        add_entering_products(a, inputs, entering)
+    if entering is not None and inputs.initial is not None and weight_hh is not None:
+        entering.add_products(a, inputs.initial, weight_hh)
     # The final states are taken from those of all rows.
     keep_states = save or entering is not None or state_dim > gate_dim
     states = a.new_empty(*a.shape[:2], state_dim) if keep_states else a
@@ -114,30 +100,22 @@ def backward(
     dfinal: Tensor | None = None,
     wants_dx: bool = True,
 ) -> Gradients:
-    """The gradients of all inputs that are there; that of x if it is wanted.
-
-    Args:
-        inputs: as for `forward`.
-        grad: (N, *grid, dirs, n) gradient of the output.
-        output, gates, states: the results of `forward` with `save`. Gates and states may have more rows
-            than the sweep, and gates that are None are computed again.
-        dfinal: the gradient of the final states, if there are any.
-        wants_dx: whether the gradient of x is needed.
-    """
+    """See `Engine`."""
     x, weight_hh, units, rows = inputs.x, inputs.weight_hh, inputs.units, sweep_rows(inputs)
     dirs, hidden_dim = len(inputs.weight_ih), inputs.ndim * inputs.units
-    entering = entering_states(inputs, rows)
+    entering = None if inputs.initial is None else Entering(inputs, rows)
     launch = _Launcher("recompute" if gates is None else "backward", inputs, rows, entering)
     states = states[:, : rows.count].contiguous()
-    hidden = gather_hidden(output, rows, entering) if launch.passes_h else None  # (dirs, rows, D·n)
+    hidden = gather_hidden(inputs, output, rows) if launch.passes_h else None  # (dirs, rows, D·n)
     kept = _pre_activations(inputs, rows, hidden) if gates is None else gates[:, : rows.count].contiguous()
     # Pre-activations that are computed again are nobody else's, so da can take their place.
     da = kept if gates is None and kept.dtype == x.dtype else torch.empty_like(kept, dtype=x.dtype)
     longest = rows.tables.longest * rows.batch
     dh = kept.new_empty(dirs * longest * hidden_dim * (weight_hh is not None))
-    passed_dim = inputs.ndim * (inputs.traits.states + launch.reads_h) * units
+    passed_dim = inputs.ndim * (inputs.state_count + launch.reads_h) * units
     d_prev = kept.new_empty(2, dirs * longest * passed_dim)  # of this wavefront and the next one, in turn
-    d_first = None if entering is None else torch.zeros_like(entering.states)
+    first = launch.arguments["first_ptr"]
+    d_first = None if first is None else torch.zeros_like(first)
     blocks, parameters = launch.blocks(longest), launch.parameters
     d_parameters = None
     if parameters is not None:
@@ -150,38 +128,37 @@ def backward(
         "hidden_ptr": hidden,
         "next_dh_ptr": dh,
         "last_ptr": None if dfinal is None else by_direction(dfinal),
-        "leaving_ptr": None if dfinal is None else face_rows(line_ends(inputs)[1], inputs, rows),
+        "leaving_ptr": None if dfinal is None else face_rows(inputs, rows, leaving=True),
         "da_ptr": da,
         "d_first_ptr": d_first,
         "d_parameter_ptr": d_parameters,
         "blocks": blocks,
     }
-    w_hh = None if weight_hh is None else weight_hh.transpose(1, 2).flatten(2, 3)  # (dirs, G·n, D·n)
+    _, w_hh_t = recurrent_weights(inputs)
     parts = da.split(rows.row_counts, dim=1)
     with torch.cuda.device_of(x):
         for t in reversed(range(len(parts))):
             count = parts[t].shape[1]
             launch(count, t=t, d_prev_ptr=d_prev[t % 2], next_d_prev_ptr=d_prev[1 - t % 2], **arguments)
-            if t > 0 and w_hh is not None:
-                multiply(parts[t], w_hh, out=_view(dh, dirs, count, hidden_dim))
+            if t > 0 and w_hh_t is not None:
+                multiply(parts[t], w_hh_t, out=_view(dh, dirs, count, hidden_dim))
 
-    gradients: Gradients = {}
-    if weight_hh is not None and hidden is not None:
-        joint = multiply_transposed(da, hidden).unflatten(-1, (inputs.ndim, units))
-        gradients["weight_hh"] = joint.transpose(1, 2).to(x.dtype)  # (dirs, D, G·n, n)
+    gradients = input_gradients(inputs, da, hidden, rows, wants_dx)
     if d_parameters is not None:
         gradients |= inputs.split_cell_parameters(d_parameters.sum(dim=1).to(x.dtype))
     if entering is not None and d_first is not None:
-        add_entering_gradients(d_first, da, inputs, entering)
+        if weight_hh is not None:
+            d_first[..., :units] += entering.gradients(da, weight_hh)
         gradients["initial"] = from_directions(d_first, inputs)
-    return gradients | input_gradients(inputs, da, rows, wants_dx)
+    return gradients
 
 
 def _pre_activations(inputs: SweepInputs, rows: SweepRows, hidden: Tensor | None) -> Tensor:
     """W x + Σ_d U_d h_d + b, (dirs, rows, G·n), once h of the whole grid is known."""
     a = project_input(inputs, rows)
-    if inputs.weight_hh is not None and hidden is not None:
-        a += multiply(hidden, inputs.weight_hh.transpose(2, 3).flatten(1, 2))
+    w_hh, _ = recurrent_weights(inputs)
+    if w_hh is not None and hidden is not None:
+        a += multiply(hidden, w_hh)
     if inputs.bias is not None:
         a += inputs.bias[:, None]
     return a
@@ -199,12 +176,12 @@ class _Launcher:
     def __init__(
         self, pass_kind: Pass, inputs: SweepInputs, rows: SweepRows, entering: Entering | None
     ) -> None:
-        cell, ndim, traits, units = get_cell(inputs.cell), inputs.ndim, inputs.traits, inputs.units
+        cell, ndim, units = get_cell(inputs.cell), inputs.ndim, inputs.units
         self.name = f"{pass_kind} of {inputs.cell}"
         with compiling(self.name):
             self.kernel = get_kernel(pass_kind, cell, ndim, inputs.present)
         self.reads_h = reads_hidden(cell, ndim)
-        self.passes_h = self.reads_h or traits.recurrent
+        self.passes_h = self.reads_h or cell.recurrent
         self.parameters = inputs.cell_parameters()
         self.dirs = len(inputs.weight_ih)
         power = 1 << (units - 1).bit_length()  # units rounded up to a power of 2
@@ -218,18 +195,18 @@ class _Launcher:
             "predecessors_ptr": tables.predecessors,
             "successors_ptr": tables.successors,
             "valid_ptr": rows.valid_mask,
-            "first_ptr": None if entering is None else entering.states,
+            "first_ptr": None if inputs.initial is None else by_direction(inputs.initial),
             "entering_ptr": None if entering is None else entering.lines,
             "parameter_ptr": self.parameters,
             "batch": rows.batch,
             "positions": tables.positions,
-            "lines": 0 if entering is None else entering.states.shape[1],
+            "lines": 0 if entering is None else sum(entering.counts),
             "AXES": ndim,
-            "GATES": traits.gates,
-            "STATES": traits.states,
+            "GATES": inputs.gate_count,
+            "STATES": inputs.state_count,
             "PARAMETERS": 0 if self.parameters is None else self.parameters.shape[1],
             "UNITS": units,
-            "RECURRENT": traits.recurrent,
+            "RECURRENT": cell.recurrent,
             "READS_H": self.reads_h,
             "ROWS": self.rows,
             "BLOCK": block,

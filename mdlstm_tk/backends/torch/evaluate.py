@@ -33,9 +33,9 @@ def evaluate(roots: Iterable[Value], slots: Slots, like: Tensor) -> list[Tensor]
         elif value.op == "mean":
             result = args[0].mean(dim=-1, keepdim=True)
         elif value.op in ARITHMETIC:
-            result = OPERATIONS[value.op].torch(*args)
+            result = OPERATIONS[value.op].compute(*args)
         else:
-            result = OPERATIONS[value.op].torch(*(_tensor(arg, like) for arg in args))
+            result = OPERATIONS[value.op].compute(*(_tensor(arg, like) for arg in args))
         results[id(value)] = result
     return [_tensor(results[id(root)], like).expand_as(like) for root in roots]
 

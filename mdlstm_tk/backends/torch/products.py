@@ -71,28 +71,29 @@ def to_visiting_order(y: Tensor, rows: SweepRows) -> Tensor:
 
 def to_grid_order(visited: Tensor, rows: SweepRows) -> Tensor:
     """(dirs, visits, batch, k) → (dirs, places, batch, k), zeros where there is no visit."""
-    if rows.ragged:
-        visited = _with_zeros(visited)
+    if rows.ragged:  # then index −1 is a row of zeros
+        visited = torch.cat([visited, visited.new_zeros(len(visited), 1, *visited.shape[2:])], dim=1)
     inverse_order = rows.tables.inverse_order
     return visited[_direction(inverse_order), inverse_order]
 
 
-def _with_zeros(visited: Tensor) -> Tensor:
-    """(dirs, visits + 1, batch, k): the last one, at index −1, is zeros."""
-    return torch.cat([visited, visited.new_zeros(len(visited), 1, *visited.shape[2:])], dim=1)
-
-
-def input_gradients(inputs: SweepInputs, da: Tensor, rows: SweepRows, wants_dx: bool) -> Gradients:
-    """The gradients of x (if `wants_dx`), weight_ih and bias.
+def input_gradients(
+    inputs: SweepInputs, da: Tensor, operands: Tensor | None, rows: SweepRows, wants_dx: bool
+) -> Gradients:
+    """The gradients of x (if `wants_dx`), weight_ih, weight_hh and bias.
 
     Args:
         inputs: of the sweep.
         da: (dirs, rows, G·n) gradient of the pre-activations, in x's dtype.
+        operands: (dirs, rows, D·n) the h of the predecessors; not needed without weight_hh.
         rows: of the sweep.
         wants_dx: whether the gradient of x is needed.
     """
     x = inputs.x
     gradients: Gradients = {"weight_ih": multiply_transposed(da, _visited_input(x, rows)).to(x.dtype)}
+    if inputs.weight_hh is not None and operands is not None:
+        joint = multiply_transposed(da, operands).unflatten(-1, (inputs.ndim, inputs.units))
+        gradients["weight_hh"] = joint.transpose(1, 2).to(x.dtype)  # (dirs, D, G·n, n)
     if wants_dx:
         per_direction = multiply(da, inputs.weight_ih).unflatten(1, (rows.tables.positions, rows.batch))
         dx = to_grid_order(per_direction, rows).sum(dim=0).transpose(0, 1).reshape(x.shape)
@@ -100,6 +101,13 @@ def input_gradients(inputs: SweepInputs, da: Tensor, rows: SweepRows, wants_dx: 
     if inputs.bias is not None:
         gradients["bias"] = da.sum(dim=1, dtype=state_dtype(da)).to(x.dtype)
     return gradients
+
+
+def recurrent_weights(inputs: SweepInputs) -> tuple[Tensor | None, Tensor | None]:
+    """The weights of (h_1 | … | h_D), (dirs, D·n, G·n), and those of its gradient, (dirs, G·n, D·n)."""
+    if inputs.weight_hh is None:
+        return None, None
+    return inputs.weight_hh.transpose(2, 3).flatten(1, 2), inputs.weight_hh.transpose(1, 2).flatten(2, 3)
 
 
 def _visited_input(x: Tensor, rows: SweepRows) -> Tensor:

@@ -16,13 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.boundary import (
-    face_rows,
-    final_states,
-    from_directions,
-    line_ends,
-    with_zeros,
-)
+from mdlstm_tk.backends.boundary import at_lines, at_rows, final_states
 from mdlstm_tk.backends.inputs import Gradients, SweepInputs, SweepResults
 from mdlstm_tk.backends.tables import SweepRows, sweep_rows
 from mdlstm_tk.backends.torch import products
@@ -33,35 +27,22 @@ from mdlstm_tk.cells.lowering import Pass, lower
 
 
 def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) -> SweepResults:
-    """Run the sweep.
-
-    Args:
-        inputs: of the sweep.
-        save: keep what `backward` needs.
-        recompute: keep no gates.
-    """
-    x, weight_hh, units, rows = inputs.x, inputs.weight_hh, inputs.units, sweep_rows(inputs)
-    dirs, states = len(inputs.weight_ih), inputs.traits.states
-    tables, batch = rows.tables, rows.batch
-    w_hh = None if weight_hh is None else weight_hh.transpose(2, 3).flatten(1, 2)  # (dirs, D·n, G·n)
-    projected = products.project_input(inputs, rows)  # (dirs, rows, G·n)
-    if inputs.bias is not None:
-        projected = projected + inputs.bias[:, None]
-    a = list(projected.split(rows.row_counts, dim=1))
+    """See `Engine`."""
+    x, units, rows = inputs.x, inputs.units, sweep_rows(inputs)
+    dirs, states, counts, batch = len(inputs.weight_ih), inputs.state_count, rows.tables.counts, rows.batch
+    w_hh, _ = products.recurrent_weights(inputs)
+    a = _input_projections(inputs, rows)
     step = _Step("forward", inputs)
-    entering = _Entering(inputs, rows)
+    entering = _entering(inputs, rows)
     invalid = _invalid_masks(rows)
 
     zero = a[0].new_zeros(dirs, 1, batch, (1 + states) * units)
     previous = zero  # the previous wavefront, then a row of zeros: (dirs, K + 1, N, (1 + S)·n)
     fronts = []
-    for t, count in enumerate(tables.counts):
-        prev = entering.add(
-            t, [previous.index_select(1, index).flatten(1, 2) for index in tables.previous[t]]
-        )
-        if w_hh is not None and (t > 0 or entering.exist):
-            operand = torch.cat([rows_d[..., :units] for rows_d in prev], dim=-1).to(x.dtype)
-            a[t] = a[t] + products.multiply(operand, w_hh)
+    for t, count in enumerate(counts):
+        prev = _predecessors(t, previous, rows, entering)
+        if w_hh is not None and (t > 0 or entering is not None):
+            a[t] = a[t] + products.multiply(_operand(prev, inputs), w_hh)
         h, *others = step({"a": _rows(a[t], units), **_previous_slots(prev, units)})[: 1 + states]
         h = h.to(x.dtype).to(h.dtype)  # as the next wavefront sees it
         front = torch.cat([h, *others], dim=-1).unflatten(1, (count, batch))  # (dirs, K, N, (1 + S)·n)
@@ -89,46 +70,39 @@ def backward(
     dfinal: Tensor | None = None,
     wants_dx: bool = True,
 ) -> Gradients:
-    """The gradients of all inputs that are there; that of x if it is wanted.
-
-    Args:
-        inputs: as for `forward`.
-        grad: (N, *grid, dirs, n) gradient of the output.
-        output, gates, states: the results of `forward` with `save`; further rows are ignored.
-        dfinal: the gradient of the final states, if there are any.
-        wants_dx: whether the gradient of x is needed.
-    """
-    x, weight_hh, units, rows = inputs.x, inputs.weight_hh, inputs.units, sweep_rows(inputs)
-    dirs, ndim, count_states = len(inputs.weight_ih), inputs.ndim, inputs.traits.states
-    tables, batch, counts, dtype = rows.tables, rows.batch, rows.tables.counts, states.dtype
+    """See `Engine`."""
+    x, units, rows = inputs.x, inputs.units, sweep_rows(inputs)
+    dirs, batch = len(inputs.weight_ih), rows.batch
+    tables, counts, dtype = rows.tables, rows.tables.counts, states.dtype
     h = products.to_visiting_order(output, rows).to(dtype)  # (dirs, P, N, n)
     kept = states[:, : rows.count].unflatten(1, h.shape[1:3])
     fronts = torch.cat([h, kept], dim=-1).split(counts, dim=1)
     dh = products.to_visiting_order(grad, rows).to(dtype)
-    d_fronts = list(torch.nn.functional.pad(dh, (0, count_states * units)).split(counts, dim=1))
-    a = None if gates is None else gates[:, : rows.count].split(rows.row_counts, dim=1)
-    if a is None:
-        projected = products.project_input(inputs, rows)
-        projected = projected if inputs.bias is None else projected + inputs.bias[:, None]
-        a = projected.split(rows.row_counts, dim=1)
-    w_hh = None if weight_hh is None else weight_hh.transpose(2, 3).flatten(1, 2)  # (dirs, D·n, G·n)
-    w_hh_t = None if weight_hh is None else weight_hh.transpose(1, 2).flatten(2, 3)  # (dirs, G·n, D·n)
+    d_fronts = list(torch.nn.functional.pad(dh, (0, inputs.state_count * units)).split(counts, dim=1))
+    if gates is None:
+        a = _input_projections(inputs, rows)
+    else:
+        a = list(gates[:, : rows.count].split(rows.row_counts, dim=1))
+    w_hh, w_hh_t = products.recurrent_weights(inputs)
     step = _Step("recompute", inputs)
-    entering, leaving = _Entering(inputs, rows), _Leaving(inputs, rows, dfinal)
+    entering, leaving = _entering(inputs, rows), None
+    if dfinal is not None:
+        at_ends = at_rows(dfinal, inputs, rows, leaving=True).sum(dim=0)
+        leaving = at_ends.unflatten(1, h.shape[1:3]).split(counts, dim=1)  # T × (dirs, K, N, (1 + S)·n)
     invalid = _invalid_masks(rows)
 
     zero = fronts[0].new_zeros(dirs, 1, *fronts[0].shape[2:])
     da: list[Tensor] = []
     operands: list[Tensor] = []
     of_parameters: list[Tensor] = []  # for each wavefront (dirs, rows of the parameters, n)
+    of_entering: list[Tensor] = []  # for each wavefront (D, dirs, K·N, (1 + S)·n)
     for t in reversed(range(len(counts))):
         before = torch.cat([fronts[t - 1], zero], dim=1) if t > 0 else zero
-        prev = [before.index_select(1, index).flatten(1, 2) for index in tables.previous[t]]
-        prev = entering.add(t, prev)
-        d_front = leaving.add(t, d_fronts[t])
+        prev = _predecessors(t, before, rows, entering)
+        d_front = d_fronts[t] if leaving is None else d_fronts[t] + leaving[t]
         if invalid is not None:
             d_front = d_front.masked_fill(invalid[t], 0)
-        operand = torch.cat([rows_d[..., :units] for rows_d in prev], dim=-1).to(x.dtype)
+        operand = _operand(prev, inputs)
         pre_activations = a[t]
         if gates is None and w_hh is not None:
             pre_activations = pre_activations + products.multiply(operand, w_hh)
@@ -148,14 +122,15 @@ def backward(
         if step.parameters:
             parts = [row.sum(dim=1) for row in results[-step.parameters :]]
             of_parameters.append(torch.stack(parts, dim=1))
-        da.append(torch.cat(results[: inputs.traits.gates], dim=-1).to(x.dtype))  # (dirs, K·N, G·n)
+        da.append(torch.cat(results[: inputs.gate_count], dim=-1).to(x.dtype))  # (dirs, K·N, G·n)
         operands.append(operand)
         if w_hh_t is not None:
             for d_rows, dh_d in zip(
                 d_prev, products.multiply(da[-1], w_hh_t).split(units, dim=-1), strict=True
             ):
                 d_rows[..., :units] += dh_d
-        entering.keep_gradient(t, d_prev)
+        if entering is not None:
+            of_entering.append(torch.stack(d_prev))
         if t > 0:  # the last row takes what leads outside the grid
             d_before = torch.zeros_like(before)
             for index, d_rows in zip(tables.previous[t], d_prev, strict=True):
@@ -163,17 +138,45 @@ def backward(
             d_fronts[t - 1] = d_fronts[t - 1] + d_before[:, :-1]
 
     all_da, all_operands = (torch.cat(parts[::-1], dim=1) for parts in (da, operands))
-    gradients = products.input_gradients(inputs, all_da, rows, wants_dx)
-    if weight_hh is not None:
-        joint = products.multiply_transposed(all_da, all_operands).unflatten(-1, (ndim, units))
-        gradients["weight_hh"] = joint.transpose(1, 2).to(x.dtype)  # (dirs, D, G·n, n)
+    gradients = products.input_gradients(inputs, all_da, all_operands, rows, wants_dx)
     if of_parameters:
         # torch sums many numbers in parts, which is more precise than adding one wavefront after another.
         summed = torch.stack(of_parameters).sum(dim=0).to(x.dtype)
         gradients |= inputs.split_cell_parameters(summed)
-    if entering.exist:
-        gradients["initial"] = from_directions(entering.gradient[:, :-1], inputs)
+    if of_entering:
+        d_prev_of_all = torch.cat(of_entering[::-1], dim=2)
+        gradients["initial"] = at_lines(d_prev_of_all, inputs, rows, leaving=False)
     return gradients
+
+
+def _input_projections(inputs: SweepInputs, rows: SweepRows) -> list[Tensor]:
+    """W x + b of each wavefront, (dirs, K·N, G·n)."""
+    projected = products.project_input(inputs, rows)
+    if inputs.bias is not None:
+        projected = projected + inputs.bias[:, None]
+    return list(projected.split(rows.row_counts, dim=1))
+
+
+def _entering(inputs: SweepInputs, rows: SweepRows) -> tuple[Tensor, ...] | None:
+    """The states that enter at each wavefront, (D, dirs, K·N, (1 + S)·n), if there are initial states."""
+    if inputs.initial is None:
+        return None
+    states = at_rows(inputs.initial, inputs, rows, leaving=False)
+    parts: tuple[Tensor, ...] = states.split(rows.row_counts, dim=2)
+    return parts
+
+
+def _predecessors(
+    t: int, before: Tensor, rows: SweepRows, entering: tuple[Tensor, ...] | None
+) -> list[Tensor]:
+    """(dirs, K·N, (1 + S)·n) for each axis, from the previous wavefront and a row of zeros."""
+    prev = [before.index_select(1, index).flatten(1, 2) for index in rows.tables.previous[t]]
+    return prev if entering is None else [a + b for a, b in zip(prev, entering[t], strict=True)]
+
+
+def _operand(prev: Sequence[Tensor], inputs: SweepInputs) -> Tensor:
+    """(h_1 | … | h_D), (dirs, K·N, D·n)."""
+    return torch.cat([of_axis[..., : inputs.units] for of_axis in prev], dim=-1).to(inputs.x.dtype)
 
 
 class _Step:
@@ -181,7 +184,7 @@ class _Step:
 
     def __init__(self, pass_kind: Pass, inputs: SweepInputs) -> None:
         self.kernel: Kernel = lower(pass_kind, get_cell(inputs.cell), inputs.ndim, inputs.present)
-        self.ndim, self.states = inputs.ndim, inputs.traits.states
+        self.ndim, self.states = inputs.ndim, inputs.state_count
         packed = inputs.cell_parameters()
         self.slots = {} if packed is None else {"parameter": packed.unsqueeze(1).unbind(-2)}  # (dirs, 1, n)
         self.parameters = 0 if packed is None else packed.shape[1]
@@ -229,70 +232,8 @@ def _previous_slots(prev: Sequence[Tensor], units: int) -> dict[str, Sequence[Te
     }
 
 
-class _AtRows:
-    """Values of face rows at the rows of a sweep where their lines end."""
-
-    def __init__(self, boundary: Tensor, at: Tensor, rows: SweepRows) -> None:
-        self.values = with_zeros(boundary)  # (dirs, F·N + 1, (1 + S)·n)
-        self.direction = torch.arange(len(self.values), device=boundary.device)[:, None]
-        self.rows = at.split(rows.row_counts, dim=2)  # T × (D, dirs, K·N)
-
-    def at(self, t: int, d: int) -> Tensor:
-        """(dirs, K·N, (1 + S)·n), for wavefront t the values of axis d, 0 where no line ends."""
-        return self.values[self.direction, self.rows[t][d]]
-
-
-class _Entering:
-    """The initial states of a sweep, if there are any, and their gradient.
-
-    Attributes:
-        exist: whether there are any.
-        gradient: (dirs, F·N + 1, (1 + S)·n).
-    """
-
-    def __init__(self, inputs: SweepInputs, rows: SweepRows) -> None:
-        self.exist = inputs.initial is not None
-        if inputs.initial is not None:
-            ends, _ = line_ends(inputs)
-            self.lines = _AtRows(inputs.initial, face_rows(ends, inputs, rows), rows)
-            self.gradient = torch.zeros_like(self.lines.values)
-
-    def add(self, t: int, prev: list[Tensor]) -> list[Tensor]:
-        """The states of the predecessors along each axis, with those that enter at wavefront t."""
-        if not self.exist:
-            return prev
-        return [state + self.lines.at(t, d) for d, state in enumerate(prev)]
-
-    def keep_gradient(self, t: int, d_prev: Sequence[Tensor]) -> None:
-        """Keep the gradients of the states that entered at wavefront t."""
-        if self.exist:
-            for rows, gradient in zip(self.lines.rows[t], d_prev, strict=True):
-                # Where no line ends, they go to the row of zeros, which nobody reads.
-                self.gradient.index_put_((self.lines.direction, rows), gradient)
-
-
-class _Leaving:
-    """The gradient of the final states of a sweep, if there are any."""
-
-    def __init__(self, inputs: SweepInputs, rows: SweepRows, dfinal: Tensor | None) -> None:
-        self.lines = None
-        self.ndim = inputs.ndim
-        if dfinal is not None:
-            _, ends = line_ends(inputs)
-            self.lines = _AtRows(dfinal, face_rows(ends, inputs, rows), rows)
-
-    def add(self, t: int, d_front: Tensor) -> Tensor:
-        """The gradient (dirs, K, N, (1 + S)·n) of wavefront t with that of the final states."""
-        if self.lines is None:
-            return d_front
-        for d in range(self.ndim):
-            d_front = d_front + self.lines.at(t, d).view(d_front.shape)
-        return d_front
-
-
 def _invalid_masks(rows: SweepRows) -> tuple[Tensor, ...] | None:
-    """For each wavefront (dirs, K, N, 1), whether the row is at a position that is not valid; None if all
-    are valid."""
+    """For each wavefront (dirs, K, N, 1), true where the position is not valid; None if all are."""
     if rows.valid_mask is None:
         return None
     invalid = ~rows.valid_mask.flatten(1).T[rows.tables.order]  # (dirs, P, N)
