@@ -204,6 +204,7 @@ def infer_paths(
         elif engine == "ray":
             from mdlstm_tk.runtime.ray_engine import infer_with_ray
 
+            session.close()  # the workers load the model themselves
             run = partial(
                 infer_with_ray,
                 path,
