@@ -25,16 +25,20 @@ from mdlstm_tk.cli.console import (
     warn,
 )
 from mdlstm_tk.cli.options import (
-    OUTPUT,
     BatchSize,
     Device,
     EngineName,
+    ForceFile,
     Isolated,
     Json,
     Level,
     MaxBytes,
+    ModelFile,
+    Output,
     OutputFormat,
+    Probabilities,
     Resume,
+    SkipExisting,
     Stream,
     Threads,
     Tile,
@@ -43,7 +47,6 @@ from mdlstm_tk.cli.options import (
     Trusted,
     Workers,
     complete_files,
-    complete_model_file,
 )
 from mdlstm_tk.errors import InputError, MDLSTMError
 
@@ -68,50 +71,13 @@ def infer(
             show_default=False,
         ),
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="PATH",
-            help="Exported .onnx or .tiles file, or a folder of .onnx files.",
-            autocompletion=complete_model_file,
-            show_default="$MDLSTM_MODEL, the latest run's export, or the only .onnx here",
-        ),
-    ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="PATH",
-            help="File for the result of one input, folder for the results of several, or - for stdout. A "
-            ".csv, .tsv, .json or .txt file takes the labels or texts for several inputs.",
-            show_default="beside the inputs; stdout for labels and texts",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    model: ModelFile = None,
+    output: Output = None,
     output_format: OutputFormat = None,
-    probabilities: Annotated[
-        bool,
-        typer.Option(
-            "--probabilities",
-            help="Write the probability of every class, by name in csv and json, else as arrays.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = False,
+    probabilities: Probabilities = False,
     top: Top = None,
-    skip_existing: Annotated[
-        bool,
-        typer.Option(
-            "--skip-existing",
-            help="Leave out inputs whose result exists; continues an interrupted call.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace results that exist.", rich_help_panel=OUTPUT)
-    ] = False,
+    skip_existing: SkipExisting = False,
+    force: ForceFile = False,
     json: Json = False,
     device: Device = "auto",
     threads: Threads = 1,

@@ -280,6 +280,48 @@ Trusted = Annotated[
         rich_help_panel=LIMITS,
     ),
 ]
+ModelFile = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="PATH",
+        help="Exported .onnx or .tiles file, or a folder of .onnx files.",
+        autocompletion=complete_model_file,
+        show_default="$MDLSTM_MODEL, the latest run's export, or the only .onnx here",
+    ),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="PATH",
+        help="File for the result of one input, folder for the results of several, or - for stdout. A "
+        ".csv, .tsv, .json or .txt file takes the labels or texts for several inputs.",
+        show_default="beside the inputs; stdout for labels and texts",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Probabilities = Annotated[
+    bool,
+    typer.Option(
+        "--probabilities",
+        help="Write the probability of every class, by name in csv and json, else as arrays.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+SkipExisting = Annotated[
+    bool,
+    typer.Option(
+        "--skip-existing",
+        help="Leave out inputs whose result exists; continues an interrupted call.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+ForceFile = Annotated[
+    bool, typer.Option("--force", help="Replace results that exist.", rich_help_panel=OUTPUT)
+]
 OutputFormat = Annotated[
     Format | None,
     typer.Option(

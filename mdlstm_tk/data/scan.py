@@ -117,6 +117,8 @@ def _moments(pixels: Array, is_image: bool, resize: Extents | None) -> tuple[Mom
     x = Preprocessing(1 if is_grey(pixels) else 3, resize)(pixels) if is_image else pixels
     moments = Moments.of(x)
     if not np.isfinite(moments.squares).all() and not np.isfinite(x).all():
-        raise UnusableSampleError("it contains NaN or infinite values")
+        raise UnusableSampleError(
+            "it contains NaN, infinity, or values that float32 cannot hold, above 3.4e38"
+        )
     height, width, _ = x.shape
     return moments, (height, width)

@@ -33,6 +33,8 @@ POSITION_BYTES = 1000
 Read: TypeAlias = Callable[[str], InputFile]
 Feed: TypeAlias = Array | Mapping[str, Array]
 """An array for x, or arrays for several inputs of a model by their names."""
+Feeds: TypeAlias = dict[str | None, Feed]
+"""What is run for one file, by the name of the array."""
 Outputs: TypeAlias = Array | dict[str, Array] | InputError | StoppedError
 """y, several outputs by name, or why there are none."""
 Tag = TypeVar("Tag")
@@ -124,9 +126,9 @@ def run_batches(
     is_padded = "sizes" in metadata.inputs
     groups: dict[Any, list[tuple[Tag, Feed]]] = {}
     for number, (tag, feed) in enumerate(feeds):
-        key: Any = (
-            number if isinstance(feed, Mapping) else () if is_padded else _sample_shape(feed, metadata)
-        )
+        key: Any = number
+        if not isinstance(feed, Mapping):
+            key = () if is_padded else _sample_shape(feed, metadata)
         groups.setdefault(key, []).append((tag, feed))
     for key, members in groups.items():
         if key == ():  # grids of one size are padded least
@@ -212,9 +214,9 @@ def _run_split(session: Session, feed: Feed, limit: int) -> Any:
 
 def _read_windows(
     jobs: Sequence[Job], metadata: Metadata, read: Read, is_single: bool, is_over: Event
-) -> Iterator[list[Result]]:
-    """Read the jobs' files. Each result has inputs or an error, and nothing else yet."""
-    window: list[Result] = []
+) -> Iterator[list[tuple[Result, Feeds]]]:
+    """Read the jobs' files: results with inputs or an error and nothing else yet, and what is to be run."""
+    window: list[tuple[Result, Feeds]] = []
     window_bytes = 0
     for number, job in enumerate(jobs, start=1):
         if is_over.is_set():
@@ -222,14 +224,15 @@ def _read_windows(
         try:
             file = read(job.source)
             arrays = file.arrays_for(metadata)
-            window.append(Result(job, inputs=arrays, left_out=file.left_out))
+            feeds = _feeds_of(job.source, arrays, metadata)
+            window.append((Result(job, inputs=arrays, left_out=file.left_out), feeds))
             window_bytes += sum(array.nbytes for array in arrays.values())
         except InputError as error:
             if is_single:
                 raise
-            window.append(Result(job, str(error)))
+            window.append((Result(job, str(error)), {}))
         except MemoryError:
-            window.append(Result(job, f"{job.source} is too large for the memory that is left"))
+            window.append((Result(job, f"{job.source} is too large for the memory that is left"), {}))
         if number % WINDOW == 0 or window_bytes > WINDOW_BYTES:
             yield window
             window, window_bytes = [], 0
@@ -256,38 +259,24 @@ def _read_ahead(items: Iterator[Item], is_over: Event) -> Iterator[Item]:
 
 def _infer_window(
     session: Session,
-    window: Sequence[Result],
+    window: Sequence[tuple[Result, Feeds]],
     batch_size: int | None,
     options: ResultOptions,
     stops: list[StoppedError],
     is_single: bool,
 ) -> Iterator[Result]:
-    metadata = session.metadata
-    feeds: list[tuple[tuple[int, str | None], Feed]] = []
+    yield from (file for file, feeds in window if not feeds)
+    tagged = [((k, name), feed) for k, (_, feeds) in enumerate(window) for name, feed in feeds.items()]
     parts: dict[int, dict[str | None, Outputs]] = {}
-    expected: dict[int, int] = {}  # number of runs for each file
-    for index, file in enumerate(window):
-        if file.inputs is None:
-            yield file
+    for (k, name), y in run_batches(session, tagged, batch_size, stops):
+        file, feeds = window[k]
+        parts.setdefault(k, {})[name] = y
+        if len(parts[k]) < len(feeds):
             continue
+        complete = parts.pop(k)
         try:
-            named = _feeds_of(file.job.source, file.inputs, metadata)
-        except InputError as error:
-            if is_single:
-                raise
-            yield Result(file.job, str(error))
-            continue
-        expected[index] = len(named)
-        feeds += [((index, name), feed) for name, feed in named.items()]
-    for (index, name), y in run_batches(session, feeds, batch_size, stops):
-        parts.setdefault(index, {})[name] = y
-        if len(parts[index]) < expected[index]:
-            continue
-        file, complete = window[index], parts.pop(index)
-        order = [None] if None in complete else list(file.inputs or ())
-        try:
-            outputs = _outputs_of(file.job, {name: complete[name] for name in order})
-            answers = write_results(file.job, outputs, metadata, options)
+            outputs = _outputs_of(file.job, {name: complete[name] for name in feeds})
+            answers = write_results(file.job, outputs, session.metadata, options)
         except (InputError, StoppedError) as error:
             if is_single:
                 raise
@@ -297,7 +286,7 @@ def _infer_window(
             yield result if is_single else result._replace(inputs=None, outputs=None)
 
 
-def _feeds_of(source: str, arrays: Arrays, metadata: Metadata) -> dict[str | None, Feed]:
+def _feeds_of(source: str, arrays: Arrays, metadata: Metadata) -> Feeds:
     """What the session runs for a file: each of its arrays as x; or all of them by name, if the model has
     several inputs of these names.
 

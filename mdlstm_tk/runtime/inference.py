@@ -204,6 +204,7 @@ def infer_paths(
         elif engine == "ray":
             from mdlstm_tk.runtime.ray import infer_with_ray
 
+            session.close()  # the workers load the model themselves
             kind = "cpu" if session.device == "cpu" else "cuda"
             arguments |= {"device": kind, "workers": workers, "max_bytes": max_bytes}
 

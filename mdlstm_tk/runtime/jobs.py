@@ -93,10 +93,13 @@ def find_files(inputs: Sequence[str], output: str | None) -> tuple[list[InputPat
         The files, and how many of other types lie below folders.
 
     Raises:
-        InputError: there is nothing to run, or a folder cannot be read.
+        InputError: there is nothing to run, a folder cannot be read, or `output` is one file for several
+            results.
     """
     if len(inputs) > 1 and STDIO in inputs:
         raise InputError("- (stdin) must be the only input; run files separately")
+    if output is not None and not is_single_file(inputs) and not is_table(output):
+        _check_folder(output)
     files, left_out = [], 0
     for name in inputs:
         if not _is_folder(name):
@@ -139,7 +142,7 @@ def plan_jobs(
         is_single: the only input is a file, rather than a folder.
 
     Raises:
-        InputError: `output` does not suit the inputs, or a result would overwrite an input or another
+        InputError: the suffix of `output` names no format, a result would overwrite an input or another
             result, or only tiled models write its format.
     """
     file: str | None = None  # for the only result, or for all labels and texts
@@ -148,8 +151,6 @@ def plan_jobs(
         is_folder = _is_folder(output) or output.endswith(os.sep)
         is_file = not is_folder if is_single else is_table(output)
         file, folder = (output, None) if is_file else (None, output)
-    if not is_single and output is not None and file is None:
-        _check_folder(output)
     if file is not None and output_format is None:
         output_format = _format_of(file)
     if output_format in ("tif", "zarr") and metadata.form != "tiles":

@@ -20,7 +20,6 @@ from helpers.training import DIGITS, SMALL, last_tensors, run_in
 
 from mdlstm_tk.cli import main
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io.files import TEMPORARY_SUFFIX
 from mdlstm_tk.training import (
     Progress,
     Run,
@@ -134,13 +133,11 @@ def test_a_run_that_is_killed_repeatedly_equals_an_uninterrupted_one(tmp_path: P
     assert run.best.read_bytes() == whole.best.read_bytes()
 
 
-def test_resuming_removes_what_a_killed_run_left_half_written(tmp_path: Path) -> None:
+def test_resuming_drops_a_line_that_a_killed_run_left_half_written(tmp_path: Path) -> None:
     run = run_in(tmp_path, replace(SMALL, steps=3))
-    (tmp_path / f".last.safetensors.abc{TEMPORARY_SUFFIX}").write_bytes(b"half")
     with run.metrics.open("a") as file:
         file.write('{"step": 4, "lo')
     train(SMALL, run, resume=True)
-    assert not list(tmp_path.glob(".*"))
     assert [record["step"] for record in run.read_metrics()] == list(range(1, 13))
 
 

@@ -305,7 +305,7 @@ def test_the_command_exports_describes_and_refuses(
 def test_a_run_is_exported_for_tiles(trained: Run, tmp_path: Path) -> None:
     (report,) = export_run_sizes(trained, [None], tmp_path, form="tiles")
     assert report.path == tmp_path / "model.tiles" and report.metadata.task == "diagonal"
-    with pytest.raises(InputError, match=r"exists; .*--force"):
+    with pytest.raises(InputError, match=r"exists; .*force=True"):
         export_run(trained, tmp_path, form="tiles")
     outcome = verify_model(tmp_path, trained, device="cpu", seeds=1)
     assert {"torch, float32", "ONNX Runtime, cpu", "ONNX reference evaluator"} == outcome.outcomes.keys()
