@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def test_close_releases_all_graphs() -> None:
     assert loaded_graphs() == before
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_an_isolated_session_is_one_process() -> None:
     before = descendants()
     with TiledSession(segmenter().path, "cpu", isolated=True) as session:

@@ -105,7 +105,7 @@ def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) ->
         stack.callback(values.close)
         if preprocessing.resize not in (None, values.shape[:2]):
             raise InputError(
-                f"the model resizes images to {preprocessing.resize}, which needs the whole image at once; "
+                f"the model resizes images to {preprocessing.resize}, which needs all of the image; "
                 f"resize {path} first, or use another export"
             )
         return GridSource(values, metadata, label, preprocessing, preprocessing.channels)
