@@ -20,11 +20,11 @@ from mdlstm_tk.export.lowering.graph import Graph, Value, rename
 from mdlstm_tk.export.lowering.lower import lower
 from mdlstm_tk.export.lowering.scan import write_scan
 from mdlstm_tk.export.lowering.step import Sweep
-from mdlstm_tk.export.verification.parity import Float32Array
+from mdlstm_tk.export.verification.parity import Array
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import depth_to_space
 from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.metadata_checks import layout_of
+from mdlstm_tk.runtime.metadata import layout_of
 from mdlstm_tk.tiling.stages import TileStages
 
 Grid = tuple[int, ...]
@@ -292,6 +292,6 @@ def _apply_after(graph: Graph, level: Level, dir_idx: int, h: Value) -> Value:
     return part + graph.constant(_array(after.bias))
 
 
-def _array(parameter: Tensor) -> Float32Array:
-    array: Float32Array = parameter.detach().cpu().float().numpy()
+def _array(parameter: Tensor) -> Array:
+    array: Array = parameter.detach().cpu().float().numpy()
     return array

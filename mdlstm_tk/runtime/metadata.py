@@ -10,7 +10,9 @@ from typing import Any
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES
-from mdlstm_tk.runtime.metadata_checks import MAX_BYTES, check_consistency, check_fields
+from mdlstm_tk.runtime.metadata_checks import MAX_BYTES, check_consistency, check_fields, layout_of
+
+__all__ = ["Metadata", "layout_of"]
 
 PREFIX = "mdlstm."
 SCHEMA = 2
@@ -23,7 +25,7 @@ class Metadata:
     Attributes:
         version: version of mdlstm-tk that exported the model.
         grid: extents of the grid that the model takes; smaller grids fit, too, if `inputs` has "sizes".
-            None: the model takes any grid.
+            None among them: the model takes any extent there. None: the model takes any grid.
         form: "unrolled" (the sweep written out for one grid), "scan" (the sweep as a loop) or "tiles" (a
             graph for each sweep, with faces as inputs and outputs, for grids in tiles).
         layout: axes of x, for example "N H W C".
@@ -45,6 +47,10 @@ class Metadata:
         drawing: of a graph that draws the rows of images: "size", the extents of the training images;
             "levels" that a value can have; and "state", the number of features of a position's state. None
             for any other graph.
+        example_range: the lowest and the highest value of x in random inputs that a verification draws. None:
+            they are standard normal.
+        integer: x holds whole numbers, such as tokens.
+        channel_axis: the network that was exported takes x with the axis C, which the file has in any case.
         checkpoint_sha256: checksum of the checkpoint, if the model was exported from a run.
         part: for a graph of a tiles export, which one it is, such as "stage-0/sweep-1" or "head".
         parity: {"atol", "rtol", "max_abs"}: the tolerance that the model met on export, and its largest
@@ -53,7 +59,7 @@ class Metadata:
     """
 
     version: str
-    grid: tuple[int, ...] | None
+    grid: tuple[int | None, ...] | None
     form: str
     layout: str
     channels: int
@@ -72,6 +78,9 @@ class Metadata:
     mask_palette: tuple[int, ...] | None = None
     preprocessing: dict[str, Any] | None = None
     drawing: dict[str, Any] | None = None
+    example_range: tuple[float, float] | None = None
+    integer: bool = False
+    channel_axis: bool = True
     checkpoint_sha256: str | None = None
     part: str | None = None
     parity: dict[str, float] = field(default_factory=dict)
@@ -97,7 +106,8 @@ class Metadata:
         """Bytes of one sample x as float32, and of an image before it is one; 0 if the model takes any grid
         and resizes no image."""
         resized = (self.preprocessing or {}).get("resize")
-        positions = max(prod(extents) if extents else 0 for extents in (self.grid, resized))
+        grid = None if self.grid is None or None in self.grid else self.grid
+        positions = max(prod(extents) if extents else 0 for extents in (grid, resized))
         return positions * self.channels * FLOAT_BYTES
 
     def check(self) -> None:

@@ -132,7 +132,24 @@ _EXTENTS = Rule(_are_extents, f"a list of integers from 1 to {MAX_EXTENT}")
 
 RULES: dict[str, Rule] = {
     "version": _TEXT,
-    "grid": _or_null(_EXTENTS),
+    "grid": _or_null(
+        Rule(
+            lambda value: (
+                isinstance(value, list)
+                and _are_extents([1 if extent is None else extent for extent in value])
+                and value != [None] * len(value)
+            ),
+            f"a list of integers from 1 to {MAX_EXTENT}, null where an extent is free",
+        )
+    ),
+    "example_range": _or_null(
+        Rule(
+            lambda value: _is_list(value, lambda bound: type(bound) in (int, float), 2, 2),
+            "the lowest and the highest value",
+        )
+    ),
+    "integer": Rule(lambda value: type(value) is bool, "true or false"),
+    "channel_axis": Rule(lambda value: type(value) is bool, "true or false"),
     "form": _one_of(FORMS),
     "layout": Rule(
         lambda value: isinstance(value, str) and value in LAYOUTS, "axes such as 'N H W C' or 'N C H W'"
@@ -288,7 +305,7 @@ def check_agreement(
 def _unexpected_input(metadata: Metadata, name: str, tensor: TensorType) -> str:
     """What was expected of an input in place of what it is; "" if it is as expected."""
     if name == "x":
-        extents = metadata.grid or (None,) * metadata.ndim
+        extents = metadata.grid or (None,) * metadata.ndim  # None fits any
         features = metadata.channels
         shape = (None, *extents, features) if metadata.channels_last else (None, features, *extents)
         return _unless(tensor, "float32", shape)

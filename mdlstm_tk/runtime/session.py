@@ -52,6 +52,8 @@ class Session:
             this machine (`mdlstm_tk.runtime.isolation.rule`), or the system cannot. Results are the same.
             Calls take turns; a call whose process ends raises, and the next one starts another process.
 
+        trusted: run operators outside the list of the model check.
+
     Attributes:
         metadata: what the file says about the model: grid, channels, outputs, task.
         device: "cpu" or "cuda:N", where the model runs.
@@ -78,6 +80,7 @@ class Session:
         max_bytes: int = MAX_BYTES,
         tf32: bool = False,
         isolated: bool | None = False,
+        trusted: bool = False,
     ) -> None:
         if timeout is not None and not 0 <= timeout <= MAX_TIMEOUT:
             raise InputError(f"timeout must be from 0 to {MAX_TIMEOUT:g} seconds, got {timeout}")
@@ -92,7 +95,14 @@ class Session:
             runner = IsolatedRunner(data, label, device, tf32, Limits(max_bytes, timeout, threads))
         else:
             runner = LocalRunner(
-                data, label, device, threads=threads, timeout=timeout, max_bytes=max_bytes, tf32=tf32
+                data,
+                label,
+                device,
+                threads=threads,
+                timeout=timeout,
+                max_bytes=max_bytes,
+                tf32=tf32,
+                trusted=trusted,
             )
         self._runner: Runner | None = runner
         self.device: str = runner.device
@@ -207,7 +217,8 @@ class Session:
         Raises:
             InputError: the model takes any grid and none is given, or it does not take this one.
         """
-        grid = grid or self.metadata.grid
+        own = self.metadata.grid
+        grid = grid or (None if own is None or None in own else own)
         if grid is None:
             raise InputError("this model takes any grid; name the one to warm up for: warm_up(grid=...)")
         captures_graphs = self._runner is not None and self._runner.captures_graphs

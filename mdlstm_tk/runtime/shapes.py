@@ -64,7 +64,9 @@ class Shapes:
             raise InputError(f"{label} has shape {x.shape}, expected {self._expected_shapes()}")
         first, last = -metadata.ndim - 1, -1
         axis, other_axis = (last, first) if metadata.channels_last else (first, last)
-        samples = np.expand_dims(x, axis) if missing_axes == 2 else x
+        # A network that takes x without channels also gets batches without them.
+        lacks_channels = missing_axes == 2 or (missing_axes == 1 and not metadata.channel_axis)
+        samples = np.expand_dims(x, axis) if lacks_channels else x
         channels = samples.shape[axis]
         if channels != metadata.channels:
             hint = ""
@@ -74,9 +76,12 @@ class Shapes:
                 f"{label} of shape {x.shape} has {channels} channels at each position, "
                 f"expected {metadata.channels}: {self._expected_shapes()}{hint}"
             )
-        samples = samples if missing_axes == 0 else samples[None]
+        has_batch_axis = samples.ndim == metadata.ndim + 2
+        samples = samples if has_batch_axis else samples[None]
+        if metadata.integer and (samples != np.round(samples)).any():
+            raise InputError(f"{label} must hold whole numbers, as the network takes integers")
         self._check_grid(self.grid(samples))
-        return Batch(samples, has_batch_axis=missing_axes == 0, has_channel_axis=missing_axes < 2)
+        return Batch(samples, has_batch_axis, has_channel_axis=missing_axes < 2)
 
     def prepare_sizes(self, sizes: Array, batch: Batch) -> Array:
         """Convert `sizes` to (N, D) int64.
@@ -88,7 +93,7 @@ class Shapes:
         shape = (len(batch.samples), self.metadata.ndim)
         if not self.takes_sizes:
             raise InputError("this model takes no sizes; make one that does with: mdlstm export --padded")
-        if self.metadata.grid not in (None, grid):
+        if not _fits(grid, self.metadata.grid):
             raise InputError(f"x with sizes must have the model's grid {self.metadata.grid}, got {grid}")
         if sizes.shape != shape or sizes.dtype.kind not in "iu":
             raise InputError(
@@ -141,7 +146,9 @@ class Shapes:
             The batch (N, *grid, C), and the valid extents of its samples, (N, D) int64.
         """
         grids = [self.grid(part) for part in parts]
-        grid = self.metadata.grid or tuple(np.max(grids, axis=0).tolist())
+        largest = np.max(grids, axis=0).tolist()
+        fixed = self.metadata.grid or (None,) * len(largest)
+        grid = tuple(extent or free for extent, free in zip(fixed, largest, strict=True))
         batch = np.zeros((sum(map(len, parts)), *self.sample_shape(grid)), np.float32)
         start = 0
         for part in parts:
@@ -194,10 +201,10 @@ class Shapes:
                 f"a {format_size(grid)} grid does not fit this model, whose extents must be multiples of "
                 f"{format_size(multiple_of)}; pad or resize it to {format_size(fitting)}"
             )
-        if model_grid is None or grid == model_grid:
+        if model_grid is None or _fits(grid, model_grid):
             return
         if self.takes_sizes and all(
-            extent <= limit for extent, limit in zip(grid, model_grid, strict=True)
+            extent <= (limit or extent) for extent, limit in zip(grid, model_grid, strict=True)
         ):
             return
         size = format_size(grid)
@@ -212,3 +219,9 @@ class Shapes:
         sample_axes = ", ".join(axes)
         extents = "" if self.metadata.grid is None else f" with ({grid_axes}) = {self.metadata.grid}"
         return f"({grid_axes}), ({sample_axes}) or (N, {sample_axes}){extents}"
+
+
+def _fits(grid: Grid, model_grid: tuple[int | None, ...] | None) -> bool:
+    """True if a model of this grid, whose free extents are None, takes a grid."""
+    extents = model_grid or (None,) * len(grid)
+    return all(extent in (None, size) for extent, size in zip(extents, grid, strict=True))

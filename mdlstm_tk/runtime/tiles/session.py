@@ -59,6 +59,7 @@ class TiledSession:
             estimated, x and y in memory aside. None: no bound.
         tf32: as for `Session`.
         isolated: run each graph in a child process with limits; see `Session`.
+        trusted: as for `Session`.
 
     Attributes:
         metadata: what the file says about the network.
@@ -82,6 +83,7 @@ class TiledSession:
         max_bytes: int | None = None,
         tf32: bool = False,
         isolated: bool | None = False,
+        trusted: bool = False,
     ) -> None:
         if timeout is not None and not 0 <= timeout <= MAX_TIMEOUT:
             raise InputError(f"timeout must be from 0 to {MAX_TIMEOUT:g} seconds, got {timeout}")
@@ -104,7 +106,14 @@ class TiledSession:
                 runner = IsolatedRunner(graph, of, device, tf32, Limits(MAX_BYTES, timeout, 1))
             else:
                 runner = LocalRunner(
-                    graph, of, device, threads=1, timeout=timeout, max_bytes=MAX_BYTES, tf32=tf32
+                    graph,
+                    of,
+                    device,
+                    threads=1,
+                    timeout=timeout,
+                    max_bytes=MAX_BYTES,
+                    tf32=tf32,
+                    trusted=trusted,
                 )
             self._runners.append(runner)
             return runner
