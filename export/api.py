@@ -44,7 +44,7 @@ def export_onnx(
     example_inputs: Examples | None = None,
     *,
     grid: Sequence[int | None] | None = None,
-    form: Form = "unrolled",
+    form: Form | None = None,
     padded: bool = False,
     extra_inputs: Mapping[str, Tensor] | None = None,
     grid_inputs: Sequence[str] = (),
@@ -69,7 +69,7 @@ def export_onnx(
 
         >>> export_onnx(net, "net.onnx", torch.zeros(1, 3, 64, 64))
         >>> export_onnx(net, "net.onnx", grid=(64, 64), channels=3)
-        >>> export_onnx(net, "net.onnx", grid=(48, None), form="scan")       # free width
+        >>> export_onnx(net, "net.onnx", grid=(48, None))                    # fixed height, free width
 
     `docs/exporting.md` is a guide with examples.
 
@@ -82,11 +82,12 @@ def export_onnx(
             may have any size. x may hold integers, such as tokens, and may lack the axis C if the grid has
             as many axes as the first MDLSTM layer; in the file it is float32 (N, *grid, C) in any case.
         grid: the extents to export for, which may differ from those of the training data. None among them
-            stands for a free extent, with form "scan".
+            stands for a free extent.
         form: "unrolled" writes the sweeps out step by step, for one grid; "scan" writes each as a loop,
             which gives a smaller file that loads faster and takes every grid, but for extents that `grid`
-            names beside a None and those that the network itself fixes; "tiles" is `export_tiles`. "Which
-            form should I export?" in the documentation's questions says which one runs faster.
+            names beside a None and those that the network itself fixes; "tiles" is `export_tiles`. None:
+            "scan" if an extent of `grid` is free, else "unrolled". "Which form should I export?" in the
+            documentation's questions says which one runs faster.
         padded: whether the file takes a second input `sizes` (N, D), as the module then must. A padded
             sample gives the same numbers as the sample alone, so a file for one grid also serves all
             smaller grids.
@@ -128,6 +129,7 @@ def export_onnx(
     require("onnxruntime", "cpu")
     start = time.perf_counter()
     path = Path(path)
+    form = form or default_form(grid)
     if form == "tiles":
         check_tile_options(grid, padded=padded, multiple_of=multiple_of, dtype=dtype, functions=functions)
         return export_tiles(module, path, channels=channels, metadata=metadata, atol=atol)
@@ -166,6 +168,11 @@ def export_onnx(
     seconds = time.perf_counter() - start
     nodes, needs_trust = len(model.graph.node), operators_to_trust(model)
     return ExportReport(path, file_metadata, nodes, len(data), max_abs, seconds, needs_trust)
+
+
+def default_form(grid: Sequence[int | None] | None) -> Form:
+    """The form for a grid where none is given: "scan" if an extent is free."""
+    return "scan" if grid and None in grid else "unrolled"
 
 
 def _lowered(spec: ExportSpec, form: Form, dtype: Dtype) -> onnx.ModelProto:

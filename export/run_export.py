@@ -12,7 +12,7 @@ from typing import Any
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.api import Dtype, ExportReport, export_onnx
+from mdlstm_tk.export.api import Dtype, ExportReport, default_form, export_onnx
 from mdlstm_tk.export.lowering.lower import Form
 from mdlstm_tk.export.model_file import check_folder
 from mdlstm_tk.export.targets import ExportTarget
@@ -31,7 +31,7 @@ def export_run(
     path: str | Path | None = None,
     *,
     grid: Extents | None = None,
-    form: Form = "unrolled",
+    form: Form | None = None,
     padded: bool = False,
     multiple_of: int | Sequence[int] | None = None,
     dtype: Dtype = "float32",
@@ -74,6 +74,7 @@ def export_run(
     run, checkpoint_path = find_checkpoint(run, code)
     checkpoint = load_checkpoint(checkpoint_path, run.code)
     spec = checkpoint.spec
+    form = form or default_form(grid)
     if form == "tiles":
         check_tile_options(grid, padded=padded, multiple_of=multiple_of, dtype=dtype, functions=functions)
     elif grid is None and form != "scan":
@@ -124,7 +125,7 @@ def export_run_sizes(
         grids: extents to export for; None among them as for `export_run`.
         destination: a file name that ends in `.onnx` (for one grid), a folder, or an `ExportTarget`; the
             run's folder if None.
-        form: as for `export_onnx`; the form that the target prefers if None, which is "unrolled" for files.
+        form: as for `export_onnx`; None: the form that the target prefers, or as for `export_onnx`.
         force: replace existing files.
         code: as for `export_run`.
         **options: padded, multiple_of, dtype, functions, atol, as for `export_run`.
@@ -139,7 +140,7 @@ def export_run_sizes(
     run, checkpoint_path = find_checkpoint(run, code)
     run_grid = load_checkpoint(checkpoint_path, run.code).config.grid
     target = destination if isinstance(destination, ExportTarget) else None
-    form = form or (target.preferred_form if target else "unrolled")
+    form = form or (target.preferred_form if target else default_form(grids[0]))
     if form == "tiles":
         if target:
             raise InputError("form 'tiles' is for files; leave out the server's repository or the web page")

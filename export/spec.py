@@ -338,7 +338,8 @@ def read_spec(
             example=None if x is None else x.float(),
             shapes={},
         ),
-        None if grid and None in grid else tuple(e for e in grid or () if e) or of_example,
+        of_example or (tuple(e for e in grid if e) if grid and None not in grid else None),
+        grid is not None,
     )
     return grids.completed()
 
@@ -350,10 +351,12 @@ class _Grids:
     Attributes:
         spec: without `shapes`.
         example: the grid of the example, or `grid` if all its extents are given.
+        is_explicit: `grid` is given.
     """
 
     spec: ExportSpec
     example: Grid | None
+    is_explicit: bool
 
     def completed(self) -> ExportSpec:
         """The specification with `shapes`, and the free extents that the network fixes."""
@@ -412,6 +415,12 @@ class _Grids:
         main = tuple(grid)
         if not self._accepts(main):
             raise self._refusal(main)
+        if None not in extents and not self.is_explicit:
+            raise InputError(
+                f"{spec.interface.name} takes the grid {format_size(main)} only, with these inputs; if further "
+                "inputs have the grid of x, name them as grid_inputs=...; or export it for this grid, with "
+                f"grid={main}"
+            )
         return replace(spec, grid=tuple(extents)), main
 
     @staticmethod

@@ -133,10 +133,11 @@ def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
             "bytes": len(data),
             "version": metadata.version,
         }
-    if metadata.ndim != 2 or not set(metadata.inputs) <= {"x", "sizes"}:
+    is_partly_free = metadata.grid is not None and None in metadata.grid
+    if metadata.ndim != 2 or is_partly_free or not set(metadata.inputs) <= {"x", "sizes"}:
         raise InputError(
-            f"{label} takes {', '.join(metadata.inputs)} with x in layout {metadata.layout}; "
-            "a page supports two-dimensional grids without further inputs"
+            f"{label} takes {', '.join(metadata.inputs)} with x in layout {metadata.layout} and grid "
+            f"{metadata.grid or 'any'}; a page supports one two-dimensional grid, or any, without further inputs"
         )
     if len(metadata.output_names) > 1:
         raise InputError(

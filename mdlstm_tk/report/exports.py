@@ -90,7 +90,7 @@ def _measure(path: Path, grid: tuple[int, ...], checkpoint: str) -> ExportedMode
             metadata = session.metadata
             if metadata.sample_bytes * BATCH > MAX_BATCH_BYTES:
                 return ExportedModel(path, size, problem="its grid is too large to be measured for a page")
-            extents = metadata.grid or grid
+            extents = tuple(e or free for e, free in zip(metadata.grid or grid, grid, strict=True))
             channels = metadata.channels
             shape = (*extents, channels) if metadata.channels_last else (channels, *extents)
             x = np.random.default_rng(0).standard_normal((BATCH, *shape), dtype=np.float32)
