@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,14 +14,15 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from mdlstm_tk._util.text import shell_quoted
-from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.errors import InputError, MDLSTMError, require
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.export.model_file import operators_to_trust, read_model, tensor_specs
 from mdlstm_tk.export.run_export import find_checkpoint
-from mdlstm_tk.export.spec import Interface
+from mdlstm_tk.export.spec import ENLARGEMENTS, Interface
 from mdlstm_tk.export.verification.cases import (
     MAX_POSITIONS,
     Case,
+    Draw,
     ExampleRange,
     Grid,
     UserInputs,
@@ -226,6 +228,13 @@ class _FileVerifier:
         self.model = None if is_archive(path) else read_model(path.read_bytes())
         self.declared = [] if self.model is None else tensor_specs(self.model.graph.input)
         self.trusted = operators_to_trust(self.model) if self.model else ()
+        self.interface: Interface | None = None
+        if origin.network is not None:
+            metadata, options = origin.metadata, dict[str, Any]()
+            for name in ("integer", "channel_axis", "channels_last"):
+                options[name] = getattr(metadata, name)
+            self.interface = Interface(origin.network, (), metadata.output_names, **options)
+            self.interface.float()
         self.random: list[Case] = []
 
     def cases(
@@ -236,25 +245,40 @@ class _FileVerifier:
         draw = sampler("x", example_range or metadata.example_range, None)
         if metadata.integer and draw.range is not None:
             draw = type(draw)((int(draw.range[0]), int(draw.range[1])))
-        self.random = list(random_cases(metadata, self.declared, draw, self.origin.grid, seeds))
+        self.random = self._accepted_cases(draw, seeds)
         return self.random if inputs is None else user_cases(metadata, self.declared, inputs)
+
+    def _accepted_cases(self, draw: Draw, seeds: Sequence[int]) -> list[Case]:
+        """Random cases on the grids that the network takes: it may need larger ones than the odd grids.
+
+        Raises:
+            MDLSTMError: it takes none.
+        """
+        run = self.interface.run if self.interface else session_run(self.sessions[0])
+
+        def accepts(case: Case) -> bool:
+            with suppress(MDLSTMError):
+                run(case.inputs)
+                return True
+            return False
+
+        cases: list[Case] = []
+        for factor in ENLARGEMENTS:
+            grid = tuple(factor * extent for extent in self.origin.grid)
+            cases = list(random_cases(self.metadata, self.declared, draw, grid, seeds))
+            if accepts(cases[0]):
+                return [case for case in cases if accepts(case)]
+        run(cases[0].inputs)
+        return cases
 
     def outcomes(self, cases: Sequence[Case], is_known_scale: bool) -> dict[str, dict[str, Outcome]]:
         """The outcome of each runtime on each case. Arrays of the user's alone may be too few to know the
         scale of the outputs from, so random ones are added."""
-        metadata, network = self.metadata, self.origin.network
-        runtimes: dict[str, Run] = {}
+        metadata, runtimes = self.metadata, dict[str, Run]()
         reference, together = self._graph_run(in_double=True), False
-        if network is not None:
-            options: dict[str, Any] = {
-                "integer": metadata.integer,
-                "channel_axis": metadata.channel_axis,
-                "channels_last": metadata.channels_last,
-            }
-            interface = Interface(network, (), metadata.output_names, **options)
-            interface.network.float()
-            runtimes["torch, float32"] = interface.run
-            reference = interface.in_float64().run
+        if self.interface is not None:
+            runtimes["torch, float32"] = self.interface.run
+            reference = self.interface.in_float64().run
             together = self.model is not None and not any(
                 node.op_type in BRANCHES for node in walk(self.model.graph.node)
             )
@@ -270,12 +294,12 @@ class _FileVerifier:
         if self.model is not None:
             if self._can_evaluate(cases[0], unpadded(self._graph_run())):
                 runtimes["ONNX reference evaluator"] = unpadded(self._graph_run())
-            elif network is None:
+            elif self.interface is None:
                 raise InputError(
                     f"the reference evaluator of onnx does not run this graph ({', '.join(self.trusted)}); give "
                     "the network that it came from as against=..."
                 )
-            reference = reference if network is not None else unpadded(reference)
+            reference = reference if self.interface else unpadded(reference)
         for_scale = (
             []
             if is_known_scale
