@@ -57,18 +57,18 @@ class Interface(nn.Module):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
-        self.network, self.names, self.output_names = eval_copy(network), names, output_names
+        self.module, self.names, self.output_names = eval_copy(network), names, output_names
         self.integer, self.channel_axis, self.channels_last = integer, channel_axis, channels_last
 
     @property
     def name(self) -> str:
         """The name of the network's class."""
-        return type(self.network).__name__
+        return type(self.module).__name__
 
     @property
     def dtype(self) -> torch.dtype:
         """The type that floating-point inputs are cast to: that of the first parameter."""
-        parameter = next(self.network.parameters(), None)
+        parameter = next(self.module.parameters(), None)
         return torch.float32 if parameter is None else parameter.dtype
 
     def call(self, x: Tensor, **further: Tensor) -> dict[str, Tensor]:
@@ -80,7 +80,7 @@ class Interface(nn.Module):
         x = x.long() if self.integer else cast(x)
         if not self.channel_axis:
             x = x.squeeze(-1 if self.channels_last else 1)
-        result = self.network(x, **{name: cast(value) for name, value in further.items()})
+        result = self.module(x, **{name: cast(value) for name, value in further.items()})
         return named_outputs(result, self.name, self.output_names)
 
     def forward(self, x: Tensor, *further: Tensor) -> tuple[Tensor, ...]:
@@ -104,7 +104,7 @@ class Interface(nn.Module):
             InputError: the network raises an exception.
         """
         tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
-        parameter = inspect.signature(self.network.forward).parameters.get("sizes")
+        parameter = inspect.signature(self.module.forward).parameters.get("sizes")
         if parameter is not None and parameter.default is parameter.empty and "sizes" not in inputs:
             shape = tensors["x"].shape
             grid = shape[1:-1] if self.channels_last else shape[2:]

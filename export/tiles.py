@@ -85,7 +85,7 @@ def export_tiles(
             f"{name} returns {len(spec.output_names)} outputs, but tiles are for networks with one"
         )
     archive_metadata = spec.metadata("tiles", "float32", metadata or {})
-    index, graphs = _write_parts(stages_of(spec.interface.network), spec.channels, archive_metadata.outputs)
+    index, graphs = _write_parts(stages_of(spec.interface.module), spec.channels, archive_metadata.outputs)
     atol = ATOL if atol is None else atol
     with TiledSession(_archive(index, archive_metadata, graphs), "cpu", trusted=True) as session:
         max_abs = verify_export(session, spec, atol, path)

@@ -189,11 +189,12 @@ def _explanation(
     network, parity, dtype = spec.interface, outcome.parity, session.metadata.dtype
     of_output = "" if len(expected) == 1 else f" of output '{outcome.output}'"
     scale = f"{atol:g}" if parity.scale == 1 else f"{atol:g}·{parity.scale:.3g}"
+    tiled = isinstance(session, TiledSession)
     text = (
-        f"error {parity.max_abs:.1e}{of_output} of ONNX Runtime against float64 on {case.name}, "
+        f"error {parity.max_abs:.1e}{of_output} of {'tiles' if tiled else 'ONNX Runtime'} against float64 on {case.name}, "
         f"allowed is {scale} + {RTOL:g}·|y|; "
     )
-    if isinstance(session, TiledSession):
+    if tiled:
         return (
             f"{text}does tile_stages() of {network.name} describe what its forward computes, and do before and "
             "head compute each position from that position alone?"
