@@ -92,7 +92,7 @@ def test_a_network_is_exported_to_draw(tmp_path: Path) -> None:
     session = Session(path, "cpu")
     assert session.sample(2).shape == (2, 4, 5, 3)
     uniform = uniform_numbers(0, 2, (3, 6), 3)
-    assert (session.sample(2, uniform=uniform) == network.sample(2, (3, 6), uniform=torch.from_numpy(uniform)).numpy()).all()
+    assert (session.sample(2, (3, 6), uniform=uniform) == network.sample(2, (3, 6), uniform=torch.from_numpy(uniform)).numpy()).all()
     for arguments, message in (
         ((nn.Linear(1, 1), tmp_path / "n.onnx"), "Linear; only a PixelNet"),
         ((network,), "destination="),
