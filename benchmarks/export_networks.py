@@ -1,7 +1,7 @@
-"""40 networks as users bring them: exported, run in ONNX Runtime and OpenVINO, compared with PyTorch in float64.
+"""42 networks as users bring them, exported, and run in two runtimes, compared with PyTorch in float64.
 
-    python benchmarks/export_networks.py            # all, some 5 minutes
-    python benchmarks/export_networks.py unet crnn  # those whose names contain one of the words
+python benchmarks/export_networks.py            # all, some 5 minutes
+python benchmarks/export_networks.py unet crnn  # those whose names contain one of the words
 """
 
 from __future__ import annotations
@@ -137,161 +137,301 @@ NETWORKS: dict[str, tuple[Make, Any, dict[str, Any], list[tuple[int, ...]]]] = {
     "segmentation head": (
         lambda: Around(
             lambda n, x: resized(n["head"](n["body"](n["stem"](x))), x),
-            stem=nn.Sequential(conv(3, 8, 2), conv(8, 8, 2)), body=first(8, 6, directions="all"),
+            stem=nn.Sequential(conv(3, 8, 2), conv(8, 8, 2)),
+            body=first(8, 6, directions="all"),
             head=nn.Conv2d(24, 4, 1),
-        ), IMAGE, SCAN, [(3, 40, 28)],
+        ),
+        IMAGE,
+        SCAN,
+        [(3, 40, 28)],
     ),
     "classifier": (
         lambda: Around(
             lambda n, x: n["head"](n["body"](last(n["stem"](x))).mean((1, 2))),
-            stem=nn.Sequential(conv(3, 8, 2), nn.MaxPool2d(2)), body=MDLSTM(8, 6), head=nn.Linear(6, 10),
-        ), IMAGE, SCAN, [(3, 31, 45)],
+            stem=nn.Sequential(conv(3, 8, 2), nn.MaxPool2d(2)),
+            body=MDLSTM(8, 6),
+            head=nn.Linear(6, 10),
+        ),
+        IMAGE,
+        SCAN,
+        [(3, 31, 45)],
     ),
     "classifier, flattened": (
         lambda: Around(
             lambda n, x: n["head"](n["body"](last(n["stem"](x))).flatten(1)),
-            stem=conv(3, 8, 8), body=MDLSTM(8, 6), head=nn.Linear(6 * 12, 10),
-        ), IMAGE, {}, [(3, 24, 32)],
+            stem=conv(3, 8, 8),
+            body=MDLSTM(8, 6),
+            head=nn.Linear(6 * 12, 10),
+        ),
+        IMAGE,
+        {},
+        [(3, 24, 32)],
     ),
     "classifier, adaptive": (
         lambda: Around(
-            lambda n, x: n["head"](functional.adaptive_avg_pool2d(n["body"](n["stem"](x)), (1, 1)).flatten(1)),
-            stem=conv(3, 8, 2), body=first(8, 6), head=nn.Linear(6, 10),
-        ), IMAGE, SCAN, [(3, 17, 50)],
+            lambda n, x: n["head"](
+                functional.adaptive_avg_pool2d(n["body"](n["stem"](x)), (1, 1)).flatten(1)
+            ),
+            stem=conv(3, 8, 2),
+            body=first(8, 6),
+            head=nn.Linear(6, 10),
+        ),
+        IMAGE,
+        SCAN,
+        [(3, 17, 50)],
     ),
     "pyramid detection": (
         lambda: Around(
-            pyramid, fine=conv(3, 8, 2), coarse=conv(8, 8, 2), body=first(8, 8), side=nn.Conv2d(8, 8, 1),
-            scores=nn.Conv2d(8, 3, 1), boxes=nn.Conv2d(8, 4, 1),
-        ), IMAGE, SCAN, [(3, 48, 32)],
+            pyramid,
+            fine=conv(3, 8, 2),
+            coarse=conv(8, 8, 2),
+            body=first(8, 8),
+            side=nn.Conv2d(8, 8, 1),
+            scores=nn.Conv2d(8, 3, 1),
+            boxes=nn.Conv2d(8, 4, 1),
+        ),
+        IMAGE,
+        SCAN,
+        [(3, 48, 32)],
     ),
     "keypoints": (lambda: Around(peaks, body=MDLSTM(1, 4, directions="all")), MATRIX, SCAN, [(8, 12, 1)]),
     "heat maps": (
         lambda: Around(
             lambda n, x: n["head"](n["body"](x)).flatten(2).softmax(-1).view(x.shape[0], 3, *x.shape[2:]),
-            body=first(1, 4, directions="all"), head=nn.Conv2d(16, 3, 1),
-        ), GREY, SCAN, [(1, 9, 30)],
+            body=first(1, 4, directions="all"),
+            head=nn.Conv2d(16, 3, 1),
+        ),
+        GREY,
+        SCAN,
+        [(1, 9, 30)],
     ),
-    "unet": (lambda: unet_of(first(6, 5, directions="all"), 20), GREY, {**SCAN, "multiple_of": 2}, [(1, 10, 36)]),
+    "unet": (
+        lambda: unet_of(first(6, 5, directions="all"), 20),
+        GREY,
+        {**SCAN, "multiple_of": 2},
+        [(1, 10, 36)],
+    ),
     "unet, unrolled": (lambda: unet_of(first(6, 5), 5), GREY, {}, [(1, 24, 32)]),
     "unet, float16": (lambda: unet_of(first(6, 5), 5), GREY, {"dtype": "float16"}, [(1, 24, 32)]),
     "unet, int8": (lambda: unet_of(first(6, 5), 5), GREY, {"dtype": "int8"}, [(1, 24, 32)]),
     "unet, two levels": (
         lambda: Around(
-            deep_unet, a=conv(1, 4), b=conv(4, 6, 2), c=conv(6, 8, 2), body=first(8, 6, cell="leaky"),
+            deep_unet,
+            a=conv(1, 4),
+            b=conv(4, 6, 2),
+            c=conv(6, 8, 2),
+            body=first(8, 6, cell="leaky"),
             head=nn.Conv2d(16, 1, 1),
-        ), GREY, {**SCAN, "multiple_of": 4}, [(1, 12, 40)],
+        ),
+        GREY,
+        {**SCAN, "multiple_of": 4},
+        [(1, 12, 40)],
     ),
     "super resolution": (
         lambda: Around(
-            lambda n, x: functional.pixel_shuffle(n["head"](n["body"](x)), 2), body=first(1, 6),
+            lambda n, x: functional.pixel_shuffle(n["head"](n["body"](x)), 2),
+            body=first(1, 6),
             head=nn.Conv2d(6, 4, 3, padding=1),
-        ), GREY, SCAN, [(1, 13, 21)],
+        ),
+        GREY,
+        SCAN,
+        [(1, 13, 21)],
     ),
     "residual": (
-        lambda: Around(lambda n, x: x + n["head"](n["norm"](n["body"](x))), body=first(3, 8), norm=nn.GroupNorm(2, 8),
-                       head=nn.Conv2d(8, 3, 1)), IMAGE, SCAN, [(3, 10, 26)],
+        lambda: Around(
+            lambda n, x: x + n["head"](n["norm"](n["body"](x))),
+            body=first(3, 8),
+            norm=nn.GroupNorm(2, 8),
+            head=nn.Conv2d(8, 3, 1),
+        ),
+        IMAGE,
+        SCAN,
+        [(3, 10, 26)],
     ),
     "crnn, free width": (
         lambda: Around(
             lambda n, x: n["head"](n["body"](columns(n["stem"](x)))).log_softmax(-1),
             stem=nn.Sequential(conv(1, 6), nn.MaxPool2d(2), conv(6, 8), nn.MaxPool2d((2, 1))),
-            body=MDLSTM(8 * 4, 12, ndim=1, directions="all"), head=nn.Linear(24, 20),
-        ), LINE, {"grid": (16, None)}, [(1, 16, 90), (1, 16, 33)],
+            body=MDLSTM(8 * 4, 12, ndim=1, directions="all"),
+            head=nn.Linear(24, 20),
+        ),
+        LINE,
+        {"grid": (16, None)},
+        [(1, 16, 90), (1, 16, 33)],
     ),
     "crnn, example alone": (
         lambda: Around(
-            lambda n, x: n["head"](n["body"](columns(n["stem"](x)))), stem=nn.Sequential(conv(1, 6), nn.MaxPool2d(2)),
-            body=MDLSTM(6 * 8, 12, ndim=1), head=nn.Linear(12, 20),
-        ), LINE, SCAN, [(1, 16, 75)],
+            lambda n, x: n["head"](n["body"](columns(n["stem"](x)))),
+            stem=nn.Sequential(conv(1, 6), nn.MaxPool2d(2)),
+            body=MDLSTM(6 * 8, 12, ndim=1),
+            head=nn.Linear(12, 20),
+        ),
+        LINE,
+        SCAN,
+        [(1, 16, 75)],
     ),
     "crnn, any height": (
         lambda: Around(
-            lambda n, x: n["head"](n["body"](n["stem"](x).mean(2).movedim(1, -1))), stem=conv(1, 8, 2),
-            body=MDLSTM(8, 12, ndim=1, directions="all"), head=nn.Linear(24, 20),
-        ), LINE, SCAN, [(1, 20, 61)],
+            lambda n, x: n["head"](n["body"](n["stem"](x).mean(2).movedim(1, -1))),
+            stem=conv(1, 8, 2),
+            body=MDLSTM(8, 12, ndim=1, directions="all"),
+            head=nn.Linear(24, 20),
+        ),
+        LINE,
+        SCAN,
+        [(1, 20, 61)],
     ),
     "md recogniser": (
         lambda: Around(
-            lambda n, x: n["head"](n["two"](n["one"](x)).sum(1)), one=MDLSTM(1, 4, directions="all", window=(2, 2)),
-            two=MDLSTM(16, 8, directions="all"), head=nn.Linear(32, 20),
-        ), MATRIX, SCAN, [(16, 40, 1)],
+            lambda n, x: n["head"](n["two"](n["one"](x)).sum(1)),
+            one=MDLSTM(1, 4, directions="all", window=(2, 2)),
+            two=MDLSTM(16, 8, directions="all"),
+            head=nn.Linear(32, 20),
+        ),
+        MATRIX,
+        SCAN,
+        [(16, 40, 1)],
     ),
     "gru after": (lambda: recur(nn.GRU), MATRIX, SCAN, [(6, 25, 1)]),
     "lstm after": (lambda: recur(nn.LSTM), MATRIX, SCAN, [(6, 25, 1)]),
     "tokens": (
         lambda: Around(lambda n, x: n["body"](n["table"](x)), table=nn.Embedding(9, 6), body=MDLSTM(6, 5)),
-        torch.randint(9, (1, 6, 7)), SCAN, [(5, 9)],
+        torch.randint(9, (1, 6, 7)),
+        SCAN,
+        [(5, 9)],
     ),
     "tokens with channels": (
         lambda: Around(
             lambda n, x: n["body"](n["table"](x).flatten(-2)), table=nn.Embedding(9, 3), body=MDLSTM(6, 5)
-        ), torch.randint(9, (1, 6, 7, 2)), SCAN, [(5, 9, 2)],
+        ),
+        torch.randint(9, (1, 6, 7, 2)),
+        SCAN,
+        [(5, 9, 2)],
     ),
     "token sequence": (
-        lambda: Around(lambda n, x: n["body"](n["table"](x)), table=nn.Embedding(9, 6), body=MDLSTM(6, 5, ndim=1)),
-        torch.randint(9, (1, 12)), SCAN, [(30,)],
+        lambda: Around(
+            lambda n, x: n["body"](n["table"](x)), table=nn.Embedding(9, 6), body=MDLSTM(6, 5, ndim=1)
+        ),
+        torch.randint(9, (1, 12)),
+        SCAN,
+        [(30,)],
     ),
     "float tokens": (
         lambda: Around(
-            lambda n, x: n["body"](n["table"](x[..., 0].long())), table=nn.Embedding(9, 6), body=MDLSTM(6, 5)
-        ), torch.zeros(1, 6, 7, 1), {**SCAN, "example_range": (0, 8)}, [],
+            lambda n, x: n["body"](n["table"](x[..., 0].long())),
+            table=nn.Embedding(9, 6),
+            body=MDLSTM(6, 5),
+        ),
+        torch.zeros(1, 6, 7, 1),
+        {**SCAN, "example_range": (0, 8)},
+        [],
     ),
     "log spectrogram": (
-        lambda: Around(lambda n, x: n["body"]((x + 1e-3).log()[..., None]), body=MDLSTM(1, 6)), torch.rand(1, 30, 16),
-        SCAN, [(50, 16)],
+        lambda: Around(lambda n, x: n["body"]((x + 1e-3).log()[..., None]), body=MDLSTM(1, 6)),
+        torch.rand(1, 30, 16),
+        SCAN,
+        [(50, 16)],
     ),
     "log mel, free time": (
         lambda: Around(
-            lambda n, x: n["head"](n["body"](x.clamp(min=1e-5).log10().movedim(-1, 1)).flatten(2)), body=first(1, 4),
+            lambda n, x: n["head"](n["body"](x.clamp(min=1e-5).log10().movedim(-1, 1)).flatten(2)),
+            body=first(1, 4),
             head=nn.Linear(12 * 9, 3),
-        ), None, {}, [],
+        ),
+        None,
+        {},
+        [],
     ),
     "warp": (
         lambda: Around(
-            lambda n, x: functional.grid_sample(x, boxes(n["body"](x)), align_corners=False), body=first(1, 2)
-        ), GREY, SCAN, [(1, 12, 19)],
+            lambda n, x: functional.grid_sample(x, boxes(n["body"](x)), align_corners=False),
+            body=first(1, 2),
+        ),
+        GREY,
+        SCAN,
+        [(1, 12, 19)],
     ),
     "spatial transformer": (
         lambda: Around(
             lambda n, x: functional.grid_sample(
-                x, functional.affine_grid(n["head"](n["body"](x).mean((2, 3))).view(-1, 2, 3), (x.shape[0], 1, 9, 9),
-                                          align_corners=False), align_corners=False),
-            body=first(1, 4), head=nn.Linear(4, 6),
-        ), GREY, {}, [(1, 24, 32)],
+                x,
+                functional.affine_grid(
+                    n["head"](n["body"](x).mean((2, 3))).view(-1, 2, 3),
+                    (x.shape[0], 1, 9, 9),
+                    align_corners=False,
+                ),
+                align_corners=False,
+            ),
+            body=first(1, 4),
+            head=nn.Linear(4, 6),
+        ),
+        GREY,
+        {},
+        [(1, 24, 32)],
     ),
     "branch": (lambda: Around(branch, body=MDLSTM(1, 4)), MATRIX, {}, [(9, 11, 1)]),
     "nonzero": (lambda: Around(positive, body=MDLSTM(1, 4)), MATRIX, SCAN, [(5, 14, 1)]),
     "attention": (
         lambda: Around(
-            attention, body=MDLSTM(1, 8), attention=nn.MultiheadAttention(8, 2, batch_first=True), head=nn.Linear(8, 3)
-        ), MATRIX, SCAN, [(6, 8, 1)],
+            attention,
+            body=MDLSTM(1, 8),
+            attention=nn.MultiheadAttention(8, 2, batch_first=True),
+            head=nn.Linear(8, 3),
+        ),
+        MATRIX,
+        SCAN,
+        [(6, 8, 1)],
     ),
     "two grids": (
         lambda: Pair(lambda n, x, z: n["a"](x) + n["b"](z), a=MDLSTM(1, 4), b=MDLSTM(3, 4)),
-        (MATRIX, torch.rand(1, 9, 11, 3)), {**SCAN, "grid_inputs": ["z"]}, [(5, 8, 1)],
+        (MATRIX, torch.rand(1, 9, 11, 3)),
+        {**SCAN, "grid_inputs": ["z"]},
+        [(5, 8, 1)],
     ),
     "image and mask": (
-        lambda: Pair(lambda n, x, z: n["head"](n["body"](x) * z), body=first(3, 4), head=nn.Conv2d(4, 2, 1)),
-        (IMAGE, torch.rand(1, 1, 24, 32)), {**SCAN, "grid_inputs": ["z"]}, [(3, 11, 18)],
+        lambda: Pair(
+            lambda n, x, z: n["head"](n["body"](x) * z), body=first(3, 4), head=nn.Conv2d(4, 2, 1)
+        ),
+        (IMAGE, torch.rand(1, 1, 24, 32)),
+        {**SCAN, "grid_inputs": ["z"]},
+        [(3, 11, 18)],
     ),
     "image and vector": (
-        lambda: Pair(lambda n, x, z: n["body"](x) + n["shift"](z)[:, None, None], body=MDLSTM(1, 4), shift=nn.Linear(5, 4)),
-        (MATRIX, torch.rand(1, 5)), SCAN, [(7, 6, 1)],
+        lambda: Pair(
+            lambda n, x, z: n["body"](x) + n["shift"](z)[:, None, None],
+            body=MDLSTM(1, 4),
+            shift=nn.Linear(5, 4),
+        ),
+        (MATRIX, torch.rand(1, 5)),
+        SCAN,
+        [(7, 6, 1)],
     ),
-    "batch mixed": (lambda: Around(lambda n, x: n["body"](x - x.mean(0)), body=MDLSTM(1, 4)), MATRIX, SCAN, []),
+    "batch mixed": (
+        lambda: Around(lambda n, x: n["body"](x - x.mean(0)), body=MDLSTM(1, 4)),
+        MATRIX,
+        SCAN,
+        [],
+    ),
     "log of anything": (lambda: Around(lambda n, x: n["body"](x.log()), body=MDLSTM(1, 4)), None, SCAN, []),
     "layer in a branch": (
         lambda: Around(
-            lambda n, x: torch.cond(x.sum() > 0, lambda x: n["body"](x), lambda x: -n["body"](x), (x,)), body=MDLSTM(1, 4)
-        ), MATRIX, {}, [],
+            lambda n, x: torch.cond(x.sum() > 0, lambda x: n["body"](x), lambda x: -n["body"](x), (x,)),
+            body=MDLSTM(1, 4),
+        ),
+        MATRIX,
+        {},
+        [],
     ),
 }
 NETWORKS["log mel, free time"] = (
     lambda: Around(
-        lambda n, x: n["head"](n["body"](x.clamp(min=1e-5).log10()).flatten(2)), body=MDLSTM(1, 4),
+        lambda n, x: n["head"](n["body"](x.clamp(min=1e-5).log10()).flatten(2)),
+        body=MDLSTM(1, 4),
         head=nn.Linear(4 * 16, 3),
-    ), torch.rand(1, 30, 16, 1), {"grid": (None, 16)}, [(50, 16, 1)],
+    ),
+    torch.rand(1, 30, 16, 1),
+    {"grid": (None, 16)},
+    [(50, 16, 1)],
 )
 NETWORKS["float tokens"] = (*NETWORKS["float tokens"][:3], [])
 
@@ -309,7 +449,9 @@ def outputs_of(result: Any) -> list[np.ndarray]:
 
 def error(found: list[np.ndarray], exact: list[np.ndarray]) -> float:
     """The largest error of floats in units of the largest output, at least 1."""
-    errors = [np.abs(y - e).max() / max(1, np.abs(e).max()) for y, e in zip(found, exact, strict=True) if e.size]
+    errors = [
+        np.abs(y - e).max() / max(1, np.abs(e).max()) for y, e in zip(found, exact, strict=True) if e.size
+    ]
     return float(max(errors))
 
 
@@ -347,7 +489,9 @@ def measure(name: str, folder: Path) -> str:
     trust = ", ".join(report.needs_trust)
     size = "x".join(str(e or "*") for e in metadata.grid) if metadata.grid else "any"
     in_openvino_text = f"{max(elsewhere):.1e}" if elsewhere else problem or "not compared"
-    return f"{metadata.form:8} {size:8} {max(in_runtime):.1e}  {in_openvino_text:12} {seconds:5.1f} s  {trust}"
+    return (
+        f"{metadata.form:8} {size:8} {max(in_runtime):.1e}  {in_openvino_text:12} {seconds:5.1f} s  {trust}"
+    )
 
 
 def main() -> None:

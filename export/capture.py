@@ -47,7 +47,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 def capture(
     module: nn.Module,
     examples: Mapping[str, Tensor],
-    free_axes: Mapping[int, int] | Mapping[str, Mapping[int, int]] | None = None,
+    free_axes: Mapping[str, Mapping[int, int]] | None = None,
     output_names: Sequence[str] = ("y",),
 ) -> onnx.ModelProto:
     """Export a module to ONNX with each sweep as one node and the batch axis free.
@@ -56,9 +56,9 @@ def capture(
         module: an `Interface`, or a network that returns tensors, see `named_outputs`.
         examples: its inputs by name, float32 or int64. The first is passed by position and the others by
             name. The batch must be at least 2, because torch treats an extent of 1 as a constant.
-        free_axes: further axes of the first input that are free, and the number that the extent of each is
-            a multiple of. Their extents in the example must be at least 2. Or such axes of several inputs,
-            by name: they have equal extents in their order.
+        free_axes: for inputs, by name, further axes that are free, and the number that the extent of each
+            is a multiple of. Their extents in the example must be at least 2, and are equal in all these
+            inputs, axis by axis.
         output_names: names of the outputs, in the order in which the module returns them.
 
     Returns:
@@ -69,12 +69,7 @@ def capture(
     """
     first_name, *extra_names = examples
     interface = module if isinstance(module, Interface) else Interface(module, extra_names)
-    by_name: dict[str, Mapping[int, int]] = {}
-    for key, value in (free_axes or {}).items():
-        if isinstance(value, int):
-            by_name[first_name] = {**by_name.get(first_name, {}), key: value}
-        else:
-            by_name[key] = value
+    by_name = free_axes or {}
     count = len(by_name.get(first_name, ()))
     extent_names = EXTENT_NAMES.get(count, [f"extent_{d + 1}" for d in range(count)])
     dims = [torch.export.Dim(name) for name in extent_names]

@@ -52,8 +52,8 @@ def export_drawing(
     values agree with the network in float64.
 
     Args:
-        source: a network `pixel` with the kind "density"; or a run with such a network, its folder, or one of
-            its checkpoint files.
+        source: a network `pixel` with the kind "density"; or a run with such a network, its folder, or one
+            of its checkpoint files.
         destination: a file name that ends in `.onnx`; a folder for model-drawing.onnx, that of the run if
             None; or a web page, which then draws images. Only a run can become a page.
         size: (H, W) of an image where `Session.sample` is told none. None: that of the training images, or
@@ -86,8 +86,8 @@ def export_drawing(
         fields = {"model": model_name, "task": task, "checkpoint_sha256": digest}
     if not isinstance(network, PixelNet):
         raise InputError(
-            f"{label} is of type {type(network).__name__}; only a PixelNet, the network pixel, is exported to "
-            "draw images"
+            f"{label} is of type {type(network).__name__}; only a PixelNet, the network pixel, is exported "
+            "to draw images"
         )
     with tempfile.TemporaryDirectory() as scratch:
         if isinstance(destination, ExportTarget):

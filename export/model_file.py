@@ -130,7 +130,8 @@ def tensor_specs(values: Sequence[onnx.ValueInfoProto]) -> list[TensorSpec]:
 def with_metadata(model: onnx.ModelProto, metadata: Metadata) -> bytes:
     """The content of a file with a model and its metadata."""
     helper.set_model_props(model, metadata.to_props())
-    return model.SerializeToString()
+    data: bytes = model.SerializeToString()
+    return data
 
 
 def check_onnx(model: onnx.ModelProto, label: str) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.api import Dtype, ExportReport, default_form, export_onnx
+from mdlstm_tk.export.api import Dtype, default_form, export_onnx
 from mdlstm_tk.export.lowering.lower import Form
-from mdlstm_tk.export.model_file import check_folder
+from mdlstm_tk.export.model_file import ExportReport, check_folder
 from mdlstm_tk.export.targets import ExportTarget
 from mdlstm_tk.export.tiles import check_tile_options
 from mdlstm_tk.export.verification.cases import task_inputs
@@ -56,7 +56,8 @@ def export_run(
             model.tiles. The folder must exist.
         grid: extents to export for, None among them where they are free. None: the run's own grid, or any
             grid if form is "scan" or "tiles".
-        form, padded, multiple_of, dtype, functions, atol: as for `export_onnx`; form "tiles" takes atol alone.
+        form, padded, multiple_of, dtype, functions, atol: as for `export_onnx`; form "tiles" takes atol
+            alone.
         force: replace an existing file.
         code: the Python files of a run with a network or a cell of the user's own, by setting ("model",
             "cell"): {"cell": "mine.py:coupled"}. Those that its checkpoint names are not run.
@@ -90,7 +91,9 @@ def export_run(
         "preprocessing": spec.preprocessing and spec.preprocessing.to_json(),
         "checkpoint_sha256": hashlib.sha256(checkpoint_path.read_bytes()).hexdigest(),
     }
-    fixed = grid and tuple(extent for extent in grid if extent)
+    whole_grid = tuple(extent for extent in grid or () if extent is not None)
+    if len(whole_grid) < len(spec.size):
+        whole_grid = spec.size
     return export_onnx(
         checkpoint.network(),
         path,
@@ -102,7 +105,7 @@ def export_run(
         functions=functions,
         channels=spec.channels,
         channels_last=True,
-        verify_inputs=task_inputs(spec.name, fixed if fixed and fixed == grid else spec.size),
+        verify_inputs=task_inputs(spec.name, whole_grid),
         metadata=metadata,
         atol=atol,
     )

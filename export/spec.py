@@ -1,4 +1,5 @@
-"""The network to export, and the inputs that it takes: the arguments of `export_onnx`, completed by the network."""
+"""The network to export, and the inputs that it takes: the arguments of `export_onnx`, completed by the "
+"network."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ ENLARGEMENTS = (1, 3, 7, 15)  # odd, so that a network with strides does not acc
 
 
 class Interface(nn.Module):
-    """A network with the inputs and outputs of its file: floats are float32, and x has the axis of channels.
+    """A network with the inputs and outputs of its file: floats are float32, and x has an axis of channels.
 
     Args:
         network: the network; it is copied to the CPU, in eval mode and without the wrappers of
@@ -180,8 +181,8 @@ class ExportSpec:
         return {"x": x, **self.extra_batch(batch, grid, seed)}
 
     def extra_batch(self, batch: int, grid: Grid, seed: int = 0) -> dict[str, Array]:
-        """The further inputs: the samples of their examples, repeated as often as needed, or random numbers on
-        the grid of x."""
+        """The further inputs: the samples of their examples, repeated as often as needed, or random numbers
+        on the grid of x."""
         rng, inputs = np.random.default_rng(seed + 1), dict[str, Array]()
         for name, example in self.extra_inputs.items():
             if name in self.grid_inputs:
@@ -363,8 +364,8 @@ class _Grids:
         spec = self.spec
         if any(extent and extent % m for extent, m in zip(spec.grid, spec.multiple_of, strict=True)):
             raise InputError(
-                f"grid {format_size(spec.grid)} is not a multiple of {format_size(spec.multiple_of)}, which "
-                "multiple_of=... asks for; change one of them"
+                f"grid {format_size(spec.grid)} is not a multiple of {format_size(spec.multiple_of)}, "
+                "which multiple_of=... asks for; change one of them"
             )
         if None not in spec.grid:
             grid = tuple(extent or 1 for extent in spec.grid)
@@ -417,9 +418,9 @@ class _Grids:
             raise self._refusal(main)
         if None not in extents and not self.is_explicit:
             raise InputError(
-                f"{spec.interface.name} takes the grid {format_size(main)} only, with these inputs; if further "
-                "inputs have the grid of x, name them as grid_inputs=...; or export it for this grid, with "
-                f"grid={main}"
+                f"{spec.interface.name} takes the grid {format_size(main)} only, with these inputs; if "
+                "further inputs have the grid of x, name them as grid_inputs=...; or export it for this "
+                f"grid, with grid={main}"
             )
         return replace(spec, grid=tuple(extents)), main
 
@@ -441,8 +442,8 @@ class _Grids:
         for name, y in outputs.items():
             if y.dim() == 0 or len(y) != 2:
                 raise InputError(
-                    f"{self.spec.interface.name} returns '{name}' of shape {tuple(y.shape)} for a batch of 2, "
-                    "expected (N, …)"
+                    f"{self.spec.interface.name} returns '{name}' of shape {tuple(y.shape)} for a batch of "
+                    "2, expected (N, …)"
                 )
         return {name: tuple(y.shape) for name, y in outputs.items()}
 
@@ -465,25 +466,25 @@ class _Grids:
             multiple = self._fixed(tuple(factor * unit for unit in base), spec.grid)
             if self._accepts(multiple):
                 return InputError(
-                    f"{name} accepts the grid {format_size(multiple)} but not {format_size(grid)} ({reason}); "
-                    f"if its strides need such extents, give multiple_of={factor}"
+                    f"{name} accepts the grid {format_size(multiple)} but not {format_size(grid)} "
+                    f"({reason}); if its strides need such extents, give multiple_of={factor}"
                 )
         if "index out of range" in reason:
             advice = "x holds indices of a table, so give example_range=(0, entries - 1)"
         else:
-            advice = "give example_inputs=(x, …), or other values of grid=..., channels=... and channels_last=..."
+            advice = "give example_inputs=(x, …), or other grid=..., channels=... and channels_last=..."
         if None in spec.grid:
             advice += "; if forward fixes an extent, name it, as in grid=(48, None)"
         shape = spec.examples(grid)["x"].shape
         return InputError(
-            f"{name} does not accept the grid {format_size(grid)} with {spec.channels} channels, an x of shape "
-            f"{tuple(shape)}: {reason}; {advice}"
+            f"{name} does not accept the grid {format_size(grid)} with {spec.channels} channels, an x of "
+            f"shape {tuple(shape)}: {reason}; {advice}"
         )
 
 
 def eval_copy(module: nn.Module) -> nn.Module:
-    """A copy of a network on the CPU in eval mode, without the wrappers of `torch.compile`: compiling it for
-    each grid of a verification would take far longer than running it."""
+    """A copy of a network on the CPU in eval mode, without the wrappers of `torch.compile`: compiling it
+    for each grid of a verification would take far longer than running it."""
 
     def unwrapped(module: nn.Module) -> nn.Module:
         wrapped: nn.Module = module._orig_mod if isinstance(module, OptimizedModule) else module
@@ -627,8 +628,8 @@ def _check_names(module: nn.Module, names: Sequence[str]) -> None:
 
 
 def _layout(network: nn.Module, x: Tensor | None, name: str) -> bool:
-    """True if x is channels-last: the layout of the first MDLSTM layer, unless the example has the channels of
-    a convolution before that layer on the other axis."""
+    """True if x is channels-last: the layout of the first MDLSTM layer, unless the example has the channels
+    of a convolution before that layer on the other axis."""
     kinds = (MDLSTM, _ConvNd)
     first = next((module for module in network.modules() if isinstance(module, kinds)), None)
     if isinstance(first, _ConvNd) and x is not None:
@@ -674,7 +675,8 @@ def _extents(
     extents: Extents = tuple(grid or of_example or ())
     if not extents:
         raise InputError(
-            "form 'unrolled' needs a grid; give grid=... or example_inputs=..., or form=\"scan\" for any size"
+            "form 'unrolled' needs a grid; give grid=... or example_inputs=..., or form=\"scan\" for any "
+            "size"
         )
     if None in extents:
         raise InputError(

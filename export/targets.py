@@ -1,4 +1,5 @@
-"""Destinations of an export other than a file: a model repository of Triton Inference Server, or a web page."""
+"""Destinations of an export other than a file: a model repository of Triton Inference Server, or a web "
+"page."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def _windows(level: Level, channels: int) -> onnx.ModelProto:
         return lower(onnx.helper.make_model(graph, opset_imports=opsets))
     extents = [e * w for e, w in zip(EXAMPLE[:ndim], level.window, strict=True)]
     x = torch.zeros(2, *extents, channels)
-    free_axes = dict.fromkeys(range(1, ndim + 1), 1)
+    free_axes = {"x": dict.fromkeys(range(1, ndim + 1), 1)}
     return lower(capture(_Windows(level).eval(), {"x": x}, free_axes, ("windows",)))
 
 
@@ -175,7 +175,7 @@ def head_model(stages: TileStages, features: int, outputs: int) -> onnx.ModelPro
     )
     head = _Head(stages.head, tuple(stages.upsample)).eval()
     x = torch.zeros(2, *EXAMPLE[:ndim], features)
-    model = lower(capture(head, {"x": x}, dict.fromkeys(range(1, ndim + 1), 1)))
+    model = lower(capture(head, {"x": x}, {"x": dict.fromkeys(range(1, ndim + 1), 1)}))
     onnx.helper.set_model_props(model, metadata.to_props())
     return model
 

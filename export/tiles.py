@@ -77,8 +77,8 @@ def export_tiles(
     name, spec = type(module).__name__, read_spec(module, any_size=True, channels=channels)
     if not spec.channels_last:
         raise InputError(
-            f"{name} takes x as (N, C, *grid), but tiles are for networks that take (N, *grid, C); wrap it in "
-            "a module that moves the axis"
+            f"{name} takes x as (N, C, *grid), but tiles are for networks that take (N, *grid, C); wrap it "
+            "in a module that moves the axis"
         )
     if len(spec.output_names) > 1:
         raise InputError(
@@ -121,7 +121,8 @@ def check_tile_options(
     }
     if name := next((name for name, is_there in options.items() if is_there), None):
         raise InputError(
-            f"form 'tiles' is for any size, in float32, and does not go together with {name}; leave that out"
+            f"form 'tiles' is for any size, in float32, and does not go together with {name}; leave that "
+            "out"
         )
 
 

@@ -137,7 +137,8 @@ def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
     if metadata.ndim != 2 or is_partly_free or not set(metadata.inputs) <= {"x", "sizes"}:
         raise InputError(
             f"{label} takes {', '.join(metadata.inputs)} with x in layout {metadata.layout} and grid "
-            f"{metadata.grid or 'any'}; a page supports one two-dimensional grid, or any, without further inputs"
+            f"{metadata.grid or 'any'}; a page supports one two-dimensional grid, or any, without further "
+            "inputs"
         )
     if len(metadata.output_names) > 1:
         raise InputError(

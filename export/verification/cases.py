@@ -69,7 +69,8 @@ class Draw:
         elif self.range is None:
             values = rng.standard_normal(shape)
         elif all(isinstance(bound, int) for bound in self.range):
-            values = rng.integers(self.range[0], self.range[1] + 1, shape)  # type: ignore[arg-type]
+            low, high = map(int, self.range)
+            values = rng.integers(low, high + 1, shape)
         else:
             values = rng.uniform(*self.range, shape)
         return values.astype(self.dtype)
@@ -179,7 +180,7 @@ def _random_inputs(declared: Sequence[TensorSpec], x: Array, seed: int) -> dict[
     extents = dict(zip(declared[0].shape, x.shape, strict=True)) if declared else {}
     for tensor in declared[1:]:
         if tensor.name != "sizes":
-            shape = [extents.get(e, 1) if isinstance(e, str) else e for e in tensor.shape[1:]]
+            shape = [e if isinstance(e, int) else extents.get(e, 1) for e in tensor.shape[1:]]
             integers = np.dtype(tensor.dtype).kind != "f"
             draw = Draw((0, 1) if integers else None, dtype=np.dtype(tensor.dtype).type)
             values[tensor.name] = draw((len(x), *shape), rng)

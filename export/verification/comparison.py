@@ -12,7 +12,6 @@ import numpy as np
 from mdlstm_tk.export.verification.cases import Array, Case, Grid
 from mdlstm_tk.export.verification.parity import (
     Divergence,
-    Float64Array,
     Parity,
     compare,
     feature_scale,

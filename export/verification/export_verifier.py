@@ -1,4 +1,5 @@
-"""The check that every export passes before its file is written: the model against the network in float64."""
+"""The check that every export passes before its file is written: the model against the network in "
+"float64."""
 
 from __future__ import annotations
 
@@ -113,12 +114,12 @@ def _check_samples_are_apart(run: Run, spec: ExportSpec) -> None:
     name = spec.interface.name
     if not _agree(alone, run(first)):
         raise InputError(
-            f"{name} returns other numbers each time for the same x; a file computes the same each time, so "
-            "remove what is random from its forward in eval mode"
+            f"{name} returns other numbers each time for the same x; a file computes the same each time, "
+            "so remove what is random from its forward in eval mode"
         )
     raise InputError(
-        f"{name} mixes the samples of a batch: what it returns for a sample alone differs from what it returns "
-        "for the same sample among others; a network to export must compute each sample by itself"
+        f"{name} mixes the samples of a batch: what it returns for a sample alone differs from what it "
+        "returns for the same sample among others; a network to export must compute each sample by itself"
     )
 
 
@@ -139,7 +140,8 @@ def _check_finite(outputs: Outputs, case: Case, spec: ExportSpec) -> None:
             of_output = "" if len(outputs) == 1 else f" in output '{name}'"
             raise InputError(
                 f"{spec.interface.name} itself returns {value}{of_output} on {case.name}, x being "
-                f"{_described(spec.draw, case)}; give example_range=(low, high), the values that it is made for"
+                f"{_described(spec.draw, case)}; give example_range=(low, high), the values that it is "
+                "made for"
             )
 
 
@@ -161,15 +163,15 @@ def _explained(run: Run, spec: ExportSpec, expected: Mapping[str, Outputs], tile
             outputs = run(inputs)
         except MDLSTMError as error:
             raise MDLSTMError(
-                f"{name} cannot be exported this way: torch fixed the batch or an extent, and an x of shape "
-                f"{shape} does not run ({error}); export it for one grid"
+                f"{name} cannot be exported this way: torch fixed the batch or an extent, and an x of "
+                f"shape {shape} does not run ({error}); export it for one grid"
             ) from error
         if tiled:
             y, exact = next(iter(outputs.values())), spec.interface.run(inputs)
             if y.shape != next(iter(exact.values())).shape:
                 raise ParityError(
-                    f"{name} returns shape {next(iter(exact.values())).shape} for x of shape {shape}, but what "
-                    f"its tile_stages() describes returns {y.shape}"
+                    f"{name} returns shape {next(iter(exact.values())).shape} for x of shape {shape}, but "
+                    f"what its tile_stages() describes returns {y.shape}"
                 )
         return outputs
 
@@ -184,33 +186,33 @@ def _explanation(
     outcome: Outcome,
     atol: float,
 ) -> str:
-    """The reason of an error. The error of PyTorch in float32 on the same input tells whether the graph or the
-    precision is to blame."""
+    """The reason of an error. The error of PyTorch in float32 on the same input tells whether the graph or
+    the precision is to blame."""
     network, parity, dtype = spec.interface, outcome.parity, session.metadata.dtype
     of_output = "" if len(expected) == 1 else f" of output '{outcome.output}'"
     scale = f"{atol:g}" if parity.scale == 1 else f"{atol:g}·{parity.scale:.3g}"
     tiled = isinstance(session, TiledSession)
     text = (
-        f"error {parity.max_abs:.1e}{of_output} of {'tiles' if tiled else 'ONNX Runtime'} against float64 on {case.name}, "
-        f"allowed is {scale} + {RTOL:g}·|y|; "
+        f"error {parity.max_abs:.1e}{of_output} of {'tiles' if tiled else 'ONNX Runtime'} against float64 "
+        f"on {case.name}, allowed is {scale} + {RTOL:g}·|y|; "
     )
     if tiled:
         return (
-            f"{text}does tile_stages() of {network.name} describe what its forward computes, and do before and "
-            "head compute each position from that position alone?"
+            f"{text}does tile_stages() of {network.name} describe what its forward computes, and do before "
+            "and head compute each position from that position alone?"
         )
     if spec.padded and tuple(case.inputs["x"].shape[axis] for axis in spec.grid_axes) != spec.example_grid:
         return f"{text}a padded sample differs from the sample alone: the network reads the padding"
     if dtype != "float32":
-        return f"{text}{dtype} is not precise enough for this network; export float32, or allow more with atol=..."
+        return f"{text}{dtype} is not precise enough for it; export float32, or allow more with atol=..."
     y, exact = network.run(case.inputs)[outcome.output], expected[outcome.output]
     in_torch = compare(y, exact, atol, scale=feature_scale([exact]))
     if in_torch.severity > 0.3 * parity.severity:
         cells = {getattr(module, "cell", None) for module in network.modules()}
         advice = ", or use a cell whose state stays bounded (stable, leaky)" if "graves" in cells else ""
         return (
-            f"{text}PyTorch in float32 is off by {in_torch.max_abs:.1e}, too, so the network itself needs more "
-            f"precision than float32 has; allow more with atol=...{advice}"
+            f"{text}PyTorch in float32 is off by {in_torch.max_abs:.1e}, too, so the network itself needs "
+            f"more precision than float32 has; allow more with atol=...{advice}"
         )
     return (
         f"{text}PyTorch in float32 is off by {in_torch.max_abs:.1e} only, so the exported graph computes "

@@ -1,7 +1,7 @@
 """The float64 reference of a file whose network is not at hand: its own graph, evaluated in float64.
 
-It tells whether a runtime computes the graph. Whether the graph is that of the network, only the network can
-tell.
+It tells whether a runtime computes the graph. Whether the graph is that of the network, only the network
+can tell.
 """
 
 from __future__ import annotations

@@ -89,8 +89,8 @@ def verify_model(
             such as that of a run.
         against: the network, or the run or checkpoint file that it was exported from. None: the run in
             whose folder the file lies. If there is none, or the file is not of a run, its own graph is
-            evaluated in float64, and an archive of tiles in one tile: that shows whether the runtimes compute
-            the graph, but not whether the graph is that of the network.
+            evaluated in float64, and an archive of tiles in one tile: that shows whether the runtimes
+            compute the graph, but not whether the graph is that of the network.
         inputs: arrays by name, or files that `mdlstm infer` reads, to compare on in place of the inputs
             above. An array is an x, with or without batch and channel axes; for a model with further inputs
             it is a mapping from the names of the inputs to arrays, or a `.npz` file that holds such.
@@ -183,7 +183,8 @@ def _origin(path: Path, against: Against, metadata: Metadata, code: Code) -> _Or
         if found is None:
             if code:
                 raise InputError(
-                    f"{path} is compared with {itself}{problem}, which runs no file; leave out {min(code)}=..."
+                    f"{path} is compared with {itself}{problem}, which runs no file; leave out "
+                    f"{min(code)}=..."
                 )
             return _Origin(f"{itself}{problem}", None, None, grid, metadata)
         run, checkpoint_path = found
@@ -296,8 +297,8 @@ class _FileVerifier:
                 runtimes["ONNX reference evaluator"] = unpadded(self._graph_run())
             elif self.interface is None:
                 raise InputError(
-                    f"the reference evaluator of onnx does not run this graph ({', '.join(self.trusted)}); give "
-                    "the network that it came from as against=..."
+                    f"the reference evaluator of onnx does not run this graph ({', '.join(self.trusted)}); "
+                    "give the network that it came from as against=..."
                 )
             reference = reference if self.interface else unpadded(reference)
         for_scale = (

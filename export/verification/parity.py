@@ -1,4 +1,4 @@
-"""Parity: the error of an output against the same network in float64, and the first wavefront that is wrong.
+"""Parity: the error of an output against its network in float64, and the first wavefront that is wrong.
 
 An error is within tolerance if it is at most atol·s + rtol·|y|. The scale s of a feature of y is its
 largest absolute value on all inputs of a verification, or 1 if that is smaller. A regression whose outputs

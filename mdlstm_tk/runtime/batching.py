@@ -201,7 +201,7 @@ def run_batches(
     groups: dict[tuple[int, ...], list[tuple[Tag, Array]]] = {}
     for tag, x in arrays:
         sample_shape = x.shape[1:] if x.ndim == batched_ndim else x.shape
-        key = (metadata.grid or ()) if "sizes" in metadata.inputs else sample_shape
+        key = tuple(e or 0 for e in metadata.grid or ()) if "sizes" in metadata.inputs else sample_shape
         groups.setdefault(key, []).append((tag, x))
     for shape, members in groups.items():
         limit = batch_size or max(1, min(BATCH_SIZE, BATCH_POSITIONS // prod(shape)))

@@ -47,8 +47,8 @@ class Metadata:
         drawing: of a graph that draws the rows of images: "size", the extents of the training images;
             "levels" that a value can have; and "state", the number of features of a position's state. None
             for any other graph.
-        example_range: the lowest and the highest value of x in random inputs that a verification draws. None:
-            they are standard normal.
+        example_range: the lowest and the highest value of the random x that a verification draws. None: it
+            is standard normal.
         integer: x holds whole numbers, such as tokens.
         channel_axis: the network that was exported takes x with the axis C, which the file has in any case.
         checkpoint_sha256: checksum of the checkpoint, if the model was exported from a run.

@@ -218,7 +218,7 @@ class Session:
             InputError: the model takes any grid and none is given, or it does not take this one.
         """
         own = self.metadata.grid
-        grid = grid or (None if own is None or None in own else own)
+        grid = grid or (None if own is None or None in own else tuple(extent or 0 for extent in own))
         if grid is None:
             raise InputError("this model takes any grid; name the one to warm up for: warm_up(grid=...)")
         captures_graphs = self._runner is not None and self._runner.captures_graphs

@@ -92,7 +92,10 @@ def test_a_network_is_exported_to_draw(tmp_path: Path) -> None:
     session = Session(path, "cpu")
     assert session.sample(2).shape == (2, 4, 5, 3)
     uniform = uniform_numbers(0, 2, (3, 6), 3)
-    assert (session.sample(2, (3, 6), uniform=uniform) == network.sample(2, (3, 6), uniform=torch.from_numpy(uniform)).numpy()).all()
+    assert (
+        session.sample(2, (3, 6), uniform=uniform)
+        == network.sample(2, (3, 6), uniform=torch.from_numpy(uniform)).numpy()
+    ).all()
     for arguments, message in (
         ((nn.Linear(1, 1), tmp_path / "n.onnx"), "Linear; only a PixelNet"),
         ((network,), "destination="),
@@ -112,9 +115,7 @@ def test_other_networks_of_runs_do_not_draw(trained: Run) -> None:
 def test_the_export_for_log_probabilities_names_the_one_that_draws(
     density_run: Run, tmp_path: Path
 ) -> None:
-    result = mdlstm(
-        "export", density_run.folder, "--form", "scan", "-o", tmp_path / "whole.onnx"
-    )
+    result = mdlstm("export", density_run.folder, "--form", "scan", "-o", tmp_path / "whole.onnx")
     assert f"mdlstm export {density_run.folder} --drawing" in result.err
     result = mdlstm("export", density_run.folder, "--drawing", "-o", tmp_path)
     assert f"mdlstm sample {tmp_path / 'model-drawing.onnx'}" in result.err

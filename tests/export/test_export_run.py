@@ -1,4 +1,5 @@
-"""`export_run` and `mdlstm export`: names of files, metadata, and parity of a trained network at any size."""
+"""`export_run` and `mdlstm export`: names of files, metadata, and parity of a trained network at any "
+"size."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ from mdlstm_tk.training import Run, load_checkpoint
 def test_a_trained_model_agrees_with_float64_at_any_size(trained: Run, tmp_path: Path) -> None:
     report = export_run(trained, tmp_path / "any.onnx", form="scan")
     assert report.bytes < 100_000 and report.metadata.grid is None
-    reference, session = float64_reference(load_checkpoint(trained.best).network()), Session(report.path, "cpu")
+    reference, session = (
+        float64_reference(load_checkpoint(trained.best).network()),
+        Session(report.path, "cpu"),
+    )
     for k, grid in enumerate([(8, 8), (1, 1), (1, 7), (7, 1), (5, 8), (32, 32)]):
         x = np.random.default_rng(k).random((2, *grid, 1), np.float32)
         np.testing.assert_allclose(session(x), reference(x), rtol=0, atol=1e-5)
@@ -29,9 +33,13 @@ def test_a_trained_model_agrees_with_float64_at_any_size(trained: Run, tmp_path:
     assert np.mean([error[k, row, column] for k, (row, column) in enumerate(batch.second)]) < 0.01
 
 
-def test_the_file_is_self_contained_and_has_standard_operators_and_metadata(model: Path, trained: Run) -> None:
+def test_the_file_is_self_contained_and_has_standard_operators_and_metadata(
+    model: Path, trained: Run
+) -> None:
     proto = onnx.load(model)
-    assert {opset.domain for opset in proto.opset_import} == {node.domain for node in proto.graph.node} == {""}
+    assert (
+        {opset.domain for opset in proto.opset_import} == {node.domain for node in proto.graph.node} == {""}
+    )
     assert not proto.functions
     assert not any(tensor.external_data for tensor in proto.graph.initializer)
     dims = proto.graph.input[0].type.tensor_type.shape.dim
@@ -55,7 +63,9 @@ def test_the_file_is_self_contained_and_has_standard_operators_and_metadata(mode
     ],
     ids=str,
 )
-def test_the_name_of_the_file_tells_the_size(options: dict, name: str, trained: Run, tmp_path: Path) -> None:
+def test_the_name_of_the_file_tells_the_size(
+    options: dict, name: str, trained: Run, tmp_path: Path
+) -> None:
     report = export_run(trained.folder, tmp_path, **options)
     assert report.path == tmp_path / name
     with pytest.raises(InputError, match=name.replace(".", r"\.")):

@@ -36,6 +36,7 @@ from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.tiling import Stage, TileStages
 from mdlstm_tk.training import Run
 
+
 @pytest.mark.parametrize("seed", range(6))  # two networks of each number of axes
 def test_random_networks_in_tiles_equal_the_whole_grid(seed: int, tmp_path: Path) -> None:
     network = RandomNet(seed, ndim=1 + seed % 3)

@@ -143,7 +143,13 @@ def test_an_error_names_the_argument(
         (torch.tensor([0.25, 0.5]).repeat(1, 9, 8, 1)[..., :1], {}, -9, 9, False),
         (torch.linspace(2, 3, 81).view(1, 9, 9, 1), {}, 2, 3, False),
         (torch.zeros(1, 9, 9, 1), {"example_range": (5, 6)}, 5, 6, False),
-        (None, {"grid": (9, 9), "example_range": lambda shape, generator: torch.full(shape, 7.0)}, 7, 7, True),
+        (
+            None,
+            {"grid": (9, 9), "example_range": lambda shape, generator: torch.full(shape, 7.0)},
+            7,
+            7,
+            True,
+        ),
         (torch.arange(81).view(1, 9, 9) % 5, {}, 0, 4, True),
         (torch.zeros(1, 9, 9, dtype=torch.long), {}, 0, 6, True),  # the table has 7 rows
         (torch.zeros(1, 9, 9, dtype=torch.long), {"example_range": (3, 4)}, 3, 4, True),

@@ -20,7 +20,9 @@ from mdlstm_tk.export.quantization import quantize
 GROUPS = [(group, True) for group in layers.ANY_GRID] + [(group, False) for group in layers.ONE_GRID]
 
 
-@pytest.mark.parametrize(("group", "any_grid"), GROUPS, ids=lambda value: "" if isinstance(value, list) else str(value))
+@pytest.mark.parametrize(
+    ("group", "any_grid"), GROUPS, ids=lambda value: "" if isinstance(value, list) else str(value)
+)
 def test_common_layers_need_no_trust(group: Any, any_grid: bool) -> None:
     assert operators_to_trust(layers.exported(group, any_grid=any_grid)) == ()
 

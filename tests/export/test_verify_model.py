@@ -141,9 +141,7 @@ def test_verify_model_follows_an_error_to_its_wavefront(trained: Run, model: Pat
         report.raise_if_failed()
 
 
-def test_a_run_folder_is_verified_with_all_its_exports(
-    trained: Run, tmp_path: Path
-) -> None:
+def test_a_run_folder_is_verified_with_all_its_exports(trained: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(trained.folder, folder)
     export_run(folder, grid=(3, 5))
@@ -160,9 +158,7 @@ def test_a_run_folder_is_verified_with_all_its_exports(
         verify_model(tmp_path)
 
 
-def test_a_file_of_any_module_is_verified_against_it_or_its_own_graph(
-    tmp_path: Path
-) -> None:
+def test_a_file_of_any_module_is_verified_against_it_or_its_own_graph(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = Conditioned()
     examples = (torch.randn(2, 3, 4, 2), torch.randn(2, 2), torch.tensor([3, 1]))
