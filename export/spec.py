@@ -295,6 +295,7 @@ def read_spec(
     _check_names(module, [*(["sizes"] if padded else []), *further])
     layer = next(mdlstm_layers(network), None)
     says_channels = channels is not None or channels_last is not None
+    arguments = {"grid": grid, "channels": channels, "channels_last": channels_last}
     channel_axis = x is None or layer is None or says_channels or x.dim() != layer.ndim + 1
     if x is not None and x.dim() < 2 + channel_axis:
         raise InputError(
@@ -306,7 +307,7 @@ def read_spec(
     if x is not None and not channel_axis:
         x = x.unsqueeze(-1 if channels_last else 1)
     if x is not None:
-        _check_example(tuple(x.shape), grid, channels, channels_last)
+        _check_example(tuple(x.shape), channels_last, arguments)
         channels = x.shape[-1 if channels_last else 1]
     elif channels is None:
         if layer is None:
@@ -645,17 +646,16 @@ def _layout(network: nn.Module, x: Tensor | None, name: str) -> bool:
     return layer is None or layer.channels_last
 
 
-def _check_example(
-    shape: Shape, grid: Sequence[int | None] | None, channels: int | None, channels_last: bool
-) -> None:
+def _check_example(shape: Shape, channels_last: bool, arguments: Mapping[str, Any]) -> None:
+    """Check that the example agrees with the arguments grid, channels and channels_last."""
+    grid, channels = arguments["grid"], arguments["channels"]
     extents, features = (shape[1:-1], shape[-1]) if channels_last else (shape[2:], shape[1])
     wrong_grid = grid is not None and (
         len(grid) != len(extents)
         or any(given not in (None, extent) for given, extent in zip(grid, extents, strict=True))
     )
     if wrong_grid or channels not in (None, features):
-        given = {"grid": grid, "channels": channels, "channels_last": channels_last}
-        described = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+        described = ", ".join(f"{name}={value}" for name, value in arguments.items() if value is not None)
         raise InputError(
             f"example_inputs has an x of shape {shape}, which contradicts {described}; "
             "leave those out, or change one of them"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers.crafted_runs import assert_refused, copied, edit_run, in_process, put, sets, sparse
 from helpers.user_data import read, write_arrays, write_classes, write_image, write_masks, write_texts
-from mdlstm_tk.export.tensor_spec import read_metadata
+from mdlstm_tk.export.model_file import read_metadata
 
 from mdlstm_tk import InputError
 from mdlstm_tk.data import Kind
