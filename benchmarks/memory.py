@@ -33,7 +33,7 @@ height, width, channels, units = map(int, sys.argv[3:])
 torch.manual_seed(0)
 x = torch.zeros(2, height, width, channels)
 free_axes = {1: 1, 2: 1} if sys.argv[2] == "any" else {}
-model = lower(capture(MDLSTM(channels, units, directions="all").eval(), {"x": x}, free_axes), "scan")
+model = lower(capture(MDLSTM(channels, units, directions="all").eval(), {"x": x}, {"x": free_axes}), "scan")
 with open(sys.argv[1], "wb") as file:
     file.write(model.SerializeToString())
 """

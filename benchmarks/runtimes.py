@@ -117,7 +117,9 @@ def cases(pairs: Iterable[tuple[str, str]]) -> Iterator[Case]:
         if key not in captured:
             module = copy.deepcopy(layer).half() if dtype == "float16" else layer
             examples = {name: torch.from_numpy(value) for name, value in {"x": x, **extra}.items()}
-            captured[key] = capture(module, examples, {} if grid else dict.fromkeys(range(1, ndim + 1), 1))
+            captured[key] = capture(
+                module, examples, {} if grid else {"x": dict.fromkeys(range(1, ndim + 1), 1)}
+            )
         model = lower(captured[key], kind, separate_products=dtype == "int8")
         model = quantize(model) if dtype == "int8" else model
         model = outline(model) if "functions" in form else model

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mdlstm_tk._util.sizes import parse_size
+from mdlstm_tk._util.sizes import parse_free_size, parse_size
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import detail, next_command, note, print_json, with_options
 from mdlstm_tk.cli.options import (
@@ -20,6 +20,7 @@ from mdlstm_tk.cli.options import (
     complete_files,
     complete_run,
     named_files,
+    parse_free_size_text,
     parse_size_text,
 )
 from mdlstm_tk.errors import InputError, require
@@ -41,8 +42,8 @@ def export(
         list[str] | None,
         typer.Option(
             metavar="SIZE",
-            parser=parse_size_text,
-            help="Grid size, as 8 or 8x12; repeatable.",
+            parser=parse_free_size_text,
+            help="Grid size, as 8 or 8x12, or 48x* for any width; repeatable.",
             show_default="the run's own size, or any size with --form scan",
             rich_help_panel=MODEL,
         ),
@@ -204,7 +205,7 @@ def export(
     target = _target(server_repo, web, web_runtime, force, data or "")
     reports = export_run_sizes(
         run,
-        [parse_size(text) for text in size] if size else [None],
+        [parse_free_size(text) for text in size] if size else [None],
         target or output,
         form=form,
         padded=padded,
@@ -220,6 +221,8 @@ def export(
     else:
         for report in reports:
             note(str(report))
+            if report.needs_trust:
+                note(f"{report.path} runs with --trusted only, for its {', '.join(report.needs_trust)}")
         if reports[-1].metadata.kind == "density" and not target:
             draw = with_options(f"mdlstm export {shell_quoted(run)} --drawing", code)
             note(f"to draw images without PyTorch, export a second file: {draw}")

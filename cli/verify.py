@@ -58,6 +58,12 @@ def verify(
     json: Json = False,
     max_bytes: MaxBytes = None,
     timeout: Timeout = None,
+    isolated: Annotated[
+        bool, typer.Option("--isolated", help="Run the model in a process of its own, with limits.")
+    ] = False,
+    trusted: Annotated[
+        bool, typer.Option("--trusted", help="Run operators outside the list of the model check.")
+    ] = False,
 ) -> None:
     """Compare a model in every runtime with the float64 reference of the network it came from.
 
@@ -83,6 +89,8 @@ def verify(
         seed=seed,
         max_bytes=max_bytes,
         timeout=timeout,
+        isolated=isolated,
+        trusted=trusted,
         code=named_files(own_model, own_cell),
     )
     detail(f"compared with {report.reference}")

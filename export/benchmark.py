@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from mdlstm_tk.benchmark import Shape, contenders, interleave, ratios_of, torch_threads
-from mdlstm_tk.export.api import Dtype, export_onnx
+from mdlstm_tk.export.api import export_onnx
 from mdlstm_tk.export.lowering.lower import FORMS, Form
 from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime.metadata import Dtype
 
 RUNTIME_SHAPES = (
     Shape(16, (8, 8), 1, 16),

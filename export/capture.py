@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mdlstm_tk import sweep as _registers_the_operator  # noqa: F401
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.export.outputs import named_outputs
+from mdlstm_tk.export.spec import Interface
 
 DOMAIN = "mdlstm"
 OPSET = 18  # has LayerNormalization (from 17 on); ONNX Runtime 1.20, the oldest supported, reads up to 21
@@ -47,18 +47,18 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 def capture(
     module: nn.Module,
     examples: Mapping[str, Tensor],
-    free_axes: Mapping[int, int] | None = None,
+    free_axes: Mapping[str, Mapping[int, int]] | None = None,
     output_names: Sequence[str] = ("y",),
 ) -> onnx.ModelProto:
     """Export a module to ONNX with each sweep as one node and the batch axis free.
 
     Args:
-        module: a network in eval mode that returns tensors, see `named_outputs`.
+        module: an `Interface`, or a network that returns tensors, see `named_outputs`.
         examples: its inputs by name, float32 or int64. The first is passed by position and the others by
-            name; floating-point inputs are cast to the dtype of the module's parameters. The batch must be
-            at least 2, because torch treats an extent of 1 as a constant.
-        free_axes: further axes of the first input that are free, and the number that the extent of each is
-            a multiple of. Their extents in the example must be at least 2.
+            name. The batch must be at least 2, because torch treats an extent of 1 as a constant.
+        free_axes: for inputs, by name, further axes that are free, and the number that the extent of each
+            is a multiple of. Their extents in the example must be at least 2, and are equal in all these
+            inputs, axis by axis.
         output_names: names of the outputs, in the order in which the module returns them.
 
     Returns:
@@ -68,19 +68,29 @@ def capture(
         MDLSTMError: torch cannot export the module; the message contains torch's reason.
     """
     first_name, *extra_names = examples
+    interface = module if isinstance(module, Interface) else Interface(module, extra_names)
+    by_name = free_axes or {}
+    count = len(by_name.get(first_name, ()))
+    extent_names = EXTENT_NAMES.get(count, [f"extent_{d + 1}" for d in range(count)])
+    dims = [torch.export.Dim(name) for name in extent_names]
     batch = torch.export.Dim("batch")
-    free_axes = free_axes or {}
-    extent_names = EXTENT_NAMES.get(len(free_axes), [f"extent_{d + 1}" for d in range(len(free_axes))])
-    extents: dict[int, Any] = {}
-    for (axis, multiple), name in zip(free_axes.items(), extent_names, strict=True):
-        extents[axis] = torch.export.Dim(name) if multiple == 1 else multiple * torch.export.Dim(name)
-    dynamic_shapes: list[Any] = [{0: batch, **extents}]
+    axes_of = {
+        name: {
+            0: batch,
+            **{
+                axis: dim if multiple == 1 else multiple * dim
+                for (axis, multiple), dim in zip(by_name.get(name, {}).items(), dims, strict=False)
+            },
+        }
+        for name in examples
+    }
+    dynamic_shapes: list[Any] = [axes_of[first_name]]
     if extra_names:
-        dynamic_shapes.append(tuple({0: batch} for _ in extra_names))
+        dynamic_shapes.append(tuple(axes_of[name] for name in extra_names))
     try:
         with exporter_silenced(), torch.no_grad():
             program = torch.onnx.export(
-                _Float32Interface(module, extra_names),
+                interface,
                 tuple(examples.values()),
                 dynamo=True,
                 input_names=list(examples),
@@ -95,39 +105,18 @@ def capture(
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise MDLSTMError(f"torch cannot export {type(module).__name__}: {reason}") from error
+        raise MDLSTMError(f"torch cannot export {interface.name}: {reason}") from error
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     for value in model.graph.input:
-        for axis in (0, *(free_axes if value.name == first_name else ())):
+        for axis in axes_of[value.name]:
             extent = value.type.tensor_type.shape.dim[axis]
             if not extent.dim_param:
                 raise MDLSTMError(
-                    f"torch cannot export {type(module).__name__} with axis {axis} of {value.name} free: "
+                    f"torch cannot export {interface.name} with axis {axis} of {value.name} free: "
                     f"the network's forward fixes that extent to {extent.dim_value}"
                 )
     return model
-
-
-class _Float32Interface(nn.Module):
-    """Wraps a module of any floating-point dtype so that its floating-point inputs and outputs are float32.
-    Integers stay as they are."""
-
-    def __init__(self, module: nn.Module, extra_names: Sequence[str]) -> None:
-        super().__init__()
-        self.module = module
-        self.extra_names = extra_names
-        parameter = next(module.parameters(), None)
-        self.dtype = torch.float32 if parameter is None else parameter.dtype
-
-    def forward(self, x: Tensor, *extra_inputs: Tensor) -> tuple[Tensor, ...]:
-        named = dict(zip(self.extra_names, map(self._to_module_dtype, extra_inputs), strict=True))
-        result = self.module(self._to_module_dtype(x), **named)
-        outputs = named_outputs(result, type(self.module).__name__).values()
-        return tuple(y.float() if y.is_floating_point() else y for y in outputs)
-
-    def _to_module_dtype(self, value: Tensor) -> Tensor:
-        return value.to(self.dtype) if value.is_floating_point() else value
 
 
 def _translate(*arguments: Any) -> Any:
@@ -176,10 +165,11 @@ def _register_schema() -> None:
 @contextlib.contextmanager
 def exporter_silenced() -> Iterator[None]:
     """Suppress the exporter's notes about optional packages and its own deprecation warnings."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    names = ("torch.onnx", "torch.export", "torch._guards", "onnxscript", "onnx_ir")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Export what draws images: the graph of `lowering/row.py`, verified, as a file or a web page."""
+"""Export a network that draws images: the graph of `lowering/row.py`, verified, as a file or a web page."""
 
 from __future__ import annotations
 
@@ -11,43 +11,53 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from torch import nn
 
 from mdlstm_tk._util.text import printable
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError, ParityError, require
-from mdlstm_tk.export.copies import eval_copy
 from mdlstm_tk.export.lowering.row import INPUTS, OUTPUTS, row_graph, state_size
+from mdlstm_tk.export.model_file import check_folder, check_onnx, write_file
 from mdlstm_tk.export.run_export import find_checkpoint
+from mdlstm_tk.export.spec import eval_copy, mdlstm_layers
 from mdlstm_tk.export.targets import ExportTarget
 from mdlstm_tk.export.verification.parity import ATOL, RTOL, compare
 from mdlstm_tk.models import PixelNet
 from mdlstm_tk.runtime import Metadata, Session
-from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable, staging
+from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.metadata import layout_of
 from mdlstm_tk.runtime.samples import run_rows, uniform_numbers
 from mdlstm_tk.training import Run, load_checkpoint
 from mdlstm_tk.training.config import NO_CODE, Code
 
 DEFAULT_NAME = "model-drawing.onnx"
+DEFAULT_SIZE = (
+    28,
+    28,
+)  # of the images that a file of a network without a run draws unless it is told another
 VERIFIED = ((6, (5, 7)), (2, (1, 1)), (3, (6, 2)))  # images and their sizes
 
 
 def export_drawing(
-    run: Run | str | Path,
+    source: nn.Module | Run | str | Path,
     destination: str | Path | ExportTarget | None = None,
     *,
+    size: tuple[int, int] | None = None,
     force: bool = False,
     code: Code = NO_CODE,
 ) -> Path:
-    """Export the network of a run as a graph that draws images of any size; see `Session.sample`.
+    """Export a network as a graph that draws images of any size; see `Session.sample`.
 
     The file appears only after ONNX Runtime has drawn images of several sizes with it, whose logits and
     values agree with the network in float64.
 
     Args:
-        run: a run of kind "density" with the network `pixel`, its folder, or one of its checkpoint files.
+        source: a network `pixel` with the kind "density"; or a run with such a network, its folder, or one
+            of its checkpoint files.
         destination: a file name that ends in `.onnx`; a folder for model-drawing.onnx, that of the run if
-            None; or a web page, which then draws images.
+            None; or a web page, which then draws images. Only a run can become a page.
+        size: (H, W) of an image where `Session.sample` is told none. None: that of the training images, or
+            28×28 for a network.
         force: replace an existing file.
         code: as for `export_run`.
 
@@ -55,43 +65,48 @@ def export_drawing(
         The path of the file.
 
     Raises:
-        InputError: there is no such run, its network is another, or the file exists and `force` is false.
+        InputError: there is no such run or folder, its network is another, or the file exists and `force`
+            is false.
         ParityError: ONNX Runtime disagrees with the network. Nothing is written.
         MissingExtraError: ONNX Runtime is not installed.
     """
     require("onnxruntime", "cpu")
-    run, checkpoint_path = find_checkpoint(run, code)
-    checkpoint = load_checkpoint(checkpoint_path, run.code)
-    network, spec = checkpoint.network(), checkpoint.spec
+    run: Run | None = None
+    fields: dict[str, Any] = {}
+    if isinstance(source, nn.Module):
+        network, label = source, "the given module"
+    else:
+        run, checkpoint_path = find_checkpoint(source, code)
+        checkpoint = load_checkpoint(checkpoint_path, run.code)
+        network, label = checkpoint.network(), f"the network of {run.folder}"
+        height, width = checkpoint.spec.size
+        size = size or (height, width)
+        digest = hashlib.sha256(checkpoint_path.read_bytes()).hexdigest()
+        model_name, task = printable(checkpoint.config.model), printable(checkpoint.spec.name)
+        fields = {"model": model_name, "task": task, "checkpoint_sha256": digest}
     if not isinstance(network, PixelNet):
         raise InputError(
-            f"{run.folder} has the network {type(network).__name__}; only pixel is exported to draw images"
+            f"{label} is of type {type(network).__name__}; only a PixelNet, the network pixel, is exported "
+            "to draw images"
         )
-    target = destination if isinstance(destination, ExportTarget) else None
-    path = run.folder / DEFAULT_NAME
-    if isinstance(destination, str | Path):
-        path = Path(destination)
-        path = path if path.suffix == ".onnx" else path / DEFAULT_NAME
-    if target:
-        target.prepare(1)
-    else:
-        ensure_writable(path, force)
-    height, width = spec.size
-    model = drawing_model(
-        network,
-        (height, width),
-        model=printable(checkpoint.config.model),
-        task=printable(spec.name),
-        checkpoint_sha256=hashlib.sha256(checkpoint_path.read_bytes()).hexdigest(),
-        parity={"atol": ATOL, "rtol": RTOL, "max_abs": _verify(network, path)},
-    )
-    data = model.SerializeToString()
-    if target:
-        with staging(Path(tempfile.gettempdir())) as scratch:
-            (scratch / path.name).write_bytes(data)
-            return target.add(scratch / path.name, run, None)
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(data)
+    with tempfile.TemporaryDirectory() as scratch:
+        if isinstance(destination, ExportTarget):
+            destination.prepare(1)
+            path = Path(scratch) / DEFAULT_NAME
+        elif destination is None and run is None:
+            raise InputError("export_drawing needs a file name for a network; give destination=...")
+        else:
+            path = run.folder if destination is None and run else Path(str(destination))
+            path = path if path.suffix == ".onnx" else path / DEFAULT_NAME
+            check_folder(path)
+            ensure_writable(path, force)
+        parity = {"atol": ATOL, "rtol": RTOL, "max_abs": _verify(network, path)}
+        model = drawing_model(network, size or DEFAULT_SIZE, **fields, parity=parity)
+        write_file(path, model.SerializeToString())
+        if isinstance(destination, ExportTarget):
+            if run is None:
+                raise InputError("a page is made of a run; give a run, or a file name as destination=...")
+            return destination.add(path, run, None)
     return path
 
 
@@ -104,7 +119,7 @@ def drawing_model(network: PixelNet, size: tuple[int, int], **fields: Any) -> on
         **fields: more fields of `mdlstm_tk.runtime.Metadata`.
     """
     model = row_graph(network)
-    onnx.checker.check_model(model, full_check=True)
+    check_onnx(model, "the exported model")
     drawing = {"size": list(size), "levels": network.levels, "state": state_size(network)}
     metadata = Metadata(
         version=__version__,
@@ -138,11 +153,10 @@ def _verify(network: PixelNet, path: Path) -> float:
     """
     exact = eval_copy(network).double()
     assert isinstance(exact, PixelNet)
-    for layer in exact.body.layers:
+    for layer in mdlstm_layers(exact):
         layer.backend = "reference"
     errors = []
-    data = drawing_model(network, (1, 1)).SerializeToString()
-    with Session(data, "cpu") as session:
+    with Session(drawing_model(network, (1, 1)).SerializeToString(), "cpu") as session:
         for n, size in VERIFIED:
             uniform = uniform_numbers(0, n, size, network.channels)
             rows = list(run_rows(session, uniform))

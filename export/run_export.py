@@ -6,34 +6,33 @@ import hashlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.api import Dtype, ExportReport, export_onnx
+from mdlstm_tk.export.api import default_form, export_onnx
 from mdlstm_tk.export.lowering.lower import Form
+from mdlstm_tk.export.model_file import ExportReport, check_folder
 from mdlstm_tk.export.targets import ExportTarget
-from mdlstm_tk.export.tiles import check_tile_options, export_tiles
-from mdlstm_tk.export.verification.inputs import task_inputs
-from mdlstm_tk.runtime.io.files import ensure_writable, staging
+from mdlstm_tk.export.tiles import check_tile_options
+from mdlstm_tk.export.verification.cases import task_inputs
+from mdlstm_tk.runtime.io.files import ensure_writable
+from mdlstm_tk.runtime.metadata import Dtype
 from mdlstm_tk.runtime.tiles.archive import SUFFIX
 from mdlstm_tk.training import Run, load_checkpoint, open_run
 from mdlstm_tk.training.config import NO_CODE, Code
 
-Grid = tuple[int, ...]
-
-MAX_POSITIONS = 2**22  # of a grid that a run names; a run may come from a stranger
+Extents = tuple[int | None, ...]
 
 
 def export_run(
     run: Run | str | Path,
     path: str | Path | None = None,
     *,
-    grid: Grid | None = None,
-    form: Form = "unrolled",
+    grid: Extents | None = None,
+    form: Form | None = None,
     padded: bool = False,
     multiple_of: int | Sequence[int] | None = None,
     dtype: Dtype = "float32",
@@ -55,20 +54,21 @@ def export_run(
         run: a run, its folder, or one of its checkpoint files.
         path: a file name that ends in `.onnx`, or a folder for model-HxW.onnx or model-any.onnx; the
             run's folder if None. With form "tiles", a file name that ends in `.tiles`, or a folder for
-            model.tiles.
-        grid: extents to export for. None: the run's own grid, or any grid if form is "scan" or "tiles".
-        form: "unrolled" or "scan", as for `export_onnx`, or "tiles", as by `export_tiles`.
-        padded, multiple_of, dtype, functions, atol: as for `export_onnx`; form "tiles" takes atol alone.
+            model.tiles. The folder must exist.
+        grid: extents to export for, None among them where they are free. None: the run's own grid, or any
+            grid if form is "scan" or "tiles".
+        form, padded, multiple_of, dtype, functions, atol: as for `export_onnx`; form "tiles" takes atol
+            alone.
         force: replace an existing file.
         code: the Python files of a run with a network or a cell of the user's own, by setting ("model",
             "cell"): {"cell": "mine.py:coupled"}. Those that its checkpoint names are not run.
 
     Returns:
-        What was written.
+        The report of the export.
 
     Raises:
-        InputError: there is no such run or form, the file exists and `force` is false, or the checkpoint
-            names a Python file that `code` does not name.
+        InputError: there is no such run, folder or form, the file exists and `force` is false, or the
+            checkpoint names a Python file that `code` does not name.
         MDLSTMError: the network cannot be exported, or the file cannot be written.
         ParityError: ONNX Runtime disagrees with the network. Nothing is written.
         MissingExtraError: ONNX Runtime is not installed.
@@ -76,12 +76,12 @@ def export_run(
     run, checkpoint_path = find_checkpoint(run, code)
     checkpoint = load_checkpoint(checkpoint_path, run.code)
     spec = checkpoint.spec
+    form = form or default_form(grid)
     if form == "tiles":
         check_tile_options(grid, padded=padded, multiple_of=multiple_of, dtype=dtype, functions=functions)
     elif grid is None and form != "scan":
-        grid = _unasked(checkpoint.config.grid)
-    (path,) = _paths(run, [grid], None if path is None else Path(path), form)
-    ensure_writable(path, force)
+        grid = checkpoint.config.grid
+    (path,) = _paths(run, [grid], None if path is None else Path(path), form, force)
     metadata = {
         "model": printable(checkpoint.config.model),  # the path of a file, if it is the user's own
         "task": printable(spec.name),
@@ -92,10 +92,9 @@ def export_run(
         "preprocessing": spec.preprocessing and spec.preprocessing.to_json(),
         "checkpoint_sha256": hashlib.sha256(checkpoint_path.read_bytes()).hexdigest(),
     }
-    if form == "tiles":
-        return export_tiles(
-            checkpoint.network(), path, channels=spec.channels, metadata=metadata, atol=atol
-        )
+    whole_grid = tuple(extent for extent in grid or () if extent is not None)
+    if len(whole_grid) < len(spec.size):
+        whole_grid = spec.size
     return export_onnx(
         checkpoint.network(),
         path,
@@ -107,7 +106,7 @@ def export_run(
         functions=functions,
         channels=spec.channels,
         channels_last=True,
-        verify_inputs=task_inputs(spec.name, grid or spec.size),
+        verify_inputs=task_inputs(spec.name, whole_grid),
         metadata=metadata,
         atol=atol,
     )
@@ -115,7 +114,7 @@ def export_run(
 
 def export_run_sizes(
     run: Run | str | Path,
-    grids: Sequence[Grid | None],
+    grids: Sequence[Extents | None],
     destination: str | Path | ExportTarget | None = None,
     *,
     form: Form | None = None,
@@ -130,7 +129,7 @@ def export_run_sizes(
         grids: extents to export for; None among them as for `export_run`.
         destination: a file name that ends in `.onnx` (for one grid), a folder, or an `ExportTarget`; the
             run's folder if None.
-        form: as for `export_onnx`; what the target prefers if None, which is "unrolled" for files.
+        form: as for `export_onnx`; None: the form that the target prefers, or as for `export_onnx`.
         force: replace existing files.
         code: as for `export_run`.
         **options: padded, multiple_of, dtype, functions, atol, as for `export_run`.
@@ -145,27 +144,26 @@ def export_run_sizes(
     run, checkpoint_path = find_checkpoint(run, code)
     run_grid = load_checkpoint(checkpoint_path, run.code).config.grid
     target = destination if isinstance(destination, ExportTarget) else None
-    form = form or (target.preferred_form if target else "unrolled")
+    form = form or (target.preferred_form if target else default_form(grids[0]))
     if form == "tiles":
         if target:
             raise InputError("form 'tiles' is for files; leave out the server's repository or the web page")
         check_tile_options(*grids, **{name: value for name, value in options.items() if name != "atol"})
     elif form != "scan":
-        grids = [grid or _unasked(run_grid) for grid in grids]
+        grids = [grid or run_grid for grid in grids]
     if target:
         target.prepare(len(grids))
-    with staging(Path(tempfile.gettempdir())) as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         output = scratch if isinstance(destination, ExportTarget) else destination
-        paths = _paths(run, grids, None if output is None else Path(output), form)
-        for path in paths:  # refuse before the first export takes its time
-            ensure_writable(path, force)
+        # All paths are checked before the first export takes its time.
+        paths = _paths(run, grids, None if output is None else Path(output), form, force)
         reports = [
             export_run(checkpoint_path, path, grid=grid, form=form, force=force, code=run.code, **options)
             for grid, path in zip(grids, paths, strict=True)
         ]
         if target:
             for k, grid in enumerate(grids):
-                size = None if grid == run_grid else _size_label(grid)
+                size = None if grid == run_grid else _size_label(grid, form)
                 reports[k] = replace(reports[k], path=target.add(paths[k], run, size))
     return reports
 
@@ -190,38 +188,35 @@ def find_checkpoint(run: Run | str | Path, code: Code = NO_CODE) -> tuple[Run, P
     return run, run.checkpoint
 
 
-def _unasked(grid: Grid) -> Grid:
-    """The grid of a run, where the user gives none.
-
-    Raises:
-        InputError: it is so large that the export would take hours.
-    """
-    if prod(grid) > MAX_POSITIONS:
-        raise InputError(
-            f"the size of the run is {format_size(grid)}, which is not exported unless you ask for it with "
-            "--size; or use --form scan for any size"
-        )
-    return grid
-
-
-def _paths(run: Run, grids: Sequence[Grid | None], output: Path | None, form: Form) -> list[Path]:
-    """The file for each grid; None stands for any grid."""
+def _paths(
+    run: Run, grids: Sequence[Extents | None], output: Path | None, form: Form, force: bool
+) -> list[Path]:
+    """The file for each grid, which may be written."""
     suffix = SUFFIX if form == "tiles" else ".onnx"
     names = [
-        f"model{suffix}" if form == "tiles" else f"model-{_size_label(grid)}{suffix}" for grid in grids
+        f"model{suffix}" if form == "tiles" else f"model-{_size_label(grid, form)}{suffix}"
+        for grid in grids
     ]
     if len(set(names)) < len(names):
-        raise InputError(f"each size may be given once, got {', '.join(map(_size_label, grids))}")
-    if output is None:
-        return [run.folder / name for name in names]
-    if output.suffix == suffix:
+        raise InputError(
+            f"each file may be given once, got {', '.join(names)}; form 'scan' takes any size in one file"
+        )
+    if output is not None and output.suffix == suffix:
         if len(grids) > 1:
             raise InputError(f"{output} is one file, got {len(grids)} sizes; give a folder instead")
-        return [output]
-    if output.is_file():
+        paths = [output]
+    elif output is not None and output.is_file():
         raise InputError(f"{output} is a file; give a folder, or a file name that ends in {suffix}")
-    return [output / name for name in names]
+    else:
+        paths = [(run.folder if output is None else output) / name for name in names]
+    for path in paths:
+        check_folder(path)
+        ensure_writable(path, force)
+    return paths
 
 
-def _size_label(grid: Grid | None) -> str:
-    return format_size(grid) if grid else "any"
+def _size_label(grid: Extents | None, form: Form) -> str:
+    """The part of a file's name that tells the size, such as "8x12", "48xany" or "any"."""
+    if grid is None or (form == "scan" and None not in grid):
+        return "any"
+    return format_size(grid).replace("*", "any")

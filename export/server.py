@@ -16,7 +16,7 @@ from google.protobuf import text_encoding
 
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.tensor_spec import TensorSpec, read_model, tensor_specs
+from mdlstm_tk.export.model_file import TensorSpec, read_model, tensor_specs
 from mdlstm_tk.runtime.io.files import atomic_write, staging
 
 MAX_BATCH = 64  # requests per run; memory grows with the batch, and most grids fit this many times
@@ -49,7 +49,12 @@ def write_server_repo(model: Path, repository: Path, name: str, *, force: bool =
         )
     data = model.read_bytes()
     parsed = read_model(data)
-    config_text = server_config(name, *tensor_specs(parsed), image_preprocessing(parsed))
+    config_text = server_config(
+        name,
+        tensor_specs(parsed.graph.input),
+        tensor_specs(parsed.graph.output),
+        image_preprocessing(parsed),
+    )
     folder = repository / name
     config = folder / "config.pbtxt"
     config_fits = config.exists() and (
@@ -58,7 +63,7 @@ def write_server_repo(model: Path, repository: Path, name: str, *, force: bool =
     if config.exists() and not config_fits and not force:
         raise InputError(
             f"{config} is for a model with other inputs, outputs or preprocessing than {model.name}; "
-            "give another folder, or --force to replace the settings"
+            "give another folder, or allow it to replace the settings with force=True"
         )
     is_new = not folder.exists()
     with staging(repository if is_new else folder) as stage:
@@ -134,12 +139,12 @@ def _config_entry(tensor: TensorSpec) -> str:
         raise InputError(
             f"the model's '{tensor.name}' is {tensor.dtype}, expected one of {', '.join(TYPES)}"
         )
-    if len(tensor.shape) < 2 or tensor.shape[0] is not None:
+    if len(tensor.shape) < 2 or isinstance(tensor.shape[0], int):
         raise InputError(
-            f"the model's '{tensor.name}' has shape {tensor.shape}, expected a free batch axis (None) and "
+            f"the model's '{tensor.name}' has shape {tensor.shape}, expected a free batch axis and "
             "at least one more axis; make such a model with: mdlstm export"
         )
-    dims = ", ".join(str(-1 if extent is None else extent) for extent in tensor.shape[1:])
+    dims = ", ".join(str(extent if isinstance(extent, int) else -1) for extent in tensor.shape[1:])
     return f"""
   {{
     name: {protobuf_text(tensor.name)}

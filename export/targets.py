@@ -1,4 +1,5 @@
-"""Destinations of an export other than a file: a Triton server's model repository, or a web page."""
+"""Destinations of an export other than a file: a model repository of Triton Inference Server, or a web "
+"page."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.browser.build import check_page, load_runtime, write_page
 from mdlstm_tk.export.browser.examples import page_examples
 from mdlstm_tk.export.lowering.lower import Form
+from mdlstm_tk.export.model_file import read_metadata
 from mdlstm_tk.export.server import write_server_repo
-from mdlstm_tk.export.tensor_spec import read_metadata
 from mdlstm_tk.training import Run
 
 
@@ -33,7 +34,7 @@ class ExportTarget(ABC):
     def next_command(self) -> str:
         """The shell command that makes use of the models."""
 
-    def prepare(self, count: int) -> None:  # noqa: B027 (most targets have nothing to prepare)
+    def prepare(self, count: int) -> None:  # noqa: B027 (a repository has nothing to prepare)
         """Check that `count` models can be added, before they are exported.
 
         Raises:
@@ -42,15 +43,9 @@ class ExportTarget(ABC):
 
     @abstractmethod
     def add(self, model: Path, run: Run, size: str | None) -> Path:
-        """Add a model.
+        """Add an exported file of a run, and return the path where the target keeps it.
 
-        Args:
-            model: an exported file.
-            run: the run that it came from.
-            size: its grid as text, if that is not the run's own grid.
-
-        Returns:
-            Where the target keeps the model.
+        `size` is its grid as text, if that is not the run's own grid.
         """
 
 
@@ -82,16 +77,16 @@ class WebPage(ExportTarget):
 
     Attributes:
         folder: for the page.
-        runtime: a file or folder with onnxruntime-web; npm fetches it if None.
+        web_runtime: a file or folder with onnxruntime-web; npm fetches it if None.
         force: write into a folder that is not empty.
-        data: where the user's data are, if the run was trained on such; see `page_examples`.
+        data: the path of the user's data, if the run was trained on such; see `page_examples`.
         on_message: called with one line if the page has no examples.
     """
 
     preferred_form: ClassVar[Form] = "scan"
 
     folder: Path
-    runtime: Path | None = None
+    web_runtime: Path | None = None
     force: bool = False
     data: str = ""
     on_message: Callable[[str], None] = field(default=lambda message: None, repr=False)
@@ -106,13 +101,13 @@ class WebPage(ExportTarget):
 
         Raises:
             InputError: there are several models, or the folder is not empty and `force` is false, or
-                `runtime` is not the version of onnxruntime-web that is needed.
+                `web_runtime` is not the version of onnxruntime-web that is needed.
             MDLSTMError: npm cannot fetch onnxruntime-web.
         """
         if count > 1:
             raise InputError(f"a page holds one model, got {count} sizes; give one size, or none for any")
         check_page(self.folder, self.force)
-        self._runtime_files = load_runtime(self.runtime)
+        self._runtime_files = load_runtime(self.web_runtime)
 
     def add(self, model: Path, run: Run, size: str | None) -> Path:
         metadata = read_metadata(model.read_bytes(), model.name)

@@ -20,7 +20,7 @@ from mdlstm_tk.export.lowering.graph import Graph, Value, rename
 from mdlstm_tk.export.lowering.lower import lower
 from mdlstm_tk.export.lowering.scan import write_scan
 from mdlstm_tk.export.lowering.step import Sweep
-from mdlstm_tk.export.verification.parity import Float32Array
+from mdlstm_tk.export.verification.parity import Array
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import depth_to_space
 from mdlstm_tk.runtime import Metadata
@@ -149,7 +149,7 @@ def _windows(level: Level, channels: int) -> onnx.ModelProto:
         return lower(onnx.helper.make_model(graph, opset_imports=opsets))
     extents = [e * w for e, w in zip(EXAMPLE[:ndim], level.window, strict=True)]
     x = torch.zeros(2, *extents, channels)
-    free_axes = dict.fromkeys(range(1, ndim + 1), 1)
+    free_axes = {"x": dict.fromkeys(range(1, ndim + 1), 1)}
     return lower(capture(_Windows(level).eval(), {"x": x}, free_axes, ("windows",)))
 
 
@@ -175,7 +175,7 @@ def head_model(stages: TileStages, features: int, outputs: int) -> onnx.ModelPro
     )
     head = _Head(stages.head, tuple(stages.upsample)).eval()
     x = torch.zeros(2, *EXAMPLE[:ndim], features)
-    model = lower(capture(head, {"x": x}, dict.fromkeys(range(1, ndim + 1), 1)))
+    model = lower(capture(head, {"x": x}, {"x": dict.fromkeys(range(1, ndim + 1), 1)}))
     onnx.helper.set_model_props(model, metadata.to_props())
     return model
 
@@ -292,6 +292,6 @@ def _apply_after(graph: Graph, level: Level, dir_idx: int, h: Value) -> Value:
     return part + graph.constant(_array(after.bias))
 
 
-def _array(parameter: Tensor) -> Float32Array:
-    array: Float32Array = parameter.detach().cpu().float().numpy()
+def _array(parameter: Tensor) -> Array:
+    array: Array = parameter.detach().cpu().float().numpy()
     return array

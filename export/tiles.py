@@ -14,16 +14,19 @@ import onnx
 from torch import nn
 
 from mdlstm_tk._util.text import to_json
-from mdlstm_tk.errors import InputError, MDLSTMError, require
-from mdlstm_tk.export.api import ExportReport
-from mdlstm_tk.export.arguments import read_arguments
-from mdlstm_tk.export.copies import eval_copy
-from mdlstm_tk.export.spec import ExportSpec
+from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.export.model_file import (
+    ExportReport,
+    check_folder,
+    check_onnx,
+    operators_to_trust,
+    write_file,
+)
+from mdlstm_tk.export.spec import eval_copy, read_spec
 from mdlstm_tk.export.tile_graphs import Level, head_model, levels_of, sweep_models
+from mdlstm_tk.export.verification.export_verifier import verify_export
 from mdlstm_tk.export.verification.parity import ATOL, RTOL
-from mdlstm_tk.export.verification.tile_verifier import verify_tiles
 from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.tiles.archive import INDEX, SCHEMA, SUFFIX
 from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.tiling.stages import TileStages, stages_of
@@ -39,10 +42,9 @@ def export_tiles(
 ) -> ExportReport:
     """Export a network as one archive with a graph for each sweep, to be run on grids of any size in tiles.
 
-    The archive appears only after `onnx.checker` has accepted each graph and the graphs together, run by
-    ONNX Runtime on random grids that are cut into random tiles, have agreed with the network's own forward
-    in float64 within atol·s + 1e-5·|y|, where s is the largest output, at least 1. The module is left
-    unchanged.
+    The archive appears only after `onnx.checker` has accepted each graph and a `TiledSession`, on grids of
+    several tiles, has agreed with the network's own forward in float64 within atol·s + 1e-5·|y|, where s is
+    the largest output of a feature, at least 1. The module is left unchanged.
 
         >>> export_tiles(net, "net.tiles")
 
@@ -70,35 +72,36 @@ def export_tiles(
     path = Path(path)
     if path.suffix != SUFFIX:
         raise InputError(f"the name of a tiles export ends in {SUFFIX}, got {path}")
+    check_folder(path)
     levels_of(stages_of(eval_copy(module)))  # before the network runs, which takes longer
-    arguments = read_arguments(module, None, None, channels, None, False, {}, None)
-    spec = ExportSpec.from_module(module, arguments, any_grid=True)
+    name, spec = type(module).__name__, read_spec(module, any_size=True, channels=channels)
     if not spec.channels_last:
         raise InputError(
-            f"{type(module).__name__} takes x as (N, C, *grid), but tiles are for networks that take "
-            "(N, *grid, C); wrap it in a module that moves the axis"
+            f"{name} takes x as (N, C, *grid), but tiles are for networks that take (N, *grid, C); wrap it "
+            "in a module that moves the axis"
         )
     if len(spec.output_names) > 1:
         raise InputError(
-            f"{type(module).__name__} returns {len(spec.output_names)} outputs, but tiles are for networks "
-            "with one"
+            f"{name} returns {len(spec.output_names)} outputs, but tiles are for networks with one"
         )
     archive_metadata = spec.metadata("tiles", "float32", metadata or {})
-    index, graphs = _write_parts(stages_of(spec.module), spec.channels, archive_metadata.outputs)
+    index, graphs = _write_parts(stages_of(spec.interface.module), spec.channels, archive_metadata.outputs)
     atol = ATOL if atol is None else atol
-    with _session(_archive(index, archive_metadata, graphs), type(module).__name__) as session:
-        max_abs = verify_tiles(session, spec, atol)
+    with TiledSession(_archive(index, archive_metadata, graphs), "cpu", trusted=True) as session:
+        max_abs = verify_export(session, spec, atol, path)
     archive_metadata = replace(archive_metadata, parity={"atol": atol, "rtol": RTOL, "max_abs": max_abs})
     data = _archive(index, archive_metadata, graphs)
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(data)
-    nodes = sum(len(model.graph.node) for model in graphs.values())
+    write_file(path, data)
+    nodes, needs_trust = (
+        sum(len(m.graph.node) for m in graphs.values()),
+        operators_to_trust(*graphs.values()),
+    )
     seconds = time.perf_counter() - start
-    return ExportReport(path, archive_metadata, nodes, len(data), max_abs, seconds)
+    return ExportReport(path, archive_metadata, nodes, len(data), max_abs, seconds, needs_trust)
 
 
 def check_tile_options(
-    *grids: tuple[int, ...] | None,
+    *grids: Sequence[int | None] | None,
     padded: bool = False,
     multiple_of: int | Sequence[int] | None = None,
     dtype: str = "float32",
@@ -109,35 +112,18 @@ def check_tile_options(
     Raises:
         InputError: names the first of them.
     """
-    given = {
+    options = {
         "a size": any(grids),
         "padded samples": padded,
         "multiple_of": multiple_of is not None,
         f"dtype {dtype}": dtype != "float32",
         "functions": functions,
     }
-    for name, is_given in given.items():
-        if is_given:
-            raise InputError(
-                f"form 'tiles' is for any size, in float32, and does not go together with {name}; leave "
-                "that out"
-            )
-
-
-def _session(data: bytes, network: str) -> TiledSession:
-    """The archive, after the checks of all models.
-
-    Raises:
-        MDLSTMError: a graph is refused.
-    """
-    try:
-        return TiledSession(data, "cpu")
-    except InputError as error:
-        reason = str(error).split("; ")[0]
-        raise MDLSTMError(
-            f"{network} cannot be exported, since a session would refuse it: {reason}; compute that part "
-            "in another way, or outside the network"
-        ) from error
+    if name := next((name for name, is_there in options.items() if is_there), None):
+        raise InputError(
+            f"form 'tiles' is for any size, in float32, and does not go together with {name}; leave that "
+            "out"
+        )
 
 
 def _write_parts(
@@ -159,10 +145,7 @@ def _write_parts(
     if head is not None:
         graphs["head.onnx"] = head
     for name, model in graphs.items():
-        try:
-            onnx.checker.check_model(model, full_check=True)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            raise MDLSTMError(f"{name} of the exported archive is not valid ONNX: {error}") from error
+        check_onnx(model, f"{name} of the exported archive")
     index = {
         "schema": SCHEMA,
         "stages": entries,

@@ -25,7 +25,7 @@ from pathlib import Path
 from mdlstm_tk._util.text import printable, to_json
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.browser.examples import PageExample
-from mdlstm_tk.export.tensor_spec import read_metadata
+from mdlstm_tk.export.model_file import read_metadata
 from mdlstm_tk.runtime.io.files import is_empty, staging
 
 # The page is tested with exactly this version of onnxruntime-web. The SHA-256 of its files is checked
@@ -37,7 +37,7 @@ RUNTIME = {
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
 MAX_PACKAGE_BYTES = 2**29  # of the package, unpacked
-MANUAL_DOWNLOAD = f"or run `npm pack {PACKAGE}` on another machine and pass the file with --web-runtime"
+MANUAL_DOWNLOAD = f"or run `npm pack {PACKAGE}` on another machine and pass the file with web_runtime=..."
 
 
 def load_runtime(source: Path | None = None) -> dict[str, bytes]:
@@ -67,7 +67,7 @@ def check_page(folder: Path, force: bool) -> None:
         raise InputError(f"{folder} is a file, expected a folder for the page")
     if not force and not is_empty(folder):
         raise InputError(
-            f"{folder} is not empty; give another folder, or --force to write the page into it"
+            f"{folder} is not empty; give another folder, or write the page into it with force=True"
         )
 
 
@@ -133,10 +133,12 @@ def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
             "bytes": len(data),
             "version": metadata.version,
         }
-    if metadata.ndim != 2 or not set(metadata.inputs) <= {"x", "sizes"}:
+    is_partly_free = metadata.grid is not None and None in metadata.grid
+    if metadata.ndim != 2 or is_partly_free or not set(metadata.inputs) <= {"x", "sizes"}:
         raise InputError(
-            f"{label} takes {', '.join(metadata.inputs)} with x in layout {metadata.layout}; "
-            "a page supports two-dimensional grids without further inputs"
+            f"{label} takes {', '.join(metadata.inputs)} with x in layout {metadata.layout} and grid "
+            f"{metadata.grid or 'any'}; a page supports one two-dimensional grid, or any, without further "
+            "inputs"
         )
     if len(metadata.output_names) > 1:
         raise InputError(

@@ -110,9 +110,11 @@ def _samples(task: Task, metadata: Metadata) -> Iterator[PageExample]:
 
 def _fits(extents: tuple[int, ...], metadata: Metadata) -> bool:
     if metadata.grid is not None:
-        if "sizes" in metadata.inputs:
-            return all(extent <= limit for extent, limit in zip(extents, metadata.grid, strict=True))
-        return extents == metadata.grid
+        pairs = zip(extents, metadata.grid, strict=True)
+        padded = "sizes" in metadata.inputs
+        return all(
+            limit is None or (extent <= limit if padded else extent == limit) for extent, limit in pairs
+        )
     steps = metadata.multiple_of or (1,) * len(extents)
     return max(extents) <= MAX_EXTENT and not any(
         extent % step for extent, step in zip(extents, steps, strict=True)

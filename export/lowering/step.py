@@ -223,7 +223,8 @@ class Step:
         operation = OPERATIONS[value.op]
         if any(isinstance(argument, Value) for argument in arguments):
             return self.graph(operation.onnx, *operands)
-        return float(operation.compute(*(torch.tensor(number, dtype=torch.float64) for number in arguments)))
+        numbers = (torch.tensor(number, dtype=torch.float64) for number in arguments)
+        return float(operation.compute(*numbers))
 
     def _normalised(self, value: Value, weight: Value, bias: Value) -> Value:
         """Layer norm with the parameters of all directions."""

@@ -1,25 +1,32 @@
-"""The inputs that `verify_model` compares all runtimes on."""
+"""The inputs to compare a model and its network on: random ones, samples of the task, the user's own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
 
 from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.tensor_spec import TensorSpec
-from mdlstm_tk.export.verification.inputs import odd_grids, random_inputs, task_inputs
-from mdlstm_tk.export.verification.parity import Array
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.io.readers import read_input
 from mdlstm_tk.runtime.shapes import Shapes
 
+if TYPE_CHECKING:
+    from mdlstm_tk.export.model_file import TensorSpec  # which imports this module
+
+Array = npt.NDArray[Any]
 Grid = tuple[int, ...]
+Range = tuple[float, float]
+ExampleRange = Range | Callable[[tuple[int, ...], torch.Generator], "Tensor | Array"]
 UserInputs = Mapping[str, Any] | Sequence[str | Path]
 MAX_POSITIONS = 2**14  # of a grid that is chosen here; the reference takes seconds for so many
 
@@ -32,49 +39,155 @@ class Case:
         name: identifies the case, for example "8x8, random × 3, seed 0".
         group: the cases that are summarised together: those of one grid, or, where all have the same
             grid, those of one kind of input.
-        x: (N, *grid, C), or (N, C, *grid).
-        further: the inputs after x and `sizes`, by name.
+        inputs: all inputs but `sizes`, by name; x comes first.
     """
 
     name: str
     group: str
-    x: Array
-    further: dict[str, Array]
+    inputs: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Makes random values of a shape.
+
+    Attributes:
+        range: the lowest and the highest value; None: standard normal numbers. Two integers: integers.
+        function: what makes the values in place of that.
+    """
+
+    range: Range | None = None
+    function: Callable[[tuple[int, ...], torch.Generator], Tensor | Array] | None = None
+    dtype: type = np.float32
+
+    def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+        if self.function is not None:
+            generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+            values = np.asarray(self.function(shape, generator))
+            if values.shape != shape:
+                raise InputError(f"example_range returned shape {values.shape}, expected {shape}")
+        elif self.range is None:
+            values = rng.standard_normal(shape)
+        elif all(isinstance(bound, int) for bound in self.range):
+            low, high = map(int, self.range)
+            values = rng.integers(low, high + 1, shape)
+        else:
+            values = rng.uniform(*self.range, shape)
+        return values.astype(self.dtype)
+
+
+def sampler(
+    name: str, example_range: ExampleRange | None, example: Tensor | None, network: nn.Module | None = None
+) -> Draw:
+    """Random values for an input.
+
+    Args:
+        name: the input.
+        example_range: the range, or a function of a shape and a `torch.Generator`. None: the range of the
+            example, or the standard normal distribution if all its values are equal.
+        example: an example of the input.
+        network: its first table of embeddings is the range of integers that are all equal.
+
+    Raises:
+        InputError: the range is none.
+    """
+    is_integer = example is not None and not example.is_floating_point()
+    dtype = np.int64 if is_integer and name != "x" else np.float32
+    if callable(example_range):
+        return Draw(None, example_range, dtype)
+    if example_range is None:
+        if example is None or not example.numel():
+            return Draw(dtype=dtype)
+        low, high = example.min().item(), example.max().item()
+        if low == high and is_integer:
+            tables = [m for m in network.modules() if isinstance(m, nn.Embedding)] if network else []
+            low, high = (0, tables[0].num_embeddings - 1) if tables else (0, max(1, int(high)))
+        elif not np.isfinite([low, high]).all() or low == high:
+            return Draw(dtype=dtype)
+        return Draw((low, high), dtype=dtype)
+    try:
+        low, high = example_range
+        if not low <= high or not np.isfinite([low, high]).all():
+            raise ValueError
+    except (TypeError, ValueError):
+        raise InputError(
+            "example_range must be (low, high) with low <= high, or a function of a shape and a generator, "
+            f"got {example_range!r}"
+        ) from None
+    return Draw((int(low), int(high)) if is_integer else (float(low), float(high)), dtype=dtype)
+
+
+def odd_grids(ndim: int) -> list[Grid]:
+    """Grids that tend to reveal errors: elongated along each axis, a single position, a single row."""
+    elongated = (5, 8, 3, 2, *(1,) * ndim)[:ndim]
+    row = (1,) * (ndim - 1) + (7,)
+    return sorted({elongated, elongated[::-1], (1,) * ndim, row, row[::-1]})
+
+
+def task_inputs(task: str | None, grid: Grid, seed: int = 0) -> dict[str, Array]:
+    """Samples of the task that a network was trained on, by name: a batch of 1 and a batch of 7.
+
+    Only the diagonal task can make samples of any size (from 3×3 on); for other tasks, and for smaller
+    grids, the result is empty.
+    """
+    if task != "diagonal" or min(grid) < 3:
+        return {}
+    return {f"task × {count}": DiagonalTask(grid).batch(seed, 0, count, "validation").x for count in (1, 7)}
 
 
 def random_cases(
-    metadata: Metadata, inputs: Sequence[TensorSpec], default_grid: Grid, seeds: Sequence[int]
+    metadata: Metadata, declared: Sequence[TensorSpec], draw: Draw, default_grid: Grid, seeds: Sequence[int]
 ) -> Iterator[Case]:
     """Random inputs and samples of the task, on the model's grid and on the odd grids that it takes.
 
     Args:
         metadata: of the model.
-        inputs: the inputs that the file declares.
+        declared: the inputs that the file declares.
+        draw: makes random x.
         default_grid: the grid for a model that takes any.
         seeds: the random seeds.
     """
     multiple_of = metadata.multiple_of or (1,) * metadata.ndim
-    base = metadata.grid or tuple(
-        -(-extent // m) * m for extent, m in zip(default_grid, multiple_of, strict=True)
+    extents = metadata.grid or (None,) * metadata.ndim
+    shapes, padded = Shapes(metadata), "sizes" in metadata.inputs
+    base = tuple(
+        fixed or -(-extent // m) * m
+        for fixed, extent, m in zip(extents, default_grid, multiple_of, strict=True)
     )
     grids = [base]
-    if metadata.grid is None or "sizes" in metadata.inputs:
-        limit = metadata.grid or tuple((max(base) + 8) * m for m in multiple_of)
-        for odd_grid in odd_grids(metadata.ndim):
-            grid = tuple(extent * m for extent, m in zip(odd_grid, multiple_of, strict=True))
-            fits = all(extent <= maximum for extent, maximum in zip(grid, limit, strict=True))
-            if fits and prod(grid) <= MAX_POSITIONS:
-                grids.append(grid)
+    for odd_grid in odd_grids(metadata.ndim) if padded or None in extents else ():
+        grid = tuple(
+            extent * m if padded or not fixed else fixed
+            for fixed, extent, m in zip(extents, odd_grid, multiple_of, strict=True)
+        )
+        fits = all(extent <= (fixed or extent) for fixed, extent in zip(extents, grid, strict=True))
+        if fits and prod(grid) <= MAX_POSITIONS:
+            grids.append(grid)
     for grid in dict.fromkeys(grids):
         for seed in seeds:
-            random = random_inputs(grid, metadata.channels, seed, metadata.channels_last)
-            for name, x in (random | task_inputs(metadata.task, grid, seed)).items():
+            rng = np.random.default_rng(seed)
+            batches = {f"random × {n}": draw((n, *shapes.sample_shape(grid)), rng) for n in (1, 3)}
+            for name, x in (batches | task_inputs(metadata.task, grid, seed)).items():
                 size = format_size(grid)
-                group = size if len(grids) > 1 else name
-                yield Case(f"{size}, {name}, seed {seed}", group, x, _random_inputs(inputs, len(x), seed))
+                inputs = {"x": x, **_random_inputs(declared, x, seed)}
+                yield Case(f"{size}, {name}, seed {seed}", size if len(grids) > 1 else name, inputs)
 
 
-def user_cases(metadata: Metadata, declared: Sequence[TensorSpec], inputs: UserInputs) -> Iterator[Case]:
+def _random_inputs(declared: Sequence[TensorSpec], x: Array, seed: int) -> dict[str, Array]:
+    """Values for the inputs after x and `sizes`: normal floats, and integers 0 and 1, which every table of
+    embeddings has. An extent with the name of an extent of x is that of x."""
+    rng, values = np.random.default_rng(seed), dict[str, Array]()
+    extents = dict(zip(declared[0].shape, x.shape, strict=True)) if declared else {}
+    for tensor in declared[1:]:
+        if tensor.name != "sizes":
+            shape = [e if isinstance(e, int) else extents.get(e, 1) for e in tensor.shape[1:]]
+            integers = np.dtype(tensor.dtype).kind != "f"
+            draw = Draw((0, 1) if integers else None, dtype=np.dtype(tensor.dtype).type)
+            values[tensor.name] = draw((len(x), *shape), rng)
+    return values
+
+
+def user_cases(metadata: Metadata, declared: Sequence[TensorSpec], inputs: UserInputs) -> list[Case]:
     """The user's own arrays.
 
     Args:
@@ -84,27 +197,31 @@ def user_cases(metadata: Metadata, declared: Sequence[TensorSpec], inputs: UserI
             model with further inputs it is a mapping, or a `.npz` file, from the names of inputs to arrays.
 
     Raises:
-        InputError: the model does not take an array, or a file cannot be read, or two arrays have one name.
+        InputError: there is no array, or the model does not take one, or a file cannot be read, or two
+            arrays have one name.
     """
     dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in declared}
-    shapes, further_names = Shapes(metadata), set(metadata.inputs[1:]) - {"sizes"}
-    seen: set[str] = set()
+    shapes, names = Shapes(metadata), set(metadata.inputs) - {"sizes"}
+    cases: dict[str, Case] = {}
     for name, value in _named_inputs(metadata, inputs):
-        if name in seen:
+        if name in cases:
             raise InputError(f"two inputs are called {name}; give each of them once, under another name")
-        seen.add(name)
-        arrays = dict(value) if isinstance(value, Mapping) else {metadata.inputs[0]: value}
-        x = arrays.pop(metadata.inputs[0], None)
-        if x is None or set(arrays) != further_names:
+        arrays = dict(value) if isinstance(value, Mapping) else {"x": value}
+        if set(arrays) != names:
             raise InputError(
-                f"{name} must hold the inputs {', '.join([metadata.inputs[0], *sorted(further_names)])}, "
+                f"{name} must hold the inputs {', '.join(sorted(names, key=metadata.inputs.index))}, "
                 f"got {', '.join(map(str, value)) if isinstance(value, Mapping) else 'one array'}"
             )
-        batch = shapes.prepare(np.asarray(x), name)
-        further = shapes.prepare_extra_inputs(arrays, batch)
+        batch = shapes.prepare(np.asarray(arrays.pop("x")), name)
         # arrays that were read from a file are float32, whatever they were in it
-        further = {key: _converted(array, dtypes[key], f"{name}: {key}") for key, array in further.items()}
-        yield Case(name, name, batch.samples, further)
+        further = {
+            key: _converted(array, dtypes[key], f"{name}: {key}")
+            for key, array in shapes.prepare_extra_inputs(arrays, batch).items()
+        }
+        cases[name] = Case(name, name, {"x": batch.samples, **further})
+    if not cases:
+        raise InputError("inputs must hold at least one array or file, got none")
+    return list(cases.values())
 
 
 def _converted(array: Array, dtype: np.dtype[Any], label: str) -> Array:
@@ -125,17 +242,3 @@ def _named_inputs(metadata: Metadata, inputs: UserInputs) -> Iterator[tuple[str,
         else:
             for name, array in arrays.items():
                 yield str(path) if name is None else f"{path}: {name}", array
-
-
-def _random_inputs(inputs: Sequence[TensorSpec], batch: int, seed: int) -> dict[str, Array]:
-    """Values for the inputs after x and `sizes`: normal floats, and integers 0 and 1, which every table of
-    embeddings has."""
-    rng = np.random.default_rng(seed)
-    values: dict[str, Array] = {}
-    for tensor in inputs[1:]:
-        if tensor.name != "sizes":
-            shape = (batch, *(extent or 1 for extent in tensor.shape[1:]))
-            is_float = np.dtype(tensor.dtype).kind == "f"
-            value = rng.standard_normal(shape) if is_float else rng.integers(0, 2, shape)
-            values[tensor.name] = value.astype(tensor.dtype)
-    return values

@@ -1,207 +1,220 @@
-"""The checks that `export_onnx` makes before it writes a file."""
+"""The check that every export passes before its file is written: the model against the network in "
+"float64."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
-import torch
+import onnx
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.export.outputs import named_outputs
+from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
+from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.export.spec import ExportSpec
-from mdlstm_tk.export.verification.inputs import random_inputs
-from mdlstm_tk.export.verification.parity import (
-    RTOL,
-    Array,
-    Float32Array,
-    Float64Array,
-    Parity,
-    by_name,
-    compare,
-    feature_scale,
-    float64_reference,
-    with_required_sizes,
-    worst,
+from mdlstm_tk.export.verification.cases import Array, Case, Draw
+from mdlstm_tk.export.verification.comparison import (
+    Inputs,
+    Outcome,
+    Outputs,
+    Run,
+    compare_all,
+    expected_outputs,
+    session_run,
+    with_padding,
 )
+from mdlstm_tk.export.verification.parity import RTOL, compare, feature_scale
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.runtime.shapes import Shapes
+from mdlstm_tk.runtime.tiles.session import TiledSession
+
+PADDED_SAMPLES = 3  # of random sizes
+BRANCHES = {"If", "Loop"}  # operators that decide for a batch as a whole
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    """What the model computed for one input, and what is right, by the names of outputs.
-
-    Attributes:
-        x: the input; None if it is a sample that was padded.
-    """
-
-    x: Float32Array | None
-    computed: dict[str, Array]
-    expected: dict[str, Float64Array]
-
-
-class ExportVerifier:
-    """Compares an exported model with the network that it was exported from.
+def verify_export(
+    session: Session | TiledSession,
+    spec: ExportSpec,
+    atol: float,
+    path: Path,
+    verify_inputs: Mapping[str, Array] | None = None,
+    model: onnx.ModelProto | None = None,
+) -> float:
+    """Compare an exported model with its network in float64.
 
     Args:
-        session: the exported model.
-        spec: the network and its inputs.
-        atol: allowed absolute error in units of each output's scale.
+        session: the model.
+        spec: the network.
+        atol: allowed absolute error in units of each feature's scale.
+        path: the file that is written if the two agree.
+        verify_inputs: more inputs x, by name.
+        model: the graph of the model; None for tiles.
+
+    Returns:
+        The largest absolute error.
+
+    Raises:
+        InputError: the network returns NaN, or mixes the samples of a batch, or does not take random x.
+        MDLSTMError: ONNX Runtime does not run the model on some batch or grid.
+        ParityError: the two disagree.
     """
+    exact, metadata = spec.interface.in_float64(), session.metadata
+    branches = model is not None and any(node.op_type in BRANCHES for node in walk(model.graph.node))
+    if not branches:
+        _check_samples_are_apart(exact.run, spec)
+    cases = list(_cases(spec, verify_inputs or {}))
+    expected = expected_outputs(exact.run, cases, together=not branches)
+    for case in cases:
+        _check_finite(expected[case.name], case, spec)
+    run = _explained(session_run(session), spec, expected, isinstance(session, TiledSession))
+    if spec.padded:
+        grids = [[case.inputs["x"].shape[axis] for axis in spec.grid_axes] for case in cases]
+        run = with_padding(run, metadata, tuple(np.max(grids, axis=0).tolist()))
+    outcomes = compare_all({"": run}, expected, cases, metadata, atol)[""]
+    for case in cases:
+        outcome = outcomes[case.name]
+        if not outcome.parity.passed:
+            reason = _explanation(session, spec, case, expected[case.name], outcome, atol)
+            raise ParityError(f"{path} was not written: {reason}")
+    return max(outcome.parity.max_abs for outcome in outcomes.values())
 
-    def __init__(self, session: Session, spec: ExportSpec, atol: float) -> None:
-        self.session = session
-        self.spec = spec
-        self.atol = atol
-        self._shapes = Shapes(session.metadata)
-        self._exact = float64_reference(spec.module, spec.output_names)
-        self._comparisons: dict[str, _Comparison] = {}
-        self._scales: dict[str, Float64Array] = {}
 
-    def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Parity]:
-        """Compare on `inputs`, on random inputs of each grid and on padded samples of several sizes.
-
-        Returns:
-            The error on each input, by name: that of its worst output.
-        """
-        spec, cases = self.spec, dict(inputs)
-        for grid, _ in spec.shapes:
-            random = random_inputs(grid, spec.channels, channels_last=spec.channels_last)
-            cases |= {f"{format_size(grid)}, {name}": x for name, x in random.items()}
-        expected = self._expected(cases)
-        for name, x in cases.items():
-            self._comparisons[name] = _Comparison(x, self._run_model(x), expected[name])
-        if spec.padded:
-            self._comparisons |= self._compare_padded()
-        for output in spec.output_names:
-            references = [comparison.expected[output] for comparison in self._comparisons.values()]
-            self._scales[output] = feature_scale(references, self._shapes.feature_axis(references[0]))
-        return {
-            name: worst(self._parities(comparison.computed, comparison.expected))[1]
-            for name, comparison in self._comparisons.items()
-        }
-
-    def explanation(self, name: str) -> str:
-        """What is wrong with the input `name`, on which the model is out of tolerance.
-
-        The error of PyTorch in float32 on the same input tells whether the graph or the precision is to
-        blame.
-        """
-        comparison = self._comparisons[name]
-        output, parity = worst(self._parities(comparison.computed, comparison.expected))
-        of_output = "" if len(self.spec.output_names) == 1 else f" of output '{output}'"
-        scale = f"{self.atol:g}" if parity.scale == 1 else f"{self.atol:g}·{parity.scale:.3g}"
-        text = (
-            f"error {parity.max_abs:.1e}{of_output} of ONNX Runtime against float64 on {name}, "
-            f"allowed is {scale} + {RTOL:g}·|y|; "
-        )
-        if comparison.x is None:
-            return text + "a padded sample differs from the sample alone: the network reads the padding"
-        dtype = self.session.metadata.dtype
-        if dtype != "float32":
-            return (
-                f"{text}{dtype} is not precise enough for this network; export float32, or allow more "
-                "with --atol"
-            )
-        in_torch = self._parities(self._run_float32(comparison.x), comparison.expected)[output]
-        if in_torch.severity > 0.3 * parity.severity:
-            cells = {getattr(module, "cell", None) for module in self.spec.module.modules()}
-            advice = (
-                ", or use a cell whose state stays bounded (stable, leaky)" if "graves" in cells else ""
-            )
-            return (
-                f"{text}PyTorch in float32 is off by {in_torch.max_abs:.1e}, too, so the network itself "
-                f"needs more precision than float32 has; allow more with --atol{advice}"
-            )
-        return (
-            f"{text}PyTorch in float32 is off by {in_torch.max_abs:.1e} only, so the exported graph "
-            "computes something else than the network; does its forward depend on more than its inputs?"
-        )
-
-    def _parities(
-        self, computed: Mapping[str, Array], expected: Mapping[str, Float64Array]
-    ) -> dict[str, Parity]:
-        return {
-            name: compare(computed[name], exact, self.atol, scale=self._scales[name])
-            for name, exact in expected.items()
-        }
-
-    def _expected(self, cases: Mapping[str, Float32Array]) -> dict[str, dict[str, Float64Array]]:
-        """The reference's outputs on each case.
-
-        The reference computes all cases of one grid in one batch, since its time depends on the number of
-        positions and hardly on the batch.
-        """
-        groups: dict[object, list[str]] = {}
-        for name, x in cases.items():
-            # Extra inputs depend on the index of a sample in its batch, so with them each case is alone.
-            groups.setdefault(name if self.spec.extra_inputs else x.shape[1:], []).append(name)
-        expected: dict[str, dict[str, Float64Array]] = {}
-        for names in groups.values():
-            x = np.concatenate([cases[name] for name in names])
-            outputs = self._run_unpadded(x, self._extra_batch(len(x)))
-            start = 0
-            for name in names:
-                end = start + len(cases[name])
-                expected[name] = {output: y[start:end] for output, y in outputs.items()}
-                start = end
-        return expected
-
-    def _compare_padded(self) -> dict[str, _Comparison]:
-        """Samples padded with random numbers, and the same samples alone."""
-        spec, rng = self.spec, np.random.default_rng(0)
-        limit = spec.example_grid
+def _cases(spec: ExportSpec, verify_inputs: Mapping[str, Array]) -> Iterator[Case]:
+    """Random inputs in batches of 1 and 3 on each grid, the example, the inputs of the caller, and smaller
+    grids for padded samples."""
+    for grid in spec.shapes:
+        inputs, size = spec.inputs(grid, 4), format_size(grid)
+        for name, part in (("random × 1", slice(1)), ("random × 3", slice(1, 4))):
+            yield Case(f"{size}, {name}", size, {key: value[part] for key, value in inputs.items()})
+    others = dict(verify_inputs)
+    if spec.example is not None:
+        others["example_inputs"] = spec.example.numpy()
+    for name, x in others.items():
+        grid = tuple(x.shape[axis] for axis in spec.grid_axes)
+        if grid in spec.shapes:
+            further = list(spec.extra_batch(len(x), grid).items())
+            yield Case(name, name, dict([("x", np.asarray(x, np.float32)), *further]))
+    if spec.padded:
+        rng, limit = np.random.default_rng(0), spec.example_grid
         units = [extent // m for extent, m in zip(limit, spec.multiple_of, strict=True)]
-        random_units = rng.integers(1, [unit + 1 for unit in units], (3, spec.ndim))
-        sizes = np.asarray([units, *random_units, (1,) * spec.ndim]) * np.asarray(spec.multiple_of)
-        x = rng.standard_normal(spec.x_shape(limit, len(sizes))).astype(np.float32)
-        extra = self._extra_batch(len(x))
-        padded = by_name(self.session(x, sizes=sizes, **extra), spec.output_names)
-        comparisons = {}
-        for k, size in enumerate(map(tuple, sizes.tolist())):
-            valid = [slice(None)] * x.ndim
-            for axis, extent in zip(spec.grid_axes, size, strict=True):
-                valid[axis] = slice(extent)
-            sample_extra = {name: value[k : k + 1] for name, value in extra.items()}
-            alone = self._run_unpadded(x[k : k + 1][tuple(valid)], sample_extra)
-            sample = self._shapes.cropped({name: y[k : k + 1] for name, y in padded.items()}, size)
-            for name, y in sample.items():
-                if self.session.metadata.windows[name] is None:
-                    # The steps of a transcription continue into the padding, as blanks.
-                    sample[name] = y[tuple(map(slice, alone[name].shape))]
-            comparisons[f"{format_size(size)} in {format_size(limit)}"] = _Comparison(None, sample, alone)
-        return comparisons
+        random_units = rng.integers(1, [unit + 1 for unit in units], (PADDED_SAMPLES, spec.ndim))
+        for seed, unit in enumerate([*random_units.tolist(), [1] * spec.ndim]):
+            grid = tuple(u * m for u, m in zip(unit, spec.multiple_of, strict=True))
+            name = f"{seed}: {format_size(grid)} in {format_size(limit)}"
+            yield Case(name, name, spec.inputs(grid, 1, seed))
 
-    def _run_model(self, x: Float32Array) -> dict[str, Array]:
-        extra = self._extra_batch(len(x))
+
+def _check_samples_are_apart(run: Run, spec: ExportSpec) -> None:
+    """Check that the outputs of a sample do not depend on the others in its batch."""
+    inputs = spec.inputs(min(spec.shapes, key=lambda grid: int(np.prod(grid))), 3)
+    first = {name: value[:1] for name, value in inputs.items()}
+    alone, in_batch = run(first), run(inputs)
+    if _agree(alone, {name: y[:1] for name, y in in_batch.items()}):
+        return
+    name = spec.interface.name
+    if not _agree(alone, run(first)):
+        raise InputError(
+            f"{name} returns other numbers each time for the same x; a file computes the same each time, "
+            "so remove what is random from its forward in eval mode"
+        )
+    raise InputError(
+        f"{name} mixes the samples of a batch: what it returns for a sample alone differs from what it "
+        "returns for the same sample among others; a network to export must compute each sample by itself"
+    )
+
+
+def _agree(outputs: Outputs, others: Outputs) -> bool:
+    """True if outputs are equal but for rounding; NaN is equal to NaN."""
+    return all(
+        y.shape == others[name].shape
+        and np.allclose(y, others[name], rtol=1e-6, atol=1e-6, equal_nan=y.dtype.kind == "f")
+        for name, y in outputs.items()
+    )
+
+
+def _check_finite(outputs: Outputs, case: Case, spec: ExportSpec) -> None:
+    """Check that the network itself returns finite numbers."""
+    for name, y in outputs.items():
+        if y.dtype.kind == "f" and not np.isfinite(y).all():
+            value = "NaN" if np.isnan(y).any() else "inf"
+            of_output = "" if len(outputs) == 1 else f" in output '{name}'"
+            raise InputError(
+                f"{spec.interface.name} itself returns {value}{of_output} on {case.name}, x being "
+                f"{_described(spec.draw, case)}; give example_range=(low, high), the values that it is "
+                "made for"
+            )
+
+
+def _described(draw: Draw, case: Case) -> str:
+    if "random" not in case.name:
+        return "the given array"
+    if draw.function is not None:
+        return "drawn by example_range"
+    return "standard normal" if draw.range is None else f"between {draw.range[0]:g} and {draw.range[1]:g}"
+
+
+def _explained(run: Run, spec: ExportSpec, expected: Mapping[str, Outputs], tiled: bool) -> Run:
+    """A run whose failures, and outputs of the wrong shape, are explained."""
+    name = spec.interface.name
+
+    def run_explained(inputs: Inputs) -> Outputs:
+        shape = inputs["x"].shape
         try:
-            return by_name(self.session(x, **extra), self.spec.output_names)
+            outputs = run(inputs)
         except MDLSTMError as error:
             raise MDLSTMError(
-                f"{type(self.spec.module).__name__} cannot be exported this way: torch fixed the batch or "
-                f"an extent, and an x of shape {x.shape} does not run ({error}); export it for one grid "
-                "(torch fixes the length of an nn.LSTM; use MDLSTM with ndim=1 instead)"
+                f"{name} cannot be exported this way: torch fixed the batch or an extent, and an x of "
+                f"shape {shape} does not run ({error}); export it for one grid"
             ) from error
+        if tiled:
+            y, exact = next(iter(outputs.values())), spec.interface.run(inputs)
+            if y.shape != next(iter(exact.values())).shape:
+                raise ParityError(
+                    f"{name} returns shape {next(iter(exact.values())).shape} for x of shape {shape}, but "
+                    f"what its tile_stages() describes returns {y.shape}"
+                )
+        return outputs
 
-    @torch.no_grad()
-    def _run_float32(self, x: Float32Array) -> dict[str, Array]:
-        """The network itself."""
-        inputs = self._with_required_sizes(x, self._extra_batch(len(x)))
-        tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
-        result = self.spec.module(torch.from_numpy(x), **tensors)
-        outputs = named_outputs(result, type(self.spec.module).__name__, self.spec.output_names)
-        return {name: y.numpy() for name, y in outputs.items()}
+    return run_explained
 
-    def _run_unpadded(self, x: Float32Array, extra: dict[str, Array]) -> dict[str, Float64Array]:
-        """The reference on x without padding."""
-        return by_name(self._exact(x, **self._with_required_sizes(x, extra)), self.spec.output_names)
 
-    def _with_required_sizes(self, x: Float32Array, extra: dict[str, Array]) -> dict[str, Array]:
-        grid = [x.shape[axis] for axis in self.spec.grid_axes]
-        return with_required_sizes(self.spec.module, x, grid, extra)
-
-    def _extra_batch(self, batch: int) -> dict[str, Array]:
-        return {name: value.numpy() for name, value in self.spec.extra_batch(batch).items()}
+def _explanation(
+    session: Session | TiledSession,
+    spec: ExportSpec,
+    case: Case,
+    expected: Outputs,
+    outcome: Outcome,
+    atol: float,
+) -> str:
+    """The reason of an error. The error of PyTorch in float32 on the same input tells whether the graph or
+    the precision is to blame."""
+    network, parity, dtype = spec.interface, outcome.parity, session.metadata.dtype
+    of_output = "" if len(expected) == 1 else f" of output '{outcome.output}'"
+    scale = f"{atol:g}" if parity.scale == 1 else f"{atol:g}·{parity.scale:.3g}"
+    tiled = isinstance(session, TiledSession)
+    text = (
+        f"error {parity.max_abs:.1e}{of_output} of {'tiles' if tiled else 'ONNX Runtime'} against float64 "
+        f"on {case.name}, allowed is {scale} + {RTOL:g}·|y|; "
+    )
+    if tiled:
+        return (
+            f"{text}does tile_stages() of {network.name} describe what its forward computes, and do before "
+            "and head compute each position from that position alone?"
+        )
+    if spec.padded and tuple(case.inputs["x"].shape[axis] for axis in spec.grid_axes) != spec.example_grid:
+        return f"{text}a padded sample differs from the sample alone: the network reads the padding"
+    if dtype != "float32":
+        return f"{text}{dtype} is not precise enough for it; export float32, or allow more with atol=..."
+    y, exact = network.run(case.inputs)[outcome.output], expected[outcome.output]
+    in_torch = compare(y, exact, atol, scale=feature_scale([exact]))
+    if in_torch.severity > 0.3 * parity.severity:
+        cells = {getattr(module, "cell", None) for module in network.modules()}
+        advice = ", or use a cell whose state stays bounded (stable, leaky)" if "graves" in cells else ""
+        return (
+            f"{text}PyTorch in float32 is off by {in_torch.max_abs:.1e}, too, so the network itself needs "
+            f"more precision than float32 has; allow more with atol=...{advice}"
+        )
+    return (
+        f"{text}PyTorch in float32 is off by {in_torch.max_abs:.1e} only, so the exported graph computes "
+        "something else than the network; does its forward depend on more than its inputs?"
+    )

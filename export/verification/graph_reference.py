@@ -1,41 +1,20 @@
-"""The float64 reference of a file whose network is not at hand: its own graph, evaluated in float64."""
+"""The float64 reference of a file whose network is not at hand: its own graph, evaluated in float64.
+
+It tells whether a runtime computes the graph. Whether the graph is that of the network, only the network
+can tell.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 from mdlstm_tk.export.lowering.lower import subgraphs
-from mdlstm_tk.export.verification.parity import Array, Float64Array
 
 NARROW = (TensorProto.FLOAT, TensorProto.FLOAT16)
-
-
-class GraphReference:
-    """A model with all floating-point numbers in float64, run by the reference evaluator of onnx.
-
-    It tells whether a runtime computes the graph. Whether the graph is that of the network, only the
-    network can tell.
-
-    Args:
-        model: an exported model.
-        output_names: the outputs to compute.
-    """
-
-    def __init__(self, model: onnx.ModelProto, output_names: Iterable[str]) -> None:
-        self._names = list(output_names)
-        self._evaluator = ReferenceEvaluator(in_float64(model))
-
-    def __call__(self, feeds: dict[str, Array]) -> dict[str, Float64Array]:
-        """The outputs for all inputs of the model, as float64."""
-        wide = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in feeds.items()}
-        outputs: Any = self._evaluator.run(self._names, wide)
-        return {name: y.astype(np.float64) for name, y in zip(self._names, outputs, strict=True)}
 
 
 def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import torch
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from mdlstm_tk._util.text import shell_quoted
-from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.export.copies import eval_copy
-from mdlstm_tk.export.outputs import named_outputs
+from mdlstm_tk.errors import InputError, MDLSTMError, require
+from mdlstm_tk.export.lowering.lower import walk
+from mdlstm_tk.export.model_file import operators_to_trust, read_model, tensor_specs
 from mdlstm_tk.export.run_export import find_checkpoint
-from mdlstm_tk.export.tensor_spec import TensorSpec, read_model, tensor_specs
-from mdlstm_tk.export.verification.cases import Case, Grid, UserInputs, random_cases, user_cases
-from mdlstm_tk.export.verification.divergence import first_divergence, wavefront_errors
-from mdlstm_tk.export.verification.graph_reference import GraphReference
-from mdlstm_tk.export.verification.parity import (
-    ATOL,
-    Array,
-    Float64Array,
-    by_name,
-    compare,
-    feature_scale,
-    float64_reference,
-    with_required_sizes,
-    worst,
+from mdlstm_tk.export.spec import ENLARGEMENTS, Interface
+from mdlstm_tk.export.verification.cases import (
+    MAX_POSITIONS,
+    Case,
+    Draw,
+    ExampleRange,
+    Grid,
+    UserInputs,
+    random_cases,
+    sampler,
+    user_cases,
 )
-from mdlstm_tk.export.verification.report import Outcome, VerificationReport
-from mdlstm_tk.export.verification.tile_verifier import run_in_tiles, small_tile
+from mdlstm_tk.export.verification.comparison import (
+    Inputs,
+    Outcome,
+    Outputs,
+    Run,
+    compare_all,
+    expected_outputs,
+    session_run,
+    with_padding,
+)
+from mdlstm_tk.export.verification.export_verifier import BRANCHES
+from mdlstm_tk.export.verification.graph_reference import in_float64
+from mdlstm_tk.export.verification.parity import ATOL
+from mdlstm_tk.export.verification.report import VerificationReport
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.model_discovery import archives_in, models_in, without_drawing
@@ -44,25 +51,27 @@ from mdlstm_tk.runtime.samples import check_takes_grids
 from mdlstm_tk.runtime.shapes import Shapes
 from mdlstm_tk.runtime.tiles.archive import is_archive, read_archive_bytes
 from mdlstm_tk.runtime.tiles.session import TiledSession
-from mdlstm_tk.training import Run, load_checkpoint
+from mdlstm_tk.training import Run as TrainingRun
+from mdlstm_tk.training import load_checkpoint
 from mdlstm_tk.training.config import NO_CODE, Code
 
-Runtime = Callable[[Case], dict[str, Array]]
-Evaluate = Callable[[dict[str, Array]], dict[str, Array]]  # the outputs of a file, by name, from all inputs
+Against = nn.Module | TrainingRun | str | Path | None
 DEFAULT_GRID = (5, 7, 3)  # for a model that takes any grid and is not of a run, or of one with a large grid
-MAX_POSITIONS = 2**22  # of a grid that a run names; a run may come from a stranger
 
 
 def verify_model(
     model: str | Path,
-    against: nn.Module | Run | str | Path | None = None,
+    against: Against = None,
     *,
     inputs: UserInputs | None = None,
+    example_range: ExampleRange | None = None,
     device: str = "auto",
     seeds: int = 2,
     seed: int = 0,
     max_bytes: int | None = None,
     timeout: float | None = None,
+    isolated: bool = False,
+    trusted: bool = False,
     code: Code = NO_CODE,
 ) -> VerificationReport:
     """Compare an exported model with the network it came from.
@@ -80,19 +89,19 @@ def verify_model(
             such as that of a run.
         against: the network, or the run or checkpoint file that it was exported from. None: the run in
             whose folder the file lies. If there is none, or the file is not of a run, its own graph is
-            evaluated in float64: that shows whether the runtimes compute the graph, but not whether the
-            graph is that of the network.
+            evaluated in float64, and an archive of tiles in one tile: that shows whether the runtimes
+            compute the graph, but not whether the graph is that of the network.
         inputs: arrays by name, or files that `mdlstm infer` reads, to compare on in place of the inputs
             above. An array is an x, with or without batch and channel axes; for a model with further inputs
             it is a mapping from the names of the inputs to arrays, or a `.npz` file that holds such.
+        example_range: (low, high) of random x, or a function, as for `export_onnx`. None: as the model was
+            exported with.
         device: for ONNX Runtime: "cpu", "cuda", "cuda:N", or "auto", which takes the CPU and, where it
             works, CUDA as well.
         seeds: number of random seeds.
         seed: the first seed.
         max_bytes: maximum size of the model file; 1 GiB if None.
-        timeout: seconds that ONNX Runtime may run. None: unlimited, or 120 in isolation. It is isolated, as
-            by `mdlstm infer`, if this is given or the model was not exported on this machine; PyTorch and
-            the reference evaluator are not.
+        timeout, isolated, trusted: as for `Session`.
         code: the Python files of a run with a network or a cell of the user's own, by setting ("model",
             "cell"): {"cell": "mine.py:coupled"}. Those that its checkpoint names are not run.
 
@@ -119,20 +128,17 @@ def verify_model(
     groups: dict[str, list[str]] = {}
     outcomes: dict[str, dict[str, Outcome]] = {}
     for path in files:
-        sessions = _sessions(path, device, limit, timeout)
+        sessions = _sessions(path, device, limit, timeout=timeout, isolated=isolated, trusted=trusted)
         check_takes_grids(sessions[0].metadata, path)
         origin = origins[path] = _origin(path, against, sessions[0].metadata, code)
-        random = _random_cases(path, origin, range(seed, seed + seeds))
-        cases = random if inputs is None else _user_cases(path, origin.metadata, inputs)
-        # Arrays of the user's alone may be too few to know the scale of the outputs from.
-        outcomes_of_file = _compare_all(path, origin, sessions, cases, [] if inputs is None else random[:2])
+        verifier = _FileVerifier(path, origin, sessions)
+        cases = verifier.cases(inputs, example_range, range(seed, seed + seeds))
+        of_file = verifier.outcomes(cases, is_known_scale=inputs is None)
+        prefix = f"{path.name}, " if len(files) > 1 else ""
         for case in cases:
-            name, group = case.name, case.group
-            if len(files) > 1:
-                name, group = f"{path.name}, {name}", path.name
-            groups.setdefault(group, []).append(name)
-            for runtime, by_case in outcomes_of_file.items():
-                outcomes.setdefault(runtime, {})[name] = by_case[case.name]
+            groups.setdefault(path.name if prefix else case.group, []).append(prefix + case.name)
+            for runtime, by_case in of_file.items():
+                outcomes.setdefault(runtime, {})[prefix + case.name] = by_case[case.name]
     return VerificationReport(
         model=model,
         models={path: origin.metadata for path, origin in origins.items()},
@@ -145,7 +151,7 @@ def verify_model(
 
 @dataclass(frozen=True)
 class _Origin:
-    """What a file is compared with.
+    """The network that a file is compared with.
 
     Attributes:
         description: in words.
@@ -157,217 +163,174 @@ class _Origin:
 
     description: str
     network: nn.Module | None
-    run: Run | None
+    run: TrainingRun | None
     grid: Grid
     metadata: Metadata
 
 
-def _origin(
-    path: Path, against: nn.Module | Run | str | Path | None, metadata: Metadata, code: Code
-) -> _Origin:
+def _origin(path: Path, against: Against, metadata: Metadata, code: Code) -> _Origin:
     """The network that a file is compared with, or the file itself."""
     grid = (*DEFAULT_GRID, *(2,) * metadata.ndim)[: metadata.ndim]
-    origin = _find_origin(path, against, metadata, code, grid)
-    if code and origin.run is None:
-        raise InputError(
-            f"{path} is compared with {origin.description}, which runs no file; leave out --{min(code)}"
-        )
-    return origin
-
-
-def _find_origin(
-    path: Path,
-    against: nn.Module | Run | str | Path | None,
-    metadata: Metadata,
-    code: Code,
-    grid: Grid,
-) -> _Origin:
     if isinstance(against, nn.Module):
-        network = eval_copy(against).float()
-        return _Origin(f"the given {type(network).__name__}", network, None, grid, metadata)
+        return _Origin(f"the given {type(against).__name__}", against, None, grid, metadata)
+    itself = "its own graphs in one tile" if is_archive(path) else "its own graph in float64"
     if against is None:
-        if metadata.checkpoint_sha256 is None:
-            return _Origin("its own graph in float64", None, None, grid, metadata)
+        problem = "" if metadata.checkpoint_sha256 is None else ", as its run is not here"
         try:
-            run, checkpoint_path = find_checkpoint(path.parent, code)
+            found = None if not problem else find_checkpoint(path.parent, code)
         except InputError:
-            return _Origin("its own graph in float64, as its run is not here", None, None, grid, metadata)
+            found = None
+        if found is None:
+            if code:
+                raise InputError(
+                    f"{path} is compared with {itself}{problem}, which runs no file; leave out "
+                    f"{min(code)}=..."
+                )
+            return _Origin(f"{itself}{problem}", None, None, grid, metadata)
+        run, checkpoint_path = found
     else:
         run, checkpoint_path = find_checkpoint(against, code)
     checkpoint = load_checkpoint(checkpoint_path, run.code)
-    description = f"the network in {checkpoint_path}"
     if prod(checkpoint.config.grid) <= MAX_POSITIONS:
         grid = checkpoint.config.grid
-    return _Origin(description, checkpoint.network().eval(), run, grid, metadata)
+    return _Origin(f"the network in {checkpoint_path}", checkpoint.network(), run, grid, metadata)
 
 
 def _sessions(
-    model: Path, device: str, max_bytes: int, timeout: float | None
-) -> Sequence[Session | TiledSession]:
+    model: Path, device: str, max_bytes: int, **options: Any
+) -> Sequence[Session] | Sequence[TiledSession]:
     """A session on the device; for "auto" one on the CPU and, where it works, one on CUDA."""
-    open_session: Callable[[str], Session | TiledSession]
-    if is_archive(model):
-        read_archive_bytes(model, max_bytes)  # max_bytes of a TiledSession bounds the memory of its runs
-        open_session = partial(TiledSession, model, timeout=timeout)
-    else:
-        open_session = partial(Session, model, max_bytes=max_bytes, timeout=timeout)
-    session = open_session(device)
-    if device != "auto" or session.device == "cpu":
-        return [session]
-    return [open_session("cpu"), session]
+
+    def opened(device: str) -> Any:
+        if is_archive(model):
+            read_archive_bytes(
+                model, max_bytes
+            )  # max_bytes of a TiledSession bounds the memory of its runs
+            return TiledSession(model, device, **options)
+        return Session(model, device, max_bytes=max_bytes, **options)
+
+    session = opened(device)
+    return [session] if device != "auto" or session.device == "cpu" else [opened("cpu"), session]
 
 
-def _random_cases(path: Path, origin: _Origin, seeds: Sequence[int]) -> list[Case]:
-    return list(random_cases(origin.metadata, _declared_inputs(path), origin.grid, seeds))
+class _FileVerifier:
+    """Compares all runtimes on one file.
 
+    Args:
+        path: the file.
+        origin: the network to compare with.
+        sessions: of the file.
+    """
 
-def _declared_inputs(path: Path) -> Sequence[TensorSpec]:
-    """The inputs that a file declares; a tiled export has x alone."""
-    return [] if is_archive(path) else tensor_specs(read_model(path.read_bytes()))[0]
+    def __init__(
+        self, path: Path, origin: _Origin, sessions: Sequence[Session] | Sequence[TiledSession]
+    ) -> None:
+        self.origin, self.sessions, self.metadata = origin, sessions, origin.metadata
+        self.model = None if is_archive(path) else read_model(path.read_bytes())
+        self.declared = [] if self.model is None else tensor_specs(self.model.graph.input)
+        self.trusted = operators_to_trust(self.model) if self.model else ()
+        self.interface: Interface | None = None
+        if origin.network is not None:
+            metadata, options = origin.metadata, dict[str, Any]()
+            for name in ("integer", "channel_axis", "channels_last"):
+                options[name] = getattr(metadata, name)
+            self.interface = Interface(origin.network, (), metadata.output_names, **options)
+            self.interface.float()
+        self.random: list[Case] = []
 
+    def cases(
+        self, inputs: UserInputs | None, example_range: ExampleRange | None, seeds: Sequence[int]
+    ) -> list[Case]:
+        """The inputs to compare on: random ones, or the user's."""
+        metadata = self.metadata
+        draw = sampler("x", example_range or metadata.example_range, None)
+        if metadata.integer and draw.range is not None:
+            draw = type(draw)((int(draw.range[0]), int(draw.range[1])))
+        self.random = self._accepted_cases(draw, seeds)
+        return self.random if inputs is None else user_cases(metadata, self.declared, inputs)
 
-def _user_cases(path: Path, metadata: Metadata, inputs: UserInputs) -> list[Case]:
-    cases = list(user_cases(metadata, _declared_inputs(path), inputs))
-    if not cases:
-        raise InputError("inputs must hold at least one array or file, got none")
-    return cases
+    def _accepted_cases(self, draw: Draw, seeds: Sequence[int]) -> list[Case]:
+        """Random cases on the grids that the network takes: it may need larger ones than the odd grids.
 
+        Raises:
+            MDLSTMError: it takes none.
+        """
+        run = self.interface.run if self.interface else session_run(self.sessions[0])
 
-def _compare_all(
-    path: Path,
-    origin: _Origin,
-    sessions: Sequence[Session | TiledSession],
-    cases: Sequence[Case],
-    scale_cases: Sequence[Case],
-) -> dict[str, dict[str, Outcome]]:
-    """The outcome of each runtime on each case; the scale of the outputs is that on `scale_cases`, too."""
-    metadata = origin.metadata
-    shapes, atol = Shapes(metadata), metadata.parity.get("atol", ATOL)
-    runtimes, reference = _runtimes(path, origin, sessions)
-    expected = {case.name: reference(case) for case in cases}
-    references = [*expected.values(), *map(reference, scale_cases)]
-    scales = {
-        name: feature_scale(
-            [outputs[name] for outputs in references], shapes.feature_axis(references[0][name])
+        def accepts(case: Case) -> bool:
+            with suppress(MDLSTMError):
+                run(case.inputs)
+                return True
+            return False
+
+        cases: list[Case] = []
+        for factor in ENLARGEMENTS:
+            grid = tuple(factor * extent for extent in self.origin.grid)
+            cases = list(random_cases(self.metadata, self.declared, draw, grid, seeds))
+            if accepts(cases[0]):
+                return [case for case in cases if accepts(case)]
+        run(cases[0].inputs)
+        return cases
+
+    def outcomes(self, cases: Sequence[Case], is_known_scale: bool) -> dict[str, dict[str, Outcome]]:
+        """The outcome of each runtime on each case. Arrays of the user's alone may be too few to know the
+        scale of the outputs from, so random ones are added."""
+        metadata, runtimes = self.metadata, dict[str, Run]()
+        reference, together = self._graph_run(in_double=True), False
+        if self.interface is not None:
+            runtimes["torch, float32"] = self.interface.run
+            reference = self.interface.in_float64().run
+            together = self.model is not None and not any(
+                node.op_type in BRANCHES for node in walk(self.model.graph.node)
+            )
+        limit = tuple(np.max([Shapes(metadata).grid(case.inputs["x"]) for case in cases], axis=0).tolist())
+        if metadata.grid:
+            limit = tuple(fixed or extent for fixed, extent in zip(metadata.grid, limit, strict=True))
+
+        def unpadded(run: Run) -> Run:
+            return with_padding(run, metadata, limit) if "sizes" in metadata.inputs else run
+
+        for session in self.sessions:
+            runtimes[f"ONNX Runtime, {session.device}"] = unpadded(session_run(session))
+        if self.model is not None:
+            if self._can_evaluate(cases[0], unpadded(self._graph_run())):
+                runtimes["ONNX reference evaluator"] = unpadded(self._graph_run())
+            elif self.interface is None:
+                raise InputError(
+                    f"the reference evaluator of onnx does not run this graph ({', '.join(self.trusted)}); "
+                    "give the network that it came from as against=..."
+                )
+            reference = reference if self.interface else unpadded(reference)
+        for_scale = (
+            []
+            if is_known_scale
+            else [Case(f"scale {k}", "", case.inputs) for k, case in enumerate(self.random[:2])]
         )
-        for name in metadata.output_names
-    }
-    return {
-        runtime: {
-            case.name: _outcome(run(case), expected[case.name], scales, metadata, atol) for case in cases
-        }
-        for runtime, run in runtimes.items()
-    }
+        expected = expected_outputs(reference, [*cases, *for_scale], together)
+        return compare_all(runtimes, expected, cases, metadata, metadata.parity.get("atol", ATOL))
 
+    def _can_evaluate(self, case: Case, run: Run) -> bool:
+        """True unless onnx itself lacks an operator that only a trusted model may have."""
+        if self.trusted:
+            try:
+                run(case.inputs)
+            except Exception:  # the evaluator raises exceptions of all kinds
+                return False
+        return True
 
-def _outcome(
-    outputs: dict[str, Array],
-    expected: dict[str, Float64Array],
-    scales: dict[str, Float64Array],
-    metadata: Metadata,
-    atol: float,
-) -> Outcome:
-    parities = {
-        name: compare(outputs[name], exact, atol, scale=scales[name]) for name, exact in expected.items()
-    }
-    parity = worst(parities)[1]
-    if metadata.window is None:
-        return Outcome(parity, None, None)
-    name = metadata.output_names[0]
-    axes = range(1, metadata.ndim + 1) if metadata.channels_last else range(2, metadata.ndim + 2)
-    return Outcome(
-        parity,
-        wavefront_errors(outputs[name], expected[name], axes),
-        first_divergence(outputs[name], expected[name], axes, atol, scale=scales[name]),
-    )
+    def _graph_run(self, in_double: bool = False) -> Run:
+        """Runs the graph in the reference evaluator of onnx; an archive in one tile."""
+        names = list(self.metadata.output_names)
+        if self.model is None:
+            session: Any = self.sessions[0]
+            return lambda inputs: {names[0]: session(inputs["x"], max(inputs["x"].shape))}
+        evaluator = ReferenceEvaluator(in_float64(self.model) if in_double else self.model)
 
+        def run(inputs: Inputs) -> Outputs:
+            feeds = dict(inputs)
+            if in_double:
+                feeds = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in feeds.items()}
+            outputs: Any = evaluator.run(names, feeds)
+            return {name: np.asarray(y) for name, y in zip(names, outputs, strict=True)}
 
-def _runtimes(
-    path: Path, origin: _Origin, sessions: Sequence[Session | TiledSession]
-) -> tuple[dict[str, Runtime], Callable[[Case], dict[str, Float64Array]]]:
-    """Everything that can run the model, by name, and the reference."""
-    metadata = origin.metadata
-    names, shapes = metadata.output_names, Shapes(metadata)
-    evaluate, graph = _evaluators(path, sessions[0], names)
-    runtimes = dict[str, Runtime]()
-
-    def feeds(case: Case) -> dict[str, Array]:
-        """All inputs of the file; a smaller grid is padded if it takes `sizes`."""
-        if not shapes.takes_sizes:
-            return {metadata.inputs[0]: case.x, **case.further}
-        padded, sizes = shapes.padded([case.x])
-        return {metadata.inputs[0]: padded, "sizes": sizes, **case.further}
-
-    def cropped(outputs: dict[str, Array], case: Case) -> dict[str, Array]:
-        return shapes.cropped(outputs, shapes.grid(case.x)) if shapes.takes_sizes else outputs
-
-    def run_evaluator(case: Case) -> dict[str, Array]:
-        return cropped(evaluate(feeds(case)), case)
-
-    def run_in(session: Session | TiledSession) -> Runtime:
-        if isinstance(session, TiledSession):
-            tile = small_tile(session.archive)
-            return lambda case: by_name(session(case.x, tile), names)
-        return lambda case: by_name(session(case.x, **case.further), names)
-
-    if origin.network is None:
-
-        def reference(case: Case) -> dict[str, Float64Array]:
-            return cropped(graph()(feeds(case)), case)
-
-    else:
-        network, exact = origin.network, float64_reference(origin.network, names)
-
-        def reference(case: Case) -> dict[str, Float64Array]:
-            further = with_required_sizes(network, case.x, shapes.grid(case.x), case.further)
-            return by_name(exact(case.x, **further), names)
-
-        runtimes["torch, float32"] = lambda case: _run_torch(network, case, shapes, names)
-    for session in sessions:
-        runtimes[f"ONNX Runtime, {session.device}"] = run_in(session)
-    runtimes["ONNX reference evaluator"] = run_evaluator
-    return runtimes, reference
-
-
-def _evaluators(
-    path: Path, session: Session | TiledSession, names: Sequence[str]
-) -> tuple[Evaluate, Callable[[], Evaluate]]:
-    """The outputs of a file by the reference evaluator of onnx, and what makes the same in float64."""
-    if isinstance(session, TiledSession):
-        archive = session.archive
-        models = {name: read_model(data) for name, data in archive.graphs.items()}
-
-        def in_tiles(make: Callable[[onnx.ModelProto, Sequence[str]], Evaluate], dtype: type) -> Evaluate:
-            graphs = {
-                name: make(model, [value.name for value in model.graph.output])
-                for name, model in models.items()
-            }
-
-            def evaluate(feeds: dict[str, Array]) -> dict[str, Array]:
-                x: Array = feeds[archive.metadata.inputs[0]].astype(dtype)
-                run, rng = lambda name, of_graph: graphs[name](dict(of_graph)), np.random.default_rng(0)
-                return {names[0]: run_in_tiles(archive, run, x, rng)}
-
-            return evaluate
-
-        return in_tiles(_evaluator, np.float32), lambda: in_tiles(GraphReference, np.float64)
-    model = read_model(path.read_bytes())
-    return _evaluator(model, names), lambda: GraphReference(model, names)
-
-
-def _evaluator(model: onnx.ModelProto, names: Sequence[str]) -> Evaluate:
-    evaluator = ReferenceEvaluator(model)
-
-    def evaluate(feeds: dict[str, Array]) -> dict[str, Array]:
-        outputs: Any = evaluator.run(list(names), feeds)
-        return {name: np.asarray(y) for name, y in zip(names, outputs, strict=True)}
-
-    return evaluate
-
-
-@torch.no_grad()
-def _run_torch(network: nn.Module, case: Case, shapes: Shapes, names: Sequence[str]) -> dict[str, Array]:
-    further = with_required_sizes(network, case.x, shapes.grid(case.x), case.further)
-    tensors = {name: torch.from_numpy(value) for name, value in further.items()}
-    outputs = named_outputs(network(torch.from_numpy(case.x), **tensors), type(network).__name__, names)
-    return {name: y.numpy() for name, y in outputs.items()}
+        return run

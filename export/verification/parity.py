@@ -1,29 +1,25 @@
-"""Parity: the error of an output against the same network in float64, computed position by position.
+"""Parity: the error of an output against its network in float64, and the first wavefront that is wrong.
 
 An error is within tolerance if it is at most atol·s + rtol·|y|. The scale s of a feature of y is its
 largest absolute value on all inputs of a verification, or 1 if that is smaller. A regression whose outputs
 are in the thousands is thus held to the same share of its outputs as a network with outputs in (0, 1).
+
+A sweep carries an error along to all later wavefronts, so the first wrong one is where to look.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.export.copies import eval_copy
-from mdlstm_tk.export.outputs import named_outputs
-from mdlstm_tk.layer import MDLSTM
 
 Array = npt.NDArray[Any]
-Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
 ATOL = 1e-5
@@ -46,13 +42,31 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """Whether every element is within tolerance."""
+        """True if every element is within tolerance."""
         return self.max_ratio <= 1
 
     @property
     def severity(self) -> float:
         """The ratio, or infinity if the output is not finite; for finding the worst one."""
         return np.inf if np.isnan(self.max_ratio) else self.max_ratio
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first wavefront on which an output is out of tolerance.
+
+    Attributes:
+        wavefront: its number, from 0.
+        wavefronts: T, the number of wavefronts.
+        corner: the position on wavefront 0.
+    """
+
+    wavefront: int
+    wavefronts: int
+    corner: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"first wrong at wavefront {self.wavefront} of {self.wavefronts}, counted from {self.corner}"
 
 
 def feature_scale(references: Sequence[Float64Array], feature_axis: int = -1) -> Float64Array:
@@ -76,17 +90,6 @@ def feature_scale(references: Sequence[Float64Array], feature_axis: int = -1) ->
     return scale
 
 
-def tolerances(
-    reference: Float64Array,
-    atol: float = ATOL,
-    rtol: float = RTOL,
-    scale: Float64Array | float = 1.0,
-) -> Float64Array:
-    """The tolerance of each element: atol·scale + rtol·|reference|."""
-    tolerance: Float64Array = atol * scale + rtol * np.abs(reference)
-    return tolerance
-
-
 def compare(
     output: Array,
     reference: Float64Array,
@@ -97,8 +100,8 @@ def compare(
     """Measure the error of `output` against `reference`.
 
     Args:
-        output: what a runtime computed.
-        reference: what is right, of the same shape.
+        output: the output of a runtime.
+        reference: the expected output, of the same shape.
         atol: allowed error in units of `scale`.
         rtol: allowed error as a share of the element, in addition to `atol`.
         scale: the scale of each feature, see `feature_scale`.
@@ -109,57 +112,59 @@ def compare(
     if output.shape != reference.shape:
         raise MDLSTMError(f"the output has shape {output.shape}, expected {reference.shape}")
     error = np.abs(output.astype(np.float64) - reference)
-    ratio = error / tolerances(reference, atol, rtol, scale)
+    ratio = error / (atol * scale + rtol * np.abs(reference))
     return Parity(float(error.max()), float(ratio.max()), float(np.max(scale)))
 
 
-def float64_reference(module: nn.Module, output_names: Sequence[str] | None = None) -> Callable[..., Any]:
-    """The ground truth: the network in float64, its MDLSTM layers computed position by position.
+def wavefront_errors(output: Array, reference: Float64Array, axes: Sequence[int]) -> list[float]:
+    """The largest absolute error on each wavefront, counted from position (0, …, 0).
 
     Args:
-        module: the network; it is copied.
-        output_names: names of its outputs, if it has several; None: as for `export_onnx`.
-
-    Returns:
-        A function of x, and of further inputs by name, all NumPy arrays. Like a `Session`, it returns an
-        array, or a dict of arrays if the network has several outputs.
+        output: the output of a runtime.
+        reference: the expected output, of the same shape.
+        axes: the grid axes of both.
     """
-    exact = eval_copy(module).double()
-    for layer in exact.modules():
-        if isinstance(layer, MDLSTM):
-            layer.backend = "reference"
-
-    @torch.no_grad()
-    def run(x: Array, **inputs: Array) -> Any:
-        result = exact(_to_double(x), **{name: _to_double(value) for name, value in inputs.items()})
-        outputs = named_outputs(result, type(exact).__name__, output_names)
-        arrays = {name: y.numpy() for name, y in outputs.items()}
-        return arrays if len(arrays) > 1 else next(iter(arrays.values()))
-
-    return run
+    errors = _max_per_position(np.abs(output.astype(np.float64) - reference), axes)
+    front_of_position = np.indices(errors.shape).sum(axis=0)
+    return [float(errors[front_of_position == t].max()) for t in range(int(front_of_position.max()) + 1)]
 
 
-def with_required_sizes(
-    module: nn.Module, x: Array, grid: Sequence[int], further: Mapping[str, Array]
-) -> dict[str, Array]:
-    """The inputs of a network after x (N, …) without padding: `sizes` are among them only if it requires
-    them."""
-    parameter = inspect.signature(module.forward).parameters.get("sizes")
-    if parameter is None or parameter.default is not parameter.empty:
-        return dict(further)
-    return {"sizes": np.asarray([grid] * len(x)), **further}
+def first_divergence(
+    output: Array,
+    reference: Float64Array,
+    axes: Sequence[int],
+    atol: float = ATOL,
+    rtol: float = RTOL,
+    scale: Float64Array | float = 1.0,
+) -> Divergence | None:
+    """The first wavefront with an element out of tolerance; None if there is none.
+
+    The sweep that made the error is unknown, and so is the corner that it started from. Wavefronts are
+    counted from the corner that makes the first wrong one come latest: a sweep from there that is right up
+    to that wavefront explains all the errors.
+
+    Args:
+        output: the output of a runtime; values that are not finite count as wrong.
+        reference: the expected output, of the same shape.
+        axes: the grid axes of both.
+        atol, rtol, scale: as for `compare`.
+    """
+    error = np.abs(output.astype(np.float64) - reference)
+    is_wrong = _max_per_position(~(error <= atol * scale + rtol * np.abs(reference)), axes)
+    if not is_wrong.any():
+        return None
+    ends = np.asarray(is_wrong.shape) - 1
+    wrong_positions = np.argwhere(is_wrong)  # (M, D)
+
+    def first_wavefront(corner: np.ndarray) -> int:
+        return int(np.abs(wrong_positions - corner).sum(axis=1).min())
+
+    corners = [np.asarray(corner) for corner in product(*((0, end) for end in ends))]
+    corner = max(corners, key=first_wavefront)
+    return Divergence(first_wavefront(corner), int(ends.sum()) + 1, tuple(corner.tolist()))
 
 
-def by_name(outputs: Any, names: Sequence[str]) -> dict[str, Array]:
-    """What a session or a reference returned, as a dict in any case."""
-    return outputs if isinstance(outputs, dict) else {names[0]: outputs}
-
-
-def worst(parities: Mapping[str, Parity]) -> tuple[str, Parity]:
-    """The entry that is furthest out of tolerance."""
-    return max(parities.items(), key=lambda item: item[1].severity)
-
-
-def _to_double(array: Array) -> torch.Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.double() if tensor.is_floating_point() else tensor
+def _max_per_position(values: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+    """The maximum over all axes but the grid axes."""
+    result: np.ndarray = values.max(axis=tuple(k for k in range(values.ndim) if k not in axes))
+    return result

@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from math import isfinite
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.errors import ParityError
-from mdlstm_tk.export.verification.divergence import Divergence
-from mdlstm_tk.export.verification.parity import Parity
+from mdlstm_tk.export.verification.comparison import Outcome
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.training import Run
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one runtime did on one case.
-
-    Attributes:
-        parity: error of the output that is furthest out of tolerance.
-        wavefronts: largest absolute error of the first output on each wavefront; None if it has no grid.
-        first_divergence: the first wavefront out of tolerance; None if there is none.
-    """
-
-    parity: Parity
-    wavefronts: list[float] | None
-    first_divergence: Divergence | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The outcome as JSON values; an error that is not finite becomes None."""
-
-        def finite(error: float) -> float | None:
-            return error if isfinite(error) else None
-
-        return {
-            "max_abs": finite(self.parity.max_abs),
-            "scale": finite(self.parity.scale),
-            "passed": self.parity.passed,
-            "wavefronts": self.wavefronts and [finite(error) for error in self.wavefronts],
-            "first_divergence": self.first_divergence and asdict(self.first_divergence),
-        }
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Parse and format the sizes of grids, such as 8, 8x12 or 4x8x8."""
+"""Parse and format the sizes of grids, such as 8, 8x12, 4x8x8 or, with a free extent, 48x*."""
 
 from __future__ import annotations
 
@@ -30,6 +30,20 @@ def parse_size(text: str, ndim: int = 2) -> tuple[int, ...]:
     return extents
 
 
+def parse_free_size(text: str, ndim: int = 2) -> tuple[int | None, ...]:
+    """Parse a size whose extents may be free: parse_free_size("48x*") is (48, None).
+
+    Raises:
+        InputError: as `parse_size`.
+    """
+    if "*" not in text:
+        return parse_size(text, ndim)
+    parts = text.lower().split("x")
+    parts = parts * ndim if len(parts) == 1 else parts
+    numbers = parse_size("x".join("1" if part == "*" else part for part in parts), ndim)
+    return tuple(None if part == "*" else number for part, number in zip(parts, numbers, strict=True))
+
+
 def format_size(extents: Sequence[int | None]) -> str:
-    """Format a size: format_size((8, 12)) is "8x12", and format_size((8, None)) "8x*"."""
+    """Format a size: format_size((8, 12)) is "8x12", format_size((48, None)) is "48x*"."""
     return "x".join("*" if extent is None else str(extent) for extent in extents)

@@ -20,6 +20,7 @@ SHOWN = 60  # characters of a wrong value in a message
 EXPECTED = {str: "a text", int: "an integer", float: "a number", bool: "true or false"}
 
 Form = Literal["unrolled", "scan", "tiles"]
+Dtype = Literal["float32", "float16", "int8"]
 Kind = Literal["grid", "classify", "segment", "transcribe", "density"]
 Extents = tuple[int, ...]
 
@@ -80,7 +81,7 @@ class Metadata:
     output_names: tuple[str, ...] = ("y",)
     further_windows: tuple[Extents | None, ...] = ()
     multiple_of: Extents | None = None
-    dtype: Literal["float32", "float16", "int8"] = "float32"
+    dtype: Dtype = "float32"
     model: str | None = None
     task: str | None = None
     kind: Kind | None = None

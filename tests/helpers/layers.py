@@ -53,7 +53,7 @@ def exported(layers: Iterable[Layer], *, any_grid: bool = False) -> onnx.ModelPr
     torch.manual_seed(0)
     net = Around(layers).eval()
     names = [f"y{k}" for k in range(len(net.layers))]
-    free_axes = {2: 1, 3: 1} if any_grid else {}
+    free_axes = {"x": {2: 1, 3: 1}} if any_grid else {}
     return lower(capture(net, {"x": torch.randn(2, 2, 8, 6)}, free_axes, names), "scan")
 
 

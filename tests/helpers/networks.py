@@ -105,3 +105,76 @@ class CRNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.layer(self.stem(x).mean(dim=2).movedim(1, -1)))
+
+
+class FoldedHeight(nn.Module):
+    """A recogniser that folds the height of an image into features, so that it takes one height only."""
+
+    def __init__(self, height: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        self.layer = MDLSTM(3 * (height // 2), 4, ndim=1, directions="all")
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(self.stem(x).permute(0, 3, 1, 2).flatten(2)))
+
+
+class Tokens(nn.Module):
+    """A grid of indices of a table with 7 rows: integers (N, H, W), or with a last axis floats (N, H, W, "
+    "1)."""
+
+    def __init__(self, last_axis: int) -> None:
+        super().__init__()
+        self.has_axis = bool(last_axis)
+        self.table, self.layer = nn.Embedding(7, 4), MDLSTM(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.table(x[..., 0].long() if self.has_axis else x))
+
+
+class TwoGrids(nn.Module):
+    """Two images of one size, with one and with three channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = MDLSTM(1, 2), MDLSTM(3, 2, directions="all", merge="sum")
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.first(x) + self.second(z)
+
+
+class Warped(nn.Module):
+    """Channels first: features that are sampled at places which the network computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = MDLSTM(1, 2, channels_last=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return nn.functional.grid_sample(y, y.movedim(1, -1), align_corners=False)
+
+
+class Branching(nn.Module):
+    """A branch that the network takes by its input, after the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = MDLSTM(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda h: 2 * h, lambda h: h - 1, (self.layer(x),))
+
+
+class Sparse(nn.Module):
+    """The sum of the positive features of each sample, by way of their indices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = MDLSTM(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x).flatten(1)
+        index = torch.nonzero(y > 0)
+        return y.new_zeros(y.shape[0]).index_add(0, index[:, 0], y[index[:, 0], index[:, 1]])[:, None]

@@ -13,7 +13,6 @@ from typing import get_args
 import numpy as np
 import pytest
 from helpers.command import mdlstm
-from mdlstm_tk.runtime.metadata_checks import FORMS
 
 from mdlstm_tk.cli import main, options
 from mdlstm_tk.cli.main import VERBS
@@ -22,6 +21,7 @@ from mdlstm_tk.models import model_names, registry
 from mdlstm_tk.models.registry import resolve
 from mdlstm_tk.runtime.inference import Engine
 from mdlstm_tk.runtime.io import FORMATS
+from mdlstm_tk.runtime.metadata import Form
 from mdlstm_tk.training import TrainConfig, list_settings, load_checkpoint
 from mdlstm_tk.training.tasks import BUILT_IN
 
@@ -82,7 +82,7 @@ def test_choices_are_those_of_the_library() -> None:
     ours = (name for name in model_names() if _comes_with_the_package(name))
     assert set(options.MODELS) == set(ours), "MODELS in cli/options.py must name the networks of models/"
     assert {resolve(alias) for alias in options.MODEL_ALIASES} <= set(options.MODELS)
-    assert set(get_args(options.Form)) == set(FORMS)
+    assert set(get_args(options.Form)) == set(get_args(Form))
     assert get_args(options.Format) == FORMATS
     assert options.Engine == Engine
 

@@ -20,7 +20,7 @@ from mdlstm_tk.cells import BUILT_IN_CELLS
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export import export_onnx, verify_model
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.runtime.security.model_check import check_model
+from mdlstm_tk.runtime.model_check import check_model
 
 
 @pytest.fixture(autouse=True)

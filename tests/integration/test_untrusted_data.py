@@ -16,7 +16,7 @@ from mdlstm_tk import InputError
 from mdlstm_tk.data import Kind
 from mdlstm_tk.export import export_run, verify_model
 from mdlstm_tk.export.browser.examples import page_examples
-from mdlstm_tk.export.tensor_spec import read_metadata
+from mdlstm_tk.export.model_file import read_metadata
 from mdlstm_tk.report import render_report
 from mdlstm_tk.training import Run, default_config, load_checkpoint, new_job, run_job
 from mdlstm_tk.training.tasks import load_task

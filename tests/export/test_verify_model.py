@@ -11,17 +11,22 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers.command import Result
+from helpers.command import Result, mdlstm
 from helpers.damage import damage
-from helpers.networks import Conditioned, ManyHeads
+from helpers.networks import Conditioned, ManyHeads, Warped
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.cli import main
 from mdlstm_tk.errors import InputError, ParityError
 from mdlstm_tk.export import export_onnx, export_run, verify_model
-from mdlstm_tk.export.tensor_spec import read_model
-from mdlstm_tk.export.verification.divergence import Divergence, first_divergence, wavefront_errors
+from mdlstm_tk.export.model_file import read_model
 from mdlstm_tk.export.verification.graph_reference import in_float64
+from mdlstm_tk.export.verification.parity import (
+    Divergence,
+    compare,
+    feature_scale,
+    first_divergence,
+    wavefront_errors,
+)
 from mdlstm_tk.training import Run
 
 
@@ -73,27 +78,26 @@ def test_errors_of_each_wavefront() -> None:
     assert wavefront_errors(output, expected, (2, 3)) == [0.25, 0, 0, 0.5, 0]
 
 
-class Verify:
-    """Calls `mdlstm verify` inside the test process."""
-
-    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
-        self.capfd = capfd
-
-    def __call__(self, *arguments: object) -> Result:
-        self.capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(["verify", *map(str, arguments)])
-        out, err = self.capfd.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Result(ended.value.code, out, err)
-
-
-@pytest.fixture
-def verify(capfd: pytest.CaptureFixture[str]) -> Verify:
-    return Verify(capfd)
+def test_each_feature_has_its_own_scale() -> None:
+    small, large = np.full((2, 3, 4), 0.5), np.full((2, 3, 4), 5000.0)
+    expected = np.stack([small, large], axis=-1)
+    scale = feature_scale([expected])
+    assert scale.shape == (1, 1, 1, 2) and scale.ravel().tolist() == [1, 5000]
+    shifted = expected.copy()
+    shifted[..., 1] += 0.01
+    assert compare(shifted, expected, scale=scale).passed
+    shifted[..., 0] += 0.01
+    assert not compare(shifted, expected, scale=scale).passed
+    assert feature_scale([np.moveaxis(expected, -1, 1)], 1).ravel().tolist() == [1, 5000]
+    assert feature_scale([np.zeros((2, 3)), np.full((2, 5), 7.0)]).ravel().tolist() == [7]
+    assert feature_scale([np.asarray([3.0, -4.0])]).ravel().tolist() == [4]
 
 
-def test_a_damaged_wavefront_is_named(trained: Run, tmp_path: Path, verify: Verify) -> None:
+def verify(*arguments: object) -> Result:
+    return mdlstm("verify", *arguments)
+
+
+def test_a_damaged_wavefront_is_named(trained: Run, tmp_path: Path) -> None:
     model = tmp_path / "m.onnx"
     export_run(trained, model, grid=(5, 7))
     damage(model, tmp_path / "damaged.onnx", 4)
@@ -108,7 +112,7 @@ def test_a_damaged_wavefront_is_named(trained: Run, tmp_path: Path, verify: Veri
     assert max(case["wavefronts"][:4]) < 1e-5 < case["wavefronts"][4]
 
 
-def test_a_scan_is_verified_on_odd_grids(trained: Run, tmp_path: Path, verify: Verify) -> None:
+def test_a_scan_is_verified_on_odd_grids(trained: Run, tmp_path: Path) -> None:
     model = tmp_path / "m.onnx"
     export_run(trained, model, form="scan")
     done = verify(model, "--against", trained.folder, "--seed", "3", "--seeds", "1")
@@ -137,9 +141,7 @@ def test_verify_model_follows_an_error_to_its_wavefront(trained: Run, model: Pat
         report.raise_if_failed()
 
 
-def test_a_run_folder_is_verified_with_all_its_exports(
-    trained: Run, tmp_path: Path, verify: Verify
-) -> None:
+def test_a_run_folder_is_verified_with_all_its_exports(trained: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(trained.folder, folder)
     export_run(folder, grid=(3, 5))
@@ -156,9 +158,7 @@ def test_a_run_folder_is_verified_with_all_its_exports(
         verify_model(tmp_path)
 
 
-def test_a_file_of_any_module_is_verified_against_it_or_its_own_graph(
-    tmp_path: Path, verify: Verify
-) -> None:
+def test_a_file_of_any_module_is_verified_against_it_or_its_own_graph(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = Conditioned()
     examples = (torch.randn(2, 3, 4, 2), torch.randn(2, 2), torch.tensor([3, 1]))
@@ -189,7 +189,7 @@ def test_the_float64_graph_is_more_precise_than_the_file(tmp_path: Path) -> None
     assert x.dtype == np.float64
 
 
-def test_the_users_own_arrays_are_compared(tmp_path: Path, verify: Verify) -> None:
+def test_the_users_own_arrays_are_compared(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = Conditioned()
     z = torch.randn(2, 2)
@@ -220,3 +220,30 @@ def test_a_wrong_output_after_the_first_is_found(tmp_path: Path) -> None:
     outcome = next(iter(report.outcomes["ONNX Runtime, cpu"].values()))
     assert outcome.parity.max_abs == pytest.approx(1, abs=1e-4)
     assert outcome.first_divergence is None  # the map, which has a grid, is right
+
+
+class Logarithm(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = MDLSTM(1, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.log())
+
+
+def test_random_inputs_are_those_of_the_export(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = export_onnx(Logarithm(), tmp_path / "net.onnx", torch.rand(1, 3, 4, 1) + 1).path
+    assert verify_model(path, device="cpu", seeds=1).failed == []
+    report = verify_model(path, device="cpu", seeds=1, example_range=(-2, -1))
+    assert "ONNX Runtime, cpu" in report.failed  # NaN
+
+
+def test_operators_outside_the_list_need_trust(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = export_onnx(Warped(), tmp_path / "net.onnx", grid=(3, 4)).path
+    with pytest.raises(InputError, match="GridSample"):
+        verify_model(path, Warped(), device="cpu")
+    done = verify(path, "--trusted", "--device", "cpu")
+    assert done.code == 2 and "GridSample" in done.err and "against=" in done.err.replace("--", "")
+    assert "ONNX Runtime, cpu" in verify_model(path, Warped(), device="cpu", seeds=1, trusted=True).outcomes

@@ -118,7 +118,7 @@ def test_settings_for_other_inputs_are_replaced_only_with_force(tmp_path: Path) 
     repository = tmp_path / "served"
     write_server_repo(save(tmp_path / "m.onnx", ["batch", 5, 8, 1]), repository, "m")
     other = save(tmp_path / "n.onnx", ["batch", 8, 5, 1])
-    with pytest.raises(InputError, match=r"config\.pbtxt.*n\.onnx"):
+    with pytest.raises(InputError, match=r"config\.pbtxt.*n\.onnx.*force=True"):
         write_server_repo(other, repository, "m")
     assert sorted(p.name for p in (repository / "m").iterdir()) == ["1", "config.pbtxt"]
     write_server_repo(other, repository, "m", force=True)

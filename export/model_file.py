@@ -1,0 +1,197 @@
+"""The file of an exported model: its inputs and outputs, its metadata, and the report of its export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import helper
+
+from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.export.lowering.lower import walk
+from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.runtime.io.files import atomic_write
+from mdlstm_tk.runtime.model_check import OPERATORS
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a model.
+
+    Attributes:
+        name: its name.
+        dtype: NumPy's name of its type.
+        shape: extents; the name of a free one, or None.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """The result of an export; `print` shows it in one line.
+
+    Attributes:
+        path: the file.
+        metadata: the file's metadata.
+        nodes: number of nodes in the graph.
+        bytes: size of the file.
+        max_abs: largest absolute error against float64 on the inputs that it was verified with, in units of
+            the outputs.
+        seconds: duration of the export.
+        needs_trust: the operators that a `Session` runs with trusted=True only.
+    """
+
+    path: Path
+    metadata: Metadata
+    nodes: int
+    bytes: int
+    max_abs: float
+    seconds: float
+    needs_trust: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """One line for people: the shapes of x and y, the form, the file's size and the error."""
+        metadata = self.metadata
+        name, *further_names = metadata.output_names
+        if metadata.window:
+            y = _shape_text(metadata, metadata.window, metadata.outputs)
+        else:
+            axes = {"classify": "N", "transcribe": "N, T"}.get(metadata.kind or "", "N, …")
+            y = f"{axes}, {metadata.outputs}"
+        return (
+            f"{self.path}: x ({_shape_text(metadata, (1,) * metadata.ndim, metadata.channels)}) → "
+            f"{', '.join([f'{name} ({y})', *further_names])}, "
+            f"{metadata.form}, {self.nodes} nodes, {self.bytes / 1024:.0f} KiB, "
+            f"max error {self.max_abs:.1e} against float64, {self.seconds:.1f} s"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "path": str(self.path),
+            "grid": self.metadata.grid,
+            "form": self.metadata.form,
+            "outputs": self.metadata.output_names,
+            "nodes": self.nodes,
+            "bytes": self.bytes,
+            "max_abs": self.max_abs,
+            "seconds": self.seconds,
+            "needs_trust": self.needs_trust,
+        }
+
+
+def read_model(data: bytes) -> onnx.ModelProto:
+    """Parse the content of an ONNX file.
+
+    Raises:
+        InputError: `data` is not an ONNX model.
+    """
+    try:
+        return onnx.load_model_from_string(data)
+    except DecodeError:
+        raise InputError("not an ONNX model; make one with: mdlstm export") from None
+
+
+def read_metadata(data: bytes, label: str) -> Metadata:
+    """The metadata in the content of an exported file.
+
+    Args:
+        data: content of the file.
+        label: what error messages call the file.
+
+    Raises:
+        InputError: `data` is not an ONNX model, or was not exported by mdlstm-tk.
+    """
+    return Metadata.from_props({prop.key: prop.value for prop in read_model(data).metadata_props}, label)
+
+
+def tensor_specs(values: Sequence[onnx.ValueInfoProto]) -> list[TensorSpec]:
+    """The inputs or the outputs of a graph."""
+    return [
+        TensorSpec(
+            value.name,
+            helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+            tuple(
+                dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+                for dim in value.type.tensor_type.shape.dim
+            ),
+        )
+        for value in values
+    ]
+
+
+def with_metadata(model: onnx.ModelProto, metadata: Metadata) -> bytes:
+    """The content of a file with a model and its metadata."""
+    helper.set_model_props(model, metadata.to_props())
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def check_onnx(model: onnx.ModelProto, label: str) -> None:
+    """Check a model with `onnx.checker`.
+
+    Raises:
+        MDLSTMError: it is not valid ONNX.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise MDLSTMError(f"{label} is not valid ONNX: {error}") from error
+
+
+def operators_to_trust(*models: onnx.ModelProto) -> tuple[str, ...]:
+    """The operators of models that a `Session` runs with trusted=True only."""
+    known = {name.decode() for name in OPERATORS}
+    nodes = (
+        node for model in models for graph in (model.graph, *model.functions) for node in walk(graph.node)
+    )
+    functions = {function.name for model in models for function in model.functions}
+    return tuple(sorted({node.op_type for node in nodes} - known - functions))
+
+
+def check_folder(path: Path) -> None:
+    """Check that the folder of a file exists, before an export takes its time.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} for {path.name}; make it, or give another path")
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file, which appears whole or not at all.
+
+    Raises:
+        MDLSTMError: it cannot be written.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _shape_text(metadata: Metadata, window: tuple[int, ...], features: int) -> str:
+    """The shape of x or y in the layout of a model, such as "N, 8, 8, 1" or "N, 3, H, ⌈W/2⌉".
+
+    One position of it stands for `window` positions of x.
+    """
+    batch, *axes = metadata.layout.split()
+    grid = metadata.grid or (None,) * metadata.ndim
+    extents: list[str] = []
+    for d, (axis, size) in enumerate(zip([axis for axis in axes if axis != "C"], window, strict=True)):
+        extent = grid[d]
+        if extent is not None:
+            extents.append(str(-(-extent // size)))
+        elif size == 1:
+            extents.append(axis)
+        else:
+            exact = metadata.multiple_of is not None and metadata.multiple_of[d] % size == 0
+            extents.append(f"{axis}/{size}" if exact else f"⌈{axis}/{size}⌉")
+    extents.insert(axes.index("C"), str(features))
+    return ", ".join([batch, *extents])

@@ -1,0 +1,491 @@
+"""`export_onnx`: every network in every form agrees with float64, and an error leaves no file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from helpers.damage import with_scaled_tanh
+from helpers.networks import (
+    CRNN,
+    Branching,
+    Conditioned,
+    ConvStem,
+    FoldedHeight,
+    ManyHeads,
+    Sparse,
+    Tokens,
+    TwoGrids,
+    UNet,
+    Warped,
+    WindowedConv,
+)
+from torch import Tensor, nn
+
+from mdlstm_tk import MDLSTM
+from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
+from mdlstm_tk.export import (
+    ExportReport,
+    api,
+    export_onnx,
+    float64_reference,
+    lower,
+    translation_table,
+    verify_model,
+)
+from mdlstm_tk.export.verification.parity import compare, feature_scale
+from mdlstm_tk.models import Normalized, create
+from mdlstm_tk.runtime import Metadata, Session
+from mdlstm_tk.runtime.metadata import layout_of
+
+
+class Surrounded(nn.Module):
+    """An MDLSTM layer with options between two linear layers."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.before, self.layer = nn.Linear(2, 3), MDLSTM(3, 4, **options)
+        self.after = nn.Linear(self.layer.output_size, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.layer(self.before(x).tanh()))
+
+
+class Padded(nn.Module):
+    """Outputs with different windows, `sizes`, and another input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse, self.shift = MDLSTM(1, 2), MDLSTM(1, 3, window=2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, z: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fine(x, sizes) + self.shift(z)[:, None, None], self.coarse(x, sizes)
+
+
+class Recurrent(nn.Module):
+    """A layer of torch along the columns after an MDLSTM layer."""
+
+    def __init__(self, kind: type[nn.GRU | nn.LSTM]) -> None:
+        super().__init__()
+        self.layer, self.after = MDLSTM(1, 2), kind(2, 3, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.layer(x).mean(1))[0]
+
+
+class Spectrogram(nn.Module):
+    """(N, time, frequency) without an axis for channels, which begins with a logarithm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = MDLSTM(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer((x + 1e-3).log()[..., None])
+
+
+X, Z = torch.randn(2, 3, 4, 2), torch.randn(2, 2)
+IMAGE, RGB = torch.rand(1, 1, 8, 12), torch.rand(1, 3, 8, 12)
+PAIR = (torch.rand(1, 4, 5, 1), torch.rand(1, 4, 5, 3))
+SCAN = {"form": "scan"}
+CASES: dict[
+    str, tuple[Callable[[], nn.Module], Any, dict[str, Any], list[tuple[int, ...]], tuple[str, ...]]
+] = {
+    # network, example_inputs, options, shapes of x to run on, needs_trust
+    "peephole, norm": (lambda: Surrounded(peephole=True, layer_norm=True), X, {}, [(3, 4, 2)], ()),
+    "window": (lambda: Surrounded(bias=False, window=(2, 3)), X, {}, [(3, 4, 2)], ()),
+    "window, scan": (lambda: Surrounded(window=(2, 3)), X, SCAN, [(5, 7, 2), (1, 9, 2)], ()),
+    "stacked": (lambda: Surrounded(num_layers=2, directions="all", merge="sum"), X, {}, [(3, 4, 2)], ()),
+    "stable, scan": (lambda: Surrounded(cell="stable"), None, {**SCAN, "channels": 2}, [(4, 6, 2)], ()),
+    "stem": (ConvStem, RGB, {}, [(3, 8, 12)], ()),
+    "stem, scan": (ConvStem, RGB, SCAN, [(3, 31, 17)], ()),
+    "one grid": (lambda: ConvStem(6), RGB, {"grid": (8, 12), **SCAN}, [(3, 8, 12)], ()),
+    "unet": (UNet, IMAGE, {**SCAN, "multiple_of": 2}, [(1, 2, 2), (1, 10, 22)], ()),
+    "window, convolution": (WindowedConv, None, SCAN, [(5, 6, 1), (20, 11, 1)], ()),
+    "crnn": (CRNN, IMAGE, SCAN, [(1, 8, 31)], ()),
+    "folded height": (FoldedHeight, IMAGE, {"grid": (8, None)}, [(1, 8, 20), (1, 8, 3)], ()),
+    "heads": (ManyHeads, torch.rand(1, 3, 4, 6), SCAN, [(3, 5, 4)], ()),
+    "gru, scan": (lambda: Recurrent(nn.GRU), None, SCAN, [(4, 9, 1)], ()),
+    "spectrogram": (Spectrogram, torch.rand(1, 6, 9), SCAN, [(4, 5)], ()),
+    "tokens": (lambda: Tokens(0), torch.randint(7, (1, 4, 5)), SCAN, [(3, 6)], ()),
+    "tokens, last axis": (
+        lambda: Tokens(-1),
+        torch.zeros(1, 4, 5, 1),
+        {"example_range": (0, 6)},
+        [(4, 5, 1)],
+        (),
+    ),
+    "warped": (Warped, torch.rand(1, 1, 4, 5), {}, [(1, 4, 5)], ("GridSample",)),
+    "warped, scan": (lambda: nn.Sequential(Warped()), None, SCAN, [(1, 6, 3)], ("GridSample",)),
+    "branching": (Branching, torch.randn(1, 4, 5, 1), {}, [(4, 5, 1)], ("If",)),
+    "sparse": (Sparse, torch.randn(2, 4, 5, 1), {}, [(4, 5, 1)], ("NonZero",)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_networks_are_exported_and_agree_with_float64(name: str, tmp_path: Path) -> None:
+    make, examples, options, shapes, needs_trust = CASES[name]
+    torch.manual_seed(0)
+    net = make()
+    weights = {key: value.clone() for key, value in net.state_dict().items()}
+    report = export_onnx(net, tmp_path / "m.onnx", examples, **options)
+    assert net.training and all(torch.equal(weights[key], value) for key, value in net.state_dict().items())
+    assert report.needs_trust == needs_trust and report.max_abs < 1e-5
+    session, reference = Session(report.path, "cpu", trusted=bool(needs_trust)), float64_reference(net)
+    if needs_trust:
+        with pytest.raises(InputError, match=needs_trust[0]):
+            Session(report.path, "cpu")
+    assert session.metadata == report.metadata
+    for shape in shapes:
+        x = np.random.default_rng(0).random((2, *shape), np.float32)
+        x = (6 * x).astype(np.int64) if report.metadata.integer else x
+        exact = reference(x if "last axis" not in name else np.floor(6 * x))
+        y = session(x if "last axis" not in name else np.floor(6 * x))
+        for key in exact if isinstance(exact, dict) else [None]:
+            of_y, of_exact = (y, exact) if key is None else (y[key], exact[key])
+            assert of_y.shape == of_exact.shape
+            np.testing.assert_allclose(of_y, of_exact, rtol=0, atol=1e-5)
+    if name != "warped, scan":  # onnx's evaluator lacks the modes of that operator in opset 18
+        verify_model(report.path, net, device="cpu", seeds=1, trusted=bool(needs_trust)).raise_if_failed()
+
+
+def test_metadata_tell_what_a_file_takes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    metadata = export_onnx(FoldedHeight(), tmp_path / "m.onnx", IMAGE, grid=(8, None)).metadata
+    assert (metadata.grid, metadata.form, metadata.layout) == ((8, None), "scan", "N C H W")
+    session = Session(tmp_path / "m.onnx", "cpu")
+    with pytest.raises(InputError, match=r"10x12 .*8x\*"):
+        session(np.zeros((10, 12)))
+    many = session.run_many([np.zeros((8, 4)), np.zeros((8, 6))])
+    assert [y.shape for y in many] == [(2, 5), (3, 5)]
+    tokens = torch.randint(7, (3, 4, 5))
+    export_onnx(Tokens(0), tmp_path / "t.onnx", tokens)
+    session = Session(tmp_path / "t.onnx", "cpu")
+    metadata = session.metadata
+    assert (metadata.integer, metadata.channel_axis, metadata.example_range) == (True, False, (0, 6))
+    with pytest.raises(InputError, match="whole numbers"):
+        session(tokens.numpy() + 0.5)
+    verify_model(tmp_path / "t.onnx", device="cpu", seeds=1).raise_if_failed()
+
+
+def test_further_inputs_by_position_and_by_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, k = Conditioned(), torch.tensor([3, 1], dtype=torch.int32)
+    session = Session(export_onnx(net, tmp_path / "m.onnx", (X, Z, k)).path, "cpu")
+    assert session.metadata.inputs == ("x", "z", "k")
+    y = session(X.numpy(), z=Z.numpy(), k=k.numpy())
+    np.testing.assert_allclose(y, net(X, Z, k).detach(), rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match=r"by name, as in session\(x, z=…, k=…\)"):
+        session(X.numpy(), Z.numpy())
+    with pytest.raises(InputError, match="z is in both"):
+        export_onnx(net, tmp_path / "n.onnx", (X, Z), extra_inputs={"z": Z})
+
+
+@pytest.mark.parametrize(
+    "examples", [PAIR, (PAIR[0].movedim(-1, 1), PAIR[1].movedim(-1, 1))], ids=["last", "first"]
+)
+def test_two_grids_take_any_size(examples: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = TwoGrids()
+    if examples is not PAIR:
+        for layer in (net.first, net.second):
+            layer.channels_last = False
+    report = export_onnx(net, tmp_path / "m.onnx", examples, form="scan", grid_inputs=["z"])
+    session, rng = Session(report.path, "cpu"), np.random.default_rng(0)
+    x, z = (rng.random((2, *e.shape[1:]), np.float32).repeat(3, axis=-2) for e in examples)
+    exact = float64_reference(net)(x, z=z)
+    np.testing.assert_allclose(session(x, z=z), exact, rtol=0, atol=1e-5)
+    verify_model(report.path, net, device="cpu", seeds=1).raise_if_failed()
+    with pytest.raises(InputError, match=r"4x5 only.*grid_inputs="):
+        export_onnx(TwoGrids(), tmp_path / "n.onnx", PAIR, form="scan")
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_free_axes_of_the_output_stay_free(kind: Any, tmp_path: Path) -> None:
+    report = export_onnx(Recurrent(kind), tmp_path / "m.onnx", form="scan")
+    (y,) = onnx.load(report.path).graph.output
+    batch, steps, features = y.type.tensor_type.shape.dim
+    assert batch.dim_param and steps.dim_param and features.dim_value == 6
+
+
+@pytest.mark.parametrize("form", ["unrolled", "scan"])
+def test_padded_samples_give_the_same_numbers_as_the_samples_alone(form: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, names = Padded(), ["fine", "coarse"]
+    report = export_onnx(
+        net,
+        tmp_path / "m.onnx",
+        grid=(5, 6),
+        form=form,
+        padded=True,
+        extra_inputs={"z": Z},
+        output_names=names,
+    )
+    session, reference, rng = (
+        Session(report.path, "cpu"),
+        float64_reference(net, names),
+        np.random.default_rng(0),
+    )
+    assert session.metadata.inputs == ("x", "sizes", "z")
+    assert session.metadata.windows == {"fine": (1, 1), "coarse": (2, 2)}
+    for grid in [(5, 6), (1, 1), (1, 6), (5, 1), (3, 4)]:
+        x, z = rng.random((2, *grid, 1), np.float32), Z.numpy()
+        exact, y = reference(x, z=z), session(x, z=z)
+        assert all(np.abs(y[name] - exact[name]).max() < 1e-6 for name in names)
+    x, sizes = rng.random((2, 5, 6, 1), np.float32), np.asarray([[5, 6], [2, 3]])
+    y = session(x, sizes=sizes, z=Z.numpy())["fine"]
+    exact = reference(x[1:, :2, :3], z=Z[1:].numpy())["fine"]
+    np.testing.assert_allclose(y[1:, :2, :3], exact, rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match=r"\(2, 2\)"):
+        session(x, sizes=np.asarray([5, 6]), z=Z.numpy())
+
+
+@pytest.mark.parametrize("model", ["md", "horizontal", "snake"])
+def test_shipped_networks_take_padded_samples(model: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = create(model, 1, 2)
+    export_onnx(net, tmp_path / "m.onnx", form="scan", padded=True, channels=1)
+    session, reference = Session(tmp_path / "m.onnx", "cpu"), float64_reference(net)
+    samples = [
+        np.random.default_rng(0).random(grid, np.float32) for grid in [(5, 6), (1, 1), (1, 9), (5, 1)]
+    ]
+    for sample, y in zip(samples, session.run_many(samples), strict=True):
+        np.testing.assert_allclose(y, reference(sample[None, ..., None])[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["unrolled", "scan"])
+def test_float16_is_verified_with_a_tolerance_of_5e_3(form: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    report = export_onnx(create("md", 1, 1), tmp_path / "m.onnx", grid=(8, 8), form=form, dtype="float16")
+    metadata, session = report.metadata, Session(report.path, "cpu")
+    assert (metadata.dtype, metadata.parity["atol"]) == ("float16", 5e-3)
+    assert 1e-5 < metadata.parity["max_abs"] < 5e-3
+    assert session(np.eye(8)).dtype == np.float32
+    weights = {tensor.data_type for tensor in onnx.load(report.path).graph.initializer if tensor.dims}
+    assert onnx.TensorProto.FLOAT not in weights
+
+
+@pytest.mark.parametrize("grid", [(1, 7), (7, 1), (1, 1), (2, 1), (5,)], ids=str)
+def test_functions_on_degenerate_grids(grid: tuple[int, ...], tmp_path: Path) -> None:
+    layer = MDLSTM(2, 3, ndim=len(grid), directions="all")
+    report = export_onnx(layer, tmp_path / "m.onnx", torch.zeros(2, *grid, 2), functions=True)
+    assert report.max_abs < 1e-5 and report.needs_trust == ()
+
+
+def test_a_compiled_network_is_exported_as_the_network_that_it_wraps(tmp_path: Path) -> None:
+    def fails_if_called(*_: Any) -> Any:
+        raise AssertionError("the export compiled something")
+
+    torch.manual_seed(0)
+    plain = nn.Sequential(MDLSTM(2, 3), nn.Linear(3, 1)).eval()
+    inner = nn.Sequential(torch.compile(plain[0], backend=fails_if_called), plain[1])
+    network = torch.compile(inner, backend=fails_if_called)
+    report = export_onnx(network, tmp_path / "m.onnx", grid=(3, 4))
+    x = torch.rand(2, 3, 4, 2)
+    np.testing.assert_allclose(Session(report.path, "cpu")(x.numpy()), plain(x).detach(), atol=1e-6)
+    verify_model(report.path, network, device="cpu", seeds=1).raise_if_failed()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # raised inside torch
+def test_a_model_exported_with_torch_itself_can_be_lowered() -> None:
+    net, x = Surrounded().eval(), torch.randn(2, 4, 3, 2)
+    options: Any = {"custom_translation_table": translation_table(), "verbose": False, "opset_version": 18}
+    program = torch.onnx.export(net, (x,), dynamo=True, **options)
+    for form in ("unrolled", "scan"):
+        model = lower(program.model_proto, form)
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        np.testing.assert_allclose(y, net(x).detach(), rtol=0, atol=1e-5)
+
+
+def test_parametrized_weights_are_folded_into_constants(tmp_path: Path) -> None:
+    net = create("md", 1, 1)
+    nn.utils.parametrizations.weight_norm(net.body, "weight_hh_l0")
+    assert export_onnx(net, tmp_path / "m.onnx", grid=(3, 3)).max_abs < 1e-6
+
+
+class Function(nn.Module):
+    """A layer, and a function of x or of the output.
+
+    Args:
+        before, after: the functions.
+        channels: of x.
+    """
+
+    def __init__(self, before: Any = None, after: Any = None, cell: str = "graves") -> None:
+        super().__init__()
+        self.layer, self.before, self.after = MDLSTM(1, 2, cell=cell), before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x if self.before is None else self.before(x))
+        return y if self.after is None else self.after(y)
+
+
+def with_nan() -> nn.Module:
+    net = Function()
+    net.layer.weight_hh_l0.data[0, 0, 0, 0] = torch.nan
+    return net
+
+
+def rows(y: Tensor) -> Tensor:
+    """A Python loop over the rows, which fixes their number."""
+    return torch.stack([y[:, row] for row in range(y.shape[1])], dim=1)
+
+
+class InBranch(Function):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda x: self.layer(x), lambda x: self.layer(2 * x), (x,))
+
+
+G = {"grid": (3, 4)}
+REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception], str]] = {
+    "form": (Function, {**G, "form": "rolled"}, InputError, "unrolled, scan, tiles, got 'rolled'"),
+    "dtype": (Function, {**G, "dtype": "int4"}, InputError, "int4"),
+    "functions": (Function, {"form": "scan", "functions": True}, InputError, "functions=True"),
+    "metadata": (Function, {**G, "metadata": {"kind": "classify"}}, InputError, "classes"),
+    "tiles": (Function, {**G, "form": "tiles"}, InputError, "does not go together with a size"),
+    "unknown operator": (
+        lambda: Function(torch.special.bessel_j0),
+        G,
+        MDLSTMError,
+        "Function: No ONNX function found",
+    ),
+    "layer in a branch": (InBranch, G, MDLSTMError, "branch|Cond"),  # torch 2.10 says Cond
+    "rows": (lambda: Function(after=rows), {"form": "scan"}, MDLSTMError, "Function"),
+    "NaN weights": (with_nan, G, InputError, "weights of Function hold NaN, first in layer.weight_hh_l0"),
+    "log": (
+        lambda: Function(lambda x: (x + 1e-3).log()),
+        G,
+        InputError,
+        r"Function itself returns NaN on 3x4, random × 1, x being standard normal; give example_range=",
+    ),
+    "inf": (lambda: Function(after=lambda y: 1 / (0 * y)), G, InputError, "itself returns inf"),
+    "NaN on the example": (
+        lambda: Function(torch.log),
+        {"example_inputs": torch.zeros(1, 3, 4, 1) - 1, "example_range": (1, 2)},
+        InputError,
+        "itself returns NaN on example_inputs",
+    ),
+    "batch mixed": (
+        lambda: Function(lambda x: x - x.mean(0)),
+        G,
+        InputError,
+        "mixes the samples of a batch",
+    ),
+    "random": (
+        lambda: Function(lambda x: x + torch.rand_like(x)),
+        G,
+        InputError,
+        "other numbers each time",
+    ),
+    "first axis": (lambda: Function(after=lambda y: y[0]), G, InputError, r"'y' of shape .*expected \(N"),
+    "beyond float32": (
+        lambda: Function(after=lambda y: (y + 1e5) - 1e5),
+        G,
+        ParityError,
+        "PyTorch in float32 is off by .* atol=.*stable",
+    ),
+    "beyond float32, stable": (
+        lambda: Function(after=lambda y: (y + 1e5) - 1e5, cell="stable"),
+        G,
+        ParityError,
+        r"PyTorch in float32 is off by .* atol=\.\.\.$",
+    ),
+    "float16": (
+        lambda: Function(after=lambda y: 1e3 * y - 1e3 * y.round()),
+        {**G, "dtype": "float16", "atol": 1e-9},
+        ParityError,
+        "float16 is not precise enough",
+    ),
+    "draw": (
+        Function,
+        {**G, "example_range": lambda shape, generator: 0.0},
+        InputError,
+        r"example_range .*\(\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_error_says_what_is_wrong_and_leaves_no_file(name: str, tmp_path: Path) -> None:
+    make, options, kind, message = REFUSED[name]
+    torch.manual_seed(0)
+    with pytest.raises(kind, match=message) as raised:
+        export_onnx(make(), tmp_path / "m.onnx", **options)
+    assert list(tmp_path.iterdir()) == []
+    assert "\n" not in str(raised.value) and " --" not in str(raised.value)
+
+
+def test_missing_folders_are_not_created(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no folder .*mistyped for m\.onnx"):
+        export_onnx(MDLSTM(1, 2), tmp_path / "mistyped/m.onnx", grid=(2, 2))
+    assert list(tmp_path.iterdir()) == []
+
+
+def regression() -> nn.Module:
+    """A network with targets in the thousands, as training makes it."""
+    torch.manual_seed(0)
+    network = create("md", 1, 1, linear=True, directions="all", hidden=8)
+    for parameter in network.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return Normalized(network, (0.5,), (0.3,), (0.0,), (20000.0,))
+
+
+def test_a_regression_on_large_targets_exports(tmp_path: Path) -> None:
+    net, grid = regression(), (8, 8)
+    report = export_onnx(net, tmp_path / "m.onnx", grid=grid)
+    x = np.random.default_rng(3).standard_normal((40, *grid, 1)).astype(np.float32)
+    y, exact = Session(report.path, "cpu")(x), float64_reference(net)(x)
+    assert not compare(y, exact).passed  # without the scale
+    assert compare(y, exact, scale=feature_scale([exact])).passed
+
+
+@pytest.fixture
+def slightly_wrong_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes every export wrong: a tanh of wavefront 3 is 0.1 % too small."""
+
+    def wrong(model: onnx.ModelProto, form: Any, **options: bool) -> onnx.ModelProto:
+        return with_scaled_tanh(lower(model, form, **options), "/wavefront_3/", 0.999)
+
+    monkeypatch.setattr(api, "lower", wrong)
+
+
+@pytest.mark.usefixtures("slightly_wrong_graphs")
+@pytest.mark.parametrize("make", [regression, lambda: create("md", 1, 1)], ids=["large", "small"])
+def test_a_wrong_graph_is_refused_at_every_scale(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match="the exported graph computes something else") as raised:
+        export_onnx(make(), tmp_path / "m.onnx", grid=(5, 5))
+    assert "stable" not in str(raised.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("slightly_wrong_graphs")
+def test_a_larger_tolerance_is_used_and_recorded(tmp_path: Path) -> None:
+    report = export_onnx(create("md", 1, 1), tmp_path / "m.onnx", grid=(5, 5), atol=0.1)
+    assert Session(report.path, "cpu").metadata.parity["atol"] == 0.1 and report.max_abs > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("grid", "window", "multiple_of", "channels_last", "text"),
+    [
+        (None, (2, 1), None, True, "x (N, H, W, 3) → y (N, ⌈H/2⌉, W, 4), scan"),
+        (None, (2, 2), (4, 2), False, "x (N, 3, H, W) → y (N, 4, H/2, W/2), scan"),
+        ((7, 8), (2, 2), None, False, "x (N, 3, 7, 8) → y (N, 4, 4, 4), scan"),
+        ((7, None), (2, 2), None, False, "x (N, 3, 7, W) → y (N, 4, 4, ⌈W/2⌉), scan"),
+        (None, None, None, True, "x (N, H, W, 3) → y (N, …, 4), scan"),
+    ],
+)
+def test_a_report_shows_the_extents_of_the_output(
+    grid: Any, window: Any, multiple_of: Any, channels_last: bool, text: str
+) -> None:
+    layout = layout_of(2, channels_last)
+    metadata = Metadata("1", grid, "scan", layout, 3, 4, window=window, multiple_of=multiple_of)
+    report = ExportReport(Path("m.onnx"), metadata, 1, 1, 0.0, 0.0, ("If",))
+    assert text in str(report) and report.as_dict()["needs_trust"] == ("If",)

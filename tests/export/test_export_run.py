@@ -1,0 +1,110 @@
+"""`export_run` and `mdlstm export`: names of files, metadata, and parity of a trained network at any "
+"size."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from helpers.command import mdlstm
+
+from mdlstm_tk.data import DiagonalTask
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.export import export_run, export_run_sizes, float64_reference, verify_model
+from mdlstm_tk.runtime import Session
+from mdlstm_tk.training import Run, load_checkpoint
+
+
+def test_a_trained_model_agrees_with_float64_at_any_size(trained: Run, tmp_path: Path) -> None:
+    report = export_run(trained, tmp_path / "any.onnx", form="scan")
+    assert report.bytes < 100_000 and report.metadata.grid is None
+    reference, session = (
+        float64_reference(load_checkpoint(trained.best).network()),
+        Session(report.path, "cpu"),
+    )
+    for k, grid in enumerate([(8, 8), (1, 1), (1, 7), (7, 1), (5, 8), (32, 32)]):
+        x = np.random.default_rng(k).random((2, *grid, 1), np.float32)
+        np.testing.assert_allclose(session(x), reference(x), rtol=0, atol=1e-5)
+    batch = DiagonalTask((32, 32)).batch(9, 0, 32, "validation")
+    error = (session(batch.x) - batch.y) ** 2
+    assert np.mean([error[k, row, column] for k, (row, column) in enumerate(batch.second)]) < 0.01
+
+
+def test_the_file_is_self_contained_and_has_standard_operators_and_metadata(
+    model: Path, trained: Run
+) -> None:
+    proto = onnx.load(model)
+    assert (
+        {opset.domain for opset in proto.opset_import} == {node.domain for node in proto.graph.node} == {""}
+    )
+    assert not proto.functions
+    assert not any(tensor.external_data for tensor in proto.graph.initializer)
+    dims = proto.graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch", 8, 8, 1]
+    assert any(node.name.startswith("body_0/wavefront_14/") for node in proto.graph.node)
+    assert b"/site-packages/" not in model.read_bytes()
+    metadata = Session(model, "cpu").metadata
+    assert (metadata.grid, metadata.form, metadata.layout) == ((8, 8), "unrolled", "N H W C")
+    assert (metadata.model, metadata.task) == ("md", "diagonal")
+    assert metadata.checkpoint_sha256 == hashlib.sha256(trained.checkpoint.read_bytes()).hexdigest()
+    assert 0 <= metadata.parity["max_abs"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"grid": (2, 3)}, "model-2x3.onnx"),
+        ({"grid": (2, None)}, "model-2xany.onnx"),
+        ({"form": "scan"}, "model-any.onnx"),
+        ({"form": "scan", "grid": (2, 3)}, "model-any.onnx"),
+    ],
+    ids=str,
+)
+def test_the_name_of_the_file_tells_the_size(
+    options: dict, name: str, trained: Run, tmp_path: Path
+) -> None:
+    report = export_run(trained.folder, tmp_path, **options)
+    assert report.path == tmp_path / name
+    with pytest.raises(InputError, match=name.replace(".", r"\.")):
+        export_run(trained, tmp_path, **options)
+    export_run(trained, tmp_path, force=True, **options)
+    assert report.as_dict()["bytes"] == report.path.stat().st_size
+
+
+def test_export_run_takes_a_checkpoint_file(trained: Run, tmp_path: Path) -> None:
+    report = export_run(trained.last, tmp_path / "m.onnx", grid=(3, 4))
+    assert report.metadata.checkpoint_sha256 == hashlib.sha256(trained.last.read_bytes()).hexdigest()
+    assert verify_model(report.path, trained.last, device="cpu", seeds=1).failed == []
+    with pytest.raises(InputError, match=r"none\.safetensors"):
+        export_run(tmp_path / "none.safetensors", tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("grids", "output", "options", "message"),
+    [
+        ([(2, 2), (2, 3)], ".", {}, r"model-2x3\.onnx"),
+        ([(2, 2), (2, 2)], ".", {}, r"model-2x2\.onnx, model-2x2\.onnx"),
+        ([(2, 2), (3, 3)], ".", {"form": "scan"}, "any size in one file"),
+        ([(2, 2), (3, 3)], "m.onnx", {}, "got 2 sizes"),
+        ([None], "nowhere", {}, "no folder .*nowhere"),
+    ],
+)
+def test_all_files_are_checked_before_the_first_export(
+    grids: list, output: str, options: dict, message: str, trained: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "model-2x3.onnx").touch()
+    with pytest.raises(InputError, match=message):
+        export_run_sizes(trained, grids, tmp_path / output, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["model-2x3.onnx"]
+
+
+def test_the_command_takes_free_extents(trained: Run, tmp_path: Path) -> None:
+    done = mdlstm("export", trained.folder, "--size", "4x*", "-o", tmp_path / "m.onnx")
+    assert done.code == 0, done.err
+    assert "x (N, 4, W, 1) → y (N, 4, W, 1), scan" in done.err
+    assert Session(tmp_path / "m.onnx", "cpu").metadata.grid == (4, None)
+    done = mdlstm("export", trained.folder, "--size", "4y*", "-o", tmp_path / "n.onnx")
+    assert done.code == 2 and done.err.count("\n") == 1

@@ -1,0 +1,208 @@
+"""The inputs and outputs of a network, from the arguments of an export and from the network itself."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.networks import CRNN, Conditioned, ConvStem, FoldedHeight, Tokens, UNet, WindowedConv
+from torch import Tensor, nn
+
+from mdlstm_tk import MDLSTM
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.export.spec import ExportSpec, eval_copy, named_outputs, read_spec
+
+Pair = namedtuple("Pair", ["first", "second"])
+T = torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("module", "x", "channels_last"),
+    [
+        (ConvStem(), torch.zeros(1, 3, 8, 12), False),
+        (ConvStem(6), torch.zeros(1, 3, 8, 12), False),  # takes this grid only
+        (UNet(), torch.zeros(3, 1, 4, 6), False),
+        (CRNN(), torch.zeros(1, 1, 8, 8), False),
+        (WindowedConv(), torch.zeros(2, 8, 8, 1), True),
+        (MDLSTM(4, 3), torch.zeros(1, 4, 4, 4), True),
+        (MDLSTM(4, 3, channels_last=False), torch.zeros(1, 4, 4, 4), False),
+        (MDLSTM(2, 3, ndim=1), torch.zeros(1, 5, 2), True),
+        (MDLSTM(2, 3, ndim=3), torch.zeros(1, 3, 4, 5, 2), True),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_grid_channels_and_layout_follow_from_the_example(
+    module: nn.Module, x: Tensor, channels_last: bool
+) -> None:
+    spec = read_spec(module, x)
+    grid = x.shape[1:-1] if channels_last else x.shape[2:]
+    assert (spec.channels_last, spec.grid, spec.ndim) == (channels_last, tuple(grid), len(grid))
+    assert spec.channels == x.shape[-1 if channels_last else 1]
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_layout_is_that_of_the_first_layer_and_no_network_runs_to_guess_it(channels_last: bool) -> None:
+    class Counting(nn.Module):
+        calls = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = MDLSTM(3, 2, channels_last=channels_last)
+
+        def forward(self, x: Tensor) -> Tensor:
+            Counting.calls += 1
+            assert x.shape == (2, 3, 3, 3)  # only that of the example, in a batch of 2
+            return self.layer(x)
+
+    spec = read_spec(Counting(), torch.zeros(1, 3, 3, 3))
+    assert (spec.channels_last, Counting.calls) == (channels_last, 1)
+
+
+@pytest.mark.parametrize(
+    ("module", "examples", "options", "grid"),
+    [
+        (MDLSTM(1, 2), None, {}, (None, None)),
+        (MDLSTM(1, 2), torch.zeros(1, 4, 5, 1), {}, (None, None)),
+        (MDLSTM(1, 2), None, {"grid": (4, 5)}, (None, None)),
+        (MDLSTM(1, 2), None, {"grid": (4, None)}, (4, None)),
+        (MDLSTM(1, 2), None, {"grid": (None, None)}, (None, None)),
+        (UNet(), torch.zeros(1, 1, 4, 6), {"multiple_of": 2}, (None, None)),
+        (FoldedHeight(), torch.zeros(1, 1, 8, 12), {"grid": (8, None)}, (8, None)),
+        (FoldedHeight(), torch.zeros(1, 1, 8, 12), {}, (8, None)),  # the network takes no other height
+        (ConvStem(6), None, {"grid": (8, 12), "channels": 3, "channels_last": False}, (8, 12)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value)[:20],
+)
+def test_extents_for_any_size(module: nn.Module, examples: Any, options: Any, grid: Any) -> None:
+    spec = read_spec(module, examples, any_size=True, **options)
+    assert spec.grid == grid
+    assert all(
+        extent in (None, actual) for size in spec.shapes for extent, actual in zip(grid, size, strict=True)
+    )
+
+
+def conditioned(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    return tuple(torch.zeros(shape) for shape in shapes)
+
+
+TWO = {"grid": (8, 8), "channels": 3}
+
+
+@pytest.mark.parametrize(
+    ("module", "examples", "options", "parts"),
+    [
+        (ConvStem(), None, {"grid": (8, 8)}, ["channels=", "example_inputs=", "3 channels"]),
+        (ConvStem(), None, {**TWO, "channels": 5}, ["channels=", "5 channels"]),
+        (ConvStem(), None, {**TWO, "channels_last": True}, ["channels_last="]),
+        (ConvStem(), None, TWO, ["channels_last="]),  # its MDLSTM layer is channels-last
+        (nn.Conv2d(3, 4, 1), None, {"grid": (8, 8)}, ["channels=", "example_inputs="]),
+        (Conditioned(), None, {"grid": (3, 3)}, ["z", "example_inputs="]),
+        (Conditioned(), conditioned((1, 3, 3, 2), (1, 2)), {"channels": 3}, ["channels=3"]),
+        (Conditioned(), conditioned((1, 3, 3, 2), (1, 2)), {"grid": (4, 4)}, ["grid=(4, 4)"]),
+        (MDLSTM(2, 3), torch.zeros(1, 3, 4, 2), {"channels_last": False, "channels": 2}, ["channels_last"]),
+        (MDLSTM(2, 3), torch.zeros(3), {}, ["example_inputs", "(3,)"]),
+        (MDLSTM(2, 3), (), {}, ["example_inputs"]),
+        (MDLSTM(2, 3), {"x": torch.zeros(1, 3, 3, 2)}, {}, ["example_inputs", "dict"]),
+        (MDLSTM(2, 3), torch.zeros(1, 3, 3, 2).bool(), {}, ["'x'", "torch.bool"]),
+        (nn.Identity(), torch.zeros(1, 3, 3, 2), {}, ["channels_last="]),
+        (MDLSTM(2, 3), None, {"extra_inputs": {"w": torch.zeros(1, 2)}}, ["'w'", "extra_inputs="]),
+        (MDLSTM(2, 3), None, {}, ["grid=...", 'form="scan"']),
+        (MDLSTM(2, 3), None, {"grid": (3, None)}, ["grid=(3, None)", 'form="scan"']),
+        (MDLSTM(2, 3), None, {"grid": (3, 0)}, ["(3, 0)"]),
+        (MDLSTM(2, 3), None, {"grid": (3, 3), "example_range": (2, 1)}, ["example_range", "(2, 1)"]),
+        (UNet(), None, {"grid": (5, 8), "channels": 1, "multiple_of": 2}, ["5x8", "multiple_of"]),
+        (UNet(), torch.zeros(1, 1, 4, 6), {"multiple_of": (2, 2, 2)}, ["multiple_of"]),
+        (UNet(), torch.zeros(1, 1, 4, 6), {"multiple_of": 0}, ["multiple_of", "0"]),
+        (UNet(), torch.zeros(1, 1, 4, 6), {"any_size": True}, ["multiple_of=2"]),
+        (ConvStem(6), torch.zeros(1, 3, 8, 12), {"any_size": True}, ["8x12 only", "grid=(8, 12)"]),
+        (FoldedHeight(), None, {"any_size": True, "channels_last": False}, ["grid=(48, None)"]),
+        (Conditioned(), conditioned((1, 3, 3, 2), (1, 2)), {"grid_inputs": ["w"]}, ["'w'", "grid_inputs"]),
+        (Conditioned(), conditioned((1, 3, 3, 2), (1, 2)), {"grid_inputs": ["z"]}, ["'z'", "grid_inputs"]),
+        (Tokens(-1), torch.zeros(1, 3, 3, 1), {}, ["index out of range", "example_range=(0, entries - 1)"]),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_an_error_names_the_argument(
+    module: nn.Module, examples: Any, options: dict[str, Any], parts: list[str]
+) -> None:
+    with pytest.raises(InputError) as raised:
+        read_spec(module, examples, **options)
+    message = str(raised.value)
+    assert all(part in message for part in parts), message
+    assert "\n" not in message and " --" not in message
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "lowest", "highest", "whole"),
+    [
+        (None, {"grid": (9, 9)}, -9, 9, False),
+        (torch.zeros(1, 9, 9, 1), {}, -9, 9, False),  # all values are equal, so they tell nothing
+        (torch.tensor([0.25, 0.5]).repeat(1, 9, 8, 1)[..., :1], {}, -9, 9, False),
+        (torch.linspace(2, 3, 81).view(1, 9, 9, 1), {}, 2, 3, False),
+        (torch.zeros(1, 9, 9, 1), {"example_range": (5, 6)}, 5, 6, False),
+        (
+            None,
+            {"grid": (9, 9), "example_range": lambda shape, generator: torch.full(shape, 7.0)},
+            7,
+            7,
+            True,
+        ),
+        (torch.arange(81).view(1, 9, 9) % 5, {}, 0, 4, True),
+        (torch.zeros(1, 9, 9, dtype=torch.long), {}, 0, 6, True),  # the table has 7 rows
+        (torch.zeros(1, 9, 9, dtype=torch.long), {"example_range": (3, 4)}, 3, 4, True),
+    ],
+)
+def test_random_inputs_stay_in_the_range(
+    x: Tensor | None, options: dict[str, Any], lowest: float, highest: float, whole: bool
+) -> None:
+    network = Tokens(0) if x is not None and not x.is_floating_point() else MDLSTM(1, 2)
+    values = read_spec(network, x, **options).inputs((9, 9), 4)["x"]
+    assert values.dtype == np.float32 and values.shape == (4, 9, 9, 1)
+    assert lowest <= values.min() and values.max() <= highest
+    assert (values == np.round(values)).all() == whole
+
+
+@pytest.mark.parametrize(
+    ("result", "names"),
+    [
+        (T, ["y"]),
+        ((T, T), ["y", "y1"]),
+        ([T, T, T], ["y", "y1", "y2"]),
+        ({"out": T, "aux": T}, ["out", "aux"]),
+        (Pair(T, T), ["first", "second"]),
+    ],
+    ids=str,
+)
+def test_names_of_outputs(result: object, names: list[str]) -> None:
+    assert list(named_outputs(result, "Net")) == names
+
+
+@pytest.mark.parametrize(
+    ("result", "names", "message"),
+    [
+        ((T, (T, T)), None, "tuple as output 'y1'"),
+        ({"y": None}, None, "NoneType as output 'y'"),
+        ({}, None, "no output"),
+        ((T, T), ["a"], "output_names has 1"),
+        ((T, T), ["a", "a"], "different names"),
+    ],
+    ids=str,
+)
+def test_other_results_are_refused(result: object, names: list[str] | None, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        named_outputs(result, "Net", names)
+
+
+def test_a_copy_lacks_the_wrappers_of_torch_compile() -> None:
+    network = torch.compile(nn.Sequential(torch.compile(MDLSTM(2, 3)), nn.Linear(3, 1))).train()
+    copied = eval_copy(network)
+    assert network.training and not copied.training
+    assert not any(isinstance(m, torch._dynamo.OptimizedModule) for m in copied.modules())
+
+
+def test_padded_samples_follow_from_an_example_of_sizes() -> None:
+    spec: ExportSpec = read_spec(MDLSTM(2, 3), (torch.zeros(1, 3, 4, 2), torch.tensor([[3, 4]])))
+    assert spec.padded and tuple(spec.examples((3, 4))) == ("x", "sizes")
