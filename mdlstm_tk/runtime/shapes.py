@@ -235,7 +235,7 @@ class Shapes:
         converted = to_float32(array, label)
         is_float = dtype in ("float32", "float64", "float16")
         if (not is_float or (name == "x" and self.metadata.integer)) and (converted % 1).any():
-            raise InputError(f"{label} holds fractions, expected integers, as this model takes")
+            raise InputError(f"{label} holds fractions; this model takes whole numbers")
         return converted.astype(dtype, copy=False) if is_float else array.astype(dtype)
 
     def _expected_shapes(self) -> str:
