@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from helpers.crafted_runs import assert_refused, copied, edit_run, in_process, put, sets, sparse
 from helpers.user_data import read, write_arrays, write_classes, write_image, write_masks, write_texts
-from mdlstm_tk.export.model_file import read_metadata
 
 from mdlstm_tk import InputError
 from mdlstm_tk.data import Kind
 from mdlstm_tk.export import export_run, verify_model
 from mdlstm_tk.export.browser.examples import page_examples
+from mdlstm_tk.export.model_file import read_metadata
 from mdlstm_tk.report import render_report
 from mdlstm_tk.training import Run, default_config, load_checkpoint, new_job, run_job
 from mdlstm_tk.training.tasks import load_task
