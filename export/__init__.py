@@ -16,10 +16,10 @@ with imports_of("train"):
     from mdlstm_tk.export.api import export_onnx
     from mdlstm_tk.export.capture import translation_table
     from mdlstm_tk.export.drawing import export_drawing
+    from mdlstm_tk.export.interface import float64_reference
     from mdlstm_tk.export.lowering.lower import lower
     from mdlstm_tk.export.model_file import ExportReport
     from mdlstm_tk.export.run_export import export_run, export_run_sizes
-    from mdlstm_tk.export.spec import float64_reference
     from mdlstm_tk.export.tiles import export_tiles
     from mdlstm_tk.export.verification.model_verifier import verify_model
     from mdlstm_tk.export.verification.parity import Parity

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk.errors import InputError, MDLSTMError, require
+from mdlstm_tk.export.arguments import read_spec
 from mdlstm_tk.export.capture import capture
 from mdlstm_tk.export.lowering.functions import outline
 from mdlstm_tk.export.lowering.lower import FORMS, Form, lower
@@ -27,7 +28,7 @@ from mdlstm_tk.export.model_file import (
     write_file,
 )
 from mdlstm_tk.export.quantization import quantize
-from mdlstm_tk.export.spec import Examples, ExportSpec, read_spec
+from mdlstm_tk.export.spec import Examples, ExportSpec
 from mdlstm_tk.export.tiles import check_tile_options, export_tiles
 from mdlstm_tk.export.verification.cases import Array, ExampleRange
 from mdlstm_tk.export.verification.export_verifier import verify_export

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mdlstm_tk import sweep as _registers_the_operator  # noqa: F401
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.export.spec import Interface
+from mdlstm_tk.export.interface import Interface
 
 DOMAIN = "mdlstm"
 OPSET = 18  # has LayerNormalization (from 17 on); ONNX Runtime 1.20, the oldest supported, reads up to 21

@@ -16,10 +16,10 @@ from torch import nn
 from mdlstm_tk._util.text import printable
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError, ParityError, require
+from mdlstm_tk.export.interface import eval_copy, mdlstm_layers
 from mdlstm_tk.export.lowering.row import INPUTS, OUTPUTS, row_graph, state_size
 from mdlstm_tk.export.model_file import check_folder, check_onnx, write_file
 from mdlstm_tk.export.run_export import find_checkpoint
-from mdlstm_tk.export.spec import eval_copy, mdlstm_layers
 from mdlstm_tk.export.targets import ExportTarget
 from mdlstm_tk.export.verification.parity import ATOL, RTOL, compare
 from mdlstm_tk.models import PixelNet

@@ -15,6 +15,8 @@ from torch import nn
 
 from mdlstm_tk._util.text import to_json
 from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.export.arguments import read_spec
+from mdlstm_tk.export.interface import eval_copy
 from mdlstm_tk.export.model_file import (
     ExportReport,
     check_folder,
@@ -22,7 +24,6 @@ from mdlstm_tk.export.model_file import (
     operators_to_trust,
     write_file,
 )
-from mdlstm_tk.export.spec import eval_copy, read_spec
 from mdlstm_tk.export.tile_graphs import Level, head_model, levels_of, sweep_models
 from mdlstm_tk.export.verification.export_verifier import verify_export
 from mdlstm_tk.export.verification.parity import ATOL, RTOL

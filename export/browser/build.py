@@ -9,9 +9,7 @@ DIR/ort/                                    onnxruntime-web
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import os
 import shutil
 import subprocess
@@ -36,7 +34,6 @@ RUNTIME = {
     "ort.wasm.bundle.min.mjs": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
-MAX_PACKAGE_BYTES = 2**29  # of the package, unpacked
 MANUAL_DOWNLOAD = f"or run `npm pack {PACKAGE}` on another machine and pass the file with web_runtime=..."
 
 
@@ -210,7 +207,7 @@ def _read_package(source: Path) -> dict[str, bytes]:
     """Read the files from the package as npm packs it. Links in it are not followed."""
     wanted = {f"package/dist/{name}": name for name in RUNTIME}
     contents: dict[str, bytes] = {}
-    with gzip.open(source) as unpacked, tarfile.open(fileobj=_Bounded(unpacked), mode="r|") as package:
+    with tarfile.open(source, mode="r|gz") as package:
         for member in package:
             name = wanted.get(member.name)
             file = package.extractfile(member) if name and member.isreg() else None
@@ -219,19 +216,3 @@ def _read_package(source: Path) -> dict[str, bytes]:
     if missing := RUNTIME.keys() - contents.keys():
         raise KeyError(f"it lacks the file {min(missing)}")
     return contents
-
-
-class _Bounded(io.BytesIO):
-    """A file that ends with an error after `MAX_PACKAGE_BYTES`: a small archive can unpack to terabytes."""
-
-    def __init__(self, file: gzip.GzipFile) -> None:
-        super().__init__()
-        self.file, self.left = file, MAX_PACKAGE_BYTES
-
-    def read(self, size: int | None = -1) -> bytes:
-        most = self.left + 1
-        data = self.file.read(most if size is None or size < 0 else min(size, most))
-        self.left -= len(data)
-        if self.left < 0:
-            raise ValueError(f"it unpacks to more than {MAX_PACKAGE_BYTES} bytes")
-        return data

@@ -148,7 +148,7 @@ def session_run(session: Session | TiledSession) -> Run:
 def with_padding(run: Run, metadata: Metadata, limit: Grid) -> Run:
     """Runs a model that takes `sizes` on smaller grids.
 
-    The samples are padded with values of their own to the grid `limit`, behind a first sample that fills
+    The samples are padded with their values again to the grid `limit`, after a first sample that fills
     it, so that one batch has several sizes. A model that reads the padding returns something else than for
     the samples alone.
     """

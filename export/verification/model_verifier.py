@@ -15,10 +15,11 @@ from torch import nn
 
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.errors import InputError, MDLSTMError, require
+from mdlstm_tk.export.interface import Interface
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.export.model_file import operators_to_trust, read_model, tensor_specs
 from mdlstm_tk.export.run_export import find_checkpoint
-from mdlstm_tk.export.spec import ENLARGEMENTS, Interface
+from mdlstm_tk.export.spec import ENLARGEMENTS
 from mdlstm_tk.export.verification.cases import (
     MAX_POSITIONS,
     Case,

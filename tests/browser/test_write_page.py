@@ -72,14 +72,8 @@ def test_links_in_a_package_are_not_followed(kind: bytes, tmp_path: Path) -> Non
         load_runtime(source)
 
 
-def test_a_package_that_unpacks_to_gigabytes_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(web, "MAX_PACKAGE_BYTES", 10**6)
+def test_a_package_that_is_damaged_is_refused(tmp_path: Path) -> None:
     name = f"package/dist/{next(iter(web.RUNTIME))}"
-    for first in (member("package/other", size=2 * 10**6), member(name, size=2 * 10**6)):
-        with pytest.raises(InputError, match="1000000 bytes"):
-            load_runtime(packed(tmp_path / "p.tgz", first))
     whole = packed(tmp_path / "p.tgz", member(name, size=9000)).read_bytes()
     for cut in range(0, len(whole), 9):
         for damaged in (whole[:cut], whole[:cut] + b"\xff" + whole[cut + 1 :]):
@@ -104,7 +98,7 @@ def test_the_verb_writes_a_page(trained: Run, onnxruntime_web: dict[str, bytes],
     (tmp_path / "ort/dist").mkdir(parents=True)
     for name, content in onnxruntime_web.items():
         (tmp_path / "ort/dist" / name).write_bytes(content)
-    options = ("--size", "5x7", "--web", "page", "--web-runtime", "ort")
+    options = ("--web", "page", "--web-runtime", "ort")
     result = mdlstm("export", trained.folder, *options, cwd=tmp_path)
     assert result.code == 0, result.err
     assert "-d page" in result.err.splitlines()[-1]
@@ -112,9 +106,9 @@ def test_the_verb_writes_a_page(trained: Run, onnxruntime_web: dict[str, bytes],
     assert json.loads((tmp_path / "page/model.json").read_text())["name"] == "md-8x8"
     examples = json.loads((tmp_path / "page/examples.json").read_text())
     assert len(examples) == 6
-    first = np.frombuffer(base64.b64decode(examples[0]["data"]), "<f4").reshape(5, 7)
+    first = np.frombuffer(base64.b64decode(examples[0]["data"]), "<f4").reshape(8, 8)
     assert (first == 1).sum() == 2, "an example of the diagonal task has two ones"
-    with pytest.raises(InputError, match=r"page is not empty.*--force"):
+    with pytest.raises(InputError, match=r"page is not empty.*force=True"):
         export(trained.folder, web=tmp_path / "page")
     with pytest.raises(InputError, match="2 sizes"):
         export(trained.folder, size=["4", "5"], web=tmp_path / "other")

@@ -11,7 +11,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from helpers.damage import with_scaled_tanh
 from helpers.networks import (
     CRNN,
     Branching,
@@ -29,18 +28,16 @@ from helpers.networks import (
 from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import (
     ExportReport,
-    api,
     export_onnx,
     float64_reference,
     lower,
     translation_table,
     verify_model,
 )
-from mdlstm_tk.export.verification.parity import compare, feature_scale
-from mdlstm_tk.models import Normalized, create
+from mdlstm_tk.models import create
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.metadata import layout_of
 
@@ -310,166 +307,6 @@ def test_parametrized_weights_are_folded_into_constants(tmp_path: Path) -> None:
     net = create("md", 1, 1)
     nn.utils.parametrizations.weight_norm(net.body, "weight_hh_l0")
     assert export_onnx(net, tmp_path / "m.onnx", grid=(3, 3)).max_abs < 1e-6
-
-
-class Function(nn.Module):
-    """A layer, and a function of x or of the output.
-
-    Args:
-        before, after: the functions.
-        channels: of x.
-    """
-
-    def __init__(self, before: Any = None, after: Any = None, cell: str = "graves") -> None:
-        super().__init__()
-        self.layer, self.before, self.after = MDLSTM(1, 2, cell=cell), before, after
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.layer(x if self.before is None else self.before(x))
-        return y if self.after is None else self.after(y)
-
-
-def with_nan() -> nn.Module:
-    net = Function()
-    net.layer.weight_hh_l0.data[0, 0, 0, 0] = torch.nan
-    return net
-
-
-def rows(y: Tensor) -> Tensor:
-    """A Python loop over the rows, which fixes their number."""
-    return torch.stack([y[:, row] for row in range(y.shape[1])], dim=1)
-
-
-class InBranch(Function):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cond(x.sum() > 0, lambda x: self.layer(x), lambda x: self.layer(2 * x), (x,))
-
-
-G = {"grid": (3, 4)}
-REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception], str]] = {
-    "form": (Function, {**G, "form": "rolled"}, InputError, "unrolled, scan, tiles, got 'rolled'"),
-    "dtype": (Function, {**G, "dtype": "int4"}, InputError, "int4"),
-    "functions": (Function, {"form": "scan", "functions": True}, InputError, "functions=True"),
-    "metadata": (Function, {**G, "metadata": {"kind": "classify"}}, InputError, "classes"),
-    "tiles": (Function, {**G, "form": "tiles"}, InputError, "does not go together with a size"),
-    "unknown operator": (
-        lambda: Function(torch.special.bessel_j0),
-        G,
-        MDLSTMError,
-        "Function: No ONNX function found",
-    ),
-    "layer in a branch": (InBranch, G, MDLSTMError, "branch|Cond"),  # torch 2.10 says Cond
-    "rows": (lambda: Function(after=rows), {"form": "scan"}, MDLSTMError, "Function"),
-    "NaN weights": (with_nan, G, InputError, "weights of Function hold NaN, first in layer.weight_hh_l0"),
-    "log": (
-        lambda: Function(lambda x: (x + 1e-3).log()),
-        G,
-        InputError,
-        r"Function itself returns NaN on 3x4, random × 1, x being standard normal; give example_range=",
-    ),
-    "inf": (lambda: Function(after=lambda y: 1 / (0 * y)), G, InputError, "itself returns inf"),
-    "NaN on the example": (
-        lambda: Function(torch.log),
-        {"example_inputs": torch.zeros(1, 3, 4, 1) - 1, "example_range": (1, 2)},
-        InputError,
-        "itself returns NaN on example_inputs",
-    ),
-    "batch mixed": (
-        lambda: Function(lambda x: x - x.mean(0)),
-        G,
-        InputError,
-        "mixes the samples of a batch",
-    ),
-    "random": (
-        lambda: Function(lambda x: x + torch.rand_like(x)),
-        G,
-        InputError,
-        "other numbers each time",
-    ),
-    "first axis": (lambda: Function(after=lambda y: y[0]), G, InputError, r"'y' of shape .*expected \(N"),
-    "beyond float32": (
-        lambda: Function(after=lambda y: (y + 1e5) - 1e5),
-        G,
-        ParityError,
-        "PyTorch in float32 is off by .* atol=.*stable",
-    ),
-    "beyond float32, stable": (
-        lambda: Function(after=lambda y: (y + 1e5) - 1e5, cell="stable"),
-        G,
-        ParityError,
-        r"PyTorch in float32 is off by .* atol=\.\.\.$",
-    ),
-    "float16": (
-        lambda: Function(after=lambda y: 1e3 * y - 1e3 * y.round()),
-        {**G, "dtype": "float16", "atol": 1e-9},
-        ParityError,
-        "float16 is not precise enough",
-    ),
-    "draw": (
-        Function,
-        {**G, "example_range": lambda shape, generator: 0.0},
-        InputError,
-        r"example_range .*\(\)",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_an_error_says_what_is_wrong_and_leaves_no_file(name: str, tmp_path: Path) -> None:
-    make, options, kind, message = REFUSED[name]
-    torch.manual_seed(0)
-    with pytest.raises(kind, match=message) as raised:
-        export_onnx(make(), tmp_path / "m.onnx", **options)
-    assert list(tmp_path.iterdir()) == []
-    assert "\n" not in str(raised.value) and " --" not in str(raised.value)
-
-
-def test_missing_folders_are_not_created(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no folder .*mistyped for m\.onnx"):
-        export_onnx(MDLSTM(1, 2), tmp_path / "mistyped/m.onnx", grid=(2, 2))
-    assert list(tmp_path.iterdir()) == []
-
-
-def regression() -> nn.Module:
-    """A network with targets in the thousands, as training makes it."""
-    torch.manual_seed(0)
-    network = create("md", 1, 1, linear=True, directions="all", hidden=8)
-    for parameter in network.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    return Normalized(network, (0.5,), (0.3,), (0.0,), (20000.0,))
-
-
-def test_a_regression_on_large_targets_exports(tmp_path: Path) -> None:
-    net, grid = regression(), (8, 8)
-    report = export_onnx(net, tmp_path / "m.onnx", grid=grid)
-    x = np.random.default_rng(3).standard_normal((40, *grid, 1)).astype(np.float32)
-    y, exact = Session(report.path, "cpu")(x), float64_reference(net)(x)
-    assert not compare(y, exact).passed  # without the scale
-    assert compare(y, exact, scale=feature_scale([exact])).passed
-
-
-@pytest.fixture
-def slightly_wrong_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes every export wrong: a tanh of wavefront 3 is 0.1 % too small."""
-
-    def wrong(model: onnx.ModelProto, form: Any, **options: bool) -> onnx.ModelProto:
-        return with_scaled_tanh(lower(model, form, **options), "/wavefront_3/", 0.999)
-
-    monkeypatch.setattr(api, "lower", wrong)
-
-
-@pytest.mark.usefixtures("slightly_wrong_graphs")
-@pytest.mark.parametrize("make", [regression, lambda: create("md", 1, 1)], ids=["large", "small"])
-def test_a_wrong_graph_is_refused_at_every_scale(make: Callable[[], nn.Module], tmp_path: Path) -> None:
-    with pytest.raises(ParityError, match="the exported graph computes something else") as raised:
-        export_onnx(make(), tmp_path / "m.onnx", grid=(5, 5))
-    assert "stable" not in str(raised.value) and list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.usefixtures("slightly_wrong_graphs")
-def test_a_larger_tolerance_is_used_and_recorded(tmp_path: Path) -> None:
-    report = export_onnx(create("md", 1, 1), tmp_path / "m.onnx", grid=(5, 5), atol=0.1)
-    assert Session(report.path, "cpu").metadata.parity["atol"] == 0.1 and report.max_abs > 1e-5
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.spec import ExportSpec, eval_copy, named_outputs, read_spec
+from mdlstm_tk.export.arguments import read_spec
+from mdlstm_tk.export.interface import eval_copy, named_outputs
+from mdlstm_tk.export.spec import ExportSpec
 
 Pair = namedtuple("Pair", ["first", "second"])
 T = torch.zeros(2, 3)

@@ -1,0 +1,257 @@
+"""The network and its inputs, read from the arguments of `export_onnx`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.export.interface import Interface, eval_copy, mdlstm_layers
+from mdlstm_tk.export.spec import Examples, ExportSpec, Extents, Grid, GridFinder, Shape
+from mdlstm_tk.export.verification.cases import ExampleRange, sampler
+from mdlstm_tk.layer import MDLSTM
+
+
+def read_spec(
+    module: nn.Module,
+    example_inputs: Examples | None = None,
+    *,
+    grid: Sequence[int | None] | None = None,
+    any_size: bool = False,
+    padded: bool = False,
+    extra_inputs: Mapping[str, Tensor] | None = None,
+    grid_inputs: Sequence[str] = (),
+    multiple_of: int | Sequence[int] | None = None,
+    channels: int | None = None,
+    channels_last: bool | None = None,
+    example_range: ExampleRange | None = None,
+    output_names: Sequence[str] | None = None,
+) -> ExportSpec:
+    """Complete the arguments of `export_onnx`, which documents them, from the network, and run it.
+
+    Args:
+        any_size: extents are free, but for those that `grid` fixes.
+
+    Raises:
+        InputError: arguments are missing or contradict each other, or the network does not accept such
+            inputs, or its weights hold NaN, or it returns something other than tensors (N, …).
+    """
+    name, network = type(module).__name__, eval_copy(module).float()
+    _check_weights(network, name)
+    x, further = _read_examples(module, example_inputs, extra_inputs or {})
+    padded = padded or further.pop("sizes", None) is not None
+    _check_names(module, [*(["sizes"] if padded else []), *further])
+    layer = next(mdlstm_layers(network), None)
+    says_channels = channels is not None or channels_last is not None
+    arguments = {"grid": grid, "channels": channels, "channels_last": channels_last}
+    channel_axis = x is None or layer is None or says_channels or x.dim() != layer.ndim + 1
+    if x is not None and x.dim() < 2 + channel_axis:
+        raise InputError(
+            f"example_inputs must begin with x, a batch (N, *grid, C) or (N, C, *grid), got shape "
+            f"{tuple(x.shape)}"
+        )
+    if channels_last is None:
+        channels_last = _layout(network, x if channel_axis else None, name)
+    if x is not None and not channel_axis:
+        x = x.unsqueeze(-1 if channels_last else 1)
+    if x is not None:
+        _check_example(tuple(x.shape), channels_last, arguments)
+        channels = x.shape[-1 if channels_last else 1]
+    elif channels is None:
+        if layer is None:
+            raise InputError(
+                f"{name} has no MDLSTM layer to take the channels of x from; give channels=..., or "
+                "example_inputs=(x, …)"
+            )
+        channels = layer.input_size
+    of_example = None if x is None else tuple(x.shape[1:-1] if channels_last else x.shape[2:])
+    ndim = len(of_example or grid or (layer.ndim if layer else 2) * (1,))
+    integer = x is not None and not x.is_floating_point()
+    grids = GridFinder(
+        ExportSpec(
+            interface=Interface(
+                network,
+                [*(["sizes"] if padded else []), *further],
+                output_names,
+                integer=integer,
+                channel_axis=channel_axis,
+                channels_last=channels_last,
+            ),
+            grid=_extents(grid, of_example, ndim, any_size),
+            channels=channels,
+            channels_last=channels_last,
+            padded=padded,
+            extra_inputs=further,
+            grid_inputs=_check_grid_inputs(grid_inputs, further, ndim, padded),
+            multiple_of=_multiples(multiple_of, ndim),
+            draw=sampler("x", example_range, x, network),
+            example=None if x is None else x.float(),
+            shapes={},
+        ),
+        of_example or (tuple(e for e in grid if e) if grid and None not in grid else None),
+        grid is not None,
+    )
+    return grids.completed()
+
+
+def _check_weights(network: nn.Module, name: str) -> None:
+    for key, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise InputError(
+                f"the weights of {name} hold NaN, first in {key}; export a network without NaN"
+            )
+
+
+def _read_examples(
+    module: nn.Module, example_inputs: Examples | None, extra_inputs: Mapping[str, Tensor]
+) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """The example x, or None, and the further examples by name, as float32 or int64."""
+    accepted = [
+        p.name for p in inspect.signature(module.forward).parameters.values() if p.kind.value in (0, 1)
+    ]
+    examples = [example_inputs] if isinstance(example_inputs, Tensor) else example_inputs
+    if examples is None:
+        examples = [None]
+    elif (
+        not isinstance(examples, tuple | list)
+        or not all(example is None or isinstance(example, Tensor) for example in examples)
+        or not examples
+        or examples[0] is None
+    ):
+        raise InputError(
+            "example_inputs must be x, a tensor (N, *grid, C) or (N, C, *grid), or a tuple of tensors that "
+            f"begins with it, got {type(example_inputs).__name__}; give inputs by name as extra_inputs=..."
+        )
+    if len(examples) > max(len(accepted), 1):
+        raise InputError(
+            f"example_inputs has {len(examples)} tensors, but {type(module).__name__}.forward takes "
+            f"{', '.join(accepted)}; give inputs by name as extra_inputs=..."
+        )
+    further = {
+        name: value for name, value in zip(accepted[1:], examples[1:], strict=False) if value is not None
+    }
+    if twice := sorted(further.keys() & extra_inputs.keys()):
+        raise InputError(f"{', '.join(twice)} is in both example_inputs and extra_inputs; give it once")
+    x = examples[0]
+    return (
+        None if x is None else _converted("x", x),
+        {name: _converted(name, value) for name, value in {**further, **extra_inputs}.items()},
+    )
+
+
+def _converted(name: str, value: Tensor) -> Tensor:
+    """An example as float32 or int64, the types that a session passes on."""
+    value = value.detach().cpu()
+    if value.is_floating_point():
+        return value.float()
+    if value.dtype == torch.bool or value.is_complex() or value.dim() == 0:
+        raise InputError(
+            f"the input '{name}' must be a batch (N, …) of floats or integers, "
+            f"got {value.dtype} of shape {tuple(value.shape)}"
+        )
+    return value.long()
+
+
+def _check_names(module: nn.Module, names: Sequence[str]) -> None:
+    """Check that forward takes the inputs after x, and needs no others."""
+    network, parameters = type(module).__name__, inspect.signature(module.forward).parameters.values()
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    accepted = [p.name for p in named]
+    for name in names:
+        if name not in accepted and not takes_any:
+            raise InputError(
+                f"{network}.forward has no argument '{name}', it has {', '.join(accepted)}; "
+                f"change {'padded' if name == 'sizes' else 'extra_inputs'}=..."
+            )
+    if missing := [p.name for p in named[1:] if p.default is p.empty and p.name not in names]:
+        advice = "give padded=True" if missing == ["sizes"] else "give them as example_inputs=(x, …)"
+        raise InputError(f"{network}.forward also needs {', '.join(missing)}; {advice}")
+
+
+def _layout(network: nn.Module, x: Tensor | None, name: str) -> bool:
+    """True if x is channels-last: the layout of the first MDLSTM layer, unless the example has the channels
+    of a convolution before that layer on the other axis."""
+    kinds = (MDLSTM, _ConvNd)
+    first = next((module for module in network.modules() if isinstance(module, kinds)), None)
+    if isinstance(first, _ConvNd) and x is not None:
+        fitting = [last for last in (True, False) if x.shape[-1 if last else 1] == first.in_channels]
+        if len(fitting) == 1:
+            return fitting[0]
+    layer = next(mdlstm_layers(network), None)
+    if layer is None and x is not None:
+        raise InputError(
+            f"{name} has no MDLSTM layer that tells which axis of x holds the channels; give "
+            "channels_last=True for (N, *grid, C), or channels_last=False for (N, C, *grid)"
+        )
+    return layer is None or layer.channels_last
+
+
+def _check_example(shape: Shape, channels_last: bool, arguments: Mapping[str, Any]) -> None:
+    """Check that the example agrees with the arguments grid, channels and channels_last."""
+    grid, channels = arguments["grid"], arguments["channels"]
+    extents, features = (shape[1:-1], shape[-1]) if channels_last else (shape[2:], shape[1])
+    wrong_grid = grid is not None and (
+        len(grid) != len(extents)
+        or any(given not in (None, extent) for given, extent in zip(grid, extents, strict=True))
+    )
+    if wrong_grid or channels not in (None, features):
+        described = ", ".join(f"{name}={value}" for name, value in arguments.items() if value is not None)
+        raise InputError(
+            f"example_inputs has an x of shape {shape}, which contradicts {described}; "
+            "leave those out, or change one of them"
+        )
+
+
+def _extents(
+    grid: Sequence[int | None] | None, of_example: Grid | None, ndim: int, any_size: bool
+) -> Extents:
+    """The extents to export for."""
+    if grid is not None and any(
+        extent is not None and (not isinstance(extent, int) or extent < 1) for extent in grid
+    ):
+        raise InputError(f"grid must hold extents of at least 1, or None for a free one, got {tuple(grid)}")
+    if any_size:
+        return tuple(grid) if grid and None in grid else (None,) * ndim
+    extents: Extents = tuple(grid or of_example or ())
+    if not extents:
+        raise InputError(
+            "form 'unrolled' needs a grid; give grid=... or example_inputs=..., or form=\"scan\" for any "
+            "size"
+        )
+    if None in extents:
+        raise InputError(
+            f"form 'unrolled' needs a fixed grid, got grid={extents}; give form=\"scan\" for free extents"
+        )
+    return extents
+
+
+def _multiples(multiple_of: int | Sequence[int] | None, ndim: int) -> Grid:
+    """`multiple_of` for each axis; 1 where any extent will do."""
+    multiple = 1 if multiple_of is None else multiple_of
+    multiples = (multiple,) * ndim if isinstance(multiple, int) else tuple(multiple)
+    if len(multiples) != ndim or any(not isinstance(m, int) or m < 1 for m in multiples):
+        raise InputError(
+            f"multiple_of must be one number, or {ndim} numbers, of at least 1, got {multiple_of!r}"
+        )
+    return multiples
+
+
+def _check_grid_inputs(
+    names: Sequence[str], extra_inputs: Mapping[str, Tensor], ndim: int, padded: bool
+) -> tuple[str, ...]:
+    names = (names,) if isinstance(names, str) else tuple(names)
+    for name in names:
+        if name not in extra_inputs or extra_inputs[name].dim() not in (ndim + 1, ndim + 2):
+            raise InputError(
+                f"grid_inputs must name further inputs with the {ndim} grid axes of x, got '{name}'; the "
+                f"further inputs are {', '.join(extra_inputs) or 'none'}"
+            )
+    if names and padded:
+        raise InputError("padded=True is for x alone; leave out grid_inputs=...")
+    return names

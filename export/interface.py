@@ -1,0 +1,191 @@
+"""A network as its file has it, and the float64 reference."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.export.verification.cases import Array
+from mdlstm_tk.layer import MDLSTM
+
+REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # of inputs, by networks
+
+
+class Interface(nn.Module):
+    """A network with the inputs and outputs of its file: floats are float32, and x has an axis of channels.
+
+    Args:
+        network: the network; it is copied to the CPU, in eval mode and without the wrappers of
+            `torch.compile`.
+        names: the inputs after x of a call by position.
+        output_names: as for `named_outputs`.
+        integer: x holds integers.
+        channel_axis: the network's x has an axis of channels.
+        channels_last: it is the last axis.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        names: Sequence[str] = (),
+        output_names: Sequence[str] | None = None,
+        *,
+        integer: bool = False,
+        channel_axis: bool = True,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.module, self.names, self.output_names = eval_copy(network), names, output_names
+        self.integer, self.channel_axis, self.channels_last = integer, channel_axis, channels_last
+
+    @property
+    def name(self) -> str:
+        """The name of the network's class."""
+        return type(self.module).__name__
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that floating-point inputs are cast to: that of the first parameter."""
+        parameter = next(self.module.parameters(), None)
+        return torch.float32 if parameter is None else parameter.dtype
+
+    def call(self, x: Tensor, **further: Tensor) -> dict[str, Tensor]:
+        """The outputs by name, in the precision of the network."""
+
+        def cast(value: Tensor) -> Tensor:
+            return value.to(self.dtype) if value.is_floating_point() else value
+
+        x = x.long() if self.integer else cast(x)
+        if not self.channel_axis:
+            x = x.squeeze(-1 if self.channels_last else 1)
+        result = self.module(x, **{name: cast(value) for name, value in further.items()})
+        return named_outputs(result, self.name, self.output_names)
+
+    def forward(self, x: Tensor, *further: Tensor) -> tuple[Tensor, ...]:
+        """The outputs, floats as float32."""
+        outputs = self.call(x, **dict(zip(self.names, further, strict=True)))
+        return tuple(y.float() if y.is_floating_point() else y for y in outputs.values())
+
+    def in_float64(self) -> Interface:
+        """A copy in float64 whose MDLSTM layers are computed position by position."""
+        exact = copy.deepcopy(self).double()
+        for layer in mdlstm_layers(exact):
+            layer.backend = "reference"
+        return exact
+
+    @torch.no_grad()
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs for arrays: x without padding, and further inputs. A network that needs `sizes` gets
+        the whole grid.
+
+        Raises:
+            InputError: the network raises an exception.
+        """
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
+        parameter = inspect.signature(self.module.forward).parameters.get("sizes")
+        if parameter is not None and parameter.default is parameter.empty and "sizes" not in inputs:
+            shape = tensors["x"].shape
+            grid = shape[1:-1] if self.channels_last else shape[2:]
+            tensors["sizes"] = torch.tensor([tuple(grid)] * len(tensors["x"]))
+        try:
+            return {name: y.numpy() for name, y in self.call(**tensors).items()}
+        except REFUSALS as error:
+            raise InputError(f"{self.name} does not take {_shapes(inputs)}: {first_line(error)}") from error
+
+
+def eval_copy(module: nn.Module) -> nn.Module:
+    """A copy of a network on the CPU in eval mode, without the wrappers of `torch.compile`: compiling it
+    for each grid of a verification would take far longer than running it."""
+
+    def unwrapped(module: nn.Module) -> nn.Module:
+        wrapped: nn.Module = module._orig_mod if isinstance(module, OptimizedModule) else module
+        return wrapped
+
+    network = unwrapped(copy.deepcopy(module)).cpu().eval()
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, OptimizedModule):
+                setattr(parent, name, unwrapped(child))
+    return network
+
+
+def mdlstm_layers(network: nn.Module) -> Iterator[MDLSTM]:
+    """The MDLSTM layers of a network, in order."""
+    return (module for module in network.modules() if isinstance(module, MDLSTM))
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, or its type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def named_outputs(result: Any, network: str, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """The tensors that a network returned, by name.
+
+    Args:
+        result: a tensor, or a tuple, list or dict of tensors.
+        network: the name of the network for error messages.
+        names: names of the outputs. None: the keys of a dict, the fields of a named tuple, else "y", "y1",
+            "y2", …
+
+    Raises:
+        InputError: `result` is of another type, or `names` has another length, or two names are equal.
+    """
+    if isinstance(result, Mapping):
+        result_names, values = [str(key) for key in result], list(result.values())
+    else:
+        values = list(result) if isinstance(result, tuple | list) else [result]
+        numbered = [f"y{k}" if k else "y" for k in range(len(values))]
+        result_names = list(getattr(result, "_fields", numbered))
+    names = result_names if names is None else list(names)
+    if len(names) != len(values):
+        raise InputError(
+            f"{network} returns {len(values)} outputs ({', '.join(result_names)}), but output_names has "
+            f"{len(names)}: {', '.join(names)}"
+        )
+    if len(set(names)) < len(names) or not all(names):
+        raise InputError(
+            f"the outputs of {network} need different names, got {', '.join(map(repr, names))}; "
+            "give them as output_names=..."
+        )
+    for name, value in zip(names, values, strict=True):
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"{network} returns a {type(value).__name__} as output '{name}', expected a tensor, or a "
+                "tuple, list or dict of tensors; wrap it in a module that returns that"
+            )
+    if not values:
+        raise InputError(f"{network} returns no output, expected at least one tensor")
+    return dict(zip(names, values, strict=True))
+
+
+def _shapes(inputs: Mapping[str, Array]) -> str:
+    return ", ".join(f"{name} of shape {value.shape}" for name, value in inputs.items())
+
+
+def float64_reference(module: nn.Module, output_names: Sequence[str] | None = None) -> Callable[..., Any]:
+    """The ground truth: the network in float64, its MDLSTM layers computed position by position.
+
+    Args:
+        module: the network; it is copied.
+        output_names: names of its outputs, if it has several; None: as for `export_onnx`.
+
+    Returns:
+        A function of x, and of further inputs by name, all NumPy arrays. Like a `Session`, it returns an
+        array, or a dict of arrays if the network has several outputs.
+    """
+    exact = Interface(module, (), output_names).in_float64()
+
+    def run(x: Array, **inputs: Array) -> Any:
+        outputs = exact.run({"x": x, **inputs})
+        return outputs if len(outputs) > 1 else next(iter(outputs.values()))
+
+    return run
