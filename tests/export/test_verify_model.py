@@ -245,5 +245,5 @@ def test_operators_outside_the_list_need_trust(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="GridSample"):
         verify_model(path, Warped(), device="cpu")
     done = verify(path, "--trusted", "--device", "cpu")
-    assert done.code == 2 and "GridSample" in done.err and "against=" in done.err.replace("--", "")
+    assert done.code == 2 and "GridSample" in done.err and "--against" in done.err
     assert "ONNX Runtime, cpu" in verify_model(path, Warped(), device="cpu", seeds=1, trusted=True).outcomes
