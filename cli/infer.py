@@ -286,7 +286,7 @@ def _print_single(run: Inference, outcome: Outcome, records: list[dict[str, Any]
             is_mask = run.kind == "segment" and job.format not in ("npy", "npz")
             note(f"{label} {x.shape} → {job.target}{'' if is_mask else f' {y.shape}'}")
         if on_terminal() and x.ndim == y.ndim == 2:
-            from mdlstm_tk.viz.terminal_heatmap import show_grids
+            from mdlstm_tk.report.terminal_heatmap import show_grids
 
             show_grids(err(), {"input": x, "prediction": y})
 

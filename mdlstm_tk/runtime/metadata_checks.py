@@ -96,7 +96,7 @@ def _is_preprocessing(value: Any) -> bool:
         extents = Preprocessing.from_json(value).resize
     except (ValueError, TypeError):
         return False
-    return extents is None or prod(extents) <= MAX_PIXELS
+    return extents is None or prod(extent or 1 for extent in extents) <= MAX_PIXELS
 
 
 def _is_drawing(value: Any) -> bool:
@@ -175,6 +175,7 @@ RULES: dict[str, Rule] = {
     "preprocessing": _or_null(
         Rule(_is_preprocessing, f"channels (1 or 3), and extents of at most {MAX_PIXELS} pixels or null")
     ),
+    "text_direction": _or_null(_one_of(("ltr", "rtl"))),
     "drawing": _or_null(
         Rule(
             _is_drawing,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mdlstm_tk._util.regular_files import is_unicode, read_text
-from mdlstm_tk._util.sizes import parse_size
+from mdlstm_tk._util.sizes import parse_resize, parse_size
 from mdlstm_tk._util.user_code import cell_name, names_file
 from mdlstm_tk.cells import BUILT_IN_CELLS
 from mdlstm_tk.errors import InputError
@@ -64,8 +64,8 @@ class TrainConfig:
     size: str = _setting("8", "Grid size, as 8 or 8x12 (positions), for tasks that generate their grids.")
     resize: str = _setting(
         "",
-        "Size that the images of data are resized to, as 64 or 48x64, in training and by exported models; "
-        "empty: their own.",
+        "Size that the images of data are resized to, as 64, 48x64, or 48x* for a height that keeps the "
+        "aspect, in training and by exported models; empty: their own.",
     )
     crop: str = _setting(
         "",
@@ -161,8 +161,10 @@ class TrainConfig:
         windows = self.windows.split(",")
         if len(windows) > MAX_LEVELS:
             raise InputError(f"windows must be at most {MAX_LEVELS} sizes, got {len(windows)}")
-        for text in filter(None, (self.size, self.resize, self.crop, *windows)):
+        for text in filter(None, (self.size, self.crop, *windows)):
             parse_size(text)
+        if self.resize:
+            parse_resize(self.resize)
 
     @property
     def grid(self) -> tuple[int, ...]:

@@ -20,12 +20,11 @@ from mdlstm_tk.cli import console
 from mdlstm_tk.cli.console import progress, table
 from mdlstm_tk.export.browser.build import write_page
 from mdlstm_tk.export.server import protobuf_text
+from mdlstm_tk.report.panels import Panel
+from mdlstm_tk.report.plots import draw_curves, draw_panels, svg_curves
+from mdlstm_tk.report.terminal_heatmap import show_grids
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.answers import Answer, AnswerDocument, ResultOptions
-from mdlstm_tk.viz.panels import Panel
-from mdlstm_tk.viz.plots import draw_curves, draw_panels
-from mdlstm_tk.viz.svg import svg_curves
-from mdlstm_tk.viz.terminal_heatmap import show_grids
 
 
 def test_tables_progress_and_heat_maps(capfd: pytest.CaptureFixture[str]) -> None:

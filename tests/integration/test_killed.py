@@ -21,6 +21,7 @@ from mdlstm_tk.cli import main
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.browser.build import check_page
 from mdlstm_tk.export.browser.build import write_page as write
+from mdlstm_tk.report import draw_run
 from mdlstm_tk.runtime.io import files
 from mdlstm_tk.runtime.io.files import (
     TEMPORARY_SUFFIX,
@@ -33,7 +34,6 @@ from mdlstm_tk.runtime.io.files import (
 from mdlstm_tk.runtime.jobs import plan_jobs
 from mdlstm_tk.runtime.model_discovery import find_model, models_in
 from mdlstm_tk.training import Run, describe_run, latest_run
-from mdlstm_tk.viz.run_pictures import draw_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 

@@ -135,6 +135,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
             {"channels": 3, "resize": ["a", 1]},
         ),
     ),
+    "text_direction": ("", "RTL", "up", 3, ["ltr"]),
     "drawing": (
         *(3, [], {}, {"size": [8, 8], "state": 8}),
         *(

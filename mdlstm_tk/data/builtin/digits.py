@@ -10,11 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk.data.augmentation import distort
-from mdlstm_tk.data.builtin.mixtures import fit_baselines
-from mdlstm_tk.data.collate import collate
 from mdlstm_tk.data.sampling import binarise, make_rng, stratified_mask
 from mdlstm_tk.data.spec import SPLITS, Batch, Floats, Sample, Split, TaskSpec
-from mdlstm_tk.data.task import WHOLE_BATCH, DatasetTask, Task
+from mdlstm_tk.data.task import WHOLE_BATCH, DatasetTask, Task, collate
 from mdlstm_tk.errors import require
 
 SIDE = 8  # pixels of a digit
@@ -154,11 +152,6 @@ class DigitsDensity(DatasetTask):
             for split, chosen in _split_digits(seed, validation).items()
         }
         super().__init__(spec, sets)
-
-    def baselines(self, seed: int, samples: int) -> dict[str, dict[str, float]]:
-        """Return the test errors of densities without a network; see `fit_baselines`."""
-        images = {split: np.stack([x for x, _ in self.sets[split]]) for split in SPLITS}
-        return fit_baselines(images, max(self.spec.outputs, 2), seed)
 
 
 class DigitStrings(Task):

@@ -110,10 +110,10 @@ class FileSource:
         shape, ndim = self._reader.shape, metadata.ndim
         channels = shape[ndim] if len(shape) > ndim else 1
         if self._preprocessing is not None:
-            resize = self._preprocessing.resize
-            if resize is not None and resize != shape[:2]:
+            height, width = self._preprocessing.resized((shape[0], shape[1]))
+            if (height, width) != shape[:2]:
                 raise InputError(
-                    f"the model resizes images to {resize[0]}x{resize[1]}, which needs the whole image at "
+                    f"the model resizes images to {height}x{width}, which needs the whole image at "
                     f"once; resize {self._path} first, or use another export"
                 )
             channels = self._preprocessing.channels
