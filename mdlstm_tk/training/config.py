@@ -180,8 +180,12 @@ class TrainConfig:
         settings = {key: getattr(self, key) for key in CODE_SETTINGS}
         return {key: value for key, value in settings.items() if names_file(value)}
 
-    def network_options(self) -> dict[str, Any]:
-        """The keyword arguments of `mdlstm_tk.models.create` that this configuration sets."""
+    def network_options(self, ndim: int = 2) -> dict[str, Any]:
+        """Return the keyword arguments of `mdlstm_tk.models.create` that this configuration sets.
+
+        Args:
+            ndim: axes of the grid.
+        """
         options: dict[str, Any] = {"hidden": self.hidden}
         if self.layers != 1:
             options["layers"] = self.layers
@@ -192,7 +196,7 @@ class TrainConfig:
         if self.layer_norm:
             options["layer_norm"] = True
         if self.windows:
-            options["windows"] = tuple(map(parse_size, self.windows.split(",")))
+            options["windows"] = tuple(parse_size(window, ndim) for window in self.windows.split(","))
         if self.dropout:
             options["dropout"] = self.dropout
         if self.init != "default":

@@ -352,3 +352,26 @@ def test_a_run_is_not_continued_on_other_data(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--data PATH"):
         load_task(checkpoint.config, checkpoint.spec)
     assert load_task(checkpoint.config, checkpoint.spec, str(tmp_path / "ab")).spec.name == "ab"
+
+
+@pytest.mark.parametrize("kind", ["grid", "classify", "segment"])
+def test_volumes_train_from_the_command_line(kind: str, tmp_path: Path) -> None:
+    x = RNG.random((12, 4, 5, 6)).astype(np.float32)
+    y = {"grid": np.roll(x, 1, axis=1), "classify": np.arange(12) % 2, "segment": (x > 0.5).astype(int)}[
+        kind
+    ]
+    np.savez(tmp_path / "volumes.npz", x=x[..., None], y=y)
+    options = ("--steps", "2", "--hidden", "3", "--batch-size", "4", "-o", "run")
+    done = mdlstm("train", "--data", "volumes.npz", "--task", kind, *options, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert (tmp_path / "run/prediction.png").exists() and "--size 4x5x6" in done.err
+    done = mdlstm("report", "run", "--data", "volumes.npz", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "slice in the middle" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    done = mdlstm("export", "run", "--size", "4x5x6", cwd=tmp_path)
+    assert done.code == 0, done.err
+    np.save(tmp_path / "one.npy", x[0])
+    done = mdlstm("infer", "one.npy", "-m", "run/model-4x5x6.onnx", "-o", "y.npy", cwd=tmp_path)
+    assert done.code == 0, done.err
+    refused = mdlstm("train", "--data", "volumes.npz", "--task", kind, "--model", "snake", cwd=tmp_path)
+    assert refused.code == 2 and "two axes" in refused.err
