@@ -28,7 +28,7 @@ MIN_MAPPED_BYTES = 2**24  # arrays below this are read whole
 LOCAL_HEADER_BYTES = 30  # of a zip member, without its name; ends with the lengths of name and extra field
 FORMATS: dict[Kind, str] = {
     "grid": "an .npz file with x and y, each (N, H, W) or (N, H, W, C), or with one axis more",
-    "classify": "an .npz file with x and y (N,)",
+    "classify": "an .npz file with x and names or integers y (N,)",
     "segment": "an .npz file with x and integers y (N, H, W), or with one axis more",
     "transcribe": "an .npz file with x and texts y (N,)",
     "density": "an .npz file with x (N, H, W) or (N, H, W, C) in [0, 1]",
@@ -107,7 +107,7 @@ def _read_target(y: Array, index: int, extents: Extents, kind: Kind) -> Any:
     if kind == "segment":
         return RawMask(np.asarray(y[index][tuple(map(slice, extents))]).astype(np.int64))
     try:
-        return str(y[index])
+        return str(y[index].decode() if y.dtype.kind == "S" else y[index])
     except ValueError:
         raise UnusableSampleError("its name is not Unicode") from None
 

@@ -113,7 +113,7 @@ def class_colors(spec: TaskSpec) -> dict[str, tuple[int, int, int]]:
 def _caption(prediction: str, truth: str) -> str:
     if prediction == truth:
         return prediction
-    return f"{prediction or '(empty)'} – truth: {truth}"
+    return f"{prediction or '(empty)'}\ntruth: {truth}"
 
 
 def _draw_mask(x: Numbers, mask: Numbers, spec: TaskSpec) -> Image:

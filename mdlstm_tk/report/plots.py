@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from textwrap import wrap
 from typing import Any
 
@@ -32,6 +32,7 @@ from mdlstm_tk.training.progress import WINDOW, running_mean
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 COLORS = ("#0b6e99", "#d1495b", "#6a994e", "#8d6a9f")  # distinguishable with any color vision
+FONT = "DejaVu Sans"  # which comes with Matplotlib
 PANEL_INCHES = 3  # width of a panel
 MAX_ASPECT = 8  # height by width of a panel; matplotlib refuses pictures of 65536 pixels
 TITLE_CHARACTERS = 38  # that fit above a panel, in one line
@@ -82,25 +83,25 @@ def draw_panels(
 
     A title that holds characters of no installed font is replaced by the name of the sample.
     """
-    rows = -(-len(panels) // columns)
     titles = [_title(panel) for panel in panels]
     title_inches = 0.2 + 0.17 * max(title.count("\n") + 1 for title in titles)
-    aspect = min(max(panel.image.shape[0] / panel.image.shape[1] for panel in panels), MAX_ASPECT)
-    height = rows * (PANEL_INCHES * aspect + title_inches) + 0.5
+    aspects = [panel.image.shape[0] / panel.image.shape[1] for panel in panels]
+    heights = [
+        PANEL_INCHES * min(max(aspects[k : k + columns]), MAX_ASPECT) + title_inches
+        for k in range(0, len(panels), columns)
+    ]
     entries = [
         Patch(
-            color=f"#{bytes(color).hex()}",
-            label=_plain(name, TITLE_CHARACTERS) if _fonts(name) else f"class {k}",
+            color=f"#{bytes(color).hex()}", label=_plain(name, TITLE_CHARACTERS) if _fonts(name) else f"{k}"
         )
         for k, (name, color) in enumerate((legend or {}).items())
     ][:MAX_LEGEND]
-    height += 0.25 * -(-len(entries) // columns)
-    with matplotlib.rc_context(
-        {"font.family": _fonts("".join([*titles, title, *(legend or {})])) or ["DejaVu Sans"]}
-    ):
-        figure = Figure(figsize=(PANEL_INCHES * columns, height), layout="constrained")
+    legend_inches = 0.25 * -(-len(entries) // columns)
+    texts = "".join([title, *titles, *(str(entry.get_label()) for entry in entries)])
+    with matplotlib.rc_context({"font.family": _fonts(texts) or [FONT]}):
+        figure = Figure((PANEL_INCHES * columns, sum(heights) + legend_inches + 0.5), layout="constrained")
         figure.suptitle(_plain(title, TITLE_CHARACTERS * columns), fontsize=11)
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        axes = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights).ravel()
         for axis in axes:
             axis.set_axis_off()
         for axis, panel, text in zip(axes, panels, titles, strict=False):
@@ -220,16 +221,14 @@ def _plain(text: str, longest: int = 200) -> str:
 
 def _title(panel: Panel) -> str:
     """Return the title of a panel in lines that fit: the name of the sample, caption, and range."""
-    lines = wrap(printable(panel.name), TITLE_CHARACTERS) or [""]
+    lines = [line for text in panel.name.split("\n") for line in wrap(printable(text), TITLE_CHARACTERS)]
     if len(lines) > TITLE_LINES:
         lines = [*lines[: TITLE_LINES - 1], f"{lines[TITLE_LINES - 1][: TITLE_CHARACTERS - 1]}…"]
-    caption = "\n".join(lines) if _fonts("".join(lines)) else ""
-    ranged = f"{caption}  {panel.value_range}" if panel.value_range else caption
-    parts = [
-        _plain(panel.sample, TITLE_CHARACTERS) if _fonts(panel.sample) else "",
-        ranged.replace("$", r"\$"),
-    ]
-    return "\n".join(filter(None, parts))
+    lines = [line.replace("$", r"\$") for line in lines] if _fonts("".join(lines)) else []
+    name = panel.sample if _fonts(panel.sample) else PurePath(panel.sample).name
+    name = _plain(name, TITLE_CHARACTERS) if _fonts(name) else ""
+    title = "\n".join([*filter(None, [name]), *lines])
+    return f"{title}  {panel.value_range}" if panel.value_range else title
 
 
 @cache
@@ -238,14 +237,16 @@ def _fonts(text: str) -> list[str]:
 
     Matplotlib takes each character from the first font that has it.
     """
-    families = ["DejaVu Sans"]  # which comes with Matplotlib
+    families = [FONT]
     missing = {ord(character) for character in text if character.isprintable()}
-    for entry in sorted(fontManager.ttflist, key=lambda font: font.name != families[0]):
-        if not missing:
-            break
-        if (found := missing & _characters_of(entry.fname)) or entry.name == families[0]:
+    for entry in sorted(fontManager.ttflist, key=lambda font: font.name != FONT):
+        if entry.name.startswith("Last Resort"):  # whose characters are boxes
+            continue
+        if found := missing & _characters_of(entry.fname):
             missing -= found
             families += [entry.name] if entry.name not in families else []
+        if not missing:
+            return families
     return [] if missing else families
 
 

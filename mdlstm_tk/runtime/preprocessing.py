@@ -145,8 +145,8 @@ def decode_image(data: bytes, label: str, max_bytes: int = MAX_BYTES) -> Array:
     except Exception as error:  # Pillow's decoders raise all kinds of exceptions for damaged images
         is_unknown = isinstance(error, module.UnidentifiedImageError)
         reason = "unknown type" if is_unknown else " ".join(str(error).split())[:200]
-        expected = ", ".join(DECODERS)
-        raise InputError(f"{label} cannot be read as an image ({reason}); expected {expected}") from None
+        expected = f"; expected {', '.join(DECODERS)}" if is_unknown else ""
+        raise InputError(f"{label} cannot be read as an image ({reason}){expected}") from None
 
 
 def to_grey(pixels: Array) -> Array:
