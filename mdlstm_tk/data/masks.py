@@ -12,7 +12,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,9 +51,17 @@ class RawMask:
         numbers: Array = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
         return numbers
 
+    def scan(self) -> MaskScan:
+        """Return what occurs in the mask."""
+        if self.has_colours:
+            return MaskScan((), tuple(np.unique(self.colours).tolist()))
+        values = np.unique(self.pixels)
+        values = values[values >= 0]
+        colours = () if self.palette is None else RawMask(values, self.palette).colours.tolist()
+        return MaskScan(tuple(values.tolist()), tuple(colours))
 
-@dataclass(frozen=True)
-class MaskScan:
+
+class MaskScan(NamedTuple):
     """What occurs in one mask.
 
     Attributes:
@@ -63,17 +71,6 @@ class MaskScan:
 
     values: tuple[int, ...]
     colours: tuple[int, ...]
-
-    @classmethod
-    def of(cls, mask: RawMask) -> MaskScan:
-        """Scan a mask."""
-        if mask.has_colours:
-            return cls((), tuple(np.unique(mask.colours).tolist()))
-        values = np.unique(mask.pixels)
-        values = values[values >= 0]
-        if mask.palette is None:
-            return cls(tuple(values.tolist()), ())
-        return cls(tuple(values.tolist()), tuple(RawMask(values[None], mask.palette).colours[0].tolist()))
 
 
 def read_mask(file: Path) -> RawMask:

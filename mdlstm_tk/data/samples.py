@@ -13,7 +13,6 @@ import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.images import is_grey
-from mdlstm_tk.data.masks import MaskScan
 from mdlstm_tk.data.spec import Array, Extents, Floats, Kind, RawSample, Resize, Sample, UnusableSampleError
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import Preprocessing
@@ -103,7 +102,7 @@ def _scan(sample: RawSample, kind: Kind, resize: Resize) -> Scan | str:
         target = sample.read_y()
         if kind == "segment":
             _check_extents("mask", target.pixels.shape[: len(grid)], grid)
-            target = MaskScan.of(target)
+            target = target.scan()
         elif kind == "grid":
             _check_extents("target", target.shape[: len(grid)], grid)
             target, _ = _moments(target, sample.is_file, resize)

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from rapidfuzz.distance import Levenshtein
 from torch import nn
 
-from mdlstm_tk.data import UNLABELLED, Batch, Kind, Split, Task, batches
+from mdlstm_tk.data import UNLABELLED, Batch, Kind, Split, Task, TaskSpec, batches
 from mdlstm_tk.data.metrics import predicted_texts, target_texts
+from mdlstm_tk.report.panels import Panel, sample_panels
 from mdlstm_tk.runtime.postprocessing import labels, probabilities
 from mdlstm_tk.training import TrainConfig, evaluate
 
@@ -39,21 +40,54 @@ class Edit(NamedTuple):
 
 @dataclass(frozen=True)
 class Example:
-    """A sample and its prediction.
+    """A sample and its prediction, as a page shows them.
 
     Attributes:
-        index: index of the sample in its split, from 0.
+        spec: of the task.
         name: name of the sample.
         batch: the sample as a batch of one.
-        prediction: the network's output for that batch.
+        output: the network's output for that batch.
         error: the sample's error, measured as the task measures it.
     """
 
-    index: int
+    spec: TaskSpec
     name: str
     batch: Batch
-    prediction: npt.NDArray[np.float32]
+    output: npt.NDArray[np.float32]
     error: float
+
+    @property
+    def panels(self) -> list[Panel]:
+        return sample_panels(self.batch, self.output, self.spec)
+
+    @property
+    def prediction(self) -> str:
+        """The predicted class or text."""
+        if self.spec.kind == "classify":
+            return self.spec.classes[int(labels(self.output)[0])]
+        return predicted_texts(self.output, self.spec)[0]
+
+    @property
+    def truth(self) -> str:
+        """The true class or text."""
+        if self.spec.kind == "classify":
+            return self.spec.classes[int(self.batch.y[0])]
+        return target_texts(self.batch, self.spec)[0]
+
+    @property
+    def confidence(self) -> float:
+        """Probability of the predicted class."""
+        return float(probabilities(self.output).max())
+
+    @property
+    def edits(self) -> list[Edit]:
+        """Alignment of the predicted and the true text."""
+        return align(self.prediction, self.truth)
+
+    @property
+    def severity(self) -> tuple[float, float]:
+        """Sort key of the worst samples: the error; of wrong classes, the most confident one first."""
+        return self.error, self.confidence if self.spec.kind == "classify" else 0.0
 
 
 @dataclass
@@ -96,13 +130,13 @@ def evaluate_split(network: nn.Module, task: Task, config: TrainConfig) -> Split
             sample, output = batch.sample(k), prediction[k : k + 1]
             error, count = next(iter(task.measure(output, sample).values()))
             name = task.sample_name(split, samples_seen)
-            example = Example(samples_seen, name, sample, output, error / count if count else 0.0)
+            example = Example(spec, name, sample, output, error / count if count else 0.0)
             if samples_seen in chosen:
                 evaluation.examples.append(example)
             elif example.error > 0:
                 evaluation.worst.append(example)
             samples_seen += 1
-        evaluation.worst.sort(key=lambda example: _severity(example, spec.kind), reverse=True)
+        evaluation.worst.sort(key=lambda example: example.severity, reverse=True)
         del evaluation.worst[limit:]
         if evaluation.confusion is not None:
             labelled = batch.y != UNLABELLED
@@ -174,12 +208,6 @@ def example_batch(task: Task, split: Split, seed: int, index: int) -> Batch:
     step, position = divmod(index, size)
     shard = slice(0, task.count(split) - step * size)
     return task.batch(seed, step, size, split, shard).sample(position)
-
-
-def _severity(example: Example, kind: Kind) -> tuple[float, float]:
-    """Sort key of the worst samples: the error; of wrong classes, the most confident one first."""
-    confidence = probabilities(example.prediction).max() if kind == "classify" else 0.0
-    return example.error, float(confidence)
 
 
 def _covering(classes: Sequence[set[int]], count: int) -> list[int]:

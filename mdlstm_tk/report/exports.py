@@ -22,41 +22,30 @@ MIN_REPEATS, MAX_REPEATS = 3, 200
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Median times in seconds on one CPU thread.
-
-    Attributes:
-        grid: extents of the input.
-        load: from the file to a session that is ready to run.
-        one: one sample.
-        batch: `BATCH` samples.
-    """
-
-    grid: tuple[int, ...]
-    load: float
-    one: float
-    batch: float
-
-
-@dataclass(frozen=True)
 class ExportedModel:
-    """An exported model in a run folder.
+    """An exported model in a run folder, and median times in seconds on one CPU thread.
 
     Attributes:
         path: the file.
         bytes: its size.
-        metadata: its metadata; None if the model cannot be run.
+        problem: why the model cannot be run, in which case nothing follows; else "".
+        metadata: its metadata.
         is_current: True if it was exported from the run's current checkpoint.
-        speed: its speed; None if the model cannot be run.
-        problem: why the model cannot be run; "" if it can.
+        grid: extents of the input.
+        load: time from the file to a session that is ready to run.
+        one: time of one sample.
+        batch: time of `BATCH` samples.
     """
 
     path: Path
     bytes: int
+    problem: str = ""
     metadata: Metadata | None = None
     is_current: bool = False
-    speed: Speed | None = None
-    problem: str = ""
+    grid: tuple[int, ...] = ()
+    load: float = 0.0
+    one: float = 0.0
+    batch: float = 0.0
 
 
 def find_exports(run: Run) -> list[Path]:
@@ -94,9 +83,9 @@ def _measure(path: Path, grid: tuple[int, ...], checkpoint: str) -> ExportedMode
             one, batch = _median_time(lambda: session(x[:1])), _median_time(lambda: session(x))
         load = _median_time(lambda: Session(path, "cpu", threads=1).close())
     except MDLSTMError as error:
-        return ExportedModel(path, size, problem=str(error))
+        return ExportedModel(path, size, str(error))
     is_current = metadata.checkpoint_sha256 == checkpoint
-    return ExportedModel(path, size, metadata, is_current, Speed(extents, load, one, batch))
+    return ExportedModel(path, size, "", metadata, is_current, extents, load, one, batch)
 
 
 def _median_time(function: Callable[[], object]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,44 +17,19 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import printable, shell_quoted
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
-from mdlstm_tk.data.metrics import predicted_texts, target_texts
 from mdlstm_tk.errors import InputError, MissingExtraError
-from mdlstm_tk.report.drawings import EmbeddedImage, embed_panel, make_drawings
-from mdlstm_tk.report.evaluation import Edit, Example, SplitEvaluation, align, evaluate_split
+from mdlstm_tk.report.drawings import embed_panel, make_drawings
+from mdlstm_tk.report.evaluation import SplitEvaluation, evaluate_split
 from mdlstm_tk.report.exports import BATCH, find_exports, measure_exports
-from mdlstm_tk.report.panels import class_colors, sample_panels
+from mdlstm_tk.report.panels import class_colors
 from mdlstm_tk.report.plots import svg_curves
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
-from mdlstm_tk.runtime.postprocessing import labels, probabilities
 from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, load_checkpoint, load_task
 from mdlstm_tk.training.networks import count_parameters
 
 PERCENT_METRICS = ("error", "character_error", "string_error", "unexplained")  # shown in per cent
 MAX_MATRIX = 40  # classes of the largest confusion matrix that is shown
 MAX_ROWS = 15  # confusions or edits in a list of the most frequent ones
-
-
-@dataclass(frozen=True)
-class ExampleView:
-    """A sample as the page shows it.
-
-    Attributes:
-        name: name of the sample.
-        images: its panels.
-        error: its error, measured as the task measures it.
-        prediction: the predicted class or text; "" for other kinds of tasks.
-        truth: the true class or text; "" for other kinds of tasks.
-        confidence: probability of the predicted class; None for other kinds of tasks.
-        edits: alignment of the predicted and the true text; empty for other kinds of tasks.
-    """
-
-    name: str
-    images: list[EmbeddedImage]
-    error: float
-    prediction: str = ""
-    truth: str = ""
-    confidence: float | None = None
-    edits: tuple[Edit, ...] = ()
 
 
 def write_report(
@@ -125,8 +100,8 @@ def render_report(
         problem=problem,
         evaluation=evaluation,
         drawings=drawings,
-        examples=[_view(example, spec) for example in evaluation.examples] if evaluation else [],
-        worst=[_view(example, spec) for example in evaluation.worst] if evaluation else [],
+        examples=evaluation.examples if evaluation else [],
+        worst=evaluation.worst if evaluation else [],
         colors=list(class_colors(spec).values()),
         classes=_class_errors(evaluation),
         confusions=_confusions(evaluation, spec),
@@ -155,6 +130,7 @@ def _template() -> Template:
         bytes=_format_bytes,
         ms=_format_ms,
         shell=shell_quoted,
+        embed=embed_panel,
     )
     return environment.get_template("report.html")
 
@@ -171,22 +147,6 @@ def _read_result(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return result if result.get("errors") and result.get("step") == checkpoint.step else {}
-
-
-def _view(example: Example, spec: TaskSpec) -> ExampleView:
-    batch, output = example.batch, example.prediction
-    images = [embed_panel(panel) for panel in sample_panels(batch, output, spec)]
-    view = ExampleView(example.name, images, example.error)
-    if spec.kind == "classify":
-        label, true_label = int(labels(output)[0]), int(batch.y[0])
-        confidence = float(probabilities(output)[0, label])
-        return replace(
-            view, prediction=spec.classes[label], truth=spec.classes[true_label], confidence=confidence
-        )
-    if spec.kind == "transcribe":
-        (prediction,), (truth,) = predicted_texts(output, spec), target_texts(batch, spec)
-        return replace(view, prediction=prediction, truth=truth, edits=tuple(align(prediction, truth)))
-    return view
 
 
 def _class_errors(evaluation: SplitEvaluation | None) -> list[dict[str, Any]]:

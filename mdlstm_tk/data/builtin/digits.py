@@ -146,12 +146,14 @@ class DigitsDensity(DatasetTask):
         grey, _ = _load_digits()
         images: Any = binarise(grey) if binary else grey
         name, outputs = ("digits-binary", 1) if binary else ("digits-grey", GREY_LEVELS)
-        spec = TaskSpec(name, self.kind, 1, outputs, (SIDE, SIDE))
-        sets: dict[Split, list[Sample]] = {
-            split: [(images[index][..., None], None) for index in chosen]
-            for split, chosen in _split_digits(seed, validation).items()
-        }
-        super().__init__(spec, sets)
+        chosen = _split_digits(seed, validation)
+        super().__init__(
+            TaskSpec(name, self.kind, 1, outputs, (SIDE, SIDE)),
+            {
+                split: [(image, None) for image in images[index, ..., None]]
+                for split, index in chosen.items()
+            },
+        )
 
 
 class DigitStrings(Task):
