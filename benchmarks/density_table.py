@@ -19,6 +19,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
+from mixtures import fit_baselines
 from performance import markdown
 
 from mdlstm_tk.data import Ising, Task
@@ -145,7 +146,9 @@ def train_all(name: str, seeds: int, runs: Path) -> None:
         baselines = runs / name / f"baselines-{seed}.json"
         if not baselines.is_file():
             base = base_config(name)
-            baselines.write_text(json.dumps(task.baselines(seed, base.steps * base.batch_size)))
+            samples = base.steps * base.batch_size
+            errors = fit_baselines(task, seed, samples) | task.baselines(seed, samples)
+            baselines.write_text(json.dumps(errors))
 
 
 def print_table(name: str, seeds: int, runs: Path) -> None:

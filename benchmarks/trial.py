@@ -30,7 +30,7 @@ from trial_files import ARRAY_TYPES, IMAGE_TYPES, MASK_VALUES, Data, write_data
 
 from mdlstm_tk._util.text import text_of_field
 from mdlstm_tk.data import KINDS, Kind
-from mdlstm_tk.data.collate import collate
+from mdlstm_tk.data.task import collate
 from mdlstm_tk.export import export_run
 from mdlstm_tk.runtime.postprocessing import labels, transcripts
 from mdlstm_tk.training import (

@@ -81,8 +81,9 @@ def compare(
     Every network and seed gets a run folder.
     """
     require("torch", "train")
+    from mdlstm_tk.report import draw_comparison, draw_run
     from mdlstm_tk.training import configure_comparison, parse_settings, plan_comparison
-    from mdlstm_tk.viz.comparison_pictures import compare_and_draw
+    from mdlstm_tk.training.comparison import compare_models
 
     options = {key: value for key, value in {"steps": steps, "size": size}.items() if value is not None}
     config = configure_comparison(task, options, parse_settings(settings or []))
@@ -95,7 +96,11 @@ def compare(
             left = (plan.total_steps - state.steps_done) / rate if rate else None
             show(state.steps_done, state.describe(), left)
 
-        comparison = compare_and_draw(plan, on_step)
+        if plan.is_diagonal:
+            comparison = compare_models(plan, on_step)
+        else:
+            comparison = compare_models(plan, on_step, on_run_end=draw_run)
+    draw_comparison(comparison)
     if json:
         print_json(comparison.results)
     else:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _ARGUMENT = re.compile(r"\b([a-z_]+)=(?:True|\.\.\.|\"([^\"]*)\")")
+LINE_SECONDS = 30  # between two lines of progress, at most, where stderr is no terminal
 TABLE_WIDTH = 200  # columns; a table that is wider than the terminal reads better unfolded
 
 
@@ -141,14 +142,15 @@ class ShowProgress(Protocol):
 
 @contextmanager
 def progress(total: int, done: int = 0) -> Iterator[ShowProgress]:
-    """Show progress on stderr: a bar on a terminal, else about ten lines, with -q nothing."""
+    """Show progress on stderr: a bar on a terminal, else ten lines, or one in 30 s; with -q nothing."""
     if not on_terminal():
-        every, last = max(1, total // 10), done
+        every, last, written = max(1, total // 10), done, time.monotonic()
 
         def write_line(step: int, text: str, seconds_left: float | None = None) -> None:
-            nonlocal last
-            before, last = last, step
-            if step // every > before // every or step == total:
+            nonlocal last, written
+            before, last, now = last, step, time.monotonic()
+            if step // every > before // every or step == total or now - written >= LINE_SECONDS:
+                written = now
                 note(f"{step}/{total}  {text}{_eta(seconds_left)}")
 
         yield write_line

@@ -292,7 +292,7 @@ def _note_result(run: Inference, result: Result, is_single: bool) -> None:
                 )
                 note(f"{label}{shape_of_x} → {job.target}{shape_of_y}")
             if on_terminal() and x is not None and x.ndim == y.ndim == 2:
-                from mdlstm_tk.viz.terminal_heatmap import show_grids
+                from mdlstm_tk.report.terminal_heatmap import show_grids
 
                 show_grids(err(), {"input": x, "prediction": y})
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
-from mdlstm_tk._util.sizes import parse_free_size, parse_size
+from mdlstm_tk._util.sizes import parse_free_size, parse_resize, parse_size
 from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.cli.command import one_of
 from mdlstm_tk.errors import InputError
@@ -57,8 +57,7 @@ def parse_device(text: str) -> str:
 
 
 def parse_size_text(text: str) -> str:
-    """Check the size of a two-dimensional grid."""
-
+    """Check the size of a grid."""
     parse_size(text)
     return text
 
@@ -66,6 +65,12 @@ def parse_size_text(text: str) -> str:
 def parse_free_size_text(text: str) -> str:
     """Check the size of a two-dimensional grid whose extents may be free."""
     parse_free_size(text)
+    return text
+
+
+def parse_resize_text(text: str) -> str:
+    """Check the size that images are resized to."""
+    parse_resize(text)
     return text
 
 

@@ -29,6 +29,7 @@ from mdlstm_tk.cli.options import (
     parse_cell,
     parse_device,
     parse_model,
+    parse_resize_text,
     parse_size_text,
     parse_task,
     parse_windows,
@@ -58,7 +59,7 @@ def train(
     ] = None,
     size: Annotated[str | None, setting("size", panel=DATA, metavar="SIZE", parser=parse_size_text)] = None,
     resize: Annotated[
-        str | None, setting("resize", panel=DATA, metavar="SIZE", parser=parse_size_text)
+        str | None, setting("resize", panel=DATA, metavar="SIZE", parser=parse_resize_text)
     ] = None,
     crop: Annotated[str | None, setting("crop", panel=DATA, metavar="SIZE", parser=parse_size_text)] = None,
     model: Annotated[
@@ -214,12 +215,12 @@ def train(
 
 
 def train_with_progress(job: TrainingJob) -> dict[str, Any]:
-    """Run a job, with a progress bar in the main process; see `train_and_draw`."""
-    from mdlstm_tk.training import RecentMetrics, describe_progress
-    from mdlstm_tk.viz.run_pictures import train_and_draw
+    """Run a job, with a progress bar in the main process, and draw it, also if it is interrupted."""
+    from mdlstm_tk.report import draw_run
+    from mdlstm_tk.training import RecentMetrics, describe_progress, run_job
 
     if not job.context.is_main:
-        return train_and_draw(job)
+        return run_job(job)
     for line in (*job.notes, job.description):
         note(line)
     for line in job.config.to_toml().splitlines():
@@ -231,8 +232,12 @@ def train_with_progress(job: TrainingJob) -> dict[str, Any]:
             def on_step(state: Progress) -> None:
                 show(state.step, describe_progress(state, metrics.update(state)), state.seconds_left)
 
-            return train_and_draw(job, on_step)
+            result = run_job(job, on_step)
+        draw_run(job.run, job.task)
+        return result
     except KeyboardInterrupt:
+        if job.run.best.exists():
+            draw_run(job.run, job.task)
         if job.run.last.exists():
             again = with_options(f"mdlstm train --resume {shell_quoted(job.run.folder)}", job.run.code)
             note(f"interrupted; continue with: {again}")

@@ -89,6 +89,7 @@ def export_run(
         "classes": spec.classes or None,
         "mask_values": spec.mask_values or None,
         "mask_palette": spec.mask_palette or None,
+        "text_direction": spec.text_direction,
         "preprocessing": spec.preprocessing and spec.preprocessing.to_json(),
         "checkpoint_sha256": hashlib.sha256(checkpoint_path.read_bytes()).hexdigest(),
     }

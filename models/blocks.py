@@ -222,5 +222,5 @@ class Encoder(nn.Module):
 
 def _make_level(recurrence: Recurrence, channels: int, hidden: int, **options: Any) -> MDLSTM | RowLSTM:
     if recurrence == "grid":
-        return MDLSTM(channels, hidden, **options)
+        return MDLSTM(channels, hidden, ndim=len(options["window"]), **options)
     return RowLSTM(channels, hidden, flatten=recurrence == "flattened", **options)

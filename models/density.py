@@ -95,7 +95,14 @@ class DensityNet(HubModel):
         return log_p if sizes is None else fill_padding(log_p, sizes)
 
     def log_prob(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
-        """The log-probability of each image (N,) in nats; arguments as of `forward`."""
+        """Return the log-probability of each image (N,) in nats; arguments as of `forward`.
+
+        Raises:
+            InputError: x has another shape, or a value inside sizes is NaN or outside [0, 1].
+        """
+        if x.dim() != 4 or x.shape[-1] != self.channels:
+            raise InputError(f"x must be (N, H, W, {self.channels}), got shape {tuple(x.shape)}")
+        _check_levels("x", x if sizes is None else fill_padding(x, as_sizes(sizes, x)))
         log_p: Tensor = self(x, sizes)
         return log_p.sum((1, 2, 3))
 
@@ -141,8 +148,8 @@ class DensityNet(HubModel):
             generator: source of the uniform numbers; torch's own if None.
             uniform: (n, H, W, C) numbers in [0, 1) to use in place of the generator.
             given: values in [0, 1] that are not drawn, (n, H, W, C), or (H, W, C) for all images. Each
-                counts as its nearest level. Without a mask they may have fewer rows: these are the upper
-                rows of the images.
+                counts as its nearest level; positions with NaN are drawn. Without a mask they may have
+                fewer rows: these are the upper rows of the images.
             mask: (n, H, W) or (H, W) bool, True where `given` holds. What is drawn depends on given values
                 before it in reading order alone.
             temperature: divides the logits; below 1 the likely values become likelier.
@@ -194,17 +201,32 @@ def _given_values(
         if mask is not None:
             raise InputError("mask says where values are given, but given is None")
         return torch.zeros(shape), torch.zeros(shape[:3], dtype=torch.bool)
-    rows = given.shape[-3] if given.dim() in (3, 4) else 0
+    got, rows = tuple(given.shape), given.shape[-3] if given.dim() in (3, 4) else 0
     if mask is None and 1 <= rows <= height:
         given = nn.functional.pad(given, (0, 0, 0, 0, 0, height - rows))
         mask = torch.arange(height, device=given.device)[:, None].expand(height, width) < rows
     if tuple(given.shape) not in (shape, shape[1:]):
         raise InputError(
             f"given must be (n, H, W, C) = {shape} or (H, W, C), or have fewer rows and no mask, "
-            f"got shape {tuple(given.shape)}"
+            f"got shape {got}"
         )
     if mask is None or tuple(mask.shape) not in (shape[:3], shape[1:3]) or mask.dtype != torch.bool:
-        got = "none" if mask is None else f"{mask.dtype} of shape {tuple(mask.shape)}"
-        raise InputError(f"mask must be bool of shape (n, H, W) = {shape[:3]} or (H, W), got {got}")
-    mask = mask.expand(shape[:3])
-    return given.expand(shape).masked_fill(~mask[..., None], 0), mask
+        found = "none" if mask is None else f"{mask.dtype} of shape {tuple(mask.shape)}"
+        raise InputError(f"mask must be bool of shape (n, H, W) = {shape[:3]} or (H, W), got {found}")
+    mask = mask.expand(shape[:3]) & ~given.expand(shape).isnan().any(-1)
+    values = given.expand(shape).masked_fill(~mask[..., None], 0)
+    _check_levels("given", values)
+    return values, mask
+
+
+def _check_levels(name: str, x: Tensor) -> None:
+    """Refuse values that are no levels: NaN, and those outside [0, 1]."""
+    if torch.compiler.is_compiling():  # values are not known while a graph is captured
+        return
+    if x.isnan().any():
+        raise InputError(f"{name} holds NaN, expected values in [0, 1]")
+    low, high = (float(x.min()), float(x.max())) if x.numel() else (0.0, 1.0)
+    if low < 0 or high > 1:
+        raise InputError(
+            f"{name} must lie in [0, 1], got values from {low:g} to {high:g}; divide bytes by 255"
+        )

@@ -25,7 +25,7 @@ class GridNet(HubModel):
     """Base of the networks: a recurrent body, then the same linear map and sigmoid at every position.
 
     Args:
-        body: maps x (N, H, W, C) and sizes to (N, H, W, features).
+        body: maps x (N, *grid, C) and sizes to (N, *grid, features).
         features: features of the body's output.
         outputs: outputs of the network.
         linear: leave out the sigmoid, for targets outside (0, 1).
@@ -65,9 +65,9 @@ class GridNet(HubModel):
             nn.init.constant_(self.head.bias, log(mean / (1 - mean)))
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
-        """Map x (N, H, W, C) to (N, H, W, outputs), in (0, 1) unless `linear`.
+        """Map x (N, *grid, C) to (N, *grid, outputs), in (0, 1) unless `linear`.
 
-        With sizes (N, 2), as `MDLSTM` takes them, the result inside a sample's valid extents equals that of
+        With sizes (N, D), as `MDLSTM` takes them, the result inside a sample's valid extents equals that of
         the sample without padding. Outside them it is undefined.
         """
         y: Tensor = self.head(self.body(x, None if sizes is None else as_sizes(sizes, x)))
@@ -106,12 +106,14 @@ class MDNet(GridNet):
         layer_norm: bool = False,
         linear: bool = False,
         init: Init = "default",
+        ndim: int = 2,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         body = MDLSTM(
             channels,
             hidden,
+            ndim=ndim,
             num_layers=layers,
             cell=cell,
             directions=directions,

@@ -47,11 +47,12 @@ class EncoderNet(HubModel):
         directions: as in `MDLSTM`.
         layer_norm: as in `MDLSTM`.
         dropout: probability of zeroing an output of a level in training.
+        ndim: D, axes of the grid.
         device: where the parameters are.
         dtype: type of the parameters.
 
     Attributes:
-        stride: (rows, columns) of x per position of the encoder's output.
+        stride: positions of x, along each axis, per position of the encoder's output.
     """
 
     default_windows: ClassVar[Sequence[Window]] = ((1, 1),)
@@ -69,13 +70,18 @@ class EncoderNet(HubModel):
         directions: Directions = "all",
         layer_norm: bool = False,
         dropout: float = 0.0,
+        ndim: int = 2,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         options = {"cell": cell, "directions": directions, "layer_norm": layer_norm} | factory
-        windows = windows or self.default_windows
+        if ndim != 2 and (recurrence != "grid" or self.default_windows != EncoderNet.default_windows):
+            raise InputError(f"this network is for grids of two axes, got {ndim}; choose the model md")
+        windows = windows or (self.default_windows if ndim == 2 else ((1,) * ndim,))
+        if any(len(window) != ndim for window in windows):
+            raise InputError(f"windows must have {ndim} extents each, got {list(windows)}")
         self.encoder = Encoder(recurrence, channels, hidden, windows, layers, dropout, **options)
         self.stride = combine_windows(windows)
         self.head = nn.Linear(self.encoder.output_size, self._head_features(outputs), **factory)
@@ -89,15 +95,16 @@ class Classifier(EncoderNet):
     """Predicts one class per sample, from the mean of the encoder's output over the valid positions."""
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
-        """Map x (N, H, W, C) to logits (N, classes)."""
+        """Map x (N, *grid, C) to logits (N, classes)."""
         y, extents = self.encoder(x, sizes)
-        pooled = y.mean((1, 2)) if extents is None else y.sum((1, 2)) / extents.prod(dim=1, keepdim=True)
+        axes = tuple(range(1, y.dim() - 1))
+        pooled = y.mean(axes) if extents is None else y.sum(axes) / extents.prod(dim=1, keepdim=True)
         logits: Tensor = self.head(pooled)
         return logits
 
     def tile_stages(self) -> TileStages:
         """The network as it runs in tiles, see `Encoder.tile_stages`."""
-        return TileStages(self.encoder.tile_stages(), pool=(0, 1), head=self.head)
+        return TileStages(self.encoder.tile_stages(), pool=tuple(range(len(self.stride))), head=self.head)
 
 
 class Segmenter(EncoderNet):
@@ -110,7 +117,7 @@ class Segmenter(EncoderNet):
         return outputs * prod(self.stride)
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
-        """Map x (N, H, W, C) to logits (N, H, W, classes)."""
+        """Map x (N, *grid, C) to logits (N, *grid, classes)."""
         y, _ = self.encoder(x, sizes)
         return depth_to_space(self.head(y), self.stride, x.shape[1:-1])
 

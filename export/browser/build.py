@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
+from unicodedata import bidirectional
 
 from mdlstm_tk._util.text import printable, to_json
 from mdlstm_tk.errors import InputError, MDLSTMError
@@ -155,6 +156,10 @@ def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
         "classes": metadata.classes,
         "maskValues": metadata.mask_values,
         "maskPalette": metadata.mask_palette,
+        "textDirection": metadata.text_direction,
+        "bidirectional": [bidirectional(name[0]) for name in metadata.classes or ()]
+        if metadata.text_direction
+        else None,
         "preprocessing": metadata.preprocessing,
         "task": metadata.task,
         "sizes": "sizes" in metadata.inputs,

@@ -16,6 +16,7 @@ from mdlstm_tk.data import Batch, Floats, Split, Task
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.preprocessing import scale
+from mdlstm_tk.runtime.text_order import reorder
 from mdlstm_tk.training import Run, load_checkpoint, load_task
 
 COUNT = 6
@@ -126,5 +127,6 @@ def _target(batch: Batch, metadata: Metadata) -> str | None:
     if metadata.kind == "classify":
         return classes[int(batch.y[0])]
     if metadata.kind == "transcribe":
-        return "".join(classes[code - 1] for code in batch.y[0] if code > 0)
+        text = "".join(classes[code - 1] for code in batch.y[0] if code > 0)
+        return reorder(text, metadata.text_direction) if metadata.text_direction else text
     return None

@@ -1,22 +1,18 @@
 """Tasks: where training data comes from and how predictions are scored. No PyTorch.
 
 spec            the types: Batch, TaskSpec, Kind, Split
-task            the interface Task, and DatasetTask for a fixed set of samples
+task            the interface Task, DatasetTask for a fixed set of samples, and batches
 metrics         error metrics of each kind of task
 sampling        seeded random numbers, shuffling, stratified splits
-collate         samples → batch
 augmentation    random crops and distortion of training images
 user_data       a task from a user's own files, which consists of:
-  data_folder     what lies in a folder: links and names that lead out of it are not followed
   folders         listing of folders of images, masks and transcripts
   arrays          listing of .npz files
   idx             listing of IDX files
   images          decoding of one image
   masks           decoding of one mask, and the classes of all masks
-  targets         what the targets are, and how they are encoded
-  scan            the first pass over all samples
-  samples         samples that are read when they are needed, and their cache
-  data_summary    lines that describe the data
+  samples         the first pass over all samples, and reading each when it is needed
+  targets         the targets of all samples, and how they are encoded
 builtin         the tasks that come with the package
 """
 

@@ -1,53 +1,38 @@
-"""Samples from an `.npz` file.
+"""Samples from an `.npz` file. D is 2, or 3 for volumes.
 
-x       (N, H, W) or (N, H, W, C) numbers, used as they are; density: in [0, 1]
-y       grid: (N, H, W) or (N, H, W, K) numbers; classify: (N,) names or integers;
-        segment: (N, H, W) integers, negative where the class is unknown; transcribe: (N,) texts;
+x       (N, *grid) or (N, *grid, C) numbers, used as they are; density: in [0, 1]
+y       grid: (N, *grid) or (N, *grid, K) numbers; classify: (N,) names or integers;
+        segment: (N, *grid) integers, negative where the class is unknown; transcribe: (N,) texts;
         density: none
-sizes   (N, 2) integers, the valid extents; optional
+sizes   (N, D) integers, the valid extents; optional
+ndim    D; optional, unless x has four axes and is (N, D, H, W) rather than (N, H, W, C)
 """
 
 from __future__ import annotations
 
-import lzma
 import struct
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.masks import RawMask
-from mdlstm_tk.data.spec import Array, Kind, RawSample, UnusableSampleError
+from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample, UnusableSampleError
 from mdlstm_tk.errors import InputError
 
 MIN_MAPPED_BYTES = 2**24  # arrays below this are read whole
 LOCAL_HEADER_BYTES = 30  # of a zip member, without its name; ends with the lengths of name and extra field
-# What damaged archives make numpy and zipfile raise; a RuntimeError of an encrypted one, for example.
-UNREADABLE = (
-    OSError,
-    ArithmeticError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-)
 FORMATS: dict[Kind, str] = {
-    "grid": "an .npz file with x and y, each (N, H, W) or (N, H, W, C)",
-    "classify": "an .npz file with x and y (N,)",
-    "segment": "an .npz file with x and integers y (N, H, W)",
+    "grid": "an .npz file with x and y, each (N, H, W) or (N, H, W, C), or with one axis more",
+    "classify": "an .npz file with x and names or integers y (N,)",
+    "segment": "an .npz file with x and integers y (N, H, W), or with one axis more",
     "transcribe": "an .npz file with x and texts y (N,)",
     "density": "an .npz file with x (N, H, W) or (N, H, W, C) in [0, 1]",
 }
-TARGET_NDIM: dict[Kind, int] = {"grid": 4, "classify": 1, "segment": 3, "transcribe": 1}
 TARGET_DTYPES: dict[Kind, str] = {  # as `numpy.dtype.kind`
     "grid": "buif",
     "classify": "buiUS",
@@ -61,112 +46,98 @@ def list_arrays(path: Path, kind: Kind) -> Iterator[RawSample]:
 
     Arrays that are stored without compression, as `numpy.savez` does, stay on disk; others are in memory.
 
-    Args:
-        path: the file.
-        kind: kind of the task.
-
     Raises:
         InputError: the file cannot be read, or an array has the wrong shape or type.
     """
-    x, y, sizes = _load(path, kind)
-    for index, (height, width) in enumerate(sizes.tolist()):
-        read_y = partial(_TARGETS[kind], y, index, height, width)
-        yield RawSample(f"sample {index}", partial(_numbers, x, index, height, width), read_y, False)
+    arrays = _load(path)
+    if not ({"x"} if kind == "density" else {"x", "y"}) <= set(arrays):
+        missing = "x" if kind == "density" else "x or y"
+        raise InputError(f"{path}: {missing} is missing; expected {FORMATS[kind]}")
+    x, y = arrays["x"], arrays.get("y", arrays["x"])
+    ndim = _grid_axes(arrays, kind)
+    if x.ndim not in (ndim + 1, ndim + 2) or x.dtype.kind not in "buif" or x.size == 0:
+        axes = "N, H, W" if ndim == 2 else "N, D, H, W"
+        raise InputError(f"{path}: x is {x.dtype} {x.shape}, expected real numbers ({axes}) or ({axes}, C)")
+    grid = x.shape[1 : ndim + 1]
+    if kind != "density":
+        axes_of_y = {"grid": (ndim + 1, ndim + 2), "segment": (ndim + 1,)}.get(kind, (1,))
+        has_shape = (
+            y.ndim in axes_of_y and len(y) == len(x) and (y.ndim == 1 or y.shape[1 : ndim + 1] == grid)
+        )
+        if not has_shape or y.dtype.kind not in TARGET_DTYPES[kind]:
+            raise InputError(f"{path}: y is {y.dtype} {y.shape} for x {x.shape}; expected {FORMATS[kind]}")
+    sizes = arrays.get("sizes", np.full((len(x), ndim), grid))
+    if sizes.shape != (len(x), ndim) or sizes.dtype.kind not in "ui":
+        raise InputError(
+            f"{path}: sizes is {sizes.dtype} {sizes.shape}, expected integers ({len(x)}, {ndim})"
+        )
+    if x.ndim == ndim + 1:
+        x = x[..., None]
+    if kind == "grid" and y.ndim == ndim + 1:
+        y = y[..., None]
+    for index, extents in enumerate(map(tuple, sizes.tolist())):
+        read_y = partial(_read_target, y, index, extents, kind)
+        yield RawSample(f"sample {index}", partial(_read_numbers, x, index, extents), read_y, is_file=False)
 
 
-def _numbers(x: Array, index: int, height: int, width: int) -> Array:
-    """Sample `index` of x, as float32, so that no number is scaled: exported models do not scale arrays."""
-    if not (0 < height <= x.shape[1] and 0 < width <= x.shape[2]):
-        raise UnusableSampleError(f"its size {height}x{width} does not fit into {x.shape[1]}x{x.shape[2]}")
-    return x[index, :height, :width].astype(np.float32)
+def _grid_axes(arrays: dict[str, Array], kind: Kind) -> int:
+    """Return D, the number of grid axes of x."""
+    x, sizes = arrays["x"], arrays.get("sizes")
+    if "ndim" in arrays:
+        return int(arrays["ndim"])
+    if sizes is not None and sizes.ndim == 2 and sizes.shape[1] == 3:
+        return 3
+    return 3 if x.ndim == 5 or (kind == "segment" and x.ndim == arrays["y"].ndim == 4) else 2
 
 
-def _name(y: Array, index: int, *_: int) -> str:
+def _read_numbers(x: Array, index: int, extents: Extents) -> Array:
+    """Read sample `index` of x as float32; no number is scaled, as exported models scale no array."""
+    grid = x.shape[1:-1]
+    if not all(0 < extent <= largest for extent, largest in zip(extents, grid, strict=True)):
+        raise UnusableSampleError(f"its size {format_size(extents)} does not fit into {format_size(grid)}")
+    sample: Array = x[index][tuple(map(slice, extents))].astype(np.float32)
+    return sample
+
+
+def _read_target(y: Array, index: int, extents: Extents, kind: Kind) -> Any:
+    if kind == "density":
+        return None
+    if kind == "grid":
+        return _read_numbers(y, index, extents)
+    if kind == "segment":
+        return RawMask(np.asarray(y[index][tuple(map(slice, extents))]).astype(np.int64))
     try:
-        return str(y[index])
+        return str(y[index].decode() if y.dtype.kind == "S" else y[index])
     except ValueError:
         raise UnusableSampleError("its name is not Unicode") from None
 
 
-def _text(y: Array, index: int, *_: int) -> str:
-    text = _name(y, index)
-    if not text:
-        raise UnusableSampleError("its text is empty")
-    return text
-
-
-def _no_target(*_: Any) -> None:
-    """The target of an image whose probability is learned."""
-
-
-def _mask(y: Array, index: int, height: int, width: int) -> RawMask:
-    return RawMask(np.asarray(y[index, :height, :width]).astype(np.int64))
-
-
-_TARGETS: dict[Kind, Callable[..., Any]] = {
-    "grid": _numbers,
-    "classify": _name,
-    "segment": _mask,
-    "transcribe": _text,
-    "density": _no_target,
-}
-
-
-def _load(path: Path, kind: Kind) -> tuple[Array, Array, Array]:
-    """Return x (N, H, W, C), y with a channel axis for kind "grid", and sizes (N, 2)."""
+def _load(path: Path) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            names = [name for name in ("x", "y", "sizes") if name in file]
-            mapped = {name: _map_stored(path, f"{name}.npy") for name in names}
-            arrays = {name: file[name] if array is None else array for name, array in mapped.items()}
-    except UNREADABLE as error:
-        raise InputError(f"--data {path}: not a readable .npz of numbers and texts: {error}") from None
-    has_target = kind != "density"
-    if not ({"x", "y"} if has_target else {"x"}) <= set(arrays):
-        missing = "x or y" if has_target else "x"
-        raise InputError(f"--data {path}: {missing} is missing; expected {FORMATS[kind]}")
-    x = arrays["x"]
-    y = arrays["y"] if has_target else x
-    x = x[..., None] if x.ndim == 3 else x
-    if x.ndim != 4 or x.dtype.kind not in "buif" or x.size == 0:
-        raise InputError(
-            f"--data {path}: x is {x.dtype} {x.shape}, expected real numbers (N, H, W) or (N, H, W, C)"
-        )
-    y = y[..., None] if kind == "grid" and y.ndim == 3 else y
-    grids_differ = kind in ("grid", "segment") and y.shape[1:3] != x.shape[1:3]
-    if has_target and (
-        y.ndim != TARGET_NDIM[kind]
-        or y.dtype.kind not in TARGET_DTYPES[kind]
-        or len(y) != len(x)
-        or grids_differ
-    ):
-        raise InputError(
-            f"--data {path}: y is {y.dtype} {y.shape} for x {x.shape}; expected {FORMATS[kind]}"
-        )
-    sizes = arrays.get("sizes", np.full((len(x), 2), x.shape[1:3]))
-    if sizes.shape != (len(x), 2) or sizes.dtype.kind not in "ui":
-        raise InputError(
-            f"--data {path}: sizes is {sizes.dtype} {sizes.shape}, expected integers ({len(x)}, 2)"
-        )
-    return x, y, sizes
+        with np.load(path, allow_pickle=False) as file, zipfile.ZipFile(path) as archive:
+            names = [name for name in ("x", "y", "sizes", "ndim") if name in file]
+            mapped = {name: _map_stored(path, archive, f"{name}.npy") for name in names}
+            return {name: file[name] if array is None else array for name, array in mapped.items()}
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged archives make numpy and zipfile raise all kinds of exceptions
+        raise InputError(f"{path}: not a readable .npz of numbers and texts: {error}") from None
 
 
-def _map_stored(path: Path, member: str) -> Array | None:
+def _map_stored(path: Path, archive: zipfile.ZipFile, member: str) -> Array | None:
     """Map an array of an `.npz` file into memory; None if it is compressed, small, or not of numbers."""
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        if member not in archive.namelist():
-            return None
-        info = archive.getinfo(member)
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size < MIN_MAPPED_BYTES:
-            return None
+    info = archive.getinfo(member)
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size < MIN_MAPPED_BYTES:
+        return None
+    with path.open("rb") as file:
         file.seek(info.header_offset)
-        header = file.read(LOCAL_HEADER_BYTES)
-        name_bytes, extra_bytes = struct.unpack("<HH", header[-4:])
+        name_bytes, extra_bytes = struct.unpack("<HH", file.read(LOCAL_HEADER_BYTES)[-4:])
         file.seek(name_bytes + extra_bytes, 1)
-        version = np.lib.format.read_magic(file)
         npy = np.lib.format
-        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran_order, dtype = read_header(file)
+        is_first = npy.read_magic(file) == (1, 0)
+        shape, fortran_order, dtype = (
+            npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0
+        )(file)
         if dtype.hasobject:
             return None
         mapped: Array = np.memmap(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk.data.spec import Floats
+from mdlstm_tk.data.spec import Extents, Floats
 from mdlstm_tk.errors import require
 
 # Amplitudes at strength 1. "Smaller extent" is the smaller of height and width.
@@ -23,19 +23,19 @@ MAX_WARP_EXTENT = 64  # larger images interpolate the warp, which is smooth, bet
 
 
 def crop(
-    x: Floats, y: Any, extents: tuple[int, int], rng: np.random.Generator | None, with_target: bool
+    x: Floats, y: Any, extents: Extents, rng: np.random.Generator | None, with_target: bool
 ) -> tuple[Floats, Any]:
     """Return a part of an image, and of its mask or target if `with_target`.
 
     Args:
-        x: (H, W, C).
-        y: (H, W), (H, W, K), or any other target, which is returned unchanged.
-        extents: (H, W) of the part; along an axis on which the image is smaller, it stays whole.
+        x: (*grid, C).
+        y: (*grid), (*grid, K), or any other target, which is returned unchanged.
+        extents: of the part; along an axis on which the image is smaller, it stays whole.
         rng: source of the random place; None: the centre.
         with_target: True if y has the grid of x.
     """
     slices = []
-    for extent, wanted in zip(x.shape[:2], extents, strict=True):
+    for extent, wanted in zip(x.shape[:-1], extents, strict=True):
         room = max(extent - wanted, 0)
         start = room // 2 if rng is None else int(rng.integers(room + 1))
         slices.append(slice(start, start + wanted))

@@ -9,18 +9,18 @@ density      images, at any depth
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mdlstm_tk._util.regular_files import read_text
-from mdlstm_tk.data.data_folder import DataFolder
-from mdlstm_tk.data.images import find_images, read_pixels
+from mdlstm_tk.data.images import read_file, read_pixels
 from mdlstm_tk.data.masks import read_mask
 from mdlstm_tk.data.spec import Array, Kind, RawSample, UnusableSampleError
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 
 FORMATS: dict[Kind, str] = {
     "grid": "a folder with images/ and targets/",
@@ -29,110 +29,128 @@ FORMATS: dict[Kind, str] = {
     "transcribe": "a folder with images and a labels.tsv of file, tab, text",
     "density": "a folder with images, or with IDX files such as train-images-idx3-ubyte",
 }
-MAX_TABLE_BYTES = 2**28  # of labels.tsv
-Listing = Iterator[tuple[Path, Callable[[], Any]]]  # each image, and a function that reads its target
 
 
-def list_folder(path: Path, kind: Kind, data: DataFolder) -> Iterator[RawSample]:
+def list_folder(path: Path, kind: Kind) -> Iterator[RawSample]:
     """List the samples of a folder, without reading them.
-
-    Args:
-        path: the folder.
-        kind: kind of the task.
-        data: what the folder is a part of. Links that lead out of that are left out, and noted there.
 
     Raises:
         InputError: the folder has another layout.
     """
-    for file, read_target in LISTINGS[kind](path, data):
-        yield RawSample(str(file.relative_to(path)), partial(read_pixels, file), read_target, is_file=True)
+    if kind == "transcribe":
+        yield from _list_texts(path)
+    elif kind == "classify":
+        for folder in subfolders(path):
+            for file in find_images(folder):
+                yield _image(path, file, partial(str, folder.name))
+    elif kind == "density":
+        for file in find_images(path):
+            yield _image(path, file, _no_target)
+    else:
+        yield from _list_pairs(path, kind)
 
 
-def empty_classes(path: Path, data: DataFolder) -> list[str]:
-    """The names of the classes of a "classify" folder that have no images."""
-    return [folder.name for folder in data.subfolders(path) if not find_images(data, folder)]
+def find_files(folder: Path) -> list[Path]:
+    """Return all visible files below a folder, sorted. Links are followed, to each folder once."""
+    found, folders, seen = [], [folder], set()
+    while folders:
+        current = folders.pop()
+        place = os.path.realpath(current)
+        if place in seen:
+            continue
+        seen.add(place)
+        try:
+            visible = [entry for entry in current.iterdir() if not entry.name.startswith(".")]
+        except OSError as error:
+            raise InputError(f"cannot read {current}: {error.strerror}") from None
+        folders += [entry for entry in visible if entry.is_dir()]
+        found += [entry for entry in visible if entry.is_file()]
+    return sorted(found)
 
 
-def _list_classes(path: Path, data: DataFolder) -> Listing:
-    for folder in data.subfolders(path):
-        yield from ((file, partial(_identity, folder.name)) for file in find_images(data, folder))
+def find_images(folder: Path) -> list[Path]:
+    """Return all images below a folder, sorted."""
+    return [file for file in find_files(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
 
 
-def _list_images(path: Path, data: DataFolder) -> Listing:
-    yield from ((file, _no_target) for file in find_images(data, path))
+def count_other_files(folder: Path) -> Counter[str]:
+    """Count the visible files below a folder that are neither images nor tables, by suffix."""
+    others = (file.suffix.lower() for file in find_files(folder))
+    return Counter(suffix for suffix in others if suffix not in (*IMAGE_SUFFIXES, ".txt", ".tsv"))
 
 
-def _list_masks(path: Path, data: DataFolder) -> Listing:
-    yield from _pairs(path, data, "masks", "segment", read_mask)
+def subfolders(path: Path) -> list[Path]:
+    """Return the visible folders in a folder, sorted."""
+    return sorted(entry for entry in path.iterdir() if not entry.name.startswith(".") and entry.is_dir())
 
 
-def _list_targets(path: Path, data: DataFolder) -> Listing:
-    yield from _pairs(path, data, "targets", "grid", _read_target)
+def read_lines(file: Path) -> list[str]:
+    """Return the lines of a text in UTF-8.
+
+    Raises:
+        InputError: the file cannot be read, or is in another encoding.
+    """
+    try:
+        return read_file(file).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{file} is not a text in UTF-8; save it in that encoding") from None
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
 
 
-def _pairs(path: Path, data: DataFolder, folder: str, kind: Kind, read: Callable[[Path], Any]) -> Listing:
-    """Pair each image with the function that reads the file of the same name in another folder."""
-    images, others = data.require(path / "images"), data.require(path / folder)
+def _image(path: Path, file: Path, read_target: Callable[[], Any]) -> RawSample:
+    return RawSample(os.path.relpath(file, path), partial(read_pixels, file), read_target, is_file=True)
+
+
+def _list_pairs(path: Path, kind: Kind) -> Iterator[RawSample]:
+    """Pair each image with the file of the same name in masks/ or targets/."""
+    read: Callable[[Path], Any]
+    folder, read = ("masks", read_mask) if kind == "segment" else ("targets", _read_target)
+    images, others = path / "images", path / folder
     if not (images.is_dir() and others.is_dir()):
         missing = folder if images.is_dir() else "images"
-        raise InputError(f"--data {path}: {missing}/ is missing; expected {FORMATS[kind]}")
-    by_name = {other.relative_to(others).with_suffix(""): other for other in find_images(data, others)}
-    found = {image: image.relative_to(images).with_suffix("") for image in find_images(data, images)}
-    unpaired = sorted(map(str, by_name.keys() - set(found.values())))
-    for image, name in found.items():
+        raise InputError(f"{path}: {missing}/ is missing; expected {FORMATS[kind]}")
+    by_name = {other.relative_to(others).with_suffix(""): other for other in find_images(others)}
+    names = {image: image.relative_to(images).with_suffix("") for image in find_images(images)}
+    unpaired = sorted(map(str, by_name.keys() - set(names.values())))
+    for image, name in names.items():
         if name in by_name:
-            yield image, partial(read, by_name[name])
+            yield _image(path, image, partial(read, by_name[name]))
             continue
         reason = f"it has no file of the same name in {folder}/"
-        if longer := _with_ending(unpaired, str(name)):
-            other = by_name[Path(longer)]
-            reason += f"; rename {other.relative_to(others)} to {name}{other.suffix}"
-        yield image, partial(_refuse, reason)
+        begins = tuple(f"{name}{separator}" for separator in "_-. ")
+        if similar := next((other for other in unpaired if other.startswith(begins)), None):
+            file = by_name[Path(similar)]
+            reason += f"; rename {file.relative_to(others)} to {name}{file.suffix}"
+        yield _image(path, image, partial(_refuse, reason))
 
 
-def _with_ending(names: Sequence[str], name: str) -> str | None:
-    """The first of the sorted names that is `name` and an ending, such as 1_mask for 1; or None."""
-    for begin in (f"{name}{separator}" for separator in "_-. "):
-        position = bisect_left(names, begin)
-        if position < len(names) and names[position].startswith(begin):
-            return names[position]
-    return None
-
-
-def _list_texts(path: Path, data: DataFolder) -> Listing:
-    table = data.require(path / "labels.tsv")
+def _list_texts(path: Path) -> Iterator[RawSample]:
+    """List the images and texts of labels.tsv; a bad line is a sample that cannot be used."""
+    table = path / "labels.tsv"
     if not table.exists():
-        raise InputError(f"--data {path}: labels.tsv is missing; expected {FORMATS['transcribe']}")
-    try:
-        lines = read_text(table, MAX_TABLE_BYTES, "utf-8-sig").splitlines()
-    except InputError as error:
-        raise InputError(f"--data {path}: {error}") from None
-    for number, line in enumerate(lines, 1):
+        raise InputError(f"{path}: labels.tsv is missing; expected {FORMATS['transcribe']}")
+    first_line: dict[str, int] = {}
+    for number, line in enumerate(read_lines(table), 1):
         if not line.strip():
             continue
-        name, tab, text = line.partition("\t")
-        if not tab:
-            raise InputError(f"--data {path}: {table}, line {number} has no tab; expected: file, tab, text")
-        try:
-            image = data.member(path, name)
-        except InputError as error:
-            raise InputError(f"--data {path}: {table}, line {number} names {error}") from None
-        if data.holds(image):
-            yield image, partial(_read_text, text)
+        name, *columns = line.split("\t")
+        reason = ""
+        if not columns:
+            reason = "it has no tab; expected file, tab, text"
+        elif len(columns) > 1:
+            reason = f"it has {len(columns) + 1} columns; expected file, tab, text"
+        elif (first := first_line.setdefault(os.path.normpath(name), number)) != number:
+            reason = f"line {first} names {name} as well; delete one of them"
+        if reason:
+            refuse = partial(_refuse, reason)
+            yield RawSample(f"labels.tsv, line {number}", refuse, refuse, is_file=True)
+        else:
+            yield _image(path, path / name, partial(str, columns[0]))
 
 
 def _no_target() -> None:
-    """The target of an image whose probability is learned."""
-
-
-def _identity(target: str) -> str:
-    return target
-
-
-def _read_text(text: str) -> str:
-    if not text:
-        raise UnusableSampleError("its text is empty")
-    return text
+    """Return the target of an image whose probability is learned."""
 
 
 def _refuse(reason: str) -> Any:
@@ -140,16 +158,4 @@ def _refuse(reason: str) -> Any:
 
 
 def _read_target(file: Path) -> Array:
-    try:
-        return read_pixels(file)
-    except UnusableSampleError as reason:
-        raise UnusableSampleError(f"its target cannot be used: {reason}") from None
-
-
-LISTINGS: dict[Kind, Callable[[Path, DataFolder], Listing]] = {
-    "grid": _list_targets,
-    "classify": _list_classes,
-    "segment": _list_masks,
-    "transcribe": _list_texts,
-    "density": _list_images,
-}
+    return read_pixels(file, "its target")

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk._util.regular_files import read_bytes
-from mdlstm_tk.data.data_folder import DataFolder
+from mdlstm_tk.data.folders import find_files
+from mdlstm_tk.data.images import read_file
 from mdlstm_tk.data.spec import RawSample, Split
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
@@ -30,22 +30,20 @@ HEADER = struct.Struct(">4I")
 Images = npt.NDArray[np.uint8]
 
 
-def find_idx(data: DataFolder) -> dict[Split, Path]:
-    """The IDX files of images in a folder, by split; {} if there are none for training.
+def find_idx(folder: Path) -> dict[Split, Path]:
+    """Return the IDX files of images in a folder, by split; {} if there are none for training.
 
     If the folder itself has none, they are searched at any depth: torchvision keeps them in MNIST/raw. Of a
     file and its compressed copy, the file is used.
 
     Raises:
-        InputError: a file is a symbolic link that leads out of the folder, or there are files of several
-            data sets.
+        InputError: there are files of several data sets.
     """
-    if not data.path.is_dir():
+    if not folder.is_dir():
         return {}
-    in_folder = [path for path in data.path.iterdir() if NAME.fullmatch(path.name) and path.is_file()]
-    paths = [data.require(path) for path in in_folder] or data.files(data.path)
+    in_folder = [path for path in folder.iterdir() if NAME.fullmatch(path.name) and path.is_file()]
     found: dict[Split, dict[Path, Path]] = {}
-    for path in sorted(paths):
+    for path in sorted(in_folder) or find_files(folder):
         if match := NAME.fullmatch(path.name):
             copy_of = path.with_name(path.name.removesuffix(".gz").replace(".idx3", "-idx3"))
             found.setdefault(SPLITS[match[2]], {}).setdefault(copy_of, path)
@@ -53,7 +51,7 @@ def find_idx(data: DataFolder) -> dict[Split, Path]:
         if len(files) > 1:
             first, second, *_ = files.values()
             raise InputError(
-                f"--data {data.path} has more than one file of images for {split}, {first} and {second}; "
+                f"{folder} has more than one file of images for {split}, {first} and {second}; "
                 "give a folder with the files of one data set"
             )
     return {split: next(iter(files.values())) for split, files in found.items()} if "train" in found else {}
@@ -72,9 +70,17 @@ def read_idx(path: Path, max_bytes: int = MAX_BYTES) -> Images:
     Raises:
         InputError: the file cannot be read, is not such a file, or is larger.
     """
-    content = read_bytes(path, max_bytes)
-    if content[:2] == b"\x1f\x8b":
-        content = _decompress(content, path, max_bytes)
+    try:
+        content = read_file(path)
+        if content[:2] == b"\x1f\x8b":
+            stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
+            content = stream.decompress(content, max_bytes + 1)
+            if len(content) <= max_bytes and not stream.eof:
+                raise InputError("it is damaged: it ends too early")
+    except (InputError, zlib.error) as error:
+        raise InputError(f"{path} cannot be used: {error}") from None
+    if len(content) > max_bytes:
+        raise InputError(f"{path} holds more than {max_bytes} bytes, expected less")
     if len(content) < HEADER.size:
         raise InputError(f"{path} has {len(content)} bytes, expected an IDX header of {HEADER.size}")
     magic, *shape = HEADER.unpack_from(content)
@@ -87,31 +93,6 @@ def read_idx(path: Path, max_bytes: int = MAX_BYTES) -> Images:
 
 
 def list_idx(path: Path) -> Iterator[RawSample]:
-    """The images of an IDX file as samples without a target.
-
-    Raises:
-        InputError: as `read_idx`.
-    """
+    """List the images of an IDX file as samples without targets."""
     for k, image in enumerate(read_idx(path)):
-        yield RawSample(f"image {k}", partial(_as_read, image), _no_target, is_file=True)
-
-
-def _as_read(image: Images) -> Images:
-    return image
-
-
-def _no_target() -> None:
-    """The target of an image whose probability is learned."""
-
-
-def _decompress(content: bytes, path: Path, max_bytes: int) -> bytes:
-    stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
-    try:
-        data = stream.decompress(content, max_bytes + 1)
-    except zlib.error as error:
-        raise InputError(f"{path} is damaged: {error}") from None
-    if len(data) > max_bytes:
-        raise InputError(f"{path} holds more than {max_bytes} bytes, expected less")
-    if not stream.eof:
-        raise InputError(f"{path} is damaged: it ends too early")
-    return data
+        yield RawSample(f"image {k}", partial(np.asarray, image), lambda: None, is_file=True)

@@ -12,16 +12,14 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mdlstm_tk._util.regular_files import read_bytes
-from mdlstm_tk.data.images import Extents, is_grey, resize_nearest
+from mdlstm_tk.data.images import is_grey, read_file, resize_nearest
 from mdlstm_tk.data.spec import UNLABELLED, Array, UnusableSampleError
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.runtime.io.npy import MAX_BYTES
-from mdlstm_tk.runtime.preprocessing import DECODERS
+from mdlstm_tk.runtime.preprocessing import DECODERS, Preprocessing
 
 UNKNOWN_VALUE = 255  # means "no class" in masks with 8 bits, unless 0 and 255 are the only values
 MAX_COLOURS = 256  # what a palette can hold
@@ -32,13 +30,15 @@ class RawMask:
     """A mask as it is stored.
 
     Attributes:
-        pixels: (H, W) integers, negative where the class is unknown; or (H, W, 3) uint8 if the mask has
+        pixels: (*grid) integers, negative where the class is unknown; or (H, W, 3) uint8 if the mask has
             colours.
         palette: (K, 3) uint8, the colour of each value, if the mask has a palette.
+        has_colours: colours are the classes.
     """
 
     pixels: Array
     palette: Array | None = None
+    has_colours: bool = False
 
     @property
     def colours(self) -> Array:
@@ -46,14 +46,22 @@ class RawMask:
         pixels = self.pixels
         if self.palette is not None:
             pixels = self.palette[pixels]
-        elif pixels.ndim == 2:
+        elif not self.has_colours:
             pixels = np.repeat(pixels[..., None], 3, axis=-1)
         numbers: Array = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
         return numbers
 
+    def scan(self) -> MaskScan:
+        """Return what occurs in the mask."""
+        if self.has_colours:
+            return MaskScan((), tuple(np.unique(self.colours).tolist()))
+        values = np.unique(self.pixels)
+        values = values[values >= 0]
+        colours = () if self.palette is None else RawMask(values, self.palette).colours.tolist()
+        return MaskScan(tuple(values.tolist()), tuple(colours))
 
-@dataclass(frozen=True)
-class MaskScan:
+
+class MaskScan(NamedTuple):
     """What occurs in one mask.
 
     Attributes:
@@ -63,17 +71,6 @@ class MaskScan:
 
     values: tuple[int, ...]
     colours: tuple[int, ...]
-
-    @classmethod
-    def of(cls, mask: RawMask) -> MaskScan:
-        """Scan a mask."""
-        if mask.pixels.ndim == 3:
-            return cls((), tuple(np.unique(mask.colours).tolist()))
-        values = np.unique(mask.pixels)
-        values = values[values >= 0]
-        if mask.palette is None:
-            return cls(tuple(values.tolist()), ())
-        return cls(tuple(values.tolist()), tuple(RawMask(values[None], mask.palette).colours[0].tolist()))
 
 
 def read_mask(file: Path) -> RawMask:
@@ -85,12 +82,14 @@ def read_mask(file: Path) -> RawMask:
     """
     module: Any = require("PIL.Image", "image")
     try:
-        with module.open(io.BytesIO(read_bytes(file, MAX_BYTES)), formats=DECODERS) as image:
+        with module.open(io.BytesIO(read_file(file)), formats=DECODERS) as image:
             image.load()
             require("PIL.ImageOps", "image").exif_transpose(image, in_place=True)
             return _raw_mask(image)
     except (UnusableSampleError, MemoryError):
         raise
+    except InputError as error:
+        raise UnusableSampleError(f"its mask: {error}") from None
     except Exception as error:  # Pillow's decoders raise all kinds of exceptions for damaged images
         reason = " ".join(str(error).split())[:200]
         raise UnusableSampleError(f"its mask cannot be read as an image ({reason})") from None
@@ -116,7 +115,7 @@ def _raw_mask(image: Any) -> RawMask:
     if image.mode in ("1", "L", "LA", "La"):
         return RawMask(np.asarray(image.getchannel(0).convert("L")))
     pixels = np.asarray(image.convert("RGBA" if "A" in image.mode else "RGB"))[..., :3]
-    return RawMask(pixels[..., 0] if is_grey(pixels) else pixels)
+    return RawMask(pixels[..., 0]) if is_grey(pixels) else RawMask(pixels, has_colours=True)
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class MaskClasses:
         values: the value of each class in masks that are written.
         palette: red, green and blue of each class in turn; empty if the masks are grey.
         colours: the colour of each class as 0xRRGGBB if colours are the classes, else empty.
-        has_unknown: whether `UNKNOWN_VALUE` occurs and is no class.
+        has_unknown: True if `UNKNOWN_VALUE` occurs and is no class.
     """
 
     values: tuple[int, ...]
@@ -186,15 +185,18 @@ class MaskClasses:
             for value, default in zip(self.values, defaults, strict=True)
         )
 
-    def encode(self, mask: RawMask, extents: Extents | None = None) -> Array:
-        """Convert a mask to (H, W) indices of classes, UNLABELLED at other values.
+    def encode(self, mask: RawMask, preprocessing: Preprocessing | None = None) -> Array:
+        """Convert a mask to (*grid) indices of classes, UNLABELLED at other values.
 
         Args:
             mask: the mask.
-            extents: resize to them; None keeps those of the mask.
+            preprocessing: of its image, with which it is resized.
         """
         keys = np.array(self.colours or self.values)
-        pixels = resize_nearest(mask.colours if self.colours else mask.pixels, extents)
+        pixels = mask.colours if self.colours else mask.pixels
+        if preprocessing is not None and preprocessing.resize is not None:
+            height, width = pixels.shape
+            pixels = resize_nearest(pixels, preprocessing.resized((height, width)))
         indices = np.searchsorted(keys, pixels).clip(max=len(keys) - 1)
         dtype = np.int16 if len(keys) <= np.iinfo(np.int16).max else np.int32
         return np.where(keys[indices] == pixels, indices, UNLABELLED).astype(dtype)

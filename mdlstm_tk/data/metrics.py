@@ -11,6 +11,7 @@ from rapidfuzz.distance import Levenshtein
 
 from mdlstm_tk.data.spec import UNLABELLED, Batch, Floats, Kind, Metrics, TaskSpec
 from mdlstm_tk.runtime.postprocessing import labels, transcripts
+from mdlstm_tk.runtime.text_order import reorder
 
 
 def valid_positions(batch: Batch) -> npt.NDArray[np.bool_]:
@@ -25,8 +26,14 @@ def valid_positions(batch: Batch) -> npt.NDArray[np.bool_]:
 
 
 def target_texts(batch: Batch, spec: TaskSpec) -> list[str]:
-    """Return the true text of each sample of a "transcribe" batch."""
-    return ["".join(spec.classes[k - 1] for k in row if k > 0) for row in batch.y]
+    """Return the true text of each sample of a "transcribe" batch, in the order of reading."""
+    texts = ["".join(spec.classes[k - 1] for k in row if k > 0) for row in batch.y]
+    return texts if spec.text_direction is None else [reorder(text, spec.text_direction) for text in texts]
+
+
+def predicted_texts(prediction: Floats, spec: TaskSpec) -> list[str]:
+    """Return the predicted text of each sample, in the order of reading."""
+    return transcripts(prediction, spec.classes, spec.text_direction)
 
 
 def _grid(prediction: Floats, batch: Batch, _: TaskSpec) -> Metrics:
@@ -45,7 +52,7 @@ def _segment(prediction: Floats, batch: Batch, _: TaskSpec) -> Metrics:
 
 def _transcribe(prediction: Floats, batch: Batch, spec: TaskSpec) -> Metrics:
     targets = target_texts(batch, spec)
-    edits = list(map(Levenshtein.distance, transcripts(prediction, spec.classes), targets))
+    edits = list(map(Levenshtein.distance, predicted_texts(prediction, spec), targets))
     return {
         "character_error": (sum(edits), sum(map(len, targets))),
         "string_error": (sum(edit > 0 for edit in edits), len(edits)),

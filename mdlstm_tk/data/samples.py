@@ -1,19 +1,134 @@
-"""Samples that are read from disk when they are needed, and a bound on how many stay in memory."""
+"""A user's samples: the first pass over all of them, and reading each when a batch needs it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 
-from mdlstm_tk.data.images import Extents
-from mdlstm_tk.data.masks import MaskClasses
-from mdlstm_tk.data.spec import RawSample, Sample, UnusableSampleError
+from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk.data.images import is_grey
+from mdlstm_tk.data.spec import Array, Extents, Floats, Kind, RawSample, Resize, Sample, UnusableSampleError
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import Preprocessing
+
+MAX_THREADS = 4  # each holds one sample at a time
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Number of positions, and the sums of each channel and of its square over them; (C,) float64."""
+
+    count: int
+    total: Array
+    squares: Array
+
+    @classmethod
+    def of(cls, x: Floats) -> Moments:
+        """Return the moments of x (*grid, C)."""
+        values = x.reshape(-1, x.shape[-1])
+        squares = np.einsum("pc,pc->c", values, values, dtype=np.float64)
+        return cls(len(values), values.sum(axis=0, dtype=np.float64), squares)
+
+    @property
+    def channels(self) -> int:
+        return len(self.total)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What the first pass learns about a sample.
+
+    Attributes:
+        sample: the sample.
+        extents: of its grid, as the network will see it.
+        moments: of x, with one channel if the sample is a grey image.
+        target: the name of the class, the text, a `MaskScan`, or the `Moments` of the target.
+    """
+
+    sample: RawSample
+    extents: Extents
+    moments: Moments
+    target: Any
+
+
+def scan_samples(samples: Sequence[RawSample], kind: Kind, resize: Resize) -> tuple[list[Scan], list[str]]:
+    """Read all samples once, with a few threads, because decoding images takes most of the time.
+
+    Args:
+        samples: the samples.
+        kind: kind of the task.
+        resize: extents that images are resized to, see `Preprocessing`.
+
+    Returns:
+        What was learned about each usable sample, and name and reason of each unusable one, in their order.
+
+    Raises:
+        MissingExtraError: Pillow is not installed.
+    """
+    scan = partial(_scan, kind=kind, resize=resize)
+    threads = min(MAX_THREADS, os.cpu_count() or 1) if any(sample.is_file for sample in samples) else 1
+    with ThreadPoolExecutor(threads) as pool:
+        results = list(pool.map(scan, samples))
+    return [r for r in results if isinstance(r, Scan)], [r for r in results if isinstance(r, str)]
+
+
+def channel_moments(
+    moments: Sequence[Moments], channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel over all positions; std 1 where it is constant."""
+    count = sum(each.count for each in moments)
+    mean, squares = (
+        np.sum([np.broadcast_to(getattr(m, name), channels) for m in moments], axis=0) / count
+        for name in ("total", "squares")
+    )
+    variance = squares - np.square(mean)
+    is_constant = variance <= 1e-12 * squares  # what rounding leaves
+    std = np.where(is_constant, 1.0, np.sqrt(np.where(is_constant, 1.0, variance)))
+    return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def _scan(sample: RawSample, kind: Kind, resize: Resize) -> Scan | str:
+    """Read a sample; a text says why it cannot be used."""
+    try:
+        x = sample.read_x()
+        grid = x.shape[: 2 if sample.is_file else -1]
+        moments, extents = _moments(x, sample.is_file, resize)
+        target = sample.read_y()
+        if kind == "segment":
+            _check_extents("mask", target.pixels.shape[: len(grid)], grid)
+            target = target.scan()
+        elif kind == "grid":
+            _check_extents("target", target.shape[: len(grid)], grid)
+            target, _ = _moments(target, sample.is_file, resize)
+        elif kind == "transcribe" and not target.strip():
+            raise UnusableSampleError("its text is empty")
+        elif kind == "density" and x.dtype.kind == "f" and not 0 <= x.min() <= x.max() <= 1:
+            raise UnusableSampleError(f"its values lie in [{x.min():g}, {x.max():g}], expected [0, 1]")
+    except UnusableSampleError as reason:
+        return f"{sample.name}: {reason}"
+    return Scan(sample, extents, moments, target)
+
+
+def _moments(pixels: Array, is_image: bool, resize: Resize) -> tuple[Moments, Extents]:
+    """Return the moments of an image or of numbers (*grid, C), and its extents, after it is resized."""
+    x = Preprocessing(1 if is_grey(pixels) else 3, resize)(pixels) if is_image else pixels
+    moments = Moments.of(x)
+    if not np.isfinite(moments.squares).all() and not np.isfinite(x).all():
+        raise UnusableSampleError("it contains NaN or infinite values")
+    return moments, x.shape[:-1]
+
+
+def _check_extents(target: str, extents: Extents, image: Extents) -> None:
+    if extents != image:
+        raise UnusableSampleError(
+            f"its {target} is {format_size(extents)}, but the image is {format_size(image)}"
+        )
 
 
 @dataclass
@@ -30,50 +145,24 @@ class MemoryBudget:
         return True
 
 
-class Conversion(NamedTuple):
-    """How what was read becomes x or a target of the task, in two steps.
-
-    Attributes:
-        first: what comes before the cache. Its result should be small.
-        second: what comes after the cache.
-    """
-
-    first: Callable[[Any], Any]
-    second: Callable[[Any], Any]
-
-
-def unchanged(value: Any) -> Any:
-    """Return the value."""
-    return value
-
-
-def image_conversion(preprocessing: Preprocessing) -> Conversion:
-    """Images are kept as they are decoded, with 1 or 2 bytes per value, unless they are resized."""
-    return Conversion(*((preprocessing, unchanged) if preprocessing.resize else (unchanged, preprocessing)))
-
-
-def mask_conversion(classes: MaskClasses, resize: Extents | None) -> Conversion:
-    """Masks are kept as the indices of their classes."""
-    return Conversion(partial(classes.encode, extents=resize), unchanged)
-
-
 @dataclass
 class LazySamples(Sequence[Sample]):
     """Samples that are read again each time, except those for which there is room in memory.
 
     Training reads the samples in random order. What is kept is therefore kept for good: replacing it would
-    only lead to more reading.
+    only lead to more reading. Images are kept as they are decoded, with 1 or 2 bytes per value, unless they
+    are resized.
 
     Args:
         samples: the samples.
-        convert_x: how x is made of what was read.
-        convert_y: how the target is made of what was read.
+        preprocessing: how images become x; None for arrays.
+        encode: makes the target of what was read.
         budget: how much may be kept.
     """
 
     samples: Sequence[RawSample]
-    convert_x: Conversion
-    convert_y: Conversion
+    preprocessing: Preprocessing | None
+    encode: Callable[[Any], Any]
     budget: MemoryBudget
     _kept: dict[int, tuple[Any, Any]] = field(default_factory=dict, repr=False)
 
@@ -94,20 +183,23 @@ class LazySamples(Sequence[Sample]):
             return [self[k] for k in range(len(self.samples))[index]]
         index = range(len(self.samples))[index]
         x, y = self._kept.get(index) or self._read(index)
-        return self.convert_x.second(x), self.convert_y.second(y)
+        images_are_raw = self.preprocessing is not None and self.preprocessing.resize is None
+        return self.preprocessing(x) if images_are_raw and self.preprocessing else x, y
 
     def _read(self, index: int) -> tuple[Any, Any]:
         sample = self.samples[index]
         try:
-            pair = self.convert_x.first(sample.read_x()), self.convert_y.first(sample.read_y())
-        except UnusableSampleError as reason:
+            x, y = sample.read_x(), self.encode(sample.read_y())
+        except (UnusableSampleError, KeyError, ValueError) as reason:
             raise InputError(
-                f"--data: {sample.name} has changed since the start and can no longer be used: {reason}"
+                f"{sample.name} has changed since the start and can no longer be used: {reason}"
             ) from None
-        if sample.is_file and self.budget.take(sum(map(_count_bytes, pair))):
-            self._kept[index] = pair
-        return pair
+        if self.preprocessing is not None and self.preprocessing.resize is not None:
+            x = self.preprocessing(x)
+        if sample.is_file and self.budget.take(sum(map(_count_bytes, (x, y)))):
+            self._kept[index] = x, y
+        return x, y
 
 
 def _count_bytes(value: Any) -> int:
-    return value.nbytes if isinstance(value, np.ndarray) else 100  # a name or a text
+    return value.nbytes if isinstance(value, np.ndarray) else 100  # a class or a text

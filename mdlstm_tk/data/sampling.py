@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+# What random numbers are for: the second argument of `make_rng`.
+ORDER, DISTORTION, HELD_OUT, BUCKETS, CROP, THRESHOLDS = range(6)
 MAX_POOL_STEPS = 16  # batches that samples of similar shape are chosen from
 
 
@@ -24,13 +26,13 @@ def binarise(images: npt.NDArray[Any], white: float = 1.0) -> npt.NDArray[np.uin
     draws between 30 and 70 % of white: strokes are thin in some images and thick in others. They are
     never frayed, as they would be if each pixel were drawn by itself.
     """
-    thresholds = (white * make_rng(0, 5).uniform(0.3, 0.7, len(images))).astype(np.float32)
+    thresholds = (white * make_rng(0, THRESHOLDS).uniform(0.3, 0.7, len(images))).astype(np.float32)
     return (images > thresholds[:, None, None]).astype(np.uint8)
 
 
 @lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, total: int) -> npt.NDArray[np.int64]:
-    return make_rng(seed, 0, epoch).permutation(total)
+    return make_rng(seed, ORDER, epoch).permutation(total)
 
 
 def shuffled_indices(seed: int, total: int, draws: Sequence[int]) -> list[int]:
@@ -47,18 +49,18 @@ def shuffled_indices(seed: int, total: int, draws: Sequence[int]) -> list[int]:
 def shape_order(extents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return the rank of each sample if similar shapes stand next to each other.
 
-    They are ordered by aspect ratio, in steps of a factor of √2, then by the number of positions: padding a
-    tall image and a wide one to a common size would waste more than padding a small one and a large one.
+    They are ordered by the ratios of neighbouring axes, in steps of a factor of √2, then by the number of
+    positions: padding a tall image and a wide one to a common size would waste more than padding a small
+    one and a large one.
 
     Args:
-        extents: (N, 2).
+        extents: (N, D).
 
     Returns:
         (N,) ranks from 0; equal extents have equal ranks.
     """
-    height, width = extents[:, 0], extents[:, 1]
-    aspect = np.rint(2 * np.log2(height / width)).astype(np.int64)
-    keys = np.stack([aspect, height * width, height], axis=1)
+    aspects = np.rint(2 * np.log2(extents[:, :-1] / extents[:, 1:])).astype(np.int64)
+    keys = np.concatenate([aspects, extents.prod(axis=1, keepdims=True), extents[:, :-1]], axis=1)
     return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
 
 
@@ -81,7 +83,7 @@ def bucketed_draws(seed: int, ranks: npt.NDArray[np.int64], step: int, count: in
     draws = range(first, first + pool_steps * count)
     indices = np.array(shuffled_indices(seed, len(ranks), draws))
     by_shape = np.argsort(ranks[indices], kind="stable")
-    batch = int(make_rng(seed, 3, pool).permutation(pool_steps)[position])
+    batch = int(make_rng(seed, BUCKETS, pool).permutation(pool_steps)[position])
     chosen = by_shape[batch * count : (batch + 1) * count]
     return [(draws[k], int(indices[k])) for k in chosen]
 
@@ -107,5 +109,5 @@ def stratified_mask(groups: npt.ArrayLike, share: float, seed: int) -> npt.NDArr
         count = round(share * len(members))
         if share > 0:
             count = min(max(count, 1), len(members) - 1)
-        mask[make_rng(seed, 2, index).permutation(members)[:count]] = True
+        mask[make_rng(seed, HELD_OUT, index).permutation(members)[:count]] = True
     return mask

@@ -2,88 +2,130 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from mdlstm_tk.data.images import Extents
-from mdlstm_tk.data.masks import MaskClasses
-from mdlstm_tk.data.samples import Conversion, image_conversion, mask_conversion, unchanged
-from mdlstm_tk.data.scan import Moments, Scan, channel_moments
+from mdlstm_tk.data.masks import UNKNOWN_VALUE, MaskClasses
+from mdlstm_tk.data.samples import Scan
 from mdlstm_tk.data.spec import Kind
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import Preprocessing
+from mdlstm_tk.runtime.text_order import Direction, is_right_to_left, reorder
+
+# Marks that no image shows: byte order, and the direction of what follows. The order of a text is found
+# without them.
+INVISIBLE = dict.fromkeys(
+    map(ord, "\ufeff\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+)
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What the targets of all samples are, and how they are encoded.
+    """The targets of all samples.
 
     Attributes:
         outputs: outputs of the network.
+        encode: makes the target of a sample, see `Batch.y`, from what `RawSample.read_y` returned.
+        lines: what a user should know about them, one line each.
         classes: names of the classes, or the characters.
-        conversion: makes the target of a sample, see `Batch.y`.
         masks: the classes of masks, of kind "segment".
+        direction: of texts.
     """
 
     outputs: int
-    classes: tuple[str, ...]
-    conversion: Conversion
+    encode: Callable[[Any], Any]
+    lines: Sequence[str] = ()
+    classes: tuple[str, ...] = ()
     masks: MaskClasses | None = None
-
-    @classmethod
-    def of(
-        cls,
-        kind: Kind,
-        scans: Sequence[Scan],
-        are_images: bool,
-        resize: Extents | None,
-        mask_names: Sequence[str],
-        levels: int,
-    ) -> Targets:
-        """Find out what the targets are.
-
-        Args:
-            kind: kind of the task.
-            scans: of all samples, those for validation and testing included.
-            are_images: whether the samples are images rather than arrays.
-            resize: extents that images are resized to.
-            mask_names: names of the values 0, 1, … of masks.
-            levels: levels of each channel, of kind "density".
-
-        Raises:
-            InputError: there are fewer than two classes, or the masks do not fit each other.
-        """
-        targets = [scan.target for scan in scans]
-        if kind == "grid":
-            channels = max(target.channels for target in targets)
-            image = image_conversion(Preprocessing(channels, resize))
-            return cls(channels, (), image if are_images else Conversion(unchanged, unchanged))
-        if kind == "density":
-            return cls(levels if levels > 2 else 1, (), Conversion(unchanged, unchanged))
-        if kind == "transcribe":
-            alphabet = tuple(sorted(set("".join(targets))))
-            return cls(len(alphabet) + 1, alphabet, Conversion(partial(_encode_text, alphabet), unchanged))
-        if kind == "classify":
-            classes = tuple(sorted(set(targets), key=_natural_order))
-            if len(classes) < 2:
-                raise InputError(
-                    f"all samples have the class '{classes[0]}', but there must be two or more"
-                )
-            return cls(len(classes), classes, Conversion(classes.index, unchanged))
-        masks = MaskClasses.of(targets)
-        return cls(len(masks.values), masks.names(mask_names), mask_conversion(masks, resize), masks)
-
-    def moments(self, scans: Sequence[Scan]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each output if targets are numbers; else empty."""
-        if not isinstance(scans[0].target, Moments):
-            return (), ()
-        return channel_moments([scan.target for scan in scans], self.outputs)
+    direction: Direction | None = None
 
 
-def _encode_text(alphabet: Sequence[str], text: str) -> list[int]:
-    """The characters of a text as numbers from 1."""
-    return [alphabet.index(character) + 1 for character in text]
+def fit_targets(
+    kind: Kind,
+    scans: Sequence[Scan],
+    preprocessing: Preprocessing | None,
+    mask_names: Sequence[str],
+    levels: int,
+) -> Targets:
+    """Find out what the targets are.
+
+    Args:
+        kind: kind of the task.
+        scans: of all samples, those for validation and testing included.
+        preprocessing: of images; None for arrays.
+        mask_names: names of the values 0, 1, … of masks.
+        levels: levels of each channel, of kind "density".
+
+    Raises:
+        InputError: there are fewer than two classes, or the masks do not fit each other.
+    """
+    targets = [scan.target for scan in scans]
+    if kind == "grid":
+        outputs = max(target.channels for target in targets)
+        return Targets(
+            outputs, Preprocessing(outputs, preprocessing.resize) if preprocessing else _unchanged
+        )
+    if kind == "density":
+        counted = "2 levels, as 0 or 1" if levels == 2 else f"{levels} levels"
+        line = f"each value counts as the nearest of {counted}; choose others with --set levels=N"
+        return Targets(levels if levels > 2 else 1, _unchanged, [line])
+    if kind == "transcribe":
+        return _fit_texts(targets)
+    if kind == "classify":
+        classes = tuple(sorted(set(targets), key=_natural_order))
+        if len(classes) < 2:
+            raise InputError(f"all samples have the class '{classes[0]}', but there must be two or more")
+        counts = Counter(targets)
+        listing = ", ".join(f"{name} ({counts[name]})" for name in classes)
+        return Targets(len(classes), classes.index, [f"{len(classes)} classes: {listing}"], classes)
+    masks = MaskClasses.of(targets)
+    names = masks.names(mask_names)
+    lines = [f"{len(names)} classes per position: {', '.join(names)}"]
+    if masks.has_unknown:
+        lines.append(
+            f"mask pixels of value {UNKNOWN_VALUE} are of unknown class and left out; "
+            "if it is a class, store it as another value"
+        )
+    return Targets(len(names), partial(masks.encode, preprocessing=preprocessing), lines, names, masks)
+
+
+def normalise(text: str) -> str:
+    """Return a text in Unicode's composed form (NFC), without marks of direction."""
+    return unicodedata.normalize("NFC", text).translate(INVISIBLE)
+
+
+def _fit_texts(texts: Sequence[str]) -> Targets:
+    normal = [normalise(text) for text in texts]
+    direction: Direction = "rtl" if is_right_to_left("".join(normal)) else "ltr"
+    shown = [reorder(text, direction) for text in normal]
+    characters = {character: k for k, character in enumerate(sorted(set("".join(shown))), 1)}
+    lengths = [len(text) for text in shown]
+    lines = [
+        f"texts of {min(lengths)} to {max(lengths)} characters from {len(characters)}: "
+        f"{''.join(characters)}"
+    ]
+    if changed := sum(a != b for a, b in zip(texts, normal, strict=True)):
+        lines.append(
+            f"{changed} texts were normalised: characters composed (NFC), marks of direction left out"
+        )
+    if turned := sum(a != b for a, b in zip(normal, shown, strict=True)):
+        lines.append(
+            f"{turned} texts run from right to left or hold such words; models return them in the order of "
+            "reading"
+        )
+
+    def encode(text: str) -> list[int]:
+        return [characters[character] for character in reorder(normalise(text), direction)]
+
+    return Targets(len(characters) + 1, encode, lines, tuple(characters), direction=direction)
+
+
+def _unchanged(value: Any) -> Any:
+    return value
 
 
 def _natural_order(name: str) -> tuple[int, float, str]:

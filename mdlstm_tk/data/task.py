@@ -11,10 +11,27 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk.data.augmentation import crop, distort
-from mdlstm_tk.data.collate import collate
 from mdlstm_tk.data.metrics import METRICS
-from mdlstm_tk.data.sampling import bucketed_draws, make_rng, shape_order, shuffled_indices
-from mdlstm_tk.data.spec import Batch, Floats, Kind, Metrics, Sample, Split, TaskSpec
+from mdlstm_tk.data.sampling import (
+    CROP,
+    DISTORTION,
+    bucketed_draws,
+    make_rng,
+    shape_order,
+    shuffled_indices,
+)
+from mdlstm_tk.data.spec import (
+    UNLABELLED,
+    Array,
+    Batch,
+    Extents,
+    Floats,
+    Kind,
+    Metrics,
+    Sample,
+    Split,
+    TaskSpec,
+)
 
 WHOLE_BATCH = slice(None)
 MAX_EVALUATION_BATCH = 64  # samples
@@ -84,8 +101,12 @@ class Task(ABC):
 
     @property
     def has_mixed_sizes(self) -> bool:
-        """Whether samples have different extents, or a trained network will see others."""
+        """True if samples have different extents, or a trained network will see others."""
         return False
+
+    def sample_name(self, split: Split, index: int) -> str:
+        """Return the name of a sample in reports; `index` counts from 0."""
+        return f"sample {index + 1}"
 
     @property
     def name(self) -> str:
@@ -107,7 +128,7 @@ class DatasetTask(Task):
         spec: description of the task.
         sets: the samples of each split.
         augment: strength of the distortion of training samples, 0 for none; see `distort`.
-        extents: (N, 2) of the training samples before they are cropped. If they differ, samples of similar
+        extents: (N, D) of the training samples before they are cropped. If they differ, samples of similar
             extents share a batch. None: they are equal.
         crop: extents of the part of each sample to use, at random places in training and in the centre
             otherwise; None for whole samples.
@@ -120,7 +141,7 @@ class DatasetTask(Task):
         augment: float = 0.0,
         *,
         extents: npt.NDArray[np.int64] | None = None,
-        crop: tuple[int, int] | None = None,
+        crop: Extents | None = None,
     ) -> None:
         self.spec = spec
         self.sets = sets
@@ -153,10 +174,10 @@ class DatasetTask(Task):
         return collate(self.spec.kind, chosen)
 
     def _augmented(self, sample: Sample, seed: int, draw: int) -> Sample:
-        x, y = self._cropped(sample, make_rng(seed, 4, draw))
+        x, y = self._cropped(sample, make_rng(seed, CROP, draw))
         if not self.augment:
             return x, y
-        return distort(x, y, make_rng(seed, 1, draw), self.augment, self.spec.kind == "segment")
+        return distort(x, y, make_rng(seed, DISTORTION, draw), self.augment, self.spec.kind == "segment")
 
     def _cropped(self, sample: Sample, rng: np.random.Generator | None) -> Sample:
         if self.crop is None:
@@ -178,3 +199,34 @@ def batches(task: Task, split: Split, seed: int, size: int, shard: slice = slice
     for step in range(-(-total // size))[shard]:
         # A task that generates samples would fill the last batch; only `total` samples count.
         yield task.batch(seed, step, size, split, slice(0, total - step * size))
+
+
+def collate(kind: Kind, samples: Sequence[Sample]) -> Batch:
+    """Join samples to a batch, padded to their largest extents.
+
+    x, numbers and texts are padded with 0, masks with UNLABELLED.
+    """
+    xs, ys = [x for x, _ in samples], [y for _, y in samples]
+    sizes = np.array([x.shape[:-1] for x in xs], dtype=np.int64)
+    grid = sizes.max(axis=0)
+    x = _pad(xs, (*grid, xs[0].shape[-1]), 0, np.float32)
+    sizes_if_ragged = sizes if (sizes != grid).any() else None
+    if kind == "density":
+        y: Array = x
+    elif kind == "classify":
+        y = np.array(ys, dtype=np.int64)
+    elif kind == "transcribe":
+        y = _pad(ys, (max(map(len, ys)),), 0, np.int64)
+    elif kind == "segment":
+        y = _pad(ys, tuple(grid), UNLABELLED, np.int64)
+    else:
+        y = _pad(ys, (*grid, ys[0].shape[-1]), 0, np.float32)
+    return Batch(x, y, sizes_if_ragged)
+
+
+def _pad(arrays: Sequence[Any], shape: tuple[int, ...], fill: float, dtype: Any) -> Array:
+    """Stack arrays of different extents to (N, *shape)."""
+    padded = np.full((len(arrays), *shape), fill, dtype=dtype)
+    for row, array in zip(padded, map(np.asarray, arrays), strict=True):
+        row[tuple(slice(extent) for extent in array.shape)] = array
+    return padded

@@ -11,26 +11,20 @@ described in `masks`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mdlstm_tk._util.regular_files import read_text
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import arrays, folders
-from mdlstm_tk.data.data_folder import DataFolder
-from mdlstm_tk.data.data_summary import summarise
 from mdlstm_tk.data.idx import find_idx, list_idx
-from mdlstm_tk.data.images import Extents
-from mdlstm_tk.data.samples import Conversion, LazySamples, MemoryBudget, image_conversion, unchanged
+from mdlstm_tk.data.samples import LazySamples, MemoryBudget, Scan, channel_moments, scan_samples
 from mdlstm_tk.data.sampling import shape_order, stratified_mask
-from mdlstm_tk.data.scan import Scan, channel_moments, scan_samples
-from mdlstm_tk.data.spec import Kind, RawSample, Split, TaskSpec, UnusableSampleError
-from mdlstm_tk.data.targets import Targets
+from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample, Resize, Split, TaskSpec
+from mdlstm_tk.data.targets import Targets, fit_targets
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import Preprocessing
@@ -40,8 +34,9 @@ SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "validation": ("val", "validation", "valid"),
     "test": ("test",),
 }
-MAX_NAMES_BYTES = 2**24  # of classes.txt
 CACHE_BYTES = 2**28  # default for the memory that decoded images may take
+MAX_SKIPPED_SHOWN = 10  # skipped samples that a summary lists
+MAX_COLOUR_CHANNELS = 4  # more look like an axis of the grid
 
 _COMMON = {
     "size": "",
@@ -85,24 +80,21 @@ class UserDataTask(DatasetTask):
     """A task over a user's own samples; see `read_data`.
 
     Attributes:
+        names: the names of the samples of each split.
         summary: lines of text that describe the data.
         skipped: name and reason of each sample that cannot be used.
         text_extents: of kind "transcribe", one entry per sample; otherwise empty.
         cache_bytes: what the samples that are kept in memory take at most.
     """
 
+    names: Mapping[Split, Sequence[str]]
     summary: Sequence[str] = ()
     skipped: Sequence[str] = ()
     text_extents: Sequence[TextExtent] = ()
     cache_bytes: int = 0
 
-
-@dataclass(frozen=True)
-class _Scanned:
-    """A usable sample, and what the first pass learned about it."""
-
-    sample: RawSample
-    scan: Scan
+    def sample_name(self, split: Split, index: int) -> str:
+        return self.names[split][index]
 
 
 def read_data(
@@ -112,10 +104,11 @@ def read_data(
     seed: int,
     augment: float,
     *,
-    resize: Extents | None = None,
+    resize: Resize = None,
     crop: Extents | None = None,
     cache_bytes: int = CACHE_BYTES,
     levels: int = 2,
+    held_out: Collection[str] | None = None,
 ) -> UserDataTask:
     """Read a file or folder as a task.
 
@@ -127,102 +120,90 @@ def read_data(
         validation: share of the training samples to hold out if there is no validation data.
         seed: seed of the choice of held-out samples.
         augment: strength of the distortion of training images.
-        resize: extents that images are resized to; masks take the nearest pixel.
+        resize: extents that images are resized to, see `Preprocessing`; masks take the nearest pixel.
         crop: extents of the part of each sample that is used, see `DatasetTask`.
         cache_bytes: how much of the data may be kept in memory.
         levels: levels of each channel, of kind "density".
+        held_out: names of the samples to hold out instead of a random share.
 
     Raises:
         InputError: the path does not exist, has another layout, contains no usable sample, or cannot be
             resized or cropped.
         MissingExtraError: Pillow is not installed.
     """
-    data = DataFolder(path)
-    places = _find_places(data, kind)
+    places = _find_places(path, kind)
     if crop is not None and kind == "transcribe":
-        raise InputError(f"--crop {format_size(crop)} would cut texts off; use --resize instead")
+        raise InputError(f"crop={format_size(crop)} would cut texts off; use resize=... instead")
     is_arrays = places["train"].suffix == ".npz"
     if resize is not None and is_arrays:
         raise InputError(
-            f"--resize {format_size(resize)} is for images, but {places['train']} holds arrays, which are "
-            "used as they are; leave it out, or use --crop"
+            f"resize={format_size(resize)} is for images, but {places['train']} holds arrays, which are "
+            "used as they are; leave it out, or use crop=..."
         )
+    splits: dict[Split, list[Scan]] = {}
     skipped: list[str] = []
-    splits = {split: list(_scan(place, kind, resize, skipped, data)) for split, place in places.items()}
+    for split, place in places.items():
+        splits[split], unusable = scan_samples(_list_samples(place, kind), kind, resize)
+        skipped += unusable
+    formats = f"a task of kind {kind} expects {_formats(kind)}"
     if not splits["train"]:
-        reasons = [*skipped[:3], *filter(None, [data.note])]
-        reason = f" ({'; '.join(reasons)})" if reasons else ""
+        reason = f" ({'; '.join(skipped[:3])})" if skipped else ""
+        raise InputError(f"{path}: found no usable training samples{reason}; {formats}")
+    scans = [scan for each in splits.values() for scan in each]
+    channels = max(scan.moments.channels for scan in splits["train"])
+    ndim = len(scans[0].extents)
+    if is_arrays and any((s.moments.channels, len(s.extents)) != (channels, ndim) for s in scans):
         raise InputError(
-            f"--data {path}: found no usable training samples{reason}; "
-            f"--task {kind} expects {_formats(kind)}"
+            f"{path}: x has other axes or channels in one split than in another; expected equal ones"
         )
-    channels = _count_channels(splits, is_arrays, path)
-    scans = [each.scan for samples in splits.values() for each in samples]
+    if ndim != 2 and kind in ("transcribe", "density"):
+        raise InputError(f"{path}: x has {ndim} grid axes, but kind {kind} needs two; {formats}")
+    if crop is not None and len(crop) != ndim:
+        raise InputError(f"crop={format_size(crop)} has {len(crop)} extents, but samples have {ndim} axes")
+    preprocessing = None if is_arrays else Preprocessing(channels, resize)
     try:
-        targets = Targets.of(kind, scans, not is_arrays, resize, _read_names(data), levels)
+        targets = fit_targets(kind, scans, preprocessing, _read_mask_names(path), levels)
     except InputError as error:
-        raise InputError(f"--data {path}: {error}; --task {kind} expects {_formats(kind)}") from None
+        raise InputError(f"{path}: {error}; {formats}") from None
     if not splits.get("validation"):
-        splits["train"], splits["validation"] = _hold_out(splits["train"], kind, validation, seed)
-    extents = {split: _extents(each) for split, each in splits.items()}
-    everything = np.concatenate(list(extents.values()))
+        splits["train"], splits["validation"] = _hold_out(splits["train"], kind, validation, seed, held_out)
+    extents = {split: _extents(each, ndim) for split, each in splits.items()}
     for split in splits.keys() - {"train"}:  # so that batches of an evaluation have similar samples, too
         order = np.argsort(shape_order(extents[split]), kind="stable")
         splits[split] = [splits[split][k] for k in order]
-    mean, std = channel_moments([each.scan.moments for each in splits["train"]], channels)
-    if kind == "density":
-        mean, std = (), ()  # levels are not standardised
-    target_mean, target_std = targets.moments([each.scan for each in splits["train"]])
-    preprocessing = None if is_arrays else Preprocessing(channels, resize)
-    largest = everything.max(axis=0)
-    spec = TaskSpec(
-        name=path.resolve().stem,
-        kind=kind,
-        channels=channels,
-        outputs=targets.outputs,
-        size=tuple(map(int, largest if crop is None else np.minimum(largest, crop))),
-        classes=targets.classes,
-        mean=mean,
-        std=std,
-        target_mean=target_mean,
-        target_std=target_std,
-        mask_values=targets.masks.values if targets.masks else (),
-        mask_palette=targets.masks.palette if targets.masks else (),
-        preprocessing=preprocessing,
-    )
+    everything = np.concatenate(list(extents.values()))
+    spec = _describe_task(path, kind, splits["train"], targets, preprocessing, everything, crop)
     budget = MemoryBudget(cache_bytes)
-    convert_x = image_conversion(preprocessing) if preprocessing else Conversion(unchanged, unchanged)
     sets = {
-        split: LazySamples([each.sample for each in samples], convert_x, targets.conversion, budget)
-        for split, samples in splits.items()
+        split: LazySamples([scan.sample for scan in each], preprocessing, targets.encode, budget)
+        for split, each in splits.items()
     }
     task = UserDataTask(spec, sets, augment, extents=extents["train"], crop=crop)
+    task.names = {split: [scan.sample.name for scan in each] for split, each in splits.items()}
     task.skipped = skipped
-    labels = {split: [each.scan.target for each in samples] for split, samples in splits.items()}
-    task.summary = summarise(data, places, spec, labels, everything, crop, targets.masks, skipped)
+    task.summary = _summarise(path, places, task, everything, targets)
     if kind == "transcribe":
-        task.text_extents = [_text_extent(each) for samples in splits.values() for each in samples]
+        task.text_extents = [_text_extent(scan, targets) for scan in scans]
     if not is_arrays:
         task.cache_bytes = min(cache_bytes, _decoded_bytes(everything, spec))
     return task
 
 
-def _find_places(data: DataFolder, kind: Kind) -> dict[Split, Path]:
+def _find_places(path: Path, kind: Kind) -> dict[Split, Path]:
     """Return the place of each split; the path itself is the training split if it has no train/."""
-    path = data.path
     if not path.exists():
-        raise InputError(f"--data {path}: there is no such file or folder")
-    if kind == "density" and path.is_dir() and (files := find_idx(data)):
+        raise InputError(f"{path}: there is no such file or folder")
+    if kind == "density" and (files := find_idx(path)):
         return files
     found: dict[Split, Path] = {}
     for split, names in SPLIT_NAMES.items():
         places = [path / f"{name}{suffix}" for name in names for suffix in ("", ".npz")]
-        found.update((split, data.require(place)) for place in places if place.exists())
+        found.update((split, place) for place in places if place.exists())
     found = found if "train" in found else {"train": path}
     for place in found.values():
         is_arrays = place.suffix == ".npz" and place.is_file()
         if is_arrays != (found["train"].suffix == ".npz") or not (is_arrays or place.is_dir()):
-            raise InputError(f"--data {place} is not what --task {kind} expects: {_formats(kind)}")
+            raise InputError(f"{place} is not what a task of kind {kind} expects: {_formats(kind)}")
     return found
 
 
@@ -231,62 +212,108 @@ def _formats(kind: Kind) -> str:
     return " or ".join(formats[kind] for formats in (folders.FORMATS, arrays.FORMATS))
 
 
-def _scan(
-    path: Path, kind: Kind, resize: Extents | None, skipped: list[str], data: DataFolder
-) -> Iterator[_Scanned]:
-    """Scan the samples of one file or folder; append name and reason of each unusable one to `skipped`."""
-    if path.suffix == ".npz":
-        samples = list(arrays.list_arrays(path, kind))
-    elif kind == "density" and path.is_file():
-        samples = list(list_idx(path))
-    else:
-        samples = list(folders.list_folder(path, kind, data))
-    for sample, scan in zip(samples, scan_samples(samples, kind, resize), strict=True):
-        if isinstance(scan, UnusableSampleError):
-            skipped.append(f"{sample.name}: {scan}")
-        else:
-            yield _Scanned(sample, scan)
+def _list_samples(place: Path, kind: Kind) -> list[RawSample]:
+    if place.suffix == ".npz":
+        return list(arrays.list_arrays(place, kind))
+    return list(list_idx(place) if place.is_file() else folders.list_folder(place, kind))
 
 
-def _read_names(data: DataFolder) -> list[str]:
-    """The lines of classes.txt, which names the values of masks."""
-    file = data.require(data.path / "classes.txt")
-    return read_text(file, MAX_NAMES_BYTES, "utf-8-sig").splitlines() if file.is_file() else []
+def _read_mask_names(path: Path) -> list[str]:
+    """Return the lines of classes.txt, which names the values of masks."""
+    file = path / "classes.txt"
+    return folders.read_lines(file) if file.is_file() else []
 
 
-def _count_channels(splits: Mapping[Split, Sequence[_Scanned]], is_arrays: bool, path: Path) -> int:
-    """The channels of x: of images 3 if a training image has colours, else 1."""
-    counts = {each.scan.moments.channels for samples in splits.values() for each in samples}
-    if is_arrays and len(counts) > 1:
-        raise InputError(
-            f"--data {path}: x has {sorted(counts)} channels in different splits; expected one"
-        )
-    return max(each.scan.moments.channels for each in splits["train"])
-
-
-def _extents(samples: Iterable[_Scanned]) -> Any:
-    """(N, 2) the extents of the samples."""
-    return np.array([each.scan.extents for each in samples], dtype=np.int64).reshape(-1, 2)
+def _extents(scans: Sequence[Scan], ndim: int) -> Array:
+    """Return the extents (N, D) of the samples."""
+    return np.array([scan.extents for scan in scans], dtype=np.int64).reshape(-1, ndim)
 
 
 def _hold_out(
-    samples: list[_Scanned], kind: Kind, share: float, seed: int
-) -> tuple[list[_Scanned], list[_Scanned]]:
-    """Divide samples into those to train on and those to validate with, stratified by class."""
-    groups = [each.scan.target if kind == "classify" else "" for each in samples]
-    held_out = stratified_mask(groups, share, seed)
-    train = [sample for sample, out in zip(samples, held_out, strict=True) if not out]
-    return train, [sample for sample, out in zip(samples, held_out, strict=True) if out]
+    scans: list[Scan], kind: Kind, share: float, seed: int, names: Collection[str] | None
+) -> tuple[list[Scan], list[Scan]]:
+    """Divide samples into those to train on and those to validate with, by name or stratified by class."""
+    if names is None:
+        groups = [scan.target if kind == "classify" else "" for scan in scans]
+        mask = stratified_mask(groups, share, seed).tolist()
+    else:
+        mask = [scan.sample.name in names for scan in scans]
+    pairs = list(zip(scans, mask, strict=True))
+    return [scan for scan, is_out in pairs if not is_out], [scan for scan, is_out in pairs if is_out]
 
 
-def _text_extent(sample: _Scanned) -> TextExtent:
-    text = sample.scan.target
+def _describe_task(
+    path: Path,
+    kind: Kind,
+    train: Sequence[Scan],
+    targets: Targets,
+    preprocessing: Preprocessing | None,
+    extents: Array,
+    crop: Extents | None,
+) -> TaskSpec:
+    channels = max(scan.moments.channels for scan in train)
+    mean, std = channel_moments([scan.moments for scan in train], channels)
+    largest = extents.max(axis=0)
+    masks = targets.masks
+    spec: dict[str, Any] = {"mean": mean, "std": std} if kind != "density" else {}
+    if kind == "grid":
+        moments = channel_moments([scan.target for scan in train], targets.outputs)
+        spec["target_mean"], spec["target_std"] = moments
+    return TaskSpec(
+        name=path.resolve().stem,
+        kind=kind,
+        channels=channels,
+        outputs=targets.outputs,
+        size=tuple(map(int, largest if crop is None else np.minimum(largest, crop))),
+        classes=targets.classes,
+        mask_values=masks.values if masks else (),
+        mask_palette=masks.palette if masks else (),
+        preprocessing=preprocessing,
+        text_direction=targets.direction,
+        **spec,
+    )
+
+
+def _text_extent(scan: Scan, targets: Targets) -> TextExtent:
+    text = targets.encode(scan.target)
     repeats = sum(a == b for a, b in pairwise(text))
-    return TextExtent(sample.sample.name, sample.scan.extents[1], len(text) + repeats)
+    return TextExtent(scan.sample.name, scan.extents[1], len(text) + repeats)
 
 
-def _decoded_bytes(extents: Any, spec: TaskSpec) -> int:
-    """Approximately the memory that all images and masks take as they are kept."""
+def _decoded_bytes(extents: Array, spec: TaskSpec) -> int:
+    """Return approximately the memory that all images and masks take as they are kept."""
     bytes_per_value = 4 if spec.preprocessing and spec.preprocessing.resize else 1
     per_position = spec.channels * bytes_per_value + (2 if spec.kind == "segment" else 0)
     return int(extents.prod(axis=1).sum()) * per_position
+
+
+def _summarise(
+    path: Path, places: Mapping[Split, Path], task: UserDataTask, extents: Array, targets: Targets
+) -> list[str]:
+    """Describe the data in a few lines; `extents` (N, D) are those before samples are cropped."""
+    spec = task.spec
+    counts = ", ".join(f"{len(names)} for {split}" for split, names in task.names.items())
+    smallest, largest = (format_size(f(axis=0).tolist()) for f in (extents.min, extents.max))
+    size = smallest if smallest == largest else f"{smallest} to {largest}"
+    resized = "resized to " if spec.preprocessing and spec.preprocessing.resize else ""
+    cropped = f" cropped to {format_size(task.crop)}" if task.crop else ""
+    channels = f"{spec.channels} channel" + "s" * (spec.channels > 1)
+    lines = [f"{path}: {counts}; {resized}{size}{cropped}, {channels}", *targets.lines]
+    if spec.preprocessing is None and extents.shape[1] == 2 and spec.channels > MAX_COLOUR_CHANNELS:
+        lines.append(
+            f"the last axis of x, of {spec.channels}, holds the channels; if it is an axis of volumes "
+            "(N, D, H, W), store ndim=3 beside x"
+        )
+    for place in filter(Path.is_dir, places.values()):
+        others = sorted(folders.count_other_files(place).items())
+        listing = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others)
+        lines += [f"files of other types, left out: {listing}"] if others else []
+        empty = [f.name for f in folders.subfolders(place) if not folders.find_images(f)]
+        if empty and spec.kind == "classify":
+            lines.append(f"folders without images, left out: {', '.join(empty)}")
+    if task.skipped:
+        lines.append(f"skipped {len(task.skipped)} that cannot be used:")
+        lines += [f"  {line}" for line in task.skipped[:MAX_SKIPPED_SHOWN]]
+        hidden = len(task.skipped) - MAX_SKIPPED_SHOWN
+        lines += [f"  and {hidden} more"] if hidden > 0 else []
+    return lines

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,23 +11,62 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from markupsafe import Markup
+from PIL import Image
 from torch import nn
 
 from mdlstm_tk.data import Split, Task
+from mdlstm_tk.data.sampling import binarise
+from mdlstm_tk.errors import MissingExtraError, require
 from mdlstm_tk.report.contact_sheet import IMAGE_PIXELS, contact_sheet
-from mdlstm_tk.report.other_images import other_images
+from mdlstm_tk.report.evaluation import display_split
+from mdlstm_tk.report.panels import Panel
+from mdlstm_tk.report.plots import svg_histogram
+from mdlstm_tk.runtime.preprocessing import resize, to_grey
 from mdlstm_tk.training import TrainConfig, draw_images
-from mdlstm_tk.viz.examples import display_split
-from mdlstm_tk.viz.panels import Panel
-from mdlstm_tk.viz.svg import EmbeddedImage, embed_panel, svg_histogram
 
 DRAWN = 36  # images beside as many of the data
 PAIRS = 12  # drawn images beside their nearest neighbours
 TRAINING_IMAGES = 10_000  # that neighbours are searched among, at most
 MEASURED = 256  # images of each kind in the histogram, at most
 BATCH = 64
+PIECE = 32  # pixels of a side of the pieces of photographs
+MIN_CONTRAST = 0.1  # of a piece whose darkest and brightest pixels become 0 and 1
+MAX_SIDE = 640  # pixels of an image in a page; larger ones are scaled down
+PIXELATED_BELOW = 160  # pixels; smaller images are enlarged without smoothing
 
 Images = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EmbeddedImage:
+    """An image in a page.
+
+    Attributes:
+        name: caption.
+        value_range: the values that the ends of the color map stand for, as text.
+        data: data URL of a PNG file.
+        width: width in pixels.
+        height: height in pixels.
+        pixelated: True if it is enlarged without smoothing.
+    """
+
+    name: str
+    value_range: str
+    data: str
+    width: int
+    height: int
+    pixelated: bool
+
+
+def embed_panel(panel: Panel) -> EmbeddedImage:
+    """Encode a panel for a page."""
+    image = Image.fromarray(panel.image)
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    data = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    pixelated = max(image.size) < PIXELATED_BELOW
+    return EmbeddedImage(panel.name, panel.value_range, data, *image.size, pixelated)
 
 
 @dataclass(frozen=True)
@@ -63,10 +104,8 @@ def make_drawings(network: nn.Module, task: Task, config: TrainConfig) -> Drawin
     drawn = draw_images(network, DRAWN, (height, width), spec.channels, seed)
     distances = [np.square(training - image).sum((1, 2, 3)) for image in drawn[:PAIRS]]
     nearest = training[[int(distance.argmin()) for distance in distances]]
-    likely = {
-        name: _log_probabilities(network, images)
-        for name, images in _kinds_of_images(task, data, split).items()
-    }
+    kinds = {f"{split} data": data, **images_unlike(task, data)}
+    likely = {name: _log_probabilities(network, images) for name, images in kinds.items()}
     return Drawings(
         split,
         _sheet("data", data[:DRAWN]),
@@ -78,35 +117,62 @@ def make_drawings(network: nn.Module, task: Task, config: TrainConfig) -> Drawin
     )
 
 
+def images_unlike(task: Task, data: Images) -> dict[str, Images]:
+    """Return images that the data should be likelier than, in their size, channels and levels, by name.
+
+    They are the data turned, noise, and another data set: digits, or for digits pieces of photographs, if
+    scikit-learn is installed.
+    """
+    count, height, width, channels = data.shape
+    rng = np.random.default_rng(0)
+    pixels = data.reshape(count, -1, channels)
+    turns = 1 if height == width else 2
+    kinds = {
+        f"turned by {90 * turns}°": np.rot90(data, turns, axes=(1, 2)),
+        "noise (pixels shuffled)": np.stack([rng.permutation(each) for each in pixels]).reshape(data.shape),
+    }
+    is_digits = task.name.startswith("digits")
+    try:
+        grey = _photographs(count) if is_digits else _digits(count)
+    except MissingExtraError:
+        return kinds
+    images = np.stack([resize(image[..., None], (height, width)) for image in grey])
+    if task.spec.outputs == 1:
+        images = binarise(images[..., 0])[..., None].astype(np.float32)
+    name = "pieces of photographs" if is_digits else "handwritten digits"
+    return {**kinds, name: np.repeat(images, channels, axis=-1)}
+
+
+def _digits(count: int) -> Images:
+    data: Any = require("sklearn.datasets", "data").load_digits()
+    return np.asarray(data.images[:count] / 16, np.float32)
+
+
+def _photographs(count: int) -> Images:
+    """Return square pieces of the photographs that come with scikit-learn."""
+    pieces: list[Images] = []
+    for image in require("sklearn.datasets", "data").load_sample_images().images:
+        grey = to_grey(np.asarray(image)) / np.float32(255)
+        rows, columns = (extent // PIECE for extent in grey.shape)
+        inside = grey[: rows * PIECE, : columns * PIECE].reshape(rows, PIECE, columns, PIECE)
+        of_image = inside.swapaxes(1, 2).reshape(-1, PIECE, PIECE)
+        low, high = of_image.min((1, 2), keepdims=True), of_image.max((1, 2), keepdims=True)
+        pieces += list((of_image - low) / np.maximum(high - low, MIN_CONTRAST))  # else much is white sky
+    return np.stack(pieces[:: max(len(pieces) // count, 1)][:count])
+
+
 def _images(task: Task, split: Split, seed: int, limit: int) -> Images:
-    """The first images of a split."""
+    """Return the first images of a split."""
     found: list[Images] = []
-    for step in range(-(-min(task.count(split), limit) // BATCH)):
-        rest = task.count(split) - step * BATCH
+    for step in range(-(-min(task.count(split) or limit, limit) // BATCH)):
+        rest = (task.count(split) or limit) - step * BATCH
         found.append(task.batch(seed, step, BATCH, split, slice(0, rest)).x)
     return np.concatenate(found)[:limit]
 
 
-def _kinds_of_images(task: Task, data: Images, split: Split) -> dict[str, Images]:
-    """Images of the data, and others that they should be likelier than."""
-    height, width, channels = data.shape[1:]
-    rng = np.random.default_rng(0)
-    pixels = data.reshape(len(data), -1, channels)
-    turns = 1 if height == width else 2
-    kinds = {
-        f"{split} data": data,
-        f"turned by {90 * turns}°": np.rot90(data, turns, axes=(1, 2)),
-        "noise (pixels shuffled)": np.stack([rng.permutation(each) for each in pixels]).reshape(data.shape),
-    }
-    if other := other_images(task, len(data)):
-        name, images = other
-        kinds[name] = images
-    return kinds
-
-
 @torch.no_grad()
 def _log_probabilities(network: nn.Module, images: Images) -> npt.NDArray[Any]:
-    """(N,) in nats."""
+    """Return (N,) in nats."""
     parts = [
         network(torch.from_numpy(np.ascontiguousarray(images[k : k + BATCH]))).double().sum((1, 2, 3))
         for k in range(0, len(images), BATCH)
@@ -119,7 +185,7 @@ def _sheet(name: str, images: Images) -> EmbeddedImage:
 
 
 def _pairs(left: Images, right: Images) -> EmbeddedImage:
-    """Images beside others, as large as on the other sheets. Grey lines keep the pairs apart."""
+    """Draw images beside others, as large as on the other sheets. Grey lines keep the pairs apart."""
     line = np.full((*left.shape[:2], 1, left.shape[3]), 0.5, np.float32)
     pairs = np.concatenate([left, line, right, line, line], axis=2)
     side = IMAGE_PIXELS * max(pairs.shape[1:3]) // max(left.shape[1:3])

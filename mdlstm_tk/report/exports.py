@@ -17,51 +17,39 @@ from mdlstm_tk.runtime.model_discovery import models_in
 from mdlstm_tk.training import Run
 
 BATCH = 16  # samples
-MAX_BATCH_BYTES = 2**28  # of the inputs; the run may be a stranger's
 TIME_BUDGET = 0.3  # seconds per measurement
 MIN_REPEATS, MAX_REPEATS = 3, 200
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Median times in seconds on one CPU thread.
-
-    Attributes:
-        grid: extents of the input.
-        load: from the file to a session that is ready to run.
-        one: one sample.
-        batch: `BATCH` samples.
-    """
-
-    grid: tuple[int, ...]
-    load: float
-    one: float
-    batch: float
-
-
-@dataclass(frozen=True)
 class ExportedModel:
-    """An exported model in a run folder.
+    """An exported model in a run folder, and median times in seconds on one CPU thread.
 
     Attributes:
         path: the file.
         bytes: its size.
-        metadata: its metadata; None if the model cannot be run.
-        is_current: was it exported from the run's current checkpoint?
-        speed: its speed; None if the model cannot be run.
-        problem: why the model cannot be run; "" if it can.
+        problem: why the model cannot be run, in which case nothing follows; else "".
+        metadata: its metadata.
+        is_current: True if it was exported from the run's current checkpoint.
+        grid: extents of the input.
+        load: time from the file to a session that is ready to run.
+        one: time of one sample.
+        batch: time of `BATCH` samples.
     """
 
     path: Path
     bytes: int
+    problem: str = ""
     metadata: Metadata | None = None
     is_current: bool = False
-    speed: Speed | None = None
-    problem: str = ""
+    grid: tuple[int, ...] = ()
+    load: float = 0.0
+    one: float = 0.0
+    batch: float = 0.0
 
 
 def find_exports(run: Run) -> list[Path]:
-    """The exported models in a run folder, sorted by name."""
+    """Return the exported models in a run folder, sorted by name."""
     return sorted(path for path in models_in(run.folder) if path.name.startswith("model"))
 
 
@@ -88,8 +76,6 @@ def _measure(path: Path, grid: tuple[int, ...], checkpoint: str) -> ExportedMode
     try:
         with Session(path, "cpu", threads=1) as session:
             metadata = session.metadata
-            if metadata.sample_bytes * BATCH > MAX_BATCH_BYTES:
-                return ExportedModel(path, size, problem="its grid is too large to be measured for a page")
             extents = metadata.grid_like(grid)
             channels = metadata.channels
             shape = (*extents, channels) if metadata.channels_last else (channels, *extents)
@@ -97,13 +83,13 @@ def _measure(path: Path, grid: tuple[int, ...], checkpoint: str) -> ExportedMode
             one, batch = _median_time(lambda: session(x[:1])), _median_time(lambda: session(x))
         load = _median_time(lambda: Session(path, "cpu", threads=1).close())
     except MDLSTMError as error:
-        return ExportedModel(path, size, problem=str(error))
+        return ExportedModel(path, size, str(error))
     is_current = metadata.checkpoint_sha256 == checkpoint
-    return ExportedModel(path, size, metadata, is_current, Speed(extents, load, one, batch))
+    return ExportedModel(path, size, "", metadata, is_current, extents, load, one, batch)
 
 
 def _median_time(function: Callable[[], object]) -> float:
-    """The median time of a call in seconds, without the first call."""
+    """Return the median time of a call in seconds, without the first call."""
     function()
     times: list[float] = []
     while len(times) < MIN_REPEATS or (sum(times) < TIME_BUDGET and len(times) < MAX_REPEATS):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,52 +13,23 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Undefined
 from markupsafe import Markup
 
-from mdlstm_tk._util.regular_files import read_json
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import printable, shell_quoted
 from mdlstm_tk._version import __version__
-from mdlstm_tk.data import SPLITS, TaskSpec
-from mdlstm_tk.data.metrics import target_texts
+from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import InputError, MissingExtraError
-from mdlstm_tk.report.drawings import make_drawings
-from mdlstm_tk.report.evaluation import Example, SplitEvaluation, evaluate_split
+from mdlstm_tk.report.drawings import embed_panel, make_drawings
+from mdlstm_tk.report.evaluation import SplitEvaluation, evaluate_split
 from mdlstm_tk.report.exports import BATCH, find_exports, measure_exports
-from mdlstm_tk.report.text_alignment import Edit, align
+from mdlstm_tk.report.panels import class_colors
+from mdlstm_tk.report.plots import svg_curves
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
-from mdlstm_tk.runtime.postprocessing import labels, probabilities, transcripts
 from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, load_checkpoint, load_task
-from mdlstm_tk.training.metrics_file import MAX_NAMES, NAME
 from mdlstm_tk.training.networks import count_parameters
-from mdlstm_tk.training.run_folder import MAX_JSON_BYTES
-from mdlstm_tk.viz.panels import class_color, sample_panels
-from mdlstm_tk.viz.svg import EmbeddedImage, embed_panel, svg_curves
 
 PERCENT_METRICS = ("error", "character_error", "string_error", "unexplained")  # shown in per cent
 MAX_MATRIX = 40  # classes of the largest confusion matrix that is shown
 MAX_ROWS = 15  # confusions or edits in a list of the most frequent ones
-
-
-@dataclass(frozen=True)
-class ExampleView:
-    """A sample as the page shows it.
-
-    Attributes:
-        number: number of the sample in its split, from 1.
-        images: its panels.
-        error: its error, measured as the task measures it.
-        prediction: the predicted class or text; "" for other kinds of tasks.
-        truth: the true class or text; "" for other kinds of tasks.
-        confidence: probability of the predicted class; None for other kinds of tasks.
-        edits: alignment of the predicted and the true text; empty for other kinds of tasks.
-    """
-
-    number: int
-    images: list[EmbeddedImage]
-    error: float
-    prediction: str = ""
-    truth: str = ""
-    confidence: float | None = None
-    edits: tuple[Edit, ...] = ()
 
 
 def write_report(
@@ -75,7 +47,7 @@ def write_report(
         force: replace `path` if it exists.
         on_message: called with one line for each thing that takes time or cannot be done.
         data: where the user's data are, if the run was trained on such. They are not opened, and the page
-            has no examples, unless they are named: a run may come from a stranger.
+            has no examples, unless they are named.
 
     Raises:
         InputError: `path` exists, the run's checkpoint or metrics are damaged or belong to another network,
@@ -93,7 +65,7 @@ def write_report(
 def render_report(
     run: Run, on_message: Callable[[str], None] = lambda message: None, data: str = ""
 ) -> str:
-    """The page of a run as HTML text; arguments and errors as of `write_report`."""
+    """Return the page of a run as HTML text; arguments and errors as of `write_report`."""
     checkpoint = load_checkpoint(run.checkpoint, run.code)
     config, spec = checkpoint.config, checkpoint.spec
     network = checkpoint.network()
@@ -128,9 +100,9 @@ def render_report(
         problem=problem,
         evaluation=evaluation,
         drawings=drawings,
-        examples=[_view(example, spec) for example in evaluation.examples] if evaluation else [],
-        worst=[_view(example, spec) for example in evaluation.worst] if evaluation else [],
-        colors=[class_color(k) for k in range(len(spec.classes))],
+        examples=evaluation.examples if evaluation else [],
+        worst=evaluation.worst if evaluation else [],
+        colors=list(class_colors(spec).values()),
         classes=_class_errors(evaluation),
         confusions=_confusions(evaluation, spec),
         max_matrix=MAX_MATRIX,
@@ -158,47 +130,27 @@ def _template() -> Template:
         bytes=_format_bytes,
         ms=_format_ms,
         shell=shell_quoted,
+        embed=embed_panel,
     )
     return environment.get_template("report.html")
 
 
 def _finalize(value: Any) -> Any:
-    """What the page shows for a value: names may come from strangers. HTML is escaped afterwards."""
+    """Show control characters of a value as escapes. HTML is escaped afterwards."""
     return value if isinstance(value, Markup | Undefined) else printable(value)
 
 
 def _read_result(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The content of `result.json`; {} if there is none or it describes another checkpoint."""
+    """Return the content of `result.json`; {} if there is none or it describes another checkpoint."""
     try:
-        result = read_json(run.result, MAX_JSON_BYTES)
-    except InputError:
+        result: dict[str, Any] = json.loads(run.result.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
-    errors = result.get("errors") if isinstance(result, dict) else None
-    if not isinstance(errors, dict) or len(errors) > MAX_NAMES or not errors:
-        return {}
-    are_errors = all(NAME.fullmatch(name) and type(error) in (int, float) for name, error in errors.items())
-    is_current = type(result.get("step")) is int and result["step"] == checkpoint.step
-    return result if are_errors and is_current and result.get("split") in SPLITS else {}
-
-
-def _view(example: Example, spec: TaskSpec) -> ExampleView:
-    batch, output = example.batch, example.prediction
-    images = [embed_panel(panel) for panel in sample_panels(batch, output, spec)]
-    view = ExampleView(example.index + 1, images, example.error)
-    if spec.kind == "classify":
-        label, true_label = int(labels(output)[0]), int(batch.y[0])
-        confidence = float(probabilities(output)[0, label])
-        return replace(
-            view, prediction=spec.classes[label], truth=spec.classes[true_label], confidence=confidence
-        )
-    if spec.kind == "transcribe":
-        (prediction,), (truth,) = transcripts(output, spec.classes), target_texts(batch, spec)
-        return replace(view, prediction=prediction, truth=truth, edits=tuple(align(prediction, truth)))
-    return view
+    return result if result.get("errors") and result.get("step") == checkpoint.step else {}
 
 
 def _class_errors(evaluation: SplitEvaluation | None) -> list[dict[str, Any]]:
-    """A row for each class.
+    """Return a row for each class.
 
     Keys: "count" of its samples or positions, "missed" the share of them predicted as another class,
     "false" the share of its predictions that are wrong, "overlap" intersection over union. A share of
@@ -222,7 +174,7 @@ def _class_errors(evaluation: SplitEvaluation | None) -> list[dict[str, Any]]:
 
 
 def _confusions(evaluation: SplitEvaluation | None, spec: TaskSpec) -> list[tuple[str, str, int]]:
-    """The most frequent confusions: true class, predicted class, and how often."""
+    """Return the most frequent confusions: true class, predicted class, and how often."""
     if evaluation is None or evaluation.confusion is None:
         return []
     counts = evaluation.confusion.copy()
@@ -233,7 +185,7 @@ def _confusions(evaluation: SplitEvaluation | None, spec: TaskSpec) -> list[tupl
 
 
 def _settings(config: TrainConfig) -> list[tuple[str, Any, Any, bool]]:
-    """Key, value and task default of each setting, and whether value and default differ."""
+    """Return key, value and task default of each setting, and True if value and default differ."""
     defaults = asdict(default_config(config.task, config.data)) | {"data_from_run": config.data_from_run}
     if config.data or default_config(config.task).grid == config.grid:
         defaults["size"] = config.size  # "8" equals "8x8"; the user's data determines its own size

@@ -115,7 +115,10 @@ def decode(y: Array, metadata: Metadata, top: int = 1, array: str | None = None)
     rows = y if batched else y[None]
     indices = range(len(rows)) if batched else (None,)
     if metadata.kind == "transcribe":
-        return [Answer(text, array, k) for text, k in zip(transcripts(rows, classes), indices, strict=True)]
+        return [
+            Answer(text, array, k)
+            for text, k in zip(transcripts(rows, classes, metadata.text_direction), indices, strict=True)
+        ]
     answers = []
     for row, k in zip(probabilities(rows), indices, strict=True):
         order = np.argsort(-row, kind="stable")[: max(top, 1)].tolist()

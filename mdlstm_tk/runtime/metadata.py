@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES
 from mdlstm_tk.runtime.preprocessing import Preprocessing
+from mdlstm_tk.runtime.text_order import Direction
 
 PREFIX = "mdlstm."
 SCHEMA = 2
@@ -56,6 +57,8 @@ class Metadata:
         mask_values: of a segmenter, the value of each class in masks.
         mask_palette: of a segmenter, red, green and blue of each class in turn.
         preprocessing: how images are prepared, as `Preprocessing.from_json` takes it.
+        text_direction: of a recogniser, the direction in which most texts run; None: texts are in the order
+            in which an image shows them.
         drawing: of a graph that draws the rows of images: "size", the extents of the training images;
             "levels" that a value can have; and "state", the number of features of a position's state. None
             for any other graph.
@@ -89,6 +92,7 @@ class Metadata:
     mask_values: tuple[int, ...] | None = None
     mask_palette: tuple[int, ...] | None = None
     preprocessing: dict[str, Any] | None = None
+    text_direction: Direction | None = None
     drawing: dict[str, Any] | None = None
     example_range: tuple[float, float] | None = None
     integer: bool = False

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.text_order import Direction, reorder
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
@@ -61,13 +62,15 @@ def mask_values(classes: Integers, values: Sequence[int] | None) -> Integers:
     return result
 
 
-def transcripts(logits: Floats, alphabet: Sequence[str]) -> list[str]:
+def transcripts(logits: Floats, alphabet: Sequence[str], direction: Direction | None = None) -> list[str]:
     """Decode texts by the best path of CTC (Graves et al. 2006): take the most likely output of each
     step, merge repeats, and drop blanks.
 
     Args:
         logits: (N, T, 1 + characters) of a recogniser; output 0 is the blank.
         alphabet: the characters; output k + 1 stands for alphabet[k].
+        direction: in which the texts run. The network reads an image from left to right; the texts are
+            returned in the order in which they are read. None: as the network reads them.
 
     Returns:
         N texts.
@@ -75,7 +78,8 @@ def transcripts(logits: Floats, alphabet: Sequence[str]) -> list[str]:
     path = labels(logits)
     changed = np.ones(path.shape, dtype=bool)
     changed[:, 1:] = path[:, 1:] != path[:, :-1]
-    return [
+    texts = [
         "".join(alphabet[k - 1] for k in row[emitted])
         for row, emitted in zip(path, changed & (path > 0), strict=True)
     ]
+    return texts if direction is None else [reorder(text, direction) for text in texts]

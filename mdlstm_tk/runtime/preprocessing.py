@@ -51,12 +51,12 @@ class Preprocessing:
 
     Attributes:
         channels: 1 for grey, 3 for red, green and blue.
-        resize: extents (H, W) that every image is resized to, bilinearly and with antialiasing; None keeps
-            its own.
+        resize: extents (H, W) that every image is resized to, bilinearly and with antialiasing. If one of
+            them is None, it follows from the aspect of the image. None keeps the image's own extents.
     """
 
     channels: int = 1
-    resize: tuple[int, int] | None = None
+    resize: tuple[int | None, int | None] | None = None
 
     def __call__(self, pixels: Array) -> Array:
         """Convert decoded pixels to what the network takes.
@@ -72,9 +72,17 @@ class Preprocessing:
             pixels = to_grey(pixels)
         scaled = scale(pixels)
         scaled = scaled[..., None] if scaled.ndim == 2 else scaled
-        if self.resize is not None and scaled.shape[:2] != self.resize:
-            scaled = resize(scaled, self.resize)
+        scaled = resize(scaled, self.resized((scaled.shape[0], scaled.shape[1])))
         return np.repeat(scaled, self.channels, axis=-1) if scaled.shape[-1] < self.channels else scaled
+
+    def resized(self, extents: tuple[int, int]) -> tuple[int, int]:
+        """Return the extents (H, W) that an image of these extents gets."""
+        new_height, new_width = self.resize or extents
+        height, width = extents
+        return (
+            new_height or max(1, (2 * height * (new_width or 1) + width) // (2 * width)),
+            new_width or max(1, (2 * width * (new_height or 1) + height) // (2 * height)),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -93,7 +101,8 @@ class Preprocessing:
         if extents is None:
             return cls(channels)
         height, width = extents
-        if not (type(height) is type(width) is int and height > 0 and width > 0):
+        fixed = [extent for extent in (height, width) if extent is not None]
+        if not fixed or not all(type(extent) is int and extent > 0 for extent in fixed):
             raise ValueError(f"invalid extents to resize to: {extents!r:.200}")
         return cls(channels, (height, width))
 
@@ -161,6 +170,8 @@ def resize(pixels: Array, extents: tuple[int, int]) -> Array:
     Raises:
         MissingExtraError: Pillow is not installed.
     """
+    if pixels.shape[:2] == extents:
+        return pixels
     module: Any = require("PIL.Image", "image")
     height, width = extents
     channels = [

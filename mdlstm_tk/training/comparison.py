@@ -213,7 +213,7 @@ def compare_models(
     Args:
         plan: see `plan_comparison`.
         on_step: called after each training step.
-        on_run_end: called with each finished run and its task, such as `mdlstm_tk.viz.draw_run`.
+        on_run_end: called with each finished run and its task, such as `mdlstm_tk.report.draw_run`.
     """
     results: dict[str, dict[str, Any]] = {}
     runs_done = 0

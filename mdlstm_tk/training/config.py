@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mdlstm_tk._util.regular_files import is_unicode, read_text
-from mdlstm_tk._util.sizes import parse_size
+from mdlstm_tk._util.sizes import parse_resize, parse_size
 from mdlstm_tk._util.user_code import cell_name, names_file
 from mdlstm_tk.cells import BUILT_IN_CELLS
 from mdlstm_tk.errors import InputError
@@ -64,8 +64,8 @@ class TrainConfig:
     size: str = _setting("8", "Grid size, as 8 or 8x12 (positions), for tasks that generate their grids.")
     resize: str = _setting(
         "",
-        "Size that the images of data are resized to, as 64 or 48x64, in training and by exported models; "
-        "empty: their own.",
+        "Size that the images of data are resized to, as 64, 48x64, or 48x* for a height that keeps the "
+        "aspect, in training and by exported models; empty: their own.",
     )
     crop: str = _setting(
         "",
@@ -161,8 +161,10 @@ class TrainConfig:
         windows = self.windows.split(",")
         if len(windows) > MAX_LEVELS:
             raise InputError(f"windows must be at most {MAX_LEVELS} sizes, got {len(windows)}")
-        for text in filter(None, (self.size, self.resize, self.crop, *windows)):
+        for text in filter(None, (self.size, self.crop, *windows)):
             parse_size(text)
+        if self.resize:
+            parse_resize(self.resize)
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -178,8 +180,12 @@ class TrainConfig:
         settings = {key: getattr(self, key) for key in CODE_SETTINGS}
         return {key: value for key, value in settings.items() if names_file(value)}
 
-    def network_options(self) -> dict[str, Any]:
-        """The keyword arguments of `mdlstm_tk.models.create` that this configuration sets."""
+    def network_options(self, ndim: int = 2) -> dict[str, Any]:
+        """Return the keyword arguments of `mdlstm_tk.models.create` that this configuration sets.
+
+        Args:
+            ndim: axes of the grid.
+        """
         options: dict[str, Any] = {"hidden": self.hidden}
         if self.layers != 1:
             options["layers"] = self.layers
@@ -190,7 +196,7 @@ class TrainConfig:
         if self.layer_norm:
             options["layer_norm"] = True
         if self.windows:
-            options["windows"] = tuple(map(parse_size, self.windows.split(",")))
+            options["windows"] = tuple(parse_size(window, ndim) for window in self.windows.split(","))
         if self.dropout:
             options["dropout"] = self.dropout
         if self.init != "default":

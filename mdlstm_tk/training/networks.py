@@ -28,7 +28,15 @@ def build_network(config: TrainConfig, spec: TaskSpec) -> nn.Module:
     Raises:
         InputError: there is no such network or option, or the network does not fit the kind of task.
     """
-    options = config.network_options()
+    ndim = len(spec.size)
+    options = config.network_options(ndim)
+    if ndim != 2:
+        if "ndim" not in model_options(config.model, spec.kind):
+            raise InputError(
+                f"model '{config.model}' is for grids of two axes, and the data have {ndim}; "
+                "choose the model md"
+            )
+        options["ndim"] = ndim
     if spec.target_std and "linear" in model_options(config.model, spec.kind):
         options["linear"] = True
     with torch.random.fork_rng(devices=[]):
@@ -88,6 +96,12 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
     network = NETWORKS.get(task.spec.kind)
     if config.windows or not config.data or network is None or resolve(config.model) not in RECURRENT_NAMES:
         return config
+    ndim = len(task.spec.size)
+    if ndim != 2:
+        window = 1
+        while positions_in_windows(task.spec.size, (window,) * ndim) > MAX_POSITIONS:
+            window *= 2
+        return replace(config, windows=format_size((window,) * ndim)) if window > 1 else config
     extents = getattr(task, "text_extents", ())
     max_columns = min((e.width // e.ctc_steps for e in extents), default=task.spec.size[1])
     (rows, columns), *others = network.default_windows

@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, cast
 
-from mdlstm_tk._util.sizes import format_size, parse_size
+from mdlstm_tk._util.sizes import format_size, parse_resize, parse_size
 from mdlstm_tk.data import (
     KINDS,
     DiagonalTask,
@@ -25,7 +25,6 @@ from mdlstm_tk.data import (
     Textures,
 )
 from mdlstm_tk.data.builtin.fashion import FOLDER
-from mdlstm_tk.data.images import Extents
 from mdlstm_tk.data.user_data import DEFAULTS, read_data
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.training.config import TrainConfig, read_toml, suggest
@@ -113,15 +112,14 @@ def make_task(config: TrainConfig) -> Task:
                 f"generates at most {MAX_POSITIONS}"
             )
         return BUILT_IN[config.task][1](config)
-    resize, crop = (parse_size(text) if text else None for text in (config.resize, config.crop))
     task = read_data(
         Path(config.data),
         cast("Kind", config.task),
         config.validation,
         config.seed,
         config.augment,
-        resize=cast("Extents | None", resize),
-        crop=cast("Extents | None", crop),
+        resize=parse_resize(config.resize) if config.resize else None,
+        crop=parse_size(config.crop) if config.crop else None,
         cache_bytes=config.cache * 2**20,
         levels=config.levels,
     )

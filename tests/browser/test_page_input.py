@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 from typing import Any
+from unicodedata import bidirectional
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from playwright.sync_api import expect
 
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.preprocessing import Preprocessing, decode_image, resize
+from mdlstm_tk.runtime.text_order import reorder
 
 
 def test_it_predicts_as_soon_as_it_is_open_and_asks_nobody_else(tab: Tab, address: str) -> None:
@@ -92,6 +94,33 @@ def test_images_are_resized_as_in_python(extents: tuple[int, int], new: tuple[in
     }"""
     got = tab.page.evaluate(script, [*pixels.shape, pixels.ravel().tolist(), list(new)])
     np.testing.assert_allclose(np.reshape(got, (*new, 2)), resize(pixels, new), rtol=0, atol=1e-6)
+
+
+def test_one_free_extent_follows_from_the_aspect_as_in_python(tab: Tab) -> None:
+    rng = np.random.default_rng(0)
+    for height, width, fixed in rng.integers(1, 200, (200, 3)).tolist():
+        for extents in ((fixed, None), (None, fixed), (fixed, fixed), None):
+            got = tab.page.evaluate(
+                """async (values) => (await import("./images.js")).resizedExtents(...values)""",
+                [height, width, extents],
+            )
+            assert tuple(got) == Preprocessing(1, extents).resized((height, width))
+
+
+def test_texts_are_brought_into_the_order_of_reading_as_in_python(tab: Tab) -> None:
+    rng = np.random.default_rng(0)
+    alphabet = list("\u05d0\u05d1\u05b8\u0633\u0646\u0663ab12 .,:-%()")
+    for direction in ("ltr", "rtl"):
+        texts = ["".join(rng.choice(alphabet, rng.integers(0, 12))) for _ in range(300)]
+        lines = [[list(text), [bidirectional(character) for character in text]] for text in texts]
+        got = tab.page.evaluate(
+            """async ([lines, direction]) => {
+                const { reorder } = await import("./text_order.js");
+                return lines.map(([characters, kinds]) => reorder(characters, kinds, direction));
+            }""",
+            [lines, direction],
+        )
+        assert got == [reorder(text, direction) for text in texts]  # type: ignore[arg-type]
 
 
 def test_files_are_dropped_anywhere(tab: Tab, session: Session, tmp_path: Path) -> None:

@@ -14,7 +14,12 @@ if TYPE_CHECKING:  # Windows has none
     from multiprocessing.context import ForkServerContext
 
 PRELOADED = [
-    *("mdlstm_tk.training.loop", "mdlstm_tk.export", "mdlstm_tk.viz.run_pictures", "mdlstm_tk.report.page"),
+    *(
+        "mdlstm_tk.training.loop",
+        "mdlstm_tk.export",
+        "mdlstm_tk.report.run_pictures",
+        "mdlstm_tk.report.page",
+    ),
     *("numba", "onnxruntime", "sklearn.datasets", "scipy.ndimage", "helpers.forks"),
 ]
 

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.report import draw_comparison, draw_run
 from mdlstm_tk.training import TrainConfig, build_network, load_checkpoint, make_task, plan_comparison
 from mdlstm_tk.training.comparison import (
     Comparison,
     ComparisonProgress,
+    compare_models,
     configure_comparison,
     with_equal_parameters,
 )
 from mdlstm_tk.training.diagonal_comparison import diagonal_rows, summarize_diagonal
 from mdlstm_tk.training.networks import count_parameters
-from mdlstm_tk.viz.comparison_pictures import compare_and_draw
 
 TINY = TrainConfig(size="4", hidden=3, steps=20, batch_size=2)
 
@@ -37,7 +38,8 @@ def test_a_summary_of_training_losses() -> None:
 def test_a_comparison_on_the_diagonal(tmp_path: Path, original_settings: bool) -> None:
     plan = plan_comparison(TINY, 2, tmp_path / "compare", original_settings=original_settings)
     seen: list[ComparisonProgress] = []
-    comparison = compare_and_draw(plan, seen.append)
+    comparison = compare_models(plan, seen.append, on_run_end=draw_run)
+    draw_comparison(comparison)
     assert [progress.steps_done for progress in seen] == list(range(1, plan.total_steps + 1))
     assert {(progress.model, progress.seed) for progress in seen} == {
         (model, seed) for model in plan.models for seed in (0, 1)

@@ -20,6 +20,7 @@ from helpers.training import DIGITS, SMALL, last_tensors, run_in
 
 from mdlstm_tk.cli import main
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.report import draw_run
 from mdlstm_tk.training import (
     Progress,
     Run,
@@ -32,7 +33,6 @@ from mdlstm_tk.training import (
     trainer,
 )
 from mdlstm_tk.training.losses import adam
-from mdlstm_tk.viz.run_pictures import draw_run
 
 needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
 

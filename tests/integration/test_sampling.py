@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,9 @@ import torch
 from helpers.crafted_runs import in_process
 from PIL import Image
 
-from mdlstm_tk.data import DatasetTask, TaskSpec
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.report import other_images, render_report
+from mdlstm_tk.report import render_report
 from mdlstm_tk.report.contact_sheet import write_samples
-from mdlstm_tk.report.drawings import _kinds_of_images
 from mdlstm_tk.runtime.samples import read_given, uniform_numbers
 from mdlstm_tk.training import Run, load_checkpoint, sample_run
 from mdlstm_tk.training.tasks import make_task
@@ -195,7 +192,7 @@ def test_the_page_shows_drawn_images_neighbours_and_what_is_likely(density_run: 
     rows = dict(re.findall(r'<tr><th scope="row">([^<]+)</th><td>(-[\d.]+)</td></tr>', page))
     *others, another_set = rows
     assert others == ["test data", "turned by 90°", "noise (pixels shuffled)"]
-    assert another_set in ("clothes", "pieces of photographs")
+    assert another_set == "pieces of photographs"
     checkpoint = load_checkpoint(density_run.checkpoint)
     x = torch.from_numpy(make_task(checkpoint.config).batch(0, 0, 256, "test").x)
     with torch.no_grad():
@@ -204,39 +201,3 @@ def test_the_page_shows_drawn_images_neighbours_and_what_is_likely(density_run: 
         turned = network.log_prob(x.rot90(1, (1, 2)))
         assert float(rows["turned by 90°"]) == pytest.approx(float(turned.mean()), abs=0.06)
     assert "test data" in page[page.index("<svg", page.index("What is likely")) :]
-
-
-def test_a_report_measures_images_unlike_the_data() -> None:
-    data = np.random.default_rng(0).random((5, 3, 4, 3), np.float32)
-    task = DatasetTask(TaskSpec("own", "density", 3, 4, (3, 4)), {})
-    kinds = _kinds_of_images(task, data, "test")
-    turned, noise, digits = list(kinds)[1:]
-    assert (turned, noise, digits) == ("turned by 180°", "noise (pixels shuffled)", "handwritten digits")
-    assert (kinds[turned] == data[:, ::-1, ::-1]).all()
-    pixels, shuffled = (images.reshape(5, 12, 3).tolist() for images in (data, kinds[noise]))
-    assert shuffled != pixels
-    assert [sorted(image) for image in shuffled] == [sorted(image) for image in pixels]
-    assert kinds[digits].shape == data.shape
-    assert (kinds[digits] == kinds[digits][..., :1]).all()
-
-
-@pytest.mark.parametrize("has_clothes", [False, True])
-def test_digits_are_compared_with_clothes_or_photographs(
-    has_clothes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (7, 28, 28)).astype(np.uint8)
-    if has_clothes:
-        for name in ("train", "t10k"):
-            content = struct.pack(">4I", 0x803, *images.shape) + images.tobytes()
-            (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(content)
-    monkeypatch.setattr(other_images, "FOLDER", tmp_path)
-    for name, outputs in (("digits-binary", 1), ("digits-grey", 17)):
-        task = DatasetTask(TaskSpec(name, "density", 1, outputs, (8, 8)), {})
-        found = other_images.other_images(task, 5)
-        assert found is not None
-        assert (found[0], found[1].shape) == (
-            "clothes" if has_clothes else "pieces of photographs",
-            (5, 8, 8, 1),
-        )
-        values = np.unique(found[1])
-        assert list(values) == [0, 1] if outputs == 1 else len(values) > 50

@@ -13,11 +13,11 @@ from helpers.training import DIGITS, SMALL, run_in
 
 from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.report import draw_run
 from mdlstm_tk.training import Run, TrainConfig, build, evaluate, load_checkpoint, predict
 from mdlstm_tk.training.evaluation import evaluate_run
 from mdlstm_tk.training.losses import loss_of
 from mdlstm_tk.training.progress import running_mean
-from mdlstm_tk.viz.run_pictures import draw_run
 
 
 def test_the_md_network_learns_the_task(trained: Run) -> None:

@@ -11,7 +11,7 @@ from helpers.training import run_in
 
 from mdlstm_tk import InputError
 from mdlstm_tk.export import export_run, export_run_sizes, verify_model
-from mdlstm_tk.report import render_report
+from mdlstm_tk.report import draw_run, render_report
 from mdlstm_tk.training import (
     Run,
     TrainConfig,
@@ -26,7 +26,6 @@ from mdlstm_tk.training import (
     run_job,
     train,
 )
-from mdlstm_tk.viz.run_pictures import draw_run, train_and_draw
 
 SETTINGS = ("model", "cell")
 
@@ -169,7 +168,9 @@ def test_a_training_with_own_code_goes_to_its_end_in_one_call(evil: Path) -> Non
     config = default_config("diagonal", model="evil.py:net").updated(
         {"size": "4", "hidden": 2, "steps": 2, "batch_size": 2}, "here"
     )
-    result = train_and_draw(new_job(config, Path("new")))
+    job = new_job(config, Path("new"))
+    result = run_job(job)
+    draw_run(job.run, job.task)
     assert result["model"] == "evil.py:net" and Path("new/prediction.png").exists()
     run = Run(Path("new"), config.code)
     render_report(run)

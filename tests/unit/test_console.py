@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.command import mdlstm
+from mdlstm_tk.report.svg import svg_curves
 from rich.console import Console
 
 from mdlstm_tk._util.text import is_plain_text
@@ -16,10 +17,9 @@ from mdlstm_tk.cli import console
 from mdlstm_tk.cli.console import detail, error, heading, note, progress, table, verbosity, warn
 from mdlstm_tk.cli.options import complete_files
 from mdlstm_tk.export.server import protobuf_text
-from mdlstm_tk.viz.panels import Panel
-from mdlstm_tk.viz.plots import draw_curves, draw_panels
-from mdlstm_tk.viz.svg import svg_curves
-from mdlstm_tk.viz.terminal_heatmap import show_grids
+from mdlstm_tk.report.panels import Panel
+from mdlstm_tk.report.plots import draw_curves, draw_panels
+from mdlstm_tk.report.terminal_heatmap import show_grids
 
 EVIL = "e\x1b[2J\nforged\t$\\frac$<script>'\"\u202e[/y]"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mdlstm_tk.data.builtin.mixtures import Mixture, fit_baselines
+from mdlstm_tk.data import Ising
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import DensityNet, create, model_names
 
@@ -197,7 +197,10 @@ def test_given_values_are_kept_and_the_rest_is_drawn_from_the_conditional() -> N
     ("arguments", "expected"),
     [
         ({"temperature": 0.0}, "temperature.*0"),
-        ({"given": torch.zeros(5, 4, 1)}, r"given.*\(5, 4, 1\)"),
+        (
+            {"given": torch.zeros(2, 3, 1)},
+            r"given must be .*4, 4, 1\).*fewer rows.*got shape \(2, 3, 1\)",
+        ),
         ({"given": torch.zeros(4, 4, 1), "mask": torch.ones(4, 4)}, "mask.*float32"),
         ({"mask": torch.ones(4, 4) > 0}, "given is None"),
         ({"uniform": torch.zeros(2, 4, 4)}, r"uniform.*\(2, 4, 4\)"),
@@ -210,6 +213,36 @@ def test_wrong_arguments_are_refused(arguments: dict[str, object], expected: str
         network().sample(0, (4, 4))
 
 
+OUTSIDE = torch.tensor([[0.5, 1.5], [-0.25, 0.5]])[..., None]
+
+
+def test_values_that_have_no_probability_are_refused() -> None:
+    net, padded = network().float(), torch.zeros(1, 4, 4, 1)
+    padded[0, :2, :2], padded[0, 2:] = OUTSIDE.clamp(0, 1), torch.nan
+    with pytest.raises(InputError, match=r"x must lie in \[0, 1\], got values from -0.25 to 1.5"):
+        net.log_prob(OUTSIDE[None])
+    with pytest.raises(InputError, match="x holds NaN"):
+        net.log_prob(padded)
+    with torch.no_grad():
+        assert net.log_prob(padded, sizes=[[2, 2]]).isfinite().all()
+    with pytest.raises(InputError, match=r"x must be \(N, H, W, 1\), got shape \(2, 2, 1\)"):
+        net.log_prob(OUTSIDE)
+    with pytest.raises(InputError, match=r"given must lie in \[0, 1\]"):
+        net.sample(2, (2, 2), given=OUTSIDE)
+
+
+def test_given_values_that_are_nan_are_drawn() -> None:
+    net, uniform = network(2, 3, layers=2), torch.rand(6, 4, 4, 2)
+    mask = torch.tensor([[True, False, True, True], [False] * 4])
+    values = torch.full((2, 4, 2), 0.5)
+    marked = values.masked_fill(~mask[..., None], torch.nan)
+    drawn = net.sample(6, (4, 4), uniform=uniform, given=marked)  # the upper rows, without a mask
+    whole, whole_mask = torch.zeros(4, 4, 2), torch.zeros(4, 4, dtype=torch.bool)
+    whole[:2], whole_mask[:2] = values, mask
+    assert (drawn == net.sample(6, (4, 4), uniform=uniform, given=whole, mask=whole_mask)).all()
+    assert drawn.isfinite().all() and (drawn[:, :2][:, mask] == 0.5).all()
+
+
 def test_equal_generators_give_equal_images() -> None:
     first, again, other = (
         network().sample(4, SIZE, generator=torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)
@@ -219,22 +252,28 @@ def test_equal_generators_give_equal_images() -> None:
     assert all(a.shape == b.shape == (4, *SIZE, 1) for a, b in pairwise((first, again, other)))
 
 
-def test_a_mixture_is_a_density_that_finds_its_components() -> None:
-    rng = np.random.default_rng(0)
-    prototypes = rng.integers(0, 2, (3, 4, 4, 1))
-    component = rng.integers(0, 3, 600)
-    flipped = rng.random((600, 4, 4, 1)) < 0.05
-    images = np.where(flipped, 1 - prototypes[component], prototypes[component])
-    one, several = (Mixture(images[:300], 2, k, seed=0) for k in (1, 6))
-    entropy = np.log(3) - 16 * (0.05 * np.log(0.05) + 0.95 * np.log(0.95))
-    assert several.nats(images[300:]).mean() == pytest.approx(entropy, rel=0.1)
-    assert one.nats(images[300:]).mean() > entropy + 2
-    errors = fit_baselines(
-        {"train": images[:300], "validation": images[300:450], "test": images[450:]}, 2, 0
-    )
-    assert errors["independent"]["nats"] == pytest.approx(one.nats(images[450:]).mean())
-    assert errors["mixture"]["nats"] == pytest.approx(entropy, rel=0.1)
-    for levels in (2, 3):
-        small = Mixture(rng.integers(0, levels, (50, 2, 2, 1)) / (levels - 1), levels, 4, seed=1)
-        every = all_images(2, 2, levels).numpy()
-        assert np.exp(-small.nats(every)).sum() == pytest.approx(1)
+def test_a_network_learns_the_distribution() -> None:
+    task = Ising((4, 4))
+    torch.manual_seed(0)
+    network = create("pixel", 1, 1, kind="density", hidden=8)
+    assert isinstance(network, DensityNet)
+    optimizer = torch.optim.Adam(network.parameters())
+    steps = 300
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.03 * (1 + np.cos(np.pi * step / steps)) / 2
+        optimizer.zero_grad()
+        (-network.log_prob(torch.from_numpy(task.batch(0, step, 128).x)).mean()).backward()
+        optimizer.step()
+    images = all_images(4, 4).numpy().astype(np.float32)
+    p = np.exp(task.log_prob(images))
+    with torch.no_grad():
+        log_q = torch.cat([network.log_prob(part) for part in torch.from_numpy(images).split(8192)]).numpy()
+    nats = -(p * log_q).sum()  # exact: over all images
+    assert task.entropy <= nats <= 1.01 * task.entropy
+    assert np.exp(log_q.astype(np.float64)).sum() == pytest.approx(1, abs=1e-4)
+    drawn = network.sample(4000, (4, 4), generator=torch.Generator().manual_seed(0)).flatten(1) * 2 - 1
+    spins = images.reshape(len(images), -1) * 2 - 1
+    exact = (spins * p[:, None]).T @ spins
+    correlation = (drawn.T @ drawn / len(drawn)).numpy()
+    error_bar = np.sqrt((1 - exact**2).clip(0) / len(drawn))
+    assert (np.abs(correlation - exact) < 5 * error_bar + 1e-6).all()

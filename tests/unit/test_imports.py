@@ -18,7 +18,7 @@ FORBIDDEN = {
     "mdlstm_tk.cli": (),
     "mdlstm_tk.models": ("mdlstm_tk.cli", "mdlstm_tk.export", "mdlstm_tk.training"),
     "mdlstm_tk.export": ("mdlstm_tk.cli",),
-    "mdlstm_tk.training": ("mdlstm_tk.cli", "mdlstm_tk.export", "mdlstm_tk.viz", "mdlstm_tk.report"),
+    "mdlstm_tk.training": ("mdlstm_tk.cli", "mdlstm_tk.export", "mdlstm_tk.report"),
     "mdlstm_tk.runtime": ("mdlstm_tk.cli", "mdlstm_tk.export", "mdlstm_tk.models", "torch", "onnx"),
     "mdlstm_tk": ("mdlstm_tk.cli", "mdlstm_tk.export", "mdlstm_tk.models"),
 }

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mdlstm_tk.cli import console
 from mdlstm_tk.training import Progress, RecentMetrics, describe_progress
 from mdlstm_tk.training import progress as progress_module
 from mdlstm_tk.training.progress import (
@@ -86,3 +87,14 @@ def test_the_progress_line_shows_recent_means_and_the_latest_validation() -> Non
     line = describe_progress(state, means)
     assert "30.5" in line and "0.25" in line and "0.5 steps/s" in line
     assert "steps/s" not in describe_progress(Progress(1, 1.0), {"loss": 1.0})
+
+
+def test_redirected_progress_prints_at_least_every_thirty_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = iter([0.0, 10, 29, 30, 45, 61, 62])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(times))
+    with console.progress(1000) as show:
+        for step in range(1, 7):
+            show(step, "")
+    assert capsys.readouterr().err.split() == ["3/1000", "5/1000"]

@@ -36,7 +36,7 @@ PUBLIC = {
         PixelCNN PixelNet RasterNet RowDensity Segmenter SnakeDensity SnakeNet TextRecognizer create
         model_names model_options register
     """,
-    "mdlstm_tk.report": "render_report write_report",
+    "mdlstm_tk.report": "draw_comparison draw_run render_report write_report",
     "mdlstm_tk.runtime": """
         Answer Inference Metadata Result Session TiledSession decode infer_paths load_array
         load_image save_array

@@ -1,6 +1,7 @@
 // What the numbers of the network mean: classes with probabilities, masks, texts. The same rules as in
 // mdlstm_tk/runtime/postprocessing.py.
 import { makeGrid } from "./grid.js";
+import { reorder } from "./text_order.js";
 
 // The index of the largest of `count` numbers, the first one if several are equal.
 function largest(data, start, count) {
@@ -31,8 +32,10 @@ export function classIndices(y) {
 
 // The text by the best path of CTC: the most likely output of each step, without repeats and blanks (output 0).
 // y has one row, whose columns are the steps.
-export function transcript(y, alphabet) {
+export function transcript(y, { classes, bidirectional, textDirection }) {
   const path = [...classIndices(y).data];
-  return path.filter((output, step) => output > 0 && output !== path[step - 1])
-    .map((output) => alphabet[output - 1]).join("");
+  const outputs = path.filter((output, step) => output > 0 && output !== path[step - 1]);
+  const characters = outputs.map((output) => classes[output - 1]);
+  if (!textDirection) return characters.join("");
+  return reorder(characters, outputs.map((output) => bidirectional[output - 1]), textDirection);
 }

@@ -11,8 +11,17 @@ export async function readImage(file, info) {
   if (channels !== 1 && channels !== 3)
     throw new Error(`${file.name} is an image, and the model takes ${channels} channels at each position; open a .npy file`);
   const x = toGrid(await decode(file), channels);
-  const size = info.preprocessing?.resize;
-  return size ? resize(x, ...size) : x;
+  return resize(x, ...resizedExtents(x.height, x.width, info.preprocessing?.resize));
+}
+
+// The extents that an image of these extents gets; one of those to resize to may be null, and follows from
+// the aspect of the image.
+export function resizedExtents(height, width, extents) {
+  const [newHeight, newWidth] = extents ?? [height, width];
+  return [
+    newHeight ?? Math.max(1, Math.floor((2 * height * newWidth + width) / (2 * width))),
+    newWidth ?? Math.max(1, Math.floor((2 * width * newHeight + height) / (2 * height))),
+  ];
 }
 
 // The pixels as bytes (red, green, blue, opacity), transparent ones blended with white.

@@ -63,7 +63,7 @@ export class Prediction {
   // What the file prediction.csv holds: the chosen channel, the values of a mask, the probabilities or the text.
   csv() {
     const { info, y } = this;
-    if (info.kind === "transcribe") return `${transcript(y, info.classes)}\n`;
+    if (info.kind === "transcribe") return `${transcript(y, info)}\n`;
     if (info.kind === "classify") {
       const values = probabilities(y).data;
       return this.classes.map((name, k) => `${quote(name)},${Number(values[k].toPrecision(6))}\n`).join("");
@@ -76,7 +76,7 @@ export class Prediction {
   }
 
   #showText() {
-    const text = transcript(this.y, this.info.classes);
+    const text = transcript(this.y, this.info);
     this.answer.textContent = text || "(no text)";
     this.answer.classList.toggle("empty", !text);
   }

@@ -10,11 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk.data.augmentation import distort
-from mdlstm_tk.data.builtin.mixtures import fit_baselines
-from mdlstm_tk.data.collate import collate
 from mdlstm_tk.data.sampling import binarise, make_rng, stratified_mask
 from mdlstm_tk.data.spec import SPLITS, Batch, Floats, Sample, Split, TaskSpec
-from mdlstm_tk.data.task import WHOLE_BATCH, DatasetTask, Task
+from mdlstm_tk.data.task import WHOLE_BATCH, DatasetTask, Task, collate
 from mdlstm_tk.errors import require
 
 SIDE = 8  # pixels of a digit
@@ -148,17 +146,14 @@ class DigitsDensity(DatasetTask):
         grey, _ = _load_digits()
         images: Any = binarise(grey) if binary else grey
         name, outputs = ("digits-binary", 1) if binary else ("digits-grey", GREY_LEVELS)
-        spec = TaskSpec(name, self.kind, 1, outputs, (SIDE, SIDE))
-        sets: dict[Split, list[Sample]] = {
-            split: [(images[index][..., None], None) for index in chosen]
-            for split, chosen in _split_digits(seed, validation).items()
-        }
-        super().__init__(spec, sets)
-
-    def baselines(self, seed: int, samples: int) -> dict[str, dict[str, float]]:
-        """Return the test errors of densities without a network; see `fit_baselines`."""
-        images = {split: np.stack([x for x, _ in self.sets[split]]) for split in SPLITS}
-        return fit_baselines(images, max(self.spec.outputs, 2), seed)
+        chosen = _split_digits(seed, validation)
+        super().__init__(
+            TaskSpec(name, self.kind, 1, outputs, (SIDE, SIDE)),
+            {
+                split: [(image, None) for image in images[index, ..., None]]
+                for split, index in chosen.items()
+            },
+        )
 
 
 class DigitStrings(Task):

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data.builtin.mixtures import fit_baselines
-from mdlstm_tk.data.data_folder import DataFolder
 from mdlstm_tk.data.idx import find_idx, read_idx
 from mdlstm_tk.data.sampling import binarise, make_rng
 from mdlstm_tk.data.spec import Split, TaskSpec
@@ -25,23 +23,23 @@ FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package datase
 @cache
 def _load(folder: Path) -> tuple[Any, Any]:
     """The pictures for training and for testing in black and white, (N, 28, 28) uint8 each."""
-    files = find_idx(DataFolder(folder))
+    files = find_idx(folder)
     if not files and folder == FOLDER:
         raise InputError(
             f"Fashion-MNIST is not at {folder}; install Debian's package dataset-fashion-mnist, or say "
-            "with --data FOLDER where its IDX files are, or those of MNIST"
+            "with data=FOLDER where its IDX files are, or those of MNIST"
         )
     if set(files) != {"train", "test"}:
         found = files["train"].name if files else "neither of them"
         raise InputError(
-            f"--data {folder}: --task fashion expects the IDX files train-images-idx3-ubyte and "
+            f"{folder}: --task fashion expects the IDX files train-images-idx3-ubyte and "
             f"t10k-images-idx3-ubyte, or these with .gz, found {found}; "
             "for other images use --task density"
         )
     train, test = (read_idx(files[split]) for split in ("train", "test"))
     if train.shape[1:] != test.shape[1:]:
         sizes = " and ".join(format_size(images.shape[1:]) for images in (train, test))
-        raise InputError(f"--data {folder}: the images for training and testing have {sizes} pixels")
+        raise InputError(f"{folder}: the images for training and testing have {sizes} pixels")
     return binarise(train, 255), binarise(test, 255)
 
 
@@ -87,8 +85,3 @@ class Fashion(DatasetTask):
         }
         sets = {split: [(image[..., None], None) for image in images] for split, images in chosen.items()}
         super().__init__(TaskSpec("fashion", self.kind, 1, 1, train.shape[1:]), sets)
-        self.images = {split: images[..., None] for split, images in chosen.items()}
-
-    def baselines(self, seed: int, samples: int) -> dict[str, dict[str, float]]:
-        """Return the test errors of densities without a network; see `fit_baselines`."""
-        return fit_baselines(self.images, 2, seed)

@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data.collate import collate
 from mdlstm_tk.data.sampling import make_rng
 from mdlstm_tk.data.spec import SPLITS, Batch, Floats, Sample, Split, TaskSpec
-from mdlstm_tk.data.task import WHOLE_BATCH, Task
+from mdlstm_tk.data.task import WHOLE_BATCH, Task, collate
 from mdlstm_tk.errors import InputError, require
 
 # The photographs that show one surface throughout: class name → function of `skimage.data`.

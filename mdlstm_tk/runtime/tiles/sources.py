@@ -103,7 +103,7 @@ def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) ->
         preprocessing = _preprocessing(metadata, label)
         values = TifPixels(path, level)
         stack.callback(values.close)
-        if preprocessing.resize not in (None, values.shape[:2]):
+        if preprocessing.resized(values.shape[:2]) != values.shape[:2]:
             raise InputError(
                 f"the model resizes images to {preprocessing.resize}, which needs all of the image; "
                 f"resize {path} first, or use another export"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -12,23 +12,18 @@ from helpers.checkout import ROOT
 from mdlstm_tk.data import (
     SPLITS,
     UNLABELLED,
-    Batch,
-    DatasetTask,
     DiagonalTask,
     Digits,
     DigitStrings,
     GaussianField,
+    Ising,
     Task,
     TaskSpec,
     Textures,
     batches,
 )
-from mdlstm_tk.data.augmentation import distort
 from mdlstm_tk.data.builtin.fashion import FOLDER
 from mdlstm_tk.data.builtin.textures import COLUMNS
-from mdlstm_tk.data.collate import collate
-from mdlstm_tk.data.metrics import METRICS
-from mdlstm_tk.data.sampling import make_rng, shuffled_indices, stratified_mask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.training import TrainConfig, make_task
 from mdlstm_tk.training.tasks import BUILT_IN
@@ -158,58 +153,6 @@ def test_metrics_are_zero_for_the_targets_and_positive_otherwise(name: str) -> N
     assert all(total > 0 and count > 0 for total, count in task.measure(wrong, batch).values())
 
 
-@pytest.mark.parametrize(
-    ("predicted", "target", "edits"),
-    [
-        ("abc", "abc", 0),
-        ("", "abc", 3),
-        ("abc", "", 3),
-        ("kitten", "sitting", 3),
-        ("flaw", "lawn", 2),
-        ("ab", "ba", 2),
-    ],
-)
-def test_character_error_is_the_edit_distance(predicted: str, target: str, edits: int) -> None:
-    alphabet = tuple("abcdefghijklmnopqrstuvwxyz")
-    spec = TaskSpec("words", "transcribe", 1, 27, (1, 20), alphabet)
-    path = [0, *(k for c in predicted for k in (1 + alphabet.index(c), 0))]  # a blank after each character
-    y = np.array([[1 + alphabet.index(c) for c in target] + [0]])
-    metrics = METRICS["transcribe"](
-        np.eye(27, dtype=np.float32)[path][None], Batch(np.zeros((1, 1, 20, 1), np.float32), y), spec
-    )
-    assert metrics == {"character_error": (edits, len(target)), "string_error": (edits > 0, 1)}
-
-
-def test_squared_error_leaves_out_padding() -> None:
-    x = np.zeros((2, 2, 3, 1), np.float32)
-    batch = Batch(x, x + 1, np.array([[2, 3], [1, 2]]))
-    spec = TaskSpec("numbers", "grid", 1, 1, (2, 3))
-    assert METRICS["grid"](x, batch, spec) == {"mse": (8.0, 8)}
-
-
-def shuffle_in_fours(seed: int) -> list[int]:
-    """Draw four epochs of ten samples, four draws per call."""
-    steps = range(0, 40, 4)
-    return [index for start in steps for index in shuffled_indices(seed, 10, range(start, start + 4))]
-
-
-def test_each_epoch_has_every_sample_once_and_an_order_of_its_own() -> None:
-    order = shuffle_in_fours(seed=7)
-    epochs = [order[start : start + 10] for start in range(0, 40, 10)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert order != shuffle_in_fours(seed=8)
-
-
-def test_stratified_mask_selects_a_share_of_each_group() -> None:
-    groups = ["a"] * 50 + ["b"] * 10 + ["c"] * 2 + ["d"]
-    mask = stratified_mask(groups, 0.2, seed=0)
-    counts = {name: int(mask[[group == name for group in groups]].sum()) for name in "abcd"}
-    assert counts == {"a": 10, "b": 2, "c": 1, "d": 0}
-    assert not stratified_mask(groups, 0.0, seed=0).any()
-    assert (stratified_mask(groups, 0.2, seed=1) != mask).any()
-
-
 @pytest.mark.parametrize("seed", [0, 5])
 def test_no_digit_is_in_two_splits(seed: int) -> None:
     task = Digits(seed, validation=0.1)
@@ -283,51 +226,43 @@ def test_gaussian_fields_have_power_spectrum_k_to_the_minus_4() -> None:
         assert diagonal == pytest.approx(0 if anisotropic else 1 / 4, abs=0.04)
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 1), (5, 40, 3), (1, 1, 1), (1, 7, 1)], ids=str)
-def test_distortion_moves_image_and_mask_together(shape: tuple[int, int, int]) -> None:
-    rng = np.random.default_rng(0)
-    mask = rng.integers(0, 4, shape[:2])
-    image = np.repeat(mask[..., None], shape[2], axis=2).astype(np.float32)
-    moved, target = distort(image, mask, make_rng(3), 1.0, with_target=True)
-    assert moved.shape == shape
-    assert moved.dtype == np.float32
-    assert set(np.unique(target)) <= set(np.unique(mask))
-    assert np.abs(moved[..., 0] - target).mean() < 1
-    again, _ = distort(image, mask, make_rng(3), 1.0, with_target=True)
-    assert (moved == again).all()
-    if min(shape[:2]) > 1:
-        assert (moved != image).any()
-    still, _ = distort(image, mask, make_rng(3), 0.0, with_target=True)
-    np.testing.assert_allclose(still, image, atol=1e-5)
+def all_images(height: int, width: int) -> np.ndarray:
+    return np.array(list(product((0.0, 1.0), repeat=height * width))).reshape(-1, height, width, 1)
 
 
-def test_distortion_keeps_a_central_blob_near_the_centre() -> None:
-    image = np.zeros((32, 32, 1), dtype=np.float32)
-    image[14:18, 14:18] = 1
-    rows = np.arange(32)[:, None, None]
-    for seed in range(20):
-        moved, _ = distort(image, None, make_rng(seed), 1.0, with_target=False)
-        assert abs((moved * rows).sum() / moved.sum() - 15.5) < 5
+@pytest.mark.parametrize("size", [(3, 3), (2, 5), (5, 2), (1, 4), (4, 1)])
+def test_probabilities_and_entropy_are_those_of_an_enumeration(size: tuple[int, int]) -> None:
+    task = Ising(size, beta=0.7)
+    log_p = task.log_prob(all_images(*size))
+    assert np.exp(log_p).sum() == pytest.approx(1, abs=1e-12)
+    assert task.entropy == pytest.approx(-(np.exp(log_p) * log_p).sum(), abs=1e-6)
 
 
-def test_collate_pads_samples_of_different_extents() -> None:
-    samples = [
-        (np.ones((2, 5, 1), np.float32), np.ones((2, 5))),
-        (np.ones((3, 1, 1), np.float32), np.ones((3, 1))),
-    ]
-    batch = collate("segment", samples)
-    assert batch.x.shape == (2, 3, 5, 1)
-    assert batch.sizes is not None
-    assert batch.sizes.tolist() == [[2, 5], [3, 1]]
-    assert batch.x.sum() == 13
-    assert (batch.y == UNLABELLED).sum() == 30 - 13
-    assert collate("segment", samples[:1]).sizes is None
+def test_a_long_chain_has_the_entropy_of_the_textbook() -> None:
+    beta = 0.5  # a chain: each of the n − 1 bonds is a coin by itself, and the first spin another
+    p = 1 / (1 + np.exp(-2 * beta))
+    bond = -p * np.log(p) - (1 - p) * np.log(1 - p)
+    assert Ising((1, 16), beta).entropy == pytest.approx(np.log(2) + 15 * bond, abs=1e-6)
+    assert Ising((200, 1), beta).entropy == pytest.approx(np.log(2) + 199 * bond, abs=1e-5)
 
 
-def test_each_draw_of_a_sample_is_distorted_differently() -> None:
-    image = make_rng(0).random((8, 8, 1)).astype(np.float32)
-    spec = TaskSpec("one", "classify", 1, 1, (8, 8), ("a",))
-    task = DatasetTask(spec, {"train": [(image, 0)], "validation": [(image, 0)]}, augment=1.0)
-    seen = [x.tobytes() for step in range(3) for x in task.batch(0, step, 2).x]
-    assert len(set(seen)) == 6
-    assert (task.batch(0, 0, 2, "validation").x[0] == image).all()
+def test_images_are_drawn_with_their_probabilities() -> None:
+    task = Ising((2, 3), beta=0.6)
+    x = task.batch(0, 0, 20_000).x
+    numbers = (x.reshape(-1, 6) @ 2 ** np.arange(6)[::-1]).astype(int)
+    frequency = np.bincount(numbers, minlength=64) / len(x)
+    p = np.exp(task.log_prob(all_images(2, 3)))
+    assert (np.abs(frequency - p) < 4.5 * np.sqrt(p * (1 - p) / len(x)) + 1e-9).all()
+
+
+def test_the_baseline_of_ising_is_the_exact_probability() -> None:
+    task = Ising((3, 4), beta=0.9)
+    errors = task.baselines(0, 4000)["exact"]
+    assert errors["nats"] == pytest.approx(task.entropy, rel=0.05)
+    assert errors["bits_per_dim"] == pytest.approx(errors["nats"] / 12 / np.log(2))
+
+
+@pytest.mark.parametrize("size", [(3, 24), (1000, 16), (3, 10**9), (3,), (3, 3, 3)])
+def test_sizes_with_too_many_states_are_refused(size: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="such as 16x16"):
+        Ising(size)

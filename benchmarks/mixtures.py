@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from math import log, prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk.data import SPLITS, Task
 from mdlstm_tk.data.sampling import make_rng
-from mdlstm_tk.data.spec import SPLITS, Split
 
 COMPONENTS = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)  # of the mixtures that are tried
 IMAGES_A_COMPONENT = 10  # at least, or the mixture is not tried
 ITERATIONS = 60  # of EM, at most
 GAIN = 1e-4  # of the log-probability that an iteration must bring, as a share of it, or EM ends
 COUNTED_BEFORE = 0.5  # that each level counts as seen before the data, so that nothing is impossible
+MAX_VALUES = 2**23  # of generated images that are fitted, at most
 CHUNK_VALUES = 2**22  # of images that are made 0 and 1 at a time
 
 Errors = dict[str, dict[str, float]]
@@ -111,15 +112,18 @@ def _log_sum_exp(joint: Floats) -> Floats:
     return result
 
 
-def fit_baselines(images: Mapping[Split, npt.NDArray[Any]], levels: int, seed: int) -> Errors:
-    """The test errors of independent values, and of the mixture that fits validation data best.
+def fit_baselines(task: Task, seed: int, samples: int) -> Errors:
+    """Return the test errors of independent values, and of the mixture that fits validation data best.
 
     Args:
-        images: (N, H, W, C) in [0, 1] of each split.
-        levels: K.
-        seed: seed of the start of EM.
+        task: of kind "density", with images of equal size.
+        seed: seed of generated images, and of the start of EM.
+        samples: training images to fit, at most; a fixed data set may have fewer.
     """
-    train, validation, test = (images[split] for split in SPLITS)
+    limit = min(samples, MAX_VALUES // prod(task.spec.size))
+    counts = {split: task.count(split) or limit for split in SPLITS}
+    train, validation, test = (task.batch(seed, 0, counts[split], split).x for split in SPLITS)
+    levels = max(task.spec.outputs, 2)
     tried = {k: Mixture(train, levels, k, seed) for k in COMPONENTS if k * IMAGES_A_COMPONENT <= len(train)}
     best = min(tried, key=lambda k: tried[k].nats(validation).mean())
     chosen = {"independent": tried[1], "mixture": tried[best]}

@@ -1,57 +1,35 @@
-"""Draw a run: its loss curves, and the predictions of its network."""
+"""Draw a run: its loss curves, and the predictions of its network; and the curves of a comparison."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import Batch, DiagonalTask, Task
+from mdlstm_tk.report.evaluation import display_split, example_batch, example_indices
+from mdlstm_tk.report.panels import Panel, class_colors, draw_input, sample_panels
+from mdlstm_tk.report.plots import (
+    Floats,
+    draw_before_and_after,
+    draw_curves,
+    draw_loss_comparison,
+    draw_panels,
+)
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
+from mdlstm_tk.training.comparison import Comparison
 from mdlstm_tk.training.drawing import draw_images
 from mdlstm_tk.training.evaluation import predict
-from mdlstm_tk.training.job import TrainingJob, run_job
 from mdlstm_tk.training.networks import build_network
-from mdlstm_tk.training.progress import Progress
+from mdlstm_tk.training.progress import WINDOW
 from mdlstm_tk.training.run_folder import Run
 from mdlstm_tk.training.tasks import load_task
-from mdlstm_tk.viz.examples import display_split, example_batch, example_indices
-from mdlstm_tk.viz.panels import Panel, draw_input, sample_panels
-from mdlstm_tk.viz.plots import Floats, draw_before_and_after, draw_curves, draw_panels
 
 COLUMNS = 4  # panels in a row of the picture
 SAMPLES = 12  # samples in the picture of a classifier or a recogniser: one panel each
 GRID_SAMPLES = 4  # samples in the picture of grids or masks: four panels each
-
-
-def train_and_draw(
-    job: TrainingJob, on_step: Callable[[Progress], None] = lambda progress: None
-) -> dict[str, Any]:
-    """Train, write `result.json`, and draw the run; draw it also if training is interrupted.
-
-    Args:
-        job: see `mdlstm_tk.training.new_job` and `resume_job`.
-        on_step: called after each step, in the main process only.
-
-    Returns:
-        The content of `result.json`; {} in processes other than the main one.
-
-    Raises:
-        KeyboardInterrupt: training was interrupted; checkpoint and pictures are written before.
-        MDLSTMError: see `mdlstm_tk.training.run_job`.
-    """
-    try:
-        result = run_job(job, on_step)
-    except KeyboardInterrupt:
-        if job.context.is_main and job.run.best.exists():
-            draw_run(job.run, job.task)
-        raise
-    if job.context.is_main:
-        draw_run(job.run, job.task)
-    return result
 
 
 def draw_run(run: Run, task: Task | None = None) -> None:
@@ -77,6 +55,23 @@ def draw_run(run: Run, task: Task | None = None) -> None:
         _draw_examples(run, checkpoint, task, title)
 
 
+def draw_comparison(comparison: Comparison) -> list[Path]:
+    """Write loss curves into the folder of a comparison, and return the paths of the pictures.
+
+    On the random diagonal they are `overall.png` and `relevant.png`, on other tasks `loss.png`.
+    """
+    plan = comparison.plan
+    pictures = {"loss": ("loss.png", "training loss")}
+    if plan.is_diagonal:
+        pictures = {"loss": ("overall.png", "overall loss"), "relevant": ("relevant.png", "relevant loss")}
+    paths = []
+    for metric, (name, label) in pictures.items():
+        paths.append(plan.folder / name)
+        label = f"{label} (mean of {WINDOW} steps)"
+        draw_loss_comparison(paths[-1], plan.title, label, comparison.curves(metric))
+    return paths
+
+
 def _draw_diagonal(run: Run, checkpoint: Checkpoint, task: DiagonalTask, title: str) -> None:
     """One matrix of the random diagonal, with the predictions of the untrained and the trained network."""
     batch: Batch = task.batch(checkpoint.config.seed, 1, 1, "validation")
@@ -95,8 +90,9 @@ def _draw_examples(run: Run, checkpoint: Checkpoint, task: Task, title: str) -> 
     panels = []
     for index in example_indices(task, split, seed, count):
         batch = example_batch(task, split, seed, index)
-        panels += sample_panels(batch, _predict(network, batch), spec)
-    draw_panels(run.prediction, f"{title}, {split} data", panels, COLUMNS)
+        panels += sample_panels(batch, _predict(network, batch), spec, task.sample_name(split, index))
+    legend = class_colors(spec) if spec.kind == "segment" else None
+    draw_panels(run.prediction, f"{title}, {split} data", panels, COLUMNS, legend)
 
 
 def _draw_density(run: Run, checkpoint: Checkpoint, task: Task, title: str) -> None:
@@ -104,8 +100,11 @@ def _draw_density(run: Run, checkpoint: Checkpoint, task: Task, title: str) -> N
     spec, seed = checkpoint.spec, checkpoint.config.seed
     split = display_split(task)
     indices = example_indices(task, split, seed, SAMPLES)
-    data = [draw_input(example_batch(task, split, seed, index).x[0]) for index in indices]
-    panels = [Panel(f"{split} data", image) for image in data]
+    panels = [
+        Panel(f"{split} data", draw_input(batch.x[0]), sample=task.sample_name(split, index))
+        for index in indices
+        for batch in [example_batch(task, split, seed, index)]
+    ]
     network = checkpoint.network()
     if hasattr(network, "sample"):  # a network of the user's own need not draw
         height, width = spec.size

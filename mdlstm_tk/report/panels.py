@@ -10,8 +10,8 @@ import numpy.typing as npt
 from matplotlib import colormaps
 
 from mdlstm_tk.data import UNLABELLED, Batch, TaskSpec
-from mdlstm_tk.data.metrics import target_texts
-from mdlstm_tk.runtime.postprocessing import labels, transcripts
+from mdlstm_tk.data.metrics import predicted_texts, target_texts
+from mdlstm_tk.runtime.postprocessing import labels
 
 Numbers = npt.NDArray[Any]
 Image = npt.NDArray[np.uint8]  # (H, W, 3)
@@ -28,34 +28,36 @@ class Panel:
         name: caption.
         image: (H, W, 3).
         value_range: the values that the ends of the color map stand for, as text; "" if there is none.
+        sample: name of the sample, on its first panel; else "".
     """
 
     name: str
     image: Image
     value_range: str = ""
+    sample: str = ""
 
 
-def sample_panels(batch: Batch, prediction: Numbers, spec: TaskSpec) -> list[Panel]:
-    """The panels of a batch with one sample.
+def sample_panels(batch: Batch, prediction: Numbers, spec: TaskSpec, sample: str = "") -> list[Panel]:
+    """Return the panels of a batch with one sample, which has this name.
 
     A classified or transcribed sample has one panel, its input, captioned with the prediction. A grid or a
     segmentation has four: input, prediction, truth and errors. Of kind "density" there are two: the input,
     and how surprising each position is, given those before it. If x has neither one nor three channels,
-    the first one is drawn; of several outputs, too.
+    the first one is drawn; of several outputs, too. Of a volume, the slice in the middle is drawn.
     """
-    x = _without_padding(batch.x, batch)
+    x = _visible(batch.x, batch)
     if spec.kind == "classify":
         predicted_class, true_class = (spec.classes[int(k)] for k in (labels(prediction)[0], batch.y[0]))
-        return [Panel(_caption(predicted_class, true_class), draw_input(x))]
+        return [Panel(_caption(predicted_class, true_class), draw_input(x), sample=sample)]
     if spec.kind == "transcribe":
-        (predicted_text,), (true_text,) = transcripts(prediction, spec.classes), target_texts(batch, spec)
-        return [Panel(_caption(predicted_text, true_text), draw_input(x))]
-    output, target = _without_padding(prediction, batch), _without_padding(batch.y, batch)
+        (predicted_text,), (true_text,) = predicted_texts(prediction, spec), target_texts(batch, spec)
+        return [Panel(_caption(predicted_text, true_text), draw_input(x), sample=sample)]
+    output, target = _visible(prediction, batch), _visible(batch.y, batch)
     if spec.kind == "density":
         surprise = -output.sum(-1)
         limits = 0.0, float(surprise.max())
         return [
-            Panel(f"{surprise.sum():.1f} nats", draw_input(x)),
+            Panel(f"{surprise.sum():.1f} nats", draw_input(x), sample=sample),
             Panel("surprise", _draw_values(surprise, *limits, "magma"), f"{_format_range(*limits)} nats"),
         ]
     if spec.kind == "segment":
@@ -63,17 +65,18 @@ def sample_panels(batch: Batch, prediction: Numbers, spec: TaskSpec) -> list[Pan
         errors = draw_input(x, fade=0.5)
         errors[(target != UNLABELLED) & (predicted_mask != target)] = ERROR_COLOR
         return [
-            Panel("input", draw_input(x)),
-            Panel("prediction", _draw_mask(x, predicted_mask)),
-            Panel("truth", _draw_mask(x, target)),
+            Panel("input", draw_input(x), sample=sample),
+            Panel("prediction", _draw_mask(x, predicted_mask, spec)),
+            Panel("truth", _draw_mask(x, target, spec)),
             Panel("errors", errors),
         ]
     output, target = output[..., 0], target[..., 0]
     limits = _limits(target)
     error = np.abs(output - target)
     error_limits = 0.0, float(error.max())
+    shown = "" if x.shape[-1] == 3 else _format_range(*_limits(x[..., 0]))
     return [
-        Panel("input", draw_input(x), "" if x.shape[-1] == 3 else _format_range(*_limits(x[..., 0]))),
+        Panel("input", draw_input(x), shown, sample),
         Panel("prediction", _draw_values(output, *limits), _format_range(*limits)),
         Panel("truth", _draw_values(target, *limits), _format_range(*limits)),
         Panel("error", _draw_values(error, *error_limits, "magma"), _format_range(*error_limits)),
@@ -94,23 +97,30 @@ def draw_input(x: Numbers, fade: float = 0.0) -> Image:
     return _to_bytes(image * (1 - fade) + fade)
 
 
-def class_color(k: int) -> tuple[int, int, int]:
-    """The color of class k in masks. There are twenty; the saturated ones come first."""
-    red, green, blue, _ = colormaps["tab20"]((2 * k) % 20 + (k // 10) % 2, bytes=True)
-    return int(red), int(green), int(blue)
+def class_colors(spec: TaskSpec) -> dict[str, tuple[int, int, int]]:
+    """Return the color of each class in masks, by its name.
+
+    They are those of the masks' palette, or else twenty in turn, of which the saturated ones come first.
+    """
+    palette = iter(spec.mask_palette)
+    colors = list(zip(palette, palette, palette, strict=False))
+    if not colors:
+        turns = ((2 * k) % 20 + (k // 10) % 2 for k in range(len(spec.classes)))
+        colors = [tuple(map(int, colormaps["tab20"](turn, bytes=True)[:3])) for turn in turns]  # type: ignore[misc]
+    return dict(zip(spec.classes, colors, strict=True))
 
 
 def _caption(prediction: str, truth: str) -> str:
     if prediction == truth:
         return prediction
-    return f"{prediction or '(empty)'}, truth: {truth}"
+    return f"{prediction or '(empty)'}\ntruth: {truth}"
 
 
-def _draw_mask(x: Numbers, mask: Numbers) -> Image:
-    """The classes `mask` (H, W) over the input; unlabelled positions show the input alone."""
-    palette = np.array([class_color(k) for k in range(20)])
+def _draw_mask(x: Numbers, mask: Numbers, spec: TaskSpec) -> Image:
+    """Draw the classes `mask` (H, W) over the input; unlabelled positions show the input alone."""
+    palette = np.array(list(class_colors(spec).values()))
     opacity = np.where(mask == UNLABELLED, 0, MASK_OPACITY)[..., None]
-    mixed = draw_input(x) * (1 - opacity) + palette[mask % len(palette)] * opacity
+    mixed = draw_input(x) * (1 - opacity) + palette[mask] * opacity
     return _to_bytes(mixed / 255)
 
 
@@ -139,7 +149,9 @@ def _format_range(low: float, high: float) -> str:
     return f"{low:.3g} … {high:.3g}"
 
 
-def _without_padding(grids: Numbers, batch: Batch) -> Numbers:
-    """The sample of a batch of one, cropped to its valid extents."""
-    grid: Numbers = grids[0]
-    return grid if batch.sizes is None else grid[tuple(map(slice, batch.sizes[0]))]
+def _visible(grids: Numbers, batch: Batch) -> Numbers:
+    """Return the sample of a batch of one, cropped to its valid extents; of a volume, the middle slice."""
+    grid: Numbers = grids[0] if batch.sizes is None else grids[0][tuple(map(slice, batch.sizes[0]))]
+    for _ in range(batch.x.ndim - 4):
+        grid = grid[len(grid) // 2]
+    return grid

@@ -1,0 +1,279 @@
+"""Figures of runs: curves, predictions before and after training, comparisons, histograms.
+
+`draw_*` write PNG files; `svg_*` return elements for a page, in its font and its colours.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path, PurePath
+from textwrap import wrap
+from typing import Any
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
+from matplotlib.ft2font import FT2Font
+from matplotlib.patches import Patch
+
+from mdlstm_tk._util.text import printable
+from mdlstm_tk.report.panels import Panel
+from mdlstm_tk.runtime.io.files import atomic_write
+from mdlstm_tk.training.metrics_file import metric_names
+from mdlstm_tk.training.progress import WINDOW, running_mean
+
+Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
+COLORS = ("#0b6e99", "#d1495b", "#6a994e", "#8d6a9f")  # distinguishable with any color vision
+FONT = "DejaVu Sans"  # which comes with Matplotlib
+PANEL_INCHES = 3  # width of a panel
+MAX_ASPECT = 8  # height by width of a panel; matplotlib refuses pictures of 65536 pixels
+TITLE_CHARACTERS = 38  # that fit above a panel, in one line
+TITLE_LINES = 3
+MAX_LEGEND = 24  # classes
+BINS = 40  # of a histogram
+# A matplotlibrc of the current folder, which Matplotlib reads, could let texts be set by LaTeX.
+default_style = matplotlib.style.context("default")
+METRIC_LABELS = {"relevant": "relevant loss (position of the second one)", "mse": "mean squared error"}
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
+@default_style
+def draw_curves(path: Path, title: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Draw loss and errors over the training steps, one axis each.
+
+    Args:
+        path: PNG file to write.
+        title: title of the figure.
+        records: the records of `metrics.jsonl`.
+    """
+    names = metric_names(records)
+    figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
+    figure.suptitle(_plain(title, 45 * len(names)), wrap=True)
+    axes = figure.subplots(1, len(names), squeeze=False)[0]
+    for axis, name, color in zip(axes, names, COLORS, strict=False):
+        _draw_curve(axis, name, color, records)
+    _save(figure, path)
+
+
+def svg_curves(records: Sequence[Mapping[str, Any]]) -> list[Markup]:
+    """Return an SVG element for each metric in the records of `metrics.jsonl`.
+
+    The elements use the page's font, text color, and the CSS variables --curve-0, --curve-1, …
+    """
+    return [_svg_curve(name, k, records) for k, name in enumerate(metric_names(records)[: len(COLORS)])]
+
+
+@default_style
+def draw_panels(
+    path: Path,
+    title: str,
+    panels: Sequence[Panel],
+    columns: int,
+    legend: Mapping[str, tuple[int, int, int]] | None = None,
+) -> None:
+    """Draw panels in rows of `columns`, and a legend of colours below.
+
+    A title that holds characters of no installed font is replaced by the name of the sample.
+    """
+    titles = [_title(panel) for panel in panels]
+    title_inches = 0.2 + 0.17 * max(title.count("\n") + 1 for title in titles)
+    aspects = [panel.image.shape[0] / panel.image.shape[1] for panel in panels]
+    heights = [
+        PANEL_INCHES * min(max(aspects[k : k + columns]), MAX_ASPECT) + title_inches
+        for k in range(0, len(panels), columns)
+    ]
+    entries = [
+        Patch(
+            color=f"#{bytes(color).hex()}", label=_plain(name, TITLE_CHARACTERS) if _fonts(name) else f"{k}"
+        )
+        for k, (name, color) in enumerate((legend or {}).items())
+    ][:MAX_LEGEND]
+    legend_inches = 0.25 * -(-len(entries) // columns)
+    texts = "".join([title, *titles, *(str(entry.get_label()) for entry in entries)])
+    with matplotlib.rc_context({"font.family": _fonts(texts) or [FONT]}):
+        figure = Figure((PANEL_INCHES * columns, sum(heights) + legend_inches + 0.5), layout="constrained")
+        figure.suptitle(_plain(title, TITLE_CHARACTERS * columns), fontsize=11)
+        axes = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights).ravel()
+        for axis in axes:
+            axis.set_axis_off()
+        for axis, panel, text in zip(axes, panels, titles, strict=False):
+            axis.imshow(panel.image, interpolation="nearest")
+            axis.set_title(text, fontsize=9)
+        if entries:
+            figure.legend(
+                handles=entries, loc="outside lower center", ncols=columns, frameon=False, fontsize=9
+            )
+        _save(figure, path)
+
+
+@default_style
+def draw_before_and_after(
+    path: Path, title: str, x: Floats, truth: Floats, before: Floats, after: Floats
+) -> None:
+    """Draw a matrix, its target, and the predictions before and after training, each (H, W) in [0, 1]."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure.suptitle(_plain(title))
+    rows = (("before training", before), ("after training", after))
+    for row, (axes, (when, prediction)) in enumerate(zip(figure.subplots(2, 3), rows, strict=True)):
+        grids = (("input", x), (f"prediction {when}", prediction), ("truth", truth))
+        for axis, (name, values) in zip(axes, grids, strict=True):
+            image = axis.imshow(values, cmap="viridis", vmin=0, vmax=1)
+            axis.set_title(name, fontsize=10)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        if row == 0:
+            figure.colorbar(image, ax=figure.axes, shrink=0.6)
+    _save(figure, path)
+
+
+@default_style
+def draw_loss_comparison(
+    path: Path, title: str, label: str, losses: Mapping[str, Sequence[Sequence[float]]]
+) -> None:
+    """Draw one loss of several networks: the median over the seeds, and the range as a band.
+
+    Args:
+        path: PNG file to write.
+        title: title of the figure.
+        label: label of the loss axis.
+        losses: by network, the loss at each step of each seed.
+    """
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axis = figure.subplots()
+    axis.set_title(_plain(title))
+    for (model, seeds), color in zip(losses.items(), COLORS, strict=False):
+        smooth = np.stack([running_mean(values) for values in seeds])  # (seeds, steps)
+        steps = np.arange(1, smooth.shape[1] + 1)
+        axis.fill_between(steps, smooth.min(axis=0), smooth.max(axis=0), color=color, alpha=0.2, lw=0)
+        axis.plot(steps, np.median(smooth, axis=0), color=color, label=_plain(model))
+    _finish_axis(axis, label)
+    axis.legend(frameon=False)
+    _save(figure, path)
+
+
+@default_style
+def svg_histogram(values: Mapping[str, Floats], label: str) -> Markup:
+    """Return an SVG element with one histogram for each name, in the same colors as curves."""
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axis = figure.subplots()
+    everything = np.concatenate(list(values.values()))
+    bins = np.linspace(everything.min(), everything.max() + 1e-9, BINS + 1).tolist()
+    for (name, each), color in zip(values.items(), COLORS, strict=False):
+        weights = np.full(len(each), 1 / len(each))
+        axis.hist(
+            each, bins, weights=weights, histtype="step", color=color, label=_plain(name), linewidth=1.5
+        )
+    axis.set_xlabel(_plain(label))
+    axis.set_ylabel("share of the images")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    return _to_svg(figure, f"{label}: histograms of {', '.join(values)}")
+
+
+def _draw_curve(axis: Any, name: str, color: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Draw one metric over the steps: the values faint, their running mean strong, validation in black."""
+    steps = [record["step"] for record in records]
+    values = [record[name] for record in records]
+    axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+    axis.plot(steps, running_mean(values), color=color, label=f"mean of {WINDOW} steps")
+    validated = [record for record in records if name in record.get("validation", {})]
+    if validated:
+        validation_steps = [record["step"] for record in validated]
+        errors = [record["validation"][name] for record in validated]
+        axis.plot(validation_steps, errors, color="black", marker=".", lw=0.8, label="validation")
+    label = METRIC_LABELS.get(name, name.replace("_", " "))
+    if name == "loss" and "relevant" in records[0]:
+        label = "overall loss (all positions)"
+    _finish_axis(axis, _plain(label), logarithmic=min(values) > 0)
+    axis.legend(frameon=False)
+
+
+@default_style
+def _svg_curve(name: str, k: int, records: Sequence[Mapping[str, Any]]) -> Markup:
+    figure = Figure(figsize=(4.2, 3), layout="constrained")
+    _draw_curve(figure.subplots(), name, COLORS[k], records)
+    return _to_svg(figure, f"{printable(name).replace('_', ' ')} over {len(records)} training steps")
+
+
+def _finish_axis(axis: Any, label: str, logarithmic: bool = True) -> None:
+    axis.set_yscale("log" if logarithmic else "linear")
+    axis.set_xlabel("step")
+    axis.set_ylabel(label)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _plain(text: str, longest: int = 200) -> str:
+    """Return a text as Matplotlib takes it: names may be long, or hold "$", which begins a formula."""
+    text = printable(text)
+    half = longest // 2
+    text = text if len(text) <= longest else f"{text[: longest - half - 1]}…{text[-half:]}"
+    return text.replace("$", r"\$")
+
+
+def _title(panel: Panel) -> str:
+    """Return the title of a panel in lines that fit: the name of the sample, caption, and range."""
+    lines = [line for text in panel.name.split("\n") for line in wrap(printable(text), TITLE_CHARACTERS)]
+    if len(lines) > TITLE_LINES:
+        lines = [*lines[: TITLE_LINES - 1], f"{lines[TITLE_LINES - 1][: TITLE_CHARACTERS - 1]}…"]
+    lines = [line.replace("$", r"\$") for line in lines] if _fonts("".join(lines)) else []
+    name = panel.sample if _fonts(panel.sample) else PurePath(panel.sample).name
+    name = _plain(name, TITLE_CHARACTERS) if _fonts(name) else ""
+    title = "\n".join([*filter(None, [name]), *lines])
+    return f"{title}  {panel.value_range}" if panel.value_range else title
+
+
+@cache
+def _fonts(text: str) -> list[str]:
+    """Return installed fonts that have all characters of a text between them; [] if there are none.
+
+    Matplotlib takes each character from the first font that has it.
+    """
+    families = [FONT]
+    missing = {ord(character) for character in text if character.isprintable()}
+    for entry in sorted(fontManager.ttflist, key=lambda font: font.name != FONT):
+        if entry.name.startswith("Last Resort"):  # whose characters are boxes
+            continue
+        if found := missing & _characters_of(entry.fname):
+            missing -= found
+            families += [entry.name] if entry.name not in families else []
+        if not missing:
+            return families
+    return [] if missing else families
+
+
+@cache
+def _characters_of(font: str) -> frozenset[int]:
+    try:
+        return frozenset(FT2Font(font).get_charmap())
+    except (OSError, RuntimeError):  # a damaged font, or one of a kind that is not read
+        return frozenset()
+
+
+def _to_svg(figure: Figure, label: str) -> Markup:
+    """Return a figure as an SVG element in the font and the colors of the page."""
+    FigureCanvasSVG(figure)
+    buffer = io.StringIO()
+    # Text stays text; the salt keeps the ids of several figures in one page apart.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace("#000000", "currentColor")
+    for k, color in enumerate(COLORS):
+        svg = svg.replace(color, f"var(--curve-{k})")
+    svg = re.sub(r'font: (\d+)px [^;"]*', r"font-size: \1px", svg)
+    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

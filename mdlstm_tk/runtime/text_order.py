@@ -1,0 +1,93 @@
+"""The order of the characters in a line of text that runs from right to left, or holds words that do.
+
+An image shows a line in visual order, from left to right. Files and programs store the logical order, in
+which the line is read. `reorder` turns one into the other: the Unicode bidirectional algorithm (UAX 9) for
+one line without embeddings, isolates and brackets in pairs.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+from unicodedata import bidirectional, combining
+
+Direction = Literal["ltr", "rtl"]
+
+_OPEN, _CLOSE = "([{<«‹≤", ")]}>»›≥"
+_MIRRORED = str.maketrans(_OPEN + _CLOSE, _CLOSE + _OPEN)
+_STRONG = {"L": "L", "R": "R", "AL": "R"}
+
+
+def is_right_to_left(text: str) -> bool:
+    """Return True if more letters of the text run from right to left than from left to right."""
+    kinds = [bidirectional(character) for character in text]
+    return kinds.count("R") + kinds.count("AL") > kinds.count("L")
+
+
+def reorder(text: str, direction: Direction) -> str:
+    """Turn the logical order of a line into the visual one, or the visual one into the logical one.
+
+    A text without characters that run from right to left stays as it is. Where several texts look the same,
+    as a number and a Latin word side by side may, the result has them in the order of an LTR text.
+
+    Args:
+        text: one line.
+        direction: of the page that the line is on.
+    """
+    clusters: list[str] = []  # characters with their accents, which follow them in both orders
+    for character in text:
+        if clusters and combining(character):
+            clusters[-1] += character
+        else:
+            clusters.append(character)
+    levels = _levels([bidirectional(cluster[0]) for cluster in clusters], direction)
+    turned = [c.translate(_MIRRORED) if level % 2 else c for c, level in zip(clusters, levels, strict=True)]
+    for level in range(max(levels, default=0), 0, -1):
+        start = 0
+        while start < len(levels):
+            end = start
+            while end < len(levels) and levels[end] >= level:
+                end += 1
+            turned[start:end] = turned[start:end][::-1]
+            levels[start:end] = levels[start:end][::-1]
+            start = end + 1
+    return "".join(turned)
+
+
+def _levels(kinds: list[str], direction: Direction) -> list[int]:
+    """Return the embedding level of each character: odd ones run from right to left."""
+    base = "R" if direction == "rtl" else "L"
+    last = base
+    for k, kind in enumerate(kinds):  # W2, W3
+        if kind in _STRONG:
+            last = kind
+        elif kind == "EN" and last == "AL":
+            kinds[k] = "AN"
+    for k, kind in enumerate(kinds):  # W4: one separator between two numbers of the same kind
+        around = kinds[k - 1 : k] + kinds[k + 1 : k + 2]
+        if around == ["EN", "EN"] and kind in ("ES", "CS"):
+            kinds[k] = "EN"
+        elif around == ["AN", "AN"] and kind == "CS":
+            kinds[k] = "AN"
+    for order in (range(len(kinds)), range(len(kinds) - 1, -1, -1)):  # W5: signs such as % and €
+        previous = ""
+        for k in order:
+            kinds[k] = "EN" if kinds[k] == "ET" and previous == "EN" else kinds[k]
+            previous = kinds[k]
+    last = base
+    for k, kind in enumerate(kinds):  # W7
+        last = _STRONG.get(kind, last)
+        kinds[k] = "L" if kind == "EN" and last == "L" else _STRONG.get(kind, kind)
+    sides = {"L": "L", "R": "R", "EN": "R", "AN": "R"}
+    after, following = base, []  # N1, N2: spaces and punctuation take the direction on both of their sides
+    for kind in reversed(kinds):
+        after = sides.get(kind, after)
+        following.append(after)
+    before = base
+    for k, (kind, after) in enumerate(zip(kinds, reversed(following), strict=True)):
+        if kind in sides:
+            before = sides[kind]
+        else:
+            kinds[k] = before if before == after else base
+    if direction == "rtl":
+        return [1 if kind == "R" else 2 for kind in kinds]
+    return [{"L": 0, "R": 1}.get(kind, 2) for kind in kinds]

@@ -1,0 +1,219 @@
+"""Arrays in `.npz` files, of images and of volumes, and images in IDX files, the format of MNIST."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.user_data import RNG, read, write_arrays
+from PIL import Image
+
+from mdlstm_tk.data import SPLITS, UNLABELLED, Kind
+from mdlstm_tk.data.builtin import fashion
+from mdlstm_tk.data.builtin.fashion import Fashion
+from mdlstm_tk.data.idx import read_idx
+from mdlstm_tk.errors import InputError
+
+
+@pytest.mark.parametrize("kind", ["grid", "classify", "segment", "transcribe"])
+def test_arrays_are_read_unchanged(tmp_path: Path, kind: Kind) -> None:
+    sizes = np.stack([np.full(10, 5), np.arange(10) % 6 + 1], axis=1)
+    task = read(write_arrays(tmp_path / "set.npz", kind, sizes=sizes), kind, validation=0.0)
+    with np.load(tmp_path / "set.npz") as file:
+        x, y = file["x"], file["y"]
+    for k, (sample, target) in enumerate(task.sets["train"]):
+        assert (sample[..., 0] == x[k, :, : sizes[k, 1]]).all()
+        if kind == "grid":
+            assert (target[..., 0] == y[k, :, : sizes[k, 1]]).all()
+        elif kind == "segment":
+            assert (target == y[k, :, : sizes[k, 1]]).all()
+    if kind == "grid":
+        assert task.spec.target_mean[0] == pytest.approx(105, abs=1)
+
+
+VOLUMES = RNG.random((8, 3, 4, 5)).astype(np.float32)
+MASKS = (VOLUMES > 0.5).astype(int)
+AXES = {  # arrays, kind; expected size, channels
+    "five axes": ({"x": VOLUMES[..., None], "y": VOLUMES}, "grid", (3, 4, 5), 1),
+    "five axes in both": ({"x": VOLUMES[..., None], "y": VOLUMES[..., None]}, "grid", (3, 4, 5), 1),
+    "masks of volumes": ({"x": VOLUMES, "y": MASKS}, "segment", (3, 4, 5), 1),
+    "classes of volumes": ({"x": VOLUMES, "y": np.arange(8) % 2, "ndim": 3}, "classify", (3, 4, 5), 1),
+    "sizes": ({"x": VOLUMES, "y": VOLUMES, "sizes": [[3, 4, 5], [2, 3, 4]] * 4}, "grid", (3, 4, 5), 1),
+    "images with channels": ({"x": VOLUMES, "y": np.arange(8) % 2}, "classify", (3, 4), 5),
+}
+
+
+@pytest.mark.parametrize("case", AXES)
+def test_volumes_are_told_from_images_with_channels(case: str, tmp_path: Path) -> None:
+    arrays, kind, size, channels = AXES[case]
+    np.savez(tmp_path / "volumes.npz", **arrays)
+    task = read(tmp_path / "volumes.npz", kind, validation=0.25)  # type: ignore[arg-type]
+    assert (task.spec.size, task.spec.channels, task.skipped) == (size, channels, [])
+    assert any("ndim=3" in line for line in task.summary) == (case == "images with channels")
+    batch = task.batch(0, 0, 6)
+    assert batch.x.shape == (6, *size, channels)
+    assert (batch.sizes is not None) == (case == "sizes")
+    if len(size) == 3:
+        cropped = read(tmp_path / "volumes.npz", kind, crop=(2, 3, 3))  # type: ignore[arg-type]
+        assert cropped.batch(0, 0, 6).x.shape == (6, 2, 3, 3, 1)
+    with pytest.raises(InputError, match=rf"crop=2x2{'x2' * (len(size) == 2)} has"):
+        read(tmp_path / "volumes.npz", kind, crop=(2, 2, 2)[: 5 - len(size)])  # type: ignore[arg-type]
+
+
+def test_large_arrays_stay_on_disk(tmp_path: Path) -> None:
+    x = RNG.random((9, 700, 700)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x, y=np.arange(9) % 2)
+    task = read(tmp_path / "x.npz", "classify", validation=0.0)
+    stored = task.sets["train"].samples[0].read_x.args[0]  # type: ignore[attr-defined]
+    assert isinstance(stored.base, np.memmap)
+    for (sample, _), expected in zip(task.sets["train"], x, strict=True):
+        assert np.array_equal(sample[..., 0], expected)
+
+
+def test_hundreds_of_classes_and_unknown_positions_of_arrays(tmp_path: Path) -> None:
+    y = np.arange(-1, 299).reshape(3, 10, 10)
+    np.savez(tmp_path / "m.npz", x=y, y=y)
+    task = read(tmp_path / "m.npz", "segment", validation=0.0)
+    assert task.spec.mask_values == tuple(range(299))
+    (_, first), *_, (_, last) = task.sets["train"]
+    assert (first[0, 0], last[-1, -1]) == (UNLABELLED, 298)
+
+
+REFUSED = {  # arrays in place of those of `write_arrays`, kind, message
+    "objects": ({"x": np.array([{}] * 10)}, "grid", r"x\.npz"),
+    "flat x": ({"x": np.ones((10, 4))}, "grid", r"x is float64 \(10, 4\)"),
+    "complex x": ({"x": np.ones((10, 4, 4), complex)}, "grid", r"x is complex128"),
+    "x without samples": ({"x": np.ones((0, 5, 6))}, "grid", r"x is float64 \(0, 5, 6\)"),
+    "six axes": ({"x": np.ones((10, 1, 2, 3, 4, 5))}, "grid", r"x is float64 \(10, 1, 2, 3, 4, 5\)"),
+    "texts for numbers": ({"y": np.array(["a"] * 10)}, "grid", r"y is <U1 \(10,\)"),
+    "numbers for classes": ({}, "classify", r"float32 \(10, 5, 6\)"),
+    "wrong length of y": ({"y": np.arange(9)}, "classify", r"int64 \(9,\)"),
+    "wrong grid of y": ({"y": np.ones((10, 6, 5), int)}, "segment", r"\(10, 6, 5\) for x \(10, 5, 6\)"),
+    "wrong sizes": ({"sizes": [[5, 6]]}, "grid", r"sizes is int64 \(1, 2\), expected integers \(10, 2\)"),
+    "one mask value": ({"y": np.ones((10, 5, 6), int)}, "segment", "value 1"),
+    "volumes of texts": (
+        {"x": np.ones((10, 2, 3, 4, 1)), "y": np.array(["a"] * 10)},
+        "transcribe",
+        "needs two",
+    ),
+    "nothing usable": ({"x": np.full((10, 2, 2), np.nan), "y": np.arange(10)}, "classify", "sample 0.*NaN"),
+    "too large a density": (
+        {"x": 2 * np.ones((10, 4, 4))},
+        "density",
+        r"lie in \[2, 2\], expected \[0, 1\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_arrays_that_cannot_be_used_are_one_line(case: str, tmp_path: Path) -> None:
+    arrays, kind, message = REFUSED[case]
+    path = write_arrays(tmp_path / "x.npz", kind if kind in ("segment", "transcribe") else "grid", **arrays)
+    with pytest.raises(InputError, match=message) as refused:
+        read(path, kind)  # type: ignore[arg-type]
+    assert "\n" not in str(refused.value)
+
+
+def test_single_samples_that_cannot_be_used_are_skipped(tmp_path: Path) -> None:
+    x = RNG.random((12, 4, 4))
+    x[3, 0, 0] = np.nan
+    np.savez(tmp_path / "n.npz", x=x, y=np.arange(12), sizes=[[4, 4]] * 11 + [[5, 4]])
+    skipped = read(tmp_path / "n.npz", "classify").skipped
+    assert [line.split(":")[0] for line in skipped] == ["sample 3", "sample 11"]
+
+
+def test_arrays_and_images_are_data_of_kind_density(tmp_path: Path) -> None:
+    x = IMAGES / np.float32(255)
+    np.savez(tmp_path / "x.npz", x=x)
+    task = read(tmp_path / "x.npz", "density")
+    assert (task.spec.outputs, task.spec.mean) == (1, ())
+    (tmp_path / "floats").mkdir()
+    for k, image in enumerate(x):  # a TIFF of floating-point numbers is used as it is
+        Image.fromarray(image + (k == 3)).save(tmp_path / f"floats/{k}.tif")
+    task = read(tmp_path / "floats", "density", levels=4)
+    assert [name for name in task.skipped if name.startswith("3.tif: its values lie in [1")] == task.skipped
+    assert len(task.skipped) == 1 and "nearest of 4 levels" in "; ".join(task.summary)
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (12, 4, 5)).astype(np.uint8)
+HEADER = struct.pack(">4I", 0x803, *IMAGES.shape)
+WHOLE = HEADER + IMAGES.tobytes()
+LAYOUTS = {
+    "as published": ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"),
+    "unpacked, with dots": ("train-images.idx3-ubyte", "t10k-images.idx3-ubyte"),
+    "beside their archives": (
+        "train-images-idx3-ubyte",
+        "train-images-idx3-ubyte.gz",
+        "t10k-images-idx3-ubyte",
+        "t10k-images-idx3-ubyte.gz",
+    ),
+    "as torchvision keeps them": ("MNIST/raw/train-images-idx3-ubyte", "MNIST/raw/t10k-images-idx3-ubyte"),
+    "EMNIST": ("emnist-letters-train-images-idx3-ubyte.gz", "emnist-letters-test-images-idx3-ubyte.gz"),
+}
+
+
+def write_layout(folder: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(gzip.compress(WHOLE) if name.endswith(".gz") else WHOLE)
+        labels = (folder / name).with_name(Path(name).name.replace("images", "labels"))
+        labels.write_bytes(struct.pack(">2I", 0x801, 12) + bytes(12))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_idx_files_are_found_as_users_keep_them(layout: str, tmp_path: Path) -> None:
+    write_layout(tmp_path, LAYOUTS[layout])
+    clothes = Fashion(0, 0.25, tmp_path)
+    assert [clothes.count(split) for split in SPLITS] == [9, 3, 12]
+    x = clothes.batch(0, 0, 12, "test").x[..., 0]
+    assert set(np.unique(x)) == {0, 1}
+    assert (x[IMAGES > 0.71 * 255] == 1).all() and (x[IMAGES < 0.29 * 255] == 0).all()
+    task = read(tmp_path, "density", levels=256)
+    assert (task.spec.size, task.spec.outputs, task.count("test")) == ((4, 5), 256, 12)
+    batch = task.batch(0, 0, 12, "test")
+    assert (np.rint(batch.x[..., 0] * 255) == IMAGES).all()
+    assert batch.y is batch.x
+
+
+BAD_IDX = {
+    "empty": (b"", "0 bytes"),
+    "cut off": (WHOLE[:-1], "239"),
+    "too long": (WHOLE + b"x", "241"),
+    "labels": (struct.pack(">2I", 0x801, 12) + bytes(12), "0x00000801"),
+    "no images": (struct.pack(">4I", 0x803, 0, 4, 5), r"\(0, 4, 5\)"),
+    "gzip cut off": (gzip.compress(WHOLE)[:-9], "too early"),
+    "not gzip": (b"\x1f\x8b" + bytes(30), "unknown|incorrect|invalid"),
+    "larger than allowed": (gzip.compress(bytes(2**20)), "more than 65536"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_IDX)
+def test_damaged_idx_files_are_one_line(name: str, tmp_path: Path) -> None:
+    content, message = BAD_IDX[name]
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as refused:
+        read_idx(path, 2**16)
+    assert "\n" not in str(refused.value)
+
+
+def test_idx_files_of_another_layout_are_one_line_that_says_what_is_expected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/train-images-idx3-ubyte", "b/train-images-idx3-ubyte"):
+        write_layout(tmp_path, (name,))
+    with pytest.raises(InputError, match=r"more than one .* for train.*one data set"):
+        Fashion(0, 0.1, tmp_path)
+    with pytest.raises(InputError, match=r"found train-images-idx3-ubyte; .* --task density"):
+        Fashion(0, 0.1, tmp_path / "a")
+    with pytest.raises(InputError, match="found neither"):
+        Fashion(0, 0.1, tmp_path / "nothing")
+    (tmp_path / "a/t10k-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, 3, 5, 4) + WHOLE[16:76])
+    with pytest.raises(InputError, match="4x5 and 5x4"):
+        Fashion(0, 0.1, tmp_path / "a")
+    monkeypatch.setattr(fashion, "FOLDER", tmp_path / "not-installed")
+    with pytest.raises(InputError, match="dataset-fashion-mnist"):
+        Fashion(0, 0.1, tmp_path / "not-installed")

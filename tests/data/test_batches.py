@@ -1,0 +1,139 @@
+"""Batches: their order, padding, crops and distortion, and what metrics make of predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.user_data import read, write_image
+
+from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, TaskSpec
+from mdlstm_tk.data.augmentation import distort
+from mdlstm_tk.data.metrics import METRICS
+from mdlstm_tk.data.sampling import make_rng, shuffled_indices, stratified_mask
+from mdlstm_tk.data.task import collate
+
+
+def test_batches_hold_similar_samples_and_epochs_hold_all(tmp_path: Path) -> None:
+    widths = np.random.default_rng(0).permutation(np.arange(4, 68))
+    x = np.arange(64, dtype=np.float32)[:, None, None] * np.ones((1, 3, 67), np.float32)
+    sizes = np.stack([np.full(64, 3), widths], axis=1)
+    np.savez(tmp_path / "lines.npz", x=x, y=np.array(["a", "b"] * 32), sizes=sizes)
+    task = read(tmp_path / "lines.npz", "transcribe", validation=0.0)
+    batches = [task.batch(5, step, 4) for step in range(32)]
+    seen = [[int(sample) for sample in batch.x[:, 0, 0, 0]] for batch in batches]
+    for epoch in (seen[:16], seen[16:]):
+        assert sorted(sample for batch in epoch for sample in batch) == list(range(64))
+    assert seen[:16] != seen[16:]
+    padding = [
+        1 - batch.sizes[:, 1].mean() / batch.x.shape[2] for batch in batches if batch.sizes is not None
+    ]
+    assert np.mean(padding) < 0.25  # batches in random order have about 0.4
+    shard = task.batch(5, 3, 4, shard=slice(2, 4))
+    assert [int(sample) for sample in shard.x[:, 0, 0, 0]] == seen[3][2:]
+
+
+def test_crops_are_random_in_training_and_central_in_validation(tmp_path: Path) -> None:
+    index = np.arange(70).reshape(7, 10)
+    for k in range(8):
+        write_image(tmp_path / f"images/{k}.png", index)
+        write_image(tmp_path / f"masks/{k}.png", index)
+    task = read(tmp_path, "segment", crop=(3, 4))
+    assert (task.spec.size, task.has_mixed_sizes) == ((3, 4), True)
+    batch = task.batch(0, 0, 6)
+    assert np.array_equal(np.rint(255 * batch.x[..., 0]), batch.y)
+    assert len({int(y[0, 0]) for y in batch.y}) > 1
+    assert np.array_equal(batch.y, task.batch(0, 0, 6).y)
+    assert not np.array_equal(batch.y, task.batch(0, 1, 6).y)
+    assert (task.batch(0, 0, 2, "validation").y == index[2:5, 3:7]).all()
+
+
+def shuffle_in_fours(seed: int) -> list[int]:
+    """Draw four epochs of ten samples, four draws per call."""
+    return [k for start in range(0, 40, 4) for k in shuffled_indices(seed, 10, range(start, start + 4))]
+
+
+def test_each_epoch_has_every_sample_once_and_an_order_of_its_own() -> None:
+    order = shuffle_in_fours(seed=7)
+    epochs = [order[start : start + 10] for start in range(0, 40, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert order != shuffle_in_fours(seed=8)
+
+
+def test_stratified_mask_selects_a_share_of_each_group() -> None:
+    groups = ["a"] * 50 + ["b"] * 10 + ["c"] * 2 + ["d"]
+    mask = stratified_mask(groups, 0.2, seed=0)
+    counts = {name: int(mask[[group == name for group in groups]].sum()) for name in "abcd"}
+    assert counts == {"a": 10, "b": 2, "c": 1, "d": 0}
+    assert not stratified_mask(groups, 0.0, seed=0).any()
+    assert (stratified_mask(groups, 0.2, seed=1) != mask).any()
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (5, 40, 3), (1, 1, 1), (1, 7, 1)], ids=str)
+def test_distortion_moves_image_and_mask_together(shape: tuple[int, int, int]) -> None:
+    mask = np.random.default_rng(0).integers(0, 4, shape[:2])
+    image = np.repeat(mask[..., None], shape[2], axis=2).astype(np.float32)
+    moved, target = distort(image, mask, make_rng(3), 1.0, with_target=True)
+    assert (moved.shape, moved.dtype) == (shape, np.float32)
+    assert set(np.unique(target)) <= set(np.unique(mask))
+    assert np.abs(moved[..., 0] - target).mean() < 1
+    again, _ = distort(image, mask, make_rng(3), 1.0, with_target=True)
+    assert (moved == again).all()
+    if min(shape[:2]) > 1:
+        assert (moved != image).any()
+    still, _ = distort(image, mask, make_rng(3), 0.0, with_target=True)
+    np.testing.assert_allclose(still, image, atol=1e-5)
+
+
+def test_distortion_keeps_a_central_blob_near_the_centre() -> None:
+    image = np.zeros((32, 32, 1), dtype=np.float32)
+    image[14:18, 14:18] = 1
+    rows = np.arange(32)[:, None, None]
+    for seed in range(20):
+        moved, _ = distort(image, None, make_rng(seed), 1.0, with_target=False)
+        assert abs((moved * rows).sum() / moved.sum() - 15.5) < 5
+
+
+def test_each_draw_of_a_sample_is_distorted_differently() -> None:
+    image = make_rng(0).random((8, 8, 1)).astype(np.float32)
+    spec = TaskSpec("one", "classify", 1, 1, (8, 8), ("a",))
+    task = DatasetTask(spec, {"train": [(image, 0)], "validation": [(image, 0)]}, augment=1.0)
+    seen = [x.tobytes() for step in range(3) for x in task.batch(0, step, 2).x]
+    assert len(set(seen)) == 6
+    assert (task.batch(0, 0, 2, "validation").x[0] == image).all()
+
+
+def test_collate_pads_samples_of_different_extents() -> None:
+    samples = [
+        (np.ones((2, 5, 1), np.float32), np.ones((2, 5))),
+        (np.ones((3, 1, 1), np.float32), np.ones((3, 1))),
+    ]
+    batch = collate("segment", samples)
+    assert batch.x.shape == (2, 3, 5, 1)
+    assert batch.sizes is not None
+    assert batch.sizes.tolist() == [[2, 5], [3, 1]]
+    assert batch.x.sum() == 13
+    assert (batch.y == UNLABELLED).sum() == 30 - 13
+    assert collate("segment", samples[:1]).sizes is None
+
+
+@pytest.mark.parametrize(
+    ("predicted", "target", "edits"),
+    [("abc", "abc", 0), ("", "abc", 3), ("abc", "", 3), ("kitten", "sitting", 3), ("ab", "ba", 2)],
+)
+def test_character_error_is_the_edit_distance(predicted: str, target: str, edits: int) -> None:
+    alphabet = tuple("abcdefghijklmnopqrstuvwxyz")
+    spec = TaskSpec("words", "transcribe", 1, 27, (1, 20), alphabet)
+    path = [0, *(k for c in predicted for k in (1 + alphabet.index(c), 0))]  # a blank after each character
+    y = np.array([[1 + alphabet.index(c) for c in target] + [0]])
+    batch = Batch(np.zeros((1, 1, 20, 1), np.float32), y)
+    metrics = METRICS["transcribe"](np.eye(27, dtype=np.float32)[path][None], batch, spec)
+    assert metrics == {"character_error": (edits, len(target)), "string_error": (edits > 0, 1)}
+
+
+def test_squared_error_leaves_out_padding() -> None:
+    x = np.zeros((2, 2, 3, 1), np.float32)
+    batch = Batch(x, x + 1, np.array([[2, 3], [1, 2]]))
+    assert METRICS["grid"](x, batch, TaskSpec("numbers", "grid", 1, 1, (2, 3))) == {"mse": (8.0, 8)}

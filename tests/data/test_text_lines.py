@@ -1,0 +1,129 @@
+"""Lines of text: the table that names them, their characters, and the order in which they are read."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.user_data import RNG, read, write_image, write_texts
+
+from mdlstm_tk.data.metrics import predicted_texts, target_texts
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.text_order import is_right_to_left, reorder
+
+ALEF, BET, GIMEL = "\u05d0\u05d1\u05d2"
+ORDERS = {  # direction, logical order, visual order as the Unicode bidirectional algorithm has it
+    "Latin": ("ltr", "ab (c) 12!", "ab (c) 12!"),
+    "Latin in an RTL page": ("rtl", "ab (c) 12", "ab (c) 12"),
+    "Hebrew": ("rtl", f"{ALEF}{BET} {GIMEL}", f"{GIMEL} {BET}{ALEF}"),
+    "a full stop": ("rtl", f"{ALEF}{BET}.", f".{BET}{ALEF}"),
+    "brackets": ("rtl", f"{ALEF}({BET})", f"({BET}){ALEF}"),
+    "a number": ("rtl", f"{ALEF} 12 {BET}", f"{BET} 12 {ALEF}"),
+    "a date": ("rtl", f"{ALEF} 12/05/2023", f"12/05/2023 {ALEF}"),
+    "per cent": ("rtl", f"{ALEF} 3.5% {BET}", f"{BET} 3.5% {ALEF}"),
+    "a Latin word": ("rtl", f"{ALEF} abc {BET}", f"{BET} abc {ALEF}"),
+    "Hebrew in an LTR page": ("ltr", f"abc {ALEF}{BET} 12 {GIMEL} de", f"abc {GIMEL} 12 {BET}{ALEF} de"),
+    "accents": ("rtl", f"{ALEF}\u05b8{BET}\u05b6", f"{BET}\u05b6{ALEF}\u05b8"),
+    "Arabic": ("rtl", "\u0633\u0646\u0629 123", "123 \u0629\u0646\u0633"),
+    "Arabic numbers": ("rtl", "\u0633 \u0663\u0664", "\u0663\u0664 \u0633"),
+    "empty": ("rtl", "", ""),
+}
+
+
+@pytest.mark.parametrize("case", ORDERS)
+def test_the_visual_order_is_that_of_unicode_and_turns_back(case: str) -> None:
+    direction, logical, visual = ORDERS[case]
+    assert reorder(logical, direction) == visual  # type: ignore[arg-type]
+    assert reorder(visual, direction) == logical  # type: ignore[arg-type]
+
+
+def test_the_direction_is_that_of_most_letters() -> None:
+    assert is_right_to_left(f"{ALEF}{BET} a 123")
+    assert not is_right_to_left(f"{ALEF} abc")
+    assert not is_right_to_left("123")
+
+
+def write_lines(path: Path, texts: list[str]) -> Path:
+    for k, text in enumerate(texts):
+        write_image(path / f"{k}.png", RNG.integers(0, 255, (6, 8 * max(len(text), 1))))
+    lines = (f"{k}.png\t{text}\n" for k, text in enumerate(texts))
+    (path / "labels.tsv").write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def test_the_characters_of_the_texts_are_the_classes(tmp_path: Path) -> None:
+    task = read(write_texts(tmp_path), "transcribe", validation=0.0)
+    assert (task.spec.classes, task.spec.outputs) == ((" ", "a", "b", "c", "x"), 6)
+    lines = (tmp_path / "labels.tsv").read_text().splitlines()
+    batch = task.batch(0, 0, 8)
+    assert sorted(target_texts(batch, task.spec)) == sorted(line.split("\t")[1] for line in lines)
+
+
+def test_right_to_left_texts_are_learned_in_visual_and_returned_in_logical_order(tmp_path: Path) -> None:
+    texts = [f"{ALEF}{BET} 12", f"({BET}) {GIMEL}.", f"{GIMEL}{ALEF} ab"]
+    task = read(write_lines(tmp_path, texts), "transcribe", validation=0.0)
+    assert task.spec.text_direction == "rtl"
+    assert any("3 texts run from right to left" in line for line in task.summary)
+    batch = task.batch(0, 0, 3)
+    assert sorted(target_texts(batch, task.spec)) == sorted(texts)
+    shown = {"".join(task.spec.classes[k - 1] for k in row if k) for row in batch.y}
+    assert shown == {reorder(text, "rtl") for text in texts}
+    spaced = np.stack([batch.y, np.zeros_like(batch.y)], axis=-1).reshape(3, -1)  # a blank after each
+    prediction = np.eye(task.spec.outputs, dtype=np.float32)[spaced]
+    assert predicted_texts(prediction, task.spec) == target_texts(batch, task.spec)
+    assert task.measure(prediction, batch)["character_error"][0] == 0
+
+
+def test_texts_are_normalised_and_the_summary_says_so(tmp_path: Path) -> None:
+    decomposed = unicodedata.normalize("NFD", "é")
+    task = read(
+        write_lines(tmp_path, ["é", decomposed, "e\u200f", "\ufeffe"]), "transcribe", validation=0.0
+    )
+    assert task.spec.classes == ("e", "é")
+    assert any("3 texts were normalised" in line for line in task.summary)
+    assert sorted(target_texts(task.batch(0, 0, 4), task.spec)) == ["e", "e", "é", "é"]
+    assert task.text_extents[1].ctc_steps == 1
+
+
+BAD_LINES = {
+    "0.png again": ("0.png\tother", "line 9.*line 1 names 0.png"),
+    "./0.png": ("./0.png\tother", r"line 9.*line 1 names \./0\.png"),
+    "third column": ("more.png\tabc\tabc", "line 9.*3 columns; expected file, tab, text"),
+    "no tab": ("more.png abc", "line 9.*no tab; expected file, tab, text"),
+    "no file": ("gone.png\tabc", r"gone\.png: there is no such file"),
+    "no text": ("more.png\t", r"more\.png: its text is empty"),
+    "no image": ("labels.tsv\tabc", r"labels\.tsv: it cannot be read as an image"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_bad_lines_are_named_and_skipped(case: str, tmp_path: Path) -> None:
+    line, message = BAD_LINES[case]
+    write_texts(tmp_path)
+    write_image(tmp_path / "more.png", RNG.integers(0, 255, (6, 20)))
+    with (tmp_path / "labels.tsv").open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n\n")
+    task = read(tmp_path, "transcribe")
+    (reason,) = task.skipped
+    with pytest.raises(InputError, match=message):
+        raise InputError(reason)
+    assert sum(map(len, task.names.values())) == 8
+    assert any(reason in line for line in task.summary)
+
+
+def test_a_table_may_name_files_anywhere(tmp_path: Path) -> None:
+    write_image(tmp_path / "elsewhere/a.png", RNG.integers(0, 255, (6, 20)))
+    (tmp_path / "lines").mkdir()
+    table = f"../elsewhere/a.png\tab\n{tmp_path / 'elsewhere/a.png'}\tab\n"
+    (tmp_path / "lines/labels.tsv").write_text(table)
+    task = read(tmp_path / "lines", "transcribe", validation=0.0)
+    assert task.count("train") == 2
+
+
+def test_a_table_in_another_encoding_is_one_line(tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    (tmp_path / "labels.tsv").write_bytes("0.png\té".encode("latin-1"))
+    with pytest.raises(InputError, match=r"labels\.tsv is not a text in UTF-8"):
+        read(tmp_path, "transcribe")

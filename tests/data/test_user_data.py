@@ -1,0 +1,377 @@
+"""A user's own data: every layout is read, what cannot be used is named, and networks train on it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.command import mdlstm
+from helpers.training import run_in
+from helpers.user_data import (
+    RNG,
+    read,
+    write_arrays,
+    write_classes,
+    write_image,
+    write_masks,
+    write_targets,
+    write_texts,
+)
+
+from mdlstm_tk.data import Kind
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.report import draw_run, write_report
+from mdlstm_tk.training import (
+    Run,
+    TrainConfig,
+    build,
+    default_config,
+    load_checkpoint,
+    new_job,
+    predict,
+    resume_job,
+    run_job,
+    train,
+)
+from mdlstm_tk.training import memory as training_memory
+from mdlstm_tk.training.networks import fit_config, texts_without_room
+from mdlstm_tk.training.tasks import load_task, make_task
+
+QUICK = {"steps": 6, "hidden": 3, "batch_size": 4, "evaluate_every": 3, "validation": 0.25}
+
+
+def quick(path: Path, kind: str, **settings: object) -> TrainConfig:
+    return default_config(kind, str(path)).updated({**QUICK, **settings}, "test")
+
+
+def test_class_folders_get_a_stratified_split_and_are_scaled(tmp_path: Path) -> None:
+    task = read(write_classes(tmp_path / "signs", {"10": 8, "9": 4, "no": 8}), "classify")
+    assert task.spec.classes == ("9", "10", "no")
+    assert task.spec.name == "signs"
+    assert (task.spec.channels, task.spec.outputs, task.spec.size) == (1, 3, (6, 9))
+    labels = {split: [int(y) for _, y in task.sets[split]] for split in ("train", "validation")}
+    assert [labels["validation"].count(k) for k in range(3)] == [1, 2, 2]
+    assert [labels["train"].count(k) for k in range(3)] == [3, 6, 6]
+    data, classes = task.summary
+    assert all(text in data for text in (str(tmp_path / "signs"), "15", "5", "6x9"))
+    assert "9 (4), 10 (8), no (8)" in classes
+    other = read(tmp_path / "signs", "classify", seed=1)
+    assert other.names["validation"] != task.names["validation"]
+    again = read(tmp_path / "signs", "classify", seed=1, held_out=task.names["validation"])
+    assert again.names["validation"] == task.names["validation"]
+
+
+def test_splits_of_the_data_are_used(tmp_path: Path) -> None:
+    for folder, count in (("train", 4), ("val", 2), ("test", 3)):
+        write_classes(tmp_path / folder, {"a": count, "b": count})
+    task = read(tmp_path, "classify")
+    assert [task.count(split) for split in ("train", "validation", "test")] == [8, 4, 6]
+    (tmp_path / "arrays").mkdir()
+    for name in ("train", "val"):
+        write_arrays(tmp_path / "arrays" / f"{name}.npz", "classify")
+    assert read(tmp_path / "arrays", "classify").count("validation") == 10
+
+
+def test_files_that_cannot_be_used_are_named_and_skipped(tmp_path: Path) -> None:
+    write_classes(tmp_path / "signs", {"a": 4, "b": 4})
+    content = (tmp_path / "signs/b/0.png").read_bytes()
+    bad = {"a/text.png": b"not an image", "b/cut.png": content[: len(content) // 2], "b/empty.png": b""}
+    for name, data in bad.items():
+        (tmp_path / "signs" / name).write_bytes(data)
+    (tmp_path / "signs/empty").mkdir()
+    (tmp_path / "signs/a/photo.heic").write_text("")
+    (tmp_path / "signs/a/._0.png").write_text("")  # a note of a file manager
+    task = read(tmp_path / "signs", "classify")
+    assert [line.split(":")[0] for line in task.skipped] == list(bad)
+    for text in ("skipped 3", "a/text.png", "1 .heic", "without images, left out: empty"):
+        assert any(text in line for line in task.summary), text
+    write_masks(tmp_path / "cells")
+    (tmp_path / "cells/masks/1.png").unlink()
+    write_image(tmp_path / "cells/masks/2.png", np.zeros((3, 3)))
+    (tmp_path / "cells/masks/4.png").write_text("not an image")
+    reasons = {line.split(": ")[0]: line for line in read(tmp_path / "cells", "segment").skipped}
+    assert set(reasons) == {"images/1.png", "images/2.png", "images/4.png"}
+    assert "3x3" in reasons["images/2.png"] and "5x7" in reasons["images/2.png"]
+    assert "mask" in reasons["images/4.png"]
+
+
+def test_a_long_list_of_skipped_samples_is_shortened(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 2, "b": 1})
+    for k in range(13):
+        (tmp_path / f"a/bad{k}.png").write_text("")
+    summary = read(tmp_path, "classify").summary
+    assert sum("bad" in line for line in summary) == 10
+    assert "3" in summary[-1]
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    data = write_classes(tmp_path / "data", {"a": 3})
+    write_classes(tmp_path / "elsewhere", {"b": 3})
+    try:
+        (data / "b").symlink_to(tmp_path / "elsewhere/b")
+    except OSError:
+        pytest.skip("this user may not make links")
+    (data / "a/loop").symlink_to(data)
+    (data / "a/broken.png").symlink_to(data / "gone.png")
+    task = read(data, "classify")
+    assert task.spec.classes == ("a", "b")
+
+
+def make(path: Path, writer: Callable[[Path], object]) -> Path:
+    writer(path)
+    return path
+
+
+UNREADABLE: dict[str, tuple[Callable[[Path], Path], str, str]] = {  # writes data; kind; message
+    "missing": (lambda p: p / "no", "classify", "no such"),
+    "empty folder": (lambda p: make(p / "e", Path.mkdir), "classify", r"subfolder.*\.npz"),
+    "no masks": (lambda p: write_classes(p / "c", {"images": 2}), "segment", r"masks/ is missing.*images/"),
+    "no labels": (lambda p: write_classes(p / "c", {"a": 2}), "transcribe", r"labels\.tsv"),
+    "no targets": (lambda p: write_classes(p / "c", {"images": 2}), "grid", r"targets/.*images/"),
+    "one class": (lambda p: write_classes(p / "c", {"only": 2}), "classify", "'only'"),
+    "mixed splits": (
+        lambda p: (
+            write_arrays(make(p / "m", lambda m: write_targets(m / "val")) / "train.npz", "grid").parent
+        ),
+        "grid",
+        r"val.*\.npz",
+    ),
+    "other file type": (
+        lambda p: make(p / "x.csv", lambda x: x.write_text("1,2")),
+        "grid",
+        r"x\.csv.*\.npz",
+    ),
+    "damaged": (lambda p: make(p / "x.npz", lambda x: x.write_bytes(b"PK\3\4 no")), "grid", r"x\.npz"),
+    "no y": (lambda p: make(p / "x.npz", lambda x: np.savez(x, x=np.ones((3, 4, 4)))), "grid", "x or y"),
+    "a control character": (lambda p: write_classes(p, {"a\x1bb": 2, "b": 2}), "classify", "control"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_data_of_another_layout_are_one_line(name: str, tmp_path: Path) -> None:
+    write, kind, message = UNREADABLE[name]
+    with pytest.raises(InputError, match=message) as refused:
+        read(write(tmp_path), kind)  # type: ignore[arg-type]
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "named"),
+    [
+        ("transcribe", {"crop": "4"}, "resize=..."),
+        ("classify", {"size": "9"}, "--resize 9"),
+        ("classify", {"resize": "9"}, "arrays"),
+        ("classify", {"resize": "9x*"}, r"resize=9x\*.*arrays"),
+        ("classify", {"crop": "2x3x4"}, "crop=2x3x4 has 3 extents"),
+    ],
+)
+def test_sizes_that_cannot_be_honoured_are_refused(
+    kind: Kind, settings: dict[str, object], named: str, tmp_path: Path
+) -> None:
+    path = write_texts(tmp_path / "t") if kind == "transcribe" else write_arrays(tmp_path / "x.npz", kind)
+    with pytest.raises(InputError, match=named):
+        make_task(quick(path, kind, **settings))
+
+
+@pytest.mark.parametrize("resize", ["48x", "x48", "*x*", "48x*x3", "0x*", "1x2x3", "*"])
+def test_sizes_to_resize_to_are_checked(resize: str) -> None:
+    with pytest.raises(InputError, match="must be"):
+        TrainConfig().updated({"resize": resize}, "test")
+
+
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "classify": lambda path: write_classes(path / "d", {"a": 9, "b": 9}),
+    "segment": lambda path: write_masks(path / "d"),
+    "transcribe": lambda path: write_texts(path / "d"),
+    "grid": lambda path: write_arrays(path / "d.npz", "grid"),
+    "grid of images": lambda path: write_targets(path / "d"),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_network_trains_on_the_data_and_predicts_without_it(kind: str, tmp_path: Path) -> None:
+    path = WRITERS[kind](tmp_path)
+    kind = kind.split()[0]
+    job = new_job(quick(path, kind), tmp_path / "run")
+    errors = run_job(job)["errors"]
+    draw_run(job.run, job.task)
+    assert job.run.prediction.exists()
+    assert all(np.isfinite(value) for value in errors.values())
+    path.rename(tmp_path / "moved-away")
+    checkpoint = load_checkpoint(job.run.best)
+    assert checkpoint.spec == job.task.spec
+    batch = job.task.batch(0, 0, 2, "validation") if path.is_file() else job.task.batch(0, 0, 2)
+    prediction = predict(checkpoint.network(), batch, torch.device("cpu"))
+    assert prediction.shape[-1] == checkpoint.spec.outputs
+    if kind == "grid" and path.is_file():  # an untrained network predicts the mean of the targets
+        assert prediction.mean().item() == pytest.approx(job.task.spec.target_mean[0], abs=5)
+
+
+def test_the_command_describes_the_data_and_resumes(tmp_path: Path) -> None:
+    write_classes(tmp_path / "signs", {"a": 9, "b": 9})
+    (tmp_path / "signs/a/bad.png").write_text("")
+    options = ("--steps", "4", "--hidden", "3", "--batch-size", "4", "--resize", "4x*")
+    done = mdlstm("train", "--data", "signs", "--task", "classify", *options, cwd=tmp_path)
+    assert done.code == 0, done.err
+    for text in (
+        "a (9), b (9)",
+        "a/bad.png",
+        "resized to 4x6",
+        "GB",
+        "mdlstm export runs/signs-md-4x6 --size 4x6",
+    ):
+        assert text in done.err
+    done = mdlstm("train", "--resume", "runs/signs-md-4x6", "--steps", "6", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert load_checkpoint(tmp_path / "runs/signs-md-4x6/last.safetensors").step == 6
+
+
+def write_mixed(path: Path, count: int = 24) -> Path:
+    """Write images of two classes, of many sizes."""
+    for k in range(count):
+        extents = (4 + k % 5, 5 + 3 * (k % 4))
+        write_image(path / "ab"[k % 2] / f"{k}.png", RNG.integers(0, 256, extents))
+    return path
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"crop": "5x6"}, {"cache": 0, "workers": 2}, {"resize": "4x*"}], ids=str
+)
+def test_training_on_mixed_sizes_resumes_to_the_same_bytes(
+    settings: dict[str, object], tmp_path: Path
+) -> None:
+    config = quick(write_mixed(tmp_path / "data"), "classify", augment=1.0, **settings)
+    whole = run_in(tmp_path / "whole", config)
+    parts = run_in(tmp_path / "parts", replace(config, steps=3))
+    train(config, parts, resume=True)
+    assert parts.metrics.read_bytes() == whole.metrics.read_bytes()
+    assert parts.last.read_bytes() == whole.last.read_bytes()
+
+
+def test_what_is_kept_in_memory_is_bounded_and_changes_nothing(tmp_path: Path) -> None:
+    write_mixed(tmp_path)
+    tasks = {count: read(tmp_path, "classify", cache_bytes=count) for count in (0, 500, 10**6)}
+    for step in range(12):
+        batches = [task.batch(0, step, 4) for task in tasks.values()]
+        assert all(np.array_equal(batch.x, batches[0].x) for batch in batches)
+    kept = {count: task.sets["train"]._kept for count, task in tasks.items()}  # type: ignore[attr-defined]
+    assert all(sum(x.nbytes for x, _ in samples.values()) <= count for count, samples in kept.items())
+    assert [len(kept[0]), len(kept[10**6])] == [0, 18]
+
+
+def test_a_file_that_vanishes_during_training_is_named(tmp_path: Path) -> None:
+    task = read(write_classes(tmp_path, {"a": 2, "b": 2}), "classify", validation=0.0)
+    (tmp_path / "a/1.png").unlink()
+    with pytest.raises(InputError, match=r"a/1\.png"):
+        list(task.sets["train"])
+
+
+def test_texts_longer_than_their_images_are_reported(tmp_path: Path) -> None:
+    y = np.array(["abcd", "aabb", "abcde", "abc"])
+    np.savez(tmp_path / "t.npz", x=RNG.random((4, 6, 7)), y=y, sizes=[[6, 7]] * 3 + [[6, 4]])
+    config = default_config("transcribe", str(tmp_path / "t.npz")).updated({"validation": 0.0}, "test")
+    # with two pixels per step there are 4, 4, 4 and 2 steps, but CTC needs 4, 6, 5 and 3
+    assert texts_without_room(*build(config)) == ["sample 1", "sample 2", "sample 3"]
+    assert texts_without_room(*build(config.updated({"windows": "2x1,2x1"}, "test"))) == []
+
+
+def write_photos(path: Path, extents: tuple[int, int]) -> Path:
+    for k in range(4):
+        write_image(path / "ab"[k % 2] / f"{k}.png", RNG.integers(0, 256, extents))
+    return path
+
+
+def test_large_images_get_windows(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", (240, 320))
+    config = default_config("classify", str(photos))
+    assert fit_config(config, make_task(config)).windows == "8x8"
+    assert fit_config(replace(config, windows="4"), make_task(config)).windows == "4"
+    small = default_config("classify", str(write_photos(tmp_path / "small", (30, 40))))
+    assert fit_config(small, make_task(small)).windows == ""
+    lines = tmp_path / "lines"
+    write_image(lines / "0.png", RNG.integers(0, 256, (128, 600)))
+    (lines / "labels.tsv").write_text("0.png\t" + "ab" * 70 + "\n")
+    config = default_config("transcribe", str(lines)).updated({"validation": 0}, "test")
+    network, task = build(config)
+    columns = network.network.stride[1]  # type: ignore[union-attr, index]
+    assert (fit_config(config, task).windows, columns) == ("8x4,2x1", 4)  # 150 steps for 140 characters
+
+
+def test_training_that_does_not_fit_into_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = write_photos(tmp_path / "photos", (64, 64))
+    config = default_config("classify", str(photos)).updated({"device": "cpu"}, "test")
+    job = new_job(config, tmp_path / "fits")
+    assert any("memory" in note for note in job.notes)
+    monkeypatch.setattr(training_memory, "available_memory", lambda: 2 * 10**8)
+    with pytest.raises(InputError, match=r"0\.2 GB.*--windows 2.*--batch-size 8.*--resize 32x32"):
+        new_job(config, tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    assert new_job(config.updated({"windows": "4"}, "advice"), tmp_path / "advised").config.windows == "4"
+
+
+def test_data_are_found_from_another_folder_and_after_a_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    write_masks(home / "data")
+    monkeypatch.chdir(home)
+    run_job(new_job(quick(Path("data"), "segment", steps=3), Path("runs/r")))
+    config = load_checkpoint(home / "runs/r/last.safetensors").config
+    assert (config.data, config.data_from_run) == (str(home / "data"), "../../data")
+    monkeypatch.chdir(tmp_path)
+    folder = Path(shutil.move(home, tmp_path / "moved")) / "runs/r"
+    run_job(resume_job(folder, {"steps": 5}))
+    assert load_checkpoint(folder / "last.safetensors").config.data == str(tmp_path / "moved/data")
+    with pytest.raises(InputError, match=r"not at dat;.*--data"):
+        resume_job(folder, {"steps": 6, "data": "dat"})
+    elsewhere = shutil.move(tmp_path / "moved/data", tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="--data"):
+        resume_job(folder, {"steps": 6})
+    messages: list[str] = []
+    write_report(Run(folder), on_message=messages.append)
+    assert any("--data" in message and str(tmp_path) in message for message in messages)
+    messages.clear()
+    write_report(Run(folder), on_message=messages.append, data=str(elsewhere))
+    assert not any("--data" in message for message in messages)
+    run_job(resume_job(folder, {"steps": 6, "data": "elsewhere"}))
+
+
+def test_a_run_is_not_continued_on_other_data(tmp_path: Path) -> None:
+    run = run_in(tmp_path / "run", quick(write_classes(tmp_path / "ab", {"a": 4, "b": 4}), "classify"))
+    other = write_classes(tmp_path / "abc", {"a": 4, "b": 4, "c": 4})
+    with pytest.raises(InputError, match=r"abc.*outputs is 3, expected 2"):
+        resume_job(run.folder, {"steps": 9, "data": str(other)})
+    checkpoint = load_checkpoint(run.last)
+    with pytest.raises(InputError, match="--data PATH"):
+        load_task(checkpoint.config, checkpoint.spec)
+    assert load_task(checkpoint.config, checkpoint.spec, str(tmp_path / "ab")).spec.name == "ab"
+
+
+@pytest.mark.parametrize("kind", ["grid", "classify", "segment"])
+def test_volumes_train_from_the_command_line(kind: str, tmp_path: Path) -> None:
+    x = RNG.random((12, 4, 5, 6)).astype(np.float32)
+    y = {"grid": np.roll(x, 1, axis=1), "classify": np.arange(12) % 2, "segment": (x > 0.5).astype(int)}[
+        kind
+    ]
+    np.savez(tmp_path / "volumes.npz", x=x[..., None], y=y)
+    options = ("--steps", "2", "--hidden", "3", "--batch-size", "4", "-o", "run")
+    done = mdlstm("train", "--data", "volumes.npz", "--task", kind, *options, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert (tmp_path / "run/prediction.png").exists() and "--size 4x5x6" in done.err
+    done = mdlstm("report", "run", "--data", "volumes.npz", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "slice in the middle" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    done = mdlstm("export", "run", "--size", "4x5x6", cwd=tmp_path)
+    assert done.code == 0, done.err
+    np.save(tmp_path / "one.npy", x[0])
+    done = mdlstm("infer", "one.npy", "-m", "run/model-4x5x6.onnx", "-o", "y.npy", cwd=tmp_path)
+    assert done.code == 0, done.err
+    refused = mdlstm("train", "--data", "volumes.npz", "--task", kind, "--model", "snake", cwd=tmp_path)
+    assert refused.code == 2 and "two axes" in refused.err

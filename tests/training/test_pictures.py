@@ -1,0 +1,153 @@
+"""Pictures of runs: which samples are shown, their titles and colours, and the alignment of texts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.user_data import read, write_image
+from matplotlib.font_manager import fontManager
+from PIL import Image
+from rapidfuzz.distance import Levenshtein
+
+from mdlstm_tk.data import DatasetTask, DiagonalTask, TaskSpec
+from mdlstm_tk.data.task import MAX_EVALUATION_BATCH
+from mdlstm_tk.report import draw_run
+from mdlstm_tk.report.drawings import images_unlike
+from mdlstm_tk.report.evaluation import _covering, align, example_batch, example_indices
+from mdlstm_tk.report.panels import Panel, class_colors, sample_panels
+from mdlstm_tk.report.plots import TITLE_CHARACTERS, _title, draw_panels
+from mdlstm_tk.training import default_config, new_job, run_job
+
+FONTS = [font for font in fontManager.ttflist if font.name == "DejaVu Sans"]  # which has no Chinese
+GREY = np.zeros((4, 6, 3), np.uint8)
+TITLES = {  # panel and its title
+    "short": (Panel("stop", GREY, sample="a/1.png"), "a/1.png\nstop"),
+    "range": (Panel("input", GREY, "0 … 1", "1.png"), "1.png\ninput  0 … 1"),
+    "long name": (Panel("stop", GREY, sample="f" * 60 + ".png"), f"{'f' * 18}…{'f' * 15}.png\nstop"),
+    "long text": (Panel("word " * 40, GREY), None),
+    "no font": (Panel("\u4e00\u4e8c", GREY, sample="line.png"), "line.png"),
+    "a formula": (Panel("$x$", GREY), r"\$x\$"),
+}
+
+
+@pytest.mark.parametrize("case", TITLES)
+def test_titles_fit_and_hold_no_boxes(case: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("mdlstm_tk.report.plots.fontManager.ttflist", FONTS)
+    panel, expected = TITLES[case]
+    title = _title(panel)
+    assert expected in (None, title)
+    assert all(len(line.replace("\\", "")) <= TITLE_CHARACTERS for line in title.split("\n"))
+    assert title.count("\n") <= 3
+    draw_panels(tmp_path / "p.png", "t" * 500, [panel] * 3, 2, {"sky": (1, 2, 3), "\u4e00": (4, 5, 6)})
+    assert Image.open(tmp_path / "p.png").width == 2 * 330
+
+
+def test_masks_have_the_colours_of_their_palette_and_a_legend(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    palette = [0, 0, 0, 255, 0, 0, 0, 0, 255]
+    (tmp_path / "data/masks").mkdir(parents=True)
+    for k in range(6):
+        mask = Image.fromarray(rng.integers(0, 3, (5, 7)).astype(np.uint8))
+        mask.putpalette(palette)
+        mask.save(tmp_path / f"data/masks/{k}.png")
+        write_image(tmp_path / f"data/images/{k}.png", np.full((5, 7), 40 * k))
+    task = read(tmp_path / "data", "segment")
+    assert class_colors(task.spec) == {"0": (0, 0, 0), "1": (255, 0, 0), "2": (0, 0, 255)}
+    batch = task.batch(0, 0, 1, "validation")
+    input_, prediction, truth, errors = sample_panels(batch, np.eye(3)[batch.y], task.spec, "a.png")
+    assert (input_.sample, truth.sample) == ("a.png", "")
+    assert (prediction.image == truth.image).all() and (errors.image >= input_.image).all()
+    red, blue = (truth.image[batch.y[0] == k].astype(int) for k in (1, 2))
+    assert (red[:, 0] > red[:, 2]).all() and (blue[:, 2] > blue[:, 0]).all()
+    config = default_config("segment", str(tmp_path / "data")).updated(
+        {"steps": 1, "hidden": 2, "batch_size": 2, "device": "cpu"}, "test"
+    )
+    job = new_job(config, tmp_path / "run")
+    run_job(job)
+    draw_run(job.run, job.task)
+    pixels = np.asarray(Image.open(job.run.prediction).convert("RGB"))
+    assert all((pixels[-60:] == color).all(-1).any() for color in class_colors(task.spec).values())
+    assert class_colors(TaskSpec("s", "segment", 1, 2, (2, 2), ("a", "b")))["a"] == (31, 119, 180)
+
+
+def test_the_middle_of_a_volume_is_shown(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((8, 5, 4, 6)).astype(np.float32)
+    np.savez(tmp_path / "v.npz", x=x, y=x, ndim=3)
+    batch = read(tmp_path / "v.npz", "grid").batch(0, 0, 1)
+    panels = sample_panels(batch, batch.y, TaskSpec("v", "grid", 1, 1, (5, 4, 6)))
+    middle = batch.x[0, 2, ..., 0]
+    assert panels[0].image.shape == (4, 6, 3)
+    assert panels[0].image[..., 0].argmax() == middle.argmax()
+
+
+def sorted_task(*sizes: int) -> DatasetTask:
+    """A classification task whose test samples are sorted by class; x of sample k is k everywhere."""
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    names = tuple(map(str, range(len(sizes))))
+    spec = TaskSpec("sorted", "classify", 1, len(sizes), (2, 2), names)
+    samples = [(np.full((2, 2, 1), k, dtype=np.float32), label) for k, label in enumerate(labels)]
+    return DatasetTask(spec, {"test": samples})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "shown"),
+    [
+        ((90, 90, 90), 12, {0: 4, 1: 4, 2: 4}),
+        ((200, 5, 1), 12, {0: 6, 1: 5, 2: 1}),
+        ((1, 1), 12, {0: 1, 1: 1}),
+        ((50,) * 20, 5, {0: 1, 4: 1, 8: 1, 12: 1, 16: 1}),
+    ],
+)
+def test_samples_of_all_classes_are_chosen(
+    sizes: tuple[int, ...], count: int, shown: dict[int, int]
+) -> None:
+    task = sorted_task(*sizes)
+    indices = example_indices(task, "test", 0, count)
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    assert Counter(labels[indices].tolist()) == shown
+    assert indices == sorted(set(indices)) == example_indices(task, "test", 0, count)
+    assert example_indices(DiagonalTask((4, 4)), "test", 0, 4) == [0, 16, 32, 48]
+
+
+def test_an_example_is_the_sample_that_evaluation_reads_at_its_index() -> None:
+    task = sorted_task(MAX_EVALUATION_BATCH, 3)
+    for index in (0, MAX_EVALUATION_BATCH - 1, MAX_EVALUATION_BATCH, MAX_EVALUATION_BATCH + 2):
+        assert example_batch(task, "test", 0, index).x.ravel().tolist() == [index] * 4
+
+
+def test_masks_of_all_classes_are_shown() -> None:
+    classes = [{0, 1}] * 20 + [{0, 2}] * 20 + [{3, 4}, {0}, {4}]
+    assert {0, 1, 2, 3, 4} == set().union(*(classes[k] for k in _covering(classes, 4)))
+    assert len(_covering(classes, 4)) == 4 and len(_covering(classes, 99)) == len(classes)
+    assert _covering([set(), set()], 1) == [0]
+
+
+def test_an_alignment_spells_both_texts_with_the_fewest_errors() -> None:
+    assert align("cat", "cut") == [("c", "c"), ("a", "u"), ("t", "t")]
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        predicted, truth = ("".join(rng.choice(list("ab c"), rng.integers(0, 7))) for _ in range(2))
+        edits = align(predicted, truth)
+        assert "".join(edit.predicted for edit in edits) == predicted
+        assert "".join(edit.truth for edit in edits) == truth
+        assert sum(edit.is_error for edit in edits) == Levenshtein.distance(predicted, truth)
+
+
+def test_a_report_measures_images_unlike_the_data() -> None:
+    data = np.random.default_rng(0).random((5, 3, 4, 3), np.float32)
+    kinds = images_unlike(DatasetTask(TaskSpec("own", "density", 3, 4, (3, 4)), {}), data)
+    turned, noise, digits = kinds.values()
+    assert list(kinds) == ["turned by 180°", "noise (pixels shuffled)", "handwritten digits"]
+    assert (turned == data[:, ::-1, ::-1]).all()
+    pixels, shuffled = (images.reshape(5, 12, 3).tolist() for images in (data, noise))
+    assert shuffled != pixels
+    assert [sorted(image) for image in shuffled] == [sorted(image) for image in pixels]
+    assert digits.shape == data.shape and (digits == digits[..., :1]).all()
+    for name, outputs in (("digits-binary", 1), ("digits-grey", 17)):
+        task = DatasetTask(TaskSpec(name, "density", 1, outputs, (8, 8)), {})
+        pieces = images_unlike(task, np.zeros((5, 8, 8, 1), np.float32))["pieces of photographs"]
+        assert pieces.shape == (5, 8, 8, 1)
+        assert list(np.unique(pieces)) == [0, 1] if outputs == 1 else len(np.unique(pieces)) > 50
