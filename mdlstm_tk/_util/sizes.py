@@ -29,7 +29,7 @@ def parse_size(text: str, ndim: int | None = None) -> tuple[int, ...]:
     return extents
 
 
-def parse_free_size(text: str, ndim: int = 2) -> tuple[int | None, ...]:
+def parse_free_size(text: str, ndim: int | None = None) -> tuple[int | None, ...]:
     """Parse a size whose extents may be free: parse_free_size("48x*") is (48, None).
 
     Raises:
@@ -38,7 +38,7 @@ def parse_free_size(text: str, ndim: int = 2) -> tuple[int | None, ...]:
     if "*" not in text:
         return parse_size(text, ndim)
     parts = text.lower().split("x")
-    parts = parts * ndim if len(parts) == 1 else parts
+    parts = parts * (ndim or 2) if len(parts) == 1 else parts
     numbers = parse_size("x".join("1" if part == "*" else part for part in parts), ndim)
     return tuple(None if part == "*" else number for part, number in zip(parts, numbers, strict=True))
 

@@ -192,7 +192,7 @@ def read_data(
 def _find_places(path: Path, kind: Kind) -> dict[Split, Path]:
     """Return the place of each split; the path itself is the training split if it has no train/."""
     if not path.exists():
-        raise InputError(f"{path}: there is no such file or folder")
+        raise InputError(f"there is no file or folder {path}, which data=... names")
     if kind == "density" and (files := find_idx(path)):
         return files
     found: dict[Split, Path] = {}

@@ -131,14 +131,14 @@ def run_batches(
             key = () if is_padded else _sample_shape(feed, metadata)
         groups.setdefault(key, []).append((tag, feed))
     for key, members in groups.items():
-        if key == ():  # grids of one size are padded least
+        if key == "padded":  # grids of one size are padded least
             members.sort(key=lambda member: prod(grid_of(_x_of(member[1], metadata), metadata)))
         batch: list[tuple[Tag, Feed]] = []
         samples, grid = 0, (0,) * metadata.ndim
         for tag, feed in members:
             x = _x_of(feed, metadata)
             own = grid_of(x, metadata)
-            if key == ():
+            if key == "padded":
                 own = metadata.grid_like(own)  # that x is padded to
             count = len(x) if x.ndim == metadata.ndim + 2 else 1
             padded = tuple(map(max, grid, own)) if batch else own

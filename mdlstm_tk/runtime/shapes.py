@@ -65,6 +65,8 @@ class Shapes:
         x = np.asanyarray(x)
         if x.dtype.kind not in "buif":
             raise InputError(f"{label} holds {x.dtype}, expected real numbers (float, integer or bool)")
+        if x.size == 0:
+            raise InputError(f"{label} is empty: its shape is {x.shape}")
         if x.size * FLOAT_BYTES > self._max_bytes:  # before a broadcast view is copied
             raise InputError(
                 f"{label} of shape {x.shape} takes {x.size * FLOAT_BYTES} bytes as float32, more than "

@@ -185,13 +185,13 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "size 1": (("train", "--size", "1"), 2, "1x1"),
     "size 2x9": (("train", "--size", "2x9"), 2, "2x9"),
     "size in words": (("train", "--size", "big"), 2, "'big'"),
-    "3-D size": (("train", "--size", "8x8x8"), 2, "'8x8x8'"),
+    "3-D size": (("train", "--size", "8x8x8"), 2, "8x8x8"),
     "no config": (("train", "-c", "no.toml"), 2, "no.toml"),
     "bad config": (("train", "-c", "bad.toml"), 2, "bad.toml"),
     "config with a typo": (("train", "-c", "typo.toml"), 2, "'hidden'"),
     "unknown task": (("train", "--task", "digit"), 2, "'digits'"),
     "data without task": (("train", "--data", "."), 2, "--task"),
-    "data gone": (("train", "--data", "no", "--task", "classify"), 2, "--data no"),
+    "data gone": (("train", "--data", "no", "--task", "classify"), 2, "folder no, which --data"),
     "bad precision": (("train", "--precision", "int8"), 2, "int8"),
     "bad share": (("train", "--set", "dropout=1"), 2, "dropout"),
     "bad windows": (("train", "--windows", "2,x"), 2, "--windows"),
@@ -332,8 +332,8 @@ def test_folders_that_cannot_be_written(arguments: tuple[str, ...], workspace: P
         (workspace / "locked").rmdir()
         (workspace / "locked").touch()
     before = contents(workspace)
-    # A file where `train` wants a folder is a mistake in its arguments.
-    code = 2 if (workspace / "locked").is_file() and arguments[0] == "train" else 1
+    # A file where `train` and `export` want a folder is a mistake in their arguments.
+    code = 2 if (workspace / "locked").is_file() and arguments[0] in ("train", "export") else 1
     call.fails(*arguments, cwd=workspace, code=code, message="locked")
     assert contents(workspace) == before
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.command import mdlstm
-from mdlstm_tk.report.svg import svg_curves
+from mdlstm_tk.report.plots import svg_curves
 from rich.console import Console
 
 from mdlstm_tk._util.text import is_plain_text
