@@ -128,7 +128,7 @@ def run_batches(
     for number, (tag, feed) in enumerate(feeds):
         key: Any = number
         if not isinstance(feed, Mapping):
-            key = () if is_padded else _sample_shape(feed, metadata)
+            key = "padded" if is_padded else _sample_shape(feed, metadata)
         groups.setdefault(key, []).append((tag, feed))
     for key, members in groups.items():
         if key == "padded":  # grids of one size are padded least
