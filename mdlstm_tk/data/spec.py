@@ -95,9 +95,8 @@ class TaskSpec:
         classes: names of the classes, or the characters.
         mean: mean of each input channel. The network subtracts it; empty if it should not.
         std: standard deviation of each input channel. The network divides by it.
-        target_mean: mean of each output of kind "grid"; empty if targets lie in (0, 1).
+        target_mean: mean of each output of kind "grid", which an untrained network predicts everywhere.
         target_std: standard deviation of each output of kind "grid"; empty if targets lie in (0, 1).
-        base_rate: mean of targets in (0, 1), which an untrained network should predict everywhere.
         mask_values: of kind "segment", the value that each class has in the masks; empty if unknown.
         mask_palette: red, green and blue of each class in turn, if the masks have a palette; else empty.
         preprocessing: how images become x; None if the data are not images.
@@ -117,7 +116,6 @@ class TaskSpec:
     std: tuple[float, ...] = ()
     target_mean: tuple[float, ...] = ()
     target_std: tuple[float, ...] = ()
-    base_rate: float | None = None
     mask_values: tuple[int, ...] = ()
     mask_palette: tuple[int, ...] = ()
     preprocessing: Preprocessing | None = None
@@ -137,9 +135,6 @@ class TaskSpec:
         self._check_class_names()
         self._check_moments("mean", "std", self.channels)
         self._check_moments("target_mean", "target_std", self.outputs)
-        rate = self.base_rate
-        is_rate = rate is None or (_is_finite(rate) and 0 < rate < 1)
-        self._require("base_rate", is_rate, "between 0 and 1, or none")
         counts = [0, len(self.classes)] if self.kind == "segment" else [0]
         are_values = _are(self.mask_values, counts, lambda value: _is_int(value, 0, MAX_MASK_VALUE))
         are_values = are_values and len(set(self.mask_values)) == len(self.mask_values)
@@ -169,10 +164,11 @@ class TaskSpec:
             raise InputError(f"there are two classes with the name '{twice[0]}'; rename one of them")
 
     def _check_moments(self, mean: str, std: str, count: int) -> None:
-        """Check mean and standard deviation of `count` channels; both may be empty."""
+        """Check mean and standard deviation of `count` channels; both, or that of targets, may be empty."""
         means, deviations = getattr(self, mean), getattr(self, std)
         self._require(mean, _are(means, [0, count], _is_finite), f"{count} numbers, or none")
-        are_deviations = _are(deviations, [len(means)], lambda value: _is_finite(value) and value > 0)
+        counts = [len(means), 0] if mean == "target_mean" else [len(means)]
+        are_deviations = _are(deviations, counts, lambda value: _is_finite(value) and value > 0)
         self._require(std, are_deviations, f"{len(means)} numbers above 0")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:

@@ -11,7 +11,7 @@ described in `masks`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -85,12 +85,14 @@ class UserDataTask(DatasetTask):
     """A task over a user's own samples; see `read_data`.
 
     Attributes:
+        names: the names of the samples of each split.
         summary: lines of text that describe the data.
         skipped: name and reason of each sample that cannot be used.
         text_extents: of kind "transcribe", one entry per sample; otherwise empty.
         cache_bytes: what the samples that are kept in memory take at most.
     """
 
+    names: Mapping[Split, Sequence[str]]
     summary: Sequence[str] = ()
     skipped: Sequence[str] = ()
     text_extents: Sequence[TextExtent] = ()
@@ -116,6 +118,7 @@ def read_data(
     crop: Extents | None = None,
     cache_bytes: int = CACHE_BYTES,
     levels: int = 2,
+    held_out: Collection[str] | None = None,
 ) -> UserDataTask:
     """Read a file or folder as a task.
 
@@ -131,6 +134,7 @@ def read_data(
         crop: extents of the part of each sample that is used, see `DatasetTask`.
         cache_bytes: how much of the data may be kept in memory.
         levels: levels of each channel, of kind "density".
+        held_out: names of the samples to hold out instead of a random share.
 
     Raises:
         InputError: the path does not exist, has another layout, contains no usable sample, or cannot be
@@ -163,7 +167,7 @@ def read_data(
     except InputError as error:
         raise InputError(f"--data {path}: {error}; --task {kind} expects {_formats(kind)}") from None
     if not splits.get("validation"):
-        splits["train"], splits["validation"] = _hold_out(splits["train"], kind, validation, seed)
+        splits["train"], splits["validation"] = _hold_out(splits["train"], kind, validation, seed, held_out)
     extents = {split: _extents(each) for split, each in splits.items()}
     everything = np.concatenate(list(extents.values()))
     for split in splits.keys() - {"train"}:  # so that batches of an evaluation have similar samples, too
@@ -197,6 +201,7 @@ def read_data(
         for split, samples in splits.items()
     }
     task = UserDataTask(spec, sets, augment, extents=extents["train"], crop=crop)
+    task.names = {split: [each.sample.name for each in samples] for split, samples in splits.items()}
     task.skipped = skipped
     labels = {split: [each.scan.target for each in samples] for split, samples in splits.items()}
     task.summary = summarise(data, places, spec, labels, everything, crop, targets.masks, skipped)
@@ -270,11 +275,14 @@ def _extents(samples: Iterable[_Scanned]) -> Any:
 
 
 def _hold_out(
-    samples: list[_Scanned], kind: Kind, share: float, seed: int
+    samples: list[_Scanned], kind: Kind, share: float, seed: int, names: Collection[str] | None
 ) -> tuple[list[_Scanned], list[_Scanned]]:
-    """Divide samples into those to train on and those to validate with, stratified by class."""
+    """Divide samples into those to train on and those to validate with, by name or stratified by class."""
     groups = [each.scan.target if kind == "classify" else "" for each in samples]
-    held_out = stratified_mask(groups, share, seed)
+    if names is None:
+        held_out = stratified_mask(groups, share, seed).tolist()
+    else:
+        held_out = [each.sample.name in names for each in samples]
     train = [sample for sample, out in zip(samples, held_out, strict=True) if not out]
     return train, [sample for sample, out in zip(samples, held_out, strict=True) if out]
 
