@@ -27,7 +27,6 @@ from mdlstm_tk.runtime.isolation.rule import note_export
 from mdlstm_tk.runtime.metadata_checks import layout_of
 from mdlstm_tk.runtime.samples import run_rows, uniform_numbers
 from mdlstm_tk.training import Run, load_checkpoint
-from mdlstm_tk.training.config import NO_CODE, Code
 
 DEFAULT_NAME = "model-drawing.onnx"
 VERIFIED = ((6, (5, 7)), (2, (1, 1)), (3, (6, 2)))  # images and their sizes
@@ -38,7 +37,6 @@ def export_drawing(
     destination: str | Path | ExportTarget | None = None,
     *,
     force: bool = False,
-    code: Code = NO_CODE,
 ) -> Path:
     """Export the network of a run as a graph that draws images of any size; see `Session.sample`.
 
@@ -50,7 +48,6 @@ def export_drawing(
         destination: a file name that ends in `.onnx`; a folder for model-drawing.onnx, that of the run if
             None; or a web page, which then draws images.
         force: replace an existing file.
-        code: as for `export_run`.
 
     Returns:
         The path of the file.
@@ -61,8 +58,8 @@ def export_drawing(
         MissingExtraError: ONNX Runtime is not installed.
     """
     require("onnxruntime", "cpu")
-    run, checkpoint_path = find_checkpoint(run, code)
-    checkpoint = load_checkpoint(checkpoint_path, run.code)
+    run, checkpoint_path = find_checkpoint(run)
+    checkpoint = load_checkpoint(checkpoint_path)
     network, spec = checkpoint.network(), checkpoint.spec
     if not isinstance(network, PixelNet):
         raise InputError(

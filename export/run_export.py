@@ -21,7 +21,6 @@ from mdlstm_tk.export.verification.inputs import task_inputs
 from mdlstm_tk.runtime.io.files import ensure_writable, staging
 from mdlstm_tk.runtime.tiles.archive import SUFFIX
 from mdlstm_tk.training import Run, load_checkpoint, open_run
-from mdlstm_tk.training.config import NO_CODE, Code
 
 Grid = tuple[int, ...]
 
@@ -40,7 +39,6 @@ def export_run(
     functions: bool = False,
     atol: float | None = None,
     force: bool = False,
-    code: Code = NO_CODE,
 ) -> ExportReport:
     """Export a run's checkpoint to ONNX, verified before the file is written.
 
@@ -60,21 +58,19 @@ def export_run(
         form: "unrolled" or "scan", as for `export_onnx`, or "tiles", as by `export_tiles`.
         padded, multiple_of, dtype, functions, atol: as for `export_onnx`; form "tiles" takes atol alone.
         force: replace an existing file.
-        code: the Python files of a run with a network or a cell of the user's own, by setting ("model",
-            "cell"): {"cell": "mine.py:coupled"}. Those that its checkpoint names are not run.
 
     Returns:
         What was written.
 
     Raises:
-        InputError: there is no such run or form, the file exists and `force` is false, or the checkpoint
-            names a Python file that `code` does not name.
+        InputError: there is no such run or form, its network is not registered, or the file exists and
+            `force` is false.
         MDLSTMError: the network cannot be exported, or the file cannot be written.
         ParityError: ONNX Runtime disagrees with the network. Nothing is written.
         MissingExtraError: ONNX Runtime is not installed.
     """
-    run, checkpoint_path = find_checkpoint(run, code)
-    checkpoint = load_checkpoint(checkpoint_path, run.code)
+    run, checkpoint_path = find_checkpoint(run)
+    checkpoint = load_checkpoint(checkpoint_path)
     spec = checkpoint.spec
     if form == "tiles":
         check_tile_options(grid, padded=padded, multiple_of=multiple_of, dtype=dtype, functions=functions)
@@ -120,7 +116,6 @@ def export_run_sizes(
     *,
     form: Form | None = None,
     force: bool = False,
-    code: Code = NO_CODE,
     **options: Any,
 ) -> list[ExportReport]:
     """Export a run's checkpoint once for each grid, into files, a server's model repository or a web page.
@@ -132,7 +127,6 @@ def export_run_sizes(
             run's folder if None.
         form: as for `export_onnx`; what the target prefers if None, which is "unrolled" for files.
         force: replace existing files.
-        code: as for `export_run`.
         **options: padded, multiple_of, dtype, functions, atol, as for `export_run`.
 
     Returns:
@@ -142,8 +136,8 @@ def export_run_sizes(
         InputError: as `export_run`; or two grids are equal; or the destination takes only one model.
         MDLSTMError, ParityError, MissingExtraError: as `export_run`.
     """
-    run, checkpoint_path = find_checkpoint(run, code)
-    run_grid = load_checkpoint(checkpoint_path, run.code).config.grid
+    run, checkpoint_path = find_checkpoint(run)
+    run_grid = load_checkpoint(checkpoint_path).config.grid
     target = destination if isinstance(destination, ExportTarget) else None
     form = form or (target.preferred_form if target else "unrolled")
     if form == "tiles":
@@ -160,7 +154,7 @@ def export_run_sizes(
         for path in paths:  # refuse before the first export takes its time
             ensure_writable(path, force)
         reports = [
-            export_run(checkpoint_path, path, grid=grid, form=form, force=force, code=run.code, **options)
+            export_run(checkpoint_path, path, grid=grid, form=form, force=force, **options)
             for grid, path in zip(grids, paths, strict=True)
         ]
         if target:
@@ -170,12 +164,11 @@ def export_run_sizes(
     return reports
 
 
-def find_checkpoint(run: Run | str | Path, code: Code = NO_CODE) -> tuple[Run, Path]:
+def find_checkpoint(run: Run | str | Path) -> tuple[Run, Path]:
     """A run, and the checkpoint that is meant by it.
 
     Args:
         run: a run or its folder, which stand for its best checkpoint, or a `.safetensors` file.
-        code: the Python files of the run that the user names, see `Run`; those of a `Run` if empty.
 
     Raises:
         InputError: there is no such run or file.
@@ -183,10 +176,8 @@ def find_checkpoint(run: Run | str | Path, code: Code = NO_CODE) -> tuple[Run, P
     if not isinstance(run, Run):
         path = Path(run)
         if path.suffix == ".safetensors":
-            return Run(path.parent, code), path
+            return Run(path.parent), path
         run = open_run(path)
-    if code:
-        run = replace(run, code=code)
     return run, run.checkpoint
 
 

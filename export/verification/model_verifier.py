@@ -47,7 +47,6 @@ from mdlstm_tk.runtime.shapes import Shapes
 from mdlstm_tk.runtime.tiles.archive import is_archive, read_archive_bytes
 from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.training import Run, load_checkpoint
-from mdlstm_tk.training.config import NO_CODE, Code
 
 Runtime = Callable[[Case], dict[str, Array]]
 Evaluate = Callable[[dict[str, Array]], dict[str, Array]]  # the outputs of a file, by name, from all inputs
@@ -65,7 +64,6 @@ def verify_model(
     seed: int = 0,
     max_bytes: int | None = None,
     timeout: float | None = None,
-    code: Code = NO_CODE,
 ) -> VerificationReport:
     """Compare an exported model with the network it came from.
 
@@ -95,16 +93,13 @@ def verify_model(
         timeout: seconds that ONNX Runtime may run. None: unlimited, or 120 in isolation. It is isolated, as
             by `mdlstm infer`, if this is given or the model was not exported on this machine; PyTorch and
             the reference evaluator are not.
-        code: the Python files of a run with a network or a cell of the user's own, by setting ("model",
-            "cell"): {"cell": "mine.py:coupled"}. Those that its checkpoint names are not run.
 
     Returns:
         The outcome of every runtime on every case. A failure raises nothing by itself; call
         `raise_if_failed` on the report for that.
 
     Raises:
-        InputError: the model, the run or an input cannot be read, the model does not take an
-            input, or the checkpoint names a Python file that `code` does not name.
+        InputError: the model, the run or an input cannot be read, or the model does not take an input.
         DeviceError: the device cannot be used.
         MissingExtraError: ONNX Runtime is not installed.
     """
@@ -123,7 +118,7 @@ def verify_model(
     for path in files:
         sessions = _sessions(path, device, limit, timeout)
         check_takes_grids(sessions[0].metadata, path)
-        origin = origins[path] = _origin(path, against, sessions[0].metadata, code)
+        origin = origins[path] = _origin(path, against, sessions[0].metadata)
         random = _random_cases(path, origin, range(seed, seed + seeds))
         cases = random if inputs is None else _user_cases(path, origin.metadata, inputs)
         # Arrays of the user's alone may be too few to know the scale of the outputs from.
@@ -164,26 +159,9 @@ class _Origin:
     metadata: Metadata
 
 
-def _origin(
-    path: Path, against: nn.Module | Run | str | Path | None, metadata: Metadata, code: Code
-) -> _Origin:
+def _origin(path: Path, against: nn.Module | Run | str | Path | None, metadata: Metadata) -> _Origin:
     """The network that a file is compared with, or the file itself."""
     grid = (*DEFAULT_GRID, *(2,) * metadata.ndim)[: metadata.ndim]
-    origin = _find_origin(path, against, metadata, code, grid)
-    if code and origin.run is None:
-        raise InputError(
-            f"{path} is compared with {origin.description}, which runs no file; leave out --{min(code)}"
-        )
-    return origin
-
-
-def _find_origin(
-    path: Path,
-    against: nn.Module | Run | str | Path | None,
-    metadata: Metadata,
-    code: Code,
-    grid: Grid,
-) -> _Origin:
     if isinstance(against, nn.Module):
         network = eval_copy(against).float()
         return _Origin(f"the given {type(network).__name__}", network, None, grid, metadata)
@@ -191,12 +169,12 @@ def _find_origin(
         if metadata.checkpoint_sha256 is None:
             return _Origin("its own graph in float64", None, None, grid, metadata)
         try:
-            run, checkpoint_path = find_checkpoint(path.parent, code)
+            run, checkpoint_path = find_checkpoint(path.parent)
         except InputError:
             return _Origin("its own graph in float64, as its run is not here", None, None, grid, metadata)
     else:
-        run, checkpoint_path = find_checkpoint(against, code)
-    checkpoint = load_checkpoint(checkpoint_path, run.code)
+        run, checkpoint_path = find_checkpoint(against)
+    checkpoint = load_checkpoint(checkpoint_path)
     description = f"the network in {checkpoint_path}"
     if prod(checkpoint.config.grid) <= MAX_POSITIONS:
         grid = checkpoint.config.grid

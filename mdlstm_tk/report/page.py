@@ -12,11 +12,10 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Undefined
 from markupsafe import Markup
 
-from mdlstm_tk._util.regular_files import read_json
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import printable, shell_quoted
 from mdlstm_tk._version import __version__
-from mdlstm_tk.data import SPLITS, TaskSpec
+from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.data.metrics import target_texts
 from mdlstm_tk.errors import InputError, MissingExtraError
 from mdlstm_tk.report.drawings import make_drawings
@@ -26,9 +25,7 @@ from mdlstm_tk.report.text_alignment import Edit, align
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
 from mdlstm_tk.runtime.postprocessing import labels, probabilities, transcripts
 from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, load_checkpoint, load_task
-from mdlstm_tk.training.metrics_file import MAX_NAMES, NAME
 from mdlstm_tk.training.networks import count_parameters
-from mdlstm_tk.training.run_folder import MAX_JSON_BYTES
 from mdlstm_tk.viz.panels import class_color, sample_panels
 from mdlstm_tk.viz.svg import EmbeddedImage, embed_panel, svg_curves
 
@@ -78,8 +75,8 @@ def write_report(
             has no examples, unless they are named: a run may come from a stranger.
 
     Raises:
-        InputError: `path` exists, the run's checkpoint or metrics are damaged or belong to another network,
-            or it names a Python file that `run.code` does not name.
+        InputError: `path` exists, or the run's checkpoint or metrics are damaged or belong to another
+            network.
         MissingExtraError: there are exports, but ONNX Runtime is not installed.
         MDLSTMError: `path` cannot be written.
     """
@@ -94,7 +91,7 @@ def render_report(
     run: Run, on_message: Callable[[str], None] = lambda message: None, data: str = ""
 ) -> str:
     """The page of a run as HTML text; arguments and errors as of `write_report`."""
-    checkpoint = load_checkpoint(run.checkpoint, run.code)
+    checkpoint = load_checkpoint(run.checkpoint)
     config, spec = checkpoint.config, checkpoint.spec
     network = checkpoint.network()
     evaluation, drawings, problem = None, None, ""
@@ -169,16 +166,8 @@ def _finalize(value: Any) -> Any:
 
 def _read_result(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
     """The content of `result.json`; {} if there is none or it describes another checkpoint."""
-    try:
-        result = read_json(run.result, MAX_JSON_BYTES)
-    except InputError:
-        return {}
-    errors = result.get("errors") if isinstance(result, dict) else None
-    if not isinstance(errors, dict) or len(errors) > MAX_NAMES or not errors:
-        return {}
-    are_errors = all(NAME.fullmatch(name) and type(error) in (int, float) for name, error in errors.items())
-    is_current = type(result.get("step")) is int and result["step"] == checkpoint.step
-    return result if are_errors and is_current and result.get("split") in SPLITS else {}
+    result = run.read_result()
+    return result if result.get("step") == checkpoint.step and result.get("errors") else {}
 
 
 def _view(example: Example, spec: TaskSpec) -> ExampleView:

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.runtime.io.files import atomic_write
-from mdlstm_tk.training.metrics_file import metric_names
 from mdlstm_tk.training.progress import WINDOW, running_mean
+from mdlstm_tk.training.run_folder import metric_names
 from mdlstm_tk.viz.panels import Panel
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -13,9 +10,7 @@ from mdlstm_tk.data import Batch, DiagonalTask, Task
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
 from mdlstm_tk.training.drawing import draw_images
 from mdlstm_tk.training.evaluation import predict
-from mdlstm_tk.training.job import TrainingJob, run_job
 from mdlstm_tk.training.networks import build_network
-from mdlstm_tk.training.progress import Progress
 from mdlstm_tk.training.run_folder import Run
 from mdlstm_tk.training.tasks import load_task
 from mdlstm_tk.viz.examples import display_split, example_batch, example_indices
@@ -27,69 +22,46 @@ SAMPLES = 12  # samples in the picture of a classifier or a recogniser: one pane
 GRID_SAMPLES = 4  # samples in the picture of grids or masks: four panels each
 
 
-def train_and_draw(
-    job: TrainingJob, on_step: Callable[[Progress], None] = lambda progress: None
-) -> dict[str, Any]:
-    """Train, write `result.json`, and draw the run; draw it also if training is interrupted.
-
-    Args:
-        job: see `mdlstm_tk.training.new_job` and `resume_job`.
-        on_step: called after each step, in the main process only.
-
-    Returns:
-        The content of `result.json`; {} in processes other than the main one.
-
-    Raises:
-        KeyboardInterrupt: training was interrupted; checkpoint and pictures are written before.
-        MDLSTMError: see `mdlstm_tk.training.run_job`.
-    """
-    try:
-        result = run_job(job, on_step)
-    except KeyboardInterrupt:
-        if job.context.is_main and job.run.best.exists():
-            draw_run(job.run, job.task)
-        raise
-    if job.context.is_main:
-        draw_run(job.run, job.task)
-    return result
-
-
-def draw_run(run: Run, task: Task | None = None) -> None:
-    """Write `curves.png` and `prediction.png` from the metrics and the best checkpoint of a run.
+def draw_run(run: Run, task: Task | None = None, network: nn.Module | None = None) -> None:
+    """Write `curves.png` and `prediction.png` from the metrics and the best weights of a run.
 
     Args:
         run: a run with a best checkpoint.
         task: its task. A run on the user's data needs it; the task of any other is known.
+        network: the network with these weights, if the caller has it.
 
     Raises:
         InputError: the checkpoint is damaged, or the run needs its task.
     """
-    checkpoint = load_checkpoint(run.best, run.code)
+    checkpoint = load_checkpoint(run.best)
     task = task or load_task(checkpoint.config, checkpoint.spec)
+    network = network or checkpoint.network()
     prefix = "" if isinstance(task, DiagonalTask) else f"{checkpoint.spec.name} "
     title = f"{checkpoint.config.model} on {prefix}{format_size(checkpoint.spec.size)}"
     draw_curves(run.curves, title, run.read_metrics())
     if isinstance(task, DiagonalTask):
-        _draw_diagonal(run, checkpoint, task, title)
+        _draw_diagonal(run, checkpoint, task, network, title)
     elif checkpoint.spec.kind == "density":
-        _draw_density(run, checkpoint, task, title)
+        _draw_density(run, checkpoint, task, network, title)
     else:
-        _draw_examples(run, checkpoint, task, title)
+        _draw_examples(run, checkpoint, task, network, title)
 
 
-def _draw_diagonal(run: Run, checkpoint: Checkpoint, task: DiagonalTask, title: str) -> None:
+def _draw_diagonal(
+    run: Run, checkpoint: Checkpoint, task: DiagonalTask, network: nn.Module, title: str
+) -> None:
     """One matrix of the random diagonal, with the predictions of the untrained and the trained network."""
     batch: Batch = task.batch(checkpoint.config.seed, 1, 1, "validation")
     untrained = build_network(checkpoint.config, checkpoint.spec).eval()
-    before, after = _predict(untrained, batch), _predict(checkpoint.network(), batch)
+    before, after = _predict(untrained, batch), _predict(network, batch)
     x, y, before, after = (grids[0, ..., 0] for grids in (batch.x, batch.y, before, after))
     title = f"{title}: only the lower one can be predicted"
     draw_before_and_after(run.prediction, title, x, y, before, after)
 
 
-def _draw_examples(run: Run, checkpoint: Checkpoint, task: Task, title: str) -> None:
+def _draw_examples(run: Run, checkpoint: Checkpoint, task: Task, network: nn.Module, title: str) -> None:
     """Samples that represent the split, with the predictions of the trained network."""
-    network, spec, seed = checkpoint.network(), checkpoint.spec, checkpoint.config.seed
+    spec, seed = checkpoint.spec, checkpoint.config.seed
     split = display_split(task)
     count = GRID_SAMPLES if spec.kind in ("grid", "segment") else SAMPLES
     panels = []
@@ -99,14 +71,13 @@ def _draw_examples(run: Run, checkpoint: Checkpoint, task: Task, title: str) -> 
     draw_panels(run.prediction, f"{title}, {split} data", panels, COLUMNS)
 
 
-def _draw_density(run: Run, checkpoint: Checkpoint, task: Task, title: str) -> None:
+def _draw_density(run: Run, checkpoint: Checkpoint, task: Task, network: nn.Module, title: str) -> None:
     """Samples that represent the split, then images that the trained network draws."""
     spec, seed = checkpoint.spec, checkpoint.config.seed
     split = display_split(task)
     indices = example_indices(task, split, seed, SAMPLES)
     data = [draw_input(example_batch(task, split, seed, index).x[0]) for index in indices]
     panels = [Panel(f"{split} data", image) for image in data]
-    network = checkpoint.network()
     if hasattr(network, "sample"):  # a network of the user's own need not draw
         height, width = spec.size
         drawn = draw_images(network, SAMPLES, (height, width), spec.channels, seed)
@@ -116,5 +87,6 @@ def _draw_density(run: Run, checkpoint: Checkpoint, task: Task, title: str) -> N
 
 @torch.no_grad()
 def _predict(network: nn.Module, batch: Batch) -> Floats:
-    prediction: Floats = predict(network, batch, torch.device("cpu")).numpy()
+    device = next(network.parameters()).device
+    prediction: Floats = predict(network, batch, device).cpu().numpy()
     return prediction

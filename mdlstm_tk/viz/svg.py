@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mdlstm_tk._util.text import printable
-from mdlstm_tk.training.metrics_file import metric_names
+from mdlstm_tk.training.run_folder import metric_names
 from mdlstm_tk.viz.panels import Panel
 from mdlstm_tk.viz.plots import COLORS, default_style, draw_curve, plain
 
