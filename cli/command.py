@@ -20,6 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.models import OptionInfo
 
 from mdlstm_tk.cli.console import verbosity
+from mdlstm_tk.cli.options import Import
 from mdlstm_tk.errors import InputError
 
 MESSAGES = "Messages"
@@ -39,27 +40,31 @@ Debug = Annotated[
 
 
 def with_verbosity(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the options -q, -v and --debug."""
+    """Give a verb the options -q, -v, --debug and --import, whose files its callback has run."""
 
     @wraps(function)
     def call(quiet: bool, verbose: bool, debug: bool, **options: Any) -> None:
+        del options["import_"]
         if quiet and verbose:
             raise InputError("-q and -v are mutually exclusive; give one of them")
         verbosity.quiet, verbosity.verbose, verbosity.debug = quiet, verbose, debug
         verbosity.flags = flags
         function(**options)
 
-    keyword, off = inspect.Parameter.KEYWORD_ONLY, False
-    extra = {"quiet": Quiet, "verbose": Verbose, "debug": Debug}
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    extra: dict[str, tuple[Any, Any]] = {"quiet": (Quiet, False), "verbose": (Verbose, False)}
+    extra |= {"debug": (Debug, False), "import_": (Import, None)}
     parameters = inspect.signature(function, eval_str=True).parameters.values()
     flags = _flags(parameters)
     call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             *parameters,
-            *(inspect.Parameter(name, keyword, default=off, annotation=a) for name, a in extra.items()),
+            *(inspect.Parameter(n, keyword, default=d, annotation=a) for n, (a, d) in extra.items()),
         ]
     )
-    call.__annotations__ = {p.name: p.annotation for p in parameters} | extra
+    call.__annotations__ = {p.name: p.annotation for p in parameters} | {
+        n: a for n, (a, _) in extra.items()
+    }
     return call
 
 

@@ -9,9 +9,10 @@ import typer
 
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import next_command, note, print_json, progress, table
-from mdlstm_tk.cli.options import DATA, OUTPUT, RUN, ForceFolder, Json, Task, parse_size_text
+from mdlstm_tk.cli.options import DATA, OUTPUT, RUN, ForceFolder, Json, complete_from, parse_size_text
 from mdlstm_tk.cli.settings import Settings
 from mdlstm_tk.errors import require
+from mdlstm_tk.training.config import TrainConfig, choices
 
 if TYPE_CHECKING:
     from mdlstm_tk.training.comparison import ComparisonProgress
@@ -19,8 +20,14 @@ if TYPE_CHECKING:
 
 def compare(
     task: Annotated[
-        Task, typer.Option(help="Built-in task to train on.", rich_help_panel=DATA)
-    ] = "diagonal",
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"Registered task to train on: {', '.join(choices('task'))}.",
+            autocompletion=complete_from(*choices("task")),
+            rich_help_panel=DATA,
+        ),
+    ] = TrainConfig.task,
     size: Annotated[
         str | None,
         typer.Option(
@@ -75,15 +82,19 @@ def compare(
     """Train the MD-LSTM and one-dimensional LSTMs on the same data for the same steps, and compare them.
 
     On the random diagonal, the networks md, snake and horizontal have equal hidden units, and their
-    training losses are compared. On other tasks, all networks that exist for the task have equally many
-    parameters, and the errors of their best weights on test data are compared, next to baselines.
+    training losses are compared. On other tasks, all networks that are registered for the task have equally
+    many parameters, and the errors of their best weights on test data are compared, next to baselines.
 
     Every network and seed gets a run folder.
     """
     require("torch", "train")
     from mdlstm_tk.report import draw_comparison, draw_run
-    from mdlstm_tk.training import configure_comparison, parse_settings, plan_comparison
-    from mdlstm_tk.training.comparison import compare_models
+    from mdlstm_tk.training import (
+        compare_models,
+        configure_comparison,
+        parse_settings,
+        plan_comparison,
+    )
 
     options = {key: value for key, value in {"steps": steps, "size": size}.items() if value is not None}
     config = configure_comparison(task, options, parse_settings(settings or []))
@@ -94,12 +105,9 @@ def compare(
         def on_step(state: ComparisonProgress) -> None:
             rate = state.progress.steps_per_second
             left = (plan.total_steps - state.steps_done) / rate if rate else None
-            show(state.steps_done, state.describe(), left)
+            show(state.steps_done, state.describe, left)
 
-        if plan.is_diagonal:
-            comparison = compare_models(plan, on_step)
-        else:
-            comparison = compare_models(plan, on_step, on_run_end=draw_run)
+        comparison = compare_models(plan, on_step, None if plan.is_diagonal else draw_run)
     draw_comparison(comparison)
     if json:
         print_json(comparison.results)

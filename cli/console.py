@@ -9,19 +9,20 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from mdlstm_tk._util.text import printable, shell_quoted, to_json
+from mdlstm_tk._util.text import printable, to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _ARGUMENT = re.compile(r"\b([a-z_]+)=(?:True|\.\.\.|\"([^\"]*)\")")
 LINE_SECONDS = 30  # between two lines of progress, at most, where stderr is no terminal
+BAR_SECONDS = 0.1  # between two updates of a progress bar
 TABLE_WIDTH = 200  # columns; a table that is wider than the terminal reads better unfolded
 
 
@@ -106,11 +107,6 @@ def next_command(command: str) -> None:
     heading(f"next: {command}")
 
 
-def with_options(command: str, options: Mapping[str, str]) -> str:
-    """A command with long options: {"cell": "my file.py:x"} adds --cell 'my file.py:x'."""
-    return " ".join([command, *(f"--{name} {shell_quoted(value)}" for name, value in options.items())])
-
-
 def table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, texts: int = 1
 ) -> None:
@@ -135,9 +131,12 @@ def print_json(value: Any) -> None:
 
 
 class ShowProgress(Protocol):
-    """Shows that `step` of all steps are done, with a text and the seconds left if they are known."""
+    """Shows that `step` of all steps are done, with a text, or a function that returns it and is called
+    when it is shown, and the seconds left if they are known."""
 
-    def __call__(self, step: int, text: str, seconds_left: float | None = None) -> None: ...
+    def __call__(
+        self, step: int, text: str | Callable[[], str], seconds_left: float | None = None
+    ) -> None: ...
 
 
 @contextmanager
@@ -146,12 +145,12 @@ def progress(total: int, done: int = 0) -> Iterator[ShowProgress]:
     if not on_terminal():
         every, last, written = max(1, total // 10), done, time.monotonic()
 
-        def write_line(step: int, text: str, seconds_left: float | None = None) -> None:
+        def write_line(step: int, text: str | Callable[[], str], seconds_left: float | None = None) -> None:
             nonlocal last, written
             before, last, now = last, step, time.monotonic()
             if step // every > before // every or step == total or now - written >= LINE_SECONDS:
                 written = now
-                note(f"{step}/{total}  {text}{_eta(seconds_left)}")
+                note(f"{step}/{total}  {text if isinstance(text, str) else text()}{_eta(seconds_left)}")
 
         yield write_line
         return
@@ -161,8 +160,13 @@ def progress(total: int, done: int = 0) -> Iterator[ShowProgress]:
     with Progress(BarColumn(), MofNCompleteColumn(), text_column, console=err()) as bar:
         task = bar.add_task("", total=total, completed=done, text="")
 
-        def update_bar(step: int, text: str, seconds_left: float | None = None) -> None:
-            bar.update(task, completed=step, text=printable(text) + _eta(seconds_left))
+        shown = 0.0
+
+        def update_bar(step: int, text: str | Callable[[], str], seconds_left: float | None = None) -> None:
+            nonlocal shown
+            if (now := time.perf_counter()) - shown > BAR_SECONDS or step == total:
+                shown, line = now, text if isinstance(text, str) else text()
+                bar.update(task, completed=step, text=printable(line) + _eta(seconds_left))
 
         yield update_bar
 

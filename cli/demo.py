@@ -36,9 +36,9 @@ def demo(
     from mdlstm_tk.cli.verify import verify
     from mdlstm_tk.data import DiagonalTask
     from mdlstm_tk.runtime import load_array, save_array
-    from mdlstm_tk.training import TrainConfig, new_job, new_run
+    from mdlstm_tk.training import configure, new_job, new_run
 
-    config = TrainConfig(steps=steps)
+    config = configure({"steps": steps})
     run = new_run("demo", output, force)
     heading(f"[1/4] mdlstm train -o {shell_quoted(run.folder)} --steps {steps}")
     train_with_progress(new_job(config, run.folder, force=True))

@@ -9,19 +9,17 @@ import typer
 
 from mdlstm_tk._util.sizes import parse_free_size, parse_size
 from mdlstm_tk._util.text import shell_quoted
-from mdlstm_tk.cli.console import detail, next_command, note, print_json, with_options
+from mdlstm_tk.cli.console import detail, next_command, note, print_json
 from mdlstm_tk.cli.options import (
     OUTPUT,
     ExportDtype,
     Form,
     Json,
-    OwnCell,
-    OwnModel,
     complete_files,
     complete_run,
-    named_files,
     parse_free_size_text,
     parse_size_text,
+    with_imports,
 )
 from mdlstm_tk.errors import InputError, require
 
@@ -155,8 +153,6 @@ def export(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    own_model: OwnModel = None,
-    own_cell: OwnCell = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace files that exist.", rich_help_panel=OUTPUT)
     ] = False,
@@ -177,7 +173,6 @@ def export(
     from mdlstm_tk.export import export_drawing, export_run_sizes
     from mdlstm_tk.training import latest_run
 
-    code = named_files(own_model, own_cell)
     run = run or latest_run().folder
     detail(f"exporting {run}")
     if drawing:
@@ -195,7 +190,7 @@ def export(
         if given := [name for name, value in others.items() if value]:
             raise InputError(f"--drawing draws images of any size, row by row; leave out {given[0]}")
         page = _target(None, web, web_runtime, force, "")
-        path = export_drawing(run, page or output, force=force, code=code)
+        path = export_drawing(run, page or output, force=force)
         if json:
             print_json({"path": str(path), "bytes": path.stat().st_size})
         else:
@@ -214,7 +209,6 @@ def export(
         functions=functions,
         atol=atol,
         force=force,
-        code=code,
     )
     if json:
         print_json([report.as_dict() for report in reports])
@@ -224,7 +218,7 @@ def export(
             if report.needs_trust:
                 note(f"{report.path} runs with --trusted only, for its {', '.join(report.needs_trust)}")
         if reports[-1].metadata.kind == "density" and not target:
-            draw = with_options(f"mdlstm export {shell_quoted(run)} --drawing", code)
+            draw = with_imports(f"mdlstm export {shell_quoted(run)} --drawing")
             note(f"to draw images without PyTorch, export a second file: {draw}")
     next_command(
         target.next_command if target else f"mdlstm infer FILE -m {shell_quoted(reports[-1].path)}"

@@ -10,9 +10,9 @@ import typer
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import shell_quoted
-from mdlstm_tk.cli.console import next_command, print_json, table, with_options
-from mdlstm_tk.cli.options import Json, MaxBytes, OwnCell, OwnModel, complete_model_or_run, named_files
-from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.cli.console import next_command, print_json, table
+from mdlstm_tk.cli.options import Json, MaxBytes, complete_model_or_run, with_imports
+from mdlstm_tk.errors import require
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.tiles.archive import Stage
@@ -28,23 +28,18 @@ def info(
             show_default=False,
         ),
     ],
-    own_model: OwnModel = None,
-    own_cell: OwnCell = None,
     json: Json = False,
     max_bytes: MaxBytes = None,
 ) -> None:
     """Describe an exported model, or a training run."""
-    code = named_files(own_model, own_cell)
     if target.is_dir():
         require("torch", "train")
         from mdlstm_tk.runtime.model_discovery import archives_in, models_in, without_drawing
         from mdlstm_tk.training import describe_run
 
-        properties, models = describe_run(target, code), without_drawing(models_in(target))
+        properties, models = describe_run(target), without_drawing(models_in(target))
         models = models or archives_in(target)
     else:
-        if code:
-            raise InputError(f"--{next(iter(code))} is for run folders; leave it out for {target}")
         properties, models = _describe_model(target, max_bytes), [target]
     if json:
         print_json(properties)
@@ -53,7 +48,7 @@ def info(
             [str(target), ""], [[name, _text(name, value)] for name, value in properties.items()], texts=2
         )
     form = " --form scan" if properties.get("data") else ""
-    export = with_options(f"mdlstm export {shell_quoted(target)}{form}", code)
+    export = with_imports(f"mdlstm export {shell_quoted(target)}{form}")
     if properties.get("drawing"):
         next_command(f"mdlstm sample {shell_quoted(target)}")
         return

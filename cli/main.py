@@ -20,6 +20,7 @@ from mdlstm_tk._util.text import printable
 from mdlstm_tk._version import __version__
 from mdlstm_tk.cli.command import Root, Verb, with_verbosity
 from mdlstm_tk.cli.console import detail, error, verbosity, warn
+from mdlstm_tk.cli.options import Import, imported
 from mdlstm_tk.errors import MDLSTMError
 
 PANELS = {
@@ -40,6 +41,7 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    import_: Import = None,
 ) -> None:
     """Multi-dimensional LSTMs: train in PyTorch, export to ONNX, run anywhere."""
 
@@ -70,6 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stdout = sys.stdout or open(os.devnull, encoding="utf-8")  # noqa: SIM115
     verbosity.quiet = verbosity.verbose = verbosity.debug = False
+    imported.clear()
     if isinstance(sys.stdout, TextIOWrapper):  # what programs read is UTF-8 everywhere
         encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
         sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")

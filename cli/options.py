@@ -6,43 +6,24 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import typer
 
-from mdlstm_tk._util.sizes import parse_free_size, parse_resize, parse_size
-from mdlstm_tk._util.text import is_plain_text
-from mdlstm_tk.cli.command import one_of
-from mdlstm_tk.errors import InputError
+from mdlstm_tk._util.sizes import parse_free_size, parse_size
+from mdlstm_tk._util.text import is_plain_text, shell_quoted
+from mdlstm_tk.errors import InputError, require
 
-# Names that the library knows, repeated here because their modules import torch or NumPy; a test compares
-# them with the library.
-Task = Literal[
-    "diagonal",
-    "digits",
-    "digit-strings",
-    "digits-binary",
-    "digits-grey",
-    "fashion",
-    "gaussian-field",
-    "gaussian-field-anisotropic",
-    "ising",
-    "textures",
-]
-TASKS = get_args(Task)
-KINDS = ("grid", "classify", "segment", "transcribe", "density")  # of the user's own data
-MODELS = ("md", "horizontal", "snake", "raster", "conv", "pixel", "row")
-MODEL_ALIASES = ("MD_LSTM", "HORIZONTAL_SD_LSTM", "SNAKE_SD_LSTM")
 DEVICES = ("auto", "cpu", "cuda")
 Form = Literal["unrolled", "scan", "tiles"]
 ExportDtype = Literal["float32", "float16", "int8"]
 Format = Literal["npy", "npz", "json", "png", "csv", "txt", "tsv", "tif", "zarr"]
 Engine = Literal["local", "ray"]
 
+imported: list[Path] = []  # by this call
+
 OUTPUT = "Output"
 DATA = "Data"
-NETWORK = "Network"
-OPTIMIZATION = "Optimization"
 RUN = "Run"
 EXECUTION = "Execution"
 LIMITS = "Limits"
@@ -68,71 +49,17 @@ def parse_free_size_text(text: str) -> str:
     return text
 
 
-def parse_resize_text(text: str) -> str:
-    """Check the size that images are resized to."""
-    parse_resize(text)
-    return text
+def import_files(files: list[Path] | None) -> list[Path] | None:
+    """Run the files of --import, so that the cells, networks and tasks that they register are known."""
+    if files:
+        require("torch", "train")
+        from mdlstm_tk._util.user_code import import_file
 
-
-def parse_windows(text: str) -> str:
-    """Check windows: one size, or one for each level of the network."""
-    for size in text.split(","):
-        parse_size_text(size)
-    return text
-
-
-def parse_task(text: str) -> str:
-    """Check the name of a task or the kind of the user's data."""
-    return one_of(text, (*TASKS, *KINDS))
-
-
-def parse_model(text: str) -> str:
-    """Check the name of a network; the user's own as file.py:name is checked when it is loaded."""
-    return _name_or_file(text, MODELS, MODEL_ALIASES)
-
-
-def parse_cell(text: str) -> str:
-    """Check the name of a cell; the user's own as file.py:name is checked when it is loaded."""
-    from mdlstm_tk.cells import BUILT_IN_CELLS  # imported late: `infer` needs no cells
-
-    return _name_or_file(text, BUILT_IN_CELLS)
-
-
-def parse_own_file(text: str) -> str:
-    """Check the form of file.py:name."""
-    path, colon, name = text.rpartition(":")
-    if not (colon and path.endswith(".py") and name):
-        raise InputError(f"must be file.py:name, got '{text}'")
-    return text
-
-
-def named_files(model: str | None, cell: str | None) -> dict[str, str]:
-    """The files that --model and --cell name, as the library takes them."""
-    return {key: value for key, value in (("model", model), ("cell", cell)) if value is not None}
-
-
-def _name_or_file(text: str, names: tuple[str, ...], aliases: tuple[str, ...] = ()) -> str:
-    path, colon, name = text.rpartition(":")
-    if colon and path.endswith(".py") and name:
-        return text
-    if text.lower() not in [each.lower() for each in names + aliases]:
-        if text.endswith(".py"):
-            raise InputError(f"must be file.py:name, got '{text}'")
-        from mdlstm_tk.training.config import suggest
-
-        hint = suggest(text.lower(), names)
-        hint += " Or" if hint.endswith("?") else ", or"
-        raise InputError(f"unknown value '{text}'; {hint} file.py:name for your own")
-    return text
-
-
-def parse_choice(choices: tuple[str, ...]) -> Callable[[str], str]:
-    """A check for one of a few texts."""
-
-    def parse(text: str) -> str:
-        return one_of(text, choices)
-
-    return parse
+        for path in map(Path, files):
+            if path not in imported:
+                import_file(path)
+                imported.append(path)
+    return files
 
 
 def complete_from(*words: str) -> Callable[[str], list[str]]:
@@ -178,26 +105,22 @@ def _entries(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
     return [path for path in paths if path.lower().endswith(suffixes) and not os.path.isdir(path)] + folders
 
 
-OwnModel = Annotated[
-    str | None,
+def with_imports(command: str) -> str:
+    """A command with --import for each file that this call has imported."""
+    return " ".join([command, *(f"--import {shell_quoted(path)}" for path in imported)])
+
+
+Import = Annotated[
+    list[Path] | None,
     typer.Option(
-        "--model",
-        metavar="file.py:name",
-        parser=parse_own_file,
+        "--import",
+        metavar="FILE",
+        is_eager=True,
+        callback=import_files,
         show_default=False,
-        help="The file to run if the run has a network of your own; the path in the run is not used.",
-        rich_help_panel=NETWORK,
-    ),
-]
-OwnCell = Annotated[
-    str | None,
-    typer.Option(
-        "--cell",
-        metavar="file.py:name",
-        parser=parse_own_file,
-        show_default=False,
-        help="The file to run if the run has a cell of your own; the path in the run is not used.",
-        rich_help_panel=NETWORK,
+        autocompletion=complete_files(".py"),
+        help="Python file of yours to run first, which registers cells, networks or tasks; repeatable.",
+        rich_help_panel=RUN,
     ),
 ]
 Json = Annotated[

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from mdlstm_tk._util.text import shell_quoted
-from mdlstm_tk.cli.console import next_command, note, print_json, with_options
-from mdlstm_tk.cli.options import OUTPUT, Json, OwnCell, OwnModel, complete_files, complete_run, named_files
+from mdlstm_tk.cli.console import next_command, note, print_json
+from mdlstm_tk.cli.options import OUTPUT, Json, complete_files, complete_run, with_imports
 from mdlstm_tk.errors import require
 
 
@@ -44,8 +44,6 @@ def report(
     force: Annotated[
         bool, typer.Option("--force", help="Replace the file given with -o.", rich_help_panel=OUTPUT)
     ] = False,
-    own_model: OwnModel = None,
-    own_cell: OwnCell = None,
     json: Json = False,
 ) -> None:
     """Write an HTML page about a run: curves, examples, errors by class, and the speed of its exports.
@@ -59,8 +57,7 @@ def report(
     from mdlstm_tk.report.exports import find_exports
     from mdlstm_tk.training import latest_run, load_checkpoint, open_run
 
-    code = named_files(own_model, own_cell)
-    source = open_run(run, code) if run else latest_run(code)
+    source = open_run(run) if run else latest_run()
     page = write_report(source, output, force, note, data or "")
     size = page.stat().st_size
     if json:
@@ -72,5 +69,5 @@ def report(
         next_command(f"mdlstm infer FILE -m {shell_quoted(models[-1])}")
         return
     # images of one's own differ in size, or new ones will
-    form = " --form scan" if load_checkpoint(source.checkpoint, code).config.data else ""
-    next_command(with_options(f"mdlstm export {shell_quoted(source.folder)}{form}", code))
+    form = " --form scan" if load_checkpoint(source.checkpoint).config.data else ""
+    next_command(with_imports(f"mdlstm export {shell_quoted(source.folder)}{form}"))

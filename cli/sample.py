@@ -9,16 +9,14 @@ import typer
 
 from mdlstm_tk._util.sizes import format_size, parse_size
 from mdlstm_tk._util.text import shell_quoted
-from mdlstm_tk.cli.console import next_command, note, print_json, with_options
+from mdlstm_tk.cli.console import next_command, note, print_json
 from mdlstm_tk.cli.options import (
     OUTPUT,
     Json,
-    OwnCell,
-    OwnModel,
     complete_files,
     complete_model_or_run,
-    named_files,
     parse_size_text,
+    with_imports,
 )
 from mdlstm_tk.errors import InputError, require
 
@@ -73,8 +71,6 @@ def sample(
     force: Annotated[
         bool, typer.Option("--force", help="Replace the file.", rich_help_panel=OUTPUT)
     ] = False,
-    own_model: OwnModel = None,
-    own_cell: OwnCell = None,
     json: Json = False,
 ) -> None:
     """Draw images with a trained density model, position by position, or complete an image.
@@ -86,17 +82,14 @@ def sample(
 
     check_output(output)
     ensure_writable(output, force)
-    code = named_files(own_model, own_cell)
     extents = parse_size(size) if size else None
     if extents and len(extents) != 2:
         raise InputError(f"--size must be a height and a width, got {size}")
     options = {"seed": seed, "temperature": temperature}
     if source is not None and source.suffix == ".onnx":
-        if code:
-            raise InputError(f"--{next(iter(code))} is for run folders; leave it out for {source}")
         images, part = _draw_with_model(source, count, extents, given, options)
     else:
-        source, images, part = _draw_with_run(source, code, count, extents, given, options)
+        source, images, part = _draw_with_run(source, count, extents, given, options)
     write_samples(output, images, None if part is None else part.mask)
     size = format_size(images.shape[1:3])
     if json:
@@ -104,7 +97,7 @@ def sample(
     else:
         note(f"{output}: {count} images of {size}, drawn with {source}")
     if source.is_dir():
-        next_command(with_options(f"mdlstm export {shell_quoted(source)} --drawing", code))
+        next_command(with_imports(f"mdlstm export {shell_quoted(source)} --drawing"))
 
 
 def _draw_with_model(
@@ -122,7 +115,6 @@ def _draw_with_model(
 
 def _draw_with_run(
     folder: Path | None,
-    code: dict[str, str],
     count: int,
     size: Any,
     given: Path | None,
@@ -132,8 +124,8 @@ def _draw_with_run(
     from mdlstm_tk.runtime.samples import read_given
     from mdlstm_tk.training import latest_run, load_checkpoint, open_run, sample_run
 
-    run = open_run(folder, code) if folder else latest_run(code)
-    spec = load_checkpoint(run.checkpoint, code).spec
+    run = open_run(folder) if folder else latest_run()
+    spec = load_checkpoint(run.checkpoint).spec
     extents: Any = size or spec.size
     part = read_given(given, extents, spec.channels) if given else None
     return run.folder, sample_run(run, count, size, given=part, **options), part

@@ -1,16 +1,31 @@
-"""The settings of a training run on the command line: --set, the options for single settings, the table of
-all settings below the help.
+"""The settings of a training run on the command line: an option for each common one, --set for all, and
+the table of all settings below the help.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import partial, wraps
 from typing import Annotated, Any
 
 import typer
 
-from mdlstm_tk.cli.options import RUN, complete_from, parse_choice
+from mdlstm_tk.cli.options import RUN, complete_files, complete_from
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.training.config import choices, list_settings, suggest
+from mdlstm_tk.training.config import SettingHelp, choices, convert, list_settings, suggest
+
+NAMES = ("task", "model", "cell")  # settings whose values are registered names
+METAVARS = {
+    "data": "PATH",
+    "size": "SIZE",
+    "resize": "SIZE",
+    "crop": "SIZE",
+    "windows": "SIZE,...",
+    "device": "auto|cpu|cuda|cuda:N",
+    **dict.fromkeys(NAMES, "NAME"),
+}
+SHORT = {"model": "-m"}
 
 
 def parse_setting(text: str) -> str:
@@ -25,7 +40,7 @@ def parse_setting(text: str) -> str:
 
 
 def complete_setting(incomplete: str) -> list[tuple[str, str]]:
-    """Offer the keys of settings with what they mean, or the values of a key that has a few."""
+    """Offer the keys of settings with their meaning, or the values of a key that has a few."""
     key, equals, value = incomplete.partition("=")
     if not equals:
         return [(f"{row.key}=", row.help) for row in list_settings() if row.key.startswith(key)]
@@ -34,21 +49,48 @@ def complete_setting(incomplete: str) -> list[tuple[str, str]]:
     return [(f"{key}={choice}", "") for choice in choices(key) if choice.startswith(value)]
 
 
-def setting(key: str, *names: str, panel: str, help: str = "", **options: Any) -> Any:
-    """An option that sets a key of `TrainConfig`; default and (unless given) help are those of the key."""
-    row = next(row for row in list_settings() if row.key == key)
+def with_settings(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb that takes **options an option for each setting that belongs to a panel of the help."""
+
+    @wraps(function)
+    def call(**options: Any) -> None:
+        function(**options)
+
+    own = inspect.signature(function, eval_str=True).parameters.values()
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    settings = [
+        inspect.Parameter(row.key, keyword, default=None, annotation=Annotated[str | None, _option(row)])
+        for row in list_settings()
+        if row.panel
+    ]
+    rest = [parameter.replace(kind=keyword) for parameter in own if parameter.kind != parameter.VAR_KEYWORD]
+    call.__signature__ = inspect.Signature([*settings, *rest])  # type: ignore[attr-defined]
+    return call
+
+
+def _option(row: SettingHelp) -> Any:
+    values = choices(row.key)
     text, _, empty = row.help.partition("; empty: ")
-    if values := choices(key):
-        options.setdefault("autocompletion", complete_from(*values))
-        options.setdefault("parser", parse_choice(values))
-        options.setdefault("metavar", "|".join(values))
+    if row.key in NAMES:
+        text = f"{text.rstrip('.')}: {', '.join(values)}"
     return typer.Option(
-        *(names or (f"--{key.replace('_', '-')}",)),
-        help=help or f"{text.rstrip('.')}.",
+        f"--{row.key.replace('_', '-')}",
+        *filter(None, [SHORT.get(row.key)]),
+        help=f"{text.rstrip('.')}.",
         show_default=row.default or empty.rstrip("."),
-        rich_help_panel=panel,
-        **options,
+        rich_help_panel=row.panel,
+        parser=partial(_parse, row.key),
+        metavar=METAVARS.get(row.key) or "|".join(values) or "NUMBER",
+        autocompletion=complete_files(".npz") if row.key == "data" else complete_from(*values),
     )
+
+
+def _parse(key: str, text: str) -> Any:
+    """Convert the text of an option to the type of its setting; the error is for behind the option."""
+    try:
+        return convert(key, text)
+    except InputError as error:
+        raise InputError(str(error).removeprefix(key).lstrip(": ")) from None
 
 
 Settings = Annotated[
@@ -76,6 +118,6 @@ def print_settings() -> None:
     grid = Table.grid(padding=(0, 2))
     for row in list_settings():
         grid.add_row(Text(row.key, "bold cyan"), Text(row.default or "-", "dim"), Text(row.help))
-    title = "Settings for --set KEY=VALUE and config.toml, with the defaults of the diagonal task"
+    title = "Settings for --set KEY=VALUE and config.toml"
     panel = Panel(grid, box=ROUNDED, border_style="dim", title=title, title_align="left")
     Console(emoji=False).print(panel)

@@ -13,12 +13,9 @@ from mdlstm_tk.cli.options import (
     Device,
     Json,
     MaxBytes,
-    OwnCell,
-    OwnModel,
     Timeout,
     complete_model_or_run,
     complete_run,
-    named_files,
 )
 from mdlstm_tk.errors import require
 
@@ -50,8 +47,6 @@ def verify(
             show_default=False,
         ),
     ] = None,
-    own_model: OwnModel = None,
-    own_cell: OwnCell = None,
     device: Device = "auto",
     seeds: Annotated[int, typer.Option(min=1, help="Number of random seeds for the inputs.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="First random seed.")] = 0,
@@ -91,7 +86,6 @@ def verify(
         timeout=timeout,
         isolated=isolated,
         trusted=trusted,
-        code=named_files(own_model, own_cell),
     )
     detail(f"compared with {report.reference}")
     if json:

@@ -28,7 +28,6 @@ from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.metadata import layout_of
 from mdlstm_tk.runtime.samples import run_rows, uniform_numbers
 from mdlstm_tk.training import Run, load_checkpoint
-from mdlstm_tk.training.config import NO_CODE, Code
 
 DEFAULT_NAME = "model-drawing.onnx"
 DEFAULT_SIZE = (
@@ -44,7 +43,6 @@ def export_drawing(
     *,
     size: tuple[int, int] | None = None,
     force: bool = False,
-    code: Code = NO_CODE,
 ) -> Path:
     """Export a network as a graph that draws images of any size; see `Session.sample`.
 
@@ -59,7 +57,6 @@ def export_drawing(
         size: (H, W) of an image where `Session.sample` is told none. None: that of the training images, or
             28×28 for a network.
         force: replace an existing file.
-        code: as for `export_run`.
 
     Returns:
         The path of the file.
@@ -76,8 +73,8 @@ def export_drawing(
     if isinstance(source, nn.Module):
         network, label = source, "the given module"
     else:
-        run, checkpoint_path = find_checkpoint(source, code)
-        checkpoint = load_checkpoint(checkpoint_path, run.code)
+        run, checkpoint_path = find_checkpoint(source)
+        checkpoint = load_checkpoint(checkpoint_path)
         network, label = checkpoint.network(), f"the network of {run.folder}"
         height, width = checkpoint.spec.size
         size = size or (height, width)

@@ -22,7 +22,6 @@ from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.metadata import Dtype
 from mdlstm_tk.runtime.tiles.archive import SUFFIX
 from mdlstm_tk.training import Run, load_checkpoint, open_run
-from mdlstm_tk.training.config import NO_CODE, Code
 
 Extents = tuple[int | None, ...]
 
@@ -39,7 +38,6 @@ def export_run(
     functions: bool = False,
     atol: float | None = None,
     force: bool = False,
-    code: Code = NO_CODE,
 ) -> ExportReport:
     """Export a run's checkpoint to ONNX, verified before the file is written.
 
@@ -60,21 +58,19 @@ def export_run(
         form, padded, multiple_of, dtype, functions, atol: as for `export_onnx`; form "tiles" takes atol
             alone.
         force: replace an existing file.
-        code: the Python files of a run with a network or a cell of the user's own, by setting ("model",
-            "cell"): {"cell": "mine.py:coupled"}. Those that its checkpoint names are not run.
 
     Returns:
         The report of the export.
 
     Raises:
-        InputError: there is no such run, folder or form, the file exists and `force` is false, or the
-            checkpoint names a Python file that `code` does not name.
+        InputError: there is no such run, folder or form, its network is not registered, or the file exists
+            and `force` is false.
         MDLSTMError: the network cannot be exported, or the file cannot be written.
         ParityError: ONNX Runtime disagrees with the network. Nothing is written.
         MissingExtraError: ONNX Runtime is not installed.
     """
-    run, checkpoint_path = find_checkpoint(run, code)
-    checkpoint = load_checkpoint(checkpoint_path, run.code)
+    run, checkpoint_path = find_checkpoint(run)
+    checkpoint = load_checkpoint(checkpoint_path)
     spec = checkpoint.spec
     form = form or default_form(grid)
     if form == "tiles":
@@ -120,7 +116,6 @@ def export_run_sizes(
     *,
     form: Form | None = None,
     force: bool = False,
-    code: Code = NO_CODE,
     **options: Any,
 ) -> list[ExportReport]:
     """Export a run's checkpoint once for each grid, into files, a server's model repository or a web page.
@@ -132,7 +127,6 @@ def export_run_sizes(
             run's folder if None.
         form: as for `export_onnx`; None: the form that the target prefers, or as for `export_onnx`.
         force: replace existing files.
-        code: as for `export_run`.
         **options: padded, multiple_of, dtype, functions, atol, as for `export_run`.
 
     Returns:
@@ -142,8 +136,8 @@ def export_run_sizes(
         InputError: as `export_run`; or two grids are equal; or the destination takes only one model.
         MDLSTMError, ParityError, MissingExtraError: as `export_run`.
     """
-    run, checkpoint_path = find_checkpoint(run, code)
-    run_grid = load_checkpoint(checkpoint_path, run.code).config.grid
+    run, checkpoint_path = find_checkpoint(run)
+    run_grid = load_checkpoint(checkpoint_path).config.grid
     target = destination if isinstance(destination, ExportTarget) else None
     form = form or (target.preferred_form if target else default_form(grids[0]))
     if form == "tiles":
@@ -159,7 +153,7 @@ def export_run_sizes(
         # All paths are checked before the first export takes its time.
         paths = _paths(run, grids, None if output is None else Path(output), form, force)
         reports = [
-            export_run(checkpoint_path, path, grid=grid, form=form, force=force, code=run.code, **options)
+            export_run(checkpoint_path, path, grid=grid, form=form, force=force, **options)
             for grid, path in zip(grids, paths, strict=True)
         ]
         if target:
@@ -169,12 +163,11 @@ def export_run_sizes(
     return reports
 
 
-def find_checkpoint(run: Run | str | Path, code: Code = NO_CODE) -> tuple[Run, Path]:
+def find_checkpoint(run: Run | str | Path) -> tuple[Run, Path]:
     """A run, and the checkpoint that is meant by it.
 
     Args:
         run: a run or its folder, which stand for its best checkpoint, or a `.safetensors` file.
-        code: the Python files of the run that the user names, see `Run`; those of a `Run` if empty.
 
     Raises:
         InputError: there is no such run or file.
@@ -182,10 +175,8 @@ def find_checkpoint(run: Run | str | Path, code: Code = NO_CODE) -> tuple[Run, P
     if not isinstance(run, Run):
         path = Path(run)
         if path.suffix == ".safetensors":
-            return Run(path.parent, code), path
+            return Run(path.parent), path
         run = open_run(path)
-    if code:
-        run = replace(run, code=code)
     return run, run.checkpoint
 
 

@@ -11,53 +11,60 @@ Register your own network in a file of yours:
     class Deep(torch.nn.Module):
         def __init__(self, channels, outputs, *, hidden=16): ...
 
-and train it with `mdlstm train --model my_file.py:deep`.
+and train it with `mdlstm train --import my_file.py --model deep`.
 
     registry    networks by name
     grids       networks that predict numbers at every position
-    heads       networks that classify, segment and transcribe, and a convolutional baseline
-    density     what networks have in common that give the probability of an image, and draw images
+    heads       networks that classify, segment and transcribe
+    density     the base of networks that give the probability of an image, and draw images
     pixel       the multi-dimensional LSTM as such a network
-    density_rivals  networks to compare it with
     normalized  a wrapper that standardises inputs and outputs
-    blocks      what the networks are composed of
-    initial     initial weights
+    blocks      the parts that networks are composed of
     hub         saving and loading in the format of the Hugging Face Hub
+
+The names below are loaded when they are first used: importing this package does not import torch.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk.errors import imports_of
 
-# Networks are listed in the order in which they are imported here.
-# isort: off
-with imports_of("train"):
-    from mdlstm_tk.models.grids import GridNet, HorizontalNet, MDNet, RasterNet, SnakeNet
-    from mdlstm_tk.models.heads import Classifier, ConvNet, Segmenter, TextRecognizer
-    from mdlstm_tk.models.density import DensityNet
-    from mdlstm_tk.models.pixel import PixelNet
-    from mdlstm_tk.models.density_rivals import HorizontalDensity, PixelCNN, RowDensity, SnakeDensity
-    from mdlstm_tk.models.normalized import Normalized
-    from mdlstm_tk.models.registry import create, model_names, model_options, register
-# isort: on
+if TYPE_CHECKING:
+    from mdlstm_tk.models.density import DensityNet as DensityNet
+    from mdlstm_tk.models.grids import GridNet as GridNet
+    from mdlstm_tk.models.grids import HorizontalNet as HorizontalNet
+    from mdlstm_tk.models.grids import MDNet as MDNet
+    from mdlstm_tk.models.grids import RasterNet as RasterNet
+    from mdlstm_tk.models.grids import SnakeNet as SnakeNet
+    from mdlstm_tk.models.heads import Classifier as Classifier
+    from mdlstm_tk.models.heads import Segmenter as Segmenter
+    from mdlstm_tk.models.heads import TextRecognizer as TextRecognizer
+    from mdlstm_tk.models.normalized import Normalized as Normalized
+    from mdlstm_tk.models.pixel import PixelNet as PixelNet
+    from mdlstm_tk.models.registry import create as create
+    from mdlstm_tk.models.registry import model_names as model_names
+    from mdlstm_tk.models.registry import model_options as model_options
+    from mdlstm_tk.models.registry import register as register
 
-__all__ = [
-    "Classifier",
-    "ConvNet",
-    "DensityNet",
-    "GridNet",
-    "HorizontalDensity",
-    "HorizontalNet",
-    "MDNet",
-    "Normalized",
-    "PixelCNN",
-    "PixelNet",
-    "RasterNet",
-    "RowDensity",
-    "Segmenter",
-    "SnakeDensity",
-    "SnakeNet",
-    "TextRecognizer",
-    "create",
-    "model_names",
-    "model_options",
-    "register",
-]
+_NAMES = {
+    "density": ("DensityNet",),
+    "grids": ("GridNet", "HorizontalNet", "MDNet", "RasterNet", "SnakeNet"),
+    "heads": ("Classifier", "Segmenter", "TextRecognizer"),
+    "normalized": ("Normalized",),
+    "pixel": ("PixelNet",),
+    "registry": ("create", "model_names", "model_options", "register"),
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        with imports_of("train"):
+            return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

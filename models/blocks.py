@@ -1,4 +1,4 @@
-"""What networks are composed of: one-dimensional LSTMs over a grid, encoders, windows and padding.
+"""The parts that networks are composed of: encoders, downward sweeps, windows and padding.
 
 Shapes: N batch, (H, W) grid, P = H · W positions, C features. `sizes` (N, 2) int64 holds the valid extents
 of each sample; None means that every sample fills the grid.
@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.masking import Sizes, as_sizes, valid_mask
-from mdlstm_tk._util.windows import space_to_depth
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.tiling.stages import Stage
 
 Window = tuple[int, ...]
-# What a layer recurs along: both axes of the grid, each of its rows, or all rows joined to one sequence.
-Recurrence = Literal["grid", "rows", "flattened"]
+DOWNWARD = ((1, 1), (1, -1))  # directions
 
 
 def fill_padding(x: Tensor, sizes: Tensor, value: float | Tensor = 0.0) -> Tensor:
@@ -108,39 +106,38 @@ def _gather_steps(sequence: Tensor, indices: Tensor) -> Tensor:
     return sequence.gather(1, indices[..., None].expand(-1, -1, sequence.shape[-1]))
 
 
-class RowLSTM(nn.Module):
-    """A one-dimensional LSTM along the rows of a grid, or along all rows joined to one sequence.
+class DownwardSweeps(nn.Module):
+    """Layers of two downward sweeps, in which a position sees all that comes before it in reading order.
+
+    The sweep from the right would see the rest of the row, so its output is shifted down one row: a
+    position gets what it says of the row above (the diagonal BiLSTM of van den Oord et al. 2016).
 
     Args:
         channels: C of x.
-        hidden: n, units of each direction.
-        flatten: join the rows.
-        window: positions whose features are joined before the LSTM, as in `MDLSTM`.
+        hidden: n, units of each of the two directions.
+        layers: their number.
+        residual: from the second layer on, a layer adds to its input.
         **options: further options of `MDLSTM`.
-
-    Attributes:
-        output_size: features of y.
     """
 
-    def __init__(
-        self, channels: int, hidden: int, *, flatten: bool, window: Window = (1, 1), **options: Any
-    ) -> None:
+    untiled = "it shifts the output of one direction by a row, and so takes it from other tiles"
+
+    def __init__(self, channels: int, hidden: int, layers: int, residual: bool, **options: Any) -> None:
         super().__init__()
-        self.flatten, self.window = flatten, window
-        self.lstm = MDLSTM(channels * prod(window), hidden, ndim=1, **options)
-        self.output_size = self.lstm.output_size
+        self.residual = residual
+        features = (channels, *[2 * hidden] * (layers - 1))
+        self.layers: Sequence[MDLSTM] = nn.ModuleList(  # type: ignore[assignment]
+            MDLSTM(c, hidden, directions=DOWNWARD, **options) for c in features
+        )
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """Map x (N, H, W, C) to y (N, ⌈H / window⌉, ⌈W / window⌉, output_size), 0 outside sizes."""
-        if sizes is not None:
-            x = fill_padding(x, sizes)
-        x, sizes = space_to_depth(x, self.window), sizes_in_windows(sizes, self.window)
-        if self.flatten:
-            y = apply_flattened(self.lstm, x, sizes)
-        else:
-            lengths = None if sizes is None else sizes[:, 1:].repeat_interleave(x.shape[1], dim=0)
-            y = self.lstm(x.flatten(0, 1), lengths).reshape(*x.shape[:3], -1)
-        return y if sizes is None else fill_padding(y, sizes)
+        """Map x (N, H, W, C) to (N, H, W, 2n)."""
+        for k, layer in enumerate(self.layers):
+            from_left, from_right = layer(x, sizes).chunk(2, dim=-1)
+            from_right = nn.functional.pad(from_right, (0, 0, 0, 0, 1, 0))[:, :-1]
+            y = torch.cat([from_left, from_right], dim=-1)
+            x = x + y if k and self.residual else y
+        return x
 
 
 class Encoder(nn.Module):
@@ -150,7 +147,7 @@ class Encoder(nn.Module):
     level before.
 
     Args:
-        recurrence: "grid" for `MDLSTM`, "rows" or "flattened" for `RowLSTM`.
+        make_level: `MDLSTM`, or a module with its arguments and its `output_size`.
         channels: C of x.
         hidden: n, units of each direction of the last level.
         windows: the window of each level.
@@ -166,7 +163,7 @@ class Encoder(nn.Module):
 
     def __init__(
         self,
-        recurrence: Recurrence,
+        make_level: Callable[..., nn.Module],
         channels: int,
         hidden: int,
         windows: Sequence[Window],
@@ -185,7 +182,7 @@ class Encoder(nn.Module):
         features = channels
         for index, window in enumerate(self.windows):
             units = max(hidden >> (len(self.windows) - 1 - index), 2)
-            level = _make_level(recurrence, features, units, window=window, **options)
+            level: Any = make_level(features, units, window=window, **options)
             self.levels.append(level)
             features = level.output_size
             if index < len(self.windows) - 1:
@@ -218,9 +215,3 @@ class Encoder(nn.Module):
             merge = self.merges[index] if index < len(self.merges) else None
             stages.append(Stage(level, before, cast("nn.Linear | None", merge)))
         return stages
-
-
-def _make_level(recurrence: Recurrence, channels: int, hidden: int, **options: Any) -> MDLSTM | RowLSTM:
-    if recurrence == "grid":
-        return MDLSTM(channels, hidden, ndim=len(options["window"]), **options)
-    return RowLSTM(channels, hidden, flatten=recurrence == "flattened", **options)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from math import log
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.masking import Sizes, as_sizes
-from mdlstm_tk.backends.inputs import SweepInputs
+from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
+from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM, Directions
-from mdlstm_tk.models.blocks import apply_flattened
+from mdlstm_tk.models.blocks import DownwardSweeps, apply_flattened
 from mdlstm_tk.models.hub import HubModel
-from mdlstm_tk.models.initial import Init, init_original_, init_short_memory_, init_torch_lstm_
-from mdlstm_tk.models.registry import register
 from mdlstm_tk.sweep import sweep
 from mdlstm_tk.tiling.stages import Stage, TileStages
 
@@ -29,16 +28,9 @@ class GridNet(HubModel):
         features: features of the body's output.
         outputs: outputs of the network.
         linear: leave out the sigmoid, for targets outside (0, 1).
-        init: which initial weights the body has; with "original", `set_initial_prediction` does nothing.
         device: where the head is, as in `torch.nn.Linear`; the networks put all their layers there.
         dtype: type of the head's parameters; the networks give it to all their layers.
-
-    Attributes:
-        any_size: whether the network is meant for other grid sizes than it is trained on. If so, training
-            chooses the best checkpoint by larger grids as well.
     """
-
-    any_size = False
 
     def __init__(
         self,
@@ -46,7 +38,6 @@ class GridNet(HubModel):
         features: int,
         outputs: int,
         linear: bool = False,
-        init: Init = "default",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -56,13 +47,12 @@ class GridNet(HubModel):
         self.head = nn.Linear(features, outputs, device=device, dtype=dtype)
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self.init = init
 
     @torch.no_grad()
-    def set_initial_prediction(self, mean: float) -> None:
-        """Let the untrained network predict about `mean` in (0, 1) everywhere, instead of 1/2."""
-        if self.init == "default":
-            nn.init.constant_(self.head.bias, log(mean / (1 - mean)))
+    def set_initial_prediction(self, mean: Sequence[float]) -> None:
+        """Let the untrained network predict about `mean` everywhere, one number in (0, 1) for each output,
+        instead of 1/2."""
+        self.head.bias.copy_(torch.tensor(mean, dtype=torch.float64).logit())
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
         """Map x (N, *grid, C) to (N, *grid, outputs), in (0, 1) unless `linear`.
@@ -84,15 +74,12 @@ class GridNet(HubModel):
         return TileStages([Stage(self.body, after=self.head)], head=None if self.linear else nn.Sigmoid())
 
 
-@register("md", "MD_LSTM", kind="grid")
 class MDNet(GridNet):
     """The multi-dimensional LSTM. With one direction, a position sees all that is above and to the left.
 
-    By default it starts with forget gates nearly closed and weak recurrence, so that its state settles
-    within a few positions of the border. What it learns on a small grid then holds on a large one.
+    It starts with forget gates nearly closed and weak recurrence, so that its state settles within a few
+    positions of the border. What it learns on a small grid then holds on a large one.
     """
-
-    any_size = True
 
     def __init__(
         self,
@@ -105,7 +92,6 @@ class MDNet(GridNet):
         directions: Directions = 1,
         layer_norm: bool = False,
         linear: bool = False,
-        init: Init = "default",
         ndim: int = 2,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -121,11 +107,27 @@ class MDNet(GridNet):
             device=device,
             dtype=dtype,
         )
-        super().__init__(body, body.output_size, outputs, linear, init, device, dtype)
-        if init == "original":
-            init_original_(body)
-        else:
-            init_short_memory_(body)
+        super().__init__(body, body.output_size, outputs, linear, device, dtype)
+        init_short_memory_(body)
+
+
+@torch.no_grad()
+def init_short_memory_(layer: MDLSTM) -> None:
+    """Let the state of a layer depend on few positions at first.
+
+    Gates with the role "forget" start at bias −2, those with "leak" at 2, recurrent weights at a quarter
+    of their default.
+    """
+    n, cell = layer.hidden_size, get_cell(layer.cell)
+    starts = {"forget": -2.0, "leak": 2.0}
+    for k in range(layer.num_layers):
+        if cell.recurrent:
+            getattr(layer, f"weight_hh_l{k}").div_(4)
+        bias = getattr(layer, f"norm_bias_l{k}" if layer.layer_norm else f"bias_l{k}")
+        for row, gate in enumerate(cell.gates(layer.ndim)):
+            if gate.role in starts:
+                rows = row if layer.layer_norm else slice(row * n, (row + 1) * n)
+                bias[:, rows].fill_(starts[gate.role])
 
 
 class _TorchRowLSTM(nn.Module):
@@ -133,13 +135,11 @@ class _TorchRowLSTM(nn.Module):
 
     untiled = "its LSTM recurs along rows, and tiles are for sweeps over the axes of the grid"
 
-    def __init__(
-        self, channels: int, hidden: int, layers: int, flatten: bool, init: Init, **factory: Any
-    ) -> None:
+    def __init__(self, channels: int, hidden: int, layers: int, flatten: bool, **factory: Any) -> None:
         super().__init__()
         self.flatten = flatten
         self.lstm = nn.LSTM(channels, hidden, layers, batch_first=True, **factory)
-        init_torch_lstm_(self.lstm, init)
+        init_torch_lstm_(self.lstm)
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Map x (N, H, W, C) to (N, H, W, n)."""
@@ -162,6 +162,25 @@ class _TorchRowLSTM(nn.Module):
         return result
 
 
+@torch.no_grad()
+def init_torch_lstm_(lstm: nn.LSTM) -> None:
+    """Start a `torch.nn.LSTM` like an `MDLSTM`, so that the two are compared on equal terms."""
+    n = lstm.hidden_size
+    for name, parameter in lstm.named_parameters():
+        if name.startswith("bias"):
+            nn.init.zeros_(parameter)
+            if name.startswith("bias_ih"):  # nn.LSTM adds its two biases: one of them is enough
+                nn.init.ones_(parameter[n : 2 * n])
+                nn.init.uniform_(parameter[2 * n : 3 * n], -(n**-0.5), n**-0.5)
+        elif name.startswith("weight_ih"):
+            bound = (3 / parameter.shape[1]) ** 0.5
+            nn.init.uniform_(parameter, -bound, bound)
+        else:
+            for gate in parameter.unflatten(0, (4, n)):
+                # float32 for 16-bit parameters, which the decomposition does not support
+                gate.copy_(nn.init.orthogonal_(torch.empty_like(gate, dtype=state_dtype(gate))))
+
+
 class _LineNet(GridNet):
     """An LSTM along lines of the grid: its rows, or the flattened grid."""
 
@@ -175,56 +194,29 @@ class _LineNet(GridNet):
         hidden: int = 16,
         layers: int = 1,
         linear: bool = False,
-        init: Init = "default",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        body = _TorchRowLSTM(channels, hidden, layers, flatten=self.flatten, init=init, **factory)
-        super().__init__(body, hidden, outputs, linear, init, **factory)
+        body = _TorchRowLSTM(channels, hidden, layers, flatten=self.flatten, **factory)
+        super().__init__(body, hidden, outputs, linear, **factory)
 
 
-@register("horizontal", "HORIZONTAL_SD_LSTM", kind="grid")
 class HorizontalNet(_LineNet):
     """An LSTM along each row. A position sees what is to the left of it in its row."""
 
     flatten = False
 
 
-@register("snake", "SNAKE_SD_LSTM", kind="grid")
 class SnakeNet(_LineNet):
     """An LSTM along the flattened grid. The position above is W steps back in the sequence."""
 
     flatten = True
 
 
-class _RasterBody(nn.Module):
-    """Layers of two downward sweeps: one from the left, and one from the right, shifted down one row."""
-
-    untiled = "it shifts the output of one direction by a row, and so takes it from other tiles"
-
-    def __init__(self, channels: int, hidden: int, layers: int, **options: Any) -> None:
-        super().__init__()
-        features = (channels, *[2 * hidden] * (layers - 1))
-        downward = [(1, 1), (1, -1)]
-        self.layers = nn.ModuleList(MDLSTM(c, hidden, directions=downward, **options) for c in features)
-
-    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """Map x (N, H, W, C) to (N, H, W, 2n)."""
-        for layer in self.layers:
-            from_left, from_right = layer(x, sizes).chunk(2, dim=-1)
-            from_right = nn.functional.pad(from_right, (0, 0, 0, 0, 1, 0))[:, :-1]
-            x = torch.cat([from_left, from_right], dim=-1)
-        return x
-
-
-@register("raster", kind="grid")
 class RasterNet(GridNet):
-    """A multi-dimensional LSTM in which a position sees all that comes before it in reading order.
-
-    The sweep from the right would see the rest of the row, so it is shifted down one row: the diagonal
-    BiLSTM of van den Oord et al. 2016.
-    """
+    """A multi-dimensional LSTM in which a position sees all that comes before it in reading order; see
+    `DownwardSweeps`."""
 
     def __init__(
         self,
@@ -240,5 +232,7 @@ class RasterNet(GridNet):
         dtype: torch.dtype | None = None,
     ) -> None:
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        body = _RasterBody(channels, hidden, layers, cell=cell, layer_norm=layer_norm, **factory)
+        body = DownwardSweeps(
+            channels, hidden, layers, residual=False, cell=cell, layer_norm=layer_norm, **factory
+        )
         super().__init__(body, 2 * hidden, outputs, linear, **factory)

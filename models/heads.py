@@ -1,32 +1,26 @@
-"""Networks that classify, segment and transcribe: an encoder and a linear head; and a baseline."""
+"""Networks that classify, segment and transcribe: an encoder and a linear head."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
-from itertools import pairwise
 from math import prod
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk._util.masking import Sizes, as_sizes
-from mdlstm_tk._util.windows import space_to_depth
+from mdlstm_tk._util.masking import Sizes
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.layer import Directions
+from mdlstm_tk.layer import MDLSTM, Directions
 from mdlstm_tk.models.blocks import (
     Encoder,
-    Recurrence,
     Window,
     combine_windows,
     depth_to_space,
     fill_padding,
-    sizes_in_windows,
 )
 from mdlstm_tk.models.hub import HubModel
-from mdlstm_tk.models.registry import register
 from mdlstm_tk.tiling.stages import TileStages
 
 BLANK_MARGIN = 100.0  # how far the logit of the blank exceeds all others after the end of a text
@@ -36,8 +30,6 @@ class EncoderNet(HubModel):
     """Base of the networks: an encoder with all directions, then a linear head.
 
     Args:
-        recurrence: "grid" for the multi-dimensional LSTM; "rows" or "flattened" for one-dimensional ones to
-            compare it with.
         channels: C of x.
         outputs: classes, or the blank and the characters.
         hidden: n, units of each direction of the last level.
@@ -52,14 +44,15 @@ class EncoderNet(HubModel):
         dtype: type of the parameters.
 
     Attributes:
+        make_level: makes the levels of the encoder.
         stride: positions of x, along each axis, per position of the encoder's output.
     """
 
     default_windows: ClassVar[Sequence[Window]] = ((1, 1),)
+    make_level: ClassVar[Callable[..., nn.Module]] = MDLSTM
 
     def __init__(
         self,
-        recurrence: Recurrence,
         channels: int,
         outputs: int,
         *,
@@ -77,12 +70,14 @@ class EncoderNet(HubModel):
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         options = {"cell": cell, "directions": directions, "layer_norm": layer_norm} | factory
-        if ndim != 2 and (recurrence != "grid" or self.default_windows != EncoderNet.default_windows):
+        if ndim != 2 and (self.make_level is not MDLSTM or len(self.default_windows) > 1):
             raise InputError(f"this network is for grids of two axes, got {ndim}; choose the model md")
         windows = windows or (self.default_windows if ndim == 2 else ((1,) * ndim,))
         if any(len(window) != ndim for window in windows):
             raise InputError(f"windows must have {ndim} extents each, got {list(windows)}")
-        self.encoder = Encoder(recurrence, channels, hidden, windows, layers, dropout, **options)
+        if ndim != 2:
+            options["ndim"] = ndim
+        self.encoder = Encoder(self.make_level, channels, hidden, windows, layers, dropout, **options)
         self.stride = combine_windows(windows)
         self.head = nn.Linear(self.encoder.output_size, self._head_features(outputs), **factory)
 
@@ -157,64 +152,3 @@ NETWORKS: dict[str, type[EncoderNet]] = {  # by kind of task
     "segment": Segmenter,
     "transcribe": TextRecognizer,
 }
-MODEL_NAMES: dict[Recurrence, tuple[str, str]] = {
-    "grid": ("md", "MD_LSTM"),
-    "rows": ("horizontal", "HORIZONTAL_SD_LSTM"),
-    "flattened": ("snake", "SNAKE_SD_LSTM"),
-}
-for _kind, _network in NETWORKS.items():
-    for _recurrence, _names in MODEL_NAMES.items():
-        register(*_names, kind=_kind)(partial(_network, _recurrence))
-
-
-@register("conv", kind="segment")
-class ConvNet(HubModel):
-    """Three 7×7 convolutions over windows of the grid, with a receptive field of 19×19 windows.
-
-    Layer norm between the convolutions lets the network train at the learning rate of an LSTM.
-
-    Args:
-        channels: C of x.
-        outputs: classes.
-        hidden: features between the convolutions.
-        windows: windows of the LSTM to compare with; the convolutions work on their combination.
-        device: where the parameters are.
-        dtype: type of the parameters.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        outputs: int,
-        *,
-        hidden: int = 32,
-        windows: Sequence[Window] = ((1, 1),),
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.window = combine_windows(windows)
-        positions = prod(self.window)
-        features = (channels * positions, hidden, hidden, outputs * positions)
-        self.layers = nn.ModuleList(nn.Conv2d(a, b, 7, padding=3, **factory) for a, b in pairwise(features))
-        self.norms = nn.ModuleList(nn.LayerNorm(hidden, **factory) for _ in features[1:-1])
-
-    def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
-        """Map x (N, H, W, C) to logits (N, H, W, classes)."""
-        grid = x.shape[1:-1]
-        if sizes is not None:
-            sizes = as_sizes(sizes, x)
-            x = fill_padding(x, sizes)
-        y, sizes = space_to_depth(x, self.window), sizes_in_windows(sizes, self.window)
-        for index, layer in enumerate(self.layers):
-            if index:
-                y = self.norms[index - 1](y).relu()
-            if index and sizes is not None:
-                y = fill_padding(y, sizes)
-            y = layer(y.movedim(-1, 1)).movedim(1, -1)
-        return depth_to_space(y, self.window, grid)
-
-    def tile_stages(self) -> NoReturn:
-        """Raises InputError: a convolution needs the positions around a tile."""
-        raise InputError("ConvNet cannot run in tiles: its convolutions need positions of the tiles around")

@@ -2,53 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.backends.torch.evaluate import evaluate
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.lowering import lower
 from mdlstm_tk.layer import MDLSTM
+from mdlstm_tk.models.blocks import DOWNWARD, DownwardSweeps
 from mdlstm_tk.models.density import DensityNet, neighbours
-from mdlstm_tk.models.registry import register
 from mdlstm_tk.sweep import sweep
 
-DOWNWARD = ((1, 1), (1, -1))
 
-
-class _PixelBody(nn.Module):
-    """Layers of two downward sweeps: one from the left, and one from the right, shifted down one row.
-
-    The sweep from the right would see the rest of the row, so a position gets what it says of the row above
-    (the diagonal BiLSTM of van den Oord et al. 2016). From the second layer on, a layer adds to its input.
-    """
-
-    def __init__(self, channels: int, hidden: int, layers: int, **options: object) -> None:
-        super().__init__()
-        features = (4 * channels, *[2 * hidden] * (layers - 1))
-        self.layers: Sequence[MDLSTM] = nn.ModuleList(  # type: ignore[assignment]
-            MDLSTM(c, hidden, directions=DOWNWARD, **options)  # type: ignore[arg-type]
-            for c in features
-        )
+class _PixelBody(DownwardSweeps):
+    """Downward sweeps over the four neighbours that come before each position."""
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Map x (N, H, W, C) to (N, H, W, 2n)."""
         if sizes is not None:
             sizes = sizes + sizes.new_tensor([0, 1])  # the further column of `neighbours`
-        y = neighbours(x)
-        for k, layer in enumerate(self.layers):
-            from_left, from_right = layer(y, sizes).chunk(2, dim=-1)
-            from_right = nn.functional.pad(from_right, (0, 0, 0, 0, 1, 0))[:, :-1]
-            both = torch.cat([from_left, from_right], dim=-1)
-            y = y + both if k else both
-        return y[:, :, :-1]
+        return super().forward(neighbours(x), sizes)[:, :, :-1]
 
 
-@register("pixel", kind="density")
 class PixelNet(DensityNet):
     """A multi-dimensional LSTM in which a position depends on all that comes before it in reading order.
 
@@ -78,7 +57,14 @@ class PixelNet(DensityNet):
         dtype: torch.dtype | None = None,
     ) -> None:
         body = _PixelBody(
-            channels, hidden, layers, cell=cell, layer_norm=layer_norm, device=device, dtype=dtype
+            4 * channels,
+            hidden,
+            layers,
+            residual=True,
+            cell=cell,
+            layer_norm=layer_norm,
+            device=device,
+            dtype=dtype,
         )
         super().__init__(body, 2 * hidden, channels, outputs, dropout, device=device, dtype=dtype)
         self.body: _PixelBody

@@ -1,22 +1,35 @@
-"""Networks by name: the built-in ones, and those in a user's own file."""
+"""Networks by name: the built-in ones, and those that a user registers. Importing this imports no torch."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from difflib import get_close_matches
-from typing import Any, TypeVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import nn
-
-from mdlstm_tk._util.user_code import import_file, split_reference
+from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.errors import InputError
 
-Factory = Callable[..., nn.Module]
+if TYPE_CHECKING:
+    from torch import nn
+
+Factory = Callable[..., "nn.Module"]
 F = TypeVar("F", bound=Factory)
 
-_FACTORIES: dict[str, dict[str | None, Factory]] = {}  # name → kind of task, or None for all → factory
-_ALIASES: dict[str, str] = {}
+# name → kind of task, or None for all → factory, or module and class of a built-in one
+_FACTORIES: dict[str, dict[str | None, Factory | str]] = {
+    "md": {
+        "grid": "grids.MDNet",
+        "classify": "heads.Classifier",
+        "segment": "heads.Segmenter",
+        "transcribe": "heads.TextRecognizer",
+    },
+    "horizontal": {"grid": "grids.HorizontalNet"},
+    "snake": {"grid": "grids.SnakeNet"},
+    "raster": {"grid": "grids.RasterNet"},
+    "pixel": {"density": "pixel.PixelNet"},
+}
+_ALIASES = {"md_lstm": "md", "horizontal_sd_lstm": "horizontal", "snake_sd_lstm": "snake"}  # original names
 
 
 def register(name: str, *aliases: str, kind: str | None = None) -> Callable[[F], F]:
@@ -52,22 +65,15 @@ def resolve(name: str) -> str:
     """Return the name that a network is registered under.
 
     Args:
-        name: a registered name, an alias, or "file.py:name". The file is run, so that its `@register`
-            lines take effect.
+        name: a registered name or an alias.
 
     Raises:
-        InputError: there is no such file or network.
+        InputError: there is no such network.
     """
-    file, name = split_reference(name)
-    if file is not None:
-        import_file(file)
     key = name.lower()
     key = _ALIASES.get(key, key)
     if key not in _FACTORIES:
-        close = get_close_matches(key, [*_FACTORIES, *_ALIASES], n=1)
-        choices = f"choose one of {', '.join(_FACTORIES)}, or your own as file.py:name"
-        hint = f"did you mean '{close[0]}'?" if close else choices
-        raise InputError(f"there is no model '{name}'; {hint}")
+        raise InputError(not_registered("model", name, [*_FACTORIES, *_ALIASES]))
     return key
 
 
@@ -117,4 +123,8 @@ def _get_factory(key: str, kind: str) -> Factory:
             f"model '{key}' is for tasks of kind {', '.join(map(str, kinds))}, but the task is of kind "
             f"{kind}; choose one of {', '.join(model_names(kind))}"
         )
+    if isinstance(factory, str):
+        module, cls = factory.split(".")
+        built_in: Factory = getattr(import_module(f"mdlstm_tk.models.{module}"), cls)
+        return built_in
     return factory

@@ -25,6 +25,7 @@ if not torch.cuda.is_available():  # Triton, which export imports by way of torc
 from mdlstm_tk._util import user_code
 from mdlstm_tk.cells import cell
 from mdlstm_tk.models import registry
+from mdlstm_tk.training import tasks
 
 if TYPE_CHECKING:  # fixtures import what only some tests need
     from playwright.sync_api import Browser
@@ -56,11 +57,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """An MD-LSTM trained for 150 steps on 8×8 and exported for 8×8. Tests must not change it."""
     from mdlstm_tk.export import export_run
-    from mdlstm_tk.training import Run, TrainConfig, train
+    from mdlstm_tk.training import Run, configure, new_job, train
 
     run = Run(tmp_path_factory.mktemp("trained") / "md-8x8")
-    run.folder.mkdir()
-    train(TrainConfig(steps=150), run)
+    train(new_job(configure({"steps": 150}), run.folder))
     export_run(run)
     return run
 
@@ -74,16 +74,12 @@ def model(trained: Run) -> Path:
 @pytest.fixture(scope="session")
 def density_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A density model trained for 6 steps on grey digits, and evaluated. Tests must not change it."""
-    from mdlstm_tk.training import Run, default_config, train
-    from mdlstm_tk.training.evaluation import evaluate_run
-    from mdlstm_tk.training.tasks import make_task
+    from mdlstm_tk.training import Run, default_config, new_job, train
 
     run = Run(tmp_path_factory.mktemp("density") / "run")
-    run.folder.mkdir()
     tiny = {"steps": 6, "hidden": 4, "batch_size": 8, "evaluate_every": 3, "warmup": 0}
     config = default_config("digits-grey").updated(tiny, "test")
-    train(config, run)
-    evaluate_run(run, make_task(config))
+    train(new_job(config, run.folder))
     return run
 
 
@@ -143,11 +139,12 @@ def interruptible() -> Iterator[None]:
 
 @pytest.fixture
 def forget(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """A function after which only the cells and networks of the package are registered."""
+    """A function after which only cells, networks and tasks of the package are registered."""
 
     def clear() -> None:
         monkeypatch.setattr(cell, "_cells", dict(CELLS))
         monkeypatch.setattr(registry, "_FACTORIES", copy.deepcopy(NETWORKS))
+        monkeypatch.setattr(tasks, "_registered", {})
         monkeypatch.setattr(user_code, "_modules", {})
 
     return clear

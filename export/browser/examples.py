@@ -78,7 +78,7 @@ def page_examples(
     Returns:
         At most `COUNT` examples; none if the user's data are not named or not there, or no sample fits.
     """
-    checkpoint = load_checkpoint(run.checkpoint, run.code)
+    checkpoint = load_checkpoint(run.checkpoint)
     config = checkpoint.config
     try:
         config = config if config.data else replace(config, size=format_size(metadata.grid or config.grid))

@@ -33,7 +33,8 @@ from mdlstm_tk.export.capture import IR_VERSION, OPSET
 from mdlstm_tk.export.lowering.graph import Graph, Loop, Value
 from mdlstm_tk.export.lowering.step import ZERO, Step, Sweep
 from mdlstm_tk.layer import MDLSTM
-from mdlstm_tk.models.pixel import DOWNWARD, PixelNet
+from mdlstm_tk.models.blocks import DOWNWARD
+from mdlstm_tk.models.pixel import PixelNet
 
 FLOAT = np.dtype(np.float32)
 INPUTS = ("x", "above", "given", "temperature", "state")

@@ -54,7 +54,6 @@ from mdlstm_tk.runtime.tiles.archive import is_archive, read_archive_bytes
 from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.training import Run as TrainingRun
 from mdlstm_tk.training import load_checkpoint
-from mdlstm_tk.training.config import NO_CODE, Code
 
 Against = nn.Module | TrainingRun | str | Path | None
 DEFAULT_GRID = (5, 7, 3)  # for a model that takes any grid and is not of a run, or of one with a large grid
@@ -73,7 +72,6 @@ def verify_model(
     timeout: float | None = None,
     isolated: bool = False,
     trusted: bool = False,
-    code: Code = NO_CODE,
 ) -> VerificationReport:
     """Compare an exported model with the network it came from.
 
@@ -103,16 +101,13 @@ def verify_model(
         seed: the first seed.
         max_bytes: maximum size of the model file; 1 GiB if None.
         timeout, isolated, trusted: as for `Session`.
-        code: the Python files of a run with a network or a cell of the user's own, by setting ("model",
-            "cell"): {"cell": "mine.py:coupled"}. Those that its checkpoint names are not run.
 
     Returns:
         The outcome of every runtime on every case. A failure raises nothing by itself; call
         `raise_if_failed` on the report for that.
 
     Raises:
-        InputError: the model, the run or an input cannot be read, the model does not take an
-            input, or the checkpoint names a Python file that `code` does not name.
+        InputError: the model, the run or an input cannot be read, or the model does not take an input.
         DeviceError: the device cannot be used.
         MissingExtraError: ONNX Runtime is not installed.
     """
@@ -131,7 +126,7 @@ def verify_model(
     for path in files:
         sessions = _sessions(path, device, limit, timeout=timeout, isolated=isolated, trusted=trusted)
         check_takes_grids(sessions[0].metadata, path)
-        origin = origins[path] = _origin(path, against, sessions[0].metadata, code)
+        origin = origins[path] = _origin(path, against, sessions[0].metadata)
         verifier = _FileVerifier(path, origin, sessions)
         cases = verifier.cases(inputs, example_range, range(seed, seed + seeds))
         of_file = verifier.outcomes(cases, is_known_scale=inputs is None)
@@ -169,7 +164,7 @@ class _Origin:
     metadata: Metadata
 
 
-def _origin(path: Path, against: Against, metadata: Metadata, code: Code) -> _Origin:
+def _origin(path: Path, against: Against, metadata: Metadata) -> _Origin:
     """The network that a file is compared with, or the file itself."""
     grid = (*DEFAULT_GRID, *(2,) * metadata.ndim)[: metadata.ndim]
     if isinstance(against, nn.Module):
@@ -178,20 +173,15 @@ def _origin(path: Path, against: Against, metadata: Metadata, code: Code) -> _Or
     if against is None:
         problem = "" if metadata.checkpoint_sha256 is None else ", as its run is not here"
         try:
-            found = None if not problem else find_checkpoint(path.parent, code)
+            found = None if not problem else find_checkpoint(path.parent)
         except InputError:
             found = None
         if found is None:
-            if code:
-                raise InputError(
-                    f"{path} is compared with {itself}{problem}, which runs no file; leave out "
-                    f"{min(code)}=..."
-                )
             return _Origin(f"{itself}{problem}", None, None, grid, metadata)
         run, checkpoint_path = found
     else:
-        run, checkpoint_path = find_checkpoint(against, code)
-    checkpoint = load_checkpoint(checkpoint_path, run.code)
+        run, checkpoint_path = find_checkpoint(against)
+    checkpoint = load_checkpoint(checkpoint_path)
     if prod(checkpoint.config.grid) <= MAX_POSITIONS:
         grid = checkpoint.config.grid
     return _Origin(f"the network in {checkpoint_path}", checkpoint.network(), run, grid, metadata)

@@ -89,10 +89,9 @@ class VerificationReport:
         where = f" ({worst.first_divergence})" if worst.first_divergence else ""
         advice = ""
         if self.run is not None:
-            files = "".join(f" --{setting} {shell_quoted(name)}" for setting, name in self.run.code.items())
             advice = (
                 "; if the model was exported from another run or checkpoint, name that, else export it "
-                f"again with: mdlstm export {shell_quoted(self.run.folder)} --force{files}"
+                f"again with: mdlstm export {shell_quoted(self.run.folder)} --force"
             )
         raise ParityError(
             f"{', '.join(self.failed)}: error {worst.parity.max_abs:.1e} against {self.reference} on "

@@ -1,12 +1,14 @@
-"""Python files of the user's that define cells or networks: "file.py:name".
+"""Python files of the user's that register cells, networks and tasks.
 
-Whatever is imported here was named by the user, in a call of the library or in this very command. A file of
-settings, such as a checkpoint, cannot name one: see `mdlstm_tk.training.config.TrainConfig.updated`.
+Only files that the user names in this call are imported: by `mdlstm --import FILE`. Nothing that is stored,
+such as a run, a configuration or a model, names code.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 
@@ -15,59 +17,36 @@ from mdlstm_tk.errors import InputError
 _modules: dict[Path, ModuleType] = {}  # those that ran
 
 
-def split_reference(reference: str) -> tuple[Path | None, str]:
-    """ "file.py:name" → (its resolved path, "name"); any other text → (None, the text).
-
-    Raises:
-        InputError: a path cannot be resolved.
-    """
-    path, colon, name = reference.rpartition(":")
-    if not colon or not path.endswith(".py"):
-        return None, reference
-    try:
-        return Path(path).resolve(), name
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, or a zero byte in the name
-        raise InputError(f"{reference!r:.200} names no file: {error}") from None
-
-
-def names_file(reference: str) -> bool:
-    """Tell whether a text is of the form "file.py:name"."""
-    return split_reference(reference)[0] is not None
-
-
 def import_file(path: Path) -> ModuleType:
     """Run a Python file as a module; once per process, however often it is named.
 
     Raises:
-        InputError: there is no such file.
+        InputError: there is no such file, or it is not Python.
     """
+    path = path.resolve()
     if path in _modules:
         return _modules[path]
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{path} cannot be loaded as Python")
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise InputError(f"there is no Python file {path} to import")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     _modules[path] = module
     return module
 
 
-def cell_name(reference: str) -> str:
-    """The name of a cell; for "file.py:name", after the file has been run.
+def not_registered(kind: str, name: str, known: Iterable[str]) -> str:
+    """The error message about a name that nothing is registered under.
 
-    Raises:
-        InputError: there is no such file, or it defines no such cell.
+    Args:
+        kind: "cell", "model" or "task".
+        name: the name.
+        known: the registered names.
     """
-    from mdlstm_tk.cells import cell_names
-
-    file, name = split_reference(reference)
-    if file is None:
-        return reference
-    import_file(file)
-    if name not in cell_names():
-        raise InputError(
-            f"{file} defines no cell '{name}'; decorate its equations with @register_cell('{name}', …)"
-        )
-    return name
+    known = list(known)
+    close = get_close_matches(name.lower(), known, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(known)}."
+    return (
+        f"there is no {kind} '{name}'; {hint} If a Python file of yours registers it, import that first: "
+        "--import FILE"
+    )

@@ -90,9 +90,8 @@ class TaskSpec:
         classes: names of the classes, or the characters.
         mean: mean of each input channel. The network subtracts it; empty if it should not.
         std: standard deviation of each input channel. The network divides by it.
-        target_mean: mean of each output of kind "grid"; empty if targets lie in (0, 1).
+        target_mean: mean of each output of kind "grid", which an untrained network predicts everywhere.
         target_std: standard deviation of each output of kind "grid"; empty if targets lie in (0, 1).
-        base_rate: mean of targets in (0, 1), which an untrained network should predict everywhere.
         mask_values: of kind "segment", the value that each class has in the masks; empty if unknown.
         mask_palette: red, green and blue of each class in turn, if the masks have a palette; else empty.
         preprocessing: how images become x; None if the data are not images.
@@ -113,7 +112,6 @@ class TaskSpec:
     std: tuple[float, ...] = ()
     target_mean: tuple[float, ...] = ()
     target_std: tuple[float, ...] = ()
-    base_rate: float | None = None
     mask_values: tuple[int, ...] = ()
     mask_palette: tuple[int, ...] = ()
     preprocessing: Preprocessing | None = None
@@ -144,7 +142,6 @@ class TaskSpec:
             yield mean, len(means) in (0, count) and all(map(isfinite, means)), f"{count} numbers, or none"
             are_positive = len(deviations) == len(means) and all(0 < s < float("inf") for s in deviations)
             yield std, are_positive, f"{len(means)} numbers above 0"
-        yield "base_rate", self.base_rate is None or 0 < self.base_rate < 1, "between 0 and 1, or none"
         values, palette = self.mask_values, self.mask_palette
         is_complete = len(set(values)) == len(values) and len(values) in (0, len(self.classes))
         yield "mask_values", is_complete, "a number for each class of masks, all different"

@@ -74,7 +74,7 @@ class Task(ABC):
     def measure(self, prediction: Floats, batch: Batch) -> Metrics:
         """Return the errors of a prediction as {name: (sum, count)}.
 
-        Lower is better. The first entry is the score that the best checkpoint is chosen by.
+        Lower is better.
         """
         return METRICS[self.spec.kind](prediction, batch, self.spec)
 
@@ -90,9 +90,9 @@ class Task(ABC):
         """
         return {}
 
-    def any_size_tasks(self) -> Sequence[Task]:
-        """Return the tasks that a network for grids of any size is scored on; the worst score counts."""
-        return (self,)
+    def score(self, errors: Mapping[str, float]) -> float:
+        """Return the number that the best checkpoint is chosen by, from the errors of a validation."""
+        return next(iter(errors.values()))
 
     @property
     def evaluation_batch(self) -> int:

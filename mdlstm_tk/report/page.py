@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
@@ -50,8 +49,8 @@ def write_report(
             has no examples, unless they are named.
 
     Raises:
-        InputError: `path` exists, the run's checkpoint or metrics are damaged or belong to another network,
-            or it names a Python file that `run.code` does not name.
+        InputError: `path` exists, or the run's checkpoint or metrics are damaged or belong to another
+            network.
         MissingExtraError: there are exports, but ONNX Runtime is not installed.
         MDLSTMError: `path` cannot be written.
     """
@@ -66,7 +65,7 @@ def render_report(
     run: Run, on_message: Callable[[str], None] = lambda message: None, data: str = ""
 ) -> str:
     """Return the page of a run as HTML text; arguments and errors as of `write_report`."""
-    checkpoint = load_checkpoint(run.checkpoint, run.code)
+    checkpoint = load_checkpoint(run.checkpoint)
     config, spec = checkpoint.config, checkpoint.spec
     network = checkpoint.network()
     evaluation, drawings, problem = None, None, ""
@@ -142,11 +141,8 @@ def _finalize(value: Any) -> Any:
 
 def _read_result(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the content of `result.json`; {} if there is none or it describes another checkpoint."""
-    try:
-        result: dict[str, Any] = json.loads(run.result.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return result if result.get("errors") and result.get("step") == checkpoint.step else {}
+    result = run.read_result()
+    return result if result.get("step") == checkpoint.step and result.get("errors") else {}
 
 
 def _class_errors(evaluation: SplitEvaluation | None) -> list[dict[str, Any]]:

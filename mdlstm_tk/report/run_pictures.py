@@ -32,27 +32,29 @@ SAMPLES = 12  # samples in the picture of a classifier or a recogniser: one pane
 GRID_SAMPLES = 4  # samples in the picture of grids or masks: four panels each
 
 
-def draw_run(run: Run, task: Task | None = None) -> None:
-    """Write `curves.png` and `prediction.png` from the metrics and the best checkpoint of a run.
+def draw_run(run: Run, task: Task | None = None, network: nn.Module | None = None) -> None:
+    """Write `curves.png` and `prediction.png` from the metrics and the best weights of a run.
 
     Args:
         run: a run with a best checkpoint.
         task: its task. A run on the user's data needs it; the task of any other is known.
+        network: the network with these weights, if the caller has it.
 
     Raises:
         InputError: the checkpoint is damaged, or the run needs its task.
     """
-    checkpoint = load_checkpoint(run.best, run.code)
+    checkpoint = load_checkpoint(run.best)
     task = task or load_task(checkpoint.config, checkpoint.spec)
+    network = network or checkpoint.network()
     prefix = "" if isinstance(task, DiagonalTask) else f"{checkpoint.spec.name} "
     title = f"{checkpoint.config.model} on {prefix}{format_size(checkpoint.spec.size)}"
     draw_curves(run.curves, title, run.read_metrics())
     if isinstance(task, DiagonalTask):
-        _draw_diagonal(run, checkpoint, task, title)
+        _draw_diagonal(run, checkpoint, task, network, title)
     elif checkpoint.spec.kind == "density":
-        _draw_density(run, checkpoint, task, title)
+        _draw_density(run, checkpoint, task, network, title)
     else:
-        _draw_examples(run, checkpoint, task, title)
+        _draw_examples(run, checkpoint, task, network, title)
 
 
 def draw_comparison(comparison: Comparison) -> list[Path]:
@@ -72,19 +74,21 @@ def draw_comparison(comparison: Comparison) -> list[Path]:
     return paths
 
 
-def _draw_diagonal(run: Run, checkpoint: Checkpoint, task: DiagonalTask, title: str) -> None:
+def _draw_diagonal(
+    run: Run, checkpoint: Checkpoint, task: DiagonalTask, network: nn.Module, title: str
+) -> None:
     """One matrix of the random diagonal, with the predictions of the untrained and the trained network."""
     batch: Batch = task.batch(checkpoint.config.seed, 1, 1, "validation")
     untrained = build_network(checkpoint.config, checkpoint.spec).eval()
-    before, after = _predict(untrained, batch), _predict(checkpoint.network(), batch)
+    before, after = _predict(untrained, batch), _predict(network, batch)
     x, y, before, after = (grids[0, ..., 0] for grids in (batch.x, batch.y, before, after))
     title = f"{title}: only the lower one can be predicted"
     draw_before_and_after(run.prediction, title, x, y, before, after)
 
 
-def _draw_examples(run: Run, checkpoint: Checkpoint, task: Task, title: str) -> None:
+def _draw_examples(run: Run, checkpoint: Checkpoint, task: Task, network: nn.Module, title: str) -> None:
     """Samples that represent the split, with the predictions of the trained network."""
-    network, spec, seed = checkpoint.network(), checkpoint.spec, checkpoint.config.seed
+    spec, seed = checkpoint.spec, checkpoint.config.seed
     split = display_split(task)
     count = GRID_SAMPLES if spec.kind in ("grid", "segment") else SAMPLES
     panels = []
@@ -95,7 +99,7 @@ def _draw_examples(run: Run, checkpoint: Checkpoint, task: Task, title: str) -> 
     draw_panels(run.prediction, f"{title}, {split} data", panels, COLUMNS, legend)
 
 
-def _draw_density(run: Run, checkpoint: Checkpoint, task: Task, title: str) -> None:
+def _draw_density(run: Run, checkpoint: Checkpoint, task: Task, network: nn.Module, title: str) -> None:
     """Samples that represent the split, then images that the trained network draws."""
     spec, seed = checkpoint.spec, checkpoint.config.seed
     split = display_split(task)
@@ -105,7 +109,6 @@ def _draw_density(run: Run, checkpoint: Checkpoint, task: Task, title: str) -> N
         for index in indices
         for batch in [example_batch(task, split, seed, index)]
     ]
-    network = checkpoint.network()
     if hasattr(network, "sample"):  # a network of the user's own need not draw
         height, width = spec.size
         drawn = draw_images(network, SAMPLES, (height, width), spec.channels, seed)
@@ -115,5 +118,6 @@ def _draw_density(run: Run, checkpoint: Checkpoint, task: Task, title: str) -> N
 
 @torch.no_grad()
 def _predict(network: nn.Module, batch: Batch) -> Floats:
-    prediction: Floats = predict(network, batch, torch.device("cpu")).numpy()
+    device = next(network.parameters()).device
+    prediction: Floats = predict(network, batch, device).cpu().numpy()
     return prediction

@@ -1,5 +1,8 @@
 """Train networks on tasks into run folders, from which they can be resumed and exported.
 
+    job = new_job(configure({"task": "diagonal", "steps": 200}))
+    result = train(job)
+
 The names below are loaded when they are first used: importing this package does not import torch.
 """
 
@@ -9,103 +12,61 @@ from typing import TYPE_CHECKING, Any
 from mdlstm_tk.errors import imports_of
 
 if TYPE_CHECKING:
-    from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-    from mdlstm_tk.training.comparison import (
-        Comparison,
-        ComparisonPlan,
-        compare_models,
-        configure_comparison,
-        plan_comparison,
-    )
-    from mdlstm_tk.training.config import TrainConfig, list_settings
-    from mdlstm_tk.training.drawing import draw_images, sample_run
-    from mdlstm_tk.training.evaluation import evaluate, evaluate_run, predict
-    from mdlstm_tk.training.job import TrainingJob, new_job, resume_job, run_job
-    from mdlstm_tk.training.loop import train
-    from mdlstm_tk.training.networks import build, build_network
-    from mdlstm_tk.training.progress import Progress, RecentMetrics, describe_progress
-    from mdlstm_tk.training.run_folder import Run, latest_run, new_run, open_run
-    from mdlstm_tk.training.run_info import describe_run
-    from mdlstm_tk.training.settings import configure, configure_resumed, parse_settings
-    from mdlstm_tk.training.tasks import default_config, load_task, make_task
+    from mdlstm_tk.training.checkpoint import Checkpoint as Checkpoint
+    from mdlstm_tk.training.checkpoint import load_checkpoint as load_checkpoint
+    from mdlstm_tk.training.checkpoint import save_checkpoint as save_checkpoint
+    from mdlstm_tk.training.comparison import Comparison as Comparison
+    from mdlstm_tk.training.comparison import ComparisonPlan as ComparisonPlan
+    from mdlstm_tk.training.comparison import compare_models as compare_models
+    from mdlstm_tk.training.comparison import configure_comparison as configure_comparison
+    from mdlstm_tk.training.comparison import plan_comparison as plan_comparison
+    from mdlstm_tk.training.config import TrainConfig as TrainConfig
+    from mdlstm_tk.training.config import list_settings as list_settings
+    from mdlstm_tk.training.drawing import draw_images as draw_images
+    from mdlstm_tk.training.drawing import sample_run as sample_run
+    from mdlstm_tk.training.evaluation import evaluate as evaluate
+    from mdlstm_tk.training.evaluation import predict as predict
+    from mdlstm_tk.training.job import TrainingJob as TrainingJob
+    from mdlstm_tk.training.job import new_job as new_job
+    from mdlstm_tk.training.job import resume_job as resume_job
+    from mdlstm_tk.training.loop import train as train
+    from mdlstm_tk.training.networks import build as build
+    from mdlstm_tk.training.networks import build_network as build_network
+    from mdlstm_tk.training.progress import Progress as Progress
+    from mdlstm_tk.training.progress import RecentMetrics as RecentMetrics
+    from mdlstm_tk.training.run_folder import Run as Run
+    from mdlstm_tk.training.run_folder import latest_run as latest_run
+    from mdlstm_tk.training.run_folder import new_run as new_run
+    from mdlstm_tk.training.run_folder import open_run as open_run
+    from mdlstm_tk.training.run_info import describe_run as describe_run
+    from mdlstm_tk.training.settings import configure as configure
+    from mdlstm_tk.training.settings import configure_resumed as configure_resumed
+    from mdlstm_tk.training.settings import parse_settings as parse_settings
+    from mdlstm_tk.training.tasks import default_config as default_config
+    from mdlstm_tk.training.tasks import load_task as load_task
+    from mdlstm_tk.training.tasks import make_task as make_task
+    from mdlstm_tk.training.tasks import register_task as register_task
 
-_MODULES = {
-    "Checkpoint": "checkpoint",
-    "Comparison": "comparison",
-    "ComparisonPlan": "comparison",
-    "Progress": "progress",
-    "RecentMetrics": "progress",
-    "Run": "run_folder",
-    "TrainConfig": "config",
-    "TrainingJob": "job",
-    "build": "networks",
-    "build_network": "networks",
-    "compare_models": "comparison",
-    "configure": "settings",
-    "configure_comparison": "comparison",
-    "configure_resumed": "settings",
-    "default_config": "tasks",
-    "describe_progress": "progress",
-    "describe_run": "run_info",
-    "draw_images": "drawing",
-    "evaluate": "evaluation",
-    "evaluate_run": "evaluation",
-    "latest_run": "run_folder",
-    "list_settings": "config",
-    "load_checkpoint": "checkpoint",
-    "load_task": "tasks",
-    "make_task": "tasks",
-    "new_job": "job",
-    "new_run": "run_folder",
-    "open_run": "run_folder",
-    "parse_settings": "settings",
-    "plan_comparison": "comparison",
-    "predict": "evaluation",
-    "resume_job": "job",
-    "run_job": "job",
-    "sample_run": "drawing",
-    "save_checkpoint": "checkpoint",
-    "train": "loop",
+_NAMES = {
+    "checkpoint": ("Checkpoint", "load_checkpoint", "save_checkpoint"),
+    "comparison": (
+        *("Comparison", "ComparisonPlan"),
+        *("compare_models", "configure_comparison", "plan_comparison"),
+    ),
+    "config": ("TrainConfig", "list_settings"),
+    "drawing": ("draw_images", "sample_run"),
+    "evaluation": ("evaluate", "predict"),
+    "job": ("TrainingJob", "new_job", "resume_job"),
+    "loop": ("train",),
+    "networks": ("build", "build_network"),
+    "progress": ("Progress", "RecentMetrics"),
+    "run_folder": ("Run", "latest_run", "new_run", "open_run"),
+    "run_info": ("describe_run",),
+    "settings": ("configure", "configure_resumed", "parse_settings"),
+    "tasks": ("default_config", "load_task", "make_task", "register_task"),
 }
-
-__all__ = [
-    "Checkpoint",
-    "Comparison",
-    "ComparisonPlan",
-    "Progress",
-    "RecentMetrics",
-    "Run",
-    "TrainConfig",
-    "TrainingJob",
-    "build",
-    "build_network",
-    "compare_models",
-    "configure",
-    "configure_comparison",
-    "configure_resumed",
-    "default_config",
-    "describe_progress",
-    "describe_run",
-    "draw_images",
-    "evaluate",
-    "evaluate_run",
-    "latest_run",
-    "list_settings",
-    "load_checkpoint",
-    "load_task",
-    "make_task",
-    "new_job",
-    "new_run",
-    "open_run",
-    "parse_settings",
-    "plan_comparison",
-    "predict",
-    "resume_job",
-    "run_job",
-    "sample_run",
-    "save_checkpoint",
-    "train",
-]
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,9 @@
 """Compare networks on one task, over several seeds.
 
 On the random-diagonal task three networks with equal hidden units are compared by their training losses
-(see `diagonal_comparison`). On every other task all networks that exist for it get equally many parameters,
-and are compared by the errors of their best weights on test data, next to baselines without training.
+(see `diagonal_comparison`). On every other task all networks that are registered for it get equally many
+parameters, and are compared by the errors of their best weights on test data, next to baselines without
+training.
 """
 
 from __future__ import annotations
@@ -14,15 +15,24 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
+import torch
+
 from mdlstm_tk.data import Task, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import model_names, model_options
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.config import TrainConfig
-from mdlstm_tk.training.diagonal_comparison import MODELS, diagonal_rows, summarize_diagonal
-from mdlstm_tk.training.evaluation import evaluate_run
+from mdlstm_tk.training.diagonal_comparison import (
+    MODELS,
+    ORIGINAL_SETTINGS,
+    TASK,
+    diagonal_rows,
+    init_original_,
+    summarize_diagonal,
+)
+from mdlstm_tk.training.job import new_job
 from mdlstm_tk.training.loop import train
-from mdlstm_tk.training.networks import build, build_network, count_parameters
+from mdlstm_tk.training.networks import build_network, count_parameters
 from mdlstm_tk.training.progress import WINDOW, Progress
 from mdlstm_tk.training.run_folder import Run, new_run
 from mdlstm_tk.training.tasks import OPTIONAL_NETWORK_SETTINGS, default_config, make_task
@@ -48,7 +58,7 @@ class ComparisonPlan:
 
     @property
     def is_diagonal(self) -> bool:
-        return self.config.task == "diagonal"
+        return self.config.task == TASK
 
     @property
     def total_steps(self) -> int:
@@ -74,7 +84,7 @@ class ComparisonPlan:
 
     def run(self, model: str, seed: int) -> Run:
         """The run of a network and a seed."""
-        return Run(self.folder / f"{model}-{seed}", self.config.code)
+        return Run(self.folder / f"{model}-{seed}")
 
 
 class ComparisonProgress(NamedTuple):
@@ -162,9 +172,7 @@ def configure_comparison(
             raise InputError(
                 f"--set {key}: compare trains all models, over several seeds; see mdlstm train"
             )
-    return (
-        default_config(task).updated(settings, "--set", settings).updated(options, "command line", options)
-    )
+    return default_config(task).updated(settings, "--set").updated(options, "command line")
 
 
 def plan_comparison(
@@ -188,25 +196,26 @@ def plan_comparison(
         InputError: the configuration does not describe a network and a task, it has too few steps, the
             folder is not empty, or there are no original settings for the task.
     """
-    _, task = build(config)  # finds errors before a folder is created
-    if config.task == "diagonal":
+    spec = make_task(config).spec  # finds errors before a folder is created
+    build_network(config, spec)
+    if config.task == TASK:
         if config.steps < WINDOW:
-            raise InputError(f"--steps must be at least {WINDOW} to compare, got {config.steps}")
+            raise InputError(f"steps must be at least {WINDOW} to compare, got {config.steps}")
         name, models, seeds = "compare", MODELS, seeds or 5
         if original_settings:
             name = "compare-original-settings"
-            config = replace(config, init="original", lr=0.01, weight_decay=0.0)
+            config = config.updated(ORIGINAL_SETTINGS, name)
     elif original_settings:
-        raise InputError(f"original settings exist for --task diagonal only, got --task {config.task}")
+        raise InputError(f"original settings exist for the task {TASK} only, got {config.task}")
     else:
-        name, models, seeds = f"compare-{config.task}", tuple(model_names(task.spec.kind)), seeds or 3
+        name, models, seeds = f"compare-{config.task}", tuple(model_names(spec.kind)), seeds or 3
     return ComparisonPlan(config, models, seeds, new_run(name, folder, force).folder, original_settings)
 
 
 def compare_models(
     plan: ComparisonPlan,
     on_step: Callable[[ComparisonProgress], None] = lambda progress: None,
-    on_run_end: Callable[[Run, Task], None] = lambda run, task: None,
+    on_run_end: Callable[[Run, Task], None] | None = None,
 ) -> Comparison:
     """Train all networks of a plan on the same data for the same steps, and write `summary.json`.
 
@@ -216,28 +225,31 @@ def compare_models(
         on_run_end: called with each finished run and its task, such as `mdlstm_tk.report.draw_run`.
     """
     results: dict[str, dict[str, Any]] = {}
-    runs_done = 0
+    steps_before = 0
     for seed in range(plan.seeds):
         task = make_task(replace(plan.config, seed=seed))
         for model in plan.models:
-            config, run = _config_for(plan, model, seed, task.spec), plan.run(model, seed)
-            run.folder.mkdir(parents=True, exist_ok=True)
-            steps_before = runs_done * plan.config.steps
+            job = new_job(
+                _config_for(plan, model, seed, task.spec), plan.run(model, seed).folder, True, task
+            )
+            if plan.original_settings:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    init_original_(job.network)
 
             def report(
-                progress: Progress, model: str = model, seed: int = seed, steps_before: int = steps_before
+                progress: Progress, model: str = model, seed: int = seed, before: int = steps_before
             ) -> None:
-                on_step(ComparisonProgress(model, seed, steps_before + progress.step, progress))
+                on_step(ComparisonProgress(model, seed, before + progress.step, progress))
 
-            train(config, run, on_step=report, task=task)
-            if not plan.is_diagonal:
-                result = evaluate_run(run, task)
-                sizes = {"hidden": config.hidden, "parameters": result["parameters"]}
-                entry = results.setdefault(model, sizes)
-                entry.setdefault("seconds", []).append(result["seconds"])
-                _append_errors(entry, result["errors"])
-            on_run_end(run, task)
-            runs_done += 1
+            result = train(job, report)
+            entry = results.setdefault(model, {"hidden": job.config.hidden})
+            entry["parameters"] = result["parameters"]
+            entry.setdefault("seconds", []).append(result["seconds"])
+            _append_errors(entry, result["errors"])
+            if on_run_end is not None:
+                on_run_end(job.run, task)
+            steps_before += plan.config.steps
         seen = plan.config.steps * plan.config.batch_size
         for name, errors in task.baselines(seed, seen).items():
             _append_errors(results.setdefault(name, {}), errors)

@@ -6,11 +6,44 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
+import torch
+from torch import nn
+
+from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.training.progress import WINDOW, running_mean
 
+TASK = "diagonal"
 MODELS: tuple[str, ...] = ("md", "snake", "horizontal")
+ORIGINAL_SETTINGS = {"lr": 0.01, "weight_decay": 0.0}
 THRESHOLD = 0.05  # relevant loss below which the task counts as solved
 LAST = 100  # steps that the final losses are averaged over
+
+
+@torch.no_grad()
+def init_original_(network: nn.Module) -> None:
+    """Start a network as philipperemy/tensorflow-multi-dimensional-lstm does.
+
+    Weights are Glorot uniform over inputs and states, and biases 0, but for forget gates of
+    one-dimensional LSTMs, which start at 1.
+    """
+    nn.init.zeros_(network.head.bias)  # type: ignore[union-attr, arg-type]
+    for module in network.modules():
+        if not isinstance(module, MDLSTM | nn.LSTM):
+            continue
+        n = module.hidden_size
+        axes = module.ndim if isinstance(module, MDLSTM) else 1
+        for k in range(module.num_layers):
+            named = {name: p for name, p in module.named_parameters() if name.endswith(f"l{k}")}
+            weight_ih = named[f"weight_ih_l{k}"]
+            rows = weight_ih.shape[-2]
+            bound = (6 / (weight_ih.shape[-1] + axes * n + rows)) ** 0.5
+            for name, parameter in named.items():
+                if name.startswith("weight"):
+                    nn.init.uniform_(parameter, -bound, bound)
+                elif "bias" in name:
+                    nn.init.zeros_(parameter)
+                    if isinstance(module, nn.LSTM) and name.startswith("bias_ih"):
+                        nn.init.ones_(parameter[n : 2 * n])
 
 
 def summarize_diagonal(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

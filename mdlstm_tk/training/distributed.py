@@ -6,10 +6,11 @@ import atexit
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from mdlstm_tk.errors import DeviceError, InputError
 
@@ -50,11 +51,20 @@ class DistributedContext:
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """The sums of `values` over all processes."""
-        if self.world_size == 1:
-            return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return tensor.tolist()
+        sums = self.sum_on_device(values)
+        return sums if isinstance(sums, list) else sums.tolist()
+
+    def sum_on_device(self, values: Sequence[Tensor | float]) -> Tensor | list[float]:
+        """The sums of numbers over all processes, float64. On a GPU, nobody waits for them."""
+        if self.world_size == 1 and self.device.type == "cpu":
+            return [float(value) for value in values]
+        kind: dict[str, Any] = {"dtype": torch.float64, "device": self.device}
+        tensor = torch.stack(
+            [v.to(**kind) if isinstance(v, Tensor) else torch.full((), v, **kind) for v in values]
+        )
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
 
     def broadcast(self, value: T) -> T:
         """The value that the main process passes."""

@@ -71,7 +71,7 @@ def sample_run(
     Raises:
         InputError: the run is of another kind or damaged, or an argument is out of range.
     """
-    checkpoint = load_checkpoint(run.checkpoint, run.code)
+    checkpoint = load_checkpoint(run.checkpoint)
     spec = checkpoint.spec
     if spec.kind != "density":
         raise InputError(f"{run.folder} is of kind {spec.kind}; only runs of kind density draw images")

@@ -1,24 +1,21 @@
-"""Run a network on data and measure its errors; write the result of a finished run."""
+"""Run a network on data, and measure its errors."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk.data import Batch, Split, Task, batches
+from mdlstm_tk._util.masking import valid_mask
+from mdlstm_tk.data import UNLABELLED, Batch, Split, Task, batches
 from mdlstm_tk.data.spec import Floats
-from mdlstm_tk.runtime.io.files import atomic_write
-from mdlstm_tk.training.checkpoint import load_checkpoint
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import DistributedContext
-from mdlstm_tk.training.networks import count_parameters
-from mdlstm_tk.training.run_folder import Run
 
 
 def predict(network: nn.Module, batch: Batch, device: torch.device, precision: str = "fp32") -> Tensor:
@@ -40,6 +37,31 @@ def predict(network: nn.Module, batch: Batch, device: torch.device, precision: s
     return prediction.float()
 
 
+def measure(task: Task, prediction: Tensor, batch: Batch) -> dict[str, tuple[Tensor | float, float]]:
+    """The errors of a prediction as {name: (sum, count)}.
+
+    They are those of `Task.measure`. Where that is not a task's own, and reads no texts, the sums are
+    computed on the device of the prediction, and stay there.
+    """
+    kind, y = task.spec.kind, torch.from_numpy(batch.y)
+    if type(task).measure is not Task.measure or kind == "transcribe":
+        return dict(task.measure(prediction.detach().cpu().numpy(), batch))
+    prediction, y = prediction.detach(), y.to(prediction.device, non_blocking=True)
+    if kind in ("classify", "segment"):
+        wrong = (prediction.argmax(-1) != y) & (y != UNLABELLED)
+        return {"error": (wrong.sum(), float((batch.y != UNLABELLED).sum()))}
+    values = prediction.double() if kind == "density" else (prediction.double() - y).square()
+    positions = float(prod(values.shape[:-1]))
+    if batch.sizes is not None:
+        sizes = torch.from_numpy(batch.sizes).to(values.device)
+        values = values * valid_mask(values.shape[1:-1], sizes)[..., None]
+        positions = float(batch.sizes.prod(1).sum())
+    total, count = values.sum(), positions * values.shape[-1]
+    if kind == "grid":
+        return {"mse": (total, count)}
+    return {"nats": (-total, float(len(y))), "bits_per_dim": (-total / math.log(2), count)}
+
+
 @torch.no_grad()
 def evaluate(
     network: nn.Module,
@@ -47,12 +69,12 @@ def evaluate(
     split: Split,
     config: TrainConfig,
     context: DistributedContext | None = None,
-    on_batch: Callable[[Batch, Floats], None] = lambda batch, prediction: None,
+    on_batch: Callable[[Batch, Floats], None] | None = None,
 ) -> dict[str, float]:
     """The errors of a network on a split by name; {} if the split has no samples.
 
     Args:
-        network: is switched to eval mode.
+        network: is switched to eval mode. It runs on the device that it is on.
         task: source of the samples.
         split: which samples.
         config: its seed and precision are used.
@@ -67,11 +89,12 @@ def evaluate(
     measured: dict[str, tuple[float, float]] = {}
     shard = slice(context.rank, None, context.world_size)
     for batch in batches(task, split, config.seed, task.evaluation_batch, shard):
-        prediction = predict(network, batch, device, config.precision).cpu().numpy()
-        on_batch(batch, prediction)
-        for name, (error, count) in task.measure(prediction, batch).items():
+        prediction = predict(network, batch, device, config.precision)
+        if on_batch is not None:
+            on_batch(batch, prediction.cpu().numpy())
+        for name, (error, count) in measure(task, prediction, batch).items():
             error_sum, count_sum = measured.get(name, (0.0, 0.0))
-            measured[name] = (error_sum + error, count_sum + count)
+            measured[name] = (error_sum + float(error), count_sum + count)
     names = context.broadcast(list(measured))  # a process other than the main one may have no batch
     measured = {name: measured.get(name, (0.0, 0.0)) for name in names}
     sums = context.all_reduce_sum([value for pair in measured.values() for value in pair])
@@ -84,37 +107,3 @@ def mean_errors(names: Sequence[str] | Mapping[str, Any], sums: Sequence[float])
         name: error / count if count else math.nan
         for name, error, count in zip(names, sums[::2], sums[1::2], strict=True)
     }
-
-
-def evaluate_run(run: Run, task: Task) -> dict[str, Any]:
-    """Measure the best checkpoint of a finished run and write `result.json`.
-
-    The errors are those on the test split, or on the validation split if there is no test split.
-
-    Args:
-        run: a run with a best checkpoint.
-        task: the task it was trained on.
-
-    Returns:
-        The content of `result.json`: task, model, parameters, step, split and errors by name; "seconds" of
-        the optimizer steps, summed over interruptions, their rate "steps_per_second", and apart from them
-        "validation_seconds" and "compilation_seconds", see `TrainingTimes`.
-    """
-    checkpoint = load_checkpoint(run.best, run.code)
-    network, times = checkpoint.network(), run.read_times()
-    split: Split = "test" if task.count("test") else "validation"
-    result = {
-        "task": task.name,
-        "model": checkpoint.config.model,
-        "parameters": count_parameters(network),
-        "step": checkpoint.step,
-        "seconds": round(times.training, 1),
-        "steps_per_second": round(times.steps / times.training, 3) if times.training else None,
-        "validation_seconds": round(times.validation, 1),
-        "compilation_seconds": round(times.compilation, 1),
-        "split": split,
-        "errors": evaluate(network, task, split, checkpoint.config),
-    }
-    with atomic_write(run.result) as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return result

@@ -1,73 +1,64 @@
-"""The training loop: one for all tasks, networks and numbers of processes."""
+"""`train`: the one function that trains, for all tasks, networks and numbers of processes."""
 
 from __future__ import annotations
 
 import json
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from mdlstm_tk.data import Task
-from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.data import Split
+from mdlstm_tk.errors import require
 from mdlstm_tk.runtime.io.files import atomic_write
-from mdlstm_tk.training import distributed
-from mdlstm_tk.training.checkpoint import load_checkpoint
-from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.dataloader import dataloader
-from mdlstm_tk.training.distributed import DistributedContext
-from mdlstm_tk.training.networks import fit_config
+from mdlstm_tk.training.evaluation import evaluate
+from mdlstm_tk.training.job import TrainingJob, has_stopped_early
+from mdlstm_tk.training.networks import count_parameters
 from mdlstm_tk.training.progress import Progress, StepTimer, TrainingTimes
-from mdlstm_tk.training.run_folder import Run
-from mdlstm_tk.training.tasks import make_task, remember_data
 from mdlstm_tk.training.trainer import Trainer
 
-WriteRecord = Callable[[dict[str, Any]], None]
+OnStep = Callable[[Progress], None]
 
 
-def train(
-    config: TrainConfig,
-    run: Run,
-    resume: bool = False,
-    on_step: Callable[[Progress], None] = lambda progress: None,
-    task: Task | None = None,
-) -> Progress:
-    """Train into a run folder: `config.toml`, a line of metrics per step, the last and the best checkpoint.
+def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str, Any]:
+    """Train into the run folder of a job, then measure the best weights and write `result.json`.
 
-    Under torchrun, several processes share each batch, and only the main one writes.
+    The folder gets `config.toml`, a line of metrics per step, and the last and the best checkpoint. Under
+    torchrun, several processes share each batch, and only the main one writes. In the end, `job.network`
+    holds the best weights, in eval mode.
 
     Args:
-        config: what to train.
-        run: the folder, which must exist.
-        resume: go on from the last checkpoint to `config.steps`.
-        on_step: called after each step.
-        task: the task of `config`, if the caller has it already.
+        job: see `new_job` and `resume_job`. A job is trained once.
+        on_step: called in the main process after each step; on a GPU after some steps, for each of them.
 
     Returns:
-        The progress after the last step.
+        The content of `result.json`: task, model, parameters, step, split and errors by name, on the test
+        split if there is one, else on the validation split; "seconds" of the optimizer steps, summed over
+        interruptions, their rate "steps_per_second", and apart from them "validation_seconds" and
+        "compilation_seconds", see `TrainingTimes`. {} in processes other than the main one.
 
     Raises:
-        InputError: the configuration does not describe a network and a task, all steps are done already, or
-            training has stopped early.
-        DeviceError: the device does not exist.
-        MDLSTMError: training diverged, or the folder cannot be written.
+        InputError: another process trains into the folder.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the last checkpoint is written before it is raised.
+        MDLSTMError: training diverged, or the folder cannot be written.
     """
-    context = distributed.init(config.device)
-    task = task or make_task(config)
-    config = remember_data(fit_config(config, task), run.folder)
-    shard = context.shard(config.batch_size)
-    trainer = Trainer(config, task, context)
-    if resume:
-        checkpoint = load_checkpoint(run.last, config.code)
-        require_steps_left(config, run, checkpoint.step, checkpoint.best_step)
-        trainer.restore(checkpoint)
-    first_step = saved_step = trainer.step
-    progress, stop, timer = Progress(first_step), False, StepTimer()
-    earlier_times = run.read_times() if resume else TrainingTimes()
+    trainer = Trainer(job)
+    with job.run.locked() if job.context.is_main else nullcontext():
+        if not job.is_trained:
+            _train_steps(job, trainer, on_step)
+        return _conclude(job, trainer)
+
+
+def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
+    """Train until the last step, an early stop, or an interrupt."""
+    config, run, context = job.config, job.run, job.context
+    saved_step, stop = trainer.step, False
+    timer = StepTimer()
+    earlier_times = run.read_times() if job.checkpoint else TrainingTimes()
 
     def save(*paths: Path) -> None:
         trainer.save(*paths)
@@ -75,86 +66,116 @@ def train(
             run.write_times(earlier_times + timer.times)
 
     with ExitStack() as stack:
-        write_record, flush = stack.enter_context(_metrics_writer(config, run, first_step, context))
+        write_record, flush = stack.enter_context(_metrics_writer(job))
         interrupts = stack.enter_context(_deferred_interrupt())
         timer.skip()
         try:
-            for batch in dataloader(config, task, first_step, shard):
-                progress, stop = trainer.train_step(batch, bool(interrupts))
+            for batch in dataloader(config, job.task, trainer.step, context.shard(config.batch_size)):
+                is_due = trainer.train_step(batch, bool(interrupts))
                 timer.end_step()
-                validated = progress.step % config.evaluate_every == 0 or progress.step == config.steps
-                if validated:
-                    progress = replace(progress, validation=trainer.validate())
-                    timer.end_validation()
-                left = config.steps - progress.step
-                progress = replace(
-                    progress,
-                    steps_per_second=timer.steps_per_second,
-                    seconds_left=timer.seconds_left(left, -(-left // config.evaluate_every)),
-                )
-                write_record(progress.record())
-                on_step(progress)
-                if validated:
+                # With several processes, all learn of an interrupt from the metrics, and stop together.
+                stop = context.world_size == 1 and bool(interrupts)
+                validates = trainer.step % config.evaluate_every == 0 or trainer.step == config.steps
+                if not (is_due or validates or stop):
+                    continue
+                for metrics in trainer.read_metrics():
+                    validation = {}
+                    if validates and metrics.step == trainer.step:
+                        validation = trainer.validate()
+                        timer.end_validation()
+                    left = config.steps - metrics.step
+                    progress = Progress(
+                        metrics.step,
+                        metrics.loss,
+                        metrics.errors,
+                        metrics.lr,
+                        validation,
+                        timer.steps_per_second,
+                        timer.seconds_left(left, -(-left // config.evaluate_every)),
+                    )
+                    stop = stop or (metrics.interrupted and context.world_size > 1)
+                    if context.is_main:
+                        write_record(progress.record())
+                        on_step(progress)
+                stop = stop or (context.world_size == 1 and bool(interrupts))
+                if validates:
                     flush()
-                    best = [run.best] if trainer.best_step == trainer.step else []
-                    save(*best, run.last)
+                    save(*([run.best] if trainer.best_step == trainer.step else []), run.last)
                     saved_step = trainer.step
                     if has_stopped_early(config, trainer.step, trainer.best_step):
                         break
-                # With several processes, all learn of an interrupt in the next step and stop together.
-                stop = stop or (context.world_size == 1 and bool(interrupts))
                 if stop:
                     break
                 timer.skip()
         finally:
             flush()
             if trainer.step > saved_step:
-                save(run.last, *([] if run.best.exists() else [run.best]))
+                save(run.last)
+            if trainer.step and not run.best.exists():
+                save(run.best)
     if stop:
         raise KeyboardInterrupt
-    return progress
 
 
-def has_stopped_early(config: TrainConfig, step: int, best_step: int) -> bool:
-    """Whether `config.patience` validations in a row, up to that of `step`, brought no improvement."""
-    unimproved = (step - best_step) // config.evaluate_every
-    return 0 < config.patience <= unimproved and step % config.evaluate_every == 0
-
-
-def require_steps_left(config: TrainConfig, run: Run, step: int, best_step: int) -> None:
-    """Check that training goes on after a checkpoint.
-
-    Raises:
-        InputError: all steps are done, or training has stopped early.
-    """
-    if step >= config.steps:
-        raise InputError(f"{run.folder} has done {step} steps already; ask for more with --steps")
-    if has_stopped_early(config, step, best_step):
-        raise InputError(
-            f"{run.folder} has stopped at step {step}, {config.patience} validations after its best; "
-            "go on with --set patience=0"
-        )
+def _conclude(job: TrainingJob, trainer: Trainer) -> dict[str, Any]:
+    """Measure the best weights on the device of the training, and write `result.json`."""
+    run, task, network = job.run, job.task, job.network
+    if trainer.best_weights is None:  # no validation gave a number
+        trainer.best_step = trainer.step
+        trainer.keep_best()
+        if job.context.is_main:
+            trainer.save(run.best)
+            warnings.warn(
+                "no validation gave a number, so the last weights count as the best; are there NaN or very "
+                "large values in the data?",
+                stacklevel=3,
+            )
+    assert trainer.best_weights is not None
+    network.load_state_dict(trainer.best_weights)
+    split: Split = "test" if task.count("test") else "validation"
+    errors = evaluate(network, task, split, job.config, job.context)
+    if not job.context.is_main:
+        return {}
+    times = run.read_times()
+    result = {
+        "task": task.name,
+        "model": job.config.model,
+        "parameters": count_parameters(network),
+        "step": trainer.best_step,
+        "seconds": round(times.training, 1),
+        "steps_per_second": round(times.steps / times.training, 3) if times.training else None,
+        "validation_seconds": round(times.validation, 1),
+        "compilation_seconds": round(times.compilation, 1),
+        "split": split,
+        "errors": errors,
+    }
+    run.write_result(result)
+    return result
 
 
 @contextmanager
 def _metrics_writer(
-    config: TrainConfig, run: Run, step: int, context: DistributedContext
-) -> Iterator[tuple[WriteRecord, Callable[[], None]]]:
-    """Write `config.toml`, keep the first `step` records; yield functions to add a record and to flush."""
-    if not context.is_main:
+    job: TrainingJob,
+) -> Iterator[tuple[Callable[[dict[str, Any]], None], Callable[[], object]]]:
+    """Prepare the folder, keep the records up to the checkpoint; yield functions to add one and to flush
+    all."""
+    config, run = job.config, job.run
+    if not job.context.is_main:
         yield lambda record: None, lambda: None
         return
-    records = run.read_metrics()[:step] if step else []  # refused, if damaged, before anything is removed
-    run.start(resume=step > 0)
+    records = run.read_metrics()[: job.steps_done] if job.checkpoint else []
+    run.start(resume=job.checkpoint is not None)
     with atomic_write(run.config) as temporary:
         temporary.write_text(config.to_toml(), encoding="utf-8")
+    if (names := getattr(job.task, "names", None)) and not run.samples.exists():
+        run.write_samples(names)
     run.write_metrics(records)
     events = None
     if config.tensorboard:
         require("tensorboard", "tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
-        events = SummaryWriter(str(run.folder), purge_step=step + 1)
+        events = SummaryWriter(str(run.folder), purge_step=job.steps_done + 1)
 
     def write(record: dict[str, Any]) -> None:
         file.write(json.dumps(record) + "\n")

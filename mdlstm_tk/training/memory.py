@@ -2,78 +2,48 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk.data import KINDS, Task, TaskSpec
+from mdlstm_tk.data import Task
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.models.heads import NETWORKS
 from mdlstm_tk.training.config import TrainConfig
-from mdlstm_tk.training.networks import build_network, count_parameters, weights_of
+from mdlstm_tk.training.networks import build_network, count_parameters
 
 FLOAT_BYTES = 4
-WEIGHT_COPIES = 4  # the weights themselves, gradients, two moments of Adam
-# What a step takes beside that which the network keeps for backward, relative to it: gradients, and
-# temporary results of the largest layer. Measured at 1.05 to 1.25.
+WEIGHT_COPIES = 5  # the weights themselves, gradients, two moments of Adam, the best weights so far
+# Memory of a step beside what the network keeps for backward, relative to it: gradients, and temporary
+# results of the largest layer. Measured at 1.05 to 1.25.
 BACKWARD_FACTOR = 1.3
-# Copies of a prediction that loss, its gradient and the error metrics make.
-PREDICTION_COPIES = 5
-# Copies of a batch: its samples, the distorted ones, the padded batch, and the standardised one.
-BATCH_COPIES = 4
+PREDICTION_COPIES = 5  # of loss, its gradient and the error metrics
+BATCH_COPIES = 4  # the samples, the distorted ones, the padded batch, and the standardised one
 LIBRARY_BYTES = 150 * 2**20  # compiled kernels, and Matplotlib, which draws the run in the end
-UNKNOWN_PROCESS_BYTES = 600 * 2**20  # Python, torch and Numba, where the system does not tell
 
 
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes that training takes at most.
+class MemoryEstimate(NamedTuple):
+    """Bytes that training takes at most, beside those that the process has now.
 
     Attributes:
-        process: what the process takes now, before training, and libraries that it has yet to load.
-        weights: weights, gradients, the optimizer's state, and the average of the weights.
+        weights: weights, gradients, the optimizer's state, the average and the best of the weights.
         batch: what the network keeps and computes for a batch.
-        cache: decoded images that are kept, and batches that workers prepare ahead.
+        cache: decoded images that are kept, batches that workers prepare ahead, and libraries.
     """
 
-    process: int
     weights: int
     batch: int
     cache: int
 
-    @property
-    def total(self) -> int:
-        return self.process + self.weights + self.batch + self.cache
 
-
-def check_weights(config: TrainConfig, spec: TaskSpec) -> None:
-    """Check that there is memory to train the weights of a network, before they take any.
-
-    Raises:
-        InputError: there is not, or there is no such network.
-    """
-    weights, available = weights_of(config, spec), available_memory()
-    if weights is None or available is None:
-        return
-    needed = WEIGHT_COPIES * FLOAT_BYTES * sum(shape.numel() for shape, _ in weights.values())
-    if needed > available:
-        raise InputError(
-            f"to train the weights of model '{config.model}' would take {_format(needed)} of memory, but "
-            f"{_format(available)} are available; try a smaller --hidden or --layers"
-        )
-
-
-def check_memory(
-    network: nn.Module, config: TrainConfig, task: Task, samples: int, device: torch.device
-) -> str:
-    """Compare what training takes with what is available.
+def check_memory(config: TrainConfig, task: Task, samples: int, device: torch.device) -> str:
+    """Compare the memory that training takes with what is available, before the network is built.
 
     Args:
-        network: the network of the configuration.
         config: what to train.
         task: the task; a batch of samples of its largest size is assumed.
         samples: samples of a batch that this process handles.
@@ -83,57 +53,59 @@ def check_memory(
         A line that says both; "" if the network does not run without data, so that nothing is known.
 
     Raises:
-        InputError: not enough memory is available; the message says which options to change.
+        InputError: not enough memory is available; the message names the setting that helps.
     """
-    estimate = estimate_memory(network, config, task, samples)
+    estimate = estimate_memory(config, task, samples)
     if estimate is None:
         return ""
-    needed, available = estimate.total - estimate.process, available_memory()
+    needed, available, place = sum(estimate), available_memory(), ""
     if device.type == "cuda":
-        needed, available = estimate.weights + estimate.batch, torch.cuda.mem_get_info(device)[0]
-    place = f" on {device}" if device.type == "cuda" else ""
+        needed, place = estimate.weights + estimate.batch, f" on {device}"
+        available = torch.cuda.mem_get_info(device)[0]
+    else:
+        needed *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    text = f"training needs about {_format(needed)} more memory{place}"
     if available is None:
-        return f"training needs about {_format(estimate.total)} of memory"
-    processes = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if needed * processes > available:
-        advice = _advise(config, task, samples, (available / processes - estimate.cache) / 1.05)
+        return text
+    if needed > available:
         raise InputError(
-            f"training would need about {_format(needed * processes)} more memory{place}, but "
-            f"{_format(available)} are available; {advice}"
+            f"{text}, but {_format(available)} are available; try {_advise(config, task, estimate)}"
         )
-    total = needed if device.type == "cuda" else estimate.total
-    return f"training needs about {_format(total)} of memory{place}; {_format(available)} are available"
+    return f"{text}; {_format(available)} are available"
 
 
-def estimate_memory(
-    network: nn.Module, config: TrainConfig, task: Task, samples: int
-) -> MemoryEstimate | None:
-    """Estimate the memory of a training process; None if the network cannot run without data.
+def estimate_memory(config: TrainConfig, task: Task, samples: int) -> MemoryEstimate | None:
+    """Estimate the memory of training; None if the network cannot be built or run without data.
 
-    The network runs on torch's meta device, which computes shapes alone; what it keeps for backward is
-    counted exactly.
+    The network is built and run on torch's meta device, which computes shapes alone; what it keeps for
+    backward is counted exactly.
 
-    Args:
-        network: see `check_memory`; it is not changed.
-        config: see `check_memory`.
-        task: see `check_memory`.
-        samples: see `check_memory`.
+    Args: as of `check_memory`.
+
+    Raises:
+        InputError: there is no such network, or it is too large for any machine.
     """
-    kept = _kept_for_backward(network, task, samples)
-    if kept is None:
-        return None
     spec = task.spec
-    input_bytes = samples * spec.channels * FLOAT_BYTES
-    for extent in spec.size:
-        input_bytes *= extent
-    copies = WEIGHT_COPIES + bool(config.average)
+    try:
+        with torch.device("meta"):
+            network = build_network(config, spec)
+        kept = _kept_for_backward(network, task, samples)
+    except InputError:
+        raise
+    except (RuntimeError, OverflowError, TypeError) as error:
+        if any(text in str(error).lower() for text in ("overflow", "too large", "storage size")):
+            raise InputError(
+                f"the network '{config.model}' is too large for any machine; try a smaller hidden or layers"
+            ) from None
+        return None
+    except Exception:  # a network of the user's own may need values
+        return None
+    input_bytes = samples * spec.channels * FLOAT_BYTES * prod(spec.size)
     cache = int(getattr(task, "cache_bytes", 0)) * max(config.workers, 1)
-    cache += 2 * config.workers * input_bytes  # each worker prepares two batches ahead
     return MemoryEstimate(
-        process=_process_bytes() + LIBRARY_BYTES,
-        weights=copies * FLOAT_BYTES * count_parameters(network),
+        weights=(WEIGHT_COPIES + bool(config.average)) * FLOAT_BYTES * count_parameters(network),
         batch=kept + BATCH_COPIES * input_bytes,
-        cache=cache,
+        cache=cache + 2 * config.workers * input_bytes + LIBRARY_BYTES,  # two batches for each worker
     )
 
 
@@ -158,7 +130,7 @@ def available_memory() -> int | None:
 
 
 def _container_memory(folder: str, limit_file: str, usage_file: str) -> int | None:
-    """What a control group leaves; file caches that it counts can be dropped."""
+    """The rest of a control group's limit; file caches that it counts can be dropped."""
     try:
         limit, usage = (int(Path(folder, name).read_text()) for name in (limit_file, usage_file))
         statistics = dict(line.split() for line in Path(folder, "memory.stat").read_text().splitlines())
@@ -167,14 +139,7 @@ def _container_memory(folder: str, limit_file: str, usage_file: str) -> int | No
     return max(limit - usage + int(statistics.get("inactive_file", 0)), 0)
 
 
-def _process_bytes() -> int:
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return UNKNOWN_PROCESS_BYTES
-
-
-def _kept_for_backward(network: nn.Module, task: Task, samples: int) -> int | None:
+def _kept_for_backward(network: nn.Module, task: Task, samples: int) -> int:
     """Bytes that a training step holds at most for a batch of the largest size."""
     storages: dict[int, int] = {}
 
@@ -183,46 +148,27 @@ def _kept_for_backward(network: nn.Module, task: Task, samples: int) -> int | No
         storages[storage._cdata] = storage.nbytes()
         return tensor
 
-    try:
-        shadow = copy.deepcopy(network).to("meta").train()
-        x = torch.empty(samples, *task.spec.size, task.spec.channels, device="meta")
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            prediction: Tensor = shadow(x)
-        prediction_bytes = prediction.numel() * FLOAT_BYTES
-    except Exception:  # a network of the user's own may need values
-        return None
-    return int(BACKWARD_FACTOR * sum(storages.values())) + PREDICTION_COPIES * prediction_bytes
+    x = torch.empty(samples, *task.spec.size, task.spec.channels, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        prediction: Tensor = network.train()(x)
+    kept = int(BACKWARD_FACTOR * sum(storages.values()))
+    return kept + PREDICTION_COPIES * prediction.numel() * FLOAT_BYTES
 
 
-def _advise(config: TrainConfig, task: Task, samples: int, limit: float) -> str:
-    """Options that make training fit into `limit` bytes, with values that were tried."""
-
-    def fits(changed: TrainConfig, count: int = samples) -> bool:
-        estimate = estimate_memory(build_network(changed, task.spec), changed, task, count)
-        return estimate is not None and estimate.weights + estimate.batch <= limit
-
-    advice = []
-    levels = config.windows.split(",")
-    window = 2
-    while config.task in NETWORKS and window <= min(task.spec.size):
-        changed = replace(config, windows=",".join([str(window), *levels[1:]]))
-        if fits(changed):
-            advice.append(f"--windows {changed.windows}")
-            break
-        window *= 2
-    count = samples // 2
-    while count and not fits(config, count):
-        count //= 2
-    if count:
-        advice.append(f"--batch-size {max(config.batch_size * count // samples, 1)}")
-    if config.task in KINDS:
-        half = "x".join(str(-(-extent // 2)) for extent in task.spec.size)
-        advice += [f"--resize {half}"] if task.spec.preprocessing else []
-        advice += [f"--crop {half}"] if task.spec.kind != "transcribe" else []
-    else:
-        advice.append("a smaller --size")
-    *others, last = advice or ["a smaller --hidden"]
-    return f"try {' or '.join(filter(None, (', '.join(others), last)))}"
+def _advise(config: TrainConfig, task: Task, estimate: MemoryEstimate) -> str:
+    """The setting that most of the memory depends on."""
+    largest = max(estimate)
+    if estimate.weights == largest:
+        return "a smaller hidden or layers"
+    if estimate.cache == largest:
+        return "a smaller cache, or fewer workers"
+    if config.batch_size > 1:
+        return f"batch_size={max(config.batch_size // 4, 1)}, or less"
+    if config.windows or task.spec.kind in ("classify", "segment", "transcribe"):
+        rows = 2 * int(config.windows.partition("x")[0].partition(",")[0] or 1)
+        larger = replace(config, windows=",".join([str(rows), *config.windows.split(",")[1:]]))
+        return f"windows={larger.windows}, or larger"
+    return "a smaller crop or resize" if config.data else "a smaller size"
 
 
 def _format(count: float) -> str:

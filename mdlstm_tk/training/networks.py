@@ -9,25 +9,28 @@ import torch
 from torch import nn
 
 from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.user_code import not_registered
+from mdlstm_tk.cells import cell_names
 from mdlstm_tk.data import Task, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import Normalized, TextRecognizer, create, model_options
 from mdlstm_tk.models.blocks import combine_windows
-from mdlstm_tk.models.heads import MODEL_NAMES, NETWORKS
+from mdlstm_tk.models.heads import NETWORKS
 from mdlstm_tk.models.registry import resolve
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.tasks import make_task
 
 MAX_POSITIONS = 4096  # that the first level of a network sweeps, unless the user chooses the windows
-RECURRENT_NAMES = tuple(name for name, _ in MODEL_NAMES.values())
 
 
 def build_network(config: TrainConfig, spec: TaskSpec) -> nn.Module:
     """Create the untrained network of a configuration; equal arguments give equal weights.
 
     Raises:
-        InputError: there is no such network or option, or the network does not fit the kind of task.
+        InputError: there is no such network, cell or option, or the network does not fit the kind of task.
     """
+    if config.cell and config.cell not in cell_names():
+        raise InputError(not_registered("cell", config.cell, cell_names()))
     ndim = len(spec.size)
     options = config.network_options(ndim)
     if ndim != 2:
@@ -43,35 +46,12 @@ def build_network(config: TrainConfig, spec: TaskSpec) -> nn.Module:
         torch.manual_seed(config.seed)
         network = create(config.model, spec.channels, spec.outputs, kind=spec.kind, **options)
     set_initial_prediction = getattr(network, "set_initial_prediction", None)
-    if spec.base_rate is not None and callable(set_initial_prediction):
-        set_initial_prediction(spec.base_rate)
+    if spec.target_mean and not spec.target_std and callable(set_initial_prediction):
+        set_initial_prediction(spec.target_mean)
     if spec.mean:
-        network = Normalized(network, spec.mean, spec.std, spec.target_mean, spec.target_std)
+        target_mean = spec.target_mean if spec.target_std else ()
+        network = Normalized(network, spec.mean, spec.std, target_mean, spec.target_std)
     return network
-
-
-def weights_of(config: TrainConfig, spec: TaskSpec) -> dict[str, tuple[torch.Size, torch.dtype]] | None:
-    """Shape and dtype of the weights of a network by name, found without memory for them.
-
-    The network is built on torch's meta device, which computes shapes alone.
-
-    Returns:
-        None if the network is the user's own and cannot be built there.
-
-    Raises:
-        InputError: as `build_network`, or the weights are too large for any machine.
-    """
-    try:
-        with torch.device("meta"):
-            network = build_network(config, spec)
-    except InputError:
-        raise
-    except Exception as error:  # too large numbers raise all kinds of exceptions in torch
-        if "model" in config.code:
-            return None
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"model '{config.model:.100}' cannot be built in that size: {reason}") from None
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in network.state_dict().items()}
 
 
 def build(config: TrainConfig) -> tuple[nn.Module, Task]:
@@ -90,11 +70,11 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
 
     Windows are chosen if the configuration names none and the network is one that has windows. Those of its
     first level are doubled until `MAX_POSITIONS` remain. For texts, columns are joined only as long as
-    every text keeps its room. Built-in tasks keep the windows of their settings.
+    every text keeps its room. Tasks that bring their own data keep the windows of their settings.
     """
     config = replace(config, size=format_size(task.spec.size))
     network = NETWORKS.get(task.spec.kind)
-    if config.windows or not config.data or network is None or resolve(config.model) not in RECURRENT_NAMES:
+    if config.windows or not config.data or network is None or resolve(config.model) != "md":
         return config
     ndim = len(task.spec.size)
     if ndim != 2:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk.errors import InputError
-
 WINDOW = 20  # steps in a running mean
-MAX_SECONDS = 1e12  # also of steps, in a file that may be untrusted
 
 
 @dataclass(frozen=True)
@@ -63,21 +60,6 @@ class TrainingTimes:
     training: float = 0.0
     validation: float = 0.0
     compilation: float = 0.0
-
-    @classmethod
-    def from_json(cls, values: Any) -> TrainingTimes:
-        """Rebuild what `dataclasses.asdict` made; the values may be untrusted.
-
-        Raises:
-            InputError: they are not times.
-        """
-        kinds = {each.name: (int,) if each.name == "steps" else (int, float) for each in fields(cls)}
-        if not isinstance(values, dict) or values.keys() != kinds.keys():
-            raise InputError(f"expected the times {', '.join(kinds)}, got {values!r:.80}")
-        for name, value in values.items():
-            if type(value) not in kinds[name] or not 0 <= value <= MAX_SECONDS:
-                raise InputError(f"{name} must be a number from 0 to {MAX_SECONDS:g}, got {value!r:.80}")
-        return cls(**values)
 
     def __add__(self, other: TrainingTimes) -> TrainingTimes:
         mine, others = asdict(self), asdict(other)
@@ -163,23 +145,26 @@ class RecentMetrics:
     """Means of loss and errors over the last `WINDOW` steps, and the latest validation errors."""
 
     def __init__(self) -> None:
-        self._steps: deque[dict[str, float]] = deque(maxlen=WINDOW)
+        self._steps: deque[Progress] = deque(maxlen=WINDOW)
         self._validation: dict[str, float] = {}
 
-    def update(self, progress: Progress) -> dict[str, float]:
-        """Add a step; returns the means, then the validation errors as "validation NAME"."""
-        self._steps.append({"loss": progress.loss, **progress.errors})
-        self._validation.update({f"validation {k}": v for k, v in progress.validation.items()})
-        means = {k: sum(step[k] for step in self._steps) / len(self._steps) for k in self._steps[-1]}
-        return means | self._validation
+    def add(self, progress: Progress) -> None:
+        """Add a step."""
+        self._steps.append(progress)
+        if progress.validation:
+            self._validation = progress.validation
 
-
-def describe_progress(progress: Progress, metrics: Mapping[str, float]) -> str:
-    """A line such as "loss 0.012  relevant 0.03  41 steps/s"; `metrics` come from `RecentMetrics`."""
-    parts = [f"{name} {value:.3g}" for name, value in metrics.items()]
-    if progress.steps_per_second is not None:
-        parts.append(f"{format_rate(progress.steps_per_second)} steps/s")
-    return "  ".join(parts)
+    def describe(self) -> str:
+        """A line such as "loss 0.012  relevant 0.03  validation relevant 0.02  41 steps/s"."""
+        if not self._steps:
+            return ""
+        steps, rate = self._steps, self._steps[-1].steps_per_second
+        values = {"loss": sum(step.loss for step in steps) / len(steps)}
+        for name in steps[-1].errors:
+            values[name] = sum(step.errors[name] for step in steps) / len(steps)
+        values |= {f"validation {name}": error for name, error in self._validation.items()}
+        parts = [f"{name} {value:.3g}" for name, value in values.items()]
+        return "  ".join(parts if rate is None else [*parts, f"{format_rate(rate)} steps/s"])
 
 
 def describe_times(times: TrainingTimes) -> str:
@@ -199,10 +184,6 @@ def format_rate(rate: float) -> str:
 def running_mean(values: Sequence[float]) -> npt.NDArray[np.float64]:
     """The mean of the last `WINDOW` values at each step; of fewer values at the start."""
     with np.errstate(invalid="ignore"):  # infinity minus infinity
-        return _running_mean(np.asarray(values, dtype=np.float64))
-
-
-def _running_mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    total = np.cumsum(values)
-    total[WINDOW:] -= total[:-WINDOW].copy()
-    return total / np.minimum(np.arange(1, len(values) + 1), WINDOW)
+        total = np.cumsum(np.asarray(values, dtype=np.float64))
+        total[WINDOW:] -= total[:-WINDOW].copy()
+        return total / np.minimum(np.arange(1, len(values) + 1), WINDOW)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
-from mdlstm_tk._util.regular_files import read_json
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.files import atomic_write, is_empty, staging
-from mdlstm_tk.training.config import NO_CODE, Code
-from mdlstm_tk.training.metrics_file import Record, read_records
 from mdlstm_tk.training.progress import TrainingTimes
 
+if sys.platform != "win32":
+    import fcntl
+
 RUNS = Path("runs")
-MAX_JSON_BYTES = 2**20  # of times.json and result.json
+Record = dict[str, Any]  # "step", "loss", "lr", errors by name; "validation" of some: errors by name
+
+_locks: set[int] = set()  # descriptors of the folders that this process trains into
 
 
 @dataclass(frozen=True)
@@ -24,12 +31,9 @@ class Run:
 
     Attributes:
         folder: the run folder.
-        code: the Python files that the user has named in this call, by setting ("model", "cell"), if the
-            run has a network or a cell of the user's own: {"cell": "mine.py:coupled"}.
     """
 
     folder: Path
-    code: Code = field(default_factory=dict, compare=False)
 
     @property
     def config(self) -> Path:
@@ -73,48 +77,147 @@ class Run:
         return self.folder / "times.json"
 
     @property
+    def samples(self) -> Path:
+        """The names of the samples of the user's data by split, as they were when the run began."""
+        return self.folder / "samples.json"
+
+    @property
     def is_evaluated(self) -> bool:
-        """Whether result and pictures have been written since the last training step."""
+        """True if result and pictures have been written since the last training step."""
         return all(path.exists() for path in (self.result, self.curves, self.prediction))
 
     def start(self, resume: bool) -> None:
         """Remove what training would make outdated.
 
-        These are result and pictures, and, unless the run is resumed, the checkpoints and times of an
-        earlier run in this folder.
+        These are result and pictures, and, unless the run is resumed, the checkpoints, times and names of
+        samples of an earlier run in this folder.
         """
         outdated = [self.result, self.curves, self.prediction]
-        for path in outdated if resume else [*outdated, self.best, self.last, self.times]:
+        if not resume:
+            outdated += [self.best, self.last, self.times, self.samples]
+        for path in outdated:
             path.unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training into the folder; the lock ends with the process, too.
+
+        On Windows, where folders cannot be locked, nothing is refused.
+
+        Raises:
+            InputError: another process trains into it.
+        """
+        if sys.platform == "win32":
+            yield
+            return
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise InputError(
+                f"another process trains into {self.folder}; wait for it, or give another folder with -o"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        _locks.add(descriptor)
+        try:
+            yield
+        finally:
+            _locks.discard(descriptor)
+            os.close(descriptor)
 
     def read_times(self) -> TrainingTimes:
         """The times up to the last checkpoint; zeros if there are none."""
+        values = self._read_json(self.times, {})
         try:
-            return TrainingTimes.from_json(read_json(self.times, MAX_JSON_BYTES))
-        except InputError:
-            return TrainingTimes()
+            return TrainingTimes(**values)
+        except TypeError:
+            raise InputError(f"{self.times} holds no times of a training; delete it to go on") from None
 
     def write_times(self, times: TrainingTimes) -> None:
         """Write `times.json`."""
-        with atomic_write(self.times) as temporary:
-            temporary.write_text(json.dumps(asdict(times)) + "\n", encoding="utf-8")
+        self._write(self.times, json.dumps(asdict(times)) + "\n")
+
+    def read_samples(self) -> dict[str, list[str]] | None:
+        """The names of the samples by split; None if there are none."""
+        names = self._read_json(self.samples, None)
+        return None if names is None else {split: list(map(str, each)) for split, each in names.items()}
+
+    def write_samples(self, names: Mapping[Any, Sequence[str]]) -> None:
+        """Write `samples.json`."""
+        self._write(self.samples, json.dumps({k: list(v) for k, v in names.items()}, indent=1) + "\n")
+
+    def read_result(self) -> dict[str, Any]:
+        """The content of `result.json`; {} if there is none."""
+        result: dict[str, Any] = self._read_json(self.result, {})
+        return result
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write `result.json`."""
+        self._write(self.result, json.dumps(result, indent=2) + "\n")
 
     def read_metrics(self) -> list[Record]:
-        """The records of `metrics.jsonl`, one per step; see `read_records`."""
-        return list(read_records(self.metrics))
+        """The records of `metrics.jsonl`, one per step; none if there is no file.
+
+        The last line may be incomplete, as a killed process leaves it; it is left out.
+
+        Raises:
+            InputError: a line is no record.
+        """
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        try:
+            records: list[Record] = [json.loads(line) for line in lines]
+        except ValueError:
+            raise InputError(
+                f"{self.metrics} holds a line that is no record of a step; delete the file to go on "
+                "without the earlier steps"
+            ) from None
+        return records
 
     def write_metrics(self, records: list[Record]) -> None:
         """Replace all records of `metrics.jsonl`."""
-        with atomic_write(self.metrics) as temporary:
-            temporary.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+        self._write(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
+
+    @staticmethod
+    def _read_json(path: Path, default: Any) -> Any:
+        if not path.exists():
+            return default
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise InputError(f"{path} is not JSON; delete it to go on without it") from None
+
+    @staticmethod
+    def _write(path: Path, text: str) -> None:
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
-def new_run(name: str, folder: Path | None, force: bool, code: Code = NO_CODE) -> Run:
+def _release_locks() -> None:
+    """Leave the locks to the parent: a worker that outlives it would keep the folder locked."""
+    for descriptor in _locks:
+        os.close(descriptor)
+    _locks.clear()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_release_locks)
+
+
+def metric_names(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of loss and errors in the records of `metrics.jsonl`; "loss" if there are no records."""
+    keys = records[-1] if records else ("loss",)
+    return [key for key in keys if key not in ("step", "lr", "validation")]
+
+
+def new_run(name: str, folder: Path | None, force: bool) -> Run:
     """Create the folder of a new run.
 
     Args:
         name: used if `folder` is None.
-        code: see `Run`.
         folder: the folder; the first free one of runs/NAME, runs/NAME-2, … if None.
         force: allow a folder that is not empty.
 
@@ -130,22 +233,18 @@ def new_run(name: str, folder: Path | None, force: bool, code: Code = NO_CODE) -
     elif not force and not is_empty(folder):
         raise InputError(f"{folder} is not empty; give another folder with -o, or --force to train into it")
     with staging(folder):  # fails now rather than after the first steps
-        return Run(folder, code)
+        return Run(folder)
 
 
-def open_run(folder: Path, code: Code = NO_CODE) -> Run:
+def open_run(folder: Path) -> Run:
     """The run in `folder`.
-
-    Args:
-        folder: the run folder.
-        code: see `Run`.
 
     Raises:
         InputError: there is no such folder, or it holds no checkpoint.
     """
     if not folder.is_dir():
         raise InputError(f"there is no run folder {folder}; create it with: mdlstm train -o {folder}")
-    run = Run(folder, code)
+    run = Run(folder)
     if not run.last.exists() and not run.best.exists():
         raise InputError(
             f"{folder} holds no checkpoint (best.safetensors or last.safetensors); "
@@ -154,11 +253,8 @@ def open_run(folder: Path, code: Code = NO_CODE) -> Run:
     return run
 
 
-def latest_run(code: Code = NO_CODE) -> Run:
+def latest_run() -> Run:
     """The run in runs/ with the newest checkpoint.
-
-    Args:
-        code: see `Run`.
 
     Raises:
         InputError: runs/ holds no run.
@@ -166,4 +262,4 @@ def latest_run(code: Code = NO_CODE) -> Run:
     checkpoints = list(RUNS.glob("*/last.safetensors"))
     if not checkpoints:
         raise InputError("there is no run in runs/ here; create one with: mdlstm train")
-    return Run(max(checkpoints, key=lambda path: path.stat().st_mtime_ns).parent, code)
+    return Run(max(checkpoints, key=lambda path: path.stat().st_mtime_ns).parent)

@@ -1,8 +1,7 @@
-"""`describe_run`: what a training run is and how far it got."""
+"""`describe_run`: the settings of a training run, and how far it got."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
 from math import isfinite, nan
@@ -14,18 +13,15 @@ from torch import nn
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.runtime.model_discovery import archives_in, models_in
 from mdlstm_tk.training.checkpoint import load_checkpoint
-from mdlstm_tk.training.config import NO_CODE, Code
-from mdlstm_tk.training.metrics_file import metric_names, read_records
 from mdlstm_tk.training.networks import count_parameters
-from mdlstm_tk.training.run_folder import open_run
+from mdlstm_tk.training.run_folder import metric_names, open_run
 
 
-def describe_run(folder: Path, code: Code = NO_CODE) -> dict[str, Any]:
+def describe_run(folder: Path) -> dict[str, Any]:
     """Describe a run, as `mdlstm info` prints it.
 
     Args:
         folder: the run folder.
-        code: the Python files of the run that the user names, see `Run`.
 
     Returns:
         "kind": "run"; all settings, where "cell" and "directions" are those that the network really has;
@@ -35,14 +31,13 @@ def describe_run(folder: Path, code: Code = NO_CODE) -> dict[str, Any]:
         values are JSON values.
 
     Raises:
-        InputError: there is no run in the folder, its checkpoint is damaged, or it names a Python file that
-            `code` does not name.
+        InputError: there is no run in the folder, or its checkpoint is damaged.
     """
-    run = open_run(folder, code)
-    last = load_checkpoint(run.last if run.last.exists() else run.best, code)
-    best = load_checkpoint(run.checkpoint, code)
+    run = open_run(folder)
+    last = load_checkpoint(run.last if run.last.exists() else run.best)
+    best = load_checkpoint(run.checkpoint)
     network = last.network()
-    recent = deque(read_records(run.metrics), maxlen=100)
+    recent = run.read_metrics()[-100:]
     return {
         "kind": "run",
         **asdict(last.config),

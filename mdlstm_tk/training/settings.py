@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mdlstm_tk._util.user_code import names_file
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.training.config import CODE_SETTINGS, Code, TrainConfig, read_toml
+from mdlstm_tk.training.config import TrainConfig, read_toml
 from mdlstm_tk.training.tasks import default_config
 
 # settings that may change when a run is resumed; any other would make it a different run
@@ -44,29 +43,17 @@ def configure(
         file: a TOML file of settings.
 
     Raises:
-        InputError: a source names an unknown setting or an invalid value, `data` comes without `task`, or
-            `file` names a Python file and neither settings nor options do.
+        InputError: a source names an unknown setting or an invalid value, or `data` comes without `task`.
     """
     settings = settings or {}
-    file_values = read_toml(file) if file else {}
-    for key in CODE_SETTINGS:
-        if key in settings or key in options:  # by the user, in this call
-            file_values.pop(key, None)
-    TrainConfig().updated(file_values, str(file))  # refuses the file before a task or network is looked up
-    chosen = {key: str(value) for key, value in (file_values | dict(settings) | dict(options)).items()}
-    start = TrainConfig()
-    if "task" in chosen:
-        start = default_config(chosen["task"], chosen.get("data", ""), chosen.get("model"))
-    elif chosen.get("data"):
-        raise InputError("--data needs --task: grid, classify, segment, transcribe or density")
-    config = start.updated(file_values, str(file)).updated(settings, "--set", settings)
-    return config.updated(options, "command line", options)
-
-
-def named_code(*sources: Mapping[str, Any]) -> Code:
-    """The Python files that options or settings of the user name, by setting; later sources win."""
-    values = {key: str(value) for source in sources for key, value in source.items()}
-    return {key: values[key] for key in CODE_SETTINGS if key in values and names_file(values[key])}
+    from_file = read_toml(file) if file else {}
+    TrainConfig().updated(from_file, str(file))  # refuses the file before a task or network is looked up
+    chosen = {key: str(value) for key, value in {**from_file, **settings, **options}.items()}
+    if chosen.get("data") and "task" not in chosen:
+        raise InputError("data needs a task: grid, classify, segment, transcribe or density")
+    task = chosen.get("task", TrainConfig.task)
+    config = default_config(task, chosen.get("data", ""), chosen.get("model"))
+    return config.updated(from_file, str(file)).updated(settings, "--set").updated(options, "command line")
 
 
 def configure_resumed(

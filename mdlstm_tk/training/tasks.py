@@ -1,117 +1,183 @@
-"""Tasks by name: the built-in ones and the user's data, each with the settings that suit it. No torch."""
+"""Tasks by name: registered ones and the user's data, each with the settings that suit it. No torch."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from importlib import import_module
 from math import prod
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from mdlstm_tk._util.sizes import format_size, parse_resize, parse_size
-from mdlstm_tk.data import (
-    KINDS,
-    DiagonalTask,
-    Digits,
-    DigitsDensity,
-    DigitStrings,
-    Fashion,
-    GaussianField,
-    Ising,
-    Kind,
-    Task,
-    TaskSpec,
-    Textures,
-)
-from mdlstm_tk.data.builtin.fashion import FOLDER
-from mdlstm_tk.data.user_data import DEFAULTS, read_data
+from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.training.config import TrainConfig, read_toml, suggest
+from mdlstm_tk.training.config import TrainConfig, read_toml
 
-MAX_POSITIONS = 2**24  # of a grid that a built-in task generates
+if TYPE_CHECKING:  # modules of data import NumPy, which the help of the command line does without
+    from mdlstm_tk.data import Kind, Task, TaskSpec
+
+MAX_POSITIONS = 2**24  # of a grid that a task generates
 # settings that some networks do not have; they are left out of a task's defaults for such a network
 OPTIONAL_NETWORK_SETTINGS = ("layers", "cell", "directions", "layer_norm", "windows", "dropout")
-BUILT_IN: dict[str, tuple[type[Task], Callable[[TrainConfig], Task]]] = {
-    "diagonal": (DiagonalTask, lambda c: DiagonalTask(c.grid)),
-    "digits": (Digits, lambda c: Digits(c.seed, c.validation, c.augment)),
-    "digit-strings": (DigitStrings, lambda c: DigitStrings(c.seed, c.validation, c.augment)),
-    "digits-binary": (DigitsDensity, lambda c: DigitsDensity(c.seed, c.validation)),
-    "digits-grey": (DigitsDensity, lambda c: DigitsDensity(c.seed, c.validation, binary=False)),
-    "fashion": (Fashion, lambda c: Fashion(c.seed, c.validation, Path(c.data) if c.data else FOLDER)),
-    "gaussian-field": (GaussianField, lambda c: GaussianField(c.grid)),
-    "gaussian-field-anisotropic": (GaussianField, lambda c: GaussianField(c.grid, anisotropic=True)),
-    "ising": (Ising, lambda c: Ising(c.grid)),
-    "textures": (Textures, lambda c: Textures(c.grid, c.augment)),
+KINDS = ("grid", "classify", "segment", "transcribe", "density")  # of the user's own data
+SAME_DATA = ("kind", "channels", "classes", "outputs", "mask_values", "preprocessing")  # fields of a spec
+MAX_NAMES_SHOWN = 5
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class TaskEntry(NamedTuple):
+    """A registered task.
+
+    Attributes:
+        make: makes the task of a configuration.
+        kind: kind of the task.
+        defaults: the settings that suit it.
+    """
+
+    make: Callable[[TrainConfig], Task]
+    kind: Kind
+    defaults: Mapping[str, Any]
+
+
+# Of the tasks that come with the package: module and class, loaded when they are used, and the call.
+BUILT_IN: dict[str, tuple[str, str, Callable[[Any, TrainConfig], Task]]] = {
+    "diagonal": ("diagonal", "DiagonalTask", lambda task, c: task(c.grid)),
+    "digits": ("digits", "Digits", lambda task, c: task(c.seed, c.validation, c.augment)),
+    "digit-strings": ("digits", "DigitStrings", lambda task, c: task(c.seed, c.validation, c.augment)),
+    "digits-binary": ("digits", "DigitsDensity", lambda task, c: task(c.seed, c.validation)),
+    "digits-grey": ("digits", "DigitsDensity", lambda task, c: task(c.seed, c.validation, binary=False)),
+    "fashion": ("fashion", "Fashion", lambda task, c: task(c.seed, c.validation, *_path(c.data))),
+    "gaussian-field": ("gaussian_field", "GaussianField", lambda task, c: task(c.grid)),
+    "gaussian-field-anisotropic": (
+        *("gaussian_field", "GaussianField"),
+        lambda task, c: task(c.grid, anisotropic=True),
+    ),
+    "ising": ("ising", "Ising", lambda task, c: task(c.grid)),
+    "textures": ("textures", "Textures", lambda task, c: task(c.grid, c.augment)),
 }
-TAKE_DATA = (*KINDS, "fashion")  # what --data goes with; the files of fashion may lie anywhere
+_registered: dict[str, TaskEntry] = {}
+TAKE_DATA = (*KINDS, "fashion")  # what `data` goes with; the files of fashion may lie anywhere
+
+
+def _path(data: str) -> list[Path]:
+    return [Path(data)] if data else []
+
+
+def register_task(name: str, *, kind: Kind, defaults: Mapping[str, Any] | None = None) -> Callable[[F], F]:
+    """Register a task under a name for `mdlstm train --task` and `TrainConfig.task`.
+
+    The decorated function is called as `function(config)` with the `TrainConfig` and returns a
+    `mdlstm_tk.data.Task`. A second registration replaces the first.
+
+    Args:
+        name: name of the task.
+        kind: kind of the task, which decides about networks and loss.
+        defaults: settings that suit the task, by key of `TrainConfig`.
+
+    Raises:
+        InputError: `name` is a kind of task, or `kind` is none.
+    """
+    if name in KINDS or kind not in KINDS:
+        raise InputError(
+            f"register_task takes another name than {', '.join(KINDS)}, and one of these as kind, got name "
+            f"'{name}' and kind '{kind}'"
+        )
+
+    def add(function: F) -> F:
+        _registered[name] = TaskEntry(function, kind, dict(defaults or {}))
+        return function
+
+    return add
+
+
+def task_names() -> list[str]:
+    """The names of all registered tasks. Imports no task."""
+    return [*BUILT_IN, *(name for name in _registered if name not in BUILT_IN)]
+
+
+def find_task(name: str) -> TaskEntry:
+    """The registered task of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name in _registered:
+        return _registered[name]
+    if name not in BUILT_IN:
+        if name in KINDS:
+            raise InputError(f"'{name}' is a kind of data: give data, or one of {', '.join(task_names())}")
+        raise InputError(not_registered("task", name, task_names()))
+    module, cls, make = BUILT_IN[name]
+    task = getattr(import_module(f"mdlstm_tk.data.builtin.{module}"), cls)
+    return TaskEntry(lambda config: make(task, config), task.kind, task.defaults)
 
 
 def default_config(task: str, data: str = "", model: str | None = None) -> TrainConfig:
     """The configuration that a task is trained with unless the user changes it.
 
     Args:
-        task: name of a built-in task, or the kind of `data`.
+        task: name of a registered task, or the kind of `data`.
         data: path of the user's data, or "".
         model: a network that may lack options which the task sets; those are left at their defaults.
 
     Raises:
         InputError: there is no such task, kind of data, or network for it.
     """
-    _check_task(task, data)
-    if task in KINDS:
-        kind = task
-        values: dict[str, Any] = dict(DEFAULTS[kind])
+    _check_data(task, data)
+    if data and task in KINDS:
+        from mdlstm_tk.data.user_data import DEFAULTS
+
+        kind = cast("Kind", task)
+        values = dict(DEFAULTS[kind])
         if data.endswith(".npz"):
             values["augment"] = 0.0  # arrays need not be images
     else:
-        kind = BUILT_IN[task][0].kind
-        values = dict(BUILT_IN[task][0].defaults)
+        _, kind, defaults = find_task(task)
+        values = dict(defaults)
     if model:
         from mdlstm_tk.models import model_options  # imports torch
 
         missing = set(OPTIONAL_NETWORK_SETTINGS) - set(model_options(model, kind))
         values = {key: value for key, value in values.items() if key not in missing} | {"model": model}
-    named = {"model": model} if model else {}
-    return TrainConfig(task=task, data=data).updated(values, task, named)
+    return TrainConfig(task=task, data=data).updated(values, task)
 
 
-def kind_of(task: str) -> str:
-    """The kind of a built-in task; the kind of the user's data is its own."""
-    return BUILT_IN[task][0].kind if task in BUILT_IN else task
-
-
-def _check_task(task: str, data: str) -> None:
+def _check_data(task: str, data: str) -> None:
     if data and task not in TAKE_DATA:
-        raise InputError(f"--data takes --task {', '.join(TAKE_DATA)}, got '{task}'")
-    if not data and task not in BUILT_IN:
-        hint = suggest(task, BUILT_IN)
-        if task in KINDS:
-            hint = f"choose one of {', '.join(BUILT_IN)}; or give --data, whose kind '{task}' is"
-        raise InputError(f"there is no task '{task}'; {hint}")
+        raise InputError(f"data goes with the tasks {', '.join(TAKE_DATA)}, got '{task}'")
 
 
-def make_task(config: TrainConfig) -> Task:
+def make_task(config: TrainConfig, held_out: Collection[str] | None = None) -> Task:
     """Create the task of a configuration.
+
+    Args:
+        config: what to train.
+        held_out: names of the samples of the user's data to validate with, instead of a random share.
 
     Raises:
         InputError: there is no such task, it does not exist in that size, or its data cannot be read.
         MissingExtraError: its data needs a package that is not installed.
     """
-    _check_task(config.task, config.data)
-    if config.task in BUILT_IN:
+    _check_data(config.task, config.data)
+    if not config.data or config.task not in KINDS:
+        entry = find_task(config.task)
         for key in ("resize", "crop"):
             if getattr(config, key):
                 raise InputError(
-                    f"--{key} goes with --data of one of the kinds {', '.join(KINDS)}, "
-                    f"got the built-in task '{config.task}'"
+                    f"{key} goes with data of one of the kinds {', '.join(KINDS)}, got the task "
+                    f"'{config.task}', which brings its own"
                 )
-        if prod(config.grid) > MAX_POSITIONS:
+        if config.size and prod(config.grid) > MAX_POSITIONS:
             raise InputError(
-                f"--size {config.size} has {prod(config.grid)} positions, but the task '{config.task}' "
-                f"generates at most {MAX_POSITIONS}"
+                f"size {config.size} has {prod(config.grid)} positions, but tasks generate at most "
+                f"{MAX_POSITIONS}"
             )
-        return BUILT_IN[config.task][1](config)
+        return entry.make(config)
+    from mdlstm_tk.data.user_data import read_data
+
     task = read_data(
         Path(config.data),
         cast("Kind", config.task),
@@ -122,29 +188,32 @@ def make_task(config: TrainConfig) -> Task:
         crop=parse_size(config.crop) if config.crop else None,
         cache_bytes=config.cache * 2**20,
         levels=config.levels,
+        held_out=held_out,
     )
     if config.size and config.grid != task.spec.size:
         raise InputError(
-            f"--size {config.size} is not the size of --data {config.data}, which is "
-            f"{format_size(task.spec.size)}; leave it out, or use --resize {config.size}"
+            f"size {config.size} is not the size of the data {config.data}, which is "
+            f"{format_size(task.spec.size)}; leave it out, or use resize={config.size}"
         )
     return task
 
 
-def load_task(config: TrainConfig, spec: TaskSpec, data: str = "") -> Task:
+def load_task(
+    config: TrainConfig, spec: TaskSpec, data: str = "", held_out: Collection[str] | None = None
+) -> Task:
     """Create the task of an existing run.
 
-    A run may come from a stranger, so the user's data are read from where the caller says, not from where
-    the run says.
+    The user's data are read only where the caller names them, as pages that show samples publish them.
 
     Args:
         config: configuration of the run.
         spec: the description of the task that the run was trained on.
         data: where the user's data are, if the run was trained on such.
+        held_out: as for `make_task`.
 
     Raises:
-        InputError: the run was trained on the user's data and `data` does not name them, or it does for a
-            built-in task; the data cannot be read, or are those of another task.
+        InputError: the run was trained on the user's data and `data` does not name them, or it does for
+            another task; the data cannot be read, or are those of another task.
         MissingExtraError: see `make_task`.
     """
     if config.data and not data:
@@ -153,22 +222,53 @@ def load_task(config: TrainConfig, spec: TaskSpec, data: str = "") -> Task:
             "--data PATH"
         )
     if data and not config.data:
-        raise InputError(f"the run was trained on the built-in task {config.task}; leave out --data {data}")
+        raise InputError(f"the run was trained on the task {config.task}; leave out the data {data}")
     if data:
         config = replace(config, data=data, data_from_run="")
-    if config.task in KINDS:
+    if config.data and config.task in KINDS:
         config = replace(config, size="")  # the data have their own
-    task = make_task(config)
-    for name in ("kind", "channels", "outputs", "classes", "mask_values", "preprocessing"):
+    task = make_task(config, held_out)
+    place = config.data or f"the task {config.task}"
+    for name in SAME_DATA:
         found, expected = getattr(task.spec, name), getattr(spec, name)
         if found != expected:
-            what = f"--data {data}" if data else f"the task {config.task}"
-            hint = "give the original data with --data" if data else "the checkpoint was changed"
-            raise InputError(
-                f"{what} is not what the run was trained on: {name} is {found!s:.80}, "
-                f"expected {expected!s:.80}; {hint}"
-            )
+            difference = f"{name} is {found!s:.80}, expected {expected!s:.80}"
+            if name == "classes":
+                difference = _class_difference(found, expected)
+            raise InputError(f"{place} is not what the run was trained on: {difference}")
+    moments = {name: getattr(spec, name) for name in ("mean", "std", "target_mean", "target_std")}
+    task.spec = replace(task.spec, **moments)  # those that the network of the run was trained with
     return task
+
+
+def _class_difference(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
+    """Name the classes or characters that came or went."""
+    added, gone = sorted(set(found) - set(expected)), sorted(set(expected) - set(found))
+    parts = [f"new classes {_listed(added)}"] if added else []
+    parts += [f"no samples of {_listed(gone)}"] if gone else []
+    return " and ".join(parts) or "the classes have another order"
+
+
+def _listed(names: list[str]) -> str:
+    """The first names, and the number of the others."""
+    shown = ", ".join(f"'{name}'" for name in names[:MAX_NAMES_SHOWN])
+    return shown + (f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else "")
+
+
+def describe_changes(before: Mapping[str, list[str]], now: Mapping[str, list[str]]) -> list[str]:
+    """One line for samples that are missing and one for new ones, each if there are any.
+
+    Args:
+        before: names of the samples by split, when the run began.
+        now: the same now.
+    """
+    old, new = ({name for names in splits.values() for name in names} for splits in (before, now))
+    lines = []
+    if missing := sorted(old - new):
+        lines.append(f"{len(missing)} samples of the run are missing: {_listed(missing)}")
+    if added := sorted(set(now["train"]) - old):
+        lines.append(f"{len(added)} new samples are trained on: {_listed(added)}")
+    return lines
 
 
 def find_data(config: TrainConfig, folder: Path) -> TrainConfig:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,51 +14,69 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel
 
-from mdlstm_tk.data import Batch, Task
+from mdlstm_tk.data import Batch
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.training.checkpoint import Checkpoint, save_checkpoint
-from mdlstm_tk.training.config import TrainConfig
-from mdlstm_tk.training.distributed import DistributedContext
-from mdlstm_tk.training.evaluation import evaluate, mean_errors, predict
+from mdlstm_tk.training.evaluation import evaluate, mean_errors, measure, predict
+from mdlstm_tk.training.job import TrainingJob
 from mdlstm_tk.training.losses import adam, learning_rate, loss_of
-from mdlstm_tk.training.networks import build_network
-from mdlstm_tk.training.progress import Progress
+
+UNREAD_STEPS = 20  # on a GPU, steps whose metrics stay there until they are read together
+
+
+class StepMetrics(NamedTuple):
+    """Loss and errors of a step, computed before the weights changed.
+
+    Attributes:
+        step: optimizer steps done after it.
+        lr: its learning rate.
+        loss: loss of the batch.
+        errors: errors of the batch by name.
+        interrupted: was any of the processes asked to stop?
+    """
+
+    step: int
+    lr: float
+    loss: float
+    errors: dict[str, float]
+    interrupted: bool
 
 
 class Trainer:
     """Network, running average of the weights, and optimizer of a training run.
 
     Args:
-        config: what to train.
-        task: the task to train on.
-        context: the place of this process among those that train together.
+        job: the run. Its network is moved to the device of the run and trained.
 
     Attributes:
         step: optimizer steps done.
         score: lowest validation score so far, infinity before the first validation.
         best_step: step at which that score was reached.
+        best_weights: state dict of the network at that step; None before the first validation.
     """
 
-    def __init__(self, config: TrainConfig, task: Task, context: DistributedContext) -> None:
-        self.config, self.task, self.context = config, task, context
-        self.network = build_network(config, task.spec).to(context.device)
+    def __init__(self, job: TrainingJob) -> None:
+        self.config, self.task, self.context = job.config, job.task, job.context
+        self.network = job.network.to(job.context.device)
         self._parameters = list(self.network.parameters())
         self.average: AveragedModel | None = None
-        if config.average:
+        if self.config.average:
             self.average = AveragedModel(
-                self.network, multi_avg_fn=partial(_update_average, config.average)
+                self.network, multi_avg_fn=partial(_update_average, self.config.average)
             )
-        self.optimizer = adam(self.network, config)
-        self.parallel: nn.Module = self.network
-        if context.world_size > 1:
-            self.parallel = DistributedDataParallel(self.network)
+        self.optimizer = adam(self.network, self.config)
         self.step, self.score, self.best_step = 0, math.inf, 0
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Return to the state that a checkpoint holds."""
-        checkpoint.restore(self.network, self.average, self.optimizer)
-        self.step, self.score = checkpoint.step, checkpoint.score
-        self.best_step = checkpoint.best_step
+        self.best_weights = job.best.weights() if job.best else None
+        if job.checkpoint is not None:
+            job.checkpoint.restore(self.network, self.average, self.optimizer)
+            self.step, self.score = job.checkpoint.step, job.checkpoint.score
+            self.best_step = job.checkpoint.best_step
+        self.parallel: nn.Module = self.network
+        if self.context.world_size > 1:
+            self.parallel = DistributedDataParallel(self.network)
+        self._waits = self.context.device.type == "cpu"  # nothing is gained by reading later
+        self._unread: list[tuple[int, float, list[str], Tensor | list[float]]] = []
+        self._diverged = torch.zeros(1, device=self.context.device)
 
     def save(self, *paths: Path) -> None:
         """Write checkpoints if this is the main process."""
@@ -66,7 +85,7 @@ class Trainer:
             for path in paths:
                 save_checkpoint(path, state, self.network, self.average, self.optimizer)
 
-    def train_step(self, batch: Batch, interrupted: bool) -> tuple[Progress, bool]:
+    def train_step(self, batch: Batch, interrupted: bool) -> bool:
         """Do one optimizer step on this process's shard of a batch.
 
         Args:
@@ -74,10 +93,10 @@ class Trainer:
             interrupted: was this process asked to stop?
 
         Returns:
-            The progress, and whether any of the processes was asked to stop.
+            True if the metrics of the steps so far should be read now, see `read_metrics`.
 
         Raises:
-            MDLSTMError: the loss or the gradient is not finite; the weights stay as they were.
+            MDLSTMError: on a CPU, the loss or the gradient is not finite; the weights stay as they were.
         """
         config = self.config
         # Dropout is seeded by the step, so a resumed run draws what an uninterrupted one draws.
@@ -97,18 +116,51 @@ class Trainer:
         else:
             gradients = [p.grad for p in self._parameters if p.grad is not None]
             norm = torch.stack(torch._foreach_norm(gradients)).norm()
-        measured = self.task.measure(prediction.detach().cpu().numpy(), batch)
-        sums_and_counts = [value for pair in measured.values() for value in pair]
-        mean_loss, interruptions, *sums = self.context.all_reduce_sum(
-            [float(loss.detach()) / self.context.world_size, float(interrupted), *sums_and_counts]
-        )
-        if not (math.isfinite(mean_loss) and math.isfinite(norm)):
-            raise MDLSTMError(self._divergence_message(mean_loss, float(norm)))
+        measured = measure(self.task, prediction, batch)
+        sums = [value for pair in measured.values() for value in pair]
+        values = self.context.sum_on_device([loss.detach(), norm, float(interrupted), *sums])
+        if self._waits or isinstance(values, list):
+            self._require_finite(self.step + 1, values)
+        else:  # from a step that diverges on, the optimizer leaves the weights as they are
+            self._diverged += ~torch.isfinite(values[:2].sum())
+            self.optimizer.found_inf = self._diverged.clamp(max=1)  # type: ignore[attr-defined]
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.network)
         self.step += 1
-        return Progress(self.step, mean_loss, mean_errors(measured, sums), lr), interruptions > 0
+        self._unread.append((self.step, lr, list(measured), values))
+        return self._waits or len(self._unread) >= UNREAD_STEPS
+
+    def read_metrics(self) -> Iterator[StepMetrics]:
+        """Read the metrics of the steps since the last call, in order.
+
+        Raises:
+            MDLSTMError: on a GPU, the loss or the gradient of a step is not finite; the weights are those
+                before that step.
+        """
+        unread, self._unread = self._unread, []
+        for step, lr, names, values in unread:
+            numbers = values if isinstance(values, list) else values.tolist()
+            self._require_finite(step, numbers)
+            loss, _, interruptions, *sums = numbers
+            loss /= self.context.world_size
+            yield StepMetrics(step, lr, loss, mean_errors(names, sums), interruptions > 0)
+
+    def _require_finite(self, step: int, values: Any) -> None:
+        loss, norm = float(values[0]) / self.context.world_size, float(values[1]) / self.context.world_size
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        self.step = step - 1
+        config = self.config
+        remedies = [f"a smaller lr (it was {config.lr:g})"]
+        remedies += [] if config.clip else ["clip=1"]
+        remedies += [] if config.warmup else ["warmup=100"]
+        remedies += ["precision=fp32"] if config.precision != "fp32" else []
+        remedies += [] if config.cell in ("stable", "leaky") else ["cell=stable"]
+        raise MDLSTMError(
+            f"training diverged in step {step}: the loss is {loss:g}, the gradient norm {norm:g}; try "
+            f"{', '.join(remedies[:-1])}{' or ' if remedies[1:] else ''}{remedies[-1]}"
+        )
 
     def _seed(self, seed: int) -> None:
         """Seed the generators that this process uses.
@@ -120,34 +172,26 @@ class Trainer:
         if self.context.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network whose weights are validated: the average, if there is one."""
+        return self.network if self.average is None else self.average.module
+
     def validate(self) -> dict[str, float]:
-        """Measure the errors on the validation split, and update `score` and `best_step`.
+        """Measure the errors on the validation split, and update `score` and the best weights.
 
-        The averaged weights are validated if there are any. The score is the first of the errors. A
-        network that accepts grids of any size is scored by the worst of the sizes that the task offers
-        for that purpose. Without a validation split, the latest weights count as the best.
+        Without a validation split, the latest weights count as the best.
         """
-        network = self.network if self.average is None else self.average.module
-        tasks = self.task.any_size_tasks() if getattr(network, "any_size", False) else (self.task,)
-        errors = [evaluate(network, task, "validation", self.config, self.context) for task in tasks]
-        if not errors[0]:
-            self.best_step = self.step
-        elif (score := max(next(iter(by_name.values())) for by_name in errors)) <= self.score:
-            self.score, self.best_step = score, self.step
-        return errors[0]
+        errors = evaluate(self.evaluated, self.task, "validation", self.config, self.context)
+        score = self.task.score(errors) if errors else -math.inf
+        if score <= self.score:
+            self.score, self.best_step = score if errors else self.score, self.step
+            self.keep_best()
+        return errors
 
-    def _divergence_message(self, loss: float, norm: float) -> str:
-        config = self.config
-        remedies = [f"a smaller --lr (it was {config.lr:g})"]
-        remedies += [] if config.clip else ["--set clip=1"]
-        remedies += [] if config.warmup else ["--set warmup=100"]
-        remedies += ["--set precision=fp32"] if config.precision != "fp32" else []
-        remedies += [] if config.cell in ("stable", "leaky") else ["--cell stable"]
-        *others, last = remedies
-        return (
-            f"training diverged in step {self.step + 1}: the loss is {loss:g}, the gradient norm {norm:g}; "
-            f"try {' or '.join(filter(None, (', '.join(others), last)))}"
-        )
+    def keep_best(self) -> None:
+        """Take the present weights for the best ones."""
+        self.best_weights = {k: v.detach().clone() for k, v in self.evaluated.state_dict().items()}
 
 
 @torch.no_grad()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from mdlstm_tk.training import Run, TrainConfig, load_checkpoint, train
+from mdlstm_tk.training import Run, TrainConfig, load_checkpoint, new_job, resume_job, train
 
 SMALL = TrainConfig(size="5x6", steps=12, batch_size=4, hidden=4, layers=2)
 
@@ -27,11 +28,16 @@ DIGITS = TrainConfig(
 )
 
 
-def run_in(folder: Path, config: TrainConfig, **options: bool) -> Run:
+def run_in(folder: Path, config: TrainConfig, task: Any = None, **options: Any) -> Run:
     """Train into a folder."""
-    folder.mkdir(exist_ok=True)
-    train(config, Run(folder), **options)
+    train(new_job(config, folder, True, task), **options)
     return Run(folder)
+
+
+def resume(run: Run, **changes: Any) -> Run:
+    """Go on with a run, with changed settings."""
+    train(resume_job(run.folder, changes))
+    return run
 
 
 def last_tensors(run: Run) -> dict[str, torch.Tensor]:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.command import mdlstm
-from mdlstm_tk.report.plots import svg_curves
 from rich.console import Console
 
 from mdlstm_tk._util.text import is_plain_text
@@ -18,7 +17,7 @@ from mdlstm_tk.cli.console import detail, error, heading, note, progress, table,
 from mdlstm_tk.cli.options import complete_files
 from mdlstm_tk.export.server import protobuf_text
 from mdlstm_tk.report.panels import Panel
-from mdlstm_tk.report.plots import draw_curves, draw_panels
+from mdlstm_tk.report.plots import draw_curves, draw_panels, svg_curves
 from mdlstm_tk.report.terminal_heatmap import show_grids
 
 EVIL = "e\x1b[2J\nforged\t$\\frac$<script>'\"\u202e[/y]"

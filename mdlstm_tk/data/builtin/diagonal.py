@@ -8,8 +8,10 @@ that sees everything above and to the left of a position can predict it. The fir
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +19,12 @@ import numpy.typing as npt
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.sampling import make_rng
 from mdlstm_tk.data.spec import SPLITS, Batch, Floats, Metrics, Split, TaskSpec
-from mdlstm_tk.data.task import WHOLE_BATCH, Task
+from mdlstm_tk.data.task import MAX_EVALUATION_POSITIONS, WHOLE_BATCH, Task
 from mdlstm_tk.errors import InputError
 
 NOISE = 0.1  # upper bound of the noise
 EVALUATION_SAMPLES = 64
-LARGER_GRID = 4  # networks for any size are also scored on grids this many times as large
+LARGER_GRID = 4  # half of the validation samples are on grids this many times as large
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class DiagonalBatch(Batch):
 class DiagonalTask(Task):
     """Random matrices with two ones on a diagonal.
 
+    Validation measures larger matrices, too: a network that has learned the task on small ones may fail on
+    those.
+
     Args:
         size: (H, W), at least 3×3.
 
@@ -49,6 +54,11 @@ class DiagonalTask(Task):
     """
 
     kind = "grid"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "size": "8",
+        "lr": 0.04,
+        "weight_decay": 0.5,  # keeps the state from drifting on grids larger than those trained on
+    }
 
     def __init__(self, size: tuple[int, ...]) -> None:
         if len(size) != 2 or min(size) < 3:
@@ -56,24 +66,25 @@ class DiagonalTask(Task):
                 f"the diagonal task needs a size of at least 3x3, got {format_size(size)}; try --size 8"
             )
         self.size = size
-        positions = size[0] * size[1]
-        self.spec = TaskSpec(
-            "diagonal",
-            self.kind,
-            channels=1,
-            outputs=1,
-            size=size,
-            base_rate=(2 + (positions - 2) * NOISE / 2) / positions,
-        )
+        positions = prod(size)
+        mean = (2 + (positions - 2) * NOISE / 2) / positions
+        self.spec = TaskSpec("diagonal", self.kind, channels=1, outputs=1, size=size, target_mean=(mean,))
+
+    @property
+    def evaluation_batch(self) -> int:
+        larger = LARGER_GRID**2 * prod(self.size)
+        return min(max(MAX_EVALUATION_POSITIONS // larger, 1), EVALUATION_SAMPLES)
 
     def count(self, split: Split) -> int:
-        return EVALUATION_SAMPLES
+        return 2 * EVALUATION_SAMPLES if split == "validation" else EVALUATION_SAMPLES
 
     def batch(
         self, seed: int, step: int, count: int, split: Split = "train", shard: slice = WHOLE_BATCH
     ) -> DiagonalBatch:
         rng = make_rng(seed, SPLITS.index(split), step)
         height, width = self.size
+        if split == "validation" and step * count >= EVALUATION_SAMPLES:
+            height, width = LARGER_GRID * height, LARGER_GRID * width
         x = rng.uniform(0, NOISE, (count, height, width)).astype(np.float32)
         row, column = rng.integers(1, height - 1, count), rng.integers(1, width - 1, count)
         samples = np.arange(count)
@@ -85,11 +96,21 @@ class DiagonalTask(Task):
         return DiagonalBatch(x[..., None], y[..., None], second=second)
 
     def measure(self, prediction: Floats, batch: Batch) -> Metrics:
-        """Return the relevant loss, the squared error at the second one of the target."""
+        """Return the relevant loss, the squared error at the second one of the target.
+
+        That of larger matrices has another name, such as "relevant_32x32".
+        """
         assert isinstance(batch, DiagonalBatch)
         samples, (row, column) = np.arange(len(batch.x)), batch.second.T
         error = np.square(prediction[samples, row, column] - batch.y[samples, row, column])
-        return {"relevant": (float(error.sum()), error.size)}
+        grid = batch.x.shape[1:3]
+        name = "relevant" if grid == self.size else f"relevant_{format_size(grid)}"
+        return {name: (float(error.sum()), error.size)}
 
-    def any_size_tasks(self) -> Sequence[Task]:
-        return self, DiagonalTask(tuple(LARGER_GRID * extent for extent in self.size))
+    def score(self, errors: Mapping[str, float]) -> float:
+        """Return the geometric mean of the errors: no network is the best that is right on one size alone.
+
+        Their ratios count. So networks that fail on all larger grids, such as one-dimensional ones, are
+        still told apart by the grids that they are trained on.
+        """
+        return float(prod(errors.values()) ** (1 / len(errors)))

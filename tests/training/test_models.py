@@ -13,7 +13,7 @@ import torch
 from mdlstm_tk.data import KINDS
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_onnx
-from mdlstm_tk.models import Normalized, create, model_names, model_options
+from mdlstm_tk.models import Normalized, create, model_names, model_options, register
 from mdlstm_tk.models.registry import resolve
 from mdlstm_tk.runtime import Session
 
@@ -41,8 +41,6 @@ RECEPTIVE_FIELDS = {
     ("grid", "snake"): READ_BEFORE,
     ("grid", "raster"): READ_BEFORE,
     ("segment", "md"): torch.ones(4, 6, dtype=torch.bool),
-    ("segment", "snake"): torch.ones(4, 6, dtype=torch.bool),
-    ("segment", "horizontal"): (ROWS == 2).expand(4, 6),
 }
 
 
@@ -68,29 +66,9 @@ def test_a_deep_raster_network_does_not_look_ahead() -> None:
 @pytest.mark.parametrize("model", ["md", "horizontal", "snake"])
 def test_untrained_networks_predict_the_mean(model: str) -> None:
     net = create(model, 1, 1)
-    net.set_initial_prediction(0.08)
+    net.set_initial_prediction((0.08,))
     y = net(torch.rand(4, 8, 8, 1) * 0.1)
     assert y.mean().item() == pytest.approx(0.08, abs=0.05)
-
-
-@pytest.mark.parametrize("model", ["md", "horizontal", "snake"])
-def test_original_initial_weights_predict_one_half(model: str) -> None:
-    net = create(model, 1, 1, init="original")
-    net.set_initial_prediction(0.08)
-    assert net(torch.zeros(1, 8, 8, 1)).mean().item() == pytest.approx(0.5, abs=0.2)
-
-
-def test_a_network_is_loaded_from_a_users_file(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
-        "import torch\n"
-        "from mdlstm_tk.models import register\n"
-        "@register('tiny')\n"
-        "class Tiny(torch.nn.Linear):\n"
-        "    def __init__(self, channels, outputs, *, hidden=16):\n"
-        "        super().__init__(channels, outputs)\n"
-    )
-    net = create(f"{tmp_path / 'mine.py'}:tiny", 3, 2, hidden=4)
-    assert net(torch.zeros(1, 2, 2, 3)).shape == (1, 2, 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -99,8 +77,8 @@ def test_a_network_is_loaded_from_a_users_file(tmp_path: Path) -> None:
         ("gru", {}, "'gru'.*md, horizontal, snake"),
         ("horisontal", {}, "'horisontal'.*did you mean 'horizontal'"),
         ("MDLSTM", {}, "'MDLSTM'.*did you mean 'md_lstm'"),
-        ("snake", {"cell": "leaky"}, "'snake'.*'cell'.*hidden, layers, linear, init"),
-        ("nowhere.py:net", {}, r"nowhere\.py"),
+        ("snake", {"cell": "leaky"}, "'snake'.*'cell'.*hidden, layers, linear"),
+        ("pixel", {}, "'pixel'.*density.*grid"),
     ],
 )
 def test_unknown_networks_and_options_are_errors(name: str, options: dict[str, Any], expected: str) -> None:
@@ -108,21 +86,7 @@ def test_unknown_networks_and_options_are_errors(name: str, options: dict[str, A
         create(name, 1, 1, **options)
 
 
-MODELS = [
-    (kind, model)
-    for kind in KINDS
-    for model in model_names(kind)
-    if model
-    in (
-        "md",
-        "horizontal",
-        "snake",
-        "raster",
-        "conv",
-        "pixel",
-        "row",
-    )  # not those that other tests register
-]
+MODELS = [(kind, model) for kind in KINDS for model in model_names(kind)]
 SIZES = torch.tensor([[9, 14], [5, 7], [1, 1], [1, 7], [9, 1]])
 
 
@@ -207,10 +171,20 @@ def test_networks_export_for_any_size_with_padding_and_raw_input(kind: str, tmp_
 
 
 def test_networks_are_registered_by_kind_of_task() -> None:
-    assert model_names("grid")[:4] == ["md", "horizontal", "snake", "raster"]
-    assert "conv" in model_names("segment")
-    assert "conv" not in model_names("classify")
-    with pytest.raises(InputError, match=r"'conv'.*segment.*classify"):
-        create("conv", 1, 2, kind="classify")
-    assert "cell" in model_options("snake", "classify")
+    assert model_names("grid") == ["md", "horizontal", "snake", "raster"]
+    assert model_names("density") == ["pixel"]
+    assert model_names("classify") == model_names("segment") == model_names("transcribe") == ["md"]
+    assert "cell" in model_options("md", "classify")
     assert "cell" not in model_options("snake", "grid")
+
+
+@pytest.mark.usefixtures("fresh_registries")
+def test_a_registered_network_replaces_another_one() -> None:
+    for features in (1, 2):
+
+        @register("Tiny", "Small", kind="grid")
+        def tiny(channels: int, outputs: int, *, hidden: int = features) -> torch.nn.Module:
+            return torch.nn.Linear(channels, hidden)
+
+    assert create("SMALL", 3, 2)(torch.zeros(1, 2, 2, 3)).shape == (1, 2, 2, 2)
+    assert "tiny" in model_names("grid") and "tiny" not in model_names("segment")

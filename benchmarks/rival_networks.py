@@ -1,25 +1,141 @@
-"""Density models to compare the MD-LSTM with: one-dimensional LSTMs, the Row LSTM, and masked convolutions.
+"""Networks that the pages compare the multi-dimensional LSTM with, by name.
 
-All have the head of `DensityNet` and, but for the convolutions, the input of `PixelNet`.
+    mdlstm compare --task digits --import benchmarks/rival_networks.py
+
+On images: one-dimensional LSTMs along rows, `horizontal` and `snake`, to classify, segment and transcribe,
+and convolutions, `conv`, to segment. As density models: `horizontal` and `snake`, the Row LSTM, `row`, and
+masked convolutions, `conv`; all have the head of `DensityNet` and, but for the convolutions, the input of
+`PixelNet`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk._util.masking import valid_mask
-from mdlstm_tk.models.blocks import apply_flattened
-from mdlstm_tk.models.density import DensityNet, neighbours
-from mdlstm_tk.models.initial import init_torch_lstm_
-from mdlstm_tk.models.registry import register
+from mdlstm_tk._util.masking import Sizes, as_sizes, valid_mask
+from mdlstm_tk._util.windows import space_to_depth
+from mdlstm_tk.layer import MDLSTM
+from mdlstm_tk.models import DensityNet, register
+from mdlstm_tk.models.blocks import (
+    Window,
+    apply_flattened,
+    combine_windows,
+    depth_to_space,
+    fill_padding,
+    sizes_in_windows,
+)
+from mdlstm_tk.models.density import neighbours
+from mdlstm_tk.models.grids import init_torch_lstm_
+from mdlstm_tk.models.heads import NETWORKS
 
 Place = torch.device | str | None
 Type = torch.dtype | None
 FIRST_KERNEL, KERNEL = 7, 3  # of masked convolutions
 COLUMNS = 3  # that the input of a Row LSTM covers: a position and two to its left
+
+
+class RowLSTM(nn.Module):
+    """A one-dimensional LSTM along the rows of a grid, or along all rows joined to one sequence.
+
+    Args:
+        channels: C of x.
+        hidden: n, units of each direction.
+        flatten: join the rows.
+        window: positions whose features are joined before the LSTM, as in `MDLSTM`.
+        **options: further options of `MDLSTM`.
+
+    Attributes:
+        output_size: features of y.
+    """
+
+    def __init__(
+        self, channels: int, hidden: int, *, flatten: bool, window: Window = (1, 1), **options: Any
+    ) -> None:
+        super().__init__()
+        self.flatten, self.window = flatten, window
+        self.lstm = MDLSTM(channels * prod(window), hidden, ndim=1, **options)
+        self.output_size = self.lstm.output_size
+
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Map x (N, H, W, C) to y (N, ⌈H / window⌉, ⌈W / window⌉, output_size), 0 outside sizes."""
+        if sizes is not None:
+            x = fill_padding(x, sizes)
+        x, sizes = space_to_depth(x, self.window), sizes_in_windows(sizes, self.window)
+        if self.flatten:
+            y = apply_flattened(self.lstm, x, sizes)
+        else:
+            lengths = None if sizes is None else sizes[:, 1:].repeat_interleave(x.shape[1], dim=0)
+            y = self.lstm(x.flatten(0, 1), lengths).reshape(*x.shape[:3], -1)
+        return y if sizes is None else fill_padding(y, sizes)
+
+
+def _register_lines() -> None:
+    """Register the networks of `NETWORKS` with levels that recur along rows."""
+    for kind, network in NETWORKS.items():
+        for name, flatten in (("horizontal", False), ("snake", True)):
+            level = staticmethod(partial(RowLSTM, flatten=flatten))
+            register(name, kind=kind)(
+                type(f"{name.title()}{network.__name__}", (network,), {"make_level": level})
+            )
+
+
+_register_lines()
+
+
+@register("conv", kind="segment")
+class ConvNet(nn.Module):
+    """Three 7×7 convolutions over windows of the grid, with a receptive field of 19×19 windows.
+
+    Layer norm between the convolutions lets the network train at the learning rate of an LSTM.
+
+    Args:
+        channels: C of x.
+        outputs: classes.
+        hidden: features between the convolutions.
+        windows: windows of the LSTM to compare with; the convolutions work on their combination.
+        device: where the parameters are.
+        dtype: type of the parameters.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        *,
+        hidden: int = 32,
+        windows: Sequence[Window] = ((1, 1),),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.window = combine_windows(windows)
+        positions = prod(self.window)
+        features = (channels * positions, hidden, hidden, outputs * positions)
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, 7, padding=3, **factory) for a, b in pairwise(features))
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden, **factory) for _ in features[1:-1])
+
+    def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
+        """Map x (N, H, W, C) to logits (N, H, W, classes)."""
+        grid = x.shape[1:-1]
+        if sizes is not None:
+            sizes = as_sizes(sizes, x)
+            x = fill_padding(x, sizes)
+        y, sizes = space_to_depth(x, self.window), sizes_in_windows(sizes, self.window)
+        for index, layer in enumerate(self.layers):
+            if index:
+                y = self.norms[index - 1](y).relu()
+            if index and sizes is not None:
+                y = fill_padding(y, sizes)
+            y = layer(y.movedim(-1, 1)).movedim(1, -1)
+        return depth_to_space(y, self.window, grid)
 
 
 class _SnakeBody(nn.Module):
@@ -29,7 +145,7 @@ class _SnakeBody(nn.Module):
         super().__init__()
         self.flatten = flatten
         self.lstm = nn.LSTM(4 * channels, hidden, layers, batch_first=True, **factory)
-        init_torch_lstm_(self.lstm, "default")
+        init_torch_lstm_(self.lstm)
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Map x (N, H, W, C) to (N, H, W, n)."""
@@ -64,7 +180,7 @@ class _LineDensity(DensityNet):
         super().__init__(body, hidden, channels, outputs, dropout, device=device, dtype=dtype)
 
 
-@register("snake", "SNAKE_SD_LSTM", kind="density")
+@register("snake", kind="density")
 class SnakeDensity(_LineDensity):
     """An LSTM along all rows joined to one sequence. The position above is W + 1 steps back.
 
@@ -74,7 +190,7 @@ class SnakeDensity(_LineDensity):
     flatten = True
 
 
-@register("horizontal", "HORIZONTAL_SD_LSTM", kind="density")
+@register("horizontal", kind="density")
 class HorizontalDensity(_LineDensity):
     """An LSTM along each row. Of the rows above, a position sees the neighbours of those in its row alone.
 

@@ -1,0 +1,175 @@
+"""Settings of a training run: defaults, limits, sources, tasks by name, and errors that name the fault."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from mdlstm_tk.data.user_data import DEFAULTS
+from mdlstm_tk.errors import DeviceError, InputError
+from mdlstm_tk.models import model_names
+from mdlstm_tk.training import (
+    TrainConfig,
+    configure,
+    configure_resumed,
+    default_config,
+    list_settings,
+    make_task,
+    parse_settings,
+)
+from mdlstm_tk.training.config import choices
+from mdlstm_tk.training.distributed import pick_device
+from mdlstm_tk.training.tasks import BUILT_IN, find_task
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"stepz": 3}, "'steps'"),
+        ({"steps": "many"}, "steps.*whole number.*'many'"),
+        ({"steps": 1.5}, r"steps.*1\.5"),
+        ({"steps": 0}, "steps.*at least 1.*0"),
+        ({"steps": True}, "steps.*True"),
+        ({"steps": [1]}, r"steps.*\[1\]"),
+        ({"hidden": 2_000_000}, "hidden.*1000000"),
+        ({"lr": float("nan")}, "lr.*nan"),
+        ({"lr": "0"}, "lr.*above 0"),
+        ({"dropout": 1}, "dropout.*below 1"),
+        ({"patience": -1}, "patience.*-1"),
+        ({"layer_norm": "yes"}, "layer_norm.*true or false.*'yes'"),
+        ({"size": "8by8"}, "size.*'8by8'"),
+        ({"size": "0"}, "'0'"),
+        ({"windows": "2,x"}, "windows.*'x'"),
+        ({"directions": "2"}, "directions.*1 or all"),
+        ({"schedule": "cosin"}, "schedule.*'cosine'"),
+        ({"data": []}, r"data.*text.*\[\]"),
+    ],
+)
+def test_bad_settings_are_named(values: dict[str, object], named: str) -> None:
+    with pytest.raises(InputError, match=f"file: .*{named}"):
+        TrainConfig().updated(values, "file")
+
+
+def test_texts_become_values_of_the_fields() -> None:
+    config = TrainConfig().updated({"steps": "7", "lr": 1, "layer_norm": "True", "size": 8}, "test")
+    assert (config.steps, config.lr, config.layer_norm, config.size) == (7, 1.0, True, "8")
+    assert isinstance(config.lr, float)
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text('lr = 0.5\nsteps = 5\nhidden = 5\ntask = "ising"\n')
+    config = configure({"steps": 9}, {"steps": "8", "hidden": "6"}, file)
+    assert (config.task, config.lr, config.hidden, config.steps) == ("ising", 0.5, 6, 9)
+    assert config.batch_size == 64  # of the task
+
+
+def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
+    config = configure({"task": "digits", "lr": 0.125}, {"layer_norm": "true"})
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    assert TrainConfig.load(tmp_path / "config.toml") == config
+
+
+@pytest.mark.parametrize("content", [b"steps = ", b"\xff", b"steps = " + b"[" * 5000])
+def test_a_damaged_configuration_is_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"config\.toml is not TOML"):
+        TrainConfig.load(path)
+    with pytest.raises(InputError, match="cannot read"):
+        TrainConfig.load(tmp_path / "absent.toml")
+
+
+def test_the_defaults_suit_no_task_in_particular() -> None:
+    neutral, original = TrainConfig(), configure({})
+    assert (neutral.lr, neutral.weight_decay, neutral.size) == (0.01, 0.0, "")
+    assert (original.lr, original.weight_decay, original.size) == (0.04, 0.5, "8")
+    with pytest.raises(InputError, match="needs a size"):
+        make_task(neutral)
+
+
+def test_settings_that_tasks_change_are_shown_as_such() -> None:
+    rows = {row.key: row.default for row in list_settings()}
+    assert list(rows) == [field.name for field in fields(TrainConfig)]
+    changed = {key for name in BUILT_IN for key in find_task(name).defaults}
+    changed |= {key for values in DEFAULTS.values() for key in values}
+    assert all(rows[key] == "depends on the task" for key in changed)
+    assert rows["cache"] == "256"
+
+
+def test_choices_are_those_that_are_registered() -> None:
+    assert choices("schedule") == ("constant", "cosine")
+    assert choices("directions") == ("1", "all")
+    assert set(BUILT_IN) <= set(choices("task"))
+    assert choices("model") == tuple(model_names())
+    assert {"graves", "slstm"} <= set(choices("cell"))
+    assert choices("steps") == ()
+
+
+@pytest.mark.parametrize("pair", ["steps", "=3"])
+def test_a_setting_needs_key_and_value(pair: str) -> None:
+    with pytest.raises(InputError, match="key=value"):
+        parse_settings([pair])
+
+
+def test_a_resumed_run_keeps_its_settings() -> None:
+    config = configure({"steps": 10})
+    assert configure_resumed(config, {"steps": 20}, {"patience": "3"}).patience == 3
+    with pytest.raises(InputError, match=r"--resume.*lr = 0.04.*steps"):
+        configure_resumed(config, {"lr": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"data": "x"}, "data needs a task"),
+        ({"data": "x", "task": "ising"}, "data goes with.*'ising'"),
+        ({"task": "digit"}, "'digit'; did you mean 'digits'.*--import FILE"),
+        ({"task": "segment"}, "kind of data"),
+        ({"model": "mdd"}, "'mdd'; did you mean 'md'.*--import FILE"),
+        ({"task": "ising", "model": "raster"}, "'raster' is for tasks of kind grid"),
+    ],
+)
+def test_tasks_and_networks_that_are_not_there_are_named(options: dict[str, str], named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        configure(options)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"size": "100000"}, "100000"),
+        ({"size": "8", "resize": "8"}, "resize goes with data"),
+        ({"size": "8", "crop": "8"}, "crop goes with data"),
+    ],
+)
+def test_settings_that_do_not_go_with_a_task_are_refused(values: dict[str, str], named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        make_task(TrainConfig(**values))  # type: ignore[arg-type]
+
+
+def test_defaults_of_a_task_leave_out_options_that_a_network_lacks() -> None:
+    assert default_config("segment", "x").cell == "stable"
+    assert default_config("segment", "x.npz").augment == 0
+    assert default_config("gaussian-field", model="snake").model == "snake"
+
+
+def test_listing_settings_imports_neither_torch_nor_numpy() -> None:
+    code = (
+        "import sys; from mdlstm_tk.training import list_settings; list_settings(); "
+        "from mdlstm_tk.training.config import choices; list(map(choices, ('task', 'model', 'cell'))); "
+        "sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_devices() -> None:
+    assert pick_device("cpu").type == "cpu"
+    with pytest.raises(InputError, match="'gpu'"):
+        pick_device("gpu")
+    with pytest.raises(DeviceError, match="cuda:99"):
+        pick_device("cuda:99")

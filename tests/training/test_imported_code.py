@@ -1,0 +1,132 @@
+"""Cells, networks and tasks of the user's own: only files that a call names are run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.checkout import ROOT
+from helpers.command import Result, mdlstm
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.training import Run, TrainConfig, configure, load_checkpoint, register_task
+
+MINE = """
+import pathlib
+import torch
+from mdlstm_tk import MDLSTM
+from mdlstm_tk.data import DiagonalTask
+from mdlstm_tk.models import register
+from mdlstm_tk.training import register_task
+
+with open("runs.txt", "a") as file:
+    file.write("x")
+
+
+@register("mine")
+class Mine(torch.nn.Module):
+    def __init__(self, channels, outputs, *, hidden=4, cell="graves"):
+        super().__init__()
+        self.body = MDLSTM(channels, hidden, cell=cell)
+        self.head = torch.nn.Linear(hidden, outputs)
+
+    def forward(self, x):
+        return self.head(self.body(x)).sigmoid()
+
+
+@register_task("small-diagonal", kind="grid", defaults={"size": "5", "lr": 0.125})
+def small_diagonal(config):
+    return DiagonalTask(config.grid)
+"""
+
+
+@pytest.fixture
+def call(tmp_path: Path, forget: Callable[[], None]) -> Callable[..., Result]:
+    """Calls `mdlstm`, which knows what comes with the package and what the call imports."""
+    shutil.copy(ROOT / "examples/own_cell.py", tmp_path / "cells.py")
+    (tmp_path / "mine.py").write_text(MINE)
+
+    def run(*arguments: object) -> Result:
+        forget()
+        return mdlstm(*arguments, cwd=tmp_path)
+
+    return run
+
+
+CELLS = ("--import", "cells.py")
+
+
+def test_an_own_cell_from_training_to_inference(tmp_path: Path, call: Callable[..., Result]) -> None:
+    name = "input-gated"  # the one without recurrent weights
+    np.save(tmp_path / "matrix.npy", np.eye(8, dtype=np.float32))
+    trained = call("train", *CELLS, "--cell", name, "--steps", 20, "-o", "run", "--json", "-q")
+    assert trained.code == 0, trained.err
+    for verb in ("export", "report", "info"):  # which cell is it?
+        refused = call(verb, "run")
+        assert refused.code == 2, verb
+        assert f"there is no cell '{name}'" in refused.err and "--import FILE" in refused.err
+    described = call("info", "run", "--json", *CELLS)
+    assert json.loads(described.out)["cell"] == name
+    assert "mdlstm export run --import cells.py" in described.err
+    for form in ("unrolled", "scan"):
+        exported = call(*CELLS, "export", "run", "--form", form, "-o", f"{form}.onnx")
+        assert exported.code == 0, exported.err
+    assert call("verify", "unrolled.onnx", "--against", "run", *CELLS).code == 0
+    resumed = call("train", "--resume", "run", "--steps", 21, *CELLS)
+    assert resumed.code == 0, resumed.err
+    assert resumed.err.rstrip().endswith("mdlstm export run --size 8x8 --import cells.py")
+    (tmp_path / "cells.py").unlink()  # an exported model needs the file no longer
+    assert call("infer", "matrix.npy", "-m", "scan.onnx").code == 0
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_network_and_a_task_of_a_file_that_runs_once(
+    first: bool, tmp_path: Path, call: Callable[..., Result]
+) -> None:
+    files = ("--import", "mine.py", "--import", "cells.py")
+    verb = ("train", "--task", "small-diagonal", "--model", "mine", "--cell", "coupled", "--steps", "1")
+    done = call(*((*files, *verb) if first else (*verb, *files)), "-o", "a")
+    assert done.code == 0, done.err
+    assert (tmp_path / "runs.txt").read_text() == "x"
+    config = load_checkpoint(tmp_path / "a/last.safetensors").config
+    assert (config.task, config.model, config.cell) == ("small-diagonal", "mine", "coupled")
+    assert (config.size, config.lr, config.hidden) == ("5x5", 0.125, 16)
+    assert "mine.py" not in Run(tmp_path / "a").config.read_text()  # nothing stored names code
+    refused = call("train", "--resume", "a", "--steps", "2")
+    assert refused.code == 2 and "--import FILE" in refused.err
+    assert (tmp_path / "runs.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--cell", "gravse"), "no cell 'gravse'; did you mean 'graves'"),
+        (("--cell", "coupled"), "no cell 'coupled'"),
+        (("--model", "mine"), "no model 'mine'"),
+        (("--task", "small-diagonal"), "no task 'small-diagonal'"),
+        (("--import", "gone.py"), "gone.py"),
+        (("--import", "notes.txt"), "notes.txt"),
+    ],
+)
+def test_names_that_are_not_registered_are_one_line(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, call: Callable[..., Result]
+) -> None:
+    (tmp_path / "notes.txt").write_text("no Python")
+    result = call("train", *arguments, "--steps", 30)
+    assert result.code == 2
+    assert message in result.err
+    assert len(result.err.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("fresh_registries")
+def test_tasks_are_registered_from_python() -> None:
+    register_task("half", kind="grid", defaults={"steps": 3})(lambda config: None)
+    assert configure({"task": "half"}) == TrainConfig(task="half", steps=3)
+    for name, kind in (("segment", "grid"), ("mine", "images")):
+        with pytest.raises(InputError, match=f"'{name}' and kind '{kind}'"):
+            register_task(name, kind=kind)  # type: ignore[arg-type]

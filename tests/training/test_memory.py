@@ -1,0 +1,78 @@
+"""The estimate of memory, and the refusal that names the setting that helps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mdlstm_tk.data import DiagonalTask
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.models import register
+from mdlstm_tk.training import TrainConfig, configure, make_task, memory, new_job
+from mdlstm_tk.training.memory import available_memory, check_memory, estimate_memory
+
+CPU = torch.device("cpu")
+
+
+def estimate(**settings: Any) -> memory.MemoryEstimate:
+    config = configure({"size": "16", **settings})
+    found = estimate_memory(config, make_task(config), config.batch_size)
+    assert found is not None
+    return found
+
+
+def test_the_estimate_grows_with_what_takes_memory() -> None:
+    small = estimate()
+    assert estimate(batch_size=64).batch == pytest.approx(4 * small.batch, rel=0.1)
+    assert estimate(size="32").batch == pytest.approx(4 * small.batch, rel=0.2)
+    wide = estimate(hidden=64)
+    assert wide.weights > 10 * small.weights
+    assert estimate(workers=2).cache > small.cache == memory.LIBRARY_BYTES
+
+
+@pytest.mark.parametrize(
+    ("settings", "available", "advice"),
+    [
+        ({"hidden": 2000, "size": "4", "batch_size": 1}, 10**8, "a smaller hidden or layers"),
+        ({"size": "64", "batch_size": 64, "hidden": 64}, 10**8, "batch_size=16"),
+        ({"size": "512", "batch_size": 1, "hidden": 64}, 10**8, "a smaller size"),
+        ({"hidden": 1_000_000}, 10**12, "a smaller hidden or layers"),
+    ],
+)
+def test_the_setting_that_helps_is_named(
+    settings: dict[str, Any], available: int, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: available)
+    with pytest.raises(InputError, match=f"needs about .* are available; try {advice}"):
+        new_job(configure(settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_both_numbers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, task = configure({}), DiagonalTask((8, 8))
+    monkeypatch.setattr(memory, "available_memory", lambda: 3 * 10**9)
+    assert check_memory(config, task, 16, CPU).endswith("more memory; 3 GB are available")
+    monkeypatch.setattr(memory, "available_memory", lambda: None)
+    assert check_memory(config, task, 16, CPU).endswith("more memory")
+
+
+@pytest.mark.usefixtures("fresh_registries")
+def test_a_network_that_needs_values_is_not_estimated() -> None:
+    @register("by-value")
+    class ByValue(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) if bool(x.sum() > 0) else x
+
+    config = TrainConfig(size="8", model="by-value")
+    by_value: Callable[..., Any] = lambda channels, outputs, *, hidden=1: ByValue(channels, outputs)  # noqa: E731
+    register("by-value")(by_value)
+    assert check_memory(config, DiagonalTask((8, 8)), 16, CPU) == ""
+
+
+def test_the_available_memory_is_positive() -> None:
+    available = available_memory()
+    assert available is None or available > 0

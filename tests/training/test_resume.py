@@ -1,0 +1,267 @@
+"""Interrupted, killed and resumed runs end with the same bytes as uninterrupted ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.command import mdlstm
+from helpers.forks import kill_at, processes
+from helpers.training import DIGITS, SMALL, last_tensors, resume, run_in
+from helpers.user_data import write_classes, write_image
+
+from mdlstm_tk.cli import main
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.io.files import TEMPORARY_SUFFIX
+from mdlstm_tk.training import (
+    Progress,
+    Run,
+    TrainConfig,
+    default_config,
+    load_checkpoint,
+    new_job,
+    resume_job,
+    train,
+)
+from mdlstm_tk.training.losses import adam
+
+needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
+
+
+def stop_after(step: int, number: int) -> Callable[[Progress], None]:
+    """An `on_step` that sends this process a signal after a step."""
+
+    def interrupt(progress: Progress) -> None:
+        if progress.step == step:
+            os.kill(os.getpid(), number)
+
+    return interrupt
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An uninterrupted run of SMALL."""
+    return run_in(tmp_path_factory.mktemp("whole") / "run", SMALL)
+
+
+@pytest.fixture(scope="module")
+def whole_digits(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An uninterrupted run with every kind of state: dropout, schedule, averages, augmented data."""
+    return run_in(tmp_path_factory.mktemp("digits") / "run", DIGITS)
+
+
+@pytest.mark.parametrize("stop", [1, 7, 11])
+def test_a_run_that_is_trained_on_equals_an_uninterrupted_one(
+    tmp_path: Path, whole: Run, stop: int
+) -> None:
+    run = resume(run_in(tmp_path / "parts", replace(SMALL, steps=stop)), steps=12)
+    records, expected_records = (
+        [{**record, "validation": None} for record in each.read_metrics()] for each in (run, whole)
+    )
+    assert records == expected_records  # the first part was also validated at its end
+    expected = last_tensors(whole)
+    for name, tensor in last_tensors(run).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("stop", [2, 6, 13])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_takes_effect_after_the_step_and_the_run_resumes_exactly(
+    tmp_path: Path, whole_digits: Run, stop: int, number: int
+) -> None:
+    run = Run(tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        run_in(run.folder, DIGITS, on_step=stop_after(stop, number))
+    assert load_checkpoint(run.last).step == stop
+    assert [record["step"] for record in run.read_metrics()] == list(range(1, stop + 1))
+    resume(run)
+    for name in ("metrics.jsonl", "last.safetensors", "best.safetensors"):
+        assert (run.folder / name).read_bytes() == (whole_digits.folder / name).read_bytes()
+
+
+@needs_kill
+def test_a_run_that_is_killed_repeatedly_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    """SIGKILL arrives between steps, within one, or while a checkpoint is written."""
+    config = replace(DIGITS, steps=40, evaluate_every=2)
+    whole, run = run_in(tmp_path / "whole", config), Run(tmp_path / "killed")
+    rng, kills = np.random.default_rng(0), 0
+    while not run.last.exists() or load_checkpoint(run.last).step < config.steps:
+        arguments = (run.folder, config if not run.last.exists() else None)
+        process = processes().Process(target=start_or_resume, args=arguments)
+        process.start()
+        before = size_of(run.metrics)
+        while process.is_alive() and size_of(run.metrics) == before:
+            time.sleep(0.002)
+        process.join(rng.exponential(0.05))
+        kills += process.is_alive()
+        process.kill()
+        process.join()
+    assert kills
+    for name in ("metrics.jsonl", "last.safetensors", "best.safetensors"):
+        assert (run.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+def start_or_resume(folder: Path, config: TrainConfig | None) -> None:
+    train(resume_job(folder) if config is None else new_job(config, folder, True))
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def test_training_on_does_not_change_the_checkpoint_it_was_restored_from(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(run_in(tmp_path / "run", replace(SMALL, steps=2)).last)
+    before = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
+    network = checkpoint.network().train()
+    optimizer = adam(network, checkpoint.config)
+    checkpoint.restore(network, None, optimizer)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, tensor in checkpoint.tensors.items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_resuming_removes_what_a_killed_run_left_half_written(tmp_path: Path) -> None:
+    run = run_in(tmp_path, replace(SMALL, steps=3))
+    (tmp_path / f".last.safetensors.abc{TEMPORARY_SUFFIX}").write_bytes(b"half")
+    with run.metrics.open("a") as file:
+        file.write('{"step": 4, "lo')
+    resume(run, steps=12)
+    assert not list(tmp_path.glob(".*"))
+    assert [record["step"] for record in run.read_metrics()] == list(range(1, 13))
+
+
+TRAIN = ("train", "--size", "5x6", "--batch-size", "4", "--hidden", "4")
+
+
+@needs_kill
+@pytest.mark.parametrize("name", ["result.json", "curves.png", "prediction.png"])
+def test_a_run_that_is_killed_after_its_last_step_is_concluded(name: str, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    kill_at(name, main, [*TRAIN, "--steps", "4", "-o", str(run.folder)], cwd=tmp_path)
+    assert load_checkpoint(run.last).step == 4
+    assert not run.is_evaluated
+    last, metrics, times = run.last.read_bytes(), run.metrics.read_bytes(), run.read_times()
+    done = mdlstm("train", "--resume", run.folder, "--json")
+    assert done.code == 0, done.err
+    assert run.is_evaluated
+    assert (run.last.read_bytes(), run.metrics.read_bytes(), run.read_times()) == (last, metrics, times)
+    result = json.loads(done.out)
+    assert (result["step"], result["errors"]) == (4, run.read_result()["errors"])
+    refused = mdlstm("train", "--resume", run.folder)  # now it is complete
+    assert refused.code == 2
+    assert "4 steps already" in refused.err
+
+
+@needs_kill
+def test_an_old_result_does_not_make_a_killed_run_count_as_complete(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    assert mdlstm(*TRAIN, "--steps", "3", "-o", run.folder).code == 0
+    kill_at("result.json", main, ["train", "--resume", str(run.folder), "--steps", "5"], cwd=tmp_path)
+    assert not run.result.exists() and not run.prediction.exists()
+    done = mdlstm("train", "--resume", run.folder)
+    assert done.code == 0, done.err
+    assert run.read_result()["step"] == load_checkpoint(run.best).step
+
+
+def test_times_are_summed_over_interruptions(tmp_path: Path) -> None:
+    run = run_in(tmp_path, replace(SMALL, steps=5))
+    first = run.read_times()
+    times = resume(run, steps=12).read_times()
+    assert (first.steps, times.steps) == (5, 12)
+    assert times.training > first.training > 0
+    assert times.validation > first.validation > 0
+    assert run.read_result()["seconds"] == round(times.training, 1)
+    assert run.read_result()["steps_per_second"] == pytest.approx(12 / times.training, abs=1e-3)
+
+
+def test_a_new_run_in_a_used_folder_keeps_nothing_of_the_old_one(tmp_path: Path) -> None:
+    run = run_in(tmp_path, SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        run_in(tmp_path, replace(SMALL, hidden=3), on_step=stop_after(1, signal.SIGINT))
+    assert load_checkpoint(run.best).config.hidden == 3
+    assert run.read_times().steps == 1
+    assert not run.result.exists()
+
+
+@needs_kill
+def test_a_second_process_is_refused_while_the_first_trains(tmp_path: Path) -> None:
+    """Also if the first one has workers, which must not keep the lock after it was killed."""
+    config, run = replace(DIGITS, steps=10_000, workers=1, evaluate_every=2), Run(tmp_path / "run")
+    process = processes().Process(target=start_or_resume, args=(run.folder, config))
+    process.start()
+    while process.is_alive() and not run.last.exists():
+        time.sleep(0.01)
+    refused = mdlstm("train", "--resume", run.folder)
+    process.kill()
+    process.join()
+    assert refused.code == 2
+    assert refused.err.splitlines()[-1].startswith("error: another process trains into")
+    job = resume_job(run.folder, {"workers": 0})
+    with pytest.raises(KeyboardInterrupt):
+        train(job, stop_after(job.steps_done + 1, signal.SIGINT))
+
+
+@pytest.fixture
+def signs(tmp_path: Path) -> tuple[Path, Run]:
+    """Images of two classes, and a short run on them."""
+    data = write_classes(tmp_path / "signs", {"stop": 12, "yield": 12})
+    quick = {"steps": 2, "hidden": 3, "batch_size": 4, "augment": 0, "warmup": 0, "validation": 0.25}
+    config = default_config("classify", str(data)).updated(quick, "test")
+    return data, run_in(tmp_path / "run", config)
+
+
+def test_changed_data_keep_the_first_split_and_new_samples_are_trained_on(signs: tuple[Path, Run]) -> None:
+    data, run = signs
+    before = run.read_samples()
+    assert before is not None
+    gone = [*before["train"][:2], before["validation"][0]]
+    for name in gone:
+        (data / name).unlink()
+    added = ["stop/new.png", "yield/a new one.png"]
+    for name in added:
+        write_image(data / name, np.full((6, 9), 99))
+    job = resume_job(run.folder, {"steps": 3})
+    assert set(job.task.names["validation"]) == set(before["validation"]) - set(gone)
+    assert set(job.task.names["train"]) == {*before["train"], *added} - set(gone)
+    missing, new = job.notes[:2]
+    assert missing.startswith("3 samples") and all(name in missing for name in gone)
+    assert new.startswith("2 new samples") and all(name in new for name in added)
+    train(job)
+    assert run.read_samples() == before  # the names of the first split stay
+
+
+def test_data_that_did_not_change_resume_without_a_word(signs: tuple[Path, Run]) -> None:
+    _, run = signs
+    job = resume_job(run.folder, {"steps": 3})
+    assert not any("sample" in note for note in job.notes)
+    assert run.read_samples() == {split: list(names) for split, names in job.task.names.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: write_image(data / "other/1.png", np.zeros((6, 9))), "new classes 'other'"),
+        (
+            lambda data: (data / "stop").rename(data / "halt"),
+            "new classes 'halt' and no samples of 'stop'",
+        ),
+    ],
+)
+def test_other_classes_are_refused_by_name(
+    signs: tuple[Path, Run], change: Callable[[Path], object], message: str
+) -> None:
+    data, run = signs
+    change(data)
+    with pytest.raises(InputError, match=message):
+        resume_job(run.folder, {"steps": 3})

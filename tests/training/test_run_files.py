@@ -1,0 +1,133 @@
+"""The files of a run: what is damaged ends in one line that names the file, and nothing is executed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from helpers.command import mdlstm
+from helpers.training import SMALL, run_in
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.training import (
+    Run,
+    build_network,
+    describe_run,
+    latest_run,
+    load_checkpoint,
+    new_run,
+    open_run,
+)
+from mdlstm_tk.training.checkpoint import METADATA_KEY
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_in(tmp_path_factory.mktemp("good") / "run", SMALL).folder
+
+
+@pytest.fixture
+def run(good: Path, tmp_path: Path) -> Run:
+    """A copy of a run of SMALL."""
+    return Run(Path(shutil.copytree(good, tmp_path / "run")))
+
+
+def edit(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], object]) -> None:
+    """Change metadata and tensors of a checkpoint."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = json.loads(file.metadata()[METADATA_KEY])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(metadata, tensors)
+    path.write_bytes(safetensors.torch.save(tensors, metadata={METADATA_KEY: json.dumps(metadata)}))
+
+
+def pickled(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"a": 1}))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "nothing": (lambda path: path.write_bytes(b""), "damaged"),
+    "half": (lambda path: path.write_bytes(path.read_bytes()[:500]), "damaged"),
+    "pickle": (pickled, "damaged"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "no checkpoint"),
+    "another file": (lambda path: path.write_bytes(safetensors.torch.save({})), "damaged"),
+    "another schema": (lambda path: edit(path, lambda m, t: m.update(schema=1)), "schema 1"),
+    "no step": (lambda path: edit(path, lambda m, t: m.pop("step")), "damaged"),
+    "a list": (lambda path: edit(path, lambda m, t: m.update(config=[])), "damaged"),
+    "a new setting": (lambda path: edit(path, lambda m, t: m["config"].update(colour=1)), "'colour'"),
+    "a bad setting": (lambda path: edit(path, lambda m, t: m["config"].update(lr=-1)), "lr must be"),
+    "another kind": (lambda path: edit(path, lambda m, t: m["spec"].update(kind="x")), "kind"),
+    "other units": (lambda path: edit(path, lambda m, t: m["config"].update(hidden=5)), "do not fit"),
+    "a weight less": (lambda path: edit(path, lambda m, t: t.pop("model.head.bias")), "do not fit"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_checkpoint_is_one_line(case: str, run: Run) -> None:
+    change, message = DAMAGE[case]
+    change(run.last)
+    with pytest.raises(InputError, match=message):
+        load_checkpoint(run.last).network()
+    done = mdlstm("train", "--resume", run.folder, "--steps", 13)
+    assert done.code == 2
+    assert done.err.count("error: ") == 1 and done.err.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "times.json", "samples.json"])
+@pytest.mark.parametrize("content", [b"{\n", b"\xff\xfe\n", b'{"steps":\n'])
+def test_other_damaged_files_are_one_line(name: str, content: bytes, run: Run) -> None:
+    (run.folder / name).write_bytes(content)
+    done = mdlstm("train", "--resume", run.folder, "--steps", 13)
+    assert done.code == 2
+    assert name in done.err.splitlines()[-1] and "delete" in done.err.splitlines()[-1]
+
+
+def test_weights_keep_the_names_of_earlier_versions(run: Run) -> None:
+    """Weights of version 0.6 load: they are the state dict of the network after "model."."""
+    tensors = load_checkpoint(run.last).tensors
+    layer = [f"model.body.{name}_l{k}" for k in range(2) for name in ("weight_ih", "weight_hh", "bias")]
+    assert {name for name in tensors if name.startswith("model.")} == {
+        *layer,
+        *("model.head.weight", "model.head.bias"),
+    }
+    assert {name.partition(".")[0] for name in tensors} == {"model", "optimizer"}
+
+
+def test_weights_of_another_network_are_refused(run: Run) -> None:
+    checkpoint = load_checkpoint(run.best)
+    other = build_network(checkpoint.config.updated({"hidden": 3}, "test"), checkpoint.spec)
+    with pytest.raises(InputError, match="weights"):
+        checkpoint.load_model(other)
+
+
+def test_folders_of_runs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path("gone"), tmp_path):
+        with pytest.raises(InputError, match="mdlstm train"):
+            open_run(folder)
+    with pytest.raises(InputError, match="mdlstm train"):
+        latest_run()
+    assert new_run("a", None, False).folder == Path("runs/a")
+    assert new_run("a", None, False).folder == Path("runs/a-2")
+    shutil.copytree(run.folder, "runs/a", dirs_exist_ok=True)
+    assert latest_run().folder == Path("runs/a")
+    for folder in (Path("runs/a"), Path("runs/a/config.toml")):
+        with pytest.raises(InputError, match="give another"):
+            new_run("a", folder, False)
+    assert new_run("a", Path("runs/a"), True).folder == Path("runs/a")
+
+
+def test_a_run_is_described(run: Run) -> None:
+    described = describe_run(run.folder)
+    assert (described["kind"], described["steps_done"], described["best_step"]) == ("run", 12, 12)
+    assert (described["cell"], described["directions"]) == ("graves", 1)
+    records = run.read_metrics()
+    assert described["last_100_loss"] == pytest.approx(sum(r["loss"] for r in records) / 12)

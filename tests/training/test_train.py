@@ -1,0 +1,268 @@
+"""One training: it learns, writes its files, chooses the best weights, and ends with them in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.training import DIGITS, SMALL, last_tensors, run_in
+from mdlstm_tk.viz.run_pictures import draw_run
+
+from mdlstm_tk.data import KINDS, Batch, DiagonalTask, Task, TaskSpec
+from mdlstm_tk.data.metrics import METRICS
+from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.training import (
+    Run,
+    TrainConfig,
+    build,
+    configure,
+    evaluate,
+    load_checkpoint,
+    new_job,
+    predict,
+    train,
+)
+from mdlstm_tk.training.evaluation import measure
+from mdlstm_tk.training.losses import learning_rate, loss_of
+from mdlstm_tk.training.progress import running_mean
+from mdlstm_tk.training.trainer import Trainer
+
+
+def test_the_md_network_learns_the_original_task(trained: Run) -> None:
+    relevant = running_mean([record["relevant"] for record in trained.read_metrics()])
+    assert relevant[19] > 0.05
+    assert relevant[59] < 0.05
+    assert relevant[-1] < 0.005
+    checkpoint = load_checkpoint(trained.best)
+    errors = evaluate(checkpoint.network(), DiagonalTask((32, 32)), "test", checkpoint.config)
+    assert errors["relevant"] < 0.01
+
+
+def test_the_files_and_the_result_of_a_run(tmp_path: Path) -> None:
+    config = configure({"size": "5x6", "steps": 12, "batch_size": 4, "hidden": 4}, {"evaluate_every": "6"})
+    job = new_job(config, tmp_path, True)
+    result = train(job)
+    draw_run(job.run, job.task, job.network)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("config.toml", "metrics.jsonl", "best.safetensors", "last.safetensors"),
+        *("curves.png", "prediction.png", "result.json", "times.json"),
+    }
+    run = Run(tmp_path)
+    assert TrainConfig.load(run.config) == config
+    assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in (run.curves, run.prediction))
+    first, *_, last = run.read_metrics()
+    assert set(first) == {"step", "loss", "relevant", "lr"}
+    assert set(last["validation"]) == {"relevant", "relevant_20x24"}
+    best = load_checkpoint(run.best)
+    assert best.score == pytest.approx(np.sqrt(np.prod(list(last["validation"].values()))))
+    assert json.loads(run.result.read_text()) == result
+    assert result["errors"] == evaluate(best.network(), job.task, "test", config)
+    for name, tensor in job.network.state_dict().items():  # it is left with the best weights
+        assert torch.equal(tensor, best.weights()[name])
+
+
+def test_the_network_is_built_once_and_no_checkpoint_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mdlstm_tk.training import checkpoint, job, memory, networks
+
+    calls: list[str] = []
+
+    def build_network(*arguments: Any) -> torch.nn.Module:
+        network = networks.build_network(*arguments)
+        calls.append(next(network.parameters()).device.type)
+        return network
+
+    for module in (checkpoint, job, memory):
+        monkeypatch.setattr(module, "build_network", build_network)
+    monkeypatch.setattr(job, "load_checkpoint", lambda path: calls.append("read"))
+    train(new_job(SMALL, tmp_path / "run"))
+    assert calls == ["meta", "cpu"]  # on the meta device only shapes are computed, to estimate memory
+
+
+def test_equal_seeds_give_equal_bytes_and_other_seeds_do_not(tmp_path: Path) -> None:
+    one, two = run_in(tmp_path / "1", SMALL), run_in(tmp_path / "2", SMALL)
+    other = run_in(tmp_path / "3", replace(SMALL, seed=1))
+    assert one.metrics.read_bytes() == two.metrics.read_bytes()
+    assert one.last.read_bytes() == two.last.read_bytes()
+    assert one.metrics.read_bytes() != other.metrics.read_bytes()
+
+
+def test_bfloat16_trains_in_bfloat16_and_learns(tmp_path: Path) -> None:
+    config = replace(SMALL, layers=1, precision="bf16", steps=60, size="4", lr=0.04)
+    losses = [record["loss"] for record in run_in(tmp_path, config).read_metrics()]
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
+    network, task = build(config)
+    batch = task.batch(0, 0, 2)
+    exact, rough = (predict(network, batch, torch.device("cpu"), p) for p in ("fp32", "bf16"))
+    assert exact.dtype == rough.dtype == torch.float32
+    assert 1e-5 < float((exact - rough).abs().max().detach()) < 0.05
+
+
+def test_batches_from_workers_are_the_same(tmp_path: Path) -> None:
+    alone = run_in(tmp_path / "alone", DIGITS)
+    helped = run_in(tmp_path / "helped", replace(DIGITS, workers=2))
+    assert alone.metrics.read_bytes() == helped.metrics.read_bytes()
+
+
+def test_tensorboard_holds_the_metrics(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = run_in(tmp_path, replace(SMALL, tensorboard=True, evaluate_every=6))
+    read, records = events.EventAccumulator(str(tmp_path)).Reload(), run.read_metrics()
+    assert {"loss", "relevant", "lr", "validation/relevant"} <= set(read.Tags()["scalars"])
+    assert [event.step for event in read.Scalars("loss")] == [record["step"] for record in records]
+    expected = [record["relevant"] for record in records]
+    np.testing.assert_allclose([e.value for e in read.Scalars("relevant")], expected, rtol=1e-6)
+
+
+def test_the_relevant_loss_is_the_squared_error_at_the_second_one() -> None:
+    task = DiagonalTask((5, 6))
+    batch, prediction = task.batch(0, 0, 3), torch.rand(3, 5, 6, 1)
+    error = (prediction.numpy() - batch.y) ** 2
+    assert loss_of(prediction, batch, task.spec).item() == pytest.approx(error.mean(), rel=1e-5)
+    expected = sum(error[k, row, column, 0] for k, (row, column) in enumerate(batch.second))
+    assert measure(task, prediction, batch)["relevant"] == pytest.approx((expected, 3))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "transcribe"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_errors_on_the_device_are_those_of_numpy(kind: Any, padded: bool) -> None:
+    class OfAnyKind(DiagonalTask):
+        measure = Task.measure
+
+    rng = np.random.default_rng(0)
+    names = ("a", "b", "c") if kind in ("classify", "segment") else ()
+    task = OfAnyKind((5, 6))
+    task.spec = TaskSpec("any", kind, 2, 3, (5, 6), names)
+    x = rng.random((4, 5, 6, 2), np.float32)
+    y = {
+        "grid": rng.random((4, 5, 6, 3), np.float32),
+        "classify": rng.integers(0, 3, 4),
+        "segment": rng.integers(-1, 3, (4, 5, 6)),
+        "density": x,
+    }[kind]
+    shape = {"classify": (4, 3), "density": (4, 5, 6, 2)}.get(kind, (4, 5, 6, 3))
+    prediction = rng.random(shape, np.float32)
+    batch = Batch(x, y, np.array([[5, 6], [2, 3], [1, 6], [5, 1]]) if padded else None)
+    found = measure(task, torch.from_numpy(prediction), batch)
+    expected = METRICS[kind](prediction, batch, task.spec)
+    assert list(found) == list(expected)
+    for name, pair in found.items():
+        assert tuple(map(float, pair)) == pytest.approx(expected[name])
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    config = TrainConfig(lr=0.1, steps=100, warmup=10, schedule="cosine")
+    rates = [learning_rate(config, step) for step in range(100)]
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 100)
+    assert max(rates) == rates[9] == rates[10] == 0.1
+    assert rates[55] == pytest.approx(0.05)
+    assert 0 < rates[-1] < 0.001
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+    assert {learning_rate(replace(config, schedule="constant"), step) for step in (10, 99, 200)} == {0.1}
+
+
+def test_the_norm_of_the_whole_gradient_is_clipped(tmp_path: Path) -> None:
+    """Adam's first step does not depend on the scale of the gradient, but its first moment does."""
+    norms = []
+    for clip in (0.0, 1e-4):
+        run = run_in(tmp_path / f"{clip}", replace(SMALL, steps=1, clip=clip))
+        moments = [t.flatten() for name, t in last_tensors(run).items() if name.endswith("exp_avg")]
+        norms.append(float(torch.cat(moments).norm()) / 0.1)
+    assert norms[0] > 1e-3
+    assert norms[1] == pytest.approx(1e-4, rel=0.02)  # clip_grad_norm_ adds 1e-6 to the norm
+
+
+def test_the_averaged_weights_are_validated_and_exported(tmp_path: Path) -> None:
+    config = replace(SMALL, average=0.9, steps=6, evaluate_every=6)
+    run = run_in(tmp_path, config)
+    tensors = last_tensors(run)
+    network = load_checkpoint(run.last).network()
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, tensors[f"average.module.{name}"])
+    assert not torch.equal(network.head.weight, tensors["model.head.weight"])
+    validation = evaluate(network, build(config)[1], "validation", config)
+    assert run.read_metrics()[-1]["validation"] == validation
+
+
+def test_the_average_decays_as_configured(tmp_path: Path) -> None:
+    job = new_job(replace(SMALL, average=0.3, steps=5), tmp_path / "run")
+    trainer = Trainer(job)
+    name, expected = "head.weight", None
+    for step in range(5):
+        trainer.train_step(job.task.batch(0, step, 4), interrupted=False)
+        weight = trainer.network.state_dict()[name].clone()
+        decay = min(0.3, (1 + step) / (10 + step))
+        expected = weight if expected is None else decay * expected + (1 - decay) * weight
+    assert trainer.average is not None
+    torch.testing.assert_close(trainer.average.module.state_dict()[name], expected)
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_divergence_is_reported_and_keeps_the_weights_before_it(tmp_path: Path, clip: float) -> None:
+    class Poisoned(DiagonalTask):
+        def batch(self, seed: int, step: int, count: int, *rest: Any, **more: Any) -> Any:
+            batch = super().batch(seed, step, count, *rest, **more)
+            if step == 7:
+                batch.y[0, 0, 0] = np.inf
+            return batch
+
+    config = replace(SMALL, clip=clip)
+    with pytest.raises(MDLSTMError, match=r"step 8.*inf.*lr"):
+        run_in(tmp_path / "run", config, Poisoned((5, 6)))
+    last = load_checkpoint(Run(tmp_path / "run").last)
+    assert last.step == 7
+    whole = run_in(tmp_path / "whole", replace(config, steps=7))
+    assert all(torch.equal(tensor, last.tensors[name]) for name, tensor in last_tensors(whole).items())
+
+
+class Scored(DiagonalTask):
+    """The scores of the validations are given."""
+
+    def __init__(self, scores: Iterator[float]) -> None:
+        super().__init__((5, 6))
+        self.scores = scores
+
+    def score(self, errors: Any) -> float:
+        return next(self.scores)
+
+
+def test_training_stops_when_patience_is_exhausted(tmp_path: Path) -> None:
+    config = replace(SMALL, steps=50, evaluate_every=3, patience=4)
+    run = run_in(tmp_path, config, Scored(map(float, count())))
+    assert load_checkpoint(run.best).step == 3
+    last = load_checkpoint(run.last)
+    assert (last.step, last.best_step) == (3 + 4 * 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("scores", "best_step"),
+    [((3, 1, 2, 1.5), 6), ((3, 2, 1, 1), 12), ((1, 2, 2, 3), 3), ((np.nan, 2, np.nan, np.nan), 6)],
+)
+def test_the_best_checkpoint_holds_the_weights_with_the_lowest_score(
+    tmp_path: Path, scores: tuple[float, ...], best_step: int
+) -> None:
+    """Of equal scores the later one counts."""
+    run = run_in(tmp_path / "run", replace(SMALL, evaluate_every=3), Scored(iter(scores)))
+    best = load_checkpoint(run.best)
+    lowest = min(score for score in scores if score == score)
+    assert (best.step, best.best_step, best.score) == (best_step, best_step, lowest)
+    assert load_checkpoint(run.last).score == lowest
+    expected = last_tensors(run_in(tmp_path / "until best", replace(SMALL, steps=best_step)))
+    for name, tensor in best.tensors.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_validations_without_a_number_end_with_the_last_weights_and_a_warning(tmp_path: Path) -> None:
+    config = replace(SMALL, evaluate_every=3)
+    with pytest.warns(UserWarning, match="no validation gave a number"):
+        run = run_in(tmp_path, config, Scored(iter([np.nan] * 4)))
+    assert load_checkpoint(run.best).step == 12
+    assert run.read_result()["step"] == 12
