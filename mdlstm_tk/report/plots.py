@@ -27,7 +27,7 @@ from matplotlib.patches import Patch
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.report.panels import Panel
 from mdlstm_tk.runtime.io.files import atomic_write
-from mdlstm_tk.training.metrics_file import metric_names
+from mdlstm_tk.training.run_folder import metric_names
 from mdlstm_tk.training.progress import WINDOW, running_mean
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]

@@ -35,7 +35,6 @@ from mdlstm_tk.training import (
     new_job,
     predict,
     resume_job,
-    run_job,
     train,
 )
 from mdlstm_tk.training import memory as training_memory
@@ -198,7 +197,7 @@ def test_a_network_trains_on_the_data_and_predicts_without_it(kind: str, tmp_pat
     path = WRITERS[kind](tmp_path)
     kind = kind.split()[0]
     job = new_job(quick(path, kind), tmp_path / "run")
-    errors = run_job(job)["errors"]
+    errors = train(job)["errors"]
     draw_run(job.run, job.task)
     assert job.run.prediction.exists()
     assert all(np.isfinite(value) for value in errors.values())
@@ -322,12 +321,12 @@ def test_data_are_found_from_another_folder_and_after_a_move(
     home = tmp_path / "home"
     write_masks(home / "data")
     monkeypatch.chdir(home)
-    run_job(new_job(quick(Path("data"), "segment", steps=3), Path("runs/r")))
+    train(new_job(quick(Path("data"), "segment", steps=3), Path("runs/r")))
     config = load_checkpoint(home / "runs/r/last.safetensors").config
     assert (config.data, config.data_from_run) == (str(home / "data"), "../../data")
     monkeypatch.chdir(tmp_path)
     folder = Path(shutil.move(home, tmp_path / "moved")) / "runs/r"
-    run_job(resume_job(folder, {"steps": 5}))
+    train(resume_job(folder, {"steps": 5}))
     assert load_checkpoint(folder / "last.safetensors").config.data == str(tmp_path / "moved/data")
     with pytest.raises(InputError, match=r"not at dat;.*--data"):
         resume_job(folder, {"steps": 6, "data": "dat"})
@@ -340,7 +339,7 @@ def test_data_are_found_from_another_folder_and_after_a_move(
     messages.clear()
     write_report(Run(folder), on_message=messages.append, data=str(elsewhere))
     assert not any("--data" in message for message in messages)
-    run_job(resume_job(folder, {"steps": 6, "data": "elsewhere"}))
+    train(resume_job(folder, {"steps": 6, "data": "elsewhere"}))
 
 
 def test_a_run_is_not_continued_on_other_data(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from mdlstm_tk.report.drawings import images_unlike
 from mdlstm_tk.report.evaluation import _covering, align, example_batch, example_indices
 from mdlstm_tk.report.panels import Panel, class_colors, sample_panels
 from mdlstm_tk.report.plots import TITLE_CHARACTERS, _title, draw_panels
-from mdlstm_tk.training import default_config, new_job, run_job
+from mdlstm_tk.training import default_config, new_job, train
 
 FONTS = [font for font in fontManager.ttflist if font.name == "DejaVu Sans"]  # which has no Chinese
 GREY = np.zeros((4, 6, 3), np.uint8)
@@ -66,7 +66,7 @@ def test_masks_have_the_colours_of_their_palette_and_a_legend(tmp_path: Path) ->
         {"steps": 1, "hidden": 2, "batch_size": 2, "device": "cpu"}, "test"
     )
     job = new_job(config, tmp_path / "run")
-    run_job(job)
+    train(job)
     draw_run(job.run, job.task)
     pixels = np.asarray(Image.open(job.run.prediction).convert("RGB"))
     assert all((pixels[-60:] == color).all(-1).any() for color in class_colors(task.spec).values())

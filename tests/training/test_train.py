@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 from helpers.training import DIGITS, SMALL, last_tensors, run_in
-from mdlstm_tk.viz.run_pictures import draw_run
 
 from mdlstm_tk.data import KINDS, Batch, DiagonalTask, Task, TaskSpec
 from mdlstm_tk.data.metrics import METRICS
 from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.report import draw_run
 from mdlstm_tk.training import (
     Run,
     TrainConfig,
