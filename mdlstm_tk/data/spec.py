@@ -140,7 +140,8 @@ class TaskSpec:
         ):
             means, deviations = getattr(self, mean), getattr(self, std)
             yield mean, len(means) in (0, count) and all(map(isfinite, means)), f"{count} numbers, or none"
-            are_positive = len(deviations) == len(means) and all(0 < s < float("inf") for s in deviations)
+            is_complete = len(deviations) == len(means) or (mean == "target_mean" and not deviations)
+            are_positive = is_complete and all(0 < s < float("inf") for s in deviations)
             yield std, are_positive, f"{len(means)} numbers above 0"
         values, palette = self.mask_values, self.mask_palette
         is_complete = len(set(values)) == len(values) and len(values) in (0, len(self.classes))
