@@ -32,6 +32,8 @@ class ExportedModel:
         metadata: its metadata.
         is_current: True if it was exported from the run's current checkpoint.
         grid: extents of the input.
+        error: largest error against float64 on export, relative to the largest output if that is above 1,
+            as the tolerance is; None if it is unknown.
         load: time from the file to a session that is ready to run.
         one: time of one sample.
         batch: time of `BATCH` samples.
@@ -43,6 +45,7 @@ class ExportedModel:
     metadata: Metadata | None = None
     is_current: bool = False
     grid: tuple[int, ...] = ()
+    error: float | None = None
     load: float = 0.0
     one: float = 0.0
     batch: float = 0.0
@@ -80,12 +83,16 @@ def _measure(path: Path, grid: tuple[int, ...], checkpoint: str) -> ExportedMode
             channels = metadata.channels
             shape = (*extents, channels) if metadata.channels_last else (channels, *extents)
             x = np.random.default_rng(0).standard_normal((BATCH, *shape), dtype=np.float32)
+            outputs = session(x)
+            arrays = outputs.values() if isinstance(outputs, dict) else [outputs]
+            scale = max(1.0, *(float(np.abs(y).max()) for y in arrays))
+            relative = metadata.parity["max_abs"] / scale if "max_abs" in metadata.parity else None
             one, batch = _median_time(lambda: session(x[:1])), _median_time(lambda: session(x))
         load = _median_time(lambda: Session(path, "cpu", threads=1).close())
     except MDLSTMError as error:
         return ExportedModel(path, size, str(error))
     is_current = metadata.checkpoint_sha256 == checkpoint
-    return ExportedModel(path, size, "", metadata, is_current, extents, load, one, batch)
+    return ExportedModel(path, size, "", metadata, is_current, extents, relative, load, one, batch)
 
 
 def _median_time(function: Callable[[], object]) -> float:

@@ -27,6 +27,7 @@ from matplotlib.patches import Patch
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.report.panels import Panel
 from mdlstm_tk.runtime.io.files import atomic_write
+from mdlstm_tk.runtime.text_order import is_right_to_left, reorder
 from mdlstm_tk.training.run_folder import metric_names
 from mdlstm_tk.training.progress import WINDOW, running_mean
 
@@ -42,6 +43,7 @@ BINS = 40  # of a histogram
 # A matplotlibrc of the current folder, which Matplotlib reads, could let texts be set by LaTeX.
 default_style = matplotlib.style.context("default")
 METRIC_LABELS = {"relevant": "relevant loss (position of the second one)", "mse": "mean squared error"}
+ORDERS_TEXT = matplotlib.__version_info__ >= (3, 11)  # right-to-left text in visual order
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
@@ -216,6 +218,8 @@ def _plain(text: str, longest: int = 200) -> str:
     text = printable(text)
     half = longest // 2
     text = text if len(text) <= longest else f"{text[: longest - half - 1]}…{text[-half:]}"
+    if not ORDERS_TEXT:
+        text = reorder(text, "rtl" if is_right_to_left(text) else "ltr")
     return text.replace("$", r"\$")
 
 
@@ -224,7 +228,7 @@ def _title(panel: Panel) -> str:
     lines = [line for text in panel.name.split("\n") for line in wrap(printable(text), TITLE_CHARACTERS)]
     if len(lines) > TITLE_LINES:
         lines = [*lines[: TITLE_LINES - 1], f"{lines[TITLE_LINES - 1][: TITLE_CHARACTERS - 1]}…"]
-    lines = [line.replace("$", r"\$") for line in lines] if _fonts("".join(lines)) else []
+    lines = [_plain(line) for line in lines] if _fonts("".join(lines)) else []
     name = panel.sample if _fonts(panel.sample) else PurePath(panel.sample).name
     name = _plain(name, TITLE_CHARACTERS) if _fonts(name) else ""
     title = "\n".join([*filter(None, [name]), *lines])

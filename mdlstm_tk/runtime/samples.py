@@ -23,7 +23,7 @@ class Given(NamedTuple):
     """The part of an image that is not drawn.
 
     Attributes:
-        values: (H, W, C) float32 in [0, 1], 0 where the image is drawn.
+        values: (H, W, C) float32 in [0, 1], any number or NaN where the image is drawn.
         mask: (H, W), True where `values` hold.
     """
 
@@ -142,7 +142,8 @@ def draw_rows(
         if given.values.shape != fixed.shape:
             raise InputError(f"given must be (H, W, C) = {fixed.shape}, got shape {given.values.shape}")
         nearest = np.rint(given.values * (levels - 1)) / np.float32(levels - 1)
-        fixed[given.mask] = nearest[given.mask]
+        known = given.mask & ~np.isnan(given.values).any(-1)
+        fixed[known] = nearest[known]
     images = np.empty(shape, np.float32)
     for row, outputs in enumerate(run_rows(session, uniform, fixed, temperature)):
         images[:, row] = outputs["y"]

@@ -15,6 +15,7 @@ from mdlstm_tk.data import SPLITS, UNLABELLED, Kind
 from mdlstm_tk.data.builtin import fashion
 from mdlstm_tk.data.builtin.fashion import Fashion
 from mdlstm_tk.data.idx import read_idx
+from mdlstm_tk.data.user_data import read_data
 from mdlstm_tk.errors import InputError
 
 
@@ -57,6 +58,8 @@ def test_volumes_are_told_from_images_with_channels(case: str, tmp_path: Path) -
     assert batch.x.shape == (6, *size, channels)
     assert (batch.sizes is not None) == (case == "sizes")
     if len(size) == 3:
+        with pytest.raises(InputError, match=r"augment=1 .* 3 axes"):
+            read_data(tmp_path / "volumes.npz", kind, 0.25, 0, augment=1.0)  # type: ignore[arg-type]
         cropped = read(tmp_path / "volumes.npz", kind, crop=(2, 3, 3))  # type: ignore[arg-type]
         assert cropped.batch(0, 0, 6).x.shape == (6, 2, 3, 3, 1)
     with pytest.raises(InputError, match=rf"crop=2x2{'x2' * (len(size) == 2)} has"):

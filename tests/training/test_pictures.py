@@ -45,6 +45,14 @@ def test_titles_fit_and_hold_no_boxes(case: str, monkeypatch: pytest.MonkeyPatch
     assert Image.open(tmp_path / "p.png").width == 2 * 330
 
 
+def test_older_versions_of_matplotlib_get_texts_in_visual_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    panel = Panel("\u05d0\u05d1\ntruth: \u05d0", GREY, sample="1.png")
+    monkeypatch.setattr("mdlstm_tk.report.plots.ORDERS_TEXT", True)
+    assert _title(panel) == "1.png\n\u05d0\u05d1\ntruth: \u05d0"
+    monkeypatch.setattr("mdlstm_tk.report.plots.ORDERS_TEXT", False)
+    assert _title(panel) == "1.png\n\u05d1\u05d0\ntruth: \u05d0"
+
+
 def test_masks_have_the_colours_of_their_palette_and_a_legend(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     palette = [0, 0, 0, 255, 0, 0, 0, 0, 255]
