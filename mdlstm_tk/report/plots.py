@@ -28,8 +28,8 @@ from mdlstm_tk._util.text import printable
 from mdlstm_tk.report.panels import Panel
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.text_order import is_right_to_left, reorder
-from mdlstm_tk.training.run_folder import metric_names
 from mdlstm_tk.training.progress import WINDOW, running_mean
+from mdlstm_tk.training.run_folder import metric_names
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 COLORS = ("#0b6e99", "#d1495b", "#6a994e", "#8d6a9f")  # distinguishable with any color vision
