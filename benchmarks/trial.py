@@ -40,7 +40,7 @@ from mdlstm_tk.training import (
     make_task,
     new_job,
     predict,
-    run_job,
+    train,
 )
 
 TOLERANCE = 1e-5
@@ -112,7 +112,7 @@ class Sample(NamedTuple):
 def train_and_export(kind: Kind, data: Path, folder: Path, **settings: Any) -> tuple[Run, Path]:
     """Train a short run, and export it for grids of any size."""
     config = default_config(kind, str(data)).updated({**SETTINGS[kind], **settings}, "trial")
-    run_job(new_job(config, folder))
+    train(new_job(config, folder))
     return Run(folder), export_run(folder, form="scan").path
 
 

@@ -23,16 +23,14 @@ from mdlstm_tk import MDLSTM
 from mdlstm_tk.data import UNLABELLED, Kind
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.training import (
-    Run,
-    TrainConfig,
     build,
     configure,
     default_config,
     load_checkpoint,
+    new_job,
     predict,
     train,
 )
-from mdlstm_tk.training.evaluation import evaluate_run
 from mdlstm_tk.training.networks import texts_without_room
 from mdlstm_tk.viz.run_pictures import draw_run
 
@@ -296,12 +294,10 @@ def test_a_network_trains_on_the_data_and_predicts_without_it(kind: Kind, tmp_pa
     config = default_config(kind, str(path)).updated(
         {"steps": 6, "hidden": 3, "batch_size": 4, "evaluate_every": 3, "validation": 0.25}, "test"
     )
-    run = Run(tmp_path / "run")
-    run.folder.mkdir()
-    _, task = build(config)
-    train(config, run, task=task)
+    job = new_job(config, tmp_path / "run")
+    errors = train(job)["errors"]
+    run, task = job.run, job.task
     draw_run(run, task)
-    errors = evaluate_run(run, task)["errors"]
     assert all(np.isfinite(value) for value in errors.values())
     path.rename(tmp_path / "moved-away")
     checkpoint = load_checkpoint(run.best)
@@ -334,7 +330,7 @@ def test_crops_for_a_segmenter_are_named_with_the_error_and_fit_the_proposed_exp
     done = mdlstm("train", "--data", "cells", *flags, cwd=tmp_path)
     assert done.code == 0, done.err
     best = next(line for line in done.err.splitlines() if line.startswith("best weights"))
-    assert "3x3" in best
+    assert "cropped to 3:" in best
     for command in (("report", "run"), ("info", "run"), ("report", "run", "--data", "cells")):
         following = mdlstm(*command, cwd=tmp_path).err.splitlines()[-1]
         assert following == done.err.splitlines()[-1] == "next: mdlstm export run --form scan"
@@ -346,10 +342,10 @@ def test_crops_for_a_segmenter_are_named_with_the_error_and_fit_the_proposed_exp
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"data": "signs"}, "--task"),
+        ({"data": "signs"}, "data needs task"),
         ({"data": "signs", "task": "digits"}, "'digits'"),
-        ({"task": "classify"}, r"'classify'.*diagonal.*--data"),
-        ({"task": "digits", "model": "conv"}, r"'conv'.*segment"),
+        ({"task": "classify"}, "'classify' is a kind of data.*diagonal"),
+        ({"task": "digits", "model": "raster"}, r"'raster'.*grid"),
     ],
 )
 def test_impossible_tasks_are_errors(flags: dict[str, str], message: str) -> None:
@@ -358,10 +354,8 @@ def test_impossible_tasks_are_errors(flags: dict[str, str], message: str) -> Non
 
 
 def test_defaults_omit_settings_that_the_network_does_not_have() -> None:
-    config = default_config("textures", model="conv")
-    assert (config.model, config.cell, config.windows) == ("conv", "", "2,2")
-    assert default_config("textures").cell != ""
-    assert default_config("segment", "folder", model="conv").cell == ""
+    config = default_config("grid", "folder", model="snake")
+    assert (config.model, config.directions) == ("snake", "")
+    assert default_config("grid", "folder").directions == "all"
     assert default_config("classify", "x.npz").augment == 0
     assert default_config("classify", "folder").augment > 0
-    assert default_config("diagonal") == TrainConfig()

@@ -25,7 +25,7 @@ from mdlstm_tk.training import (
     open_run,
     plan_comparison,
     resume_job,
-    run_job,
+    train,
 )
 from mdlstm_tk.training.tasks import load_task
 
@@ -95,12 +95,12 @@ def test_a_built_in_task_takes_the_folder_of_its_files_and_a_run_needs_it_again(
     options = {"task": "fashion", "data": str(folder), "hidden": 2, "layers": 1, "validation": 0.25}
     job = new_job(configure({**options, "steps": 2, "batch_size": 2}), run)
     assert (job.task.name, job.task.spec.size, job.config.size) == ("fashion", (4, 5), "4x5")
-    assert run_job(job)["split"] == "test"
+    assert train(job)["split"] == "test"
     x = job.task.batch(0, 0, 12, "test").x
     assert (x == Fashion(0, 0.25, folder).batch(0, 0, 12, "test").x).all()
     resumed = resume_job(run, {"steps": 3})
     assert Path(resumed.config.data) == folder
-    assert run_job(resumed)["step"] <= 3
+    assert train(resumed)["step"] <= 3
     checkpoint = load_checkpoint(open_run(run).last)
     assert load_task(checkpoint.config, checkpoint.spec, str(folder)).count("train") == 9
     with pytest.raises(InputError, match="--data PATH"):  # a stranger's run names no files of this machine

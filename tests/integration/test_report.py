@@ -29,8 +29,7 @@ from safetensors.torch import save_file
 from mdlstm_tk.report import render_report, write_report
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.postprocessing import transcripts
-from mdlstm_tk.training import Run, default_config, load_checkpoint, make_task, train
-from mdlstm_tk.training.evaluation import evaluate_run
+from mdlstm_tk.training import Run, default_config, load_checkpoint, make_task, new_job, train
 from mdlstm_tk.training.progress import TrainingTimes
 
 SCRIPT = "<script>document.title='taken over'</script>"
@@ -108,11 +107,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
         np.savez(folder / "data.npz", **samples(kind, np.random.default_rng(0)))
         config = default_config(kind, str(folder / "data.npz")).updated({**TINY, "validation": 0.7}, "here")
         run = Run(folder / "run")
-        run.folder.mkdir()
-        task = make_task(config)
-        train(config, run, task=task)
+        train(new_job(config, run.folder))
         run.write_times(TrainingTimes(steps=20, training=83.4))
-        evaluate_run(run, task)
         write_report(run, data=config.data)
         return run
 

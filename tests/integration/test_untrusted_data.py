@@ -18,7 +18,7 @@ from mdlstm_tk.export import export_run, verify_model
 from mdlstm_tk.export.browser.examples import page_examples
 from mdlstm_tk.export.tensor_spec import read_metadata
 from mdlstm_tk.report import render_report
-from mdlstm_tk.training import Run, default_config, load_checkpoint, new_job, run_job
+from mdlstm_tk.training import Run, default_config, load_checkpoint, new_job, train
 from mdlstm_tk.training.tasks import load_task
 from mdlstm_tk.viz.run_pictures import draw_run
 
@@ -152,7 +152,7 @@ def test_a_class_whose_name_is_a_formula(tmp_path: Path) -> None:
         {"steps": 1, "hidden": 2, "device": "cpu", "batch_size": 2}, "here"
     )
     job = new_job(config, tmp_path / "run")
-    run_job(job)
+    train(job)
     draw_run(job.run, job.task)
     assert job.run.prediction.exists()
 
@@ -165,7 +165,7 @@ def trained_on_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = default_config("classify", str(data)).updated(
         {"steps": 2, "hidden": 2, "batch_size": 2, "device": "cpu"}, "here"
     )
-    run_job(new_job(config, folder / "run"))
+    train(new_job(config, folder / "run"))
     export_run(folder / "run", form="scan")
     return folder
 
@@ -189,7 +189,7 @@ def _refuse(path: Path, *_: object, **__: object) -> None:
 def test_data_that_a_run_names_are_not_opened_unasked(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mdlstm_tk.training.tasks.read_data", _refuse)
+    monkeypatch.setattr("mdlstm_tk.data.user_data.read_data", _refuse)
     (tmp_path / "private.npz").unlink()
     os.mkfifo(tmp_path / "private.npz")  # which would block whoever opened it otherwise
     for arguments in (("info", "run"), ("export", "run", "--force"), ("verify", "run")):
@@ -206,7 +206,7 @@ def test_data_that_a_run_names_are_not_opened_unasked(
 def test_library_calls_do_not_open_the_data_of_a_run_unasked(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mdlstm_tk.training.tasks.read_data", _refuse)
+    monkeypatch.setattr("mdlstm_tk.data.user_data.read_data", _refuse)
     model = export_run(run, "m.onnx").path
     assert verify_model(model, run).failed == []
     render_report(Run(run))
@@ -231,24 +231,6 @@ def test_data_that_the_user_names_are_shown(
     edit_run(tmp_path / "built-in", sets("config", "data", value=""))
     other = in_process(capfd, "report", "built-in", "--data", "private.npz")
     assert other.code == 2 or "leave out --data" in other.err
-
-
-def test_resuming_says_which_data_it_reads_before_it_does(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    resumed = in_process(capfd, "train", "--resume", "run", "--steps", 3)
-    assert resumed.code == 0, resumed.err
-    first, *_, page, following = resumed.err.splitlines()
-    assert first == f"reading the data of the run at {run.parent / 'private.npz'}"
-    assert page.endswith(f"mdlstm report run --data {run.parent / 'private.npz'}")
-    assert following.startswith("next: mdlstm export run ")
-
-    def opened(*_: object, **__: object) -> None:
-        raise InputError("data were opened")
-
-    monkeypatch.setattr("mdlstm_tk.training.tasks.read_data", opened)
-    stopped = in_process(capfd, "train", "--resume", "run", "--steps", 4)
-    assert stopped.err.splitlines() == [first, "error: data were opened"]
 
 
 def test_a_task_is_loaded_from_where_the_caller_says(run: Path) -> None:
