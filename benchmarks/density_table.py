@@ -18,14 +18,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
+import rival_networks  # noqa: F401, registers conv, row and snake
 import torch
 from mixtures import fit_baselines
 from performance import markdown
 
 from mdlstm_tk.data import Ising, Task
-from mdlstm_tk.training import TrainConfig, default_config, load_checkpoint, train
+from mdlstm_tk.training import TrainConfig, default_config, load_checkpoint, new_job, train
 from mdlstm_tk.training.comparison import with_parameters
-from mdlstm_tk.training.evaluation import evaluate_run
 from mdlstm_tk.training.networks import build_network, count_parameters
 from mdlstm_tk.training.run_folder import Run
 from mdlstm_tk.training.tasks import make_task
@@ -120,8 +120,7 @@ def validation_score(run: Run, config: TrainConfig, task: Task) -> float:
     """The loss on validation data of the best weights of a run, which is trained if it does not exist."""
     done = run.folder / "score.json"
     if not done.is_file():
-        run.folder.mkdir(parents=True, exist_ok=True)
-        train(config, run, task=task)
+        train(new_job(config, run.folder, True, task))
         done.write_text(json.dumps(load_checkpoint(run.best).score))
     score: float = json.loads(done.read_text())
     return score
@@ -140,9 +139,9 @@ def train_all(name: str, seeds: int, runs: Path) -> None:
         for model in MODELS:
             run = run_folder(runs, name, model, seed)
             if not run.result.is_file():
-                run.folder.mkdir(parents=True, exist_ok=True)
-                train(config_for(task, model, settings[model], seed), run, task=task)
-                print(name, model, seed, evaluate_run(run, task)["errors"], flush=True)
+                config = config_for(task, model, settings[model], seed)
+                result = train(new_job(config, run.folder, True, task))
+                print(name, model, seed, result["errors"], flush=True)
         baselines = runs / name / f"baselines-{seed}.json"
         if not baselines.is_file():
             base = base_config(name)

@@ -35,9 +35,7 @@ from mdlstm_tk import MDLSTM, layer
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.benchmark import ratios_of, torch_threads
 from mdlstm_tk.benchmark.timing import peak_bytes
-from mdlstm_tk.training import TrainConfig, default_config
-from mdlstm_tk.training.distributed import init
-from mdlstm_tk.training.networks import fit_config
+from mdlstm_tk.training import TrainConfig, default_config, new_job
 from mdlstm_tk.training.tasks import make_task
 from mdlstm_tk.training.trainer import Trainer
 
@@ -150,8 +148,9 @@ def padding_computed() -> Iterator[None]:
 def measure_training(name: str, config: TrainConfig, seconds: float) -> list[str]:
     """Measure one row of TRAINING_COLUMNS: the same batches in both ways, on one thread."""
     task = make_task(config)
-    config = fit_config(config, task)
-    trainers = {way: Trainer(config, task, init("cpu")) for way in ("all", "valid")}
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = {way: new_job(config, Path(folder, way), task=task) for way in ("all", "valid")}
+    trainers = {way: Trainer(job) for way, job in jobs.items()}
     times: dict[str, list[float]] = {way: [] for way in trainers}
     shares = []
     with torch_threads(1):

@@ -21,6 +21,7 @@ from performance import markdown
 
 from mdlstm_tk.training import default_config
 
+RIVALS = Path(__file__).parent / "rival_networks.py"
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {  # name of the page → (tasks, seeds)
     "digits": (("digits",), 5),
@@ -37,6 +38,7 @@ def load_results(folder: Path, task: str, seeds: int) -> dict[str, Any]:
     summary = folder / "summary.json"
     if not summary.is_file():
         command = ["compare", "--task", task, "--seeds", str(seeds), "-o", str(folder)]
+        command += ["--import", str(RIVALS)]
         subprocess.run([sys.executable, "-m", "mdlstm_tk", *command], check=True, stdout=subprocess.DEVNULL)
     results: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
     return results
@@ -73,7 +75,8 @@ def write_section(task: str, results: dict[str, Any], folder: Path, seeds: int) 
     for name, source in pictures.items():
         shutil.copyfile(source, DOCS / "images" / f"{task}-{name}.png")
     return (
-        f"`mdlstm compare --task {task} --seeds {seeds}`\n\n{format_table(results)}\n\n"
+        f"`mdlstm compare --task {task} --seeds {seeds} --import benchmarks/rival_networks.py`\n\n"
+        f"{format_table(results)}\n\n"
         f"![training loss](../images/{task}-loss.png)\n\n![examples](../images/{task}-examples.png)\n"
     )
 

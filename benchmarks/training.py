@@ -16,9 +16,9 @@ from pathlib import Path
 from statistics import median
 
 from mdlstm_tk.benchmark import Shape, contenders, torch_threads
-from mdlstm_tk.training import Run, TrainConfig, train
+from mdlstm_tk.training import configure, new_job, train
 
-CONFIG = TrainConfig()  # the seed's task: 16 matrices of 8x8 a step, 16 units
+CONFIG = configure({})  # the seed's task: 16 matrices of 8x8 a step, 16 units
 SHAPE = Shape(CONFIG.batch_size, CONFIG.grid, 1, CONFIG.hidden)
 COLUMNS = ("what", "s", "ms a step", "steps/s")
 ROUNDS = 5
@@ -27,9 +27,7 @@ ROUNDS = 5
 def train_once() -> None:
     """Train a default network into a folder that is removed."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder) / "run")
-        run.folder.mkdir()
-        train(CONFIG, run)
+        train(new_job(CONFIG, Path(folder) / "run"))
 
 
 def thread_seconds(action: Callable[[], object]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import next_command, note, print_json, progress, table
 from mdlstm_tk.cli.options import DATA, OUTPUT, RUN, ForceFolder, Json, complete_from, parse_size_text
-from mdlstm_tk.cli.settings import Settings
+from mdlstm_tk.cli.settings import Settings, parse_name
 from mdlstm_tk.errors import require
 from mdlstm_tk.training.config import TrainConfig, choices
 
@@ -23,6 +24,7 @@ def compare(
         str,
         typer.Option(
             metavar="NAME",
+            parser=partial(parse_name, "task"),
             help=f"Registered task to train on: {', '.join(choices('task'))}.",
             autocompletion=complete_from(*choices("task")),
             rich_help_panel=DATA,

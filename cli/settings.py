@@ -11,9 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
-from mdlstm_tk.cli.options import RUN, complete_files, complete_from
+from mdlstm_tk._util.user_code import not_registered
+from mdlstm_tk.cli.options import DEVICES, RUN, complete_files, complete_from
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.models.registry import resolve
 from mdlstm_tk.training.config import SettingHelp, choices, convert, list_settings, suggest
+from mdlstm_tk.training.tasks import KINDS
 
 NAMES = ("task", "model", "cell")  # settings whose values are registered names
 METAVARS = {
@@ -71,6 +74,7 @@ def with_settings(function: Callable[..., None]) -> Callable[..., None]:
 def _option(row: SettingHelp) -> Any:
     values = choices(row.key)
     text, _, empty = row.help.partition("; empty: ")
+    words = {"task": (*values, *KINDS), "device": DEVICES}.get(row.key, values)
     if row.key in NAMES:
         text = f"{text.rstrip('.')}: {', '.join(values)}"
     return typer.Option(
@@ -81,12 +85,23 @@ def _option(row: SettingHelp) -> Any:
         rich_help_panel=row.panel,
         parser=partial(_parse, row.key),
         metavar=METAVARS.get(row.key) or "|".join(values) or "NUMBER",
-        autocompletion=complete_files(".npz") if row.key == "data" else complete_from(*values),
+        autocompletion=complete_files(".npz") if row.key == "data" else complete_from(*words),
     )
 
 
+def parse_name(key: str, text: str) -> str:
+    """Check the name of a task, a network or a cell; the library would do so, after importing torch."""
+    if key == "model":
+        resolve(text)
+    elif text not in (*choices(key), *(KINDS if key == "task" else ())):
+        raise InputError(not_registered(key, text, choices(key)))
+    return text
+
+
 def _parse(key: str, text: str) -> Any:
-    """Convert the text of an option to the type of its setting; the error is for behind the option."""
+    """Convert the text of an option to the type of its setting; errors begin after the name."""
+    if key in NAMES:
+        return parse_name(key, text)
     try:
         return convert(key, text)
     except InputError as error:

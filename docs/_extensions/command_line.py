@@ -19,7 +19,7 @@ from docutils.parsers.rst import Directive
 from mdlstm_tk.cli.main import typer_app
 from mdlstm_tk.data.user_data import DEFAULTS
 from mdlstm_tk.training.config import list_settings
-from mdlstm_tk.training.tasks import BUILT_IN
+from mdlstm_tk.training.tasks import BUILT_IN, find_task
 
 
 class VerbDirective(Directive):
@@ -110,7 +110,7 @@ class TaskDefaultsDirective(Directive):
 
     def run(self) -> list[nodes.Node]:
         """Return the table."""
-        tasks = {name: task.defaults for name, (task, _) in BUILT_IN.items()}
+        tasks = {name: find_task(name).defaults for name in BUILT_IN}
         tasks |= {f"{kind} (your own data)": values for kind, values in DEFAULTS.items()}
         rows = [
             (name, _code(", ".join(f"{key}={value}" for key, value in values.items() if value != "")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -17,7 +18,19 @@ DATA, NETWORK, OPTIMIZATION, RUN = (
     "Network",
     "Optimization",
     "Run",
-)  # panels of `mdlstm train --help`
+)  # settings that have an option of their own, by the panel of `mdlstm train --help` that it is in
+PANELS: dict[str, tuple[str, ...]] = {
+    "Data": ("task", "data", "size", "resize", "crop"),
+    "Network": ("model", "cell", "directions", "hidden", "layers", "windows", "dropout"),
+    "Optimization": ("steps", "batch_size", "lr", "schedule", "clip", "precision"),
+    "Run": ("seed", "device"),
+}
+# settings for which tasks bring defaults of their own
+BY_TASK = (
+    *("size", "model", "cell", "directions", "hidden", "layers", "windows", "dropout", "steps", "lr"),
+    *("batch_size", "schedule", "clip", "weight_decay", "warmup", "average", "augment", "validation"),
+    *("evaluate_every", "patience"),
+)
 
 
 def parse_windows(text: str) -> tuple[tuple[int, ...], ...]:
@@ -29,6 +42,18 @@ def parse_windows(text: str) -> tuple[tuple[int, ...], ...]:
     return tuple(map(parse_size, text.split(",")))
 
 
+def parse_device(text: str) -> tuple[str, int]:
+    """Parse the name of a device: "cuda:1" is ("cuda", 1), and "auto" is ("auto", 0).
+
+    Raises:
+        InputError: it is another text.
+    """
+    found = re.fullmatch(r"(auto|cpu|cuda)|cuda:(\d{1,3})", text)
+    if found is None:
+        raise InputError(f"must be auto, cpu, cuda or cuda:N, got '{text}'")
+    return found[1] or "cuda", int(found[2] or 0)
+
+
 def _setting(
     default: Any,
     help: str,
@@ -38,8 +63,6 @@ def _setting(
     above: float | None = None,
     below: float | None = None,
     parse: Callable[[str], Any] | None = None,
-    by_task: bool = False,
-    panel: str = "",
 ) -> Any:
     """A field of `TrainConfig`.
 
@@ -48,19 +71,9 @@ def _setting(
         help: one sentence about the setting, with its unit.
         min, max, above, below: bounds of a number; the last two exclude the bound itself.
         parse: raises `InputError` for a text that is not valid. The empty text always is.
-        by_task: tasks may bring another default.
-        panel: part of `mdlstm train --help` that has an option for the setting; none if empty.
     """
-    return field(
-        default=default,
-        metadata={
-            "help": help,
-            "bounds": (min, max, above, below),
-            "parse": parse,
-            "by_task": by_task,
-            "panel": panel,
-        },
-    )
+    bounds = (min, max, above, below)
+    return field(default=default, metadata={"help": help, "bounds": bounds, "parse": parse})
 
 
 @dataclass(frozen=True)
@@ -77,13 +90,11 @@ class TrainConfig:
     task: str = _setting(
         "diagonal",
         "Registered task; or, together with data, its kind: grid, classify, segment, transcribe, density.",
-        panel=DATA,
     )
     data: str = _setting(
         "",
         "Path of an .npz file, a folder of images or, for kind density, of IDX files to train on; for task "
         "fashion, of the IDX files of Fashion-MNIST or MNIST; empty: a task that brings its own data.",
-        panel=DATA,
     )
     data_from_run: str = _setting(
         "", "Path of data from the run folder, which training writes: where data is if both have moved."
@@ -92,22 +103,18 @@ class TrainConfig:
         "",
         "Grid size, as 8 or 8x12 (positions), of tasks that generate their grids; empty: that of the data.",
         parse=parse_size,
-        by_task=True,
-        panel=DATA,
     )
     resize: str = _setting(
         "",
         "Size that the images of data are resized to, as 64, 48x64, or 48x* for a height that keeps the "
         "aspect, in training and by exported models; empty: their own.",
         parse=parse_resize,
-        panel=DATA,
     )
     crop: str = _setting(
         "",
         "Size of the part of each sample of data to train on, at random places; validation uses the "
         "centre; empty: whole samples.",
         parse=parse_size,
-        panel=DATA,
     )
     levels: int = _setting(
         2,
@@ -118,104 +125,62 @@ class TrainConfig:
     cache: int = _setting(
         256, "Memory for decoded images of data in MiB; further ones are read again in each epoch.", min=0
     )
-    model: str = _setting("md", "Registered network.", by_task=True, panel=NETWORK)
-    cell: str = _setting(
-        "", "Registered LSTM cell; empty: the network's default.", by_task=True, panel=NETWORK
-    )
+    model: str = _setting("md", "Registered network.")
+    cell: str = _setting("", "Registered LSTM cell; empty: the network's default.")
     directions: Literal["", "1", "all"] = _setting(
-        "", "Sweep directions: 1 or all; empty: the network's default.", by_task=True, panel=NETWORK
+        "", "Sweep directions: 1 or all; empty: the network's default."
     )
-    hidden: int = _setting(
-        16, "Hidden units per direction.", min=1, max=1_000_000, by_task=True, panel=NETWORK
-    )
-    layers: int = _setting(1, "Number of stacked layers.", min=1, max=1000, by_task=True, panel=NETWORK)
+    hidden: int = _setting(16, "Hidden units per direction.", min=1, max=1_000_000)
+    layers: int = _setting(1, "Number of stacked layers.", min=1, max=1000)
     windows: str = _setting(
         "",
         "Window of each level of the network in positions, as 2 or 2x2,2x1; larger ones need less memory; "
         "empty: the network's default, or larger ones for large images.",
         parse=parse_windows,
-        by_task=True,
-        panel=NETWORK,
     )
-    dropout: float = _setting(
-        0.0,
-        "Probability of zeroing a layer's output in training.",
-        min=0,
-        below=1,
-        by_task=True,
-        panel=NETWORK,
-    )
+    dropout: float = _setting(0.0, "Probability of zeroing a layer's output in training.", min=0, below=1)
     layer_norm: bool = _setting(False, "Normalize the gates and the cell state.")
-    steps: int = _setting(1000, "Total number of optimizer steps.", min=1, by_task=True, panel=OPTIMIZATION)
-    batch_size: int = _setting(
-        16,
-        "Samples per step, summed over all processes.",
-        min=1,
-        max=1_000_000,
-        by_task=True,
-        panel=OPTIMIZATION,
-    )
-    lr: float = _setting(
-        0.01, "Peak learning rate of Adam.", above=0, max=1e6, by_task=True, panel=OPTIMIZATION
-    )
+    steps: int = _setting(1000, "Total number of optimizer steps.", min=1)
+    batch_size: int = _setting(16, "Samples per step, summed over all processes.", min=1, max=1_000_000)
+    lr: float = _setting(0.01, "Peak learning rate of Adam.", above=0, max=1e6)
     schedule: Literal["constant", "cosine"] = _setting(
-        "constant",
-        "Learning rate after the warm-up: constant, or cosine for half a cosine down to 0.",
-        by_task=True,
-        panel=OPTIMIZATION,
+        "constant", "Learning rate after the warm-up: constant, or cosine for half a cosine down to 0."
     )
-    clip: float = _setting(
-        0.0,
-        "Maximum norm of the whole gradient; 0: no clipping.",
-        min=0,
-        by_task=True,
-        panel=OPTIMIZATION,
-    )
+    clip: float = _setting(0.0, "Maximum norm of the whole gradient; 0: no clipping.", min=0)
     precision: Literal["fp32", "bf16"] = _setting(
-        "fp32", "Arithmetic: fp32, or bf16 for autocast to bfloat16.", panel=OPTIMIZATION
+        "fp32", "Arithmetic: fp32, or bf16 for autocast to bfloat16."
     )
     weight_decay: float = _setting(
         0.0,
         "Decoupled weight decay (AdamW), applied to the recurrent weights of MDLSTM layers only.",
         min=0,
-        by_task=True,
     )
-    warmup: int = _setting(
-        0, "Steps in which the learning rate rises linearly from 0.", min=0, by_task=True
-    )
+    warmup: int = _setting(0, "Steps in which the learning rate rises linearly from 0.", min=0)
     average: float = _setting(
         0.0,
         "Decay of a running average of the weights, which is then evaluated and exported; 0: no average.",
         min=0,
         below=1,
-        by_task=True,
     )
     augment: float = _setting(
         0.0,
         "Strength of random shift, rotation, zoom and warp of training images; 0: none.",
         min=0,
         max=100,
-        by_task=True,
     )
     validation: float = _setting(
-        0.1,
-        "Share of training samples held out if the data has no validation split.",
-        min=0,
-        below=1,
-        by_task=True,
+        0.1, "Share of training samples held out if the data has no validation split.", min=0, below=1
     )
     evaluate_every: int = _setting(
-        50, "Steps between validations, each of which saves a checkpoint.", min=1, by_task=True
+        50, "Steps between validations, each of which saves a checkpoint.", min=1
     )
     patience: int = _setting(
-        0, "Validations without improvement before training stops; 0: no limit.", min=0, by_task=True
+        0, "Validations without improvement before training stops; 0: no limit.", min=0
     )
     workers: int = _setting(0, "Processes that prepare batches; 0: the training process.", min=0, max=256)
     tensorboard: bool = _setting(False, "Also write TensorBoard event files.")
-    seed: int = _setting(
-        0, "Random seed of weights, splits, data and dropout.", min=0, max=2**63 - 1, panel=RUN
-    )
-    device: str = _setting("auto", "Device to train on: auto, cpu, cuda or cuda:N.", panel=RUN)
+    seed: int = _setting(0, "Random seed of weights, splits, data and dropout.", min=0, max=2**63 - 1)
+    device: str = _setting("auto", "Device to train on: auto, cpu, cuda or cuda:N.", parse=parse_device)
 
     def __post_init__(self) -> None:
         for key in _TYPES:
@@ -355,12 +320,15 @@ class SettingHelp(NamedTuple):
 
 def list_settings() -> list[SettingHelp]:
     """All settings of `TrainConfig`, in order. Imports neither torch nor onnx."""
+    panels = {key: panel for panel, keys in PANELS.items() for key in keys}
     rows = []
     for key, setting in _SETTINGS.items():
-        default = _DEFAULTS[key]
-        text = str(default).lower() if isinstance(default, bool) else str(default)
-        shown = "depends on the task" if setting["by_task"] else text
-        rows.append(SettingHelp(key, shown, setting["help"], setting["panel"]))
+        default = str(_DEFAULTS[key])
+        if key in BY_TASK:
+            default = "depends on the task"
+        elif _TYPES[key] is bool:
+            default = default.lower()
+        rows.append(SettingHelp(key, default, setting["help"], panels.get(key, "")))
     return rows
 
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mdlstm_tk.errors import DeviceError, InputError
+from mdlstm_tk.training.config import parse_device
 
 T = TypeVar("T")
 
@@ -106,10 +107,8 @@ def pick_device(device: str) -> torch.device:
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
-        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got '{device}'")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+    kind, index = parse_device(device)
+    if kind == "cuda" and index >= torch.cuda.device_count():
         raise DeviceError(
             f"device '{device}' is not there: torch {torch.__version__} sees "
             f"{torch.cuda.device_count()} CUDA devices; use --device cpu"

@@ -50,7 +50,7 @@ def configure(
     TrainConfig().updated(from_file, str(file))  # refuses the file before a task or network is looked up
     chosen = {key: str(value) for key, value in {**from_file, **settings, **options}.items()}
     if chosen.get("data") and "task" not in chosen:
-        raise InputError("data needs a task: grid, classify, segment, transcribe or density")
+        raise InputError("data needs task=...: grid, classify, segment, transcribe or density")
     task = chosen.get("task", TrainConfig.task)
     config = default_config(task, chosen.get("data", ""), chosen.get("model"))
     return config.updated(from_file, str(file)).updated(settings, "--set").updated(options, "command line")

@@ -66,9 +66,9 @@ def test_diagonal_batches_depend_on_seed_step_and_split() -> None:
         assert not np.array_equal(other.x, first)
 
 
-def test_the_base_rate_is_the_mean_of_the_targets() -> None:
+def test_the_initial_prediction_is_the_mean_of_the_targets() -> None:
     task = DiagonalTask((8, 12))
-    assert task.batch(0, 0, 4000).y.mean() == pytest.approx(task.spec.base_rate, rel=0.01)
+    assert task.batch(0, 0, 4000).y.mean() == pytest.approx(task.spec.target_mean[0], rel=0.01)
 
 
 @pytest.mark.parametrize("size", [(2, 8), (8, 2), (1, 1), (8,), (8, 8, 8)])

@@ -22,7 +22,6 @@ from mdlstm_tk.export import export_onnx, export_run, export_run_sizes, export_t
 from mdlstm_tk.export.targets import ServerRepository
 from mdlstm_tk.models import (
     Classifier,
-    ConvNet,
     MDNet,
     Normalized,
     RasterNet,
@@ -52,9 +51,9 @@ def test_random_networks_in_tiles_equal_the_whole_grid(seed: int, tmp_path: Path
 
 SHIPPED: dict[str, nn.Module] = {
     "grid": MDNet(2, 1, hidden=3, layers=2, directions=[(1, -1)]),
-    "segmenter": Segmenter("grid", 1, 3, hidden=4, windows=((2, 1), (1, 2))),
-    "classifier": Classifier("grid", 1, 4, hidden=2, windows=((2, 2),), directions=[(1, 1), (-1, -1)]),
-    "recogniser": TextRecognizer("grid", 1, 3, hidden=2, windows=((2, 1),)),
+    "segmenter": Segmenter(1, 3, hidden=4, windows=((2, 1), (1, 2))),
+    "classifier": Classifier(1, 4, hidden=2, windows=((2, 2),), directions=[(1, 1), (-1, -1)]),
+    "recogniser": TextRecognizer(1, 3, hidden=2, windows=((2, 1),)),
     "layer": MDLSTM(1, 2, directions=[(-1, 1)]),
     "normalised": Normalized(MDNet(1, 2, hidden=2, linear=True), [0.5], [2.0], [3.0, 0.0], [4.0, 1.0]),
 }
@@ -181,10 +180,6 @@ def changed(**changes: Any) -> Any:
         (nn.Linear(2, 2), "Linear cannot run in tiles, since it has no method tile_stages"),
         (RasterNet(1, 1), "RasterNet cannot run in tiles: it shifts the output of one direction by a row"),
         (SnakeNet(1, 1), "SnakeNet cannot run in tiles: its LSTM recurs along rows"),
-        (Segmenter("rows", 1, 2), "recurs along rows cannot run in tiles"),
-        (Classifier("flattened", 1, 2), "recurs along rows cannot run in tiles"),
-        (ConvNet(1, 2), "ConvNet cannot run in tiles: its convolutions need positions of the tiles around"),
-        (Normalized(ConvNet(1, 2), [0.0], [1.0]), "ConvNet cannot run in tiles"),
         (Lying(lambda net: [net.layer]), "Lying.tile_stages.. must return TileStages, got list"),
         (Lying(lambda net: TileStages([])), "at least one Stage, got none"),
         (Lying(changed(pool=(2,))), r"pool must name different axes from 0 to 1, got \(2,\)"),

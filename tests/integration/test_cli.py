@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.checkout import ROOT
 from helpers.command import mdlstm, mdlstm_process
 
 from mdlstm_tk._util.text import shell_quoted
@@ -122,9 +123,11 @@ def test_compare_draws_and_summarises(tmp_path: Path) -> None:
     assert len(summary["md"]["passes_at"]) == 2
 
 
+@pytest.mark.usefixtures("fresh_registries")
 def test_compare_on_a_task_gives_all_networks_as_many_parameters(tmp_path: Path) -> None:
     arguments = ("--task", "digits", "--seeds", "2", "--steps", "2", "--set", "hidden=4")
-    done = mdlstm("compare", *arguments, "--json", cwd=tmp_path)
+    rivals = ("--import", ROOT / "benchmarks/rival_networks.py")
+    done = mdlstm("compare", *arguments, *rivals, "--json", cwd=tmp_path)
     assert done.code == 0, done.err
     results = json.loads(done.out)
     assert list(results) == ["md", "horizontal", "snake", "1-NN", "RBF-SVM"]

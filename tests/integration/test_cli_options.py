@@ -16,14 +16,10 @@ from helpers.command import mdlstm
 
 from mdlstm_tk.cli import main, options
 from mdlstm_tk.cli.main import VERBS
-from mdlstm_tk.data import KINDS
-from mdlstm_tk.models import model_names, registry
-from mdlstm_tk.models.registry import resolve
 from mdlstm_tk.runtime.inference import Engine
 from mdlstm_tk.runtime.io import FORMATS
 from mdlstm_tk.runtime.metadata import Form
 from mdlstm_tk.training import TrainConfig, list_settings, load_checkpoint
-from mdlstm_tk.training.tasks import BUILT_IN
 
 HEAVY = ("torch", "onnx", "onnxruntime", "numba", "matplotlib", "sklearn", "pydantic")
 
@@ -68,20 +64,7 @@ def imported_by(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -
     return {name.split(".")[0] for name in line.split()[1:]}
 
 
-def _comes_with_the_package(model: str) -> bool:
-    factories = registry._FACTORIES[model].values()
-    return any(factory.__module__.startswith("mdlstm_tk.models") for factory in factories)
-
-
 def test_choices_are_those_of_the_library() -> None:
-    assert set(options.TASKS) == BUILT_IN.keys(), (
-        "Task in cli/options.py must name the tasks of BUILT_IN in mdlstm_tk/training/tasks.py"
-    )
-    assert options.KINDS == KINDS
-    # Other tests of the same process may have registered networks of their own.
-    ours = (name for name in model_names() if _comes_with_the_package(name))
-    assert set(options.MODELS) == set(ours), "MODELS in cli/options.py must name the networks of models/"
-    assert {resolve(alias) for alias in options.MODEL_ALIASES} <= set(options.MODELS)
     assert set(get_args(options.Form)) == set(get_args(Form))
     assert get_args(options.Format) == FORMATS
     assert options.Engine == Engine
@@ -91,7 +74,7 @@ def test_choices_are_those_of_the_library() -> None:
 def test_every_verb_has_help_and_the_same_options_for_messages(verb: str, call: Call) -> None:
     code, out, _ = call(verb, "--help")
     assert code == 0
-    for option in ("--quiet", "-q", "--verbose", "-v", "--debug", "-h"):
+    for option in ("--quiet", "-q", "--verbose", "-v", "--debug", "-h", "--import"):
         assert re.search(rf"\s{option}\s", out), option
     assert ("--json" in out) == (verb != "demo")
 
@@ -124,7 +107,7 @@ def test_help_of_train_shows_defaults_panels_and_settings(call: Call) -> None:
     }
     for flag in flags:
         assert re.search(rf"│ --{flag} (?:(?!│ --).)*\[default: [^]]+\]", out, re.DOTALL), flag
-    for key, default, _ in list_settings():
+    for key, default, *_ in list_settings():
         assert re.search(rf"^│ {key} +{re.escape(default or '-')} ", out, re.MULTILINE), key
 
 
@@ -166,6 +149,7 @@ COMPLETIONS = {
     "mdlstm train --cell le": {"leaky"},
     "mdlstm train -m sn": {"snake"},
     "mdlstm train --device cu": {"cuda"},
+    "mdlstm train --import ": {"mine.py", "runs/"},
     "mdlstm train --set wa": {"warmup="},
     "mdlstm train --set schedule=co": {"schedule=constant", "schedule=cosine"},
     "mdlstm train --config ": {"mine.toml", "runs/"},
@@ -188,7 +172,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("runs/one/best.safetensors", "runs/two/last.safetensors", "runs/one/model-8x8.onnx"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    for name in ("here.onnx", "x.npy", "mine.toml", "notes.txt", ".hidden.npy"):
+    for name in ("here.onnx", "x.npy", "mine.toml", "mine.py", "notes.txt", ".hidden.npy"):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -281,30 +265,3 @@ def test_windows_schedule_clip_and_dropout_have_options(tmp_path: Path) -> None:
         0.25,
     )
     assert config.hidden != TrainConfig().hidden
-
-
-@pytest.mark.usefixtures("fresh_registries")
-def test_a_network_and_a_cell_may_come_from_a_file(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
-        "import torch\n"
-        "from mdlstm_tk import MDLSTM, Gate, register_cell\n"
-        "from mdlstm_tk.models import register\n"
-        "@register_cell('coupled_option', gates=[Gate('f', start=1.0), Gate('g', 'tanh'), Gate('o')])\n"
-        "def coupled_option(gates, states, output_activation):\n"
-        "    f, g, o = gates\n"
-        "    c = 0.5 * f * (states['c'][0] + states['c'][1]) + (1 - f) * g\n"
-        "    return o * output_activation(c), {'c': c}\n"
-        "@register('mine')\n"
-        "class Mine(torch.nn.Module):\n"
-        "    def __init__(self, channels, outputs, *, hidden=4, cell='graves'):\n"
-        "        super().__init__()\n"
-        "        self.body = MDLSTM(channels, hidden, cell=cell)\n"
-        "        self.head = torch.nn.Linear(hidden, outputs)\n"
-        "    def forward(self, x):\n"
-        "        return self.head(self.body(x)).sigmoid()\n"
-    )
-    arguments = ("-m", "mine.py:mine", "--cell", "mine.py:coupled_option", "--hidden", "3", "--steps", "1")
-    done = mdlstm("train", *arguments, "-o", "a", cwd=tmp_path)
-    assert done.code == 0, done.err
-    code = {"model": f"{tmp_path}/mine.py:mine", "cell": f"{tmp_path}/mine.py:coupled_option"}
-    assert load_checkpoint(tmp_path / "a/last.safetensors", code).config.code == code

@@ -14,8 +14,9 @@ from PIL import Image
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_drawing
+from mdlstm_tk.report.contact_sheet import contact_sheet
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.runtime.samples import Given, contact_sheet, read_given
+from mdlstm_tk.runtime.samples import Given, read_given
 from mdlstm_tk.training import Run, sample_run
 
 

@@ -126,7 +126,7 @@ def test_a_resumed_run_keeps_its_settings() -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"data": "x"}, "data needs a task"),
+        ({"data": "x"}, "data needs task"),
         ({"data": "x", "task": "ising"}, "data goes with.*'ising'"),
         ({"task": "digit"}, "'digit'; did you mean 'digits'.*--import FILE"),
         ({"task": "segment"}, "kind of data"),

@@ -7,8 +7,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from helpers.checkout import ROOT
 from torch import Tensor
 
+from mdlstm_tk._util.user_code import import_file
 from mdlstm_tk.data import Ising
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import DensityNet, create, model_names
@@ -69,7 +71,12 @@ def two_layers(kind: str, channels: int = 1, outputs: int = 1) -> DensityNet:
     return network(channels, outputs, kind.split()[0].strip(","), layers=2, **NETWORKS[kind])
 
 
-@pytest.mark.usefixtures("fresh_registries")
+@pytest.fixture(autouse=True)
+def rival_networks(fresh_registries: None) -> None:
+    """Register the networks that the page on density models compares with."""
+    import_file(ROOT / "benchmarks/rival_networks.py")
+
+
 def test_every_network_of_kind_density_is_tested_here() -> None:
     assert set(model_names("density")) == {kind.split()[0].strip(",") for kind in NETWORKS}
 

@@ -73,7 +73,7 @@ def test_every_network_comes_back_equal(kind: str, name: str, tmp_path: Path) ->
     ids=str,
 )
 def test_arguments_of_every_kind_come_back(options: dict[str, Any], tmp_path: Path) -> None:
-    network = Classifier("grid", 1, 3, **options).float()
+    network = Classifier(1, 3, **options).float()
     again = reload(network, tmp_path)
     assert torch.equal(again(X), network.eval()(X))
     assert not {"device", "dtype"} & json.loads((tmp_path / "config.json").read_text()).keys()

@@ -32,9 +32,8 @@ PUBLIC = {
         export_run_sizes export_tiles float64_reference lower translation_table verify_model
     """,
     "mdlstm_tk.models": """
-        Classifier ConvNet DensityNet GridNet HorizontalDensity HorizontalNet MDNet Normalized
-        PixelCNN PixelNet RasterNet RowDensity Segmenter SnakeDensity SnakeNet TextRecognizer create
-        model_names model_options register
+        Classifier DensityNet GridNet HorizontalNet MDNet Normalized PixelNet RasterNet Segmenter
+        SnakeNet TextRecognizer create model_names model_options register
     """,
     "mdlstm_tk.report": "draw_comparison draw_run render_report write_report",
     "mdlstm_tk.runtime": """
@@ -45,9 +44,9 @@ PUBLIC = {
     "mdlstm_tk.training": """
         Checkpoint Comparison ComparisonPlan Progress RecentMetrics Run TrainConfig TrainingJob
         build build_network compare_models configure configure_comparison configure_resumed
-        default_config describe_progress describe_run draw_images evaluate evaluate_run latest_run
-        list_settings load_checkpoint load_task make_task new_job new_run open_run parse_settings
-        plan_comparison predict resume_job run_job sample_run save_checkpoint train
+        default_config describe_run draw_images evaluate latest_run list_settings load_checkpoint
+        load_task make_task new_job new_run open_run parse_settings plan_comparison predict
+        register_task resume_job sample_run save_checkpoint train
     """,
 }
 
