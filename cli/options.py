@@ -10,7 +10,6 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
-from mdlstm_tk._util.sizes import parse_free_size, parse_size
 from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.cli.command import one_of
 from mdlstm_tk.errors import InputError
@@ -58,6 +57,7 @@ def parse_device(text: str) -> str:
 
 def parse_size_text(text: str) -> str:
     """Check the size of a two-dimensional grid."""
+    from mdlstm_tk._util.sizes import parse_size  # imported late: `infer` takes no sizes
 
     parse_size(text)
     return text
@@ -65,6 +65,8 @@ def parse_size_text(text: str) -> str:
 
 def parse_free_size_text(text: str) -> str:
     """Check the size of a two-dimensional grid whose extents may be free."""
+    from mdlstm_tk._util.sizes import parse_free_size
+
     parse_free_size(text)
     return text
 

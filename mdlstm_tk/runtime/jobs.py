@@ -7,16 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import FORMATS, READABLE, Format, suffix_of
-from mdlstm_tk.runtime.io.arrays import STDIO
 from mdlstm_tk.runtime.io.files import ensure_writable
+from mdlstm_tk.runtime.io.npy import STDIO
 from mdlstm_tk.runtime.metadata import Metadata
 
-AnswerFormat = Literal["txt", "tsv", "csv", "json"]
-ANSWER_FORMATS: tuple[AnswerFormat, ...] = get_args(AnswerFormat)
+ANSWER_FORMATS: tuple[Format, ...] = ("txt", "tsv", "csv", "json")
 ANSWER_KINDS = ("classify", "transcribe", "density")
 CLASS_KINDS = ("classify", "transcribe", "segment")
 
@@ -70,14 +69,9 @@ def is_single_file(inputs: Sequence[str]) -> bool:
     return len(inputs) == 1 and not _is_folder(inputs[0])
 
 
-def answer_format(file_format: str) -> AnswerFormat | None:
-    """The file format if it holds labels and texts, else None."""
-    return next((known for known in ANSWER_FORMATS if known == file_format), None)
-
-
 def is_table(output: str) -> bool:
     """True if `output`, for several inputs, is one file for all labels or texts, by its suffix."""
-    return answer_format(suffix_of(output)[1:]) is not None and not os.path.isdir(output)
+    return suffix_of(output)[1:] in ANSWER_FORMATS and not os.path.isdir(output)
 
 
 def find_files(inputs: Sequence[str], output: str | None) -> tuple[list[InputPath], int]:
@@ -99,7 +93,12 @@ def find_files(inputs: Sequence[str], output: str | None) -> tuple[list[InputPat
     if len(inputs) > 1 and STDIO in inputs:
         raise InputError("- (stdin) must be the only input; run files separately")
     if output is not None and not is_single_file(inputs) and not is_table(output):
-        _check_folder(output)
+        if output == STDIO:
+            raise InputError('output="-" takes the result of one file, got several inputs; give a folder')
+        if not os.path.isdir(output) and (os.path.exists(output) or suffix_of(output)[1:] in FORMATS):
+            raise InputError(
+                f"output=... is the file {output}, expected a folder for the results of several inputs"
+            )
     files, left_out = [], 0
     for name in inputs:
         if not _is_folder(name):
@@ -133,12 +132,12 @@ def plan_jobs(
 
     Args:
         files: what `find_files` returned.
-        metadata: of the model.
         output: a file (of a single input), a table, a folder, "-" or None.
         output_format: format of the results. None: the suffix of `output` if that is a file, else npz for
             several outputs, txt for labels and texts, png for masks (tif where the model is tiled), npz
             for `.npz` inputs, and npy for all others.
-        options: with probabilities, labels and masks are written as numbers, unless a format is given.
+        metadata, options: with probabilities, labels and masks are written as numbers, unless a format is
+            given.
         is_single: the only input is a file, rather than a folder.
 
     Raises:
@@ -161,7 +160,7 @@ def plan_jobs(
     for source, relative in files:
         file_format = output_format or _default_format(source, metadata, options)
         is_printed = output is None and (
-            source == STDIO or (metadata.kind in ANSWER_KINDS and answer_format(file_format) is not None)
+            source == STDIO or (metadata.kind in ANSWER_KINDS and file_format in ANSWER_FORMATS)
         )
         if is_printed or output == STDIO or (file is not None and not is_single):
             target = STDIO
@@ -199,16 +198,6 @@ def remaining_jobs(jobs: Sequence[Job], skip_existing: bool, force: bool) -> lis
 def _is_folder(path: str) -> bool:
     """True for a folder, but for an array of zarr, which is one as well."""
     return os.path.isdir(path) and suffix_of(path.rstrip(os.sep)) != ".zarr"
-
-
-def _check_folder(output: str) -> None:
-    """Check that `output` can be the folder of several results."""
-    if output == STDIO:
-        raise InputError('output="-" takes the result of one file, got several inputs; give a folder')
-    if not os.path.isdir(output) and (os.path.exists(output) or suffix_of(output)[1:] in FORMATS):
-        raise InputError(
-            f"output=... is the file {output}, expected a folder for the results of several inputs"
-        )
 
 
 def _format_of(output: str) -> Format | None:
@@ -260,23 +249,22 @@ def _check_targets(jobs: Sequence[Job]) -> None:
     real_folder = cache(os.path.realpath)
 
     def canonical(path: str) -> str:
-        folder = real_folder(os.path.dirname(path))
-        return os.path.normcase(os.path.join(folder, os.path.basename(path)))
+        return os.path.normcase(os.path.join(real_folder(os.path.dirname(path)), os.path.basename(path)))
 
     inputs = {canonical(job.source) for job in jobs if job.source != STDIO}
-    source_of_target: dict[str, str] = {}
+    sources: dict[str, str] = {}
     for job in jobs:
+        key = canonical(job.target)
         if job.target == STDIO:
             continue
-        key = canonical(job.target)
         if key in inputs:
             raise InputError(
                 f"the result of {job.source} would overwrite the input {job.target}; choose another "
                 "place with output=..."
             )
-        if key in source_of_target:
+        if key in sources:
             raise InputError(
-                f"{source_of_target[key]} and {job.source} would both be written to {job.target}; "
+                f"{sources[key]} and {job.source} would both be written to {job.target}; "
                 "run them separately, each with its own output=..."
             )
-        source_of_target[key] = job.source
+        sources[key] = job.source

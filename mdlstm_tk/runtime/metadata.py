@@ -11,7 +11,6 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES
-from mdlstm_tk.runtime.preprocessing import Preprocessing
 
 PREFIX = "mdlstm."
 SCHEMA = 2
@@ -266,6 +265,8 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
             "size, levels and state of a density",
         )
     if metadata.preprocessing is not None:
+        from mdlstm_tk.runtime.preprocessing import Preprocessing  # imported late: few models take images
+
         try:
             channels = Preprocessing.from_json(metadata.preprocessing).channels
         except (ValueError, TypeError):

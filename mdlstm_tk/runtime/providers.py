@@ -12,7 +12,6 @@ from typing import Any
 
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import DeviceError, InputError, StoppedError, require
-from mdlstm_tk.runtime.cuda import cuda_problem, preload_libraries
 
 LOG_FATAL = 4  # ONNX Runtime's log level
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -57,6 +56,8 @@ def create_session(data: bytes, label: str, device: str, threads: int, tf32: boo
     has_cuda = CUDA in onnxruntime.get_available_providers()
     failure = ""
     if index is not None and has_cuda:
+        from mdlstm_tk.runtime.cuda import preload_libraries  # imported late: for CUDA alone
+
         preload_libraries(onnxruntime)
         for graphs in (True, False):  # some models cannot be captured, those with a Scan among them
             options = {"device_id": index, "use_tf32": int(tf32), "enable_cuda_graph": int(graphs)}
@@ -76,6 +77,8 @@ def create_session(data: bytes, label: str, device: str, threads: int, tf32: boo
         raise InputError(f"{label} is not a model that ONNX Runtime can load: {one_line(error)}") from None
     if index is None or (device == "auto" and not has_cuda):
         return ProviderSession(session)
+    from mdlstm_tk.runtime.cuda import cuda_problem
+
     reason = f"{cuda_problem(onnxruntime, index)}{failure and f' (ONNX Runtime: {failure})'}"
     if device != "auto":
         raise DeviceError(f"device '{device}' cannot be used: {reason}; or pass device=\"cpu\"")

@@ -6,10 +6,9 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 from mdlstm_tk.errors import InputError, MDLSTMError, StoppedError, require
-from mdlstm_tk.runtime.cuda_graph import CudaGraphRunner
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
 from mdlstm_tk.runtime.model_check import check_model
 from mdlstm_tk.runtime.providers import create_session, is_out_of_memory, one_line
@@ -119,6 +118,53 @@ def open_runner(
     return LocalRunner(graphs, label, device, threads, timeout, max_bytes, tf32, trusted)
 
 
+class OpenModel:
+    """Base of `Session` and `TiledSession`, whose docstrings name the attributes: an open model."""
+
+    device: str
+    provider: str
+    reason: str | None
+    isolated: bool
+    _arguments: tuple[bytes, dict[str, Any]]
+
+    def _open(self, graphs: Mapping[str, bytes], label: str, device: str, **options: Any) -> Runner:
+        """Open the runner; see `open_runner`."""
+        runner = open_runner(graphs, label, device, **options)
+        self._runner: Runner | None = runner
+        self.device, self.provider, self.reason = runner.device, runner.provider, runner.reason
+        self.isolated = options["isolated"]
+        return runner
+
+    @property
+    def graphs(self) -> Runner:
+        """Runs the graphs of the model by their names.
+
+        Raises:
+            MDLSTMError: the session is closed.
+        """
+        runner = self._runner  # another thread may close the session meanwhile
+        if runner is None:
+            name = type(self).__name__
+            raise MDLSTMError(f"this session is closed; open the model again with {name}(...)")
+        return runner
+
+    def close(self) -> None:
+        """Release the model. Runs in progress finish; later ones raise an `MDLSTMError`."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        data, options = self._arguments
+        return partial(type(self), **options), (data,)
+
+
 class LocalRunner:
     """A `Runner` in this process. Arguments and errors are those of `open_runner`.
 
@@ -158,6 +204,8 @@ class LocalRunner:
             self._functions[name] = partial(session.run, None)
             if created.cuda_graphs and index is not None:
                 self.captures_graphs = True
+                from mdlstm_tk.runtime.cuda_graph import CudaGraphRunner  # imported late: for CUDA alone
+
                 self._functions[name] = CudaGraphRunner(self._onnxruntime, session, "cuda", index)
 
     def run(self, feeds: Mapping[str, Array], graph: str = MODEL) -> dict[str, Array]:

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io.arrays import to_float32
-from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array
+from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array, to_float32
 from mdlstm_tk.runtime.metadata import Metadata
 
 Grid = tuple[int, ...]
@@ -205,6 +203,10 @@ class Shapes:
 
     def _check_grid(self, grid: Grid) -> None:
         extents, multiple_of = self.metadata.extents, self.metadata.multiple_of
+        if self._has_grid(grid) and not multiple_of:
+            return
+        from mdlstm_tk._util.sizes import format_size  # imported late: most grids fit
+
         if multiple_of is not None and any(e % m for e, m in zip(grid, multiple_of, strict=True)):
             fitting = tuple(-(-e // m) * m for e, m in zip(grid, multiple_of, strict=True))
             raise InputError(

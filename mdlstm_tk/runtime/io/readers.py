@@ -15,8 +15,16 @@ import numpy as np
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import READABLE, suffix_of
-from mdlstm_tk.runtime.io.arrays import STDIO, label_of, open_input
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, npz_names, read_capped, read_npy, read_npz
+from mdlstm_tk.runtime.io.npy import (
+    FLOAT_BYTES,
+    MAX_BYTES,
+    STDIO,
+    Array,
+    label_of,
+    open_input,
+    read_capped,
+    read_npy,
+)
 from mdlstm_tk.runtime.metadata import Metadata
 
 MAGIC = {  # how the content of a file begins; none of these begins a table of numbers
@@ -125,7 +133,10 @@ def read_input(source: str, max_bytes: int = MAX_BYTES) -> InputFile:
             return InputFile(label, {None: read_npy(file, label, max_bytes)})
         if suffix == ".npz":  # is read from its end, which a pipe cannot seek
             seekable = file if file.seekable() else io.BytesIO(read_capped(file, label, max_bytes))
-            return _read_npz(seekable, label, max_bytes)
+            arrays, left_out = read_npz(seekable, label, max_bytes)
+            if not arrays:
+                raise InputError(f"{label} holds no array")
+            return InputFile(label, _samples(arrays, label) if left_out else arrays, left_out=left_out)
         if suffix == ".csv":  # a number takes at least two bytes as text, and eight once it is parsed
             return InputFile(label, {None: _read_csv(read_capped(file, label, max_bytes // 4), label)})
         return _read_image(file, label, max_bytes)
@@ -166,15 +177,63 @@ def _image_array(pixels: Array, metadata: Metadata, label: str) -> Array:
     return x if metadata.channels_last else np.moveaxis(x, -1, 0)
 
 
-def _read_npz(file: IO[bytes], label: str, max_bytes: int) -> InputFile:
-    """The arrays by name; of a file to train on, with x, y and perhaps sizes, the samples in x."""
-    names = npz_names(file, label)
-    if not names:
-        raise InputError(f"{label} holds no array")
-    is_training_data = {"x", "y"} <= set(names) <= {"x", "y", "sizes"}
-    left_out = ("y",) if is_training_data else ()
-    arrays: Arrays = dict(read_npz(file, label, max_bytes, set(names).difference(left_out)))
-    return InputFile(label, _samples(arrays, label) if is_training_data else arrays, left_out=left_out)
+def read_npz(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> tuple[Arrays, tuple[str, ...]]:
+    """Read the arrays in an open `.npz` file, but for the targets in a file to train on: with x, y and
+    perhaps sizes, y is left out.
+
+    Args:
+        file: a seekable binary file. It is left open.
+        label: what error messages call the file.
+        max_bytes: maximum size in bytes of the file, and of all members together as they are unpacked and
+            as float32.
+
+    Returns:
+        The arrays by their names, and the names that were left out.
+
+    Raises:
+        InputError: the file is not a `.npz`, is damaged or too large, or has the same name twice, or
+            `read_npy` refuses an array.
+    """
+    import zipfile  # imported late: it is slow to import, and most files are .npy
+
+    if file.seek(0, io.SEEK_END) > max_bytes:
+        raise InputError(f"{label} is larger than {max_bytes} bytes; allow more with max_bytes=...")
+    try:
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        raise InputError(f"{label} is not a complete .npz archive; write it with numpy.savez") from None
+    arrays: Arrays = {}
+    with archive:
+        names = [member.filename.removesuffix(".npy") for member in archive.infolist()]
+        left_out = ("y",) if {"x", "y"} <= set(names) <= {"x", "y", "sizes"} else ()
+        size = sum(member.file_size for member in archive.infolist())  # zipfile reads no more of them
+        for name, member in zip(names, archive.infolist(), strict=True):
+            if name in arrays:
+                raise InputError(f"{label} holds two arrays with the name '{name}'; rename one of them")
+            if name in left_out:
+                continue
+            if size <= max_bytes:
+                arrays[name] = _read_member(archive, member, f"'{name}' in {label}", label, max_bytes)
+            if max(size, FLOAT_BYTES * sum(array.size for array in arrays.values())) > max_bytes:
+                raise InputError(
+                    f"{label} unpacks to more than {max_bytes} bytes, as stored or as float32; "
+                    "allow more with max_bytes=..."
+                )
+    return arrays, left_out
+
+
+def _read_member(archive: Any, member: Any, name: str, label: str, max_bytes: int) -> Array:
+    if member.compress_type not in (0, 8):  # stored or deflated
+        raise InputError(f"{label} uses a compression that numpy.savez does not; save it with numpy.savez")
+    try:
+        with archive.open(member) as packed:
+            array = read_npy(packed, name, max_bytes)
+            packed.read(1)  # at the end of a member zipfile verifies its checksum
+            return array
+    except InputError:
+        raise
+    except Exception:  # zipfile and zlib raise all kinds of exceptions for damaged members
+        raise InputError(f"{name} is damaged or encrypted") from None
 
 
 def _samples(arrays: Arrays, label: str) -> Arrays:

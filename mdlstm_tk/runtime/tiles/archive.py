@@ -29,8 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io.arrays import open_input
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, read_capped
+from mdlstm_tk.runtime.io.npy import MAX_BYTES, open_input, read_capped
 from mdlstm_tk.runtime.metadata import Metadata
 
 SUFFIX = ".tiles"

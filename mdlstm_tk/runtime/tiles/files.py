@@ -12,7 +12,7 @@ import numpy as np
 
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.batching import Result, write_results
-from mdlstm_tk.runtime.io.arrays import STDIO
+from mdlstm_tk.runtime.io.npy import STDIO
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
 from mdlstm_tk.runtime.tiles.local import Report, RunGroups, State, on_threads, run_steps
 from mdlstm_tk.runtime.tiles.outputs import GRID_FORMATS, FileOutput, GridFormat
@@ -32,14 +32,14 @@ class TileOptions:
     """How a tiled export is run on files.
 
     Attributes:
-        tile: extents of a tile along each axis.
+        tile: extents of a tile along each axis; None: 512.
         level: of a TIFF with a pyramid, which of its levels is read.
         resume: go on with what was interrupted, and keep what an interruption leaves.
         report: is called with the numbers of tiles that are done and of all.
         workers: number of processes of Ray that run the tiles; None: they run in this process.
     """
 
-    tile: int = TILE
+    tile: int | None = None
     level: int = 0
     resume: bool = False
     report: Report | None = None
@@ -155,7 +155,7 @@ def _infer_file(
         job.source,
         str(folder),
         tiles.level,
-        tiles.tile,
+        TILE if tiles.tile is None else tiles.tile,
         batch_size,
         file_format,
         options.probabilities,

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.runner import GraphInfo, Runner, open_runner
+from mdlstm_tk.runtime.runner import GraphInfo, OpenModel
 from mdlstm_tk.runtime.tiles.archive import Archive, Stage, parse_archive, read_archive_bytes
 from mdlstm_tk.runtime.tiles.local import Report, State, on_threads, run_steps
 from mdlstm_tk.runtime.tiles.plan import Plan, tile_extents
@@ -30,7 +30,7 @@ BASE_BYTES = 128 * 2**20  # Python, NumPy and ONNX Runtime with a loaded model
 GATE_SHARE = 1.25  # of the pre-activations of all positions, which is what a graph holds at its peak
 
 
-class TiledSession:
+class TiledSession(OpenModel):
     """A network that runs tile by tile: grids of any size in bounded memory, equal to the whole grid.
 
         >>> session = TiledSession("model.tiles", threads=2)
@@ -79,32 +79,24 @@ class TiledSession:
         isolated: bool = False,
         trusted: bool = False,
     ) -> None:
-        self.label = label = "the model" if isinstance(model, bytes) else str(model)
+        label = "the model" if isinstance(model, bytes) else str(model)
         data = (
             model if isinstance(model, bytes) else read_archive_bytes(Path(model), max_bytes or MAX_BYTES)
         )
-        limits: dict[str, Any] = {
-            "timeout": timeout,
-            "tf32": tf32,
-            "isolated": isolated,
-            "trusted": trusted,
-        }
-        self._data, self.options = data, {"threads": threads, "max_bytes": max_bytes, **limits}
-        self.threads, self.max_bytes, self.isolated = threads or os.cpu_count() or 1, max_bytes, isolated
+        options = {"tf32": tf32, "isolated": isolated, "trusted": trusted, "timeout": timeout}
+        limits: dict[str, Any] = {**options, "device": device, "max_bytes": max_bytes}
+        self._arguments = data, {**limits, "threads": threads}
+        self.threads, self.max_bytes = threads or os.cpu_count() or 1, max_bytes
         archive = parse_archive(data, label)
         # A batch runs on one thread: several batches run at the same time.
-        runner = open_runner(archive.graphs, label, device, threads=1, max_bytes=max_bytes, **limits)
-        self._runner: Runner | None = runner
+        runner = self._open(archive.graphs, label, threads=1, **limits)
         try:
             stages = tuple(_with_states(stage, runner.graphs, label) for stage in archive.stages)
-            self.archive: Archive = replace(archive, stages=stages)
         except BaseException:
             self.close()
             raise
+        self.archive: Archive = replace(archive, stages=stages)
         self.metadata: Metadata = archive.metadata
-        self.device: str = runner.device
-        self.provider: str = runner.provider
-        self.reason: str | None = runner.reason
 
     def __call__(self, x: Array, tile: int | Sequence[int] = TILE, batch_size: int | None = None) -> Array:
         """Run the network on an array.
@@ -216,32 +208,6 @@ class TiledSession:
         """The shape of y for one sample."""
         return (*output_extents(self.archive, grid), self.metadata.outputs)
 
-    @property
-    def graphs(self) -> Runner:
-        """Runs the graphs of the archive by their names.
-
-        Raises:
-            MDLSTMError: the session is closed.
-        """
-        if self._runner is None:
-            raise MDLSTMError("this session is closed; open the model again with TiledSession(...)")
-        return self._runner
-
-    def close(self) -> None:
-        """Release the model. Later runs raise an `MDLSTMError`."""
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            runner.close()
-
-    def __enter__(self) -> TiledSession:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self._data, self.device, self.options)
-
     def _batch_size(self, plan: Plan) -> int:
         """The largest batch with which the run keeps to `max_bytes`."""
         if self.max_bytes is None:
@@ -255,10 +221,6 @@ class TiledSession:
                 "or allow more with max_bytes=..."
             )
         return int(min(fitting, BATCH_SIZE))
-
-
-def _reopened(data: bytes, device: str, options: Mapping[str, Any]) -> TiledSession:
-    return TiledSession(data, device, **options)
 
 
 def tile_bytes(archive: Archive, plan: Plan) -> int:

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.runtime.io.arrays import to_float32
-from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.io.npy import Array, to_float32
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 from mdlstm_tk.runtime.tiles.mapped import open_npy

@@ -11,8 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.runtime.io.arrays import write_npy
-from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.io.npy import Array, write_npy
 from mdlstm_tk.runtime.tiles.archive import Archive
 from mdlstm_tk.runtime.tiles.plan import Group, Plan, Tile, run_order
 
