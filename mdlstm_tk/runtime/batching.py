@@ -196,16 +196,13 @@ def _run_batch(
 
 def _run_split(session: Session, feed: Feed, limit: int) -> Any:
     """What the session returns for one array or several inputs, in runs of at most `limit` samples."""
-    first = session.metadata.inputs[0]
-    x, further = _x_of(feed, session.metadata), {}
-    if isinstance(feed, Mapping):
-        further = {name: array for name, array in feed.items() if name != first}
-    if x.ndim < session.metadata.ndim + 2 or len(x) <= limit:
-        return session(x, **further)
-    parts: list[Any] = [
-        session(x[i : i + limit], **{name: array[i : i + limit] for name, array in further.items()})
-        for i in range(0, len(x), limit)
-    ]
+    metadata = session.metadata
+    arrays = dict(feed) if isinstance(feed, Mapping) else {metadata.inputs[0]: feed}
+    x = arrays.pop(metadata.inputs[0])
+    if x.ndim < metadata.ndim + 2 or len(x) <= limit:
+        return session(x, **arrays)
+    cuts = [slice(i, i + limit) for i in range(0, len(x), limit)]
+    parts: list[Any] = [session(x[cut], **{name: y[cut] for name, y in arrays.items()}) for cut in cuts]
     if isinstance(parts[0], dict):
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return np.concatenate(parts)
@@ -304,26 +301,22 @@ def _feeds_of(source: str, arrays: Arrays, metadata: Metadata) -> Feeds:
             f"called {', '.join(metadata.inputs)}"
         )
     for x in arrays.values():
-        _warn_if_large(source, grid_of(x, metadata))
+        grid = grid_of(x, metadata)
+        needed = prod(grid) * POSITION_BYTES
+        if needed > 2**30:
+            from mdlstm_tk.runtime.providers import (
+                available_memory,  # imported late: few grids are so large
+            )
+
+            memory = available_memory()
+            if memory is not None and needed > memory:
+                warnings.warn(
+                    f"a run on all {'x'.join(map(str, grid))} positions of {source} may need some "
+                    f"{needed / 2**30:.0f} GiB, and this machine has {memory / 2**30:.0f}; to run it in "
+                    "tiles, make a model with: mdlstm export RUN --form tiles",
+                    stacklevel=2,
+                )
     return dict(arrays)
-
-
-def _warn_if_large(source: str, grid: tuple[int, ...]) -> None:
-    """Warn that one grid may need more memory than the machine has."""
-    needed = prod(grid) * POSITION_BYTES
-    if needed < 2**30:
-        return
-    from mdlstm_tk.runtime.providers import available_memory  # imported late: few grids are so large
-
-    memory = available_memory()
-    if memory is not None and needed > memory:
-        size = "x".join(map(str, grid))
-        warnings.warn(
-            f"a run on all {size} positions of {source} may need some {needed / 2**30:.0f} GiB, and this "
-            f"machine has {memory / 2**30:.0f}; to run it in tiles, make a model with: mdlstm export RUN "
-            "--form tiles",
-            stacklevel=2,
-        )
 
 
 def _outputs_of(job: Job, parts: Mapping[str | None, Outputs]) -> Arrays:
@@ -341,17 +334,14 @@ def _outputs_of(job: Job, parts: Mapping[str | None, Outputs]) -> Arrays:
             raise InputError(f"{source}: {y}")
         if isinstance(y, StoppedError):
             raise StoppedError(f"{source}: {y}", y.cause)
-        if isinstance(y, dict):
-            prefix = "" if name is None else f"{name}."
-            named: Arrays = {f"{prefix}{output}": array for output, array in y.items()}
-            if twice := outputs.keys() & named.keys():
+        prefix = "" if name is None else f"{name}."
+        for key, array in y.items() if isinstance(y, dict) else ((None, y),):
+            full = name if key is None else f"{prefix}{key}"
+            if full in outputs:
                 raise InputError(
-                    f"two results of {job.source} would have the name '{min(map(str, twice))}'; "
-                    "rename its arrays"
+                    f"two results of {job.source} would have the name '{full}'; rename its arrays"
                 )
-            outputs |= named
-        else:
-            outputs[name] = y
+            outputs[full] = array
     return outputs
 
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import TILED_SUFFIX
-from mdlstm_tk.runtime.io.npy import open_input, read_capped
+from mdlstm_tk.runtime.io.npy import read_model
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.model_check import check_model
 
@@ -71,8 +71,7 @@ def read_metadata(model: Path, max_bytes: int) -> Metadata:
     Raises:
         InputError: the file cannot be read, or is no model that mdlstm-tk exported.
     """
-    with open_input(model) as file:
-        data = read_capped(file, str(model), max_bytes)
+    data = read_model(model, max_bytes, "mdlstm export")
     return Metadata.from_props(check_model(data, str(model), max_bytes=max_bytes, trusted=True), str(model))
 
 

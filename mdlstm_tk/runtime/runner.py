@@ -111,11 +111,13 @@ def open_runner(
     """
     if timeout is not None and not 0 <= timeout <= MAX_TIMEOUT:
         raise InputError(f"timeout must be from 0 to {MAX_TIMEOUT:g} seconds, got {timeout}")
+    options: dict[str, Any] = {"device": device, "threads": threads, "timeout": timeout}
+    options |= {"max_bytes": max_bytes, "tf32": tf32, "trusted": trusted}
     if isolated:
         from mdlstm_tk.runtime.isolation import IsolatedRunner  # imported late: most models need none
 
-        return IsolatedRunner(graphs, label, device, threads, timeout, max_bytes, tf32, trusted)
-    return LocalRunner(graphs, label, device, threads, timeout, max_bytes, tf32, trusted)
+        return IsolatedRunner(graphs, label, **options)
+    return LocalRunner(graphs, label, **options)
 
 
 class OpenModel:

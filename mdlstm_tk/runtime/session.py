@@ -10,7 +10,7 @@ import numpy as np
 
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.io import TILED_SUFFIX
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, open_input, read_capped
+from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, read_model
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.runner import MODEL, GraphInfo, OpenModel
 from mdlstm_tk.runtime.shapes import Shapes
@@ -87,7 +87,10 @@ class Session(OpenModel):
         trusted: bool = False,
     ) -> None:
         label = "the model" if isinstance(model, bytes) else str(model)
-        data = model if isinstance(model, bytes) else _read_model(Path(model), max_bytes or MAX_BYTES)
+        if label.lower().endswith(TILED_SUFFIX):
+            raise InputError(f"{label} is a tiled export; open it with mdlstm_tk.runtime.TiledSession")
+        limit = max_bytes or MAX_BYTES
+        data = model if isinstance(model, bytes) else read_model(Path(model), limit, "mdlstm export")
         self._arguments = data, {"threads": threads, "max_bytes": max_bytes, "timeout": timeout}
         self._arguments[1].update(device=device, tf32=tf32, isolated=isolated, trusted=trusted)
         graph = self._open({MODEL: data}, label, **self._arguments[1]).graphs[MODEL]
@@ -281,15 +284,3 @@ def _check_agreement(metadata: Metadata, graph: GraphInfo, label: str) -> None:
             f"x in the graph of {label} has the shape {shape}, but its metadata say {(None, *expected)}; "
             "export the model again"
         )
-
-
-def _read_model(path: Path, max_bytes: int) -> bytes:
-    """Read the file into memory, so that ONNX Runtime has no path to resolve external data against."""
-    if not path.exists():
-        raise InputError(f"there is no model {path}; make one with: mdlstm export")
-    if path.suffix.lower() == TILED_SUFFIX:
-        raise InputError(f"{path} is a tiled export; open it with mdlstm_tk.runtime.TiledSession")
-    if not path.is_file():
-        raise InputError(f"cannot read {path}: it is not a regular file")
-    with open_input(path) as file:
-        return read_capped(file, str(path), max_bytes)

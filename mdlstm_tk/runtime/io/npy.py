@@ -198,6 +198,19 @@ def read_capped(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> byte
     return data
 
 
+def read_model(path: Path, max_bytes: int, make_one: str) -> bytes:
+    """Read a model into memory, so that ONNX Runtime has no path to resolve external data against.
+
+    Raises:
+        InputError: there is no such file, and the command that makes one; or it is too large.
+    """
+    if not path.is_file():
+        problem = f"there is no model {path}; make one with: {make_one}"
+        raise InputError(f"cannot read {path}: it is not a regular file" if path.exists() else problem)
+    with open_input(path) as file:
+        return read_capped(file, str(path), max_bytes)
+
+
 def read_header(file: IO[bytes], label: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Read the shape, whether the array is stored in Fortran order, and the dtype, which may be any.
 

@@ -29,22 +29,19 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, open_input, read_capped
+from mdlstm_tk.runtime.io import TILED_SUFFIX
+from mdlstm_tk.runtime.io.npy import MAX_BYTES, read_model
 from mdlstm_tk.runtime.metadata import Metadata
 
-SUFFIX = ".tiles"
+SUFFIX = TILED_SUFFIX
+MAKE_ONE = "mdlstm export RUN --form tiles"
 INDEX = "tiles.json"
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One direction of a stage.
-
-    Attributes:
-        file: the name of its graph in the archive.
-        direction: a sign for each axis.
-    """
+    """One direction of a stage: the name of its graph in the archive, and a sign for each axis."""
 
     file: str
     direction: tuple[int, ...]
@@ -107,7 +104,7 @@ class Archive:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a path has the suffix of a tiled export."""
+    """True if a path has the suffix of a tiled export."""
     return path.suffix.lower() == SUFFIX
 
 
@@ -117,10 +114,7 @@ def read_archive_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     Raises:
         InputError: there is no such file, or it is larger than `max_bytes`.
     """
-    if not path.is_file():
-        raise InputError(f"there is no model {path}; make one with: mdlstm export RUN --form tiles")
-    with open_input(path) as file:
-        return read_capped(file, str(path), max_bytes)
+    return read_model(path, max_bytes, MAKE_ONE)
 
 
 def parse_archive(data: bytes, label: str) -> Archive:
@@ -133,22 +127,6 @@ def parse_archive(data: bytes, label: str) -> Archive:
     Raises:
         InputError: it is no such archive, damaged, or contradicts itself.
     """
-    members = _members(data, label)
-    try:
-        index = json.loads(members.pop(INDEX))
-        if index["schema"] != SCHEMA:
-            raise InputError(
-                f"{label} has the schema {index['schema']!a:.20}, expected {SCHEMA}; install a newer "
-                "mdlstm-tk, or export the model again"
-            )
-        return _archive(index, members, label, sha256(data).hexdigest())
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else f"{error}"
-        raise InputError(f"{label} is damaged ({INDEX}: {reason:.200}); export the model again") from None
-
-
-def _members(data: bytes, label: str) -> dict[str, bytes]:
-    """The members by their names, among them `INDEX`."""
     import zipfile  # imported late: it is slow to import, and most models are .onnx
 
     try:
@@ -160,18 +138,24 @@ def _members(data: bytes, label: str) -> dict[str, bytes]:
             if sum(info.file_size for info in infos) > len(data):
                 raise ValueError("its members overlap")
             members = {info.filename: file.read(info) for info in infos}
+        if INDEX not in members:
+            raise ValueError(f"it holds no {INDEX}")
     except Exception as error:  # zipfile raises all kinds of exceptions for damaged archives
         reason = " ".join(ascii(str(error))[1:-1].split())
         raise InputError(
-            f"{label} is no tiled export, or damaged ({reason:.200}); make one with: "
-            "mdlstm export RUN --form tiles"
+            f"{label} is no tiled export, or damaged ({reason:.200}); make one with: {MAKE_ONE}"
         ) from None
-    if INDEX not in members:
-        raise InputError(
-            f"{label} is no tiled export (it holds no {INDEX}); make one with: "
-            "mdlstm export RUN --form tiles"
-        )
-    return members
+    try:
+        index = json.loads(members.pop(INDEX))
+        if index["schema"] != SCHEMA:
+            raise InputError(
+                f"{label} has the schema {index['schema']!a:.20}, expected {SCHEMA}; install a newer "
+                "mdlstm-tk, or export the model again"
+            )
+        return _archive(index, members, label, sha256(data).hexdigest())
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else f"{error}"
+        raise InputError(f"{label} is damaged ({INDEX}: {reason:.200}); export the model again") from None
 
 
 def _archive(index: Any, members: dict[str, bytes], label: str, digest: str) -> Archive:

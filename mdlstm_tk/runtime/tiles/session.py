@@ -17,12 +17,12 @@ from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.runner import GraphInfo, OpenModel
 from mdlstm_tk.runtime.tiles.archive import Archive, Stage, parse_archive, read_archive_bytes
-from mdlstm_tk.runtime.tiles.local import Report, State, on_threads, run_steps
+from mdlstm_tk.runtime.tiles.local import on_threads, run_steps
 from mdlstm_tk.runtime.tiles.plan import Plan, tile_extents
 from mdlstm_tk.runtime.tiles.sources import GridSource
 from mdlstm_tk.runtime.tiles.store import BlockFolder
 from mdlstm_tk.runtime.tiles.stream import RowStream
-from mdlstm_tk.runtime.tiles.work import Output, Source, Work, make_plan, output_extents
+from mdlstm_tk.runtime.tiles.work import Work, make_plan, output_extents
 
 TILE = 512
 BATCH_SIZE = 4
@@ -123,49 +123,20 @@ class TiledSession(OpenModel):
             raise InputError(
                 f"x has shape {x.shape}, expected {ndim} grid axes, with or without channels and batch"
             )
+        from tempfile import TemporaryDirectory  # imported late: most models need none
+
         samples = x if x.ndim == ndim + 2 else x[None]
         sources = [GridSource(sample, self.metadata, "x") for sample in samples]
         y = np.empty((len(samples), *self.output_shape(samples.shape[1 : 1 + ndim])), np.float32)
         for source, result in zip(sources, y, strict=True):
-            self.run(source, result, tile, batch_size)
+            plan = self.plan(source.grid, tile, batch_size)
+            with TemporaryDirectory(prefix="mdlstm-tiles-") as folder:
+                work = Work(self.archive, self.graphs, plan, BlockFolder(Path(folder)), source, result)
+                with on_threads(work, self.threads) as run_groups:
+                    run_steps(work, run_groups)
         if self.metadata.window is not None and y.shape[-1] == 1 and x.ndim == ndim:
             y = y[..., 0]
         return y if x.ndim == ndim + 2 else y[0]
-
-    def run(
-        self,
-        source: Source,
-        output: Output,
-        tile: int | Sequence[int] = TILE,
-        batch_size: int | None = None,
-        *,
-        scratch: Path | None = None,
-        state: State | None = None,
-        report: Report | None = None,
-    ) -> None:
-        """Run the network on a grid that is read and written by region.
-
-        Args:
-            source: x.
-            output: y, of `output_shape(source.grid)`.
-            tile, batch_size: as for a call.
-            scratch: folder for what lies between the sweeps. None: a temporary one.
-            state: where to begin, and where to note what is done; it lies in `scratch`.
-            report: is called with the numbers of tiles that are done and of all.
-
-        Raises:
-            MDLSTMError: as for a call.
-        """
-        plan = self.plan(source.grid, tile, batch_size)
-        if scratch is None:
-            from tempfile import TemporaryDirectory  # imported late: most models need none
-
-            with TemporaryDirectory(prefix="mdlstm-tiles-") as folder:
-                self.run(source, output, tile, batch_size, scratch=Path(folder), report=report)
-            return
-        work = Work(self.archive, self.graphs, plan, BlockFolder(scratch), source, output)
-        with on_threads(work, self.threads) as run_groups:
-            run_steps(work, run_groups, state=state, report=report)
 
     def stream(self, width: int | Sequence[int]) -> RowStream:
         """Begin a stream of rows: `stream.feed(rows)` takes (r, *width, C) of any height r and returns
@@ -212,7 +183,7 @@ class TiledSession(OpenModel):
         """The largest batch with which the run keeps to `max_bytes`."""
         if self.max_bytes is None:
             return BATCH_SIZE
-        needed = tile_bytes(self.archive, plan) * self.threads
+        needed = _tile_bytes(self.archive, plan) * self.threads
         fitting = (self.max_bytes - BASE_BYTES) // needed
         if fitting < 1:
             raise InputError(
@@ -223,16 +194,16 @@ class TiledSession(OpenModel):
         return int(min(fitting, BATCH_SIZE))
 
 
-def tile_bytes(archive: Archive, plan: Plan) -> int:
+def _tile_bytes(archive: Archive, plan: Plan) -> int:
     """About how many bytes one tile takes while it is swept, in the stage where it takes most."""
-    largest = 0
-    for s, stage in enumerate(archive.stages):
-        positions, outputs = (prod(plan.tiling.tile_extents[level]) for level in (s, s + 1))
-        gates = GATE_SHARE * (3 + len(stage.window)) * stage.units
-        values = 3 * positions * stage.channels + outputs * (gates + 4 * stage.features)
-        largest = max(largest, int(values * FLOAT_BYTES))
-    head = prod(plan.tiling.tile_extents[0]) * archive.metadata.outputs * 3 * FLOAT_BYTES
-    return largest + (0 if archive.pool else head)
+    sizes = [prod(extents) for extents in plan.tiling.tile_extents]
+    gates = [GATE_SHARE * (3 + len(stage.window)) * stage.units for stage in archive.stages]
+    largest = max(
+        3 * sizes[s] * stage.channels + sizes[s + 1] * (gates[s] + 4 * stage.features)
+        for s, stage in enumerate(archive.stages)
+    )
+    head = 0 if archive.pool else sizes[0] * archive.metadata.outputs * 3
+    return int(largest * FLOAT_BYTES) + head * FLOAT_BYTES
 
 
 def _with_states(stage: Stage, graphs: Mapping[str, GraphInfo], label: str) -> Stage:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -18,22 +17,11 @@ from mdlstm_tk.runtime.tiles.plan import Group, Plan, Tile, run_order
 BlockKey = tuple[int, Tile]  # the sweep that has left the block, and its tile
 
 
-class Blocks(Protocol):
-    """Holds blocks: a dict, or a folder of files."""
-
-    def __getitem__(self, key: BlockKey, /) -> Array: ...
-    def __setitem__(self, key: BlockKey, block: Array, /) -> None: ...
-    def __delitem__(self, key: BlockKey, /) -> None: ...
-
-
 class BlockFolder:
     """Blocks in a folder, a `.npy` file for each.
 
     Threads and processes may use it at the same time. A file that is written again is replaced, so that
     whoever reads it meanwhile gets all of it.
-
-    Args:
-        folder: of the files, which whoever made it removes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -65,17 +53,15 @@ class BlockFolder:
         return self._folder / f"{'-'.join(map(str, (sweep, *tile)))}.npy"
 
 
+Blocks = dict[BlockKey, Array] | BlockFolder
+
+
 class Store:
     """The stored outputs of all stages.
 
     Where the parts of the directions are added, each sweep reads the sums of the one before and leaves its
     own, so that a group that runs a second time changes nothing. The last sweep of the last stage leaves
     none: with its parts the output is complete.
-
-    Args:
-        archive: describes the network.
-        plan: of the run.
-        blocks: hold what is stored.
     """
 
     def __init__(self, archive: Archive, plan: Plan, blocks: Blocks) -> None:
@@ -92,8 +78,7 @@ class Store:
         """Take what a sweep adds to the output of its stage.
 
         Args:
-            sweep: its index.
-            tile: the tile.
+            sweep, tile: indices.
             part: (*extents, F).
 
         Returns:

@@ -9,33 +9,14 @@ import numpy as np
 
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.runner import Runner
 from mdlstm_tk.runtime.tiles.archive import Archive
 from mdlstm_tk.runtime.tiles.plan import Group, Plan, Region, Tile, Tiling, run_order, shape_of
+from mdlstm_tk.runtime.tiles.sources import GridSource
 from mdlstm_tk.runtime.tiles.store import Blocks, Store
 
 FaceKey = tuple[int, Tile, int]  # the sweep, the tile that is entered, and the axis along which
 Face = Array  # (S, *extents of the other axes, n), the states in the order of `Stage.states`
-
-
-class Graphs(Protocol):
-    """Runs the graphs of an archive by their names; see `mdlstm_tk.runtime.runner.Runner`."""
-
-    def run(self, feeds: Mapping[str, Array], graph: str) -> dict[str, Array]: ...
-    def interrupt(self) -> None: ...
-
-
-class Source(Protocol):
-    """A grid that is read by region.
-
-    Attributes:
-        grid: its extents.
-    """
-
-    @property
-    def grid(self) -> tuple[int, ...]: ...
-
-    def read(self, region: Region) -> Array:
-        """The values in a region as the network takes them: float32, finite, (*extents, C)."""
 
 
 class Output(Protocol):
@@ -80,13 +61,11 @@ class Work:
     """Runs groups of tiles. Calls from several threads are safe for different groups.
 
     Args:
-        archive: describes the network.
-        graphs: of the network.
+        archive, graphs: of the network.
         plan: what `make_plan` returned.
         blocks: hold what tiles leave for later sweeps.
-        source: x.
-        output: y.
-        endless: whether the grid is one block of the rows of an endless one: tiles enter along axis 0 by
+        source, output: x and y.
+        endless: the grid is one block of the rows of an endless one: tiles enter along axis 0 by
             the faces that the same tiles of the block before have left.
 
     Attributes:
@@ -97,10 +76,10 @@ class Work:
     def __init__(
         self,
         archive: Archive,
-        graphs: Graphs,
+        graphs: Runner,
         plan: Plan,
         blocks: Blocks,
-        source: Source,
+        source: GridSource,
         output: Output,
         *,
         endless: bool = False,
@@ -115,8 +94,7 @@ class Work:
 
         Args:
             group: of the plan.
-            faces: those by which its tiles are entered, among others; where one is missing, the tile lies
-                at the border.
+            faces: by which its tiles are entered, among others; a tile at the border has none.
 
         Returns:
             The faces by which the next tiles are entered.
