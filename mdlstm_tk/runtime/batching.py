@@ -70,7 +70,7 @@ def infer_files(
     *,
     is_single: bool = False,
 ) -> Iterator[Result]:
-    """Run a model on files and write the results.
+    """Run a model on files and write the results; yields the result of each job.
 
     Files are read in windows; the next window is read while the model works on the current one. Which
     arrays share a batch depends on the jobs alone: batches never span windows, and a window ends at every
@@ -78,15 +78,10 @@ def infer_files(
     run one by one, so that the error is that of the file that caused it.
 
     Args:
-        session: the model.
-        jobs: the files to read and where to write their results.
+        session, jobs, options: of the inference.
         read: reads a file; see `mdlstm_tk.runtime.io.readers.read_input`.
         batch_size: samples per run. None: 64, or fewer for grids above 64×64.
-        options: which probabilities to write.
         is_single: there is one job. Its result holds the arrays, and its errors are raised.
-
-    Yields:
-        The result of each job. A file that cannot be used gives a result with an error.
 
     Raises:
         MDLSTMError: the next file would fail, too: a result cannot be written, a package is missing, the
@@ -108,18 +103,14 @@ def run_batches(
     """Run a model on arrays. Arrays of equal shape share batches; all do if the model takes `sizes`.
 
     Args:
-        session: the model.
-        feeds: pairs of a tag and x, with or without batch and channel axes, as `Session` takes it; or of a
-            tag and several inputs by name, which are run alone.
-        batch_size: samples per run. None: 64, or fewer for grids above 64×64.
-        stops: the errors in a row that stopped the model, kept across calls.
+        session, batch_size: as for `infer_files`.
+        feeds: pairs of a tag and x, as `Session` takes it; or of a tag and several inputs by name, which
+            are run alone.
+        stops: the errors in a row that stopped the model, kept across calls; after `MAX_STOPS` it is
+            raised.
 
     Yields:
-        Pairs of a tag and what `session(x)` returns or raises, in an order that depends on the shapes
-        alone.
-
-    Raises:
-        StoppedError: the model was stopped `MAX_STOPS` times in a row.
+        Pairs of a tag and what `session(x)` returns or raises, in an order that depends on shapes alone.
     """
     stops, metadata = [] if stops is None else stops, session.metadata
     is_padded = "sizes" in metadata.inputs
@@ -349,16 +340,9 @@ def write_results(
     job: Job, outputs: Arrays, metadata: Metadata, options: ResultOptions = LABELS_ONLY
 ) -> tuple[Answer, ...]:
     """Write the outputs for a file: as labels, texts or masks in txt, tsv, csv, json and png if the model's
-    kind has such, else as numbers.
-
-    Returns:
-        The labels or texts; empty for other results. They are not written if the job's target is standard
-        output: the caller prints them.
-
-    Raises:
-        InputError: the format cannot hold them.
-        MDLSTMError: the file cannot be written.
-    """
+    kind has such, else as numbers. Returns the labels or texts, which are not written if the job's target
+    is
+    standard output: the caller prints them."""
     try:
         if job.format == "npy" and len(outputs) == 1 and not options.probabilities:
             save_array(job.target, *outputs.values())

@@ -31,13 +31,7 @@ class CudaGraphRunner:
 
     When two runs in a row have the same shapes, buffers are allocated for them. ONNX Runtime captures
     a graph on the next run with these shapes and replays it on all later ones. Runs take turns, as they
-    share the buffers.
-
-    Args:
-        onnxruntime: the module.
-        session: an `InferenceSession` that was created with CUDA graphs enabled.
-        device: device type of the buffers: "cuda"; tests use "cpu".
-        index: index of the device.
+    share the buffers, which lie on the device "cuda"; tests use "cpu".
     """
 
     def __init__(self, onnxruntime: Any, session: Any, device: str, index: int) -> None:

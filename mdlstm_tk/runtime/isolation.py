@@ -146,14 +146,10 @@ class IsolatedRunner:
 
 
 class _Child:
-    """A child process, which starts here.
+    """A child process, which starts here. `memory` are the bytes that it may allocate beside its modules.
 
     It has the module path of this process, and inherits neither standard input nor open files. It has no
     terminal, so that Ctrl-C reaches the parent alone.
-
-    Args:
-        memory: bytes that it may allocate beside what its modules take.
-        threads: number of threads of ONNX Runtime; 0: one per core.
     """
 
     def __init__(self, memory: int, threads: int) -> None:
@@ -188,13 +184,8 @@ class _Child:
     def ask(
         self, request: Message, arrays: Iterable[tuple[str, Array]], seconds: float, max_bytes: int
     ) -> tuple[Message, dict[str, Array]]:
-        """Send a request and wait for the reply.
-
-        Args:
-            request: JSON values.
-            arrays: that go with it.
-            seconds: time for the reply; the child is killed `GRACE_SECONDS` after that.
-            max_bytes: largest size of the arrays of the reply.
+        """Send a request with arrays, and wait for a reply whose arrays take at most `max_bytes`. The
+        child is killed `GRACE_SECONDS` after the time for it.
 
         Raises:
             MDLSTMError: the error that the child raised.
@@ -259,11 +250,7 @@ def send(file: IO[bytes], message: Message, arrays: Iterable[tuple[str, Array]] 
 
 
 def receive(file: IO[bytes], max_bytes: int) -> tuple[Message, dict[str, Array]]:
-    """Wait for a message.
-
-    Args:
-        file: of the other side, unbuffered.
-        max_bytes: largest size of all arrays together.
+    """Wait for a message on an unbuffered file.
 
     Raises:
         ProtocolError: it is not a message of `send`, or its arrays are larger than `max_bytes`.

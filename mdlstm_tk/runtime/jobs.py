@@ -75,16 +75,10 @@ def is_table(output: str) -> bool:
 
 
 def find_files(inputs: Sequence[str], output: str | None) -> tuple[list[InputPath], int]:
-    """The input files, and all readable files below input folders, these in the order of their names.
+    """The input files, and all readable files below input folders, these in the order of their names; and
+    how many of other types lie below folders.
 
-    Links to folders, hidden files, the output folder and earlier results (`*.out.*`) are ignored.
-
-    Args:
-        inputs: files and folders, or "-" alone.
-        output: the folder of the results, which is not searched.
-
-    Returns:
-        The files, and how many of other types lie below folders.
+    Links to folders, hidden files, the folder `output` and earlier results (`*.out.*`) are ignored.
 
     Raises:
         InputError: there is nothing to run, a folder cannot be read, or `output` is one file for several
@@ -176,11 +170,6 @@ def plan_jobs(
 
 def remaining_jobs(jobs: Sequence[Job], skip_existing: bool, force: bool) -> list[Job]:
     """The jobs that are still to run.
-
-    Args:
-        jobs: the planned jobs.
-        skip_existing: leave out jobs whose result exists.
-        force: allow existing results to be replaced.
 
     Raises:
         InputError: a result exists and may be neither kept nor replaced, or its path is not a file.

@@ -77,16 +77,12 @@ class Span(NamedTuple):
 def check_model(
     data: bytes, label: str, *, max_bytes: int = MAX_BYTES, trusted: bool = False
 ) -> dict[str, str]:
-    """Check a model, and read its metadata.
+    """Check the content of an `.onnx` file, and return the entries of its `metadata_props`.
 
     Args:
-        data: content of the `.onnx` file.
-        label: name of the model in error messages.
+        data, label: the file, and its name in error messages.
         max_bytes: maximum size in bytes of the file.
         trusted: allow all operators of the ONNX standard, for a file of your own.
-
-    Returns:
-        The entries of `metadata_props`.
 
     Raises:
         InputError: the file is refused, or is not an ONNX model; the message says why.

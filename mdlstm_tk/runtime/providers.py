@@ -21,14 +21,9 @@ MEMORY_SHARE = 0.75  # of the machine's memory, for all sessions of this process
 
 @dataclass(frozen=True)
 class ProviderSession:
-    """A session of ONNX Runtime and where it runs.
-
-    Attributes:
-        session: the `onnxruntime.InferenceSession`.
-        cuda_index: index of the CUDA device; None for the CPU.
-        cuda_graphs: True if the session can capture and replay CUDA graphs.
-        reason: why "auto" did not take the CUDA that this ONNX Runtime supports; else None.
-    """
+    """An `onnxruntime.InferenceSession`, the index of its CUDA device or None for the CPU, if it can
+    capture and replay CUDA graphs, and why "auto" did not take the CUDA that this ONNX Runtime
+    supports."""
 
     session: Any
     cuda_index: int | None = None
@@ -37,12 +32,7 @@ class ProviderSession:
 
 
 def create_session(data: bytes, label: str, device: str, threads: int, tf32: bool) -> ProviderSession:
-    """Load a model that `check_model` has accepted.
-
-    Args:
-        data: content of the `.onnx` file.
-        label: name of the model in error messages.
-        device, threads, tf32: as for `Session`.
+    """Load a model that `check_model` has accepted; `label` names it in error messages.
 
     Raises:
         InputError: ONNX Runtime cannot load the model, or `device` is unknown.

@@ -86,16 +86,9 @@ def infer_with_ray(
     max_bytes: int | None = None,
     **arguments: Any,
 ) -> Iterator[Result]:
-    """Do what `infer_files` does, byte for byte, with the jobs distributed over Ray workers.
-
-    Args:
-        model: path of the model, which each worker loads.
-        jobs, batch_size, options: as for `infer_files`.
-        device: "cpu" or "cuda", for each worker.
-        threads: CPU threads of each worker. 0 means 1, as workers share the cores.
-        workers: number of processes. None: one per CPU, divided by `threads`.
-        max_bytes: maximum size in bytes of a file; None: 1 GiB.
-        **arguments: further ones of `Session`.
+    """Do what `infer_files` does, byte for byte, with the jobs distributed over Ray workers, which load the
+    model at a path, each on "cpu" or "cuda" and so many threads; 0 means 1, as workers share the cores.
+    There is one worker per CPU, divided by `threads`, unless `workers` says how many.
 
     Raises:
         MDLSTMError: as in `infer_files`, or Ray fails or is not installed.

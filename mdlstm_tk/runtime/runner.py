@@ -25,12 +25,8 @@ GraphFunction = Callable[[dict[str, Array], Any], list[Array]]
 
 
 class TensorType(NamedTuple):
-    """The type of an input or output of a graph.
-
-    Attributes:
-        dtype: NumPy's name of the element type, such as "float32"; ONNX Runtime's, if NumPy has none.
-        shape: extents, None where an extent is free.
-    """
+    """The type of an input or output of a graph: NumPy's name of the element type, such as "float32", or
+    ONNX Runtime's if NumPy has none; and the extents, None where one is free."""
 
     dtype: str
     shape: tuple[int | None, ...]
@@ -38,12 +34,7 @@ class TensorType(NamedTuple):
 
 @dataclass(frozen=True)
 class GraphInfo:
-    """Facts about a loaded graph.
-
-    Attributes:
-        props: its `metadata_props`.
-        inputs, outputs: by name, in the order of the file.
-    """
+    """Facts about a loaded graph: its `metadata_props`, and its inputs and outputs in the file's order."""
 
     props: dict[str, str]
     inputs: dict[str, TensorType]
@@ -84,40 +75,22 @@ class Runner(Protocol):
 
 
 def open_runner(
-    graphs: Mapping[str, bytes],
-    label: str,
-    device: str,
-    *,
-    threads: int,
-    timeout: float | None,
-    max_bytes: int | None,
-    tf32: bool,
-    isolated: bool,
-    trusted: bool,
+    graphs: Mapping[str, bytes], label: str, device: str, *, isolated: bool, **options: Any
 ) -> Runner:
-    """Check and load graphs.
-
-    Args:
-        graphs: content of each `.onnx` file, by name.
-        label: name of the model in error messages.
-        device, threads, timeout, max_bytes, tf32, isolated, trusted: as for `Session`.
+    """Check and load graphs, by name; `label` names the model in error messages. See `Session`.
 
     Raises:
         InputError: a graph is refused, or ONNX Runtime cannot load it; or an argument is invalid.
-        DeviceError: CUDA was asked for and cannot be used.
-        MissingExtraError: ONNX Runtime is not installed.
-        StoppedError: a graph exceeds a limit while it is loaded.
-        MDLSTMError: `isolated` is true, and the system is neither Linux nor macOS.
+        DeviceError, MissingExtraError, StoppedError, MDLSTMError: as for `Session`.
     """
+    timeout = options["timeout"]
     if timeout is not None and not 0 <= timeout <= MAX_TIMEOUT:
         raise InputError(f"timeout must be from 0 to {MAX_TIMEOUT:g} seconds, got {timeout}")
-    options: dict[str, Any] = {"device": device, "threads": threads, "timeout": timeout}
-    options |= {"max_bytes": max_bytes, "tf32": tf32, "trusted": trusted}
     if isolated:
         from mdlstm_tk.runtime.isolation import IsolatedRunner  # imported late: most models need none
 
-        return IsolatedRunner(graphs, label, **options)
-    return LocalRunner(graphs, label, **options)
+        return IsolatedRunner(graphs, label, device=device, **options)
+    return LocalRunner(graphs, label, device, **options)
 
 
 class OpenModel:
@@ -173,19 +146,10 @@ class LocalRunner:
     Runs from several threads are concurrent, except with CUDA graphs.
     """
 
-    def __init__(
-        self,
-        graphs: Mapping[str, bytes],
-        label: str,
-        device: str,
-        threads: int,
-        timeout: float | None,
-        max_bytes: int | None,
-        tf32: bool,
-        trusted: bool,
-    ) -> None:
+    def __init__(self, graphs: Mapping[str, bytes], label: str, device: str, **options: Any) -> None:
         self._onnxruntime: Any = require("onnxruntime", "cpu")
-        self._timeout = timeout
+        self._timeout: float | None = options["timeout"]
+        limit, trusted = options["max_bytes"] or MAX_BYTES, options["trusted"]
         self._active: set[_Run] = set()
         self._functions: dict[str, GraphFunction] = {}
         self.graphs: dict[str, GraphInfo] = {}
@@ -194,8 +158,8 @@ class LocalRunner:
         self.captures_graphs = False
         for name, data in graphs.items():
             of = label if name == MODEL else f"{name} in {label}"
-            props = check_model(data, of, max_bytes=max_bytes or MAX_BYTES, trusted=trusted)
-            created = create_session(data, of, self.device, threads, tf32)
+            props = check_model(data, of, max_bytes=limit, trusted=trusted)
+            created = create_session(data, of, self.device, options["threads"], options["tf32"])
             session, index = created.session, created.cuda_index
             self.device = "cpu" if index is None else f"cuda:{index}"  # of the graphs that follow, too
             self.provider = session.get_providers()[0]
@@ -249,13 +213,7 @@ class LocalRunner:
 
 
 class _Run:
-    """One run of ONNX Runtime, which can be stopped.
-
-    Args:
-        function: runs the graph.
-        feeds: its inputs.
-        options: the `RunOptions` of this run.
-    """
+    """One run of ONNX Runtime on the inputs of a graph, under `RunOptions`, which can be stopped."""
 
     def __init__(self, function: GraphFunction, feeds: dict[str, Array], options: Any) -> None:
         self._function, self._feeds, self._options = function, feeds, options

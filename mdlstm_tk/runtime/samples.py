@@ -74,13 +74,8 @@ def read_given(path: Path, size: tuple[int, int], channels: int) -> Given:
 def drawn_size(metadata: Metadata, label: str = "this model", run: str = "RUN") -> tuple[int, int]:
     """The size of the images that a model was trained to draw.
 
-    Args:
-        metadata: of the model.
-        label: what the error message calls the model.
-        run: what it calls the run folder.
-
     Raises:
-        InputError: the model does not draw images.
+        InputError: the model does not draw images; the message calls it `label`, and its run folder `run`.
     """
     if metadata.drawing is None:
         if metadata.kind == "density":

@@ -144,16 +144,9 @@ class Shapes:
         return prepared
 
     def padded(self, parts: Sequence[Array]) -> tuple[Array, Array]:
-        """Concatenate parts of different grids, padded with zeros to one grid.
-
-        The grid is the model's own or, if the model takes any, the largest extent along each axis.
-
-        Args:
-            parts: arrays (N_k, *grid_k, C).
-
-        Returns:
-            The batch (N, *grid, C), and the valid extents of its samples, (N, D) int64.
-        """
+        """Concatenate parts (N_k, *grid_k, C) of different grids, padded with zeros to one grid: the
+        model's own or, where that is free, the largest extent. Returns the batch (N, *grid, C), and the
+        valid extents of its samples, (N, D) int64."""
         grids = [self.grid(part) for part in parts]
         largest = np.max(grids, axis=0).tolist()
         grid = tuple(own or extent for own, extent in zip(self.metadata.extents, largest, strict=True))

@@ -94,11 +94,7 @@ def save_array(target: str | Path, array: Array) -> None:
 
 
 def to_float32(array: Array, label: str) -> Array:
-    """Convert an array to float32.
-
-    Args:
-        array: real numbers of any shape.
-        label: what error messages call it.
+    """Convert real numbers of any shape to float32; `label` names them in error messages.
 
     Raises:
         InputError: the array is not of real numbers, is empty, or holds NaN, infinity or values that
@@ -145,16 +141,12 @@ def label_of(source: str | Path) -> str:
 
 
 def read_npy(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Array:
-    """Read the array of real numbers in an open `.npy` file.
+    """Read the array of real numbers in an open `.npy` file, as it is stored, up to its end and no further.
 
     Args:
-        file: an object whose `read(n)` returns fewer than n bytes only at the end. It is read up to the end
-            of the array and no further.
+        file: an object whose `read(n)` returns fewer than n bytes only at the end.
         label: what error messages call the file.
         max_bytes: maximum size in bytes of the array, as stored and as float32.
-
-    Returns:
-        A read-only array with the shape, dtype and byte order of the file.
 
     Raises:
         InputError: the file is not a `.npy`, is incomplete, holds anything but real numbers, or declares

@@ -178,21 +178,13 @@ def _image_array(pixels: Array, metadata: Metadata, label: str) -> Array:
 
 
 def read_npz(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> tuple[Arrays, tuple[str, ...]]:
-    """Read the arrays in an open `.npz` file, but for the targets in a file to train on: with x, y and
-    perhaps sizes, y is left out.
-
-    Args:
-        file: a seekable binary file. It is left open.
-        label: what error messages call the file.
-        max_bytes: maximum size in bytes of the file, and of all members together as they are unpacked and
-            as float32.
-
-    Returns:
-        The arrays by their names, and the names that were left out.
+    """Read the arrays in an open, seekable `.npz` file, but for the targets in a file to train on: with
+    x, y and perhaps sizes, y is left out. Returns the arrays by their names, and the names that were left
+    out.
 
     Raises:
-        InputError: the file is not a `.npz`, is damaged or too large, or has the same name twice, or
-            `read_npy` refuses an array.
+        InputError: the file is not a `.npz`, is damaged, has the same name twice, or takes more than
+            `max_bytes`, as it is, unpacked, or as float32.
     """
     import zipfile  # imported late: it is slow to import, and most files are .npy
 

@@ -18,17 +18,11 @@ from mdlstm_tk.runtime.io.npy import Array, open_output, write_npy
 
 
 def write_arrays(target: str, arrays: Mapping[str | None, Array], file_format: Format) -> None:
-    """Write arrays to a file, whole or not at all.
-
-    Args:
-        target: path of the file, or "-" for standard output.
-        arrays: real numbers.
-        file_format: the format of the file.
+    """Write arrays of real numbers to a file or to "-", standard output, whole or not at all.
 
     Raises:
         InputError: the format cannot hold the arrays, or they are not of numbers.
-        MDLSTMError: the file cannot be written.
-        MissingExtraError: the format is png, and Pillow is not installed.
+        MDLSTMError: the file cannot be written, or Pillow is needed and not installed.
     """
     for array in arrays.values():
         if array.dtype.kind not in "buif":
@@ -53,18 +47,15 @@ def write_arrays(target: str, arrays: Mapping[str | None, Array], file_format: F
 
 
 def write_mask(target: str, mask: Array, values: Sequence[int], palette: Sequence[int] | None) -> None:
-    """Write a mask as PNG, whole or not at all: with 8 bits if all values fit, else with 16.
+    """Write a mask (H, W) or (1, H, W) as PNG: with 8 bits if all values fit, else with 16.
 
     Args:
-        target: path of the file, or "-" for standard output.
-        mask: (H, W) integers, or (1, H, W).
         values: all values that masks may have, in the order of the classes.
         palette: red, green and blue of each class in turn; None: the mask is grey.
 
     Raises:
         InputError: PNG cannot hold the mask.
-        MDLSTMError: the file cannot be written.
-        MissingExtraError: Pillow is not installed.
+        MDLSTMError: the file cannot be written, or Pillow is not installed.
     """
     mask = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
     if mask.ndim != 2:

@@ -51,14 +51,9 @@ class Sweep:
 class Stage:
     """One recurrent layer.
 
-    Attributes:
-        window: extents of the part of its input that one position of its output covers.
-        channels: C, of its input.
-        features: F, of the part of one sweep.
-        units: n.
-        added: whether the parts of the sweeps are added; else they are concatenated.
-        sweeps: in the order of the features.
-        states: the names of the cell's states, h first. `TiledSession` reads them from the graphs.
+    The window of its input that one position of its output covers, C of its input, F of the part of one
+    sweep, n; if the parts are added, else they are concatenated; the sweeps in the order of the features;
+    and the names of the cell's states, h first, which `TiledSession` reads from the graphs.
     """
 
     window: tuple[int, ...]
@@ -77,17 +72,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Archive:
-    """The content of a `model.tiles`.
-
-    Attributes:
-        metadata: of the network.
-        stages: one after the other.
-        pool: axes averaged over after the last one.
-        head: name of the graph of the head, or None.
-        upsample: positions of y for one position of the last stage.
-        graphs: the content of each graph, by its name.
-        digest: SHA-256 of the archive in hex.
-    """
+    """The content of a `model.tiles`: the metadata of the network; the stages, one after the other; axes
+    that are averaged over after the last one; the graph of the head, or None; positions of y for one
+    position of the last stage; the content of each graph by its name; and the SHA-256 of the archive in
+    hex."""
 
     metadata: Metadata
     stages: tuple[Stage, ...]
@@ -118,11 +106,7 @@ def read_archive_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def parse_archive(data: bytes, label: str) -> Archive:
-    """Parse what `mdlstm export --form tiles` wrote.
-
-    Args:
-        data: content of the archive.
-        label: what error messages call it.
+    """Parse what `mdlstm export --form tiles` wrote; `label` names it in error messages.
 
     Raises:
         InputError: it is no such archive, damaged, or contradicts itself.

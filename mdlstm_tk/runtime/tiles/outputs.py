@@ -21,23 +21,15 @@ GRID_FORMATS: tuple[GridFormat, ...] = ("npy", "tif", "zarr")
 
 
 class FileOutput:
-    """y in a file that appears when all of it is written; see `mdlstm_tk.runtime.tiles.work.Output`.
+    """y (*grid, outputs) in a file that appears when all of it is written.
 
-    Masks of segmenters go to a TIFF, and the network's outputs to all other files.
-
-    Args:
-        scratch: folder for the file until it is finished; an interrupted run may have left it there.
-        file_format: of the result.
-        shape: of y, (*grid, outputs).
-        metadata: of the network.
-        chunks: extents of a chunk of zarr.
-        wants_probabilities: write the probability of each class.
-        squeeze: leave out the axis of the outputs if there is one output.
+    Masks of segmenters go to a TIFF, and the network's outputs to all other files. The file lies in the
+    folder `scratch` until it is finished; an interrupted run may have left it there. `squeeze` leaves out
+    the axis of the outputs if there is one output.
 
     Raises:
         InputError: the format cannot hold the result.
-        MDLSTMError: the disk is full.
-        MissingExtraError: zarr or tifffile is needed and not installed.
+        MDLSTMError: the disk is full, or zarr or tifffile is needed and not installed.
     """
 
     def __init__(
@@ -77,11 +69,7 @@ class FileOutput:
             raise _unwritable(self._path, error) from None
 
     def __setitem__(self, region: Region, block: Array) -> None:
-        """Write y (*extents, outputs) for a region.
-
-        Raises:
-            MDLSTMError: the disk is full.
-        """
+        """Write y (*extents, outputs) for a region."""
         if self._wants_probabilities:
             block = probabilities(block)
         elif self._mask_values:
@@ -92,11 +80,7 @@ class FileOutput:
             raise _unwritable(self._path, error) from None
 
     def finish(self, target: Path) -> None:
-        """Move what is written to its place.
-
-        Raises:
-            MDLSTMError: the disk is full.
-        """
+        """Move what is written to its place."""
         import shutil  # imported late: it imports modules that most calls do not need
 
         path = self._path

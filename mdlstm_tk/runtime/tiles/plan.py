@@ -52,11 +52,6 @@ class Tiling:
         tile: extents of a tile of the input. They are rounded down to a multiple of the windows, and up to
             one of them.
         windows: of the stages.
-
-    Attributes:
-        counts: number of tiles along each axis.
-        extents: of the whole grid at each level.
-        tile_extents: of a tile at each level.
     """
 
     def __init__(self, grid: Sequence[int], tile: Sequence[int], windows: Sequence[Sequence[int]]) -> None:

@@ -21,20 +21,14 @@ SUFFIXES = (".npy", ".zarr", *TIFF_SUFFIXES)
 
 
 class GridSource:
-    """An array that is read by region; see `mdlstm_tk.runtime.tiles.work.Source`.
+    """An array that is read by region, as the network takes it.
 
     Args:
         values: (*grid, C), or (*grid) if C is 1: what has a shape and is indexed by region, as arrays of
             NumPy and zarr.
-        metadata: of the network.
-        label: what error messages call it.
+        metadata, label: of the network, and the array's name in error messages.
         prepare: makes (*extents, C) of the values in a region.
         channels: that `prepare` makes; None: those of the array.
-
-    Attributes:
-        shape: of the array.
-        grid: extents of the grid.
-        has_channel_axis: whether the array has one; a grey image has none.
 
     Raises:
         InputError: the array does not fit the network.
@@ -76,13 +70,7 @@ class GridSource:
 
 
 def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) -> GridSource:
-    """Open a file to read it by region.
-
-    Args:
-        path: of the file.
-        metadata: of the network.
-        level: of a TIFF with a pyramid, which of its levels.
-        stack: closes the file.
+    """Open a file to read it by region, until `stack` closes it; of a TIFF with a pyramid, one level.
 
     Raises:
         InputError: the file does not exist, cannot be read, or does not fit the network.

@@ -75,15 +75,10 @@ class Store:
         self._places = [place for order in orders for place in order]
 
     def complete(self, sweep: int, tile: Tile, part: Array) -> Array | None:
-        """Take what a sweep adds to the output of its stage.
+        """Take the part (*extents, F) that a sweep adds to the output of its stage for a tile.
 
-        Args:
-            sweep, tile: indices.
-            part: (*extents, F).
-
-        Returns:
-            The output of the last stage (*extents, features) if it is complete with this part, else None.
-        """
+        Returns the output of the last stage (*extents, features) if it is complete with this part, else
+        None."""
         stage = self._plan.sweeps[sweep][0]
         sweeps = self._sweeps[stage]
         is_last = stage == len(self._stages) - 1

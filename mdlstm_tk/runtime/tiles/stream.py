@@ -123,18 +123,10 @@ class RowStream:
 
 
 def stream_rows(session: TiledSession, source: IO[bytes], target: IO[bytes]) -> tuple[int, int]:
-    """Read rows as they come, and write those of y as soon as they are complete.
+    """Read rows as they come, and write those of y as soon as they are complete; returns how many of each.
 
     Both are `.npy` streams: a header with dtype and shape, then the rows. A first extent of 0 stands for
     any number of rows, up to the end; it is written where it was read.
-
-    Args:
-        session: the model.
-        source: an open binary file, such as `sys.stdin.buffer`.
-        target: another one, which is flushed after each block.
-
-    Returns:
-        The number of rows that were read, and of those that were written.
 
     Raises:
         InputError: the source is no such stream, ends early, or does not fit the network.

@@ -60,17 +60,8 @@ def tile_of_output(archive: Archive, plan: Plan) -> tuple[int, ...]:
 class Work:
     """Runs groups of tiles. Calls from several threads are safe for different groups.
 
-    Args:
-        archive, graphs: of the network.
-        plan: what `make_plan` returned.
-        blocks: hold what tiles leave for later sweeps.
-        source, output: x and y.
-        endless: the grid is one block of the rows of an endless one: tiles enter along axis 0 by
-            the faces that the same tiles of the block before have left.
-
-    Attributes:
-        plan, graphs, output: as given.
-        store: of what is stored in `blocks`.
+    `blocks` hold what tiles leave for later sweeps. The grid may be one block of the rows of an endless
+    one: tiles then enter along axis 0 by the faces that the same tiles of the block before have left.
     """
 
     def __init__(
@@ -90,19 +81,13 @@ class Work:
         self._files = [archive.stages[s].sweeps[k].file for s, k in ordered_sweeps(archive)]
 
     def run(self, group: Group, faces: Mapping[FaceKey, Face]) -> dict[FaceKey, Face]:
-        """Run one group.
+        """Run one group, whose tiles are entered by some of the faces; a tile at the border has none.
 
-        Args:
-            group: of the plan.
-            faces: by which its tiles are entered, among others; a tile at the border has none.
-
-        Returns:
-            The faces by which the next tiles are entered.
+        Returns the faces by which the next tiles are entered.
 
         Raises:
             MDLSTMError: ONNX Runtime fails, a graph does not do what the archive says, or a file cannot be
-                written.
-            InputError: the source cannot be read.
+                read or written.
         """
         sweep, tiles = group
         tiling, number = self.plan.tiling, self.plan.sweeps[sweep][0]
