@@ -59,19 +59,7 @@ _MODULES = {
     "save_array": "io.npy",
 }
 
-__all__ = [
-    "Answer",
-    "Inference",
-    "Metadata",
-    "Result",
-    "Session",
-    "TiledSession",
-    "decode",
-    "infer_paths",
-    "load_array",
-    "load_image",
-    "save_array",
-]
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

@@ -172,12 +172,8 @@ def write_decoded(
 class AnswerDocument:
     """Renders answers as one document: `begin()`, then `add()` for each file, then `end()`.
 
-    Args:
-        file_format: "txt", "tsv", "csv" or "json".
-        metadata: of the model.
-        options: which probabilities to include.
-        is_named: begin each line of a txt document with the name of its file.
-        folder: where a tsv document lies, for the names of files in it.
+    `is_named` begins each line of a txt document with the name of its file. The names of files in a tsv
+    document are relative to the folder.
     """
 
     def __init__(

@@ -174,10 +174,7 @@ def infer_paths(
         jobs = remaining_jobs(planned, skip_existing, force)
         run: Callable[[list[Job]], Iterator[Result]]
         if not isinstance(session, Session):
-            from mdlstm_tk.runtime.tiles.files import (  # most models need none
-                TileOptions,
-                infer_tiled,
-            )
+            from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
 
             if engine == "ray":
                 workers = workers or max(1, os.cpu_count() or 1)
@@ -192,7 +189,10 @@ def infer_paths(
             arguments |= {"device": "cpu" if session.device == "cpu" else "cuda", "workers": workers}
             run = partial(infer_with_ray, path, batch_size=batch_size, options=options, **arguments)
         else:
-            read = partial(_read_once, already_read, limit)
+
+            def read(source: str) -> InputFile:
+                return already_read.pop(source, None) or read_input(source, limit)
+
             run = partial(
                 infer_files, session, read=read, batch_size=batch_size, options=options, is_single=is_single
             )
@@ -310,10 +310,6 @@ def _chosen(models: Sequence[Path], files: dict[str, InputFile], limit: int) -> 
                     grids.append(grid_of(next(iter(file.arrays_for(metadata).values())), metadata))
             break
     return choose_model(models, grids)
-
-
-def _read_once(already_read: dict[str, InputFile], limit: int, source: str) -> InputFile:
-    return already_read.pop(source, None) or read_input(source, limit)
 
 
 def _check_options(metadata: Metadata, options: ResultOptions, model: Path, table: Path | None) -> None:

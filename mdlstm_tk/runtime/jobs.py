@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -20,16 +19,8 @@ ANSWER_KINDS = ("classify", "transcribe", "density")
 CLASS_KINDS = ("classify", "transcribe", "segment")
 
 
-@dataclass(frozen=True)
-class ResultOptions:
-    """What is written beside labels, texts and masks.
-
-    Attributes:
-        probabilities: of a classifier, the probability of every class in csv and json; of a classifier or
-            segmenter, probabilities instead of the network's outputs in npy and npz.
-        top: number of the most likely classes of a classifier to name, with their probabilities. None: the
-            label alone in txt and tsv, the label and its probability in csv and json.
-    """
+class ResultOptions(NamedTuple):
+    """What is written beside labels, texts and masks; see `infer_paths`."""
 
     probabilities: bool = False
     top: int | None = None
@@ -39,25 +30,16 @@ LABELS_ONLY = ResultOptions()
 
 
 class InputPath(NamedTuple):
-    """One input file.
-
-    Attributes:
-        source: its path, or "-" for standard input.
-        relative: where its result lies below an output folder, before the suffix is replaced.
-    """
+    """An input file: its path, or "-" for standard input; and where its result lies below an output folder,
+    before the suffix is replaced."""
 
     source: str
     relative: str
 
 
 class Job(NamedTuple):
-    """One file to run.
-
-    Attributes:
-        source: path of the input, or "-" for standard input.
-        target: path of the result; "-" for standard output, or for one table of several files.
-        format: file format of the result.
-    """
+    """One file to run: the path of the input, or "-" for standard input; that of the result, "-" for
+    standard output or for one table of several files; and the file format of the result."""
 
     source: str
     target: str
@@ -145,7 +127,13 @@ def plan_jobs(
         is_file = not is_folder if is_single else is_table(output)
         file, folder = (output, None) if is_file else (None, output)
     if file is not None and output_format is None:
-        output_format = _format_of(file)
+        suffix = suffix_of(file)[1:].replace("tiff", "tif")
+        output_format = next((known for known in FORMATS if known == suffix), None)
+        if suffix and output_format is None:
+            raise InputError(
+                f"unsupported file type '.{suffix}' of {file}; name one of {', '.join(FORMATS)} with "
+                "output_format=..."
+            )
     if output_format in ("tif", "zarr") and metadata.form != "tiles":
         raise InputError(
             f"only tiled models write {output_format}; make one with: mdlstm export RUN --form tiles"
@@ -187,17 +175,6 @@ def remaining_jobs(jobs: Sequence[Job], skip_existing: bool, force: bool) -> lis
 def _is_folder(path: str) -> bool:
     """True for a folder, but for an array of zarr, which is one as well."""
     return os.path.isdir(path) and suffix_of(path.rstrip(os.sep)) != ".zarr"
-
-
-def _format_of(output: str) -> Format | None:
-    """The format that the suffix of a file names; None if it has none."""
-    suffix = suffix_of(output)[1:].replace("tiff", "tif")
-    if suffix and suffix not in FORMATS:
-        raise InputError(
-            f"unsupported file type '.{suffix}' of {output}; name one of {', '.join(FORMATS)} with "
-            "output_format=..."
-        )
-    return next((known for known in FORMATS if known == suffix), None)
 
 
 def _default_format(source: str, metadata: Metadata, options: ResultOptions) -> Format:

@@ -23,8 +23,6 @@ Dtype = Literal["float32", "float16", "int8"]
 Kind = Literal["grid", "classify", "segment", "transcribe", "density"]
 Extents = tuple[int, ...]
 
-_AXIS_NAMES = {1: "T", 2: "H W", 3: "D H W"}
-
 
 @dataclass(frozen=True)
 class Metadata:
@@ -145,12 +143,8 @@ class Metadata:
     def from_props(
         cls, props: Mapping[str, str], label: str, advice: str = "export the model again"
     ) -> Metadata:
-        """Parse what `to_props` returned, and check its types.
-
-        Args:
-            props: the model's `metadata_props`.
-            label: what error messages call the model.
-            advice: how to mend what is wrong.
+        """Parse what `to_props` returned, and check its types. Error messages call the model `label`, and
+        end with the advice.
 
         Raises:
             InputError: the model was not exported by mdlstm-tk, or by a newer version of it, or a field is
@@ -167,30 +161,37 @@ class Metadata:
                 f"the metadata of {label} have schema {texts['schema']!a:.60}, but this version reads "
                 f"{SCHEMA}; install a newer mdlstm-tk, or export the model again"
             )
+
+        def wrong(name: str, value: Any, expected: object) -> InputError:
+            shown = ascii(value)
+            shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
+            return InputError(
+                f"the metadata field '{name}' of {label} is {shown}; expected {expected}; {advice}"
+            )
+
         values: dict[str, Any] = {}
         annotations = get_type_hints(cls)
         for known in fields(cls):
-            is_required = known.default is MISSING and known.default_factory is MISSING
-            if known.name not in texts:
-                if is_required:
-                    raise InputError(f"the metadata of {label} lack '{known.name}'; {advice}")
-                continue
-            value: Any = texts[known.name]
-            try:
-                value = json.loads(value)
-                values[known.name] = _typed(value, annotations[known.name])
-            except (ValueError, RecursionError) as error:
-                raise _field_error(known.name, value, str(error), label, advice) from None
+            if known.name in texts:
+                value: Any = texts[known.name]
+                try:
+                    value = json.loads(value)
+                    values[known.name] = _typed(value, annotations[known.name])
+                except (ValueError, RecursionError) as error:
+                    raise wrong(known.name, value, error) from None
+            elif known.default is MISSING and known.default_factory is MISSING:
+                raise InputError(f"the metadata of {label} lack '{known.name}'; {advice}")
         metadata = cls(**values)
         for name, holds, expected in _consistency(metadata):
             if not holds:
-                raise _field_error(name, getattr(metadata, name), expected, label, advice)
+                raise wrong(name, getattr(metadata, name), expected)
         return metadata
 
 
 def layout_of(ndim: int, channels_last: bool) -> str:
     """The axes of x as the metadata name them, such as "N H W C" or "N C H W"."""
-    axes = _AXIS_NAMES.get(ndim, " ".join(f"E{d + 1}" for d in range(ndim)))
+    named = {1: "T", 2: "H W", 3: "D H W"}
+    axes = named.get(ndim, " ".join(f"E{d + 1}" for d in range(ndim)))
     return f"N {axes} C" if channels_last else f"N C {axes}"
 
 
@@ -259,11 +260,8 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
         sizes = list(size) if isinstance(size, list | tuple) else []
         numbers = [*sizes, metadata.drawing.get("levels"), metadata.drawing.get("state")]
         is_drawing = len(numbers) == 4 and all(type(number) is int and number > 0 for number in numbers)
-        yield (
-            "drawing",
-            is_drawing and kind == "density" and ndim == 1,
-            "size, levels and state of a density",
-        )
+        fits = is_drawing and kind == "density" and ndim == 1
+        yield "drawing", fits, "size, levels and state of a density"
     if metadata.preprocessing is not None:
         from mdlstm_tk.runtime.preprocessing import Preprocessing  # imported late: few models take images
 
@@ -281,9 +279,3 @@ def _are_extents(extents: tuple[int | None, ...], ndim: int) -> bool:
 
 def _are_different(names: tuple[str, ...]) -> bool:
     return bool(names) and len(set(names)) == len(names)
-
-
-def _field_error(name: str, value: Any, expected: str, label: str, advice: str) -> InputError:
-    shown = ascii(value)
-    shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
-    return InputError(f"the metadata field '{name}' of {label} is {shown}; expected {expected}; {advice}")

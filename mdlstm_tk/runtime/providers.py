@@ -130,11 +130,7 @@ def available_memory() -> int | None:
 
 
 def _cuda_index(device: str) -> int | None:
-    """The index of the CUDA device that a device name stands for; None for the CPU.
-
-    Raises:
-        InputError: the name is unknown.
-    """
+    """The index of the CUDA device that a device name stands for; None for the CPU."""
     if device == "cpu":
         return None
     match = re.fullmatch(r"auto|cuda(?::(\d{1,3}))?", device)

@@ -20,12 +20,8 @@ from mdlstm_tk.runtime.model_discovery import run_of
 
 
 class Given(NamedTuple):
-    """The part of an image that is not drawn.
-
-    Attributes:
-        values: (H, W, C) float32 in [0, 1], 0 where the image is drawn.
-        mask: (H, W), True where `values` hold.
-    """
+    """The part of an image that is not drawn: `values` (H, W, C) float32 in [0, 1], 0 where the image is
+    drawn; and `mask` (H, W), True where they hold."""
 
     values: npt.NDArray[np.float32]
     mask: npt.NDArray[np.bool_]
@@ -90,11 +86,7 @@ def drawn_size(metadata: Metadata, label: str = "this model", run: str = "RUN") 
 
 
 def check_takes_grids(metadata: Metadata, model: Path) -> None:
-    """Check that a model takes whole grids, rather than drawing the rows of images.
-
-    Raises:
-        InputError: it draws; the message names the command that makes the other file.
-    """
+    """Check that a model takes whole grids; one that draws the rows of images raises an `InputError`."""
     if metadata.drawing is not None:
         raise InputError(
             f"{model} draws images, with: mdlstm sample; make the file that gives the log-probabilities of "

@@ -19,13 +19,8 @@ Grid = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Batch:
-    """An array in the shape that the model takes.
-
-    Attributes:
-        samples: (N, *grid, C), or (N, C, *grid) for a channels-first model.
-        has_batch_axis: True if the user's array had the batch axis.
-        has_channel_axis: True if the user's array had the channel axis.
-    """
+    """An array in the shape that the model takes, (N, *grid, C), or (N, C, *grid) for a channels-first
+    model; and if the user's array had the axes of the batch and of the channels."""
 
     samples: Array
     has_batch_axis: bool
@@ -33,13 +28,8 @@ class Batch:
 
 
 class Shapes:
-    """The shapes that one model takes and returns.
-
-    Args:
-        metadata: of the model.
-        dtypes: of its inputs, by name; float32 where one is missing.
-        max_bytes: largest size of an array as float32.
-    """
+    """The shapes that one model takes and returns. `dtypes` are those of its inputs by name, float32 where
+    one is missing; `max_bytes` is the largest size of an array as float32."""
 
     def __init__(
         self, metadata: Metadata, dtypes: Mapping[str, str] | None = None, max_bytes: int = MAX_BYTES
@@ -94,11 +84,7 @@ class Shapes:
         return Batch(samples, has_batch_axis, has_channel_axis=missing_axes < 2)
 
     def prepare_sizes(self, sizes: Array, batch: Batch) -> Array:
-        """Convert `sizes` to (N, D) int64.
-
-        Raises:
-            InputError: the model takes no `sizes`, or they have the wrong shape or type or exceed the grid.
-        """
+        """Convert `sizes` to (N, D) int64, and check them."""
         sizes, grid = np.asarray(sizes), self.grid(batch.samples)
         shape = (len(batch.samples), self.metadata.ndim)
         if not self.takes_sizes:
@@ -120,11 +106,7 @@ class Shapes:
         return sizes.astype(np.int64)
 
     def prepare_extra_inputs(self, extra_inputs: Mapping[str, Array], batch: Batch) -> dict[str, Array]:
-        """Convert the inputs beside x and `sizes` to float32 or int64 with a batch axis.
-
-        Raises:
-            InputError: one is missing, unknown, or of another batch than x.
-        """
+        """Convert the inputs beside x and `sizes` to their dtypes, with a batch axis, and check them."""
         expected = [name for name in self.metadata.inputs[1:] if name != "sizes"]
         if set(extra_inputs) != set(expected):
             arguments = ", ".join(f"{name}=…" for name in expected)
@@ -221,11 +203,7 @@ class Shapes:
         return all(own in (None, extent) for own, extent in zip(self.metadata.extents, grid, strict=True))
 
     def _converted(self, array: Array, name: str, label: str) -> Array:
-        """An array in the dtype of an input of the model.
-
-        Raises:
-            InputError: the array is empty or not finite, or holds fractions where the model takes integers.
-        """
+        """An array in the dtype of an input of the model, which may take whole numbers alone."""
         dtype = self._dtypes.get(name, "float32")
         converted = to_float32(array, label)
         is_float = dtype in ("float32", "float64", "float16")

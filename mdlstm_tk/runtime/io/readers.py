@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeAlias, cast
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from mdlstm_tk.runtime.io.npy import (
     read_npy,
 )
 from mdlstm_tk.runtime.metadata import Metadata
+
+if TYPE_CHECKING:
+    from mdlstm_tk.runtime.preprocessing import Preprocessing
 
 MAGIC = {  # how the content of a file begins; none of these begins a table of numbers
     ".npy": (np.lib.format.MAGIC_PREFIX,),
@@ -68,7 +71,11 @@ class InputFile:
         """
         arrays = self.arrays
         if self.is_image:
-            arrays = {name: _image_array(x, metadata, self.label) for name, x in arrays.items()}
+            preprocessing = preprocessing_for(metadata, self.label)
+            x = preprocessing(arrays[None])
+            if preprocessing.channels == 1:
+                x = x[..., 0]
+            arrays = {None: x if metadata.channels_last or x.ndim == 2 else np.moveaxis(x, -1, 0)}
         if metadata.kind == "density":
             for x in arrays.values():
                 low, high = float(x.min(initial=0)), float(x.max(initial=0))
@@ -128,7 +135,8 @@ def read_input(source: str, max_bytes: int = MAX_BYTES) -> InputFile:
     with open_input(source) as file:
         if not suffix:
             buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast("Any", file))
-            file, suffix = buffered, _type_of(buffered.peek(MAGIC_BYTES))
+            start, file = buffered.peek(MAGIC_BYTES), buffered
+            suffix = next((kind for kind, starts in MAGIC.items() if start.startswith(starts)), ".csv")
         if suffix == ".npy":
             return InputFile(label, {None: read_npy(file, label, max_bytes)})
         if suffix == ".npz":  # is read from its end, which a pipe cannot seek
@@ -142,11 +150,6 @@ def read_input(source: str, max_bytes: int = MAX_BYTES) -> InputFile:
         return _read_image(file, label, max_bytes)
 
 
-def _type_of(start: bytes) -> str:
-    """The type of a file by the start of its content: ".npy", ".npz", "image", or ".csv" for all others."""
-    return next((name for name, starts in MAGIC.items() if start.startswith(starts)), ".csv")
-
-
 def _read_image(file: IO[bytes], label: str, max_bytes: int) -> InputFile:
     from mdlstm_tk.runtime.preprocessing import decode_image  # imported late: most files are arrays
 
@@ -154,8 +157,12 @@ def _read_image(file: IO[bytes], label: str, max_bytes: int) -> InputFile:
     return InputFile(label, {None: pixels}, is_image=True)
 
 
-def _image_array(pixels: Array, metadata: Metadata, label: str) -> Array:
-    """The array that a model takes for the pixels of an image; see `load_image`."""
+def preprocessing_for(metadata: Metadata, label: str) -> Preprocessing:
+    """How images are prepared for a model; see `load_image`.
+
+    Raises:
+        InputError: the model takes no images.
+    """
     from mdlstm_tk.runtime.preprocessing import Preprocessing
 
     if metadata.ndim != 2:
@@ -163,18 +170,13 @@ def _image_array(pixels: Array, metadata: Metadata, label: str) -> Array:
             f"{label} is an image, but the model takes grids of {metadata.ndim} axes; give a .npy file"
         )
     if metadata.preprocessing is not None:
-        preprocessing = Preprocessing.from_json(metadata.preprocessing)
-    elif metadata.channels in (1, 3):
-        preprocessing = Preprocessing(metadata.channels)
-    else:
+        return Preprocessing.from_json(metadata.preprocessing)
+    if metadata.channels not in (1, 3):
         raise InputError(
             f"{label} is an image and gives 1 or 3 channels, but the model takes {metadata.channels}; "
             "give a .npy file"
         )
-    x = preprocessing(pixels)
-    if preprocessing.channels == 1:
-        return x[..., 0]
-    return x if metadata.channels_last else np.moveaxis(x, -1, 0)
+    return Preprocessing(metadata.channels)
 
 
 def read_npz(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> tuple[Arrays, tuple[str, ...]]:

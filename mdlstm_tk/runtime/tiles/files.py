@@ -12,6 +12,7 @@ import numpy as np
 
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.batching import Result, write_results
+from mdlstm_tk.runtime.io.files import cannot_write
 from mdlstm_tk.runtime.io.npy import STDIO
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
 from mdlstm_tk.runtime.tiles.local import Report, RunGroups, State, on_threads, run_steps
@@ -184,7 +185,7 @@ def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[None]:
             except OSError:  # a file system without locks
                 pass
     except OSError as error:
-        raise MDLSTMError(f"cannot write {folder}: {error.strerror or error}") from None
+        raise cannot_write(folder, error) from None
     try:
         if is_left and not resume and not force:
             raise InputError(

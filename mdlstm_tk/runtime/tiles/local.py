@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.runtime.io.files import cannot_write
 from mdlstm_tk.runtime.tiles.plan import Group
-from mdlstm_tk.runtime.tiles.store import scratch_error
 from mdlstm_tk.runtime.tiles.work import Face, FaceKey, Work
 
 Report = Callable[[int, int], None]  # how many tiles are done, of how many
@@ -48,7 +48,7 @@ class State:
                 np.savez(file, **arrays)
             os.replace(temporary, self._path)
         except OSError as error:
-            raise scratch_error(temporary, error) from None
+            raise cannot_write(temporary, error) from None
 
     def _load(self) -> None:
         try:

@@ -50,11 +50,7 @@ class MappedArray:
 
 
 def open_npy(path: Path) -> MappedArray:
-    """Open a `.npy` file to read it by region.
-
-    Raises:
-        InputError: it is no such file.
-    """
+    """Open a `.npy` file to read it by region."""
     try:
         return MappedArray(np.lib.format.open_memmap(path, mode="r"))
     except (ValueError, EOFError):

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mdlstm_tk.errors import InputError, MDLSTMError, require
+from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.runtime.io.files import cannot_write
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.postprocessing import labels, mask_values, probabilities
@@ -66,7 +67,7 @@ class FileOutput:
                 else create_npy(self._path, shape, dtype)
             )
         except OSError as error:
-            raise _unwritable(self._path, error) from None
+            raise cannot_write(self._path, error) from None
 
     def __setitem__(self, region: Region, block: Array) -> None:
         """Write y (*extents, outputs) for a region."""
@@ -77,7 +78,7 @@ class FileOutput:
         try:
             self._array[region] = block[..., 0] if self._squeeze else block
         except OSError as error:
-            raise _unwritable(self._path, error) from None
+            raise cannot_write(self._path, error) from None
 
     def finish(self, target: Path) -> None:
         """Move what is written to its place."""
@@ -92,7 +93,7 @@ class FileOutput:
                 shutil.rmtree(target)
             os.replace(path, target)
         except OSError as error:
-            raise _unwritable(target, error) from None
+            raise cannot_write(target, error) from None
 
 
 def _open_zarr(path: Path, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: Any) -> Any:
@@ -102,8 +103,3 @@ def _open_zarr(path: Path, shape: tuple[int, ...], chunks: tuple[int, ...], dtyp
         return zarr.open_array(str(path), mode="r+")
     chunks = (*chunks, *shape[len(chunks) :])
     return zarr.create_array(str(path), shape=shape, chunks=chunks, dtype=dtype, zarr_format=3)
-
-
-def _unwritable(path: Path, error: OSError) -> MDLSTMError:
-    reason = error.strerror or error
-    return MDLSTMError(f"cannot write {path}: {reason}; choose another place with output=...")

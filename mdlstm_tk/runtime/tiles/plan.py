@@ -30,12 +30,8 @@ Region = tuple[slice, ...]
 
 
 class Group(NamedTuple):
-    """Tiles of one shape that run in one batch: the unit of work.
-
-    Attributes:
-        sweep: index of the sweep in the order in which sweeps run.
-        tiles: their indices.
-    """
+    """Tiles of one shape that run in one batch of a sweep, by their indices: the unit of work. Sweeps are
+    counted in the order in which they run."""
 
     sweep: int
     tiles: tuple[Tile, ...]
@@ -116,13 +112,8 @@ def run_order(directions: Sequence[Sequence[int]]) -> list[int]:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of a run.
-
-    Args:
-        tiling: how the grid is cut.
-        sweeps: the stage and the direction of each sweep, in the order in which they run.
-        batch_size: most tiles in a group.
-    """
+    """The steps of a run: how the grid is cut, the stage and the direction of each sweep in the order in
+    which they run, and the most tiles in a group."""
 
     tiling: Tiling
     sweeps: tuple[tuple[int, tuple[int, ...]], ...]

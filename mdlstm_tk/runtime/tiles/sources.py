@@ -11,8 +11,8 @@ import numpy as np
 
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.io.npy import Array, to_float32
+from mdlstm_tk.runtime.io.readers import preprocessing_for
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.preprocessing import Preprocessing
 from mdlstm_tk.runtime.tiles.mapped import open_npy
 from mdlstm_tk.runtime.tiles.plan import Region
 
@@ -87,7 +87,7 @@ def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) ->
     if suffix in TIFF_SUFFIXES:
         from mdlstm_tk.runtime.tiles.tif import TifPixels  # imported late: it needs tifffile
 
-        preprocessing = _preprocessing(metadata, label)
+        preprocessing = preprocessing_for(metadata, label)
         values = TifPixels(path, level)
         stack.callback(values.close)
         if preprocessing.resize not in (None, values.shape[:2]):
@@ -117,17 +117,6 @@ def _open_zarr(path: Path) -> Any:
         raise InputError(
             f"{path} is no zarr array of format 3, as zarr.create_array writes it ({_one_line(error)})"
         ) from None
-
-
-def _preprocessing(metadata: Metadata, label: str) -> Preprocessing:
-    if metadata.preprocessing is not None:
-        return Preprocessing.from_json(metadata.preprocessing)
-    if metadata.ndim != 2 or metadata.channels not in (1, 3):
-        raise InputError(
-            f"{label} is an image, which gives 2 axes and 1 or 3 channels, but the model takes "
-            f"{metadata.ndim} axes and {metadata.channels} channels; give a .npy or .zarr"
-        )
-    return Preprocessing(metadata.channels)
 
 
 def _one_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.runtime.io.files import cannot_write
 from mdlstm_tk.runtime.io.npy import Array, write_npy
 from mdlstm_tk.runtime.tiles.archive import Archive
 from mdlstm_tk.runtime.tiles.plan import Group, Plan, Tile, run_order
@@ -43,7 +44,7 @@ class BlockFolder:
                 write_npy(file, block)
             os.replace(temporary, path)
         except OSError as error:
-            raise scratch_error(path, error) from None
+            raise cannot_write(path, error) from None
 
     def __delitem__(self, key: BlockKey) -> None:
         self._path(key).unlink(missing_ok=True)
@@ -140,11 +141,3 @@ class Store:
     def _joined(self, parts: Mapping[int, Array]) -> Array:
         """The parts of sweeps, in the order of their features."""
         return np.concatenate([parts[k] for k in sorted(parts, key=self._places.__getitem__)], axis=-1)
-
-
-def scratch_error(path: Path, error: OSError) -> MDLSTMError:
-    """The error for a scratch file that cannot be written."""
-    reason = error.strerror or error
-    return MDLSTMError(
-        f"cannot write {path}: {reason}; free some space there, or choose another output=..."
-    )
