@@ -81,7 +81,12 @@ def infer(
     if json and output == "-":
         raise InputError("--json prints on stdout, where -o - writes the result; give one of them")
     if max_bytes is not None:
-        _allow_pixels(max_bytes)
+        with suppress(ImportError):  # the limit of Pillow is that of this process
+            from PIL import Image
+
+            from mdlstm_tk.runtime.preprocessing import PIXEL_BYTES
+
+            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_bytes // PIXEL_BYTES)
     if stream:
         _stream(files, given | {"json": json})
         return
@@ -91,10 +96,25 @@ def infer(
     is_single = is_single_file(files)
     tiles = console.TileProgress(is_shown=is_single)
     run = infer_paths(files, **given, report=tiles)
-    _print_plan(run, model)
+    session = run.session
+    if run.left_out:
+        note(f"files of other types, left out: {run.left_out}")
+    if model is None:
+        from mdlstm_tk.runtime.model_discovery import newer_run_without_export
+
+        if newer := newer_run_without_export(run.model):
+            console.warn(
+                f"the model is of an older run, because the newest, {newer}, has no export; "
+                f"make one with: mdlstm export {shell_quoted(newer)}"
+            )
+    note(f"{run.model} on {session.device} ({session.provider}){', isolated' if session.isolated else ''}")
+    if session.reason:
+        note(f"not on CUDA: {session.reason}")
+    if not run.jobs:
+        note(f"nothing to do: all {run.skipped} results exist")
     records: list[dict[str, Any]] = []
     try:
-        _follow(run, records, probabilities, top, is_single=is_single, is_json=json)
+        _follow(run, records, given, is_single, json)
     except (MDLSTMError, KeyboardInterrupt):
         if resume and run.jobs:
             note("what was done is kept beside the result; the same command with --resume goes on")
@@ -114,16 +134,6 @@ def infer(
         console.next_command(f'python -c "{program}"' if plain else f"python -c {shell_quoted(program)}")
 
 
-def _allow_pixels(max_bytes: int) -> None:
-    """Let Pillow decode what --max-bytes allows; its own limit is that of this process."""
-    with suppress(ImportError):
-        from PIL import Image
-
-        from mdlstm_tk.runtime.preprocessing import PIXEL_BYTES
-
-        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_bytes // PIXEL_BYTES)
-
-
 def _stream(files: list[str], given: dict[str, Any]) -> None:
     """Read rows from stdin, and write those of the result to stdout or a file."""
     from mdlstm_tk.runtime.inference import stream_paths
@@ -139,42 +149,13 @@ def _stream(files: list[str], given: dict[str, Any]) -> None:
     note(f"{read} rows → {written} rows")
 
 
-def _print_plan(run: Inference, model: str | None) -> None:
-    session = run.session
-    if run.left_out:
-        note(f"files of other types, left out: {run.left_out}")
-    if model is None:
-        from mdlstm_tk.runtime.model_discovery import newer_run_without_export
-
-        if newer := newer_run_without_export(run.model):
-            console.warn(
-                f"the model is of an older run, because the newest, {newer}, has no export; "
-                f"make one with: mdlstm export {shell_quoted(newer)}"
-            )
-    isolated = ", isolated" if session.isolated else ""
-    note(f"{run.model} on {session.device} ({session.provider}){isolated}")
-    if session.reason:
-        note(f"not on CUDA: {session.reason}")
-    if not run.jobs:
-        note(f"nothing to do: all {run.skipped} results exist")
-
-
 def _follow(
-    run: Inference,
-    records: list[dict[str, Any]],
-    probabilities: bool,
-    top: int | None,
-    *,
-    is_single: bool,
-    is_json: bool,
+    run: Inference, records: list[dict[str, Any]], given: dict[str, Any], is_single: bool, is_json: bool
 ) -> None:
     """Follow the results to the end: a bar on a terminal, a line for each failure, then the counts.
 
     Labels and texts that go to no file are printed on stdout, in the order of the jobs, each as soon as
     those before it are there. `records` gets what --json prints of each file.
-
-    Raises:
-        MDLSTMError: some files failed, or the work was interrupted.
     """
     if not run.jobs:
         return
@@ -186,18 +167,20 @@ def _follow(
     if is_printed and job.format in ANSWER_FORMATS and metadata.kind in ANSWER_KINDS:
         from mdlstm_tk.runtime.answers import AnswerDocument
 
-        chosen = ResultOptions(probabilities, top)
+        chosen = ResultOptions(given["probabilities"], given["top"])
         document = AnswerDocument(job.format, metadata, chosen, is_named=not is_single)
         sys.stdout.write(document.begin())
     waiting: deque[Job] = deque(run.jobs)
     answers: dict[Job, Sequence[Answer]] = {}
     total, done, failed, start = len(run.jobs), 0, 0, time.perf_counter()
 
-    def counts() -> str:
-        return f"{done} done, {run.skipped} skipped, {failed} failed, {rate():.3g} files/s"
-
     def rate() -> float:
         return (done + failed) / max(time.perf_counter() - start, 1e-9)
+
+    def note_counts(left: str = "") -> None:
+        if not is_single:
+            counts = f"{done} done, {run.skipped} skipped, {failed} failed, {rate():.3g} files/s"
+            note(f"stopped: {counts}, {left}" if left else counts)
 
     try:
         with nullcontext() if is_single else console.progress(total) as show:
@@ -220,13 +203,11 @@ def _follow(
                     show(done + failed, f"{rate():.3g} files/s", (total - done - failed) / rate())
     except (MDLSTMError, KeyboardInterrupt):
         advice = "nothing was written" if run.table else "continue with --skip-existing"
-        if not is_single:
-            note(f"stopped: {counts()}, {total - done - failed} to do; {advice}")
+        note_counts(f"{total - done - failed} to do; {advice}")
         raise
     if document:
         sys.stdout.write(document.end())
-    if not is_single:
-        note(counts())
+    note_counts()
     if failed:
         raise MDLSTMError(f"{failed} of {total} files failed; see the lines above")
 

@@ -275,11 +275,7 @@ def _infer_window(
 
 def _feeds_of(source: str, arrays: Arrays, metadata: Metadata) -> Feeds:
     """What the session runs for a file: each of its arrays as x; or all of them by name, if the model has
-    several inputs of these names.
-
-    Raises:
-        InputError: the model has further inputs, and the file holds arrays of other names.
-    """
+    several inputs of these names."""
     first, *others = metadata.inputs
     names = {name for name in arrays if name is not None}
     required = {first, *others} - {"sizes"}
@@ -312,12 +308,7 @@ def _feeds_of(source: str, arrays: Arrays, metadata: Metadata) -> Feeds:
 
 def _outputs_of(job: Job, parts: Mapping[str | None, Outputs]) -> Arrays:
     """The outputs for a file's arrays, by the name of the array. Where the model has several outputs, their
-    names follow after a dot.
-
-    Raises:
-        InputError: the model did not take one of the arrays.
-        StoppedError: the model was stopped while it ran on one of them.
-    """
+    names follow after a dot."""
     outputs: Arrays = {}
     for name, y in parts.items():
         source = job.source if name is None else f"'{name}' in {job.source}"

@@ -257,11 +257,7 @@ def _find_models(model: str | Path | None, *, tiled: bool) -> Sequence[Path]:
 
 
 def _open_model(path: Path, tiling: dict[str, bool], device: str, **options: Any) -> Session | TiledSession:
-    """Open a model for whole grids, or a tiled one.
-
-    Raises:
-        InputError: options for tiles are given with another model, or the model draws images.
-    """
+    """Open a model for whole grids, or a tiled one."""
     if _is_tiled(path):
         from mdlstm_tk.runtime.tiles.session import TiledSession  # imported late: most models need none
 
@@ -313,11 +309,7 @@ def _chosen(models: Sequence[Path], files: dict[str, InputFile], limit: int) -> 
 
 
 def _check_options(metadata: Metadata, options: ResultOptions, model: Path, table: Path | None) -> None:
-    """Check that a model has what the options ask for.
-
-    Raises:
-        InputError: names the option and the kind of model that it needs.
-    """
+    """Check that a model has what the options ask for."""
     kind = f"{model} is of kind {metadata.kind}"
     if options.probabilities and metadata.kind not in ("classify", "segment"):
         raise InputError(f"probabilities=True needs a model of kind classify or segment; {kind}")

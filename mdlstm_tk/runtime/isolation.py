@@ -88,6 +88,7 @@ class IsolatedRunner:
             raise self._invalid("no facts about the graphs") from None
 
     def run(self, feeds: Mapping[str, Array], graph: str = MODEL) -> dict[str, Array]:
+        """As `LocalRunner.run`."""
         with self._lock:
             if self._is_closed:
                 raise MDLSTMError("this session is closed; open the model again")
@@ -106,9 +107,11 @@ class IsolatedRunner:
             return outputs
 
     def interrupt(self) -> None:
+        """Stop the run in progress, which raises."""
         self._child.kill()
 
     def close(self) -> None:
+        """End the process; later runs raise an `MDLSTMError`."""
         self._is_closed = True
         self._child.kill()
 

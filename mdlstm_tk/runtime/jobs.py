@@ -157,11 +157,7 @@ def plan_jobs(
 
 
 def remaining_jobs(jobs: Sequence[Job], skip_existing: bool, force: bool) -> list[Job]:
-    """The jobs that are still to run.
-
-    Raises:
-        InputError: a result exists and may be neither kept nor replaced, or its path is not a file.
-    """
+    """The jobs that are still to run."""
     remaining = []
     for job in jobs:
         if job.target != STDIO:
@@ -207,11 +203,7 @@ def _walk(folder: str, output: str | None) -> Iterator[str]:
 
 
 def _check_targets(jobs: Sequence[Job]) -> None:
-    """Check that every result has a path of its own, and that none is the path of an input.
-
-    Raises:
-        InputError: names the inputs that collide.
-    """
+    """Check that every result has a path of its own, and that none is the path of an input."""
     real_folder = cache(os.path.realpath)
 
     def canonical(path: str) -> str:

@@ -196,11 +196,7 @@ def layout_of(ndim: int, channels_last: bool) -> str:
 
 
 def _typed(value: Any, annotation: Any) -> Any:
-    """A JSON value as the type of a field: lists become tuples.
-
-    Raises:
-        ValueError: the value is of another type; the message says which one was expected.
-    """
+    """A JSON value as the type of a field: lists become tuples."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         if value is None and NoneType in args:

@@ -183,11 +183,7 @@ def _bytes(value: memoryview | int | None) -> bytes:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    """The fields of a protobuf message: number, and the integer or the part of the file that it holds.
-
-    Raises:
-        Refusal: the message is malformed.
-    """
+    """The fields of a protobuf message: number, and the integer or the part of the file that it holds."""
     position, end = 0, len(message)
     while position < end:
         tag, position = _varint(message, position)

@@ -66,11 +66,7 @@ def choose_model(models: Sequence[Path], grids: Sequence[tuple[int, ...]]) -> Pa
 
 
 def read_metadata(model: Path, max_bytes: int) -> Metadata:
-    """The metadata in an `.onnx` file.
-
-    Raises:
-        InputError: the file cannot be read, or is no model that mdlstm-tk exported.
-    """
+    """The metadata in an `.onnx` file."""
     data = read_model(model, max_bytes, "mdlstm export")
     return Metadata.from_props(check_model(data, str(model), max_bytes=max_bytes, trusted=True), str(model))
 

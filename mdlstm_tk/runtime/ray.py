@@ -88,11 +88,7 @@ def infer_with_ray(
 ) -> Iterator[Result]:
     """Do what `infer_files` does, byte for byte, with the jobs distributed over Ray workers, which load the
     model at a path, each on "cpu" or "cuda" and so many threads; 0 means 1, as workers share the cores.
-    There is one worker per CPU, divided by `threads`, unless `workers` says how many.
-
-    Raises:
-        MDLSTMError: as in `infer_files`, or Ray fails or is not installed.
-    """
+    There is one worker per CPU, divided by `threads`, unless `workers` says how many."""
     threads, max_bytes = max(threads, 1), max_bytes or MAX_BYTES
     windows = [jobs[i : i + WINDOW] for i in range(0, len(jobs), WINDOW)]
     workers = min(workers or max(1, (os.cpu_count() or 1) // threads), len(windows))
@@ -148,9 +144,6 @@ def ray_cluster(cpus: int) -> Iterator[Any]:
     """Connect to the cluster at $RAY_ADDRESS, or start one with so many CPUs on this machine; yields `ray`.
 
     Usage statistics and the dashboard are turned off.
-
-    Raises:
-        MDLSTMError: Ray fails or is not installed.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"  # its messages are in its log files

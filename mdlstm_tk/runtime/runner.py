@@ -6,12 +6,15 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 from mdlstm_tk.errors import InputError, MDLSTMError, StoppedError, require
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
 from mdlstm_tk.runtime.model_check import check_model
 from mdlstm_tk.runtime.providers import create_session, is_out_of_memory, one_line
+
+if TYPE_CHECKING:
+    from mdlstm_tk.runtime.isolation import IsolatedRunner
 
 MODEL = "model"  # the name of the only graph of an `.onnx` file
 MAX_TIMEOUT = 1e6  # seconds, 11 days; the timers of the system take no more than a few weeks
@@ -41,37 +44,8 @@ class GraphInfo:
     outputs: dict[str, TensorType]
 
 
-class Runner(Protocol):
-    """Loaded graphs.
-
-    Attributes:
-        graphs: facts about each graph, by its name.
-        device: "cpu" or "cuda:N".
-        provider: ONNX Runtime's name for the device.
-        reason: why "auto" did not take the CUDA that this ONNX Runtime supports; else None.
-        captures_graphs: True if repeated shapes are captured as CUDA graphs.
-    """
-
-    graphs: dict[str, GraphInfo]
-    device: str
-    provider: str
-    reason: str | None
-    captures_graphs: bool
-
-    def run(self, feeds: Mapping[str, Array], graph: str = MODEL) -> dict[str, Array]:
-        """Compute all outputs of a graph, by name, from all its inputs.
-
-        Raises:
-            StoppedError: a limit on time or memory was reached, or the process of the model crashed.
-            MDLSTMError: ONNX Runtime fails.
-            KeyboardInterrupt: the user pressed Ctrl-C; the run was stopped.
-        """
-
-    def interrupt(self) -> None:
-        """Stop the runs in progress, which raise."""
-
-    def close(self) -> None:
-        """Release the graphs; later runs raise an `MDLSTMError`."""
+Runner: TypeAlias = "LocalRunner | IsolatedRunner"
+"""Loaded graphs: facts about each of them by its name, where they run, and why not on CUDA."""
 
 
 def open_runner(
@@ -112,11 +86,7 @@ class OpenModel:
 
     @property
     def graphs(self) -> Runner:
-        """Runs the graphs of the model by their names.
-
-        Raises:
-            MDLSTMError: the session is closed.
-        """
+        """Runs the graphs of the model by their names."""
         runner = self._runner  # another thread may close the session meanwhile
         if runner is None:
             name = type(self).__name__
@@ -141,7 +111,7 @@ class OpenModel:
 
 
 class LocalRunner:
-    """A `Runner` in this process. Arguments and errors are those of `open_runner`.
+    """Graphs in this process. Arguments and errors are those of `open_runner`.
 
     Runs from several threads are concurrent, except with CUDA graphs.
     """
@@ -175,6 +145,13 @@ class LocalRunner:
                 self._functions[name] = CudaGraphRunner(self._onnxruntime, session, "cuda", index)
 
     def run(self, feeds: Mapping[str, Array], graph: str = MODEL) -> dict[str, Array]:
+        """Compute all outputs of a graph, by name, from all its inputs.
+
+        Raises:
+            StoppedError: a limit on time or memory was reached, or the process of the model crashed.
+            MDLSTMError: ONNX Runtime fails.
+            KeyboardInterrupt: the user pressed Ctrl-C; the run was stopped.
+        """
         function = self._functions.get(graph)
         if function is None:
             raise MDLSTMError("this session is closed; open the model again")
@@ -205,10 +182,12 @@ class LocalRunner:
         return dict(zip(self.graphs[graph].outputs, arrays, strict=True))
 
     def interrupt(self) -> None:
+        """Stop the runs in progress, which raise."""
         for run in list(self._active):
             run.stop()
 
     def close(self) -> None:
+        """Release the graphs; later runs raise an `MDLSTMError`."""
         self._functions = {}
 
 

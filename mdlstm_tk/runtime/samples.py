@@ -68,11 +68,7 @@ def read_given(path: Path, size: tuple[int, int], channels: int) -> Given:
 
 
 def drawn_size(metadata: Metadata, label: str = "this model", run: str = "RUN") -> tuple[int, int]:
-    """The size of the images that a model was trained to draw.
-
-    Raises:
-        InputError: the model does not draw images; the message calls it `label`, and its run folder `run`.
-    """
+    """The size of the images that a model was trained to draw."""
     if metadata.drawing is None:
         if metadata.kind == "density":
             raise InputError(

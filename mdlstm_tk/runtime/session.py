@@ -259,11 +259,7 @@ def _single(outputs: dict[str, Array]) -> Outputs:
 
 
 def _check_agreement(metadata: Metadata, graph: GraphInfo, label: str) -> None:
-    """Check that the metadata describe the graph that they came with.
-
-    Raises:
-        InputError: names the inputs, the outputs or the axes that differ.
-    """
+    """Check that the metadata describe the graph that they came with."""
     for name, declared, found in (
         ("inputs", metadata.inputs, graph.inputs),
         ("outputs", metadata.output_names, graph.outputs),

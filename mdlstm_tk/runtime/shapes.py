@@ -44,10 +44,6 @@ class Shapes:
             x: (*grid), (*grid, C) or (N, *grid, C); for a channels-first model (*grid), (C, *grid) or
                 (N, C, *grid).
             label: name of x in error messages.
-
-        Raises:
-            InputError: x has the wrong shape, is empty, too large or not finite. If the grid is wrong, the
-                message names the one that fits.
         """
         metadata = self.metadata
         x = np.asanyarray(x)

@@ -26,11 +26,7 @@ FLOAT_BYTES = 4  # callers convert arrays to float32, so smaller dtypes grow to 
 
 @contextmanager
 def open_input(source: str | Path) -> Iterator[IO[bytes]]:
-    """Open a file for reading; "-" is standard input.
-
-    Raises:
-        InputError: the file does not exist, or cannot be opened or read.
-    """
+    """Open a file for reading; "-" is standard input."""
     try:
         with nullcontext(sys.stdin.buffer) if source == STDIO else open(source, "rb") as file:
             yield file
@@ -42,11 +38,7 @@ def open_input(source: str | Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def open_output(target: str | Path) -> Iterator[IO[bytes]]:
-    """Open a file that appears whole or not at all; "-" is standard output.
-
-    Raises:
-        MDLSTMError: the file cannot be written.
-    """
+    """Open a file that appears whole or not at all; "-" is standard output."""
     if target == STDIO:
         buffer = io.BytesIO()
         yield buffer
@@ -122,11 +114,7 @@ def to_float32(array: Array, label: str) -> Array:
 
 
 def write_npy(file: IO[bytes], array: Array) -> None:
-    """Write the bytes that numpy.save writes.
-
-    Raises:
-        InputError: the array holds something else than real numbers.
-    """
+    """Write the bytes that numpy.save writes."""
     if array.dtype.kind not in "buif":
         raise InputError(f"cannot write an array of {array.dtype}, expected real numbers")
     array = np.asarray(array, order="C")
@@ -147,10 +135,6 @@ def read_npy(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Array:
         file: an object whose `read(n)` returns fewer than n bytes only at the end.
         label: what error messages call the file.
         max_bytes: maximum size in bytes of the array, as stored and as float32.
-
-    Raises:
-        InputError: the file is not a `.npy`, is incomplete, holds anything but real numbers, or declares
-            an array that is too large.
     """
     shape, fortran_order, dtype = read_header(file, label)
     if dtype.hasobject:
@@ -179,11 +163,7 @@ def read_npy(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Array:
 
 
 def read_capped(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> bytes:
-    """Read the rest of a file.
-
-    Raises:
-        InputError: the rest is larger than `max_bytes`.
-    """
+    """Read the rest of a file."""
     data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise InputError(f"{label} is larger than {max_bytes} bytes; allow more with max_bytes=...")
@@ -191,11 +171,7 @@ def read_capped(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> byte
 
 
 def read_model(path: Path, max_bytes: int, make_one: str) -> bytes:
-    """Read a model into memory, so that ONNX Runtime has no path to resolve external data against.
-
-    Raises:
-        InputError: there is no such file, and the command that makes one; or it is too large.
-    """
+    """Read a model into memory, so that ONNX Runtime has no path to resolve external data against."""
     if not path.is_file():
         problem = f"there is no model {path}; make one with: {make_one}"
         raise InputError(f"cannot read {path}: it is not a regular file" if path.exists() else problem)
@@ -204,11 +180,7 @@ def read_model(path: Path, max_bytes: int, make_one: str) -> bytes:
 
 
 def read_header(file: IO[bytes], label: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Read the shape, whether the array is stored in Fortran order, and the dtype, which may be any.
-
-    Raises:
-        InputError: the file is not a `.npy`.
-    """
+    """Read the shape, whether the array is stored in Fortran order, and the dtype, which may be any."""
     formats = np.lib.format
     # Version 3 differs from 2 only in the encoding of field names, and structured dtypes are refused.
     newer = formats.read_array_header_2_0

@@ -63,12 +63,7 @@ class InputFile:
     left_out: tuple[str, ...] = ()
 
     def arrays_for(self, metadata: Metadata) -> Arrays:
-        """The arrays as a model takes them.
-
-        Raises:
-            InputError: the file is an image, and the model takes none; or the model is a density, whose
-                levels lie in [0, 1], and values do not.
-        """
+        """The arrays as a model takes them."""
         arrays = self.arrays
         if self.is_image:
             preprocessing = preprocessing_for(metadata, self.label)
@@ -158,11 +153,7 @@ def _read_image(file: IO[bytes], label: str, max_bytes: int) -> InputFile:
 
 
 def preprocessing_for(metadata: Metadata, label: str) -> Preprocessing:
-    """How images are prepared for a model; see `load_image`.
-
-    Raises:
-        InputError: the model takes no images.
-    """
+    """How images are prepared for a model; see `load_image`."""
     from mdlstm_tk.runtime.preprocessing import Preprocessing
 
     if metadata.ndim != 2:
@@ -182,12 +173,7 @@ def preprocessing_for(metadata: Metadata, label: str) -> Preprocessing:
 def read_npz(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> tuple[Arrays, tuple[str, ...]]:
     """Read the arrays in an open, seekable `.npz` file, but for the targets in a file to train on: with
     x, y and perhaps sizes, y is left out. Returns the arrays by their names, and the names that were left
-    out.
-
-    Raises:
-        InputError: the file is not a `.npz`, is damaged, has the same name twice, or takes more than
-            `max_bytes`, as it is, unpacked, or as float32.
-    """
+    out."""
     import zipfile  # imported late: it is slow to import, and most files are .npy
 
     if file.seek(0, io.SEEK_END) > max_bytes:

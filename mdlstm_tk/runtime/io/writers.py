@@ -18,12 +18,7 @@ from mdlstm_tk.runtime.io.npy import Array, open_output, write_npy
 
 
 def write_arrays(target: str, arrays: Mapping[str | None, Array], file_format: Format) -> None:
-    """Write arrays of real numbers to a file or to "-", standard output, whole or not at all.
-
-    Raises:
-        InputError: the format cannot hold the arrays, or they are not of numbers.
-        MDLSTMError: the file cannot be written, or Pillow is needed and not installed.
-    """
+    """Write arrays of real numbers to a file or to "-", standard output, whole or not at all."""
     for array in arrays.values():
         if array.dtype.kind not in "buif":
             raise InputError(f"the result holds {array.dtype}, expected real numbers")
@@ -52,10 +47,6 @@ def write_mask(target: str, mask: Array, values: Sequence[int], palette: Sequenc
     Args:
         values: all values that masks may have, in the order of the classes.
         palette: red, green and blue of each class in turn; None: the mask is grey.
-
-    Raises:
-        InputError: PNG cannot hold the mask.
-        MDLSTMError: the file cannot be written, or Pillow is not installed.
     """
     mask = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
     if mask.ndim != 2:

@@ -97,11 +97,7 @@ def is_archive(path: Path) -> bool:
 
 
 def read_archive_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
-    """The content of the file.
-
-    Raises:
-        InputError: there is no such file, or it is larger than `max_bytes`.
-    """
+    """The content of the file."""
     return read_model(path, max_bytes, MAKE_ONE)
 
 

@@ -163,12 +163,7 @@ def _infer_file(
 
 @contextmanager
 def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[None]:
-    """Make the scratch folder of a run; it is removed at the end, unless an interrupted run can go on.
-
-    Raises:
-        InputError: an interrupted run has left one, and it is not said what to do with it.
-        MDLSTMError: the folder cannot be created, or another process works in it.
-    """
+    """Make the scratch folder of a run; it is removed at the end, unless an interrupted run can go on."""
     import shutil  # imported late: it imports modules that most calls do not need
 
     is_left, lock = folder.exists(), None

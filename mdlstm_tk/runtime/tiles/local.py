@@ -23,10 +23,6 @@ class State:
     """The state from which a run can go on: the next step, and the faces by which its tiles are entered.
 
     It lies in the scratch folder, with JSON values of all that the result depends on.
-
-    Raises:
-        InputError: the run that was interrupted was another one; the message names the first difference.
-        MDLSTMError: the disk is full, or the state cannot be read.
     """
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, Any]) -> None:

@@ -27,10 +27,6 @@ class FileOutput:
     Masks of segmenters go to a TIFF, and the network's outputs to all other files. The file lies in the
     folder `scratch` until it is finished; an interrupted run may have left it there. `squeeze` leaves out
     the axis of the outputs if there is one output.
-
-    Raises:
-        InputError: the format cannot hold the result.
-        MDLSTMError: the disk is full, or zarr or tifffile is needed and not installed.
     """
 
     def __init__(

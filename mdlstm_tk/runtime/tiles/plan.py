@@ -87,11 +87,7 @@ def shape_of(region: Region) -> tuple[int, ...]:
 
 
 def tile_extents(tile: int | Sequence[int], ndim: int) -> tuple[int, ...]:
-    """The extents of a tile that were given as one number for all axes or one for each.
-
-    Raises:
-        InputError: they are not positive, or not as many as there are axes.
-    """
+    """The extents of a tile that were given as one number for all axes or one for each."""
     extents = tuple(tile) if isinstance(tile, Sequence) else (tile,) * ndim
     if len(extents) != ndim or not all(isinstance(extent, int) and extent > 0 for extent in extents):
         raise InputError(f"tile must be a positive integer, or {ndim} of them, got {tile}; try tile=512")

@@ -158,11 +158,7 @@ class TiledSession(OpenModel):
     def plan(
         self, grid: Sequence[int], tile: int | Sequence[int] = TILE, batch_size: int | None = None
     ) -> Plan:
-        """The plan for a grid.
-
-        Raises:
-            InputError: the network does not take the grid, or a tile needs more than `max_bytes`.
-        """
+        """The plan for a grid."""
         multiple_of = self.metadata.multiple_of or (1,) * len(grid)
         if any(extent % m for extent, m in zip(grid, multiple_of, strict=True)):
             raise InputError(

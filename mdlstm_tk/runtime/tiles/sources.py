@@ -29,9 +29,6 @@ class GridSource:
         metadata, label: of the network, and the array's name in error messages.
         prepare: makes (*extents, C) of the values in a region.
         channels: that `prepare` makes; None: those of the array.
-
-    Raises:
-        InputError: the array does not fit the network.
     """
 
     def __init__(
@@ -56,11 +53,7 @@ class GridSource:
             )
 
     def read(self, region: Region) -> Array:
-        """The values in a region: (*extents, C) float32.
-
-        Raises:
-            InputError: they cannot be read, or are not finite.
-        """
+        """The values in a region: (*extents, C) float32."""
         try:
             values = self._prepare(self._values[region])
         except Exception as error:  # zarr, tifffile and their codecs raise all kinds of exceptions

@@ -28,12 +28,7 @@ IGNORED, OPACITY = 0, 2  # ExtraSamples
 
 
 class TifPixels:
-    """The pixels of one level of a TIFF file: (H, W) or (H, W, 3), as `decode_image` returns them.
-
-    Raises:
-        InputError: the file is no TIFF, damaged, or of a kind that is not read by region.
-        MissingExtraError: tifffile or zarr is not installed.
-    """
+    """The pixels of one level of a TIFF file: (H, W) or (H, W, 3), as `decode_image` returns them."""
 
     def __init__(self, path: Path, level: int = 0) -> None:
         tifffile: Any = require("tifffile", "large")
