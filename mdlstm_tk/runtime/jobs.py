@@ -103,18 +103,11 @@ def plan_jobs(
 ) -> list[Job]:
     """Decide where and in which format the result of each file is written.
 
-    The result of x.npy is x.out.npy, beside it or at the same relative path below `output`. Labels and
-    texts go to standard output if `output` is None.
-
-    Args:
-        files: what `find_files` returned.
-        output: a file (of a single input), a table, a folder, "-" or None.
-        output_format: format of the results. None: the suffix of `output` if that is a file, else npz for
-            several outputs, txt for labels and texts, png for masks (tif where the model is tiled), npz
-            for `.npz` inputs, and npy for all others.
-        metadata, options: with probabilities, labels and masks are written as numbers, unless a format is
-            given.
-        is_single: the only input is a file, rather than a folder.
+    The result of x.npy is x.out.npy, beside it or at the same relative path below the folder `output`.
+    Labels and texts go to standard output if `output` is None. The format is that of the suffix of a file
+    `output`, else npz for several outputs, txt for labels and texts, png for masks (tif where the model is
+    tiled), npz for `.npz` inputs, and npy for all others. With probabilities, labels and masks are written
+    as numbers. `is_single`: the only input is a file, rather than a folder.
 
     Raises:
         InputError: the suffix of `output` names no format, a result would overwrite an input or another

@@ -132,7 +132,7 @@ class Session(OpenModel):
             (outputs,) = self._run_together([batch.samples], extra)
         else:
             outputs = self._run(batch.samples, {"sizes": self._shapes.prepare_sizes(sizes, batch), **extra})
-        return _single(self._shapes.restore_axes(outputs, batch))
+        return self._shapes.restore_axes(outputs, batch)
 
     def run_many(self, arrays: Sequence[Array]) -> list[Outputs]:
         """Run the model on arrays of different shapes in as few batches as possible.
@@ -161,7 +161,7 @@ class Session(OpenModel):
         for members in groups.values():
             parts = self._run_together([batches[k].samples for k in members], {})
             for k, outputs in zip(members, parts, strict=True):
-                results[k] = _single(self._shapes.restore_axes(outputs, batches[k]))
+                results[k] = self._shapes.restore_axes(outputs, batches[k])
         return [results[k] for k in range(len(batches))]
 
     def sample(
@@ -251,11 +251,6 @@ class Session(OpenModel):
                     f"{samples.shape}, which contradicts its metadata; export it again"
                 )
         return outputs
-
-
-def _single(outputs: dict[str, Array]) -> Outputs:
-    """The only output, or all of them by name."""
-    return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
 
 def _check_agreement(metadata: Metadata, graph: GraphInfo, label: str) -> None:

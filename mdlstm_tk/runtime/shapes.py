@@ -147,8 +147,9 @@ class Shapes:
             result[name] = y
         return result
 
-    def restore_axes(self, outputs: Mapping[str, Array], batch: Batch) -> dict[str, Array]:
-        """Remove the batch and channel axes of the outputs that the user's array did not have."""
+    def restore_axes(self, outputs: Mapping[str, Array], batch: Batch) -> Array | dict[str, Array]:
+        """Remove the batch and channel axes of the outputs that the user's array did not have; returns the
+        only output, or all of them by name."""
         result = {}
         for name, y in outputs.items():
             axis = self.feature_axis(y)
@@ -156,7 +157,7 @@ class Shapes:
             if has_one_feature and not batch.has_channel_axis:
                 y = np.squeeze(y, axis)
             result[name] = y if batch.has_batch_axis else y[0]
-        return result
+        return result if len(result) > 1 else result.popitem()[1]
 
     def feature_axis(self, y: Array) -> int:
         """The axis of an output (N, …) that holds its features: 1 if it has a grid and the model is

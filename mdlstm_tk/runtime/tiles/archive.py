@@ -32,6 +32,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import TILED_SUFFIX
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, read_model
 from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.tiles.plan import run_order
 
 SUFFIX = TILED_SUFFIX
 MAKE_ONE = "mdlstm export RUN --form tiles"
@@ -84,6 +85,12 @@ class Archive:
     upsample: tuple[int, ...] = ()
     graphs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     digest: str = ""
+
+    @property
+    def ordered_sweeps(self) -> list[tuple[int, int]]:
+        """The sweeps in the order in which they run: the stage, and the index in the stage."""
+        orders = [run_order([sweep.direction for sweep in stage.sweeps]) for stage in self.stages]
+        return [(s, k) for s, order in enumerate(orders) for k in order]
 
     @property
     def total_window(self) -> tuple[int, ...]:

@@ -129,10 +129,6 @@ class Plan:
         """The number of steps."""
         return self.starts[-1] + self._diagonals
 
-    def ends(self, sweep: int) -> int:
-        """The step before which a sweep has finished all tiles."""
-        return self.starts[sweep] + self._diagonals
-
     @property
     def tile_count(self) -> int:
         """The number of tiles that are swept, all sweeps together."""

@@ -13,7 +13,7 @@ from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.runtime.io.files import cannot_write
 from mdlstm_tk.runtime.io.npy import Array, write_npy
 from mdlstm_tk.runtime.tiles.archive import Archive
-from mdlstm_tk.runtime.tiles.plan import Group, Plan, Tile, run_order
+from mdlstm_tk.runtime.tiles.plan import Group, Plan, Tile
 
 BlockKey = tuple[int, Tile]  # the sweep that has left the block, and its tile
 
@@ -72,8 +72,7 @@ class Store:
             for s in range(len(archive.stages))
         ]
         # the place of each sweep among the features of its stage
-        orders = [run_order([sweep.direction for sweep in stage.sweeps]) for stage in archive.stages]
-        self._places = [place for order in orders for place in order]
+        self._places = [place for _, place in archive.ordered_sweeps]
 
     def complete(self, sweep: int, tile: Tile, part: Array) -> Array | None:
         """Take the part (*extents, F) that a sweep adds to the output of its stage for a tile.

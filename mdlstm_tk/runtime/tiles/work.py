@@ -11,7 +11,7 @@ from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.runner import Runner
 from mdlstm_tk.runtime.tiles.archive import Archive
-from mdlstm_tk.runtime.tiles.plan import Group, Plan, Region, Tile, Tiling, run_order, shape_of
+from mdlstm_tk.runtime.tiles.plan import Group, Plan, Region, Tile, Tiling, shape_of
 from mdlstm_tk.runtime.tiles.sources import GridSource
 from mdlstm_tk.runtime.tiles.store import Blocks, Store
 
@@ -28,17 +28,8 @@ class Output(Protocol):
 def make_plan(archive: Archive, grid: Sequence[int], tile: Sequence[int], batch_size: int) -> Plan:
     """The plan for a network and a grid."""
     tiling = Tiling(grid, tile, [stage.window for stage in archive.stages])
-    sweeps = [(s, archive.stages[s].sweeps[k].direction) for s, k in ordered_sweeps(archive)]
+    sweeps = [(s, archive.stages[s].sweeps[k].direction) for s, k in archive.ordered_sweeps]
     return Plan(tiling, tuple(sweeps), batch_size)
-
-
-def ordered_sweeps(archive: Archive) -> list[tuple[int, int]]:
-    """The sweeps in the order in which they run: the stage, and the index in the stage."""
-    return [
-        (s, k)
-        for s, stage in enumerate(archive.stages)
-        for k in run_order([sweep.direction for sweep in stage.sweeps])
-    ]
 
 
 def output_extents(archive: Archive, grid: Sequence[int]) -> tuple[int, ...]:
@@ -78,7 +69,7 @@ class Work:
         self.plan, self.graphs, self.store = plan, graphs, Store(archive, plan, blocks)
         self.output = output
         self._archive, self._source, self._endless = archive, source, endless
-        self._files = [archive.stages[s].sweeps[k].file for s, k in ordered_sweeps(archive)]
+        self._files = [archive.stages[s].sweeps[k].file for s, k in archive.ordered_sweeps]
 
     def run(self, group: Group, faces: Mapping[FaceKey, Face]) -> dict[FaceKey, Face]:
         """Run one group, whose tiles are entered by some of the faces; a tile at the border has none.
