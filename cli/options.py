@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from mdlstm_tk._util.sizes import parse_free_size, parse_size
 from mdlstm_tk._util.text import is_plain_text, shell_quoted
 from mdlstm_tk.errors import InputError, require
 
@@ -39,12 +38,16 @@ def parse_device(text: str) -> str:
 
 def parse_size_text(text: str) -> str:
     """Check the size of a grid."""
+    from mdlstm_tk._util.sizes import parse_size  # imported late: `infer` takes no sizes
+
     parse_size(text)
     return text
 
 
 def parse_free_size_text(text: str) -> str:
     """Check the size of a two-dimensional grid whose extents may be free."""
+    from mdlstm_tk._util.sizes import parse_free_size
+
     parse_free_size(text)
     return text
 

@@ -8,7 +8,6 @@ are loaded when they are first used. The operator `mdlstm::wavefront` is registe
 import os.path
 from typing import TYPE_CHECKING, Any
 
-from mdlstm_tk._util.caches import clear_caches
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import (
     DeviceError,
@@ -21,6 +20,7 @@ from mdlstm_tk.errors import (
 )
 
 if TYPE_CHECKING:
+    from mdlstm_tk._util.caches import clear_caches as clear_caches
     from mdlstm_tk.cells import Gate as Gate
     from mdlstm_tk.cells import register_cell as register_cell
     from mdlstm_tk.layer import MDLSTM as MDLSTM
@@ -61,6 +61,10 @@ def __getattr__(name: str) -> Any:
         from mdlstm_tk.states import BoundaryState
 
         return BoundaryState
+    if name == "clear_caches":
+        from mdlstm_tk._util.caches import clear_caches
+
+        return clear_caches
     if name in ("Gate", "register_cell"):
         from mdlstm_tk import cells
 

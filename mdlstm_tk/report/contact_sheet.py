@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.runtime.io.arrays import save_array
 from mdlstm_tk.runtime.io.files import atomic_write
-from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.io.npy import Array, save_array
 
 OUTPUT_SUFFIXES = (".png", ".gif", ".npy")
 IMAGE_PIXELS = 56  # of the longer side of the picture of an image, about

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.batching import Result as Result
     from mdlstm_tk.runtime.inference import Inference as Inference
     from mdlstm_tk.runtime.inference import infer_paths as infer_paths
-    from mdlstm_tk.runtime.io.arrays import load_array as load_array
-    from mdlstm_tk.runtime.io.arrays import save_array as save_array
+    from mdlstm_tk.runtime.io.npy import load_array as load_array
+    from mdlstm_tk.runtime.io.npy import save_array as save_array
     from mdlstm_tk.runtime.io.readers import load_image as load_image
     from mdlstm_tk.runtime.metadata import Metadata as Metadata
     from mdlstm_tk.runtime.session import Session as Session
@@ -54,24 +54,12 @@ _MODULES = {
     "TiledSession": "tiles.session",
     "decode": "answers",
     "infer_paths": "inference",
-    "load_array": "io.arrays",
+    "load_array": "io.npy",
     "load_image": "io.readers",
-    "save_array": "io.arrays",
+    "save_array": "io.npy",
 }
 
-__all__ = [
-    "Answer",
-    "Inference",
-    "Metadata",
-    "Result",
-    "Session",
-    "TiledSession",
-    "decode",
-    "infer_paths",
-    "load_array",
-    "load_image",
-    "save_array",
-]
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

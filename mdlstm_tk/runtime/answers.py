@@ -33,24 +33,16 @@ import numpy as np
 
 from mdlstm_tk._util.text import printable, text_field, to_json
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.runtime.io.arrays import STDIO
-from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.io import Format
+from mdlstm_tk.runtime.io.npy import STDIO, Array, open_output
 from mdlstm_tk.runtime.io.readers import Arrays
-from mdlstm_tk.runtime.io.writers import write_arrays, write_mask, write_text
-from mdlstm_tk.runtime.jobs import (
-    ANSWER_KINDS,
-    CLASS_KINDS,
-    AnswerFormat,
-    Job,
-    ResultOptions,
-    answer_format,
-)
+from mdlstm_tk.runtime.io.writers import write_arrays, write_mask
+from mdlstm_tk.runtime.jobs import ANSWER_FORMATS, ANSWER_KINDS, CLASS_KINDS, Job, ResultOptions
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.postprocessing import class_axis, labels, mask_values, probabilities, transcripts
 
 PROBABILITY_DIGITS = 6
 NUMBER_DIGITS = 4  # of nats and bits
-NUMBERS = ("nats", "bits_per_dim")
 
 
 @dataclass(frozen=True)
@@ -76,13 +68,16 @@ class Answer:
     def as_dict(self, kind: str | None) -> dict[str, Any]:
         """The answer as JSON values."""
         values: dict[str, Any] = {"array": self.array, "sample": self.sample}
-        values = {name: value for name, value in values.items() if value is not None}
-        if kind == "transcribe":
-            return values | {"text": self.text}
-        if kind == "density":
-            return values | dict(self.numbers)
-        values |= {"label": self.text, "probability": self.probabilities[0][1]}
+        values = {name: value for name, value in values.items() if value is not None} | self.values(kind)
         return values | ({"probabilities": dict(self.probabilities)} if len(self.probabilities) > 1 else {})
+
+    def values(self, kind: str | None) -> dict[str, Any]:
+        """The label and its probability, the text, or the numbers."""
+        if kind == "transcribe":
+            return {"text": self.text}
+        if kind == "density":
+            return dict(self.numbers)
+        return {"label": self.text, "probability": self.probabilities[0][1]}
 
 
 def decode(y: Array, metadata: Metadata, top: int = 1, array: str | None = None) -> Any:
@@ -133,11 +128,9 @@ def _densities(log_p: Array, metadata: Metadata, array: str | None) -> list[Answ
     answers = []
     for k, sample in enumerate(log_p if batched else log_p[None]):
         nats = -float(sample.sum(dtype=np.float64))
-        values = (nats, nats / log(2) / sample.size)
-        rounded = tuple(
-            (name, round(value, NUMBER_DIGITS)) for name, value in zip(NUMBERS, values, strict=True)
-        )
-        answers.append(Answer(str(rounded[0][1]), array, k if batched else None, numbers=rounded))
+        bits = nats / log(2) / sample.size
+        numbers = ("nats", round(nats, NUMBER_DIGITS)), ("bits_per_dim", round(bits, NUMBER_DIGITS))
+        answers.append(Answer(str(numbers[0][1]), array, k if batched else None, numbers=numbers))
     return answers
 
 
@@ -157,18 +150,17 @@ def write_decoded(
 ) -> tuple[Answer, ...]:
     """Write the outputs for a file in any format; see `mdlstm_tk.runtime.batching.write_results`."""
     is_single = len(metadata.output_names) == 1
-    has_classes = metadata.kind in CLASS_KINDS and is_single
-    text_format = answer_format(job.format)
-    if text_format and metadata.kind in ANSWER_KINDS and is_single:
+    if job.format in ANSWER_FORMATS and metadata.kind in ANSWER_KINDS and is_single:
         top = metadata.outputs if options.probabilities else options.top or 1
         answers = tuple(answer for name, y in outputs.items() for answer in decode(y, metadata, top, name))
         if job.target != STDIO:
-            document = AnswerDocument(text_format, metadata, options, folder=Path(job.target).parent)
-            write_text(job.target, document.render([(job.source, answers)]))
+            document = AnswerDocument(job.format, metadata, options, folder=Path(job.target).parent)
+            with open_output(job.target) as file:
+                file.write(document.render([(job.source, answers)]).encode())
         return answers
-    if has_classes and options.probabilities:
+    if options.probabilities and is_single and metadata.kind in CLASS_KINDS:
         outputs = {name: probabilities(y, class_axis(y, metadata)) for name, y in outputs.items()}
-    elif has_classes and metadata.kind == "segment" and job.format in ("png", "csv", "json"):
+    elif is_single and metadata.kind == "segment" and job.format in ("png", "csv", "json"):
         outputs = {name: decode(y, metadata) for name, y in outputs.items()}
         if job.format == "png" and len(outputs) == 1:
             values = metadata.mask_values or range(metadata.outputs)
@@ -183,17 +175,13 @@ def write_decoded(
 class AnswerDocument:
     """Renders answers as one document: `begin()`, then `add()` for each file, then `end()`.
 
-    Args:
-        file_format: "txt", "tsv", "csv" or "json".
-        metadata: of the model.
-        options: which probabilities to include.
-        is_named: begin each line of a txt document with the name of its file.
-        folder: where a tsv document lies, for the names of files in it.
+    `is_named` begins each line of a txt document with the name of its file. The names of files in a tsv
+    document are relative to the folder.
     """
 
     def __init__(
         self,
-        file_format: AnswerFormat,
+        file_format: Format,
         metadata: Metadata,
         options: ResultOptions,
         *,
@@ -207,29 +195,19 @@ class AnswerDocument:
 
     def begin(self) -> str:
         """What comes before the first answer."""
-        if self._format in ("txt", "tsv"):
-            return ""
-        if self._format == "json":
-            return "["
-        columns = ["file", "array", "sample"]
-        if self._kind == "transcribe":
-            return _csv_line([*columns, "text"])
-        if self._kind == "density":
-            return _csv_line([*columns, *NUMBERS])
-        columns += ["label", "probability"]
-        if self._options.probabilities:
-            columns += [f"probability_{name}" for name in self._classes]
-        else:
-            for rank in range(2, (self._options.top or 1) + 1):
-                columns += [f"label_{rank}", f"probability_{rank}"]
-        return _csv_line(columns)
+        if self._format == "csv":
+            top = None if self._options.probabilities else self._options.top or 1
+            ranked = tuple((name, 0.0) for name in self._classes[:top])
+            numbers = ("nats", 0.0), ("bits_per_dim", 0.0)
+            return _csv_line(self._columns("", Answer("", None, None, ranked, numbers)))
+        return "[" if self._format == "json" else ""
 
     def add(self, source: str, answers: Sequence[Answer]) -> str:
         """The answers for one file."""
         if self._format in ("txt", "tsv"):
             return "".join(self._line(source, answer) for answer in answers)
         if self._format == "csv":
-            return "".join(_csv_line(self._csv_values(source, answer)) for answer in answers)
+            return "".join(_csv_line(self._columns(source, answer).values()) for answer in answers)
         parts = []
         for answer in answers:
             value = to_json({"file": source, **answer.as_dict(self._kind)})
@@ -261,22 +239,24 @@ class AnswerDocument:
         escape = text_field if self._format == "txt" else printable
         return "\t".join(map(escape, fields)) + "\n"
 
-    def _csv_values(self, source: str, answer: Answer) -> list[Any]:
+    def _columns(self, source: str, answer: Answer) -> dict[str, Any]:
+        """The columns of a csv document for one answer."""
         sample = "" if answer.sample is None else answer.sample
-        values: list[Any] = [text_field(source), text_field(answer.array or ""), sample]
-        if answer.numbers:
-            return values + [value for _, value in answer.numbers]
-        values.append(answer.text)
-        if self._kind == "transcribe":
-            return values
-        values.append(answer.probabilities[0][1])
+        columns: dict[str, Any] = {
+            "file": text_field(source),
+            "array": text_field(answer.array or ""),
+            "sample": sample,
+        }
+        columns |= answer.values(self._kind)
         if self._options.probabilities:
             by_class = dict(answer.probabilities)
-            return values + [by_class[name] for name in self._classes]
-        return values + [value for pair in answer.probabilities[1:] for value in pair]
+            return columns | {f"probability_{name}": by_class[name] for name in self._classes}
+        for rank, (label, probability) in enumerate(answer.probabilities[1:], start=2):
+            columns |= {f"label_{rank}": label, f"probability_{rank}": probability}
+        return columns
 
 
-def _csv_line(values: Sequence[Any]) -> str:
+def _csv_line(values: Iterable[Any]) -> str:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerow(values)
     return buffer.getvalue()

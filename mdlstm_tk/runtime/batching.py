@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 
 from mdlstm_tk.errors import InputError, StoppedError
-from mdlstm_tk.runtime.io.arrays import save_array
-from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.io.npy import Array, save_array
 from mdlstm_tk.runtime.io.readers import Arrays, InputFile
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
 from mdlstm_tk.runtime.metadata import Metadata
@@ -71,7 +70,7 @@ def infer_files(
     *,
     is_single: bool = False,
 ) -> Iterator[Result]:
-    """Run a model on files and write the results.
+    """Run a model on files and write the results; yields the result of each job.
 
     Files are read in windows; the next window is read while the model works on the current one. Which
     arrays share a batch depends on the jobs alone: batches never span windows, and a window ends at every
@@ -79,15 +78,10 @@ def infer_files(
     run one by one, so that the error is that of the file that caused it.
 
     Args:
-        session: the model.
-        jobs: the files to read and where to write their results.
+        session, jobs, options: of the inference.
         read: reads a file; see `mdlstm_tk.runtime.io.readers.read_input`.
         batch_size: samples per run. None: 64, or fewer for grids above 64×64.
-        options: which probabilities to write.
         is_single: there is one job. Its result holds the arrays, and its errors are raised.
-
-    Yields:
-        The result of each job. A file that cannot be used gives a result with an error.
 
     Raises:
         MDLSTMError: the next file would fail, too: a result cannot be written, a package is missing, the
@@ -109,18 +103,14 @@ def run_batches(
     """Run a model on arrays. Arrays of equal shape share batches; all do if the model takes `sizes`.
 
     Args:
-        session: the model.
-        feeds: pairs of a tag and x, with or without batch and channel axes, as `Session` takes it; or of a
-            tag and several inputs by name, which are run alone.
-        batch_size: samples per run. None: 64, or fewer for grids above 64×64.
-        stops: the errors in a row that stopped the model, kept across calls.
+        session, batch_size: as for `infer_files`.
+        feeds: pairs of a tag and x, as `Session` takes it; or of a tag and several inputs by name, which
+            are run alone.
+        stops: the errors in a row that stopped the model, kept across calls; after `MAX_STOPS` it is
+            raised.
 
     Yields:
-        Pairs of a tag and what `session(x)` returns or raises, in an order that depends on the shapes
-        alone.
-
-    Raises:
-        StoppedError: the model was stopped `MAX_STOPS` times in a row.
+        Pairs of a tag and what `session(x)` returns or raises, in an order that depends on shapes alone.
     """
     stops, metadata = [] if stops is None else stops, session.metadata
     is_padded = "sizes" in metadata.inputs
@@ -197,16 +187,13 @@ def _run_batch(
 
 def _run_split(session: Session, feed: Feed, limit: int) -> Any:
     """What the session returns for one array or several inputs, in runs of at most `limit` samples."""
-    first = session.metadata.inputs[0]
-    x, further = _x_of(feed, session.metadata), {}
-    if isinstance(feed, Mapping):
-        further = {name: array for name, array in feed.items() if name != first}
-    if x.ndim < session.metadata.ndim + 2 or len(x) <= limit:
-        return session(x, **further)
-    parts: list[Any] = [
-        session(x[i : i + limit], **{name: array[i : i + limit] for name, array in further.items()})
-        for i in range(0, len(x), limit)
-    ]
+    metadata = session.metadata
+    arrays = dict(feed) if isinstance(feed, Mapping) else {metadata.inputs[0]: feed}
+    x = arrays.pop(metadata.inputs[0])
+    if x.ndim < metadata.ndim + 2 or len(x) <= limit:
+        return session(x, **arrays)
+    cuts = [slice(i, i + limit) for i in range(0, len(x), limit)]
+    parts: list[Any] = [session(x[cut], **{name: y[cut] for name, y in arrays.items()}) for cut in cuts]
     if isinstance(parts[0], dict):
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return np.concatenate(parts)
@@ -288,11 +275,7 @@ def _infer_window(
 
 def _feeds_of(source: str, arrays: Arrays, metadata: Metadata) -> Feeds:
     """What the session runs for a file: each of its arrays as x; or all of them by name, if the model has
-    several inputs of these names.
-
-    Raises:
-        InputError: the model has further inputs, and the file holds arrays of other names.
-    """
+    several inputs of these names."""
     first, *others = metadata.inputs
     names = {name for name in arrays if name is not None}
     required = {first, *others} - {"sizes"}
@@ -305,36 +288,27 @@ def _feeds_of(source: str, arrays: Arrays, metadata: Metadata) -> Feeds:
             f"called {', '.join(metadata.inputs)}"
         )
     for x in arrays.values():
-        _warn_if_large(source, grid_of(x, metadata))
+        grid = grid_of(x, metadata)
+        needed = prod(grid) * POSITION_BYTES
+        if needed > 2**30:
+            from mdlstm_tk.runtime.providers import (
+                available_memory,  # imported late: few grids are so large
+            )
+
+            memory = available_memory()
+            if memory is not None and needed > memory:
+                warnings.warn(
+                    f"a run on all {'x'.join(map(str, grid))} positions of {source} may need some "
+                    f"{needed / 2**30:.0f} GiB, and this machine has {memory / 2**30:.0f}; to run it in "
+                    "tiles, make a model with: mdlstm export RUN --form tiles",
+                    stacklevel=2,
+                )
     return dict(arrays)
-
-
-def _warn_if_large(source: str, grid: tuple[int, ...]) -> None:
-    """Warn that one grid may need more memory than the machine has."""
-    needed = prod(grid) * POSITION_BYTES
-    if needed < 2**30:
-        return
-    from mdlstm_tk.runtime.providers import available_memory  # imported late: few grids are so large
-
-    memory = available_memory()
-    if memory is not None and needed > memory:
-        size = "x".join(map(str, grid))
-        warnings.warn(
-            f"a run on all {size} positions of {source} may need some {needed / 2**30:.0f} GiB, and this "
-            f"machine has {memory / 2**30:.0f}; to run it in tiles, make a model with: mdlstm export RUN "
-            "--form tiles",
-            stacklevel=2,
-        )
 
 
 def _outputs_of(job: Job, parts: Mapping[str | None, Outputs]) -> Arrays:
     """The outputs for a file's arrays, by the name of the array. Where the model has several outputs, their
-    names follow after a dot.
-
-    Raises:
-        InputError: the model did not take one of the arrays.
-        StoppedError: the model was stopped while it ran on one of them.
-    """
+    names follow after a dot."""
     outputs: Arrays = {}
     for name, y in parts.items():
         source = job.source if name is None else f"'{name}' in {job.source}"
@@ -342,17 +316,14 @@ def _outputs_of(job: Job, parts: Mapping[str | None, Outputs]) -> Arrays:
             raise InputError(f"{source}: {y}")
         if isinstance(y, StoppedError):
             raise StoppedError(f"{source}: {y}", y.cause)
-        if isinstance(y, dict):
-            prefix = "" if name is None else f"{name}."
-            named: Arrays = {f"{prefix}{output}": array for output, array in y.items()}
-            if twice := outputs.keys() & named.keys():
+        prefix = "" if name is None else f"{name}."
+        for key, array in y.items() if isinstance(y, dict) else ((None, y),):
+            full = name if key is None else f"{prefix}{key}"
+            if full in outputs:
                 raise InputError(
-                    f"two results of {job.source} would have the name '{min(map(str, twice))}'; "
-                    "rename its arrays"
+                    f"two results of {job.source} would have the name '{full}'; rename its arrays"
                 )
-            outputs |= named
-        else:
-            outputs[name] = y
+            outputs[full] = array
     return outputs
 
 
@@ -360,16 +331,9 @@ def write_results(
     job: Job, outputs: Arrays, metadata: Metadata, options: ResultOptions = LABELS_ONLY
 ) -> tuple[Answer, ...]:
     """Write the outputs for a file: as labels, texts or masks in txt, tsv, csv, json and png if the model's
-    kind has such, else as numbers.
-
-    Returns:
-        The labels or texts; empty for other results. They are not written if the job's target is standard
-        output: the caller prints them.
-
-    Raises:
-        InputError: the format cannot hold them.
-        MDLSTMError: the file cannot be written.
-    """
+    kind has such, else as numbers. Returns the labels or texts, which are not written if the job's target
+    is
+    standard output: the caller prints them."""
     try:
         if job.format == "npy" and len(outputs) == 1 and not options.probabilities:
             save_array(job.target, *outputs.values())

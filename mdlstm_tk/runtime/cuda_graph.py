@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,9 @@ NO_GRAPH = "-1"  # ONNX Runtime's id for a run without capture or replay
 Shapes = tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True)
-class _Buffers:
-    """Device buffers for one combination of input shapes, and the id of the graph captured on them."""
-
-    inputs: dict[str, Any]
-    outputs: list[Any]
-    binding: Any
-    graph_id: str
+# Device buffers for one combination of input shapes, and the id of the graph captured on them: inputs by
+# name, outputs, the binding of both, and the id.
+_Buffers = tuple[dict[str, Any], list[Any], Any, str]
 
 
 class CudaGraphRunner:
@@ -31,13 +25,7 @@ class CudaGraphRunner:
 
     When two runs in a row have the same shapes, buffers are allocated for them. ONNX Runtime captures
     a graph on the next run with these shapes and replays it on all later ones. Runs take turns, as they
-    share the buffers.
-
-    Args:
-        onnxruntime: the module.
-        session: an `InferenceSession` that was created with CUDA graphs enabled.
-        device: device type of the buffers: "cuda"; tests use "cpu".
-        index: index of the device.
+    share the buffers, which lie on the device "cuda"; tests use "cpu".
     """
 
     def __init__(self, onnxruntime: Any, session: Any, device: str, index: int) -> None:
@@ -54,11 +42,12 @@ class CudaGraphRunner:
             repeated, self._previous_shapes = shapes == self._previous_shapes, shapes
             buffers = self._buffers.get(shapes)
             if buffers is not None:
+                inputs, results, binding, graph_id = buffers
                 for name, x in feeds.items():
-                    buffers.inputs[name].update_inplace(x)
-                options.add_run_config_entry("gpu_graph_id", buffers.graph_id)
-                self._session.run_with_iobinding(buffers.binding, options)
-                return [np.array(output.numpy()) for output in buffers.outputs]
+                    inputs[name].update_inplace(x)
+                options.add_run_config_entry("gpu_graph_id", graph_id)
+                self._session.run_with_iobinding(binding, options)
+                return [np.array(output.numpy()) for output in results]
             options.add_run_config_entry("gpu_graph_id", NO_GRAPH)
             outputs: list[Array] = self._session.run(None, feeds, options)
             if repeated and len(self._buffers) < MAX_GRAPHS:
@@ -78,4 +67,4 @@ class CudaGraphRunner:
             binding.bind_ortvalue_input(name, value)
         for tensor, buffer in zip(self._session.get_outputs(), buffers, strict=True):
             binding.bind_ortvalue_output(tensor.name, buffer)
-        return _Buffers(inputs, buffers, binding, graph_id=str(len(self._buffers) + 1))
+        return inputs, buffers, binding, str(len(self._buffers) + 1)

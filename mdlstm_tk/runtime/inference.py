@@ -9,21 +9,20 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.batching import WINDOW_BYTES, Result, grid_of, infer_files
-from mdlstm_tk.runtime.io import Format
-from mdlstm_tk.runtime.io.arrays import STDIO, open_output
+from mdlstm_tk.runtime.io import TILED_SUFFIX, Format
 from mdlstm_tk.runtime.io.files import ensure_writable
-from mdlstm_tk.runtime.io.npy import MAX_BYTES
+from mdlstm_tk.runtime.io.npy import MAX_BYTES, STDIO, open_output
 from mdlstm_tk.runtime.io.readers import InputFile, read_input
 from mdlstm_tk.runtime.jobs import (
+    ANSWER_FORMATS,
     ANSWER_KINDS,
     InputPath,
     Job,
     ResultOptions,
-    answer_format,
     find_files,
     is_single_file,
     is_table,
@@ -31,32 +30,16 @@ from mdlstm_tk.runtime.jobs import (
     remaining_jobs,
 )
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.model_discovery import (
-    TILED_SUFFIX,
-    choose_model,
-    find_models,
-    read_metadata,
-)
 from mdlstm_tk.runtime.session import Session
+
+if TYPE_CHECKING:
+    from mdlstm_tk.runtime.tiles.session import TiledSession
 
 Engine = Literal["local", "ray"]
 Report = Callable[[int, int], None]
 
 FILES_READ_FOR_GRIDS = 32
 """How many files are read to choose among several models by the grids of their arrays."""
-
-
-class OpenModel(Protocol):
-    """What `Session` and `TiledSession` have in common; see `Session` for the attributes."""
-
-    metadata: Metadata
-    device: str
-    provider: str
-    reason: str | None
-    isolated: bool
-
-    def close(self) -> None:
-        """Release the model."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +57,7 @@ class Inference:
     """
 
     model: Path
-    session: OpenModel
+    session: Session | TiledSession
     jobs: list[Job]
     skipped: int
     left_out: int
@@ -165,23 +148,23 @@ def infer_paths(
     table = Path(target) if target and not is_single and is_table(target) else None
     if table and skip_existing:
         raise InputError(f"{table} holds the results of all inputs; skip_existing=True needs a folder")
-    if table and output_format and not answer_format(output_format):
+    if table and output_format and output_format not in ANSWER_FORMATS:
         raise InputError(f'{table} takes labels or texts; leave out output_format="{output_format}"')
     files, left_out = find_files(sources, target)
 
     limit = max_bytes or MAX_BYTES
     tiling = {"tile": tile is not None, "level": level is not None, "resume": resume}
-    models = find_models(model, tiled=any(tiling.values()))
+    models = _find_models(model, tiled=any(tiling.values()))
     already_read: dict[str, InputFile] = {}
     path = models[-1]
     if len(models) > 1 and not _is_tiled(path):
         already_read = _read_first(files, limit)
-        path = choose_model(models, _grids(already_read, models, limit))
+        path = _chosen(models, already_read, limit)
     options = ResultOptions(probabilities, top)
-    arguments: dict[str, Any] = {"threads": threads, "timeout": timeout}
+    arguments: dict[str, Any] = {"threads": threads, "timeout": timeout, "max_bytes": max_bytes}
     arguments |= {"isolated": isolated, "trusted": trusted}
     with ExitStack() as resources:
-        session = _open_model(path, tiling, device, max_bytes=max_bytes, **arguments)
+        session = _open_model(path, tiling, device, **arguments)
         resources.callback(session.close)
         metadata = session.metadata
         _check_options(metadata, options, path, table)
@@ -191,13 +174,11 @@ def infer_paths(
         jobs = remaining_jobs(planned, skip_existing, force)
         run: Callable[[list[Job]], Iterator[Result]]
         if not isinstance(session, Session):
-            from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled  # most models need none
-            from mdlstm_tk.runtime.tiles.session import TILE, TiledSession
+            from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
 
-            assert isinstance(session, TiledSession)
             if engine == "ray":
                 workers = workers or max(1, os.cpu_count() or 1)
-            tiles = TileOptions(TILE if tile is None else tile, level or 0, resume, report, workers)
+            tiles = TileOptions(tile, level or 0, resume, report, workers)
             run = partial(
                 infer_tiled, session, tiles=tiles, batch_size=batch_size, options=options, force=force
             )
@@ -205,13 +186,13 @@ def infer_paths(
             from mdlstm_tk.runtime.ray import infer_with_ray
 
             session.close()  # the workers load the model themselves
-            kind = "cpu" if session.device == "cpu" else "cuda"
-            arguments |= {"device": kind, "workers": workers, "max_bytes": max_bytes}
-
-            def run(jobs: list[Job]) -> Iterator[Result]:
-                return infer_with_ray(path, jobs, batch_size, options, **arguments)
+            arguments |= {"device": "cpu" if session.device == "cpu" else "cuda", "workers": workers}
+            run = partial(infer_with_ray, path, batch_size=batch_size, options=options, **arguments)
         else:
-            read = partial(_read_once, already_read, limit)
+
+            def read(source: str) -> InputFile:
+                return already_read.pop(source, None) or read_input(source, limit)
+
             run = partial(
                 infer_files, session, read=read, batch_size=batch_size, options=options, is_single=is_single
             )
@@ -252,30 +233,31 @@ def stream_paths(
 
     if output != STDIO:
         ensure_writable(Path(output), force)
-    path = find_models(model, tiled=True)[-1]
+    path = _find_models(model, tiled=True)[-1]
     if not _is_tiled(path):
         raise InputError(
             f"stream=True needs a tiled model (mdlstm export RUN --form tiles), and {path} is none"
         )
-    options: dict[str, Any] = {
-        "timeout": timeout,
-        "max_bytes": max_bytes,
-        "isolated": isolated,
-        "trusted": trusted,
-    }
-    with TiledSession(path, device, **options) as session:
+    limits: dict[str, Any] = {"timeout": timeout, "max_bytes": max_bytes}
+    with TiledSession(path, device, isolated=isolated, trusted=trusted, **limits) as session:
         if output == STDIO:  # rows appear one after the other
             return stream_rows(session, sys.stdin.buffer, sys.stdout.buffer)
         with open_output(output) as file:
             return stream_rows(session, sys.stdin.buffer, file)
 
 
-def _open_model(path: Path, tiling: dict[str, bool], device: str, **options: Any) -> OpenModel:
-    """Open a model for whole grids, or a tiled one.
+def _find_models(model: str | Path | None, *, tiled: bool) -> Sequence[Path]:
+    if model and not os.path.isdir(model):
+        return [Path(model)]
+    from mdlstm_tk.runtime.model_discovery import (
+        find_models,  # imported late: a model that is named is there
+    )
 
-    Raises:
-        InputError: options for tiles are given with another model, or the model draws images.
-    """
+    return find_models(model, tiled=tiled)
+
+
+def _open_model(path: Path, tiling: dict[str, bool], device: str, **options: Any) -> Session | TiledSession:
+    """Open a model for whole grids, or a tiled one."""
     if _is_tiled(path):
         from mdlstm_tk.runtime.tiles.session import TiledSession  # imported late: most models need none
 
@@ -310,31 +292,24 @@ def _read_first(files: Sequence[InputPath], limit: int) -> dict[str, InputFile]:
     return first
 
 
-def _grids(files: dict[str, InputFile], models: Sequence[Path], limit: int) -> list[tuple[int, ...]]:
-    """The grids of files; the newest model that can be read tells the layout, which all of a run share."""
+def _chosen(models: Sequence[Path], files: dict[str, InputFile], limit: int) -> Path:
+    """The model for the grids of files; the newest that can be read tells the layout, which all of a run
+    share."""
+    from mdlstm_tk.runtime.model_discovery import choose_model, read_metadata
+
+    grids = []
     for path in reversed(models):
         with suppress(InputError):
             metadata = read_metadata(path, limit)
+            for file in files.values():
+                with suppress(InputError):
+                    grids.append(grid_of(next(iter(file.arrays_for(metadata).values())), metadata))
             break
-    else:
-        return []
-    grids = []
-    for file in files.values():
-        with suppress(InputError):
-            grids.append(grid_of(next(iter(file.arrays_for(metadata).values())), metadata))
-    return grids
-
-
-def _read_once(already_read: dict[str, InputFile], limit: int, source: str) -> InputFile:
-    return already_read.pop(source, None) or read_input(source, limit)
+    return choose_model(models, grids)
 
 
 def _check_options(metadata: Metadata, options: ResultOptions, model: Path, table: Path | None) -> None:
-    """Check that a model has what the options ask for.
-
-    Raises:
-        InputError: names the option and the kind of model that it needs.
-    """
+    """Check that a model has what the options ask for."""
     kind = f"{model} is of kind {metadata.kind}"
     if options.probabilities and metadata.kind not in ("classify", "segment"):
         raise InputError(f"probabilities=True needs a model of kind classify or segment; {kind}")
@@ -364,8 +339,7 @@ def _collected(
     """Pass results on, and write their answers to one file when all are there, in the order of the jobs."""
     from mdlstm_tk.runtime.answers import AnswerDocument
 
-    text_format = answer_format(jobs[0].format) or "txt"
-    document = AnswerDocument(text_format, metadata, options, is_named=True, folder=table.parent)
+    document = AnswerDocument(jobs[0].format, metadata, options, is_named=True, folder=table.parent)
     answers = {}
     with open_output(table) as file:  # now, so that nobody waits for a table that cannot be written
         for result in results:

@@ -18,16 +18,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from math import prod
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -38,8 +36,7 @@ from mdlstm_tk.runtime.runner import MODEL, GraphInfo, TensorType, timeout_error
 
 MEMORY_BYTES = 2**32  # of a child, beside Python and ONNX Runtime themselves, if `max_bytes` says nothing
 RUN_SECONDS = 120.0  # of a run without a timeout
-LOAD_SECONDS = 60.0  # for loading a model, or the timeout if that is longer
-START_SECONDS = 120.0  # importing NumPy and ONNX Runtime takes long on a busy machine
+LOAD_SECONDS = 120.0  # for starting a child and loading a model, or the timeout if that is longer
 GRACE_SECONDS = 0.5
 END_SECONDS = 5.0
 EXIT_MEMORY = 81  # exit code of a child that took too much
@@ -71,34 +68,16 @@ class IsolatedRunner:
     Calls take turns. A child that ends takes its call with it; the next call starts another one.
     """
 
-    def __init__(
-        self,
-        graphs: Mapping[str, bytes],
-        label: str,
-        device: str,
-        threads: int,
-        timeout: float | None,
-        max_bytes: int | None,
-        tf32: bool,
-        trusted: bool,
-    ) -> None:
+    def __init__(self, graphs: Mapping[str, bytes], label: str, **options: Any) -> None:
         if sys.platform not in ("linux", "darwin"):
             raise MDLSTMError("isolated=True needs Linux or macOS; run files from others in a container")
         self._graphs, self._label = dict(graphs), label
-        self._run_seconds = RUN_SECONDS if timeout is None else timeout
-        self._memory = max_bytes or MEMORY_BYTES
-        self._options = {
-            "device": device,
-            "threads": threads,
-            "timeout": self._run_seconds,
-            "max_bytes": max_bytes,
-            "tf32": tf32,
-            "trusted": trusted,
-        }
+        self._run_seconds = RUN_SECONDS if options["timeout"] is None else options["timeout"]
+        self._memory = options["max_bytes"] or MEMORY_BYTES
+        self._options = options | {"timeout": self._run_seconds}
         self._lock = threading.Lock()
         self._is_closed = False
-        self._threads = threads
-        self._child, loaded = self._load()
+        loaded = self._load()
         try:
             self.graphs = {name: _graph_info(loaded["graphs"][name]) for name in graphs}
             self.device, self.provider = printable(loaded["device"]), printable(loaded["provider"])
@@ -109,11 +88,12 @@ class IsolatedRunner:
             raise self._invalid("no facts about the graphs") from None
 
     def run(self, feeds: Mapping[str, Array], graph: str = MODEL) -> dict[str, Array]:
+        """As `LocalRunner.run`."""
         with self._lock:
             if self._is_closed:
                 raise MDLSTMError("this session is closed; open the model again")
             if not self._child.is_usable:
-                self._child, _ = self._load()
+                self._load()
             try:
                 _, outputs = self._child.ask(
                     {"graph": graph}, feeds.items(), self._run_seconds, self._memory
@@ -127,31 +107,29 @@ class IsolatedRunner:
             return outputs
 
     def interrupt(self) -> None:
+        """Stop the run in progress, which raises."""
         self._child.kill()
 
     def close(self) -> None:
+        """End the process; later runs raise an `MDLSTMError`."""
         self._is_closed = True
         self._child.kill()
 
-    def _load(self) -> tuple[_Child, Message]:
-        """Start a child that loads the graphs; returns it and its reply."""
-        child = _Child(self._memory, self._threads)
+    def _load(self) -> Message:
+        """Start a child that loads the graphs; returns its reply."""
+        self._child = _Child(self._memory, self._options["threads"])
         files = [(name, np.frombuffer(data, np.uint8)) for name, data in self._graphs.items()]
         seconds = max(LOAD_SECONDS, self._run_seconds)
-        request = {"label": self._label, **self._options}
         try:
-            child.wait_for_start()
-            reply, _ = child.ask(request, files, seconds, 0)
-            return child, reply
+            reply, _ = self._child.ask({"label": self._label, **self._options}, files, seconds, 0)
+            return reply
         except ProtocolError as error:
-            child.kill()
-            raise MDLSTMError(f"the isolated process sent an invalid reply ({error})") from None
+            raise self._invalid(str(error)) from None
         except StoppedError as error:
-            child.kill()
             text = f"{self._label} took more than {seconds:g} s to load; allow more with timeout=..."
             raise self._explained(error, StoppedError(text, "time")) from None
         except BaseException:
-            child.kill()
+            self._child.kill()
             raise
 
     def _invalid(self, problem: str) -> MDLSTMError:
@@ -165,102 +143,86 @@ class IsolatedRunner:
             return too_slow
         if error.cause == "memory":
             size = f"{self._memory / 2**20:.0f} MiB"
-            return StoppedError(
-                f"{self._label} needed more than {size} of memory and was stopped; allow more with "
-                "max_bytes=...",
-                "memory",
-            )
+            text = f"{self._label} needed more than {size} of memory and was stopped; allow more with "
+            return StoppedError(f"{text}max_bytes=...", "memory")
         return StoppedError(f"{self._label} crashed ({error})", "crash")
 
 
 class _Child:
-    """A child process, which starts here; `wait_for_start` waits until it is ready.
+    """A child process, which starts here. `memory` are the bytes that it may allocate beside its modules.
 
     It has the module path of this process, and inherits neither standard input nor open files. It has no
     terminal, so that Ctrl-C reaches the parent alone.
-
-    Args:
-        memory: bytes that it may allocate beside what its modules take.
-        threads: number of threads of ONNX Runtime; 0: one per core.
     """
 
     def __init__(self, memory: int, threads: int) -> None:
-        self._connection, other_end = socket.socketpair()
         config = {
-            "connection": other_end.fileno(),
             "parent": os.getpid(),
             "memory": memory,
             "threads": threads or os.cpu_count() or 1,
             "path": [entry for entry in sys.path if os.path.isabs(entry)],
         }
         flags = ["-P", *(["-s"] if sys.flags.no_user_site else [])]
+        pipe: Any = subprocess.PIPE
         try:
             self._popen = subprocess.Popen(
                 [sys.executable, *flags, "-c", START, json.dumps(config)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                bufsize=0,
+                stdin=pipe,
+                stdout=pipe,
                 stderr=subprocess.DEVNULL,
-                pass_fds=(other_end.fileno(),),
                 start_new_session=True,
                 cwd="/",
             )
         except OSError as error:
-            self._connection.close()
             raise MDLSTMError(f"cannot start a process for isolation: {error.strerror or error}") from None
-        finally:
-            other_end.close()
-        self._owner = os.getpid()
-        self._end = weakref.finalize(self, _end, self._popen, self._connection, self._owner)
+        self._owner, self._is_late = os.getpid(), False
+        self._end = weakref.finalize(self, _end, self._popen, self._owner)
 
     @property
     def is_usable(self) -> bool:
         """True if it lives, as far as is known, and was not started before a fork."""
         return self._end.alive and self._owner == os.getpid()
 
-    def wait_for_start(self) -> None:
-        """Wait until the modules of the child are imported and its limits hold."""
-        try:
-            reply, _ = receive(self._connection, 0, time.monotonic() + START_SECONDS)
-        except TimeoutError:
-            raise MDLSTMError(f"the isolated process did not start within {START_SECONDS:g} s") from None
-        except (EOFError, OSError):
-            raise self._death() from None
-        _raise_error(reply)
-
     def ask(
         self, request: Message, arrays: Iterable[tuple[str, Array]], seconds: float, max_bytes: int
     ) -> tuple[Message, dict[str, Array]]:
-        """Send a request and wait for the reply.
-
-        Args:
-            request: JSON values.
-            arrays: that go with it.
-            seconds: time for the reply; the child is killed `GRACE_SECONDS` after that.
-            max_bytes: largest size of the arrays of the reply.
+        """Send a request with arrays, and wait for a reply whose arrays take at most `max_bytes`. The
+        child is killed `GRACE_SECONDS` after the time for it.
 
         Raises:
             MDLSTMError: the error that the child raised.
             StoppedError: a limit was reached, or the child crashed; the message is empty, or says how.
             ProtocolError: the reply is invalid.
         """
-        deadline = time.monotonic() + seconds + GRACE_SECONDS
+        assert self._popen.stdin and self._popen.stdout
+        timer = threading.Timer(seconds + GRACE_SECONDS, self._stop_late)
+        timer.daemon = True
+        timer.start()
         try:
-            send(self._connection, request, arrays, deadline)
-            reply, outputs = receive(self._connection, max_bytes, deadline)
-        except TimeoutError:
-            self.kill()
-            raise StoppedError("", "time") from None
-        except (EOFError, OSError):
+            send(self._popen.stdin, request, arrays)
+            reply, outputs = receive(self._popen.stdout, max_bytes)
+        except (EOFError, OSError, ValueError):  # ValueError: another thread has ended it
             raise self._death() from None
         except KeyboardInterrupt:  # the reply would be taken for that to the next request
             self.kill()
             raise
-        _raise_error(reply)
-        return reply, outputs
+        finally:
+            timer.cancel()
+        if "error" not in reply:
+            return reply, outputs
+        message, cause = printable(reply.get("message"))[:MAX_TEXT], reply.get("cause")
+        if cause in ("time", "memory", "crash"):
+            raise StoppedError(message, cause)
+        raise ERRORS.get(str(reply["error"]), MDLSTMError)(message)
 
     def kill(self) -> None:
         """End the process."""
         self._end()
+
+    def _stop_late(self) -> None:
+        self._is_late = True
+        self._popen.kill()
 
     def _death(self) -> StoppedError:
         """The reason why the child closed the connection."""
@@ -268,55 +230,41 @@ class _Child:
             self._popen.wait(END_SECONDS)
         code = self._popen.poll()
         self.kill()
-        if code == EXIT_MEMORY:
-            return StoppedError("", "memory")
+        if self._is_late or code == EXIT_MEMORY:
+            return StoppedError("", "time" if self._is_late else "memory")
         if code is not None and code < 0:
             return StoppedError(signal.Signals(-code).name, "crash")
         return StoppedError("no answer" if code is None else f"exit code {code}", "crash")
 
 
-def send(
-    connection: socket.socket,
-    message: Message,
-    arrays: Iterable[tuple[str, Array]] = (),
-    deadline: float | None = None,
-) -> None:
+def send(file: IO[bytes], message: Message, arrays: Iterable[tuple[str, Array]] = ()) -> None:
     """Send a message: the length of a JSON object in four bytes, the object, then the bytes of the arrays.
 
     Raises:
-        TimeoutError: the deadline, a value of `time.monotonic`, has passed.
         OSError: the other side has gone.
     """
     contiguous = [(name, np.asarray(array, order="C")) for name, array in arrays]
     described = [[name, array.dtype.str, array.shape] for name, array in contiguous]
     header = json.dumps({**message, "arrays": described}).encode()
-    _set_timeout(connection, deadline)
-    connection.sendall(len(header).to_bytes(4, "big") + header)
-    for _, array in contiguous:
-        _set_timeout(connection, deadline)
-        connection.sendall(array.reshape(-1).view(np.uint8).data)
+    parts = [array.reshape(-1).view(np.uint8).data for _, array in contiguous]
+    for part in (memoryview(len(header).to_bytes(4, "big") + header), *parts):
+        while part:
+            part = part[file.write(part) :]
 
 
-def receive(
-    connection: socket.socket, max_bytes: int, deadline: float | None = None
-) -> tuple[Message, dict[str, Array]]:
-    """Wait for a message.
-
-    Args:
-        connection: to the other side.
-        max_bytes: largest size of all arrays together.
-        deadline: value of `time.monotonic`; None: no limit.
+def receive(file: IO[bytes], max_bytes: int) -> tuple[Message, dict[str, Array]]:
+    """Wait for a message on an unbuffered file.
 
     Raises:
         ProtocolError: it is not a message of `send`, or its arrays are larger than `max_bytes`.
-        TimeoutError: the deadline has passed.
         EOFError, OSError: the other side has gone.
     """
-    length = int.from_bytes(_read(connection, 4, deadline), "big")
+    length = int.from_bytes(_read(file, 4), "big")
     if length > MAX_HEADER_BYTES:
         raise ProtocolError(f"a message of {length} bytes")
+    data = _read(file, length)
     try:
-        message = json.loads(_read(connection, length, deadline))
+        message = json.loads(data)
         described = [(name, DTYPES[dtype], tuple(shape)) for name, dtype, shape in message.pop("arrays")]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ProtocolError("no message") from None
@@ -330,34 +278,23 @@ def receive(
         raise ProtocolError(f"arrays of {total} bytes, more than {max_bytes}")
     arrays: dict[str, Array] = {}
     for name, dtype, shape in described:
-        data = _read(connection, prod(shape) * dtype.itemsize, deadline)
-        arrays[name] = np.frombuffer(data, dtype).reshape(shape)
+        arrays[name] = np.frombuffer(_read(file, prod(shape) * dtype.itemsize), dtype).reshape(shape)
     return message, arrays
 
 
-def error_reply(error: Exception) -> Message:
-    """The reply that stands for an exception."""
-    if isinstance(error, MemoryError):
-        error = StoppedError("out of memory", "memory")
-    if isinstance(error, StoppedError):
-        return {"error": "StoppedError", "message": str(error)[:MAX_TEXT], "cause": error.cause}
-    if not isinstance(error, MDLSTMError):
-        error = MDLSTMError(f"the isolated process failed: {type(error).__name__}: {error}")
-    return {"error": type(error).__name__, "message": str(error)[:MAX_TEXT]}
-
-
-def _raise_error(reply: Message) -> None:
-    """Raise the exception that a reply stands for, if it stands for one."""
-    if "error" not in reply:
-        return
-    message, cause = printable(reply.get("message"))[:MAX_TEXT], reply.get("cause")
-    if cause in ("time", "memory", "crash"):
-        raise StoppedError(message, cause)
-    raise ERRORS.get(str(reply["error"]), MDLSTMError)(message)
+def _read(file: Any, count: int) -> bytearray:
+    data = bytearray(count)
+    view = memoryview(data)
+    while view:
+        size = file.readinto(view)
+        if not size:
+            raise EOFError
+        view = view[size:]
+    return data
 
 
 def _graph_info(facts: Any) -> GraphInfo:
-    """A `GraphInfo` as JSON values, which `isolation_child` sends."""
+    """A `GraphInfo` from JSON values, which `isolation_child` sends."""
     props = {str(key): str(value) for key, value in facts["props"].items()}
     types = [
         {str(name): TensorType(str(dtype), tuple(shape)) for name, (dtype, shape) in facts[side].items()}
@@ -366,25 +303,10 @@ def _graph_info(facts: Any) -> GraphInfo:
     return GraphInfo(props, *types)
 
 
-def _read(connection: socket.socket, count: int, deadline: float | None) -> bytearray:
-    data = bytearray(count)
-    view = memoryview(data)
-    while view:
-        _set_timeout(connection, deadline)
-        size = connection.recv_into(view)
-        if not size:
-            raise EOFError
-        view = view[size:]
-    return data
-
-
-def _set_timeout(connection: socket.socket, deadline: float | None) -> None:
-    # What has already arrived is read even after the deadline: a stopped parent may have slept past it.
-    connection.settimeout(None if deadline is None else max(deadline - time.monotonic(), 0.001))
-
-
-def _end(popen: subprocess.Popen[bytes], connection: socket.socket, owner: int) -> None:
+def _end(popen: subprocess.Popen[bytes], owner: int) -> None:
     if os.getpid() == owner:  # a forked copy of the parent must not end the parent's child
         popen.kill()  # which also wakes a thread that waits for a reply
         popen.wait()
-    connection.close()
+    for file in (popen.stdin, popen.stdout):
+        if file is not None:
+            file.close()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mdlstm_tk.errors import require
-from mdlstm_tk.runtime.isolation import EXIT_MEMORY, error_reply, receive, send
+from mdlstm_tk.errors import MDLSTMError, StoppedError, require
+from mdlstm_tk.runtime.isolation import EXIT_MEMORY, MAX_TEXT, Message, receive, send
 from mdlstm_tk.runtime.providers import CUDA
 from mdlstm_tk.runtime.runner import LocalRunner
 
@@ -27,47 +27,54 @@ def main(config: dict[str, Any]) -> None:
     """Answer the parent's requests: the first one loads the graphs, the others run one of them.
 
     Args:
-        config: `connection`, the descriptor of a socket; `parent`, the id of the parent process; `memory`,
-            the bytes that this process may allocate from now on; and `threads`.
+        config: `parent`, the id of the parent process; `memory`, the bytes that this process may allocate
+            from now on; and `threads`.
     """
-    connection = socket.socket(fileno=config["connection"])
+    requests, replies = os.fdopen(0, "rb", 0), os.fdopen(os.dup(1), "wb", 0)
+    os.dup2(2, 1)  # nothing else writes among the replies
+    failure: Exception | None = None
     try:
         onnxruntime = require("onnxruntime", "cpu")
         _limit(config, has_cuda=CUDA in onnxruntime.get_available_providers())
     except Exception as error:  # the parent raises it; for example, ONNX Runtime is not installed
-        send(connection, error_reply(error))
-        return
-    send(connection, {})
+        failure = error
     runner: LocalRunner | None = None
     try:
         while True:
-            request, arrays = receive(connection, sys.maxsize)
+            request, arrays = receive(requests, sys.maxsize)
             try:
+                if failure is not None:
+                    raise failure
                 if runner is None:
                     graphs = {name: data.tobytes() for name, data in arrays.items()}
                     runner = LocalRunner(graphs, request.pop("label"), **request)
-                    send(connection, _facts(runner))
+                    facts = ("device", "provider", "reason", "captures_graphs")
+                    infos = {name: asdict(info) for name, info in runner.graphs.items()}
+                    send(replies, {"graphs": infos, **{name: getattr(runner, name) for name in facts}})
                 else:
                     outputs = runner.run(arrays, request["graph"])
-                    send(connection, {}, outputs.items())
+                    send(replies, {}, outputs.items())
             except OSError:
                 raise
             except Exception as error:
-                send(connection, error_reply(error))
+                send(replies, _error_reply(error))
     except MemoryError:  # while arrays were received or sent
         os._exit(EXIT_MEMORY)
     except (EOFError, OSError):
         os._exit(0)
 
 
-def _facts(runner: LocalRunner) -> dict[str, Any]:
-    """The attributes of the runner as JSON values."""
-    graphs = {
-        name: {"props": info.props, "inputs": info.inputs, "outputs": info.outputs}
-        for name, info in runner.graphs.items()
+def _error_reply(error: Exception) -> Message:
+    """The reply that stands for an exception."""
+    if isinstance(error, MemoryError):
+        error = StoppedError("out of memory", "memory")
+    if not isinstance(error, MDLSTMError):
+        error = MDLSTMError(f"the isolated process failed: {type(error).__name__}: {error}")
+    return {
+        "error": type(error).__name__,
+        "message": str(error)[:MAX_TEXT],
+        "cause": getattr(error, "cause", None),
     }
-    names = ("device", "provider", "reason", "captures_graphs")
-    return {"graphs": graphs, **{name: getattr(runner, name) for name in names}}
 
 
 def _limit(config: dict[str, Any], *, has_cuda: bool) -> None:

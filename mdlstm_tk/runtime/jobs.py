@@ -4,33 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import FORMATS, READABLE, Format, suffix_of
-from mdlstm_tk.runtime.io.arrays import STDIO
 from mdlstm_tk.runtime.io.files import ensure_writable
+from mdlstm_tk.runtime.io.npy import STDIO
 from mdlstm_tk.runtime.metadata import Metadata
 
-AnswerFormat = Literal["txt", "tsv", "csv", "json"]
-ANSWER_FORMATS: tuple[AnswerFormat, ...] = get_args(AnswerFormat)
+ANSWER_FORMATS: tuple[Format, ...] = ("txt", "tsv", "csv", "json")
 ANSWER_KINDS = ("classify", "transcribe", "density")
 CLASS_KINDS = ("classify", "transcribe", "segment")
 
 
-@dataclass(frozen=True)
-class ResultOptions:
-    """What is written beside labels, texts and masks.
-
-    Attributes:
-        probabilities: of a classifier, the probability of every class in csv and json; of a classifier or
-            segmenter, probabilities instead of the network's outputs in npy and npz.
-        top: number of the most likely classes of a classifier to name, with their probabilities. None: the
-            label alone in txt and tsv, the label and its probability in csv and json.
-    """
+class ResultOptions(NamedTuple):
+    """What is written beside labels, texts and masks; see `infer_paths`."""
 
     probabilities: bool = False
     top: int | None = None
@@ -40,25 +30,16 @@ LABELS_ONLY = ResultOptions()
 
 
 class InputPath(NamedTuple):
-    """One input file.
-
-    Attributes:
-        source: its path, or "-" for standard input.
-        relative: where its result lies below an output folder, before the suffix is replaced.
-    """
+    """An input file: its path, or "-" for standard input; and where its result lies below an output folder,
+    before the suffix is replaced."""
 
     source: str
     relative: str
 
 
 class Job(NamedTuple):
-    """One file to run.
-
-    Attributes:
-        source: path of the input, or "-" for standard input.
-        target: path of the result; "-" for standard output, or for one table of several files.
-        format: file format of the result.
-    """
+    """One file to run: the path of the input, or "-" for standard input; that of the result, "-" for
+    standard output or for one table of several files; and the file format of the result."""
 
     source: str
     target: str
@@ -70,27 +51,16 @@ def is_single_file(inputs: Sequence[str]) -> bool:
     return len(inputs) == 1 and not _is_folder(inputs[0])
 
 
-def answer_format(file_format: str) -> AnswerFormat | None:
-    """The file format if it holds labels and texts, else None."""
-    return next((known for known in ANSWER_FORMATS if known == file_format), None)
-
-
 def is_table(output: str) -> bool:
     """True if `output`, for several inputs, is one file for all labels or texts, by its suffix."""
-    return answer_format(suffix_of(output)[1:]) is not None and not os.path.isdir(output)
+    return suffix_of(output)[1:] in ANSWER_FORMATS and not os.path.isdir(output)
 
 
 def find_files(inputs: Sequence[str], output: str | None) -> tuple[list[InputPath], int]:
-    """The input files, and all readable files below input folders, these in the order of their names.
+    """The input files, and all readable files below input folders, these in the order of their names; and
+    how many of other types lie below folders.
 
-    Links to folders, hidden files, the output folder and earlier results (`*.out.*`) are ignored.
-
-    Args:
-        inputs: files and folders, or "-" alone.
-        output: the folder of the results, which is not searched.
-
-    Returns:
-        The files, and how many of other types lie below folders.
+    Links to folders, hidden files, the folder `output` and earlier results (`*.out.*`) are ignored.
 
     Raises:
         InputError: there is nothing to run, a folder cannot be read, or `output` is one file for several
@@ -99,7 +69,12 @@ def find_files(inputs: Sequence[str], output: str | None) -> tuple[list[InputPat
     if len(inputs) > 1 and STDIO in inputs:
         raise InputError("- (stdin) must be the only input; run files separately")
     if output is not None and not is_single_file(inputs) and not is_table(output):
-        _check_folder(output)
+        if output == STDIO:
+            raise InputError('output="-" takes the result of one file, got several inputs; give a folder')
+        if not os.path.isdir(output) and (os.path.exists(output) or suffix_of(output)[1:] in FORMATS):
+            raise InputError(
+                f"output=... is the file {output}, expected a folder for the results of several inputs"
+            )
     files, left_out = [], 0
     for name in inputs:
         if not _is_folder(name):
@@ -128,18 +103,11 @@ def plan_jobs(
 ) -> list[Job]:
     """Decide where and in which format the result of each file is written.
 
-    The result of x.npy is x.out.npy, beside it or at the same relative path below `output`. Labels and
-    texts go to standard output if `output` is None.
-
-    Args:
-        files: what `find_files` returned.
-        metadata: of the model.
-        output: a file (of a single input), a table, a folder, "-" or None.
-        output_format: format of the results. None: the suffix of `output` if that is a file, else npz for
-            several outputs, txt for labels and texts, png for masks (tif where the model is tiled), npz
-            for `.npz` inputs, and npy for all others.
-        options: with probabilities, labels and masks are written as numbers, unless a format is given.
-        is_single: the only input is a file, rather than a folder.
+    The result of x.npy is x.out.npy, beside it or at the same relative path below the folder `output`.
+    Labels and texts go to standard output if `output` is None. The format is that of the suffix of a file
+    `output`, else npz for several outputs, txt for labels and texts, png for masks (tif where the model is
+    tiled), npz for `.npz` inputs, and npy for all others. With probabilities, labels and masks are written
+    as numbers. `is_single`: the only input is a file, rather than a folder.
 
     Raises:
         InputError: the suffix of `output` names no format, a result would overwrite an input or another
@@ -152,7 +120,13 @@ def plan_jobs(
         is_file = not is_folder if is_single else is_table(output)
         file, folder = (output, None) if is_file else (None, output)
     if file is not None and output_format is None:
-        output_format = _format_of(file)
+        suffix = suffix_of(file)[1:].replace("tiff", "tif")
+        output_format = next((known for known in FORMATS if known == suffix), None)
+        if suffix and output_format is None:
+            raise InputError(
+                f"unsupported file type '.{suffix}' of {file}; name one of {', '.join(FORMATS)} with "
+                "output_format=..."
+            )
     if output_format in ("tif", "zarr") and metadata.form != "tiles":
         raise InputError(
             f"only tiled models write {output_format}; make one with: mdlstm export RUN --form tiles"
@@ -161,7 +135,7 @@ def plan_jobs(
     for source, relative in files:
         file_format = output_format or _default_format(source, metadata, options)
         is_printed = output is None and (
-            source == STDIO or (metadata.kind in ANSWER_KINDS and answer_format(file_format) is not None)
+            source == STDIO or (metadata.kind in ANSWER_KINDS and file_format in ANSWER_FORMATS)
         )
         if is_printed or output == STDIO or (file is not None and not is_single):
             target = STDIO
@@ -176,16 +150,7 @@ def plan_jobs(
 
 
 def remaining_jobs(jobs: Sequence[Job], skip_existing: bool, force: bool) -> list[Job]:
-    """The jobs that are still to run.
-
-    Args:
-        jobs: the planned jobs.
-        skip_existing: leave out jobs whose result exists.
-        force: allow existing results to be replaced.
-
-    Raises:
-        InputError: a result exists and may be neither kept nor replaced, or its path is not a file.
-    """
+    """The jobs that are still to run."""
     remaining = []
     for job in jobs:
         if job.target != STDIO:
@@ -199,27 +164,6 @@ def remaining_jobs(jobs: Sequence[Job], skip_existing: bool, force: bool) -> lis
 def _is_folder(path: str) -> bool:
     """True for a folder, but for an array of zarr, which is one as well."""
     return os.path.isdir(path) and suffix_of(path.rstrip(os.sep)) != ".zarr"
-
-
-def _check_folder(output: str) -> None:
-    """Check that `output` can be the folder of several results."""
-    if output == STDIO:
-        raise InputError('output="-" takes the result of one file, got several inputs; give a folder')
-    if not os.path.isdir(output) and (os.path.exists(output) or suffix_of(output)[1:] in FORMATS):
-        raise InputError(
-            f"output=... is the file {output}, expected a folder for the results of several inputs"
-        )
-
-
-def _format_of(output: str) -> Format | None:
-    """The format that the suffix of a file names; None if it has none."""
-    suffix = suffix_of(output)[1:].replace("tiff", "tif")
-    if suffix and suffix not in FORMATS:
-        raise InputError(
-            f"unsupported file type '.{suffix}' of {output}; name one of {', '.join(FORMATS)} with "
-            "output_format=..."
-        )
-    return next((known for known in FORMATS if known == suffix), None)
 
 
 def _default_format(source: str, metadata: Metadata, options: ResultOptions) -> Format:
@@ -252,31 +196,26 @@ def _walk(folder: str, output: str | None) -> Iterator[str]:
 
 
 def _check_targets(jobs: Sequence[Job]) -> None:
-    """Check that every result has a path of its own, and that none is the path of an input.
-
-    Raises:
-        InputError: names the inputs that collide.
-    """
+    """Check that every result has a path of its own, and that none is the path of an input."""
     real_folder = cache(os.path.realpath)
 
     def canonical(path: str) -> str:
-        folder = real_folder(os.path.dirname(path))
-        return os.path.normcase(os.path.join(folder, os.path.basename(path)))
+        return os.path.normcase(os.path.join(real_folder(os.path.dirname(path)), os.path.basename(path)))
 
     inputs = {canonical(job.source) for job in jobs if job.source != STDIO}
-    source_of_target: dict[str, str] = {}
+    sources: dict[str, str] = {}
     for job in jobs:
+        key = canonical(job.target)
         if job.target == STDIO:
             continue
-        key = canonical(job.target)
         if key in inputs:
             raise InputError(
                 f"the result of {job.source} would overwrite the input {job.target}; choose another "
                 "place with output=..."
             )
-        if key in source_of_target:
+        if key in sources:
             raise InputError(
-                f"{source_of_target[key]} and {job.source} would both be written to {job.target}; "
+                f"{sources[key]} and {job.source} would both be written to {job.target}; "
                 "run them separately, each with its own output=..."
             )
-        source_of_target[key] = job.source
+        sources[key] = job.source

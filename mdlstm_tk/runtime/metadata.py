@@ -11,8 +11,6 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES
-from mdlstm_tk.runtime.preprocessing import Preprocessing
-from mdlstm_tk.runtime.text_order import Direction
 
 PREFIX = "mdlstm."
 SCHEMA = 2
@@ -24,8 +22,6 @@ Form = Literal["unrolled", "scan", "tiles"]
 Dtype = Literal["float32", "float16", "int8"]
 Kind = Literal["grid", "classify", "segment", "transcribe", "density"]
 Extents = tuple[int, ...]
-
-_AXIS_NAMES = {1: "T", 2: "H W", 3: "D H W"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ class Metadata:
     mask_values: tuple[int, ...] | None = None
     mask_palette: tuple[int, ...] | None = None
     preprocessing: dict[str, Any] | None = None
-    text_direction: Direction | None = None
+    text_direction: Literal["ltr", "rtl"] | None = None
     drawing: dict[str, Any] | None = None
     example_range: tuple[float, float] | None = None
     integer: bool = False
@@ -150,12 +146,8 @@ class Metadata:
     def from_props(
         cls, props: Mapping[str, str], label: str, advice: str = "export the model again"
     ) -> Metadata:
-        """Parse what `to_props` returned, and check its types.
-
-        Args:
-            props: the model's `metadata_props`.
-            label: what error messages call the model.
-            advice: how to mend what is wrong.
+        """Parse what `to_props` returned, and check its types. Error messages call the model `label`, and
+        end with the advice.
 
         Raises:
             InputError: the model was not exported by mdlstm-tk, or by a newer version of it, or a field is
@@ -172,39 +164,42 @@ class Metadata:
                 f"the metadata of {label} have schema {texts['schema']!a:.60}, but this version reads "
                 f"{SCHEMA}; install a newer mdlstm-tk, or export the model again"
             )
+
+        def wrong(name: str, value: Any, expected: object) -> InputError:
+            shown = ascii(value)
+            shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
+            return InputError(
+                f"the metadata field '{name}' of {label} is {shown}; expected {expected}; {advice}"
+            )
+
         values: dict[str, Any] = {}
         annotations = get_type_hints(cls)
         for known in fields(cls):
-            is_required = known.default is MISSING and known.default_factory is MISSING
-            if known.name not in texts:
-                if is_required:
-                    raise InputError(f"the metadata of {label} lack '{known.name}'; {advice}")
-                continue
-            value: Any = texts[known.name]
-            try:
-                value = json.loads(value)
-                values[known.name] = _typed(value, annotations[known.name])
-            except (ValueError, RecursionError) as error:
-                raise _field_error(known.name, value, str(error), label, advice) from None
+            if known.name in texts:
+                value: Any = texts[known.name]
+                try:
+                    value = json.loads(value)
+                    values[known.name] = _typed(value, annotations[known.name])
+                except (ValueError, RecursionError) as error:
+                    raise wrong(known.name, value, error) from None
+            elif known.default is MISSING and known.default_factory is MISSING:
+                raise InputError(f"the metadata of {label} lack '{known.name}'; {advice}")
         metadata = cls(**values)
         for name, holds, expected in _consistency(metadata):
             if not holds:
-                raise _field_error(name, getattr(metadata, name), expected, label, advice)
+                raise wrong(name, getattr(metadata, name), expected)
         return metadata
 
 
 def layout_of(ndim: int, channels_last: bool) -> str:
     """The axes of x as the metadata name them, such as "N H W C" or "N C H W"."""
-    axes = _AXIS_NAMES.get(ndim, " ".join(f"E{d + 1}" for d in range(ndim)))
+    named = {1: "T", 2: "H W", 3: "D H W"}
+    axes = named.get(ndim, " ".join(f"E{d + 1}" for d in range(ndim)))
     return f"N {axes} C" if channels_last else f"N C {axes}"
 
 
 def _typed(value: Any, annotation: Any) -> Any:
-    """A JSON value as the type of a field: lists become tuples.
-
-    Raises:
-        ValueError: the value is of another type; the message says which one was expected.
-    """
+    """A JSON value as the type of a field: lists become tuples."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         if value is None and NoneType in args:
@@ -264,12 +259,11 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
         sizes = list(size) if isinstance(size, list | tuple) else []
         numbers = [*sizes, metadata.drawing.get("levels"), metadata.drawing.get("state")]
         is_drawing = len(numbers) == 4 and all(type(number) is int and number > 0 for number in numbers)
-        yield (
-            "drawing",
-            is_drawing and kind == "density" and ndim == 1,
-            "size, levels and state of a density",
-        )
+        fits = is_drawing and kind == "density" and ndim == 1
+        yield "drawing", fits, "size, levels and state of a density"
     if metadata.preprocessing is not None:
+        from mdlstm_tk.runtime.preprocessing import Preprocessing  # imported late: few models take images
+
         try:
             channels = Preprocessing.from_json(metadata.preprocessing).channels
         except (ValueError, TypeError):
@@ -284,9 +278,3 @@ def _are_extents(extents: tuple[int | None, ...], ndim: int) -> bool:
 
 def _are_different(names: tuple[str, ...]) -> bool:
     return bool(names) and len(set(names)) == len(names)
-
-
-def _field_error(name: str, value: Any, expected: str, label: str, advice: str) -> InputError:
-    shown = ascii(value)
-    shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
-    return InputError(f"the metadata field '{name}' of {label} is {shown}; expected {expected}; {advice}")

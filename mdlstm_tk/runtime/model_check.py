@@ -14,7 +14,6 @@ does it protect from a mistake in ONNX Runtime. `Session(isolated=True)` limits 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
@@ -67,26 +66,15 @@ class Refusal(Exception):  # noqa: N818
     """The reason why a model is refused."""
 
 
-class Span(NamedTuple):
-    """Part of the file: data[start:end]."""
-
-    start: int
-    end: int
-
-
 def check_model(
     data: bytes, label: str, *, max_bytes: int = MAX_BYTES, trusted: bool = False
 ) -> dict[str, str]:
-    """Check a model, and read its metadata.
+    """Check the content of an `.onnx` file, and return the entries of its `metadata_props`.
 
     Args:
-        data: content of the `.onnx` file.
-        label: name of the model in error messages.
+        data, label: the file, and its name in error messages.
         max_bytes: maximum size in bytes of the file.
         trusted: allow all operators of the ONNX standard, for a file of your own.
-
-    Returns:
-        The entries of `metadata_props`.
 
     Raises:
         InputError: the file is refused, or is not an ONNX model; the message says why.
@@ -96,75 +84,57 @@ def check_model(
             f"{label} takes {len(data)} bytes, more than {max_bytes}; allow more with max_bytes=..."
         )
     try:
-        return _Check(data, trusted).properties()
+        return _Check(trusted).properties(memoryview(data))
     except Refusal as refusal:
         raise InputError(f"{label} {refusal}") from None
 
 
 class _Check:
-    """The check of one file.
+    """The check of one file; `trusted` is that of `check_model`."""
 
-    Args:
-        data: its content.
-        trusted: as for `check_model`.
-    """
-
-    def __init__(self, data: bytes, trusted: bool) -> None:
-        self._data, self._trusted = data, trusted
+    def __init__(self, trusted: bool) -> None:
+        self._trusted = trusted
         self._functions: set[bytes] = set()
 
-    def properties(self) -> dict[str, str]:
+    def properties(self, model: memoryview) -> dict[str, str]:
         """Check the model, and return its `metadata_props`."""
-        graphs: list[Span] = []
-        functions: list[Span] = []
-        properties: dict[str, str] = {}
-        for number, value in _fields(self._data, Span(0, len(self._data))):
-            if not isinstance(value, Span):
-                continue
-            if number == MODEL_GRAPH:
-                graphs.append(value)
-            elif number == MODEL_FUNCTION:
-                functions.append(value)
-            elif number == MODEL_PROPERTY:
-                texts = {key: self._bytes(text) for key, text in _fields(self._data, value)}
-                try:
-                    properties[texts.get(1, b"").decode()] = texts.get(2, b"").decode()
-                except UnicodeDecodeError:
-                    raise Refusal("has metadata that are not UTF-8; export the model again") from None
-        if not graphs:
+        parts: dict[int, list[memoryview]] = {MODEL_GRAPH: [], MODEL_FUNCTION: [], MODEL_PROPERTY: []}
+        for number, value in _fields(model):
+            if number in parts and isinstance(value, memoryview):
+                parts[number].append(value)
+        if not parts[MODEL_GRAPH]:
             raise Refusal("is not an ONNX model: it holds no graph")
-        for function in functions:
-            self._read_function(function)
-        for function in functions:
+        for function in parts[MODEL_FUNCTION]:
+            values = dict(_fields(function))
+            name, domain = (_bytes(values.get(key)) for key in (FUNCTION_NAME, FUNCTION_DOMAIN_FIELD))
+            if domain != FUNCTION_DOMAIN:
+                raise Refusal(
+                    f"defines the function {_shown(name)} in the domain {_shown(domain)}; expected "
+                    f"functions in '{FUNCTION_DOMAIN.decode()}' alone"
+                )
+            if name in self._functions:
+                raise Refusal(f"defines two functions named {_shown(name)}")
+            self._functions.add(name)
+        for function in parts[MODEL_FUNCTION]:
             self._check_message("function", function, depth=0, in_function=True)
-        for graph in graphs:  # protobuf merges them
+        for graph in parts[MODEL_GRAPH]:  # protobuf merges them
             self._check_message("graph", graph, depth=0, in_function=False)
-        return properties
+        entries = [dict(_fields(entry)) for entry in parts[MODEL_PROPERTY]]
+        try:
+            return {_bytes(entry.get(1)).decode(): _bytes(entry.get(2)).decode() for entry in entries}
+        except UnicodeDecodeError:
+            raise Refusal("has metadata that are not UTF-8; export the model again") from None
 
-    def _read_function(self, span: Span) -> None:
-        """Note the name of a function."""
-        values = dict(_fields(self._data, span))
-        name = self._bytes(values.get(FUNCTION_NAME))
-        domain = self._bytes(values.get(FUNCTION_DOMAIN_FIELD))
-        if domain != FUNCTION_DOMAIN:
-            raise Refusal(
-                f"defines the function {_shown(name)} in the domain {_shown(domain)}; expected functions "
-                f"in '{FUNCTION_DOMAIN.decode()}' alone"
-            )
-        if name in self._functions:
-            raise Refusal(f"defines two functions named {_shown(name)}")
-        self._functions.add(name)
-
-    def _check_message(self, kind: str, span: Span, depth: int, in_function: bool) -> None:
+    def _check_message(self, kind: str, message: memoryview, depth: int, in_function: bool) -> None:
         """Check all nodes and tensors in a message, and in the messages in it."""
         if depth > MAX_DEPTH:
             raise Refusal(f"nests graphs more than {MAX_DEPTH} deep")
         nodes = {"graph": GRAPH_NODE, "function": FUNCTION_NODE}.get(kind)
         children = CHILDREN[kind]
-        for number, value in _fields(self._data, span):
+        for number, value in _fields(message):
             if kind == "tensor" and (number == TENSOR_EXTERNAL or (number == TENSOR_LOCATION and value)):
                 raise Refusal("has tensors whose data lie outside the file, which are never read")
-            if not isinstance(value, Span):
+            if not isinstance(value, memoryview):
                 continue
             if number == nodes:
                 self._check_node(value, depth, in_function)
@@ -173,19 +143,19 @@ class _Check:
             elif kind == "attribute" and number in ATTRIBUTE_GRAPHS:
                 self._check_message("graph", value, depth + 1, in_function)
 
-    def _check_node(self, span: Span, depth: int, in_function: bool) -> None:
+    def _check_node(self, node: memoryview, depth: int, in_function: bool) -> None:
         """Check the operator of a node, and its attributes."""
         operator = domain = b""
-        attributes: list[Span] = []
+        attributes: list[memoryview] = []
         outputs = 0
-        for number, value in _fields(self._data, span):
+        for number, value in _fields(node):
             if number == NODE_OUTPUT:
                 outputs += 1
             elif number == NODE_TYPE:
-                operator = self._bytes(value)
+                operator = _bytes(value)
             elif number == NODE_DOMAIN:
-                domain = self._bytes(value)
-            elif number == NODE_ATTRIBUTE and isinstance(value, Span):
+                domain = _bytes(value)
+            elif number == NODE_ATTRIBUTE and isinstance(value, memoryview):
                 attributes.append(value)
         if domain == FUNCTION_DOMAIN and operator in self._functions and not in_function:
             return
@@ -200,61 +170,47 @@ class _Check:
                 "is one, pass trusted=True"
             )
         for attribute in attributes:
-            if operator == b"Split":
-                self._check_split(attribute, outputs)
+            if operator == b"Split":  # ONNX Runtime trusts num_outputs, and writes beyond its memory
+                values = dict(_fields(attribute))
+                is_number = _bytes(values.get(ATTRIBUTE_NAME)) == b"num_outputs"
+                if is_number and values.get(ATTRIBUTE_INTEGER) != outputs:
+                    raise Refusal("has a Split into another number of parts than it has outputs")
             self._check_message("attribute", attribute, depth, in_function)
 
-    def _check_split(self, attribute: Span, outputs: int) -> None:
-        """Check `num_outputs`: ONNX Runtime trusts it, and writes beyond its memory if it is wrong."""
-        values = dict(_fields(self._data, attribute))
-        is_number = self._bytes(values.get(ATTRIBUTE_NAME)) == b"num_outputs"
-        if is_number and values.get(ATTRIBUTE_INTEGER) != outputs:
-            raise Refusal("has a Split into another number of parts than it has outputs")
 
-    def _bytes(self, value: Span | int | None) -> bytes:
-        return self._data[value.start : value.end] if isinstance(value, Span) else b""
+def _bytes(value: memoryview | int | None) -> bytes:
+    return bytes(value) if isinstance(value, memoryview) else b""
 
 
-def _fields(data: bytes, span: Span) -> Iterator[tuple[int, Span | int]]:
-    """The fields of a protobuf message: number, and the integer or the part of the file that it holds.
-
-    Raises:
-        Refusal: the message is malformed.
-    """
-    position, end = span
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
+    """The fields of a protobuf message: number, and the integer or the part of the file that it holds."""
+    position, end = 0, len(message)
     while position < end:
-        tag, position = _varint(data, position, end)
+        tag, position = _varint(message, position)
         wire_type = tag & 7
         if wire_type == VARINT:
-            value, position = _varint(data, position, end)
+            value, position = _varint(message, position)
             yield tag >> 3, value
             continue
+        size = 4 if wire_type == FIXED32 else 8
         if wire_type == BYTES:
-            size, position = _varint(data, position, end)
-        elif wire_type in (FIXED32, FIXED64):
-            size = 4 if wire_type == FIXED32 else 8
-        else:  # groups, which ONNX does not use
-            raise _malformed(position)
-        if position + size > end:
-            raise _malformed(position)
-        yield tag >> 3, Span(position, position + size)
+            size, position = _varint(message, position)
+        if wire_type not in (BYTES, FIXED32, FIXED64) or position + size > end:  # ONNX uses no groups
+            raise Refusal("is not an ONNX model: it is malformed")
+        yield tag >> 3, message[position : position + size]
         position += size
 
 
-def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
     """The unsigned integer at a position, and the position after it."""
     value = shift = 0
-    for index in range(position, min(end, position + 10)):
-        byte = data[index]
+    for index in range(position, min(len(message), position + 10)):
+        byte = message[index]
         value |= (byte & 127) << shift
         if byte < 128:
             return value, index + 1
         shift += 7
-    raise _malformed(position)
-
-
-def _malformed(position: int) -> Refusal:
-    return Refusal(f"is not an ONNX model: it is malformed at byte {position}")
+    raise Refusal("is not an ONNX model: it is malformed")
 
 
 def _shown(name: bytes) -> str:

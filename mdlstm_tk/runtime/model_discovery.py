@@ -9,12 +9,12 @@ from typing import NoReturn
 
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io.arrays import open_input
-from mdlstm_tk.runtime.io.npy import read_capped
+from mdlstm_tk.runtime.io import TILED_SUFFIX
+from mdlstm_tk.runtime.io.npy import read_model
 from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.model_check import check_model
 
 RUNS = Path("runs")
-TILED_SUFFIX = ".tiles"
 
 
 def find_models(model: str | Path | None, *, tiled: bool = False) -> list[Path]:
@@ -66,15 +66,8 @@ def choose_model(models: Sequence[Path], grids: Sequence[tuple[int, ...]]) -> Pa
 
 
 def read_metadata(model: Path, max_bytes: int) -> Metadata:
-    """The metadata in an `.onnx` file.
-
-    Raises:
-        InputError: the file cannot be read, or is no model that mdlstm-tk exported.
-    """
-    from mdlstm_tk.runtime.model_check import check_model  # imported late: one model needs no choice
-
-    with open_input(model) as file:
-        data = read_capped(file, str(model), max_bytes)
+    """The metadata in an `.onnx` file."""
+    data = read_model(model, max_bytes, "mdlstm export")
     return Metadata.from_props(check_model(data, str(model), max_bytes=max_bytes, trusted=True), str(model))
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import DeviceError, InputError, StoppedError, require
-from mdlstm_tk.runtime.cuda import cuda_problem, preload_libraries
 
 LOG_FATAL = 4  # ONNX Runtime's log level
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -22,14 +21,9 @@ MEMORY_SHARE = 0.75  # of the machine's memory, for all sessions of this process
 
 @dataclass(frozen=True)
 class ProviderSession:
-    """A session of ONNX Runtime and where it runs.
-
-    Attributes:
-        session: the `onnxruntime.InferenceSession`.
-        cuda_index: index of the CUDA device; None for the CPU.
-        cuda_graphs: True if the session can capture and replay CUDA graphs.
-        reason: why "auto" did not take the CUDA that this ONNX Runtime supports; else None.
-    """
+    """An `onnxruntime.InferenceSession`, the index of its CUDA device or None for the CPU, if it can
+    capture and replay CUDA graphs, and why "auto" did not take the CUDA that this ONNX Runtime
+    supports."""
 
     session: Any
     cuda_index: int | None = None
@@ -38,12 +32,7 @@ class ProviderSession:
 
 
 def create_session(data: bytes, label: str, device: str, threads: int, tf32: bool) -> ProviderSession:
-    """Load a model that `check_model` has accepted.
-
-    Args:
-        data: content of the `.onnx` file.
-        label: name of the model in error messages.
-        device, threads, tf32: as for `Session`.
+    """Load a model that `check_model` has accepted; `label` names it in error messages.
 
     Raises:
         InputError: ONNX Runtime cannot load the model, or `device` is unknown.
@@ -57,6 +46,8 @@ def create_session(data: bytes, label: str, device: str, threads: int, tf32: boo
     has_cuda = CUDA in onnxruntime.get_available_providers()
     failure = ""
     if index is not None and has_cuda:
+        from mdlstm_tk.runtime.cuda import preload_libraries  # imported late: for CUDA alone
+
         preload_libraries(onnxruntime)
         for graphs in (True, False):  # some models cannot be captured, those with a Scan among them
             options = {"device_id": index, "use_tf32": int(tf32), "enable_cuda_graph": int(graphs)}
@@ -76,6 +67,8 @@ def create_session(data: bytes, label: str, device: str, threads: int, tf32: boo
         raise InputError(f"{label} is not a model that ONNX Runtime can load: {one_line(error)}") from None
     if index is None or (device == "auto" and not has_cuda):
         return ProviderSession(session)
+    from mdlstm_tk.runtime.cuda import cuda_problem
+
     reason = f"{cuda_problem(onnxruntime, index)}{failure and f' (ONNX Runtime: {failure})'}"
     if device != "auto":
         raise DeviceError(f"device '{device}' cannot be used: {reason}; or pass device=\"cpu\"")
@@ -137,11 +130,7 @@ def available_memory() -> int | None:
 
 
 def _cuda_index(device: str) -> int | None:
-    """The index of the CUDA device that a device name stands for; None for the CPU.
-
-    Raises:
-        InputError: the name is unknown.
-    """
+    """The index of the CUDA device that a device name stands for; None for the CPU."""
     if device == "cpu":
         return None
     match = re.fullmatch(r"auto|cuda(?::(\d{1,3}))?", device)

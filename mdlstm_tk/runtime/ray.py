@@ -86,27 +86,9 @@ def infer_with_ray(
     max_bytes: int | None = None,
     **arguments: Any,
 ) -> Iterator[Result]:
-    """Do what `infer_files` does, with the jobs distributed over Ray workers.
-
-    The results equal those of `infer_files` byte for byte.
-
-    Args:
-        model: path of the model, which each worker loads.
-        jobs: the files to read and where to write their results.
-        batch_size, options: as for `infer_files`.
-        device: "cpu" or "cuda", for each worker.
-        threads: CPU threads of each worker. 0 means 1, as workers share the cores.
-        workers: number of processes. None: one per CPU, divided by `threads`.
-        max_bytes: maximum size in bytes of a file; None: 1 GiB.
-        **arguments: further ones of `Session`.
-
-    Yields:
-        The results, in the order of the jobs.
-
-    Raises:
-        MDLSTMError: as in `infer_files`, or Ray fails.
-        MissingExtraError: Ray is not installed.
-    """
+    """Do what `infer_files` does, byte for byte, with the jobs distributed over Ray workers, which load the
+    model at a path, each on "cpu" or "cuda" and so many threads; 0 means 1, as workers share the cores.
+    There is one worker per CPU, divided by `threads`, unless `workers` says how many."""
     threads, max_bytes = max(threads, 1), max_bytes or MAX_BYTES
     windows = [jobs[i : i + WINDOW] for i in range(0, len(jobs), WINDOW)]
     workers = min(workers or max(1, (os.cpu_count() or 1) // threads), len(windows))
@@ -122,40 +104,29 @@ def infer_with_ray(
 
 @contextmanager
 def tile_workers(session: TiledSession, workers: int) -> Iterator[Callable[[FileRun], RunGroups]]:
-    """Start workers that run the groups of files; yields what `infer_tiled` calls.
+    """Start processes that load a model and run the groups of files; yields what `infer_tiled` calls.
 
     The groups of a step run at the same time. Faces travel by way of this process, and all else lies in
     files. A group may run again, which Ray does when a worker is lost.
-
-    Args:
-        session: the model, which each worker loads.
-        workers: number of processes.
-
-    Raises:
-        MDLSTMError: Ray fails.
-        MissingExtraError: Ray is not installed.
     """
     with ray_cluster(workers) as ray:
         pool = _pool(ray, TilesWorker, (os.getcwd(), session), workers, session.device)
 
-        def running(file: FileRun) -> RunGroups:
-            def run_groups(
-                groups: Sequence[Group], faces: Mapping[FaceKey, Face]
-            ) -> list[dict[FaceKey, Face]]:
-                def submit(actor: Any, group: Group) -> Any:
-                    tiles = {(group.sweep, tile) for tile in group.tiles}
-                    entering = {key: face for key, face in faces.items() if key[:2] in tiles}
-                    return actor.run.remote(file, group, entering)
+        def run_groups(
+            file: FileRun, groups: Sequence[Group], faces: Mapping[FaceKey, Face]
+        ) -> list[dict[FaceKey, Face]]:
+            def submit(actor: Any, group: Group) -> Any:
+                tiles = {(group.sweep, tile) for tile in group.tiles}
+                entering = {key: face for key, face in faces.items() if key[:2] in tiles}
+                return actor.run.remote(file, group, entering)
 
-                replies = list(pool.map(submit, groups))
-                for _, error in replies:
-                    if error is not None:
-                        raise error
-                return [leaving for leaving, _ in replies]
+            replies = list(pool.map(submit, groups))
+            for _, error in replies:
+                if error is not None:
+                    raise error
+            return [leaving for leaving, _ in replies]
 
-            return run_groups
-
-        yield running
+        yield lambda file: partial(run_groups, file)
 
 
 def _pool(
@@ -170,16 +141,9 @@ def _pool(
 
 @contextmanager
 def ray_cluster(cpus: int) -> Iterator[Any]:
-    """Connect to the cluster at $RAY_ADDRESS, or start one on this machine; yields the module `ray`.
+    """Connect to the cluster at $RAY_ADDRESS, or start one with so many CPUs on this machine; yields `ray`.
 
     Usage statistics and the dashboard are turned off.
-
-    Args:
-        cpus: that a cluster on this machine has for tasks.
-
-    Raises:
-        MDLSTMError: Ray fails.
-        MissingExtraError: Ray is not installed.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"  # its messages are in its log files
@@ -206,11 +170,7 @@ def ray_cluster(cpus: int) -> Iterator[Any]:
 
 
 def _check_reachable(address: str) -> None:
-    """Check that something listens at host:port; Ray itself would retry for many minutes.
-
-    Raises:
-        MDLSTMError: nothing does.
-    """
+    """Check that something listens at host:port; Ray itself would retry for many minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdecimal():
         return

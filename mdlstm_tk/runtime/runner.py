@@ -6,13 +6,15 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 from mdlstm_tk.errors import InputError, MDLSTMError, StoppedError, require
-from mdlstm_tk.runtime.cuda_graph import CudaGraphRunner
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
 from mdlstm_tk.runtime.model_check import check_model
 from mdlstm_tk.runtime.providers import create_session, is_out_of_memory, one_line
+
+if TYPE_CHECKING:
+    from mdlstm_tk.runtime.isolation import IsolatedRunner
 
 MODEL = "model"  # the name of the only graph of an `.onnx` file
 MAX_TIMEOUT = 1e6  # seconds, 11 days; the timers of the system take no more than a few weeks
@@ -26,12 +28,8 @@ GraphFunction = Callable[[dict[str, Array], Any], list[Array]]
 
 
 class TensorType(NamedTuple):
-    """The type of an input or output of a graph.
-
-    Attributes:
-        dtype: NumPy's name of the element type, such as "float32"; ONNX Runtime's, if NumPy has none.
-        shape: extents, None where an extent is free.
-    """
+    """The type of an input or output of a graph: NumPy's name of the element type, such as "float32", or
+    ONNX Runtime's if NumPy has none; and the extents, None where one is free."""
 
     dtype: str
     shape: tuple[int | None, ...]
@@ -39,105 +37,89 @@ class TensorType(NamedTuple):
 
 @dataclass(frozen=True)
 class GraphInfo:
-    """Facts about a loaded graph.
-
-    Attributes:
-        props: its `metadata_props`.
-        inputs, outputs: by name, in the order of the file.
-    """
+    """Facts about a loaded graph: its `metadata_props`, and its inputs and outputs in the file's order."""
 
     props: dict[str, str]
     inputs: dict[str, TensorType]
     outputs: dict[str, TensorType]
 
 
-class Runner(Protocol):
-    """Loaded graphs.
-
-    Attributes:
-        graphs: facts about each graph, by its name.
-        device: "cpu" or "cuda:N".
-        provider: ONNX Runtime's name for the device.
-        reason: why "auto" did not take the CUDA that this ONNX Runtime supports; else None.
-        captures_graphs: True if repeated shapes are captured as CUDA graphs.
-    """
-
-    graphs: dict[str, GraphInfo]
-    device: str
-    provider: str
-    reason: str | None
-    captures_graphs: bool
-
-    def run(self, feeds: Mapping[str, Array], graph: str = MODEL) -> dict[str, Array]:
-        """Compute all outputs of a graph, by name, from all its inputs.
-
-        Raises:
-            StoppedError: a limit on time or memory was reached, or the process of the model crashed.
-            MDLSTMError: ONNX Runtime fails.
-            KeyboardInterrupt: the user pressed Ctrl-C; the run was stopped.
-        """
-
-    def interrupt(self) -> None:
-        """Stop the runs in progress, which raise."""
-
-    def close(self) -> None:
-        """Release the graphs; later runs raise an `MDLSTMError`."""
+Runner: TypeAlias = "LocalRunner | IsolatedRunner"
+"""Loaded graphs: facts about each of them by its name, where they run, and why not on CUDA."""
 
 
 def open_runner(
-    graphs: Mapping[str, bytes],
-    label: str,
-    device: str,
-    *,
-    threads: int,
-    timeout: float | None,
-    max_bytes: int | None,
-    tf32: bool,
-    isolated: bool,
-    trusted: bool,
+    graphs: Mapping[str, bytes], label: str, device: str, *, isolated: bool, **options: Any
 ) -> Runner:
-    """Check and load graphs.
-
-    Args:
-        graphs: content of each `.onnx` file, by name.
-        label: name of the model in error messages.
-        device, threads, timeout, max_bytes, tf32, isolated, trusted: as for `Session`.
+    """Check and load graphs, by name; `label` names the model in error messages. See `Session`.
 
     Raises:
         InputError: a graph is refused, or ONNX Runtime cannot load it; or an argument is invalid.
-        DeviceError: CUDA was asked for and cannot be used.
-        MissingExtraError: ONNX Runtime is not installed.
-        StoppedError: a graph exceeds a limit while it is loaded.
-        MDLSTMError: `isolated` is true, and the system is neither Linux nor macOS.
+        DeviceError, MissingExtraError, StoppedError, MDLSTMError: as for `Session`.
     """
+    timeout = options["timeout"]
     if timeout is not None and not 0 <= timeout <= MAX_TIMEOUT:
         raise InputError(f"timeout must be from 0 to {MAX_TIMEOUT:g} seconds, got {timeout}")
     if isolated:
         from mdlstm_tk.runtime.isolation import IsolatedRunner  # imported late: most models need none
 
-        return IsolatedRunner(graphs, label, device, threads, timeout, max_bytes, tf32, trusted)
-    return LocalRunner(graphs, label, device, threads, timeout, max_bytes, tf32, trusted)
+        return IsolatedRunner(graphs, label, device=device, **options)
+    return LocalRunner(graphs, label, device, **options)
+
+
+class OpenModel:
+    """Base of `Session` and `TiledSession`, whose docstrings name the attributes: an open model."""
+
+    device: str
+    provider: str
+    reason: str | None
+    isolated: bool
+    _arguments: tuple[bytes, dict[str, Any]]
+
+    def _open(self, graphs: Mapping[str, bytes], label: str, device: str, **options: Any) -> Runner:
+        """Open the runner; see `open_runner`."""
+        runner = open_runner(graphs, label, device, **options)
+        self._runner: Runner | None = runner
+        self.device, self.provider, self.reason = runner.device, runner.provider, runner.reason
+        self.isolated = options["isolated"]
+        return runner
+
+    @property
+    def graphs(self) -> Runner:
+        """Runs the graphs of the model by their names."""
+        runner = self._runner  # another thread may close the session meanwhile
+        if runner is None:
+            name = type(self).__name__
+            raise MDLSTMError(f"this session is closed; open the model again with {name}(...)")
+        return runner
+
+    def close(self) -> None:
+        """Release the model. Runs in progress finish; later ones raise an `MDLSTMError`."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        data, options = self._arguments
+        return partial(type(self), **options), (data,)
 
 
 class LocalRunner:
-    """A `Runner` in this process. Arguments and errors are those of `open_runner`.
+    """Graphs in this process. Arguments and errors are those of `open_runner`.
 
     Runs from several threads are concurrent, except with CUDA graphs.
     """
 
-    def __init__(
-        self,
-        graphs: Mapping[str, bytes],
-        label: str,
-        device: str,
-        threads: int,
-        timeout: float | None,
-        max_bytes: int | None,
-        tf32: bool,
-        trusted: bool,
-    ) -> None:
+    def __init__(self, graphs: Mapping[str, bytes], label: str, device: str, **options: Any) -> None:
         self._onnxruntime: Any = require("onnxruntime", "cpu")
-        self._timeout = timeout
+        self._timeout: float | None = options["timeout"]
+        limit, trusted = options["max_bytes"] or MAX_BYTES, options["trusted"]
         self._active: set[_Run] = set()
         self._functions: dict[str, GraphFunction] = {}
         self.graphs: dict[str, GraphInfo] = {}
@@ -146,8 +128,8 @@ class LocalRunner:
         self.captures_graphs = False
         for name, data in graphs.items():
             of = label if name == MODEL else f"{name} in {label}"
-            props = check_model(data, of, max_bytes=max_bytes or MAX_BYTES, trusted=trusted)
-            created = create_session(data, of, self.device, threads, tf32)
+            props = check_model(data, of, max_bytes=limit, trusted=trusted)
+            created = create_session(data, of, self.device, options["threads"], options["tf32"])
             session, index = created.session, created.cuda_index
             self.device = "cpu" if index is None else f"cuda:{index}"  # of the graphs that follow, too
             self.provider = session.get_providers()[0]
@@ -158,9 +140,18 @@ class LocalRunner:
             self._functions[name] = partial(session.run, None)
             if created.cuda_graphs and index is not None:
                 self.captures_graphs = True
+                from mdlstm_tk.runtime.cuda_graph import CudaGraphRunner  # imported late: for CUDA alone
+
                 self._functions[name] = CudaGraphRunner(self._onnxruntime, session, "cuda", index)
 
     def run(self, feeds: Mapping[str, Array], graph: str = MODEL) -> dict[str, Array]:
+        """Compute all outputs of a graph, by name, from all its inputs.
+
+        Raises:
+            StoppedError: a limit on time or memory was reached, or the process of the model crashed.
+            MDLSTMError: ONNX Runtime fails.
+            KeyboardInterrupt: the user pressed Ctrl-C; the run was stopped.
+        """
         function = self._functions.get(graph)
         if function is None:
             raise MDLSTMError("this session is closed; open the model again")
@@ -191,21 +182,17 @@ class LocalRunner:
         return dict(zip(self.graphs[graph].outputs, arrays, strict=True))
 
     def interrupt(self) -> None:
+        """Stop the runs in progress, which raise."""
         for run in list(self._active):
             run.stop()
 
     def close(self) -> None:
+        """Release the graphs; later runs raise an `MDLSTMError`."""
         self._functions = {}
 
 
 class _Run:
-    """One run of ONNX Runtime, which can be stopped.
-
-    Args:
-        function: runs the graph.
-        feeds: its inputs.
-        options: the `RunOptions` of this run.
-    """
+    """One run of ONNX Runtime on the inputs of a graph, under `RunOptions`, which can be stopped."""
 
     def __init__(self, function: GraphFunction, feeds: dict[str, Array], options: Any) -> None:
         self._function, self._feeds, self._options = function, feeds, options

@@ -20,12 +20,8 @@ from mdlstm_tk.runtime.model_discovery import run_of
 
 
 class Given(NamedTuple):
-    """The part of an image that is not drawn.
-
-    Attributes:
-        values: (H, W, C) float32 in [0, 1], any number or NaN where the image is drawn.
-        mask: (H, W), True where `values` hold.
-    """
+    """The part of an image that is not drawn: `values` (H, W, C) float32 in [0, 1], any number or NaN where
+    the image is drawn; and `mask` (H, W), True where they hold."""
 
     values: npt.NDArray[np.float32]
     mask: npt.NDArray[np.bool_]
@@ -72,16 +68,7 @@ def read_given(path: Path, size: tuple[int, int], channels: int) -> Given:
 
 
 def drawn_size(metadata: Metadata, label: str = "this model", run: str = "RUN") -> tuple[int, int]:
-    """The size of the images that a model was trained to draw.
-
-    Args:
-        metadata: of the model.
-        label: what the error message calls the model.
-        run: what it calls the run folder.
-
-    Raises:
-        InputError: the model does not draw images.
-    """
+    """The size of the images that a model was trained to draw."""
     if metadata.drawing is None:
         if metadata.kind == "density":
             raise InputError(
@@ -95,11 +82,7 @@ def drawn_size(metadata: Metadata, label: str = "this model", run: str = "RUN") 
 
 
 def check_takes_grids(metadata: Metadata, model: Path) -> None:
-    """Check that a model takes whole grids, rather than drawing the rows of images.
-
-    Raises:
-        InputError: it draws; the message names the command that makes the other file.
-    """
+    """Check that a model takes whole grids; one that draws the rows of images raises an `InputError`."""
     if metadata.drawing is not None:
         raise InputError(
             f"{model} draws images, with: mdlstm sample; make the file that gives the log-probabilities of "

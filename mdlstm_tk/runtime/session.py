@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from mdlstm_tk._util.regular_files import open_regular
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, read_capped
+from mdlstm_tk.runtime.io import TILED_SUFFIX
+from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, read_model
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.runner import MODEL, GraphInfo, Runner, open_runner
-from mdlstm_tk.runtime.samples import Given, draw_rows
+from mdlstm_tk.runtime.runner import MODEL, GraphInfo, OpenModel
 from mdlstm_tk.runtime.shapes import Shapes
+
+if TYPE_CHECKING:
+    from mdlstm_tk.runtime.samples import Given
 
 Outputs: TypeAlias = Array | dict[str, Array]
 """y, or several outputs by name."""
 
 
-class Session:
+class Session(OpenModel):
     """An exported model, loaded and ready to run.
 
         >>> session = Session("model-8x8.onnx", device="cpu")
@@ -85,41 +87,21 @@ class Session:
         trusted: bool = False,
     ) -> None:
         label = "the model" if isinstance(model, bytes) else str(model)
-        data = model if isinstance(model, bytes) else _read_model(Path(model), max_bytes or MAX_BYTES)
-        self._load(
-            data,
-            label,
-            device=device,
-            threads=threads,
-            timeout=timeout,
-            max_bytes=max_bytes,
-            tf32=tf32,
-            isolated=isolated,
-            trusted=trusted,
-        )
-
-    def _load(self, data: bytes, label: str, **options: Any) -> None:
-        self._state = (data, label, options)
-        self.isolated: bool = options["isolated"]
-        runner = open_runner({MODEL: data}, label, **options)
-        self._runner: Runner | None = runner
-        self.device, self.provider, self.reason = runner.device, runner.provider, runner.reason
+        if label.lower().endswith(TILED_SUFFIX):
+            raise InputError(f"{label} is a tiled export; open it with mdlstm_tk.runtime.TiledSession")
+        limit = max_bytes or MAX_BYTES
+        data = model if isinstance(model, bytes) else read_model(Path(model), limit, "mdlstm export")
+        self._arguments = data, {"threads": threads, "max_bytes": max_bytes, "timeout": timeout}
+        self._arguments[1].update(device=device, tf32=tf32, isolated=isolated, trusted=trusted)
+        graph = self._open({MODEL: data}, label, **self._arguments[1]).graphs[MODEL]
         try:
-            graph = runner.graphs[MODEL]
             self.metadata = Metadata.from_props(graph.props, label)
             _check_agreement(self.metadata, graph, label)
         except BaseException:
             self.close()
             raise
         dtypes = {name: tensor.dtype for name, tensor in graph.inputs.items()}
-        self._shapes = Shapes(self.metadata, dtypes, options["max_bytes"] or MAX_BYTES)
-
-    def __getstate__(self) -> tuple[bytes, str, dict[str, Any]]:
-        return self._state
-
-    def __setstate__(self, state: tuple[bytes, str, dict[str, Any]]) -> None:
-        data, label, options = state
-        self._load(data, label, **options)
+        self._shapes = Shapes(self.metadata, dtypes, max_bytes or MAX_BYTES)
 
     def __call__(self, x: Array, sizes: Array | None = None, **extra_inputs: Array) -> Outputs:
         """Run the model.
@@ -150,7 +132,7 @@ class Session:
             (outputs,) = self._run_together([batch.samples], extra)
         else:
             outputs = self._run(batch.samples, {"sizes": self._shapes.prepare_sizes(sizes, batch), **extra})
-        return _single(self._shapes.restore_axes(outputs, batch))
+        return self._shapes.restore_axes(outputs, batch)
 
     def run_many(self, arrays: Sequence[Array]) -> list[Outputs]:
         """Run the model on arrays of different shapes in as few batches as possible.
@@ -179,7 +161,7 @@ class Session:
         for members in groups.values():
             parts = self._run_together([batches[k].samples for k in members], {})
             for k, outputs in zip(members, parts, strict=True):
-                results[k] = _single(self._shapes.restore_axes(outputs, batches[k]))
+                results[k] = self._shapes.restore_axes(outputs, batches[k])
         return [results[k] for k in range(len(batches))]
 
     def sample(
@@ -210,6 +192,8 @@ class Session:
             InputError: the model does not draw images, or an argument is out of range.
             StoppedError, MDLSTMError: as for a call.
         """
+        from mdlstm_tk.runtime.samples import draw_rows  # imported late: few models draw
+
         return draw_rows(self, n, size, seed, uniform, given, temperature)
 
     def warm_up(self, batch: int = 1, grid: tuple[int, ...] | None = None) -> None:
@@ -227,22 +211,9 @@ class Session:
             if len(fixed) < self.metadata.ndim:
                 raise InputError("this model has free extents; name those to warm up for with grid=...")
             grid = tuple(fixed)
-        captures_graphs = self._runner is not None and self._runner.captures_graphs
         # With CUDA graphs, the second run captures a graph and the third replays it.
-        for _ in range(3 if captures_graphs else 1):
+        for _ in range(3 if self.graphs.captures_graphs else 1):
             self(np.zeros((batch, *self._shapes.sample_shape(grid)), np.float32))
-
-    def close(self) -> None:
-        """Release the model. Runs in progress finish; later ones raise an `MDLSTMError`."""
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            runner.close()
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _run_together(self, parts: Sequence[Array], extra: Mapping[str, Array]) -> list[dict[str, Array]]:
         """Compute the outputs for each part (N, *grid, C) in one run. Grids may differ if the model takes
@@ -269,10 +240,8 @@ class Session:
         Returns:
             The outputs by name, in the order of the metadata.
         """
-        runner, metadata = self._runner, self.metadata  # another thread may close the session meanwhile
-        if runner is None:
-            raise MDLSTMError("this session is closed; open the model again with Session(...)")
-        by_name = runner.run({metadata.inputs[0]: samples, **extra})
+        metadata = self.metadata
+        by_name = self.graphs.run({metadata.inputs[0]: samples, **extra})
         outputs = {name: by_name[name] for name in metadata.output_names}
         for name, y in outputs.items():
             lacks_grid = metadata.windows[name] is not None and y.ndim != metadata.ndim + 2
@@ -284,17 +253,8 @@ class Session:
         return outputs
 
 
-def _single(outputs: dict[str, Array]) -> Outputs:
-    """The only output, or all of them by name."""
-    return next(iter(outputs.values())) if len(outputs) == 1 else outputs
-
-
 def _check_agreement(metadata: Metadata, graph: GraphInfo, label: str) -> None:
-    """Check that the metadata describe the graph that they came with.
-
-    Raises:
-        InputError: names the inputs, the outputs or the axes that differ.
-    """
+    """Check that the metadata describe the graph that they came with."""
     for name, declared, found in (
         ("inputs", metadata.inputs, graph.inputs),
         ("outputs", metadata.output_names, graph.outputs),
@@ -315,13 +275,3 @@ def _check_agreement(metadata: Metadata, graph: GraphInfo, label: str) -> None:
             f"x in the graph of {label} has the shape {shape}, but its metadata say {(None, *expected)}; "
             "export the model again"
         )
-
-
-def _read_model(path: Path, max_bytes: int) -> bytes:
-    """Read the file into memory, so that ONNX Runtime has no path to resolve external data against."""
-    if not path.exists():
-        raise InputError(f"there is no model {path}; make one with: mdlstm export")
-    if path.suffix.lower() == ".tiles":
-        raise InputError(f"{path} is a tiled export; open it with mdlstm_tk.runtime.TiledSession")
-    with open_regular(path) as file:
-        return read_capped(file, str(path), max_bytes)

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io.arrays import to_float32
-from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array
+from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array, to_float32
 from mdlstm_tk.runtime.metadata import Metadata
 
 Grid = tuple[int, ...]
@@ -21,13 +19,8 @@ Grid = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Batch:
-    """An array in the shape that the model takes.
-
-    Attributes:
-        samples: (N, *grid, C), or (N, C, *grid) for a channels-first model.
-        has_batch_axis: True if the user's array had the batch axis.
-        has_channel_axis: True if the user's array had the channel axis.
-    """
+    """An array in the shape that the model takes, (N, *grid, C), or (N, C, *grid) for a channels-first
+    model; and if the user's array had the axes of the batch and of the channels."""
 
     samples: Array
     has_batch_axis: bool
@@ -35,13 +28,8 @@ class Batch:
 
 
 class Shapes:
-    """The shapes that one model takes and returns.
-
-    Args:
-        metadata: of the model.
-        dtypes: of its inputs, by name; float32 where one is missing.
-        max_bytes: largest size of an array as float32.
-    """
+    """The shapes that one model takes and returns. `dtypes` are those of its inputs by name, float32 where
+    one is missing; `max_bytes` is the largest size of an array as float32."""
 
     def __init__(
         self, metadata: Metadata, dtypes: Mapping[str, str] | None = None, max_bytes: int = MAX_BYTES
@@ -56,10 +44,6 @@ class Shapes:
             x: (*grid), (*grid, C) or (N, *grid, C); for a channels-first model (*grid), (C, *grid) or
                 (N, C, *grid).
             label: name of x in error messages.
-
-        Raises:
-            InputError: x has the wrong shape, is empty, too large or not finite. If the grid is wrong, the
-                message names the one that fits.
         """
         metadata = self.metadata
         x = np.asanyarray(x)
@@ -98,11 +82,7 @@ class Shapes:
         return Batch(samples, has_batch_axis, has_channel_axis=missing_axes < 2)
 
     def prepare_sizes(self, sizes: Array, batch: Batch) -> Array:
-        """Convert `sizes` to (N, D) int64.
-
-        Raises:
-            InputError: the model takes no `sizes`, or they have the wrong shape or type or exceed the grid.
-        """
+        """Convert `sizes` to (N, D) int64, and check them."""
         sizes, grid = np.asarray(sizes), self.grid(batch.samples)
         shape = (len(batch.samples), self.metadata.ndim)
         if not self.takes_sizes:
@@ -124,11 +104,7 @@ class Shapes:
         return sizes.astype(np.int64)
 
     def prepare_extra_inputs(self, extra_inputs: Mapping[str, Array], batch: Batch) -> dict[str, Array]:
-        """Convert the inputs beside x and `sizes` to float32 or int64 with a batch axis.
-
-        Raises:
-            InputError: one is missing, unknown, or of another batch than x.
-        """
+        """Convert the inputs beside x and `sizes` to their dtypes, with a batch axis, and check them."""
         expected = [name for name in self.metadata.inputs[1:] if name != "sizes"]
         if set(extra_inputs) != set(expected):
             arguments = ", ".join(f"{name}=…" for name in expected)
@@ -148,16 +124,9 @@ class Shapes:
         return prepared
 
     def padded(self, parts: Sequence[Array]) -> tuple[Array, Array]:
-        """Concatenate parts of different grids, padded with zeros to one grid.
-
-        The grid is the model's own or, if the model takes any, the largest extent along each axis.
-
-        Args:
-            parts: arrays (N_k, *grid_k, C).
-
-        Returns:
-            The batch (N, *grid, C), and the valid extents of its samples, (N, D) int64.
-        """
+        """Concatenate parts (N_k, *grid_k, C) of different grids, padded with zeros to one grid: the
+        model's own or, where that is free, the largest extent. Returns the batch (N, *grid, C), and the
+        valid extents of its samples, (N, D) int64."""
         grids = [self.grid(part) for part in parts]
         largest = np.max(grids, axis=0).tolist()
         grid = tuple(own or extent for own, extent in zip(self.metadata.extents, largest, strict=True))
@@ -180,8 +149,9 @@ class Shapes:
             result[name] = y
         return result
 
-    def restore_axes(self, outputs: Mapping[str, Array], batch: Batch) -> dict[str, Array]:
-        """Remove the batch and channel axes of the outputs that the user's array did not have."""
+    def restore_axes(self, outputs: Mapping[str, Array], batch: Batch) -> Array | dict[str, Array]:
+        """Remove the batch and channel axes of the outputs that the user's array did not have; returns the
+        only output, or all of them by name."""
         result = {}
         for name, y in outputs.items():
             axis = self.feature_axis(y)
@@ -189,7 +159,7 @@ class Shapes:
             if has_one_feature and not batch.has_channel_axis:
                 y = np.squeeze(y, axis)
             result[name] = y if batch.has_batch_axis else y[0]
-        return result
+        return result if len(result) > 1 else result.popitem()[1]
 
     def feature_axis(self, y: Array) -> int:
         """The axis of an output (N, …) that holds its features: 1 if it has a grid and the model is
@@ -207,6 +177,10 @@ class Shapes:
 
     def _check_grid(self, grid: Grid) -> None:
         extents, multiple_of = self.metadata.extents, self.metadata.multiple_of
+        if self._has_grid(grid) and not multiple_of:
+            return
+        from mdlstm_tk._util.sizes import format_size  # imported late: most grids fit
+
         if multiple_of is not None and any(e % m for e, m in zip(grid, multiple_of, strict=True)):
             fitting = tuple(-(-e // m) * m for e, m in zip(grid, multiple_of, strict=True))
             raise InputError(
@@ -228,11 +202,7 @@ class Shapes:
         return all(own in (None, extent) for own, extent in zip(self.metadata.extents, grid, strict=True))
 
     def _converted(self, array: Array, name: str, label: str) -> Array:
-        """An array in the dtype of an input of the model.
-
-        Raises:
-            InputError: the array is empty or not finite, or holds fractions where the model takes integers.
-        """
+        """An array in the dtype of an input of the model, which may take whole numbers alone."""
         dtype = self._dtypes.get(name, "float32")
         converted = to_float32(array, label)
         is_float = dtype in ("float32", "float64", "float16")

@@ -15,7 +15,8 @@ import pytest
 from mdlstm_tk._util.text import text_of_field
 from mdlstm_tk.runtime import Metadata, decode
 from mdlstm_tk.runtime.answers import AnswerDocument
-from mdlstm_tk.runtime.jobs import ANSWER_FORMATS, AnswerFormat, ResultOptions
+from mdlstm_tk.runtime.io import Format
+from mdlstm_tk.runtime.jobs import ANSWER_FORMATS, ResultOptions
 
 GRID = Metadata("0", None, "scan", "N H W C", 1, 1)
 CLASSES = ("cat", "dög", "=1\\")
@@ -26,7 +27,7 @@ SCORES = np.log(np.array([[0.2, 0.7, 0.1], [0.5, 0.2, 0.3]]))
 ESCAPED = "in/a\\\t\n.npy"  # a name with a backslash, a tab and a line break
 
 
-def document(file_format: AnswerFormat, y: Any, metadata: Metadata, **options: Any) -> str:
+def document(file_format: Format, y: Any, metadata: Metadata, **options: Any) -> str:
     """The document for one file and one array in another."""
     chosen = ResultOptions(**options)
     top = metadata.outputs if chosen.probabilities else chosen.top or 1
@@ -80,7 +81,7 @@ def test_tables_and_lists(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("file_format", ANSWER_FORMATS)
-def test_documents_are_the_same_in_one_piece_and_file_by_file(file_format: AnswerFormat) -> None:
+def test_documents_are_the_same_in_one_piece_and_file_by_file(file_format: Format) -> None:
     files = [(name, decode(SCORES, CLASSIFIER)) for name in ("a", "b")]
     whole = AnswerDocument(file_format, CLASSIFIER, ResultOptions(), is_named=True).render(files)
     parts = AnswerDocument(file_format, CLASSIFIER, ResultOptions(), is_named=True)

@@ -28,7 +28,7 @@ from PIL import Image
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import Session, TiledSession, infer_paths
 from mdlstm_tk.runtime.inference import stream_paths
-from mdlstm_tk.runtime.io.arrays import save_array
+from mdlstm_tk.runtime.io.npy import save_array
 
 RNG = np.random.default_rng(0)
 

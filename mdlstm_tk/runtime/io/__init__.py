@@ -4,6 +4,7 @@ import os.path
 from typing import Literal, get_args
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
+TILED_SUFFIX = ".tiles"  # of tiled exports
 READABLE = (".npy", ".npz", ".csv", *IMAGE_SUFFIXES)
 
 Format = Literal["npy", "npz", "json", "png", "csv", "txt", "tsv", "tif", "zarr"]

@@ -17,11 +17,7 @@ TEMPORARY_SUFFIX = ".mdlstm-tmp"
 
 
 def ensure_writable(path: Path, force: bool) -> None:
-    """Check that `path` may be written.
-
-    Args:
-        path: the file to write.
-        force: allow an existing file to be replaced.
+    """Check that a file may be written, with `force` also one that exists.
 
     Raises:
         InputError: the file exists and `force` is false, or `path` is a folder or a device.
@@ -57,7 +53,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise _cannot_write(path, error) from None
+        raise cannot_write(path, error) from None
     finally:
         with suppress(OSError):  # it has become `path`, or was never made
             temporary.unlink()
@@ -83,7 +79,7 @@ def staging(folder: Path) -> Iterator[Path]:
         stage.mkdir(parents=True)
         yield stage
     except OSError as error:
-        raise _cannot_write(folder, error) from None
+        raise cannot_write(folder, error) from None
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -92,6 +88,7 @@ def _temporary(folder: Path, name: str) -> Path:
     return folder / f".{name[:50]}.{os.urandom(4).hex()}{TEMPORARY_SUFFIX}"
 
 
-def _cannot_write(path: Path, error: OSError) -> MDLSTMError:
+def cannot_write(path: Path, error: OSError) -> MDLSTMError:
+    """The error for a file that cannot be written."""
     reason = error.strerror or error
     return MDLSTMError(f"cannot write {path}: {reason}; choose another place with output=...")

@@ -1,49 +1,140 @@
-"""Read untrusted `.npy` and `.npz` files: sizes are checked before anything is allocated.
-
-Nothing is unpickled, nothing is unpacked to disk, and no array larger than `max_bytes` is allocated.
-"""
+"""Read and write arrays as `.npy`, from files and standard streams: sizes are checked before anything is
+allocated, and nothing is ever unpickled."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Container, Iterator
-from functools import lru_cache
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from math import prod
-from typing import IO, TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk.errors import InputError
-
-if TYPE_CHECKING:
-    import zipfile
+from mdlstm_tk.runtime.io.files import atomic_write
 
 Array = npt.NDArray[Any]
 
+STDIO = "-"
 MAX_BYTES = 2**30  # default limit for a file and for the arrays in it
-MAX_DIRECTORY_BYTES = 2**20  # limit for the list of members of a .npz, enough for about 10,000 of them
-MAX_HEADER_BYTES = 10_000  # limit for the header of a .npy; NumPy refuses longer ones
 FLOAT_BYTES = 4  # callers convert arrays to float32, so smaller dtypes grow to this
-# Size of the field that holds a header's length, by version of the .npy format.
-LENGTH_FIELD_BYTES = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}
 
 
-def read_npy(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Array:
-    """Read the array of real numbers in an open `.npy` file.
+@contextmanager
+def open_input(source: str | Path) -> Iterator[IO[bytes]]:
+    """Open a file for reading; "-" is standard input."""
+    try:
+        with nullcontext(sys.stdin.buffer) if source == STDIO else open(source, "rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise InputError(f"there is no file {source}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {label_of(source)}: {error.strerror or error}") from None
+
+
+@contextmanager
+def open_output(target: str | Path) -> Iterator[IO[bytes]]:
+    """Open a file that appears whole or not at all; "-" is standard output."""
+    if target == STDIO:
+        buffer = io.BytesIO()
+        yield buffer
+        sys.stdout.buffer.write(buffer.getbuffer())
+        sys.stdout.buffer.flush()
+        return
+    with atomic_write(Path(target)) as temporary, open(temporary, "wb") as file:
+        yield file
+
+
+def load_array(source: str | Path, max_bytes: int = MAX_BYTES) -> Array:
+    """Read a `.npy` file.
+
+        >>> x = load_array("matrix.npy")
 
     Args:
-        file: an object whose `read(n)` returns fewer than n bytes only at the end. It is read up to the end
-            of the array and no further.
-        label: what error messages call the file.
+        source: path of the file, or "-" for standard input.
         max_bytes: maximum size in bytes of the array, as stored and as float32.
 
     Returns:
-        A read-only array with the shape, dtype and byte order of the file.
+        The array as float32: finite, with at least one element.
 
     Raises:
-        InputError: the file is not a `.npy`, is incomplete, holds anything but real numbers, or declares
-            an array that is too large.
+        InputError: the file does not exist, is not a `.npy` array of real numbers, is too large, empty, or
+            holds values that are not finite in float32.
+    """
+    with open_input(source) as file:
+        return to_float32(read_npy(file, label_of(source), max_bytes), label_of(source))
+
+
+def save_array(target: str | Path, array: Array) -> None:
+    """Write a `.npy` file, whole or not at all.
+
+        >>> save_array("prediction.npy", y)
+
+    Args:
+        target: path of the file, or "-" for standard output.
+        array: real numbers of any shape.
+
+    Raises:
+        MDLSTMError: the file cannot be written.
+    """
+    with open_output(target) as file:
+        write_npy(file, np.asanyarray(array))
+
+
+def to_float32(array: Array, label: str) -> Array:
+    """Convert real numbers of any shape to float32; `label` names them in error messages.
+
+    Raises:
+        InputError: the array is not of real numbers, is empty, or holds NaN, infinity or values that
+            float32 cannot hold.
+    """
+    if array.dtype.kind not in "buif":
+        raise InputError(f"{label} holds {array.dtype}, expected real numbers (float, integer or bool)")
+    if array.size == 0:
+        raise InputError(f"{label} is empty: its shape is {array.shape}")
+    with np.errstate(over="ignore"):
+        converted = array.astype(np.float32)
+    finite = np.isfinite(converted)
+    if not finite.all():
+        if np.isfinite(array).all():
+            largest = float(np.abs(array.astype(np.float64)).max())
+            raise InputError(
+                f"{label} holds values up to {largest:.3g}, which float32 cannot hold; scale them to at "
+                "most 3e38"
+            )
+        invalid = finite.size - np.count_nonzero(finite)
+        raise InputError(
+            f"{label} holds {invalid} NaN or infinite values; replace them, e.g. with numpy.nan_to_num"
+        )
+    return converted
+
+
+def write_npy(file: IO[bytes], array: Array) -> None:
+    """Write the bytes that numpy.save writes."""
+    if array.dtype.kind not in "buif":
+        raise InputError(f"cannot write an array of {array.dtype}, expected real numbers")
+    array = np.asarray(array, order="C")
+    header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    file.write(array.data)  # numpy.save does not notice a full disk
+
+
+def label_of(source: str | Path) -> str:
+    """What error messages call a file, or "-"."""
+    return "standard input" if source == STDIO else str(source)
+
+
+def read_npy(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Array:
+    """Read the array of real numbers in an open `.npy` file, as it is stored, up to its end and no further.
+
+    Args:
+        file: an object whose `read(n)` returns fewer than n bytes only at the end.
+        label: what error messages call the file.
+        max_bytes: maximum size in bytes of the array, as stored and as float32.
     """
     shape, fortran_order, dtype = read_header(file, label)
     if dtype.hasobject:
@@ -71,118 +162,31 @@ def read_npy(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Array:
         raise _invalid_npy(label) from None
 
 
-def npz_names(file: IO[bytes], label: str) -> list[str]:
-    """The names of the arrays in an open `.npz` file.
-
-    Raises:
-        InputError: the file is not a `.npz`, or two arrays have the same name.
-    """
-    with _open_npz(BoundedFile(file, label), label) as archive:
-        return list(_members(archive, label))
-
-
-def read_npz(
-    file: IO[bytes], label: str, max_bytes: int = MAX_BYTES, names: Container[str] | None = None
-) -> Iterator[tuple[str, Array]]:
-    """Read the arrays in an open `.npz` file one at a time: a generator, which raises while it is iterated.
-
-    Args:
-        file: a seekable binary file. It is left open.
-        label: what error messages call the file.
-        max_bytes: maximum size in bytes of all members together, as they are unpacked and as float32.
-        names: the arrays to read; None: all.
-
-    Yields:
-        Pairs of a member's name without ".npy" and its array.
-
-    Raises:
-        InputError: the file is not a `.npz`, is damaged or too large, or has the same name twice, or
-            `read_npy` refuses an array.
-    """
-    import zipfile  # imported late: it is slow to import, and most files are .npy
-
-    bounded = BoundedFile(file, label)
-    with _open_npz(bounded, label) as archive:
-        bounded.reading, bounded.max_read_bytes = "a member", max_bytes
-        members = _members(archive, label)
-        too_large = InputError(
-            f"{label} unpacks to more than {max_bytes} bytes, as stored or as float32; "
-            "allow more with max_bytes=..."
-        )
-        # zipfile never reads more of a member than its declared size.
-        if sum(member.file_size for member in members.values()) > max_bytes:
-            raise too_large
-        float_bytes = 0  # of all arrays so far: small dtypes grow
-        for name, member in members.items():
-            if names is not None and name not in names:
-                continue
-            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise InputError(
-                    f"{label} uses a compression that numpy.savez does not; save it with numpy.savez"
-                )
-            try:
-                with archive.open(member) as packed:
-                    array = read_npy(packed, f"'{name}' in {label}", max_bytes)
-                    packed.read(1)  # at the end of a member zipfile verifies its checksum
-            except InputError:
-                raise
-            except Exception:  # zipfile and zlib raise all kinds of exceptions for damaged members
-                raise InputError(f"'{name}' in {label} is damaged or encrypted") from None
-            float_bytes += array.size * FLOAT_BYTES
-            if float_bytes > max_bytes:
-                raise too_large
-            yield name, array
-
-
-def _members(archive: zipfile.ZipFile, label: str) -> dict[str, zipfile.ZipInfo]:
-    """The members of a `.npz` by the names of their arrays, which the results repeat."""
-    members: dict[str, zipfile.ZipInfo] = {}
-    for member in archive.infolist():
-        name = member.filename.removesuffix(".npy")
-        if name in members:
-            raise InputError(f"{label} holds two arrays with the name '{name}'; rename one of them")
-        members[name] = member
-    return members
-
-
-def _open_npz(file: BoundedFile, label: str) -> zipfile.ZipFile:
-    import zipfile
-
-    try:
-        return zipfile.ZipFile(file)
-    except InputError:
-        raise
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        raise InputError(f"{label} is not a complete .npz archive; write it with numpy.savez") from None
-
-
 def read_capped(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> bytes:
-    """Read the rest of a file.
-
-    Raises:
-        InputError: the rest is larger than `max_bytes`.
-    """
+    """Read the rest of a file."""
     data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise InputError(f"{label} is larger than {max_bytes} bytes; allow more with max_bytes=...")
     return data
 
 
-def read_header(file: IO[bytes], label: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Read the shape, whether the array is stored in Fortran order, and the dtype, which may be any.
+def read_model(path: Path, max_bytes: int, make_one: str) -> bytes:
+    """Read a model into memory, so that ONNX Runtime has no path to resolve external data against."""
+    if not path.is_file():
+        problem = f"there is no model {path}; make one with: {make_one}"
+        raise InputError(f"cannot read {path}: it is not a regular file" if path.exists() else problem)
+    with open_input(path) as file:
+        return read_capped(file, str(path), max_bytes)
 
-    Raises:
-        InputError: the file is not a `.npy`.
-    """
-    start = file.read(8)
-    if start[:6] != np.lib.format.MAGIC_PREFIX or start[6:] not in LENGTH_FIELD_BYTES:
-        raise _invalid_npy(label)
-    length_field = file.read(LENGTH_FIELD_BYTES[start[6:]])
-    length = int.from_bytes(length_field, "little")
-    if length > MAX_HEADER_BYTES:
-        raise _invalid_npy(label)
+
+def read_header(file: IO[bytes], label: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read the shape, whether the array is stored in Fortran order, and the dtype, which may be any."""
+    formats = np.lib.format
+    # Version 3 differs from 2 only in the encoding of field names, and structured dtypes are refused.
+    newer = formats.read_array_header_2_0
+    parsers = {(1, 0): formats.read_array_header_1_0, (2, 0): newer, (3, 0): newer}
     try:
-        shape, fortran_order, dtype = _parse_header(start[6:], length_field + file.read(length))
+        shape, fortran_order, dtype = parsers[formats.read_magic(file)](file)
     except Exception:  # NumPy's parser raises all kinds of exceptions for damaged headers
         raise _invalid_npy(label) from None
     if not all(type(extent) is int and extent >= 0 for extent in shape):  # NumPy takes (True, 2)
@@ -190,38 +194,5 @@ def read_header(file: IO[bytes], label: str) -> tuple[tuple[int, ...], bool, np.
     return shape, fortran_order, dtype
 
 
-@lru_cache  # files that are read together usually share a few headers
-def _parse_header(version: bytes, header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Parse a header that starts with its length field."""
-    formats = np.lib.format
-    # Version 3 differs from 2 only in the encoding of field names, and structured dtypes are refused.
-    parse = formats.read_array_header_1_0 if version == b"\x01\x00" else formats.read_array_header_2_0
-    return parse(io.BytesIO(header))
-
-
 def _invalid_npy(label: str) -> InputError:
     return InputError(f"{label} is not a complete .npy array; write it with numpy.save(file, array)")
-
-
-class BoundedFile(io.RawIOBase):
-    """A file that refuses large reads: `zipfile` reads the list of all members into memory first."""
-
-    def __init__(self, file: IO[bytes], label: str) -> None:
-        self.file, self.label = file, label
-        self.reading, self.max_read_bytes = "the list of members", MAX_DIRECTORY_BYTES
-
-    def read(self, size: int = -1) -> bytes:
-        limit = self.max_read_bytes
-        data = b"" if size > limit else self.file.read(limit + 1 if size < 0 else size)
-        if max(size, len(data)) > limit:
-            raise InputError(f"{self.reading} of {self.label} takes more than {limit} bytes")
-        return data
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self.file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self.file.tell()
-
-    def seekable(self) -> bool:
-        return self.file.seekable()

@@ -9,15 +9,26 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeAlias, cast
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import READABLE, suffix_of
-from mdlstm_tk.runtime.io.arrays import STDIO, label_of, open_input
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, npz_names, read_capped, read_npy, read_npz
+from mdlstm_tk.runtime.io.npy import (
+    FLOAT_BYTES,
+    MAX_BYTES,
+    STDIO,
+    Array,
+    label_of,
+    open_input,
+    read_capped,
+    read_npy,
+)
 from mdlstm_tk.runtime.metadata import Metadata
+
+if TYPE_CHECKING:
+    from mdlstm_tk.runtime.preprocessing import Preprocessing
 
 MAGIC = {  # how the content of a file begins; none of these begins a table of numbers
     ".npy": (np.lib.format.MAGIC_PREFIX,),
@@ -52,15 +63,14 @@ class InputFile:
     left_out: tuple[str, ...] = ()
 
     def arrays_for(self, metadata: Metadata) -> Arrays:
-        """The arrays as a model takes them.
-
-        Raises:
-            InputError: the file is an image, and the model takes none; or the model is a density, whose
-                levels lie in [0, 1], and values do not.
-        """
+        """The arrays as a model takes them."""
         arrays = self.arrays
         if self.is_image:
-            arrays = {name: _image_array(x, metadata, self.label) for name, x in arrays.items()}
+            preprocessing = preprocessing_for(metadata, self.label)
+            x = preprocessing(arrays[None])
+            if preprocessing.channels == 1:
+                x = x[..., 0]
+            arrays = {None: x if metadata.channels_last or x.ndim == 2 else np.moveaxis(x, -1, 0)}
         if metadata.kind == "density":
             for x in arrays.values():
                 low, high = float(x.min(initial=0)), float(x.max(initial=0))
@@ -120,20 +130,19 @@ def read_input(source: str, max_bytes: int = MAX_BYTES) -> InputFile:
     with open_input(source) as file:
         if not suffix:
             buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast("Any", file))
-            file, suffix = buffered, _type_of(buffered.peek(MAGIC_BYTES))
+            start, file = buffered.peek(MAGIC_BYTES), buffered
+            suffix = next((kind for kind, starts in MAGIC.items() if start.startswith(starts)), ".csv")
         if suffix == ".npy":
             return InputFile(label, {None: read_npy(file, label, max_bytes)})
         if suffix == ".npz":  # is read from its end, which a pipe cannot seek
             seekable = file if file.seekable() else io.BytesIO(read_capped(file, label, max_bytes))
-            return _read_npz(seekable, label, max_bytes)
+            arrays, left_out = read_npz(seekable, label, max_bytes)
+            if not arrays:
+                raise InputError(f"{label} holds no array")
+            return InputFile(label, _samples(arrays, label) if left_out else arrays, left_out=left_out)
         if suffix == ".csv":  # a number takes at least two bytes as text, and eight once it is parsed
             return InputFile(label, {None: _read_csv(read_capped(file, label, max_bytes // 4), label)})
         return _read_image(file, label, max_bytes)
-
-
-def _type_of(start: bytes) -> str:
-    """The type of a file by the start of its content: ".npy", ".npz", "image", or ".csv" for all others."""
-    return next((name for name, starts in MAGIC.items() if start.startswith(starts)), ".csv")
 
 
 def _read_image(file: IO[bytes], label: str, max_bytes: int) -> InputFile:
@@ -143,8 +152,8 @@ def _read_image(file: IO[bytes], label: str, max_bytes: int) -> InputFile:
     return InputFile(label, {None: pixels}, is_image=True)
 
 
-def _image_array(pixels: Array, metadata: Metadata, label: str) -> Array:
-    """The array that a model takes for the pixels of an image; see `load_image`."""
+def preprocessing_for(metadata: Metadata, label: str) -> Preprocessing:
+    """How images are prepared for a model; see `load_image`."""
     from mdlstm_tk.runtime.preprocessing import Preprocessing
 
     if metadata.ndim != 2:
@@ -152,29 +161,59 @@ def _image_array(pixels: Array, metadata: Metadata, label: str) -> Array:
             f"{label} is an image, but the model takes grids of {metadata.ndim} axes; give a .npy file"
         )
     if metadata.preprocessing is not None:
-        preprocessing = Preprocessing.from_json(metadata.preprocessing)
-    elif metadata.channels in (1, 3):
-        preprocessing = Preprocessing(metadata.channels)
-    else:
+        return Preprocessing.from_json(metadata.preprocessing)
+    if metadata.channels not in (1, 3):
         raise InputError(
             f"{label} is an image and gives 1 or 3 channels, but the model takes {metadata.channels}; "
             "give a .npy file"
         )
-    x = preprocessing(pixels)
-    if preprocessing.channels == 1:
-        return x[..., 0]
-    return x if metadata.channels_last else np.moveaxis(x, -1, 0)
+    return Preprocessing(metadata.channels)
 
 
-def _read_npz(file: IO[bytes], label: str, max_bytes: int) -> InputFile:
-    """The arrays by name; of a file to train on, with x, y and perhaps sizes, the samples in x."""
-    names = npz_names(file, label)
-    if not names:
-        raise InputError(f"{label} holds no array")
-    is_training_data = {"x", "y"} <= set(names) <= {"x", "y", "sizes"}
-    left_out = ("y",) if is_training_data else ()
-    arrays: Arrays = dict(read_npz(file, label, max_bytes, set(names).difference(left_out)))
-    return InputFile(label, _samples(arrays, label) if is_training_data else arrays, left_out=left_out)
+def read_npz(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> tuple[Arrays, tuple[str, ...]]:
+    """Read the arrays in an open, seekable `.npz` file, but for the targets in a file to train on: with
+    x, y and perhaps sizes, y is left out. Returns the arrays by their names, and the names that were left
+    out."""
+    import zipfile  # imported late: it is slow to import, and most files are .npy
+
+    if file.seek(0, io.SEEK_END) > max_bytes:
+        raise InputError(f"{label} is larger than {max_bytes} bytes; allow more with max_bytes=...")
+    try:
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        raise InputError(f"{label} is not a complete .npz archive; write it with numpy.savez") from None
+    arrays: Arrays = {}
+    with archive:
+        names = [member.filename.removesuffix(".npy") for member in archive.infolist()]
+        left_out = ("y",) if {"x", "y"} <= set(names) <= {"x", "y", "sizes"} else ()
+        size = sum(member.file_size for member in archive.infolist())  # zipfile reads no more of them
+        for name, member in zip(names, archive.infolist(), strict=True):
+            if name in arrays:
+                raise InputError(f"{label} holds two arrays with the name '{name}'; rename one of them")
+            if name in left_out:
+                continue
+            if size <= max_bytes:
+                arrays[name] = _read_member(archive, member, f"'{name}' in {label}", label, max_bytes)
+            if max(size, FLOAT_BYTES * sum(array.size for array in arrays.values())) > max_bytes:
+                raise InputError(
+                    f"{label} unpacks to more than {max_bytes} bytes, as stored or as float32; "
+                    "allow more with max_bytes=..."
+                )
+    return arrays, left_out
+
+
+def _read_member(archive: Any, member: Any, name: str, label: str, max_bytes: int) -> Array:
+    if member.compress_type not in (0, 8):  # stored or deflated
+        raise InputError(f"{label} uses a compression that numpy.savez does not; save it with numpy.savez")
+    try:
+        with archive.open(member) as packed:
+            array = read_npy(packed, name, max_bytes)
+            packed.read(1)  # at the end of a member zipfile verifies its checksum
+            return array
+    except InputError:
+        raise
+    except Exception:  # zipfile and zlib raise all kinds of exceptions for damaged members
+        raise InputError(f"{name} is damaged or encrypted") from None
 
 
 def _samples(arrays: Arrays, label: str) -> Arrays:

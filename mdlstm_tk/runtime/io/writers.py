@@ -14,61 +14,39 @@ import numpy as np
 from mdlstm_tk._util.text import to_json
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.io import Format
-from mdlstm_tk.runtime.io.arrays import open_output, write_npy
-from mdlstm_tk.runtime.io.npy import Array
-
-MULTI_ARRAY_FORMATS: tuple[Format, ...] = ("npz", "json")
+from mdlstm_tk.runtime.io.npy import Array, open_output, write_npy
 
 
 def write_arrays(target: str, arrays: Mapping[str | None, Array], file_format: Format) -> None:
-    """Write arrays to a file, whole or not at all.
-
-    Args:
-        target: path of the file, or "-" for standard output.
-        arrays: real numbers.
-        file_format: the format of the file.
-
-    Raises:
-        InputError: the format cannot hold the arrays, or they are not of numbers.
-        MDLSTMError: the file cannot be written.
-        MissingExtraError: the format is png, and Pillow is not installed.
-    """
+    """Write arrays of real numbers to a file or to "-", standard output, whole or not at all."""
     for array in arrays.values():
         if array.dtype.kind not in "buif":
             raise InputError(f"the result holds {array.dtype}, expected real numbers")
-    if file_format not in MULTI_ARRAY_FORMATS and len(arrays) > 1:
+    if file_format not in ("npz", "json") and len(arrays) > 1:
         raise InputError(
             f'{file_format} holds one array, but the result has {len(arrays)}; give output_format="npz"'
         )
-    encoders = {
-        "npy": _write_npy,
-        "npz": _write_npz,
-        "json": _write_json,
-        "png": _write_png,
-        "csv": _write_csv,
-    }
-    encode = encoders.get(file_format)
-    if encode is None:
+    of_one = {"npy": write_npy, "png": _write_png, "csv": _write_csv}
+    if file_format not in ("npz", "json", *of_one):
         raise InputError(
             f'{file_format} holds labels and texts, but the result is numbers; give output_format="npy"'
         )
     with open_output(target) as file:
-        encode(file, arrays)
+        if file_format == "npz":
+            _write_npz(file, arrays)
+        elif file_format == "json":
+            values = {name: _finite(array, "json").tolist() for name, array in arrays.items()}
+            file.write(to_json(values.get(None, values)).encode() + b"\n")
+        else:
+            of_one[file_format](file, *arrays.values())
 
 
 def write_mask(target: str, mask: Array, values: Sequence[int], palette: Sequence[int] | None) -> None:
-    """Write a mask as PNG, whole or not at all: with 8 bits if all values fit, else with 16.
+    """Write a mask (H, W) or (1, H, W) as PNG: with 8 bits if all values fit, else with 16.
 
     Args:
-        target: path of the file, or "-" for standard output.
-        mask: (H, W) integers, or (1, H, W).
         values: all values that masks may have, in the order of the classes.
         palette: red, green and blue of each class in turn; None: the mask is grey.
-
-    Raises:
-        InputError: PNG cannot hold the mask.
-        MDLSTMError: the file cannot be written.
-        MissingExtraError: Pillow is not installed.
     """
     mask = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
     if mask.ndim != 2:
@@ -78,8 +56,7 @@ def write_mask(target: str, mask: Array, values: Sequence[int], palette: Sequenc
     if not 0 <= min(values) <= max(values) <= np.iinfo(np.uint16).max:
         raise InputError(
             f"png holds values from 0 to 65535, but the classes of these masks have values from "
-            f"{min(values)} to {max(values)}; "
-            'give output_format="json"'
+            f'{min(values)} to {max(values)}; give output_format="json"'
         )
     is_8_bit = max(values) <= np.iinfo(np.uint8).max
     image = require("PIL.Image", "image").fromarray(mask.astype(np.uint8 if is_8_bit else np.uint16))
@@ -89,21 +66,6 @@ def write_mask(target: str, mask: Array, values: Sequence[int], palette: Sequenc
         image.putpalette(colours.tobytes())
     with open_output(target) as file:
         image.save(file, "PNG")
-
-
-def write_text(target: str, text: str) -> None:
-    """Write a text in UTF-8 to a file, whole or not at all, or to "-", standard output.
-
-    Raises:
-        MDLSTMError: the file cannot be written.
-    """
-    with open_output(target) as file:
-        file.write(text.encode())
-
-
-def _write_npy(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
-    (array,) = arrays.values()
-    write_npy(file, array)
 
 
 def _write_npz(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
@@ -116,13 +78,7 @@ def _write_npz(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
                 write_npy(packed, array)
 
 
-def _write_json(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
-    values = {name: _finite(array, "json").tolist() for name, array in arrays.items()}
-    file.write(to_json(values.get(None, values)).encode() + b"\n")
-
-
-def _write_png(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
-    (array,) = arrays.values()
+def _write_png(file: IO[bytes], array: Array) -> None:
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[-1] == 3):
@@ -134,8 +90,7 @@ def _write_png(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
     require("PIL.Image", "image").fromarray(pixels).save(file, "PNG")
 
 
-def _write_csv(file: IO[bytes], arrays: Mapping[str | None, Array]) -> None:
-    (array,) = arrays.values()
+def _write_csv(file: IO[bytes], array: Array) -> None:
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim > 2:

@@ -29,23 +29,20 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io.arrays import open_input
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, read_capped
+from mdlstm_tk.runtime.io import TILED_SUFFIX
+from mdlstm_tk.runtime.io.npy import MAX_BYTES, read_model
 from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.tiles.plan import run_order
 
-SUFFIX = ".tiles"
+SUFFIX = TILED_SUFFIX
+MAKE_ONE = "mdlstm export RUN --form tiles"
 INDEX = "tiles.json"
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One direction of a stage.
-
-    Attributes:
-        file: the name of its graph in the archive.
-        direction: a sign for each axis.
-    """
+    """One direction of a stage: the name of its graph in the archive, and a sign for each axis."""
 
     file: str
     direction: tuple[int, ...]
@@ -55,14 +52,9 @@ class Sweep:
 class Stage:
     """One recurrent layer.
 
-    Attributes:
-        window: extents of the part of its input that one position of its output covers.
-        channels: C, of its input.
-        features: F, of the part of one sweep.
-        units: n.
-        added: whether the parts of the sweeps are added; else they are concatenated.
-        sweeps: in the order of the features.
-        states: the names of the cell's states, h first. `TiledSession` reads them from the graphs.
+    The window of its input that one position of its output covers, C of its input, F of the part of one
+    sweep, n; if the parts are added, else they are concatenated; the sweeps in the order of the features;
+    and the names of the cell's states, h first, which `TiledSession` reads from the graphs.
     """
 
     window: tuple[int, ...]
@@ -81,17 +73,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Archive:
-    """The content of a `model.tiles`.
-
-    Attributes:
-        metadata: of the network.
-        stages: one after the other.
-        pool: axes averaged over after the last one.
-        head: name of the graph of the head, or None.
-        upsample: positions of y for one position of the last stage.
-        graphs: the content of each graph, by its name.
-        digest: SHA-256 of the archive in hex.
-    """
+    """The content of a `model.tiles`: the metadata of the network; the stages, one after the other; axes
+    that are averaged over after the last one; the graph of the head, or None; positions of y for one
+    position of the last stage; the content of each graph by its name; and the SHA-256 of the archive in
+    hex."""
 
     metadata: Metadata
     stages: tuple[Stage, ...]
@@ -102,54 +87,33 @@ class Archive:
     digest: str = ""
 
     @property
+    def ordered_sweeps(self) -> list[tuple[int, int]]:
+        """The sweeps in the order in which they run: the stage, and the index in the stage."""
+        orders = [run_order([sweep.direction for sweep in stage.sweeps]) for stage in self.stages]
+        return [(s, k) for s, order in enumerate(orders) for k in order]
+
+    @property
     def total_window(self) -> tuple[int, ...]:
         """Extents of the part of the input that one position of the last stage covers."""
         return tuple(prod(stage.window[d] for stage in self.stages) for d in range(self.metadata.ndim))
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a path has the suffix of a tiled export."""
+    """True if a path has the suffix of a tiled export."""
     return path.suffix.lower() == SUFFIX
 
 
 def read_archive_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
-    """The content of the file.
-
-    Raises:
-        InputError: there is no such file, or it is larger than `max_bytes`.
-    """
-    if not path.is_file():
-        raise InputError(f"there is no model {path}; make one with: mdlstm export RUN --form tiles")
-    with open_input(path) as file:
-        return read_capped(file, str(path), max_bytes)
+    """The content of the file."""
+    return read_model(path, max_bytes, MAKE_ONE)
 
 
 def parse_archive(data: bytes, label: str) -> Archive:
-    """Parse what `mdlstm export --form tiles` wrote.
-
-    Args:
-        data: content of the archive.
-        label: what error messages call it.
+    """Parse what `mdlstm export --form tiles` wrote; `label` names it in error messages.
 
     Raises:
         InputError: it is no such archive, damaged, or contradicts itself.
     """
-    members = _members(data, label)
-    try:
-        index = json.loads(members.pop(INDEX))
-        if index["schema"] != SCHEMA:
-            raise InputError(
-                f"{label} has the schema {index['schema']!a:.20}, expected {SCHEMA}; install a newer "
-                "mdlstm-tk, or export the model again"
-            )
-        return _archive(index, members, label, sha256(data).hexdigest())
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else f"{error}"
-        raise InputError(f"{label} is damaged ({INDEX}: {reason:.200}); export the model again") from None
-
-
-def _members(data: bytes, label: str) -> dict[str, bytes]:
-    """The members by their names, among them `INDEX`."""
     import zipfile  # imported late: it is slow to import, and most models are .onnx
 
     try:
@@ -161,18 +125,24 @@ def _members(data: bytes, label: str) -> dict[str, bytes]:
             if sum(info.file_size for info in infos) > len(data):
                 raise ValueError("its members overlap")
             members = {info.filename: file.read(info) for info in infos}
+        if INDEX not in members:
+            raise ValueError(f"it holds no {INDEX}")
     except Exception as error:  # zipfile raises all kinds of exceptions for damaged archives
         reason = " ".join(ascii(str(error))[1:-1].split())
         raise InputError(
-            f"{label} is no tiled export, or damaged ({reason:.200}); make one with: "
-            "mdlstm export RUN --form tiles"
+            f"{label} is no tiled export, or damaged ({reason:.200}); make one with: {MAKE_ONE}"
         ) from None
-    if INDEX not in members:
-        raise InputError(
-            f"{label} is no tiled export (it holds no {INDEX}); make one with: "
-            "mdlstm export RUN --form tiles"
-        )
-    return members
+    try:
+        index = json.loads(members.pop(INDEX))
+        if index["schema"] != SCHEMA:
+            raise InputError(
+                f"{label} has the schema {index['schema']!a:.20}, expected {SCHEMA}; install a newer "
+                "mdlstm-tk, or export the model again"
+            )
+        return _archive(index, members, label, sha256(data).hexdigest())
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else f"{error}"
+        raise InputError(f"{label} is damaged ({INDEX}: {reason:.200}); export the model again") from None
 
 
 def _archive(index: Any, members: dict[str, bytes], label: str, digest: str) -> Archive:

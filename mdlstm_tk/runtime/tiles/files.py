@@ -12,7 +12,8 @@ import numpy as np
 
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.batching import Result, write_results
-from mdlstm_tk.runtime.io.arrays import STDIO
+from mdlstm_tk.runtime.io.files import cannot_write
+from mdlstm_tk.runtime.io.npy import STDIO
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
 from mdlstm_tk.runtime.tiles.local import Report, RunGroups, State, on_threads, run_steps
 from mdlstm_tk.runtime.tiles.outputs import GRID_FORMATS, FileOutput, GridFormat
@@ -32,14 +33,14 @@ class TileOptions:
     """How a tiled export is run on files.
 
     Attributes:
-        tile: extents of a tile along each axis.
+        tile: extents of a tile along each axis; None: 512.
         level: of a TIFF with a pyramid, which of its levels is read.
         resume: go on with what was interrupted, and keep what an interruption leaves.
         report: is called with the numbers of tiles that are done and of all.
         workers: number of processes of Ray that run the tiles; None: they run in this process.
     """
 
-    tile: int = TILE
+    tile: int | None = None
     level: int = 0
     resume: bool = False
     report: Report | None = None
@@ -48,15 +49,8 @@ class TileOptions:
 
 @dataclass(frozen=True)
 class FileRun:
-    """What a process needs to run any group of one file.
-
-    Attributes:
-        source, scratch: paths, the same for all processes.
-        level: of a TIFF with a pyramid.
-        tile, batch_size: of the plan.
-        format: of the result; None if the network averages over the grid.
-        wants_probabilities: as for `FileOutput`.
-    """
+    """What a process needs to run any group of one file: paths that are the same for all processes, the
+    level of a TIFF, the plan, and the format of the result, None if the network averages over the grid."""
 
     source: str
     scratch: str
@@ -68,24 +62,22 @@ class FileRun:
 
     def open(self, session: TiledSession, stack: ExitStack) -> Work:
         """Open the files; `stack` closes them. y is an array if it has no grid."""
+        archive, scratch = session.archive, Path(self.scratch)
         source = open_source(Path(self.source), session.metadata, self.level, stack)
-        plan, shape = (
-            session.plan(source.grid, self.tile, self.batch_size),
-            session.output_shape(source.grid),
-        )
+        plan = session.plan(source.grid, self.tile, self.batch_size)
+        shape = session.output_shape(source.grid)
         output: Output = np.empty(shape if self.format is None else 0, np.float32)
         if self.format is not None:
             output = FileOutput(
-                Path(self.scratch),
+                scratch,
                 self.format,
                 shape,
                 session.metadata,
-                tile_of_output(session.archive, plan),
+                tile_of_output(archive, plan),
                 wants_probabilities=self.wants_probabilities,
                 squeeze=not source.has_channel_axis,
             )
-        blocks = BlockFolder(Path(self.scratch))
-        return Work(session.archive, session.graphs, plan, blocks, source, output)
+        return Work(archive, session.graphs, plan, BlockFolder(scratch), source, output)
 
 
 TileWorkers = Callable[[FileRun], RunGroups]
@@ -103,16 +95,8 @@ def infer_tiled(
 ) -> Iterator[Result]:
     """Run a tiled export on files and write the results, one file after the other.
 
-    Args:
-        session: the model.
-        jobs: the files to read and where to write their results.
-        tiles: how they are run.
-        batch_size: most tiles in one batch, as for `TiledSession`.
-        options: which probabilities to write.
-        force: start over where an interrupted run left something.
-
-    Yields:
-        The outcome of each job. A file that cannot be used gives an outcome with an error.
+    Arguments are those of `infer_files`; `tiles` says how files are run, and `force` starts over where an
+    interrupted run left something. A file that cannot be used gives a result with an error.
 
     Raises:
         MDLSTMError: the next file would fail, too: a result cannot be written, or the model fails.
@@ -141,25 +125,18 @@ def _infer_file(
 ) -> Result:
     if job.source == STDIO:
         raise InputError("a tiled model reads files by region, not - (stdin); or stream rows")
-    file_format: GridFormat | None = None
-    if not session.archive.pool:
-        file_format = next((known for known in GRID_FORMATS if known == job.format), None)
-        if file_format is None:
-            raise InputError(
-                f"a tiled model writes {', '.join(GRID_FORMATS)}, got {job.format}; give another "
-                "output_format=... or output=..."
-            )
+    file_format = next((known for known in GRID_FORMATS if known == job.format), None)
+    if session.archive.pool:
+        file_format = None
+    elif file_format is None:
+        raise InputError(
+            f"a tiled model writes {', '.join(GRID_FORMATS)}, got {job.format}; give another "
+            "output_format=... or output=..."
+        )
     target = Path(os.path.basename(job.source) if job.target == STDIO else job.target)
     folder = target.parent.absolute() / f".{target.name}{SCRATCH_SUFFIX}"
-    run = FileRun(
-        job.source,
-        str(folder),
-        tiles.level,
-        tiles.tile,
-        batch_size,
-        file_format,
-        options.probabilities,
-    )
+    tile, wants_probabilities = tiles.tile or TILE, options.probabilities
+    run = FileRun(job.source, str(folder), tiles.level, tile, batch_size, file_format, wants_probabilities)
     with _scratch(folder, tiles.resume, force), ExitStack() as stack:
         work = run.open(session, stack)
         depends_on = {
@@ -186,23 +163,25 @@ def _infer_file(
 
 @contextmanager
 def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[None]:
-    """Make the scratch folder of a run; it is removed at the end, unless an interrupted run can go on.
-
-    Raises:
-        InputError: an interrupted run has left one, and it is not said what to do with it.
-        MDLSTMError: the folder cannot be created, or another process works in it.
-    """
+    """Make the scratch folder of a run; it is removed at the end, unless an interrupted run can go on."""
     import shutil  # imported late: it imports modules that most calls do not need
 
-    is_left = folder.exists()
+    is_left, lock = folder.exists(), None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
+        if os.name == "posix":
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                advice = "wait for it, or choose another output=..."
+                raise MDLSTMError(f"another process works in {folder}; {advice}") from None
+            except OSError:  # a file system without locks
+                pass
     except OSError as error:
-        raise MDLSTMError(f"cannot write {folder}: {error.strerror or error}") from None
+        raise cannot_write(folder, error) from None
     try:
-        if lock is not None:
-            _lock(lock, folder)
         if is_left and not resume and not force:
             raise InputError(
                 f"a run that was interrupted has left {folder}; go on with resume=True, or start over with "
@@ -221,19 +200,3 @@ def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[None]:
     finally:
         if lock is not None:
             os.close(lock)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    """Lock a folder against other processes until it is closed.
-
-    Raises:
-        MDLSTMError: another process works in it.
-    """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise MDLSTMError(
-            f"another process works in {folder}; wait for it, or choose another output=..."
-        ) from None
-    except OSError:  # a file system without locks
-        pass

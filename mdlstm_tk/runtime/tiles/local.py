@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.runtime.io.files import cannot_write
 from mdlstm_tk.runtime.tiles.plan import Group
-from mdlstm_tk.runtime.tiles.store import scratch_error
 from mdlstm_tk.runtime.tiles.work import Face, FaceKey, Work
 
 Report = Callable[[int, int], None]  # how many tiles are done, of how many
@@ -22,17 +22,7 @@ Report = Callable[[int, int], None]  # how many tiles are done, of how many
 class State:
     """The state from which a run can go on: the next step, and the faces by which its tiles are entered.
 
-    Args:
-        folder: scratch folder of the run.
-        fingerprint: JSON values of all that the result depends on.
-
-    Attributes:
-        step: the next one; 0 unless a run was interrupted.
-        faces: of its tiles.
-
-    Raises:
-        InputError: the run that was interrupted was another one; the message names the first difference.
-        MDLSTMError: the disk is full, or the state cannot be read.
+    It lies in the scratch folder, with JSON values of all that the result depends on.
     """
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, Any]) -> None:
@@ -44,11 +34,7 @@ class State:
             self.save(0, {})
 
     def save(self, step: int, faces: Mapping[FaceKey, Face]) -> None:
-        """Replace the state; a kill in between leaves the old one.
-
-        Raises:
-            MDLSTMError: the disk is full.
-        """
+        """Replace the state; a kill in between leaves the old one."""
         arrays: dict[str, Any] = {"step": step, "fingerprint": json.dumps(self._fingerprint)}
         for (sweep, tile, axis), face in faces.items():
             arrays[" ".join(map(str, (sweep, axis, *tile)))] = face
@@ -58,7 +44,7 @@ class State:
                 np.savez(file, **arrays)
             os.replace(temporary, self._path)
         except OSError as error:
-            raise scratch_error(temporary, error) from None
+            raise cannot_write(temporary, error) from None
 
     def _load(self) -> None:
         try:
@@ -110,13 +96,9 @@ def run_steps(
     """Run all steps of a plan.
 
     Args:
-        work: of the run.
-        run_groups: runs the groups of a step.
+        work, run_groups: of the run.
         state: where to begin, and where to note what is done; None: at the first step, and nowhere.
         report: is called after each step with the number of tiles that are done, and of all.
-
-    Raises:
-        MDLSTMError: a group fails.
     """
     plan = work.plan
     first, faces = (0, dict[FaceKey, Face]()) if state is None else (state.step, state.faces)

@@ -50,11 +50,7 @@ class MappedArray:
 
 
 def open_npy(path: Path) -> MappedArray:
-    """Open a `.npy` file to read it by region.
-
-    Raises:
-        InputError: it is no such file.
-    """
+    """Open a `.npy` file to read it by region."""
     try:
         return MappedArray(np.lib.format.open_memmap(path, mode="r"))
     except (ValueError, EOFError):
@@ -64,11 +60,7 @@ def open_npy(path: Path) -> MappedArray:
 
 
 def create_npy(path: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> MappedArray:
-    """Create a `.npy` file to write by region, or open the one that an interrupted run left.
-
-    Raises:
-        OSError: the disk is too full.
-    """
+    """Create a `.npy` file to write by region, or open the one that an interrupted run left."""
     import shutil  # imported late: it imports modules that most calls do not need
 
     if not path.exists():

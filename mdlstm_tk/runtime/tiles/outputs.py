@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mdlstm_tk.errors import InputError, MDLSTMError, require
+from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.runtime.io.files import cannot_write
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.postprocessing import labels, mask_values, probabilities
@@ -21,23 +22,11 @@ GRID_FORMATS: tuple[GridFormat, ...] = ("npy", "tif", "zarr")
 
 
 class FileOutput:
-    """y in a file that appears when all of it is written; see `mdlstm_tk.runtime.tiles.work.Output`.
+    """y (*grid, outputs) in a file that appears when all of it is written.
 
-    Masks of segmenters go to a TIFF, and the network's outputs to all other files.
-
-    Args:
-        scratch: folder for the file until it is finished; an interrupted run may have left it there.
-        file_format: of the result.
-        shape: of y, (*grid, outputs).
-        metadata: of the network.
-        chunks: extents of a chunk of zarr.
-        wants_probabilities: write the probability of each class.
-        squeeze: leave out the axis of the outputs if there is one output.
-
-    Raises:
-        InputError: the format cannot hold the result.
-        MDLSTMError: the disk is full.
-        MissingExtraError: zarr or tifffile is needed and not installed.
+    Masks of segmenters go to a TIFF, and the network's outputs to all other files. The file lies in the
+    folder `scratch` until it is finished; an interrupted run may have left it there. `squeeze` leaves out
+    the axis of the outputs if there is one output.
     """
 
     def __init__(
@@ -74,14 +63,10 @@ class FileOutput:
                 else create_npy(self._path, shape, dtype)
             )
         except OSError as error:
-            raise _unwritable(self._path, error) from None
+            raise cannot_write(self._path, error) from None
 
     def __setitem__(self, region: Region, block: Array) -> None:
-        """Write y (*extents, outputs) for a region.
-
-        Raises:
-            MDLSTMError: the disk is full.
-        """
+        """Write y (*extents, outputs) for a region."""
         if self._wants_probabilities:
             block = probabilities(block)
         elif self._mask_values:
@@ -89,14 +74,10 @@ class FileOutput:
         try:
             self._array[region] = block[..., 0] if self._squeeze else block
         except OSError as error:
-            raise _unwritable(self._path, error) from None
+            raise cannot_write(self._path, error) from None
 
     def finish(self, target: Path) -> None:
-        """Move what is written to its place.
-
-        Raises:
-            MDLSTMError: the disk is full.
-        """
+        """Move what is written to its place."""
         import shutil  # imported late: it imports modules that most calls do not need
 
         path = self._path
@@ -108,7 +89,7 @@ class FileOutput:
                 shutil.rmtree(target)
             os.replace(path, target)
         except OSError as error:
-            raise _unwritable(target, error) from None
+            raise cannot_write(target, error) from None
 
 
 def _open_zarr(path: Path, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: Any) -> Any:
@@ -118,8 +99,3 @@ def _open_zarr(path: Path, shape: tuple[int, ...], chunks: tuple[int, ...], dtyp
         return zarr.open_array(str(path), mode="r+")
     chunks = (*chunks, *shape[len(chunks) :])
     return zarr.create_array(str(path), shape=shape, chunks=chunks, dtype=dtype, zarr_format=3)
-
-
-def _unwritable(path: Path, error: OSError) -> MDLSTMError:
-    reason = error.strerror or error
-    return MDLSTMError(f"cannot write {path}: {reason}; choose another place with output=...")

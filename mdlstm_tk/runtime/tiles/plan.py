@@ -30,12 +30,8 @@ Region = tuple[slice, ...]
 
 
 class Group(NamedTuple):
-    """Tiles of one shape that run in one batch: the unit of work.
-
-    Attributes:
-        sweep: index of the sweep in the order in which sweeps run.
-        tiles: their indices.
-    """
+    """Tiles of one shape that run in one batch of a sweep, by their indices: the unit of work. Sweeps are
+    counted in the order in which they run."""
 
     sweep: int
     tiles: tuple[Tile, ...]
@@ -52,11 +48,6 @@ class Tiling:
         tile: extents of a tile of the input. They are rounded down to a multiple of the windows, and up to
             one of them.
         windows: of the stages.
-
-    Attributes:
-        counts: number of tiles along each axis.
-        extents: of the whole grid at each level.
-        tile_extents: of a tile at each level.
     """
 
     def __init__(self, grid: Sequence[int], tile: Sequence[int], windows: Sequence[Sequence[int]]) -> None:
@@ -96,11 +87,7 @@ def shape_of(region: Region) -> tuple[int, ...]:
 
 
 def tile_extents(tile: int | Sequence[int], ndim: int) -> tuple[int, ...]:
-    """The extents of a tile that were given as one number for all axes or one for each.
-
-    Raises:
-        InputError: they are not positive, or not as many as there are axes.
-    """
+    """The extents of a tile that were given as one number for all axes or one for each."""
     extents = tuple(tile) if isinstance(tile, Sequence) else (tile,) * ndim
     if len(extents) != ndim or not all(isinstance(extent, int) and extent > 0 for extent in extents):
         raise InputError(f"tile must be a positive integer, or {ndim} of them, got {tile}; try tile=512")
@@ -121,13 +108,8 @@ def run_order(directions: Sequence[Sequence[int]]) -> list[int]:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of a run.
-
-    Args:
-        tiling: how the grid is cut.
-        sweeps: the stage and the direction of each sweep, in the order in which they run.
-        batch_size: most tiles in a group.
-    """
+    """The steps of a run: how the grid is cut, the stage and the direction of each sweep in the order in
+    which they run, and the most tiles in a group."""
 
     tiling: Tiling
     sweeps: tuple[tuple[int, tuple[int, ...]], ...]
@@ -146,10 +128,6 @@ class Plan:
     def step_count(self) -> int:
         """The number of steps."""
         return self.starts[-1] + self._diagonals
-
-    def ends(self, sweep: int) -> int:
-        """The step before which a sweep has finished all tiles."""
-        return self.starts[sweep] + self._diagonals
 
     @property
     def tile_count(self) -> int:

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.runner import GraphInfo, Runner, open_runner
+from mdlstm_tk.runtime.runner import GraphInfo, OpenModel
 from mdlstm_tk.runtime.tiles.archive import Archive, Stage, parse_archive, read_archive_bytes
-from mdlstm_tk.runtime.tiles.local import Report, State, on_threads, run_steps
+from mdlstm_tk.runtime.tiles.local import on_threads, run_steps
 from mdlstm_tk.runtime.tiles.plan import Plan, tile_extents
 from mdlstm_tk.runtime.tiles.sources import GridSource
 from mdlstm_tk.runtime.tiles.store import BlockFolder
 from mdlstm_tk.runtime.tiles.stream import RowStream
-from mdlstm_tk.runtime.tiles.work import Output, Source, Work, make_plan, output_extents
+from mdlstm_tk.runtime.tiles.work import Work, make_plan, output_extents
 
 TILE = 512
 BATCH_SIZE = 4
@@ -30,7 +30,7 @@ BASE_BYTES = 128 * 2**20  # Python, NumPy and ONNX Runtime with a loaded model
 GATE_SHARE = 1.25  # of the pre-activations of all positions, which is what a graph holds at its peak
 
 
-class TiledSession:
+class TiledSession(OpenModel):
     """A network that runs tile by tile: grids of any size in bounded memory, equal to the whole grid.
 
         >>> session = TiledSession("model.tiles", threads=2)
@@ -79,32 +79,24 @@ class TiledSession:
         isolated: bool = False,
         trusted: bool = False,
     ) -> None:
-        self.label = label = "the model" if isinstance(model, bytes) else str(model)
+        label = "the model" if isinstance(model, bytes) else str(model)
         data = (
             model if isinstance(model, bytes) else read_archive_bytes(Path(model), max_bytes or MAX_BYTES)
         )
-        limits: dict[str, Any] = {
-            "timeout": timeout,
-            "tf32": tf32,
-            "isolated": isolated,
-            "trusted": trusted,
-        }
-        self._data, self.options = data, {"threads": threads, "max_bytes": max_bytes, **limits}
-        self.threads, self.max_bytes, self.isolated = threads or os.cpu_count() or 1, max_bytes, isolated
+        options = {"tf32": tf32, "isolated": isolated, "trusted": trusted, "timeout": timeout}
+        limits: dict[str, Any] = {**options, "device": device, "max_bytes": max_bytes}
+        self._arguments = data, {**limits, "threads": threads}
+        self.threads, self.max_bytes = threads or os.cpu_count() or 1, max_bytes
         archive = parse_archive(data, label)
         # A batch runs on one thread: several batches run at the same time.
-        runner = open_runner(archive.graphs, label, device, threads=1, max_bytes=max_bytes, **limits)
-        self._runner: Runner | None = runner
+        runner = self._open(archive.graphs, label, threads=1, **limits)
         try:
             stages = tuple(_with_states(stage, runner.graphs, label) for stage in archive.stages)
-            self.archive: Archive = replace(archive, stages=stages)
         except BaseException:
             self.close()
             raise
+        self.archive: Archive = replace(archive, stages=stages)
         self.metadata: Metadata = archive.metadata
-        self.device: str = runner.device
-        self.provider: str = runner.provider
-        self.reason: str | None = runner.reason
 
     def __call__(self, x: Array, tile: int | Sequence[int] = TILE, batch_size: int | None = None) -> Array:
         """Run the network on an array.
@@ -131,49 +123,20 @@ class TiledSession:
             raise InputError(
                 f"x has shape {x.shape}, expected {ndim} grid axes, with or without channels and batch"
             )
+        from tempfile import TemporaryDirectory  # imported late: most models need none
+
         samples = x if x.ndim == ndim + 2 else x[None]
         sources = [GridSource(sample, self.metadata, "x") for sample in samples]
         y = np.empty((len(samples), *self.output_shape(samples.shape[1 : 1 + ndim])), np.float32)
         for source, result in zip(sources, y, strict=True):
-            self.run(source, result, tile, batch_size)
+            plan = self.plan(source.grid, tile, batch_size)
+            with TemporaryDirectory(prefix="mdlstm-tiles-") as folder:
+                work = Work(self.archive, self.graphs, plan, BlockFolder(Path(folder)), source, result)
+                with on_threads(work, self.threads) as run_groups:
+                    run_steps(work, run_groups)
         if self.metadata.window is not None and y.shape[-1] == 1 and x.ndim == ndim:
             y = y[..., 0]
         return y if x.ndim == ndim + 2 else y[0]
-
-    def run(
-        self,
-        source: Source,
-        output: Output,
-        tile: int | Sequence[int] = TILE,
-        batch_size: int | None = None,
-        *,
-        scratch: Path | None = None,
-        state: State | None = None,
-        report: Report | None = None,
-    ) -> None:
-        """Run the network on a grid that is read and written by region.
-
-        Args:
-            source: x.
-            output: y, of `output_shape(source.grid)`.
-            tile, batch_size: as for a call.
-            scratch: folder for what lies between the sweeps. None: a temporary one.
-            state: where to begin, and where to note what is done; it lies in `scratch`.
-            report: is called with the numbers of tiles that are done and of all.
-
-        Raises:
-            MDLSTMError: as for a call.
-        """
-        plan = self.plan(source.grid, tile, batch_size)
-        if scratch is None:
-            from tempfile import TemporaryDirectory  # imported late: most models need none
-
-            with TemporaryDirectory(prefix="mdlstm-tiles-") as folder:
-                self.run(source, output, tile, batch_size, scratch=Path(folder), report=report)
-            return
-        work = Work(self.archive, self.graphs, plan, BlockFolder(scratch), source, output)
-        with on_threads(work, self.threads) as run_groups:
-            run_steps(work, run_groups, state=state, report=report)
 
     def stream(self, width: int | Sequence[int]) -> RowStream:
         """Begin a stream of rows: `stream.feed(rows)` takes (r, *width, C) of any height r and returns
@@ -195,11 +158,7 @@ class TiledSession:
     def plan(
         self, grid: Sequence[int], tile: int | Sequence[int] = TILE, batch_size: int | None = None
     ) -> Plan:
-        """The plan for a grid.
-
-        Raises:
-            InputError: the network does not take the grid, or a tile needs more than `max_bytes`.
-        """
+        """The plan for a grid."""
         multiple_of = self.metadata.multiple_of or (1,) * len(grid)
         if any(extent % m for extent, m in zip(grid, multiple_of, strict=True)):
             raise InputError(
@@ -216,37 +175,11 @@ class TiledSession:
         """The shape of y for one sample."""
         return (*output_extents(self.archive, grid), self.metadata.outputs)
 
-    @property
-    def graphs(self) -> Runner:
-        """Runs the graphs of the archive by their names.
-
-        Raises:
-            MDLSTMError: the session is closed.
-        """
-        if self._runner is None:
-            raise MDLSTMError("this session is closed; open the model again with TiledSession(...)")
-        return self._runner
-
-    def close(self) -> None:
-        """Release the model. Later runs raise an `MDLSTMError`."""
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            runner.close()
-
-    def __enter__(self) -> TiledSession:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self._data, self.device, self.options)
-
     def _batch_size(self, plan: Plan) -> int:
         """The largest batch with which the run keeps to `max_bytes`."""
         if self.max_bytes is None:
             return BATCH_SIZE
-        needed = tile_bytes(self.archive, plan) * self.threads
+        needed = _tile_bytes(self.archive, plan) * self.threads
         fitting = (self.max_bytes - BASE_BYTES) // needed
         if fitting < 1:
             raise InputError(
@@ -257,20 +190,16 @@ class TiledSession:
         return int(min(fitting, BATCH_SIZE))
 
 
-def _reopened(data: bytes, device: str, options: Mapping[str, Any]) -> TiledSession:
-    return TiledSession(data, device, **options)
-
-
-def tile_bytes(archive: Archive, plan: Plan) -> int:
+def _tile_bytes(archive: Archive, plan: Plan) -> int:
     """About how many bytes one tile takes while it is swept, in the stage where it takes most."""
-    largest = 0
-    for s, stage in enumerate(archive.stages):
-        positions, outputs = (prod(plan.tiling.tile_extents[level]) for level in (s, s + 1))
-        gates = GATE_SHARE * (3 + len(stage.window)) * stage.units
-        values = 3 * positions * stage.channels + outputs * (gates + 4 * stage.features)
-        largest = max(largest, int(values * FLOAT_BYTES))
-    head = prod(plan.tiling.tile_extents[0]) * archive.metadata.outputs * 3 * FLOAT_BYTES
-    return largest + (0 if archive.pool else head)
+    sizes = [prod(extents) for extents in plan.tiling.tile_extents]
+    gates = [GATE_SHARE * (3 + len(stage.window)) * stage.units for stage in archive.stages]
+    largest = max(
+        3 * sizes[s] * stage.channels + sizes[s + 1] * (gates[s] + 4 * stage.features)
+        for s, stage in enumerate(archive.stages)
+    )
+    head = 0 if archive.pool else sizes[0] * archive.metadata.outputs * 3
+    return int(largest * FLOAT_BYTES) + head * FLOAT_BYTES
 
 
 def _with_states(stage: Stage, graphs: Mapping[str, GraphInfo], label: str) -> Stage:

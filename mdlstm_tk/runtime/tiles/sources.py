@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.runtime.io.arrays import to_float32
-from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.io.npy import Array, to_float32
+from mdlstm_tk.runtime.io.readers import preprocessing_for
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.preprocessing import Preprocessing
 from mdlstm_tk.runtime.tiles.mapped import open_npy
 from mdlstm_tk.runtime.tiles.plan import Region
 
@@ -22,23 +21,14 @@ SUFFIXES = (".npy", ".zarr", *TIFF_SUFFIXES)
 
 
 class GridSource:
-    """An array that is read by region; see `mdlstm_tk.runtime.tiles.work.Source`.
+    """An array that is read by region, as the network takes it.
 
     Args:
         values: (*grid, C), or (*grid) if C is 1: what has a shape and is indexed by region, as arrays of
             NumPy and zarr.
-        metadata: of the network.
-        label: what error messages call it.
+        metadata, label: of the network, and the array's name in error messages.
         prepare: makes (*extents, C) of the values in a region.
         channels: that `prepare` makes; None: those of the array.
-
-    Attributes:
-        shape: of the array.
-        grid: extents of the grid.
-        has_channel_axis: whether the array has one; a grey image has none.
-
-    Raises:
-        InputError: the array does not fit the network.
     """
 
     def __init__(
@@ -63,11 +53,7 @@ class GridSource:
             )
 
     def read(self, region: Region) -> Array:
-        """The values in a region: (*extents, C) float32.
-
-        Raises:
-            InputError: they cannot be read, or are not finite.
-        """
+        """The values in a region: (*extents, C) float32."""
         try:
             values = self._prepare(self._values[region])
         except Exception as error:  # zarr, tifffile and their codecs raise all kinds of exceptions
@@ -77,13 +63,7 @@ class GridSource:
 
 
 def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) -> GridSource:
-    """Open a file to read it by region.
-
-    Args:
-        path: of the file.
-        metadata: of the network.
-        level: of a TIFF with a pyramid, which of its levels.
-        stack: closes the file.
+    """Open a file to read it by region, until `stack` closes it; of a TIFF with a pyramid, one level.
 
     Raises:
         InputError: the file does not exist, cannot be read, or does not fit the network.
@@ -100,7 +80,7 @@ def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) ->
     if suffix in TIFF_SUFFIXES:
         from mdlstm_tk.runtime.tiles.tif import TifPixels  # imported late: it needs tifffile
 
-        preprocessing = _preprocessing(metadata, label)
+        preprocessing = preprocessing_for(metadata, label)
         values = TifPixels(path, level)
         stack.callback(values.close)
         if preprocessing.resized(values.shape[:2]) != values.shape[:2]:
@@ -130,17 +110,6 @@ def _open_zarr(path: Path) -> Any:
         raise InputError(
             f"{path} is no zarr array of format 3, as zarr.create_array writes it ({_one_line(error)})"
         ) from None
-
-
-def _preprocessing(metadata: Metadata, label: str) -> Preprocessing:
-    if metadata.preprocessing is not None:
-        return Preprocessing.from_json(metadata.preprocessing)
-    if metadata.ndim != 2 or metadata.channels not in (1, 3):
-        raise InputError(
-            f"{label} is an image, which gives 2 axes and 1 or 3 channels, but the model takes "
-            f"{metadata.ndim} axes and {metadata.channels} channels; give a .npy or .zarr"
-        )
-    return Preprocessing(metadata.channels)
 
 
 def _one_line(error: Exception) -> str:

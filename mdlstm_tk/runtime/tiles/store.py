@@ -6,25 +6,16 @@ import os
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.runtime.io.arrays import write_npy
-from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.io.files import cannot_write
+from mdlstm_tk.runtime.io.npy import Array, write_npy
 from mdlstm_tk.runtime.tiles.archive import Archive
-from mdlstm_tk.runtime.tiles.plan import Group, Plan, Tile, run_order
+from mdlstm_tk.runtime.tiles.plan import Group, Plan, Tile
 
 BlockKey = tuple[int, Tile]  # the sweep that has left the block, and its tile
-
-
-class Blocks(Protocol):
-    """Holds blocks: a dict, or a folder of files."""
-
-    def __getitem__(self, key: BlockKey, /) -> Array: ...
-    def __setitem__(self, key: BlockKey, block: Array, /) -> None: ...
-    def __delitem__(self, key: BlockKey, /) -> None: ...
 
 
 class BlockFolder:
@@ -32,9 +23,6 @@ class BlockFolder:
 
     Threads and processes may use it at the same time. A file that is written again is replaced, so that
     whoever reads it meanwhile gets all of it.
-
-    Args:
-        folder: of the files, which whoever made it removes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +44,7 @@ class BlockFolder:
                 write_npy(file, block)
             os.replace(temporary, path)
         except OSError as error:
-            raise scratch_error(path, error) from None
+            raise cannot_write(path, error) from None
 
     def __delitem__(self, key: BlockKey) -> None:
         self._path(key).unlink(missing_ok=True)
@@ -66,17 +54,15 @@ class BlockFolder:
         return self._folder / f"{'-'.join(map(str, (sweep, *tile)))}.npy"
 
 
+Blocks = dict[BlockKey, Array] | BlockFolder
+
+
 class Store:
     """The stored outputs of all stages.
 
     Where the parts of the directions are added, each sweep reads the sums of the one before and leaves its
     own, so that a group that runs a second time changes nothing. The last sweep of the last stage leaves
     none: with its parts the output is complete.
-
-    Args:
-        archive: describes the network.
-        plan: of the run.
-        blocks: hold what is stored.
     """
 
     def __init__(self, archive: Archive, plan: Plan, blocks: Blocks) -> None:
@@ -86,20 +72,13 @@ class Store:
             for s in range(len(archive.stages))
         ]
         # the place of each sweep among the features of its stage
-        orders = [run_order([sweep.direction for sweep in stage.sweeps]) for stage in archive.stages]
-        self._places = [place for order in orders for place in order]
+        self._places = [place for _, place in archive.ordered_sweeps]
 
     def complete(self, sweep: int, tile: Tile, part: Array) -> Array | None:
-        """Take what a sweep adds to the output of its stage.
+        """Take the part (*extents, F) that a sweep adds to the output of its stage for a tile.
 
-        Args:
-            sweep: its index.
-            tile: the tile.
-            part: (*extents, F).
-
-        Returns:
-            The output of the last stage (*extents, features) if it is complete with this part, else None.
-        """
+        Returns the output of the last stage (*extents, features) if it is complete with this part, else
+        None."""
         stage = self._plan.sweeps[sweep][0]
         sweeps = self._sweeps[stage]
         is_last = stage == len(self._stages) - 1
@@ -161,11 +140,3 @@ class Store:
     def _joined(self, parts: Mapping[int, Array]) -> Array:
         """The parts of sweeps, in the order of their features."""
         return np.concatenate([parts[k] for k in sorted(parts, key=self._places.__getitem__)], axis=-1)
-
-
-def scratch_error(path: Path, error: OSError) -> MDLSTMError:
-    """The error for a scratch file that cannot be written."""
-    reason = error.strerror or error
-    return MDLSTMError(
-        f"cannot write {path}: {reason}; free some space there, or choose another output=..."
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from math import prod
 from typing import IO, TYPE_CHECKING, Any
@@ -9,11 +10,11 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.runtime.io.arrays import to_float32
-from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, Array, read_header
+from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, Array, read_header, to_float32
+from mdlstm_tk.runtime.runner import Runner
 from mdlstm_tk.runtime.tiles.archive import Archive
 from mdlstm_tk.runtime.tiles.sources import GridSource
-from mdlstm_tk.runtime.tiles.work import Face, FaceKey, Graphs, Work, make_plan, output_extents
+from mdlstm_tk.runtime.tiles.work import Face, FaceKey, Work, make_plan, output_extents
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.tiles.session import TiledSession
@@ -39,17 +40,10 @@ class RowStream:
     not with the number of rows.
 
     The rows run in blocks, each of which is a grid of one row of tiles, and leaves its faces to the next.
-
-    Args:
-        archive: describes the network.
-        graphs: of the network.
-        width: extent of each axis but the first; a number if there is one such axis.
-
-    Raises:
-        InputError: the network cannot stream, or the width is invalid.
+    Arguments and errors are those of `TiledSession.stream`.
     """
 
-    def __init__(self, archive: Archive, graphs: Graphs, width: int | Sequence[int]) -> None:
+    def __init__(self, archive: Archive, graphs: Runner, width: int | Sequence[int]) -> None:
         directions = [sweep.direction for stage in archive.stages for sweep in stage.sweeps]
         upward = [direction for direction in directions if direction[0] < 0]
         if upward:
@@ -129,18 +123,10 @@ class RowStream:
 
 
 def stream_rows(session: TiledSession, source: IO[bytes], target: IO[bytes]) -> tuple[int, int]:
-    """Read rows as they come, and write those of y as soon as they are complete.
+    """Read rows as they come, and write those of y as soon as they are complete; returns how many of each.
 
     Both are `.npy` streams: a header with dtype and shape, then the rows. A first extent of 0 stands for
     any number of rows, up to the end; it is written where it was read.
-
-    Args:
-        session: the model.
-        source: an open binary file, such as `sys.stdin.buffer`.
-        target: another one, which is flushed after each block.
-
-    Returns:
-        The number of rows that were read, and of those that were written.
 
     Raises:
         InputError: the source is no such stream, ends early, or does not fit the network.
@@ -152,44 +138,36 @@ def stream_rows(session: TiledSession, source: IO[bytes], target: IO[bytes]) -> 
             f"standard input holds {dtype} of shape {shape}, expected rows (H, W) or (H, W, C) of real "
             "numbers in C order"
         )
-    stream = session.stream(shape[1 : session.metadata.ndim])
-    squeezed = len(shape) == session.metadata.ndim and session.metadata.outputs == 1
-    row_shape = session.output_shape((shape[0] or 1, *shape[1 : session.metadata.ndim]))
+    ndim = session.metadata.ndim
+    stream = session.stream(shape[1:ndim])
+    squeezed = len(shape) == ndim and session.metadata.outputs == 1
+    row_shape = session.output_shape((shape[0] or 1, *shape[1:ndim]))
     declared = (row_shape[0] if shape[0] else 0, *row_shape[1 : -1 if squeezed else None])
-    np.lib.format.write_array_header_1_0(
-        target, {"descr": "<f4", "fortran_order": False, "shape": declared}
-    )
+    header = {"descr": "<f4", "fortran_order": False, "shape": declared}
+    np.lib.format.write_array_header_1_0(target, header)
     read = written = 0
-
-    def write(y: Array) -> None:
-        nonlocal written
+    for rows in _rows(source, shape, dtype):
+        read += 0 if rows is None else len(rows)
+        y = stream.close() if rows is None else stream.feed(rows)
         target.write(np.ascontiguousarray(y, "<f4").data if y.size else b"")
         target.flush()
         written += len(y)
-
-    for rows in _rows(source, shape, dtype):
-        read += len(rows)
-        write(stream.feed(rows))
-    write(stream.close())
     return read, written
 
 
-def _rows(source: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[Array]:
-    """The rows of a stream, as many at a time as there are."""
+def _rows(source: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[Array | None]:
+    """The rows of a stream, as many at a time as there are; None at the end."""
     row_bytes = prod(shape[1:]) * dtype.itemsize
-    left = shape[0] * row_bytes if shape[0] else None
+    left = shape[0] * row_bytes if shape[0] else sys.maxsize
     data = b""
     read = getattr(source, "read1", source.read)
-    while left is None or left > 0:
-        wanted = max(READ_BYTES, row_bytes) if left is None else min(left, max(READ_BYTES, row_bytes))
-        part = read(wanted)
-        if not part:
-            break
-        left = None if left is None else left - len(part)
+    while left and (part := read(min(left, max(READ_BYTES, row_bytes)))):
+        left -= len(part)
         data += part
         count = len(data) // row_bytes
         if count:
             yield np.frombuffer(data, dtype, count * prod(shape[1:])).reshape(count, *shape[1:])
             data = data[count * row_bytes :]
-    if data or left:
+    if data or (shape[0] and left):
         raise InputError("standard input ends in the middle of a row, or before the last one of its header")
+    yield None

@@ -28,16 +28,7 @@ IGNORED, OPACITY = 0, 2  # ExtraSamples
 
 
 class TifPixels:
-    """The pixels of a TIFF file: (H, W) or (H, W, 3), as `decode_image` returns them.
-
-    Args:
-        path: of the file.
-        level: of a pyramid; 0 is the largest.
-
-    Raises:
-        InputError: the file is no TIFF, damaged, or of a kind that is not read by region.
-        MissingExtraError: tifffile or zarr is not installed.
-    """
+    """The pixels of one level of a TIFF file: (H, W) or (H, W, 3), as `decode_image` returns them."""
 
     def __init__(self, path: Path, level: int = 0) -> None:
         tifffile: Any = require("tifffile", "large")
@@ -130,17 +121,8 @@ class TifPixels:
 
 
 def write_tif(path: Path, values: MappedArray, palette: Array | None = None) -> None:
-    """Write an array (H, W) or (H, W, S) as a tiled, compressed TIFF, one row of tiles after the other.
-
-    Args:
-        path: of the file to create.
-        values: what is read by region.
-        palette: (256, 3) uint8, the colour of each value, for (H, W) uint8; None: grey.
-
-    Raises:
-        OSError: the disk is full.
-        MissingExtraError: tifffile is not installed.
-    """
+    """Write an array (H, W) or (H, W, S) as a tiled, compressed TIFF, one row of tiles after the other; of
+    (H, W) uint8 with a palette (256, 3), the colour of each value."""
     tifffile: Any = require("tifffile", "large")
     height, width = values.shape[:2]
 

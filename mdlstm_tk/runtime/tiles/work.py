@@ -9,33 +9,14 @@ import numpy as np
 
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.runner import Runner
 from mdlstm_tk.runtime.tiles.archive import Archive
-from mdlstm_tk.runtime.tiles.plan import Group, Plan, Region, Tile, Tiling, run_order, shape_of
+from mdlstm_tk.runtime.tiles.plan import Group, Plan, Region, Tile, Tiling, shape_of
+from mdlstm_tk.runtime.tiles.sources import GridSource
 from mdlstm_tk.runtime.tiles.store import Blocks, Store
 
 FaceKey = tuple[int, Tile, int]  # the sweep, the tile that is entered, and the axis along which
 Face = Array  # (S, *extents of the other axes, n), the states in the order of `Stage.states`
-
-
-class Graphs(Protocol):
-    """Runs the graphs of an archive by their names; see `mdlstm_tk.runtime.runner.Runner`."""
-
-    def run(self, feeds: Mapping[str, Array], graph: str) -> dict[str, Array]: ...
-    def interrupt(self) -> None: ...
-
-
-class Source(Protocol):
-    """A grid that is read by region.
-
-    Attributes:
-        grid: its extents.
-    """
-
-    @property
-    def grid(self) -> tuple[int, ...]: ...
-
-    def read(self, region: Region) -> Array:
-        """The values in a region as the network takes them: float32, finite, (*extents, C)."""
 
 
 class Output(Protocol):
@@ -47,17 +28,8 @@ class Output(Protocol):
 def make_plan(archive: Archive, grid: Sequence[int], tile: Sequence[int], batch_size: int) -> Plan:
     """The plan for a network and a grid."""
     tiling = Tiling(grid, tile, [stage.window for stage in archive.stages])
-    sweeps = [(s, archive.stages[s].sweeps[k].direction) for s, k in ordered_sweeps(archive)]
+    sweeps = [(s, archive.stages[s].sweeps[k].direction) for s, k in archive.ordered_sweeps]
     return Plan(tiling, tuple(sweeps), batch_size)
-
-
-def ordered_sweeps(archive: Archive) -> list[tuple[int, int]]:
-    """The sweeps in the order in which they run: the stage, and the index in the stage."""
-    return [
-        (s, k)
-        for s, stage in enumerate(archive.stages)
-        for k in run_order([sweep.direction for sweep in stage.sweeps])
-    ]
 
 
 def output_extents(archive: Archive, grid: Sequence[int]) -> tuple[int, ...]:
@@ -79,28 +51,17 @@ def tile_of_output(archive: Archive, plan: Plan) -> tuple[int, ...]:
 class Work:
     """Runs groups of tiles. Calls from several threads are safe for different groups.
 
-    Args:
-        archive: describes the network.
-        graphs: of the network.
-        plan: what `make_plan` returned.
-        blocks: hold what tiles leave for later sweeps.
-        source: x.
-        output: y.
-        endless: whether the grid is one block of the rows of an endless one: tiles enter along axis 0 by
-            the faces that the same tiles of the block before have left.
-
-    Attributes:
-        plan, graphs, output: as given.
-        store: of what is stored in `blocks`.
+    `blocks` hold what tiles leave for later sweeps. The grid may be one block of the rows of an endless
+    one: tiles then enter along axis 0 by the faces that the same tiles of the block before have left.
     """
 
     def __init__(
         self,
         archive: Archive,
-        graphs: Graphs,
+        graphs: Runner,
         plan: Plan,
         blocks: Blocks,
-        source: Source,
+        source: GridSource,
         output: Output,
         *,
         endless: bool = False,
@@ -108,23 +69,16 @@ class Work:
         self.plan, self.graphs, self.store = plan, graphs, Store(archive, plan, blocks)
         self.output = output
         self._archive, self._source, self._endless = archive, source, endless
-        self._files = [archive.stages[s].sweeps[k].file for s, k in ordered_sweeps(archive)]
+        self._files = [archive.stages[s].sweeps[k].file for s, k in archive.ordered_sweeps]
 
     def run(self, group: Group, faces: Mapping[FaceKey, Face]) -> dict[FaceKey, Face]:
-        """Run one group.
+        """Run one group, whose tiles are entered by some of the faces; a tile at the border has none.
 
-        Args:
-            group: of the plan.
-            faces: those by which its tiles are entered, among others; where one is missing, the tile lies
-                at the border.
-
-        Returns:
-            The faces by which the next tiles are entered.
+        Returns the faces by which the next tiles are entered.
 
         Raises:
             MDLSTMError: ONNX Runtime fails, a graph does not do what the archive says, or a file cannot be
-                written.
-            InputError: the source cannot be read.
+                read or written.
         """
         sweep, tiles = group
         tiling, number = self.plan.tiling, self.plan.sweeps[sweep][0]
