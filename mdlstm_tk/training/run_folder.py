@@ -25,6 +25,16 @@ Record = dict[str, Any]  # "step", "loss", "lr", errors by name; "validation" of
 _locks: set[int] = set()  # descriptors of the folders that this process trains into
 
 
+class _File:
+    """The path of a file in the folder of a `Run`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: Run | None, owner: type[Run]) -> Path:
+        return (run.folder if run else Path()) / self.name
+
+
 @dataclass(frozen=True)
 class Run:
     """The paths of a run's files.
@@ -35,51 +45,21 @@ class Run:
 
     folder: Path
 
-    @property
-    def config(self) -> Path:
-        return self.folder / "config.toml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def best(self) -> Path:
-        return self.folder / "best.safetensors"
-
-    @property
-    def last(self) -> Path:
-        return self.folder / "last.safetensors"
+    config = _File("config.toml")
+    metrics = _File("metrics.jsonl")
+    best = _File("best.safetensors")
+    last = _File("last.safetensors")
+    curves = _File("curves.png")
+    prediction = _File("prediction.png")
+    report = _File("report.html")
+    result = _File("result.json")
+    times = _File("times.json")
+    samples = _File("samples.json")  # names of the user's samples by split when the run began
 
     @property
     def checkpoint(self) -> Path:
         """The best checkpoint, or the last one if training ended before the first validation."""
         return self.best if self.best.exists() else self.last
-
-    @property
-    def curves(self) -> Path:
-        return self.folder / "curves.png"
-
-    @property
-    def prediction(self) -> Path:
-        return self.folder / "prediction.png"
-
-    @property
-    def report(self) -> Path:
-        return self.folder / "report.html"
-
-    @property
-    def result(self) -> Path:
-        return self.folder / "result.json"
-
-    @property
-    def times(self) -> Path:
-        return self.folder / "times.json"
-
-    @property
-    def samples(self) -> Path:
-        """The names of the samples of the user's data by split, as they were when the run began."""
-        return self.folder / "samples.json"
 
     @property
     def is_evaluated(self) -> bool:

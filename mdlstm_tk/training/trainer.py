@@ -24,6 +24,11 @@ from mdlstm_tk.training.losses import adam, learning_rate, loss_of
 UNREAD_STEPS = 20  # on a GPU, steps whose metrics stay there until they are read together
 
 
+def reads_at_once(device: torch.device) -> bool:
+    """Whether the metrics of a step are read right after it; on a CPU nothing is gained by waiting."""
+    return device.type == "cpu"
+
+
 class StepMetrics(NamedTuple):
     """Loss and errors of a step, computed before the weights changed.
 
@@ -74,9 +79,9 @@ class Trainer:
         self.parallel: nn.Module = self.network
         if self.context.world_size > 1:
             self.parallel = DistributedDataParallel(self.network)
-        self._waits = self.context.device.type == "cpu"  # nothing is gained by reading later
+        self._waits = reads_at_once(self.context.device)
         self._unread: list[tuple[int, float, list[str], Tensor | list[float]]] = []
-        self._diverged = torch.zeros(1, device=self.context.device)
+        self._diverged = torch.zeros((), device=self.context.device)
 
     def save(self, *paths: Path) -> None:
         """Write checkpoints if this is the main process."""

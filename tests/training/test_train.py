@@ -28,7 +28,9 @@ from mdlstm_tk.training import (
     new_job,
     predict,
     train,
+    trainer,
 )
+from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.evaluation import measure
 from mdlstm_tk.training.losses import learning_rate, loss_of
 from mdlstm_tk.training.progress import running_mean
@@ -194,19 +196,24 @@ def test_the_averaged_weights_are_validated_and_exported(tmp_path: Path) -> None
 
 def test_the_average_decays_as_configured(tmp_path: Path) -> None:
     job = new_job(replace(SMALL, average=0.3, steps=5), tmp_path / "run")
-    trainer = Trainer(job)
+    trained = Trainer(job)
     name, expected = "head.weight", None
     for step in range(5):
-        trainer.train_step(job.task.batch(0, step, 4), interrupted=False)
-        weight = trainer.network.state_dict()[name].clone()
+        trained.train_step(job.task.batch(0, step, 4), interrupted=False)
+        weight = trained.network.state_dict()[name].clone()
         decay = min(0.3, (1 + step) / (10 + step))
         expected = weight if expected is None else decay * expected + (1 - decay) * weight
-    assert trainer.average is not None
-    torch.testing.assert_close(trainer.average.module.state_dict()[name], expected)
+    assert trained.average is not None
+    torch.testing.assert_close(trained.average.module.state_dict()[name], expected)
 
 
-@pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_divergence_is_reported_and_keeps_the_weights_before_it(tmp_path: Path, clip: float) -> None:
+@pytest.mark.parametrize(("clip", "way"), [(0.0, "at once"), (1.0, "at once"), (0.0, "later")])
+def test_divergence_is_reported_and_keeps_the_weights_before_it(
+    tmp_path: Path, clip: float, way: str, request: pytest.FixtureRequest
+) -> None:
+    if way == "later":
+        request.getfixturevalue("read_later")
+
     class Poisoned(DiagonalTask):
         def batch(self, seed: int, step: int, count: int, *rest: Any, **more: Any) -> Any:
             batch = super().batch(seed, step, count, *rest, **more)
@@ -221,6 +228,28 @@ def test_divergence_is_reported_and_keeps_the_weights_before_it(tmp_path: Path, 
     assert last.step == 7
     whole = run_in(tmp_path / "whole", replace(config, steps=7))
     assert all(torch.equal(tensor, last.tensors[name]) for name, tensor in last_tensors(whole).items())
+
+
+@pytest.fixture
+def read_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let metrics stay on the device, as on a GPU."""
+
+    def sum_on_device(_: Any, values: Any) -> torch.Tensor:
+        return torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in values])
+
+    monkeypatch.setattr(trainer, "reads_at_once", lambda device: False)
+    monkeypatch.setattr(DistributedContext, "sum_on_device", sum_on_device)
+
+
+@pytest.mark.usefixtures("read_later")
+def test_metrics_that_are_read_later_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, seen = replace(DIGITS, steps=30, evaluate_every=25), []
+    later = run_in(tmp_path / "later", config, on_step=lambda progress: seen.append(progress.step))
+    assert seen == list(range(1, 31))
+    monkeypatch.undo()
+    at_once = run_in(tmp_path / "at once", config)
+    assert later.metrics.read_bytes() == at_once.metrics.read_bytes()
+    assert later.last.read_bytes() == at_once.last.read_bytes()
 
 
 class Scored(DiagonalTask):
