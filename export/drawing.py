@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import nn
 from mdlstm_tk._util.text import printable
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError, ParityError, require
-from mdlstm_tk.export.interface import eval_copy, mdlstm_layers
+from mdlstm_tk.export.interface import Interface
 from mdlstm_tk.export.lowering.row import INPUTS, OUTPUTS, row_graph, state_size
 from mdlstm_tk.export.model_file import check_folder, check_onnx, write_file
 from mdlstm_tk.export.run_export import find_checkpoint
@@ -31,10 +30,7 @@ from mdlstm_tk.training import Run, load_checkpoint
 from mdlstm_tk.training.config import NO_CODE, Code
 
 DEFAULT_NAME = "model-drawing.onnx"
-DEFAULT_SIZE = (
-    28,
-    28,
-)  # of the images that a file of a network without a run draws unless it is told another
+DEFAULT_SIZE = (28, 28)  # of the images that a file of a network without a run draws if told no other
 VERIFIED = ((6, (5, 7)), (2, (1, 1)), (3, (6, 2)))  # images and their sizes
 
 
@@ -81,9 +77,11 @@ def export_drawing(
         network, label = checkpoint.network(), f"the network of {run.folder}"
         height, width = checkpoint.spec.size
         size = size or (height, width)
-        digest = hashlib.sha256(checkpoint_path.read_bytes()).hexdigest()
-        model_name, task = printable(checkpoint.config.model), printable(checkpoint.spec.name)
-        fields = {"model": model_name, "task": task, "checkpoint_sha256": digest}
+        fields = {
+            "model": printable(checkpoint.config.model),
+            "task": printable(checkpoint.spec.name),
+            "checkpoint_sha256": hashlib.sha256(checkpoint_path.read_bytes()).hexdigest(),
+        }
     if not isinstance(network, PixelNet):
         raise InputError(
             f"{label} is of type {type(network).__name__}; only a PixelNet, the network pixel, is exported "
@@ -120,7 +118,6 @@ def drawing_model(network: PixelNet, size: tuple[int, int], **fields: Any) -> on
     """
     model = row_graph(network)
     check_onnx(model, "the exported model")
-    drawing = {"size": list(size), "levels": network.levels, "state": state_size(network)}
     metadata = Metadata(
         version=__version__,
         grid=None,
@@ -133,9 +130,10 @@ def drawing_model(network: PixelNet, size: tuple[int, int], **fields: Any) -> on
         output_names=OUTPUTS,
         further_windows=(None, None),
         kind="density",
-        drawing=drawing,
+        drawing={"size": list(size), "levels": network.levels, "state": state_size(network)},
+        **fields,
     )
-    onnx.helper.set_model_props(model, replace(metadata, **fields).to_props())
+    onnx.helper.set_model_props(model, metadata.to_props())
     return model
 
 
@@ -145,16 +143,10 @@ def _verify(network: PixelNet, path: Path) -> float:
 
     A value may differ where its uniform number lies within the tolerance of a cumulative probability.
 
-    Returns:
-        The largest error of a logit.
-
-    Raises:
-        ParityError: they do not agree.
+    Returns the largest error of a logit; raises a ParityError if they do not agree.
     """
-    exact = eval_copy(network).double()
+    exact = Interface(network).in_float64().module
     assert isinstance(exact, PixelNet)
-    for layer in mdlstm_layers(exact):
-        layer.backend = "reference"
     errors = []
     with Session(drawing_model(network, (1, 1)).SerializeToString(), "cpu") as session:
         for n, size in VERIFIED:

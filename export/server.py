@@ -48,13 +48,7 @@ def write_server_repo(model: Path, repository: Path, name: str, *, force: bool =
             f"the name of a served model may hold letters, digits, '_', '-' and '.', got '{name}'"
         )
     data = model.read_bytes()
-    parsed = read_model(data)
-    config_text = server_config(
-        name,
-        tensor_specs(parsed.graph.input),
-        tensor_specs(parsed.graph.output),
-        image_preprocessing(parsed),
-    )
+    config_text = _config(name, read_model(data))
     folder = repository / name
     config = folder / "config.pbtxt"
     config_fits = config.exists() and (
@@ -82,36 +76,39 @@ def write_server_repo(model: Path, repository: Path, name: str, *, force: bool =
     return folder / version / "model.onnx"
 
 
-def image_preprocessing(model: onnx.ModelProto) -> str:
-    """How images become the input of a model, as JSON; "" if the model's metadata do not say."""
-    props = {prop.key: prop.value for prop in model.metadata_props}
-    value = props.get(PREPROCESSING, "null")
-    return "" if json.loads(value) is None else value
-
-
-def server_config(
-    name: str, inputs: list[TensorSpec], outputs: list[TensorSpec], preprocessing: str = ""
-) -> str:
+def _config(name: str, model: onnx.ModelProto) -> str:
     """The text of `config.pbtxt`, where shapes are given without the batch axis.
-
-    Args:
-        name: the name that clients ask for.
-        inputs, outputs: of the model.
-        preprocessing: what `image_preprocessing` returned.
 
     Raises:
         InputError: the server cannot batch requests to such a model.
     """
+    inputs, outputs = (
+        ",".join(map(_config_entry, tensor_specs(values)))
+        for values in (model.graph.input, model.graph.output)
+    )
+    parameters = ""
+    preprocessing = next((prop.value for prop in model.metadata_props if prop.key == PREPROCESSING), "null")
+    if json.loads(preprocessing) is not None:
+        parameters = f"""
+# The server takes numbers, so clients decode images and prepare them as in training:
+#   Preprocessing.from_json(json.loads(string_value))(decode_image(data, "the image"))
+# Both are in mdlstm_tk.runtime.preprocessing, which needs NumPy and Pillow. Clients read this value with
+# get_model_config.
+parameters {{
+  key: {protobuf_text(PREPROCESSING)}
+  value: {{ string_value: {protobuf_text(preprocessing)} }}
+}}
+"""
     return f"""\
 # Written by mdlstm-tk {__version__}. You may edit this file: further exports only add versions.
 name: {protobuf_text(name)}
 backend: "onnxruntime"
 max_batch_size: {MAX_BATCH}
-input [{",".join(map(_config_entry, inputs))}
+input [{inputs}
 ]
-output [{",".join(map(_config_entry, outputs))}
+output [{outputs}
 ]
-{_parameters(preprocessing)}
+{parameters}
 # Requests that arrive while the model runs are batched together; no request waits for others.
 dynamic_batching {{ }}
 
@@ -151,22 +148,6 @@ def _config_entry(tensor: TensorSpec) -> str:
     data_type: {TYPES[tensor.dtype]}
     dims: [ {dims} ]
   }}"""
-
-
-def _parameters(preprocessing: str) -> str:
-    """The section that tells clients how to prepare images."""
-    if not preprocessing:
-        return ""
-    return f"""
-# The server takes numbers, so clients decode images and prepare them as in training:
-#   Preprocessing.from_json(json.loads(string_value))(decode_image(data, "the image"))
-# Both are in mdlstm_tk.runtime.preprocessing, which needs NumPy and Pillow. Clients read this value with
-# get_model_config.
-parameters {{
-  key: {protobuf_text(PREPROCESSING)}
-  value: {{ string_value: {protobuf_text(preprocessing)} }}
-}}
-"""
 
 
 def _described_model(config: str) -> str:

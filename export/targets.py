@@ -1,11 +1,9 @@
-"""Destinations of an export other than a file: a model repository of Triton Inference Server, or a web "
-"page."""
+"""Destinations of an export other than a file: a repository of Triton Inference Server, or a web page."""
 
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -20,33 +18,26 @@ from mdlstm_tk.export.server import write_server_repo
 from mdlstm_tk.training import Run
 
 
-class ExportTarget(ABC):
+class ExportTarget:
     """A destination that takes exported models.
 
     Attributes:
         preferred_form: the form to export in unless another one is asked for.
+        next_command: the shell command that makes use of the models.
     """
 
     preferred_form: ClassVar[Form] = "unrolled"
+    next_command: str
 
-    @property
-    @abstractmethod
-    def next_command(self) -> str:
-        """The shell command that makes use of the models."""
+    def prepare(self, count: int) -> None:
+        """Check that `count` models can be added, before they are exported; raise an InputError if not."""
 
-    def prepare(self, count: int) -> None:  # noqa: B027 (a repository has nothing to prepare)
-        """Check that `count` models can be added, before they are exported.
-
-        Raises:
-            InputError: the target does not take them.
-        """
-
-    @abstractmethod
     def add(self, model: Path, run: Run, size: str | None) -> Path:
         """Add an exported file of a run, and return the path where the target keeps it.
 
         `size` is its grid as text, if that is not the run's own grid.
         """
+        raise NotImplementedError
 
 
 @dataclass
@@ -61,12 +52,11 @@ class ServerRepository(ExportTarget):
     folder: Path
     force: bool = False
 
-    @property
-    def next_command(self) -> str:
-        return f"tritonserver --model-repository={shell_quoted(self.folder.resolve())}"
+    def __post_init__(self) -> None:
+        self.next_command = f"tritonserver --model-repository={shell_quoted(self.folder.resolve())}"
 
     def add(self, model: Path, run: Run, size: str | None) -> Path:
-        name = f"{_name_of(run)}-{size}" if size else _name_of(run)
+        name = run.folder.resolve().name + (f"-{size}" if size else "")
         name = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "model"
         return write_server_repo(model, self.folder, name, force=self.force)
 
@@ -90,20 +80,13 @@ class WebPage(ExportTarget):
     force: bool = False
     data: str = ""
     on_message: Callable[[str], None] = field(default=lambda message: None, repr=False)
-    _runtime_files: Mapping[str, bytes] = field(default_factory=dict, init=False, repr=False)
 
-    @property
-    def next_command(self) -> str:
-        return f"python -m http.server --bind 127.0.0.1 -d {shell_quoted(self.folder)}  # and open http://localhost:8000"
+    def __post_init__(self) -> None:
+        server = f"python -m http.server --bind 127.0.0.1 -d {shell_quoted(self.folder)}"
+        self.next_command = f"{server}  # and open http://localhost:8000"
 
     def prepare(self, count: int) -> None:
-        """Check the folder and load onnxruntime-web.
-
-        Raises:
-            InputError: there are several models, or the folder is not empty and `force` is false, or
-                `web_runtime` is not the version of onnxruntime-web that is needed.
-            MDLSTMError: npm cannot fetch onnxruntime-web.
-        """
+        """Check the folder and load onnxruntime-web, as `check_page` and `load_runtime` do."""
         if count > 1:
             raise InputError(f"a page holds one model, got {count} sizes; give one size, or none for any")
         check_page(self.folder, self.force)
@@ -113,8 +96,4 @@ class WebPage(ExportTarget):
         metadata = read_metadata(model.read_bytes(), model.name)
         draws = metadata.drawing is not None  # such a page needs none
         examples = [] if draws else page_examples(run, metadata, self.data, self.on_message)
-        return write_page(model, self.folder, _name_of(run), self._runtime_files, examples)
-
-
-def _name_of(run: Run) -> str:
-    return run.folder.resolve().name
+        return write_page(model, self.folder, run.folder.resolve().name, self._runtime_files, examples)

@@ -9,7 +9,7 @@ from typing import Any
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.errors import ParityError
-from mdlstm_tk.export.verification.comparison import Outcome
+from mdlstm_tk.export.verification.parity import Outcome
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.training import Run
 
