@@ -156,14 +156,10 @@ def _register_schema() -> None:
 @contextlib.contextmanager
 def exporter_silenced() -> Iterator[None]:
     """Suppress the exporter's notes about optional packages and its own deprecation warnings."""
-    names = ("torch.onnx", "torch.export", "torch._guards", "onnxscript", "onnx_ir")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    disabled = logging.root.manager.disable
+    logging.disable(max(disabled, logging.ERROR))
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)

@@ -17,13 +17,13 @@ from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError, ParityError, require
 from mdlstm_tk.export.interface import Interface
 from mdlstm_tk.export.lowering.row import INPUTS, OUTPUTS, row_graph, state_size
-from mdlstm_tk.export.model_file import check_folder, check_onnx, write_file
+from mdlstm_tk.export.model_file import check_folder, check_onnx
 from mdlstm_tk.export.run_export import find_checkpoint
 from mdlstm_tk.export.targets import ExportTarget
 from mdlstm_tk.export.verification.parity import ATOL, RTOL, compare
 from mdlstm_tk.models import PixelNet
 from mdlstm_tk.runtime import Metadata, Session
-from mdlstm_tk.runtime.io.files import ensure_writable
+from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
 from mdlstm_tk.runtime.metadata import layout_of
 from mdlstm_tk.runtime.samples import run_rows, uniform_numbers
 from mdlstm_tk.training import Run, load_checkpoint
@@ -100,7 +100,8 @@ def export_drawing(
             ensure_writable(path, force)
         parity = {"atol": ATOL, "rtol": RTOL, "max_abs": _verify(network, path)}
         model = drawing_model(network, size or DEFAULT_SIZE, **fields, parity=parity)
-        write_file(path, model.SerializeToString())
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(model.SerializeToString())
         if isinstance(destination, ExportTarget):
             if run is None:
                 raise InputError("a page is made of a run; give a run, or a file name as destination=...")

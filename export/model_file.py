@@ -14,7 +14,6 @@ from onnx import helper
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.model_check import OPERATORS
 
 
@@ -160,16 +159,6 @@ def check_folder(path: Path) -> None:
     """
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent} for {path.name}; make it, or give another path")
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file, which appears whole or not at all.
-
-    Raises:
-        MDLSTMError: it cannot be written.
-    """
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(data)
 
 
 def _shape_text(metadata: Metadata, window: tuple[int, ...], features: int) -> str:

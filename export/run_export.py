@@ -144,7 +144,7 @@ def export_run_sizes(
         paths = _paths(run, grids, None if output is None else Path(output), form, force)
         reports = []
         for grid, path in zip(grids, paths, strict=True):
-            whole_grid = tuple(extent for extent in grid or () if extent)
+            known = tuple(extent for extent in grid or () if extent)
             report = export_onnx(
                 checkpoint.network(),
                 path,
@@ -152,7 +152,7 @@ def export_run_sizes(
                 form=form,
                 channels=spec.channels,
                 channels_last=True,
-                verify_inputs=task_inputs(spec.name, whole_grid if whole_grid == grid else spec.size),
+                verify_inputs=task_inputs(spec.name, known if len(known) == len(spec.size) else spec.size),
                 metadata=metadata,
                 **options,
             )

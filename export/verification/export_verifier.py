@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import onnx
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
 from mdlstm_tk.export.lowering.lower import walk
-from mdlstm_tk.export.model_file import ExportReport, operators_to_trust, write_file
+from mdlstm_tk.export.model_file import ExportReport, operators_to_trust
 from mdlstm_tk.export.spec import ExportSpec
 from mdlstm_tk.export.verification.cases import Array, Case, Draw
 from mdlstm_tk.export.verification.parity import (
@@ -29,6 +30,7 @@ from mdlstm_tk.export.verification.parity import (
     with_padding,
 )
 from mdlstm_tk.runtime import Metadata, Session
+from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.tiles.session import TiledSession
 
 PADDED_SAMPLES = 3  # of random sizes
@@ -41,6 +43,7 @@ def write_verified(
     metadata: Metadata,
     spec: ExportSpec,
     atol: float,
+    start: float,
     verify_inputs: Mapping[str, Array] | None = None,
 ) -> ExportReport:
     """Write a file if it agrees with its network in float64.
@@ -52,10 +55,8 @@ def write_verified(
         metadata: without the errors of the verification.
         spec: the network.
         atol: allowed absolute error in units of each feature's scale.
+        start: when the export began, in seconds of `time.perf_counter`.
         verify_inputs: more inputs x, by name.
-
-    Returns:
-        The report of the export, without its duration.
 
     Raises:
         InputError: the network returns NaN, or mixes the samples of a batch, or does not take random x.
@@ -85,9 +86,10 @@ def write_verified(
     max_abs = max(outcome.parity.max_abs for outcome in outcomes.values())
     metadata = replace(metadata, parity={"atol": atol, "rtol": RTOL, "max_abs": max_abs})
     data = content(metadata)
-    write_file(path, data)
-    nodes = sum(len(model.graph.node) for model in models)
-    return ExportReport(path, metadata, nodes, len(data), max_abs, 0.0, operators_to_trust(*models))
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+    nodes, seconds = sum(len(model.graph.node) for model in models), time.perf_counter() - start
+    return ExportReport(path, metadata, nodes, len(data), max_abs, seconds, operators_to_trust(*models))
 
 
 def decides_for_a_batch(model: onnx.ModelProto) -> bool:

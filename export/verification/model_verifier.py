@@ -39,12 +39,12 @@ from mdlstm_tk.export.verification.parity import (
     Outcome,
     Outputs,
     Run,
+    VerificationReport,
     compare_all,
     expected_outputs,
     session_run,
     with_padding,
 )
-from mdlstm_tk.export.verification.report import VerificationReport
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.model_discovery import archives_in, models_in, without_drawing
@@ -199,23 +199,23 @@ class _FileVerifier:
         if isinstance(against, nn.Module):
             self.reference = f"the given {type(against).__name__}"
             return against
-        if against is not None:
-            run, checkpoint_path = find_checkpoint(against, code)
-        else:
-            itself = "its own graphs in one tile" if self.model is None else "its own graph in float64"
-            self.reference = itself
-            try:
-                if self.metadata.checkpoint_sha256 is None:
-                    raise InputError("the file is not of a run")
-                self.reference = f"{itself}, as its run is not here"
-                run, checkpoint_path = find_checkpoint(path.parent, code)
-            except InputError:
-                if code:
-                    raise InputError(
-                        f"{path} is compared with {self.reference}, which runs no file; leave out "
-                        f"{min(code)}=..."
-                    ) from None
-                return None
+        found = None if against is None else find_checkpoint(against, code)
+        if found is None and self.metadata.checkpoint_sha256 is not None:
+            with suppress(InputError):
+                found = find_checkpoint(path.parent, code)
+        if found is None:
+            self.reference = (
+                "its own graphs in one tile" if self.model is None else "its own graph in float64"
+            )
+            if self.metadata.checkpoint_sha256 is not None:
+                self.reference += ", as its run is not here"
+            if code:
+                raise InputError(
+                    f"{path} is compared with {self.reference}, which runs no file; leave out "
+                    f"{min(code)}=..."
+                )
+            return None
+        run, checkpoint_path = found
         checkpoint = load_checkpoint(checkpoint_path, run.code)
         if prod(checkpoint.config.grid) <= MAX_POSITIONS:
             self.grid = checkpoint.config.grid

@@ -13,16 +13,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import shell_quoted
+from mdlstm_tk.errors import MDLSTMError, ParityError
 from mdlstm_tk.export.verification.cases import Array, Case, Grid
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.shapes import Shapes
 from mdlstm_tk.runtime.tiles.session import TiledSession
+from mdlstm_tk.training import Run as TrainingRun
 
 Float64Array = npt.NDArray[np.float64]
 Inputs = dict[str, Array]
@@ -278,3 +282,90 @@ def with_padding(run: Run, metadata: Metadata, limit: Grid) -> Run:
         return shapes.cropped({name: y[1:] for name, y in outputs.items()}, grid)
 
     return run_padded
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """The result of `verify_model`; `print` shows a line for each runtime.
+
+    Attributes:
+        model: the file, or the folder with the files.
+        models: the metadata of each file that was verified, by its path.
+        reference: what the files were compared with, in words.
+        run: the run that they were compared with; None if it was something else.
+        groups: names of the cases in each group: of one file, see `Case`; of several, one group for each.
+        outcomes: by runtime, then by the name of the case.
+    """
+
+    model: Path
+    models: dict[Path, Metadata]
+    reference: str
+    run: TrainingRun | None
+    groups: dict[str, list[str]]
+    outcomes: dict[str, dict[str, Outcome]]
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the runtimes that are out of tolerance on at least one case."""
+        return [runtime for runtime in self.outcomes if not self.passed(runtime)]
+
+    def passed(self, runtime: str) -> bool:
+        """Whether a runtime is within tolerance on all cases."""
+        return all(outcome.parity.passed for outcome in self.outcomes[runtime].values())
+
+    def worst_errors(self, runtime: str) -> dict[str, float]:
+        """The largest absolute error of a runtime in each group of cases."""
+        outcomes = self.outcomes[runtime]
+        return {
+            group: max(outcomes[name].parity.max_abs for name in names if name in outcomes)
+            for group, names in self.groups.items()
+            if any(name in outcomes for name in names)
+        }
+
+    def title(self) -> str:
+        """The file with its form and grid, or the folder with the number of its files."""
+        if len(self.models) > 1:
+            return f"{self.model} ({len(self.models)} models)"
+        ((path, metadata),) = self.models.items()
+        grid = format_size(metadata.grid) if metadata.grid else "any size"
+        return f"{path} ({metadata.form}, {grid})"
+
+    def __str__(self) -> str:
+        """The title, and a line for each runtime with its largest error."""
+        lines = [f"{self.title()}: largest error against {self.reference} in float64"]
+        for runtime in self.outcomes:
+            error = max(self.worst_errors(runtime).values())
+            verdict = "within tolerance" if self.passed(runtime) else "out of tolerance"
+            lines.append(f"{runtime}: {error:.1e}, {verdict}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """All outcomes as JSON values, by runtime and case."""
+        return {
+            runtime: {case: outcome.as_dict() for case, outcome in outcomes.items()}
+            for runtime, outcomes in self.outcomes.items()
+        }
+
+    def raise_if_failed(self) -> None:
+        """Do nothing if all runtimes passed.
+
+        Raises:
+            ParityError: a runtime failed; names the case, and the first wavefront that is wrong.
+        """
+        if not self.failed:
+            return
+        outcomes = self.outcomes[self.failed[0]]
+        case, worst = next((name, o) for name, o in outcomes.items() if not o.parity.passed)
+        where = f" ({worst.first_divergence})" if worst.first_divergence else ""
+        advice = ""
+        if self.run is not None:
+            files = "".join(f" --{setting} {shell_quoted(name)}" for setting, name in self.run.code.items())
+            advice = (
+                "; if the model was exported from another run or checkpoint, name that, else export it "
+                f"again with: mdlstm export {shell_quoted(self.run.folder)} --force{files}"
+            )
+        raise ParityError(
+            f"{', '.join(self.failed)}: error {worst.parity.max_abs:.1e} against {self.reference} on "
+            f"{case}{where}, {worst.parity.max_ratio:.3g} times what the tolerance of the export allows"
+            f"{advice}"
+        )
