@@ -22,8 +22,7 @@ with imports_of("train"):
     from mdlstm_tk.export.run_export import export_run, export_run_sizes
     from mdlstm_tk.export.tiles import export_tiles
     from mdlstm_tk.export.verification.model_verifier import verify_model
-    from mdlstm_tk.export.verification.parity import Parity
-    from mdlstm_tk.export.verification.report import VerificationReport
+    from mdlstm_tk.export.verification.parity import Parity, VerificationReport
 
 __all__ = [
     "ExportReport",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,13 @@ from mdlstm_tk.export.arguments import read_spec
 from mdlstm_tk.export.capture import capture
 from mdlstm_tk.export.lowering.functions import outline
 from mdlstm_tk.export.lowering.lower import FORMS, Form, lower
-from mdlstm_tk.export.model_file import (
-    ExportReport,
-    check_folder,
-    check_onnx,
-    operators_to_trust,
-    with_metadata,
-    write_file,
-)
+from mdlstm_tk.export.model_file import ExportReport, check_folder, check_onnx, with_metadata
 from mdlstm_tk.export.quantization import quantize
 from mdlstm_tk.export.spec import Examples, ExportSpec
 from mdlstm_tk.export.tiles import check_tile_options, export_tiles
 from mdlstm_tk.export.verification.cases import Array, ExampleRange
-from mdlstm_tk.export.verification.export_verifier import verify_export
-from mdlstm_tk.export.verification.parity import ATOL, RTOL
-from mdlstm_tk.runtime import Session
+from mdlstm_tk.export.verification.export_verifier import write_verified
+from mdlstm_tk.export.verification.parity import ATOL
 from mdlstm_tk.runtime.metadata import Dtype
 
 ATOLS: dict[Dtype, float] = {"float32": ATOL, "float16": 5e-3, "int8": 5e-2}
@@ -132,7 +123,7 @@ def export_onnx(
     path = Path(path)
     form = form or default_form(grid)
     if form == "tiles":
-        check_tile_options(grid, padded=padded, multiple_of=multiple_of, dtype=dtype, functions=functions)
+        check_tile_options(grid, padded, multiple_of, dtype, functions)
         return export_tiles(module, path, channels=channels, metadata=metadata, atol=atol)
     if form not in FORMS:
         raise InputError(f"form must be one of {', '.join(FORMS)}, tiles, got '{form}'")
@@ -160,15 +151,9 @@ def export_onnx(
     if functions:
         model = outline(model)
     check_onnx(model, "the exported model")
+    content = partial(with_metadata, model)
     atol = ATOLS[dtype] if atol is None else atol
-    with Session(with_metadata(model, file_metadata), "cpu", trusted=True) as session:
-        max_abs = verify_export(session, spec, atol, path, verify_inputs, model)
-    file_metadata = replace(file_metadata, parity={"atol": atol, "rtol": RTOL, "max_abs": max_abs})
-    data = with_metadata(model, file_metadata)
-    write_file(path, data)
-    seconds = time.perf_counter() - start
-    nodes, needs_trust = len(model.graph.node), operators_to_trust(model)
-    return ExportReport(path, file_metadata, nodes, len(data), max_abs, seconds, needs_trust)
+    return write_verified(path, content, [model], file_metadata, spec, atol, start, verify_inputs)
 
 
 def default_form(grid: Sequence[int | None] | None) -> Form:
@@ -181,13 +166,13 @@ def _lowered(spec: ExportSpec, form: Form, dtype: Dtype) -> onnx.ModelProto:
     quantized = dtype == "int8"
     network = copy.deepcopy(spec.interface).to(torch.float32 if quantized else getattr(torch, dtype))
     free_axes, names = spec.free_axes(), spec.output_names
-    *grids, last_grid = spec.capture_grids()
-    captured = None
-    for grid in grids:
-        with suppress(MDLSTMError):
-            captured = capture(network, spec.examples(grid), free_axes, names)
-    if captured is None:
-        captured = capture(network, spec.examples(last_grid), free_axes, names)
+    # torch takes an extent of 1 for a constant, in the middle of a network as well. Free extents are
+    # therefore traced, which takes no computation, so large that strides leave more than 1.
+    grid = tuple(own or 8 * extent for own, extent in zip(spec.grid, spec.example_grid, strict=True))
+    try:
+        captured = capture(network, spec.examples(grid), free_axes, names)
+    except MDLSTMError:
+        captured = capture(network, spec.examples(spec.example_grid), free_axes, names)
     model = lower(captured, form, separate_products=quantized)
     _declare_outputs(model, spec)
     return quantize(model) if quantized else model

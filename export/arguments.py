@@ -12,8 +12,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.interface import Interface, eval_copy, mdlstm_layers
-from mdlstm_tk.export.spec import Examples, ExportSpec, Extents, Grid, GridFinder, Shape
-from mdlstm_tk.export.verification.cases import ExampleRange, sampler
+from mdlstm_tk.export.spec import Examples, ExportSpec, Extents, Shape
+from mdlstm_tk.export.verification.cases import ExampleRange, Grid, sampler
 from mdlstm_tk.layer import MDLSTM
 
 
@@ -42,7 +42,11 @@ def read_spec(
             inputs, or its weights hold NaN, or it returns something other than tensors (N, …).
     """
     name, network = type(module).__name__, eval_copy(module).float()
-    _check_weights(network, name)
+    for key, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise InputError(
+                f"the weights of {name} hold NaN, first in {key}; export a network without NaN"
+            )
     x, further = _read_examples(module, example_inputs, extra_inputs or {})
     padded = padded or further.pop("sizes", None) is not None
     _check_names(module, [*(["sizes"] if padded else []), *further])
@@ -71,40 +75,27 @@ def read_spec(
         channels = layer.input_size
     of_example = None if x is None else tuple(x.shape[1:-1] if channels_last else x.shape[2:])
     ndim = len(of_example or grid or (layer.ndim if layer else 2) * (1,))
-    integer = x is not None and not x.is_floating_point()
-    grids = GridFinder(
-        ExportSpec(
-            interface=Interface(
-                network,
-                [*(["sizes"] if padded else []), *further],
-                output_names,
-                integer=integer,
-                channel_axis=channel_axis,
-                channels_last=channels_last,
-            ),
-            grid=_extents(grid, of_example, ndim, any_size),
-            channels=channels,
+    spec = ExportSpec(
+        interface=Interface(
+            network,
+            [*(["sizes"] if padded else []), *further],
+            output_names,
+            integer=x is not None and not x.is_floating_point(),
+            channel_axis=channel_axis,
             channels_last=channels_last,
-            padded=padded,
-            extra_inputs=further,
-            grid_inputs=_check_grid_inputs(grid_inputs, further, ndim, padded),
-            multiple_of=_multiples(multiple_of, ndim),
-            draw=sampler("x", example_range, x, network),
-            example=None if x is None else x.float(),
-            shapes={},
         ),
-        of_example or (tuple(e for e in grid if e) if grid and None not in grid else None),
-        grid is not None,
+        grid=_extents(grid, of_example, ndim, any_size),
+        channels=channels,
+        channels_last=channels_last,
+        padded=padded,
+        extra_inputs=further,
+        grid_inputs=_check_grid_inputs(grid_inputs, further, ndim, padded),
+        multiple_of=_multiples(multiple_of, ndim),
+        draw=sampler("x", example_range, x, network),
+        example=None if x is None else x.float(),
     )
-    return grids.completed()
-
-
-def _check_weights(network: nn.Module, name: str) -> None:
-    for key, tensor in network.state_dict().items():
-        if tensor.is_floating_point() and bool(tensor.isnan().any()):
-            raise InputError(
-                f"the weights of {name} hold NaN, first in {key}; export a network without NaN"
-            )
+    given = tuple(extent for extent in grid or () if extent)
+    return spec.completed(of_example or (given if len(given) == ndim else None), grid is not None)
 
 
 def _read_examples(
@@ -132,16 +123,11 @@ def _read_examples(
             f"example_inputs has {len(examples)} tensors, but {type(module).__name__}.forward takes "
             f"{', '.join(accepted)}; give inputs by name as extra_inputs=..."
         )
-    further = {
-        name: value for name, value in zip(accepted[1:], examples[1:], strict=False) if value is not None
-    }
+    further = {k: value for k, value in zip(accepted[1:], examples[1:], strict=False) if value is not None}
     if twice := sorted(further.keys() & extra_inputs.keys()):
         raise InputError(f"{', '.join(twice)} is in both example_inputs and extra_inputs; give it once")
-    x = examples[0]
-    return (
-        None if x is None else _converted("x", x),
-        {name: _converted(name, value) for name, value in {**further, **extra_inputs}.items()},
-    )
+    inputs = {name: _converted(name, value) for name, value in {**further, **extra_inputs}.items()}
+    return None if examples[0] is None else _converted("x", examples[0]), inputs
 
 
 def _converted(name: str, value: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 
 from mdlstm_tk.benchmark import Shape, contenders, interleave, ratios_of, torch_threads
 from mdlstm_tk.export.api import export_onnx
-from mdlstm_tk.export.lowering.lower import FORMS, Form
+from mdlstm_tk.export.lowering.lower import FORMS
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.metadata import Dtype
 
@@ -66,55 +66,6 @@ class RuntimeMeasurement:
     max_abs: float
 
 
-def measure_runtime(
-    shape: Shape,
-    form: Form,
-    seconds: float = 2.0,
-    threads: int = 1,
-    device: str = "cpu",
-    dtype: Dtype = "float32",
-) -> RuntimeMeasurement:
-    """Export a layer and time it together with the contenders of `mdlstm_tk.benchmark`.
-
-    Args:
-        shape: the layer and the input.
-        form: "unrolled" or "scan".
-        seconds: total time to spend on the measurement.
-        threads: number of threads that each contender may use.
-        device: the device for ONNX Runtime.
-        dtype: as for `export_onnx`; the contenders are measured in float32.
-    """
-    torch.manual_seed(0)
-    runs, layer, x = contenders(shape, training=False)
-    with tempfile.TemporaryDirectory() as folder, torch_threads(threads):
-        path = Path(folder) / "layer.onnx"
-        grid = shape.grid if form == "unrolled" else None  # a scan is measured as a file for any grid
-        report = export_onnx(layer, path, grid=grid, form=form, dtype=dtype)
-        loads = []
-        for _ in range(LOADS):
-            start = time.perf_counter()
-            session = Session(path, device, threads=threads)
-            loads.append(time.perf_counter() - start)
-        rows = x.numpy()
-        times = interleave({"runtime": lambda: session(rows), **runs}, seconds)
-        session.close()
-    ratios = ratios_of(times, "runtime")
-    return RuntimeMeasurement(
-        shape=str(shape),
-        form=form,
-        device=session.device,
-        threads=threads,
-        seconds=median(times["runtime"]),
-        to_floor=ratios["floor"],
-        to_lstm=ratios["nn.LSTM"],
-        to_layer=ratios["layer"],
-        load_seconds=median(loads),
-        export_seconds=report.seconds,
-        bytes=report.bytes,
-        max_abs=report.max_abs,
-    )
-
-
 def measure_exports(
     shapes: Sequence[Shape] = RUNTIME_SHAPES,
     thread_counts: Sequence[int] = (1,),
@@ -123,14 +74,15 @@ def measure_exports(
     dtype: Dtype = "float32",
     on_start: Callable[[str], None] = lambda _: None,
 ) -> list[RuntimeMeasurement]:
-    """Measure every shape with every number of threads in every ONNX form.
+    """Export every shape in every ONNX form, and time it together with the contenders of
+    `mdlstm_tk.benchmark`, with every number of threads.
 
     Args:
         shapes: the layers and their inputs.
         thread_counts: numbers of CPU threads.
         seconds: time for each row.
         device: "cpu", "cuda" or "cuda:1", for ONNX Runtime.
-        dtype: as for `export_onnx`.
+        dtype: as for `export_onnx`; the contenders are measured in float32.
         on_start: called before each measurement with what it is, such as
             "2/8  16, 8x8, 1, 16  scan, 1 thread".
     """
@@ -139,7 +91,35 @@ def measure_exports(
     for number, (shape, threads, form) in enumerate(cases, 1):
         plural = "" if threads == 1 else "s"
         on_start(f"{number}/{len(cases)}  {shape}  {form}, {threads} thread{plural}")
-        rows.append(measure_runtime(shape, form, seconds, threads, device, dtype))
+        torch.manual_seed(0)
+        runs, layer, x = contenders(shape, training=False)
+        with tempfile.TemporaryDirectory() as folder, torch_threads(threads):
+            grid = shape.grid if form == "unrolled" else None  # a scan is measured as a file for any grid
+            report = export_onnx(layer, Path(folder) / "layer.onnx", grid=grid, form=form, dtype=dtype)
+            loads = []
+            for _ in range(LOADS):
+                start = time.perf_counter()
+                session = Session(report.path, device, threads=threads)
+                loads.append(time.perf_counter() - start)
+            times = interleave({"runtime": partial(session, x.numpy()), **runs}, seconds)
+            session.close()
+        ratios = ratios_of(times, "runtime")
+        rows.append(
+            RuntimeMeasurement(
+                shape=str(shape),
+                form=form,
+                device=session.device,
+                threads=threads,
+                seconds=median(times["runtime"]),
+                to_floor=ratios["floor"],
+                to_lstm=ratios["nn.LSTM"],
+                to_layer=ratios["layer"],
+                load_seconds=median(loads),
+                export_seconds=report.seconds,
+                bytes=report.bytes,
+                max_abs=report.max_abs,
+            )
+        )
     return rows
 
 
@@ -155,13 +135,10 @@ def measure_cold_start() -> tuple[float, float]:
         layer, _ = contenders(Shape(1, (8, 8), 1, 16), training=False)[1:]
         export_onnx(layer, folder / "model.onnx", grid=(8, 8))
         np.save(folder / "matrix.npy", np.zeros((8, 8), np.float32))
-        infer = [*("-m", "mdlstm_tk", "infer", "matrix.npy", "-m", "model.onnx"), "--force", "-q"]
-        commands = {"infer": infer, "imports": ["-c", IMPORTS]}
-
-        def run(arguments: list[str]) -> None:
-            subprocess.run([sys.executable, *arguments], cwd=folder, check=True)
-
-        times = interleave(
-            {name: partial(run, arguments) for name, arguments in commands.items()}, 0.0, least=STARTS
-        )
+        infer = ["-m", "mdlstm_tk", "infer", "matrix.npy", "-m", "model.onnx", "--force", "-q"]
+        steps = {
+            name: partial(subprocess.run, [sys.executable, *arguments], cwd=folder, check=True)
+            for name, arguments in (("infer", infer), ("imports", ["-c", IMPORTS]))
+        }
+        times = interleave(steps, 0.0, least=STARTS)
     return median(times["infer"]), median(times["imports"])

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mdlstm_tk import sweep as _registers_the_operator  # noqa: F401
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.export.interface import Interface
+from mdlstm_tk.export.interface import Interface, first_line
 
 DOMAIN = "mdlstm"
 OPSET = 18  # has LayerNormalization (from 17 on); ONNX Runtime 1.20, the oldest supported, reads up to 21
@@ -54,15 +54,11 @@ def capture(
 
     Args:
         module: an `Interface`, or a network that returns tensors, see `named_outputs`.
-        examples: its inputs by name, float32 or int64. The first is passed by position and the others by
-            name. The batch must be at least 2, because torch treats an extent of 1 as a constant.
+        examples: its inputs by name, float32 or int64, x first. Batch and free extents must be at least 2,
+            because torch treats an extent of 1 as a constant.
         free_axes: for inputs, by name, further axes that are free, and the number that the extent of each
-            is a multiple of. Their extents in the example must be at least 2, and are equal in all these
-            inputs, axis by axis.
+            is a multiple of. Their extents are equal in all these inputs, axis by axis.
         output_names: names of the outputs, in the order in which the module returns them.
-
-    Returns:
-        The model; its inputs have the names in `examples`.
 
     Raises:
         MDLSTMError: torch cannot export the module; the message contains torch's reason.
@@ -84,9 +80,7 @@ def capture(
         }
         for name in examples
     }
-    dynamic_shapes: list[Any] = [axes_of[first_name]]
-    if extra_names:
-        dynamic_shapes.append(tuple(axes_of[name] for name in extra_names))
+    further = tuple(axes_of[name] for name in extra_names)
     try:
         with exporter_silenced(), torch.no_grad():
             program = torch.onnx.export(
@@ -95,7 +89,7 @@ def capture(
                 dynamo=True,
                 input_names=list(examples),
                 output_names=list(output_names),
-                dynamic_shapes=tuple(dynamic_shapes),
+                dynamic_shapes=(axes_of[first_name], *([further] if further else [])),
                 opset_version=OPSET,
                 custom_translation_table=translation_table(),
                 verbose=False,
@@ -104,8 +98,7 @@ def capture(
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise MDLSTMError(f"torch cannot export {interface.name}: {reason}") from error
+        raise MDLSTMError(f"torch cannot export {interface.name}: {first_line(cause)}") from error
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     for value in model.graph.input:
@@ -133,13 +126,14 @@ def _register_schema() -> None:
     """Register the node of a sweep with onnx; onnxscript refuses to build nodes without a schema."""
     if defs.has("Wavefront", domain=DOMAIN):
         return
-    schema = defs.OpSchema
+    schema, kinds = defs.OpSchema, defs.OpSchema.AttrType
     optional = schema.FormalParameterOption.Optional
-    kinds = schema.AttrType if hasattr(schema, "AttrType") else defs.OpSchema.AttrType
-    types = {"initial": "S", "sizes": "tensor(int64)"}
-    required, *others = TENSORS
-    inputs = [schema.FormalParameter(required, "T")]
-    inputs += [schema.FormalParameter(name, types.get(name, "T"), param_option=optional) for name in others]
+    types = {"initial": "S", "final": "S", "sizes": "tensor(int64)"}
+
+    def parameters(required: str, *others: str) -> list[defs.OpSchema.FormalParameter]:
+        further = [schema.FormalParameter(n, types.get(n, "T"), param_option=optional) for n in others]
+        return [schema.FormalParameter(required, "T"), *further]
+
     floats = ["tensor(float)", "tensor(float16)", "tensor(double)"]
     defs.register_schema(
         schema(
@@ -147,11 +141,8 @@ def _register_schema() -> None:
             DOMAIN,
             1,
             doc="The sweep of a layer over a grid; `final` is there if `initial` is.",
-            inputs=inputs,
-            outputs=[
-                schema.FormalParameter("y", "T"),
-                schema.FormalParameter("final", "S", param_option=optional),
-            ],
+            inputs=parameters(*TENSORS),
+            outputs=parameters("y", "final"),
             type_constraints=[("T", floats, ""), ("S", floats, "")],
             attributes=[
                 schema.Attribute("directions", kinds.INTS, "dirs × D signs, 1 or −1"),
@@ -165,15 +156,10 @@ def _register_schema() -> None:
 @contextlib.contextmanager
 def exporter_silenced() -> Iterator[None]:
     """Suppress the exporter's notes about optional packages and its own deprecation warnings."""
-    names = ("torch.onnx", "torch.export", "torch._guards", "onnxscript", "onnx_ir")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    disabled = logging.root.manager.disable
+    logging.disable(max(disabled, logging.ERROR))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)

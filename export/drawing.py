@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,21 @@ from torch import nn
 from mdlstm_tk._util.text import printable
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError, ParityError, require
-from mdlstm_tk.export.interface import eval_copy, mdlstm_layers
+from mdlstm_tk.export.interface import Interface
 from mdlstm_tk.export.lowering.row import INPUTS, OUTPUTS, row_graph, state_size
-from mdlstm_tk.export.model_file import check_folder, check_onnx, write_file
+from mdlstm_tk.export.model_file import check_folder, check_onnx
 from mdlstm_tk.export.run_export import find_checkpoint
 from mdlstm_tk.export.targets import ExportTarget
 from mdlstm_tk.export.verification.parity import ATOL, RTOL, compare
 from mdlstm_tk.models import PixelNet
 from mdlstm_tk.runtime import Metadata, Session
-from mdlstm_tk.runtime.io.files import ensure_writable
+from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
 from mdlstm_tk.runtime.metadata import layout_of
 from mdlstm_tk.runtime.samples import run_rows, uniform_numbers
 from mdlstm_tk.training import Run, load_checkpoint
 
 DEFAULT_NAME = "model-drawing.onnx"
-DEFAULT_SIZE = (
-    28,
-    28,
-)  # of the images that a file of a network without a run draws unless it is told another
+DEFAULT_SIZE = (28, 28)  # of the images that a file of a network without a run draws if told no other
 VERIFIED = ((6, (5, 7)), (2, (1, 1)), (3, (6, 2)))  # images and their sizes
 
 
@@ -78,9 +74,11 @@ def export_drawing(
         network, label = checkpoint.network(), f"the network of {run.folder}"
         height, width = checkpoint.spec.size
         size = size or (height, width)
-        digest = hashlib.sha256(checkpoint_path.read_bytes()).hexdigest()
-        model_name, task = printable(checkpoint.config.model), printable(checkpoint.spec.name)
-        fields = {"model": model_name, "task": task, "checkpoint_sha256": digest}
+        fields = {
+            "model": printable(checkpoint.config.model),
+            "task": printable(checkpoint.spec.name),
+            "checkpoint_sha256": hashlib.sha256(checkpoint_path.read_bytes()).hexdigest(),
+        }
     if not isinstance(network, PixelNet):
         raise InputError(
             f"{label} is of type {type(network).__name__}; only a PixelNet, the network pixel, is exported "
@@ -99,7 +97,8 @@ def export_drawing(
             ensure_writable(path, force)
         parity = {"atol": ATOL, "rtol": RTOL, "max_abs": _verify(network, path)}
         model = drawing_model(network, size or DEFAULT_SIZE, **fields, parity=parity)
-        write_file(path, model.SerializeToString())
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(model.SerializeToString())
         if isinstance(destination, ExportTarget):
             if run is None:
                 raise InputError("a page is made of a run; give a run, or a file name as destination=...")
@@ -117,7 +116,6 @@ def drawing_model(network: PixelNet, size: tuple[int, int], **fields: Any) -> on
     """
     model = row_graph(network)
     check_onnx(model, "the exported model")
-    drawing = {"size": list(size), "levels": network.levels, "state": state_size(network)}
     metadata = Metadata(
         version=__version__,
         grid=None,
@@ -130,9 +128,10 @@ def drawing_model(network: PixelNet, size: tuple[int, int], **fields: Any) -> on
         output_names=OUTPUTS,
         further_windows=(None, None),
         kind="density",
-        drawing=drawing,
+        drawing={"size": list(size), "levels": network.levels, "state": state_size(network)},
+        **fields,
     )
-    onnx.helper.set_model_props(model, replace(metadata, **fields).to_props())
+    onnx.helper.set_model_props(model, metadata.to_props())
     return model
 
 
@@ -142,16 +141,10 @@ def _verify(network: PixelNet, path: Path) -> float:
 
     A value may differ where its uniform number lies within the tolerance of a cumulative probability.
 
-    Returns:
-        The largest error of a logit.
-
-    Raises:
-        ParityError: they do not agree.
+    Returns the largest error of a logit; raises a ParityError if they do not agree.
     """
-    exact = eval_copy(network).double()
+    exact = Interface(network).in_float64().module
     assert isinstance(exact, PixelNet)
-    for layer in mdlstm_layers(exact):
-        layer.backend = "reference"
     errors = []
     with Session(drawing_model(network, (1, 1)).SerializeToString(), "cpu") as session:
         for n, size in VERIFIED:

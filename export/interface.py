@@ -98,23 +98,20 @@ class Interface(nn.Module):
         try:
             return {name: y.numpy() for name, y in self.call(**tensors).items()}
         except REFUSALS as error:
-            raise InputError(f"{self.name} does not take {_shapes(inputs)}: {first_line(error)}") from error
+            shapes = ", ".join(f"{name} of shape {value.shape}" for name, value in inputs.items())
+            raise InputError(f"{self.name} does not take {shapes}: {first_line(error)}") from error
 
 
 def eval_copy(module: nn.Module) -> nn.Module:
     """A copy of a network on the CPU in eval mode, without the wrappers of `torch.compile`: compiling it
     for each grid of a verification would take far longer than running it."""
 
-    def unwrapped(module: nn.Module) -> nn.Module:
-        wrapped: nn.Module = module._orig_mod if isinstance(module, OptimizedModule) else module
-        return wrapped
-
-    network = unwrapped(copy.deepcopy(module)).cpu().eval()
+    network = nn.ModuleDict({"network": copy.deepcopy(module)}).cpu().eval()
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, OptimizedModule):
-                setattr(parent, name, unwrapped(child))
-    return network
+                setattr(parent, name, child._orig_mod)
+    return network["network"]
 
 
 def mdlstm_layers(network: nn.Module) -> Iterator[MDLSTM]:
@@ -122,19 +119,15 @@ def mdlstm_layers(network: nn.Module) -> Iterator[MDLSTM]:
     return (module for module in network.modules() if isinstance(module, MDLSTM))
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its type if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def named_outputs(result: Any, network: str, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """The tensors that a network returned, by name.
+    """The tensors that a network, called `network` in messages, returned as a tensor, tuple, list or dict.
 
-    Args:
-        result: a tensor, or a tuple, list or dict of tensors.
-        network: the name of the network for error messages.
-        names: names of the outputs. None: the keys of a dict, the fields of a named tuple, else "y", "y1",
-            "y2", …
+    Their names are `names`, else the keys of a dict, the fields of a named tuple, or "y", "y1", "y2", …
 
     Raises:
         InputError: `result` is of another type, or `names` has another length, or two names are equal.
@@ -165,10 +158,6 @@ def named_outputs(result: Any, network: str, names: Sequence[str] | None = None)
     if not values:
         raise InputError(f"{network} returns no output, expected at least one tensor")
     return dict(zip(names, values, strict=True))
-
-
-def _shapes(inputs: Mapping[str, Array]) -> str:
-    return ", ".join(f"{name} of shape {value.shape}" for name, value in inputs.items())
 
 
 def float64_reference(module: nn.Module, output_names: Sequence[str] | None = None) -> Callable[..., Any]:

@@ -14,7 +14,6 @@ from onnx import helper
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.model_check import OPERATORS
 
 
@@ -67,9 +66,9 @@ class ExportReport:
             y = f"{axes}, {metadata.outputs}"
         return (
             f"{self.path}: x ({_shape_text(metadata, (1,) * metadata.ndim, metadata.channels)}) → "
-            f"{', '.join([f'{name} ({y})', *further_names])}, "
-            f"{metadata.form}, {self.nodes} nodes, {self.bytes / 1024:.0f} KiB, "
-            f"max error {self.max_abs:.1e} against float64, {self.seconds:.1f} s"
+            f"{', '.join([f'{name} ({y})', *further_names])}, {metadata.form}, {self.nodes} nodes, "
+            f"{self.bytes / 1024:.0f} KiB, max error {self.max_abs:.1e} against float64, "
+            f"{self.seconds:.1f} s"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -114,17 +113,13 @@ def read_metadata(data: bytes, label: str) -> Metadata:
 
 def tensor_specs(values: Sequence[onnx.ValueInfoProto]) -> list[TensorSpec]:
     """The inputs or the outputs of a graph."""
-    return [
-        TensorSpec(
-            value.name,
-            helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
-            tuple(
-                dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
-                for dim in value.type.tensor_type.shape.dim
-            ),
-        )
-        for value in values
-    ]
+    specs = []
+    for value in values:
+        declared = value.type.tensor_type
+        dims = (d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in declared.shape.dim)
+        dtype = helper.tensor_dtype_to_np_dtype(declared.elem_type).name
+        specs.append(TensorSpec(value.name, dtype, tuple(dims)))
+    return specs
 
 
 def with_metadata(model: onnx.ModelProto, metadata: Metadata) -> bytes:
@@ -166,32 +161,21 @@ def check_folder(path: Path) -> None:
         raise InputError(f"there is no folder {path.parent} for {path.name}; make it, or give another path")
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file, which appears whole or not at all.
-
-    Raises:
-        MDLSTMError: it cannot be written.
-    """
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(data)
-
-
 def _shape_text(metadata: Metadata, window: tuple[int, ...], features: int) -> str:
     """The shape of x or y in the layout of a model, such as "N, 8, 8, 1" or "N, 3, H, ⌈W/2⌉".
 
     One position of it stands for `window` positions of x.
     """
     batch, *axes = metadata.layout.split()
-    grid = metadata.grid or (None,) * metadata.ndim
+    names = [axis for axis in axes if axis != "C"]
+    multiples = metadata.multiple_of or (1,) * metadata.ndim
     extents: list[str] = []
-    for d, (axis, size) in enumerate(zip([axis for axis in axes if axis != "C"], window, strict=True)):
-        extent = grid[d]
+    for axis, extent, size, multiple in zip(names, metadata.extents, window, multiples, strict=True):
         if extent is not None:
             extents.append(str(-(-extent // size)))
         elif size == 1:
             extents.append(axis)
         else:
-            exact = metadata.multiple_of is not None and metadata.multiple_of[d] % size == 0
-            extents.append(f"{axis}/{size}" if exact else f"⌈{axis}/{size}⌉")
+            extents.append(f"{axis}/{size}" if multiple % size == 0 else f"⌈{axis}/{size}⌉")
     extents.insert(axes.index("C"), str(features))
     return ", ".join([batch, *extents])

@@ -10,16 +10,16 @@ Weights in uint8 give equal numbers everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import cache
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from mdlstm_tk.export.lowering.graph import Graph, Value
 from mdlstm_tk.export.lowering.lower import subgraphs, walk
 
 ZERO_POINT = 128  # of the weights, whose range is symmetric
-PRODUCTS = ("MatMul", "Gemm")
 
 
 def quantize(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -37,105 +37,56 @@ def quantize(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    _Quantizer(result.graph).run()
+    constants = Graph("quantization")
+    tensors = {tensor.name: tensor for tensor in result.graph.initializer}
+
+    @cache
+    def quantized_weight(name: str, transposed: bool) -> tuple[Value, Value]:
+        """A weight (C, n) in uint8, and the scales (n,) of its columns."""
+        weight = numpy_helper.to_array(tensors[name])
+        weight = weight.T if transposed else weight
+        scale = np.maximum(np.abs(weight).max(axis=0), np.finfo(np.float32).tiny) / (ZERO_POINT - 1)
+        values = np.rint(weight / scale) + ZERO_POINT
+        return constants.constant(values.astype(np.uint8)), constants.constant(scale.astype(np.float32))
+
+    bodies = [graph for node in walk(result.graph.node) for graph in subgraphs(node)]
+    for graph in (*reversed(bodies), result.graph):  # inner ones first, since the nodes are copied
+        nodes: list[onnx.NodeProto] = []
+        quantized: dict[str, list[Value]] = {}  # values of this graph: in uint8, scale and zero point
+        for node in graph.node:
+            if not _is_float_product(node, tensors):
+                nodes.append(node)
+                continue
+            part = Graph(node.output[0], constants)
+            x, weight, *bias = node.input
+            if x not in quantized:
+                quantized[x] = part.add_node("DynamicQuantizeLinear", 3, Value(part, x))
+            x_values, x_scale, x_zero_point = quantized[x]
+            w, w_scale = quantized_weight(weight, bool(_attributes(node).get("transB")))
+            w_zero_point = constants.constant(np.asarray(ZERO_POINT, np.uint8))
+            product = part("MatMulInteger", x_values, w, x_zero_point, w_zero_point)
+            y = part.cast(product, np.dtype(np.float32)) * part("Mul", x_scale, w_scale)
+            for value in bias:
+                y += Value(part, value)
+            part.nodes[-1].output[0] = node.output[0]
+            nodes += part.nodes
+        del graph.node[:]
+        graph.node.extend(nodes)
+    used = {name for node in walk(result.graph.node) for name in node.input}
+    used |= {value.name for value in result.graph.output}
+    kept = [t for t in (*result.graph.initializer, *constants.initializers) if t.name in used]
+    del result.graph.initializer[:]
+    result.graph.initializer.extend(kept)
     return result
 
 
-def float_products(model: onnx.ModelProto) -> list[str]:
-    """The names of all products with constant weights that are not quantised, functions included."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    nodes = [*walk(model.graph.node), *walk(node for f in model.functions for node in f.node)]
-    inputs_of_functions = {name for function in model.functions for name in function.input}
-    return [
-        node.name
-        for node in nodes
-        if node.op_type in PRODUCTS and node.input[1] in constants | inputs_of_functions
-    ]
-
-
-class _Quantizer:
-    """Rewrites the products of one graph and of the graphs inside it."""
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.graph = graph
-        self.tensors = {tensor.name: tensor for tensor in graph.initializer}
-        self.new_tensors: dict[str, onnx.TensorProto] = {}
-
-    def run(self) -> None:
-        self._rewrite(self.graph)
-        used = {name for node in walk(self.graph.node) for name in node.input}
-        used |= {value.name for value in self.graph.output}
-        tensors = [t for t in (*self.graph.initializer, *self.new_tensors.values()) if t.name in used]
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(tensors)
-
-    def _rewrite(self, graph: onnx.GraphProto) -> None:
-        nodes: list[onnx.NodeProto] = []
-        quantized: set[str] = set()  # values of this graph that have been quantised
-        for node in graph.node:
-            for inner in subgraphs(node):
-                self._rewrite(inner)
-            if self._has_constant_weight(node):
-                nodes += self._integer_product(node, quantized)
-            else:
-                nodes.append(node)
-        del graph.node[:]
-        graph.node.extend(nodes)
-
-    def _has_constant_weight(self, node: onnx.NodeProto) -> bool:
-        if node.op_type not in PRODUCTS or node.input[1] not in self.tensors:
-            return False
-        weight = self.tensors[node.input[1]]
-        attributes = _attributes(node)
-        plain = all(attributes.get(name, 1) == 1 for name in ("alpha", "beta"))
-        return (
-            weight.data_type == TensorProto.FLOAT
-            and len(weight.dims) == 2
-            and plain
-            and not attributes.get("transA")
-        )
-
-    def _integer_product(self, node: onnx.NodeProto, quantized: set[str]) -> Iterable[onnx.NodeProto]:
-        """The nodes that replace a product; their names start with its name."""
-        x, weight, *bias = node.input
-        result, prefix = node.output[0], node.name or node.output[0]
-        w, w_scale = self._quantized_weight(weight, bool(_attributes(node).get("transB")))
-        w_zero_point = self._constant("quantization/zero_point", np.asarray(ZERO_POINT, np.uint8))
-        x_values, x_scale, x_zero_point = parts = [
-            f"{x}/{part}" for part in ("uint8", "scale", "zero_point")
-        ]
-        if x not in quantized:
-            quantized.add(x)
-            yield helper.make_node("DynamicQuantizeLinear", [x], parts, name=f"{prefix}/quantize")
-        product, floats, scale = (f"{result}/{part}" for part in ("int32", "float32", "scale"))
-        scaled = f"{result}/scaled" if bias else result
-        yield helper.make_node(
-            "MatMulInteger",
-            [x_values, w, x_zero_point, w_zero_point],
-            [product],
-            name=f"{prefix}/product",
-        )
-        yield helper.make_node("Cast", [product], [floats], name=f"{prefix}/cast", to=TensorProto.FLOAT)
-        yield helper.make_node("Mul", [x_scale, w_scale], [scale], name=f"{prefix}/scale")
-        yield helper.make_node("Mul", [floats, scale], [scaled], name=f"{prefix}/dequantize")
-        if bias:
-            yield helper.make_node("Add", [scaled, bias[0]], [result], name=f"{prefix}/bias")
-
-    def _quantized_weight(self, name: str, transposed: bool) -> tuple[str, str]:
-        """The names of a weight (C, n) in uint8 and of the scales (n,) of its columns."""
-        suffix = "/transposed" if transposed else ""
-        if f"{name}{suffix}/uint8" not in self.new_tensors:
-            weight = numpy_helper.to_array(self.tensors[name])
-            weight = weight.T if transposed else weight
-            scale = np.maximum(np.abs(weight).max(axis=0), np.finfo(np.float32).tiny) / (ZERO_POINT - 1)
-            values = np.rint(weight / scale) + ZERO_POINT
-            self._constant(f"{name}{suffix}/uint8", values.astype(np.uint8))
-            self._constant(f"{name}{suffix}/scale", scale.astype(np.float32))
-        return f"{name}{suffix}/uint8", f"{name}{suffix}/scale"
-
-    def _constant(self, name: str, array: np.ndarray) -> str:
-        self.new_tensors[name] = numpy_helper.from_array(array, name)
-        return name
+def _is_float_product(node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto]) -> bool:
+    """True for a plain product with a constant matrix."""
+    if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in tensors:
+        return False
+    weight, attributes = tensors[node.input[1]], _attributes(node)
+    plain = all(attributes.get(name, 1) == 1 for name in ("alpha", "beta")) and not attributes.get("transA")
+    return plain and weight.data_type == TensorProto.FLOAT and len(weight.dims) == 2
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, float]:

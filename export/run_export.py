@@ -16,7 +16,6 @@ from mdlstm_tk.export.api import default_form, export_onnx
 from mdlstm_tk.export.lowering.lower import Form
 from mdlstm_tk.export.model_file import ExportReport, check_folder
 from mdlstm_tk.export.targets import ExportTarget
-from mdlstm_tk.export.tiles import check_tile_options
 from mdlstm_tk.export.verification.cases import task_inputs
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.metadata import Dtype
@@ -69,44 +68,19 @@ def export_run(
         ParityError: ONNX Runtime disagrees with the network. Nothing is written.
         MissingExtraError: ONNX Runtime is not installed.
     """
-    run, checkpoint_path = find_checkpoint(run)
-    checkpoint = load_checkpoint(checkpoint_path)
-    spec = checkpoint.spec
-    form = form or default_form(grid)
-    if form == "tiles":
-        check_tile_options(grid, padded=padded, multiple_of=multiple_of, dtype=dtype, functions=functions)
-    elif grid is None and form != "scan":
-        grid = checkpoint.config.grid
-    (path,) = _paths(run, [grid], None if path is None else Path(path), form, force)
-    metadata = {
-        "model": printable(checkpoint.config.model),  # the path of a file, if it is the user's own
-        "task": printable(spec.name),
-        "kind": spec.kind,
-        "classes": spec.classes or None,
-        "mask_values": spec.mask_values or None,
-        "mask_palette": spec.mask_palette or None,
-        "text_direction": spec.text_direction,
-        "preprocessing": spec.preprocessing and spec.preprocessing.to_json(),
-        "checkpoint_sha256": hashlib.sha256(checkpoint_path.read_bytes()).hexdigest(),
-    }
-    whole_grid = tuple(extent for extent in grid or () if extent is not None)
-    if len(whole_grid) < len(spec.size):
-        whole_grid = spec.size
-    return export_onnx(
-        checkpoint.network(),
+    (report,) = export_run_sizes(
+        run,
+        [grid],
         path,
-        grid=grid,
         form=form,
+        force=force,
         padded=padded,
         multiple_of=multiple_of,
         dtype=dtype,
         functions=functions,
-        channels=spec.channels,
-        channels_last=True,
-        verify_inputs=task_inputs(spec.name, whole_grid),
-        metadata=metadata,
         atol=atol,
     )
+    return report
 
 
 def export_run_sizes(
@@ -137,25 +111,46 @@ def export_run_sizes(
         MDLSTMError, ParityError, MissingExtraError: as `export_run`.
     """
     run, checkpoint_path = find_checkpoint(run)
-    run_grid = load_checkpoint(checkpoint_path).config.grid
+    checkpoint = load_checkpoint(checkpoint_path)
+    spec, run_grid = checkpoint.spec, checkpoint.config.grid
     target = destination if isinstance(destination, ExportTarget) else None
     form = form or (target.preferred_form if target else default_form(grids[0]))
-    if form == "tiles":
-        if target:
-            raise InputError("form 'tiles' is for files; leave out the server's repository or the web page")
-        check_tile_options(*grids, **{name: value for name, value in options.items() if name != "atol"})
-    elif form != "scan":
+    if form == "tiles" and target:
+        raise InputError("form 'tiles' is for files; leave out the server's repository or the web page")
+    if form == "unrolled":
         grids = [grid or run_grid for grid in grids]
     if target:
         target.prepare(len(grids))
+    metadata = {
+        "model": printable(checkpoint.config.model),
+        "task": printable(spec.name),
+        "kind": spec.kind,
+        "classes": spec.classes or None,
+        "mask_values": spec.mask_values or None,
+        "mask_palette": spec.mask_palette or None,
+        "text_direction": spec.text_direction,
+        "preprocessing": spec.preprocessing and spec.preprocessing.to_json(),
+        "checkpoint_sha256": hashlib.sha256(checkpoint_path.read_bytes()).hexdigest(),
+    }
     with tempfile.TemporaryDirectory() as scratch:
         output = scratch if isinstance(destination, ExportTarget) else destination
         # All paths are checked before the first export takes its time.
         paths = _paths(run, grids, None if output is None else Path(output), form, force)
-        reports = [
-            export_run(checkpoint_path, path, grid=grid, form=form, force=force, **options)
-            for grid, path in zip(grids, paths, strict=True)
-        ]
+        reports = []
+        for grid, path in zip(grids, paths, strict=True):
+            known = tuple(extent for extent in grid or () if extent)
+            report = export_onnx(
+                checkpoint.network(),
+                path,
+                grid=grid,
+                form=form,
+                channels=spec.channels,
+                channels_last=True,
+                verify_inputs=task_inputs(spec.name, known if len(known) == len(spec.size) else spec.size),
+                metadata=metadata,
+                **options,
+            )
+            reports.append(report)
         if target:
             for k, grid in enumerate(grids):
                 size = None if grid == run_grid else _size_label(grid, form)

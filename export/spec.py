@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -15,16 +15,14 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.interface import REFUSALS, Interface, first_line, mdlstm_layers
-from mdlstm_tk.export.verification.cases import Array, Draw, odd_grids, sampler
+from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Array, Draw, Grid, odd_grids, sampler
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.metadata import Dtype, Form, layout_of
 
-Grid = tuple[int, ...]
 Extents = tuple[int | None, ...]
 Shape = tuple[int, ...]
 Examples = Tensor | Sequence[Tensor | None]
 
-MAX_POSITIONS = 2**14  # of a grid to verify on; the float64 reference takes seconds for so many
 ENLARGEMENTS = (1, 3, 7, 15)  # odd, so that a network with strides does not accept them by chance
 
 
@@ -57,7 +55,7 @@ class ExportSpec:
     multiple_of: Grid
     draw: Draw
     example: Tensor | None
-    shapes: dict[Grid, dict[str, Shape]]
+    shapes: dict[Grid, dict[str, Shape]] = field(default_factory=dict)
 
     @property
     def ndim(self) -> int:
@@ -115,16 +113,6 @@ class ExportSpec:
         sizes = {"sizes": torch.tensor([grid] * 2)} if self.padded else {}
         return {"x": x, **sizes, **dict(zip(self.extra_inputs, further, strict=True))}
 
-    def capture_grids(self) -> list[Grid]:
-        """The grids to capture the network with; the first one that torch can trace is right.
-
-        torch takes an extent of 1 for a constant, in the middle of a network as well. Free extents are
-        therefore traced, which takes no computation, so large that strides and convolutions without padding
-        leave more than 1.
-        """
-        extents = list(zip(self.example_grid, self.grid, strict=True))
-        return [tuple(e * (factor if free is None else 1) for e, free in extents) for factor in (8, 1)]
-
     def metadata(self, form: Form, dtype: Dtype, fields: Mapping[str, Any]) -> Metadata:
         """The metadata of the exported file; `fields` are the ones that the network does not tell.
 
@@ -175,66 +163,50 @@ class ExportSpec:
             window.append(fitting[0])
         return tuple(window)
 
+    def completed(self, example: Grid | None, is_explicit: bool) -> ExportSpec:
+        """The specification with `shapes`, and the free extents that the network fixes.
 
-@dataclass(frozen=True)
-class GridFinder:
-    """Runs a network to find the grids that it takes, and the shapes of its outputs.
-
-    Attributes:
-        spec: without `shapes`.
-        example: the grid of the example, or `grid` if all its extents are given.
-        is_explicit: `grid` is given.
-    """
-
-    spec: ExportSpec
-    example: Grid | None
-    is_explicit: bool
-
-    def completed(self) -> ExportSpec:
-        """The specification with `shapes`, and the free extents that the network fixes."""
-        spec = self.spec
-        if any(extent and extent % m for extent, m in zip(spec.grid, spec.multiple_of, strict=True)):
+        `example` is a grid that the network should take, and `is_explicit` says that the user gave `grid`.
+        """
+        if any(extent and extent % m for extent, m in zip(self.grid, self.multiple_of, strict=True)):
             raise InputError(
-                f"grid {format_size(spec.grid)} is not a multiple of {format_size(spec.multiple_of)}, "
+                f"grid {format_size(self.grid)} is not a multiple of {format_size(self.multiple_of)}, "
                 "which multiple_of=... asks for; change one of them"
             )
-        if None not in spec.grid:
-            grid = tuple(extent or 1 for extent in spec.grid)
-            return replace(spec, shapes={grid: self._shapes(grid)})
-        tried = list(self._small_grids())
-        grid = next((grid for grid in tried if self._accepts(grid)), ())
-        if not grid:
-            spec, grid = self._around_the_example(tried[-1])
-        shapes = {grid: self._shapes(grid)}
-        multiples = [tuple(map(int, np.multiply(odd, spec.multiple_of))) for odd in odd_grids(spec.ndim)]
+        if None not in self.grid:
+            grid = self._fixed((1,) * self.ndim)
+            return replace(self, shapes={grid: self._output_shapes(grid)})
+        base, lowest = (5, 7, *(3,) * self.ndim), (2, 3, *(1,) * self.ndim)
+        tried: list[Grid] = []
+        for factor in ENLARGEMENTS:
+            axes = zip(base, lowest, self.multiple_of, strict=False)
+            tried.append(self._fixed([max(-(-factor * b // m), unit) * m for b, unit, m in axes]))
+            if self._accepts(tried[-1]):
+                spec, grid = self, tried[-1]
+                break
+        else:
+            spec, grid = self._around(example, is_explicit, tried[-1])
+        shapes = {grid: self._output_shapes(grid)}
         # On small grids alone, a convolution without padding could be taken for a window.
-        for other in (tuple(3 * extent for extent in grid), *multiples):
-            other = self._fixed(other, spec.grid)
-            if prod(other) <= MAX_POSITIONS and self._accepts(other):
-                shapes[other] = self._shapes(other)
+        for other in (
+            3 * np.array(grid),
+            *(np.multiply(odd, self.multiple_of) for odd in odd_grids(self.ndim)),
+        ):
+            larger = spec._fixed(other.tolist())
+            if prod(larger) <= MAX_POSITIONS and self._accepts(larger):
+                shapes[larger] = self._output_shapes(larger)
         return replace(spec, shapes=shapes)
 
-    def _small_grids(self) -> Iterator[Grid]:
-        """Grids for a network that takes any, from small to large."""
-        base, lowest = (5, 7, *(3,) * self.spec.ndim), (2, 3, *(1,) * self.spec.ndim)
-        for factor in ENLARGEMENTS:
-            grid = tuple(
-                max(-(-factor * b // m), unit) * m
-                for b, unit, m in zip(base, lowest, self.spec.multiple_of, strict=False)
-            )
-            yield self._fixed(grid, self.spec.grid)
-
-    def _around_the_example(self, refused: Grid) -> tuple[ExportSpec, Grid]:
+    def _around(self, example: Grid | None, is_explicit: bool, refused: Grid) -> tuple[ExportSpec, Grid]:
         """For a network that takes no small grid: the extents that its forward fixes, and the main grid.
 
         Raises:
             InputError: it does not take the example either, or any multiple of a number only.
         """
-        spec, example = self.spec, self.example
         if example is None or not self._accepts(example):
             raise self._refusal(refused)
-        extents, grid = list(spec.grid), list(example)
-        for d, m in enumerate(spec.multiple_of):
+        extents, grid = list(self.grid), list(example)
+        for d, m in enumerate(self.multiple_of):
             next_grid, triple = (
                 (*example[:d], extent, *example[d + 1 :]) for extent in (example[d] + m, 3 * example[d])
             )
@@ -247,36 +219,21 @@ class GridFinder:
         main = tuple(grid)
         if not self._accepts(main):
             raise self._refusal(main)
-        if None not in extents and not self.is_explicit:
+        if None not in extents and not is_explicit:
             raise InputError(
-                f"{spec.interface.name} takes the grid {format_size(main)} only, with these inputs; if "
+                f"{self.interface.name} takes the grid {format_size(main)} only, with these inputs; if "
                 "further inputs have the grid of x, name them as grid_inputs=...; or export it for this "
                 f"grid, with grid={main}"
             )
-        return replace(spec, grid=tuple(extents)), main
+        return replace(self, grid=tuple(extents)), main
 
-    @staticmethod
-    def _fixed(grid: Grid, extents: Extents) -> Grid:
+    def _fixed(self, grid: Sequence[int]) -> Grid:
         """A grid with the extents that are fixed."""
-        return tuple(fixed or extent for extent, fixed in zip(grid, extents, strict=True))
+        return tuple(fixed or extent for extent, fixed in zip(grid, self.grid, strict=True))
 
     @torch.no_grad()
     def _run(self, grid: Grid) -> dict[str, Tensor]:
-        return self.spec.interface.call(**self.spec.examples(grid))
-
-    def _shapes(self, grid: Grid) -> dict[str, Shape]:
-        """The shapes of the outputs for a batch of 2, by name."""
-        try:
-            outputs = self._run(grid)
-        except REFUSALS:
-            raise self._refusal(grid) from None
-        for name, y in outputs.items():
-            if y.dim() == 0 or len(y) != 2:
-                raise InputError(
-                    f"{self.spec.interface.name} returns '{name}' of shape {tuple(y.shape)} for a batch of "
-                    "2, expected (N, …)"
-                )
-        return {name: tuple(y.shape) for name, y in outputs.items()}
+        return self.interface.call(**self.examples(grid))
 
     def _accepts(self, grid: Grid) -> bool:
         try:
@@ -285,29 +242,41 @@ class GridFinder:
             return False
         return True
 
+    def _output_shapes(self, grid: Grid) -> dict[str, Shape]:
+        """The shapes of the outputs for a batch of 2, by name."""
+        try:
+            outputs = self._run(grid)
+        except REFUSALS:
+            raise self._refusal(grid) from None
+        for name, y in outputs.items():
+            if y.dim() == 0 or len(y) != 2:
+                raise InputError(
+                    f"{self.interface.name} returns '{name}' of shape {tuple(y.shape)} for a batch of 2, "
+                    "expected (N, …)"
+                )
+        return {name: tuple(y.shape) for name, y in outputs.items()}
+
     def _refusal(self, grid: Grid) -> InputError:
         """The error for a grid that the network does not take."""
-        spec, name, reason = self.spec, self.spec.interface.name, ""
+        name, reason = self.interface.name, ""
         try:
             self._run(grid)
         except REFUSALS as error:
             reason = first_line(error)
-        for factor in (2, 4, 8, 16, 32) if None in spec.grid else ():
-            base = (2, 3, *(1,) * spec.ndim)[: spec.ndim]
-            multiple = self._fixed(tuple(factor * unit for unit in base), spec.grid)
+        for factor in (2, 4, 8, 16, 32) if None in self.grid else ():
+            multiple = self._fixed([factor * unit for unit in (2, 3, *(1,) * self.ndim)[: self.ndim]])
             if self._accepts(multiple):
                 return InputError(
                     f"{name} accepts the grid {format_size(multiple)} but not {format_size(grid)} "
                     f"({reason}); if its strides need such extents, give multiple_of={factor}"
                 )
+        advice = "give example_inputs=(x, …), or other grid=..., channels=... and channels_last=..."
         if "index out of range" in reason:
             advice = "x holds indices of a table, so give example_range=(0, entries - 1)"
-        else:
-            advice = "give example_inputs=(x, …), or other grid=..., channels=... and channels_last=..."
-        if None in spec.grid:
+        if None in self.grid:
             advice += "; if forward fixes an extent, name it, as in grid=(48, None)"
-        shape = spec.examples(grid)["x"].shape
+        shape = tuple(self.examples(grid)["x"].shape)
         return InputError(
-            f"{name} does not accept the grid {format_size(grid)} with {spec.channels} channels, an x of "
-            f"shape {tuple(shape)}: {reason}; {advice}"
+            f"{name} does not accept the grid {format_size(grid)} with {self.channels} channels, an x of "
+            f"shape {shape}: {reason}; {advice}"
         )

@@ -1,36 +1,50 @@
-"""`export_tiles`: export a network as an archive that ONNX Runtime runs tile by tile, on any grid."""
+"""`export_tiles`: export a network as an archive that ONNX Runtime runs tile by tile, on any grid.
+
+The archive holds a graph for each sweep (stage × direction), and one for the head.
+"""
 
 from __future__ import annotations
 
 import io
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from mdlstm_tk._util.text import to_json
+from mdlstm_tk._util.windows import space_to_depth
+from mdlstm_tk._version import __version__
+from mdlstm_tk.cells import get_cell
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.export.arguments import read_spec
+from mdlstm_tk.export.capture import OPSET, capture
 from mdlstm_tk.export.interface import eval_copy
-from mdlstm_tk.export.model_file import (
-    ExportReport,
-    check_folder,
-    check_onnx,
-    operators_to_trust,
-    write_file,
-)
-from mdlstm_tk.export.tile_graphs import Level, head_model, levels_of, sweep_models
-from mdlstm_tk.export.verification.export_verifier import verify_export
-from mdlstm_tk.export.verification.parity import ATOL, RTOL
+from mdlstm_tk.export.lowering.graph import Graph, Value, rename
+from mdlstm_tk.export.lowering.lower import lower
+from mdlstm_tk.export.lowering.scan import write_scan
+from mdlstm_tk.export.lowering.step import Sweep
+from mdlstm_tk.export.model_file import ExportReport, check_folder, check_onnx
+from mdlstm_tk.export.verification.cases import Array, Grid
+from mdlstm_tk.export.verification.export_verifier import write_verified
+from mdlstm_tk.export.verification.parity import ATOL
+from mdlstm_tk.layer import MDLSTM
+from mdlstm_tk.models.blocks import depth_to_space
 from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.runtime.metadata import layout_of
 from mdlstm_tk.runtime.tiles.archive import INDEX, SCHEMA, SUFFIX
-from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.tiling.stages import TileStages, stages_of
+
+Shape = list[str | int]  # extents, or names of free ones
+EXAMPLE = (5, 7, 4, 3, 2)  # extents, in windows, that graphs are captured with
 
 
 def export_tiles(
@@ -74,7 +88,7 @@ def export_tiles(
     if path.suffix != SUFFIX:
         raise InputError(f"the name of a tiles export ends in {SUFFIX}, got {path}")
     check_folder(path)
-    levels_of(stages_of(eval_copy(module)))  # before the network runs, which takes longer
+    _levels_of(stages_of(eval_copy(module)))  # before the network runs, which takes longer
     name, spec = type(module).__name__, read_spec(module, any_size=True, channels=channels)
     if not spec.channels_last:
         raise InputError(
@@ -86,35 +100,22 @@ def export_tiles(
             f"{name} returns {len(spec.output_names)} outputs, but tiles are for networks with one"
         )
     archive_metadata = spec.metadata("tiles", "float32", metadata or {})
-    index, graphs = _write_parts(stages_of(spec.interface.module), spec.channels, archive_metadata.outputs)
+    index, graphs = _parts(stages_of(spec.interface.module), spec.channels, archive_metadata.outputs)
+    content = partial(_archive, index, graphs)
     atol = ATOL if atol is None else atol
-    with TiledSession(_archive(index, archive_metadata, graphs), "cpu", trusted=True) as session:
-        max_abs = verify_export(session, spec, atol, path)
-    archive_metadata = replace(archive_metadata, parity={"atol": atol, "rtol": RTOL, "max_abs": max_abs})
-    data = _archive(index, archive_metadata, graphs)
-    write_file(path, data)
-    nodes, needs_trust = (
-        sum(len(m.graph.node) for m in graphs.values()),
-        operators_to_trust(*graphs.values()),
-    )
-    seconds = time.perf_counter() - start
-    return ExportReport(path, archive_metadata, nodes, len(data), max_abs, seconds, needs_trust)
+    return write_verified(path, content, list(graphs.values()), archive_metadata, spec, atol, start)
 
 
 def check_tile_options(
-    *grids: Sequence[int | None] | None,
-    padded: bool = False,
-    multiple_of: int | Sequence[int] | None = None,
-    dtype: str = "float32",
-    functions: bool = False,
+    grid: Sequence[int | None] | None,
+    padded: bool,
+    multiple_of: int | Sequence[int] | None,
+    dtype: str,
+    functions: bool,
 ) -> None:
-    """Refuse the options of an export that do not go together with form "tiles".
-
-    Raises:
-        InputError: names the first of them.
-    """
+    """Raise an InputError that names the first option that does not go together with form "tiles"."""
     options = {
-        "a size": any(grids),
+        "a size": bool(grid),
         "padded samples": padded,
         "multiple_of": multiple_of is not None,
         f"dtype {dtype}": dtype != "float32",
@@ -127,22 +128,30 @@ def check_tile_options(
         )
 
 
-def _write_parts(
+def _parts(
     stages: TileStages, channels: int, outputs: int
 ) -> tuple[dict[str, Any], dict[str, onnx.ModelProto]]:
-    """The content of tiles.json without metadata, and the graphs of a network by name.
-
-    Raises:
-        MDLSTMError: torch cannot export a part of it, or the result is not valid ONNX.
-    """
+    """The content of tiles.json without metadata, and the graphs of a network by name."""
     entries: list[dict[str, Any]] = []
     graphs: dict[str, onnx.ModelProto] = {}
-    for number, level in enumerate(levels_of(stages)):
-        entry, of_level = _write_level(level, channels, f"stage-{number}")
-        entries.append(entry)
-        graphs |= of_level
-        channels = level.stored_features
-    head = head_model(stages, channels, outputs)
+    for number, level in enumerate(_levels_of(stages)):
+        files = [f"stage-{number}/sweep-{k}.onnx" for k in range(len(level.layer.directions))]
+        graphs |= zip(files, _sweep_models(level, channels, f"stage-{number}"), strict=True)
+        entries.append(
+            {
+                "window": list(level.window),
+                "channels": channels,
+                "features": level.features,
+                "units": level.layer.hidden_size,
+                "sum": level.adds_parts,
+                "sweeps": [
+                    {"file": file, "direction": list(direction)}
+                    for file, direction in zip(files, level.layer.directions, strict=True)
+                ],
+            }
+        )
+        channels = level.features * (1 if level.adds_parts else len(files))
+    head = _head_model(stages, channels, outputs)
     if head is not None:
         graphs["head.onnx"] = head
     for name, model in graphs.items():
@@ -157,28 +166,7 @@ def _write_parts(
     return index, graphs
 
 
-def _write_level(
-    level: Level, channels: int, name: str
-) -> tuple[dict[str, Any], dict[str, onnx.ModelProto]]:
-    """The entry of a level in tiles.json, and its graphs by name."""
-    models = list(sweep_models(level, channels, name))
-    files = [f"{name}/sweep-{k}.onnx" for k in range(len(models))]
-    sweeps = [
-        {"file": file, "direction": list(direction)}
-        for file, direction in zip(files, level.layer.directions, strict=True)
-    ]
-    entry = {
-        "window": list(level.window),
-        "channels": channels,
-        "features": level.features,
-        "units": level.layer.hidden_size,
-        "sum": level.adds_parts,
-        "sweeps": sweeps,
-    }
-    return entry, dict(zip(files, models, strict=True))
-
-
-def _archive(index: Mapping[str, Any], metadata: Metadata, graphs: Mapping[str, onnx.ModelProto]) -> bytes:
+def _archive(index: Mapping[str, Any], graphs: Mapping[str, onnx.ModelProto], metadata: Metadata) -> bytes:
     """The content of the file: a ZIP archive without compression, the same for the same graphs."""
     members = {INDEX: to_json({**index, "metadata": metadata.to_props()}).encode()}
     members |= {name: model.SerializeToString() for name, model in graphs.items()}
@@ -187,3 +175,231 @@ def _archive(index: Mapping[str, Any], metadata: Metadata, graphs: Mapping[str, 
         for name, data in members.items():
             file.writestr(zipfile.ZipInfo(name), data)  # of 1980, so that equal content gives equal bytes
     return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One recurrent layer that is not stacked: a stage is one level for each of its stacked layers.
+
+    Attributes:
+        layer: the layer, and which of its stacked layers.
+        window: of this level.
+        before, after: as in `Stage`.
+    """
+
+    layer: MDLSTM
+    number: int
+    window: Grid
+    before: nn.Module | None
+    after: nn.Linear | None
+
+    @property
+    def adds_parts(self) -> bool:
+        """True if the parts of the directions are added rather than concatenated."""
+        return self.after is not None or self.layer.merge != "concat"
+
+    @property
+    def features(self) -> int:
+        """F, the features of one part."""
+        return self.layer.hidden_size if self.after is None else self.after.out_features
+
+
+def _levels_of(stages: TileStages) -> list[_Level]:
+    """The levels of a network.
+
+    Raises:
+        InputError: the description of the network contradicts itself.
+    """
+    if not stages.stages:
+        raise InputError("tile_stages() must name at least one Stage, got none")
+    levels: list[_Level] = []
+    ndim = stages.stages[0].layer.ndim
+    for k, stage in enumerate(stages.stages):
+        layer = stage.layer
+        if layer.ndim != ndim:
+            raise InputError(
+                f"all layers of tile_stages() must have the same grid axes, got {layer.ndim} in stage {k} "
+                f"and {ndim} in stage 0"
+            )
+        last = layer.num_layers - 1
+        if stage.after is not None and stage.after.in_features != layer.output_size:
+            raise InputError(
+                f"after of stage {k} must take the {layer.output_size} features of its layer, got a Linear "
+                f"that takes {stage.after.in_features}"
+            )
+        levels += [
+            _Level(
+                layer,
+                number,
+                layer.window if number == 0 else (1,) * ndim,
+                stage.before if number == 0 else None,
+                stage.after if number == last else None,
+            )
+            for number in range(last + 1)
+        ]
+    if any(axis not in range(ndim) for axis in stages.pool) or len({*stages.pool}) < len(stages.pool):
+        raise InputError(f"pool must name different axes from 0 to {ndim - 1}, got {tuple(stages.pool)}")
+    if stages.upsample and (len(stages.upsample) != ndim or min(stages.upsample) < 1 or stages.pool):
+        raise InputError(
+            f"upsample must be {ndim} extents of at least 1, without pool, got {tuple(stages.upsample)}"
+        )
+    return levels
+
+
+def _sweep_models(level: _Level, channels: int, part: str) -> Iterator[onnx.ModelProto]:
+    """The graph of each direction of a level; `docs/tiled_networks.md` lists the inputs and the outputs.
+
+    `channels` are the features of the stored output of the level before, or of x.
+    """
+    layer = level.layer
+    states = ("h", *get_cell(layer.cell).states)
+    faces = [f"{state}{d}" for d in range(layer.ndim) for state in states]
+    windows = _windows(level, channels)
+    for dir_idx in range(len(layer.directions)):
+        model = onnx.ModelProto()
+        model.CopyFrom(windows)
+        _add_sweep(model, level, dir_idx, faces)
+        names = tuple(value.name for value in model.graph.output)
+        yield _with_metadata(
+            model,
+            layer.ndim,
+            channels=channels,
+            outputs=level.features,
+            inputs=("x", *faces),
+            window=level.window,
+            output_names=names,
+            further_windows=(None,) * len(faces),
+            part=f"{part}/sweep-{dir_idx}",
+        )
+
+
+def _head_model(stages: TileStages, features: int, outputs: int) -> onnx.ModelProto | None:
+    """The graph of the head, or None if there is nothing to do: x (N, *tile, features) → y (N, *tile ·
+    upsample, outputs).
+    """
+    if stages.head is None and prod(stages.upsample) == 1:
+        return None
+    ndim, upsample = stages.stages[0].layer.ndim, tuple(stages.upsample)
+    head = _Mapped(stages.head, (lambda y: depth_to_space(y, upsample)) if upsample else None)
+    window = None if upsample else (1,) * ndim
+    model = _captured(head, EXAMPLE[:ndim], features, "y")
+    return _with_metadata(model, ndim, channels=features, outputs=outputs, window=window, part="head")
+
+
+def _windows(level: _Level, channels: int) -> onnx.ModelProto:
+    """A graph with what comes before the sweeps of a level."""
+    ndim, window = level.layer.ndim, level.window
+    if level.before is None and prod(window) == 1:  # nothing, for which torch would take its time
+        value = _declared("x", ["batch", *(f"extent_{d}" for d in range(ndim)), channels])
+        opsets = [onnx.helper.make_opsetid("", OPSET)]
+        graph = onnx.helper.make_graph([], "mdlstm", [value], [value])
+        return lower(onnx.helper.make_model(graph, opset_imports=opsets))
+    before = _Mapped(level.before, (lambda x: space_to_depth(x, window)) if prod(window) > 1 else None)
+    extents = [e * w for e, w in zip(EXAMPLE, window, strict=False)]
+    return _captured(before, extents, channels, "windows")
+
+
+class _Mapped(nn.Module):
+    """A module, if there is one, and then a function."""
+
+    def __init__(self, module: nn.Module | None, function: Callable[[Tensor], Tensor] | None) -> None:
+        super().__init__()
+        self.module, self.function = module, function
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.module is None else self.module(x)
+        return y if self.function is None else self.function(y)
+
+
+def _captured(module: nn.Module, extents: Sequence[int], channels: int, output: str) -> onnx.ModelProto:
+    """The graph of a module that takes x on any grid."""
+    free_axes = {"x": dict.fromkeys(range(1, len(extents) + 1), 1)}
+    return lower(capture(module.eval(), {"x": torch.zeros(2, *extents, channels)}, free_axes, (output,)))
+
+
+def _with_metadata(model: onnx.ModelProto, ndim: int, **fields: Any) -> onnx.ModelProto:
+    layout = layout_of(ndim, channels_last=True)
+    metadata = Metadata(version=__version__, grid=None, form="tiles", layout=layout, **fields)
+    onnx.helper.set_model_props(model, metadata.to_props())
+    return model
+
+
+def _add_sweep(model: onnx.ModelProto, level: _Level, dir_idx: int, names: list[str]) -> None:
+    """Add one direction of a level to a graph that computes its input.
+
+    The faces, called `names`, become inputs and outputs of the graph. The part of `after` for this
+    direction is applied, and its bias with the first direction.
+    """
+    layer = level.layer
+    ndim, n = layer.ndim, layer.hidden_size
+    graph, count = Graph("sweep"), len(names) // ndim  # 1 + S
+    faces = [Value(graph, name) for name in names]
+    of_axes = [faces[d * count : (d + 1) * count] for d in range(ndim)]
+    joined = [graph.reshape(graph.concat(of_axis, axis=-1), 0, -1, 1, count, n) for of_axis in of_axes]
+    sweep = Sweep(
+        x=Value(graph, model.graph.output[0].name),
+        parameters={
+            name: _array(parameter[dir_idx : dir_idx + 1])
+            for name, parameter in layer._layer_parameters(level.number).items()
+            if parameter is not None
+        },
+        grid=(-1,) * ndim,
+        directions=[layer.directions[dir_idx]],
+        cell=get_cell(layer.cell),
+        initial=graph.concat(joined, axis=1),  # (N, F, 1, 1 + S, n)
+    )
+    h, final = write_scan(graph, sweep)
+    part = graph("Squeeze", _apply_after(graph, level, dir_idx, h), graph.integers(-2))
+    of_states = [
+        _split(graph, state, faces[k::count])
+        for k, state in enumerate(graph.split(final, [1] * count, axis=3))
+    ]
+    results = [part, *(state[d] for d in range(ndim) for state in of_states)]
+    output_names = ["part", *(f"{name}_n" for name in names)]
+    rename(graph.nodes, dict(zip((value.name for value in results), output_names, strict=True)))
+    model.graph.node.extend(graph.nodes)
+    model.graph.initializer.extend(graph.initializers)
+    # The extents of x and those after the window differ, so they have different names.
+    extents = [f"extent_{d}" if size == 1 else f"windows_{d}" for d, size in enumerate(level.window)]
+    shapes: list[Shape] = [
+        ["batch", *extents[:d], *extents[d + 1 :], n] for d in range(ndim) for _ in range(count)
+    ]
+    model.graph.input.extend(map(_declared, names, shapes))
+    del model.graph.output[:]
+    shapes.insert(0, ["batch", *extents, level.features])
+    model.graph.output.extend(map(_declared, output_names, shapes))
+
+
+def _declared(name: str, shape: Shape) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+
+
+def _split(graph: Graph, joined: Value, like: Sequence[Value]) -> list[Value]:
+    """(N, F, 1, 1, n) → for each axis the shape of `like`."""
+    shapes = [graph("Shape", face) for face in like]
+    counts = [graph("ReduceProd", graph("Shape", face, start=1, end=-1), keepdims=1) for face in like]
+    parts = [joined]
+    if len(like) > 1:
+        parts = graph.add_node("Split", len(like), joined, graph.concat(counts, axis=0), axis=1)
+    return [graph("Reshape", part, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _apply_after(graph: Graph, level: _Level, dir_idx: int, h: Value) -> Value:
+    """The share of one direction in the output of its level, from its h (…, n)."""
+    layer, after = level.layer, level.after
+    share = 1 / len(layer.directions) if layer.merge == "mean" else 1.0
+    if after is None:
+        return h if share == 1 else h * share
+    n = layer.hidden_size
+    weight = _array(after.weight).T  # (dirs·n, F), or (n, F) if the directions are merged before
+    if layer.merge == "concat":
+        weight = weight[dir_idx * n : (dir_idx + 1) * n]
+    part = graph("MatMul", h, graph.constant((weight * share).astype(np.float32)))
+    if after.bias is None or dir_idx > 0:
+        return part
+    return part + graph.constant(_array(after.bias))
+
+
+def _array(parameter: Tensor) -> Array:
+    array: Array = parameter.detach().cpu().float().numpy()
+    return array

@@ -97,23 +97,19 @@ def write_page(
     """
     data = model.read_bytes()
     info = _model_info(data, printable(name), model.name)
-    model_info = to_json(info, indent=2)
-    page_examples = to_json([example.to_json() for example in examples])
+    contents = {f"ort/{file}": content for file, content in runtime.items()}
+    contents["model.onnx"] = data
+    contents["model.json"] = f"{to_json(info, indent=2)}\n".encode()
+    contents["examples.json"] = f"{to_json([example.to_json() for example in examples])}\n".encode()
     with staging(folder) as stage, as_file(files("mdlstm_tk.export.browser")) as browser:
-        static = browser / "static"
         page = stage / "page"
-        if "drawing" in info:
-            shutil.copytree(browser / "drawing", page, copy_function=shutil.copyfile)
-            for shared in ("style.css", "icon.svg", "ort/LICENSE.txt"):
-                (page / shared).parent.mkdir(exist_ok=True)
-                shutil.copyfile(static / shared, page / shared)
-        else:
-            shutil.copytree(static, page, copy_function=shutil.copyfile)
-        for file, content in runtime.items():
-            (page / "ort" / file).write_bytes(content)
-        (page / "model.onnx").write_bytes(data)
-        (page / "model.json").write_text(model_info + "\n", encoding="utf-8")
-        (page / "examples.json").write_text(page_examples + "\n", encoding="utf-8")
+        draws = "drawing" in info  # on a page with scripts of its own
+        ignored = shutil.ignore_patterns("*.js", "index.html") if draws else None
+        shutil.copytree(browser / "static", page, copy_function=shutil.copyfile, ignore=ignored)
+        if draws:
+            shutil.copytree(browser / "drawing", page, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        for file, content in contents.items():
+            (page / file).write_bytes(content)
         (folder / "ort").mkdir(exist_ok=True)
         for path in page.rglob("*.*"):
             os.replace(path, folder / path.relative_to(page))
@@ -123,14 +119,9 @@ def write_page(
 def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
     """The content of `model.json`; `label` names the model in error messages."""
     metadata = read_metadata(data, label)
+    info = {"name": title, "channels": metadata.channels, "bytes": len(data), "version": metadata.version}
     if metadata.drawing is not None:
-        return {
-            "name": title,
-            "drawing": metadata.drawing,
-            "channels": metadata.channels,
-            "bytes": len(data),
-            "version": metadata.version,
-        }
+        return {**info, "drawing": metadata.drawing}
     is_partly_free = metadata.grid is not None and None in metadata.grid
     if metadata.ndim != 2 or is_partly_free or not set(metadata.inputs) <= {"x", "sizes"}:
         raise InputError(
@@ -144,10 +135,9 @@ def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
             "a module that returns only that one"
         )
     return {
-        "name": title,
+        **info,
         "grid": metadata.grid,
         "multipleOf": metadata.multiple_of,
-        "channels": metadata.channels,
         "channelsLast": metadata.channels_last,
         "output": metadata.output_names[0],
         "outputs": metadata.outputs,
@@ -163,8 +153,6 @@ def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
         "preprocessing": metadata.preprocessing,
         "task": metadata.task,
         "sizes": "sizes" in metadata.inputs,
-        "bytes": len(data),
-        "version": metadata.version,
     }
 
 
@@ -189,13 +177,22 @@ def _npm_pack(folder: Path) -> Path:
 
 
 def _read_runtime(source: Path) -> dict[str, bytes]:
-    """Read the files from a package or its folder, and check their SHA-256."""
+    """Read the files from a package, whose links are not followed, or its folder; check their SHA-256."""
+    contents: dict[str, bytes] = {}
     try:
         if source.is_dir():
             contents = {name: (source / "dist" / name).read_bytes() for name in RUNTIME}
         else:
-            contents = _read_package(source)
-    except (OSError, KeyError, ValueError, EOFError, tarfile.TarError, zlib.error) as error:
+            wanted = {f"package/dist/{name}": name for name in RUNTIME}
+            with tarfile.open(source, mode="r|gz") as package:
+                for member in package:
+                    name = wanted.get(member.name)
+                    file = package.extractfile(member) if name and member.isreg() else None
+                    if name and file and not member.issparse():
+                        contents[name] = file.read()
+        if missing := RUNTIME.keys() - contents.keys():
+            raise ValueError(f"it lacks the file {min(missing)}")
+    except (OSError, ValueError, EOFError, tarfile.TarError, zlib.error) as error:
         raise InputError(
             f"{source} is not {PACKAGE}: {' '.join(str(error).split()) or type(error).__name__}; "
             f"make it with: npm pack {PACKAGE}"
@@ -205,19 +202,4 @@ def _read_runtime(source: Path) -> dict[str, bytes]:
             raise InputError(
                 f"{source} is not {PACKAGE}: its {name} differs; make it with: npm pack {PACKAGE}"
             )
-    return contents
-
-
-def _read_package(source: Path) -> dict[str, bytes]:
-    """Read the files from the package as npm packs it. Links in it are not followed."""
-    wanted = {f"package/dist/{name}": name for name in RUNTIME}
-    contents: dict[str, bytes] = {}
-    with tarfile.open(source, mode="r|gz") as package:
-        for member in package:
-            name = wanted.get(member.name)
-            file = package.extractfile(member) if name and member.isreg() else None
-            if name and file and not member.issparse():
-                contents[name] = file.read()
-    if missing := RUNTIME.keys() - contents.keys():
-        raise KeyError(f"it lacks the file {min(missing)}")
     return contents

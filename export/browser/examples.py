@@ -5,17 +5,17 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data import Batch, Floats, Split, Task
-from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.data import Floats, Split, Task
+from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.preprocessing import scale
+from mdlstm_tk.runtime.shapes import Shapes
 from mdlstm_tk.runtime.text_order import reorder
 from mdlstm_tk.training import Run, load_checkpoint, load_task
 
@@ -39,25 +39,15 @@ class PageExample:
 
     def to_json(self) -> dict[str, Any]:
         """The example as `examples.json` stores it."""
-        height, width, channels = self.x.shape
         data = self.stored()
-        return {
-            "height": height,
-            "width": width,
-            "channels": channels,
-            "target": self.target,
-            "dtype": data.dtype.name,
-            "data": base64.b64encode(data.tobytes()).decode(),
-        }
+        extents = dict(zip(("height", "width", "channels"), data.shape, strict=True))
+        values = base64.b64encode(data.tobytes()).decode()
+        return {**extents, "target": self.target, "dtype": data.dtype.name, "data": values}
 
     def stored(self) -> npt.NDArray[Any]:
         """x as uint8 if it is an image with 8 bits, divided by 255; else as little-endian float32."""
-        levels = np.rint(self.x * 255)
-        is_image = levels.min() >= 0 and levels.max() <= 255
-        pixels = levels.astype(np.uint8) if is_image else None
-        if pixels is not None and np.array_equal(scale(pixels), self.x):
-            return pixels
-        return self.x.astype("<f4")
+        pixels = np.rint(self.x * 255).clip(0, 255).astype(np.uint8)
+        return pixels if np.array_equal(scale(pixels), self.x) else self.x.astype("<f4")
 
 
 def page_examples(
@@ -88,45 +78,32 @@ def page_examples(
         return []
     if not samples:
         on_message("no examples: no sample of the data has a size that the model takes")
-    seen: dict[str | None, int] = {}
-    rounds = []  # the second sample of a class comes after the first one of all classes
-    for index, sample in enumerate(samples):
-        rounds.append((seen.get(sample.target, 0), index))
-        seen[sample.target] = seen.get(sample.target, 0) + 1
-    chosen = [samples[index] for _, index in sorted(rounds)[:COUNT]]
+    targets = [sample.target for sample in samples]
+    # the second sample of a class comes after the first one of all classes
+    order = sorted(range(len(samples)), key=lambda k: targets[:k].count(targets[k]))
+    chosen = [samples[k] for k in order[:COUNT]]
     sizes = np.cumsum([sample.stored().nbytes for sample in chosen])
     return [sample for sample, size in zip(chosen, sizes, strict=True) if size <= MAX_BYTES]
 
 
 def _samples(task: Task, metadata: Metadata) -> Iterator[PageExample]:
     """The first samples of the validation data that the model takes."""
+    classes = metadata.classes or ()
     split: Split = "validation" if task.count("validation") else "train"
     for step in range(min(task.count(split), CANDIDATES)):
         batch = task.batch(0, step, 1, split)
         extents = batch.x.shape[1:-1] if batch.sizes is None else tuple(map(int, batch.sizes[0]))
         x = batch.x[0][tuple(map(slice, extents))]
-        if _fits(extents, metadata) and prod(x.shape):
-            yield PageExample(x, _target(batch, metadata))
-
-
-def _fits(extents: tuple[int, ...], metadata: Metadata) -> bool:
-    if metadata.grid is not None:
-        pairs = zip(extents, metadata.grid, strict=True)
-        padded = "sizes" in metadata.inputs
-        return all(
-            limit is None or (extent <= limit if padded else extent == limit) for extent, limit in pairs
-        )
-    steps = metadata.multiple_of or (1,) * len(extents)
-    return max(extents) <= MAX_EXTENT and not any(
-        extent % step for extent, step in zip(extents, steps, strict=True)
-    )
-
-
-def _target(batch: Batch, metadata: Metadata) -> str | None:
-    classes = metadata.classes or ()
-    if metadata.kind == "classify":
-        return classes[int(batch.y[0])]
-    if metadata.kind == "transcribe":
-        text = "".join(classes[code - 1] for code in batch.y[0] if code > 0)
-        return reorder(text, metadata.text_direction) if metadata.text_direction else text
-    return None
+        try:
+            Shapes(metadata).prepare(x)
+        except InputError:  # the model takes other sizes
+            continue
+        if metadata.grid is None and max(extents) > MAX_EXTENT:
+            continue
+        target = None
+        if metadata.kind == "classify":
+            target = classes[int(batch.y[0])]
+        elif metadata.kind == "transcribe":
+            target = "".join(classes[code - 1] for code in batch.y[0] if code > 0)
+            target = reorder(target, metadata.text_direction) if metadata.text_direction else target
+        yield PageExample(x, target)

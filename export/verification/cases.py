@@ -79,14 +79,9 @@ class Draw:
 def sampler(
     name: str, example_range: ExampleRange | None, example: Tensor | None, network: nn.Module | None = None
 ) -> Draw:
-    """Random values for an input.
-
-    Args:
-        name: the input.
-        example_range: the range, or a function of a shape and a `torch.Generator`. None: the range of the
-            example, or the standard normal distribution if all its values are equal.
-        example: an example of the input.
-        network: its first table of embeddings is the range of integers that are all equal.
+    """Random values for an input: in `example_range`, or what that function makes, else in the range of the
+    example. If all values of an example are equal they are standard normal; integers are then those of the
+    network's first table of embeddings.
 
     Raises:
         InputError: the range is none.
@@ -140,27 +135,16 @@ def random_cases(
 ) -> Iterator[Case]:
     """Random inputs and samples of the task, on the model's grid and on the odd grids that it takes.
 
-    Args:
-        metadata: of the model.
-        declared: the inputs that the file declares.
-        draw: makes random x.
-        default_grid: the grid for a model that takes any.
-        seeds: the random seeds.
+    Where the model takes any extent, its grid is `default_grid`. `declared` are the inputs of the file.
     """
     multiple_of = metadata.multiple_of or (1,) * metadata.ndim
-    extents = metadata.grid or (None,) * metadata.ndim
     shapes, padded = Shapes(metadata), "sizes" in metadata.inputs
-    base = tuple(
-        fixed or -(-extent // m) * m
-        for fixed, extent, m in zip(extents, default_grid, multiple_of, strict=True)
-    )
-    grids = [base]
-    for odd_grid in odd_grids(metadata.ndim) if padded or None in extents else ():
-        grid = tuple(
-            extent * m if padded or not fixed else fixed
-            for fixed, extent, m in zip(extents, odd_grid, multiple_of, strict=True)
-        )
-        fits = all(extent <= (fixed or extent) for fixed, extent in zip(extents, grid, strict=True))
+    fitting = [-(-extent // m) * m for extent, m in zip(default_grid, multiple_of, strict=True)]
+    grids = [metadata.grid_like(tuple(fitting))]
+    for odd_grid in odd_grids(metadata.ndim) if padded or None in metadata.extents else ():
+        grid = tuple(np.multiply(odd_grid, multiple_of).tolist())
+        grid = grid if padded else metadata.grid_like(grid)
+        fits = all(extent <= (own or extent) for own, extent in zip(metadata.extents, grid, strict=True))
         if fits and prod(grid) <= MAX_POSITIONS:
             grids.append(grid)
     for grid in dict.fromkeys(grids):
@@ -181,61 +165,41 @@ def _random_inputs(declared: Sequence[TensorSpec], x: Array, seed: int) -> dict[
     for tensor in declared[1:]:
         if tensor.name != "sizes":
             shape = [e if isinstance(e, int) else extents.get(e, 1) for e in tensor.shape[1:]]
-            integers = np.dtype(tensor.dtype).kind != "f"
-            draw = Draw((0, 1) if integers else None, dtype=np.dtype(tensor.dtype).type)
-            values[tensor.name] = draw((len(x), *shape), rng)
+            dtype = np.dtype(tensor.dtype)
+            values[tensor.name] = Draw(None if dtype.kind == "f" else (0, 1), dtype=dtype.type)(
+                (len(x), *shape), rng
+            )
     return values
 
 
 def user_cases(metadata: Metadata, declared: Sequence[TensorSpec], inputs: UserInputs) -> list[Case]:
-    """The user's own arrays.
-
-    Args:
-        metadata: of the model.
-        declared: the inputs that the file declares.
-        inputs: arrays by name, or files. An array is an x, with or without batch and channel axes. For a
-            model with further inputs it is a mapping, or a `.npz` file, from the names of inputs to arrays.
+    """The user's own arrays by name, or those in files, as `verify_model` takes them.
 
     Raises:
         InputError: there is no array, or the model does not take one, or a file cannot be read, or two
             arrays have one name.
     """
-    dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in declared}
-    shapes, names = Shapes(metadata), set(metadata.inputs) - {"sizes"}
-    cases: dict[str, Case] = {}
-    for name, value in _named_inputs(metadata, inputs):
+    shapes = Shapes(metadata, {tensor.name: tensor.dtype for tensor in declared})
+    names, cases = [name for name in metadata.inputs if name != "sizes"], dict[str, Case]()
+    for name, value in inputs.items() if isinstance(inputs, Mapping) else _file_inputs(metadata, inputs):
         if name in cases:
             raise InputError(f"two inputs are called {name}; give each of them once, under another name")
         arrays = dict(value) if isinstance(value, Mapping) else {"x": value}
-        if set(arrays) != names:
+        if set(arrays) != set(names):
             raise InputError(
-                f"{name} must hold the inputs {', '.join(sorted(names, key=metadata.inputs.index))}, "
+                f"{name} must hold the inputs {', '.join(names)}, "
                 f"got {', '.join(map(str, value)) if isinstance(value, Mapping) else 'one array'}"
             )
         batch = shapes.prepare(np.asarray(arrays.pop("x")), name)
-        # arrays that were read from a file are float32, whatever they were in it
-        further = {
-            key: _converted(array, dtypes[key], f"{name}: {key}")
-            for key, array in shapes.prepare_extra_inputs(arrays, batch).items()
-        }
-        cases[name] = Case(name, name, {"x": batch.samples, **further})
+        cases[name] = Case(name, name, {"x": batch.samples, **shapes.prepare_extra_inputs(arrays, batch)})
     if not cases:
         raise InputError("inputs must hold at least one array or file, got none")
     return list(cases.values())
 
 
-def _converted(array: Array, dtype: np.dtype[Any], label: str) -> Array:
-    if dtype.kind == "i" and (array != np.round(array)).any():
-        raise InputError(f"{label} must hold whole numbers; the network takes {dtype} there")
-    return array.astype(dtype)
-
-
-def _named_inputs(metadata: Metadata, inputs: UserInputs) -> Iterator[tuple[str, Any]]:
-    """The value of each case, by its name."""
-    if isinstance(inputs, Mapping):
-        yield from inputs.items()
-        return
-    for path in inputs:
+def _file_inputs(metadata: Metadata, paths: Sequence[str | Path]) -> Iterator[tuple[str, Any]]:
+    """The arrays of files: all inputs of the model in one file, or each x by itself."""
+    for path in paths:
         arrays = read_input(str(path)).arrays_for(metadata)
         if set(arrays) == set(metadata.inputs) - {"sizes"}:
             yield str(path), arrays

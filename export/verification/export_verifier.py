@@ -1,9 +1,10 @@
-"""The check that every export passes before its file is written: the model against the network in "
-"float64."""
+"""The check of every export before its file is written: the model against the network in float64."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,71 +13,88 @@ import onnx
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
 from mdlstm_tk.export.lowering.lower import walk
+from mdlstm_tk.export.model_file import ExportReport, operators_to_trust
 from mdlstm_tk.export.spec import ExportSpec
 from mdlstm_tk.export.verification.cases import Array, Case, Draw
-from mdlstm_tk.export.verification.comparison import (
+from mdlstm_tk.export.verification.parity import (
+    RTOL,
     Inputs,
     Outcome,
     Outputs,
     Run,
+    compare,
     compare_all,
     expected_outputs,
+    feature_scale,
     session_run,
     with_padding,
 )
-from mdlstm_tk.export.verification.parity import RTOL, compare, feature_scale
-from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime import Metadata, Session
+from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.tiles.session import TiledSession
 
 PADDED_SAMPLES = 3  # of random sizes
-BRANCHES = {"If", "Loop"}  # operators that decide for a batch as a whole
 
 
-def verify_export(
-    session: Session | TiledSession,
+def write_verified(
+    path: Path,
+    content: Callable[[Metadata], bytes],
+    models: Sequence[onnx.ModelProto],
+    metadata: Metadata,
     spec: ExportSpec,
     atol: float,
-    path: Path,
+    start: float,
     verify_inputs: Mapping[str, Array] | None = None,
-    model: onnx.ModelProto | None = None,
-) -> float:
-    """Compare an exported model with its network in float64.
+) -> ExportReport:
+    """Write a file if it agrees with its network in float64.
 
     Args:
-        session: the model.
+        path: the file.
+        content: makes its content, given its metadata.
+        models: the graphs in it.
+        metadata: without the errors of the verification.
         spec: the network.
         atol: allowed absolute error in units of each feature's scale.
-        path: the file that is written if the two agree.
+        start: when the export began, in seconds of `time.perf_counter`.
         verify_inputs: more inputs x, by name.
-        model: the graph of the model; None for tiles.
-
-    Returns:
-        The largest absolute error.
 
     Raises:
         InputError: the network returns NaN, or mixes the samples of a batch, or does not take random x.
         MDLSTMError: ONNX Runtime does not run the model on some batch or grid.
         ParityError: the two disagree.
     """
-    exact, metadata = spec.interface.in_float64(), session.metadata
-    branches = model is not None and any(node.op_type in BRANCHES for node in walk(model.graph.node))
-    if not branches:
+    exact = spec.interface.in_float64()
+    together = metadata.form == "tiles" or not any(map(decides_for_a_batch, models))
+    if together:
         _check_samples_are_apart(exact.run, spec)
     cases = list(_cases(spec, verify_inputs or {}))
-    expected = expected_outputs(exact.run, cases, together=not branches)
+    expected = expected_outputs(exact.run, cases, together)
     for case in cases:
         _check_finite(expected[case.name], case, spec)
-    run = _explained(session_run(session), spec, expected, isinstance(session, TiledSession))
-    if spec.padded:
-        grids = [[case.inputs["x"].shape[axis] for axis in spec.grid_axes] for case in cases]
-        run = with_padding(run, metadata, tuple(np.max(grids, axis=0).tolist()))
-    outcomes = compare_all({"": run}, expected, cases, metadata, atol)[""]
+    opened = TiledSession if metadata.form == "tiles" else Session
+    with opened(content(metadata), "cpu", trusted=True) as session:
+        run = _explained(session_run(session), spec, isinstance(session, TiledSession))
+        if spec.padded:
+            grids = [[case.inputs["x"].shape[axis] for axis in spec.grid_axes] for case in cases]
+            run = with_padding(run, metadata, tuple(np.max(grids, axis=0).tolist()))
+        outcomes = compare_all({"": run}, expected, cases, metadata, atol)[""]
     for case in cases:
         outcome = outcomes[case.name]
         if not outcome.parity.passed:
-            reason = _explanation(session, spec, case, expected[case.name], outcome, atol)
+            reason = _explanation(metadata, spec, case, expected[case.name], outcome, atol)
             raise ParityError(f"{path} was not written: {reason}")
-    return max(outcome.parity.max_abs for outcome in outcomes.values())
+    max_abs = max(outcome.parity.max_abs for outcome in outcomes.values())
+    metadata = replace(metadata, parity={"atol": atol, "rtol": RTOL, "max_abs": max_abs})
+    data = content(metadata)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+    nodes, seconds = sum(len(model.graph.node) for model in models), time.perf_counter() - start
+    return ExportReport(path, metadata, nodes, len(data), max_abs, seconds, operators_to_trust(*models))
+
+
+def decides_for_a_batch(model: onnx.ModelProto) -> bool:
+    """True if the graph has operators that decide for a batch as a whole."""
+    return any(node.op_type in ("If", "Loop") for node in walk(model.graph.node))
 
 
 def _cases(spec: ExportSpec, verify_inputs: Mapping[str, Array]) -> Iterator[Case]:
@@ -153,7 +171,7 @@ def _described(draw: Draw, case: Case) -> str:
     return "standard normal" if draw.range is None else f"between {draw.range[0]:g} and {draw.range[1]:g}"
 
 
-def _explained(run: Run, spec: ExportSpec, expected: Mapping[str, Outputs], tiled: bool) -> Run:
+def _explained(run: Run, spec: ExportSpec, tiled: bool) -> Run:
     """A run whose failures, and outputs of the wrong shape, are explained."""
     name = spec.interface.name
 
@@ -167,11 +185,11 @@ def _explained(run: Run, spec: ExportSpec, expected: Mapping[str, Outputs], tile
                 f"shape {shape} does not run ({error}); export it for one grid"
             ) from error
         if tiled:
-            y, exact = next(iter(outputs.values())), spec.interface.run(inputs)
-            if y.shape != next(iter(exact.values())).shape:
+            (y,), (exact,) = outputs.values(), spec.interface.run(inputs).values()
+            if y.shape != exact.shape:
                 raise ParityError(
-                    f"{name} returns shape {next(iter(exact.values())).shape} for x of shape {shape}, but "
-                    f"what its tile_stages() describes returns {y.shape}"
+                    f"{name} returns shape {exact.shape} for x of shape {shape}, but what its "
+                    f"tile_stages() describes returns {y.shape}"
                 )
         return outputs
 
@@ -179,7 +197,7 @@ def _explained(run: Run, spec: ExportSpec, expected: Mapping[str, Outputs], tile
 
 
 def _explanation(
-    session: Session | TiledSession,
+    metadata: Metadata,
     spec: ExportSpec,
     case: Case,
     expected: Outputs,
@@ -188,10 +206,10 @@ def _explanation(
 ) -> str:
     """The reason of an error. The error of PyTorch in float32 on the same input tells whether the graph or
     the precision is to blame."""
-    network, parity, dtype = spec.interface, outcome.parity, session.metadata.dtype
+    network, parity, dtype = spec.interface, outcome.parity, metadata.dtype
     of_output = "" if len(expected) == 1 else f" of output '{outcome.output}'"
     scale = f"{atol:g}" if parity.scale == 1 else f"{atol:g}·{parity.scale:.3g}"
-    tiled = isinstance(session, TiledSession)
+    tiled = metadata.form == "tiles"
     text = (
         f"error {parity.max_abs:.1e}{of_output} of {'tiles' if tiled else 'ONNX Runtime'} against float64 "
         f"on {case.name}, allowed is {scale} + {RTOL:g}·|y|; "

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+from google.protobuf.message import Message
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.errors import InputError, MDLSTMError, require
 from mdlstm_tk.export.interface import Interface
-from mdlstm_tk.export.lowering.lower import walk
-from mdlstm_tk.export.model_file import operators_to_trust, read_model, tensor_specs
+from mdlstm_tk.export.model_file import TensorSpec, operators_to_trust, read_model, tensor_specs
 from mdlstm_tk.export.run_export import find_checkpoint
 from mdlstm_tk.export.spec import ENLARGEMENTS
 from mdlstm_tk.export.verification.cases import (
@@ -25,27 +27,25 @@ from mdlstm_tk.export.verification.cases import (
     Case,
     Draw,
     ExampleRange,
-    Grid,
     UserInputs,
     random_cases,
     sampler,
     user_cases,
 )
-from mdlstm_tk.export.verification.comparison import (
+from mdlstm_tk.export.verification.export_verifier import decides_for_a_batch
+from mdlstm_tk.export.verification.parity import (
+    ATOL,
     Inputs,
     Outcome,
     Outputs,
     Run,
+    VerificationReport,
     compare_all,
     expected_outputs,
     session_run,
     with_padding,
 )
-from mdlstm_tk.export.verification.export_verifier import BRANCHES
-from mdlstm_tk.export.verification.graph_reference import in_float64
-from mdlstm_tk.export.verification.parity import ATOL
-from mdlstm_tk.export.verification.report import VerificationReport
-from mdlstm_tk.runtime import Metadata, Session
+from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.model_discovery import archives_in, models_in, without_drawing
 from mdlstm_tk.runtime.samples import check_takes_grids
@@ -56,6 +56,7 @@ from mdlstm_tk.training import Run as TrainingRun
 from mdlstm_tk.training import load_checkpoint
 
 Against = nn.Module | TrainingRun | str | Path | None
+NARROW = (TensorProto.FLOAT, TensorProto.FLOAT16)
 DEFAULT_GRID = (5, 7, 3)  # for a model that takes any grid and is not of a run, or of one with a large grid
 
 
@@ -120,16 +121,15 @@ def verify_model(
             f"the folder {model} holds no model; make one with: mdlstm export {shell_quoted(model)}"
         )
     limit = MAX_BYTES if max_bytes is None else max_bytes
-    origins: dict[Path, _Origin] = {}
+    verifiers: list[_FileVerifier] = []
     groups: dict[str, list[str]] = {}
     outcomes: dict[str, dict[str, Outcome]] = {}
     for path in files:
         sessions = _sessions(path, device, limit, timeout=timeout, isolated=isolated, trusted=trusted)
         check_takes_grids(sessions[0].metadata, path)
-        origin = origins[path] = _origin(path, against, sessions[0].metadata)
-        verifier = _FileVerifier(path, origin, sessions)
-        cases = verifier.cases(inputs, example_range, range(seed, seed + seeds))
-        of_file = verifier.outcomes(cases, is_known_scale=inputs is None)
+        verifier = _FileVerifier(path, sessions, against)
+        verifiers.append(verifier)
+        cases, of_file = verifier.run(inputs, example_range, range(seed, seed + seeds))
         prefix = f"{path.name}, " if len(files) > 1 else ""
         for case in cases:
             groups.setdefault(path.name if prefix else case.group, []).append(prefix + case.name)
@@ -137,110 +137,102 @@ def verify_model(
                 outcomes.setdefault(runtime, {})[prefix + case.name] = by_case[case.name]
     return VerificationReport(
         model=model,
-        models={path: origin.metadata for path, origin in origins.items()},
-        reference=", and ".join(dict.fromkeys(origin.description for origin in origins.values())),
-        run=next((origin.run for origin in origins.values() if origin.run), None),
+        models={path: verifier.metadata for path, verifier in zip(files, verifiers, strict=True)},
+        reference=", and ".join(dict.fromkeys(verifier.reference for verifier in verifiers)),
+        run=next((verifier.training_run for verifier in verifiers if verifier.training_run), None),
         groups=groups,
         outcomes=outcomes,
     )
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """The network that a file is compared with.
-
-    Attributes:
-        description: in words.
-        network: the network that the file came from; None if only the file is known.
-        run: its run, if it has one.
-        grid: the grid to verify on if the file takes any.
-        metadata: of the file.
-    """
-
-    description: str
-    network: nn.Module | None
-    run: TrainingRun | None
-    grid: Grid
-    metadata: Metadata
-
-
-def _origin(path: Path, against: Against, metadata: Metadata) -> _Origin:
-    """The network that a file is compared with, or the file itself."""
-    grid = (*DEFAULT_GRID, *(2,) * metadata.ndim)[: metadata.ndim]
-    if isinstance(against, nn.Module):
-        return _Origin(f"the given {type(against).__name__}", against, None, grid, metadata)
-    itself = "its own graphs in one tile" if is_archive(path) else "its own graph in float64"
-    if against is None:
-        problem = "" if metadata.checkpoint_sha256 is None else ", as its run is not here"
-        try:
-            found = None if not problem else find_checkpoint(path.parent)
-        except InputError:
-            found = None
-        if found is None:
-            return _Origin(f"{itself}{problem}", None, None, grid, metadata)
-        run, checkpoint_path = found
-    else:
-        run, checkpoint_path = find_checkpoint(against)
-    checkpoint = load_checkpoint(checkpoint_path)
-    if prod(checkpoint.config.grid) <= MAX_POSITIONS:
-        grid = checkpoint.config.grid
-    return _Origin(f"the network in {checkpoint_path}", checkpoint.network(), run, grid, metadata)
 
 
 def _sessions(
     model: Path, device: str, max_bytes: int, **options: Any
 ) -> Sequence[Session] | Sequence[TiledSession]:
     """A session on the device; for "auto" one on the CPU and, where it works, one on CUDA."""
-
-    def opened(device: str) -> Any:
-        if is_archive(model):
-            read_archive_bytes(
-                model, max_bytes
-            )  # max_bytes of a TiledSession bounds the memory of its runs
-            return TiledSession(model, device, **options)
-        return Session(model, device, max_bytes=max_bytes, **options)
-
-    session = opened(device)
-    return [session] if device != "auto" or session.device == "cpu" else [opened("cpu"), session]
+    opened: Any = partial(Session, model, max_bytes=max_bytes, **options)
+    if is_archive(model):
+        read_archive_bytes(model, max_bytes)  # max_bytes of a TiledSession bounds the memory of its runs
+        opened = partial(TiledSession, model, **options)
+    session = opened(device=device)
+    return [session] if device != "auto" or session.device == "cpu" else [opened(device="cpu"), session]
 
 
 class _FileVerifier:
-    """Compares all runtimes on one file.
+    """One file, the runtimes that run it, and what they are compared with.
 
-    Args:
-        path: the file.
-        origin: the network to compare with.
-        sessions: of the file.
+    Attributes:
+        metadata: of the file.
+        reference: what the file is compared with, in words.
+        training_run: the run that the file is compared with; None if it is something else.
+        interface: the network that the file came from; None if only the file is known.
+        model: the graph; None for an archive of tiles.
     """
 
     def __init__(
-        self, path: Path, origin: _Origin, sessions: Sequence[Session] | Sequence[TiledSession]
+        self,
+        path: Path,
+        sessions: Sequence[Session] | Sequence[TiledSession],
+        against: Against,
     ) -> None:
-        self.origin, self.sessions, self.metadata = origin, sessions, origin.metadata
+        self.sessions, self.metadata = sessions, sessions[0].metadata
         self.model = None if is_archive(path) else read_model(path.read_bytes())
-        self.declared = [] if self.model is None else tensor_specs(self.model.graph.input)
         self.trusted = operators_to_trust(self.model) if self.model else ()
+        self.training_run: TrainingRun | None = None
+        self.grid = (*DEFAULT_GRID, *(2,) * self.metadata.ndim)[: self.metadata.ndim]
         self.interface: Interface | None = None
-        if origin.network is not None:
-            metadata, options = origin.metadata, dict[str, Any]()
-            for name in ("integer", "channel_axis", "channels_last"):
-                options[name] = getattr(metadata, name)
-            self.interface = Interface(origin.network, (), metadata.output_names, **options)
+        network = self._network(path, against)
+        if network is not None:
+            options: dict[str, Any] = {
+                name: getattr(self.metadata, name) for name in ("integer", "channel_axis", "channels_last")
+            }
+            self.interface = Interface(network, (), self.metadata.output_names, **options)
             self.interface.float()
-        self.random: list[Case] = []
 
-    def cases(
+    def _network(self, path: Path, against: Against) -> nn.Module | None:
+        """The network that the file is compared with; None for the file itself."""
+        if isinstance(against, nn.Module):
+            self.reference = f"the given {type(against).__name__}"
+            return against
+        found = None if against is None else find_checkpoint(against)
+        if found is None and self.metadata.checkpoint_sha256 is not None:
+            with suppress(InputError):
+                found = find_checkpoint(path.parent)
+        if found is None:
+            self.reference = (
+                "its own graphs in one tile" if self.model is None else "its own graph in float64"
+            )
+            if self.metadata.checkpoint_sha256 is not None:
+                self.reference += ", as its run is not here"
+            return None
+        run, checkpoint_path = found
+        checkpoint = load_checkpoint(checkpoint_path)
+        if prod(checkpoint.config.grid) <= MAX_POSITIONS:
+            self.grid = checkpoint.config.grid
+        self.training_run, self.reference = run, f"the network in {checkpoint_path}"
+        return checkpoint.network()
+
+    def run(
         self, inputs: UserInputs | None, example_range: ExampleRange | None, seeds: Sequence[int]
-    ) -> list[Case]:
-        """The inputs to compare on: random ones, or the user's."""
+    ) -> tuple[list[Case], dict[str, dict[str, Outcome]]]:
+        """The inputs to compare on, the user's or random ones, and the outcome of each runtime on them."""
         metadata = self.metadata
+        declared = tensor_specs(self.model.graph.input) if self.model else []
         draw = sampler("x", example_range or metadata.example_range, None)
         if metadata.integer and draw.range is not None:
-            draw = type(draw)((int(draw.range[0]), int(draw.range[1])))
-        self.random = self._accepted_cases(draw, seeds)
-        return self.random if inputs is None else user_cases(metadata, self.declared, inputs)
+            draw = Draw((int(draw.range[0]), int(draw.range[1])))
+        random = self._accepted_cases(declared, draw, seeds)
+        cases, for_scale = random, list[Case]()
+        if inputs is not None:  # which may be too few to know the scale of the outputs from
+            cases = user_cases(metadata, declared, inputs)
+            for_scale = [Case(f"scale {k}", "", case.inputs) for k, case in enumerate(random[:2])]
+        runtimes, reference, together = self._runtimes(cases)
+        expected = expected_outputs(reference, [*cases, *for_scale], together)
+        atol = metadata.parity.get("atol", ATOL)
+        return cases, compare_all(runtimes, expected, cases, metadata, atol)
 
-    def _accepted_cases(self, draw: Draw, seeds: Sequence[int]) -> list[Case]:
+    def _accepted_cases(
+        self, declared: Sequence[TensorSpec], draw: Draw, seeds: Sequence[int]
+    ) -> list[Case]:
         """Random cases on the grids that the network takes: it may need larger ones than the odd grids.
 
         Raises:
@@ -256,49 +248,39 @@ class _FileVerifier:
 
         cases: list[Case] = []
         for factor in ENLARGEMENTS:
-            grid = tuple(factor * extent for extent in self.origin.grid)
-            cases = list(random_cases(self.metadata, self.declared, draw, grid, seeds))
+            grid = tuple(factor * extent for extent in self.grid)
+            cases = list(random_cases(self.metadata, declared, draw, grid, seeds))
             if accepts(cases[0]):
                 return [case for case in cases if accepts(case)]
         run(cases[0].inputs)
         return cases
 
-    def outcomes(self, cases: Sequence[Case], is_known_scale: bool) -> dict[str, dict[str, Outcome]]:
-        """The outcome of each runtime on each case. Arrays of the user's alone may be too few to know the
-        scale of the outputs from, so random ones are added."""
+    def _runtimes(self, cases: Sequence[Case]) -> tuple[dict[str, Run], Run, bool]:
+        """The runtimes by name, the reference, and whether that may compute cases in one batch."""
         metadata, runtimes = self.metadata, dict[str, Run]()
-        reference, together = self._graph_run(in_double=True), False
-        if self.interface is not None:
-            runtimes["torch, float32"] = self.interface.run
-            reference = self.interface.in_float64().run
-            together = self.model is not None and not any(
-                node.op_type in BRANCHES for node in walk(self.model.graph.node)
-            )
-        limit = tuple(np.max([Shapes(metadata).grid(case.inputs["x"]) for case in cases], axis=0).tolist())
-        if metadata.grid:
-            limit = tuple(fixed or extent for fixed, extent in zip(metadata.grid, limit, strict=True))
+        largest = np.max([Shapes(metadata).grid(case.inputs["x"]) for case in cases], axis=0).tolist()
+        limit = metadata.grid_like(tuple(largest))
 
         def unpadded(run: Run) -> Run:
             return with_padding(run, metadata, limit) if "sizes" in metadata.inputs else run
 
+        reference, together = unpadded(self._graph_run(in_double=True)), False
+        if self.interface is not None:
+            runtimes["torch, float32"] = self.interface.run
+            reference = self.interface.in_float64().run
+            together = self.model is not None and not decides_for_a_batch(self.model)
         for session in self.sessions:
             runtimes[f"ONNX Runtime, {session.device}"] = unpadded(session_run(session))
         if self.model is not None:
-            if self._can_evaluate(cases[0], unpadded(self._graph_run())):
-                runtimes["ONNX reference evaluator"] = unpadded(self._graph_run())
+            evaluator = unpadded(self._graph_run())
+            if self._can_evaluate(cases[0], evaluator):
+                runtimes["ONNX reference evaluator"] = evaluator
             elif self.interface is None:
                 raise InputError(
                     f"the reference evaluator of onnx does not run this graph ({', '.join(self.trusted)}); "
                     "give the network that it came from as against=..."
                 )
-            reference = reference if self.interface else unpadded(reference)
-        for_scale = (
-            []
-            if is_known_scale
-            else [Case(f"scale {k}", "", case.inputs) for k, case in enumerate(self.random[:2])]
-        )
-        expected = expected_outputs(reference, [*cases, *for_scale], together)
-        return compare_all(runtimes, expected, cases, metadata, metadata.parity.get("atol", ATOL))
+        return runtimes, reference, together
 
     def _can_evaluate(self, case: Case, run: Run) -> bool:
         """True unless onnx itself lacks an operator that only a trusted model may have."""
@@ -325,3 +307,36 @@ class _FileVerifier:
             return {name: np.asarray(y) for name, y in zip(names, outputs, strict=True)}
 
         return run
+
+
+def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a model in which all float32 and float16 tensors and casts are float64.
+
+    It is the reference where the network is not at hand: it tells whether a runtime computes the graph, but
+    not whether the graph is that of the network.
+    """
+    wide = onnx.ModelProto()
+    wide.CopyFrom(model)
+    for part in list(_parts(wide)):
+        if isinstance(part, TensorProto) and part.data_type in NARROW:
+            array = numpy_helper.to_array(part).astype(np.float64)
+            part.CopyFrom(numpy_helper.from_array(array, part.name))
+        elif isinstance(part, onnx.TypeProto.Tensor) and part.elem_type in NARROW:
+            part.elem_type = TensorProto.DOUBLE
+        elif isinstance(part, onnx.NodeProto) and part.op_type == "Cast":
+            for attribute in part.attribute:
+                if attribute.name == "to" and attribute.i in NARROW:
+                    attribute.i = TensorProto.DOUBLE
+        elif isinstance(part, onnx.NodeProto) and part.op_type == "ConstantOfShape" and not part.attribute:
+            zero = numpy_helper.from_array(np.zeros(1))  # its default value is a float32 zero
+            part.attribute.append(helper.make_attribute("value", zero))
+    return wide
+
+
+def _parts(message: Message) -> Iterator[Message]:
+    """A protobuf message and all that it holds, at any depth."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if isinstance(value, Message) else value:
+                yield from _parts(part)

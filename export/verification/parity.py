@@ -1,4 +1,4 @@
-"""Parity: the error of an output against its network in float64, and the first wavefront that is wrong.
+"""Parity: run runtimes on cases, and measure their errors against the network in float64.
 
 An error is within tolerance if it is at most atol·s + rtol·|y|. The scale s of a feature of y is its
 largest absolute value on all inputs of a verification, or 1 if that is smaller. A regression whose outputs
@@ -9,18 +9,29 @@ A sweep carries an error along to all later wavefronts, so the first wrong one i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import product
+from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import shell_quoted
+from mdlstm_tk.errors import MDLSTMError, ParityError
+from mdlstm_tk.export.verification.cases import Array, Case, Grid
+from mdlstm_tk.runtime import Metadata, Session
+from mdlstm_tk.runtime.shapes import Shapes
+from mdlstm_tk.runtime.tiles.session import TiledSession
+from mdlstm_tk.training import Run as TrainingRun
 
-Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
+Inputs = dict[str, Array]
+Outputs = dict[str, Array]
+Run = Callable[[Inputs], Outputs]
 
 ATOL = 1e-5
 RTOL = 1e-5
@@ -70,15 +81,10 @@ class Divergence:
 
 
 def feature_scale(references: Sequence[Float64Array], feature_axis: int = -1) -> Float64Array:
-    """The scale of each feature of one output.
+    """The scale of each feature of an output (N, …), from the output on all inputs of a verification.
 
-    Args:
-        references: the output (N, …) on all inputs of a verification.
-        feature_axis: the axis that holds the features.
-
-    Returns:
-        An array that broadcasts against the output: one scale for each feature, or one for all if the
-        output has no features or a number of them that depends on the grid.
+    It broadcasts against the output, and is one for all features if the output has none or a number of them
+    that depends on the grid.
     """
     magnitudes = []
     for y in references:
@@ -91,20 +97,9 @@ def feature_scale(references: Sequence[Float64Array], feature_axis: int = -1) ->
 
 
 def compare(
-    output: Array,
-    reference: Float64Array,
-    atol: float = ATOL,
-    rtol: float = RTOL,
-    scale: Float64Array | float = 1.0,
+    output: Array, reference: Float64Array, atol: float = ATOL, scale: Float64Array | float = 1.0
 ) -> Parity:
-    """Measure the error of `output` against `reference`.
-
-    Args:
-        output: the output of a runtime.
-        reference: the expected output, of the same shape.
-        atol: allowed error in units of `scale`.
-        rtol: allowed error as a share of the element, in addition to `atol`.
-        scale: the scale of each feature, see `feature_scale`.
+    """The error of an output against the expected one; `atol` is in units of the scale of each feature.
 
     Raises:
         MDLSTMError: the two differ in shape.
@@ -112,18 +107,12 @@ def compare(
     if output.shape != reference.shape:
         raise MDLSTMError(f"the output has shape {output.shape}, expected {reference.shape}")
     error = np.abs(output.astype(np.float64) - reference)
-    ratio = error / (atol * scale + rtol * np.abs(reference))
+    ratio = error / (atol * scale + RTOL * np.abs(reference))
     return Parity(float(error.max()), float(ratio.max()), float(np.max(scale)))
 
 
 def wavefront_errors(output: Array, reference: Float64Array, axes: Sequence[int]) -> list[float]:
-    """The largest absolute error on each wavefront, counted from position (0, …, 0).
-
-    Args:
-        output: the output of a runtime.
-        reference: the expected output, of the same shape.
-        axes: the grid axes of both.
-    """
+    """The largest absolute error on each wavefront of the grid axes, counted from position (0, …, 0)."""
     errors = _max_per_position(np.abs(output.astype(np.float64) - reference), axes)
     front_of_position = np.indices(errors.shape).sum(axis=0)
     return [float(errors[front_of_position == t].max()) for t in range(int(front_of_position.max()) + 1)]
@@ -134,37 +123,248 @@ def first_divergence(
     reference: Float64Array,
     axes: Sequence[int],
     atol: float = ATOL,
-    rtol: float = RTOL,
     scale: Float64Array | float = 1.0,
 ) -> Divergence | None:
-    """The first wavefront with an element out of tolerance; None if there is none.
+    """The first wavefront of the grid axes with an element out of tolerance; None if there is none.
 
     The sweep that made the error is unknown, and so is the corner that it started from. Wavefronts are
     counted from the corner that makes the first wrong one come latest: a sweep from there that is right up
-    to that wavefront explains all the errors.
-
-    Args:
-        output: the output of a runtime; values that are not finite count as wrong.
-        reference: the expected output, of the same shape.
-        axes: the grid axes of both.
-        atol, rtol, scale: as for `compare`.
+    to that wavefront explains all the errors. Values that are not finite count as wrong.
     """
     error = np.abs(output.astype(np.float64) - reference)
-    is_wrong = _max_per_position(~(error <= atol * scale + rtol * np.abs(reference)), axes)
+    is_wrong = _max_per_position(~(error <= atol * scale + RTOL * np.abs(reference)), axes)
     if not is_wrong.any():
         return None
     ends = np.asarray(is_wrong.shape) - 1
-    wrong_positions = np.argwhere(is_wrong)  # (M, D)
-
-    def first_wavefront(corner: np.ndarray) -> int:
-        return int(np.abs(wrong_positions - corner).sum(axis=1).min())
-
-    corners = [np.asarray(corner) for corner in product(*((0, end) for end in ends))]
-    corner = max(corners, key=first_wavefront)
-    return Divergence(first_wavefront(corner), int(ends.sum()) + 1, tuple(corner.tolist()))
+    distances = {
+        corner: int(np.abs(np.argwhere(is_wrong) - corner).sum(axis=1).min())
+        for corner in product(*((0, end) for end in ends.tolist()))
+    }
+    corner = max(distances, key=distances.__getitem__)
+    return Divergence(distances[corner], int(ends.sum()) + 1, corner)
 
 
 def _max_per_position(values: np.ndarray, axes: Sequence[int]) -> np.ndarray:
     """The maximum over all axes but the grid axes."""
     result: np.ndarray = values.max(axis=tuple(k for k in range(values.ndim) if k not in axes))
     return result
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The errors of one runtime on one case.
+
+    Attributes:
+        output: the name of the output that is furthest out of tolerance.
+        parity: its error.
+        wavefronts: largest absolute error of the first output on each wavefront; None if it has no grid.
+        first_divergence: the first wavefront out of tolerance; None if there is none.
+    """
+
+    output: str
+    parity: Parity
+    wavefronts: list[float] | None
+    first_divergence: Divergence | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The outcome as JSON values; an error that is not finite becomes None."""
+
+        def finite(error: float) -> float | None:
+            return error if isfinite(error) else None
+
+        return {
+            "max_abs": finite(self.parity.max_abs),
+            "scale": finite(self.parity.scale),
+            "passed": self.parity.passed,
+            "wavefronts": self.wavefronts and [finite(error) for error in self.wavefronts],
+            "first_divergence": self.first_divergence and asdict(self.first_divergence),
+        }
+
+
+def compare_all(
+    runtimes: Mapping[str, Run],
+    expected: Mapping[str, Outputs],
+    cases: Sequence[Case],
+    metadata: Metadata,
+    atol: float,
+) -> dict[str, dict[str, Outcome]]:
+    """The outcome of each runtime on each case, by their names.
+
+    `expected` has the outputs of the reference by the names of cases, and may have those of more cases: the
+    scale of an output is that of all. `atol` is in units of that scale.
+
+    Raises:
+        MDLSTMError: a runtime fails, or returns another shape than the reference.
+    """
+    shapes = Shapes(metadata)
+    scales = {
+        name: feature_scale(references, shapes.feature_axis(references[0]))
+        for name in metadata.output_names
+        for references in [[outputs[name] for outputs in expected.values()]]
+    }
+    axes = range(1, metadata.ndim + 1) if metadata.channels_last else range(2, metadata.ndim + 2)
+    first = metadata.output_names[0]
+
+    def outcome(outputs: Outputs, exact: Outputs) -> Outcome:
+        if shapes.takes_sizes:  # the steps of a transcription continue into the padding, as blanks
+            outputs = {name: y[tuple(map(slice, exact[name].shape))] for name, y in outputs.items()}
+        parities = {name: compare(outputs[name], y, atol, scales[name]) for name, y in exact.items()}
+        worst = max(parities, key=lambda name: parities[name].severity)
+        if metadata.window is None:
+            return Outcome(worst, parities[worst], None, None)
+        return Outcome(
+            worst,
+            parities[worst],
+            wavefront_errors(outputs[first], exact[first], axes),
+            first_divergence(outputs[first], exact[first], axes, atol, scales[first]),
+        )
+
+    return {
+        runtime: {case.name: outcome(run(case.inputs), expected[case.name]) for case in cases}
+        for runtime, run in runtimes.items()
+    }
+
+
+def expected_outputs(run: Run, cases: Iterable[Case], together: bool = True) -> dict[str, Outputs]:
+    """The outputs of a reference on each case, by the names of cases.
+
+    All cases of one grid are computed in one batch if `together`, since the time of the float64 reference
+    depends on the number of positions and hardly on the batch.
+    """
+    groups: dict[object, list[Case]] = {}
+    for case in cases:
+        shapes = tuple((name, value.shape[1:]) for name, value in case.inputs.items())
+        groups.setdefault(shapes if together else case.name, []).append(case)
+    expected: dict[str, Outputs] = {}
+    for group in groups.values():
+        batch = {name: np.concatenate([case.inputs[name] for case in group]) for name in group[0].inputs}
+        outputs, start = run(batch), 0
+        for case in group:
+            end = start + len(case.inputs["x"])
+            expected[case.name] = {name: y[start:end] for name, y in outputs.items()}
+            start = end
+    return expected
+
+
+def session_run(session: Session | TiledSession) -> Run:
+    """Runs a session; tiles are of two windows along each axis, so that small grids have several."""
+    first = session.metadata.output_names[0]
+    if isinstance(session, TiledSession):
+        tile = tuple(2 * extent for extent in session.archive.total_window)
+        return lambda inputs: {first: session(inputs["x"], tile)}
+
+    def run(inputs: Inputs) -> Outputs:
+        outputs = session(**inputs)
+        return outputs if isinstance(outputs, dict) else {first: outputs}
+
+    return run
+
+
+def with_padding(run: Run, metadata: Metadata, limit: Grid) -> Run:
+    """Runs a model that takes `sizes` on smaller grids.
+
+    The samples are padded with their values again to the grid `limit`, after a first sample that fills
+    it, so that one batch has several sizes. A model that reads the padding returns something else than for
+    the samples alone.
+    """
+    shapes = Shapes(metadata)
+
+    def run_padded(inputs: Inputs) -> Outputs:
+        x = inputs["x"]
+        grid = shapes.grid(x)
+        padded = np.resize(x, (1 + len(x), *shapes.sample_shape(limit))).astype(x.dtype)
+        padded[1:, *map(slice, x.shape[1:])] = x
+        sizes = np.asarray([limit, *[grid] * len(x)], np.int64)
+        further = {
+            name: np.concatenate([value[:1], value]) for name, value in inputs.items() if name != "x"
+        }
+        outputs = run({"x": padded, "sizes": sizes, **further})
+        return shapes.cropped({name: y[1:] for name, y in outputs.items()}, grid)
+
+    return run_padded
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """The result of `verify_model`; `print` shows a line for each runtime.
+
+    Attributes:
+        model: the file, or the folder with the files.
+        models: the metadata of each file that was verified, by its path.
+        reference: what the files were compared with, in words.
+        run: the run that they were compared with; None if it was something else.
+        groups: names of the cases in each group: of one file, see `Case`; of several, one group for each.
+        outcomes: by runtime, then by the name of the case.
+    """
+
+    model: Path
+    models: dict[Path, Metadata]
+    reference: str
+    run: TrainingRun | None
+    groups: dict[str, list[str]]
+    outcomes: dict[str, dict[str, Outcome]]
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the runtimes that are out of tolerance on at least one case."""
+        return [runtime for runtime in self.outcomes if not self.passed(runtime)]
+
+    def passed(self, runtime: str) -> bool:
+        """Whether a runtime is within tolerance on all cases."""
+        return all(outcome.parity.passed for outcome in self.outcomes[runtime].values())
+
+    def worst_errors(self, runtime: str) -> dict[str, float]:
+        """The largest absolute error of a runtime in each group of cases."""
+        outcomes = self.outcomes[runtime]
+        return {
+            group: max(outcomes[name].parity.max_abs for name in names if name in outcomes)
+            for group, names in self.groups.items()
+            if any(name in outcomes for name in names)
+        }
+
+    def title(self) -> str:
+        """The file with its form and grid, or the folder with the number of its files."""
+        if len(self.models) > 1:
+            return f"{self.model} ({len(self.models)} models)"
+        ((path, metadata),) = self.models.items()
+        grid = format_size(metadata.grid) if metadata.grid else "any size"
+        return f"{path} ({metadata.form}, {grid})"
+
+    def __str__(self) -> str:
+        """The title, and a line for each runtime with its largest error."""
+        lines = [f"{self.title()}: largest error against {self.reference} in float64"]
+        for runtime in self.outcomes:
+            error = max(self.worst_errors(runtime).values())
+            verdict = "within tolerance" if self.passed(runtime) else "out of tolerance"
+            lines.append(f"{runtime}: {error:.1e}, {verdict}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """All outcomes as JSON values, by runtime and case."""
+        return {
+            runtime: {case: outcome.as_dict() for case, outcome in outcomes.items()}
+            for runtime, outcomes in self.outcomes.items()
+        }
+
+    def raise_if_failed(self) -> None:
+        """Do nothing if all runtimes passed.
+
+        Raises:
+            ParityError: a runtime failed; names the case, and the first wavefront that is wrong.
+        """
+        if not self.failed:
+            return
+        outcomes = self.outcomes[self.failed[0]]
+        case, worst = next((name, o) for name, o in outcomes.items() if not o.parity.passed)
+        where = f" ({worst.first_divergence})" if worst.first_divergence else ""
+        advice = ""
+        if self.run is not None:
+            advice = (
+                "; if the model was exported from another run or checkpoint, name that, else export it "
+                f"again with: mdlstm export {shell_quoted(self.run.folder)} --force"
+            )
+        raise ParityError(
+            f"{', '.join(self.failed)}: error {worst.parity.max_abs:.1e} against {self.reference} on "
+            f"{case}{where}, {worst.parity.max_ratio:.3g} times what the tolerance of the export allows"
+            f"{advice}"
+        )

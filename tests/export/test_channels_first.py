@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_onnx, float64_reference, verify_model
-from mdlstm_tk.export.server import write_server_repo
+from mdlstm_tk.export.targets import write_server_repo
 from mdlstm_tk.report.exports import measure_exports
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.training import Run

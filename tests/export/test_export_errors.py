@@ -15,12 +15,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
-from mdlstm_tk.export import (
-    api,
-    export_onnx,
-    float64_reference,
-    lower,
-)
+from mdlstm_tk.export import api, export_onnx, float64_reference, lower
 from mdlstm_tk.export.verification.parity import compare, feature_scale
 from mdlstm_tk.models import Normalized, create
 from mdlstm_tk.runtime import Session

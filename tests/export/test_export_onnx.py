@@ -88,7 +88,7 @@ class Spectrogram(nn.Module):
 
 
 X, Z = torch.randn(2, 3, 4, 2), torch.randn(2, 2)
-IMAGE, RGB = torch.rand(1, 1, 8, 12), torch.rand(1, 3, 8, 12)
+T, IMAGE, RGB = torch.zeros(1, 4, 5, 1), torch.rand(1, 1, 8, 12), torch.rand(1, 3, 8, 12)
 PAIR = (torch.rand(1, 4, 5, 1), torch.rand(1, 4, 5, 3))
 SCAN = {"form": "scan"}
 CASES: dict[
@@ -111,13 +111,7 @@ CASES: dict[
     "gru, scan": (lambda: Recurrent(nn.GRU), None, SCAN, [(4, 9, 1)], ()),
     "spectrogram": (Spectrogram, torch.rand(1, 6, 9), SCAN, [(4, 5)], ()),
     "tokens": (lambda: Tokens(0), torch.randint(7, (1, 4, 5)), SCAN, [(3, 6)], ()),
-    "tokens, last axis": (
-        lambda: Tokens(-1),
-        torch.zeros(1, 4, 5, 1),
-        {"example_range": (0, 6)},
-        [(4, 5, 1)],
-        (),
-    ),
+    "tokens, last axis": (lambda: Tokens(-1), T, {"example_range": (0, 6)}, [(4, 5, 1)], ()),
     "warped": (Warped, torch.rand(1, 1, 4, 5), {}, [(1, 4, 5)], ("GridSample",)),
     "warped, scan": (lambda: nn.Sequential(Warped()), None, SCAN, [(1, 6, 3)], ("GridSample",)),
     "branching": (Branching, torch.randn(1, 4, 5, 1), {}, [(4, 5, 1)], ("If",)),
@@ -215,20 +209,10 @@ def test_free_axes_of_the_output_stay_free(kind: Any, tmp_path: Path) -> None:
 def test_padded_samples_give_the_same_numbers_as_the_samples_alone(form: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, names = Padded(), ["fine", "coarse"]
-    report = export_onnx(
-        net,
-        tmp_path / "m.onnx",
-        grid=(5, 6),
-        form=form,
-        padded=True,
-        extra_inputs={"z": Z},
-        output_names=names,
-    )
-    session, reference, rng = (
-        Session(report.path, "cpu"),
-        float64_reference(net, names),
-        np.random.default_rng(0),
-    )
+    options: Any = {"padded": True, "extra_inputs": {"z": Z}, "output_names": names}
+    report = export_onnx(net, tmp_path / "m.onnx", grid=(5, 6), form=form, **options)
+    reference, rng = float64_reference(net, names), np.random.default_rng(0)
+    session = Session(report.path, "cpu")
     assert session.metadata.inputs == ("x", "sizes", "z")
     assert session.metadata.windows == {"fine": (1, 1), "coarse": (2, 2)}
     for grid in [(5, 6), (1, 1), (1, 6), (5, 1), (3, 4)]:

@@ -21,10 +21,8 @@ from mdlstm_tk.training import Run, load_checkpoint
 def test_a_trained_model_agrees_with_float64_at_any_size(trained: Run, tmp_path: Path) -> None:
     report = export_run(trained, tmp_path / "any.onnx", form="scan")
     assert report.bytes < 100_000 and report.metadata.grid is None
-    reference, session = (
-        float64_reference(load_checkpoint(trained.best).network()),
-        Session(report.path, "cpu"),
-    )
+    session = Session(report.path, "cpu")
+    reference = float64_reference(load_checkpoint(trained.best).network())
     for k, grid in enumerate([(8, 8), (1, 1), (1, 7), (7, 1), (5, 8), (32, 32)]):
         x = np.random.default_rng(k).random((2, *grid, 1), np.float32)
         np.testing.assert_allclose(session(x), reference(x), rtol=0, atol=1e-5)
@@ -37,10 +35,8 @@ def test_the_file_is_self_contained_and_has_standard_operators_and_metadata(
     model: Path, trained: Run
 ) -> None:
     proto = onnx.load(model)
-    assert (
-        {opset.domain for opset in proto.opset_import} == {node.domain for node in proto.graph.node} == {""}
-    )
-    assert not proto.functions
+    domains = {part.domain for part in (*proto.opset_import, *proto.graph.node)}
+    assert domains == {""} and not proto.functions
     assert not any(tensor.external_data for tensor in proto.graph.initializer)
     dims = proto.graph.input[0].type.tensor_type.shape.dim
     assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch", 8, 8, 1]

@@ -18,7 +18,7 @@ from tritonclient.grpc import model_config_pb2
 
 from mdlstm_tk.cli.export import export
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.export.server import write_server_repo
+from mdlstm_tk.export.targets import write_server_repo
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 from mdlstm_tk.training import Run
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.arguments import read_spec
-from mdlstm_tk.export.interface import eval_copy, named_outputs
-from mdlstm_tk.export.spec import ExportSpec
+from mdlstm_tk.export.interface import named_outputs
 
 Pair = namedtuple("Pair", ["first", "second"])
 T = torch.zeros(2, 3)
@@ -145,13 +144,7 @@ def test_an_error_names_the_argument(
         (torch.tensor([0.25, 0.5]).repeat(1, 9, 8, 1)[..., :1], {}, -9, 9, False),
         (torch.linspace(2, 3, 81).view(1, 9, 9, 1), {}, 2, 3, False),
         (torch.zeros(1, 9, 9, 1), {"example_range": (5, 6)}, 5, 6, False),
-        (
-            None,
-            {"grid": (9, 9), "example_range": lambda shape, generator: torch.full(shape, 7.0)},
-            7,
-            7,
-            True,
-        ),
+        (None, {"grid": (9, 9), "example_range": lambda shape, _: torch.full(shape, 7.0)}, 7, 7, True),
         (torch.arange(81).view(1, 9, 9) % 5, {}, 0, 4, True),
         (torch.zeros(1, 9, 9, dtype=torch.long), {}, 0, 6, True),  # the table has 7 rows
         (torch.zeros(1, 9, 9, dtype=torch.long), {"example_range": (3, 4)}, 3, 4, True),
@@ -198,13 +191,6 @@ def test_other_results_are_refused(result: object, names: list[str] | None, mess
         named_outputs(result, "Net", names)
 
 
-def test_a_copy_lacks_the_wrappers_of_torch_compile() -> None:
-    network = torch.compile(nn.Sequential(torch.compile(MDLSTM(2, 3)), nn.Linear(3, 1))).train()
-    copied = eval_copy(network)
-    assert network.training and not copied.training
-    assert not any(isinstance(m, torch._dynamo.OptimizedModule) for m in copied.modules())
-
-
 def test_padded_samples_follow_from_an_example_of_sizes() -> None:
-    spec: ExportSpec = read_spec(MDLSTM(2, 3), (torch.zeros(1, 3, 4, 2), torch.tensor([[3, 4]])))
+    spec = read_spec(MDLSTM(2, 3), (torch.zeros(1, 3, 4, 2), torch.tensor([[3, 4]])))
     assert spec.padded and tuple(spec.examples((3, 4))) == ("x", "sizes")

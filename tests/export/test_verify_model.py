@@ -19,7 +19,7 @@ from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError, ParityError
 from mdlstm_tk.export import export_onnx, export_run, verify_model
 from mdlstm_tk.export.model_file import read_model
-from mdlstm_tk.export.verification.graph_reference import in_float64
+from mdlstm_tk.export.verification.model_verifier import in_float64
 from mdlstm_tk.export.verification.parity import (
     Divergence,
     compare,

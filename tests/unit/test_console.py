@@ -15,7 +15,7 @@ from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.cli import console
 from mdlstm_tk.cli.console import detail, error, heading, note, progress, table, verbosity, warn
 from mdlstm_tk.cli.options import complete_files
-from mdlstm_tk.export.server import protobuf_text
+from mdlstm_tk.export.targets import protobuf_text
 from mdlstm_tk.report.panels import Panel
 from mdlstm_tk.report.plots import draw_curves, draw_panels, svg_curves
 from mdlstm_tk.report.terminal_heatmap import show_grids
