@@ -73,9 +73,6 @@ def export_tiles(
         metadata: more fields of `mdlstm_tk.runtime.Metadata`, as for `export_onnx`.
         atol: allowed absolute error in units of the scale s; 1e-5 if None.
 
-    Returns:
-        What was written.
-
     Raises:
         InputError: the network cannot run in tiles, or does not say how; the message has the reason.
         MDLSTMError: the network cannot be exported, or the file cannot be written.
@@ -92,13 +89,10 @@ def export_tiles(
     name, spec = type(module).__name__, read_spec(module, any_size=True, channels=channels)
     if not spec.channels_last:
         raise InputError(
-            f"{name} takes x as (N, C, *grid), but tiles are for networks that take (N, *grid, C); wrap it "
-            "in a module that moves the axis"
+            f"{name} takes x as (N, C, *grid), expected (N, *grid, C) for tiles; move the axis in a module"
         )
     if len(spec.output_names) > 1:
-        raise InputError(
-            f"{name} returns {len(spec.output_names)} outputs, but tiles are for networks with one"
-        )
+        raise InputError(f"{name} returns {len(spec.output_names)} outputs, expected one for tiles")
     archive_metadata = spec.metadata("tiles", "float32", metadata or {})
     index, graphs = _parts(stages_of(spec.interface.module), spec.channels, archive_metadata.outputs)
     content = partial(_archive, index, graphs)

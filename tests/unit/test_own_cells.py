@@ -16,7 +16,7 @@ from helpers.states import StateCase
 from torch import Tensor
 
 from mdlstm_tk import MDLSTM, Gate, InputError, cells, register_cell
-from mdlstm_tk._util.user_code import cell_name, import_file
+from mdlstm_tk._util.user_code import import_file
 from mdlstm_tk.cells import cell_names, get_cell
 from mdlstm_tk.cells.ir import record
 from mdlstm_tk.cells.operations import OPERATIONS, Operation
@@ -223,16 +223,9 @@ def test_gates_have_the_start_and_role_that_they_are_given() -> None:
     assert get_cell("named").gate_index("forget", 2) == [5]
 
 
-def test_a_file_is_named_on_the_command_line_only() -> None:
-    assert cell_name(f"{EXAMPLE}:coupled") == cell_name("coupled") == "coupled"
-    with pytest.raises(
-        InputError, match="import the file that registers the cell, and give its name alone"
-    ):
+def test_a_cell_is_known_by_its_name_alone() -> None:
+    with pytest.raises(InputError, match=r"own_cell\.py:coupled"):
         MDLSTM(1, 2, cell=f"{EXAMPLE}:coupled")
-    with pytest.raises(InputError, match="no cell 'other'"):
-        cell_name(f"{EXAMPLE}:other")
-    with pytest.raises(InputError, match="there is no file"):
-        cell_name("absent.py:plain")
     with pytest.raises(InputError, match=r"graves, .*got 'stabel'; did you mean 'stable'"):
         MDLSTM(1, 2, cell="stabel")
 
