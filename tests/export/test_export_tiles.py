@@ -212,7 +212,7 @@ def test_networks_that_cannot_be_tiled_are_refused_with_the_reason(
 def test_other_refusals(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"ends in \.tiles, got"):
         export_tiles(MDLSTM(1, 2), tmp_path / "m.onnx")
-    with pytest.raises(InputError, match=r"takes x as .N, C, .grid., but tiles are for .* wrap it"):
+    with pytest.raises(InputError, match=r"takes x as .N, C, .grid., expected .* for tiles; move the axis"):
         export_tiles(MDLSTM(1, 2, channels_last=False), tmp_path / "m.tiles")
 
     class TwoOutputs(Lying):
@@ -220,7 +220,7 @@ def test_other_refusals(tmp_path: Path) -> None:
             return x, x
 
     with pytest.raises(
-        InputError, match="TwoOutputs returns 2 outputs, but tiles are for networks with one"
+        InputError, match="TwoOutputs returns 2 outputs, expected one for tiles"
     ):
         export_tiles(TwoOutputs(right), tmp_path / "m.tiles")
 
