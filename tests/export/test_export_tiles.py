@@ -219,9 +219,7 @@ def test_other_refusals(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Any:
             return x, x
 
-    with pytest.raises(
-        InputError, match="TwoOutputs returns 2 outputs, expected one for tiles"
-    ):
+    with pytest.raises(InputError, match="TwoOutputs returns 2 outputs, expected one for tiles"):
         export_tiles(TwoOutputs(right), tmp_path / "m.tiles")
 
     class Noise(nn.Module):
