@@ -77,6 +77,9 @@ class FakeCUDA:
     def __getattr__(self, name: str) -> Any:
         return getattr(onnxruntime, name)
 
+    def set_default_logger_severity(self, _: int) -> None:
+        pytest.fail("the log level is the host program's")
+
     def get_available_providers(self) -> list[str]:
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
@@ -125,6 +128,7 @@ def test_cuda_that_does_not_start_is_an_error_or_a_reason(fake: FakeCUDA, model:
     session = Session(model, "auto")
     assert (session.device, session.provider) == ("cpu", "CPUExecutionProvider")
     assert session.reason is not None and "CUDA 13" in session.reason
+    assert ("(ONNX Runtime: no)" in session.reason) == (fake.starts == "raises")
     with pytest.raises(InputError, match="the model"):
         Session(b"\x08\x07\x3a\x00", "cuda")
 
