@@ -96,7 +96,7 @@ def test_dead_links_are_found(tmp_path: Path) -> None:
     )
     page = tmp_path / "page.md"
     here = "https://github.com/mdlstm-tk/mdlstm-tk/blob/main"
-    alive = f"[a](other.md#a-b-c) [b](other.md#a-b-c-1) [c](#page) [d]({here}/README.md#use) `[e](f)`"
+    alive = f"[a](other.md#a-b-c) [b](other.md#a-b-c-1) [c](#page) [d]({here}/README.md#mdlstm-tk) `[e](f)`"
     wrong = [
         "gone.md",
         "other.md#gone",
