@@ -65,7 +65,8 @@ class MDLSTM(nn.Module):
         peephole: let i and f_d see c_d, and o see the new c. Only for `graves` and cells whose equations
             take `output_gate`.
         window: an extent, or one for each axis: non-overlapping windows of positions are fed to the first
-            layer as features; the far edges are padded with zeros.
+            layer as features, position after position in row-major order, the C features of each together;
+            the far edges are padded with zeros.
         dropout: probability of zeroing an output of each layer but the last, in training.
         bias: whether there is b.
         channels_last: x is (N, *grid, C); if false (N, C, *grid), and y has the same layout.
