@@ -147,7 +147,7 @@ def make_jobs(
         backwards: whether the sweep runs from the last position to the first.
     """
     grid, ndim, by = whole.grid, len(whole.grid), division.by
-    directions = [signs[k : k + ndim] for k in range(0, len(signs), ndim)]
+    directions = tuple(signs[k : k + ndim] for k in range(0, len(signs), ndim))
     bands = whole.bands[:: -1 if backwards else 1]
     chains: list[list[Task]] = [[] for _ in range(division.chains)]
     jobs = Jobs(
