@@ -297,7 +297,7 @@ def _wavefront_backward(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, x = _unpack(arguments), arguments[0]
     grad, output, gates, states, dfinal, recompute, backend, wants_dx = arguments[FIELDS:]
     check_inputs(inputs)
-    others = {"grad": grad, "output": output, "gates": gates, "states": states, "dfinal": dfinal}
+    others = {"grad": grad, "output": output, "states": states, "gates": gates, "dfinal": dfinal}
     check_devices(inputs, **others)
     shapes = _shapes(inputs, True, recompute)
     for name, tensor in others.items():

@@ -14,10 +14,6 @@ from mdlstm_tk._util.arguments import one_line
 from mdlstm_tk.errors import InputError
 
 Sizes = Tensor | npt.ArrayLike  # what users may give as `sizes`
-INTEGERS = {
-    *(torch.int64, torch.int32, torch.int16, torch.int8),
-    *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
-}
 
 
 def as_sizes(sizes: Sizes, x: Tensor, has_batch_axis: bool = True) -> Tensor:
@@ -74,7 +70,8 @@ def _as_int64(sizes: Sizes, x: Tensor, has_batch_axis: bool) -> Tensor:
         except (TypeError, ValueError, RuntimeError):  # a text, lists of different lengths, a huge number
             message = f"sizes must be integers of shape {meaning}, got {one_line(sizes)}"
             raise InputError(message) from None
-    if tuple(sizes.shape) != shape or sizes.dtype not in INTEGERS:
+    is_integer = not (sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool)
+    if tuple(sizes.shape) != shape or not is_integer:
         dtype = str(sizes.dtype).removeprefix("torch.")
         raise InputError(
             f"sizes must be integers of shape {meaning}, got {dtype} of shape {tuple(sizes.shape)}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from math import prod
 from typing import Any, TypeVar, cast
 
@@ -155,6 +155,7 @@ def _cached(cache: BoundedCache[Key, SweepTables]) -> Callable[[Make], Make]:
     """Decorate a function that makes tables, so that the cache keeps them by its arguments."""
 
     def decorate(make: Make) -> Make:
+        @wraps(make)
         def look_up(*key: Any) -> SweepTables:
             if torch._C._are_functorch_transforms_active():
                 return make(*key)  # a tensor made inside a transform belongs to it and must not be kept
@@ -165,7 +166,7 @@ def _cached(cache: BoundedCache[Key, SweepTables]) -> Callable[[Make], Make]:
                 cache.add(key, tables, tables.nbytes)
             return tables
 
-        return cast(Make, look_up)
+        return cast("Make", look_up)
 
     return decorate
 
