@@ -118,10 +118,7 @@ def _in_plain_autograd(inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Turn autocast off: the inputs have its dtype already, and float32 inside a sweep is intended."""
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
+    return nullcontext() if autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -145,7 +142,7 @@ class _Sweep(torch.autograd.Function):
         ctx: Any, inputs: SweepInputs, backend: str, recompute: bool, *tensors: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         results, ctx.engine = _forward(inputs, backend, True, recompute)
-        ctx.others, ctx.recompute = inputs.without_tensors(), recompute
+        ctx.others = inputs.without_tensors()
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, results.output, results.gates, results.states)
         return results.output, results.final
@@ -183,8 +180,7 @@ def _forward(
             return run.forward(inputs, save, recompute), run
         except KernelError as error:
             report_failure(x.device, error)
-            run = engine(backend, x.device, x.dtype)
-            return run.forward(inputs, save, recompute), run
+            return _forward(inputs, backend, save, recompute)
 
 
 def _backward(
