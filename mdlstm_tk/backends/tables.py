@@ -10,7 +10,7 @@ All samples begin with wavefront 0, in every direction, so the neighbours are th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from math import prod
@@ -26,6 +26,7 @@ from mdlstm_tk._util.masking import valid_mask
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.wavefront import Direction, check_positions, visiting_order, wavefronts
 
+Array = npt.NDArray[Any]
 Key = tuple[Any, ...]
 Extents = tuple[tuple[int, ...], ...]  # of each sample
 Make = TypeVar("Make", bound="Callable[..., SweepTables]")
@@ -178,8 +179,7 @@ def sweep_tables(
     """The tables of a grid on a device."""
     front = wavefronts(grid)
     order = np.stack([visiting_order(grid, direction) for direction in directions])
-    arrays = order, front.predecessors, front.successors
-    return SweepTables(prod(grid), *_to_device(front.starts, arrays, device))
+    return _tables(prod(grid), front.starts, order, front.predecessors, front.successors, device)
 
 
 @_cached(_cache)
@@ -188,21 +188,21 @@ def tile_tables(extents: tuple[int, ...], grid: tuple[int, ...], direction: Dire
     front, places = wavefronts(extents), np.zeros(1, np.int64)
     for d, (extent, sign) in enumerate(zip(extents, direction, strict=True)):
         places = np.add.outer(places, np.arange(extent) * (sign * prod(grid[d + 1 :]))).reshape(-1)
-    arrays = places[front.order][None], front.predecessors, front.successors
-    return SweepTables(prod(extents), *_to_device(front.starts, arrays, torch.device("cpu")))
-
-
-def _to_device(
-    starts: npt.NDArray[Any], arrays: Sequence[npt.NDArray[Any]], device: torch.device
-) -> tuple[list[int], Tensor, Tensor, Tensor, Tensor]:
-    """The wavefronts' numbers of visits and starts, and `order`, `predecessors` and `successors`."""
-    padded_starts = np.concatenate([starts[:1], starts, starts[-1:]])
-    # A copy to a GPU waits for nothing: what it reads is staged before it returns.
-    padded, order, predecessors, successors = (
-        torch.from_numpy(array).to(device, non_blocking=True)
-        for array in (padded_starts, *(array.astype(np.int32, copy=False) for array in arrays))
+    order = places[front.order][None]
+    return _tables(
+        prod(extents), front.starts, order, front.predecessors, front.successors, torch.device("cpu")
     )
-    return np.diff(starts).tolist(), padded, order, predecessors, successors
+
+
+def _tables(
+    places: int, starts: Array, order: Array, predecessors: Array, successors: Array, device: torch.device
+) -> SweepTables:
+    """Tables on a device; wavefront t of `starts` is from `starts[t]` up to `starts[t + 1]`."""
+    padded_starts = np.concatenate([starts[:1], starts, starts[-1:]])
+    arrays = (array.astype(np.int32, copy=False) for array in (order, predecessors, successors))
+    # A copy to a GPU waits for nothing: what it reads is staged before it returns.
+    tensors = (torch.from_numpy(a).to(device, non_blocking=True) for a in (padded_starts, *arrays))
+    return SweepTables(places, np.diff(starts).tolist(), *tensors)
 
 
 @_cached(_ragged_cache)
@@ -241,5 +241,4 @@ def ragged_tables(
             places += up if direction[d] > 0 else down
     starts = np.searchsorted(kept, front.starts * batch)
     last = 1 + max(1, int(np.count_nonzero(np.diff(starts))))  # the wavefronts after these have no rows
-    arrays = order, predecessors, successors
-    return SweepTables(batch * positions, *_to_device(starts[:last], arrays, device))
+    return _tables(batch * positions, starts[:last], order, predecessors, successors, device)
