@@ -16,14 +16,13 @@ from mdlstm_tk.errors import InputError
 Sizes = Tensor | npt.ArrayLike  # what users may give as `sizes`
 
 
-def as_sizes(sizes: Sizes, x: Tensor, has_batch_axis: bool = True) -> Tensor:
+def as_sizes(sizes: Sizes, x: Tensor) -> Tensor:
     """Convert the `sizes` that a user gives.
 
     Args:
         sizes: (N, D) integers, from 1 to the extents of the grid: a tensor on any device, a NumPy array or
             a list. Values are checked where that needs no wait for a GPU.
         x: (N, *grid, C), the padded batch.
-        has_batch_axis: whether `sizes` has one; if not, it is (D,), and N is 1.
 
     Returns:
         (N, D) int64 on the device of x.
@@ -31,7 +30,7 @@ def as_sizes(sizes: Sizes, x: Tensor, has_batch_axis: bool = True) -> Tensor:
     Raises:
         InputError: they have another type or shape, or values outside the grid.
     """
-    sizes = _as_int64(sizes, x, has_batch_axis)
+    sizes = _as_int64(sizes, x, True)
     if sizes.device.type == "cpu" and is_readable(sizes):
         _read(sizes, x)
     return sizes.to(x.device)
@@ -43,7 +42,8 @@ def sizes_of_sweep(sizes: Sizes, x: Tensor, has_batch_axis: bool = True) -> Tens
     A GPU is waited for once, here, where they are on one.
 
     Args:
-        sizes, x, has_batch_axis: as for `as_sizes`.
+        sizes, x: as for `as_sizes`.
+        has_batch_axis: whether `sizes` has one; if not, it is (D,), and N is 1.
 
     Returns:
         (N, D) int64: on the CPU where the values can be read, else on the device of x. None if they can be
