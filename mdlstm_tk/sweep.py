@@ -180,7 +180,8 @@ def _forward(
             return run.forward(inputs, save, recompute), run
         except KernelError as error:
             report_failure(x.device, error)
-            return _forward(inputs, backend, save, recompute)
+            run = engine(backend, x.device, x.dtype)
+            return run.forward(inputs, save, recompute), run
 
 
 def _backward(
