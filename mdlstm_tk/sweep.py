@@ -118,10 +118,7 @@ def _in_plain_autograd(inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Turn autocast off: the inputs have its dtype already, and float32 inside a sweep is intended."""
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
+    return nullcontext() if autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -145,7 +142,7 @@ class _Sweep(torch.autograd.Function):
         ctx: Any, inputs: SweepInputs, backend: str, recompute: bool, *tensors: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         results, ctx.engine = _forward(inputs, backend, True, recompute)
-        ctx.others, ctx.recompute = inputs.without_tensors(), recompute
+        ctx.others = inputs.without_tensors()
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, results.output, results.gates, results.states)
         return results.output, results.final
@@ -158,10 +155,10 @@ class _Sweep(torch.autograd.Function):
         if torch.is_grad_enabled() or _is_batched(grad) or _is_batched(dfinal):
             with torch.enable_grad():
                 return None, None, None, *_differentiable_gradients(inputs, grad, dfinal, needed)
-        gradients = _backward(
-            inputs, grad, output, gates, states, dfinal, ctx.recompute, ctx.engine, needed[0]
-        )
-        return None, None, None, *_in_order(gradients, needed)
+        results = SweepResults(output, None, gates, states)
+        gradients = _backward(inputs, results, grad, dfinal, ctx.engine, needed[0])
+        named = zip(DIFFERENTIABLE, needed, strict=True)
+        return None, None, None, *(gradients.get(name) if need else None for name, need in named)
 
 
 def _is_batched(grad: Tensor | None) -> bool:
@@ -170,12 +167,6 @@ def _is_batched(grad: Tensor | None) -> bool:
     return grad is not None and (
         functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad)
     )
-
-
-def _in_order(gradients: Gradients, needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """The gradients in the order of `DIFFERENTIABLE`, None where they are not needed."""
-    named = zip(DIFFERENTIABLE, needed, strict=True)
-    return tuple(gradients.get(name) if need else None for name, need in named)
 
 
 def _forward(
@@ -195,34 +186,25 @@ def _forward(
 
 def _backward(
     inputs: SweepInputs,
+    results: SweepResults,
     grad: Tensor | None,
-    output: Tensor,
-    gates: Tensor | None,
-    states: Tensor,
     dfinal: Tensor | None,
-    recompute: bool,
-    run: Engine,
+    run: Engine | None,
     wants_dx: bool,
 ) -> Gradients:
-    """The gradients by the backend that ran forward, or by another one if its kernel does not compile."""
-    grad = torch.zeros_like(output) if grad is None else grad.contiguous()
+    """The gradients by the backend that ran forward. If it is not known, or its kernel does not compile,
+    nothing that forward kept can be used, and plain torch runs forward once more."""
+    grad = torch.zeros_like(results.output) if grad is None else grad.contiguous()
     if inputs.initial is not None:
         dfinal = torch.zeros_like(inputs.initial) if dfinal is None else dfinal.contiguous()
     with _without_autocast(inputs.x):
-        try:
-            return run.backward(inputs, grad, output, gates, states, dfinal, wants_dx)
-        except KernelError as error:
-            report_failure(inputs.x.device, error)
-            return _backward_from_inputs(inputs, grad, dfinal, recompute, wants_dx)
-
-
-def _backward_from_inputs(
-    inputs: SweepInputs, grad: Tensor, dfinal: Tensor | None, recompute: bool, wants_dx: bool
-) -> Gradients:
-    """The gradients where nothing that forward kept can be used."""
-    output, _, gates, states = torch_sweep.forward(inputs, True, recompute)
-    assert states is not None
-    return torch_sweep.backward(inputs, grad, output, gates, states, dfinal, wants_dx)
+        if run is not None:
+            try:
+                return run.backward(inputs, results, grad, dfinal, wants_dx)
+            except KernelError as error:
+                report_failure(inputs.x.device, error)
+        results = torch_sweep.forward(inputs, True, results.gates is None)
+        return torch_sweep.backward(inputs, results, grad, dfinal, wants_dx)
 
 
 def _differentiable_gradients(
@@ -263,35 +245,40 @@ def _wavefront(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, (save, recompute, backend) = _unpack(arguments), arguments[FIELDS:]
     check_inputs(inputs)
     results, _ = _forward(inputs, backend, save, recompute)
-    expected = _wavefront_fake(*arguments)
-    return tuple(
-        like if t is None else _with_rows(t, like).contiguous()
-        for t, like in zip(results, expected, strict=True)
-    )
+    shapes = _shapes(inputs, save, recompute).values()
+    return tuple(_in_shape(t, inputs.x, *shape) for t, shape in zip(results, shapes, strict=True))
 
 
-def _with_rows(kept: Tensor, like: Tensor) -> Tensor:
-    """`kept` (dirs, rows, k), in which a ragged batch has fewer rows, in the shape of `like`."""
-    if kept.numel() == like.numel():
-        return kept.view(like.shape)
-    padded = torch.zeros_like(like)
-    padded[:, : kept.shape[1]] = kept
+def _in_shape(result: Tensor | None, x: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
+    """A result in the shape that the operator promises: None is empty, and gates and states (dirs, rows, k)
+    have as many rows as there are positions, also where a ragged batch has fewer."""
+    if result is None:
+        return x.new_empty(shape, dtype=dtype)
+    if result.numel() == prod(shape):
+        return result.view(shape).contiguous()
+    padded = x.new_zeros(shape, dtype=dtype)
+    padded[:, : result.shape[1]] = result
     return padded
+
+
+def _shapes(inputs: SweepInputs, save: bool, recompute: bool) -> dict[str, tuple[Shape, torch.dtype]]:
+    """The shapes and dtypes of the operator's results, by their names in `SweepResults`."""
+    x, (dirs, gate_dim, _), dtype = inputs.x, inputs.weight_ih.shape, state_dtype(inputs.x)
+    rows = prod(x.shape[:-1])  # with `numel`, every shape would compile anew
+    return {
+        "output": ((*x.shape[:-1], dirs, inputs.units), x.dtype),
+        "final": ((0,) if inputs.initial is None else boundary_shape(inputs), dtype),
+        "gates": ((dirs, rows, gate_dim) if save and not recompute else (0,), dtype),
+        "states": ((dirs, rows, inputs.state_count * inputs.units) if save else (0,), dtype),
+    }
 
 
 def _wavefront_fake(*arguments: Any) -> tuple[Tensor, ...]:
     """Tensors of the shapes and dtypes of the operator's results."""
     inputs, (save, recompute, backend) = SweepInputs(*arguments[:FIELDS]), arguments[FIELDS:]
     _check_captured(inputs, backend)
-    x, (dirs, gate_dim, _) = inputs.x, inputs.weight_ih.shape
-    units, dtype = inputs.units, state_dtype(x)
-    output = x.new_empty(*x.shape[:-1], dirs, units)
-    final = x.new_empty(0 if inputs.initial is None else boundary_shape(inputs), dtype=dtype)
-    if not save:
-        return output, final, x.new_empty(0), x.new_empty(0)
-    rows = prod(x.shape[:-1])  # with `numel`, every shape would compile anew
-    gates = x.new_empty(0 if recompute else (dirs, rows, gate_dim), dtype=dtype)
-    return output, final, gates, x.new_empty(dirs, rows, inputs.state_count * units, dtype=dtype)
+    shapes = _shapes(inputs, save, recompute).values()
+    return tuple(inputs.x.new_empty(shape, dtype=dtype) for shape, dtype in shapes)
 
 
 def _check_captured(inputs: SweepInputs, backend: str, **others: Tensor | None) -> None:
@@ -304,25 +291,19 @@ def _check_captured(inputs: SweepInputs, backend: str, **others: Tensor | None) 
 def _wavefront_backward(*arguments: Any) -> tuple[Tensor, ...]:
     """The gradients in the order of `DIFFERENTIABLE`; empty where an input is None, and for x unless
     `wants_dx`."""
-    inputs = _unpack(arguments)
+    inputs, x = _unpack(arguments), arguments[0]
     grad, output, gates, states, dfinal, recompute, backend, wants_dx = arguments[FIELDS:]
     check_inputs(inputs)
-    check_devices(inputs, grad=grad, output=output, gates=gates, states=states, dfinal=dfinal)
-    x, shape = inputs.x, (*inputs.x.shape[:-1], inputs.weight_ih.shape[0], inputs.units)
-    rows, dirs, dtype = prod(x.shape[:-1]), len(inputs.weight_ih), state_dtype(x)
-    check_tensor("grad", grad, shape, x.dtype)
-    check_tensor("output", output, shape, x.dtype)
-    check_tensor("states", states, (dirs, rows, inputs.state_count * inputs.units), dtype)
-    if not recompute:
-        check_tensor("gates", gates, (dirs, rows, inputs.weight_ih.shape[1]), dtype)
-    if dfinal is not None:
-        check_tensor("dfinal", dfinal, boundary_shape(inputs), dtype)
-    kept = None if recompute else gates
-    if has_failed_late(x.device):  # kernels may have written what another backend would read
-        gradients = _backward_from_inputs(inputs, grad, dfinal, recompute, wants_dx)
-    else:
-        run = engine(backend, x.device, x.dtype)
-        gradients = _backward(inputs, grad, output, kept, states, dfinal, recompute, run, wants_dx)
+    others = {"grad": grad, "output": output, "states": states, "gates": gates, "dfinal": dfinal}
+    check_devices(inputs, **others)
+    shapes = _shapes(inputs, True, recompute)
+    for name, tensor in others.items():
+        if tensor is not None:
+            check_tensor(name, tensor, *shapes[{"grad": "output", "dfinal": "final"}.get(name, name)])
+    results = SweepResults(output, None, None if recompute else gates, states)
+    # After a failure, kernels may have written what another backend would read.
+    run = None if has_failed_late(x.device) else engine(backend, x.device, x.dtype)
+    gradients = _backward(inputs, results, grad, dfinal, run, wants_dx)
     in_order = (gradients.get(name) for name in DIFFERENTIABLE)
     return tuple(grad.new_empty(0) if g is None else g.contiguous() for g in in_order)
 
@@ -355,11 +336,8 @@ def _operator_backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None, *_:
         return *_differentiable_gradients(inputs, grad, dfinal, needed), *nothing
     if not ctx.saved:  # the graph was captured where no gradient was wanted
         output, _, gates, states = torch.ops.mdlstm.wavefront(*inputs, True, ctx.recompute, ctx.backend)
-    grad = torch.zeros_like(output) if grad is None else grad.contiguous()
-    if inputs.initial is None:
-        dfinal = None
-    elif dfinal is None:
-        dfinal = torch.zeros_like(inputs.initial)
+    grad = torch.zeros_like(output) if grad is None else grad
+    dfinal = None if inputs.initial is None else dfinal
     kept = grad, output, gates, states, dfinal
     gradients = torch.ops.mdlstm.wavefront_backward(*inputs, *kept, ctx.recompute, ctx.backend, needed[0])
     return *(g if need else None for g, need in zip(gradients, needed, strict=True)), *nothing

@@ -236,11 +236,6 @@ class Loop:
         )
 
 
-def total(terms: Sequence[Value]) -> Value:
-    """The sum, without the `0 +` that the builtin starts from."""
-    return sum(terms[1:], terms[0])
-
-
 def rename(nodes: Iterable[onnx.NodeProto], new_names: Mapping[str, str]) -> None:
     """Rename values of a graph. Bodies use no values from outside but constants, which keep their names."""
     for node in nodes:

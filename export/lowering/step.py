@@ -28,12 +28,12 @@ import numpy as np
 import torch
 from onnx import numpy_helper
 
-from mdlstm_tk.cells import Cell
+from mdlstm_tk.cells.cell import Cell, total
 from mdlstm_tk.cells.ir import Value as Recorded
 from mdlstm_tk.cells.ir import topological_order
 from mdlstm_tk.cells.operations import OPERATIONS
 from mdlstm_tk.cells.step import CELL_PARAMETERS, LAYER_NORM_EPS, record_step
-from mdlstm_tk.export.lowering.graph import Graph, Value, total
+from mdlstm_tk.export.lowering.graph import Graph, Value
 from mdlstm_tk.wavefront import Direction
 
 STATE_DTYPE = np.dtype(np.float32)  # of pre-activations, gates and states, whatever that of the weights

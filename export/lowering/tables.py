@@ -24,7 +24,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mdlstm_tk.export.lowering.graph import Graph, Value, total
+from mdlstm_tk.cells.cell import total
+from mdlstm_tk.export.lowering.graph import Graph, Value
 from mdlstm_tk.export.lowering.step import Sweep
 from mdlstm_tk.wavefront import visiting_order, wavefronts
 

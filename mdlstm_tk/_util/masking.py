@@ -14,20 +14,15 @@ from mdlstm_tk._util.arguments import one_line
 from mdlstm_tk.errors import InputError
 
 Sizes = Tensor | npt.ArrayLike  # what users may give as `sizes`
-INTEGERS = {
-    *(torch.int64, torch.int32, torch.int16, torch.int8),
-    *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
-}
 
 
-def as_sizes(sizes: Sizes, x: Tensor, has_batch_axis: bool = True) -> Tensor:
+def as_sizes(sizes: Sizes, x: Tensor) -> Tensor:
     """Convert the `sizes` that a user gives.
 
     Args:
         sizes: (N, D) integers, from 1 to the extents of the grid: a tensor on any device, a NumPy array or
             a list. Values are checked where that needs no wait for a GPU.
         x: (N, *grid, C), the padded batch.
-        has_batch_axis: whether `sizes` has one; if not, it is (D,), and N is 1.
 
     Returns:
         (N, D) int64 on the device of x.
@@ -35,7 +30,7 @@ def as_sizes(sizes: Sizes, x: Tensor, has_batch_axis: bool = True) -> Tensor:
     Raises:
         InputError: they have another type or shape, or values outside the grid.
     """
-    sizes = _as_int64(sizes, x, has_batch_axis)
+    sizes = _as_int64(sizes, x, True)
     if sizes.device.type == "cpu" and is_readable(sizes):
         _read(sizes, x)
     return sizes.to(x.device)
@@ -47,7 +42,8 @@ def sizes_of_sweep(sizes: Sizes, x: Tensor, has_batch_axis: bool = True) -> Tens
     A GPU is waited for once, here, where they are on one.
 
     Args:
-        sizes, x, has_batch_axis: as for `as_sizes`.
+        sizes, x: as for `as_sizes`.
+        has_batch_axis: whether `sizes` has one; if not, it is (D,), and N is 1.
 
     Returns:
         (N, D) int64: on the CPU where the values can be read, else on the device of x. None if they can be
@@ -74,7 +70,8 @@ def _as_int64(sizes: Sizes, x: Tensor, has_batch_axis: bool) -> Tensor:
         except (TypeError, ValueError, RuntimeError):  # a text, lists of different lengths, a huge number
             message = f"sizes must be integers of shape {meaning}, got {one_line(sizes)}"
             raise InputError(message) from None
-    if tuple(sizes.shape) != shape or sizes.dtype not in INTEGERS:
+    is_integer = not (sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool)
+    if tuple(sizes.shape) != shape or not is_integer:
         dtype = str(sizes.dtype).removeprefix("torch.")
         raise InputError(
             f"sizes must be integers of shape {meaning}, got {dtype} of shape {tuple(sizes.shape)}"

@@ -24,7 +24,6 @@ COMPILERS = {"cpu": "compiled by Numba for the CPU", "cuda": "compiled by Triton
 
 _failures: dict[torch.device, str] = {}  # why the kernels for a device cannot be compiled; "": they can
 _failed_late: set[torch.device] = set()  # the devices whose kernels failed after others had run
-_warned: set[torch.device] = set()
 
 
 class Choice(NamedTuple):
@@ -57,15 +56,14 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype) -> Choice:
 def engine(backend: str, device: torch.device, dtype: torch.dtype) -> Engine:
     """The module that runs a sweep; `backend` is one of `OPERATOR_BACKENDS`.
 
-    It warns once for each device if "auto" is "torch" only because kernels cannot be compiled.
+    It warns when "auto" is "torch" only because kernels cannot be compiled, once as it is cached.
 
     Raises:
         InputError: as for `choose`.
     """
     choice = choose(arguments.choice("backend", backend, OPERATOR_BACKENDS), device, dtype)
     if choice.name == "torch":
-        if backend == "auto" and _failures.get(device) and device not in _warned:
-            _warned.add(device)
+        if backend == "auto" and _failures.get(device):
             warnings.warn(
                 f"MDLSTM runs on {device} with backend 'torch', which takes several times as long as "
                 f"'fused': {choice.reason}; `mdlstm doctor` checks the installation",

@@ -87,9 +87,9 @@ class SweepInputs(NamedTuple):
         return self.weight_ih.shape[1] // self.gate_count
 
     @property
-    def directions(self) -> list[Direction]:
+    def directions(self) -> tuple[Direction, ...]:
         ndim = self.ndim
-        return [self.signs[k : k + ndim] for k in range(0, len(self.signs), ndim)]
+        return tuple(self.signs[k : k + ndim] for k in range(0, len(self.signs), ndim))
 
     @property
     def present(self) -> tuple[str, ...]:
@@ -159,21 +159,19 @@ class Engine(Protocol):
     def backward(
         self,
         inputs: SweepInputs,
+        results: SweepResults,
         grad: Tensor,
-        output: Tensor,
-        gates: Tensor | None,
-        states: Tensor,
-        dfinal: Tensor | None = None,
-        wants_dx: bool = True,
+        dfinal: Tensor | None,
+        wants_dx: bool,
     ) -> Gradients:
         """The gradients of all inputs that are there; that of x if it is wanted.
 
         Args:
             inputs: as for `forward`.
-            grad: (N, *grid, dirs, n) gradient of the output.
-            output, gates, states: the results of `forward` with `save`. Gates and states may have more rows
-                than the sweep, and gates that are None are computed again.
-            dfinal: the gradient of the final states, if there are any.
+            results: those of `forward` with `save`; `final` is not needed. Gates and states may have more
+                rows than the sweep, and gates that are None are computed again.
+            grad: (N, *grid, dirs, n) gradient of the output, contiguous.
+            dfinal: the gradient of the final states, contiguous, if there are any.
             wants_dx: whether the gradient of x is needed.
         """
 

@@ -10,11 +10,11 @@ All samples begin with wavefront 0, in every direction, so the neighbours are th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from math import prod
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,13 @@ from mdlstm_tk._util.masking import valid_mask
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.wavefront import Direction, check_positions, visiting_order, wavefronts
 
+Array = npt.NDArray[Any]
 Key = tuple[Any, ...]
 Extents = tuple[tuple[int, ...], ...]  # of each sample
+Make = TypeVar("Make", bound="Callable[..., SweepTables]")
+
+_cache: BoundedCache[Key, SweepTables] = BoundedCache(64 << 20)
+_ragged_cache: BoundedCache[Key, SweepTables] = BoundedCache(16 << 20)
 
 
 @dataclass(frozen=True)
@@ -147,71 +152,66 @@ def _is_readable(sizes: Tensor) -> bool:
     return sizes.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
 
 
-def _kept(cache: BoundedCache[Key, SweepTables], key: Key, make: Callable[..., SweepTables]) -> SweepTables:
-    """`make(*key)`, which is kept."""
-    if torch._C._are_functorch_transforms_active():
-        return make(*key)  # a tensor made inside a transform belongs to it and must not be kept
-    tables = cache.get(key)
-    if tables is None:
-        with torch.inference_mode(False):
-            tables = make(*key)
-        cache.add(key, tables, tables.nbytes)
-    return tables
+def _cached(cache: BoundedCache[Key, SweepTables]) -> Callable[[Make], Make]:
+    """Decorate a function that makes tables, so that the cache keeps them by its arguments."""
+
+    def decorate(make: Make) -> Make:
+        @wraps(make)
+        def look_up(*key: Any) -> SweepTables:
+            if torch._C._are_functorch_transforms_active():
+                return make(*key)  # a tensor made inside a transform belongs to it and must not be kept
+            tables = cache.get(key)
+            if tables is None:
+                with torch.inference_mode(False):
+                    tables = make(*key)
+                cache.add(key, tables, tables.nbytes)
+            return tables
+
+        return cast("Make", look_up)
+
+    return decorate
 
 
+@_cached(_cache)
 def sweep_tables(
-    grid: tuple[int, ...], directions: Sequence[Direction], device: torch.device
-) -> SweepTables:
-    """The tables of a grid on a device (cached)."""
-    return _kept(_cache, (grid, tuple(directions), device), _make_tables)
-
-
-def _make_tables(
     grid: tuple[int, ...], directions: tuple[Direction, ...], device: torch.device
 ) -> SweepTables:
+    """The tables of a grid on a device."""
     front = wavefronts(grid)
     order = np.stack([visiting_order(grid, direction) for direction in directions])
-    arrays = order, front.predecessors, front.successors
-    return SweepTables(prod(grid), *_to_device(front.starts, arrays, device))
+    return _tables(prod(grid), front.starts, order, front.predecessors, front.successors, device)
 
 
+@_cached(_cache)
 def tile_tables(extents: tuple[int, ...], grid: tuple[int, ...], direction: Direction) -> SweepTables:
-    """The tables of a tile on the CPU, whose places are counted from that of its first visit (cached)."""
-    return _kept(_cache, (extents, grid, direction), _make_tile_tables)
-
-
-def _make_tile_tables(extents: tuple[int, ...], grid: tuple[int, ...], direction: Direction) -> SweepTables:
+    """The tables of a tile on the CPU, whose places are counted from that of its first visit."""
     front, places = wavefronts(extents), np.zeros(1, np.int64)
     for d, (extent, sign) in enumerate(zip(extents, direction, strict=True)):
         places = np.add.outer(places, np.arange(extent) * (sign * prod(grid[d + 1 :]))).reshape(-1)
-    arrays = places[front.order][None], front.predecessors, front.successors
-    return SweepTables(prod(extents), *_to_device(front.starts, arrays, torch.device("cpu")))
-
-
-def _to_device(
-    starts: npt.NDArray[Any], arrays: Sequence[npt.NDArray[Any]], device: torch.device
-) -> tuple[list[int], Tensor, Tensor, Tensor, Tensor]:
-    """The wavefronts' numbers of visits and starts, and `order`, `predecessors` and `successors`."""
-    padded_starts = np.concatenate([starts[:1], starts, starts[-1:]])
-    # A copy to a GPU waits for nothing: what it reads is staged before it returns.
-    padded, order, predecessors, successors = (
-        torch.from_numpy(array).to(device, non_blocking=True)
-        for array in (padded_starts, *(array.astype(np.int32, copy=False) for array in arrays))
+    order = places[front.order][None]
+    return _tables(
+        prod(extents), front.starts, order, front.predecessors, front.successors, torch.device("cpu")
     )
-    return np.diff(starts).tolist(), padded, order, predecessors, successors
 
 
-def ragged_tables(
-    extents: Extents, grid: tuple[int, ...], directions: Sequence[Direction], device: torch.device
+def _tables(
+    places: int, starts: Array, order: Array, predecessors: Array, successors: Array, device: torch.device
 ) -> SweepTables:
-    """The tables of a ragged batch (cached for its backward pass and its other layers)."""
-    return _kept(_ragged_cache, (extents, grid, tuple(directions), device), _make_ragged_tables)
+    """Tables on a device; wavefront t of `starts` is from `starts[t]` up to `starts[t + 1]`."""
+    padded_starts = np.concatenate([starts[:1], starts, starts[-1:]])
+    arrays = (array.astype(np.int32, copy=False) for array in (order, predecessors, successors))
+    # A copy to a GPU waits for nothing: what it reads is staged before it returns.
+    tensors = (torch.from_numpy(a).to(device, non_blocking=True) for a in (padded_starts, *arrays))
+    return SweepTables(places, np.diff(starts).tolist(), *tensors)
 
 
-def _make_ragged_tables(
+@_cached(_ragged_cache)
+def ragged_tables(
     extents: Extents, grid: tuple[int, ...], directions: tuple[Direction, ...], device: torch.device
 ) -> SweepTables:
-    """Seen from a sample's own corner, its valid positions are those whose coordinates, counted from there,
+    """The tables of a ragged batch, which its backward pass and its other layers use again.
+
+    Seen from a sample's own corner, its valid positions are those whose coordinates, counted from there,
     are below its extents. So the rows are those of the grid's tables without the others."""
     front, batch, positions = wavefronts(grid), len(extents), prod(grid)
     check_positions(batch * positions, (batch, *grid))
@@ -241,9 +241,4 @@ def _make_ragged_tables(
             places += up if direction[d] > 0 else down
     starts = np.searchsorted(kept, front.starts * batch)
     last = 1 + max(1, int(np.count_nonzero(np.diff(starts))))  # the wavefronts after these have no rows
-    arrays = order, predecessors, successors
-    return SweepTables(batch * positions, *_to_device(starts[:last], arrays, device))
-
-
-_cache: BoundedCache[Key, SweepTables] = BoundedCache(64 << 20)
-_ragged_cache: BoundedCache[Key, SweepTables] = BoundedCache(16 << 20)
+    return _tables(batch * positions, starts[:last], order, predecessors, successors, device)

@@ -20,7 +20,8 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
+from operator import add
 from typing import Any, Literal, TypeVar, get_args
 
 from mdlstm_tk.cells.ir import Value, loads, topological_order
@@ -32,6 +33,7 @@ Role = Literal["input", "forget", "output", "leak"]
 Gates = Callable[[int], "tuple[Gate, ...]"]
 Equations = Callable[..., tuple[Value, Mapping[str, Value]]]
 E = TypeVar("E", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -246,12 +248,9 @@ def _check_results(results: Any, cell: Cell, place: str) -> list[Value]:
     return values
 
 
-def total(terms: Sequence[Value]) -> Value:
+def total(terms: Sequence[T]) -> T:
     """The sum, without the `0 +` that the builtin starts from (a node in an exported graph)."""
-    result = terms[0]
-    for term in terms[1:]:
-        result = result + term
-    return result
+    return reduce(add, terms)
 
 
 def _gates_function(gates: Sequence[Gate] | Callable[[int], Sequence[Gate]]) -> Gates:

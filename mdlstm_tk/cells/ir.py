@@ -96,6 +96,9 @@ class Value:
     def __abs__(self) -> Value:
         return record("abs", self)
 
+    def __bool__(self) -> bool:
+        raise InputError(f"a cell cannot branch on a value; its equations may use {supported()}")
+
     __radd__ = __add__
     __rmul__ = __mul__
 
@@ -124,19 +127,6 @@ def record(op: str, *args: Value | float) -> Value:
     if len(args) != count:
         raise InputError(f"operation '{op}' in a cell takes {count} arguments, got {len(args)}")
     return Value(op, tuple(map(Value.wrap, args)))
-
-
-def _unsupported(symbol: str) -> object:
-    def refuse(self: Value, *_: object) -> Value:
-        raise InputError(f"unknown operation '{symbol}' in a cell; supported are {supported()}")
-
-    return refuse
-
-
-_UNSUPPORTED = {"pow": "**", "matmul": "@", "floordiv": "//", "mod": "%", "lt": "<", "gt": ">", "le": "<="}
-_UNSUPPORTED |= {"ge": ">=", "bool": "bool()", "getitem": "[]"}
-for _name, _symbol in _UNSUPPORTED.items():
-    setattr(Value, f"__{_name}__", _unsupported(_symbol))
 
 
 def loads(slot: str, count: int) -> list[Value]:

@@ -56,21 +56,19 @@ class TiledSweep:
             inputs: those of the tile, but `sizes` still those of the whole grid.
             tile: the tile.
         """
-        if inputs.sizes is None:
-            return self._sweep(inputs)
-        starts = inputs.sizes.new_tensor([of_axis.start for of_axis in tile.ranges])
-        sizes = torch.minimum(inputs.sizes - starts, inputs.sizes.new_tensor(tile.grid))
-        h, leaving = self._sweep(inputs._replace(sizes=sizes.clamp(min=1)))
+        sizes = inputs.sizes
+        if sizes is not None:
+            starts = sizes.new_tensor([of_axis.start for of_axis in tile.ranges])
+            sizes = torch.minimum(sizes - starts, sizes.new_tensor(tile.grid))
+            inputs = inputs._replace(sizes=sizes.clamp(min=1))
+        h, leaving = sweep(inputs, self.backend, self.recompute)
+        assert inputs.initial is not None and leaving is not None
+        if sizes is None:
+            return h, leaving
         # A sample that ends before the tile has nothing in it: its states pass through.
         absent = (sizes < 1).any(dim=1).to(h.device)
-        assert inputs.initial is not None
         leaving = torch.where(absent.view(-1, 1, 1, 1, 1), inputs.initial, leaving)
         return h.masked_fill(absent.view(-1, *[1] * (h.dim() - 1)), 0), leaving
-
-    def _sweep(self, inputs: SweepInputs) -> tuple[Tensor, Tensor]:
-        h, leaving = sweep(inputs, self.backend, self.recompute)
-        assert leaving is not None
-        return h, leaving
 
     def share(self, y: Tensor, direction: int, units: int) -> Tensor:
         """The features of y, or of its gradient, that a direction adds to: a view (…, n)."""

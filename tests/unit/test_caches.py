@@ -80,7 +80,7 @@ def test_tables_of_many_grids_stay_within_their_bound(monkeypatch: pytest.Monkey
 
 def test_tables_take_four_bytes_an_entry() -> None:
     front = wavefront.wavefronts((30, 40))
-    made = tables.sweep_tables((30, 40), [(1, 1)], torch.device("cpu"))
+    made = tables.sweep_tables((30, 40), ((1, 1),), torch.device("cpu"))
     for table in (front.order, front.inverse_order, front.predecessors, front.successors):
         assert table.dtype == np.int32
     for tensor in (made.order, made.inverse_order, made.predecessors, made.successors, *made.previous):

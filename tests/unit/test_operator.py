@@ -194,7 +194,7 @@ def test_a_call_without_a_graph_makes_its_inputs_once_for_each_pass(
 @pytest.fixture
 def fresh_choices() -> Iterator[None]:
     """Nothing is known of any device, and afterwards nothing of what the test did to it."""
-    states = (dispatch._failures, dispatch._failed_late, dispatch._warned)
+    states = (dispatch._failures, dispatch._failed_late)
 
     def clear() -> None:
         for cached in (dispatch.choose, dispatch.engine):

@@ -261,7 +261,8 @@ BAD: dict[str, tuple[dict[str, Any], Callable[..., Any], str]] = {
         "'sin'.* supported are .*softplus",
     ),
     "a function of torch": ({"gates": [G]}, one_gate(lambda g, c: torch.sin(g)), "'sin'.* supported are"),
-    "an unknown operator": ({"gates": [G]}, one_gate(lambda g, c: g**2), r"'\*\*'.* supported are"),
+    "an unknown operator": ({"gates": [G]}, one_gate(lambda g, c: g**2), r" \*\* .* may use .*softplus"),
+    "a branch": ({"gates": [G]}, one_gate(lambda g, c: g if g else c), "cannot branch .*maximum"),
     "a comparison": ({"gates": [G]}, one_gate(lambda g, c: g if g > 0 else c[0]), "'>'"),
     "a text": ({"gates": [G]}, one_gate(lambda g, c: g + "1"), "values and numbers, got str"),
     "a number of arguments": (

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mdlstm_tk._util import private_folder as module
-from mdlstm_tk._util.private_folder import Purpose, is_private, private_folder
+from mdlstm_tk.backends.cpu.cache_folder import VARIABLE, cache_folder, is_private
 
 grp, pwd = pytest.importorskip("grp"), pytest.importorskip("pwd")
 
@@ -21,22 +20,21 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "home"
     home.mkdir(mode=0o755)
     monkeypatch.setenv("HOME", str(home))
-    for variable, _ in module.XDG.values():
+    for variable in (VARIABLE, "XDG_CACHE_HOME"):
         monkeypatch.delenv(variable, raising=False)
     return home
 
 
-@pytest.mark.parametrize("purpose", ["cache", "state"])
-def test_the_folder_is_created_for_the_user_alone(purpose: Purpose, home: Path) -> None:
-    folder = private_folder(purpose)
-    assert folder is not None and folder.is_relative_to(home) and folder.name == "mdlstm-tk"
-    assert folder.stat().st_mode & 0o777 == 0o700
-    assert private_folder(purpose) == folder
+def test_the_folder_is_created_for_the_user_alone(home: Path) -> None:
+    folder = cache_folder()
+    assert folder is not None and folder.is_relative_to(home) and folder.parent.name == "mdlstm-tk"
+    assert folder.stat().st_mode & 0o777 == folder.parent.stat().st_mode & 0o777 == 0o700
+    assert cache_folder() == folder
 
 
 def test_the_environment_names_another_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert private_folder("cache") == tmp_path / "cache/mdlstm-tk"
+    assert cache_folder() == tmp_path / "cache/mdlstm-tk/kernels"
 
 
 @pytest.mark.parametrize("path", ["relative", "~/.cache"])
@@ -44,7 +42,7 @@ def test_relative_places_are_not_used(path: str, tmp_path: Path, monkeypatch: py
     """A relative path, or a ~ that nobody expanded, would be looked up in the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", path)
-    assert private_folder("cache") is None
+    assert cache_folder() is None
     assert not (tmp_path / path).exists()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -17,6 +18,7 @@ from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.simd import I64, Pointer, Vector, vector_loop
 
 CACHE_LINE = 64  # bytes
+INT32, INT64 = np.int32(0), np.int64(0)  # as types for `pointer_to`
 
 
 def record_loader(record: type[tuple[int, ...]]) -> Any:
@@ -38,25 +40,13 @@ def record_loader(record: type[tuple[int, ...]]) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def float_ptr(_: Any, address: Any, zero: Any) -> Any:
+def pointer_to(_: Any, zero: Any, address: Any) -> Any:
     """The address as a pointer to numbers of the type of `zero`."""
-    return types.CPointer(zero)(types.int64, zero), _to_pointer
 
+    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return builder.inttoptr(args[1], context.get_value_type(signature.return_type))
 
-@intrinsic  # type: ignore[untyped-decorator]
-def int64_ptr(_: Any, address: Any) -> Any:
-    """The address as a pointer to int64."""
-    return types.CPointer(types.int64)(types.int64), _to_pointer
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def int32_ptr(_: Any, address: Any) -> Any:
-    """The address as a pointer to int32."""
-    return types.CPointer(types.int32)(types.int64), _to_pointer
-
-
-def _to_pointer(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-    return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+    return types.CPointer(zero)(zero, types.int64), build
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -35,14 +35,14 @@ from typing import Any
 from mdlstm_tk.backends.cpu.cell_code import AXIS, SLOT
 from mdlstm_tk.backends.cpu.compile import jit
 from mdlstm_tk.backends.cpu.intrinsics import (
+    INT32,
+    INT64,
     add,
     address_of,
     call,
     clear,
     copy,
-    float_ptr,
-    int32_ptr,
-    int64_ptr,
+    pointer_to,
     prefetch,
     ptr_add,
 )
@@ -58,7 +58,7 @@ def face_offset(sizes, direction, sample, position, d):  # type: ignore[no-untyp
     """The offset, in a tensor (N, F, dirs, 1 + S, n), of the states of the line along axis d on which a
     position lies. A ragged batch counts the positions of all its samples from that of `sample` on."""
     sample, position = sample + position // sizes.positions, position % sizes.positions
-    table = ptr_add(int64_ptr(sizes.line_table), 3 * d)
+    table = ptr_add(pointer_to(INT64, sizes.line_table), 3 * d)
     line = table[2] + position // table[0] * table[1] + position % table[1]
     return ((sample * sizes.lines + line) * sizes.dirs + direction) * (1 + sizes.states) * sizes.units
 
@@ -70,24 +70,24 @@ def forward(arrays_address, sizes_address, job_address):  # type: ignore[no-unty
     ndim, units, depth, gate_dim = sizes.ndim, sizes.units, sizes.depth, sizes.gate_dim
     direction, samples, visits, channels = job.direction, job.samples, job.visits, sizes.channels
     h_stride, state_size = sizes.dirs * units, sizes.states * units
-    scratch = ptr_add(float_ptr(arrays.scratch, ZERO), job.chain * sizes.scratch)
+    scratch = ptr_add(pointer_to(ZERO, arrays.scratch), job.chain * sizes.scratch)
     zeros, operands = ptr_add(scratch, sizes.zeros_at), ptr_add(scratch, sizes.operands_at)
     products, buffer = ptr_add(scratch, sizes.products_at), ptr_add(scratch, sizes.states_at)
     gates_row = address_of(ptr_add(scratch, sizes.gates_row_at))
     spill = address_of(ptr_add(scratch, sizes.spill_at))
     table_address = address_of(ptr_add(scratch, sizes.table_at))
-    table, columns = int64_ptr(table_address), SLOTS + AXIS_SLOTS * ndim
+    table, columns = pointer_to(INT64, table_address), SLOTS + AXIS_SLOTS * ndim
     panels = -(-gate_dim // sizes.panel)
-    weights = ptr_add(float_ptr(arrays.weights, ZERO), direction * panels * depth * sizes.panel)
-    x = float_ptr(arrays.x, ZERO)
-    output = ptr_add(float_ptr(arrays.output, ZERO), direction * units)
-    front = float_ptr(arrays.front, ZERO)
-    gates = ptr_add(float_ptr(arrays.gates, ZERO), direction * sizes.places * gate_dim)
-    states = ptr_add(float_ptr(arrays.states, ZERO), direction * sizes.places * state_size)
-    parameters = ptr_add(float_ptr(arrays.parameters, ZERO), direction * sizes.parameter_count)
-    starts, offsets = int64_ptr(job.starts), int32_ptr(job.offsets)
-    steps = ptr_add(int64_ptr(sizes.steps), direction * ndim)
-    predecessors, successors = int32_ptr(job.predecessors), int32_ptr(job.successors)
+    weights = ptr_add(pointer_to(ZERO, arrays.weights), direction * panels * depth * sizes.panel)
+    x = pointer_to(ZERO, arrays.x)
+    output = ptr_add(pointer_to(ZERO, arrays.output), direction * units)
+    front = pointer_to(ZERO, arrays.front)
+    gates = ptr_add(pointer_to(ZERO, arrays.gates), direction * sizes.places * gate_dim)
+    states = ptr_add(pointer_to(ZERO, arrays.states), direction * sizes.places * state_size)
+    parameters = ptr_add(pointer_to(ZERO, arrays.parameters), direction * sizes.parameter_count)
+    starts, offsets = pointer_to(INT64, job.starts), pointer_to(INT32, job.offsets)
+    steps = ptr_add(pointer_to(INT64, sizes.steps), direction * ndim)
+    predecessors, successors = pointer_to(INT32, job.predecessors), pointer_to(INT32, job.successors)
     clear(zeros, units + state_size)
     for r in range(BLOCK):
         slots = ptr_add(table, r * columns)
@@ -154,8 +154,8 @@ def forward(arrays_address, sizes_address, job_address):  # type: ignore[no-unty
                             position = job.corner + offsets[visit]
                             h = ptr_add(front, face_offset(sizes, direction, sample, position, d))
                             slots = ptr_add(table, r * columns)
-                            copy(h, float_ptr(slots[SLOT.h], ZERO), units)
-                            copy(ptr_add(h, units), float_ptr(slots[SLOT.state], ZERO), state_size)
+                            copy(h, pointer_to(ZERO, slots[SLOT.h]), units)
+                            copy(ptr_add(h, units), pointer_to(ZERO, slots[SLOT.state]), state_size)
                     sample += 1
                     if sample == job.first_sample + samples:
                         visit, sample = visit + 1, job.first_sample
@@ -189,7 +189,7 @@ def backward(arrays_address, sizes_address, job_address):  # type: ignore[no-unt
         sizes.padded,
     )
     h_stride, state_size, d_stride = sizes.dirs * units, sizes.states * units, sizes.d_stride
-    scratch = ptr_add(float_ptr(arrays.scratch, ZERO), job.chain * sizes.scratch)
+    scratch = ptr_add(pointer_to(ZERO, arrays.scratch), job.chain * sizes.scratch)
     zeros, operands = ptr_add(scratch, sizes.zeros_at), ptr_add(scratch, sizes.operands_at)
     products, all_da = ptr_add(scratch, sizes.products_at), ptr_add(scratch, sizes.da_at)
     d_operands, dh_reads = ptr_add(scratch, sizes.d_operands_at), ptr_add(scratch, sizes.dh_read_at)
@@ -197,24 +197,24 @@ def backward(arrays_address, sizes_address, job_address):  # type: ignore[no-unt
     parameter_sums = ptr_add(scratch, sizes.parameter_sums_at)
     spill = address_of(ptr_add(scratch, sizes.spill_at))
     table_address = address_of(ptr_add(scratch, sizes.table_at))
-    table, columns = int64_ptr(table_address), SLOTS + AXIS_SLOTS * ndim
+    table, columns = pointer_to(INT64, table_address), SLOTS + AXIS_SLOTS * ndim
     panels, t_panels = -(-gate_dim // sizes.panel), -(-sizes.columns // sizes.panel)
-    weights = ptr_add(float_ptr(arrays.weights, ZERO), direction * panels * depth * sizes.panel)
-    weights_t = ptr_add(float_ptr(arrays.weights_t, ZERO), direction * t_panels * gate_dim * sizes.panel)
-    x = float_ptr(arrays.x, ZERO)
-    dx = ptr_add(float_ptr(arrays.dx, ZERO), job.dx_buffer * sizes.places * channels)
-    output = ptr_add(float_ptr(arrays.output, ZERO), direction * units)
-    grad = ptr_add(float_ptr(arrays.grad, ZERO), direction * units)
-    initial, dfront = float_ptr(arrays.initial, ZERO), float_ptr(arrays.front, ZERO)
-    gates = ptr_add(float_ptr(arrays.gates, ZERO), direction * sizes.places * gate_dim)
-    states = ptr_add(float_ptr(arrays.states, ZERO), direction * sizes.places * state_size)
-    parameters = ptr_add(float_ptr(arrays.parameters, ZERO), direction * sizes.parameter_count)
+    weights = ptr_add(pointer_to(ZERO, arrays.weights), direction * panels * depth * sizes.panel)
+    weights_t = ptr_add(pointer_to(ZERO, arrays.weights_t), direction * t_panels * gate_dim * sizes.panel)
+    x = pointer_to(ZERO, arrays.x)
+    dx = ptr_add(pointer_to(ZERO, arrays.dx), job.dx_buffer * sizes.places * channels)
+    output = ptr_add(pointer_to(ZERO, arrays.output), direction * units)
+    grad = ptr_add(pointer_to(ZERO, arrays.grad), direction * units)
+    initial, dfront = pointer_to(ZERO, arrays.initial), pointer_to(ZERO, arrays.front)
+    gates = ptr_add(pointer_to(ZERO, arrays.gates), direction * sizes.places * gate_dim)
+    states = ptr_add(pointer_to(ZERO, arrays.states), direction * sizes.places * state_size)
+    parameters = ptr_add(pointer_to(ZERO, arrays.parameters), direction * sizes.parameter_count)
     sums_index = job.sums_slot * sizes.dirs + direction
-    sums = ptr_add(float_ptr(arrays.sums, ZERO), sums_index * sizes.sums_size)
+    sums = ptr_add(pointer_to(ZERO, arrays.sums), sums_index * sizes.sums_size)
     part = ptr_add(scratch, sizes.part_at) if sizes.part_blocks else sums
-    starts, offsets = int64_ptr(job.starts), int32_ptr(job.offsets)
-    steps = ptr_add(int64_ptr(sizes.steps), direction * ndim)
-    predecessors, successors = int32_ptr(job.predecessors), int32_ptr(job.successors)
+    starts, offsets = pointer_to(INT64, job.starts), pointer_to(INT32, job.offsets)
+    steps = ptr_add(pointer_to(INT64, sizes.steps), direction * ndim)
+    predecessors, successors = pointer_to(INT32, job.predecessors), pointer_to(INT32, job.successors)
     clear(zeros, units + state_size)
     clear(parameter_sums, sizes.parameter_count)
     if sizes.part_blocks:

@@ -19,7 +19,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from mdlstm_tk.backends.cpu import simd
-from mdlstm_tk.backends.cpu.intrinsics import clear, copy, float_ptr, ptr_add
+from mdlstm_tk.backends.cpu.intrinsics import clear, copy, pointer_to, ptr_add
 from mdlstm_tk.backends.cpu.records import load_sizes
 from mdlstm_tk.backends.cpu.simd import I64, Pointer, Vector, vector_loop
 
@@ -44,7 +44,7 @@ def matmul(  # type: ignore[no-untyped-def]
         rows, columns: M, N.
         accumulate: 1 to add to C, 0 to overwrite it.
     """
-    pointers = float_ptr(a, ZERO), float_ptr(b, ZERO), float_ptr(c, ZERO)
+    pointers = pointer_to(ZERO, a), pointer_to(ZERO, b), pointer_to(ZERO, c)
     _matmul(pointers, (a_row, a_step, b_panel, b_step, depth, c_row, rows, columns, accumulate))
 
 
@@ -124,7 +124,7 @@ def pack(packed, weight_hh, weight_ih, bias, sizes_address):  # type: ignore[no-
     sizes = load_sizes(sizes_address)
     panel, gate_dim, channels = sizes.panel, sizes.gate_dim, sizes.channels
     units = sizes.units
-    target, b = float_ptr(packed, ZERO), float_ptr(bias, ZERO)
+    target, b = pointer_to(ZERO, packed), pointer_to(ZERO, bias)
     # The weights of h along each axis, then those of x, are rows for the columns of w_cat.
     parts = sizes.ndim + 1 if sizes.recurrent else 1
     for direction in range(sizes.dirs):
@@ -135,10 +135,10 @@ def pack(packed, weight_hh, weight_ih, bias, sizes_address):  # type: ignore[no-
             for part in range(parts):
                 if part < parts - 1:
                     length, row = units, (direction * sizes.ndim + part) * gate_dim + first
-                    source = ptr_add(float_ptr(weight_hh, ZERO), row * length)
+                    source = ptr_add(pointer_to(ZERO, weight_hh), row * length)
                 else:
                     length, row = channels, direction * gate_dim + first
-                    source = ptr_add(float_ptr(weight_ih, ZERO), row * length)
+                    source = ptr_add(pointer_to(ZERO, weight_ih), row * length)
                 for begin in range(0, length, RUN):
                     for j in range(count):
                         for k in range(begin, min(begin + RUN, length)):
@@ -154,7 +154,7 @@ def pack_transposed(packed, weight_hh, weight_ih, bias, sizes_address):  # type:
     sizes = load_sizes(sizes_address)
     panel, gate_dim, channels = sizes.panel, sizes.gate_dim, sizes.channels
     hidden_dim, units = sizes.hidden_dim, sizes.units
-    target, w_hh, w_ih = float_ptr(packed, ZERO), float_ptr(weight_hh, ZERO), float_ptr(weight_ih, ZERO)
+    target, w_hh, w_ih = pointer_to(ZERO, packed), pointer_to(ZERO, weight_hh), pointer_to(ZERO, weight_ih)
     for direction in range(sizes.dirs):
         for first in range(0, sizes.columns, panel):
             for k in range(gate_dim):

@@ -13,7 +13,7 @@ from mdlstm_tk.backends.cpu.compile import compile_cell, generic_kernel
 from mdlstm_tk.backends.cpu.kernels import BLOCK
 from mdlstm_tk.backends.cpu.records import Sizes, address, words
 from mdlstm_tk.backends.cpu.threads import thread_limit
-from mdlstm_tk.backends.cpu.tiles import Jobs, Samples, divide, make_jobs
+from mdlstm_tk.backends.cpu.tiles import Jobs, Samples, make_jobs
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.backends.tables import Extents, ragged_extents
 from mdlstm_tk.cells import get_cell
@@ -101,8 +101,7 @@ def _make_plan(
 
     operations = 2 * depth * gate_dim * (1 if is_forward else 2)  # of a row
     whole = Samples(grid, 0, batch, valid)
-    division = divide(whole, dirs, whole.rows * dirs * operations, threads)
-    jobs = make_jobs(whole, division, inputs.signs, operations, not is_forward)
+    jobs = make_jobs(whole, inputs.signs, operations, threads, not is_forward)
     blocks = whole.rows // BLOCK // len(jobs.chains)
     part_blocks = max(MIN_PART_BLOCKS, isqrt(blocks))  # as many parts as blocks in each: the shortest sums
     part_blocks = part_blocks if blocks > part_blocks else 0

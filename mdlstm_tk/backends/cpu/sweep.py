@@ -27,12 +27,7 @@ from mdlstm_tk.backends.boundary import valid_lines
 from mdlstm_tk.backends.cpu.plan import Plan, get_plan
 from mdlstm_tk.backends.cpu.records import Arrays, address, words
 from mdlstm_tk.backends.cpu.threads import run_chains
-from mdlstm_tk.backends.inputs import (
-    Gradients,
-    SweepInputs,
-    SweepResults,
-    boundary_shape,
-)
+from mdlstm_tk.backends.inputs import Gradients, SweepInputs, SweepResults, boundary_shape
 
 HALF = (torch.float16, torch.bfloat16)
 HUGE_PAGE = 2 << 20
@@ -56,20 +51,14 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
 
 
 def backward(
-    inputs: SweepInputs,
-    grad: Tensor,
-    output: Tensor,
-    gates: Tensor | None,
-    states: Tensor,
-    dfinal: Tensor | None = None,
-    wants_dx: bool = True,
+    inputs: SweepInputs, results: SweepResults, grad: Tensor, dfinal: Tensor | None, wants_dx: bool
 ) -> Gradients:
     """See `Engine`."""
     dtype, inputs = inputs.x.dtype, _converted(inputs)
-    grad, output, gates, states = map(_plain, (grad, output, gates, states))
+    output, _, gates, states = map(_plain, results)
     plan = get_plan("recompute" if gates is None else "backward", inputs, wants_dx)
     x, sizes = inputs.x, plan.sizes
-    dfront = _front(inputs, plan, _plain(dfinal))
+    dfront = _front(inputs, plan, dfinal)
     dx = _zeros(x, (plan.jobs.buffers, *x.shape)) if wants_dx else None
     sums = _zeros(x, (plan.jobs.slots, sizes.dirs, sizes.sums_size))
     _run(
@@ -78,7 +67,7 @@ def backward(
         weights=_pack(plan, inputs) if gates is None else None,
         weights_t=_pack(plan, inputs, transposed=True),
         front=dfront,
-        grad=grad,
+        grad=_plain(grad),
         output=output,
         gates=gates,
         states=states,

@@ -25,6 +25,8 @@ from mdlstm_tk.backends.cpu.records import Job, address, words
 from mdlstm_tk.backends.cpu.threads import Task
 from mdlstm_tk.backends.tables import Extents, SweepTables, ragged_tables, tile_tables
 
+# The parts of a sweep that a chain takes: some samples, some directions, or bands in turn.
+Division = Literal["samples", "directions", "bands"]
 MIN_BAND_GRID = 4096  # rows (position, sample) of a grid that is divided
 BAND_ROWS = 14  # rows of a wavefront of a band, about, on average
 # Floating-point operations, of which a core does 50 to 100 in a nanosecond. Waking a thread takes some
@@ -69,20 +71,6 @@ class Samples(NamedTuple):
         return [(start, min(height, grid[0] - start)) for start in range(0, grid[0], height)]
 
 
-class Division(NamedTuple):
-    """The division of a sweep among threads.
-
-    Attributes:
-        ranges: the samples that are swept together.
-        by: what a chain takes: some samples, some directions, or bands in turn.
-        chains: how many there are.
-    """
-
-    ranges: Sequence[Samples]
-    by: Literal["samples", "directions", "bands"]
-    chains: int
-
-
 class Jobs(NamedTuple):
     """The jobs of a sweep.
 
@@ -107,7 +95,9 @@ class Jobs(NamedTuple):
     keep: list[array[int] | SweepTables]
 
 
-def divide(whole: Samples, dirs: int, operations: int, threads: int) -> Division:
+def _divide(
+    whole: Samples, dirs: int, operations: int, threads: int
+) -> tuple[Division, int, Sequence[Samples]]:
     """The division that keeps most threads busy; of equal ones that by samples, which share least.
 
     Args:
@@ -115,41 +105,46 @@ def divide(whole: Samples, dirs: int, operations: int, threads: int) -> Division
         dirs: the number of directions.
         operations: floating-point operations of the sweep.
         threads: the largest number of threads.
+
+    Returns:
+        The division, the number of chains, and the samples that are swept together.
     """
     followers = max(1, min(threads, operations // BANDS_OPERATIONS))
     threads = max(1, min(threads, operations // THREAD_OPERATIONS))
     if whole.valid is not None:
-        return Division(_ragged_ranges(whole, threads), "samples", threads)
+        return "samples", threads, _ragged_ranges(whole, threads)
     batch = whole.number
-    busy: dict[Literal["samples", "directions", "bands"], float] = {  # threads at work, on average
+    busy: dict[Division, float] = {  # threads at work, on average
         "samples": batch / -(-batch // min(threads, batch)),
         "directions": dirs / -(-dirs // min(threads, dirs)),
         "bands": 0.8 * min(followers, (len(whole.bands) + 1) / 2 * dirs),
     }
     by = max(busy, key=lambda name: busy[name])
     if by != "samples" and busy[by] > 1:
-        return Division([whole], by, min(threads, dirs) if by == "directions" else followers)
+        return by, min(threads, dirs) if by == "directions" else followers, [whole]
     chains = min(threads, batch)
     limits = pairwise(batch * k // chains for k in range(chains + 1))
-    return Division([Samples(whole.grid, a, b - a) for a, b in limits], "samples", chains)
+    return "samples", chains, [Samples(whole.grid, a, b - a) for a, b in limits]
 
 
 def make_jobs(
-    whole: Samples, division: Division, signs: tuple[int, ...], operations: int, backwards: bool
+    whole: Samples, signs: tuple[int, ...], operations: int, threads: int, backwards: bool
 ) -> Jobs:
     """The jobs of a sweep.
 
     Args:
         whole: all samples. Bands are those that all have together.
-        division: among threads.
         signs: the directions, dirs · D signs.
         operations: floating-point operations of a row.
+        threads: the largest number of threads.
         backwards: whether the sweep runs from the last position to the first.
     """
-    grid, ndim, by = whole.grid, len(whole.grid), division.by
-    directions = [signs[k : k + ndim] for k in range(0, len(signs), ndim)]
+    grid, ndim = whole.grid, len(whole.grid)
+    directions = tuple(signs[k : k + ndim] for k in range(0, len(signs), ndim))
+    all_operations = whole.rows * len(directions) * operations
+    by, chain_count, ranges = _divide(whole, len(directions), all_operations, threads)
     bands = whole.bands[:: -1 if backwards else 1]
-    chains: list[list[Task]] = [[] for _ in range(division.chains)]
+    chains: list[list[Task]] = [[] for _ in range(chain_count)]
     jobs = Jobs(
         chains,
         order=[],
@@ -161,7 +156,7 @@ def make_jobs(
         keep=[],
     )
     longest, number = 0, count()
-    for range_number, samples in enumerate(division.ranges):
+    for range_number, samples in enumerate(ranges):
         for k, direction in enumerate(directions if samples.rows > 0 else ()):
             before = _Before()
             for start, extent in bands:

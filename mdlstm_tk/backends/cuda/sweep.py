@@ -21,20 +21,18 @@ import torch
 from torch import Tensor
 from triton.errors import TritonError
 
-from mdlstm_tk.backends.boundary import (
-    by_direction,
-    face_rows,
-    final_states,
-    from_directions,
-)
+from mdlstm_tk.backends.boundary import by_direction, face_rows, final_states, from_directions, line_counts
 from mdlstm_tk.backends.cuda.codegen import get_kernel
-from mdlstm_tk.backends.cuda.products import Entering, gather_hidden
 from mdlstm_tk.backends.inputs import Gradients, SweepInputs, SweepResults
 from mdlstm_tk.backends.specialize import KernelError, compiling
 from mdlstm_tk.backends.tables import SweepRows, sweep_rows
 from mdlstm_tk.backends.torch.products import (
+    add_entering_products,
+    entering_gradients,
+    gather_hidden,
     input_gradients,
     multiply,
+    pre_activations,
     project_input,
     recurrent_weights,
 )
@@ -49,17 +47,16 @@ UNITS = 128
 
 def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) -> SweepResults:
     """See `Engine`."""
-    x, weight_hh, units, rows = inputs.x, inputs.weight_hh, inputs.units, sweep_rows(inputs)
+    x, units, rows, has_states = inputs.x, inputs.units, sweep_rows(inputs), inputs.initial is not None
     (dirs, gate_dim, _), hidden_dim = inputs.weight_ih.shape, inputs.ndim * inputs.units
     state_dim = inputs.state_count * units
     w_hh, _ = recurrent_weights(inputs)
-    entering = None if inputs.initial is None else Entering(inputs, rows)
-    launch = _Launcher("forward", inputs, rows, entering)
+    launch = _Launcher("forward", inputs, rows)
     a = project_input(inputs, rows)  # (dirs, rows, G·n)
-    if entering is not None and inputs.initial is not None and weight_hh is not None:
-        entering.add_products(a, inputs.initial, weight_hh)
+    if has_states:
+        add_entering_products(a, inputs, rows)
     # The final states are taken from those of all rows.
-    keep_states = save or entering is not None or state_dim > gate_dim
+    keep_states = save or has_states or state_dim > gate_dim
     states = a.new_empty(*a.shape[:2], state_dim) if keep_states else a
     new_output = x.new_zeros if rows.ragged else x.new_empty  # nothing is written where there is no row
     output = new_output(*x.shape[:-1], dirs, units)
@@ -87,31 +84,26 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
                 KEEP_STATES=keep_states,
                 KEEP_GATES=save and not recompute,
             )
-    final = None if entering is None else final_states(inputs, output, states)
+    final = final_states(inputs, output, states) if has_states else None
     return SweepResults(output, final, a if save and not recompute else None, states if save else None)
 
 
 def backward(
-    inputs: SweepInputs,
-    grad: Tensor,
-    output: Tensor,
-    gates: Tensor | None,
-    states: Tensor,
-    dfinal: Tensor | None = None,
-    wants_dx: bool = True,
+    inputs: SweepInputs, results: SweepResults, grad: Tensor, dfinal: Tensor | None, wants_dx: bool
 ) -> Gradients:
     """See `Engine`."""
-    x, weight_hh, units, rows = inputs.x, inputs.weight_hh, inputs.units, sweep_rows(inputs)
+    x, units, rows, (output, _, gates, states) = inputs.x, inputs.units, sweep_rows(inputs), results
     dirs, hidden_dim = len(inputs.weight_ih), inputs.ndim * inputs.units
-    entering = None if inputs.initial is None else Entering(inputs, rows)
-    launch = _Launcher("recompute" if gates is None else "backward", inputs, rows, entering)
+    _, w_hh_t = recurrent_weights(inputs)
+    launch = _Launcher("recompute" if gates is None else "backward", inputs, rows)
+    assert states is not None
     states = states[:, : rows.count].contiguous()
     hidden = gather_hidden(inputs, output, rows) if launch.passes_h else None  # (dirs, rows, D·n)
-    kept = _pre_activations(inputs, rows, hidden) if gates is None else gates[:, : rows.count].contiguous()
+    kept = pre_activations(inputs, rows, hidden) if gates is None else gates[:, : rows.count].contiguous()
     # Pre-activations that are computed again are nobody else's, so da can take their place.
     da = kept if gates is None and kept.dtype == x.dtype else torch.empty_like(kept, dtype=x.dtype)
     longest = rows.tables.longest * rows.batch
-    dh = kept.new_empty(dirs * longest * hidden_dim * (weight_hh is not None))
+    dh = kept.new_empty(dirs * longest * hidden_dim * (w_hh_t is not None))
     passed_dim = inputs.ndim * (inputs.state_count + launch.reads_h) * units
     d_prev = kept.new_empty(2, dirs * longest * passed_dim)  # of this wavefront and the next one, in turn
     first = launch.arguments["first_ptr"]
@@ -122,7 +114,7 @@ def backward(
         shape = dirs, blocks, *parameters.shape[1:]
         d_parameters = parameters.new_zeros(shape, dtype=torch.float64)
     arguments = {
-        "grad_ptr": grad.contiguous(),
+        "grad_ptr": grad,
         "gates_ptr": kept,
         "state_ptr": states,
         "hidden_ptr": hidden,
@@ -134,7 +126,6 @@ def backward(
         "d_parameter_ptr": d_parameters,
         "blocks": blocks,
     }
-    _, w_hh_t = recurrent_weights(inputs)
     parts = da.split(rows.row_counts, dim=1)
     with torch.cuda.device_of(x):
         for t in reversed(range(len(parts))):
@@ -146,22 +137,11 @@ def backward(
     gradients = input_gradients(inputs, da, hidden, rows, wants_dx)
     if d_parameters is not None:
         gradients |= inputs.split_cell_parameters(d_parameters.sum(dim=1).to(x.dtype))
-    if entering is not None and d_first is not None:
-        if weight_hh is not None:
-            d_first[..., :units] += entering.gradients(da, weight_hh)
+    if d_first is not None:
+        if inputs.weight_hh is not None:
+            d_first[..., :units] += entering_gradients(da, inputs.weight_hh, inputs, rows)
         gradients["initial"] = from_directions(d_first, inputs)
     return gradients
-
-
-def _pre_activations(inputs: SweepInputs, rows: SweepRows, hidden: Tensor | None) -> Tensor:
-    """W x + Σ_d U_d h_d + b, (dirs, rows, G·n), once h of the whole grid is known."""
-    a = project_input(inputs, rows)
-    w_hh, _ = recurrent_weights(inputs)
-    if w_hh is not None and hidden is not None:
-        a += multiply(hidden, w_hh)
-    if inputs.bias is not None:
-        a += inputs.bias[:, None]
-    return a
 
 
 class _Launcher:
@@ -173,10 +153,8 @@ class _Launcher:
         parameters: the cell's parameters (dirs, R, n), or None.
     """
 
-    def __init__(
-        self, pass_kind: Pass, inputs: SweepInputs, rows: SweepRows, entering: Entering | None
-    ) -> None:
-        cell, ndim, units = get_cell(inputs.cell), inputs.ndim, inputs.units
+    def __init__(self, pass_kind: Pass, inputs: SweepInputs, rows: SweepRows) -> None:
+        cell, ndim, units, initial = get_cell(inputs.cell), inputs.ndim, inputs.units, inputs.initial
         self.name = f"{pass_kind} of {inputs.cell}"
         with compiling(self.name):
             self.kernel = get_kernel(pass_kind, cell, ndim, inputs.present)
@@ -195,12 +173,12 @@ class _Launcher:
             "predecessors_ptr": tables.predecessors,
             "successors_ptr": tables.successors,
             "valid_ptr": rows.valid_mask,
-            "first_ptr": None if inputs.initial is None else by_direction(inputs.initial),
-            "entering_ptr": None if entering is None else entering.lines,
+            "first_ptr": None if initial is None else by_direction(initial),
+            "entering_ptr": None if initial is None else face_rows(inputs, rows, leaving=False),
             "parameter_ptr": self.parameters,
             "batch": rows.batch,
             "positions": tables.positions,
-            "lines": 0 if entering is None else sum(entering.counts),
+            "lines": 0 if initial is None else sum(line_counts(inputs.grid)) * inputs.x.shape[0],
             "AXES": ndim,
             "GATES": inputs.gate_count,
             "STATES": inputs.state_count,

@@ -1,10 +1,9 @@
-"""The matrix products of a sweep that span the whole grid: those of x before the first wavefront, and the
-gradients of the weights after the last.
+"""The matrix products of a sweep that span the whole grid, or all places where initial states enter it.
 
 float16 and bfloat16 are multiplied as they are and added up in float32. What becomes of a pre-activation
 stays float32: rounded to float16 it could be infinite, and NaN after a layer norm.
 
-Notation: N batch, P positions, C input features, G gates, n units, D axes; rows as in
+Notation: N batch, P positions, F lines, C input features, G gates, n units, D axes; rows as in
 `mdlstm_tk.backends.tables`, with "visits" and "batch" of a `SweepRows`.
 """
 
@@ -13,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mdlstm_tk.backends.boundary import at_rows, by_direction, end_rows, line_counts, take_rows
 from mdlstm_tk.backends.inputs import Gradients, SweepInputs, state_dtype
 from mdlstm_tk.backends.tables import SweepRows
 
@@ -55,6 +55,50 @@ def multiply_transposed(a: Tensor, b: Tensor) -> Tensor:
 def project_input(inputs: SweepInputs, rows: SweepRows) -> Tensor:
     """W x, (dirs, rows, G·n)."""
     return multiply(_visited_input(inputs.x, rows), inputs.weight_ih.transpose(1, 2))
+
+
+def pre_activations(inputs: SweepInputs, rows: SweepRows, hidden: Tensor | None) -> Tensor:
+    """W x + Σ_d U_d h_d + b, (dirs, rows, G·n), once `gather_hidden` can tell the h_d of the whole grid."""
+    a, (w_hh, _) = project_input(inputs, rows), recurrent_weights(inputs)
+    if w_hh is not None and hidden is not None:
+        a += multiply(hidden, w_hh)
+    return a if inputs.bias is None else a + inputs.bias[:, None]
+
+
+def gather_hidden(inputs: SweepInputs, output: Tensor, rows: SweepRows) -> Tensor:
+    """(h_1 | … | h_D) of the predecessors of every row, with those that enter, (dirs, rows, D·n)."""
+    visited = to_visiting_order(output, rows)  # (dirs, visits, batch, n)
+    visited = torch.nn.functional.pad(visited, (0, 0, 0, 0, 0, 1))  # the last one, at index −1, is zeros
+    hidden = torch.stack([visited[:, index] for index in rows.tables.predecessors], dim=3).flatten(1, 2)
+    if inputs.initial is not None:
+        hidden += at_rows(inputs.initial[..., :1, :], inputs, rows, leaving=False).permute(1, 2, 0, 3)
+    return hidden.flatten(2)
+
+
+def add_entering_products(a: Tensor, inputs: SweepInputs, rows: SweepRows) -> None:
+    """Add U_d h_d of the h_d that enter the grid to `a` (dirs, rows, G·n)."""
+    weight_hh, initial = inputs.weight_hh, inputs.initial
+    if weight_hh is None or initial is None or a.shape[1] == 0:
+        return
+    entering = _entering_rows(inputs, rows)
+    h = by_direction(initial[..., :1, :]).to(weight_hh.dtype)
+    parts = h.split([of_axis.shape[1] for of_axis in entering], dim=1)
+    for d, (h_d, rows_d) in enumerate(zip(parts, entering, strict=True)):
+        product = multiply(h_d, weight_hh[:, d].transpose(1, 2)).masked_fill(rows_d[..., None] < 0, 0)
+        # The rows differ where they are not −1.
+        a.index_put_((_direction(a), rows_d.clamp(min=0)), product, accumulate=True)
+
+
+def entering_gradients(da: Tensor, weight_hh: Tensor, inputs: SweepInputs, rows: SweepRows) -> Tensor:
+    """U_dᵀ da, the gradient of the h that enter, (dirs, F·N, n), from that of the pre-activations."""
+    entering = enumerate(_entering_rows(inputs, rows))
+    return torch.cat([multiply(take_rows(da, rows_d), weight_hh[:, d]) for d, rows_d in entering], dim=1)
+
+
+def _entering_rows(inputs: SweepInputs, rows: SweepRows) -> tuple[Tensor, ...]:
+    """For each axis (dirs, F_d·N), the rows where its lines enter, or −1."""
+    ends = end_rows(inputs, rows, leaving=False).split(line_counts(inputs.grid), dim=1)
+    return tuple(of_axis.flatten(1) for of_axis in ends)
 
 
 def _direction(rows: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
     x, units, rows = inputs.x, inputs.units, sweep_rows(inputs)
     dirs, states, counts, batch = len(inputs.weight_ih), inputs.state_count, rows.tables.counts, rows.batch
     w_hh, _ = products.recurrent_weights(inputs)
-    a = _input_projections(inputs, rows)
+    a = list(products.pre_activations(inputs, rows, None).split(rows.row_counts, dim=1))  # W x + b so far
     step = _Step("forward", inputs)
     entering = _entering(inputs, rows)
     invalid = _invalid_masks(rows)
@@ -42,7 +42,8 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
     for t, count in enumerate(counts):
         prev = _predecessors(t, previous, rows, entering)
         if w_hh is not None and (t > 0 or entering is not None):
-            a[t] = a[t] + products.multiply(_operand(prev, inputs), w_hh)
+            operand = torch.cat([of_axis[..., :units] for of_axis in prev], dim=-1)  # (dirs, K·N, D·n)
+            a[t] = a[t] + products.multiply(operand.to(x.dtype), w_hh)
         h, *others = step({"a": _rows(a[t], units), **_previous_slots(prev, units)})[: 1 + states]
         h = h.to(x.dtype).to(h.dtype)  # as the next wavefront sees it
         front = torch.cat([h, *others], dim=-1).unflatten(1, (count, batch))  # (dirs, K, N, (1 + S)·n)
@@ -62,16 +63,11 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
 
 
 def backward(
-    inputs: SweepInputs,
-    grad: Tensor,
-    output: Tensor,
-    gates: Tensor | None,
-    states: Tensor,
-    dfinal: Tensor | None = None,
-    wants_dx: bool = True,
+    inputs: SweepInputs, results: SweepResults, grad: Tensor, dfinal: Tensor | None, wants_dx: bool
 ) -> Gradients:
     """See `Engine`."""
-    x, units, rows = inputs.x, inputs.units, sweep_rows(inputs)
+    x, units, rows, (output, _, gates, states) = inputs.x, inputs.units, sweep_rows(inputs), results
+    assert states is not None
     dirs, batch = len(inputs.weight_ih), rows.batch
     tables, counts, dtype = rows.tables, rows.tables.counts, states.dtype
     h = products.to_visiting_order(output, rows).to(dtype)  # (dirs, P, N, n)
@@ -79,11 +75,10 @@ def backward(
     fronts = torch.cat([h, kept], dim=-1).split(counts, dim=1)
     dh = products.to_visiting_order(grad, rows).to(dtype)
     d_fronts = list(torch.nn.functional.pad(dh, (0, inputs.state_count * units)).split(counts, dim=1))
-    if gates is None:
-        a = _input_projections(inputs, rows)
-    else:
-        a = list(gates[:, : rows.count].split(rows.row_counts, dim=1))
-    w_hh, w_hh_t = products.recurrent_weights(inputs)
+    hidden = products.gather_hidden(inputs, output, rows)
+    a = products.pre_activations(inputs, rows, hidden) if gates is None else gates[:, : rows.count]
+    a_fronts = a.split(rows.row_counts, dim=1)
+    _, w_hh_t = products.recurrent_weights(inputs)
     step = _Step("recompute", inputs)
     entering, leaving = _entering(inputs, rows), None
     if dfinal is not None:
@@ -93,7 +88,6 @@ def backward(
 
     zero = fronts[0].new_zeros(dirs, 1, *fronts[0].shape[2:])
     da: list[Tensor] = []
-    operands: list[Tensor] = []
     of_parameters: list[Tensor] = []  # for each wavefront (dirs, rows of the parameters, n)
     of_entering: list[Tensor] = []  # for each wavefront (D, dirs, K·N, (1 + S)·n)
     for t in reversed(range(len(counts))):
@@ -102,14 +96,10 @@ def backward(
         d_front = d_fronts[t] if leaving is None else d_fronts[t] + leaving[t]
         if invalid is not None:
             d_front = d_front.masked_fill(invalid[t], 0)
-        operand = _operand(prev, inputs)
-        pre_activations = a[t]
-        if gates is None and w_hh is not None:
-            pre_activations = pre_activations + products.multiply(operand, w_hh)
         dh, *dstates = _rows(d_front.flatten(1, 2), units)
-        results = step(
+        computed = step(
             {
-                "gates": _rows(pre_activations, units),
+                "gates": _rows(a_fronts[t], units),
                 **_previous_slots(prev, units),
                 "state": _rows(fronts[t].flatten(1, 2), units)[1:],
                 "dh": [dh],
@@ -117,13 +107,12 @@ def backward(
             }
         )
         if invalid is not None:  # states are 0 there, which a cell may divide by
-            results = [result.masked_fill(invalid[t].flatten(1, 2), 0) for result in results]
-        d_prev = step.of_previous(results)  # D × (dirs, K·N, (1 + S)·n), h by the equations alone
+            computed = [of_row.masked_fill(invalid[t].flatten(1, 2), 0) for of_row in computed]
+        d_prev = step.of_previous(computed)  # D × (dirs, K·N, (1 + S)·n), h by the equations alone
         if step.parameters:
-            parts = [row.sum(dim=1) for row in results[-step.parameters :]]
+            parts = [row.sum(dim=1) for row in computed[-step.parameters :]]
             of_parameters.append(torch.stack(parts, dim=1))
-        da.append(torch.cat(results[: inputs.gate_count], dim=-1).to(x.dtype))  # (dirs, K·N, G·n)
-        operands.append(operand)
+        da.append(torch.cat(computed[: inputs.gate_count], dim=-1).to(x.dtype))  # (dirs, K·N, G·n)
         if w_hh_t is not None:
             for d_rows, dh_d in zip(
                 d_prev, products.multiply(da[-1], w_hh_t).split(units, dim=-1), strict=True
@@ -137,8 +126,7 @@ def backward(
                 d_before.index_add_(1, index, d_rows.unflatten(1, (counts[t], batch)))
             d_fronts[t - 1] = d_fronts[t - 1] + d_before[:, :-1]
 
-    all_da, all_operands = (torch.cat(parts[::-1], dim=1) for parts in (da, operands))
-    gradients = products.input_gradients(inputs, all_da, all_operands, rows, wants_dx)
+    gradients = products.input_gradients(inputs, torch.cat(da[::-1], dim=1), hidden, rows, wants_dx)
     if of_parameters:
         # torch sums many numbers in parts, which is more precise than adding one wavefront after another.
         summed = torch.stack(of_parameters).sum(dim=0).to(x.dtype)
@@ -147,14 +135,6 @@ def backward(
         d_prev_of_all = torch.cat(of_entering[::-1], dim=2)
         gradients["initial"] = at_lines(d_prev_of_all, inputs, rows, leaving=False)
     return gradients
-
-
-def _input_projections(inputs: SweepInputs, rows: SweepRows) -> list[Tensor]:
-    """W x + b of each wavefront, (dirs, K·N, G·n)."""
-    projected = products.project_input(inputs, rows)
-    if inputs.bias is not None:
-        projected = projected + inputs.bias[:, None]
-    return list(projected.split(rows.row_counts, dim=1))
 
 
 def _entering(inputs: SweepInputs, rows: SweepRows) -> tuple[Tensor, ...] | None:
@@ -172,11 +152,6 @@ def _predecessors(
     """(dirs, K·N, (1 + S)·n) for each axis, from the previous wavefront and a row of zeros."""
     prev = [before.index_select(1, index).flatten(1, 2) for index in rows.tables.previous[t]]
     return prev if entering is None else [a + b for a, b in zip(prev, entering[t], strict=True)]
-
-
-def _operand(prev: Sequence[Tensor], inputs: SweepInputs) -> Tensor:
-    """(h_1 | … | h_D), (dirs, K·N, D·n)."""
-    return torch.cat([of_axis[..., : inputs.units] for of_axis in prev], dim=-1).to(inputs.x.dtype)
 
 
 class _Step:
