@@ -58,11 +58,8 @@ def _recurrence(network: nn.Module) -> dict[str, Any]:
     layers = [module for module in network.modules() if isinstance(module, MDLSTM)]
     cells = list(dict.fromkeys(layer.cell for layer in layers))
     directions = list(dict.fromkeys(len(layer.directions) for layer in layers))
-    return {name: _only(values) for name, values in (("cell", cells), ("directions", directions))}
-
-
-def _only(values: list[Any]) -> Any:
-    return values[0] if len(values) == 1 else values or None
+    both = {"cell": cells, "directions": directions}
+    return {name: values[0] if len(values) == 1 else values or None for name, values in both.items()}
 
 
 def _mean(values: Sequence[float]) -> float | None:

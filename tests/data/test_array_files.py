@@ -187,8 +187,8 @@ BAD_IDX = {
     "too long": (WHOLE + b"x", "241"),
     "labels": (struct.pack(">2I", 0x801, 12) + bytes(12), "0x00000801"),
     "no images": (struct.pack(">4I", 0x803, 0, 4, 5), r"\(0, 4, 5\)"),
-    "gzip cut off": (gzip.compress(WHOLE)[:-9], "too early"),
-    "not gzip": (b"\x1f\x8b" + bytes(30), "unknown|incorrect|invalid"),
+    "gzip cut off": (gzip.compress(WHOLE)[:-9], "ended before"),
+    "not gzip": (b"\x1f\x8b" + bytes(30), "(?i)unknown|incorrect|invalid|not a gzipped"),
     "larger than allowed": (gzip.compress(bytes(2**20)), "more than 65536"),
 }
 

@@ -127,7 +127,6 @@ def test_a_resumed_run_keeps_its_settings() -> None:
     ("options", "named"),
     [
         ({"data": "x"}, "data needs task"),
-        ({"data": "x", "task": "ising"}, "data goes with.*'ising'"),
         ({"task": "digit"}, "'digit'; did you mean 'digits'.*--import FILE"),
         ({"task": "segment"}, "kind of data"),
         ({"model": "mdd"}, "'mdd'; did you mean 'md'.*--import FILE"),
@@ -143,6 +142,7 @@ def test_tasks_and_networks_that_are_not_there_are_named(options: dict[str, str]
     ("values", "named"),
     [
         ({"size": "100000"}, "100000"),
+        ({"task": "ising", "data": "x"}, "data goes with.*'ising'"),
         ({"size": "8", "resize": "8"}, "resize goes with data"),
         ({"size": "8", "crop": "8"}, "crop goes with data"),
     ],
