@@ -59,27 +59,20 @@ def find_idx(folder: Path) -> dict[Split, Path]:
     return {split: next(iter(files.values())) for split, files in found.items()} if "train" in found else {}
 
 
-def read_idx(path: Path, max_bytes: int = MAX_BYTES) -> Images:
-    """Read an IDX file of images, compressed by gzip or not.
-
-    Args:
-        path: the file.
-        max_bytes: maximum size of the images.
-
-    Returns:
-        (N, H, W).
+def read_idx(path: Path) -> Images:
+    """Read the images (N, H, W) of an IDX file, compressed by gzip or not.
 
     Raises:
-        InputError: the file cannot be read, is not such a file, or is larger.
+        InputError: the file cannot be read, is not such a file, or holds more than `MAX_BYTES`.
     """
     try:
         content = read_file(path)
         if content[:2] == b"\x1f\x8b":
-            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(max_bytes + 1)
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(MAX_BYTES + 1)
     except (InputError, EOFError, OSError, zlib.error) as error:
         raise InputError(f"{path} cannot be used: {error}") from None
-    if len(content) > max_bytes:
-        raise InputError(f"{path} holds more than {max_bytes} bytes, expected less")
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{path} holds more than {MAX_BYTES} bytes, expected less")
     if len(content) < HEADER.size or not content.startswith(MAGIC):
         raise InputError(
             f"{path} has {len(content)} bytes and begins with 0x{content[:4].hex()}, expected "

@@ -49,7 +49,7 @@ BUILT_IN: dict[str, tuple[str, str, Callable[[Any, TrainConfig], Task]]] = {
     "digit-strings": ("digits", "DigitStrings", lambda task, c: task(c.seed, c.validation, c.augment)),
     "digits-binary": ("digits", "DigitsDensity", lambda task, c: task(c.seed, c.validation)),
     "digits-grey": ("digits", "DigitsDensity", lambda task, c: task(c.seed, c.validation, binary=False)),
-    "fashion": ("fashion", "Fashion", lambda task, c: task(c.seed, c.validation, *_path(c.data))),
+    "fashion": ("fashion", "Fashion", lambda task, c: task(c.seed, c.validation, c.data)),
     "gaussian-field": ("gaussian_field", "GaussianField", lambda task, c: task(c.grid)),
     "gaussian-field-anisotropic": (
         *("gaussian_field", "GaussianField"),
@@ -60,10 +60,6 @@ BUILT_IN: dict[str, tuple[str, str, Callable[[Any, TrainConfig], Task]]] = {
 }
 _registered: dict[str, TaskEntry] = {}
 TAKE_DATA = (*KINDS, "fashion")  # what `data` goes with; the files of fashion may lie anywhere
-
-
-def _path(data: str) -> list[Path]:
-    return [Path(data)] if data else []
 
 
 def register_task(name: str, *, kind: Kind, defaults: Mapping[str, Any] | None = None) -> Callable[[F], F]:

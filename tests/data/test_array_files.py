@@ -11,10 +11,9 @@ import pytest
 from helpers.user_data import RNG, read, write_arrays
 from PIL import Image
 
-from mdlstm_tk.data import SPLITS, UNLABELLED, Kind
+from mdlstm_tk.data import SPLITS, UNLABELLED, Kind, idx
 from mdlstm_tk.data.builtin import fashion
 from mdlstm_tk.data.builtin.fashion import Fashion
-from mdlstm_tk.data.idx import read_idx
 from mdlstm_tk.data.user_data import read_data
 from mdlstm_tk.errors import InputError
 
@@ -194,12 +193,13 @@ BAD_IDX = {
 
 
 @pytest.mark.parametrize("name", BAD_IDX)
-def test_damaged_idx_files_are_one_line(name: str, tmp_path: Path) -> None:
+def test_damaged_idx_files_are_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idx, "MAX_BYTES", 2**16)
     content, message = BAD_IDX[name]
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(content)
     with pytest.raises(InputError, match=message) as refused:
-        read_idx(path, 2**16)
+        idx.read_idx(path)
     assert "\n" not in str(refused.value)
 
 

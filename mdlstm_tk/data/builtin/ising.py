@@ -50,7 +50,6 @@ class Ising(Task):
         "batch_size": 64,
         "hidden": 16,
         "lr": 0.02,
-        "weight_decay": 0.0,
         "schedule": "cosine",
         "warmup": 50,
         "clip": 1.0,
