@@ -183,19 +183,19 @@ class LazySamples(Sequence[Sample]):
             return [self[k] for k in range(len(self.samples))[index]]
         index = range(len(self.samples))[index]
         x, y = self._kept.get(index) or self._read(index)
-        prepare = self.preprocessing
-        return x if prepare is None or prepare.resize else prepare(x), y
+        images_are_raw = self.preprocessing is not None and self.preprocessing.resize is None
+        return self.preprocessing(x) if images_are_raw and self.preprocessing else x, y
 
     def _read(self, index: int) -> tuple[Any, Any]:
-        sample, prepare = self.samples[index], self.preprocessing
+        sample = self.samples[index]
         try:
             x, y = sample.read_x(), self.encode(sample.read_y())
         except (UnusableSampleError, KeyError, ValueError) as reason:
             raise InputError(
                 f"{sample.name} has changed since the start and can no longer be used: {reason}"
             ) from None
-        if prepare is not None and prepare.resize:
-            x = prepare(x)
+        if self.preprocessing is not None and self.preprocessing.resize is not None:
+            x = self.preprocessing(x)
         if sample.is_file and self.budget.take(sum(map(_count_bytes, (x, y)))):
             self._kept[index] = x, y
         return x, y

@@ -60,8 +60,16 @@ class Checkpoint:
             InputError: the weights do not fit the network that the configuration describes.
         """
         network = build_network(self.config, self.spec)
-        self._load(network, self.weights())
+        self.load_model(network)
         return network.eval()
+
+    def load_model(self, network: nn.Module) -> None:
+        """Copy `weights` into `network`.
+
+        Raises:
+            InputError: the weights do not fit `network`.
+        """
+        self._load(network, self.weights())
 
     def restore(
         self, network: nn.Module, average: AveragedModel | None, optimizer: optim.Optimizer
@@ -147,9 +155,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 f"{SCHEMA}; it was written by mdlstm-tk {metadata['version']}"
             )
         config = TrainConfig().updated(metadata["config"], str(path))
-        spec, step = TaskSpec.from_json(metadata["spec"]), int(metadata["step"])
-        score, best_step = float(metadata["score"]), int(metadata["best_step"])
-        return Checkpoint(config, spec, step, score, best_step, tensors)
+        spec = TaskSpec.from_json(metadata["spec"])
+        return Checkpoint(
+            config,
+            spec,
+            step=int(metadata["step"]),
+            score=float(metadata["score"]),
+            best_step=int(metadata["best_step"]),
+            tensors=tensors,
+        )
     except InputError:
         raise
     except (safetensors.SafetensorError, OSError, LookupError, TypeError, ValueError):
