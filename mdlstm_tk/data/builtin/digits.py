@@ -10,16 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk.data.augmentation import distort
-from mdlstm_tk.data.builtin import GeneratedTask
-from mdlstm_tk.data.sampling import binarise, stratified_mask
-from mdlstm_tk.data.spec import Floats, Sample, Split, TaskSpec
-from mdlstm_tk.data.task import DatasetTask
+from mdlstm_tk.data.sampling import binarise, make_rng, stratified_mask
+from mdlstm_tk.data.spec import SPLITS, Batch, Floats, Sample, Split, TaskSpec
+from mdlstm_tk.data.task import WHOLE_BATCH, DatasetTask, Task, collate
 from mdlstm_tk.errors import require
 
 SIDE = 8  # pixels of a digit
 CLASSES = tuple("0123456789")
 GREY_LEVELS = 17  # of a pixel
 TEST_SHARE = 0.2  # of all digits
+STRING_EVALUATION_SAMPLES = {"validation": 300, "test": 1000}
 STRING_HEIGHT = 12  # pixels
 MIN_LENGTH, MAX_LENGTH = 3, 8  # digits of a string
 MAX_GAP = 3  # columns between two digits
@@ -155,7 +155,7 @@ class DigitsDensity(DatasetTask):
         )
 
 
-class DigitStrings(GeneratedTask):
+class DigitStrings(Task):
     """Transcription of three to eight digits side by side, with random gaps and heights.
 
     The digits of test strings appear in no training string.
@@ -170,7 +170,6 @@ class DigitStrings(GeneratedTask):
     """
 
     kind = "transcribe"
-    samples: ClassVar[Mapping[Split, int]] = {"validation": 300, "test": 1000}
     defaults: ClassVar[Mapping[str, Any]] = {
         **_COMMON,
         "size": "12x88",
@@ -195,10 +194,17 @@ class DigitStrings(GeneratedTask):
         return True
 
     def count(self, split: Split) -> int:
-        return super().count(split) if len(self.indices[split]) else 0
+        return STRING_EVALUATION_SAMPLES.get(split, 0) if len(self.indices[split]) else 0
 
-    def draw(self, rng: np.random.Generator, split: Split) -> Sample:
+    def batch(
+        self, seed: int, step: int, count: int, split: Split = "train", shard: slice = WHOLE_BATCH
+    ) -> Batch:
+        draws = range(step * count, (step + 1) * count)[shard]
+        return collate(self.kind, [self._string(seed, split, draw) for draw in draws])
+
+    def _string(self, seed: int, split: Split, draw: int) -> Sample:
         """Return the image (12, W, 1) of a string, and 1 + each of its digits."""
+        rng = make_rng(seed, SPLITS.index(split), draw)
         chosen = rng.choice(self.indices[split], rng.integers(MIN_LENGTH, MAX_LENGTH + 1))
         gaps = rng.integers(0, MAX_GAP + 1, len(chosen))
         tops = rng.integers(0, STRING_HEIGHT - SIDE + 1, len(chosen))

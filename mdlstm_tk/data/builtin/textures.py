@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data.builtin import GeneratedTask
-from mdlstm_tk.data.spec import SPLITS, Floats, Sample, Split, TaskSpec
+from mdlstm_tk.data.sampling import make_rng
+from mdlstm_tk.data.spec import SPLITS, Batch, Floats, Sample, Split, TaskSpec
+from mdlstm_tk.data.task import WHOLE_BATCH, Task, collate
 from mdlstm_tk.errors import InputError, require
 
 # The photographs that show one surface throughout: class name → function of `skimage.data`.
@@ -30,6 +31,7 @@ COLUMNS: dict[Split, tuple[float, float]] = {
     "validation": (0.6, 0.78),
     "test": (0.78, 1.0),
 }
+EVALUATION_SAMPLES = {"validation": 64, "test": 256}
 MIN_SURFACES, MAX_SURFACES = 2, 4  # in a mosaic
 
 
@@ -48,7 +50,7 @@ def _load_photographs() -> tuple[Floats, ...]:
     return tuple(photographs)
 
 
-class Textures(GeneratedTask):
+class Textures(Task):
     """Mosaics of two to four surfaces, where each surface covers the pixels nearest to a random point.
 
     The splits use parts of the photographs that do not overlap: the left 60 % of the columns for training,
@@ -65,7 +67,6 @@ class Textures(GeneratedTask):
     """
 
     kind = "segment"
-    samples: ClassVar[Mapping[Split, int]] = {"validation": 64, "test": 256}
     defaults: ClassVar[Mapping[str, Any]] = {
         "size": "64",
         "steps": 5000,
@@ -98,8 +99,18 @@ class Textures(GeneratedTask):
         self.size = size
         self.spec = TaskSpec("textures", self.kind, 1, len(CLASSES), size, CLASSES, (0.0,), (1.0,))
 
-    def draw(self, rng: np.random.Generator, split: Split) -> Sample:
+    def count(self, split: Split) -> int:
+        return EVALUATION_SAMPLES.get(split, 0)
+
+    def batch(
+        self, seed: int, step: int, count: int, split: Split = "train", shard: slice = WHOLE_BATCH
+    ) -> Batch:
+        draws = range(step * count, (step + 1) * count)[shard]
+        return collate(self.kind, [self._mosaic(seed, split, draw) for draw in draws])
+
+    def _mosaic(self, seed: int, split: Split, draw: int) -> Sample:
         """Return a mosaic (H, W, 1) and the class of each pixel (H, W)."""
+        rng = make_rng(seed, SPLITS.index(split), draw)
         count = int(rng.integers(MIN_SURFACES, MAX_SURFACES + 1))
         surfaces = rng.permutation(len(CLASSES))[:count]
         points = rng.uniform(0, self.size, (count, 2))
