@@ -133,11 +133,9 @@ def _map_stored(path: Path, archive: zipfile.ZipFile, member: str) -> Array | No
         file.seek(info.header_offset)
         name_bytes, extra_bytes = struct.unpack("<HH", file.read(LOCAL_HEADER_BYTES)[-4:])
         file.seek(name_bytes + extra_bytes, 1)
-        npy = np.lib.format
-        is_first = npy.read_magic(file) == (1, 0)
-        shape, fortran_order, dtype = (
-            npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0
-        )(file)
+        if np.lib.format.read_magic(file) != (1, 0):  # as that of records with hundreds of fields
+            return None
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
         if dtype.hasobject:
             return None
         mapped: Array = np.memmap(

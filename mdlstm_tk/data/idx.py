@@ -5,6 +5,8 @@ train-images-idx3-ubyte, t10k-images-idx3-ubyte   and with .idx3, with .gz, afte
 
 from __future__ import annotations
 
+import gzip
+import io
 import re
 import struct
 import zlib
@@ -24,8 +26,8 @@ from mdlstm_tk.runtime.io.npy import MAX_BYTES
 
 NAME = re.compile(r"(.*-)?(train|t10k|test)-images[-.]idx3-ubyte(\.gz)?")
 SPLITS: dict[str, Split] = {"train": "train", "t10k": "test", "test": "test"}
-MAGIC = 0x803  # unsigned bytes, three axes
-HEADER = struct.Struct(">4I")
+MAGIC = b"\0\0\x08\x03"  # unsigned bytes, three axes
+HEADER = struct.Struct(">4s3I")
 
 Images = npt.NDArray[np.uint8]
 
@@ -57,35 +59,26 @@ def find_idx(folder: Path) -> dict[Split, Path]:
     return {split: next(iter(files.values())) for split, files in found.items()} if "train" in found else {}
 
 
-def read_idx(path: Path, max_bytes: int = MAX_BYTES) -> Images:
-    """Read an IDX file of images, compressed by gzip or not.
-
-    Args:
-        path: the file.
-        max_bytes: maximum size of the images.
-
-    Returns:
-        (N, H, W).
+def read_idx(path: Path) -> Images:
+    """Read the images (N, H, W) of an IDX file, compressed by gzip or not.
 
     Raises:
-        InputError: the file cannot be read, is not such a file, or is larger.
+        InputError: the file cannot be read, is not such a file, or holds more than `MAX_BYTES`.
     """
     try:
         content = read_file(path)
         if content[:2] == b"\x1f\x8b":
-            stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
-            content = stream.decompress(content, max_bytes + 1)
-            if len(content) <= max_bytes and not stream.eof:
-                raise InputError("it is damaged: it ends too early")
-    except (InputError, zlib.error) as error:
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(MAX_BYTES + 1)
+    except (InputError, EOFError, OSError, zlib.error) as error:
         raise InputError(f"{path} cannot be used: {error}") from None
-    if len(content) > max_bytes:
-        raise InputError(f"{path} holds more than {max_bytes} bytes, expected less")
-    if len(content) < HEADER.size:
-        raise InputError(f"{path} has {len(content)} bytes, expected an IDX header of {HEADER.size}")
-    magic, *shape = HEADER.unpack_from(content)
-    if magic != MAGIC:
-        raise InputError(f"{path} begins with {magic:#010x}, expected {MAGIC:#010x}, an IDX file of images")
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{path} holds more than {MAX_BYTES} bytes, expected less")
+    if len(content) < HEADER.size or not content.startswith(MAGIC):
+        raise InputError(
+            f"{path} has {len(content)} bytes and begins with 0x{content[:4].hex()}, expected "
+            f"0x{MAGIC.hex()}, an IDX file of images"
+        )
+    _, *shape = HEADER.unpack_from(content)
     count, size = prod(shape), len(content) - HEADER.size
     if count == 0 or count != size:
         raise InputError(f"{path} says that it holds {tuple(shape)} bytes of images, but it holds {size}")

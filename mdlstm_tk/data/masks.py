@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -30,10 +30,9 @@ class RawMask:
     """A mask as it is stored.
 
     Attributes:
-        pixels: (*grid) integers, negative where the class is unknown; or (H, W, 3) uint8 if the mask has
-            colours.
-        palette: (K, 3) uint8, the colour of each value, if the mask has a palette.
-        has_colours: colours are the classes.
+        pixels: (*grid) integers, negative where the class is unknown; or colours as 0xRRGGBB.
+        palette: (256,) the colour of each value as 0xRRGGBB, if the mask has a palette.
+        has_colours: the pixels are colours.
     """
 
     pixels: Array
@@ -42,35 +41,15 @@ class RawMask:
 
     @property
     def colours(self) -> Array:
-        """(H, W) the colour of each pixel as one number, 0xRRGGBB; values without a palette are greys."""
-        pixels = self.pixels
+        """The colour of each pixel as 0xRRGGBB; values without a palette are greys."""
         if self.palette is not None:
-            pixels = self.palette[pixels]
-        elif not self.has_colours:
-            pixels = np.repeat(pixels[..., None], 3, axis=-1)
-        numbers: Array = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
-        return numbers
+            return self.palette[self.pixels]
+        return self.pixels if self.has_colours else self.pixels.astype(np.int32) * 0x010101
 
-    def scan(self) -> MaskScan:
-        """Return what occurs in the mask."""
-        if self.has_colours:
-            return MaskScan((), tuple(np.unique(self.colours).tolist()))
+    def distinct(self) -> RawMask:
+        """Return the mask with each known value or colour once, increasing."""
         values = np.unique(self.pixels)
-        values = values[values >= 0]
-        colours = () if self.palette is None else RawMask(values, self.palette).colours.tolist()
-        return MaskScan(tuple(values.tolist()), tuple(colours))
-
-
-class MaskScan(NamedTuple):
-    """What occurs in one mask.
-
-    Attributes:
-        values: its values, increasing; empty if it has colours.
-        colours: its colours as 0xRRGGBB: of each of the values if it has a palette, else increasing.
-    """
-
-    values: tuple[int, ...]
-    colours: tuple[int, ...]
+        return replace(self, pixels=values[values >= 0])
 
 
 def read_mask(file: Path) -> RawMask:
@@ -104,7 +83,7 @@ def _raw_mask(image: Any) -> RawMask:
         # GIF has no grey images, and Pillow may number the values of a grey mask anew when it writes one.
         if image.format == "GIF" and is_grey(palette[np.unique(pixels)][None]):
             return RawMask(palette[pixels][..., 0])
-        return RawMask(pixels, palette)
+        return RawMask(pixels, _numbers(palette))
     if image.mode.startswith("I"):
         return RawMask(np.asarray(image).astype(np.int32))
     if image.mode == "F":
@@ -115,7 +94,13 @@ def _raw_mask(image: Any) -> RawMask:
     if image.mode in ("1", "L", "LA", "La"):
         return RawMask(np.asarray(image.getchannel(0).convert("L")))
     pixels = np.asarray(image.convert("RGBA" if "A" in image.mode else "RGB"))[..., :3]
-    return RawMask(pixels[..., 0]) if is_grey(pixels) else RawMask(pixels, has_colours=True)
+    return RawMask(pixels[..., 0]) if is_grey(pixels) else RawMask(_numbers(pixels), has_colours=True)
+
+
+def _numbers(colours: Array) -> Array:
+    """Return colours (*grid, 3) as 0xRRGGBB."""
+    numbers: Array = colours.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -135,23 +120,27 @@ class MaskClasses:
     has_unknown: bool = False
 
     @classmethod
-    def of(cls, scans: Sequence[MaskScan]) -> MaskClasses:
+    def of(cls, masks: Sequence[RawMask]) -> MaskClasses:
         """Find the classes.
+
+        Args:
+            masks: what `RawMask.distinct` returns for each mask.
 
         Raises:
             InputError: the masks have too many colours, fewer than two classes, or are of different types.
         """
         colour_of: dict[int, int] = {}
-        have_colours = any(not scan.values and scan.colours for scan in scans)
-        for scan in scans:
-            for value, colour in zip(scan.values, scan.colours, strict=False):
-                have_colours |= colour_of.setdefault(value, colour) != colour
-        values = sorted({value for scan in scans for value in scan.values})
-        if not have_colours and len(values) < 2:
+        have_colours = any(mask.has_colours for mask in masks)
+        for mask in masks:
+            if mask.palette is not None:
+                for value, colour in zip(mask.pixels.tolist(), mask.colours.tolist(), strict=True):
+                    have_colours |= colour_of.setdefault(value, colour) != colour
+        if have_colours:
+            return cls._of_colours(masks)
+        values = sorted({value for mask in masks for value in mask.pixels.tolist()})
+        if len(values) < 2:
             only = f"only the value {values[0]}" if values else "no value"
             raise InputError(f"the masks hold {only}; expected two classes or more")
-        if have_colours:
-            return cls._of_colours(scans)
         has_unknown = len(values) > 2 and values[-1] == UNKNOWN_VALUE
         if has_unknown:
             values.pop()
@@ -160,15 +149,15 @@ class MaskClasses:
         return cls(tuple(values), _channels(palette) if complete else (), (), has_unknown)
 
     @classmethod
-    def _of_colours(cls, scans: Sequence[MaskScan]) -> MaskClasses:
-        colours = {colour for scan in scans for colour in scan.colours}
-        greys = {value for scan in scans if not scan.colours for value in scan.values}
-        if max(greys, default=0) > 255:
+    def _of_colours(cls, masks: Sequence[RawMask]) -> MaskClasses:
+        greys = [mask.pixels for mask in masks if not mask.has_colours and mask.palette is None]
+        largest = max((int(values.max(initial=0)) for values in greys), default=0)
+        if largest > 255:
             raise InputError(
-                f"some masks have colours, and others values up to {max(greys)}, which no colour has; "
+                f"some masks have colours, and others values up to {largest}, which no colour has; "
                 "save all masks in the same way"
             )
-        colours |= {grey * 0x010101 for grey in greys}
+        colours = {colour for mask in masks for colour in mask.colours.tolist()}
         if len(colours) > MAX_COLOURS:
             raise InputError(
                 f"the masks have {len(colours)} colours, expected at most {MAX_COLOURS} classes; "

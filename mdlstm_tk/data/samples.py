@@ -42,13 +42,13 @@ class Moments:
 
 @dataclass(frozen=True)
 class Scan:
-    """What the first pass learns about a sample.
+    """The result of the first pass over a sample.
 
     Attributes:
         sample: the sample.
         extents: of its grid, as the network will see it.
         moments: of x, with one channel if the sample is a grey image.
-        target: the name of the class, the text, a `MaskScan`, or the `Moments` of the target.
+        target: the name of the class, the text, the `RawMask.distinct`, or the `Moments` of the target.
     """
 
     sample: RawSample
@@ -102,7 +102,7 @@ def _scan(sample: RawSample, kind: Kind, resize: Resize) -> Scan | str:
         target = sample.read_y()
         if kind == "segment":
             _check_extents("mask", target.pixels.shape[: len(grid)], grid)
-            target = target.scan()
+            target = target.distinct()
         elif kind == "grid":
             _check_extents("target", target.shape[: len(grid)], grid)
             target, _ = _moments(target, sample.is_file, resize)

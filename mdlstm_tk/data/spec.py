@@ -143,14 +143,6 @@ class TaskSpec:
             is_complete = len(deviations) == len(means) or (mean == "target_mean" and not deviations)
             are_positive = is_complete and all(0 < s < float("inf") for s in deviations)
             yield std, are_positive, f"{len(means)} numbers above 0"
-        values, palette = self.mask_values, self.mask_palette
-        is_complete = len(set(values)) == len(values) and len(values) in (0, len(self.classes))
-        yield "mask_values", is_complete, "a number for each class of masks, all different"
-        is_palette = len(palette) in (0, 3 * len(values)) and set(palette) <= set(range(256))
-        yield "mask_palette", is_palette, "3 numbers from 0 to 255 for each of mask_values"
-        fits = self.preprocessing is None or self.preprocessing.channels == self.channels
-        yield "preprocessing", fits, f"for {self.channels} channels"
-        yield "text_direction", self.text_direction in (None, *get_args(Direction)), "ltr, rtl or none"
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TaskSpec:

@@ -11,11 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
-
-import torch
 
 from mdlstm_tk.data import Task, TaskSpec
 from mdlstm_tk.errors import InputError
@@ -225,41 +224,35 @@ def compare_models(
         on_run_end: called with each finished run and its task, such as `mdlstm_tk.report.draw_run`.
     """
     results: dict[str, dict[str, Any]] = {}
-    steps_before = 0
+    steps_done = 0
+
+    def report(model: str, seed: int, before: int, progress: Progress) -> None:
+        on_step(ComparisonProgress(model, seed, before + progress.step, progress))
+
     for seed in range(plan.seeds):
         task = make_task(replace(plan.config, seed=seed))
         for model in plan.models:
-            job = new_job(
-                _config_for(plan, model, seed, task.spec), plan.run(model, seed).folder, True, task
-            )
+            config = _config_for(plan, model, seed, task.spec)
+            job = new_job(config, plan.run(model, seed).folder, True, task)
             if plan.original_settings:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed)
-                    init_original_(job.network)
-
-            def report(
-                progress: Progress, model: str = model, seed: int = seed, before: int = steps_before
-            ) -> None:
-                on_step(ComparisonProgress(model, seed, before + progress.step, progress))
-
-            result = train(job, report)
-            entry = results.setdefault(model, {"hidden": job.config.hidden})
+                init_original_(job.network, seed)
+            result = train(job, partial(report, model, seed, steps_done))
+            entry = results.setdefault(model, {"hidden": config.hidden, "seconds": []})
             entry["parameters"] = result["parameters"]
-            entry.setdefault("seconds", []).append(result["seconds"])
+            entry["seconds"].append(result["seconds"])
             _append_errors(entry, result["errors"])
             if on_run_end is not None:
                 on_run_end(job.run, task)
-            steps_before += plan.config.steps
-        seen = plan.config.steps * plan.config.batch_size
-        for name, errors in task.baselines(seed, seen).items():
+            steps_done += plan.config.steps
+        for name, errors in task.baselines(seed, plan.config.steps * plan.config.batch_size).items():
             _append_errors(results.setdefault(name, {}), errors)
+    comparison = Comparison(plan, results)
     if plan.is_diagonal:
-        for model in plan.models:
-            records = [plan.run(model, seed).read_metrics() for seed in range(plan.seeds)]
-            results[model] = summarize_diagonal(records)
+        overall, relevant = comparison.curves("loss"), comparison.curves("relevant")
+        results.update({m: summarize_diagonal(overall[m], relevant[m]) for m in plan.models})
     with atomic_write(plan.folder / "summary.json") as temporary:
         temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    return Comparison(plan, results)
+    return comparison
 
 
 def with_equal_parameters(config: TrainConfig, model: str, spec: TaskSpec) -> TrainConfig:

@@ -20,50 +20,49 @@ LAST = 100  # steps that the final losses are averaged over
 
 
 @torch.no_grad()
-def init_original_(network: nn.Module) -> None:
+def init_original_(network: nn.Module, seed: int) -> None:
     """Start a network as philipperemy/tensorflow-multi-dimensional-lstm does.
 
     Weights are Glorot uniform over inputs and states, and biases 0, but for forget gates of
     one-dimensional LSTMs, which start at 1.
     """
+    generator = torch.Generator().manual_seed(seed)
     nn.init.zeros_(network.head.bias)  # type: ignore[union-attr, arg-type]
     for module in network.modules():
         if not isinstance(module, MDLSTM | nn.LSTM):
             continue
         n = module.hidden_size
         axes = module.ndim if isinstance(module, MDLSTM) else 1
-        for k in range(module.num_layers):
-            named = {name: p for name, p in module.named_parameters() if name.endswith(f"l{k}")}
-            weight_ih = named[f"weight_ih_l{k}"]
-            rows = weight_ih.shape[-2]
-            bound = (6 / (weight_ih.shape[-1] + axes * n + rows)) ** 0.5
-            for name, parameter in named.items():
-                if name.startswith("weight"):
-                    nn.init.uniform_(parameter, -bound, bound)
-                elif "bias" in name:
-                    nn.init.zeros_(parameter)
-                    if isinstance(module, nn.LSTM) and name.startswith("bias_ih"):
-                        nn.init.ones_(parameter[n : 2 * n])
+        for name, parameter in module.named_parameters():
+            if name.startswith("weight"):
+                weight_ih = module.get_parameter(f"weight_ih_l{name.rpartition('l')[2]}")
+                bound = (6 / (weight_ih.shape[-1] + axes * n + weight_ih.shape[-2])) ** 0.5
+                nn.init.uniform_(parameter, -bound, bound, generator)
+            elif "bias" in name:
+                nn.init.zeros_(parameter)
+                if isinstance(module, nn.LSTM) and name.startswith("bias_ih"):
+                    nn.init.ones_(parameter[n : 2 * n])
 
 
-def summarize_diagonal(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+def summarize_diagonal(
+    overall: Sequence[Sequence[float]], relevant: Sequence[Sequence[float]]
+) -> dict[str, Any]:
     """Summarize the runs of one network, one per seed.
 
     Args:
-        runs: the records of `metrics.jsonl` of each run.
+        overall, relevant: the losses at each step of each run.
 
     Returns:
         "overall" and "relevant": the losses averaged over the last `LAST` steps, median of the seeds;
         "relevant_worst": the largest of the seeds; "passes_at": for each seed the first step at which the
         relevant loss, averaged over `WINDOW` steps, is below `THRESHOLD`, or None.
     """
-    overall = [mean(record["loss"] for record in run[-LAST:]) for run in runs]
-    relevant = [mean(record["relevant"] for record in run[-LAST:]) for run in runs]
+    last = [mean(losses[-LAST:]) for losses in relevant]
     return {
-        "overall": median(overall),
-        "relevant": median(relevant),
-        "relevant_worst": max(relevant),
-        "passes_at": [_first_step_below([record["relevant"] for record in run]) for run in runs],
+        "overall": median(mean(losses[-LAST:]) for losses in overall),
+        "relevant": median(last),
+        "relevant_worst": max(last),
+        "passes_at": [_first_step_below(losses) for losses in relevant],
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk.data import Task
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.providers import available_memory as machine_memory
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.networks import build_network, count_parameters
 
@@ -112,31 +112,17 @@ def estimate_memory(config: TrainConfig, task: Task, samples: int) -> MemoryEsti
 def available_memory() -> int | None:
     """Bytes that this process can still get without swapping; None if the system does not tell.
 
-    On Linux, the limit of the container counts as well. Elsewhere it is all free memory, or the
-    physical memory if the system tells nothing else.
+    On Linux this is the free memory, in a container at most what its limit leaves to this process.
+    Elsewhere it is all memory of the machine.
     """
+    memory = machine_memory()
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        system = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        own = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, StopIteration, ValueError):
-        names = getattr(os, "sysconf_names", {})
-        key = next((key for key in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES") if key in names), None)
-        return os.sysconf(key) * os.sysconf("SC_PAGE_SIZE") if key else None
-    limits = [
-        _container_memory("/sys/fs/cgroup", "memory.max", "memory.current"),
-        _container_memory("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ]
-    return min([system, *(limit for limit in limits if limit is not None)])
-
-
-def _container_memory(folder: str, limit_file: str, usage_file: str) -> int | None:
-    """The rest of a control group's limit; file caches that it counts can be dropped."""
-    try:
-        limit, usage = (int(Path(folder, name).read_text()) for name in (limit_file, usage_file))
-        statistics = dict(line.split() for line in Path(folder, "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):  # there is none, or its limit is "max"
-        return None
-    return max(limit - usage + int(statistics.get("inactive_file", 0)), 0)
+        return memory
+    return free if memory is None else min(free, max(memory - own, 0))
 
 
 def _kept_for_backward(network: nn.Module, task: Task, samples: int) -> int:
@@ -165,9 +151,9 @@ def _advise(config: TrainConfig, task: Task, estimate: MemoryEstimate) -> str:
     if config.batch_size > 1:
         return f"batch_size={max(config.batch_size // 4, 1)}, or less"
     if config.windows or task.spec.kind in ("classify", "segment", "transcribe"):
-        rows = 2 * int(config.windows.partition("x")[0].partition(",")[0] or 1)
-        larger = replace(config, windows=",".join([str(rows), *config.windows.split(",")[1:]]))
-        return f"windows={larger.windows}, or larger"
+        first, *others = config.windows.split(",")
+        larger = [str(2 * int(first.partition("x")[0] or 1)), *others]
+        return f"windows={','.join(larger)}, or larger"
     return "a smaller crop or resize" if config.data else "a smaller size"
 
 

@@ -1,4 +1,4 @@
-"""How far training is, how fast it runs, and the running means that a progress line shows. No torch."""
+"""The progress of a training, its rate, and the running means that a progress line shows. No torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainingTimes:
-    """Where the time of a run went, in seconds, summed over the processes that trained it in turn.
+    """The times of a run in seconds, summed over the processes that trained it in turn.
 
     Attributes:
         steps: optimizer steps measured.
@@ -62,39 +62,33 @@ class TrainingTimes:
     compilation: float = 0.0
 
     def __add__(self, other: TrainingTimes) -> TrainingTimes:
-        mine, others = asdict(self), asdict(other)
-        return TrainingTimes(**{name: mine[name] + others[name] for name in mine})
+        return TrainingTimes(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
-@dataclass
 class _Durations:
-    """Durations of one kind in seconds: the first, and the sum and the number of the others."""
+    """Durations of one kind in seconds. The first may include the compilation of kernels."""
 
-    first: float | None = None
-    sum_of_others: float = 0.0
-    others: int = 0
+    def __init__(self) -> None:
+        self.count, self.first, self.sum = 0, 0.0, 0.0
 
     def add(self, seconds: float) -> None:
-        if self.first is None:
-            self.first = seconds
-        else:
-            self.sum_of_others += seconds
-            self.others += 1
+        self.first = self.first if self.count else seconds
+        self.count, self.sum = self.count + 1, self.sum + seconds
 
     @property
     def mean(self) -> float | None:
         """The mean without the first one; None if there are no others."""
-        return self.sum_of_others / self.others if self.others else None
+        return (self.sum - self.first) / (self.count - 1) if self.count > 1 else None
 
     @property
     def excess(self) -> float:
         """How much longer the first one took than the mean of the others; 0 if there are none."""
-        return 0.0 if self.first is None or self.mean is None else max(0.0, self.first - self.mean)
+        return 0.0 if self.mean is None else max(0.0, self.first - self.mean)
 
     @property
     def total(self) -> float:
         """The sum of all without that excess."""
-        return (self.first or 0.0) + self.sum_of_others - self.excess
+        return self.sum - self.excess
 
 
 class StepTimer:
@@ -130,15 +124,15 @@ class StepTimer:
         """Estimated time of further steps and validations; None until the rate is known."""
         if self._steps.mean is None:
             return None
-        validation = self._validations.mean or self._validations.first or 0.0
+        validation = self._validations.mean or self._validations.first
         return steps * self._steps.mean + validations * validation
 
     @property
     def times(self) -> TrainingTimes:
         """The times of this process so far."""
-        steps = self._steps.others + (self._steps.first is not None)
-        compilation = self._steps.excess + self._validations.excess
-        return TrainingTimes(steps, self._steps.total, self._validations.total, compilation)
+        steps, validations = self._steps, self._validations
+        compilation = steps.excess + validations.excess
+        return TrainingTimes(steps.count, steps.total, validations.total, compilation)
 
 
 class RecentMetrics:

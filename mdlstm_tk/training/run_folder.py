@@ -121,12 +121,12 @@ class Run:
 
     def read_samples(self) -> dict[str, list[str]] | None:
         """The names of the samples by split; None if there are none."""
-        names = self._read_json(self.samples, None)
-        return None if names is None else {split: list(map(str, each)) for split, each in names.items()}
+        names: dict[str, list[str]] | None = self._read_json(self.samples, None)
+        return names
 
     def write_samples(self, names: Mapping[Any, Sequence[str]]) -> None:
         """Write `samples.json`."""
-        self._write(self.samples, json.dumps({k: list(v) for k, v in names.items()}, indent=1) + "\n")
+        self._write(self.samples, json.dumps(dict(names), indent=1) + "\n")
 
     def read_result(self) -> dict[str, Any]:
         """The content of `result.json`; {} if there is none."""

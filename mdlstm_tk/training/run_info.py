@@ -56,13 +56,12 @@ def describe_run(folder: Path) -> dict[str, Any]:
 def _recurrence(network: nn.Module) -> dict[str, Any]:
     """The cell and the number of sweep directions of the network's layers; lists if they differ."""
     layers = [module for module in network.modules() if isinstance(module, MDLSTM)]
-    cells = list(dict.fromkeys(layer.cell for layer in layers))
-    directions = list(dict.fromkeys(len(layer.directions) for layer in layers))
-    return {name: _only(values) for name, values in (("cell", cells), ("directions", directions))}
-
-
-def _only(values: list[Any]) -> Any:
-    return values[0] if len(values) == 1 else values or None
+    values: dict[str, list[Any]] = {
+        "cell": [layer.cell for layer in layers],
+        "directions": [len(layer.directions) for layer in layers],
+    }
+    distinct = {name: list(dict.fromkeys(each)) for name, each in values.items()}
+    return {name: each[0] if len(each) == 1 else each or None for name, each in distinct.items()}
 
 
 def _mean(values: Sequence[float]) -> float | None:

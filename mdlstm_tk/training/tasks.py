@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from mdlstm_tk._util.sizes import format_size, parse_resize, parse_size
 from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.training.config import TrainConfig, read_toml
+from mdlstm_tk.training.config import TrainConfig
 
 if TYPE_CHECKING:  # modules of data import NumPy, which the help of the command line does without
     from mdlstm_tk.data import Kind, Task, TaskSpec
@@ -49,7 +49,7 @@ BUILT_IN: dict[str, tuple[str, str, Callable[[Any, TrainConfig], Task]]] = {
     "digit-strings": ("digits", "DigitStrings", lambda task, c: task(c.seed, c.validation, c.augment)),
     "digits-binary": ("digits", "DigitsDensity", lambda task, c: task(c.seed, c.validation)),
     "digits-grey": ("digits", "DigitsDensity", lambda task, c: task(c.seed, c.validation, binary=False)),
-    "fashion": ("fashion", "Fashion", lambda task, c: task(c.seed, c.validation, *_path(c.data))),
+    "fashion": ("fashion", "Fashion", lambda task, c: task(c.seed, c.validation, c.data)),
     "gaussian-field": ("gaussian_field", "GaussianField", lambda task, c: task(c.grid)),
     "gaussian-field-anisotropic": (
         *("gaussian_field", "GaussianField"),
@@ -60,10 +60,6 @@ BUILT_IN: dict[str, tuple[str, str, Callable[[Any, TrainConfig], Task]]] = {
 }
 _registered: dict[str, TaskEntry] = {}
 TAKE_DATA = (*KINDS, "fashion")  # what `data` goes with; the files of fashion may lie anywhere
-
-
-def _path(data: str) -> list[Path]:
-    return [Path(data)] if data else []
 
 
 def register_task(name: str, *, kind: Kind, defaults: Mapping[str, Any] | None = None) -> Callable[[F], F]:
@@ -126,7 +122,6 @@ def default_config(task: str, data: str = "", model: str | None = None) -> Train
     Raises:
         InputError: there is no such task, kind of data, or network for it.
     """
-    _check_data(task, data)
     if data and task in KINDS:
         from mdlstm_tk.data.user_data import DEFAULTS
 
@@ -145,11 +140,6 @@ def default_config(task: str, data: str = "", model: str | None = None) -> Train
     return TrainConfig(task=task, data=data).updated(values, task)
 
 
-def _check_data(task: str, data: str) -> None:
-    if data and task not in TAKE_DATA:
-        raise InputError(f"data goes with the tasks {', '.join(TAKE_DATA)}, got '{task}'")
-
-
 def make_task(config: TrainConfig, held_out: Collection[str] | None = None) -> Task:
     """Create the task of a configuration.
 
@@ -161,7 +151,8 @@ def make_task(config: TrainConfig, held_out: Collection[str] | None = None) -> T
         InputError: there is no such task, it does not exist in that size, or its data cannot be read.
         MissingExtraError: its data needs a package that is not installed.
     """
-    _check_data(config.task, config.data)
+    if config.data and config.task not in TAKE_DATA:
+        raise InputError(f"data goes with the tasks {', '.join(TAKE_DATA)}, got '{config.task}'")
     if not config.data or config.task not in KINDS:
         entry = find_task(config.task)
         for key in ("resize", "crop"):
@@ -282,15 +273,10 @@ def find_data(config: TrainConfig, folder: Path) -> TrainConfig:
     Raises:
         InputError: the data are at neither place.
     """
-    candidates = [config.data]
-    if config.data_from_run:
-        candidates.append(str((folder / config.data_from_run).resolve()))
-        latest = folder / "config.toml"  # written later than the last checkpoint, perhaps with another path
-        moved = read_toml(latest).get("data") if latest.exists() else None
-        candidates += [moved] if isinstance(moved, str) else []
-    for data in candidates:
-        if not config.data or (data and Path(data).exists()):
-            return replace(config, data=data)
+    if not config.data or Path(config.data).exists():
+        return config
+    if config.data_from_run and (data := (folder / config.data_from_run).resolve()).exists():
+        return replace(config, data=str(data))
     raise InputError(f"the data of {folder} are not at {config.data}; say where they are with --data PATH")
 
 

@@ -32,9 +32,8 @@ TINY = configure({"size": "4", "hidden": 3, "steps": 20, "batch_size": 2})
 
 
 def test_a_summary_of_training_losses() -> None:
-    solved_at_30 = [{"loss": 2.0, "relevant": 1.0 if step < 10 else 0.0} for step in range(120)]
-    never_solved = [{"loss": 4.0, "relevant": 1.0}] * 120
-    summary = summarize_diagonal([solved_at_30, never_solved])
+    solved_at_30, never_solved = [1.0] * 10 + [0.0] * 110, [1.0] * 120
+    summary = summarize_diagonal([[2.0] * 120, [4.0] * 120], [solved_at_30, never_solved])
     # 20 steps average below 0.05 for the first time when the last of the ten ones has left the window
     assert summary == {"overall": 3.0, "relevant": 0.5, "relevant_worst": 1.0, "passes_at": [30, None]}
     columns, rows = diagonal_rows({"md": summary})

@@ -44,6 +44,7 @@ from mdlstm_tk.training.tasks import BUILT_IN, find_task
         ({"size": "8by8"}, "size.*'8by8'"),
         ({"size": "0"}, "'0'"),
         ({"windows": "2,x"}, "windows.*'x'"),
+        *(({"resize": text}, "must be") for text in ("48x", "x48", "*x*", "48x*x3", "0x*", "1x2x3", "*")),
         ({"directions": "2"}, "directions.*1 or all"),
         ({"schedule": "cosin"}, "schedule.*'cosine'"),
         ({"data": []}, r"data.*text.*\[\]"),
@@ -127,7 +128,6 @@ def test_a_resumed_run_keeps_its_settings() -> None:
     ("options", "named"),
     [
         ({"data": "x"}, "data needs task"),
-        ({"data": "x", "task": "ising"}, "data goes with.*'ising'"),
         ({"task": "digit"}, "'digit'; did you mean 'digits'.*--import FILE"),
         ({"task": "segment"}, "kind of data"),
         ({"model": "mdd"}, "'mdd'; did you mean 'md'.*--import FILE"),
@@ -143,6 +143,7 @@ def test_tasks_and_networks_that_are_not_there_are_named(options: dict[str, str]
     ("values", "named"),
     [
         ({"size": "100000"}, "100000"),
+        ({"task": "ising", "data": "x"}, "data goes with.*'ising'"),
         ({"size": "8", "resize": "8"}, "resize goes with data"),
         ({"size": "8", "crop": "8"}, "crop goes with data"),
     ],

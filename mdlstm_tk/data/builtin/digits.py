@@ -26,7 +26,6 @@ MAX_GAP = 3  # columns between two digits
 _COMMON = {
     "hidden": 32,
     "lr": 0.01,
-    "weight_decay": 0.0,
     "schedule": "cosine",
     "warmup": 100,
     "clip": 1.0,

@@ -51,7 +51,8 @@ class Fashion(DatasetTask):
     Args:
         seed: seed of the validation split.
         validation: share of the 60,000 training pictures that chooses the best checkpoint.
-        folder: holds the IDX files, which may be those of another data set, such as MNIST.
+        folder: holds the IDX files, which may be those of another data set, such as MNIST; if empty, where
+            Debian's package puts them.
 
     Raises:
         InputError: the files are not there, or are damaged, or their images differ in size.
@@ -65,7 +66,6 @@ class Fashion(DatasetTask):
         "batch_size": 32,
         "hidden": 52,
         "lr": 0.02,
-        "weight_decay": 0.0,
         "schedule": "cosine",
         "warmup": 100,
         "clip": 1.0,
@@ -74,8 +74,8 @@ class Fashion(DatasetTask):
         "evaluate_every": 500,
     }
 
-    def __init__(self, seed: int, validation: float = 0.02, folder: Path = FOLDER) -> None:
-        train, test = _load(folder)
+    def __init__(self, seed: int, validation: float = 0.02, folder: str | Path = "") -> None:
+        train, test = _load(Path(folder or FOLDER))
         order = make_rng(seed, 2).permutation(len(train))
         count = round(validation * len(train))
         chosen: dict[Split, Any] = {

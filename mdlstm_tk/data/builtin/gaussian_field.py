@@ -41,7 +41,6 @@ class GaussianField(Task):
         "steps": 1500,
         "hidden": 16,
         "lr": 0.02,
-        "weight_decay": 0.0,
         "schedule": "cosine",
         "warmup": 50,
         "clip": 1.0,

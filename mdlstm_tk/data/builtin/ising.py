@@ -20,7 +20,7 @@ import numpy.typing as npt
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.sampling import make_rng
 from mdlstm_tk.data.spec import SPLITS, Batch, Split, TaskSpec
-from mdlstm_tk.data.task import WHOLE_BATCH, Task, collate
+from mdlstm_tk.data.task import WHOLE_BATCH, Task
 from mdlstm_tk.errors import InputError
 
 BETA = 0.4  # just below 0.4407, where an infinite grid becomes ordered
@@ -50,7 +50,6 @@ class Ising(Task):
         "batch_size": 64,
         "hidden": 16,
         "lr": 0.02,
-        "weight_decay": 0.0,
         "schedule": "cosine",
         "warmup": 50,
         "clip": 1.0,
@@ -78,7 +77,7 @@ class Ising(Task):
         shape = self.height, self.width
         uniform = [make_rng(seed, SPLITS.index(split), draw).random(shape) for draw in draws]
         images = self._draw(np.array(uniform).reshape(-1, *shape))
-        return collate(self.kind, [(image, None) for image in images])
+        return Batch(images, images)
 
     def baselines(self, seed: int, samples: int) -> dict[str, dict[str, float]]:
         """Return the test errors of the exact probabilities, which no network surpasses."""
@@ -98,7 +97,7 @@ class Ising(Task):
         bonds = (spins[:, 1:] * spins[:, :-1]).sum((1, 2)) + (spins[:, :, 1:] * spins[:, :, :-1]).sum(
             (1, 2)
         )
-        result: Floats = self.beta * bonds - self._log_normaliser
+        result: Floats = self.beta * bonds - self._log_z(self.beta)
         return result
 
     def _draw(self, uniform: Floats) -> npt.NDArray[np.float32]:
@@ -112,10 +111,6 @@ class Ising(Task):
             bit = 1 << (self.width - 1 - column)
             frontier = np.where(white, frontier | bit, frontier & ~bit)
         return images
-
-    @cached_property
-    def _log_normaliser(self) -> float:
-        return self._log_z(self.beta)
 
     def _log_z(self, beta: float) -> float:
         return sum(log_scale for log_scale, _ in self._sweep(beta))

@@ -73,7 +73,6 @@ class Textures(Task):
         "batch_size": 16,
         "hidden": 32,
         "lr": 0.01,
-        "weight_decay": 0.0,
         "cell": "leaky",
         "windows": "2,2",
         "schedule": "cosine",
