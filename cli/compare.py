@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,8 +9,8 @@ import typer
 
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import next_command, note, print_json, progress, table
-from mdlstm_tk.cli.options import DATA, OUTPUT, RUN, ForceFolder, Json, complete_from, parse_size_text
-from mdlstm_tk.cli.settings import Settings, parse_name
+from mdlstm_tk.cli.options import DATA, RUN, ForceFolder, Json, complete_from, output_option
+from mdlstm_tk.cli.settings import Settings
 from mdlstm_tk.errors import require
 from mdlstm_tk.training.config import TrainConfig, choices
 
@@ -24,7 +23,6 @@ def compare(
         str,
         typer.Option(
             metavar="NAME",
-            parser=partial(parse_name, "task"),
             help=f"Registered task to train on: {', '.join(choices('task'))}.",
             autocompletion=complete_from(*choices("task")),
             rich_help_panel=DATA,
@@ -34,7 +32,6 @@ def compare(
         str | None,
         typer.Option(
             metavar="SIZE",
-            parser=parse_size_text,
             help="Grid size, as 8 or 8x12, for tasks that generate their grids.",
             show_default="the task's own",
             rich_help_panel=DATA,
@@ -68,15 +65,7 @@ def compare(
     ] = False,
     settings: Settings = None,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            help="Folder for the runs, pictures and summary.",
-            show_default="runs/compare-TASK",
-            rich_help_panel=OUTPUT,
-        ),
+        Path | None, output_option("Folder for the runs, pictures and summary.", "runs/compare-TASK", "DIR")
     ] = None,
     force: ForceFolder = False,
     json: Json = False,
@@ -91,12 +80,7 @@ def compare(
     """
     require("torch", "train")
     from mdlstm_tk.report import draw_comparison, draw_run
-    from mdlstm_tk.training import (
-        compare_models,
-        configure_comparison,
-        parse_settings,
-        plan_comparison,
-    )
+    from mdlstm_tk.training import compare_models, configure_comparison, parse_settings, plan_comparison
 
     options = {key: value for key, value in {"steps": steps, "size": size}.items() if value is not None}
     config = configure_comparison(task, options, parse_settings(settings or []))

@@ -11,13 +11,14 @@ from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import detail, next_command, note, print_json, table
 from mdlstm_tk.cli.options import (
     Device,
+    Isolated,
     Json,
     MaxBytes,
     Timeout,
+    Trusted,
     complete_model_or_run,
     complete_run,
 )
-from mdlstm_tk.errors import require
 
 
 def verify(
@@ -53,12 +54,8 @@ def verify(
     json: Json = False,
     max_bytes: MaxBytes = None,
     timeout: Timeout = None,
-    isolated: Annotated[
-        bool, typer.Option("--isolated", help="Run the model in a process of its own, with limits.")
-    ] = False,
-    trusted: Annotated[
-        bool, typer.Option("--trusted", help="Run operators outside the list of the model check.")
-    ] = False,
+    isolated: Isolated = False,
+    trusted: Trusted = False,
 ) -> None:
     """Compare a model in every runtime with the float64 reference of the network it came from.
 
@@ -71,8 +68,6 @@ def verify(
     The exit code is 3 if a runtime exceeds the tolerance that the model was exported with, which is
     1e-5·s + 1e-5·|y| unless --atol was given; s is the largest output, at least 1.
     """
-    require("torch", "train")
-    require("onnx", "train")
     from mdlstm_tk.export import verify_model
 
     report = verify_model(

@@ -101,7 +101,7 @@ class SettingsDirective(Directive):
 
     def run(self) -> list[nodes.Node]:
         """Return the table."""
-        rows = [(_code(row.key), _code(row.default), row.help) for row in list_settings()]
+        rows = [(_code(row.key), _code(row.default), row.meaning) for row in list_settings()]
         return [_table(("key", "default", "meaning"), (20, 15, 65), rows)]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from mdlstm_tk._util.sizes import format_size, parse_resize, parse_size
 from mdlstm_tk._util.user_code import not_registered
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import InputError, imports_of
 from mdlstm_tk.training.config import TrainConfig, read_toml
 
 if TYPE_CHECKING:  # modules of data import NumPy, which the help of the command line does without
@@ -111,7 +111,8 @@ def find_task(name: str) -> TaskEntry:
             raise InputError(f"'{name}' is a kind of data: give data, or one of {', '.join(task_names())}")
         raise InputError(not_registered("task", name, task_names()))
     module, cls, make = BUILT_IN[name]
-    task = getattr(import_module(f"mdlstm_tk.data.builtin.{module}"), cls)
+    with imports_of("train"):
+        task = getattr(import_module(f"mdlstm_tk.data.builtin.{module}"), cls)
     return TaskEntry(lambda config: make(task, config), task.kind, task.defaults)
 
 
