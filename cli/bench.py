@@ -7,10 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-import typer
-
 from mdlstm_tk.cli.console import note, print_json, table
-from mdlstm_tk.cli.options import Device, Json
+from mdlstm_tk.cli.options import Device, Json, option
 from mdlstm_tk.errors import InputError, require
 
 Columns = Mapping[str, Callable[[Any], str]]  # title → the text of a cell
@@ -41,32 +39,27 @@ RUNTIME_COLUMNS: Columns = {  # of a `mdlstm_tk.export.benchmark.RuntimeMeasurem
     "max error": lambda row: f"{row.max_abs:.0e}",
 }
 
+Dtype = Literal["float32", "float64", "float16", "bfloat16", "int8"]
+DTYPE = "Data type of parameters and input; with --runtime float32, float16 or int8."
+THREADS, THREADS_DEFAULT = "Number of CPU threads. Repeatable.", "1 and all cores; with --runtime 1"
+
 
 def bench(
     shape: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            "Shape to measure, such as 16,32x32,1,64. Repeatable.",
+            None,
             metavar="N,GRID,C,n",
-            help="Shape to measure, such as 16,32x32,1,64. Repeatable.",
             show_default="a table of shapes",
         ),
     ] = None,
-    threads: Annotated[
-        list[int] | None,
-        typer.Option(
-            min=1,
-            help="Number of CPU threads. Repeatable.",
-            show_default="1 and all cores; with --runtime 1",
-        ),
-    ] = None,
+    threads: Annotated[list[int] | None, option(THREADS, None, min=1, show_default=THREADS_DEFAULT)] = None,
     device: Device = "auto",
-    dtype: Annotated[
-        Literal["float32", "float64", "float16", "bfloat16", "int8"],
-        typer.Option(help="Data type of parameters and input; with --runtime float32, float16 or int8."),
-    ] = "float32",
-    seconds: Annotated[float, typer.Option(min=0, help="Seconds to measure each row for.")] = 2.0,
+    dtype: Annotated[Dtype, option(DTYPE, None)] = "float32",
+    seconds: Annotated[float, option("Seconds to measure each row for.", None, min=0)] = 2.0,
     runtime: Annotated[
-        bool, typer.Option("--runtime", help="Measure exported layers under ONNX Runtime.")
+        bool, option("Measure exported layers under ONNX Runtime.", None, "--runtime")
     ] = False,
     json: Json = False,
 ) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import next_command, note, print_json, progress, table
-from mdlstm_tk.cli.options import DATA, RUN, ForceFolder, Json, complete_from, output_option
+from mdlstm_tk.cli.options import DATA, RUN, ForceFolder, Json, complete_from, option, output_option
 from mdlstm_tk.cli.settings import Settings
 from mdlstm_tk.errors import require
 from mdlstm_tk.training.config import TrainConfig, choices
@@ -17,52 +15,29 @@ from mdlstm_tk.training.config import TrainConfig, choices
 if TYPE_CHECKING:
     from mdlstm_tk.training.comparison import ComparisonProgress
 
+SIZE = "Grid size, as 8 or 8x12, for tasks that generate their grids."
+SEEDS = "Number of runs of each network, each with another random seed."
+ORIGINAL = "Use the initialization, layer norm and learning rate of the original TensorFlow code."
+
 
 def compare(
     task: Annotated[
         str,
-        typer.Option(
+        option(
+            f"Registered task to train on: {', '.join(choices('task'))}.",
+            DATA,
             metavar="NAME",
-            help=f"Registered task to train on: {', '.join(choices('task'))}.",
             autocompletion=complete_from(*choices("task")),
-            rich_help_panel=DATA,
         ),
     ] = TrainConfig.task,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Grid size, as 8 or 8x12, for tasks that generate their grids.",
-            show_default="the task's own",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
+    size: Annotated[str | None, option(SIZE, DATA, metavar="SIZE", show_default="the task's own")] = None,
     seeds: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Number of runs of each network, each with another random seed.",
-            show_default="5 on the diagonal, else 3",
-            rich_help_panel=RUN,
-        ),
+        int | None, option(SEEDS, RUN, min=1, show_default="5 on the diagonal, else 3")
     ] = None,
     steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Optimizer steps of each run.",
-            show_default="the task's own",
-            rich_help_panel=RUN,
-        ),
+        int | None, option("Optimizer steps of each run.", RUN, min=1, show_default="the task's own")
     ] = None,
-    original_settings: Annotated[
-        bool,
-        typer.Option(
-            "--original-settings",
-            help="Use the initialization, layer norm and learning rate of the original TensorFlow code.",
-            rich_help_panel=RUN,
-        ),
-    ] = False,
+    original_settings: Annotated[bool, option(ORIGINAL, RUN, "--original-settings")] = False,
     settings: Settings = None,
     output: Annotated[
         Path | None, output_option("Folder for the runs, pictures and summary.", "runs/compare-TASK", "DIR")

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from mdlstm_tk._util.sizes import parse_free_size
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli import options
 from mdlstm_tk.cli.console import detail, next_command, note, print_json
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.choices import Dtype, Form
 
 if TYPE_CHECKING:
     from mdlstm_tk.export.targets import ExportTarget
@@ -43,19 +42,17 @@ def export(
         ),
     ] = None,
     form: Annotated[
-        options.Form | None,
-        typer.Option(help=FORM, show_default="unrolled, or scan with --web", rich_help_panel=MODEL),
+        Form | None,
+        options.option(FORM, MODEL, show_default="unrolled, or scan with --web"),
     ] = None,
-    drawing: Annotated[bool, typer.Option("--drawing", help=DRAWING, rich_help_panel=MODEL)] = False,
-    padded: Annotated[bool, typer.Option("--padded", help=PADDED, rich_help_panel=MODEL)] = False,
+    drawing: Annotated[bool, options.option(DRAWING, MODEL, "--drawing")] = False,
+    padded: Annotated[bool, options.option(PADDED, MODEL, "--padded")] = False,
     multiple_of: Annotated[Any, options.size_option(MULTIPLE_OF, "any size", MODEL)] = None,
-    dtype: Annotated[options.ExportDtype, typer.Option(help=DTYPE, rich_help_panel=MODEL)] = "float32",
-    functions: Annotated[bool, typer.Option("--functions", help=FUNCTIONS, rich_help_panel=MODEL)] = False,
+    dtype: Annotated[Dtype, options.option(DTYPE, MODEL)] = "float32",
+    functions: Annotated[bool, options.option(FUNCTIONS, MODEL, "--functions")] = False,
     atol: Annotated[
         float | None,
-        typer.Option(
-            min=0, help=ATOL, show_default="1e-5, 5e-3 for float16, 5e-2 for int8", rich_help_panel=MODEL
-        ),
+        options.option(ATOL, MODEL, min=0, show_default="1e-5, 5e-3 for float16, 5e-2 for int8"),
     ] = None,
     output: Annotated[
         Path | None,
@@ -82,11 +79,16 @@ def export(
         taken = ("run", "drawing", "output", "web", "web_runtime", "force", "json")
         options.refuse(given, export, taken, "--drawing draws images of any size, row by row,")
     from mdlstm_tk.export import export_drawing, export_run_sizes
+    from mdlstm_tk.export.targets import ServerRepository, WebPage
     from mdlstm_tk.training import latest_run
 
     run = run or latest_run().folder
     detail(f"exporting {run}")
-    target = _target(server_repo, web, web_runtime, force, data or "")
+    target: ExportTarget | None = None
+    if server_repo:
+        target = ServerRepository(server_repo, force)
+    elif web:
+        target = WebPage(web, web_runtime, force, data or "", note)
     if drawing:
         path = export_drawing(run, target or output, force=force)
         draw = f"mdlstm sample {shell_quoted(path)}"
@@ -112,14 +114,3 @@ def export(
             note(f"to draw images without PyTorch, export a second file: {draw}")
     infer = f"mdlstm infer FILE -m {shell_quoted(reports[-1].path)}"
     next_command(target.next_command if target else infer)
-
-
-def _target(
-    server_repo: Path | None, web: Path | None, web_runtime: Path | None, force: bool, data: str
-) -> ExportTarget | None:
-    """The target that the options name; None for files."""
-    from mdlstm_tk.export.targets import ServerRepository, WebPage
-
-    if server_repo:
-        return ServerRepository(server_repo, force)
-    return WebPage(web, web_runtime, force, data, note) if web else None

@@ -11,9 +11,7 @@ import typer
 from mdlstm_tk.cli import options
 from mdlstm_tk.cli.console import note
 from mdlstm_tk.errors import InputError
-
-IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
-INPUTS = (".npy", ".npz", ".csv", *IMAGES, ".zarr")
+from mdlstm_tk.runtime.io import READABLE
 
 
 def infer(
@@ -23,7 +21,7 @@ def infer(
             metavar="FILE...",
             help="Files, and folders of files, of the types npy, npz, csv, png, jpg, tif, bmp, gif, webp, "
             "pgm, ppm, for tiled models npy, tif, zarr; or - for one file of any of these types on stdin.",
-            autocompletion=options.complete_files(*INPUTS),
+            autocompletion=options.complete_files(*READABLE, ".zarr"),
             show_default=False,
         ),
     ],
@@ -80,7 +78,7 @@ def infer(
     if stream:
         _stream(files, given | {"json": json})
         return
-    from mdlstm_tk.cli.results import ResultPrinter
+    from mdlstm_tk.cli.progress import ResultPrinter
     from mdlstm_tk.runtime.inference import infer_paths
     from mdlstm_tk.runtime.jobs import is_single_file
 

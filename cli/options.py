@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -16,12 +16,10 @@ from mdlstm_tk._util.sizes import parse_size
 from mdlstm_tk._util.text import is_plain_text, shell_quoted
 from mdlstm_tk.cli.console import verbosity
 from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.runtime.choices import Engine
+from mdlstm_tk.runtime.io import Format
 
 DEVICES = ("auto", "cpu", "cuda")
-Form = Literal["unrolled", "scan", "tiles"]
-ExportDtype = Literal["float32", "float16", "int8"]
-Format = Literal["npy", "npz", "json", "png", "csv", "txt", "tsv", "tif", "zarr"]
-Engine = Literal["local", "ray"]
 
 imported: list[Path] = []  # by this call
 

@@ -15,6 +15,7 @@ from mdlstm_tk.cli.options import (
     complete_files,
     complete_model_or_run,
     force_option,
+    option,
     output_option,
     size_option,
     with_imports,
@@ -31,23 +32,22 @@ def sample(
             autocompletion=complete_model_or_run,
         ),
     ] = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Number of images.")] = 64,
+    count: Annotated[int, option("Number of images.", None, "-n", "--count", min=1)] = 64,
     size: Annotated[
         Any, size_option("Size of the images, as 28 or 28x20.", "that of the training images")
     ] = None,
     given: Annotated[
         Path | None,
-        typer.Option(
+        option(
+            "Image to complete: its upper rows, or a .npy file with NaN where it is to be drawn.",
+            None,
             metavar="FILE",
-            help="Image to complete: its upper rows, or a .npy file with NaN where it is to be drawn.",
             show_default="nothing is given",
             autocompletion=complete_files(".png", ".npy"),
         ),
     ] = None,
-    temperature: Annotated[
-        float, typer.Option(min=0, help="Below 1, likely values become likelier.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of the images.")] = 0,
+    temperature: Annotated[float, option("Below 1, likely values become likelier.", None, min=0)] = 1.0,
+    seed: Annotated[int, option("Random seed of the images.", None, min=0)] = 0,
     output: Annotated[
         Path,
         output_option(

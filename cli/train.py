@@ -3,54 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import Annotated, Any
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import shell_quoted
-from mdlstm_tk.cli.console import detail, next_command, note, print_json, progress
+from mdlstm_tk.cli.console import next_command, note, print_json
 from mdlstm_tk.cli.options import (
     RUN,
     ForceFolder,
     Json,
     complete_files,
     complete_run,
+    option,
     output_option,
     with_imports,
 )
+from mdlstm_tk.cli.progress import train_with_progress
 from mdlstm_tk.cli.settings import Settings, with_settings
 from mdlstm_tk.errors import InputError
 
-if TYPE_CHECKING:
-    from mdlstm_tk.training import Progress, TrainingJob
+CONFIG = option(
+    "TOML file of settings.",
+    *(RUN, "--config", "-c"),
+    metavar="FILE",
+    show_default="the task's own settings",
+    autocompletion=complete_files(".toml"),
+)
+RESUME = option(
+    "Run folder to continue, up to --steps if given.",
+    *(RUN, "--resume"),
+    metavar="RUN",
+    show_default="a new run",
+    autocompletion=complete_run,
+)
 
 
 @with_settings
 def train(
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            "-c",
-            metavar="FILE",
-            help="TOML file of settings.",
-            show_default="the task's own settings",
-            autocompletion=complete_files(".toml"),
-            rich_help_panel=RUN,
-        ),
-    ] = None,
+    config: Annotated[Path | None, CONFIG] = None,
     settings: Settings = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN",
-            help="Run folder to continue, up to --steps if given.",
-            show_default="a new run",
-            autocompletion=complete_run,
-            rich_help_panel=RUN,
-        ),
-    ] = None,
+    resume: Annotated[Path | None, RESUME] = None,
     output: Annotated[
         Path | None, output_option("Folder of the new run.", "runs/MODEL-SIZE", "DIR")
     ] = None,
@@ -76,7 +68,8 @@ def train(
     if resume:
         job = training.resume_job(resume, options, changes)
     else:
-        job = training.new_job(training.configure(options, changes, config), output, force)
+        configuration = training.configure(options, changes, config)
+        job = training.new_job(configuration, output, force)
     result = train_with_progress(job)
     if not job.context.is_main:
         return
@@ -98,34 +91,3 @@ def train(
     form = "--form scan" if job.task.has_mixed_sizes else f"--size {format_size(job.task.spec.size)}"
     draws = job.task.spec.kind == "density"
     next_command(with_imports(f"mdlstm sample {quoted}" if draws else f"mdlstm export {quoted} {form}"))
-
-
-def train_with_progress(job: TrainingJob) -> dict[str, Any]:
-    """Train and draw a run, with a progress bar in the main process; see `mdlstm_tk.training.train`."""
-    from mdlstm_tk.report import draw_run
-    from mdlstm_tk.training import RecentMetrics, train
-
-    if not job.context.is_main:
-        return train(job)
-    for line in (*job.notes, job.description):
-        note(line)
-    for line in job.config.to_toml().splitlines():
-        detail(f"  {line}")
-    metrics = RecentMetrics()
-    try:
-        with progress(job.config.steps, job.steps_done) as show:
-
-            def on_step(state: Progress) -> None:
-                metrics.add(state)
-                show(state.step, metrics.describe, state.seconds_left)
-
-            result = train(job, on_step)
-    except KeyboardInterrupt:
-        if job.run.best.exists():
-            draw_run(job.run, job.task)
-        if job.run.last.exists():
-            again = with_imports(f"mdlstm train --resume {shell_quoted(job.run.folder)}")
-            note(f"interrupted; continue with: {again}")
-        raise
-    draw_run(job.run, job.task, job.network)
-    return result

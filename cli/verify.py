@@ -18,7 +18,10 @@ from mdlstm_tk.cli.options import (
     Trusted,
     complete_model_or_run,
     complete_run,
+    option,
 )
+
+DATA = "Array or image to compare on in place of random inputs; repeatable."
 
 
 def verify(
@@ -33,24 +36,18 @@ def verify(
     ],
     against: Annotated[
         Path | None,
-        typer.Option(
+        option(
+            "Run folder, or checkpoint file, that the model was exported from.",
+            None,
             metavar="RUN",
-            help="Run folder, or checkpoint file, that the model was exported from.",
             show_default="the folder of the model; without a run, the graph itself in float64",
             autocompletion=complete_run,
         ),
     ] = None,
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Array or image to compare on in place of random inputs; repeatable.",
-            show_default=False,
-        ),
-    ] = None,
+    data: Annotated[list[Path] | None, option(DATA, None, metavar="FILE", show_default=False)] = None,
     device: Device = "auto",
-    seeds: Annotated[int, typer.Option(min=1, help="Number of random seeds for the inputs.")] = 2,
-    seed: Annotated[int, typer.Option(min=0, help="First random seed.")] = 0,
+    seeds: Annotated[int, option("Number of random seeds for the inputs.", None, min=1)] = 2,
+    seed: Annotated[int, option("First random seed.", None, min=0)] = 0,
     json: Json = False,
     max_bytes: MaxBytes = None,
     timeout: Timeout = None,

@@ -9,10 +9,11 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.batching import WINDOW_BYTES, Result, grid_of, infer_files
+from mdlstm_tk.runtime.choices import Engine
 from mdlstm_tk.runtime.io import TILED_SUFFIX, Format
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, STDIO, open_output
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.answers import AnswerDocument
     from mdlstm_tk.runtime.tiles.session import TiledSession
 
-Engine = Literal["local", "ray"]
 Report = Callable[[int, int], None]
 
 FILES_READ_FOR_GRIDS = 32

@@ -8,20 +8,21 @@ from dataclasses import replace
 from importlib import import_module
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, get_args
 
 from mdlstm_tk._util.sizes import format_size, parse_resize, parse_size
 from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.errors import InputError, imports_of
+from mdlstm_tk.runtime.choices import Kind
 from mdlstm_tk.training.config import TrainConfig, read_toml
 
 if TYPE_CHECKING:  # modules of data import NumPy, which the help of the command line does without
-    from mdlstm_tk.data import Kind, Task, TaskSpec
+    from mdlstm_tk.data import Task, TaskSpec
 
 MAX_POSITIONS = 2**24  # of a grid that a task generates
 # settings that some networks do not have; they are left out of a task's defaults for such a network
 OPTIONAL_NETWORK_SETTINGS = ("layers", "cell", "directions", "layer_norm", "windows", "dropout")
-KINDS = ("grid", "classify", "segment", "transcribe", "density")  # of the user's own data
+KINDS: tuple[Kind, ...] = get_args(Kind)  # of the user's own data
 SAME_DATA = ("kind", "channels", "classes", "outputs", "mask_values", "preprocessing")  # fields of a spec
 MAX_NAMES_SHOWN = 5
 

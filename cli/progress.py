@@ -1,4 +1,4 @@
-"""The results of `mdlstm infer`, as they come: a bar, a line for each failure, labels and texts, counts."""
+"""Trainings and inferences while they run: bars, a line for each failure, labels and texts, counts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,44 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli import console
-from mdlstm_tk.cli.console import note
+from mdlstm_tk.cli.console import detail, note, progress
+from mdlstm_tk.cli.options import with_imports
 from mdlstm_tk.errors import MDLSTMError
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime import Inference, Result
+    from mdlstm_tk.training import Progress, TrainingJob
+
+
+def train_with_progress(job: TrainingJob) -> dict[str, Any]:
+    """Train and draw a run, with a progress bar in the main process; see `mdlstm_tk.training.train`."""
+    from mdlstm_tk.report import draw_run
+    from mdlstm_tk.training import RecentMetrics, train
+
+    if not job.context.is_main:
+        return train(job)
+    for line in (*job.notes, job.description):
+        note(line)
+    for line in job.config.to_toml().splitlines():
+        detail(f"  {line}")
+    metrics = RecentMetrics()
+    try:
+        with progress(job.config.steps, job.steps_done) as show:
+
+            def on_step(state: Progress) -> None:
+                metrics.add(state)
+                show(state.step, metrics.describe, state.seconds_left)
+
+            result = train(job, on_step)
+    except KeyboardInterrupt:
+        if job.run.best.exists():
+            draw_run(job.run, job.task)
+        if job.run.last.exists():
+            again = with_imports(f"mdlstm train --resume {shell_quoted(job.run.folder)}")
+            note(f"interrupted; continue with: {again}")
+        raise
+    draw_run(job.run, job.task, job.network)
+    return result
 
 
 class ResultPrinter:
@@ -95,7 +128,7 @@ class ResultPrinter:
 
         sys.stdout.write(document.begin() if document else "")
         try:
-            with nullcontext() if self.is_single else console.progress(total) as show:
+            with nullcontext() if self.is_single else progress(total) as show:
                 for result in run.results:
                     records.append(run.record(result))
                     if document:
@@ -123,7 +156,7 @@ class ResultPrinter:
         if result.left_out:
             note(f"{job.source}: {', '.join(result.left_out)} was left out, as it holds targets")
         if not self.is_single:
-            console.detail(f"{job.source} → {run.table or job.target}")
+            detail(f"{job.source} → {run.table or job.target}")
         elif job.target != "-" and (result.answers or result.inputs is None):
             note(f"{job.source} → {job.target}")
         elif not result.answers:
