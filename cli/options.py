@@ -291,16 +291,20 @@ def with_messages(function: Callable[..., None]) -> Callable[..., None]:
         messages(**{name: options.pop(name) for name in extra})
         function(**options)
 
-    return with_parameters(call, function, extra.values())
+    return with_parameters(call, [*parameters_of(function), *extra.values()])
+
+
+def parameters_of(function: Callable[..., None]) -> list[inspect.Parameter]:
+    """The parameters of a verb, without **options."""
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    return [each for each in parameters if each.kind != each.VAR_KEYWORD]
 
 
 def with_parameters(
-    call: Callable[..., None], function: Callable[..., None], extra: Iterable[inspect.Parameter]
+    function: Callable[..., None], parameters: Iterable[inspect.Parameter]
 ) -> Callable[..., None]:
-    """Give `call` the parameters of a function, for Typer to read, and more of them."""
-    own = inspect.signature(function, eval_str=True).parameters.values()
-    parameters = [each for each in own if each.kind != each.VAR_KEYWORD]
-    parameters = [each.replace(kind=each.KEYWORD_ONLY) for each in (*parameters, *extra)]
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {each.name: each.annotation for each in parameters}
-    return call
+    """Give a function that takes **options these parameters, from which Typer makes its options."""
+    keywords = [each.replace(kind=each.KEYWORD_ONLY) for each in parameters]
+    function.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    function.__annotations__ = {each.name: each.annotation for each in keywords}
+    return function

@@ -126,7 +126,8 @@ class ResultPrinter:
                 counts = f"{len(records) - failed} done, {run.skipped} skipped, {failed} failed"
                 note(f"{beginning}{counts}, {rate():.3g} files/s{end}")
 
-        sys.stdout.write(document.begin() if document else "")
+        if document:
+            sys.stdout.write(document.begin())
         try:
             with nullcontext() if self.is_single else progress(total) as show:
                 for result in run.results:
@@ -145,7 +146,8 @@ class ResultPrinter:
             advice = "nothing was written" if run.table else "continue with --skip-existing"
             note_counts("stopped: ", f", {total - len(records)} to do; {advice}")
             raise
-        sys.stdout.write(document.end() if document else "")
+        if document:
+            sys.stdout.write(document.end())
         note_counts()
         if failed:
             raise MDLSTMError(f"{failed} of {total} files failed; see the lines above")

@@ -11,7 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
-from mdlstm_tk.cli.options import DEVICES, RUN, complete_files, complete_from, with_parameters
+from mdlstm_tk.cli.options import (
+    DEVICES,
+    RUN,
+    complete_files,
+    complete_from,
+    parameters_of,
+    with_parameters,
+)
 from mdlstm_tk.training.config import SettingHelp, choices, list_settings
 from mdlstm_tk.training.tasks import KINDS
 
@@ -47,7 +54,7 @@ def with_settings(function: Callable[..., None]) -> Callable[..., None]:
         for row in list_settings()
         if row.panel
     ]
-    return with_parameters(call, function, settings)
+    return with_parameters(call, [*settings, *parameters_of(function)])
 
 
 def _option(row: SettingHelp) -> Any:

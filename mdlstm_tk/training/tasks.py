@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib import import_module
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from mdlstm_tk._util.sizes import format_size, parse_resize, parse_size
 from mdlstm_tk._util.user_code import not_registered
@@ -132,7 +132,7 @@ def default_config(task: str, data: str = "", model: str | None = None) -> Train
     if data and task in KINDS:
         from mdlstm_tk.data.user_data import DEFAULTS
 
-        kind = cast("Kind", task)
+        kind = task
         values = dict(DEFAULTS[kind])
         if data.endswith(".npz"):
             values["augment"] = 0.0  # arrays need not be images
@@ -182,7 +182,7 @@ def make_task(config: TrainConfig, held_out: Collection[str] | None = None) -> T
 
     task = read_data(
         Path(config.data),
-        cast("Kind", config.task),
+        config.task,
         config.validation,
         config.seed,
         config.augment,

@@ -78,7 +78,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "sample, no size": (("sample", "run", "--size", "2x3x4"), 2, "a height and a width"),
     "sample, exists": (("sample", "run", "-o", "ok.npy"), 2, "--force"),
     "infer, no model": (("infer", "ok.npy", "-m", "no.onnx"), 2, "no.onnx"),
-    "infer, not a model": (("infer", "ok.npy", "-m", "bad.onnx"), 2, "bad.onnx"),
+    "infer, not a model": (("infer", "ok.npy", "-m", "cut/bad.onnx"), 2, "bad.onnx"),
     "infer without model": (("infer", "ok.npy"), 2, "-m"),
     "infer, bad array": (("infer", "bad.npy", "-m", "run"), 2, "1 NaN"),
     "infer over its input": (
@@ -105,7 +105,7 @@ def workspace(trained: Run, model: Path, tmp_path_factory: pytest.TempPathFactor
     (folder / "full" / "notes.txt").touch()
     (folder / "bad.toml").write_text("steps = = 3")
     (folder / "typo.toml").write_text("hiden = 3")
-    (folder / "bad.onnx").write_text("not a model")
+    (folder / "cut" / "bad.onnx").write_text("not a model")
     np.save(folder / "ok.npy", np.zeros((8, 8)))
     np.save(folder / "bad.npy", np.diag([np.nan, *range(7)]))
     return folder
