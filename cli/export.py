@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from mdlstm_tk._util.sizes import parse_free_size
+from mdlstm_tk._util.sizes import parse_free_size, parse_size
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli import options
 from mdlstm_tk.cli.console import detail, next_command, note, print_json
@@ -38,7 +38,7 @@ def export(
     size: Annotated[
         list[Any] | None,
         options.size_option(
-            SIZE, "the run's own size, or any size with --form scan", MODEL, parse_free_size
+            SIZE, "the run's own size, or any size with --form scan", parse_free_size, MODEL
         ),
     ] = None,
     form: Annotated[
@@ -47,7 +47,7 @@ def export(
     ] = None,
     drawing: Annotated[bool, options.option(DRAWING, MODEL, "--drawing")] = False,
     padded: Annotated[bool, options.option(PADDED, MODEL, "--padded")] = False,
-    multiple_of: Annotated[Any, options.size_option(MULTIPLE_OF, "any size", MODEL)] = None,
+    multiple_of: Annotated[Any, options.size_option(MULTIPLE_OF, "any size", parse_size, MODEL)] = None,
     dtype: Annotated[Dtype, options.option(DTYPE, MODEL)] = "float32",
     functions: Annotated[bool, options.option(FUNCTIONS, MODEL, "--functions")] = False,
     atol: Annotated[

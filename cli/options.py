@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 
-from mdlstm_tk._util.sizes import parse_size
 from mdlstm_tk._util.text import is_plain_text, shell_quoted
 from mdlstm_tk.cli.console import verbosity
 from mdlstm_tk.errors import InputError, require
@@ -120,9 +119,7 @@ def force_option(help: str) -> Any:
     return option(help, OUTPUT, "--force")
 
 
-def size_option(
-    help: str, default: str, panel: str | None = None, parse: Callable[[str], Any] = parse_size
-) -> Any:
+def size_option(help: str, default: str, parse: Callable[[str], Any], panel: str | None = None) -> Any:
     """An option that takes the size of a grid, as `parse` returns it."""
     return option(help, panel, metavar="SIZE", parser=parse, show_default=default)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.sizes import format_size, parse_size
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import next_command, note, print_json
 from mdlstm_tk.cli.options import (
@@ -34,7 +34,7 @@ def sample(
     ] = None,
     count: Annotated[int, option("Number of images.", None, "-n", "--count", min=1)] = 64,
     size: Annotated[
-        Any, size_option("Size of the images, as 28 or 28x20.", "that of the training images")
+        Any, size_option("Size of the images, as 28 or 28x20.", "that of the training images", parse_size)
     ] = None,
     given: Annotated[
         Path | None,

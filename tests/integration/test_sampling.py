@@ -112,7 +112,7 @@ def test_a_picture_shows_all_images_and_an_animation_shows_the_order(tmp_path: P
 
 BAD = {
     "another kind of file": (["-o", "x.jpg"], "'.jpg'"),
-    "no images": (["-n", "0"], "at least 1"),
+    "no images": (["-n", "0"], "--count"),
     "no temperature": (["--temperature", "0"], "temperature"),
     "a size of one axis": (["--size", "8x8x8"], "8x8x8"),
     "a file that is not there": (["--given", "nowhere.png"], "nowhere.png"),
