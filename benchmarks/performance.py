@@ -29,7 +29,7 @@ import training
 from runtimes import markdown
 
 from mdlstm_tk.benchmark import Measurement
-from mdlstm_tk.cli.bench import COLUMNS, RUNTIME_COLUMNS, layer_row, runtime_row
+from mdlstm_tk.cli.bench import LAYER_COLUMNS, RUNTIME_COLUMNS, cells
 from mdlstm_tk.export.benchmark import RuntimeMeasurement
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -287,7 +287,7 @@ def main() -> None:
         system=platform.system(),
         python=platform.python_version(),
         seconds=seconds,
-        layer=markdown(COLUMNS, [layer_row(row) for row in layer], 1),
+        layer=markdown(tuple(LAYER_COLUMNS), [cells(row, LAYER_COLUMNS) for row in layer], 1),
         parts=markdown(parts.COLUMNS, parts.table(), 1),
         ragged_label=ragged.LABEL,
         ragged=markdown(ragged.COLUMNS, ragged.table(), 1),
@@ -298,7 +298,7 @@ def main() -> None:
         directions=directions(layer),
         goals=markdown(exports.COLUMNS, exports.table(2 * seconds), 2),
         operators=markdown(exports.PROFILE_COLUMNS, exports.profile_table(2 * seconds), 1),
-        runtime=markdown(RUNTIME_COLUMNS, [runtime_row(row) for row in exported], 1),
+        runtime=markdown(tuple(RUNTIME_COLUMNS), [cells(row, RUNTIME_COLUMNS) for row in exported], 1),
         networks=markdown(rivals.NETWORK_COLUMNS, rivals.network_table(), 2),
         rivals=markdown(rivals.COLUMNS, rivals.table(), 2),
         infer=runtime["cold_start"]["infer_seconds"],

@@ -3,54 +3,63 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import typer
+from typing import Annotated, Any, Literal
 
 from mdlstm_tk.cli.console import note, print_json, table
-from mdlstm_tk.cli.options import Device, Json
+from mdlstm_tk.cli.options import Device, Json, option
 from mdlstm_tk.errors import InputError, require
 
-if TYPE_CHECKING:
-    from mdlstm_tk.benchmark import Measurement, Shape
-    from mdlstm_tk.export.benchmark import RuntimeMeasurement
+Columns = Mapping[str, Callable[[Any], str]]  # title → the text of a cell
 
-COLUMNS = (
-    *("N, grid, C, n", "threads", "pass", "ms", "GFLOP/s", "÷ floor", "÷ nn.LSTM", "per FLOP"),
-    *("÷ torch backend", "peak MiB"),
-)
-RUNTIME_COLUMNS = (
-    *("N, grid, C, n", "threads", "form", "ms", "÷ floor", "÷ nn.LSTM", "÷ layer in torch"),
-    *("load ms", "export s", "KiB", "max error"),
-)
+LAYER_COLUMNS: Columns = {  # of a `mdlstm_tk.benchmark.Measurement`
+    "N, grid, C, n": lambda row: row.shape,
+    "threads": lambda row: str(row.threads),
+    "pass": lambda row: "training" if row.training else "forward",
+    "ms": lambda row: f"{row.seconds * 1e3:.2f}",
+    "GFLOP/s": lambda row: f"{row.gflops:.1f}",
+    "÷ floor": lambda row: f"{row.to_floor:.2f}",
+    "÷ nn.LSTM": lambda row: f"{row.to_lstm:.2f}",
+    "per FLOP": lambda row: f"{row.to_lstm_per_flop:.2f}",
+    "÷ torch backend": lambda row: f"{row.to_torch_backend:.2f}",
+    "peak MiB": lambda row: f"{row.peak_bytes / 2**20:.1f}",
+}
+RUNTIME_COLUMNS: Columns = {  # of a `mdlstm_tk.export.benchmark.RuntimeMeasurement`
+    "N, grid, C, n": lambda row: row.shape,
+    "threads": lambda row: str(row.threads),
+    "form": lambda row: row.form,
+    "ms": lambda row: f"{row.seconds * 1e3:.2f}",
+    "÷ floor": lambda row: f"{row.to_floor:.2f}",
+    "÷ nn.LSTM": lambda row: f"{row.to_lstm:.2f}",
+    "÷ layer in torch": lambda row: f"{row.to_layer:.2f}",
+    "load ms": lambda row: f"{row.load_seconds * 1e3:.1f}",
+    "export s": lambda row: f"{row.export_seconds:.1f}",
+    "KiB": lambda row: f"{row.bytes / 1024:.0f}",
+    "max error": lambda row: f"{row.max_abs:.0e}",
+}
+
+Dtype = Literal["float32", "float64", "float16", "bfloat16", "int8"]
+DTYPE = "Data type of parameters and input; with --runtime float32, float16 or int8."
+THREADS, THREADS_DEFAULT = "Number of CPU threads. Repeatable.", "1 and all cores; with --runtime 1"
 
 
 def bench(
     shape: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            "Shape to measure, such as 16,32x32,1,64. Repeatable.",
+            None,
             metavar="N,GRID,C,n",
-            help="Shape to measure, such as 16,32x32,1,64. Repeatable.",
             show_default="a table of shapes",
         ),
     ] = None,
-    threads: Annotated[
-        list[int] | None,
-        typer.Option(
-            min=1,
-            help="Number of CPU threads. Repeatable.",
-            show_default="1 and all cores; with --runtime 1",
-        ),
-    ] = None,
+    threads: Annotated[list[int] | None, option(THREADS, None, min=1, show_default=THREADS_DEFAULT)] = None,
     device: Device = "auto",
-    dtype: Annotated[
-        Literal["float32", "float64", "float16", "bfloat16", "int8"],
-        typer.Option(help="Data type of parameters and input; with --runtime float32, float16 or int8."),
-    ] = "float32",
-    seconds: Annotated[float, typer.Option(min=0, help="Seconds to measure each row for.")] = 2.0,
+    dtype: Annotated[Dtype, option(DTYPE, None)] = "float32",
+    seconds: Annotated[float, option("Seconds to measure each row for.", None, min=0)] = 2.0,
     runtime: Annotated[
-        bool, typer.Option("--runtime", help="Measure exported layers under ONNX Runtime.")
+        bool, option("Measure exported layers under ONNX Runtime.", None, "--runtime")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -64,89 +73,46 @@ def bench(
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler, which measures the peak memory,
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # would print a banner for each row
     torch = require("torch", "train")
-    from mdlstm_tk.benchmark import Shape
+    from mdlstm_tk.benchmark import SHAPES, Shape, measure_layers
 
     shapes = [Shape.parse(text) for text in shape or []]
-    if runtime:
-        # One thread by default: idle threads of ONNX Runtime spin for a while after a run, which slows down
-        # whatever is measured next.
-        _bench_runtime(shapes, threads or [1], device, dtype, seconds, json)
-    elif dtype == "int8":
-        raise InputError("--dtype int8 needs --runtime: only exported layers compute in int8")
-    else:
+    if not runtime:
+        from mdlstm_tk.training.distributed import pick_device
+
+        if dtype == "int8":
+            raise InputError("--dtype int8 needs --runtime: only exported layers compute in int8")
+        target = str(pick_device(device))
         counts = threads or sorted({1, torch.get_num_threads()})
-        _bench_layer(shapes, counts, device, dtype, seconds, json)
-
-
-def _bench_layer(
-    shapes: list[Shape], counts: list[int], device: str, dtype: str, seconds: float, json: bool
-) -> None:
-    import torch
-
-    from mdlstm_tk.benchmark import SHAPES, measure_layers
-    from mdlstm_tk.training.distributed import pick_device
-
-    target = str(pick_device(device))
-    if target != "cpu":
-        counts = counts[-1:]
-    rows = measure_layers(shapes or SHAPES, counts, seconds, target, getattr(torch, dtype), on_start=note)
-    if json:
-        print_json([asdict(row) for row in rows])
+        counts = counts if target == "cpu" else counts[-1:]
+        rows = measure_layers(shapes or SHAPES, counts, seconds, target, getattr(torch, dtype), note)
+        _print(rows, LAYER_COLUMNS, f"{dtype} on {rows[0].device}, torch {torch.__version__}", json)
         return
-    title = f"{dtype} on {rows[0].device}, torch {torch.__version__}"
-    table(COLUMNS, [layer_row(row) for row in rows], title)
-
-
-def _bench_runtime(
-    shapes: list[Shape], counts: list[int], device: str, dtype: Any, seconds: float, json: bool
-) -> None:
-    require("onnx", "train")
     onnxruntime = require("onnxruntime", "cpu")
     from mdlstm_tk.export.benchmark import RUNTIME_SHAPES, measure_cold_start, measure_exports
 
-    rows = measure_exports(shapes or RUNTIME_SHAPES, counts, seconds, device, dtype, note)
+    # One thread by default: idle threads of ONNX Runtime spin for a while after a run, which slows down
+    # whatever is measured next.
+    exports = measure_exports(shapes or RUNTIME_SHAPES, threads or [1], seconds, device, dtype, note)  # type: ignore[arg-type]
     note("cold start of `mdlstm infer`")
     infer, imports = measure_cold_start()
-    if json:
-        start = {"infer_seconds": infer, "imports_seconds": imports, "ratio": infer / imports}
-        print_json({"layers": [asdict(row) for row in rows], "cold_start": start})
-        return
-    title = f"{dtype} on {rows[0].device}, ONNX Runtime {onnxruntime.__version__}"
-    table(RUNTIME_COLUMNS, [runtime_row(row) for row in rows], title)
+    start = {"infer_seconds": infer, "imports_seconds": imports, "ratio": infer / imports}
+    title = f"{dtype} on {exports[0].device}, ONNX Runtime {onnxruntime.__version__}"
+    _print(exports, RUNTIME_COLUMNS, title, json, cold_start=start)
     note(
         f"A whole `mdlstm infer` takes {infer:.2f} s, "
         f"{infer / imports:.2f} times as long as `python -c 'import numpy, onnxruntime'`"
     )
 
 
-def layer_row(row: Measurement) -> list[str]:
-    """Format a measurement of the layer for the table."""
-    return [
-        row.shape,
-        str(row.threads),
-        "training" if row.training else "forward",
-        f"{row.seconds * 1e3:.2f}",
-        f"{row.gflops:.1f}",
-        f"{row.to_floor:.2f}",
-        f"{row.to_lstm:.2f}",
-        f"{row.to_lstm_per_flop:.2f}",
-        f"{row.to_torch_backend:.2f}",
-        f"{row.peak_bytes / 2**20:.1f}",
-    ]
+def _print(rows: list[Any], columns: Columns, title: str, json: bool, **others: Any) -> None:
+    """Print measurements as a table, or as JSON, there together with the others."""
+    if json:
+        records = [asdict(row) for row in rows]
+        print_json({"layers": records, **others} if others else records)
+    else:
+        table(list(columns), [cells(row, columns) for row in rows], title)
 
 
-def runtime_row(row: RuntimeMeasurement) -> list[str]:
-    """Format a measurement of an exported layer for the table."""
-    return [
-        row.shape,
-        str(row.threads),
-        row.form,
-        f"{row.seconds * 1e3:.2f}",
-        f"{row.to_floor:.2f}",
-        f"{row.to_lstm:.2f}",
-        f"{row.to_layer:.2f}",
-        f"{row.load_seconds * 1e3:.1f}",
-        f"{row.export_seconds:.1f}",
-        f"{row.bytes / 1024:.0f}",
-        f"{row.max_abs:.0e}",
-    ]
+def cells(row: Any, columns: Columns) -> list[str]:
+    """The row of a table for a measurement."""
+    return [text(row) for text in columns.values()]

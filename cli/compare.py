@@ -2,81 +2,45 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import next_command, note, print_json, progress, table
-from mdlstm_tk.cli.options import DATA, OUTPUT, RUN, ForceFolder, Json, complete_from, parse_size_text
-from mdlstm_tk.cli.settings import Settings, parse_name
+from mdlstm_tk.cli.options import DATA, RUN, ForceFolder, Json, complete_from, option, output_option
+from mdlstm_tk.cli.settings import Settings
 from mdlstm_tk.errors import require
 from mdlstm_tk.training.config import TrainConfig, choices
 
 if TYPE_CHECKING:
     from mdlstm_tk.training.comparison import ComparisonProgress
 
+SIZE = "Grid size, as 8 or 8x12, for tasks that generate their grids."
+SEEDS = "Number of runs of each network, each with another random seed."
+ORIGINAL = "Use the initialization, layer norm and learning rate of the original TensorFlow code."
+
 
 def compare(
     task: Annotated[
         str,
-        typer.Option(
+        option(
+            f"Registered task to train on: {', '.join(choices('task'))}.",
+            DATA,
             metavar="NAME",
-            parser=partial(parse_name, "task"),
-            help=f"Registered task to train on: {', '.join(choices('task'))}.",
             autocompletion=complete_from(*choices("task")),
-            rich_help_panel=DATA,
         ),
     ] = TrainConfig.task,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            parser=parse_size_text,
-            help="Grid size, as 8 or 8x12, for tasks that generate their grids.",
-            show_default="the task's own",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
+    size: Annotated[str | None, option(SIZE, DATA, metavar="SIZE", show_default="the task's own")] = None,
     seeds: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Number of runs of each network, each with another random seed.",
-            show_default="5 on the diagonal, else 3",
-            rich_help_panel=RUN,
-        ),
+        int | None, option(SEEDS, RUN, min=1, show_default="5 on the diagonal, else 3")
     ] = None,
     steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Optimizer steps of each run.",
-            show_default="the task's own",
-            rich_help_panel=RUN,
-        ),
+        int | None, option("Optimizer steps of each run.", RUN, min=1, show_default="the task's own")
     ] = None,
-    original_settings: Annotated[
-        bool,
-        typer.Option(
-            "--original-settings",
-            help="Use the initialization, layer norm and learning rate of the original TensorFlow code.",
-            rich_help_panel=RUN,
-        ),
-    ] = False,
+    original_settings: Annotated[bool, option(ORIGINAL, RUN, "--original-settings")] = False,
     settings: Settings = None,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            help="Folder for the runs, pictures and summary.",
-            show_default="runs/compare-TASK",
-            rich_help_panel=OUTPUT,
-        ),
+        Path | None, output_option("Folder for the runs, pictures and summary.", "runs/compare-TASK", "DIR")
     ] = None,
     force: ForceFolder = False,
     json: Json = False,
@@ -91,12 +55,7 @@ def compare(
     """
     require("torch", "train")
     from mdlstm_tk.report import draw_comparison, draw_run
-    from mdlstm_tk.training import (
-        compare_models,
-        configure_comparison,
-        parse_settings,
-        plan_comparison,
-    )
+    from mdlstm_tk.training import compare_models, configure_comparison, parse_settings, plan_comparison
 
     options = {key: value for key, value in {"steps": steps, "size": size}.items() if value is not None}
     config = configure_comparison(task, options, parse_settings(settings or []))

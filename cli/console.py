@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _ARGUMENT = re.compile(r"\b([a-z_]+)=(?:True|\.\.\.|\"([^\"]*)\")")
 LINE_SECONDS = 30  # between two lines of progress, at most, where stderr is no terminal
 BAR_SECONDS = 0.1  # between two updates of a progress bar
-TABLE_WIDTH = 200  # columns; a table that is wider than the terminal reads better unfolded
+TABLE_WIDTH = 500  # columns; a table that is wider than the terminal reads better unfolded
 
 
 @dataclass

@@ -5,34 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import heading, note
-from mdlstm_tk.cli.options import OUTPUT, ForceFolder
+from mdlstm_tk.cli.options import ForceFolder, option, output_option
 from mdlstm_tk.errors import require
 
 
 def demo(
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the training.")] = 1000,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            help="Folder for all files.",
-            show_default="runs/demo",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    steps: Annotated[int, option("Optimizer steps of the training.", None, min=1)] = 1000,
+    output: Annotated[Path | None, output_option("Folder for all files.", "runs/demo", "DIR")] = None,
     force: ForceFolder = False,
 ) -> None:
     """Train an MD-LSTM, export it, run it on a matrix from disk, and verify it, in under two minutes."""
     require("torch", "train")
     from mdlstm_tk.cli.export import export
     from mdlstm_tk.cli.infer import infer
-    from mdlstm_tk.cli.train import train_with_progress
+    from mdlstm_tk.cli.progress import train_with_progress
     from mdlstm_tk.cli.verify import verify
     from mdlstm_tk.data import DiagonalTask
     from mdlstm_tk.runtime import load_array, save_array
@@ -44,7 +32,7 @@ def demo(
     train_with_progress(new_job(config, run.folder, force=True))
 
     heading(f"[2/4] mdlstm export {shell_quoted(run.folder)} --size 8 --size 32")
-    export(run.folder, ["8", "32"], force=True)
+    export(run.folder, [(8, 8), (32, 32)], force=True)
 
     matrix = run.folder / "matrix.npy"
     batch = DiagonalTask(config.grid).batch(seed=2026, step=0, count=1)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,10 +11,6 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import next_command, print_json, table
 from mdlstm_tk.cli.options import Json, MaxBytes, complete_model_or_run, with_imports
-from mdlstm_tk.errors import require
-
-if TYPE_CHECKING:
-    from mdlstm_tk.runtime.tiles.archive import Stage
 
 
 def info(
@@ -33,14 +28,15 @@ def info(
 ) -> None:
     """Describe an exported model, or a training run."""
     if target.is_dir():
-        require("torch", "train")
         from mdlstm_tk.runtime.model_discovery import archives_in, models_in, without_drawing
         from mdlstm_tk.training import describe_run
 
         properties, models = describe_run(target), without_drawing(models_in(target))
         models = models or archives_in(target)
     else:
-        properties, models = _describe_model(target, max_bytes), [target]
+        from mdlstm_tk.runtime import describe_model
+
+        properties, models = describe_model(target, max_bytes), [target]
     if json:
         print_json(properties)
     else:
@@ -53,33 +49,6 @@ def info(
         next_command(f"mdlstm sample {shell_quoted(target)}")
         return
     next_command(f"mdlstm infer FILE -m {shell_quoted(models[-1])}" if models else export)
-
-
-def _describe_model(path: Path, max_bytes: int | None) -> dict[str, Any]:
-    from mdlstm_tk.runtime import Session
-    from mdlstm_tk.runtime.io.npy import MAX_BYTES
-    from mdlstm_tk.runtime.tiles.archive import is_archive, read_archive_bytes
-    from mdlstm_tk.runtime.tiles.session import TiledSession
-
-    limit = max_bytes or MAX_BYTES
-    if is_archive(path):
-        read_archive_bytes(path, limit)  # max_bytes of a TiledSession bounds the memory of its runs
-        with TiledSession(path, "cpu") as tiled:
-            stages = [_describe_stage(stage) for stage in tiled.archive.stages]
-            metadata = asdict(tiled.metadata)
-            return {"kind": "model", "bytes": path.stat().st_size, **metadata, "stages": stages}
-    with Session(path, "cpu", max_bytes=limit) as session:
-        return {"kind": "model", "bytes": path.stat().st_size, **asdict(session.metadata)}
-
-
-def _describe_stage(stage: Stage) -> dict[str, Any]:
-    return {
-        "window": format_size(stage.window),
-        "directions": len(stage.sweeps),
-        "units": stage.units,
-        "channels": stage.channels,
-        "stored": stage.outputs,
-    }
 
 
 def _text(name: str, value: Any) -> str:

@@ -12,15 +12,15 @@ import traceback
 import warnings
 from importlib import import_module
 from io import TextIOWrapper, UnsupportedOperation
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from mdlstm_tk._util.text import printable
 from mdlstm_tk._version import __version__
-from mdlstm_tk.cli.command import Root, Verb, with_verbosity
 from mdlstm_tk.cli.console import detail, error, verbosity, warn
-from mdlstm_tk.cli.options import Import, imported
+from mdlstm_tk.cli.options import Import, imported, with_messages
 from mdlstm_tk.errors import MDLSTMError
 
 PANELS = {
@@ -31,8 +31,8 @@ PANELS = {
 VERBS = tuple(verb for verbs in PANELS.values() for verb in verbs)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(is_given: bool) -> None:
+    if is_given:
         sys.stdout.write(f"mdlstm-tk {__version__}\n")
         raise typer.Exit
 
@@ -46,22 +46,31 @@ def _root(
     """Multi-dimensional LSTMs: train in PyTorch, export to ONNX, run anywhere."""
 
 
-def typer_app(arguments: list[str]) -> typer.Typer:
-    """The command. If a verb is called, it has only that verb: Typer takes longer to build the options of
-    all verbs than `infer` takes to run a model."""
-    called = arguments[:1] if arguments[0] in VERBS else VERBS
+class _SettingsCommand(TyperCommand):
+    """A verb with --set: below its help stands the table of settings."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        from mdlstm_tk.cli.settings import print_settings
+
+        print_settings()
+
+
+def typer_app(verb: str | None = None) -> typer.Typer:
+    """The command `mdlstm` with all verbs, or one verb alone: importing all takes longer than `infer`
+    takes."""
     app = typer.Typer(
-        cls=Root,
-        callback=_root,
-        add_completion=called is VERBS,
+        callback=None if verb else _root,
+        add_completion=not verb,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for panel, verbs in PANELS.items():
-        for verb in verbs:
-            if verb in called:
-                function = getattr(import_module(f"mdlstm_tk.cli.{verb}"), verb)
-                app.command(verb, cls=Verb, rich_help_panel=panel)(with_verbosity(function))
+    for panel, names in PANELS.items():
+        for name in names:
+            if verb in (None, name):
+                function = getattr(import_module(f"mdlstm_tk.cli.{name}"), name)
+                cls = _SettingsCommand if name in ("train", "compare") else TyperCommand
+                app.command(name, cls=cls, rich_help_panel=panel)(with_messages(function))
     return app
 
 
@@ -83,16 +92,22 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> int:
     start = time.perf_counter()
+    command = "mdlstm"
     try:
-        code = typer_app(arguments)(arguments, prog_name="mdlstm", standalone_mode=False)
+        if arguments[0] in VERBS:
+            verb, *options = arguments
+            command = f"mdlstm {verb}"
+            code = typer_app(verb)(options, prog_name=command, standalone_mode=False)
+        else:
+            code = typer_app()(arguments, prog_name=command, standalone_mode=False)
         sys.stdout.flush()
-        detail(f"{arguments[0]} took {time.perf_counter() - start:.2f} s{_peak_memory()}")
+        detail(f"{command} took {time.perf_counter() - start:.2f} s{_peak_memory()}")
         return code if isinstance(code, int) else 0
     except MDLSTMError as failure:
         return _fail(str(failure), failure.exit_code)
     except typer.TyperException as failure:
-        verb = f"{arguments[0]} " if arguments[0] in VERBS else ""
-        return _fail(f"{_usage_message(failure)} (see: mdlstm {verb}--help)", 2)
+        message = failure.format_message().replace("Value error, ", "").rstrip(".")  # pydantic's prefix
+        return _fail(f"{message} (see: {command} --help)", 2)
     except BrokenPipeError:
         # The reader of stdout has gone. Point stdout nowhere, or Python complains again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -108,28 +123,15 @@ def _run(arguments: list[str]) -> int:
         return _fail("out of memory; use a smaller size, batch or hidden size", 1)
 
 
-def _usage_message(failure: typer.TyperException) -> str:
-    similar = getattr(failure, "possibilities", None)  # of an unknown option
-    if similar:
-        return f"no such option: {getattr(failure, 'option_name', '')}; did you mean '{similar[0]}'?"
-    return failure.format_message()
-
-
 def _fail(message: str, code: int) -> int:
     if verbosity.debug:
-        sys.stderr.write(_traceback())
+        # each message in the traceback takes one line, whatever it holds
+        for part in traceback.format_exception(*sys.exc_info()):
+            is_code = part.startswith(('  File "', "Traceback (most", "\n"))
+            for line in part.rstrip("\n").split("\n") if is_code else [part.rstrip("\n")]:
+                sys.stderr.write(f"{printable(line)}\n")
     error(message)
     return code
-
-
-def _traceback() -> str:
-    """The traceback of the current exception. Each message in it takes one line, whatever it holds."""
-    parts = traceback.format_exception(*sys.exc_info())
-    lines: list[str] = []
-    for part in parts:
-        is_message = not part.startswith(('  File "', "Traceback (most", "\n"))
-        lines += [part.rstrip("\n")] if is_message else part.rstrip("\n").split("\n")
-    return "".join(f"{printable(line)}\n" for line in lines)
 
 
 def _peak_memory() -> str:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 
 from mdlstm_tk._util.text import is_plain_text, shell_quoted
+from mdlstm_tk.cli.console import verbosity
 from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.runtime.choices import Engine
+from mdlstm_tk.runtime.io import Format
 
 DEVICES = ("auto", "cpu", "cuda")
-Form = Literal["unrolled", "scan", "tiles"]
-ExportDtype = Literal["float32", "float16", "int8"]
-Format = Literal["npy", "npz", "json", "png", "csv", "txt", "tsv", "tif", "zarr"]
-Engine = Literal["local", "ray"]
 
 imported: list[Path] = []  # by this call
 
@@ -27,28 +28,13 @@ RUN = "Run"
 EXECUTION = "Execution"
 LIMITS = "Limits"
 TILES = "Tiles"
+MESSAGES = "Messages"
 
 
 def parse_device(text: str) -> str:
     """Check the name of a device."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
         raise InputError(f"must be auto, cpu, cuda or cuda:N, got '{text}'")
-    return text
-
-
-def parse_size_text(text: str) -> str:
-    """Check the size of a grid."""
-    from mdlstm_tk._util.sizes import parse_size  # imported late: `infer` takes no sizes
-
-    parse_size(text)
-    return text
-
-
-def parse_free_size_text(text: str) -> str:
-    """Check the size of a two-dimensional grid whose extents may be free."""
-    from mdlstm_tk._util.sizes import parse_free_size
-
-    parse_free_size(text)
     return text
 
 
@@ -113,201 +99,209 @@ def with_imports(command: str) -> str:
     return " ".join([command, *(f"--import {shell_quoted(path)}" for path in imported)])
 
 
+def option(help: str, panel: str | None, *names: str, **settings: Any) -> Any:
+    """An option in a panel of the help; the settings are those of `typer.Option`."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
+
+
+def place_option(help: str, metavar: str = "DIR", default: str | bool = False) -> Any:
+    """An option that takes a file or folder to write or read."""
+    return option(help, OUTPUT, metavar=metavar, show_default=default)
+
+
+def output_option(help: str, default: str | bool = True, metavar: str = "PATH") -> Any:
+    """The option -o of a verb."""
+    return option(help, OUTPUT, "--output", "-o", metavar=metavar, show_default=default)
+
+
+def force_option(help: str) -> Any:
+    """The option --force of a verb that replaces what exists."""
+    return option(help, OUTPUT, "--force")
+
+
+def size_option(help: str, default: str, parse: Callable[[str], Any], panel: str | None = None) -> Any:
+    """An option that takes the size of a grid, as `parse` returns it."""
+    return option(help, panel, metavar="SIZE", parser=parse, show_default=default)
+
+
+def data_option(help: str) -> Any:
+    """The option --data of a verb that reads the data that a run was trained on."""
+    default, complete = "no examples of your own data", complete_files(".npz")
+    return option(help, OUTPUT, metavar="PATH", show_default=default, autocompletion=complete)
+
+
+def refuse(
+    given: Mapping[str, Any], verb: Callable[..., None], taken: Collection[str], subject: str
+) -> None:
+    """Refuse options that a way of calling a verb has no use for.
+
+    Raises:
+        InputError: one of the others than `taken` is given.
+    """
+    parameters = inspect.signature(verb).parameters
+    for name, value in given.items():
+        if name not in taken and value not in (parameters[name].default, None, []):
+            raise InputError(f"{subject} and takes no {name}=...; leave it out")
+
+
+RunFolder = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[RUN]", help="Run folder.", show_default="the latest run", autocompletion=complete_run
+    ),
+]
 Import = Annotated[
     list[Path] | None,
-    typer.Option(
-        "--import",
+    option(
+        "Python file of yours to run first, which registers cells, networks or tasks; repeatable.",
+        *(RUN, "--import"),
         metavar="FILE",
         is_eager=True,
         callback=import_files,
         show_default=False,
         autocompletion=complete_files(".py"),
-        help="Python file of yours to run first, which registers cells, networks or tasks; repeatable.",
-        rich_help_panel=RUN,
     ),
 ]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=OUTPUT)
-]
-ForceFolder = Annotated[
-    bool, typer.Option("--force", help="Write into a folder that is not empty.", rich_help_panel=OUTPUT)
-]
+Json = Annotated[bool, option("Print the result as JSON on stdout.", OUTPUT, "--json")]
+ForceFolder = Annotated[bool, force_option("Write into a folder that is not empty.")]
 Device = Annotated[
     str,
-    typer.Option(
-        "--device",
+    option(
+        "Device to run on; auto: CUDA if it works, else the CPU.",
+        *(None, "--device"),
         metavar="auto|cpu|cuda|cuda:N",
         parser=parse_device,
         autocompletion=complete_from(*DEVICES),
-        help="Device to run on; auto: CUDA if it works, else the CPU.",
     ),
 ]
 MaxBytes = Annotated[
     int | None,
-    typer.Option(
-        "--max-bytes",
+    option(
+        "Maximum size of a file in bytes, before and after decompression; of a tiled run, about the "
+        "resident memory.",
+        LIMITS,
         min=1,
         show_default="1 GiB",
-        help="Maximum size of a file in bytes, before and after decompression; of a tiled run, about the "
-        "resident memory.",
-        rich_help_panel=LIMITS,
-    ),
-]
-Tile = Annotated[
-    int | None,
-    typer.Option(
-        "--tile",
-        metavar="N",
-        show_default="512",
-        help="Extent of a tile along each axis, for a tiled model (.tiles).",
-        rich_help_panel=TILES,
-    ),
-]
-Level = Annotated[
-    int | None,
-    typer.Option(
-        "--level",
-        min=0,
-        metavar="K",
-        show_default="0, the largest",
-        help="Level of a TIFF with a pyramid to read, for a tiled model.",
-        rich_help_panel=TILES,
-    ),
-]
-Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume",
-        help="Go on with a tiled run that was interrupted, and keep what an interruption leaves.",
-        rich_help_panel=TILES,
-    ),
-]
-Stream = Annotated[
-    bool,
-    typer.Option(
-        "--stream",
-        help="Read rows from stdin as a .npy, and write those of the result as they come, for a tiled "
-        "model whose directions go downwards.",
-        rich_help_panel=TILES,
     ),
 ]
 Timeout = Annotated[
     float | None,
-    typer.Option(
-        "--timeout",
+    option(
+        "Maximum duration of one run of the model, in seconds.",
+        LIMITS,
         min=0,
         show_default="no limit; 120 with --isolated",
-        help="Maximum duration of one run of the model, in seconds.",
-        rich_help_panel=LIMITS,
     ),
 ]
-Isolated = Annotated[
-    bool,
-    typer.Option(
-        "--isolated",
-        help="Run the model in a process with limits on memory and time, for a file that you did not make.",
-        rich_help_panel=LIMITS,
-    ),
-]
-Trusted = Annotated[
-    bool,
-    typer.Option(
-        "--trusted",
-        help="Allow operators outside the list of the model check, for a file of yours.",
-        rich_help_panel=LIMITS,
-    ),
-]
+ISOLATED = "Run the model in a process with limits on memory and time, for a file that you did not make."
+Isolated = Annotated[bool, option(ISOLATED, LIMITS, "--isolated")]
+TRUSTED = "Allow operators outside the list of the model check, for a file of yours."
+Trusted = Annotated[bool, option(TRUSTED, LIMITS, "--trusted")]
+
+# Those of `mdlstm infer`
 ModelFile = Annotated[
     str | None,
-    typer.Option(
-        "--model",
-        "-m",
+    option(
+        "Exported .onnx or .tiles file, or a folder of .onnx files.",
+        *(None, "--model", "-m"),
         metavar="PATH",
-        help="Exported .onnx or .tiles file, or a folder of .onnx files.",
         autocompletion=complete_model_file,
         show_default="$MDLSTM_MODEL, the latest run's export, or the only .onnx here",
     ),
 ]
 Output = Annotated[
     str | None,
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="PATH",
-        help="File for the result of one input, folder for the results of several, or - for stdout. A "
-        ".csv, .tsv, .json or .txt file takes the labels or texts for several inputs.",
-        show_default="beside the inputs; stdout for labels and texts",
-        rich_help_panel=OUTPUT,
+    output_option(
+        "File for the result of one input, folder for the results of several, or - for stdout. A .csv, "
+        ".tsv, .json or .txt file takes the labels or texts for several inputs.",
+        "beside the inputs; stdout for labels and texts",
     ),
-]
-Probabilities = Annotated[
-    bool,
-    typer.Option(
-        "--probabilities",
-        help="Write the probability of every class, by name in csv and json, else as arrays.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-SkipExisting = Annotated[
-    bool,
-    typer.Option(
-        "--skip-existing",
-        help="Leave out inputs whose result exists; continues an interrupted call.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-ForceFile = Annotated[
-    bool, typer.Option("--force", help="Replace results that exist.", rich_help_panel=OUTPUT)
 ]
 OutputFormat = Annotated[
     Format | None,
-    typer.Option(
-        "--format",
-        help="File format of the results: txt, tsv, csv and json hold labels, texts and masks, npy and npz "
-        "the network's outputs; png holds masks, or values clipped to [0, 1] with 8 bits. "
-        "The fields of txt and tsv are separated by tabs.",
+    option(
+        "File format of the results: txt, tsv, csv and json hold labels, texts and masks, npy and npz the "
+        "network's outputs; png holds masks, or values clipped to [0, 1] with 8 bits. The fields of txt "
+        "and tsv are separated by tabs.",
+        *(OUTPUT, "--format"),
         show_default="txt for labels and texts, png for masks, npz for .npz inputs, else npy",
-        rich_help_panel=OUTPUT,
     ),
 ]
-Top = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        metavar="K",
-        help="Name the K most likely classes of a classifier with their probabilities.",
-        show_default=False,
-        rich_help_panel=OUTPUT,
-    ),
-]
-Threads = Annotated[
-    int,
-    typer.Option(
-        min=0, help="CPU threads of one run, or of all tiles; 0: one per core.", rich_help_panel=EXECUTION
-    ),
-]
+PROBABILITIES = "Write the probability of every class, by name in csv and json, else as arrays."
+Probabilities = Annotated[bool, option(PROBABILITIES, OUTPUT, "--probabilities")]
+TOP = "Name the K most likely classes of a classifier with their probabilities."
+Top = Annotated[int | None, option(TOP, OUTPUT, min=1, metavar="K", show_default=False)]
+SKIP_EXISTING = "Leave out inputs whose result exists; continues an interrupted call."
+SkipExisting = Annotated[bool, option(SKIP_EXISTING, OUTPUT, "--skip-existing")]
+ForceFile = Annotated[bool, force_option("Replace results that exist.")]
+THREADS = "CPU threads of one run, or of all tiles; 0: one per core."
+Threads = Annotated[int, option(THREADS, EXECUTION, min=0)]
 BatchSize = Annotated[
     int | None,
-    typer.Option(
+    option(
+        "Samples per run, or tiles of a tiled model.",
+        EXECUTION,
         min=1,
-        help="Samples per run, or tiles of a tiled model.",
         show_default="64, or fewer for grids above 64x64; 4 tiles",
-        rich_help_panel=EXECUTION,
     ),
 ]
-EngineName = Annotated[
-    Engine,
-    typer.Option(
-        help="Where files and tiles are run: in this process, or distributed with Ray on $RAY_ADDRESS.",
-        rich_help_panel=EXECUTION,
-    ),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Number of processes of --engine ray.",
-        show_default="one per CPU",
-        rich_help_panel=EXECUTION,
-    ),
-]
+ENGINE = "Where files and tiles are run: in this process, or distributed with Ray on $RAY_ADDRESS."
+EngineName = Annotated[Engine, option(ENGINE, EXECUTION)]
+WORKERS = "Number of processes of --engine ray."
+Workers = Annotated[int | None, option(WORKERS, EXECUTION, min=1, show_default="one per CPU")]
+TILE = "Extent of a tile along each axis, for a tiled model (.tiles)."
+Tile = Annotated[int | None, option(TILE, TILES, metavar="N", show_default="512")]
+LEVEL = "Level of a TIFF with a pyramid to read, for a tiled model."
+Level = Annotated[int | None, option(LEVEL, TILES, min=0, metavar="K", show_default="0, the largest")]
+RESUME = "Go on with a tiled run that was interrupted, and keep what an interruption leaves."
+Resume = Annotated[bool, option(RESUME, TILES, "--resume")]
+STREAM = (
+    "Read rows from stdin as a .npy, and write those of the result as they come, for a tiled model whose "
+    "directions go downwards."
+)
+Stream = Annotated[bool, option(STREAM, TILES, "--stream")]
+
+
+def messages(
+    ctx: typer.Context,
+    *,
+    quiet: Annotated[bool, option("Print only errors and data.", MESSAGES, "--quiet", "-q")] = False,
+    verbose: Annotated[bool, option("Print more about what is done.", MESSAGES, "--verbose", "-v")] = False,
+    debug: Annotated[
+        bool, option("Print the traceback of an error instead of one line.", MESSAGES, "--debug")
+    ] = False,
+    import_: Import = None,
+) -> None:
+    """The options of all verbs: how much is printed, and --import, whose files its callback has run."""
+    if quiet and verbose:
+        raise InputError("-q and -v are mutually exclusive; give one of them")
+    verbosity.quiet, verbosity.verbose, verbosity.debug = quiet, verbose, debug
+    verbosity.flags = {param.name: min(param.opts, key=len) for param in ctx.command.params}
+
+
+def with_messages(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the options of `messages`."""
+    extra = inspect.signature(messages, eval_str=True).parameters
+
+    @wraps(function)
+    def call(**options: Any) -> None:
+        messages(**{name: options.pop(name) for name in extra})
+        function(**options)
+
+    return with_parameters(call, [*parameters_of(function), *extra.values()])
+
+
+def parameters_of(function: Callable[..., None]) -> list[inspect.Parameter]:
+    """The parameters of a verb, without **options."""
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    return [each for each in parameters if each.kind != each.VAR_KEYWORD]
+
+
+def with_parameters(
+    function: Callable[..., None], parameters: Iterable[inspect.Parameter]
+) -> Callable[..., None]:
+    """Give a function that takes **options these parameters, from which Typer makes its options."""
+    keywords = [each.replace(kind=each.KEYWORD_ONLY) for each in parameters]
+    function.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    function.__annotations__ = {each.name: each.annotation for each in keywords}
+    return function

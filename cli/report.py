@@ -5,45 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import next_command, note, print_json
-from mdlstm_tk.cli.options import OUTPUT, Json, complete_files, complete_run, with_imports
+from mdlstm_tk.cli.options import Json, RunFolder, data_option, force_option, output_option, with_imports
 from mdlstm_tk.errors import require
+
+DATA = "Your data that the run was trained on, to show examples; they are read only if named."
 
 
 def report(
-    run: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[RUN]", help="Run folder.", show_default="the latest run", autocompletion=complete_run
-        ),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            metavar="PATH",
-            help="Your data that the run was trained on, to show examples; they are read only if named.",
-            show_default="no examples of your own data",
-            autocompletion=complete_files(".npz"),
-        ),
-    ] = None,
+    run: RunFolder = None,
+    data: Annotated[str | None, data_option(DATA)] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="HTML file to write.",
-            show_default="report.html in the run folder",
-            rich_help_panel=OUTPUT,
-        ),
+        Path | None, output_option("HTML file to write.", "report.html in the run folder", "FILE")
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace the file given with -o.", rich_help_panel=OUTPUT)
-    ] = False,
+    force: Annotated[bool, force_option("Replace the file given with -o.")] = False,
     json: Json = False,
 ) -> None:
     """Write an HTML page about a run: curves, examples, errors by class, and the speed of its exports.

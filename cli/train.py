@@ -3,64 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import Annotated, Any
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import shell_quoted
-from mdlstm_tk.cli.console import detail, next_command, note, print_json, progress
+from mdlstm_tk.cli.console import next_command, note, print_json
 from mdlstm_tk.cli.options import (
-    OUTPUT,
     RUN,
     ForceFolder,
     Json,
     complete_files,
     complete_run,
+    option,
+    output_option,
     with_imports,
 )
+from mdlstm_tk.cli.progress import train_with_progress
 from mdlstm_tk.cli.settings import Settings, with_settings
-from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.errors import InputError
 
-if TYPE_CHECKING:
-    from mdlstm_tk.training import Progress, TrainingJob
+CONFIG = option(
+    "TOML file of settings.",
+    *(RUN, "--config", "-c"),
+    metavar="FILE",
+    show_default="the task's own settings",
+    autocompletion=complete_files(".toml"),
+)
+RESUME = option(
+    "Run folder to continue, up to --steps if given.",
+    *(RUN, "--resume"),
+    metavar="RUN",
+    show_default="a new run",
+    autocompletion=complete_run,
+)
 
 
 @with_settings
 def train(
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            "-c",
-            metavar="FILE",
-            help="TOML file of settings.",
-            show_default="the task's own settings",
-            autocompletion=complete_files(".toml"),
-            rich_help_panel=RUN,
-        ),
-    ] = None,
+    config: Annotated[Path | None, CONFIG] = None,
     settings: Settings = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN",
-            help="Run folder to continue, up to --steps if given.",
-            show_default="a new run",
-            autocompletion=complete_run,
-            rich_help_panel=RUN,
-        ),
-    ] = None,
+    resume: Annotated[Path | None, RESUME] = None,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            help="Folder of the new run.",
-            show_default="runs/MODEL-SIZE",
-            rich_help_panel=OUTPUT,
-        ),
+        Path | None, output_option("Folder of the new run.", "runs/MODEL-SIZE", "DIR")
     ] = None,
     force: ForceFolder = False,
     json: Json = False,
@@ -73,21 +57,24 @@ def train(
     Every task has its own defaults. A file given with --config overrides the defaults, --set overrides the
     file, and the other options override all of them. Under torchrun, the processes share each batch.
     """
-    options = {key: value for key, value in options.items() if value is not None}
     if resume is not None and (output is not None or config is not None):
         raise InputError("--resume takes folder and settings from the run; leave out -o and -c")
-    require("torch", "train")
-    from mdlstm_tk.training import configure, new_job, parse_settings, resume_job
-    from mdlstm_tk.training.progress import describe_times
+    options = {key: value for key, value in options.items() if value is not None}
+    from mdlstm_tk import (
+        training,
+    )  # whose parts are loaded when they are used: a typo is found before torch
 
-    changes = parse_settings(settings or [])
-    if resume is None:
-        job = new_job(configure(options, changes, config), output, force)
+    changes = training.parse_settings(settings or [])
+    if resume:
+        job = training.resume_job(resume, options, changes)
     else:
-        job = resume_job(resume, options, changes)
+        configuration = training.configure(options, changes, config)
+        job = training.new_job(configuration, output, force)
     result = train_with_progress(job)
     if not job.context.is_main:
         return
+    from mdlstm_tk.training.progress import describe_times
+
     run = job.run
     if result["errors"]:
         errors = ", ".join(f"{name} {value:.5g}" for name, value in result["errors"].items())
@@ -96,42 +83,11 @@ def train(
     note(f"{describe_times(run.read_times())}; wrote {run.best}, {run.curves}, {run.prediction}")
     if json:
         print_json({"run": str(run.folder), **result})
-    folder = shell_quoted(run.folder)
+    quoted = shell_quoted(run.folder)
     if job.config.data:
-        page = f"mdlstm report {folder} --data {shell_quoted(job.config.data)}"
+        page = f"mdlstm report {quoted} --data {shell_quoted(job.config.data)}"
         note(f"for a page with examples: {with_imports(page)}")
     # a model for one size would refuse samples of another
     form = "--form scan" if job.task.has_mixed_sizes else f"--size {format_size(job.task.spec.size)}"
     draws = job.task.spec.kind == "density"
-    next_command(with_imports(f"mdlstm sample {folder}" if draws else f"mdlstm export {folder} {form}"))
-
-
-def train_with_progress(job: TrainingJob) -> dict[str, Any]:
-    """Train and draw a run, with a progress bar in the main process; see `mdlstm_tk.training.train`."""
-    from mdlstm_tk.report import draw_run
-    from mdlstm_tk.training import RecentMetrics, train
-
-    if not job.context.is_main:
-        return train(job)
-    for line in (*job.notes, job.description):
-        note(line)
-    for line in job.config.to_toml().splitlines():
-        detail(f"  {line}")
-    metrics = RecentMetrics()
-    try:
-        with progress(job.config.steps, job.steps_done) as show:
-
-            def on_step(state: Progress) -> None:
-                metrics.add(state)
-                show(state.step, metrics.describe, state.seconds_left)
-
-            result = train(job, on_step)
-    except KeyboardInterrupt:
-        if job.run.best.exists():
-            draw_run(job.run, job.task)
-        if job.run.last.exists():
-            again = with_imports(f"mdlstm train --resume {shell_quoted(job.run.folder)}")
-            note(f"interrupted; continue with: {again}")
-        raise
-    draw_run(job.run, job.task, job.network)
-    return result
+    next_command(with_imports(f"mdlstm sample {quoted}" if draws else f"mdlstm export {quoted} {form}"))

@@ -11,13 +11,17 @@ from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import detail, next_command, note, print_json, table
 from mdlstm_tk.cli.options import (
     Device,
+    Isolated,
     Json,
     MaxBytes,
     Timeout,
+    Trusted,
     complete_model_or_run,
     complete_run,
+    option,
 )
-from mdlstm_tk.errors import require
+
+DATA = "Array or image to compare on in place of random inputs; repeatable."
 
 
 def verify(
@@ -32,33 +36,23 @@ def verify(
     ],
     against: Annotated[
         Path | None,
-        typer.Option(
+        option(
+            "Run folder, or checkpoint file, that the model was exported from.",
+            None,
             metavar="RUN",
-            help="Run folder, or checkpoint file, that the model was exported from.",
             show_default="the folder of the model; without a run, the graph itself in float64",
             autocompletion=complete_run,
         ),
     ] = None,
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Array or image to compare on in place of random inputs; repeatable.",
-            show_default=False,
-        ),
-    ] = None,
+    data: Annotated[list[Path] | None, option(DATA, None, metavar="FILE", show_default=False)] = None,
     device: Device = "auto",
-    seeds: Annotated[int, typer.Option(min=1, help="Number of random seeds for the inputs.")] = 2,
-    seed: Annotated[int, typer.Option(min=0, help="First random seed.")] = 0,
+    seeds: Annotated[int, option("Number of random seeds for the inputs.", None, min=1)] = 2,
+    seed: Annotated[int, option("First random seed.", None, min=0)] = 0,
     json: Json = False,
     max_bytes: MaxBytes = None,
     timeout: Timeout = None,
-    isolated: Annotated[
-        bool, typer.Option("--isolated", help="Run the model in a process of its own, with limits.")
-    ] = False,
-    trusted: Annotated[
-        bool, typer.Option("--trusted", help="Run operators outside the list of the model check.")
-    ] = False,
+    isolated: Isolated = False,
+    trusted: Trusted = False,
 ) -> None:
     """Compare a model in every runtime with the float64 reference of the network it came from.
 
@@ -71,8 +65,6 @@ def verify(
     The exit code is 3 if a runtime exceeds the tolerance that the model was exported with, which is
     1e-5·s + 1e-5·|y| unless --atol was given; s is the largest output, at least 1.
     """
-    require("torch", "train")
-    require("onnx", "train")
     from mdlstm_tk.export import verify_model
 
     report = verify_model(

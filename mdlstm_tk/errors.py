@@ -103,11 +103,18 @@ def imports_of(extra: str) -> Iterator[None]:
         raise _missing(error.name, extra) from None
 
 
-def _missing(module: str, extra: str) -> MissingExtraError:
-    from mdlstm_tk._util.installation import install_command
+def install_command(*extras: str) -> str:
+    """The command that adds extras to an installation, also to one from a clone of the source code.
 
+    >>> install_command("cpu", "train")
+    "pip install 'mdlstm-tk[cpu,train]'"
+    """
+    return f"pip install 'mdlstm-tk[{','.join(extras)}]'" if extras else "pip install mdlstm-tk"
+
+
+def _missing(module: str, extra: str) -> MissingExtraError:
     package = module.split(".")[0]
     return MissingExtraError(
         f"this needs the package '{PACKAGES.get(package, package)}' of the extra '{extra}', which is not "
-        f"installed; install it with: {install_command([extra])}"
+        f"installed; install it with: {install_command(extra)}"
     )

@@ -25,10 +25,9 @@ and train it with `mdlstm train --import my_file.py --model deep`.
 The names below are loaded when they are first used: importing this package does not import torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mdlstm_tk.errors import imports_of
+from mdlstm_tk._util.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mdlstm_tk.models.density import DensityNet as DensityNet
@@ -47,24 +46,15 @@ if TYPE_CHECKING:
     from mdlstm_tk.models.registry import model_options as model_options
     from mdlstm_tk.models.registry import register as register
 
-_NAMES = {
-    "density": ("DensityNet",),
-    "grids": ("GridNet", "HorizontalNet", "MDNet", "RasterNet", "SnakeNet"),
-    "heads": ("Classifier", "Segmenter", "TextRecognizer"),
-    "normalized": ("Normalized",),
-    "pixel": ("PixelNet",),
-    "registry": ("create", "model_names", "model_options", "register"),
-}
-_MODULES = {name: module for module, names in _NAMES.items() for name in names}
-__all__ = sorted(_MODULES)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        with imports_of("train"):
-            return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "density": ("DensityNet",),
+        "grids": ("GridNet", "HorizontalNet", "MDNet", "RasterNet", "SnakeNet"),
+        "heads": ("Classifier", "Segmenter", "TextRecognizer"),
+        "normalized": ("Normalized",),
+        "pixel": ("PixelNet",),
+        "registry": ("create", "model_names", "model_options", "register"),
+    },
+    extra="train",
+)

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from torch import nn
 
-from mdlstm_tk._util.installation import install_command
-from mdlstm_tk.errors import InputError, MissingExtraError
+from mdlstm_tk.errors import InputError, MissingExtraError, install_command
 
 if TYPE_CHECKING:
     from huggingface_hub import PyTorchModelHubMixin
@@ -28,7 +27,7 @@ else:
     except ImportError:
 
         def _refuse(*_: Any, **__: Any) -> NoReturn:
-            install = install_command(["hub"])
+            install = install_command("hub")
             raise MissingExtraError(f"this needs huggingface_hub, which is not installed; use: {install}")
 
         class PyTorchModelHubMixin:

@@ -30,7 +30,7 @@ class VerbDirective(Directive):
     def run(self) -> list[nodes.Node]:
         """Return usage, description, and the parameters in their panels."""
         (name,) = self.arguments
-        verb = typer.main.get_command(typer_app([name])).commands[name]  # type: ignore[attr-defined]
+        verb = typer.main.get_command(typer_app(name))
         arguments = [param for param in verb.params if param.param_type_name == "argument"]
         usage = " ".join(["mdlstm", name, "[OPTIONS]", *(param.metavar for param in arguments)])
         panels: dict[str, list[Any]] = {}
@@ -101,7 +101,7 @@ class SettingsDirective(Directive):
 
     def run(self) -> list[nodes.Node]:
         """Return the table."""
-        rows = [(_code(row.key), _code(row.default), row.help) for row in list_settings()]
+        rows = [(_code(row.key), _code(row.default), row.meaning) for row in list_settings()]
         return [_table(("key", "default", "meaning"), (20, 15, 65), rows)]
 
 

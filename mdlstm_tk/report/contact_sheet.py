@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.runtime.io.files import atomic_write
+from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
 from mdlstm_tk.runtime.io.npy import Array, save_array
+from mdlstm_tk.runtime.model_discovery import run_of
+from mdlstm_tk.runtime.samples import drawn_size, read_given
 
 OUTPUT_SUFFIXES = (".png", ".gif", ".npy")
 IMAGE_PIXELS = 56  # of the longer side of the picture of an image, about
@@ -20,6 +23,62 @@ GAP_PIXELS = 4  # between two images
 BACKGROUND = (127, 137, 156)  # between images, and what is not drawn yet
 FRAMES = 64  # of an animation, at most
 FRAME_MILLISECONDS, LAST_FRAME_MILLISECONDS = 60, 2000
+
+
+def draw_samples(
+    output: Path,
+    source: Path | None = None,
+    count: int = 64,
+    size: tuple[int, int] | None = None,
+    *,
+    given: Path | None = None,
+    temperature: float = 1.0,
+    seed: int = 0,
+    force: bool = False,
+) -> tuple[Path, tuple[int, ...]]:
+    """Draw images with a density model into one file, as `mdlstm sample` does.
+
+    Args:
+        output: the file, see `write_samples`.
+        source: a run folder, or an `.onnx` file that draws, which needs no torch. None: the latest run.
+        count: number of images.
+        size: (H, W); None: that of the training images.
+        given: a file with the part of the image that is not drawn; see
+            `mdlstm_tk.runtime.samples.read_given`.
+        temperature: divides the logits; below 1 the likely values become likelier.
+        seed: decides the images.
+        force: replace the file if it exists.
+
+    Returns:
+        The source, and the shape (count, H, W, C) of the images.
+
+    Raises:
+        InputError: the source does not draw, the file exists, or an argument is invalid.
+        MissingExtraError, MDLSTMError: as `write_samples`; or torch or ONNX Runtime is not installed.
+    """
+    check_output(output)
+    ensure_writable(output, force)
+    if size is not None and len(size) != 2:
+        raise InputError(f"size=... must be a height and a width, got {format_size(size)}")
+    options: dict[str, Any] = {"seed": seed, "temperature": temperature}
+    if source is not None and source.suffix == ".onnx":
+        from mdlstm_tk.runtime import Session
+
+        with Session(source, "cpu") as session:
+            size = size or drawn_size(session.metadata, str(source), run_of(source))
+            part = read_given(given, size, session.metadata.channels) if given else None
+            images = session.sample(count, size, given=part, **options)
+    else:
+        require("torch", "train")
+        from mdlstm_tk.training import latest_run, load_checkpoint, open_run, sample_run
+
+        run = open_run(source) if source else latest_run()
+        spec = load_checkpoint(run.checkpoint).spec
+        height, width = size or spec.size
+        part = read_given(given, (height, width), spec.channels) if given else None
+        source, images = run.folder, sample_run(run, count, size, given=part, **options)
+    write_samples(output, images, None if part is None else part.mask)
+    return source, images.shape
 
 
 def check_output(path: Path) -> None:

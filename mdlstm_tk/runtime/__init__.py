@@ -28,13 +28,15 @@ Files and folders, as `mdlstm infer` runs them:
 ...     print(result.job.source, result.error or "ok")
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mdlstm_tk._util.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.answers import Answer as Answer
     from mdlstm_tk.runtime.answers import decode as decode
     from mdlstm_tk.runtime.batching import Result as Result
+    from mdlstm_tk.runtime.description import describe_model as describe_model
     from mdlstm_tk.runtime.inference import Inference as Inference
     from mdlstm_tk.runtime.inference import infer_paths as infer_paths
     from mdlstm_tk.runtime.io.npy import load_array as load_array
@@ -45,28 +47,17 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.tiles.session import TiledSession as TiledSession
 
 # Each name is imported when it is first used, as `mdlstm infer` needs few of the modules.
-_MODULES = {
-    "Answer": "answers",
-    "Inference": "inference",
-    "Metadata": "metadata",
-    "Result": "batching",
-    "Session": "session",
-    "TiledSession": "tiles.session",
-    "decode": "answers",
-    "infer_paths": "inference",
-    "load_array": "io.npy",
-    "load_image": "io.readers",
-    "save_array": "io.npy",
-}
-
-__all__ = list(_MODULES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'mdlstm_tk.runtime' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"mdlstm_tk.runtime.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "answers": ("Answer", "decode"),
+        "batching": ("Result",),
+        "description": ("describe_model",),
+        "inference": ("Inference", "infer_paths"),
+        "io.npy": ("load_array", "save_array"),
+        "io.readers": ("load_image",),
+        "metadata": ("Metadata",),
+        "session": ("Session",),
+        "tiles.session": ("TiledSession",),
+    },
+)

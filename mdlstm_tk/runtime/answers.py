@@ -23,6 +23,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import log
@@ -173,10 +174,11 @@ def write_decoded(
 
 
 class AnswerDocument:
-    """Renders answers as one document: `begin()`, then `add()` for each file, then `end()`.
+    """Renders answers as one document: `begin()`, then `add()` or `add_in_order()` for each file, then
+    `end()`.
 
     `is_named` begins each line of a txt document with the name of its file. The names of files in a tsv
-    document are relative to the folder.
+    document are relative to the folder. `jobs` are all files, for `add_in_order`.
     """
 
     def __init__(
@@ -187,11 +189,13 @@ class AnswerDocument:
         *,
         is_named: bool = False,
         folder: Path = Path(),
+        jobs: Sequence[Job] = (),
     ) -> None:
         self._format, self._kind, self._options = file_format, metadata.kind, options
         self._classes = metadata.classes or ()
         self._is_named, self._folder = is_named, folder
         self._is_empty = True
+        self._waiting, self._answers = deque(jobs), dict[Job, Sequence[Answer]]()
 
     def begin(self) -> str:
         """What comes before the first answer."""
@@ -214,6 +218,15 @@ class AnswerDocument:
             parts.append(f"{'' if self._is_empty else ','}\n{value}")
             self._is_empty = False
         return "".join(parts)
+
+    def add_in_order(self, job: Job, answers: Sequence[Answer]) -> str:
+        """The answers that can follow now: those for a job wait for those of the jobs before it."""
+        self._answers[job] = answers
+        text = ""
+        while self._waiting and self._waiting[0] in self._answers:
+            first = self._waiting.popleft()
+            text += self.add(first.source, self._answers.pop(first))
+        return text
 
     def end(self) -> str:
         """What comes after the last answer."""

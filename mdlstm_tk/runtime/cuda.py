@@ -8,15 +8,15 @@ import sys
 from contextlib import redirect_stdout, suppress
 from typing import Any
 
+from mdlstm_tk.errors import install_command
+
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 INSTALL_LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 
 def install_gpu() -> str:
     """The commands that replace ONNX Runtime by its build for CUDA."""
-    from mdlstm_tk._util.installation import install_command  # imports importlib.metadata, which takes long
-
-    return f"pip uninstall onnxruntime, then {install_command(['gpu'])}"
+    return f"pip uninstall onnxruntime, then {install_command('gpu')}"
 
 
 def preload_libraries(onnxruntime: Any) -> None:

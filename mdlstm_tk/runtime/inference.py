@@ -9,10 +9,11 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.batching import WINDOW_BYTES, Result, grid_of, infer_files
+from mdlstm_tk.runtime.choices import Engine
 from mdlstm_tk.runtime.io import TILED_SUFFIX, Format
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, STDIO, open_output
@@ -33,9 +34,9 @@ from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.session import Session
 
 if TYPE_CHECKING:
+    from mdlstm_tk.runtime.answers import AnswerDocument
     from mdlstm_tk.runtime.tiles.session import TiledSession
 
-Engine = Literal["local", "ray"]
 Report = Callable[[int, int], None]
 
 FILES_READ_FOR_GRIDS = 32
@@ -53,6 +54,7 @@ class Inference:
         skipped: number of files that are skipped because their result exists.
         left_out: number of files below input folders whose type cannot be read.
         table: the one file for the labels or texts of several inputs, or None.
+        document: renders the labels or texts that no file takes, in the order of the jobs, or None.
         results: one result per job, in an order that depends on the jobs alone.
     """
 
@@ -62,7 +64,17 @@ class Inference:
     skipped: int
     left_out: int
     table: Path | None
+    document: AnswerDocument | None
     results: Iterator[Result]
+
+    def record(self, result: Result) -> dict[str, Any]:
+        """A result as JSON values: source, error and, where it succeeded, target and answers."""
+        values: dict[str, Any] = {"source": result.job.source, "error": result.error}
+        if result.error is None:
+            target = self.table or result.job.target
+            values["target"] = None if target == STDIO else str(target)
+            values["answers"] = [answer.as_dict(self.session.metadata.kind) for answer in result.answers]
+        return values
 
 
 def infer_paths(
@@ -197,9 +209,10 @@ def infer_paths(
                 infer_files, session, read=read, batch_size=batch_size, options=options, is_single=is_single
             )
         results = _finished(run(jobs), resources.pop_all(), is_single) if jobs else iter(())
-    if table and jobs:
-        results = _collected(results, jobs, table, metadata, options)
-    return Inference(path, session, jobs, len(planned) - len(jobs), left_out, table, results)
+    document = _document(jobs, metadata, options, table, is_single)
+    if table and document:
+        results, document = _collected(results, table, document), None
+    return Inference(path, session, jobs, len(planned) - len(jobs), left_out, table, document, results)
 
 
 def stream_paths(
@@ -333,16 +346,26 @@ def _finished(results: Iterator[Result], resources: ExitStack, is_single: bool) 
             yield result
 
 
-def _collected(
-    results: Iterator[Result], jobs: Sequence[Job], table: Path, metadata: Metadata, options: ResultOptions
-) -> Iterator[Result]:
-    """Pass results on, and write their answers to one file when all are there, in the order of the jobs."""
+def _document(
+    jobs: list[Job], metadata: Metadata, options: ResultOptions, table: Path | None, is_single: bool
+) -> AnswerDocument | None:
+    """Renders the labels or texts that go to one table or to standard output; None if there are none."""
+    has_answers = jobs and metadata.kind in ANSWER_KINDS and jobs[0].format in ANSWER_FORMATS
+    if not has_answers or (jobs[0].target != STDIO and table is None):
+        return None
     from mdlstm_tk.runtime.answers import AnswerDocument
 
-    document = AnswerDocument(jobs[0].format, metadata, options, is_named=True, folder=table.parent)
-    answers = {}
+    folder = Path() if table is None else table.parent
+    return AnswerDocument(
+        jobs[0].format, metadata, options, is_named=not is_single, folder=folder, jobs=jobs
+    )
+
+
+def _collected(results: Iterator[Result], table: Path, document: AnswerDocument) -> Iterator[Result]:
+    """Pass results on, and write their answers to one file, in the order of the jobs."""
     with open_output(table) as file:  # now, so that nobody waits for a table that cannot be written
+        file.write(document.begin().encode())
         for result in results:
-            answers[result.job] = result.answers
+            file.write(document.add_in_order(result.job, result.answers).encode())
             yield result
-        file.write(document.render((job.source, answers[job]) for job in jobs).encode())
+        file.write(document.end().encode())

@@ -10,6 +10,9 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.choices import Dtype as Dtype
+from mdlstm_tk.runtime.choices import Form as Form
+from mdlstm_tk.runtime.choices import Kind as Kind
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES
 
 PREFIX = "mdlstm."
@@ -18,9 +21,6 @@ SHOWN = 60  # characters of a wrong value in a message
 
 EXPECTED = {str: "a text", int: "an integer", float: "a number", bool: "true or false"}
 
-Form = Literal["unrolled", "scan", "tiles"]
-Dtype = Literal["float32", "float16", "int8"]
-Kind = Literal["grid", "classify", "segment", "transcribe", "density"]
 Extents = tuple[int, ...]
 
 

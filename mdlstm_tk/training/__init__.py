@@ -6,10 +6,9 @@
 The names below are loaded when they are first used: importing this package does not import torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mdlstm_tk.errors import imports_of
+from mdlstm_tk._util.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mdlstm_tk.training.checkpoint import Checkpoint as Checkpoint
@@ -47,34 +46,25 @@ if TYPE_CHECKING:
     from mdlstm_tk.training.tasks import make_task as make_task
     from mdlstm_tk.training.tasks import register_task as register_task
 
-_NAMES = {
-    "checkpoint": ("Checkpoint", "load_checkpoint", "save_checkpoint"),
-    "comparison": (
-        *("Comparison", "ComparisonPlan"),
-        *("compare_models", "configure_comparison", "plan_comparison"),
-    ),
-    "config": ("TrainConfig", "list_settings"),
-    "drawing": ("draw_images", "sample_run"),
-    "evaluation": ("evaluate", "predict"),
-    "job": ("TrainingJob", "new_job", "resume_job"),
-    "loop": ("train",),
-    "networks": ("build", "build_network"),
-    "progress": ("Progress", "RecentMetrics"),
-    "run_folder": ("Run", "latest_run", "new_run", "open_run"),
-    "run_info": ("describe_run",),
-    "settings": ("configure", "configure_resumed", "parse_settings"),
-    "tasks": ("default_config", "load_task", "make_task", "register_task"),
-}
-_MODULES = {name: module for module, names in _NAMES.items() for name in names}
-__all__ = sorted(_MODULES)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        with imports_of("train"):
-            return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "checkpoint": ("Checkpoint", "load_checkpoint", "save_checkpoint"),
+        "comparison": (
+            *("Comparison", "ComparisonPlan"),
+            *("compare_models", "configure_comparison", "plan_comparison"),
+        ),
+        "config": ("TrainConfig", "list_settings"),
+        "drawing": ("draw_images", "sample_run"),
+        "evaluation": ("evaluate", "predict"),
+        "job": ("TrainingJob", "new_job", "resume_job"),
+        "loop": ("train",),
+        "networks": ("build", "build_network"),
+        "progress": ("Progress", "RecentMetrics"),
+        "run_folder": ("Run", "latest_run", "new_run", "open_run"),
+        "run_info": ("describe_run",),
+        "settings": ("configure", "configure_resumed", "parse_settings"),
+        "tasks": ("default_config", "load_task", "make_task", "register_task"),
+    },
+    extra="train",
+)

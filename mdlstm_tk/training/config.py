@@ -58,6 +58,7 @@ def _setting(
     default: Any,
     help: str,
     *,
+    empty: str = "",
     min: float | None = None,
     max: float = 1e9,
     above: float | None = None,
@@ -69,11 +70,12 @@ def _setting(
     Args:
         default: value of the setting where neither the task nor the user chooses another one.
         help: one sentence about the setting, with its unit.
+        empty: the meaning of the empty text.
         min, max, above, below: bounds of a number; the last two exclude the bound itself.
         parse: raises `InputError` for a text that is not valid. The empty text always is.
     """
     bounds = (min, max, above, below)
-    return field(default=default, metadata={"help": help, "bounds": bounds, "parse": parse})
+    return field(default=default, metadata={"help": help, "empty": empty, "bounds": bounds, "parse": parse})
 
 
 @dataclass(frozen=True)
@@ -94,26 +96,30 @@ class TrainConfig:
     data: str = _setting(
         "",
         "Path of an .npz file, a folder of images or, for kind density, of IDX files to train on; for task "
-        "fashion, of the IDX files of Fashion-MNIST or MNIST; empty: a task that brings its own data.",
+        "fashion, of the IDX files of Fashion-MNIST or MNIST.",
+        empty="a task that brings its own data",
     )
     data_from_run: str = _setting(
         "", "Path of data from the run folder, which training writes: where data is if both have moved."
     )
     size: str = _setting(
         "",
-        "Grid size, as 8 or 8x12 (positions), of tasks that generate their grids; empty: that of the data.",
+        "Grid size, as 8 or 8x12 (positions), of tasks that generate their grids.",
+        empty="that of the data",
         parse=parse_size,
     )
     resize: str = _setting(
         "",
         "Size that the images of data are resized to, as 64, 48x64, or 48x* for a height that keeps the "
-        "aspect, in training and by exported models; empty: their own.",
+        "aspect, in training and by exported models.",
+        empty="their own",
         parse=parse_resize,
     )
     crop: str = _setting(
         "",
         "Size of the part of each sample of data to train on, at random places; validation uses the "
-        "centre; empty: whole samples.",
+        "centre.",
+        empty="whole samples",
         parse=parse_size,
     )
     levels: int = _setting(
@@ -126,16 +132,16 @@ class TrainConfig:
         256, "Memory for decoded images of data in MiB; further ones are read again in each epoch.", min=0
     )
     model: str = _setting("md", "Registered network.")
-    cell: str = _setting("", "Registered LSTM cell; empty: the network's default.")
+    cell: str = _setting("", "Registered LSTM cell.", empty="the network's default")
     directions: Literal["", "1", "all"] = _setting(
-        "", "Sweep directions: 1 or all; empty: the network's default."
+        "", "Sweep directions: 1 or all.", empty="the network's default"
     )
     hidden: int = _setting(16, "Hidden units per direction.", min=1, max=1_000_000)
     layers: int = _setting(1, "Number of stacked layers.", min=1, max=1000)
     windows: str = _setting(
         "",
-        "Window of each level of the network in positions, as 2 or 2x2,2x1; larger ones need less memory; "
-        "empty: the network's default, or larger ones for large images.",
+        "Window of each level of the network in positions, as 2 or 2x2,2x1; larger ones need less memory.",
+        empty="the network's default, or larger ones for large images",
         parse=parse_windows,
     )
     dropout: float = _setting(0.0, "Probability of zeroing a layer's output in training.", min=0, below=1)
@@ -309,13 +315,20 @@ class SettingHelp(NamedTuple):
         key: the key of `config.toml`.
         default: as text, or "depends on the task".
         help: one sentence.
+        empty: the meaning of the empty text, for settings that may be empty.
         panel: panel of the setting's option in `mdlstm train --help`; "" if it has none.
     """
 
     key: str
     default: str
     help: str
-    panel: str = ""
+    empty: str
+    panel: str
+
+    @property
+    def meaning(self) -> str:
+        """The sentence, with the meaning of the empty text."""
+        return f"{self.help.rstrip('.')}; empty: {self.empty}." if self.empty else self.help
 
 
 def list_settings() -> list[SettingHelp]:
@@ -328,7 +341,7 @@ def list_settings() -> list[SettingHelp]:
             default = "depends on the task"
         elif _TYPES[key] is bool:
             default = default.lower()
-        rows.append(SettingHelp(key, default, setting["help"], panels.get(key, "")))
+        rows.append(SettingHelp(key, default, setting["help"], setting["empty"], panels.get(key, "")))
     return rows
 
 

@@ -47,13 +47,17 @@ def configure(
     """
     settings = settings or {}
     from_file = read_toml(file) if file else {}
-    TrainConfig().updated(from_file, str(file))  # refuses the file before a task or network is looked up
+    sources = ((from_file, str(file)), (settings, "--set"), (options, "command line"))
+    for values, source in sources:
+        TrainConfig().updated(values, source)  # refuses them before a task or network is looked up
     chosen = {key: str(value) for key, value in {**from_file, **settings, **options}.items()}
     if chosen.get("data") and "task" not in chosen:
         raise InputError("data needs task=...: grid, classify, segment, transcribe or density")
     task = chosen.get("task", TrainConfig.task)
     config = default_config(task, chosen.get("data", ""), chosen.get("model"))
-    return config.updated(from_file, str(file)).updated(settings, "--set").updated(options, "command line")
+    for values, source in sources:
+        config = config.updated(values, source)
+    return config
 
 
 def configure_resumed(

@@ -8,20 +8,21 @@ from dataclasses import replace
 from importlib import import_module
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from mdlstm_tk._util.sizes import format_size, parse_resize, parse_size
 from mdlstm_tk._util.user_code import not_registered
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import InputError, imports_of
+from mdlstm_tk.runtime.choices import Kind
 from mdlstm_tk.training.config import TrainConfig
 
 if TYPE_CHECKING:  # modules of data import NumPy, which the help of the command line does without
-    from mdlstm_tk.data import Kind, Task, TaskSpec
+    from mdlstm_tk.data import Task, TaskSpec
 
 MAX_POSITIONS = 2**24  # of a grid that a task generates
 # settings that some networks do not have; they are left out of a task's defaults for such a network
 OPTIONAL_NETWORK_SETTINGS = ("layers", "cell", "directions", "layer_norm", "windows", "dropout")
-KINDS = ("grid", "classify", "segment", "transcribe", "density")  # of the user's own data
+KINDS: tuple[Kind, ...] = get_args(Kind)  # of the user's own data
 SAME_DATA = ("kind", "channels", "classes", "outputs", "mask_values", "preprocessing")  # fields of a spec
 MAX_NAMES_SHOWN = 5
 
@@ -107,7 +108,8 @@ def find_task(name: str) -> TaskEntry:
             raise InputError(f"'{name}' is a kind of data: give data, or one of {', '.join(task_names())}")
         raise InputError(not_registered("task", name, task_names()))
     module, cls, make = BUILT_IN[name]
-    task = getattr(import_module(f"mdlstm_tk.data.builtin.{module}"), cls)
+    with imports_of("train"):
+        task = getattr(import_module(f"mdlstm_tk.data.builtin.{module}"), cls)
     return TaskEntry(lambda config: make(task, config), task.kind, task.defaults)
 
 
@@ -125,7 +127,7 @@ def default_config(task: str, data: str = "", model: str | None = None) -> Train
     if data and task in KINDS:
         from mdlstm_tk.data.user_data import DEFAULTS
 
-        kind = cast("Kind", task)
+        kind = task
         values = dict(DEFAULTS[kind])
         if data.endswith(".npz"):
             values["augment"] = 0.0  # arrays need not be images
@@ -171,7 +173,7 @@ def make_task(config: TrainConfig, held_out: Collection[str] | None = None) -> T
 
     task = read_data(
         Path(config.data),
-        cast("Kind", config.task),
+        config.task,
         config.validation,
         config.seed,
         config.augment,

@@ -111,7 +111,7 @@ def test_the_verb_writes_a_page(trained: Run, onnxruntime_web: dict[str, bytes],
     with pytest.raises(InputError, match=r"page is not empty.*force=True"):
         export(trained.folder, web=tmp_path / "page")
     with pytest.raises(InputError, match="2 sizes"):
-        export(trained.folder, size=["4", "5"], web=tmp_path / "other")
+        export(trained.folder, size=[(4, 4), (5, 5)], web=tmp_path / "other")
     with pytest.raises(InputError, match=r"--web-runtime.*--web"):
         export(trained.folder, web_runtime=tmp_path / "ort")
 

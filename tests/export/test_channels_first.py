@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from helpers.command import mdlstm
-from helpers.infer import Infer
 from PIL import Image
 from torch import Tensor, nn
 
@@ -94,26 +93,37 @@ def test_a_session_takes_x_with_and_without_axes(folder: Path) -> None:
 
 
 def test_infer_writes_masks_labels_numbers_and_pictures(
-    folder: Path, picture: np.ndarray, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    folder: Path, picture: np.ndarray, tmp_path: Path
 ) -> None:
     x = np.load(tmp_path / "photo.npy")
-    done = Infer(folder / "segment.onnx", capfd)(tmp_path / "photo.png")
+    done = mdlstm("infer", tmp_path / "photo.png", "-m", folder / "segment.onnx")
     assert done.code == 0, done.err
     mask = np.asarray(Image.open(tmp_path / "photo.out.png"))
     np.testing.assert_array_equal(mask, np.asarray([0, 7, 255])[expected("segment", x).argmax(0)])
-    done = Infer(folder / "classify.onnx", capfd)(tmp_path / "photo.png")
+    done = mdlstm("infer", tmp_path / "photo.png", "-m", folder / "classify.onnx")
     assert done.out.strip() == CLASSES[int(expected("classify", x).argmax())]
-    done = Infer(folder / "colour.onnx", capfd)(tmp_path / "photo.png", "-o", tmp_path / "y.png")
+    done = mdlstm(
+        "infer",
+        tmp_path / "photo.png",
+        "-o",
+        tmp_path / "y.png",
+        "-m",
+        folder / "colour.onnx",
+        "--device",
+        "cpu",
+    )
     assert done.code == 0, done.err
     y = np.moveaxis(expected("colour", x), 0, -1).clip(0, 1)
     np.testing.assert_allclose(np.asarray(Image.open(tmp_path / "y.png")) / 255, y, rtol=0, atol=1e-2)
-    done = Infer(folder / "grey.onnx", capfd)(tmp_path / "grey.png", "--format", "csv")
+    done = mdlstm(
+        "infer", tmp_path / "grey.png", "--format", "csv", "-m", folder / "grey.onnx", "--device", "cpu"
+    )
     assert done.code == 0, done.err
     y = expected("grey", picture[None, ..., 0] / np.float32(255))
     np.testing.assert_allclose(
         np.loadtxt(tmp_path / "grey.out.csv", delimiter=","), y[0], rtol=0, atol=1e-5
     )
-    assert Infer(folder / "colour.onnx", capfd)(tmp_path / "photo.png").code == 0
+    assert mdlstm("infer", tmp_path / "photo.png", "-m", folder / "colour.onnx").code == 0
     np.testing.assert_allclose(
         np.load(tmp_path / "photo.out.npy"), expected("colour", x), rtol=0, atol=1e-5
     )

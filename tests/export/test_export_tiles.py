@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from helpers.command import mdlstm
 from helpers.tiled_networks import RandomNet, exact
 from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.cli.main import main
 from mdlstm_tk.errors import InputError, ParityError
 from mdlstm_tk.export import export_onnx, export_run, export_run_sizes, export_tiles, verify_model
 from mdlstm_tk.export.targets import ServerRepository
@@ -255,28 +255,18 @@ def test_options_that_do_not_go_together_with_tiles(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_exports_describes_and_refuses(
-    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", "250")
-
-    def call(*arguments: object) -> tuple[object, str, str]:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        return ended.value.code, *capfd.readouterr()
-
+def test_the_command_exports_describes_and_refuses(trained: Run, tmp_path: Path) -> None:
     path = tmp_path / "m.tiles"
-    code, _, err = call("export", trained.folder, "--form", "tiles", "-o", path)
-    assert (code, path.is_file()) == (0, True) and f"{path}: x (N, H, W, 1)" in err
-    code, out, _ = call("info", path, "--json")
+    done = mdlstm("export", trained.folder, "--form", "tiles", "-o", path)
+    assert (done.code, path.is_file()) == (0, True) and f"{path}: x (N, H, W, 1)" in done.err
+    done = mdlstm("info", path, "--json")
     stage = {"window": "1x1", "directions": 1, "units": 16, "channels": 1, "stored": 1}
-    assert code == 0 and json.loads(out)["stages"] == [stage]
-    code, out, _ = call("info", path)
-    assert code == 0 and "1 → 1 features by directions × units 1 × 16 over windows of 1x1" in out
+    assert done.code == 0 and json.loads(done.out)["stages"] == [stage]
+    done = mdlstm("info", path)
+    assert "1 → 1 features by directions × units 1 × 16 over windows of 1x1" in done.out
     for options in (("--web", tmp_path / "page"), ("--server-repo", tmp_path / "repo"), ("--size", "8")):
-        code, _, err = call("export", trained.folder, "--form", "tiles", *options)
-        assert code == 2 and "tiles" in err and err.count("\n") == 1
+        done = mdlstm("export", trained.folder, "--form", "tiles", *options)
+        assert done.code == 2 and "tiles" in done.err and done.err.count("\n") == 1
 
 
 def test_a_run_is_exported_for_tiles(trained: Run, tmp_path: Path) -> None:

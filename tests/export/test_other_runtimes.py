@@ -10,13 +10,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from helpers.command import mdlstm
 from helpers.sweeps import FORMS, GRIDS, Sweep, lowered, random_x
 from onnx import inliner, version_converter
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.benchmark import Shape
 from mdlstm_tk.cells import BUILT_IN_CELLS
-from mdlstm_tk.cli import main
 from mdlstm_tk.export import export_onnx, export_run, float64_reference, lower, verify_model
 from mdlstm_tk.export.benchmark import measure_exports
 from mdlstm_tk.export.lowering.functions import outline
@@ -196,17 +196,12 @@ def test_an_int8_file_is_exported_verified_and_run(options: dict, trained: Run, 
 
 
 def test_the_commands_take_int8(trained: Run, tmp_path: Path) -> None:
-    def call(*arguments: object) -> None:
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        assert ended.value.code == 0
-
     model, matrix, result = (tmp_path / name for name in ("m.onnx", "x.npy", "y.npy"))
-    call("export", trained.folder, "--dtype", "int8", "--size", "8", "-o", model)
-    call("verify", model, "--against", trained.folder, "--device", "cpu")
+    assert mdlstm("export", trained.folder, "--dtype", "int8", "--size", "8", "-o", model).code == 0
+    assert mdlstm("verify", model, "--against", trained.folder, "--device", "cpu").code == 0
     x = np.random.default_rng(0).random((8, 8), np.float32)
     np.save(matrix, x)
-    call("infer", matrix, "-m", model, "-o", result, "--device", "cpu")
+    assert mdlstm("infer", matrix, "-m", model, "-o", result, "--device", "cpu").code == 0
     np.testing.assert_allclose(np.load(result), Session(model, "cpu")(x), rtol=0, atol=1e-6)
 
 

@@ -9,13 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import safetensors
 import safetensors.torch
 import torch
 
 from helpers.command import Result
-from mdlstm_tk.cli import main
 from mdlstm_tk.training.checkpoint import METADATA_KEY
 
 Metadata = dict[str, Any]
@@ -88,16 +86,6 @@ def sparse(size: int, start: bytes = b"") -> Callable[[Path], None]:
         os.truncate(path, size)
 
     return make
-
-
-def in_process(capfd: pytest.CaptureFixture[str], *arguments: object) -> Result:
-    """Call `mdlstm` in this process; an exception that it does not turn into an error fails the test."""
-    capfd.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main(list(map(str, arguments)))
-    captured = capfd.readouterr()
-    assert isinstance(ended.value.code, int)
-    return Result(ended.value.code, captured.out, captured.err)
 
 
 def assert_refused(result: Result, *named: str) -> None:

@@ -6,20 +6,18 @@ not run: what they name is looked up. Everything else is refused, so that no com
 
 from __future__ import annotations
 
-import io
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-import pytest
 import typer
 
 from helpers.checkout import ROOT
-from mdlstm_tk.cli.main import main, typer_app
+from helpers.command import mdlstm
+from mdlstm_tk.cli.main import typer_app
 
 STEPS = "4"  # of a training for which a page does not say --steps
 PROGRAMS = ("(ulimit", "docker", "git", "torchrun", "unshare")  # allowed in blocks that are only checked
@@ -60,15 +58,10 @@ def _run(words: list[str]) -> str:
 
 
 def _mdlstm(arguments: list[str], source: Path | None) -> str:
-    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
-    stdin = io.TextIOWrapper(io.BytesIO(source.read_bytes() if source else b""), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(printed):
-        patch.setattr(sys, "stdin", stdin)
-        with pytest.raises(SystemExit) as exit_:
-            main(arguments)
-    output = printed.buffer.getvalue().decode(errors="replace")  # type: ignore[attr-defined]
-    assert exit_.value.code == 0, f"mdlstm {shlex.join(arguments)}: {output}"
-    return str(output)
+    done = mdlstm(*arguments, stdin=source.read_bytes() if source else b"")
+    output = done.out + done.err
+    assert done.code == 0, f"mdlstm {shlex.join(arguments)}: {output}"
+    return output
 
 
 def _check(words: list[str]) -> None:
@@ -79,7 +72,7 @@ def _check(words: list[str]) -> None:
     if program == "mdlstm" and arguments[0].startswith("--"):
         return
     if program == "mdlstm":
-        verb = typer.main.get_command(typer_app(arguments)).commands[arguments[0]]  # type: ignore[attr-defined]
+        verb = typer.main.get_command(typer_app(arguments[0]))
         verb.make_context(arguments[0], arguments[1:])
     elif program == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)

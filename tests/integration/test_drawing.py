@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.crafted_runs import in_process
+from helpers.command import mdlstm
 from PIL import Image
 
 from mdlstm_tk.errors import InputError
@@ -54,13 +54,13 @@ def test_given_values_count_as_their_nearest_level(density_run: Run, drawing_fil
 
 @pytest.mark.parametrize("suffix", [".npy", ".gif", ".png"])
 def test_the_command_completes_an_image_with_a_model(
-    drawing_file: Path, suffix: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    drawing_file: Path, suffix: str, tmp_path: Path
 ) -> None:
     levels = np.random.default_rng(0).integers(0, 17, (3, 8))
     Image.fromarray(np.rint(levels / 16 * 255).astype(np.uint8)).save(tmp_path / "half.png")
     target = tmp_path / f"whole{suffix}"
     arguments = ("sample", drawing_file, "--given", tmp_path / "half.png", "-n", 4, "-o", target)
-    assert in_process(capfd, *arguments).code == 0
+    assert mdlstm(*arguments).code == 0
     given = read_given(tmp_path / "half.png", (8, 8), 1)
     with Session(drawing_file, "cpu") as session:
         expected = session.sample(4, given=given)
@@ -100,7 +100,6 @@ def test_the_wrong_file_is_one_line_that_names_the_command_for_the_right_one(
     trained: Run,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "run"
@@ -113,19 +112,19 @@ def test_the_wrong_file_is_one_line_that_names_the_command_for_the_right_one(
     before = sorted(tmp_path.rglob("*"))
     calls = bad_calls(folder, drawing_file, density_model, trained.folder / "model-8x8.onnx")
     for name, (arguments, named) in calls.items():
-        result = in_process(capfd, *arguments)
+        result = mdlstm(*arguments)
         assert result.code == 2, name
         assert named in result.err, name
         assert len(result.err.splitlines()) == 1, name
     assert sorted(tmp_path.rglob("*")) == before
     # Where both files lie, each command takes its own.
-    assert in_process(capfd, "infer", "one.npy", "-m", "run").code == 0
+    assert mdlstm("infer", "one.npy", "-m", "run").code == 0
     (folder / "model-8x8.onnx").unlink()
-    assert "mdlstm sample" in in_process(capfd, "info", folder / "model-drawing.onnx").err
+    assert "mdlstm sample" in mdlstm("info", folder / "model-drawing.onnx").err
 
 
 def test_the_command_draws_with_a_model_and_without_torch(
-    density_run: Run, drawing_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    density_run: Run, drawing_file: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "drawn.npy"
     code = (

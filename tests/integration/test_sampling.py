@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.crafted_runs import in_process
+from helpers.command import mdlstm
 from PIL import Image
 
 from mdlstm_tk.errors import InputError
@@ -26,12 +26,10 @@ def test_the_result_of_a_run_is_in_nats_and_in_bits_for_each_value(density_run: 
     assert 0 < errors["bits_per_dim"] < np.log2(17) + 0.5
 
 
-def test_the_command_draws_what_the_library_draws(
-    density_run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_draws_what_the_library_draws(density_run: Run, tmp_path: Path) -> None:
     path = tmp_path / "drawn.npy"
     arguments = ("sample", density_run.folder, "-n", 5, "--seed", 3, "-o", path, "--json")
-    assert json.loads(in_process(capfd, *arguments).out)["images"] == 5
+    assert json.loads(mdlstm(*arguments).out)["images"] == 5
     drawn = np.load(path)
     assert (drawn == sample_run(density_run, 5, seed=3)).all()
     assert (
@@ -41,15 +39,13 @@ def test_the_command_draws_what_the_library_draws(
     assert drawn.shape == (5, 8, 8, 1)
     assert set(np.unique(np.rint(drawn * 16))) <= set(range(17))
     assert sample_run(density_run, 2, (3, 10)).shape == (2, 3, 10, 1)
-    again = in_process(capfd, *arguments)
+    again = mdlstm(*arguments)
     assert again.code == 2
     assert "drawn.npy exists" in again.err
 
 
 @pytest.mark.parametrize("suffix", [".png", ".npy"])
-def test_an_image_is_completed(
-    density_run: Run, suffix: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_an_image_is_completed(density_run: Run, suffix: str, tmp_path: Path) -> None:
     levels = np.random.default_rng(0).integers(0, 17, (3, 8))
     half = tmp_path / f"half{suffix}"
     if suffix == ".png":
@@ -57,7 +53,7 @@ def test_an_image_is_completed(
     else:
         np.save(half, levels / np.float32(16))
     target = tmp_path / "whole.npy"
-    assert in_process(capfd, "sample", density_run.folder, "--given", half, "-n", 4, "-o", target).code == 0
+    assert mdlstm("sample", density_run.folder, "--given", half, "-n", 4, "-o", target).code == 0
     whole = np.load(target)
     assert (np.rint(whole[:, :3, :, 0] * 16) == levels).all()
     assert len({image.tobytes() for image in whole[:, 3:]}) == 4
@@ -116,7 +112,7 @@ def test_a_picture_shows_all_images_and_an_animation_shows_the_order(tmp_path: P
 
 BAD = {
     "another kind of file": (["-o", "x.jpg"], "'.jpg'"),
-    "no images": (["-n", "0"], "at least 1"),
+    "no images": (["-n", "0"], "--count"),
     "no temperature": (["--temperature", "0"], "temperature"),
     "a size of one axis": (["--size", "8x8x8"], "8x8x8"),
     "a file that is not there": (["--given", "nowhere.png"], "nowhere.png"),
@@ -125,15 +121,11 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_wrong_options_are_one_line(
-    name: str,
-    density_run: Run,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    name: str, density_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options, named = BAD[name]
     monkeypatch.chdir(tmp_path)
-    result = in_process(capfd, "sample", density_run.folder, *options)
+    result = mdlstm("sample", density_run.folder, *options)
     assert result.code == 2
     assert named in result.err
     assert len(result.err.splitlines()) == 1
@@ -146,7 +138,7 @@ def test_a_run_of_another_kind_cannot_draw(trained: Run) -> None:
 
 
 def test_infer_prints_nats_and_bits_for_each_file(
-    density_run: Run, density_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    density_run: Run, density_model: Path, tmp_path: Path
 ) -> None:
     images = sample_run(density_run, 2, (5, 7))
     for name, image in zip(("a", "b"), images, strict=True):
@@ -157,32 +149,27 @@ def test_infer_prints_nats_and_bits_for_each_file(
         nats = (-network.log_prob(torch.from_numpy(images))).tolist()
     bits = [value / np.log(2) / 35 for value in nats]
     files = [tmp_path / "a.npy", tmp_path / "b.npy"]
-    lines = in_process(capfd, "infer", *files, "-m", density_model).out.splitlines()
+    lines = mdlstm("infer", *files, "-m", density_model).out.splitlines()
     for path, line, expected in zip(files, lines, zip(nats, bits, strict=True), strict=True):
         name, *numbers = line.split("\t")
         assert name == str(path)
         assert list(map(float, numbers)) == pytest.approx(expected, abs=2e-4)
-    assert (
-        in_process(
-            capfd, "infer", tmp_path / "both.npy", "-m", density_model, "-o", tmp_path / "t.csv"
-        ).code
-        == 0
-    )
+    assert mdlstm("infer", tmp_path / "both.npy", "-m", density_model, "-o", tmp_path / "t.csv").code == 0
     header, *rows = (tmp_path / "t.csv").read_text().splitlines()
     assert header == "file,array,sample,nats,bits_per_dim"
     assert [float(row.split(",")[3]) for row in rows] == pytest.approx(nats, abs=2e-4)
-    summary = json.loads(in_process(capfd, "infer", files[0], "-m", density_model, "--json").out)
+    summary = json.loads(mdlstm("infer", files[0], "-m", density_model, "--json").out)
     assert summary["files"][0]["answers"][0]["nats"] == pytest.approx(nats[0], abs=2e-4)
     # an image of another size, in colours that a grey model does not take
     pixels = np.repeat(np.rint(images[0] * 255).astype(np.uint8), 3, axis=-1)
     Image.fromarray(pixels).save(tmp_path / "colours.png")
-    printed = in_process(capfd, "infer", tmp_path / "colours.png", "-m", density_model).out
+    printed = mdlstm("infer", tmp_path / "colours.png", "-m", density_model).out
     assert float(printed.split("\t")[0]) == pytest.approx(nats[0], abs=2e-4)
     np.save(tmp_path / "bytes.npy", np.linspace(0, 255, 35).reshape(5, 7))
-    refused = in_process(capfd, "infer", tmp_path / "bytes.npy", "-m", density_model)
+    refused = mdlstm("infer", tmp_path / "bytes.npy", "-m", density_model)
     assert refused.code == 2
     assert "from 0 to 255; a density model expects levels in [0, 1]; divide them by 255" in refused.err
-    in_process(capfd, "infer", files[0], "-m", density_model, "--format", "npy", "-o", tmp_path / "map.npy")
+    mdlstm("infer", files[0], "-m", density_model, "--format", "npy", "-o", tmp_path / "map.npy")
     assert -np.load(tmp_path / "map.npy").sum() == pytest.approx(nats[0], abs=2e-4)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,6 @@ import torch
 from mdlstm_tk import MDLSTM, InputError
 from mdlstm_tk.backends.cpu.plan import plans
 from mdlstm_tk.benchmark import SHAPES, Shape, floor, interleave, measure
-from mdlstm_tk.cli import main
-from mdlstm_tk.export.lowering.lower import FORMS
 
 
 def test_shape_from_text() -> None:
@@ -76,44 +73,6 @@ def test_measurement() -> None:
     assert row.peak_bytes > 12 * (5 + 2) * 2 * 4
     assert row.gflops == pytest.approx(shape.flops(True) / row.seconds / 1e9)
     assert row.to_lstm_per_flop / row.to_lstm == pytest.approx(shape.lstm_flops(True) / shape.flops(True))
-
-
-def test_command(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["bench", "--shape", "1,3x4,1,2", "--threads", "1", "--seconds", "0"]
-    threads = torch.get_num_threads()
-    with pytest.raises(SystemExit, match="0"):
-        main([*arguments, "--json"])
-    with pytest.raises(SystemExit, match="0"):
-        main(arguments)
-    assert torch.get_num_threads() == threads
-    output = capsys.readouterr()
-    rows, rest = json.JSONDecoder().raw_decode(output.out)
-    assert [row["training"] for row in rows] == [False, True]
-    table = output.out[rest:].splitlines()
-    assert table[-1].split()[:6] == ["1,", "3x4,", "1,", "2", "1", "training"]
-    assert "2/2  1, 3x4, 1, 2" in output.err
-
-
-@pytest.mark.parametrize("options", [("--dtype", "float8"), ("--threads", "0"), ("--shape", "1,3")])
-def test_bad_options_exit_with_2(options: tuple[str, str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["bench", *options])
-
-
-def test_command_on_exported_layers(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mdlstm_tk.export.benchmark.STARTS", 1)
-    arguments = ["bench", "--runtime", "--shape", "1,3x4,1,2", "--threads", "1", "--seconds", "0", "--json"]
-    with pytest.raises(SystemExit, match="0"):
-        main(arguments)
-    result = json.loads(capsys.readouterr().out)
-    assert [row["form"] for row in result["layers"]] == list(FORMS)
-    for row in result["layers"]:
-        assert row["shape"] == "1, 3x4, 1, 2" and row["device"] == "cpu"
-        assert 0 < row["max_abs"] < 1e-5 and row["bytes"] > 1000
-        assert min(row["to_floor"], row["to_lstm"], row["to_layer"], row["load_seconds"]) > 0
-    assert result["cold_start"]["ratio"] > 1
 
 
 def test_parts_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:

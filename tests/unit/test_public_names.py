@@ -35,10 +35,10 @@ PUBLIC = {
         Classifier DensityNet GridNet HorizontalNet MDNet Normalized PixelNet RasterNet Segmenter
         SnakeNet TextRecognizer create model_names model_options register
     """,
-    "mdlstm_tk.report": "draw_comparison draw_run render_report write_report",
+    "mdlstm_tk.report": "draw_comparison draw_run draw_samples render_report write_report",
     "mdlstm_tk.runtime": """
-        Answer Inference Metadata Result Session TiledSession decode infer_paths load_array
-        load_image save_array
+        Answer Inference Metadata Result Session TiledSession decode describe_model infer_paths
+        load_array load_image save_array
     """,
     "mdlstm_tk.tiling": "Stage TileStages checkpointed",
     "mdlstm_tk.training": """

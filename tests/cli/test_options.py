@@ -6,42 +6,19 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
 from helpers.command import mdlstm
 
-from mdlstm_tk.cli import main, options
 from mdlstm_tk.cli.main import VERBS
-from mdlstm_tk.runtime.inference import Engine
-from mdlstm_tk.runtime.io import FORMATS
-from mdlstm_tk.runtime.metadata import Form
 from mdlstm_tk.training import TrainConfig, list_settings, load_checkpoint
 
-HEAVY = ("torch", "onnx", "onnxruntime", "numba", "matplotlib", "sklearn", "pydantic")
+HEAVY = ("torch", "onnx", "onnxruntime", "numba", "matplotlib", "sklearn")
 
 
-@pytest.fixture
-def call(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[object, str, str]]:
-    """Call `mdlstm` in this process; returns the exit code, stdout and stderr."""
-    monkeypatch.setenv("COLUMNS", "250")
-
-    def run(*arguments: object) -> tuple[object, str, str]:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return ended.value.code, out, err
-
-    return run
-
-
-Call = Callable[..., tuple[object, str, str]]
+WIDE = {"COLUMNS": "250"}
 
 
 def imported_by(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> set[str]:
@@ -64,30 +41,22 @@ def imported_by(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -
     return {name.split(".")[0] for name in line.split()[1:]}
 
 
-def test_choices_are_those_of_the_library() -> None:
-    assert set(get_args(options.Form)) == set(get_args(Form))
-    assert get_args(options.Format) == FORMATS
-    assert options.Engine == Engine
-
-
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_and_the_same_options_for_messages(verb: str, call: Call) -> None:
-    code, out, _ = call(verb, "--help")
-    assert code == 0
+def test_every_verb_has_help_and_the_same_options_for_messages(verb: str) -> None:
+    out = mdlstm(verb, "--help", env=WIDE).out
     for option in ("--quiet", "-q", "--verbose", "-v", "--debug", "-h", "--import"):
         assert re.search(rf"\s{option}\s", out), option
     assert ("--json" in out) == (verb != "demo")
 
 
-def test_help_lists_all_verbs_and_completion(call: Call) -> None:
-    code, out, _ = call("--help")
-    assert code == 0
+def test_help_lists_all_verbs_and_completion() -> None:
+    out = mdlstm("--help", env=WIDE).out
     assert all(re.search(rf"^│ {verb} ", out, re.MULTILINE) for verb in VERBS)
     assert "--install-completion" in out
 
 
-def test_help_of_train_shows_defaults_panels_and_settings(call: Call) -> None:
-    _, out, _ = call("train", "--help")
+def test_help_of_train_shows_defaults_panels_and_settings() -> None:
+    out = mdlstm("train", "--help", env=WIDE).out
     for panel in ("Data", "Network", "Optimization", "Run", "Output", "Messages"):
         assert f"─ {panel} ─" in out
     flags = {
@@ -116,12 +85,11 @@ STARTS = {
     "help of train": ("train", "--help"),
     "help of compare": ("compare", "--help"),
     "unknown verb": ("trian",),
+    "help of infer": ("infer", "--help"),
     "unknown task": ("train", "--task", "digts"),
-    "unknown model": ("train", "--model", "mdd"),
     "unknown setting": ("train", "--set", "hiden=3"),
     "unknown form": ("export", "--form", "scam"),
     "resume elsewhere": ("train", "--resume", "run", "-o", "run"),
-    "unknown compared task": ("compare", "--task", "digts"),
     "unknown device": ("verify", "m.onnx", "--device", "gpu"),
 }
 
@@ -133,7 +101,7 @@ def test_help_and_usage_errors_do_not_import_torch(case: str, tmp_path: Path) ->
     assert not modules & {*HEAVY, "numpy"}
 
 
-def test_infer_imports_neither_pydantic_nor_rich(model: Path, tmp_path: Path) -> None:
+def test_infer_imports_no_rich(model: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((8, 8)))
     modules = imported_by("infer", "x.npy", "-m", str(model), cwd=tmp_path)
     assert "onnxruntime" in modules
@@ -179,13 +147,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("line", COMPLETIONS)
-def test_the_shell_completes(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
-    monkeypatch.setenv("_MDLSTM_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_WORDS", line.strip())
-    monkeypatch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
-    code, out, _ = call()
-    assert code == 0
-    assert set(out.split()) == COMPLETIONS[line]
+def test_the_shell_completes(line: str, folder: Path) -> None:
+    env = {"COMP_WORDS": line.strip(), "COMP_CWORD": str(len(line.split(" ")) - 1)}
+    done = mdlstm(env={"_MDLSTM_COMPLETE": "complete_bash", **env})
+    assert done.code == 0
+    assert set(done.out.split()) == COMPLETIONS[line]
 
 
 def test_completion_imports_nothing_heavy(folder: Path) -> None:
@@ -194,50 +160,38 @@ def test_completion_imports_nothing_heavy(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_scripts_are_shown(shell: str, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
-    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
-    code, out, err = call("--show-completion", shell)
-    assert code == 0, err
-    assert "_MDLSTM_COMPLETE" in out
+def test_completion_scripts_are_shown(shell: str) -> None:
+    env = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = mdlstm("--show-completion", shell, env=env)
+    assert done.code == 0, done.err
+    assert "_MDLSTM_COMPLETE" in done.out
 
 
-def test_quiet_prints_only_data_and_errors(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    np.save("good.npy", np.zeros((8, 8)))
-    Path("bad.npy").touch()
-    assert call("infer", "good.npy", "-m", model, "-q") == (0, "", "")
-    code, out, err = call("infer", "good.npy", "bad.npy", "-m", model, "-q", "--force")
-    assert (code, out) == (1, "")
-    assert [line.split(":")[0] for line in err.splitlines()] == ["failed", "error"]
-    code, out, err = call("info", model, "-q")
-    assert (code, err) == (0, "")
-    assert "8x8" in out
-    assert call("doctor", "-q")[2] == ""
+def test_quiet_prints_only_data_and_errors(model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "good.npy", np.zeros((8, 8)))
+    (tmp_path / "bad.npy").touch()
+    done = mdlstm("infer", "good.npy", "-m", model, "-q", cwd=tmp_path)
+    assert (done.code, done.out, done.err) == (0, "", "")
+    done = mdlstm("infer", "good.npy", "bad.npy", "-m", model, "-q", "--force", cwd=tmp_path)
+    assert (done.code, done.out) == (1, "")
+    assert [line.split(":")[0] for line in done.err.splitlines()] == ["failed", "error"]
+    done = mdlstm("info", model, "-q")
+    assert (done.code, done.err) == (0, "") and "8x8" in done.out
+    assert "next:" in mdlstm("info", model).err  # the next call prints again
 
 
-def test_verbose_prints_more(model: Path, call: Call) -> None:
-    _, out, usual = call("info", model)
-    code, verbose_out, verbose = call("info", model, "-v")
-    assert (code, verbose_out) == (0, out)
-    assert verbose.startswith(usual)
-    assert "MiB" in verbose
+def test_verbose_prints_more(model: Path) -> None:
+    usual, verbose = mdlstm("info", model), mdlstm("info", model, "-v")
+    assert (verbose.code, verbose.out) == (0, usual.out)
+    assert verbose.err.startswith(usual.err) and "MiB" in verbose.err
 
 
-def test_debug_prints_the_traceback_and_keeps_the_exit_code(tmp_path: Path, call: Call) -> None:
-    code, _, err = call("info", tmp_path / "gone.onnx")
-    assert code == 2
-    assert "Traceback" not in err
-    code, _, debug = call("info", tmp_path / "gone.onnx", "--debug")
-    assert code == 2
-    assert "Traceback" in debug
-    assert debug.endswith(err)
-
-
-def test_verbosity_ends_with_the_call(model: Path, call: Call) -> None:
-    call("info", model, "-q")
-    assert "next:" in call("info", model)[2]
+def test_debug_prints_the_traceback_and_keeps_the_exit_code(tmp_path: Path) -> None:
+    usual = mdlstm("info", tmp_path / "gone.onnx")
+    assert usual.code == 2 and "Traceback" not in usual.err
+    debug = mdlstm("info", tmp_path / "gone.onnx", "--debug")
+    assert debug.code == 2 and "Traceback" in debug.err
+    assert debug.err.endswith(usual.err)
 
 
 def test_windows_schedule_clip_and_dropout_have_options(tmp_path: Path) -> None:

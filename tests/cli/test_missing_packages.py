@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.without_packages import TRAINING, python_without
 
-from mdlstm_tk._util.installation import install_command
+from mdlstm_tk.errors import install_command
 
 
 def test_infer_runs_where_neither_torch_nor_onnx_can_be_imported(model: Path, tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_verbs_that_need_torch_name_the_command_that_installs_it(verb: str, tmp_
     arguments = [verb, "m.onnx"] if verb == "verify" else [verb]
     done = python_without(TRAINING, code, *arguments, cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.strip().endswith(install_command(["train"]))
+    assert done.stderr.strip().endswith(install_command("train"))
     assert "Traceback" not in done.stderr
 
 
@@ -37,7 +37,7 @@ def test_without_onnxruntime_infer_names_the_command_that_installs_it(model: Pat
     code = "from mdlstm_tk.cli import main; main(sys.argv[1:])"
     done = python_without(("onnxruntime",), code, "infer", "matrix.npy", "-m", model, cwd=tmp_path)
     assert done.returncode == 1
-    assert install_command(["cpu"]) in done.stderr
+    assert install_command("cpu") in done.stderr
 
 
 def test_importing_the_package_imports_nothing_heavy(tmp_path: Path) -> None:
@@ -46,4 +46,4 @@ def test_importing_the_package_imports_nothing_heavy(tmp_path: Path) -> None:
     done = python_without((), code.format(heavy), cwd=tmp_path)
     assert done.stdout.strip() == "[]"
     done = python_without(("torch",), "import mdlstm_tk; mdlstm_tk.MDLSTM", cwd=tmp_path)
-    assert install_command(["train"]) in done.stderr
+    assert install_command("train") in done.stderr

@@ -1,0 +1,185 @@
+"""Trainings and inferences while they run: bars, a line for each failure, labels and texts, counts."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Self
+
+from mdlstm_tk._util.text import shell_quoted
+from mdlstm_tk.cli import console
+from mdlstm_tk.cli.console import detail, note, progress
+from mdlstm_tk.cli.options import with_imports
+from mdlstm_tk.errors import MDLSTMError
+
+if TYPE_CHECKING:
+    from mdlstm_tk.runtime import Inference, Result
+    from mdlstm_tk.training import Progress, TrainingJob
+
+
+def train_with_progress(job: TrainingJob) -> dict[str, Any]:
+    """Train and draw a run, with a progress bar in the main process; see `mdlstm_tk.training.train`."""
+    from mdlstm_tk.report import draw_run
+    from mdlstm_tk.training import RecentMetrics, train
+
+    if not job.context.is_main:
+        return train(job)
+    for line in (*job.notes, job.description):
+        note(line)
+    for line in job.config.to_toml().splitlines():
+        detail(f"  {line}")
+    metrics = RecentMetrics()
+    try:
+        with progress(job.config.steps, job.steps_done) as show:
+
+            def on_step(state: Progress) -> None:
+                metrics.add(state)
+                show(state.step, metrics.describe, state.seconds_left)
+
+            result = train(job, on_step)
+    except KeyboardInterrupt:
+        if job.run.best.exists():
+            draw_run(job.run, job.task)
+        if job.run.last.exists():
+            again = with_imports(f"mdlstm train --resume {shell_quoted(job.run.folder)}")
+            note(f"interrupted; continue with: {again}")
+        raise
+    draw_run(job.run, job.task, job.network)
+    return result
+
+
+class ResultPrinter:
+    """Prints what becomes of the files of an inference; a context that takes its progress bar away.
+
+    Args:
+        is_single: the input is a single file, of which more is said.
+        is_json: print JSON on stdout, also after a failure.
+
+    Attributes:
+        tiles: the progress of a single file, tile by tile.
+    """
+
+    def __init__(self, is_single: bool, is_json: bool) -> None:
+        self.is_single, self.is_json = is_single, is_json
+        self.tiles = console.TileProgress(is_shown=is_single)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.tiles.close()
+
+    def print_results(self, run: Inference, *, is_chosen: bool, resume: bool) -> None:
+        """Follow the results to the end, and name the command to type next.
+
+        Args:
+            run: the inference.
+            is_chosen: the model was found rather than named.
+            resume: an interruption leaves something to go on with.
+        """
+        session = run.session
+        if run.left_out:
+            note(f"files of other types, left out: {run.left_out}")
+        if is_chosen:
+            _warn_of_a_newer_run(run)
+        isolated = ", isolated" if session.isolated else ""
+        note(f"{run.model} on {session.device} ({session.provider}){isolated}")
+        if session.reason:
+            note(f"not on CUDA: {session.reason}")
+        if not run.jobs:
+            note(f"nothing to do: all {run.skipped} results exist")
+        records: list[dict[str, Any]] = []
+        try:
+            self._follow(run, records)
+        except (MDLSTMError, KeyboardInterrupt):
+            if resume and run.jobs:
+                note("what was done is kept beside the result; the same command with --resume goes on")
+            raise
+        finally:
+            if self.is_json:
+                failed = sum(record["error"] is not None for record in records)
+                facts = {name: getattr(session, name) for name in ("device", "provider", "isolated")}
+                counts = {"done": len(records) - failed, "failed": failed, "skipped": run.skipped}
+                console.print_json({"model": str(run.model), **facts, **counts, "files": records})
+        if run.table and run.jobs:
+            note(f"wrote {run.table}")
+        elif run.jobs and (job := run.jobs[-1]).format == "npy" and job.target != "-":
+            program = f"import numpy; print(numpy.load({job.target!r}).round(2))"
+            plain = not set(job.target) & set("'\"\\$`!")
+            console.next_command(
+                f'python -c "{program}"' if plain else f"python -c {shell_quoted(program)}"
+            )
+
+    def _follow(self, run: Inference, records: list[dict[str, Any]]) -> None:
+        """Print what there is to say of each result, and add it to the records."""
+        if not run.jobs:
+            return
+        document = None if self.is_json else run.document
+        total, failed, start = len(run.jobs), 0, time.perf_counter()
+
+        def rate() -> float:
+            return len(records) / max(time.perf_counter() - start, 1e-9)
+
+        def note_counts(beginning: str = "", end: str = "") -> None:
+            if not self.is_single:
+                counts = f"{len(records) - failed} done, {run.skipped} skipped, {failed} failed"
+                note(f"{beginning}{counts}, {rate():.3g} files/s{end}")
+
+        if document:
+            sys.stdout.write(document.begin())
+        try:
+            with nullcontext() if self.is_single else progress(total) as show:
+                for result in run.results:
+                    records.append(run.record(result))
+                    if document:
+                        sys.stdout.write(document.add_in_order(result.job, result.answers))
+                    if result.error is None:
+                        self._note_result(run, result)
+                    else:
+                        failed += 1
+                        console.error(result.error, label="failed")
+                    if show and console.on_terminal():
+                        left = (total - len(records)) / rate()
+                        show(len(records), f"{rate():.3g} files/s", left)
+        except (MDLSTMError, KeyboardInterrupt):
+            advice = "nothing was written" if run.table else "continue with --skip-existing"
+            note_counts("stopped: ", f", {total - len(records)} to do; {advice}")
+            raise
+        if document:
+            sys.stdout.write(document.end())
+        note_counts()
+        if failed:
+            raise MDLSTMError(f"{failed} of {total} files failed; see the lines above")
+
+    def _note_result(self, run: Inference, result: Result) -> None:
+        """Say where a result went; of a single file also the shapes and, on a terminal, a heat map."""
+        job = result.job
+        if result.left_out:
+            note(f"{job.source}: {', '.join(result.left_out)} was left out, as it holds targets")
+        if not self.is_single:
+            detail(f"{job.source} → {run.table or job.target}")
+        elif job.target != "-" and (result.answers or result.inputs is None):
+            note(f"{job.source} → {job.target}")
+        elif not result.answers:
+            is_mask = run.session.metadata.kind == "segment" and job.format not in ("npy", "npz")
+            for name, y in (result.outputs or {}).items():
+                x = (result.inputs or {}).get(name)
+                label = job.source if name is None else f"'{name}' in {job.source}"
+                if job.target != "-":
+                    of_x, of_y = "" if x is None else f" {x.shape}", "" if is_mask else f" {y.shape}"
+                    note(f"{label}{of_x} → {job.target}{of_y}")
+                if console.on_terminal() and x is not None and x.ndim == y.ndim == 2:
+                    from mdlstm_tk.report.terminal_heatmap import show_grids
+
+                    show_grids(console.err(), {"input": x, "prediction": y})
+
+
+def _warn_of_a_newer_run(run: Inference) -> None:
+    from mdlstm_tk.runtime.model_discovery import newer_run_without_export
+
+    if newer := newer_run_without_export(run.model):
+        console.warn(
+            f"the model is of an older run, because the newest, {newer}, has no export; "
+            f"make one with: mdlstm export {shell_quoted(newer)}"
+        )

@@ -1,0 +1,154 @@
+"""What is installed, and whether it works: `mdlstm doctor` prints `check_installation`.
+
+>>> from mdlstm_tk.installation import check_installation
+>>> [check.name for check in check_installation() if check.state == "broken"]
+[]
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from mdlstm_tk._version import __version__
+from mdlstm_tk.errors import DeviceError, install_command
+
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
+DEVELOPMENT = ("dev", "docs", "test", "gpu")  # extras that no job needs; gpu replaces cpu
+NO_GPU = "no device, or a torch without CUDA; to train on a GPU see https://pytorch.org/get-started"
+
+# An ONNX model that computes y (2) = x (2) + x: opset 13, IR version 7.
+TINY_MODEL = bytes.fromhex(
+    "08073a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020802"
+    "620f0a0179120a0a08080112040a02080242040a00100d"
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of one check.
+
+    Attributes:
+        name: of a package, or of what it should be able to do.
+        state: "ok"; "absent" if an optional part is not installed; "broken".
+        found: the version or the ability; if the state is not "ok", the reason and how to fix it.
+    """
+
+    name: str
+    state: Literal["ok", "absent", "broken"]
+    found: str
+
+
+def check_installation() -> list[Check]:
+    """Check the packages that mdlstm-tk uses, ONNX Runtime, CUDA, and the compilers of kernels.
+
+    Returns:
+        The checks in the order in which they are best read. It does not raise: a failure is a check whose
+        state is "broken". Versions are not compared, as pip does that.
+    """
+    return [
+        Check("mdlstm-tk", "ok", f"{__version__} in {Path(__file__).parent}"),
+        Check("Python", "ok", f"{platform.python_version()}, {platform.platform()}"),
+        *_packages(),
+        *_runtime(),
+        *_torch(),
+    ]
+
+
+def _packages() -> Iterator[Check]:
+    """The version of each package that the metadata of mdlstm-tk name."""
+    requirements = metadata.requires("mdlstm-tk") if _version("mdlstm-tk") else None  # None in a bare clone
+    extra_of: dict[str, str] = {}
+    for line in requirements or []:
+        extra = re.search(r"extra == ['\"](\w+)", line)
+        if extra is None or extra[1] not in DEVELOPMENT:
+            extra_of.setdefault(re.split(r"[^\w.-]", line)[0], extra[1] if extra else "")
+    for package, extra_name in extra_of.items():
+        if version := _version(package):
+            yield Check(package, "ok", version)
+        elif package != "onnxruntime" or not any(map(_version, RUNTIMES)):
+            found = f"not installed; {install_command(*filter(None, [extra_name]))}"
+            yield Check(package, "absent" if extra_name else "broken", found)
+
+
+def _runtime() -> Iterator[Check]:
+    """Which ONNX Runtime there is, and whether it runs a model on the CPU and on CUDA."""
+    installed = [name for name in RUNTIMES if _version(name)]
+    if len(installed) > 1:
+        fix = f"pip uninstall -y {' '.join(installed)}, then {install_command('cpu')} or 'mdlstm-tk[gpu]'"
+        found = f"{' and '.join(installed)} overwrite each other's files; {fix}"
+        yield Check("one onnxruntime", "broken", found)
+    if installed:
+        yield _attempt("onnxruntime on CPU", lambda: _run_tiny_model("cpu"))
+        yield _attempt("onnxruntime on CUDA", lambda: _run_tiny_model("auto"))
+
+
+def _torch() -> Iterator[Check]:
+    """Whether torch has a GPU, and whether kernels compile: without them the layer takes much longer."""
+    if not _version("torch"):
+        return
+    gpu = _attempt("torch on CUDA", _find_gpu)
+    yield gpu
+    yield _attempt("kernels for the CPU", lambda: _compile("cpu", "numba"))
+    if gpu.state == "ok":
+        yield _attempt("kernels for the GPU", lambda: _compile("cuda", "triton"))
+
+
+def _attempt(name: str, action: Callable[[], str]) -> Check:
+    """The check that an action works; "absent" if a device or a package is missing."""
+    try:
+        return Check(name, "ok", action())
+    except Exception as error:  # every failure is what the user asks about
+        is_absent = isinstance(error, DeviceError | ModuleNotFoundError)
+        reason = " ".join((str(error) or type(error).__name__).split())[:500]
+        return Check(name, "absent" if is_absent else "broken", reason)
+
+
+def _run_tiny_model(device: str) -> str:
+    """Run a model of one addition, and name the provider that it ran on."""
+    import numpy as np
+
+    from mdlstm_tk.runtime.cuda import cuda_problem
+    from mdlstm_tk.runtime.providers import create_session
+
+    created = create_session(TINY_MODEL, "a model of one node", device, threads=1, tf32=False)
+    if device != "cpu" and created.cuda_index is None:
+        raise DeviceError(created.reason or cuda_problem(importlib.import_module("onnxruntime")))
+    created.session.run(None, {"x": np.ones(2, np.float32)})
+    return f"ran on {created.session.get_providers()[0]}"
+
+
+def _find_gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise DeviceError(NO_GPU)
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+
+
+def _compile(device: str, compiler: str) -> str:
+    """Run compiled kernels, forward and backward, and name the compiler and the folder of the kernels."""
+    importlib.import_module(compiler)
+    import torch
+
+    from mdlstm_tk.backends.cpu.cache_folder import VARIABLE, cache_folder
+    from mdlstm_tk.layer import MDLSTM
+
+    layer = MDLSTM(1, 2, backend="fused").to(device)
+    layer(torch.ones(1, 2, 3, 1, device=device)).sum().backward()
+    folder = cache_folder() if device == "cpu" else "$TRITON_CACHE_DIR or ~/.triton"
+    problem = f"compiled by every process anew; set {VARIABLE} to a folder that only you may write to"
+    return f"{compiler} {_version(compiler)}, {f'kept in {folder}' if folder else problem}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

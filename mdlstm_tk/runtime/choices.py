@@ -1,0 +1,8 @@
+"""The words that arguments take; the help of the command line lists them, so this imports nothing heavy."""
+
+from typing import Literal
+
+Form = Literal["unrolled", "scan", "tiles"]
+Dtype = Literal["float32", "float16", "int8"]
+Kind = Literal["grid", "classify", "segment", "transcribe", "density"]
+Engine = Literal["local", "ray"]

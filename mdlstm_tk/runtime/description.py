@@ -1,0 +1,48 @@
+"""`describe_model`: what an exported model is, from its metadata."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk.runtime.io.npy import MAX_BYTES
+from mdlstm_tk.runtime.session import Session
+
+
+def describe_model(path: Path, max_bytes: int | None = None) -> dict[str, Any]:
+    """Describe an exported model, as `mdlstm info` prints it.
+
+    Args:
+        path: an `.onnx` or `.tiles` file.
+        max_bytes: maximum size of the file in bytes. None: 1 GiB.
+
+    Returns:
+        "kind": "model"; "bytes", the size of the file; all fields of its `Metadata`; and of a tiled model
+        "stages", the layers that tiles pass through. All values are JSON values.
+
+    Raises:
+        InputError: the file cannot be read, is larger, or is no such model.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    from mdlstm_tk.runtime.tiles.archive import is_archive, read_archive_bytes
+    from mdlstm_tk.runtime.tiles.session import TiledSession
+
+    limit = max_bytes or MAX_BYTES
+    if not is_archive(path):
+        with Session(path, "cpu", max_bytes=limit) as session:
+            return {"kind": "model", "bytes": path.stat().st_size, **asdict(session.metadata)}
+    read_archive_bytes(path, limit)  # max_bytes of a TiledSession bounds the memory of its runs
+    with TiledSession(path, "cpu") as tiled:
+        stages = [
+            {
+                "window": format_size(stage.window),
+                "directions": len(stage.sweeps),
+                "units": stage.units,
+                "channels": stage.channels,
+                "stored": stage.outputs,
+            }
+            for stage in tiled.archive.stages
+        ]
+        return {"kind": "model", "bytes": path.stat().st_size, **asdict(tiled.metadata), "stages": stages}

@@ -1,0 +1,189 @@
+"""Bad arguments and files: one line of error, the documented exit code, and no file changed.
+
+What the library refuses is tested there; here each verb passes such an error on, and the options are read.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.command import mdlstm
+
+from mdlstm_tk.training import Run
+
+
+def check_fails(*arguments: object, cwd: Path, code: int, message: str) -> None:
+    """A call fails with this exit code, and its last line is the only error and holds the message."""
+    done = mdlstm(*arguments, cwd=cwd)
+    assert done.code == code, done.err
+    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and done.err.endswith(errors[0] + "\n"), done.err
+    assert message in errors[0]
+
+
+COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
+    "unknown verb": (("trian",), 2, "'train'"),
+    "unknown option": (("train", "--stepz", "3"), 2, "--steps"),
+    "option without a value": (("train", "--steps"), 2, "--steps"),
+    "unknown choice": (("export", "run", "--form", "scam"), 2, "'scan'"),
+    "a word for a number": (("infer", "ok.npy", "--threads", "many"), 2, "--threads"),
+    "a number below its bound": (("infer", "ok.npy", "--batch-size", "0"), 2, "--batch-size"),
+    "unknown device": (("infer", "ok.npy", "--device", "gpu"), 2, "auto, cpu, cuda or cuda:N, got 'gpu'"),
+    "a bad size": (("export", "run", "--size", "big"), 2, "--size': size must be written like 8 or 8x12"),
+    "no file": (("infer",), 2, "FILE"),
+    "quiet and verbose": (("info", "run", "-q", "-v"), 2, "-q and -v"),
+    "file to import gone": (("train", "--import", "no.py"), 2, "no.py"),
+    "file to import gone, before the verb": (("--import", "no.py", "train"), 2, "no.py"),
+    "train, unknown task": (("train", "--task", "digit"), 2, "'digits'"),
+    "train, unknown model": (("train", "--model", "snak"), 2, "'snake'"),
+    "train, unknown cell": (("train", "--cell", "grave"), 2, "'graves'"),
+    "train, bad option": (("train", "--lr", "nan"), 2, "lr must be a number above 0"),
+    "train, bad setting": (("train", "--set", "clip=nan"), 2, "--set: clip must be"),
+    "train, setting without value": (("train", "--set", "steps"), 2, "'steps'"),
+    "train, unknown setting": (("train", "--set", "hiden=1"), 2, "'hidden'"),
+    "train, no config": (("train", "-c", "no.toml"), 2, "no.toml"),
+    "train, bad config": (("train", "-c", "bad.toml"), 2, "bad.toml"),
+    "train, config with a typo": (("train", "-c", "typo.toml"), 2, "'hidden'"),
+    "train, absent device": (("train", "--device", "cuda:9"), 4, "'cuda:9'"),
+    "train, folder not empty": (("train", "-o", "full"), 2, "full"),
+    "train, resume elsewhere": (("train", "--resume", "run", "-o", "run"), 2, "--resume"),
+    "train, resume damaged": (("train", "--resume", "cut", "--steps", "999"), 2, "last.safetensors"),
+    "compare, one seed": (("compare", "--set", "seed=3"), 2, "seed"),
+    "compare, one step": (("compare", "--seeds", "1", "--steps", "5"), 2, "20"),
+    "compare, unknown task": (("compare", "--task", "texture"), 2, "'textures'"),
+    "compare, original settings": (("compare", "--task", "digits", "--original-settings"), 2, "digits"),
+    "export without runs": (("export",), 2, "runs/"),
+    "export, no run": (("export", "none"), 2, "none"),
+    "export, damaged": (("export", "cut"), 2, "best.safetensors"),
+    "export, exists": (("export", "run"), 2, "--force"),
+    "export, two to one": (("export", "run", "--size", "3", "--size", "4", "-o", "m.onnx"), 2, "folder"),
+    "export, two places": (("export", "run", "-o", "m.onnx", "--web", "page"), 2, "--web"),
+    "export, data of no page": (("export", "run", "--data", "x.npz"), 2, "--web DIR"),
+    "export, drawing of a size": (("export", "run", "--drawing", "--size", "3"), 2, "takes no --size"),
+    "report without runs": (("report",), 2, "runs/"),
+    "report, damaged": (("report", "cut"), 2, "best.safetensors"),
+    "report, exists": (("report", "run", "-o", "ok.npy"), 2, "ok.npy"),
+    "verify, no model": (("verify", "no.onnx"), 2, "no.onnx"),
+    "verify, no run": (("verify", "run/model-8x8.onnx", "--against", "none"), 2, "none"),
+    "info, nothing": (("info", "none"), 2, "none"),
+    "info, no run": (("info", "full"), 2, "full"),
+    "sample, no density": (("sample", "run"), 2, "only runs of kind density"),
+    "sample, no size": (("sample", "run", "--size", "2x3x4"), 2, "a height and a width"),
+    "sample, exists": (("sample", "run", "-o", "ok.npy"), 2, "--force"),
+    "infer, no model": (("infer", "ok.npy", "-m", "no.onnx"), 2, "no.onnx"),
+    "infer, not a model": (("infer", "ok.npy", "-m", "cut/bad.onnx"), 2, "bad.onnx"),
+    "infer without model": (("infer", "ok.npy"), 2, "-m"),
+    "infer, bad array": (("infer", "bad.npy", "-m", "run"), 2, "1 NaN"),
+    "infer over its input": (
+        ("infer", "ok.npy", "-m", "run", "-o", "full/../ok.npy", "--force"),
+        2,
+        "full",
+    ),
+    "infer, json and stdout": (("infer", "ok.npy", "-m", "run", "-o", "-", "--json"), 2, "--json"),
+    "bench, bad shape": (("bench", "--shape", "1,3"), 2, "1,3"),
+    "bench, int8 in torch": (("bench", "--dtype", "int8"), 2, "--runtime"),
+}
+
+
+@pytest.fixture(scope="module")
+def workspace(trained: Run, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a good run, a damaged one, a folder without a run, and files of several types."""
+    folder = tmp_path_factory.mktemp("workspace")
+    assert model.parent == trained.folder  # the run that is copied holds a model
+    shutil.copytree(trained.folder, folder / "run")
+    (folder / "cut").mkdir()
+    for name in ("best.safetensors", "last.safetensors"):
+        (folder / "cut" / name).write_bytes((trained.folder / name).read_bytes()[:5000])
+    (folder / "full").mkdir()
+    (folder / "full" / "notes.txt").touch()
+    (folder / "bad.toml").write_text("steps = = 3")
+    (folder / "typo.toml").write_text("hiden = 3")
+    (folder / "cut" / "bad.onnx").write_text("not a model")
+    np.save(folder / "ok.npy", np.zeros((8, 8)))
+    np.save(folder / "bad.npy", np.diag([np.nan, *range(7)]))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_commands(case: str, workspace: Path) -> None:
+    arguments, code, message = COMMANDS[case]
+    before = contents(workspace)
+    check_fails(*arguments, cwd=workspace, code=code, message=message)
+    assert contents(workspace) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_cuda_is_exit_code_4(workspace: Path) -> None:
+    arguments = ("infer", "ok.npy", "-m", "run", "--device", "cuda")
+    check_fails(*arguments, cwd=workspace, code=4, message="'cuda'")
+    assert not (workspace / "ok.out.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "code"),
+    [("train", 2), ("export", 2), ("report", 1), ("infer", 1)],
+    ids=lambda value: str(value),
+)
+def test_a_file_in_place_of_a_folder(verb: str, code: int, workspace: Path) -> None:
+    arguments = {
+        "train": ("-o", "ok.npy/run"),
+        "export": ("run", "-o", "ok.npy/m.onnx"),
+        "report": ("run", "-o", "ok.npy/report.html"),
+        "infer": ("ok.npy", "-m", "run", "-o", "ok.npy/y.npy"),
+    }[verb]
+    before = contents(workspace)
+    check_fails(verb, *arguments, cwd=workspace, code=code, message="ok.npy")
+    assert contents(workspace) == before
+
+
+def test_a_closed_pipe_is_no_traceback(model: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [sys.executable, "-m", "mdlstm_tk", "info", str(model), "--json"],
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write_end)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_is_never_replaced(model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "matrix.npy", np.zeros((8, 8)))
+    os.mkfifo(tmp_path / "pipe")
+    arguments = ("infer", "matrix.npy", "-m", model, "-o", "pipe", "--force")
+    check_fails(*arguments, cwd=tmp_path, code=2, message="pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+def test_closed_streams_are_no_traceback(model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "matrix.npy", np.zeros((8, 8)))
+    mdlstm = f"{sys.executable} -m mdlstm_tk"
+    for command, code in (
+        (f"{mdlstm} infer matrix.npy -m {model} -o - >&-", 1),
+        (f"{mdlstm} info {model} >&-", 1),
+        (f"{mdlstm} infer matrix.npy -m {model} >&-", 0),
+        (f"{mdlstm} infer gone.npy -m {model} 2>&-", 2),
+    ):
+        done = subprocess.run(
+            command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, (command, done.stderr)
+        assert "Traceback" not in done.stderr
