@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -47,11 +48,14 @@ class Task(ABC):
         spec: what networks are built from.
         kind: kind of the task.
         defaults: the settings of `TrainConfig` that suit the task.
+        groups: for each sample of a split, the name of what it shares with others (a writer, a page);
+            empty if samples are independent.
     """
 
     kind: ClassVar[Kind]
     defaults: ClassVar[Mapping[str, Any]] = {}
     spec: TaskSpec
+    groups: Mapping[Split, Sequence[str]] = MappingProxyType({})
 
     @abstractmethod
     def batch(

@@ -19,6 +19,7 @@ from mdlstm_tk.training.evaluation import evaluate
 from mdlstm_tk.training.job import TrainingJob, has_stopped_early
 from mdlstm_tk.training.networks import count_parameters
 from mdlstm_tk.training.progress import Progress, StepTimer, TrainingTimes
+from mdlstm_tk.training.text_errors import describe_lines, evaluate_lines
 from mdlstm_tk.training.trainer import Trainer
 
 OnStep = Callable[[Progress], None]
@@ -39,7 +40,8 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
         The content of `result.json`: task, model, parameters, step, split and errors by name, on the test
         split if there is one, else on the validation split; "seconds" of the optimizer steps, summed over
         interruptions, their rate "steps_per_second", and apart from them "validation_seconds" and
-        "compilation_seconds", see `TrainingTimes`. {} in processes other than the main one.
+        "compilation_seconds", see `TrainingTimes`; of texts, what `describe_lines` returns. {} in processes
+        other than the main one.
 
     Raises:
         InputError: another process trains into the folder.
@@ -133,7 +135,12 @@ def _conclude(job: TrainingJob, trainer: Trainer) -> dict[str, Any]:
     assert trainer.best_weights is not None
     network.load_state_dict(trainer.best_weights)
     split: Split = "test" if task.count("test") else "validation"
-    errors = evaluate(network, task, split, job.config, job.context)
+    details: dict[str, Any] = {}
+    if task.spec.kind == "transcribe":
+        errors, lines = evaluate_lines(network, task, split, job.config, job.context)
+        details = describe_lines(lines)
+    else:
+        errors = evaluate(network, task, split, job.config, job.context)
     if not job.context.is_main:
         return {}
     times = run.read_times()
@@ -148,6 +155,7 @@ def _conclude(job: TrainingJob, trainer: Trainer) -> dict[str, Any]:
         "compilation_seconds": round(times.compilation, 1),
         "split": split,
         "errors": errors,
+        **details,
     }
     run.write_result(result)
     return result

@@ -1,4 +1,4 @@
-"""Pictures of runs: which samples are shown, their titles and colours, and the alignment of texts."""
+"""Pictures of runs: which samples are shown, their titles and colours."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import pytest
 from helpers.user_data import read, write_image
 from matplotlib.font_manager import fontManager
 from PIL import Image
-from rapidfuzz.distance import Levenshtein
 
 from mdlstm_tk.data import DatasetTask, DiagonalTask, TaskSpec
 from mdlstm_tk.data.task import MAX_EVALUATION_BATCH
 from mdlstm_tk.report import draw_run
 from mdlstm_tk.report.drawings import images_unlike
-from mdlstm_tk.report.evaluation import _covering, align, example_batch, example_indices
+from mdlstm_tk.report.evaluation import _covering, example_batch, example_indices
 from mdlstm_tk.report.panels import Panel, class_colors, sample_panels
 from mdlstm_tk.report.plots import TITLE_CHARACTERS, _title, draw_panels
 from mdlstm_tk.training import default_config, new_job, train
@@ -131,17 +130,6 @@ def test_masks_of_all_classes_are_shown() -> None:
     assert {0, 1, 2, 3, 4} == set().union(*(classes[k] for k in _covering(classes, 4)))
     assert len(_covering(classes, 4)) == 4 and len(_covering(classes, 99)) == len(classes)
     assert _covering([set(), set()], 1) == [0]
-
-
-def test_an_alignment_spells_both_texts_with_the_fewest_errors() -> None:
-    assert align("cat", "cut") == [("c", "c"), ("a", "u"), ("t", "t")]
-    rng = np.random.default_rng(0)
-    for _ in range(100):
-        predicted, truth = ("".join(rng.choice(list("ab c"), rng.integers(0, 7))) for _ in range(2))
-        edits = align(predicted, truth)
-        assert "".join(edit.predicted for edit in edits) == predicted
-        assert "".join(edit.truth for edit in edits) == truth
-        assert sum(edit.is_error for edit in edits) == Levenshtein.distance(predicted, truth)
 
 
 def test_a_report_measures_images_unlike_the_data() -> None:
