@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from mdlstm_tk.training.text_errors import Line, evaluate_lines
 
 EXAMPLES: dict[Kind, int] = {"grid": 3, "classify": 18, "segment": 3, "transcribe": 6, "density": 6}
 WORST_LINES = 50
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def example_indices(task: Task, split: Split, seed: int, count: int) -> list[int
     """
     total = task.count(split)
     if task.spec.kind not in ("classify", "segment"):
-        return _spread(range(total), count)
+        return spread(range(total), count)
     targets = (y for batch in batches(task, split, seed, task.evaluation_batch) for y in batch.y)
     if task.spec.kind == "segment":
         return _covering([set(np.unique(mask[mask != UNLABELLED]).tolist()) for mask in targets], count)
@@ -182,12 +183,12 @@ def example_indices(task: Task, split: Split, seed: int, count: int) -> list[int
     names, sizes = np.unique(classes, return_counts=True)
     quotas = np.zeros(len(names), dtype=int)
     if count < len(names):
-        quotas[_spread(range(len(names)), count)] = 1
+        quotas[spread(range(len(names)), count)] = 1
     else:
         for _ in range(min(count, total)):  # one sample at a time goes to the class that has fewest of them
             quotas[np.where(quotas < sizes, quotas, total).argmin()] += 1
     of_class = (
-        _spread(np.flatnonzero(classes == name).tolist(), int(q))
+        spread(np.flatnonzero(classes == name).tolist(), int(q))
         for name, q in zip(names, quotas, strict=True)
     )
     return sorted(index for indices in of_class for index in indices)
@@ -209,10 +210,10 @@ def _covering(classes: Sequence[set[int]], count: int) -> list[int]:
         chosen.append(max(range(len(classes)), key=lambda k: len(classes[k] & missing)))
         missing -= classes[chosen[-1]]
     others = [k for k in range(len(classes)) if k not in chosen]
-    return sorted(chosen + _spread(others, count - len(chosen)))
+    return sorted(chosen + spread(others, count - len(chosen)))
 
 
-def _spread(items: Sequence[int], count: int) -> list[int]:
+def spread(items: Sequence[T], count: int) -> list[T]:
     """Choose up to `count` of the items, evenly spaced, starting with the first one."""
     count = min(count, len(items))
     return [items[k * len(items) // count] for k in range(count)]

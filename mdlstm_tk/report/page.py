@@ -17,6 +17,7 @@ from mdlstm_tk._util.text import printable, shell_quoted
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import InputError, MissingExtraError
+from mdlstm_tk.report.cuts import cut_panels
 from mdlstm_tk.report.drawings import make_drawings
 from mdlstm_tk.report.evaluation import SplitEvaluation, evaluate_split
 from mdlstm_tk.report.exports import BATCH, find_exports, measure_exports
@@ -105,6 +106,7 @@ def render_report(
         problem=problem,
         evaluation=evaluation,
         drawings=drawings,
+        cuts=cut_panels(Path(data)) if data and spec.kind == "transcribe" else [],
         examples=evaluation.examples if evaluation else [],
         worst=evaluation.worst if evaluation else [],
         colors=list(class_colors(spec).values()),

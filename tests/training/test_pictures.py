@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.pages import draw_page
 from helpers.user_data import read, write_image
 from matplotlib.font_manager import fontManager
 from PIL import Image
@@ -14,6 +15,7 @@ from PIL import Image
 from mdlstm_tk.data import DatasetTask, DiagonalTask, TaskSpec
 from mdlstm_tk.data.task import MAX_EVALUATION_BATCH
 from mdlstm_tk.report import draw_run
+from mdlstm_tk.report.cuts import cut_panels
 from mdlstm_tk.report.drawings import images_unlike
 from mdlstm_tk.report.evaluation import _covering, example_batch, example_indices
 from mdlstm_tk.report.panels import Panel, class_colors, sample_panels
@@ -147,3 +149,17 @@ def test_a_report_measures_images_unlike_the_data() -> None:
         pieces = images_unlike(task, np.zeros((5, 8, 8, 1), np.float32))["pieces of photographs"]
         assert pieces.shape == (5, 8, 8, 1)
         assert list(np.unique(pieces)) == [0, 1] if outputs == 1 else len(np.unique(pieces)) > 50
+
+
+def test_cuts_stand_beside_their_boxes(tmp_path: Path) -> None:
+    for k in range(12):
+        draw_page(tmp_path / f"deep/{k:02}.xml", ("ab", None, "ba", "aaaa"))
+    (tmp_path / "deep/03.png").unlink()
+    (tmp_path / "deep/other.xml").write_text("<a/>")
+    pairs = cut_panels(tmp_path)
+    assert len(pairs) == 18  # two lines of ten pages, one of which has no image
+    box, cut = pairs[0]
+    assert (box.name, cut.name) == ("00.xml l0", "ab")
+    assert box.image.shape == cut.image.shape  # the drawn lines are straight
+    assert np.abs(box.image.astype(int) - cut.image).mean() < 8
+    assert cut_panels(tmp_path / "nothing") == []
