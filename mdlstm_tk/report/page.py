@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -158,28 +159,20 @@ def _read_result(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
     return result if result.get("step") == checkpoint.step and result.get("errors") else {}
 
 
-def _class_errors(evaluation: SplitEvaluation | None) -> list[dict[str, Any]]:
-    """Return a row for each class.
+def _class_errors(evaluation: SplitEvaluation | None) -> list[tuple[int, float, float, float]]:
+    """Return a row for each class; shares of nothing are NaN.
 
-    Keys: "count" of its samples or positions, "missed" the share of them predicted as another class,
-    "false" the share of its predictions that are wrong, "overlap" intersection over union. A share of
-    nothing is None.
+    They hold the number of its samples or positions, the share of them predicted as another class, the
+    share of its predictions that are wrong, and intersection over union.
     """
     if evaluation is None or evaluation.confusion is None:
         return []
     matrix = evaluation.confusion
     correct, actual, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
-    return [
-        {
-            "count": n_actual,
-            "missed": 1 - n_correct / n_actual if n_actual else None,
-            "false": 1 - n_correct / n_predicted if n_predicted else None,
-            "overlap": n_correct / union if (union := n_actual + n_predicted - n_correct) else None,
-        }
-        for n_correct, n_actual, n_predicted in zip(
-            correct.tolist(), actual.tolist(), predicted.tolist(), strict=True
-        )
-    ]
+    with np.errstate(invalid="ignore"):
+        overlap = correct / (actual + predicted - correct)
+        table = (actual, 1 - correct / actual, 1 - correct / predicted, overlap)
+    return list(zip(*(column.tolist() for column in table), strict=True))
 
 
 def _confusions(evaluation: SplitEvaluation | None, spec: TaskSpec) -> list[tuple[str, str, int]]:
@@ -206,7 +199,7 @@ def _format_metric(value: float, name: str) -> str:
 
 
 def _format_percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+    return "–" if isnan(value) else f"{100 * value:.1f} %"
 
 
 def _format_interval(ends: Sequence[float]) -> str:

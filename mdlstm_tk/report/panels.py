@@ -86,7 +86,7 @@ def sample_panels(batch: Batch, prediction: Numbers, spec: TaskSpec, sample: str
         limits = 0.0, float(surprise.max())
         return [
             Panel(f"{surprise.sum():.1f} nats", draw_input(x), sample=sample),
-            Panel("surprise", _draw_values(surprise, *limits, "magma"), f"{_format_range(*limits)} nats"),
+            Panel("surprise", draw_values(surprise, *limits, "magma"), f"{_format_range(*limits)} nats"),
         ]
     if spec.kind == "segment":
         predicted_mask = labels(output)
@@ -105,9 +105,9 @@ def sample_panels(batch: Batch, prediction: Numbers, spec: TaskSpec, sample: str
     shown = "" if x.shape[-1] == 3 else _format_range(*_limits(x[..., 0]))
     return [
         Panel("input", draw_input(x), shown, sample),
-        Panel("prediction", _draw_values(output, *limits), _format_range(*limits)),
-        Panel("truth", _draw_values(target, *limits), _format_range(*limits)),
-        Panel("error", _draw_values(error, *error_limits, "magma"), _format_range(*error_limits)),
+        Panel("prediction", draw_values(output, *limits), _format_range(*limits)),
+        Panel("truth", draw_values(target, *limits), _format_range(*limits)),
+        Panel("error", draw_values(error, *error_limits, "magma"), _format_range(*error_limits)),
     ]
 
 
@@ -152,7 +152,7 @@ def _draw_mask(x: Numbers, mask: Numbers, spec: TaskSpec) -> Image:
     return _to_bytes(mixed / 255)
 
 
-def _draw_values(values: Numbers, low: float, high: float, color_map: str = "viridis") -> Image:
+def draw_values(values: Numbers, low: float, high: float, color_map: str = "viridis") -> Image:
     """Numbers (H, W) in the colors of a map from `low` to `high`."""
     return _to_bytes(colormaps[color_map](_to_unit(values, low, high))[..., :3])
 

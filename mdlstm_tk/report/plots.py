@@ -117,26 +117,6 @@ def draw_panels(
 
 
 @default_style
-def draw_before_and_after(
-    path: Path, title: str, x: Floats, truth: Floats, before: Floats, after: Floats
-) -> None:
-    """Draw a matrix, its target, and the predictions before and after training, each (H, W) in [0, 1]."""
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    figure.suptitle(_plain(title))
-    rows = (("before training", before), ("after training", after))
-    for row, (axes, (when, prediction)) in enumerate(zip(figure.subplots(2, 3), rows, strict=True)):
-        grids = (("input", x), (f"prediction {when}", prediction), ("truth", truth))
-        for axis, (name, values) in zip(axes, grids, strict=True):
-            image = axis.imshow(values, cmap="viridis", vmin=0, vmax=1)
-            axis.set_title(name, fontsize=10)
-            axis.set_xticks([])
-            axis.set_yticks([])
-        if row == 0:
-            figure.colorbar(image, ax=figure.axes, shrink=0.6)
-    _save(figure, path)
-
-
-@default_style
 def draw_loss_comparison(
     path: Path, title: str, label: str, losses: Mapping[str, Sequence[Sequence[float]]]
 ) -> None:

@@ -9,13 +9,8 @@ from torch import nn
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import DiagonalTask, Task
 from mdlstm_tk.report.evaluation import display_split, example_indices, make_examples
-from mdlstm_tk.report.panels import Panel, class_colors, draw_input
-from mdlstm_tk.report.plots import (
-    draw_before_and_after,
-    draw_curves,
-    draw_loss_comparison,
-    draw_panels,
-)
+from mdlstm_tk.report.panels import Panel, class_colors, draw_input, draw_values
+from mdlstm_tk.report.plots import draw_curves, draw_loss_comparison, draw_panels
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
 from mdlstm_tk.training.comparison import Comparison
 from mdlstm_tk.training.drawing import draw_images
@@ -75,13 +70,16 @@ def _draw_diagonal(
     """One matrix of the random diagonal, with the predictions of the untrained and the trained network."""
     config = checkpoint.config
     untrained = build_network(config, checkpoint.spec).eval().to(next(network.parameters()).device)
-    before, after = (
-        make_examples(each, task, "validation", config, [0])[0] for each in (untrained, network)
-    )
-    grids = (after.batch.x, after.batch.y, before.output, after.output)
-    x, truth, prediction_before, prediction_after = (grid[0, ..., 0] for grid in grids)
-    title = f"{title}: only the lower one can be predicted"
-    draw_before_and_after(run.prediction, title, x, truth, prediction_before, prediction_after)
+    panels = []
+    for when, each in (("before", untrained), ("after", network)):
+        (example,) = make_examples(each, task, "validation", config, [0])
+        grids = (example.batch.x, example.output, example.batch.y)
+        names = ("input", f"prediction {when} training", "truth")
+        panels += [
+            Panel(name, draw_values(grid[0, ..., 0], 0, 1), "0 … 1")
+            for name, grid in zip(names, grids, strict=True)
+        ]
+    draw_panels(run.prediction, f"{title}: only the lower one can be predicted", panels, len(names))
 
 
 def _draw_examples(run: Run, checkpoint: Checkpoint, task: Task, network: nn.Module, title: str) -> None:
