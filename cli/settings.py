@@ -21,6 +21,7 @@ from mdlstm_tk.training.tasks import KINDS
 NAMES = ("task", "model", "cell")  # settings whose values are registered names
 METAVARS = {
     "data": "PATH",
+    "init": "RUN",
     "size": "SIZE",
     "resize": "SIZE",
     "crop": "SIZE",

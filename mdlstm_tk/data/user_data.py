@@ -57,7 +57,21 @@ DEFAULTS: dict[Kind, Mapping[str, Any]] = {
     "classify": {**_COMMON, "batch_size": 32, "augment": 1.0},
     # The state of "graves" may grow on images larger than the crops of the training, and masks go wrong.
     "segment": {**_COMMON, "augment": 1.0, "cell": "stable"},
-    "transcribe": {**_COMMON, "augment": 1.0},
+    "transcribe": {
+        **_COMMON,
+        "model": "lines",
+        "resize": "64x*",
+        "hidden": 64,
+        "dropout": 0.2,
+        "steps": 20000,
+        "batch_size": 8,
+        "lr": 0.002,
+        "warmup": 300,
+        "average": 0.998,
+        "augment": 1.0,
+        "evaluate_every": 1000,
+        "patience": 0,
+    },
     "density": {**_COMMON, "model": "pixel", "layers": 2, "batch_size": 32},
 }
 

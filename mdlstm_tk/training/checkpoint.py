@@ -23,7 +23,7 @@ from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.networks import build_network
 
-SCHEMA = 2  # increase when the layout of the file changes incompatibly
+SCHEMA = 3  # increase when the layout of the file changes incompatibly
 METADATA_KEY = "mdlstm"  # safetensors metadata maps text to text; under this key lies a JSON object
 
 
@@ -37,6 +37,7 @@ class Checkpoint:
         step: optimizer steps done.
         score: lowest validation score so far, see `Task.score`; infinity before the first validation.
         best_step: last step at which that score was reached; without a validation split the latest step.
+        seconds: that a run with `minutes` has trained for, validations included; else 0.
         tensors: the weights as "model.*", their running average, if any, as "average.*" (the state dict of
             `AveragedModel`), and the optimizer's state as "optimizer.{i}.*" for parameter i, counted across
             groups.
@@ -47,6 +48,7 @@ class Checkpoint:
     step: int
     score: float
     best_step: int
+    seconds: float
     tensors: dict[str, Tensor] = field(repr=False)
 
     def weights(self) -> dict[str, Tensor]:
@@ -126,7 +128,7 @@ def save_checkpoint(
         tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
-    metadata = {name: getattr(state, name) for name in ("step", "score", "best_step")}
+    metadata = {name: getattr(state, name) for name in ("step", "score", "best_step", "seconds")}
     metadata |= {"schema": SCHEMA, "version": __version__}
     metadata |= {"config": asdict(state.config), "spec": asdict(state.spec)}
     data = safetensors.torch.save(
@@ -162,6 +164,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             step=int(metadata["step"]),
             score=float(metadata["score"]),
             best_step=int(metadata["best_step"]),
+            seconds=float(metadata["seconds"]),
             tensors=tensors,
         )
     except InputError:

@@ -58,18 +58,22 @@ class TrainingJob:
         if self.checkpoint is None:
             return False
         done, best = self.checkpoint.step, self.checkpoint.best_step
-        return done >= self.config.steps or has_stopped_early(self.config, done, best)
+        complete = is_complete(self.config, done, self.checkpoint.seconds)
+        return complete or has_stopped_early(self.config, done, best)
 
     @property
     def description(self) -> str:
         """What is trained, for how long, and where the files go."""
         if self.is_trained:
             return f"{self.run.folder} has done {self.steps_done} steps; writing its result and pictures"
-        size = format_size(self.task.spec.size)
-        return (
-            f"training {self.config.model} on {self.task.name} {size} for {self.config.steps} steps "
-            f"into {self.run.folder}"
-        )
+        size, config = format_size(self.task.spec.size), self.config
+        length = f"{config.minutes:g} minutes" if config.minutes else f"{config.steps} steps"
+        return f"training {config.model} on {self.task.name} {size} for {length} into {self.run.folder}"
+
+
+def is_complete(config: TrainConfig, step: int, seconds: float) -> bool:
+    """Whether all steps of a run are done, or with `minutes` its time is over."""
+    return seconds >= 60 * config.minutes if config.minutes else step >= config.steps
 
 
 def has_stopped_early(config: TrainConfig, step: int, best_step: int) -> bool:
@@ -132,7 +136,7 @@ def resume_job(
     best = load_checkpoint(run.best) if run.best.exists() else None
     config = find_data(configure_resumed(checkpoint.config, options or {}, settings), folder)
     if run.is_evaluated:
-        require_steps_left(config, run, checkpoint.step, checkpoint.best_step)
+        require_work_left(config, run, checkpoint)
     context = distributed.init(config.device)
     before = run.read_samples()
     if task is None:
@@ -143,15 +147,19 @@ def resume_job(
     return TrainingJob(config, task, network, run, context, checkpoint, best, (*changes, *notes))
 
 
-def require_steps_left(config: TrainConfig, run: Run, step: int, best_step: int) -> None:
+def require_work_left(config: TrainConfig, run: Run, checkpoint: Checkpoint) -> None:
     """Check that training goes on after a checkpoint.
 
     Raises:
-        InputError: all steps are done, or training has stopped early.
+        InputError: all steps are done, the time is over, or training has stopped early.
     """
-    if step >= config.steps:
-        raise InputError(f"{run.folder} has done {step} steps already; ask for more with --steps")
-    if has_stopped_early(config, step, best_step):
+    step = checkpoint.step
+    if is_complete(config, step, checkpoint.seconds):
+        done, more = f"done {step} steps", "steps"
+        if config.minutes:
+            done, more = f"trained for {checkpoint.seconds / 60:.3g} minutes", "minutes"
+        raise InputError(f"{run.folder} has {done} already; ask for more with --{more}")
+    if has_stopped_early(config, step, checkpoint.best_step):
         raise InputError(
             f"{run.folder} has stopped at step {step}, {config.patience} validations after its best; "
             "go on with --set patience=0"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
@@ -16,7 +17,7 @@ from mdlstm_tk.errors import require
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.dataloader import dataloader
 from mdlstm_tk.training.evaluation import evaluate
-from mdlstm_tk.training.job import TrainingJob, has_stopped_early
+from mdlstm_tk.training.job import TrainingJob, has_stopped_early, is_complete
 from mdlstm_tk.training.networks import count_parameters
 from mdlstm_tk.training.progress import Progress, StepTimer, TrainingTimes
 from mdlstm_tk.training.text_errors import describe_lines, evaluate_lines
@@ -58,7 +59,7 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
 def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
     """Train until the last step, an early stop, or an interrupt."""
     config, run, context = job.config, job.run, job.context
-    saved_step, stop = trainer.step, False
+    saved_step, stop, begun = trainer.step, False, time.perf_counter() - trainer.seconds
     timer = StepTimer()
     earlier_times = run.read_times() if job.checkpoint else TrainingTimes()
 
@@ -75,9 +76,12 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
             for batch in dataloader(config, job.task, trainer.step, context.shard(config.batch_size)):
                 is_due = trainer.train_step(batch, bool(interrupts))
                 timer.end_step()
+                if config.minutes:  # else a checkpoint depends on the steps alone
+                    trainer.seconds = time.perf_counter() - begun
+                ends = is_complete(config, trainer.step, trainer.seconds)
                 # With several processes, all learn of an interrupt from the metrics, and stop together.
                 stop = context.world_size == 1 and bool(interrupts)
-                validates = trainer.step % config.evaluate_every == 0 or trainer.step == config.steps
+                validates = ends or trainer.step % config.evaluate_every == 0
                 if not (is_due or validates or stop):
                     continue
                 for metrics in trainer.read_metrics():
@@ -93,7 +97,9 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
                         metrics.lr,
                         validation,
                         timer.steps_per_second,
-                        timer.seconds_left(left, -(-left // config.evaluate_every)),
+                        60 * config.minutes - trainer.seconds
+                        if config.minutes
+                        else timer.seconds_left(left, -(-left // config.evaluate_every)),
                     )
                     stop = stop or (metrics.interrupted and context.world_size > 1)
                     if context.is_main:
@@ -104,7 +110,7 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
                     flush()
                     save(*([run.best] if trainer.best_step == trainer.step else []), run.last)
                     saved_step = trainer.step
-                    if has_stopped_early(config, trainer.step, trainer.best_step):
+                    if ends or has_stopped_early(config, trainer.step, trainer.best_step):
                         break
                 if stop:
                     break
