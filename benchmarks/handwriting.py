@@ -31,6 +31,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+import rival_networks
 from runtimes import markdown
 from safetensors import safe_open
 
@@ -45,7 +46,7 @@ from mdlstm_tk.training import TrainConfig, configure, make_task, new_job, parse
 from mdlstm_tk.training.networks import build_network, count_parameters, fit_config
 from mdlstm_tk.training.text_errors import Line, describe_lines, evaluate_lines
 
-NETWORKS = {"default": "", "rows": "line-rows", "blstm": "line-blstm"}  # names of models
+NETWORKS = {"default": "", "rows": "line-rows", "blstm": "line-blstm"}  # models of `rival_networks`
 BEAM = 16
 SHARES = {"test": 0.1, "valid": 0.1}  # of the pages, where no splits.json divides them
 TIMED_LINES = 100  # that are read to measure the speed of a model
