@@ -16,6 +16,13 @@ Labels with probabilities, texts and masks, where the model is of such a kind:
 >>> from mdlstm_tk.runtime import decode
 >>> answers = decode(y, session.metadata, top=3)
 
+Lines of text, with confidences and places, by a search that follows a language model:
+
+>>> from mdlstm_tk.runtime import CharacterModel
+>>> lm = CharacterModel.load("fr.arpa.gz")
+>>> for line in Session("lines.onnx").transcribe(images, beam=16, lm=lm):
+...     print(line.text, line.confidence)
+
 Grids of any size, tile by tile:
 
 >>> from mdlstm_tk.runtime import TiledSession
@@ -35,6 +42,10 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.answers import Answer as Answer
     from mdlstm_tk.runtime.answers import decode as decode
     from mdlstm_tk.runtime.batching import Result as Result
+    from mdlstm_tk.runtime.character_model import CharacterModel as CharacterModel
+    from mdlstm_tk.runtime.ctc import Character as Character
+    from mdlstm_tk.runtime.ctc import Transcription as Transcription
+    from mdlstm_tk.runtime.decoding import Decoding as Decoding
     from mdlstm_tk.runtime.inference import Inference as Inference
     from mdlstm_tk.runtime.inference import infer_paths as infer_paths
     from mdlstm_tk.runtime.io.npy import load_array as load_array
@@ -47,11 +58,15 @@ if TYPE_CHECKING:
 # Each name is imported when it is first used, as `mdlstm infer` needs few of the modules.
 _MODULES = {
     "Answer": "answers",
+    "Character": "ctc",
+    "CharacterModel": "character_model",
+    "Decoding": "decoding",
     "Inference": "inference",
     "Metadata": "metadata",
     "Result": "batching",
     "Session": "session",
     "TiledSession": "tiles.session",
+    "Transcription": "ctc",
     "decode": "answers",
     "infer_paths": "inference",
     "load_array": "io.npy",

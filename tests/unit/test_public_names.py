@@ -37,8 +37,8 @@ PUBLIC = {
     """,
     "mdlstm_tk.report": "draw_comparison draw_run render_report write_report",
     "mdlstm_tk.runtime": """
-        Answer Inference Metadata Result Session TiledSession decode infer_paths load_array
-        load_image save_array
+        Answer Character CharacterModel Decoding Inference Metadata Result Session TiledSession
+        Transcription decode infer_paths load_array load_image save_array
     """,
     "mdlstm_tk.tiling": "Stage TileStages checkpointed",
     "mdlstm_tk.training": """

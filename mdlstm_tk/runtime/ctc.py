@@ -1,0 +1,356 @@
+"""Read texts from the outputs of a recogniser: CTC (Graves et al. 2006) with NumPy alone.
+
+>>> line = transcribe_logits(logits, classes, beam=16, lm=CharacterModel.load("fr.arpa.gz"), width=800)
+>>> line.text, line.confidence
+('le chat', 0.87)
+
+Logits have the shape (T, 1 + characters); output 0 is the blank, and output k + 1 is classes[k]. A path
+takes one output at each of the T steps, and spells the text that is left when repeated outputs are merged
+and blanks dropped. The probability of a text is that of all its paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.character_model import END, CharacterModel
+from mdlstm_tk.runtime.decoding import Decoding
+from mdlstm_tk.runtime.text_order import MIRRORED, Direction, reordered
+
+Floats = npt.NDArray[np.floating[Any]]
+Integers = npt.NDArray[np.int64]
+
+LOWEST = -1e4  # log-probability of an impossible output: e^LOWEST is 0, and sums of it are finite
+HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+NEGLIGIBLE = 1e-9  # posterior of a step that is left out where alternatives of a character are summed
+
+
+class Character(NamedTuple):
+    """A character of a line.
+
+    Attributes:
+        character: the character.
+        left, right: its edges, in pixels of the image. CTC marks a character where it becomes certain, so
+            that its edges are often narrower than its ink.
+        confidence: the probability that it is right if the rest of the line is.
+    """
+
+    character: str
+    left: float
+    right: float
+    confidence: float
+
+
+class Transcription(NamedTuple):
+    """The text of a line, in the order of reading.
+
+    Attributes:
+        text: the text.
+        confidence: the probability of the whole text, P(text | image).
+        characters: one entry for each character of the text.
+    """
+
+    text: str
+    confidence: float
+    characters: tuple[Character, ...]
+
+
+def transcribe_logits(
+    logits: Floats,
+    classes: Sequence[str],
+    *,
+    decoding: Decoding = Decoding(),  # noqa: B008
+    direction: Direction | None = None,
+    beam: int = 1,
+    lm: CharacterModel | None = None,
+    width: float | None = None,
+) -> Transcription:
+    """Read the text of one line, with confidences and places.
+
+    Args:
+        logits: (T, 1 + characters); output 0 is the blank.
+        classes: the characters.
+        decoding: temperature, and weights of the language model.
+        direction: in which most texts run; the result is in the order of reading. None: in the order in
+            which the image shows them.
+        beam: 1 takes the best path, without a language model. Else the number of texts that prefix beam
+            search keeps at each step.
+        lm: a model of texts in the order of reading.
+        width: pixels of the image that the T steps cover. None: edges are in steps.
+
+    Raises:
+        InputError: logits have another shape, or hold NaN; beam is below 1, or lm is no `CharacterModel`.
+    """
+    check_search(beam, lm)
+    log_probs = scaled_log_probs(logits, classes, decoding.temperature)
+    if beam == 1 and lm is None:
+        labels = best_path(logits)
+    else:
+        labels = search(log_probs, classes, decoding, direction, beam, lm)[0][0]
+    log_prob, confidences, edges = posteriors(log_probs, labels)
+    edges *= 1.0 if width is None else width / max(len(logits), 1)
+    shown = [classes[k - 1] for k in labels]
+    ordered = [(c, k) for k, c in enumerate(shown)] if direction is None else None
+    characters = tuple(
+        Character(character, float(edges[k, 0]), float(edges[k, 1]), float(confidences[k]))
+        for character, k in (reordered(shown, direction) if direction else ordered or ())
+    )
+    return Transcription("".join(c.character for c in characters), float(np.exp(log_prob)), characters)
+
+
+def check_search(beam: int, lm: CharacterModel | None) -> None:
+    """Check the arguments of a search.
+
+    Raises:
+        InputError: beam is below 1, or lm is no `CharacterModel`.
+    """
+    if beam < 1:
+        raise InputError(f"beam must be 1 or more, got {beam}; 16 is usual")
+    if lm is not None and not isinstance(lm, CharacterModel):
+        raise InputError(
+            f"lm must be a CharacterModel, got {type(lm).__name__}; read one with CharacterModel.load(path)"
+        )
+
+
+def scaled_log_probs(logits: Floats, classes: Sequence[str], temperature: float) -> Floats:
+    """The log-probabilities (T, 1 + characters) of the outputs at each step.
+
+    Raises:
+        InputError: logits have another shape, or hold NaN or no finite number at a step.
+    """
+    if logits.ndim != 2 or logits.shape[1] != len(classes) + 1:
+        raise InputError(
+            f"logits have the shape {logits.shape}, expected (T, {len(classes) + 1}) for {len(classes)} "
+            "characters and the blank"
+        )
+    largest = logits.max(axis=1, keepdims=True, initial=-np.inf).astype(np.float64)
+    if not np.isfinite(largest).all():  # the maximum of a row with NaN is NaN
+        raise InputError("logits hold NaN, +inf, or -inf for all outputs of a step; the model diverged")
+    scaled = (logits - largest) / temperature
+    log_probs: Floats = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
+    return np.maximum(log_probs, LOWEST)
+
+
+def best_path(logits: Floats) -> Integers:
+    """The outputs of the characters on the most likely path."""
+    path: Integers = logits.argmax(axis=1)
+    changed = np.ones(len(path), bool)
+    changed[1:] = path[1:] != path[:-1]
+    return path[changed & (path > 0)]
+
+
+class _Fusion:
+    """What the language model adds to the score of a text for each output: (1 + characters,), where entry 0
+    stands for the end of the text; and the states after it."""
+
+    def __init__(
+        self,
+        lm: CharacterModel | None,
+        classes: Sequence[str],
+        decoding: Decoding,
+        direction: Direction | None,
+    ) -> None:
+        self._lm, self._decoding = lm, decoding
+        self._rows: dict[int, tuple[Floats, Integers]] = {}
+        if lm is None:
+            self._rows[0] = np.zeros(len(classes) + 1), np.zeros(len(classes) + 1, np.int64)
+            self.start = 0
+            return
+        names = [name.translate(MIRRORED) for name in classes] if direction == "rtl" else classes
+        self._index = np.array([lm.index[END], *(lm.index.get(name, 0) for name in names)])
+        self.start = lm.start
+
+    def after(self, state: int) -> tuple[Floats, Integers]:
+        row = self._rows.get(state)
+        if row is None:
+            assert self._lm is not None
+            log_probs, states = self._lm.after(state)
+            scores = self._decoding.lm_weight * log_probs[self._index]
+            scores[1:] += self._decoding.character_bonus
+            row = self._rows[state] = scores, states[self._index]
+        return row
+
+
+def search(
+    log_probs: Floats,
+    classes: Sequence[str],
+    decoding: Decoding,
+    direction: Direction | None,
+    beam: int,
+    lm: CharacterModel | None,
+) -> tuple[list[Integers], Floats]:
+    """The texts of the highest score by prefix beam search (Hannun et al. 2014, arXiv:1408.2873).
+
+    The score is log P(text | image) + lm_weight · log P(text) + character_bonus · length, the latter two if
+    there is a language model. At each step, `beam` texts are kept, and the `beam` most likely characters
+    can follow. Texts that run from right to left are searched from their beginning on the right, so that
+    numbers within them are in reverse order for the language model.
+
+    Returns:
+        Up to `beam` texts, the best one first, as the outputs of their characters from left to right; and
+        their log P(text | image), of the paths that were not dropped.
+    """
+    is_reversed = direction == "rtl"
+    if is_reversed:
+        log_probs = log_probs[::-1]
+    fusion = _Fusion(lm, classes, decoding, direction)
+    count = min(beam, len(classes))
+    candidates = np.argsort(-log_probs[:, 1:], axis=1, kind="stable")[:, :count] + 1
+    # Of each text: the log-probability of its paths that end with the blank, and with its last character;
+    # a hash of it, and of the text without its last character; that character; its score by the model.
+    ends_blank, ends_label = np.zeros(1), np.full(1, -np.inf)
+    hashes, shorter = np.ones(1, np.uint64), np.zeros(1, np.uint64)
+    last, added = np.zeros(1, np.int64), np.zeros(1)
+    scores_after, states = (row[None] for row in fusion.after(fusion.start))
+    sources, outputs = [], []
+    for log_p, likely in zip(log_probs, candidates, strict=True):
+        total = np.logaddexp(ends_blank, ends_label)
+        kept_label = ends_label + log_p[last]
+        longer = np.where(likely == last[:, None], ends_blank[:, None], total[:, None]) + log_p[likely]
+        child, parent = np.nonzero(shorter[:, None] == hashes)
+        if len(child):  # texts that become others in the beam
+            label = last[child]
+            before = np.where(label == last[parent], ends_blank[parent], total[parent])
+            kept_label[child] = np.logaddexp(kept_label[child], before + log_p[label])
+            pair, column = np.nonzero(label[:, None] == likely)
+            longer[parent[pair], column] = -np.inf
+        kept_blank = total + log_p[0]
+        kept = np.logaddexp(kept_blank, kept_label) + added
+        scores = np.concatenate([kept, (longer + added[:, None] + scores_after[:, likely]).ravel()])
+        best = np.argsort(-scores, kind="stable")[:beam]
+        best = best[scores[best] > -np.inf]
+        is_longer = best >= len(kept)
+        grown = best[is_longer] - len(kept)
+        source, output = best.copy(), np.zeros(len(best), np.int64)
+        source[is_longer], output[is_longer] = grown // count, likely[grown % count]
+        sources.append(source)
+        outputs.append(output)
+        ends_blank, ends_label = kept_blank[source], kept_label[source]
+        ends_blank[is_longer], ends_label[is_longer] = -np.inf, longer.ravel()[grown]
+        added = added[source]
+        if len(grown):
+            rows, labels = source[is_longer], output[is_longer]
+            added[is_longer] += scores_after[rows, labels]
+            following = states[rows, labels].tolist()
+            hashes, shorter = hashes[source], shorter[source]
+            shorter[is_longer] = hashes[is_longer]
+            hashes[is_longer] = hashes[is_longer] * HASH_FACTOR + labels.astype(np.uint64)
+            last = last[source]
+            last[is_longer] = labels
+            scores_after, states = scores_after[source], states[source]
+            for k, state in zip(np.flatnonzero(is_longer).tolist(), following, strict=True):
+                scores_after[k], states[k] = fusion.after(state)
+        else:
+            hashes, shorter, last = hashes[source], shorter[source], last[source]
+            scores_after, states = scores_after[source], states[source]
+    log_ctc = np.logaddexp(ends_blank, ends_label)
+    order = np.argsort(-(log_ctc + added + scores_after[:, 0]), kind="stable")
+    places, path = order, np.zeros((len(log_probs), len(order)), np.int64)
+    for t in range(len(log_probs) - 1, -1, -1):
+        path[t], places = outputs[t][places], sources[t][places]
+    path = path[::-1] if is_reversed else path
+    return [text[text > 0] for text in path.T], log_ctc[order]
+
+
+def posteriors(log_probs: Floats, labels: Integers) -> tuple[float, Floats, Floats]:
+    """The probability of a text and of its characters by the forward-backward algorithm.
+
+    The alternatives of a character are the texts with another one, or with none, in its place: its
+    confidence is P(text) divided by the sum over these and the text itself.
+
+    Args:
+        log_probs: (T, 1 + characters).
+        labels: (L,) the outputs of the characters; the text can be spelled in T steps.
+
+    Returns:
+        log P(text); the confidence (L,) of each character; and its edges (L, 2), in steps: the mean numbers
+        of steps before the character begins and before it has ended, over all paths.
+    """
+    steps, size = len(log_probs), len(labels)
+    # The lattice: blank, first character, blank, …, last character, blank.
+    lattice = np.zeros(2 * size + 1, np.int64)
+    lattice[1::2] = labels
+    emitted = log_probs[:, lattice]
+    # Forward and, from the end, backward; both sums contain the output of their step.
+    both = np.stack([emitted, emitted[::-1, ::-1]])
+    skips = np.full((2, 2 * size + 1), -np.inf)
+    repeats = labels[1:] == labels[:-1]
+    skips[0, 3::2] = np.where(repeats, -np.inf, 0.0)
+    skips[1] = skips[0, ::-1] if size < 2 else np.roll(skips[0, ::-1], 2)
+    sums = np.full(both.shape, -np.inf)
+    sums[:, :1, :2] = both[:, :1, :2]
+    for t in range(1, steps):
+        before, now = sums[:, t - 1], sums[:, t]
+        np.logaddexp(before[:, 1:], before[:, :-1], out=now[:, 1:])
+        now[:, 0] = before[:, 0]
+        np.logaddexp(now[:, 2:], before[:, :-2] + skips[:, 2:], out=now[:, 2:])
+        now += both[:, t]
+    forward, backward = sums[0], sums[1, ::-1, ::-1]
+    log_prob = float(np.logaddexp.reduce(forward[-1, -2:])) if steps else 0.0
+    occupied = np.exp(forward + backward - emitted - log_prob)
+    ends = np.cumsum(occupied.sum(axis=0))
+    edges = np.stack([ends[:-1:2], ends[1::2]], axis=1)
+    return log_prob, _confidences(log_probs, labels, forward, backward, occupied), edges
+
+
+def _confidences(
+    log_probs: Floats, labels: Integers, forward: Floats, backward: Floats, occupied: Floats
+) -> Floats:
+    """The confidence of each character; see `posteriors`.
+
+    Args:
+        forward, backward: (T, 2L + 1) logarithms of the sums over the paths up to, and from, a step at a
+            place of the lattice, its output included.
+        occupied: (T, 2L + 1) the share of the paths at a place.
+    """
+    steps, size = len(log_probs), len(labels)
+    if not size:
+        return np.zeros(0)
+    # Virtual characters before the first step and after the last one, unlike all others, begin and end.
+    start, end = np.full((steps + 1, 2 * size + 2), -np.inf), np.full((steps + 1, 2 * size + 2), -np.inf)
+    start[1:, 1:], end[:-1, :-1] = forward, backward
+    start[0, 0] = end[-1, -1] = 0.0
+    before, after = np.append(-1, labels[:-1]), np.append(labels[1:], -1)
+    # (T + 1, L): paths that are at a character, or at the blank, before; and that go on after each one.
+    from_label, from_blank = start[:, :-2:2], start[:, 1:-1:2]
+    to_blank, to_label = end[:, 2::2], end[:, 3::2]
+    joins = np.where(before == after, -np.inf, from_label)  # equal neighbours would merge
+    without = np.logaddexp.reduce(np.logaddexp(from_blank, joins) + to_label, axis=0)
+
+    # Another character needs the steps between those of its neighbours alone.
+    passed = np.cumsum(occupied, axis=1)
+    first = np.append(0, (passed[:, 1:-1:2] >= 1 - NEGLIGIBLE).sum(axis=0))[:size]
+    first[1:] = (passed[:, : 2 * size - 2 : 2] >= 1 - NEGLIGIBLE).sum(axis=0)
+    last = (passed[:, np.minimum(2 * np.arange(size) + 3, 2 * size)] > NEGLIGIBLE).sum(axis=0)
+    each = np.arange(size)
+    times = np.minimum(first[:, None] + np.arange((last - first).max(initial=1)), steps - 1)
+    inside = first[:, None] + np.arange(times.shape[1]) < np.maximum(last, first + 1)[:, None]
+
+    def window(values: Floats, offset: int) -> Floats:
+        return np.where(inside, values[times + offset, each[:, None]], -np.inf)
+
+    enter, leave = np.logaddexp(from_label, from_blank), np.logaddexp(to_label, to_blank)
+    enter_scale, leave_scale = window(enter, 0).max(axis=1), window(leave, 1).max(axis=1)
+    entering, entering_blank = (np.exp(window(x, 0).T - enter_scale) for x in (enter, from_blank))
+    leaving, leaving_blank = (np.exp(window(x, 1).T - leave_scale) for x in (leave, to_blank))
+    probs = np.exp(log_probs)
+    probs[:, 0] = 0.0  # column 0, the blank, takes what is written for the virtual characters
+    at = np.zeros((size, probs.shape[1]))
+    sums, sums_after = np.zeros_like(at), np.zeros(size)
+    before, after = np.maximum(before, 0), np.maximum(after, 0)
+    for k in range(times.shape[1]):
+        arrived = at + entering[k, :, None]
+        arrived[each, before] = at[each, before] + entering_blank[k]
+        at = arrived * probs[times[:, k]]
+        sums += at * leaving[k, :, None]
+        sums_after += at[each, after] * leaving_blank[k]
+    sums[each, after] = sums_after
+    own = sums[each, labels]
+    everything = sums.sum(axis=1) + np.exp(np.minimum(without - enter_scale - leave_scale, 700))
+    confidences: Floats = own / everything
+    return confidences
