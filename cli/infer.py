@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.jobs import Job
 
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
-INPUTS = (".npy", ".npz", ".csv", *IMAGES, ".zarr")
+INPUTS = (".npy", ".npz", ".csv", *IMAGES, ".xml", ".zarr")
 STREAM_OPTIONS = ("output", "model", "device", "timeout", "max_bytes", "isolated", "trusted", "force")
 
 
@@ -32,7 +32,8 @@ def infer(
         typer.Argument(
             metavar="FILE...",
             help="Files, and folders of files, of the types npy, npz, csv, png, jpg, tif, bmp, gif, webp, "
-            "pgm, ppm, for tiled models npy, tif, zarr; or - for one file of any of these types on stdin.",
+            "pgm, ppm, pages in ALTO or PAGE xml, for tiled models npy, tif, zarr; or - for one file of "
+            "any of these types on stdin.",
             autocompletion=options.complete_files(*INPUTS),
             show_default=False,
         ),
@@ -42,6 +43,8 @@ def infer(
     output_format: options.OutputFormat = None,
     probabilities: options.Probabilities = False,
     top: options.Top = None,
+    beam: options.Beam = 1,
+    lm: options.LanguageModel = None,
     skip_existing: options.SkipExisting = False,
     force: options.ForceFile = False,
     json: options.Json = False,
@@ -68,6 +71,9 @@ def infer(
     recogniser are printed, or collected in one table with -o labels.csv; so are the nats and the
     bits per dimension of a density model. The masks of a segmenter are
     written as PNG with the values and the palette of the masks that it was trained on.
+
+    A recogniser reads the lines of pages, images with ALTO or PAGE XML beside them: -o read/ writes the XML
+    again with texts and confidences.
 
     Files of equal shape run together. A file that cannot be used is reported, the others go on, and the
     exit code is 1. Folders are searched recursively, without hidden files and earlier results (*.out.*).

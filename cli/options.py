@@ -16,7 +16,7 @@ from mdlstm_tk.errors import InputError, require
 DEVICES = ("auto", "cpu", "cuda")
 Form = Literal["unrolled", "scan", "tiles"]
 ExportDtype = Literal["float32", "float16", "int8"]
-Format = Literal["npy", "npz", "json", "png", "csv", "txt", "tsv", "tif", "zarr"]
+Format = Literal["npy", "npz", "json", "png", "csv", "txt", "tsv", "xml", "tif", "zarr"]
 Engine = Literal["local", "ray"]
 
 imported: list[Path] = []  # by this call
@@ -263,10 +263,29 @@ OutputFormat = Annotated[
     Format | None,
     typer.Option(
         "--format",
-        help="File format of the results: txt, tsv, csv and json hold labels, texts and masks, npy and npz "
-        "the network's outputs; png holds masks, or values clipped to [0, 1] with 8 bits. "
+        help="File format of the results: txt, tsv, csv and json hold labels, texts and masks, xml pages, "
+        "npy and npz the network's outputs; png holds masks, or values clipped to [0, 1] with 8 bits. "
         "The fields of txt and tsv are separated by tabs.",
-        show_default="txt for labels and texts, png for masks, npz for .npz inputs, else npy",
+        show_default="txt for labels and texts, xml for pages, png for masks, npz for .npz, else npy",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Beam = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Compare N texts while a line is read; 16 is a good number with a language model.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+LanguageModel = Annotated[
+    str | None,
+    typer.Option(
+        "--lm",
+        metavar="FILE",
+        help="Language model of characters in ARPA format, such as a run's lm.arpa.gz.",
+        show_default=False,
         rich_help_panel=OUTPUT,
     ),
 ]

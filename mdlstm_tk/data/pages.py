@@ -62,12 +62,12 @@ def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[
                 refuse = partial(folders.refuse, page.error)
                 samples.append(RawSample(name, refuse, refuse, is_file=True))
             for line, cut in zip(page.lines, page.cuts, strict=True):
+                is_kept = False
                 read: Callable[[], Any]
-                is_kept = not isinstance(cut, str) and budget.take(cut.nbytes)
-                if is_kept:
-                    read = partial(_same, cut)
-                elif isinstance(cut, str):
+                if isinstance(cut, str):
                     read = partial(folders.refuse, cut)
+                elif is_kept := budget.take(cut.nbytes):
+                    read = partial(_same, cut)
                 else:
                     read, not_kept = partial(_read_line, page.file, line), not_kept + 1
                 text = partial(str, line.text)

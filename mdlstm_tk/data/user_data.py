@@ -257,7 +257,7 @@ def _divide(
 ) -> tuple[dict[Split, list[Scan]], list[str]]:
     """Divide samples by the prefixes of splits.json, and tell of those that it does not name."""
     splits: dict[Split, list[Scan]] = {split: [] for split in prefixes.values()}
-    others = []
+    others: list[Scan] = []
     for scan in scans:
         prefix = pages.prefix_of(scan.sample.group or scan.sample.name, prefixes)
         (others if prefix is None else splits[prefixes[prefix]]).append(scan)

@@ -28,6 +28,11 @@ Grids of any size, tile by tile:
 >>> from mdlstm_tk.runtime import TiledSession
 >>> y = TiledSession("model.tiles")(x, tile=512)
 
+Lines of pages in ALTO and PAGE XML:
+
+>>> from mdlstm_tk.runtime import cut_line, read_page, write_page
+>>> page = read_page("0001.xml")
+
 Files and folders, as `mdlstm infer` runs them:
 
 >>> from mdlstm_tk.runtime import infer_paths
@@ -51,7 +56,10 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.io.npy import load_array as load_array
     from mdlstm_tk.runtime.io.npy import save_array as save_array
     from mdlstm_tk.runtime.io.readers import load_image as load_image
+    from mdlstm_tk.runtime.line_cutting import cut_line as cut_line
     from mdlstm_tk.runtime.metadata import Metadata as Metadata
+    from mdlstm_tk.runtime.pages import read_page as read_page
+    from mdlstm_tk.runtime.pages import write_page as write_page
     from mdlstm_tk.runtime.session import Session as Session
     from mdlstm_tk.runtime.tiles.session import TiledSession as TiledSession
 
@@ -67,11 +75,14 @@ _MODULES = {
     "Session": "session",
     "TiledSession": "tiles.session",
     "Transcription": "ctc",
+    "cut_line": "line_cutting",
     "decode": "answers",
     "infer_paths": "inference",
     "load_array": "io.npy",
     "load_image": "io.readers",
+    "read_page": "pages",
     "save_array": "io.npy",
+    "write_page": "pages",
 }
 
 __all__ = list(_MODULES)

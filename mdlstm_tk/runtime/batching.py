@@ -90,7 +90,7 @@ def infer_files(
     stops: list[StoppedError] = []
     is_over = Event()
     windows = _read_windows(jobs, session.metadata, read, is_single, is_over)
-    for window in windows if is_single else _read_ahead(windows, is_over):
+    for window in windows if is_single else read_ahead(windows, is_over):
         yield from _infer_window(session, window, batch_size, options, stops, is_single)
 
 
@@ -227,7 +227,7 @@ def _read_windows(
         yield window
 
 
-def _read_ahead(items: Iterator[Item], is_over: Event) -> Iterator[Item]:
+def read_ahead(items: Iterator[Item], is_over: Event) -> Iterator[Item]:
     """Yield `items`, computing the next one in another thread while the current one is in use.
 
     At the end `is_over` is set, so that nobody waits for files that are not needed after an interrupt.

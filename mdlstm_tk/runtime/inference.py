@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +24,9 @@ from mdlstm_tk.runtime.jobs import (
     InputPath,
     Job,
     ResultOptions,
+    files_for,
     find_files,
+    is_page_file,
     is_single_file,
     is_table,
     plan_jobs,
@@ -84,6 +87,8 @@ def infer_paths(
     trusted: bool = False,
     skip_existing: bool = False,
     force: bool = False,
+    beam: int = 1,
+    lm: str | Path | None = None,
     tile: int | None = None,
     level: int | None = None,
     resume: bool = False,
@@ -97,11 +102,14 @@ def infer_paths(
 
     Args:
         inputs: files and folders, or "-" alone for standard input, which may hold any of the file types.
-            Folders are searched recursively; hidden files and earlier results (`*.out.*`) are ignored.
+            Folders are searched recursively; hidden files and earlier results (`*.out.*`) are ignored. A
+            recogniser reads the lines of pages in ALTO or PAGE XML; images in the folders of pages are then
+            no inputs of their own.
         model: an exported `.onnx` or `.tiles` file or a folder of them. None: see `find_models`.
         output: a file, a folder, or "-" for standard output. None: beside the inputs; labels and texts go
             to standard output. One file for several inputs is a table (.csv), a list (.json) or lines
-            (.txt, .tsv) of labels or texts, in the order of the inputs.
+            (.txt, .tsv) of labels or texts, in the order of the inputs. Pages are written to a folder as
+            XML of the same name, with texts and confidences.
         output_format: file format of the results. None: see `plan_jobs`. txt, tsv, csv and json hold
             labels, texts and masks; npy and npz hold the network's outputs.
         probabilities: of a classifier or segmenter, write the probability of every class: by name in csv
@@ -120,6 +128,8 @@ def infer_paths(
         trusted: allow operators outside the list of the model check; see `Session`.
         skip_existing: leave out files whose result exists.
         force: replace results that exist, and start over where an interrupted tiled run left something.
+        beam: of a recogniser, how many texts are compared while a line is read; see `Session.transcribe`.
+        lm: of a recogniser, a language model of characters, in ARPA format; see `CharacterModel`.
         tile: of a tiled model (`.tiles`), extents of a tile along each axis. None: 512.
         level: of a tiled model, which level of a TIFF with a pyramid is read. None: the largest, 0.
         resume: of a tiled model, go on with an interrupted run, and keep what an interruption leaves.
@@ -150,6 +160,8 @@ def infer_paths(
         raise InputError(f"{table} holds the results of all inputs; skip_existing=True needs a folder")
     if table and output_format and output_format not in ANSWER_FORMATS:
         raise InputError(f'{table} takes labels or texts; leave out output_format="{output_format}"')
+    if beam < 1:
+        raise InputError(f"beam={beam} must be 1 or more")
     files, left_out = find_files(sources, target)
 
     limit = max_bytes or MAX_BYTES
@@ -168,10 +180,22 @@ def infer_paths(
         resources.callback(session.close)
         metadata = session.metadata
         _check_options(metadata, options, path, table)
+        is_decoded = beam > 1 or lm is not None
+        if is_decoded and metadata.kind != "transcribe":
+            raise InputError(
+                f"beam=... and lm=... need a model of kind transcribe; {path} is of kind {metadata.kind}"
+            )
+        found, files = len(files), files_for(metadata.kind, files)
+        if metadata.kind != "transcribe":
+            left_out += found - len(files)
         planned = plan_jobs(files, metadata, target, output_format, options, is_single=is_single)
         if table:
             ensure_writable(table, force)
         jobs = remaining_jobs(planned, skip_existing, force)
+        lines = [job for job in jobs if is_decoded or is_page_file(job.source)]
+        if lines and engine == "ray":
+            raise InputError('engine="ray" takes neither pages nor beam=... nor lm=...; use engine="local"')
+        others = [] if is_decoded else [job for job in jobs if not is_page_file(job.source)]
         run: Callable[[list[Job]], Iterator[Result]]
         if not isinstance(session, Session):
             from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
@@ -196,7 +220,17 @@ def infer_paths(
             run = partial(
                 infer_files, session, read=read, batch_size=batch_size, options=options, is_single=is_single
             )
-        results = _finished(run(jobs), resources.pop_all(), is_single) if jobs else iter(())
+        parts = [run(others)] if others else []
+        if lines and isinstance(session, Session):
+            from mdlstm_tk.runtime.page_inference import infer_pages  # imported late: few inputs are pages
+
+            model_of_characters = None
+            if lm is not None:
+                from mdlstm_tk.runtime.character_model import CharacterModel
+
+                model_of_characters = CharacterModel.load(lm)
+            parts = [infer_pages(session, lines, limit, beam, model_of_characters), *parts]
+        results = _finished(chain(*parts), resources.pop_all(), is_single) if jobs else iter(())
     if table and jobs:
         results = _collected(results, jobs, table, metadata, options)
     return Inference(path, session, jobs, len(planned) - len(jobs), left_out, table, results)

@@ -25,10 +25,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
-from mdlstm_tk.runtime.io.files import atomic_write
+from mdlstm_tk.runtime.io import IMAGE_SUFFIXES, PAGE_SUFFIX
 from mdlstm_tk.runtime.io.markup import Document, Element, escaped, quoted, root_tag
-from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.io.npy import Array, open_output
 from mdlstm_tk.runtime.preprocessing import read_extents
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ class Page:
 def is_page(path: str | Path) -> bool:
     """True if a path names an `.xml` file with ALTO or PAGE in it."""
     path = Path(path)
-    return path.suffix.lower() == ".xml" and root_tag(path) in (ALTO, PAGE)
+    return path.suffix.lower() == PAGE_SUFFIX and root_tag(path) in (ALTO, PAGE)
 
 
 def read_page(path: str | Path) -> Page:
@@ -132,7 +131,7 @@ def write_page(page: Page, transcriptions: Mapping[str, Transcription], target: 
     Args:
         page: what `read_page` returned; the file is read again.
         transcriptions: by the `id` of the line; other lines stay as they are.
-        target: the file to write, which appears whole or not at all.
+        target: the file to write, which appears whole or not at all; "-" is standard output.
 
     Raises:
         InputError: the file has changed and has no such line any more.
@@ -151,8 +150,8 @@ def write_page(page: Page, transcriptions: Mapping[str, Transcription], target: 
             if equiv and not texts.keys().isdisjoint(lines):
                 joined = "\n".join(texts.get(line, _text(line) or "") for line in lines)
                 _write_equiv(document, region, equiv, joined, None)
-    with atomic_write(Path(target)) as temporary:
-        temporary.write_bytes(document.render())
+    with open_output(target) as file:
+        file.write(document.render())
 
 
 def _open(path: Path) -> tuple[Document, Element, dict[str, Element]]:
@@ -179,7 +178,7 @@ def _find_image(path: Path, name: str) -> Path:
         if candidate.suffix.lower() in IMAGE_SUFFIXES and candidate.is_file():
             return candidate
     named = f"{name}, which it names, or " if name else ""
-    raise InputError(f"{path}: its image is missing; expected {named}{path.stem}.jpg or .png beside it")
+    raise InputError(f"{path} has no image; expected {named}{path.stem}.jpg or .png beside it")
 
 
 @dataclass(frozen=True)
