@@ -17,7 +17,8 @@ from mdlstm_tk.data import Batch, Split, Task
 from mdlstm_tk.data.metrics import TextEdits, count_edits, plain, target_texts
 from mdlstm_tk.data.spec import Floats
 from mdlstm_tk.runtime.character_model import CharacterModel
-from mdlstm_tk.runtime.ctc import Decoding, Transcription, transcribe_logits
+from mdlstm_tk.runtime.ctc import Transcription, transcribe_logits
+from mdlstm_tk.runtime.decoding import Decoding
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.evaluation import evaluate

@@ -34,7 +34,15 @@ from mdlstm_tk.training import Run, default_config, load_checkpoint, make_task, 
 from mdlstm_tk.training.progress import TrainingTimes
 
 SCRIPT = "<script>document.title='taken over'</script>"
-TINY = {"steps": 6, "hidden": 4, "batch_size": 8, "evaluate_every": 3, "warmup": 0, "augment": 0.0}
+TINY = {
+    "model": "md",
+    "steps": 6,
+    "hidden": 4,
+    "batch_size": 8,
+    "evaluate_every": 3,
+    "warmup": 0,
+    "augment": 0.0,
+}
 KINDS = ("grid", "classify", "segment", "transcribe")
 
 
