@@ -15,7 +15,7 @@ from mdlstm_tk.runtime.ctc import best_path, posteriors, scaled_log_probs, searc
 CLASSES = "abc"
 DECODING = Decoding(temperature=1.0, lm_weight=0.7, character_bonus=0.4)
 LM = CharacterModel.fit(["abba", "aab", "bacc", "cab"], order=3)
-UNLIMITED = 10_000
+UNLIMITED = 10**12
 
 Text = tuple[int, ...]
 
