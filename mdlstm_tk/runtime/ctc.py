@@ -27,6 +27,7 @@ Integers = npt.NDArray[np.int64]
 
 LOWEST = -1e4  # log-probability of an impossible output: e^LOWEST is 0, and sums of it are finite
 HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+PRUNED = 1e-3  # divided by the beam: probability of characters that a search does not try at a step
 NEGLIGIBLE = 1e-9  # posterior of a step that is left out where alternatives of a character are summed
 
 
@@ -187,9 +188,9 @@ def search(
     """The texts of the highest score by prefix beam search (Hannun et al. 2014, arXiv:1408.2873).
 
     The score is log P(text | image) + lm_weight · log P(text) + character_bonus · length, the latter two if
-    there is a language model. At each step, `beam` texts are kept, and the `beam` most likely characters
-    can follow. Texts that run from right to left are searched from their beginning on the right, so that
-    numbers within them are in reverse order for the language model.
+    there is a language model. At each step `beam` texts are kept; up to `beam` characters can follow,
+    unless their probability is below 0.001 / beam. Texts that run from right to left are searched from
+    their beginning on the right, so that the language model sees numbers within them in reverse order.
 
     Returns:
         Up to `beam` texts, the best one first, as the outputs of their characters from left to right; and
@@ -199,8 +200,8 @@ def search(
     if is_reversed:
         log_probs = log_probs[::-1]
     fusion = _Fusion(lm, classes, decoding, direction)
-    count = min(beam, len(classes))
-    candidates = np.argsort(-log_probs[:, 1:], axis=1, kind="stable")[:, :count] + 1
+    candidates = np.argsort(-log_probs[:, 1:], axis=1, kind="stable")[:, :beam] + 1
+    counts = (np.take_along_axis(log_probs, candidates, 1) > np.log(PRUNED / beam)).sum(axis=1)
     # Of each text: the log-probability of its paths that end with the blank, and with its last character;
     # a hash of it, and of the text without its last character; that character; its score by the model.
     ends_blank, ends_label = np.zeros(1), np.full(1, -np.inf)
@@ -208,9 +209,13 @@ def search(
     last, added = np.zeros(1, np.int64), np.zeros(1)
     scores_after, states = (row[None] for row in fusion.after(fusion.start))
     sources, outputs = [], []
-    for log_p, likely in zip(log_probs, candidates, strict=True):
+    for log_p, likely, count in zip(log_probs, candidates, counts.tolist(), strict=True):
         total = np.logaddexp(ends_blank, ends_label)
-        kept_label = ends_label + log_p[last]
+        kept_blank, kept_label = total + log_p[0], ends_label + log_p[last]
+        if count == 0:
+            ends_blank, ends_label = kept_blank, kept_label
+            continue
+        likely = likely[:count]
         longer = np.where(likely == last[:, None], ends_blank[:, None], total[:, None]) + log_p[likely]
         child, parent = np.nonzero(shorter[:, None] == hashes)
         if len(child):  # texts that become others in the beam
@@ -219,39 +224,32 @@ def search(
             kept_label[child] = np.logaddexp(kept_label[child], before + log_p[label])
             pair, column = np.nonzero(label[:, None] == likely)
             longer[parent[pair], column] = -np.inf
-        kept_blank = total + log_p[0]
         kept = np.logaddexp(kept_blank, kept_label) + added
         scores = np.concatenate([kept, (longer + added[:, None] + scores_after[:, likely]).ravel()])
         best = np.argsort(-scores, kind="stable")[:beam]
         best = best[scores[best] > -np.inf]
-        is_longer = best >= len(kept)
-        grown = best[is_longer] - len(kept)
+        grown = np.flatnonzero(best >= len(kept))
+        row, column = np.divmod(best[grown] - len(kept), count)
+        label = likely[column]
         source, output = best.copy(), np.zeros(len(best), np.int64)
-        source[is_longer], output[is_longer] = grown // count, likely[grown % count]
+        source[grown], output[grown] = row, label
         sources.append(source)
         outputs.append(output)
         ends_blank, ends_label = kept_blank[source], kept_label[source]
-        ends_blank[is_longer], ends_label[is_longer] = -np.inf, longer.ravel()[grown]
-        added = added[source]
-        if len(grown):
-            rows, labels = source[is_longer], output[is_longer]
-            added[is_longer] += scores_after[rows, labels]
-            following = states[rows, labels].tolist()
-            hashes, shorter = hashes[source], shorter[source]
-            shorter[is_longer] = hashes[is_longer]
-            hashes[is_longer] = hashes[is_longer] * HASH_FACTOR + labels.astype(np.uint64)
-            last = last[source]
-            last[is_longer] = labels
-            scores_after, states = scores_after[source], states[source]
-            for k, state in zip(np.flatnonzero(is_longer).tolist(), following, strict=True):
-                scores_after[k], states[k] = fusion.after(state)
-        else:
-            hashes, shorter, last = hashes[source], shorter[source], last[source]
-            scores_after, states = scores_after[source], states[source]
+        ends_blank[grown], ends_label[grown] = -np.inf, longer[row, column]
+        following = states[row, label]
+        added, hashes, shorter, last = added[source], hashes[source], shorter[source], last[source]
+        added[grown] += scores_after[row, label]
+        shorter[grown] = hashes[grown]
+        hashes[grown] = hashes[grown] * HASH_FACTOR + label.astype(np.uint64)
+        last[grown] = label
+        scores_after, states = scores_after[source], states[source]
+        for k, state in zip(grown.tolist(), following.tolist(), strict=True):
+            scores_after[k], states[k] = fusion.after(state)
     log_ctc = np.logaddexp(ends_blank, ends_label)
     order = np.argsort(-(log_ctc + added + scores_after[:, 0]), kind="stable")
-    places, path = order, np.zeros((len(log_probs), len(order)), np.int64)
-    for t in range(len(log_probs) - 1, -1, -1):
+    places, path = order, np.zeros((len(sources), len(order)), np.int64)
+    for t in range(len(sources) - 1, -1, -1):
         path[t], places = outputs[t][places], sources[t][places]
     path = path[::-1] if is_reversed else path
     return [text[text > 0] for text in path.T], log_ctc[order]
