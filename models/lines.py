@@ -110,7 +110,7 @@ class LineRecognizer(HubModel):
             self.convolutions.append(Convolution(before, count, kernel, stride, False, device, dtype))
             for _ in range(residual):
                 self.convolutions.append(Convolution(count, count, 3, 1, True, device, dtype))
-        self.convolutions.to(memory_format=torch.channels_last)
+        self.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.shortcut = nn.Conv1d(features[-1], outputs, 3, padding=1, device=device, dtype=dtype)
         self.grid = MDLSTM(
             *(features[-1], hidden),
@@ -145,10 +145,11 @@ class LineRecognizer(HubModel):
         x = _standardise(x, valid).permute(0, 3, 1, 2)
         for convolution in self.convolutions:
             x, valid = convolution(x, valid)
-        columns = None if valid is None else valid[:, 1:]
         y = self.grid(x.permute(0, 2, 3, 1), valid)
-        if valid is not None:  # outputs lie within (-1, 1)
-            y = fill_padding(y, torch.cat([sizes_in_windows(valid, (ROWS, 1))[:, :1], columns], 1), -1.0)
+        in_windows = sizes_in_windows(valid, (ROWS, 1))
+        columns = None if in_windows is None else in_windows[:, 1:]
+        if in_windows is not None:
+            y = fill_padding(y, in_windows, -1.0)  # below all outputs
         y = self.columns(self.dropout(y.amax(1)), columns)
         logits = _end(self.head(self.dropout(y)), columns)
         if not self.training:

@@ -172,7 +172,8 @@ class TrainConfig:
     )
     augment: float = _setting(
         0.0,
-        "Strength of random shift, rotation, zoom and warp of training images; 0: none.",
+        "Strength of random shift, rotation, zoom and warp of training images, for texts also of slant, "
+        "strokes and contrast; 0: none.",
         min=0,
         max=100,
     )

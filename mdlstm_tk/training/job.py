@@ -12,6 +12,7 @@ from torch import nn
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import Task
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.models import model_options
 from mdlstm_tk.training import distributed
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
 from mdlstm_tk.training.config import TrainConfig
@@ -51,6 +52,11 @@ class TrainingJob:
     def steps_done(self) -> int:
         """Optimizer steps that the run has done already."""
         return self.checkpoint.step if self.checkpoint else 0
+
+    @property
+    def seconds_done(self) -> int:
+        """Seconds that a run with `minutes` has trained for already."""
+        return round(self.checkpoint.seconds) if self.checkpoint else 0
 
     @property
     def is_trained(self) -> bool:
@@ -104,6 +110,9 @@ def new_job(
     task = task or make_task(config)
     config = fit_config(config, task)
     network, notes = _build(config, task, context)
+    if config.init:
+        checkpoint = load_checkpoint(open_run(Path(config.init)).checkpoint)
+        notes += checkpoint.start(network, config, task.spec)
     created = new_run(run_name(config, task), folder, force).folder if context.is_main else Path()
     run = Run(context.broadcast(created))
     return TrainingJob(remember_data(config, run.folder), task, network, run, context, notes=notes)
@@ -176,6 +185,11 @@ def _build(
     config: TrainConfig, task: Task, context: DistributedContext
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Build the network if there is memory for it; also returns notes on data, network and memory."""
+    if config.minutes and context.world_size > 1:
+        raise InputError(
+            f"minutes={config.minutes:g} follows the clock of one process, got {context.world_size} "
+            "processes; give steps=..., and minutes=0"
+        )
     samples = context.shard(config.batch_size)
     memory = check_memory(config, task, samples.stop - samples.start, context.device)
     network = build_network(config, task.spec)
@@ -183,8 +197,10 @@ def _build(
     if config.data and config.windows:
         notes.append(f"windows of {config.windows} positions; choose others with --windows")
     if names := texts_without_room(network, task):
+        has_windows = "windows" in model_options(config.model, task.spec.kind)
+        remedy = "--set windows=2x1,2x1" if has_windows else "a larger --resize"
         notes.append(
             f"{len(names)} texts ({names[0]} is the first) need more steps than the network makes of "
-            "their images, so nothing is learned from them; try --set windows=2x1,2x1"
+            f"their images, so nothing is learned from them; try {remedy}"
         )
     return network, (*notes, memory) if memory else tuple(notes)

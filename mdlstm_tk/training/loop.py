@@ -90,6 +90,9 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
                         validation = trainer.validate()
                         timer.end_validation()
                     left = config.steps - metrics.step
+                    seconds_left = timer.seconds_left(left, -(-left // config.evaluate_every))
+                    if config.minutes:
+                        seconds_left = max(60 * config.minutes - trainer.seconds, 0.0)
                     progress = Progress(
                         metrics.step,
                         metrics.loss,
@@ -97,9 +100,7 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
                         metrics.lr,
                         validation,
                         timer.steps_per_second,
-                        60 * config.minutes - trainer.seconds
-                        if config.minutes
-                        else timer.seconds_left(left, -(-left // config.evaluate_every)),
+                        seconds_left,
                     )
                     stop = stop or (metrics.interrupted and context.world_size > 1)
                     if context.is_main:
