@@ -6,10 +6,10 @@ The folder holds pages with ALTO or PAGE XML, as eScriptorium exports them, or a
 CREMMA-AN-TestamentDePoilus (https://doi.org/10.5281/zenodo.10177106) is downloaded. Without splits.json,
 one page in ten is for validation and one for testing.
 
-Each network is trained as `mdlstm train` trains it, for as many minutes: the default one, the same stem with
-LSTMs along rows, and the same stem with bidirectional LSTMs over columns. Their test errors are measured
-greedy, and with a beam search and a language model of the training texts alone. A row is kept in
-results.json when it is finished, so that an interrupted benchmark goes on where it was.
+Each network is trained as `mdlstm train` trains it, for as many minutes: the default one, the same stem
+with LSTMs along rows, and the same stem with bidirectional LSTMs over columns, of as many parameters. Their
+test errors are measured greedy, and with a beam search and a language model of the training texts alone. A
+row is kept in results.json when it is finished, so that an interrupted benchmark goes on where it was.
 """
 
 from __future__ import annotations
@@ -22,26 +22,31 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest.mock import patch
 
-import rival_networks
+import rival_networks  # noqa: F401  it registers the rivals
 from runtimes import markdown
 from safetensors import safe_open
 
-from mdlstm_tk.data import Split, Task, pages
+from mdlstm_tk.data import Split, pages
+from mdlstm_tk.data.samples import LazySamples
+from mdlstm_tk.data.user_data import UserDataTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_run
 from mdlstm_tk.runtime import CharacterModel, Session
 from mdlstm_tk.runtime.ctc import Transcription
-from mdlstm_tk.runtime.pages import Page, is_page, read_page
 from mdlstm_tk.runtime.io.files import atomic_write
+from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.line_cutting import cut_line
+from mdlstm_tk.runtime.pages import Page, PageLine, is_page, read_page
 from mdlstm_tk.training import TrainConfig, configure, make_task, new_job, parse_settings, train
 from mdlstm_tk.training.networks import build_network, count_parameters, fit_config
 from mdlstm_tk.training.text_errors import Line, describe_lines, evaluate_lines
@@ -129,19 +134,12 @@ def link_page(page: Page, source: Path, folder: Path) -> Path:
     return folder / page.path.relative_to(source)
 
 
-@contextmanager
-def cut_by(how: str) -> Iterator[None]:
-    """Cut lines by their polygons along baselines, or by their boxes, as products without these do."""
-    cut_line = pages.cut_line
-    if how == "box":
-        pages.cut_line = lambda pixels, line: cut_line(pixels, replace(line, polygon=None, baseline=None))
-    try:
-        yield
-    finally:
-        pages.cut_line = cut_line
+def cut_box(pixels: Array, line: PageLine) -> Array:
+    """Cut the box of a line, whatever its outline is."""
+    return cut_line(pixels, replace(line, polygon=None, baseline=None))
 
 
-def with_parameters(config: TrainConfig, task: Task, parameters: int) -> TrainConfig:
+def with_parameters(config: TrainConfig, task: UserDataTask, parameters: int) -> TrainConfig:
     """The configuration with as many units as come nearest to a number of parameters."""
 
     def count(hidden: int) -> int:
@@ -166,7 +164,7 @@ def errors_of(lines: Sequence[Line]) -> dict[str, Any]:
     return {"character_error": edits / characters, "word_error": word_edits / words, **kept}
 
 
-def train_network(config: TrainConfig, task: Task, folder: Path) -> dict[str, Any]:
+def train_network(config: TrainConfig, task: UserDataTask, folder: Path) -> dict[str, Any]:
     """Train a network, read the test lines with it, export it, and measure the exported file."""
     job = new_job(config, folder, force=True, task=task)
     result = train(job, progress_printer(folder.name))
@@ -177,12 +175,14 @@ def train_network(config: TrainConfig, task: Task, folder: Path) -> dict[str, An
     split: Split = result["split"]
     lm = CharacterModel.load(job.run.folder / "lm.arpa.gz")
     decoding = job.run.read_decoding()
-    for kind, options in (("greedy", {}), ("lm", {"beam": BEAM, "lm": lm})):
-        _, lines = evaluate_lines(job.network, task, split, job.config, decoding=decoding, **options)
+    searches: dict[str, dict[str, Any]] = {"greedy": {}, "lm": {"beam": BEAM, "lm": lm}}
+    for kind, search in searches.items():
+        _, lines = evaluate_lines(job.network, task, split, job.config, decoding=decoding, **search)
         row[kind] = errors_of(lines)
     model = folder / "model.onnx"
     export_run(job.run, model, form="scan", grid=(task.spec.size[0], None), force=True)
-    images = [sample.read_x() for sample in task.sets[split].samples[:TIMED_LINES]]
+    samples = cast("LazySamples", task.sets[split]).samples
+    images = [sample.read_x() for sample in samples[:TIMED_LINES]]
     with Session(model, device="cpu") as session:
         row["speed"] = lines_per_second(lambda: session.transcribe(images), len(images))
         row["speed_lm"] = lines_per_second(
@@ -233,7 +233,17 @@ def train_kraken(
     folder.mkdir(parents=True, exist_ok=True)
     for split, paths in files.items():
         (folder / f"{split}.txt").write_text("".join(f"{path.absolute()}\n" for path in paths))
-    command = [ketos.absolute(), "-d", "cpu", "--workers", "0", "--threads", f"{os.cpu_count()}", "-s", "0"]
+    command: list[str | Path] = [
+        ketos.absolute(),
+        "-d",
+        "cpu",
+        "--workers",
+        "0",
+        "--threads",
+        f"{os.cpu_count()}",
+        "-s",
+        "0",
+    ]
     command += [
         "train",
         "-f",
@@ -261,7 +271,7 @@ def train_kraken(
         raise SystemExit(f"kraken wrote no checkpoint; see {folder / 'train.log'}")
     model = folder / "model.safetensors"
     subprocess.run([ketos, "convert", "-o", model, checkpoints[-1]], check=True, stdout=sys.stderr)
-    arguments = [python, "-c", READ_WITH_KRAKEN, model, *files["test"]]
+    arguments: list[str | Path] = [python, "-c", READ_WITH_KRAKEN, model, *files["test"]]
     texts = json.loads(subprocess.run(arguments, check=True, stdout=subprocess.PIPE).stdout)
     lines = [
         Line(
@@ -369,12 +379,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "minutes": options.minutes,
         **parse_settings(options.set),
     }
-    tasks: dict[str, Task] = {}
+    tasks: dict[str, UserDataTask] = {}
 
     def network(name: str, cut: str, seed: int) -> dict[str, Any]:
-        with cut_by(cut):
+        with patch.object(pages, "cut_line", cut_box) if cut == "box" else nullcontext():
             config = configure(base | {"seed": seed})
-            task = tasks.setdefault(cut, tasks.get(cut) or make_task(config))
+            if cut not in tasks:
+                tasks[cut] = cast("UserDataTask", make_task(config))
+            task = tasks[cut]
             if NETWORKS[name]:
                 parameters = count_parameters(build_network(fit_config(config, task), task.spec))
                 config = configure(base | {"seed": seed, "model": NETWORKS[name]})

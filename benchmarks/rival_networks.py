@@ -2,11 +2,11 @@
 
     mdlstm compare --task digits --import benchmarks/rival_networks.py
 
-On lines of handwriting, with the convolutions of `LineRecognizer`: LSTMs along rows, `line-rows`, and along
-columns alone, `line-blstm`. On images: one-dimensional LSTMs along rows, `horizontal` and `snake`, to classify, segment and transcribe,
-and convolutions, `conv`, to segment. As density models: `horizontal` and `snake`, the Row LSTM, `row`, and
-masked convolutions, `conv`; all have the head of `DensityNet` and, but for the convolutions, the input of
-`PixelNet`.
+On images: one-dimensional LSTMs along rows, `horizontal` and `snake`, to classify, segment and transcribe,
+and convolutions, `conv`, to segment. On lines of handwriting, with the convolutions of `LineRecognizer`:
+LSTMs along rows, `line-rows`, and along columns alone, `line-blstm`. As density models: `horizontal` and
+`snake`, the Row LSTM, `row`, and masked convolutions, `conv`; all have the head of `DensityNet` and, but
+for the convolutions, the input of `PixelNet`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ class RowMaximum(nn.Module):
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Map x (N, H, W, C), 0 outside sizes and not negative, to y (N, ⌈H / ROWS⌉, W, C)."""
-        return space_to_depth(x, (ROWS, 1)).unflatten(-1, (ROWS, -1)).amax(-2)
+        y: Tensor = space_to_depth(x, (ROWS, 1)).unflatten(-1, (ROWS, -1)).amax(-2)
+        return y
 
 
 class LineRival(LineRecognizer):
@@ -114,7 +115,8 @@ class LineRival(LineRecognizer):
     def __init__(self, channels: int, outputs: int, *, hidden: int = 64, dropout: float = 0.0) -> None:
         super().__init__(channels, outputs, hidden=hidden, layers=self.LAYERS, dropout=dropout)
         features = CONVOLUTIONS[-1][0]
-        self.grid, size = self.make_grid(features, hidden)
+        grid, size = self.make_grid(features, hidden)
+        self.add_module("grid", grid)
         self.columns = MDLSTM(
             *(size, 2 * hidden),
             ndim=1,
