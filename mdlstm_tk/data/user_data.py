@@ -25,7 +25,7 @@ from mdlstm_tk.data.idx import find_idx, list_idx
 from mdlstm_tk.data.samples import LazySamples, MemoryBudget, Scan, channel_moments, scan_samples
 from mdlstm_tk.data.sampling import shape_order, stratified_mask
 from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample, Resize, Split, TaskSpec
-from mdlstm_tk.data.targets import Targets, fit_targets
+from mdlstm_tk.data.targets import Targets, fit_targets, normalise
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import Preprocessing
@@ -99,6 +99,7 @@ class UserDataTask(DatasetTask):
         groups: for each sample what it belongs to: the prefix in splits.json, else the page, else itself.
         summary: lines of text that describe the data.
         skipped: name and reason of each sample that cannot be used.
+        texts: of kind "transcribe", those of the training split; otherwise None.
         text_extents: of kind "transcribe", one entry per sample; otherwise empty.
         cache_bytes: what the samples that are kept in memory take at most.
     """
@@ -107,6 +108,7 @@ class UserDataTask(DatasetTask):
     groups: Mapping[Split, Sequence[str]]
     summary: Sequence[str] = ()
     skipped: Sequence[str] = ()
+    texts: Sequence[str] | None = None
     text_extents: Sequence[TextExtent] = ()
     cache_bytes: int = 0
 
@@ -212,6 +214,7 @@ def read_data(
     task.skipped = skipped
     task.summary = _summarise(path, places, task, everything, [*targets.lines, *notes])
     if kind == "transcribe":
+        task.texts = [normalise(scan.target) for scan in splits["train"]]
         task.text_extents = [_text_extent(scan, targets) for scan in scans]
     if not is_arrays:
         in_use = cache_bytes - budget.bytes_left

@@ -15,6 +15,7 @@ from typing import Any
 from mdlstm_tk.data import Split
 from mdlstm_tk.errors import require
 from mdlstm_tk.runtime.io.files import atomic_write
+from mdlstm_tk.training.calibration import calibrate
 from mdlstm_tk.training.dataloader import dataloader
 from mdlstm_tk.training.evaluation import evaluate
 from mdlstm_tk.training.job import TrainingJob, has_stopped_early, is_complete
@@ -127,7 +128,8 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
 
 
 def _conclude(job: TrainingJob, trainer: Trainer) -> dict[str, Any]:
-    """Measure the best weights on the device of the training, and write `result.json`."""
+    """Measure the best weights on the device of the training, choose how texts are read, and write
+    `result.json`."""
     run, task, network = job.run, job.task, job.network
     if trainer.best_weights is None:  # no validation gave a number
         trainer.best_step = trainer.step
@@ -150,6 +152,7 @@ def _conclude(job: TrainingJob, trainer: Trainer) -> dict[str, Any]:
         errors = evaluate(network, task, split, job.config, job.context)
     if not job.context.is_main:
         return {}
+    calibrate(job)
     times = run.read_times()
     result = {
         "task": task.name,
