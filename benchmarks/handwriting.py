@@ -173,7 +173,7 @@ def train_network(config: TrainConfig, task: UserDataTask, folder: Path) -> dict
         "training": (result["steps_per_second"] or 0) * job.config.batch_size,
     }
     split: Split = result["split"]
-    lm = CharacterModel.load(job.run.folder / "lm.arpa.gz")
+    lm = CharacterModel.load(job.run.lm)
     decoding = job.run.read_decoding()
     searches: dict[str, dict[str, Any]] = {"greedy": {}, "lm": {"beam": BEAM, "lm": lm}}
     for kind, search in searches.items():

@@ -53,11 +53,11 @@ def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[
     """
     files = [file for file in folders.find_files(path) if is_page(file)]
     samples: list[RawSample] = []
-    without_text = not_kept = 0
+    with_text = without_text = not_kept = 0
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         for page in pool.map(_cut_page, files):
             name = os.path.relpath(page.file, path)
-            without_text += page.without_text
+            with_text, without_text = with_text + len(page.lines), without_text + page.without_text
             if page.error:
                 refuse = partial(folders.refuse, page.error)
                 samples.append(RawSample(name, refuse, refuse, is_file=True))
@@ -72,7 +72,10 @@ def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[
                     read, not_kept = partial(_read_line, page.file, line), not_kept + 1
                 text = partial(str, line.text)
                 samples.append(RawSample(f"{name} {line.id}", read, text, True, name, is_kept))
-    notes = [f"lines without text, left out: {without_text}"] if without_text else []
+    notes = []
+    if files:
+        counts = f"{with_text} lines with a text and {without_text} without, which are left out"
+        notes.append(f"pages: {len(files)}, with {counts}")
     if not_kept:
         notes.append(
             f"{not_kept} lines of pages are cut again in every epoch, which is slow; --set cache=... with "

@@ -13,6 +13,7 @@ from torch import nn
 
 from mdlstm_tk.data import UNLABELLED, Batch, Kind, Split, Task, TaskSpec, batches
 from mdlstm_tk.report.panels import Panel, sample_panels
+from mdlstm_tk.runtime.decoding import Decoding
 from mdlstm_tk.runtime.postprocessing import labels, probabilities
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.evaluation import evaluate, predict
@@ -88,8 +89,11 @@ class SplitEvaluation:
     lines: list[Line] = field(default_factory=list)
 
 
-def evaluate_split(network: nn.Module, task: Task, config: TrainConfig) -> SplitEvaluation:
-    """Run a network on all samples of the split that influenced training least."""
+def evaluate_split(
+    network: nn.Module, task: Task, config: TrainConfig, decoding: Decoding
+) -> SplitEvaluation:
+    """Run a network on all samples of the split that influenced training least; texts are read by
+    `decoding`."""
     split, kind, seed = display_split(task), task.spec.kind, config.seed
     evaluation = SplitEvaluation(split, task.count(split))
     if kind in ("classify", "segment"):
@@ -106,7 +110,9 @@ def evaluate_split(network: nn.Module, task: Task, config: TrainConfig) -> Split
             np.add.at(evaluation.confusion, (batch.y[labelled], labels(prediction)[labelled]), 1)
 
     if kind == "transcribe":
-        evaluation.errors, evaluation.lines = evaluate_lines(network, task, split, config)
+        evaluation.errors, evaluation.lines = evaluate_lines(
+            network, task, split, config, decoding=decoding
+        )
         severities = [(line.character_error, 0.0) for line in evaluation.lines]
     else:
         evaluation.errors = evaluate(network, task, split, config, on_batch=collect)

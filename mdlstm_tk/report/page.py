@@ -83,7 +83,7 @@ def render_report(
         on_message(f"no examples: {problem}")
     else:
         on_message(f"evaluating {config.model} on {task.name}")
-        evaluation = evaluate_split(network, task, config)
+        evaluation = evaluate_split(network, task, config, run.read_decoding())
         drawings = make_drawings(network, task, config) if spec.kind == "density" else None
     result = _read_result(run, checkpoint)
     texts = describe_lines(evaluation.lines) if evaluation and evaluation.lines else result

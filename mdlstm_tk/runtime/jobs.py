@@ -89,7 +89,8 @@ def find_files(inputs: Sequence[str], output: str | None) -> tuple[list[InputPat
                 left_out += 1
     if not files:
         others = f", only {left_out} of other types" if left_out else ""
-        raise InputError(f"no input file in {', '.join(inputs)}{others}; expected {', '.join(READABLE)}")
+        expected = ", ".join((*READABLE, f"{PAGE_SUFFIX} of pages"))
+        raise InputError(f"no input file in {', '.join(inputs)}{others}; expected {expected}")
     return files, left_out
 
 

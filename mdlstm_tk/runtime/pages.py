@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES, PAGE_SUFFIX
 from mdlstm_tk.runtime.io.markup import Document, Element, escaped, quoted, root_tag
@@ -104,8 +105,8 @@ def read_page(path: str | Path) -> Page:
         unit = root.first("Description", "MeasurementUnit")
         if unit and unit.text.strip() not in ("", "pixel"):
             raise InputError(
-                f"{path} gives coordinates in {unit.text.strip()[:40]}, expected pixels; export it with "
-                "MeasurementUnit pixel"
+                f"{path} gives coordinates in {printable(unit.text.strip()[:40])}, expected pixels; export it "
+                "with MeasurementUnit pixel"
             )
         name = root.first("Description", "sourceImageInformation", "fileName")
         image = _find_image(path, name.text if name else "")
@@ -177,7 +178,7 @@ def _find_image(path: Path, name: str) -> Path:
     for candidate in (folder / name for folder in folders for name in names if name):
         if candidate.suffix.lower() in IMAGE_SUFFIXES and candidate.is_file():
             return candidate
-    named = f"{name}, which it names, or " if name else ""
+    named = f"{printable(name[:80])}, which it names, or " if name else ""
     raise InputError(f"{path} has no image; expected {named}{path.stem}.jpg or .png beside it")
 
 
@@ -201,11 +202,11 @@ class _Frame:
         height, width, orientation = read_extents(image)
         stored = np.array([width, height], float)
         upright = stored[::-1] if orientation in SIDEWAYS else stored
-        if min(counted) <= 0:
+        if min(counted) < 1:
             return cls(upright, np.ones(2), 1)
-        aspect = counted[0] / counted[1]
         for extents, turn in ((upright, 1), (stored, orientation)):
-            if abs(np.log(aspect * extents[1] / extents[0])) <= MAX_STRETCH + 2 / min(*counted, *extents):
+            stretch = counted[0] * float(extents[1]) / (counted[1] * float(extents[0]))
+            if abs(stretch - 1) <= MAX_STRETCH + 2 / min(*counted, *extents.tolist()):
                 return cls(upright, extents / counted, turn)
         raise InputError(
             f"{path} is for an image of {counted[0]:g}x{counted[1]:g} pixels, but {image.name} has "

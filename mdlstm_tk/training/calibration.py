@@ -51,15 +51,12 @@ class Line:
 
 
 def calibrate(job: TrainingJob) -> None:
-    """Write `lm.arpa.gz`, a model of the training texts, and `decoding.json` into the folder of a run of
-    kind "transcribe"; other runs get neither.
+    """Write `lm.arpa.gz`, a model of the training texts, and `decoding.json` into the folder of a run.
 
     Args:
-        job: a job that has been trained; `job.network` holds the best weights.
+        job: a job of kind "transcribe" that has been trained; `job.network` holds the best weights.
     """
     task, run = job.task, job.run
-    if task.spec.kind != "transcribe":
-        return
     lm = CharacterModel.fit(training_texts(task, job.config.seed))
     lm.save(run.lm)
     lines = validation_lines(job)

@@ -146,13 +146,15 @@ def _conclude(job: TrainingJob, trainer: Trainer) -> dict[str, Any]:
     split: Split = "test" if task.count("test") else "validation"
     details: dict[str, Any] = {}
     if task.spec.kind == "transcribe":
-        errors, lines = evaluate_lines(network, task, split, job.config, job.context)
+        if job.context.is_main:
+            calibrate(job)
+        decoding = job.context.broadcast(run.read_decoding())
+        errors, lines = evaluate_lines(network, task, split, job.config, job.context, decoding=decoding)
         details = describe_lines(lines)
     else:
         errors = evaluate(network, task, split, job.config, job.context)
     if not job.context.is_main:
         return {}
-    calibrate(job)
     times = run.read_times()
     result = {
         "task": task.name,

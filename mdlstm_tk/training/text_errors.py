@@ -19,6 +19,7 @@ from mdlstm_tk.data.spec import Floats
 from mdlstm_tk.runtime.character_model import CharacterModel
 from mdlstm_tk.runtime.ctc import Transcription, transcribe_logits
 from mdlstm_tk.runtime.decoding import Decoding
+from mdlstm_tk.runtime.shapes import step_width
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.evaluation import evaluate
@@ -99,7 +100,7 @@ def evaluate_lines(
     config: TrainConfig,
     context: DistributedContext | None = None,
     *,
-    decoding: Decoding | None = None,
+    decoding: Decoding = Decoding(),  # noqa: B008
     beam: int = 1,
     lm: CharacterModel | None = None,
 ) -> tuple[dict[str, float], list[Line]]:
@@ -125,12 +126,15 @@ def evaluate_lines(
         nonlocal batches_read
         first = (context.rank + batches_read * context.world_size) * task.evaluation_batch
         batches_read += 1
-        for k, (logits, truth) in enumerate(zip(prediction, target_texts(batch, task.spec), strict=True)):
+        steps, width = prediction.shape[1], batch.x.shape[2]
+        widths = np.full(len(prediction), width) if batch.sizes is None else batch.sizes[:, 1]
+        steps_of = np.ceil(widths / step_width(steps, width)).astype(int)
+        for k, truth in enumerate(target_texts(batch, task.spec)):
             name = task.sample_name(split, first + k)
             transcription = transcribe_logits(
-                logits,
+                prediction[k, : steps_of[k]],
                 task.spec.classes,
-                decoding=decoding or Decoding(),
+                decoding=decoding,
                 direction=task.spec.text_direction,
                 beam=beam,
                 lm=lm,

@@ -32,7 +32,7 @@ def test_the_lines_of_pages_are_samples(tmp_path: Path) -> None:
     assert list(task.names["train"]) == ["a.xml l0", "b/p.xml l0", "b/p.xml l2"]
     assert list(task.groups["train"]) == ["a.xml", "b/p.xml", "b/p.xml"]
     assert (task.skipped, task.spec.classes, task.spec.channels) == ([], ("a", "b"), 1)
-    assert "lines without text, left out: 1" in task.summary
+    assert "pages: 2, with 3 lines with a text and 1 without, which are left out" in task.summary
     assert not any("other types" in line for line in task.summary)
     assert sorted(target_texts(task.batch(0, 0, 3), task.spec)) == ["ab", "b", "bab"]
 

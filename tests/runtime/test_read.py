@@ -177,7 +177,7 @@ def test_an_array_on_standard_input_is_read_before_the_stream_ends(tmp_path: Pat
 
 
 def test_shell_completion_and_help_name_every_type() -> None:
-    assert set(INPUTS) == {*READABLE, ".zarr"}  # only tiled models read zarr
+    assert set(INPUTS) == {*READABLE, ".xml", ".zarr"}  # pages; only tiled models read zarr
     for name in ("x.mat", "x.zarr"):
         with pytest.raises(InputError, match=r"unsupported file type '\.(mat|zarr)'"):
             read_input(name)

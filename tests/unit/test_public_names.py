@@ -38,7 +38,7 @@ PUBLIC = {
     "mdlstm_tk.report": "draw_comparison draw_run render_report write_report",
     "mdlstm_tk.runtime": """
         Answer Character CharacterModel Decoding Inference Metadata Result Session TiledSession
-        Transcription decode infer_paths load_array load_image save_array
+        Transcription cut_line decode infer_paths load_array load_image read_page save_array write_page
     """,
     "mdlstm_tk.tiling": "Stage TileStages checkpointed",
     "mdlstm_tk.training": """
