@@ -270,25 +270,6 @@ OutputFormat = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
-Beam = Annotated[
-    int,
-    typer.Option(
-        min=1,
-        metavar="N",
-        help="Compare N texts while a line is read; 16 is a good number with a language model.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-LanguageModel = Annotated[
-    str | None,
-    typer.Option(
-        "--lm",
-        metavar="FILE",
-        help="Language model of characters in ARPA format, such as a run's lm.arpa.gz.",
-        show_default=False,
-        rich_help_panel=OUTPUT,
-    ),
-]
 Top = Annotated[
     int | None,
     typer.Option(

@@ -33,6 +33,7 @@ class _CutPage(NamedTuple):
     """The lines of a page with a text, and each cut out, or why it cannot be; `error`: why none can."""
 
     file: Path
+    image: Path = Path()
     lines: Sequence[PageLine] = ()
     cuts: Sequence[Array | str] = ()
     without_text: int = 0
@@ -53,10 +54,13 @@ def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[
     """
     files = [file for file in folders.find_files(path) if is_page(file)]
     samples: list[RawSample] = []
+    of_image: dict[Path, str] = {}  # one page would lie in two splits where it is there as ALTO and as PAGE
     with_text = without_text = not_kept = 0
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         for page in pool.map(_cut_page, files):
             name = os.path.relpath(page.file, path)
+            if not page.error and (first := of_image.setdefault(page.image, name)) != name:
+                page = _CutPage(page.file, error=f"it is for the image of {first}; delete one of them")
             with_text, without_text = with_text + len(page.lines), without_text + page.without_text
             if page.error:
                 refuse = partial(folders.refuse, page.error)
@@ -119,11 +123,11 @@ def read_splits(path: Path, names: Mapping[Split, Sequence[str]]) -> dict[str, S
         for name, prefixes in content.items():
             split = next(split for split, known in names.items() if name in known)
             for prefix in prefixes:
-                if not isinstance(prefix, str) or splits.setdefault(prefix, split) != split:
+                if splits.setdefault(prefix + "", split) != split:
                     raise InputError(f"{file} has {prefix!r:.80} in two splits; name it in one")
-    except (StopIteration, ValueError, AttributeError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (StopIteration, ValueError, AttributeError, TypeError):
         raise InputError(
             f'{file} is not {{"train": [...], "valid": [...], "test": [...]}} with prefixes of file names'
         ) from None
@@ -151,7 +155,7 @@ def _cut_page(file: Path) -> _CutPage:
             cuts.append(cut_line(pixels, line))
         except InputError as error:
             cuts.append(str(error))
-    return _CutPage(file, lines, cuts, len(page.lines) - len(lines))
+    return _CutPage(file, page.image.resolve(), lines, cuts, len(page.lines) - len(lines))
 
 
 def _pixels(page: Page) -> Array:

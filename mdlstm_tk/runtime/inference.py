@@ -87,8 +87,6 @@ def infer_paths(
     trusted: bool = False,
     skip_existing: bool = False,
     force: bool = False,
-    beam: int = 1,
-    lm: str | Path | None = None,
     tile: int | None = None,
     level: int | None = None,
     resume: bool = False,
@@ -128,8 +126,6 @@ def infer_paths(
         trusted: allow operators outside the list of the model check; see `Session`.
         skip_existing: leave out files whose result exists.
         force: replace results that exist, and start over where an interrupted tiled run left something.
-        beam: of a recogniser, how many texts are compared while a line is read; see `Session.transcribe`.
-        lm: of a recogniser, a language model of characters, in ARPA format; see `CharacterModel`.
         tile: of a tiled model (`.tiles`), extents of a tile along each axis. None: 512.
         level: of a tiled model, which level of a TIFF with a pyramid is read. None: the largest, 0.
         resume: of a tiled model, go on with an interrupted run, and keep what an interruption leaves.
@@ -160,8 +156,6 @@ def infer_paths(
         raise InputError(f"{table} holds the results of all inputs; skip_existing=True needs a folder")
     if table and output_format and output_format not in ANSWER_FORMATS:
         raise InputError(f'{table} takes labels or texts; leave out output_format="{output_format}"')
-    if beam < 1:
-        raise InputError(f"beam={beam} must be 1 or more")
     files, left_out = find_files(sources, target)
 
     limit = max_bytes or MAX_BYTES
@@ -180,11 +174,6 @@ def infer_paths(
         resources.callback(session.close)
         metadata = session.metadata
         _check_options(metadata, options, path, table)
-        is_decoded = beam > 1 or lm is not None
-        if is_decoded and metadata.kind != "transcribe":
-            raise InputError(
-                f"beam=... and lm=... need a model of kind transcribe; {path} is of kind {metadata.kind}"
-            )
         found, files = len(files), files_for(metadata.kind, files)
         if metadata.kind != "transcribe":
             left_out += found - len(files)
@@ -192,10 +181,10 @@ def infer_paths(
         if table:
             ensure_writable(table, force)
         jobs = remaining_jobs(planned, skip_existing, force)
-        lines = [job for job in jobs if is_decoded or is_page_file(job.source)]
-        if lines and engine == "ray":
-            raise InputError('engine="ray" takes neither pages nor beam=... nor lm=...; use engine="local"')
-        others = [] if is_decoded else [job for job in jobs if not is_page_file(job.source)]
+        pages = [job for job in jobs if is_page_file(job.source)]
+        if pages and engine == "ray":
+            raise InputError('engine="ray" takes arrays and images, not pages; use engine="local"')
+        others = [job for job in jobs if not is_page_file(job.source)]
         run: Callable[[list[Job]], Iterator[Result]]
         if not isinstance(session, Session):
             from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
@@ -221,15 +210,10 @@ def infer_paths(
                 infer_files, session, read=read, batch_size=batch_size, options=options, is_single=is_single
             )
         parts = [run(others)] if others else []
-        if lines and isinstance(session, Session):
+        if pages and isinstance(session, Session):
             from mdlstm_tk.runtime.page_inference import infer_pages  # imported late: few inputs are pages
 
-            model_of_characters = None
-            if lm is not None:
-                from mdlstm_tk.runtime.character_model import CharacterModel
-
-                model_of_characters = CharacterModel.load(lm)
-            parts = [infer_pages(session, lines, limit, beam, model_of_characters), *parts]
+            parts = [infer_pages(session, pages, limit, options), *parts]
         results = _finished(chain(*parts), resources.pop_all(), is_single) if jobs else iter(())
     if table and jobs:
         results = _collected(results, jobs, table, metadata, options)

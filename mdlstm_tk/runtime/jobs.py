@@ -6,13 +6,16 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import FORMATS, IMAGE_SUFFIXES, PAGE_SUFFIX, READABLE, Format, suffix_of
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import STDIO
 from mdlstm_tk.runtime.metadata import Metadata
+
+if TYPE_CHECKING:
+    from mdlstm_tk.runtime.character_model import CharacterModel
 
 ANSWER_FORMATS: tuple[Format, ...] = ("txt", "tsv", "csv", "json")
 ANSWER_KINDS = ("classify", "transcribe", "density")
@@ -21,10 +24,12 @@ CLASS_KINDS = ("classify", "transcribe", "segment")
 
 
 class ResultOptions(NamedTuple):
-    """What is written beside labels, texts and masks; see `infer_paths`."""
+    """How texts are read, and what is written beside labels, texts and masks; see `infer_paths`."""
 
     probabilities: bool = False
     top: int | None = None
+    beam: int = 1
+    lm: CharacterModel | None = None
 
 
 LABELS_ONLY = ResultOptions()

@@ -24,7 +24,8 @@ MAX_WINDING = 3  # length of a baseline by the diagonal around it; a scribble ha
 ELONGATED = 3  # an outline without baseline is turned from this ratio of length and height on
 PAPER = 75  # percentile of the pixels inside: the median of the bright half
 ROUNDING = 1e-6  # so that a level line is not shifted by a pixel
-TURNS_BY = {"u": np.int32, "f": np.float32, "i": np.int32}  # Pillow turns no 16-bit images
+BORDER = 2  # pixels
+TURNED_AS = {"u2": np.int32}  # Pillow turns no images of 16 bits
 
 
 def cut_line(pixels: Array, line: PageLine) -> Array:
@@ -43,19 +44,17 @@ def cut_line(pixels: Array, line: PageLine) -> Array:
         MissingExtraError: Pillow is not installed.
     """
     left, top, right, bottom = line.box
-    corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]], float)
-    outline = corners if line.polygon is None else np.asarray(line.polygon, float)
-    low = np.clip(np.floor(outline.min(axis=0)), 0, None).astype(int)
-    high = np.minimum(np.ceil(outline.max(axis=0)), pixels.shape[1::-1]).astype(int)
+    corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+    outline = corners if line.polygon is None else line.polygon
+    outline = np.clip(outline, 0.0, pixels.shape[1::-1])
+    low, high = np.floor(outline.min(axis=0)).astype(int), np.ceil(outline.max(axis=0)).astype(int)
     if (high <= low).any():
         raise InputError(f"line {line.id} has no area on the page")
-    region = np.ascontiguousarray(pixels[low[1] : high[1], low[0] : high[0]])
+    region = pixels[low[1] : high[1], low[0] : high[0]]
     if line.polygon is None and line.baseline is None:
-        return region
+        return np.ascontiguousarray(region)
     outline = _resampled(np.concatenate([outline, outline[:1]]) - low)
-    baseline = _chosen_baseline(line, outline, low)
-    mesh, extents = _mesh(outline, baseline)
-    return _unrolled(region, outline, mesh, extents, line)
+    return _unrolled(region, outline, _chosen_baseline(line, outline, low))
 
 
 def _chosen_baseline(line: PageLine, outline: Array, origin: Array) -> Array:
@@ -63,8 +62,7 @@ def _chosen_baseline(line: PageLine, outline: Array, origin: Array) -> Array:
     if line.baseline is None:
         return _axis(outline)
     baseline = np.asarray(line.baseline, float) - origin
-    length = np.hypot(*np.diff(baseline, axis=0).T).sum()
-    if length > MAX_WINDING * np.hypot(*np.ptp(baseline, axis=0)):
+    if _lengths(baseline)[-1] > MAX_WINDING * np.hypot(*np.ptp(baseline, axis=0)):
         return _axis(outline)
     run = baseline[-1] - baseline[0]
     is_leftwards = run[0] < -abs(run[1])
@@ -91,48 +89,62 @@ def _centre(outline: Array) -> Array:
 
 def _resampled(points: Array, step: float = 2.0) -> Array:
     """Points (M, 2) at equal distances along a chain of points (K, 2), about `step` pixels apart."""
-    places = np.concatenate([[0.0], np.hypot(*np.diff(points, axis=0).T).cumsum()])
+    places = _lengths(points)
     count = int(np.clip(np.ceil(places[-1] / step), 1, MAX_SAMPLES)) + 1
     at = np.linspace(0, places[-1], count)
     return np.stack([np.interp(at, places, axis) for axis in points.T], axis=1)
 
 
-def _mesh(outline: Array, baseline: Array) -> tuple[list[Any], tuple[int, int]]:
-    """The parts of the cut and where each comes from, as Pillow's MESH; and width and height of the cut."""
+def _unrolled(region: Array, outline: Array, baseline: Array) -> Array:
+    """Turn the pixels around an outline into the cut, and paint over what is outside."""
     x, y = outline.T
     area = abs(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1])) / 2
-    height = max(area / max(np.hypot(*np.diff(baseline, axis=0).T).sum(), 1.0), 4.0)
-    curve = _smoothed(_resampled(baseline, height / 4), 8)
-    step = np.hypot(*(curve[1] - curve[0]))
+    step = max(area / max(_lengths(baseline)[-1], 1.0), 4.0) / 4  # a quarter of the height of the line
+    curve = _smoothed(_resampled(baseline, step), 8)
+    places = _lengths(curve)
     tangents = np.gradient(curve, axis=0)
     tangents /= np.maximum(np.hypot(*tangents.T), 1e-9)[:, None]
-    normals = np.stack(
-        [-tangents[:, 1], tangents[:, 0]], axis=1
-    )  # downwards where the line runs rightwards
-    places = np.concatenate([[0.0], np.hypot(*np.diff(curve, axis=0).T).cumsum()])
+    normals = tangents[:, ::-1] * (-1, 1)  # downwards where the line runs rightwards
 
+    # Each point of the outline as the place on the curve next to it, and the distance from there.
     offsets = outline[:, None] - curve
     nearest = np.square(offsets).sum(axis=-1).argmin(axis=1)
     offsets = offsets[np.arange(len(outline)), nearest]
     along = places[nearest] + (offsets * tangents[nearest]).sum(axis=1)
-    across = (offsets * normals[nearest]).sum(axis=1)
-    start, above = np.floor([along.min() + ROUNDING, across.min() + ROUNDING]).astype(int).tolist()
-    end, below = np.ceil([along.max() - ROUNDING, across.max() - ROUNDING]).astype(int).tolist()
-    width, height = max(end - start, 1), max(below - above, 1)
+    shape = np.stack([along, (offsets * normals[nearest]).sum(axis=1)], axis=1)
+    start, above = np.floor(shape.min(axis=0) + ROUNDING)
+    width, height = (
+        np.maximum(np.ceil(shape.max(axis=0) - ROUNDING) - (start, above), 1).astype(int).tolist()
+    )
 
-    edges = np.unique(np.linspace(0, width, max(2, round(width / max(step, 4)) + 1)).astype(int))
-    at = edges + start
-    inside = np.clip(at, 0, places[-1])
+    # The cut is made of upright stripes, each of which comes from a quadrangle that stands on the curve.
+    edges = np.unique(np.linspace(0, width, max(round(width / max(step, 4)), 1) + 1).astype(int))
+    inside = np.clip(edges + start, 0, places[-1])
+    at, ahead, down = (
+        np.stack([np.interp(inside, places, axis) for axis in values.T], axis=1)
+        for values in (curve, tangents, normals)
+    )
+    at += (edges + start - inside)[:, None] * ahead + BORDER
+    upper, lower = at + above * down, at + (above + height) * down
+    quads = np.concatenate([upper[:-1], lower[:-1], lower[1:], upper[1:]], axis=1).tolist()
+    mesh = [((a, 0, b, height), quad) for (a, b), quad in zip(pairwise(edges.tolist()), quads, strict=True)]
 
-    def interpolated(values: Array) -> Array:
-        return np.stack([np.interp(inside, places, axis) for axis in values.T], axis=1)
+    module: Any = require("PIL.Image", "image")
+    draw: Any = require("PIL.ImageDraw", "image")
+    mask = module.new("1", (width, height))
+    draw.Draw(mask).polygon(list(map(tuple, (shape - (start, above)).tolist())), fill=1, outline=1)
+    is_inside = np.asarray(mask)
+    border = [(BORDER, BORDER)] * 2 + [(0, 0)] * (region.ndim - 2)
+    region = np.pad(region, border, mode="edge")  # for corners of quadrangles that lie just outside
+    turned = module.fromarray(region.astype(TURNED_AS.get(region.dtype.str[1:], region.dtype), copy=False))
+    turned = turned.transform((width, height), module.Transform.MESH, mesh, module.Resampling.BILINEAR)
+    cut = np.asarray(turned).astype(region.dtype, copy=False)
+    return np.where(is_inside[..., None] if cut.ndim == 3 else is_inside, cut, _paper(cut, is_inside))
 
-    middle = interpolated(curve) + (at - inside)[:, None] * interpolated(tangents)
-    down = interpolated(normals)
-    upper, lower = (middle + distance * down for distance in (above, above + height))
-    quads = np.concatenate([upper[:-1], lower[:-1], lower[1:], upper[1:]], axis=1)
-    boxes = [(a, 0, b, height) for a, b in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
-    return list(zip(boxes, map(tuple, quads.tolist()), strict=True)), (width, height)
+
+def _lengths(points: Array) -> Array:
+    """The lengths (K,) of a chain of points (K, 2) up to each of them."""
+    return np.concatenate([[0.0], np.hypot(*np.diff(points, axis=0).T).cumsum()])
 
 
 def _smoothed(curve: Array, window: int) -> Array:
@@ -141,25 +153,6 @@ def _smoothed(curve: Array, window: int) -> Array:
     padded = np.pad(curve, ((reach, reach), (0, 0)), mode="reflect", reflect_type="odd")
     kernel = np.full(2 * reach + 1, 1 / (2 * reach + 1))
     return np.stack([np.convolve(axis, kernel, mode="valid") for axis in padded.T], axis=1)
-
-
-def _unrolled(
-    region: Array, outline: Array, mesh: list[Any], extents: tuple[int, int], line: PageLine
-) -> Array:
-    """Turn the pixels around an outline into the cut, and paint over what is outside."""
-    module: Any = require("PIL.Image", "image")
-    draw: Any = require("PIL.ImageDraw", "image")
-    mask = module.new("L", region.shape[1::-1])
-    draw.Draw(mask).polygon(list(map(tuple, outline.tolist())), fill=255, outline=255)
-    turned = region if region.dtype == np.uint8 else region.astype(TURNS_BY[region.dtype.kind])
-    cut, inside = (
-        np.asarray(image.transform(extents, module.Transform.MESH, mesh, module.Resampling.BILINEAR))
-        for image in (module.fromarray(turned), mask)
-    )
-    cut, is_outside = cut.astype(region.dtype, copy=False), inside < 128
-    if is_outside.all():
-        raise InputError(f"line {line.id} has no area on the page")
-    return np.where(is_outside[..., None] if cut.ndim == 3 else is_outside, _paper(cut, ~is_outside), cut)
 
 
 def _paper(cut: Array, is_inside: Array) -> Array:

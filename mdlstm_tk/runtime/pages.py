@@ -102,11 +102,12 @@ def read_page(path: str | Path) -> Page:
     root, elements = _open(path)[1:]
     sheet = next(root.descendants("Page"))
     if root.tag == ALTO:
-        unit = root.first("Description", "MeasurementUnit")
-        if unit and unit.text.strip() not in ("", "pixel"):
+        measure = root.first("Description", "MeasurementUnit")
+        unit = measure.text.strip() if measure else ""
+        if unit not in ("", "pixel"):
             raise InputError(
-                f"{path} gives coordinates in {printable(unit.text.strip()[:40])}, expected pixels; export it "
-                "with MeasurementUnit pixel"
+                f"{path} gives coordinates in {printable(unit[:40])}, expected pixels; export it with "
+                "MeasurementUnit pixel"
             )
         name = root.first("Description", "sourceImageInformation", "fileName")
         image = _find_image(path, name.text if name else "")

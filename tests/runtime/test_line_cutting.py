@@ -148,8 +148,8 @@ def test_lines_at_the_border_of_the_page() -> None:
     pixels, _, _ = draw(straight(0, (80, 16)), 170)
     shape = [[-5, -9], [300, -9], [300, 24], [-5, 24]]
     cut = cut_line(pixels, line([[-5, 16], [300, 16]], shape))
-    np.testing.assert_allclose(marks(cut[:, 5:]), UPRIGHTS, atol=3)
-    assert (cut[:, 200:] == PAPER).all()
+    assert cut.shape == (24, 170)
+    np.testing.assert_allclose(marks(cut), UPRIGHTS, atol=3)
 
 
 NOWHERE = {

@@ -34,7 +34,7 @@ def read_marks(
         dark = image < 128
         columns = np.flatnonzero(np.diff(np.concatenate([[0], dark.any(axis=0).astype(int)])) == 1)
         heights = (dark[:, columns + 1]).sum(axis=0)
-        texts.append(transcription("".join("a" if height > 8 else "b" for height in heights), beam / 32))
+        texts.append(transcription("".join("a" if height > 8 else "b" for height in heights), 0.5))
     return texts
 
 
@@ -59,7 +59,7 @@ def infer(place: Path, capfd: pytest.CaptureFixture[str]) -> Infer:
 
 def test_pages_are_written_again_with_texts_and_confidences(infer: Infer) -> None:
     before = Path("in/p1.xml").read_bytes()
-    done = infer("in", "-o", "read", "--beam", "16")
+    done = infer("in", "-o", "read")
     assert (done.code, done.out) == (0, "")
     assert "2 done, 0 skipped, 0 failed" in done.err and "other types, left out: 1" in done.err
     assert sorted(path.as_posix() for path in Path("read").rglob("*.*")) == [
@@ -141,16 +141,6 @@ def test_other_models_leave_pages_out(place: Path) -> None:
     assert run.left_out == 3
 
 
-@pytest.mark.usefixtures("place")
-def test_a_beam_reads_images_of_lines() -> None:
-    Image.open("in/p1.png").crop((10, 20, 60, 46)).save("line.png")
-    (result,) = infer_paths(["line.png"], "lines.onnx", beam=2).results
-    assert [answer.text for answer in result.answers] == ["ab"]
-    np.save("x.npy", np.zeros((4, 4), np.float32))
-    with pytest.raises(InputError, match=r"x\.npy holds arrays; beam=\.\.\. and lm=\.\.\. read images"):
-        list(infer_paths(["x.npy"], "lines.onnx", beam=2).results)
-
-
 REFUSED = {
     "an array format": (
         {"output": "out", "output_format": "npy"},
@@ -158,9 +148,7 @@ REFUSED = {
     ),
     "beside the input": ({"output_format": "xml"}, "would overwrite the input"),
     "the same folder": ({"output": "in"}, "would overwrite the input"),
-    "Ray": ({"engine": "ray"}, "neither pages"),
-    "no beam": ({"beam": 0}, "beam=0 must be 1 or more"),
-    "another model": ({"model": "classes.onnx", "beam": 2}, "of kind classify"),
+    "Ray": ({"engine": "ray"}, "not pages"),
     "images as pages": (
         {"inputs": ["other.png"], "output": "o", "output_format": "xml"},
         "xml holds pages",

@@ -117,7 +117,6 @@ VERSIONS = {
         "<TextLine/>", namespace="http://schema.primaresearch.org/PAGE/gts/pagecontent/2013-07-15"
     ),
     "UTF-8 with a mark": b"\xef\xbb\xbf" + alto("<TextLine/>").encode(),
-    "UTF-16": alto("<TextLine/>").replace("UTF-8", "UTF-16").encode("utf-16"),
     "Latin-1": alto("<!-- é --><TextLine/>").replace("UTF-8", "ISO-8859-1").encode("latin-1"),
     "Windows lines": alto("<TextLine/>").replace("\n", "\r\n"),
     "a path": alto("<TextLine/>", image="D:\\scans\\a.png"),
@@ -160,6 +159,10 @@ BAD = {
     "empty": ("", "not well-formed XML: no element found"),
     "undefined entity": (alto(string("&eacute;")), "not well-formed XML: undefined entity"),
     "wrong encoding": (alto("é").encode("latin-1"), "not in the encoding UTF-8"),
+    "UTF-16": (
+        alto("").replace("UTF-8", "UTF-16").encode("utf-16"),
+        "not in the encoding utf-8; save it as",
+    ),
     "unknown encoding": (alto("").replace("UTF-8", "what"), "not in the encoding what"),
     "another root": ("<html/>", "holds <html>, expected ALTO"),
     "two pages": (alto("</TextBlock></PrintSpace></Page><Page><PrintSpace><TextBlock>"), "holds 2 pages"),

@@ -18,14 +18,6 @@ from mdlstm_tk.runtime.io.npy import open_input, read_capped
 MAX_XML_BYTES = 2**27  # pages with an outline of every glyph take some 20 MB
 MAX_INDENT = 1000  # bytes
 ROOT_BYTES = 2**16  # that the root is looked for in
-
-# Longer marks come first: that of UTF-32 begins like that of UTF-16.
-BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32-le",
-    codecs.BOM_UTF32_BE: "utf-32-be",
-    codecs.BOM_UTF16_LE: "utf-16-le",
-    codecs.BOM_UTF16_BE: "utf-16-be",
-}
 DECLARED = re.compile(rb"""<\?xml[^>]*?\sencoding\s*=\s*["']([\w.-]+)["']""")
 TAG = re.compile(rb"""<[^>"']*(?:(?:"[^"]*"|'[^']*')[^>"']*)*>""")  # a value may hold ">"
 ATTRIBUTE = re.compile(r"""(\s+)([^\s=/>]+)(\s*=\s*)("[^"]*"|'[^']*')""")
@@ -94,8 +86,7 @@ class Document:
         with open_input(path) as file:
             data = read_capped(file, str(path), MAX_XML_BYTES)
         declared = DECLARED.match(data.removeprefix(codecs.BOM_UTF8))
-        marked = (name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark))
-        self._encoding = next(marked, declared.group(1).decode() if declared else "utf-8")
+        self._encoding = declared.group(1).decode() if declared else "utf-8"
         self._edits: list[tuple[int, int, str]] = []
         self._open: list[Element] = []
         try:
@@ -109,22 +100,18 @@ class Document:
 
     def set_attributes(self, element: Element, values: Mapping[str, str | None]) -> None:
         """Change or add attributes; those with the value None are removed."""
-        new = {name: value for name, value in values.items() if value is not None}
         name_end = element.start + 1 + len(f"{element.prefix}{element.tag}".encode())
         written = self._data[name_end : element.content].decode()
-        end = 0
+        missing, parts, end = dict(values), [], 0
         for match in ATTRIBUTE.finditer(written):
-            blank, name, equals, value = match.groups()
-            if name in new:
-                value = quoted(new.pop(name))
-            elif name in values:
-                blank = name = equals = value = ""
+            blank, name, equals, _ = match.groups()
             end = match.end()
-            self._replace(
-                name_end + len(written[: match.start()].encode()), match[0], blank + name + equals + value
-            )
-        added = "".join(f" {name}={quoted(value)}" for name, value in new.items())
-        self._replace(name_end + len(written[:end].encode()), "", added)
+            if name not in missing:
+                parts.append(match[0])
+            elif (value := missing.pop(name)) is not None:
+                parts.append(f"{blank}{name}{equals}{quoted(value)}")
+        parts += [f" {name}={quoted(value)}" for name, value in missing.items() if value is not None]
+        self._edits.append((name_end, name_end + len(written[:end].encode()), "".join(parts)))
 
     def set_content(self, element: Element, markup: str) -> None:
         """Replace what is between the start tag and the end tag."""
@@ -161,10 +148,6 @@ class Document:
     def _blanks_before(self, place: int) -> str:
         before = self._data[max(0, place - MAX_INDENT) : place]
         return before[len(before.rstrip()) :].decode()
-
-    def _replace(self, place: int, old: str, new: str) -> None:
-        if new != old:
-            self._edits.append((place, place + len(old.encode()), new))
 
     def _parse(self, path: Path) -> None:
         parser = expat.ParserCreate("utf-8")
