@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import FORMATS, READABLE, Format, suffix_of
@@ -14,16 +14,21 @@ from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import STDIO
 from mdlstm_tk.runtime.metadata import Metadata
 
+if TYPE_CHECKING:
+    from mdlstm_tk.runtime.character_model import CharacterModel
+
 ANSWER_FORMATS: tuple[Format, ...] = ("txt", "tsv", "csv", "json")
 ANSWER_KINDS = ("classify", "transcribe", "density")
 CLASS_KINDS = ("classify", "transcribe", "segment")
 
 
 class ResultOptions(NamedTuple):
-    """What is written beside labels, texts and masks; see `infer_paths`."""
+    """How texts are read, and what is written beside labels, texts and masks; see `infer_paths`."""
 
     probabilities: bool = False
     top: int | None = None
+    beam: int = 1
+    lm: CharacterModel | None = None
 
 
 LABELS_ONLY = ResultOptions()
@@ -169,7 +174,7 @@ def _is_folder(path: str) -> bool:
 def _default_format(source: str, metadata: Metadata, options: ResultOptions) -> Format:
     if len(metadata.output_names) > 1:
         return "npz"
-    if not options.probabilities and metadata.kind in ANSWER_KINDS:
+    if metadata.kind == "transcribe" or (not options.probabilities and metadata.kind in ANSWER_KINDS):
         return "txt"
     if not options.probabilities and metadata.kind == "segment":
         return "tif" if metadata.form == "tiles" else "png"
