@@ -264,8 +264,8 @@ LanguageModel = Annotated[
     typer.Option(
         "--lm",
         metavar="FILE",
-        help="Language model that a recogniser follows: an ARPA file of characters, such as lm.arpa.gz of a "
-        "run.",
+        help="Language model that a recogniser follows: an ARPA file of characters, such as "
+        "lm.arpa.gz of a run.",
         show_default=False,
         rich_help_panel=OUTPUT,
     ),

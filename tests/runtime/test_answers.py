@@ -109,10 +109,11 @@ def test_texts_have_confidences_and_places(tmp_path: Path) -> None:
     assert abs(character["left"] - 8) < 0.5
     assert abs(character["right"] - 10) < 0.5
     assert 0.5 < first["confidence"] <= character["confidence"] <= 1
+    digits = str(first["confidence"])[:4]
     for name in ("texts.csv", "texts.tsv", "texts.txt"):
         plain, asked = written(name), written(name, probabilities=True)
-        assert f"{first['confidence']:.2f}" not in plain
-        assert f"{first['confidence']:.2f}" in asked
+        assert digits not in plain
+        assert digits in asked
         assert len(plain.splitlines()) == len(asked.splitlines())
     assert written("texts.csv", probabilities=True).splitlines()[0] == "file,array,sample,text,confidence"
 
