@@ -43,6 +43,8 @@ def infer(
     output_format: options.OutputFormat = None,
     probabilities: options.Probabilities = False,
     top: options.Top = None,
+    beam: options.Beam = None,
+    lm: options.LanguageModel = None,
     skip_existing: options.SkipExisting = False,
     force: options.ForceFile = False,
     json: options.Json = False,

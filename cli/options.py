@@ -244,7 +244,29 @@ Probabilities = Annotated[
     bool,
     typer.Option(
         "--probabilities",
-        help="Write the probability of every class, by name in csv and json, else as arrays.",
+        help="Write the probability of every class, by name in csv and json, else as arrays; of texts, "
+        "their confidence in tsv and csv.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Beam = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Texts that a recogniser compares while it reads a line.  [default: 1, or 16 with --lm]",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+LanguageModel = Annotated[
+    Path | None,
+    typer.Option(
+        "--lm",
+        metavar="FILE",
+        help="Language model that a recogniser follows: an ARPA file of characters, such as "
+        "lm.arpa.gz of a run.",
+        show_default=False,
         rich_help_panel=OUTPUT,
     ),
 ]

@@ -129,7 +129,8 @@ def scaled_log_probs(logits: Floats, classes: Sequence[str], temperature: float)
             f"logits have the shape {logits.shape}, expected (T, {len(classes) + 1}) for {len(classes)} "
             "characters and the blank"
         )
-    largest = logits.max(axis=1, keepdims=True, initial=-np.inf).astype(np.float64)
+    logits = logits.astype(np.float64)  # a model may return integers
+    largest = logits.max(axis=1, keepdims=True)
     if not np.isfinite(largest).all():  # the maximum of a row with NaN is NaN
         raise InputError("logits hold NaN, +inf, or -inf for all outputs of a step; the model diverged")
     scaled = (logits - largest) / temperature

@@ -21,6 +21,7 @@ from mdlstm_tk.runtime.io.readers import InputFile, read_input
 from mdlstm_tk.runtime.jobs import (
     ANSWER_FORMATS,
     ANSWER_KINDS,
+    CLASS_KINDS,
     InputPath,
     Job,
     ResultOptions,
@@ -36,11 +37,13 @@ from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.session import Session
 
 if TYPE_CHECKING:
+    from mdlstm_tk.runtime.character_model import CharacterModel
     from mdlstm_tk.runtime.tiles.session import TiledSession
 
 Engine = Literal["local", "ray"]
 Report = Callable[[int, int], None]
 
+BEAM = 16  # where a language model is given, and no beam
 FILES_READ_FOR_GRIDS = 32
 """How many files are read to choose among several models by the grids of their arrays."""
 
@@ -87,6 +90,8 @@ def infer_paths(
     trusted: bool = False,
     skip_existing: bool = False,
     force: bool = False,
+    beam: int | None = None,
+    lm: str | Path | CharacterModel | None = None,
     tile: int | None = None,
     level: int | None = None,
     resume: bool = False,
@@ -112,7 +117,7 @@ def infer_paths(
             labels, texts and masks; npy and npz hold the network's outputs.
         probabilities: of a classifier or segmenter, write the probability of every class: by name in csv
             and json, as arrays (softmax over the classes) in npy and npz. The default format is then npy
-            or npz.
+            or npz. Of a recogniser, the confidence of each text in tsv and csv; json has it in any case.
         top: of a classifier, also name the `top` most likely classes and their probabilities.
         device: "auto" (CUDA if it works, else CPU), "cpu", "cuda" or "cuda:N".
         threads: CPU threads of one run, as for `Session`. 0: one per core.
@@ -126,6 +131,9 @@ def infer_paths(
         trusted: allow operators outside the list of the model check; see `Session`.
         skip_existing: leave out files whose result exists.
         force: replace results that exist, and start over where an interrupted tiled run left something.
+        beam: of a recogniser, how many texts are compared while a line is read; see `Session.transcribe`.
+            None: 16 with a language model, else 1.
+        lm: of a recogniser, a `CharacterModel`, or the path of one, an ARPA file.
         tile: of a tiled model (`.tiles`), extents of a tile along each axis. None: 512.
         level: of a tiled model, which level of a TIFF with a pyramid is read. None: the largest, 0.
         resume: of a tiled model, go on with an interrupted run, and keep what an interruption leaves.
@@ -167,6 +175,8 @@ def infer_paths(
         already_read = _read_first(files, limit)
         path = _chosen(models, already_read, limit)
     options = ResultOptions(probabilities, top)
+    if beam is not None or lm is not None:
+        options = options._replace(**_search_of(beam, lm))
     arguments: dict[str, Any] = {"threads": threads, "timeout": timeout, "max_bytes": max_bytes}
     arguments |= {"isolated": isolated, "trusted": trusted}
     with ExitStack() as resources:
@@ -329,8 +339,10 @@ def _chosen(models: Sequence[Path], files: dict[str, InputFile], limit: int) -> 
 def _check_options(metadata: Metadata, options: ResultOptions, model: Path, table: Path | None) -> None:
     """Check that a model has what the options ask for."""
     kind = f"{model} is of kind {metadata.kind}"
-    if options.probabilities and metadata.kind not in ("classify", "segment"):
-        raise InputError(f"probabilities=True needs a model of kind classify or segment; {kind}")
+    if options.probabilities and metadata.kind not in CLASS_KINDS:
+        raise InputError(f"probabilities=True needs a model of kind {', '.join(CLASS_KINDS)}; {kind}")
+    if (options.beam > 1 or options.lm is not None) and metadata.kind != "transcribe":
+        raise InputError(f"beam=... and lm=... need a model of kind transcribe; {kind}")
     if options.top is not None and metadata.kind != "classify":
         raise InputError(f"top=... needs a model of kind classify; {kind}")
     if options.top is not None and options.probabilities:
@@ -340,6 +352,17 @@ def _check_options(metadata: Metadata, options: ResultOptions, model: Path, tabl
             f"output=... is the file {table}, expected a folder for the results of several inputs; one "
             f"file takes labels or texts of kind {', '.join(ANSWER_KINDS)}, but {kind}"
         )
+
+
+def _search_of(beam: int | None, lm: str | Path | CharacterModel | None) -> dict[str, Any]:
+    """The beam and the language model of `ResultOptions`."""
+    from mdlstm_tk.runtime.character_model import CharacterModel
+    from mdlstm_tk.runtime.ctc import check_search  # imported late: few models read texts
+
+    model = CharacterModel.load(lm) if isinstance(lm, str | Path) else lm
+    beam = (1 if lm is None else BEAM) if beam is None else beam
+    check_search(beam, model)
+    return {"beam": beam, "lm": model}
 
 
 def _finished(results: Iterator[Result], resources: ExitStack, is_single: bool) -> Iterator[Result]:

@@ -230,7 +230,7 @@ def _default_format(source: str, metadata: Metadata, options: ResultOptions, out
         return "txt" if output in (None, STDIO) else "xml"
     if len(metadata.output_names) > 1:
         return "npz"
-    if not options.probabilities and metadata.kind in ANSWER_KINDS:
+    if metadata.kind == "transcribe" or (not options.probabilities and metadata.kind in ANSWER_KINDS):
         return "txt"
     if not options.probabilities and metadata.kind == "segment":
         return "tif" if metadata.form == "tiles" else "png"

@@ -12,6 +12,7 @@ from mdlstm_tk.runtime.character_model import CharacterModel
 from mdlstm_tk.runtime.ctc import Transcription, check_search, transcribe_logits
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.io.readers import preprocessing_for
+from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.runtime.shapes import step_width
 
@@ -48,15 +49,28 @@ def transcribe(
             raise logits
         if isinstance(logits, dict):  # the first output is the one that metadata describe
             logits = logits[metadata.output_names[0]]
-        steps, columns = len(logits), grid_of(arrays[k], metadata)[1]
-        scale = np.shape(images[k])[1] / columns
-        lines[k] = transcribe_logits(
-            logits,
-            metadata.classes or (),
-            decoding=metadata.decoding,
-            direction=metadata.text_direction,
-            beam=beam,
-            lm=lm,
-            width=scale * steps * step_width(steps, columns),
-        )
+        columns = grid_of(arrays[k], metadata)[1]
+        width = covered_width(len(logits), columns, np.shape(images[k])[1])
+        lines[k] = read_logits(logits, metadata, beam, lm, width)
     return [lines[k] for k in range(len(arrays))]
+
+
+def read_logits(
+    logits: Array, metadata: Metadata, beam: int, lm: CharacterModel | None, width: float | None
+) -> Transcription:
+    """Read the outputs (T, 1 + characters) of a recogniser; see `transcribe_logits`."""
+    return transcribe_logits(
+        logits,
+        metadata.classes or (),
+        decoding=metadata.decoding,
+        direction=metadata.text_direction,
+        beam=beam,
+        lm=lm,
+        width=width,
+    )
+
+
+def covered_width(steps: int, columns: int, width: int) -> float:
+    """The pixels that the steps of a recogniser cover, of an image `width` pixels wide that was resized to
+    `columns`. They may reach beyond its end."""
+    return width / columns * steps * step_width(steps, columns)

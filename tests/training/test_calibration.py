@@ -86,10 +86,10 @@ def test_weights_lower_the_errors_of_other_lines() -> None:
     assert errors(decoding=decoding, beam=16, lm=lm) < 0.5 * errors()
 
 
-def test_a_useless_language_model_gets_no_weight() -> None:
-    lines = noisy_lines(sentences(30, 5), signal=3.0)
-    lm = CharacterModel.fit(["zzz", "qqq zzz"])
-    assert fit_weights(lines, CLASSES, lm, None, Decoding()).lm_weight < 0.3
+def test_of_equal_weights_the_nearest_are_chosen() -> None:
+    lines = noisy_lines(sentences(10, 5), signal=6.0)
+    lm = CharacterModel.fit(sentences(50, 6))
+    assert fit_weights(lines, CLASSES, lm, None, Decoding()) == Decoding()
 
 
 def test_lines_without_texts_keep_the_default_temperature() -> None:
@@ -103,29 +103,26 @@ def test_lines_are_chosen_evenly() -> None:
     assert evenly(lines, 20) == lines
 
 
-CONFIG = SMALL.updated({"steps": 3, "batch_size": 4, "layers": 1, "size": "6x40"}, "test")
-
-
 def test_runs_hold_a_model_of_their_texts_and_a_decoding(tmp_path: Path) -> None:
-    task = read(write_texts(tmp_path / "lines", 12), "transcribe")
-    run = run_in(tmp_path / "run", CONFIG, task)
+    changes = {"task": "transcribe", "data": str(write_texts(tmp_path / "lines", 12)), "size": ""}
+    run = run_in(tmp_path / "run", SMALL.updated({**changes, "steps": 3, "layers": 1}, "test"))
     lm = CharacterModel.load(run.lm)
+    task = read(tmp_path / "lines", "transcribe", validation=0.1)
     assert set(lm.vocabulary[3:]) == set("".join(training_texts(task, 0)))
     assert len(training_texts(task, 0)) == task.count("train")
     written = run.read_decoding()
     assert asdict(written) == json.loads(run.decoding.read_text())
     metadata = Session(export_run(run, form="scan").path, device="cpu").metadata
     assert metadata.decoding == written
+    run.lm.unlink()
+    resume(run, steps=5)
+    assert run.lm.exists()
 
     run.decoding.unlink()
     assert run.read_decoding() == Decoding()
-    assert Session(export_run(run, form="scan", force=True).path).metadata.decoding == Decoding()
     run.decoding.write_text("[1]")
     with pytest.raises(InputError, match="no decoding"):
         run.read_decoding()
-    resume(run, steps=5)
-    assert run.lm.exists()
-    assert run.decoding.exists()
 
 
 def test_other_runs_have_neither(tmp_path: Path) -> None:
