@@ -180,7 +180,7 @@ def train_network(config: TrainConfig, task: UserDataTask, folder: Path) -> dict
         _, lines = evaluate_lines(job.network, task, split, job.config, decoding=decoding, **search)
         row[kind] = errors_of(lines)
     model = folder / "model.onnx"
-    export_run(job.run, model, form="scan", grid=(task.spec.size[0], None), force=True)
+    export_run(job.run, model, force=True)
     samples = cast("LazySamples", task.sets[split]).samples
     images = [sample.read_x() for sample in samples[:TIMED_LINES]]
     with Session(model, device="cpu") as session:

@@ -54,7 +54,7 @@ def report(
     for module in ("torch", "jinja2", "matplotlib"):
         require(module, "train")
     from mdlstm_tk.report import write_report
-    from mdlstm_tk.report.exports import export_options, find_exports
+    from mdlstm_tk.report.exports import find_exports
     from mdlstm_tk.training import latest_run, load_checkpoint, open_run
 
     source = open_run(run) if run else latest_run()
@@ -68,5 +68,6 @@ def report(
     if models:
         next_command(f"mdlstm infer FILE -m {shell_quoted(models[-1])}")
         return
-    chosen = export_options(load_checkpoint(source.checkpoint).config)
-    next_command(with_imports(" ".join(["mdlstm export", shell_quoted(source.folder), *chosen])))
+    # images of one's own differ in size, or new ones will
+    form = " --form scan" if load_checkpoint(source.checkpoint).config.data else ""
+    next_command(with_imports(f"mdlstm export {shell_quoted(source.folder)}{form}"))

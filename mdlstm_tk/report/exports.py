@@ -14,7 +14,7 @@ import numpy as np
 from mdlstm_tk.errors import MDLSTMError, require
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.model_discovery import models_in
-from mdlstm_tk.training import Run, TrainConfig
+from mdlstm_tk.training import Run
 
 BATCH = 16  # samples
 TIME_BUDGET = 0.3  # seconds per measurement
@@ -49,16 +49,6 @@ class ExportedModel:
     load: float = 0.0
     one: float = 0.0
     batch: float = 0.0
-
-
-def export_options(config: TrainConfig) -> list[str]:
-    """The options of `mdlstm export` that suit a run: images of one's own differ in size, or new ones will.
-
-    A height that all images are resized to is kept, and the width is free.
-    """
-    if config.resize.endswith("x*"):
-        return ["--size", config.resize]
-    return ["--form", "scan"] if config.data else []
 
 
 def find_exports(run: Run) -> list[Path]:

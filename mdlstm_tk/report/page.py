@@ -21,7 +21,7 @@ from mdlstm_tk.errors import InputError, MissingExtraError
 from mdlstm_tk.report.cuts import cut_panels
 from mdlstm_tk.report.drawings import make_drawings
 from mdlstm_tk.report.evaluation import SplitEvaluation, evaluate_split
-from mdlstm_tk.report.exports import BATCH, export_options, find_exports, measure_exports
+from mdlstm_tk.report.exports import BATCH, find_exports, measure_exports
 from mdlstm_tk.report.panels import class_colors
 from mdlstm_tk.report.plots import svg_curves, svg_reliability
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
@@ -121,7 +121,6 @@ def render_report(
         max_rows=MAX_ROWS,
         exports=measure_exports(run, spec.size),
         batch=BATCH,
-        export_options=export_options(config),
         settings=_settings(config),
     )
 
