@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from helpers.user_data import read, write_texts
 from rapidfuzz.distance import Levenshtein
 
+from mdlstm_tk.data.metrics import predicted_texts
 from mdlstm_tk.runtime.ctc import Character, Transcription
+from mdlstm_tk.training import build_network, default_config, evaluate
+from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.text_errors import (
     Edit,
     Line,
@@ -17,6 +25,7 @@ from mdlstm_tk.training.text_errors import (
     confusions,
     describe_lines,
     error_interval,
+    evaluate_lines,
     page_errors,
     reliability,
 )
@@ -104,3 +113,42 @@ def test_the_description_is_json() -> None:
     assert described["edits"] == 2
     assert described["intervals"]["word_error"] == (1.0, 1.0)
     assert describe_lines([]) == {}
+
+
+class Alone(DistributedContext):
+    """One of two processes that do not talk to each other."""
+
+    def gather(self, values: list[Any]) -> list[Any]:
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        return value
+
+    def sum_on_device(self, values: Sequence[Any]) -> list[float]:
+        return list(map(float, values))
+
+
+def test_lines_are_those_of_the_split_however_processes_share_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = read(write_texts(tmp_path, 12), "transcribe", 0.6)
+    monkeypatch.setattr(type(task), "evaluation_batch", 2)
+    config = default_config("transcribe", str(tmp_path)).updated({"model": "md", "hidden": 4}, "test")
+    network = build_network(config, task.spec)
+    errors, lines = evaluate_lines(network, task, "validation", config)
+    assert [one.name for one in lines] == task.names["validation"]
+    assert [one.group for one in lines] == task.names["validation"]  # images of lines are on no page
+    assert errors == evaluate(network, task, "validation", config)
+    assert sum(one.counts.character_edits for one in lines) == round(
+        errors["character_error"] * sum(one.counts.characters for one in lines)
+    )
+    for one, (x, y) in zip(lines, task.sets["validation"], strict=True):
+        with torch.no_grad():
+            logits = network(torch.from_numpy(x[None])).numpy()
+        assert predicted_texts(logits, task.spec) == [one.transcription.text]
+        assert "".join(task.spec.classes[k - 1] for k in y) == one.truth
+    parts = [
+        evaluate_lines(network, task, "validation", config, Alone(rank, 2, torch.device("cpu")))[1]
+        for rank in (0, 1)
+    ]
+    assert sorted(map(repr, parts[0] + parts[1])) == sorted(map(repr, lines))
