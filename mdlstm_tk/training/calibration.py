@@ -21,7 +21,7 @@ from mdlstm_tk.data import Task, batches
 from mdlstm_tk.data.metrics import target_texts
 from mdlstm_tk.data.spec import Floats
 from mdlstm_tk.runtime.character_model import CharacterModel
-from mdlstm_tk.runtime.ctc import best_path, posteriors, scaled_log_probs, search
+from mdlstm_tk.runtime.ctc import Fusion, best_path, posteriors, scaled_log_probs, search
 from mdlstm_tk.runtime.decoding import Decoding
 from mdlstm_tk.runtime.shapes import step_width
 from mdlstm_tk.runtime.text_order import Direction, reorder
@@ -128,7 +128,7 @@ def fit_temperature(lines: Sequence[Line], classes: Sequence[str]) -> float:
         total = 0.0
         for logits, labels, is_right in read:
             log_probs = scaled_log_probs(logits, classes, exp(log_temperature))
-            confidences = np.clip(posteriors(log_probs, labels)[1], UNSURE, 1 - UNSURE)
+            confidences = np.clip(1 / posteriors(log_probs, labels)[1].sum(axis=1), UNSURE, 1 - UNSURE)
             total -= float(np.log(np.where(is_right, confidences, 1 - confidences)).sum())
         return total
 
@@ -146,9 +146,10 @@ def fit_weights(
     of equal ones those nearest to `decoding`."""
     weights, bonuses = LM_WEIGHTS[:, None, None], BONUSES[None, :, None]
     errors = np.zeros((len(LM_WEIGHTS), len(BONUSES)))
+    fusion = Fusion(lm, classes, decoding, direction)
     for line in lines:
         log_probs = scaled_log_probs(line.logits, classes, decoding.temperature)
-        texts, log_ctc = search(log_probs, classes, decoding, direction, BEAM, lm)
+        texts, log_ctc = search(log_probs, fusion, BEAM)
         shown = ["".join(classes[k - 1] for k in text) for text in texts]
         read = shown if direction is None else [reorder(text, direction) for text in shown]
         log_lm = np.array([lm.log_prob(text) for text in read])
