@@ -27,7 +27,7 @@ Integers = npt.NDArray[np.int64]
 
 LOWEST = -1e4  # log-probability of an impossible output: e^LOWEST is 0, and sums of it are finite
 HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
-PRUNED = 1e-3  # divided by the beam: probability of characters that a search does not try at a step
+PRUNED = 0.01  # divided by the beam: probability of characters that a search does not try at a step
 WEIGHED = 0.01  # alternatives of a character from this probability on are weighed by a language model
 NEGLIGIBLE = 1e-9  # posterior of a step that is left out where alternatives of a character are summed
 
@@ -224,7 +224,7 @@ def search(log_probs: Floats, fusion: Fusion, beam: int) -> tuple[list[Integers]
 
     The score is log P(text | image) + lm_weight · log P(text) + character_bonus · length, the latter two if
     there is a language model. At each step `beam` texts are kept; up to `beam` characters can follow,
-    unless their probability is below 0.001 / beam. Texts that run from right to left are searched from
+    unless their probability is below 0.01 / beam. Texts that run from right to left are searched from
     their beginning on the right, so that the language model sees numbers within them in reverse order.
 
     Returns:
@@ -250,7 +250,7 @@ def search(log_probs: Floats, fusion: Fusion, beam: int) -> tuple[list[Integers]
             continue
         likely = likely[:count]
         longer = np.where(likely == last[:, None], ends_blank[:, None], total[:, None]) + log_p[likely]
-        child, parent = np.nonzero(shorter[:, None] == hashes)
+        child, parent = (shorter[:, None] == hashes).nonzero()
         if len(child):  # texts that become others in the beam
             label = last[child]
             before = np.where(label == last[parent], ends_blank[parent], total[parent])
@@ -259,9 +259,9 @@ def search(log_probs: Floats, fusion: Fusion, beam: int) -> tuple[list[Integers]
             longer[parent[pair], column] = -np.inf
         kept = np.logaddexp(kept_blank, kept_label) + added
         scores = np.concatenate([kept, (longer + added[:, None] + scores_after[:, likely]).ravel()])
-        best = np.argsort(-scores, kind="stable")[:beam]
+        best = (-scores).argsort(kind="stable")[:beam]
         best = best[scores[best] > -np.inf]
-        grown = np.flatnonzero(best >= len(kept))
+        (grown,) = (best >= len(kept)).nonzero()
         row, column = np.divmod(best[grown] - len(kept), count)
         label = likely[column]
         source, output = best.copy(), np.zeros(len(best), np.int64)
@@ -346,39 +346,37 @@ def _alternatives(
     start[1:, 1:], end[:-1, :-1] = forward, backward
     start[0, 0] = end[-1, -1] = 0.0
     before, after = np.append(-1, labels[:-1]), np.append(labels[1:], -1)
-    # (T + 1, L): paths that are at a character, or at the blank, before; and that go on after each one.
-    from_label, from_blank = start[:, :-2:2], start[:, 1:-1:2]
-    to_blank, to_label = end[:, 2::2], end[:, 3::2]
+    # An alternative needs the steps between the beginning of the character before and the end of the one
+    # after it; (steps of the longest such window + 1, L) are gathered.
+    passed = np.cumsum(occupied, axis=1)
+    first = np.append(0, (passed[:, : 2 * size - 2 : 2] >= 1 - NEGLIGIBLE).sum(axis=0))
+    last = (passed[:, np.minimum(2 * np.arange(size) + 3, 2 * size)] > NEGLIGIBLE).sum(axis=0)
+    last, each = np.maximum(last, first + 1), np.arange(size)
+    places = np.arange((last - first).max() + 1)[:, None]
+    times, inside = np.minimum(first + places, steps), places <= last - first
+    # Paths that are at the character before, or at the blank after it; and that go on from the blank before
+    # the character after, or from that itself.
+    from_label, from_blank, to_blank, to_label = (
+        np.where(inside, values[times, each], -np.inf)
+        for values in (start[:, :-2:2], start[:, 1:-1:2], end[:, 2::2], end[:, 3::2])
+    )
     joins = np.where(before == after, -np.inf, from_label)  # equal neighbours would merge
     without = np.logaddexp.reduce(np.logaddexp(from_blank, joins) + to_label, axis=0)
-
-    # Another character needs the steps between those of its neighbours alone.
-    passed = np.cumsum(occupied, axis=1)
-    first = np.append(0, (passed[:, 1:-1:2] >= 1 - NEGLIGIBLE).sum(axis=0))[:size]
-    first[1:] = (passed[:, : 2 * size - 2 : 2] >= 1 - NEGLIGIBLE).sum(axis=0)
-    last = (passed[:, np.minimum(2 * np.arange(size) + 3, 2 * size)] > NEGLIGIBLE).sum(axis=0)
-    each = np.arange(size)
-    times = np.minimum(first[:, None] + np.arange((last - first).max(initial=1)), steps - 1)
-    inside = first[:, None] + np.arange(times.shape[1]) < np.maximum(last, first + 1)[:, None]
-
-    def window(values: Floats, offset: int) -> Floats:
-        return np.where(inside, values[times + offset, each[:, None]], -np.inf)
-
     enter, leave = np.logaddexp(from_label, from_blank), np.logaddexp(to_label, to_blank)
-    enter_scale, leave_scale = window(enter, 0).max(axis=1), window(leave, 1).max(axis=1)
-    entering, entering_blank = (np.exp(window(x, 0).T - enter_scale) for x in (enter, from_blank))
-    leaving, leaving_blank = (np.exp(window(x, 1).T - leave_scale) for x in (leave, to_blank))
+    enter_scale, leave_scale = (np.maximum(x.max(axis=0), LOWEST * steps) for x in (enter, leave))
+    entering, entering_blank = np.exp(enter - enter_scale), np.exp(from_blank - enter_scale)
+    leaving, leaving_blank = np.exp(leave - leave_scale), np.exp(to_blank - leave_scale)
     probs = np.exp(log_probs)
     probs[:, 0] = 0.0  # column 0, the blank, takes what is written for the virtual characters
     at = np.zeros((size, probs.shape[1]))
     sums, sums_after = np.zeros_like(at), np.zeros(size)
     before, after = np.maximum(before, 0), np.maximum(after, 0)
-    for k in range(times.shape[1]):
+    for k in range(len(places) - 1):
         arrived = at + entering[k, :, None]
         arrived[each, before] = at[each, before] + entering_blank[k]
-        at = arrived * probs[times[:, k]]
-        sums += at * leaving[k, :, None]
-        sums_after += at[each, after] * leaving_blank[k]
+        at = arrived * probs[np.minimum(times[k], steps - 1)]
+        sums += at * leaving[k + 1, :, None]
+        sums_after += at[each, after] * leaving_blank[k + 1]
     sums[each, after] = sums_after
     sums[:, 0] = np.exp(np.minimum(without - enter_scale - leave_scale, 700))
     own = sums[each, labels][:, None]
