@@ -15,6 +15,7 @@ from math import ceil, exp, log, sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from rapidfuzz.distance import Levenshtein
 
 from mdlstm_tk.data import Task, batches
@@ -78,12 +79,13 @@ def training_texts(task: Task, seed: int) -> Sequence[str]:
     return [text for batch in generated for text in target_texts(batch, task.spec)]
 
 
+@torch.no_grad()
 def validation_lines(job: TrainingJob) -> list[Line]:
     """The lines of the validation split, evenly chosen if there are more than `MAX_LINES`."""
     task, device = job.task, next(job.network.parameters()).device
     spec, lines = task.spec, []
     for batch in batches(task, "validation", job.config.seed, task.evaluation_batch):
-        logits = predict(job.network, batch, device, job.config.precision).detach().cpu().numpy()
+        logits = predict(job.network, batch, device, job.config.precision).cpu().numpy()
         width, steps = batch.x.shape[2], logits.shape[1]
         widths = np.full(len(logits), width) if batch.sizes is None else batch.sizes[:, 1]
         for line, own, y in zip(logits, widths.tolist(), batch.y, strict=True):
