@@ -124,8 +124,8 @@ def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
         return {**info, "drawing": metadata.drawing}
     if metadata.ndim != 2 or not set(metadata.inputs) <= {"x", "sizes"}:
         raise InputError(
-            f"{label} takes {', '.join(metadata.inputs)} with x in layout {metadata.layout}; a page supports "
-            "two-dimensional grids without further inputs"
+            f"{label} takes {', '.join(metadata.inputs)} with x in layout {metadata.layout}; a page "
+            "supports two-dimensional grids without further inputs"
         )
     if len(metadata.output_names) > 1:
         raise InputError(

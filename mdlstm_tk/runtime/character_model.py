@@ -98,8 +98,9 @@ class CharacterModel:
     def fit(cls, texts: Iterable[str], order: int = 6) -> CharacterModel:
         """Estimate a model by interpolated modified Kneser-Ney smoothing (Chen and Goodman 1998).
 
-        The numbers are those of KenLM's `lmplz --discount_fallback`, down to the treatment of "<s>" and
-        "<unk>".
+        As in KenLM's `lmplz --discount_fallback`, n-grams that begin with "<s>" keep their counts, the
+        lowest order is interpolated with equal probabilities of the vocabulary, "<unk>" included, and an
+        order with too few n-grams for estimates has the discounts 0.5, 1 and 1.5.
 
         Args:
             texts: lines of text in the order of reading. They are composed (NFC); tabs and other blanks

@@ -27,7 +27,8 @@ Integers = npt.NDArray[np.int64]
 
 LOWEST = -1e4  # log-probability of an impossible output: e^LOWEST is 0, and sums of it are finite
 HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
-PRUNED = 1e-3  # divided by the beam: probability of characters that a search does not try at a step
+PRUNED = 0.01  # divided by the beam: probability of characters that a search does not try at a step
+WEIGHED = 0.01  # alternatives of a character from this probability on are weighed by a language model
 NEGLIGIBLE = 1e-9  # posterior of a step that is left out where alternatives of a character are summed
 
 
@@ -38,7 +39,8 @@ class Character(NamedTuple):
         character: the character.
         left, right: its edges, in pixels of the image. CTC marks a character where it becomes certain, so
             that its edges are often narrower than its ink.
-        confidence: the probability that it is right if the rest of the line is.
+        confidence: the probability that it is right if the rest of the line is, by the image and the
+            language model, if there is one.
     """
 
     character: str
@@ -52,7 +54,7 @@ class Transcription(NamedTuple):
 
     Attributes:
         text: the text.
-        confidence: the probability of the whole text, P(text | image).
+        confidence: the probability of the whole text, P(text | image), without a language model.
         characters: one entry for each character of the text.
     """
 
@@ -92,8 +94,12 @@ def transcribe_logits(
     if beam == 1 and lm is None:
         labels = best_path(logits)
     else:
-        labels = search(log_probs, classes, decoding, direction, beam, lm)[0][0]
-    log_prob, confidences, edges = posteriors(log_probs, labels)
+        fusion = Fusion(lm, classes, decoding, direction)
+        labels = search(log_probs, fusion, beam)[0][0]
+    log_prob, alternatives, edges = posteriors(log_probs, labels)
+    if lm is not None:
+        fusion.weigh(labels, alternatives)
+    confidences = 1 / alternatives.sum(axis=1)
     edges *= 1.0 if width is None else width / max(len(logits), 1)
     shown = [classes[k - 1] for k in labels]
     ordered = [(c, k) for k, c in enumerate(shown)] if direction is None else None
@@ -146,9 +152,17 @@ def best_path(logits: Floats) -> Integers:
     return path[changed & (path > 0)]
 
 
-class _Fusion:
-    """What the language model adds to the score of a text for each output: (1 + characters,), where entry 0
-    stands for the end of the text; and the states after it."""
+class Fusion:
+    """What a language model adds to the scores of texts.
+
+    Args:
+        lm: the model; None adds nothing.
+        classes, decoding, direction: as for `transcribe_logits`.
+
+    Attributes:
+        start: the state before the first character.
+        is_reversed: texts begin on the right.
+    """
 
     def __init__(
         self,
@@ -158,16 +172,19 @@ class _Fusion:
         direction: Direction | None,
     ) -> None:
         self._lm, self._decoding = lm, decoding
+        self.is_reversed = direction == "rtl"
         self._rows: dict[int, tuple[Floats, Integers]] = {}
         if lm is None:
             self._rows[0] = np.zeros(len(classes) + 1), np.zeros(len(classes) + 1, np.int64)
             self.start = 0
             return
-        names = [name.translate(MIRRORED) for name in classes] if direction == "rtl" else classes
+        names = [name.translate(MIRRORED) for name in classes] if self.is_reversed else classes
         self._index = np.array([lm.index[END], *(lm.index.get(name, 0) for name in names)])
         self.start = lm.start
 
     def after(self, state: int) -> tuple[Floats, Integers]:
+        """Scores (1 + characters,) of each output after a state, and the states after it; entry 0 stands
+        for the end of the text."""
         row = self._rows.get(state)
         if row is None:
             assert self._lm is not None
@@ -177,30 +194,45 @@ class _Fusion:
             row = self._rows[state] = scores, states[self._index]
         return row
 
+    def weigh(self, labels: Integers, alternatives: Floats) -> None:
+        """Multiply the likely alternatives of each character, as `posteriors` returns them, by what the
+        model says about their texts."""
+        if self.is_reversed:
+            labels, alternatives = labels[::-1], alternatives[::-1]
+        outputs, states, own = [*labels.tolist(), 0], [self.start], []  # 0: the end of the text
+        for output in outputs:
+            scores, following = self.after(states[-1])
+            own.append(scores[output])
+            states.append(following[output])
+        for i, k in np.argwhere(alternatives > WEIGHED).tolist():
+            if k == outputs[i]:
+                continue
+            gain, state = -own[i], states[i]
+            if k > 0:
+                scores, following = self.after(state)
+                gain, state = gain + scores[k], following[k]
+            for j in range(i + 1, len(outputs)):
+                if state == states[j]:  # from here on both texts are equally likely
+                    break
+                scores, following = self.after(state)
+                gain, state = gain + scores[outputs[j]] - own[j], following[outputs[j]]
+            alternatives[i, k] *= np.exp(gain)
 
-def search(
-    log_probs: Floats,
-    classes: Sequence[str],
-    decoding: Decoding,
-    direction: Direction | None,
-    beam: int,
-    lm: CharacterModel | None,
-) -> tuple[list[Integers], Floats]:
+
+def search(log_probs: Floats, fusion: Fusion, beam: int) -> tuple[list[Integers], Floats]:
     """The texts of the highest score by prefix beam search (Hannun et al. 2014, arXiv:1408.2873).
 
     The score is log P(text | image) + lm_weight · log P(text) + character_bonus · length, the latter two if
     there is a language model. At each step `beam` texts are kept; up to `beam` characters can follow,
-    unless their probability is below 0.001 / beam. Texts that run from right to left are searched from
+    unless their probability is below 0.01 / beam. Texts that run from right to left are searched from
     their beginning on the right, so that the language model sees numbers within them in reverse order.
 
     Returns:
         Up to `beam` texts, the best one first, as the outputs of their characters from left to right; and
         their log P(text | image), of the paths that were not dropped.
     """
-    is_reversed = direction == "rtl"
-    if is_reversed:
+    if fusion.is_reversed:
         log_probs = log_probs[::-1]
-    fusion = _Fusion(lm, classes, decoding, direction)
     candidates = np.argsort(-log_probs[:, 1:], axis=1, kind="stable")[:, :beam] + 1
     counts = (np.take_along_axis(log_probs, candidates, 1) > np.log(PRUNED / beam)).sum(axis=1)
     # Of each text: the log-probability of its paths that end with the blank, and with its last character;
@@ -218,7 +250,7 @@ def search(
             continue
         likely = likely[:count]
         longer = np.where(likely == last[:, None], ends_blank[:, None], total[:, None]) + log_p[likely]
-        child, parent = np.nonzero(shorter[:, None] == hashes)
+        child, parent = (shorter[:, None] == hashes).nonzero()
         if len(child):  # texts that become others in the beam
             label = last[child]
             before = np.where(label == last[parent], ends_blank[parent], total[parent])
@@ -227,9 +259,9 @@ def search(
             longer[parent[pair], column] = -np.inf
         kept = np.logaddexp(kept_blank, kept_label) + added
         scores = np.concatenate([kept, (longer + added[:, None] + scores_after[:, likely]).ravel()])
-        best = np.argsort(-scores, kind="stable")[:beam]
+        best = (-scores).argsort(kind="stable")[:beam]
         best = best[scores[best] > -np.inf]
-        grown = np.flatnonzero(best >= len(kept))
+        (grown,) = (best >= len(kept)).nonzero()
         row, column = np.divmod(best[grown] - len(kept), count)
         label = likely[column]
         source, output = best.copy(), np.zeros(len(best), np.int64)
@@ -252,23 +284,22 @@ def search(
     places, path = order, np.zeros((len(sources), len(order)), np.int64)
     for t in range(len(sources) - 1, -1, -1):
         path[t], places = outputs[t][places], sources[t][places]
-    path = path[::-1] if is_reversed else path
+    path = path[::-1] if fusion.is_reversed else path
     return [text[text > 0] for text in path.T], log_ctc[order]
 
 
 def posteriors(log_probs: Floats, labels: Integers) -> tuple[float, Floats, Floats]:
-    """The probability of a text and of its characters by the forward-backward algorithm.
-
-    The alternatives of a character are the texts with another one, or with none, in its place: its
-    confidence is P(text) divided by the sum over these and the text itself.
+    """The probability of a text and of those that differ in a character, by forward-backward.
 
     Args:
         log_probs: (T, 1 + characters).
         labels: (L,) the outputs of the characters; the text can be spelled in T steps.
 
     Returns:
-        log P(text); the confidence (L,) of each character; and its edges (L, 2), in steps: the mean numbers
-        of steps before the character begins and before it has ended, over all paths.
+        log P(text); (L, 1 + characters) P(the text with another character in this place) / P(text), which
+        is 1 for the character itself, and in column 0 the same of the text without it; and the edges (L, 2)
+        of each character, in steps: the mean numbers of steps before it begins and before it has ended,
+        over all paths.
     """
     steps, size = len(log_probs), len(labels)
     # The lattice: blank, first character, blank, …, last character, blank.
@@ -294,13 +325,13 @@ def posteriors(log_probs: Floats, labels: Integers) -> tuple[float, Floats, Floa
     occupied = np.exp(forward + backward - emitted - log_prob)
     ends = np.cumsum(occupied.sum(axis=0))
     edges = np.stack([ends[:-1:2], ends[1::2]], axis=1)
-    return log_prob, _confidences(log_probs, labels, forward, backward, occupied), edges
+    return log_prob, _alternatives(log_probs, labels, forward, backward, occupied), edges
 
 
-def _confidences(
+def _alternatives(
     log_probs: Floats, labels: Integers, forward: Floats, backward: Floats, occupied: Floats
 ) -> Floats:
-    """The confidence of each character; see `posteriors`.
+    """The alternatives of each character; see `posteriors`.
 
     Args:
         forward, backward: (T, 2L + 1) logarithms of the sums over the paths up to, and from, a step at a
@@ -309,47 +340,44 @@ def _confidences(
     """
     steps, size = len(log_probs), len(labels)
     if not size:
-        return np.zeros(0)
+        return np.zeros((0, log_probs.shape[1]))
     # Virtual characters before the first step and after the last one, unlike all others, begin and end.
     start, end = np.full((steps + 1, 2 * size + 2), -np.inf), np.full((steps + 1, 2 * size + 2), -np.inf)
     start[1:, 1:], end[:-1, :-1] = forward, backward
     start[0, 0] = end[-1, -1] = 0.0
     before, after = np.append(-1, labels[:-1]), np.append(labels[1:], -1)
-    # (T + 1, L): paths that are at a character, or at the blank, before; and that go on after each one.
-    from_label, from_blank = start[:, :-2:2], start[:, 1:-1:2]
-    to_blank, to_label = end[:, 2::2], end[:, 3::2]
+    # An alternative needs the steps between the beginning of the character before and the end of the one
+    # after it; (steps of the longest such window + 1, L) are gathered.
+    passed = np.cumsum(occupied, axis=1)
+    first = np.append(0, (passed[:, : 2 * size - 2 : 2] >= 1 - NEGLIGIBLE).sum(axis=0))
+    last = (passed[:, np.minimum(2 * np.arange(size) + 3, 2 * size)] > NEGLIGIBLE).sum(axis=0)
+    last, each = np.maximum(last, first + 1), np.arange(size)
+    places = np.arange((last - first).max() + 1)[:, None]
+    times, inside = np.minimum(first + places, steps), places <= last - first
+    # Paths that are at the character before, or at the blank after it; and that go on from the blank before
+    # the character after, or from that itself.
+    from_label, from_blank, to_blank, to_label = (
+        np.where(inside, values[times, each], -np.inf)
+        for values in (start[:, :-2:2], start[:, 1:-1:2], end[:, 2::2], end[:, 3::2])
+    )
     joins = np.where(before == after, -np.inf, from_label)  # equal neighbours would merge
     without = np.logaddexp.reduce(np.logaddexp(from_blank, joins) + to_label, axis=0)
-
-    # Another character needs the steps between those of its neighbours alone.
-    passed = np.cumsum(occupied, axis=1)
-    first = np.append(0, (passed[:, 1:-1:2] >= 1 - NEGLIGIBLE).sum(axis=0))[:size]
-    first[1:] = (passed[:, : 2 * size - 2 : 2] >= 1 - NEGLIGIBLE).sum(axis=0)
-    last = (passed[:, np.minimum(2 * np.arange(size) + 3, 2 * size)] > NEGLIGIBLE).sum(axis=0)
-    each = np.arange(size)
-    times = np.minimum(first[:, None] + np.arange((last - first).max(initial=1)), steps - 1)
-    inside = first[:, None] + np.arange(times.shape[1]) < np.maximum(last, first + 1)[:, None]
-
-    def window(values: Floats, offset: int) -> Floats:
-        return np.where(inside, values[times + offset, each[:, None]], -np.inf)
-
     enter, leave = np.logaddexp(from_label, from_blank), np.logaddexp(to_label, to_blank)
-    enter_scale, leave_scale = window(enter, 0).max(axis=1), window(leave, 1).max(axis=1)
-    entering, entering_blank = (np.exp(window(x, 0).T - enter_scale) for x in (enter, from_blank))
-    leaving, leaving_blank = (np.exp(window(x, 1).T - leave_scale) for x in (leave, to_blank))
+    enter_scale, leave_scale = (np.maximum(x.max(axis=0), LOWEST * steps) for x in (enter, leave))
+    entering, entering_blank = np.exp(enter - enter_scale), np.exp(from_blank - enter_scale)
+    leaving, leaving_blank = np.exp(leave - leave_scale), np.exp(to_blank - leave_scale)
     probs = np.exp(log_probs)
     probs[:, 0] = 0.0  # column 0, the blank, takes what is written for the virtual characters
     at = np.zeros((size, probs.shape[1]))
     sums, sums_after = np.zeros_like(at), np.zeros(size)
     before, after = np.maximum(before, 0), np.maximum(after, 0)
-    for k in range(times.shape[1]):
+    for k in range(len(places) - 1):
         arrived = at + entering[k, :, None]
         arrived[each, before] = at[each, before] + entering_blank[k]
-        at = arrived * probs[times[:, k]]
-        sums += at * leaving[k, :, None]
-        sums_after += at[each, after] * leaving_blank[k]
+        at = arrived * probs[np.minimum(times[k], steps - 1)]
+        sums += at * leaving[k + 1, :, None]
+        sums_after += at[each, after] * leaving_blank[k + 1]
     sums[each, after] = sums_after
-    own = sums[each, labels]
-    everything = sums.sum(axis=1) + np.exp(np.minimum(without - enter_scale - leave_scale, 700))
-    confidences: Floats = own / everything
-    return confidences
+    sums[:, 0] = np.exp(np.minimum(without - enter_scale - leave_scale, 700))
+    own = sums[each, labels][:, None]
+    return np.divide(sums, own, out=np.full_like(sums, np.inf), where=own > 0)

@@ -15,13 +15,14 @@ from math import ceil, exp, log, sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from rapidfuzz.distance import Levenshtein
 
 from mdlstm_tk.data import Task, batches
 from mdlstm_tk.data.metrics import target_texts
 from mdlstm_tk.data.spec import Floats
 from mdlstm_tk.runtime.character_model import CharacterModel
-from mdlstm_tk.runtime.ctc import best_path, posteriors, scaled_log_probs, search
+from mdlstm_tk.runtime.ctc import Fusion, best_path, posteriors, scaled_log_probs, search
 from mdlstm_tk.runtime.decoding import Decoding
 from mdlstm_tk.runtime.shapes import step_width
 from mdlstm_tk.runtime.text_order import Direction, reorder
@@ -75,12 +76,13 @@ def training_texts(task: Task, seed: int) -> Sequence[str]:
     return [text for batch in generated for text in target_texts(batch, task.spec)]
 
 
+@torch.no_grad()
 def validation_lines(job: TrainingJob) -> list[Line]:
     """The lines of the validation split, evenly chosen if there are more than `MAX_LINES`."""
     task, device = job.task, next(job.network.parameters()).device
     spec, lines = task.spec, []
     for batch in batches(task, "validation", job.config.seed, task.evaluation_batch):
-        logits = predict(job.network, batch, device, job.config.precision).detach().cpu().numpy()
+        logits = predict(job.network, batch, device, job.config.precision).cpu().numpy()
         width, steps = batch.x.shape[2], logits.shape[1]
         widths = np.full(len(logits), width) if batch.sizes is None else batch.sizes[:, 1]
         for line, own, y in zip(logits, widths.tolist(), batch.y, strict=True):
@@ -125,7 +127,7 @@ def fit_temperature(lines: Sequence[Line], classes: Sequence[str]) -> float:
         total = 0.0
         for logits, labels, is_right in read:
             log_probs = scaled_log_probs(logits, classes, exp(log_temperature))
-            confidences = np.clip(posteriors(log_probs, labels)[1], UNSURE, 1 - UNSURE)
+            confidences = np.clip(1 / posteriors(log_probs, labels)[1].sum(axis=1), UNSURE, 1 - UNSURE)
             total -= float(np.log(np.where(is_right, confidences, 1 - confidences)).sum())
         return total
 
@@ -143,9 +145,10 @@ def fit_weights(
     of equal ones those nearest to `decoding`."""
     weights, bonuses = LM_WEIGHTS[:, None, None], BONUSES[None, :, None]
     errors = np.zeros((len(LM_WEIGHTS), len(BONUSES)))
+    fusion = Fusion(lm, classes, decoding, direction)
     for line in lines:
         log_probs = scaled_log_probs(line.logits, classes, decoding.temperature)
-        texts, log_ctc = search(log_probs, classes, decoding, direction, BEAM, lm)
+        texts, log_ctc = search(log_probs, fusion, BEAM)
         shown = ["".join(classes[k - 1] for k in text) for text in texts]
         read = shown if direction is None else [reorder(text, direction) for text in shown]
         log_lm = np.array([lm.log_prob(text) for text in read])

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import CharacterModel, Decoding
-from mdlstm_tk.runtime.ctc import best_path, posteriors, scaled_log_probs, search, transcribe_logits
+from mdlstm_tk.runtime.ctc import Fusion, best_path, posteriors, scaled_log_probs, search, transcribe_logits
 
 CLASSES = "abc"
 DECODING = Decoding(temperature=1.0, lm_weight=0.7, character_bonus=0.4)
-LM = CharacterModel.fit(["abba", "aab", "bacc", "cab"], order=3)
+LM_TEXTS = ["abba", "aab", "bacc", "cab"]
+LM = CharacterModel.fit(LM_TEXTS, order=3)
 UNLIMITED = 10**12
 
 Text = tuple[int, ...]
@@ -57,7 +59,7 @@ def test_unlimited_search_finds_the_text_of_the_highest_score(seed: int, lm: Cha
             value += 0.7 * lm.log_prob("".join(classes[k - 1] for k in text)) + 0.4 * len(text)
         return value
 
-    texts, log_ctc = search(log_probs, classes, DECODING, None, UNLIMITED, lm)
+    texts, log_ctc = search(log_probs, Fusion(lm, classes, DECODING, None), UNLIMITED)
     found = [tuple(text.tolist()) for text in texts]
     assert score(found[0]) == pytest.approx(max(map(score, exact)), abs=1e-9)
     assert len(found) == len(set(found))
@@ -73,14 +75,39 @@ def test_posteriors_are_sums_over_all_paths(seed: int) -> None:
     for text, probability in exact.items():
         if probability < 1e-200:
             continue
-        log_prob, confidences, edges = posteriors(log_probs, np.array(text, int))
+        log_prob, found, edges = posteriors(log_probs, np.array(text, int))
         assert np.exp(log_prob) == pytest.approx(probability, abs=1e-12)
-        for i, confidence in enumerate(confidences):
-            others = [(*text[:i], k, *text[i + 1 :]) for k in range(1, log_probs.shape[1])]
-            alternatives = [*others, text[:i] + text[i + 1 :]]
-            total = sum(exact.get(other, 0.0) for other in alternatives)
-            assert confidence == pytest.approx(probability / total, abs=1e-8)
+        for i, row in enumerate(found):
+            others = alternatives(text, i, log_probs.shape[1])
+            expected = np.array([exact.get(other, 0.0) for other in others])
+            np.testing.assert_allclose(row, expected / probability, rtol=1e-7, atol=1e-8)
         np.testing.assert_allclose(edges, expected_edges(log_probs, text), atol=1e-6)
+
+
+def alternatives(text: Text, i: int, outputs: int) -> list[Text]:
+    """The text without its i-th character, and with each character in its place."""
+    return [text[:i] + text[i + 1 :], *((*text[:i], k, *text[i + 1 :]) for k in range(1, outputs))]
+
+
+@pytest.mark.parametrize("direction", [None, "rtl"])
+@pytest.mark.parametrize("seed", range(20))
+def test_the_language_model_weighs_the_alternatives(seed: int, direction: Any) -> None:
+    classes = "\u05d0\u05d1\u05d2" if direction else CLASSES
+    lm = CharacterModel.fit([t.translate(str.maketrans(CLASSES, classes)) for t in LM_TEXTS], order=3)
+    logits = np.random.default_rng(seed).normal(size=(5, 4))
+    line = transcribe_logits(logits, classes, decoding=DECODING, direction=direction, beam=64, lm=lm)
+    exact = all_texts(scaled_log_probs(logits, classes, 1.0))
+
+    def weight(text: Text) -> float:
+        read = [classes[k - 1] for k in text]
+        scored = 0.7 * lm.log_prob("".join(read[::-1] if direction else read)) + 0.4 * len(text)
+        return exact.get(text, 0.0) * float(np.exp(scored))
+
+    shown = sorted(line.characters, key=lambda c: c.left)
+    text = tuple(classes.index(c.character) + 1 for c in shown)
+    for i, character in enumerate(shown):
+        total = sum(weight(other) for other in alternatives(text, i, 4))
+        assert character.confidence == pytest.approx(weight(text) / total, abs=0.05)
 
 
 def expected_edges(log_probs: np.ndarray, text: Text) -> np.ndarray:
