@@ -93,7 +93,7 @@ class LineRecognizer(HubModel):
         channels: int,
         outputs: int,
         *,
-        hidden: int = 64,
+        hidden: int = 48,
         layers: int = 1,
         cell: str = "stable",
         directions: Directions = "all",
