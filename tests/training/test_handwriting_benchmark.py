@@ -14,6 +14,7 @@ from helpers.pages import draw_page
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import handwriting
+import kraken_rival
 
 from mdlstm_tk.runtime.pages import read_page
 
@@ -67,4 +68,4 @@ def test_boxes_are_cut_without_outline_and_baseline(source: Path) -> None:
 
 def test_checkpoints_of_kraken_are_sorted_by_accuracy() -> None:
     names = ("checkpoint_abort.ckpt", "checkpoint_00-0.1090.ckpt", "checkpoint_09-0.8123.ckpt")
-    assert [handwriting.accuracy(Path(name)) for name in names] == [-1, 0.109, 0.8123]
+    assert [kraken_rival.accuracy(Path(name)) for name in names] == [-1, 0.109, 0.8123]
