@@ -3,9 +3,10 @@
     mdlstm compare --task digits --import benchmarks/rival_networks.py
 
 On images: one-dimensional LSTMs along rows, `horizontal` and `snake`, to classify, segment and transcribe,
-and convolutions, `conv`, to segment. As density models: `horizontal` and `snake`, the Row LSTM, `row`, and
-masked convolutions, `conv`; all have the head of `DensityNet` and, but for the convolutions, the input of
-`PixelNet`.
+and convolutions, `conv`, to segment. On lines of handwriting, with the convolutions of `LineRecognizer`:
+LSTMs along rows, `line-rows`, and along columns alone, `line-blstm`. As density models: `horizontal` and
+`snake`, the Row LSTM, `row`, and masked convolutions, `conv`; all have the head of `DensityNet` and, but
+for the convolutions, the input of `PixelNet`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ from mdlstm_tk.models.blocks import (
 from mdlstm_tk.models.density import neighbours
 from mdlstm_tk.models.grids import init_torch_lstm_
 from mdlstm_tk.models.heads import NETWORKS
+from mdlstm_tk.models.lines import CONVOLUTIONS, ROWS, LineRecognizer
 
 Place = torch.device | str | None
 Type = torch.dtype | None
@@ -87,6 +89,67 @@ def _register_lines() -> None:
 
 
 _register_lines()
+
+
+class RowMaximum(nn.Module):
+    """The maximum of each feature over windows of rows, as large as those of an MD-LSTM in its place."""
+
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Map x (N, H, W, C), 0 outside sizes and not negative, to y (N, ⌈H / ROWS⌉, W, C)."""
+        y: Tensor = space_to_depth(x, (ROWS, 1)).unflatten(-1, (ROWS, -1)).amax(-2)
+        return y
+
+
+class LineRival(LineRecognizer):
+    """`LineRecognizer` with another module in place of its MD-LSTM, and `LAYERS` along columns behind it.
+
+    Args:
+        channels: C of x.
+        outputs: the blank and the characters.
+        hidden: n, units of each direction along rows; the layers along columns have twice as many.
+        dropout: as in `LineRecognizer`.
+    """
+
+    LAYERS: ClassVar[int]
+
+    def __init__(self, channels: int, outputs: int, *, hidden: int = 64, dropout: float = 0.0) -> None:
+        super().__init__(channels, outputs, hidden=hidden, layers=self.LAYERS, dropout=dropout)
+        features = CONVOLUTIONS[-1][0]
+        grid, size = self.make_grid(features, hidden)
+        self.add_module("grid", grid)
+        self.columns = MDLSTM(
+            *(size, 2 * hidden),
+            ndim=1,
+            num_layers=self.LAYERS,
+            cell="stable",
+            directions="all",
+            dropout=dropout,
+        )
+
+    def make_grid(self, features: int, hidden: int) -> tuple[nn.Module, int]:
+        """Return the module, and the number of features of its output."""
+        raise NotImplementedError
+
+
+@register("line-rows", kind="transcribe")
+class LineRows(LineRival):
+    """LSTMs along rows, in both directions, in place of the MD-LSTM."""
+
+    LAYERS = 1
+
+    def make_grid(self, features: int, hidden: int) -> tuple[nn.Module, int]:
+        lstm = RowLSTM(features, hidden, flatten=False, window=(ROWS, 1), cell="stable", directions="all")
+        return lstm, lstm.output_size
+
+
+@register("line-blstm", kind="transcribe")
+class LineColumns(LineRival):
+    """The maximum over rows in place of the MD-LSTM, and two bidirectional LSTMs along columns."""
+
+    LAYERS = 2
+
+    def make_grid(self, features: int, hidden: int) -> tuple[nn.Module, int]:
+        return RowMaximum(), features
 
 
 @register("conv", kind="segment")

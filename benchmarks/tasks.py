@@ -29,7 +29,12 @@ PAGES = {  # name of the page → (tasks, seeds)
     "textures": (("textures",), 3),
     "gaussian-field": (("gaussian-field", "gaussian-field-anisotropic"), 3),
 }
-PERCENTAGES = ("error", "character_error", "string_error")  # metrics that are printed in per cent
+PERCENTAGES = (
+    "error",
+    "character_error",
+    "word_error",
+    "string_error",
+)  # metrics that are printed in per cent
 MARK = "<!-- measured -->\n"  # everything below this line of a page is generated
 
 

@@ -20,8 +20,9 @@ def infer(
         typer.Argument(
             metavar="FILE...",
             help="Files, and folders of files, of the types npy, npz, csv, png, jpg, tif, bmp, gif, webp, "
-            "pgm, ppm, for tiled models npy, tif, zarr; or - for one file of any of these types on stdin.",
-            autocompletion=options.complete_files(*READABLE, ".zarr"),
+            "pgm, ppm, pages in ALTO or PAGE xml, for tiled models npy, tif, zarr; or - for one file of "
+            "any of these types on stdin.",
+            autocompletion=options.complete_files(*READABLE, ".xml", ".zarr"),
             show_default=False,
         ),
     ],
@@ -30,6 +31,8 @@ def infer(
     output_format: options.OutputFormat = None,
     probabilities: options.Probabilities = False,
     top: options.Top = None,
+    beam: options.Beam = None,
+    lm: options.LanguageModel = None,
     skip_existing: options.SkipExisting = False,
     force: options.ForceFile = False,
     json: options.Json = False,
@@ -56,6 +59,9 @@ def infer(
     recogniser are printed, or collected in one table with -o labels.csv; so are the nats and the
     bits per dimension of a density model. The masks of a segmenter are
     written as PNG with the values and the palette of the masks that it was trained on.
+
+    A recogniser reads the lines of pages, images with ALTO or PAGE XML beside them: -o read/ writes the XML
+    again with texts and confidences.
 
     Files of equal shape run together. A file that cannot be used is reported, the others go on, and the
     exit code is 1. Folders are searched recursively, without hidden files and earlier results (*.out.*).

@@ -220,17 +220,24 @@ Output = Annotated[
 OutputFormat = Annotated[
     Format | None,
     option(
-        "File format of the results: txt, tsv, csv and json hold labels, texts and masks, npy and npz the "
-        "network's outputs; png holds masks, or values clipped to [0, 1] with 8 bits. The fields of txt "
-        "and tsv are separated by tabs.",
+        "File format of the results: txt, tsv, csv and json hold labels, texts and masks, xml pages, npy "
+        "and npz the network's outputs; png holds masks, or values clipped to [0, 1] with 8 bits. The "
+        "fields of txt and tsv are separated by tabs.",
         *(OUTPUT, "--format"),
-        show_default="txt for labels and texts, png for masks, npz for .npz inputs, else npy",
+        show_default="txt for labels and texts, xml for pages, png for masks, npz for .npz, else npy",
     ),
 ]
-PROBABILITIES = "Write the probability of every class, by name in csv and json, else as arrays."
+PROBABILITIES = (
+    "Write the probability of every class, by name in csv and json, else as arrays; of texts, their "
+    "confidence in tsv and csv."
+)
 Probabilities = Annotated[bool, option(PROBABILITIES, OUTPUT, "--probabilities")]
 TOP = "Name the K most likely classes of a classifier with their probabilities."
 Top = Annotated[int | None, option(TOP, OUTPUT, min=1, metavar="K", show_default=False)]
+BEAM = "Texts that a recogniser compares while it reads a line."
+Beam = Annotated[int | None, option(BEAM, OUTPUT, min=1, metavar="N", show_default="1, or 16 with --lm")]
+LM = "Language model that a recogniser follows: an ARPA file of characters, such as lm.arpa.gz of a run."
+LanguageModel = Annotated[Path | None, option(LM, OUTPUT, "--lm", metavar="FILE", show_default=False)]
 SKIP_EXISTING = "Leave out inputs whose result exists; continues an interrupted call."
 SkipExisting = Annotated[bool, option(SKIP_EXISTING, OUTPUT, "--skip-existing")]
 ForceFile = Annotated[bool, force_option("Replace results that exist.")]

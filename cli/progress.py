@@ -15,7 +15,9 @@ from mdlstm_tk.errors import MDLSTMError
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime import Inference, Result
-    from mdlstm_tk.training import Progress, TrainingJob
+    from mdlstm_tk.training import Progress, TrainConfig, TrainingJob
+
+TIMED_STEPS = 20  # after which the length of a training is told
 
 
 def train_with_progress(job: TrainingJob) -> dict[str, Any]:
@@ -29,13 +31,17 @@ def train_with_progress(job: TrainingJob) -> dict[str, Any]:
         note(line)
     for line in job.config.to_toml().splitlines():
         detail(f"  {line}")
-    metrics = RecentMetrics()
+    metrics, config = RecentMetrics(), job.config
+    seconds = round(60 * config.minutes)  # which the bar counts if they end the training; else steps
     try:
-        with progress(job.config.steps, job.steps_done) as show:
+        with progress(seconds or config.steps, job.seconds_done if seconds else job.steps_done) as show:
 
             def on_step(state: Progress) -> None:
                 metrics.add(state)
-                show(state.step, metrics.describe, state.seconds_left)
+                if state.step == job.steps_done + TIMED_STEPS:
+                    note(_describe_length(state, config))
+                left = round(state.seconds_left or 0)
+                show(seconds - left if seconds else state.step, metrics.describe, state.seconds_left)
 
             result = train(job, on_step)
     except KeyboardInterrupt:
@@ -47,6 +53,14 @@ def train_with_progress(job: TrainingJob) -> dict[str, Any]:
         raise
     draw_run(job.run, job.task, job.network)
     return result
+
+
+def _describe_length(state: Progress, config: TrainConfig) -> str:
+    """How long training takes on this machine, from the rate of its first steps."""
+    rate, left = state.steps_per_second or 0.0, state.seconds_left or 0.0
+    if config.minutes:
+        return f"about {state.step + rate * left:,.0f} steps in {config.minutes:g} minutes on this machine"
+    return f"the {config.steps} steps will take about {left / 60:.2g} minutes on this machine"
 
 
 class ResultPrinter:

@@ -24,6 +24,7 @@ from mdlstm_tk.training.tasks import KINDS
 
 METAVARS = {
     "data": "PATH",
+    "init": "RUN",
     "windows": "SIZE,...",
     "device": "auto|cpu|cuda|cuda:N",
     **dict.fromkeys(("size", "resize", "crop"), "SIZE"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ def export_run(
             run's folder if None. With form "tiles", a file name that ends in `.tiles`, or a folder for
             model.tiles. The folder must exist.
         grid: extents to export for, None among them where they are free. None: the run's own grid, or any
-            grid if form is "scan" or "tiles".
+            grid if form is "scan" or "tiles"; what `resize` of the run leaves free, as the width in 64x*,
+            is free then.
         form, padded, multiple_of, dtype, functions, atol: as for `export_onnx`; form "tiles" takes atol
             alone.
         force: replace an existing file.
@@ -113,6 +114,9 @@ def export_run_sizes(
     run, checkpoint_path = find_checkpoint(run)
     checkpoint = load_checkpoint(checkpoint_path)
     spec, run_grid = checkpoint.spec, checkpoint.config.grid
+    resize = spec.preprocessing and spec.preprocessing.resize
+    if resize and None in resize and form != "tiles":  # all images have one height, and any width
+        grids = [grid or resize for grid in grids]
     target = destination if isinstance(destination, ExportTarget) else None
     form = form or (target.preferred_form if target else default_form(grids[0]))
     if form == "tiles" and target:
@@ -129,6 +133,7 @@ def export_run_sizes(
         "mask_values": spec.mask_values or None,
         "mask_palette": spec.mask_palette or None,
         "text_direction": spec.text_direction,
+        **(asdict(run.read_decoding()) if spec.kind == "transcribe" else {}),
         "preprocessing": spec.preprocessing and spec.preprocessing.to_json(),
         "checkpoint_sha256": hashlib.sha256(checkpoint_path.read_bytes()).hexdigest(),
     }

@@ -16,6 +16,7 @@ and train it with `mdlstm train --import my_file.py --model deep`.
     registry    networks by name
     grids       networks that predict numbers at every position
     heads       networks that classify, segment and transcribe
+    lines       the network that learns to read lines of handwriting
     density     the base of networks that give the probability of an image, and draw images
     pixel       the multi-dimensional LSTM as such a network
     normalized  a wrapper that standardises inputs and outputs
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.models.heads import Classifier as Classifier
     from mdlstm_tk.models.heads import Segmenter as Segmenter
     from mdlstm_tk.models.heads import TextRecognizer as TextRecognizer
+    from mdlstm_tk.models.lines import LineRecognizer as LineRecognizer
     from mdlstm_tk.models.normalized import Normalized as Normalized
     from mdlstm_tk.models.pixel import PixelNet as PixelNet
     from mdlstm_tk.models.registry import create as create
@@ -52,6 +54,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "density": ("DensityNet",),
         "grids": ("GridNet", "HorizontalNet", "MDNet", "RasterNet", "SnakeNet"),
         "heads": ("Classifier", "Segmenter", "TextRecognizer"),
+        "lines": ("LineRecognizer",),
         "normalized": ("Normalized",),
         "pixel": ("PixelNet",),
         "registry": ("create", "model_names", "model_options", "register"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +51,10 @@ class Normalized(HubModel):
             if values:
                 self.register_buffer(name, torch.tensor(values, device=device, dtype=dtype))
 
-    def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
+    def forward(self, x: Tensor, sizes: Sizes | None = None) -> Any:
         """Map raw x (N, *grid, C) to the prediction of the network, in the units of the targets."""
         x = (x - self.mean) / self.std
-        y: Tensor = self.network(x) if sizes is None else self.network(x, sizes)
+        y: Any = self.network(x) if sizes is None else self.network(x, sizes)
         return y * self.target_std + self.target_mean if self.scales_targets else y
 
     def tile_stages(self) -> TileStages:

@@ -24,6 +24,7 @@ _FACTORIES: dict[str, dict[str | None, Factory | str]] = {
         "segment": "heads.Segmenter",
         "transcribe": "heads.TextRecognizer",
     },
+    "lines": {"transcribe": "lines.LineRecognizer"},
     "horizontal": {"grid": "grids.HorizontalNet"},
     "snake": {"grid": "grids.SnakeNet"},
     "raster": {"grid": "grids.RasterNet"},
@@ -44,6 +45,8 @@ def register(name: str, *aliases: str, kind: str | None = None) -> Callable[[F],
         "segment": (N, *grid, outputs) logits
         "transcribe": (N, T, outputs) logits, output 0 is the blank
         "density": (N, *grid, channels), the log-probability of each value of x given those before it
+
+    In training mode it may be a tuple: the result, and auxiliary ones which only the loss sees.
 
     Without a kind, the network is used for tasks of all kinds. A second registration replaces the first.
     """

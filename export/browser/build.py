@@ -81,8 +81,8 @@ def write_page(
     Each file appears completely or not at all. Other files in the folder are left unchanged.
 
     Args:
-        model: an `.onnx` file that `export_onnx` wrote for two-dimensional grids. If it takes any grid, the
-            size can be chosen on the page. Or one that `export_drawing` wrote: the page draws images.
+        model: an `.onnx` file that `export_onnx` wrote for two-dimensional grids. Extents that are free can
+            be chosen on the page. Or one that `export_drawing` wrote: the page draws images.
         folder: the folder for the page; it is created if it does not exist.
         name: title of the page.
         runtime: the files that `load_runtime` returned.
@@ -122,12 +122,10 @@ def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
     info = {"name": title, "channels": metadata.channels, "bytes": len(data), "version": metadata.version}
     if metadata.drawing is not None:
         return {**info, "drawing": metadata.drawing}
-    is_partly_free = metadata.grid is not None and None in metadata.grid
-    if metadata.ndim != 2 or is_partly_free or not set(metadata.inputs) <= {"x", "sizes"}:
+    if metadata.ndim != 2 or not set(metadata.inputs) <= {"x", "sizes"}:
         raise InputError(
-            f"{label} takes {', '.join(metadata.inputs)} with x in layout {metadata.layout} and grid "
-            f"{metadata.grid or 'any'}; a page supports one two-dimensional grid, or any, without further "
-            "inputs"
+            f"{label} takes {', '.join(metadata.inputs)} with x in layout {metadata.layout}; a page "
+            "supports two-dimensional grids without further inputs"
         )
     if len(metadata.output_names) > 1:
         raise InputError(

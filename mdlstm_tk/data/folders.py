@@ -2,7 +2,7 @@
 
 classify     one subfolder per class, which contains the images of that class
 segment      images/ and masks/ with files of the same names
-transcribe   images and labels.tsv, each line of which is: file, tab, text
+transcribe   images and labels.tsv, each line of which is: file, tab, text; or what `pages` describes
 grid         images/ and targets/ with files of the same names
 density      images, at any depth
 """
@@ -26,7 +26,8 @@ FORMATS: dict[Kind, str] = {
     "grid": "a folder with images/ and targets/",
     "classify": "a folder with one subfolder of images per class",
     "segment": "a folder with images/ and masks/",
-    "transcribe": "a folder with images and a labels.tsv of file, tab, text",
+    "transcribe": "a folder with page images and their ALTO or PAGE XML, with images of lines and their "
+    "NAME.gt.txt, or with images and a labels.tsv of file, tab, text",
     "density": "a folder with images, or with IDX files such as train-images-idx3-ubyte",
 }
 
@@ -73,10 +74,11 @@ def find_images(folder: Path) -> list[Path]:
     return [file for file in find_files(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
 
 
-def count_other_files(folder: Path) -> Counter[str]:
+def count_other_files(folder: Path, kind: Kind) -> Counter[str]:
     """Count the visible files below a folder that are neither images nor tables, by suffix."""
+    known = (*IMAGE_SUFFIXES, ".txt", ".tsv", *((".xml", ".json") if kind == "transcribe" else ()))
     others = (file.suffix.lower() for file in find_files(folder))
-    return Counter(suffix for suffix in others if suffix not in (*IMAGE_SUFFIXES, ".txt", ".tsv"))
+    return Counter(suffix for suffix in others if suffix not in known)
 
 
 def subfolders(path: Path) -> list[Path]:
@@ -122,14 +124,12 @@ def _list_pairs(path: Path, kind: Kind) -> Iterator[RawSample]:
         if similar := next((other for other in unpaired if other.startswith(begins)), None):
             file = by_name[Path(similar)]
             reason += f"; rename {file.relative_to(others)} to {name}{file.suffix}"
-        yield _image(path, image, partial(_refuse, reason))
+        yield _image(path, image, partial(refuse, reason))
 
 
 def _list_texts(path: Path) -> Iterator[RawSample]:
     """List the images and texts of labels.tsv; a bad line is a sample that cannot be used."""
     table = path / "labels.tsv"
-    if not table.exists():
-        raise InputError(f"{path}: labels.tsv is missing; expected {FORMATS['transcribe']}")
     first_line: dict[str, int] = {}
     for number, line in enumerate(read_lines(table), 1):
         if not line.strip():
@@ -143,8 +143,8 @@ def _list_texts(path: Path) -> Iterator[RawSample]:
         elif (first := first_line.setdefault(os.path.normpath(name), number)) != number:
             reason = f"line {first} names {name} as well; delete one of them"
         if reason:
-            refuse = partial(_refuse, reason)
-            yield RawSample(f"labels.tsv, line {number}", refuse, refuse, is_file=True)
+            refused = partial(refuse, reason)
+            yield RawSample(f"labels.tsv, line {number}", refused, refused, is_file=True)
         else:
             yield _image(path, path / name, partial(str, columns[0]))
 
@@ -153,7 +153,8 @@ def _no_target() -> None:
     """Return the target of an image whose probability is learned."""
 
 
-def _refuse(reason: str) -> Any:
+def refuse(reason: str) -> Any:
+    """Raise the reason why a sample cannot be used."""
     raise UnusableSampleError(reason)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import log
+from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
@@ -50,12 +52,41 @@ def _segment(prediction: Floats, batch: Batch, _: TaskSpec) -> Metrics:
     return {"error": (int((labels(prediction) != batch.y)[labelled].sum()), int(labelled.sum()))}
 
 
+class TextEdits(NamedTuple):
+    """Insertions, deletions and replacements between a text that was read and the true one.
+
+    Attributes:
+        character_edits: their smallest number in characters.
+        characters: length of the true text.
+        word_edits: their smallest number in words, which blanks separate.
+        words: number of words of the true text.
+    """
+
+    character_edits: int
+    characters: int
+    word_edits: int
+    words: int
+
+
+def plain(text: str) -> str:
+    """Return a text as it is compared: NFC, without blanks at both ends."""
+    return normalize("NFC", text).strip()
+
+
+def count_edits(reading: str, truth: str) -> TextEdits:
+    """Compare a text that was read with the true one, both as `plain` returns them."""
+    reading, truth = plain(reading), plain(truth)
+    words = truth.split()
+    edits = Levenshtein.distance(reading, truth), Levenshtein.distance(reading.split(), words)
+    return TextEdits(edits[0], len(truth), edits[1], len(words))
+
+
 def _transcribe(prediction: Floats, batch: Batch, spec: TaskSpec) -> Metrics:
-    targets = target_texts(batch, spec)
-    edits = list(map(Levenshtein.distance, predicted_texts(prediction, spec), targets))
+    edits = list(map(count_edits, predicted_texts(prediction, spec), target_texts(batch, spec)))
     return {
-        "character_error": (sum(edits), sum(map(len, targets))),
-        "string_error": (sum(edit > 0 for edit in edits), len(edits)),
+        "character_error": (sum(e.character_edits for e in edits), sum(e.characters for e in edits)),
+        "word_error": (sum(e.word_edits for e in edits), sum(e.words for e in edits)),
+        "string_error": (sum(e.character_edits > 0 for e in edits), len(edits)),
     }
 
 

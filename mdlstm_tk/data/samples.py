@@ -150,8 +150,8 @@ class LazySamples(Sequence[Sample]):
     """Samples that are read again each time, except those for which there is room in memory.
 
     Training reads the samples in random order. What is kept is therefore kept for good: replacing it would
-    only lead to more reading. Images are kept as they are decoded, with 1 or 2 bytes per value, unless they
-    are resized.
+    only lead to more reading. Images are kept as they are decoded, with 1 or 2 bytes per value, or as x if
+    that is smaller.
 
     Args:
         samples: the samples.
@@ -182,9 +182,10 @@ class LazySamples(Sequence[Sample]):
         if isinstance(index, slice):
             return [self[k] for k in range(len(self.samples))[index]]
         index = range(len(self.samples))[index]
-        x, y = self._kept.get(index) or self._read(index)
-        images_are_raw = self.preprocessing is not None and self.preprocessing.resize is None
-        return self.preprocessing(x) if images_are_raw and self.preprocessing else x, y
+        if index not in self._kept:
+            return self._read(index)
+        kept, y = self._kept[index]
+        return self._prepared(kept), y
 
     def _read(self, index: int) -> tuple[Any, Any]:
         sample = self.samples[index]
@@ -194,11 +195,16 @@ class LazySamples(Sequence[Sample]):
             raise InputError(
                 f"{sample.name} has changed since the start and can no longer be used: {reason}"
             ) from None
-        if self.preprocessing is not None and self.preprocessing.resize is not None:
-            x = self.preprocessing(x)
-        if sample.is_file and self.budget.take(sum(map(_count_bytes, (x, y)))):
-            self._kept[index] = x, y
-        return x, y
+        prepared = self._prepared(x)
+        kept = x if x.nbytes <= prepared.nbytes else prepared
+        if sample.is_file and not sample.is_kept and self.budget.take(kept.nbytes + _count_bytes(y)):
+            self._kept[index] = kept, y
+        return prepared, y
+
+    def _prepared(self, x: Array) -> Array:
+        """Return x of what was decoded, which has two axes or whole numbers, or of x itself."""
+        is_x = self.preprocessing is None or (x.ndim == 3 and x.dtype == np.float32)
+        return x if is_x or self.preprocessing is None else self.preprocessing(x)
 
 
 def _count_bytes(value: Any) -> int:

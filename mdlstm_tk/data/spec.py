@@ -44,12 +44,16 @@ class RawSample:
         read_y: returns the target: the name of a class, a text, a `RawMask`, or what `read_x` returns.
             Raises `UnusableSampleError`.
         is_file: reading takes time, so that it is worth keeping what was read.
+        group: what must not be divided among splits, such as the page of a line; "" is the sample itself.
+        is_kept: what `read_x` returns is in memory already.
     """
 
     name: str
     read_x: Callable[[], Array]
     read_y: Callable[[], Any]
     is_file: bool
+    group: str = ""
+    is_kept: bool = False
 
 
 @dataclass(frozen=True)

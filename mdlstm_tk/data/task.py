@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk.data.augmentation import crop, distort
+from mdlstm_tk.data.augmentation import crop, distort, distort_line
 from mdlstm_tk.data.metrics import METRICS
 from mdlstm_tk.data.sampling import (
     CROP,
@@ -47,11 +48,14 @@ class Task(ABC):
         spec: what networks are built from.
         kind: kind of the task.
         defaults: the settings of `TrainConfig` that suit the task.
+        groups: for each sample of a split, the name of what it shares with others (a writer, a page);
+            empty if samples are independent.
     """
 
     kind: ClassVar[Kind]
     defaults: ClassVar[Mapping[str, Any]] = {}
     spec: TaskSpec
+    groups: Mapping[Split, Sequence[str]] = MappingProxyType({})
 
     @abstractmethod
     def batch(
@@ -127,7 +131,8 @@ class DatasetTask(Task):
     Args:
         spec: description of the task.
         sets: the samples of each split.
-        augment: strength of the distortion of training samples, 0 for none; see `distort`.
+        augment: strength of the distortion of training samples, 0 for none; see `distort` and
+            `distort_line`.
         extents: (N, D) of the training samples before they are cropped. If they differ, samples of similar
             extents share a batch. None: they are equal.
         crop: extents of the part of each sample to use, at random places in training and in the centre
@@ -177,7 +182,10 @@ class DatasetTask(Task):
         x, y = self._cropped(sample, make_rng(seed, CROP, draw))
         if not self.augment:
             return x, y
-        return distort(x, y, make_rng(seed, DISTORTION, draw), self.augment, self.spec.kind == "segment")
+        rng = make_rng(seed, DISTORTION, draw)
+        if self.spec.kind == "transcribe":
+            return distort_line(x, rng, self.augment), y
+        return distort(x, y, rng, self.augment, self.spec.kind == "segment")
 
     def _cropped(self, sample: Sample, rng: np.random.Generator | None) -> Sample:
         if self.crop is None:

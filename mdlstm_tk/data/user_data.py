@@ -1,8 +1,9 @@
 """A task from a user's own data.
 
-The path is a folder as `folders` describes, or an `.npz` file as `arrays` does. It may also be a folder
-that contains one such folder per split, train/, val/ and test/, or train.npz, val.npz and test.npz; without
-validation data a share of the training samples is held out. The data stay on disk; see `samples`.
+The path is a folder as `folders` and `pages` describe, or an `.npz` file as `arrays` does. It may also be a
+folder that contains one such folder per split, train/, val/ and test/, or train.npz, val.npz and test.npz;
+lines of text may be divided by splits.json. Without validation data a share of the training samples is held
+out, of pages of text whole pages. The data stay on disk; see `samples`.
 
 Images have one channel unless a training image has a pixel with a colour. A file classes.txt beside images/
 and masks/ may name the values of masks, one per line, beginning with value 0. What the values mean is
@@ -19,12 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data import arrays, folders
+from mdlstm_tk.data import arrays, folders, pages
 from mdlstm_tk.data.idx import find_idx, list_idx
 from mdlstm_tk.data.samples import LazySamples, MemoryBudget, Scan, channel_moments, scan_samples
 from mdlstm_tk.data.sampling import shape_order, stratified_mask
 from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample, Resize, Split, TaskSpec
-from mdlstm_tk.data.targets import Targets, fit_targets
+from mdlstm_tk.data.targets import Targets, fit_targets, normalise
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import Preprocessing
@@ -56,7 +57,21 @@ DEFAULTS: dict[Kind, Mapping[str, Any]] = {
     "classify": {**_COMMON, "batch_size": 32, "augment": 1.0},
     # The state of "graves" may grow on images larger than the crops of the training, and masks go wrong.
     "segment": {**_COMMON, "augment": 1.0, "cell": "stable"},
-    "transcribe": {**_COMMON, "augment": 1.0},
+    "transcribe": {
+        **_COMMON,
+        "model": "lines",
+        "resize": "64x*",
+        "hidden": 48,
+        "dropout": 0.2,
+        "steps": 20000,
+        "batch_size": 8,
+        "lr": 0.003,
+        "warmup": 300,
+        "average": 0.998,
+        "augment": 1.0,
+        "evaluate_every": 1000,
+        "patience": 0,
+    },
     "density": {**_COMMON, "model": "pixel", "layers": 2, "batch_size": 32},
 }
 
@@ -81,15 +96,19 @@ class UserDataTask(DatasetTask):
 
     Attributes:
         names: the names of the samples of each split.
+        groups: for each sample what it belongs to: the prefix in splits.json, else the page, else itself.
         summary: lines of text that describe the data.
         skipped: name and reason of each sample that cannot be used.
+        texts: of kind "transcribe", those of the training split; otherwise None.
         text_extents: of kind "transcribe", one entry per sample; otherwise empty.
         cache_bytes: what the samples that are kept in memory take at most.
     """
 
     names: Mapping[Split, Sequence[str]]
+    groups: Mapping[Split, Sequence[str]]
     summary: Sequence[str] = ()
     skipped: Sequence[str] = ()
+    texts: Sequence[str] | None = None
     text_extents: Sequence[TextExtent] = ()
     cache_bytes: int = 0
 
@@ -124,7 +143,7 @@ def read_data(
         crop: extents of the part of each sample that is used, see `DatasetTask`.
         cache_bytes: how much of the data may be kept in memory.
         levels: levels of each channel, of kind "density".
-        held_out: names of the samples to hold out instead of a random share.
+        held_out: names of the samples to hold out, with their pages, instead of a random share.
 
     Raises:
         InputError: the path does not exist, has another layout, contains no usable sample, or cannot be
@@ -140,11 +159,19 @@ def read_data(
             f"resize={format_size(resize)} is for images, but {places['train']} holds arrays, which are "
             "used as they are; leave it out, or use crop=..."
         )
+    budget = MemoryBudget(cache_bytes)
     splits: dict[Split, list[Scan]] = {}
     skipped: list[str] = []
+    notes: list[str] = []
     for split, place in places.items():
-        splits[split], unusable = scan_samples(_list_samples(place, kind), kind, resize)
+        samples, told = _list_samples(place, kind, budget)
+        notes += told
+        splits[split], unusable = scan_samples(samples, kind, resize)
         skipped += unusable
+    prefixes = pages.read_splits(path, SPLIT_NAMES) if kind == "transcribe" and len(places) == 1 else {}
+    if prefixes:
+        splits, told = _divide(splits["train"], prefixes)
+        notes += told
     formats = f"a task of kind {kind} expects {_formats(kind)}"
     if not splits["train"]:
         reason = f" ({'; '.join(skipped[:3])})" if skipped else ""
@@ -177,19 +204,21 @@ def read_data(
         splits[split] = [splits[split][k] for k in order]
     everything = np.concatenate(list(extents.values()))
     spec = _describe_task(path, kind, splits["train"], targets, preprocessing, everything, crop)
-    budget = MemoryBudget(cache_bytes)
     sets = {
         split: LazySamples([scan.sample for scan in each], preprocessing, targets.encode, budget)
         for split, each in splits.items()
     }
     task = UserDataTask(spec, sets, augment, extents=extents["train"], crop=crop)
     task.names = {split: [scan.sample.name for scan in each] for split, each in splits.items()}
+    task.groups = {split: [_group(scan, prefixes) for scan in each] for split, each in splits.items()}
     task.skipped = skipped
-    task.summary = _summarise(path, places, task, everything, targets)
+    task.summary = _summarise(path, places, task, everything, [*targets.lines, *notes])
     if kind == "transcribe":
+        task.texts = [normalise(scan.target) for scan in splits["train"]]
         task.text_extents = [_text_extent(scan, targets) for scan in scans]
     if not is_arrays:
-        task.cache_bytes = min(cache_bytes, _decoded_bytes(everything, spec))
+        in_use = cache_bytes - budget.bytes_left
+        task.cache_bytes = max(in_use, min(cache_bytes, _decoded_bytes(everything, spec)))
     return task
 
 
@@ -216,10 +245,35 @@ def _formats(kind: Kind) -> str:
     return " or ".join(formats[kind] for formats in (folders.FORMATS, arrays.FORMATS))
 
 
-def _list_samples(place: Path, kind: Kind) -> list[RawSample]:
+def _list_samples(place: Path, kind: Kind, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
+    """Return the samples of a place, and what a user should know about them."""
     if place.suffix == ".npz":
-        return list(arrays.list_arrays(place, kind))
-    return list(list_idx(place) if place.is_file() else folders.list_folder(place, kind))
+        return list(arrays.list_arrays(place, kind)), []
+    if kind == "transcribe" and not (place / "labels.tsv").exists():
+        samples, notes = pages.list_pages(place, budget)
+        return [*samples, *pages.list_transcripts(place)], notes
+    return list(list_idx(place) if place.is_file() else folders.list_folder(place, kind)), []
+
+
+def _divide(
+    scans: Sequence[Scan], prefixes: Mapping[str, Split]
+) -> tuple[dict[Split, list[Scan]], list[str]]:
+    """Divide samples by the prefixes of splits.json, and tell of those that it does not name."""
+    splits: dict[Split, list[Scan]] = {split: [] for split in prefixes.values()}
+    others: list[Scan] = []
+    for scan in scans:
+        prefix = pages.prefix_of(scan.sample.group or scan.sample.name, prefixes)
+        (others if prefix is None else splits[prefixes[prefix]]).append(scan)
+    files = list(dict.fromkeys(scan.sample.group or scan.sample.name for scan in others))
+    hidden = f" and {len(files) - MAX_SKIPPED_SHOWN} more" if len(files) > MAX_SKIPPED_SHOWN else ""
+    listing = ", ".join(files[:MAX_SKIPPED_SHOWN]) + hidden
+    splits.setdefault("train", [])
+    return splits, [f"files that splits.json does not name, left out: {listing}"] if files else []
+
+
+def _group(scan: Scan, prefixes: Mapping[str, Split]) -> str:
+    own = scan.sample.group or scan.sample.name
+    return pages.prefix_of(own, prefixes) or own
 
 
 def _read_mask_names(path: Path) -> list[str]:
@@ -236,14 +290,23 @@ def _extents(scans: Sequence[Scan], ndim: int) -> Array:
 def _hold_out(
     scans: list[Scan], kind: Kind, share: float, seed: int, names: Collection[str] | None
 ) -> tuple[list[Scan], list[Scan]]:
-    """Divide samples into those to train on and those to validate with, by name or stratified by class."""
+    """Divide samples into those to train on and those to validate with, by name or stratified by class.
+
+    Those of a group stay together.
+    """
+    own = [_group(scan, {}) for scan in scans]
     if names is None:
-        groups = [scan.target if kind == "classify" else "" for scan in scans]
-        mask = stratified_mask(groups, share, seed).tolist()
+        classes = {
+            group: scan.target if kind == "classify" else "" for group, scan in zip(own, scans, strict=True)
+        }
+        mask = stratified_mask(list(classes.values()), share, seed).tolist()
+        out = {group for group, is_out in zip(classes, mask, strict=True) if is_out}
     else:
-        mask = [scan.sample.name in names for scan in scans]
-    pairs = list(zip(scans, mask, strict=True))
-    return [scan for scan, is_out in pairs if not is_out], [scan for scan, is_out in pairs if is_out]
+        out = {group for group, scan in zip(own, scans, strict=True) if scan.sample.name in names}
+    pairs = list(zip(scans, own, strict=True))
+    return [scan for scan, group in pairs if group not in out], [
+        scan for scan, group in pairs if group in out
+    ]
 
 
 def _describe_task(
@@ -292,7 +355,7 @@ def _decoded_bytes(extents: Array, spec: TaskSpec) -> int:
 
 
 def _summarise(
-    path: Path, places: Mapping[Split, Path], task: UserDataTask, extents: Array, targets: Targets
+    path: Path, places: Mapping[Split, Path], task: UserDataTask, extents: Array, notes: Sequence[str]
 ) -> list[str]:
     """Describe the data in a few lines; `extents` (N, D) are those before samples are cropped."""
     spec = task.spec
@@ -302,14 +365,14 @@ def _summarise(
     resized = "resized to " if spec.preprocessing and spec.preprocessing.resize else ""
     cropped = f" cropped to {format_size(task.crop)}" if task.crop else ""
     channels = f"{spec.channels} channel" + "s" * (spec.channels > 1)
-    lines = [f"{path}: {counts}; {resized}{size}{cropped}, {channels}", *targets.lines]
+    lines = [f"{path}: {counts}; {resized}{size}{cropped}, {channels}", *notes]
     if spec.preprocessing is None and extents.shape[1] == 2 and spec.channels > MAX_COLOUR_CHANNELS:
         lines.append(
             f"the last axis of x, of {spec.channels}, holds the channels; if it is an axis of volumes "
             "(N, D, H, W), store ndim=3 beside x"
         )
     for place in filter(Path.is_dir, places.values()):
-        others = sorted(folders.count_other_files(place).items())
+        others = sorted(folders.count_other_files(place, spec.kind).items())
         listing = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others)
         lines += [f"files of other types, left out: {listing}"] if others else []
         empty = [f.name for f in folders.subfolders(place) if not folders.find_images(f)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from markupsafe import Markup
-from PIL import Image
 from torch import nn
 
 from mdlstm_tk.data import Split, Task
@@ -31,42 +28,8 @@ MEASURED = 256  # images of each kind in the histogram, at most
 BATCH = 64
 PIECE = 32  # pixels of a side of the pieces of photographs
 MIN_CONTRAST = 0.1  # of a piece whose darkest and brightest pixels become 0 and 1
-MAX_SIDE = 640  # pixels of an image in a page; larger ones are scaled down
-PIXELATED_BELOW = 160  # pixels; smaller images are enlarged without smoothing
 
 Images = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class EmbeddedImage:
-    """An image in a page.
-
-    Attributes:
-        name: caption.
-        value_range: the values that the ends of the color map stand for, as text.
-        data: data URL of a PNG file.
-        width: width in pixels.
-        height: height in pixels.
-        pixelated: True if it is enlarged without smoothing.
-    """
-
-    name: str
-    value_range: str
-    data: str
-    width: int
-    height: int
-    pixelated: bool
-
-
-def embed_panel(panel: Panel) -> EmbeddedImage:
-    """Encode a panel for a page."""
-    image = Image.fromarray(panel.image)
-    image.thumbnail((MAX_SIDE, MAX_SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    data = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    pixelated = max(image.size) < PIXELATED_BELOW
-    return EmbeddedImage(panel.name, panel.value_range, data, *image.size, pixelated)
 
 
 @dataclass(frozen=True)
@@ -84,9 +47,9 @@ class Drawings:
     """
 
     split: Split
-    data: EmbeddedImage
-    drawn: EmbeddedImage
-    neighbours: EmbeddedImage
+    data: Panel
+    drawn: Panel
+    neighbours: Panel
     searched: int
     histogram: Markup
     means: dict[str, float]
@@ -108,8 +71,8 @@ def make_drawings(network: nn.Module, task: Task, config: TrainConfig) -> Drawin
     likely = {name: _log_probabilities(network, images) for name, images in kinds.items()}
     return Drawings(
         split,
-        _sheet("data", data[:DRAWN]),
-        _sheet("drawn", drawn),
+        Panel("data", contact_sheet(data[:DRAWN])),
+        Panel("drawn", contact_sheet(drawn)),
         _pairs(drawn[:PAIRS], nearest),
         len(training),
         svg_histogram(likely, "log-probability of an image, nats"),
@@ -180,13 +143,9 @@ def _log_probabilities(network: nn.Module, images: Images) -> npt.NDArray[Any]:
     return torch.cat(parts).numpy()
 
 
-def _sheet(name: str, images: Images) -> EmbeddedImage:
-    return embed_panel(Panel(name, contact_sheet(images)))
-
-
-def _pairs(left: Images, right: Images) -> EmbeddedImage:
+def _pairs(left: Images, right: Images) -> Panel:
     """Draw images beside others, as large as on the other sheets. Grey lines keep the pairs apart."""
     line = np.full((*left.shape[:2], 1, left.shape[3]), 0.5, np.float32)
     pairs = np.concatenate([left, line, right, line, line], axis=2)
     side = IMAGE_PIXELS * max(pairs.shape[1:3]) // max(left.shape[1:3])
-    return embed_panel(Panel("neighbours", contact_sheet(pairs, side=side)))
+    return Panel("neighbours", contact_sheet(pairs, side=side))

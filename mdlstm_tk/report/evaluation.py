@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from rapidfuzz.distance import Levenshtein
+import torch
 from torch import nn
 
 from mdlstm_tk.data import UNLABELLED, Batch, Kind, Split, Task, TaskSpec, batches
-from mdlstm_tk.data.metrics import predicted_texts, target_texts
 from mdlstm_tk.report.panels import Panel, sample_panels
+from mdlstm_tk.runtime.decoding import Decoding
 from mdlstm_tk.runtime.postprocessing import labels, probabilities
-from mdlstm_tk.training import TrainConfig, evaluate
+from mdlstm_tk.training.config import TrainConfig
+from mdlstm_tk.training.evaluation import evaluate, predict
+from mdlstm_tk.training.text_errors import Line, evaluate_lines
 
-EXAMPLES: dict[Kind, int] = {"grid": 3, "classify": 18, "segment": 3, "transcribe": 8, "density": 6}
-
-
-class Edit(NamedTuple):
-    """One step from the predicted text to the true one.
-
-    Attributes:
-        predicted: a character of the predicted text; "" if one has to be inserted.
-        truth: the character of the true text at the same place; "" if the predicted one has to be removed.
-    """
-
-    predicted: str
-    truth: str
-
-    @property
-    def is_error(self) -> bool:
-        return self.predicted != self.truth
+EXAMPLES: dict[Kind, int] = {"grid": 3, "classify": 18, "segment": 3, "transcribe": 6, "density": 6}
+WORST_LINES = 50
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,6 +34,7 @@ class Example:
         batch: the sample as a batch of one.
         output: the network's output for that batch.
         error: the sample's error, measured as the task measures it.
+        line: of kind "transcribe", how the sample was read.
     """
 
     spec: TaskSpec
@@ -55,39 +42,26 @@ class Example:
     batch: Batch
     output: npt.NDArray[np.float32]
     error: float
+    line: Line | None = None
 
     @property
     def panels(self) -> list[Panel]:
-        return sample_panels(self.batch, self.output, self.spec)
+        return sample_panels(self.batch, self.output, self.spec, self.name)
 
     @property
     def prediction(self) -> str:
-        """The predicted class or text."""
-        if self.spec.kind == "classify":
-            return self.spec.classes[int(labels(self.output)[0])]
-        return predicted_texts(self.output, self.spec)[0]
+        """The predicted class."""
+        return self.spec.classes[int(labels(self.output)[0])]
 
     @property
     def truth(self) -> str:
-        """The true class or text."""
-        if self.spec.kind == "classify":
-            return self.spec.classes[int(self.batch.y[0])]
-        return target_texts(self.batch, self.spec)[0]
+        """The true class."""
+        return self.spec.classes[int(self.batch.y[0])]
 
     @property
     def confidence(self) -> float:
         """Probability of the predicted class."""
         return float(probabilities(self.output).max())
-
-    @property
-    def edits(self) -> list[Edit]:
-        """Alignment of the predicted and the true text."""
-        return align(self.prediction, self.truth)
-
-    @property
-    def severity(self) -> tuple[float, float]:
-        """Sort key of the worst samples: the error; of wrong classes, the most confident one first."""
-        return self.error, self.confidence if self.spec.kind == "classify" else 0.0
 
 
 @dataclass
@@ -98,11 +72,12 @@ class SplitEvaluation:
         split: which split.
         count: number of samples.
         errors: errors by name, as `mdlstm_tk.training.evaluate` returns them.
-        examples: samples that represent the split; see `example_indices`.
+        examples: samples that represent the split, see `example_indices`; of lines, those whose error is
+            about the median.
         worst: of the other samples, those with the largest errors, in decreasing order.
         confusion: (K, K) number of samples or positions by true class (rows) and predicted class
             (columns); None if the task has no classes.
-        edits: how often each error occurs in the alignment of predicted and true texts.
+        lines: of kind "transcribe", how each sample was read.
     """
 
     split: Split
@@ -111,53 +86,76 @@ class SplitEvaluation:
     examples: list[Example] = field(default_factory=list)
     worst: list[Example] = field(default_factory=list)
     confusion: npt.NDArray[np.int64] | None = None
-    edits: Counter[Edit] = field(default_factory=Counter)
+    lines: list[Line] = field(default_factory=list)
 
 
-def evaluate_split(network: nn.Module, task: Task, config: TrainConfig) -> SplitEvaluation:
-    """Run a network on all samples of the split that influenced training least."""
-    split, spec = display_split(task), task.spec
+def evaluate_split(
+    network: nn.Module, task: Task, config: TrainConfig, decoding: Decoding
+) -> SplitEvaluation:
+    """Run a network on all samples of the split that influenced training least; texts are read by
+    `decoding`."""
+    split, kind, seed = display_split(task), task.spec.kind, config.seed
     evaluation = SplitEvaluation(split, task.count(split))
-    if spec.kind in ("classify", "segment"):
-        evaluation.confusion = np.zeros((len(spec.classes),) * 2, dtype=np.int64)
-    limit = EXAMPLES[spec.kind]
-    chosen = set(example_indices(task, split, config.seed, limit))
-    samples_seen = 0
+    if kind in ("classify", "segment"):
+        evaluation.confusion = np.zeros((len(task.spec.classes),) * 2, dtype=np.int64)
+    severities: list[tuple[float, float]] = []  # error; of wrong classes, the most confident one first
 
     def collect(batch: Batch, prediction: npt.NDArray[Any]) -> None:
-        nonlocal samples_seen
         for k in range(len(batch.x)):
-            sample, output = batch.sample(k), prediction[k : k + 1]
-            error, count = next(iter(task.measure(output, sample).values()))
-            name = task.sample_name(split, samples_seen)
-            example = Example(spec, name, sample, output, error / count if count else 0.0)
-            if samples_seen in chosen:
-                evaluation.examples.append(example)
-            elif example.error > 0:
-                evaluation.worst.append(example)
-            samples_seen += 1
-        evaluation.worst.sort(key=lambda example: example.severity, reverse=True)
-        del evaluation.worst[limit:]
+            output = prediction[k : k + 1]
+            confidence = float(probabilities(output).max()) if kind == "classify" else 0.0
+            severities.append((_error(task, batch.sample(k), output), confidence))
         if evaluation.confusion is not None:
             labelled = batch.y != UNLABELLED
             np.add.at(evaluation.confusion, (batch.y[labelled], labels(prediction)[labelled]), 1)
-        if spec.kind == "transcribe":
-            pairs = zip(predicted_texts(prediction, spec), target_texts(batch, spec), strict=True)
-            evaluation.edits.update(edit for pair in pairs for edit in align(*pair) if edit.is_error)
 
-    evaluation.errors = evaluate(network, task, split, config, on_batch=collect)
+    if kind == "transcribe":
+        evaluation.errors, evaluation.lines = evaluate_lines(
+            network, task, split, config, decoding=decoding
+        )
+        severities = [(line.character_error, 0.0) for line in evaluation.lines]
+    else:
+        evaluation.errors = evaluate(network, task, split, config, on_batch=collect)
+    ranking = sorted(range(len(severities)), key=severities.__getitem__, reverse=True)
+    wrong = [k for k in ranking if severities[k][0] > 0]
+    if kind == "transcribe":
+        worst = wrong[:WORST_LINES]
+        middle = max(len(worst), (len(ranking) - EXAMPLES[kind]) // 2)
+        chosen = ranking[middle : middle + EXAMPLES[kind]]
+    else:
+        chosen = example_indices(task, split, seed, EXAMPLES[kind])
+        worst = [k for k in wrong if k not in set(chosen)][: EXAMPLES[kind]]
+    evaluation.examples, evaluation.worst = (
+        make_examples(network, task, split, config, indices, evaluation.lines)
+        for indices in (chosen, worst)
+    )
     return evaluation
 
 
-def align(predicted: str, truth: str) -> list[Edit]:
-    """Align two texts with as few errors (insertions, deletions, substitutions) as possible."""
-    return [
-        Edit(left, right)
-        for op in Levenshtein.opcodes(predicted, truth)
-        for left, right in zip_longest(
-            predicted[op.src_start : op.src_end], truth[op.dest_start : op.dest_end], fillvalue=""
-        )
-    ]
+@torch.no_grad()
+def make_examples(
+    network: nn.Module,
+    task: Task,
+    split: Split,
+    config: TrainConfig,
+    indices: Iterable[int],
+    lines: Sequence[Line] = (),
+) -> list[Example]:
+    """Run a network on single samples of a split; `lines` tells how they were read."""
+    examples = []
+    device = next(network.parameters()).device
+    for index in indices:
+        batch = example_batch(task, split, config.seed, index)
+        output = predict(network, batch, device, config.precision).cpu().numpy()
+        name, line = task.sample_name(split, index), lines[index] if lines else None
+        examples.append(Example(task.spec, name, batch, output, _error(task, batch, output), line))
+    return examples
+
+
+def _error(task: Task, batch: Batch, output: npt.NDArray[Any]) -> float:
+    """Return the first error of a sample, as the task measures it."""
+    error, count = next(iter(task.measure(output, batch).values()))
+    return error / count if count else 0.0
 
 
 def display_split(task: Task) -> Split:
@@ -183,7 +181,7 @@ def example_indices(task: Task, split: Split, seed: int, count: int) -> list[int
     """
     total = task.count(split)
     if task.spec.kind not in ("classify", "segment"):
-        return _spread(range(total), count)
+        return spread(range(total), count)
     targets = (y for batch in batches(task, split, seed, task.evaluation_batch) for y in batch.y)
     if task.spec.kind == "segment":
         return _covering([set(np.unique(mask[mask != UNLABELLED]).tolist()) for mask in targets], count)
@@ -191,12 +189,12 @@ def example_indices(task: Task, split: Split, seed: int, count: int) -> list[int
     names, sizes = np.unique(classes, return_counts=True)
     quotas = np.zeros(len(names), dtype=int)
     if count < len(names):
-        quotas[_spread(range(len(names)), count)] = 1
+        quotas[spread(range(len(names)), count)] = 1
     else:
         for _ in range(min(count, total)):  # one sample at a time goes to the class that has fewest of them
             quotas[np.where(quotas < sizes, quotas, total).argmin()] += 1
     of_class = (
-        _spread(np.flatnonzero(classes == name).tolist(), int(q))
+        spread(np.flatnonzero(classes == name).tolist(), int(q))
         for name, q in zip(names, quotas, strict=True)
     )
     return sorted(index for indices in of_class for index in indices)
@@ -218,10 +216,10 @@ def _covering(classes: Sequence[set[int]], count: int) -> list[int]:
         chosen.append(max(range(len(classes)), key=lambda k: len(classes[k] & missing)))
         missing -= classes[chosen[-1]]
     others = [k for k in range(len(classes)) if k not in chosen]
-    return sorted(chosen + _spread(others, count - len(chosen)))
+    return sorted(chosen + spread(others, count - len(chosen)))
 
 
-def _spread(items: Sequence[int], count: int) -> list[int]:
+def spread(items: Sequence[T], count: int) -> list[T]:
     """Choose up to `count` of the items, evenly spaced, starting with the first one."""
     count = min(count, len(items))
     return [items[k * len(items) // count] for k in range(count)]

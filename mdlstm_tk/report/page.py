@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,24 @@ from mdlstm_tk._util.text import printable, shell_quoted
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import InputError, MissingExtraError
-from mdlstm_tk.report.drawings import embed_panel, make_drawings
+from mdlstm_tk.report.cuts import cut_panels
+from mdlstm_tk.report.drawings import make_drawings
 from mdlstm_tk.report.evaluation import SplitEvaluation, evaluate_split
 from mdlstm_tk.report.exports import BATCH, find_exports, measure_exports
 from mdlstm_tk.report.panels import class_colors
-from mdlstm_tk.report.plots import svg_curves
+from mdlstm_tk.report.plots import svg_curves, svg_reliability
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
 from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, load_checkpoint, load_task
 from mdlstm_tk.training.networks import count_parameters
+from mdlstm_tk.training.text_errors import describe_lines
 
-PERCENT_METRICS = ("error", "character_error", "string_error", "unexplained")  # shown in per cent
+PERCENT_METRICS = (  # shown in per cent
+    *("error", "character_error", "word_error", "string_error", "unexplained"),
+)
+MAX_LISTED = 12  # classes whose confusions are not listed, as their matrix shows them
 MAX_MATRIX = 40  # classes of the largest confusion matrix that is shown
-MAX_ROWS = 15  # confusions or edits in a list of the most frequent ones
+MAX_ROWS = 15  # confusions or pages in a list of the most frequent or the worst ones
+MIN_LINE = 6  # ratio of the sides of images that have the width of the page for themselves
 
 
 def write_report(
@@ -76,9 +83,10 @@ def render_report(
         on_message(f"no examples: {problem}")
     else:
         on_message(f"evaluating {config.model} on {task.name}")
-        evaluation = evaluate_split(network, task, config)
+        evaluation = evaluate_split(network, task, config, run.read_decoding())
         drawings = make_drawings(network, task, config) if spec.kind == "density" else None
     result = _read_result(run, checkpoint)
+    texts = describe_lines(evaluation.lines) if evaluation and evaluation.lines else result
     records = run.read_metrics()
     if exports := find_exports(run):
         on_message(f"measuring {', '.join(path.name for path in exports)}")
@@ -99,11 +107,16 @@ def render_report(
         problem=problem,
         evaluation=evaluation,
         drawings=drawings,
+        cuts=cut_panels(Path(data)) if data and spec.kind == "transcribe" else [],
         examples=evaluation.examples if evaluation else [],
         worst=evaluation.worst if evaluation else [],
         colors=list(class_colors(spec).values()),
         classes=_class_errors(evaluation),
-        confusions=_confusions(evaluation, spec),
+        confusions=texts.get("confusions") or _confusions(evaluation, spec),
+        texts=texts if "reliability" in texts else {},
+        intervals=texts.get("intervals", {}),
+        reliability=svg_reliability(texts["reliability"]) if texts.get("reliability") else "",
+        is_long=spec.size[-1] >= MIN_LINE * spec.size[0],
         max_matrix=MAX_MATRIX,
         max_rows=MAX_ROWS,
         exports=measure_exports(run, spec.size),
@@ -124,12 +137,13 @@ def _template() -> Template:
     environment.filters.update(
         metric=_format_metric,
         percent=_format_percent,
+        interval=_format_interval,
+        shown=_show_blanks,
         size=format_size,
         duration=_format_duration,
         bytes=_format_bytes,
         ms=_format_ms,
         shell=shell_quoted,
-        embed=embed_panel,
     )
     return environment.get_template("report.html")
 
@@ -145,33 +159,25 @@ def _read_result(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
     return result if result.get("step") == checkpoint.step and result.get("errors") else {}
 
 
-def _class_errors(evaluation: SplitEvaluation | None) -> list[dict[str, Any]]:
-    """Return a row for each class.
+def _class_errors(evaluation: SplitEvaluation | None) -> list[tuple[int, float, float, float]]:
+    """Return a row for each class; shares of nothing are NaN.
 
-    Keys: "count" of its samples or positions, "missed" the share of them predicted as another class,
-    "false" the share of its predictions that are wrong, "overlap" intersection over union. A share of
-    nothing is None.
+    They hold the number of its samples or positions, the share of them predicted as another class, the
+    share of its predictions that are wrong, and intersection over union.
     """
     if evaluation is None or evaluation.confusion is None:
         return []
     matrix = evaluation.confusion
     correct, actual, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
-    return [
-        {
-            "count": n_actual,
-            "missed": 1 - n_correct / n_actual if n_actual else None,
-            "false": 1 - n_correct / n_predicted if n_predicted else None,
-            "overlap": n_correct / union if (union := n_actual + n_predicted - n_correct) else None,
-        }
-        for n_correct, n_actual, n_predicted in zip(
-            correct.tolist(), actual.tolist(), predicted.tolist(), strict=True
-        )
-    ]
+    with np.errstate(invalid="ignore"):
+        overlap = correct / (actual + predicted - correct)
+        table = (actual, 1 - correct / actual, 1 - correct / predicted, overlap)
+    return list(zip(*(column.tolist() for column in table), strict=True))
 
 
 def _confusions(evaluation: SplitEvaluation | None, spec: TaskSpec) -> list[tuple[str, str, int]]:
     """Return the most frequent confusions: true class, predicted class, and how often."""
-    if evaluation is None or evaluation.confusion is None:
+    if evaluation is None or evaluation.confusion is None or len(spec.classes) <= MAX_LISTED:
         return []
     counts = evaluation.confusion.copy()
     np.fill_diagonal(counts, 0)
@@ -193,7 +199,15 @@ def _format_metric(value: float, name: str) -> str:
 
 
 def _format_percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+    return "–" if isnan(value) else f"{100 * value:.1f} %"
+
+
+def _format_interval(ends: Sequence[float]) -> str:
+    return " – ".join(f"{100 * end:.3g}" for end in ends)
+
+
+def _show_blanks(character: str) -> str:
+    return character.replace(" ", "␣")
 
 
 def _format_duration(seconds: float) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 from matplotlib import colormaps
 
 from mdlstm_tk.data import UNLABELLED, Batch, TaskSpec
@@ -18,6 +22,9 @@ Image = npt.NDArray[np.uint8]  # (H, W, 3)
 
 ERROR_COLOR = np.array([214, 40, 57])
 MASK_OPACITY = 0.6  # of a class's color over the input
+MAX_SIDE, MAX_LINE = 640, 1400  # pixels of an image in a page; larger ones are scaled down
+LINE_ASPECT = 4  # of images that may be `MAX_LINE` wide
+PIXELATED_BELOW = 160  # pixels; smaller images are enlarged without smoothing
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,27 @@ class Panel:
     image: Image
     value_range: str = ""
     sample: str = ""
+
+    @cached_property
+    def picture(self) -> PIL.Image.Image:
+        """The image as a page shows it."""
+        height, width = self.image.shape[:2]
+        is_grey = (self.image == self.image[..., :1]).all()
+        picture = PIL.Image.fromarray(self.image[..., 0] if is_grey else self.image)
+        side = MAX_LINE if width > LINE_ASPECT * height else MAX_SIDE
+        picture.thumbnail((side, side))
+        return picture
+
+    @property
+    def url(self) -> str:
+        """Data URL of a PNG file."""
+        buffer = io.BytesIO()
+        self.picture.save(buffer, "PNG", optimize=True)
+        return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+    @property
+    def pixelated(self) -> bool:
+        return max(self.picture.size) < PIXELATED_BELOW
 
 
 def sample_panels(batch: Batch, prediction: Numbers, spec: TaskSpec, sample: str = "") -> list[Panel]:
@@ -58,7 +86,7 @@ def sample_panels(batch: Batch, prediction: Numbers, spec: TaskSpec, sample: str
         limits = 0.0, float(surprise.max())
         return [
             Panel(f"{surprise.sum():.1f} nats", draw_input(x), sample=sample),
-            Panel("surprise", _draw_values(surprise, *limits, "magma"), f"{_format_range(*limits)} nats"),
+            Panel("surprise", draw_values(surprise, *limits, "magma"), f"{_format_range(*limits)} nats"),
         ]
     if spec.kind == "segment":
         predicted_mask = labels(output)
@@ -77,9 +105,9 @@ def sample_panels(batch: Batch, prediction: Numbers, spec: TaskSpec, sample: str
     shown = "" if x.shape[-1] == 3 else _format_range(*_limits(x[..., 0]))
     return [
         Panel("input", draw_input(x), shown, sample),
-        Panel("prediction", _draw_values(output, *limits), _format_range(*limits)),
-        Panel("truth", _draw_values(target, *limits), _format_range(*limits)),
-        Panel("error", _draw_values(error, *error_limits, "magma"), _format_range(*error_limits)),
+        Panel("prediction", draw_values(output, *limits), _format_range(*limits)),
+        Panel("truth", draw_values(target, *limits), _format_range(*limits)),
+        Panel("error", draw_values(error, *error_limits, "magma"), _format_range(*error_limits)),
     ]
 
 
@@ -124,7 +152,7 @@ def _draw_mask(x: Numbers, mask: Numbers, spec: TaskSpec) -> Image:
     return _to_bytes(mixed / 255)
 
 
-def _draw_values(values: Numbers, low: float, high: float, color_map: str = "viridis") -> Image:
+def draw_values(values: Numbers, low: float, high: float, color_map: str = "viridis") -> Image:
     """Numbers (H, W) in the colors of a map from `low` to `high`."""
     return _to_bytes(colormaps[color_map](_to_unit(values, low, high))[..., :3])
 

@@ -117,26 +117,6 @@ def draw_panels(
 
 
 @default_style
-def draw_before_and_after(
-    path: Path, title: str, x: Floats, truth: Floats, before: Floats, after: Floats
-) -> None:
-    """Draw a matrix, its target, and the predictions before and after training, each (H, W) in [0, 1]."""
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    figure.suptitle(_plain(title))
-    rows = (("before training", before), ("after training", after))
-    for row, (axes, (when, prediction)) in enumerate(zip(figure.subplots(2, 3), rows, strict=True)):
-        grids = (("input", x), (f"prediction {when}", prediction), ("truth", truth))
-        for axis, (name, values) in zip(axes, grids, strict=True):
-            image = axis.imshow(values, cmap="viridis", vmin=0, vmax=1)
-            axis.set_title(name, fontsize=10)
-            axis.set_xticks([])
-            axis.set_yticks([])
-        if row == 0:
-            figure.colorbar(image, ax=figure.axes, shrink=0.6)
-    _save(figure, path)
-
-
-@default_style
 def draw_loss_comparison(
     path: Path, title: str, label: str, losses: Mapping[str, Sequence[Sequence[float]]]
 ) -> None:
@@ -178,6 +158,31 @@ def svg_histogram(values: Mapping[str, Floats], label: str) -> Markup:
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
     return _to_svg(figure, f"{label}: histograms of {', '.join(values)}")
+
+
+@default_style
+def svg_reliability(bins: Sequence[tuple[float, float, int]]) -> Markup:
+    """Return an SVG element with the share of right characters by their confidence, and their number.
+
+    Args:
+        bins: mean confidence, share of right characters, and number of characters of each bin.
+    """
+    confidence, accuracy, counts = np.array(bins, float).T
+    figure = Figure(figsize=(4.2, 4.4), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot([0, 1], [0, 1], color="#000000", alpha=0.4, linewidth=0.8, label="honest confidences")
+    upper.plot(confidence, accuracy, color=COLORS[0], marker="o", markersize=4, label="this network")
+    upper.set_ylabel("share that is right")
+    upper.legend(frameon=False)
+    lower.bar(confidence, counts / counts.sum(), width=0.06, color=COLORS[0])
+    lower.set_ylabel("share of all")
+    lower.set_xlabel("confidence of a character")
+    lower.set_xlim(0, 1)
+    for axis in (upper, lower):
+        axis.set_ylim(0, 1)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    return _to_svg(figure, "Reliability diagram: share of right characters by confidence")
 
 
 def _draw_curve(axis: Any, name: str, color: str, records: Sequence[Mapping[str, Any]]) -> None:

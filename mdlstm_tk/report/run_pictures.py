@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data import Batch, DiagonalTask, Task
-from mdlstm_tk.report.evaluation import display_split, example_batch, example_indices
-from mdlstm_tk.report.panels import Panel, class_colors, draw_input, sample_panels
-from mdlstm_tk.report.plots import (
-    Floats,
-    draw_before_and_after,
-    draw_curves,
-    draw_loss_comparison,
-    draw_panels,
-)
+from mdlstm_tk.data import DiagonalTask, Task
+from mdlstm_tk.report.evaluation import display_split, example_indices, make_examples
+from mdlstm_tk.report.panels import Panel, class_colors, draw_input, draw_values
+from mdlstm_tk.report.plots import draw_curves, draw_loss_comparison, draw_panels
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
 from mdlstm_tk.training.comparison import Comparison
 from mdlstm_tk.training.drawing import draw_images
-from mdlstm_tk.training.evaluation import predict
 from mdlstm_tk.training.networks import build_network
 from mdlstm_tk.training.progress import WINDOW
 from mdlstm_tk.training.run_folder import Run
@@ -51,8 +43,6 @@ def draw_run(run: Run, task: Task | None = None, network: nn.Module | None = Non
     draw_curves(run.curves, title, run.read_metrics())
     if isinstance(task, DiagonalTask):
         _draw_diagonal(run, checkpoint, task, network, title)
-    elif checkpoint.spec.kind == "density":
-        _draw_density(run, checkpoint, task, network, title)
     else:
         _draw_examples(run, checkpoint, task, network, title)
 
@@ -78,46 +68,39 @@ def _draw_diagonal(
     run: Run, checkpoint: Checkpoint, task: DiagonalTask, network: nn.Module, title: str
 ) -> None:
     """One matrix of the random diagonal, with the predictions of the untrained and the trained network."""
-    batch: Batch = task.batch(checkpoint.config.seed, 1, 1, "validation")
-    untrained = build_network(checkpoint.config, checkpoint.spec).eval()
-    before, after = _predict(untrained, batch), _predict(network, batch)
-    x, y, before, after = (grids[0, ..., 0] for grids in (batch.x, batch.y, before, after))
-    title = f"{title}: only the lower one can be predicted"
-    draw_before_and_after(run.prediction, title, x, y, before, after)
+    config = checkpoint.config
+    untrained = build_network(config, checkpoint.spec).eval().to(next(network.parameters()).device)
+    panels = []
+    for when, each in (("before", untrained), ("after", network)):
+        (example,) = make_examples(each, task, "validation", config, [0])
+        grids = (example.batch.x, example.output, example.batch.y)
+        names = ("input", f"prediction {when} training", "truth")
+        panels += [
+            Panel(name, draw_values(grid[0, ..., 0], 0, 1), "0 … 1")
+            for name, grid in zip(names, grids, strict=True)
+        ]
+    draw_panels(run.prediction, f"{title}: only the lower one can be predicted", panels, len(names))
 
 
 def _draw_examples(run: Run, checkpoint: Checkpoint, task: Task, network: nn.Module, title: str) -> None:
-    """Samples that represent the split, with the predictions of the trained network."""
-    spec, seed = checkpoint.spec, checkpoint.config.seed
-    split = display_split(task)
+    """Samples that represent the split, with what the trained network predicts.
+
+    Of kind "density" they are alone, and images that the network has drawn follow.
+    """
+    spec, config, split = checkpoint.spec, checkpoint.config, display_split(task)
     count = GRID_SAMPLES if spec.kind in ("grid", "segment") else SAMPLES
-    panels = []
-    for index in example_indices(task, split, seed, count):
-        batch = example_batch(task, split, seed, index)
-        panels += sample_panels(batch, _predict(network, batch), spec, task.sample_name(split, index))
-    legend = class_colors(spec) if spec.kind == "segment" else None
-    draw_panels(run.prediction, f"{title}, {split} data", panels, COLUMNS, legend)
-
-
-def _draw_density(run: Run, checkpoint: Checkpoint, task: Task, network: nn.Module, title: str) -> None:
-    """Samples that represent the split, then images that the trained network draws."""
-    spec, seed = checkpoint.spec, checkpoint.config.seed
-    split = display_split(task)
-    indices = example_indices(task, split, seed, SAMPLES)
+    indices = example_indices(task, split, config.seed, count)
+    examples = make_examples(network, task, split, config, indices)
+    if spec.kind != "density":
+        panels = [panel for example in examples for panel in example.panels]
+        legend = class_colors(spec) if spec.kind == "segment" else None
+        draw_panels(run.prediction, f"{title}, {split} data", panels, COLUMNS, legend)
+        return
     panels = [
-        Panel(f"{split} data", draw_input(batch.x[0]), sample=task.sample_name(split, index))
-        for index in indices
-        for batch in [example_batch(task, split, seed, index)]
+        Panel(f"{split} data", draw_input(example.batch.x[0]), sample=example.name) for example in examples
     ]
     if hasattr(network, "sample"):  # a network of the user's own need not draw
         height, width = spec.size
-        drawn = draw_images(network, SAMPLES, (height, width), spec.channels, seed)
+        drawn = draw_images(network, SAMPLES, (height, width), spec.channels, config.seed)
         panels += [Panel("drawn", draw_input(image)) for image in drawn]
     draw_panels(run.prediction, title, panels, COLUMNS)
-
-
-@torch.no_grad()
-def _predict(network: nn.Module, batch: Batch) -> Floats:
-    device = next(network.parameters()).device
-    prediction: Floats = predict(network, batch, device).cpu().numpy()
-    return prediction

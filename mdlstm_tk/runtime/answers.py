@@ -8,7 +8,8 @@ One document holds the answers for any number of files.
 
 txt    A line for each sample. Its fields are separated by tabs: the file (if there are several), the array
        (of a .npz), and the label or text; with `top`, label and probability in turn; of a density model,
-       the nats and the bits per dimension. Each field is escaped as by `mdlstm_tk._util.text.text_field`,
+       the nats and the bits per dimension; of a recogniser with `probabilities`, the text and its
+       confidence. Each field is escaped as by `mdlstm_tk._util.text.text_field`,
        and `text_of_field` returns what it was.
 tsv    As txt, with the file in each line, relative to the table's folder, and without escapes but those of
        control characters: what `mdlstm train` reads as labels.tsv.
@@ -24,7 +25,7 @@ import csv
 import io
 import os
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
@@ -34,16 +35,20 @@ import numpy as np
 
 from mdlstm_tk._util.text import printable, text_field, to_json
 from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.runtime.character_model import CharacterModel
+from mdlstm_tk.runtime.ctc import Transcription
 from mdlstm_tk.runtime.io import Format
 from mdlstm_tk.runtime.io.npy import STDIO, Array, open_output
 from mdlstm_tk.runtime.io.readers import Arrays
 from mdlstm_tk.runtime.io.writers import write_arrays, write_mask
 from mdlstm_tk.runtime.jobs import ANSWER_FORMATS, ANSWER_KINDS, CLASS_KINDS, Job, ResultOptions
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.postprocessing import class_axis, labels, mask_values, probabilities, transcripts
+from mdlstm_tk.runtime.postprocessing import class_axis, labels, mask_values, probabilities
+from mdlstm_tk.runtime.transcription import covered_width, read_logits
 
 PROBABILITY_DIGITS = 6
 NUMBER_DIGITS = 4  # of nats and bits
+EDGE_DIGITS = 1  # of pixels
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Answer:
         sample: index of the sample, if its array has a batch axis; else None.
         probabilities: (class, probability) of the most likely classes, in decreasing order; empty for
             texts.
+        transcription: of a recogniser, the text with confidences and places.
         numbers: of a density model, ("nats", the negative log-probability of the sample) and
             ("bits_per_dim", the same in bits, divided by the number of values); else empty.
     """
@@ -65,12 +71,31 @@ class Answer:
     sample: int | None = None
     probabilities: tuple[tuple[str, float], ...] = ()
     numbers: tuple[tuple[str, float], ...] = ()
+    transcription: Transcription | None = None
 
     def as_dict(self, kind: str | None) -> dict[str, Any]:
         """The answer as JSON values."""
         values: dict[str, Any] = {"array": self.array, "sample": self.sample}
         values = {name: value for name, value in values.items() if value is not None} | self.values(kind)
+        if self.transcription is not None:
+            values["confidence"] = self.confidence
+            values["characters"] = [
+                {
+                    "character": each.character,
+                    "left": round(each.left, EDGE_DIGITS),
+                    "right": round(each.right, EDGE_DIGITS),
+                    "confidence": round(each.confidence, PROBABILITY_DIGITS),
+                }
+                for each in self.transcription.characters
+            ]
         return values | ({"probabilities": dict(self.probabilities)} if len(self.probabilities) > 1 else {})
+
+    @property
+    def confidence(self) -> float | None:
+        """Of a recogniser, the probability of the text."""
+        return (
+            None if self.transcription is None else round(self.transcription.confidence, PROBABILITY_DIGITS)
+        )
 
     def values(self, kind: str | None) -> dict[str, Any]:
         """The label and its probability, the text, or the numbers."""
@@ -81,7 +106,16 @@ class Answer:
         return {"label": self.text, "probability": self.probabilities[0][1]}
 
 
-def decode(y: Array, metadata: Metadata, top: int = 1, array: str | None = None) -> Any:
+def decode(
+    y: Array,
+    metadata: Metadata,
+    top: int = 1,
+    array: str | None = None,
+    *,
+    beam: int = 1,
+    lm: CharacterModel | None = None,
+    width: float | None = None,
+) -> Any:
     """Decode the output of a network by the kind of its task.
 
     Args:
@@ -89,6 +123,7 @@ def decode(y: Array, metadata: Metadata, top: int = 1, array: str | None = None)
         metadata: of the model.
         top: of a classifier, number of classes whose probabilities are wanted.
         array: name of the array, which the answers repeat.
+        beam, lm, width: of a recogniser, as for `mdlstm_tk.runtime.ctc.transcribe_logits`.
 
     Returns:
         A list of one `Answer` per sample for the kinds "classify", "transcribe" and "density". For
@@ -111,9 +146,9 @@ def decode(y: Array, metadata: Metadata, top: int = 1, array: str | None = None)
     rows = y if batched else y[None]
     indices = range(len(rows)) if batched else (None,)
     if metadata.kind == "transcribe":
+        texts = (read_logits(row, metadata, beam, lm, width) for row in rows)
         return [
-            Answer(text, array, k)
-            for text, k in zip(transcripts(rows, classes, metadata.text_direction), indices, strict=True)
+            Answer(each.text, array, k, transcription=each) for each, k in zip(texts, indices, strict=True)
         ]
     answers = []
     for row, k in zip(probabilities(rows), indices, strict=True):
@@ -147,13 +182,26 @@ def _check_shape(y: Array, metadata: Metadata) -> None:
 
 
 def write_decoded(
-    job: Job, outputs: Arrays, metadata: Metadata, options: ResultOptions
+    job: Job,
+    outputs: Arrays,
+    metadata: Metadata,
+    options: ResultOptions,
+    widths: Mapping[str | None, tuple[int, int]],
 ) -> tuple[Answer, ...]:
     """Write the outputs for a file in any format; see `mdlstm_tk.runtime.batching.write_results`."""
     is_single = len(metadata.output_names) == 1
     if job.format in ANSWER_FORMATS and metadata.kind in ANSWER_KINDS and is_single:
         top = metadata.outputs if options.probabilities else options.top or 1
-        answers = tuple(answer for name, y in outputs.items() for answer in decode(y, metadata, top, name))
+        search: dict[str, Any] = {"beam": options.beam, "lm": options.lm}
+
+        def covered(name: str | None, y: Array) -> float | None:
+            return covered_width(y.shape[-2], *widths[name]) if name in widths else None
+
+        answers = tuple(
+            answer
+            for name, y in outputs.items()
+            for answer in decode(y, metadata, top, name, **search, width=covered(name, y))
+        )
         if job.target != STDIO:
             document = AnswerDocument(job.format, metadata, options, folder=Path(job.target).parent)
             with open_output(job.target) as file:
@@ -249,6 +297,8 @@ class AnswerDocument:
         else:
             for label, probability in answer.probabilities:
                 fields += [label, f"{probability:.4f}"]
+        if self._options.probabilities and answer.confidence is not None:
+            fields.append(f"{answer.confidence:.4f}")
         escape = text_field if self._format == "txt" else printable
         return "\t".join(map(escape, fields)) + "\n"
 
@@ -261,6 +311,8 @@ class AnswerDocument:
             "sample": sample,
         }
         columns |= answer.values(self._kind)
+        if self._kind == "transcribe":
+            return columns | ({"confidence": answer.confidence} if self._options.probabilities else {})
         if self._options.probabilities:
             by_class = dict(answer.probabilities)
             return columns | {f"probability_{name}": by_class[name] for name in self._classes}

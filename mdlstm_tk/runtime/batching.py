@@ -34,6 +34,7 @@ Feed: TypeAlias = Array | Mapping[str, Array]
 """An array for x, or arrays for several inputs of a model by their names."""
 Feeds: TypeAlias = dict[str | None, Feed]
 """What is run for one file, by the name of the array."""
+Widths: TypeAlias = dict[str | None, tuple[int, int]]
 Outputs: TypeAlias = Array | dict[str, Array] | InputError | StoppedError
 """y, several outputs by name, or why there are none."""
 Tag = TypeVar("Tag")
@@ -59,6 +60,15 @@ class Result(NamedTuple):
     inputs: Arrays | None = None
     outputs: Arrays | None = None
     left_out: tuple[str, ...] = ()
+
+
+class Waiting(NamedTuple):
+    """A file that was read: a result with inputs or an error and nothing else yet, what is to be run, and
+    of a recogniser the columns of each x and the width of the image that it was made from."""
+
+    result: Result
+    feeds: Feeds = {}  # noqa: RUF012
+    widths: Widths = {}  # noqa: RUF012
 
 
 def infer_files(
@@ -90,7 +100,7 @@ def infer_files(
     stops: list[StoppedError] = []
     is_over = Event()
     windows = _read_windows(jobs, session.metadata, read, is_single, is_over)
-    for window in windows if is_single else _read_ahead(windows, is_over):
+    for window in windows if is_single else read_ahead(windows, is_over):
         yield from _infer_window(session, window, batch_size, options, stops, is_single)
 
 
@@ -201,9 +211,9 @@ def _run_split(session: Session, feed: Feed, limit: int) -> Any:
 
 def _read_windows(
     jobs: Sequence[Job], metadata: Metadata, read: Read, is_single: bool, is_over: Event
-) -> Iterator[list[tuple[Result, Feeds]]]:
-    """Read the jobs' files: results with inputs or an error and nothing else yet, and what is to be run."""
-    window: list[tuple[Result, Feeds]] = []
+) -> Iterator[list[Waiting]]:
+    """Read the jobs' files."""
+    window: list[Waiting] = []
     window_bytes = 0
     for number, job in enumerate(jobs, start=1):
         if is_over.is_set():
@@ -212,14 +222,16 @@ def _read_windows(
             file = read(job.source)
             arrays = file.arrays_for(metadata)
             feeds = _feeds_of(job.source, arrays, metadata)
-            window.append((Result(job, inputs=arrays, left_out=file.left_out), feeds))
+            widths = _widths_of(file, arrays, metadata) if metadata.kind == "transcribe" else {}
+            window.append(Waiting(Result(job, inputs=arrays, left_out=file.left_out), feeds, widths))
             window_bytes += sum(array.nbytes for array in arrays.values())
         except InputError as error:
             if is_single:
                 raise
-            window.append((Result(job, str(error)), {}))
+            window.append(Waiting(Result(job, str(error))))
         except MemoryError:
-            window.append((Result(job, f"{job.source} is too large for the memory that is left"), {}))
+            reason = f"{job.source} is too large for the memory that is left"
+            window.append(Waiting(Result(job, reason)))
         if number % WINDOW == 0 or window_bytes > WINDOW_BYTES:
             yield window
             window, window_bytes = [], 0
@@ -227,7 +239,7 @@ def _read_windows(
         yield window
 
 
-def _read_ahead(items: Iterator[Item], is_over: Event) -> Iterator[Item]:
+def read_ahead(items: Iterator[Item], is_over: Event) -> Iterator[Item]:
     """Yield `items`, computing the next one in another thread while the current one is in use.
 
     At the end `is_over` is set, so that nobody waits for files that are not needed after an interrupt.
@@ -246,24 +258,24 @@ def _read_ahead(items: Iterator[Item], is_over: Event) -> Iterator[Item]:
 
 def _infer_window(
     session: Session,
-    window: Sequence[tuple[Result, Feeds]],
+    window: Sequence[Waiting],
     batch_size: int | None,
     options: ResultOptions,
     stops: list[StoppedError],
     is_single: bool,
 ) -> Iterator[Result]:
-    yield from (file for file, feeds in window if not feeds)
-    tagged = [((k, name), feed) for k, (_, feeds) in enumerate(window) for name, feed in feeds.items()]
+    yield from (file for file, feeds, _ in window if not feeds)
+    tagged = [((k, name), feed) for k, (_, feeds, _) in enumerate(window) for name, feed in feeds.items()]
     parts: dict[int, dict[str | None, Outputs]] = {}
     for (k, name), y in run_batches(session, tagged, batch_size, stops):
-        file, feeds = window[k]
+        file, feeds, widths = window[k]
         parts.setdefault(k, {})[name] = y
         if len(parts[k]) < len(feeds):
             continue
         complete = parts.pop(k)
         try:
             outputs = _outputs_of(file.job, {name: complete[name] for name in feeds})
-            answers = write_results(file.job, outputs, session.metadata, options)
+            answers = write_results(file.job, outputs, session.metadata, options, widths)
         except (InputError, StoppedError) as error:
             if is_single:
                 raise
@@ -306,6 +318,13 @@ def _feeds_of(source: str, arrays: Arrays, metadata: Metadata) -> Feeds:
     return dict(arrays)
 
 
+def _widths_of(file: InputFile, arrays: Arrays, metadata: Metadata) -> Widths:
+    columns = {name: grid_of(x, metadata)[-1] for name, x in arrays.items()}
+    return {
+        name: (own, file.arrays[name].shape[1] if file.is_image else own) for name, own in columns.items()
+    }
+
+
 def _outputs_of(job: Job, parts: Mapping[str | None, Outputs]) -> Arrays:
     """The outputs for a file's arrays, by the name of the array. Where the model has several outputs, their
     names follow after a dot."""
@@ -328,18 +347,21 @@ def _outputs_of(job: Job, parts: Mapping[str | None, Outputs]) -> Arrays:
 
 
 def write_results(
-    job: Job, outputs: Arrays, metadata: Metadata, options: ResultOptions = LABELS_ONLY
+    job: Job,
+    outputs: Arrays,
+    metadata: Metadata,
+    options: ResultOptions = LABELS_ONLY,
+    widths: Widths | None = None,
 ) -> tuple[Answer, ...]:
     """Write the outputs for a file: as labels, texts or masks in txt, tsv, csv, json and png if the model's
     kind has such, else as numbers. Returns the labels or texts, which are not written if the job's target
-    is
-    standard output: the caller prints them."""
+    is standard output: the caller prints them. Without `widths`, the places of characters are in steps."""
     try:
         if job.format == "npy" and len(outputs) == 1 and not options.probabilities:
             save_array(job.target, *outputs.values())
             return ()
         from mdlstm_tk.runtime.answers import write_decoded  # imported late: most results are plain arrays
 
-        return write_decoded(job, outputs, metadata, options)
+        return write_decoded(job, outputs, metadata, options, widths or {})
     except InputError as error:
         raise InputError(f"{job.source}: {error}") from None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,13 @@ from mdlstm_tk.runtime.io.readers import InputFile, read_input
 from mdlstm_tk.runtime.jobs import (
     ANSWER_FORMATS,
     ANSWER_KINDS,
+    CLASS_KINDS,
     InputPath,
     Job,
     ResultOptions,
+    files_for,
     find_files,
+    is_page_file,
     is_single_file,
     is_table,
     plan_jobs,
@@ -35,10 +39,12 @@ from mdlstm_tk.runtime.session import Session
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.answers import AnswerDocument
+    from mdlstm_tk.runtime.character_model import CharacterModel
     from mdlstm_tk.runtime.tiles.session import TiledSession
 
 Report = Callable[[int, int], None]
 
+BEAM = 16  # where a language model is given, and no beam
 FILES_READ_FOR_GRIDS = 32
 """How many files are read to choose among several models by the grids of their arrays."""
 
@@ -96,6 +102,8 @@ def infer_paths(
     trusted: bool = False,
     skip_existing: bool = False,
     force: bool = False,
+    beam: int | None = None,
+    lm: str | Path | CharacterModel | None = None,
     tile: int | None = None,
     level: int | None = None,
     resume: bool = False,
@@ -109,16 +117,19 @@ def infer_paths(
 
     Args:
         inputs: files and folders, or "-" alone for standard input, which may hold any of the file types.
-            Folders are searched recursively; hidden files and earlier results (`*.out.*`) are ignored.
+            Folders are searched recursively; hidden files and earlier results (`*.out.*`) are ignored. A
+            recogniser reads the lines of pages in ALTO or PAGE XML; images in the folders of pages are then
+            no inputs of their own.
         model: an exported `.onnx` or `.tiles` file or a folder of them. None: see `find_models`.
         output: a file, a folder, or "-" for standard output. None: beside the inputs; labels and texts go
             to standard output. One file for several inputs is a table (.csv), a list (.json) or lines
-            (.txt, .tsv) of labels or texts, in the order of the inputs.
+            (.txt, .tsv) of labels or texts, in the order of the inputs. Pages are written to a folder as
+            XML of the same name, with texts and confidences.
         output_format: file format of the results. None: see `plan_jobs`. txt, tsv, csv and json hold
             labels, texts and masks; npy and npz hold the network's outputs.
         probabilities: of a classifier or segmenter, write the probability of every class: by name in csv
             and json, as arrays (softmax over the classes) in npy and npz. The default format is then npy
-            or npz.
+            or npz. Of a recogniser, the confidence of each text in tsv and csv; json has it in any case.
         top: of a classifier, also name the `top` most likely classes and their probabilities.
         device: "auto" (CUDA if it works, else CPU), "cpu", "cuda" or "cuda:N".
         threads: CPU threads of one run, as for `Session`. 0: one per core.
@@ -132,6 +143,9 @@ def infer_paths(
         trusted: allow operators outside the list of the model check; see `Session`.
         skip_existing: leave out files whose result exists.
         force: replace results that exist, and start over where an interrupted tiled run left something.
+        beam: of a recogniser, how many texts are compared while a line is read; see `Session.transcribe`.
+            None: 16 with a language model, else 1.
+        lm: of a recogniser, a `CharacterModel`, or the path of one, an ARPA file.
         tile: of a tiled model (`.tiles`), extents of a tile along each axis. None: 512.
         level: of a tiled model, which level of a TIFF with a pyramid is read. None: the largest, 0.
         resume: of a tiled model, go on with an interrupted run, and keep what an interruption leaves.
@@ -173,6 +187,8 @@ def infer_paths(
         already_read = _read_first(files, limit)
         path = _chosen(models, already_read, limit)
     options = ResultOptions(probabilities, top)
+    if beam is not None or lm is not None:
+        options = options._replace(**_search_of(beam, lm))
     arguments: dict[str, Any] = {"threads": threads, "timeout": timeout, "max_bytes": max_bytes}
     arguments |= {"isolated": isolated, "trusted": trusted}
     with ExitStack() as resources:
@@ -180,10 +196,17 @@ def infer_paths(
         resources.callback(session.close)
         metadata = session.metadata
         _check_options(metadata, options, path, table)
+        found, files = len(files), files_for(metadata.kind, files)
+        if metadata.kind != "transcribe":
+            left_out += found - len(files)
         planned = plan_jobs(files, metadata, target, output_format, options, is_single=is_single)
         if table:
             ensure_writable(table, force)
         jobs = remaining_jobs(planned, skip_existing, force)
+        pages = [job for job in jobs if is_page_file(job.source)]
+        if pages and engine == "ray":
+            raise InputError('engine="ray" takes arrays and images, not pages; use engine="local"')
+        others = [job for job in jobs if not is_page_file(job.source)]
         run: Callable[[list[Job]], Iterator[Result]]
         if not isinstance(session, Session):
             from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
@@ -208,7 +231,12 @@ def infer_paths(
             run = partial(
                 infer_files, session, read=read, batch_size=batch_size, options=options, is_single=is_single
             )
-        results = _finished(run(jobs), resources.pop_all(), is_single) if jobs else iter(())
+        parts = [run(others)] if others else []
+        if pages and isinstance(session, Session):
+            from mdlstm_tk.runtime.page_inference import infer_pages  # imported late: few inputs are pages
+
+            parts = [infer_pages(session, pages, limit, options), *parts]
+        results = _finished(chain(*parts), resources.pop_all(), is_single) if jobs else iter(())
     document = _document(jobs, metadata, options, table, is_single)
     if table and document:
         results, document = _collected(results, table, document), None
@@ -324,8 +352,10 @@ def _chosen(models: Sequence[Path], files: dict[str, InputFile], limit: int) -> 
 def _check_options(metadata: Metadata, options: ResultOptions, model: Path, table: Path | None) -> None:
     """Check that a model has what the options ask for."""
     kind = f"{model} is of kind {metadata.kind}"
-    if options.probabilities and metadata.kind not in ("classify", "segment"):
-        raise InputError(f"probabilities=True needs a model of kind classify or segment; {kind}")
+    if options.probabilities and metadata.kind not in CLASS_KINDS:
+        raise InputError(f"probabilities=True needs a model of kind {', '.join(CLASS_KINDS)}; {kind}")
+    if (options.beam > 1 or options.lm is not None) and metadata.kind != "transcribe":
+        raise InputError(f"beam=... and lm=... need a model of kind transcribe; {kind}")
     if options.top is not None and metadata.kind != "classify":
         raise InputError(f"top=... needs a model of kind classify; {kind}")
     if options.top is not None and options.probabilities:
@@ -335,6 +365,17 @@ def _check_options(metadata: Metadata, options: ResultOptions, model: Path, tabl
             f"output=... is the file {table}, expected a folder for the results of several inputs; one "
             f"file takes labels or texts of kind {', '.join(ANSWER_KINDS)}, but {kind}"
         )
+
+
+def _search_of(beam: int | None, lm: str | Path | CharacterModel | None) -> dict[str, Any]:
+    """The beam and the language model of `ResultOptions`."""
+    from mdlstm_tk.runtime.character_model import CharacterModel
+    from mdlstm_tk.runtime.ctc import check_search  # imported late: few models read texts
+
+    model = CharacterModel.load(lm) if isinstance(lm, str | Path) else lm
+    beam = (1 if lm is None else BEAM) if beam is None else beam
+    check_search(beam, model)
+    return {"beam": beam, "lm": model}
 
 
 def _finished(results: Iterator[Result], resources: ExitStack, is_single: bool) -> Iterator[Result]:
@@ -350,14 +391,16 @@ def _document(
     jobs: list[Job], metadata: Metadata, options: ResultOptions, table: Path | None, is_single: bool
 ) -> AnswerDocument | None:
     """Renders the labels or texts that go to one table or to standard output; None if there are none."""
-    has_answers = jobs and metadata.kind in ANSWER_KINDS and jobs[0].format in ANSWER_FORMATS
-    if not has_answers or (jobs[0].target != STDIO and table is None):
+    answered = [
+        job for job in jobs if job.format in ANSWER_FORMATS and (table is not None or job.target == STDIO)
+    ]
+    if not answered or metadata.kind not in ANSWER_KINDS:
         return None
     from mdlstm_tk.runtime.answers import AnswerDocument
 
     folder = Path() if table is None else table.parent
     return AnswerDocument(
-        jobs[0].format, metadata, options, is_named=not is_single, folder=folder, jobs=jobs
+        answered[0].format, metadata, options, is_named=not is_single, folder=folder, jobs=answered
     )
 
 

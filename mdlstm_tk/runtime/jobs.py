@@ -6,24 +6,30 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io import FORMATS, READABLE, Format, suffix_of
+from mdlstm_tk.runtime.io import FORMATS, IMAGE_SUFFIXES, PAGE_SUFFIX, READABLE, Format, suffix_of
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import STDIO
 from mdlstm_tk.runtime.metadata import Metadata
 
+if TYPE_CHECKING:
+    from mdlstm_tk.runtime.character_model import CharacterModel
+
 ANSWER_FORMATS: tuple[Format, ...] = ("txt", "tsv", "csv", "json")
 ANSWER_KINDS = ("classify", "transcribe", "density")
+PAGE_FORMATS: tuple[Format, ...] = ("xml", *ANSWER_FORMATS)
 CLASS_KINDS = ("classify", "transcribe", "segment")
 
 
 class ResultOptions(NamedTuple):
-    """What is written beside labels, texts and masks; see `infer_paths`."""
+    """How texts are read, and what is written beside labels, texts and masks; see `infer_paths`."""
 
     probabilities: bool = False
     top: int | None = None
+    beam: int = 1
+    lm: CharacterModel | None = None
 
 
 LABELS_ONLY = ResultOptions()
@@ -57,8 +63,8 @@ def is_table(output: str) -> bool:
 
 
 def find_files(inputs: Sequence[str], output: str | None) -> tuple[list[InputPath], int]:
-    """The input files, and all readable files below input folders, these in the order of their names; and
-    how many of other types lie below folders.
+    """The input files, and all readable files below input folders, these in the order of their names, with
+    pages in ALTO and PAGE XML; and how many of other types lie below folders.
 
     Links to folders, hidden files, the folder `output` and earlier results (`*.out.*`) are ignored.
 
@@ -82,14 +88,48 @@ def find_files(inputs: Sequence[str], output: str | None) -> tuple[list[InputPat
             files.append(InputPath(path, "stdin" if path == STDIO else os.path.basename(path)))
             continue
         for path in _walk(name, output):
-            if suffix_of(path) in READABLE:
+            if suffix_of(path) in READABLE or (is_page_file(path) and _is_page(path)):
                 files.append(InputPath(path, path.removeprefix(name).lstrip(os.sep)))
             else:
                 left_out += 1
     if not files:
         others = f", only {left_out} of other types" if left_out else ""
-        raise InputError(f"no input file in {', '.join(inputs)}{others}; expected {', '.join(READABLE)}")
+        expected = ", ".join((*READABLE, f"{PAGE_SUFFIX} of pages"))
+        raise InputError(f"no input file in {', '.join(inputs)}{others}; expected {expected}")
     return files, left_out
+
+
+def files_for(kind: str | None, files: Sequence[InputPath]) -> list[InputPath]:
+    """The files that a model of some kind takes: pages if it reads texts, and then no images from the
+    folders of pages.
+
+    Raises:
+        InputError: there are none.
+    """
+    pages = [file for file in files if is_page_file(file.source)]
+    if not pages:
+        return list(files)
+    if kind == "transcribe":
+        folders = {os.path.normpath(os.path.dirname(page.source)) for page in pages}
+        folders |= {os.path.dirname(folder) or "." for folder in folders if _is_subfolder(folder)}
+
+        def is_taken(file: InputPath) -> bool:
+            is_image = suffix_of(file.source) in IMAGE_SUFFIXES
+            return not (is_image and os.path.normpath(os.path.dirname(file.source)) in folders)
+
+        return [file for file in files if is_taken(file)]
+    others = [file for file in files if not is_page_file(file.source)]
+    if not others:
+        raise InputError(
+            f"{pages[0].source} is a page of text, but the model is of kind {kind}; give one of kind "
+            "transcribe"
+        )
+    return others
+
+
+def is_page_file(path: str) -> bool:
+    """True if a path has the suffix of pages in ALTO or PAGE XML."""
+    return suffix_of(path) == PAGE_SUFFIX
 
 
 def plan_jobs(
@@ -107,11 +147,12 @@ def plan_jobs(
     Labels and texts go to standard output if `output` is None. The format is that of the suffix of a file
     `output`, else npz for several outputs, txt for labels and texts, png for masks (tif where the model is
     tiled), npz for `.npz` inputs, and npy for all others. With probabilities, labels and masks are written
-    as numbers. `is_single`: the only input is a file, rather than a folder.
+    as numbers. The result of a page is a page of the same name in the folder `output`, or its texts.
+    `is_single`: the only input is a file, rather than a folder.
 
     Raises:
         InputError: the suffix of `output` names no format, a result would overwrite an input or another
-            result, or only tiled models write its format.
+            result, or the model or the input has no result in its format.
     """
     file: str | None = None  # for the only result, or for all labels and texts
     folder: str | None = None  # of the results
@@ -133,7 +174,12 @@ def plan_jobs(
         )
     jobs = []
     for source, relative in files:
-        file_format = output_format or _default_format(source, metadata, options)
+        file_format = output_format or _default_format(source, metadata, options, output)
+        if file_format == "xml" and not is_page_file(source):
+            raise InputError(f"xml holds pages, but {source} is none; give another output_format=...")
+        if is_page_file(source) and file_format not in PAGE_FORMATS:
+            expected = ", ".join(PAGE_FORMATS)
+            raise InputError(f"{source} is a page, expected output_format={expected}, got {file_format}")
         is_printed = output is None and (
             source == STDIO or (metadata.kind in ANSWER_KINDS and file_format in ANSWER_FORMATS)
         )
@@ -142,8 +188,9 @@ def plan_jobs(
         elif file is not None:
             target = file
         else:
-            stem = os.path.splitext(source if folder is None else os.path.join(folder, relative))[0]
-            target = f"{stem}.out.{file_format}"
+            target = source if folder is None else os.path.join(folder, relative)
+            if file_format != "xml":
+                target = f"{os.path.splitext(target)[0]}.out.{file_format}"
         jobs.append(Job(source, target, file_format))
     _check_targets(jobs)
     return jobs
@@ -166,10 +213,24 @@ def _is_folder(path: str) -> bool:
     return os.path.isdir(path) and suffix_of(path.rstrip(os.sep)) != ".zarr"
 
 
-def _default_format(source: str, metadata: Metadata, options: ResultOptions) -> Format:
+def _is_page(path: str) -> bool:
+    from mdlstm_tk.runtime.pages import is_page  # imported late: few inputs are pages
+
+    return is_page(path)
+
+
+def _is_subfolder(folder: str) -> bool:
+    from mdlstm_tk.runtime.pages import SUBFOLDERS
+
+    return os.path.basename(folder) in SUBFOLDERS
+
+
+def _default_format(source: str, metadata: Metadata, options: ResultOptions, output: str | None) -> Format:
+    if is_page_file(source):
+        return "txt" if output in (None, STDIO) else "xml"
     if len(metadata.output_names) > 1:
         return "npz"
-    if not options.probabilities and metadata.kind in ANSWER_KINDS:
+    if metadata.kind == "transcribe" or (not options.probabilities and metadata.kind in ANSWER_KINDS):
         return "txt"
     if not options.probabilities and metadata.kind == "segment":
         return "tif" if metadata.form == "tiles" else "png"

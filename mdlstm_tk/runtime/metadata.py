@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from math import prod
+from math import inf, isfinite, prod
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -13,6 +13,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.choices import Dtype as Dtype
 from mdlstm_tk.runtime.choices import Form as Form
 from mdlstm_tk.runtime.choices import Kind as Kind
+from mdlstm_tk.runtime.decoding import Decoding
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES
 
 PREFIX = "mdlstm."
@@ -55,6 +56,8 @@ class Metadata:
         preprocessing: how images are prepared, as `Preprocessing.from_json` takes it.
         text_direction: of a recogniser, the direction in which most texts run; None: texts are in the order
             in which an image shows them.
+        temperature, lm_weight, character_bonus: of a recogniser, how texts are read from its outputs; see
+            `mdlstm_tk.runtime.ctc.Decoding`. They were chosen on validation data.
         drawing: of a graph that draws the rows of images: "size", the extents of the training images;
             "levels" that a value can have; and "state", the number of features of a position's state. None
             for any other graph.
@@ -89,6 +92,9 @@ class Metadata:
     mask_palette: tuple[int, ...] | None = None
     preprocessing: dict[str, Any] | None = None
     text_direction: Literal["ltr", "rtl"] | None = None
+    temperature: float = Decoding.temperature
+    lm_weight: float = Decoding.lm_weight
+    character_bonus: float = Decoding.character_bonus
     drawing: dict[str, Any] | None = None
     example_range: tuple[float, float] | None = None
     integer: bool = False
@@ -116,6 +122,11 @@ class Metadata:
     def windows(self) -> dict[str, Extents | None]:
         """The window of each output, by its name."""
         return dict(zip(self.output_names, (self.window, *self.further_windows), strict=True))
+
+    @property
+    def decoding(self) -> Decoding:
+        """How texts are read from the outputs of a recogniser."""
+        return Decoding(self.temperature, self.lm_weight, self.character_bonus)
 
     @property
     def channels_last(self) -> bool:
@@ -248,6 +259,9 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
         ones = (1,) * ndim
         yield "window", metadata.window == ones, f"{list(ones)}, as a density has a number for each value"
         yield "outputs", outputs == metadata.channels, f"{metadata.channels}, one for each channel of x"
+    yield "temperature", 0 < metadata.temperature < inf, "a positive number"
+    for name in ("lm_weight", "character_bonus"):
+        yield name, isfinite(getattr(metadata, name)), "a finite number"
     bounds = metadata.example_range
     yield "example_range", bounds is None or len(bounds) == 2, "the lowest and the highest value"
     values, palette = metadata.mask_values, metadata.mask_palette

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk.runtime.ctc import best_path
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.text_order import Direction, reorder
 
@@ -75,11 +76,5 @@ def transcripts(logits: Floats, alphabet: Sequence[str], direction: Direction | 
     Returns:
         N texts.
     """
-    path = labels(logits)
-    changed = np.ones(path.shape, dtype=bool)
-    changed[:, 1:] = path[:, 1:] != path[:, :-1]
-    texts = [
-        "".join(alphabet[k - 1] for k in row[emitted])
-        for row, emitted in zip(path, changed & (path > 0), strict=True)
-    ]
+    texts = ["".join(alphabet[k - 1] for k in best_path(row)) for row in logits]
     return texts if direction is None else [reorder(text, direction) for text in texts]

@@ -19,6 +19,7 @@ import io
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,21 @@ def decode_image(data: bytes, label: str, max_bytes: int = MAX_BYTES) -> Array:
     except Exception as error:  # Pillow's decoders raise all kinds of exceptions for damaged images
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{label} is a damaged image: {reason}; save it again") from None
+
+
+def read_extents(path: Path) -> tuple[int, int, int]:
+    """Return height and width of an image file as it is stored, and its orientation in EXIF, undecoded.
+
+    Raises:
+        InputError: the file is not an image that `decode_image` reads.
+        MissingExtraError: Pillow is not installed.
+    """
+    module: Any = require("PIL.Image", "image")
+    try:
+        with module.open(path, formats=DECODERS) as image:
+            return image.height, image.width, _orientation(image)
+    except Exception:  # Pillow raises all kinds of exceptions for damaged images
+        raise InputError(f"{path} is no image of a known type; expected {', '.join(DECODERS)}") from None
 
 
 def to_grey(pixels: Array) -> Array:

@@ -16,6 +16,8 @@ from mdlstm_tk.runtime.runner import MODEL, GraphInfo, OpenModel
 from mdlstm_tk.runtime.shapes import Shapes
 
 if TYPE_CHECKING:
+    from mdlstm_tk.runtime.character_model import CharacterModel
+    from mdlstm_tk.runtime.ctc import Transcription
     from mdlstm_tk.runtime.samples import Given
 
 Outputs: TypeAlias = Array | dict[str, Array]
@@ -164,6 +166,31 @@ class Session(OpenModel):
                 results[k] = self._shapes.restore_axes(outputs, batches[k])
         return [results[k] for k in range(len(batches))]
 
+    def transcribe(
+        self, images: Sequence[Array], beam: int = 1, lm: CharacterModel | None = None
+    ) -> list[Transcription]:
+        """Read the text of lines with a recogniser.
+
+        Images of equal extents share batches; all do, sorted by width, if the model takes `sizes`.
+
+        Args:
+            images: one for each line, as `decode_image` returns them: (H, W), or (H, W, 3). They are
+                prepared as the model's images were in training.
+            beam, lm: as for `mdlstm_tk.runtime.ctc.transcribe_logits`: how many texts a search keeps, and
+                a language model that it follows. By default the best path is read.
+
+        Returns:
+            A text for each image, with confidences, and with places in pixels of the image.
+
+        Raises:
+            InputError: the model does not read texts, an image has another shape or extents that the model
+                does not take, beam is below 1, or lm is no `CharacterModel`.
+            StoppedError, MDLSTMError: as for a call.
+        """
+        from mdlstm_tk.runtime.transcription import transcribe  # imported late: few models read texts
+
+        return transcribe(self, images, beam, lm)
+
     def sample(
         self,
         n: int,
@@ -232,7 +259,8 @@ class Session(OpenModel):
         results = [{name: split[k] for name, split in pieces.items()} for k in range(len(parts))]
         if not shapes.takes_sizes:
             return results
-        return [shapes.cropped(y, shapes.grid(part)) for y, part in zip(results, parts, strict=True)]
+        grids, padded = map(shapes.grid, parts), shapes.grid(samples)
+        return [shapes.cropped(y, grid, padded) for y, grid in zip(results, grids, strict=True)]
 
     def _run(self, samples: Array, extra: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model on all its inputs, in the shapes that its file declares.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 
@@ -25,6 +26,12 @@ class Batch:
     samples: Array
     has_batch_axis: bool
     has_channel_axis: bool
+
+
+def step_width(steps: int, width: int) -> float:
+    """The columns of x that one step of a recogniser covers; a whole number if ⌈width / it⌉ is `steps`."""
+    columns = round(width / steps)
+    return columns if -(-width // max(columns, 1)) == steps else width / steps
 
 
 class Shapes:
@@ -137,15 +144,17 @@ class Shapes:
             start += len(part)
         return batch, np.repeat(np.asarray(grids, np.int64), [len(part) for part in parts], axis=0)
 
-    def cropped(self, outputs: Mapping[str, Array], grid: Grid) -> dict[str, Array]:
-        """The part of each output (N, *grid', outputs), computed for a larger grid, that belongs to `grid`.
-        An output without a grid is left as it is."""
+    def cropped(self, outputs: Mapping[str, Array], grid: Grid, padded: Grid) -> dict[str, Array]:
+        """The part of each output (N, *padded', outputs) that belongs to `grid`; the steps of a recogniser
+        count as columns. Another output without a grid is left as it is."""
         result = {}
         for name, y in outputs.items():
             window = self.metadata.windows[name]
             if window is not None:
                 inner = tuple(slice(-(-extent // w)) for extent, w in zip(grid, window, strict=True))
                 y = y[:, *inner] if self.metadata.channels_last else y[:, :, *inner]
+            elif self.metadata.kind == "transcribe" and y.ndim == 3:
+                y = y[:, : ceil(grid[-1] / step_width(y.shape[1], padded[-1]))]
             result[name] = y
         return result
 

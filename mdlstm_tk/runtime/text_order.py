@@ -7,13 +7,14 @@ one line without embeddings, isolates and brackets in pairs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 from unicodedata import bidirectional, combining
 
 Direction = Literal["ltr", "rtl"]
 
 _OPEN, _CLOSE = "([{<«‹≤", ")]}>»›≥"
-_MIRRORED = str.maketrans(_OPEN + _CLOSE, _CLOSE + _OPEN)
+MIRRORED = str.maketrans(_OPEN + _CLOSE, _CLOSE + _OPEN)
 _STRONG = {"L": "L", "R": "R", "AL": "R"}
 
 
@@ -33,24 +34,32 @@ def reorder(text: str, direction: Direction) -> str:
         text: one line.
         direction: of the page that the line is on.
     """
-    clusters: list[str] = []  # characters with their accents, which follow them in both orders
-    for character in text:
-        if clusters and combining(character):
-            clusters[-1] += character
+    return "".join(character for character, _ in reordered(text, direction))
+
+
+def reordered(characters: Sequence[str], direction: Direction) -> list[tuple[str, int]]:
+    """Return the characters in the order of `reorder`, each with its place in `characters`."""
+    clusters: list[list[int]] = []  # places of characters with their accents, which follow in both orders
+    for place, character in enumerate(characters):
+        if clusters and combining(character[0]):
+            clusters[-1].append(place)
         else:
-            clusters.append(character)
-    levels = _levels([bidirectional(cluster[0]) for cluster in clusters], direction)
-    turned = [c.translate(_MIRRORED) if level % 2 else c for c, level in zip(clusters, levels, strict=True)]
+            clusters.append([place])
+    levels = _levels([bidirectional(characters[cluster[0]][0]) for cluster in clusters], direction)
+    turned = list(zip(clusters, levels, strict=True))
     for level in range(max(levels, default=0), 0, -1):
         start = 0
-        while start < len(levels):
+        while start < len(turned):
             end = start
-            while end < len(levels) and levels[end] >= level:
+            while end < len(turned) and turned[end][1] >= level:
                 end += 1
             turned[start:end] = turned[start:end][::-1]
-            levels[start:end] = levels[start:end][::-1]
             start = end + 1
-    return "".join(turned)
+    return [
+        (characters[place].translate(MIRRORED) if level % 2 else characters[place], place)
+        for cluster, level in turned
+        for place in cluster
+    ]
 
 
 def _levels(kinds: list[str], direction: Direction) -> list[int]:

@@ -21,9 +21,10 @@ from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.config import TrainConfig
-from mdlstm_tk.training.networks import build_network
+from mdlstm_tk.training.networks import build_network, names_of_heads
 
-SCHEMA = 2  # increase when the layout of the file changes incompatibly
+STANDARDISATION = ("mean", "std", "target_mean", "target_std")  # tensors of `Normalized`
+SCHEMA = 3  # increase when the layout of the file changes incompatibly
 METADATA_KEY = "mdlstm"  # safetensors metadata maps text to text; under this key lies a JSON object
 
 
@@ -37,6 +38,7 @@ class Checkpoint:
         step: optimizer steps done.
         score: lowest validation score so far, see `Task.score`; infinity before the first validation.
         best_step: last step at which that score was reached; without a validation split the latest step.
+        seconds: that a run with `minutes` has trained for, validations included; else 0.
         tensors: the weights as "model.*", their running average, if any, as "average.*" (the state dict of
             `AveragedModel`), and the optimizer's state as "optimizer.{i}.*" for parameter i, counted across
             groups.
@@ -47,6 +49,7 @@ class Checkpoint:
     step: int
     score: float
     best_step: int
+    seconds: float
     tensors: dict[str, Tensor] = field(repr=False)
 
     def weights(self) -> dict[str, Tensor]:
@@ -70,6 +73,50 @@ class Checkpoint:
             InputError: the weights do not fit `network`.
         """
         self._load(network, self.weights())
+
+    def start(self, network: nn.Module, config: TrainConfig, spec: TaskSpec) -> tuple[str, ...]:
+        """Copy `weights` into the network of another run, which may have other classes or characters.
+
+        Outputs of classes that both runs have, and of the blank, keep their rows of the head; others keep
+        the weights that they have. Numbers that standardise the data stay those of the new run.
+
+        Args:
+            network: of the new run.
+            config: of the new run.
+            spec: of its task.
+
+        Returns:
+            A line that says how many classes or characters both have; none if they are the same.
+
+        Raises:
+            InputError: the networks differ in more than that.
+        """
+        if (spec.kind, spec.channels) != (self.spec.kind, self.spec.channels):
+            raise InputError(
+                f"init names a run of kind {self.spec.kind} with {self.spec.channels} channels, got "
+                f"{spec.kind} with {spec.channels}"
+            )
+        known, wanted = _outputs(self.spec), _outputs(spec)
+        pairs = [(k, known.index(output)) for k, output in enumerate(wanted) if output in known]
+        rows, rows_there = map(list, zip(*pairs, strict=True)) if pairs else ([], [])
+        heads, weights = names_of_heads(config, spec), dict(map(_bare, self.weights().items()))
+        own = dict(map(_bare, network.state_dict().items()))
+        for name, tensor in own.items():
+            there = weights.get(name)
+            if name in STANDARDISATION:
+                continue
+            if name in heads and there is not None and len(there) % len(known) == 0:
+                tensor = tensor.unflatten(0, (-1, len(wanted))).transpose(0, 1)  # (outputs, …), a view
+                there = there.unflatten(0, (-1, len(known))).transpose(0, 1)
+                if there.shape[1:] == tensor.shape[1:]:
+                    tensor[rows] = there[rows_there]
+                    continue
+            if there is None or there.shape != tensor.shape:
+                raise InputError(_difference(self.config, config, name))
+            tensor.copy_(there)
+        if known == wanted:
+            return ()
+        return (f"init: {len(rows)} of {len(wanted)} outputs keep their weights, the others are new",)
 
     def restore(
         self, network: nn.Module, average: AveragedModel | None, optimizer: optim.Optimizer
@@ -102,6 +149,26 @@ class Checkpoint:
             ) from None
 
 
+def _outputs(spec: TaskSpec) -> list[str | int]:
+    """What each output of a network stands for: a class, a character, the blank, or a number."""
+    if not spec.classes:
+        return list(range(spec.outputs))
+    return [*range(spec.outputs - len(spec.classes)), *spec.classes]
+
+
+def _bare(item: tuple[str, Tensor]) -> tuple[str, Tensor]:
+    """A tensor under the name that it has in the network that `Normalized` may wrap."""
+    return item[0].removeprefix("network."), item[1]
+
+
+def _difference(there: TrainConfig, here: TrainConfig, tensor: str) -> str:
+    """Say why the weights of one run do not fit the network of another."""
+    for key in ("model", "hidden", "layers", "cell", "directions", "windows", "layer_norm"):
+        if (value := getattr(there, key)) != (wanted := getattr(here, key)):
+            return f"init={here.init} has {key}={value!s}, got {key}={wanted!s}; make them equal"
+    return f"init={here.init} holds another network: {tensor} has another shape or is missing"
+
+
 def save_checkpoint(
     path: Path,
     state: Checkpoint,
@@ -126,7 +193,7 @@ def save_checkpoint(
         tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
-    metadata = {name: getattr(state, name) for name in ("step", "score", "best_step")}
+    metadata = {name: getattr(state, name) for name in ("step", "score", "best_step", "seconds")}
     metadata |= {"schema": SCHEMA, "version": __version__}
     metadata |= {"config": asdict(state.config), "spec": asdict(state.spec)}
     data = safetensors.torch.save(
@@ -162,6 +229,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             step=int(metadata["step"]),
             score=float(metadata["score"]),
             best_step=int(metadata["best_step"]),
+            seconds=float(metadata["seconds"]),
             tensors=tensors,
         )
     except InputError:

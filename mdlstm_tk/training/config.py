@@ -22,14 +22,14 @@ DATA, NETWORK, OPTIMIZATION, RUN = (
 PANELS: dict[str, tuple[str, ...]] = {
     "Data": ("task", "data", "size", "resize", "crop"),
     "Network": ("model", "cell", "directions", "hidden", "layers", "windows", "dropout"),
-    "Optimization": ("steps", "batch_size", "lr", "schedule", "clip", "precision"),
+    "Optimization": ("steps", "minutes", "batch_size", "lr", "schedule", "clip", "precision", "init"),
     "Run": ("seed", "device"),
 }
 # settings for which tasks bring defaults of their own
 BY_TASK = (
-    *("size", "model", "cell", "directions", "hidden", "layers", "windows", "dropout", "steps", "lr"),
-    *("batch_size", "schedule", "clip", "weight_decay", "warmup", "average", "augment", "validation"),
-    *("evaluate_every", "patience"),
+    *("size", "resize", "model", "cell", "directions", "hidden", "layers", "windows", "dropout"),
+    *("steps", "lr", "batch_size", "schedule", "clip", "weight_decay", "warmup", "average", "augment"),
+    *("validation", "evaluate_every", "patience"),
 )
 
 
@@ -147,12 +147,20 @@ class TrainConfig:
     dropout: float = _setting(0.0, "Probability of zeroing a layer's output in training.", min=0, below=1)
     layer_norm: bool = _setting(False, "Normalize the gates and the cell state.")
     steps: int = _setting(1000, "Total number of optimizer steps.", min=1)
+    minutes: float = _setting(
+        0.0, "Time to train for, validations included, instead of a number of steps; 0: steps.", min=0
+    )
     batch_size: int = _setting(16, "Samples per step, summed over all processes.", min=1, max=1_000_000)
     lr: float = _setting(0.01, "Peak learning rate of Adam.", above=0, max=1e6)
     schedule: Literal["constant", "cosine"] = _setting(
         "constant", "Learning rate after the warm-up: constant, or cosine for half a cosine down to 0."
     )
     clip: float = _setting(0.0, "Maximum norm of the whole gradient; 0: no clipping.", min=0)
+    init: str = _setting(
+        "",
+        "Run folder whose best weights training starts from; characters or classes that both have keep "
+        "their outputs; empty: random weights.",
+    )
     precision: Literal["fp32", "bf16"] = _setting(
         "fp32", "Arithmetic: fp32, or bf16 for autocast to bfloat16."
     )
@@ -170,7 +178,8 @@ class TrainConfig:
     )
     augment: float = _setting(
         0.0,
-        "Strength of random shift, rotation, zoom and warp of training images; 0: none.",
+        "Strength of random shift, rotation, zoom and warp of training images, for texts also of slant, "
+        "strokes and contrast; 0: none.",
         min=0,
         max=100,
     )

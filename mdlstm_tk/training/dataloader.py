@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from mdlstm_tk.data import Batch, Task
 from mdlstm_tk.training.config import TrainConfig
 
+MAX_STEPS = 10**9  # which no time suffices for
+
 
 @dataclass(frozen=True)
 class _BatchOfStep(Dataset[Batch]):
@@ -27,9 +29,9 @@ class _BatchOfStep(Dataset[Batch]):
 
 
 def dataloader(config: TrainConfig, task: Task, first_step: int, shard: slice) -> Iterator[Batch]:
-    """The `shard` of each batch, from `first_step` to the last step of the configuration."""
+    """The `shard` of each batch, from `first_step` to the last step; with `minutes` none is the last."""
     dataset = _BatchOfStep(task, config.seed, config.batch_size, shard)
-    steps = range(first_step, config.steps)
+    steps = range(first_step, MAX_STEPS if config.minutes else config.steps)
     if config.workers == 0:
         return (dataset[step] for step in steps)
     loader = DataLoader(

@@ -67,6 +67,14 @@ class DistributedContext:
             dist.all_reduce(tensor)
         return tensor
 
+    def gather(self, values: list[T]) -> list[T]:
+        """The values of all processes, one process after another."""
+        if self.world_size == 1:
+            return values
+        parts: list[Any] = [None] * self.world_size
+        dist.all_gather_object(parts, values)
+        return [value for part in parts for value in part]
+
     def broadcast(self, value: T) -> T:
         """The value that the main process passes."""
         if self.world_size == 1:

@@ -19,7 +19,14 @@ from mdlstm_tk.training.distributed import DistributedContext
 
 
 def predict(network: nn.Module, batch: Batch, device: torch.device, precision: str = "fp32") -> Tensor:
-    """The output of a network for a batch, as float32.
+    """The prediction of a network for a batch, as float32; see `predictions`."""
+    return predictions(network, batch, device, precision)[0]
+
+
+def predictions(
+    network: nn.Module, batch: Batch, device: torch.device, precision: str = "fp32"
+) -> tuple[Tensor, ...]:
+    """The prediction of a network for a batch, and auxiliary ones that it may have in training; float32.
 
     Args:
         network: on `device`.
@@ -33,8 +40,8 @@ def predict(network: nn.Module, batch: Batch, device: torch.device, precision: s
     # Entering autocast takes time even where it changes nothing.
     autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
     with autocast:
-        prediction: Tensor = network(*inputs)
-    return prediction.float()
+        outputs: Tensor | tuple[Tensor, ...] = network(*inputs)
+    return tuple(each.float() for each in (outputs if isinstance(outputs, tuple) else (outputs,)))
 
 
 def measure(task: Task, prediction: Tensor, batch: Batch) -> dict[str, tuple[Tensor | float, float]]:

@@ -12,6 +12,7 @@ from torch import nn
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import Task
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.models import model_options
 from mdlstm_tk.training import distributed
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
 from mdlstm_tk.training.config import TrainConfig
@@ -53,23 +54,32 @@ class TrainingJob:
         return self.checkpoint.step if self.checkpoint else 0
 
     @property
+    def seconds_done(self) -> int:
+        """Seconds that a run with `minutes` has trained for already."""
+        return round(self.checkpoint.seconds) if self.checkpoint else 0
+
+    @property
     def is_trained(self) -> bool:
         """True if all steps are done, so that only the result and the pictures of the run are missing."""
         if self.checkpoint is None:
             return False
         done, best = self.checkpoint.step, self.checkpoint.best_step
-        return done >= self.config.steps or has_stopped_early(self.config, done, best)
+        complete = is_complete(self.config, done, self.checkpoint.seconds)
+        return complete or has_stopped_early(self.config, done, best)
 
     @property
     def description(self) -> str:
         """What is trained, for how long, and where the files go."""
         if self.is_trained:
             return f"{self.run.folder} has done {self.steps_done} steps; writing its result and pictures"
-        size = format_size(self.task.spec.size)
-        return (
-            f"training {self.config.model} on {self.task.name} {size} for {self.config.steps} steps "
-            f"into {self.run.folder}"
-        )
+        size, config = format_size(self.task.spec.size), self.config
+        length = f"{config.minutes:g} minutes" if config.minutes else f"{config.steps} steps"
+        return f"training {config.model} on {self.task.name} {size} for {length} into {self.run.folder}"
+
+
+def is_complete(config: TrainConfig, step: int, seconds: float) -> bool:
+    """Whether all steps of a run are done, or with `minutes` its time is over."""
+    return seconds >= 60 * config.minutes if config.minutes else step >= config.steps
 
 
 def has_stopped_early(config: TrainConfig, step: int, best_step: int) -> bool:
@@ -100,6 +110,9 @@ def new_job(
     task = task or make_task(config)
     config = fit_config(config, task)
     network, notes = _build(config, task, context)
+    if config.init:
+        checkpoint = load_checkpoint(open_run(Path(config.init)).checkpoint)
+        notes += checkpoint.start(network, config, task.spec)
     created = new_run(run_name(config, task), folder, force).folder if context.is_main else Path()
     run = Run(context.broadcast(created))
     return TrainingJob(remember_data(config, run.folder), task, network, run, context, notes=notes)
@@ -132,7 +145,7 @@ def resume_job(
     best = load_checkpoint(run.best) if run.best.exists() else None
     config = find_data(configure_resumed(checkpoint.config, options or {}, settings), folder)
     if run.is_evaluated:
-        require_steps_left(config, run, checkpoint.step, checkpoint.best_step)
+        require_work_left(config, run, checkpoint)
     context = distributed.init(config.device)
     before = run.read_samples()
     if task is None:
@@ -143,15 +156,19 @@ def resume_job(
     return TrainingJob(config, task, network, run, context, checkpoint, best, (*changes, *notes))
 
 
-def require_steps_left(config: TrainConfig, run: Run, step: int, best_step: int) -> None:
+def require_work_left(config: TrainConfig, run: Run, checkpoint: Checkpoint) -> None:
     """Check that training goes on after a checkpoint.
 
     Raises:
-        InputError: all steps are done, or training has stopped early.
+        InputError: all steps are done, the time is over, or training has stopped early.
     """
-    if step >= config.steps:
-        raise InputError(f"{run.folder} has done {step} steps already; ask for more with --steps")
-    if has_stopped_early(config, step, best_step):
+    step = checkpoint.step
+    if is_complete(config, step, checkpoint.seconds):
+        done, more = f"done {step} steps", "steps"
+        if config.minutes:
+            done, more = f"trained for {checkpoint.seconds / 60:.3g} minutes", "minutes"
+        raise InputError(f"{run.folder} has {done} already; ask for more with --{more}")
+    if has_stopped_early(config, step, checkpoint.best_step):
         raise InputError(
             f"{run.folder} has stopped at step {step}, {config.patience} validations after its best; "
             "go on with --set patience=0"
@@ -168,6 +185,11 @@ def _build(
     config: TrainConfig, task: Task, context: DistributedContext
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Build the network if there is memory for it; also returns notes on data, network and memory."""
+    if config.minutes and context.world_size > 1:
+        raise InputError(
+            f"minutes={config.minutes:g} follows the clock of one process, got {context.world_size} "
+            "processes; give steps=..., and minutes=0"
+        )
     samples = context.shard(config.batch_size)
     memory = check_memory(config, task, samples.stop - samples.start, context.device)
     network = build_network(config, task.spec)
@@ -175,8 +197,10 @@ def _build(
     if config.data and config.windows:
         notes.append(f"windows of {config.windows} positions; choose others with --windows")
     if names := texts_without_room(network, task):
+        has_windows = "windows" in model_options(config.model, task.spec.kind)
+        remedy = "--set windows=2x1,2x1" if has_windows else "a larger --resize"
         notes.append(
             f"{len(names)} texts ({names[0]} is the first) need more steps than the network makes of "
-            "their images, so nothing is learned from them; try --set windows=2x1,2x1"
+            f"their images, so nothing is learned from them; try {remedy}"
         )
     return network, (*notes, memory) if memory else tuple(notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
@@ -14,11 +15,13 @@ from typing import Any
 from mdlstm_tk.data import Split
 from mdlstm_tk.errors import require
 from mdlstm_tk.runtime.io.files import atomic_write
+from mdlstm_tk.training.calibration import calibrate
 from mdlstm_tk.training.dataloader import dataloader
 from mdlstm_tk.training.evaluation import evaluate
-from mdlstm_tk.training.job import TrainingJob, has_stopped_early
+from mdlstm_tk.training.job import TrainingJob, has_stopped_early, is_complete
 from mdlstm_tk.training.networks import count_parameters
 from mdlstm_tk.training.progress import Progress, StepTimer, TrainingTimes
+from mdlstm_tk.training.text_errors import describe_lines, evaluate_lines
 from mdlstm_tk.training.trainer import Trainer
 
 OnStep = Callable[[Progress], None]
@@ -39,7 +42,8 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
         The content of `result.json`: task, model, parameters, step, split and errors by name, on the test
         split if there is one, else on the validation split; "seconds" of the optimizer steps, summed over
         interruptions, their rate "steps_per_second", and apart from them "validation_seconds" and
-        "compilation_seconds", see `TrainingTimes`. {} in processes other than the main one.
+        "compilation_seconds", see `TrainingTimes`; of texts, what `describe_lines` returns. {} in processes
+        other than the main one.
 
     Raises:
         InputError: another process trains into the folder.
@@ -56,7 +60,7 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
 def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
     """Train until the last step, an early stop, or an interrupt."""
     config, run, context = job.config, job.run, job.context
-    saved_step, stop = trainer.step, False
+    saved_step, stop, begun = trainer.step, False, time.perf_counter() - trainer.seconds
     timer = StepTimer()
     earlier_times = run.read_times() if job.checkpoint else TrainingTimes()
 
@@ -73,9 +77,12 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
             for batch in dataloader(config, job.task, trainer.step, context.shard(config.batch_size)):
                 is_due = trainer.train_step(batch, bool(interrupts))
                 timer.end_step()
+                if config.minutes:  # else a checkpoint depends on the steps alone
+                    trainer.seconds = time.perf_counter() - begun
+                ends = is_complete(config, trainer.step, trainer.seconds)
                 # With several processes, all learn of an interrupt from the metrics, and stop together.
                 stop = context.world_size == 1 and bool(interrupts)
-                validates = trainer.step % config.evaluate_every == 0 or trainer.step == config.steps
+                validates = ends or trainer.step % config.evaluate_every == 0
                 if not (is_due or validates or stop):
                     continue
                 for metrics in trainer.read_metrics():
@@ -84,6 +91,9 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
                         validation = trainer.validate()
                         timer.end_validation()
                     left = config.steps - metrics.step
+                    seconds_left = timer.seconds_left(left, -(-left // config.evaluate_every))
+                    if config.minutes:
+                        seconds_left = max(60 * config.minutes - trainer.seconds, 0.0)
                     progress = Progress(
                         metrics.step,
                         metrics.loss,
@@ -91,7 +101,7 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
                         metrics.lr,
                         validation,
                         timer.steps_per_second,
-                        timer.seconds_left(left, -(-left // config.evaluate_every)),
+                        seconds_left,
                     )
                     stop = stop or (metrics.interrupted and context.world_size > 1)
                     if context.is_main:
@@ -102,7 +112,7 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
                     flush()
                     save(*([run.best] if trainer.best_step == trainer.step else []), run.last)
                     saved_step = trainer.step
-                    if has_stopped_early(config, trainer.step, trainer.best_step):
+                    if ends or has_stopped_early(config, trainer.step, trainer.best_step):
                         break
                 if stop:
                     break
@@ -118,7 +128,8 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
 
 
 def _conclude(job: TrainingJob, trainer: Trainer) -> dict[str, Any]:
-    """Measure the best weights on the device of the training, and write `result.json`."""
+    """Measure the best weights on the device of the training, choose how texts are read, and write
+    `result.json`."""
     run, task, network = job.run, job.task, job.network
     if trainer.best_weights is None:  # no validation gave a number
         trainer.best_step = trainer.step
@@ -133,7 +144,15 @@ def _conclude(job: TrainingJob, trainer: Trainer) -> dict[str, Any]:
     assert trainer.best_weights is not None
     network.load_state_dict(trainer.best_weights)
     split: Split = "test" if task.count("test") else "validation"
-    errors = evaluate(network, task, split, job.config, job.context)
+    details: dict[str, Any] = {}
+    if task.spec.kind == "transcribe":
+        if job.context.is_main:
+            calibrate(job)
+        decoding = job.context.broadcast(run.read_decoding())
+        errors, lines = evaluate_lines(network, task, split, job.config, job.context, decoding=decoding)
+        details = describe_lines(lines)
+    else:
+        errors = evaluate(network, task, split, job.config, job.context)
     if not job.context.is_main:
         return {}
     times = run.read_times()
@@ -148,6 +167,7 @@ def _conclude(job: TrainingJob, trainer: Trainer) -> dict[str, Any]:
         "compilation_seconds": round(times.compilation, 1),
         "split": split,
         "errors": errors,
+        **details,
     }
     run.write_result(result)
     return result

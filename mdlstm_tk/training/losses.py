@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import cos, pi
 from typing import Any
 
@@ -13,6 +14,8 @@ from mdlstm_tk._util.masking import valid_mask
 from mdlstm_tk.data import UNLABELLED, Batch, TaskSpec
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.training.config import TrainConfig
+
+AUXILIARY_WEIGHT = 0.3  # in the loss, relative to the prediction itself
 
 
 def loss_of(prediction: Tensor, batch: Batch, spec: TaskSpec) -> Tensor:
@@ -70,6 +73,12 @@ def _ctc_loss(logits: Tensor, y: Tensor) -> Tensor:
     return F.ctc_loss(log_probabilities, y, lengths, (y > 0).sum(1), zero_infinity=True)
 
 
+def total_loss(predictions: Sequence[Tensor], batch: Batch, spec: TaskSpec) -> Tensor:
+    """The loss of the prediction, plus `AUXILIARY_WEIGHT` times that of each auxiliary one."""
+    losses = [loss_of(prediction, batch, spec) for prediction in predictions]
+    return losses[0] + AUXILIARY_WEIGHT * sum(losses[1:], torch.zeros_like(losses[0]))
+
+
 def adam(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW with weight decay on the recurrent weights of MDLSTM layers only."""
     layers = (module for module in network.modules() if isinstance(module, MDLSTM))
@@ -82,14 +91,22 @@ def adam(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """The learning rate of a step, counted from 0.
+def learning_rate(config: TrainConfig, step: int, seconds: float = 0.0) -> float:
+    """The learning rate of a step.
 
-    It rises linearly during the warm-up, then stays constant or falls to 0 along half a cosine.
+    It rises linearly during the warm-up, then stays constant or falls to 0 along half a cosine: until the
+    last step, or with `minutes` until that time is over.
+
+    Args:
+        config: of the run.
+        step: counted from 0.
+        seconds: that the run has trained for.
     """
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
+    peak = config.lr * min((step + 1) / max(config.warmup, 1), 1.0)
     if config.schedule == "constant":
-        return config.lr
-    fraction = (step - config.warmup) / max(config.steps - config.warmup, 1)
-    return config.lr * (1 + cos(pi * min(fraction, 1.0))) / 2
+        return peak
+    if config.minutes:
+        fraction = seconds / (60 * config.minutes)
+    else:
+        fraction = max(step - config.warmup, 0) / max(config.steps - config.warmup, 1)
+    return peak * (1 + cos(pi * min(fraction, 1.0))) / 2

@@ -13,7 +13,7 @@ from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.cells import cell_names
 from mdlstm_tk.data import Task, TaskSpec
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.models import Normalized, TextRecognizer, create, model_options
+from mdlstm_tk.models import LineRecognizer, Normalized, TextRecognizer, create, model_options
 from mdlstm_tk.models.blocks import combine_windows
 from mdlstm_tk.models.heads import NETWORKS
 from mdlstm_tk.models.registry import resolve
@@ -31,6 +31,20 @@ def build_network(config: TrainConfig, spec: TaskSpec) -> nn.Module:
     """
     if config.cell and config.cell not in cell_names():
         raise InputError(not_registered("cell", config.cell, cell_names()))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = _create(config, spec, spec.outputs)
+    set_initial_prediction = getattr(network, "set_initial_prediction", None)
+    if spec.target_mean and not spec.target_std and callable(set_initial_prediction):
+        set_initial_prediction(spec.target_mean)
+    if spec.mean:
+        target_mean = spec.target_mean if spec.target_std else ()
+        network = Normalized(network, spec.mean, spec.std, target_mean, spec.target_std)
+    return network
+
+
+def _create(config: TrainConfig, spec: TaskSpec, outputs: int) -> nn.Module:
+    """Create the network of a configuration, for raw numbers, with some number of outputs."""
     ndim = len(spec.size)
     options = config.network_options(ndim)
     if ndim != 2:
@@ -42,16 +56,15 @@ def build_network(config: TrainConfig, spec: TaskSpec) -> nn.Module:
         options["ndim"] = ndim
     if spec.target_std and "linear" in model_options(config.model, spec.kind):
         options["linear"] = True
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        network = create(config.model, spec.channels, spec.outputs, kind=spec.kind, **options)
-    set_initial_prediction = getattr(network, "set_initial_prediction", None)
-    if spec.target_mean and not spec.target_std and callable(set_initial_prediction):
-        set_initial_prediction(spec.target_mean)
-    if spec.mean:
-        target_mean = spec.target_mean if spec.target_std else ()
-        network = Normalized(network, spec.mean, spec.std, target_mean, spec.target_std)
-    return network
+    return create(config.model, spec.channels, outputs, kind=spec.kind, **options)
+
+
+def names_of_heads(config: TrainConfig, spec: TaskSpec) -> set[str]:
+    """Names, in the state dict of the network, of the tensors with rows for each output."""
+    with torch.device("meta"):
+        networks = [_create(config, spec, outputs) for outputs in (spec.outputs, spec.outputs + 1)]
+    shapes, others = ({k: v.shape for k, v in network.state_dict().items()} for network in networks)
+    return {name for name, shape in shapes.items() if shape != others[name]}
 
 
 def build(config: TrainConfig) -> tuple[nn.Module, Task]:
@@ -114,7 +127,7 @@ def texts_without_room(network: nn.Module, task: Task) -> list[str]:
     CTC cannot spell such a text, so the sample contributes no gradient.
     """
     recognizer = network.network if isinstance(network, Normalized) else network
-    if not isinstance(recognizer, TextRecognizer):
+    if not isinstance(recognizer, TextRecognizer | LineRecognizer):
         return []
     columns_per_step = recognizer.stride[1]
     extents = getattr(task, "text_extents", ())

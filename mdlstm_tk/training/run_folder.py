@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.decoding import Decoding
 from mdlstm_tk.runtime.io.files import atomic_write, is_empty, staging
 from mdlstm_tk.training.progress import TrainingTimes
 
@@ -54,6 +55,8 @@ class Run:
     report = _File("report.html")
     result = _File("result.json")
     times = _File("times.json")
+    lm = _File("lm.arpa.gz")  # of kind "transcribe": a character model of the training texts
+    decoding = _File("decoding.json")  # how its texts are read
     samples = _File("samples.json")  # names of the user's samples by split when the run began
 
     @property
@@ -72,7 +75,7 @@ class Run:
         These are result and pictures, and, unless the run is resumed, the checkpoints, times and names of
         samples of an earlier run in this folder.
         """
-        outdated = [self.result, self.curves, self.prediction]
+        outdated = [self.result, self.curves, self.prediction, self.lm, self.decoding]
         if not resume:
             outdated += [self.best, self.last, self.times, self.samples]
         for path in outdated:
@@ -127,6 +130,18 @@ class Run:
     def write_samples(self, names: Mapping[Any, Sequence[str]]) -> None:
         """Write `samples.json`."""
         self._write(self.samples, json.dumps(dict(names), indent=1) + "\n")
+
+    def read_decoding(self) -> Decoding:
+        """The decoding that was chosen when training ended; the default one if there is none."""
+        values = self._read_json(self.decoding, {})
+        try:
+            return Decoding(**{name: float(value) for name, value in values.items()})
+        except (TypeError, ValueError, AttributeError):
+            raise InputError(f"{self.decoding} holds no decoding; delete it to use the default") from None
+
+    def write_decoding(self, decoding: Decoding) -> None:
+        """Write `decoding.json`."""
+        self._write(self.decoding, json.dumps(asdict(decoding)) + "\n")
 
     def read_result(self) -> dict[str, Any]:
         """The content of `result.json`; {} if there is none."""

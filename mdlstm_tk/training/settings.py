@@ -12,7 +12,7 @@ from mdlstm_tk.training.config import TrainConfig, read_toml
 from mdlstm_tk.training.tasks import default_config
 
 # settings that may change when a run is resumed; any other would make it a different run
-CHANGEABLE_ON_RESUME = ("steps", "patience", "device", "workers", "tensorboard", "data", "cache")
+CHANGEABLE_ON_RESUME = ("steps", "minutes", "patience", "device", "workers", "tensorboard", "data", "cache")
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, str]:

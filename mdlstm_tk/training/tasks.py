@@ -129,8 +129,8 @@ def default_config(task: str, data: str = "", model: str | None = None) -> Train
 
         kind = task
         values = dict(DEFAULTS[kind])
-        if data.endswith(".npz"):
-            values["augment"] = 0.0  # arrays need not be images
+        if data.endswith(".npz") or (Path(data) / "train.npz").exists():  # arrays need not be images
+            values |= {"augment": 0.0, "resize": ""}
     else:
         _, kind, defaults = find_task(task)
         values = dict(defaults)

@@ -17,9 +17,9 @@ from torch.optim.swa_utils import AveragedModel
 from mdlstm_tk.data import Batch
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.training.checkpoint import Checkpoint, save_checkpoint
-from mdlstm_tk.training.evaluation import evaluate, mean_errors, measure, predict
+from mdlstm_tk.training.evaluation import evaluate, mean_errors, measure, predictions
 from mdlstm_tk.training.job import TrainingJob
-from mdlstm_tk.training.losses import adam, learning_rate, loss_of
+from mdlstm_tk.training.losses import adam, learning_rate, total_loss
 
 UNREAD_STEPS = 20  # on a GPU, steps whose metrics stay there until they are read together
 
@@ -55,6 +55,7 @@ class Trainer:
 
     Attributes:
         step: optimizer steps done.
+        seconds: that a run with `minutes` has trained for, validations included, up to the last step.
         score: lowest validation score so far, infinity before the first validation.
         best_step: step at which that score was reached.
         best_weights: state dict of the network at that step; None before the first validation.
@@ -71,11 +72,12 @@ class Trainer:
             )
         self.optimizer = adam(self.network, self.config)
         self.step, self.score, self.best_step = 0, math.inf, 0
+        self.seconds = 0.0
         self.best_weights = job.best.weights() if job.best else None
         if job.checkpoint is not None:
             job.checkpoint.restore(self.network, self.average, self.optimizer)
             self.step, self.score = job.checkpoint.step, job.checkpoint.score
-            self.best_step = job.checkpoint.best_step
+            self.best_step, self.seconds = job.checkpoint.best_step, job.checkpoint.seconds
         self.parallel: nn.Module = self.network
         if self.context.world_size > 1:
             self.parallel = DistributedDataParallel(self.network)
@@ -86,7 +88,9 @@ class Trainer:
     def save(self, *paths: Path) -> None:
         """Write checkpoints if this is the main process."""
         if self.context.is_main:
-            state = Checkpoint(self.config, self.task.spec, self.step, self.score, self.best_step, {})
+            state = Checkpoint(
+                self.config, self.task.spec, self.step, self.score, self.best_step, self.seconds, {}
+            )
             for path in paths:
                 save_checkpoint(path, state, self.network, self.average, self.optimizer)
 
@@ -106,13 +110,13 @@ class Trainer:
         config = self.config
         # Dropout is seeded by the step, so a resumed run draws what an uninterrupted one draws.
         self._seed(((config.seed * 1_000_003 + self.step) * 1009 + self.context.rank) % 2**63)
-        lr = learning_rate(config, self.step)
+        lr = learning_rate(config, self.step, self.seconds)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if not self.network.training:  # as a validation leaves it
             self.network.train()
-        prediction = predict(self.parallel, batch, self.context.device, config.precision)
-        loss = loss_of(prediction, batch, self.task.spec)
+        outputs = predictions(self.parallel, batch, self.context.device, config.precision)
+        loss = total_loss(outputs, batch, self.task.spec)
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()
@@ -121,7 +125,7 @@ class Trainer:
         else:
             gradients = [p.grad for p in self._parameters if p.grad is not None]
             norm = torch.stack(torch._foreach_norm(gradients)).norm()
-        measured = measure(self.task, prediction, batch)
+        measured = measure(self.task, outputs[0], batch)
         sums = [value for pair in measured.values() for value in pair]
         values = self.context.sum_on_device([loss.detach(), norm, float(interrupted), *sums])
         if self._waits or isinstance(values, list):

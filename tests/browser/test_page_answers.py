@@ -88,6 +88,26 @@ def test_the_text_of_a_recogniser(
             expect(tab.page.locator(".answer")).to_have_text(text)
 
 
+@pytest.mark.parametrize("inputs", [("x",), ("x", "sizes")], ids=["plain", "sizes"])
+def test_a_line_of_any_width_is_resized_to_the_height_of_the_model(
+    browser: Browser, onnxruntime_web: dict[str, bytes], tmp_path: Path, inputs: tuple[str, ...]
+) -> None:
+    fields = {"window": None, "kind": "transcribe", "classes": ("a", "b"), "inputs": inputs}
+    preprocessing = Preprocessing(3, resize=(4, None)).to_json()
+    model = craft(tmp_path / "m.onnx", (4, None), preprocessing=preprocessing, **fields)
+    with page_of(model, browser, onnxruntime_web, tmp_path / "page") as tab:
+        expect(tab.page.locator("#facts")).to_contain_text("4×any")
+        if "sizes" not in inputs:
+            expect(tab.page.locator("#height")).to_be_disabled()
+        for path, text in (([1, 0, 1, 2], "aab"), ([0, 0, 2, 2, 0, 1], "ba"), ([1, 0] * 400, "a" * 400)):
+            colours = np.repeat(np.eye(3)[path], 5, axis=0)  # 5 columns a step, 20 rows
+            line = (255 * np.broadcast_to(colours, (20, *colours.shape))).astype(np.uint8)
+            Image.fromarray(line).save(tmp_path / "line.png")
+            tab.page.set_input_files("#file", tmp_path / "line.png")
+            expect(tab.page.locator(".answer")).to_have_text(text)
+            assert tab.page.locator("#width").input_value() == str(len(path))
+
+
 def test_images_in_colours_are_prepared_as_in_training(
     browser: Browser, onnxruntime_web: dict[str, bytes], tmp_path: Path
 ) -> None:

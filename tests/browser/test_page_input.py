@@ -154,7 +154,7 @@ BAD: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "channels": ("x.npy", npy(np.zeros((5, 8, 3))), ("x.npy", "3 channels")),
     "axes": ("x.npy", npy(np.zeros(40)), ("x.npy", "(40)", "(H, W)")),
     "empty": ("x.npy", npy(np.zeros((0, 8))), ("x.npy", "(0, 8)")),
-    "huge": ("x.npy", npy(np.zeros((1, 600))), ("x.npy", "1×600", "512×512")),
+    "huge": ("x.npy", npy(np.zeros((600, 600))), ("x.npy", "600×600", "262144")),
     "nan": ("x.npy", npy(np.full(GRID, np.nan)), ("x.npy", "40", "NaN")),
     "pickle": ("x.npy", npy(np.array([{}])), ("x.npy", "real numbers")),
     "complex": ("x.npy", npy(np.zeros(GRID, complex)), ("x.npy", "real numbers")),

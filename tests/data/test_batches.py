@@ -10,7 +10,7 @@ from helpers.user_data import read, write_image
 
 from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, TaskSpec
 from mdlstm_tk.data.augmentation import distort
-from mdlstm_tk.data.metrics import METRICS
+from mdlstm_tk.data.metrics import METRICS, count_edits
 from mdlstm_tk.data.sampling import make_rng, shuffled_indices, stratified_mask
 from mdlstm_tk.data.task import collate
 
@@ -120,17 +120,35 @@ def test_collate_pads_samples_of_different_extents() -> None:
 
 
 @pytest.mark.parametrize(
-    ("predicted", "target", "edits"),
-    [("abc", "abc", 0), ("", "abc", 3), ("abc", "", 3), ("kitten", "sitting", 3), ("ab", "ba", 2)],
+    ("predicted", "target", "edits", "word_edits", "words"),
+    [
+        ("abc", "abc", 0, 0, 1),
+        ("", "abc", 3, 1, 1),
+        ("abc", "", 3, 1, 0),
+        ("kitten", "sitting", 3, 1, 1),
+        ("ab", "ba", 2, 1, 1),
+        (" ab  c ", "ab c", 1, 0, 2),  # blanks at the ends do not count, and words do not see their number
+        ("a bc", "abc de", 4, 2, 2),
+    ],
 )
-def test_character_error_is_the_edit_distance(predicted: str, target: str, edits: int) -> None:
-    alphabet = tuple("abcdefghijklmnopqrstuvwxyz")
-    spec = TaskSpec("words", "transcribe", 1, 27, (1, 20), alphabet)
+def test_errors_of_texts_are_edit_distances(
+    predicted: str, target: str, edits: int, word_edits: int, words: int
+) -> None:
+    alphabet = tuple(" abcdefghijklmnopqrstuvwxyz")
+    spec = TaskSpec("words", "transcribe", 1, 28, (1, 20), alphabet)
     path = [0, *(k for c in predicted for k in (1 + alphabet.index(c), 0))]  # a blank after each character
     y = np.array([[1 + alphabet.index(c) for c in target] + [0]])
     batch = Batch(np.zeros((1, 1, 20, 1), np.float32), y)
-    metrics = METRICS["transcribe"](np.eye(27, dtype=np.float32)[path][None], batch, spec)
-    assert metrics == {"character_error": (edits, len(target)), "string_error": (edits > 0, 1)}
+    metrics = METRICS["transcribe"](np.eye(28, dtype=np.float32)[path][None], batch, spec)
+    assert metrics == {
+        "character_error": (edits, len(target)),
+        "word_error": (word_edits, words),
+        "string_error": (edits > 0, 1),
+    }
+
+
+def test_texts_are_compared_in_their_composed_form() -> None:
+    assert count_edits("e\u0301te\u0301", "\u00e9t\u00e9 ") == (0, 3, 0, 1)
 
 
 def test_squared_error_leaves_out_padding() -> None:

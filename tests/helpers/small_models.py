@@ -80,15 +80,16 @@ def classifier(path: Path, **metadata: Any) -> Path:
     return write_model(path, nodes, constants, outputs=3, axes=2, **fields)
 
 
-def recogniser(path: Path) -> Path:
-    """Scores of the blank, "a" and "b" at each column, of the mean of x over the rows."""
+def recogniser(path: Path, **metadata: Any) -> Path:
+    """Scores of the blank, "a" and "b" at each column, of the mean of x over the rows: white columns are
+    blanks, and black ones the letter a."""
     nodes = [
         node("ReduceMean", "x axes", "mean", keepdims=0),
         node("MatMul", "mean weights", "m"),
         node("Add", "m start", "y"),
     ]
     constants = {"axes": np.int64([1]), **SCORES}
-    fields: dict[str, Any] = {"kind": "transcribe", "classes": ("a", "b"), "window": None}
+    fields: dict[str, Any] = {"kind": "transcribe", "classes": ("a", "b"), "window": None, **metadata}
     return write_model(path, nodes, constants, outputs=3, axes=3, **fields)
 
 

@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.small_models import classifier, recogniser
+from helpers.user_data import write_image
 
 from mdlstm_tk._util.text import text_of_field
-from mdlstm_tk.runtime import Metadata, decode
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime import CharacterModel, Metadata, decode, infer_paths
 from mdlstm_tk.runtime.answers import AnswerDocument
 from mdlstm_tk.runtime.io import Format
 from mdlstm_tk.runtime.jobs import ANSWER_FORMATS, ResultOptions
@@ -86,3 +89,58 @@ def test_documents_are_the_same_in_one_piece_and_file_by_file(file_format: Forma
     whole = AnswerDocument(file_format, CLASSIFIER, ResultOptions(), is_named=True).render(files)
     parts = AnswerDocument(file_format, CLASSIFIER, ResultOptions(), is_named=True)
     assert parts.begin() + "".join(parts.add(*file) for file in files) + parts.end() == whole
+
+
+def test_texts_have_confidences_and_places(tmp_path: Path) -> None:
+    model = recogniser(tmp_path / "m.onnx", temperature=0.1)
+    image = np.full((4, 20), 255, np.uint8)
+    image[:, 8:10] = 0
+    write_image(tmp_path / "lines" / "1.png", image)
+    write_image(tmp_path / "lines" / "2.png", 0 * image)
+
+    def written(name: str, **options: Any) -> str:
+        list(infer_paths([tmp_path / "lines"], model, tmp_path / name, force=True, **options).results)
+        return (tmp_path / name).read_text()
+
+    (first, second) = json.loads(written("texts.json"))
+    assert (first["text"], second["text"]) == ("a", "a")
+    (character,) = first["characters"]
+    assert set(character) == {"character", "left", "right", "confidence"}
+    assert abs(character["left"] - 8) < 0.5
+    assert abs(character["right"] - 10) < 0.5
+    assert 0.5 < first["confidence"] <= character["confidence"] <= 1
+    digits = str(first["confidence"])[:4]
+    for name in ("texts.csv", "texts.tsv", "texts.txt"):
+        plain, asked = written(name), written(name, probabilities=True)
+        assert digits not in plain
+        assert digits in asked
+        assert len(plain.splitlines()) == len(asked.splitlines())
+    assert written("texts.csv", probabilities=True).splitlines()[0] == "file,array,sample,text,confidence"
+
+
+def test_a_language_model_changes_texts(tmp_path: Path) -> None:
+    model = recogniser(tmp_path / "m.onnx", lm_weight=1.0, character_bonus=0.0)
+    CharacterModel.fit(["b"]).save(tmp_path / "lm.arpa")
+    write_image(tmp_path / "1.png", np.full((4, 1), 32, np.uint8))  # scores 0.125, 0.5 and -0.125
+    texts = [
+        next(infer_paths([tmp_path / "1.png"], model, **options).results).answers[0].text
+        for options in (
+            {},
+            {"beam": 4},
+            {"lm": tmp_path / "lm.arpa"},
+            {"beam": 4, "lm": tmp_path / "lm.arpa"},
+        )
+    ]
+    assert texts == ["a", "a", "b", "b"]
+
+
+def test_searches_need_a_recogniser(tmp_path: Path) -> None:
+    model = classifier(tmp_path / "m.onnx")
+    write_image(tmp_path / "1.png", np.zeros((4, 4), np.uint8))
+    for options, message in (
+        ({"beam": 4}, "need a model of kind transcribe"),
+        ({"beam": 0}, "beam must be 1 or more"),
+        ({"lm": tmp_path / "none.arpa"}, "cannot read the language model"),
+    ):
+        with pytest.raises(InputError, match=message):
+            infer_paths([tmp_path / "1.png"], model, **options)  # type: ignore[arg-type]

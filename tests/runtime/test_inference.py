@@ -139,7 +139,7 @@ def test_among_several_models_the_grid_chooses_in_their_layout(
         ({"output": "t.csv"}, "expected a folder .* takes labels or texts"),
         ({"output": "t.csv", "skip_existing": True}, "needs a folder"),
         ({"output": "t.csv", "output_format": "npy"}, 'leave out output_format="npy"'),
-        ({"probabilities": True}, "probabilities=True needs a model of kind classify or segment"),
+        ({"probabilities": True}, "probabilities=True needs a model of kind classify, transcribe, segment"),
         ({"top": 2}, r"top=\.\.\. needs a model of kind classify"),
         ({"tile": 4}, r"tile=\.\.\. needs a tiled model"),
         ({"resume": True}, r"resume=\.\.\. needs a tiled model"),
@@ -158,7 +158,7 @@ def test_arguments_that_do_not_suit_are_refused(options: Any, message: str, plac
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (recogniser, {"probabilities": True}, "of kind transcribe"),
+        (recogniser, {"top": 2}, "of kind transcribe"),
         (density, {"probabilities": True}, "of kind density"),
         (segmenter, {"top": 2}, "of kind segment"),
         (segmenter, {"output": "masks.csv"}, "takes labels or texts"),

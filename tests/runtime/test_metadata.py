@@ -10,7 +10,7 @@ import pytest
 from helpers.crafted_models import FLOAT, INT64, crafted, info, node
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime import Metadata, Session
+from mdlstm_tk.runtime import Decoding, Metadata, Session
 from mdlstm_tk.runtime.metadata import layout_of
 
 BASE = Metadata("0.3", (8, 6), "unrolled", "N H W C", channels=3, outputs=4)
@@ -90,6 +90,10 @@ WRONG: list[tuple[Metadata, str, Any, str]] = [
     (CLASSIFIER, "preprocessing", 7, "an object"),
     (CLASSIFIER, "parity", {"atol": "small"}, "a number"),
     (RECOGNISER, "classes", ["a", "b", "c", "d"], "3 different names"),
+    (RECOGNISER, "temperature", 0, "a positive number"),
+    (RECOGNISER, "temperature", "warm", "a number"),
+    (RECOGNISER, "lm_weight", float("nan"), "a finite number"),
+    (RECOGNISER, "character_bonus", None, "a number"),
     (SEGMENTER, "window", None, "a segmenter has a grid"),
     (SEGMENTER, "mask_values", [1, 2], "4 values"),
     (SEGMENTER, "mask_palette", [300] * 12, "from 0 to 255"),
@@ -116,6 +120,14 @@ def test_props_that_are_not_those_of_an_export() -> None:
     with pytest.raises(InputError, match="'grid' of m is"):
         Metadata.from_props(props | {"mdlstm.grid": "[" * 100_000}, "m")
     assert Metadata.from_props(props | {"mdlstm.later": "1", "author": "me"}, "m") == BASE
+
+
+def test_recognisers_without_a_decoding_have_the_default() -> None:
+    names = {"mdlstm.temperature", "mdlstm.lm_weight", "mdlstm.character_bonus"}
+    props = replace(RECOGNISER, temperature=2.0).to_props()
+    assert Metadata.from_props(props, "m").decoding == Decoding(2.0)
+    older = {key: value for key, value in props.items() if key not in names}
+    assert Metadata.from_props(older, "m").decoding == Decoding()
 
 
 def test_metadata_of_another_graph_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Pictures of runs: which samples are shown, their titles and colours, and the alignment of texts."""
+"""Pictures of runs: which samples are shown, their titles and colours."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.pages import draw_page
 from helpers.user_data import read, write_image
 from matplotlib.font_manager import fontManager
 from PIL import Image
-from rapidfuzz.distance import Levenshtein
 
 from mdlstm_tk.data import DatasetTask, DiagonalTask, TaskSpec
 from mdlstm_tk.data.task import MAX_EVALUATION_BATCH
 from mdlstm_tk.report import draw_run
+from mdlstm_tk.report.cuts import cut_panels
 from mdlstm_tk.report.drawings import images_unlike
-from mdlstm_tk.report.evaluation import _covering, align, example_batch, example_indices
+from mdlstm_tk.report.evaluation import _covering, example_batch, example_indices
 from mdlstm_tk.report.panels import Panel, class_colors, sample_panels
 from mdlstm_tk.report.plots import TITLE_CHARACTERS, _title, draw_panels
 from mdlstm_tk.training import default_config, new_job, train
@@ -133,17 +134,6 @@ def test_masks_of_all_classes_are_shown() -> None:
     assert _covering([set(), set()], 1) == [0]
 
 
-def test_an_alignment_spells_both_texts_with_the_fewest_errors() -> None:
-    assert align("cat", "cut") == [("c", "c"), ("a", "u"), ("t", "t")]
-    rng = np.random.default_rng(0)
-    for _ in range(100):
-        predicted, truth = ("".join(rng.choice(list("ab c"), rng.integers(0, 7))) for _ in range(2))
-        edits = align(predicted, truth)
-        assert "".join(edit.predicted for edit in edits) == predicted
-        assert "".join(edit.truth for edit in edits) == truth
-        assert sum(edit.is_error for edit in edits) == Levenshtein.distance(predicted, truth)
-
-
 def test_a_report_measures_images_unlike_the_data() -> None:
     data = np.random.default_rng(0).random((5, 3, 4, 3), np.float32)
     kinds = images_unlike(DatasetTask(TaskSpec("own", "density", 3, 4, (3, 4)), {}), data)
@@ -159,3 +149,17 @@ def test_a_report_measures_images_unlike_the_data() -> None:
         pieces = images_unlike(task, np.zeros((5, 8, 8, 1), np.float32))["pieces of photographs"]
         assert pieces.shape == (5, 8, 8, 1)
         assert list(np.unique(pieces)) == [0, 1] if outputs == 1 else len(np.unique(pieces)) > 50
+
+
+def test_cuts_stand_beside_their_boxes(tmp_path: Path) -> None:
+    for k in range(12):
+        draw_page(tmp_path / f"deep/{k:02}.xml", ("ab", None, "ba", "aaaa"))
+    (tmp_path / "deep/03.png").unlink()
+    (tmp_path / "deep/other.xml").write_text("<a/>")
+    pairs = cut_panels(tmp_path)
+    assert len(pairs) == 18  # two lines of ten pages, one of which has no image
+    box, cut = pairs[0]
+    assert (box.name, cut.name) == ("00.xml l0", "ab")
+    assert box.image.shape == cut.image.shape  # the drawn lines are straight
+    assert np.abs(box.image.astype(int) - cut.image).mean() < 8
+    assert cut_panels(tmp_path / "nothing") == []

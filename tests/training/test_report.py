@@ -34,7 +34,15 @@ from mdlstm_tk.training import Run, default_config, load_checkpoint, make_task, 
 from mdlstm_tk.training.progress import TrainingTimes
 
 SCRIPT = "<script>document.title='taken over'</script>"
-TINY = {"steps": 6, "hidden": 4, "batch_size": 8, "evaluate_every": 3, "warmup": 0, "augment": 0.0}
+TINY = {
+    "model": "md",
+    "steps": 6,
+    "hidden": 4,
+    "batch_size": 8,
+    "evaluate_every": 3,
+    "warmup": 0,
+    "augment": 0.0,
+}
 KINDS = ("grid", "classify", "segment", "transcribe")
 
 
@@ -81,7 +89,7 @@ def text(element: Element | None) -> str:
 
 def pixels(image: Element) -> np.ndarray:
     data = image.get("src", "").removeprefix("data:image/png;base64,")
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
 
 
 def samples(kind: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -134,7 +142,7 @@ def test_the_page_starts_with_the_result(kind: str, runs: Any) -> None:
     shown = [text(box) for box in page.find("dl[@class='numbers']/div")]
     assert "training time 1 min 23 s" in shown
     assert f"best step {result['step']} of 6" in shown
-    assert len(page.find("svg")) == 1 + len(result["errors"])
+    assert len(page.find("section[@id='curves']//svg")) == 1 + len(result["errors"])
     assert "loss over 6 " in page.find("svg")[0].get("aria-label", "")
 
 
@@ -160,29 +168,49 @@ def test_the_confusion_matrix_counts_the_predictions(kind: str, runs: Any) -> No
         assert overlap == f"{100 * hit / union:.1f} %"
 
 
-def test_texts_are_marked_with_their_errors(runs: Any) -> None:
+def test_lines_stand_beside_their_truth_from_the_worst_on(runs: Any) -> None:
     run = runs("transcribe")
-    page = Page(run.report.read_text())
+    page, result = Page(run.report.read_text()), json.loads(run.result.read_text())
     names = load_checkpoint(run.best).spec.classes
     expected = []
     for _, y, logits in validation_samples(run):
         (predicted,) = transcripts(logits[None], names)
         expected.append((predicted, "".join(names[k - 1] for k in y)))
-    total = len(expected)
-    chosen = [expected[k * total // 8] for k in range(8)]
-    marked = page.find("span[@class='text']")[:8]
-    for span, (predicted, truth) in zip(marked, chosen, strict=True):
-        assert without(span, "del") == truth
-        assert without(span, "ins") == predicted
-    edits = sum(Levenshtein.distance(predicted, truth) for predicted, truth in expected)
-    assert edits > 0
-    assert f"{edits} edits" in text(page.find("section[@id='edits']")[0])
+    edits = [Levenshtein.distance(predicted.strip(), truth.strip()) for predicted, truth in expected]
+    assert f"{sum(edits)} edits" in text(page.find("section[@id='edits']")[0])
+    assert sum(edits) == result["edits"] > 0
+    figures = page.find("div[@class='examples transcribe']/figure")
+    assert len(figures) == min(len(expected), 56)
+    read, truth = (page.find(f"span[@class='text {kind}']") for kind in ("read", "truth"))
+    read_texts, true_texts = (
+        ["".join(span.itertext()).replace("␣", " ") for span in spans] for spans in (read, truth)
+    )
+    pairs = list(zip(read_texts, true_texts, strict=True))
+    assert set(pairs) <= {(r.strip(), t.strip()) for r, t in expected}
+    errors = [Levenshtein.distance(r, t) / len(t) for r, t in pairs]
+    assert errors == sorted(errors, reverse=True)
+    for (reading, line), r, t in zip(pairs, read, truth, strict=True):
+        kept = [Levenshtein.distance(reading, line), len(r.findall("del")), len(t.findall("ins"))]
+        assert kept[0] == 0 if reading == line else max(kept[1:]) <= kept[0] <= sum(kept[1:])
 
 
-def without(span: Element, tag: str) -> str:
-    """What the span reads without its children of this tag."""
-    pieces = (("" if child.tag == tag else child.text or "") + (child.tail or "") for child in span)
-    return (span.text or "") + "".join(pieces)
+def test_intervals_confusions_and_calibration_are_those_of_the_result(runs: Any) -> None:
+    run = runs("transcribe")
+    page, result = Page(run.report.read_text()), json.loads(run.result.read_text())
+    low, high = result["intervals"]["character_error"]
+    assert low < result["errors"]["character_error"] < high
+    shown = [text(box.find("dd/small")) for box in page.find("dl[@class='numbers']/div")[:2]]
+    assert shown[0] == f"{100 * low:.3g} – {100 * high:.3g}"
+    rows = page.find("section[@id='edits']//tbody/tr")
+    truth, read, count = result["confusions"][0]
+    cells = [text(cell) for cell in rows[0]]
+    assert cells == [truth.replace(" ", "␣") or "nothing", read.replace(" ", "␣") or "nothing", str(count)]
+    error = page.find("section[@id='confidences']/p/data")[0].get("value", "")
+    assert float(error) == result["calibration_error"]
+    assert sum(count for *_, count in result["reliability"]) > 0
+    assert "Reliability" in page.find("section[@id='confidences']//svg")[0].get("aria-label", "")
+    without_data = Page(render_report(run))
+    assert len(without_data.find("section[@id='edits']//tbody/tr")) == len(rows)
 
 
 def test_grids_are_drawn_without_padding_and_with_their_error(runs: Any) -> None:

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 import torch
 from helpers.checkout import ROOT
+from matplotlib import font_manager
+from PIL import ImageFont
 
 from mdlstm_tk._util.user_code import import_file
+from mdlstm_tk.data.user_data import read_data
 
 EXAMPLES = ROOT / "examples"
 RESULTS: dict[str, tuple[dict[str, Any], Callable[[Any], bool]]] = {  # arguments, and what is expected
@@ -31,7 +34,8 @@ RESULTS: dict[str, tuple[dict[str, Any], Callable[[Any], bool]]] = {  # argument
 
 def test_every_example_is_tested() -> None:
     scripts = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert scripts == {*RESULTS, "own_cell"}  # tests/integration/test_own_cell_command.py
+    others = {"own_cell", "render_lines"}  # tests/integration/test_own_cell_command.py, and below
+    assert scripts == {*RESULTS, *others}
 
 
 @pytest.mark.slow
@@ -43,6 +47,16 @@ def test_an_example_does_what_it_says(
     arguments, is_right = RESULTS[name]
     result = import_file(EXAMPLES / f"{name}.py").main(**arguments)
     assert is_right(result), result
+
+
+def test_rendered_lines_can_be_trained_on(tmp_path: Path) -> None:
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), 64)
+    example = import_file(EXAMPLES / "render_lines.py")
+    written = example.main(["né à Paris", "le \uffffdix huit", "\uffff"], tmp_path, [font], count=6)
+    assert set(written) == {"né à Paris", "le dix huit"}  # without what the font lacks
+    task = read_data(tmp_path, "transcribe", 0.25, 0, augment=1.0)
+    assert (len(task.names["train"]) + len(task.names["validation"]), task.spec.size[0]) == (6, 64)
+    assert all(x.std() > 0.02 for x, _ in task.sets["train"])
 
 
 @pytest.mark.slow

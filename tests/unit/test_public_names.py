@@ -37,8 +37,9 @@ PUBLIC = {
     """,
     "mdlstm_tk.report": "draw_comparison draw_run draw_samples render_report write_report",
     "mdlstm_tk.runtime": """
-        Answer Inference Metadata Result Session TiledSession decode describe_model infer_paths
-        load_array load_image save_array
+        Answer Character CharacterModel Decoding Inference Metadata Result Session TiledSession
+        Transcription cut_line decode describe_model infer_paths load_array load_image read_page save_array
+        write_page
     """,
     "mdlstm_tk.tiling": "Stage TileStages checkpointed",
     "mdlstm_tk.training": """

@@ -1,5 +1,5 @@
 // The page: runs the model on the grid that the user draws or opens, and shows the prediction next to it.
-import { LIMIT, readGrid } from "./files.js";
+import { LIMIT, POSITIONS, readGrid } from "./files.js";
 import { cropOrPad, makeGrid } from "./grid.js";
 import { HeatMap, formatNumber } from "./heatmap.js";
 import { loadModel } from "./model.js";
@@ -26,7 +26,7 @@ async function start() {
   const { info } = model;
   document.title = element("title").textContent = info.name;
   element("facts").textContent = [
-    info.grid ? `Grids ${info.sizes ? "up to" : "of"} ${info.grid.join("×")}` : "Grids of any size",
+    info.grid ? `Grids ${info.sizes ? "up to" : "of"} ${sizeOf(info.grid)}` : "Grids of any size",
     meaning(info),
     `${Math.ceil(info.bytes / 1024)} KiB`,
     `exported by mdlstm-tk ${info.version}`,
@@ -37,15 +37,19 @@ async function start() {
   element("hint").hidden = info.task !== "diagonal";
   [height, width].forEach((field, axis) => {
     const step = info.multipleOf?.[axis] ?? 1;
-    Object.assign(field, { min: step, step, max: info.grid?.[axis] ?? LIMIT });
+    const most = Math.floor(POSITIONS / (info.grid?.[1 - axis] ?? LIMIT)); // lines of text may be long
+    Object.assign(field, { min: step, step, max: info.grid?.[axis] ?? most });
     field.value = info.grid?.[axis] ?? Math.ceil(16 / step) * step;
-    field.disabled = info.grid !== null && !info.sizes;
+    field.disabled = !info.sizes && (info.grid?.[axis] ?? null) !== null;
   });
   // The first run includes compilation, so its time is not shown.
   await model.predict(makeGrid(Number(height.value), Number(width.value), info.channels)).catch(showError);
   for (const id of ["example", "clear", "open"]) element(id).disabled = false;
   return example();
 }
+
+// A grid in words; one of its extents may be free.
+const sizeOf = (grid) => grid.map((extent) => extent ?? "any").join("×");
 
 // What goes in and comes out, in words.
 function meaning({ kind, channels, outputs, window: hasGrid, classes }) {
@@ -59,10 +63,10 @@ function meaning({ kind, channels, outputs, window: hasGrid, classes }) {
 function setInput(next) {
   const { info } = model;
   const size = [next.height, next.width];
-  const fits = (extent, axis) => (info.sizes ? size[axis] <= extent : size[axis] === extent);
+  const fits = (extent, axis) => extent === null || (info.sizes ? size[axis] <= extent : size[axis] === extent);
   if (info.grid && !info.grid.every(fits))
     throw new Error(`a ${size.join("×")} grid does not fit this model, which takes ${
-      info.sizes ? "up to " : ""}${info.grid.join("×")}`);
+      info.sizes ? "up to " : ""}${sizeOf(info.grid)}`);
   if (info.multipleOf?.some((step, axis) => size[axis] % step))
     throw new Error(`a ${size.join("×")} grid does not fit this model, which takes multiples of ${info.multipleOf.join("×")}`);
   x = next;

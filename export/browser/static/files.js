@@ -2,7 +2,8 @@
 import { makeGrid } from "./grid.js";
 import { IMAGE_TYPES, readImage } from "./images.js";
 
-export const LIMIT = 512; // positions along an axis; a page is the wrong tool for larger grids
+export const LIMIT = 512; // positions along an axis
+export const POSITIONS = LIMIT * LIMIT; // of a grid; a page is the wrong tool for larger ones
 
 // Reads a file as a grid that has the channels of the model.
 export async function readGrid(file, info) {
@@ -10,8 +11,8 @@ export async function readGrid(file, info) {
   const readers = { npy: readNpy, csv: readCsv, ...Object.fromEntries(IMAGE_TYPES.map((type) => [type, readImage])) };
   if (!(kind in readers)) throw new Error(`${file.name} is not a .${Object.keys(readers).join(", .")} file`);
   const x = await readers[kind](file, info);
-  if (Math.max(x.height, x.width) > LIMIT)
-    throw new Error(`${file.name} is a ${x.height}×${x.width} grid; this page takes up to ${LIMIT}×${LIMIT}`);
+  if (x.height * x.width > POSITIONS)
+    throw new Error(`${file.name} is a ${x.height}×${x.width} grid; this page takes up to ${POSITIONS} positions`);
   if (x.channels !== info.channels)
     throw new Error(`${file.name} has ${x.channels} channels at each position, the model takes ${info.channels}`);
   const nonFinite = x.data.filter((value) => !Number.isFinite(value)).length;

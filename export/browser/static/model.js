@@ -33,7 +33,7 @@ async function fetchFile(name) {
 // The prediction for a grid, as a grid. If the model returns one vector for the whole grid, or one for each
 // step of a text, the result has height 0 and one column per vector.
 async function predict(session, info, x) {
-  const padded = info.sizes ? cropOrPad(x, ...info.grid) : x;
+  const padded = info.sizes ? cropOrPad(x, info.grid?.[0] ?? x.height, info.grid?.[1] ?? x.width) : x;
   const extents = [padded.height, padded.width];
   const { channelsLast } = info;
   const feeds = { x: new ort.Tensor("float32", channelsLast ? padded.data : transpose(padded.data, x.channels),

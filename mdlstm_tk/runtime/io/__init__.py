@@ -5,9 +5,10 @@ from typing import Literal, get_args
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
 TILED_SUFFIX = ".tiles"  # of tiled exports
+PAGE_SUFFIX = ".xml"  # of pages in ALTO or PAGE
 READABLE = (".npy", ".npz", ".csv", *IMAGE_SUFFIXES)
 
-Format = Literal["npy", "npz", "json", "png", "csv", "txt", "tsv", "tif", "zarr"]
+Format = Literal["npy", "npz", "json", "png", "csv", "txt", "tsv", "xml", "tif", "zarr"]
 """A file format of results."""
 FORMATS: tuple[Format, ...] = get_args(Format)
 

@@ -1,0 +1,321 @@
+"""How well the networks learn to read handwriting in equal time, with equal parameters, beside kraken.
+
+    python benchmarks/handwriting.py --pages ../shared/wills --minutes 60 --seeds 3 --kraken
+
+The folder holds pages with ALTO or PAGE XML, as eScriptorium exports them, or as the data set
+CREMMA-AN-TestamentDePoilus (https://doi.org/10.5281/zenodo.10177106) is downloaded. Without splits.json,
+one page in ten is for validation and one for testing.
+
+Each network is trained as `mdlstm train` trains it, for as many minutes: the default one, the same stem
+with LSTMs along rows, and the same stem with bidirectional LSTMs over columns, of as many parameters. Their
+test errors are measured greedy, and with a beam search and a language model of the training texts alone. A
+row is kept in results.json when it is finished, so that an interrupted benchmark goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate
+from math import inf
+from pathlib import Path
+from typing import Any, cast
+from unittest.mock import patch
+
+import rival_networks  # noqa: F401  it registers the rivals
+from kraken_rival import train_kraken
+from runtimes import markdown
+
+from mdlstm_tk.data import Split, pages
+from mdlstm_tk.data.samples import LazySamples
+from mdlstm_tk.data.user_data import UserDataTask
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.export import export_run
+from mdlstm_tk.runtime import CharacterModel, Session
+from mdlstm_tk.runtime.io.files import atomic_write
+from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.line_cutting import cut_line
+from mdlstm_tk.runtime.pages import Page, PageLine, is_page, read_page
+from mdlstm_tk.training import TrainConfig, configure, make_task, new_job, parse_settings, train
+from mdlstm_tk.training.networks import build_network, count_parameters, fit_config
+from mdlstm_tk.training.text_errors import Line, describe_lines, evaluate_lines
+
+NETWORKS = {"default": "", "rows": "line-rows", "blstm": "line-blstm"}  # models of `rival_networks`
+BEAM = 16
+SHARES = {"test": 0.1, "valid": 0.1}  # of the pages, where no splits.json divides them
+TIMED_LINES = 100  # that are read to measure the speed of a model
+COLUMNS = (
+    *("network", "parameters", "training lines/s", "CER, %", "WER, %"),
+    *("CER with LM, %", "WER with LM, %", "ECE", "lines/s", "lines/s with LM", "MB"),
+)
+
+
+def link_pages(source: Path, folder: Path, lines: int | None) -> dict[str, dict[Path, str]]:
+    """Link the pages of a folder into another, with a splits.json.
+
+    Args:
+        source: pages with XML at any depth.
+        folder: is created.
+        lines: of training, at least as many, if there are; the others are left out writer by writer.
+
+    Returns:
+        For each split, the linked XML files, and the writer of each: the prefix of its name in splits.json.
+    """
+    paths = {path.relative_to(source).as_posix(): path for path in sorted(source.rglob("*.xml"))}
+    names = [name for name, path in paths.items() if is_page(path)]
+    splits = divide(source, names)
+    prefixes = [prefix for each in splits.values() for prefix in each]
+    by_prefix: dict[str | None, list[Page]] = {}
+    for name in names:
+        try:
+            by_prefix.setdefault(pages.prefix_of(name, prefixes), []).append(read_page(paths[name]))
+        except InputError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    random.Random(0).shuffle(splits["train"])
+    counts = [
+        sum(bool(line.text) for page in by_prefix.get(p, ()) for line in page.lines)
+        for p in splits["train"]
+    ]
+    enough = next((k for k, total in enumerate(accumulate(counts), 1) if total >= (lines or inf)), None)
+    splits["train"] = splits["train"][:enough]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "splits.json").write_text(json.dumps(splits, indent=1), encoding="utf-8")
+    return {
+        split: {link_page(page, source, folder): p for p in each for page in by_prefix.get(p, ())}
+        for split, each in splits.items()
+    }
+
+
+def divide(source: Path, names: Sequence[str]) -> dict[str, list[str]]:
+    """The prefixes of each split: those of splits.json, else whole pages."""
+    file = source / "splits.json"
+    if file.is_file():
+        splits: dict[str, list[str]] = json.loads(file.read_text(encoding="utf-8"))
+        return splits
+    shuffled, splits = random.Random(0).sample(names, len(names)), {}
+    for split, share in SHARES.items():
+        count = max(1, round(share * len(names)))
+        splits[split], shuffled = shuffled[:count], shuffled[count:]
+    return {"train": shuffled, **splits}
+
+
+def link_page(page: Page, source: Path, folder: Path) -> Path:
+    """Link the XML and the image of a page at the places that they have in `source`."""
+    for file in (page.path, page.image):
+        link = folder / os.path.relpath(file, source)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            link.symlink_to(file.resolve())
+    return folder / page.path.relative_to(source)
+
+
+def cut_box(pixels: Array, line: PageLine) -> Array:
+    """Cut the box of a line, whatever its outline is."""
+    return cut_line(pixels, replace(line, polygon=None, baseline=None))
+
+
+def with_parameters(config: TrainConfig, task: UserDataTask, parameters: int) -> TrainConfig:
+    """The configuration with as many units as come nearest to a number of parameters."""
+
+    def count(hidden: int) -> int:
+        return count_parameters(build_network(replace(fitted, hidden=hidden), task.spec))
+
+    fitted = fit_config(config, task)
+    high = 8
+    while count(high) < parameters:
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) < parameters else (low, middle)
+    return replace(config, hidden=min(low, high, key=lambda hidden: abs(count(hidden) - parameters)))
+
+
+def errors_of(lines: Sequence[Line]) -> dict[str, Any]:
+    """Errors of all lines, and what `describe_lines` says about them."""
+    edits, characters, word_edits, words = map(sum, zip(*(line.counts for line in lines), strict=True))
+    described = describe_lines(lines)
+    kept = {name: described[name] for name in ("intervals", "groups", "calibration_error", "confusions")}
+    return {"character_error": edits / characters, "word_error": word_edits / words, **kept}
+
+
+def train_network(config: TrainConfig, task: UserDataTask, folder: Path) -> dict[str, Any]:
+    """Train a network, read the test lines with it, export it, and measure the exported file."""
+    job = new_job(config, folder, force=True, task=task)
+    result = train(job, progress_printer(folder.name))
+    row: dict[str, Any] = {
+        "parameters": result["parameters"],
+        "training": (result["steps_per_second"] or 0) * job.config.batch_size,
+    }
+    split: Split = result["split"]
+    lm = CharacterModel.load(job.run.lm)
+    decoding = job.run.read_decoding()
+    searches: dict[str, dict[str, Any]] = {"greedy": {}, "lm": {"beam": BEAM, "lm": lm}}
+    for kind, search in searches.items():
+        _, lines = evaluate_lines(job.network, task, split, job.config, decoding=decoding, **search)
+        row[kind] = errors_of(lines)
+    model = folder / "model.onnx"
+    export_run(job.run, model, force=True)
+    samples = cast("LazySamples", task.sets[split]).samples
+    images = [sample.read_x() for sample in samples[:TIMED_LINES]]
+    with Session(model, device="cpu") as session:
+        row["speed"] = lines_per_second(lambda: session.transcribe(images), len(images))
+        row["speed_lm"] = lines_per_second(
+            lambda: session.transcribe(images, beam=BEAM, lm=lm), len(images)
+        )
+    row["bytes"] = model.stat().st_size
+    return row
+
+
+def lines_per_second(read: Callable[[], object], count: int) -> float:
+    """The speed of the faster of two readings of as many lines."""
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        read()
+        seconds.append(time.perf_counter() - start)
+    return count / min(seconds)
+
+
+def progress_printer(name: str) -> Callable[[Any], None]:
+    """A function that prints each validation."""
+    start = time.perf_counter()
+
+    def show(progress: Any) -> None:
+        if progress.validation:
+            errors = ", ".join(f"{key} {value:.3f}" for key, value in progress.validation.items())
+            minutes = (time.perf_counter() - start) / 60
+            print(f"{name}: {minutes:.1f} min, step {progress.step}, {errors}", file=sys.stderr, flush=True)
+
+    return show
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The rows of COLUMNS; a rate stands with its interval."""
+
+    def rate(row: Mapping[str, Any], kind: str, name: str) -> str:
+        if kind not in row:
+            return "–"
+        interval = row[kind]["intervals"][name]
+        ends = f" ({100 * interval[0]:.1f}–{100 * interval[1]:.1f})" if interval else ""
+        return f"{100 * row[kind][name]:.1f}{ends}"
+
+    def number(row: Mapping[str, Any], name: str) -> str:
+        return f"{row[name]:.1f}" if name in row else "–"
+
+    return markdown(
+        COLUMNS,
+        [
+            [
+                name,
+                f"{row['parameters']:,}",
+                number(row, "training"),
+                *(
+                    rate(row, kind, f"{unit}_error")
+                    for kind in ("greedy", "lm")
+                    for unit in ("character", "word")
+                ),
+                f"{row['greedy']['calibration_error']:.3f}" if "lm" in row else "–",
+                number(row, "speed"),
+                number(row, "speed_lm"),
+                f"{row['bytes'] / 1e6:.1f}",
+            ]
+            for name, row in rows.items()
+        ],
+        1,
+    )
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pages", type=Path, required=True, help="folder of pages with ALTO or PAGE XML")
+    parser.add_argument("--minutes", type=float, default=60, help="of training for each network")
+    parser.add_argument("--seeds", type=int, default=1, help="of the first two networks; of others one")
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="some of: %(default)s")
+    parser.add_argument("--lines", type=int, help="train on about as many lines instead of all")
+    parser.add_argument("--cut", choices=["box"], help="also train the first network on boxes of lines")
+    parser.add_argument("--kraken", action="store_true", help="also train kraken, installed if it is not")
+    parser.add_argument("--kraken-env", type=Path, help="its environment; default: in the output folder")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("handwriting"), help="folder; default: %(default)s"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="setting of all networks"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure what is missing in results.json, print the table, and return the rows."""
+    options = parse_arguments(arguments)
+    names = options.networks.split(",")
+    data, file = options.output / "pages", options.output / "results.json"
+    settings = {
+        "pages": str(options.pages),
+        "minutes": options.minutes,
+        "lines": options.lines,
+        "set": options.set,
+    }
+    results = json.loads(file.read_text()) if file.exists() else {"settings": settings, "rows": {}}
+    if results["settings"] != settings:
+        raise SystemExit(f"{file} was measured with {results['settings']}; give another folder with -o")
+    files = link_pages(options.pages, data, options.lines)
+    plan = [
+        (name, "polygon", seed)
+        for position, name in enumerate(names)
+        for seed in range(options.seeds if position < 2 else 1)
+    ]
+    plan += [(names[0], "box", 0)] if options.cut else []
+    base = {
+        "task": "transcribe",
+        "data": str(data),
+        "minutes": options.minutes,
+        **parse_settings(options.set),
+    }
+    tasks: dict[str, UserDataTask] = {}
+
+    def network(name: str, cut: str, seed: int) -> dict[str, Any]:
+        with patch.object(pages, "cut_line", cut_box) if cut == "box" else nullcontext():
+            config = configure(base | {"seed": seed})
+            if cut not in tasks:
+                tasks[cut] = cast("UserDataTask", make_task(config))
+            task = tasks[cut]
+            if NETWORKS[name]:
+                parameters = count_parameters(build_network(fit_config(config, task), task.spec))
+                config = configure(base | {"seed": seed, "model": NETWORKS[name]})
+                config = with_parameters(config, task, parameters)
+            return train_network(config, task, options.output / f"{name}-{cut}-{seed}")
+
+    rows: dict[str, Callable[[], dict[str, Any]]] = {
+        f"{name}{', boxes' * (cut == 'box')}, seed {seed}": partial(network, name, cut, seed)
+        for name, cut, seed in plan
+    }
+
+    def kraken() -> dict[str, Any]:
+        environment = options.kraken_env or options.output / "kraken-environment"
+        lines, row = train_kraken(environment, files, options.output / "kraken", options.minutes)
+        return row | {"greedy": errors_of(lines)}
+
+    if options.kraken:
+        rows["kraken"] = kraken
+    for key, measure in rows.items():
+        if key not in results["rows"]:
+            results["rows"][key] = measure()
+            with atomic_write(file) as temporary:
+                temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    print(table(results["rows"]))
+    return results["rows"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Lines of text from folders of pages, and which samples belong together.
+
+pages         images with ALTO or PAGE XML, at any depth; the samples are the lines with a text
+transcripts   an image of a line, and its text in a file of the same name that ends in .gt.txt
+
+splits.json divides a folder: {"train": [...], "valid": [...], "test": [...]}, each a list of prefixes of
+file names, such as the writers. The longest prefix that fits a file counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mdlstm_tk.data import folders
+from mdlstm_tk.data.images import is_grey, read_pixels
+from mdlstm_tk.data.samples import MAX_THREADS, MemoryBudget
+from mdlstm_tk.data.spec import Array, RawSample, Split, UnusableSampleError
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
+from mdlstm_tk.runtime.line_cutting import cut_line
+from mdlstm_tk.runtime.pages import Page, PageLine, is_page, read_page
+
+TRANSCRIPT = ".gt.txt"
+
+
+class _CutPage(NamedTuple):
+    """The lines of a page with a text, and each cut out, or why it cannot be; `error`: why none can."""
+
+    file: Path
+    image: Path = Path()
+    lines: Sequence[PageLine] = ()
+    cuts: Sequence[Array | str] = ()
+    without_text: int = 0
+    error: str = ""
+
+
+def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
+    """List the lines of all pages below a folder.
+
+    Each page is decoded once, and its cut lines are kept in memory as they are, if `budget` has room. The
+    others are cut again whenever they are read.
+
+    Returns:
+        The samples; a bad page or line is one that cannot be used. And what a user should know about them.
+
+    Raises:
+        MissingExtraError: Pillow is not installed.
+    """
+    files = [file for file in folders.find_files(path) if is_page(file)]
+    samples: list[RawSample] = []
+    of_image: dict[Path, str] = {}  # one page would lie in two splits where it is there as ALTO and as PAGE
+    with_text = without_text = not_kept = 0
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+        for page in pool.map(_cut_page, files):
+            name = os.path.relpath(page.file, path)
+            if not page.error and (first := of_image.setdefault(page.image, name)) != name:
+                page = _CutPage(page.file, error=f"it is for the image of {first}; delete one of them")
+            with_text, without_text = with_text + len(page.lines), without_text + page.without_text
+            if page.error:
+                refuse = partial(folders.refuse, page.error)
+                samples.append(RawSample(name, refuse, refuse, is_file=True))
+            for line, cut in zip(page.lines, page.cuts, strict=True):
+                is_kept = False
+                read: Callable[[], Any]
+                if isinstance(cut, str):
+                    read = partial(folders.refuse, cut)
+                elif is_kept := budget.take(cut.nbytes):
+                    read = partial(_same, cut)
+                else:
+                    read, not_kept = partial(_read_line, page.file, line), not_kept + 1
+                text = partial(str, line.text)
+                samples.append(RawSample(f"{name} {line.id}", read, text, True, name, is_kept))
+    notes = []
+    if files:
+        counts = f"{with_text} lines with a text and {without_text} without, which are left out"
+        notes.append(f"pages: {len(files)}, with {counts}")
+    if not_kept:
+        notes.append(
+            f"{not_kept} lines of pages are cut again in every epoch, which is slow; --set cache=... with "
+            "more MiB keeps them"
+        )
+    return samples, notes
+
+
+def list_transcripts(path: Path) -> Iterator[RawSample]:
+    """List the images below a folder that have a text in a file beside them."""
+    files = folders.find_files(path)
+    images = {file.with_suffix(""): file for file in files if file.suffix.lower() in IMAGE_SUFFIXES}
+    for file in files:
+        if file.name.endswith(TRANSCRIPT):
+            stem = file.with_name(file.name.removesuffix(TRANSCRIPT))
+            image = images.get(stem, stem.with_name(f"{stem.name}.png"))
+            yield RawSample(
+                os.path.relpath(image, path),
+                partial(read_pixels, image),
+                partial(_read_transcript, file),
+                is_file=True,
+            )
+
+
+def read_splits(path: Path, names: Mapping[Split, Sequence[str]]) -> dict[str, Split]:
+    """Return the split of each prefix in splits.json; {} if there is no such file.
+
+    Args:
+        path: the folder.
+        names: what each split may be called.
+
+    Raises:
+        InputError: the file is not JSON of that form, or has a prefix twice.
+    """
+    file = path / "splits.json"
+    if not file.is_file():
+        return {}
+    splits: dict[str, Split] = {}
+    try:
+        content = json.loads("\n".join(folders.read_lines(file)))
+        for name, prefixes in content.items():
+            split = next(split for split, known in names.items() if name in known)
+            for prefix in prefixes:
+                if splits.setdefault(prefix + "", split) != split:
+                    raise InputError(f"{file} has {prefix!r:.80} in two splits; name it in one")
+    except InputError:
+        raise
+    except (StopIteration, ValueError, AttributeError, TypeError):
+        raise InputError(
+            f'{file} is not {{"train": [...], "valid": [...], "test": [...]}} with prefixes of file names'
+        ) from None
+    return splits
+
+
+def prefix_of(name: str, prefixes: Iterable[str]) -> str | None:
+    """Return the longest prefix of a file's relative path, or of its name alone; None if none fits."""
+    name = Path(name).as_posix()
+    starts = (name, name.rpartition("/")[2])
+    fitting = (prefix for prefix in prefixes if any(start.startswith(prefix) for start in starts))
+    return max(fitting, key=len, default=None)
+
+
+def _cut_page(file: Path) -> _CutPage:
+    try:
+        page = read_page(file)
+        pixels = _pixels(page)
+    except (InputError, UnusableSampleError) as error:
+        return _CutPage(file, error=str(error).removeprefix(f"{file}").lstrip(" :"))
+    lines = [line for line in page.lines if line.text]
+    cuts: list[Array | str] = []
+    for line in lines:
+        try:
+            cuts.append(cut_line(pixels, line))
+        except InputError as error:
+            cuts.append(str(error))
+    return _CutPage(file, page.image.resolve(), lines, cuts, len(page.lines) - len(lines))
+
+
+def _pixels(page: Page) -> Array:
+    """The pixels of a page, with one channel if it is grey."""
+    pixels = read_pixels(page.image, page.image.name)
+    return pixels[..., 0] if pixels.ndim == 3 and is_grey(pixels) else pixels
+
+
+@lru_cache(maxsize=MAX_THREADS)
+def _page_pixels(file: Path) -> Array:
+    return _pixels(read_page(file))
+
+
+def _read_line(file: Path, line: PageLine) -> Array:
+    try:
+        return cut_line(_page_pixels(file), line)
+    except InputError as error:
+        raise UnusableSampleError(str(error)) from None
+
+
+def _read_transcript(file: Path) -> str:
+    try:
+        lines = [line.strip() for line in folders.read_lines(file) if line.strip()]
+    except InputError as error:
+        raise UnusableSampleError(str(error)) from None
+    if len(lines) > 1:
+        raise UnusableSampleError(f"{file.name} has {len(lines)} lines, expected one")
+    return "".join(lines)
+
+
+def _same(cut: Array) -> Array:
+    return cut

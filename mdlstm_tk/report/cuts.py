@@ -1,0 +1,51 @@
+"""Lines of pages as they are cut, beside their boxes, so that cutting is compared by eye."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.report.evaluation import spread
+from mdlstm_tk.report.panels import Panel, draw_input
+from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.line_cutting import cut_line
+from mdlstm_tk.runtime.pages import Page, is_page, read_page
+from mdlstm_tk.runtime.preprocessing import decode_image, resize, scale
+
+PAGES, LINES = 10, 2  # of each page
+HEIGHT = 64  # of a cut in the picture, in pixels
+
+
+def cut_panels(folder: Path) -> list[tuple[Panel, Panel]]:
+    """Return box and cut of two lines of each of ten pages, spread evenly over a folder.
+
+    Pages that cannot be read are left out. There are none if the folder has no pages.
+    """
+    panels: list[tuple[Panel, Panel]] = []
+    for path in spread(sorted(filter(is_page, folder.rglob("*.xml"))), PAGES):
+        try:
+            page = read_page(path)
+            pixels = decode_image(page.image.read_bytes(), page.image.name)
+            panels += _of_page(page, pixels)
+        except (InputError, OSError):
+            continue
+    return panels
+
+
+def _of_page(page: Page, pixels: Array) -> list[tuple[Panel, Panel]]:
+    lines = [line for line in page.lines if line.text and line.polygon is not None]
+    return [
+        (
+            _panel(f"{page.path.name} {line.id}", cut_line(pixels, box)),
+            _panel(line.text or "", cut_line(pixels, line)),
+        )
+        for line in spread(lines, LINES)
+        for box in [replace(line, baseline=None, polygon=None)]
+    ]
+
+
+def _panel(name: str, pixels: Array) -> Panel:
+    x = scale(pixels if pixels.ndim == 3 else pixels[..., None])
+    width = max(1, round(HEIGHT * x.shape[1] / x.shape[0]))
+    return Panel(name, draw_input(resize(x, (HEIGHT, width))))

@@ -1,0 +1,383 @@
+"""Read texts from the outputs of a recogniser: CTC (Graves et al. 2006) with NumPy alone.
+
+>>> line = transcribe_logits(logits, classes, beam=16, lm=CharacterModel.load("fr.arpa.gz"), width=800)
+>>> line.text, line.confidence
+('le chat', 0.87)
+
+Logits have the shape (T, 1 + characters); output 0 is the blank, and output k + 1 is classes[k]. A path
+takes one output at each of the T steps, and spells the text that is left when repeated outputs are merged
+and blanks dropped. The probability of a text is that of all its paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.character_model import END, CharacterModel
+from mdlstm_tk.runtime.decoding import Decoding
+from mdlstm_tk.runtime.text_order import MIRRORED, Direction, reordered
+
+Floats = npt.NDArray[np.floating[Any]]
+Integers = npt.NDArray[np.int64]
+
+LOWEST = -1e4  # log-probability of an impossible output: e^LOWEST is 0, and sums of it are finite
+HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+PRUNED = 0.01  # divided by the beam: probability of characters that a search does not try at a step
+WEIGHED = 0.01  # alternatives of a character from this probability on are weighed by a language model
+NEGLIGIBLE = 1e-9  # posterior of a step that is left out where alternatives of a character are summed
+
+
+class Character(NamedTuple):
+    """A character of a line.
+
+    Attributes:
+        character: the character.
+        left, right: its edges, in pixels of the image. CTC marks a character where it becomes certain, so
+            that its edges are often narrower than its ink.
+        confidence: the probability that it is right if the rest of the line is, by the image and the
+            language model, if there is one.
+    """
+
+    character: str
+    left: float
+    right: float
+    confidence: float
+
+
+class Transcription(NamedTuple):
+    """The text of a line, in the order of reading.
+
+    Attributes:
+        text: the text.
+        confidence: the probability of the whole text, P(text | image), without a language model.
+        characters: one entry for each character of the text.
+    """
+
+    text: str
+    confidence: float
+    characters: tuple[Character, ...]
+
+
+def transcribe_logits(
+    logits: Floats,
+    classes: Sequence[str],
+    *,
+    decoding: Decoding = Decoding(),  # noqa: B008
+    direction: Direction | None = None,
+    beam: int = 1,
+    lm: CharacterModel | None = None,
+    width: float | None = None,
+) -> Transcription:
+    """Read the text of one line, with confidences and places.
+
+    Args:
+        logits: (T, 1 + characters); output 0 is the blank.
+        classes: the characters.
+        decoding: temperature, and weights of the language model.
+        direction: in which most texts run; the result is in the order of reading. None: in the order in
+            which the image shows them.
+        beam: 1 takes the best path, without a language model. Else the number of texts that prefix beam
+            search keeps at each step.
+        lm: a model of texts in the order of reading.
+        width: pixels of the image that the T steps cover. None: edges are in steps.
+
+    Raises:
+        InputError: logits have another shape, or hold NaN; beam is below 1, or lm is no `CharacterModel`.
+    """
+    check_search(beam, lm)
+    log_probs = scaled_log_probs(logits, classes, decoding.temperature)
+    if beam == 1 and lm is None:
+        labels = best_path(logits)
+    else:
+        fusion = Fusion(lm, classes, decoding, direction)
+        labels = search(log_probs, fusion, beam)[0][0]
+    log_prob, alternatives, edges = posteriors(log_probs, labels)
+    if lm is not None:
+        fusion.weigh(labels, alternatives)
+    confidences = 1 / alternatives.sum(axis=1)
+    edges *= 1.0 if width is None else width / max(len(logits), 1)
+    shown = [classes[k - 1] for k in labels]
+    ordered = [(c, k) for k, c in enumerate(shown)] if direction is None else None
+    characters = tuple(
+        Character(character, float(edges[k, 0]), float(edges[k, 1]), float(confidences[k]))
+        for character, k in (reordered(shown, direction) if direction else ordered or ())
+    )
+    return Transcription("".join(c.character for c in characters), float(np.exp(log_prob)), characters)
+
+
+def check_search(beam: int, lm: CharacterModel | None) -> None:
+    """Check the arguments of a search.
+
+    Raises:
+        InputError: beam is below 1, or lm is no `CharacterModel`.
+    """
+    if beam < 1:
+        raise InputError(f"beam must be 1 or more, got {beam}; 16 is usual")
+    if lm is not None and not isinstance(lm, CharacterModel):
+        raise InputError(
+            f"lm must be a CharacterModel, got {type(lm).__name__}; read one with CharacterModel.load(path)"
+        )
+
+
+def scaled_log_probs(logits: Floats, classes: Sequence[str], temperature: float) -> Floats:
+    """The log-probabilities (T, 1 + characters) of the outputs at each step.
+
+    Raises:
+        InputError: logits have another shape, or hold NaN or no finite number at a step.
+    """
+    if logits.ndim != 2 or logits.shape[1] != len(classes) + 1:
+        raise InputError(
+            f"logits have the shape {logits.shape}, expected (T, {len(classes) + 1}) for {len(classes)} "
+            "characters and the blank"
+        )
+    logits = logits.astype(np.float64)  # a model may return integers
+    largest = logits.max(axis=1, keepdims=True)
+    if not np.isfinite(largest).all():  # the maximum of a row with NaN is NaN
+        raise InputError("logits hold NaN, +inf, or -inf for all outputs of a step; the model diverged")
+    scaled = (logits - largest) / temperature
+    log_probs: Floats = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
+    return np.maximum(log_probs, LOWEST)
+
+
+def best_path(logits: Floats) -> Integers:
+    """The outputs of the characters on the most likely path."""
+    path: Integers = logits.argmax(axis=1)
+    changed = np.ones(len(path), bool)
+    changed[1:] = path[1:] != path[:-1]
+    return path[changed & (path > 0)]
+
+
+class Fusion:
+    """What a language model adds to the scores of texts.
+
+    Args:
+        lm: the model; None adds nothing.
+        classes, decoding, direction: as for `transcribe_logits`.
+
+    Attributes:
+        start: the state before the first character.
+        is_reversed: texts begin on the right.
+    """
+
+    def __init__(
+        self,
+        lm: CharacterModel | None,
+        classes: Sequence[str],
+        decoding: Decoding,
+        direction: Direction | None,
+    ) -> None:
+        self._lm, self._decoding = lm, decoding
+        self.is_reversed = direction == "rtl"
+        self._rows: dict[int, tuple[Floats, Integers]] = {}
+        if lm is None:
+            self._rows[0] = np.zeros(len(classes) + 1), np.zeros(len(classes) + 1, np.int64)
+            self.start = 0
+            return
+        names = [name.translate(MIRRORED) for name in classes] if self.is_reversed else classes
+        self._index = np.array([lm.index[END], *(lm.index.get(name, 0) for name in names)])
+        self.start = lm.start
+
+    def after(self, state: int) -> tuple[Floats, Integers]:
+        """Scores (1 + characters,) of each output after a state, and the states after it; entry 0 stands
+        for the end of the text."""
+        row = self._rows.get(state)
+        if row is None:
+            assert self._lm is not None
+            log_probs, states = self._lm.after(state)
+            scores = self._decoding.lm_weight * log_probs[self._index]
+            scores[1:] += self._decoding.character_bonus
+            row = self._rows[state] = scores, states[self._index]
+        return row
+
+    def weigh(self, labels: Integers, alternatives: Floats) -> None:
+        """Multiply the likely alternatives of each character, as `posteriors` returns them, by what the
+        model says about their texts."""
+        if self.is_reversed:
+            labels, alternatives = labels[::-1], alternatives[::-1]
+        outputs, states, own = [*labels.tolist(), 0], [self.start], []  # 0: the end of the text
+        for output in outputs:
+            scores, following = self.after(states[-1])
+            own.append(scores[output])
+            states.append(following[output])
+        for i, k in np.argwhere(alternatives > WEIGHED).tolist():
+            if k == outputs[i]:
+                continue
+            gain, state = -own[i], states[i]
+            if k > 0:
+                scores, following = self.after(state)
+                gain, state = gain + scores[k], following[k]
+            for j in range(i + 1, len(outputs)):
+                if state == states[j]:  # from here on both texts are equally likely
+                    break
+                scores, following = self.after(state)
+                gain, state = gain + scores[outputs[j]] - own[j], following[outputs[j]]
+            alternatives[i, k] *= np.exp(gain)
+
+
+def search(log_probs: Floats, fusion: Fusion, beam: int) -> tuple[list[Integers], Floats]:
+    """The texts of the highest score by prefix beam search (Hannun et al. 2014, arXiv:1408.2873).
+
+    The score is log P(text | image) + lm_weight · log P(text) + character_bonus · length, the latter two if
+    there is a language model. At each step `beam` texts are kept; up to `beam` characters can follow,
+    unless their probability is below 0.01 / beam. Texts that run from right to left are searched from
+    their beginning on the right, so that the language model sees numbers within them in reverse order.
+
+    Returns:
+        Up to `beam` texts, the best one first, as the outputs of their characters from left to right; and
+        their log P(text | image), of the paths that were not dropped.
+    """
+    if fusion.is_reversed:
+        log_probs = log_probs[::-1]
+    candidates = np.argsort(-log_probs[:, 1:], axis=1, kind="stable")[:, :beam] + 1
+    counts = (np.take_along_axis(log_probs, candidates, 1) > np.log(PRUNED / beam)).sum(axis=1)
+    # Of each text: the log-probability of its paths that end with the blank, and with its last character;
+    # a hash of it, and of the text without its last character; that character; its score by the model.
+    ends_blank, ends_label = np.zeros(1), np.full(1, -np.inf)
+    hashes, shorter = np.ones(1, np.uint64), np.zeros(1, np.uint64)
+    last, added = np.zeros(1, np.int64), np.zeros(1)
+    scores_after, states = (row[None] for row in fusion.after(fusion.start))
+    sources, outputs = [], []
+    for log_p, likely, count in zip(log_probs, candidates, counts.tolist(), strict=True):
+        total = np.logaddexp(ends_blank, ends_label)
+        kept_blank, kept_label = total + log_p[0], ends_label + log_p[last]
+        if count == 0:
+            ends_blank, ends_label = kept_blank, kept_label
+            continue
+        likely = likely[:count]
+        longer = np.where(likely == last[:, None], ends_blank[:, None], total[:, None]) + log_p[likely]
+        child, parent = (shorter[:, None] == hashes).nonzero()
+        if len(child):  # texts that become others in the beam
+            label = last[child]
+            before = np.where(label == last[parent], ends_blank[parent], total[parent])
+            kept_label[child] = np.logaddexp(kept_label[child], before + log_p[label])
+            pair, column = np.nonzero(label[:, None] == likely)
+            longer[parent[pair], column] = -np.inf
+        kept = np.logaddexp(kept_blank, kept_label) + added
+        scores = np.concatenate([kept, (longer + added[:, None] + scores_after[:, likely]).ravel()])
+        best = (-scores).argsort(kind="stable")[:beam]
+        best = best[scores[best] > -np.inf]
+        (grown,) = (best >= len(kept)).nonzero()
+        row, column = np.divmod(best[grown] - len(kept), count)
+        label = likely[column]
+        source, output = best.copy(), np.zeros(len(best), np.int64)
+        source[grown], output[grown] = row, label
+        sources.append(source)
+        outputs.append(output)
+        ends_blank, ends_label = kept_blank[source], kept_label[source]
+        ends_blank[grown], ends_label[grown] = -np.inf, longer[row, column]
+        following = states[row, label]
+        added, hashes, shorter, last = added[source], hashes[source], shorter[source], last[source]
+        added[grown] += scores_after[row, label]
+        shorter[grown] = hashes[grown]
+        hashes[grown] = hashes[grown] * HASH_FACTOR + label.astype(np.uint64)
+        last[grown] = label
+        scores_after, states = scores_after[source], states[source]
+        for k, state in zip(grown.tolist(), following.tolist(), strict=True):
+            scores_after[k], states[k] = fusion.after(state)
+    log_ctc = np.logaddexp(ends_blank, ends_label)
+    order = np.argsort(-(log_ctc + added + scores_after[:, 0]), kind="stable")
+    places, path = order, np.zeros((len(sources), len(order)), np.int64)
+    for t in range(len(sources) - 1, -1, -1):
+        path[t], places = outputs[t][places], sources[t][places]
+    path = path[::-1] if fusion.is_reversed else path
+    return [text[text > 0] for text in path.T], log_ctc[order]
+
+
+def posteriors(log_probs: Floats, labels: Integers) -> tuple[float, Floats, Floats]:
+    """The probability of a text and of those that differ in a character, by forward-backward.
+
+    Args:
+        log_probs: (T, 1 + characters).
+        labels: (L,) the outputs of the characters; the text can be spelled in T steps.
+
+    Returns:
+        log P(text); (L, 1 + characters) P(the text with another character in this place) / P(text), which
+        is 1 for the character itself, and in column 0 the same of the text without it; and the edges (L, 2)
+        of each character, in steps: the mean numbers of steps before it begins and before it has ended,
+        over all paths.
+    """
+    steps, size = len(log_probs), len(labels)
+    # The lattice: blank, first character, blank, …, last character, blank.
+    lattice = np.zeros(2 * size + 1, np.int64)
+    lattice[1::2] = labels
+    emitted = log_probs[:, lattice]
+    # Forward and, from the end, backward; both sums contain the output of their step.
+    both = np.stack([emitted, emitted[::-1, ::-1]])
+    skips = np.full((2, 2 * size + 1), -np.inf)
+    repeats = labels[1:] == labels[:-1]
+    skips[0, 3::2] = np.where(repeats, -np.inf, 0.0)
+    skips[1] = skips[0, ::-1] if size < 2 else np.roll(skips[0, ::-1], 2)
+    sums = np.full(both.shape, -np.inf)
+    sums[:, :1, :2] = both[:, :1, :2]
+    for t in range(1, steps):
+        before, now = sums[:, t - 1], sums[:, t]
+        np.logaddexp(before[:, 1:], before[:, :-1], out=now[:, 1:])
+        now[:, 0] = before[:, 0]
+        np.logaddexp(now[:, 2:], before[:, :-2] + skips[:, 2:], out=now[:, 2:])
+        now += both[:, t]
+    forward, backward = sums[0], sums[1, ::-1, ::-1]
+    log_prob = float(np.logaddexp.reduce(forward[-1, -2:])) if steps else 0.0
+    occupied = np.exp(forward + backward - emitted - log_prob)
+    ends = np.cumsum(occupied.sum(axis=0))
+    edges = np.stack([ends[:-1:2], ends[1::2]], axis=1)
+    return log_prob, _alternatives(log_probs, labels, forward, backward, occupied), edges
+
+
+def _alternatives(
+    log_probs: Floats, labels: Integers, forward: Floats, backward: Floats, occupied: Floats
+) -> Floats:
+    """The alternatives of each character; see `posteriors`.
+
+    Args:
+        forward, backward: (T, 2L + 1) logarithms of the sums over the paths up to, and from, a step at a
+            place of the lattice, its output included.
+        occupied: (T, 2L + 1) the share of the paths at a place.
+    """
+    steps, size = len(log_probs), len(labels)
+    if not size:
+        return np.zeros((0, log_probs.shape[1]))
+    # Virtual characters before the first step and after the last one, unlike all others, begin and end.
+    start, end = np.full((steps + 1, 2 * size + 2), -np.inf), np.full((steps + 1, 2 * size + 2), -np.inf)
+    start[1:, 1:], end[:-1, :-1] = forward, backward
+    start[0, 0] = end[-1, -1] = 0.0
+    before, after = np.append(-1, labels[:-1]), np.append(labels[1:], -1)
+    # An alternative needs the steps between the beginning of the character before and the end of the one
+    # after it; (steps of the longest such window + 1, L) are gathered.
+    passed = np.cumsum(occupied, axis=1)
+    first = np.append(0, (passed[:, : 2 * size - 2 : 2] >= 1 - NEGLIGIBLE).sum(axis=0))
+    last = (passed[:, np.minimum(2 * np.arange(size) + 3, 2 * size)] > NEGLIGIBLE).sum(axis=0)
+    last, each = np.maximum(last, first + 1), np.arange(size)
+    places = np.arange((last - first).max() + 1)[:, None]
+    times, inside = np.minimum(first + places, steps), places <= last - first
+    # Paths that are at the character before, or at the blank after it; and that go on from the blank before
+    # the character after, or from that itself.
+    from_label, from_blank, to_blank, to_label = (
+        np.where(inside, values[times, each], -np.inf)
+        for values in (start[:, :-2:2], start[:, 1:-1:2], end[:, 2::2], end[:, 3::2])
+    )
+    joins = np.where(before == after, -np.inf, from_label)  # equal neighbours would merge
+    without = np.logaddexp.reduce(np.logaddexp(from_blank, joins) + to_label, axis=0)
+    enter, leave = np.logaddexp(from_label, from_blank), np.logaddexp(to_label, to_blank)
+    enter_scale, leave_scale = (np.maximum(x.max(axis=0), LOWEST * steps) for x in (enter, leave))
+    entering, entering_blank = np.exp(enter - enter_scale), np.exp(from_blank - enter_scale)
+    leaving, leaving_blank = np.exp(leave - leave_scale), np.exp(to_blank - leave_scale)
+    probs = np.exp(log_probs)
+    probs[:, 0] = 0.0  # column 0, the blank, takes what is written for the virtual characters
+    at = np.zeros((size, probs.shape[1]))
+    sums, sums_after = np.zeros_like(at), np.zeros(size)
+    before, after = np.maximum(before, 0), np.maximum(after, 0)
+    for k in range(len(places) - 1):
+        arrived = at + entering[k, :, None]
+        arrived[each, before] = at[each, before] + entering_blank[k]
+        at = arrived * probs[np.minimum(times[k], steps - 1)]
+        sums += at * leaving[k + 1, :, None]
+        sums_after += at[each, after] * leaving_blank[k + 1]
+    sums[each, after] = sums_after
+    sums[:, 0] = np.exp(np.minimum(without - enter_scale - leave_scale, 700))
+    own = sums[each, labels][:, None]
+    return np.divide(sums, own, out=np.full_like(sums, np.inf), where=own > 0)

@@ -1,0 +1,111 @@
+"""Read the lines of pages, and write the pages again or the texts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, NamedTuple
+
+from mdlstm_tk.errors import InputError, StoppedError
+from mdlstm_tk.runtime.answers import Answer, AnswerDocument
+from mdlstm_tk.runtime.batching import MAX_STOPS, Result, read_ahead
+from mdlstm_tk.runtime.io.npy import STDIO, Array, open_input, open_output, read_capped
+from mdlstm_tk.runtime.jobs import Job, ResultOptions
+from mdlstm_tk.runtime.line_cutting import cut_line
+from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.pages import Page, read_page, write_page
+from mdlstm_tk.runtime.preprocessing import decode_image
+from mdlstm_tk.runtime.session import Session
+
+if TYPE_CHECKING:
+    from mdlstm_tk.runtime.ctc import Transcription
+
+
+class _CutPage(NamedTuple):
+    """A page and the images of its lines by their IDs; or why it cannot be used."""
+
+    job: Job
+    page: Page | None
+    images: dict[str, Array]
+    error: str | None = None
+
+
+def infer_pages(
+    session: Session, jobs: Sequence[Job], max_bytes: int, options: ResultOptions
+) -> Iterator[Result]:
+    """Read pages and write the results; yields the result of each job.
+
+    The next page is decoded and cut while the model reads the current one. Lines that have no place on
+    their page stay as they are, with a warning.
+
+    Args:
+        session, jobs, options: of the inference.
+        max_bytes: maximum size in bytes of an image, see `decode_image`.
+
+    Raises:
+        MDLSTMError: the next page would fail, too: a result cannot be written, a package is missing, the
+            model fails, or was stopped several times in a row.
+    """
+    stops = 0
+    for job, page, images, error in read_ahead(map(partial(_cut_page, max_bytes=max_bytes), jobs), Event()):
+        if page is None:
+            yield Result(job, error)
+            continue
+        try:
+            texts = (
+                session.transcribe([*images.values()], beam=options.beam, lm=options.lm) if images else []
+            )
+            answers = _write(job, page, dict(zip(images, texts, strict=True)), session.metadata, options)
+        except (InputError, StoppedError) as reason:
+            stops = stops + 1 if isinstance(reason, StoppedError) else 0
+            if stops == MAX_STOPS:
+                raise
+            yield Result(job, f"{job.source}: {reason}")
+        else:
+            stops = 0
+            yield Result(job, answers=answers)
+
+
+def _cut_page(job: Job, max_bytes: int) -> _CutPage:
+    try:
+        page = read_page(job.source)
+        with open_input(page.image) as content:
+            data = read_capped(content, str(page.image), max_bytes)
+        pixels = decode_image(data, str(page.image), max_bytes)
+    except InputError as error:
+        return _CutPage(job, None, {}, str(error))
+    images: dict[str, Array] = {}
+    unread = []
+    for line in page.lines:
+        try:
+            images[line.id] = cut_line(pixels, line)
+        except InputError:
+            unread.append(line.id)
+    if unread:
+        warnings.warn(
+            f"{job.source}: {len(unread)} of {len(page.lines)} lines have no place on the page and are not "
+            f"read: {', '.join(unread[:3])}{', …' if len(unread) > 3 else ''}",
+            stacklevel=2,
+        )
+    return _CutPage(job, page, images)
+
+
+def _write(
+    job: Job,
+    page: Page,
+    transcriptions: Mapping[str, Transcription],
+    metadata: Metadata,
+    options: ResultOptions,
+) -> tuple[Answer, ...]:
+    """Write a page or its texts, if they go to a file, and return the texts."""
+    answers = tuple(Answer(each.text, name, transcription=each) for name, each in transcriptions.items())
+    if job.format == "xml":
+        write_page(page, transcriptions, job.target)
+    elif job.target != STDIO:
+        document = AnswerDocument(job.format, metadata, options, folder=Path(job.target).parent)
+        with open_output(job.target) as file:
+            file.write(document.render([(job.source, answers)]).encode())
+    return answers

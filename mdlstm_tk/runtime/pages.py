@@ -1,0 +1,402 @@
+"""Pages of text lines: ALTO 2 to 4, and PAGE XML 2013 and 2019.
+
+>>> page = read_page("0001.xml")                     # the image lies beside it
+>>> page.lines[0].text, page.lines[0].baseline
+>>> write_page(page, {page.lines[0].id: transcription}, "read/0001.xml")
+
+Lines come in the order of the file, those of nested regions included. Coordinates are pixels of the image
+as `decode_image` returns it, turned upright by its EXIF data: if the file counts in other extents, they are
+scaled, and turned if only the image as it is stored has their shape.
+
+The text of a line is, in ALTO, the CONTENT of its Strings, each a word or more, joined by blanks, with the
+hyphen of a HYP at its end. In PAGE it is that of the TextEquiv of the line with the lowest index, else of
+its words, joined by blanks. Texts are composed (NFC), without blanks at their ends.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mdlstm_tk._util.text import printable
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.io import IMAGE_SUFFIXES, PAGE_SUFFIX
+from mdlstm_tk.runtime.io.markup import Document, Element, escaped, quoted, root_tag
+from mdlstm_tk.runtime.io.npy import Array, open_output
+from mdlstm_tk.runtime.preprocessing import read_extents
+
+if TYPE_CHECKING:
+    from mdlstm_tk.runtime.ctc import Transcription
+
+ALTO, PAGE = "alto", "PcGts"
+SUBFOLDERS = ("page", "alto")  # where Transkribus puts the XML; images lie in the folder above
+MAX_POINTS = 4096  # of an outline; the others of a longer one are left out evenly
+MAX_STRETCH = 0.03  # by which the shape of the image may differ from that in the file
+SIDEWAYS = (5, 6, 7, 8)  # orientations in EXIF that exchange height and width
+BEFORE_TEXT = ("AlternativeImage", "Coords", "Baseline", "Word", "Glyph")  # in the schema of PAGE
+NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+
+
+@dataclass(frozen=True)
+class PageLine:
+    """A line of text on a page.
+
+    Attributes:
+        id: its ID in the file, else its number in the file, from 1.
+        text: the text, None if there is none.
+        baseline: (K, 2) x and y in pixels of the image, K > 1; None if there is none.
+        polygon: (K, 2), K > 2: its outline; None if there is none.
+        box: left, top, right and bottom: of the outline, else as the file says, else around the baseline.
+            Empty, with zeros, if the file says nothing about its place.
+    """
+
+    id: str
+    text: str | None
+    baseline: Array | None
+    polygon: Array | None
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page.
+
+    Attributes:
+        path: the ALTO or PAGE file.
+        image: the image file.
+        width, height: of the upright image in pixels.
+        lines: in the order of the file.
+    """
+
+    path: Path
+    image: Path
+    width: int
+    height: int
+    lines: tuple[PageLine, ...]
+
+
+def is_page(path: str | Path) -> bool:
+    """True if a path names an `.xml` file with ALTO or PAGE in it."""
+    path = Path(path)
+    return path.suffix.lower() == PAGE_SUFFIX and root_tag(path) in (ALTO, PAGE)
+
+
+def read_page(path: str | Path) -> Page:
+    """Read a page.
+
+    Its image is the file that it names, in the folder of the XML, else the image of the same name as the
+    XML. In a folder "page" or "alto", the folder above is searched, too.
+
+    Raises:
+        InputError: the file cannot be read or is neither ALTO nor PAGE, there is no image or one of another
+            shape, or coordinates are not pixels.
+        MissingExtraError: Pillow is not installed.
+    """
+    path = Path(path)
+    root, elements = _open(path)[1:]
+    sheet = next(root.descendants("Page"))
+    if root.tag == ALTO:
+        measure = root.first("Description", "MeasurementUnit")
+        unit = measure.text.strip() if measure else ""
+        if unit not in ("", "pixel"):
+            raise InputError(
+                f"{path} gives coordinates in {printable(unit[:40])}, expected pixels; export it with "
+                "MeasurementUnit pixel"
+            )
+        name = root.first("Description", "sourceImageInformation", "fileName")
+        image = _find_image(path, name.text if name else "")
+        keys = ("WIDTH", "HEIGHT")
+    else:
+        image = _find_image(path, sheet.attributes.get("imageFilename", ""))
+        keys = ("imageWidth", "imageHeight")
+    width, height = (_number(sheet.attributes.get(key)) or 0.0 for key in keys)
+    frame = _Frame.of(path, image, (width, height))
+    spacing = _spacing(elements)
+    lines = [_line(name, element, frame, spacing) for name, element in elements.items()]
+    return Page(path, image, int(frame.extents[0]), int(frame.extents[1]), tuple(lines))
+
+
+def write_page(page: Page, transcriptions: Mapping[str, Transcription], target: str | Path) -> None:
+    """Write the XML of a page again with other texts and confidences, and nothing else changed.
+
+    ALTO gets String/@CONTENT and @WC, PAGE TextEquiv/Unicode and @conf. Where a line has as many words as
+    the text, each gets its own; else one String gets the whole text and the others go, and words of PAGE
+    keep their places without texts. What spoke of the former text goes as well: alternatives, glyphs, and
+    where a word was divided. A PAGE region that has a text of its own gets that of its lines.
+
+    Args:
+        page: what `read_page` returned; the file is read again.
+        transcriptions: by the `id` of the line; other lines stay as they are.
+        target: the file to write, which appears whole or not at all; "-" is standard output.
+
+    Raises:
+        InputError: the file has changed and has no such line any more.
+        MDLSTMError: the file cannot be written.
+    """
+    document, root, elements = _open(page.path)
+    for name, transcription in transcriptions.items():
+        if name not in elements:
+            raise InputError(f"{page.path} has no line {name}; it has changed since it was read")
+        write = _write_alto if root.tag == ALTO else _write_text
+        write(document, elements[name], transcription)
+    if root.tag == PAGE:
+        texts = {elements[name]: transcription.text for name, transcription in transcriptions.items()}
+        for region in root.descendants("TextRegion"):
+            equiv, lines = _main_equiv(region), region.all("TextLine")
+            if equiv and not texts.keys().isdisjoint(lines):
+                joined = "\n".join(texts.get(line, _text(line) or "") for line in lines)
+                _write_equiv(document, region, equiv, joined, None)
+    with open_output(target) as file:
+        file.write(document.render())
+
+
+def _open(path: Path) -> tuple[Document, Element, dict[str, Element]]:
+    """Parse a file: the document, its root, and its lines by their IDs."""
+    document = Document(path)
+    root = document.root
+    if root.tag not in (ALTO, PAGE):
+        raise InputError(f"{path} holds <{root.tag[:40]}>, expected ALTO (<alto>) or PAGE XML (<{PAGE}>)")
+    if (count := sum(1 for _ in root.descendants("Page"))) != 1:
+        raise InputError(f"{path} holds {count} pages, expected one in each file")
+    elements: dict[str, Element] = {}
+    for number, element in enumerate(root.descendants("TextLine"), 1):
+        name = element.attributes.get("ID") or element.attributes.get("id") or str(number)
+        elements[f"{name}:{number}" if name in elements else name] = element
+    return document, root, elements
+
+
+def _find_image(path: Path, name: str) -> Path:
+    """The image of a page; only the last part of the name counts, which may be a path or an address."""
+    name = re.split(r"[/\\]", name.strip())[-1]
+    folders = [path.parent, *([path.parent.parent] if path.parent.name in SUBFOLDERS else [])]
+    names = [name, *(f"{path.stem}{suffix}" for suffix in IMAGE_SUFFIXES)]
+    for candidate in (folder / name for folder in folders for name in names if name):
+        if candidate.suffix.lower() in IMAGE_SUFFIXES and candidate.is_file():
+            return candidate
+    named = f"{printable(name[:80])}, which it names, or " if name else ""
+    raise InputError(f"{path} has no image; expected {named}{path.stem}.jpg or .png beside it")
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """How coordinates of a file become pixels of the upright image.
+
+    Attributes:
+        extents: width and height of the image.
+        scale: of x and y.
+        orientation: in EXIF, of an image whose lines were found before it was turned upright; else 1.
+    """
+
+    extents: Array
+    scale: Array
+    orientation: int
+
+    @classmethod
+    def of(cls, path: Path, image: Path, counted: tuple[float, float]) -> _Frame:
+        """The frame of a file that counts in `counted` pixels, width and height, or does not say so (0)."""
+        height, width, orientation = read_extents(image)
+        stored = np.array([width, height], float)
+        upright = stored[::-1] if orientation in SIDEWAYS else stored
+        if min(counted) < 1:
+            return cls(upright, np.ones(2), 1)
+        for extents, turn in ((upright, 1), (stored, orientation)):
+            stretch = counted[0] * float(extents[1]) / (counted[1] * float(extents[0]))
+            if abs(stretch - 1) <= MAX_STRETCH + 2 / min(*counted, *extents.tolist()):
+                return cls(upright, extents / counted, turn)
+        raise InputError(
+            f"{path} is for an image of {counted[0]:g}x{counted[1]:g} pixels, but {image.name} has "
+            f"{upright[0]:g}x{upright[1]:g}, which is another shape; put the right image beside it"
+        )
+
+    def __call__(self, points: Array) -> Array:
+        """Points (K, 2) in pixels of the upright image, inside it."""
+        points = points * self.scale
+        if self.orientation in SIDEWAYS:
+            points = points[:, ::-1]
+            flips = self.orientation in (6, 7), self.orientation in (7, 8)
+            points = np.where(flips, self.extents - points, points)
+        return np.clip(points, 0, self.extents)
+
+
+def _line(name: str, element: Element, frame: _Frame, spacing: float) -> PageLine:
+    polygon, baseline = _polygon(element), _baseline(element)
+    corners = polygon
+    if corners is None:
+        corners = _corners(element)
+    if corners is None and baseline is not None:
+        corners = np.concatenate([baseline - spacing, baseline + spacing / 2])
+    place = frame(np.zeros((1, 2)) if corners is None else corners)
+    left, top = np.floor(place.min(axis=0)).astype(int).tolist()
+    right, bottom = np.ceil(place.max(axis=0)).astype(int).tolist()
+    return PageLine(
+        name,
+        _text(element) or None,
+        None if baseline is None else frame(baseline),
+        None if polygon is None else frame(polygon),
+        (left, top, right, bottom),
+    )
+
+
+def _number(text: str | None) -> float | None:
+    found = NUMBER.search(text or "")
+    return float(found[0]) if found else None
+
+
+def _points(text: str | None, least: int) -> Array | None:
+    """The points (K, 2) of "x,y x,y" or "x y x y"; None if there are fewer than `least` different ones."""
+    numbers = [float(number) for number in NUMBER.findall(text or "")]
+    points = np.clip(np.array(numbers[: len(numbers) // 2 * 2]).reshape(-1, 2), -1e6, 1e6)
+    points = points[:: len(points) // MAX_POINTS + 1]
+    return points if len(np.unique(points, axis=0)) >= least else None
+
+
+def _polygon(element: Element) -> Array | None:
+    alto, page = element.first("Shape", "Polygon"), element.first("Coords")
+    outline = alto.attributes.get("POINTS") if alto else page.attributes.get("points") if page else None
+    return _points(outline, 3)
+
+
+def _corners(element: Element) -> Array | None:
+    """Two corners of the box of an ALTO line."""
+    numbers = [_number(element.attributes.get(key)) for key in ("HPOS", "VPOS", "WIDTH", "HEIGHT")]
+    if None in numbers:
+        return None
+    left, top, width, height = (number or 0.0 for number in numbers)
+    return np.array([[left, top], [left + width, top + height]])
+
+
+def _baseline(element: Element) -> Array | None:
+    page = element.first("Baseline")
+    text = page.attributes.get("points") if page else element.attributes.get("BASELINE")
+    box = _corners(element)
+    if text and box is not None and len(NUMBER.findall(text)) == 1:  # ALTO before 4: the y of a level line
+        text = f"{box[0, 0]} {text} {box[1, 0]} {text}"
+    return _points(text, 2)
+
+
+def _spacing(elements: Mapping[str, Element]) -> float:
+    """Roughly the distance of lines, for those with nothing but a baseline: the median distance of the
+    middle of each baseline from the nearest other one."""
+    baselines = [baseline for each in elements.values() if (baseline := _baseline(each)) is not None]
+    if len(baselines) < 2:
+        return float(np.ptp(baselines[0], axis=0).max()) / 20 if baselines else 0.0
+    middles = np.array([(baseline[0] + baseline[-1]) / 2 for baseline in baselines])
+    nearest = [np.partition(np.hypot(*(middles - middle).T), 1)[1] for middle in middles]
+    return float(np.median(nearest))
+
+
+def _text(element: Element) -> str:
+    """The text of a line of either format, or of a PAGE word; "" if there is none."""
+    strings = element.all("String")
+    if strings:
+        text = " ".join(string.attributes.get("CONTENT", "").strip() for string in strings).strip()
+        text += "".join(hyphen.attributes.get("CONTENT", "") for hyphen in element.all("HYP"))
+    else:
+        equiv = _main_equiv(element)
+        unicode = equiv.first("Unicode") if equiv else None
+        text = unicode.text if unicode else ""
+        if not text.strip():
+            text = " ".join(filter(None, map(_text, element.all("Word"))))
+    return unicodedata.normalize("NFC", re.sub(r"\s*[\t\r\n]\s*", " ", text).strip())
+
+
+def _main_equiv(element: Element) -> Element | None:
+    """The TextEquiv with the lowest index; one without comes first."""
+    return min(
+        element.all("TextEquiv"),
+        key=lambda equiv: _number(equiv.attributes.get("index")) or 0,
+        default=None,
+    )
+
+
+def _words(transcription: Transcription) -> list[tuple[str, float]]:
+    """The words of a text, each with the mean confidence of its characters, or that of the line."""
+    text, characters = transcription.text, transcription.characters
+    is_known = len(characters) == len(text)
+    words = []
+    for match in re.finditer(r"\S+", text):
+        confidence = transcription.confidence
+        if is_known:
+            confidence = float(np.mean([each.confidence for each in characters[slice(*match.span())]]))
+        words.append((match[0], confidence))
+    return words
+
+
+def _confidence(value: float) -> str:
+    return f"{min(max(value, 0.0), 1.0):.4f}"
+
+
+def _write_alto(document: Document, line: Element, transcription: Transcription) -> None:
+    strings, words = line.all("String"), _words(transcription)
+    hyphens = line.all("HYP")
+    place = {key: line.attributes.get(key) for key in ("HPOS", "VPOS", "WIDTH", "HEIGHT")}
+    if not strings:
+        values = {"CONTENT": transcription.text, "WC": _confidence(transcription.confidence), **place}
+        written = "".join(f" {key}={quoted(value)}" for key, value in values.items() if value is not None)
+        document.insert(line, line.first("Shape"), f"<{line.prefix}String{written}/>")
+    elif len(strings) == len(words) and not hyphens:
+        for string, (word, confidence) in zip(strings, words, strict=True):
+            _write_string(document, string, word, confidence, {})
+    elif len(strings) == 1 and not hyphens:
+        _write_string(document, strings[0], transcription.text, transcription.confidence, {})
+    else:
+        _write_string(document, strings[0], transcription.text, transcription.confidence, place)
+        _remove_all(document, [*strings[1:], *line.all("SP"), *hyphens])
+
+
+def _write_string(
+    document: Document, string: Element, text: str, confidence: float, place: Mapping[str, str | None]
+) -> None:
+    values = {"CONTENT": text, "WC": _confidence(confidence), **place}
+    if text != string.attributes.get("CONTENT"):
+        values |= dict.fromkeys(("CC", "SUBS_TYPE", "SUBS_CONTENT"))
+        _remove_all(document, [*string.all("ALTERNATIVE"), *string.all("Glyph")])
+    document.set_attributes(string, values)
+
+
+def _write_text(document: Document, line: Element, transcription: Transcription) -> None:
+    """Write the text of a PAGE line, and of its words."""
+    _write_equiv(document, line, _main_equiv(line), transcription.text, transcription.confidence)
+    words, texts = line.all("Word"), _words(transcription)
+    is_paired = len(words) == len(texts)
+    for word, (text, confidence) in zip(
+        words, texts if is_paired else [("", 0.0)] * len(words), strict=True
+    ):
+        if is_paired:
+            _write_equiv(document, word, _main_equiv(word), text, confidence)
+        else:
+            _remove_all(document, word.all("TextEquiv"))
+        if text != _text(word):
+            _remove_all(document, word.all("Glyph"))
+
+
+def _remove_all(document: Document, elements: Iterable[Element]) -> None:
+    for element in elements:
+        document.remove(element)
+
+
+def _write_equiv(
+    document: Document, parent: Element, equiv: Element | None, text: str, confidence: float | None
+) -> None:
+    """Write a TextEquiv of a region, line or word, or add one where the schema wants it."""
+    conf = None if confidence is None else _confidence(confidence)
+    prefix = parent.prefix
+    content = f"<{prefix}Unicode>{escaped(text)}</{prefix}Unicode>"
+    if equiv is None:
+        before = [each for each in parent.children if each.tag in BEFORE_TEXT]
+        markup = f'<{prefix}TextEquiv conf="{conf}">{content}</{prefix}TextEquiv>'
+        document.insert(parent, before[-1] if before else None, markup)
+        return
+    document.set_attributes(equiv, {"conf": conf})
+    unicode = equiv.first("Unicode")
+    if unicode is None:
+        document.set_content(equiv, content)
+    elif text != unicode.text:
+        document.set_content(unicode, escaped(text))
+        _remove_all(document, equiv.all("PlainText"))

@@ -1,0 +1,76 @@
+"""Read lines of text from images; see `Session.transcribe`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.batching import grid_of, run_batches
+from mdlstm_tk.runtime.character_model import CharacterModel
+from mdlstm_tk.runtime.ctc import Transcription, check_search, transcribe_logits
+from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.io.readers import preprocessing_for
+from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.session import Session
+from mdlstm_tk.runtime.shapes import step_width
+
+
+def transcribe(
+    session: Session, images: Sequence[Array], beam: int = 1, lm: CharacterModel | None = None
+) -> list[Transcription]:
+    """Read the text of images; see `Session.transcribe`."""
+    metadata = session.metadata
+    if metadata.kind != "transcribe":
+        raise InputError(
+            f"transcribe() needs a model of kind transcribe, which reads texts; this one is of kind "
+            f"{metadata.kind}"
+        )
+    check_search(beam, lm)
+    preprocessing = preprocessing_for(metadata, "images[0]")
+    arrays = []
+    for k, image in enumerate(images):
+        pixels = np.asarray(image)
+        if not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)) or not pixels.size:
+            raise InputError(
+                f"images[{k}] has shape {pixels.shape}, expected (H, W) or (H, W, 3), as decode_image "
+                "returns it"
+            )
+        if pixels.dtype.kind not in "uf":
+            raise InputError(f"images[{k}] holds {pixels.dtype}, expected pixels of uint8, uint16 or float")
+        x = preprocessing(pixels)
+        arrays.append(x if metadata.channels_last else np.moveaxis(x, -1, 0))
+    lines: dict[int, Transcription] = {}
+    for k, logits in run_batches(session, enumerate(arrays)):
+        if isinstance(logits, InputError):
+            raise InputError(f"images[{k}]: {logits}")
+        if isinstance(logits, Exception):
+            raise logits
+        if isinstance(logits, dict):  # the first output is the one that metadata describe
+            logits = logits[metadata.output_names[0]]
+        columns = grid_of(arrays[k], metadata)[1]
+        width = covered_width(len(logits), columns, np.shape(images[k])[1])
+        lines[k] = read_logits(logits, metadata, beam, lm, width)
+    return [lines[k] for k in range(len(arrays))]
+
+
+def read_logits(
+    logits: Array, metadata: Metadata, beam: int, lm: CharacterModel | None, width: float | None
+) -> Transcription:
+    """Read the outputs (T, 1 + characters) of a recogniser; see `transcribe_logits`."""
+    return transcribe_logits(
+        logits,
+        metadata.classes or (),
+        decoding=metadata.decoding,
+        direction=metadata.text_direction,
+        beam=beam,
+        lm=lm,
+        width=width,
+    )
+
+
+def covered_width(steps: int, columns: int, width: int) -> float:
+    """The pixels that the steps of a recogniser cover, of an image `width` pixels wide that was resized to
+    `columns`. They may reach beyond its end."""
+    return width / columns * steps * step_width(steps, columns)

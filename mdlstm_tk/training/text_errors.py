@@ -1,0 +1,263 @@
+"""Read the lines of a split, and measure the readings: intervals, pages, confusions, calibration."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import numpy as np
+from rapidfuzz.distance import Levenshtein
+from torch import nn
+
+from mdlstm_tk.data import Batch, Split, Task
+from mdlstm_tk.data.metrics import TextEdits, count_edits, plain, target_texts
+from mdlstm_tk.data.spec import Floats
+from mdlstm_tk.runtime.character_model import CharacterModel
+from mdlstm_tk.runtime.ctc import Transcription, transcribe_logits
+from mdlstm_tk.runtime.decoding import Decoding
+from mdlstm_tk.runtime.shapes import step_width
+from mdlstm_tk.training.config import TrainConfig
+from mdlstm_tk.training.distributed import DistributedContext
+from mdlstm_tk.training.evaluation import evaluate
+
+DRAWS = 4000  # of groups, for an interval
+COVERAGE = 0.95  # of an interval
+BINS = 10  # of confidences
+MAX_CONFUSIONS = 30  # that `describe_lines` lists
+
+
+class Edit(NamedTuple):
+    """One step from the text that was read to the true one.
+
+    Attributes:
+        read: a character of the reading; "" if one is missing.
+        truth: the character of the true text at the same place; "" if the one that was read is too much.
+    """
+
+    read: str
+    truth: str
+
+    @property
+    def is_error(self) -> bool:
+        return self.read != self.truth
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a split, and how it was read.
+
+    Attributes:
+        name: name of the sample.
+        group: its writer, or else its page or file; see `Task.groups`.
+        truth: the true text.
+        transcription: what was read.
+    """
+
+    name: str
+    group: str
+    truth: str
+    transcription: Transcription
+
+    @cached_property
+    def counts(self) -> TextEdits:
+        return count_edits(self.transcription.text, self.truth)
+
+    @property
+    def character_error(self) -> float:
+        return self.counts.character_edits / max(self.counts.characters, 1)
+
+    @property
+    def page(self) -> str:
+        """The page that the line is on; its own name if it is on none."""
+        page, separator, _ = self.name.rpartition(".xml ")
+        return page + separator.strip() or self.name
+
+    @property
+    def edits(self) -> list[Edit]:
+        """The alignment of reading and truth."""
+        return align(plain(self.transcription.text), plain(self.truth))
+
+
+def align(reading: str, truth: str) -> list[Edit]:
+    """Align two texts with as few errors (insertions, deletions, replacements) as possible."""
+    return [
+        Edit(left, right)
+        for op in Levenshtein.opcodes(reading, truth)
+        for left, right in zip_longest(
+            reading[op.src_start : op.src_end], truth[op.dest_start : op.dest_end], fillvalue=""
+        )
+    ]
+
+
+def evaluate_lines(
+    network: nn.Module,
+    task: Task,
+    split: Split,
+    config: TrainConfig,
+    context: DistributedContext | None = None,
+    *,
+    decoding: Decoding = Decoding(),  # noqa: B008
+    beam: int = 1,
+    lm: CharacterModel | None = None,
+) -> tuple[dict[str, float], list[Line]]:
+    """Return the errors of a network on a split as `evaluate` does, and how it reads each line.
+
+    Args:
+        network: is switched to eval mode.
+        task: of kind "transcribe".
+        split: which split.
+        config: its seed and precision are used.
+        context: shares the lines among several processes; the main one gets all of them.
+        decoding: temperature and weights of the decoder.
+        beam: texts that are kept at each step; 1 takes the most likely output.
+        lm: language model for the beam search.
+    """
+    device = next(network.parameters()).device
+    context = context or DistributedContext(0, 1, device)
+    groups = task.groups.get(split, ())
+    lines: list[Line] = []
+    batches_read = 0
+
+    def read(batch: Batch, prediction: Floats) -> None:
+        nonlocal batches_read
+        first = (context.rank + batches_read * context.world_size) * task.evaluation_batch
+        batches_read += 1
+        steps, width = prediction.shape[1], batch.x.shape[2]
+        widths = np.full(len(prediction), width) if batch.sizes is None else batch.sizes[:, 1]
+        steps_of = np.ceil(widths / step_width(steps, width)).astype(int)
+        for k, truth in enumerate(target_texts(batch, task.spec)):
+            name = task.sample_name(split, first + k)
+            transcription = transcribe_logits(
+                prediction[k, : steps_of[k]],
+                task.spec.classes,
+                decoding=decoding,
+                direction=task.spec.text_direction,
+                beam=beam,
+                lm=lm,
+            )
+            lines.append(Line(name, groups[first + k] if groups else name, truth, transcription))
+
+    errors = evaluate(network, task, split, config, context, read)
+    return errors, context.gather(lines)
+
+
+def error_interval(
+    edits: Sequence[int], lengths: Sequence[int], groups: Sequence[str], seed: int = 0
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of an error rate by bootstrap over groups (Bisani & Ney 2004).
+
+    Groups are drawn with replacement, since lines of one writer err alike; the rate of a draw is the sum of
+    its edits divided by the sum of its lengths.
+
+    Args:
+        edits: (N,) of each sample.
+        lengths: (N,) characters or words of each true text.
+        groups: (N,) the group of each sample.
+        seed: of the draws.
+
+    Returns:
+        The lower and the upper end; None if there are fewer than two groups with a text.
+    """
+    _, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    sums = np.stack([np.bincount(index, edits), np.bincount(index, lengths)], axis=1)  # (groups, 2)
+    sums = sums[sums[:, 1] > 0]
+    if len(sums) < 2:
+        return None
+    times_drawn = np.random.default_rng(seed).multinomial(
+        len(sums), np.full(len(sums), 1 / len(sums)), DRAWS
+    )  # (DRAWS, groups)
+    total_edits, total_lengths = (times_drawn @ sums).T
+    low, high = np.quantile(total_edits / total_lengths, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    return float(low), float(high)
+
+
+def error_intervals(lines: Sequence[Line]) -> dict[str, tuple[float, float] | None]:
+    """Return the intervals of character and word errors by name."""
+    edits, characters, word_edits, words = zip(*(line.counts for line in lines), strict=True)
+    groups = [line.group for line in lines]
+    return {
+        "character_error": error_interval(edits, characters, groups),
+        "word_error": error_interval(word_edits, words, groups),
+    }
+
+
+def page_errors(lines: Iterable[Line]) -> dict[str, tuple[float, int]]:
+    """Return the character error and the number of lines of each page, the worst page first."""
+    pages: dict[str, list[Line]] = {}
+    for line in lines:
+        pages.setdefault(line.page, []).append(line)
+    errors = {
+        page: sum(line.counts.character_edits for line in those)
+        / max(sum(line.counts.characters for line in those), 1)
+        for page, those in pages.items()
+    }
+    return {page: (errors[page], len(pages[page])) for page in sorted(errors, key=errors.__getitem__)[::-1]}
+
+
+def confusions(lines: Iterable[Line]) -> Counter[tuple[str, str]]:
+    """Count how often each true character was read as another one; "" stands for none."""
+    edits = (edit for line in lines for edit in line.edits)
+    return Counter((edit.truth, edit.read) for edit in edits if edit.is_error)
+
+
+def reliability(lines: Iterable[Line]) -> list[tuple[float, float, int]]:
+    """Compare the confidences of all characters that were read with the true texts.
+
+    A character is right if the alignment of reading and truth leaves it as it is. Blanks at both ends are
+    left out.
+
+    Returns:
+        For each of ten equally wide bins of the confidence that is not empty: the mean confidence of its
+        characters, the share of them that is right, and their number.
+    """
+    confidences: list[float] = []
+    is_right: list[bool] = []
+    for line in lines:
+        reading = "".join(c.character for c in line.transcription.characters)
+        inner = slice(len(reading) - len(reading.lstrip()), len(reading.rstrip()))
+        reading = reading.strip()
+        kept = np.zeros(len(reading), bool)
+        for op in Levenshtein.opcodes(reading, plain(line.truth)):
+            kept[op.src_start : op.src_end] = op.tag == "equal"
+        confidences += [c.confidence for c in line.transcription.characters[inner]]
+        is_right += kept.tolist()
+    values, right = np.asarray(confidences, float), np.asarray(is_right, float)
+    bins = np.minimum((values * BINS).astype(int), BINS - 1)
+    table = zip(*(np.bincount(bins, weights, BINS) for weights in (values, right, None)), strict=True)
+    return [(float(value / n), float(hits / n), int(n)) for value, hits, n in table if n]
+
+
+def calibration_error(bins: Sequence[tuple[float, float, int]]) -> float:
+    """Return the expected calibration error (Naeini et al. 2015) of what `reliability` returns.
+
+    It is the distance between confidence and share of right characters, averaged over all characters.
+    """
+    distances = sum(abs(confidence - accuracy) * count for confidence, accuracy, count in bins)
+    return distances / max(sum(count for *_, count in bins), 1)
+
+
+def describe_lines(lines: Sequence[Line]) -> dict[str, Any]:
+    """Return what `result.json` says about the readings of a split.
+
+    Returns:
+        "intervals" of 95 % by error; "groups", the number of writers or pages that they were drawn from;
+        "edits", the number of wrong characters; "confusions", the most frequent ones as true character,
+        character read, and how often; "pages", of each the name, the character error and the number of
+        lines, if lines are on pages; "reliability" of the confidences and "calibration_error".
+    """
+    if not lines:
+        return {}
+    pages, bins = page_errors(lines), reliability(lines)
+    return {
+        "intervals": error_intervals(lines),
+        "groups": len({line.group for line in lines}),
+        "edits": sum(line.counts.character_edits for line in lines),
+        "confusions": [[*pair, count] for pair, count in confusions(lines).most_common(MAX_CONFUSIONS)],
+        "pages": [[page, *values] for page, values in pages.items()] if len(pages) < len(lines) else [],
+        "reliability": bins,
+        "calibration_error": calibration_error(bins),
+    }

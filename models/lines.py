@@ -1,0 +1,177 @@
+"""A network that learns to read lines of handwriting: convolutions, an MD-LSTM, and LSTMs along columns."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from mdlstm_tk._util.masking import Sizes, as_sizes, valid_mask
+from mdlstm_tk.layer import MDLSTM, Directions
+from mdlstm_tk.models.blocks import fill_padding, sizes_in_windows
+from mdlstm_tk.models.heads import BLANK_MARGIN
+from mdlstm_tk.models.hub import HubModel
+
+CONVOLUTIONS = ((24, 2, 0), (48, 2, 0), (64, 2, 1), (96, 1, 1))  # features, stride, residual ones behind
+ROWS = 4  # that a window of the MD-LSTM joins
+MIN_STD = 1e-3  # of the pixels of a line, in units of the input: an empty line stays empty
+
+
+class Convolution(nn.Module):
+    """A convolution, batch normalisation and rectification, without regard to padding.
+
+    Args:
+        channels: C of x.
+        features: F of y.
+        kernel: extent of the convolution along both axes, an odd number.
+        stride: along both axes.
+        residual: x is added before the rectification; it needs C = F and stride 1.
+        device: where the parameters are.
+        dtype: type of the parameters.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        features: int,
+        kernel: int = 3,
+        stride: int = 1,
+        residual: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.stride, self.residual = stride, residual
+        self.convolution = nn.Conv2d(
+            *(channels, features, kernel, stride, kernel // 2), bias=False, device=device, dtype=dtype
+        )
+        self.norm = nn.BatchNorm2d(features, momentum=0.02, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Map x (N, C, H, W), 0 outside sizes (N, 2), to y (N, F, ⌈H/stride⌉, ⌈W/stride⌉) and its sizes.
+
+        A sample is seen as if zeros surrounded it, whether it is padded or not.
+        """
+        y = self.norm(self.convolution(x))
+        y = (y + x if self.residual else y).relu()
+        sizes = sizes_in_windows(sizes, (self.stride, self.stride))
+        return y if sizes is None else y * valid_mask(y.shape[2:], sizes)[:, None], sizes
+
+
+class LineRecognizer(HubModel):
+    """Predicts the text of a line, of any height and width.
+
+    Each line is standardised by its own mean and deviation, so that paper and ink need not be alike.
+    Convolutions make features of 8×8 pixels, an MD-LSTM in all directions joins them over windows of
+    rows, the maximum over the rows is taken, and bidirectional LSTMs run along the columns to the logits.
+    Output 0 is the blank, which is nearly certain after the end of a sample, as in `TextRecognizer`.
+
+    In training there are two predictions. The second one, from the convolutions alone, lets them learn
+    before the recurrent layers do (the shortcut of Retsinas et al. 2022, arXiv:2404.11339); it is not
+    exported.
+
+    Args:
+        channels: C of x.
+        outputs: the blank and the characters.
+        hidden: n, units of each direction of the MD-LSTM; the layers along columns have twice as many.
+        layers: number of layers along columns.
+        cell: as in `MDLSTM`.
+        directions: of the MD-LSTM, as in `MDLSTM`.
+        layer_norm: as in `MDLSTM`.
+        dropout: probability of zeroing an input of the layers along columns and of the head in training.
+        device: where the parameters are.
+        dtype: type of the parameters.
+
+    Attributes:
+        stride: positions of x, along each axis, that a step of the output stands for.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        *,
+        hidden: int = 48,
+        layers: int = 1,
+        cell: str = "stable",
+        directions: Directions = "all",
+        layer_norm: bool = False,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        features = (channels, *(count for count, _, _ in CONVOLUTIONS))
+        self.convolutions = nn.ModuleList()
+        for (before, count), (_, stride, residual) in zip(pairwise(features), CONVOLUTIONS, strict=True):
+            kernel = 3 if self.convolutions else 5
+            self.convolutions.append(Convolution(before, count, kernel, stride, False, device, dtype))
+            for _ in range(residual):
+                self.convolutions.append(Convolution(count, count, 3, 1, True, device, dtype))
+        self.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.shortcut = nn.Conv1d(features[-1], outputs, 3, padding=1, device=device, dtype=dtype)
+        self.grid = MDLSTM(
+            *(features[-1], hidden),
+            cell=cell,
+            directions=directions,
+            layer_norm=layer_norm,
+            window=(ROWS, 1),
+            device=device,
+            dtype=dtype,
+        )
+        self.columns = MDLSTM(
+            *(self.grid.output_size, 2 * hidden),
+            ndim=1,
+            num_layers=layers,
+            cell=cell,
+            directions="all",
+            layer_norm=layer_norm,
+            dropout=dropout,
+            device=device,
+            dtype=dtype,
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(self.columns.output_size, outputs, device=device, dtype=dtype)
+        columns = prod(stride for _, stride, _ in CONVOLUTIONS)
+        self.stride = (ROWS * columns, columns)
+
+    def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Map x (N, H, W, C) to logits (N, T, 1 + characters), T = ⌈W / 8⌉; in training also to a second
+        prediction of this shape.
+        """
+        valid = None if sizes is None else as_sizes(sizes, x)
+        x = _standardise(x, valid).permute(0, 3, 1, 2)
+        for convolution in self.convolutions:
+            x, valid = convolution(x, valid)
+        y = self.grid(x.permute(0, 2, 3, 1), valid)
+        in_windows = sizes_in_windows(valid, (ROWS, 1))
+        columns = None if in_windows is None else in_windows[:, 1:]
+        if in_windows is not None:
+            y = fill_padding(y, in_windows, -1.0)  # below all outputs
+        y = self.columns(self.dropout(y.amax(1)), columns)
+        logits = _end(self.head(self.dropout(y)), columns)
+        if not self.training:
+            return logits
+        return logits, _end(self.shortcut(x.amax(2)).transpose(1, 2), columns)
+
+
+def _standardise(x: Tensor, sizes: Tensor | None) -> Tensor:
+    """Subtract the mean of each sample of x (N, H, W, C), and divide by its deviation; 0 outside sizes."""
+    if sizes is None:
+        x = x - x.mean((1, 2), keepdim=True)
+        return x / (x.square().mean((1, 2), keepdim=True).sqrt() + MIN_STD)
+    count = sizes.prod(1).to(x.dtype)[:, None, None, None]
+    valid = valid_mask(x.shape[1:3], sizes)[..., None]
+    x = (x - (x * valid).sum((1, 2), keepdim=True) / count) * valid
+    return x / ((x.square().sum((1, 2), keepdim=True) / count).sqrt() + MIN_STD)
+
+
+def _end(logits: Tensor, columns: Tensor | None) -> Tensor:
+    """Make the blank nearly certain in logits (N, T, 1 + characters) after the ends (N, 1) of samples."""
+    if columns is None:
+        return logits
+    blank = logits.new_zeros(logits.shape[-1])
+    blank[1:] = -BLANK_MARGIN
+    return fill_padding(logits, columns, blank)

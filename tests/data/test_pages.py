@@ -1,0 +1,226 @@
+"""Folders of pages, transcripts beside images, and how they are divided."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.pages import alto, draw_page
+from helpers.user_data import RNG, read, write_image
+from PIL import Image
+
+from mdlstm_tk.data.metrics import target_texts
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.line_cutting import cut_line
+from mdlstm_tk.runtime.pages import read_page
+from mdlstm_tk.runtime.preprocessing import decode_image
+
+
+def write_pages(folder: Path, count: int = 6, prefix: str = "p") -> Path:
+    for k in range(count):
+        draw_page(folder / f"{prefix}{k}", ["ab", "ba", "abba"])
+    return folder
+
+
+def test_the_lines_of_pages_are_samples(tmp_path: Path) -> None:
+    draw_page(tmp_path / "b/p", ["ab", None, "bab"])
+    draw_page(tmp_path / "a", ["b"], suffix=".jpg")
+    (tmp_path / "mets.xml").write_text("<mets/>")
+    task = read(tmp_path, "transcribe", validation=0.0)
+    assert list(task.names["train"]) == ["a.xml l0", "b/p.xml l0", "b/p.xml l2"]
+    assert list(task.groups["train"]) == ["a.xml", "b/p.xml", "b/p.xml"]
+    assert (task.skipped, task.spec.classes, task.spec.channels) == ([], ("a", "b"), 1)
+    assert "pages: 2, with 3 lines with a text and 1 without, which are left out" in task.summary
+    assert not any("other types" in line for line in task.summary)
+    assert sorted(target_texts(task.batch(0, 0, 3), task.spec)) == ["ab", "b", "bab"]
+
+
+def test_training_sees_what_inference_cuts(tmp_path: Path) -> None:
+    draw_page(tmp_path / "p", ["ab"])
+    page = read_page(tmp_path / "p.xml")
+    cut = cut_line(decode_image(page.image.read_bytes(), "p.png"), page.lines[0])
+    for resize in (None, (16, None)):
+        task = read(tmp_path, "transcribe", validation=0.0, resize=resize)
+        assert task.spec.preprocessing is not None
+        expected = task.spec.preprocessing(cut)
+        assert expected.shape[0] == (16 if resize else 20)
+        for _ in range(2):
+            np.testing.assert_array_equal(task.batch(0, 0, 1).x[0], expected)
+
+
+@pytest.mark.parametrize("cache", [0, 2**20])
+def test_a_page_is_decoded_once_if_its_lines_fit_into_the_cache(
+    cache: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mdlstm_tk.data import pages
+
+    decoded: list[str] = []
+    original = pages.read_pixels
+    monkeypatch.setattr(pages, "read_pixels", lambda *args: decoded.append(args[1]) or original(*args))
+    pages._page_pixels.cache_clear()
+    task = read(
+        write_pages(tmp_path, 2), "transcribe", validation=0.0, resize=(16, None), cache_bytes=cache
+    )
+    for step in range(4):
+        assert len(task.batch(0, step, 6).x) == 6
+    if cache:
+        assert sorted(decoded) == ["p0.png", "p1.png"]
+        kept = [task.sets["train"].samples[k].read_x() for k in range(6)]  # type: ignore[attr-defined]
+        assert {x.dtype for x in kept} == {np.dtype(np.uint8)}
+        assert task.cache_bytes >= sum(x.nbytes for x in kept)
+    else:
+        assert any("6 lines of pages are cut again" in line for line in task.summary)
+
+
+def test_pages_not_lines_are_held_out(tmp_path: Path) -> None:
+    write_pages(tmp_path, 8)
+    task = read(tmp_path, "transcribe", validation=0.25)
+    groups = {split: set(each) for split, each in task.groups.items()}
+    assert (len(groups["train"]), len(groups["validation"])) == (6, 2)
+    assert not groups["train"] & groups["validation"]
+    assert (task.count("train"), task.count("validation")) == (18, 6)
+    again = read(tmp_path, "transcribe", seed=1, held_out=task.names["validation"])
+    assert {split: set(each) for split, each in again.names.items()} == {
+        split: set(each) for split, each in task.names.items()
+    }
+    one = read(tmp_path, "transcribe", seed=1, held_out=task.names["validation"][:1])
+    assert set(one.groups["validation"]) == {task.groups["validation"][0]}
+
+
+def test_splits_json_divides_by_the_longest_prefix(tmp_path: Path) -> None:
+    write_pages(tmp_path, 12)
+    splits = {"train": ["p"], "valid": ["p1", "p3"], "test": ["p10", "p4.x"]}
+    (tmp_path / "splits.json").write_text(json.dumps(splits))
+    task = read(tmp_path, "transcribe", seed=5)
+    pages = {split: sorted({name.split()[0] for name in each}) for split, each in task.names.items()}
+    assert pages["validation"] == ["p1.xml", "p11.xml", "p3.xml"]
+    assert pages["test"] == ["p10.xml", "p4.xml"]
+    assert len(pages["train"]) == 7
+    assert {split: sorted(set(each)) for split, each in task.groups.items()} == {
+        "train": ["p"],
+        "validation": ["p1", "p3"],
+        "test": ["p10", "p4.x"],
+    }
+
+
+def test_files_that_splits_json_does_not_name_are_left_out(tmp_path: Path) -> None:
+    write_pages(tmp_path, 2)
+    write_pages(tmp_path, 2, "q")
+    (tmp_path / "splits.json").write_text('{"train": ["p0"], "val": ["p1"]}')
+    task = read(tmp_path, "transcribe")
+    assert set(task.groups["train"]) == {"p0"} and set(task.groups["validation"]) == {"p1"}
+    assert "files that splits.json does not name, left out: q0.xml, q1.xml" in task.summary
+
+
+BAD_SPLITS = {
+    "no JSON": ("{", "is not {"),
+    "a list": ("[]", "is not {"),
+    "another name": ('{"dev": []}', "is not {"),
+    "numbers": ('{"train": [1]}', "is not {"),
+    "two splits": ('{"train": ["a"], "test": ["a"]}', "has 'a' in two splits"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SPLITS)
+def test_bad_splits_are_one_line(case: str, tmp_path: Path) -> None:
+    text, message = BAD_SPLITS[case]
+    write_pages(tmp_path, 2)
+    (tmp_path / "splits.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, "transcribe")
+
+
+def test_folders_of_splits_hold_pages_too(tmp_path: Path) -> None:
+    write_pages(tmp_path / "train", 2)
+    write_pages(tmp_path / "val", 1)
+    task = read(tmp_path, "transcribe")
+    assert (task.count("train"), task.count("validation")) == (6, 3)
+
+
+BAD_PAGES = {
+    "no image": (lambda p: p.with_suffix(".png").unlink(), r"bad\.xml: has no image; expected bad\.png"),
+    "a damaged image": (lambda p: p.with_suffix(".png").write_bytes(b"x"), r"bad\.xml: .*is no image"),
+    "millimetres": (lambda p: p.write_text(alto("", unit="mm10")), r"bad\.xml: gives coordinates in mm10"),
+    "a document type": (lambda p: p.write_text("<!DOCTYPE a><alto/>"), r"bad\.xml: has a document type"),
+    "no end": (lambda p: p.write_text(p.read_text()[:-9]), r"bad\.xml: is not well-formed XML"),
+    "no place": (
+        lambda p: p.write_text(alto('<TextLine ID="l"><String CONTENT="a"/></TextLine>', image="bad.png")),
+        r"bad\.xml l: line l has no area",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PAGES)
+def test_bad_pages_and_lines_are_named_and_skipped(case: str, tmp_path: Path) -> None:
+    damage, message = BAD_PAGES[case]
+    write_pages(tmp_path, 2)
+    damage(draw_page(tmp_path / "bad", ["ab"]))
+    task = read(tmp_path, "transcribe", validation=0.0)
+    (reason,) = task.skipped
+    with pytest.raises(InputError, match=message):
+        raise InputError(reason)
+    assert task.count("train") == 6
+    assert any(reason in line for line in task.summary)
+
+
+def test_a_page_in_both_formats_is_read_once(tmp_path: Path) -> None:
+    """As Transkribus exports it."""
+    draw_page(tmp_path / "p", ["ab"])
+    for folder in ("alto", "page"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "p.xml").write_bytes((tmp_path / "p.xml").read_bytes())
+    (tmp_path / "p.xml").unlink()
+    task = read(tmp_path, "transcribe", validation=0.0)
+    assert list(task.names["train"]) == ["alto/p.xml l0"]
+    assert task.skipped == ["page/p.xml: it is for the image of alto/p.xml; delete one of them"]
+
+
+def test_pages_in_colour(tmp_path: Path) -> None:
+    draw_page(tmp_path / "p", ["ab"])
+    grey = Image.open(tmp_path / "p.png").convert("RGB")
+    grey.save(tmp_path / "p.png")
+    assert read(tmp_path, "transcribe", validation=0.0).spec.channels == 1
+    tinted = np.array(grey)
+    tinted[..., 2] //= 2
+    write_image(tmp_path / "p.png", tinted)
+    assert read(tmp_path, "transcribe", validation=0.0).spec.channels == 3
+
+
+def test_transcripts_lie_beside_images_of_lines(tmp_path: Path) -> None:
+    for suffix in (".png", ".jpg", ".tif", ".jpeg"):
+        write_image(tmp_path / f"sub/line{suffix[1:]}.v1{suffix}", RNG.integers(0, 255, (8, 30)))
+        (tmp_path / f"sub/line{suffix[1:]}.v1.gt.txt").write_text("ab c\n", encoding="utf-8")
+    write_image(tmp_path / "untold.png", RNG.integers(0, 255, (8, 30)))
+    task = read(tmp_path, "transcribe", validation=0.0)
+    names = ["sub/linejpeg.v1.jpeg", "sub/linejpg.v1.jpg", "sub/linepng.v1.png", "sub/linetif.v1.tif"]
+    assert list(task.names["train"]) == list(task.groups["train"]) == names
+    assert set(target_texts(task.batch(0, 0, 4), task.spec)) == {"ab c"}
+
+
+BAD_TRANSCRIPTS = {
+    "no image": ("gone", b"ab", r"gone\.png: there is no such file"),
+    "no text": ("bad", b" \n", r"bad\.png: its text is empty"),
+    "two lines": ("bad", b"a\nb\n", r"bad\.png: bad\.gt\.txt has 2 lines, expected one"),
+    "Latin-1": ("bad", "é".encode("latin-1"), r"bad\.png: .*bad\.gt\.txt is not a text in UTF-8"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TRANSCRIPTS)
+def test_bad_transcripts_are_named_and_skipped(case: str, tmp_path: Path) -> None:
+    name, text, message = BAD_TRANSCRIPTS[case]
+    for stem in ("good", "bad"):
+        write_image(tmp_path / f"{stem}.png", RNG.integers(0, 255, (8, 30)))
+    (tmp_path / "good.gt.txt").write_text("ab")
+    (tmp_path / f"{name}.gt.txt").write_bytes(text)
+    task = read(tmp_path, "transcribe", validation=0.0)
+    (reason,) = task.skipped
+    with pytest.raises(InputError, match=message):
+        raise InputError(reason)
+
+
+def test_a_folder_with_neither_names_what_is_expected(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", RNG.integers(0, 255, (8, 30)))
+    with pytest.raises(InputError, match=r"no usable training samples.*ALTO or PAGE XML.*labels\.tsv"):
+        read(tmp_path, "transcribe")

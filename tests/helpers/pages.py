@@ -1,0 +1,111 @@
+"""Pages drawn by tests, in ALTO and PAGE XML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+WIDTH, HEIGHT = 300, 200
+ALTO = "http://www.loc.gov/standards/alto/ns-v4#"
+PAGE = "http://schema.primaresearch.org/PAGE/gts/pagecontent/2019-07-15"
+
+
+class Character(NamedTuple):
+    character: str
+    left: float
+    right: float
+    confidence: float
+
+
+class Transcription(NamedTuple):
+    text: str
+    confidence: float
+    characters: tuple[Character, ...] = ()
+
+
+def transcription(text: str, confidence: float = 0.9) -> Transcription:
+    return Transcription(
+        text, confidence, tuple(Character(c, k, k + 1, confidence) for k, c in enumerate(text))
+    )
+
+
+def alto(
+    lines: str, image: str = "a.png", unit: str = "pixel", size: str = "", namespace: str = ALTO
+) -> str:
+    """An ALTO file with these TextLines in one block."""
+    size = size or f'WIDTH="{WIDTH}" HEIGHT="{HEIGHT}"'
+    return f"""<?xml version="1.0" encoding="UTF-8"?>
+<!-- drawn -->
+<alto xmlns="{namespace}">
+  <Description>
+    <MeasurementUnit>{unit}</MeasurementUnit>
+    <sourceImageInformation><fileName>{image}</fileName></sourceImageInformation>
+  </Description>
+  <Layout>
+    <Page ID="p" PHYSICAL_IMG_NR="1" {size}>
+      <PrintSpace HPOS="0" VPOS="0" WIDTH="{WIDTH}" HEIGHT="{HEIGHT}">
+        <TextBlock ID="b" HPOS="0" VPOS="0" WIDTH="{WIDTH}" HEIGHT="{HEIGHT}">
+          {lines}
+        </TextBlock>
+      </PrintSpace>
+    </Page>
+  </Layout>
+</alto>
+"""
+
+
+def page(lines: str, image: str = "a.png", size: str = "", namespace: str = PAGE) -> str:
+    """A PAGE file with these TextLines in one region."""
+    size = size or f'imageWidth="{WIDTH}" imageHeight="{HEIGHT}"'
+    return f"""<?xml version="1.0" encoding="UTF-8"?>
+<PcGts xmlns="{namespace}">
+  <Metadata>
+    <Creator>a test</Creator><Created>2024-01-01T00:00:00</Created>
+    <LastChange>2024-01-01T00:00:00</LastChange>
+  </Metadata>
+  <Page imageFilename="{image}" {size}>
+    <TextRegion id="r" custom="readingOrder {{index:0;}}">
+      <Coords points="0,0 {WIDTH},0 {WIDTH},{HEIGHT} 0,{HEIGHT}"/>
+      {lines}
+    </TextRegion>
+  </Page>
+</PcGts>
+"""
+
+
+def draw_page(path: Path, texts: Sequence[str | None] = ("ab", "ba"), suffix: str = ".png") -> Path:
+    """Draw a page of lines of marks, an upright for "a" and a bar for "b", with an ALTO file beside it.
+
+    Returns:
+        The path of the ALTO file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("L", (WIDTH, HEIGHT), 230)
+    draw, lines = ImageDraw.Draw(image), []
+    for k, text in enumerate(texts):
+        base, right = 40 + 30 * k, 20 + 12 * len(text or "ab")
+        for i, character in enumerate(text or "ab"):
+            left = 20 + 12 * i
+            draw.rectangle(
+                (left, base - 12, left + 2, base) if character == "a" else (left, base - 4, left + 8, base),
+                20,
+            )
+        outline = f"15 {base - 16} {right + 5} {base - 16} {right + 5} {base + 4} 15 {base + 4}"
+        string = "" if text is None else f'<String CONTENT="{text}"/>'
+        shape = f'<Shape><Polygon POINTS="{outline}"/></Shape>'
+        baseline = f"15 {base} {right + 5} {base}"
+        lines.append(f'<TextLine ID="l{k}" BASELINE="{baseline}">{shape}{string}</TextLine>')
+    image.save(path.with_suffix(suffix))
+    xml = path.with_suffix(".xml")
+    xml.write_text(alto("\n".join(lines), path.with_suffix(suffix).name), encoding="utf-8")
+    return xml
+
+
+def write_noise(path: Path, width: int = WIDTH, height: int = HEIGHT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width), np.uint8)).save(path)
+    return path

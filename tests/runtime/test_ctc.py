@@ -1,0 +1,213 @@
+"""Reading CTC outputs, held against all paths written out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime import CharacterModel, Decoding
+from mdlstm_tk.runtime.ctc import Fusion, best_path, posteriors, scaled_log_probs, search, transcribe_logits
+
+CLASSES = "abc"
+DECODING = Decoding(temperature=1.0, lm_weight=0.7, character_bonus=0.4)
+LM_TEXTS = ["abba", "aab", "bacc", "cab"]
+LM = CharacterModel.fit(LM_TEXTS, order=3)
+UNLIMITED = 10**12
+
+Text = tuple[int, ...]
+
+
+def spelled(path: Text) -> Text:
+    """The text of a path: repeats merged, blanks dropped."""
+    return tuple(k for k, before in zip(path, (0, *path), strict=False) if k and k != before)
+
+
+def all_texts(log_probs: np.ndarray) -> dict[Text, float]:
+    """The probability of every text, by all paths."""
+    texts: dict[Text, float] = defaultdict(float)
+    for path in product(range(log_probs.shape[1]), repeat=len(log_probs)):
+        texts[spelled(path)] += float(np.exp(sum(log_probs[t, k] for t, k in enumerate(path))))
+    return texts
+
+
+def random_logits(seed: int) -> np.ndarray:
+    """Logits (T ≤ 5, up to 3 characters), flat or peaked; a third have outputs that are impossible."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(rng.integers(1, 6), rng.integers(2, 5))) * rng.choice([0.5, 2, 5])
+    if seed % 3 == 0:
+        logits[rng.random(logits.shape) < 0.2] = -np.inf
+        logits[:, rng.integers(logits.shape[1])] = 0
+    return logits
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("lm", [None, LM], ids=["alone", "lm"])
+def test_unlimited_search_finds_the_text_of_the_highest_score(seed: int, lm: CharacterModel | None) -> None:
+    logits = random_logits(seed)
+    classes = CLASSES[: logits.shape[1] - 1]
+    log_probs = scaled_log_probs(logits, classes, 1.0)
+    exact = all_texts(log_probs)
+
+    def score(text: Text) -> float:
+        value = float(np.log(max(exact[text], 1e-300)))
+        if lm is not None:
+            value += 0.7 * lm.log_prob("".join(classes[k - 1] for k in text)) + 0.4 * len(text)
+        return value
+
+    texts, log_ctc = search(log_probs, Fusion(lm, classes, DECODING, None), UNLIMITED)
+    found = [tuple(text.tolist()) for text in texts]
+    assert score(found[0]) == pytest.approx(max(map(score, exact)), abs=1e-9)
+    assert len(found) == len(set(found))
+    np.testing.assert_allclose(np.exp(log_ctc), [exact[text] for text in found], atol=1e-12)
+    scores = [score(text) for text in found if exact[text] > 1e-200]
+    assert scores == sorted(scores, reverse=True) or np.allclose(scores, sorted(scores, reverse=True))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_posteriors_are_sums_over_all_paths(seed: int) -> None:
+    log_probs = scaled_log_probs(logits := random_logits(seed), CLASSES[: logits.shape[1] - 1], 1.0)
+    exact = all_texts(log_probs)
+    for text, probability in exact.items():
+        if probability < 1e-200:
+            continue
+        log_prob, found, edges = posteriors(log_probs, np.array(text, int))
+        assert np.exp(log_prob) == pytest.approx(probability, abs=1e-12)
+        for i, row in enumerate(found):
+            others = alternatives(text, i, log_probs.shape[1])
+            expected = np.array([exact.get(other, 0.0) for other in others])
+            np.testing.assert_allclose(row, expected / probability, rtol=1e-7, atol=1e-8)
+        np.testing.assert_allclose(edges, expected_edges(log_probs, text), atol=1e-6)
+
+
+def alternatives(text: Text, i: int, outputs: int) -> list[Text]:
+    """The text without its i-th character, and with each character in its place."""
+    return [text[:i] + text[i + 1 :], *((*text[:i], k, *text[i + 1 :]) for k in range(1, outputs))]
+
+
+@pytest.mark.parametrize("direction", [None, "rtl"])
+@pytest.mark.parametrize("seed", range(20))
+def test_the_language_model_weighs_the_alternatives(seed: int, direction: Any) -> None:
+    classes = "\u05d0\u05d1\u05d2" if direction else CLASSES
+    lm = CharacterModel.fit([t.translate(str.maketrans(CLASSES, classes)) for t in LM_TEXTS], order=3)
+    logits = np.random.default_rng(seed).normal(size=(5, 4))
+    line = transcribe_logits(logits, classes, decoding=DECODING, direction=direction, beam=64, lm=lm)
+    exact = all_texts(scaled_log_probs(logits, classes, 1.0))
+
+    def weight(text: Text) -> float:
+        read = [classes[k - 1] for k in text]
+        scored = 0.7 * lm.log_prob("".join(read[::-1] if direction else read)) + 0.4 * len(text)
+        return exact.get(text, 0.0) * float(np.exp(scored))
+
+    shown = sorted(line.characters, key=lambda c: c.left)
+    text = tuple(classes.index(c.character) + 1 for c in shown)
+    for i, character in enumerate(shown):
+        total = sum(weight(other) for other in alternatives(text, i, 4))
+        assert character.confidence == pytest.approx(weight(text) / total, abs=0.05)
+
+
+def expected_edges(log_probs: np.ndarray, text: Text) -> np.ndarray:
+    """The mean first step of each character, and the mean step after its last one."""
+    edges, total = np.zeros((len(text), 2)), 0.0
+    for path in product(range(log_probs.shape[1]), repeat=len(log_probs)):
+        if spelled(path) != text:
+            continue
+        weight = float(np.exp(sum(log_probs[t, k] for t, k in enumerate(path))))
+        starts = [
+            t for t, (k, before) in enumerate(zip(path, (0, *path), strict=False)) if k and k != before
+        ]
+        ends = [
+            next((t for t in range(start, len(path)) if path[t] != path[start]), len(path))
+            for start in starts
+        ]
+        edges += weight * np.array([starts, ends]).reshape(2, -1).T
+        total += weight
+    return edges / total
+
+
+def test_a_narrow_beam_is_exact_where_the_text_is_clear() -> None:
+    path = [0, 1, 1, 0, 1, 2, 0, 3, 3]
+    logits = 9 * np.eye(4)[path]
+    for beam in (1, 2, 16):
+        assert transcribe_logits(logits, CLASSES, beam=beam).text == "aabc"
+    assert transcribe_logits(logits, CLASSES, beam=2, lm=LM).text == "aabc"
+
+
+def test_the_language_model_decides_between_equal_characters() -> None:
+    logits = np.log(np.array([[0.02, 0.94, 0.02, 0.02], [0.9, 0.04, 0.03, 0.03], [0.02, 0.02, 0.48, 0.48]]))
+    lm = CharacterModel.fit(["ac"] * 5 + ["cb"])
+    assert transcribe_logits(logits, CLASSES, beam=8).text == "ab"  # the first one of a tie
+    assert transcribe_logits(logits, CLASSES, beam=8, lm=lm).text == "ac"
+
+
+def test_paths_of_a_text_add_up() -> None:
+    logits = np.log(np.array([[0.6, 0.4], [0.6, 0.4]]))  # blanks 0.36, "a" 0.64
+    assert transcribe_logits(logits, "a").text == ""
+    found = transcribe_logits(logits, "a", beam=2)
+    assert found.text == "a"
+    assert found.confidence == pytest.approx(0.64)
+    assert found.characters[0].confidence == pytest.approx(0.64)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ([0], ""),
+        ([2], "b"),
+        ([0, 0, 0], ""),
+        ([1, 1, 1], "a"),
+        ([1, 0, 1], "aa"),
+        ([1, 0, 0, 1, 1, 2], "aab"),
+    ],
+)
+@pytest.mark.parametrize("beam", [1, 4])
+def test_blanks_and_repeats(path: list[int], text: str, beam: int) -> None:
+    line = transcribe_logits(20 * np.eye(4)[path], CLASSES, beam=beam)
+    assert line.text == text
+    assert line.confidence == pytest.approx(1, abs=1e-4)
+    assert len(line.characters) == len(text)
+    assert all(c.confidence > 0.999 for c in line.characters)
+
+
+def test_certain_outputs_and_steps_without_logits() -> None:
+    logits = np.full((4, 4), -np.inf)
+    logits[[0, 1, 2, 3], [1, 0, 1, 2]] = 3.0
+    for beam in (1, 8):
+        line = transcribe_logits(logits, CLASSES, beam=beam, width=40)
+        assert (line.text, line.confidence) == ("aab", 1.0)
+        edges = [(c.left, c.right) for c in line.characters]
+        np.testing.assert_allclose(edges, [(0, 10), (20, 30), (30, 40)])
+    empty = transcribe_logits(np.zeros((0, 4)), CLASSES)
+    assert (empty.text, empty.confidence, empty.characters) == ("", 1.0, ())
+
+
+def test_a_very_long_line() -> None:
+    rng = np.random.default_rng(0)
+    path = np.repeat(rng.integers(1, 4, 1500), 2)
+    path[1::2] = 0
+    logits = 8 * np.eye(4)[path] + rng.normal(size=(3000, 4))
+    line = transcribe_logits(logits, CLASSES, beam=4)
+    assert len(line.text) == 1500
+    assert 0 <= line.confidence <= 1
+    assert all(0 < c.confidence <= 1 and c.left < c.right for c in line.characters)
+    lefts = [c.left for c in line.characters]
+    assert lefts == sorted(lefts)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_logits_that_mean_nothing_are_refused(bad: float) -> None:
+    logits = np.zeros((3, 4))
+    logits[1, 2] = bad
+    with pytest.raises(InputError, match="NaN"):
+        transcribe_logits(logits, CLASSES)
+    with pytest.raises(InputError, match=r"shape \(3, 4\), expected \(T, 3\)"):
+        transcribe_logits(np.zeros((3, 4)), "ab")
+
+
+def test_the_best_path_takes_the_first_of_equal_outputs() -> None:
+    assert best_path(np.zeros((3, 4))).tolist() == []
+    assert best_path(np.array([[0, 1, 1], [0, 0, 0]])).tolist() == [1]

@@ -1,0 +1,172 @@
+"""Lines are cut straight, by their outlines, wherever and however they run on the page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.pages import WIDTH
+from PIL import Image, ImageDraw
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.line_cutting import cut_line
+from mdlstm_tk.runtime.pages import PageLine
+
+PAPER, INK, OTHER = 200, 40, 120
+UPRIGHTS = (20, 60, 75, 140)  # columns of the marks in the line, which tell its order
+LENGTH, ABOVE, BELOW = 160, 24, 8
+
+
+def line(
+    baseline: Any = None, polygon: Any = None, box: tuple[int, int, int, int] = (0, 0, 0, 0)
+) -> PageLine:
+    arrays = (None if points is None else np.array(points, float) for points in (baseline, polygon))
+    baseline, polygon = arrays
+    if polygon is not None:
+        low, high = np.floor(polygon.min(axis=0)).astype(int), np.ceil(polygon.max(axis=0)).astype(int)
+        box = (int(low[0]), int(low[1]), int(high[0]), int(high[1]))
+    return PageLine("l", None, baseline, polygon, box)
+
+
+def draw(curve: Any, size: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw uprights on a curve of distances along a line; returns pixels, baseline and outline."""
+    image = Image.new("L", (size, size), PAPER)
+    pen = ImageDraw.Draw(image)
+
+    def at(distance: float, height: float) -> tuple[float, float]:
+        ahead, behind = np.array(curve(distance + 0.5)), np.array(curve(distance - 0.5))
+        tangent = (ahead - behind) / np.hypot(*(ahead - behind))
+        return tuple(np.array(curve(distance)) + height * np.array([tangent[1], -tangent[0]]))
+
+    for column in UPRIGHTS:
+        pen.line([at(column, 0), at(column, 18)], INK, 4)
+    ends = np.linspace(0, LENGTH, 9)
+    outline = [at(s, ABOVE) for s in ends] + [at(s, -BELOW) for s in ends[::-1]]
+    return np.array(image), np.array([curve(s) for s in ends]), np.array(outline)
+
+
+def straight(degrees: float, start: tuple[float, float] = (150, 150)) -> Any:
+    direction = np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])
+    origin = np.array(start) - direction * LENGTH / 2
+    return lambda s: origin + s * direction
+
+
+def arc(radius: float) -> Any:
+    angle = LENGTH / radius / 2
+    return lambda s: (
+        150 + radius * np.sin(s / radius - angle),
+        150 + radius * (1 - np.cos(s / radius - angle)),
+    )
+
+
+CURVES = {
+    "level": straight(0),
+    "rising": straight(-30),
+    "steep": straight(70),
+    "downwards": straight(90),
+    "upwards": straight(-90),
+    "upside down": straight(180),
+    "bent": arc(200),
+    "bent down": arc(-200),
+}
+
+
+def marks(cut: np.ndarray) -> list[float]:
+    """The columns of the uprights."""
+    dark = (cut[4:-BELOW] < (PAPER + INK) / 2).sum(axis=0) > 6
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], dark.astype(int), [0]])))
+    return [(a + b) / 2 for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+@pytest.mark.parametrize("case", CURVES)
+def test_lines_are_unrolled_along_their_baselines(case: str) -> None:
+    pixels, baseline, outline = draw(CURVES[case])
+    for points in (baseline, baseline[[0, -1]] if "bent" not in case else baseline):
+        cut = cut_line(pixels, line(points, outline))
+        assert cut.dtype == np.uint8
+        np.testing.assert_allclose(cut.shape, (ABOVE + BELOW, LENGTH), atol=6)
+        np.testing.assert_allclose(marks(cut), UPRIGHTS, atol=4)
+        rows = np.flatnonzero((cut < 100).any(axis=1))  # uprights end at the baseline
+        np.testing.assert_allclose(rows[-1], ABOVE, atol=3)
+
+
+def test_a_baseline_drawn_from_right_to_left_does_not_turn_the_line() -> None:
+    pixels, baseline, outline = draw(straight(5))
+    expected = cut_line(pixels, line(baseline, outline))
+    np.testing.assert_array_equal(cut_line(pixels, line(baseline[::-1], outline)), expected)
+
+
+def test_a_shaky_baseline_is_smoothed() -> None:
+    pixels, _, outline = draw(straight(0))
+    columns = np.arange(70, 231, 4)
+    shaky = np.stack([columns, 150 + np.where(np.arange(len(columns)) % 2, 1.5, -1.5)], axis=1)
+    cut = cut_line(pixels, line(shaky, outline))
+    np.testing.assert_allclose(marks(cut), UPRIGHTS, atol=10)
+    assert abs(cut.shape[0] - ABOVE - BELOW) < 6
+
+
+@pytest.mark.parametrize("degrees", [0, 20, 85])
+def test_without_baseline_an_outline_has_its_own_axis(degrees: float) -> None:
+    pixels, _, outline = draw(straight(degrees))
+    cut = cut_line(pixels, line(None, outline))
+    np.testing.assert_allclose(cut.shape, (ABOVE + BELOW, LENGTH), atol=8)
+    np.testing.assert_allclose(marks(cut), UPRIGHTS, atol=6)
+
+
+def test_a_short_outline_without_baseline_stays_level() -> None:
+    pixels, _, _ = draw(straight(0))
+    cut = cut_line(pixels, line(None, [[60, 120], [95, 120], [100, 190], [65, 190]]))
+    assert cut.shape == (70, 40)
+
+
+def test_a_box_alone_is_cut_as_it_is() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (50, 60, 3), np.uint8)
+    cut = cut_line(pixels, line(box=(5, 10, 70, 30)))
+    np.testing.assert_array_equal(cut, pixels[10:30, 5:60])
+    level = cut_line(pixels, line([[5, 25], [55, 25]], [[5, 10], [55, 10], [55, 30], [5, 30]]))
+    inner = level[1:-1, 1:-1].astype(int)  # a level line is not resampled, but Pillow rounds down
+    np.testing.assert_allclose(inner, pixels[11:29, 6:54].astype(int), atol=1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_paper_outside_the_outline_has_the_colour_of_the_paper_inside(dtype: Any, channels: Any) -> None:
+    if channels and dtype != np.uint8:
+        pytest.skip("images in colour have 8 bits")
+    pixels = np.full((60, 200, *channels), OTHER).astype(dtype)
+    pixels[20:40] = np.linspace(150, 210, 200).reshape(1, -1, *[1] * len(channels)).astype(dtype)
+    pixels[28:32, ::20] = INK
+    shape = [[0, 20], [100, 20], [100, 28], [200, 28], [200, 40], [0, 40]]
+    cut = cut_line(pixels, line([[0, 36], [200, 36]], shape))
+    assert (cut.dtype, cut.shape) == (dtype, (20, 200, *channels))
+    for row in cut[1:6, 104:]:
+        np.testing.assert_allclose(row.astype(float), pixels[35, 104:].astype(float), atol=14)
+
+
+def test_lines_at_the_border_of_the_page() -> None:
+    pixels, _, _ = draw(straight(0, (80, 16)), 170)
+    shape = [[-5, -9], [300, -9], [300, 24], [-5, 24]]
+    cut = cut_line(pixels, line([[-5, 16], [300, 16]], shape))
+    assert cut.shape == (24, 170)
+    np.testing.assert_allclose(marks(cut), UPRIGHTS, atol=3)
+
+
+NOWHERE = {
+    "no place": line(),
+    "beyond the page": line(polygon=[[400, 10], [500, 10], [500, 40]]),
+    "a baseline without place": line([[0, 0], [9, 0]]),
+}
+
+
+@pytest.mark.parametrize("case", NOWHERE)
+def test_a_line_without_area_is_one_line_of_message(case: str) -> None:
+    with pytest.raises(InputError, match="line l has no area on the page"):
+        cut_line(np.zeros((WIDTH, WIDTH), np.uint8), NOWHERE[case])
+
+
+def test_a_scribble_takes_no_more_room_than_its_outline() -> None:
+    pixels, _, outline = draw(straight(0))
+    scribble = np.random.default_rng(0).integers(60, 240, (2000, 2))
+    cut = cut_line(pixels, line(scribble, outline))
+    np.testing.assert_allclose(cut.shape, (ABOVE + BELOW, LENGTH), atol=8)

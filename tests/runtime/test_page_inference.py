@@ -1,0 +1,182 @@
+"""`mdlstm infer` reads pages: which files, in which order, and what it writes of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.infer import Infer
+from helpers.pages import Transcription, alto, draw_page, transcription, write_noise
+from helpers.small_models import classifier, recogniser
+from PIL import Image
+
+from mdlstm_tk.errors import InputError, StoppedError
+from mdlstm_tk.runtime import Session, infer_paths, read_page
+from mdlstm_tk.runtime.jobs import InputPath, files_for, find_files
+from mdlstm_tk.runtime.pages import SUBFOLDERS
+
+TEXTS = ("ab", "ba", "aab")
+
+
+def read_marks(
+    self: Session, images: Sequence[np.ndarray], beam: int = 1, lm: Any = None
+) -> list[Transcription]:
+    """Read the lines that `draw_page` draws: an upright is "a", a bar "b"."""
+    texts = []
+    for image in images:
+        assert image.dtype == np.uint8
+        dark = image < 128
+        columns = np.flatnonzero(np.diff(np.concatenate([[0], dark.any(axis=0).astype(int)])) == 1)
+        heights = (dark[:, columns + 1]).sum(axis=0)
+        texts.append(transcription("".join("a" if height > 8 else "b" for height in heights), 0.5))
+    return texts
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a recogniser and a folder of two pages without texts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Session, "transcribe", read_marks, raising=False)
+    recogniser(tmp_path / "lines.onnx")
+    for name in ("p1", "sub/p2"):
+        xml = draw_page(tmp_path / "in" / name, TEXTS)
+        xml.write_text(re.sub("<String.*?/>", "", xml.read_text()))
+    write_noise(tmp_path / "in/untold.png")
+    (tmp_path / "in/mets.xml").write_text("<mets/>")
+    return tmp_path
+
+
+@pytest.fixture
+def infer(place: Path, capfd: pytest.CaptureFixture[str]) -> Infer:
+    return Infer(place / "lines.onnx", capfd)
+
+
+def test_pages_are_written_again_with_texts_and_confidences(infer: Infer) -> None:
+    before = Path("in/p1.xml").read_bytes()
+    done = infer("in", "-o", "read")
+    assert (done.code, done.out) == (0, "")
+    assert "2 done, 0 skipped, 0 failed" in done.err and "other types, left out: 1" in done.err
+    assert sorted(path.as_posix() for path in Path("read").rglob("*.*")) == [
+        "read/p1.xml",
+        "read/sub/p2.xml",
+    ]
+    for name in ("p1", "sub/p2"):
+        written = Path(f"read/{name}.xml").read_text()
+        assert re.findall(r'<String CONTENT="(.*?)" WC="0.5000"/>', written) == list(TEXTS)
+        assert re.sub("<String.*?/>", "", written) == Path(f"in/{name}.xml").read_text()
+    assert Path("in/p1.xml").read_bytes() == before
+    assert infer("in", "-o", "read").code == 2
+    assert "all 2 results exist" in infer("in", "-o", "read", "--skip-existing").err
+
+
+LINES = [f"in/{name}.xml\tl{k}\t{text}" for name in ("p1", "sub/p2") for k, text in enumerate(TEXTS)]
+
+
+def test_lines_are_printed_or_collected(infer: Infer) -> None:
+    assert infer("in").out.splitlines() == LINES
+    assert infer("in/p1.xml").out.splitlines() == [line.split("\t", 1)[1] for line in LINES[:3]]
+    assert infer("in", "-o", "lines.tsv").code == 0
+    assert Path("lines.tsv").read_text().splitlines() == LINES
+    assert infer("in", "-o", "lines.csv").code == 0
+    with open("lines.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [f"{row['file']}\t{row['array']}\t{row['text']}" for row in rows] == LINES
+    answers = json.loads(infer("in", "--format", "json").out)
+    assert [f"{each['file']}\t{each['array']}\t{each['text']}" for each in answers] == LINES
+    assert infer("in", "-o", "tables", "--format", "tsv").code == 0
+    assert Path("tables/sub/p2.out.tsv").read_text().splitlines()[1] == "../../in/sub/p2.xml\tl1\tba"
+    assert infer("in/p1.xml", "-o", "one.xml").code == 0
+    assert [line.text for line in read_page_of("one.xml")] == list(TEXTS)
+    assert infer("in/p1.xml", "-o", "-", "--format", "xml").out == Path("one.xml").read_text()
+
+
+def read_page_of(name: str) -> Any:
+    (Path(name).parent / "p1.png").write_bytes(Path("in/p1.png").read_bytes())
+    return read_page(name).lines
+
+
+def test_bad_pages_and_lines_are_named_and_the_others_read(infer: Infer) -> None:
+    Path("in/bad.xml").write_text(alto("", unit="mm10"))
+    lost = '<TextLine ID="lost"/>'
+    Path("in/p1.xml").write_text(Path("in/p1.xml").read_text().replace("<TextLine", f"{lost}<TextLine", 1))
+    done = infer("in")
+    assert "in/p1.xml: 1 of 4 lines have no place on the page and are not read: lost" in done.err
+    assert (done.code, done.out.splitlines()) == (1, LINES)
+    assert re.search(r"^failed: in/bad\.xml gives coordinates in mm10", done.err, re.MULTILINE)
+    done = infer("in/bad.xml")
+    assert done.code == 2 and "mm10" in done.err
+    Path("in/none.xml").write_text(alto("", image="p1.png"))
+    assert infer("in/none.xml", "-o", "none.xml").code == 0
+    assert Path("none.xml").read_bytes() == Path("in/none.xml").read_bytes()
+
+
+@pytest.mark.usefixtures("place")
+def test_images_in_the_folders_of_pages_are_no_inputs_of_their_own() -> None:
+    Image.new("L", (9, 9)).save("other.png")
+    files = find_files(["in", "other.png"], None)[0]
+    assert [file.source for file in files if file.source.endswith("png")] == [
+        *("in/p1.png", "in/untold.png", "in/sub/p2.png", "other.png")
+    ]
+    taken = [file.source for file in files_for("transcribe", files)]
+    assert taken == ["in/p1.xml", "in/sub/p2.xml", "other.png"]
+    others = [file.source for file in files_for("segment", files)]
+    assert others == [file.source for file in files if file.source.endswith("png")]
+    with pytest.raises(InputError, match=r"p1\.xml is a page of text, but the model is of kind classify"):
+        files_for("classify", [InputPath("in/p1.xml", "p1.xml")])
+    for folder in SUBFOLDERS:
+        pair = [InputPath("a.png", "a.png"), InputPath(f"{folder}/a.xml", "a.xml")]
+        assert files_for("transcribe", pair) == pair[1:]
+
+
+def test_other_models_leave_pages_out(place: Path) -> None:
+    classifier(place / "classes.onnx")
+    run = infer_paths(["in"], "classes.onnx")
+    assert sorted(Path(job.source).name for job in run.jobs) == ["p1.png", "p2.png", "untold.png"]
+    assert run.left_out == 3
+
+
+REFUSED = {
+    "an array format": (
+        {"output": "out", "output_format": "npy"},
+        r"p1\.xml is a page, expected.*xml, txt.*npy",
+    ),
+    "beside the input": ({"output_format": "xml"}, "would overwrite the input"),
+    "the same folder": ({"output": "in"}, "would overwrite the input"),
+    "Ray": ({"engine": "ray"}, "not pages"),
+    "images as pages": (
+        {"inputs": ["other.png"], "output": "o", "output_format": "xml"},
+        "xml holds pages",
+    ),
+    "another XML file": ({"inputs": ["in/mets.xml"]}, "holds <mets>, expected ALTO"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused(case: str, place: Path) -> None:
+    options, message = REFUSED[case]
+    classifier(place / "classes.onnx")
+    Image.new("L", (9, 9)).save("other.png")
+    with pytest.raises(InputError, match=message):
+        list(infer_paths(**{"inputs": ["in"], "model": "lines.onnx", **options}).results)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("place")
+def test_a_model_that_is_stopped_again_and_again_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise StoppedError("it took too long", "time")
+
+    monkeypatch.setattr(Session, "transcribe", stop)
+    results = list(infer_paths(["in"], "lines.onnx", "read").results)
+    assert [result.error for result in results] == [
+        *("in/p1.xml: it took too long", "in/sub/p2.xml: it took too long")
+    ]
+    assert not Path("read").exists()
+    draw_page(Path("in/p3"))
+    with pytest.raises(StoppedError):
+        list(infer_paths(["in"], "lines.onnx", "read").results)

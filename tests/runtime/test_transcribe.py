@@ -1,0 +1,104 @@
+"""`Session.transcribe`: lines of text from images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.small_models import classifier, node, recogniser, write_model
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime import CharacterModel, Session
+from mdlstm_tk.runtime.shapes import step_width
+
+
+def line(*letters: slice, height: int = 4, width: int = 30) -> np.ndarray:
+    """A white image with a letter a, which is black, at some columns."""
+    image = np.full((height, width), 255, np.uint8)
+    for letter in letters:
+        image[:, letter] = 0
+    return image
+
+
+def test_texts_have_places_and_confidences(tmp_path: Path) -> None:
+    session = Session(recogniser(tmp_path / "m.onnx", temperature=0.05))
+    first, second = session.transcribe([line(slice(3, 6), slice(12, 20)), line(width=7)])
+    assert (first.text, second.text, second.characters) == ("aa", "", ())
+    assert [c.character for c in first.characters] == ["a", "a"]
+    np.testing.assert_allclose([(c.left, c.right) for c in first.characters], [(3, 6), (12, 20)], atol=0.2)
+    assert 0.9 < first.characters[0].confidence <= 1
+    assert 0.9 < second.confidence <= 1
+
+
+def test_edges_are_in_pixels_of_the_image(tmp_path: Path) -> None:
+    preprocessing = {"channels": 1, "resize": [4, None]}
+    session = Session(recogniser(tmp_path / "m.onnx", temperature=0.05, preprocessing=preprocessing))
+    image = line(slice(20, 40), height=16, width=80)
+    (result,) = session.transcribe([np.repeat(image[..., None], 3, axis=-1)])  # grey in colour
+    assert result.text == "a"
+    assert abs(result.characters[0].left - 20) < 3
+    assert abs(result.characters[0].right - 40) < 3
+
+
+def test_temperature_changes_confidences_alone(tmp_path: Path) -> None:
+    image = line(slice(3, 6))
+    sharp, flat = (
+        Session(recogniser(tmp_path / f"{t}.onnx", temperature=t)).transcribe([image])[0] for t in (0.1, 2)
+    )
+    assert sharp.text == flat.text == "a"
+    assert sharp.confidence > flat.confidence
+    assert sharp.characters[0].confidence > flat.characters[0].confidence
+
+
+def test_texts_from_right_to_left_are_in_the_order_of_reading(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"classes": ("\u05d0", "\u05d1"), "text_direction": "rtl"}
+    nodes = [
+        node("ReduceMean", "x axes", "mean", keepdims=0),
+        node("MatMul", "mean weights", "m"),
+        node("Add", "m start", "y"),
+    ]
+    constants = {
+        "axes": np.int64([1]),
+        "weights": np.float32([[0, 40, -40]]),
+        "start": np.float32([10, -15, 15]),
+    }
+    path = write_model(
+        tmp_path / "m.onnx", nodes, constants, outputs=3, axes=3, kind="transcribe", window=None, **fields
+    )
+    image = np.full((4, 30), 0.5, np.float32)
+    image[:, 5:8], image[:, 20:24] = 0, 1  # bet on the left, alef on the right
+    session = Session(path)
+    lm = CharacterModel.fit(["\u05d0\u05d1"])
+    for result in (*session.transcribe([image]), *session.transcribe([image], beam=4, lm=lm)):
+        assert result.text == "\u05d0\u05d1"
+        assert result.characters[0].left > result.characters[1].left
+
+
+def test_images_of_several_widths(tmp_path: Path) -> None:
+    images = [line(*(slice(3 * k, 3 * k + 2) for k in range(n)), width=3 * n + 1) for n in (5, 1, 3, 1)]
+    session = Session(recogniser(tmp_path / "m.onnx"))
+    assert [result.text for result in session.transcribe(images)] == ["aaaaa", "a", "aaa", "a"]
+    assert session.transcribe([]) == []
+
+
+@pytest.mark.parametrize(("steps", "width", "expected"), [(51, 203, 4), (30, 30, 1), (48, 200, 200 / 48)])
+def test_steps_cover_whole_columns_where_they_fit(steps: int, width: int, expected: float) -> None:
+    assert step_width(steps, width) == expected
+
+
+def test_errors_say_what_was_expected(tmp_path: Path) -> None:
+    session = Session(recogniser(tmp_path / "m.onnx"))
+    image = line(slice(3, 6))
+    for images, options, message in (
+        ([image[0]], {}, r"images\[0\] has shape \(30,\), expected \(H, W\)"),
+        ([image, image[None]], {}, r"images\[1\] has shape"),
+        ([image > 0], {}, "holds bool"),
+        ([image], {"beam": 0}, "beam must be 1 or more, got 0"),
+        ([image], {"lm": "fr.arpa"}, "lm must be a CharacterModel, got str"),
+    ):
+        with pytest.raises(InputError, match=message):
+            session.transcribe(images, **options)
+    with pytest.raises(InputError, match="kind classify"):
+        Session(classifier(tmp_path / "c.onnx")).transcribe([image])

@@ -1,0 +1,139 @@
+"""What training chooses when it ends: temperature, weights of the language model, and the model itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.training import SMALL, resume, run_in
+from helpers.user_data import read, write_texts
+from rapidfuzz.distance import Levenshtein
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.export import export_run
+from mdlstm_tk.runtime import CharacterModel, Decoding, Session
+from mdlstm_tk.runtime.ctc import transcribe_logits
+from mdlstm_tk.training import Run
+from mdlstm_tk.training.calibration import (
+    Line,
+    evenly,
+    fit_decoding,
+    fit_temperature,
+    fit_weights,
+    training_texts,
+)
+
+WORDS = ("le", "chat", "chien", "et", "la", "tache", "cache", "niche", "latin", "chante")
+CLASSES = sorted(set("".join(WORDS)) | {" "})
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, 4)) for _ in range(count)]
+
+
+def noisy_lines(texts: list[str], signal: float, scale: float = 1.0, seed: int = 0) -> list[Line]:
+    """Lines whose logits, divided by `scale`, are the true posteriors of characters seen through noise: one
+    step for each character, and a blank after it."""
+    rng = np.random.default_rng(seed)
+    lines = []
+    for text in texts:
+        logits = np.full((2 * len(text), len(CLASSES) + 1), -40.0)
+        logits[1::2, 0] = 40.0
+        seen = signal * np.eye(len(CLASSES))[[CLASSES.index(c) for c in text]]
+        logits[::2, 1:] = signal * (seen + rng.normal(size=seen.shape))
+        lines.append(Line(scale * logits, text))
+    return lines
+
+
+def calibration_error(lines: list[Line], temperature: float) -> float:
+    """The expected calibration error of characters in ten bins."""
+    pairs = []
+    for line in lines:
+        found = transcribe_logits(line.logits, CLASSES, decoding=Decoding(temperature))
+        right = [c.character == true for c, true in zip(found.characters, line.shown, strict=True)]
+        pairs += list(zip((c.confidence for c in found.characters), right, strict=True))
+    confidences, right = np.array(pairs).T
+    bins = np.minimum((10 * confidences).astype(int), 9)
+    sums = [abs((confidences - right)[bins == k].sum()) for k in range(10)]
+    return float(sum(sums)) / len(pairs)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
+def test_the_temperature_undoes_a_scale(scale: float) -> None:
+    lines = noisy_lines(sentences(60, 0), signal=2.0, scale=scale)
+    temperature = fit_temperature(lines, CLASSES)
+    assert temperature == pytest.approx(scale, rel=0.15)
+    others = noisy_lines(sentences(60, 1), signal=2.0, scale=scale, seed=1)
+    assert calibration_error(others, temperature) < 0.05
+    assert scale == 1.0 or calibration_error(others, 1.0) > 0.05
+
+
+def test_weights_lower_the_errors_of_other_lines() -> None:
+    lm = CharacterModel.fit(sentences(200, 2))
+    lines = noisy_lines(sentences(40, 3), signal=1.7)
+    decoding = fit_decoding(lines, CLASSES, lm, None)
+    assert decoding.lm_weight > 0
+
+    def errors(**options: object) -> int:
+        others = noisy_lines(sentences(40, 4), signal=1.7, seed=4)
+        texts = [transcribe_logits(line.logits, CLASSES, **options).text for line in others]  # type: ignore[arg-type]
+        return sum(Levenshtein.distance(text, line.shown) for text, line in zip(texts, others, strict=True))
+
+    assert errors(decoding=decoding, beam=16, lm=lm) < 0.5 * errors()
+
+
+def test_of_equal_weights_the_nearest_are_chosen() -> None:
+    lines = noisy_lines(sentences(10, 5), signal=6.0)
+    lm = CharacterModel.fit(sentences(50, 6))
+    assert fit_weights(lines, CLASSES, lm, None, Decoding()) == Decoding()
+
+
+def test_lines_without_texts_keep_the_default_temperature() -> None:
+    blank = Line(np.eye(len(CLASSES) + 1)[[0, 0]] * 9, "le")
+    assert fit_temperature([blank], CLASSES) == 1.0
+
+
+def test_lines_are_chosen_evenly() -> None:
+    lines = [Line(np.zeros((1, 2)), str(k)) for k in range(10)]
+    assert [line.shown for line in evenly(lines, 4)] == ["0", "3", "6", "9"]
+    assert evenly(lines, 20) == lines
+
+
+def test_runs_hold_a_model_of_their_texts_and_a_decoding(tmp_path: Path) -> None:
+    changes = {"task": "transcribe", "data": str(write_texts(tmp_path / "lines", 12)), "size": ""}
+    run = run_in(tmp_path / "run", SMALL.updated({**changes, "steps": 3, "layers": 1}, "test"))
+    lm = CharacterModel.load(run.lm)
+    task = read(tmp_path / "lines", "transcribe", validation=0.1)
+    assert set(lm.vocabulary[3:]) == set("".join(training_texts(task, 0)))
+    assert len(training_texts(task, 0)) == task.count("train")
+    written = run.read_decoding()
+    assert asdict(written) == json.loads(run.decoding.read_text())
+    metadata = Session(export_run(run, form="scan").path, device="cpu").metadata
+    assert metadata.decoding == written
+    run.lm.unlink()
+    resume(run, steps=5)
+    assert run.lm.exists()
+
+    run.decoding.unlink()
+    assert run.read_decoding() == Decoding()
+    run.decoding.write_text("[1]")
+    with pytest.raises(InputError, match="no decoding"):
+        run.read_decoding()
+
+
+def test_other_runs_have_neither(tmp_path: Path) -> None:
+    run: Run = run_in(tmp_path / "run", SMALL.updated({"steps": 2}, "test"))
+    assert not run.lm.exists()
+    assert not run.decoding.exists()
+
+
+def test_tasks_that_make_their_texts_have_some_for_a_model() -> None:
+    from mdlstm_tk.data import DigitStrings
+
+    texts = training_texts(DigitStrings(0), 0)
+    assert len(texts) > 1000
+    assert set("".join(texts)) == set("0123456789")

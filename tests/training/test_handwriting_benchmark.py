@@ -1,0 +1,71 @@
+"""`benchmarks/handwriting.py` on drawn pages: it measures each row, and goes on after an interrupt."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.checkout import ROOT
+from helpers.pages import draw_page
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import handwriting
+import kraken_rival
+
+from mdlstm_tk.runtime.pages import read_page
+
+QUICK = ("--minutes", "0.02", "--set", "hidden=4", "--set", "batch_size=2", "--set", "evaluate_every=2")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Four pages, as a download may have them: in folders, without splits.json."""
+    for name in ("x/a-0", "x/b-0", "y/c-0", "y/d-0"):
+        draw_page(tmp_path / f"source/{name}.xml", ("ab", "ba", None, "aab"))
+    return tmp_path / "source"
+
+
+@pytest.mark.slow
+def test_rows_are_measured_once(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--pages", str(source), *QUICK, "-o", str(tmp_path / "out"), "--networks"]
+    first = handwriting.main([*arguments, "default"])["default, seed 0"]
+    assert first["bytes"] < 4e6 and min(first["speed"], first["speed_lm"]) > 0
+    assert first["greedy"]["groups"] == 1  # one page is for testing
+    capsys.readouterr()
+    rows = handwriting.main([*arguments, "default,blstm"])
+    table = capsys.readouterr().out.splitlines()
+    assert rows["default, seed 0"] == first  # from results.json
+    assert abs(rows["blstm, seed 0"]["parameters"] / first["parameters"] - 1) < 0.02
+    assert len(table) == 4 and table[2].startswith("| default, seed 0 |")
+    assert table[0].count("|") == table[2].count("|")
+    with pytest.raises(SystemExit, match="another folder"):
+        handwriting.main([*arguments, "default", "--lines", "3"])
+
+
+def test_pages_are_linked_by_split_and_writer(source: Path, tmp_path: Path) -> None:
+    files = handwriting.link_pages(source, tmp_path / "all", None)
+    assert {split: len(paths) for split, paths in files.items()} == {"train": 2, "test": 1, "valid": 1}
+    splits = json.loads((tmp_path / "all/splits.json").read_text())
+    for split, paths in files.items():
+        assert sorted(paths.values()) == sorted(splits[split])
+        assert all(len(read_page(path).lines) == 4 for path in paths)
+    (source / "splits.json").write_text('{"train": ["a", "b"], "valid": ["c"], "test": ["d"]}')
+    few = handwriting.link_pages(source, tmp_path / "few", 3)
+    assert len(few["train"]) == 1  # three of its four lines have a text
+    assert set(few["test"].values()) == {"d"}
+
+
+def test_boxes_are_cut_without_outline_and_baseline(source: Path) -> None:
+    line = read_page(source / "x/a-0.xml").lines[0]
+    pixels = np.arange(60000).reshape(200, 300)
+    left, top, right, bottom = line.box
+    assert (handwriting.cut_box(pixels, line) == pixels[top:bottom, left:right]).all()
+
+
+def test_checkpoints_of_kraken_are_sorted_by_accuracy() -> None:
+    names = ("checkpoint_abort.ckpt", "checkpoint_00-0.1090.ckpt", "checkpoint_09-0.8123.ckpt")
+    assert [kraken_rival.accuracy(Path(name)) for name in names] == [-1, 0.109, 0.8123]

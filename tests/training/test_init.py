@@ -1,0 +1,77 @@
+"""Starting from the weights of another run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.training import SMALL, run_in
+from helpers.user_data import write_arrays
+
+from mdlstm_tk import InputError
+from mdlstm_tk.training import Run, TrainConfig, load_checkpoint, new_job
+
+TEXTS = TrainConfig(task="transcribe", model="lines", hidden=2, steps=2, batch_size=4, average=0.5)
+
+
+def lines(folder: Path, texts: list[str], **settings: object) -> TrainConfig:
+    """The configuration of a run on ten lines."""
+    folder.mkdir()
+    data = write_arrays(folder / "lines.npz", "transcribe", y=(texts * 10)[:10])
+    return replace(TEXTS, data=str(data), **settings)  # type: ignore[arg-type]
+
+
+def test_shared_characters_keep_their_rows_and_all_other_weights_are_taken(tmp_path: Path) -> None:
+    old = run_in(tmp_path / "old", lines(tmp_path / "a", ["bad", "dab", "cab"]))
+    job = new_job(lines(tmp_path / "b", ["dib", "bid"], init=str(old.folder)), tmp_path / "new")
+    fresh = new_job(lines(tmp_path / "c", ["dib", "bid"]), tmp_path / "fresh").network.state_dict()
+    before, after = load_checkpoint(old.checkpoint).weights(), job.network.state_dict()
+    assert any("3 of 4 outputs keep their weights" in note for note in job.notes)
+    assert (load_checkpoint(old.checkpoint).spec.classes, job.task.spec.classes) == (
+        ("a", "b", "c", "d"),
+        ("b", "d", "i"),
+    )
+    heads = [name for name in after if "head" in name or "shortcut" in name]
+    assert len(heads) == 4
+    for name in heads:  # blank, b, d, i here; blank, a, b, c, d there
+        assert torch.equal(after[name][:3], before[name][[0, 2, 4]]), name
+        assert torch.equal(after[name][3], fresh[name][3]), name
+    for name in after.keys() - set(heads) - {"mean", "std"}:
+        assert torch.equal(after[name], before[name]), name
+
+
+def test_training_starts_from_the_weights(tmp_path: Path) -> None:
+    old = run_in(tmp_path / "old", SMALL)
+    config = replace(SMALL, init=str(old.folder), steps=1, lr=1e-9, seed=3)
+    new = run_in(tmp_path / "new", config)
+    there, here = (load_checkpoint(run.checkpoint).weights() for run in (old, new))
+    for name, weight in here.items():
+        torch.testing.assert_close(weight, there[name], rtol=0, atol=1e-6)
+    assert isinstance(new, Run)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hidden": 3}, "has hidden=2, got hidden=3; make them equal"),
+        ({"model": "md"}, "has model=lines, got model=md"),
+        ({"layers": 2}, "has layers=1, got layers=2"),
+    ],
+)
+def test_another_network_is_refused_with_what_differs(
+    tmp_path: Path, settings: dict[str, object], message: str
+) -> None:
+    old = run_in(tmp_path / "old", lines(tmp_path / "a", ["bad", "dab"]))
+    with pytest.raises(InputError, match=message):
+        new_job(lines(tmp_path / "b", ["dab"], init=str(old.folder), **settings), tmp_path / "new")
+
+
+def test_a_run_of_another_kind_and_a_missing_one_are_refused(tmp_path: Path) -> None:
+    old = run_in(tmp_path / "old", SMALL)
+    config = lines(tmp_path / "a", ["bad"], init=str(old.folder))
+    with pytest.raises(InputError, match="init names a run of kind grid"):
+        new_job(config, tmp_path / "new")
+    with pytest.raises(InputError, match="there is no run folder"):
+        new_job(replace(config, init=str(tmp_path / "none")), tmp_path / "new")

@@ -1,0 +1,154 @@
+"""Statistics of readings: intervals over groups, pages, confusions, and how honest confidences are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.user_data import read, write_texts
+from rapidfuzz.distance import Levenshtein
+
+from mdlstm_tk.data.metrics import predicted_texts
+from mdlstm_tk.runtime.ctc import Character, Transcription
+from mdlstm_tk.training import build_network, default_config, evaluate
+from mdlstm_tk.training.distributed import DistributedContext
+from mdlstm_tk.training.text_errors import (
+    Edit,
+    Line,
+    align,
+    calibration_error,
+    confusions,
+    describe_lines,
+    error_interval,
+    evaluate_lines,
+    page_errors,
+    reliability,
+)
+
+
+def line(
+    reading: str, truth: str, name: str = "page.xml 1", group: str = "", confidence: float = 0.5
+) -> Line:
+    characters = tuple(Character(c, k, k + 1, confidence) for k, c in enumerate(reading))
+    return Line(name, group or name, truth, Transcription(reading, confidence, characters))
+
+
+def test_an_interval_is_that_of_a_plain_bootstrap() -> None:
+    rng = np.random.default_rng(1)
+    groups = [f"writer {k // 5}" for k in range(60)]
+    lengths = rng.integers(10, 50, 60)
+    rates = np.repeat(rng.random(12) * 0.4, 5)
+    edits = rng.binomial(lengths, rates)
+    low, high = error_interval(edits.tolist(), lengths.tolist(), groups) or (0, 0)
+    draws = []
+    for _ in range(3000):
+        chosen = rng.integers(0, 12, 12)
+        positions = np.concatenate([np.arange(5 * k, 5 * k + 5) for k in chosen])
+        draws.append(edits[positions].sum() / lengths[positions].sum())
+    assert (low, high) == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.012)
+    assert low < edits.sum() / lengths.sum() < high
+    alone = error_interval(edits.tolist(), lengths.tolist(), list(map(str, range(60)))) or (0, 0)
+    assert alone[1] - alone[0] < 0.8 * (high - low)  # lines of one writer are no independent samples
+
+
+def test_the_interval_of_one_group_is_unknown() -> None:
+    assert error_interval([1, 2], [5, 5], ["a", "a"]) is None
+    assert error_interval([1, 2], [5, 0], ["a", "b"]) is None
+    assert error_interval([1, 1], [5, 5], ["a", "b"]) == (0.2, 0.2)
+
+
+def test_errors_of_pages_are_those_of_all_their_characters() -> None:
+    lines = [
+        line("ab", "abcd", "b.xml l1"),
+        line("abcdef", "abcdef", "b.xml l2"),
+        line("x", "yy", "a b.xml 7"),
+        line("z", "z", "c.png"),
+    ]
+    pages = page_errors(lines)
+    assert pages == {"a b.xml": (1.0, 1), "b.xml": (0.2, 2), "c.png": (0.0, 1)}
+    assert next(iter(pages)) == "a b.xml"
+
+
+def test_confusions_count_replaced_missing_and_superfluous_characters() -> None:
+    counts = confusions([line("le chat", "la chat"), line("un", "un e"), line("aab", "ab"), line("e", "a")])
+    assert counts == {("a", "e"): 2, ("", "a"): 1, (" ", ""): 1, ("e", ""): 1}
+
+
+def test_an_alignment_spells_both_texts_with_the_fewest_errors() -> None:
+    assert align("cat", "cut") == [Edit("c", "c"), Edit("a", "u"), Edit("t", "t")]
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        reading, truth = ("".join(rng.choice(list("ab c"), rng.integers(0, 7))) for _ in range(2))
+        edits = align(reading, truth)
+        assert "".join(edit.read for edit in edits) == reading
+        assert "".join(edit.truth for edit in edits) == truth
+        assert sum(edit.is_error for edit in edits) == Levenshtein.distance(reading, truth)
+
+
+def test_honest_confidences_have_no_calibration_error() -> None:
+    """Of characters with confidence 0.7, seven in ten are right."""
+    lines = [line("abcdefgXYZ", "abcdefghij", confidence=0.7)]
+    assert reliability(lines) == [(pytest.approx(0.7), 0.7, 10)]
+    assert calibration_error(reliability(lines)) == pytest.approx(0, abs=1e-12)
+    boastful = [line("abcdefgXYZ", "abcdefghij", confidence=1.0), line("aX", "ab", confidence=0.3)]
+    assert reliability(boastful) == [(pytest.approx(0.3), 0.5, 2), (1.0, 0.7, 10)]
+    assert calibration_error(reliability(boastful)) == pytest.approx((0.2 * 2 + 0.3 * 10) / 12)
+
+
+def test_blanks_at_the_ends_do_not_count() -> None:
+    lines = [line(" ab ", "ab", confidence=0.95)]
+    assert reliability(lines) == [(pytest.approx(0.95), 1.0, 2)]
+    assert not confusions(lines)
+
+
+def test_the_description_is_json() -> None:
+    described = describe_lines([line("ab", "ac", "p.xml 1", "w"), line("", "b", "p.xml 2", "v")])
+    assert json.loads(json.dumps(described))["pages"] == [["p.xml", 2 / 3, 2]]
+    assert described["groups"] == 2
+    assert described["edits"] == 2
+    assert described["intervals"]["word_error"] == (1.0, 1.0)
+    assert describe_lines([]) == {}
+
+
+class Alone(DistributedContext):
+    """One of two processes that do not talk to each other."""
+
+    def gather(self, values: list[Any]) -> list[Any]:
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        return value
+
+    def sum_on_device(self, values: Sequence[Any]) -> list[float]:
+        return list(map(float, values))
+
+
+def test_lines_are_those_of_the_split_however_processes_share_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = read(write_texts(tmp_path, 12), "transcribe", 0.6)
+    monkeypatch.setattr(type(task), "evaluation_batch", 2)
+    config = default_config("transcribe", str(tmp_path)).updated({"model": "md", "hidden": 4}, "test")
+    network = build_network(config, task.spec)
+    errors, lines = evaluate_lines(network, task, "validation", config)
+    assert [one.name for one in lines] == task.names["validation"]
+    assert [one.group for one in lines] == task.names["validation"]  # images of lines are on no page
+    assert errors == evaluate(network, task, "validation", config)
+    assert sum(one.counts.character_edits for one in lines) == round(
+        errors["character_error"] * sum(one.counts.characters for one in lines)
+    )
+    for one, (x, y) in zip(lines, task.sets["validation"], strict=True):
+        with torch.no_grad():
+            logits = network(torch.from_numpy(x[None])).numpy()
+        assert predicted_texts(logits, task.spec) == [one.transcription.text]
+        assert "".join(task.spec.classes[k - 1] for k in y) == one.truth
+    parts = [
+        evaluate_lines(network, task, "validation", config, Alone(rank, 2, torch.device("cpu")))[1]
+        for rank in (0, 1)
+    ]
+    assert sorted(map(repr, parts[0] + parts[1])) == sorted(map(repr, lines))
