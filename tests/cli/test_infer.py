@@ -155,7 +155,9 @@ def test_ctrl_c_reports_how_to_resume(place: Path, monkeypatch: pytest.MonkeyPat
     [
         (("x.npy", "-o", "in/y.mat"), "m.onnx", "with --format"),
         (("x.npy", "--top", 2), "m.onnx", "--top needs a model of kind classify; m.onnx is of kind None"),
-        (("x.npy", "--probabilities"), "texts.onnx", "--probabilities needs .* texts.onnx is of kind tran"),
+        (("x.npy", "--probabilities"), "m.onnx", "--probabilities needs .* m.onnx is of kind None"),
+        (("x.npy", "--beam", 4), "m.onnx", "--beam and --lm need .* m.onnx is of kind None"),
+        (("x.npy", "--lm", "none.arpa"), "texts.onnx", "cannot read the language model none.arpa"),
         (
             ("x.npy", "--workers", 2),
             "m.onnx",
@@ -318,4 +320,4 @@ def test_a_plain_run_imports_few_modules() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     ours = {name for name in done.stdout.split() if name.partition(".")[0] == "mdlstm_tk"}
     assert "mdlstm_tk.runtime.session" in ours
-    assert len(ours) <= 27, sorted(ours)
+    assert len(ours) <= 28, sorted(ours)
