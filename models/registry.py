@@ -24,11 +24,11 @@ _FACTORIES: dict[str, dict[str | None, Factory | str]] = {
         "segment": "heads.Segmenter",
         "transcribe": "heads.TextRecognizer",
     },
-    "lines": {"transcribe": "lines.LineRecognizer"},
     "horizontal": {"grid": "grids.HorizontalNet"},
     "snake": {"grid": "grids.SnakeNet"},
     "raster": {"grid": "grids.RasterNet"},
     "pixel": {"density": "pixel.PixelNet"},
+    "lines": {"transcribe": "lines.LineRecognizer"},
 }
 _ALIASES = {"md_lstm": "md", "horizontal_sd_lstm": "horizontal", "snake_sd_lstm": "snake"}  # original names
 

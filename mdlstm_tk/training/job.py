@@ -198,7 +198,7 @@ def _build(
         notes.append(f"windows of {config.windows} positions; choose others with --windows")
     if names := texts_without_room(network, task):
         has_windows = "windows" in model_options(config.model, task.spec.kind)
-        remedy = "--set windows=2x1,2x1" if has_windows else "a larger --resize"
+        remedy = "--set windows=2x1,2x1" if has_windows else "a larger --resize, or --model md"
         notes.append(
             f"{len(names)} texts ({names[0]} is the first) need more steps than the network makes of "
             f"their images, so nothing is learned from them; try {remedy}"

@@ -102,7 +102,7 @@ def learning_rate(config: TrainConfig, step: int, seconds: float = 0.0) -> float
         step: counted from 0.
         seconds: that the run has trained for.
     """
-    peak = config.lr * min((step + 1) / max(config.warmup, 1), 1.0)
+    peak = min(config.lr * (step + 1) / max(config.warmup, 1), config.lr)
     if config.schedule == "constant":
         return peak
     if config.minutes:

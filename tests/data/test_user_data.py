@@ -267,10 +267,13 @@ def test_a_file_that_vanishes_during_training_is_named(tmp_path: Path) -> None:
 def test_texts_longer_than_their_images_are_reported(tmp_path: Path) -> None:
     y = np.array(["abcd", "aabb", "abcde", "abc"])
     np.savez(tmp_path / "t.npz", x=RNG.random((4, 6, 7)), y=y, sizes=[[6, 7]] * 3 + [[6, 4]])
-    config = default_config("transcribe", str(tmp_path / "t.npz")).updated({"validation": 0.0}, "test")
+    config = default_config("transcribe", str(tmp_path / "t.npz"), "md")
+    config = config.updated({"validation": 0.0}, "test")
     # with two pixels per step there are 4, 4, 4 and 2 steps, but CTC needs 4, 6, 5 and 3
     assert texts_without_room(*build(config)) == ["sample 1", "sample 2", "sample 3"]
     assert texts_without_room(*build(config.updated({"windows": "2x1,2x1"}, "test"))) == []
+    lines = replace(config, model="lines")  # eight pixels per step
+    assert texts_without_room(*build(lines)) == [f"sample {k}" for k in range(4)]
 
 
 def write_photos(path: Path, extents: tuple[int, int]) -> Path:
@@ -289,7 +292,8 @@ def test_large_images_get_windows(tmp_path: Path) -> None:
     lines = tmp_path / "lines"
     write_image(lines / "0.png", RNG.integers(0, 256, (128, 600)))
     (lines / "labels.tsv").write_text("0.png\t" + "ab" * 70 + "\n")
-    config = default_config("transcribe", str(lines)).updated({"validation": 0}, "test")
+    changes = {"validation": 0, "resize": ""}
+    config = default_config("transcribe", str(lines), "md").updated(changes, "test")
     network, task = build(config)
     columns = network.network.stride[1]  # type: ignore[union-attr, index]
     assert (fit_config(config, task).windows, columns) == ("8x4,2x1", 4)  # 150 steps for 140 characters

@@ -32,8 +32,8 @@ PUBLIC = {
         export_run_sizes export_tiles float64_reference lower translation_table verify_model
     """,
     "mdlstm_tk.models": """
-        Classifier DensityNet GridNet HorizontalNet MDNet Normalized PixelNet RasterNet Segmenter
-        SnakeNet TextRecognizer create model_names model_options register
+        Classifier DensityNet GridNet HorizontalNet LineRecognizer MDNet Normalized PixelNet RasterNet
+        Segmenter SnakeNet TextRecognizer create model_names model_options register
     """,
     "mdlstm_tk.report": "draw_comparison draw_run draw_samples render_report write_report",
     "mdlstm_tk.runtime": """
