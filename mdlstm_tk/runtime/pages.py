@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.ctc import Transcription
 
 ALTO, PAGE = "alto", "PcGts"
+BOX = ("HPOS", "VPOS", "WIDTH", "HEIGHT")
 SUBFOLDERS = ("page", "alto")  # where Transkribus puts the XML; images lie in the folder above
 MAX_POINTS = 4096  # of an outline; the others of a longer one are left out evenly
 MAX_STRETCH = 0.03  # by which the shape of the image may differ from that in the file
@@ -264,7 +265,7 @@ def _polygon(element: Element) -> Array | None:
 
 def _corners(element: Element) -> Array | None:
     """Two corners of the box of an ALTO line."""
-    numbers = [_number(element.attributes.get(key)) for key in ("HPOS", "VPOS", "WIDTH", "HEIGHT")]
+    numbers = [_number(element.attributes.get(key)) for key in BOX]
     if None in numbers:
         return None
     left, top, width, height = (number or 0.0 for number in numbers)
@@ -308,11 +309,8 @@ def _text(element: Element) -> str:
 
 def _main_equiv(element: Element) -> Element | None:
     """The TextEquiv with the lowest index; one without comes first."""
-    return min(
-        element.all("TextEquiv"),
-        key=lambda equiv: _number(equiv.attributes.get("index")) or 0,
-        default=None,
-    )
+    equivs = element.all("TextEquiv")
+    return min(equivs, key=lambda equiv: _number(equiv.attributes.get("index")) or 0, default=None)
 
 
 def _words(transcription: Transcription) -> list[tuple[str, float]]:
@@ -333,20 +331,20 @@ def _confidence(value: float) -> str:
 
 
 def _write_alto(document: Document, line: Element, transcription: Transcription) -> None:
-    strings, words = line.all("String"), _words(transcription)
-    hyphens = line.all("HYP")
-    place = {key: line.attributes.get(key) for key in ("HPOS", "VPOS", "WIDTH", "HEIGHT")}
+    strings, hyphens, words = line.all("String"), line.all("HYP"), _words(transcription)
+    text, confidence = transcription.text, transcription.confidence
+    place = {key: line.attributes.get(key) for key in BOX}
     if not strings:
-        values = {"CONTENT": transcription.text, "WC": _confidence(transcription.confidence), **place}
+        values = {"CONTENT": text, "WC": _confidence(confidence), **place}
         written = "".join(f" {key}={quoted(value)}" for key, value in values.items() if value is not None)
         document.insert(line, line.first("Shape"), f"<{line.prefix}String{written}/>")
-    elif len(strings) == len(words) and not hyphens:
-        for string, (word, confidence) in zip(strings, words, strict=True):
-            _write_string(document, string, word, confidence, {})
     elif len(strings) == 1 and not hyphens:
-        _write_string(document, strings[0], transcription.text, transcription.confidence, {})
+        _write_string(document, strings[0], text, confidence, {})
+    elif len(strings) == len(words) and not hyphens:
+        for string, word in zip(strings, words, strict=True):
+            _write_string(document, string, *word, {})
     else:
-        _write_string(document, strings[0], transcription.text, transcription.confidence, place)
+        _write_string(document, strings[0], text, confidence, place)
         _remove_all(document, [*strings[1:], *line.all("SP"), *hyphens])
 
 
@@ -365,9 +363,8 @@ def _write_text(document: Document, line: Element, transcription: Transcription)
     _write_equiv(document, line, _main_equiv(line), transcription.text, transcription.confidence)
     words, texts = line.all("Word"), _words(transcription)
     is_paired = len(words) == len(texts)
-    for word, (text, confidence) in zip(
-        words, texts if is_paired else [("", 0.0)] * len(words), strict=True
-    ):
+    for k, word in enumerate(words):
+        text, confidence = texts[k] if is_paired else ("", 0.0)
         if is_paired:
             _write_equiv(document, word, _main_equiv(word), text, confidence)
         else:
