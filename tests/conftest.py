@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from helpers.requirements import missing
+from hypothesis import HealthCheck, settings
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each call of the command would compile all modules again
 if not torch.cuda.is_available():  # Triton, which export imports by way of torch, looks at it only then
@@ -37,6 +38,17 @@ _state = tempfile.TemporaryDirectory(prefix="mdlstm-tests-")
 os.environ["XDG_STATE_HOME"] = _state.name
 
 torch.set_num_threads(1)  # tests run side by side
+
+# Property tests draw the same examples in every run, so that their kernels come from the cache.
+# `--hypothesis-profile=default` draws new ones.
+settings.register_profile(
+    "steady",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("steady")
 
 CELLS = dict(cell._cells)  # those of the package
 NETWORKS = copy.deepcopy(registry._FACTORIES)

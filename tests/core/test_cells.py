@@ -14,6 +14,7 @@ from helpers.checkout import ROOT
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.cells import BUILT_IN_CELLS, get_cell
+from mdlstm_tk.cells.ir import Kernel, Store, Value
 
 Array = np.ndarray
 Before = dict[str, tuple[Array, Array]]  # by name, the states above and to the left
@@ -172,3 +173,13 @@ def test_each_cell_is_documented(cell: str) -> None:
         f"docs/cells.md needs a row for '{cell}' in both tables: when to choose it, and its equations"
     )
     assert f'"{cell}"' in str(MDLSTM.__doc__), f"name '{cell}' in the docstring of MDLSTM, at cell="
+
+
+def test_a_mean_starts_a_new_loop() -> None:
+    a = Value.load("a", 0)
+    centered = a - a.mean()
+    square = centered * centered
+    kernel = Kernel([Store("b", 0, square * 2 + square.mean())])
+    assert kernel.levels == 3
+    doubled = [value for value in kernel.values if value.op == "multiply" and value.args[0] is square]
+    assert kernel.spilled == doubled  # loads are loaded again, means are one number

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.states import make_layer, random_faces, run
+from helpers.cuts import make_layer, run
+from helpers.parity import random_faces
 from torch import Tensor
 
 from mdlstm_tk import MDLSTM, InputError

@@ -1,30 +1,38 @@
-"""Sweeps in standard operators: every cell, form, direction, dimension and size against float64.
+"""Sweeps in standard operators against float64: any two of cell, axes, form, directions, sizes and states.
 
-The captured graphs are built by hand, each with a single sweep, so no test runs the exporter.
+The captured graphs are built by hand, each with a single sweep, so few tests run the exporter.
 """
 
 from __future__ import annotations
 
-from itertools import cycle, product
+from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from helpers.own_cells import OWN_CELLS, register_own_cells
+from helpers.pairs import all_pairs
 from helpers.sweeps import CHANNELS, FORMS, GRIDS, Sweep, lowered, random_x
 from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
 
+from mdlstm_tk import MDLSTM, BoundaryState
 from mdlstm_tk.cells import BUILT_IN_CELLS
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.export import lower
+from mdlstm_tk.export import export_onnx, lower, verify_model
 from mdlstm_tk.export.lowering import lower as lower_module
 from mdlstm_tk.export.lowering import scan
 from mdlstm_tk.export.lowering.functions import outline
-from mdlstm_tk.wavefront import Direction, wavefronts
+from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime.model_check import check_model
+from mdlstm_tk.wavefront import wavefronts
 
 CELLS = (*BUILT_IN_CELLS, *OWN_CELLS)
+TWO = {1: [(1,), (-1,)], 2: "all", 3: [(1, -1, 1), (-1, 1, -1)], 4: [(1, 1, 1, 1), (-1, 1, -1, 1)]}
 
 
 @pytest.fixture(autouse=True)
@@ -32,70 +40,97 @@ def _own_cells(fresh_registries: None) -> None:
     register_own_cells()
 
 
-def run(model: onnx.ModelProto, **inputs: np.ndarray) -> np.ndarray:
+def run_all(model: onnx.ModelProto, **inputs: np.ndarray) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-    return session.run(None, inputs)[0]
+    return session.run(None, inputs)
 
 
-def _sweeps() -> list[tuple[Any, ...]]:
-    """Every cell with every number of axes and form. Directions and sizes take turns, so that any three of
-    the five values meet."""
-    turns = list(product([1, "all"], [False, True]))
-    cases = enumerate(product(CELLS, GRIDS, FORMS))
-    return [(*case, *turns[(k + k // 12) % 4]) for k, case in cases]
+def run(model: onnx.ModelProto, **inputs: np.ndarray) -> np.ndarray:
+    return run_all(model, **inputs)[0]
 
 
-@pytest.mark.parametrize(("cell", "ndim", "form", "directions", "sizes"), _sweeps(), ids=str)
-def test_every_sweep_agrees_with_float64_within_1e_5(
-    cell: str, ndim: int, form: str, directions: int | str | list[Direction], sizes: bool
-) -> None:
-    if ndim == 4 and directions == "all":
-        directions = [(1, 1, 1, 1), (-1, 1, -1, 1)]  # all 16 would take too long
-    sweep, grid = Sweep.random(cell, directions, ndim), GRIDS[ndim]
-    model = lowered(sweep, form, grid, sizes)
+def largest_error(
+    sweep: Sweep, model: onnx.ModelProto, batch: int, grid: tuple[int, ...], given: str = ""
+) -> float:
+    """Of y, and of the final states in units of the largest one.
+
+    Args:
+        sweep, model: the truth, and what it was lowered to.
+        batch, grid: of a random x.
+        given: "sizes" or "states", which the model takes beside x.
+    """
+    x = random_x(batch, grid, sweep.weights["weight_ih"].dtype.type)
+    if given == "states":
+        initial = sweep.random_states(batch, grid)
+        found, exact = run_all(model, x=x, initial=initial), sweep.exact_states(x, initial)
+        assert [y.dtype for y in found] == [x.dtype, np.float32]
+    else:
+        extents = [np.maximum(1, np.asarray(grid) - k) for k in range(batch)]
+        optional = {"sizes": np.stack(extents).astype(np.int64)} if given == "sizes" else {}
+        found, exact = run_all(model, x=x, **optional), [sweep.exact(x, **optional)]
+        assert found[0].dtype == x.dtype
+    return max(
+        float(np.abs(a - b).max() / max(1.0, np.abs(b).max())) for a, b in zip(found, exact, strict=True)
+    )
+
+
+PAIRS = all_pairs(
+    cell=CELLS,
+    ndim=[*GRIDS],
+    form=FORMS,
+    given=["", "sizes", "states"],
+    directions=[1, "two"],
+    layer_norm=[False, True],
+    bias=[True, False],
+)
+
+
+@pytest.mark.parametrize("options", PAIRS, ids=lambda row: "-".join(map(str, row.values())))
+def test_every_sweep_agrees_with_float64(options: dict[str, Any]) -> None:
+    cell, ndim, form, given = (options[name] for name in ("cell", "ndim", "form", "given"))
+    directions = 1 if options["directions"] == 1 else TWO[ndim]
+    switches = {"layer_norm": options["layer_norm"], "bias": options["bias"] or options["layer_norm"]}
+    sweep, grid = Sweep.random(cell, directions, ndim, **switches), GRIDS[ndim]
+    model = lowered(sweep, form, grid, sizes=given == "sizes", states=given == "states")
+    check_model(model.SerializeToString(), "the model")
     for batch in (1, 3):
-        x = random_x(batch, grid)
-        optional = {}
-        if sizes:
-            extents = [np.maximum(1, np.asarray(grid) - k) for k in range(batch)]
-            optional["sizes"] = np.stack(extents).astype(np.int64)
-        error = np.abs(run(model, x=x, **optional) - sweep.exact(x, **optional))
-        assert error.max() <= 1e-5
+        assert largest_error(sweep, model, batch, grid, given) <= 5e-6
+    if form == "scan, free":
+        assert largest_error(sweep, model, 2, grid[::-1], given) <= 5e-6
 
 
-OPTIONS = {
-    "no bias": {"bias": False},
+OPTIONS: dict[str, dict[str, Any]] = {
     "peephole": {"peephole": True},
-    "layer norm": {"layer_norm": True},
-    "three states, layer norm, all": {"cell": "slstm", "layer_norm": True, "directions": "all"},
-    "three states, many units": {"cell": "slstm", "units": 65},
     "peephole, layer norm": {"peephole": True, "layer_norm": True},
-    "many units": {"units": 65},
-    "two backwards": {"directions": [(-1, 1), (-1, -1)]},
+    "peephole, three axes": {"peephole": True, "ndim": 3},
+    "three states, many units": {"cell": "slstm", "units": 65},
+    "two backwards, many units": {"units": 65, "directions": [(-1, 1), (-1, -1)]},
+    "equations read h, many units": {"cell": "gru", "units": 65},
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_agrees_with_float64_within_1e_5(option: str, form: str) -> None:
+def test_every_option_agrees_with_float64(option: str, form: str) -> None:
     sweep = Sweep.random(**OPTIONS[option])
-    for grid in ((4, 3), (3, 4)):
-        x = random_x(2, grid)
-        error = np.abs(run(lowered(sweep, form, grid), x=x) - sweep.exact(x))
-        assert error.max() <= 1e-5
+    grid = GRIDS[OPTIONS[option].get("ndim", 2)]
+    for given in ("", "states"):
+        model = lowered(sweep, form, grid, states=given == "states")
+        assert largest_error(sweep, model, 2, grid, given) <= 1e-5
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("cell", ["stable", "slstm"])
 def test_odd_grids_agree_with_float64(cell: str, form: str) -> None:
     sweep = Sweep.random(cell, "all")
-    free = lowered(sweep, form, (1, 1)) if form == "scan, free" else None
-    for grid in ((1, 1), (1, 7), (7, 1), (5, 8), (8, 5), (2, 2)):
-        x = random_x(2, grid)
-        model = free or lowered(sweep, form, grid)
-        np.testing.assert_allclose(run(model, x=x), sweep.exact(x), rtol=0, atol=1e-6, err_msg=str(grid))
+    for given in ("sizes", "states"):
+        inputs = {given: True}
+        free = lowered(sweep, form, (1, 1), **inputs) if form == "scan, free" else None
+        for grid in ((1, 1), (1, 7), (7, 1), (5, 8)):
+            model = free or lowered(sweep, form, grid, **inputs)
+            assert largest_error(sweep, model, 2, grid, given) <= 1e-6, grid
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -110,13 +145,11 @@ def test_odd_grids_agree_with_float64(cell: str, form: str) -> None:
     ],
     ids=["graves", "leaky, all", "peephole, layer norm", "slstm, all", "gru"],
 )
-def test_float16_agrees_with_float64_within_5e_3(options: dict, form: str) -> None:
+def test_float16_agrees_with_float64_within_5e_3(options: dict[str, Any], form: str) -> None:
     sweep, grid = Sweep.random(dtype=np.float16, **options), (6, 5)
-    model = lowered(sweep, form, grid, sizes=True)
-    x, sizes = random_x(3, grid, np.float16), np.asarray([[6, 5], [2, 3], [1, 1]])
-    y = run(model, x=x, sizes=sizes)
-    assert y.dtype == np.float16
-    assert np.abs(y - sweep.exact(x, sizes)).max() <= 5e-3
+    for given in ("sizes", "states"):
+        model = lowered(sweep, form, grid, **{given: True})
+        assert largest_error(sweep, model, 3, grid, given) <= 5e-3
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -139,6 +172,15 @@ def test_the_reference_evaluator_agrees(cell: str, form: str) -> None:
     outputs = ReferenceEvaluator(model).run(None, {"x": x, "sizes": sizes})
     assert isinstance(outputs, list)
     np.testing.assert_allclose(outputs[0], sweep.exact(x, sizes), rtol=0, atol=1e-6)
+
+
+def test_the_reference_evaluator_agrees_with_states() -> None:
+    sweep, grid = Sweep.random("leaky", [(1, 1), (-1, 1)]), (3, 4)
+    x, initial = random_x(2, grid), sweep.random_states(2, grid)
+    evaluator = ReferenceEvaluator(lowered(sweep, "scan, free", grid, states=True))
+    found: Any = evaluator.run(None, {"x": x, "initial": initial})
+    for y, exact in zip(found, sweep.exact_states(x, initial), strict=True):
+        np.testing.assert_allclose(y, exact, rtol=0, atol=1e-6)
 
 
 def test_an_unrolled_graph_grows_with_the_wavefronts_and_a_scan_does_not() -> None:
@@ -213,3 +255,57 @@ def test_a_sweep_that_cannot_be_lowered_is_named() -> None:
     model.graph.node[0].input[1] = "elsewhere"
     with pytest.raises(MDLSTMError, match="'elsewhere'"):
         lower(model)
+
+
+class Step(nn.Module):
+    """A row of a grid, given the states above it and to its left: what a sampler calls row after row."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.layer, self.head = MDLSTM(2, 3, num_layers=2, **options), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> dict[str, Tensor]:
+        """h, c: (N, layers, W, n), of the row above."""
+        above = tuple(
+            BoundaryState((h[:, k, :, None], None), (c[:, k, :, None], None))
+            for k in range(self.layer.num_layers)
+        )
+        y, states = self.layer(x, initial_state=above, return_state=True)
+        below = [
+            torch.stack([getattr(state, name)[0].squeeze(-2) for state in states], dim=1) for name in "hc"
+        ]
+        return {"y": self.head(y), "h_n": below[0], "c_n": below[1]}
+
+
+@pytest.mark.parametrize("form", ["unrolled", "scan"])
+def test_a_network_with_states_is_exported_and_runs_row_by_row(form: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, width = Step(), 5
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    states = torch.randn(2, 2, 2, width, 3).unbind()
+    examples = (torch.randn(2, 1, width, 2), *states)
+    report = export_onnx(network, tmp_path / "m.onnx", examples, grid=(1, width), form=form)
+    assert report.metadata.output_names == ("y", "h_n", "c_n")
+    verify_model(report.path, network, device="cpu", seeds=1).raise_if_failed()
+    session, x = Session(report.path, "cpu"), np.random.default_rng(0).normal(size=(1, 6, width, 2))
+    h, c = np.zeros((2, 1, 2, width, 3), np.float32)
+    rows = []
+    for row in np.split(x.astype(np.float32), 6, axis=1):
+        result = session(row, h=h, c=c)
+        h, c = result["h_n"], result["c_n"]
+        rows.append(result["y"])
+    with torch.no_grad():
+        whole = network.double().head(network.layer(torch.from_numpy(x)))
+    np.testing.assert_allclose(np.concatenate(rows, axis=1), whole, rtol=0, atol=1e-5)
+
+
+class Padded(Step):
+    def forward(self, x: Tensor, sizes: Tensor) -> Tensor:
+        return self.layer(x, sizes, return_state=True)[0]
+
+
+def test_states_are_not_exported_together_with_sizes(tmp_path: Path) -> None:
+    with pytest.raises(MDLSTMError, match=r"layer: .* cannot be exported with sizes; leave sizes out"):
+        export_onnx(Padded(), tmp_path / "m.onnx", grid=(3, 4), padded=True, form="scan")
+    assert not list(tmp_path.iterdir())
