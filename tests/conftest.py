@@ -1,13 +1,12 @@
 """Fixtures that several test files use: one small trained run, its export, a browser, threads and memory.
 
-Markers are set here: `gpu` by folder, `browser` and `network` by the fixtures that a test uses.
+Markers are set here: `gpu` by folder, `browser` and `network`, which are slow, by the fixtures of a test.
 """
 
 from __future__ import annotations
 
 import copy
 import os
-import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -63,6 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for fixture, marker in MARKERS.items():
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(marker)
+                item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")
@@ -105,31 +105,7 @@ def density_model(density_run: Run) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def honest_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with tiny runs of the tasks "diagonal" and "transcribe", their exports and their data."""
-    from fuzz.run_seeds import write_run_seeds
-
-    folder = tmp_path_factory.mktemp("honest") / "place"
-    write_run_seeds(folder, ["diagonal", "transcribe"])
-    return folder
-
-
-@pytest.fixture
-def place(honest_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, as a stranger made it: copies of the runs, evil.py and private files."""
-    from fuzz.run_files import plant
-
-    folder = tmp_path / "place"
-    shutil.copytree(honest_runs, folder)
-    plant(folder)
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.fixture(
-    scope="module"
-)  # not "session": Playwright's event loop must end with the tests that use it
+@pytest.fixture(scope="module")  # Playwright's event loop must end with the tests that use it
 def browser() -> Iterator[Browser]:
     """The installed Chromium, without a window."""
     from helpers.browser import find_chromium, launched

@@ -16,6 +16,7 @@ def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak memory there")
 def test_a_row_of_the_table_of_memory() -> None:
     script = importlib.import_module("memory")

@@ -31,7 +31,7 @@ RESULTS: dict[str, tuple[dict[str, Any], Callable[[Any], bool]]] = {  # argument
 
 def test_every_example_is_tested() -> None:
     scripts = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert scripts == {*RESULTS, "own_cell"}  # tests/integration/test_own_cell_command.py
+    assert scripts == {*RESULTS, "own_cell"}  # tests/core/test_own_cells.py
 
 
 @pytest.mark.slow

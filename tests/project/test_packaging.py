@@ -53,6 +53,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpacked
 
 
+@pytest.mark.slow
 def test_the_sdist_holds_the_checkout(sdist: Path) -> None:
     """Tests with their helpers, documentation, changelog and benchmarks included, and each file once."""
     held = {path.relative_to(sdist) for path in sdist.rglob("*") if path.is_file()}
@@ -70,6 +71,7 @@ def test_the_sdist_holds_the_checkout(sdist: Path) -> None:
     assert not any((sdist / folder).exists() for folder in FOLDERS[1:])
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_one_package_with_every_file(sdist: Path) -> None:
     (wheel,) = build(sdist, "--wheel").glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
