@@ -53,9 +53,12 @@ AREAS = {  # modules, and their tests: the quickest come first
 PRELOADED = ("torch", "numba", "onnx", "onnxruntime", "onnxscript", "hypothesis", "pytest")
 
 
-def without_annotations(code: str) -> str:
-    """The syntax tree as text; nobody evaluates annotations."""
-    tree = ast.parse(code)
+def without_annotations(code: str | None) -> str:
+    """The syntax tree as text; nobody evaluates annotations. Empty if there is none."""
+    try:
+        tree = ast.parse(code or "")
+    except SyntaxError:
+        return ""
     for node in ast.walk(tree):
         for name in ("annotation", "returns"):
             if getattr(node, name, None) is not None:
@@ -77,9 +80,11 @@ def draw(area: str, count: int, seed: int) -> list[dict[str, str]]:
     Random(f"{seed} {area}").shuffle(candidates)
     found = []
     for path, name, occurrence in candidates:
+        if len(found) == count:
+            break
         code = path.read_text("utf-8")
         changed = mutate_code(code, plugins.get_operator(name)(), occurrence)
-        if changed and without_annotations(changed) != without_annotations(code) and len(found) < count:
+        if without_annotations(changed) not in ("", without_annotations(code)):
             found.append({"area": area, "path": str(path.relative_to(ROOT)), "code": changed})
     return found
 

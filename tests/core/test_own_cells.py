@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mdlstm_tk import MDLSTM, Gate, InputError, cells, register_cell
 from mdlstm_tk.cells import cell_names, get_cell
+from mdlstm_tk.cells.cell import total
 from mdlstm_tk.cells.ir import record
 from mdlstm_tk.cells.operations import OPERATIONS, Operation
 
@@ -228,6 +229,11 @@ def one_gate(equation: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     return lambda gates, states: (equation(gates[0], states["c"]), {"c": gates[0]})
 
 
+ROLES = [
+    Gate("i", role="input"),
+    *(Gate(name, role="forget") for name in ("f1", "f2")),
+    Gate("o", role="output"),
+]
 F, G, O = (Gate(name) for name in "fgo")  # noqa: E741
 BAD: dict[str, tuple[dict[str, Any], Callable[..., Any], str]] = {
     "too many gates": ({"gates": [F, G, O, Gate("extra")]}, three_gates, r"4 gates \(f, g, o, extra\)"),
@@ -257,6 +263,16 @@ BAD: dict[str, tuple[dict[str, Any], Callable[..., Any], str]] = {
     "a state h": ({"gates": [G], "states": ("h",)}, lambda g, s: (g[0], {}), "other than 'h'"),
     "a state twice": ({"gates": [G], "states": ("c", "c")}, lambda g, s: (g[0], {}), "distinct names"),
     "one argument": ({"gates": [G]}, lambda g: (g[0], {}), "got 1 arguments"),
+    "two gates with one role": (
+        {"gates": [*ROLES, Gate("j", role="input")]},
+        lambda g, s, a, o: (total(g), {"c": g[0]}),
+        "peepholes need a state c and",
+    ),
+    "peepholes without c": (
+        {"gates": ROLES, "states": ("b",)},
+        lambda g, s, a, o: (total(g), {"b": g[0]}),
+        "peepholes need a state c and",
+    ),
     "peepholes": ({"gates": [G]}, lambda g, s, a, o: (g[0], {"c": g[0]}), "peepholes need a state c and"),
 }
 
