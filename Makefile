@@ -4,13 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
-.PHONY: demo test coverage lowest lint docs gpu clean
+.PHONY: demo test test-all mutants coverage lowest lint docs gpu clean
 
 demo: $(VENV)/demo.stamp  ## train, export, infer and verify, into runs/
 	$(BIN)/mdlstm demo
 
-test: $(VENV)/test.stamp  ## run all tests
+test: $(VENV)/test.stamp  ## run the tests that guard behaviour, without those that are slow by nature
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-all: $(VENV)/test.stamp  ## run all tests
 	$(BIN)/python -m pytest -n auto
+
+mutants: $(VENV)/test.stamp  ## change the code at random places and count the changes that no test notices
+	$(BIN)/python tests/mutants.py build/mutants --count 500
 
 coverage: $(VENV)/test.stamp  ## run all tests and report the lines that none of them runs; slower than `test`
 	$(BIN)/python -m pytest -n auto --cov --cov-report=term

@@ -1,13 +1,12 @@
 """Fixtures that several test files use: one small trained run, its export, a browser, threads and memory.
 
-Markers are set here: `gpu` by folder, `browser` and `network` by the fixtures that a test uses.
+Markers are set here: `gpu` by folder, `browser` and `network`, which are slow, by the fixtures of a test.
 """
 
 from __future__ import annotations
 
 import copy
 import os
-import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from helpers.requirements import missing
+from hypothesis import HealthCheck, settings
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each call of the command would compile all modules again
 if not torch.cuda.is_available():  # Triton, which export imports by way of torch, looks at it only then
@@ -38,6 +38,17 @@ os.environ["XDG_STATE_HOME"] = _state.name
 
 torch.set_num_threads(1)  # tests run side by side
 
+# Property tests draw the same examples in every run, so that their kernels come from the cache.
+# `--hypothesis-profile=default` draws new ones.
+settings.register_profile(
+    "steady",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("steady")
+
 CELLS = dict(cell._cells)  # those of the package
 NETWORKS = copy.deepcopy(registry._FACTORIES)
 
@@ -51,6 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for fixture, marker in MARKERS.items():
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(marker)
+                item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")
@@ -93,31 +105,7 @@ def density_model(density_run: Run) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def honest_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with tiny runs of the tasks "diagonal" and "transcribe", their exports and their data."""
-    from fuzz.run_seeds import write_run_seeds
-
-    folder = tmp_path_factory.mktemp("honest") / "place"
-    write_run_seeds(folder, ["diagonal", "transcribe"])
-    return folder
-
-
-@pytest.fixture
-def place(honest_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, as a stranger made it: copies of the runs, evil.py and private files."""
-    from fuzz.run_files import plant
-
-    folder = tmp_path / "place"
-    shutil.copytree(honest_runs, folder)
-    plant(folder)
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.fixture(
-    scope="module"
-)  # not "session": Playwright's event loop must end with the tests that use it
+@pytest.fixture(scope="module")  # Playwright's event loop must end with the tests that use it
 def browser() -> Iterator[Browser]:
     """The installed Chromium, without a window."""
     from helpers.browser import find_chromium, launched

@@ -8,8 +8,10 @@ from typing import Any
 os.environ["TRITON_INTERPRET"] = "0"
 os.environ["TRITON_CACHE_DIR"] = sys.argv[1]
 
-import own_cells
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import triton
+from helpers.own_cells import register_own_cells
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -70,15 +72,15 @@ def compiled(pass_kind: Any, name: str, ndim: int, options: tuple[str, ...], dty
     return triton.compile(source, target=GPUTarget("cuda", 80 if dtype == "bf16" else 90, 32))
 
 
-own_cells.register()
+register_own_cells()
 for pass_kind in ("forward", "backward"):
     for cell, ndim, options, dtype in (
         ("graves", 2, ("bias", "peephole", "sizes", "initial"), "bf16"),
         ("graves", 1, ("bias", "peephole", "norm"), "fp64"),
         ("slstm", 2, ("bias",), "fp32"),
         ("leaky", 2, (), "fp16"),
-        ("gated", 2, ("norm", "initial"), "fp16"),
-        ("equations-read-h", 2, ("sizes",), "fp32"),
+        ("gru", 2, ("norm", "initial"), "fp16"),
+        ("h-is-c", 2, ("sizes",), "fp32"),
         ("all-operations", 1, (), "fp32"),
         ("all-operations", 1, (), "fp64"),
     ):

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import own_cells
 import pytest
 import torch
+from helpers.own_cells import OWN_CELLS, register_own_cells
 from helpers.parity import Case
-from helpers.states import StateCase
 from torch.export.passes import move_to_device_pass
 
 from mdlstm_tk import MDLSTM
@@ -59,18 +58,18 @@ def test_both_backends_agree_with_reference(cell: str, backend: str, dtype: str)
 
 @needs_cuda
 @pytest.mark.parametrize("backend", ["fused", "torch"])
-@pytest.mark.parametrize("cell", own_cells.NAMES)
+@pytest.mark.parametrize("cell", OWN_CELLS)
 def test_own_cells_agree_with_reference(cell: str, backend: str, fresh_registries: None) -> None:
-    own_cells.register()
+    register_own_cells()
     for dtype in ("float32", "float16"):
         Case(cell, grid=(5, 8), batch=17, units=33, sizes=True, dtype=dtype).check(backend, "cuda")
-    StateCase((5, 8), cell, sizes=True).check(backend, "cuda")
+    Case(cell, (5, 8), 3, directions="all", sizes=True, states=True).check(backend, "cuda")
 
 
 @needs_cuda
 @pytest.mark.parametrize("cell", BUILT_IN_CELLS)
 def test_states_on_cuda_agree_with_reference(cell: str) -> None:
-    StateCase((5, 8), cell, sizes=True).check("fused", "cuda")
+    Case(cell, (5, 8), 3, directions="all", sizes=True, states=True).check("fused", "cuda")
 
 
 @needs_cuda

@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-import own_cells
 import pytest
 import torch
-from helpers.odd_inputs import OddCase
-from helpers.parity import Case
-from helpers.states import StateCase
+from helpers.own_cells import OWN_CELLS, register_own_cells
+from helpers.parity import LAYOUTS, Case
 
 from mdlstm_tk import MDLSTM, Gate, register_cell
 from mdlstm_tk import sweep as operator
@@ -37,6 +35,7 @@ from triton.runtime.errors import OutOfResources
 
 from mdlstm_tk.backends.cuda import codegen, kernels, sweep
 
+CELLS = [cell for cell in (*BUILT_IN_CELLS, *OWN_CELLS) if cell != "all-operations"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.usefixtures("fresh_registries", "poisoned_memory", "one_thread")
 
@@ -45,91 +44,63 @@ pytestmark = pytest.mark.usefixtures("fresh_registries", "poisoned_memory", "one
 def _engine(fresh_registries: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every sweep that is not `reference`'s goes to the engine for CUDA."""
     monkeypatch.setattr(operator, "engine", lambda *_: sweep)
-    own_cells.register()
+    register_own_cells()
 
 
-def _matrix() -> list[Case]:
-    plain = Case(grid=(3, 2), batch=2, units=3)
-    cells = [replace(plain, cell=cell, directions="all", sizes=True) for cell in BUILT_IN_CELLS]
-    cells += [replace(plain, cell=cell, grid=(2, 1, 2)) for cell in BUILT_IN_CELLS]
-    dtypes = [
-        replace(plain, cell=cell, dtype=dtype)
-        for cell, dtype in zip(BUILT_IN_CELLS, cycle(("float16", "bfloat16")), strict=False)
+TWO: Any = ((1, -1), (-1, -1))
+PLAIN = Case(grid=(3, 2), units=3)
+
+
+def _cases() -> list[Case]:
+    halves = cycle(("float16", "bfloat16"))
+    cells = [
+        *(replace(PLAIN, cell=cell, directions="all", sizes=True) for cell in CELLS),
+        *(replace(PLAIN, cell=cell, grid=(2, 1, 2), states=True) for cell in BUILT_IN_CELLS),
+        *(replace(PLAIN, cell=cell, layer_norm=True, dtype="float32") for cell in CELLS),
+        *(replace(PLAIN, cell=cell, recompute=True, dtype=next(halves)) for cell in CELLS),
+        *(replace(PLAIN, cell=cell, directions=TWO, sizes=True, states=True) for cell in CELLS),
     ]
     options = [
-        *(replace(plain, cell=cell, layer_norm=True, dtype="float32") for cell in BUILT_IN_CELLS),
-        *(replace(plain, cell=cell, recompute=True, dtype="float32") for cell in BUILT_IN_CELLS),
-        *(replace(plain, grid=grid, peephole=True, sizes=True) for grid in ((3,), (2, 2), (2, 1, 2))),
-        replace(plain, layer_norm=True, peephole=True),
-        replace(plain, layer_norm=True, peephole=True, recompute=True, dtype="float16"),
-        replace(plain, bias=False),
+        *(replace(PLAIN, grid=grid, peephole=True, sizes=True) for grid in ((3,), (2, 2), (2, 1, 2))),
+        replace(PLAIN, layer_norm=True, peephole=True, directions=TWO, states=True),
+        replace(PLAIN, layer_norm=True, peephole=True, recompute=True, dtype="float16"),
+        replace(PLAIN, recompute=True, directions=TWO, sizes=True, states=True),
+        replace(PLAIN, bias=False),
+        *(Case("all-operations", (2, 2), states=True, dtype=dtype) for dtype in ("float32", "float64")),
     ]
-    own = [
-        replace(plain, cell=cell, grid=(2, 2), **choice)
-        for cell in own_cells.NAMES[:4]
-        for choice in (
-            {"directions": "all", "sizes": True},
-            {"layer_norm": True, "recompute": True, "dtype": "float32"},
-            {"dtype": "bfloat16"},
-        )
+    halves_with_states = [
+        replace(PLAIN, cell="leaky", grid=(2, 2), directions=TWO, sizes=True, states=True, dtype=dtype)
+        for dtype in ("float32", "float16", "bfloat16")
     ]
     shapes = [
-        *(replace(plain, grid=grid) for grid in [(1, 1), (1, 7), (7, 1), (5, 8), (1, 1, 1)]),
-        *(replace(plain, batch=batch) for batch in (0, 1)),
-        *(replace(plain, units=units) for units in (1, 4, 21)),
-        replace(plain, directions=((-1, -1), (1, -1)), sizes=True),
-        replace(plain, cell="stable", grid=(2, 1, 1, 2), directions=((1, -1, 1, -1),)),
+        *(replace(PLAIN, grid=grid) for grid in [(1, 1), (1, 7), (7, 1), (5, 8), (1, 1, 1)]),
+        *(replace(PLAIN, batch=batch, directions=TWO, states=True) for batch in (0, 1)),
+        *(replace(PLAIN, units=units) for units in (1, 4, 21)),
+        replace(PLAIN, cell="stable", grid=(2, 1, 1, 2), directions=((1, -1, 1, -1),)),
+        *(replace(PLAIN, layout=layout, channels_last=False) for layout in LAYOUTS[1:]),
+        replace(PLAIN, window=2, num_layers=2, merge="sum", wants="weights", sizes=True),
+        replace(PLAIN, window=(1, 2), num_layers=2, directions=TWO, merge="mean", wants="x"),
     ]
-    return [*cells, *dtypes, *options, *own, *shapes]
+    return [*cells, *options, *halves_with_states, *shapes]
 
 
-@pytest.mark.parametrize("case", _matrix(), ids=str)
+@pytest.mark.parametrize("case", _cases(), ids=str)
 def test_agrees_with_reference(case: Case) -> None:
     case.check("auto", DEVICE)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_odd_inputs_agree_with_reference(seed: int) -> None:
-    OddCase(seed).check("auto", DEVICE)
-
-
-TWO: Any = ((1, -1), (-1, -1))
-STATES = [
-    *(StateCase(grid, sizes=True, batch=2) for grid in [(3,), (2, 3)]),
-    StateCase((2, 1, 2), sizes=True, directions=((1, -1, 1),)),
-    StateCase((2, 2), "slstm", batch=2, directions=TWO),
-    StateCase((2, 3), "slstm", sizes=True, directions=TWO),
-    *(StateCase((1, 3), batch=batch, directions=TWO) for batch in (0, 1)),
-    *(
-        StateCase((2, 2), "leaky", sizes=True, dtype=dtype, directions=TWO)
-        for dtype in ("float32", "float16", "bfloat16")
-    ),
-    StateCase((3, 2), options=("layer_norm", "peephole"), directions=TWO),
-    StateCase((3, 2), sizes=True, options=("recompute",), directions=TWO),
-    *(StateCase((2, 3), cell, sizes=True, directions=TWO) for cell in own_cells.NAMES[:4]),
-    StateCase((2, 2), "gated", dtype="float16", options=("recompute",), directions=TWO),
-    *(StateCase((2,), "all-operations", dtype=dtype) for dtype in ("float32", "float64")),
-]
-
-
-@pytest.mark.parametrize("case", STATES, ids=str)
-def test_states_agree_with_reference(case: StateCase) -> None:
-    case.check("auto", DEVICE)
-
-
-@pytest.mark.parametrize("cell", ["slstm", "equations-read-h"])
+@pytest.mark.parametrize("cell", ["slstm", "h-is-c"])
 def test_padding_is_masked_while_sizes_cannot_be_read(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As while a CUDA graph is captured. Padded positions divide by a state of 0 in one of the cells."""
     monkeypatch.setattr(tables, "_is_readable", lambda _: False)
-    Case(cell, grid=(2, 3), batch=3, units=3, directions=TWO, sizes=True, layer_norm=True).check(
-        "auto", DEVICE
-    )
-    StateCase((2, 3), cell, sizes=True, batch=2, directions=TWO).check("auto", DEVICE)
+    case = Case(cell, grid=(2, 3), batch=3, units=3, directions=TWO, sizes=True, layer_norm=True)
+    case.check("auto", DEVICE)
+    replace(case, layer_norm=False, states=True).check("auto", DEVICE)
 
 
 def test_backward_of_a_captured_graph_gets_more_rows_than_there_are() -> None:
     """Gates and states then have zeros in place of a ragged batch's padding."""
-    layer = MDLSTM(2, 3, directions="all", cell="two-states").to(DEVICE, torch.float64)
+    layer = MDLSTM(2, 3, directions="all", cell="fast-and-slow").to(DEVICE, torch.float64)
     x = torch.randn(2, 2, 3, 2, dtype=torch.float64, device=DEVICE, requires_grad=True)
     sizes = torch.tensor([[2, 1], [1, 3]])
     leaves = [x, *layer.parameters()]
@@ -168,7 +139,7 @@ def test_many_programs_a_wavefront(layer_norm: bool, monkeypatch: pytest.MonkeyP
     case.check("auto", DEVICE)
 
 
-@pytest.mark.parametrize("cell", ["graves", "slstm", "equations-read-h"])
+@pytest.mark.parametrize("cell", ["graves", "slstm", "gru"])
 def test_inference_equals_training(cell: str) -> None:
     """Without a backward to come, states go where the pre-activations were, if there is room."""
     case = Case(cell, grid=(3, 2), batch=2, units=3)
@@ -254,6 +225,7 @@ def test_a_cell_that_is_defined_anew_gets_other_kernels() -> None:
     assert torch.equal(two, 2 * one) and torch.equal(again, one)
 
 
+@pytest.mark.slow
 def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
     """The interpreter takes what the compiler does not. This needs no GPU, but a process of its own.
 

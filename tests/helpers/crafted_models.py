@@ -73,12 +73,6 @@ def attribute(**fields: object) -> AttributeProto:
     return AttributeProto(name="alpha", **fields)
 
 
-def with_attribute(**fields: object) -> onnx.ModelProto:
-    leaky = node("LeakyRelu", "x", "y")
-    leaky.attribute.append(attribute(**fields))
-    return crafted([leaky])
-
-
 def external_tensor(name: str = "w") -> onnx.TensorProto:
     external = tensor(name, [0.0], np.float32)
     external.ClearField("raw_data")
@@ -112,19 +106,6 @@ def call(name: str, inputs: str, outputs: str, domain: str = DOMAIN, **attribute
 
 
 NEGATE = function("f", node("Neg", "a", "b"))
-PASS_ON = (node("Identity", "v", "v_out"),)
-
-
-def calling_f(*functions: onnx.FunctionProto, **attributes: Any) -> onnx.ModelProto:
-    """A model of one node that calls the function f."""
-    return crafted([call("f", "x", "y", **attributes)], functions=functions)
-
-
-def called_often(function: onnx.FunctionProto, calls: int) -> onnx.ModelProto:
-    """A model that calls a function of one argument again and again."""
-    names = ["x", *(f"t{k}" for k in range(1, calls)), "y"]
-    nodes = [call(function.name, names[k], names[k + 1]) for k in range(calls)]
-    return crafted(nodes, functions=[function])
 
 
 def body(

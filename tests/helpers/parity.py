@@ -1,14 +1,19 @@
-"""What the backends' tests share: a layer with its input, and `reference` in float64 as the truth."""
+"""One sweep with everything that it depends on, and `reference` in float64 as the truth about it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
-from mdlstm_tk import MDLSTM
+from mdlstm_tk import MDLSTM, BoundaryState, tiling
+from mdlstm_tk.cells import get_cell
 
 DTYPES = {
     "float32": torch.float32,
@@ -17,89 +22,170 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 HALVES = (torch.float16, torch.bfloat16)
-# What rounding h, da and the results to the dtype costs; sums and gates are exact beside it.
-TOLERANCES = {torch.float32: 2e-5, torch.float64: 1e-11, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+# The cost of rounding h, da and the results to the dtype; sums and gates are exact beside it. Results are
+# relative to the largest entry, or to 1 if that is smaller.
+TOLERANCES = {torch.float32: 2e-5, torch.float64: 1e-11, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+LAYOUTS = ("contiguous", "transposed", "strided", "expanded")
+# Cell, axes, dtype and what else a kernel depends on. Each compiles for about a second, so other tests of
+# the core take these, too.
+KERNELS: list[dict[str, Any]] = [
+    {"cell": "graves", "ndim": 2},
+    {"cell": "graves", "ndim": 2, "dtype": "float32", "recompute": True},
+    {"cell": "graves", "ndim": 2, "layer_norm": True, "peephole": True},
+    {"cell": "graves", "ndim": 1, "peephole": True},
+    {"cell": "graves", "ndim": 3, "layer_norm": True, "peephole": True, "recompute": True},
+    {"cell": "mean", "ndim": 2},
+    {"cell": "mean", "ndim": 3, "dtype": "float32"},
+    {"cell": "stable", "ndim": 2, "recompute": True},
+    {"cell": "stable", "ndim": 2, "dtype": "float32", "layer_norm": True},
+    {"cell": "stable", "ndim": 2, "dtype": "bfloat16", "layer_norm": True},
+    {"cell": "stable", "ndim": 3},
+    {"cell": "leaky", "ndim": 2, "layer_norm": True},
+    {"cell": "leaky", "ndim": 1, "dtype": "float32"},
+    {"cell": "leaky", "ndim": 2, "dtype": "float16"},
+    {"cell": "slstm", "ndim": 2},
+    {"cell": "slstm", "ndim": 1, "layer_norm": True, "recompute": True},
+    {"cell": "slstm", "ndim": 2, "dtype": "bfloat16"},
+    {"cell": "slstm", "ndim": 3, "dtype": "float32", "layer_norm": True},
+    {"cell": "fast-and-slow", "ndim": 2, "layer_norm": True, "recompute": True},
+    {"cell": "input-gated", "ndim": 2},
+    {"cell": "gru", "ndim": 3},
+]
+Faces = list[Tensor]  # h of every axis, then the first other state of every axis, and so on
 
 
 @dataclass(frozen=True)
 class Case:
-    """A layer and its input. 21 units make vectors of every width; 2 features."""
+    """A layer and its input, drawn from a seed. 21 units make vectors of every width.
+
+    Attributes:
+        cell, units, …, recompute: arguments of `MDLSTM`.
+        grid, batch, channels: of x.
+        sizes: whether samples have sizes of their own; x is then NaN outside them.
+        states: whether the sweep starts from random states and returns final ones.
+        layout: how x, parameters and the gradient of y lie in memory.
+        wants: "all", "x" or "weights", the leaves that need a gradient.
+        tile: extents of tiles with which `tiling.checkpointed` runs the layer.
+        dtype: of x and the parameters.
+    """
 
     cell: str = "graves"
-    grid: tuple[int, ...] = (5, 8)
-    batch: int = 3
-    units: int = 21
-    directions: str | int | tuple[tuple[int, ...], ...] = 1
-    sizes: bool = False
+    grid: tuple[int, ...] = (3, 4)
+    batch: int = 2
+    units: int = 5
+    channels: int = 2
+    directions: Any = 1
+    merge: str = "concat"
+    num_layers: int = 1
+    window: Any = 1
+    channels_last: bool = True
+    bias: bool = True
     layer_norm: bool = False
     peephole: bool = False
-    bias: bool = True
     recompute: bool = False
+    sizes: bool = False
+    states: bool = False
+    layout: str = "contiguous"
+    wants: str = "all"
+    tile: Any = None
     dtype: str = "float64"
 
     def __str__(self) -> str:
-        named = {
-            "all": self.directions == "all",
-            "sizes": self.sizes,
-            "norm": self.layer_norm,
-            "peephole": self.peephole,
-            "no-bias": not self.bias,
-            "recompute": self.recompute,
-        }
-        grid = "x".join(map(str, self.grid))
-        parts = [self.cell, grid, f"batch{self.batch}", f"units{self.units}", self.dtype]
-        return "-".join([*parts, *(name for name, on in named.items() if on)])
+        plain = Case()
+        changed = {name: value for name, value in vars(self).items() if value != getattr(plain, name)}
+        texts = [
+            f"{name}={str(value).replace(' ', '')}" if value is not True else name
+            for name, value in changed.items()
+            if name not in ("cell", "grid")
+        ]
+        return "-".join([self.cell, "x".join(map(str, self.grid)), *texts])
 
-    def layer(self, backend: str, dtype: torch.dtype) -> MDLSTM:
+    def layer(self, backend: str = "auto", dtype: torch.dtype | None = None) -> MDLSTM:
+        """The layer; its parameters are rounded to the case's own dtype first."""
         torch.manual_seed(1)
         layer = MDLSTM(
-            2,
+            self.channels,
             self.units,
             ndim=len(self.grid),
+            num_layers=self.num_layers,
             directions=self.directions,
+            merge=self.merge,
             cell=self.cell,
             layer_norm=self.layer_norm,
             peephole=self.peephole,
+            window=self.window,
             bias=self.bias,
+            channels_last=self.channels_last,
             backend=backend,
             recompute=self.recompute,
         )
         with torch.no_grad():
             for parameter in layer.parameters():  # none at 0 or 1, where a mistake might not show
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        return layer.to(DTYPES[self.dtype]).to(dtype)
+        return layer.to(DTYPES[self.dtype]).to(dtype or DTYPES[self.dtype])
 
-    def run(self, backend: str, dtype: torch.dtype, device: str = "cpu") -> dict[str, Tensor]:
-        """The output and every gradient. Parameters and x are rounded to the case's own dtype first."""
+    def run(self, backend: str, dtype: torch.dtype | None = None, device: str = "cpu") -> dict[str, Tensor]:
+        """y, the final states, and the gradient of every leaf that wants one, on the CPU."""
+        dtype = dtype or DTYPES[self.dtype]
         layer = self.layer(backend, dtype).to(device)
-
-        def rounded(tensor: Tensor) -> Tensor:
-            return tensor.to(DTYPES[self.dtype]).to(device, dtype)
-
-        generator = torch.Generator().manual_seed(2)
-        x = rounded(torch.randn(self.batch, *self.grid, 2, generator=generator)).requires_grad_()
+        random = torch.Generator().manual_seed(2)
         sizes = None
         if self.sizes:
-            extents = [torch.randint(1, e + 1, (self.batch,), generator=generator) for e in self.grid]
+            extents = [torch.randint(1, e + 1, (self.batch,), generator=random) for e in self.grid]
             sizes = torch.stack(extents, dim=1)
-        y = layer(x, sizes)
-        y.backward(rounded(torch.randn(y.shape, generator=generator)))
-        leaves = {"x": x, **dict(layer.named_parameters())}
-        gradients = {
-            f"d {name}": torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            for name, leaf in leaves.items()
-        }
-        return {name: result.cpu() for name, result in {"y": y.detach(), **gradients}.items()}
+
+        def leaf(values: Tensor, wants: bool) -> tuple[Tensor, Tensor]:
+            rounded = values.to(DTYPES[self.dtype]).to(device, dtype)
+            return laid_out(rounded, self.layout, wants)
+
+        x = torch.randn(self.batch, *self.grid, self.channels, generator=random)
+        has_padding = sizes is not None and self.layout != "expanded"  # there, samples share memory
+        for k in range(self.batch if has_padding else 0):
+            inside = torch.zeros(self.grid, dtype=torch.bool)
+            inside[tuple(map(slice, sizes[k].tolist()))] = True
+            x[k][~inside] = torch.nan
+        leaves, given = {}, {}
+        leaves["x"], x = leaf(x if self.channels_last else x.movedim(-1, 1), self.wants != "weights")
+        for name, parameter in layer.named_parameters():
+            leaves[name], given[name] = leaf(parameter.detach(), self.wants != "x")
+        arguments: dict[str, Any] = {"sizes": sizes if sizes is None else sizes.to(device)}
+        if self.states:
+            windows = [-(-e // w) for e, w in zip(self.grid, layer.window, strict=True)]
+            shape = self.batch, windows, len(layer.directions), self.units, self.cell
+            initial = [random_faces(*shape, generator=random) for _ in range(self.num_layers)]
+            for k, faces in enumerate(initial):
+                for j, face in enumerate(faces):
+                    rounded = face.detach().to(DTYPES[self.dtype]).to(device, dtype)
+                    leaves[f"initial {k} {j}"] = faces[j] = rounded.requires_grad_()
+            arguments["initial_state"] = tuple(to_state(f, layer.ndim, self.cell) for f in initial)
+            arguments["return_state"] = True
+        if self.tile is None:
+            result = functional_call(layer, given, (x,), arguments)
+        else:
+            for name, value in given.items():
+                layer._parameters[name] = value  # `checkpointed` wants a layer
+            result = tiling.checkpointed(layer, x, self.tile, **arguments)
+        outputs = [t for t in tree_leaves(result) if t is not None]
+        grads = [torch.randn(t.shape, generator=random).to(DTYPES[self.dtype]).to(t) for t in outputs]
+        wanted = {name: t for name, t in leaves.items() if t.requires_grad}
+        gradients = torch.autograd.grad(
+            outputs,
+            list(wanted.values()),
+            [laid_out(grad, self.layout, False)[1] for grad in grads],
+            materialize_grads=True,
+        )
+        found = {f"output {k}": t.detach() for k, t in enumerate(outputs)}
+        return {name: t.cpu() for name, t in (found | dict(zip(wanted, gradients, strict=True))).items()}
 
     def check(self, backend: str, device: str = "cpu") -> None:
         """Compare with `reference` in float64."""
         dtype = DTYPES[self.dtype]
-        exact = self if dtype in HALVES else replace(self, dtype="float64")
-        truth, results = _truth(exact), self.run(backend, dtype, device)
+        exact = replace(self, tile=None, dtype=self.dtype if dtype in HALVES else "float64")
+        truth, results = _truth(exact), self.run(backend, device=device)
         assert results.keys() == truth.keys()
+        tolerance = TOLERANCES[dtype] * (self.num_layers if dtype in HALVES else 1)
         for name, result in results.items():
-            assert result.dtype == dtype
-            assert_close_to(truth[name], result, TOLERANCES[dtype], name)
+            assert_close_to(truth[name], result, tolerance, name)
 
 
 def assert_close_to(truth: Tensor, found: Tensor, tolerance: float, name: str) -> None:
@@ -113,3 +199,45 @@ def assert_close_to(truth: Tensor, found: Tensor, tolerance: float, name: str) -
 @lru_cache(maxsize=1)
 def _truth(case: Case) -> dict[str, Tensor]:
     return case.run("reference", torch.float64)
+
+
+def laid_out(values: Tensor, layout: str, wants: bool) -> tuple[Tensor, Tensor]:
+    """A leaf with a gradient if `wants`, and a view of it that has these values, and whose memory is laid
+    out as `layout` says. An expanded one has the values of the first index of its first axis everywhere."""
+    if layout == "contiguous" or not values.dim():
+        leaf = values.clone().requires_grad_(wants)
+        return leaf, leaf if not wants else leaf.view_as(leaf)
+    if layout == "transposed":
+        axes = tuple(reversed(range(values.dim())))
+        leaf = values.permute(axes).contiguous().requires_grad_(wants)
+        return leaf, leaf.permute(axes)
+    if layout == "strided":
+        whole = values.new_full([2 * extent for extent in values.shape], torch.nan)
+        places = tuple(slice(k % 2, None, 2) for k in range(values.dim()))
+        whole[places] = values
+        leaf = whole.requires_grad_(wants)
+        return leaf, leaf[places]
+    leaf = values[:1].clone().requires_grad_(wants)
+    return leaf, leaf.expand_as(values)
+
+
+def random_faces(
+    batch: int,
+    grid: Sequence[int],
+    dirs: int,
+    units: int = 5,
+    cell: str = "graves",
+    generator: torch.Generator | None = None,
+) -> Faces:
+    """Random boundary states in float64 that want gradients; normalisers, called n, are positive."""
+    shapes = [(batch, *grid[:d], *grid[d + 1 :], dirs, units) for d in range(len(grid))]
+    faces = []
+    for name in ("h", *get_cell(cell).states):
+        values = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+        faces += [v.abs() + 0.5 if name == "n" else v for v in values]
+    return [face.requires_grad_() for face in faces]
+
+
+def to_state(faces: Faces, ndim: int = 2, cell: str = "graves") -> BoundaryState:
+    names = ("h", *get_cell(cell).states)
+    return BoundaryState(**{name: tuple(faces[k * ndim : (k + 1) * ndim]) for k, name in enumerate(names)})

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["models", "arrays"])
 @pytest.mark.skipif(sys.platform == "win32", reason="workers have limits of POSIX")
 def test_mutated_files_end_in_a_result_or_an_error(kind: str) -> None:

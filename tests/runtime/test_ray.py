@@ -27,6 +27,7 @@ from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
 
 zarr: Any = pytest.importorskip("zarr")
 RNG = np.random.default_rng(0)
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -85,6 +85,7 @@ def test_networks_get_equally_many_parameters(rival_networks: None) -> None:
         assert count_parameters(build_network(other, spec)) == pytest.approx(target, rel=0.2)
 
 
+@pytest.mark.slow
 def test_all_registered_networks_are_trained_and_evaluated(tmp_path: Path, rival_networks: None) -> None:
     tiny = {"steps": 2, "hidden": 4, "batch_size": 2, "evaluate_every": 2}
     plan = plan_comparison(configure_comparison("digits", tiny), 1, tmp_path / "compare")

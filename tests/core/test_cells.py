@@ -14,6 +14,8 @@ from helpers.checkout import ROOT
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.cells import BUILT_IN_CELLS, get_cell
+from mdlstm_tk.cells.autodiff import SimplifiedGraph
+from mdlstm_tk.cells.ir import Kernel, Store, Value
 
 Array = np.ndarray
 Before = dict[str, tuple[Array, Array]]  # by name, the states above and to the left
@@ -172,3 +174,73 @@ def test_each_cell_is_documented(cell: str) -> None:
         f"docs/cells.md needs a row for '{cell}' in both tables: when to choose it, and its equations"
     )
     assert f'"{cell}"' in str(MDLSTM.__doc__), f"name '{cell}' in the docstring of MDLSTM, at cell="
+
+
+def test_a_mean_starts_a_new_loop() -> None:
+    a = Value.load("a", 0)
+    centered = a - a.mean()
+    square = centered * centered
+    kernel = Kernel([Store("b", 0, square * 2 + square.mean())])
+    assert kernel.levels == 3
+    doubled = [value for value in kernel.values if value.op == "multiply" and value.args[0] is square]
+    assert kernel.spilled == doubled  # loads are loaded again, means are one number
+
+
+A, B = Value.load("a", 0), Value.load("a", 1)
+NEGATED = 0 - B
+SIMPLER: dict[str, tuple[Value, list[str]]] = {  # an expression, and its values in the simplest form
+    "a sum with 0": (A + 0.0, ["a[0]"]),
+    "0 in front": (0.0 + A, ["a[0]"]),
+    "a difference from 0": (A - 0.0, ["a[0]"]),
+    "a product with 1": (1.0 * (A * 1.0), ["a[0]"]),
+    "a product with 0": (A * 0.0 + 0.0 * B, ["0.0"]),
+    "a quotient by 1": (A / 1.0, ["a[0]"]),
+    "a quotient of 0": (0.0 / A, ["0.0"]),
+    "numbers": (Value.wrap(3.0) * 2.0 - 1.0, ["5.0"]),
+    "a number by 0": (Value.wrap(3.0) / 0.0, ["3.0", "0.0", "divide"]),
+    "the sign of a number": (Value.wrap(-2.0).sign(), ["-1.0"]),
+    "two negatives": (A - NEGATED, ["a[0]", "a[1]", "add"]),
+    "a negative in a sum": (A + NEGATED, ["a[0]", "a[1]", "subtract"]),
+    "a negative in front": (NEGATED + A, ["a[0]", "a[1]", "subtract"]),
+    "a negative factor": (B - A * NEGATED, ["a[1]", "a[0]", "multiply", "add"]),
+    "a negative numerator": (A - NEGATED / B, ["a[0]", "a[1]", "divide", "add"]),
+    "a difference of equals": (A * B - B * A, ["0.0"]),
+    "equals in another order": (A.maximum(B) / B.maximum(A), ["a[0]", "a[1]", "maximum", "divide"]),
+    "no equals in another order": ((A - B) / (B - A), ["a[0]", "a[1]", "subtract", "subtract", "divide"]),
+    "the mean of a number": (Value.wrap(2.0).mean(), ["2.0"]),
+    "the mean of a mean": (A.mean().mean(), ["a[0]", "mean"]),
+    "the mean of a sum": ((A + 1.0).mean(), ["a[0]", "mean", "1.0", "add"]),
+    "the mean of a multiple": ((A * 3.0).mean(), ["a[0]", "mean", "3.0", "multiply"]),
+    "the mean of a product": ((A * B).mean(), ["a[0]", "a[1]", "multiply", "mean"]),
+}
+
+
+@pytest.mark.parametrize("name", SIMPLER)
+def test_a_graph_is_simplified(name: str) -> None:
+    value, expected = SIMPLER[name]
+    kernel = Kernel([Store("b", 0, SimplifiedGraph().simplify(value))])
+    texts = [f"{v.slot}[{v.row}]" if v.op == "load" else v.op for v in kernel.values]
+    texts = [str(v.number) if v.op == "constant" else t for v, t in zip(kernel.values, texts, strict=True)]
+    assert sorted(texts) == sorted(expected)
+
+
+def openness(start: float) -> float:
+    return float(sigmoid(np.float64(start)))
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_gates_start_as_open_as_the_paper_of_a_cell_wants(ndim: int) -> None:
+    starts = {
+        cell: {gate.name: gate.start for gate in get_cell(cell).gates(ndim)} for cell in BUILT_IN_CELLS
+    }
+    for d in range(ndim):  # Σ f_d is 1/2 at most, but 0.73 with one axis, where c cannot grow
+        expected = 1.0 if ndim == 1 else float(np.log(1 / ndim / (1 - 1 / ndim))) - 1
+        assert starts["graves"][f"f{d + 1}"] == pytest.approx(expected)
+        assert starts["mean"][f"f{d + 1}"] == 1
+    assert starts["stable"]["f"] == 1 and starts["leaky"]["leak"] == -1 and starts["slstm"]["f"] == 0
+    for cell in ("stable", "leaky", "slstm"):
+        rest, weights = 1.0, []
+        for d in range(1, ndim):
+            weights.append(rest * openness(starts[cell][f"l{d}"]))
+            rest -= weights[-1]
+        assert [*weights, rest] == pytest.approx([1 / ndim] * ndim)

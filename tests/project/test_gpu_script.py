@@ -38,6 +38,7 @@ def test_its_report_has_a_row_for_each_pass_and_dtype(tmp_path: Path) -> None:
     assert report["missing"] == {} and "Not measured" not in page
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU")
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     done = run("--output", str(tmp_path / "gpu"))

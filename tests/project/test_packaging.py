@@ -14,6 +14,8 @@ import pytest
 from helpers.checkout import FOLDERS, ROOT, copy_checkout, modules
 from lowest_versions import lowest_versions
 
+from mdlstm_tk import __version__
+
 DATA = [  # files beside the modules that the package reads
     Path("mdlstm_tk/py.typed"),
     *(path.relative_to(ROOT) for path in (ROOT / "mdlstm_tk/report").glob("report.*")),
@@ -51,6 +53,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpacked
 
 
+@pytest.mark.slow
 def test_the_sdist_holds_the_checkout(sdist: Path) -> None:
     """Tests with their helpers, documentation, changelog and benchmarks included, and each file once."""
     held = {path.relative_to(sdist) for path in sdist.rglob("*") if path.is_file()}
@@ -68,6 +71,7 @@ def test_the_sdist_holds_the_checkout(sdist: Path) -> None:
     assert not any((sdist / folder).exists() for folder in FOLDERS[1:])
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_one_package_with_every_file(sdist: Path) -> None:
     (wheel,) = build(sdist, "--wheel").glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -94,3 +98,8 @@ def test_every_dependency_has_a_lower_bound() -> None:
     for broken in (["numpy"], ["numpy<3"], ["numpy>=1.26", "numpy>=2"]):
         with pytest.raises(ValueError, match="numpy"):
             lowest_versions({"dependencies": broken, "optional-dependencies": {}})
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.findall(r"^version: \"?([^\"\n]+)", citation, re.MULTILINE) == [__version__]

@@ -105,11 +105,10 @@ def test_channels_first() -> None:
     torch.testing.assert_close(first(x.movedim(-1, 1)), last(x).movedim(-1, 1))
 
 
-@pytest.mark.parametrize("window", [1, 2])
-@pytest.mark.parametrize("cell", BUILT_IN_CELLS)
-def test_sizes_give_the_result_of_the_unpadded_samples(cell: str, window: int) -> None:
+def test_sizes_give_the_result_of_the_unpadded_samples() -> None:
+    """Also where windows reach beyond them. `test_ragged.py` has more."""
     torch.manual_seed(0)
-    layer = MDLSTM(2, 3, cell=cell, directions="all", num_layers=2, window=window).double()
+    layer = MDLSTM(2, 3, cell="stable", directions="all", num_layers=2, window=2).double()
     extents = [(5, 8), (3, 8), (5, 1), (1, 1), (2, 7)]
     batch = torch.full((5, 5, 8, 2), torch.nan, dtype=torch.double)  # padding may hold anything
     samples = []
@@ -121,21 +120,19 @@ def test_sizes_give_the_result_of_the_unpadded_samples(cell: str, window: int) -
     expected = torch.autograd.grad(total, list(layer.parameters()))
     found = torch.autograd.grad(y.square().sum(), list(layer.parameters()))
     for k, (sample, (height, width)) in enumerate(zip(samples, extents, strict=True)):
-        height, width = -(-height // window), -(-width // window)
+        height, width = -(-height // 2), -(-width // 2)
         torch.testing.assert_close(y[k, :height, :width], layer(sample)[0])
         assert (y[k, height:] == 0).all()
         assert (y[k, :, width:] == 0).all()
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("fill", [0.0, 1.0], ids=["zeros", "ones"])
 @pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "layer_norm"])
 @pytest.mark.parametrize("cell", BUILT_IN_CELLS)
-def test_constant_input_has_sane_gradients_at_64x64(cell: str, layer_norm: bool, fill: float) -> None:
+def test_constant_input_has_sane_gradients_at_64x64(cell: str, layer_norm: bool) -> None:
     torch.manual_seed(0)
     layer = MDLSTM(1, 16, cell=cell, layer_norm=layer_norm)
-    x = torch.full((2, 64, 64, 1), fill, requires_grad=True)
+    x = torch.stack([torch.zeros(64, 64, 1), torch.ones(64, 64, 1)]).requires_grad_()
     gradients = torch.autograd.grad(layer(x).mean(), [x, *layer.parameters()])
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert max(gradient.abs().max() for gradient in gradients) < 100

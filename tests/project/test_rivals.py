@@ -47,6 +47,7 @@ def test_patches_return_to_their_places() -> None:
     assert changed.min(0).values.tolist() == [8, 16] and changed.max(0).values.tolist() == [15, 23]
 
 
+@pytest.mark.slow
 def test_a_table_of_all_networks() -> None:
     rows = rivals.table([(2, (8, 16))], seconds=0)
     assert [row[:2] for row in rows[:2]] == [["2, 8x16, 3", "MD-LSTM"], ["2, 8x16, 3", "MD-LSTM, scan"]]

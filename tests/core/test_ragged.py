@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.states import make_layer, random_faces, run
+from helpers.cuts import make_layer, run
+from helpers.parity import random_faces
 from torch import Tensor
 
 from mdlstm_tk import MDLSTM, InputError
 from mdlstm_tk._util.masking import sizes_of_sweep
+from mdlstm_tk.backends import tables
 from mdlstm_tk.backends.inputs import SweepInputs
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
@@ -97,6 +99,13 @@ def test_transforms_mask_what_they_cannot_leave_out() -> None:
     derivative = torch.func.jvp(lambda x: layer(x, extents), (x[0],), (x[1],))[1]
     expected = torch.autograd.functional.jvp(lambda x: layer(x, extents), x[0], x[1])[1]
     torch.testing.assert_close(derivative, expected)
+
+
+def test_tables_mark_what_lies_outside_a_sample_with_minus_1() -> None:
+    made = tables.ragged_tables(((2, 1), (1, 3)), (2, 3), [(1, 1)], torch.device("cpu"))
+    # rows: (0, 0) of both samples, (0, 1) of the second, (1, 0) of the first, (0, 2) of the second
+    assert made.predecessors.tolist() == [[-1, -1, -1, 0, -1], [-1, -1, 1, -1, 2]]
+    assert made.successors.tolist() == [[3, -1, -1, -1, -1], [-1, 2, 4, -1, -1]]
 
 
 def test_sizes_reach_a_sweep_on_the_cpu() -> None:

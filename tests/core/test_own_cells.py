@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import pytest
 import torch
+from helpers.own_cells import EXAMPLE, OWN_CELLS, register_own_cells
 from helpers.parity import Case, assert_close_to
-from helpers.states import StateCase
 from torch import Tensor
 
 from mdlstm_tk import MDLSTM, Gate, InputError, cells, register_cell
-from mdlstm_tk._util.user_code import import_file
 from mdlstm_tk.cells import cell_names, get_cell
+from mdlstm_tk.cells.cell import total
 from mdlstm_tk.cells.ir import record
 from mdlstm_tk.cells.operations import OPERATIONS, Operation
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "own_cell.py"
 BACKENDS = ("torch", "fused")
 PAIR = [Gate("a", None), Gate("b", None)]
 MIXED = [Gate("i"), Gate("f", start=1.0), Gate("g", "tanh")]
@@ -30,45 +28,27 @@ pytestmark = pytest.mark.usefixtures("fresh_registries", "poisoned_memory", "one
 
 @pytest.fixture(autouse=True)
 def _cells(fresh_registries: None) -> None:
-    """The cells of the example, and three more."""
-    import_file(EXAMPLE)
+    """The cells of the example, those of `helpers.own_cells`, and two with a state for each operation."""
+    register_own_cells()
 
-    @register_cell("three-states", gates=MIXED, states=("c", "top", "slow"))
-    def three_states(gates: Any, states: Any, output_activation: Any) -> Any:
-        i, f, g = gates
-        c = i * g + f * sum(states["c"]) / len(states["c"])
-        top = abs(g)
-        for before in states["top"]:
-            top = torch.maximum(top, 0.9 * before)
-        slow = 0.5 * (sum(states["slow"]) / 2 + states["h"][0] - c)
-        return output_activation(c) + slow / (1 + top), {"slow": slow, "top": top, "c": c}
-
-    @register_cell("gru", gates=[Gate("update"), Gate("new", "tanh")], states=())
-    def gru(gates: Any, states: Any) -> Any:
-        update, new = gates
-        h = sum(states["h"]) / len(states["h"])
-        return h + update * (new - h), {}
-
-    def all_operations(choose: Any, gates: Any, states: Any) -> Any:
+    def equations(choose: Any, gates: Any, states: Any) -> Any:
         return sum(gates), {op: record(op, *choose(op, *gates)) for op in OPERATIONS}
 
-    for name, choose in (("all-operations", arguments), ("smooth-operations", smooth)):
+    for name, choose in (("any-numbers", arguments), ("smooth-operations", smooth)):
         define = register_cell(name, gates=PAIR, states=tuple(OPERATIONS), recurrent=False)
-        define(partial(all_operations, choose))
+        define(partial(equations, choose))
 
 
 CASES = [
-    *(Case(cell, (5, 8), 2, 5, "all", sizes=True) for cell in ("coupled", "three-states")),
-    *(Case(cell, grid, 2, 5, "all") for cell in ("input-gated", "gru") for grid in ((1, 7), (2, 3, 2))),
-    *(Case("three-states", grid, 2, 5, layer_norm=True, recompute=True) for grid in ((7,), (7, 1))),
-    Case("input-gated", (5, 8), 2, 5, "all", layer_norm=True, dtype="float32"),
-    *(StateCase(cell=cell, sizes=True) for cell in ("input-gated", "three-states", "gru")),
+    *(Case(cell, (3, 5), directions="all", sizes=True, states=True) for cell in OWN_CELLS),
+    *(Case(cell, (7,), layer_norm=True, recompute=True) for cell in ("coupled", "h-is-c")),
+    Case("all-operations", (2, 2, 3), dtype="float32"),
 ]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_backend_agrees_with_the_reference(case: Case | StateCase, backend: str) -> None:
+def test_every_backend_agrees_with_the_reference(case: Case, backend: str) -> None:
     case.check(backend)
 
 
@@ -129,7 +109,7 @@ def test_operations_over_their_whole_range(dtype: torch.dtype) -> None:
     finite = torch.linspace(-100, 100, 4001).to(dtype)
     rtol, atol = (3e-6, 5e-7) if dtype == torch.float32 else (4e-14, 2e-15)
     for a, b in [(finite, finite.flip(0)), *((x, x) for x in torch.tensor(special).to(dtype).split(1))]:
-        for op, result in run_all_operations("all-operations", a, b, "fused").items():
+        for op, result in run_all_operations("any-numbers", a, b, "fused").items():
             given = f"{op}({a[0]:.3g}, …)"
             expected = in_torch(op, *arguments(op, a, b))
             torch.testing.assert_close(
@@ -204,8 +184,8 @@ def test_a_cell_that_is_defined_again_is_replaced(backend: str) -> None:
     """Also in kernels that were compiled, and in layers that exist."""
     layer, x = MDLSTM(2, 3, cell="gru", backend=backend).double(), torch.randn(1, 3, 4, 2).double()
     before = layer(x)
-    register_cell("gru", gates=[Gate("update"), Gate("new", "tanh")], states=())(
-        lambda gates, states: (gates[0] - gates[1] * states["h"][0], {})
+    register_cell("gru", gates=[Gate("update"), Gate("reset"), Gate("new", None)], states=())(
+        lambda gates, states: (gates[0] - gates[1] * states["h"][0] + gates[2].tanh(), {})
     )
     found = layer(x)
     layer.backend = "reference"
@@ -230,9 +210,12 @@ def test_a_cell_is_known_by_its_name_alone() -> None:
         MDLSTM(1, 2, cell="stabel")
 
 
-def test_the_example_runs() -> None:
-    done = subprocess.run([sys.executable, str(EXAMPLE)], capture_output=True, text=True, check=True)
-    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["coupled", "input-gated"]
+def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    run_path(str(EXAMPLE), run_name="__main__")
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "coupled",
+        "input-gated",
+    ]
 
 
 def three_gates(gates: Any, states: Any, output_activation: Any) -> Any:
@@ -246,6 +229,11 @@ def one_gate(equation: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     return lambda gates, states: (equation(gates[0], states["c"]), {"c": gates[0]})
 
 
+ROLES = [
+    Gate("i", role="input"),
+    *(Gate(name, role="forget") for name in ("f1", "f2")),
+    Gate("o", role="output"),
+]
 F, G, O = (Gate(name) for name in "fgo")  # noqa: E741
 BAD: dict[str, tuple[dict[str, Any], Callable[..., Any], str]] = {
     "too many gates": ({"gates": [F, G, O, Gate("extra")]}, three_gates, r"4 gates \(f, g, o, extra\)"),
@@ -276,6 +264,16 @@ BAD: dict[str, tuple[dict[str, Any], Callable[..., Any], str]] = {
     "a state h": ({"gates": [G], "states": ("h",)}, lambda g, s: (g[0], {}), "other than 'h'"),
     "a state twice": ({"gates": [G], "states": ("c", "c")}, lambda g, s: (g[0], {}), "distinct names"),
     "one argument": ({"gates": [G]}, lambda g: (g[0], {}), "got 1 arguments"),
+    "two gates with one role": (
+        {"gates": [*ROLES, Gate("j", role="input")]},
+        lambda g, s, a, o: (total(g), {"c": g[0]}),
+        "peepholes need a state c and",
+    ),
+    "peepholes without c": (
+        {"gates": ROLES, "states": ("b",)},
+        lambda g, s, a, o: (total(g), {"b": g[0]}),
+        "peepholes need a state c and",
+    ),
     "peepholes": ({"gates": [G]}, lambda g, s, a, o: (g[0], {"c": g[0]}), "peepholes need a state c and"),
 }
 

@@ -34,7 +34,7 @@ RESULTS: dict[str, tuple[dict[str, Any], Callable[[Any], bool]]] = {  # argument
 
 def test_every_example_is_tested() -> None:
     scripts = {path.stem for path in EXAMPLES.glob("*.py")}
-    others = {"own_cell", "render_lines"}  # tests/integration/test_own_cell_command.py, and below
+    others = {"own_cell", "render_lines"}  # tests/core/test_own_cells.py, and below
     assert scripts == {*RESULTS, *others}
 
 

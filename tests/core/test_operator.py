@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mdlstm_tk import MDLSTM, InputError
-from mdlstm_tk import sweep as sweep_module
-from mdlstm_tk.backends import dispatch
 from mdlstm_tk.backends.inputs import SweepInputs
-from mdlstm_tk.backends.specialize import KernelError
-from mdlstm_tk.backends.torch import sweep as torch_sweep
 from mdlstm_tk.layer import PARAMETERS
 
 KEPT = ("grad", "output", "gates", "states", "dfinal")
@@ -157,15 +152,14 @@ def test_dtypes_and_backends_are_checked_also_at_capture(
 
 
 @pytest.mark.parametrize(
-    ("backend", "dtype", "gradients", "recompute"),
+    ("backend", "dtype", "gradients", "recompute", "states"),
     [
-        ("fused", torch.float32, True, False),
-        ("fused", torch.bfloat16, False, True),
-        ("torch", torch.float32, True, True),
+        ("fused", torch.float32, True, False, True),
+        ("fused", torch.bfloat16, False, True, False),
+        ("torch", torch.float32, True, True, True),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("states", [False, True], ids=["plain", "states"])
 def test_both_operators_are_what_their_schemas_and_fakes_say(
     backend: str, dtype: torch.dtype, gradients: bool, recompute: bool, states: bool
 ) -> None:
@@ -189,87 +183,6 @@ def test_a_call_without_a_graph_makes_its_inputs_once_for_each_pass(
     monkeypatch.setattr(SweepInputs, "__new__", lambda *args, **kw: made.append(1) or new(*args, **kw))
     layer(x).sum().backward()
     assert len(made) <= 2
-
-
-@pytest.fixture
-def fresh_choices() -> Iterator[None]:
-    """Nothing is known of any device, and afterwards nothing of what the test did to it."""
-    states = (dispatch._failures, dispatch._failed_late)
-
-    def clear() -> None:
-        for cached in (dispatch.choose, dispatch.engine):
-            cached.cache_clear()
-        for state in states:
-            state.clear()
-
-    clear()
-    yield
-    clear()
-
-
-def test_the_device_of_x_decides_whatever_was_captured(fresh_choices: None) -> None:
-    """There is no other device in every installation, so this looks at the choice."""
-    cpu, xpu = torch.device("cpu"), torch.device("xpu")
-    for backend in ("auto", "fused"):
-        assert dispatch.engine(backend, cpu, torch.float32).__name__ == "mdlstm_tk.backends.cpu.sweep"
-    assert dispatch.engine("auto", xpu, torch.float32) is torch_sweep
-    with pytest.raises(InputError, match="xpu"):
-        dispatch.engine("fused", xpu, torch.float32)
-
-
-@pytest.mark.parametrize("backend", ["auto", "fused"])
-def test_captured_graphs_hold_what_was_asked_for_and_no_choice(
-    backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    layer, x = MDLSTM(2, 4, backend=backend), torch.randn(2, 3, 4, 2)
-    graphs = [torch.export.export(layer, (x,)).module(), torch.jit.trace(layer, x)]
-    asked: list[tuple[Any, ...]] = []
-
-    def engine(*arguments: Any) -> Any:
-        asked.append(arguments)
-        return torch_sweep  # as if x were on another device
-
-    expected = layer(x)
-    monkeypatch.setattr(sweep_module, "engine", engine)
-    for graph in graphs:
-        torch.testing.assert_close(graph(x), expected)
-        assert asked.pop() == (backend, x.device, x.dtype)
-
-
-@pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
-@pytest.mark.parametrize("fails", ["forward", "backward"])
-def test_a_kernel_that_does_not_compile_is_replaced(
-    fails: str, captured: bool, monkeypatch: pytest.MonkeyPatch, fresh_choices: None
-) -> None:
-    """Also where only backward fails: the gates that the kernels of both layers saved mean something else
-    to the backend that takes over."""
-    from mdlstm_tk.backends.cpu import sweep as cpu_sweep
-
-    torch.manual_seed(0)
-    layers = [MDLSTM(2, 4, num_layers=2, directions="all", backend=b) for b in ("auto", "reference")]
-    layers[1].load_state_dict(layers[0].state_dict())
-    x = torch.randn(2, 3, 4, 2)
-    first = torch.export.export(layers[0], (x,)).module() if captured else layers[0]
-
-    def broken(*_: Any) -> None:
-        raise KernelError("LLVM has changed")
-
-    monkeypatch.setattr(cpu_sweep, fails, broken)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        outputs = [first(x), layers[1](x)]
-        gradients, truth = (
-            torch.autograd.grad(y.square().sum(), list(module.parameters()))
-            for y, module in zip(outputs, (first, layers[1]), strict=True)
-        )
-        assert torch.equal(layers[0](x), layers[0](x))
-    assert sum("LLVM has changed" in str(w.message) for w in caught) == 1
-    torch.testing.assert_close(*outputs)
-    torch.testing.assert_close(gradients, truth)
-    chosen = layers[0].backend_for(x)
-    assert chosen.name == "torch" and "LLVM has changed" in chosen.reason
-    with pytest.raises(InputError, match="LLVM has changed"):
-        MDLSTM(2, 4, backend="fused")(x)
 
 
 class Net(nn.Module):

@@ -18,9 +18,9 @@ LOAD = """
 import mdlstm_tk.layer
 import torch
 x, expected = torch.load("tensors.pt")
-net = {expression}
-torch.testing.assert_close(net(x), expected, rtol=0, atol=0)
-torch.testing.assert_close(net(x[:1]), expected[:1], rtol=0, atol=1e-6)
+for net in ({expressions},):
+    torch.testing.assert_close(net(x), expected, rtol=0, atol=0)
+    torch.testing.assert_close(net(x[:1]), expected[:1], rtol=0, atol=1e-6)
 """
 
 
@@ -41,26 +41,22 @@ def exported(layer: MDLSTM, x: Tensor) -> torch.export.ExportedProgram:
         return torch.export.export(layer, (x,), dynamic_shapes=({0: batch},))
 
 
-def load(expression: str, layer: MDLSTM, x: Tensor, folder: Path) -> None:
-    """Load a graph in a process of its own and compare its output with the layer's."""
+def load(expressions: str, layer: MDLSTM, x: Tensor, folder: Path) -> None:
+    """Load graphs in a process of its own and compare their outputs with the layer's."""
     with torch.no_grad():
         torch.save((x, layer(x)), folder / "tensors.pt")
-    code = LOAD.format(expression=expression)
+    code = LOAD.format(expressions=expressions)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False
     )
     assert done.returncode == 0, done.stderr
 
 
-def test_an_exported_program(layer: MDLSTM, x: Tensor, tmp_path: Path) -> None:
-    torch.export.save(exported(layer, x), tmp_path / "net.pt2")
-    load("torch.export.load('net.pt2').module()", layer, x, tmp_path)
-
-
 @pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, and shapes become constants
-def test_a_trace(layer: MDLSTM, x: Tensor, tmp_path: Path) -> None:
+def test_an_exported_program_and_a_trace(layer: MDLSTM, x: Tensor, tmp_path: Path) -> None:
+    torch.export.save(exported(layer, x), tmp_path / "net.pt2")
     torch.jit.trace(layer, x).save(str(tmp_path / "net.ts"))
-    load("torch.jit.load('net.ts')", layer, x, tmp_path)
+    load("torch.export.load('net.pt2').module(), torch.jit.load('net.ts')", layer, x, tmp_path)
 
 
 @pytest.mark.slow

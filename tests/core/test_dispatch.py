@@ -1,0 +1,158 @@
+"""The choice of a backend: by device and dtype, without a working compiler, and in captured graphs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.without_packages import IMPORT_HOOK
+
+from mdlstm_tk import MDLSTM, InputError
+from mdlstm_tk import sweep as sweep_module
+from mdlstm_tk.backends import dispatch
+from mdlstm_tk.backends.specialize import KernelError
+from mdlstm_tk.backends.torch import sweep as torch_sweep
+
+
+def test_which_backend_runs_and_why() -> None:
+    x = torch.randn(2, 4, 5, 2)
+    assert MDLSTM(2, 8).backend_for(x).name == "fused"
+    assert MDLSTM(2, 8).backend_for(x.double()).name == "fused"
+    assert MDLSTM(2, 8).backend_for(x.to("meta")).name == "torch"
+    assert MDLSTM(2, 8, backend="reference").backend_for(x) == ("reference", "as asked")
+    assert MDLSTM(2, 8).half().backend_for(x.half()).name == "fused"
+    for backend in ("auto", "fused", "torch"):
+        with pytest.raises(InputError, match="complex64"):
+            MDLSTM(2, 8, backend=backend).backend_for(x.to(torch.complex64))
+
+
+BROKEN_NUMBA = {
+    "switched off": ("import os; os.environ['NUMBA_DISABLE_JIT'] = '1'", "NUMBA_DISABLE_JIT"),
+    "not installed": (IMPORT_HOOK.format(names=("numba", "llvmlite")), "No module named 'numba'"),
+    "broken": ("import sys; sys.path.insert(0, 'broken')", "needs NumPy 1.0"),
+}
+
+
+WITHOUT_NUMBA = """
+import warnings
+import torch
+from mdlstm_tk import MDLSTM, InputError
+from mdlstm_tk._util.diagnostics import check_installation
+x = torch.ones(1, 3, 4, 2)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    y, other = (MDLSTM(2, 4)(x.to(dtype)) for dtype in (torch.float32, torch.float32))
+    y.sum().backward()
+print(*(warning.message for warning in caught), sep="\\n")
+print(MDLSTM(2, 4).backend_for(x))
+try:
+    MDLSTM(2, 4, backend="fused")(x)
+except InputError as error:
+    print(error)
+print([check.state for check in check_installation() if check.name == "kernels for the CPU"])
+"""
+
+
+@pytest.mark.parametrize("case", BROKEN_NUMBA)
+def test_without_a_working_numba_the_torch_backend_runs(case: str, tmp_path: Path) -> None:
+    setup, reason = BROKEN_NUMBA[case]
+    package = tmp_path / "broken" / "numba"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise SystemError('Numba needs NumPy 1.0 or less')")
+    code = f"{setup}\n{WITHOUT_NUMBA}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    *warned, choice, refused, doctor = done.stdout.splitlines()
+    assert len(warned) == 1 and reason in warned[0]
+    assert "name='torch'" in choice and reason in choice
+    assert "backend='fused'" in refused and reason in refused
+    assert doctor == ("['absent']" if case == "not installed" else "['broken']")
+
+
+@pytest.fixture
+def fresh_choices() -> Iterator[None]:
+    """Nothing is known of any device, and afterwards nothing of what the test did to it."""
+    states = (dispatch._failures, dispatch._failed_late)
+
+    def clear() -> None:
+        for cached in (dispatch.choose, dispatch.engine):
+            cached.cache_clear()
+        for state in states:
+            state.clear()
+
+    clear()
+    yield
+    clear()
+
+
+def test_the_device_of_x_decides_whatever_was_captured(fresh_choices: None) -> None:
+    """There is no other device in every installation, so this looks at the choice."""
+    cpu, xpu = torch.device("cpu"), torch.device("xpu")
+    for backend in ("auto", "fused"):
+        assert dispatch.engine(backend, cpu, torch.float32).__name__ == "mdlstm_tk.backends.cpu.sweep"
+    assert dispatch.engine("auto", xpu, torch.float32) is torch_sweep
+    with pytest.raises(InputError, match="xpu"):
+        dispatch.engine("fused", xpu, torch.float32)
+
+
+@pytest.mark.parametrize("backend", ["auto", "fused"])
+def test_captured_graphs_hold_what_was_asked_for_and_no_choice(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x = MDLSTM(2, 4, backend=backend), torch.randn(2, 3, 4, 2)
+    graphs = [torch.export.export(layer, (x,)).module(), torch.jit.trace(layer, x)]
+    asked: list[tuple[Any, ...]] = []
+
+    def engine(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return torch_sweep  # as if x were on another device
+
+    expected = layer(x)
+    monkeypatch.setattr(sweep_module, "engine", engine)
+    for graph in graphs:
+        torch.testing.assert_close(graph(x), expected)
+        assert asked.pop() == (backend, x.device, x.dtype)
+
+
+@pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
+@pytest.mark.parametrize("fails", ["forward", "backward"])
+def test_a_kernel_that_does_not_compile_is_replaced(
+    fails: str, captured: bool, monkeypatch: pytest.MonkeyPatch, fresh_choices: None
+) -> None:
+    """Also where only backward fails: the gates that the kernels of both layers saved mean something else
+    to the backend that takes over."""
+    from mdlstm_tk.backends.cpu import sweep as cpu_sweep
+
+    torch.manual_seed(0)
+    layers = [MDLSTM(2, 4, num_layers=2, directions="all", backend=b) for b in ("auto", "reference")]
+    layers[1].load_state_dict(layers[0].state_dict())
+    x = torch.randn(2, 3, 4, 2)
+    first = torch.export.export(layers[0], (x,)).module() if captured else layers[0]
+
+    def broken(*_: Any) -> None:
+        raise KernelError("LLVM has changed")
+
+    monkeypatch.setattr(cpu_sweep, fails, broken)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        outputs = [first(x), layers[1](x)]
+        gradients, truth = (
+            torch.autograd.grad(y.square().sum(), list(module.parameters()))
+            for y, module in zip(outputs, (first, layers[1]), strict=True)
+        )
+        assert torch.equal(layers[0](x), layers[0](x))
+    assert sum("LLVM has changed" in str(w.message) for w in caught) == 1
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(gradients, truth)
+    chosen = layers[0].backend_for(x)
+    assert chosen.name == "torch" and "LLVM has changed" in chosen.reason
+    with pytest.raises(InputError, match="LLVM has changed"):
+        MDLSTM(2, 4, backend="fused")(x)

@@ -1,0 +1,116 @@
+"""Large grids and numbers: sums as precise as their terms, half precision, infinities and NaN."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from helpers.parity import Case
+from torch import Tensor
+
+from mdlstm_tk import MDLSTM
+from mdlstm_tk.backends.torch import products
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
+
+
+def _gradients(layer: MDLSTM, backend: str, dtype: torch.dtype, grad: Tensor) -> dict[str, Tensor]:
+    layer = copy.deepcopy(layer).to(dtype)
+    layer.backend = backend
+    x = torch.randn(1, 256, 256, 2, generator=torch.Generator().manual_seed(1))
+    layer(x.to(dtype)).backward(grad.to(dtype))
+    return {name: p.grad.double() for name, p in layer.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    ("options", "random_signs"),
+    [({"peephole": True}, True), ({"cell": "stable", "layer_norm": True}, False)],
+    ids=["graves", "stable-norm-same-sign"],
+)
+def test_float32_gradients_of_a_large_grid(options: dict[str, Any], random_signs: bool) -> None:
+    """Within 1e-6 of float64, relative to the largest entry of the gradient. The float64 sweep of the torch
+    backend stands for `reference`, with which other tests compare it; that would take minutes here."""
+    torch.manual_seed(0)
+    layer = MDLSTM(2, 16, **options)
+    with torch.no_grad():
+        if layer.peephole:  # contractive, or c grows with the number of paths
+            layer.weight_hh_l0.mul_(0.3)
+            layer.bias_l0.view(5, 16)[1:3] = -1
+            layer.peephole_l0.normal_(std=0.1)
+    shape = (1, 256, 256, 16 * len(layer.directions))
+    grad = torch.randn(shape) if random_signs else torch.rand(shape)
+    truth = _gradients(layer, "torch", torch.float64, grad)
+    for backend in ("fused", "torch"):
+        for name, found in _gradients(layer, backend, torch.float32, grad).items():
+            error = (found - truth[name]).abs().max() / truth[name].abs().max()
+            assert error < 1e-6, f"{name} of {backend}: {error:.1e}"
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 8, 50])
+@pytest.mark.parametrize("at_once", [1, 100, 1 << 20])
+def test_products_summed_in_parts(rows: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "SUM_ROWS", 8)
+    monkeypatch.setattr(products, "MAX_PART_SUMS", at_once)
+    a, b = torch.randn(2, rows, 3, dtype=torch.float64), torch.randn(2, rows, 5, dtype=torch.float64)
+    torch.testing.assert_close(products.multiply_transposed(a, b), a.transpose(1, 2) @ b)
+
+
+@pytest.mark.parametrize(
+    ("cell", "scale", "dtype"),
+    [
+        ("stable", 1, torch.float32),
+        ("leaky", 1, torch.bfloat16),
+        ("stable", 30, torch.float16),
+        ("leaky", 30, torch.float32),
+    ],
+    ids=str,
+)
+def test_big_grids_stay_finite(cell: str, scale: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = MDLSTM(2, 16, cell=cell)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(scale)
+    layer, x = layer.to(dtype), torch.randn(1, 256, 256, 2, dtype=dtype, requires_grad=True)
+    if scale > 1:  # with such weights gradients grow from cell to cell, by the equations
+        with torch.no_grad():
+            assert layer(x).abs().max() <= 1 + 1e-6
+        return
+    y = layer(x)
+    (y * torch.randn_like(y)).sum().backward()
+    assert y.abs().max() <= 1 + 1e-6
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in (x, *layer.parameters()))
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_pre_activations_beyond_float16(backend: str) -> None:
+    """Rounded to float16 they would be infinite, and the layer norm would turn them into NaN."""
+    case = Case("stable", layer_norm=True, dtype="float16")
+    layer = case.layer(backend, torch.float16)
+    x = torch.full((1, 5, 8, 2), 6e4, dtype=torch.float16)
+    y = layer(x)
+    y.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+    layer.backend = "torch"
+    torch.testing.assert_close(y.double(), layer.double()(x.double()), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_nan_stays_nan(dtype: torch.dtype) -> None:
+    layer = MDLSTM(1, 1, ndim=1, bias=False, backend="fused").to(dtype)
+    payloads = torch.tensor([0x7FF80000000007A2, 0x7FF8000000000001, -1]).view(torch.float64).to(dtype)
+    assert layer(payloads.view(-1, 1, 1)).isnan().all()
+
+
+def test_a_closed_gate_passes_nothing_on() -> None:
+    """A slope that is not 0 to rounding shows once it is multiplied by a huge x."""
+    case = Case(units=4)
+    x = torch.randn(1, 4, 4, 2, dtype=torch.float64)
+    x[0, 1, 1, 0] = 1e20
+    found, expected = (
+        torch.autograd.grad(layer(x).sum(), layer.weight_ih_l0)[0]
+        for layer in (case.layer(backend, torch.float64) for backend in ("fused", "reference"))
+    )
+    torch.testing.assert_close(found, expected)

@@ -1,0 +1,311 @@
+"""Sweeps in standard operators against float64: any two of cell, axes, form, directions, sizes and states.
+
+The captured graphs are built by hand, each with a single sweep, so few tests run the exporter.
+"""
+
+from __future__ import annotations
+
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from helpers.own_cells import OWN_CELLS, register_own_cells
+from helpers.pairs import all_pairs
+from helpers.sweeps import CHANNELS, FORMS, GRIDS, Sweep, lowered, random_x
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
+
+from mdlstm_tk import MDLSTM, BoundaryState
+from mdlstm_tk.cells import BUILT_IN_CELLS
+from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.export import export_onnx, lower, verify_model
+from mdlstm_tk.export.lowering import lower as lower_module
+from mdlstm_tk.export.lowering import scan
+from mdlstm_tk.export.lowering.functions import outline
+from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime.model_check import check_model
+from mdlstm_tk.wavefront import wavefronts
+
+CELLS = (*BUILT_IN_CELLS, *OWN_CELLS)
+TWO = {1: [(1,), (-1,)], 2: "all", 3: [(1, -1, 1), (-1, 1, -1)], 4: [(1, 1, 1, 1), (-1, 1, -1, 1)]}
+
+
+@pytest.fixture(autouse=True)
+def _own_cells(fresh_registries: None) -> None:
+    register_own_cells()
+
+
+def run_all(model: onnx.ModelProto, **inputs: np.ndarray) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    return session.run(None, inputs)
+
+
+def run(model: onnx.ModelProto, **inputs: np.ndarray) -> np.ndarray:
+    return run_all(model, **inputs)[0]
+
+
+def largest_error(
+    sweep: Sweep, model: onnx.ModelProto, batch: int, grid: tuple[int, ...], given: str = ""
+) -> float:
+    """Of y, and of the final states in units of the largest one.
+
+    Args:
+        sweep, model: the truth, and what it was lowered to.
+        batch, grid: of a random x.
+        given: "sizes" or "states", which the model takes beside x.
+    """
+    x = random_x(batch, grid, sweep.weights["weight_ih"].dtype.type)
+    if given == "states":
+        initial = sweep.random_states(batch, grid)
+        found, exact = run_all(model, x=x, initial=initial), sweep.exact_states(x, initial)
+        assert [y.dtype for y in found] == [x.dtype, np.float32]
+    else:
+        extents = [np.maximum(1, np.asarray(grid) - k) for k in range(batch)]
+        optional = {"sizes": np.stack(extents).astype(np.int64)} if given == "sizes" else {}
+        found, exact = run_all(model, x=x, **optional), [sweep.exact(x, **optional)]
+        assert found[0].dtype == x.dtype
+    return max(
+        float(np.abs(a - b).max() / max(1.0, np.abs(b).max())) for a, b in zip(found, exact, strict=True)
+    )
+
+
+PAIRS = all_pairs(
+    cell=CELLS,
+    ndim=[*GRIDS],
+    form=FORMS,
+    given=["", "sizes", "states"],
+    directions=[1, "two"],
+    layer_norm=[False, True],
+    bias=[True, False],
+)
+
+
+@pytest.mark.parametrize("options", PAIRS, ids=lambda row: "-".join(map(str, row.values())))
+def test_every_sweep_agrees_with_float64(options: dict[str, Any]) -> None:
+    cell, ndim, form, given = (options[name] for name in ("cell", "ndim", "form", "given"))
+    directions = 1 if options["directions"] == 1 else TWO[ndim]
+    switches = {"layer_norm": options["layer_norm"], "bias": options["bias"] or options["layer_norm"]}
+    sweep, grid = Sweep.random(cell, directions, ndim, **switches), GRIDS[ndim]
+    model = lowered(sweep, form, grid, sizes=given == "sizes", states=given == "states")
+    check_model(model.SerializeToString(), "the model")
+    for batch in (1, 3):
+        assert largest_error(sweep, model, batch, grid, given) <= 5e-6
+    if form == "scan, free":
+        assert largest_error(sweep, model, 2, grid[::-1], given) <= 5e-6
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "peephole": {"peephole": True},
+    "peephole, layer norm": {"peephole": True, "layer_norm": True},
+    "peephole, three axes": {"peephole": True, "ndim": 3},
+    "three states, many units": {"cell": "slstm", "units": 65},
+    "two backwards, many units": {"units": 65, "directions": [(-1, 1), (-1, -1)]},
+    "equations read h, many units": {"cell": "gru", "units": 65},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_agrees_with_float64(option: str, form: str) -> None:
+    sweep = Sweep.random(**OPTIONS[option])
+    grid = GRIDS[OPTIONS[option].get("ndim", 2)]
+    for given in ("", "states"):
+        model = lowered(sweep, form, grid, states=given == "states")
+        assert largest_error(sweep, model, 2, grid, given) <= 1e-5
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("cell", ["stable", "slstm"])
+def test_odd_grids_agree_with_float64(cell: str, form: str) -> None:
+    sweep = Sweep.random(cell, "all")
+    for given in ("sizes", "states"):
+        inputs = {given: True}
+        free = lowered(sweep, form, (1, 1), **inputs) if form == "scan, free" else None
+        for grid in ((1, 1), (1, 7), (7, 1), (5, 8)):
+            model = free or lowered(sweep, form, grid, **inputs)
+            assert largest_error(sweep, model, 2, grid, given) <= 1e-6, grid
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"cell": "leaky", "directions": "all"},
+        {"peephole": True, "layer_norm": True},
+        {"cell": "slstm", "directions": "all"},
+        {"cell": "gru"},
+    ],
+    ids=["graves", "leaky, all", "peephole, layer norm", "slstm, all", "gru"],
+)
+def test_float16_agrees_with_float64_within_5e_3(options: dict[str, Any], form: str) -> None:
+    sweep, grid = Sweep.random(dtype=np.float16, **options), (6, 5)
+    for given in ("sizes", "states"):
+        model = lowered(sweep, form, grid, **{given: True})
+        assert largest_error(sweep, model, 3, grid, given) <= 5e-3
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_float16_sweep_keeps_its_state_in_float32(form: str) -> None:
+    sweep, grid = Sweep.random(ndim=1, units=1, dtype=np.float16), (257,)
+    sweep.weights["weight_hh"][:] = 0
+    sweep.weights["weight_ih"][:] = [[0, 0], [0, 0], [1, 0], [0, 0]]
+    sweep.weights["bias"][:] = [20, 20, 0, 20]  # i = f = o = 1 and g = tanh(x), so c is the sum of tanh(x)
+    x = np.full((1, *grid, CHANNELS), 2**-12, np.float16)  # lost when added to 1 in float16
+    x[:, 0] = 20
+    y = run(lowered(sweep, form, grid), x=x)
+    assert np.abs(y - sweep.exact(x)).max() <= 1e-3
+
+
+@pytest.mark.parametrize(("cell", "form"), list(zip(CELLS, cycle(FORMS), strict=False)))
+def test_the_reference_evaluator_agrees(cell: str, form: str) -> None:
+    sweep, grid = Sweep.random(cell, [(1, 1), (-1, 1)]), (3, 4)
+    model, x = lowered(sweep, form, grid, sizes=True), random_x(2, grid)
+    sizes = np.asarray([[3, 4], [2, 1]])
+    outputs = ReferenceEvaluator(model).run(None, {"x": x, "sizes": sizes})
+    assert isinstance(outputs, list)
+    np.testing.assert_allclose(outputs[0], sweep.exact(x, sizes), rtol=0, atol=1e-6)
+
+
+def test_the_reference_evaluator_agrees_with_states() -> None:
+    sweep, grid = Sweep.random("leaky", [(1, 1), (-1, 1)]), (3, 4)
+    x, initial = random_x(2, grid), sweep.random_states(2, grid)
+    evaluator = ReferenceEvaluator(lowered(sweep, "scan, free", grid, states=True))
+    found: Any = evaluator.run(None, {"x": x, "initial": initial})
+    for y, exact in zip(found, sweep.exact_states(x, initial), strict=True):
+        np.testing.assert_allclose(y, exact, rtol=0, atol=1e-6)
+
+
+def test_an_unrolled_graph_grows_with_the_wavefronts_and_a_scan_does_not() -> None:
+    sweep = Sweep.random(directions="all")
+    counts = {}
+    for form in FORMS:
+        for extent in (8, 16, 32):
+            counts[form, extent] = len(lowered(sweep, form, (extent, extent)).graph.node)
+    assert counts["unrolled", 32] - counts["unrolled", 16] == 2 * (
+        counts["unrolled", 16] - counts["unrolled", 8]
+    )
+    assert len({counts["scan", extent] for extent in (8, 16, 32)}) == 1
+    assert counts["scan", 8] < counts["scan, free", 8] < counts["unrolled", 8]
+
+
+def test_functions_give_one_named_node_per_wavefront_and_equal_numbers() -> None:
+    sweep, grid = Sweep.random("stable", "all"), (6, 5)
+    plain = lowered(sweep, "unrolled", grid)
+    model = outline(plain)
+    onnx.checker.check_model(model, full_check=True)
+    calls = [node.name for node in model.graph.node if node.domain]
+    steps = len(wavefronts(grid))
+    assert calls[:steps] == [f"mdlstm_0/wavefront_{t}" for t in range(steps)]
+    assert len(calls) == steps  # for all directions
+    assert len(model.functions) < steps  # equal wavefronts share a function
+    assert all(node.name for function in model.functions for node in function.node)
+    assert len(model.graph.node) < steps + 40
+    x = random_x(3, grid)
+    np.testing.assert_array_equal(run(model, x=x), run(plain, x=x))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_large_grids_are_swept_in_one_direction_after_the_other(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, grid = Sweep.random("stable", "all", peephole=False, layer_norm=True), (5, 4)
+    together = lowered(sweep, form, grid)
+    monkeypatch.setattr(lower_module, "ONE_BY_ONE_FROM", 4)
+    monkeypatch.setattr(scan, "MAX_CONSTANT_POSITIONS", 19)
+    apart = lowered(sweep, form, grid)
+    x = random_x(3, grid)
+    np.testing.assert_allclose(run(apart, x=x), run(together, x=x), rtol=0, atol=1e-6)
+    is_free = form == "scan, free"
+    assert (len(apart.graph.node) > len(together.graph.node)) is not is_free
+
+
+def test_two_sweeps_in_one_graph() -> None:
+    first, second = Sweep.random("stable"), Sweep.random("leaky", [(-1, -1)])
+    model = first.captured((3, 4))
+    other = second.captured((3, 4))
+    for tensor in other.graph.initializer:
+        tensor.name += "'"
+    node = other.graph.node[0]
+    for k, name in enumerate(node.input):
+        node.input[k] = f"{name}'" if name and k else name
+    node.output[0], node.name = "z", "second"
+    model.graph.initializer.extend(other.graph.initializer)
+    model.graph.node.append(node)
+    model.graph.output.append(other.graph.output[0])
+    model.graph.output[1].name = "z"
+    x = random_x(2, (3, 4))
+    session = onnxruntime.InferenceSession(lower(model, "scan").SerializeToString())
+    for y, sweep in zip(session.run(None, {"x": x}), (first, second), strict=True):
+        np.testing.assert_allclose(y, sweep.exact(x), rtol=0, atol=1e-6)
+
+
+def test_a_sweep_that_cannot_be_lowered_is_named() -> None:
+    sweep = Sweep.random()
+    with pytest.raises(MDLSTMError, match=r"mdlstm: .*\(-1, 3\)"):
+        lower(sweep.captured((-1, 3)))
+    model = sweep.captured((3, 3))
+    model.graph.node[0].input[1] = "elsewhere"
+    with pytest.raises(MDLSTMError, match="'elsewhere'"):
+        lower(model)
+
+
+class Step(nn.Module):
+    """A row of a grid, given the states above it and to its left: what a sampler calls row after row."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.layer, self.head = MDLSTM(2, 3, num_layers=2, **options), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> dict[str, Tensor]:
+        """h, c: (N, layers, W, n), of the row above."""
+        above = tuple(
+            BoundaryState((h[:, k, :, None], None), (c[:, k, :, None], None))
+            for k in range(self.layer.num_layers)
+        )
+        y, states = self.layer(x, initial_state=above, return_state=True)
+        below = [
+            torch.stack([getattr(state, name)[0].squeeze(-2) for state in states], dim=1) for name in "hc"
+        ]
+        return {"y": self.head(y), "h_n": below[0], "c_n": below[1]}
+
+
+@pytest.mark.parametrize("form", ["unrolled", "scan"])
+def test_a_network_with_states_is_exported_and_runs_row_by_row(form: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, width = Step(), 5
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    states = torch.randn(2, 2, 2, width, 3).unbind()
+    examples = (torch.randn(2, 1, width, 2), *states)
+    report = export_onnx(network, tmp_path / "m.onnx", examples, grid=(1, width), form=form)
+    assert report.metadata.output_names == ("y", "h_n", "c_n")
+    verify_model(report.path, network, device="cpu", seeds=1).raise_if_failed()
+    session, x = Session(report.path, "cpu"), np.random.default_rng(0).normal(size=(1, 6, width, 2))
+    h, c = np.zeros((2, 1, 2, width, 3), np.float32)
+    rows = []
+    for row in np.split(x.astype(np.float32), 6, axis=1):
+        result = session(row, h=h, c=c)
+        h, c = result["h_n"], result["c_n"]
+        rows.append(result["y"])
+    with torch.no_grad():
+        whole = network.double().head(network.layer(torch.from_numpy(x)))
+    np.testing.assert_allclose(np.concatenate(rows, axis=1), whole, rtol=0, atol=1e-5)
+
+
+class Padded(Step):
+    def forward(self, x: Tensor, sizes: Tensor) -> Tensor:
+        return self.layer(x, sizes, return_state=True)[0]
+
+
+def test_states_are_not_exported_together_with_sizes(tmp_path: Path) -> None:
+    with pytest.raises(MDLSTMError, match=r"layer: .* cannot be exported with sizes; leave sizes out"):
+        export_onnx(Padded(), tmp_path / "m.onnx", grid=(3, 4), padded=True, form="scan")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,186 @@
+"""Change the code at random places, and count the changes that no test notices.
+
+    python tests/mutants.py FOLDER --count 500 [--area cells] [--seed 0] [--jobs 2]
+
+A mutant is one change by cosmic-ray, such as `-` in place of `+`, in a module of an area of `AREAS`, and
+the tests of that area run on it until one fails. Mutants are drawn at random, equally many of each area
+and always the same for a seed. FOLDER gets copies of the checkout, kernels, and `mutants.md`: a table,
+and every mutant that survived, which is a missing test or makes no difference. `make mutants` runs this.
+"""
+
+import argparse
+import ast
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from difflib import unified_diff
+from pathlib import Path
+from random import Random
+
+from cosmic_ray import plugins
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from helpers.checkout import ROOT, copy_checkout
+
+SWEEPS = "core/test_sweeps.py core/test_random_cases.py"
+BACKENDS = "mdlstm_tk/backends"
+AREAS = {  # modules, and their tests: the quickest come first
+    "cells": ("mdlstm_tk/cells/*.py", f"core/test_cells.py core/test_own_cells.py {SWEEPS}"),
+    "wavefront": (
+        f"mdlstm_tk/wavefront.py {BACKENDS}/tables.py {BACKENDS}/boundary.py",
+        f"core/test_wavefront.py core/test_caches.py core/test_ragged.py core/test_states.py {SWEEPS}",
+    ),
+    "torch": (f"{BACKENDS}/torch/*.py", f"{SWEEPS} core/test_operator.py core/test_precision.py"),
+    "cpu": (
+        f"{BACKENDS}/cpu/*.py",
+        f"{SWEEPS} core/test_threads.py core/test_kernel_cache.py core/test_layouts.py",
+    ),
+    "tiling": ("mdlstm_tk/tiling/*.py", "core/test_tiling.py core/test_random_cases.py"),
+    "lowering": ("export/lowering/*.py", "export/test_lowering.py export/test_export_onnx.py"),
+    "model check": ("mdlstm_tk/runtime/model_check.py", "runtime/test_model_check.py"),
+    "shapes": (
+        "mdlstm_tk/runtime/shapes.py mdlstm_tk/runtime/preprocessing.py",
+        "runtime/test_preprocessing.py runtime/test_jobs.py runtime/test_inference.py",
+    ),
+    "resume": (
+        "mdlstm_tk/training/checkpoint.py mdlstm_tk/training/job.py",
+        "training/test_resume.py training/test_run_files.py training/test_train.py",
+    ),
+}
+PRELOADED = ("torch", "numba", "onnx", "onnxruntime", "onnxscript", "hypothesis", "pytest")
+
+
+def without_annotations(code: str | None) -> str:
+    """The syntax tree as text; nobody evaluates annotations. Empty if there is none."""
+    try:
+        tree = ast.parse(code or "")
+    except SyntaxError:
+        return ""
+    for node in ast.walk(tree):
+        for name in ("annotation", "returns"):
+            if getattr(node, name, None) is not None:
+                setattr(node, name, ast.Constant(0))
+    return ast.dump(tree)
+
+
+def draw(area: str, count: int, seed: int) -> list[dict[str, str]]:
+    """Some mutants of an area, without those that change annotations alone."""
+    paths = [path for pattern in AREAS[area][0].split() for path in sorted(ROOT.glob(pattern))]
+    names = [n for n in sorted(plugins.operator_names()) if not plugins.get_operator(n).arguments()]
+    candidates = []
+    for path in paths:
+        nodes = list(ast_nodes(get_ast(path.read_text("utf-8"))))
+        for name in names:
+            operator = plugins.get_operator(name)()
+            places = sum(len(list(operator.mutation_positions(node))) for node in nodes)
+            candidates += [(path, name, occurrence) for occurrence in range(places)]
+    Random(f"{seed} {area}").shuffle(candidates)
+    found = []
+    for path, name, occurrence in candidates:
+        if len(found) == count:
+            break
+        code = path.read_text("utf-8")
+        changed = mutate_code(code, plugins.get_operator(name)(), occurrence)
+        if without_annotations(changed) not in ("", without_annotations(code)):
+            found.append({"area": area, "path": str(path.relative_to(ROOT)), "code": changed})
+    return found
+
+
+def run_tests(checkout: Path, area: str, timeout: float) -> bool:
+    """Run the tests of an area in a copy of the checkout; true if all pass in time."""
+    child = os.fork()  # it has imported what takes long, but nothing of the checkout
+    if child == 0:
+        os.setsid()
+        os.chdir(checkout)
+        output = os.open(f"{checkout}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.dont_write_bytecode = True
+        os.environ |= {"PYTHONPATH": str(checkout), "PYTHONPYCACHEPREFIX": f"{checkout}.pyc"}
+        sys.path[:] = [str(checkout), *(p for p in sys.path if Path(p) not in (ROOT, ROOT / "tests"))]
+        for name in [name for name in sys.modules if name.partition(".")[0] == "helpers"]:
+            del sys.modules[name]
+        tests = [f"tests/{name}" for name in AREAS[area][1].split()]
+        options = ["-x", "-q", "-m", "not slow", "-p", "no:xdist", "-p", "no:cacheprovider"]
+        try:
+            os._exit(int(sys.modules["pytest"].main([*options, *tests])))
+        finally:
+            os._exit(1)
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            shutil.rmtree(f"{checkout}.pyc", ignore_errors=True)
+            return status == 0
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def page(rows: list[dict[str, str]]) -> str:
+    lines = ["| area | tried | killed | % |", "|---|---|---|---|"]
+    for area in dict.fromkeys(row["area"] for row in rows):
+        outcomes = [row["outcome"] for row in rows if row["area"] == area]
+        killed = outcomes.count("killed")
+        lines.append(f"| {area} | {len(outcomes)} | {killed} | {100 * killed / len(outcomes):.0f} |")
+    for row in rows:
+        if row["outcome"] == "survived":
+            lines += ["", row["path"], "", "```diff", row["diff"], "```"]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--area", action="append", choices=AREAS, help="all if not given")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--timeout", type=float, default=600, help="seconds for the tests of a mutant")
+    options = parser.parse_args()
+    folder, areas = options.folder.resolve(), options.area or list(AREAS)
+    os.environ["NUMBA_CACHE_DIR"] = str(folder)
+    for name in PRELOADED:
+        __import__(name)
+    checkouts = [folder / f"checkout-{job}" for job in range(options.jobs)]
+    for checkout in checkouts:
+        shutil.rmtree(checkout, ignore_errors=True)
+        copy_checkout(checkout)
+    for area in areas:  # which also compiles the kernels
+        if not run_tests(checkouts[0], area, 10 * options.timeout):
+            sys.exit(f"the tests of '{area}' fail without a mutant; see {checkouts[0]}.txt")
+    queue = [
+        mutant for area in areas for mutant in draw(area, -(-options.count // len(areas)), options.seed)
+    ]
+    results = folder / "mutants.jsonl"
+    results.write_text("")
+    workers = []
+    for job, checkout in enumerate(checkouts):
+        if worker := os.fork():
+            workers.append(worker)
+            continue
+        for mutant in queue[job :: options.jobs]:
+            path, code = checkout / mutant["path"], mutant.pop("code")
+            before = path.read_text("utf-8")
+            path.write_text(code, "utf-8")
+            passed = run_tests(checkout, mutant["area"], options.timeout)
+            path.write_text(before, "utf-8")
+            diff = list(unified_diff(before.splitlines(), code.splitlines(), n=1, lineterm=""))[2:]
+            row = {**mutant, "outcome": "survived" if passed else "killed", "diff": "\n".join(diff)}
+            with results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        os._exit(0)
+    for worker in workers:
+        os.waitpid(worker, 0)
+    rows = [json.loads(line) for line in results.read_text("utf-8").splitlines()]
+    text = page(sorted(rows, key=lambda row: (areas.index(row["area"]), row["path"])))
+    (folder / "mutants.md").write_text(text, "utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

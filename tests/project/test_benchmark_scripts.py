@@ -1,0 +1,35 @@
+"""Scripts in benchmarks/ that measure memory and compare checkouts. No test asserts a measurement."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+from helpers.checkout import ROOT
+
+from mdlstm_tk.benchmark import Shape
+
+
+@pytest.fixture(autouse=True)
+def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak memory there")
+def test_a_row_of_the_table_of_memory() -> None:
+    script = importlib.import_module("memory")
+    row = script.measure(ROOT, Shape(1, (5, 6), 2, 3), "any")
+    assert len(row) == len(script.COLUMNS) and row[1] == "any"
+    assert int(row[2]) > 1 and int(row[3]) > 10 and all(float(text) >= 0 for text in row[3:])
+
+
+def test_differences_in_speed() -> None:
+    comment = importlib.import_module("differences").comment
+    base = {("16,8x8,1,16", "forward"): [1.0, 1.1, 1.05], ("1,64x64,1,32", "training"): [1.0, 1.0, 2.0]}
+    head = {("16,8x8,1,16", "forward"): [1.3, 1.2, 1.25], ("1,64x64,1,32", "training"): [1.2, 1.3, 1.2]}
+    text = comment(base, head)
+    assert "1 of 2" in text and "| 16,8x8,1,16 | forward | 1.05 | 1.25 | **+19%** |" in text
+    assert "| 1,64x64,1,32 | training | 1.00 | 1.20 | +20% |" in text  # base has a slower round
+    assert "**" not in comment(base, base)
