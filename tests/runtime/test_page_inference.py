@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.infer import Infer
+from helpers.command import Result, mdlstm
 from helpers.pages import Transcription, alto, draw_page, transcription, write_noise
 from helpers.small_models import classifier, recogniser
 from PIL import Image
@@ -52,12 +52,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def infer(place: Path, capfd: pytest.CaptureFixture[str]) -> Infer:
-    return Infer(place / "lines.onnx", capfd)
+def infer(*arguments: object) -> Result:
+    return mdlstm("infer", *arguments, "-m", "lines.onnx", "--device", "cpu")
 
 
-def test_pages_are_written_again_with_texts_and_confidences(infer: Infer) -> None:
+def test_pages_are_written_again_with_texts_and_confidences(place: Path) -> None:
     before = Path("in/p1.xml").read_bytes()
     done = infer("in", "-o", "read")
     assert (done.code, done.out) == (0, "")
@@ -78,7 +77,7 @@ def test_pages_are_written_again_with_texts_and_confidences(infer: Infer) -> Non
 LINES = [f"in/{name}.xml\tl{k}\t{text}" for name in ("p1", "sub/p2") for k, text in enumerate(TEXTS)]
 
 
-def test_lines_are_printed_or_collected(infer: Infer) -> None:
+def test_lines_are_printed_or_collected(place: Path) -> None:
     assert infer("in").out.splitlines() == LINES
     assert infer("in/p1.xml").out.splitlines() == [line.split("\t", 1)[1] for line in LINES[:3]]
     assert infer("in", "-o", "lines.tsv").code == 0
@@ -101,7 +100,7 @@ def read_page_of(name: str) -> Any:
     return read_page(name).lines
 
 
-def test_bad_pages_and_lines_are_named_and_the_others_read(infer: Infer) -> None:
+def test_bad_pages_and_lines_are_named_and_the_others_read(place: Path) -> None:
     Path("in/bad.xml").write_text(alto("", unit="mm10"))
     lost = '<TextLine ID="lost"/>'
     Path("in/p1.xml").write_text(Path("in/p1.xml").read_text().replace("<TextLine", f"{lost}<TextLine", 1))
