@@ -313,29 +313,26 @@ def _main_equiv(element: Element) -> Element | None:
     return min(equivs, key=lambda equiv: _number(equiv.attributes.get("index")) or 0, default=None)
 
 
-def _words(transcription: Transcription) -> list[tuple[str, float]]:
-    """The words of a text, each with the mean confidence of its characters, or that of the line."""
-    text, characters = transcription.text, transcription.characters
-    is_known = len(characters) == len(text)
-    words = []
-    for match in re.finditer(r"\S+", text):
-        confidence = transcription.confidence
-        if is_known:
-            confidence = float(np.mean([each.confidence for each in characters[slice(*match.span())]]))
-        words.append((match[0], confidence))
-    return words
+def _words(transcription: Transcription) -> list[tuple[str, str]]:
+    """The words of a text, each with its confidence."""
+    matches = re.finditer(r"\S+", transcription.text)
+    return [(match[0], _confidence(transcription, slice(*match.span()))) for match in matches]
 
 
-def _confidence(value: float) -> str:
-    return f"{min(max(value, 0.0), 1.0):.4f}"
+def _confidence(transcription: Transcription, part: slice = slice(None)) -> str:
+    """The mean confidence of the characters of a text or a part of it, which is the share of them that is
+    likely to be right. That all are right, as `transcription.confidence` says, is unlikely for long lines.
+    """
+    confidences = [each.confidence for each in transcription.characters[part]]
+    return f"{np.mean(confidences) if confidences else transcription.confidence:.4f}"
 
 
 def _write_alto(document: Document, line: Element, transcription: Transcription) -> None:
     strings, hyphens, words = line.all("String"), line.all("HYP"), _words(transcription)
-    text, confidence = transcription.text, transcription.confidence
+    text, confidence = transcription.text, _confidence(transcription)
     place = {key: line.attributes.get(key) for key in BOX}
     if not strings:
-        values = {"CONTENT": text, "WC": _confidence(confidence), **place}
+        values = {"CONTENT": text, "WC": confidence, **place}
         written = "".join(f" {key}={quoted(value)}" for key, value in values.items() if value is not None)
         document.insert(line, line.first("Shape"), f"<{line.prefix}String{written}/>")
     elif len(strings) == 1 and not hyphens:
@@ -349,9 +346,9 @@ def _write_alto(document: Document, line: Element, transcription: Transcription)
 
 
 def _write_string(
-    document: Document, string: Element, text: str, confidence: float, place: Mapping[str, str | None]
+    document: Document, string: Element, text: str, confidence: str, place: Mapping[str, str | None]
 ) -> None:
-    values = {"CONTENT": text, "WC": _confidence(confidence), **place}
+    values = {"CONTENT": text, "WC": confidence, **place}
     if text != string.attributes.get("CONTENT"):
         values |= dict.fromkeys(("CC", "SUBS_TYPE", "SUBS_CONTENT"))
         _remove_all(document, [*string.all("ALTERNATIVE"), *string.all("Glyph")])
@@ -360,11 +357,11 @@ def _write_string(
 
 def _write_text(document: Document, line: Element, transcription: Transcription) -> None:
     """Write the text of a PAGE line, and of its words."""
-    _write_equiv(document, line, _main_equiv(line), transcription.text, transcription.confidence)
+    _write_equiv(document, line, _main_equiv(line), transcription.text, _confidence(transcription))
     words, texts = line.all("Word"), _words(transcription)
     is_paired = len(words) == len(texts)
     for k, word in enumerate(words):
-        text, confidence = texts[k] if is_paired else ("", 0.0)
+        text, confidence = texts[k] if is_paired else ("", "")
         if is_paired:
             _write_equiv(document, word, _main_equiv(word), text, confidence)
         else:
@@ -379,10 +376,9 @@ def _remove_all(document: Document, elements: Iterable[Element]) -> None:
 
 
 def _write_equiv(
-    document: Document, parent: Element, equiv: Element | None, text: str, confidence: float | None
+    document: Document, parent: Element, equiv: Element | None, text: str, conf: str | None
 ) -> None:
     """Write a TextEquiv of a region, line or word, or add one where the schema wants it."""
-    conf = None if confidence is None else _confidence(confidence)
     prefix = parent.prefix
     content = f"<{prefix}Unicode>{escaped(text)}</{prefix}Unicode>"
     if equiv is None:

@@ -4,27 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from mdlstm_tk.runtime import Character, Transcription
+
 WIDTH, HEIGHT = 300, 200
 ALTO = "http://www.loc.gov/standards/alto/ns-v4#"
 PAGE = "http://schema.primaresearch.org/PAGE/gts/pagecontent/2019-07-15"
-
-
-class Character(NamedTuple):
-    character: str
-    left: float
-    right: float
-    confidence: float
-
-
-class Transcription(NamedTuple):
-    text: str
-    confidence: float
-    characters: tuple[Character, ...] = ()
 
 
 def transcription(text: str, confidence: float = 0.9) -> Transcription:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.command import Result, mdlstm
-from helpers.pages import Transcription, alto, draw_page, transcription, write_noise
+from helpers.pages import alto, draw_page, transcription, write_noise
 from helpers.small_models import classifier, recogniser
 from PIL import Image
 
 from mdlstm_tk.errors import InputError, StoppedError
-from mdlstm_tk.runtime import Session, infer_paths, read_page
+from mdlstm_tk.runtime import Session, Transcription, infer_paths, read_page
 from mdlstm_tk.runtime.jobs import InputPath, files_for, find_files
 from mdlstm_tk.runtime.pages import SUBFOLDERS
 

@@ -338,3 +338,6 @@ def test_the_confidence_of_a_word_is_that_of_its_characters(tmp_path: Path) -> N
     before = read(tmp_path, alto(f"<TextLine>{string('x', 'y')}</TextLine>"))
     write_page(before, {"1": both}, tmp_path / "b.xml")
     assert re.findall(r'WC="(.*?)"', (tmp_path / "b.xml").read_text()) == ["1.0000", "0.2500"]
+    before = read(tmp_path, alto(f"<TextLine>{string('x')}</TextLine>"))
+    write_page(before, {"1": both}, tmp_path / "b.xml")
+    assert re.findall(r'WC="(.*?)"', (tmp_path / "b.xml").read_text()) == ["0.6250"]
