@@ -35,7 +35,7 @@ SETTINGS = Path(__file__).parent / "density_settings.json"
 
 
 class Plan(NamedTuple):
-    """How a task is trained.
+    """The training of a task.
 
     Attributes:
         changes: settings that differ from the task's defaults, for all networks. The search begins here.

@@ -134,7 +134,7 @@ def run_tests() -> tuple[str, list[str]]:
 
 
 def run_sanitizer() -> str:
-    """What compute-sanitizer says of a small sweep."""
+    """The findings of compute-sanitizer in a small sweep."""
     program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     if program is None:
         return "not measured: compute-sanitizer is not installed"

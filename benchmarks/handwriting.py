@@ -1,4 +1,4 @@
-"""How well the networks learn to read handwriting in equal time, with equal parameters, beside kraken.
+"""Errors of networks that learn to read handwriting in equal time, with equal parameters, beside kraken.
 
     python benchmarks/handwriting.py --pages ../shared/wills --minutes 60 --seeds 3 --kraken
 

@@ -13,7 +13,7 @@ from mdlstm_tk import MDLSTM
 
 
 class Around(nn.Module):
-    """What a lambda computes with layers: `forward(layers, *inputs)`."""
+    """A module that computes a lambda with layers: `forward(layers, *inputs)`."""
 
     def __init__(self, function: Callable[..., Any], **layers: nn.Module) -> None:
         super().__init__()

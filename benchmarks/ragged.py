@@ -1,4 +1,4 @@
-"""What a padded batch costs with `sizes`, beside the same batch without them.
+"""The cost of a padded batch with `sizes`, beside the same batch without them.
 
     python benchmarks/ragged.py                    # takes half a minute on an otherwise idle machine
     python benchmarks/ragged.py --training         # two tasks instead; takes a minute

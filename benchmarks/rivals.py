@@ -131,7 +131,7 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def network_table() -> list[list[str]]:
-    """What each network sees, its features at each position, and its parameters."""
+    """The field of view of each network, its features at each position, and its parameters."""
     x = torch.zeros(1, PatchAttention.PATCH, PatchAttention.PATCH, CHANNELS)
     return [
         [name, NETWORKS[name][1], str(network(x).shape[-1]), str(count_parameters(network))]

@@ -49,7 +49,7 @@ SETTINGS = {kind: {**QUICK, "steps": 300} if kind == "transcribe" else QUICK for
 
 
 class Trial(NamedTuple):
-    """What is compared: a kind of task, the types of its files, and settings of the training."""
+    """A comparison: a kind of task, the types of its files, and settings of the training."""
 
     kind: Kind
     file_types: Sequence[str]
@@ -98,7 +98,7 @@ class Row:
 
 
 class Sample(NamedTuple):
-    """What torch makes of a sample.
+    """The result of torch for a sample.
 
     Attributes:
         outputs: of the network.
@@ -117,7 +117,7 @@ def train_and_export(kind: Kind, data: Path, folder: Path, **settings: Any) -> t
 
 
 def torch_samples(run: Run) -> Iterator[tuple[str, Sample]]:
-    """What the run's network in torch makes of each sample that training reads, by the sample's name."""
+    """The results of the run's network in torch for each sample that training reads, by its name."""
     checkpoint = load_checkpoint(run.checkpoint)
     network, spec = checkpoint.network().eval(), checkpoint.spec
     task = make_task(checkpoint.config)

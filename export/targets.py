@@ -240,8 +240,7 @@ def _config_entry(tensor: TensorSpec) -> str:
 
 
 def _described_model(config: str) -> str:
-    """What a `config.pbtxt` says of the model itself: the sections of inputs, outputs and preprocessing,
-    without white space."""
+    """The sections of inputs, outputs and preprocessing of a `config.pbtxt`, without white space."""
     match = re.search(r"^input \[.*?^\]\s*^output \[.*?^\]", config, re.DOTALL | re.MULTILINE)
     preprocessing = re.search(rf'"{re.escape(PREPROCESSING)}"\s*value:\s*\{{.*', config)
     return "".join("".join(found[0].split()) for found in (match, preprocessing) if found)

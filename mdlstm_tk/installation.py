@@ -1,4 +1,4 @@
-"""What is installed, and whether it works: `mdlstm doctor` prints `check_installation`.
+"""Checks of the installation: `mdlstm doctor` prints `check_installation`.
 
 >>> from mdlstm_tk.installation import check_installation
 >>> [check.name for check in check_installation() if check.state == "broken"]
@@ -90,7 +90,7 @@ def _runtime() -> Iterator[Check]:
 
 
 def _torch() -> Iterator[Check]:
-    """Whether torch has a GPU, and whether kernels compile: without them the layer takes much longer."""
+    """The GPU of torch and the compilers of kernels, without which the layer takes much longer."""
     if not _version("torch"):
         return
     gpu = _attempt("torch on CUDA", _find_gpu)

@@ -78,7 +78,7 @@ def _text(text: str) -> list[nodes.Node]:
 
 
 def _value(param: Any, annotation: Any) -> str:
-    """What an option takes: its own metavar, its choices, or its type."""
+    """The value of an option: its own metavar, its choices, or its type."""
     if param.metavar:
         return str(param.metavar)
     kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation

@@ -51,7 +51,7 @@ def convert(text: str) -> str:
 
 
 def _begins_block(source: list[str], number: int, indentation: int) -> bool:
-    """Whether an indented block of equations or of a drawing follows line `number`."""
+    """True if an indented block of equations or of a drawing follows line `number`."""
     following = next((k for k in range(number + 1, len(source)) if source[k].strip()), None)
     if following is None or source[number].lstrip().startswith((">>>", "...", "- ", "::")):
         return False

@@ -33,7 +33,7 @@ def wavefront() -> Figure:
 
 
 def directions() -> Figure:
-    """What a position sees in each direction."""
+    """The positions that a position sees in each direction."""
     height, width, row, column = 4, 5, 1, 2
     figure, all_axes = plt.subplots(1, 4, figsize=(8.4, 2.2))
     for axes, (down, right) in zip(all_axes, resolve_directions("all", 2), strict=True):

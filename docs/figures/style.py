@@ -1,4 +1,4 @@
-"""What the drawings of the documentation share. A file is the same whenever it is drawn."""
+"""The common style of the drawings of the documentation. A file is the same whenever it is drawn."""
 
 from __future__ import annotations
 

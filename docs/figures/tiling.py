@@ -58,7 +58,7 @@ def enter(axes: Axes, top: float, left: float, *, from_above: bool, from_left: b
 
 
 def look(has_states: bool) -> dict[str, object]:
-    """How a face looks that a tile before it left, or one of the whole grid."""
+    """The look of a face that a tile before it left, or of one of the whole grid."""
     if has_states:
         return {"facecolor": ACCENT, "edgecolor": ACCENT}
     return {"facecolor": "white", "edgecolor": FAINT, "linestyle": ":"}

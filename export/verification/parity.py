@@ -310,7 +310,7 @@ class VerificationReport:
         return [runtime for runtime in self.outcomes if not self.passed(runtime)]
 
     def passed(self, runtime: str) -> bool:
-        """Whether a runtime is within tolerance on all cases."""
+        """True if a runtime is within tolerance on all cases."""
         return all(outcome.parity.passed for outcome in self.outcomes[runtime].values())
 
     def worst_errors(self, runtime: str) -> dict[str, float]:

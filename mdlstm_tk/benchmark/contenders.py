@@ -1,4 +1,4 @@
-"""What takes turns in a measurement: the layer, its matrix products alone, `nn.LSTM`, the torch backend."""
+"""Contenders of a measurement: the layer, its matrix products alone, `nn.LSTM`, the torch backend."""
 
 from __future__ import annotations
 

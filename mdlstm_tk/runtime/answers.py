@@ -246,7 +246,7 @@ class AnswerDocument:
         self._waiting, self._answers = deque(jobs), dict[Job, Sequence[Answer]]()
 
     def begin(self) -> str:
-        """What comes before the first answer."""
+        """The text before the first answer."""
         if self._format == "csv":
             top = None if self._options.probabilities else self._options.top or 1
             ranked = tuple((name, 0.0) for name in self._classes[:top])
@@ -277,7 +277,7 @@ class AnswerDocument:
         return text
 
     def end(self) -> str:
-        """What comes after the last answer."""
+        """The text after the last answer."""
         return "\n]\n" if self._format == "json" else ""
 
     def render(self, files: Iterable[tuple[str, Sequence[Answer]]]) -> str:

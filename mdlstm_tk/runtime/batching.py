@@ -33,7 +33,7 @@ Read: TypeAlias = Callable[[str], InputFile]
 Feed: TypeAlias = Array | Mapping[str, Array]
 """An array for x, or arrays for several inputs of a model by their names."""
 Feeds: TypeAlias = dict[str | None, Feed]
-"""What is run for one file, by the name of the array."""
+"""The inputs of the runs for one file, by the name of the array."""
 Widths: TypeAlias = dict[str | None, tuple[int, int]]
 Outputs: TypeAlias = Array | dict[str, Array] | InputError | StoppedError
 """y, several outputs by name, or why there are none."""
@@ -196,7 +196,7 @@ def _run_batch(
 
 
 def _run_split(session: Session, feed: Feed, limit: int) -> Any:
-    """What the session returns for one array or several inputs, in runs of at most `limit` samples."""
+    """The outputs of the session for one array or several inputs, in runs of at most `limit` samples."""
     metadata = session.metadata
     arrays = dict(feed) if isinstance(feed, Mapping) else {metadata.inputs[0]: feed}
     x = arrays.pop(metadata.inputs[0])
@@ -286,8 +286,8 @@ def _infer_window(
 
 
 def _feeds_of(source: str, arrays: Arrays, metadata: Metadata) -> Feeds:
-    """What the session runs for a file: each of its arrays as x; or all of them by name, if the model has
-    several inputs of these names."""
+    """The inputs of the session for a file: each of its arrays as x, or all of them by name if the model
+    has several inputs of these names."""
     first, *others = metadata.inputs
     names = {name for name in arrays if name is not None}
     required = {first, *others} - {"sizes"}

@@ -287,7 +287,7 @@ def _smoothed(levels: Sequence[_Level]) -> tuple[NGrams, list[int]]:
 
 
 def _discounts(counts: Integers) -> Floats:
-    """What is taken from n-grams with the counts 0, 1, 2, and 3 or more (Chen and Goodman 1998, p. 27)."""
+    """The discounts of n-grams with the counts 0, 1, 2, and 3 or more (Chen and Goodman 1998, p. 27)."""
     n1, n2, n3, n4 = (int((counts == k).sum()) for k in (1, 2, 3, 4))
     if n1 and n2 and n3:
         y = n1 / (n1 + 2 * n2)

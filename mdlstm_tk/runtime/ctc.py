@@ -153,7 +153,7 @@ def best_path(logits: Floats) -> Integers:
 
 
 class Fusion:
-    """What a language model adds to the scores of texts.
+    """The share of a language model in the scores of texts.
 
     Args:
         lm: the model; None adds nothing.

@@ -150,7 +150,7 @@ class Checkpoint:
 
 
 def _outputs(spec: TaskSpec) -> list[str | int]:
-    """What each output of a network stands for: a class, a character, the blank, or a number."""
+    """The meaning of each output of a network: a class, a character, the blank, or a number."""
     if not spec.classes:
         return list(range(spec.outputs))
     return [*range(spec.outputs - len(spec.classes)), *spec.classes]

@@ -66,7 +66,7 @@ class ComparisonPlan:
 
     @property
     def description(self) -> str:
-        """What is trained, how often, and where the files go."""
+        """The networks to train, the number of seeds, and the folder of the files."""
         subject = self.config.size if self.is_diagonal else self.config.task
         return (
             f"training {', '.join(self.models)} on {subject}, {self.seeds} seeds of {self.config.steps} "

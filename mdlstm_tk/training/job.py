@@ -69,7 +69,7 @@ class TrainingJob:
 
     @property
     def description(self) -> str:
-        """What is trained, for how long, and where the files go."""
+        """The network, the task, the length of the training and the folder of the run, in one line."""
         if self.is_trained:
             return f"{self.run.folder} has done {self.steps_done} steps; writing its result and pictures"
         size, config = format_size(self.task.spec.size), self.config
@@ -78,12 +78,12 @@ class TrainingJob:
 
 
 def is_complete(config: TrainConfig, step: int, seconds: float) -> bool:
-    """Whether all steps of a run are done, or with `minutes` its time is over."""
+    """True if all steps of a run are done, or with `minutes` its time is over."""
     return seconds >= 60 * config.minutes if config.minutes else step >= config.steps
 
 
 def has_stopped_early(config: TrainConfig, step: int, best_step: int) -> bool:
-    """Whether `config.patience` validations in a row, up to that of `step`, brought no improvement."""
+    """True if `config.patience` validations in a row, up to that of `step`, brought no improvement."""
     unimproved = (step - best_step) // config.evaluate_every
     return 0 < config.patience <= unimproved and step % config.evaluate_every == 0
 

@@ -25,7 +25,7 @@ UNREAD_STEPS = 20  # on a GPU, steps whose metrics stay there until they are rea
 
 
 def reads_at_once(device: torch.device) -> bool:
-    """Whether the metrics of a step are read right after it; on a CPU nothing is gained by waiting."""
+    """True if the metrics of a step are read right after it; on a CPU nothing is gained by waiting."""
     return device.type == "cpu"
 
 

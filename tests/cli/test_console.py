@@ -1,4 +1,4 @@
-"""What the command line prints holds the names of files and classes, with escapes for controls."""
+"""The command line prints names of files and classes with escapes for control characters."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ def test_max_bytes_may_exceed_the_limit_of_pillow(place: Path, monkeypatch: pyte
 
 
 def on_a_terminal(*arguments: object) -> str:
-    """What `mdlstm infer` prints on a terminal."""
+    """The output of `mdlstm infer` on a terminal."""
     pty = pytest.importorskip("pty", reason="needs a POSIX terminal")
     leader, follower = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "120"}

@@ -31,7 +31,7 @@ print(len(compiled.buffer))
 
 
 def compilations(folder: Path, **variables: str) -> int:
-    """How much is compiled in a process of its own that makes a kernel, in `folder`."""
+    """Number of compilations in a process of its own that makes a kernel, in `folder`."""
     environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
     done = subprocess.run(
         [sys.executable, "-P", "-c", COMPILE],

@@ -22,7 +22,7 @@ ENVIRONMENT = {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
 @dataclass(frozen=True)
 class Result:
-    """What a call of `mdlstm` came to."""
+    """Exit code and output of a call of `mdlstm`."""
 
     code: int
     out: str

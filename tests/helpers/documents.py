@@ -114,7 +114,7 @@ def _check(block: Block) -> None:
 
 
 def _matches(printed: str, expected: str) -> bool:
-    """Whether the words are equal, where … stands for any text."""
+    """True if the words are equal, where … stands for any text."""
     pattern = ".*".join(map(re.escape, " ".join(expected.split()).split("…")))
     return re.fullmatch(pattern, " ".join(printed.split())) is not None
 

@@ -67,7 +67,7 @@ def _count(op: str) -> int:
 
 @st.composite
 def kernels(draw: st.DrawFn) -> dict[str, Any]:
-    """What a kernel in float64 of a cell of the package depends on."""
+    """The options that a kernel in float64 of a cell of the package depends on."""
     return draw(st.sampled_from([k for k in KERNELS if "dtype" not in k and k["cell"] in BUILT_IN_CELLS]))
 
 

@@ -1,4 +1,4 @@
-"""What a test needs beside Python packages."""
+"""Requirements of tests beside Python packages."""
 
 from __future__ import annotations
 

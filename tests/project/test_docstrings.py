@@ -1,4 +1,4 @@
-"""How the site reads docstrings: docs/_extensions/docstrings.py."""
+"""Docstrings on the site: docs/_extensions/docstrings.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the wheel and the sdist hold."""
+"""Contents of the wheel and the sdist."""
 
 from __future__ import annotations
 

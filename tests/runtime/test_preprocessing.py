@@ -1,4 +1,4 @@
-"""How image files become arrays, compared with conversions by Pillow itself."""
+"""Arrays of image files, compared with conversions by Pillow itself."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def prepared(
     batch_size: int = 2,
     kind: type = Work,
 ) -> tuple[Any, Any]:
-    """What runs a network in tiles, and the array that it will fill."""
+    """A run of a network in tiles, and the array that it fills."""
     archive, grid = network.archive, x.shape[:-1]
     y = np.full((*output_extents(archive, grid), archive.metadata.outputs), np.nan, np.float32)
     plan = make_plan(archive, grid, tile, batch_size)
@@ -140,7 +140,7 @@ def test_steps_respect_what_tiles_need() -> None:
 
 
 def test_sums_take_little_more_than_one_for_each_tile() -> None:
-    """What has been read is removed before the next step."""
+    """Blocks that have been read are removed before the next step."""
     network = FakeNetwork(5, 2, stages=1)
     stage = network.archive.stages[0]
     assert stage.added and len(stage.sweeps) > 1

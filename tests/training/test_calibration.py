@@ -1,4 +1,4 @@
-"""What training chooses when it ends: temperature, weights of the language model, and the model itself."""
+"""Temperature, weights of the language model, and the model itself, chosen when a training ends."""
 
 from __future__ import annotations
 

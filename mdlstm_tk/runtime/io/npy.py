@@ -124,7 +124,7 @@ def write_npy(file: IO[bytes], array: Array) -> None:
 
 
 def label_of(source: str | Path) -> str:
-    """What error messages call a file, or "-"."""
+    """The name of a file, or of "-", in error messages."""
     return "standard input" if source == STDIO else str(source)
 
 

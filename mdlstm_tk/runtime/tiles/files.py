@@ -49,8 +49,8 @@ class TileOptions:
 
 @dataclass(frozen=True)
 class FileRun:
-    """What a process needs to run any group of one file: paths that are the same for all processes, the
-    level of a TIFF, the plan, and the format of the result, None if the network averages over the grid."""
+    """A file for processes that run groups of its tiles: paths that are the same for all of them, the level
+    of a TIFF, the plan, and the format of the result, None if the network averages over the grid."""
 
     source: str
     scratch: str

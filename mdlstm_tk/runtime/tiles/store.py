@@ -1,4 +1,4 @@
-"""What tiles leave for one another: a block of numbers for each sweep and tile."""
+"""The states that tiles leave for one another: a block of numbers for each sweep and tile."""
 
 from __future__ import annotations
 
