@@ -259,6 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure what is missing in results.json, print the table, and return the rows."""
     options = parse_arguments(arguments)
     names = options.networks.split(",")
+    if unknown := sorted(set(names) - set(NETWORKS)):
+        raise SystemExit(f"--networks has {', '.join(unknown)}; expected some of {', '.join(NETWORKS)}")
     data, file = options.output / "pages", options.output / "results.json"
     settings = {
         "pages": str(options.pages),

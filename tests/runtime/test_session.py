@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -151,15 +150,13 @@ def test_timeout_stops_an_endless_loop() -> None:
 
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_stops_a_run_of_the_main_thread() -> None:
-    """A product of 1000×1000 matrices takes some 30 ms, all of them together a minute."""
-    session = Session(power(2000), "cpu")
+    """A product of 1000×1000 matrices takes some 30 ms, all of them together longer than a test may."""
+    session = Session(power(20_000), "cpu")
     timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
-    start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         session(np.ones((1000, 1000), np.float32))
     timer.join()
-    assert time.monotonic() - start < 20
     np.testing.assert_array_equal(session(np.eye(2)), 1 + np.eye(2))
 
 
