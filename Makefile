@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
-.PHONY: demo test test-all mutants coverage lowest lint docs gpu clean
+.PHONY: demo test test-slow test-all mutants coverage lowest lint docs gpu clean
 
 demo: $(VENV)/demo.stamp  ## train, export, infer and verify, into runs/
 	$(BIN)/mdlstm demo
@@ -12,8 +12,10 @@ demo: $(VENV)/demo.stamp  ## train, export, infer and verify, into runs/
 test: $(VENV)/test.stamp  ## run the tests that guard behaviour, without those that are slow by nature
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
-test-all: $(VENV)/test.stamp  ## run all tests
-	$(BIN)/python -m pytest -n auto
+test-slow: $(VENV)/test.stamp  ## run those: documentation blocks, installations, browsers, Ray, fuzzers, whole trainings
+	$(BIN)/python -m pytest -n auto -m slow
+
+test-all: test test-slow  ## run all tests
 
 mutants: $(VENV)/test.stamp  ## change the code at random places and count the changes that no test notices
 	$(BIN)/python tests/mutants.py build/mutants --count 500
