@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import os
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,10 +30,6 @@ if TYPE_CHECKING:  # fixtures import what only some tests need
     from playwright.sync_api import Browser
 
     from mdlstm_tk.training import Run
-
-# `mdlstm export` notes what it writes in a folder of the user. The commands that tests call inherit this.
-_state = tempfile.TemporaryDirectory(prefix="mdlstm-tests-")
-os.environ["XDG_STATE_HOME"] = _state.name
 
 torch.set_num_threads(1)  # tests run side by side
 

@@ -81,6 +81,7 @@ def validation_lines(job: TrainingJob) -> list[Line]:
     """The lines of the validation split, evenly chosen if there are more than `MAX_LINES`."""
     task, device = job.task, next(job.network.parameters()).device
     spec, lines = task.spec, []
+    job.network.eval()  # training leaves it with dropout, and with statistics that follow its batches
     for batch in batches(task, "validation", job.config.seed, task.evaluation_batch):
         logits = predict(job.network, batch, device, job.config.precision).cpu().numpy()
         width, steps = batch.x.shape[2], logits.shape[1]

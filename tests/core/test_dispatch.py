@@ -43,7 +43,7 @@ WITHOUT_NUMBA = """
 import warnings
 import torch
 from mdlstm_tk import MDLSTM, InputError
-from mdlstm_tk._util.diagnostics import check_installation
+from mdlstm_tk.installation import check_installation
 x = torch.ones(1, 3, 4, 2)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")

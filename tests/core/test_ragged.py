@@ -102,7 +102,7 @@ def test_transforms_mask_what_they_cannot_leave_out() -> None:
 
 
 def test_tables_mark_what_lies_outside_a_sample_with_minus_1() -> None:
-    made = tables.ragged_tables(((2, 1), (1, 3)), (2, 3), [(1, 1)], torch.device("cpu"))
+    made = tables.ragged_tables(((2, 1), (1, 3)), (2, 3), ((1, 1),), torch.device("cpu"))
     # rows: (0, 0) of both samples, (0, 1) of the second, (1, 0) of the first, (0, 2) of the second
     assert made.predecessors.tolist() == [[-1, -1, -1, 0, -1], [-1, -1, 1, -1, 2]]
     assert made.successors.tolist() == [[3, -1, -1, -1, -1], [-1, 2, 4, -1, -1]]

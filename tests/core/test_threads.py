@@ -125,9 +125,9 @@ def test_an_interrupt_leaves_the_threads_free(monkeypatch: pytest.MonkeyPatch) -
 
     def interrupted(job: int) -> None:
         if job == 1:
-            begun.set()
+            begun.wait(10)  # else this thread might take job 0, too, before the caller does
         else:
-            begun.wait(10)
+            begun.set()
             time.sleep(0.2)  # the other thread has nothing to do now
             raise KeyboardInterrupt
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.training import SMALL, resume, run_in
 from helpers.user_data import read, write_texts
 from rapidfuzz.distance import Levenshtein
@@ -16,7 +17,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_run
 from mdlstm_tk.runtime import CharacterModel, Decoding, Session
 from mdlstm_tk.runtime.ctc import transcribe_logits
-from mdlstm_tk.training import Run
+from mdlstm_tk.training import Run, load_checkpoint, new_job, train
 from mdlstm_tk.training.calibration import (
     Line,
     evenly,
@@ -123,6 +124,18 @@ def test_runs_hold_a_model_of_their_texts_and_a_decoding(tmp_path: Path) -> None
     run.decoding.write_text("[1]")
     with pytest.raises(InputError, match="no decoding"):
         run.read_decoding()
+
+
+def test_the_network_stays_as_it_was_validated(tmp_path: Path) -> None:
+    """Its batch normalisation would follow the validation lines in training mode."""
+    changes = {"task": "transcribe", "data": str(write_texts(tmp_path / "lines", 12)), "size": ""}
+    job = new_job(SMALL.updated({**changes, "model": "lines", "steps": 3}, "test"), tmp_path / "run")
+    job.network.train()
+    train(job)
+    best = load_checkpoint(job.run.best).network().state_dict()
+    weights = job.network.state_dict()
+    assert best.keys() == weights.keys() and not job.network.training
+    assert [name for name, weight in weights.items() if not torch.equal(weight, best[name])] == []
 
 
 def test_other_runs_have_neither(tmp_path: Path) -> None:

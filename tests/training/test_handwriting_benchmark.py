@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from helpers.checkout import ROOT
 from helpers.pages import draw_page
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import handwriting
-import kraken_rival
-
 from mdlstm_tk.runtime.pages import read_page
 
 QUICK = ("--minutes", "0.02", "--set", "hidden=4", "--set", "batch_size=2", "--set", "evaluate_every=2")
+
+
+@pytest.fixture
+def handwriting(fresh_registries: None, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script, which registers its networks when it is imported; they are gone after the test."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    for name in ("handwriting", "rival_networks"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return import_module("handwriting")
 
 
 @pytest.fixture
@@ -30,7 +36,9 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_rows_are_measured_once(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_are_measured_once(
+    handwriting: Any, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--pages", str(source), *QUICK, "-o", str(tmp_path / "out"), "--networks"]
     first = handwriting.main([*arguments, "default"])["default, seed 0"]
     assert first["bytes"] < 4e6 and min(first["speed"], first["speed_lm"]) > 0
@@ -46,7 +54,7 @@ def test_rows_are_measured_once(source: Path, tmp_path: Path, capsys: pytest.Cap
         handwriting.main([*arguments, "default", "--lines", "3"])
 
 
-def test_pages_are_linked_by_split_and_writer(source: Path, tmp_path: Path) -> None:
+def test_pages_are_linked_by_split_and_writer(handwriting: Any, source: Path, tmp_path: Path) -> None:
     files = handwriting.link_pages(source, tmp_path / "all", None)
     assert {split: len(paths) for split, paths in files.items()} == {"train": 2, "test": 1, "valid": 1}
     splits = json.loads((tmp_path / "all/splits.json").read_text())
@@ -59,13 +67,14 @@ def test_pages_are_linked_by_split_and_writer(source: Path, tmp_path: Path) -> N
     assert set(few["test"].values()) == {"d"}
 
 
-def test_boxes_are_cut_without_outline_and_baseline(source: Path) -> None:
+def test_boxes_are_cut_without_outline_and_baseline(handwriting: Any, source: Path) -> None:
     line = read_page(source / "x/a-0.xml").lines[0]
     pixels = np.arange(60000).reshape(200, 300)
     left, top, right, bottom = line.box
     assert (handwriting.cut_box(pixels, line) == pixels[top:bottom, left:right]).all()
 
 
-def test_checkpoints_of_kraken_are_sorted_by_accuracy() -> None:
+def test_checkpoints_of_kraken_are_sorted_by_accuracy(handwriting: Any) -> None:
+    accuracy = import_module("kraken_rival").accuracy
     names = ("checkpoint_abort.ckpt", "checkpoint_00-0.1090.ckpt", "checkpoint_09-0.8123.ckpt")
-    assert [kraken_rival.accuracy(Path(name)) for name in names] == [-1, 0.109, 0.8123]
+    assert [accuracy(Path(name)) for name in names] == [-1, 0.109, 0.8123]

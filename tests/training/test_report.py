@@ -331,7 +331,7 @@ def test_in_a_browser(kind: str, width: int, scheme: str, runs: Any, browser: Br
         tab.open(address)
         assert tab.complaints == []
         assert {url for url in tab.requests if not url.startswith("data:")} == {address}
-        assert tab.page.title() == f"data · {'lines' if kind == 'transcribe' else 'md'} · mdlstm-tk"
+        assert tab.page.title() == "data · md · mdlstm-tk"
 
         def evaluate(expression: str) -> Any:
             return tab.page.evaluate(f"() => {expression}")
