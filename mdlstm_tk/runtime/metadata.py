@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from math import inf, isfinite, prod
+from math import inf, isfinite
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -14,7 +14,6 @@ from mdlstm_tk.runtime.choices import Dtype as Dtype
 from mdlstm_tk.runtime.choices import Form as Form
 from mdlstm_tk.runtime.choices import Kind as Kind
 from mdlstm_tk.runtime.decoding import Decoding
-from mdlstm_tk.runtime.io.npy import FLOAT_BYTES
 
 PREFIX = "mdlstm."
 SCHEMA = 2
@@ -132,14 +131,6 @@ class Metadata:
     def channels_last(self) -> bool:
         """True if the channels are the last axis of x and of y, rather than the second."""
         return self.layout.endswith("C")
-
-    @property
-    def sample_bytes(self) -> int:
-        """Bytes of one sample x as float32, and of an image before it is one; 0 if an extent is free and
-        no image is resized."""
-        resized = (self.preprocessing or {}).get("resize")
-        positions = max(prod(extent or 0 for extent in grid or (0,)) for grid in (self.grid, resized))
-        return positions * self.channels * FLOAT_BYTES
 
     def check(self) -> None:
         """Check that a model with these metadata can be read again.
