@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk.data import Task
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.models import model_options
 from mdlstm_tk.runtime.providers import available_memory as machine_memory
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.networks import build_network, count_parameters
@@ -136,9 +137,10 @@ def _kept_for_backward(network: nn.Module, task: Task, samples: int) -> int:
 
     x = torch.empty(samples, *task.spec.size, task.spec.channels, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        prediction: Tensor = network.train()(x)
+        outputs: Tensor | tuple[Tensor, ...] = network.train()(x)
+    predictions = outputs if isinstance(outputs, tuple) else (outputs,)
     kept = int(BACKWARD_FACTOR * sum(storages.values()))
-    return kept + PREDICTION_COPIES * prediction.numel() * FLOAT_BYTES
+    return kept + PREDICTION_COPIES * FLOAT_BYTES * sum(prediction.numel() for prediction in predictions)
 
 
 def _advise(config: TrainConfig, task: Task, estimate: MemoryEstimate) -> str:
@@ -150,7 +152,7 @@ def _advise(config: TrainConfig, task: Task, estimate: MemoryEstimate) -> str:
         return "a smaller cache, or fewer workers"
     if config.batch_size > 1:
         return f"batch_size={max(config.batch_size // 4, 1)}, or less"
-    if config.windows or task.spec.kind in ("classify", "segment", "transcribe"):
+    if "windows" in model_options(config.model, task.spec.kind):
         first, *others = config.windows.split(",")
         larger = [str(2 * int(first.partition("x")[0] or 1)), *others]
         return f"windows={','.join(larger)}, or larger"

@@ -60,6 +60,18 @@ def test_both_numbers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_memory(config, task, 16, CPU).endswith("more memory")
 
 
+def test_a_network_with_two_predictions_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it has no windows that might help."""
+    config = configure({"task": "digit-strings", "model": "lines", "batch_size": 1})
+    task = make_task(config)
+    assert "more memory" in check_memory(config, task, 1, CPU)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1)
+    monkeypatch.setattr(memory, "LIBRARY_BYTES", 0)
+    monkeypatch.setattr(memory, "WEIGHT_COPIES", 0)
+    with pytest.raises(InputError, match=r"try a smaller (size|crop or resize)"):
+        check_memory(config, task, 1, CPU)
+
+
 @pytest.mark.usefixtures("fresh_registries")
 def test_a_network_that_needs_values_is_not_estimated() -> None:
     @register("by-value")
