@@ -157,7 +157,8 @@ def test_the_answer_for_a_grid_that_is_averaged_over() -> None:
 
 
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 from mdlstm_tk.runtime import TiledSession
 from mdlstm_tk.runtime.jobs import Job
 from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
