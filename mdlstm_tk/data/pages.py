@@ -17,6 +17,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from mdlstm_tk.data import folders
 from mdlstm_tk.data.images import is_grey, read_pixels
 from mdlstm_tk.data.samples import MAX_THREADS, MemoryBudget
@@ -71,7 +73,7 @@ def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[
                 if isinstance(cut, str):
                     read = partial(folders.refuse, cut)
                 elif is_kept := budget.take(cut.nbytes):
-                    read = partial(_same, cut)
+                    read = partial(np.asarray, cut)
                 else:
                     read, not_kept = partial(_read_line, page.file, line), not_kept + 1
                 text = partial(str, line.text)
@@ -184,7 +186,3 @@ def _read_transcript(file: Path) -> str:
     if len(lines) > 1:
         raise UnusableSampleError(f"{file.name} has {len(lines)} lines, expected one")
     return "".join(lines)
-
-
-def _same(cut: Array) -> Array:
-    return cut

@@ -102,10 +102,10 @@ def transcribe_logits(
     confidences = 1 / alternatives.sum(axis=1)
     edges *= 1.0 if width is None else width / max(len(logits), 1)
     shown = [classes[k - 1] for k in labels]
-    ordered = [(c, k) for k, c in enumerate(shown)] if direction is None else None
+    ordered = reordered(shown, direction) if direction else [(c, k) for k, c in enumerate(shown)]
     characters = tuple(
         Character(character, float(edges[k, 0]), float(edges[k, 1]), float(confidences[k]))
-        for character, k in (reordered(shown, direction) if direction else ordered or ())
+        for character, k in ordered
     )
     return Transcription("".join(c.character for c in characters), float(np.exp(log_prob)), characters)
 

@@ -22,7 +22,6 @@ from mdlstm_tk.runtime.io.readers import InputFile, read_input
 from mdlstm_tk.runtime.jobs import (
     ANSWER_FORMATS,
     ANSWER_KINDS,
-    CLASS_KINDS,
     InputPath,
     Job,
     ResultOptions,
@@ -195,7 +194,7 @@ def infer_paths(
         session = _open_model(path, tiling, device, **arguments)
         resources.callback(session.close)
         metadata = session.metadata
-        _check_options(metadata, options, path, table)
+        options.check(metadata, path, table)
         found, files = len(files), files_for(metadata.kind, files)
         if metadata.kind != "transcribe":
             left_out += found - len(files)
@@ -347,24 +346,6 @@ def _chosen(models: Sequence[Path], files: dict[str, InputFile], limit: int) -> 
                     grids.append(grid_of(next(iter(file.arrays_for(metadata).values())), metadata))
             break
     return choose_model(models, grids)
-
-
-def _check_options(metadata: Metadata, options: ResultOptions, model: Path, table: Path | None) -> None:
-    """Check that a model has what the options ask for."""
-    kind = f"{model} is of kind {metadata.kind}"
-    if options.probabilities and metadata.kind not in CLASS_KINDS:
-        raise InputError(f"probabilities=True needs a model of kind {', '.join(CLASS_KINDS)}; {kind}")
-    if (options.beam > 1 or options.lm is not None) and metadata.kind != "transcribe":
-        raise InputError(f"beam=... and lm=... need a model of kind transcribe; {kind}")
-    if options.top is not None and metadata.kind != "classify":
-        raise InputError(f"top=... needs a model of kind classify; {kind}")
-    if options.top is not None and options.probabilities:
-        raise InputError("probabilities=True includes all classes, top=... only some; give one of them")
-    if table and metadata.kind not in ANSWER_KINDS:
-        raise InputError(
-            f"output=... is the file {table}, expected a folder for the results of several inputs; one "
-            f"file takes labels or texts of kind {', '.join(ANSWER_KINDS)}, but {kind}"
-        )
 
 
 def _search_of(beam: int | None, lm: str | Path | CharacterModel | None) -> dict[str, Any]:

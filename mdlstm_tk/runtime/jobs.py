@@ -31,6 +31,27 @@ class ResultOptions(NamedTuple):
     beam: int = 1
     lm: CharacterModel | None = None
 
+    def check(self, metadata: Metadata, model: Path, table: Path | None) -> None:
+        """Check that a model has what the options ask for, and what one file for all inputs takes.
+
+        Raises:
+            InputError: the model is of another kind, or two options exclude each other.
+        """
+        kind = f"{model} is of kind {metadata.kind}"
+        if self.probabilities and metadata.kind not in CLASS_KINDS:
+            raise InputError(f"probabilities=True needs a model of kind {', '.join(CLASS_KINDS)}; {kind}")
+        if (self.beam > 1 or self.lm is not None) and metadata.kind != "transcribe":
+            raise InputError(f"beam=... and lm=... need a model of kind transcribe; {kind}")
+        if self.top is not None and metadata.kind != "classify":
+            raise InputError(f"top=... needs a model of kind classify; {kind}")
+        if self.top is not None and self.probabilities:
+            raise InputError("probabilities=True includes all classes, top=... only some; give one of them")
+        if table and metadata.kind not in ANSWER_KINDS:
+            raise InputError(
+                f"output=... is the file {table}, expected a folder for the results of several inputs; one "
+                f"file takes labels or texts of kind {', '.join(ANSWER_KINDS)}, but {kind}"
+            )
+
 
 LABELS_ONLY = ResultOptions()
 
