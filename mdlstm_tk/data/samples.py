@@ -120,7 +120,7 @@ def _moments(pixels: Array, is_image: bool, resize: Resize) -> tuple[Moments, Ex
     x = Preprocessing(1 if is_grey(pixels) else 3, resize)(pixels) if is_image else pixels
     moments = Moments.of(x)
     if not np.isfinite(moments.squares).all() and not np.isfinite(x).all():
-        raise UnusableSampleError("it contains NaN or infinite values")
+        raise UnusableSampleError("it contains NaN, infinite values, or numbers too large for float32")
     return moments, x.shape[:-1]
 
 
