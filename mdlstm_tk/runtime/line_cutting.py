@@ -1,9 +1,9 @@
 """Cut a line of text out of a page, straight: the same for training and for inference.
 
 The line is unrolled along its baseline: columns of the cut are places on the baseline, at its own scale,
-and rows are distances from it. Columns stand upright on the smoothed baseline, so that the points of a
-hand-drawn one leave no kinks. What is outside the outline, such as parts of other lines, is painted over in
-the colour of the paper inside.
+and rows are distances from it, as far as lines of the page typically reach. Columns stand upright on the
+smoothed baseline, so that the points of a hand-drawn one leave no kinks. Pixels outside the outline, such
+as parts of other lines, are painted over in the colour of the paper inside.
 
 kraken's `extract_polygons` works alike, but paints black and does not smooth.
 """
@@ -23,8 +23,9 @@ MAX_SAMPLES = 1024  # points that an outline or a baseline is divided into
 MAX_WINDING = 3  # length of a baseline by the diagonal around it; a scribble has more
 ELONGATED = 3  # an outline without baseline is turned from this ratio of length and height on
 PAPER = 75  # percentile of the pixels inside: the median of the bright half
+MARGIN = 0.05  # of the height of a line, around its outline: outlines cut ascenders
+SAME_SIZE = 1.5  # ratio of heights up to which a line is as high as a typical one of its page
 ROUNDING = 1e-6  # so that a level line is not shifted by a pixel
-BORDER = 2  # pixels
 TURNED_AS = {"u2": np.int32}  # Pillow turns no images of 16 bits
 
 
@@ -50,27 +51,17 @@ def cut_line(pixels: Array, line: PageLine) -> Array:
     low, high = np.floor(outline.min(axis=0)).astype(int), np.ceil(outline.max(axis=0)).astype(int)
     if (high <= low).any():
         raise InputError(f"line {line.id} has no area on the page")
-    region = pixels[low[1] : high[1], low[0] : high[0]]
     if line.polygon is None and line.baseline is None:
-        return np.ascontiguousarray(region)
+        return np.ascontiguousarray(pixels[low[1] : high[1], low[0] : high[0]])
+    reach = 0 if line.extents is None else int(sum(line.extents))
+    low, high = np.maximum(low - reach, 0), np.minimum(high + reach, pixels.shape[1::-1])
+    region = pixels[low[1] : high[1], low[0] : high[0]]
     outline = _resampled(np.concatenate([outline, outline[:1]]) - low)
-    return _unrolled(region, outline, _chosen_baseline(line, outline, low))
-
-
-def _chosen_baseline(line: PageLine, outline: Array, origin: Array) -> Array:
-    """The baseline to cut along, in the order of reading."""
-    if line.baseline is None:
-        return _axis(outline)
-    baseline = np.asarray(line.baseline, float) - origin
-    if _lengths(baseline)[-1] > MAX_WINDING * np.hypot(*np.ptp(baseline, axis=0)):
-        return _axis(outline)
-    run = baseline[-1] - baseline[0]
-    is_leftwards = run[0] < -abs(run[1])
-    # Letters stand above their baseline. Where they do so on the page, right to left is only the order in
-    # which the baseline was drawn, as right-to-left texts have it; else the line is upside down.
-    if is_leftwards and _centre(outline)[1] < baseline[:, 1].mean():
-        return baseline[::-1]
-    return baseline
+    if line.baseline is not None:
+        baseline = np.asarray(line.baseline, float) - low
+        if _lengths(baseline)[-1] <= MAX_WINDING * np.hypot(*np.ptp(baseline, axis=0)):
+            return _unrolled(region, outline, baseline, line.extents)
+    return _unrolled(region, outline, _axis(outline), None)
 
 
 def _axis(outline: Array) -> Array:
@@ -95,8 +86,16 @@ def _resampled(points: Array, step: float = 2.0) -> Array:
     return np.stack([np.interp(at, places, axis) for axis in points.T], axis=1)
 
 
-def _unrolled(region: Array, outline: Array, baseline: Array) -> Array:
-    """Turn the pixels around an outline into the cut, and paint over what is outside."""
+def _unrolled(region: Array, outline: Array, baseline: Array, typical: tuple[float, float] | None) -> Array:
+    """Turn the pixels around an outline into the cut, and paint over what is outside.
+
+    Args:
+        region: pixels of the page.
+        outline: (M, 2).
+        baseline: (K, 2).
+        typical: extents of a typical line. One of about this height is cut there, and not where its outline
+            ends: then all lines of a page have their baseline in the same row, and one scale.
+    """
     x, y = outline.T
     area = abs(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1])) / 2
     step = max(area / max(_lengths(baseline)[-1], 1.0), 4.0) / 4  # a quarter of the height of the line
@@ -112,10 +111,13 @@ def _unrolled(region: Array, outline: Array, baseline: Array) -> Array:
     offsets = offsets[np.arange(len(outline)), nearest]
     along = places[nearest] + (offsets * tangents[nearest]).sum(axis=1)
     shape = np.stack([along, (offsets * normals[nearest]).sum(axis=1)], axis=1)
-    start, above = np.floor(shape.min(axis=0) + ROUNDING)
-    width, height = (
-        np.maximum(np.ceil(shape.max(axis=0) - ROUNDING) - (start, above), 1).astype(int).tolist()
-    )
+    (start, top), (end, bottom) = shape.min(axis=0), shape.max(axis=0)
+    if typical is not None and 1 / SAME_SIZE < (bottom - top) / sum(typical) < SAME_SIZE:
+        top, bottom = -typical[0], typical[1]
+    margin = round(MARGIN * (bottom - top))
+    start, top = np.floor(np.array([start, top - margin]) + ROUNDING)
+    width = max(int(np.ceil(end - ROUNDING) - start), 1)
+    height = max(int(np.ceil(bottom + margin - ROUNDING) - top), 1)
 
     # The cut is made of upright stripes, each of which comes from a quadrangle that stands on the curve.
     edges = np.unique(np.linspace(0, width, max(round(width / max(step, 4)), 1) + 1).astype(int))
@@ -124,18 +126,19 @@ def _unrolled(region: Array, outline: Array, baseline: Array) -> Array:
         np.stack([np.interp(inside, places, axis) for axis in values.T], axis=1)
         for values in (curve, tangents, normals)
     )
-    at += (edges + start - inside)[:, None] * ahead + BORDER
-    upper, lower = at + above * down, at + (above + height) * down
+    border = margin + 2  # for corners of quadrangles that lie outside of the region
+    at += (edges + start - inside)[:, None] * ahead + border
+    upper, lower = at + top * down, at + (top + height) * down
     quads = np.concatenate([upper[:-1], lower[:-1], lower[1:], upper[1:]], axis=1).tolist()
     mesh = [((a, 0, b, height), quad) for (a, b), quad in zip(pairwise(edges.tolist()), quads, strict=True)]
 
     module: Any = require("PIL.Image", "image")
     draw: Any = require("PIL.ImageDraw", "image")
-    mask = module.new("1", (width, height))
-    draw.Draw(mask).polygon(list(map(tuple, (shape - (start, above)).tolist())), fill=1, outline=1)
-    is_inside = np.asarray(mask)
-    border = [(BORDER, BORDER)] * 2 + [(0, 0)] * (region.ndim - 2)
-    region = np.pad(region, border, mode="edge")  # for corners of quadrangles that lie just outside
+    filters: Any = require("PIL.ImageFilter", "image")
+    mask = module.new("L", (width, height))
+    draw.Draw(mask).polygon(list(map(tuple, (shape - (start, top)).tolist())), fill=1, outline=1)
+    is_inside = np.asarray(mask.filter(filters.MaxFilter(2 * margin + 1))) > 0
+    region = np.pad(region, [(border, border)] * 2 + [(0, 0)] * (region.ndim - 2), mode="edge")
     turned = module.fromarray(region.astype(TURNED_AS.get(region.dtype.str[1:], region.dtype), copy=False))
     turned = turned.transform((width, height), module.Transform.MESH, mesh, module.Resampling.BILINEAR)
     cut = np.asarray(turned).astype(region.dtype, copy=False)

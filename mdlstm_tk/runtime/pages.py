@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,10 +51,13 @@ class PageLine:
     Attributes:
         id: its ID in the file, else its number in the file, from 1.
         text: the text, None if there is none.
-        baseline: (K, 2) x and y in pixels of the image, K > 1; None if there is none.
+        baseline: (K, 2), K > 1: x and y in pixels of the image, in the order of reading; None if there is
+            none.
         polygon: (K, 2), K > 2: its outline; None if there is none.
         box: left, top, right and bottom: of the outline, else as the file says, else around the baseline.
             Empty, with zeros, if the file says nothing about its place.
+        extents: pixels that a typical line of the page reaches above and below its baseline; None if no
+            line has an outline and a baseline.
     """
 
     id: str
@@ -62,6 +65,7 @@ class PageLine:
     baseline: Array | None
     polygon: Array | None
     box: tuple[int, int, int, int]
+    extents: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,8 @@ def read_page(path: str | Path) -> Page:
     frame = _Frame.of(path, image, (width, height))
     spacing = _spacing(elements)
     lines = [_line(name, element, frame, spacing) for name, element in elements.items()]
+    extents = _typical_extents(lines)
+    lines = [replace(line, extents=extents) for line in lines]
     return Page(path, image, int(frame.extents[0]), int(frame.extents[1]), tuple(lines))
 
 
@@ -238,10 +244,39 @@ def _line(name: str, element: Element, frame: _Frame, spacing: float) -> PageLin
     return PageLine(
         name,
         _text(element) or None,
-        None if baseline is None else frame(baseline),
+        None if baseline is None else _in_reading_order(frame(baseline), place),
         None if polygon is None else frame(polygon),
         (left, top, right, bottom),
     )
+
+
+def _in_reading_order(baseline: Array, corners: Array) -> Array:
+    """The points (K, 2) of a baseline, the first one where reading begins.
+
+    Letters stand above their baseline. Where they do so on the page, right to left is only the order in
+    which the baseline was drawn, as right-to-left texts have it; else the line is upside down.
+    """
+    run = baseline[-1] - baseline[0]
+    is_leftwards = run[0] < -abs(run[1])
+    middle = (corners[:, 1].min() + corners[:, 1].max()) / 2
+    return baseline[::-1] if is_leftwards and middle < baseline[:, 1].mean() else baseline
+
+
+def _typical_extents(lines: Sequence[PageLine]) -> tuple[float, float] | None:
+    """The medians of the pixels that outlines reach above and below their baselines."""
+    extents = []
+    for line in lines:
+        if line.baseline is None or line.polygon is None:
+            continue
+        run = line.baseline[-1] - line.baseline[0]
+        length = np.hypot(*run)
+        if length > 0:
+            level = np.array([run, (-run[1], run[0])]).T / length  # turns the line level
+            (x, y), (columns, rows) = (line.baseline @ level).T, (line.polygon @ level).T
+            order = np.argsort(x)
+            distances = rows - np.interp(columns, x[order], y[order])
+            extents.append((-distances.min(), distances.max()))
+    return None if not extents else tuple(np.median(extents, axis=0).tolist())
 
 
 def _number(text: str | None) -> float | None:

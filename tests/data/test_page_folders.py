@@ -45,7 +45,7 @@ def test_training_sees_what_inference_cuts(tmp_path: Path) -> None:
         task = read(tmp_path, "transcribe", validation=0.0, resize=resize)
         assert task.spec.preprocessing is not None
         expected = task.spec.preprocessing(cut)
-        assert expected.shape[0] == (16 if resize else 20)
+        assert expected.shape[0] == (16 if resize else 20 + 2)
         for _ in range(2):
             np.testing.assert_array_equal(task.batch(0, 0, 1).x[0], expected)
 

@@ -77,6 +77,8 @@ PLACES = {  # attributes and content of the TextLine; baseline, polygon and box
         *(BASELINE, POLYGON, BOX),
     ),
     "fractions": (alto, 'BASELINE="10.0 44 90 4.6e1"', SHAPE, BASELINE, POLYGON, BOX),
+    "baseline from right to left": (alto, 'BASELINE="90,46 10,44"', SHAPE, BASELINE, POLYGON, BOX),
+    "upside down": (alto, 'BASELINE="90,22 10,22"', SHAPE, [[90, 22], [10, 22]], POLYGON, BOX),
     "level baseline": (
         *(alto, 'BASELINE="45" HPOS="10" VPOS="20" WIDTH="80" HEIGHT="30"', ""),
         *([[10, 45], [90, 45]], None, BOX),
@@ -104,6 +106,18 @@ def test_the_place_of_a_line(case: str, tmp_path: Path) -> None:
     assert line.box == box
     for found, expected in ((line.baseline, baseline), (line.polygon, polygon)):
         assert (None if found is None else found.tolist()) == expected
+
+
+def test_extents_of_a_typical_line(tmp_path: Path) -> None:
+    lines = [
+        f'<TextLine BASELINE="10 {y} 90 {y}"><Shape><Polygon POINTS="{points}"/></Shape></TextLine>'
+        for y, above, below in ((40, 20, 6), (80, 24, 8), (120, 60, 9))
+        for points in (f"10 {y - above} 90 {y - above} 90 {y + below} 10 {y + below}",)
+    ]
+    without = '<TextLine BASELINE="10 180 90 180"/>'
+    page = read(tmp_path, alto("\n".join([*lines, without])))
+    assert {line.extents for line in page.lines} == {(24.0, 8.0)}
+    assert read(tmp_path, alto(without)).lines[0].extents is None
 
 
 VERSIONS = {
