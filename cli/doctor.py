@@ -12,7 +12,7 @@ from mdlstm_tk.errors import MDLSTMError, install_command
 def doctor(json: Json = False) -> None:
     """Check the installation and suggest fixes.
 
-    An optional package that is not installed is no error; the command that installs it is named. The exit
+    An optional package that is not installed is not an error; the command to install it is shown. The exit
     code is 1 if something that is installed is broken.
     """
     from mdlstm_tk.installation import check_installation
@@ -25,6 +25,6 @@ def doctor(json: Json = False) -> None:
     if broken := [f"{check.name}: {check.found}" for check in checks if check.state == "broken"]:
         raise MDLSTMError("; ".join(broken))
     note("everything that is installed works")
-    absent = {check.name for check in checks if check.state == "absent"}
-    extras = [extra for extra, name in (("cpu", "onnxruntime"), ("train", "torch")) if name in absent]
+    extra_of = {"onnxruntime": "cpu", "torch": "train"}
+    extras = [extra_of[c.name] for c in checks if c.state == "absent" and c.name in extra_of]
     next_command(install_command(*extras) if extras else "mdlstm demo")

@@ -1,11 +1,11 @@
 """Dynamic quantisation: matrix products with constant weights in 8-bit integers.
 
-Weights become uint8 with one scale a column. The other operand of a product is quantised while the model
+Weights become uint8 with one scale per column. The other operand of a product is quantised while the model
 runs, with one scale for the whole tensor, taken from its own values. Everything else stays float32.
 
-`onnxruntime.quantization.quantize_dynamic` does the same, but mixes the nodes of different wavefronts, so
-that no functions can be made of them afterwards, and its int8 weights saturate on processors without VNNI.
-Weights in uint8 give equal numbers everywhere.
+`onnxruntime.quantization.quantize_dynamic` does much the same, but mixes the nodes of different wavefronts,
+so that no functions can be made of them afterwards, and its int8 weights saturate on processors without
+VNNI. Weights in uint8 give equal numbers everywhere.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ ZERO_POINT = 128  # of the weights, whose range is symmetric
 
 
 def quantize(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Replace each product with a constant weight by one of integers, in the bodies of operators, too.
+    """Replace each product with a constant right-hand matrix by an integer product.
 
-    Convolutions and ONNX's own recurrent operators, such as the `LSTM` that `torch.nn.LSTM` becomes, stay
-    float32.
+    Products inside Scan, Loop and If are replaced, too. Convolutions and ONNX's own recurrent operators,
+    such as the `LSTM` that `torch.nn.LSTM` becomes, stay float32.
 
     Args:
         model: a model in float32 without functions; `lower(…, separate_products=True)` makes the one that
-            loses least.
+            loses the least accuracy.
 
     Returns:
         A new model.
@@ -52,7 +52,7 @@ def quantize(model: onnx.ModelProto) -> onnx.ModelProto:
     bodies = [graph for node in walk(result.graph.node) for graph in subgraphs(node)]
     for graph in (*reversed(bodies), result.graph):  # inner ones first, since the nodes are copied
         nodes: list[onnx.NodeProto] = []
-        quantized: dict[str, list[Value]] = {}  # values of this graph: in uint8, scale and zero point
+        quantized: dict[str, list[Value]] = {}  # by name of x: its uint8 values, scale, zero point
         for node in graph.node:
             if not _is_float_product(node, tensors):
                 nodes.append(node)
@@ -68,15 +68,15 @@ def quantize(model: onnx.ModelProto) -> onnx.ModelProto:
             y = part.cast(product, np.dtype(np.float32)) * part("Mul", x_scale, w_scale)
             for value in bias:
                 y += Value(part, value)
-            part.nodes[-1].output[0] = node.output[0]
+            part.nodes[-1].output[0] = node.output[0]  # the last node computes y
             nodes += part.nodes
         del graph.node[:]
         graph.node.extend(nodes)
     used = {name for node in walk(result.graph.node) for name in node.input}
     used |= {value.name for value in result.graph.output}
-    kept = [t for t in (*result.graph.initializer, *constants.initializers) if t.name in used]
+    initializers = [t for t in (*result.graph.initializer, *constants.initializers) if t.name in used]
     del result.graph.initializer[:]
-    result.graph.initializer.extend(kept)
+    result.graph.initializer.extend(initializers)
     return result
 
 

@@ -20,7 +20,8 @@ from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import DeviceError, install_command
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
-DEVELOPMENT = ("dev", "docs", "test", "gpu")  # extras that no job needs; gpu replaces cpu
+IGNORED_EXTRAS = ("dev", "docs", "test", "gpu")  # that no job needs; gpu replaces cpu
+OPTIONAL = ("torch", "numba", "triton")  # modules; one that these need is missing is broken
 NO_GPU = "no device, or a torch without CUDA; to train on a GPU see https://pytorch.org/get-started"
 
 # An ONNX model that computes y (2) = x (2) + x: opset 13, IR version 7.
@@ -35,7 +36,7 @@ class Check:
     """The result of one check.
 
     Attributes:
-        name: of a package, or of what it should be able to do.
+        name: the package or ability checked.
         state: "ok"; "absent" if an optional part is not installed; "broken".
         found: the version or the ability; if the state is not "ok", the reason and how to fix it.
     """
@@ -67,7 +68,7 @@ def _packages() -> Iterator[Check]:
     extra_of: dict[str, str] = {}
     for line in requirements or []:
         extra = re.search(r"extra == ['\"](\w+)", line)
-        if extra is None or extra[1] not in DEVELOPMENT:
+        if extra is None or extra[1] not in IGNORED_EXTRAS:
             extra_of.setdefault(re.split(r"[^\w.-]", line)[0], extra[1] if extra else "")
     for package, extra_name in extra_of.items():
         if version := _version(package):
@@ -81,7 +82,8 @@ def _runtime() -> Iterator[Check]:
     """Which ONNX Runtime there is, and whether it runs a model on the CPU and on CUDA."""
     installed = [name for name in RUNTIMES if _version(name)]
     if len(installed) > 1:
-        fix = f"pip uninstall -y {' '.join(installed)}, then {install_command('cpu')} or 'mdlstm-tk[gpu]'"
+        commands = " or ".join(map(install_command, ("cpu", "gpu")))
+        fix = f"pip uninstall -y {' '.join(installed)}, then {commands}"
         found = f"{' and '.join(installed)} overwrite each other's files; {fix}"
         yield Check("one onnxruntime", "broken", found)
     if installed:
@@ -101,11 +103,11 @@ def _torch() -> Iterator[Check]:
 
 
 def _attempt(name: str, action: Callable[[], str]) -> Check:
-    """The check that an action works; "absent" if a device or a package is missing."""
+    """The check that an action works; "absent" if a device or an optional package is missing."""
     try:
         return Check(name, "ok", action())
     except Exception as error:  # every failure is what the user asks about
-        is_absent = isinstance(error, DeviceError | ModuleNotFoundError)
+        is_absent = isinstance(error, DeviceError) or getattr(error, "name", None) in OPTIONAL
         reason = " ".join((str(error) or type(error).__name__).split())[:500]
         return Check(name, "absent" if is_absent else "broken", reason)
 
@@ -144,7 +146,8 @@ def _compile(device: str, compiler: str) -> str:
     layer(torch.ones(1, 2, 3, 1, device=device)).sum().backward()
     folder = cache_folder() if device == "cpu" else "$TRITON_CACHE_DIR or ~/.triton"
     problem = f"compiled by every process anew; set {VARIABLE} to a folder that only you may write to"
-    return f"{compiler} {_version(compiler)}, {f'kept in {folder}' if folder else problem}"
+    place = f"kept in {folder}" if folder else problem
+    return f"{compiler} {_version(compiler)}, {place}"
 
 
 def _version(package: str) -> str | None:

@@ -7,7 +7,7 @@ arXiv:1601.06759). At one position the channels follow one another, so that gree
 Notation
     N, (H, W), C   batch, grid, channels
     K              values that a channel can have; level k of a channel is the value k / (K − 1) in [0, 1]
-    n              units of the body
+    F              features of the body's output
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def neighbours(x: Tensor) -> Tensor:
 
     Returns:
         (N, H, W + 1, 4C): the values to the left, above to the left, above, and above to the right. The
-        further column stands for the end of each row: without it no position would have the last value of
-        a row to its left, and no sweep would pass it on.
+        extra column W holds the context after each row's last pixel; the leftward sweep needs it to pass
+        that pixel on.
     """
     x = nn.functional.pad(x, (0, 0, 1, 2, 1, 0))
     above, row, width = x[:, :-1], x[:, 1:], x.shape[2] - 2
@@ -44,12 +44,11 @@ class DensityNet(HubModel):
     """Base of the networks: a causal body, and a head that predicts one channel after the other.
 
     Args:
-        body: maps x (N, H, W, C) in [−1, 1], 0 outside sizes, and sizes to (N, H, W, features), such that
+        body: maps x (N, H, W, C) in [−1, 1], 0 outside sizes, and sizes to (N, H, W, F), such that
             no position depends on itself or on what comes after it in reading order.
-        features: features of the body's output.
+        features: F.
         channels: C.
-        outputs: K, levels of each channel, with one logit each; 1 for two levels, black and white, with one
-            logit.
+        outputs: logits per channel: K, or 1 for K = 2.
         dropout: probability of zeroing a feature of the body in training.
         device, dtype: of the head.
     """
@@ -65,7 +64,7 @@ class DensityNet(HubModel):
     ) -> None:
         super().__init__()
         self.body, self.dropout = body, nn.Dropout(dropout)
-        self.channels, self.levels = channels, max(outputs, 2)
+        self.channels, self.levels = channels, max(outputs, 2)  # C, K
         self.heads = nn.ModuleList(
             nn.Sequential(
                 nn.Linear(features + c, features, **factory),
@@ -79,7 +78,7 @@ class DensityNet(HubModel):
         """The log-probability of each value of x, given all values before it, in nats.
 
         Args:
-            x: (N, H, W, C) in [0, 1]. Each value counts as its nearest level.
+            x: (N, H, W, C) in [0, 1]; not checked. Each value counts as its nearest level.
             sizes: (N, 2), the valid extents of each sample, as `MDLSTM` takes them. Inside them, the result
                 equals that of the sample without padding.
 
@@ -89,9 +88,9 @@ class DensityNet(HubModel):
         if sizes is not None:
             sizes = as_sizes(sizes, x)
             x = fill_padding(x, sizes)
-        levels = self._nearest_levels(x)
-        logits = self.logits(levels / (self.levels - 1), sizes)
-        log_p = logits.log_softmax(-1).gather(-1, levels.long()[..., None]).squeeze(-1)
+        indices = self._nearest_levels(x)
+        logits = self.logits(indices / (self.levels - 1), sizes)
+        log_p = logits.log_softmax(-1).gather(-1, indices.long()[..., None]).squeeze(-1)
         return log_p if sizes is None else fill_padding(log_p, sizes)
 
     def log_prob(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
@@ -120,9 +119,9 @@ class DensityNet(HubModel):
         return (x * (self.levels - 1)).round().clamp(0, self.levels - 1)
 
     def _channel(self, c: int, features: Tensor, x: Tensor) -> Tensor:
-        """The logits (…, K) of channel c, from features (…, n) and x (…, C), of which c channels count."""
+        """The logits (…, K) of channel c, from features (…, F) and the first c channels of x (…, C)."""
         logits: Tensor = self.heads[c](torch.cat([features, 2 * x[..., :c] - 1], dim=-1))
-        # Of one logit, that of black is 0.
+        # A single logit is white's; black's is 0.
         return torch.cat([torch.zeros_like(logits), logits], dim=-1) if logits.shape[-1] == 1 else logits
 
     @torch.no_grad()
@@ -140,16 +139,16 @@ class DensityNet(HubModel):
         """Draw images, one position after the other in reading order.
 
         A value is the number of levels whose cumulative probability does not exceed a uniform number, so
-        equal numbers give equal images, wherever they are drawn.
+        equal numbers give equal images, up to rounding.
 
         Args:
             n: number of images.
             size: (H, W).
-            generator: source of the uniform numbers; torch's own if None.
+            generator: source of the uniform numbers, on the device of the parameters; torch's own if None.
             uniform: (n, H, W, C) numbers in [0, 1) to use in place of the generator.
             given: values in [0, 1] that are not drawn, (n, H, W, C), or (H, W, C) for all images. Each
-                counts as its nearest level; positions with NaN are drawn. Without a mask they may have
-                fewer rows: these are the upper rows of the images.
+                counts as its nearest level; a position with NaN in any channel is drawn. Without a mask
+                they may have fewer rows: these are the upper rows of the images.
             mask: (n, H, W) or (H, W) bool, True where `given` holds. What is drawn depends on given values
                 before it in reading order alone.
             temperature: divides the logits; below 1 the likely values become likelier.
@@ -160,32 +159,36 @@ class DensityNet(HubModel):
         Raises:
             InputError: arguments have wrong shapes or values.
         """
-        place = next(self.parameters())
+        parameter = next(self.parameters())
         shape = (n, *size, self.channels)
         if min(shape) < 1 or len(size) != 2:
             raise InputError(f"n and size (H, W) must be at least 1, got {n} and {tuple(size)}")
         if not temperature > 0:
             raise InputError(f"temperature must be above 0, got {temperature}")
         if uniform is None:
-            uniform = torch.rand(shape, generator=generator, device=place.device)
+            uniform = torch.rand(shape, generator=generator, device=parameter.device)
         elif tuple(uniform.shape) != shape:
             raise InputError(f"uniform must be (n, H, W, C) = {shape}, got shape {tuple(uniform.shape)}")
+        elif not ((uniform >= 0) & (uniform < 1)).all():
+            raise InputError("uniform must lie in [0, 1), 1 not included")
         x, is_given = _given_values(given, mask, shape)
-        x, is_given = self._nearest_levels(x.to(place)) / (self.levels - 1), is_given.to(place.device)
+        uniform, is_given = uniform.to(parameter.device), is_given.to(parameter.device)
+        x = self._nearest_levels(x.to(parameter)) / (self.levels - 1)
+        dtype = torch.promote_types(x.dtype, torch.float32)  # in half precision, cumulated p are too coarse
         for row, column, features in self.contexts(x):
-            at = x[:, row, column]
+            pixel = x[:, row, column]
             for c in range(self.channels):
-                p = (self._channel(c, features, at) / temperature).softmax(-1)
-                drawn = (uniform[:, row, column, c, None].to(p) >= p.cumsum(-1)[:, :-1]).sum(-1)
+                p = (self._channel(c, features, pixel) / temperature).softmax(-1, dtype=dtype)
+                drawn = (uniform[:, row, column, c, None] >= p.cumsum(-1)[:, :-1]).sum(-1)
                 value = drawn.to(x) / (self.levels - 1)
-                at[:, c] = torch.where(is_given[:, row, column], at[:, c], value)
+                pixel[:, c] = torch.where(is_given[:, row, column], pixel[:, c], value)
         return x
 
     def contexts(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-        """Iterate over the positions of x (n, H, W, C): row, column, and the body's features (n, features).
+        """Iterate over the positions of x (n, H, W, C): row, column, and the body's features (n, F).
 
-        Whoever iterates sets the values of a position before asking for the next one. This method computes
-        the whole grid for each position; networks that can keep their states do less.
+        The caller must fill x[:, row, column] in place before advancing. This method computes the whole
+        grid for each position; networks that can keep their states do less.
         """
         for row in range(x.shape[1]):
             for column in range(x.shape[2]):
@@ -201,18 +204,19 @@ def _given_values(
         if mask is not None:
             raise InputError("mask says where values are given, but given is None")
         return torch.zeros(shape), torch.zeros(shape[:3], dtype=torch.bool)
-    got, rows = tuple(given.shape), given.shape[-3] if given.dim() in (3, 4) else 0
+    given_shape, rows = tuple(given.shape), given.shape[-3] if given.dim() in (3, 4) else 0
     if mask is None and 1 <= rows <= height:
         given = nn.functional.pad(given, (0, 0, 0, 0, 0, height - rows))
         mask = torch.arange(height, device=given.device)[:, None].expand(height, width) < rows
     if tuple(given.shape) not in (shape, shape[1:]):
         raise InputError(
             f"given must be (n, H, W, C) = {shape} or (H, W, C), or have fewer rows and no mask, "
-            f"got shape {got}"
+            f"got shape {given_shape}"
         )
-    if mask is None or tuple(mask.shape) not in (shape[:3], shape[1:3]) or mask.dtype != torch.bool:
-        found = "none" if mask is None else f"{mask.dtype} of shape {tuple(mask.shape)}"
-        raise InputError(f"mask must be bool of shape (n, H, W) = {shape[:3]} or (H, W), got {found}")
+    assert mask is not None  # a `given` without a mask has rows, and so gets one above
+    if tuple(mask.shape) not in (shape[:3], shape[1:3]) or mask.dtype != torch.bool:
+        mask_text = f"{mask.dtype} of shape {tuple(mask.shape)}"
+        raise InputError(f"mask must be bool of shape (n, H, W) = {shape[:3]} or (H, W), got {mask_text}")
     mask = mask.expand(shape[:3]) & ~given.expand(shape).isnan().any(-1)
     values = given.expand(shape).masked_fill(~mask[..., None], 0)
     _check_levels("given", values)
@@ -220,7 +224,7 @@ def _given_values(
 
 
 def _check_levels(name: str, x: Tensor) -> None:
-    """Refuse values that are no levels: NaN, and those outside [0, 1]."""
+    """Refuse NaN and values outside [0, 1]."""
     if torch.compiler.is_compiling():  # values are not known while a graph is captured
         return
     if x.isnan().any():

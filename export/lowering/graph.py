@@ -22,13 +22,16 @@ Shape = Sequence[int | None]
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor in a graph under construction; `+`, `-` and `*` add nodes to that graph."""
+    """A tensor in a graph under construction; `+`, `-` and `*` add nodes to that graph.
+
+    Numbers become float32.
+    """
 
     graph: Graph
     name: str
 
-    def __add__(self, other: Value) -> Value:
-        return self.graph("Add", self, other)
+    def __add__(self, other: Value | float) -> Value:
+        return self.graph("Add", self, self.graph.operand(other))
 
     def __sub__(self, other: Value | float) -> Value:
         return self.graph("Sub", self, self.graph.operand(other))
@@ -40,7 +43,7 @@ class Value:
 class Graph:
     """The nodes and constants of a graph, in the order in which they were added.
 
-    Constants with the same content are stored once.
+    Constants with the same content are stored once. Operators are those of opset 18.
 
     Args:
         prefix: first part of the name of everything that is added.
@@ -57,10 +60,10 @@ class Graph:
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
 
     def body(self) -> Graph:
-        """An empty graph for the body of an operator; it may use the values of this graph."""
+        """An empty graph for the body of an operator; it may read constants of this graph."""
         return Graph(f"{self._prefix}/body", self)
 
-    def input(self, name: str, dtype: np.dtype[Any], *shape: int | None) -> Value:
+    def add_input(self, name: str, dtype: np.dtype[Any], *shape: int | None) -> Value:
         """Add an input to a body; None stands for an extent that is not known."""
         value = Value(self, f"{self._prefix}/{name}")
         self.inputs.append(_value_info(value, dtype, shape))
@@ -76,23 +79,23 @@ class Graph:
             outputs: its outputs, each with its dtype and shape. A value may be there several times.
         """
         # ONNX Runtime computes wrong numbers where two outputs are one value, or one is an input.
-        taken = {value.name for value in self.inputs}
+        free = {name for node in self.nodes for name in node.output}
         declared = []
         for value, dtype, shape in outputs:
-            output = self("Identity", value) if value.name in taken else value
-            taken.add(output.name)
+            output = value if value.name in free else self("Identity", value)
+            free.discard(output.name)
             declared.append(_value_info(output, dtype, shape))
         return helper.make_graph(self.nodes, name, self.inputs, declared)
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
         """Append `name` to the prefix of everything that is added inside the `with` block."""
-        outer = self._prefix
-        self._prefix = f"{outer}/{name}"
+        previous = self._prefix
+        self._prefix = f"{previous}/{name}"
         try:
             yield
         finally:
-            self._prefix = outer
+            self._prefix = previous
 
     def __call__(self, op: str, *inputs: Value, **attributes: Any) -> Value:
         """Add a node with one output, and return that output."""
@@ -107,37 +110,34 @@ class Graph:
         )
         return [Value(self, output) for output in names]
 
-    def join_sums(self, first: int, kept: Sequence[Value]) -> None:
-        """Among the nodes from number `first` on, make one Sum of Adds that only an Add uses.
+    def join_sums(self, first: int, live: Sequence[Value]) -> None:
+        """Merge chains of Add nodes into Sum nodes; an Add that is used once, by an Add, is folded into it.
 
-        ONNX Runtime has Sum for float32 and float64 alone.
+        This changes the order of summation. ONNX Runtime has Sum for float32 and float64 alone.
 
         Args:
-            first: the number of nodes before.
-            kept: values that nodes to come may use.
+            first: the index of the first node to consider.
+            live: values that later nodes use; never folded.
         """
         nodes = self.nodes[first:]
         uses = Counter(name for node in nodes for name in node.input)
-        uses.update({value.name: 2 for value in kept})
-        sums: dict[str, onnx.NodeProto] = {}  # by output
+        foldable = {name for name, count in uses.items() if count == 1} - {value.name for value in live}
+        sums: dict[str, onnx.NodeProto] = {}  # Adds, and the Sums made of them, by output
+        folded: set[str] = set()
         for node in nodes:
             if node.op_type == "Add":
-                terms = {
-                    name: sums.pop(name).input for name in node.input if name in sums and uses[name] == 1
-                }
+                sums[node.output[0]] = node
+                terms = {name: sums[name].input for name in node.input if name in sums and name in foldable}
                 if terms:
                     node.input[:] = [term for name in node.input for term in terms.get(name, [name])]
                     node.op_type = "Sum"
-                sums[node.output[0]] = node
-        joined = {id(node) for node in nodes if node.op_type in ("Add", "Sum")} - set(
-            map(id, sums.values())
-        )
-        self.nodes[first:] = [node for node in nodes if id(node) not in joined]
+                    folded |= terms.keys()
+        self.nodes[first:] = [node for node in nodes if node.output[0] not in folded]
 
     def constant(self, array: Any) -> Value:
         """A constant tensor with the dtype and shape of `array`."""
         if self._outer is not None:
-            return self._outer.constant(array)
+            return Value(self, self._outer.constant(array).name)
         array = np.asarray(array, order="C")
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
@@ -193,39 +193,39 @@ class Graph:
 class Loop:
     """A Scan under construction: its body, and the values outside that enter it.
 
-    What is carried from one iteration to the next is declared before what each iteration gets.
+    Everything that is carried from one iteration to the next is declared before what each iteration gets.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph, self.body = graph, graph.body()
-        self._carried: list[tuple[Value, np.dtype[Any], Shape]] = []  # as it starts
+        self._carried: list[tuple[Value, np.dtype[Any], Shape]] = []  # initial values
         self._scanned: list[Value] = []
 
     def carry(self, name: str, initial: Value, dtype: np.dtype[Any], *shape: int | None) -> Value:
         """A value in the body that goes from one iteration to the next, and is `initial` in the first."""
+        assert not self._scanned, "carry before scan"
         self._carried.append((initial, dtype, shape))
-        return self.body.input(name, dtype, *shape)
+        return self.body.add_input(name, dtype, *shape)
 
     def scan(self, name: str, values: Value, dtype: np.dtype[Any], *shape: int | None) -> Value:
         """The part of `values` (T, *shape) that an iteration gets."""
         self._scanned.append(values)
-        return self.body.input(name, dtype, *shape)
+        return self.body.add_input(name, dtype, *shape)
 
-    def run(
-        self, after: Sequence[Value], kept: Sequence[tuple[Value, np.dtype[Any], Shape]]
+    def finish(
+        self, next_state: Sequence[Value], scan_outputs: Sequence[tuple[Value, np.dtype[Any], Shape]]
     ) -> list[Value]:
-        """Close the body.
+        """Add the Scan node.
 
         Args:
-            after: what is carried on, in the order of its declaration.
-            kept: values of the body with their dtypes and shapes.
+            next_state: what the next iteration gets of what is carried, in the order of its declaration.
+            scan_outputs: values of the body that are kept of all iterations, with their dtypes and shapes.
 
         Returns:
-            What is carried on after the last iteration, and what is kept of all, (T, *shape) each.
+            The final state, then each scan output stacked, (T, *shape).
         """
-        pairs = zip(after, self._carried, strict=True)
-        carried = [(value, dtype, shape) for value, (_, dtype, shape) in pairs]
-        outputs = [*carried, *kept]
+        pairs = zip(next_state, self._carried, strict=True)
+        outputs = [*((value, dtype, shape) for value, (_, dtype, shape) in pairs), *scan_outputs]
         return self.graph.add_node(
             "Scan",
             len(outputs),

@@ -35,7 +35,7 @@ def lower(
         model: a model that `torch.onnx.export` made with `translation_table`.
         form: "unrolled" writes every wavefront out; "scan" writes one loop over them.
         separate_products: whether h and x enter products of their own and biases are added afterwards, as
-            quantisation needs it; see `Sweep`.
+            quantisation needs it, in float32; see `Sweep`.
 
     Returns:
         A new model that uses standard operators only.
@@ -89,11 +89,11 @@ def _write(graph: Graph, sweep: Sweep, form: Form) -> list[Value]:
     is_apart = min(sweep.grid) >= ONE_BY_ONE_FROM or (form == "scan" and sweep.initial is not None)
     if sweep.dirs == 1 or not is_apart:
         return FORMS[form](graph, sweep)
-    parts = []
+    results = []
     for k, direction in enumerate(sweep.directions):
         with graph.scope(f"direction_{direction_label(direction)}"):
-            parts.append(FORMS[form](graph, sweep.of_direction(graph, k)))
-    return [graph.concat(of_all, axis=axis) for axis, *of_all in zip((-2, 2), *parts, strict=False)]
+            results.append(FORMS[form](graph, sweep.of_direction(graph, k)))
+    return [graph.concat(of_all, axis=axis) for axis, *of_all in zip((-2, 2), *results, strict=False)]
 
 
 def _read_sweep(

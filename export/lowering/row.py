@@ -237,8 +237,8 @@ class _Loop(Loop):
 
     def columns(self, after: Sequence[Value], kept: Sequence[tuple[Value, int]]) -> list[Value]:
         """Close the body, and return the `kept` values with so many features, (W, N, features) each; see
-        `Loop.run`."""
-        return self.run(after, [(value, FLOAT, (None, n)) for value, n in kept])[len(after) :]
+        `Loop.finish`."""
+        return self.finish(after, [(value, FLOAT, (None, n)) for value, n in kept])[len(after) :]
 
 
 def _step(

@@ -91,8 +91,8 @@ def _write_loop(
         """The rows of `values` (T, [dirs,] K_max, N, features) at the positions of the wavefront."""
         if dirs > 1:
             values = graph.reshape(values, 0, dirs, -1, features)
-        found = scan(name, values, dtype, *shape(k_max, features))
-        return found if ndim == 1 else rows.slice(found, start, count, body)
+        values = scan(name, values, dtype, *shape(k_max, features))
+        return values if ndim == 1 else rows.slice(values, start, count, body)
 
     previous: list[list[Value]] = [[] for _ in states]  # for each part and axis
     read = [k for k in range(len(states)) if k or step.reads_h]
@@ -107,15 +107,15 @@ def _write_loop(
             table = scan(f"rows_{d}", rows.of_samples(where[0], 2), INDEX, longest)
             table = body.slice_rows(table, start, count)
         for k in read:
-            found = states[k]
+            state = states[k]
             if ndim == 2:
-                found = rows.slice(found, bounds[0], bounds[1], body)
+                state = rows.slice(state, bounds[0], bounds[1], body)
             elif ndim > 2:
-                found = body("Gather", found, table, axis=rows.axis)
+                state = body("Gather", state, table, axis=rows.axis)
                 if faces is not None:
                     features, dtype = sweep.parts[k]
-                    found += positions(f"face_{d}_{k}", faces.at_positions(d, k), dtype, features)
-            previous[k].append(found)
+                    state += positions(f"face_{d}_{k}", faces.at_positions(d, k), dtype, features)
+            previous[k].append(state)
 
     x_here, valid = (
         values and positions(name, graph("Gather", values, tables.orders, axis=0), dtype, features)
@@ -140,7 +140,7 @@ def _write_loop(
     if faces is not None and ndim > 1 and len(new) > 1:
         leaving, count_leaving = faces.leaving(body, new[1], after[1])
         kept.append((leaving, STATE_DTYPE, shape(count_leaving or state_rows, sweep.parts[1][0])))
-    return loop.run(after, kept)
+    return loop.finish(after, kept)
 
 
 def _pads(graph: Graph, rows: Rows, tables: ScanTables, faces: Faces | None) -> Value:

@@ -1,4 +1,4 @@
-"""The computation of one wavefront, shared by both forms of a sweep, for all directions together.
+"""The computation of one wavefront, shared by the unrolled and the scan form, for all directions together.
 
 Wavefront t has equally many positions in every direction, so one node serves all directions. At small
 batches the number of nodes costs more than their size.
@@ -10,6 +10,7 @@ Notation
     n     hidden units                  G   gates of the cell
     dirs  directions                    S   states beside h
     R     rows of the wavefront, (position, sample), K·N
+    F     lines of all faces, as in `mdlstm_tk.backends.boundary`
 
 A position has h, in the dtype of the weights, and the other states side by side, S·n numbers in float32:
 the *parts* of its state, one or two tensors.
@@ -36,8 +37,8 @@ from mdlstm_tk.cells.step import CELL_PARAMETERS, LAYER_NORM_EPS, record_step
 from mdlstm_tk.export.lowering.graph import Graph, Value
 from mdlstm_tk.wavefront import Direction
 
-STATE_DTYPE = np.dtype(np.float32)  # of pre-activations, gates and states, whatever that of the weights
-SEPARATE_PRODUCTS_FROM = 64  # units; below, one product for all sigmoid gates is faster than one per gate
+STATE_DTYPE = np.dtype(np.float32)  # of pre-activations, gates and states, whatever the weights' dtype
+PRODUCT_PER_GATE_FROM = 64  # units; below, one product for all sigmoid gates is faster than one per gate
 BATCHED_PRODUCTS_BELOW = 64  # units; above, ONNX Runtime takes longer to pack the weights of each product
 ZERO = numpy_helper.from_array(np.zeros(1, STATE_DTYPE))
 LAYER_NORM = "layer norm"  # as one recorded operation, of a value, its scale and its shift
@@ -49,7 +50,8 @@ class Sweep:
 
     Attributes:
         x: (N, *grid, C).
-        parameters: those that are there, by their names in `SweepInputs` and with its shapes.
+        parameters: those that the layer has: weight_ih (dirs, G·n, C), weight_hh (dirs, D, G·n, n), bias
+            (dirs, G·n), and those of `CELL_PARAMETERS`.
         grid: extents, −1 where an extent is free.
         directions: signs of each direction.
         cell: the cell with its equations.
@@ -57,7 +59,7 @@ class Sweep:
         sizes: (N, D) int64, the valid extents of each sample, or None.
         separate_products: whether h and x enter products of their own and the bias is added afterwards,
             instead of one product of all three. That takes more nodes, but quantisation loses less: each
-            operand has a range of its own, and padding does not count.
+            operand has a range of its own, and padding does not count. For float32 only.
     """
 
     x: Value
@@ -83,7 +85,7 @@ class Sweep:
         return replace(
             self,
             directions=[self.directions[index]],
-            parameters={name: rows[index : index + 1] for name, rows in self.parameters.items()},
+            parameters={name: array[index : index + 1] for name, array in self.parameters.items()},
             initial=initial,
         )
 
@@ -104,7 +106,7 @@ class Sweep:
 
     @property
     def units(self) -> int:
-        """n."""
+        """Hidden units n."""
         return int(self.parameters["weight_ih"].shape[1]) // len(self.cell.gates(len(self.grid)))
 
     @property
@@ -134,15 +136,15 @@ class Step:
         self.step = record_step(
             sweep.cell, ndim, present, normalize=lambda *arguments: Recorded(LAYER_NORM, arguments)
         )
-        loads = topological_order([self.step.h, *self.step.states])
-        self.equations_read_h = any(value.slot == "h_prev" for value in loads)
+        values = topological_order([self.step.h, *self.step.states])
+        self.equations_read_h = any(value.slot == "h_prev" for value in values)
         self.reads_h = sweep.cell.recurrent or self.equations_read_h
-        self.rows = {  # by the id of their loads, the rows of the cell's parameters
+        self.parameter_values = {  # of the cell's parameters, by the id of their loads
             id(load): self._constant(parameters[name][:, row].astype(STATE_DTYPE))
             for name in present
             for row, load in enumerate(self.step.parameters[name])
         }
-        self.joint = not present and self.units < SEPARATE_PRODUCTS_FROM
+        self.gates_share_product = not present and self.units < PRODUCT_PER_GATE_FROM
         # D × (dirs, G·n, n), and (dirs, G·n, C)
         w_hh = list(parameters["weight_hh"].swapaxes(0, 1)) if sweep.cell.recurrent else []
         w_ih = [parameters["weight_ih"]]
@@ -155,9 +157,9 @@ class Step:
             for block in blocks
             if block
         ]
+        # `quantize` takes only weights of two axes.
         self.batched = self.units < BATCHED_PRODUCTS_BELOW and not sweep.separate_products
         self.mixed_precision = sweep.dtype != STATE_DTYPE
-        self._parts: dict[str, list[Value]] = {}  # of the last operand that was split
 
     def __call__(
         self, previous: Sequence[Sequence[Value]], x: Value, mask: Value | None = None
@@ -173,25 +175,21 @@ class Step:
         """
         graph, step, names = self.graph, self.step, self.sweep.cell.states
         h, *others = previous
-        operands = [*h, x] if self.sweep.cell.recurrent else [x]
-        if not self.sweep.separate_products:
-            operands = [graph.concat(operands, axis=-1)]  # D·n + C + 1 features
-        elif len(operands) > 1:  # D·n and C features
-            operands = [graph.concat(h, axis=-1), x]
-        products = self._products(operands)
-        known: dict[int, Value | float] = {**self.rows, **products}
-        for d, rows in enumerate(h if self.equations_read_h else []):
-            rows = graph.cast(rows, STATE_DTYPE) if self.mixed_precision else rows
-            known[id(step.previous["h"][d])] = rows
-        for of_axes in others:
-            for d, rows in enumerate(of_axes):
-                states = graph.split(rows, [self.units] * len(names), axis=-1)
-                known |= {id(step.previous[name][d]): s for name, s in zip(names, states, strict=True)}
+        h_block = list(h) if self.sweep.cell.recurrent else []  # D·n features
+        blocks = [h_block, [x]] if self.sweep.separate_products else [[*h_block, x]]
+        products = self._products([graph.concat(block, axis=-1) for block in blocks if block])
+        known: dict[int, Value | float] = {**self.parameter_values, **products}
+        for d, h_d in enumerate(h if self.equations_read_h else []):
+            h_d = graph.cast(h_d, STATE_DTYPE) if self.mixed_precision else h_d
+            known[id(step.previous["h"][d])] = h_d
+        for d, state in enumerate(others[0] if names else []):
+            states = graph.split(state, [self.units] * len(names), axis=-1)
+            known |= {id(step.previous[name][d]): s for name, s in zip(names, states, strict=True)}
         first = len(graph.nodes)
         like = next(iter(products.values()))  # for a state that is the same number everywhere
         computed = [self._evaluate(value, known) for value in (step.h, *step.states)]
         values = [v if isinstance(v, Value) else like * 0.0 + graph.operand(v) for v in computed]
-        graph.join_sums(first, values)
+        graph.join_sums(first, live=values)
         results = [values[0], *([graph.concat(values[1:], axis=-1)] if names else [])]
         if mask is not None:
             results = [result * mask for result in results]
@@ -215,45 +213,46 @@ class Step:
         """The result of a recorded value, given those of its arguments."""
         if value.op == "constant":
             return value.number
-        operands = map(self.graph.operand, arguments)
+        operation = OPERATIONS.get(value.op)
+        if operation and not any(isinstance(argument, Value) for argument in arguments):
+            numbers = (torch.tensor(number, dtype=torch.float64) for number in arguments)
+            return float(operation.compute(*numbers))
+        operands = [self.graph.operand(argument) for argument in arguments]
+        if operation:
+            return self.graph(operation.onnx, *operands)
         if value.op == LAYER_NORM:
             return self._normalised(*operands)
-        if value.op == "mean":
-            return self.graph("ReduceMean", *operands, self.graph.integers(-1), keepdims=1)
-        operation = OPERATIONS[value.op]
-        if any(isinstance(argument, Value) for argument in arguments):
-            return self.graph(operation.onnx, *operands)
-        numbers = (torch.tensor(number, dtype=torch.float64) for number in arguments)
-        return float(operation.compute(*numbers))
+        return self.graph("ReduceMean", *operands, self.graph.integers(-1), keepdims=1)
 
     def _normalised(self, value: Value, weight: Value, bias: Value) -> Value:
         """Layer norm with the parameters of all directions."""
         options = {"axis": -1, "epsilon": LAYER_NORM_EPS}
         if self.dirs == 1:
             return self.graph("LayerNormalization", value, weight, bias, **options)
-        ones = self.graph.constant(np.ones(self.units, STATE_DTYPE))  # the operator takes one row alone
+        ones = self.graph.constant(np.ones(self.units, STATE_DTYPE))  # it takes one scale for all rows
         return self.graph("LayerNormalization", value, ones, **options) * weight + bias
 
     def _products(self, operands: Sequence[Value]) -> dict[int, Value]:
         """The pre-activation of each gate, or the gate itself, by the id of its recorded value.
 
-        ONNX Runtime copies the parts of a Split, so each gate is a product of its own. Where products are
+        ONNX Runtime copies the outputs of a Split, so each gate is a product of its own. Where products are
         so small that their number matters more, all gates with one activation share one product.
         """
         numbers = range(len(self.gates))
-        if not self.joint:
-            return {id(a): self._product(operands, [k]) for k, a in zip(numbers, self.step.a, strict=True)}
+        factors = [self._by_direction(operand) for operand in operands]
+        if not self.gates_share_product:
+            return {id(a): self._product(factors, [k]) for k, a in zip(numbers, self.step.a, strict=True)}
         results: dict[int, Value] = {}
         for activation in dict.fromkeys(gate.activation for gate in self.gates):
             alike = [k for k in numbers if self.gates[k].activation == activation]
-            product = self._product(operands, alike)
+            product = self._product(factors, alike)
             if activation is not None:
                 product = self.graph(OPERATIONS[activation].onnx, product)
             gates = self.graph.split(product, [self.units] * len(alike), axis=-1)
             results |= {id(self.step.gates[k]): gate for k, gate in zip(alike, gates, strict=True)}
         return results
 
-    def _product(self, operands: Sequence[Value], gates: Sequence[int]) -> Value:
+    def _product(self, operands: Sequence[Sequence[Value]], gates: Sequence[int]) -> Value:
         """Pre-activations of some gates side by side, n features each."""
         result = total(
             [
@@ -266,24 +265,16 @@ class Step:
             result = result + self._constant(bias.reshape(self.dirs, -1))
         return self.graph.cast(result, STATE_DTYPE) if self.mixed_precision else result
 
-    def _times(self, operand: Value, weight: np.ndarray) -> Value:
-        """The product of an operand and the weight (dirs, features, …) of each direction."""
-        graph = self.graph
-        if self.dirs == 1:
-            return graph("MatMul", operand, graph.constant(weight[0]))
-        if self.batched:
-            return graph("MatMul", operand, graph.constant(weight))
-        parts = self._of_directions(operand)
-        return graph.concat(
-            [graph("MatMul", part, graph.constant(w)) for part, w in zip(parts, weight, strict=True)],
-            axis=0,
-        )
+    def _by_direction(self, operand: Value) -> list[Value]:
+        """An operand (dirs, R, …) as dirs × (1, R, …), or whole where one node multiplies it."""
+        return [operand] if self.batched else self.graph.split(operand, [1] * self.dirs, axis=0)
 
-    def _of_directions(self, operand: Value) -> list[Value]:
-        """(dirs, R, …) → dirs × (1, R, …)."""
-        if operand.name not in self._parts:
-            self._parts = {operand.name: self.graph.split(operand, [1] * self.dirs, axis=0)}
-        return self._parts[operand.name]
+    def _times(self, operand: Sequence[Value], weight: np.ndarray) -> Value:
+        """The product of an operand by direction, or whole, and the weight (dirs, features, …)."""
+        graph = self.graph
+        matrices = weight if len(operand) == self.dirs else [weight]
+        factors = zip(operand, matrices, strict=True)
+        return graph.concat([graph("MatMul", x, graph.constant(matrix)) for x, matrix in factors], axis=0)
 
     def _constant(self, values: np.ndarray) -> Value:
         """(dirs, features) as a constant that broadcasts against the rows of all directions."""
@@ -305,17 +296,17 @@ class Rows:
         self.batch = graph("Shape", sweep.x, start=0, end=1)
 
     def of_positions(self, positions: Value) -> Value:
-        """Numbers of positions, int64, as numbers of rows."""
+        """Convert position counts or offsets (int64) to row counts or offsets."""
         return positions if self.dirs == 1 else positions * self.batch
 
     def zeros(self, positions: Value) -> list[Value]:
         """Each part of a state of zeros, for a number of positions, a tensor (1,)."""
         graph, dirs = self.graph, self.dirs
-        rows = [positions, self.batch] if dirs == 1 else [graph.integers(dirs), positions * self.batch]
+        leading = [positions, self.batch] if dirs == 1 else [graph.integers(dirs), positions * self.batch]
         zeros: dict[int, Value] = {}  # by features
         for features, _ in self.parts:
             if features not in zeros:
-                shape = graph.concat([*rows, graph.integers(features)], axis=0)
+                shape = graph.concat([*leading, graph.integers(features)], axis=0)
                 # Without `value` the tensor is float32 as well, but tract insists on the attribute.
                 zeros[features] = graph("ConstantOfShape", shape, value=ZERO)
         return [

@@ -3,7 +3,7 @@
 Notation
     D             number of grid axes
     i, f, g, …    gates, (…, n), activated as they are declared
-    c[d]          state c one step back along axis d, 0 outside the grid, (…, n)
+    c_d           state c one step back along axis d, 0 outside the grid, (…, n)
     λ_1 … λ_D−1   mixing gates. The axes have the weights w_1 = λ_1, w_2 = (1 − λ_1) λ_2, …, and
                   w_D = (1 − λ_1) … (1 − λ_D−1), whose sum is 1
     c̄             Σ_d w_d c_d
@@ -19,7 +19,7 @@ from mdlstm_tk.cells.ir import Value
 
 States = Mapping[str, Sequence[Value]]
 Results = tuple[Value, dict[str, Value]]
-OUTSIDE = 1e5  # more than any pre-activation: the stabiliser of a position outside the grid is minus this
+OUTSIDE = 1e5  # assumed larger than any pre-activation; exponents outside the grid are less by this
 
 
 def _gates_with_forget_gates(ndim: int, start: float) -> list[Gate]:
@@ -28,18 +28,17 @@ def _gates_with_forget_gates(ndim: int, start: float) -> list[Gate]:
 
 
 def _graves_gates(ndim: int) -> list[Gate]:
-    """Forget gates start at logit(1/D) − 1, so that Σ_d f_d is about 1/2.
+    """The biases of forget gates start at logit(1/D) − 1, so that Σ_d f_d is about 1/2.
 
     Where the sum exceeds 1, c grows with the number of paths through the grid, so the gates are left room
     to open. (Graves 2007 start at about logit(1/2), which gave c of 1e13 at 64×64 here.) With one axis
-    there is no such limit, and the gate starts at 1 (Gers et al. 2000; Jozefowicz et al. 2015).
+    there is no such limit, and the bias starts at 1 (Gers et al. 2000; Jozefowicz et al. 2015).
     """
     return _gates_with_forget_gates(ndim, 1.0 if ndim == 1 else -log(ndim - 1) - 1)
 
 
-def _mixing_gates(ndim: int, activated: bool = True) -> list[Gate]:
-    """λ_d starts at logit(1/(D − d + 1)), so that every axis starts with equal weight."""
-    activation: GateActivation | None = "sigmoid" if activated else None
+def _mixing_gates(ndim: int, activation: GateActivation | None = "sigmoid") -> list[Gate]:
+    """The bias of λ_d starts at logit(1/(D − d + 1)), so that every axis starts with equal weight."""
     return [Gate(f"l{d}", activation, -log(ndim - d)) for d in range(1, ndim)]
 
 
@@ -52,14 +51,14 @@ def _mix(weights: Sequence[Value], c: Sequence[Value]) -> Value:
 
 
 def _log_weights(mixing: Sequence[Value]) -> list[Value | float]:
-    """log w_d from the pre-activations a of λ, also where w_d is too small for a number: log (1 − λ) is
-    −softplus(a), and log λ is a more."""
+    """log w_d from the pre-activations a_d of λ_d, in logs because w_d may underflow:
+    log(1 − λ) = −softplus(a), log λ = a − softplus(a)."""
     weights: list[Value | float] = []
-    rest: Value | float = 0.0
+    log_remaining: Value | float = 0.0
     for a in mixing:
-        rest = rest - a.softplus()
-        weights.append(rest + a)
-    return [*weights, rest]
+        log_remaining = log_remaining - a.softplus()
+        weights.append(log_remaining + a)
+    return [*weights, log_remaining]
 
 
 @register_cell("graves", gates=_graves_gates)
@@ -69,7 +68,8 @@ def graves(
     output_activation: Callable[[Value], Value],
     output_gate: Callable[[Value, Value], Value],
 ) -> Results:
-    """c = i⊙g + Σ_d f_d⊙c_d ; h = o⊙tanh(c). Graves, Fernández, Schmidhuber 2007."""
+    """c = i⊙g + Σ_d f_d⊙c_d ; h = o⊙tanh(c). Graves, Fernández, Schmidhuber 2007. `output_gate` adds the
+    peephole from the new c to o."""
     i, *f, g, o = gates
     c = i * g + total([f_d * c_d for f_d, c_d in zip(f, states["c"], strict=True)])
     return output_gate(o, c) * output_activation(c), {"c": c}
@@ -94,7 +94,7 @@ def mean(gates: Sequence[Value], states: States, output_activation: Callable[[Va
     ],
 )
 def stable(gates: Sequence[Value], states: States, output_activation: Callable[[Value], Value]) -> Results:
-    """c = i⊙g + f⊙c̄ ; h = o⊙tanh(c). Leifert et al. 2016, LSTM-stable. f starts at 1."""
+    """c = i⊙g + f⊙c̄ ; h = o⊙tanh(c). Leifert et al. 2016, LSTM-stable. The bias of f starts at 1."""
     i, f, *mixing, g, o = gates
     c = i * g + f * _mix(mixing, states["c"])
     return o * output_activation(c), {"c": c}
@@ -103,7 +103,7 @@ def stable(gates: Sequence[Value], states: States, output_activation: Callable[[
 @register_cell(
     "leaky",
     gates=lambda ndim: [
-        # sigmoid(−1) keeps 73 % of the state, as an open forget gate does
+        # 1 − sigmoid(−1) = 73 % of the state is kept, as by an open forget gate
         Gate("leak", start=-1.0, role="leak"),
         *_mixing_gates(ndim),
         Gate("g", "tanh"),
@@ -124,7 +124,7 @@ def leaky(gates: Sequence[Value], states: States, output_activation: Callable[[V
     gates=lambda ndim: [
         Gate("i", None, role="input"),
         Gate("f", None, role="forget"),
-        *_mixing_gates(ndim, activated=False),
+        *_mixing_gates(ndim, activation=None),
         Gate("z", "tanh"),
         Gate("o", role="output"),
     ],
@@ -132,11 +132,11 @@ def leaky(gates: Sequence[Value], states: States, output_activation: Callable[[V
 )
 def slstm(gates: Sequence[Value], states: States) -> Results:
     """C = e^i⊙z + e^f⊙Σ_d w_d⊙C_d ; N = e^i + e^f⊙Σ_d w_d⊙N_d ; h = o⊙C/N. sLSTM of the xLSTM (Beck et al.
-    2024, arXiv:2405.04517); more than one axis is ours.
+    2024, arXiv:2405.04517); the extension to several axes is ours.
 
     States are kept as c = C e^−m, n = N e^−m with the stabiliser m = max(f + max_d (m_d + log w_d), i). All
-    exponents are then at most 0, and n is at least 1 inside the grid. Outside it C = N = 0, so n = 0 tells
-    that a position is outside, and its m does not count.
+    exponents are then at most 0, and n is at least 1 inside the grid unless initial states say otherwise.
+    Outside it C = N = 0, so n = 0 tells that a position is outside, and its m does not count.
     """
     i, f, *mixing, z, o = gates
     c, n, m = states["c"], states["n"], states["m"]
@@ -145,10 +145,10 @@ def slstm(gates: Sequence[Value], states: States) -> Results:
     m_new = i
     for exponent in shifted:
         m_new = m_new.maximum(exponent)
-    kept = [(exponent - m_new).exp() for exponent in shifted]
-    entering = (i - m_new).exp()
-    c_new = entering * z + total([k * c_d for k, c_d in zip(kept, c, strict=True)])
-    n_new = entering + total([k * n_d for k, n_d in zip(kept, n, strict=True)])
+    decays = [(exponent - m_new).exp() for exponent in shifted]
+    input_weight = (i - m_new).exp()
+    c_new = input_weight * z + total([decay * c_d for decay, c_d in zip(decays, c, strict=True)])
+    n_new = input_weight + total([decay * n_d for decay, n_d in zip(decays, n, strict=True)])
     return o * (c_new / n_new), {"c": c_new, "n": n_new, "m": m_new}
 
 

@@ -32,23 +32,23 @@ from mdlstm_tk.runtime.tiles.work import Face, FaceKey
 
 MAX_RESTARTS = 2  # of a worker that is lost
 
-Reply = tuple[Any, MDLSTMError | None]  # the error that stopped a worker is raised by the driver
+Reply = tuple[Any, MDLSTMError | None]  # results, and the error that ended them, which the driver raises
 
 
 class FilesWorker:
     """A Ray actor that loads the model once and then runs windows of jobs."""
 
     def __init__(
-        self, folder: str, model: Path, arguments: dict[str, Any], options: tuple[Any, ...]
+        self, folder: str, model: Path, session_kwargs: dict[str, Any], infer_args: tuple[Any, ...]
     ) -> None:
         os.chdir(folder)
-        self._session, self._options = Session(model, **arguments), options
+        self._session, self._infer_args = Session(model, **session_kwargs), infer_args
 
     def run(self, jobs: Sequence[Job]) -> Reply:
-        """The results of jobs."""
+        """Run `jobs`; return their results."""
         results: list[Result] = []
         try:
-            for result in infer_files(self._session, jobs, *self._options):
+            for result in infer_files(self._session, jobs, *self._infer_args):
                 results.append(result)
         except MDLSTMError as error:
             return results, error
@@ -64,9 +64,10 @@ class TilesWorker:
         self._file: FileRun | None = None
 
     def run(self, file: FileRun, group: Group, faces: dict[FaceKey, Face]) -> Reply:
-        """The faces that a group of a file leaves."""
+        """Run a group of tiles of a file; return the faces that it leaves."""
         try:
             if file != self._file:
+                self._file = None  # until the next one is open
                 self._stack.close()
                 self._work, self._file = file.open(self._session, self._stack), file
             return self._work.run(group, faces), None
@@ -86,16 +87,23 @@ def infer_with_ray(
     max_bytes: int | None = None,
     **arguments: Any,
 ) -> Iterator[Result]:
-    """Do what `infer_files` does, byte for byte, with the jobs distributed over Ray workers, which load the
-    model at a path, each on "cpu" or "cuda" and so many threads; 0 means 1, as workers share the cores.
-    There is one worker per CPU, divided by `threads`, unless `workers` says how many."""
+    """Distribute `infer_files` over Ray workers. Results are the same byte for byte, but stops in a row are
+    counted anew for each `WINDOW` of files. An MDLSTMError says that `infer_files` or Ray failed.
+
+    Args:
+        model: a path that all workers see; `jobs`, `batch_size` and `options` are as for `infer_files`.
+        device, threads: of each worker; 0 threads mean 1, as workers share the cores.
+        workers: how many; None: one per CPU, divided by `threads`.
+        max_bytes, **arguments: further arguments of `Session`.
+    """
     threads, max_bytes = max(threads, 1), max_bytes or MAX_BYTES
     windows = [jobs[i : i + WINDOW] for i in range(0, len(jobs), WINDOW)]
     workers = min(workers or max(1, (os.cpu_count() or 1) // threads), len(windows))
     arguments |= {"device": device, "threads": threads, "max_bytes": max_bytes}
-    files = (partial(read_input, max_bytes=max_bytes), batch_size, options)
+    infer_args = (partial(read_input, max_bytes=max_bytes), batch_size, options)
     with ray_cluster(workers * threads) as ray:
-        pool = _pool(ray, FilesWorker, (os.getcwd(), model, arguments, files), workers, device, threads)
+        actor_args = os.getcwd(), model, arguments, infer_args
+        pool = _pool(ray, FilesWorker, actor_args, workers, device, threads)
         for results, error in pool.map(lambda actor, window: actor.run.remote(window), windows):
             yield from results
             if error is not None:
@@ -104,7 +112,7 @@ def infer_with_ray(
 
 @contextmanager
 def tile_workers(session: TiledSession, workers: int) -> Iterator[Callable[[FileRun], RunGroups]]:
-    """Start processes that load a model and run the groups of files; yields what `infer_tiled` calls.
+    """Start Ray workers; yields a function from a file to the function that runs its groups of tiles.
 
     The groups of a step run at the same time. Faces travel by way of this process, and all else lies in
     files. A group may run again, which Ray does when a worker is lost.
@@ -117,7 +125,7 @@ def tile_workers(session: TiledSession, workers: int) -> Iterator[Callable[[File
         ) -> list[dict[FaceKey, Face]]:
             def submit(actor: Any, group: Group) -> Any:
                 tiles = {(group.sweep, tile) for tile in group.tiles}
-                entering = {key: face for key, face in faces.items() if key[:2] in tiles}
+                entering = {key: face for key, face in faces.items() if key[:2] in tiles}  # sweep, tile
                 return actor.run.remote(file, group, entering)
 
             replies = list(pool.map(submit, groups))
@@ -130,20 +138,20 @@ def tile_workers(session: TiledSession, workers: int) -> Iterator[Callable[[File
 
 
 def _pool(
-    ray: Any, worker: type, arguments: tuple[Any, ...], count: int, device: str, threads: int = 1
+    ray: Any, worker: type, actor_args: tuple[Any, ...], count: int, device: str, threads: int = 1
 ) -> Any:
     """Start actors, which Ray starts again when they are lost."""
     restarts = {"max_restarts": MAX_RESTARTS, "max_task_retries": MAX_RESTARTS}
     gpus = 1 if device.startswith("cuda") else 0
     actor = ray.remote(num_cpus=threads, num_gpus=gpus, **restarts)(worker)
-    return require("ray.util", "ray").ActorPool([actor.remote(*arguments) for _ in range(count)])
+    return require("ray.util", "ray").ActorPool([actor.remote(*actor_args) for _ in range(count)])
 
 
 @contextmanager
 def ray_cluster(cpus: int) -> Iterator[Any]:
-    """Connect to the cluster at $RAY_ADDRESS, or start one with so many CPUs on this machine; yields `ray`.
+    """Connect to the cluster at $RAY_ADDRESS, or start one with `cpus` CPUs on this machine; yields `ray`.
 
-    Usage statistics and the dashboard are turned off.
+    Usage statistics and the dashboard are turned off. Sets RAY_* variables and leaves them set.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"  # its messages are in its log files
@@ -152,6 +160,7 @@ def ray_cluster(cpus: int) -> Iterator[Any]:
     if cluster:
         _check_reachable(cluster)
     resources = {} if cluster else {"num_cpus": cpus}
+    failures: tuple[type[Exception], ...] = (ray.exceptions.RayError, ConnectionError, RuntimeError)
     try:
         with _suppressed_stderr():
             ray.init(
@@ -161,8 +170,9 @@ def ray_cluster(cpus: int) -> Iterator[Any]:
                 logging_level=logging.ERROR,
                 **resources,
             )
+        failures = (ray.exceptions.RayError,)  # in the body of `with`, other errors are not Ray's
         yield ray
-    except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
+    except failures as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
         raise MDLSTMError(f"Ray failed: {reason}") from None
     finally:

@@ -65,6 +65,6 @@ def open_tab(browser: Browser, address: str) -> Iterator[Tab]:
 def tab(open_tab: Tab) -> Iterator[Tab]:
     """The page with its numbers unfolded; tests share it, and none may make it complain."""
     yield open_tab
-    complaints = [*open_tab.complaints]
-    open_tab.complaints.clear()
-    assert complaints == []
+    errors = [*open_tab.errors]
+    open_tab.errors.clear()
+    assert errors == []

@@ -26,7 +26,7 @@ def cell_centre(tab: Tab, row: int, column: int, panel: str = "input") -> tuple[
     )
 
 
-def test_clicks_during_a_prediction_are_predicted_next(tab: Tab, session: Session) -> None:
+def test_the_last_click_during_a_prediction_wins(tab: Tab, session: Session) -> None:
     # One script clicks all three, so the last two arrive while the first one is being predicted.
     click = "(id) => document.getElementById(id).click()"
     tab.page.evaluate(f"() => ['example', 'example', 'clear'].forEach({click})")
@@ -52,9 +52,8 @@ def test_drawing_with_the_mouse(tab: Tab, session: Session) -> None:
     values = [re.findall(r"-?[\d.]+", tab.text(f"#{panel} .value")) for panel in ("input", "prediction")]
     assert values[0] == ["4", "7", "0.0000"]
     assert values[1][:2] == ["4", "7"]
-    assert float(values[1][2]) == pytest.approx(
-        float(session(x)[4, 7]), abs=6e-5
-    )  # four decimals are printed
+    # Four decimals are printed.
+    assert float(values[1][2]) == pytest.approx(float(session(x)[4, 7]), abs=6e-5)
 
 
 def test_drawing_with_a_finger(browser: Browser, address: str, session: Session) -> None:
@@ -63,7 +62,7 @@ def test_drawing_with_a_finger(browser: Browser, address: str, session: Session)
         tab.page.locator("#clear").tap()
         tab.page.evaluate("() => scrollTo(0, 0)")
         devtools = tab.protocol()  # Playwright itself can tap, but not drag with a finger
-
+        # Otherwise the check of scrollY below proves nothing.
         assert tab.page.evaluate("() => document.documentElement.scrollHeight > innerHeight")
 
         def touch(kind: str, *points: tuple[float, float]) -> None:
@@ -78,7 +77,7 @@ def test_drawing_with_a_finger(browser: Browser, address: str, session: Session)
         x[:, 1] = 1
         check_prediction(tab, session(x))
         assert tab.page.evaluate("() => scrollY") == 0
-        assert tab.complaints == []
+        assert tab.errors == []
 
 
 def test_drawing_with_the_keyboard(tab: Tab, session: Session) -> None:
@@ -101,7 +100,7 @@ def test_the_page_fits_any_screen(width: int, browser: Browser, address: str) ->
         assert tab.page.evaluate(f"() => {root}.scrollWidth <= {root}.clientWidth")
         box: Any = tab.page.locator("canvas").first.bounding_box()
         assert box["width"] / box["height"] == pytest.approx(GRID[1] / GRID[0], rel=0.01)
-        assert tab.complaints == []
+        assert tab.errors == []
 
 
 ATTEMPT_FORBIDDEN = """(attempt) => new Promise((resolve) => {
@@ -112,13 +111,13 @@ ATTEMPT_FORBIDDEN = """(attempt) => new Promise((resolve) => {
 })"""
 
 
-def test_the_content_policy_blocks_foreign_requests_and_inline_scripts(
+def test_the_content_policy_blocks_cross_origin_requests_and_inline_event_handlers(
     browser: Browser, address: str
 ) -> None:
     with opened(browser, **DESKTOP) as tab:
         show(tab, address)
         for attempt, directive in (("fetch", "connect-src"), ("html", "script-src-attr")):
-            tab.complaints.clear()
+            tab.errors.clear()
             assert tab.page.evaluate(ATTEMPT_FORBIDDEN, attempt) == directive
             assert not tab.page.evaluate("() => window.ran")
-            assert tab.complaints, "the browser did not report the violation"
+            assert tab.errors, "the browser did not report the violation"

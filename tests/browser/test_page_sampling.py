@@ -53,7 +53,7 @@ def tab(model: Path, browser: Browser, onnxruntime_web: dict[str, bytes], tmp_pa
         tab.open(address)
         expect(tab.page.locator("#message")).to_contain_text("Drawn in", timeout=PATIENCE * 1000)
         yield tab
-        assert tab.complaints == []
+        assert tab.errors == []
 
 
 def numbers(tab: Tab) -> np.ndarray[Any, Any]:
@@ -141,7 +141,7 @@ def test_the_browser_gives_the_logits_and_the_pictures_of_torch_and_onnx_runtime
             drawn = session.sample(1, size, uniform=numbers)
             assert (values.reshape(x.shape) == drawn).all()
             assert (network.sample(1, size, uniform=torch.from_numpy(numbers)).numpy() == drawn).all()
-        assert tab.complaints == []
+        assert tab.errors == []
 
 
 def test_the_command_writes_a_page_that_draws(
@@ -173,4 +173,4 @@ def test_the_command_writes_a_page_that_draws(
         np.testing.assert_allclose(
             numbers(tab), expected[0, ..., 0], rtol=0, atol=1e-6
         )  # printed with 6 digits
-        assert tab.complaints == []
+        assert tab.errors == []

@@ -69,7 +69,12 @@ def test_two_runtimes_are_broken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "state"), [(OSError("libfoo.so is gone"), "broken"), (DeviceError("no GPU"), "absent")]
+    ("error", "state"),
+    [
+        (OSError("libfoo.so is gone"), "broken"),
+        (ModuleNotFoundError("No module named 'flatbuffers'", name="flatbuffers"), "broken"),
+        (DeviceError("no GPU"), "absent"),
+    ],
 )
 def test_an_onnxruntime_that_fails(error: Exception, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:

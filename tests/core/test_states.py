@@ -26,7 +26,7 @@ UNITS = 5
 
 @pytest.fixture(autouse=True)
 def _cells(fresh_registries: None) -> None:
-    """Among them "input-gated", which has two states and does not see h."""
+    """Register the test cells, among them "input-gated", which has two states and does not see h."""
     register_own_cells()
 
 
@@ -83,31 +83,29 @@ def test_one_axis_is_torch_lstm_states_included(layers: int, packed: bool) -> No
         sequences = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
         out, (h_n, c_n) = lstm(sequences, (h_0, c_0))
         expected, _ = pad_packed_sequence(out, batch_first=True)
-    found = [y, *(torch.stack([getattr(s, name)[0] for s in final]) for name in ("h", "c"))]
-    for one, other in zip(found, [expected, of_layers(h_n), of_layers(c_n)], strict=True):
-        torch.testing.assert_close(one, other)
-    weights = [torch.randn_like(t) for t in found]
-    ours = torch.autograd.grad(found, (h_0, c_0), weights)
-    torch.testing.assert_close(
-        ours,
-        torch.autograd.grad([expected, of_layers(h_n), of_layers(c_n)], (h_0, c_0), weights),
-    )
+    results = [y, *(torch.stack([getattr(s, name)[0] for s in final]) for name in ("h", "c"))]
+    expected_results = [expected, of_layers(h_n), of_layers(c_n)]
+    torch.testing.assert_close(results, expected_results)
+    weights = [torch.randn_like(t) for t in results]
+    gradients = torch.autograd.grad(results, (h_0, c_0), weights)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected_results, (h_0, c_0), weights))
 
 
-def test_sizes_are_those_of_samples_alone() -> None:
+def test_padding_does_not_affect_a_sample() -> None:
     """States enter and leave at a sample's own far ends, and what a face holds outside is ignored."""
     layer, grid = make_layer((4, 5), directions="all"), (4, 5)
     x = torch.randn(2, *grid, 2, dtype=torch.float64)
     faces = random_faces(2, grid, 4)
     sizes = torch.tensor([[4, 5], [2, 3]])
+    extents = (3, 2, 3, 2)  # h, then c; the face across axis 0 spans axis 1
     with torch.no_grad():
-        for face, extent in zip(faces, (3, 2, 3, 2), strict=True):
+        for face, extent in zip(faces, extents, strict=True):
             face[1, extent:] = float("nan")
     y, last = run(layer, x, faces, sizes)
-    alone = [face[1:, :extent] for face, extent in zip(faces, (3, 2, 3, 2), strict=True)]
+    alone = [face[1:, :extent] for face, extent in zip(faces, extents, strict=True)]
     y_alone, last_alone = run(layer, x[1:, :2, :3], alone)
     torch.testing.assert_close(y[1:, :2, :3], y_alone)
-    for face, one, extent in zip(last, last_alone, (3, 2, 3, 2), strict=True):
+    for face, one, extent in zip(last, last_alone, extents, strict=True):
         torch.testing.assert_close(face[1:, :extent], one)
         assert (face[1, extent:] == 0).all()
     gradients = torch.autograd.grad(
@@ -138,7 +136,7 @@ def test_without_a_batch_axis() -> None:
 
 
 @pytest.mark.parametrize("backend", ["fused", "torch", "reference"])
-def test_no_states_are_zeros(backend: str) -> None:
+def test_missing_states_count_as_zeros(backend: str) -> None:
     layer, x = make_layer((3, 4), directions="all", backend=backend), torch.randn(2, 3, 4, 2).double()
     y = layer(x)
     zeros = [torch.zeros_like(face) for face in random_faces(2, (3, 4), 4)]
@@ -167,32 +165,48 @@ def plain(result: Any) -> Any:
     return [face for face in tree_leaves(result) if face is not None]
 
 
-@pytest.mark.parametrize("cell", ["graves", "slstm", "input-gated"])
-def test_states_are_saved_compiled_exported_and_mapped(cell: str) -> None:
-    layer = make_layer((3, 4), directions="all", cell=cell)
-    x = torch.randn(2, 2, 3, 4, 2, dtype=torch.float64)
-    faces = [face.detach() for face in random_faces(2, (3, 4), 4, cell=cell)]
-    first = (to_state(faces, cell=cell),)
-    file = io.BytesIO()
+@pytest.fixture(params=["graves", "slstm", "input-gated"])
+def example(request: pytest.FixtureRequest, _cells: None) -> tuple[MDLSTM, Tensor, tuple[BoundaryState]]:
+    """A layer, x (2, 2, 3, 4, 2), two batches of it, and an initial state."""
+    layer = make_layer((3, 4), directions="all", cell=request.param)
+    faces = [face.detach() for face in random_faces(2, (3, 4), 4, cell=request.param)]
+    return layer, torch.randn(2, 2, 3, 4, 2).double(), (to_state(faces, cell=request.param),)
+
+
+def test_states_are_saved(example: Any) -> None:
+    first, file = example[2], io.BytesIO()
     torch.save(first, file)
     file.seek(0)
-    first = torch.load(file, weights_only=True)
-    assert repr(first[0]).startswith("BoundaryState(h=[(2, 4, 4, 5), (2, 3, 4, 5)], c=[(2, 4, 4, 5), ")
-    expected = layer(x[0], None, first, True)
-    exported = torch.export.export(layer, (x[0], None, first, True)).module()
-    torch.testing.assert_close(plain(exported(x[0], None, first, True)), plain(expected))
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)(x[0], None, first, True)
+    loaded = torch.load(file, weights_only=True)
+    assert repr(loaded[0]).startswith("BoundaryState(h=[(2, 4, 4, 5), (2, 3, 4, 5)], c=[(2, 4, 4, 5), ")
+    torch.testing.assert_close(plain(loaded), plain(first), rtol=0, atol=0)
+
+
+def test_a_layer_with_states_is_exported(example: Any) -> None:
+    layer, (x, _), first = example
+    exported = torch.export.export(layer, (x, None, first, True)).module()
+    torch.testing.assert_close(plain(exported(x, None, first, True)), plain(layer(x, None, first, True)))
+
+
+def test_a_layer_with_states_is_compiled(example: Any) -> None:
+    layer, (x, _), first = example
+    expected = layer(x, None, first, True)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)(x, None, first, True)
     torch.testing.assert_close(plain(compiled), plain(expected))
     of_weights = [
         torch.autograd.grad(y.sum() + last.c[1].sum(), list(layer.parameters()))
         for y, (last,) in (compiled, expected)
     ]
     torch.testing.assert_close(*of_weights)
-    two = tree_map(lambda face: torch.stack([face, face + 0.1]), first)
-    mapped = plain(torch.func.vmap(lambda x, first: layer(x, None, first, True))(x, two))
+
+
+def test_states_are_mapped_by_vmap(example: Any) -> None:
+    layer, x, first = example
+    stacked = tree_map(lambda face: torch.stack([face, face + 0.1]), first)
+    mapped = plain(torch.func.vmap(lambda x, first: layer(x, None, first, True))(x, stacked))
     for k, one in enumerate(x):
-        given = tree_map(lambda face, k=k: face[k], two)
-        torch.testing.assert_close([face[k] for face in mapped], plain(layer(one, None, given, True)))
+        initial = tree_map(lambda face, k=k: face[k], stacked)
+        torch.testing.assert_close([face[k] for face in mapped], plain(layer(one, None, initial, True)))
 
 
 def test_derivatives_against_differences() -> None:
@@ -204,51 +218,57 @@ def test_derivatives_against_differences() -> None:
         y, last = run(layer, x, list(others[:4]), sizes)
         return y, *last
 
-    inputs = (x, *faces, *layer.parameters())
+    inputs = (x, *faces, *layer.parameters())  # gradcheck perturbs the parameters in place
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
-def state(**changed: Any) -> BoundaryState:
+def make_state(**changed: Any) -> BoundaryState:
     h = tuple(torch.zeros(shape) for shape in [(2, 5, 1, UNITS), (2, 4, 1, UNITS)])
     return BoundaryState(**{"h": h, "c": h, **changed})
 
 
 MISTAKES: dict[str, tuple[Any, str]] = {
-    "no tuple": (state(), r"one BoundaryState for each of 1 layers, got a BoundaryState; write \(state,\)"),
-    "too many layers": ((state(), state()), "for each of 1 layers, got a tuple of 2"),
+    "no tuple": (
+        make_state(),
+        r"one BoundaryState for each of 1 layers, got a BoundaryState; write \(state,\)",
+    ),
+    "too many layers": ((make_state(), make_state()), "for each of 1 layers, got a tuple of 2"),
     "a pair of tensors": (((torch.zeros(1), torch.zeros(1)),), "got a tuple of 1"),
     "a tensor": (torch.zeros(2, 4), r"got a tensor of shape \(2, 4\)"),
-    "too few axes": ((state(h=(None,)),), r"initial_state\[0\].h must be a tuple .* each of 2 axes"),
-    "a tensor for all axes": ((state(c=torch.zeros(2, 4)),), r"initial_state\[0\].c must be a tuple"),
+    "too few axes": ((make_state(h=(None,)),), r"initial_state\[0\].h must be a tuple .* each of 2 axes"),
+    "a tensor for all axes": ((make_state(c=torch.zeros(2, 4)),), r"initial_state\[0\].c must be a tuple"),
     "faces swapped": (
-        (state(h=state().h[::-1]),),
+        (make_state(h=make_state().h[::-1]),),
         r"initial_state\[0\].h\[0\] must be the face across axis 0 of the grid \(4, 5\), "
         r"\(N, E2, dirs, n\) = \(2, 5, 1, 5\), got shape \(2, 4, 1, 5\)",
     ),
     "no direction": (
-        (state(c=(None, torch.zeros(2, 4, UNITS))),),
+        (make_state(c=(None, torch.zeros(2, 4, UNITS))),),
         r"c\[1\] must be the face across axis 1",
     ),
-    "dtype": ((state(h=(torch.zeros(2, 5, 1, UNITS).double(), None)),), r"h\[0\] must have the dtype"),
+    "dtype": ((make_state(h=(torch.zeros(2, 5, 1, UNITS).double(), None)),), r"h\[0\] must have the dtype"),
     "device": (
-        (state(h=(torch.zeros(2, 5, 1, UNITS, device="meta"), None)),),
+        (make_state(h=(torch.zeros(2, 5, 1, UNITS, device="meta"), None)),),
         r"h\[0\] must be on x's device",
     ),
-    "another state": ((state(n=state().h),), r"initial_state\[0\] must have states among h, c .*, got n"),
-    "no tensor": ((state(h=(3, None)),), r"h\[0\] must be a tensor or None, got 3"),
+    "another state": (
+        (make_state(n=make_state().h),),
+        r"initial_state\[0\] must have states among h, c .*, got n",
+    ),
+    "no tensor": ((make_state(h=(3, None)),), r"h\[0\] must be a tensor or None, got 3"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_state_that_does_not_fit_is_refused_in_one_line(mistake: str) -> None:
-    given, message = MISTAKES[mistake]
+    initial, message = MISTAKES[mistake]
     layer = make_layer((4, 5), torch.float32)
     with pytest.raises(InputError, match=message) as refused:
-        layer(torch.zeros(2, 4, 5, 2), initial_state=given)
+        layer(torch.zeros(2, 4, 5, 2), initial_state=initial)
     assert "\n" not in str(refused.value)
 
 
-def test_a_state_that_a_cell_has_not_is_named() -> None:
+def test_reading_a_missing_state_lists_the_others() -> None:
     with pytest.raises(AttributeError, match="has no state 'n', only h, c"):
-        _ = state().n
+        _ = make_state().n

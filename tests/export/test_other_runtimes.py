@@ -159,6 +159,8 @@ def test_int8_quantises_every_product(options: dict, form: str) -> None:
     model = quantize(lower(captured, form.split(",")[0], separate_products=True))
     onnx.checker.check_model(model, full_check=True)
     assert not float_products(model)
+    split = [node.input[0] for node in walk(model.graph.node) if node.op_type == "Split"]
+    assert len(set(split)) == len(split)  # all gates share the operands, and their integers
     feeds = padded_feeds(grid)
     exact, y = sweep.exact(**feeds), in_onnxruntime(model, feeds)
     assert 1e-6 < np.abs(y - exact).max() <= 2e-2

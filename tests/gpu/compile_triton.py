@@ -1,4 +1,4 @@
-"""`compile_triton.py FOLDER` compiles kernels for GPUs that need not be here, and leaves their assembly."""
+"""`compile_triton.py FOLDER` compiles kernels for GPUs that need not be here; writes TTIR and PTX there."""
 
 import os
 import sys
@@ -20,25 +20,32 @@ from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.lowering import reads_hidden
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 
+INDICES = ("order_ptr", "predecessors_ptr", "successors_ptr", "entering_ptr", "leaving_ptr")
 TYPES = {
     **dict.fromkeys(codegen.VARYING, "i32"),
-    **dict.fromkeys(("order_ptr", "predecessors_ptr", "successors_ptr"), "*i32"),
-    **dict.fromkeys(("entering_ptr", "leaving_ptr"), "*i32"),
+    **dict.fromkeys(INDICES, "*i32"),
     "starts_ptr": "*i64",
     "valid_ptr": "*i1",
     "d_parameter_ptr": "*fp64",
 }
-IN_X_DTYPE = ("operand_ptr", "next_operand_ptr", "output_ptr", "bias_ptr", "parameter_ptr")
-IN_X_DTYPE += ("grad_ptr", "hidden_ptr", "da_ptr")
+IN_X_DTYPE = (
+    *("operand_ptr", "next_operand_ptr", "output_ptr", "bias_ptr", "parameter_ptr"),
+    *("grad_ptr", "hidden_ptr", "da_ptr"),
+)
+IN_STATE_DTYPE = (
+    *("a_ptr", "product_ptr", "state_ptr", "first_ptr", "gates_ptr", "next_dh_ptr", "d_prev_ptr"),
+    *("next_d_prev_ptr", "last_ptr", "d_first_ptr"),
+)
 OF_STATES = ("first_ptr", "entering_ptr", "last_ptr", "leaving_ptr", "d_first_ptr")
-OPTIONS = {  # name of an option: the arguments that are None without it
+ARGUMENTS_OF_OPTION = {  # None without it
     "bias": ("bias_ptr",),
     "sizes": ("valid_ptr",),
     "initial": OF_STATES,
 }
 
 
-def compiled(pass_kind: Any, name: str, ndim: int, options: tuple[str, ...], dtype: str) -> Any:
+def compile_kernel(pass_kind: Any, name: str, ndim: int, options: tuple[str, ...], dtype: str) -> Any:
+    """A pass of a cell as Triton compiles it, with some of its optional arguments."""
     cell = get_cell(name)
     present = tuple(name for name in CELL_PARAMETERS if name.partition("_")[0] in options)
     kernel = codegen.get_kernel(pass_kind, cell, ndim, present)
@@ -47,7 +54,7 @@ def compiled(pass_kind: Any, name: str, ndim: int, options: tuple[str, ...], dty
         "GATES": len(cell.gates(ndim)),
         "STATES": len(cell.states),
         "PARAMETERS": sum(CELL_PARAMETERS[name](cell, ndim) for name in present),
-        "UNITS": 21,
+        "UNITS": 21,  # less than a block
         "RECURRENT": cell.recurrent,
         "READS_H": reads_hidden(cell, ndim),
         "KEEP_STATES": True,
@@ -55,20 +62,21 @@ def compiled(pass_kind: Any, name: str, ndim: int, options: tuple[str, ...], dty
         "ROWS": 16,
         "BLOCK": 32,
     }
-    for option, arguments in OPTIONS.items():
+    for option, arguments in ARGUMENTS_OF_OPTION.items():
         if option not in options:
             constants |= dict.fromkeys(arguments)
     if not present:
         constants |= {"parameter_ptr": None, "d_parameter_ptr": None}
-    state = "fp64" if dtype == "fp64" else "fp32"
+    types = TYPES | dict.fromkeys(IN_X_DTYPE, f"*{dtype}")
+    types |= dict.fromkeys(IN_STATE_DTYPE, "*fp64" if dtype == "fp64" else "*fp32")
     signature, values = {}, {}
     for place, argument in enumerate(kernel.arg_names):
         if argument in constants:
             signature[argument], values[(place,)] = "constexpr", constants[argument]
         else:
-            default = f"*{dtype if argument in IN_X_DTYPE else state}"
-            signature[argument] = TYPES.get(argument, default)
+            signature[argument] = types[argument]
     source = ASTSource(kernel, signature, values)
+    # 80 is an A100, 90 an H100; a warp has 32 threads.
     return triton.compile(source, target=GPUTarget("cuda", 80 if dtype == "bf16" else 90, 32))
 
 
@@ -84,6 +92,6 @@ for pass_kind in ("forward", "backward"):
         ("all-operations", 1, (), "fp32"),
         ("all-operations", 1, (), "fp64"),
     ):
-        assembly = compiled(pass_kind, cell, ndim, options, dtype).asm
+        assembly = compile_kernel(pass_kind, cell, ndim, options, dtype).asm
         for kind in ("ttir", "ptx"):
             Path(sys.argv[1], f"{pass_kind}_{cell}_{dtype}.{kind}").write_text(assembly[kind])

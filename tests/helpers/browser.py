@@ -48,27 +48,27 @@ class Tab:
 
     Attributes:
         page: Playwright's page.
-        complaints: errors and warnings from scripts, the network and the content policy.
+        errors: errors and warnings from scripts, the network and the content policy.
         requests: the addresses that the page asked for.
     """
 
     def __init__(self, browser: Browser, **options: Any) -> None:
         self.page: Page = browser.new_context(**options).new_page()
         self.page.set_default_timeout(PATIENCE * 1000)
-        self.complaints: list[str] = []
+        self.errors: list[str] = []
         self.requests: list[str] = []
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("requestfailed", lambda request: self.complaints.append(f"failed: {request.url}"))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("requestfailed", lambda request: self.errors.append(f"failed: {request.url}"))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("console", self._console)
 
     def _console(self, message: Any) -> None:
         if message.type in ("error", "warning", "assert"):
-            self.complaints.append(message.text)
+            self.errors.append(message.text)
 
     def open(self, address: str) -> None:
         """Load a page."""
-        self.complaints.clear()
+        self.errors.clear()
         self.requests.clear()
         self.page.goto(address)
 

@@ -44,7 +44,7 @@ def page_of(
     with served(folder) as address, opened(browser, **DESKTOP) as tab:
         show(tab, address)
         yield tab
-        assert tab.complaints == []
+        assert tab.errors == []
 
 
 def numbers(tab: Tab) -> np.ndarray[Any, Any]:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def descendants(pid: int | None = None) -> list[int]:
-    """The processes that a process has started, and those that these have. None: of this process."""
+    """PIDs of all live descendants, without zombies (default: of this process). Linux only, else []."""
     pid = os.getpid() if pid is None else pid
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+            state, parent = path.read_text(errors="replace").rpartition(")")[2].split()[:2]
         except OSError:
             continue
         if int(parent) == pid and state != "Z":

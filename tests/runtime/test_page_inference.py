@@ -22,6 +22,7 @@ from mdlstm_tk.runtime.jobs import InputPath, files_for, find_files
 from mdlstm_tk.runtime.pages import SUBFOLDERS
 
 TEXTS = ("ab", "ba", "aab")
+LINES = [f"in/{name}.xml\tl{k}\t{text}" for name in ("p1", "sub/p2") for k, text in enumerate(TEXTS)]
 
 
 def read_marks(
@@ -38,8 +39,8 @@ def read_marks(
     return texts
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(autouse=True)
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The current folder, with a recogniser and a folder of two pages without texts."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Session, "transcribe", read_marks, raising=False)
@@ -47,16 +48,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("p1", "sub/p2"):
         xml = draw_page(tmp_path / "in" / name, TEXTS)
         xml.write_text(re.sub("<String.*?/>", "", xml.read_text()))
-    write_noise(tmp_path / "in/untold.png")
+    write_noise(tmp_path / "in/unreferenced.png")
     (tmp_path / "in/mets.xml").write_text("<mets/>")
-    return tmp_path
 
 
 def infer(*arguments: object) -> Result:
     return mdlstm("infer", *arguments, "-m", "lines.onnx", "--device", "cpu")
 
 
-def test_pages_are_written_again_with_texts_and_confidences(place: Path) -> None:
+def test_pages_are_written_again_with_texts_and_confidences() -> None:
     before = Path("in/p1.xml").read_bytes()
     done = infer("in", "-o", "read")
     assert (done.code, done.out) == (0, "")
@@ -70,14 +70,11 @@ def test_pages_are_written_again_with_texts_and_confidences(place: Path) -> None
         assert re.findall(r'<String CONTENT="(.*?)" WC="0.5000"/>', written) == list(TEXTS)
         assert re.sub("<String.*?/>", "", written) == Path(f"in/{name}.xml").read_text()
     assert Path("in/p1.xml").read_bytes() == before
-    assert infer("in", "-o", "read").code == 2
+    assert infer("in", "-o", "read").code == 2  # the results exist
     assert "all 2 results exist" in infer("in", "-o", "read", "--skip-existing").err
 
 
-LINES = [f"in/{name}.xml\tl{k}\t{text}" for name in ("p1", "sub/p2") for k, text in enumerate(TEXTS)]
-
-
-def test_lines_are_printed_or_collected(place: Path) -> None:
+def test_lines_are_printed_or_collected() -> None:
     assert infer("in").out.splitlines() == LINES
     assert infer("in/p1.xml").out.splitlines() == [line.split("\t", 1)[1] for line in LINES[:3]]
     assert infer("in", "-o", "lines.tsv").code == 0
@@ -86,8 +83,8 @@ def test_lines_are_printed_or_collected(place: Path) -> None:
     with open("lines.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [f"{row['file']}\t{row['array']}\t{row['text']}" for row in rows] == LINES
-    answers = json.loads(infer("in", "--format", "json").out)
-    assert [f"{each['file']}\t{each['array']}\t{each['text']}" for each in answers] == LINES
+    rows = json.loads(infer("in", "--format", "json").out)
+    assert [f"{row['file']}\t{row['array']}\t{row['text']}" for row in rows] == LINES
     assert infer("in", "-o", "tables", "--format", "tsv").code == 0
     assert Path("tables/sub/p2.out.tsv").read_text().splitlines()[1] == "../../in/sub/p2.xml\tl1\tba"
     assert infer("in/p1.xml", "-o", "one.xml").code == 0
@@ -100,7 +97,7 @@ def read_page_of(name: str) -> Any:
     return read_page(name).lines
 
 
-def test_bad_pages_and_lines_are_named_and_the_others_read(place: Path) -> None:
+def test_bad_pages_and_lines_are_named_and_the_others_read() -> None:
     Path("in/bad.xml").write_text(alto("", unit="mm10"))
     lost = '<TextLine ID="lost"/>'
     Path("in/p1.xml").write_text(Path("in/p1.xml").read_text().replace("<TextLine", f"{lost}<TextLine", 1))
@@ -115,17 +112,19 @@ def test_bad_pages_and_lines_are_named_and_the_others_read(place: Path) -> None:
     assert Path("none.xml").read_bytes() == Path("in/none.xml").read_bytes()
 
 
-@pytest.mark.usefixtures("place")
 def test_images_in_the_folders_of_pages_are_no_inputs_of_their_own() -> None:
     Image.new("L", (9, 9)).save("other.png")
     files = find_files(["in", "other.png"], None)[0]
     assert [file.source for file in files if file.source.endswith("png")] == [
-        *("in/p1.png", "in/untold.png", "in/sub/p2.png", "other.png")
+        "in/p1.png",
+        "in/unreferenced.png",
+        "in/sub/p2.png",
+        "other.png",
     ]
-    taken = [file.source for file in files_for("transcribe", files)]
-    assert taken == ["in/p1.xml", "in/sub/p2.xml", "other.png"]
-    others = [file.source for file in files_for("segment", files)]
-    assert others == [file.source for file in files if file.source.endswith("png")]
+    transcribed = [file.source for file in files_for("transcribe", files)]
+    assert transcribed == ["in/p1.xml", "in/sub/p2.xml", "other.png"]
+    segmented = [file.source for file in files_for("segment", files)]
+    assert segmented == [file.source for file in files if file.source.endswith("png")]
     with pytest.raises(InputError, match=r"p1\.xml is a page of text, but the model is of kind classify"):
         files_for("classify", [InputPath("in/p1.xml", "p1.xml")])
     for folder in SUBFOLDERS:
@@ -133,10 +132,10 @@ def test_images_in_the_folders_of_pages_are_no_inputs_of_their_own() -> None:
         assert files_for("transcribe", pair) == pair[1:]
 
 
-def test_other_models_leave_pages_out(place: Path) -> None:
-    classifier(place / "classes.onnx")
+def test_other_models_leave_pages_out() -> None:
+    classifier(Path("classes.onnx"))
     run = infer_paths(["in"], "classes.onnx")
-    assert sorted(Path(job.source).name for job in run.jobs) == ["p1.png", "p2.png", "untold.png"]
+    assert sorted(Path(job.source).name for job in run.jobs) == ["p1.png", "p2.png", "unreferenced.png"]
     assert run.left_out == 3
 
 
@@ -157,15 +156,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_refused(case: str, place: Path) -> None:
+def test_what_is_refused(case: str) -> None:
     options, message = REFUSED[case]
-    classifier(place / "classes.onnx")
+    classifier(Path("classes.onnx"))
     Image.new("L", (9, 9)).save("other.png")
     with pytest.raises(InputError, match=message):
         list(infer_paths(**{"inputs": ["in"], "model": "lines.onnx", **options}).results)  # type: ignore[arg-type]
 
 
-@pytest.mark.usefixtures("place")
 def test_a_model_that_is_stopped_again_and_again_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object, **__: object) -> None:
         raise StoppedError("it took too long", "time")
@@ -173,9 +171,10 @@ def test_a_model_that_is_stopped_again_and_again_ends_the_run(monkeypatch: pytes
     monkeypatch.setattr(Session, "transcribe", stop)
     results = list(infer_paths(["in"], "lines.onnx", "read").results)
     assert [result.error for result in results] == [
-        *("in/p1.xml: it took too long", "in/sub/p2.xml: it took too long")
+        "in/p1.xml: it took too long",
+        "in/sub/p2.xml: it took too long",
     ]
     assert not Path("read").exists()
-    draw_page(Path("in/p3"))
+    draw_page(Path("in/p3"))  # MAX_STOPS is 3: two pages are reported, three abort
     with pytest.raises(StoppedError):
         list(infer_paths(["in"], "lines.onnx", "read").results)

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,17 @@ def test_files_have_the_bytes_of_a_local_run(
     for name in ("0", "1", "2", "4"):
         local, ray = ((tmp_path / engine / f"{name}.npy").read_bytes() for engine in ("local", "ray"))
         assert local == ray
+
+
+def test_errors_of_the_caller_are_not_those_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    exceptions = SimpleNamespace(RayError=LookupError)
+    ray = SimpleNamespace(init=lambda **_: None, shutdown=lambda: None, exceptions=exceptions)
+    monkeypatch.setattr(ray_module, "require", lambda *_: ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(BrokenPipeError), ray_cluster(1):
+        raise BrokenPipeError
+    with pytest.raises(MDLSTMError, match="Ray failed: lost"), ray_cluster(1):
+        raise LookupError("lost")
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

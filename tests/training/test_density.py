@@ -211,6 +211,7 @@ def test_given_values_are_kept_and_the_rest_is_drawn_from_the_conditional() -> N
         ({"given": torch.zeros(4, 4, 1), "mask": torch.ones(4, 4)}, "mask.*float32"),
         ({"mask": torch.ones(4, 4) > 0}, "given is None"),
         ({"uniform": torch.zeros(2, 4, 4)}, r"uniform.*\(2, 4, 4\)"),
+        ({"uniform": torch.ones(2, 4, 4, 1)}, r"uniform must lie in \[0, 1\)"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, object], expected: str) -> None:
@@ -248,6 +249,14 @@ def test_given_values_that_are_nan_are_drawn() -> None:
     whole[:2], whole_mask[:2] = values, mask
     assert (drawn == net.sample(6, (4, 4), uniform=uniform, given=whole, mask=whole_mask)).all()
     assert drawn.isfinite().all() and (drawn[:, :2][:, mask] == 0.5).all()
+
+
+def test_half_precision_draws_no_level_without_probability() -> None:
+    net = network(1, 3, "conv")
+    with torch.no_grad():
+        net.heads[0][-1].bias[-1] = -1000  # type: ignore[index, union-attr]
+    drawn = net.bfloat16().sample(2, SIZE, uniform=torch.full((2, *SIZE, 1), 0.999))  # 1 in bfloat16
+    assert (drawn == 0.5).all()
 
 
 def test_equal_generators_give_equal_images() -> None:

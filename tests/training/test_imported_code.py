@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from helpers.checkout import ROOT
 from helpers.command import Result, mdlstm
 
+from mdlstm_tk._util.user_code import import_file
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.training import Run, TrainConfig, configure, load_checkpoint, register_task
 
@@ -130,3 +133,12 @@ def test_tasks_are_registered_from_python() -> None:
     for name, kind in (("segment", "grid"), ("mine", "images")):
         with pytest.raises(InputError, match=f"'{name}' and kind '{kind}'"):
             register_task(name, kind=kind)  # type: ignore[arg-type]
+
+
+def test_an_imported_file_is_a_module_like_any_other(tmp_path: Path) -> None:
+    header = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+    (tmp_path / "json.py").write_text(f"{header}@dataclass\nclass Settings:\n    depth: int = 3\n")
+    module = import_file(tmp_path / "json.py")
+    settings = module.Settings(5)
+    assert pickle.loads(pickle.dumps(settings)) == settings
+    assert sys.modules["json"] is json

@@ -329,7 +329,7 @@ def test_in_a_browser(kind: str, width: int, scheme: str, runs: Any, browser: Br
     size = {"width": width, "height": 800}
     with opened(browser, viewport=size, color_scheme=scheme, is_mobile=width < 500) as tab:
         tab.open(address)
-        assert tab.complaints == []
+        assert tab.errors == []
         assert {url for url in tab.requests if not url.startswith("data:")} == {address}
         assert tab.page.title() == "data · md · mdlstm-tk"
 

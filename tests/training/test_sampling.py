@@ -23,7 +23,7 @@ from mdlstm_tk.training.tasks import make_task
 def test_the_result_of_a_run_is_in_nats_and_in_bits_for_each_value(density_run: Run) -> None:
     errors = json.loads(density_run.result.read_text())["errors"]
     assert errors["bits_per_dim"] == pytest.approx(errors["nats"] / np.log(2) / 64)
-    assert 0 < errors["bits_per_dim"] < np.log2(17) + 0.5
+    assert 0 < errors["bits_per_dim"] < np.log2(17) + 0.5  # log2(17) is chance for 17 levels
 
 
 def test_the_command_draws_what_the_library_draws(density_run: Run, tmp_path: Path) -> None:
@@ -47,13 +47,13 @@ def test_the_command_draws_what_the_library_draws(density_run: Run, tmp_path: Pa
 @pytest.mark.parametrize("suffix", [".png", ".npy"])
 def test_an_image_is_completed(density_run: Run, suffix: str, tmp_path: Path) -> None:
     levels = np.random.default_rng(0).integers(0, 17, (3, 8))
-    half = tmp_path / f"half{suffix}"
+    top = tmp_path / f"top{suffix}"
     if suffix == ".png":
-        Image.fromarray(np.rint(levels / 16 * 255).astype(np.uint8)).save(half)
+        Image.fromarray(np.rint(levels / 16 * 255).astype(np.uint8)).save(top)
     else:
-        np.save(half, levels / np.float32(16))
+        np.save(top, levels / np.float32(16))
     target = tmp_path / "whole.npy"
-    assert mdlstm("sample", density_run.folder, "--given", half, "-n", 4, "-o", target).code == 0
+    assert mdlstm("sample", density_run.folder, "--given", top, "-n", 4, "-o", target).code == 0
     whole = np.load(target)
     assert (np.rint(whole[:, :3, :, 0] * 16) == levels).all()
     assert len({image.tobytes() for image in whole[:, 3:]}) == 4
@@ -90,7 +90,7 @@ def test_a_picture_shows_all_images_and_an_animation_shows_the_order(tmp_path: P
     write_samples(tmp_path / "sheet.png", images)
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet)
-    zoom = 19  # 56 / 3
+    zoom = 19  # write_samples makes an image about 56 pixels wide, and leaves 4 between two
     for k, image in enumerate(images):
         top, left = 4 + k // 2 * (2 * zoom + 4), 4 + k % 2 * (3 * zoom + 4)
         shown = pixels[top : top + 2 * zoom : zoom, left : left + 3 * zoom : zoom]
@@ -103,8 +103,9 @@ def test_a_picture_shows_all_images_and_an_animation_shows_the_order(tmp_path: P
         for frame in range(animation.n_frames):
             animation.seek(frame)
             colours = np.asarray(animation.convert("RGB")).astype(int)
-            grey = (colours[4 : 4 + 2 * zoom : zoom, 4 : 4 + 3 * zoom : zoom].max(-1)) % 255 == 0
-            drawn.append(grey.ravel().tolist())
+            brightest = colours[4 : 4 + 2 * zoom : zoom, 4 : 4 + 3 * zoom : zoom].max(-1)
+            is_drawn = brightest % 255 == 0  # pixels not yet drawn are neither black nor white
+            drawn.append(is_drawn.ravel().tolist())
     assert drawn[0] == given.ravel().tolist()
     assert [sum(frame) for frame in drawn] == [2, 3, 4, 5, 6]
     assert drawn[1][1]
@@ -114,7 +115,7 @@ BAD = {
     "another kind of file": (["-o", "x.jpg"], "'.jpg'"),
     "no images": (["-n", "0"], "--count"),
     "no temperature": (["--temperature", "0"], "temperature"),
-    "a size of one axis": (["--size", "8x8x8"], "8x8x8"),
+    "a size of three axes": (["--size", "8x8x8"], "8x8x8"),
     "a file that is not there": (["--given", "nowhere.png"], "nowhere.png"),
 }
 
@@ -123,11 +124,11 @@ BAD = {
 def test_wrong_options_are_one_line(
     name: str, density_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options, named = BAD[name]
+    options, message = BAD[name]
     monkeypatch.chdir(tmp_path)
     result = mdlstm("sample", density_run.folder, *options)
     assert result.code == 2
-    assert named in result.err
+    assert message in result.err
     assert len(result.err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
@@ -147,7 +148,7 @@ def test_infer_prints_nats_and_bits_for_each_file(
     network = load_checkpoint(density_run.checkpoint).network()
     with torch.no_grad():
         nats = (-network.log_prob(torch.from_numpy(images))).tolist()
-    bits = [value / np.log(2) / 35 for value in nats]
+    bits = [value / np.log(2) / (5 * 7) for value in nats]
     files = [tmp_path / "a.npy", tmp_path / "b.npy"]
     lines = mdlstm("infer", *files, "-m", density_model).out.splitlines()
     for path, line, expected in zip(files, lines, zip(nats, bits, strict=True), strict=True):
@@ -165,15 +166,15 @@ def test_infer_prints_nats_and_bits_for_each_file(
     Image.fromarray(pixels).save(tmp_path / "colours.png")
     printed = mdlstm("infer", tmp_path / "colours.png", "-m", density_model).out
     assert float(printed.split("\t")[0]) == pytest.approx(nats[0], abs=2e-4)
-    np.save(tmp_path / "bytes.npy", np.linspace(0, 255, 35).reshape(5, 7))
-    refused = mdlstm("infer", tmp_path / "bytes.npy", "-m", density_model)
+    np.save(tmp_path / "unscaled.npy", np.linspace(0, 255, 35).reshape(5, 7))
+    refused = mdlstm("infer", tmp_path / "unscaled.npy", "-m", density_model)
     assert refused.code == 2
     assert "from 0 to 255; a density model expects levels in [0, 1]; divide them by 255" in refused.err
     mdlstm("infer", files[0], "-m", density_model, "--format", "npy", "-o", tmp_path / "map.npy")
     assert -np.load(tmp_path / "map.npy").sum() == pytest.approx(nats[0], abs=2e-4)
 
 
-def test_the_page_shows_drawn_images_neighbours_and_what_is_likely(density_run: Run) -> None:
+def test_the_page_shows_drawn_images_and_what_is_likely(density_run: Run) -> None:
     page = render_report(density_run)
     assert page.count('<section id="drawn">') == 1
     rows = dict(re.findall(r'<tr><th scope="row">([^<]+)</th><td>(-[\d.]+)</td></tr>', page))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,18 +11,18 @@ from mdlstm_tk.cells.ir import Value, topological_order
 from mdlstm_tk.cells.operations import OPERATIONS
 
 Slots = Mapping[str, Sequence[Tensor]]
-ARITHMETIC = ("add", "subtract", "multiply", "divide")  # which torch takes numbers for, too
+# Operators that accept Python numbers; the rest are tensor methods.
+ARITHMETIC = ("add", "subtract", "multiply", "divide")
 
 
-def evaluate(roots: Iterable[Value], slots: Slots, like: Tensor) -> list[Tensor]:
-    """The results of a graph.
+def evaluate(roots: Sequence[Value], slots: Slots, like: Tensor) -> list[Tensor]:
+    """Compute `roots`; each result has the shape of `like`.
 
     Args:
         roots: the values to compute.
         slots: the rows (…, n) of each array that is loaded.
         like: a tensor with the dtype, device and shape of the results.
     """
-    roots = list(roots)
     results: dict[int, Any] = {}
     for value in topological_order(roots):
         args = [results[id(arg)] for arg in value.args]
@@ -31,7 +31,7 @@ def evaluate(roots: Iterable[Value], slots: Slots, like: Tensor) -> list[Tensor]
         elif value.op == "constant":
             result = value.number
         elif value.op == "mean":
-            result = args[0].mean(dim=-1, keepdim=True)
+            result = _tensor(args[0], like).mean(dim=-1, keepdim=True)
         elif value.op in ARITHMETIC:
             result = OPERATIONS[value.op].compute(*args)
         else:

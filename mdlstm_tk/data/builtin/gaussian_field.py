@@ -22,13 +22,13 @@ EVALUATION_SAMPLES = 256
 
 
 class GaussianField(Task):
-    """Fields of power spectrum k⁻⁴.
+    """Fields of power spectrum k⁻⁴, k in cycles per field along each axis; periodic, mean 0.
 
     The target is the field shifted one column to the left, with zeros in the last column.
 
     Args:
         size: (H, W), at least 2×2.
-        anisotropic: use only waves along one of the axes, so that a field is the sum of a row and a column.
+        anisotropic: use only waves parallel to an axis, so that a field is the sum of a row and a column.
 
     Raises:
         InputError: `size` does not have two axes, or is too small.
@@ -78,9 +78,9 @@ class GaussianField(Task):
         return amplitude
 
     def measure(self, prediction: Floats, batch: Batch) -> Metrics:
-        """Return the unexplained share of the variance."""
-        total, count = super().measure(prediction, batch)["mse"]
-        return {"unexplained": (total / self.spec.target_std[0] ** 2, count)}
+        """Return mse / variance of the field; predicting 0 gives (W − 1)/W: the last target column is 0."""
+        total, n = super().measure(prediction, batch)["mse"]
+        return {"unexplained": (total / self.spec.target_std[0] ** 2, n)}
 
     def count(self, split: Split) -> int:
         return EVALUATION_SAMPLES

@@ -1,12 +1,12 @@
 """`model.tiles`: a ZIP archive with one graph for each sweep, which `mdlstm export --form tiles` writes.
 
-tiles.json names the parts:
+tiles.json names the parts (`schema` is its version):
 
 stages    window, channels C, features F, units n, sum (whether the parts of the directions are added, or
           concatenated in this order), and sweeps: the file of each graph and its direction
 pool      axes that are averaged over after the last stage
-head      the file of a position-wise graph, or null
-upsample  the window of the image that one position of y's grid covers before the head spreads it out
+head      {"file": the name of a position-wise graph}, or null
+upsample  positions of y, by axis, that the head makes of one position of the last stage; empty: 1 each
 metadata  of the network, as in every exported model
 
 Graph of a sweep: x (N, *tile, C) and for each axis d and each state of the cell, h first, an initial face,
@@ -35,7 +35,7 @@ from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.tiles.plan import run_order
 
 SUFFIX = TILED_SUFFIX
-MAKE_ONE = "mdlstm export RUN --form tiles"
+EXPORT_COMMAND = "mdlstm export RUN --form tiles"
 INDEX = "tiles.json"
 SCHEMA = 1
 
@@ -50,20 +50,15 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Stage:
-    """One recurrent layer.
+    """One recurrent layer."""
 
-    The window of its input that one position of its output covers, C of its input, F of the part of one
-    sweep, n; if the parts are added, else they are concatenated; the sweeps in the order of the features;
-    and the names of the cell's states, h first, which `TiledSession` reads from the graphs.
-    """
-
-    window: tuple[int, ...]
-    channels: int
-    features: int
-    units: int
-    added: bool
-    sweeps: tuple[Sweep, ...]
-    states: tuple[str, ...] = ()
+    window: tuple[int, ...]  # extents of the input that one position of the output covers
+    channels: int  # C of the input
+    features: int  # F of the part of one sweep
+    units: int  # n
+    added: bool  # whether parts are added; else they are concatenated
+    sweeps: tuple[Sweep, ...]  # in the order of the features
+    states: tuple[str, ...] = ()  # of the cell, h first; empty until `TiledSession` has read the graphs
 
     @property
     def outputs(self) -> int:
@@ -73,18 +68,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Archive:
-    """The content of a `model.tiles`: the metadata of the network; the stages, one after the other; axes
-    that are averaged over after the last one; the graph of the head, or None; positions of y for one
-    position of the last stage; the content of each graph by its name; and the SHA-256 of the archive in
-    hex."""
+    """The content of a `model.tiles`."""
 
-    metadata: Metadata
-    stages: tuple[Stage, ...]
-    pool: tuple[int, ...] = ()
-    head: str | None = None
-    upsample: tuple[int, ...] = ()
-    graphs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    digest: str = ""
+    metadata: Metadata  # of the network
+    stages: tuple[Stage, ...]  # one after the other
+    pool: tuple[int, ...] = ()  # axes that are averaged over after the last stage
+    head: str | None = None  # the name of its graph
+    upsample: tuple[int, ...] = ()  # positions of y, by axis, for one position of the last stage
+    graphs: Mapping[str, bytes] = field(default_factory=dict, repr=False)  # by name
+    digest: str = ""  # SHA-256 of the archive in hex
 
     @property
     def ordered_sweeps(self) -> list[tuple[int, int]]:
@@ -104,15 +96,15 @@ def is_archive(path: Path) -> bool:
 
 
 def read_archive_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
-    """The content of the file."""
-    return read_model(path, max_bytes, MAKE_ONE)
+    """The content of the file; raises an InputError if it cannot be read or is larger than `max_bytes`."""
+    return read_model(path, max_bytes, EXPORT_COMMAND)
 
 
 def parse_archive(data: bytes, label: str) -> Archive:
     """Parse what `mdlstm export --form tiles` wrote; `label` names it in error messages.
 
     Raises:
-        InputError: it is no such archive, damaged, or contradicts itself.
+        InputError: the data are not a tiled export, are damaged, or are inconsistent.
     """
     import zipfile  # imported late: it is slow to import, and most models are .onnx
 
@@ -130,7 +122,7 @@ def parse_archive(data: bytes, label: str) -> Archive:
     except Exception as error:  # zipfile raises all kinds of exceptions for damaged archives
         reason = " ".join(ascii(str(error))[1:-1].split())
         raise InputError(
-            f"{label} is no tiled export, or damaged ({reason:.200}); make one with: {MAKE_ONE}"
+            f"{label} is no tiled export, or damaged ({reason:.200}); make one with: {EXPORT_COMMAND}"
         ) from None
     try:
         index = json.loads(members.pop(INDEX))
@@ -140,13 +132,15 @@ def parse_archive(data: bytes, label: str) -> Archive:
                 "mdlstm-tk, or export the model again"
             )
         return _archive(index, members, label, sha256(data).hexdigest())
+    except InputError:  # a ValueError, too
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else f"{error}"
         raise InputError(f"{label} is damaged ({INDEX}: {reason:.200}); export the model again") from None
 
 
 def _archive(index: Any, members: dict[str, bytes], label: str, digest: str) -> Archive:
-    """The parts that `INDEX` names; raises a KeyError, TypeError or ValueError with what is wrong."""
+    """The parts that `INDEX` names; raises what `parse_archive` catches."""
     metadata = Metadata.from_props(index["metadata"], label)
     ndim, channels = metadata.ndim, metadata.channels
     if metadata.form != "tiles" or metadata.inputs != ("x",) or len(metadata.output_names) != 1:
@@ -157,15 +151,17 @@ def _archive(index: Any, members: dict[str, bytes], label: str, digest: str) -> 
             raise ValueError(f"a stage takes {stage.channels} channels and gets {channels}")
         channels = stage.outputs
     head = None if index["head"] is None else str(index["head"]["file"])
-    if not stages or (head is None and channels != metadata.outputs):
+    if not stages:
+        raise ValueError("there are no stages")
+    if head is None and channels != metadata.outputs:
         raise ValueError(f"{channels} features and no head for {metadata.outputs} outputs")
     pool = _integers(index["pool"], 0)
     if len(set(pool)) != len(pool) or max(pool, default=0) >= ndim:
         raise ValueError(f"pool {pool} for {ndim} axes")
     upsample = _integers(index["upsample"] or (1,) * ndim, 1, ndim)
-    named = {sweep.file for stage in stages for sweep in stage.sweeps} | {head} - {None}
-    if named != members.keys():
-        raise ValueError(f"{min(map(ascii, named ^ members.keys()))} is only named, or only present")
+    expected_files = {sweep.file for stage in stages for sweep in stage.sweeps} | {head} - {None}
+    if mismatch := expected_files ^ members.keys():
+        raise ValueError(f"{min(map(ascii, mismatch))} is listed here or in the archive, but not in both")
     return Archive(metadata, stages, pool, head, upsample, members, digest)
 
 
@@ -174,9 +170,11 @@ def _stage(entry: Any, ndim: int) -> Stage:
         Sweep(str(sweep["file"]), _integers(sweep["direction"], -1, ndim)) for sweep in entry["sweeps"]
     )
     if not sweeps or any(abs(sign) != 1 for sweep in sweeps for sign in sweep.direction):
-        raise ValueError("the signs of a direction are 1 or -1, and each stage has one")
+        raise ValueError("each stage needs at least one sweep, with signs 1 or -1")
+    if not isinstance(entry["sum"], bool):
+        raise ValueError(f"sum must be true or false, got {entry['sum']!a:.20}")
     channels, features, units = _integers([entry[k] for k in ("channels", "features", "units")], 1)
-    return Stage(_integers(entry["window"], 1, ndim), channels, features, units, bool(entry["sum"]), sweeps)
+    return Stage(_integers(entry["window"], 1, ndim), channels, features, units, entry["sum"], sweeps)
 
 
 def _integers(values: Any, least: int, count: int | None = None) -> tuple[int, ...]:
