@@ -9,7 +9,8 @@ one page in ten is for validation and one for testing.
 Each network is trained as `mdlstm train` trains it, for as many minutes: the default one, the same stem
 with LSTMs along rows, and the same stem with bidirectional LSTMs over columns, of as many parameters. Their
 test errors are measured greedy, and with a beam search and a language model of the training texts alone. A
-row is kept in results.json when it is finished, so that an interrupted benchmark goes on where it was.
+row is kept in results.json when it is finished, so that an interrupted benchmark goes on where it was, and
+several of them, each with networks and threads of its own, may share a folder.
 """
 
 from __future__ import annotations
@@ -312,7 +313,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         rows["kraken"] = kraken
     for key, measure in rows.items():
         if key not in results["rows"]:
-            results["rows"][key] = measure()
+            row = measure()
+            if file.exists():
+                results = json.loads(file.read_text())
+            results["rows"][key] = row
             with atomic_write(file) as temporary:
                 temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
     print(table(results["rows"]))
