@@ -142,7 +142,7 @@ def evaluate_lines(
             lines.append(Line(name, groups[first + k] if groups else name, truth, transcription))
 
     errors = evaluate(network, task, split, config, context, read)
-    return errors, context.gather(lines)
+    return errors, context.all_gather(lines)
 
 
 def error_interval(
