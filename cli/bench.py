@@ -91,7 +91,7 @@ def bench(
     from mdlstm_tk.export.benchmark import RUNTIME_SHAPES, measure_cold_start, measure_exports
 
     # One thread by default: idle threads of ONNX Runtime spin for a while after a run, which slows down
-    # whatever is measured next.
+    # the next measurement.
     exports = measure_exports(shapes or RUNTIME_SHAPES, threads or [1], seconds, device, dtype, note)  # type: ignore[arg-type]
     note("cold start of `mdlstm infer`")
     infer, imports = measure_cold_start()

@@ -118,11 +118,9 @@ def tensor_specs(values: Sequence[onnx.ValueInfoProto]) -> list[TensorSpec]:
     """The inputs or the outputs of a graph."""
     specs = []
     for value in values:
-        tensor_type = value.type.tensor_type
-        dims = (
-            d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor_type.shape.dim
-        )
-        dtype = helper.tensor_dtype_to_np_dtype(tensor_type.elem_type).name
+        tensor = value.type.tensor_type
+        dims = (d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim)
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
         specs.append(TensorSpec(value.name, dtype, tuple(dims)))
     return specs
 

@@ -15,9 +15,6 @@ class BoundedCache(dict[K, V]):
 
     The newest entry stays, however much it takes. Threads may share a cache. No lock is used, because a
     forked child could inherit it locked: every step is one operation on a dictionary.
-
-    Args:
-        max_bytes: of all entries together.
     """
 
     def __init__(self, max_bytes: int) -> None:

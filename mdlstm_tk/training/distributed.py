@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """The place of this process among those that train together.
+    """This process among the processes that train together.
 
     Attributes:
         rank: index of this process; rank 0 is the main process, the only one that writes files.
@@ -85,10 +85,9 @@ class DistributedContext:
 
 
 def init(device: str) -> DistributedContext:
-    """Join the processes that torchrun started, or train alone. May be called again with a
-    device of the same type.
+    """Join the processes that torchrun started, or train alone.
 
-    Processes on CPUs communicate with gloo, processes on GPUs with NCCL.
+    Processes on CPUs communicate with gloo, on GPUs with NCCL. A later call names the same type of device.
 
     Raises:
         InputError: `device` is not a device name, or is one GPU for several processes of this machine.
@@ -99,9 +98,7 @@ def init(device: str) -> DistributedContext:
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     elif device.startswith("cuda:") and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            f"several processes cannot share {device}; give device='cuda', and each takes its own GPU"
-        )
+        raise InputError(f"several processes cannot share {device}; give device='cuda' for one GPU each")
     rank_device = pick_device(device)
     if not dist.is_initialized():
         if rank_device.type == "cuda":
