@@ -1,0 +1,125 @@
+"""Test errors on data of one's own, by number of samples and minutes of training.
+
+    python benchmarks/own_data.py images --samples 200,1000,5000 --minutes 1,4,16
+    python benchmarks/own_data.py masks --samples 20,100,500 --minutes 1,4,16
+    python benchmarks/own_data.py lines --pages ../shared/wills --samples 200,700,1867 --minutes 15,60
+
+Folders are written as a user has them, and trained on with the default settings of their task: pictures of
+clothes (Fashion-MNIST, 28×28, ten classes; Debian's package dataset-fashion-mnist) to classify, mosaics of
+photographs (scikit-image, 64×64, six classes) to segment, and the lines of a folder of pages to read. A
+cell of the table is one training; it is kept in results.json, so that an interrupted table goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from handwriting import link_pages
+from PIL import Image
+from runtimes import markdown
+
+from mdlstm_tk.data import Textures
+from mdlstm_tk.data.builtin.fashion import FOLDER
+from mdlstm_tk.data.idx import read_idx
+from mdlstm_tk.runtime.io.files import atomic_write
+from mdlstm_tk.training import configure, new_job, parse_settings, train
+
+TASKS = {"images": "classify", "masks": "segment", "lines": "transcribe"}
+ERRORS = {"images": "error", "masks": "error", "lines": "character_error"}
+TEST_SAMPLES = {"images": 2000, "masks": 200}
+VALIDATION = 0.2  # of the samples
+LABELS_OFFSET = 8  # bytes of the header of an IDX file with one axis
+
+
+def write_images(folder: Path, count: int, _: Path | None) -> None:
+    """Write the first `count` pictures of Fashion-MNIST for training, and pictures for testing."""
+    for split, name, total in (("train", "train", count), ("test", "t10k", TEST_SAMPLES["images"])):
+        images = read_idx(FOLDER / f"{name}-images-idx3-ubyte.gz")[:total]
+        content = gzip.decompress((FOLDER / f"{name}-labels-idx1-ubyte.gz").read_bytes())
+        labels = np.frombuffer(content, np.uint8, total, LABELS_OFFSET)
+        for k, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            place = folder / split / str(label) / f"{k:05}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place)
+
+
+def write_masks(folder: Path, count: int, _: Path | None) -> None:
+    """Write mosaics of photographs with masks; those for testing are cut from other parts of them."""
+    task = Textures((64, 64))
+    for split, total in (("train", count), ("test", TEST_SAMPLES["masks"])):
+        batch = task.batch(0, 0, total, split)  # type: ignore[arg-type]
+        pixels = np.clip(batch.x[..., 0] * 255, 0, 255).astype(np.uint8)
+        for kind, arrays in (("images", pixels), ("masks", batch.y.astype(np.uint8))):
+            (folder / split / kind).mkdir(parents=True, exist_ok=True)
+            for k, array in enumerate(arrays):
+                Image.fromarray(array).save(folder / split / kind / f"{k:05}.png")
+
+
+def write_lines(folder: Path, count: int, pages: Path | None) -> None:
+    """Link pages with about `count` lines for training, and those for validation and testing."""
+    assert pages is not None
+    link_pages(pages, folder, count)
+
+
+WRITERS: dict[str, Callable[[Path, int, Path | None], None]] = {
+    "images": write_images,
+    "masks": write_masks,
+    "lines": write_lines,
+}
+
+
+def measure(
+    kind: str, data: Path, minutes: float, folder: Path, settings: Sequence[str]
+) -> dict[str, float]:
+    """Train once; returns the test error, and the number of steps."""
+    values = {"task": TASKS[kind], "data": str(data), "minutes": minutes, "validation": VALIDATION}
+    result = train(new_job(configure(values | parse_settings(settings)), folder, force=True))
+    assert result["split"] == "test"
+    return {"error": result["errors"][ERRORS[kind]], "steps": result["step"]}
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+    """Measure what is missing in results.json, print the table, and return the cells."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kind", choices=TASKS)
+    parser.add_argument("--samples", required=True, help="numbers of training samples, as 100,1000")
+    parser.add_argument("--minutes", required=True, help="of a training, as 1,4,16")
+    parser.add_argument("--pages", type=Path, help="folder of pages with ALTO or PAGE XML, for lines")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of all")
+    parser.add_argument("-o", "--output", type=Path, default=Path("own-data"), help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    if options.kind == "lines" and options.pages is None:
+        parser.error("lines need --pages")
+    samples = [int(number) for number in options.samples.split(",")]
+    minutes = [float(number) for number in options.minutes.split(",")]
+    file = options.output / options.kind / "results.json"
+    cells: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
+    for count in samples:
+        data = file.parent / f"{count}"
+        if not data.exists():
+            WRITERS[options.kind](data, count, options.pages)
+        for duration in minutes:
+            key = f"{count} samples, {duration:g} min"
+            if key not in cells:
+                run = file.parent / f"run-{count}-{duration:g}"
+                cells[key] = measure(options.kind, data, duration, run, options.set)
+                with atomic_write(file) as temporary:
+                    temporary.write_text(json.dumps(cells, indent=1), encoding="utf-8")
+    columns = [f"{options.kind}, error in %", *(f"{duration:g} min" for duration in minutes)]
+    rows = []
+    for count in samples:
+        errors = [cells[f"{count} samples, {duration:g} min"]["error"] for duration in minutes]
+        rows.append([f"{count:,}", *(f"{100 * error:.1f}" for error in errors)])
+    print(markdown(columns, rows, 1))
+    return cells
+
+
+if __name__ == "__main__":
+    main()
