@@ -134,10 +134,11 @@ def _unrolled(region: Array, outline: Array, baseline: Array, typical: tuple[flo
 
     module: Any = require("PIL.Image", "image")
     draw: Any = require("PIL.ImageDraw", "image")
-    filters: Any = require("PIL.ImageFilter", "image")
-    mask = module.new("L", (width, height))
-    draw.Draw(mask).polygon(list(map(tuple, (shape - (start, top)).tolist())), fill=1, outline=1)
-    is_inside = np.asarray(mask.filter(filters.MaxFilter(2 * margin + 1))) > 0
+    mask = module.new("1", (width, height))
+    points = list(map(tuple, (shape - (start, top)).tolist()))
+    draw.Draw(mask).polygon(points, fill=1, outline=1)
+    draw.Draw(mask).line(points, fill=1, width=2 * margin + 1)
+    is_inside = np.asarray(mask)
     region = np.pad(region, [(border, border)] * 2 + [(0, 0)] * (region.ndim - 2), mode="edge")
     turned = module.fromarray(region.astype(TURNED_AS.get(region.dtype.str[1:], region.dtype), copy=False))
     turned = turned.transform((width, height), module.Transform.MESH, mesh, module.Resampling.BILINEAR)

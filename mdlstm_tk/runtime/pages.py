@@ -275,8 +275,9 @@ def _typical_extents(lines: Sequence[PageLine]) -> tuple[float, float] | None:
             (x, y), (columns, rows) = (line.baseline @ level).T, (line.polygon @ level).T
             order = np.argsort(x)
             distances = rows - np.interp(columns, x[order], y[order])
-            extents.append((-distances.min(), distances.max()))
-    return None if not extents else tuple(np.median(extents, axis=0).tolist())
+            if np.ptp(distances) > 0:
+                extents.append((-distances.min(), distances.max()))
+    return tuple(np.median(extents, axis=0).tolist()) if extents else None
 
 
 def _number(text: str | None) -> float | None:
