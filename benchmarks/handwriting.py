@@ -41,6 +41,7 @@ from mdlstm_tk.data.user_data import UserDataTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_run
 from mdlstm_tk.runtime import CharacterModel, Session
+from mdlstm_tk.runtime.decoding import BEAM
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.line_cutting import cut_line
@@ -50,7 +51,6 @@ from mdlstm_tk.training.networks import build_network, count_parameters, fit_con
 from mdlstm_tk.training.text_errors import Line, describe_lines, evaluate_lines
 
 NETWORKS = {"default": "", "rows": "line-rows", "blstm": "line-blstm"}  # models of `rival_networks`
-BEAM = 16
 SHARES = {"test": 0.1, "valid": 0.1}  # of the pages, where no splits.json divides them
 TIMED_LINES = 100  # that are read to measure the speed of a model
 COLUMNS = (

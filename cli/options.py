@@ -235,7 +235,7 @@ Probabilities = Annotated[bool, option(PROBABILITIES, OUTPUT, "--probabilities")
 TOP = "Name the K most likely classes of a classifier with their probabilities."
 Top = Annotated[int | None, option(TOP, OUTPUT, min=1, metavar="K", show_default=False)]
 BEAM = "Texts that a recogniser compares while it reads a line."
-Beam = Annotated[int | None, option(BEAM, OUTPUT, min=1, metavar="N", show_default="1, or 16 with --lm")]
+Beam = Annotated[int | None, option(BEAM, OUTPUT, min=1, metavar="N", show_default="1, or 64 with --lm")]
 LM = "Language model that a recogniser follows: an ARPA file of characters, such as lm.arpa.gz of a run."
 LanguageModel = Annotated[Path | None, option(LM, OUTPUT, "--lm", metavar="FILE", show_default=False)]
 SKIP_EXISTING = "Leave out inputs whose result exists; continues an interrupted call."

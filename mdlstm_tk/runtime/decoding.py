@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+BEAM = 64  # texts that a search with a language model keeps at each step, if nothing else is asked for
+
 
 @dataclass(frozen=True)
 class Decoding:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.batching import WINDOW_BYTES, Result, grid_of, infer_files
 from mdlstm_tk.runtime.choices import Engine
+from mdlstm_tk.runtime.decoding import BEAM
 from mdlstm_tk.runtime.io import TILED_SUFFIX, Format
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, STDIO, open_output
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
 Report = Callable[[int, int], None]
 
-BEAM = 16  # default with a language model
 FILES_READ_FOR_GRIDS = 32
 """How many files are read to choose among several models by the grids of their arrays."""
 
@@ -143,7 +143,7 @@ def infer_paths(
         skip_existing: leave out files whose result exists.
         force: replace results that exist, and start over where an interrupted tiled run left something.
         beam: of a recogniser, how many texts are compared while a line is read; see `Session.transcribe`.
-            None: 16 with a language model, else 1.
+            None: 64 with a language model, else 1.
         lm: of a recogniser, a `CharacterModel`, or the path of one, an ARPA file.
         tile: of a tiled model (`.tiles`), extents of a tile along each axis. None: 512.
         level: of a tiled model, which level of a TIFF with a pyramid is read. None: the largest, 0.

@@ -3,8 +3,8 @@
 `calibrate` runs once, when training ends, on the validation split. The temperature calibrates the
 confidences (Guo et al. 2017, arXiv:1706.04599): it minimises the negative log-likelihood of which
 characters of the best path are right. The weights minimise the character errors of a beam search with
-a character model of the training texts: they are chosen among the texts that searches end with, and the
-search is repeated with them, since other weights lead to other texts.
+a character model of the training texts, as in minimum error rate training (Och 2003, P03-1021): they are
+chosen among the texts that searches end with, and the search is repeated with them for more texts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from rapidfuzz.distance import Levenshtein
 
 from mdlstm_tk.data import Task, batches
@@ -23,7 +24,7 @@ from mdlstm_tk.data.metrics import target_texts
 from mdlstm_tk.data.spec import Floats
 from mdlstm_tk.runtime.character_model import CharacterModel
 from mdlstm_tk.runtime.ctc import Fusion, best_path, posteriors, scaled_log_probs, search
-from mdlstm_tk.runtime.decoding import Decoding
+from mdlstm_tk.runtime.decoding import BEAM, Decoding
 from mdlstm_tk.runtime.shapes import step_width
 from mdlstm_tk.runtime.text_order import Direction, reorder
 from mdlstm_tk.training.evaluation import predict
@@ -31,13 +32,12 @@ from mdlstm_tk.training.evaluation import predict
 if TYPE_CHECKING:
     from mdlstm_tk.training.job import TrainingJob
 
-BEAM = 16
 MAX_LINES = 400  # of validation; more of them take longer and change little
 TEMPERATURE_LINES = 100
 COLDEST, HOTTEST = 0.25, 8.0  # temperatures that are tried
 LM_WEIGHTS = np.linspace(0, 2, 21)
 BONUSES = np.linspace(-1, 4, 26)
-SEARCHES = 2
+SEARCHES = 3
 GENERATED_BATCHES, GENERATED_BATCH = 32, 64  # of a task without a fixed set of training texts
 MARGIN = 1e-6  # of confidences from 0 and from 1, in a likelihood
 
@@ -83,7 +83,7 @@ def validation_lines(job: TrainingJob) -> list[Line]:
     spec, lines = task.spec, []
     job.network.eval()  # training leaves it with dropout, and with statistics that follow its batches
     for batch in batches(task, "validation", job.config.seed, task.evaluation_batch):
-        logits = predict(job.network, batch, device, job.config.precision).cpu().numpy()
+        logits = predict(job.network, batch, device, "fp32").cpu().numpy()  # as exported files compute
         width, steps = batch.x.shape[2], logits.shape[1]
         widths = np.full(len(logits), width) if batch.sizes is None else batch.sizes[:, 1]
         for line, valid_width, y in zip(logits, widths.tolist(), batch.y, strict=True):
@@ -104,9 +104,7 @@ def fit_decoding(
         direction: "rtl" if most texts run from right to left.
     """
     decoding = Decoding(temperature=fit_temperature(evenly(lines, TEMPERATURE_LINES), classes))
-    for _ in range(SEARCHES):
-        decoding = fit_weights(lines, classes, lm, direction, decoding)
-    return decoding
+    return fit_weights(lines, classes, lm, direction, decoding)
 
 
 def fit_temperature(lines: Sequence[Line], classes: Sequence[str]) -> float:
@@ -142,23 +140,34 @@ def fit_weights(
     direction: Direction | None,
     decoding: Decoding,
 ) -> Decoding:
-    """The weights with the fewest character errors among the texts that searches with `decoding` end with;
-    of equal ones those nearest to `decoding`."""
-    weights, bonuses = LM_WEIGHTS[:, None, None], BONUSES[None, :, None]
+    """The weights with the fewest character errors, those of neighbouring weights counted too, among all
+    texts that searches end with; of equal ones those nearest to `decoding`."""
+    candidates: list[dict[str, tuple[float, ...]]] = [{} for _ in lines]
+    for _ in range(SEARCHES):
+        fusion = Fusion(lm, classes, decoding, direction)
+        for line, texts in zip(lines, candidates, strict=True):
+            log_probs = scaled_log_probs(line.logits, classes, decoding.temperature)
+            for labels, log_ctc in zip(*search(log_probs, fusion, BEAM), strict=True):
+                visual = "".join(classes[k - 1] for k in labels)
+                if visual not in texts:
+                    logical = visual if direction is None else reorder(visual, direction)
+                    edits = Levenshtein.distance(visual, line.visual)
+                    texts[visual] = log_ctc, lm.log_prob(logical), len(visual), edits
+        decoding = _best_weights(candidates, decoding)
+    return decoding
+
+
+def _best_weights(candidates: Sequence[dict[str, tuple[float, ...]]], decoding: Decoding) -> Decoding:
+    """The best weights for texts of lines, each with its log P(text | image), log P(text), length and
+    character errors."""
     errors = np.zeros((len(LM_WEIGHTS), len(BONUSES)))
-    fusion = Fusion(lm, classes, decoding, direction)
-    for line in lines:
-        log_probs = scaled_log_probs(line.logits, classes, decoding.temperature)
-        texts, log_ctc = search(log_probs, fusion, BEAM)
-        visual = ["".join(classes[k - 1] for k in text) for text in texts]
-        logical = visual if direction is None else [reorder(text, direction) for text in visual]
-        log_lm = np.array([lm.log_prob(text) for text in logical])
-        scores = log_ctc + weights * log_lm + bonuses * np.array([len(text) for text in texts])
-        edits = np.array([Levenshtein.distance(text, line.visual) for text in visual])
+    for texts in candidates:
+        log_ctc, log_lm, length, edits = np.array([*texts.values()]).T
+        scores = log_ctc + LM_WEIGHTS[:, None, None] * log_lm + BONUSES[None, :, None] * length
         errors += edits[scores.argmax(axis=-1)]
+    smoothed = sliding_window_view(np.pad(errors, 1, mode="edge"), (3, 3)).sum(axis=(2, 3))
     gap = np.hypot(LM_WEIGHTS[:, None] - decoding.lm_weight, (BONUSES[None] - decoding.character_bonus) / 2)
-    candidates = np.where(errors == errors.min(), gap, np.inf)
-    row, column = np.unravel_index(candidates.argmin(), candidates.shape)
+    row, column = np.unravel_index(np.where(smoothed == smoothed.min(), gap, np.inf).argmin(), gap.shape)
     lm_weight, bonus = float(LM_WEIGHTS[row]), float(BONUSES[column])
     return replace(decoding, lm_weight=round(lm_weight, 3), character_bonus=round(bonus, 3))
 
