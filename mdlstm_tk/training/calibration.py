@@ -38,6 +38,7 @@ COLDEST, HOTTEST = 0.25, 8.0  # temperatures that are tried
 LM_WEIGHTS = np.linspace(0, 2, 21)
 BONUSES = np.linspace(-1, 4, 26)
 SEARCHES = 3
+SMOOTHING = 5  # weights along each axis whose errors count: a single sum depends on chance
 GENERATED_BATCHES, GENERATED_BATCH = 32, 64  # of a task without a fixed set of training texts
 MARGIN = 1e-6  # of confidences from 0 and from 1, in a likelihood
 
@@ -140,7 +141,7 @@ def fit_weights(
     direction: Direction | None,
     decoding: Decoding,
 ) -> Decoding:
-    """The weights with the fewest character errors, those of neighbouring weights counted too, among all
+    """The weights with the fewest character errors, with those of similar weights, among all
     texts that searches end with; of equal ones those nearest to `decoding`."""
     candidates: list[dict[str, tuple[float, ...]]] = [{} for _ in lines]
     for _ in range(SEARCHES):
@@ -165,7 +166,8 @@ def _best_weights(candidates: Sequence[dict[str, tuple[float, ...]]], decoding: 
         log_ctc, log_lm, length, edits = np.array([*texts.values()]).T
         scores = log_ctc + LM_WEIGHTS[:, None, None] * log_lm + BONUSES[None, :, None] * length
         errors += edits[scores.argmax(axis=-1)]
-    smoothed = sliding_window_view(np.pad(errors, 1, mode="edge"), (3, 3)).sum(axis=(2, 3))
+    padded = np.pad(errors, SMOOTHING // 2, mode="edge")
+    smoothed = sliding_window_view(padded, (SMOOTHING, SMOOTHING)).sum(axis=(2, 3))
     gap = np.hypot(LM_WEIGHTS[:, None] - decoding.lm_weight, (BONUSES[None] - decoding.character_bonus) / 2)
     row, column = np.unravel_index(np.where(smoothed == smoothed.min(), gap, np.inf).argmin(), gap.shape)
     lm_weight, bonus = float(LM_WEIGHTS[row]), float(BONUSES[column])
