@@ -85,6 +85,7 @@ def test_labels_are_printed_in_the_order_of_the_files() -> None:
     done = infer("in", "-o", "t.tsv", model="classes.onnx")
     assert "wrote t.tsv" in done.err and not done.out
     assert Path("t.tsv").read_text(encoding="utf-8").splitlines() == LABELS
+    assert "t.tsv exists" in infer("in", "-o", "t.tsv", model="classes.onnx").err
     for form in ("csv", "json"):
         printed = infer("in", "--top", 2, "--format", form, model="classes.onnx").out
         assert infer("in", "--top", 2, "-o", f"t.{form}", model="classes.onnx").code == 0
@@ -209,17 +210,18 @@ def test_a_stream_refuses_what_it_does_not_do(option: tuple[Any, ...], place: Pa
     assert f"takes no {option[0]}; leave it out" in done.err
 
 
-def test_a_stream_replaces_no_file_without_force(place: Path) -> None:
-    rows = io.BytesIO()
-    np.save(rows, RNG.random((4, 5, 1), dtype=np.float32))
-    stream: dict[str, Any] = {"model": str(downward().path), "stdin": rows.getvalue()}
+def test_rows_are_streamed_into_a_file(place: Path) -> None:
+    rows, x = io.BytesIO(), RNG.random((4, 5, 1), dtype=np.float32)
+    np.save(rows, x)
+    model = downward()
+    stream: dict[str, Any] = {"model": str(model.path), "stdin": rows.getvalue()}
     Path("y.npy").write_bytes(b"kept")
     done = infer("-", "--stream", "-o", "y.npy", **stream)
     assert done.code == 2 and "or replace it with --force" in done.err
     assert Path("y.npy").read_bytes() == b"kept"
     done = infer("-", "--stream", "-o", "y.npy", "--force", **stream)
     assert done.code == 0 and "4 rows → 2 rows" in done.err
-    assert np.load("y.npy").shape[0] == 2
+    np.testing.assert_allclose(np.load("y.npy"), model.whole(x), atol=1e-6)
 
 
 def test_max_bytes_may_exceed_the_limit_of_pillow(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

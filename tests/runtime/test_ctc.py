@@ -153,26 +153,6 @@ def test_paths_of_a_text_add_up() -> None:
     assert found.characters[0].confidence == pytest.approx(0.64)
 
 
-@pytest.mark.parametrize(
-    ("path", "text"),
-    [
-        ([0], ""),
-        ([2], "b"),
-        ([0, 0, 0], ""),
-        ([1, 1, 1], "a"),
-        ([1, 0, 1], "aa"),
-        ([1, 0, 0, 1, 1, 2], "aab"),
-    ],
-)
-@pytest.mark.parametrize("beam", [1, 4])
-def test_blanks_and_repeats(path: list[int], text: str, beam: int) -> None:
-    line = transcribe_logits(20 * np.eye(4)[path], CLASSES, beam=beam)
-    assert line.text == text
-    assert line.confidence == pytest.approx(1, abs=1e-4)
-    assert len(line.characters) == len(text)
-    assert all(c.confidence > 0.999 for c in line.characters)
-
-
 def test_certain_outputs_and_steps_without_logits() -> None:
     logits = np.full((4, 4), -np.inf)
     logits[[0, 1, 2, 3], [1, 0, 1, 2]] = 3.0

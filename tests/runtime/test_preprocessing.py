@@ -102,14 +102,6 @@ def test_pgm_files_are_scaled_by_their_own_maximum(largest: int, dtype: type) ->
     np.testing.assert_allclose(scale(pixels), values / largest, atol=1e-5)
 
 
-def test_transparent_pixels_are_blended_with_white() -> None:
-    image = Image.fromarray(np.array([[[0, 0, 0, 0], [200, 100, 0, 255], [0, 0, 0, 51]]], np.uint8))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    expected_pixels = [[[255, 255, 255], [200, 100, 0], [204, 204, 204]]]
-    np.testing.assert_array_equal(decode_image(buffer.getvalue(), "x"), expected_pixels)
-
-
 @pytest.mark.filterwarnings("ignore")  # those of Pillow
 def test_damaged_exif_data_do_not_make_an_image_unusable() -> None:
     exif = Image.Exif()
