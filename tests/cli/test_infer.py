@@ -309,17 +309,3 @@ def test_the_console_escapes_names_and_programs_read_utf_8(place: Path) -> None:
         assert "\x1b" not in done.out + done.err
         if form == "json":
             assert len(json.loads(done.out)) == 6
-
-
-@pytest.mark.usefixtures("place")
-def test_a_plain_run_imports_few_modules() -> None:
-    code = (
-        "import atexit, sys\n"
-        "atexit.register(lambda: print(*sys.modules))\n"
-        "from mdlstm_tk.cli.main import main\n"
-        "main(['infer', 'x.npy', '-m', 'm.onnx', '--device', 'cpu'])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    ours = {name for name in done.stdout.split() if name.partition(".")[0] == "mdlstm_tk"}
-    assert "mdlstm_tk.runtime.session" in ours
-    assert len(ours) <= 28, sorted(ours)

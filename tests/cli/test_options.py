@@ -13,7 +13,7 @@ import pytest
 from helpers.command import mdlstm
 
 from mdlstm_tk.cli.main import VERBS
-from mdlstm_tk.training import TrainConfig, list_settings, load_checkpoint
+from mdlstm_tk.training import list_settings
 
 HEAVY = ("torch", "onnx", "onnxruntime", "numba", "matplotlib", "sklearn")
 
@@ -192,30 +192,3 @@ def test_debug_prints_the_traceback_and_keeps_the_exit_code(tmp_path: Path) -> N
     debug = mdlstm("info", tmp_path / "gone.onnx", "--debug")
     assert debug.code == 2 and "Traceback" in debug.err
     assert debug.err.endswith(usual.err)
-
-
-def test_windows_schedule_clip_and_dropout_have_options(tmp_path: Path) -> None:
-    flags = (
-        "--task",
-        "digits",
-        "--windows",
-        "2x2,1x2",
-        "--schedule",
-        "cosine",
-        "--clip",
-        "2",
-        "--dropout",
-        "0.25",
-    )
-    done = mdlstm(
-        "train", *flags, "--steps", "1", "--hidden", "2", "--batch-size", "2", "-o", "a", cwd=tmp_path
-    )
-    assert done.code == 0, done.err
-    config = load_checkpoint(tmp_path / "a/last.safetensors").config
-    assert (config.windows, config.schedule, config.clip, config.dropout) == (
-        "2x2,1x2",
-        "cosine",
-        2.0,
-        0.25,
-    )
-    assert config.hidden != TrainConfig().hidden

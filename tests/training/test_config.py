@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,7 +9,6 @@ import pytest
 
 from mdlstm_tk.data.user_data import DEFAULTS
 from mdlstm_tk.errors import DeviceError, InputError
-from mdlstm_tk.models import model_names
 from mdlstm_tk.training import (
     TrainConfig,
     configure,
@@ -21,7 +18,6 @@ from mdlstm_tk.training import (
     make_task,
     parse_settings,
 )
-from mdlstm_tk.training.config import choices
 from mdlstm_tk.training.distributed import pick_device
 from mdlstm_tk.training.tasks import BUILT_IN, find_task
 
@@ -102,15 +98,6 @@ def test_settings_that_tasks_change_are_shown_as_such() -> None:
     assert rows["cache"] == "256"
 
 
-def test_choices_are_those_that_are_registered() -> None:
-    assert choices("schedule") == ("constant", "cosine")
-    assert choices("directions") == ("1", "all")
-    assert set(BUILT_IN) <= set(choices("task"))
-    assert choices("model") == tuple(model_names())
-    assert {"graves", "slstm"} <= set(choices("cell"))
-    assert choices("steps") == ()
-
-
 @pytest.mark.parametrize("pair", ["steps", "=3"])
 def test_a_setting_needs_key_and_value(pair: str) -> None:
     with pytest.raises(InputError, match="key=value"):
@@ -157,15 +144,6 @@ def test_defaults_of_a_task_leave_out_options_that_a_network_lacks() -> None:
     assert default_config("segment", "x").cell == "stable"
     assert default_config("segment", "x.npz").augment == 0
     assert default_config("gaussian-field", model="snake").model == "snake"
-
-
-def test_listing_settings_imports_neither_torch_nor_numpy() -> None:
-    code = (
-        "import sys; from mdlstm_tk.training import list_settings; list_settings(); "
-        "from mdlstm_tk.training.config import choices; list(map(choices, ('task', 'model', 'cell'))); "
-        "sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_devices() -> None:

@@ -20,7 +20,6 @@ from helpers.training import DIGITS, SMALL, last_tensors, resume, run_in
 from helpers.user_data import write_classes, write_image
 
 from mdlstm_tk.cli import main
-from mdlstm_tk.errors import InputError
 from mdlstm_tk.training import (
     Progress,
     Run,
@@ -243,22 +242,3 @@ def test_data_that_did_not_change_resume_without_a_word(signs: tuple[Path, Run])
     job = resume_job(run.folder, {"steps": 3})
     assert not any("sample" in note for note in job.notes)
     assert run.read_samples() == {split: list(names) for split, names in job.task.names.items()}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda data: write_image(data / "other/1.png", np.zeros((6, 9))), "new classes 'other'"),
-        (
-            lambda data: (data / "stop").rename(data / "halt"),
-            "new classes 'halt' and no samples of 'stop'",
-        ),
-    ],
-)
-def test_other_classes_are_refused_by_name(
-    signs: tuple[Path, Run], change: Callable[[Path], object], message: str
-) -> None:
-    data, run = signs
-    change(data)
-    with pytest.raises(InputError, match=message):
-        resume_job(run.folder, {"steps": 3})

@@ -70,25 +70,6 @@ def test_the_files_and_the_result_of_a_run(tmp_path: Path) -> None:
         assert torch.equal(tensor, best.weights()[name])
 
 
-def test_the_network_is_built_once_and_no_checkpoint_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mdlstm_tk.training import checkpoint, job, memory, networks
-
-    calls: list[str] = []
-
-    def build_network(*arguments: Any) -> torch.nn.Module:
-        network = networks.build_network(*arguments)
-        calls.append(next(network.parameters()).device.type)
-        return network
-
-    for module in (checkpoint, job, memory):
-        monkeypatch.setattr(module, "build_network", build_network)
-    monkeypatch.setattr(job, "load_checkpoint", lambda path: calls.append("read"))
-    train(new_job(SMALL, tmp_path / "run"))
-    assert calls == ["meta", "cpu"]  # on the meta device only shapes are computed, to estimate memory
-
-
 def test_equal_seeds_give_equal_bytes_and_other_seeds_do_not(tmp_path: Path) -> None:
     one, two = run_in(tmp_path / "1", SMALL), run_in(tmp_path / "2", SMALL)
     other = run_in(tmp_path / "3", replace(SMALL, seed=1))
