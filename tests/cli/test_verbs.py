@@ -54,24 +54,14 @@ def test_the_main_job_with_bare_verbs(tmp_path: Path, matrix: Path) -> None:
 
 
 def test_settings_come_from_file_flags_and_set(tmp_path: Path) -> None:
-    (tmp_path / "cfg.toml").write_text('size = "5x6"\nhidden = 3\nsteps = 9\n')
-    flags = [
-        "--steps",
-        "4",
-        "--schedule",
-        "cosine",
-        "--windows",
-        "2x2,1x2",
-        "--clip",
-        "2",
-        "--dropout",
-        "0.25",
-    ]
-    done = mdlstm("train", "-c", "cfg.toml", "--set", "hidden=5", *flags, "-o", "a", cwd=tmp_path)
+    (tmp_path / "cfg.toml").write_text('task = "digits"\nbatch_size = 2\nhidden = 3\nsteps = 9\n')
+    flags = ("--steps", "4", "--schedule", "cosine", "--windows", "2x2,1x2", "--clip", "2")
+    arguments = ("-c", "cfg.toml", "--set", "hidden=5", *flags, "--dropout", "0.25", "-o", "a")
+    done = mdlstm("train", *arguments, cwd=tmp_path)
     assert done.code == 0, done.err
     config = load_checkpoint(tmp_path / "a/last.safetensors").config
-    assert (config.size, config.hidden, config.steps, config.schedule) == ("5x6", 5, 4, "cosine")
-    assert (config.windows, config.clip, config.dropout) == ("2x2,1x2", 2.0, 0.25)
+    assert (config.task, config.batch_size, config.hidden, config.steps) == ("digits", 2, 5, 4)
+    assert (config.schedule, config.windows, config.clip, config.dropout) == ("cosine", "2x2,1x2", 2, 0.25)
     done = mdlstm("train", "--resume", "a", "--steps", "6", cwd=tmp_path)
     assert done.code == 0, done.err
     assert len(Run(tmp_path / "a").read_metrics()) == 6
