@@ -144,15 +144,6 @@ def test_a_closed_pipe_is_no_traceback(model: Path) -> None:
     assert "Exception" not in done.stderr
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_a_named_pipe_is_never_replaced(model: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "matrix.npy", np.zeros((8, 8)))
-    os.mkfifo(tmp_path / "pipe")
-    arguments = ("infer", "matrix.npy", "-m", model, "-o", "pipe", "--force")
-    check_fails(*arguments, cwd=tmp_path, code=2, message="pipe")
-    assert (tmp_path / "pipe").is_fifo()
-
-
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
 def test_closed_streams_are_no_traceback(model: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "matrix.npy", np.zeros((8, 8)))

@@ -45,5 +45,3 @@ def test_importing_the_package_imports_nothing_heavy(tmp_path: Path) -> None:
     heavy = (*TRAINING, "onnxruntime")
     done = python_without((), code.format(heavy), cwd=tmp_path)
     assert done.stdout.strip() == "[]"
-    done = python_without(("torch",), "import mdlstm_tk; mdlstm_tk.MDLSTM", cwd=tmp_path)
-    assert install_command("train") in done.stderr

@@ -159,14 +159,6 @@ def test_completion_imports_nothing_heavy(folder: Path) -> None:
     assert not imported_by(cwd=folder, env=env) & {*HEAVY, "numpy", "rich"}
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_scripts_are_shown(shell: str) -> None:
-    env = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    done = mdlstm("--show-completion", shell, env=env)
-    assert done.code == 0, done.err
-    assert "_MDLSTM_COMPLETE" in done.out
-
-
 def test_quiet_prints_only_data_and_errors(model: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "good.npy", np.zeros((8, 8)))
     (tmp_path / "bad.npy").touch()

@@ -109,16 +109,6 @@ def test_verify_fails_with_3_for_a_model_of_another_run(trained: Run, model: Pat
     assert "FAILED" in done.out
 
 
-def test_compare_draws_and_summarises(tmp_path: Path) -> None:
-    done = mdlstm("compare", "--seeds", "2", "--steps", "40", "--size", "5", cwd=tmp_path)
-    assert done.code == 0, done.err
-    folder = tmp_path / "runs/compare"
-    assert {"overall.png", "relevant.png", "summary.json"} <= {path.name for path in folder.iterdir()}
-    summary = json.loads((folder / "summary.json").read_text())
-    assert set(summary) == {"md", "snake", "horizontal"}
-    assert len(summary["md"]["passes_at"]) == 2
-
-
 @pytest.mark.usefixtures("fresh_registries")
 def test_compare_on_a_task_gives_all_networks_as_many_parameters(tmp_path: Path) -> None:
     arguments = ("--task", "digits", "--seeds", "2", "--steps", "2", "--set", "hidden=4")

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.small_models import node, write_model
+from helpers.crafted_models import node
+from helpers.small_models import write_model
 
 from mdlstm_tk.errors import InputError, StoppedError
 from mdlstm_tk.runtime import Metadata, Result, Session, batching

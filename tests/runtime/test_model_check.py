@@ -82,10 +82,6 @@ def test_operators_outside_the_list_run_if_they_are_trusted() -> None:
         check_model(model.SerializeToString(), "own.onnx", trusted=True)
 
 
-def test_metadata_are_returned() -> None:
-    assert check_model(crafted().SerializeToString(), "m")["mdlstm.channels"] == "1"
-
-
 def test_large_files_are_refused_before_they_are_read(model: Path) -> None:
     with pytest.raises(InputError, match="1000 bytes; allow more with max_bytes="):
         Session(model, "cpu", max_bytes=1000)

@@ -29,26 +29,17 @@ METADATA = {
 SHAPES = {"grey": (5, 8), "colour": (5, 8, 3), "channels first": (3, 5, 8), "resized": (3, 4)}
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "F"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_an_image_becomes_the_array_that_the_model_takes(mode: str, tmp_path: Path) -> None:
-    image = Image.new("RGB", (8, 5), "red")
-    if mode in ("I;16", "F"):
-        dtype, value = (np.uint16, 65535) if mode == "I;16" else (np.float32, 7.5)
-        image = Image.fromarray(np.full((5, 8), value, dtype))
-    else:
-        image = image.convert(mode)
-    level = {"1": 0.0, "L": 76 / 255, "LA": 76 / 255, "I;16": 1.0, "F": 7.5}.get(mode)
-    path = tmp_path / ("x.tif" if mode == "F" else "x.png")
-    image.save(path)
+    path = tmp_path / "x.png"
+    Image.new("RGB", (8, 5), "red").convert(mode).save(path)
+    grey, colour = 76 / 255, [1, 0, 0] if mode == "RGB" else [76 / 255] * 3
     for name, metadata in METADATA.items():
         x = load_image(path, metadata)
         assert (x.dtype, x.shape) == (np.float32, SHAPES[name])
-        colour = x if name != "channels first" else np.moveaxis(x, 0, -1)
-        expected = (level or [1, 0, 0]) if colour.ndim == 3 else level or 76 / 255
-        if mode == "1":  # Pillow dithers: about three of ten pixels are white
-            assert set(np.unique(x)) <= {0, 1} or name == "resized"
-        else:
-            np.testing.assert_allclose(colour, np.broadcast_to(expected, colour.shape), atol=1e-6)
+        last = np.moveaxis(x, 0, -1) if name == "channels first" else x
+        expected = np.broadcast_to(grey if x.ndim == 2 else colour, last.shape)
+        np.testing.assert_allclose(last, expected, atol=1e-6)
         np.testing.assert_array_equal(read_input(str(path)).arrays_for(metadata)[None], x)
 
 
