@@ -16,16 +16,17 @@ from mdlstm_tk.runtime import CharacterModel
 from mdlstm_tk.runtime.character_model import DISCOUNTS
 
 TEXTS = [
-    *(
-        "the cat sat",
-        "a hat",
-        "that chat",
-        "the heat at the seat",
-        "a tea",
-        "teach the cat",
-        "eat the meat",
-    ),
-    *("", "he", "she ate the tea that the cat had", "a cheat"),
+    "the cat sat",
+    "a hat",
+    "that chat",
+    "the heat at the seat",
+    "a tea",
+    "teach the cat",
+    "eat the meat",
+    "",
+    "he",
+    "she ate the tea that the cat had",
+    "a cheat",
 ]
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
 

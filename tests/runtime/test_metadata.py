@@ -131,7 +131,6 @@ def test_recognisers_without_a_decoding_have_the_default() -> None:
 
 
 def test_metadata_of_another_graph_are_refused() -> None:
-    model = crafted()
     for name, value, message in (
         ("inputs", '["x", "k"]', r"the inputs x, but its metadata name x, k"),
         ("output_names", '["z"]', r"the outputs y, but its metadata name z"),

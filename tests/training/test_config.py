@@ -119,25 +119,15 @@ def test_a_resumed_run_keeps_its_settings() -> None:
         ({"task": "segment"}, "kind of data"),
         ({"model": "mdd"}, "'mdd'; did you mean 'md'.*--import FILE"),
         ({"task": "ising", "model": "raster"}, "'raster' is for tasks of kind grid"),
-    ],
-)
-def test_tasks_and_networks_that_are_not_there_are_named(options: dict[str, str], named: str) -> None:
-    with pytest.raises(InputError, match=named):
-        configure(options)
-
-
-@pytest.mark.parametrize(
-    ("values", "named"),
-    [
         ({"size": "100000"}, "100000"),
         ({"task": "ising", "data": "x"}, "data goes with.*'ising'"),
         ({"size": "8", "resize": "8"}, "resize goes with data"),
         ({"size": "8", "crop": "8"}, "crop goes with data"),
     ],
 )
-def test_settings_that_do_not_go_with_a_task_are_refused(values: dict[str, str], named: str) -> None:
+def test_what_is_not_there_or_does_not_go_together_is_named(options: dict[str, str], named: str) -> None:
     with pytest.raises(InputError, match=named):
-        make_task(TrainConfig(**values))  # type: ignore[arg-type]
+        make_task(configure(options))
 
 
 def test_defaults_of_a_task_leave_out_options_that_a_network_lacks() -> None:

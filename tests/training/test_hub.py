@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -108,27 +107,6 @@ def test_the_card_says_how_to_load_the_network(tmp_path: Path) -> None:
     assert "mdlstm" in card.data.tags
     assert 'MDNet.from_pretrained("user/net")' in card.text
     assert "| hidden | `4` |" in card.text
-
-
-def test_pushing_uploads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import hub_mixin
-
-    class Api:
-        """The two calls that the mixin makes, answered from the disk."""
-
-        def __init__(self, token: str | None = None) -> None: ...
-
-        def create_repo(self, repo_id: str, **_: Any) -> Any:
-            return type("RepoUrl", (), {"repo_id": repo_id})
-
-        def upload_folder(self, folder_path: Path, **_: Any) -> str:
-            shutil.copytree(folder_path, tmp_path / "pushed")
-            return "commit"
-
-    monkeypatch.setattr(hub_mixin, "HfApi", Api)
-    network = MDNet(1, 1, hidden=4)
-    assert network.push_to_hub("user/net") == "commit"
-    assert torch.equal(MDNet.from_pretrained(tmp_path / "pushed")(X), network(X))
 
 
 @pytest.mark.parametrize("other", [SnakeNet, MDNet], ids=["same weights", "other weights"])

@@ -48,14 +48,10 @@ def edit(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]],
     path.write_bytes(safetensors.torch.save(tensors, metadata={METADATA_KEY: json.dumps(metadata)}))
 
 
-def pickled(path: Path) -> None:
-    path.write_bytes(pickle.dumps({"a": 1}))
-
-
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing": (lambda path: path.write_bytes(b""), "damaged"),
     "half": (lambda path: path.write_bytes(path.read_bytes()[:500]), "damaged"),
-    "pickle": (pickled, "damaged"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "damaged"),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "no checkpoint"),
     "another file": (lambda path: path.write_bytes(safetensors.torch.save({})), "damaged"),
     "another schema": (lambda path: edit(path, lambda m, t: m.update(schema=1)), "schema 1"),
