@@ -10,13 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.small_models import (
-    classifier,
-    density,
-    recogniser,
-    segmenter,
-    write_model,
-)
+from helpers.small_models import classifier, density, recogniser, segmenter, write_model
 from PIL import Image
 
 from mdlstm_tk.errors import InputError

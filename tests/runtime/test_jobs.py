@@ -11,14 +11,7 @@ import pytest
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.jobs import (
-    Job,
-    ResultOptions,
-    find_files,
-    is_single_file,
-    plan_jobs,
-    remaining_jobs,
-)
+from mdlstm_tk.runtime.jobs import Job, ResultOptions, find_files, is_single_file, plan_jobs, remaining_jobs
 from mdlstm_tk.runtime.model_discovery import choose_model, find_models
 
 GRID = Metadata("0", None, "scan", "N H W C", 1, 1)

@@ -9,17 +9,8 @@ import pytest
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import draw_comparison
-from mdlstm_tk.training import (
-    compare_models,
-    configure,
-    load_checkpoint,
-    plan_comparison,
-)
-from mdlstm_tk.training.comparison import (
-    Comparison,
-    ComparisonProgress,
-    configure_comparison,
-)
+from mdlstm_tk.training import compare_models, configure, load_checkpoint, plan_comparison
+from mdlstm_tk.training.comparison import Comparison, ComparisonProgress, configure_comparison
 from mdlstm_tk.training.diagonal_comparison import diagonal_rows, summarize_diagonal
 
 TINY = configure({"size": "4", "hidden": 3, "steps": 20, "batch_size": 2})

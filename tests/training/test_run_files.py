@@ -17,14 +17,7 @@ from helpers.command import mdlstm
 from helpers.training import SMALL, run_in
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.training import (
-    Run,
-    describe_run,
-    latest_run,
-    load_checkpoint,
-    new_run,
-    open_run,
-)
+from mdlstm_tk.training import Run, describe_run, latest_run, load_checkpoint, new_run, open_run
 from mdlstm_tk.training.checkpoint import METADATA_KEY
 
 
