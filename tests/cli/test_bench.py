@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from helpers.checkout import ROOT
 
 from mdlstm_tk import MDLSTM, InputError
 from mdlstm_tk.backends.cpu.plan import plans
@@ -75,18 +76,21 @@ def test_measurement() -> None:
     assert row.to_lstm_per_flop / row.to_lstm == pytest.approx(shape.lstm_flops(True) / shape.flops(True))
 
 
-def test_parts_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    parts = importlib.import_module("parts")
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script `benchmarks/parts.py`."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("parts")
+
+
+def test_parts_of_a_sweep(parts: Any) -> None:
     row = parts.measure(Shape(1, (3, 2), 1, 2), training=False, seconds=0)
     assert len(row) == len(parts.COLUMNS) and all(text.endswith("%") for text in row[3:])
     assert parts._no_cell.address not in {plan.cell for plan in plans.values()}
 
 
 @pytest.mark.parametrize("part", ["products", "cell"])
-def test_a_sweep_without_a_part_lacks_it(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    parts = importlib.import_module("parts")
+def test_a_sweep_without_a_part_lacks_it(part: str, parts: Any) -> None:
     layer, x, results = MDLSTM(1, 2), torch.randn(1, 3, 2, 1), []
     parts.without(part, lambda: results.append(layer(x)))()
     assert not torch.equal(results[-1], layer(x))

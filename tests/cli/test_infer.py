@@ -18,15 +18,12 @@ import pytest
 from helpers.command import Result, mdlstm, mdlstm_process
 from helpers.small_models import CLASSES, classifier, recogniser, scores, segmenter, write_model
 from helpers.tiled_models import downward
-from helpers.without_packages import python_without
 from PIL import Image
 
 from mdlstm_tk.cli import console
 from mdlstm_tk.cli.console import Verbosity, with_flags
-from mdlstm_tk.errors import install_command
 from mdlstm_tk.runtime import inference
 from mdlstm_tk.runtime.batching import Result as FileResult
-from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 
 RNG = np.random.default_rng(0)
 
@@ -268,29 +265,6 @@ def test_a_full_disk_ends_the_run_and_leaves_no_half_file(place: Path) -> None:
     assert "0 failed" in done.stderr and "continue with --skip-existing" in done.stderr
     assert "c.out.npy" not in {path.name for path in Path("out").rglob("*")}
     assert not [path for path in Path("out").iterdir() if path.name.startswith(".")]
-
-
-@pytest.mark.parametrize(
-    ("package", "extra", "arguments"),
-    [
-        *(("PIL", "image", (f"x{suffix}",)) for suffix in (IMAGE_SUFFIXES[0], IMAGE_SUFFIXES[-1])),
-        ("PIL", "image", ("x.npy", "-o", "y.png")),
-        ("ray", "ray", ("x.npy", "--engine", "ray")),
-    ],
-    ids=lambda value: str(value),
-)
-def test_missing_packages_are_named(
-    package: str, extra: str, arguments: tuple[str, ...], place: Path
-) -> None:
-    for suffix in IMAGE_SUFFIXES:
-        Image.new("L", (8, 8)).save(f"x{suffix}")
-    before = sorted(place.rglob("*"))
-    code = "from mdlstm_tk.cli import main; main(sys.argv[1:])"
-    done = python_without((package,), code, "infer", *arguments, "-m", "m.onnx", cwd=place)
-    assert done.returncode == 1
-    assert done.stderr.strip().endswith(install_command(extra))
-    assert "Traceback" not in done.stderr
-    assert sorted(place.rglob("*")) == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such file names")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -67,26 +64,6 @@ def test_a_single_file_keeps_its_arrays_and_raises_its_errors(place: Path) -> No
     np.save("in/bad.npy", np.zeros(3))
     with pytest.raises(InputError, match=r"bad\.npy: x has shape \(3,\)"):
         results(["in/bad.npy"], "m.onnx")
-
-
-def test_every_file_is_opened_and_read_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model and the files, also where the grids of the files choose among models."""
-    os.rename("m.onnx", "run-any.onnx")
-    opened: Counter[str] = Counter()
-
-    def count(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and isinstance(arguments[0], str | Path) and os.fspath(arguments[0]) in sources:
-            opened[os.fspath(arguments[0])] += 1
-
-    sources = ["run-any.onnx", "in/a.npy", "in/z.npz", "in/i.png"]
-    sys.addaudithook(count)
-    results(sources[1:], "run-any.onnx", "out", force=True)
-    assert opened == Counter(sources)
-    opened.clear()
-    write_model(place / "run-9x9.onnx", grid=(9, 9))
-    results(sources[1:], ".", "out", force=True)
-    assert opened == Counter(sources)
-    sources.clear()  # the hook stays
 
 
 @pytest.mark.parametrize(
