@@ -47,6 +47,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "train, bad option": (("train", "--lr", "nan"), 2, "lr must be a number above 0"),
     "train, bad setting": (("train", "--set", "clip=nan"), 2, "--set: clip must be"),
     "train, setting without value": (("train", "--set", "steps"), 2, "'steps'"),
+    "train, setting without name": (("train", "--set", "=3"), 2, "key=value"),
     "train, unknown setting": (("train", "--set", "hiden=1"), 2, "'hidden'"),
     "train, no config": (("train", "-c", "no.toml"), 2, "no.toml"),
     "train, bad config": (("train", "-c", "bad.toml"), 2, "bad.toml"),

@@ -64,29 +64,26 @@ def scores(x: Any) -> Any:
     return np.float32(x)[..., None] @ SCORES["weights"] + SCORES["start"]
 
 
-def classifier(path: Path, **metadata: Any) -> Path:
-    """Scores of the mean of x over the grid."""
+def _averaging(path: Path, axes: list[int], scores: dict[str, Any], **metadata: Any) -> Path:
+    """Scores of the mean of x over some axes."""
     nodes = [
         node("ReduceMean", "x axes", "mean", keepdims=0),
         node("MatMul", "mean weights", "m"),
         node("Add", "m start", "y"),
     ]
-    constants = {"axes": np.int64([1, 2]), **SCORES}
-    fields: dict[str, Any] = {"kind": "classify", "classes": CLASSES, "window": None, **metadata}
-    return write_model(path, nodes, constants, outputs=3, axes=2, **fields)
+    constants = {"axes": np.int64(axes), **scores}
+    return write_model(path, nodes, constants, outputs=3, axes=4 - len(axes), window=None, **metadata)
+
+
+def classifier(path: Path, **metadata: Any) -> Path:
+    """Scores of the mean of x over the grid."""
+    return _averaging(path, [1, 2], SCORES, **{"kind": "classify", "classes": CLASSES, **metadata})
 
 
 def recogniser(path: Path, scores: dict[str, Any] = SCORES, **metadata: Any) -> Path:
     """Scores of the blank, "a" and "b" at each column, of the mean of x over the rows: white columns are
     blanks, and black ones the letter a."""
-    nodes = [
-        node("ReduceMean", "x axes", "mean", keepdims=0),
-        node("MatMul", "mean weights", "m"),
-        node("Add", "m start", "y"),
-    ]
-    constants = {"axes": np.int64([1]), **scores}
-    fields: dict[str, Any] = {"kind": "transcribe", "classes": ("a", "b"), "window": None, **metadata}
-    return write_model(path, nodes, constants, outputs=3, axes=3, **fields)
+    return _averaging(path, [1], scores, **{"kind": "transcribe", "classes": ("a", "b"), **metadata})
 
 
 def segmenter(path: Path, **metadata: Any) -> Path:

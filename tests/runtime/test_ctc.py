@@ -11,7 +11,7 @@ import pytest
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import CharacterModel, Decoding
-from mdlstm_tk.runtime.ctc import Fusion, best_path, posteriors, scaled_log_probs, search, transcribe_logits
+from mdlstm_tk.runtime.ctc import Fusion, posteriors, scaled_log_probs, search, transcribe_logits
 
 CLASSES = "abc"
 DECODING = Decoding(temperature=1.0, lm_weight=0.7, character_bonus=0.4)
@@ -186,8 +186,3 @@ def test_logits_that_mean_nothing_are_refused(bad: float) -> None:
         transcribe_logits(logits, CLASSES)
     with pytest.raises(InputError, match=r"shape \(3, 4\), expected \(T, 3\)"):
         transcribe_logits(np.zeros((3, 4)), "ab")
-
-
-def test_the_best_path_takes_the_first_of_equal_outputs() -> None:
-    assert best_path(np.zeros((3, 4))).tolist() == []
-    assert best_path(np.array([[0, 1, 1], [0, 0, 0]])).tolist() == [1]

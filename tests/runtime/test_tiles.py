@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from helpers.processes import descendants
-from helpers.tiled_models import classifier, segmenter
+from helpers.tiled_models import segmenter
 
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime import TiledSession
@@ -65,12 +65,6 @@ def test_an_isolated_session_is_one_process() -> None:
         assert len(session.archive.graphs) == 3
         assert len(set(descendants()) - set(before)) == 1
     assert set(descendants()) <= set(before)
-
-
-def test_networks_that_average_over_the_grid() -> None:
-    model = classifier()
-    x = RNG.random((23, 30), dtype=np.float32)
-    assert_equal(TiledSession(model.path, "cpu", threads=2)(x, tile=6), model.whole(x[..., None]))
 
 
 def test_memory_is_bounded_by_smaller_batches() -> None:

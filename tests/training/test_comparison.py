@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import draw_comparison
 from mdlstm_tk.training import compare_models, configure, load_checkpoint, plan_comparison
 from mdlstm_tk.training.comparison import Comparison, ComparisonProgress, configure_comparison
@@ -53,13 +52,3 @@ def test_a_table_of_errors_on_test_data(tmp_path: Path) -> None:
     assert table.rows[0] == [plan.models[0], "4", "99", "0.5", "0.25–0.75", "2"]
     assert table.rows[-1] == ["1-NN", "", "", "0.5", "0.5–0.5", ""]
     assert len(table.columns) == len(table.rows[0])
-
-
-def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="seed"):
-        configure_comparison("diagonal", {}, {"seed": "3"})
-    with pytest.raises(InputError, match=r"20.*5"):
-        plan_comparison(configure({"steps": 5}), folder=tmp_path / "short")
-    with pytest.raises(InputError, match="digits"):
-        plan_comparison(configure_comparison("digits", {}), folder=tmp_path / "d", original_settings=True)
-    assert not list(tmp_path.iterdir())

@@ -16,7 +16,6 @@ from mdlstm_tk.training import (
     default_config,
     list_settings,
     make_task,
-    parse_settings,
 )
 from mdlstm_tk.training.distributed import pick_device
 from mdlstm_tk.training.tasks import BUILT_IN, find_task
@@ -65,12 +64,6 @@ def test_later_sources_win(tmp_path: Path) -> None:
     assert config.batch_size == 64  # of the task
 
 
-def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
-    config = configure({"task": "digits", "lr": 0.125}, {"layer_norm": "true"})
-    (tmp_path / "config.toml").write_text(config.to_toml())
-    assert TrainConfig.load(tmp_path / "config.toml") == config
-
-
 @pytest.mark.parametrize("content", [b"steps = ", b"\xff", b"steps = " + b"[" * 5000])
 def test_a_damaged_configuration_is_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "config.toml"
@@ -96,12 +89,6 @@ def test_settings_that_tasks_change_are_shown_as_such() -> None:
     changed |= {key for values in DEFAULTS.values() for key in values}
     assert all(rows[key] == "depends on the task" for key in changed)
     assert rows["cache"] == "256"
-
-
-@pytest.mark.parametrize("pair", ["steps", "=3"])
-def test_a_setting_needs_key_and_value(pair: str) -> None:
-    with pytest.raises(InputError, match="key=value"):
-        parse_settings([pair])
 
 
 def test_a_resumed_run_keeps_its_settings() -> None:

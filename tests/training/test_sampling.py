@@ -115,7 +115,6 @@ BAD = {
     "another kind of file": (["-o", "x.jpg"], "'.jpg'"),
     "no images": (["-n", "0"], "--count"),
     "no temperature": (["--temperature", "0"], "temperature"),
-    "a size of three axes": (["--size", "8x8x8"], "8x8x8"),
     "a file that is not there": (["--given", "nowhere.png"], "nowhere.png"),
 }
 
@@ -131,11 +130,6 @@ def test_wrong_options_are_one_line(
     assert message in result.err
     assert len(result.err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
-
-
-def test_a_run_of_another_kind_cannot_draw(trained: Run) -> None:
-    with pytest.raises(InputError, match="kind grid"):
-        sample_run(trained, 1)
 
 
 def test_infer_prints_nats_and_bits_for_each_file(
