@@ -23,9 +23,7 @@ def test_shape_from_text() -> None:
     assert len({str(shape) for shape in SHAPES}) == len(SHAPES)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "1,8x8,1", "1,8x8,1,2,3", "a,8x8,1,2", "0,8x8,1,2", "1,8y8,1,2", "1,0x8,1,2"]
-)
+@pytest.mark.parametrize("text", ["", "1,8x8,1", "1,8x8,1,2,3", "a,8x8,1,2", "0,8x8,1,2", "1,8y8,1,2"])
 def test_bad_shapes(text: str) -> None:
     with pytest.raises(InputError):
         Shape.parse(text)

@@ -186,25 +186,13 @@ def test_only_arguments_of_the_verb_become_options(monkeypatch: pytest.MonkeyPat
     assert with_flags(text) == "x=1; --force, -o, --engine ray, tile=..., force=False, cut_force=True"
 
 
-@pytest.mark.parametrize(
-    "option",
-    [
-        ("--json",),
-        ("--top", 2),
-        ("--format", "npz"),
-        ("--threads", 2),
-        ("--skip-existing",),
-        ("--engine", "ray"),
-        ("--tile", 4),
-        ("--batch-size", 2),
-        ("--probabilities",),
-    ],
-    ids=lambda option: option[0],
-)
-def test_a_stream_refuses_what_it_does_not_do(option: tuple[Any, ...], place: Path) -> None:
-    done = infer("-", "--stream", *option, model=str(downward().path))
-    assert done.code == 2 and not done.out
-    assert f"takes no {option[0]}; leave it out" in done.err
+@pytest.mark.usefixtures("place")
+def test_a_stream_refuses_what_it_does_not_do() -> None:
+    options = "--json|--top 2|--format npz|--threads 2|--skip-existing|--engine ray|--tile 4|--batch-size 2"
+    for option in f"{options}|--probabilities".split("|"):
+        done = infer("-", "--stream", *option.split(), model=str(downward().path))
+        assert done.code == 2 and not done.out
+        assert f"takes no {option.split()[0]}; leave it out" in done.err
 
 
 def test_rows_are_streamed_into_a_file(place: Path) -> None:

@@ -149,10 +149,8 @@ def test_digits_in_black_and_white_are_those_in_grey_above_a_threshold_and_the_s
     binary, grey = make("digits-binary"), make("digits-grey")
     dark, light = [], []
     for split in SPLITS:
-        white, levels = (
-            task.batch(0, 0, 400, split).x > 0.5 if task is binary else task.batch(0, 0, 400, split).x
-            for task in (binary, grey)
-        )
+        white = binary.batch(0, 0, 400, split).x > 0.5
+        levels = grey.batch(0, 0, 400, split).x
         dark += [image[~mask].max() for image, mask in zip(levels, white, strict=True)]
         light += [image[mask].min() for image, mask in zip(levels, white, strict=True)]
     assert (np.array(dark) < np.array(light)).all()  # each image has a threshold,
