@@ -58,10 +58,3 @@ def test_the_command_that_installs_what_is_missing_is_named(
     assert done.stderr.strip().endswith(install_command(extra))
     assert "Traceback" not in done.stderr
     assert sorted(place.rglob("*")) == before
-
-
-def test_importing_the_package_imports_nothing_heavy(tmp_path: Path) -> None:
-    code = "import mdlstm_tk, mdlstm_tk.runtime, mdlstm_tk.cli; print(sorted(set({!r}) & set(sys.modules)))"
-    heavy = (*TRAINING, "onnxruntime")
-    done = python_without((), code.format(heavy), cwd=tmp_path)
-    assert done.stdout.strip() == "[]"
