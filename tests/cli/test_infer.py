@@ -104,12 +104,7 @@ def test_json_describes_each_file() -> None:
     assert files["in/c.npy"]["error"].startswith("in/c.npy: x has shape (3,)")
     probability = np.exp(scores(1)) / np.exp(scores(1)).sum()
     answer = {"label": CLASSES[0], "probability": pytest.approx(probability.max(), abs=1e-6)}
-    assert files["in/a.npy"] == {
-        "source": "in/a.npy",
-        "error": None,
-        "target": None,
-        "answers": [answer],
-    }
+    assert files["in/a.npy"] == {"source": "in/a.npy", "error": None, "target": None, "answers": [answer]}
     assert infer("in", "--json", "-o", "-").code == 2
 
 

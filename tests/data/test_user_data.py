@@ -123,12 +123,7 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
 UNREADABLE: dict[str, tuple[str, Callable[[Path], object], str, str]] = {  # path, writer, kind, message
     "missing": ("no", lambda p: None, "classify", "no file or folder"),
     "empty folder": ("e", Path.mkdir, "classify", r"subfolder.*\.npz"),
-    "no masks": (
-        "c",
-        lambda p: write_classes(p, {"images": 2}),
-        "segment",
-        "masks/ is missing.*images/",
-    ),
+    "no masks": ("c", lambda p: write_classes(p, {"images": 2}), "segment", "masks/ is missing.*images/"),
     "no labels": ("c", lambda p: write_classes(p, {"a": 2}), "transcribe", r"labels\.tsv"),
     "no targets": ("c", lambda p: write_classes(p, {"images": 2}), "grid", "targets/.*images/"),
     "one class": ("c", lambda p: write_classes(p, {"only": 2}), "classify", "'only'"),
@@ -141,12 +136,7 @@ UNREADABLE: dict[str, tuple[str, Callable[[Path], object], str, str]] = {  # pat
     "other file type": ("x.csv", lambda p: p.write_text("1,2"), "grid", r"x\.csv.*\.npz"),
     "damaged": ("x.npz", lambda p: p.write_bytes(b"PK\3\4 no"), "grid", r"x\.npz"),
     "no y": ("x.npz", lambda p: np.savez(p, x=np.ones((3, 4, 4))), "grid", "x or y"),
-    "a control character": (
-        "c",
-        lambda p: write_classes(p, {"a\x1bb": 2, "b": 2}),
-        "classify",
-        "control",
-    ),
+    "a control character": ("c", lambda p: write_classes(p, {"a\x1bb": 2, "b": 2}), "classify", "control"),
 }
 
 

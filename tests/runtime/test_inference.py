@@ -103,11 +103,7 @@ def test_among_several_models_the_grid_chooses_in_their_layout(
         (write_model, {"output": "t.csv"}, "expected a folder .* takes labels or texts"),
         (write_model, {"output": "t.csv", "skip_existing": True}, "needs a folder"),
         (write_model, {"output": "t.csv", "output_format": "npy"}, 'leave out output_format="npy"'),
-        (
-            write_model,
-            {"probabilities": True},
-            "probabilities=True needs a model of kind classify",
-        ),
+        (write_model, {"probabilities": True}, "probabilities=True needs a model of kind classify"),
         (write_model, {"top": 2}, r"top=\.\.\. needs a model of kind classify"),
         (write_model, {"tile": 4}, r"tile=\.\.\. needs a tiled model"),
         (write_model, {"resume": True}, r"resume=\.\.\. needs a tiled model"),

@@ -107,10 +107,7 @@ ARCHIVES: dict[str, tuple[Callable[[Members], bytes], str]] = {
     "no archive": (lambda members: b"x" * 100, "is no tiled export, or damaged"),
     "cut off": (lambda members: packed(members)[:-30], "is no tiled export, or damaged"),
     "no index": (lambda members: packed({SWEEP: members[SWEEP]}), "it holds no tiles.json"),
-    "an index that is no JSON": (
-        lambda members: packed(members | {INDEX: b"{"}),
-        "is damaged .tiles.json",
-    ),
+    "an index that is no JSON": (lambda members: packed(members | {INDEX: b"{"}), "is damaged .tiles.json"),
     "an index that is nested": (lambda members: packed(members | {INDEX: b"[" * 10**6}), "is damaged"),
     "compressed members": (lambda members: packed(members, zipfile.ZIP_DEFLATED), "is compressed"),
     "a wrong checksum": (flipped, "is no tiled export, or damaged"),

@@ -187,10 +187,7 @@ def test_given_values_are_kept_and_the_rest_is_drawn_from_the_conditional() -> N
     ("arguments", "expected"),
     [
         ({"temperature": 0.0}, "temperature.*0"),
-        (
-            {"given": torch.zeros(2, 3, 1)},
-            r"given must be .*4, 4, 1\).*fewer rows.*got shape \(2, 3, 1\)",
-        ),
+        ({"given": torch.zeros(2, 3, 1)}, r"given must be .*4, 4, 1\).*fewer rows.*got shape \(2, 3, 1\)"),
         ({"given": torch.zeros(4, 4, 1), "mask": torch.ones(4, 4)}, "mask.*float32"),
         ({"mask": torch.ones(4, 4) > 0}, "given is None"),
         ({"uniform": torch.zeros(2, 4, 4)}, r"uniform.*\(2, 4, 4\)"),
