@@ -56,14 +56,13 @@ class StopError(Exception):
 
 
 class Failing(Work):
-    """Stops after each seventh group, which is done then, but not noted."""
+    """Stops after one group of twelve, which is done then, but not noted."""
 
-    calls = 0
+    rng = np.random.default_rng(0)
 
     def run(self, *arguments: Any) -> Any:
         leaving = super().run(*arguments)
-        Failing.calls += 1
-        if Failing.calls % 7 == 0:
+        if self.rng.random() < 1 / 12:
             raise StopError
         return leaving
 
