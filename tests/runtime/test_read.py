@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -135,26 +133,16 @@ def test_standard_input_and_files_without_suffix_are_read_by_their_content(
     path = saved(suffix, tmp_path / f"x{suffix}")
     expected = read_input(str(path))
     path.rename(tmp_path / "x")
-    pipe = io.BufferedReader(Pipe((tmp_path / "x").read_bytes()))
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(pipe))
-    for source in ("-", str(tmp_path / "x")):
-        found = read_input(source)
-        assert (found.is_image, list(found.arrays)) == (expected.is_image, list(expected.arrays))
+    reading, writing = os.pipe()
+    os.write(writing, (tmp_path / "x").read_bytes())
+    os.close(writing)
+    with open(reading) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        files = [read_input(source) for source in ("-", str(tmp_path / "x"))]
+    for file in files:
+        assert (file.is_image, list(file.arrays)) == (expected.is_image, list(expected.arrays))
         for name, array in expected.arrays.items():
-            np.testing.assert_array_equal(found.arrays[name], array, strict=True)
-
-
-class Pipe(io.RawIOBase):
-    """A stream that cannot be sought."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = io.BytesIO(data)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        return self._data.readinto(buffer)
+            np.testing.assert_array_equal(file.arrays[name], array, strict=True)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="needs POSIX pipes")
