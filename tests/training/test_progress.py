@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +16,6 @@ from mdlstm_tk.training.progress import (
     StepTimer,
     TrainingTimes,
     describe_times,
-    format_rate,
     running_mean,
 )
 
@@ -63,13 +62,6 @@ def test_times_are_added_and_described_with_their_rate() -> None:
     text = describe_times(half + half)
     assert "50.0 s at 2.0 steps/s" in text and "7.0 s" in text
     assert "steps/s" not in describe_times(TrainingTimes())
-
-
-def test_rates_below_10_keep_decimals() -> None:
-    rates = [0.0341, 0.5, 3.21, 9.96, 10.4, 1234.5]
-    texts = [format_rate(rate) for rate in rates]
-    assert texts == ["0.034", "0.5", "3.2", "10.0", "10", "1234"]
-    assert all(float(a) <= float(b) for a, b in pairwise(texts))
 
 
 def test_the_progress_line_shows_recent_means_and_the_latest_validation() -> None:
