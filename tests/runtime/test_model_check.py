@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -87,3 +88,16 @@ def test_large_files_are_refused_before_they_are_read(model: Path) -> None:
         Session(model, "cpu", max_bytes=1000)
     with pytest.raises(InputError, match="more than 10; "):
         check_model(b"x" * 11, "m", max_bytes=10)
+
+
+def test_damaged_models_are_refused_or_pass() -> None:
+    """Each cut, each byte changed, and a byte inserted at each place."""
+    data = crafted([call("f", "x", "y")], functions=[NEGATE]).SerializeToString()
+    for n, byte in enumerate(data):
+        for damaged in (
+            data[:n],
+            data[:n] + bytes([byte ^ 255]) + data[n + 1 :],
+            data[:n] + b"\xff" + data[n:],
+        ):
+            with suppress(InputError):
+                check_model(damaged, "damaged.onnx")
