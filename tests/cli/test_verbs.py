@@ -109,6 +109,13 @@ def test_verify_fails_with_3_for_a_model_of_another_run(trained: Run, model: Pat
     assert "FAILED" in done.out
 
 
+def test_compare_on_the_diagonal(tmp_path: Path) -> None:
+    done = mdlstm("compare", "--seeds", "1", "--steps", "20", "--size", "4", "--json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert set(json.loads(done.out)) == {"md", "snake", "horizontal"}
+    assert (tmp_path / "runs/compare/relevant.png").exists()
+
+
 @pytest.mark.usefixtures("fresh_registries")
 def test_compare_on_a_task_gives_all_networks_as_many_parameters(tmp_path: Path) -> None:
     arguments = ("--task", "digits", "--seeds", "2", "--steps", "2", "--set", "hidden=4")
