@@ -201,22 +201,20 @@ def test_wrong_arguments_are_refused(arguments: dict[str, object], expected: str
         network().sample(0, (4, 4))
 
 
-OUTSIDE = torch.tensor([[0.5, 1.5], [-0.25, 0.5]])[..., None]
-
-
 def test_values_that_have_no_probability_are_refused() -> None:
     net, padded = network().float(), torch.zeros(1, 4, 4, 1)
-    padded[0, :2, :2], padded[0, 2:] = OUTSIDE.clamp(0, 1), torch.nan
+    outside = torch.tensor([[0.5, 1.5], [-0.25, 0.5]])[..., None]
+    padded[0, :2, :2], padded[0, 2:] = outside.clamp(0, 1), torch.nan
     with pytest.raises(InputError, match=r"x must lie in \[0, 1\], got values from -0.25 to 1.5"):
-        net.log_prob(OUTSIDE[None])
+        net.log_prob(outside[None])
     with pytest.raises(InputError, match="x holds NaN"):
         net.log_prob(padded)
     with torch.no_grad():
         assert net.log_prob(padded, sizes=[[2, 2]]).isfinite().all()
     with pytest.raises(InputError, match=r"x must be \(N, H, W, 1\), got shape \(2, 2, 1\)"):
-        net.log_prob(OUTSIDE)
+        net.log_prob(outside)
     with pytest.raises(InputError, match=r"given must lie in \[0, 1\]"):
-        net.sample(2, (2, 2), given=OUTSIDE)
+        net.sample(2, (2, 2), given=outside)
 
 
 def test_given_values_that_are_nan_are_drawn() -> None:
