@@ -68,9 +68,9 @@ def test_a_page_is_decoded_once_if_its_lines_fit_into_the_cache(
         assert len(task.batch(0, step, 6).x) == 6
     if cache:
         assert sorted(decoded) == ["p0.png", "p1.png"]
-        kept = [task.sets["train"].samples[k].read_x() for k in range(6)]  # type: ignore[attr-defined]
-        assert {x.dtype for x in kept} == {np.dtype(np.uint8)}
-        assert task.cache_bytes >= sum(x.nbytes for x in kept)
+        cached = [task.sets["train"].samples[k].read_x() for k in range(6)]  # type: ignore[attr-defined]
+        assert {x.dtype for x in cached} == {np.dtype(np.uint8)}
+        assert task.cache_bytes >= sum(x.nbytes for x in cached)
     else:
         assert any("6 lines of pages are cut again" in line for line in task.summary)
 

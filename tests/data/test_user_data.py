@@ -242,9 +242,9 @@ def test_what_is_kept_in_memory_is_bounded_and_changes_nothing(tmp_path: Path) -
     for step in range(12):
         batches = [task.batch(0, step, 4) for task in tasks.values()]
         assert all(np.array_equal(batch.x, batches[0].x) for batch in batches)
-    kept = {count: task.sets["train"]._kept for count, task in tasks.items()}  # type: ignore[attr-defined]
-    assert all(sum(x.nbytes for x, _ in samples.values()) <= count for count, samples in kept.items())
-    assert [len(kept[0]), len(kept[10**6])] == [0, 18]
+    cached = {count: task.sets["train"]._kept for count, task in tasks.items()}  # type: ignore[attr-defined]
+    assert all(sum(x.nbytes for x, _ in samples.values()) <= count for count, samples in cached.items())
+    assert [len(cached[0]), len(cached[10**6])] == [0, 18]
 
 
 def test_a_file_that_vanishes_during_training_is_named(tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ class Reference:
         if not (n1 and n2 and n3):
             return DISCOUNTS
         y = n1 / (n1 + 2 * n2)
-        found = (0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
-        return found if min(found[1:]) > 0 else DISCOUNTS
+        estimated = (0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
+        return estimated if min(estimated[1:]) > 0 else DISCOUNTS
 
     def probability(self, context: tuple[str, ...], token: str) -> float:
         n = len(context) + 1

@@ -60,11 +60,11 @@ def test_unlimited_search_finds_the_text_of_the_highest_score(seed: int, lm: Cha
         return value
 
     texts, log_ctc = search(log_probs, Fusion(lm, classes, DECODING, None), UNLIMITED)
-    found = [tuple(text.tolist()) for text in texts]
-    assert score(found[0]) == pytest.approx(max(map(score, exact)), abs=1e-9)
-    assert len(found) == len(set(found))
-    np.testing.assert_allclose(np.exp(log_ctc), [exact[text] for text in found], atol=1e-12)
-    scores = [score(text) for text in found if exact[text] > 1e-200]
+    results = [tuple(text.tolist()) for text in texts]
+    assert score(results[0]) == pytest.approx(max(map(score, exact)), abs=1e-9)
+    assert len(results) == len(set(results))
+    np.testing.assert_allclose(np.exp(log_ctc), [exact[text] for text in results], atol=1e-12)
+    scores = [score(text) for text in results if exact[text] > 1e-200]
     np.testing.assert_allclose(scores, sorted(scores, reverse=True))
 
 
@@ -75,9 +75,9 @@ def test_posteriors_are_sums_over_all_paths(seed: int) -> None:
     for text, probability in exact.items():
         if probability < 1e-200:
             continue
-        log_prob, found, edges = posteriors(log_probs, np.array(text, int))
+        log_prob, posterior_rows, edges = posteriors(log_probs, np.array(text, int))
         assert np.exp(log_prob) == pytest.approx(probability, abs=1e-12)
-        for i, row in enumerate(found):
+        for i, row in enumerate(posterior_rows):
             others = alternatives(text, i, log_probs.shape[1])
             expected = np.array([exact.get(other, 0.0) for other in others])
             np.testing.assert_allclose(row, expected / probability, rtol=1e-7, atol=1e-8)
@@ -147,10 +147,10 @@ def test_the_language_model_decides_between_equal_characters() -> None:
 def test_paths_of_a_text_add_up() -> None:
     logits = np.log(np.array([[0.6, 0.4], [0.6, 0.4]]))  # blanks 0.36, "a" 0.64
     assert transcribe_logits(logits, "a").text == ""
-    found = transcribe_logits(logits, "a", beam=2)
-    assert found.text == "a"
-    assert found.confidence == pytest.approx(0.64)
-    assert found.characters[0].confidence == pytest.approx(0.64)
+    line = transcribe_logits(logits, "a", beam=2)
+    assert line.text == "a"
+    assert line.confidence == pytest.approx(0.64)
+    assert line.characters[0].confidence == pytest.approx(0.64)
 
 
 def test_certain_outputs_and_steps_without_logits() -> None:

@@ -41,11 +41,11 @@ def test_a_folder_gives_a_result_for_each_file(place: Path) -> None:
     run = infer_paths(["in"], "m.onnx", "out", device="cpu")
     assert (run.model, run.session.device, run.skipped, len(run.jobs)) == (Path("m.onnx"), "cpu", 0, 9)
     assert not Path("out").exists()  # the work is done by iterating
-    found = {Path(each.job.source).name: each.error for each in run.results}
-    assert "bad.npy: x has shape (3,)" in str(found.pop("bad.npy"))
-    assert "not a complete .npy" in str(found.pop("broken.npy"))
-    assert found.keys() == {"a.npy", "b.npy", "c.npy", "d.npy", "z.npz", "t.csv", "i.png"}
-    assert not any(found.values())
+    errors = {Path(each.job.source).name: each.error for each in run.results}
+    assert "bad.npy: x has shape (3,)" in str(errors.pop("bad.npy"))
+    assert "not a complete .npy" in str(errors.pop("broken.npy"))
+    assert errors.keys() == {"a.npy", "b.npy", "c.npy", "d.npy", "z.npz", "t.csv", "i.png"}
+    assert not any(errors.values())
     np.testing.assert_allclose(np.load("out/b.out.npy"), 2 * np.load("in/b.npy"), rtol=1e-6)
     np.testing.assert_allclose(np.load("out/deep/d.out.npy"), 2 * np.load("in/deep/d.npy"), rtol=1e-6)
     with np.load("out/z.out.npz") as y, np.load("in/z.npz") as x:

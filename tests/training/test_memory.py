@@ -20,9 +20,9 @@ CPU = torch.device("cpu")
 
 def estimate(**settings: Any) -> memory.MemoryEstimate:
     config = configure({"size": "16", **settings})
-    found = estimate_memory(config, make_task(config), config.batch_size)
-    assert found is not None
-    return found
+    result = estimate_memory(config, make_task(config), config.batch_size)
+    assert result is not None
+    return result
 
 
 def test_the_estimate_grows_with_what_takes_memory() -> None:

@@ -134,10 +134,10 @@ def test_errors_on_the_device_are_those_of_numpy(kind: Any, padded: bool) -> Non
     shape = {"classify": (4, 3), "density": (4, 5, 6, 2)}.get(kind, (4, 5, 6, 3))
     prediction = rng.random(shape, np.float32)
     batch = Batch(x, y, np.array([[5, 6], [2, 3], [1, 6], [5, 1]]) if padded else None)
-    found = measure(task, torch.from_numpy(prediction), batch)
+    measured = measure(task, torch.from_numpy(prediction), batch)
     expected = METRICS[kind](prediction, batch, task.spec)
-    assert list(found) == list(expected)
-    for name, pair in found.items():
+    assert list(measured) == list(expected)
+    for name, pair in measured.items():
         assert tuple(map(float, pair)) == pytest.approx(expected[name])
 
 
