@@ -8,7 +8,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from helpers.crafted_models import INT64, crafted, info, node, scanning, tensor, with_large_intermediate
-from helpers.isolation import power
+from helpers.isolation import kill_during, power
 
 from mdlstm_tk.errors import InputError, MDLSTMError, StoppedError
 from mdlstm_tk.runtime import Session, load_array, save_array
@@ -136,11 +135,8 @@ def test_timeout_stops_an_endless_loop() -> None:
 def test_an_interrupt_stops_a_run_of_the_main_thread() -> None:
     """A product of 1000×1000 matrices takes some 30 ms, all of them together longer than a test may."""
     session = Session(power(20_000), "cpu")
-    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
     with pytest.raises(KeyboardInterrupt):
-        session(np.ones((1000, 1000), np.float32))
-    timer.join()
+        kill_during(lambda: session(np.ones((1000, 1000), np.float32)), os.getpid, signal.SIGINT)
     np.testing.assert_array_equal(session(np.eye(2)), 1 + np.eye(2))
 
 
