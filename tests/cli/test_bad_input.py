@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from helpers.command import mdlstm
 
 from mdlstm_tk.training import Run
@@ -41,18 +40,21 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "quiet and verbose": (("info", "run", "-q", "-v"), 2, "-q and -v"),
     "file to import gone": (("train", "--import", "no.py"), 2, "no.py"),
     "file to import gone, before the verb": (("--import", "no.py", "train"), 2, "no.py"),
+    "file to import no Python": (("train", "--import", "full/notes.txt"), 2, "notes.txt"),
     "train, unknown task": (("train", "--task", "digit"), 2, "'digits'"),
     "train, unknown model": (("train", "--model", "snak"), 2, "'snake'"),
     "train, unknown cell": (("train", "--cell", "grave"), 2, "'graves'"),
     "train, bad option": (("train", "--lr", "nan"), 2, "lr must be a number above 0"),
     "train, bad setting": (("train", "--set", "clip=nan"), 2, "--set: clip must be"),
     "train, setting without value": (("train", "--set", "steps"), 2, "'steps'"),
+    "train, setting without name": (("train", "--set", "=3"), 2, "key=value"),
     "train, unknown setting": (("train", "--set", "hiden=1"), 2, "'hidden'"),
     "train, no config": (("train", "-c", "no.toml"), 2, "no.toml"),
     "train, bad config": (("train", "-c", "bad.toml"), 2, "bad.toml"),
     "train, config with a typo": (("train", "-c", "typo.toml"), 2, "'hidden'"),
     "train, absent device": (("train", "--device", "cuda:9"), 4, "'cuda:9'"),
     "train, folder not empty": (("train", "-o", "full"), 2, "full"),
+    "train, a file for a folder": (("train", "-o", "ok.npy/run"), 2, "ok.npy"),
     "train, resume elsewhere": (("train", "--resume", "run", "-o", "run"), 2, "--resume"),
     "train, resume damaged": (("train", "--resume", "cut", "--steps", "999"), 2, "last.safetensors"),
     "compare, one seed": (("compare", "--set", "seed=3"), 2, "seed"),
@@ -63,6 +65,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "export, no run": (("export", "none"), 2, "none"),
     "export, damaged": (("export", "cut"), 2, "best.safetensors"),
     "export, exists": (("export", "run"), 2, "--force"),
+    "export, a file for a folder": (("export", "run", "-o", "ok.npy/m.onnx"), 2, "ok.npy"),
     "export, two to one": (("export", "run", "--size", "3", "--size", "4", "-o", "m.onnx"), 2, "folder"),
     "export, two places": (("export", "run", "-o", "m.onnx", "--web", "page"), 2, "--web"),
     "export, data of no page": (("export", "run", "--data", "x.npz"), 2, "--web DIR"),
@@ -70,6 +73,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "report without runs": (("report",), 2, "runs/"),
     "report, damaged": (("report", "cut"), 2, "best.safetensors"),
     "report, exists": (("report", "run", "-o", "ok.npy"), 2, "ok.npy"),
+    "report, a file for a folder": (("report", "run", "-o", "ok.npy/report.html"), 1, "ok.npy"),
     "verify, no model": (("verify", "no.onnx"), 2, "no.onnx"),
     "verify, no run": (("verify", "run/model-8x8.onnx", "--against", "none"), 2, "none"),
     "info, nothing": (("info", "none"), 2, "none"),
@@ -86,6 +90,8 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
         2,
         "full",
     ),
+    "infer, a file for a folder": (("infer", "ok.npy", "-m", "run", "-o", "ok.npy/y.npy"), 1, "ok.npy"),
+    "infer, absent device": (("infer", "ok.npy", "-m", "run", "--device", "cuda:9"), 4, "'cuda:9'"),
     "infer, json and stdout": (("infer", "ok.npy", "-m", "run", "-o", "-", "--json"), 2, "--json"),
     "bench, bad shape": (("bench", "--shape", "1,3"), 2, "1,3"),
     "bench, int8 in torch": (("bench", "--dtype", "int8"), 2, "--runtime"),
@@ -123,30 +129,6 @@ def test_commands(case: str, workspace: Path) -> None:
     assert contents(workspace) == before
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_without_cuda_is_exit_code_4(workspace: Path) -> None:
-    arguments = ("infer", "ok.npy", "-m", "run", "--device", "cuda")
-    check_fails(*arguments, cwd=workspace, code=4, message="'cuda'")
-    assert not (workspace / "ok.out.npy").exists()
-
-
-@pytest.mark.parametrize(
-    ("verb", "code"),
-    [("train", 2), ("export", 2), ("report", 1), ("infer", 1)],
-    ids=lambda value: str(value),
-)
-def test_a_file_in_place_of_a_folder(verb: str, code: int, workspace: Path) -> None:
-    arguments = {
-        "train": ("-o", "ok.npy/run"),
-        "export": ("run", "-o", "ok.npy/m.onnx"),
-        "report": ("run", "-o", "ok.npy/report.html"),
-        "infer": ("ok.npy", "-m", "run", "-o", "ok.npy/y.npy"),
-    }[verb]
-    before = contents(workspace)
-    check_fails(verb, *arguments, cwd=workspace, code=code, message="ok.npy")
-    assert contents(workspace) == before
-
-
 def test_a_closed_pipe_is_no_traceback(model: Path) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
@@ -161,15 +143,6 @@ def test_a_closed_pipe_is_no_traceback(model: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_a_named_pipe_is_never_replaced(model: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "matrix.npy", np.zeros((8, 8)))
-    os.mkfifo(tmp_path / "pipe")
-    arguments = ("infer", "matrix.npy", "-m", model, "-o", "pipe", "--force")
-    check_fails(*arguments, cwd=tmp_path, code=2, message="pipe")
-    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")

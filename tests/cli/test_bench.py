@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from helpers.checkout import ROOT
 
-from mdlstm_tk import MDLSTM, InputError
+from mdlstm_tk import MDLSTM
 from mdlstm_tk.backends.cpu.plan import plans
-from mdlstm_tk.benchmark import SHAPES, Shape, floor, interleave, measure
+from mdlstm_tk.benchmark import SHAPES, Shape, floor, measure
 
 
 def test_shape_from_text() -> None:
@@ -20,14 +21,6 @@ def test_shape_from_text() -> None:
     assert Shape.parse("1,2x3x4,2,3").grid == (2, 3, 4)
     assert str(shape) == "16, 8x12, 1, 32"
     assert len({str(shape) for shape in SHAPES}) == len(SHAPES)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "1,8x8,1", "1,8x8,1,2,3", "a,8x8,1,2", "0,8x8,1,2", "1,8y8,1,2", "1,0x8,1,2"]
-)
-def test_bad_shapes(text: str) -> None:
-    with pytest.raises(InputError):
-        Shape.parse(text)
 
 
 def test_flops() -> None:
@@ -58,13 +51,6 @@ def test_floor_is_the_products_of_a_sweep(training: bool, monkeypatch: pytest.Mo
     assert sum(products) == shape.flops(training) - skipped
 
 
-def test_contenders_take_turns() -> None:
-    calls: list[str] = []
-    times = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 0.0)
-    assert calls == ["a", "b"] * (len(times["a"]) + 1)
-    assert len(times["a"]) == len(times["b"]) >= 5
-
-
 def test_measurement() -> None:
     shape = Shape(1, (3, 4), 1, 2, (("cell", "leaky"),))
     row = measure(shape, training=True, seconds=0.0)
@@ -75,18 +61,21 @@ def test_measurement() -> None:
     assert row.to_lstm_per_flop / row.to_lstm == pytest.approx(shape.lstm_flops(True) / shape.flops(True))
 
 
-def test_parts_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    parts = importlib.import_module("parts")
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script `benchmarks/parts.py`."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("parts")
+
+
+def test_parts_of_a_sweep(parts: Any) -> None:
     row = parts.measure(Shape(1, (3, 2), 1, 2), training=False, seconds=0)
     assert len(row) == len(parts.COLUMNS) and all(text.endswith("%") for text in row[3:])
     assert parts._no_cell.address not in {plan.cell for plan in plans.values()}
 
 
 @pytest.mark.parametrize("part", ["products", "cell"])
-def test_a_sweep_without_a_part_lacks_it(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    parts = importlib.import_module("parts")
+def test_a_sweep_without_a_part_lacks_it(part: str, parts: Any) -> None:
     layer, x, results = MDLSTM(1, 2), torch.randn(1, 3, 2, 1), []
     parts.without(part, lambda: results.append(layer(x)))()
     assert not torch.equal(results[-1], layer(x))

@@ -52,11 +52,11 @@ def test_packages_that_are_not_installed_are_named_with_their_extra(
 ) -> None:
     lines = ["no-such-base>=1", 'no-such-ray>=1; extra == "ray"', 'no-such-linter; extra == "dev"']
     monkeypatch.setattr(metadata, "requires", lambda name: lines)
-    found = checks()
-    assert found["no-such-base"].state == "broken"
-    assert found["no-such-ray"].state == "absent"
-    assert found["no-such-ray"].found == f"not installed; {install_command('ray')}"
-    assert "no-such-linter" not in found
+    by_name = checks()
+    assert by_name["no-such-base"].state == "broken"
+    assert by_name["no-such-ray"].state == "absent"
+    assert by_name["no-such-ray"].found == f"not installed; {install_command('ray')}"
+    assert "no-such-linter" not in by_name
 
 
 def test_two_runtimes_are_broken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,44 +6,55 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.small_models import write_model
 from helpers.without_packages import TRAINING, python_without
+from PIL import Image
 
 from mdlstm_tk.errors import install_command
+from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
+
+COMMAND = "from mdlstm_tk.cli import main; main(sys.argv[1:])"
+INFER = ("infer", "-m", "m.onnx")
 
 
-def test_infer_runs_where_neither_torch_nor_onnx_can_be_imported(model: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "matrix.npy", np.eye(8))
-    code = "from mdlstm_tk.cli import main; main(sys.argv[1:])"
-    done = python_without(TRAINING, code, "infer", "matrix.npy", "-m", model, cwd=tmp_path)
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with a model, an array and images."""
+    write_model(tmp_path / "m.onnx")
+    np.save(tmp_path / "x.npy", np.eye(8))
+    for suffix in (IMAGE_SUFFIXES[0], IMAGE_SUFFIXES[-1]):
+        Image.new("L", (8, 8)).save(tmp_path / f"x{suffix}")
+    return tmp_path
+
+
+def test_infer_runs_where_neither_torch_nor_onnx_can_be_imported(place: Path) -> None:
+    done = python_without(TRAINING, COMMAND, *INFER, "x.npy", cwd=place)
     assert done.returncode == 0, done.stderr
     assert "cpu" in done.stderr
-    assert np.load(tmp_path / "matrix.out.npy").shape == (8, 8)
-    for arguments in (("info", model), ("--help",), ("infer", "--help")):
-        assert python_without(TRAINING, code, *arguments, cwd=tmp_path).returncode == 0
+    assert np.load(place / "x.out.npy").shape == (8, 8)
+    for arguments in (("info", "m.onnx"), ("--help",), ("infer", "--help")):
+        assert python_without(TRAINING, COMMAND, *arguments, cwd=place).returncode == 0
 
 
-@pytest.mark.parametrize("verb", ["train", "export", "verify", "compare", "demo"])
-def test_verbs_that_need_torch_name_the_command_that_installs_it(verb: str, tmp_path: Path) -> None:
-    code = "from mdlstm_tk.cli import main; main(sys.argv[1:])"
-    arguments = [verb, "m.onnx"] if verb == "verify" else [verb]
-    done = python_without(TRAINING, code, *arguments, cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("absent", "arguments", "extra"),
+    [
+        *((TRAINING, (verb,), "train") for verb in ("train", "export", "compare", "demo")),
+        (TRAINING, ("verify", "m.onnx"), "train"),
+        (("onnxruntime",), (*INFER, "x.npy"), "cpu"),
+        (("PIL",), (*INFER, f"x{IMAGE_SUFFIXES[0]}"), "image"),
+        (("PIL",), (*INFER, f"x{IMAGE_SUFFIXES[-1]}"), "image"),
+        (("PIL",), (*INFER, "x.npy", "-o", "y.png"), "image"),
+        (("ray",), (*INFER, "x.npy", "--engine", "ray"), "ray"),
+    ],
+    ids=str,
+)
+def test_the_command_that_installs_what_is_missing_is_named(
+    absent: tuple[str, ...], arguments: tuple[str, ...], extra: str, place: Path
+) -> None:
+    before = sorted(place.rglob("*"))
+    done = python_without(absent, COMMAND, *arguments, cwd=place)
     assert done.returncode == 1
-    assert done.stderr.strip().endswith(install_command("train"))
+    assert done.stderr.strip().endswith(install_command(extra))
     assert "Traceback" not in done.stderr
-
-
-def test_without_onnxruntime_infer_names_the_command_that_installs_it(model: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "matrix.npy", np.eye(8))
-    code = "from mdlstm_tk.cli import main; main(sys.argv[1:])"
-    done = python_without(("onnxruntime",), code, "infer", "matrix.npy", "-m", model, cwd=tmp_path)
-    assert done.returncode == 1
-    assert install_command("cpu") in done.stderr
-
-
-def test_importing_the_package_imports_nothing_heavy(tmp_path: Path) -> None:
-    code = "import mdlstm_tk, mdlstm_tk.runtime, mdlstm_tk.cli; print(sorted(set({!r}) & set(sys.modules)))"
-    heavy = (*TRAINING, "onnxruntime")
-    done = python_without((), code.format(heavy), cwd=tmp_path)
-    assert done.stdout.strip() == "[]"
-    done = python_without(("torch",), "import mdlstm_tk; mdlstm_tk.MDLSTM", cwd=tmp_path)
-    assert install_command("train") in done.stderr
+    assert sorted(place.rglob("*")) == before

@@ -54,11 +54,14 @@ def test_the_main_job_with_bare_verbs(tmp_path: Path, matrix: Path) -> None:
 
 
 def test_settings_come_from_file_flags_and_set(tmp_path: Path) -> None:
-    (tmp_path / "cfg.toml").write_text('size = "5x6"\nhidden = 3\nsteps = 9\n')
-    done = mdlstm("train", "-c", "cfg.toml", "--set", "hidden=5", "--steps", "4", "-o", "a", cwd=tmp_path)
+    (tmp_path / "cfg.toml").write_text('task = "digits"\nbatch_size = 2\nhidden = 3\nsteps = 9\n')
+    flags = ("--steps", "4", "--schedule", "cosine", "--windows", "2x2,1x2", "--clip", "2")
+    arguments = ("-c", "cfg.toml", "--set", "hidden=5", *flags, "--dropout", "0.25", "-o", "a")
+    done = mdlstm("train", *arguments, cwd=tmp_path)
     assert done.code == 0, done.err
     config = load_checkpoint(tmp_path / "a/last.safetensors").config
-    assert (config.size, config.hidden, config.steps) == ("5x6", 5, 4)
+    assert (config.task, config.batch_size, config.hidden, config.steps) == ("digits", 2, 5, 4)
+    assert (config.schedule, config.windows, config.clip, config.dropout) == ("cosine", "2x2,1x2", 2, 0.25)
     done = mdlstm("train", "--resume", "a", "--steps", "6", cwd=tmp_path)
     assert done.code == 0, done.err
     assert len(Run(tmp_path / "a").read_metrics()) == 6
@@ -96,13 +99,6 @@ def test_info_and_json(trained: Run, model: Path) -> None:
     assert all(case["passed"] for cases in results.values() for case in cases.values())
 
 
-def test_export_prints_json(trained: Run, tmp_path: Path) -> None:
-    done = mdlstm("export", trained.folder, "--size", "4", "-o", tmp_path / "m.onnx", "--json")
-    (report,) = json.loads(done.out)
-    assert report["grid"] == [4, 4]
-    assert report["bytes"] == (tmp_path / "m.onnx").stat().st_size
-
-
 def test_verify_fails_with_3_for_a_model_of_another_run(trained: Run, model: Path, tmp_path: Path) -> None:
     assert mdlstm("train", "--steps", "2", "-o", tmp_path / "other", "--seed", "1").code == 0
     done = mdlstm("verify", model, "--against", tmp_path / "other")
@@ -113,14 +109,11 @@ def test_verify_fails_with_3_for_a_model_of_another_run(trained: Run, model: Pat
     assert "FAILED" in done.out
 
 
-def test_compare_draws_and_summarises(tmp_path: Path) -> None:
-    done = mdlstm("compare", "--seeds", "2", "--steps", "40", "--size", "5", cwd=tmp_path)
+def test_compare_on_the_diagonal(tmp_path: Path) -> None:
+    done = mdlstm("compare", "--seeds", "1", "--steps", "20", "--size", "4", "--json", cwd=tmp_path)
     assert done.code == 0, done.err
-    folder = tmp_path / "runs/compare"
-    assert {"overall.png", "relevant.png", "summary.json"} <= {path.name for path in folder.iterdir()}
-    summary = json.loads((folder / "summary.json").read_text())
-    assert set(summary) == {"md", "snake", "horizontal"}
-    assert len(summary["md"]["passes_at"]) == 2
+    assert set(json.loads(done.out)) == {"md", "snake", "horizontal"}
+    assert (tmp_path / "runs/compare/relevant.png").exists()
 
 
 @pytest.mark.usefixtures("fresh_registries")
@@ -168,23 +161,17 @@ def test_version_and_help() -> None:
     assert mdlstm().out == mdlstm("--help").out != ""
 
 
-def test_train_infer_and_report_print_json(trained: Run, model: Path, matrix: Path) -> None:
+def test_train_export_and_report_print_json(trained: Run, matrix: Path) -> None:
     folder = matrix.parent
     done = mdlstm("train", *QUICK, "--json", "-q", cwd=folder)
     assert done.err == ""
     result = json.loads(done.out)
     assert (result["run"], result["step"]) == ("runs/md-8x8", 30)
     assert result["errors"]["relevant"] > 0
-    (folder / "bad.npy").touch()
-    done = mdlstm("infer", "matrix.npy", "bad.npy", "-m", model, "--json", cwd=folder)
-    assert done.code == 1
-    result = json.loads(done.out)
-    assert (result["model"], result["done"], result["failed"]) == (str(model), 1, 1)
-    targets = {record["source"]: record.get("target") for record in result["files"]}
-    assert targets == {"matrix.npy": "matrix.out.npy", "bad.npy": None}
-    assert [record["error"] is None for record in result["files"] if record["source"] == "bad.npy"] == [
-        False
-    ]
+    done = mdlstm("export", trained.folder, "--size", "4", "-o", folder / "m.onnx", "--json")
+    (report,) = json.loads(done.out)
+    assert report["grid"] == [4, 4]
+    assert report["bytes"] == (folder / "m.onnx").stat().st_size
     done = mdlstm("report", trained.folder, "--json", "-o", folder / "page.html")
     assert json.loads(done.out)["bytes"] == (folder / "page.html").stat().st_size
 

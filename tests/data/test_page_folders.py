@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +68,9 @@ def test_a_page_is_decoded_once_if_its_lines_fit_into_the_cache(
         assert len(task.batch(0, step, 6).x) == 6
     if cache:
         assert sorted(decoded) == ["p0.png", "p1.png"]
-        kept = [task.sets["train"].samples[k].read_x() for k in range(6)]  # type: ignore[attr-defined]
-        assert {x.dtype for x in kept} == {np.dtype(np.uint8)}
-        assert task.cache_bytes >= sum(x.nbytes for x in kept)
+        cached = [task.sets["train"].samples[k].read_x() for k in range(6)]  # type: ignore[attr-defined]
+        assert {x.dtype for x in cached} == {np.dtype(np.uint8)}
+        assert task.cache_bytes >= sum(x.nbytes for x in cached)
     else:
         assert any("6 lines of pages are cut again" in line for line in task.summary)
 
@@ -159,8 +160,7 @@ def test_bad_pages_and_lines_are_named_and_skipped(case: str, tmp_path: Path) ->
     damage(draw_page(tmp_path / "bad", ["ab"]))
     task = read(tmp_path, "transcribe", validation=0.0)
     (reason,) = task.skipped
-    with pytest.raises(InputError, match=message):
-        raise InputError(reason)
+    assert re.search(message, reason)
     assert task.count("train") == 6
     assert any(reason in line for line in task.summary)
 
@@ -216,8 +216,7 @@ def test_bad_transcripts_are_named_and_skipped(case: str, tmp_path: Path) -> Non
     (tmp_path / f"{name}.gt.txt").write_bytes(text)
     task = read(tmp_path, "transcribe", validation=0.0)
     (reason,) = task.skipped
-    with pytest.raises(InputError, match=message):
-        raise InputError(reason)
+    assert re.search(message, reason)
 
 
 def test_a_folder_with_neither_names_what_is_expected(tmp_path: Path) -> None:

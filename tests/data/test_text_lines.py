@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from pathlib import Path
 
@@ -107,8 +108,7 @@ def test_bad_lines_are_named_and_skipped(case: str, tmp_path: Path) -> None:
         file.write(f"{line}\n\n")
     task = read(tmp_path, "transcribe")
     (reason,) = task.skipped
-    with pytest.raises(InputError, match=message):
-        raise InputError(reason)
+    assert re.search(message, reason)
     assert sum(map(len, task.names.values())) == 8
     assert any(reason in line for line in task.summary)
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.model_check import FUNCTION_DOMAIN
 
-Case = tuple[Callable[[], onnx.ModelProto | bytes], str]
-"""Makes a model, and the message with which it is refused."""
-
 DOMAIN = FUNCTION_DOMAIN.decode()
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
-BOOL, STRING = TensorProto.BOOL, TensorProto.STRING
+BOOL = TensorProto.BOOL
 SHAPE = (None, 2, 2, 1)  # of x and y
 
 
@@ -54,23 +50,10 @@ def crafted(
     return model
 
 
-def edited(model: onnx.ModelProto, message: str, **fields: Any) -> onnx.ModelProto:
-    """A model with further fields in one of its messages.
-
-    Args:
-        model: the model.
-        message: the path of the message, such as "graph.node[0]".
-        **fields: the values; lists extend repeated fields.
-    """
-    target: Any = model
-    for name, index in re.findall(r"(\w+)(?:\[(\d+)\])?", message):
-        target = getattr(target, name) if not index else getattr(target, name)[int(index)]
-    target.MergeFrom(type(target)(**fields))
+def edited(model: onnx.ModelProto, **fields: Any) -> onnx.ModelProto:
+    """A model with further fields; lists extend repeated ones, and messages are merged."""
+    model.MergeFrom(onnx.ModelProto(**fields))
     return model
-
-
-def attribute(**fields: object) -> AttributeProto:
-    return AttributeProto(name="alpha", **fields)
 
 
 def external_tensor(name: str = "w") -> onnx.TensorProto:
@@ -82,39 +65,29 @@ def external_tensor(name: str = "w") -> onnx.TensorProto:
     return external
 
 
-def sparse_tensor() -> onnx.SparseTensorProto:
-    return helper.make_sparse_tensor(tensor("w", [1.0], np.float32), tensor("i", [0]), [10**9])
-
-
 def function(
     name: str,
     *nodes: onnx.NodeProto,
     domain: str = DOMAIN,
     inputs: str = "a",
     outputs: str = "b",
-    **keywords: Any,
 ) -> onnx.FunctionProto:
     opsets = [helper.make_opsetid("", 18)]
-    return helper.make_function(
-        domain, name, inputs.split(" "), outputs.split(" "), nodes, opsets, **keywords
-    )
+    return helper.make_function(domain, name, inputs.split(" "), outputs.split(" "), nodes, opsets)
 
 
-def call(name: str, inputs: str, outputs: str, domain: str = DOMAIN, **attributes: Any) -> onnx.NodeProto:
+def call(name: str, inputs: str, outputs: str, domain: str = DOMAIN) -> onnx.NodeProto:
     """A node that calls a function of the model."""
-    return node(name, inputs, outputs, domain=domain, **attributes)
+    return node(name, inputs, outputs, domain=domain)
 
 
 NEGATE = function("f", node("Neg", "a", "b"))
 
 
-def body(
-    *nodes: onnx.NodeProto, rank: int | None = 4, initializers: Sequence[onnx.TensorProto] = ()
-) -> onnx.GraphProto:
+def body(*nodes: onnx.NodeProto, initializers: Sequence[onnx.TensorProto] = ()) -> onnx.GraphProto:
     """The body of a Scan, from the state v and one row i to v_out."""
-    shape = None if rank is None else [None] * rank
-    inputs = [info("v", FLOAT, shape), info("i", FLOAT, [None])]
-    return helper.make_graph(nodes, "body", inputs, [info("v_out", FLOAT, shape)], initializers)
+    inputs = [info("v", FLOAT, [None] * 4), info("i", FLOAT, [None])]
+    return helper.make_graph(nodes, "body", inputs, [info("v_out", FLOAT, [None] * 4)], initializers)
 
 
 def scan(graph: onnx.GraphProto, inputs: str = "x rows", outputs: str = "y") -> onnx.NodeProto:
@@ -126,6 +99,12 @@ def scanning(*nodes: onnx.NodeProto, rows: int = 3, width: int = 1, **options: A
     zeros = node("ConstantOfShape", "shape", "rows", value=tensor("", [0], np.float32))
     constants = [tensor("shape", [rows, width]), tensor("two", 2, np.float32)]
     return crafted([zeros, scan(body(*nodes, **options))], constants)
+
+
+def with_large_intermediate(count: int) -> onnx.ModelProto:
+    """y = x + the sum of `count` zeros that the graph creates when it runs."""
+    nodes = [node("ConstantOfShape", "shape", "big"), node("ReduceSum", "big", "sum", keepdims=0)]
+    return crafted([*nodes, node("Add", "x sum", "y")], [tensor("shape", [count])])
 
 
 def field(number: int, wire_type: int, value: bytes) -> bytes:
@@ -142,9 +121,9 @@ def varint(value: int) -> bytes:
     return bytes([*parts, value])
 
 
-def with_bytes(in_graph: bytes, model: onnx.ModelProto | None = None) -> bytes:
+def with_bytes(*in_graph: bytes) -> bytes:
     """A model whose graph ends with fields that are given as bytes."""
-    model = model or crafted()
+    model = crafted()
     graph = model.graph.SerializeToString()
     model.ClearField("graph")
-    return model.SerializeToString() + field(7, 2, graph + in_graph)
+    return model.SerializeToString() + field(7, 2, graph + b"".join(in_graph))

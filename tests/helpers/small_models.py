@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from helpers.crafted_models import node
 from mdlstm_tk.runtime import Metadata
 
 CLASSES = ("cat", "dög", "<b>")
@@ -55,11 +56,6 @@ def write_model(
     return path
 
 
-def node(operator: str, inputs: str, output: str, **attributes: Any) -> NodeProto:
-    """A node whose inputs are separated by spaces."""
-    return helper.make_node(operator, inputs.split(), [output], **attributes)
-
-
 SCORES = {"weights": np.float32([[1, 0, -1]]), "start": np.float32([0, 0.5, 0])}
 
 
@@ -68,29 +64,26 @@ def scores(x: Any) -> Any:
     return np.float32(x)[..., None] @ SCORES["weights"] + SCORES["start"]
 
 
+def _averaging(path: Path, axes: list[int], scores: dict[str, Any], **metadata: Any) -> Path:
+    """Scores of the mean of x over some axes."""
+    nodes = [
+        node("ReduceMean", "x axes", "mean", keepdims=0),
+        node("MatMul", "mean weights", "m"),
+        node("Add", "m start", "y"),
+    ]
+    constants = {"axes": np.int64(axes), **scores}
+    return write_model(path, nodes, constants, outputs=3, axes=4 - len(axes), window=None, **metadata)
+
+
 def classifier(path: Path, **metadata: Any) -> Path:
     """Scores of the mean of x over the grid."""
-    nodes = [
-        node("ReduceMean", "x axes", "mean", keepdims=0),
-        node("MatMul", "mean weights", "m"),
-        node("Add", "m start", "y"),
-    ]
-    constants = {"axes": np.int64([1, 2]), **SCORES}
-    fields: dict[str, Any] = {"kind": "classify", "classes": CLASSES, "window": None, **metadata}
-    return write_model(path, nodes, constants, outputs=3, axes=2, **fields)
+    return _averaging(path, [1, 2], SCORES, **{"kind": "classify", "classes": CLASSES, **metadata})
 
 
-def recogniser(path: Path, **metadata: Any) -> Path:
+def recogniser(path: Path, scores: dict[str, Any] = SCORES, **metadata: Any) -> Path:
     """Scores of the blank, "a" and "b" at each column, of the mean of x over the rows: white columns are
     blanks, and black ones the letter a."""
-    nodes = [
-        node("ReduceMean", "x axes", "mean", keepdims=0),
-        node("MatMul", "mean weights", "m"),
-        node("Add", "m start", "y"),
-    ]
-    constants = {"axes": np.int64([1]), **SCORES}
-    fields: dict[str, Any] = {"kind": "transcribe", "classes": ("a", "b"), "window": None, **metadata}
-    return write_model(path, nodes, constants, outputs=3, axes=3, **fields)
+    return _averaging(path, [1], scores, **{"kind": "transcribe", "classes": ("a", "b"), **metadata})
 
 
 def segmenter(path: Path, **metadata: Any) -> Path:

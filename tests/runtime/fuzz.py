@@ -13,16 +13,18 @@ the same.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
+import multiprocessing
+import os
 import random
 import resource
-import select
-import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -203,13 +205,13 @@ def run_array(suffix: str, data: bytes, folder: Path) -> str:
     return "read"
 
 
-def case_function(kind: str) -> Callable[[int], str]:
-    """Runs case k of a kind, and returns how it ended."""
+@cache
+def case_function(kind: str, folder: Path) -> Callable[[int], str]:
+    """Runs case k of a kind, and returns how it ended; files of arrays lie in the folder."""
     if kind == "models":
         seeds = model_seeds()
         return lambda k: run_model(model_case(random.Random(k), seeds))
     files = array_seeds()
-    folder = Path(tempfile.mkdtemp(prefix="mdlstm-fuzz-"))
 
     def run(k: int) -> str:
         rng = random.Random(k)
@@ -220,48 +222,42 @@ def case_function(kind: str) -> Callable[[int], str]:
     return run
 
 
-def work(kind: str, start: int, end: int) -> None:
-    """Run cases and print a line for each before and after it."""
+def run_case(kind: str, folder: Path, k: int) -> str:
+    """Run case k in a worker."""
+    try:
+        return case_function(kind, folder)(k)
+    except Exception as error:
+        return f"WRONG {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def start_worker() -> None:
+    """Bound the memory of a worker, and keep what ONNX Runtime prints from the terminal."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    run = case_function(kind)
-    for k in range(start, end):
-        try:
-            ended = run(k)
-        except Exception as error:
-            ended = f"WRONG {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        print(f"{k}\t{ended}", flush=True)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-def campaign(kind: str, count: int) -> int:
-    """Run all cases in workers; returns the number of wrong ones."""
+def campaign(kind: str, count: int, folder: Path) -> int:
+    """Run all cases in a worker, and in a new one if a case ends it; returns the number of wrong ones."""
     ends: Counter[str] = Counter()
     wrong: list[str] = []
-    seeds = model_seeds()
-    k = 0
-    while k < count:
-        command = [sys.executable, __file__, kind, "--worker", str(k), str(count)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as worker:
-            assert worker.stdout
-            while select.select([worker.stdout], [], [], CASE_SECONDS)[0]:
-                line = worker.stdout.readline().decode()
-                if not line:
-                    break
-                number, ended = line.rstrip().split("\t")
-                k = int(number) + 1
-                ends[ended.split(":")[0]] += 1
-                if ended.startswith("WRONG"):
-                    wrong.append(f"{number}: {ended}")
-            worker.kill()
-            code = worker.wait()
-        if k == count:
-            break
-        if kind == "models":  # case k ended the worker, or took too long
-            with contextlib.suppress(MDLSTMError):
-                ended = run_model(model_case(random.Random(k), seeds), isolated=True)
-                ends[f"ended or stopped the process; isolated: {ended}"] += 1
-        else:
-            wrong.append(f"{k}: the worker ended with {code}")
-        k += 1
+    start = partial(ProcessPoolExecutor, 1, multiprocessing.get_context("spawn"), start_worker)
+    worker = start()
+    for k in range(count):
+        try:
+            ended = worker.submit(run_case, kind, folder, k).result(CASE_SECONDS)
+        except (BrokenProcessPool, TimeoutError) as error:
+            for process in multiprocessing.active_children():
+                process.kill()
+            worker.shutdown()
+            worker = start()
+            ended = f"WRONG {type(error).__name__}: the worker ended or took too long"
+            if kind == "models":
+                isolated = run_model(model_case(random.Random(k), model_seeds()), isolated=True)
+                ended = f"ended or stopped the process; isolated, it {isolated}"
+        ends[ended.split(":")[0]] += 1
+        if ended.startswith("WRONG"):
+            wrong.append(f"{k}: {ended}")
+    worker.shutdown()
     for ended, number in ends.most_common():
         print(f"{number:7} {ended}")
     print(*wrong, sep="\n")
@@ -273,14 +269,12 @@ def main() -> None:
     parser.add_argument("kind", choices=("models", "arrays"))
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--only", type=int)
-    parser.add_argument("--worker", type=int, nargs=2)
     arguments = parser.parse_args()
-    if arguments.worker:
-        work(arguments.kind, *arguments.worker)
-    elif arguments.only is not None:
-        print(case_function(arguments.kind)(arguments.only))
-    else:
-        sys.exit(campaign(arguments.kind, arguments.count) > 0)
+    with tempfile.TemporaryDirectory(prefix="mdlstm-fuzz-") as name:
+        if arguments.only is not None:
+            print(case_function(arguments.kind, Path(name))(arguments.only))
+        else:
+            sys.exit(campaign(arguments.kind, arguments.count, Path(name)) > 0)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.small_models import classifier, recogniser
+from helpers.small_models import recogniser
 from helpers.user_data import write_image
 
 from mdlstm_tk._util.text import text_of_field
-from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import CharacterModel, Metadata, decode, infer_paths
 from mdlstm_tk.runtime.answers import AnswerDocument
 from mdlstm_tk.runtime.io import Format
-from mdlstm_tk.runtime.jobs import ANSWER_FORMATS, ResultOptions
+from mdlstm_tk.runtime.jobs import ResultOptions
 
 GRID = Metadata("0", None, "scan", "N H W C", 1, 1)
 CLASSES = ("cat", "dög", "=1\\")
@@ -83,14 +82,6 @@ def test_tables_and_lists(options: dict[str, Any]) -> None:
         assert list(records[2]["probabilities"].items()) == ranked[: options.get("top")]
 
 
-@pytest.mark.parametrize("file_format", ANSWER_FORMATS)
-def test_documents_are_the_same_in_one_piece_and_file_by_file(file_format: Format) -> None:
-    files = [(name, decode(SCORES, CLASSIFIER)) for name in ("a", "b")]
-    whole = AnswerDocument(file_format, CLASSIFIER, ResultOptions(), is_named=True).render(files)
-    parts = AnswerDocument(file_format, CLASSIFIER, ResultOptions(), is_named=True)
-    assert parts.begin() + "".join(parts.add(*file) for file in files) + parts.end() == whole
-
-
 def test_texts_have_confidences_and_places(tmp_path: Path) -> None:
     model = recogniser(tmp_path / "m.onnx", temperature=0.1)
     image = np.full((4, 20), 255, np.uint8)
@@ -132,15 +123,3 @@ def test_a_language_model_changes_texts(tmp_path: Path) -> None:
         )
     ]
     assert texts == ["a", "a", "b", "b"]
-
-
-def test_searches_need_a_recogniser(tmp_path: Path) -> None:
-    model = classifier(tmp_path / "m.onnx")
-    write_image(tmp_path / "1.png", np.zeros((4, 4), np.uint8))
-    for options, message in (
-        ({"beam": 4}, "need a model of kind transcribe"),
-        ({"beam": 0}, "beam must be 1 or more"),
-        ({"lm": tmp_path / "none.arpa"}, "cannot read the language model"),
-    ):
-        with pytest.raises(InputError, match=message):
-            infer_paths([tmp_path / "1.png"], model, **options)  # type: ignore[arg-type]

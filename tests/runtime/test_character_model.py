@@ -16,16 +16,17 @@ from mdlstm_tk.runtime import CharacterModel
 from mdlstm_tk.runtime.character_model import DISCOUNTS
 
 TEXTS = [
-    *(
-        "the cat sat",
-        "a hat",
-        "that chat",
-        "the heat at the seat",
-        "a tea",
-        "teach the cat",
-        "eat the meat",
-    ),
-    *("", "he", "she ate the tea that the cat had", "a cheat"),
+    "the cat sat",
+    "a hat",
+    "that chat",
+    "the heat at the seat",
+    "a tea",
+    "teach the cat",
+    "eat the meat",
+    "",
+    "he",
+    "she ate the tea that the cat had",
+    "a cheat",
 ]
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
 
@@ -57,8 +58,8 @@ class Reference:
         if not (n1 and n2 and n3):
             return DISCOUNTS
         y = n1 / (n1 + 2 * n2)
-        found = (0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
-        return found if min(found[1:]) > 0 else DISCOUNTS
+        estimated = (0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
+        return estimated if min(estimated[1:]) > 0 else DISCOUNTS
 
     def probability(self, context: tuple[str, ...], token: str) -> float:
         n = len(context) + 1

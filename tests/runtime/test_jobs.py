@@ -11,14 +11,7 @@ import pytest
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.jobs import (
-    Job,
-    ResultOptions,
-    find_files,
-    is_single_file,
-    plan_jobs,
-    remaining_jobs,
-)
+from mdlstm_tk.runtime.jobs import Job, ResultOptions, find_files, is_single_file, plan_jobs, remaining_jobs
 from mdlstm_tk.runtime.model_discovery import choose_model, find_models
 
 GRID = Metadata("0", None, "scan", "N H W C", 1, 1)
@@ -32,18 +25,9 @@ TWO = replace(GRID, output_names=("y", "z"), further_windows=((1, 1),))
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with files in folders and with some that are ignored."""
     monkeypatch.chdir(tmp_path)
-    for name in (
-        *(
-            "x.npy",
-            "in/one.npy",
-            "in/a/two.NPZ",
-            "in/a/b/i.PNG",
-            "in/t.csv",
-            "in/notes.txt",
-            "in/out/z.npy",
-        ),
-        *("in/.git/hidden.npy", "in/a/.hidden.npy", "in/a/old.out.npy", "private.npy"),
-    ):
+    read = "x.npy in/one.npy in/a/two.NPZ in/a/b/i.PNG in/t.csv in/out/z.npy"
+    ignored = "in/notes.txt in/.git/hidden.npy in/a/.hidden.npy in/a/old.out.npy private.npy"
+    for name in f"{read} {ignored}".split():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from helpers.crafted_models import FLOAT, INT64, crafted, info, node
 
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime import Decoding, Metadata, Session
 from mdlstm_tk.runtime.metadata import layout_of
 
@@ -131,7 +131,6 @@ def test_recognisers_without_a_decoding_have_the_default() -> None:
 
 
 def test_metadata_of_another_graph_are_refused() -> None:
-    model = crafted()
     for name, value, message in (
         ("inputs", '["x", "k"]', r"the inputs x, but its metadata name x, k"),
         ("output_names", '["z"]', r"the outputs y, but its metadata name z"),
@@ -147,5 +146,5 @@ def test_metadata_of_another_graph_are_refused() -> None:
     assert Session(model.SerializeToString(), "cpu")([[0, 1], [2, 3]]).dtype == "int64"
     model = crafted([node("ReduceSum", "x", "y", keepdims=0)])
     model.graph.output[0].CopyFrom(info("y", FLOAT, ()))
-    with pytest.raises(Exception, match="contradicts its metadata"):
+    with pytest.raises(MDLSTMError, match="contradicts its metadata"):
         Session(model.SerializeToString(), "cpu")([[0, 1], [2, 3]])

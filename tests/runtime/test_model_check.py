@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,9 @@ import onnx
 import pytest
 from helpers.attacks import GO, REFUSED, if_node, loop
 from helpers.crafted_models import NEGATE, call, crafted, edited, node, scanning, tensor
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from onnx import helper
 
-from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.model_check import check_model
 
@@ -43,15 +42,15 @@ ACCEPTED: dict[str, Callable[[], onnx.ModelProto | bytes]] = {
     "an export": crafted,
     "functions": lambda: crafted([call("f", "x", "t"), call("f", "t", "y")], functions=[NEGATE]),
     "a Scan that calls a function": lambda: edited(
-        edited(scanning(call("f", "v", "v_out"), rows=2), "", functions=[NEGATE]),
-        "",
+        scanning(call("f", "v", "v_out"), rows=2),
+        functions=[NEGATE],
         opset_import=[helper.make_opsetid("mdlstm.functions", 1)],
     ),
     "shape inference": lambda: onnx.shape_inference.infer_shapes(
         crafted([node("Neg", "x", "t"), node("Neg", "t", "y")])
     ),
-    "a producer": lambda: edited(crafted(), "", producer_name="tool", producer_version="2", domain="org"),
-    "texts": lambda: edited(edited(crafted(), "", doc_string="text"), "graph", doc_string="more"),
+    "a producer": lambda: edited(crafted(), producer_name="tool", producer_version="2", domain="org"),
+    "texts": lambda: edited(crafted(), doc_string="text", graph=onnx.GraphProto(doc_string="more")),
     "an older opset": lambda: with_opset(13),
     "a newer opset": lambda: with_opset(21),
     "a constant node": lambda: crafted(
@@ -84,10 +83,6 @@ def test_operators_outside_the_list_run_if_they_are_trusted() -> None:
         check_model(model.SerializeToString(), "own.onnx", trusted=True)
 
 
-def test_metadata_are_returned() -> None:
-    assert check_model(crafted().SerializeToString(), "m")["mdlstm.channels"] == "1"
-
-
 def test_large_files_are_refused_before_they_are_read(model: Path) -> None:
     with pytest.raises(InputError, match="1000 bytes; allow more with max_bytes="):
         Session(model, "cpu", max_bytes=1000)
@@ -95,27 +90,14 @@ def test_large_files_are_refused_before_they_are_read(model: Path) -> None:
         check_model(b"x" * 11, "m", max_bytes=10)
 
 
-SEEDS = [
-    model.SerializeToString()
-    for model in (
-        crafted(),
-        crafted([call("f", "x", "y")], functions=[NEGATE]),
-        scanning(node("Add", "v two", "v_out")),
-        crafted([node("Reshape", "x shape", "y", allowzero=0)], [tensor("shape", [-1, 2, 2, 1])]),
-    )
-]
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.sampled_from(SEEDS), st.data())
-def test_damaged_models_end_in_an_error_or_run(seed: bytes, data: st.DataObject) -> None:
-    """Cut off, with bytes changed or inserted."""
-    changed = bytearray(seed[: data.draw(st.integers(0, len(seed)))] if data.draw(st.booleans()) else seed)
-    for _ in range(data.draw(st.integers(0, 4))):
-        index = data.draw(st.integers(0, max(0, len(changed) - 1)))
-        changed[index : index + data.draw(st.integers(0, 1))] = data.draw(st.binary(min_size=1, max_size=3))
-    try:
-        y = Session(bytes(changed), "cpu", timeout=5)(X)
-    except MDLSTMError:
-        return
-    assert isinstance(y, np.ndarray)
+def test_damaged_models_are_refused_or_pass() -> None:
+    """Each cut, each byte changed, and a byte inserted at each place."""
+    data = crafted([call("f", "x", "y")], functions=[NEGATE]).SerializeToString()
+    for n, byte in enumerate(data):
+        for damaged in (
+            data[:n],
+            data[:n] + bytes([byte ^ 255]) + data[n + 1 :],
+            data[:n] + b"\xff" + data[n:],
+        ):
+            with suppress(InputError):
+                check_model(damaged, "damaged.onnx")

@@ -97,15 +97,15 @@ class FakeCUDA:
         return session
 
 
-@pytest.fixture
-def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeCUDA:
-    module = FakeCUDA(request.param)
-    monkeypatch.setitem(sys.modules, "onnxruntime", module)
-    return module
+def install(starts: str, monkeypatch: pytest.MonkeyPatch) -> FakeCUDA:
+    """Put the fake in the place of onnxruntime."""
+    fake = FakeCUDA(starts)
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    return fake
 
 
-@pytest.mark.parametrize("fake", ["ok"], indirect=True)
-def test_cuda_is_used_with_the_requested_options(fake: FakeCUDA, model: Path) -> None:
+def test_cuda_is_used_with_the_requested_options(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install("ok", monkeypatch)
     session = Session(model, "cuda:1")
     assert (session.device, session.provider, session.reason) == ("cuda:1", "CUDAExecutionProvider", None)
     assert fake.requested == [{"device_id": 1, "use_tf32": 0, "enable_cuda_graph": 1}]
@@ -113,22 +113,27 @@ def test_cuda_is_used_with_the_requested_options(fake: FakeCUDA, model: Path) ->
     assert fake.requested[1] == {"device_id": 0, "use_tf32": 1, "enable_cuda_graph": 1}
 
 
-@pytest.mark.parametrize("fake", ["no graphs"], indirect=True)
-def test_a_model_that_cannot_be_captured_runs_on_cuda_without_graphs(fake: FakeCUDA, model: Path) -> None:
+def test_a_model_that_cannot_be_captured_runs_without_graphs(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = install("no graphs", monkeypatch)
     session = Session(model, "cuda")
     assert session.device == "cuda:0"
     assert [options["enable_cuda_graph"] for options in fake.requested] == [1, 0]
     session.warm_up()
 
 
-@pytest.mark.parametrize("fake", ["falls back", "raises"], indirect=True)
-def test_cuda_that_does_not_start_is_an_error_or_a_reason(fake: FakeCUDA, model: Path) -> None:
+@pytest.mark.parametrize("starts", ["falls back", "raises"])
+def test_cuda_that_does_not_start_is_an_error_or_a_reason(
+    starts: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(starts, monkeypatch)
     with pytest.raises(DeviceError, match=r"'cuda:2' .*; or pass device="):
         Session(model, "cuda:2")
     session = Session(model, "auto")
     assert (session.device, session.provider) == ("cpu", "CPUExecutionProvider")
     assert session.reason is not None and "CUDA 13" in session.reason
-    assert ("(ONNX Runtime: no)" in session.reason) == (fake.starts == "raises")
+    assert ("(ONNX Runtime: no)" in session.reason) == (starts == "raises")
     with pytest.raises(InputError, match="the model"):
         Session(b"\x08\x07\x3a\x00", "cuda")
 

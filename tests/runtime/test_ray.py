@@ -16,12 +16,10 @@ from helpers.processes import descendants
 from helpers.tiled_models import classifier, segmenter
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export import export_onnx
-from mdlstm_tk.runtime import Session, TiledSession
+from mdlstm_tk.runtime import TiledSession, infer_paths
 from mdlstm_tk.runtime import ray as ray_module
-from mdlstm_tk.runtime.batching import infer_files
-from mdlstm_tk.runtime.io.readers import read_input
 from mdlstm_tk.runtime.jobs import Job
 from mdlstm_tk.runtime.ray import ray_cluster
 from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
@@ -94,20 +92,18 @@ def test_files_have_the_bytes_of_a_local_run(
     for name in names:
         np.save(tmp_path / f"{name}.npy", RNG.random((int(name) % 3 + 1, 6, 7, 1)))
     np.save(tmp_path / "3.npy", np.zeros((2, 2)))
-    errors = []
-    for engine in ("local", "ray"):
-        (tmp_path / engine).mkdir()
-        jobs = [Job(f"{tmp_path / name}.npy", f"{tmp_path / engine / name}.npy", "npy") for name in names]
-        if engine == "local":
-            outcomes = list(infer_files(Session(tmp_path / "model.onnx", "cpu"), jobs, read_input))
-        else:
-            outcomes = list(ray_module.infer_with_ray(tmp_path / "model.onnx", jobs, workers=2))
-            assert [outcome.job for outcome in outcomes] == jobs
-        errors.append(sorted(str(outcome.error) for outcome in outcomes))
+    errors, sources = [], [f"{tmp_path / name}.npy" for name in names]
+    for engine, options in (("local", {}), ("ray", {"engine": "ray", "workers": 2})):
+        run = infer_paths(sources, tmp_path / "model.onnx", tmp_path / engine, device="cpu", **options)
+        results = list(run.results)
+        assert engine == "local" or [result.job.source for result in results] == sources
+        errors.append(sorted(str(result.error) for result in results))
     assert errors[0] == errors[1] and errors[0].count("None") == 4
     for name in ("0", "1", "2", "4"):
-        local, ray = ((tmp_path / engine / f"{name}.npy").read_bytes() for engine in ("local", "ray"))
+        local, ray = ((tmp_path / engine / f"{name}.out.npy").read_bytes() for engine in ("local", "ray"))
         assert local == ray
+    with pytest.raises(InputError, match='engine="ray" takes files'):
+        infer_paths(["-"], tmp_path / "model.onnx", engine="ray")
 
 
 def test_errors_of_the_caller_are_not_those_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from helpers.own_cells import register_own_cells
 from helpers.processes import descendants
-from helpers.tiled_models import classifier, downward, segmenter
+from helpers.tiled_models import segmenter
 
-from mdlstm_tk.cells import get_cell
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime import TiledSession
 
@@ -37,6 +35,7 @@ def test_tiles_equal_the_whole_grid(isolated: bool, tmp_path: Path) -> None:
         first = session(x, tile=8)
         assert_equal(first, expected)
         np.testing.assert_array_equal(session(np.load(tmp_path / "x.npy", mmap_mode="r"), tile=8), first)
+        np.testing.assert_array_equal(TiledSession(model.path, "cpu")(x, tile=8), first)  # on one thread
         assert_equal(session(np.stack([x, x]), tile=(15, 400)), np.stack([expected, expected]))
         other = pickle.loads(pickle.dumps(session))
     with other:
@@ -68,22 +67,6 @@ def test_an_isolated_session_is_one_process() -> None:
     assert set(descendants()) <= set(before)
 
 
-def test_networks_that_average_over_the_grid() -> None:
-    model = classifier()
-    x = RNG.random((23, 30), dtype=np.float32)
-    assert_equal(TiledSession(model.path, "cpu", threads=2)(x, tile=6), model.whole(x[..., None]))
-
-
-@pytest.mark.parametrize("cell", ["slstm", "fast-and-slow", "gru"])
-def test_cells_with_any_states_run_in_tiles(cell: str, fresh_registries: None) -> None:
-    register_own_cells()
-    model = downward(cell)
-    x = RNG.random((14, 11), dtype=np.float32)
-    session = TiledSession(model.path, "cpu")
-    assert {stage.states for stage in session.archive.stages} == {("h", *get_cell(cell).states)}
-    assert_equal(session(x, tile=4), model.whole(x[..., None]))
-
-
 def test_memory_is_bounded_by_smaller_batches() -> None:
     path = segmenter().path
     grid = (4096, 4096)
@@ -101,7 +84,6 @@ def test_memory_is_bounded_by_smaller_batches() -> None:
         (np.zeros((4, 4, 2)), {}, "with 3 channels"),
         (np.zeros((0, 4, 3)), {}, "has shape"),
         (np.full((4, 4, 3), np.nan), {}, "NaN"),
-        (np.zeros((4, 4, 3)), {"tile": 0}, "tile must be a positive"),
         (np.zeros((4, 4, 3)), {"batch_size": 0}, "batch_size must be"),
     ],
 )

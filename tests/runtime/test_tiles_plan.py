@@ -1,4 +1,4 @@
-"""Tiles give what the whole grid gives, with a small recurrence in NumPy in place of graphs."""
+"""The steps in which tiles are swept: their order, what they leave, and going on after a stop."""
 
 from __future__ import annotations
 
@@ -9,74 +9,46 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.tiles import FakeNetwork
+from helpers.tiled_models import TiledModel, classifier, downward, segmenter
 
 from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.runtime import TiledSession
 from mdlstm_tk.runtime.tiles.local import State, on_threads, run_steps
 from mdlstm_tk.runtime.tiles.plan import Plan, Tiling, run_order, tile_extents
 from mdlstm_tk.runtime.tiles.sources import GridSource
 from mdlstm_tk.runtime.tiles.store import BlockFolder, Blocks
-from mdlstm_tk.runtime.tiles.work import Work, make_plan, output_extents
-
-TILE = (4, 4)
+from mdlstm_tk.runtime.tiles.work import Work
 
 
-def prepared(
-    network: FakeNetwork,
-    x: Any,
-    tile: tuple[int, ...],
-    blocks: Blocks,
-    batch_size: int = 2,
-    kind: type = Work,
-) -> tuple[Any, Any]:
-    """A run of a network in tiles, and the array that it fills."""
-    archive, grid = network.archive, x.shape[:-1]
-    y = np.full((*output_extents(archive, grid), archive.metadata.outputs), np.nan, np.float32)
-    plan = make_plan(archive, grid, tile, batch_size)
-    source = GridSource(x, archive.metadata, "x")
-    return kind(archive, network, plan, blocks, source, y), y
+def random_input(session: TiledSession, *grid: int) -> Any:
+    return np.random.default_rng(0).random((*grid, session.metadata.channels), np.float32)
 
 
-def run(work: Work, threads: int = 1, state: State | None = None) -> None:
-    with on_threads(work, threads) as run_groups:
+def prepared(session: TiledSession, x: Any, blocks: Blocks, kind: type = Work) -> tuple[Any, Any]:
+    """A run of a network in tiles of 4×4, and the array that it fills."""
+    y = np.full(session.output_shape(x.shape[:-1]), np.nan, np.float32)
+    plan = session.plan(x.shape[:-1], 4, batch_size=2)
+    source = GridSource(x, session.metadata, "x")
+    return kind(session.archive, session.graphs, plan, blocks, source, y), y
+
+
+def run(work: Work, state: State | None = None) -> None:
+    with on_threads(work, 1) as run_groups:
         run_steps(work, run_groups, state=state)
 
 
-def random_input(network: FakeNetwork, *grid: int) -> Any:
-    return (
-        np.random.default_rng(0).normal(size=(*grid, network.archive.metadata.channels)).astype(np.float32)
-    )
-
-
-@pytest.mark.parametrize("seed", range(24))
-def test_tiles_equal_the_whole_grid(seed: int, tmp_path: Path) -> None:
-    """And no block is left, but for the sums of networks that average over the grid."""
-    rng = np.random.default_rng(seed)
-    ndim = seed % 3 + 1
-    pool = [(), (0,), tuple(range(ndim))][seed // 3 % 3] if ndim > 1 or seed % 2 else ()
-    network = FakeNetwork(seed, ndim, pool=pool)
-    x = random_input(network, *rng.integers(1, (40, 14, 7)[ndim - 1], size=ndim).tolist())
-    tile = tuple(map(int, rng.integers(1, 7, size=ndim)))
-    in_memory: dict[Any, Any] = {}
-    blocks: Blocks = in_memory if seed % 2 else BlockFolder(tmp_path)
-    work, y = prepared(network, x, tile, blocks, int(rng.integers(1, 5)))
-    run(work)
-    expected = network.whole(x)
-    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4 * abs(expected).max(), strict=True)
-    left = len(in_memory) + len(list(tmp_path.iterdir()))
-    last = len(network.archive.stages[-1].sweeps) * np.prod(work.plan.tiling.counts)
-    assert left == (last if pool else 0)
-
-
-def test_threads_change_no_byte(tmp_path: Path) -> None:
-    network = FakeNetwork(1, 2, stages=2)
-    x = random_input(network, 19, 23)
-    results = []
-    for threads in (1, 3):
-        work, y = prepared(network, x, TILE, {})
-        run(work, threads)
-        results.append(y)
-    np.testing.assert_array_equal(*results)
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("make", [downward, segmenter, classifier])
+def test_no_block_is_left_but_the_sums_of_a_mean(make: Any, in_memory: bool, tmp_path: Path) -> None:
+    model: TiledModel = make()
+    stored: dict[Any, Any] = {}
+    with TiledSession(model.path, "cpu") as session:
+        x = random_input(session, 19, 14)
+        work, y = prepared(session, x, stored if in_memory else BlockFolder(tmp_path))
+        run(work)
+        sums = len(session.archive.stages[-1].sweeps) * np.prod(work.plan.tiling.counts)
+    np.testing.assert_allclose(y, model.whole(x), rtol=0, atol=1e-5, strict=True)
+    assert len(stored) + len(list(tmp_path.iterdir())) == (sums if make is classifier else 0)
 
 
 class StopError(Exception):
@@ -84,35 +56,33 @@ class StopError(Exception):
 
 
 class Failing(Work):
-    """Stops after each seventh group, which is done then, but not noted."""
+    """Stops after one group of twelve, which is done then, but not noted."""
 
-    calls = 0
+    rng = np.random.default_rng(0)
 
     def run(self, *arguments: Any) -> Any:
         leaving = super().run(*arguments)
-        Failing.calls += 1
-        if Failing.calls % 7 == 0:
+        if self.rng.random() < 1 / 12:
             raise StopError
         return leaving
 
 
-@pytest.mark.parametrize("pool", [(), (0,)])
-def test_an_interrupted_run_goes_on_to_the_same_bytes(pool: tuple[int, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [downward, classifier])
+def test_an_interrupted_run_goes_on_to_the_same_bytes(make: Any, tmp_path: Path) -> None:
     """Stopped within steps: what has run in part runs again."""
-    network = FakeNetwork(3, 2, pool=pool, stages=2)
-    x = random_input(network, 11, 9)
-    work, expected = prepared(network, x, TILE, {})
-    run(work)
-    blocks = BlockFolder(tmp_path)
-    work, y = prepared(network, x, TILE, blocks, kind=Failing)
-    attempts = 0
-    while True:
-        attempts += 1
-        try:
-            run(work, state=State(tmp_path, {"tile": [4, 4]}))
-            break
-        except StopError:
-            continue
+    with TiledSession(make().path, "cpu") as session:
+        x = random_input(session, 21, 19)
+        work, expected = prepared(session, x, {})
+        run(work)
+        work, y = prepared(session, x, BlockFolder(tmp_path), Failing)
+        attempts = 0
+        while True:
+            attempts += 1
+            try:
+                run(work, State(tmp_path, {"tile": [4, 4]}))
+                break
+            except StopError:
+                continue
     assert attempts > 3
     np.testing.assert_array_equal(y, expected, strict=True)
     with pytest.raises(InputError, match=r"another tile \(\[4, 4\], now \[5, 5\]\)"):
@@ -141,9 +111,6 @@ def test_steps_respect_what_tiles_need() -> None:
 
 def test_sums_take_little_more_than_one_for_each_tile() -> None:
     """Blocks that have been read are removed before the next step."""
-    network = FakeNetwork(5, 2, stages=1)
-    stage = network.archive.stages[0]
-    assert stage.added and len(stage.sweeps) > 1
     sizes: list[int] = []
 
     class Counted(dict[Any, Any]):
@@ -151,8 +118,11 @@ def test_sums_take_little_more_than_one_for_each_tile() -> None:
             super().__setitem__(key, block)
             sizes.append(len(self))
 
-    work, _ = prepared(network, random_input(network, 80, 80), TILE, Counted())
-    run(work)
+    with TiledSession(segmenter().path, "cpu") as session:
+        (stage,) = session.archive.stages
+        assert stage.added and len(stage.sweeps) > 1
+        work, _ = prepared(session, random_input(session, 80, 80), Counted())
+        run(work)
     counts = work.plan.tiling.counts
     assert max(sizes) <= np.prod(counts) + 2 * len(stage.sweeps) * max(counts)
 
@@ -179,22 +149,11 @@ def test_invalid_tiles_are_refused(tile: Any) -> None:
         tile_extents(tile, 2)
 
 
-def test_graphs_that_do_not_fit_are_named() -> None:
-    network = FakeNetwork(1, 2)
-    graph = next(iter(network.graphs.values()))
-    whole = graph.run
-    graph.run = lambda feeds: whole(feeds) | {"h1_n": np.zeros((1, 2), np.float32)}  # type: ignore[method-assign]
-    work, _ = prepared(network, random_input(network, 9, 9), TILE, {})
-    with pytest.raises(MDLSTMError, match=r"'h1_n', expected .*do not fit together"):
-        run(work)
-
-
-def test_a_full_scratch_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_scratch_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
-    network = FakeNetwork(1, 2, stages=2)
-    work, _ = prepared(network, random_input(network, 9, 9), TILE, BlockFolder(tmp_path))
-    with pytest.raises(MDLSTMError, match=r"No space left on device; .*output=\.\.\."):
-        run(work)
+    with TiledSession(downward().path, "cpu") as session:
+        monkeypatch.setattr(os, "replace", full)
+        with pytest.raises(MDLSTMError, match=r"No space left on device; .*output=\.\.\."):
+            session(np.zeros((9, 9)), tile=4)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from helpers.small_models import classifier, node, recogniser, write_model
+from helpers.small_models import classifier, recogniser
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import CharacterModel, Session
@@ -53,20 +52,8 @@ def test_temperature_changes_confidences_alone(tmp_path: Path) -> None:
 
 
 def test_texts_from_right_to_left_are_in_the_order_of_reading(tmp_path: Path) -> None:
-    fields: dict[str, Any] = {"classes": ("\u05d0", "\u05d1"), "text_direction": "rtl"}
-    nodes = [
-        node("ReduceMean", "x axes", "mean", keepdims=0),
-        node("MatMul", "mean weights", "m"),
-        node("Add", "m start", "y"),
-    ]
-    constants = {
-        "axes": np.int64([1]),
-        "weights": np.float32([[0, 40, -40]]),
-        "start": np.float32([10, -15, 15]),
-    }
-    path = write_model(
-        tmp_path / "m.onnx", nodes, constants, outputs=3, axes=3, kind="transcribe", window=None, **fields
-    )
+    scores = {"weights": np.float32([[0, 40, -40]]), "start": np.float32([10, -15, 15])}
+    path = recogniser(tmp_path / "m.onnx", scores, classes=("\u05d0", "\u05d1"), text_direction="rtl")
     image = np.full((4, 30), 0.5, np.float32)
     image[:, 5:8], image[:, 20:24] = 0, 1  # bet on the left, alef on the right
     session = Session(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mdlstm_tk.runtime.io import FORMATS, Format
 from mdlstm_tk.runtime.io.readers import read_input
 from mdlstm_tk.runtime.io.writers import write_arrays
 from mdlstm_tk.runtime.jobs import Job, ResultOptions
-from mdlstm_tk.runtime.postprocessing import probabilities
+from mdlstm_tk.runtime.postprocessing import labels, probabilities, transcripts
 
 GRID = Metadata("0", None, "scan", "N H W C", 1, 1)
 CLASSIFIER = replace(GRID, outputs=3, window=None, kind="classify", classes=("a", "b", "c"))
@@ -110,12 +111,9 @@ def test_masks_have_the_values_and_the_palette_of_the_training_masks(
     with Image.open(write(tmp_path / "y.png", y, metadata)) as image:
         assert image.mode == mode
         np.testing.assert_array_equal(np.asarray(image), expected)
-        assert (
-            values is None
-            or palette is None
-            or image.convert("RGB").getpixel((0, 0))
-            == tuple(palette[3 * values.index(expected[0, 0]) :][:3])
-        )
+        if values and palette:
+            colours = dict(zip(values, np.reshape(palette, (3, 3)).tolist(), strict=True))
+            assert list(image.convert("RGB").getpixel((0, 0))) == colours[expected[0, 0]]
     table = write(tmp_path / "y.csv", y, metadata)
     np.testing.assert_array_equal(np.loadtxt(table, delimiter=","), expected)
     write(tmp_path / "p.npy", y, metadata, probabilities=True)
@@ -164,3 +162,18 @@ def test_classes_of_any_numbers(dtype: type) -> None:
     assert [answer.text for answer in decode(y[:, None], RECOGNISER)] == ["a", ""]
     (answer,) = decode(np.full((1, 3), np.nan, np.float32), CLASSIFIER, top=3)
     assert all(np.isnan(probability) for _, probability in answer.probabilities)
+
+
+def test_the_best_path_joins_repeats_and_drops_blanks() -> None:
+    logits = RNG.standard_normal((50, 30, 5)).astype(np.float32)
+    for row, text in zip(logits, transcripts(logits, "wxyz"), strict=True):
+        path = [key for key, _ in groupby(row.argmax(-1).tolist())]
+        assert text == "".join("wxyz"[k - 1] for k in path if k > 0)
+
+
+def test_labels_and_probabilities() -> None:
+    logits = np.array([[1.0, 3.0, 2.0], [1000.0, -1000.0, 0.0]], np.float32)
+    assert labels(logits).tolist() == [1, 0]
+    assert labels(logits[None, :, None]).shape == (1, 2, 1)
+    expected = np.exp([1, 3, 2]) / np.exp([1, 3, 2]).sum()
+    np.testing.assert_allclose(probabilities(logits), [expected, [1, 0, 0]], rtol=1e-5)

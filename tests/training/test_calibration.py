@@ -17,7 +17,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_run
 from mdlstm_tk.runtime import CharacterModel, Decoding, Session
 from mdlstm_tk.runtime.ctc import transcribe_logits
-from mdlstm_tk.training import Run, load_checkpoint, new_job, train
+from mdlstm_tk.training import load_checkpoint, new_job, train
 from mdlstm_tk.training.calibration import (
     Line,
     evenly,
@@ -138,12 +138,6 @@ def test_the_network_stays_as_it_was_validated(tmp_path: Path) -> None:
     weights = job.network.state_dict()
     assert best.keys() == weights.keys() and not job.network.training
     assert [name for name, weight in weights.items() if not torch.equal(weight, best[name])] == []
-
-
-def test_other_runs_have_neither(tmp_path: Path) -> None:
-    run: Run = run_in(tmp_path / "run", SMALL.updated({"steps": 2}, "test"))
-    assert not run.lm.exists()
-    assert not run.decoding.exists()
 
 
 def test_tasks_that_make_their_texts_have_some_for_a_model() -> None:

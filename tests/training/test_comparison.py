@@ -6,27 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.checkout import ROOT
 
-from mdlstm_tk._util.user_code import import_file
-from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import draw_comparison
-from mdlstm_tk.training import (
-    build_network,
-    compare_models,
-    configure,
-    load_checkpoint,
-    make_task,
-    plan_comparison,
-)
-from mdlstm_tk.training.comparison import (
-    Comparison,
-    ComparisonProgress,
-    configure_comparison,
-    with_equal_parameters,
-)
+from mdlstm_tk.training import compare_models, configure, load_checkpoint, plan_comparison
+from mdlstm_tk.training.comparison import Comparison, ComparisonProgress, configure_comparison
 from mdlstm_tk.training.diagonal_comparison import diagonal_rows, summarize_diagonal
-from mdlstm_tk.training.networks import count_parameters
 
 TINY = configure({"size": "4", "hidden": 3, "steps": 20, "batch_size": 2})
 
@@ -60,12 +44,6 @@ def test_a_comparison_on_the_diagonal(tmp_path: Path, original_settings: bool) -
     assert (config.seed, config.layer_norm, config.lr == 0.01) == (1, original_settings, original_settings)
 
 
-@pytest.fixture
-def rival_networks(fresh_registries: None) -> None:
-    """Register the networks that the pages compare with."""
-    import_file(ROOT / "benchmarks/rival_networks.py")
-
-
 def test_a_table_of_errors_on_test_data(tmp_path: Path) -> None:
     plan = plan_comparison(configure_comparison("digits", {"steps": 2}), 2, tmp_path / "compare")
     entry = {"hidden": 4, "parameters": 99, "seconds": [1.0, 2.0], "errors": {"error": [0.25, 0.75]}}
@@ -74,37 +52,3 @@ def test_a_table_of_errors_on_test_data(tmp_path: Path) -> None:
     assert table.rows[0] == [plan.models[0], "4", "99", "0.5", "0.25–0.75", "2"]
     assert table.rows[-1] == ["1-NN", "", "", "0.5", "0.5–0.5", ""]
     assert len(table.columns) == len(table.rows[0])
-
-
-def test_networks_get_equally_many_parameters(rival_networks: None) -> None:
-    config = configure_comparison("digits", {"hidden": 6})
-    spec = make_task(config).spec
-    target = count_parameters(build_network(config, spec))
-    for model in ("horizontal", "snake"):
-        other = with_equal_parameters(config, model, spec)
-        assert count_parameters(build_network(other, spec)) == pytest.approx(target, rel=0.2)
-
-
-@pytest.mark.slow
-def test_all_registered_networks_are_trained_and_evaluated(tmp_path: Path, rival_networks: None) -> None:
-    tiny = {"steps": 2, "hidden": 4, "batch_size": 2, "evaluate_every": 2}
-    plan = plan_comparison(configure_comparison("digits", tiny), 1, tmp_path / "compare")
-    assert plan.models == ("md", "horizontal", "snake")
-    drawn: list[Path] = []
-    comparison = compare_models(plan, on_run_end=lambda run, task: drawn.append(run.folder))
-    assert drawn == [plan.run(model, 0).folder for model in plan.models]
-    assert list(comparison.results) == [*plan.models, "1-NN", "RBF-SVM"]
-    for model in plan.models:
-        entry = comparison.results[model]
-        assert entry["errors"] == {"error": [plan.run(model, 0).read_result()["errors"]["error"]]}
-        assert entry["parameters"] == pytest.approx(comparison.results["md"]["parameters"], rel=0.2)
-
-
-def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="seed"):
-        configure_comparison("diagonal", {}, {"seed": "3"})
-    with pytest.raises(InputError, match=r"20.*5"):
-        plan_comparison(configure({"steps": 5}), folder=tmp_path / "short")
-    with pytest.raises(InputError, match="digits"):
-        plan_comparison(configure_comparison("digits", {}), folder=tmp_path / "d", original_settings=True)
-    assert not list(tmp_path.iterdir())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
@@ -39,12 +37,6 @@ def all_images(height: int, width: int, levels: int = 2, channels: int = 1) -> T
 @torch.no_grad()
 def total_probability(net: DensityNet, images: Tensor) -> float:
     return net.log_prob(images).exp().sum().item()
-
-
-@pytest.mark.parametrize("size", [(3, 3), (2, 4), (4, 2), (1, 6), (6, 1)])
-@pytest.mark.parametrize("layers", [1, 3])
-def test_the_probabilities_of_all_images_sum_to_1(size: tuple[int, int], layers: int) -> None:
-    assert abs(total_probability(network(layers=layers), all_images(*size)) - 1) < 1e-9
 
 
 @pytest.mark.parametrize(("channels", "outputs"), [(1, 3), (3, 1), (2, 3), (3, 2)])
@@ -161,15 +153,6 @@ def test_kept_states_give_the_same_features_as_the_whole_grid(
     assert (drawn == x).all()
 
 
-def test_drawing_with_kept_states_gives_the_images_that_the_whole_grid_gives() -> None:
-    net = network(3, 4, layers=2).float()
-    uniform = torch.rand(6, *SIZE, 3, generator=torch.Generator().manual_seed(1))
-    kept = net.sample(6, SIZE, uniform=uniform)
-    net.contexts = lambda x: DensityNet.contexts(net, x)  # type: ignore[method-assign]
-    assert (net.sample(6, SIZE, uniform=uniform) == kept).all()
-    assert len(kept.unique()) == 4
-
-
 def test_drawn_images_have_the_probabilities_of_the_model() -> None:
     net, images, count = network(layers=2), all_images(2, 2), 20_000
     drawn = net.sample(count, (2, 2), generator=torch.Generator().manual_seed(0))
@@ -204,10 +187,7 @@ def test_given_values_are_kept_and_the_rest_is_drawn_from_the_conditional() -> N
     ("arguments", "expected"),
     [
         ({"temperature": 0.0}, "temperature.*0"),
-        (
-            {"given": torch.zeros(2, 3, 1)},
-            r"given must be .*4, 4, 1\).*fewer rows.*got shape \(2, 3, 1\)",
-        ),
+        ({"given": torch.zeros(2, 3, 1)}, r"given must be .*4, 4, 1\).*fewer rows.*got shape \(2, 3, 1\)"),
         ({"given": torch.zeros(4, 4, 1), "mask": torch.ones(4, 4)}, "mask.*float32"),
         ({"mask": torch.ones(4, 4) > 0}, "given is None"),
         ({"uniform": torch.zeros(2, 4, 4)}, r"uniform.*\(2, 4, 4\)"),
@@ -221,22 +201,20 @@ def test_wrong_arguments_are_refused(arguments: dict[str, object], expected: str
         network().sample(0, (4, 4))
 
 
-OUTSIDE = torch.tensor([[0.5, 1.5], [-0.25, 0.5]])[..., None]
-
-
 def test_values_that_have_no_probability_are_refused() -> None:
     net, padded = network().float(), torch.zeros(1, 4, 4, 1)
-    padded[0, :2, :2], padded[0, 2:] = OUTSIDE.clamp(0, 1), torch.nan
+    outside = torch.tensor([[0.5, 1.5], [-0.25, 0.5]])[..., None]
+    padded[0, :2, :2], padded[0, 2:] = outside.clamp(0, 1), torch.nan
     with pytest.raises(InputError, match=r"x must lie in \[0, 1\], got values from -0.25 to 1.5"):
-        net.log_prob(OUTSIDE[None])
+        net.log_prob(outside[None])
     with pytest.raises(InputError, match="x holds NaN"):
         net.log_prob(padded)
     with torch.no_grad():
         assert net.log_prob(padded, sizes=[[2, 2]]).isfinite().all()
     with pytest.raises(InputError, match=r"x must be \(N, H, W, 1\), got shape \(2, 2, 1\)"):
-        net.log_prob(OUTSIDE)
+        net.log_prob(outside)
     with pytest.raises(InputError, match=r"given must lie in \[0, 1\]"):
-        net.sample(2, (2, 2), given=OUTSIDE)
+        net.sample(2, (2, 2), given=outside)
 
 
 def test_given_values_that_are_nan_are_drawn() -> None:
@@ -265,7 +243,6 @@ def test_equal_generators_give_equal_images() -> None:
     )
     assert (first == again).all()
     assert (first != other).any()
-    assert all(a.shape == b.shape == (4, *SIZE, 1) for a, b in pairwise((first, again, other)))
 
 
 def test_a_network_learns_the_distribution() -> None:

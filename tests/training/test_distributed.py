@@ -22,9 +22,8 @@ from mdlstm_tk.training import Run, load_checkpoint
 from mdlstm_tk.training.distributed import DistributedContext, init
 
 RUN = ("train", "--task", "digit-strings", "--hidden", "4", "--steps", "12", "--batch-size", "8")
-SETTINGS = (  # each process draws its own dropout masks
-    *("--set", "evaluate_every=6", "--set", "warmup=0", "--set", "average=0.9", "--set", "dropout=0"),
-)
+SETTINGS = ("--set", "evaluate_every=6", "--set", "warmup=0", "--set", "average=0.9", "--set", "dropout=0")
+# Without dropout, as each process draws masks of its own.
 
 
 def torchrun(*arguments: object, cwd: Path) -> Result:

@@ -104,28 +104,6 @@ def test_a_network_and_a_task_of_a_file_that_runs_once(
     assert (tmp_path / "runs.txt").read_text() == "x"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--cell", "gravse"), "no cell 'gravse'; did you mean 'graves'"),
-        (("--cell", "coupled"), "no cell 'coupled'"),
-        (("--model", "mine"), "no model 'mine'"),
-        (("--task", "small-diagonal"), "no task 'small-diagonal'"),
-        (("--import", "gone.py"), "gone.py"),
-        (("--import", "notes.txt"), "notes.txt"),
-    ],
-)
-def test_names_that_are_not_registered_are_one_line(
-    arguments: tuple[str, ...], message: str, tmp_path: Path, call: Callable[..., Result]
-) -> None:
-    (tmp_path / "notes.txt").write_text("no Python")
-    result = call("train", *arguments, "--steps", 30)
-    assert result.code == 2
-    assert message in result.err
-    assert len(result.err.splitlines()) == 1
-    assert not (tmp_path / "runs").exists()
-
-
 @pytest.mark.usefixtures("fresh_registries")
 def test_tasks_are_registered_from_python() -> None:
     register_task("half", kind="grid", defaults={"steps": 3})(lambda config: None)

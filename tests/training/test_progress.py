@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +16,6 @@ from mdlstm_tk.training.progress import (
     StepTimer,
     TrainingTimes,
     describe_times,
-    format_rate,
     running_mean,
 )
 
@@ -27,54 +26,42 @@ def test_running_mean() -> None:
     np.testing.assert_allclose(running_mean(values), expected)
 
 
-def timed(monkeypatch: pytest.MonkeyPatch, *laps: tuple[str, float]) -> StepTimer:
-    """A timer whose laps took these seconds."""
+STEP, VALIDATION, WRITING = ("end_step", 0.5), ("end_validation", 4.0), ("skip", 7.0)
+TIMES = {  # laps, their times, the rate, and the time of 10 more steps and 2 more validations
+    "one step": ([WRITING, ("end_step", 60.5), WRITING], TrainingTimes(1, training=60.5), None, None),
+    "a first step that compiles": (
+        [("end_step", 60.5), STEP, VALIDATION, WRITING, STEP, WRITING],
+        TrainingTimes(3, training=1.5, validation=4.0, compilation=60.0),
+        2.0,
+        5.0 + 8.0,
+    ),
+    "a first validation that compiles": (
+        [STEP, ("end_validation", 11.0), STEP, ("end_validation", 3.0)],
+        TrainingTimes(2, training=1.0, validation=6.0, compilation=8.0),
+        2.0,
+        5.0 + 6.0,
+    ),
+    "a first step that is faster": ([STEP, ("end_step", 3.0)], TrainingTimes(2, training=3.5), 1 / 3, 30.0),
+}
+
+
+@pytest.mark.parametrize("case", TIMES)
+def test_times_leave_out_compiling_and_writing(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    laps, times, rate, left = TIMES[case]
     clock = accumulate((seconds for _, seconds in laps), initial=0.0)
     monkeypatch.setattr(progress_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     timer = StepTimer()
     for method, _ in laps:
         getattr(timer, method)()
-    return timer
+    assert (timer.times, timer.steps_per_second) == (times, rate)
+    assert timer.seconds_left(steps=10, validations=2) == left
 
 
-def test_the_rate_is_that_of_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiling, step = ("end_step", 60.5), ("end_step", 0.5)
-    validation, writing = ("end_validation", 4.0), ("skip", 7.0)
-    timer = timed(monkeypatch, ("skip", 9.0), compiling, writing)
-    assert timer.steps_per_second is None and timer.seconds_left(1, 1) is None
-    assert timer.times == TrainingTimes(steps=1, training=60.5)
-    timer = timed(monkeypatch, compiling, step, validation, writing, step, writing)
-    assert timer.steps_per_second == 2.0
-    assert timer.seconds_left(steps=10, validations=2) == 5.0 + 8.0
-    assert timer.times == TrainingTimes(3, training=1.5, validation=4.0, compilation=60.0)
-
-
-def test_the_first_validation_may_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    laps = ("end_step", 1.0), ("end_validation", 11.0), ("end_step", 1.0), ("end_validation", 3.0)
-    timer = timed(monkeypatch, *laps)
-    assert timer.times == TrainingTimes(2, training=2.0, validation=6.0, compilation=8.0)
-    assert timer.seconds_left(steps=1, validations=1) == 4.0
-
-
-def test_a_first_step_that_is_faster_than_the_others_compiles_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    timer = timed(monkeypatch, ("end_step", 1.0), ("end_step", 3.0))
-    assert timer.times == TrainingTimes(2, training=4.0)
-    assert timer.times + timer.times == TrainingTimes(4, training=8.0)
-
-
-def test_times_are_described_with_their_rate() -> None:
-    text = describe_times(TrainingTimes(100, training=50.0, validation=1.0, compilation=7.0))
+def test_times_are_added_and_described_with_their_rate() -> None:
+    half = TrainingTimes(50, training=25.0, validation=0.5, compilation=3.5)
+    text = describe_times(half + half)
     assert "50.0 s at 2.0 steps/s" in text and "7.0 s" in text
     assert "steps/s" not in describe_times(TrainingTimes())
-
-
-def test_rates_below_10_keep_decimals() -> None:
-    rates = [0.0341, 0.5, 3.21, 9.96, 10.4, 1234.5]
-    texts = [format_rate(rate) for rate in rates]
-    assert texts == ["0.034", "0.5", "3.2", "10.0", "10", "1234"]
-    assert all(float(a) <= float(b) for a, b in pairwise(texts))
 
 
 def test_the_progress_line_shows_recent_means_and_the_latest_validation() -> None:
