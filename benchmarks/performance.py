@@ -8,16 +8,11 @@ The script runs the commands themselves, so that anyone who doubts a figure can 
 
 from __future__ import annotations
 
-import argparse
-import json
 import platform
-import subprocess
-import sys
 from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import compiling
 import exports
@@ -26,13 +21,13 @@ import parts
 import ragged
 import rivals
 import training
-from runtimes import markdown
+from measuring import ROOT, argument_parser, bench, markdown
 
 from mdlstm_tk.benchmark import Measurement
 from mdlstm_tk.cli.bench import LAYER_COLUMNS, RUNTIME_COLUMNS, cells
 from mdlstm_tk.export.benchmark import RuntimeMeasurement
 
-PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+PAGE = ROOT / "docs/performance.md"
 TEXT = """\
 # Performance
 
@@ -58,7 +53,7 @@ kernels.
 
 ## The layer
 
-`mdlstm bench --seconds {seconds:g}`
+`mdlstm bench --device cpu --seconds {seconds:g}`
 
 {layer}
 
@@ -161,7 +156,7 @@ not affected.
 
 ## Exported, under ONNX Runtime
 
-`mdlstm bench --runtime --seconds {seconds:g}`
+`mdlstm bench --runtime --device cpu --seconds {seconds:g}`
 
 {runtime}
 
@@ -256,12 +251,6 @@ def directions(rows: Sequence[Measurement]) -> str:
     return markdown(("N, grid, C, n", "threads", "pass", "ratio"), table, 1)
 
 
-def bench(*options: str) -> Any:
-    """Run `mdlstm bench --json` and parse its output."""
-    command = [sys.executable, "-m", "mdlstm_tk", "bench", "--json", *options]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-
-
 def processor() -> str:
     """The name of the processor, from Linux if possible."""
     try:
@@ -274,7 +263,7 @@ def processor() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=2.0, help="seconds to measure each row for")
     seconds = parser.parse_args().seconds
     layer = [Measurement(**row) for row in bench("--seconds", str(seconds))]

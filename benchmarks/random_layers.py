@@ -11,7 +11,6 @@ divided by max(1, its largest absolute value).
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from itertools import product
 from typing import Any
 
 import torch
+from measuring import argument_parser
 from torch import Tensor
 
 from mdlstm_tk import MDLSTM, BoundaryState, Gate, register_cell
@@ -191,7 +191,7 @@ def error(results: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="number of the first example")
     arguments = parser.parse_args()

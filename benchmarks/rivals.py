@@ -12,7 +12,6 @@ mamba-ssm and bidirectional-mamba need CUDA, and mambapy, in plain torch, is for
 
 from __future__ import annotations
 
-import argparse
 import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,9 +21,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
-from runtimes import markdown
+from measuring import argument_parser, markdown, ort_session
 from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
@@ -159,9 +157,7 @@ def runtime_step(path: Path, x: Tensor, expected: Tensor) -> Step:
     Raises:
         SystemExit: the file does not compute what torch computes.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path.read_bytes(), options, ["CPUExecutionProvider"])
+    session = ort_session(path.read_bytes())
     feeds = {session.get_inputs()[0].name: x.numpy()}
     truth: np.ndarray[Any, Any] = expected.numpy()
     error = float(np.abs(session.run(None, feeds)[0] - truth).max())
@@ -203,7 +199,7 @@ def table(shapes: Sequence[tuple[int, tuple[int, int]]] = SHAPES, seconds: float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="seconds for each pass of a shape")
     seconds = parser.parse_args().seconds
     print(markdown(NETWORK_COLUMNS, network_table(), 2))

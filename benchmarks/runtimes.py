@@ -11,12 +11,11 @@ environment without torch, is tested with `--check` (see .ci/lowest-onnxruntime)
 
 from __future__ import annotations
 
-import argparse
 import copy
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import argument_parser, markdown, ort_session
 
 Array = np.ndarray
 Runtime = Callable[[bytes, Mapping[str, Array]], Array]
@@ -135,12 +135,7 @@ def cases(pairs: Iterable[tuple[str, str]]) -> Iterator[Case]:
 
 def run_onnxruntime(model: bytes, feeds: Mapping[str, Array]) -> Array:
     """y of ONNX Runtime on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
-    y: Array = session.run(None, dict(feeds))[0]
+    y: Array = ort_session(model).run(None, dict(feeds))[0]
     return y
 
 
@@ -286,13 +281,6 @@ def int8_table(seconds: float = 2.0) -> str:
     return markdown(columns, rows)
 
 
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], texts: int | None = None) -> str:
-    """Format a table. The first columns are texts, this many or all; the others are numbers."""
-    texts = len(columns) if texts is None else texts
-    lines = [columns, [":---"] * texts + ["---:"] * (len(columns) - texts), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def write_between_markers(page: Path, name: str, text: str) -> None:
     """Replace what stands between <!-- name --> and <!-- /name --> in a page."""
     content = page.read_text(encoding="utf-8")
@@ -338,7 +326,7 @@ def check(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--write", type=Path, metavar="PAGE", help="page to write both tables into")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="folder to write the files into")
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="folder with the files to run")

@@ -8,7 +8,6 @@ The results are those of `mdlstm compare`, so that anybody can reproduce a figur
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -17,24 +16,19 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from performance import markdown
+from measuring import ROOT, argument_parser, markdown
 
 from mdlstm_tk.training import default_config
 
-RIVALS = Path(__file__).parent / "rival_networks.py"
-DOCS = Path(__file__).parent.parent / "docs"
+RIVALS = ROOT / "benchmarks/rival_networks.py"
+DOCS = ROOT / "docs"
 PAGES = {  # name of the page → (tasks, seeds)
     "digits": (("digits",), 5),
     "digit-strings": (("digit-strings",), 3),
     "textures": (("textures",), 3),
     "gaussian-field": (("gaussian-field", "gaussian-field-anisotropic"), 3),
 }
-PERCENTAGES = (
-    "error",
-    "character_error",
-    "word_error",
-    "string_error",
-)  # metrics that are printed in per cent
+PERCENTAGES = ("error", "character_error", "word_error", "string_error")  # printed in per cent
 MARK = "<!-- measured -->\n"  # everything below this line of a page is generated
 
 
@@ -87,7 +81,7 @@ def write_section(task: str, results: dict[str, Any], folder: Path, seeds: int) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PAGES))
     parser.add_argument(
         "--runs",

@@ -11,7 +11,6 @@ not read, a number differs by more than 1e-5, or a label, text or mask differs.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from performance import markdown
+from measuring import argument_parser, markdown
 from PIL import Image
 from trial_files import ARRAY_TYPES, IMAGE_TYPES, MASK_VALUES, Data, write_data
 
@@ -205,7 +204,7 @@ def run_trial(name: str, folder: Path, **settings: Any) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of: {'; '.join(TRIALS)}")
     parser.add_argument("-o", "--output", type=Path, help="Folder for all files; else a temporary one.")
     arguments = parser.parse_args()
