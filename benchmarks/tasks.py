@@ -36,7 +36,7 @@ def load_results(folder: Path, task: str, seeds: int) -> dict[str, Any]:
     """Return the summary that `mdlstm compare` wrote into a folder, after running it if there is none."""
     summary = folder / "summary.json"
     if not summary.is_file():
-        command = ["compare", "--task", task, "--seeds", str(seeds), "-o", str(folder)]
+        command = ["compare", "--task", task, "--seeds", str(seeds), "-o", str(folder), "--force"]
         command += ["--import", str(RIVALS)]
         subprocess.run([sys.executable, "-m", "mdlstm_tk", *command], check=True, stdout=subprocess.DEVNULL)
     results: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
