@@ -196,6 +196,8 @@ def difference(run: Runtime, case: Case) -> float | str:
         y = run(case.model, case.feeds)
     except Exception as error:  # each runtime has exceptions of its own
         return _reason(error)
+    if y.shape != case.expected.shape:
+        return f"y has the shape {y.shape}, expected {case.expected.shape}"
     return float(np.abs(y - case.expected).max())
 
 
@@ -224,7 +226,7 @@ def runs_in() -> str:
             failures = [value for value in values if isinstance(value, str)]
             for reason in failures[:1]:
                 reasons.setdefault(f"{name}: {reason}", []).append(form)
-            row.append("no" if failures else f"{max(map(float, values)):.0e}")
+            row.append("no" if failures else f"{np.max(values):.0e}")
         rows.append(row)
     notes = [f"- {reason} ({'; '.join(forms)})" for reason, forms in reasons.items()]
     title = "What those that do not run a form say:"
@@ -309,11 +311,8 @@ def check(folder: Path) -> None:
     failed, files = 0, sorted(folder.glob("*.npz"))
     for file in files:
         arrays = dict(np.load(file))
-        form, network, expected = (
-            str(arrays.pop("form")),
-            str(arrays.pop("network")),
-            arrays.pop("expected"),
-        )
+        form, network = (str(arrays.pop(name)) for name in ("form", "network"))
+        expected = arrays.pop("expected")
         case = Case(form, network, file.with_suffix(".onnx").read_bytes(), arrays, expected)
         result = difference(lambda model, feeds: Session(model, "cpu")(**feeds), case)
         if isinstance(result, str) or not result <= case.tolerance:

@@ -73,7 +73,7 @@ class Row:
         file_type: type of the files.
         files: number of files.
         read: number of files that the model took.
-        difference: largest difference to the outputs of the network in torch.
+        difference: largest difference to the outputs of the network in torch; NaN if one is NaN.
         agreeing: number of files whose label, text or mask is that of torch; for kind "grid", of those
             whose numbers differ by no more than `TOLERANCE`.
     """
@@ -197,7 +197,7 @@ def run_trial(name: str, folder: Path, **settings: Any) -> list[Row]:
                 agree = False
                 continue
             difference = float(np.abs(want.outputs - got.outputs.reshape(want.outputs.shape)).max())
-            row.difference = max(row.difference, difference)
+            row.difference = float(np.maximum(row.difference, difference))  # NaN if one of them is
             agree &= difference <= TOLERANCE if kind == "grid" else np.array_equal(want.answer, got.answer)
         row.agreeing += agree
     return list(rows.values())
