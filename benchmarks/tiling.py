@@ -13,11 +13,10 @@ system takes to clear memory included. Needs Linux.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,8 +38,8 @@ def memory(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
 
 
-def step(way: str, options: argparse.Namespace) -> None:
-    """One training step in this process; prints its figures and writes its gradients."""
+def step(way: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Do one training step in this process, write its gradients, and return its figures."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     directions: Any = options.directions if options.directions == "all" else 1
@@ -65,16 +64,14 @@ def step(way: str, options: argparse.Namespace) -> None:
         "system": end.system - start.system,
     }
     gradients = {name: parameter.grad for name, parameter in layer.named_parameters()}
-    np.savez(options.folder / f"{way}.npz", x=x.grad, **gradients)
-    print(json.dumps(figures))
-
-
-def measure(way: str, options: argparse.Namespace) -> dict[str, float]:
-    """The figures of one step in a process of its own."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--way", way, "--folder", str(options.folder)]
-    result = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    figures: dict[str, float] = json.loads(result.stdout)
+    np.savez(folder / f"{way}.npz", x=x.grad, **gradients)
     return figures
+
+
+def measure(way: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """The figures of one step in a process of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(step, way, folder, options).result()
 
 
 def largest_difference(folder: Path) -> float:
@@ -92,19 +89,13 @@ def main() -> None:
     parser.add_argument("--directions", choices=["1", "all"], default="1")
     parser.add_argument("--cell", default="stable")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.way:
-        step(options.way, options)
-        return
     with tempfile.TemporaryDirectory() as name:
-        options.folder = Path(name)
         rounds: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         for number in range(options.rounds):
             for way in WAYS[:: 1 if number % 2 else -1]:
-                rounds[way].append(measure(way, options))
-        difference = largest_difference(options.folder)
+                rounds[way].append(measure(way, Path(name), options))
+        difference = largest_difference(Path(name))
     figures = {way: {key: median(r[key] for r in rounds[way]) for key in rounds[way][0]} for way in WAYS}
     rows = [
         [way, f"{of_way['beside'] / 2**20:,.0f}", *(f"{of_way[name]:.1f}" for name in FIGURES)]
