@@ -34,6 +34,16 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], texts: int |
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def write_between_markers(page: Path, name: str, text: str) -> None:
+    """Replace what stands between <!-- name --> and <!-- /name --> in a page."""
+    content = page.read_text(encoding="utf-8")
+    before, start, rest = content.partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    if not end:
+        raise SystemExit(f"{page} has no <!-- {name} --> … <!-- /{name} -->")
+    page.write_text(f"{before}{start}{text}\n{end}{after}", encoding="utf-8")
+
+
 def python(*arguments: object, checkout: Path = ROOT, **environment: str) -> str:
     """Run Python in a process that imports the package of a checkout, and return what it prints."""
     command = [sys.executable, "-P", *map(str, arguments)]

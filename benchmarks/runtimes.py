@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import argument_parser, markdown, ort_session
+from measuring import argument_parser, markdown, ort_session, write_between_markers
 
 Array = np.ndarray
 Runtime = Callable[[bytes, Mapping[str, Array]], Array]
@@ -281,16 +281,6 @@ def int8_table(seconds: float = 2.0) -> str:
         "error",
     ]
     return markdown(columns, rows)
-
-
-def write_between_markers(page: Path, name: str, text: str) -> None:
-    """Replace what stands between <!-- name --> and <!-- /name --> in a page."""
-    content = page.read_text(encoding="utf-8")
-    before, start, rest = content.partition(f"<!-- {name} -->\n")
-    _, end, after = rest.partition(f"<!-- /{name} -->")
-    if not end:
-        raise SystemExit(f"{page} has no <!-- {name} --> … <!-- /{name} -->")
-    page.write_text(f"{before}{start}{text}\n{end}{after}", encoding="utf-8")
 
 
 def save(folder: Path) -> None:
