@@ -12,6 +12,8 @@ import pytest
 import torch
 from helpers.checkout import ROOT
 
+sys.path.insert(0, str(ROOT / "benchmarks"))  # as a script has its folder there
+
 GPU = runpy.run_path(str(ROOT / "benchmarks/gpu.py"))
 
 
