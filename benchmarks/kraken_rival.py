@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,6 +52,8 @@ def train_kraken(
     if not ketos.exists():
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
         subprocess.run([python, "-m", "pip", "install", "-q", "kraken>=7,<8"], check=True)
+    checkpoints = folder / "checkpoints"
+    shutil.rmtree(checkpoints, ignore_errors=True)  # those of an interrupted training had more minutes
     folder.mkdir(parents=True, exist_ok=True)
     for split, paths in files.items():
         (folder / f"{split}.txt").write_text("".join(f"{path.absolute()}\n" for path in paths), "utf-8")
@@ -65,11 +68,11 @@ def train_kraken(
             training.send_signal(signal.SIGINT)  # kraken then writes its last checkpoint
             training.wait(600)
     # kraken names the checkpoint of each epoch by its accuracy, as checkpoint_07-0.8123.ckpt
-    checkpoints = sorted((folder / "checkpoints").glob("checkpoint_*.ckpt"), key=accuracy)
-    if not checkpoints:
+    best = max(checkpoints.glob("checkpoint_*.ckpt"), key=accuracy, default=None)
+    if best is None:
         raise SystemExit(f"kraken wrote no checkpoint; see {folder / 'train.log'}")
     model = folder / "model.safetensors"
-    subprocess.run([ketos, "convert", "-o", model, checkpoints[-1]], check=True, stdout=sys.stderr)
+    subprocess.run([ketos, "convert", "-o", model, best], check=True, stdout=sys.stderr)
     arguments = [python, "-c", READ_WITH_KRAKEN, model, *files["test"]]
     texts = json.loads(subprocess.run(arguments, check=True, stdout=subprocess.PIPE).stdout)
     lines = []

@@ -32,16 +32,9 @@ from mdlstm_tk.data import KINDS, Kind
 from mdlstm_tk.data.task import collate
 from mdlstm_tk.export import export_run
 from mdlstm_tk.runtime.postprocessing import labels, transcripts
-from mdlstm_tk.training import (
-    Run,
-    default_config,
-    load_checkpoint,
-    make_task,
-    new_job,
-    predict,
-    train,
-)
+from mdlstm_tk.training import Run, default_config, load_checkpoint, make_task, new_job, predict, train
 
+COLUMNS = ("trial", "type of file", "files", "read", "largest difference to torch", "agreement")
 TOLERANCE = 1e-5
 QUICK = {"steps": 80, "hidden": 8, "lr": 0.02, "warmup": 5, "batch_size": 8, "average": 0.0}
 SETTINGS = {kind: {**QUICK, "steps": 300} if kind == "transcribe" else QUICK for kind in KINDS}
@@ -192,13 +185,15 @@ def run_trial(name: str, folder: Path, **settings: Any) -> list[Row]:
         row.read += all((path, array) in results for array in samples)
         agree = True
         for array, sample in samples.items():
-            want, got = expected.get(sample), results.get((path, array))
-            if want is None or got is None:
+            inferred, trained = results.get((path, array)), expected.get(sample)
+            if inferred is None or trained is None:
                 agree = False
                 continue
-            difference = float(np.abs(want.outputs - got.outputs.reshape(want.outputs.shape)).max())
+            outputs = inferred.outputs.reshape(trained.outputs.shape)
+            difference = float(np.abs(trained.outputs - outputs).max())
             row.difference = float(np.maximum(row.difference, difference))  # NaN if one of them is
-            agree &= difference <= TOLERANCE if kind == "grid" else np.array_equal(want.answer, got.answer)
+            is_equal = np.array_equal(trained.answer, inferred.answer)
+            agree &= difference <= TOLERANCE if kind == "grid" else is_equal
         row.agreeing += agree
     return list(rows.values())
 
@@ -211,8 +206,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.output or Path(temporary)
         rows = [row for name in arguments.names or TRIALS for row in run_trial(name, folder / name)]
-    columns = ["trial", "type of file", "files", "read", "largest difference to torch", "agreement"]
-    print(markdown(columns, [row.cells() for row in rows]))
+    print(markdown(COLUMNS, [row.cells() for row in rows]))
     if not all(row.passed for row in rows):
         sys.exit("some files were not read, or differ from torch")
 
