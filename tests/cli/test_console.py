@@ -52,6 +52,14 @@ def test_a_progress_bar(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.M
     assert "d[/y]  ETA 1:10" in capfd.readouterr().err
 
 
+def test_the_last_line_of_progress_is_printed_once(capfd: pytest.CaptureFixture[str]) -> None:
+    """Several steps may end within the last second of a training with `minutes`."""
+    with progress(4) as show:
+        for second in (1, 1, 3, 4, 4, 4):
+            show(second, "text")
+    assert [line.split()[0] for line in capfd.readouterr().err.splitlines()] == ["1/4", "3/4", "4/4"]
+
+
 @pytest.mark.parametrize("arguments", [("infer\nforged",), ("infer", EVIL, "-q"), ("infer", "--x\nforged")])
 def test_errors_are_one_line_and_a_traceback_is_plain(arguments: tuple[str, ...], tmp_path: Path) -> None:
     done = mdlstm(*arguments, cwd=tmp_path)
