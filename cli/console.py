@@ -135,8 +135,8 @@ def progress(total: int, done: int = 0) -> Iterator[Callable[..., None]]:
     """Show progress on stderr: a bar on a terminal, else ten lines, or one in 30 s; with -q nothing.
 
     Yields:
-        A function `show(step, text, seconds_left=None)`, which shows that `step` steps are done. A `text` that
-        is a function is called only when its result is printed. None: the time left is unknown.
+        A function `show(step, text, seconds_left=None)`, which shows that `step` steps are done. A `text`
+        that is a function is called only when its result is printed. None: the time left is unknown.
     """
     if not on_terminal():
         interval, last_step, last_time = max(1, total // 10), done, time.monotonic()
