@@ -11,7 +11,6 @@ environment without torch, is tested with `--check` (see .ci/lowest-onnxruntime)
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 import tempfile
@@ -31,7 +30,7 @@ Array = np.ndarray
 Runtime = Callable[[bytes, Mapping[str, Array]], Array]
 
 TOLERANCES = {"float32": 1e-5, "float16": 5e-3, "int8": 5e-2}
-FORMS: dict[str, dict[str, Any]] = {
+FORMS: dict[str, dict[str, Any]] = {  # arguments of `export_onnx`
     "unrolled": {},
     "unrolled, `sizes`": {"padded": True},
     "unrolled, float16": {"dtype": "float16"},
@@ -57,10 +56,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "3-D": {"ndim": 3, "directions": [(1, 1, 1), (-1, 1, -1)], "cell": "stable"},
 }
 GRIDS = {2: (4, 3), 3: (2, 2, 3)}
-SPEED_SHAPES = (  # N, grid, C, n
-    (1, (32, 32), 1, 32),
-    (16, (16, 16), 1, 64),
-    (16, (16, 16), 1, 256),
+SPEED_SHAPES = ("1,32x32,1,32", "16,16x16,1,64", "16,16x16,1,256")
+INT8_COLUMNS = (
+    *("N, grid, C, n", "form", "float32 ms", "int8 ms", "ratio"),
+    *("float32 KiB", "int8 KiB", "error"),
 )
 
 
@@ -89,48 +88,28 @@ class Case:
 
 
 def cases(pairs: Iterable[tuple[str, str]]) -> Iterator[Case]:
-    """Export for each pair of a form and a network.
-
-    This does what `export_onnx` does, but captures a network once for several forms, and does not verify.
-    """
+    """Export for each pair of a form and a network."""
     import onnx
     import torch
     from onnx import inliner
 
-    from mdlstm_tk import MDLSTM, __version__
-    from mdlstm_tk.export import float64_reference, lower
-    from mdlstm_tk.export.capture import capture
-    from mdlstm_tk.export.lowering.functions import outline
-    from mdlstm_tk.export.quantization import quantize
-    from mdlstm_tk.runtime import Metadata
+    from mdlstm_tk import MDLSTM
+    from mdlstm_tk.export import export_onnx, float64_reference
 
     torch.manual_seed(0)
     layers = {name: MDLSTM(2, 4, **options).eval() for name, options in NETWORKS.items()}
-    captured: dict[tuple[Any, ...], onnx.ModelProto] = {}
     for form, network in pairs:
         layer, settings = layers[network], FORMS[form]
-        ndim, grid = layer.ndim, settings.get("grid", GRIDS[layer.ndim])
-        kind, dtype = settings.get("form", "unrolled"), settings.get("dtype", "float32")
-        x = np.random.default_rng(0).standard_normal((3, *GRIDS[ndim], 2)).astype(np.float32)
-        extra = {"sizes": np.asarray([GRIDS[ndim], (1,) * ndim, (2,) * ndim])} if "sizes" in form else {}
-        key = (network, grid, dtype == "float16", *extra)
-        if key not in captured:
-            module = copy.deepcopy(layer).half() if dtype == "float16" else layer
-            examples = {name: torch.from_numpy(value) for name, value in {"x": x, **extra}.items()}
-            captured[key] = capture(
-                module, examples, {} if grid else {"x": dict.fromkeys(range(1, ndim + 1), 1)}
-            )
-        model = lower(captured[key], kind, separate_products=dtype == "int8")
-        model = quantize(model) if dtype == "int8" else model
-        model = outline(model) if "functions" in form else model
-        model = inliner.inline_local_functions(model) if "inlined" in form else model
-        layout = " ".join(["N", *("D", "H", "W")[-ndim:], "C"])
-        y = float64_reference(layer)(x, **extra)
-        metadata = Metadata(
-            __version__, grid, kind, layout, 2, y.shape[-1], ("x", *extra), layer.window, dtype=dtype
-        )
-        onnx.helper.set_model_props(model, metadata.to_props())
-        yield Case(form, network, model.SerializeToString(), {"x": x, **extra}, y)
+        grid = GRIDS[layer.ndim]
+        x = np.random.default_rng(0).standard_normal((3, *grid, 2)).astype(np.float32)
+        sizes = np.asarray([grid, (1,) * layer.ndim, (2,) * layer.ndim])
+        feeds = {"x": x, "sizes": sizes} if settings.get("padded") else {"x": x}
+        with tempfile.TemporaryDirectory() as folder:
+            path = export_onnx(layer, Path(folder) / "model.onnx", **{"grid": grid, **settings}).path
+            model = onnx.load(path)
+        if form == "functions, inlined":
+            model = inliner.inline_local_functions(model)
+        yield Case(form, network, model.SerializeToString(), feeds, float64_reference(layer)(**feeds))
 
 
 def run_onnxruntime(model: bytes, feeds: Mapping[str, Array]) -> Array:
@@ -238,49 +217,29 @@ def int8_table(seconds: float = 2.0) -> str:
     import torch
 
     from mdlstm_tk import MDLSTM
-    from mdlstm_tk.benchmark import interleave
+    from mdlstm_tk.benchmark import Shape, interleave
     from mdlstm_tk.export import export_onnx
     from mdlstm_tk.runtime import Session
 
     rows = []
-    for batch, grid, channels, units in SPEED_SHAPES:
-        for form in ("unrolled", "scan"):
-            torch.manual_seed(0)
-            layer = MDLSTM(channels, units)
-            x = np.random.default_rng(0).standard_normal((batch, *grid, channels)).astype(np.float32)
-            with tempfile.TemporaryDirectory() as folder:
-                reports = {
-                    dtype: export_onnx(
-                        layer, Path(folder) / f"{dtype}.onnx", grid=grid, form=form, dtype=dtype
-                    )
-                    for dtype in ("float32", "int8")
-                }
-                sessions = {dtype: Session(report.path, "cpu") for dtype, report in reports.items()}
-            calls = {dtype: partial(session, x) for dtype, session in sessions.items()}
-            times = interleave(calls, seconds)
-            fastest = {dtype: min(values) for dtype, values in times.items()}
-            rows.append(
-                [
-                    f"{batch}, {'x'.join(map(str, grid))}, {channels}, {units}",
-                    form,
-                    *(f"{fastest[dtype] * 1e3:.1f}" for dtype in reports),
-                    f"{fastest['int8'] / fastest['float32']:.2f}",
-                    *(f"{report.bytes / 1024:.0f}" for report in reports.values()),
-                    f"{reports['int8'].max_abs:.0e}",
-                ]
+    for shape, form in product(map(Shape.parse, SPEED_SHAPES), ("unrolled", "scan")):
+        torch.manual_seed(0)
+        layer = MDLSTM(shape.channels, shape.units)
+        x = np.random.default_rng(0).random((shape.batch, *shape.grid, shape.channels), np.float32)
+        with tempfile.TemporaryDirectory() as folder:
+            float32, int8 = (
+                export_onnx(layer, Path(folder) / f"{dtype}.onnx", grid=shape.grid, form=form, dtype=dtype)
+                for dtype in ("float32", "int8")
             )
-            print(rows[-1], file=sys.stderr)
-    columns = [
-        "N, grid, C, n",
-        "form",
-        "float32 ms",
-        "int8 ms",
-        "ratio",
-        "float32 KiB",
-        "int8 KiB",
-        "error",
-    ]
-    return markdown(columns, rows)
+            sessions = {"float32": Session(float32.path, "cpu"), "int8": Session(int8.path, "cpu")}
+        times = interleave({dtype: partial(session, x) for dtype, session in sessions.items()}, seconds)
+        fastest = {dtype: min(values) for dtype, values in times.items()}
+        row = [str(shape), form, *(f"{value * 1e3:.1f}" for value in fastest.values())]
+        row += [f"{fastest['int8'] / fastest['float32']:.2f}"]
+        row += [f"{float32.bytes / 1024:.0f}", f"{int8.bytes / 1024:.0f}", f"{int8.max_abs:.0e}"]
+        print(row, file=sys.stderr)
+        rows.append(row)
+    return markdown(INT8_COLUMNS, rows)
 
 
 def save(folder: Path) -> None:
