@@ -23,9 +23,8 @@ import onnxruntime
 import torch
 from measuring import argument_parser, cpu_times, markdown, ort_session
 
-from mdlstm_tk import MDLSTM
 from mdlstm_tk.benchmark import Shape, torch_threads
-from mdlstm_tk.benchmark.contenders import floor
+from mdlstm_tk.benchmark.contenders import floor, make_layer
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.runtime import Session
 
@@ -59,12 +58,11 @@ LOOP = {"Scan": "Scan, Identity", "Identity": "Scan, Identity"}
 def exported(shape: Shape, form: str) -> Iterator[tuple[Path, np.ndarray]]:
     """A file of a layer, and an x for it. A scan is a file for any grid, as in `mdlstm bench`."""
     torch.manual_seed(0)
-    layer = MDLSTM(shape.channels, shape.units, ndim=len(shape.grid), **dict(shape.options))
-    x = np.random.default_rng(0).random((shape.batch, *shape.grid, shape.channels), np.float32)
+    layer, x = make_layer(shape)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layer.onnx"
         export_onnx(layer, path, grid=shape.grid if form == "unrolled" else None, form=form)
-        yield path, x
+        yield path, x.numpy()
 
 
 def ratios(shape: Shape, form: str, seconds: float) -> list[float]:

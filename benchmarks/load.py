@@ -20,8 +20,8 @@ from statistics import median
 import torch
 from measuring import argument_parser, markdown
 
-from mdlstm_tk.benchmark import SHAPES, Shape, contenders, interleave, ratios_of
-from mdlstm_tk.benchmark.contenders import Step
+from mdlstm_tk.benchmark import SHAPES, Shape, interleave, ratios_of, torch_threads
+from mdlstm_tk.benchmark.contenders import Step, make_layer, make_step
 
 COLUMNS = (
     "N, grid, C, n",
@@ -59,8 +59,9 @@ def table(seconds: float, shapes: Sequence[Shape] = SHAPES) -> list[list[str]]:
 
 def measure(shape: Shape, training: bool, seconds: float) -> tuple[float, float, float]:
     """Milliseconds with one and with two threads, and the median ratio of the second to the first."""
-    step = contenders(shape, training)[0]["layer"]
-    times = interleave({"one": with_threads(step, 1), "two": with_threads(step, 2)}, seconds)
+    step = make_step(*make_layer(shape), training)
+    with torch_threads(1):
+        times = interleave({"one": with_threads(step, 1), "two": with_threads(step, 2)}, seconds)
     one, two = (1000 * median(times[name]) for name in ("one", "two"))
     return one, two, ratios_of(times, "two")["one"]
 

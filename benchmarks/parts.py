@@ -15,8 +15,8 @@ from measuring import markdown
 from numba import cfunc
 
 from mdlstm_tk.backends.cpu.plan import plans
-from mdlstm_tk.benchmark import Shape, contenders, interleave, torch_threads
-from mdlstm_tk.benchmark.contenders import Step
+from mdlstm_tk.benchmark import Shape, interleave, torch_threads
+from mdlstm_tk.benchmark.contenders import Step, make_layer, make_step
 
 SHAPES = (
     Shape(16, (8, 8), 1, 16),
@@ -60,7 +60,7 @@ def without(part: str, step: Step) -> Step:
 
 def measure(shape: Shape, training: bool, seconds: float = 2.0) -> list[str]:
     """One row of the table, measured on one thread."""
-    layer = contenders(shape, training)[0]["layer"]
+    layer = make_step(*make_layer(shape), training)
     steps = {"layer": layer, **{part: without(part, layer) for part in REPLACED}}
     with torch_threads(1):
         times = {name: median(series) for name, series in interleave(steps, seconds).items()}

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from measuring import cpu_times, markdown
 
-from mdlstm_tk.benchmark import Shape, contenders, torch_threads
+from mdlstm_tk.benchmark import Shape, torch_threads
+from mdlstm_tk.benchmark.contenders import make_layer, make_step
 from mdlstm_tk.training import configure, new_job, train
 
 CONFIG = configure({"device": "cpu"})  # the default task: 16 matrices of 8x8 a step, 16 units
@@ -31,8 +32,7 @@ def train_once() -> None:
 
 def table() -> list[list[str]]:
     """One row per part, in the columns of COLUMNS."""
-    steps, *_ = contenders(SHAPE, training=True)
-    step = steps["layer"]
+    step = make_step(*make_layer(SHAPE), training=True)
 
     def layer_alone() -> None:
         for _ in range(CONFIG.steps):
