@@ -57,3 +57,15 @@ def test_nan_is_no_small_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(script, "installed_runtimes", lambda: {"one": lambda model, feeds: next(results)})
     assert "| scan | nan |" in script.runs_in()
     assert script.difference(lambda model, feeds: good[:1], case) == "y has the shape (1,), expected (2,)"
+
+
+def test_an_interrupted_comparison_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = importlib.import_module("tasks")
+    (tmp_path / "md-0").mkdir()  # a run of it
+
+    def run(command: list[str], **options: object) -> None:
+        assert "--force" in command
+        (tmp_path / "summary.json").write_text("{}", encoding="utf-8")
+
+    monkeypatch.setattr(script.subprocess, "run", run)
+    assert script.load_results(tmp_path, "digits", 1) == {}
