@@ -69,3 +69,18 @@ def test_an_interrupted_comparison_is_run_again(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(script.subprocess, "run", run)
     assert script.load_results(tmp_path, "digits", 1) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_registries", "one_thread")
+def test_random_layers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    script = importlib.import_module("random_layers")
+    with pytest.raises(SystemExit) as end:
+        script.main(["--count", "2"])
+    assert end.value.code == 0, capsys.readouterr().err
+    monkeypatch.setattr(script, "random_case", lambda rng: script.Case(cell="absent"))
+    with pytest.raises(SystemExit) as end:
+        script.main(["--count", "1"])
+    assert end.value.code == 1
+    captured = capsys.readouterr()
+    assert "1 wrong" in captured.out and "seed 0: absent" in captured.err
