@@ -202,7 +202,7 @@ def main() -> None:
     rows = []
     for key, series in times.items():
         first = times.get((str(arguments.checkouts[0]), *key[1:]), series)
-        ratio = median(ours / theirs for ours, theirs in zip(series, first, strict=True))
+        ratio = median(time / base for time, base in zip(series, first, strict=True))
         rows.append([*key, f"{median(series):.1f}", f"{ratio:.2f}", f"{sizes[key]:.0f}"])
     print(markdown(COLUMNS, rows, 3))
     for key, error in errors.items():

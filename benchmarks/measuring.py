@@ -37,8 +37,8 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], texts: int |
 def write_between_markers(page: Path, name: str, text: str) -> None:
     """Replace what stands between <!-- name --> and <!-- /name --> in a page."""
     content = page.read_text(encoding="utf-8")
-    before, start, rest = content.partition(f"<!-- {name} -->\n")
-    _, end, after = rest.partition(f"<!-- /{name} -->")
+    before, start, section = content.partition(f"<!-- {name} -->\n")
+    _, end, after = section.partition(f"<!-- /{name} -->")
     if not end:
         raise SystemExit(f"{page} has no <!-- {name} --> … <!-- /{name} -->")
     page.write_text(f"{before}{start}{text}\n{end}{after}", encoding="utf-8")
