@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 from mdlstm_tk._util.text import printable, to_json
@@ -131,21 +132,27 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def progress(total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-    """Show progress on stderr: a bar on a terminal, else ten lines, or one in 30 s; with -q nothing.
+def progress(total: int, done: int = 0, lines: int = 10) -> Iterator[Callable[..., None]]:
+    """Show progress on stderr: a bar on a terminal, else lines; with -q nothing.
+
+    Args:
+        total: number of steps.
+        done: steps done before.
+        lines: about how many lines stand for all steps, besides one after each 30 s without a line.
 
     Yields:
         A function `show(step, text, seconds_left=None)`, which shows that `step` steps are done. A `text`
         that is a function is called only when its result is printed. None: the time left is unknown.
     """
     if not on_terminal():
-        interval, last_step, last_time = max(1, total // 10), done, time.monotonic()
+        interval = max(1, total // lines) if lines else inf
+        last_step, last_time = done, time.monotonic()
 
         def write_line(step: int, text: str | Callable[[], str], seconds_left: float | None = None) -> None:
             nonlocal last_step, last_time
             previous, last_step, now = last_step, step, time.monotonic()
-            is_next = step // interval > previous // interval or step == total > previous
-            if is_next or now - last_time >= LINE_SECONDS:
+            ends = lines and step == total > previous
+            if ends or step // interval > previous // interval or now - last_time >= LINE_SECONDS:
                 last_time = now
                 note(f"{step}/{total}  {text if isinstance(text, str) else text()}{_eta(seconds_left)}")
 

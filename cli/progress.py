@@ -157,7 +157,7 @@ def _follow(run: Inference, records: list[dict[str, Any]], is_single: bool, is_j
     if document:
         sys.stdout.write(document.begin())
     try:
-        with nullcontext() if is_single else progress(total) as show:
+        with nullcontext() if is_single else progress(total, lines=0) as show:
             for result in run.results:
                 records.append(run.record(result))
                 if document:
@@ -167,7 +167,7 @@ def _follow(run: Inference, records: list[dict[str, Any]], is_single: bool, is_j
                 else:
                     failed += 1
                     console.error(result.error, label="failed")
-                if show and console.on_terminal():
+                if show:
                     seconds_left = (total - len(records)) / rate()
                     show(len(records), f"{rate():.3g} files/s", seconds_left)
     except (MDLSTMError, KeyboardInterrupt):
