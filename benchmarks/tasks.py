@@ -82,7 +82,7 @@ def write_section(task: str, results: dict[str, Any], folder: Path, seeds: int) 
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PAGES))
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=PAGES, help=", ".join(PAGES))
     parser.add_argument(
         "--runs",
         type=Path,

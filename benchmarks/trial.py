@@ -200,7 +200,7 @@ def run_trial(name: str, folder: Path, **settings: Any) -> list[Row]:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of: {'; '.join(TRIALS)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=TRIALS, help="; ".join(TRIALS))
     parser.add_argument("-o", "--output", type=Path, help="Folder for all files; else a temporary one.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
