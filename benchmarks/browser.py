@@ -17,10 +17,7 @@ With `--drawing`, the page of a density model of 2 layers of 32 units draws pict
 
 from __future__ import annotations
 
-import argparse
-import os
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -36,7 +33,7 @@ from playwright.sync_api import Browser, expect
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from helpers.browser import ARGUMENTS, Tab, find_chromium, launched, opened, served
-from runtimes import markdown
+from measuring import ROOT, argument_parser, markdown, python
 
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.export.browser.build import load_runtime, write_page
@@ -46,7 +43,6 @@ from mdlstm_tk.models import PixelNet
 
 Key = tuple[str, str, str]  # checkout, form and provider
 
-ROOT = Path(__file__).parent.parent
 EXTENT = 64
 EXPORT = """
 import sys, torch
@@ -73,12 +69,6 @@ DRAWN = (28, 28)
 DRAW = f"model.draw(new Float32Array({DRAWN[0] * DRAWN[1]}).fill(-1)).then((result) => result.milliseconds)"
 
 
-def export(checkout: Path, folder: Path) -> None:
-    """Let a checkout export its files into a folder."""
-    command = [sys.executable, "-P", "-c", EXPORT, str(folder), str(EXTENT)]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(checkout.resolve())})
-
-
 def make_pages(
     checkouts: list[Path], runtime: dict[str, bytes], webgpu: Path | None, folder: Path
 ) -> Iterator[tuple[Key, Path]]:
@@ -87,16 +77,16 @@ def make_pages(
     for number, checkout in enumerate(checkouts):
         files = folder / str(number)
         files.mkdir()
-        export(checkout, files)
+        python("-c", EXPORT, files, EXTENT, checkout=checkout)
         for form in FORMS:
             page = files / form
             write_page(files / f"{form}.onnx", page, form, runtime, [PageExample(x)])
-            yield (checkout.resolve().name, form, "wasm"), page
+            yield (str(checkout), form, "wasm"), page
             if webgpu is not None:
                 copied = files / f"{form}-webgpu"
                 shutil.copytree(page, copied)
                 use_webgpu(copied, webgpu)
-                yield (checkout.resolve().name, form, "webgpu"), copied
+                yield (str(checkout), form, "webgpu"), copied
 
 
 def use_webgpu(page: Path, package: Path) -> None:
@@ -181,7 +171,7 @@ def measure_drawing(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("checkouts", type=Path, nargs="*", default=[ROOT], metavar="CHECKOUT")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--web-runtime", type=Path, help="the package, instead of running npm")
@@ -211,8 +201,8 @@ def main() -> None:
             times, errors = measure(browser, pages, arguments.rounds)
     rows = []
     for key, series in times.items():
-        first = times.get((arguments.checkouts[0].resolve().name, *key[1:]), series)
-        ratio = median(ours / theirs for ours, theirs in zip(series, first, strict=True))
+        first = times.get((str(arguments.checkouts[0]), *key[1:]), series)
+        ratio = median(time / base for time, base in zip(series, first, strict=True))
         rows.append([*key, f"{median(series):.1f}", f"{ratio:.2f}", f"{sizes[key]:.0f}"])
     print(markdown(COLUMNS, rows, 3))
     for key, error in errors.items():

@@ -8,11 +8,9 @@ which takes everything from the cache, is subtracted.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
+
+from measuring import markdown, python
 
 COLUMNS = ("what a process runs first", "s")
 CALL = """
@@ -32,25 +30,15 @@ ROWS = (
 )
 
 
-def seconds(cell: str, training: bool, states: bool, folder: str) -> float:
-    """Processor time of a process that makes a layer ready."""
-    code = CALL.format(cell=cell, training=training, states=states)
-    environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-    )
-    return float(done.stdout)
-
-
-def table() -> list[Sequence[str]]:
+def table() -> list[list[str]]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for label, *case in ROWS:
-            first, second = (seconds(*case, folder) for _ in range(2))
+        for label, cell, training, states in ROWS:
+            code = CALL.format(cell=cell, training=training, states=states)
+            first, second = (float(python("-c", code, NUMBA_CACHE_DIR=folder)) for _ in range(2))
             rows.append([label, f"{first - second:.1f}"])
     return rows
 
 
 if __name__ == "__main__":
-    for label, number in (COLUMNS, *table()):
-        print(f"{label:40}{number:>6}")
+    print(markdown(COLUMNS, table(), 1))

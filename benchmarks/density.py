@@ -8,14 +8,12 @@ Pictures are written to docs/images/.
 
 from __future__ import annotations
 
-import argparse
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from measuring import ROOT, argument_parser, cpu_times
 
 from mdlstm_tk.export.drawing import drawing_model
 from mdlstm_tk.models import DensityNet, PixelNet
@@ -27,17 +25,7 @@ from mdlstm_tk.training.tasks import make_task
 
 PICTURES, SIZE = 64, (28, 28)
 COMPLETED = 8  # test images, each completed seven times
-IMAGES = Path(__file__).parent.parent / "docs/images"
-
-
-def seconds(draw: Callable[[], Any], repeats: int) -> float:
-    """The median processor time of a call on one thread, after one call that is not counted."""
-    times = []
-    for _ in range(1 + repeats):
-        start = time.process_time()
-        draw()
-        times.append(time.process_time() - start)
-    return float(np.median(times[1:] or times))
+IMAGES = ROOT / "docs/images"
 
 
 def measure_drawing() -> None:
@@ -48,17 +36,20 @@ def measure_drawing() -> None:
     uniform = uniform_numbers(0, PICTURES, SIZE, 1)
     numbers = torch.from_numpy(uniform)
     session = Session(drawing_model(network, SIZE).SerializeToString(), "cpu")
-    kept = seconds(lambda: network.sample(PICTURES, SIZE, uniform=numbers), 5)
-    onnx = seconds(lambda: session.sample(PICTURES, SIZE, uniform=uniform), 5)
+    steps = {
+        "torch": lambda: network.sample(PICTURES, SIZE, uniform=numbers),
+        "ONNX Runtime": lambda: session.sample(PICTURES, SIZE, uniform=uniform),
+    }
+    times = {name: np.median(runs) for name, runs in cpu_times(steps, 0).items()}
     drawn = session.sample(PICTURES, SIZE, uniform=uniform)
     network.contexts = lambda x: DensityNet.contexts(network, x)  # type: ignore[method-assign]
-    start = time.process_time()
+    start = time.thread_time()
     whole = network.sample(PICTURES, SIZE, uniform=numbers).numpy()
-    uncached = time.process_time() - start
+    uncached = time.thread_time() - start
     print(f"{PICTURES} pictures of {SIZE[0]}x{SIZE[1]}, 2 layers of 32 units, one thread, processor time")
-    print(f"whole grid for each position, torch   {uncached:8.2f} s")
-    print(f"kept states, torch                    {kept:8.2f} s   {uncached / kept:6.0f} times faster")
-    print(f"kept states, ONNX Runtime             {onnx:8.2f} s   {uncached / onnx:6.0f} times faster")
+    print(f"whole grid for each position, torch: {uncached:.2f} s")
+    for name, seconds in times.items():
+        print(f"kept states, {name}: {seconds:.2f} s, {uncached / seconds:.0f} times faster")
     print(f"values that differ: {int((drawn != whole).sum())} of {drawn.size}")
 
 
@@ -78,8 +69,7 @@ def draw_pictures(task: str, runs: Path) -> None:
 
 
 def main() -> None:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("what", choices=("drawing", "pictures"))
     parser.add_argument("task", nargs="?", default="digits-binary")
     parser.add_argument("--runs", type=Path, default=Path("runs/density"))

@@ -10,7 +10,6 @@ written to density_settings.json, which `table` reads. Runs that are finished ar
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,8 +19,8 @@ from typing import Any, NamedTuple
 
 import rival_networks  # noqa: F401, registers conv, row and snake
 import torch
+from measuring import argument_parser, markdown
 from mixtures import fit_baselines
-from performance import markdown
 
 from mdlstm_tk.data import Ising, Task
 from mdlstm_tk.training import TrainConfig, default_config, load_checkpoint, new_job, train
@@ -32,6 +31,7 @@ from mdlstm_tk.training.tasks import make_task
 
 MODELS = ("pixel", "conv", "row", "snake")
 SETTINGS = Path(__file__).parent / "density_settings.json"
+COLUMNS = ("density", "parameters", "settings", "nats", "lowest–highest", "bits per dimension", "s a run")
 
 
 class Plan(NamedTuple):
@@ -79,23 +79,16 @@ def config_for(task: Task, model: str, settings: dict[str, Any], seed: int = 0) 
 def tune(name: str, models: Sequence[str], steps: int, runs: Path) -> None:
     """Choose the settings of networks, beginning with those that are in SETTINGS, and write them there."""
     plan, base = PLANS[name], base_config(name)
-    task = make_task(base)
-    before = json.loads(SETTINGS.read_text()) if SETTINGS.is_file() else {}
+    task, before = make_task(base), json.loads(SETTINGS.read_text())
     start = before.get(name, before.get(plan.start, {}))
     chosen: dict[str, dict[str, Any]] = {}
     for model in models:
+
+        def score(settings: dict[str, Any], model: str = model) -> float:
+            run = Run(runs / f"{name}-tuning" / "-".join(map(str, (model, *settings.values(), steps))))
+            return validation_score(run, replace(config_for(task, model, settings), steps=steps), task)
+
         settings = {key: getattr(base, key) for key in plan.search} | start.get(model, {})
-        scores: dict[tuple[Any, ...], float] = {}
-
-        def score(settings: dict[str, Any], model: str = model, scores: Any = scores) -> float:
-            values = tuple(settings.values())
-            if values not in scores:
-                run = Run(runs / f"{name}-tuning" / "-".join(map(str, (model, *values, steps))))
-                config = replace(config_for(task, model, settings), steps=steps)
-                scores[values] = validation_score(run, config, task)
-                print(f"{name} {model} {settings}: {scores[values]:.4f}", flush=True)
-            return scores[values]
-
         for key in plan.search:
             for direction in (1, -1):
                 while (value := value_beside(key, settings[key], direction)) is not None:
@@ -104,10 +97,9 @@ def tune(name: str, models: Sequence[str], steps: int, runs: Path) -> None:
                         break
                     settings = other
         chosen[model] = settings
-    # Another task may have been tuned in the meantime.
-    others = json.loads(SETTINGS.read_text()) if SETTINGS.is_file() else {}
-    others.setdefault(name, {}).update(chosen)
-    SETTINGS.write_text(json.dumps(others, indent=2) + "\n")
+    tables = json.loads(SETTINGS.read_text())  # another task may have been tuned in the meantime
+    tables.setdefault(name, {}).update(chosen)
+    SETTINGS.write_text(json.dumps(tables, indent=2) + "\n")
 
 
 def value_beside(key: str, value: Any, direction: int) -> Any:
@@ -122,6 +114,7 @@ def validation_score(run: Run, config: TrainConfig, task: Task) -> float:
     if not done.is_file():
         train(new_job(config, run.folder, True, task))
         done.write_text(json.dumps(load_checkpoint(run.best).score))
+        print(f"{run.folder.name}: {done.read_text()}", flush=True)
     score: float = json.loads(done.read_text())
     return score
 
@@ -166,35 +159,18 @@ def print_table(name: str, seeds: int, runs: Path) -> None:
     rows = []
     for each in sorted(errors, key=lambda each: mean(e["nats"] for e in errors[each])):
         nats, bits = ([e[error] for e in errors[each]] for error in ("nats", "bits_per_dim"))
-        row = [
-            each,
-            "",
-            "",
-            f"{mean(nats):.2f}",
-            f"{min(nats):.2f}–{max(nats):.2f}",
-            f"{mean(bits):.3f}",
-            "",
-        ]
+        parameters = chosen = seconds = ""
         if each in results:
+            parameters = f"{results[each][0]['parameters']:,}"
             chosen = ", ".join(f"{key} {value}" for key, value in settings[each].items())
-            row[1:3] = f"{results[each][0]['parameters']:,}", chosen
-            row[-1] = f"{mean(result['seconds'] for result in results[each]):.0f}"
-        rows.append(row)
-    columns = [
-        "density",
-        "parameters",
-        "settings",
-        "nats",
-        "lowest–highest",
-        "bits per dimension",
-        "s a run",
-    ]
-    print(markdown(columns, rows))
+            seconds = f"{mean(result['seconds'] for result in results[each]):.0f}"
+        figures = f"{mean(nats):.2f}", f"{min(nats):.2f}–{max(nats):.2f}", f"{mean(bits):.3f}"
+        rows.append([each, parameters, chosen, *figures, seconds])
+    print(markdown(COLUMNS, rows))
 
 
 def main() -> None:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("what", choices=("tune", "table"))
     parser.add_argument("task", choices=tuple(PLANS))
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="to tune")

@@ -10,26 +10,21 @@ caches filled by the others, the last one finds its own data there.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
-import time
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
-from runtimes import markdown
+from measuring import argument_parser, cpu_times, markdown, ort_session
 
-from mdlstm_tk import MDLSTM
 from mdlstm_tk.benchmark import Shape, torch_threads
-from mdlstm_tk.benchmark.contenders import floor
+from mdlstm_tk.benchmark.contenders import floor, make_layer
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.runtime import Session
 
@@ -54,68 +49,34 @@ PROFILED = (  # what missed its goal
 )
 PROFILE_COLUMNS = ("operator", *(f"{shape}, {form}" for shape, form in PROFILED))
 RUNS_PER_TURN = 4
-LEAST_ROUNDS = 5
 PROFILED_RUNS = 60
 # The interval after the last node of a body, an Identity, is what a Scan does between two iterations.
 LOOP = {"Scan": "Scan, Identity", "Identity": "Scan, Identity"}
-
-Run = Callable[[], object]
 
 
 @contextmanager
 def exported(shape: Shape, form: str) -> Iterator[tuple[Path, np.ndarray]]:
     """A file of a layer, and an x for it. A scan is a file for any grid, as in `mdlstm bench`."""
     torch.manual_seed(0)
-    layer = MDLSTM(shape.channels, shape.units, ndim=len(shape.grid), **dict(shape.options))
-    x = np.random.default_rng(0).random((shape.batch, *shape.grid, shape.channels), np.float32)
+    layer, x = make_layer(shape)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layer.onnx"
         export_onnx(layer, path, grid=shape.grid if form == "unrolled" else None, form=form)
-        yield path, x
-
-
-def plain_session(path: Path, profile: Path | None = None) -> Any:
-    """A session of ONNX Runtime with its default optimisation, or a profiled one as `Session` has it."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    if profile is not None:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile)
-    return onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
-
-
-def take_turns(runs: Mapping[str, Run], seconds: float) -> dict[str, list[list[float]]]:
-    """CPU seconds of each run of each turn, by name."""
-    times: dict[str, list[list[float]]] = {name: [] for name in runs}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[next(iter(runs))]) < LEAST_ROUNDS:
-        for name, run in runs.items():
-            turn = []
-            for _ in range(RUNS_PER_TURN):
-                start = time.thread_time()
-                run()
-                turn.append(time.thread_time() - start)
-            times[name].append(turn)
-    return times
+        yield path, x.numpy()
 
 
 def ratios(shape: Shape, form: str, seconds: float) -> list[float]:
     """The ratios of a row: optimised, `Session`, and the first run of `Session`."""
     with exported(shape, form) as (path, x), Session(path, "cpu") as session, torch_threads(1):
-        plain = plain_session(path)
-        runs: dict[str, Run] = {
+        plain = ort_session(path)
+        steps = {
             "floor": floor(shape, training=False),
             "plain": lambda: plain.run(None, {"x": x}),
             "session": lambda: session(x),
         }
-        times = take_turns(runs, seconds)
-
-    def ratio(name: str, run: int) -> float:
-        pairs = zip(times[name], times["floor"], strict=True)
-        return median(ours[run] / theirs[run] for ours, theirs in pairs)
-
-    return [ratio("plain", -1), ratio("session", -1), ratio("session", 0)]
+        times = cpu_times(steps, seconds, RUNS_PER_TURN)
+    medians = {name: np.median(times[name] / times["floor"], axis=0) for name in times}  # of each run
+    return [medians["plain"][-1], medians["session"][-1], medians["session"][0]]
 
 
 def table(seconds: float = 4.0) -> list[list[str]]:
@@ -131,14 +92,21 @@ def table(seconds: float = 4.0) -> list[list[str]]:
 
 
 def operator_seconds(shape: Shape, form: str, seconds: float) -> dict[str, float]:
-    """The share of a run's time that each operator takes, with what ONNX Runtime does around it.
+    """The seconds of a run that each operator takes, with what ONNX Runtime does around it.
 
     The profile has whole microseconds, but the mean over many runs is finer: a node takes from its start to
     the start of the next one. Writing the profile takes equally long for each node, and is subtracted.
     """
     with exported(shape, form) as (path, x), tempfile.TemporaryDirectory() as folder:
-        session, profiled = Session(path, "cpu"), plain_session(path, Path(folder) / "profile")
-        plain = [turn[-1] for turn in take_turns({"session": lambda: session(x)}, seconds)["session"]]
+        session = Session(path, "cpu")
+        times = cpu_times({"session": lambda: session(x)}, seconds, RUNS_PER_TURN)
+        unprofiled = np.median(times["session"][:, -1])
+        profiled = ort_session(  # as `Session` has it
+            path,
+            graph_optimization_level=onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+            enable_profiling=True,
+            profile_file_prefix=f"{folder}/profile",
+        )
         for _ in range(PROFILED_RUNS):
             profiled.run(None, {"x": x})
         events = json.loads(Path(profiled.end_profiling()).read_bytes())
@@ -149,7 +117,7 @@ def operator_seconds(shape: Shape, form: str, seconds: float) -> dict[str, float
     intervals = [np.diff([*starts[run], end]) for run, (_, end) in zip(runs, spans, strict=True)]
     # Without the longest quarter, in which other programs had the processor.
     of_nodes = np.sort(intervals, axis=0)[: len(runs) * 3 // 4].mean(axis=0) / 1e6
-    profiling = max(0.0, of_nodes.sum() - median(plain)) / len(of_nodes)
+    profiling = max(0.0, of_nodes.sum() - unprofiled) / len(of_nodes)
     sums: dict[str, float] = defaultdict(float)
     for (_, operator), interval in zip(nodes[runs[0]], of_nodes.tolist(), strict=True):
         sums[LOOP.get(operator, operator)] += max(0.0, interval - profiling)
@@ -166,7 +134,7 @@ def profile_table(seconds: float = 4.0) -> list[list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="seconds to measure each row for")
     seconds = parser.parse_args().seconds
     print(markdown(COLUMNS, table(seconds), 2))

@@ -14,7 +14,6 @@ named on the page, and the rest goes on. Nothing here uses the internet.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -25,16 +24,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from measuring import ROOT, argument_parser, markdown
 
 from mdlstm_tk.benchmark import Shape, contenders, interleave, ratios_of
 from mdlstm_tk.benchmark.contenders import Step
 
-ROOT = Path(__file__).resolve().parents[1]
 ALL = (("directions", "all"),)
 SHAPES = [
     Shape(16, (8, 8), 1, 16),
@@ -47,6 +47,10 @@ SHAPES = [
     Shape(16, (32, 32), 768, 768),
 ]
 DTYPES = ("float32", "bfloat16")
+COLUMNS = (
+    *("N, grid, C, n", "dtype", "pass", "backend", "steps"),
+    *("layer", "graph", "nn.LSTM", "÷ nn.LSTM", "÷ floor"),
+)
 TEST_SECONDS, SANITIZER_SECONDS, MEASURING_SECONDS = 200, 90, 180  # the most that each part may take
 TOTAL_SECONDS = 510  # no row begins after these; compiling kernels adds to the measuring
 TEST_PROCESSES = 8  # they spend most of their time compiling
@@ -168,6 +172,12 @@ def run(command: list[str], seconds: float, environment: Mapping[str, str] | Non
 
 def page(report: dict[str, Any]) -> str:
     """The report as Markdown."""
+    rows = []
+    for row in report["rows"]:
+        labels = [row["shape"], row["dtype"], "training" if row["training"] else "forward", row["backend"]]
+        times = ("" if row[name] is None else f"{row[name]:.1f}" for name in ("layer", "graph", "lstm"))
+        ratios = (f"{row[name]:.2f}" for name in ("to_lstm", "to_floor"))
+        rows.append([*labels, str(row["wavefronts"]), *times, *ratios])
     lines = [
         "# On a GPU",
         "",
@@ -181,23 +191,14 @@ def page(report: dict[str, Any]) -> str:
         "Microseconds for one wavefront, or one step of `torch.nn.LSTM`. *graph* is the forward pass "
         "replayed as a CUDA graph. float32 is not rounded to TF32.",
         "",
-        "| N, grid, C, n | dtype | pass | backend | steps | layer | graph | nn.LSTM | ÷ nn.LSTM "
-        "| ÷ floor |",
-        "| :--- | :--- | :--- | :--- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        markdown(COLUMNS, rows, 4),
     ]
-    for row in report["rows"]:
-        graph = "" if row["graph"] is None else f"{row['graph']:.1f}"
-        lines.append(
-            f"| {row['shape']} | {row['dtype']} | {'training' if row['training'] else 'forward'} "
-            f"| {row['backend']} | {row['wavefronts']} | {row['layer']:.1f} | {graph} | {row['lstm']:.1f} "
-            f"| {row['to_lstm']:.2f} | {row['to_floor']:.2f} |"
-        )
     missing = [f"- {case}: {reason}" for case, reason in report["missing"].items()]
     return "\n".join([*lines, *(["", "Not measured:", "", *missing] if missing else []), ""])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Test and measure everything on an NVIDIA GPU.")
+    parser = argument_parser(__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "build/gpu", help="folder for the two files")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--only", type=Shape.parse, action="append", metavar="N,GRID,C,n")
@@ -223,13 +224,8 @@ def main() -> None:
         "not_passed": not_passed,
         "sanitizer": sanitizer,
     }
-    cases = [
-        (shape, dtype, training)
-        for shape in options.only or SHAPES
-        for dtype in DTYPES
-        for training in (False, True)
-    ]
-    rows: list[Row] = []
+    cases = list(product(options.only or SHAPES, DTYPES, (False, True)))
+    rows: list[dict[str, Any]] = []
     missing: dict[str, str] = {}
     for number, (shape, dtype, training) in enumerate(cases, 1):
         case = f"{shape}, {dtype}, {'training' if training else 'forward'}"
@@ -238,11 +234,11 @@ def main() -> None:
             missing[case] = "no time was left"
             continue
         try:
-            rows.append(measure(shape, dtype, training, options.device, options.seconds / len(cases)))
-        except RuntimeError as error:  # out of memory, or a kernel that failed
+            row = measure(shape, dtype, training, options.device, options.seconds / len(cases))
+            rows.append(asdict(row))
+        except Exception as error:  # out of memory, or a kernel that does not compile: Triton has its own
             missing[case] = str(error).strip().partition("\n")[0]
-    rows_as_json = [asdict(row) for row in rows]
-    report |= {"rows": rows_as_json, "missing": missing, "seconds": time.perf_counter() - start}
+    report |= {"rows": rows, "missing": missing, "seconds": time.perf_counter() - start}
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "gpu.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     (options.output / "gpu.md").write_text(page(report), encoding="utf-8")

@@ -8,8 +8,7 @@ Both ways alternate within one run. Numbers are medians.
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -17,17 +16,12 @@ import numpy as np
 import torch
 
 from mdlstm_tk import MDLSTM
+from mdlstm_tk.benchmark import interleave
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.runtime import Session
 
 SIZES = ((1, 8), (64, 8), (1, 64), (16, 64))  # batch and extent
-ROUNDS = 30
-
-
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+STARTS, CALLS = 9, 30
 
 
 def main() -> None:
@@ -35,17 +29,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(MDLSTM(1, 16), path, torch.zeros(1, 8, 8, 1), form="scan")
-        for isolated in (False, True):
-            start = median(
-                seconds(lambda i=isolated: Session(path, "cpu", isolated=i).close()) for _ in range(9)
-            )
-            print(f"start{', isolated' if isolated else ''}: {start * 1e3:.0f} ms")
-        with Session(path, "cpu") as here, Session(path, "cpu", isolated=True) as there:
+        starts = {
+            "start": lambda: Session(path, "cpu").close(),
+            "start, isolated": lambda: Session(path, "cpu", isolated=True).close(),
+        }
+        for name, series in interleave(starts, 0, least=STARTS).items():
+            print(f"{name}: {median(series) * 1e3:.0f} ms")
+        with Session(path, "cpu") as plain, Session(path, "cpu", isolated=True) as isolated:
             for batch, extent in SIZES:
                 x = np.random.default_rng(0).random((batch, extent, extent, 1), dtype=np.float32)
-                rounds = [(seconds(lambda: here(x)), seconds(lambda: there(x))) for _ in range(ROUNDS)]  # noqa: B023
-                times = [median(column) * 1e3 for column in zip(*rounds, strict=True)]
-                print(f"{batch}, {extent}×{extent}: {times[0]:.2f} ms, isolated {times[1]:.2f} ms")
+                calls = {"plain": partial(plain, x), "isolated": partial(isolated, x)}
+                times = interleave(calls, 0, least=CALLS)
+                texts = (f"{name} {median(series) * 1e3:.2f} ms" for name, series in times.items())
+                print(f"{batch}, {extent}×{extent}: {', '.join(texts)}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,34 +52,14 @@ def train_kraken(
     if not ketos.exists():
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
         subprocess.run([python, "-m", "pip", "install", "-q", "kraken>=7,<8"], check=True)
+    checkpoints = folder / "checkpoints"
+    shutil.rmtree(checkpoints, ignore_errors=True)  # those of an interrupted training had more minutes
     folder.mkdir(parents=True, exist_ok=True)
     for split, paths in files.items():
-        (folder / f"{split}.txt").write_text("".join(f"{path.absolute()}\n" for path in paths))
-    command: list[str | Path] = [
-        ketos.absolute(),
-        "-d",
-        "cpu",
-        "--workers",
-        "0",
-        "--threads",
-        f"{os.cpu_count()}",
-        "-s",
-        "0",
-    ]
-    command += [
-        "train",
-        "-f",
-        "xml",
-        "-t",
-        "train.txt",
-        "-e",
-        "valid.txt",
-        "-u",
-        "NFC",
-        "-o",
-        "checkpoints",
-    ]
-    command += ["-q", "fixed", "-N", "1000"]
+        (folder / f"{split}.txt").write_text("".join(f"{path.absolute()}\n" for path in paths), "utf-8")
+    options = f"-d cpu --workers 0 --threads {os.cpu_count()} -s 0"
+    training_options = "-f xml -t train.txt -e valid.txt -u NFC -o checkpoints -q fixed -N 1000"
+    command = [ketos.absolute(), *options.split(), "train", *training_options.split()]
     with (folder / "train.log").open("w") as log:
         training = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -87,24 +68,19 @@ def train_kraken(
             training.send_signal(signal.SIGINT)  # kraken then writes its last checkpoint
             training.wait(600)
     # kraken names the checkpoint of each epoch by its accuracy, as checkpoint_07-0.8123.ckpt
-    checkpoints = sorted((folder / "checkpoints").glob("checkpoint_*.ckpt"), key=accuracy)
-    if not checkpoints:
+    best = max(checkpoints.glob("checkpoint_*.ckpt"), key=accuracy, default=None)
+    if best is None:
         raise SystemExit(f"kraken wrote no checkpoint; see {folder / 'train.log'}")
     model = folder / "model.safetensors"
-    subprocess.run([ketos, "convert", "-o", model, checkpoints[-1]], check=True, stdout=sys.stderr)
-    arguments: list[str | Path] = [python, "-c", READ_WITH_KRAKEN, model, *files["test"]]
+    subprocess.run([ketos, "convert", "-o", model, best], check=True, stdout=sys.stderr)
+    arguments = [python, "-c", READ_WITH_KRAKEN, model, *files["test"]]
     texts = json.loads(subprocess.run(arguments, check=True, stdout=subprocess.PIPE).stdout)
-    lines = [
-        Line(
-            f"{path} {line.id}",
-            writer,
-            line.text,
-            Transcription(texts[str(path)].get(line.id, ""), 1.0, ()),
-        )
-        for path, writer in files["test"].items()
-        for line in read_page(path).lines
-        if line.text
-    ]
+    lines = []
+    for path, writer in files["test"].items():
+        for line in read_page(path).lines:
+            if line.text:
+                reading = Transcription(texts[str(path)].get(line.id, ""), 1.0, ())
+                lines.append(Line(f"{path} {line.id}", writer, line.text, reading))
     with safe_open(model, "np") as weights:
         parameters = sum(weights.get_tensor(key).size for key in weights.keys())  # noqa: SIM118
     return lines, {"parameters": parameters, "bytes": model.stat().st_size}

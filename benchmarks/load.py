@@ -10,17 +10,18 @@ time in milliseconds; ratios are medians over the rounds.
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
 
 import torch
+from measuring import argument_parser, markdown
 
-from mdlstm_tk.benchmark import SHAPES, Shape, contenders, interleave, ratios_of
-from mdlstm_tk.benchmark.contenders import Step
+from mdlstm_tk.benchmark import SHAPES, Shape, interleave, ratios_of, torch_threads
+from mdlstm_tk.benchmark.contenders import Step, make_layer, make_step
 
 COLUMNS = (
     "N, grid, C, n",
@@ -35,14 +36,11 @@ COLUMNS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--shape", action="append", type=Shape.parse, help="a shape; may be repeated")
     parser.add_argument("--seconds", type=float, default=2.0, help="duration of each measurement")
     arguments = parser.parse_args()
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-    for shape in arguments.shape or SHAPES:
-        for row in table(arguments.seconds, [shape]):
-            print(f"| {' | '.join(row)} |", flush=True)
+    print(markdown(COLUMNS, table(arguments.seconds, arguments.shape or SHAPES), 2))
 
 
 def table(seconds: float, shapes: Sequence[Shape] = SHAPES) -> list[list[str]]:
@@ -61,8 +59,9 @@ def table(seconds: float, shapes: Sequence[Shape] = SHAPES) -> list[list[str]]:
 
 def measure(shape: Shape, training: bool, seconds: float) -> tuple[float, float, float]:
     """Milliseconds with one and with two threads, and the median ratio of the second to the first."""
-    step = contenders(shape, training)[0]["layer"]
-    times = interleave({"one": with_threads(step, 1), "two": with_threads(step, 2)}, seconds)
+    step = make_step(*make_layer(shape), training)
+    with torch_threads(1):
+        times = interleave({"one": with_threads(step, 1), "two": with_threads(step, 2)}, seconds)
     one, two = (1000 * median(times[name]) for name in ("one", "two"))
     return one, two, ratios_of(times, "two")["one"]
 
@@ -80,21 +79,14 @@ def with_threads(step: Step, count: int) -> Step:
 @contextmanager
 def busy_processors() -> Iterator[None]:
     """Keep all processors busy with other processes inside the `with` statement."""
-    context = multiprocessing.get_context("spawn")
-    others = [context.Process(target=_spin, daemon=True) for _ in range(os.cpu_count() or 1)]
-    for process in others:
-        process.start()
+    command = [sys.executable, "-S", "-c", "while True: pass"]
+    processes = [subprocess.Popen(command) for _ in range(os.cpu_count() or 1)]
     try:
         yield
     finally:
-        for process in others:
+        for process in processes:
             process.kill()
-            process.join()
-
-
-def _spin() -> None:
-    while True:
-        sum(range(1000))
+            process.wait()
 
 
 if __name__ == "__main__":

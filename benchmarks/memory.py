@@ -11,19 +11,14 @@ shape are 64 and 512 MiB. Files are not verified, since that would take longer t
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from runtimes import markdown
+from measuring import ROOT, argument_parser, markdown, python
 
 from mdlstm_tk.benchmark import Shape
 
-ROOT = Path(__file__).parent.parent
 EXPORT = """
 import sys, torch
 from mdlstm_tk import MDLSTM
@@ -65,27 +60,21 @@ COLUMNS = (
 )
 
 
-def python(code: str, *arguments: object, checkout: Path = ROOT) -> str:
-    """Run code in a process of its own that imports the package of a checkout."""
-    environment = {**os.environ, "PYTHONPATH": str(checkout.resolve())}
-    command = [sys.executable, "-P", "-c", code, *map(str, arguments)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout.decode()
-
-
 def measure(checkout: Path, shape: Shape, grid: str) -> list[str]:
     """One row of the table. `grid` is "any", or "fixed" for a file for one grid."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scan.onnx"
-        python(EXPORT, path, grid, *shape.grid, shape.channels, shape.units, checkout=checkout)
-        row = [checkout.resolve().name, grid, f"{path.stat().st_size / 1024:.0f}"]
+        extents = (*shape.grid, shape.channels)
+        python("-c", EXPORT, path, grid, *extents, shape.units, checkout=checkout)
+        row = [str(checkout), grid, f"{path.stat().st_size / 1024:.0f}"]
         for runner in RUNNERS:
-            peak, seconds = json.loads(python(RUN, path, runner, shape.batch, *shape.grid, shape.channels))
+            peak, seconds = json.loads(python("-c", RUN, path, runner, shape.batch, *extents))
             row += [f"{peak:.0f}", f"{seconds:.1f}"]
     return row
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("checkouts", type=Path, nargs="*", default=[ROOT], metavar="CHECKOUT")
     parser.add_argument("--shape", type=Shape.parse, default=Shape.parse("1,1024x1024,16,32"))
     arguments = parser.parse_args()

@@ -38,28 +38,29 @@ class Mixture:
 
     def __init__(self, images: npt.NDArray[Any], levels: int, components: int, seed: int) -> None:
         self.levels = levels
-        seen = self._levels(images)
-        mean = sum(chunk.sum(0, dtype=np.float64) for chunk in self._chunks(seen)) / len(seen)
-        chosen = make_rng(seed, 6).choice(len(seen), components, replace=len(seen) < components)
-        start = np.concatenate([0.3 * chunk + 0.7 * mean for chunk in self._chunks(seen[chosen])])
-        size = len(seen) / components
+        indices = self._nearest_levels(images)
+        mean = sum(chunk.sum(0, dtype=np.float64) for chunk in self._chunks(indices)) / len(indices)
+        starts = make_rng(seed, 6).choice(len(indices), components, replace=len(indices) < components)
+        start = np.concatenate([0.3 * chunk + 0.7 * mean for chunk in self._chunks(indices[starts])])
+        size = len(indices) / components
         self._set(size * start, np.full(components, size))
         before = -np.inf
         for _ in range(ITERATIONS):
-            log_p = self._improve(seen)
+            log_p = self._improve(indices)
             if log_p - before < GAIN * abs(log_p):
                 break
             before = log_p
 
     def nats(self, images: npt.NDArray[Any]) -> Floats:
         """The negative log-probability (N,) of each image."""
-        joints = [self._joint(chunk.astype(np.float64)) for chunk in self._chunks(self._levels(images))]
+        chunks = self._chunks(self._nearest_levels(images))
+        joints = [self._joint(chunk.astype(np.float64)) for chunk in chunks]
         return -np.concatenate([_log_sum_exp(joint) for joint in joints])
 
-    def _improve(self, seen: npt.NDArray[np.uint8]) -> float:
+    def _improve(self, indices: npt.NDArray[np.uint8]) -> float:
         """Do a step of EM, and return the log-probability of all images before it."""
         counts, sizes, total = np.zeros(self.log_ratio.shape), np.zeros(len(self.log_ratio)), 0.0
-        for chunk in self._chunks(seen):
+        for chunk in self._chunks(indices):
             joint = self._joint(chunk)
             log_p = _log_sum_exp(joint)
             weights = np.exp(joint - log_p[:, None])  # (N, components)
@@ -76,10 +77,10 @@ class Mixture:
             counts: (components, P·(K − 1)) how often a value has each level but the first.
             sizes: (components,) how many images there are.
         """
-        others = counts.reshape(len(sizes), -1, self.levels - 1)
-        first = sizes[:, None, None] - others.sum(2, keepdims=True)
-        seen = np.concatenate([first, others], axis=2).clip(0) + COUNTED_BEFORE
-        log_p = np.log(seen / seen.sum(2, keepdims=True))
+        later = counts.reshape(len(sizes), -1, self.levels - 1)
+        first = sizes[:, None, None] - later.sum(2, keepdims=True)
+        level_counts = np.concatenate([first, later], axis=2).clip(0) + COUNTED_BEFORE
+        log_p = np.log(level_counts / level_counts.sum(2, keepdims=True))
         self.log_ratio = (log_p[..., 1:] - log_p[..., :1]).reshape(counts.shape)
         # of a component, and of an image that has the first level throughout
         self.log_first = np.log(sizes.clip(1e-6) / sizes.clip(1e-6).sum()) + log_p[..., 0].sum(1)
@@ -90,19 +91,19 @@ class Mixture:
         result += self.log_first.astype(chunk.dtype)
         return result
 
-    def _levels(self, images: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    def _nearest_levels(self, images: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         """The level of each value, (N, P)."""
         levels = np.empty((len(images), prod(images.shape[1:])), np.uint8)
         for image, row in zip(images, levels, strict=True):
             row[:] = np.rint(image.ravel() * (self.levels - 1))
         return levels
 
-    def _chunks(self, seen: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.float32]]:
+    def _chunks(self, indices: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.float32]]:
         """Parts of (N, P·(K − 1)): for each level of a value but the first, 1 if it has it and else 0."""
         one_hot = np.eye(self.levels, dtype=np.float32)[:, 1:]
-        count = max(CHUNK_VALUES // (seen.shape[1] * self.levels), 1)
-        for k in range(0, len(seen), count):
-            yield one_hot[seen[k : k + count]].reshape(-1, seen.shape[1] * (self.levels - 1))
+        count = max(CHUNK_VALUES // (indices.shape[1] * self.levels), 1)
+        for k in range(0, len(indices), count):
+            yield one_hot[indices[k : k + count]].reshape(-1, indices.shape[1] * (self.levels - 1))
 
 
 def _log_sum_exp(joint: Floats) -> Floats:
@@ -124,10 +125,10 @@ def fit_baselines(task: Task, seed: int, samples: int) -> Errors:
     counts = {split: task.count(split) or limit for split in SPLITS}
     train, validation, test = (task.batch(seed, 0, counts[split], split).x for split in SPLITS)
     levels = max(task.spec.outputs, 2)
-    tried = {k: Mixture(train, levels, k, seed) for k in COMPONENTS if k * IMAGES_A_COMPONENT <= len(train)}
-    best = min(tried, key=lambda k: tried[k].nats(validation).mean())
-    chosen = {"independent": tried[1], "mixture": tried[best]}
-    return {name: density_errors(mixture.nats(test), test) for name, mixture in chosen.items()}
+    fits = {k: Mixture(train, levels, k, seed) for k in COMPONENTS if k * IMAGES_A_COMPONENT <= len(train)}
+    best = min(fits.values(), key=lambda mixture: mixture.nats(validation).mean())
+    baselines = {"independent": fits[1], "mixture": best}
+    return {name: density_errors(mixture.nats(test), test) for name, mixture in baselines.items()}
 
 
 def density_errors(nats: Floats, images: npt.NDArray[Any]) -> dict[str, float]:

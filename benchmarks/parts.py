@@ -11,11 +11,12 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
+from measuring import markdown
 from numba import cfunc
 
 from mdlstm_tk.backends.cpu.plan import plans
-from mdlstm_tk.benchmark import Shape, contenders, interleave, torch_threads
-from mdlstm_tk.benchmark.contenders import Step
+from mdlstm_tk.benchmark import Shape, interleave, torch_threads
+from mdlstm_tk.benchmark.contenders import Step, make_layer, make_step
 
 SHAPES = (
     Shape(16, (8, 8), 1, 16),
@@ -58,8 +59,8 @@ def without(part: str, step: Step) -> Step:
 
 
 def measure(shape: Shape, training: bool, seconds: float = 2.0) -> list[str]:
-    """Measure one row of the table, on one thread."""
-    layer = contenders(shape, training)[0]["layer"]
+    """One row of the table, measured on one thread."""
+    layer = make_step(*make_layer(shape), training)
     steps = {"layer": layer, **{part: without(part, layer) for part in REPLACED}}
     with torch_threads(1):
         times = {name: median(series) for name, series in interleave(steps, seconds).items()}
@@ -73,5 +74,4 @@ def table() -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    for row in (COLUMNS, *table()):
-        print("  ".join(text.rjust(10) if column else text.ljust(36) for column, text in enumerate(row)))
+    print(markdown(COLUMNS, table(), 1))

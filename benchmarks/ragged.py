@@ -15,25 +15,26 @@ text that Pillow draws, each as wide as its text.
 
 from __future__ import annotations
 
-import argparse
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from unittest import mock
 
 import numpy as np
 import torch
+from measuring import argument_parser, cpu_times, markdown
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mdlstm_tk import MDLSTM, layer
 from mdlstm_tk.backends.inputs import SweepInputs
-from mdlstm_tk.benchmark import ratios_of, torch_threads
+from mdlstm_tk.benchmark import torch_threads
 from mdlstm_tk.benchmark.timing import peak_bytes
 from mdlstm_tk.training import TrainConfig, default_config, new_job
 from mdlstm_tk.training.tasks import make_task
@@ -85,32 +86,16 @@ def measure(training: bool, seconds: float) -> list[list[str]]:
         shares.append(valid_share(sizes))
         run(sizes)
 
-    steps: dict[str, Callable[[], object]] = {
-        "none": lambda: run(None),
-        "all full": lambda: run(full),
-        "drawn": ragged,
-    }
+    steps = {"none": lambda: run(None), "all full": lambda: run(full), "drawn": ragged}
+    rows, pass_name = [], "training" if training else "forward"
     with torch_threads(1):
-        end = time.perf_counter() + seconds
-        times: dict[str, list[float]] = {name: [] for name in steps}
-        for step in steps.values():
-            step()  # compiles, and fills caches
-        while time.perf_counter() < end:
-            for name, step in steps.items():
-                step()
-                start = time.thread_time()
-                step()
-                times[name].append(time.thread_time() - start)
-        peaks = {name: peak_bytes(step, torch.device("cpu")) for name, step in steps.items()}
-    rows = []
-    for name in steps:
-        share = mean(shares) if name == "drawn" else 1.0
-        ratio = 1 / ratios_of(times, "none")[name]
-        kind = "training" if training else "forward"
-        milliseconds = f"{median(times[name]) * 1e3:.1f}"
-        rows.append(
-            [name, f"{share:.0%}", kind, milliseconds, f"{ratio:.2f}", f"{peaks[name] / 2**20:.1f}"]
-        )
+        times = {name: runs[:, 1] for name, runs in cpu_times(steps, seconds, runs=2).items()}
+        for name, step in steps.items():
+            share = mean(shares) if name == "drawn" else 1.0
+            milliseconds, ratio = np.median(times[name]) * 1e3, np.median(times[name] / times["none"])
+            peak = peak_bytes(step, torch.device("cpu")) / 2**20
+            figures = f"{milliseconds:.1f}", f"{ratio:.2f}", f"{peak:.1f}"
+            rows.append([name, f"{share:.0%}", pass_name, *figures])
     return rows
 
 
@@ -178,21 +163,20 @@ def training_table(seconds: float = 30.0) -> list[list[str]]:
     """The rows of TRAINING_COLUMNS."""
     with tempfile.TemporaryDirectory() as folder:
         write_lines(Path(folder))
-        lines = default_config("transcribe", data=folder)
-        strings = measure_training("digit-strings", default_config("digit-strings"), seconds)
-        return [strings, measure_training("lines of text", lines, seconds)]
+        configs = {
+            "digit-strings": default_config("digit-strings"),
+            "lines of text": default_config("transcribe", data=folder),
+        }
+        return [
+            measure_training(name, replace(config, device="cpu"), seconds)
+            for name, config in configs.items()
+        ]
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measure what a padded batch costs with sizes.")
+    parser = argument_parser(__doc__)
     parser.add_argument("--training", action="store_true", help="measure two tasks instead of the layer")
-    parser.add_argument("--seconds", type=float, help="seconds for each part")
-    options = parser.parse_args()
-    seconds = {} if options.seconds is None else {"seconds": options.seconds}
-    if options.training:
-        rows = [TRAINING_COLUMNS, *training_table(**seconds)]
+    if parser.parse_args().training:
+        print(markdown(TRAINING_COLUMNS, training_table(), 1))
     else:
-        print(LABEL)
-        rows = [COLUMNS, *table(**seconds)]
-    for row in rows:
-        print("  ".join(text.rjust(16) for text in row))
+        print(f"{LABEL}\n\n{markdown(COLUMNS, table(), 1)}")

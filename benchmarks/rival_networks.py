@@ -11,7 +11,7 @@ for the convolutions, the input of `PixelNet`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from math import prod
@@ -37,8 +37,6 @@ from mdlstm_tk.models.grids import init_torch_lstm_
 from mdlstm_tk.models.heads import NETWORKS
 from mdlstm_tk.models.lines import CONVOLUTIONS, ROWS, LineRecognizer
 
-Place = torch.device | str | None
-Type = torch.dtype | None
 FIRST_KERNEL, KERNEL = 7, 3  # of masked convolutions
 COLUMNS = 3  # that the input of a Row LSTM covers: a position and two to its left
 
@@ -78,17 +76,12 @@ class RowLSTM(nn.Module):
         return y if sizes is None else fill_padding(y, sizes)
 
 
-def _register_lines() -> None:
-    """Register the networks of `NETWORKS` with levels that recur along rows."""
-    for kind, network in NETWORKS.items():
-        for name, flatten in (("horizontal", False), ("snake", True)):
-            level = staticmethod(partial(RowLSTM, flatten=flatten))
-            register(name, kind=kind)(
-                type(f"{name.title()}{network.__name__}", (network,), {"make_level": level})
-            )
-
-
-_register_lines()
+for _kind, _network in NETWORKS.items():
+    for _name, _flatten in (("horizontal", False), ("snake", True)):
+        _level = staticmethod(partial(RowLSTM, flatten=_flatten))
+        register(_name, kind=_kind)(
+            type(f"{_name.title()}{_network.__name__}", (_network,), {"make_level": _level})
+        )
 
 
 class RowMaximum(nn.Module):
@@ -201,32 +194,13 @@ class ConvNet(nn.Module):
         return depth_to_space(y, self.window, grid)
 
 
-class _SnakeBody(nn.Module):
-    """`torch.nn.LSTM` along the rows, or along all rows joined to one sequence."""
+class _RivalDensity(DensityNet):
+    """A density model around `make_body(channels, hidden, layers, device=..., dtype=...)`, of n features.
 
-    def __init__(self, channels: int, hidden: int, layers: int, flatten: bool, **factory: Any) -> None:
-        super().__init__()
-        self.flatten = flatten
-        self.lstm = nn.LSTM(4 * channels, hidden, layers, batch_first=True, **factory)
-        init_torch_lstm_(self.lstm)
+    Args: as of `PixelNet`.
+    """
 
-    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """Map x (N, H, W, C) to (N, H, W, n)."""
-        y = neighbours(x)
-        if self.flatten:
-            with_end = None if sizes is None else sizes + sizes.new_tensor([0, 1])
-            return apply_flattened(self._run, y, with_end)[:, :, :-1]
-        return self._run(y.flatten(0, 1)).reshape(*y.shape[:3], -1)[:, :, :-1]
-
-    def _run(self, sequence: Tensor, lengths: Tensor | None = None) -> Tensor:
-        y: Tensor = self.lstm(sequence)[0]
-        return y
-
-
-class _LineDensity(DensityNet):
-    """An LSTM along lines of the grid: its rows, or the flattened grid."""
-
-    flatten: bool
+    make_body: ClassVar[Callable[..., nn.Module]]
 
     def __init__(
         self,
@@ -236,31 +210,55 @@ class _LineDensity(DensityNet):
         hidden: int = 32,
         layers: int = 1,
         dropout: float = 0.0,
-        device: Place = None,
-        dtype: Type = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        body = _SnakeBody(channels, hidden, layers, self.flatten, device=device, dtype=dtype)
+        body = self.make_body(channels, hidden, layers, device=device, dtype=dtype)
         super().__init__(body, hidden, channels, outputs, dropout, device=device, dtype=dtype)
 
 
+class _RowBody(nn.Module):
+    """`torch.nn.LSTM` along each row."""
+
+    def __init__(self, channels: int, hidden: int, layers: int, **factory: Any) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4 * channels, hidden, layers, batch_first=True, **factory)
+        init_torch_lstm_(self.lstm)
+
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Map x (N, H, W, C) to (N, H, W, n)."""
+        y = neighbours(x)
+        return self._run(y.flatten(0, 1)).reshape(*y.shape[:3], -1)[:, :, :-1]
+
+    def _run(self, sequence: Tensor, lengths: Tensor | None = None) -> Tensor:
+        y: Tensor = self.lstm(sequence)[0]
+        return y
+
+
+class _SnakeBody(_RowBody):
+    """`torch.nn.LSTM` along all rows joined to one sequence."""
+
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Map x (N, H, W, C) to (N, H, W, n)."""
+        with_end = None if sizes is None else sizes + sizes.new_tensor([0, 1])
+        return apply_flattened(self._run, neighbours(x), with_end)[:, :, :-1]
+
+
 @register("snake", kind="density")
-class SnakeDensity(_LineDensity):
-    """An LSTM along all rows joined to one sequence. The position above is W + 1 steps back.
+class SnakeDensity(_RivalDensity):
+    """An LSTM along all rows joined to one sequence. The position above is W + 1 steps back."""
 
-    Args: as of `PixelNet`.
-    """
-
-    flatten = True
+    make_body = _SnakeBody
 
 
 @register("horizontal", kind="density")
-class HorizontalDensity(_LineDensity):
-    """An LSTM along each row. Of the rows above, a position sees the neighbours of those in its row alone.
+class HorizontalDensity(_RivalDensity):
+    """An LSTM along each row.
 
-    Args: as of `PixelNet`.
+    Of the rows above, a position sees the neighbours of those in its row alone.
     """
 
-    flatten = False
+    make_body = _RowBody
 
 
 class _RowLSTMLayer(nn.Module):
@@ -290,7 +288,7 @@ class _RowLSTMLayer(nn.Module):
         return torch.stack(rows, dim=1)
 
 
-class _RowBody(nn.Module):
+class _RowLSTMBody(nn.Module):
     def __init__(self, channels: int, hidden: int, layers: int, **factory: Any) -> None:
         super().__init__()
         features = (4 * channels, *[hidden] * (layers - 1))
@@ -306,25 +304,10 @@ class _RowBody(nn.Module):
 
 
 @register("row", kind="density")
-class RowDensity(DensityNet):
-    """The Row LSTM of van den Oord et al. 2016: a position sees a triangle above it, and two to its left.
+class RowDensity(_RivalDensity):
+    """The Row LSTM (van den Oord et al. 2016): a position sees a triangle above it, and two to its left."""
 
-    Args: as of `PixelNet`.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        outputs: int,
-        *,
-        hidden: int = 32,
-        layers: int = 1,
-        dropout: float = 0.0,
-        device: Place = None,
-        dtype: Type = None,
-    ) -> None:
-        body = _RowBody(channels, hidden, layers, device=device, dtype=dtype)
-        super().__init__(body, hidden, channels, outputs, dropout, device=device, dtype=dtype)
+    make_body = _RowLSTMBody
 
 
 class _MaskedConv(nn.Module):
@@ -373,22 +356,10 @@ class _ConvBody(nn.Module):
 
 
 @register("conv", kind="density")
-class PixelCNN(DensityNet):
+class PixelCNN(_RivalDensity):
     """Masked convolutions (van den Oord et al. 2016): 7×7, then pairs of 3×3 that add to their input.
 
     Args: as of `PixelNet`; `layers` is the number of pairs.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        outputs: int,
-        *,
-        hidden: int = 32,
-        layers: int = 2,
-        dropout: float = 0.0,
-        device: Place = None,
-        dtype: Type = None,
-    ) -> None:
-        body = _ConvBody(channels, hidden, layers, device=device, dtype=dtype)
-        super().__init__(body, hidden, channels, outputs, dropout, device=device, dtype=dtype)
+    make_body = _ConvBody

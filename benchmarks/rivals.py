@@ -12,7 +12,6 @@ mamba-ssm and bidirectional-mamba need CUDA, and mambapy, in plain torch, is for
 
 from __future__ import annotations
 
-import argparse
 import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,9 +21,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
-from runtimes import markdown
+from measuring import argument_parser, markdown, ort_session
 from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
@@ -37,7 +35,7 @@ CHANNELS, UNITS = 3, 32  # C and n of the layer; the widths of the others below 
 SHAPES = ((1, (64, 64)), (8, (64, 64)), (1, (256, 256)))  # N and the grid
 MOST_DIFFERENT = 0.02  # of the numbers of parameters
 ATOL = 1e-4  # of an export, in units of the largest absolute output
-OURS = "MD-LSTM"
+LAYER = "MD-LSTM"
 
 
 class RowsAndColumns(nn.Module):
@@ -104,25 +102,25 @@ class PatchAttention(nn.Module):
 
 # By name: how to make the network, and what a position's output depends on.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    OURS: (partial(MDLSTM, CHANNELS, UNITS, directions="all"), "whole grid"),
+    LAYER: (partial(MDLSTM, CHANNELS, UNITS, directions="all"), "whole grid"),
     "2 nn.LSTM": (partial(RowsAndColumns, CHANNELS, 50), "its row and its column"),
     "7 convolutions": (partial(Convolutions, CHANNELS, 28), "15×15 positions"),
     "ViT block": (partial(PatchAttention, CHANNELS, 48, 2), "whole grid, by patches of 8×8"),
 }
 NETWORK_COLUMNS = ("network", "sees", "features", "parameters")
 PASSES = ("forward", "training", "ONNX Runtime")
-COLUMNS = ("N, grid, C", "network", *(text for name in PASSES for text in (f"{name} ms", f"÷ {OURS}")))
+COLUMNS = ("N, grid, C", "network", *(text for name in PASSES for text in (f"{name} ms", f"÷ {LAYER}")))
 
 
 def make_networks() -> dict[str, nn.Module]:
     """The networks, after a check that they have equally many parameters."""
     torch.manual_seed(0)
     networks = {name: make().eval() for name, (make, _) in NETWORKS.items()}
-    ours = count_parameters(networks[OURS])
+    expected = count_parameters(networks[LAYER])
     for name, network in networks.items():
         count = count_parameters(network)
-        if abs(count / ours - 1) > MOST_DIFFERENT:
-            raise SystemExit(f"{name} has {count} parameters, expected {ours} ± {MOST_DIFFERENT:.0%}")
+        if abs(count / expected - 1) > MOST_DIFFERENT:
+            raise SystemExit(f"{name} has {count} parameters, expected {expected} ± {MOST_DIFFERENT:.0%}")
     return networks
 
 
@@ -143,9 +141,9 @@ def export_all(networks: Mapping[str, nn.Module], x: Tensor, folder: Path) -> It
     """Export every network for inputs like x; the layer in both forms. Yields names and files."""
     for form, suffix in (("unrolled", ""), ("scan", ", scan")):
         path = folder / f"{form}.onnx"
-        yield OURS + suffix, export_onnx(networks[OURS], path, grid=tuple(x.shape[1:-1]), form=form).path
+        yield LAYER + suffix, export_onnx(networks[LAYER], path, grid=tuple(x.shape[1:-1]), form=form).path
     for name, network in networks.items():
-        if name != OURS:
+        if name != LAYER:
             path = folder / f"{name}.onnx"
             copied = copy.deepcopy(network)  # since the exporter replaces the weights of an nn.LSTM
             with exporter_silenced():
@@ -159,9 +157,7 @@ def runtime_step(path: Path, x: Tensor, expected: Tensor) -> Step:
     Raises:
         SystemExit: the file does not compute what torch computes.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path.read_bytes(), options, ["CPUExecutionProvider"])
+    session = ort_session(path.read_bytes())
     feeds = {session.get_inputs()[0].name: x.numpy()}
     truth: np.ndarray[Any, Any] = expected.numpy()
     error = float(np.abs(session.run(None, feeds)[0] - truth).max())
@@ -194,7 +190,7 @@ def _entries(times: Mapping[str, list[float]], name: str) -> tuple[str, str]:
     """The median in milliseconds, and the ratio to the layer's time."""
     if name not in times:
         return "", ""
-    return f"{median(times[name]) * 1e3:.1f}", f"{ratios_of(times, name)[OURS]:.2f}"
+    return f"{median(times[name]) * 1e3:.1f}", f"{ratios_of(times, name)[LAYER]:.2f}"
 
 
 def table(shapes: Sequence[tuple[int, tuple[int, int]]] = SHAPES, seconds: float = 4.0) -> list[list[str]]:
@@ -203,7 +199,7 @@ def table(shapes: Sequence[tuple[int, tuple[int, int]]] = SHAPES, seconds: float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="seconds for each pass of a shape")
     seconds = parser.parse_args().seconds
     print(markdown(NETWORK_COLUMNS, network_table(), 2))

@@ -11,12 +11,10 @@ environment without torch, is tested with `--check` (see .ci/lowest-onnxruntime)
 
 from __future__ import annotations
 
-import argparse
-import copy
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -26,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import argument_parser, markdown, ort_session, write_between_markers
 
 Array = np.ndarray
 Runtime = Callable[[bytes, Mapping[str, Array]], Array]
 
 TOLERANCES = {"float32": 1e-5, "float16": 5e-3, "int8": 5e-2}
-FORMS: dict[str, dict[str, Any]] = {
+FORMS: dict[str, dict[str, Any]] = {  # arguments of `export_onnx`
     "unrolled": {},
     "unrolled, `sizes`": {"padded": True},
     "unrolled, float16": {"dtype": "float16"},
@@ -57,10 +56,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "3-D": {"ndim": 3, "directions": [(1, 1, 1), (-1, 1, -1)], "cell": "stable"},
 }
 GRIDS = {2: (4, 3), 3: (2, 2, 3)}
-SPEED_SHAPES = (  # N, grid, C, n
-    (1, (32, 32), 1, 32),
-    (16, (16, 16), 1, 64),
-    (16, (16, 16), 1, 256),
+SPEED_SHAPES = ("1,32x32,1,32", "16,16x16,1,64", "16,16x16,1,256")
+INT8_COLUMNS = (
+    *("N, grid, C, n", "form", "float32 ms", "int8 ms", "ratio"),
+    *("float32 KiB", "int8 KiB", "error"),
 )
 
 
@@ -89,58 +88,33 @@ class Case:
 
 
 def cases(pairs: Iterable[tuple[str, str]]) -> Iterator[Case]:
-    """Export for each pair of a form and a network.
-
-    This does what `export_onnx` does, but captures a network once for several forms, and does not verify.
-    """
+    """Export for each pair of a form and a network."""
     import onnx
     import torch
     from onnx import inliner
 
-    from mdlstm_tk import MDLSTM, __version__
-    from mdlstm_tk.export import float64_reference, lower
-    from mdlstm_tk.export.capture import capture
-    from mdlstm_tk.export.lowering.functions import outline
-    from mdlstm_tk.export.quantization import quantize
-    from mdlstm_tk.runtime import Metadata
+    from mdlstm_tk import MDLSTM
+    from mdlstm_tk.export import export_onnx, float64_reference
 
     torch.manual_seed(0)
     layers = {name: MDLSTM(2, 4, **options).eval() for name, options in NETWORKS.items()}
-    captured: dict[tuple[Any, ...], onnx.ModelProto] = {}
     for form, network in pairs:
         layer, settings = layers[network], FORMS[form]
-        ndim, grid = layer.ndim, settings.get("grid", GRIDS[layer.ndim])
-        kind, dtype = settings.get("form", "unrolled"), settings.get("dtype", "float32")
-        x = np.random.default_rng(0).standard_normal((3, *GRIDS[ndim], 2)).astype(np.float32)
-        extra = {"sizes": np.asarray([GRIDS[ndim], (1,) * ndim, (2,) * ndim])} if "sizes" in form else {}
-        key = (network, grid, dtype == "float16", *extra)
-        if key not in captured:
-            module = copy.deepcopy(layer).half() if dtype == "float16" else layer
-            examples = {name: torch.from_numpy(value) for name, value in {"x": x, **extra}.items()}
-            captured[key] = capture(
-                module, examples, {} if grid else {"x": dict.fromkeys(range(1, ndim + 1), 1)}
-            )
-        model = lower(captured[key], kind, separate_products=dtype == "int8")
-        model = quantize(model) if dtype == "int8" else model
-        model = outline(model) if "functions" in form else model
-        model = inliner.inline_local_functions(model) if "inlined" in form else model
-        layout = " ".join(["N", *("D", "H", "W")[-ndim:], "C"])
-        y = float64_reference(layer)(x, **extra)
-        metadata = Metadata(
-            __version__, grid, kind, layout, 2, y.shape[-1], ("x", *extra), layer.window, dtype=dtype
-        )
-        onnx.helper.set_model_props(model, metadata.to_props())
-        yield Case(form, network, model.SerializeToString(), {"x": x, **extra}, y)
+        grid = GRIDS[layer.ndim]
+        x = np.random.default_rng(0).standard_normal((3, *grid, 2)).astype(np.float32)
+        sizes = np.asarray([grid, (1,) * layer.ndim, (2,) * layer.ndim])
+        feeds = {"x": x, "sizes": sizes} if settings.get("padded") else {"x": x}
+        with tempfile.TemporaryDirectory() as folder:
+            path = export_onnx(layer, Path(folder) / "model.onnx", **{"grid": grid, **settings}).path
+            model = onnx.load(path)
+        if form == "functions, inlined":
+            model = inliner.inline_local_functions(model)
+        yield Case(form, network, model.SerializeToString(), feeds, float64_reference(layer)(**feeds))
 
 
 def run_onnxruntime(model: bytes, feeds: Mapping[str, Array]) -> Array:
     """y of ONNX Runtime on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
-    y: Array = session.run(None, dict(feeds))[0]
+    y: Array = ort_session(model).run(None, dict(feeds))[0]
     return y
 
 
@@ -201,6 +175,8 @@ def difference(run: Runtime, case: Case) -> float | str:
         y = run(case.model, case.feeds)
     except Exception as error:  # each runtime has exceptions of its own
         return _reason(error)
+    if y.shape != case.expected.shape:
+        return f"y has the shape {y.shape}, expected {case.expected.shape}"
     return float(np.abs(y - case.expected).max())
 
 
@@ -229,7 +205,7 @@ def runs_in() -> str:
             failures = [value for value in values if isinstance(value, str)]
             for reason in failures[:1]:
                 reasons.setdefault(f"{name}: {reason}", []).append(form)
-            row.append("no" if failures else f"{max(map(float, values)):.0e}")
+            row.append("no" if failures else f"{np.max(values):.0e}")
         rows.append(row)
     notes = [f"- {reason} ({'; '.join(forms)})" for reason, forms in reasons.items()]
     title = "What those that do not run a form say:"
@@ -241,66 +217,29 @@ def int8_table(seconds: float = 2.0) -> str:
     import torch
 
     from mdlstm_tk import MDLSTM
-    from mdlstm_tk.benchmark import interleave
+    from mdlstm_tk.benchmark import Shape, interleave
     from mdlstm_tk.export import export_onnx
     from mdlstm_tk.runtime import Session
 
     rows = []
-    for batch, grid, channels, units in SPEED_SHAPES:
-        for form in ("unrolled", "scan"):
-            torch.manual_seed(0)
-            layer = MDLSTM(channels, units)
-            x = np.random.default_rng(0).standard_normal((batch, *grid, channels)).astype(np.float32)
-            with tempfile.TemporaryDirectory() as folder:
-                reports = {
-                    dtype: export_onnx(
-                        layer, Path(folder) / f"{dtype}.onnx", grid=grid, form=form, dtype=dtype
-                    )
-                    for dtype in ("float32", "int8")
-                }
-                sessions = {dtype: Session(report.path, "cpu") for dtype, report in reports.items()}
-            calls = {dtype: partial(session, x) for dtype, session in sessions.items()}
-            times = interleave(calls, seconds)
-            fastest = {dtype: min(values) for dtype, values in times.items()}
-            rows.append(
-                [
-                    f"{batch}, {'x'.join(map(str, grid))}, {channels}, {units}",
-                    form,
-                    *(f"{fastest[dtype] * 1e3:.1f}" for dtype in reports),
-                    f"{fastest['int8'] / fastest['float32']:.2f}",
-                    *(f"{report.bytes / 1024:.0f}" for report in reports.values()),
-                    f"{reports['int8'].max_abs:.0e}",
-                ]
+    for shape, form in product(map(Shape.parse, SPEED_SHAPES), ("unrolled", "scan")):
+        torch.manual_seed(0)
+        layer = MDLSTM(shape.channels, shape.units)
+        x = np.random.default_rng(0).random((shape.batch, *shape.grid, shape.channels), np.float32)
+        with tempfile.TemporaryDirectory() as folder:
+            float32, int8 = (
+                export_onnx(layer, Path(folder) / f"{dtype}.onnx", grid=shape.grid, form=form, dtype=dtype)
+                for dtype in ("float32", "int8")
             )
-            print(rows[-1], file=sys.stderr)
-    columns = [
-        "N, grid, C, n",
-        "form",
-        "float32 ms",
-        "int8 ms",
-        "ratio",
-        "float32 KiB",
-        "int8 KiB",
-        "error",
-    ]
-    return markdown(columns, rows)
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], texts: int | None = None) -> str:
-    """Format a table. The first columns are texts, this many or all; the others are numbers."""
-    texts = len(columns) if texts is None else texts
-    lines = [columns, [":---"] * texts + ["---:"] * (len(columns) - texts), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def write_between_markers(page: Path, name: str, text: str) -> None:
-    """Replace what stands between <!-- name --> and <!-- /name --> in a page."""
-    content = page.read_text(encoding="utf-8")
-    before, start, rest = content.partition(f"<!-- {name} -->\n")
-    _, end, after = rest.partition(f"<!-- /{name} -->")
-    if not end:
-        raise SystemExit(f"{page} has no <!-- {name} --> … <!-- /{name} -->")
-    page.write_text(f"{before}{start}{text}\n{end}{after}", encoding="utf-8")
+            sessions = {"float32": Session(float32.path, "cpu"), "int8": Session(int8.path, "cpu")}
+        times = interleave({dtype: partial(session, x) for dtype, session in sessions.items()}, seconds)
+        fastest = {dtype: min(values) for dtype, values in times.items()}
+        row = [str(shape), form, *(f"{value * 1e3:.1f}" for value in fastest.values())]
+        row += [f"{fastest['int8'] / fastest['float32']:.2f}"]
+        row += [f"{float32.bytes / 1024:.0f}", f"{int8.bytes / 1024:.0f}", f"{int8.max_abs:.0e}"]
+        print(row, file=sys.stderr)
+        rows.append(row)
+    return markdown(INT8_COLUMNS, rows)
 
 
 def save(folder: Path) -> None:
@@ -321,11 +260,8 @@ def check(folder: Path) -> None:
     failed, files = 0, sorted(folder.glob("*.npz"))
     for file in files:
         arrays = dict(np.load(file))
-        form, network, expected = (
-            str(arrays.pop("form")),
-            str(arrays.pop("network")),
-            arrays.pop("expected"),
-        )
+        form, network = (str(arrays.pop(name)) for name in ("form", "network"))
+        expected = arrays.pop("expected")
         case = Case(form, network, file.with_suffix(".onnx").read_bytes(), arrays, expected)
         result = difference(lambda model, feeds: Session(model, "cpu")(**feeds), case)
         if isinstance(result, str) or not result <= case.tolerance:
@@ -338,7 +274,7 @@ def check(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--write", type=Path, metavar="PAGE", help="page to write both tables into")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="folder to write the files into")
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="folder with the files to run")

@@ -8,7 +8,6 @@ The results are those of `mdlstm compare`, so that anybody can reproduce a figur
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -17,24 +16,19 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from performance import markdown
+from measuring import ROOT, argument_parser, markdown
 
 from mdlstm_tk.training import default_config
 
-RIVALS = Path(__file__).parent / "rival_networks.py"
-DOCS = Path(__file__).parent.parent / "docs"
+RIVALS = ROOT / "benchmarks/rival_networks.py"
+DOCS = ROOT / "docs"
 PAGES = {  # name of the page → (tasks, seeds)
     "digits": (("digits",), 5),
     "digit-strings": (("digit-strings",), 3),
     "textures": (("textures",), 3),
     "gaussian-field": (("gaussian-field", "gaussian-field-anisotropic"), 3),
 }
-PERCENTAGES = (
-    "error",
-    "character_error",
-    "word_error",
-    "string_error",
-)  # metrics that are printed in per cent
+PERCENTAGES = ("error", "character_error", "word_error", "string_error")  # printed in per cent
 MARK = "<!-- measured -->\n"  # everything below this line of a page is generated
 
 
@@ -42,7 +36,7 @@ def load_results(folder: Path, task: str, seeds: int) -> dict[str, Any]:
     """Return the summary that `mdlstm compare` wrote into a folder, after running it if there is none."""
     summary = folder / "summary.json"
     if not summary.is_file():
-        command = ["compare", "--task", task, "--seeds", str(seeds), "-o", str(folder)]
+        command = ["compare", "--task", task, "--seeds", str(seeds), "-o", str(folder), "--force"]
         command += ["--import", str(RIVALS)]
         subprocess.run([sys.executable, "-m", "mdlstm_tk", *command], check=True, stdout=subprocess.DEVNULL)
     results: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
@@ -87,8 +81,8 @@ def write_section(task: str, results: dict[str, Any], folder: Path, seeds: int) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PAGES))
+    parser = argument_parser(__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=PAGES, help=", ".join(PAGES))
     parser.add_argument(
         "--runs",
         type=Path,

@@ -11,18 +11,20 @@ printed. With --compare the same network runs on the whole image, too, which nee
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
 import torch
+from measuring import argument_parser, python
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.export import export_onnx, export_tiles
 from mdlstm_tk.models import create
 from mdlstm_tk.runtime import Session
@@ -42,7 +44,7 @@ def write_image(path: Path, size: int) -> None:
     rng = np.random.default_rng(0)
 
     def tiles() -> Iterator[Any]:
-        for _ in range((size // TILE) ** 2):
+        for _ in range(ceil(size / TILE) ** 2):
             yield rng.integers(0, 256, (TILE, TILE), np.uint8)
 
     tifffile.imwrite(
@@ -51,8 +53,8 @@ def write_image(path: Path, size: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--size", type=int, default=4096, help="extent of the image, a multiple of 256")
+    parser = argument_parser(__doc__)
+    parser.add_argument("--size", type=int, default=4096, help="extent of the image")
     parser.add_argument("--tile", type=int, default=512)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=4)
@@ -71,15 +73,12 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
     export_tiles(network, folder / "model.tiles", metadata=metadata)
     size: int = options.size
     write_image(folder / "x.tif", size)
-    command = [sys.executable, "-m", "mdlstm_tk", "infer", "x.tif", "-m", "model.tiles", "-o", "y.tif"]
-    command += ["--tile", str(options.tile), "--threads", str(options.threads), "--device", "cpu"]
-    command += ["--batch-size", str(options.batch_size)]
+    command = [sys.executable, "-P", "-m", "mdlstm_tk", "infer", folder / "x.tif", "-o", folder / "y.tif"]
+    command += ["-m", folder / "model.tiles", "--device", "cpu", "--threads", options.threads]
+    command += ["--tile", options.tile, "--batch-size", options.batch_size]
     start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", LAUNCHER, *command], cwd=folder, check=True, stdout=subprocess.PIPE
-    )
+    processor, peak = map(float, python("-c", LAUNCHER, *command).split())
     seconds = time.perf_counter() - start
-    processor, peak = map(float, done.stdout.split())
     print(
         f"{size}x{size}, tile {options.tile}, {options.threads} threads: {seconds:.1f} s, "
         f"{seconds / size**2 * 1e6:.3f} us a pixel ({processor / size**2 * 1e6:.3f} of processor time), "
@@ -93,7 +92,8 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
         session(piece)
         start = time.perf_counter()
         session(piece)
-        print(f"whole 1024x1024: {(time.perf_counter() - start) / 1024**2 * 1e6:.3f} us a pixel")
+        microseconds = (time.perf_counter() - start) / piece.size * 1e6
+        print(f"whole {format_size(piece.shape)}: {microseconds:.3f} us a pixel")
         whole = session(x / np.float32(255)).argmax(-1)
         different = int((whole != tifffile.imread(folder / "y.tif")).sum())
         print(f"pixels of the mask that differ from those of the whole image: {different}")

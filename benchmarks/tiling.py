@@ -13,16 +13,23 @@ system takes to clear memory included. Needs Linux.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+import torch
+from measuring import argument_parser, markdown
+
+from mdlstm_tk import MDLSTM, tiling
+
 WAYS = ("plain", "tiled")
+FIGURES = ("step", "system", "forward")
+COLUMNS = ("one step", "MiB beside x, y and their gradients", "seconds", "of these, the system", "forward")
 
 
 def memory(name: str) -> int:
@@ -31,13 +38,8 @@ def memory(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
 
 
-def step(way: str, options: argparse.Namespace) -> None:
-    """One training step in this process; writes its figures and its gradients."""
-    import numpy as np
-    import torch
-
-    from mdlstm_tk import MDLSTM, tiling
-
+def step(way: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Do one training step in this process, write its gradients, and return its figures."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     directions: Any = options.directions if options.directions == "all" else 1
@@ -60,64 +62,50 @@ def step(way: str, options: argparse.Namespace) -> None:
         "forward": middle.user + middle.system - start.user - start.system,
         "step": end.user + end.system - start.user - start.system,
         "system": end.system - start.system,
-        "y": y.double().sum().item(),
     }
     gradients = {name: parameter.grad for name, parameter in layer.named_parameters()}
-    np.savez(options.folder / f"{way}.npz", x=x.grad, **gradients)
-    print(json.dumps(figures))
-
-
-def measure(way: str, options: argparse.Namespace) -> dict[str, float]:
-    """The figures of one step in a process of its own."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--way", way, "--folder", str(options.folder)]
-    result = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    figures: dict[str, float] = json.loads(result.stdout)
+    np.savez(folder / f"{way}.npz", x=x.grad, **gradients)
     return figures
 
 
-def largest_difference(folder: Path) -> float:
-    """The largest difference of a gradient, as a part of the largest number in it."""
-    import numpy as np
+def measure(way: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """The figures of one step in a process of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(step, way, folder, options).result()
 
+
+def largest_difference(folder: Path) -> float:
+    """The largest difference of a gradient, as a part of the largest number in it; NaN if one is NaN."""
     with np.load(folder / "plain.npz") as plain, np.load(folder / "tiled.npz") as tiled:
-        return max(float(abs(tiled[name] - plain[name]).max() / abs(plain[name]).max()) for name in plain)
+        ratios = [abs(tiled[name] - plain[name]).max() / abs(plain[name]).max() for name in plain]
+    return float(np.max(ratios))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--extent", type=int, default=2048, help="of both axes of the grid")
     parser.add_argument("--tile", type=int, default=256, help="extent of a tile")
     parser.add_argument("--hidden", type=int, default=32)
     parser.add_argument("--directions", choices=["1", "all"], default="1")
     parser.add_argument("--cell", default="stable")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.way:
-        step(options.way, options)
-        return
     with tempfile.TemporaryDirectory() as name:
-        options.folder = Path(name)
-        found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+        rounds: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         for number in range(options.rounds):
             for way in WAYS[:: 1 if number % 2 else -1]:
-                found[way].append(measure(way, options))
-        difference = largest_difference(options.folder)
-    figures = {way: {key: median(r[key] for r in found[way]) for key in found[way][0]} for way in WAYS}
-    print(
-        "| one step | memory beside x, y and their gradients | seconds | of these, the system | forward |"
-    )
-    print("|---|---|---|---|---|")
-    for way, of_way in figures.items():
-        beside = f"{of_way['beside'] / 2**20:,.0f} MiB"
-        seconds = " | ".join(f"{of_way[key]:.1f}" for key in ("step", "system", "forward"))
-        print(f"| {way} | {beside} | {seconds} |")
-    plain, tiled = figures["plain"], figures["tiled"]
-    memory_ratio, time_ratio = (tiled[key] / plain[key] for key in ("beside", "step"))
+                rounds[way].append(measure(way, Path(name), options))
+        difference = largest_difference(Path(name))
+    figures = {way: {key: median(r[key] for r in rounds[way]) for key in rounds[way][0]} for way in WAYS}
+    rows = [
+        [way, f"{of_way['beside'] / 2**20:,.0f}", *(f"{of_way[name]:.1f}" for name in FIGURES)]
+        for way, of_way in figures.items()
+    ]
+    print(markdown(COLUMNS, rows, 1))
+    plain, tiled = (of_way | {"user": of_way["step"] - of_way["system"]} for of_way in figures.values())
+    memory_ratio, time_ratio, user_ratio = (tiled[k] / plain[k] for k in ("beside", "step", "user"))
     print(f"\nmemory {memory_ratio:.3f}, time {time_ratio:.2f} of plain")
-    user = [of_way["step"] - of_way["system"] for of_way in (plain, tiled)]
-    print(f"time without the system's {user[1] / user[0]:.2f} of plain")
+    print(f"time without the system's {user_ratio:.2f} of plain")
     print(f"gradients differ by at most {difference:.1e} of the largest number in them")
 
 

@@ -10,18 +10,18 @@ shape. Runs and passes take turns, on one thread, and the medians of their CPU t
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
-from mdlstm_tk.benchmark import Shape, contenders, torch_threads
+import numpy as np
+from measuring import cpu_times, markdown
+
+from mdlstm_tk.benchmark import Shape, torch_threads
+from mdlstm_tk.benchmark.contenders import make_layer, make_step
 from mdlstm_tk.training import configure, new_job, train
 
 CONFIG = configure({"device": "cpu"})  # the default task: 16 matrices of 8x8 a step, 16 units
 SHAPE = Shape(CONFIG.batch_size, CONFIG.grid, 1, CONFIG.hidden)
 COLUMNS = ("what", "s", "ms a step", "steps/s")
-ROUNDS = 5
 
 
 def train_once() -> None:
@@ -30,28 +30,17 @@ def train_once() -> None:
         train(new_job(CONFIG, Path(folder) / "run"))
 
 
-def thread_seconds(action: Callable[[], object]) -> float:
-    start = time.thread_time()
-    action()
-    return time.thread_time() - start
-
-
 def table() -> list[list[str]]:
     """One row per part, in the columns of COLUMNS."""
-    steps, *_ = contenders(SHAPE, training=True)
-    step = steps["layer"]
+    step = make_step(*make_layer(SHAPE), training=True)
 
     def layer_alone() -> None:
         for _ in range(CONFIG.steps):
             step()
 
     with torch_threads(1):
-        step()  # compiles
-        train_once()
-        runs, layers = zip(
-            *((thread_seconds(train_once), thread_seconds(layer_alone)) for _ in range(ROUNDS)), strict=True
-        )
-    whole, layer = median(runs), median(layers)
+        times = cpu_times({"run": train_once, "layer": layer_alone}, seconds=0)
+    whole, layer = np.median(times["run"]), np.median(times["layer"])
     rows = {"the whole run": whole, f"the layer alone, {SHAPE}": layer, "the rest": whole - layer}
     speeds = [f"{CONFIG.steps / whole:.0f}", f"{CONFIG.steps / layer:.0f}", ""]
     return [
@@ -61,5 +50,4 @@ def table() -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    for row in (COLUMNS, *table()):
-        print("  ".join(text.rjust(10) if column else text.ljust(36) for column, text in enumerate(row)))
+    print(markdown(COLUMNS, table(), 1))

@@ -11,7 +11,6 @@ not read, a number differs by more than 1e-5, or a label, text or mask differs.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from performance import markdown
+from measuring import argument_parser, markdown
 from PIL import Image
 from trial_files import ARRAY_TYPES, IMAGE_TYPES, MASK_VALUES, Data, write_data
 
@@ -33,16 +32,9 @@ from mdlstm_tk.data import KINDS, Kind
 from mdlstm_tk.data.task import collate
 from mdlstm_tk.export import export_run
 from mdlstm_tk.runtime.postprocessing import labels, transcripts
-from mdlstm_tk.training import (
-    Run,
-    default_config,
-    load_checkpoint,
-    make_task,
-    new_job,
-    predict,
-    train,
-)
+from mdlstm_tk.training import Run, default_config, load_checkpoint, make_task, new_job, predict, train
 
+COLUMNS = ("trial", "type of file", "files", "read", "largest difference to torch", "agreement")
 TOLERANCE = 1e-5
 QUICK = {"steps": 80, "hidden": 8, "lr": 0.02, "warmup": 5, "batch_size": 8, "average": 0.0}
 SETTINGS = {kind: {**QUICK, "steps": 300} if kind == "transcribe" else QUICK for kind in KINDS}
@@ -74,7 +66,7 @@ class Row:
         file_type: type of the files.
         files: number of files.
         read: number of files that the model took.
-        difference: largest difference to the outputs of the network in torch.
+        difference: largest difference to the outputs of the network in torch; NaN if one is NaN.
         agreeing: number of files whose label, text or mask is that of torch; for kind "grid", of those
             whose numbers differ by no more than `TOLERANCE`.
     """
@@ -193,27 +185,28 @@ def run_trial(name: str, folder: Path, **settings: Any) -> list[Row]:
         row.read += all((path, array) in results for array in samples)
         agree = True
         for array, sample in samples.items():
-            want, got = expected.get(sample), results.get((path, array))
-            if want is None or got is None:
+            inferred, trained = results.get((path, array)), expected.get(sample)
+            if inferred is None or trained is None:
                 agree = False
                 continue
-            difference = float(np.abs(want.outputs - got.outputs.reshape(want.outputs.shape)).max())
-            row.difference = max(row.difference, difference)
-            agree &= difference <= TOLERANCE if kind == "grid" else np.array_equal(want.answer, got.answer)
+            outputs = inferred.outputs.reshape(trained.outputs.shape)
+            difference = float(np.abs(trained.outputs - outputs).max())
+            row.difference = float(np.maximum(row.difference, difference))  # NaN if one of them is
+            is_equal = np.array_equal(trained.answer, inferred.answer)
+            agree &= difference <= TOLERANCE if kind == "grid" else is_equal
         row.agreeing += agree
     return list(rows.values())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of: {'; '.join(TRIALS)}")
+    parser = argument_parser(__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=TRIALS, help="; ".join(TRIALS))
     parser.add_argument("-o", "--output", type=Path, help="Folder for all files; else a temporary one.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.output or Path(temporary)
         rows = [row for name in arguments.names or TRIALS for row in run_trial(name, folder / name)]
-    columns = ["trial", "type of file", "files", "read", "largest difference to torch", "agreement"]
-    print(markdown(columns, [row.cells() for row in rows]))
+    print(markdown(COLUMNS, [row.cells() for row in rows]))
     if not all(row.passed for row in rows):
         sys.exit("some files were not read, or differ from torch")
 

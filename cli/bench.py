@@ -104,11 +104,11 @@ def bench(
     )
 
 
-def _print(rows: list[Any], columns: Columns, title: str, json: bool, **others: Any) -> None:
-    """Print measurements as a table, or as JSON, with `others` as further keys."""
+def _print(rows: list[Any], columns: Columns, title: str, json: bool, **extra: Any) -> None:
+    """Print measurements as a table, or as JSON, with `extra` as further keys."""
     if json:
         records = [asdict(row) for row in rows]
-        print_json({"layers": records, **others} if others else records)
+        print_json({"layers": records, **extra} if extra else records)
     else:
         table(list(columns), [cells(row, columns) for row in rows], title)
 

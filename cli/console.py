@@ -10,10 +10,11 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from math import inf
+from typing import TYPE_CHECKING, Any, Literal
 
 from mdlstm_tk._util.text import printable, to_json
 
@@ -55,7 +56,7 @@ def err() -> Console:
 
 
 def on_terminal() -> bool:
-    """Is a person watching stderr, who wants progress bars and pictures?"""
+    """True if a person watches stderr, who wants progress bars and pictures."""
     return not verbosity.quiet and sys.stderr.isatty()
 
 
@@ -97,7 +98,7 @@ def detail(message: str) -> None:
 
 def heading(message: str) -> None:
     """Print a message in bold, with colours on a terminal, unless -q is given."""
-    bold, plain = ("\033[1m", "\033[0m") if on_terminal() and "NO_COLOR" not in os.environ else ("", "")
+    bold, plain = ("\033[1m", "\033[0m") if on_terminal() and not os.environ.get("NO_COLOR") else ("", "")
     if not verbosity.quiet:
         sys.stderr.write(f"{bold}{printable(message)}{plain}\n")
 
@@ -130,25 +131,28 @@ def print_json(value: Any) -> None:
     sys.stdout.write(to_json(value, indent=2) + "\n")
 
 
-class ShowProgress(Protocol):
-    """Shows that `step` steps are done. A function `text` is called only if its text is printed;
-    `seconds_left` is None if it is unknown."""
-
-    def __call__(
-        self, step: int, text: str | Callable[[], str], seconds_left: float | None = None
-    ) -> None: ...
-
-
 @contextmanager
-def progress(total: int, done: int = 0) -> Iterator[ShowProgress]:
-    """Show progress on stderr: a bar on a terminal, else ten lines, or one in 30 s; with -q nothing."""
+def progress(total: int, done: int = 0, lines: int = 10) -> Iterator[Callable[..., None]]:
+    """Show progress on stderr: a bar on a terminal, else lines; with -q nothing.
+
+    Args:
+        total: number of steps.
+        done: steps done before.
+        lines: about how many lines stand for all steps, besides one after each 30 s without a line.
+
+    Yields:
+        A function `show(step, text, seconds_left=None)`, which shows that `step` steps are done. A `text`
+        that is a function is called only when its result is printed. None: the time left is unknown.
+    """
     if not on_terminal():
-        interval, last_step, last_time = max(1, total // 10), done, time.monotonic()
+        interval = max(1, total // lines) if lines else inf
+        last_step, last_time = done, time.monotonic()
 
         def write_line(step: int, text: str | Callable[[], str], seconds_left: float | None = None) -> None:
             nonlocal last_step, last_time
             previous, last_step, now = last_step, step, time.monotonic()
-            if step // interval > previous // interval or step == total or now - last_time >= LINE_SECONDS:
+            ends = lines and step == total > previous
+            if ends or step // interval > previous // interval or now - last_time >= LINE_SECONDS:
                 last_time = now
                 note(f"{step}/{total}  {text if isinstance(text, str) else text()}{_eta(seconds_left)}")
 
@@ -159,7 +163,6 @@ def progress(total: int, done: int = 0) -> Iterator[ShowProgress]:
     text_column = TextColumn("{task.fields[text]}", markup=False)
     with Progress(BarColumn(), MofNCompleteColumn(), text_column, console=err()) as bar:
         task = bar.add_task("", total=total, completed=done, text="")
-
         last_update = 0.0
 
         def update_bar(step: int, text: str | Callable[[], str], seconds_left: float | None = None) -> None:
@@ -178,33 +181,3 @@ def _eta(seconds: float | None) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"  ETA {hours}:{minutes:02}:{seconds:02}" if hours else f"  ETA {minutes}:{seconds:02}"
-
-
-class TileProgress:
-    """Shows how many tiles of a single file are done, with their rate and the time left.
-
-    It shows nothing for several files, whose number has a bar of its own: a terminal has room for one.
-    """
-
-    def __init__(self, is_shown: bool) -> None:
-        self.is_shown = is_shown
-        self._bar = ExitStack()
-        self._start: tuple[float, int] | None = None
-
-    def __call__(self, done: int, total: int) -> None:
-        if not self.is_shown:
-            return
-        now = time.perf_counter()
-        if self._start is None:
-            self._start = (now, done)
-            self._show = self._bar.enter_context(progress(total, done))
-        start, first = self._start
-        rate = (done - first) / max(now - start, 1e-9)
-        self._show(done, f"{rate:.3g} tiles/s" if rate else "", (total - done) / rate if rate else None)
-        if done == total:
-            self.close()
-
-    def close(self) -> None:
-        """Remove the bar."""
-        self._bar.close()
-        self._start = None

@@ -84,13 +84,16 @@ def infer(
     if stream:
         _stream(files, arguments | {"json": json})
         return
-    from mdlstm_tk.cli.progress import ResultPrinter
+    from mdlstm_tk.cli.progress import print_results, tile_progress
     from mdlstm_tk.runtime.inference import infer_paths
     from mdlstm_tk.runtime.jobs import is_single_file
 
-    with ResultPrinter(is_single_file(files), json) as printer:
-        run = infer_paths(files, **arguments, report=printer.tiles)
-        printer.print_results(run, is_default_model=model is None, resume=resume)
+    is_single, is_default_model = is_single_file(files), model is None
+    with tile_progress(is_single) as report:
+        run = infer_paths(files, **arguments, report=report)
+        print_results(
+            run, is_single=is_single, is_json=json, is_default_model=is_default_model, resume=resume
+        )
 
 
 def _stream(files: list[str], arguments: dict[str, Any]) -> None:

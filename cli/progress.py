@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from math import ceil
+from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli import console
@@ -32,7 +34,7 @@ def train_with_progress(job: TrainingJob) -> dict[str, Any]:
     for line in job.config.to_toml().splitlines():
         detail(f"  {line}")
     metrics, config = RecentMetrics(), job.config
-    seconds = round(60 * config.minutes)  # the bar counts them if the clock ends the training, else steps
+    seconds = ceil(60 * config.minutes)  # the bar counts them if the clock ends the training, else steps
     try:
         with progress(seconds or config.steps, job.seconds_done if seconds else job.steps_done) as show:
 
@@ -40,8 +42,8 @@ def train_with_progress(job: TrainingJob) -> dict[str, Any]:
                 metrics.add(state)
                 if state.step == job.steps_done + TIMED_STEPS:
                     note(_describe_length(state, config))
-                remaining = round(state.seconds_left or 0)
-                show(seconds - remaining if seconds else state.step, metrics.describe, state.seconds_left)
+                done = seconds - ceil(state.seconds_left or 0) if seconds else state.step
+                show(done, metrics.describe, state.seconds_left)
 
             result = train(job, on_step)
     except KeyboardInterrupt:
@@ -63,130 +65,143 @@ def _describe_length(state: Progress, config: TrainConfig) -> str:
     return f"the {config.steps} steps will take about {eta / 60:.2g} minutes on this machine"
 
 
-class ResultPrinter:
-    """Prints the results of an inference, file by file. As a context, it removes its progress bar.
+@contextmanager
+def tile_progress(is_shown: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Show how many tiles of a file are done, with their rate and the time left.
 
     Args:
-        is_single: the input is a single file, for which more is printed.
-        is_json: print JSON on stdout, also after a failure.
+        is_shown: false for several files, whose number has a bar of its own: a terminal has room for one.
 
-    Attributes:
-        tiles: the progress of a single file, tile by tile.
+    Yields:
+        A function `report(done, total)`, or None if nothing is shown. The bar goes when all tiles are done.
     """
+    start, first = 0.0, 0
+    show: Callable[..., None] | None = None
+    with ExitStack() as bar:
 
-    def __init__(self, is_single: bool, is_json: bool) -> None:
-        self.is_single, self.is_json = is_single, is_json
-        self.tiles = console.TileProgress(is_shown=is_single)
+        def report(done: int, total: int) -> None:
+            nonlocal start, first, show
+            if show is None:
+                start, first, show = time.perf_counter(), done, bar.enter_context(progress(total, done))
+            rate = (done - first) / max(time.perf_counter() - start, 1e-9)
+            show(done, f"{rate:.3g} tiles/s" if rate else "", (total - done) / rate if rate else None)
+            if done == total:
+                bar.close()
+                show = None
 
-    def __enter__(self) -> Self:
-        return self
+        yield report if is_shown else None
 
-    def __exit__(self, *_: object) -> None:
-        self.tiles.close()
 
-    def print_results(self, run: Inference, *, is_default_model: bool, resume: bool) -> None:
-        """Follow the results to the end, and name the command to type next.
+def print_results(
+    run: Inference, *, is_single: bool, is_json: bool, is_default_model: bool, resume: bool
+) -> None:
+    """Print the results of an inference, file by file, and name the command to type next.
 
-        Args:
-            run: the inference.
-            is_default_model: no model was named.
-            resume: an interrupted run can be resumed.
-        """
-        session = run.session
-        if run.left_out:
-            note(f"files of other types, left out: {run.left_out}")
-        if is_default_model:
-            _warn_of_a_newer_run(run)
-        isolated = ", isolated" if session.isolated else ""
-        note(f"{run.model} on {session.device} ({session.provider}){isolated}")
-        if session.reason:
-            note(f"not on CUDA: {session.reason}")
-        if not run.jobs:
-            note(f"nothing to do: all {run.skipped} results exist")
-        records: list[dict[str, Any]] = []
-        try:
-            self._follow(run, records)
-        except (MDLSTMError, KeyboardInterrupt):
-            if resume and run.jobs:
-                note("what was done is kept beside the result; the same command with --resume goes on")
-            raise
-        finally:
-            if self.is_json:
-                failed = sum(record["error"] is not None for record in records)
-                facts = {name: getattr(session, name) for name in ("device", "provider", "isolated")}
-                counts = {"done": len(records) - failed, "failed": failed, "skipped": run.skipped}
-                console.print_json({"model": str(run.model), **facts, **counts, "files": records})
-        if run.table and run.jobs:
-            note(f"wrote {run.table}")
-        elif run.jobs and (job := run.jobs[-1]).format == "npy" and job.target != "-":
-            program = f"import numpy; print(numpy.load({job.target!r}).round(2))"
-            is_plain = not set(job.target) & set("'\"\\$`!")
-            console.next_command(
-                f'python -c "{program}"' if is_plain else f"python -c {shell_quoted(program)}"
-            )
+    Args:
+        run: the inference.
+        is_single: the input is a single file, of which more is printed.
+        is_json: print JSON on stdout, also after a failure.
+        is_default_model: no model was named.
+        resume: an interrupted run can be resumed.
 
-    def _follow(self, run: Inference, records: list[dict[str, Any]]) -> None:
-        """Print each result as it comes, and add it to the records."""
-        if not run.jobs:
-            return
-        document = None if self.is_json else run.document
-        total, failed, start = len(run.jobs), 0, time.perf_counter()
+    Raises:
+        MDLSTMError: a file failed.
+    """
+    session = run.session
+    if run.left_out:
+        note(f"files of other types, left out: {run.left_out}")
+    if is_default_model:
+        _warn_of_a_newer_run(run)
+    isolated = ", isolated" if session.isolated else ""
+    note(f"{run.model} on {session.device} ({session.provider}){isolated}")
+    if session.reason:
+        note(f"not on CUDA: {session.reason}")
+    if not run.jobs:
+        note(f"nothing to do: all {run.skipped} results exist")
+    records: list[dict[str, Any]] = []
+    try:
+        _follow(run, records, is_single, is_json)
+    except (MDLSTMError, KeyboardInterrupt):
+        if resume and run.jobs:
+            note("what was done is kept beside the result; the same command with --resume goes on")
+        raise
+    finally:
+        if is_json:
+            failed = sum(record["error"] is not None for record in records)
+            facts = {name: getattr(session, name) for name in ("device", "provider", "isolated")}
+            counts = {"done": len(records) - failed, "failed": failed, "skipped": run.skipped}
+            console.print_json({"model": str(run.model), **facts, **counts, "files": records})
+    if run.table and run.jobs:
+        note(f"wrote {run.table}")
+    elif run.jobs and (job := run.jobs[-1]).format == "npy" and job.target != "-":
+        program = f"import numpy; print(numpy.load({job.target!r}).round(2))"
+        is_plain = not set(job.target) & set("'\"\\$`!")
+        console.next_command(f'python -c "{program}"' if is_plain else f"python -c {shell_quoted(program)}")
 
-        def rate() -> float:
-            return len(records) / max(time.perf_counter() - start, 1e-9)
 
-        def note_counts(beginning: str = "", end: str = "") -> None:
-            if not self.is_single:
-                counts = f"{len(records) - failed} done, {run.skipped} skipped, {failed} failed"
-                note(f"{beginning}{counts}, {rate():.3g} files/s{end}")
+def _follow(run: Inference, records: list[dict[str, Any]], is_single: bool, is_json: bool) -> None:
+    """Print each result as it comes, and add it to the records."""
+    if not run.jobs:
+        return
+    document = None if is_json else run.document
+    total, failed, start = len(run.jobs), 0, time.perf_counter()
 
-        if document:
-            sys.stdout.write(document.begin())
-        try:
-            with nullcontext() if self.is_single else progress(total) as show:
-                for result in run.results:
-                    records.append(run.record(result))
-                    if document:
-                        sys.stdout.write(document.add_in_order(result.job, result.answers))
-                    if result.error is None:
-                        self._note_result(run, result)
-                    else:
-                        failed += 1
-                        console.error(result.error, label="failed")
-                    if show and console.on_terminal():
-                        seconds_left = (total - len(records)) / rate()
-                        show(len(records), f"{rate():.3g} files/s", seconds_left)
-        except (MDLSTMError, KeyboardInterrupt):
-            advice = "nothing was written" if run.table else "continue with --skip-existing"
-            note_counts("stopped: ", f", {total - len(records)} to do; {advice}")
-            raise
-        if document:
-            sys.stdout.write(document.end())
-        note_counts()
-        if failed:
-            raise MDLSTMError(f"{failed} of {total} files failed; see the lines above")
+    def rate() -> float:
+        return len(records) / max(time.perf_counter() - start, 1e-9)
 
-    def _note_result(self, run: Inference, result: Result) -> None:
-        """Say where a result went; of a single file also the shapes and, on a terminal, a heat map."""
-        job = result.job
-        if result.left_out:
-            note(f"{job.source}: {', '.join(result.left_out)} was left out, as it holds targets")
-        if not self.is_single:
-            detail(f"{job.source} → {run.table or job.target}")
-        elif job.target != "-" and (result.answers or result.inputs is None):
-            note(f"{job.source} → {job.target}")
-        elif not result.answers:
-            is_mask = run.session.metadata.kind == "segment" and job.format not in ("npy", "npz")
-            for name, y in (result.outputs or {}).items():
-                x = (result.inputs or {}).get(name)
-                label = job.source if name is None else f"'{name}' in {job.source}"
-                if job.target != "-":
-                    x_shape, y_shape = "" if x is None else f" {x.shape}", "" if is_mask else f" {y.shape}"
-                    note(f"{label}{x_shape} → {job.target}{y_shape}")
-                if console.on_terminal() and x is not None and x.ndim == y.ndim == 2:
-                    from mdlstm_tk.report.terminal_heatmap import show_grids
+    def note_counts(beginning: str = "", end: str = "") -> None:
+        if not is_single:
+            counts = f"{len(records) - failed} done, {run.skipped} skipped, {failed} failed"
+            note(f"{beginning}{counts}, {rate():.3g} files/s{end}")
 
-                    show_grids(console.err(), {"input": x, "prediction": y})
+    if document:
+        sys.stdout.write(document.begin())
+    try:
+        with nullcontext() if is_single else progress(total, lines=0) as show:
+            for result in run.results:
+                records.append(run.record(result))
+                if document:
+                    sys.stdout.write(document.add_in_order(result.job, result.answers))
+                if result.error is None:
+                    _note_result(run, result, is_single)
+                else:
+                    failed += 1
+                    console.error(result.error, label="failed")
+                if show:
+                    seconds_left = (total - len(records)) / rate()
+                    show(len(records), f"{rate():.3g} files/s", seconds_left)
+    except (MDLSTMError, KeyboardInterrupt):
+        advice = "nothing was written" if run.table else "continue with --skip-existing"
+        note_counts("stopped: ", f", {total - len(records)} to do; {advice}")
+        raise
+    if document:
+        sys.stdout.write(document.end())
+    note_counts()
+    if failed:
+        raise MDLSTMError(f"{failed} of {total} files failed; see the lines above")
+
+
+def _note_result(run: Inference, result: Result, is_single: bool) -> None:
+    """Say where a result went; of a single file also the shapes and, on a terminal, a heat map."""
+    job = result.job
+    if result.left_out:
+        note(f"{job.source}: {', '.join(result.left_out)} was left out, as it holds targets")
+    if not is_single:
+        detail(f"{job.source} → {run.table or job.target}")
+    elif job.target != "-" and (result.answers or result.inputs is None):
+        note(f"{job.source} → {job.target}")
+    elif not result.answers:
+        is_mask = run.session.metadata.kind == "segment" and job.format not in ("npy", "npz")
+        for name, y in (result.outputs or {}).items():
+            x = (result.inputs or {}).get(name)
+            label = job.source if name is None else f"'{name}' in {job.source}"
+            if job.target != "-":
+                x_shape, y_shape = "" if x is None else f" {x.shape}", "" if is_mask else f" {y.shape}"
+                note(f"{label}{x_shape} → {job.target}{y_shape}")
+            if console.on_terminal() and x is not None and x.ndim == y.ndim == 2:
+                from mdlstm_tk.report.terminal_heatmap import show_grids
+
+                show_grids(console.err(), {"input": x, "prediction": y})
 
 
 def _warn_of_a_newer_run(run: Inference) -> None:

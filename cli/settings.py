@@ -6,16 +6,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import wraps
 from typing import Annotated, Any
-
-import typer
 
 from mdlstm_tk.cli.options import (
     DEVICES,
     RUN,
     complete_files,
     complete_from,
+    option,
     parameters_of,
     with_parameters,
 )
@@ -44,18 +42,13 @@ def complete_setting(incomplete: str) -> list[tuple[str, str]]:
 
 def with_settings(function: Callable[..., None]) -> Callable[..., None]:
     """Give a verb that takes **options an option for each setting that belongs to a panel of the help."""
-
-    @wraps(function)
-    def call(**options: Any) -> None:
-        function(**options)
-
     keyword = inspect.Parameter.KEYWORD_ONLY
     settings = [
         inspect.Parameter(row.key, keyword, default=None, annotation=Annotated[str | None, _option(row)])
         for row in list_settings()
         if row.panel
     ]
-    return with_parameters(call, [*settings, *parameters_of(function)])
+    return with_parameters(function, [*settings, *parameters_of(function)])
 
 
 def _option(row: SettingHelp) -> Any:
@@ -63,11 +56,11 @@ def _option(row: SettingHelp) -> Any:
     values = choices(row.key)
     words = {"task": (*values, *KINDS), "device": DEVICES}.get(row.key, values)
     names = f": {', '.join(values)}." if METAVARS.get(row.key) == "NAME" else "."
-    return typer.Option(
+    return option(
+        row.help.rstrip(".") + names,
+        row.panel,
         *(f"--{row.key.replace('_', '-')}", *(["-m"] if row.key == "model" else [])),
-        help=row.help.rstrip(".") + names,
         show_default=row.default or row.empty,
-        rich_help_panel=row.panel,
         metavar=METAVARS.get(row.key) or "|".join(values) or "NUMBER",
         autocompletion=complete_files(".npz") if row.key == "data" else complete_from(*words),
     )
@@ -75,13 +68,12 @@ def _option(row: SettingHelp) -> Any:
 
 Settings = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
+    option(
+        "Change any setting; repeatable.",
+        *(RUN, "--set"),
         metavar="KEY=VALUE",
         autocompletion=complete_setting,
         show_default=False,
-        help="Change any setting; repeatable.",
-        rich_help_panel=RUN,
     ),
 ]
 

@@ -60,9 +60,7 @@ def train(
     if resume is not None and (output is not None or config is not None):
         raise InputError("--resume takes folder and settings from the run; leave out -o and -c")
     options = {key: value for key, value in options.items() if value is not None}
-    from mdlstm_tk import (
-        training,
-    )  # whose parts are loaded when they are used: a typo is found before torch
+    from mdlstm_tk import training  # it loads its parts when they are used: a typo is found before torch
 
     changes = training.parse_settings(settings or [])
     if resume:

@@ -1,7 +1,7 @@
 """Two cells of our own: one with a single state, and one with two and without a recurrent product.
 
-    mdlstm train --cell examples/own_cell.py:coupled --steps 200 -o runs/own
-    mdlstm export runs/own --cell examples/own_cell.py:coupled
+    mdlstm train --import examples/own_cell.py --cell coupled --steps 200 -o runs/own
+    mdlstm export runs/own --import examples/own_cell.py
     python examples/own_cell.py
 
 A cell is its gates, its states and its forward equations. The float64 reference, the compiled kernels, the
@@ -12,7 +12,7 @@ from mdlstm_tk import Gate, register_cell
 
 
 def mean(values):
-    """Of the states one step back along each axis."""
+    """The mean over the axes, of the states one step back along each."""
     return sum(values) * (1 / len(values))
 
 

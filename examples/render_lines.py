@@ -37,13 +37,20 @@ def render(text, font, rng):
 
 
 def drawable(text, font):
-    """The text without the characters that the font has no picture of."""
+    """The text without the characters that the font has no picture of, its words apart by one space."""
     missing = bytes(font.getmask("\uffff"))
-    return "".join(c for c in text if c.isspace() or bytes(font.getmask(c)) != missing).strip()
+    characters = [c for c in text if c.isspace() or bytes(font.getmask(c)) != missing]
+    return " ".join("".join(characters).split())  # a tab would end the text's column of labels.tsv
 
 
 def main(texts, folder, fonts, count=2000, seed=0):
-    """Write `count` images of the texts and labels.tsv into a folder; returns the texts in their order."""
+    """Write `count` images of the texts and labels.tsv into a folder; returns the texts in their order.
+
+    Raises:
+        ValueError: the fonts have none of the characters.
+    """
+    if not any(drawable(text, font) for text in texts for font in fonts):
+        raise ValueError("the fonts have none of the characters of the texts; give another font")
     rng, written = np.random.default_rng(seed), []
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "labels.tsv").open("w", encoding="utf-8") as labels:

@@ -27,14 +27,23 @@ def contenders(
         (N, *grid, C).
     """
     factory = {"device": device, "dtype": dtype}
-    layer, x = _layer(shape, "auto", factory)
+    layer, x = make_layer(shape, "auto", factory)
     steps = {
         "layer": make_step(layer, x, training),
         "floor": floor(shape, training, factory),
         "nn.LSTM": make_step(*_lstm(shape, factory), training),
-        "torch backend": make_step(*_layer(shape, "torch", factory), training),
+        "torch backend": make_step(*make_layer(shape, "torch", factory), training),
     }
     return steps, layer, x
+
+
+def make_layer(
+    shape: Shape, backend: Backend = "auto", factory: Mapping[str, Any] | None = None
+) -> tuple[MDLSTM, Tensor]:
+    """The layer of a shape and its input (N, *grid, C), with the device and dtype in `factory`."""
+    factory, options = factory or {}, dict(shape.options)
+    layer = MDLSTM(shape.channels, shape.units, ndim=len(shape.grid), backend=backend, **options)
+    return layer.to(**factory), torch.randn(shape.batch, *shape.grid, shape.channels, **factory)
 
 
 def floor(shape: Shape, training: bool, factory: Mapping[str, Any] | None = None) -> Step:
@@ -96,12 +105,6 @@ def make_step(layer: torch.nn.Module, x: Tensor, training: bool) -> Step:
     with torch.no_grad():
         gradient = torch.randn_like(output())
     return train if training else infer
-
-
-def _layer(shape: Shape, backend: Backend, factory: Mapping[str, Any]) -> tuple[MDLSTM, Tensor]:
-    options = dict(shape.options)
-    layer = MDLSTM(shape.channels, shape.units, ndim=len(shape.grid), backend=backend, **options)
-    return layer.to(**factory), torch.randn(shape.batch, *shape.grid, shape.channels, **factory)
 
 
 def _lstm(shape: Shape, factory: Mapping[str, Any]) -> tuple[torch.nn.Module, Tensor]:

@@ -35,11 +35,12 @@ class Shape:
         Raises:
             InputError: the text is not N,GRID,C,n.
         """
-        batch, grid, channels, units = [*text.split(","), "", "", "", ""][:4]
-        if text.count(",") != 3 or not all(part.strip().isdecimal() for part in (batch, channels, units)):
+        words = [word.strip() for word in text.split(",")]
+        if len(words) != 4 or not all(word.isdecimal() for word in (words[0], *words[2:])):
             raise InputError(f"invalid shape '{text}'; expected N,GRID,C,n such as 16,32x32,1,64")
+        batch, grid, channels, units = words
         ndim = max(2, grid.count("x") + 1)
-        shape = cls(int(batch), parse_size(grid.strip(), ndim), int(channels), int(units))
+        shape = cls(int(batch), parse_size(grid, ndim), int(channels), int(units))
         if min(shape.batch, shape.channels, shape.units) < 1:
             raise InputError(f"invalid shape '{text}'; N, C and n must be at least 1")
         return shape

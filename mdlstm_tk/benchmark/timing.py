@@ -43,7 +43,7 @@ def interleave(
 def ratios_of(times: Mapping[str, list[float]], name: str) -> dict[str, float]:
     """The median over the rounds of this contender's time divided by each other one's."""
     return {
-        other: median(ours / theirs for ours, theirs in zip(times[name], series, strict=True))
+        other: median(a / b for a, b in zip(times[name], series, strict=True))
         for other, series in times.items()
     }
 

@@ -57,3 +57,12 @@ def test_a_page_is_changed_to_webgpu(script: ModuleType, tmp_path: Path) -> None
     assert '["webgpu"]' in text and '["wasm"]' not in text
     for name in script.WEBGPU_FILES:
         assert (tmp_path / "page" / "ort" / name).read_text(encoding="utf-8") == name
+
+
+def test_checkouts_in_folders_of_one_name_are_apart(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "python", lambda *arguments, checkout: "")
+    monkeypatch.setattr(script, "write_page", lambda *arguments: None)
+    pages = dict(script.make_pages([tmp_path / "a/x", tmp_path / "b/x"], {}, None, tmp_path))
+    assert len(pages) == 2 * len(script.FORMS)

@@ -15,6 +15,7 @@ from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.cli import console
 from mdlstm_tk.cli.console import detail, error, heading, note, progress, table, verbosity, warn
 from mdlstm_tk.cli.options import complete_files
+from mdlstm_tk.cli.progress import tile_progress
 from mdlstm_tk.export.targets import protobuf_text
 from mdlstm_tk.report.panels import Panel
 from mdlstm_tk.report.plots import draw_curves, draw_panels, svg_curves
@@ -50,6 +51,26 @@ def test_a_progress_bar(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.M
         show(1, "d[/y]", 70)
     console.err.cache_clear()
     assert "d[/y]  ETA 1:10" in capfd.readouterr().err
+
+
+def test_the_last_line_of_progress_is_printed_once(capfd: pytest.CaptureFixture[str]) -> None:
+    """Several steps may end within the last second of a training with `minutes`."""
+    with progress(4) as show:
+        for second in (1, 1, 3, 4, 4, 4):
+            show(second, "text")
+    assert [line.split()[0] for line in capfd.readouterr().err.splitlines()] == ["1/4", "3/4", "4/4"]
+
+
+def test_tiles_are_counted_for_one_file_after_another(capfd: pytest.CaptureFixture[str]) -> None:
+    with tile_progress(is_shown=True) as report:
+        assert report is not None
+        for done in (0, 1, 2, 0, 1, 2):
+            report(done, 2)
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines] == ["1/2", "2/2"] * 2
+    assert all(line.partition("  ETA")[0].endswith("tiles/s") for line in lines)
+    with tile_progress(is_shown=False) as report:
+        assert report is None
 
 
 @pytest.mark.parametrize("arguments", [("infer\nforged",), ("infer", EVIL, "-q"), ("infer", "--x\nforged")])

@@ -233,6 +233,13 @@ def test_a_terminal_shows_grids_for_one_file_and_a_bar_for_many() -> None:
     assert "4/4" in printed and "files/s" in printed
 
 
+@pytest.mark.usefixtures("place")
+def test_a_log_gets_a_line_in_30_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "1/4" not in infer("in").err
+    monkeypatch.setattr(console, "LINE_SECONDS", 0)
+    assert re.search(r"^1/4  .* files/s", infer("in", "--force").err, re.MULTILINE)
+
+
 def test_a_full_disk_ends_the_run_and_leaves_no_half_file(place: Path) -> None:
     resource = pytest.importorskip("resource", reason="needs POSIX limits")
     np.save("in/c.npy", np.zeros((9, 8, 8, 1)))

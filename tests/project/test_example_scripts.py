@@ -57,6 +57,9 @@ def test_rendered_lines_can_be_trained_on(tmp_path: Path) -> None:
     task = read_data(tmp_path, "transcribe", 0.25, 0, augment=1.0)
     assert (len(task.names["train"]) + len(task.names["validation"]), task.spec.size[0]) == (6, 64)
     assert all(x.std() > 0.02 for x, _ in task.sets["train"])
+    assert example.drawable("a\tb  c", font) == "a b c"  # one column of labels.tsv
+    with pytest.raises(ValueError, match="font"):
+        example.main(["\uffff"], tmp_path, [font])
 
 
 @pytest.mark.slow

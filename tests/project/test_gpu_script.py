@@ -12,6 +12,8 @@ import pytest
 import torch
 from helpers.checkout import ROOT
 
+sys.path.insert(0, str(ROOT / "benchmarks"))  # as a script has its folder there
+
 GPU = runpy.run_path(str(ROOT / "benchmarks/gpu.py"))
 
 
@@ -56,6 +58,21 @@ def test_what_fails_or_takes_too_long_is_a_line_of_the_report(capfd: pytest.Capt
     starts_another = f"import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', '{sleeps}'])"
     assert GPU["run"]([*say, starts_another], 0.5)[-1] == "failed: stopped after 0 s"
     assert "failed: broken" in capfd.readouterr().err
+
+
+def test_a_failure_of_any_kind_is_a_line_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise ValueError("out of resource: shared memory\nand more")  # Triton's errors are no RuntimeError
+
+    monkeypatch.setitem(GPU["main"].__globals__, "measure", fail)
+    options = ["--device", "cpu", "--only", "1,4x4,1,4", "--no-tests", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *options])
+    with pytest.raises(SystemExit, match="failed"):
+        GPU["main"]()
+    report = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    assert set(report["missing"].values()) == {"out of resource: shared memory"}
 
 
 def test_the_page_names_what_was_not_measured() -> None:
