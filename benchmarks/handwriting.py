@@ -33,7 +33,7 @@ from unittest.mock import patch
 
 import rival_networks  # noqa: F401  it registers the rivals
 from kraken_rival import train_kraken
-from runtimes import markdown
+from measuring import markdown
 
 from mdlstm_tk.data import Split, pages
 from mdlstm_tk.data.samples import LazySamples

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from handwriting import link_pages
 from PIL import Image
-from runtimes import markdown
+from measuring import markdown
 
 from mdlstm_tk.data import Textures
 from mdlstm_tk.data.builtin.fashion import FOLDER
