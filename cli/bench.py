@@ -41,6 +41,7 @@ RUNTIME_COLUMNS: Columns = {  # of a `mdlstm_tk.export.benchmark.RuntimeMeasurem
 
 Dtype = Literal["float32", "float64", "float16", "bfloat16", "int8"]
 DTYPE = "Data type of parameters and input; with --runtime float32, float16 or int8."
+RUNTIME = "Measure exported layers under ONNX Runtime, against networks in torch on the CPU in float32."
 THREADS, THREADS_DEFAULT = "Number of CPU threads. Repeatable.", "1 and all cores; with --runtime 1"
 
 
@@ -58,9 +59,7 @@ def bench(
     device: Device = "auto",
     dtype: Annotated[Dtype, option(DTYPE, None)] = "float32",
     seconds: Annotated[float, option("Seconds to measure each row for.", None, min=0)] = 2.0,
-    runtime: Annotated[
-        bool, option("Measure exported layers under ONNX Runtime.", None, "--runtime")
-    ] = False,
+    runtime: Annotated[bool, option(RUNTIME, None, "--runtime")] = False,
     json: Json = False,
 ) -> None:
     """Measure the speed of the layer, or of its exports, on this machine.
@@ -69,6 +68,7 @@ def bench(
     take turns with it in one process. The floor is the layer's matrix products
     alone, computed by torch. nn.LSTM runs over the same number of positions,
     which takes fewer operations; "per FLOP" divides each time by its operations.
+    The torch backend is the same layer in plain torch operations.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler, which measures the peak memory,
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # would print a banner for each row
@@ -82,8 +82,8 @@ def bench(
         if dtype == "int8":
             raise InputError("--dtype int8 needs --runtime: only exported layers compute in int8")
         target = str(pick_device(device))
-        counts = threads or sorted({1, torch.get_num_threads()})
-        counts = counts if target == "cpu" else counts[-1:]
+        all_threads = torch.get_num_threads()
+        counts = threads or sorted({1, all_threads} if target == "cpu" else {all_threads})
         rows = measure_layers(shapes or SHAPES, counts, seconds, target, getattr(torch, dtype), note)
         _print(rows, LAYER_COLUMNS, f"{dtype} on {rows[0].device}, torch {torch.__version__}", json)
         return
@@ -91,7 +91,7 @@ def bench(
     from mdlstm_tk.export.benchmark import RUNTIME_SHAPES, measure_cold_start, measure_exports
 
     # One thread by default: idle threads of ONNX Runtime spin for a while after a run, which slows down
-    # whatever is measured next.
+    # the next measurement.
     exports = measure_exports(shapes or RUNTIME_SHAPES, threads or [1], seconds, device, dtype, note)  # type: ignore[arg-type]
     note("cold start of `mdlstm infer`")
     infer, imports = measure_cold_start()
@@ -105,7 +105,7 @@ def bench(
 
 
 def _print(rows: list[Any], columns: Columns, title: str, json: bool, **others: Any) -> None:
-    """Print measurements as a table, or as JSON, there together with the others."""
+    """Print measurements as a table, or as JSON, with `others` as further keys."""
     if json:
         records = [asdict(row) for row in rows]
         print_json({"layers": records, **others} if others else records)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from mdlstm_tk._util.text import shell_quoted
-from mdlstm_tk.cli.console import next_command, note, print_json, progress, table
+from mdlstm_tk.cli.console import note, print_json, progress, table
 from mdlstm_tk.cli.options import DATA, RUN, ForceFolder, Json, complete_from, option, output_option
 from mdlstm_tk.cli.settings import Settings
 from mdlstm_tk.errors import require
@@ -47,9 +47,9 @@ def compare(
 ) -> None:
     """Train the MD-LSTM and one-dimensional LSTMs on the same data for the same steps, and compare them.
 
-    On the random diagonal, the networks md, snake and horizontal have equal hidden units, and their
-    training losses are compared. On other tasks, all networks that are registered for the task have equally
-    many parameters, and the errors of their best weights on test data are compared, next to baselines.
+    On the random diagonal, the networks md, snake and horizontal have the same number of hidden units, and
+    their training losses are compared. On other tasks, the MD-LSTM and the other networks of the task have
+    equally many parameters, and the test errors of their best checkpoints are compared, next to baselines.
 
     Every network and seed gets a run folder.
     """
@@ -57,16 +57,16 @@ def compare(
     from mdlstm_tk.report import draw_comparison, draw_run
     from mdlstm_tk.training import compare_models, configure_comparison, parse_settings, plan_comparison
 
-    options = {key: value for key, value in {"steps": steps, "size": size}.items() if value is not None}
-    config = configure_comparison(task, options, parse_settings(settings or []))
+    overrides = {key: value for key, value in {"steps": steps, "size": size}.items() if value is not None}
+    config = configure_comparison(task, overrides, parse_settings(settings or []))
     plan = plan_comparison(config, seeds, output, force, original_settings)
     note(plan.description)
     with progress(plan.total_steps) as show:
 
         def on_step(state: ComparisonProgress) -> None:
-            rate = state.progress.steps_per_second
-            left = (plan.total_steps - state.steps_done) / rate if rate else None
-            show(state.steps_done, state.describe, left)
+            rate = state.progress.steps_per_second  # assumes that all networks train as fast as this one
+            remaining_seconds = (plan.total_steps - state.steps_done) / rate if rate else None
+            show(state.steps_done, state.describe, remaining_seconds)
 
         comparison = compare_models(plan, on_step, None if plan.is_diagonal else draw_run)
     draw_comparison(comparison)
@@ -78,4 +78,4 @@ def compare(
         if summary.note:
             note(summary.note)
     predictions = "" if plan.is_diagonal else f" {shell_quoted(plan.folder)}/*/prediction.png"
-    next_command(f"open {shell_quoted(plan.folder)}/*.png{predictions}")
+    note(f"pictures: {shell_quoted(plan.folder)}/*.png{predictions}")

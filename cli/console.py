@@ -131,8 +131,8 @@ def print_json(value: Any) -> None:
 
 
 class ShowProgress(Protocol):
-    """Shows that `step` of all steps are done, with a text, or a function that returns it and is called
-    when it is shown, and the seconds left if they are known."""
+    """Shows that `step` steps are done. A function `text` is called only if its text is printed;
+    `seconds_left` is None if it is unknown."""
 
     def __call__(
         self, step: int, text: str | Callable[[], str], seconds_left: float | None = None
@@ -143,13 +143,13 @@ class ShowProgress(Protocol):
 def progress(total: int, done: int = 0) -> Iterator[ShowProgress]:
     """Show progress on stderr: a bar on a terminal, else ten lines, or one in 30 s; with -q nothing."""
     if not on_terminal():
-        every, last, written = max(1, total // 10), done, time.monotonic()
+        interval, last_step, last_time = max(1, total // 10), done, time.monotonic()
 
         def write_line(step: int, text: str | Callable[[], str], seconds_left: float | None = None) -> None:
-            nonlocal last, written
-            before, last, now = last, step, time.monotonic()
-            if step // every > before // every or step == total or now - written >= LINE_SECONDS:
-                written = now
+            nonlocal last_step, last_time
+            previous, last_step, now = last_step, step, time.monotonic()
+            if step // interval > previous // interval or step == total or now - last_time >= LINE_SECONDS:
+                last_time = now
                 note(f"{step}/{total}  {text if isinstance(text, str) else text()}{_eta(seconds_left)}")
 
         yield write_line
@@ -160,12 +160,12 @@ def progress(total: int, done: int = 0) -> Iterator[ShowProgress]:
     with Progress(BarColumn(), MofNCompleteColumn(), text_column, console=err()) as bar:
         task = bar.add_task("", total=total, completed=done, text="")
 
-        shown = 0.0
+        last_update = 0.0
 
         def update_bar(step: int, text: str | Callable[[], str], seconds_left: float | None = None) -> None:
-            nonlocal shown
-            if (now := time.perf_counter()) - shown > BAR_SECONDS or step == total:
-                shown, line = now, text if isinstance(text, str) else text()
+            nonlocal last_update
+            if (now := time.perf_counter()) - last_update > BAR_SECONDS or step == total:
+                last_update, line = now, text if isinstance(text, str) else text()
                 bar.update(task, completed=step, text=printable(line) + _eta(seconds_left))
 
         yield update_bar
@@ -175,15 +175,15 @@ def _eta(seconds: float | None) -> str:
     """The time left as h:mm:ss or m:ss; "" if it is not known or there is none left."""
     if not seconds:
         return ""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"  ETA {hours}:{minutes:02}:{rest:02}" if hours else f"  ETA {minutes}:{rest:02}"
+    return f"  ETA {hours}:{minutes:02}:{seconds:02}" if hours else f"  ETA {minutes}:{seconds:02}"
 
 
 class TileProgress:
     """Shows how many tiles of a single file are done, with their rate and the time left.
 
-    Of several files, the number of those that are done is shown: a terminal has place for one bar.
+    It shows nothing for several files, whose number has a bar of its own: a terminal has room for one.
     """
 
     def __init__(self, is_shown: bool) -> None:
@@ -198,13 +198,13 @@ class TileProgress:
         if self._start is None:
             self._start = (now, done)
             self._show = self._bar.enter_context(progress(total, done))
-        start, before = self._start
-        rate = (done - before) / max(now - start, 1e-9)
+        start, first = self._start
+        rate = (done - first) / max(now - start, 1e-9)
         self._show(done, f"{rate:.3g} tiles/s" if rate else "", (total - done) / rate if rate else None)
         if done == total:
             self.close()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._bar.close()
         self._start = None

@@ -60,24 +60,24 @@ def export(
             "File, or folder for several sizes.", "model-SIZE.onnx, or model.tiles, in the run"
         ),
     ] = None,
-    server_repo: Annotated[Path | None, options.place_option(SERVER_REPO)] = None,
-    web: Annotated[Path | None, options.place_option(WEB)] = None,
+    server_repo: Annotated[Path | None, options.path_option(SERVER_REPO)] = None,
+    web: Annotated[Path | None, options.path_option(WEB)] = None,
     web_runtime: Annotated[
-        Path | None, options.place_option(WEB_RUNTIME, "PATH", "downloaded with npm")
+        Path | None, options.path_option(WEB_RUNTIME, "PATH", "downloaded with npm")
     ] = None,
     data: Annotated[str | None, options.data_option(DATA)] = None,
     force: Annotated[bool, options.force_option("Replace files that exist.")] = False,
     json: options.Json = False,
 ) -> None:
     """Export a trained network to ONNX, for one grid size or any, verified before a file is written."""
-    given = dict(locals())
+    arguments = dict(locals())
     if sum(option is not None for option in (output, server_repo, web)) > 1:
         raise InputError("-o, --server-repo and --web are mutually exclusive; give one of them")
     if (web_runtime or data) and not web:
         raise InputError("--web-runtime and --data are for a web page; give --web DIR, or leave them out")
     if drawing:
-        taken = ("run", "drawing", "output", "web", "web_runtime", "force", "json")
-        options.refuse(given, export, taken, "--drawing draws images of any size, row by row,")
+        accepted = ("run", "drawing", "output", "web", "web_runtime", "force", "json")
+        options.refuse(arguments, export, accepted, "--drawing draws images of any size, row by row,")
     from mdlstm_tk.export import export_drawing, export_run_sizes
     from mdlstm_tk.export.targets import ServerRepository, WebPage
     from mdlstm_tk.training import latest_run
@@ -100,7 +100,7 @@ def export(
         return
     names = ("form", "padded", "multiple_of", "dtype", "functions", "atol", "force")
     reports = export_run_sizes(
-        run, size or [None], target or output, **{name: given[name] for name in names}
+        run, size or [None], target or output, **{name: arguments[name] for name in names}
     )
     if json:
         print_json([report.as_dict() for report in reports])

@@ -71,7 +71,7 @@ def infer(
 
     A model file cannot read or write other files. It may take any time and memory; --isolated limits both.
     """
-    given = {name: value for name, value in locals().items() if name not in ("files", "json", "stream")}
+    arguments = {name: value for name, value in locals().items() if name not in ("files", "json", "stream")}
     if json and output == "-":
         raise InputError("--json prints on stdout, where -o - writes the result; give one of them")
     if max_bytes is not None:
@@ -82,25 +82,25 @@ def infer(
 
             Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_bytes // PIXEL_BYTES)
     if stream:
-        _stream(files, given | {"json": json})
+        _stream(files, arguments | {"json": json})
         return
     from mdlstm_tk.cli.progress import ResultPrinter
     from mdlstm_tk.runtime.inference import infer_paths
     from mdlstm_tk.runtime.jobs import is_single_file
 
     with ResultPrinter(is_single_file(files), json) as printer:
-        run = infer_paths(files, **given, report=printer.tiles)
-        printer.print_results(run, is_chosen=model is None, resume=resume)
+        run = infer_paths(files, **arguments, report=printer.tiles)
+        printer.print_results(run, is_default_model=model is None, resume=resume)
 
 
-def _stream(files: list[str], given: dict[str, Any]) -> None:
+def _stream(files: list[str], arguments: dict[str, Any]) -> None:
     """Read rows from stdin, and write those of the result to stdout or a file."""
     from mdlstm_tk.runtime.inference import stream_paths
 
     if files != ["-"]:
         raise InputError(f"--stream reads rows from stdin, which is -, got {' '.join(files)}")
     accepted = signature(stream_paths).parameters
-    options.refuse(given, infer, accepted, "--stream writes rows as they come")
-    taken = {name: given[name] for name in accepted}
-    read, written = stream_paths(**taken | {"output": given["output"] or "-"})
-    note(f"{read} rows → {written} rows")
+    options.refuse(arguments, infer, accepted, "--stream writes rows as they come")
+    arguments = {name: arguments[name] for name in accepted}
+    rows_read, rows_written = stream_paths(**arguments | {"output": arguments["output"] or "-"})
+    note(f"{rows_read} rows → {rows_written} rows")

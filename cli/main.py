@@ -125,7 +125,7 @@ def _run(arguments: list[str]) -> int:
 
 def _fail(message: str, code: int) -> int:
     if verbosity.debug:
-        # each message in the traceback takes one line, whatever it holds
+        # each message in the traceback takes one line, even if it holds line breaks
         for part in traceback.format_exception(*sys.exc_info()):
             is_code = part.startswith(('  File "', "Traceback (most", "\n"))
             for line in part.rstrip("\n").split("\n") if is_code else [part.rstrip("\n")]:

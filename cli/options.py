@@ -20,7 +20,7 @@ from mdlstm_tk.runtime.io import Format
 
 DEVICES = ("auto", "cpu", "cuda")
 
-imported: list[Path] = []  # by this call
+imported: list[Path] = []  # files that this call has imported
 
 OUTPUT = "Output"
 DATA = "Data"
@@ -59,17 +59,17 @@ def complete_from(*words: str) -> Callable[[str], list[str]]:
 def complete_run(incomplete: str) -> list[str]:
     """Offer run folders below runs/ and below the folder that is being typed."""
     folders = {Path("runs"), Path(incomplete), Path(incomplete).parent}
-    found = {str(path.parent) for folder in folders for path in folder.glob("*/*.safetensors")}
-    return sorted(name for name in found if name.startswith(incomplete) and is_plain_text(name))
+    runs = {str(path.parent) for folder in folders for path in folder.glob("*/*.safetensors")}
+    return sorted(name for name in runs if name.startswith(incomplete) and is_plain_text(name))
 
 
 def complete_model_file(incomplete: str) -> list[str]:
     """Offer .onnx files here, in run folders and in the folder that is being typed, and folders."""
     from mdlstm_tk.runtime.model_discovery import models_in  # imported late: it imports NumPy
 
-    found = {str(path) for folder in [Path(), *Path("runs").glob("*")] for path in models_in(folder)}
-    found = {name for name in found if name.startswith(incomplete) and is_plain_text(name)}
-    return sorted({*found, *_entries(incomplete, (".onnx", ".tiles"))})
+    models = {str(path) for folder in [Path(), *Path("runs").glob("*")] for path in models_in(folder)}
+    models = {name for name in models if name.startswith(incomplete) and is_plain_text(name)}
+    return sorted({*models, *_entries(incomplete, (".onnx", ".tiles"))})
 
 
 def complete_model_or_run(incomplete: str) -> list[str]:
@@ -104,7 +104,7 @@ def option(help: str, panel: str | None, *names: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
 
 
-def place_option(help: str, metavar: str = "DIR", default: str | bool = False) -> Any:
+def path_option(help: str, metavar: str = "DIR", default: str | bool = False) -> Any:
     """An option that takes a file or folder to write or read."""
     return option(help, OUTPUT, metavar=metavar, show_default=default)
 
@@ -131,16 +131,16 @@ def data_option(help: str) -> Any:
 
 
 def refuse(
-    given: Mapping[str, Any], verb: Callable[..., None], taken: Collection[str], subject: str
+    arguments: Mapping[str, Any], verb: Callable[..., None], accepted: Collection[str], subject: str
 ) -> None:
     """Refuse options that a way of calling a verb has no use for.
 
     Raises:
-        InputError: one of the others than `taken` is given.
+        InputError: an argument outside `accepted` differs from its default.
     """
     parameters = inspect.signature(verb).parameters
-    for name, value in given.items():
-        if name not in taken and value not in (parameters[name].default, None, []):
+    for name, value in arguments.items():
+        if name not in accepted and value not in (parameters[name].default, None, []):
             raise InputError(f"{subject} and takes no {name}=...; leave it out")
 
 
@@ -198,7 +198,7 @@ Isolated = Annotated[bool, option(ISOLATED, LIMITS, "--isolated")]
 TRUSTED = "Allow operators outside the list of the model check, for a file of yours."
 Trusted = Annotated[bool, option(TRUSTED, LIMITS, "--trusted")]
 
-# Those of `mdlstm infer`
+# Options of `mdlstm infer`
 ModelFile = Annotated[
     str | None,
     option(

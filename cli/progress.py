@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime import Inference, Result
     from mdlstm_tk.training import Progress, TrainConfig, TrainingJob
 
-TIMED_STEPS = 20  # after which the length of a training is told
+TIMED_STEPS = 20  # after which the length of a training is estimated
 
 
 def train_with_progress(job: TrainingJob) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def train_with_progress(job: TrainingJob) -> dict[str, Any]:
     for line in job.config.to_toml().splitlines():
         detail(f"  {line}")
     metrics, config = RecentMetrics(), job.config
-    seconds = round(60 * config.minutes)  # which the bar counts if they end the training; else steps
+    seconds = round(60 * config.minutes)  # the bar counts them if the clock ends the training, else steps
     try:
         with progress(seconds or config.steps, job.seconds_done if seconds else job.steps_done) as show:
 
@@ -40,16 +40,16 @@ def train_with_progress(job: TrainingJob) -> dict[str, Any]:
                 metrics.add(state)
                 if state.step == job.steps_done + TIMED_STEPS:
                     note(_describe_length(state, config))
-                left = round(state.seconds_left or 0)
-                show(seconds - left if seconds else state.step, metrics.describe, state.seconds_left)
+                remaining = round(state.seconds_left or 0)
+                show(seconds - remaining if seconds else state.step, metrics.describe, state.seconds_left)
 
             result = train(job, on_step)
     except KeyboardInterrupt:
         if job.run.best.exists():
             draw_run(job.run, job.task)
         if job.run.last.exists():
-            again = with_imports(f"mdlstm train --resume {shell_quoted(job.run.folder)}")
-            note(f"interrupted; continue with: {again}")
+            command = with_imports(f"mdlstm train --resume {shell_quoted(job.run.folder)}")
+            note(f"interrupted; continue with: {command}")
         raise
     draw_run(job.run, job.task, job.network)
     return result
@@ -57,17 +57,17 @@ def train_with_progress(job: TrainingJob) -> dict[str, Any]:
 
 def _describe_length(state: Progress, config: TrainConfig) -> str:
     """How long training takes on this machine, from the rate of its first steps."""
-    rate, left = state.steps_per_second or 0.0, state.seconds_left or 0.0
+    rate, eta = state.steps_per_second or 0.0, state.seconds_left or 0.0
     if config.minutes:
-        return f"about {state.step + rate * left:,.0f} steps in {config.minutes:g} minutes on this machine"
-    return f"the {config.steps} steps will take about {left / 60:.2g} minutes on this machine"
+        return f"about {state.step + rate * eta:,.0f} steps in {config.minutes:g} minutes on this machine"
+    return f"the {config.steps} steps will take about {eta / 60:.2g} minutes on this machine"
 
 
 class ResultPrinter:
-    """Prints what becomes of the files of an inference; a context that takes its progress bar away.
+    """Prints the results of an inference, file by file. As a context, it removes its progress bar.
 
     Args:
-        is_single: the input is a single file, of which more is said.
+        is_single: the input is a single file, for which more is printed.
         is_json: print JSON on stdout, also after a failure.
 
     Attributes:
@@ -84,18 +84,18 @@ class ResultPrinter:
     def __exit__(self, *_: object) -> None:
         self.tiles.close()
 
-    def print_results(self, run: Inference, *, is_chosen: bool, resume: bool) -> None:
+    def print_results(self, run: Inference, *, is_default_model: bool, resume: bool) -> None:
         """Follow the results to the end, and name the command to type next.
 
         Args:
             run: the inference.
-            is_chosen: the model was found rather than named.
-            resume: an interruption leaves something to go on with.
+            is_default_model: no model was named.
+            resume: an interrupted run can be resumed.
         """
         session = run.session
         if run.left_out:
             note(f"files of other types, left out: {run.left_out}")
-        if is_chosen:
+        if is_default_model:
             _warn_of_a_newer_run(run)
         isolated = ", isolated" if session.isolated else ""
         note(f"{run.model} on {session.device} ({session.provider}){isolated}")
@@ -120,13 +120,13 @@ class ResultPrinter:
             note(f"wrote {run.table}")
         elif run.jobs and (job := run.jobs[-1]).format == "npy" and job.target != "-":
             program = f"import numpy; print(numpy.load({job.target!r}).round(2))"
-            plain = not set(job.target) & set("'\"\\$`!")
+            is_plain = not set(job.target) & set("'\"\\$`!")
             console.next_command(
-                f'python -c "{program}"' if plain else f"python -c {shell_quoted(program)}"
+                f'python -c "{program}"' if is_plain else f"python -c {shell_quoted(program)}"
             )
 
     def _follow(self, run: Inference, records: list[dict[str, Any]]) -> None:
-        """Print what there is to say of each result, and add it to the records."""
+        """Print each result as it comes, and add it to the records."""
         if not run.jobs:
             return
         document = None if self.is_json else run.document
@@ -154,8 +154,8 @@ class ResultPrinter:
                         failed += 1
                         console.error(result.error, label="failed")
                     if show and console.on_terminal():
-                        left = (total - len(records)) / rate()
-                        show(len(records), f"{rate():.3g} files/s", left)
+                        seconds_left = (total - len(records)) / rate()
+                        show(len(records), f"{rate():.3g} files/s", seconds_left)
         except (MDLSTMError, KeyboardInterrupt):
             advice = "nothing was written" if run.table else "continue with --skip-existing"
             note_counts("stopped: ", f", {total - len(records)} to do; {advice}")
@@ -181,8 +181,8 @@ class ResultPrinter:
                 x = (result.inputs or {}).get(name)
                 label = job.source if name is None else f"'{name}' in {job.source}"
                 if job.target != "-":
-                    of_x, of_y = "" if x is None else f" {x.shape}", "" if is_mask else f" {y.shape}"
-                    note(f"{label}{of_x} → {job.target}{of_y}")
+                    x_shape, y_shape = "" if x is None else f" {x.shape}", "" if is_mask else f" {y.shape}"
+                    note(f"{label}{x_shape} → {job.target}{y_shape}")
                 if console.on_terminal() and x is not None and x.ndim == y.ndim == 2:
                     from mdlstm_tk.report.terminal_heatmap import show_grids
 

@@ -18,7 +18,7 @@ from mdlstm_tk.export.arguments import read_spec
 from mdlstm_tk.export.capture import capture
 from mdlstm_tk.export.lowering.functions import outline
 from mdlstm_tk.export.lowering.lower import FORMS, Form, lower
-from mdlstm_tk.export.model_file import ExportReport, check_folder, check_onnx, with_metadata
+from mdlstm_tk.export.model_file import ExportReport, check_onnx, check_parent_folder, serialize
 from mdlstm_tk.export.quantization import quantize
 from mdlstm_tk.export.spec import Examples, ExportSpec
 from mdlstm_tk.export.tiles import check_tile_options, export_tiles
@@ -131,7 +131,7 @@ def export_onnx(
         raise InputError(f"dtype must be one of {', '.join(ATOLS)}, got '{dtype}'")
     if functions and form != "unrolled":
         raise InputError(f"functions=True needs form 'unrolled', got form '{form}'")
-    check_folder(path)
+    check_parent_folder(path)
     spec = read_spec(
         module,
         example_inputs,
@@ -151,7 +151,7 @@ def export_onnx(
     if functions:
         model = outline(model)
     check_onnx(model, "the exported model")
-    content = partial(with_metadata, model)
+    content = partial(serialize, model)
     atol = ATOLS[dtype] if atol is None else atol
     return write_verified(path, content, [model], file_metadata, spec, atol, start, verify_inputs)
 

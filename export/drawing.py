@@ -17,7 +17,7 @@ from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError, ParityError, require
 from mdlstm_tk.export.interface import Interface
 from mdlstm_tk.export.lowering.row import INPUTS, OUTPUTS, row_graph, state_size
-from mdlstm_tk.export.model_file import check_folder, check_onnx
+from mdlstm_tk.export.model_file import check_onnx, check_parent_folder
 from mdlstm_tk.export.run_export import find_checkpoint
 from mdlstm_tk.export.targets import ExportTarget
 from mdlstm_tk.export.verification.parity import ATOL, RTOL, compare
@@ -93,7 +93,7 @@ def export_drawing(
         else:
             path = run.folder if destination is None and run else Path(str(destination))
             path = path if path.suffix == ".onnx" else path / DEFAULT_NAME
-            check_folder(path)
+            check_parent_folder(path)
             ensure_writable(path, force)
         parity = {"atol": ATOL, "rtol": RTOL, "max_abs": _verify(network, path)}
         model = drawing_model(network, size or DEFAULT_SIZE, **fields, parity=parity)

@@ -24,7 +24,7 @@ class TensorSpec:
     Attributes:
         name: its name.
         dtype: NumPy's name of its type.
-        shape: extents; the name of a free one, or None.
+        shape: extent of each axis; of a free axis its symbolic name, or None if it has none.
     """
 
     name: str
@@ -93,9 +93,12 @@ def read_model(data: bytes) -> onnx.ModelProto:
         InputError: `data` is not an ONNX model.
     """
     try:
-        return onnx.load_model_from_string(data)
+        model = onnx.load_model_from_string(data)
     except DecodeError:
-        raise InputError("not an ONNX model; make one with: mdlstm export") from None
+        model = onnx.ModelProto()
+    if not model.HasField("graph"):  # no bytes at all are a valid, empty message
+        raise InputError("not an ONNX model; make one with: mdlstm export")
+    return model
 
 
 def read_metadata(data: bytes, label: str) -> Metadata:
@@ -115,15 +118,15 @@ def tensor_specs(values: Sequence[onnx.ValueInfoProto]) -> list[TensorSpec]:
     """The inputs or the outputs of a graph."""
     specs = []
     for value in values:
-        declared = value.type.tensor_type
-        dims = (d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in declared.shape.dim)
-        dtype = helper.tensor_dtype_to_np_dtype(declared.elem_type).name
+        tensor = value.type.tensor_type
+        dims = (d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim)
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
         specs.append(TensorSpec(value.name, dtype, tuple(dims)))
     return specs
 
 
-def with_metadata(model: onnx.ModelProto, metadata: Metadata) -> bytes:
-    """The content of a file with a model and its metadata."""
+def serialize(model: onnx.ModelProto, metadata: Metadata) -> bytes:
+    """Set the metadata of `model` in place, replacing all its properties, and return its bytes."""
     helper.set_model_props(model, metadata.to_props())
     data: bytes = model.SerializeToString()
     return data
@@ -147,11 +150,10 @@ def operators_to_trust(*models: onnx.ModelProto) -> tuple[str, ...]:
     nodes = (
         node for model in models for graph in (model.graph, *model.functions) for node in walk(graph.node)
     )
-    functions = {function.name for model in models for function in model.functions}
-    return tuple(sorted({node.op_type for node in nodes} - known - functions))
+    return tuple(sorted({node.op_type for node in nodes if node.domain in ("", "ai.onnx")} - known))
 
 
-def check_folder(path: Path) -> None:
+def check_parent_folder(path: Path) -> None:
     """Check that the folder of a file exists, before an export takes its time.
 
     Raises:

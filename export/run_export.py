@@ -14,7 +14,7 @@ from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.api import default_form, export_onnx
 from mdlstm_tk.export.lowering.lower import Form
-from mdlstm_tk.export.model_file import ExportReport, check_folder
+from mdlstm_tk.export.model_file import ExportReport, check_parent_folder
 from mdlstm_tk.export.targets import ExportTarget
 from mdlstm_tk.export.verification.cases import task_inputs
 from mdlstm_tk.runtime.io.files import ensure_writable
@@ -202,7 +202,7 @@ def _paths(
     else:
         paths = [(run.folder if output is None else output) / name for name in names]
     for path in paths:
-        check_folder(path)
+        check_parent_folder(path)
         ensure_writable(path, force)
     return paths
 

@@ -39,7 +39,7 @@ else:
 
 
 CLASS = "class"  # the key of config.json that holds the name of the network's class
-PLACES = ("device", "dtype")  # arguments that say where a network is, not what it is
+PLACEMENT = ("device", "dtype")  # arguments that say where a network is, not what it is
 CARD = """---
 {{ card_data }}
 ---
@@ -83,9 +83,9 @@ class HubModel(
 
     def hub_config(self) -> dict[str, Any]:
         """The content of config.json."""
-        arguments: dict[str, Any] = dict(self._hub_mixin_config)  # type: ignore[arg-type]
-        kept = {name: value for name, value in arguments.items() if name not in PLACES}
-        return {CLASS: type(self).__name__} | kept
+        config: dict[str, Any] = dict(self._hub_mixin_config)  # type: ignore[arg-type]
+        arguments = {name: value for name, value in config.items() if name not in PLACEMENT}
+        return {CLASS: type(self).__name__} | arguments
 
     def save_pretrained(self, save_directory: str | Path, *, config: Any = None, **options: Any) -> Any:
         """Write config.json, model.safetensors and, if there is none, a model card README.md into a folder.
@@ -105,8 +105,8 @@ class HubModel(
         arguments = self.hub_config()
         class_name = arguments.pop(CLASS)
         parameters = sum(parameter.numel() for parameter in self.parameters())
-        own = {"class_name": class_name, "arguments": arguments, "parameters": parameters}
-        return super().generate_model_card(*args, **own | kwargs)
+        data = {"class_name": class_name, "arguments": arguments, "parameters": parameters}
+        return super().generate_model_card(*args, **data | kwargs)
 
     @classmethod
     def _from_pretrained(
@@ -118,9 +118,9 @@ class HubModel(
             InputError: the folder holds a network of another class, weights that do not fit, or a cell or
                 network that it cannot define.
         """
-        saved = (config or {}).get(CLASS, cls.__name__)
-        if saved != cls.__name__:
-            raise InputError(f"{model_id} holds a {saved}, use {saved}.from_pretrained; got {cls.__name__}")
+        name = (config or {}).get(CLASS, cls.__name__)
+        if name != cls.__name__:
+            raise InputError(f"{model_id} holds a {name}, use {name}.from_pretrained; got {cls.__name__}")
         options = {name: _from_json(name, value) for name, value in options.items()}
         try:
             network = super()._from_pretrained(model_id=model_id, strict=strict, **options)
@@ -160,7 +160,7 @@ def _from_json(name: str, value: Any) -> Any:
 
 def _classes(base: type[HubModel]) -> dict[str, type[HubModel]]:
     """The subclasses of a class by name."""
-    found: dict[str, type[HubModel]] = {}
+    classes: dict[str, type[HubModel]] = {}
     for cls in base.__subclasses__():
-        found |= _classes(cls) | {cls.__name__: cls}
-    return found
+        classes |= _classes(cls) | {cls.__name__: cls}
+    return classes

@@ -64,7 +64,7 @@ class Normalized(HubModel):
             InputError: the network within cannot run in tiles.
         """
         inner = stages_of(self.network)
-        first, *rest = inner.stages
+        first, *later_stages = inner.stages
         maps = [_Standardised(self.mean, self.std), first.before]
         before = nn.Sequential(*(module for module in maps if module is not None))
         head = inner.head
@@ -72,7 +72,7 @@ class Normalized(HubModel):
             positions = prod(inner.upsample)  # their features are side by side before they are spread
             scaled = _Rescaled(self.target_mean.repeat(positions), self.target_std.repeat(positions))
             head = scaled if head is None else nn.Sequential(head, scaled)
-        return replace(inner, stages=[replace(first, before=before), *rest], head=head)
+        return replace(inner, stages=[replace(first, before=before), *later_stages], head=head)
 
 
 class _Standardised(nn.Module):

@@ -90,7 +90,7 @@ class PixelNet(DensityNet):
 
 
 class _LayerStates:
-    """States of a layer while a grid is drawn: those of the row above and of the position to the left.
+    """States of a layer while a grid is drawn: of the row above, and of the position to the left.
 
     Args:
         layer: a layer of `_PixelBody`.
@@ -148,8 +148,8 @@ class _LayerStates:
         self.left = torch.stack(rows, dim=1)
         self.here[:, column] = self.left
         assert self.from_right.initial is not None
-        both = torch.cat([rows[0], self.from_right.initial[:, column, 0, 0]], dim=-1)
-        return features + both if self.residual else both
+        y = torch.cat([rows[0], self.from_right.initial[:, column, 0, 0]], dim=-1)
+        return features + y if self.residual else y
 
     def end_row(self) -> None:
         """Sweep the finished row from the right, and go on to the next row."""

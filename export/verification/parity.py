@@ -279,7 +279,7 @@ def with_padding(run: Run, metadata: Metadata, limit: Grid) -> Run:
             name: np.concatenate([value[:1], value]) for name, value in inputs.items() if name != "x"
         }
         outputs = run({"x": padded, "sizes": sizes, **further})
-        return shapes.cropped({name: y[1:] for name, y in outputs.items()}, grid, limit)
+        return shapes.crop({name: y[1:] for name, y in outputs.items()}, grid, limit)
 
     return run_padded
 

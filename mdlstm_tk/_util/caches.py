@@ -1,8 +1,8 @@
-"""Caches between calls, bounded in bytes: tables of grids."""
+"""Caches between calls, bounded in bytes: index tables and plans of sweeps."""
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -10,14 +10,11 @@ V = TypeVar("V")
 _caches: list[BoundedCache[Any, Any]] = []
 
 
-class BoundedCache(dict[K, V], Generic[K, V]):
-    """A dictionary whose oldest entries go when all together take more than `max_bytes`.
+class BoundedCache(dict[K, V]):
+    """A first-in-first-out cache: the oldest entries are dropped while the total exceeds `max_bytes`.
 
-    The newest entry stays, however much it takes. Several threads may use a cache without a lock, which a
-    forked child could find taken: every step is one operation on a dictionary.
-
-    Args:
-        max_bytes: of all entries together.
+    The newest entry stays, however much it takes. Threads may share a cache. No lock is used, because a
+    forked child could inherit it locked: every step is one operation on a dictionary.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -29,8 +26,8 @@ class BoundedCache(dict[K, V], Generic[K, V]):
     def add(self, key: K, value: V, nbytes: int) -> None:
         """Keep a value that takes `nbytes`, and drop the oldest ones that it leaves no room for."""
         self._sizes.pop(key, None)
+        self[key] = value  # a size without a value is harmless; a value without a size would never go
         self._sizes[key] = nbytes
-        self[key] = value
         sizes = self._sizes.copy()
         total = sum(sizes.values())
         for oldest, size in sizes.items():
@@ -42,12 +39,12 @@ class BoundedCache(dict[K, V], Generic[K, V]):
 
     def clear(self) -> None:
         """Drop all entries."""
-        super().clear()
         self._sizes.clear()
+        super().clear()
 
 
 def clear_caches() -> None:
-    """Free the memory that sweeps keep between calls: tables of grids.
+    """Free the memory that sweeps keep between calls: index tables and CPU plans.
 
     It is bounded (docs/performance.md), so this is for programs that need the memory for something else.
     The next call of a layer makes again what it needs.

@@ -133,7 +133,7 @@ def _map_stored(path: Path, archive: zipfile.ZipFile, member: str) -> Array | No
         file.seek(info.header_offset)
         name_bytes, extra_bytes = struct.unpack("<HH", file.read(LOCAL_HEADER_BYTES)[-4:])
         file.seek(name_bytes + extra_bytes, 1)
-        if np.lib.format.read_magic(file) != (1, 0):  # as that of records with hundreds of fields
+        if np.lib.format.read_magic(file) != (1, 0):  # records with hundreds of fields have another version
             return None
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
         if dtype.hasobject:

@@ -53,20 +53,20 @@ def list_folder(path: Path, kind: Kind) -> Iterator[RawSample]:
 
 def find_files(folder: Path) -> list[Path]:
     """Return all visible files below a folder, sorted. Links are followed, to each folder once."""
-    found, folders, seen = [], [folder], set()
+    files, folders, visited = [], [folder], set()
     while folders:
         current = folders.pop()
-        place = os.path.realpath(current)
-        if place in seen:
+        real_path = os.path.realpath(current)
+        if real_path in visited:
             continue
-        seen.add(place)
+        visited.add(real_path)
         try:
             visible = [entry for entry in current.iterdir() if not entry.name.startswith(".")]
         except OSError as error:
             raise InputError(f"cannot read {current}: {error.strerror}") from None
         folders += [entry for entry in visible if entry.is_dir()]
-        found += [entry for entry in visible if entry.is_file()]
-    return sorted(found)
+        files += [entry for entry in visible if entry.is_file()]
+    return sorted(files)
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -77,8 +77,8 @@ def find_images(folder: Path) -> list[Path]:
 def count_other_files(folder: Path, kind: Kind) -> Counter[str]:
     """Count the visible files below a folder that are neither images nor tables, by suffix."""
     known = (*IMAGE_SUFFIXES, ".txt", ".tsv", *((".xml", ".json") if kind == "transcribe" else ()))
-    others = (file.suffix.lower() for file in find_files(folder))
-    return Counter(suffix for suffix in others if suffix not in known)
+    suffixes = (file.suffix.lower() for file in find_files(folder))
+    return Counter(suffix for suffix in suffixes if suffix not in known)
 
 
 def subfolders(path: Path) -> list[Path]:
@@ -108,11 +108,11 @@ def _list_pairs(path: Path, kind: Kind) -> Iterator[RawSample]:
     """Pair each image with the file of the same name in masks/ or targets/."""
     read: Callable[[Path], Any]
     folder, read = ("masks", read_mask) if kind == "segment" else ("targets", _read_target)
-    images, others = path / "images", path / folder
-    if not (images.is_dir() and others.is_dir()):
+    images, targets = path / "images", path / folder
+    if not (images.is_dir() and targets.is_dir()):
         missing = folder if images.is_dir() else "images"
         raise InputError(f"{path}: {missing}/ is missing; expected {FORMATS[kind]}")
-    by_name = {other.relative_to(others).with_suffix(""): other for other in find_images(others)}
+    by_name = {target.relative_to(targets).with_suffix(""): target for target in find_images(targets)}
     names = {image: image.relative_to(images).with_suffix("") for image in find_images(images)}
     unpaired = sorted(map(str, by_name.keys() - set(names.values())))
     for image, name in names.items():
@@ -120,10 +120,10 @@ def _list_pairs(path: Path, kind: Kind) -> Iterator[RawSample]:
             yield _image(path, image, partial(read, by_name[name]))
             continue
         reason = f"it has no file of the same name in {folder}/"
-        begins = tuple(f"{name}{separator}" for separator in "_-. ")
-        if similar := next((other for other in unpaired if other.startswith(begins)), None):
+        prefixes = tuple(f"{name}{separator}" for separator in "_-. ")
+        if similar := next((target for target in unpaired if target.startswith(prefixes)), None):
             file = by_name[Path(similar)]
-            reason += f"; rename {file.relative_to(others)} to {name}{file.suffix}"
+            reason += f"; rename {file.relative_to(targets)} to {name}{file.suffix}"
         yield _image(path, image, partial(refuse, reason))
 
 
@@ -143,8 +143,8 @@ def _list_texts(path: Path) -> Iterator[RawSample]:
         elif (first := first_line.setdefault(os.path.normpath(name), number)) != number:
             reason = f"line {first} names {name} as well; delete one of them"
         if reason:
-            refused = partial(refuse, reason)
-            yield RawSample(f"labels.tsv, line {number}", refused, refused, is_file=True)
+            read = partial(refuse, reason)
+            yield RawSample(f"labels.tsv, line {number}", read, read, is_file=True)
         else:
             yield _image(path, path / name, partial(str, columns[0]))
 

@@ -1,6 +1,6 @@
 """Images in IDX files, the format of MNIST and Fashion-MNIST: a header, then one byte for each pixel.
 
-train-images-idx3-ubyte, t10k-images-idx3-ubyte   and with .idx3, with .gz, after emnist-letters-
+train-images-idx3-ubyte and t10k-images-idx3-ubyte; also with .idx3, with .gz, or after emnist-letters-
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ def find_idx(folder: Path) -> dict[Split, Path]:
     if not folder.is_dir():
         return {}
     in_folder = [path for path in folder.iterdir() if NAME.fullmatch(path.name) and path.is_file()]
-    found: dict[Split, dict[Path, Path]] = {}
+    paths: dict[Split, dict[Path, Path]] = {}
     for path in sorted(in_folder) or find_files(folder):
         if match := NAME.fullmatch(path.name):
-            copy_of = path.with_name(path.name.removesuffix(".gz").replace(".idx3", "-idx3"))
-            found.setdefault(SPLITS[match[2]], {}).setdefault(copy_of, path)
-    for split, files in found.items():
+            key = path.with_name(path.name.removesuffix(".gz").replace(".idx3", "-idx3"))
+            paths.setdefault(SPLITS[match[2]], {}).setdefault(key, path)
+    for split, files in paths.items():
         if len(files) > 1:
             first, second, *_ = files.values()
             raise InputError(
                 f"{folder} has more than one file of images for {split}, {first} and {second}; "
                 "give a folder with the files of one data set"
             )
-    return {split: next(iter(files.values())) for split, files in found.items()} if "train" in found else {}
+    return {split: next(iter(files.values())) for split, files in paths.items()} if "train" in paths else {}
 
 
 def read_idx(path: Path) -> Images:

@@ -42,7 +42,7 @@ def read_file(file: Path) -> bytes:
 
 
 def is_grey(pixels: Array) -> bool:
-    """Return True if a decoded image is grey at every pixel, whatever its format says."""
+    """Return True if a decoded image is grey at every pixel, even if it is stored as RGB."""
     if pixels.ndim == 2:
         return True
     red, green, blue = (pixels[..., channel] for channel in range(3))

@@ -66,7 +66,7 @@ def scan_samples(samples: Sequence[RawSample], kind: Kind, resize: Resize) -> tu
         resize: extents that images are resized to, see `Preprocessing`.
 
     Returns:
-        What was learned about each usable sample, and name and reason of each unusable one, in their order.
+        The scan of each usable sample, and name and reason of each unusable one, in their order.
 
     Raises:
         MissingExtraError: Pillow is not installed.
@@ -133,7 +133,7 @@ def _check_extents(target: str, extents: Extents, image: Extents) -> None:
 
 @dataclass
 class MemoryBudget:
-    """How many more bytes of samples may be kept. All splits of a task share one."""
+    """How many more bytes of samples may stay in memory. All splits of a task share one budget."""
 
     bytes_left: int
 
@@ -149,15 +149,14 @@ class MemoryBudget:
 class LazySamples(Sequence[Sample]):
     """Samples that are read again each time, except those for which there is room in memory.
 
-    Training reads the samples in random order. What is kept is therefore kept for good: replacing it would
-    only lead to more reading. Images are kept as they are decoded, with 1 or 2 bytes per value, or as x if
-    that is smaller.
+    Training reads the samples in random order, so replacing a sample in memory by another would save no
+    reading. Images stay there as they are decoded, with 1 or 2 bytes per value, or as x if that is smaller.
 
     Args:
         samples: the samples.
         preprocessing: how images become x; None for arrays.
-        encode: makes the target of what was read.
-        budget: how much may be kept.
+        encode: makes the target from what `RawSample.read_y` returned.
+        budget: how much memory the samples may take.
     """
 
     samples: Sequence[RawSample]
@@ -184,8 +183,8 @@ class LazySamples(Sequence[Sample]):
         index = range(len(self.samples))[index]
         if index not in self._kept:
             return self._read(index)
-        kept, y = self._kept[index]
-        return self._prepared(kept), y
+        pixels, y = self._kept[index]
+        return self._prepared(pixels), y
 
     def _read(self, index: int) -> tuple[Any, Any]:
         sample = self.samples[index]
@@ -196,13 +195,13 @@ class LazySamples(Sequence[Sample]):
                 f"{sample.name} has changed since the start and can no longer be used: {reason}"
             ) from None
         prepared = self._prepared(x)
-        kept = x if x.nbytes <= prepared.nbytes else prepared
-        if sample.is_file and not sample.is_kept and self.budget.take(kept.nbytes + _count_bytes(y)):
-            self._kept[index] = kept, y
+        smaller = x if x.nbytes <= prepared.nbytes else prepared
+        if sample.is_file and not sample.is_kept and self.budget.take(smaller.nbytes + _count_bytes(y)):
+            self._kept[index] = smaller, y
         return prepared, y
 
     def _prepared(self, x: Array) -> Array:
-        """Return x of what was decoded, which has two axes or whole numbers, or of x itself."""
+        """Return x, prepared from decoded pixels unless it is x already: three axes, float32."""
         is_x = self.preprocessing is None or (x.ndim == 3 and x.dtype == np.float32)
         return x if is_x or self.preprocessing is None else self.preprocessing(x)
 

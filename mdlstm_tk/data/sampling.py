@@ -67,7 +67,7 @@ def shape_order(extents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 def bucketed_draws(seed: int, ranks: npt.NDArray[np.int64], step: int, count: int) -> list[tuple[int, int]]:
     """Return the draws and the sample indices of a batch of samples of similar shape.
 
-    The draws are those of `shuffled_indices`. Those of several steps, half an epoch at most, are divided
+    The draws are as in `shuffled_indices`. The draws of several steps, half an epoch at most, are divided
     into batches by shape, and the batches come in random order. So every epoch has every sample once, and a
     batch depends on the arguments alone.
 
@@ -82,9 +82,9 @@ def bucketed_draws(seed: int, ranks: npt.NDArray[np.int64], step: int, count: in
     first = pool * pool_steps * count
     draws = range(first, first + pool_steps * count)
     indices = np.array(shuffled_indices(seed, len(ranks), draws))
-    by_shape = np.argsort(ranks[indices], kind="stable")
+    order = np.argsort(ranks[indices], kind="stable")
     batch = int(make_rng(seed, BUCKETS, pool).permutation(pool_steps)[position])
-    chosen = by_shape[batch * count : (batch + 1) * count]
+    chosen = order[batch * count : (batch + 1) * count]
     return [(draws[k], int(indices[k])) for k in chosen]
 
 

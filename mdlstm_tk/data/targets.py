@@ -30,7 +30,7 @@ class Targets:
     Attributes:
         outputs: outputs of the network.
         encode: makes the target of a sample, see `Batch.y`, from what `RawSample.read_y` returned.
-        lines: what a user should know about them, one line each.
+        lines: notes for the user, one line each.
         classes: names of the classes, or the characters.
         masks: the classes of masks, of kind "segment".
         direction: of texts.
@@ -51,7 +51,7 @@ def fit_targets(
     mask_names: Sequence[str],
     levels: int,
 ) -> Targets:
-    """Find out what the targets are.
+    """Determine outputs, classes and encoding from the targets of all samples.
 
     Args:
         kind: kind of the task.
@@ -70,8 +70,8 @@ def fit_targets(
             outputs, Preprocessing(outputs, preprocessing.resize) if preprocessing else _unchanged
         )
     if kind == "density":
-        counted = "2 levels, as 0 or 1" if levels == 2 else f"{levels} levels"
-        line = f"each value counts as the nearest of {counted}; choose others with --set levels=N"
+        level_names = "2 levels, as 0 or 1" if levels == 2 else f"{levels} levels"
+        line = f"each value counts as the nearest of {level_names}; choose others with --set levels=N"
         return Targets(levels if levels > 2 else 1, _unchanged, [line])
     if kind == "transcribe":
         return _fit_texts(targets)
@@ -101,9 +101,9 @@ def normalise(text: str) -> str:
 def _fit_texts(texts: Sequence[str]) -> Targets:
     normal = [normalise(text) for text in texts]
     direction: Direction = "rtl" if is_right_to_left("".join(normal)) else "ltr"
-    shown = [reorder(text, direction) for text in normal]
-    characters = {character: k for k, character in enumerate(sorted(set("".join(shown))), 1)}
-    lengths = [len(text) for text in shown]
+    visual = [reorder(text, direction) for text in normal]
+    characters = {character: k for k, character in enumerate(sorted(set("".join(visual))), 1)}
+    lengths = [len(text) for text in visual]
     lines = [
         f"texts of {min(lengths)} to {max(lengths)} characters from {len(characters)}: "
         f"{''.join(characters)}"
@@ -112,7 +112,7 @@ def _fit_texts(texts: Sequence[str]) -> Targets:
         lines.append(
             f"{changed} texts were normalised: characters composed (NFC), marks of direction left out"
         )
-    if turned := sum(a != b for a, b in zip(normal, shown, strict=True)):
+    if turned := sum(a != b for a, b in zip(normal, visual, strict=True)):
         lines.append(
             f"{turned} texts run from right to left or hold such words; models return them in the order of "
             "reading"

@@ -101,7 +101,7 @@ class UserDataTask(DatasetTask):
         skipped: name and reason of each sample that cannot be used.
         texts: of kind "transcribe", those of the training split; otherwise None.
         text_extents: of kind "transcribe", one entry per sample; otherwise empty.
-        cache_bytes: what the samples that are kept in memory take at most.
+        cache_bytes: bound on the memory that samples take.
     """
 
     names: Mapping[Split, Sequence[str]]
@@ -150,28 +150,28 @@ def read_data(
             resized or cropped.
         MissingExtraError: Pillow is not installed.
     """
-    places = _find_places(path, kind)
+    sources = _find_sources(path, kind)
     if crop is not None and kind == "transcribe":
         raise InputError(f"crop={format_size(crop)} would cut texts off; use resize=... instead")
-    is_arrays = places["train"].suffix == ".npz"
+    is_arrays = sources["train"].suffix == ".npz"
     if resize is not None and is_arrays:
         raise InputError(
-            f"resize={format_size(resize)} is for images, but {places['train']} holds arrays, which are "
+            f"resize={format_size(resize)} is for images, but {sources['train']} holds arrays, which are "
             "used as they are; leave it out, or use crop=..."
         )
     budget = MemoryBudget(cache_bytes)
     splits: dict[Split, list[Scan]] = {}
     skipped: list[str] = []
     notes: list[str] = []
-    for split, place in places.items():
-        samples, told = _list_samples(place, kind, budget)
-        notes += told
+    for split, source in sources.items():
+        samples, new_notes = _list_samples(source, kind, budget)
+        notes += new_notes
         splits[split], unusable = scan_samples(samples, kind, resize)
         skipped += unusable
-    prefixes = pages.read_splits(path, SPLIT_NAMES) if kind == "transcribe" and len(places) == 1 else {}
+    prefixes = pages.read_splits(path, SPLIT_NAMES) if kind == "transcribe" and len(sources) == 1 else {}
     if prefixes:
-        splits, told = _divide(splits["train"], prefixes)
-        notes += told
+        splits, new_notes = _divide(splits["train"], prefixes)
+        notes += new_notes
     formats = f"a task of kind {kind} expects {_formats(kind)}"
     if not splits["train"]:
         reason = f" ({'; '.join(skipped[:3])})" if skipped else ""
@@ -202,8 +202,8 @@ def read_data(
     for split in splits.keys() - {"train"}:  # so that batches of an evaluation have similar samples, too
         order = np.argsort(shape_order(extents[split]), kind="stable")
         splits[split] = [splits[split][k] for k in order]
-    everything = np.concatenate(list(extents.values()))
-    spec = _describe_task(path, kind, splits["train"], targets, preprocessing, everything, crop)
+    all_extents = np.concatenate(list(extents.values()))
+    spec = _describe_task(path, kind, splits["train"], targets, preprocessing, all_extents, crop)
     sets = {
         split: LazySamples([scan.sample for scan in each], preprocessing, targets.encode, budget)
         for split, each in splits.items()
@@ -212,32 +212,32 @@ def read_data(
     task.names = {split: [scan.sample.name for scan in each] for split, each in splits.items()}
     task.groups = {split: [_group(scan, prefixes) for scan in each] for split, each in splits.items()}
     task.skipped = skipped
-    task.summary = _summarise(path, places, task, everything, [*targets.lines, *notes])
+    task.summary = _summarise(path, sources, task, all_extents, [*targets.lines, *notes])
     if kind == "transcribe":
         task.texts = [normalise(scan.target) for scan in splits["train"]]
         task.text_extents = [_text_extent(scan, targets) for scan in scans]
     if not is_arrays:
         in_use = cache_bytes - budget.bytes_left
-        task.cache_bytes = max(in_use, min(cache_bytes, _decoded_bytes(everything, spec)))
+        task.cache_bytes = max(in_use, min(cache_bytes, _decoded_bytes(all_extents, spec)))
     return task
 
 
-def _find_places(path: Path, kind: Kind) -> dict[Split, Path]:
-    """Return the place of each split; the path itself is the training split if it has no train/."""
+def _find_sources(path: Path, kind: Kind) -> dict[Split, Path]:
+    """Return the file or folder of each split: `path` is the training split if it has no train/."""
     if not path.exists():
         raise InputError(f"there is no file or folder {path}, which data=... names")
     if kind == "density" and (files := find_idx(path)):
         return files
-    found: dict[Split, Path] = {}
+    sources: dict[Split, Path] = {}
     for split, names in SPLIT_NAMES.items():
-        places = [path / f"{name}{suffix}" for name in names for suffix in ("", ".npz")]
-        found.update((split, place) for place in places if place.exists())
-    found = found if "train" in found else {"train": path}
-    for place in found.values():
-        is_arrays = place.suffix == ".npz" and place.is_file()
-        if is_arrays != (found["train"].suffix == ".npz") or not (is_arrays or place.is_dir()):
-            raise InputError(f"{place} is not what a task of kind {kind} expects: {_formats(kind)}")
-    return found
+        candidates = [path / f"{name}{suffix}" for name in names for suffix in ("", ".npz")]
+        sources.update((split, source) for source in candidates if source.exists())
+    sources = sources if "train" in sources else {"train": path}
+    for source in sources.values():
+        is_arrays = source.suffix == ".npz" and source.is_file()
+        if is_arrays != (sources["train"].suffix == ".npz") or not (is_arrays or source.is_dir()):
+            raise InputError(f"{source} is not what a task of kind {kind} expects: {_formats(kind)}")
+    return sources
 
 
 def _formats(kind: Kind) -> str:
@@ -245,26 +245,26 @@ def _formats(kind: Kind) -> str:
     return " or ".join(formats[kind] for formats in (folders.FORMATS, arrays.FORMATS))
 
 
-def _list_samples(place: Path, kind: Kind, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
-    """Return the samples of a place, and what a user should know about them."""
-    if place.suffix == ".npz":
-        return list(arrays.list_arrays(place, kind)), []
-    if kind == "transcribe" and not (place / "labels.tsv").exists():
-        samples, notes = pages.list_pages(place, budget)
-        return [*samples, *pages.list_transcripts(place)], notes
-    return list(list_idx(place) if place.is_file() else folders.list_folder(place, kind)), []
+def _list_samples(source: Path, kind: Kind, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
+    """Return the samples of a file or folder, and notes for the user."""
+    if source.suffix == ".npz":
+        return list(arrays.list_arrays(source, kind)), []
+    if kind == "transcribe" and not (source / "labels.tsv").exists():
+        samples, notes = pages.list_pages(source, budget)
+        return [*samples, *pages.list_transcripts(source)], notes
+    return list(list_idx(source) if source.is_file() else folders.list_folder(source, kind)), []
 
 
 def _divide(
     scans: Sequence[Scan], prefixes: Mapping[str, Split]
 ) -> tuple[dict[Split, list[Scan]], list[str]]:
-    """Divide samples by the prefixes of splits.json, and tell of those that it does not name."""
+    """Divide samples by the prefixes of splits.json; also returns a note on files that match none."""
     splits: dict[Split, list[Scan]] = {split: [] for split in prefixes.values()}
-    others: list[Scan] = []
+    unmatched: list[Scan] = []
     for scan in scans:
         prefix = pages.prefix_of(scan.sample.group or scan.sample.name, prefixes)
-        (others if prefix is None else splits[prefixes[prefix]]).append(scan)
-    files = list(dict.fromkeys(scan.sample.group or scan.sample.name for scan in others))
+        (unmatched if prefix is None else splits[prefixes[prefix]]).append(scan)
+    files = list(dict.fromkeys(scan.sample.group or scan.sample.name for scan in unmatched))
     hidden = f" and {len(files) - MAX_SKIPPED_SHOWN} more" if len(files) > MAX_SKIPPED_SHOWN else ""
     listing = ", ".join(files[:MAX_SKIPPED_SHOWN]) + hidden
     splits.setdefault("train", [])
@@ -272,8 +272,8 @@ def _divide(
 
 
 def _group(scan: Scan, prefixes: Mapping[str, Split]) -> str:
-    own = scan.sample.group or scan.sample.name
-    return pages.prefix_of(own, prefixes) or own
+    name = scan.sample.group or scan.sample.name
+    return pages.prefix_of(name, prefixes) or name
 
 
 def _read_mask_names(path: Path) -> list[str]:
@@ -292,20 +292,20 @@ def _hold_out(
 ) -> tuple[list[Scan], list[Scan]]:
     """Divide samples into those to train on and those to validate with, by name or stratified by class.
 
-    Those of a group stay together.
+    Samples of a group stay together.
     """
-    own = [_group(scan, {}) for scan in scans]
+    ids = [_group(scan, {}) for scan in scans]
     if names is None:
         classes = {
-            group: scan.target if kind == "classify" else "" for group, scan in zip(own, scans, strict=True)
+            group: scan.target if kind == "classify" else "" for group, scan in zip(ids, scans, strict=True)
         }
         mask = stratified_mask(list(classes.values()), share, seed).tolist()
-        out = {group for group, is_out in zip(classes, mask, strict=True) if is_out}
+        held_out = {group for group, is_out in zip(classes, mask, strict=True) if is_out}
     else:
-        out = {group for group, scan in zip(own, scans, strict=True) if scan.sample.name in names}
-    pairs = list(zip(scans, own, strict=True))
-    return [scan for scan, group in pairs if group not in out], [
-        scan for scan, group in pairs if group in out
+        held_out = {group for group, scan in zip(ids, scans, strict=True) if scan.sample.name in names}
+    pairs = list(zip(scans, ids, strict=True))
+    return [scan for scan, group in pairs if group not in held_out], [
+        scan for scan, group in pairs if group in held_out
     ]
 
 
@@ -348,14 +348,14 @@ def _text_extent(scan: Scan, targets: Targets) -> TextExtent:
 
 
 def _decoded_bytes(extents: Array, spec: TaskSpec) -> int:
-    """Return approximately the memory that all images and masks take as they are kept."""
+    """Return approximately the memory that all decoded images and masks take."""
     bytes_per_value = 4 if spec.preprocessing and spec.preprocessing.resize else 1
     per_position = spec.channels * bytes_per_value + (2 if spec.kind == "segment" else 0)
     return int(extents.prod(axis=1).sum()) * per_position
 
 
 def _summarise(
-    path: Path, places: Mapping[Split, Path], task: UserDataTask, extents: Array, notes: Sequence[str]
+    path: Path, sources: Mapping[Split, Path], task: UserDataTask, extents: Array, notes: Sequence[str]
 ) -> list[str]:
     """Describe the data in a few lines; `extents` (N, D) are those before samples are cropped."""
     spec = task.spec
@@ -371,11 +371,11 @@ def _summarise(
             f"the last axis of x, of {spec.channels}, holds the channels; if it is an axis of volumes "
             "(N, D, H, W), store ndim=3 beside x"
         )
-    for place in filter(Path.is_dir, places.values()):
-        others = sorted(folders.count_other_files(place, spec.kind).items())
-        listing = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others)
-        lines += [f"files of other types, left out: {listing}"] if others else []
-        empty = [f.name for f in folders.subfolders(place) if not folders.find_images(f)]
+    for source in filter(Path.is_dir, sources.values()):
+        suffix_counts = sorted(folders.count_other_files(source, spec.kind).items())
+        listing = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in suffix_counts)
+        lines += [f"files of other types, left out: {listing}"] if suffix_counts else []
+        empty = [f.name for f in folders.subfolders(source) if not folders.find_images(f)]
         if empty and spec.kind == "classify":
             lines.append(f"folders without images, left out: {', '.join(empty)}")
     if task.skipped:

@@ -85,7 +85,7 @@ def check_output(path: Path) -> None:
     """Check that `write_samples` can write a file of this name.
 
     Raises:
-        InputError: its suffix is another.
+        InputError: its suffix is none of `OUTPUT_SUFFIXES`.
     """
     if path.suffix.lower() not in OUTPUT_SUFFIXES:
         raise InputError(
@@ -97,12 +97,12 @@ def write_samples(path: Path, images: Array, mask: npt.NDArray[np.bool_] | None 
     """Write images (n, H, W, C) in [0, 1] as .npy, as one .png, or as a .gif that shows how they are drawn.
 
     Args:
-        path: the file, whose suffix says which. It is replaced if it exists.
-        images: of C channels, three are drawn as colours, of others the first.
+        path: the file, whose suffix decides the format. It is replaced if it exists.
+        images: drawn in colours if C is 3, else their first channel in grey.
         mask: (H, W), True where the images were given; the animation begins with them.
 
     Raises:
-        InputError: the suffix is another.
+        InputError: the suffix is none of `OUTPUT_SUFFIXES`.
         MissingExtraError: Pillow is not installed, and the file is a picture.
         MDLSTMError: the file cannot be written.
     """
@@ -129,9 +129,9 @@ def write_samples(path: Path, images: Array, mask: npt.NDArray[np.bool_] | None 
 def contact_sheet(
     images: Array, drawn: npt.NDArray[np.bool_] | None = None, side: int = IMAGE_PIXELS
 ) -> npt.NDArray[np.uint8]:
-    """All images (n, H, W, C) side by side in one, (h, w, 3); where `drawn` (H, W) is False, no image.
+    """All images (n, H, W, C) in one, (h, w, 3); the longer side of each has about `side` pixels.
 
-    The longer side of each has about `side` pixels.
+    Positions where `drawn` (H, W) is False have the color of the background.
     """
     n, height, width, channels = images.shape
     colours = images if channels == 3 else np.repeat(images[..., :1], 3, axis=-1)
@@ -156,10 +156,10 @@ def contact_sheet(
 
 def _drawing_order(images: Array, mask: npt.NDArray[np.bool_] | None) -> Iterator[npt.NDArray[np.uint8]]:
     """The contact sheets of an animation: position after position appears in reading order."""
-    given = np.zeros(images.shape[1:3], bool) if mask is None else mask
-    to_draw = np.flatnonzero(~given)
+    start = np.zeros(images.shape[1:3], bool) if mask is None else mask
+    to_draw = np.flatnonzero(~start)
     step = max(1, ceil(len(to_draw) / FRAMES))
     for count in (*range(0, len(to_draw), step), len(to_draw)):
-        drawn = given.copy()
+        drawn = start.copy()
         drawn.ravel()[to_draw[:count]] = True
         yield contact_sheet(images, drawn)

@@ -1,4 +1,4 @@
-"""Lines of pages as they are cut, beside their boxes, so that cutting is compared by eye."""
+"""Lines that are cut out of pages, beside their bounding boxes, to check the cutting by eye."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def cut_panels(folder: Path) -> list[tuple[Panel, Panel]]:
         try:
             page = read_page(path)
             pixels = decode_image(page.image.read_bytes(), page.image.name)
-            panels += _of_page(page, pixels)
+            panels += _page_panels(page, pixels)
         except (InputError, OSError):
             continue
     return panels
 
 
-def _of_page(page: Page, pixels: Array) -> list[tuple[Panel, Panel]]:
+def _page_panels(page: Page, pixels: Array) -> list[tuple[Panel, Panel]]:
     lines = [line for line in page.lines if line.text and line.polygon is not None]
     return [
         (

@@ -1,4 +1,4 @@
-"""The part of a page on a density model: drawn images, their neighbours, and what is likely."""
+"""The part of a page on a density model: drawn images, their neighbours, and log-probabilities."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from mdlstm_tk.report.plots import svg_histogram
 from mdlstm_tk.runtime.preprocessing import resize, to_grey
 from mdlstm_tk.training import TrainConfig, draw_images
 
-DRAWN = 36  # images beside as many of the data
+DRAWN_IMAGES = 36  # images beside as many of the data
 PAIRS = 12  # drawn images beside their nearest neighbours
 TRAINING_IMAGES = 10_000  # that neighbours are searched among, at most
-MEASURED = 256  # images of each kind in the histogram, at most
+HISTOGRAM_IMAGES = 256  # images of each kind in the histogram, at most
 BATCH = 64
 PIECE = 32  # pixels of a side of the pieces of photographs
 MIN_CONTRAST = 0.1  # of a piece whose darkest and brightest pixels become 0 and 1
@@ -62,29 +62,29 @@ def make_drawings(network: nn.Module, task: Task, config: TrainConfig) -> Drawin
     split = display_split(task)
     spec, seed = task.spec, config.seed
     height, width = spec.size
-    data = _images(task, split, seed, MEASURED)
+    data = _images(task, split, seed, HISTOGRAM_IMAGES)
     training = _images(task, "train", seed, TRAINING_IMAGES)
-    drawn = draw_images(network, DRAWN, (height, width), spec.channels, seed)
+    drawn = draw_images(network, DRAWN_IMAGES, (height, width), spec.channels, seed)
     distances = [np.square(training - image).sum((1, 2, 3)) for image in drawn[:PAIRS]]
     nearest = training[[int(distance.argmin()) for distance in distances]]
     kinds = {f"{split} data": data, **images_unlike(task, data)}
-    likely = {name: _log_probabilities(network, images) for name, images in kinds.items()}
+    log_probs = {name: _log_probabilities(network, images) for name, images in kinds.items()}
     return Drawings(
         split,
-        Panel("data", contact_sheet(data[:DRAWN])),
+        Panel("data", contact_sheet(data[:DRAWN_IMAGES])),
         Panel("drawn", contact_sheet(drawn)),
         _pairs(drawn[:PAIRS], nearest),
         len(training),
-        svg_histogram(likely, "log-probability of an image, nats"),
-        {name: float(values.mean()) for name, values in likely.items()},
+        svg_histogram(log_probs, "log-probability of an image, nats"),
+        {name: float(values.mean()) for name, values in log_probs.items()},
     )
 
 
 def images_unlike(task: Task, data: Images) -> dict[str, Images]:
-    """Return images that the data should be likelier than, in their size, channels and levels, by name.
+    """Return images by name that should be less likely than the data, in their size, channels and levels.
 
-    They are the data turned, noise, and another data set: digits, or for digits pieces of photographs, if
-    scikit-learn is installed.
+    They are the data turned, noise, and, if scikit-learn is installed, another data set: digits, or for
+    digits pieces of photographs.
     """
     count, height, width, channels = data.shape
     rng = np.random.default_rng(0)
@@ -118,19 +118,19 @@ def _photographs(count: int) -> Images:
         grey = to_grey(np.asarray(image)) / np.float32(255)
         rows, columns = (extent // PIECE for extent in grey.shape)
         inside = grey[: rows * PIECE, : columns * PIECE].reshape(rows, PIECE, columns, PIECE)
-        of_image = inside.swapaxes(1, 2).reshape(-1, PIECE, PIECE)
-        low, high = of_image.min((1, 2), keepdims=True), of_image.max((1, 2), keepdims=True)
-        pieces += list((of_image - low) / np.maximum(high - low, MIN_CONTRAST))  # else much is white sky
+        squares = inside.swapaxes(1, 2).reshape(-1, PIECE, PIECE)
+        low, high = squares.min((1, 2), keepdims=True), squares.max((1, 2), keepdims=True)
+        pieces += list((squares - low) / np.maximum(high - low, MIN_CONTRAST))  # else much is white sky
     return np.stack(pieces[:: max(len(pieces) // count, 1)][:count])
 
 
 def _images(task: Task, split: Split, seed: int, limit: int) -> Images:
     """Return the first images of a split."""
-    found: list[Images] = []
+    parts: list[Images] = []
     for step in range(-(-min(task.count(split) or limit, limit) // BATCH)):
-        rest = (task.count(split) or limit) - step * BATCH
-        found.append(task.batch(seed, step, BATCH, split, slice(0, rest)).x)
-    return np.concatenate(found)[:limit]
+        remaining = (task.count(split) or limit) - step * BATCH
+        parts.append(task.batch(seed, step, BATCH, split, slice(0, remaining)).x)
+    return np.concatenate(parts)[:limit]
 
 
 @torch.no_grad()

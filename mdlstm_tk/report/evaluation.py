@@ -141,7 +141,7 @@ def make_examples(
     indices: Iterable[int],
     lines: Sequence[Line] = (),
 ) -> list[Example]:
-    """Run a network on single samples of a split; `lines` tells how they were read."""
+    """Run a network on single samples of a split; `lines` are their readings."""
     examples = []
     device = next(network.parameters()).device
     for index in indices:
@@ -193,11 +193,11 @@ def example_indices(task: Task, split: Split, seed: int, count: int) -> list[int
     else:
         for _ in range(min(count, total)):  # one sample at a time goes to the class that has fewest of them
             quotas[np.where(quotas < sizes, quotas, total).argmin()] += 1
-    of_class = (
+    indices_by_class = (
         spread(np.flatnonzero(classes == name).tolist(), int(q))
         for name, q in zip(names, quotas, strict=True)
     )
-    return sorted(index for indices in of_class for index in indices)
+    return sorted(index for indices in indices_by_class for index in indices)
 
 
 def example_batch(task: Task, split: Split, seed: int, index: int) -> Batch:
@@ -209,14 +209,14 @@ def example_batch(task: Task, split: Split, seed: int, index: int) -> Batch:
 
 
 def _covering(classes: Sequence[set[int]], count: int) -> list[int]:
-    """Choose up to `count` samples that together hold as many classes as possible, the rest spread."""
+    """Choose up to `count` samples that together hold as many classes as possible."""
     chosen: list[int] = []
     missing = set().union(*classes)
     while missing and len(chosen) < count:
         chosen.append(max(range(len(classes)), key=lambda k: len(classes[k] & missing)))
         missing -= classes[chosen[-1]]
-    others = [k for k in range(len(classes)) if k not in chosen]
-    return sorted(chosen + spread(others, count - len(chosen)))
+    remaining = [k for k in range(len(classes)) if k not in chosen]
+    return sorted(chosen + spread(remaining, count - len(chosen)))
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:

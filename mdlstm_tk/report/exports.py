@@ -28,7 +28,7 @@ class ExportedModel:
     Attributes:
         path: the file.
         bytes: its size.
-        problem: why the model cannot be run, in which case nothing follows; else "".
+        problem: why the model cannot be run, and the following fields are not set; else "".
         metadata: its metadata.
         is_current: True if it was exported from the run's current checkpoint.
         grid: extents of the input.

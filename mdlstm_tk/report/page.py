@@ -29,13 +29,11 @@ from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, loa
 from mdlstm_tk.training.networks import count_parameters
 from mdlstm_tk.training.text_errors import describe_lines
 
-PERCENT_METRICS = (  # shown in per cent
-    *("error", "character_error", "word_error", "string_error", "unexplained"),
-)
-MAX_LISTED = 12  # classes whose confusions are not listed, as their matrix shows them
+PERCENT_METRICS = ("error", "character_error", "word_error", "string_error", "unexplained")
+MAX_UNLISTED_CLASSES = 12  # up to here the matrix suffices, and confusions are not listed
 MAX_MATRIX = 40  # classes of the largest confusion matrix that is shown
 MAX_ROWS = 15  # confusions or pages in a list of the most frequent or the worst ones
-MIN_LINE = 6  # ratio of the sides of images that have the width of the page for themselves
+MIN_LINE_ASPECT = 6  # width / height from which an image takes the full width of the page
 
 
 def write_report(
@@ -49,11 +47,11 @@ def write_report(
 
     Args:
         run: a run with a checkpoint.
-        path: the file to write; `report.html` in the run folder, which is replaced, if None.
+        path: the file to write. None: `report.html` in the run folder, replaced if it exists.
         force: replace `path` if it exists.
         on_message: called with one line for each thing that takes time or cannot be done.
-        data: where the user's data are, if the run was trained on such. They are not opened, and the page
-            has no examples, unless they are named.
+        data: folder or file of the user's data, for runs trained on such data. If empty, the page has no
+            examples.
 
     Raises:
         InputError: `path` exists, or the run's checkpoint or metrics are damaged or belong to another
@@ -75,6 +73,9 @@ def render_report(
     checkpoint = load_checkpoint(run.checkpoint)
     config, spec = checkpoint.config, checkpoint.spec
     network = checkpoint.network()
+    if exports := find_exports(run):
+        on_message(f"measuring {', '.join(path.name for path in exports)}")
+    measurements = measure_exports(run, spec.size)
     evaluation, drawings, problem = None, None, ""
     try:
         task = load_task(config, spec, data)
@@ -85,11 +86,12 @@ def render_report(
         on_message(f"evaluating {config.model} on {task.name}")
         evaluation = evaluate_split(network, task, config, run.read_decoding())
         drawings = make_drawings(network, task, config) if spec.kind == "density" else None
-    result = _read_result(run, checkpoint)
-    texts = describe_lines(evaluation.lines) if evaluation and evaluation.lines else result
+    if evaluation is not None:
+        errors, split, texts = evaluation.errors, evaluation.split, describe_lines(evaluation.lines)
+    else:
+        texts = _read_result(run, checkpoint)
+        errors, split = texts.get("errors", {}), texts.get("split", "")
     records = run.read_metrics()
-    if exports := find_exports(run):
-        on_message(f"measuring {', '.join(path.name for path in exports)}")
     return _template().render(
         version=__version__,
         date=datetime.now().astimezone(),
@@ -100,8 +102,8 @@ def render_report(
         steps=records[-1]["step"] if records else checkpoint.step,
         parameters=count_parameters(network),
         seconds=run.read_times().training or None,
-        errors=result["errors"] if result else evaluation.errors if evaluation else {},
-        split=result["split"] if result else evaluation.split if evaluation else "",
+        errors=errors,
+        split=split,
         curves=svg_curves(records) if records else [],
         validated=any(record.get("validation") for record in records),
         problem=problem,
@@ -116,10 +118,10 @@ def render_report(
         texts=texts if "reliability" in texts else {},
         intervals=texts.get("intervals", {}),
         reliability=svg_reliability(texts["reliability"]) if texts.get("reliability") else "",
-        is_long=spec.size[-1] >= MIN_LINE * spec.size[0],
+        is_long=spec.size[-1] >= MIN_LINE_ASPECT * spec.size[0],
         max_matrix=MAX_MATRIX,
         max_rows=MAX_ROWS,
-        exports=measure_exports(run, spec.size),
+        exports=measurements,
         batch=BATCH,
         settings=_settings(config),
     )
@@ -138,10 +140,10 @@ def _template() -> Template:
         metric=_format_metric,
         percent=_format_percent,
         interval=_format_interval,
-        shown=_show_blanks,
-        size=format_size,
+        shown=_show_spaces,
+        grid_size=format_size,
         duration=_format_duration,
-        bytes=_format_bytes,
+        file_size=_format_bytes,
         ms=_format_ms,
         shell=shell_quoted,
     )
@@ -160,10 +162,8 @@ def _read_result(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _class_errors(evaluation: SplitEvaluation | None) -> list[tuple[int, float, float, float]]:
-    """Return a row for each class; shares of nothing are NaN.
-
-    They hold the number of its samples or positions, the share of them predicted as another class, the
-    share of its predictions that are wrong, and intersection over union.
+    """Return a row for each class: number of samples or positions, share predicted as another class, share
+    of its predictions that are wrong, and intersection over union. A share is NaN if it divides by 0.
     """
     if evaluation is None or evaluation.confusion is None:
         return []
@@ -177,11 +177,11 @@ def _class_errors(evaluation: SplitEvaluation | None) -> list[tuple[int, float, 
 
 def _confusions(evaluation: SplitEvaluation | None, spec: TaskSpec) -> list[tuple[str, str, int]]:
     """Return the most frequent confusions: true class, predicted class, and how often."""
-    if evaluation is None or evaluation.confusion is None or len(spec.classes) <= MAX_LISTED:
+    if evaluation is None or evaluation.confusion is None or len(spec.classes) <= MAX_UNLISTED_CLASSES:
         return []
     counts = evaluation.confusion.copy()
     np.fill_diagonal(counts, 0)
-    order = np.argsort(counts, axis=None, kind="stable")[::-1][:MAX_ROWS]
+    order = np.argsort(-counts, axis=None, kind="stable")[:MAX_ROWS]
     pairs = [divmod(int(index), len(counts)) for index in order]
     return [(spec.classes[t], spec.classes[p], int(counts[t, p])) for t, p in pairs if counts[t, p]]
 
@@ -206,15 +206,16 @@ def _format_interval(ends: Sequence[float]) -> str:
     return " – ".join(f"{100 * end:.3g}" for end in ends)
 
 
-def _show_blanks(character: str) -> str:
-    return character.replace(" ", "␣")
+def _show_spaces(text: str) -> str:
+    return text.replace(" ", "␣")
 
 
 def _format_duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    parts = [f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0)
-    return " ".join([*parts, f"{rest} s"] if not hours else parts)
+    if hours:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def _format_bytes(count: int) -> str:

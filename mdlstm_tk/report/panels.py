@@ -102,9 +102,9 @@ def sample_panels(batch: Batch, prediction: Numbers, spec: TaskSpec, sample: str
     limits = _limits(target)
     error = np.abs(output - target)
     error_limits = 0.0, float(error.max())
-    shown = "" if x.shape[-1] == 3 else _format_range(*_limits(x[..., 0]))
+    input_range = "" if x.shape[-1] == 3 else _format_range(*_limits(x[..., 0]))
     return [
-        Panel("input", draw_input(x), shown, sample),
+        Panel("input", draw_input(x), input_range, sample),
         Panel("prediction", draw_values(output, *limits), _format_range(*limits)),
         Panel("truth", draw_values(target, *limits), _format_range(*limits)),
         Panel("error", draw_values(error, *error_limits, "magma"), _format_range(*error_limits)),
@@ -115,7 +115,7 @@ def draw_input(x: Numbers, fade: float = 0.0) -> Image:
     """Draw x (H, W, C): in color if C is 3, else the first channel in grey.
 
     Args:
-        x: values; those of a color image are expected in [0, 1], others are scaled to their own range.
+        x: values; a color image is expected in [0, 1], other values are scaled to their own range.
         fade: from 0, unchanged, to 1, white.
     """
     if x.shape[-1] == 3:
@@ -128,7 +128,7 @@ def draw_input(x: Numbers, fade: float = 0.0) -> Image:
 def class_colors(spec: TaskSpec) -> dict[str, tuple[int, int, int]]:
     """Return the color of each class in masks, by its name.
 
-    They are those of the masks' palette, or else twenty in turn, of which the saturated ones come first.
+    They are the masks' palette, or else Matplotlib's "tab20" in turn, where the saturated ones come first.
     """
     palette = iter(spec.mask_palette)
     colors = list(zip(palette, palette, palette, strict=False))

@@ -251,8 +251,8 @@ def _fonts(text: str) -> list[str]:
     for entry in sorted(fontManager.ttflist, key=lambda font: font.name != FONT):
         if entry.name.startswith("Last Resort"):  # whose characters are boxes
             continue
-        if found := missing & _characters_of(entry.fname):
-            missing -= found
+        if covered := missing & _characters_of(entry.fname):
+            missing -= covered
             families += [entry.name] if entry.name not in families else []
         if not missing:
             return families

@@ -29,7 +29,7 @@ def draw_run(run: Run, task: Task | None = None, network: nn.Module | None = Non
 
     Args:
         run: a run with a best checkpoint.
-        task: its task. A run on the user's data needs it; the task of any other is known.
+        task: its task; required if it is on the user's data.
         network: the network with these weights, if the caller has it.
 
     Raises:
@@ -85,7 +85,7 @@ def _draw_diagonal(
 def _draw_examples(run: Run, checkpoint: Checkpoint, task: Task, network: nn.Module, title: str) -> None:
     """Samples that represent the split, with what the trained network predicts.
 
-    Of kind "density" they are alone, and images that the network has drawn follow.
+    Of kind "density" they have no predictions, and images that the network has drawn follow.
     """
     spec, config, split = checkpoint.spec, checkpoint.config, display_split(task)
     count = GRID_SAMPLES if spec.kind in ("grid", "segment") else SAMPLES

@@ -36,7 +36,7 @@ def show_grids(console: Console, grids: dict[str, Floats]) -> None:
 
     Args:
         console: the terminal.
-        grids: the grids by name.
+        grids: the grids by name; at least one, and none empty.
     """
     max_extent = max((console.width - 3 * len(grids)) // len(grids) // 2, 8)
     heatmaps = [_heatmap(name, grid, max_extent) for name, grid in grids.items()]
@@ -49,9 +49,9 @@ def _heatmap(name: str, grid: Floats, max_extent: int) -> Group:
     stride = -(-max(grid.shape) // max_extent)
     values = np.clip(np.nan_to_num(grid[::stride, ::stride].astype(float), nan=low), low, high)
     unit = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    scaled = unit * (len(VIRIDIS) - 1)
-    lower = np.minimum(scaled.astype(int), len(VIRIDIS) - 2)
-    weight = (scaled - lower)[..., None]
+    color_index = unit * (len(VIRIDIS) - 1)
+    lower = np.minimum(color_index.astype(int), len(VIRIDIS) - 2)
+    weight = (color_index - lower)[..., None]
     colors = (VIRIDIS[lower] * (1 - weight) + VIRIDIS[lower + 1] * weight).astype(int)  # (H, W, 3)
     lines = [Text.assemble(*(("  ", f"on rgb({r},{g},{b})") for r, g, b in row.tolist())) for row in colors]
     suffix = f", stride {stride}" if stride > 1 else ""

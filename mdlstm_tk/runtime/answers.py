@@ -10,9 +10,9 @@ txt    A line for each sample. Its fields are separated by tabs: the file (if th
        (of a .npz), and the label or text; with `top`, label and probability in turn; of a density model,
        the nats and the bits per dimension; of a recogniser with `probabilities`, the text and its
        confidence. Each field is escaped as by `mdlstm_tk._util.text.text_field`,
-       and `text_of_field` returns what it was.
-tsv    As txt, with the file in each line, relative to the table's folder, and without escapes but those of
-       control characters: what `mdlstm train` reads as labels.tsv.
+       and `text_of_field` returns the original.
+tsv    As txt, with the file in each line, relative to the table's folder. Only control characters are
+       escaped. `mdlstm train` reads it as labels.tsv.
 csv    A table with a heading, as Python's csv module and spreadsheets read it (RFC 4180). The names of
        files and arrays are escaped as in txt, labels and texts need no escapes. A field may begin with "=":
        see docs/security.md.
@@ -121,7 +121,7 @@ def decode(
     Args:
         y: what `Session` returned, with or without a batch axis.
         metadata: of the model.
-        top: of a classifier, number of classes whose probabilities are wanted.
+        top: of a classifier, number of classes to return with their probabilities.
         array: name of the array, which the answers repeat.
         beam, lm, width: of a recogniser, as for `mdlstm_tk.runtime.ctc.transcribe_logits`.
 
@@ -225,8 +225,8 @@ class AnswerDocument:
     """Renders answers as one document: `begin()`, then `add()` or `add_in_order()` for each file, then
     `end()`.
 
-    `is_named` begins each line of a txt document with the name of its file. The names of files in a tsv
-    document are relative to the folder. `jobs` are all files, for `add_in_order`.
+    If `is_named`, each line of a txt document begins with the name of its file. The names of files in a
+    tsv document are relative to the folder. `jobs` are all files, for `add_in_order`.
     """
 
     def __init__(
@@ -268,7 +268,7 @@ class AnswerDocument:
         return "".join(parts)
 
     def add_in_order(self, job: Job, answers: Sequence[Answer]) -> str:
-        """The answers that can follow now: those for a job wait for those of the jobs before it."""
+        """The text that can follow now: the answers for a job wait for those for all jobs before it."""
         self._answers[job] = answers
         text = ""
         while self._waiting and self._waiting[0] in self._answers:

@@ -62,9 +62,9 @@ class Result(NamedTuple):
     left_out: tuple[str, ...] = ()
 
 
-class Waiting(NamedTuple):
-    """A file that was read: a result with inputs or an error and nothing else yet, what is to be run, and
-    of a recogniser the columns of each x and the width of the image that it was made from."""
+class PendingFile(NamedTuple):
+    """A file that was read: a result that holds only inputs or an error, the feeds to run, and of a
+    recogniser the columns of each x and the width of the image that it was made from."""
 
     result: Result
     feeds: Feeds = {}  # noqa: RUF012
@@ -116,8 +116,8 @@ def run_batches(
         session, batch_size: as for `infer_files`.
         feeds: pairs of a tag and x, as `Session` takes it; or of a tag and several inputs by name, which
             are run alone.
-        stops: the errors in a row that stopped the model, kept across calls; after `MAX_STOPS` it is
-            raised.
+        stops: consecutive errors that stopped the model, collected over several calls; the `MAX_STOPS`-th
+            is raised.
 
     Yields:
         Pairs of a tag and what `session(x)` returns or raises, in an order that depends on shapes alone.
@@ -137,16 +137,16 @@ def run_batches(
         samples, grid = 0, (0,) * metadata.ndim
         for tag, feed in members:
             x = _x_of(feed, metadata)
-            own = grid_of(x, metadata)
+            x_grid = grid_of(x, metadata)
             if key == "padded":
-                own = metadata.grid_like(own)  # that x is padded to
+                x_grid = metadata.grid_like(x_grid)  # the grid that x is padded to
             count = len(x) if x.ndim == metadata.ndim + 2 else 1
-            padded = tuple(map(max, grid, own)) if batch else own
-            if batch and samples + count > _batch_limit(batch_size, padded):
+            padded_grid = tuple(map(max, grid, x_grid)) if batch else x_grid
+            if batch and samples + count > _batch_limit(batch_size, padded_grid):
                 yield from _run_batch(session, batch, _batch_limit(batch_size, grid), stops)
-                batch, samples, padded = [], 0, own
+                batch, samples, padded_grid = [], 0, x_grid
             batch.append((tag, feed))
-            samples, grid = samples + count, padded
+            samples, grid = samples + count, padded_grid
         yield from _run_batch(session, batch, _batch_limit(batch_size, grid), stops)
 
 
@@ -211,9 +211,9 @@ def _run_split(session: Session, feed: Feed, limit: int) -> Any:
 
 def _read_windows(
     jobs: Sequence[Job], metadata: Metadata, read: Read, is_single: bool, is_over: Event
-) -> Iterator[list[Waiting]]:
+) -> Iterator[list[PendingFile]]:
     """Read the jobs' files."""
-    window: list[Waiting] = []
+    window: list[PendingFile] = []
     window_bytes = 0
     for number, job in enumerate(jobs, start=1):
         if is_over.is_set():
@@ -223,15 +223,15 @@ def _read_windows(
             arrays = file.arrays_for(metadata)
             feeds = _feeds_of(job.source, arrays, metadata)
             widths = _widths_of(file, arrays, metadata) if metadata.kind == "transcribe" else {}
-            window.append(Waiting(Result(job, inputs=arrays, left_out=file.left_out), feeds, widths))
+            window.append(PendingFile(Result(job, inputs=arrays, left_out=file.left_out), feeds, widths))
             window_bytes += sum(array.nbytes for array in arrays.values())
         except InputError as error:
             if is_single:
                 raise
-            window.append(Waiting(Result(job, str(error))))
+            window.append(PendingFile(Result(job, str(error))))
         except MemoryError:
             reason = f"{job.source} is too large for the memory that is left"
-            window.append(Waiting(Result(job, reason)))
+            window.append(PendingFile(Result(job, reason)))
         if number % WINDOW == 0 or window_bytes > WINDOW_BYTES:
             yield window
             window, window_bytes = [], 0
@@ -242,15 +242,15 @@ def _read_windows(
 def read_ahead(items: Iterator[Item], is_over: Event) -> Iterator[Item]:
     """Yield `items`, computing the next one in another thread while the current one is in use.
 
-    At the end `is_over` is set, so that nobody waits for files that are not needed after an interrupt.
+    At the end `is_over` is set, so that no further file is read after an interrupt.
     """
     from concurrent.futures import ThreadPoolExecutor  # imported late: a single file does not need it
 
     with ThreadPoolExecutor(1) as executor:
         try:
-            following = executor.submit(next, items, None)
-            while (item := following.result()) is not None:
-                following = executor.submit(next, items, None)
+            future = executor.submit(next, items, None)
+            while (item := future.result()) is not None:
+                future = executor.submit(next, items, None)
                 yield item
         finally:
             is_over.set()
@@ -258,7 +258,7 @@ def read_ahead(items: Iterator[Item], is_over: Event) -> Iterator[Item]:
 
 def _infer_window(
     session: Session,
-    window: Sequence[Waiting],
+    window: Sequence[PendingFile],
     batch_size: int | None,
     options: ResultOptions,
     stops: list[StoppedError],
@@ -288,30 +288,30 @@ def _infer_window(
 def _feeds_of(source: str, arrays: Arrays, metadata: Metadata) -> Feeds:
     """The inputs of the session for a file: each of its arrays as x, or all of them by name if the model
     has several inputs of these names."""
-    first, *others = metadata.inputs
+    first, *further = metadata.inputs
     names = {name for name in arrays if name is not None}
-    required = {first, *others} - {"sizes"}
-    if others and required <= names <= {first, *others} and len(names) > 1:
+    required = {first, *further} - {"sizes"}
+    if further and required <= names <= {first, *further} and len(names) > 1:
         return {None: {name: array for name, array in arrays.items() if name is not None}}
     if len(required) > 1:
-        found = f"arrays called {', '.join(sorted(names))}" if names else "one array without a name"
+        content = f"arrays called {', '.join(sorted(names))}" if names else "one array without a name"
         raise InputError(
-            f"{source} holds {found}, but the model has several inputs; give a .npz file with arrays "
+            f"{source} holds {content}, but the model has several inputs; give a .npz file with arrays "
             f"called {', '.join(metadata.inputs)}"
         )
     for x in arrays.values():
         grid = grid_of(x, metadata)
-        needed = prod(grid) * POSITION_BYTES
-        if needed > 2**30:
+        run_bytes = prod(grid) * POSITION_BYTES
+        if run_bytes > 2**30:
             from mdlstm_tk.runtime.providers import (
                 available_memory,  # imported late: few grids are so large
             )
 
             memory = available_memory()
-            if memory is not None and needed > memory:
+            if memory is not None and run_bytes > memory:
                 warnings.warn(
                     f"a run on all {'x'.join(map(str, grid))} positions of {source} may need some "
-                    f"{needed / 2**30:.0f} GiB, and this machine has {memory / 2**30:.0f}; to run it in "
+                    f"{run_bytes / 2**30:.0f} GiB, and this machine has {memory / 2**30:.0f}; to run it in "
                     "tiles, make a model with: mdlstm export RUN --form tiles",
                     stacklevel=2,
                 )
@@ -320,9 +320,7 @@ def _feeds_of(source: str, arrays: Arrays, metadata: Metadata) -> Feeds:
 
 def _widths_of(file: InputFile, arrays: Arrays, metadata: Metadata) -> Widths:
     columns = {name: grid_of(x, metadata)[-1] for name, x in arrays.items()}
-    return {
-        name: (own, file.arrays[name].shape[1] if file.is_image else own) for name, own in columns.items()
-    }
+    return {name: (w, file.arrays[name].shape[1] if file.is_image else w) for name, w in columns.items()}
 
 
 def _outputs_of(job: Job, parts: Mapping[str | None, Outputs]) -> Arrays:
@@ -337,12 +335,12 @@ def _outputs_of(job: Job, parts: Mapping[str | None, Outputs]) -> Arrays:
             raise StoppedError(f"{source}: {y}", y.cause)
         prefix = "" if name is None else f"{name}."
         for key, array in y.items() if isinstance(y, dict) else ((None, y),):
-            full = name if key is None else f"{prefix}{key}"
-            if full in outputs:
+            full_name = name if key is None else f"{prefix}{key}"
+            if full_name in outputs:
                 raise InputError(
-                    f"two results of {job.source} would have the name '{full}'; rename its arrays"
+                    f"two results of {job.source} would have the name '{full_name}'; rename its arrays"
                 )
-            outputs[full] = array
+            outputs[full_name] = array
     return outputs
 
 

@@ -35,7 +35,7 @@ GZIP = b"\x1f\x8b"
 LOG_10 = log(10)
 LOG_ZERO = -99 * LOG_10  # as ARPA files write the logarithm of 0
 UNKNOWN_LOG_PROB = -100 * LOG_10  # where a file has no <unk>, as KenLM reads it
-CACHED = 2**23  # entries of the rows of `after` that are kept, some 100 MB
+MAX_CACHED = 2**23  # entries of rows of `after` in memory, some 100 MB
 DISCOUNTS = (0.0, 0.5, 1.0, 1.5)  # by count, where an order has too few n-grams to estimate them
 
 
@@ -47,10 +47,10 @@ class NGrams(NamedTuple):
     Attributes:
         context: (G,) the n-gram without its last character.
         character: (G,) its last character, as an index of the vocabulary.
-        suffix: (G,) the longest n-gram of the model that it ends with, without its first character.
+        suffix: (G,) the longest shorter n-gram of the model that it ends with.
         log_prob: (G,) natural logarithm of P(character | context).
-        backoff: (G,) what log P of a character is lowered by where the model does not have it after this
-            n-gram, and takes it after `suffix`.
+        backoff: (G,) is added to log P(character | suffix) for a character that the model does not have
+            after this n-gram.
     """
 
     context: Integers
@@ -69,11 +69,11 @@ class CharacterModel:
     Args:
         vocabulary: "<unk>", "<s>", "</s>" and the characters.
         ngrams: the n-grams.
-        starts: the number of the first n-gram of each order, from 0 on, and that of all.
+        starts: index of the first n-gram of each order, from order 0 on, and the number of all n-grams.
 
     Attributes:
         vocabulary: the characters, after "<unk>" for all others, "<s>" and "</s>".
-        index: the place of each of them in the vocabulary.
+        index: the index of each of them in the vocabulary.
         start: the state at the beginning of a text.
     """
 
@@ -122,18 +122,18 @@ class CharacterModel:
         levels = [_unigrams(tokens, len(vocabulary))]
         ids = tokens
         for n in range(2, order + 1):
-            places = np.flatnonzero(np.arange(len(tokens)) + n <= ends)
-            if not len(places):
+            positions = np.flatnonzero(np.arange(len(tokens)) + n <= ends)
+            if not len(positions):
                 break
-            key = ids[places] * len(vocabulary) + tokens[places + n - 1]
+            key = ids[positions] * len(vocabulary) + tokens[positions + n - 1]
             unique, first, inverse, counts = np.unique(
                 key, return_index=True, return_inverse=True, return_counts=True
             )
             context, character = np.divmod(unique, len(vocabulary))
             begins = levels[-1].begins[context]
-            levels.append(_Level(context, character, ids[places[first] + 1], counts, begins))
+            levels.append(_Level(context, character, ids[positions[first] + 1], counts, begins))
             ids = np.zeros_like(tokens)
-            ids[places] = inverse
+            ids[positions] = inverse
         return cls(vocabulary, *_smoothed(levels))
 
     @classmethod
@@ -210,7 +210,7 @@ class CharacterModel:
             log_probs[grams.character[children]] = grams.log_prob[children]
             states[grams.character[children]] = self._next[children]
             row = log_probs, states
-            if len(self._rows) * len(self.vocabulary) > CACHED:
+            if len(self._rows) * len(self.vocabulary) > MAX_CACHED:
                 self._rows.clear()
             self._rows[state] = row
         return row
@@ -255,24 +255,24 @@ def _unigrams(tokens: Integers, size: int) -> _Level:
 
 
 def _smoothed(levels: Sequence[_Level]) -> tuple[NGrams, list[int]]:
-    """The probabilities of all n-grams, interpolated with those of lower orders."""
+    """The probabilities of all n-grams, interpolated with lower orders."""
     starts = np.cumsum([0, 1, *(len(level.counts) for level in levels)]).tolist()
     backoffs, log_probs = [np.zeros(1)], [np.zeros(1)]
     # The lowest order is interpolated with equal probabilities of all that may follow, <s> excepted.
     shorter = np.full(1, 1 / (len(levels[0].counts) - 1))
     for n, level in enumerate(levels, 1):
         counts = level.counts
-        if n < len(levels):  # in how many different characters' company an n-gram stands
-            company = np.bincount(levels[n].suffix, minlength=len(counts))
-            counts = np.where(level.begins, counts, company)
+        if n < len(levels):  # continuation counts: how many different characters precede an n-gram
+            continuations = np.bincount(levels[n].suffix, minlength=len(counts))
+            counts = np.where(level.begins, counts, continuations)
         discounts = _discounts(counts)[np.minimum(counts, 3)]
         size = len(backoffs[-1])
         total = np.bincount(level.context, counts, size)
-        seen = total > 0
-        left = np.bincount(level.context, discounts, size)[seen] / total[seen]
-        backoffs[-1][seen] = np.log(left) if n > 1 else 0.0
+        occurs = total > 0
+        reserved = np.bincount(level.context, discounts, size)[occurs] / total[occurs]
+        backoffs[-1][occurs] = np.log(reserved) if n > 1 else 0.0
         weight = np.zeros(size)
-        weight[seen] = left
+        weight[occurs] = reserved
         probs = (counts - discounts) / total[level.context] + weight[level.context] * shorter[level.suffix]
         if n == 1:
             probs[1] = exp(LOG_ZERO)
@@ -334,8 +334,8 @@ def _parse(text: str) -> list[Section]:
 
 def _linked(sections: list[Section]) -> tuple[Sequence[str], NGrams, list[int]]:
     """The vocabulary, the n-grams and the starts of the orders from the sections of a file."""
-    for missing, log_prob in ((UNKNOWN, UNKNOWN_LOG_PROB), (BEGIN, LOG_ZERO), (END, LOG_ZERO)):
-        sections[0].setdefault(missing, (log_prob / LOG_10, 0.0))
+    for token, log_prob in ((UNKNOWN, UNKNOWN_LOG_PROB), (BEGIN, LOG_ZERO), (END, LOG_ZERO)):
+        sections[0].setdefault(token, (log_prob / LOG_10, 0.0))
     names = [UNKNOWN, BEGIN, END, *sorted(sections[0].keys() - {UNKNOWN, BEGIN, END})]
     space = next((name for name in SPACES if name in sections[0]), None)
     vocabulary = [" " if name == space else name for name in names]
@@ -363,7 +363,7 @@ def _linked(sections: list[Section]) -> tuple[Sequence[str], NGrams, list[int]]:
 
 
 def _add_contexts(sections: list[Section]) -> None:
-    """Add the contexts that a program has pruned while it kept what follows them."""
+    """Add the contexts that a program has pruned without the longer n-grams that begin with them."""
 
     def log_prob(name: str) -> float:
         section = sections[name.count(" ")]

@@ -6,7 +6,7 @@
 
 Logits have the shape (T, 1 + characters); output 0 is the blank, and output k + 1 is classes[k]. A path
 takes one output at each of the T steps, and spells the text that is left when repeated outputs are merged
-and blanks dropped. The probability of a text is that of all its paths.
+and blanks dropped. The probability of a text is the sum over its paths.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Integers = npt.NDArray[np.int64]
 
 LOWEST = -1e4  # log-probability of an impossible output: e^LOWEST is 0, and sums of it are finite
 HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
-PRUNED = 0.01  # divided by the beam: probability of characters that a search does not try at a step
-WEIGHED = 0.01  # alternatives of a character from this probability on are weighed by a language model
-NEGLIGIBLE = 1e-9  # posterior of a step that is left out where alternatives of a character are summed
+MIN_PROBABILITY = 0.01  # divided by the beam: a search does not try less likely characters at a step
+MIN_RATIO = 0.01  # to the character itself, of alternatives that are weighed by a language model
+NEGLIGIBLE = 1e-9  # posterior of steps that the sums of alternatives leave out
 
 
 class Character(NamedTuple):
@@ -101,8 +101,8 @@ def transcribe_logits(
         fusion.weigh(labels, alternatives)
     confidences = 1 / alternatives.sum(axis=1)
     edges *= 1.0 if width is None else width / max(len(logits), 1)
-    shown = [classes[k - 1] for k in labels]
-    ordered = reordered(shown, direction) if direction else [(c, k) for k, c in enumerate(shown)]
+    visual = [classes[k - 1] for k in labels]
+    ordered = reordered(visual, direction) if direction else [(c, k) for k, c in enumerate(visual)]
     characters = tuple(
         Character(character, float(edges[k, 0]), float(edges[k, 1]), float(confidences[k]))
         for character, k in ordered
@@ -195,19 +195,19 @@ class Fusion:
         return row
 
     def weigh(self, labels: Integers, alternatives: Floats) -> None:
-        """Multiply the likely alternatives of each character, as `posteriors` returns them, by what the
-        model says about their texts."""
+        """Multiply the likely alternatives that `posteriors` returns by e^(score of the alternative text −
+        score of the text), both by the language model."""
         if self.is_reversed:
             labels, alternatives = labels[::-1], alternatives[::-1]
-        outputs, states, own = [*labels.tolist(), 0], [self.start], []  # 0: the end of the text
+        outputs, states, text_scores = [*labels.tolist(), 0], [self.start], []  # 0: the end of the text
         for output in outputs:
             scores, following = self.after(states[-1])
-            own.append(scores[output])
+            text_scores.append(scores[output])
             states.append(following[output])
-        for i, k in np.argwhere(alternatives > WEIGHED).tolist():
+        for i, k in np.argwhere(alternatives > MIN_RATIO).tolist():
             if k == outputs[i]:
                 continue
-            gain, state = -own[i], states[i]
+            gain, state = -text_scores[i], states[i]
             if k > 0:
                 scores, following = self.after(state)
                 gain, state = gain + scores[k], following[k]
@@ -215,7 +215,7 @@ class Fusion:
                 if state == states[j]:  # from here on both texts are equally likely
                     break
                 scores, following = self.after(state)
-                gain, state = gain + scores[outputs[j]] - own[j], following[outputs[j]]
+                gain, state = gain + scores[outputs[j]] - text_scores[j], following[outputs[j]]
             alternatives[i, k] *= np.exp(gain)
 
 
@@ -234,19 +234,19 @@ def search(log_probs: Floats, fusion: Fusion, beam: int) -> tuple[list[Integers]
     if fusion.is_reversed:
         log_probs = log_probs[::-1]
     candidates = np.argsort(-log_probs[:, 1:], axis=1, kind="stable")[:, :beam] + 1
-    counts = (np.take_along_axis(log_probs, candidates, 1) > np.log(PRUNED / beam)).sum(axis=1)
+    counts = (np.take_along_axis(log_probs, candidates, 1) > np.log(MIN_PROBABILITY / beam)).sum(axis=1)
     # Of each text: the log-probability of its paths that end with the blank, and with its last character;
-    # a hash of it, and of the text without its last character; that character; its score by the model.
+    # a hash of it, and of the text without its last character; that character; the language model's score.
     ends_blank, ends_label = np.zeros(1), np.full(1, -np.inf)
     hashes, shorter = np.ones(1, np.uint64), np.zeros(1, np.uint64)
-    last, added = np.zeros(1, np.int64), np.zeros(1)
+    last, lm_scores = np.zeros(1, np.int64), np.zeros(1)
     scores_after, states = (row[None] for row in fusion.after(fusion.start))
     sources, outputs = [], []
     for log_p, likely, count in zip(log_probs, candidates, counts.tolist(), strict=True):
         total = np.logaddexp(ends_blank, ends_label)
-        kept_blank, kept_label = total + log_p[0], ends_label + log_p[last]
+        stay_blank, stay_label = total + log_p[0], ends_label + log_p[last]
         if count == 0:
-            ends_blank, ends_label = kept_blank, kept_label
+            ends_blank, ends_label = stay_blank, stay_label
             continue
         likely = likely[:count]
         longer = np.where(likely == last[:, None], ends_blank[:, None], total[:, None]) + log_p[likely]
@@ -254,25 +254,25 @@ def search(log_probs: Floats, fusion: Fusion, beam: int) -> tuple[list[Integers]
         if len(child):  # texts that become others in the beam
             label = last[child]
             before = np.where(label == last[parent], ends_blank[parent], total[parent])
-            kept_label[child] = np.logaddexp(kept_label[child], before + log_p[label])
+            stay_label[child] = np.logaddexp(stay_label[child], before + log_p[label])
             pair, column = np.nonzero(label[:, None] == likely)
             longer[parent[pair], column] = -np.inf
-        kept = np.logaddexp(kept_blank, kept_label) + added
-        scores = np.concatenate([kept, (longer + added[:, None] + scores_after[:, likely]).ravel()])
+        stay = np.logaddexp(stay_blank, stay_label) + lm_scores
+        scores = np.concatenate([stay, (longer + lm_scores[:, None] + scores_after[:, likely]).ravel()])
         best = (-scores).argsort(kind="stable")[:beam]
         best = best[scores[best] > -np.inf]
-        (grown,) = (best >= len(kept)).nonzero()
-        row, column = np.divmod(best[grown] - len(kept), count)
+        (grown,) = (best >= len(stay)).nonzero()
+        row, column = np.divmod(best[grown] - len(stay), count)
         label = likely[column]
         source, output = best.copy(), np.zeros(len(best), np.int64)
         source[grown], output[grown] = row, label
         sources.append(source)
         outputs.append(output)
-        ends_blank, ends_label = kept_blank[source], kept_label[source]
+        ends_blank, ends_label = stay_blank[source], stay_label[source]
         ends_blank[grown], ends_label[grown] = -np.inf, longer[row, column]
         following = states[row, label]
-        added, hashes, shorter, last = added[source], hashes[source], shorter[source], last[source]
-        added[grown] += scores_after[row, label]
+        lm_scores, hashes, shorter, last = lm_scores[source], hashes[source], shorter[source], last[source]
+        lm_scores[grown] += scores_after[row, label]
         shorter[grown] = hashes[grown]
         hashes[grown] = hashes[grown] * HASH_FACTOR + label.astype(np.uint64)
         last[grown] = label
@@ -280,63 +280,63 @@ def search(log_probs: Floats, fusion: Fusion, beam: int) -> tuple[list[Integers]
         for k, state in zip(grown.tolist(), following.tolist(), strict=True):
             scores_after[k], states[k] = fusion.after(state)
     log_ctc = np.logaddexp(ends_blank, ends_label)
-    order = np.argsort(-(log_ctc + added + scores_after[:, 0]), kind="stable")
-    places, path = order, np.zeros((len(sources), len(order)), np.int64)
+    order = np.argsort(-(log_ctc + lm_scores + scores_after[:, 0]), kind="stable")
+    rows, path = order, np.zeros((len(sources), len(order)), np.int64)
     for t in range(len(sources) - 1, -1, -1):
-        path[t], places = outputs[t][places], sources[t][places]
+        path[t], rows = outputs[t][rows], sources[t][rows]
     path = path[::-1] if fusion.is_reversed else path
     return [text[text > 0] for text in path.T], log_ctc[order]
 
 
 def posteriors(log_probs: Floats, labels: Integers) -> tuple[float, Floats, Floats]:
-    """The probability of a text and of those that differ in a character, by forward-backward.
+    """The probability of a text and of texts that differ in one character, by forward-backward.
 
     Args:
         log_probs: (T, 1 + characters).
         labels: (L,) the outputs of the characters; the text can be spelled in T steps.
 
     Returns:
-        log P(text); (L, 1 + characters) P(the text with another character in this place) / P(text), which
-        is 1 for the character itself, and in column 0 the same of the text without it; and the edges (L, 2)
-        of each character, in steps: the mean numbers of steps before it begins and before it has ended,
-        over all paths.
+        log P(text); (L, 1 + characters) P(text with output k in place of character i) / P(text), which is 1
+        for the character itself, and where k = 0 deletes the character; and the edges (L, 2) of each
+        character, in steps: the mean numbers of steps before it begins and before it has ended, over all
+        paths.
     """
     steps, size = len(log_probs), len(labels)
     # The lattice: blank, first character, blank, …, last character, blank.
     lattice = np.zeros(2 * size + 1, np.int64)
     lattice[1::2] = labels
-    emitted = log_probs[:, lattice]
+    emission = log_probs[:, lattice]
     # Forward and, from the end, backward; both sums contain the output of their step.
-    both = np.stack([emitted, emitted[::-1, ::-1]])
+    emissions = np.stack([emission, emission[::-1, ::-1]])
     skips = np.full((2, 2 * size + 1), -np.inf)
     repeats = labels[1:] == labels[:-1]
     skips[0, 3::2] = np.where(repeats, -np.inf, 0.0)
     skips[1] = skips[0, ::-1] if size < 2 else np.roll(skips[0, ::-1], 2)
-    sums = np.full(both.shape, -np.inf)
-    sums[:, :1, :2] = both[:, :1, :2]
+    sums = np.full(emissions.shape, -np.inf)
+    sums[:, :1, :2] = emissions[:, :1, :2]
     for t in range(1, steps):
         before, now = sums[:, t - 1], sums[:, t]
         np.logaddexp(before[:, 1:], before[:, :-1], out=now[:, 1:])
         now[:, 0] = before[:, 0]
         np.logaddexp(now[:, 2:], before[:, :-2] + skips[:, 2:], out=now[:, 2:])
-        now += both[:, t]
+        now += emissions[:, t]
     forward, backward = sums[0], sums[1, ::-1, ::-1]
     log_prob = float(np.logaddexp.reduce(forward[-1, -2:])) if steps else 0.0
-    occupied = np.exp(forward + backward - emitted - log_prob)
-    ends = np.cumsum(occupied.sum(axis=0))
+    occupancy = np.exp(forward + backward - emission - log_prob)
+    ends = np.cumsum(occupancy.sum(axis=0))
     edges = np.stack([ends[:-1:2], ends[1::2]], axis=1)
-    return log_prob, _alternatives(log_probs, labels, forward, backward, occupied), edges
+    return log_prob, _alternatives(log_probs, labels, forward, backward, occupancy), edges
 
 
 def _alternatives(
-    log_probs: Floats, labels: Integers, forward: Floats, backward: Floats, occupied: Floats
+    log_probs: Floats, labels: Integers, forward: Floats, backward: Floats, occupancy: Floats
 ) -> Floats:
     """The alternatives of each character; see `posteriors`.
 
     Args:
         forward, backward: (T, 2L + 1) logarithms of the sums over the paths up to, and from, a step at a
             place of the lattice, its output included.
-        occupied: (T, 2L + 1) the share of the paths at a place.
+        occupancy: (T, 2L + 1) the share of the paths at a place.
     """
     steps, size = len(log_probs), len(labels)
     if not size:
@@ -348,36 +348,36 @@ def _alternatives(
     before, after = np.append(-1, labels[:-1]), np.append(labels[1:], -1)
     # An alternative needs the steps between the beginning of the character before and the end of the one
     # after it; (steps of the longest such window + 1, L) are gathered.
-    passed = np.cumsum(occupied, axis=1)
-    first = np.append(0, (passed[:, : 2 * size - 2 : 2] >= 1 - NEGLIGIBLE).sum(axis=0))
-    last = (passed[:, np.minimum(2 * np.arange(size) + 3, 2 * size)] > NEGLIGIBLE).sum(axis=0)
-    last, each = np.maximum(last, first + 1), np.arange(size)
-    places = np.arange((last - first).max() + 1)[:, None]
-    times, inside = np.minimum(first + places, steps), places <= last - first
+    reached = np.cumsum(occupancy, axis=1)
+    first = np.append(0, (reached[:, : 2 * size - 2 : 2] >= 1 - NEGLIGIBLE).sum(axis=0))
+    last = (reached[:, np.minimum(2 * np.arange(size) + 3, 2 * size)] > NEGLIGIBLE).sum(axis=0)
+    last, indices = np.maximum(last, first + 1), np.arange(size)
+    offsets = np.arange((last - first).max() + 1)[:, None]
+    times, inside = np.minimum(first + offsets, steps), offsets <= last - first
     # Paths that are at the character before, or at the blank after it; and that go on from the blank before
     # the character after, or from that itself.
     from_label, from_blank, to_blank, to_label = (
-        np.where(inside, values[times, each], -np.inf)
+        np.where(inside, values[times, indices], -np.inf)
         for values in (start[:, :-2:2], start[:, 1:-1:2], end[:, 2::2], end[:, 3::2])
     )
     joins = np.where(before == after, -np.inf, from_label)  # equal neighbours would merge
-    without = np.logaddexp.reduce(np.logaddexp(from_blank, joins) + to_label, axis=0)
+    deletion = np.logaddexp.reduce(np.logaddexp(from_blank, joins) + to_label, axis=0)
     enter, leave = np.logaddexp(from_label, from_blank), np.logaddexp(to_label, to_blank)
     enter_scale, leave_scale = (np.maximum(x.max(axis=0), LOWEST * steps) for x in (enter, leave))
     entering, entering_blank = np.exp(enter - enter_scale), np.exp(from_blank - enter_scale)
     leaving, leaving_blank = np.exp(leave - leave_scale), np.exp(to_blank - leave_scale)
     probs = np.exp(log_probs)
     probs[:, 0] = 0.0  # column 0, the blank, takes what is written for the virtual characters
-    at = np.zeros((size, probs.shape[1]))
-    sums, sums_after = np.zeros_like(at), np.zeros(size)
+    current = np.zeros((size, probs.shape[1]))
+    sums, sums_after = np.zeros_like(current), np.zeros(size)
     before, after = np.maximum(before, 0), np.maximum(after, 0)
-    for k in range(len(places) - 1):
-        arrived = at + entering[k, :, None]
-        arrived[each, before] = at[each, before] + entering_blank[k]
-        at = arrived * probs[np.minimum(times[k], steps - 1)]
-        sums += at * leaving[k + 1, :, None]
-        sums_after += at[each, after] * leaving_blank[k + 1]
-    sums[each, after] = sums_after
-    sums[:, 0] = np.exp(np.minimum(without - enter_scale - leave_scale, 700))
-    own = sums[each, labels][:, None]
-    return np.divide(sums, own, out=np.full_like(sums, np.inf), where=own > 0)
+    for k in range(len(offsets) - 1):
+        arrivals = current + entering[k, :, None]
+        arrivals[indices, before] = current[indices, before] + entering_blank[k]
+        current = arrivals * probs[np.minimum(times[k], steps - 1)]
+        sums += current * leaving[k + 1, :, None]
+        sums_after += current[indices, after] * leaving_blank[k + 1]
+    sums[indices, after] = sums_after
+    sums[:, 0] = np.exp(np.minimum(deletion - enter_scale - leave_scale, 700))
+    reference = sums[indices, labels][:, None]
+    return np.divide(sums, reference, out=np.full_like(sums, np.inf), where=reference > 0)

@@ -39,7 +39,7 @@ class CudaGraphRunner:
         """Run the session on `feeds` under the RunOptions `options`; returns its outputs."""
         shapes = tuple(x.shape for x in feeds.values())
         with self._lock:
-            repeated, self._previous_shapes = shapes == self._previous_shapes, shapes
+            is_repeated, self._previous_shapes = shapes == self._previous_shapes, shapes
             buffers = self._buffers.get(shapes)
             if buffers is not None:
                 inputs, results, binding, graph_id = buffers
@@ -50,7 +50,7 @@ class CudaGraphRunner:
                 return [np.array(output.numpy()) for output in results]
             options.add_run_config_entry("gpu_graph_id", NO_GRAPH)
             outputs: list[Array] = self._session.run(None, feeds, options)
-            if repeated and len(self._buffers) < MAX_GRAPHS:
+            if is_repeated and len(self._buffers) < MAX_GRAPHS:
                 self._buffers[shapes] = self._allocate(feeds, outputs)
             return outputs
 

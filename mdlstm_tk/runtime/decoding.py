@@ -10,10 +10,11 @@ class Decoding:
     """The numbers that decide how texts are read; see `mdlstm_tk.runtime.ctc`.
 
     Attributes:
-        temperature: divides the logits, so that confidences are as often right as they say.
+        temperature: above 0; divides the logits to calibrate the confidences: of the characters read at
+            0.9, nine in ten are right.
         lm_weight: weight of log P(text) by a language model, beside log P(text | image).
-        character_bonus: is added for each character if there is a language model, as longer texts are less
-            likely.
+        character_bonus: added to the score (in nats) for each character if there is a language model, to
+            offset its preference for short texts.
     """
 
     temperature: float = 1.0

@@ -43,19 +43,19 @@ if TYPE_CHECKING:
 
 Report = Callable[[int, int], None]
 
-BEAM = 16  # where a language model is given, and no beam
+BEAM = 16  # default with a language model
 FILES_READ_FOR_GRIDS = 32
 """How many files are read to choose among several models by the grids of their arrays."""
 
 
 @dataclass(frozen=True)
 class Inference:
-    """An inference that has been planned. The work is done while `results` is iterated, once.
+    """A planned inference. The work is done while `results` is iterated, once.
 
     Attributes:
         model: path of the model.
         session: the model, loaded.
-        jobs: the files to run, without those that are skipped.
+        jobs: the files to run, without skipped ones.
         skipped: number of files that are skipped because their result exists.
         left_out: number of files below input folders whose type cannot be read.
         table: the one file for the labels or texts of several inputs, or None.
@@ -184,10 +184,10 @@ def infer_paths(
     path = models[-1]
     if len(models) > 1 and not _is_tiled(path):
         already_read = _read_first(files, limit)
-        path = _chosen(models, already_read, limit)
+        path = _model_for_grids(models, already_read, limit)
     options = ResultOptions(probabilities, top)
     if beam is not None or lm is not None:
-        options = options._replace(**_search_of(beam, lm))
+        options = options._replace(**_search_options(beam, lm))
     arguments: dict[str, Any] = {"threads": threads, "timeout": timeout, "max_bytes": max_bytes}
     arguments |= {"isolated": isolated, "trusted": trusted}
     with ExitStack() as resources:
@@ -195,9 +195,9 @@ def infer_paths(
         resources.callback(session.close)
         metadata = session.metadata
         options.check(metadata, path, table)
-        found, files = len(files), files_for(metadata.kind, files)
+        total, files = len(files), files_for(metadata.kind, files)
         if metadata.kind != "transcribe":
-            left_out += found - len(files)
+            left_out += total - len(files)
         planned = plan_jobs(files, metadata, target, output_format, options, is_single=is_single)
         if table:
             ensure_writable(table, force)
@@ -205,7 +205,7 @@ def infer_paths(
         pages = [job for job in jobs if is_page_file(job.source)]
         if pages and engine == "ray":
             raise InputError('engine="ray" takes arrays and images, not pages; use engine="local"')
-        others = [job for job in jobs if not is_page_file(job.source)]
+        other_jobs = [job for job in jobs if not is_page_file(job.source)]
         run: Callable[[list[Job]], Iterator[Result]]
         if not isinstance(session, Session):
             from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
@@ -230,15 +230,15 @@ def infer_paths(
             run = partial(
                 infer_files, session, read=read, batch_size=batch_size, options=options, is_single=is_single
             )
-        parts = [run(others)] if others else []
+        parts = [run(other_jobs)] if other_jobs else []
         if pages and isinstance(session, Session):
             from mdlstm_tk.runtime.page_inference import infer_pages  # imported late: few inputs are pages
 
             parts = [infer_pages(session, pages, limit, options), *parts]
-        results = _finished(chain(*parts), resources.pop_all(), is_single) if jobs else iter(())
+        results = _with_resources(chain(*parts), resources.pop_all(), is_single) if jobs else iter(())
     document = _document(jobs, metadata, options, table, is_single)
     if table and document:
-        results, document = _collected(results, table, document), None
+        results, document = _write_table(results, table, document), None
     return Inference(path, session, jobs, len(planned) - len(jobs), left_out, table, document, results)
 
 
@@ -253,7 +253,7 @@ def stream_paths(
     trusted: bool = False,
     force: bool = False,
 ) -> tuple[int, int]:
-    """Read rows from standard input, and write those of the result as they come.
+    """Read rows from standard input, and write the rows of the result as they are complete.
 
     Args:
         model, device, timeout, max_bytes, isolated, trusted: as for `infer_paths`; a tiled model whose
@@ -262,7 +262,7 @@ def stream_paths(
         force: replace the file if it exists.
 
     Returns:
-        The number of rows that were read, and of those that were written.
+        The numbers of rows read and written.
 
     Raises:
         InputError: the model cannot stream, the file exists, or standard input is no `.npy` stream of rows.
@@ -290,7 +290,7 @@ def _find_models(model: str | Path | None, *, tiled: bool) -> Sequence[Path]:
     if model and not os.path.isdir(model):
         return [Path(model)]
     from mdlstm_tk.runtime.model_discovery import (
-        find_models,  # imported late: a model that is named is there
+        find_models,  # imported late: a path needs no search
     )
 
     return find_models(model, tiled=tiled)
@@ -302,9 +302,9 @@ def _open_model(path: Path, tiling: dict[str, bool], device: str, **options: Any
         from mdlstm_tk.runtime.tiles.session import TiledSession  # imported late: most models need none
 
         return TiledSession(path, device, **options)
-    if given := [name for name, is_given in tiling.items() if is_given]:
+    if names := [name for name, is_set in tiling.items() if is_set]:
         raise InputError(
-            f"{given[0]}=... needs a tiled model, and {path} is none; make one with: "
+            f"{names[0]}=... needs a tiled model, and {path} is none; make one with: "
             "mdlstm export RUN --form tiles, then give RUN/model.tiles as model=..."
         )
     session = Session(path, device, **options)
@@ -332,9 +332,9 @@ def _read_first(files: Sequence[InputPath], limit: int) -> dict[str, InputFile]:
     return first
 
 
-def _chosen(models: Sequence[Path], files: dict[str, InputFile], limit: int) -> Path:
-    """The model for the grids of files; the newest that can be read tells the layout, which all of a run
-    share."""
+def _model_for_grids(models: Sequence[Path], files: dict[str, InputFile], limit: int) -> Path:
+    """The model for the grids of files. Their layout is that of the newest model that can be read: all
+    models of a run share it."""
     from mdlstm_tk.runtime.model_discovery import choose_model, read_metadata
 
     grids = []
@@ -348,7 +348,7 @@ def _chosen(models: Sequence[Path], files: dict[str, InputFile], limit: int) -> 
     return choose_model(models, grids)
 
 
-def _search_of(beam: int | None, lm: str | Path | CharacterModel | None) -> dict[str, Any]:
+def _search_options(beam: int | None, lm: str | Path | CharacterModel | None) -> dict[str, Any]:
     """The beam and the language model of `ResultOptions`."""
     from mdlstm_tk.runtime.character_model import CharacterModel
     from mdlstm_tk.runtime.ctc import check_search  # imported late: few models read texts
@@ -359,7 +359,7 @@ def _search_of(beam: int | None, lm: str | Path | CharacterModel | None) -> dict
     return {"beam": beam, "lm": model}
 
 
-def _finished(results: Iterator[Result], resources: ExitStack, is_single: bool) -> Iterator[Result]:
+def _with_resources(results: Iterator[Result], resources: ExitStack, is_single: bool) -> Iterator[Result]:
     """Pass results on, and release the resources after the last; of a single file, raise the error."""
     with resources:
         for result in results:
@@ -372,22 +372,22 @@ def _document(
     jobs: list[Job], metadata: Metadata, options: ResultOptions, table: Path | None, is_single: bool
 ) -> AnswerDocument | None:
     """Renders the labels or texts that go to one table or to standard output; None if there are none."""
-    answered = [
+    answer_jobs = [
         job for job in jobs if job.format in ANSWER_FORMATS and (table is not None or job.target == STDIO)
     ]
-    if not answered or metadata.kind not in ANSWER_KINDS:
+    if not answer_jobs or metadata.kind not in ANSWER_KINDS:
         return None
     from mdlstm_tk.runtime.answers import AnswerDocument
 
     folder = Path() if table is None else table.parent
     return AnswerDocument(
-        answered[0].format, metadata, options, is_named=not is_single, folder=folder, jobs=answered
+        answer_jobs[0].format, metadata, options, is_named=not is_single, folder=folder, jobs=answer_jobs
     )
 
 
-def _collected(results: Iterator[Result], table: Path, document: AnswerDocument) -> Iterator[Result]:
+def _write_table(results: Iterator[Result], table: Path, document: AnswerDocument) -> Iterator[Result]:
     """Pass results on, and write their answers to one file, in the order of the jobs."""
-    with open_output(table) as file:  # now, so that nobody waits for a table that cannot be written
+    with open_output(table) as file:  # before the first run: it may fail
         file.write(document.begin().encode())
         for result in results:
             file.write(document.add_in_order(result.job, result.answers).encode())

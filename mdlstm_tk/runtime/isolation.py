@@ -34,7 +34,7 @@ from mdlstm_tk.errors import DeviceError, InputError, MDLSTMError, MissingExtraE
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.runner import MODEL, GraphInfo, TensorType, timeout_error
 
-MEMORY_BYTES = 2**32  # of a child, beside Python and ONNX Runtime themselves, if `max_bytes` says nothing
+MEMORY_BYTES = 2**32  # of a child, beside Python and ONNX Runtime themselves, if `max_bytes` is not set
 RUN_SECONDS = 120.0  # of a run without a timeout
 LOAD_SECONDS = 120.0  # for starting a child and loading a model, or the timeout if that is longer
 GRACE_SECONDS = 0.5
@@ -65,7 +65,7 @@ class ProtocolError(Exception):
 class IsolatedRunner:
     """A `Runner` in a child process. Arguments and errors are those of `open_runner`.
 
-    Calls take turns. A child that ends takes its call with it; the next call starts another one.
+    Calls take turns. If the child ends, its call fails; the next call starts another child.
     """
 
     def __init__(self, graphs: Mapping[str, bytes], label: str, **options: Any) -> None:
@@ -77,13 +77,13 @@ class IsolatedRunner:
         self._options = options | {"timeout": self._run_seconds}
         self._lock = threading.Lock()
         self._is_closed = False
-        loaded = self._load()
+        reply = self._load()
         try:
-            self.graphs = {name: _graph_info(loaded["graphs"][name]) for name in graphs}
-            self.device, self.provider = printable(loaded["device"]), printable(loaded["provider"])
-            reason = loaded["reason"]
+            self.graphs = {name: _graph_info(reply["graphs"][name]) for name in graphs}
+            self.device, self.provider = printable(reply["device"]), printable(reply["provider"])
+            reason = reply["reason"]
             self.reason = None if reason is None else printable(reason[:MAX_TEXT])
-            self.captures_graphs = bool(loaded["captures_graphs"])
+            self.captures_graphs = bool(reply["captures_graphs"])
         except (KeyError, TypeError, AttributeError):
             raise self._invalid("no facts about the graphs") from None
 
@@ -244,8 +244,8 @@ def send(file: IO[bytes], message: Message, arrays: Iterable[tuple[str, Array]] 
         OSError: the other side has gone.
     """
     contiguous = [(name, np.asarray(array, order="C")) for name, array in arrays]
-    described = [[name, array.dtype.str, array.shape] for name, array in contiguous]
-    header = json.dumps({**message, "arrays": described}).encode()
+    descriptions = [[name, array.dtype.str, array.shape] for name, array in contiguous]
+    header = json.dumps({**message, "arrays": descriptions}).encode()
     parts = [array.reshape(-1).view(np.uint8).data for _, array in contiguous]
     for part in (memoryview(len(header).to_bytes(4, "big") + header), *parts):
         while part:
@@ -265,19 +265,19 @@ def receive(file: IO[bytes], max_bytes: int) -> tuple[Message, dict[str, Array]]
     data = _read(file, length)
     try:
         message = json.loads(data)
-        described = [(name, DTYPES[dtype], tuple(shape)) for name, dtype, shape in message.pop("arrays")]
+        descriptions = [(name, DTYPES[dtype], tuple(shape)) for name, dtype, shape in message.pop("arrays")]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ProtocolError("no message") from None
-    for name, _, shape in described:
+    for name, _, shape in descriptions:
         if not isinstance(name, str) or len(shape) > MAX_RANK:
             raise ProtocolError("an array without a name, or of too many axes")
         if not all(type(extent) is int and 0 <= extent < 2**40 for extent in shape):
             raise ProtocolError("an array of an impossible shape")
-    total = sum(prod(shape) * dtype.itemsize for _, dtype, shape in described)
+    total = sum(prod(shape) * dtype.itemsize for _, dtype, shape in descriptions)
     if total > max_bytes:
         raise ProtocolError(f"arrays of {total} bytes, more than {max_bytes}")
     arrays: dict[str, Array] = {}
-    for name, dtype, shape in described:
+    for name, dtype, shape in descriptions:
         arrays[name] = np.frombuffer(_read(file, prod(shape) * dtype.itemsize), dtype).reshape(shape)
     return message, arrays
 

@@ -84,8 +84,8 @@ def is_table(output: str) -> bool:
 
 
 def find_files(inputs: Sequence[str], output: str | None) -> tuple[list[InputPath], int]:
-    """The input files, and all readable files below input folders, these in the order of their names, with
-    pages in ALTO and PAGE XML; and how many of other types lie below folders.
+    """The input files, and all readable files and pages in ALTO or PAGE XML below input folders, in the
+    order of their names; and the number of other files below folders.
 
     Links to folders, hidden files, the folder `output` and earlier results (`*.out.*`) are ignored.
 
@@ -114,9 +114,9 @@ def find_files(inputs: Sequence[str], output: str | None) -> tuple[list[InputPat
             else:
                 left_out += 1
     if not files:
-        others = f", only {left_out} of other types" if left_out else ""
+        hint = f", only {left_out} of other types" if left_out else ""
         expected = ", ".join((*READABLE, f"{PAGE_SUFFIX} of pages"))
-        raise InputError(f"no input file in {', '.join(inputs)}{others}; expected {expected}")
+        raise InputError(f"no input file in {', '.join(inputs)}{hint}; expected {expected}")
     return files, left_out
 
 
@@ -134,18 +134,18 @@ def files_for(kind: str | None, files: Sequence[InputPath]) -> list[InputPath]:
         folders = {os.path.normpath(os.path.dirname(page.source)) for page in pages}
         folders |= {os.path.dirname(folder) or "." for folder in folders if _is_subfolder(folder)}
 
-        def is_taken(file: InputPath) -> bool:
+        def is_input(file: InputPath) -> bool:
             is_image = suffix_of(file.source) in IMAGE_SUFFIXES
             return not (is_image and os.path.normpath(os.path.dirname(file.source)) in folders)
 
-        return [file for file in files if is_taken(file)]
-    others = [file for file in files if not is_page_file(file.source)]
-    if not others:
+        return [file for file in files if is_input(file)]
+    remaining = [file for file in files if not is_page_file(file.source)]
+    if not remaining:
         raise InputError(
             f"{pages[0].source} is a page of text, but the model is of kind {kind}; give one of kind "
             "transcribe"
         )
-    return others
+    return remaining
 
 
 def is_page_file(path: str) -> bool:
@@ -183,7 +183,7 @@ def plan_jobs(
         file, folder = (output, None) if is_file else (None, output)
     if file is not None and output_format is None:
         suffix = suffix_of(file)[1:].replace("tiff", "tif")
-        output_format = next((known for known in FORMATS if known == suffix), None)
+        output_format = next((each for each in FORMATS if each == suffix), None)
         if suffix and output_format is None:
             raise InputError(
                 f"unsupported file type '.{suffix}' of {file}; name one of {', '.join(FORMATS)} with "
@@ -230,7 +230,7 @@ def remaining_jobs(jobs: Sequence[Job], skip_existing: bool, force: bool) -> lis
 
 
 def _is_folder(path: str) -> bool:
-    """True for a folder, but for an array of zarr, which is one as well."""
+    """True for a folder that is not a zarr array."""
     return os.path.isdir(path) and suffix_of(path.rstrip(os.sep)) != ".zarr"
 
 

@@ -17,9 +17,9 @@ from mdlstm_tk.runtime.decoding import Decoding
 
 PREFIX = "mdlstm."
 SCHEMA = 2
-SHOWN = 60  # characters of a wrong value in a message
+MAX_CHARACTERS = 60  # characters of a wrong value in a message
 
-EXPECTED = {str: "a text", int: "an integer", float: "a number", bool: "true or false"}
+TYPE_NAMES = {str: "a text", int: "an integer", float: "a number", bool: "true or false"}
 
 Extents = tuple[int, ...]
 
@@ -114,8 +114,8 @@ class Metadata:
         return (None,) * self.ndim if self.grid is None else self.grid
 
     def grid_like(self, grid: Extents) -> Extents:
-        """A grid that the model takes: its own extents, and those of `grid` where they are free."""
-        return tuple(extent if own is None else own for own, extent in zip(self.extents, grid, strict=True))
+        """A grid that the model takes: its fixed extents, and the extents of `grid` along free axes."""
+        return tuple(extent if e is None else e for e, extent in zip(self.extents, grid, strict=True))
 
     @property
     def windows(self) -> dict[str, Extents | None]:
@@ -168,24 +168,24 @@ class Metadata:
             )
 
         def wrong(name: str, value: Any, expected: object) -> InputError:
-            shown = ascii(value)
-            shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
+            text = ascii(value)
+            text = text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…"
             return InputError(
-                f"the metadata field '{name}' of {label} is {shown}; expected {expected}; {advice}"
+                f"the metadata field '{name}' of {label} is {text}; expected {expected}; {advice}"
             )
 
         values: dict[str, Any] = {}
         annotations = get_type_hints(cls)
-        for known in fields(cls):
-            if known.name in texts:
-                value: Any = texts[known.name]
+        for each in fields(cls):
+            if each.name in texts:
+                value: Any = texts[each.name]
                 try:
                     value = json.loads(value)
-                    values[known.name] = _typed(value, annotations[known.name])
+                    values[each.name] = _typed(value, annotations[each.name])
                 except (ValueError, RecursionError) as error:
-                    raise wrong(known.name, value, error) from None
-            elif known.default is MISSING and known.default_factory is MISSING:
-                raise InputError(f"the metadata of {label} lack '{known.name}'; {advice}")
+                    raise wrong(each.name, value, error) from None
+            elif each.default is MISSING and each.default_factory is MISSING:
+                raise InputError(f"the metadata of {label} lack '{each.name}'; {advice}")
         metadata = cls(**values)
         for name, holds, expected in _consistency(metadata):
             if not holds:
@@ -195,8 +195,8 @@ class Metadata:
 
 def layout_of(ndim: int, channels_last: bool) -> str:
     """The axes of x as the metadata name them, such as "N H W C" or "N C H W"."""
-    named = {1: "T", 2: "H W", 3: "D H W"}
-    axes = named.get(ndim, " ".join(f"E{d + 1}" for d in range(ndim)))
+    axis_names = {1: "T", 2: "H W", 3: "D H W"}
+    axes = axis_names.get(ndim, " ".join(f"E{d + 1}" for d in range(ndim)))
     return f"N {axes} C" if channels_last else f"N C {axes}"
 
 
@@ -221,7 +221,7 @@ def _typed(value: Any, annotation: Any) -> Any:
         raise ValueError("an object")
     if annotation is Any or type(value) is annotation or (annotation is float and type(value) is int):
         return value
-    raise ValueError(EXPECTED[annotation])
+    raise ValueError(TYPE_NAMES[annotation])
 
 
 def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
@@ -231,15 +231,15 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
     ndim, outputs, kind, classes = metadata.ndim, metadata.outputs, metadata.kind, metadata.classes
     yield "channels", metadata.channels > 0, "a positive integer"
     yield "outputs", outputs > 0, "a positive integer"
-    of_layout = f"{ndim} positive extents, as the layout '{metadata.layout}' has {ndim} grid axes"
+    expected_extents = f"{ndim} positive extents, as the layout '{metadata.layout}' has {ndim} grid axes"
     for name in ("grid", "window", "multiple_of"):
         extents = getattr(metadata, name)
-        yield name, extents is None or _are_extents(extents, ndim), of_layout
+        yield name, extents is None or _are_extents(extents, ndim), expected_extents
     yield "inputs", metadata.inputs[:1] == ("x",) and _are_different(metadata.inputs), "'x', then others"
     yield "output_names", _are_different(metadata.output_names), "different names"
     further, count = metadata.further_windows, len(metadata.output_names) - 1
     yield "further_windows", len(further) == count, f"{count} windows, as there are {count + 1} outputs"
-    yield "further_windows", all(w is None or _are_extents(w, ndim) for w in further), of_layout
+    yield "further_windows", all(w is None or _are_extents(w, ndim) for w in further), expected_extents
     if kind not in (None, "grid", "density"):
         names = outputs - (kind == "transcribe")  # output 0 of a recogniser is the blank
         expected = f"{names} different names, as a model of kind {kind} has {outputs} outputs"

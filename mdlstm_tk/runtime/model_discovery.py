@@ -1,4 +1,4 @@
-"""Find the exported model that is meant, where none or several are named."""
+"""Find the exported model to use where none is named, or a folder."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def find_models(model: str | Path | None, *, tiled: bool = False) -> list[Path]:
         InputError: there is no model, or several in the current folder.
     """
     in_folder, suffix = (archives_in, TILED_SUFFIX) if tiled else (models_in, ".onnx")
-    named = model or os.environ.get("MDLSTM_MODEL")
-    if named:
-        path = Path(named)
+    name = model or os.environ.get("MDLSTM_MODEL")
+    if name:
+        path = Path(name)
         if not path.is_dir():
             return [path]
         return in_folder(path) or _fail(f"the folder {path} holds no {suffix} model", tiled)

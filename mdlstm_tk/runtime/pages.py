@@ -55,7 +55,7 @@ class PageLine:
             none.
         polygon: (K, 2), K > 2: its outline; None if there is none.
         box: left, top, right and bottom: of the outline, else as the file says, else around the baseline.
-            Empty, with zeros, if the file says nothing about its place.
+            Empty, with zeros, if the file says nothing about its position.
         extents: pixels that a typical line of the page reaches above and below its baseline; None if no
             line has an outline and a baseline.
     """
@@ -134,8 +134,8 @@ def write_page(page: Page, transcriptions: Mapping[str, Transcription], target: 
 
     ALTO gets String/@CONTENT and @WC, PAGE TextEquiv/Unicode and @conf. Where a line has as many words as
     the text, each gets its own; else one String gets the whole text and the others go, and words of PAGE
-    keep their places without texts. What spoke of the former text goes as well: alternatives, glyphs, and
-    where a word was divided. A PAGE region that has a text of its own gets that of its lines.
+    keep their positions without texts. What describes the former text is removed as well: alternatives,
+    glyphs, and the division of words. A PAGE region that has a text of its own gets that of its lines.
 
     Args:
         page: what `read_page` returned; the file is read again.
@@ -186,8 +186,8 @@ def _find_image(path: Path, name: str) -> Path:
     for candidate in (folder / name for folder in folders for name in names if name):
         if candidate.suffix.lower() in IMAGE_SUFFIXES and candidate.is_file():
             return candidate
-    named = f"{printable(name[:80])}, which it names, or " if name else ""
-    raise InputError(f"{path} has no image; expected {named}{path.stem}.jpg or .png beside it")
+    hint = f"{printable(name[:80])}, which it names, or " if name else ""
+    raise InputError(f"{path} has no image; expected {hint}{path.stem}.jpg or .png beside it")
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class _Frame:
     Attributes:
         extents: width and height of the image.
         scale: of x and y.
-        orientation: in EXIF, of an image whose lines were found before it was turned upright; else 1.
+        orientation: EXIF orientation of the image if the file counts pixels as stored; 1 if upright.
     """
 
     extents: Array
@@ -205,19 +205,19 @@ class _Frame:
     orientation: int
 
     @classmethod
-    def of(cls, path: Path, image: Path, counted: tuple[float, float]) -> _Frame:
-        """The frame of a file that counts in `counted` pixels, width and height, or does not say so (0)."""
+    def of(cls, path: Path, image: Path, size: tuple[float, float]) -> _Frame:
+        """The frame of a file that gives `size`, width and height, to the image; 0 if it gives none."""
         height, width, orientation = read_extents(image)
         stored = np.array([width, height], float)
         upright = stored[::-1] if orientation in SIDEWAYS else stored
-        if min(counted) < 1:
+        if min(size) < 1:
             return cls(upright, np.ones(2), 1)
         for extents, turn in ((upright, 1), (stored, orientation)):
-            stretch = counted[0] * float(extents[1]) / (counted[1] * float(extents[0]))
-            if abs(stretch - 1) <= MAX_STRETCH + 2 / min(*counted, *extents.tolist()):
-                return cls(upright, extents / counted, turn)
+            stretch = size[0] * float(extents[1]) / (size[1] * float(extents[0]))
+            if abs(stretch - 1) <= MAX_STRETCH + 2 / min(*size, *extents.tolist()):
+                return cls(upright, extents / size, turn)
         raise InputError(
-            f"{path} is for an image of {counted[0]:g}x{counted[1]:g} pixels, but {image.name} has "
+            f"{path} is for an image of {size[0]:g}x{size[1]:g} pixels, but {image.name} has "
             f"{upright[0]:g}x{upright[1]:g}, which is another shape; put the right image beside it"
         )
 
@@ -238,9 +238,9 @@ def _line(name: str, element: Element, frame: _Frame, spacing: float) -> PageLin
         corners = _corners(element)
     if corners is None and baseline is not None:
         corners = np.concatenate([baseline - spacing, baseline + spacing / 2])
-    place = frame(np.zeros((1, 2)) if corners is None else corners)
-    left, top = np.floor(place.min(axis=0)).astype(int).tolist()
-    right, bottom = np.ceil(place.max(axis=0)).astype(int).tolist()
+    pixels = frame(np.zeros((1, 2)) if corners is None else corners)
+    left, top = np.floor(pixels.min(axis=0)).astype(int).tolist()
+    right, bottom = np.ceil(pixels.max(axis=0)).astype(int).tolist()
     return PageLine(
         name,
         _text(element) or None,
@@ -280,8 +280,8 @@ def _typical_extents(lines: Sequence[PageLine]) -> tuple[float, float] | None:
 
 
 def _number(text: str | None) -> float | None:
-    found = NUMBER.search(text or "")
-    return float(found[0]) if found else None
+    match = NUMBER.search(text or "")
+    return float(match[0]) if match else None
 
 
 def _points(text: str | None, least: int) -> Array | None:
@@ -317,7 +317,7 @@ def _baseline(element: Element) -> Array | None:
 
 
 def _spacing(elements: Mapping[str, Element]) -> float:
-    """Roughly the distance of lines, for those with nothing but a baseline: the median distance of the
+    """Roughly the distance between lines, for lines that have only a baseline: the median distance of the
     middle of each baseline from the nearest other one."""
     baselines = [baseline for each in elements.values() if (baseline := _baseline(each)) is not None]
     if len(baselines) < 2:
@@ -365,25 +365,25 @@ def _confidence(transcription: Transcription, part: slice = slice(None)) -> str:
 def _write_alto(document: Document, line: Element, transcription: Transcription) -> None:
     strings, hyphens, words = line.all("String"), line.all("HYP"), _words(transcription)
     text, confidence = transcription.text, _confidence(transcription)
-    place = {key: line.attributes.get(key) for key in BOX}
+    box = {key: line.attributes.get(key) for key in BOX}
     if not strings:
-        values = {"CONTENT": text, "WC": confidence, **place}
-        written = "".join(f" {key}={quoted(value)}" for key, value in values.items() if value is not None)
-        document.insert(line, line.first("Shape"), f"<{line.prefix}String{written}/>")
+        values = {"CONTENT": text, "WC": confidence, **box}
+        markup = "".join(f" {key}={quoted(value)}" for key, value in values.items() if value is not None)
+        document.insert(line, line.first("Shape"), f"<{line.prefix}String{markup}/>")
     elif len(strings) == 1 and not hyphens:
         _write_string(document, strings[0], text, confidence, {})
     elif len(strings) == len(words) and not hyphens:
         for string, word in zip(strings, words, strict=True):
             _write_string(document, string, *word, {})
     else:
-        _write_string(document, strings[0], text, confidence, place)
+        _write_string(document, strings[0], text, confidence, box)
         _remove_all(document, [*strings[1:], *line.all("SP"), *hyphens])
 
 
 def _write_string(
-    document: Document, string: Element, text: str, confidence: str, place: Mapping[str, str | None]
+    document: Document, string: Element, text: str, confidence: str, box: Mapping[str, str | None]
 ) -> None:
-    values = {"CONTENT": text, "WC": confidence, **place}
+    values = {"CONTENT": text, "WC": confidence, **box}
     if text != string.attributes.get("CONTENT"):
         values |= dict.fromkeys(("CC", "SUBS_TYPE", "SUBS_CONTENT"))
         _remove_all(document, [*string.all("ALTERNATIVE"), *string.all("Glyph")])

@@ -68,8 +68,7 @@ class Preprocessing:
         Returns:
             (H, W, channels) float32.
         """
-        grey = pixels.ndim == 2
-        if self.channels == 1 and not grey:
+        if self.channels == 1 and pixels.ndim == 3:
             pixels = to_grey(pixels)
         scaled = scale(pixels)
         scaled = scaled[..., None] if scaled.ndim == 2 else scaled
@@ -127,10 +126,10 @@ def decode_image(data: bytes, label: str, max_bytes: int = MAX_BYTES) -> Array:
     module: Any = require("PIL.Image", "image")
     try:
         with module.open(io.BytesIO(data), formats=DECODERS) as image:
-            needed = image.width * image.height * PIXEL_BYTES
-            if needed > max_bytes:
+            nbytes = image.width * image.height * PIXEL_BYTES
+            if nbytes > max_bytes:
                 raise InputError(
-                    f"{label} has {format_size((image.height, image.width))} pixels, which take {needed} "
+                    f"{label} has {format_size((image.height, image.width))} pixels, which take {nbytes} "
                     f"bytes, more than {max_bytes}; allow more with max_bytes=..."
                 )
             image.load()

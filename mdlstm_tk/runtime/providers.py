@@ -21,14 +21,12 @@ MEMORY_SHARE = 0.75  # of the machine's memory, for all sessions of this process
 
 @dataclass(frozen=True)
 class ProviderSession:
-    """An `onnxruntime.InferenceSession`, the index of its CUDA device or None for the CPU, if it can
-    capture and replay CUDA graphs, and why "auto" did not take the CUDA that this ONNX Runtime
-    supports."""
+    """An `onnxruntime.InferenceSession`, and where it runs."""
 
     session: Any
-    cuda_index: int | None = None
-    cuda_graphs: bool = False
-    reason: str | None = None
+    cuda_index: int | None = None  # of the CUDA device; None: the CPU
+    cuda_graphs: bool = False  # it can capture and replay CUDA graphs
+    reason: str | None = None  # why "auto" did not take the CUDA that this ONNX Runtime supports
 
 
 def create_session(data: bytes, label: str, device: str, threads: int, tf32: bool) -> ProviderSession:

@@ -127,18 +127,18 @@ class LocalRunner:
         self.reason: str | None = None
         self.captures_graphs = False
         for name, data in graphs.items():
-            of = label if name == MODEL else f"{name} in {label}"
-            props = check_model(data, of, max_bytes=limit, trusted=trusted)
-            created = create_session(data, of, self.device, options["threads"], options["tf32"])
-            session, index = created.session, created.cuda_index
+            graph_label = label if name == MODEL else f"{name} in {label}"
+            props = check_model(data, graph_label, max_bytes=limit, trusted=trusted)
+            loaded = create_session(data, graph_label, self.device, options["threads"], options["tf32"])
+            session, index = loaded.session, loaded.cuda_index
             self.device = "cpu" if index is None else f"cuda:{index}"  # of the graphs that follow, too
             self.provider = session.get_providers()[0]
-            self.reason = self.reason or created.reason
+            self.reason = self.reason or loaded.reason
             self.graphs[name] = GraphInfo(
                 props, _types(session.get_inputs()), _types(session.get_outputs())
             )
             self._functions[name] = partial(session.run, None)
-            if created.cuda_graphs and index is not None:
+            if loaded.cuda_graphs and index is not None:
                 self.captures_graphs = True
                 from mdlstm_tk.runtime.cuda_graph import CudaGraphRunner  # imported late: for CUDA alone
 
@@ -206,8 +206,8 @@ class _Run:
         self._options.terminate = True
 
     def outputs(self) -> list[Array]:
-        """Run the graph. Python looks at Ctrl-C in the main thread alone, and not while that is in ONNX
-        Runtime; so the main thread leaves a long run to another one, and waits."""
+        """Run the graph. Python handles Ctrl-C in the main thread alone, and not while that is in ONNX
+        Runtime; so another thread does a long run, and the main thread waits."""
         is_short = sum(x.size for x in self._feeds.values()) < INTERRUPTIBLE_VALUES
         if is_short or threading.current_thread() is not threading.main_thread():
             return self._function(self._feeds, self._options)

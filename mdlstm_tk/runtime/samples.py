@@ -58,13 +58,13 @@ def read_given(path: Path, size: tuple[int, int], channels: int) -> Given:
             f"{path} has shape {values.shape}, expected up to {size[0]} rows of {size[1]} positions and "
             f"{channels} channel{'s' * (channels > 1)}, as the images are {size[0]}x{size[1]}"
         )
-    known = ~np.isnan(values).any(-1)
-    if not known.any() or not (0 <= values[known].min() <= values[known].max() <= 1):
+    is_given = ~np.isnan(values).any(-1)
+    if not is_given.any() or not (0 <= values[is_given].min() <= values[is_given].max() <= 1):
         raise InputError(f"{path} must hold values from 0 to 1, and NaN where they are to be drawn")
-    whole, mask = np.zeros((*size, channels), np.float32), np.zeros(size, bool)
-    mask[: len(values)] = known
-    whole[mask] = values[known]
-    return Given(whole, mask)
+    full, mask = np.zeros((*size, channels), np.float32), np.zeros(size, bool)
+    mask[: len(values)] = is_given
+    full[mask] = values[is_given]
+    return Given(full, mask)
 
 
 def drawn_size(metadata: Metadata, label: str = "this model", run: str = "RUN") -> tuple[int, int]:
@@ -101,17 +101,17 @@ def draw_rows(
 ) -> Array:
     """Draw images row by row: `Session.sample`, whose arguments these are."""
     metadata = session.metadata
-    own_size = drawn_size(metadata)
-    height, width = size or own_size
+    trained_size = drawn_size(metadata)
+    height, width = size or trained_size
     channels, levels = metadata.channels, metadata.drawing["levels"]
     shape = (n, height, width, channels)
     if min(shape) < 1:
         raise InputError(f"n and size (H, W) must be at least 1, got {n} and {(height, width)}")
-    of_row = (width + 1) * max(metadata.drawing["state"], channels * levels)
-    needed = n * max(height * width * channels, of_row) * FLOAT_BYTES
-    if needed > MAX_BYTES:
+    row_values = (width + 1) * max(metadata.drawing["state"], channels * levels)
+    nbytes = n * max(height * width * channels, row_values) * FLOAT_BYTES
+    if nbytes > MAX_BYTES:
         raise InputError(
-            f"{n} images of {height}x{width} take {needed} bytes, more than {MAX_BYTES}; "
+            f"{n} images of {height}x{width} take {nbytes} bytes, more than {MAX_BYTES}; "
             "draw fewer or smaller ones"
         )
     if not temperature > 0:
@@ -125,8 +125,8 @@ def draw_rows(
         if given.values.shape != fixed.shape:
             raise InputError(f"given must be (H, W, C) = {fixed.shape}, got shape {given.values.shape}")
         nearest = np.rint(given.values * (levels - 1)) / np.float32(levels - 1)
-        known = given.mask & ~np.isnan(given.values).any(-1)
-        fixed[known] = nearest[known]
+        is_given = given.mask & ~np.isnan(given.values).any(-1)
+        fixed[is_given] = nearest[is_given]
     images = np.empty(shape, np.float32)
     for row, outputs in enumerate(run_rows(session, uniform, fixed, temperature)):
         images[:, row] = outputs["y"]

@@ -206,8 +206,8 @@ class Session(OpenModel):
         Args:
             n: number of images.
             size: (H, W); None: that of the training images.
-            seed: decides the images, which are those that the run draws with this seed.
-            uniform: (n, H, W, C) numbers in [0, 1) to use in place of those of the seed.
+            seed: decides the images; the run draws the same ones with this seed.
+            uniform: (n, H, W, C) numbers in [0, 1) to use instead of the seed.
             given: the part of each image that is not drawn, as `mdlstm_tk.runtime.samples.read_given`
                 returns it.
             temperature: divides the logits; below 1 the likely values become likelier.
@@ -249,7 +249,7 @@ class Session(OpenModel):
         if len(parts) == 1 and not shapes.takes_sizes:
             return [self._run(parts[0], extra)]
         if shapes.takes_sizes:
-            samples, sizes = shapes.padded(parts)
+            samples, sizes = shapes.pad(parts)
             extra = {"sizes": sizes, **extra}
         else:
             samples = np.concatenate(parts)
@@ -259,8 +259,8 @@ class Session(OpenModel):
         results = [{name: split[k] for name, split in pieces.items()} for k in range(len(parts))]
         if not shapes.takes_sizes:
             return results
-        grids, padded = map(shapes.grid, parts), shapes.grid(samples)
-        return [shapes.cropped(y, grid, padded) for y, grid in zip(results, grids, strict=True)]
+        grids, padded_grid = map(shapes.grid, parts), shapes.grid(samples)
+        return [shapes.crop(y, grid, padded_grid) for y, grid in zip(results, grids, strict=True)]
 
     def _run(self, samples: Array, extra: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model on all its inputs, in the shapes that its file declares.
@@ -283,20 +283,20 @@ class Session(OpenModel):
 
 def _check_agreement(metadata: Metadata, graph: GraphInfo, label: str) -> None:
     """Check that the metadata describe the graph that they came with."""
-    for name, declared, found in (
+    for side, names, tensors in (
         ("inputs", metadata.inputs, graph.inputs),
         ("outputs", metadata.output_names, graph.outputs),
     ):
-        if set(declared) != set(found):
+        if set(names) != set(tensors):
             raise InputError(
-                f"{label} has the {name} {', '.join(found)}, but its metadata name {', '.join(declared)}; "
+                f"{label} has the {side} {', '.join(tensors)}, but its metadata name {', '.join(names)}; "
                 "export the model again"
             )
     shape = graph.inputs["x"].shape
     extents = metadata.extents
     expected = (*extents, metadata.channels) if metadata.channels_last else (metadata.channels, *extents)
     fits = len(shape) == len(expected) + 1 and all(
-        extent in (None, own) or own is None for extent, own in zip(shape[1:], expected, strict=True)
+        extent in (None, other) or other is None for extent, other in zip(shape[1:], expected, strict=True)
     )
     if not fits:
         raise InputError(

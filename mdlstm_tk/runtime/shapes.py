@@ -29,7 +29,7 @@ class Batch:
 
 
 def step_width(steps: int, width: int) -> float:
-    """The columns of x that one step of a recogniser covers; a whole number if ⌈width / it⌉ is `steps`."""
+    """The columns of x that one step of a recogniser covers; an integer w if ⌈width / w⌉ is `steps`."""
     columns = round(width / steps)
     return columns if -(-width // max(columns, 1)) == steps else width / steps
 
@@ -85,7 +85,7 @@ class Shapes:
         has_batch_axis = samples.ndim == metadata.ndim + 2
         samples = samples if has_batch_axis else samples[None]
         self._check_grid(self.grid(samples))
-        samples = self._converted(samples, "x", label)
+        samples = self._convert(samples, "x", label)
         return Batch(samples, has_batch_axis, has_channel_axis=missing_axes < 2)
 
     def prepare_sizes(self, sizes: Array, batch: Batch) -> Array:
@@ -127,16 +127,16 @@ class Shapes:
                 raise InputError(
                     f"{name} must have the batch of x, {len(batch.samples)}; got shape {array.shape}"
                 )
-            prepared[name] = self._converted(array, name, name)
+            prepared[name] = self._convert(array, name, name)
         return prepared
 
-    def padded(self, parts: Sequence[Array]) -> tuple[Array, Array]:
+    def pad(self, parts: Sequence[Array]) -> tuple[Array, Array]:
         """Concatenate parts (N_k, *grid_k, C) of different grids, padded with zeros to one grid: the
         model's own or, where that is free, the largest extent. Returns the batch (N, *grid, C), and the
         valid extents of its samples, (N, D) int64."""
         grids = [self.grid(part) for part in parts]
         largest = np.max(grids, axis=0).tolist()
-        grid = tuple(own or extent for own, extent in zip(self.metadata.extents, largest, strict=True))
+        grid = tuple(fixed or extent for fixed, extent in zip(self.metadata.extents, largest, strict=True))
         batch = np.zeros((sum(map(len, parts)), *self.sample_shape(grid)), parts[0].dtype)
         start = 0
         for part in parts:
@@ -144,7 +144,7 @@ class Shapes:
             start += len(part)
         return batch, np.repeat(np.asarray(grids, np.int64), [len(part) for part in parts], axis=0)
 
-    def cropped(self, outputs: Mapping[str, Array], grid: Grid, padded: Grid) -> dict[str, Array]:
+    def crop(self, outputs: Mapping[str, Array], grid: Grid, padded: Grid) -> dict[str, Array]:
         """The part of each output (N, *padded', outputs) that belongs to `grid`; the steps of a recogniser
         count as columns. Another output without a grid is left as it is."""
         result = {}
@@ -198,7 +198,7 @@ class Shapes:
             )
         if self._has_grid(grid):
             return
-        if self.takes_sizes and all(own is None or e <= own for e, own in zip(grid, extents, strict=True)):
+        if self.takes_sizes and all(cap is None or e <= cap for e, cap in zip(grid, extents, strict=True)):
             return
         size = format_size(grid)
         raise InputError(
@@ -208,9 +208,9 @@ class Shapes:
 
     def _has_grid(self, grid: Grid) -> bool:
         """True if a grid has the fixed extents of the model."""
-        return all(own in (None, extent) for own, extent in zip(self.metadata.extents, grid, strict=True))
+        return all(size in (None, extent) for size, extent in zip(self.metadata.extents, grid, strict=True))
 
-    def _converted(self, array: Array, name: str, label: str) -> Array:
+    def _convert(self, array: Array, name: str, label: str) -> Array:
         """An array in the dtype of an input of the model, which may take whole numbers alone."""
         dtype = self._dtypes.get(name, "float32")
         converted = to_float32(array, label)

@@ -38,27 +38,27 @@ def reorder(text: str, direction: Direction) -> str:
 
 
 def reordered(characters: Sequence[str], direction: Direction) -> list[tuple[str, int]]:
-    """Return the characters in the order of `reorder`, each with its place in `characters`."""
-    clusters: list[list[int]] = []  # places of characters with their accents, which follow in both orders
-    for place, character in enumerate(characters):
+    """Return the characters in the order of `reorder`, each with its index in `characters`."""
+    clusters: list[list[int]] = []  # indices of characters with their accents, which follow in both orders
+    for index, character in enumerate(characters):
         if clusters and combining(character[0]):
-            clusters[-1].append(place)
+            clusters[-1].append(index)
         else:
-            clusters.append([place])
+            clusters.append([index])
     levels = _levels([bidirectional(characters[cluster[0]][0]) for cluster in clusters], direction)
-    turned = list(zip(clusters, levels, strict=True))
+    runs = list(zip(clusters, levels, strict=True))
     for level in range(max(levels, default=0), 0, -1):
         start = 0
-        while start < len(turned):
+        while start < len(runs):
             end = start
-            while end < len(turned) and turned[end][1] >= level:
+            while end < len(runs) and runs[end][1] >= level:
                 end += 1
-            turned[start:end] = turned[start:end][::-1]
+            runs[start:end] = runs[start:end][::-1]
             start = end + 1
     return [
-        (characters[place].translate(MIRRORED) if level % 2 else characters[place], place)
-        for cluster, level in turned
-        for place in cluster
+        (characters[index].translate(MIRRORED) if level % 2 else characters[index], index)
+        for cluster, level in runs
+        for index in cluster
     ]
 
 
@@ -72,10 +72,10 @@ def _levels(kinds: list[str], direction: Direction) -> list[int]:
         elif kind == "EN" and last == "AL":
             kinds[k] = "AN"
     for k, kind in enumerate(kinds):  # W4: one separator between two numbers of the same kind
-        around = kinds[k - 1 : k] + kinds[k + 1 : k + 2]
-        if around == ["EN", "EN"] and kind in ("ES", "CS"):
+        neighbours = kinds[k - 1 : k] + kinds[k + 1 : k + 2]
+        if neighbours == ["EN", "EN"] and kind in ("ES", "CS"):
             kinds[k] = "EN"
-        elif around == ["AN", "AN"] and kind == "CS":
+        elif neighbours == ["AN", "AN"] and kind == "CS":
             kinds[k] = "AN"
     for order in (range(len(kinds)), range(len(kinds) - 1, -1, -1)):  # W5: signs such as % and €
         previous = ""
@@ -87,12 +87,12 @@ def _levels(kinds: list[str], direction: Direction) -> list[int]:
         last = _STRONG.get(kind, last)
         kinds[k] = "L" if kind == "EN" and last == "L" else _STRONG.get(kind, kind)
     sides = {"L": "L", "R": "R", "EN": "R", "AN": "R"}
-    after, following = base, []  # N1, N2: spaces and punctuation take the direction on both of their sides
+    after, sides_after = base, []  # N1, N2: spaces and punctuation take the direction of both sides
     for kind in reversed(kinds):
         after = sides.get(kind, after)
-        following.append(after)
+        sides_after.append(after)
     before = base
-    for k, (kind, after) in enumerate(zip(kinds, reversed(following), strict=True)):
+    for k, (kind, after) in enumerate(zip(kinds, reversed(sides_after), strict=True)):
         if kind in sides:
             before = sides[kind]
         else:

@@ -71,7 +71,7 @@ def stages_of(module: nn.Module) -> TileStages:
     """The stages that a network says it consists of.
 
     Raises:
-        InputError: it has no method `tile_stages`, or that says that, or why, it cannot run in tiles.
+        InputError: it has no method `tile_stages`, or that returns no `TileStages` or raises the error.
     """
     name = type(module).__name__
     if isinstance(module, MDLSTM):

@@ -2,8 +2,8 @@
 
 Forward visits the tiles of one direction after another and keeps only the states that enter each tile.
 Backward visits them in reverse: it sweeps a tile again, now with all that its gradient needs, takes the
-gradient of y there and the gradients of the states that left the tile, and passes on those of the states
-that entered it. So there is never more than one tile of gates in memory.
+gradient of y there and the gradients of the states that left the tile, and passes on the gradients of the
+states that entered it. So there is never more than one tile of gates in memory.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ class TiledSweep:
         if inputs.initial is None:
             zeros = inputs.x.new_zeros(boundary_shape(inputs), dtype=state_dtype(inputs.x))
             inputs = inputs._replace(initial=zeros)
-        given = self, inputs.without_tensors(), wants_gradients(inputs.tensors)
-        y, final = _Checkpointed.apply(*given, *inputs.tensors)  # type: ignore[no-untyped-call]
+        arguments = self, inputs.without_tensors(), wants_gradients(inputs.tensors)
+        y, final = _Checkpointed.apply(*arguments, *inputs.tensors)  # type: ignore[no-untyped-call]
         return y, final
 
     def sweep_tile(self, inputs: SweepInputs, tile: Tile) -> tuple[Tensor, Tensor]:
         """h (N, *tile, 1, n) of one direction and the states that leave the tile.
 
         Args:
-            inputs: those of the tile, but `sizes` still those of the whole grid.
+            inputs: those of the tile, except `sizes`, which are those of the whole grid.
             tile: the tile.
         """
         sizes = inputs.sizes
         if sizes is not None:
-            starts = sizes.new_tensor([of_axis.start for of_axis in tile.ranges])
+            starts = sizes.new_tensor([positions.start for positions in tile.ranges])
             sizes = torch.minimum(sizes - starts, sizes.new_tensor(tile.grid))
             inputs = inputs._replace(sizes=sizes.clamp(min=1))
         h, leaving = sweep(inputs, self.backend, self.recompute)
@@ -76,8 +76,8 @@ class TiledSweep:
 
     def cut_gradients(self, front: Front, tile: Tile) -> None:
         """Let no gradient leave a tile through the faces where gradients are cut."""
-        for d, place in enumerate(tile.place):
-            if self.detach_every and place > 0 and place % self.detach_every == 0:
+        for d, offset in enumerate(tile.offsets):
+            if self.detach_every and offset > 0 and offset % self.detach_every == 0:
                 front.clear(tile, d)
 
 
@@ -86,23 +86,23 @@ class _Checkpointed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, how: TiledSweep, others: SweepInputs, keep: bool, *tensors: Tensor | None
+        ctx: Any, how: TiledSweep, template: SweepInputs, keep: bool, *tensors: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """y and the final states.
 
         Args:
             how: how tiles are swept.
-            others: the inputs that are not differentiable.
+            template: the inputs without the differentiable ones.
             keep: keep the states that enter tiles for backward.
             tensors: the differentiable inputs.
         """
-        inputs = others.with_tensors(tensors)
+        inputs = template.with_tensors(tensors)
         x, units, dirs = inputs.x, inputs.units, len(inputs.directions)
         y = x.new_zeros(*x.shape[:-1], units * (dirs if how.merge == "concat" else 1))
-        kept: list[Tensor] = []
+        entering_states: list[Tensor] = []
         final = []
         for k in range(dirs):
-            one = _of_direction(inputs, k)
+            one = _select_direction(inputs, k)
             assert one.initial is not None
             front = Front(one.initial, inputs.grid)
             for tile in cut(inputs.grid, how.extents, *one.directions):
@@ -111,12 +111,12 @@ class _Checkpointed(torch.autograd.Function):
                 front.write(tile, leaving)
                 how.share(tile.of(y), k, units).add_(h.squeeze(-2))
                 if keep:
-                    kept.append(entering)
+                    entering_states.append(entering)
             final.append(front.boundary)
         if how.merge == "mean":
             y /= dirs
-        ctx.how, ctx.others = how, others
-        ctx.save_for_backward(*tensors, *kept)
+        ctx.how, ctx.template = how, template
+        ctx.save_for_backward(*tensors, *entering_states)
         return y, torch.cat(final, dim=2)
 
     @staticmethod
@@ -127,26 +127,26 @@ class _Checkpointed(torch.autograd.Function):
                 "use layer(x) for second derivatives"
             )
         how, count = ctx.how, len(DIFFERENTIABLE)
-        inputs = ctx.others.with_tensors(ctx.saved_tensors[:count])
-        kept = list(ctx.saved_tensors[count:])
-        needed = dict(zip(DIFFERENTIABLE, ctx.needs_input_grad[-count:], strict=True))
+        inputs = ctx.template.with_tensors(ctx.saved_tensors[:count])
+        entering_states = list(ctx.saved_tensors[count:])
+        needs_grad = dict(zip(DIFFERENTIABLE, ctx.needs_input_grad[-count:], strict=True))
         grid, units, dirs = inputs.grid, inputs.units, len(inputs.directions)
-        precise = state_dtype(inputs.x)
+        sum_dtype = state_dtype(inputs.x)
         sums = {
-            name: torch.zeros_like(tensor, dtype=tensor.dtype if name == "x" else precise)
+            name: torch.zeros_like(tensor, dtype=tensor.dtype if name == "x" else sum_dtype)
             for name, tensor in zip(DIFFERENTIABLE, inputs.tensors, strict=True)
-            if needed[name] and name != "initial"
+            if needs_grad[name] and name != "initial"
         }
         dinitial = []
         for k in reversed(range(dirs)):
-            one = _of_direction(inputs, k)
+            one = _select_direction(inputs, k)
             front = Front(dfinal[:, :, k : k + 1], grid)
             for tile in reversed(cut(grid, how.extents, *one.directions)):
                 dh = how.share(tile.of(dy), k, units).unsqueeze(-2)
                 if how.merge == "mean":
                     dh = dh / dirs
-                part = one._replace(x=tile.of(inputs.x), initial=kept.pop())
-                gradients = _tile_gradients(how, part, tile, needed, (dh, front.read(tile)))
+                part = one._replace(x=tile.of(inputs.x), initial=entering_states.pop())
+                gradients = _tile_gradients(how, part, tile, needs_grad, (dh, front.read(tile)))
                 front.write(tile, gradients["initial"])
                 how.cut_gradients(front, tile)
                 for name, total in sums.items():
@@ -159,21 +159,21 @@ class _Checkpointed(torch.autograd.Function):
 
 
 def _tile_gradients(
-    how: TiledSweep, inputs: SweepInputs, tile: Tile, needed: dict[str, bool], grads: Sequence[Tensor]
+    how: TiledSweep, inputs: SweepInputs, tile: Tile, needs_grad: dict[str, bool], grads: Sequence[Tensor]
 ) -> dict[str, Tensor]:
     """Sweep a tile once more, and return the gradients of the inputs that need them, by name.
 
     Args:
         how: how tiles are swept.
-        inputs: of one direction and the tile, but `sizes` those of the whole grid.
+        inputs: of one direction and the tile, except `sizes`, which are those of the whole grid.
         tile: the tile.
-        needed: which inputs need gradients; initial states always do.
+        needs_grad: which inputs need gradients; initial states always do.
         grads: the gradients of h there and of the states that leave the tile.
     """
     leaves = {
         name: tensor.detach().requires_grad_()
         for name, tensor in zip(DIFFERENTIABLE, inputs.tensors, strict=True)
-        if tensor is not None and (needed[name] or name == "initial")
+        if tensor is not None and (needs_grad[name] or name == "initial")
     }
     fields: Any = leaves
     with torch.enable_grad():
@@ -182,7 +182,7 @@ def _tile_gradients(
     return dict(zip(leaves, gradients, strict=True))
 
 
-def _of_direction(inputs: SweepInputs, k: int) -> SweepInputs:
+def _select_direction(inputs: SweepInputs, k: int) -> SweepInputs:
     """The inputs of direction number k alone."""
     one: Any = {
         name: tensor[k : k + 1]

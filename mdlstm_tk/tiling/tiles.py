@@ -1,9 +1,9 @@
 """The tiles of a grid, and the states on the faces between them.
 
 A sweep visits tiles in an order in which the predecessors of a tile, one tile back along each axis, come
-before it. The *front* is what separates the tiles that were visited from the others: of each line of
-positions along each axis one place, where the next tile on that line enters. So one hyperplane for each
-axis is enough to hold the states of a front, however many tiles there are.
+before it. The *front* separates the tiles that were visited from the others: on each line of positions
+along each axis it is the place where the sweep enters the next tile of that line. So one hyperplane for
+each axis is enough to hold the states of a front, however many tiles there are.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ class Tile(NamedTuple):
     """A part of a grid.
 
     Attributes:
-        place: for each axis, how many tiles lie between it and the corner that the sweep starts from.
+        offsets: for each axis, the number of tiles between it and the corner that the sweep starts from.
         ranges: for each axis, its positions in the grid.
     """
 
-    place: tuple[int, ...]
+    offsets: tuple[int, ...]
     ranges: tuple[slice, ...]
 
     @property
     def grid(self) -> tuple[int, ...]:
         """Its extents."""
-        return tuple(of_axis.stop - of_axis.start for of_axis in self.ranges)
+        return tuple(positions.stop - positions.start for positions in self.ranges)
 
     def of(self, tensor: Tensor) -> Tensor:
         """Its part of a tensor (N, *grid, …), a view."""
@@ -46,16 +46,16 @@ def cut(grid: Sequence[int], extents: Sequence[int], direction: Direction) -> li
 
     Args:
         grid: the extents of the grid.
-        extents: those of a tile. Tiles at the far ends are smaller where they do not divide the grid.
+        extents: extents of a tile. Tiles at the far ends are smaller where they do not divide the grid.
         direction: of the sweep.
     """
     axes = []
-    for whole, extent, sign in zip(grid, extents, direction, strict=True):
+    for total, extent, sign in zip(grid, extents, direction, strict=True):
         # An empty axis has one empty tile, which the sweep refuses.
-        ranges = [slice(start, min(start + extent, whole)) for start in range(0, max(whole, 1), extent)]
+        ranges = [slice(start, min(start + extent, total)) for start in range(0, max(total, 1), extent)]
         axes.append(list(enumerate(ranges[::sign])))
     return [
-        Tile(tuple(place for place, _ in axis), tuple(of_axis for _, of_axis in axis))
+        Tile(tuple(offset for offset, _ in axis), tuple(positions for _, positions in axis))
         for axis in product(*axes)
     ]
 
@@ -63,8 +63,8 @@ def cut(grid: Sequence[int], extents: Sequence[int], direction: Direction) -> li
 class Front:
     """The states, or gradients of states, of a front.
 
-    They start as those on the faces of the whole grid. A tile reads its part and writes in its place what
-    leaves it. After the last tile `boundary` is again that of the whole grid.
+    They start as those on the faces of the whole grid. A tile reads its part and overwrites it with the
+    states that leave the tile. After the last tile `boundary` is again that of the whole grid.
 
     Args:
         boundary: (N, F, 1, 1 + S, n), where the first tiles enter.

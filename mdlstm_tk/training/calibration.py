@@ -1,8 +1,8 @@
 """Choose how the texts of a trained recogniser are read: temperature, and weights of a language model.
 
-`calibrate` runs once, when training ends, on the validation split. The temperature makes confidences as
-often right as they say (Guo et al. 2017, arXiv:1706.04599): it minimises the negative log-likelihood of
-which characters of the best path are right. The weights minimise the character errors of a beam search with
+`calibrate` runs once, when training ends, on the validation split. The temperature calibrates the
+confidences (Guo et al. 2017, arXiv:1706.04599): it minimises the negative log-likelihood of which
+characters of the best path are right. The weights minimise the character errors of a beam search with
 a character model of the training texts: they are chosen among the texts that searches end with, and the
 search is repeated with them, since other weights lead to other texts.
 """
@@ -39,7 +39,7 @@ LM_WEIGHTS = np.linspace(0, 2, 21)
 BONUSES = np.linspace(-1, 4, 26)
 SEARCHES = 2
 GENERATED_BATCHES, GENERATED_BATCH = 32, 64  # of a task without a fixed set of training texts
-UNSURE = 1e-6  # confidences are at least so far from 0 and 1 in a likelihood
+MARGIN = 1e-6  # of confidences from 0 and from 1, in a likelihood
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Line:
     it."""
 
     logits: Floats
-    shown: str
+    visual: str
 
 
 def calibrate(job: TrainingJob) -> None:
@@ -68,7 +68,7 @@ def calibrate(job: TrainingJob) -> None:
 
 
 def training_texts(task: Task, seed: int) -> Sequence[str]:
-    """The texts of the training split, in the order of reading; of a task that makes them, some."""
+    """The texts of the training split, in the order of reading; some, if a task generates them."""
     texts: Sequence[str] | None = getattr(task, "texts", None)
     if texts is not None:
         return texts
@@ -86,16 +86,16 @@ def validation_lines(job: TrainingJob) -> list[Line]:
         logits = predict(job.network, batch, device, job.config.precision).cpu().numpy()
         width, steps = batch.x.shape[2], logits.shape[1]
         widths = np.full(len(logits), width) if batch.sizes is None else batch.sizes[:, 1]
-        for line, own, y in zip(logits, widths.tolist(), batch.y, strict=True):
-            shown = "".join(spec.classes[k - 1] for k in y if k > 0)
-            lines.append(Line(line[: ceil(own / step_width(steps, width))], shown))
+        for line, valid_width, y in zip(logits, widths.tolist(), batch.y, strict=True):
+            visual = "".join(spec.classes[k - 1] for k in y if k > 0)
+            lines.append(Line(line[: ceil(valid_width / step_width(steps, width))], visual))
     return evenly(lines, MAX_LINES)
 
 
 def fit_decoding(
     lines: Sequence[Line], classes: Sequence[str], lm: CharacterModel, direction: Direction | None
 ) -> Decoding:
-    """The decoding that suits lines; deterministic.
+    """The decoding that fits lines best; deterministic.
 
     Args:
         lines: of data that the network was not trained on.
@@ -110,25 +110,25 @@ def fit_decoding(
 
 
 def fit_temperature(lines: Sequence[Line], classes: Sequence[str]) -> float:
-    """The temperature of the highest likelihood of which characters are right."""
+    """The temperature that maximises the likelihood of which characters are right."""
     index = {character: k for k, character in enumerate(classes, 1)}
-    read = []
+    readings = []
     for line in lines:
         labels = best_path(line.logits)
         is_right = np.ones(len(labels), bool)
-        for edit in Levenshtein.editops(labels.tolist(), [index[c] for c in line.shown]):
+        for edit in Levenshtein.editops(labels.tolist(), [index[c] for c in line.visual]):
             if edit.tag != "insert":
                 is_right[edit.src_pos] = False
         if len(labels):
-            read.append((line.logits, labels, is_right))
-    if not read:
+            readings.append((line.logits, labels, is_right))
+    if not readings:
         return 1.0
 
     def loss(log_temperature: float) -> float:
         total = 0.0
-        for logits, labels, is_right in read:
+        for logits, labels, is_right in readings:
             log_probs = scaled_log_probs(logits, classes, exp(log_temperature))
-            confidences = np.clip(1 / posteriors(log_probs, labels)[1].sum(axis=1), UNSURE, 1 - UNSURE)
+            confidences = np.clip(1 / posteriors(log_probs, labels)[1].sum(axis=1), MARGIN, 1 - MARGIN)
             total -= float(np.log(np.where(is_right, confidences, 1 - confidences)).sum())
         return total
 
@@ -150,14 +150,14 @@ def fit_weights(
     for line in lines:
         log_probs = scaled_log_probs(line.logits, classes, decoding.temperature)
         texts, log_ctc = search(log_probs, fusion, BEAM)
-        shown = ["".join(classes[k - 1] for k in text) for text in texts]
-        read = shown if direction is None else [reorder(text, direction) for text in shown]
-        log_lm = np.array([lm.log_prob(text) for text in read])
+        visual = ["".join(classes[k - 1] for k in text) for text in texts]
+        logical = visual if direction is None else [reorder(text, direction) for text in visual]
+        log_lm = np.array([lm.log_prob(text) for text in logical])
         scores = log_ctc + weights * log_lm + bonuses * np.array([len(text) for text in texts])
-        edits = np.array([Levenshtein.distance(text, line.shown) for text in shown])
+        edits = np.array([Levenshtein.distance(text, line.visual) for text in visual])
         errors += edits[scores.argmax(axis=-1)]
-    far = np.hypot(LM_WEIGHTS[:, None] - decoding.lm_weight, (BONUSES[None] - decoding.character_bonus) / 2)
-    candidates = np.where(errors == errors.min(), far, np.inf)
+    gap = np.hypot(LM_WEIGHTS[:, None] - decoding.lm_weight, (BONUSES[None] - decoding.character_bonus) / 2)
+    candidates = np.where(errors == errors.min(), gap, np.inf)
     row, column = np.unravel_index(candidates.argmin(), candidates.shape)
     lm_weight, bonus = float(LM_WEIGHTS[row]), float(BONUSES[column])
     return replace(decoding, lm_weight=round(lm_weight, 3), character_bonus=round(bonus, 3))
@@ -165,22 +165,22 @@ def fit_weights(
 
 def evenly(lines: Sequence[Line], count: int) -> list[Line]:
     """At most `count` lines, at equal distances."""
-    chosen = np.linspace(0, len(lines) - 1, min(count, len(lines))).astype(int)
-    return [lines[k] for k in chosen]
+    indices = np.linspace(0, len(lines) - 1, min(count, len(lines))).astype(int)
+    return [lines[k] for k in indices]
 
 
 def _minimum(function: Callable[[float], float], low: float, high: float, steps: int = 10) -> float:
-    """The place of the minimum of a function with one minimum, by golden section search."""
+    """The argument of the only minimum of a function, by golden section search."""
     ratio = (sqrt(5) - 1) / 2
     left, right = high - ratio * (high - low), low + ratio * (high - low)
-    at_left, at_right = function(left), function(right)
+    f_left, f_right = function(left), function(right)
     for _ in range(steps):
-        if at_left <= at_right:
-            high, right, at_right = right, left, at_left
+        if f_left <= f_right:
+            high, right, f_right = right, left, f_left
             left = high - ratio * (high - low)
-            at_left = function(left)
+            f_left = function(left)
         else:
-            low, left, at_left = left, right, at_right
+            low, left, f_left = left, right, f_right
             right = low + ratio * (high - low)
-            at_right = function(right)
+            f_right = function(right)
     return (low + high) / 2

@@ -38,7 +38,7 @@ class Checkpoint:
         step: optimizer steps done.
         score: lowest validation score so far, see `Task.score`; infinity before the first validation.
         best_step: last step at which that score was reached; without a validation split the latest step.
-        seconds: that a run with `minutes` has trained for, validations included; else 0.
+        seconds: time that a run with `minutes` has trained for, validations included; else 0.
         tensors: the weights as "model.*", their running average, if any, as "average.*" (the state dict of
             `AveragedModel`), and the optimizer's state as "optimizer.{i}.*" for parameter i, counted across
             groups.
@@ -96,27 +96,27 @@ class Checkpoint:
                 f"init names a run of kind {self.spec.kind} with {self.spec.channels} channels, got "
                 f"{spec.kind} with {spec.channels}"
             )
-        known, wanted = _outputs(self.spec), _outputs(spec)
-        pairs = [(k, known.index(output)) for k, output in enumerate(wanted) if output in known]
-        rows, rows_there = map(list, zip(*pairs, strict=True)) if pairs else ([], [])
+        old, new = _outputs(self.spec), _outputs(spec)
+        pairs = [(k, old.index(output)) for k, output in enumerate(new) if output in old]
+        rows, old_rows = map(list, zip(*pairs, strict=True)) if pairs else ([], [])
         heads, weights = names_of_heads(config, spec), dict(map(_bare, self.weights().items()))
-        own = dict(map(_bare, network.state_dict().items()))
-        for name, tensor in own.items():
-            there = weights.get(name)
+        state = dict(map(_bare, network.state_dict().items()))
+        for name, tensor in state.items():
+            source = weights.get(name)
             if name in STANDARDISATION:
                 continue
-            if name in heads and there is not None and len(there) % len(known) == 0:
-                tensor = tensor.unflatten(0, (-1, len(wanted))).transpose(0, 1)  # (outputs, …), a view
-                there = there.unflatten(0, (-1, len(known))).transpose(0, 1)
-                if there.shape[1:] == tensor.shape[1:]:
-                    tensor[rows] = there[rows_there]
+            if name in heads and source is not None and len(source) % len(old) == 0:
+                tensor = tensor.unflatten(0, (-1, len(new))).transpose(0, 1)  # (outputs, …), a view
+                source = source.unflatten(0, (-1, len(old))).transpose(0, 1)
+                if source.shape[1:] == tensor.shape[1:]:
+                    tensor[rows] = source[old_rows]
                     continue
-            if there is None or there.shape != tensor.shape:
+            if source is None or source.shape != tensor.shape:
                 raise InputError(_difference(self.config, config, name))
-            tensor.copy_(there)
-        if known == wanted:
+            tensor.copy_(source)
+        if old == new:
             return ()
-        return (f"init: {len(rows)} of {len(wanted)} outputs keep their weights, the others are new",)
+        return (f"init: {len(rows)} of {len(new)} outputs keep their weights, the others are new",)
 
     def restore(
         self, network: nn.Module, average: AveragedModel | None, optimizer: optim.Optimizer
@@ -161,12 +161,12 @@ def _bare(item: tuple[str, Tensor]) -> tuple[str, Tensor]:
     return item[0].removeprefix("network."), item[1]
 
 
-def _difference(there: TrainConfig, here: TrainConfig, tensor: str) -> str:
+def _difference(old: TrainConfig, new: TrainConfig, tensor: str) -> str:
     """Say why the weights of one run do not fit the network of another."""
     for key in ("model", "hidden", "layers", "cell", "directions", "windows", "layer_norm"):
-        if (value := getattr(there, key)) != (wanted := getattr(here, key)):
-            return f"init={here.init} has {key}={value!s}, got {key}={wanted!s}; make them equal"
-    return f"init={here.init} holds another network: {tensor} has another shape or is missing"
+        if (old_value := getattr(old, key)) != (new_value := getattr(new, key)):
+            return f"init={new.init} has {key}={old_value!s}, got {key}={new_value!s}; make them equal"
+    return f"init={new.init} holds another network: {tensor} has another shape or is missing"
 
 
 def save_checkpoint(

@@ -42,7 +42,7 @@ class ComparisonPlan:
     """Which runs a comparison consists of; see `plan_comparison`.
 
     Attributes:
-        config: configuration of the MD-LSTM, from which those of the other networks are derived.
+        config: configuration of the MD-LSTM; the configurations of the other networks derive from it.
         models: names of the networks.
         seeds: number of runs of each network, with seeds 0, 1, …
         folder: holds a run folder MODEL-SEED for each run, `summary.json`, and the pictures.

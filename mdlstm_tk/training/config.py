@@ -48,10 +48,10 @@ def parse_device(text: str) -> tuple[str, int]:
     Raises:
         InputError: it is another text.
     """
-    found = re.fullmatch(r"(auto|cpu|cuda)|cuda:(\d{1,3})", text)
-    if found is None:
+    match = re.fullmatch(r"(auto|cpu|cuda)|cuda:(\d{1,3})", text)
+    if match is None:
         raise InputError(f"must be auto, cpu, cuda or cuda:N, got '{text}'")
-    return found[1] or "cuda", int(found[2] or 0)
+    return match[1] or "cuda", int(match[2] or 0)
 
 
 def _setting(
@@ -218,9 +218,9 @@ class TrainConfig:
         Args:
             ndim: axes of the grid.
         """
-        chosen = {"layers": self.layers, "cell": self.cell, "directions": self.directions}
-        chosen |= {"layer_norm": self.layer_norm, "windows": self.windows, "dropout": self.dropout}
-        options = {key: value for key, value in chosen.items() if value != _DEFAULTS[key]}
+        settings = {"layers": self.layers, "cell": self.cell, "directions": self.directions}
+        settings |= {"layer_norm": self.layer_norm, "windows": self.windows, "dropout": self.dropout}
+        options = {key: value for key, value in settings.items() if value != _DEFAULTS[key]}
         if self.directions == "1":
             options["directions"] = 1
         if self.windows:
@@ -280,9 +280,9 @@ def convert(key: str, value: Any) -> Any:
     if get_origin(kind) is Literal:
         if value in get_args(kind):
             return value
-        known = [choice for choice in get_args(kind) if choice]
-        hint = "; did you mean '{}'?".format(*close) if (close := _closest(str(value), known)) else ""
-        raise InputError(f"{key} must be {' or '.join(known)}, got '{value}'{hint}")
+        names = [choice for choice in get_args(kind) if choice]
+        hint = "; did you mean '{}'?".format(*close) if (close := _closest(str(value), names)) else ""
+        raise InputError(f"{key} must be {' or '.join(names)}, got '{value}'{hint}")
     if kind is str:
         if not isinstance(value, str | int):
             raise InputError(f"{key} must be a text, got {value!r}")

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from mdlstm_tk.data import Batch, Task
 from mdlstm_tk.training.config import TrainConfig
 
-MAX_STEPS = 10**9  # which no time suffices for
+MAX_STEPS = 10**9  # more than any run has time for
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class _BatchOfStep(Dataset[Batch]):
 
 
 def dataloader(config: TrainConfig, task: Task, first_step: int, shard: slice) -> Iterator[Batch]:
-    """The `shard` of each batch, from `first_step` to the last step; with `minutes` none is the last."""
+    """The `shard` of each batch, from `first_step` to the last step; without end with `minutes`."""
     dataset = _BatchOfStep(task, config.seed, config.batch_size, shard)
     steps = range(first_step, MAX_STEPS if config.minutes else config.steps)
     if config.workers == 0:

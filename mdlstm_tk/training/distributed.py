@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """The place of this process among those that train together.
+    """This process among the processes that train together.
 
     Attributes:
         rank: index of this process; rank 0 is the main process, the only one that writes files.
@@ -56,19 +56,19 @@ class DistributedContext:
         return sums if isinstance(sums, list) else sums.tolist()
 
     def sum_on_device(self, values: Sequence[Tensor | float]) -> Tensor | list[float]:
-        """The sums of numbers over all processes, float64. On a GPU, nobody waits for them."""
+        """The sums of numbers over all processes, float64. On a GPU the call does not synchronize."""
         if self.world_size == 1 and self.device.type == "cpu":
             return [float(value) for value in values]
-        kind: dict[str, Any] = {"dtype": torch.float64, "device": self.device}
+        options: dict[str, Any] = {"dtype": torch.float64, "device": self.device}
         tensor = torch.stack(
-            [v.to(**kind) if isinstance(v, Tensor) else torch.full((), v, **kind) for v in values]
+            [v.to(**options) if isinstance(v, Tensor) else torch.full((), v, **options) for v in values]
         )
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def gather(self, values: list[T]) -> list[T]:
-        """The values of all processes, one process after another."""
+    def all_gather(self, values: list[T]) -> list[T]:
+        """The values of all processes, concatenated in rank order. They are pickled."""
         if self.world_size == 1:
             return values
         parts: list[Any] = [None] * self.world_size
@@ -85,25 +85,27 @@ class DistributedContext:
 
 
 def init(device: str) -> DistributedContext:
-    """Join the processes that torchrun started, or train alone. May be called more than once.
+    """Join the processes that torchrun started, or train alone.
 
-    Processes on CPUs communicate with gloo, processes on GPUs with NCCL.
+    Processes on CPUs communicate with gloo, on GPUs with NCCL. A later call names the same type of device.
 
     Raises:
-        InputError: `device` is not a device name.
+        InputError: `device` is not a device name, or is one GPU for several processes of this machine.
         DeviceError: the device does not exist.
     """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return DistributedContext(0, 1, pick_device(device))
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    own_device = pick_device(device)
+    elif device.startswith("cuda:") and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise InputError(f"several processes cannot share {device}; give device='cuda' for one GPU each")
+    rank_device = pick_device(device)
     if not dist.is_initialized():
-        if own_device.type == "cuda":
-            torch.cuda.set_device(own_device)
-        dist.init_process_group("nccl" if own_device.type == "cuda" else "gloo")
+        if rank_device.type == "cuda":
+            torch.cuda.set_device(rank_device)
+        dist.init_process_group("nccl" if rank_device.type == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)
-    return DistributedContext(dist.get_rank(), dist.get_world_size(), own_device)
+    return DistributedContext(dist.get_rank(), dist.get_world_size(), rank_device)
 
 
 def pick_device(device: str) -> torch.device:
@@ -118,7 +120,7 @@ def pick_device(device: str) -> torch.device:
     kind, index = parse_device(device)
     if kind == "cuda" and index >= torch.cuda.device_count():
         raise DeviceError(
-            f"device '{device}' is not there: torch {torch.__version__} sees "
+            f"device '{device}' does not exist: torch {torch.__version__} sees "
             f"{torch.cuda.device_count()} CUDA devices; use --device cpu"
         )
     return torch.device(device)

@@ -47,7 +47,7 @@ def predictions(
 def measure(task: Task, prediction: Tensor, batch: Batch) -> dict[str, tuple[Tensor | float, float]]:
     """The errors of a prediction as {name: (sum, count)}.
 
-    They are those of `Task.measure`. Where that is not a task's own, and reads no texts, the sums are
+    They equal those of `Task.measure`. Unless the task overrides that method, or reads texts, the sums are
     computed on the device of the prediction, and stay there.
     """
     kind, y = task.spec.kind, torch.from_numpy(batch.y)
@@ -93,18 +93,18 @@ def evaluate(
     device = next(network.parameters()).device
     context = context or DistributedContext(0, 1, device)
     network.eval()
-    measured: dict[str, tuple[float, float]] = {}
+    totals: dict[str, tuple[float, float]] = {}
     shard = slice(context.rank, None, context.world_size)
     for batch in batches(task, split, config.seed, task.evaluation_batch, shard):
         prediction = predict(network, batch, device, config.precision)
         if on_batch is not None:
             on_batch(batch, prediction.cpu().numpy())
         for name, (error, count) in measure(task, prediction, batch).items():
-            error_sum, count_sum = measured.get(name, (0.0, 0.0))
-            measured[name] = (error_sum + float(error), count_sum + count)
-    names = context.broadcast(list(measured))  # a process other than the main one may have no batch
-    measured = {name: measured.get(name, (0.0, 0.0)) for name in names}
-    sums = context.all_reduce_sum([value for pair in measured.values() for value in pair])
+            error_sum, count_sum = totals.get(name, (0.0, 0.0))
+            totals[name] = (error_sum + float(error), count_sum + count)
+    names = context.broadcast(list(totals))  # a process other than the main one may have no batch
+    totals = {name: totals.get(name, (0.0, 0.0)) for name in names}
+    sums = context.all_reduce_sum([value for pair in totals.values() for value in pair])
     return mean_errors(names, sums)
 
 

@@ -36,7 +36,7 @@ class TrainingJob:
         context: this process among those that train together. Only the main one should print.
         checkpoint: the last checkpoint of a run that goes on; None for a new one.
         best: its best checkpoint, if there is one.
-        notes: what the user should know about the data before training starts, one line each.
+        notes: notes for the user on data, network and memory, one line each.
     """
 
     config: TrainConfig
@@ -113,8 +113,8 @@ def new_job(
     if config.init:
         checkpoint = load_checkpoint(open_run(Path(config.init)).checkpoint)
         notes += checkpoint.start(network, config, task.spec)
-    created = new_run(run_name(config, task), folder, force).folder if context.is_main else Path()
-    run = Run(context.broadcast(created))
+    path = new_run(run_name(config, task), folder, force).folder if context.is_main else Path()
+    run = Run(context.broadcast(path))
     return TrainingJob(remember_data(config, run.folder), task, network, run, context, notes=notes)
 
 
@@ -147,12 +147,12 @@ def resume_job(
     if run.is_evaluated:
         require_work_left(config, run, checkpoint)
     context = distributed.init(config.device)
-    before = run.read_samples()
+    old_names = run.read_samples()
     if task is None:
-        task = load_task(config, checkpoint.spec, config.data, before and before["validation"])
+        task = load_task(config, checkpoint.spec, config.data, old_names and old_names["validation"])
     config = remember_data(replace(config, size=format_size(task.spec.size)), folder)
     network, notes = _build(config, task, context)
-    changes = describe_changes(before, getattr(task, "names", before)) if before else []
+    changes = describe_changes(old_names, getattr(task, "names", old_names)) if old_names else []
     return TrainingJob(config, task, network, run, context, checkpoint, best, (*changes, *notes))
 
 

@@ -60,7 +60,7 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
 def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
     """Train until the last step, an early stop, or an interrupt."""
     config, run, context = job.config, job.run, job.context
-    saved_step, stop, begun = trainer.step, False, time.perf_counter() - trainer.seconds
+    saved_step, stop, start = trainer.step, False, time.perf_counter() - trainer.seconds
     timer = StepTimer()
     earlier_times = run.read_times() if job.checkpoint else TrainingTimes()
 
@@ -78,7 +78,7 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
                 is_due = trainer.train_step(batch, bool(interrupts))
                 timer.end_step()
                 if config.minutes:  # else a checkpoint depends on the steps alone
-                    trainer.seconds = time.perf_counter() - begun
+                    trainer.seconds = time.perf_counter() - start
                 ends = is_complete(config, trainer.step, trainer.seconds)
                 # With several processes, all learn of an interrupt from the metrics, and stop together.
                 stop = context.world_size == 1 and bool(interrupts)
@@ -90,8 +90,8 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
                     if validates and metrics.step == trainer.step:
                         validation = trainer.validate()
                         timer.end_validation()
-                    left = config.steps - metrics.step
-                    seconds_left = timer.seconds_left(left, -(-left // config.evaluate_every))
+                    steps_left = config.steps - metrics.step
+                    seconds_left = timer.seconds_left(steps_left, -(-steps_left // config.evaluate_every))
                     if config.minutes:
                         seconds_left = max(60 * config.minutes - trainer.seconds, 0.0)
                     progress = Progress(
@@ -215,14 +215,14 @@ def _deferred_interrupt() -> Iterator[list[int]]:
 
     Yields the list of signals received so far.
     """
-    received: list[int] = []
+    signals: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
-        yield received
+        yield signals
         return
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_signal(number: int, frame: Any) -> None:
-        received.append(number)
+        signals.append(number)
         restore()
 
     def restore() -> None:
@@ -232,6 +232,6 @@ def _deferred_interrupt() -> Iterator[list[int]]:
     for number in previous:
         signal.signal(number, on_signal)
     try:
-        yield received
+        yield signals
     finally:
         restore()

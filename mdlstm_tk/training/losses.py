@@ -84,8 +84,8 @@ def adam(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     layers = (module for module in network.modules() if isinstance(module, MDLSTM))
     decayed = {p for layer in layers for name, p in layer.named_parameters() if "weight_hh" in name}
     recurrent = [p for p in network.parameters() if p in decayed]
-    others = [p for p in network.parameters() if p not in decayed]
-    groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0}]
+    remaining = [p for p in network.parameters() if p not in decayed]
+    groups: list[dict[str, Any]] = [{"params": remaining, "weight_decay": 0.0}]
     if recurrent:
         groups.append({"params": recurrent, "weight_decay": config.weight_decay})
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)
@@ -100,7 +100,7 @@ def learning_rate(config: TrainConfig, step: int, seconds: float = 0.0) -> float
     Args:
         config: of the run.
         step: counted from 0.
-        seconds: that the run has trained for.
+        seconds: time that the run has trained for.
     """
     peak = min(config.lr * (step + 1) / max(config.warmup, 1), config.lr)
     if config.schedule == "constant":

@@ -28,12 +28,12 @@ LIBRARY_BYTES = 150 * 2**20  # compiled kernels, and Matplotlib, which draws the
 
 
 class MemoryEstimate(NamedTuple):
-    """Bytes that training takes at most, beside those that the process has now.
+    """Bytes that training takes at most, beyond what the process has now.
 
     Attributes:
         weights: weights, gradients, the optimizer's state, the average and the best of the weights.
         batch: what the network keeps and computes for a batch.
-        cache: decoded images that are kept, batches that workers prepare ahead, and libraries.
+        cache: decoded images in memory, batches that workers prepare ahead, and libraries.
     """
 
     weights: int
@@ -51,7 +51,7 @@ def check_memory(config: TrainConfig, task: Task, samples: int, device: torch.de
         device: device of the training.
 
     Returns:
-        A line that says both; "" if the network does not run without data, so that nothing is known.
+        A line that states both; "" if the memory is unknown, as the network does not run without data.
 
     Raises:
         InputError: not enough memory is available; the message names the setting that helps.
@@ -59,16 +59,16 @@ def check_memory(config: TrainConfig, task: Task, samples: int, device: torch.de
     estimate = estimate_memory(config, task, samples)
     if estimate is None:
         return ""
-    needed, available, place = sum(estimate), available_memory(), ""
+    demand, available, location = sum(estimate), available_memory(), ""
     if device.type == "cuda":
-        needed, place = estimate.weights + estimate.batch, f" on {device}"
+        demand, location = estimate.weights + estimate.batch, f" on {device}"
         available = torch.cuda.mem_get_info(device)[0]
     else:
-        needed *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    text = f"training needs about {_format(needed)} more memory{place}"
+        demand *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    text = f"training needs about {_format(demand)} more memory{location}"
     if available is None:
         return text
-    if needed > available:
+    if demand > available:
         raise InputError(
             f"{text}, but {_format(available)} are available; try {_advise(config, task, estimate)}"
         )
@@ -90,7 +90,7 @@ def estimate_memory(config: TrainConfig, task: Task, samples: int) -> MemoryEsti
     try:
         with torch.device("meta"):
             network = build_network(config, spec)
-        kept = _kept_for_backward(network, task, samples)
+        backward = _backward_bytes(network, task, samples)
     except InputError:
         raise
     except (RuntimeError, OverflowError, TypeError) as error:
@@ -105,7 +105,7 @@ def estimate_memory(config: TrainConfig, task: Task, samples: int) -> MemoryEsti
     cache = int(getattr(task, "cache_bytes", 0)) * max(config.workers, 1)
     return MemoryEstimate(
         weights=(WEIGHT_COPIES + bool(config.average)) * FLOAT_BYTES * count_parameters(network),
-        batch=kept + BATCH_COPIES * input_bytes,
+        batch=backward + BATCH_COPIES * input_bytes,
         cache=cache + 2 * config.workers * input_bytes + LIBRARY_BYTES,  # two batches for each worker
     )
 
@@ -120,13 +120,13 @@ def available_memory() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-        own = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, StopIteration, ValueError):
         return memory
-    return free if memory is None else min(free, max(memory - own, 0))
+    return free if memory is None else min(free, max(memory - resident, 0))
 
 
-def _kept_for_backward(network: nn.Module, task: Task, samples: int) -> int:
+def _backward_bytes(network: nn.Module, task: Task, samples: int) -> int:
     """Bytes that a training step holds at most for a batch of the largest size."""
     storages: dict[int, int] = {}
 
@@ -139,8 +139,8 @@ def _kept_for_backward(network: nn.Module, task: Task, samples: int) -> int:
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         outputs: Tensor | tuple[Tensor, ...] = network.train()(x)
     predictions = outputs if isinstance(outputs, tuple) else (outputs,)
-    kept = int(BACKWARD_FACTOR * sum(storages.values()))
-    return kept + PREDICTION_COPIES * FLOAT_BYTES * sum(prediction.numel() for prediction in predictions)
+    nbytes = int(BACKWARD_FACTOR * sum(storages.values()))
+    return nbytes + PREDICTION_COPIES * FLOAT_BYTES * sum(prediction.numel() for prediction in predictions)
 
 
 def _advise(config: TrainConfig, task: Task, estimate: MemoryEstimate) -> str:
@@ -153,8 +153,8 @@ def _advise(config: TrainConfig, task: Task, estimate: MemoryEstimate) -> str:
     if config.batch_size > 1:
         return f"batch_size={max(config.batch_size // 4, 1)}, or less"
     if "windows" in model_options(config.model, task.spec.kind):
-        first, *others = config.windows.split(",")
-        larger = [str(2 * int(first.partition("x")[0] or 1)), *others]
+        first, *further = config.windows.split(",")
+        larger = [str(2 * int(first.partition("x")[0] or 1)), *further]
         return f"windows={','.join(larger)}, or larger"
     return "a smaller crop or resize" if config.data else "a smaller size"
 

@@ -63,8 +63,8 @@ def names_of_heads(config: TrainConfig, spec: TaskSpec) -> set[str]:
     """Names, in the state dict of the network, of the tensors with rows for each output."""
     with torch.device("meta"):
         networks = [_create(config, spec, outputs) for outputs in (spec.outputs, spec.outputs + 1)]
-    shapes, others = ({k: v.shape for k, v in network.state_dict().items()} for network in networks)
-    return {name for name, shape in shapes.items() if shape != others[name]}
+    shapes, other_shapes = ({k: v.shape for k, v in network.state_dict().items()} for network in networks)
+    return {name for name, shape in shapes.items() if shape != other_shapes[name]}
 
 
 def build(config: TrainConfig) -> tuple[nn.Module, Task]:
@@ -97,7 +97,7 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
         return replace(config, windows=format_size((window,) * ndim)) if window > 1 else config
     extents = getattr(task, "text_extents", ())
     max_columns = min((e.width // e.ctc_steps for e in extents), default=task.spec.size[1])
-    (rows, columns), *others = network.default_windows
+    (rows, columns), *later_windows = network.default_windows
     later_columns = combine_windows(network.default_windows)[1] // columns
     while positions_in_windows(task.spec.size, (rows, columns)) > MAX_POSITIONS:
         rows *= 2
@@ -105,7 +105,7 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
             columns *= 2
         elif rows >= 2 * task.spec.size[0]:
             break
-    windows = [(rows, columns), *others]
+    windows = [(rows, columns), *later_windows]
     if windows == list(network.default_windows):
         return config
     return replace(config, windows=",".join(map(format_size, windows)))
@@ -113,7 +113,7 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
 
 def positions_in_windows(size: tuple[int, ...], window: tuple[int, ...]) -> int:
     """The number of windows on a grid."""
-    return prod(-(-extent // of_window) for extent, of_window in zip(size, window, strict=True))
+    return prod(-(-extent // step) for extent, step in zip(size, window, strict=True))
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -46,7 +46,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainingTimes:
-    """The times of a run in seconds, summed over the processes that trained it in turn.
+    """The times of a run in seconds, summed over the processes that trained it one after another.
 
     Attributes:
         steps: optimizer steps measured.

@@ -24,7 +24,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
         folder: the run folder.
 
     Returns:
-        "kind": "run"; all settings, where "cell" and "directions" are those that the network really has;
+        "kind": "run"; all settings, where "cell" and "directions" are as in the network;
         "steps_done", "training_seconds" (see `TrainingTimes`), "parameters"; "best_step" and "best_score"
         of the best checkpoint, None before a validation; the mean of each loss and error over the last 100
         steps as "last_100_NAME", None if it is not finite; "exports", the names of the exported models. All

@@ -50,11 +50,11 @@ def configure(
     sources = ((from_file, str(file)), (settings, "--set"), (options, "command line"))
     for values, source in sources:
         TrainConfig().updated(values, source)  # refuses them before a task or network is looked up
-    chosen = {key: str(value) for key, value in {**from_file, **settings, **options}.items()}
-    if chosen.get("data") and "task" not in chosen:
+    texts = {key: str(value) for key, value in {**from_file, **settings, **options}.items()}
+    if texts.get("data") and "task" not in texts:
         raise InputError("data needs task=...: grid, classify, segment, transcribe or density")
-    task = chosen.get("task", TrainConfig.task)
-    config = default_config(task, chosen.get("data", ""), chosen.get("model"))
+    task = texts.get("task", TrainConfig.task)
+    config = default_config(task, texts.get("data", ""), texts.get("model"))
     for values, source in sources:
         config = config.updated(values, source)
     return config

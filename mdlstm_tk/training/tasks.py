@@ -221,31 +221,31 @@ def load_task(
     if config.data and config.task in KINDS:
         config = replace(config, size="")  # the data have their own
     task = make_task(config, held_out)
-    place = config.data or f"the task {config.task}"
+    source = config.data or f"the task {config.task}"
     for name in SAME_DATA:
-        found, expected = getattr(task.spec, name), getattr(spec, name)
-        if found != expected:
-            difference = f"{name} is {found!s:.80}, expected {expected!s:.80}"
+        actual, expected = getattr(task.spec, name), getattr(spec, name)
+        if actual != expected:
+            difference = f"{name} is {actual!s:.80}, expected {expected!s:.80}"
             if name == "classes":
-                difference = _class_difference(found, expected)
-            raise InputError(f"{place} is not what the run was trained on: {difference}")
+                difference = _class_difference(actual, expected)
+            raise InputError(f"{source} is not what the run was trained on: {difference}")
     moments = {name: getattr(spec, name) for name in ("mean", "std", "target_mean", "target_std")}
-    task.spec = replace(task.spec, **moments)  # those that the network of the run was trained with
+    task.spec = replace(task.spec, **moments)  # which the network of the run was trained with
     return task
 
 
-def _class_difference(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
+def _class_difference(actual: tuple[str, ...], expected: tuple[str, ...]) -> str:
     """Name the classes or characters that came or went."""
-    added, gone = sorted(set(found) - set(expected)), sorted(set(expected) - set(found))
-    parts = [f"new classes {_listed(added)}"] if added else []
-    parts += [f"no samples of {_listed(gone)}"] if gone else []
+    added, gone = sorted(set(actual) - set(expected)), sorted(set(expected) - set(actual))
+    parts = [f"new classes {_listing(added)}"] if added else []
+    parts += [f"no samples of {_listing(gone)}"] if gone else []
     return " and ".join(parts) or "the classes have another order"
 
 
-def _listed(names: list[str]) -> str:
+def _listing(names: list[str]) -> str:
     """The first names, and the number of the others."""
-    shown = ", ".join(f"'{name}'" for name in names[:MAX_NAMES_SHOWN])
-    return shown + (f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else "")
+    text = ", ".join(f"'{name}'" for name in names[:MAX_NAMES_SHOWN])
+    return text + (f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else "")
 
 
 def describe_changes(before: Mapping[str, list[str]], now: Mapping[str, list[str]]) -> list[str]:
@@ -258,14 +258,14 @@ def describe_changes(before: Mapping[str, list[str]], now: Mapping[str, list[str
     old, new = ({name for names in splits.values() for name in names} for splits in (before, now))
     lines = []
     if missing := sorted(old - new):
-        lines.append(f"{len(missing)} samples of the run are missing: {_listed(missing)}")
+        lines.append(f"{len(missing)} samples of the run are missing: {_listing(missing)}")
     if added := sorted(set(now["train"]) - old):
-        lines.append(f"{len(added)} new samples are trained on: {_listed(added)}")
+        lines.append(f"{len(added)} new samples are trained on: {_listing(added)}")
     return lines
 
 
 def find_data(config: TrainConfig, folder: Path) -> TrainConfig:
-    """Correct the path of a run's data: where it was, or at the same place seen from the run folder.
+    """Correct the path of a run's data: as it was, or as it was relative to the run folder.
 
     Args:
         config: configuration of a checkpoint of the run; `data_from_run` is empty if the user has just said
@@ -273,7 +273,7 @@ def find_data(config: TrainConfig, folder: Path) -> TrainConfig:
         folder: the run folder.
 
     Raises:
-        InputError: the data are at neither place.
+        InputError: the data are at neither path.
     """
     if not config.data or Path(config.data).exists():
         return config

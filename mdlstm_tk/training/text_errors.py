@@ -35,7 +35,7 @@ class Edit(NamedTuple):
 
     Attributes:
         read: a character of the reading; "" if one is missing.
-        truth: the character of the true text at the same place; "" if the one that was read is too much.
+        truth: the character of the true text there; "" if the reading has one too many.
     """
 
     read: str
@@ -85,9 +85,9 @@ class Line:
 def align(reading: str, truth: str) -> list[Edit]:
     """Align two texts with as few errors (insertions, deletions, replacements) as possible."""
     return [
-        Edit(left, right)
+        Edit(read, true)
         for op in Levenshtein.opcodes(reading, truth)
-        for left, right in zip_longest(
+        for read, true in zip_longest(
             reading[op.src_start : op.src_end], truth[op.dest_start : op.dest_end], fillvalue=""
         )
     ]
@@ -128,11 +128,11 @@ def evaluate_lines(
         batches_read += 1
         steps, width = prediction.shape[1], batch.x.shape[2]
         widths = np.full(len(prediction), width) if batch.sizes is None else batch.sizes[:, 1]
-        steps_of = np.ceil(widths / step_width(steps, width)).astype(int)
+        line_steps = np.ceil(widths / step_width(steps, width)).astype(int)
         for k, truth in enumerate(target_texts(batch, task.spec)):
             name = task.sample_name(split, first + k)
             transcription = transcribe_logits(
-                prediction[k, : steps_of[k]],
+                prediction[k, : line_steps[k]],
                 task.spec.classes,
                 decoding=decoding,
                 direction=task.spec.text_direction,
@@ -142,7 +142,7 @@ def evaluate_lines(
             lines.append(Line(name, groups[first + k] if groups else name, truth, transcription))
 
     errors = evaluate(network, task, split, config, context, read)
-    return errors, context.gather(lines)
+    return errors, context.all_gather(lines)
 
 
 def error_interval(
@@ -191,9 +191,9 @@ def page_errors(lines: Iterable[Line]) -> dict[str, tuple[float, int]]:
     for line in lines:
         pages.setdefault(line.page, []).append(line)
     errors = {
-        page: sum(line.counts.character_edits for line in those)
-        / max(sum(line.counts.characters for line in those), 1)
-        for page, those in pages.items()
+        page: sum(line.counts.character_edits for line in page_lines)
+        / max(sum(line.counts.characters for line in page_lines), 1)
+        for page, page_lines in pages.items()
     }
     return {page: (errors[page], len(pages[page])) for page in sorted(errors, key=errors.__getitem__)[::-1]}
 
@@ -220,11 +220,11 @@ def reliability(lines: Iterable[Line]) -> list[tuple[float, float, int]]:
         reading = "".join(c.character for c in line.transcription.characters)
         inner = slice(len(reading) - len(reading.lstrip()), len(reading.rstrip()))
         reading = reading.strip()
-        kept = np.zeros(len(reading), bool)
+        is_equal = np.zeros(len(reading), bool)
         for op in Levenshtein.opcodes(reading, plain(line.truth)):
-            kept[op.src_start : op.src_end] = op.tag == "equal"
+            is_equal[op.src_start : op.src_end] = op.tag == "equal"
         confidences += [c.confidence for c in line.transcription.characters[inner]]
-        is_right += kept.tolist()
+        is_right += is_equal.tolist()
     values, right = np.asarray(confidences, float), np.asarray(is_right, float)
     bins = np.minimum((values * BINS).astype(int), BINS - 1)
     table = zip(*(np.bincount(bins, weights, BINS) for weights in (values, right, None)), strict=True)

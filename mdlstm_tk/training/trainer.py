@@ -55,7 +55,7 @@ class Trainer:
 
     Attributes:
         step: optimizer steps done.
-        seconds: that a run with `minutes` has trained for, validations included, up to the last step.
+        seconds: time that a run with `minutes` has trained for, validations included, up to the last step.
         score: lowest validation score so far, infinity before the first validation.
         best_step: step at which that score was reached.
         best_weights: state dict of the network at that step; None before the first validation.
@@ -174,7 +174,7 @@ class Trainer:
     def _seed(self, seed: int) -> None:
         """Seed the generators that this process uses.
 
-        `torch.manual_seed` also asks those of all other kinds of device, which takes longer than the
+        `torch.manual_seed` also seeds all other kinds of device, which takes longer than the
         backward pass of a small layer.
         """
         torch.default_generator.manual_seed(seed)

@@ -55,6 +55,19 @@ def test_several_threads_may_use_a_cache() -> None:
     assert not failures and dict(cache) == {-1: 0}
 
 
+def test_a_value_that_is_dropped_while_it_is_added_goes_with_the_next_one() -> None:
+    class Interrupted(BoundedCache[str, int]):
+        def __setitem__(self, key: str, value: int) -> None:
+            if key == "a":  # as if another thread came between
+                self.add("b", 2, 100)
+            super().__setitem__(key, value)
+
+    cache = Interrupted(100)
+    cache.add("a", 1, 40)
+    cache.add("c", 3, 100)
+    assert dict(cache) == {"c": 3}
+
+
 def test_clear_caches_frees_everything() -> None:
     layer, x = MDLSTM(2, 4), torch.randn(1, 6, 7, 2)
     with torch.no_grad():

@@ -165,6 +165,13 @@ def test_a_version_appears_completely_or_not_at_all(
     assert sorted(p.name for p in (tmp_path / "served/m").iterdir()) == ["1", "config.pbtxt"]
 
 
+def test_an_empty_file_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").touch()
+    with pytest.raises(InputError, match="not an ONNX model"):
+        write_server_repo(tmp_path / "m.onnx", tmp_path / "served", "m")
+    assert not (tmp_path / "served").exists()
+
+
 @pytest.mark.parametrize("name", ["", "a/b", "..", "-x", "ü", 'a"b'])
 def test_invalid_names_are_refused(name: str, tmp_path: Path) -> None:
     model = save(tmp_path / "m.onnx", ["batch", 5, 8, 1])

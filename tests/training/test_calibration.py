@@ -55,7 +55,7 @@ def calibration_error(lines: list[Line], temperature: float) -> float:
     pairs = []
     for line in lines:
         found = transcribe_logits(line.logits, CLASSES, decoding=Decoding(temperature))
-        right = [c.character == true for c, true in zip(found.characters, line.shown, strict=True)]
+        right = [c.character == true for c, true in zip(found.characters, line.visual, strict=True)]
         pairs += list(zip((c.confidence for c in found.characters), right, strict=True))
     confidences, right = np.array(pairs).T
     bins = np.minimum((10 * confidences).astype(int), 9)
@@ -82,7 +82,9 @@ def test_weights_lower_the_errors_of_other_lines() -> None:
     def errors(**options: object) -> int:
         others = noisy_lines(sentences(40, 4), signal=1.7, seed=4)
         texts = [transcribe_logits(line.logits, CLASSES, **options).text for line in others]  # type: ignore[arg-type]
-        return sum(Levenshtein.distance(text, line.shown) for text, line in zip(texts, others, strict=True))
+        return sum(
+            Levenshtein.distance(text, line.visual) for text, line in zip(texts, others, strict=True)
+        )
 
     assert errors(decoding=decoding, beam=16, lm=lm) < 0.5 * errors()
 
@@ -100,7 +102,7 @@ def test_lines_without_texts_keep_the_default_temperature() -> None:
 
 def test_lines_are_chosen_evenly() -> None:
     lines = [Line(np.zeros((1, 2)), str(k)) for k in range(10)]
-    assert [line.shown for line in evenly(lines, 4)] == ["0", "3", "6", "9"]
+    assert [line.visual for line in evenly(lines, 4)] == ["0", "3", "6", "9"]
     assert evenly(lines, 20) == lines
 
 

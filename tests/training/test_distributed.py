@@ -114,3 +114,10 @@ def test_the_shards_of_a_batch() -> None:
     alone = init("cpu")
     assert alone.is_main
     assert alone.all_reduce_sum([1.0, 2.0]) == [1.0, 2.0]
+
+
+def test_processes_of_one_machine_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="cuda:1; give device='cuda'"):
+        init("cuda:1")

@@ -306,6 +306,15 @@ def test_a_run_without_a_result_is_evaluated(runs: Any, tmp_path: Path) -> None:
     assert "training time unknown" in [text(box) for box in page.find("dl[@class='numbers']/div")]
 
 
+def test_errors_and_examples_are_those_of_one_split(runs: Any, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(runs("transcribe").folder, run.folder)
+    result = run.read_result()
+    run.write_result({**result, "split": "test", "errors": {"character_error": 7.0}, "edits": 7})
+    page = Page(render_report(run, data=str(runs("transcribe").folder.parent / "data.npz")))
+    assert page.numbers() == Page(runs("transcribe").report.read_text()).numbers()
+
+
 def test_the_command(runs: Any, tmp_path: Path) -> None:
     run = runs("grid")
     run.report.unlink()

@@ -118,7 +118,7 @@ def test_the_description_is_json() -> None:
 class Alone(DistributedContext):
     """One of two processes that do not talk to each other."""
 
-    def gather(self, values: list[Any]) -> list[Any]:
+    def all_gather(self, values: list[Any]) -> list[Any]:
         return values
 
     def broadcast(self, value: Any) -> Any:

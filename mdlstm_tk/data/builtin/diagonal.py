@@ -98,7 +98,7 @@ class DiagonalTask(Task):
     def measure(self, prediction: Floats, batch: Batch) -> Metrics:
         """Return the relevant loss, the squared error at the second one of the target.
 
-        That of larger matrices has another name, such as "relevant_32x32".
+        On larger matrices it is named after their size, such as "relevant_32x32".
         """
         assert isinstance(batch, DiagonalBatch)
         samples, (row, column) = np.arange(len(batch.x)), batch.second.T
@@ -108,9 +108,9 @@ class DiagonalTask(Task):
         return {name: (float(error.sum()), error.size)}
 
     def score(self, errors: Mapping[str, float]) -> float:
-        """Return the geometric mean of the errors: no network is the best that is right on one size alone.
+        """Return the geometric mean of the errors, so that a network must be right on all sizes.
 
-        Their ratios count. So networks that fail on all larger grids, such as one-dimensional ones, are
-        still told apart by the grids that they are trained on.
+        Only ratios of errors count in it. So networks that fail on all larger grids, such as
+        one-dimensional ones, are still ranked by the grids that they are trained on.
         """
         return float(prod(errors.values()) ** (1 / len(errors)))

@@ -47,11 +47,11 @@ def _split_digits(seed: int, validation: float) -> dict[Split, npt.NDArray[np.in
     """
     _, digits = _load_digits()
     is_test = stratified_mask(digits, TEST_SHARE, seed)
-    rest = np.flatnonzero(~is_test)
-    is_validation = stratified_mask(digits[rest], validation, seed + 1)
+    non_test = np.flatnonzero(~is_test)
+    is_validation = stratified_mask(digits[non_test], validation, seed + 1)
     return {
-        "train": rest[~is_validation],
-        "validation": rest[is_validation],
+        "train": non_test[~is_validation],
+        "validation": non_test[is_validation],
         "test": np.flatnonzero(is_test),
     }
 
@@ -88,13 +88,13 @@ class Digits(DatasetTask):
 
     def __init__(self, seed: int, validation: float = 0.0, augment: float = 0.0) -> None:
         images, digits = _load_digits()
-        indices = _split_digits(seed, validation)
-        mean, std = _mean_and_std(images[indices["train"]])
+        splits = _split_digits(seed, validation)
+        mean, std = _mean_and_std(images[splits["train"]])
         spec = TaskSpec("digits", self.kind, 1, len(CLASSES), (SIDE, SIDE), CLASSES, mean, std)
         samples: list[Sample] = [
             (image[..., None], digit) for image, digit in zip(images, digits, strict=True)
         ]
-        sets = {split: [samples[index] for index in chosen] for split, chosen in indices.items()}
+        sets = {split: [samples[index] for index in indices] for split, indices in splits.items()}
         super().__init__(spec, sets, augment)
 
     def baselines(self, seed: int, samples: int) -> dict[str, dict[str, float]]:
@@ -102,8 +102,8 @@ class Digits(DatasetTask):
         neighbors, svm = (require(f"sklearn.{name}", "data") for name in ("neighbors", "svm"))
         train = [*self.sets["train"], *self.sets["validation"]]
         test = self.sets["test"]
-        x_train, x_test = (np.stack([image.ravel() for image, _ in samples]) for samples in (train, test))
-        y_train, y_test = ([digit for _, digit in samples] for samples in (train, test))
+        x_train, x_test = (np.stack([image.ravel() for image, _ in split]) for split in (train, test))
+        y_train, y_test = ([digit for _, digit in split] for split in (train, test))
         methods = {"1-NN": neighbors.KNeighborsClassifier(1), "RBF-SVM": svm.SVC()}
         return {
             name: {"error": 1 - float(method.fit(x_train, y_train).score(x_test, y_test))}
@@ -145,12 +145,12 @@ class DigitsDensity(DatasetTask):
         grey, _ = _load_digits()
         images: Any = binarise(grey) if binary else grey
         name, outputs = ("digits-binary", 1) if binary else ("digits-grey", GREY_LEVELS)
-        chosen = _split_digits(seed, validation)
+        splits = _split_digits(seed, validation)
         super().__init__(
             TaskSpec(name, self.kind, 1, outputs, (SIDE, SIDE)),
             {
-                split: [(image, None) for image in images[index, ..., None]]
-                for split, index in chosen.items()
+                split: [(image, None) for image in images[indices, ..., None]]
+                for split, indices in splits.items()
             },
         )
 
@@ -205,16 +205,16 @@ class DigitStrings(Task):
     def _string(self, seed: int, split: Split, draw: int) -> Sample:
         """Return the image (12, W, 1) of a string, and 1 + each of its digits."""
         rng = make_rng(seed, SPLITS.index(split), draw)
-        chosen = rng.choice(self.indices[split], rng.integers(MIN_LENGTH, MAX_LENGTH + 1))
-        gaps = rng.integers(0, MAX_GAP + 1, len(chosen))
-        tops = rng.integers(0, STRING_HEIGHT - SIDE + 1, len(chosen))
-        image = np.zeros((STRING_HEIGHT, SIDE * len(chosen) + int(gaps.sum()), 1), dtype=np.float32)
+        indices = rng.choice(self.indices[split], rng.integers(MIN_LENGTH, MAX_LENGTH + 1))
+        gaps = rng.integers(0, MAX_GAP + 1, len(indices))
+        tops = rng.integers(0, STRING_HEIGHT - SIDE + 1, len(indices))
+        image = np.zeros((STRING_HEIGHT, SIDE * len(indices) + int(gaps.sum()), 1), dtype=np.float32)
         left = 0
-        for index, gap, top in zip(chosen, gaps, tops, strict=True):
+        for index, gap, top in zip(indices, gaps, tops, strict=True):
             digit = self.images[index][..., None]
             if self.augment and split == "train":
                 digit, _ = distort(digit, None, rng, self.augment, with_target=False)
             left += gap
             image[top : top + SIDE, left : left + SIDE] = digit
             left += SIDE
-        return image, 1 + self.digits[chosen]
+        return image, 1 + self.digits[indices]

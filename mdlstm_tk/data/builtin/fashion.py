@@ -1,6 +1,6 @@
 """Fashion-MNIST (Xiao, Rasul, Vollgraf 2017): 70,000 pictures of clothes, 28×28 pixels.
 
-MNIST and its other successors come in files of the same format, and are taken in its place.
+MNIST and its other successors come in files of the same format, and can replace it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def _load(folder: Path) -> tuple[Any, Any]:
             "with data=FOLDER where its IDX files are, or those of MNIST"
         )
     if set(files) != {"train", "test"}:
-        found = files["train"].name if files else "neither of them"
+        names = files["train"].name if files else "neither of them"
         raise InputError(
             f"{folder}: --task fashion expects the IDX files train-images-idx3-ubyte and "
-            f"t10k-images-idx3-ubyte, or these with .gz, found {found}; "
+            f"t10k-images-idx3-ubyte, or these with .gz, found {names}; "
             "for other images use --task density"
         )
     train, test = (read_idx(files[split]) for split in ("train", "test"))
@@ -78,10 +78,10 @@ class Fashion(DatasetTask):
         train, test = _load(Path(folder or FOLDER))
         order = make_rng(seed, 2).permutation(len(train))
         count = round(validation * len(train))
-        chosen: dict[Split, Any] = {
+        pictures: dict[Split, Any] = {
             "train": train[order[count:]],
             "validation": train[order[:count]],
             "test": test,
         }
-        sets = {split: [(image[..., None], None) for image in images] for split, images in chosen.items()}
+        sets = {split: [(image[..., None], None) for image in images] for split, images in pictures.items()}
         super().__init__(TaskSpec("fashion", self.kind, 1, 1, train.shape[1:]), sets)

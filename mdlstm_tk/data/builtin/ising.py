@@ -24,7 +24,7 @@ from mdlstm_tk.data.task import WHOLE_BATCH, Task
 from mdlstm_tk.errors import InputError
 
 BETA = 0.4  # just below 0.4407, where an infinite grid becomes ordered
-MAX_TABLE = 2**25  # probabilities of spins that are kept: 128 MiB
+MAX_TABLE = 2**25  # probabilities in memory: 128 MiB
 EVALUATION_SAMPLES = {"validation": 512, "test": 4096}
 STEP = 1e-4  # of β, to differentiate log Z
 
@@ -121,7 +121,7 @@ class Ising(Task):
         return [p_white for _, p_white in self._sweep(self.beta)][::-1]
 
     def _sweep(self, beta: float) -> Iterator[tuple[float, npt.NDArray[np.float32]]]:
-        """Go back from the last position: a part of log Z, and the probability (2^W,) of white.
+        """Yield, from the last position back, a part of log Z and the probability (2^W,) of white.
 
         The axes are the spin left of the position (and those further left), the spin of its column, and the
         spins further right.

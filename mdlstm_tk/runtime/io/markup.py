@@ -1,4 +1,4 @@
-"""XML whose elements know their places in the file, so that a few can be changed and all other bytes stay.
+"""XML whose elements know their offsets in the file, so that a few can be changed and all other bytes stay.
 
 The parser is Python's expat. A document type, which entities would be declared in, is refused.
 """
@@ -17,8 +17,8 @@ from mdlstm_tk.runtime.io.npy import open_input, read_capped
 
 MAX_XML_BYTES = 2**27  # pages with an outline of every glyph take some 20 MB
 MAX_INDENT = 1000  # bytes
-ROOT_BYTES = 2**16  # that the root is looked for in
-DECLARED = re.compile(rb"""<\?xml[^>]*?\sencoding\s*=\s*["']([\w.-]+)["']""")
+ROOT_BYTES = 2**16  # at the start of a file, in which the root is searched
+ENCODING = re.compile(rb"""<\?xml[^>]*?\sencoding\s*=\s*["']([\w.-]+)["']""")
 TAG = re.compile(rb"""<[^>"']*(?:(?:"[^"]*"|'[^']*')[^>"']*)*>""")  # a value may hold ">"
 ATTRIBUTE = re.compile(r"""(\s+)([^\s=/>]+)(\s*=\s*)("[^"]*"|'[^']*')""")
 INVALID = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML 1.0
@@ -28,7 +28,7 @@ QUOTES = str.maketrans({'"': "&quot;", "\n": "&#10;", "\t": "&#9;"})
 
 @dataclass(eq=False)
 class Element:
-    """An element and its place in the bytes of a `Document`.
+    """An element and its offsets in the bytes of a `Document`.
 
     Attributes:
         tag: name without namespace.
@@ -53,11 +53,11 @@ class Element:
         return [child for child in self.children if child.tag == tag]
 
     def first(self, *tags: str) -> Element | None:
-        """The first element that names of children, grandchildren, … lead to."""
-        found: Element | None = self
+        """The first child of the first name, its first child of the second, …; None if there is none."""
+        element: Element | None = self
         for tag in tags:
-            found = next(iter(found.all(tag)), None) if found else None
-        return found
+            element = next(iter(element.all(tag)), None) if element else None
+        return element
 
     def descendants(self, tag: str) -> Iterator[Element]:
         """The elements with a name inside this one, in their order."""
@@ -85,12 +85,12 @@ class Document:
     def __init__(self, path: Path) -> None:
         with open_input(path) as file:
             data = read_capped(file, str(path), MAX_XML_BYTES)
-        declared = DECLARED.match(data.removeprefix(codecs.BOM_UTF8))
-        self._encoding = declared.group(1).decode() if declared else "utf-8"
+        match = ENCODING.match(data.removeprefix(codecs.BOM_UTF8))
+        self._encoding = match.group(1).decode() if match else "utf-8"
         self._edits: list[tuple[int, int, str]] = []
         self._open: list[Element] = []
         try:
-            self._data = data.decode(self._encoding).encode()  # places are those in UTF-8
+            self._data = data.decode(self._encoding).encode()  # offsets are those in UTF-8
             self._parse(path)
         except (LookupError, UnicodeError):
             raise InputError(f"{path} is not in the encoding {self._encoding}; save it as UTF-8") from None
@@ -101,17 +101,17 @@ class Document:
     def set_attributes(self, element: Element, values: Mapping[str, str | None]) -> None:
         """Change or add attributes; those with the value None are removed."""
         name_end = element.start + 1 + len(f"{element.prefix}{element.tag}".encode())
-        written = self._data[name_end : element.content].decode()
-        missing, parts, end = dict(values), [], 0
-        for match in ATTRIBUTE.finditer(written):
+        text = self._data[name_end : element.content].decode()
+        remaining, parts, end = dict(values), [], 0
+        for match in ATTRIBUTE.finditer(text):
             blank, name, equals, _ = match.groups()
             end = match.end()
-            if name not in missing:
+            if name not in remaining:
                 parts.append(match[0])
-            elif (value := missing.pop(name)) is not None:
+            elif (value := remaining.pop(name)) is not None:
                 parts.append(f"{blank}{name}{equals}{quoted(value)}")
-        parts += [f" {name}={quoted(value)}" for name, value in missing.items() if value is not None]
-        self._edits.append((name_end, name_end + len(written[:end].encode()), "".join(parts)))
+        parts += [f" {name}={quoted(value)}" for name, value in remaining.items() if value is not None]
+        self._edits.append((name_end, name_end + len(text[:end].encode()), "".join(parts)))
 
     def set_content(self, element: Element, markup: str) -> None:
         """Replace what is between the start tag and the end tag."""
@@ -129,8 +129,8 @@ class Document:
             return
         neighbour = after or next(iter(parent.children), None)
         indent = self._blanks_before(neighbour.start) if neighbour else ""
-        place = after.end if after else parent.content
-        self._edits.append((place, place, indent + markup))
+        offset = after.end if after else parent.content
+        self._edits.append((offset, offset, indent + markup))
 
     def remove(self, element: Element) -> None:
         """Remove an element and the blanks before it."""
@@ -139,14 +139,14 @@ class Document:
 
     def render(self) -> bytes:
         """The file with the changes, in its encoding; without changes, the bytes that were read."""
-        parts, place = [], 0
+        parts, offset = [], 0
         for start, end, text in sorted(self._edits, key=lambda edit: edit[:2]):
-            parts += [self._data[place:start], text.encode()]
-            place = end
-        return b"".join([*parts, self._data[place:]]).decode().encode(self._encoding, "xmlcharrefreplace")
+            parts += [self._data[offset:start], text.encode()]
+            offset = end
+        return b"".join([*parts, self._data[offset:]]).decode().encode(self._encoding, "xmlcharrefreplace")
 
-    def _blanks_before(self, place: int) -> str:
-        before = self._data[max(0, place - MAX_INDENT) : place]
+    def _blanks_before(self, offset: int) -> str:
+        before = self._data[max(0, offset - MAX_INDENT) : offset]
         return before[len(before.rstrip()) :].decode()
 
     def _parse(self, path: Path) -> None:

@@ -40,7 +40,7 @@ MAGIC = {  # how the content of a file begins; none of these begins a table of n
     ),
 }
 MAGIC_BYTES = max(len(start) for starts in MAGIC.values() for start in starts)
-LEVEL_TOLERANCE = 1e-3  # of the levels of a density model, which rounding may leave by a little
+LEVEL_TOLERANCE = 1e-3  # by which values may lie outside [0, 1] after rounding, for density models
 
 Arrays: TypeAlias = dict[str | None, Array]
 """The arrays of one file in order: by name for a `.npz`, else a single one under None."""

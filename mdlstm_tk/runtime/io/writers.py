@@ -1,6 +1,6 @@
 """Write the results of `mdlstm infer` as npy, npz, json, png, csv or txt.
 
-`mdlstm_tk.runtime.tiles.outputs` writes those of tiled models by region, also as tif and zarr.
+`mdlstm_tk.runtime.tiles.outputs` writes results of tiled models by region, also as tif and zarr.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def write_arrays(target: str, arrays: Mapping[str | None, Array], file_format: F
         raise InputError(
             f'{file_format} holds one array, but the result has {len(arrays)}; give output_format="npz"'
         )
-    of_one = {"npy": write_npy, "png": _write_png, "csv": _write_csv}
-    if file_format not in ("npz", "json", *of_one):
+    writers = {"npy": write_npy, "png": _write_png, "csv": _write_csv}
+    if file_format not in ("npz", "json", *writers):
         raise InputError(
             f'{file_format} holds labels and texts, but the result is numbers; give output_format="npy"'
         )
@@ -38,7 +38,7 @@ def write_arrays(target: str, arrays: Mapping[str | None, Array], file_format: F
             values = {name: _finite(array, "json").tolist() for name, array in arrays.items()}
             file.write(to_json(values.get(None, values)).encode() + b"\n")
         else:
-            of_one[file_format](file, *arrays.values())
+            writers[file_format](file, *arrays.values())
 
 
 def write_mask(target: str, mask: Array, values: Sequence[int], palette: Sequence[int] | None) -> None:

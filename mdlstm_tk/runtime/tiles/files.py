@@ -1,4 +1,4 @@
-"""Run a tiled export on files: what `infer_paths` does where the model is one."""
+"""Run a tiled export on files; `infer_paths` calls it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TileOptions:
     Attributes:
         tile: extents of a tile along each axis; None: 512.
         level: of a TIFF with a pyramid, which of its levels is read.
-        resume: go on with what was interrupted, and keep what an interruption leaves.
+        resume: continue an interrupted run, and keep the scratch folder after an interruption.
         report: is called with the numbers of tiles that are done and of all.
         workers: number of processes of Ray that run the tiles; None: they run in this process.
     """
@@ -49,8 +49,8 @@ class TileOptions:
 
 @dataclass(frozen=True)
 class FileRun:
-    """A file for processes that run groups of its tiles: paths that are the same for all of them, the level
-    of a TIFF, the plan, and the format of the result, None if the network averages over the grid."""
+    """The run of a file, from which every process that runs groups of its tiles opens its `Work`. Paths
+    are the same for all processes; `format` is None if the network averages over the grid."""
 
     source: str
     scratch: str
@@ -81,7 +81,7 @@ class FileRun:
 
 
 TileWorkers = Callable[[FileRun], RunGroups]
-"""The processes of Ray: for a file, what runs its groups."""
+"""For a file, the function that runs its groups in processes of Ray."""
 
 
 def infer_tiled(
@@ -95,8 +95,8 @@ def infer_tiled(
 ) -> Iterator[Result]:
     """Run a tiled export on files and write the results, one file after the other.
 
-    Arguments are those of `infer_files`; `tiles` says how files are run, and `force` starts over where an
-    interrupted run left something. A file that cannot be used gives a result with an error.
+    Arguments are those of `infer_files`; `tiles` says how files are run, and `force` starts over after an
+    interrupted run. A file that cannot be used gives a result with an error.
 
     Raises:
         MDLSTMError: the next file would fail, too: a result cannot be written, or the model fails.
@@ -125,7 +125,7 @@ def _infer_file(
 ) -> Result:
     if job.source == STDIO:
         raise InputError("a tiled model reads files by region, not - (stdin); or stream rows")
-    file_format = next((known for known in GRID_FORMATS if known == job.format), None)
+    file_format = next((each for each in GRID_FORMATS if each == job.format), None)
     if session.archive.pool:
         file_format = None
     elif file_format is None:
@@ -139,7 +139,7 @@ def _infer_file(
     run = FileRun(job.source, str(folder), tiles.level, tile, batch_size, file_format, wants_probabilities)
     with _scratch(folder, tiles.resume, force), ExitStack() as stack:
         work = run.open(session, stack)
-        depends_on = {
+        dependencies = {
             "model": session.archive.digest,
             "source": [fingerprint(Path(job.source)), tiles.level],
             "tile": work.plan.tiling.tile_extents[0],
@@ -148,7 +148,7 @@ def _infer_file(
             "probabilities": options.probabilities,
             "device": session.device,
         }
-        state = State(folder, depends_on)
+        state = State(folder, dependencies)
         if workers is None:
             run_groups = stack.enter_context(on_threads(work, session.threads))
         else:
@@ -166,7 +166,7 @@ def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[None]:
     """Make the scratch folder of a run; it is removed at the end, unless an interrupted run can go on."""
     import shutil  # imported late: it imports modules that most calls do not need
 
-    is_left, lock = folder.exists(), None
+    has_leftovers, lock = folder.exists(), None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if os.name == "posix":
@@ -182,12 +182,12 @@ def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[None]:
     except OSError as error:
         raise cannot_write(folder, error) from None
     try:
-        if is_left and not resume and not force:
+        if has_leftovers and not resume and not force:
             raise InputError(
                 f"a run that was interrupted has left {folder}; go on with resume=True, or start over with "
                 "force=True"
             )
-        if is_left and not resume:
+        if has_leftovers and not resume:
             for path in folder.iterdir():  # but not the folder, which is locked
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         can_go_on = resume

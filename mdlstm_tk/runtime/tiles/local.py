@@ -20,7 +20,7 @@ Report = Callable[[int, int], None]  # how many tiles are done, of how many
 
 
 class State:
-    """The state from which a run can go on: the next step, and the faces by which its tiles are entered.
+    """The state of an interrupted run: the next step, and the faces that enter its tiles.
 
     It lies in the scratch folder, with JSON values of all that the result depends on.
     """
@@ -50,14 +50,14 @@ class State:
         try:
             with np.load(self._path) as file:
                 arrays = dict(file)
-            before = json.loads(str(arrays.pop("fingerprint")))
+            stored = json.loads(str(arrays.pop("fingerprint")))
             self.step = int(arrays.pop("step"))
         except Exception as error:  # zipfile raises all kinds of exceptions
             raise MDLSTMError(f"cannot read {self._path} ({error}); start over with force=True") from None
         for name, value in self._fingerprint.items():
-            if before.get(name) != value:
+            if stored.get(name) != value:
                 raise InputError(
-                    f"what was interrupted had another {name} ({before.get(name)!s:.60}, now {value!s:.60})"
+                    f"what was interrupted had another {name} ({stored.get(name)!s:.60}, now {value!s:.60})"
                     "; give the same one, or start over with force=True in place of resume=True"
                 )
         for name, face in arrays.items():
@@ -97,7 +97,7 @@ def run_steps(
 
     Args:
         work, run_groups: of the run.
-        state: where to begin, and where to note what is done; None: at the first step, and nowhere.
+        state: holds the first step, and is saved after each; None: step 0, and nothing is saved.
         report: is called after each step with the number of tiles that are done, and of all.
     """
     plan = work.plan

@@ -25,7 +25,7 @@ class MappedArray:
     share a file, each would write whole pages.
 
     Args:
-        mapping: of the array, which is not kept.
+        mapping: of the array; only its file and its layout are used.
     """
 
     def __init__(self, mapping: np.memmap[Any, Any]) -> None:
@@ -39,7 +39,7 @@ class MappedArray:
         return np.memmap(self._path, self.dtype, "r", self._offset, self.shape, order)[region]
 
     def __setitem__(self, region: Region, values: Array) -> None:
-        """Write a region of an array in C order, of which all axes after those of the region are whole."""
+        """Write a region of an array in C order; axes that the region does not name are written whole."""
         values = np.ascontiguousarray(values, self.dtype)
         first = sum(part.start * step for part, step in zip(region, self._strides, strict=False))
         with open(self._path, "r+b") as file:

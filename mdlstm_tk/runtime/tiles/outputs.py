@@ -77,7 +77,7 @@ class FileOutput:
             raise cannot_write(self._path, error) from None
 
     def finish(self, target: Path) -> None:
-        """Move what is written to its place."""
+        """Move the complete file to `target`."""
         import shutil  # imported late: it imports modules that most calls do not need
 
         path = self._path

@@ -87,7 +87,7 @@ def shape_of(region: Region) -> tuple[int, ...]:
 
 
 def tile_extents(tile: int | Sequence[int], ndim: int) -> tuple[int, ...]:
-    """The extents of a tile that were given as one number for all axes or one for each."""
+    """The extents of a tile, from one number for all axes or one for each."""
     extents = tuple(tile) if isinstance(tile, Sequence) else (tile,) * ndim
     if len(extents) != ndim or not all(isinstance(extent, int) and extent > 0 for extent in extents):
         raise InputError(f"tile must be a positive integer, or {ndim} of them, got {tile}; try tile=512")
@@ -120,8 +120,8 @@ class Plan:
         """The step in which each sweep starts."""
         starts = [0]
         for (_, before), (_, direction) in pairwise(self.sweeps):
-            turned = zip(before, direction, self.tiling.counts, strict=True)
-            starts.append(starts[-1] + 1 + sum(n - 1 for old, new, n in turned if old != new))
+            axes = zip(before, direction, self.tiling.counts, strict=True)
+            starts.append(starts[-1] + 1 + sum(n - 1 for old, new, n in axes if old != new))
         return starts
 
     @property
@@ -136,11 +136,11 @@ class Plan:
 
     def groups(self, step: int) -> list[Group]:
         """The groups of a step, the largest first, so that threads end at about the same time."""
-        found: list[Group] = []
+        groups: list[Group] = []
         for sweep, start in enumerate(self.starts):
             if 0 <= step - start < self._diagonals:
-                found += self._diagonal(sweep, step - start)
-        return sorted(found, key=lambda group: -len(group.tiles))  # stable: the order is fixed
+                groups += self._diagonal(sweep, step - start)
+        return sorted(groups, key=lambda group: -len(group.tiles))  # stable: the order is fixed
 
     def predecessor(self, sweep: int, tile: Tile, axis: int, steps: int = -1) -> Tile | None:
         """The tile one step back along an axis in the direction of a sweep, or forward for steps = 1."""
@@ -157,14 +157,14 @@ class Plan:
         """The groups on one anti-diagonal: tiles of equal shape in batches of about equal size."""
         stage, direction = self.sweeps[sweep]
         counts = self.tiling.counts
-        by_shape: dict[tuple[int, ...], list[Tile]] = {}
+        tiles_by_shape: dict[tuple[int, ...], list[Tile]] = {}
         for front in product(*map(range, counts[:-1])):
             last = number - sum(front)
             if 0 <= last < counts[-1]:
                 steps = zip((*front, last), direction, counts, strict=True)
                 tile = tuple(i if sign > 0 else n - 1 - i for i, sign, n in steps)
-                by_shape.setdefault(self.tiling.shape(stage, tile), []).append(tile)
-        for tiles in by_shape.values():
+                tiles_by_shape.setdefault(self.tiling.shape(stage, tile), []).append(tile)
+        for tiles in tiles_by_shape.values():
             batches = -(-len(tiles) // self.batch_size)
             ends = [round(k * len(tiles) / batches) for k in range(batches + 1)]
             for first, end in pairwise(ends):

@@ -179,12 +179,12 @@ class TiledSession(OpenModel):
         """The largest batch with which the run keeps to `max_bytes`."""
         if self.max_bytes is None:
             return BATCH_SIZE
-        needed = _tile_bytes(self.archive, plan) * self.threads
-        fitting = (self.max_bytes - BASE_BYTES) // needed
+        nbytes = _tile_bytes(self.archive, plan) * self.threads
+        fitting = (self.max_bytes - BASE_BYTES) // nbytes
         if fitting < 1:
             raise InputError(
                 f"tiles of {format_size(plan.tiling.tile_extents[0])} on {self.threads} threads need "
-                f"about {BASE_BYTES + needed} bytes, more than {self.max_bytes}; give a smaller tile=..., "
+                f"about {BASE_BYTES + nbytes} bytes, more than {self.max_bytes}; give a smaller tile=..., "
                 "or allow more with max_bytes=..."
             )
         return int(min(fitting, BATCH_SIZE))

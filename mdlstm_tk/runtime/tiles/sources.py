@@ -24,11 +24,11 @@ class GridSource:
     """An array that is read by region, as the network takes it.
 
     Args:
-        values: (*grid, C), or (*grid) if C is 1: what has a shape and is indexed by region, as arrays of
-            NumPy and zarr.
+        values: (*grid, C), or (*grid) if C is 1: an array of NumPy or zarr, or another object with `shape`
+            that is indexed by region.
         metadata, label: of the network, and the array's name in error messages.
         prepare: makes (*extents, C) of the values in a region.
-        channels: that `prepare` makes; None: those of the array.
+        channels: number of channels that `prepare` makes; None: those of the array.
     """
 
     def __init__(

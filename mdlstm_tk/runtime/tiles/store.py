@@ -1,4 +1,4 @@
-"""The states that tiles leave for one another: a block of numbers for each sweep and tile."""
+"""The outputs that tiles leave for later sweeps: a block of numbers for each sweep and tile."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BlockFolder:
     """Blocks in a folder, a `.npy` file for each.
 
     Threads and processes may use it at the same time. A file that is written again is replaced, so that
-    whoever reads it meanwhile gets all of it.
+    a concurrent reader gets all of it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -71,8 +71,8 @@ class Store:
             [k for k, (stage, _) in enumerate(plan.sweeps) if stage == s]
             for s in range(len(archive.stages))
         ]
-        # the place of each sweep among the features of its stage
-        self._places = [place for _, place in archive.ordered_sweeps]
+        # the position of each sweep among the features of its stage
+        self._positions = [position for _, position in archive.ordered_sweeps]
 
     def complete(self, sweep: int, tile: Tile, part: Array) -> Array | None:
         """Take the part (*extents, F) that a sweep adds to the output of its stage for a tile.
@@ -115,8 +115,8 @@ class Store:
             totals[sweep] = np.zeros((*shape, features))
             for tile in tiling.tiles():
                 region = tiling.region(level, tile)
-                place = tuple(slice(0, 1) if d in pool else part for d, part in enumerate(region))
-                totals[sweep][place] += self._blocks[sweep, tile]
+                target = tuple(slice(0, 1) if d in pool else part for d, part in enumerate(region))
+                totals[sweep][target] += self._blocks[sweep, tile]
         total = sum(totals.values()) if self._stages[-1].added else self._joined(totals)
         return np.asarray(total / prod(extents[d] for d in pool), np.float32)
 
@@ -139,4 +139,4 @@ class Store:
 
     def _joined(self, parts: Mapping[int, Array]) -> Array:
         """The parts of sweeps, in the order of their features."""
-        return np.concatenate([parts[k] for k in sorted(parts, key=self._places.__getitem__)], axis=-1)
+        return np.concatenate([parts[k] for k in sorted(parts, key=self._positions.__getitem__)], axis=-1)

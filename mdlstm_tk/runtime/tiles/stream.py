@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 2**25  # of the largest output of a stage for the rows that run together, which bounds memory
 BLOCK_ROWS = 64  # of the last stage; more rows make no run faster
-TILE_POSITIONS = 2**16  # of the first stage's output: a block of rows is swept in tiles of so many
+TILE_POSITIONS = 2**16  # about, of the first stage's output, in a tile of a block of rows
 READ_BYTES = 2**20
 
 
 class RowStream:
-    """Takes the rows of an image from top to bottom and returns those of y.
+    """Takes the rows of an image from top to bottom and returns the rows of y.
 
         >>> stream = session.stream(width=4096)
         >>> for rows in camera:                 # (r, 4096, C) of any height r
@@ -62,7 +62,7 @@ class RowStream:
         features = max(stage.outputs for stage in archive.stages)
         rows = BLOCK_BYTES // (self._unit * prod(self._width) * features * FLOAT_BYTES)
         self._block = min(max(rows, 1), BLOCK_ROWS) * self._unit
-        # The tiles of all blocks are of equal width, as the faces are those of tiles.
+        # The tiles of all blocks have equal widths, as each tile leaves its faces to the tile below.
         window = archive.stages[0].window
         outputs = [-(-extent // w) for extent, w in zip((self._block, *self._width), window, strict=True)]
         across = max(1, TILE_POSITIONS // (outputs[0] * prod(outputs[2:])))
@@ -123,7 +123,7 @@ class RowStream:
 
 
 def stream_rows(session: TiledSession, source: IO[bytes], target: IO[bytes]) -> tuple[int, int]:
-    """Read rows as they come, and write those of y as soon as they are complete; returns how many of each.
+    """Read rows as they come, and write rows of y when they are complete; returns both numbers.
 
     Both are `.npy` streams: a header with dtype and shape, then the rows. A first extent of 0 stands for
     any number of rows, up to the end; it is written where it was read.
@@ -140,34 +140,34 @@ def stream_rows(session: TiledSession, source: IO[bytes], target: IO[bytes]) -> 
         )
     ndim = session.metadata.ndim
     stream = session.stream(shape[1:ndim])
-    squeezed = len(shape) == ndim and session.metadata.outputs == 1
+    squeeze = len(shape) == ndim and session.metadata.outputs == 1
     row_shape = session.output_shape((shape[0] or 1, *shape[1:ndim]))
-    declared = (row_shape[0] if shape[0] else 0, *row_shape[1 : -1 if squeezed else None])
-    header = {"descr": "<f4", "fortran_order": False, "shape": declared}
+    output_shape = (row_shape[0] if shape[0] else 0, *row_shape[1 : -1 if squeeze else None])
+    header = {"descr": "<f4", "fortran_order": False, "shape": output_shape}
     np.lib.format.write_array_header_1_0(target, header)
-    read = written = 0
+    rows_read = rows_written = 0
     for rows in _rows(source, shape, dtype):
-        read += 0 if rows is None else len(rows)
+        rows_read += 0 if rows is None else len(rows)
         y = stream.close() if rows is None else stream.feed(rows)
         target.write(np.ascontiguousarray(y, "<f4").data if y.size else b"")
         target.flush()
-        written += len(y)
-    return read, written
+        rows_written += len(y)
+    return rows_read, rows_written
 
 
 def _rows(source: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[Array | None]:
     """The rows of a stream, as many at a time as there are; None at the end."""
     row_bytes = prod(shape[1:]) * dtype.itemsize
-    left = shape[0] * row_bytes if shape[0] else sys.maxsize
+    remaining = shape[0] * row_bytes if shape[0] else sys.maxsize
     data = b""
     read = getattr(source, "read1", source.read)
-    while left and (part := read(min(left, max(READ_BYTES, row_bytes)))):
-        left -= len(part)
+    while remaining and (part := read(min(remaining, max(READ_BYTES, row_bytes)))):
+        remaining -= len(part)
         data += part
         count = len(data) // row_bytes
         if count:
             yield np.frombuffer(data, dtype, count * prod(shape[1:])).reshape(count, *shape[1:])
             data = data[count * row_bytes :]
-    if data or (shape[0] and left):
+    if data or (shape[0] and remaining):
         raise InputError("standard input ends in the middle of a row, or before the last one of its header")
     yield None

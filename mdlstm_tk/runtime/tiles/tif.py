@@ -1,7 +1,7 @@
 """TIFF by region: read the pixels of images of any size, and write masks and other results.
 
-Read are BigTIFF, tiles and strips, the levels of pyramids (OME and others), grey, palette and RGB images
-with or without opacity, as `decode_image` reads small ones. Compressions beyond deflate, LZMA and PackBits,
+BigTIFF, tiles and strips, the levels of pyramids (OME and others), grey, palette and RGB images with or
+without opacity are read as `decode_image` reads small ones. Compressions beyond deflate, LZMA and PackBits,
 such as JPEG and LZW, need the package imagecodecs.
 """
 
@@ -20,7 +20,7 @@ from mdlstm_tk.runtime.tiles.mapped import MappedArray
 from mdlstm_tk.runtime.tiles.plan import Region
 
 MAX_SEGMENT_BYTES = 2**28
-WRITTEN_TILE = 256  # pixels, both ways, of the tiles that are written
+TILE_SIDE = 256  # pixels, of tiles that are written
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6  # PhotometricInterpretation
 ORIENTATION = 274  # the tag
@@ -121,16 +121,16 @@ class TifPixels:
 
 
 def write_tif(path: Path, values: MappedArray, palette: Array | None = None) -> None:
-    """Write an array (H, W) or (H, W, S) as a tiled, compressed TIFF, one row of tiles after the other; of
-    (H, W) uint8 with a palette (256, 3), the colour of each value."""
+    """Write an array (H, W) or (H, W, S) as a tiled, compressed TIFF, one row of tiles after the other;
+    a palette (256, 3) holds the colour of each value of (H, W) uint8."""
     tifffile: Any = require("tifffile", "large")
     height, width = values.shape[:2]
 
     def tiles() -> Iterator[Array]:
-        for top in range(0, height, WRITTEN_TILE):
-            rows = np.array(values[slice(top, min(top + WRITTEN_TILE, height)),])
-            for left in range(0, width, WRITTEN_TILE):
-                yield np.ascontiguousarray(rows[:, left : left + WRITTEN_TILE])
+        for top in range(0, height, TILE_SIDE):
+            rows = np.array(values[slice(top, min(top + TILE_SIDE, height)),])
+            for left in range(0, width, TILE_SIDE):
+                yield np.ascontiguousarray(rows[:, left : left + TILE_SIDE])
 
     options: dict[str, Any] = {"photometric": "minisblack"}
     if palette is not None:
@@ -142,7 +142,7 @@ def write_tif(path: Path, values: MappedArray, palette: Array | None = None) -> 
         tiles(),
         shape=values.shape,
         dtype=values.dtype,
-        tile=(WRITTEN_TILE, WRITTEN_TILE),
+        tile=(TILE_SIDE, TILE_SIDE),
         compression="zlib",
         bigtiff=prod(values.shape) * values.dtype.itemsize > 2**31,
         metadata=None,

@@ -1,4 +1,4 @@
-"""`Work`: what is done with one group of tiles, wherever it runs."""
+"""`Work`: runs one group of tiles, in any process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_plan(archive: Archive, grid: Sequence[int], tile: Sequence[int], batch_
 
 
 def output_extents(archive: Archive, grid: Sequence[int]) -> tuple[int, ...]:
-    """The extents of y without pooled axes: of its grid, or of what is left of it."""
+    """The extents of the grid of y, without pooled axes."""
     window = archive.metadata.window or archive.total_window
     if archive.pool:
         window = archive.total_window
@@ -44,15 +44,15 @@ def output_extents(archive: Archive, grid: Sequence[int]) -> tuple[int, ...]:
 def tile_of_output(archive: Archive, plan: Plan) -> tuple[int, ...]:
     """The extents of the part of y that one tile gives, if y has the grid of the last stage."""
     sizes = zip(plan.tiling.tile_extents[-1], archive.upsample, strict=True)
-    whole = output_extents(archive, plan.tiling.extents[0])
-    return tuple(min(size * up, extent) for (size, up), extent in zip(sizes, whole, strict=True))
+    extents = output_extents(archive, plan.tiling.extents[0])
+    return tuple(min(size * up, extent) for (size, up), extent in zip(sizes, extents, strict=True))
 
 
 class Work:
     """Runs groups of tiles. Calls from several threads are safe for different groups.
 
-    `blocks` hold what tiles leave for later sweeps. The grid may be one block of the rows of an endless
-    one: tiles then enter along axis 0 by the faces that the same tiles of the block before have left.
+    `blocks` hold what tiles leave for later sweeps. If `endless`, the grid is one block of the rows of an
+    endless one: along axis 0, tiles begin with the faces that the same tiles of the block before left.
     """
 
     def __init__(
@@ -100,13 +100,13 @@ class Work:
         self._check(outputs, expected, group)
         leaving: dict[FaceKey, Face] = {}
         for axis in range(len(shape)):
-            left = np.stack([outputs[f"{state}{axis}_n"] for state in stage.states], axis=1)
-            for tile, face in zip(tiles, left, strict=True):
-                following = self.plan.predecessor(sweep, tile, axis, 1)
-                if following is None and self._endless and axis == 0:
-                    following = tile  # the same one in the next block of rows
-                if following is not None:
-                    leaving[sweep, following, axis] = face
+            outgoing = np.stack([outputs[f"{state}{axis}_n"] for state in stage.states], axis=1)
+            for tile, face in zip(tiles, outgoing, strict=True):
+                successor = self.plan.predecessor(sweep, tile, axis, 1)
+                if successor is None and self._endless and axis == 0:
+                    successor = tile  # the same one in the next block of rows
+                if successor is not None:
+                    leaving[sweep, successor, axis] = face
         self._complete(group, outputs["part"])
         return leaving
 
@@ -114,33 +114,33 @@ class Work:
         """Write the result of a network that averages over the grid, once all groups have run."""
         pool = self._archive.pool
         if pool:
-            stored = self.store.pooled()[None]
-            y = self._headed(stored, stored.shape[1:-1])[0].squeeze(pool)
+            h = self.store.pooled()[None]
+            y = self._apply_head(h, h.shape[1:-1])[0].squeeze(pool)
             self.output[tuple(slice(0, extent) for extent in y.shape[:-1])] = y
 
     def _complete(self, group: Group, parts: Array) -> None:
         """Store the parts of a sweep, and write y where the last stage is complete with them."""
-        done = [
+        outputs = [
             self.store.complete(group.sweep, t, part) for t, part in zip(group.tiles, parts, strict=True)
         ]
-        blocks = [block for block in done if block is not None]  # all of them, or none
+        blocks = [block for block in outputs if block is not None]  # all of them, or none
         if not blocks:
             return
-        archive, tiling, stored = self._archive, self.plan.tiling, np.stack(blocks)
-        ups, whole = archive.upsample, output_extents(archive, tiling.extents[0])
-        y = self._headed(stored, tuple(e * up for e, up in zip(stored.shape[1:-1], ups, strict=True)))
+        archive, tiling, h = self._archive, self.plan.tiling, np.stack(blocks)
+        ups, extents = archive.upsample, output_extents(archive, tiling.extents[0])
+        y = self._apply_head(h, tuple(e * up for e, up in zip(h.shape[1:-1], ups, strict=True)))
         for tile, block in zip(group.tiles, y, strict=True):
-            parts_of = zip(tiling.region(len(archive.stages), tile), ups, whole, strict=True)
-            region = tuple(slice(p.start * up, min(p.stop * up, extent)) for p, up, extent in parts_of)
+            ranges = zip(tiling.region(len(archive.stages), tile), ups, extents, strict=True)
+            region = tuple(slice(p.start * up, min(p.stop * up, extent)) for p, up, extent in ranges)
             self.output[region] = block[tuple(map(slice, shape_of(region)))]
 
-    def _headed(self, stored: Array, extents: tuple[int, ...]) -> Array:
-        """y (N, *extents, outputs) for the output of the last stage (N, …, F)."""
+    def _apply_head(self, h: Array, extents: tuple[int, ...]) -> Array:
+        """y (N, *extents, outputs) for h (N, …, F), the output of the last stage."""
         archive = self._archive
-        y = stored if archive.head is None else self.graphs.run({"x": stored}, archive.head)["y"]
-        if y.shape != (len(stored), *extents, archive.metadata.outputs):
+        y = h if archive.head is None else self.graphs.run({"x": h}, archive.head)["y"]
+        if y.shape != (len(h), *extents, archive.metadata.outputs):
             raise MDLSTMError(
-                f"the head returned y of shape {y.shape} for x of shape {stored.shape}, which contradicts "
+                f"the head returned y of shape {y.shape} for x of shape {h.shape}, which contradicts "
                 "the archive; export the model again"
             )
         return y
