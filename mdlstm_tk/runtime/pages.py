@@ -244,7 +244,7 @@ def _line(name: str, element: Element, frame: _Frame, spacing: float) -> PageLin
     return PageLine(
         name,
         _text(element) or None,
-        None if baseline is None else _in_reading_order(frame(baseline), place),
+        None if baseline is None else _in_reading_order(frame(baseline), pixels),
         None if polygon is None else frame(polygon),
         (left, top, right, bottom),
     )
