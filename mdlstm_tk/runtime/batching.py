@@ -126,8 +126,8 @@ def run_batches(
     is_padded = "sizes" in metadata.inputs
     groups: dict[Any, list[tuple[Tag, Feed]]] = {}
     for number, (tag, feed) in enumerate(feeds):
-        key: Any = number
-        if not isinstance(feed, Mapping):
+        key: Any = number  # several inputs run alone, and so do arrays that the session will refuse
+        if not isinstance(feed, Mapping) and metadata.ndim <= feed.ndim <= metadata.ndim + 2:
             key = "padded" if is_padded else _sample_shape(feed, metadata)
         groups.setdefault(key, []).append((tag, feed))
     for key, members in groups.items():
