@@ -243,7 +243,8 @@ class AnswerDocument:
         self._classes = metadata.classes or ()
         self._is_named, self._folder = is_named, folder
         self._is_empty = True
-        self._waiting, self._answers = deque(jobs), dict[Job, Sequence[Answer]]()
+        self._waiting = deque(jobs)
+        self._answers: dict[Job, list[Sequence[Answer]]] = {}  # several if a file was given several times
 
     def begin(self) -> str:
         """The text before the first answer."""
@@ -269,11 +270,11 @@ class AnswerDocument:
 
     def add_in_order(self, job: Job, answers: Sequence[Answer]) -> str:
         """The text that can follow now: the answers for a job wait for those for all jobs before it."""
-        self._answers[job] = answers
+        self._answers.setdefault(job, []).append(answers)
         text = ""
-        while self._waiting and self._waiting[0] in self._answers:
+        while self._waiting and self._answers.get(self._waiting[0]):
             first = self._waiting.popleft()
-            text += self.add(first.source, self._answers.pop(first))
+            text += self.add(first.source, self._answers[first].pop())
         return text
 
     def end(self) -> str:

@@ -19,7 +19,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import CharacterModel, Metadata, decode, infer_paths
 from mdlstm_tk.runtime.answers import AnswerDocument
 from mdlstm_tk.runtime.io import Format
-from mdlstm_tk.runtime.jobs import ANSWER_FORMATS, ResultOptions
+from mdlstm_tk.runtime.jobs import ANSWER_FORMATS, Job, ResultOptions
 
 GRID = Metadata("0", None, "scan", "N H W C", 1, 1)
 CLASSES = ("cat", "dög", "=1\\")
@@ -89,6 +89,15 @@ def test_documents_are_the_same_in_one_piece_and_file_by_file(file_format: Forma
     whole = AnswerDocument(file_format, CLASSIFIER, ResultOptions(), is_named=True).render(files)
     parts = AnswerDocument(file_format, CLASSIFIER, ResultOptions(), is_named=True)
     assert parts.begin() + "".join(parts.add(*file) for file in files) + parts.end() == whole
+
+
+def test_a_file_that_is_given_twice_has_two_rows() -> None:
+    first, twice = Job("a", "-", "txt"), Job("b", "-", "txt")
+    document = AnswerDocument("txt", CLASSIFIER, ResultOptions(), is_named=True, jobs=[first, twice, twice])
+    answers = decode(SCORES[0], CLASSIFIER)
+    texts = [document.add_in_order(job, answers) for job in (twice, twice, first)]
+    assert texts[:2] == ["", ""]
+    assert [line.split("\t")[0] for line in texts[2].splitlines()] == ["a", "b", "b"]
 
 
 def test_texts_have_confidences_and_places(tmp_path: Path) -> None:
