@@ -204,7 +204,7 @@ class _Child:
             reply, outputs = receive(self._popen.stdout, max_bytes)
         except (EOFError, OSError, ValueError):  # ValueError: another thread has ended it
             raise self._death() from None
-        except KeyboardInterrupt:  # the reply would be taken for that to the next request
+        except BaseException:  # such as Ctrl-C: the reply would be taken for that to the next request
             self.kill()
             raise
         finally:

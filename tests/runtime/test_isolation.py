@@ -118,6 +118,20 @@ def test_an_interrupt_ends_the_run_and_the_next_call_gets_its_own_result() -> No
         np.testing.assert_array_equal(session(np.eye(2)), 1 + np.eye(2))
 
 
+def test_after_a_reply_that_cannot_be_stored_the_next_call_gets_its_own_result(
+    isolated: Session, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(isolation, "receive", fail)
+        with pytest.raises(MemoryError):
+            isolated(np.zeros((8, 8)))
+    x = RNG.random((8, 8))
+    np.testing.assert_array_equal(isolated(x), Session(model, "cpu")(x))
+
+
 def test_children_end_with_their_sessions(isolated: Session, model: Path) -> None:
     session = Session(model, "cpu", isolated=True)
     pid = pid_of(session)
@@ -159,6 +173,15 @@ def test_errors_of_loading_are_those_of_a_session_in_this_process(tmp_path: Path
         assert str(there.value) == str(here.value)
     with pytest.raises(InputError, match="device must be"):
         Session(crafted().SerializeToString(), "tpu", isolated=True)
+
+
+def test_a_child_that_cannot_start_says_why(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise OSError('a library is missing')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MDLSTMError, match="OSError: a library is missing"):
+        Session(model, "cpu", isolated=True)
 
 
 def test_the_child_ends_with_its_parent() -> None:
