@@ -29,7 +29,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES, PAGE_SUFFIX
 from mdlstm_tk.runtime.io.markup import Document, Element, escaped, quoted, root_tag
 from mdlstm_tk.runtime.io.npy import Array, open_output
-from mdlstm_tk.runtime.preprocessing import read_extents
+from mdlstm_tk.runtime.preprocessing import SIDEWAYS, read_extents
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.ctc import Transcription
@@ -39,7 +39,6 @@ BOX = ("HPOS", "VPOS", "WIDTH", "HEIGHT")
 SUBFOLDERS = ("page", "alto")  # where Transkribus puts the XML; images lie in the folder above
 MAX_POINTS = 4096  # of an outline; the others of a longer one are left out evenly
 MAX_STRETCH = 0.03  # by which the shape of the image may differ from that in the file
-SIDEWAYS = (5, 6, 7, 8)  # orientations in EXIF that exchange height and width
 BEFORE_TEXT = ("AlternativeImage", "Coords", "Baseline", "Word", "Glyph")  # in the schema of PAGE
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
