@@ -200,6 +200,10 @@ def test_errors_say_what_was_expected(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(InputError, match="no complete ARPA file"):
             CharacterModel.load(path)
+    for bigram in ("a z", "z a"):
+        path = write_arpa(tmp_path / "z.arpa", UNIGRAMS, {bigram: (0.5, 1)})
+        with pytest.raises(InputError, match="no complete ARPA file"):
+            CharacterModel.load(path)
     words = {"der": (0.5, 1.0), "Wald": (0.5, 1.0), "a": (0.1, 1.0)}
     with pytest.raises(InputError, match="a model of words such as 'der'"):
         CharacterModel.load(write_arpa(tmp_path / "words.arpa", words))
