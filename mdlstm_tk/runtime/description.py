@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.session import Session
 
 
-def describe_model(path: Path, max_bytes: int | None = None) -> dict[str, Any]:
+def describe_model(path: str | Path, max_bytes: int | None = None) -> dict[str, Any]:
     """Describe an exported model, as `mdlstm info` prints it.
 
     Args:
@@ -26,15 +25,14 @@ def describe_model(path: Path, max_bytes: int | None = None) -> dict[str, Any]:
         InputError: the file cannot be read, is larger, or is no such model.
         MissingExtraError: ONNX Runtime is not installed.
     """
-    from mdlstm_tk.runtime.tiles.archive import is_archive, read_archive_bytes
+    from mdlstm_tk.runtime.tiles.archive import is_archive
     from mdlstm_tk.runtime.tiles.session import TiledSession
 
-    limit = max_bytes or MAX_BYTES
+    path = Path(path)
     if not is_archive(path):
-        with Session(path, "cpu", max_bytes=limit) as session:
+        with Session(path, "cpu", max_bytes=max_bytes) as session:
             return {"kind": "model", "bytes": path.stat().st_size, **asdict(session.metadata)}
-    read_archive_bytes(path, limit)  # max_bytes of a TiledSession bounds the memory of its runs
-    with TiledSession(path, "cpu") as tiled:
+    with TiledSession(path, "cpu", max_bytes=max_bytes) as tiled:
         stages = [
             {
                 "window": format_size(stage.window),
