@@ -83,9 +83,10 @@ def test_a_stream_ends_with_a_run_that_fails(monkeypatch: pytest.MonkeyPatch) ->
         raise StoppedError("too slow", "time")
 
     stream = TiledSession(downward().path, "cpu").stream(width=4)
-    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+    with monkeypatch.context() as patch:
         patch.setattr(stream_module.Work, "run", fail)
-        stream.feed(np.zeros((3, 4)))
+        with pytest.raises(StoppedError):
+            stream.feed(np.zeros((3, 4)))
     with pytest.raises(MDLSTMError, match="closed"):
         stream.feed(np.zeros((3, 4)))
     assert len(stream.close()) == 0
