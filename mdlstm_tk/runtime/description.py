@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk.runtime.io import is_tiled
 from mdlstm_tk.runtime.session import Session
 
 
@@ -25,11 +26,10 @@ def describe_model(path: str | Path, max_bytes: int | None = None) -> dict[str, 
         InputError: the file cannot be read, is larger, or is no such model.
         MissingExtraError: ONNX Runtime is not installed.
     """
-    from mdlstm_tk.runtime.tiles.archive import is_archive
     from mdlstm_tk.runtime.tiles.session import TiledSession
 
     path = Path(path)
-    if not is_archive(path):
+    if not is_tiled(path):
         with Session(path, "cpu", max_bytes=max_bytes) as session:
             return {"kind": "model", "bytes": path.stat().st_size, **asdict(session.metadata)}
     with TiledSession(path, "cpu", max_bytes=max_bytes) as tiled:

@@ -163,8 +163,6 @@ class LocalRunner:
                 timer.daemon = True
                 timer.start()
             arrays = run.outputs()
-        except KeyboardInterrupt:
-            raise
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
             if run.is_stopped and self._timeout is not None:
                 raise timeout_error(self._timeout) from None

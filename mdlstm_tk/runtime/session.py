@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.runtime.io import TILED_SUFFIX
+from mdlstm_tk.runtime.io import is_tiled
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, read_model
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.runner import MODEL, GraphInfo, OpenModel
@@ -89,13 +89,14 @@ class Session(OpenModel):
         trusted: bool = False,
     ) -> None:
         label = "the model" if isinstance(model, bytes) else str(model)
-        if label.lower().endswith(TILED_SUFFIX):
+        if is_tiled(label):
             raise InputError(f"{label} is a tiled export; open it with mdlstm_tk.runtime.TiledSession")
         limit = max_bytes or MAX_BYTES
         data = model if isinstance(model, bytes) else read_model(Path(model), limit, "mdlstm export")
-        self._arguments = data, {"threads": threads, "max_bytes": max_bytes, "timeout": timeout}
-        self._arguments[1].update(device=device, tf32=tf32, isolated=isolated, trusted=trusted)
-        graph = self._open({MODEL: data}, label, **self._arguments[1]).graphs[MODEL]
+        limits: dict[str, Any] = {"threads": threads, "timeout": timeout, "max_bytes": max_bytes}
+        options = {**limits, "device": device, "tf32": tf32, "isolated": isolated, "trusted": trusted}
+        self._arguments = data, options
+        graph = self._open({MODEL: data}, label, **options).graphs[MODEL]
         try:
             self.metadata = Metadata.from_props(graph.props, label)
             _check_agreement(self.metadata, graph, label)
@@ -103,7 +104,7 @@ class Session(OpenModel):
             self.close()
             raise
         dtypes = {name: tensor.dtype for name, tensor in graph.inputs.items()}
-        self._shapes = Shapes(self.metadata, dtypes, max_bytes or MAX_BYTES)
+        self._shapes = Shapes(self.metadata, dtypes, limit)
 
     def __call__(self, x: Array, sizes: Array | None = None, **extra_inputs: Array) -> Outputs:
         """Run the model.

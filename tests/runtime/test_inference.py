@@ -135,6 +135,8 @@ def test_among_several_models_the_grid_chooses_in_their_layout(
     [
         ({"skip_existing": True, "force": True}, "skip_existing=True .* force=True"),
         ({"workers": 2}, 'workers=... needs engine="ray"'),
+        ({"batch_size": -1}, "batch_size must be at least 1, got -1"),
+        ({"engine": "ray", "workers": 0}, "workers must be at least 1, got 0"),
         ({"output": "y.npy"}, "expected a folder"),
         ({"output": "t.csv"}, "expected a folder .* takes labels or texts"),
         ({"output": "t.csv", "skip_existing": True}, "needs a folder"),
