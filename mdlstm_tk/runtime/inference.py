@@ -135,7 +135,7 @@ def infer_paths(
         threads: CPU threads of one run, as for `Session`. 0: one per core.
         batch_size: samples per run. None: 64, or fewer for grids above 64×64.
         engine: "local", or "ray" to distribute the files with Ray on $RAY_ADDRESS.
-        workers: number of processes of the Ray engine. None: one per CPU.
+        workers: number of processes of the Ray engine. None: one per CPU. On CUDA at most one per GPU.
         max_bytes: maximum size in bytes of a file, before and after decompression; of a tiled model, of
             the resident memory. None: 1 GiB.
         timeout: maximum duration of one run in seconds. None: no limit, or 120 s in isolation.
