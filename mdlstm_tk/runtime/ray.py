@@ -147,9 +147,7 @@ def _pool(
     if gpus:  # an actor without a GPU would wait for ever
         count = min(count, int(ray.cluster_resources().get("GPU", 0)))
         if count == 0:
-            raise MDLSTMError(
-                'the Ray cluster has no GPU; give device="cpu", or start Ray where there is one'
-            )
+            raise MDLSTMError('the Ray cluster has no GPU; give device="cpu"')
     actor = ray.remote(num_cpus=threads, num_gpus=gpus, **restarts)(worker)
     return require("ray.util", "ray").ActorPool([actor.remote(*actor_args) for _ in range(count)])
 
