@@ -102,7 +102,7 @@ class Work:
         for axis in range(len(shape)):
             outgoing = np.stack([outputs[f"{state}{axis}_n"] for state in stage.states], axis=1)
             for tile, face in zip(tiles, outgoing, strict=True):
-                successor = self.plan.predecessor(sweep, tile, axis, 1)
+                successor = self.plan.successor(sweep, tile, axis)
                 if successor is None and self._endless and axis == 0:
                     successor = tile  # the same one in the next block of rows
                 if successor is not None:
