@@ -200,7 +200,10 @@ def _run_split(session: Session, feed: Feed, limit: int) -> Any:
     metadata = session.metadata
     arrays = dict(feed) if isinstance(feed, Mapping) else {metadata.inputs[0]: feed}
     x = arrays.pop(metadata.inputs[0])
-    if x.ndim < metadata.ndim + 2 or len(x) <= limit:
+    is_short = x.ndim < metadata.ndim + 2 or len(x) <= limit
+    if is_short or any(
+        y.shape[:1] != x.shape[:1] for y in arrays.values()
+    ):  # the session refuses the latter
         return session(x, **arrays)
     cuts = [slice(i, i + limit) for i in range(0, len(x), limit)]
     parts: list[Any] = [session(x[cut], **{name: y[cut] for name, y in arrays.items()}) for cut in cuts]
@@ -319,7 +322,7 @@ def _feeds_of(source: str, arrays: Arrays, metadata: Metadata) -> Feeds:
 
 
 def _widths_of(file: InputFile, arrays: Arrays, metadata: Metadata) -> Widths:
-    columns = {name: grid_of(x, metadata)[-1] for name, x in arrays.items()}
+    columns = {name: grid_of(x, metadata)[-1] for name, x in arrays.items() if x.ndim >= metadata.ndim}
     return {name: (w, file.arrays[name].shape[1] if file.is_image else w) for name, w in columns.items()}
 
 

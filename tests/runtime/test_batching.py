@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.small_models import node, write_model
+from helpers.small_models import node, recogniser, write_model
 
 from mdlstm_tk.errors import InputError, StoppedError
 from mdlstm_tk.runtime import Metadata, Result, Session, batching
@@ -166,6 +166,15 @@ def test_the_arrays_of_a_file_go_to_the_inputs_of_their_names(tmp_path: Path) ->
     np.savez(tmp_path / "x.npz", a=x, b=x[0])  # other names: each array by itself
     result, target = run_file(padded(tmp_path / "p.onnx"), tmp_path / "x.npz")
     assert {name: y.shape for name, y in np.load(target).items()} == {"a": x.shape, "b": x[0].shape}
+
+
+def test_arrays_of_few_axes_are_refused_in_one_line(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.zeros((70, 3, 4, 1)), mask=1.0)
+    result, _ = run_file(masked(tmp_path / "m.onnx"), tmp_path / "x.npz")
+    assert "mask must have the batch of x, 70; got shape ()" in str(result.error)
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    result, _ = run_file(recogniser(tmp_path / "r.onnx"), tmp_path / "x.npy")
+    assert "x has shape (3,)" in str(result.error)
 
 
 @pytest.mark.parametrize(
