@@ -77,6 +77,8 @@ def _cut_page(job: Job, max_bytes: int) -> _CutPage:
         pixels = decode_image(data, str(page.image), max_bytes)
     except InputError as error:
         return _CutPage(job, None, {}, str(error))
+    except MemoryError:
+        return _CutPage(job, None, {}, f"{job.source} is too large for the memory that is left")
     images: dict[str, Array] = {}
     unread = []
     for line in page.lines:

@@ -15,6 +15,7 @@ its words, joined by blanks. Texts are composed (NFC), without blanks at their e
 
 from __future__ import annotations
 
+import os.path
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -183,7 +184,7 @@ def _find_image(path: Path, name: str) -> Path:
     folders = [path.parent, *([path.parent.parent] if path.parent.name in SUBFOLDERS else [])]
     names = [name, *(f"{path.stem}{suffix}" for suffix in IMAGE_SUFFIXES)]
     for candidate in (folder / name for folder in folders for name in names if name):
-        if candidate.suffix.lower() in IMAGE_SUFFIXES and candidate.is_file():
+        if candidate.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(candidate):
             return candidate
     hint = f"{printable(name[:80])}, which it names, or " if name else ""
     raise InputError(f"{path} has no image; expected {hint}{path.stem}.jpg or .png beside it")
