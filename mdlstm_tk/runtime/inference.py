@@ -164,6 +164,8 @@ def infer_paths(
     """
     if skip_existing and force:
         raise InputError("skip_existing=True keeps results that exist, force=True replaces them; give one")
+    if isinstance(inputs, str | Path):
+        raise InputError(f"inputs must be a list of files and folders, got {inputs!r}; give [{inputs!r}]")
     for name, value in {"top": top, "batch_size": batch_size, "workers": workers, "tile": tile}.items():
         if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")

@@ -154,6 +154,8 @@ def test_arguments_that_do_not_suit_are_refused(options: Any, message: str, plac
     model = "m.onnx" if not {"tile", "resume", "level"} & options.keys() else place / "m.onnx"
     with pytest.raises(InputError, match=message):
         infer_paths(["in"], model, device="cpu", **options)
+    with pytest.raises(InputError, match="inputs must be a list of files and folders, got 'in'"):
+        infer_paths("in", model, device="cpu")
     assert sorted(place.rglob("*")) == before
 
 
