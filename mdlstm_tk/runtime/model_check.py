@@ -172,7 +172,7 @@ class _Check:
             )
         for attribute in attributes:
             if operator == b"Split":  # ONNX Runtime trusts num_outputs, and writes beyond its memory
-                name = dict(_parts(attribute)).get(ATTRIBUTE_NAME)
+                name = bytes(dict(_parts(attribute)).get(ATTRIBUTE_NAME, b""))
                 if name == b"num_outputs" and dict(_fields(attribute)).get(ATTRIBUTE_INTEGER) != outputs:
                     raise Refusal("has a Split into another number of parts than it has outputs")
             # The function may use a graph that its caller gives.
