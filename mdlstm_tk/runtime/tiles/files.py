@@ -136,8 +136,9 @@ def _infer_file(
     target = Path(os.path.basename(job.source) if job.target == STDIO else job.target)
     folder = target.parent.absolute() / f".{target.name}{SCRATCH_SUFFIX}"
     tile = TILE if tiles.tile is None else tiles.tile
-    wants_probabilities = options.probabilities
-    run = FileRun(job.source, str(folder), tiles.level, tile, batch_size, file_format, wants_probabilities)
+    run = FileRun(
+        job.source, str(folder), tiles.level, tile, batch_size, file_format, options.probabilities
+    )
     with _scratch(folder, tiles.resume, force), ExitStack() as stack:
         work = run.open(session, stack)
         dependencies = {
