@@ -201,9 +201,7 @@ def _run_split(session: Session, feed: Feed, limit: int) -> Any:
     arrays = dict(feed) if isinstance(feed, Mapping) else {metadata.inputs[0]: feed}
     x = arrays.pop(metadata.inputs[0])
     is_short = x.ndim < metadata.ndim + 2 or len(x) <= limit
-    if is_short or any(
-        y.shape[:1] != x.shape[:1] for y in arrays.values()
-    ):  # the session refuses the latter
+    if is_short or any(y.shape[:1] != x.shape[:1] for y in arrays.values()):  # the session refuses these
         return session(x, **arrays)
     cuts = [slice(i, i + limit) for i in range(0, len(x), limit)]
     parts: list[Any] = [session(x[cut], **{name: y[cut] for name, y in arrays.items()}) for cut in cuts]
