@@ -202,10 +202,7 @@ def write_decoded(
             for name, y in outputs.items()
             for answer in decode(y, metadata, top, name, **search, width=covered(name, y))
         )
-        if job.target != STDIO:
-            document = AnswerDocument(job.format, metadata, options, folder=Path(job.target).parent)
-            with open_output(job.target) as file:
-                file.write(document.render([(job.source, answers)]).encode())
+        write_answers(job, answers, metadata, options)
         return answers
     if options.probabilities and is_single and metadata.kind in CLASS_KINDS:
         outputs = {name: probabilities(y, class_axis(y, metadata)) for name, y in outputs.items()}
@@ -219,6 +216,14 @@ def write_decoded(
         outputs = {name: np.moveaxis(y, class_axis(y, metadata), -1) for name, y in outputs.items()}
     write_arrays(job.target, outputs, job.format)
     return ()
+
+
+def write_answers(job: Job, answers: Sequence[Answer], metadata: Metadata, options: ResultOptions) -> None:
+    """Write the answers for a file as a document of their own, if they go to a file."""
+    if job.target != STDIO:
+        document = AnswerDocument(job.format, metadata, options, folder=Path(job.target).parent)
+        with open_output(job.target) as file:
+            file.write(document.render([(job.source, answers)]).encode())
 
 
 class AnswerDocument:

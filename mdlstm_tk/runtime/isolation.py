@@ -63,7 +63,7 @@ class ProtocolError(Exception):
 
 
 class IsolatedRunner:
-    """A `Runner` in a child process. Arguments and errors are those of `open_runner`.
+    """A `Runner` in a child process. Arguments and errors are those of `OpenModel._open`.
 
     Calls take turns. If the child ends, its call fails; the next call starts another child.
     """
@@ -83,7 +83,6 @@ class IsolatedRunner:
             self.device, self.provider = printable(reply["device"]), printable(reply["provider"])
             reason = reply["reason"]
             self.reason = None if reason is None else printable(reason[:MAX_TEXT])
-            self.captures_graphs = bool(reply["captures_graphs"])
         except (KeyError, TypeError, AttributeError):
             raise self._invalid("no facts about the graphs") from None
 

@@ -48,9 +48,9 @@ def main(config: dict[str, Any]) -> None:
                 elif runner is None:
                     graphs = {name: data.tobytes() for name, data in arrays.items()}
                     runner = LocalRunner(graphs, request.pop("label"), **request)
-                    facts = ("device", "provider", "reason", "captures_graphs")
                     infos = {name: asdict(info) for name, info in runner.graphs.items()}
-                    send(replies, {"graphs": infos, **{name: getattr(runner, name) for name in facts}})
+                    facts = {"device": runner.device, "provider": runner.provider, "reason": runner.reason}
+                    send(replies, {"graphs": infos, **facts})
                 else:
                     outputs = runner.run(arrays, request["graph"])
                     send(replies, {}, outputs.items())

@@ -93,8 +93,8 @@ class Session(OpenModel):
             raise InputError(f"{label} is a tiled export; open it with mdlstm_tk.runtime.TiledSession")
         limit = max_bytes or MAX_BYTES
         data = model if isinstance(model, bytes) else read_model(Path(model), limit, "mdlstm export")
-        limits: dict[str, Any] = {"threads": threads, "timeout": timeout, "max_bytes": max_bytes}
-        options = {**limits, "device": device, "tf32": tf32, "isolated": isolated, "trusted": trusted}
+        options: dict[str, Any] = {"threads": threads, "timeout": timeout, "max_bytes": max_bytes}
+        options |= {"device": device, "tf32": tf32, "isolated": isolated, "trusted": trusted}
         self._arguments = data, options
         graph = self._open({MODEL: data}, label, **options).graphs[MODEL]
         try:
@@ -239,8 +239,8 @@ class Session(OpenModel):
             if len(fixed) < self.metadata.ndim:
                 raise InputError("this model has free extents; name those to warm up for with grid=...")
             grid = tuple(fixed)
-        # With CUDA graphs, the second run captures a graph and the third replays it.
-        for _ in range(3 if self.graphs.captures_graphs else 1):
+        # On CUDA the second run may capture a graph, and the third replays it.
+        for _ in range(1 if self.device == "cpu" else 3):
             self(np.zeros((batch, *self._shapes.sample_shape(grid)), np.float32))
 
     def _run_together(self, parts: Sequence[Array], extra: Mapping[str, Array]) -> list[dict[str, Array]]:
