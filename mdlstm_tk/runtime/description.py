@@ -19,8 +19,8 @@ def describe_model(path: str | Path, max_bytes: int | None = None) -> dict[str, 
         max_bytes: maximum size of the file in bytes. None: 1 GiB.
 
     Returns:
-        "kind": "model"; "bytes", the size of the file; all fields of its `Metadata`; and of a tiled model
-        "stages", the layers that tiles pass through. All values are JSON values.
+        "bytes", the size of the file; all fields of its `Metadata`, where "kind" is that of its task; and of
+        a tiled model "stages", the layers that tiles pass through. All values are JSON values.
 
     Raises:
         InputError: the file cannot be read, is larger, or is no such model.
@@ -31,7 +31,7 @@ def describe_model(path: str | Path, max_bytes: int | None = None) -> dict[str, 
     path = Path(path)
     if not is_tiled(path):
         with Session(path, "cpu", max_bytes=max_bytes) as session:
-            return {"kind": "model", "bytes": path.stat().st_size, **asdict(session.metadata)}
+            return {"bytes": path.stat().st_size, **asdict(session.metadata)}
     with TiledSession(path, "cpu", max_bytes=max_bytes) as tiled:
         stages = [
             {
@@ -43,4 +43,4 @@ def describe_model(path: str | Path, max_bytes: int | None = None) -> dict[str, 
             }
             for stage in tiled.archive.stages
         ]
-        return {"kind": "model", "bytes": path.stat().st_size, **asdict(tiled.metadata), "stages": stages}
+        return {"bytes": path.stat().st_size, **asdict(tiled.metadata), "stages": stages}

@@ -15,6 +15,7 @@ import pytest
 from helpers.tiled_models import downward, segmenter
 
 from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.runtime import describe_model
 from mdlstm_tk.runtime.tiles.archive import INDEX
 from mdlstm_tk.runtime.tiles.session import TiledSession
 
@@ -137,3 +138,11 @@ def test_a_damaged_archive_is_refused(name: str) -> None:
     make, words = ARCHIVES[name]
     message = refusal(make(members_of(downward())))
     assert words in message, message
+
+
+def test_max_bytes_is_the_limit_of_the_file_that_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdlstm_tk.runtime.tiles.session.MAX_BYTES", 10)
+    with pytest.raises(MDLSTMError, match="larger than 10 bytes"):
+        describe_model(downward().path)
+    description = describe_model(downward().path, max_bytes=2**30)
+    assert (description["form"], description["kind"]) == ("tiles", None)
