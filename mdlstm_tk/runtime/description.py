@@ -19,7 +19,7 @@ def describe_model(path: str | Path, max_bytes: int | None = None) -> dict[str, 
         max_bytes: maximum size of the file in bytes. None: 1 GiB.
 
     Returns:
-        "bytes", the size of the file; all fields of its `Metadata`, where "kind" is that of its task; and of
+        "bytes", the size of the file; all fields of its `Metadata`, "kind" being that of its task; and of
         a tiled model "stages", the layers that tiles pass through. All values are JSON values.
 
     Raises:
