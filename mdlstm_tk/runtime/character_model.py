@@ -114,7 +114,10 @@ class CharacterModel:
             raise InputError("a character model needs texts to be fitted to; give a list of lines")
         if order < 1:
             raise InputError(f"order must be 1 or more, got {order}; 6 fits most texts")
-        vocabulary = (UNKNOWN, BEGIN, END, *sorted(set("".join(lines))))
+        characters = set("".join(lines))
+        if not characters.isdisjoint(SPACES):  # without a space, `load` would take them for its name
+            characters.add(" ")
+        vocabulary = (UNKNOWN, BEGIN, END, *sorted(characters))
         index = {character: k for k, character in enumerate(vocabulary)}
         tokens = np.array([k for line in lines for k in (1, *map(index.__getitem__, line), 2)])
         lengths = np.array([len(line) + 2 for line in lines])

@@ -119,6 +119,13 @@ def test_files_hold_the_model(tmp_path: Path, name: str) -> None:
     assert again.read_bytes() == (tmp_path / name).read_bytes()
 
 
+def test_a_bar_stays_a_bar_in_a_file(tmp_path: Path) -> None:
+    model = CharacterModel.fit(["a|b"], 2)
+    model.save(tmp_path / "m.arpa")
+    loaded = CharacterModel.load(tmp_path / "m.arpa")
+    assert loaded.log_prob("a|b") == pytest.approx(model.log_prob("a|b"), abs=1e-4)
+
+
 def write_arpa(path: Path, *sections: dict[str, tuple[float, float]], separator: str = "\t") -> Path:
     """Write an ARPA file of probabilities and backoff weights."""
     lines = ["a comment", "", "\\data\\", *(f"ngram {n}={len(s)}" for n, s in enumerate(sections, 1)), ""]
