@@ -181,7 +181,7 @@ class _Child:
     @property
     def is_usable(self) -> bool:
         """True if it lives, as far as is known, and was not started before a fork."""
-        return self._end.alive and self._owner == os.getpid()
+        return self._end.alive and not self._is_late and self._owner == os.getpid()
 
     def ask(
         self, request: Message, arrays: Iterable[tuple[str, Array]], seconds: float, max_bytes: int

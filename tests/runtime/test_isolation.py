@@ -132,6 +132,13 @@ def test_after_a_reply_that_cannot_be_stored_the_next_call_gets_its_own_result(
     np.testing.assert_array_equal(isolated(x), Session(model, "cpu")(x))
 
 
+def test_a_reply_in_the_last_moment_does_not_fail_the_next_call(isolated: Session, model: Path) -> None:
+    assert isinstance(isolated._runner, IsolatedRunner)
+    isolated._runner._child._stop_late()  # the timer fired while the reply came
+    x = RNG.random((8, 8))
+    np.testing.assert_array_equal(isolated(x), Session(model, "cpu")(x))
+
+
 def test_children_end_with_their_sessions(isolated: Session, model: Path) -> None:
     session = Session(model, "cpu", isolated=True)
     pid = pid_of(session)
