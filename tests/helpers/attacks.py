@@ -51,6 +51,11 @@ def if_node(inner: onnx.NodeProto) -> onnx.NodeProto:
     return node("If", "go", "y", then_branch=branch, else_branch=branch)
 
 
+def with_node_bytes(last: onnx.NodeProto, fields: bytes) -> bytes:
+    """A model whose last node ends with fields that are given as bytes."""
+    return with_bytes(field(1, 2, last.SerializeToString() + fields))
+
+
 def nested(depth: int) -> onnx.ModelProto:
     inner = node("Neg", "v", "v_out")
     for _ in range(depth):
@@ -60,11 +65,6 @@ def nested(depth: int) -> onnx.ModelProto:
 
 def with_graph_bytes(*fields: bytes) -> bytes:
     return with_bytes(b"".join(fields))
-
-
-def with_node_bytes(last: onnx.NodeProto, fields: bytes) -> bytes:
-    """A model whose last node ends with fields that are given as bytes."""
-    return with_graph_bytes(field(1, 2, last.SerializeToString() + fields))
 
 
 def opset(domain: str) -> onnx.ModelProto:
@@ -206,7 +206,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
         "a Split into another number of parts",
     ),
     "node in a field whose number has 33 bits": (
-        lambda: with_graph_bytes(varint(2**32 + 10), varint(6), field(4, 2, b"Loop")),
+        lambda: with_bytes(varint(2**32 + 10) + varint(6) + field(4, 2, b"Loop")),
         "malformed",
     ),
     "name with escapes": (lambda: crafted([node("\x1b[2J", "x", "y")]), r"'\\x1b\[2J'"),

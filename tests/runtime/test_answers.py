@@ -19,7 +19,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import CharacterModel, Metadata, decode, infer_paths
 from mdlstm_tk.runtime.answers import AnswerDocument
 from mdlstm_tk.runtime.io import Format
-from mdlstm_tk.runtime.jobs import ANSWER_FORMATS, Job, ResultOptions
+from mdlstm_tk.runtime.jobs import ANSWER_FORMATS, ResultOptions
 
 GRID = Metadata("0", None, "scan", "N H W C", 1, 1)
 CLASSES = ("cat", "dög", "=1\\")
@@ -91,15 +91,6 @@ def test_documents_are_the_same_in_one_piece_and_file_by_file(file_format: Forma
     assert parts.begin() + "".join(parts.add(*file) for file in files) + parts.end() == whole
 
 
-def test_a_file_that_is_given_twice_has_two_rows() -> None:
-    first, twice = Job("a", "-", "txt"), Job("b", "-", "txt")
-    document = AnswerDocument("txt", CLASSIFIER, ResultOptions(), is_named=True, jobs=[first, twice, twice])
-    answers = decode(SCORES[0], CLASSIFIER)
-    texts = [document.add_in_order(job, answers) for job in (twice, twice, first)]
-    assert texts[:2] == ["", ""]
-    assert [line.split("\t")[0] for line in texts[2].splitlines()] == ["a", "b", "b"]
-
-
 def test_texts_have_confidences_and_places(tmp_path: Path) -> None:
     model = recogniser(tmp_path / "m.onnx", temperature=0.1)
     image = np.full((4, 20), 255, np.uint8)
@@ -125,6 +116,17 @@ def test_texts_have_confidences_and_places(tmp_path: Path) -> None:
         assert digits in asked
         assert len(plain.splitlines()) == len(asked.splitlines())
     assert written("texts.csv", probabilities=True).splitlines()[0] == "file,array,sample,text,confidence"
+
+
+def test_a_file_that_is_given_twice_does_not_end_the_table(tmp_path: Path) -> None:
+    """Errors come before the answers of files that stand before them."""
+    for name in ("1", "2"):
+        write_image(tmp_path / f"{name}.png", np.full((4, 20), 255, np.uint8))
+    (tmp_path / "bad.png").write_text("no image")
+    inputs = [tmp_path / f"{name}.png" for name in ("1", "bad", "bad", "2")]
+    table = tmp_path / "texts.csv"
+    list(infer_paths(inputs, recogniser(tmp_path / "m.onnx"), table, device="cpu").results)
+    assert table.read_text().count(".png") == 2
 
 
 def test_a_language_model_changes_texts(tmp_path: Path) -> None:

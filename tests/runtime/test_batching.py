@@ -61,6 +61,12 @@ def test_arrays_of_one_shape_share_runs() -> None:
     assert max(samples for _, samples in session.runs) == 4
 
 
+def test_an_array_without_a_grid_does_not_fail_those_that_are_padded() -> None:
+    results = Recorder(PADDED).run({0: np.zeros(3), 1: np.ones((2, 2)), 2: np.zeros((1, 1, 1, 2, 2))})
+    assert isinstance(results[0], InputError) and isinstance(results[2], InputError)
+    np.testing.assert_array_equal(results[1], np.full((2, 2), 2))
+
+
 @pytest.mark.parametrize(
     ("metadata", "shapes", "runs"),
     [
@@ -86,12 +92,6 @@ def test_one_array_that_fails_does_not_fail_the_others() -> None:
     results = session.run({0: np.zeros((2, 2)), 1: np.full((2, 2), -1), 2: np.ones((2, 2))})
     assert isinstance(results[1], InputError)
     np.testing.assert_array_equal(results[2], np.full((2, 2), 2))
-
-
-def test_an_array_without_a_grid_does_not_fail_those_that_are_padded() -> None:
-    results = Recorder(PADDED).run({0: np.zeros(3), 1: np.ones((2, 2)), 2: np.zeros((1, 1, 1, 2, 2))})
-    assert isinstance(results[0], InputError) and isinstance(results[2], InputError)
-    np.testing.assert_array_equal(results[1], np.full((2, 2), 2))
 
 
 class Stopping(Recorder):

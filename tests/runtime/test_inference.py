@@ -78,6 +78,14 @@ def test_a_folder_gives_a_result_for_each_file(place: Path) -> None:
     assert [Path(job.source).name for job in again.jobs] == ["bad.npy", "broken.npy"]
 
 
+def test_numbers_below_1_and_a_path_in_place_of_a_list_are_refused(place: Path) -> None:
+    for name in ("top", "batch_size", "workers", "tile"):
+        with pytest.raises(InputError, match=f"{name} must be at least 1, got 0"):
+            infer_paths(["in"], "m.onnx", engine="ray", **{name: 0})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="inputs must be a list of files and folders, got 'in'"):
+        infer_paths("in", "m.onnx")
+
+
 def test_a_single_file_keeps_its_arrays_and_raises_its_errors(place: Path) -> None:
     (result,) = results(["in/a.npy"], "m.onnx")
     np.testing.assert_array_equal(result.outputs[None], np.load("in/a.out.npy"))
@@ -135,8 +143,6 @@ def test_among_several_models_the_grid_chooses_in_their_layout(
     [
         ({"skip_existing": True, "force": True}, "skip_existing=True .* force=True"),
         ({"workers": 2}, 'workers=... needs engine="ray"'),
-        ({"batch_size": -1}, "batch_size must be at least 1, got -1"),
-        ({"engine": "ray", "workers": 0}, "workers must be at least 1, got 0"),
         ({"output": "y.npy"}, "expected a folder"),
         ({"output": "t.csv"}, "expected a folder .* takes labels or texts"),
         ({"output": "t.csv", "skip_existing": True}, "needs a folder"),
@@ -154,8 +160,6 @@ def test_arguments_that_do_not_suit_are_refused(options: Any, message: str, plac
     model = "m.onnx" if not {"tile", "resume", "level"} & options.keys() else place / "m.onnx"
     with pytest.raises(InputError, match=message):
         infer_paths(["in"], model, device="cpu", **options)
-    with pytest.raises(InputError, match="inputs must be a list of files and folders, got 'in'"):
-        infer_paths("in", model, device="cpu")
     assert sorted(place.rglob("*")) == before
 
 

@@ -88,6 +88,14 @@ def flipped(members: Members) -> bytes:
     return bytes(data)
 
 
+def test_max_bytes_is_the_limit_of_the_file_that_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdlstm_tk.runtime.tiles.session.MAX_BYTES", 10)
+    with pytest.raises(MDLSTMError, match="larger than 10 bytes"):
+        describe_model(downward().path)
+    description = describe_model(downward().path, max_bytes=2**30)
+    assert (description["form"], description["kind"]) == ("tiles", None)
+
+
 def changed_graph(members: Members, change: Callable[[onnx.ModelProto], object]) -> bytes:
     model = onnx.load_model_from_string(members[SWEEP])
     change(model)
@@ -138,11 +146,3 @@ def test_a_damaged_archive_is_refused(name: str) -> None:
     make, words = ARCHIVES[name]
     message = refusal(make(members_of(downward())))
     assert words in message, message
-
-
-def test_max_bytes_is_the_limit_of_the_file_that_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mdlstm_tk.runtime.tiles.session.MAX_BYTES", 10)
-    with pytest.raises(MDLSTMError, match="larger than 10 bytes"):
-        describe_model(downward().path)
-    description = describe_model(downward().path, max_bytes=2**30)
-    assert (description["form"], description["kind"]) == ("tiles", None)
