@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.small_models import node, recogniser, write_model
+from helpers.small_models import node, write_model
 
 from mdlstm_tk.errors import InputError, StoppedError
 from mdlstm_tk.runtime import Metadata, Result, Session, batching
@@ -173,7 +173,8 @@ def test_arrays_of_few_axes_are_refused_in_one_line(tmp_path: Path) -> None:
     result, _ = run_file(masked(tmp_path / "m.onnx"), tmp_path / "x.npz")
     assert "mask must have the batch of x, 70; got shape ()" in str(result.error)
     np.save(tmp_path / "x.npy", np.zeros(3))
-    result, _ = run_file(recogniser(tmp_path / "r.onnx"), tmp_path / "x.npy")
+    texts = write_model(tmp_path / "r.onnx", outputs=2, kind="transcribe", classes=("a",), window=None)
+    result, _ = run_file(texts, tmp_path / "x.npy")
     assert "x has shape (3,)" in str(result.error)
 
 
