@@ -30,6 +30,6 @@ GREY, EVERYWHERE = np.full((4, 5, 1), 0.5, np.float32), np.ones((4, 5), bool)
 )
 def test_numbers_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     metadata = Metadata("0", None, "scan", "N W C", 1, 1, kind="density", window=(1,), drawing=DRAWING)
-    arguments = {"n": 2, "size": None, "seed": 0, "uniform": None, "given": None, "temperature": 1.0}
+    arguments: dict[str, Any] = {"n": 2, "size": None, "seed": 0, "uniform": None, "given": None}
     with pytest.raises(InputError, match=message):
-        draw_rows(SimpleNamespace(metadata=metadata), **{**arguments, **options})
+        draw_rows(SimpleNamespace(metadata=metadata), **{"temperature": 1.0, **arguments, **options})
