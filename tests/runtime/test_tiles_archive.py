@@ -115,6 +115,14 @@ def transpose_face(model: onnx.ModelProto) -> None:
     model.graph.node.append(node)
 
 
+def rename_y(members: Members) -> bytes:
+    model = onnx.load_model_from_string(members["head.onnx"])
+    for node in model.graph.node:
+        node.output[:] = ["z" if name == "y" else name for name in node.output]
+    model.graph.output[0].name = "z"
+    return packed(members | {"head.onnx": model.SerializeToString()})
+
+
 ARCHIVES: dict[str, tuple[Callable[[Members], bytes], str]] = {
     "no archive": (lambda members: b"x" * 100, "is no tiled export, or damaged"),
     "cut off": (lambda members: packed(members)[:-30], "is no tiled export, or damaged"),
@@ -134,6 +142,7 @@ ARCHIVES: dict[str, tuple[Callable[[Members], bytes], str]] = {
         lambda members: changed_graph(members, transpose_face),
         "for 'h0_n', expected float32 of",
     ),
+    "a head without y": (lambda members: rename_y(members_of(segmenter())), "the head returned no y"),
     "a sweep as head": (
         lambda members: packed(members_of(segmenter()) | {"head.onnx": members[SWEEP]}),
         "ONNX Runtime failed",
