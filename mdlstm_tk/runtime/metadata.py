@@ -259,7 +259,8 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
     bounds = metadata.example_range
     yield "example_range", bounds is None or len(bounds) == 2, "the lowest and the highest value"
     values, palette = metadata.mask_values, metadata.mask_palette
-    yield "mask_values", values is None or len(values) == outputs, f"{outputs} values, one for each class"
+    are_values = values is None or (len(values) == outputs and all(-(2**63) <= v < 2**63 for v in values))
+    yield "mask_values", are_values, f"{outputs} values of 64 bits, one for each class"
     is_palette = palette is None or (len(palette) == 3 * outputs and set(palette) <= set(range(256)))
     yield "mask_palette", is_palette, f"{3 * outputs} values from 0 to 255"
     if metadata.drawing is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 
 import numpy as np
 
@@ -137,6 +137,12 @@ class Shapes:
         valid extents of its samples, (N, D) int64."""
         grids = [self.grid(part) for part in parts]
         grid = self.metadata.grid_like(tuple(np.max(grids, axis=0).tolist()))
+        nbytes = prod(self.sample_shape(grid)) * FLOAT_BYTES
+        if nbytes > self._max_bytes:
+            raise InputError(
+                f"a sample padded to the grid {grid} of this model takes {nbytes} bytes as float32, more than "
+                f"{self._max_bytes}; allow more with max_bytes=..."
+            )
         batch = np.zeros((sum(map(len, parts)), *self.sample_shape(grid)), parts[0].dtype)
         start = 0
         for part in parts:

@@ -168,6 +168,12 @@ def test_the_arrays_of_a_file_go_to_the_inputs_of_their_names(tmp_path: Path) ->
     assert {name: y.shape for name, y in np.load(target).items()} == {"a": x.shape, "b": x[0].shape}
 
 
+def test_a_sample_is_not_padded_beyond_the_limit(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m.onnx", inputs=("x", "sizes"), grid=(2**20, 2**20))
+    with pytest.raises(InputError, match=r"padded to the grid \(1048576, 1048576\) .*max_bytes="):
+        Session(model, "cpu")(np.zeros((8, 8)))
+
+
 def test_arrays_of_few_axes_are_refused_in_one_line(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.zeros((70, 3, 4, 1)), mask=1.0)
     result, _ = run_file(masked(tmp_path / "m.onnx"), tmp_path / "x.npz")

@@ -100,6 +100,7 @@ WRONG: list[tuple[Metadata, str, Any, str]] = [
     (RECOGNISER, "character_bonus", None, "a number"),
     (SEGMENTER, "window", None, "a segmenter has a grid"),
     (SEGMENTER, "mask_values", [1, 2], "4 values"),
+    (SEGMENTER, "mask_values", [0, 1, 2, 2**70], "4 values of 64 bits"),
     (SEGMENTER, "mask_palette", [300] * 12, "from 0 to 255"),
     (DENSITY, "window", [2], "a density has a number for each value"),
     (DENSITY, "drawing", {"size": 8, "levels": 4, "state": 8}, "size, levels and state"),
