@@ -140,7 +140,7 @@ class Shapes:
         nbytes = prod(self.sample_shape(grid)) * FLOAT_BYTES
         if nbytes > self._max_bytes:
             raise InputError(
-                f"a sample padded to the grid {grid} of this model takes {nbytes} bytes as float32, more than "
+                f"a sample padded to the grid {grid} takes {nbytes} bytes as float32, more than "
                 f"{self._max_bytes}; allow more with max_bytes=..."
             )
         batch = np.zeros((sum(map(len, parts)), *self.sample_shape(grid)), parts[0].dtype)
