@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 from handwriting import link_pages
-from PIL import Image
 from measuring import markdown
+from PIL import Image
 
 from mdlstm_tk.data import Textures
 from mdlstm_tk.data.builtin.fashion import FOLDER

@@ -46,11 +46,12 @@ from mdlstm_tk.export.verification.parity import (
     with_padding,
 )
 from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime.io import is_tiled
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.model_discovery import archives_in, models_in, without_drawing
 from mdlstm_tk.runtime.samples import check_takes_grids
 from mdlstm_tk.runtime.shapes import Shapes
-from mdlstm_tk.runtime.tiles.archive import is_archive, read_archive_bytes
+from mdlstm_tk.runtime.tiles.archive import read_archive_bytes
 from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.training import Run as TrainingRun
 from mdlstm_tk.training import load_checkpoint
@@ -150,7 +151,7 @@ def _sessions(
 ) -> Sequence[Session] | Sequence[TiledSession]:
     """A session on the device; for "auto" one on the CPU and, where it works, one on CUDA."""
     opened: Any = partial(Session, model, max_bytes=max_bytes, **options)
-    if is_archive(model):
+    if is_tiled(model):
         read_archive_bytes(model, max_bytes)  # max_bytes of a TiledSession bounds the memory of its runs
         opened = partial(TiledSession, model, **options)
     session = opened(device=device)
@@ -175,7 +176,7 @@ class _FileVerifier:
         against: Against,
     ) -> None:
         self.sessions, self.metadata = sessions, sessions[0].metadata
-        self.model = None if is_archive(path) else read_model(path.read_bytes())
+        self.model = None if is_tiled(path) else read_model(path.read_bytes())
         self.trusted = operators_to_trust(self.model) if self.model else ()
         self.training_run: TrainingRun | None = None
         self.grid = (*DEFAULT_GRID, *(2,) * self.metadata.ndim)[: self.metadata.ndim]

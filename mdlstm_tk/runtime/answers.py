@@ -202,10 +202,7 @@ def write_decoded(
             for name, y in outputs.items()
             for answer in decode(y, metadata, top, name, **search, width=covered(name, y))
         )
-        if job.target != STDIO:
-            document = AnswerDocument(job.format, metadata, options, folder=Path(job.target).parent)
-            with open_output(job.target) as file:
-                file.write(document.render([(job.source, answers)]).encode())
+        write_answers(job, answers, metadata, options)
         return answers
     if options.probabilities and is_single and metadata.kind in CLASS_KINDS:
         outputs = {name: probabilities(y, class_axis(y, metadata)) for name, y in outputs.items()}
@@ -219,6 +216,14 @@ def write_decoded(
         outputs = {name: np.moveaxis(y, class_axis(y, metadata), -1) for name, y in outputs.items()}
     write_arrays(job.target, outputs, job.format)
     return ()
+
+
+def write_answers(job: Job, answers: Sequence[Answer], metadata: Metadata, options: ResultOptions) -> None:
+    """Write the answers for a file as a document of their own, if they go to a file."""
+    if job.target != STDIO:
+        document = AnswerDocument(job.format, metadata, options, folder=Path(job.target).parent)
+        with open_output(job.target) as file:
+            file.write(document.render([(job.source, answers)]).encode())
 
 
 class AnswerDocument:
@@ -243,7 +248,8 @@ class AnswerDocument:
         self._classes = metadata.classes or ()
         self._is_named, self._folder = is_named, folder
         self._is_empty = True
-        self._waiting, self._answers = deque(jobs), dict[Job, Sequence[Answer]]()
+        self._waiting = deque(jobs)
+        self._answers: dict[Job, list[Sequence[Answer]]] = {}  # several if a file was given several times
 
     def begin(self) -> str:
         """The text before the first answer."""
@@ -269,11 +275,11 @@ class AnswerDocument:
 
     def add_in_order(self, job: Job, answers: Sequence[Answer]) -> str:
         """The text that can follow now: the answers for a job wait for those for all jobs before it."""
-        self._answers[job] = answers
+        self._answers.setdefault(job, []).append(answers)
         text = ""
-        while self._waiting and self._waiting[0] in self._answers:
+        while self._waiting and self._answers.get(self._waiting[0]):
             first = self._waiting.popleft()
-            text += self.add(first.source, self._answers.pop(first))
+            text += self.add(first.source, self._answers[first].pop())
         return text
 
     def end(self) -> str:

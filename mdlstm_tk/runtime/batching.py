@@ -126,8 +126,8 @@ def run_batches(
     is_padded = "sizes" in metadata.inputs
     groups: dict[Any, list[tuple[Tag, Feed]]] = {}
     for number, (tag, feed) in enumerate(feeds):
-        key: Any = number
-        if not isinstance(feed, Mapping):
+        key: Any = number  # several inputs run alone, and so do arrays that the session will refuse
+        if not isinstance(feed, Mapping) and metadata.ndim <= feed.ndim <= metadata.ndim + 2:
             key = "padded" if is_padded else _sample_shape(feed, metadata)
         groups.setdefault(key, []).append((tag, feed))
     for key, members in groups.items():
@@ -200,7 +200,8 @@ def _run_split(session: Session, feed: Feed, limit: int) -> Any:
     metadata = session.metadata
     arrays = dict(feed) if isinstance(feed, Mapping) else {metadata.inputs[0]: feed}
     x = arrays.pop(metadata.inputs[0])
-    if x.ndim < metadata.ndim + 2 or len(x) <= limit:
+    is_short = x.ndim < metadata.ndim + 2 or len(x) <= limit
+    if is_short or any(y.shape[:1] != x.shape[:1] for y in arrays.values()):  # the session refuses these
         return session(x, **arrays)
     cuts = [slice(i, i + limit) for i in range(0, len(x), limit)]
     parts: list[Any] = [session(x[cut], **{name: y[cut] for name, y in arrays.items()}) for cut in cuts]
@@ -319,7 +320,7 @@ def _feeds_of(source: str, arrays: Arrays, metadata: Metadata) -> Feeds:
 
 
 def _widths_of(file: InputFile, arrays: Arrays, metadata: Metadata) -> Widths:
-    columns = {name: grid_of(x, metadata)[-1] for name, x in arrays.items()}
+    columns = {name: grid_of(x, metadata)[-1] for name, x in arrays.items() if x.ndim >= metadata.ndim}
     return {name: (w, file.arrays[name].shape[1] if file.is_image else w) for name, w in columns.items()}
 
 

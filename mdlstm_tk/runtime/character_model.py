@@ -114,7 +114,10 @@ class CharacterModel:
             raise InputError("a character model needs texts to be fitted to; give a list of lines")
         if order < 1:
             raise InputError(f"order must be 1 or more, got {order}; 6 fits most texts")
-        vocabulary = (UNKNOWN, BEGIN, END, *sorted(set("".join(lines))))
+        characters = set("".join(lines))
+        if not characters.isdisjoint(SPACES):  # without a space, `load` would take them for its name
+            characters.add(" ")
+        vocabulary = (UNKNOWN, BEGIN, END, *sorted(characters))
         index = {character: k for k, character in enumerate(vocabulary)}
         tokens = np.array([k for line in lines for k in (1, *map(index.__getitem__, line), 2)])
         lengths = np.array([len(line) + 2 for line in lines])
@@ -144,6 +147,7 @@ class CharacterModel:
             InputError: there is no such file, it is no ARPA file, or its n-grams are of words.
         """
         advice = "write one with CharacterModel.fit(texts).save('lm.arpa.gz'), or with lmplz"
+        incomplete = InputError(f"{path} is no complete ARPA file; {advice}")
         try:
             data = Path(path).read_bytes()
             data = gzip.decompress(data) if data.startswith(GZIP) else data
@@ -151,13 +155,16 @@ class CharacterModel:
         except OSError as error:
             raise InputError(f"cannot read the language model {path}: {error.strerror or error}") from None
         except (ValueError, LookupError, EOFError, zlib.error):
-            raise InputError(f"{path} is no complete ARPA file; {advice}") from None
+            raise incomplete from None
         words = [token for token in sections[0] if len(token) > 1 and not token.startswith("<")]
         if 2 * len(words) > len(sections[0]):
             raise InputError(
                 f"{path} is a model of words such as {words[0]!a:.40}, expected one of characters; {advice}"
             )
-        return cls(*_linked(sections))
+        try:
+            return cls(*_linked(sections))
+        except (ValueError, LookupError):
+            raise incomplete from None
 
     def save(self, path: str | Path) -> None:
         """Write the model as an ARPA file, atomically.
@@ -333,7 +340,11 @@ def _parse(text: str) -> list[Section]:
 
 
 def _linked(sections: list[Section]) -> tuple[Sequence[str], NGrams, list[int]]:
-    """The vocabulary, the n-grams and the starts of the orders from the sections of a file."""
+    """The vocabulary, the n-grams and the starts of the orders from the sections of a file.
+
+    Raises:
+        ValueError, KeyError: an n-gram has a character that is none of order 1.
+    """
     for token, log_prob in ((UNKNOWN, UNKNOWN_LOG_PROB), (BEGIN, LOG_ZERO), (END, LOG_ZERO)):
         sections[0].setdefault(token, (log_prob / LOG_10, 0.0))
     names = [UNKNOWN, BEGIN, END, *sorted(sections[0].keys() - {UNKNOWN, BEGIN, END})]
@@ -370,6 +381,8 @@ def _add_contexts(sections: list[Section]) -> None:
         if name in section:
             return section[name][0]
         context, shorter = name.rpartition(" ")[0], name.partition(" ")[2]
+        if not context:
+            raise ValueError(name)
         return sections[context.count(" ")].get(context, (0.0, 0.0))[1] + log_prob(shorter)
 
     for n in range(len(sections) - 1, 0, -1):

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.runtime.io.npy import MAX_BYTES
+from mdlstm_tk.runtime.io import is_tiled
 from mdlstm_tk.runtime.session import Session
 
 
-def describe_model(path: Path, max_bytes: int | None = None) -> dict[str, Any]:
+def describe_model(path: str | Path, max_bytes: int | None = None) -> dict[str, Any]:
     """Describe an exported model, as `mdlstm info` prints it.
 
     Args:
@@ -19,22 +19,20 @@ def describe_model(path: Path, max_bytes: int | None = None) -> dict[str, Any]:
         max_bytes: maximum size of the file in bytes. None: 1 GiB.
 
     Returns:
-        "kind": "model"; "bytes", the size of the file; all fields of its `Metadata`; and of a tiled model
-        "stages", the layers that tiles pass through. All values are JSON values.
+        "bytes", the size of the file; all fields of its `Metadata`, "kind" being that of its task; and of
+        a tiled model "stages", the layers that tiles pass through. All values are JSON values.
 
     Raises:
         InputError: the file cannot be read, is larger, or is no such model.
         MissingExtraError: ONNX Runtime is not installed.
     """
-    from mdlstm_tk.runtime.tiles.archive import is_archive, read_archive_bytes
     from mdlstm_tk.runtime.tiles.session import TiledSession
 
-    limit = max_bytes or MAX_BYTES
-    if not is_archive(path):
-        with Session(path, "cpu", max_bytes=limit) as session:
-            return {"kind": "model", "bytes": path.stat().st_size, **asdict(session.metadata)}
-    read_archive_bytes(path, limit)  # max_bytes of a TiledSession bounds the memory of its runs
-    with TiledSession(path, "cpu") as tiled:
+    path = Path(path)
+    if not is_tiled(path):
+        with Session(path, "cpu", max_bytes=max_bytes) as session:
+            return {"bytes": path.stat().st_size, **asdict(session.metadata)}
+    with TiledSession(path, "cpu", max_bytes=max_bytes) as tiled:
         stages = [
             {
                 "window": format_size(stage.window),
@@ -45,4 +43,4 @@ def describe_model(path: Path, max_bytes: int | None = None) -> dict[str, Any]:
             }
             for stage in tiled.archive.stages
         ]
-        return {"kind": "model", "bytes": path.stat().st_size, **asdict(tiled.metadata), "stages": stages}
+        return {"bytes": path.stat().st_size, **asdict(tiled.metadata), "stages": stages}

@@ -16,7 +16,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.batching import WINDOW_BYTES, Result, grid_of, infer_files
 from mdlstm_tk.runtime.choices import Engine
 from mdlstm_tk.runtime.decoding import BEAM
-from mdlstm_tk.runtime.io import TILED_SUFFIX, Format
+from mdlstm_tk.runtime.io import Format, is_tiled
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, STDIO, open_output
 from mdlstm_tk.runtime.io.readers import InputFile, read_input
@@ -35,6 +35,7 @@ from mdlstm_tk.runtime.jobs import (
     remaining_jobs,
 )
 from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.model_discovery import choose_model, find_models, read_metadata
 from mdlstm_tk.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def infer_paths(
         threads: CPU threads of one run, as for `Session`. 0: one per core.
         batch_size: samples per run. None: 64, or fewer for grids above 64×64.
         engine: "local", or "ray" to distribute the files with Ray on $RAY_ADDRESS.
-        workers: number of processes of the Ray engine. None: one per CPU.
+        workers: number of processes of the Ray engine. None: one per CPU. On CUDA at most one per GPU.
         max_bytes: maximum size in bytes of a file, before and after decompression; of a tiled model, of
             the resident memory. None: 1 GiB.
         timeout: maximum duration of one run in seconds. None: no limit, or 120 s in isolation.
@@ -163,6 +164,11 @@ def infer_paths(
     """
     if skip_existing and force:
         raise InputError("skip_existing=True keeps results that exist, force=True replaces them; give one")
+    if isinstance(inputs, str | Path):
+        raise InputError(f"inputs must be a list of files and folders, got {inputs!r}; give [{inputs!r}]")
+    for name, value in {"top": top, "batch_size": batch_size, "workers": workers, "tile": tile}.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
     if workers is not None and engine != "ray":
         raise InputError('workers=... needs engine="ray"; in this process, set threads=...')
     sources = [os.fspath(path) for path in inputs]
@@ -179,10 +185,10 @@ def infer_paths(
 
     limit = max_bytes or MAX_BYTES
     tiling = {"tile": tile is not None, "level": level is not None, "resume": resume}
-    models = _find_models(model, tiled=any(tiling.values()))
+    models = find_models(model, tiled=any(tiling.values()))
     already_read: dict[str, InputFile] = {}
     path = models[-1]
-    if len(models) > 1 and not _is_tiled(path):
+    if len(models) > 1 and not is_tiled(path):
         already_read = _read_first(files, limit)
         path = _model_for_grids(models, already_read, limit)
     options = ResultOptions(probabilities, top)
@@ -273,8 +279,8 @@ def stream_paths(
 
     if output != STDIO:
         ensure_writable(Path(output), force)
-    path = _find_models(model, tiled=True)[-1]
-    if not _is_tiled(path):
+    path = find_models(model, tiled=True)[-1]
+    if not is_tiled(path):
         raise InputError(
             f"stream=True needs a tiled model (mdlstm export RUN --form tiles), and {path} is none"
         )
@@ -286,19 +292,9 @@ def stream_paths(
             return stream_rows(session, sys.stdin.buffer, file)
 
 
-def _find_models(model: str | Path | None, *, tiled: bool) -> Sequence[Path]:
-    if model and not os.path.isdir(model):
-        return [Path(model)]
-    from mdlstm_tk.runtime.model_discovery import (
-        find_models,  # imported late: a path needs no search
-    )
-
-    return find_models(model, tiled=tiled)
-
-
 def _open_model(path: Path, tiling: dict[str, bool], device: str, **options: Any) -> Session | TiledSession:
     """Open a model for whole grids, or a tiled one."""
-    if _is_tiled(path):
+    if is_tiled(path):
         from mdlstm_tk.runtime.tiles.session import TiledSession  # imported late: most models need none
 
         return TiledSession(path, device, **options)
@@ -313,10 +309,6 @@ def _open_model(path: Path, tiling: dict[str, bool], device: str, **options: Any
 
         check_takes_grids(session.metadata, path)
     return session
-
-
-def _is_tiled(path: Path) -> bool:
-    return path.suffix.lower() == TILED_SUFFIX
 
 
 def _read_first(files: Sequence[InputPath], limit: int) -> dict[str, InputFile]:
@@ -335,8 +327,6 @@ def _read_first(files: Sequence[InputPath], limit: int) -> dict[str, InputFile]:
 def _model_for_grids(models: Sequence[Path], files: dict[str, InputFile], limit: int) -> Path:
     """The model for the grids of files. Their layout is that of the newest model that can be read: all
     models of a run share it."""
-    from mdlstm_tk.runtime.model_discovery import choose_model, read_metadata
-
     grids = []
     for path in reversed(models):
         with suppress(InputError):

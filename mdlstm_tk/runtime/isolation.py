@@ -63,7 +63,7 @@ class ProtocolError(Exception):
 
 
 class IsolatedRunner:
-    """A `Runner` in a child process. Arguments and errors are those of `open_runner`.
+    """A `Runner` in a child process. Arguments and errors are those of `OpenModel._open`.
 
     Calls take turns. If the child ends, its call fails; the next call starts another child.
     """
@@ -83,7 +83,6 @@ class IsolatedRunner:
             self.device, self.provider = printable(reply["device"]), printable(reply["provider"])
             reason = reply["reason"]
             self.reason = None if reason is None else printable(reason[:MAX_TEXT])
-            self.captures_graphs = bool(reply["captures_graphs"])
         except (KeyError, TypeError, AttributeError):
             raise self._invalid("no facts about the graphs") from None
 
@@ -182,7 +181,7 @@ class _Child:
     @property
     def is_usable(self) -> bool:
         """True if it lives, as far as is known, and was not started before a fork."""
-        return self._end.alive and self._owner == os.getpid()
+        return self._end.alive and not self._is_late and self._owner == os.getpid()
 
     def ask(
         self, request: Message, arrays: Iterable[tuple[str, Array]], seconds: float, max_bytes: int
@@ -204,7 +203,7 @@ class _Child:
             reply, outputs = receive(self._popen.stdout, max_bytes)
         except (EOFError, OSError, ValueError):  # ValueError: another thread has ended it
             raise self._death() from None
-        except KeyboardInterrupt:  # the reply would be taken for that to the next request
+        except BaseException:  # such as Ctrl-C: the reply would be taken for that to the next request
             self.kill()
             raise
         finally:

@@ -32,25 +32,25 @@ def main(config: dict[str, Any]) -> None:
     """
     requests, replies = os.fdopen(0, "rb", 0), os.fdopen(os.dup(1), "wb", 0)
     os.dup2(2, 1)  # nothing else writes among the replies
-    failure: Exception | None = None
+    failure: Message | None = None
     try:
         onnxruntime = require("onnxruntime", "cpu")
         _limit(config, has_cuda=CUDA in onnxruntime.get_available_providers())
     except Exception as error:  # the parent raises it; for example, ONNX Runtime is not installed
-        failure = error
+        failure = _error_reply(error)
     runner: LocalRunner | None = None
     try:
         while True:
             request, arrays = receive(requests, sys.maxsize)
             try:
                 if failure is not None:
-                    raise failure
-                if runner is None:
+                    send(replies, failure)
+                elif runner is None:
                     graphs = {name: data.tobytes() for name, data in arrays.items()}
                     runner = LocalRunner(graphs, request.pop("label"), **request)
-                    facts = ("device", "provider", "reason", "captures_graphs")
                     infos = {name: asdict(info) for name, info in runner.graphs.items()}
-                    send(replies, {"graphs": infos, **{name: getattr(runner, name) for name in facts}})
+                    facts = {"device": runner.device, "provider": runner.provider, "reason": runner.reason}
+                    send(replies, {"graphs": infos, **facts})
                 else:
                     outputs = runner.run(arrays, request["graph"])
                     send(replies, {}, outputs.items())

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from math import inf, isfinite
+from sys import float_info
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -219,7 +220,8 @@ def _typed(value: Any, annotation: Any) -> Any:
         if isinstance(value, dict):
             return {key: _typed(entry, args[1]) for key, entry in value.items()}
         raise ValueError("an object")
-    if annotation is Any or type(value) is annotation or (annotation is float and type(value) is int):
+    is_float = annotation is float and type(value) is int and abs(value) <= float_info.max
+    if annotation is Any or type(value) is annotation or is_float:
         return value
     raise ValueError(TYPE_NAMES[annotation])
 
@@ -243,7 +245,8 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
     if kind not in (None, "grid", "density"):
         names = outputs - (kind == "transcribe")  # output 0 of a recogniser is the blank
         expected = f"{names} different names, as a model of kind {kind} has {outputs} outputs"
-        yield "classes", classes is not None and _are_different(classes) and len(classes) == names, expected
+        is_valid = classes is not None and _are_different(classes) and len(classes) == names
+        yield "classes", is_valid and (kind != "transcribe" or "" not in (classes or ())), expected
     if kind == "segment":
         yield "window", metadata.window is not None, "extents, as a segmenter has a grid of classes"
     if kind == "density":
@@ -256,7 +259,8 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
     bounds = metadata.example_range
     yield "example_range", bounds is None or len(bounds) == 2, "the lowest and the highest value"
     values, palette = metadata.mask_values, metadata.mask_palette
-    yield "mask_values", values is None or len(values) == outputs, f"{outputs} values, one for each class"
+    are_values = values is None or (len(values) == outputs and all(-(2**63) <= v < 2**63 for v in values))
+    yield "mask_values", are_values, f"{outputs} values of 64 bits, one for each class"
     is_palette = palette is None or (len(palette) == 3 * outputs and set(palette) <= set(range(256)))
     yield "mask_palette", is_palette, f"{3 * outputs} values from 0 to 255"
     if metadata.drawing is not None:
@@ -264,8 +268,8 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
         sizes = list(size) if isinstance(size, list | tuple) else []
         numbers = [*sizes, metadata.drawing.get("levels"), metadata.drawing.get("state")]
         is_drawing = len(numbers) == 4 and all(type(number) is int and number > 0 for number in numbers)
-        fits = is_drawing and kind == "density" and ndim == 1
-        yield "drawing", fits, "size, levels and state of a density"
+        is_drawing &= kind == "density" and ndim == 1 and {"y", "next_state"} <= set(metadata.output_names)
+        yield "drawing", is_drawing, "size, levels and state of a density with the outputs y and next_state"
     if metadata.preprocessing is not None:
         from mdlstm_tk.runtime.preprocessing import Preprocessing  # imported late: few models take images
 

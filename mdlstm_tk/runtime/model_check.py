@@ -60,6 +60,8 @@ CHILDREN = {  # message: {field: the message in it}
     "tensor": {},
 }
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types of protobuf
+MALFORMED = "is not an ONNX model: it is malformed"
+MAX_TAG = 2**32 - 1  # the number of a field and its wire type; ONNX Runtime would drop higher bits
 
 
 class Refusal(Exception):  # noqa: N818
@@ -99,14 +101,14 @@ class _Check:
     def properties(self, model: memoryview) -> dict[str, str]:
         """Check the model, and return its `metadata_props`."""
         parts: dict[int, list[memoryview]] = {MODEL_GRAPH: [], MODEL_FUNCTION: [], MODEL_PROPERTY: []}
-        for number, value in _fields(model):
-            if number in parts and isinstance(value, memoryview):
+        for number, value in _parts(model):
+            if number in parts:
                 parts[number].append(value)
         if not parts[MODEL_GRAPH]:
             raise Refusal("is not an ONNX model: it holds no graph")
         for function in parts[MODEL_FUNCTION]:
-            values = dict(_fields(function))
-            name, domain = (_bytes(values.get(key)) for key in (FUNCTION_NAME, FUNCTION_DOMAIN_FIELD))
+            values = dict(_parts(function))
+            name, domain = (bytes(values.get(key, b"")) for key in (FUNCTION_NAME, FUNCTION_DOMAIN_FIELD))
             if domain != FUNCTION_DOMAIN:
                 raise Refusal(
                     f"defines the function {_shown(name)} in the domain {_shown(domain)}; expected "
@@ -119,9 +121,9 @@ class _Check:
             self._check_message("function", function, depth=0, in_function=True)
         for graph in parts[MODEL_GRAPH]:  # protobuf merges them
             self._check_message("graph", graph, depth=0, in_function=False)
-        entries = [dict(_fields(entry)) for entry in parts[MODEL_PROPERTY]]
+        entries = [dict(_parts(entry)) for entry in parts[MODEL_PROPERTY]]
         try:
-            return {_bytes(entry.get(1)).decode(): _bytes(entry.get(2)).decode() for entry in entries}
+            return {str(entry.get(1, b""), "utf-8"): str(entry.get(2, b""), "utf-8") for entry in entries}
         except UnicodeDecodeError:
             raise Refusal("has metadata that are not UTF-8; export the model again") from None
 
@@ -148,46 +150,52 @@ class _Check:
         operator = domain = b""
         attributes: list[memoryview] = []
         outputs = 0
-        for number, value in _fields(node):
+        for number, value in _parts(node):
             if number == NODE_OUTPUT:
                 outputs += 1
             elif number == NODE_TYPE:
-                operator = _bytes(value)
+                operator = bytes(value)
             elif number == NODE_DOMAIN:
-                domain = _bytes(value)
-            elif number == NODE_ATTRIBUTE and isinstance(value, memoryview):
+                domain = bytes(value)
+            elif number == NODE_ATTRIBUTE:
                 attributes.append(value)
-        if domain == FUNCTION_DOMAIN and operator in self._functions and not in_function:
-            return
-        if domain not in STANDARD_DOMAINS:
+        is_call = domain == FUNCTION_DOMAIN and operator in self._functions and not in_function
+        if not is_call and domain not in STANDARD_DOMAINS:
             raise Refusal(
                 f"has a node {_shown(operator)} of the domain {_shown(domain)}; expected operators of the "
                 "ONNX standard, and calls of functions of the file from its graphs"
             )
-        if operator not in OPERATORS and not self._trusted:
+        if not is_call and operator not in OPERATORS and not self._trusted:
             raise Refusal(
                 f"uses the operator {_shown(operator)}, which only files that you trust may use; if this "
                 "is one, pass trusted=True"
             )
         for attribute in attributes:
             if operator == b"Split":  # ONNX Runtime trusts num_outputs, and writes beyond its memory
-                values = dict(_fields(attribute))
-                is_number = _bytes(values.get(ATTRIBUTE_NAME)) == b"num_outputs"
-                if is_number and values.get(ATTRIBUTE_INTEGER) != outputs:
+                name = bytes(dict(_parts(attribute)).get(ATTRIBUTE_NAME, b""))
+                if name == b"num_outputs" and dict(_fields(attribute)).get(ATTRIBUTE_INTEGER) != outputs:
                     raise Refusal("has a Split into another number of parts than it has outputs")
-            self._check_message("attribute", attribute, depth, in_function)
+            # The function may use a graph that its caller gives.
+            self._check_message("attribute", attribute, depth, in_function or is_call)
 
 
-def _bytes(value: memoryview | int | None) -> bytes:
-    return bytes(value) if isinstance(value, memoryview) else b""
+def _parts(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The fields of a protobuf message that hold bytes: texts, tensors and other messages.
+
+    ONNX Runtime skips a field of the right number in another wire type, so that it must not count here.
+    """
+    return ((number, value) for number, value in _fields(message) if isinstance(value, memoryview))
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    """The fields of a protobuf message: number, and the integer or the part of the file that it holds."""
+    """The fields of a protobuf message: number, and the integer or the part of the file that it holds.
+    Numbers of 4 and 8 bytes, which are floats in ONNX, are left out."""
     position, end = 0, len(message)
     while position < end:
         tag, position = _varint(message, position)
         wire_type = tag & 7
+        if tag > MAX_TAG:
+            raise Refusal(MALFORMED)
         if wire_type == VARINT:
             value, position = _varint(message, position)
             yield tag >> 3, value
@@ -196,8 +204,9 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
         if wire_type == BYTES:
             size, position = _varint(message, position)
         if wire_type not in (BYTES, FIXED32, FIXED64) or position + size > end:  # ONNX uses no groups
-            raise Refusal("is not an ONNX model: it is malformed")
-        yield tag >> 3, message[position : position + size]
+            raise Refusal(MALFORMED)
+        if wire_type == BYTES:
+            yield tag >> 3, message[position : position + size]
         position += size
 
 
@@ -210,7 +219,7 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
         if byte < 128:
             return value, index + 1
         shift += 7
-    raise Refusal("is not an ONNX model: it is malformed")
+    raise Refusal(MALFORMED)
 
 
 def _shown(name: bytes) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, NamedTuple
 
 from mdlstm_tk.errors import InputError, StoppedError
-from mdlstm_tk.runtime.answers import Answer, AnswerDocument
+from mdlstm_tk.runtime.answers import Answer, write_answers
 from mdlstm_tk.runtime.batching import MAX_STOPS, Result, read_ahead
-from mdlstm_tk.runtime.io.npy import STDIO, Array, open_input, open_output, read_capped
+from mdlstm_tk.runtime.io.npy import Array, open_input, read_capped
 from mdlstm_tk.runtime.jobs import Job, ResultOptions
 from mdlstm_tk.runtime.line_cutting import cut_line
 from mdlstm_tk.runtime.metadata import Metadata
@@ -77,6 +76,8 @@ def _cut_page(job: Job, max_bytes: int) -> _CutPage:
         pixels = decode_image(data, str(page.image), max_bytes)
     except InputError as error:
         return _CutPage(job, None, {}, str(error))
+    except MemoryError:
+        return _CutPage(job, None, {}, f"{job.source} is too large for the memory that is left")
     images: dict[str, Array] = {}
     unread = []
     for line in page.lines:
@@ -104,8 +105,6 @@ def _write(
     answers = tuple(Answer(each.text, name, transcription=each) for name, each in transcriptions.items())
     if job.format == "xml":
         write_page(page, transcriptions, job.target)
-    elif job.target != STDIO:
-        document = AnswerDocument(job.format, metadata, options, folder=Path(job.target).parent)
-        with open_output(job.target) as file:
-            file.write(document.render([(job.source, answers)]).encode())
+    else:
+        write_answers(job, answers, metadata, options)
     return answers

@@ -15,6 +15,7 @@ its words, joined by blanks. Texts are composed (NFC), without blanks at their e
 
 from __future__ import annotations
 
+import os.path
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +30,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES, PAGE_SUFFIX
 from mdlstm_tk.runtime.io.markup import Document, Element, escaped, quoted, root_tag
 from mdlstm_tk.runtime.io.npy import Array, open_output
-from mdlstm_tk.runtime.preprocessing import read_extents
+from mdlstm_tk.runtime.preprocessing import SIDEWAYS, read_extents
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.ctc import Transcription
@@ -39,7 +40,6 @@ BOX = ("HPOS", "VPOS", "WIDTH", "HEIGHT")
 SUBFOLDERS = ("page", "alto")  # where Transkribus puts the XML; images lie in the folder above
 MAX_POINTS = 4096  # of an outline; the others of a longer one are left out evenly
 MAX_STRETCH = 0.03  # by which the shape of the image may differ from that in the file
-SIDEWAYS = (5, 6, 7, 8)  # orientations in EXIF that exchange height and width
 BEFORE_TEXT = ("AlternativeImage", "Coords", "Baseline", "Word", "Glyph")  # in the schema of PAGE
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
@@ -184,7 +184,7 @@ def _find_image(path: Path, name: str) -> Path:
     folders = [path.parent, *([path.parent.parent] if path.parent.name in SUBFOLDERS else [])]
     names = [name, *(f"{path.stem}{suffix}" for suffix in IMAGE_SUFFIXES)]
     for candidate in (folder / name for folder in folders for name in names if name):
-        if candidate.suffix.lower() in IMAGE_SUFFIXES and candidate.is_file():
+        if candidate.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(candidate):
             return candidate
     hint = f"{printable(name[:80])}, which it names, or " if name else ""
     raise InputError(f"{path} has no image; expected {hint}{path.stem}.jpg or .png beside it")

@@ -16,17 +16,18 @@ Scale      8 bits are divided by 255 and 16 bits by 65535; floating-point and 32
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array
+from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array, open_input
 
 DECODERS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")  # others of Pillow's start programs
 LUMA = (19595, 38470, 7471)  # of 65536: 0.299, 0.587, 0.114, as Pillow rounds them
@@ -34,16 +35,7 @@ PIXEL_BYTES = 4 * FLOAT_BYTES  # red, green, blue and opacity
 BLOCK_PIXELS = 2**20  # that are blended with white at a time, so that 16-bit products take little memory
 
 ORIENTATION = 0x0112  # tag of EXIF
-# What turns an image upright, by its orientation in EXIF; names of Pillow's Transpose.
-UPRIGHT = {
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
-    8: "ROTATE_90",
-}
+SIDEWAYS = (5, 6, 7, 8)  # orientations in EXIF that exchange height and width
 
 
 @dataclass(frozen=True)
@@ -123,45 +115,26 @@ def decode_image(data: bytes, label: str, max_bytes: int = MAX_BYTES) -> Array:
             Pillow decodes, which `PIL.Image.MAX_IMAGE_PIXELS` of the calling program sets.
         MissingExtraError: Pillow is not installed.
     """
-    module: Any = require("PIL.Image", "image")
-    try:
-        with module.open(io.BytesIO(data), formats=DECODERS) as image:
-            nbytes = image.width * image.height * PIXEL_BYTES
-            if nbytes > max_bytes:
-                raise InputError(
-                    f"{label} has {format_size((image.height, image.width))} pixels, which take {nbytes} "
-                    f"bytes, more than {max_bytes}; allow more with max_bytes=..."
-                )
-            image.load()
-            turn = UPRIGHT.get(_orientation(image))
-            return _pixels(image if turn is None else image.transpose(module.Transpose[turn]))
-    except (InputError, MemoryError):
-        raise
-    except module.DecompressionBombError:
-        raise InputError(
-            f"{label} has more than {2 * module.MAX_IMAGE_PIXELS} pixels, which Pillow refuses; allow more "
-            "with max_bytes=... and PIL.Image.MAX_IMAGE_PIXELS"
-        ) from None
-    except module.UnidentifiedImageError:
-        raise InputError(f"{label} is no image of a known type; expected {', '.join(DECODERS)}") from None
-    except Exception as error:  # Pillow's decoders raise all kinds of exceptions for damaged images
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{label} is a damaged image: {reason}; save it again") from None
+    with _opened(io.BytesIO(data), label) as image:
+        nbytes = image.width * image.height * PIXEL_BYTES
+        if nbytes > max_bytes:
+            raise InputError(
+                f"{label} has {format_size((image.height, image.width))} pixels, which take {nbytes} "
+                f"bytes, more than {max_bytes}; allow more with max_bytes=..."
+            )
+        image.load()
+        return _upright(_pixels(image), _orientation(image))
 
 
 def read_extents(path: Path) -> tuple[int, int, int]:
     """Return height and width of an image file as it is stored, and its orientation in EXIF, undecoded.
 
     Raises:
-        InputError: the file is not an image that `decode_image` reads.
+        InputError: the file cannot be read, or is not an image that `decode_image` reads.
         MissingExtraError: Pillow is not installed.
     """
-    module: Any = require("PIL.Image", "image")
-    try:
-        with module.open(path, formats=DECODERS) as image:
-            return image.height, image.width, _orientation(image)
-    except Exception:  # Pillow raises all kinds of exceptions for damaged images
-        raise InputError(f"{path} is no image of a known type; expected {', '.join(DECODERS)}") from None
+    with open_input(path) as file, _opened(file, str(path)) as image:
+        return image.height, image.width, _orientation(image)
 
 
 def to_grey(pixels: Array) -> Array:
@@ -183,10 +156,18 @@ def resize(pixels: Array, extents: tuple[int, int]) -> Array:
     """Resize (H, W, C) float32 to new extents (H, W), bilinearly and with antialiasing.
 
     Raises:
+        InputError: the result takes more than 1 GiB, as that of an image of few rows and very many columns
+            that is resized to a fixed height.
         MissingExtraError: Pillow is not installed.
     """
     if pixels.shape[:2] == extents:
         return pixels
+    nbytes = prod(extents) * pixels.shape[2] * FLOAT_BYTES
+    if nbytes > MAX_BYTES:
+        raise InputError(
+            f"an image of {format_size(pixels.shape[:2])} pixels would be resized to "
+            f"{format_size(extents)}, which takes {nbytes} bytes, more than {MAX_BYTES}; crop it"
+        )
     module: Any = require("PIL.Image", "image")
     height, width = extents
     channels = [
@@ -194,6 +175,34 @@ def resize(pixels: Array, extents: tuple[int, int]) -> Array:
         for channel in np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
     ]
     return np.stack(channels, axis=-1)
+
+
+@contextmanager
+def _opened(file: IO[bytes], label: str) -> Iterator[Any]:
+    """Open an image with Pillow, and turn the exceptions of Pillow into `InputError`."""
+    module: Any = require("PIL.Image", "image")
+    try:
+        with module.open(file, formats=DECODERS) as image:
+            yield image
+    except (InputError, MemoryError):
+        raise
+    except module.DecompressionBombError:
+        raise InputError(
+            f"{label} has more than {2 * module.MAX_IMAGE_PIXELS} pixels, which Pillow refuses; allow more "
+            "with max_bytes=... and PIL.Image.MAX_IMAGE_PIXELS"
+        ) from None
+    except module.UnidentifiedImageError:
+        raise InputError(f"{label} is no image of a known type; expected {', '.join(DECODERS)}") from None
+    except Exception as error:  # Pillow's decoders raise all kinds of exceptions for damaged images
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{label} is a damaged image: {reason}; save it again") from None
+
+
+def _upright(pixels: Array, orientation: int) -> Array:
+    """Turn (H, W) or (H, W, 3) upright by its orientation in EXIF."""
+    pixels = pixels.swapaxes(0, 1) if orientation in SIDEWAYS else pixels
+    pixels = pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
+    return np.ascontiguousarray(pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels)
 
 
 def _pixels(image: Any) -> Array:

@@ -93,7 +93,7 @@ def infer_with_ray(
     Args:
         model: a path that all workers see; `jobs`, `batch_size` and `options` are as for `infer_files`.
         device, threads: of each worker; 0 threads mean 1, as workers share the cores.
-        workers: how many; None: one per CPU, divided by `threads`.
+        workers: how many; None: one per CPU, divided by `threads`. On CUDA at most one per GPU.
         max_bytes, **arguments: further arguments of `Session`.
     """
     threads, max_bytes = max(threads, 1), max_bytes or MAX_BYTES
@@ -140,9 +140,14 @@ def tile_workers(session: TiledSession, workers: int) -> Iterator[Callable[[File
 def _pool(
     ray: Any, worker: type, actor_args: tuple[Any, ...], count: int, device: str, threads: int = 1
 ) -> Any:
-    """Start actors, which Ray starts again when they are lost."""
+    """Start `count` actors, but no more than there are GPUs on CUDA. Ray starts them again when they are
+    lost."""
     restarts = {"max_restarts": MAX_RESTARTS, "max_task_retries": MAX_RESTARTS}
     gpus = 1 if device.startswith("cuda") else 0
+    if gpus:  # an actor without a GPU would wait for ever
+        count = min(count, int(ray.cluster_resources().get("GPU", 0)))
+        if count == 0:
+            raise MDLSTMError('the Ray cluster has no GPU; give device="cpu"')
     actor = ray.remote(num_cpus=threads, num_gpus=gpus, **restarts)(worker)
     return require("ray.util", "ray").ActorPool([actor.remote(*actor_args) for _ in range(count)])
 

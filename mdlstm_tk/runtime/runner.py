@@ -48,25 +48,6 @@ Runner: TypeAlias = "LocalRunner | IsolatedRunner"
 """Loaded graphs: facts about each of them by its name, where they run, and why not on CUDA."""
 
 
-def open_runner(
-    graphs: Mapping[str, bytes], label: str, device: str, *, isolated: bool, **options: Any
-) -> Runner:
-    """Check and load graphs, by name; `label` names the model in error messages. See `Session`.
-
-    Raises:
-        InputError: a graph is refused, or ONNX Runtime cannot load it; or an argument is invalid.
-        DeviceError, MissingExtraError, StoppedError, MDLSTMError: as for `Session`.
-    """
-    timeout = options["timeout"]
-    if timeout is not None and not 0 <= timeout <= MAX_TIMEOUT:
-        raise InputError(f"timeout must be from 0 to {MAX_TIMEOUT:g} seconds, got {timeout}")
-    if isolated:
-        from mdlstm_tk.runtime.isolation import IsolatedRunner  # imported late: most models need none
-
-        return IsolatedRunner(graphs, label, device=device, **options)
-    return LocalRunner(graphs, label, device, **options)
-
-
 class OpenModel:
     """Base of `Session` and `TiledSession`, whose docstrings name the attributes: an open model."""
 
@@ -76,12 +57,28 @@ class OpenModel:
     isolated: bool
     _arguments: tuple[bytes, dict[str, Any]]
 
-    def _open(self, graphs: Mapping[str, bytes], label: str, device: str, **options: Any) -> Runner:
-        """Open the runner; see `open_runner`."""
-        runner = open_runner(graphs, label, device, **options)
+    def _open(
+        self, graphs: Mapping[str, bytes], label: str, device: str, *, isolated: bool, **options: Any
+    ) -> Runner:
+        """Check and load graphs, by name; `label` names the model in error messages. See `Session`.
+
+        Raises:
+            InputError: a graph is refused, or ONNX Runtime cannot load it; or an argument is invalid.
+            DeviceError, MissingExtraError, StoppedError, MDLSTMError: as for `Session`.
+        """
+        timeout = options["timeout"]
+        if timeout is not None and not 0 <= timeout <= MAX_TIMEOUT:
+            raise InputError(f"timeout must be from 0 to {MAX_TIMEOUT:g} seconds, got {timeout}")
+        runner: Runner
+        if isolated:
+            from mdlstm_tk.runtime.isolation import IsolatedRunner  # imported late: most models need none
+
+            runner = IsolatedRunner(graphs, label, device=device, **options)
+        else:
+            runner = LocalRunner(graphs, label, device, **options)
         self._runner: Runner | None = runner
         self.device, self.provider, self.reason = runner.device, runner.provider, runner.reason
-        self.isolated = options["isolated"]
+        self.isolated = isolated
         return runner
 
     @property
@@ -111,7 +108,7 @@ class OpenModel:
 
 
 class LocalRunner:
-    """Graphs in this process. Arguments and errors are those of `open_runner`.
+    """Graphs in this process. Arguments and errors are those of `OpenModel._open`.
 
     Runs from several threads are concurrent, except with CUDA graphs.
     """
@@ -125,7 +122,6 @@ class LocalRunner:
         self.graphs: dict[str, GraphInfo] = {}
         self.device, self.provider = device, ""
         self.reason: str | None = None
-        self.captures_graphs = False
         for name, data in graphs.items():
             graph_label = label if name == MODEL else f"{name} in {label}"
             props = check_model(data, graph_label, max_bytes=limit, trusted=trusted)
@@ -139,7 +135,6 @@ class LocalRunner:
             )
             self._functions[name] = partial(session.run, None)
             if loaded.cuda_graphs and index is not None:
-                self.captures_graphs = True
                 from mdlstm_tk.runtime.cuda_graph import CudaGraphRunner  # imported late: for CUDA alone
 
                 self._functions[name] = CudaGraphRunner(self._onnxruntime, session, "cuda", index)
@@ -163,8 +158,6 @@ class LocalRunner:
                 timer.daemon = True
                 timer.start()
             arrays = run.outputs()
-        except KeyboardInterrupt:
-            raise
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
             if run.is_stopped and self._timeout is not None:
                 raise timeout_error(self._timeout) from None

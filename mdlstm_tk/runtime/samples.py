@@ -21,7 +21,8 @@ from mdlstm_tk.runtime.model_discovery import run_of
 
 class Given(NamedTuple):
     """The part of an image that is not drawn: `values` (H, W, C) float32 in [0, 1], any number or NaN where
-    the image is drawn; and `mask` (H, W), True where they hold."""
+    the image is drawn; and `mask` (H, W), True where they hold. A position is drawn if one of its channels
+    is NaN."""
 
     values: npt.NDArray[np.float32]
     mask: npt.NDArray[np.bool_]
@@ -118,15 +119,23 @@ def draw_rows(
         raise InputError(f"temperature must be above 0, got {temperature}")
     if uniform is None:
         uniform = uniform_numbers(seed, n, (height, width), channels)
-    elif uniform.shape != shape:
+    uniform = np.asarray(uniform)
+    if uniform.shape != shape:
         raise InputError(f"uniform must be (n, H, W, C) = {shape}, got shape {uniform.shape}")
+    if not 0 <= uniform.min() <= uniform.max() < 1:
+        raise InputError(f"uniform must lie in [0, 1), got {uniform.min()} to {uniform.max()}")
     fixed = np.full((height, width, channels), -1, np.float32)
     if given is not None:
-        if given.values.shape != fixed.shape:
-            raise InputError(f"given must be (H, W, C) = {fixed.shape}, got shape {given.values.shape}")
-        nearest = np.rint(given.values * (levels - 1)) / np.float32(levels - 1)
+        if given.values.shape != fixed.shape or given.mask.shape != fixed.shape[:2]:
+            raise InputError(
+                f"given must hold values (H, W, C) = {fixed.shape} and a mask (H, W), got shapes "
+                f"{given.values.shape} and {given.mask.shape}"
+            )
         is_given = given.mask & ~np.isnan(given.values).any(-1)
-        fixed[is_given] = nearest[is_given]
+        values = given.values[is_given]
+        if ((values < 0) | (values > 1)).any():
+            raise InputError(f"given values must lie in [0, 1], got {values.min()} to {values.max()}")
+        fixed[is_given] = np.rint(values * (levels - 1)) / np.float32(levels - 1)
     images = np.empty(shape, np.float32)
     for row, outputs in enumerate(run_rows(session, uniform, fixed, temperature)):
         images[:, row] = outputs["y"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.runtime.io import TILED_SUFFIX
+from mdlstm_tk.runtime.io import is_tiled
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, read_model
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.runner import MODEL, GraphInfo, OpenModel
@@ -89,13 +89,14 @@ class Session(OpenModel):
         trusted: bool = False,
     ) -> None:
         label = "the model" if isinstance(model, bytes) else str(model)
-        if label.lower().endswith(TILED_SUFFIX):
+        if is_tiled(label):
             raise InputError(f"{label} is a tiled export; open it with mdlstm_tk.runtime.TiledSession")
         limit = max_bytes or MAX_BYTES
         data = model if isinstance(model, bytes) else read_model(Path(model), limit, "mdlstm export")
-        self._arguments = data, {"threads": threads, "max_bytes": max_bytes, "timeout": timeout}
-        self._arguments[1].update(device=device, tf32=tf32, isolated=isolated, trusted=trusted)
-        graph = self._open({MODEL: data}, label, **self._arguments[1]).graphs[MODEL]
+        options: dict[str, Any] = {"threads": threads, "timeout": timeout, "max_bytes": max_bytes}
+        options |= {"device": device, "tf32": tf32, "isolated": isolated, "trusted": trusted}
+        self._arguments = data, options
+        graph = self._open({MODEL: data}, label, **options).graphs[MODEL]
         try:
             self.metadata = Metadata.from_props(graph.props, label)
             _check_agreement(self.metadata, graph, label)
@@ -103,7 +104,7 @@ class Session(OpenModel):
             self.close()
             raise
         dtypes = {name: tensor.dtype for name, tensor in graph.inputs.items()}
-        self._shapes = Shapes(self.metadata, dtypes, max_bytes or MAX_BYTES)
+        self._shapes = Shapes(self.metadata, dtypes, limit)
 
     def __call__(self, x: Array, sizes: Array | None = None, **extra_inputs: Array) -> Outputs:
         """Run the model.
@@ -238,8 +239,8 @@ class Session(OpenModel):
             if len(fixed) < self.metadata.ndim:
                 raise InputError("this model has free extents; name those to warm up for with grid=...")
             grid = tuple(fixed)
-        # With CUDA graphs, the second run captures a graph and the third replays it.
-        for _ in range(3 if self.graphs.captures_graphs else 1):
+        # On CUDA the second run may capture a graph, and the third replays it.
+        for _ in range(1 if self.device == "cpu" else 3):
             self(np.zeros((batch, *self._shapes.sample_shape(grid)), np.float32))
 
     def _run_together(self, parts: Sequence[Array], extra: Mapping[str, Array]) -> list[dict[str, Array]]:

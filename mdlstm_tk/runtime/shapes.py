@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 
 import numpy as np
 
@@ -29,9 +29,10 @@ class Batch:
 
 
 def step_width(steps: int, width: int) -> float:
-    """The columns of x that one step of a recogniser covers; an integer w if ⌈width / w⌉ is `steps`."""
-    columns = round(width / steps)
-    return columns if -(-width // max(columns, 1)) == steps else width / steps
+    """The columns of x that one step of a recogniser covers: the smallest integer w with ⌈width / w⌉ steps,
+    else width / steps."""
+    columns = -(-width // steps)
+    return columns if -(-width // columns) == steps else width / steps
 
 
 class Shapes:
@@ -123,7 +124,7 @@ class Shapes:
         prepared = {}
         for name, value in extra_inputs.items():
             array = np.asarray(value) if batch.has_batch_axis else np.asarray(value)[None]
-            if len(array) != len(batch.samples):
+            if array.shape[:1] != batch.samples.shape[:1]:
                 raise InputError(
                     f"{name} must have the batch of x, {len(batch.samples)}; got shape {array.shape}"
                 )
@@ -135,8 +136,13 @@ class Shapes:
         model's own or, where that is free, the largest extent. Returns the batch (N, *grid, C), and the
         valid extents of its samples, (N, D) int64."""
         grids = [self.grid(part) for part in parts]
-        largest = np.max(grids, axis=0).tolist()
-        grid = tuple(fixed or extent for fixed, extent in zip(self.metadata.extents, largest, strict=True))
+        grid = self.metadata.grid_like(tuple(np.max(grids, axis=0).tolist()))
+        nbytes = prod(self.sample_shape(grid)) * FLOAT_BYTES
+        if nbytes > self._max_bytes:
+            raise InputError(
+                f"a sample padded to the grid {grid} takes {nbytes} bytes as float32, more than "
+                f"{self._max_bytes}; allow more with max_bytes=..."
+            )
         batch = np.zeros((sum(map(len, parts)), *self.sample_shape(grid)), parts[0].dtype)
         start = 0
         for part in parts:

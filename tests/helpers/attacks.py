@@ -51,6 +51,11 @@ def if_node(inner: onnx.NodeProto) -> onnx.NodeProto:
     return node("If", "go", "y", then_branch=branch, else_branch=branch)
 
 
+def with_node_bytes(last: onnx.NodeProto, fields: bytes) -> bytes:
+    """A model whose last node ends with fields that are given as bytes."""
+    return with_bytes(field(1, 2, last.SerializeToString() + fields))
+
+
 def nested(depth: int) -> onnx.ModelProto:
     inner = node("Neg", "v", "v_out")
     for _ in range(depth):
@@ -152,6 +157,14 @@ REFUSED: dict[str, tuple[Make, str]] = {
         ),
         "calls of functions",
     ),
+    "function that is given a graph with a loop": (
+        lambda: crafted([call("f", "x", "y", body=body(loop()))], functions=[NEGATE]),
+        "the operator 'Loop'",
+    ),
+    "function that is given a graph that calls a function": (
+        lambda: crafted([call("f", "x", "y", body=body(call("f", "v", "v_out")))], functions=[NEGATE]),
+        "calls of functions",
+    ),
     "loop": (lambda: crafted([loop()], [GO]), r"the operator 'Loop'.*trusted=True"),
     "loop in a function": (
         lambda: crafted(
@@ -164,6 +177,34 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "Split that writes beyond its memory": (
         lambda: crafted([node("Split", "x", "y z", num_outputs=1)]),
         "a Split into another number of parts",
+    ),
+    # ONNX Runtime skips a field of another wire type, and the higher bits of its number.
+    "operator behind a number": (
+        lambda: with_node_bytes(node("NonZero", "x", "z"), field(4, 5, b"Cast")),
+        "the operator 'NonZero'",
+    ),
+    "domain behind a number": (
+        lambda: with_node_bytes(node("Neg", "x", "z", domain="com.microsoft"), field(7, 0, b"\0")),
+        "of the domain 'com.microsoft'",
+    ),
+    "Split with an output that is a number": (
+        lambda: with_node_bytes(node("Split", "x", "z", num_outputs=2), field(2, 0, b"\0")),
+        "a Split into another number of parts",
+    ),
+    "Split with the name of an attribute behind a number": (
+        lambda: with_node_bytes(
+            node("Split", "x", "z"),
+            field(
+                5,
+                2,
+                helper.make_attribute("num_outputs", 2).SerializeToString() + field(1, 0, b"\0"),
+            ),
+        ),
+        "a Split into another number of parts",
+    ),
+    "node in a field whose number has 33 bits": (
+        lambda: with_bytes(varint(2**32 + 10) + varint(6) + field(4, 2, b"Loop")),
+        "malformed",
     ),
     "name with escapes": (lambda: crafted([node("\x1b[2J", "x", "y")]), r"'\\x1b\[2J'"),
     "metadata that are no text": (

@@ -109,6 +109,17 @@ def test_texts_have_confidences_and_places(tmp_path: Path) -> None:
     assert written("texts.csv", probabilities=True).splitlines()[0] == "file,array,sample,text,confidence"
 
 
+def test_a_file_that_is_given_twice_does_not_end_the_table(tmp_path: Path) -> None:
+    """Errors come before the answers of files that stand before them."""
+    for name in ("1", "2"):
+        write_image(tmp_path / f"{name}.png", np.full((4, 20), 255, np.uint8))
+    (tmp_path / "bad.png").write_text("no image")
+    inputs = [tmp_path / f"{name}.png" for name in ("1", "bad", "bad", "2")]
+    table = tmp_path / "texts.csv"
+    list(infer_paths(inputs, recogniser(tmp_path / "m.onnx"), table, device="cpu").results)
+    assert table.read_text().count(".png") == 2
+
+
 def test_a_language_model_changes_texts(tmp_path: Path) -> None:
     model = recogniser(tmp_path / "m.onnx", lm_weight=1.0, character_bonus=0.0)
     CharacterModel.fit(["b"]).save(tmp_path / "lm.arpa")

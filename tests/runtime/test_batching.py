@@ -65,6 +65,12 @@ def test_arrays_of_one_shape_share_runs() -> None:
     np.testing.assert_array_equal(results[2], np.full((2, 2), 2))
 
 
+def test_an_array_without_a_grid_does_not_fail_those_that_are_padded() -> None:
+    results = Recorder(PADDED).run({0: np.zeros(3), 1: np.ones((2, 2)), 2: np.zeros((1, 1, 1, 2, 2))})
+    assert isinstance(results[0], InputError) and isinstance(results[2], InputError)
+    np.testing.assert_array_equal(results[1], np.full((2, 2), 2))
+
+
 @pytest.mark.parametrize(
     ("metadata", "shapes", "runs"),
     [
@@ -156,6 +162,22 @@ def test_the_arrays_of_a_file_go_to_the_inputs_of_their_names(tmp_path: Path) ->
     np.savez(tmp_path / "x.npz", a=x, b=x[0])  # other names: each array by itself
     result, target = run_file(padded(tmp_path / "p.onnx"), tmp_path / "x.npz")
     assert {name: y.shape for name, y in np.load(target).items()} == {"a": x.shape, "b": x[0].shape}
+
+
+def test_a_sample_is_not_padded_beyond_the_limit(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m.onnx", inputs=("x", "sizes"), grid=(2**20, 2**20))
+    with pytest.raises(InputError, match=r"padded to the grid \(1048576, 1048576\) .*max_bytes="):
+        Session(model, "cpu")(np.zeros((8, 8)))
+
+
+def test_arrays_of_few_axes_are_refused_in_one_line(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.zeros((70, 3, 4, 1)), mask=1.0)
+    result, _ = run_file(masked(tmp_path / "m.onnx"), tmp_path / "x.npz")
+    assert "mask must have the batch of x, 70; got shape ()" in str(result.error)
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    texts = write_model(tmp_path / "r.onnx", outputs=2, kind="transcribe", classes=("a",), window=None)
+    result, _ = run_file(texts, tmp_path / "x.npy")
+    assert "x has shape (3,)" in str(result.error)
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,13 @@ def test_files_hold_the_model(tmp_path: Path, name: str) -> None:
     assert again.read_bytes() == (tmp_path / name).read_bytes()
 
 
+def test_a_bar_stays_a_bar_in_a_file(tmp_path: Path) -> None:
+    model = CharacterModel.fit(["a|b"], 2)
+    model.save(tmp_path / "m.arpa")
+    loaded = CharacterModel.load(tmp_path / "m.arpa")
+    assert loaded.log_prob("a|b") == pytest.approx(model.log_prob("a|b"), abs=1e-4)
+
+
 def write_arpa(path: Path, *sections: dict[str, tuple[float, float]], separator: str = "\t") -> Path:
     """Write an ARPA file of probabilities and backoff weights."""
     lines = ["a comment", "", "\\data\\", *(f"ngram {n}={len(s)}" for n, s in enumerate(sections, 1)), ""]
@@ -199,6 +206,10 @@ def test_errors_say_what_was_expected(tmp_path: Path) -> None:
     for k, data in enumerate(broken):
         path = tmp_path / f"{k}.arpa"
         path.write_bytes(data)
+        with pytest.raises(InputError, match="no complete ARPA file"):
+            CharacterModel.load(path)
+    for bigram in ("a z", "z a"):
+        path = write_arpa(tmp_path / "z.arpa", UNIGRAMS, {bigram: (0.5, 1)})
         with pytest.raises(InputError, match="no complete ARPA file"):
             CharacterModel.load(path)
     words = {"der": (0.5, 1.0), "Wald": (0.5, 1.0), "a": (0.1, 1.0)}

@@ -57,6 +57,14 @@ def test_a_folder_gives_a_result_for_each_file(place: Path) -> None:
     assert [Path(job.source).name for job in again.jobs] == ["bad.npy", "broken.npy"]
 
 
+def test_numbers_below_1_and_a_path_in_place_of_a_list_are_refused(place: Path) -> None:
+    for name in ("top", "batch_size", "workers", "tile"):
+        with pytest.raises(InputError, match=f"{name} must be at least 1, got 0"):
+            infer_paths(["in"], "m.onnx", engine="ray", **{name: 0})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="inputs must be a list of files and folders, got 'in'"):
+        infer_paths("in", "m.onnx")
+
+
 def test_a_single_file_keeps_its_arrays_and_raises_its_errors(place: Path) -> None:
     (result,) = results(["in/a.npy"], "m.onnx")
     np.testing.assert_array_equal(result.outputs[None], np.load("in/a.out.npy"))

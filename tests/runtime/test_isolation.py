@@ -88,6 +88,27 @@ def test_a_run_is_stopped_inside_an_operator(monkeypatch: pytest.MonkeyPatch) ->
         np.testing.assert_array_equal(session(np.eye(2)), 1 + np.eye(2))
 
 
+def test_after_a_reply_that_cannot_be_stored_the_next_call_gets_its_own_result(
+    isolated: Session, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(isolation, "receive", fail)
+        with pytest.raises(MemoryError):
+            isolated(np.zeros((8, 8)))
+    x = RNG.random((8, 8))
+    np.testing.assert_array_equal(isolated(x), Session(model, "cpu")(x))
+
+
+def test_a_reply_in_the_last_moment_does_not_fail_the_next_call(isolated: Session, model: Path) -> None:
+    assert isinstance(isolated._runner, IsolatedRunner)
+    isolated._runner._child._stop_late()  # the timer fired while the reply came
+    x = RNG.random((8, 8))
+    np.testing.assert_array_equal(isolated(x), Session(model, "cpu")(x))
+
+
 def test_max_bytes_limits_the_memory() -> None:
     with Session(outer_product(), "cpu", max_bytes=2**28, isolated=True) as session:
         np.testing.assert_array_equal(session(np.ones((5000, 1, 1))), np.full((5000, 1, 1), 2.0))
@@ -160,6 +181,15 @@ def test_errors_of_loading_are_those_of_a_session_in_this_process(tmp_path: Path
         assert str(there.value) == str(here.value)
     with pytest.raises(InputError, match="device must be"):
         Session(crafted().SerializeToString(), "tpu", isolated=True)
+
+
+def test_a_child_that_cannot_start_says_why(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise OSError('a library is missing')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MDLSTMError, match="OSError: a library is missing"):
+        Session(model, "cpu", isolated=True)
 
 
 def test_the_child_ends_with_its_parent() -> None:

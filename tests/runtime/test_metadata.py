@@ -42,6 +42,8 @@ DENSITY = replace(
     layout="N T C",
     window=(1,),
     outputs=3,
+    output_names=("y", "next_state"),
+    further_windows=(None,),
     kind="density",
     drawing={"size": [8, 6], "levels": 4, "state": 8},
 )
@@ -90,15 +92,19 @@ WRONG: list[tuple[Metadata, str, Any, str]] = [
     (CLASSIFIER, "preprocessing", 7, "an object"),
     (CLASSIFIER, "parity", {"atol": "small"}, "a number"),
     (RECOGNISER, "classes", ["a", "b", "c", "d"], "3 different names"),
+    (RECOGNISER, "classes", ["a", "", "b"], "3 different names"),
     (RECOGNISER, "temperature", 0, "a positive number"),
     (RECOGNISER, "temperature", "warm", "a number"),
     (RECOGNISER, "lm_weight", float("nan"), "a finite number"),
+    (RECOGNISER, "lm_weight", 10**400, "a number"),
     (RECOGNISER, "character_bonus", None, "a number"),
     (SEGMENTER, "window", None, "a segmenter has a grid"),
     (SEGMENTER, "mask_values", [1, 2], "4 values"),
+    (SEGMENTER, "mask_values", [0, 1, 2, 2**70], "4 values of 64 bits"),
     (SEGMENTER, "mask_palette", [300] * 12, "from 0 to 255"),
     (DENSITY, "window", [2], "a density has a number for each value"),
     (DENSITY, "drawing", {"size": 8, "levels": 4, "state": 8}, "size, levels and state"),
+    (replace(DENSITY, output_names=("y", "z")), "drawing", DENSITY.drawing, "outputs y and next_state"),
 ]
 
 

@@ -196,6 +196,9 @@ def test_a_page_without_its_image_and_one_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "b.xml").write_text(alto("", image="../x/b.jpg"))
     with pytest.raises(InputError, match=r"has no image; expected b\.jpg, which it names, or b"):
         read_page(tmp_path / "b.xml")
+    (tmp_path / "d.xml").write_text(alto("", image=f"{'d' * 300}.jpg"))
+    with pytest.raises(InputError, match="has no image; expected ddd"):
+        read_page(tmp_path / "d.xml")
     (tmp_path / "b.jpg").write_text("no image")
     with pytest.raises(InputError, match=r"b\.jpg is no image"):
         read_page(tmp_path / "b.xml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,14 @@ import pytest
 from PIL import Image, ImageOps
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.preprocessing import Preprocessing, decode_image, resize, scale, to_grey
+from mdlstm_tk.runtime.preprocessing import (
+    Preprocessing,
+    decode_image,
+    read_extents,
+    resize,
+    scale,
+    to_grey,
+)
 
 MODES = {  # the modes that each type of file can hold; "t" stands for one transparent colour
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "1t", "Lt", "Pt", "RGBt"),
@@ -130,6 +138,24 @@ def test_resizing_is_antialiased_and_follows_scaling() -> None:
     np.testing.assert_array_equal(x, resize(scale(pixels)[..., None], (4, 6)).repeat(3, axis=-1))
     assert abs(float(x.mean()) - float(scale(pixels).mean())) < 0.02  # every pixel counts
     np.testing.assert_array_equal(Preprocessing(1, (8, 12))(pixels)[..., 0], scale(pixels))
+
+
+def test_a_strip_is_not_resized_to_gigabytes() -> None:
+    with pytest.raises(InputError, match="1x1000000 pixels would be resized to 48x48000000"):
+        Preprocessing(1, (48, None))(np.zeros((1, 10**6), np.uint8))
+
+
+def test_extents_are_read_without_pixels_or_the_reason_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.png"
+    with pytest.raises(InputError, match="there is no file"):
+        read_extents(path)
+    Image.new("L", (300, 200)).save(path)
+    assert read_extents(path) == (200, 300, 1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(InputError, match="more than 2000 pixels"):
+        read_extents(path)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from mdlstm_tk.export import export_onnx
 from mdlstm_tk.runtime import TiledSession, infer_paths
 from mdlstm_tk.runtime import ray as ray_module
 from mdlstm_tk.runtime.jobs import Job
-from mdlstm_tk.runtime.ray import ray_cluster
+from mdlstm_tk.runtime.ray import _pool, ray_cluster
 from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
 
 zarr: Any = pytest.importorskip("zarr")
@@ -115,6 +115,18 @@ def test_errors_of_the_caller_are_not_those_of_ray(monkeypatch: pytest.MonkeyPat
         raise BrokenPipeError
     with pytest.raises(MDLSTMError, match="Ray failed: lost"), ray_cluster(1):
         raise LookupError("lost")
+
+
+def test_no_worker_waits_for_a_gpu_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    resources = {"CPU": 8.0, "GPU": 2.0}
+    actor = SimpleNamespace(remote=lambda: "an actor")
+    ray = SimpleNamespace(remote=lambda **_: lambda _: actor, cluster_resources=lambda: resources)
+    monkeypatch.setattr(ray_module, "require", lambda *_: SimpleNamespace(ActorPool=list))
+    assert len(_pool(ray, ray_module.FilesWorker, (), 8, "cuda")) == 2
+    assert len(_pool(ray, ray_module.FilesWorker, (), 8, "cpu")) == 8
+    del resources["GPU"]
+    with pytest.raises(MDLSTMError, match="the Ray cluster has no GPU"):
+        _pool(ray, ray_module.FilesWorker, (), 8, "cuda:0")
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

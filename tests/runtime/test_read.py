@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,9 @@ def test_a_density_model_takes_levels_from_0_to_1(tmp_path: Path) -> None:
         np.save(tmp_path / "x.npy", [[0, value]])
         with pytest.raises(InputError, match=message):
             read_input(str(tmp_path / "x.npy")).arrays_for(metadata)
+    np.savez(tmp_path / "x.npz", x=np.zeros((1, 9, 9, 1)), sizes=[[9, 9]])
+    padded = replace(metadata, inputs=("x", "sizes"))
+    assert len(read_input(str(tmp_path / "x.npz")).arrays_for(padded)) == 2
 
 
 def test_the_limit_of_pillow_stays_as_the_program_has_set_it(

@@ -174,6 +174,7 @@ def test_further_inputs_are_checked_by_name() -> None:
         ({}, r"inputs of this model are k; got none; give them by name, as in session\(x, k=…\)"),
         ({"k": k, "z": k}, "got k, z"),
         ({"k": k[:1]}, "k must have the batch of x, 2"),
+        ({"k": 1.0}, r"k must have the batch of x, 2; got shape \(\)"),
         ({"k": k * np.inf}, "k holds 2 NaN or infinite"),
     ):
         with pytest.raises(InputError, match=message):

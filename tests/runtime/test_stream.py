@@ -10,7 +10,7 @@ import pytest
 from helpers.own_cells import register_own_cells
 from helpers.tiled_models import classifier, downward, segmenter
 
-from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.errors import InputError, MDLSTMError, StoppedError
 from mdlstm_tk.runtime import TiledSession
 from mdlstm_tk.runtime.tiles import stream as stream_module
 from mdlstm_tk.runtime.tiles.stream import stream_rows
@@ -62,6 +62,34 @@ def test_streams_of_bytes(endless: bool) -> None:
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-6)
     with pytest.raises(InputError, match="middle of a row"):
         stream_rows(session, io.BytesIO(data[:-3]), io.BytesIO())
+
+
+@pytest.mark.parametrize("shape", [(11,), (11, 5, 2), (0, 5, 0)], ids=str)
+def test_streams_that_do_not_fit_are_refused_before_anything_is_written(shape: tuple[int, ...]) -> None:
+    source, target = io.BytesIO(), io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(source, header)
+    source.write(bytes(1000))
+    source.seek(0)
+    with pytest.raises(InputError, match=r"expected rows \(H, W, 1\) or \(H, W\) of real numbers"):
+        stream_rows(TiledSession(downward().path, "cpu"), source, target)
+    assert not target.getvalue()
+
+
+def test_a_stream_ends_with_a_run_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows after it would get faces of other rows."""
+
+    def fail(*_: object) -> None:
+        raise StoppedError("too slow", "time")
+
+    stream = TiledSession(downward().path, "cpu").stream(width=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(stream_module.Work, "run", fail)
+        with pytest.raises(StoppedError):
+            stream.feed(np.zeros((3, 4)))
+    with pytest.raises(MDLSTMError, match="closed"):
+        stream.feed(np.zeros((3, 4)))
+    assert len(stream.close()) == 0
 
 
 @pytest.mark.parametrize(

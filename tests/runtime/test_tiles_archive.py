@@ -14,6 +14,7 @@ import pytest
 from helpers.tiled_models import downward, segmenter
 
 from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.runtime import describe_model
 from mdlstm_tk.runtime.tiles.archive import INDEX
 from mdlstm_tk.runtime.tiles.session import TiledSession
 
@@ -84,6 +85,14 @@ def flipped(members: Members) -> bytes:
     return bytes(data)
 
 
+def test_max_bytes_is_the_limit_of_the_file_that_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdlstm_tk.runtime.tiles.session.MAX_BYTES", 10)
+    with pytest.raises(MDLSTMError, match="larger than 10 bytes"):
+        describe_model(downward().path)
+    description = describe_model(downward().path, max_bytes=2**30)
+    assert (description["form"], description["kind"]) == ("tiles", None)
+
+
 def changed_graph(members: Members, change: Callable[[onnx.ModelProto], object]) -> bytes:
     model = onnx.load_model_from_string(members[SWEEP])
     change(model)
@@ -101,6 +110,14 @@ def transpose_face(model: onnx.ModelProto) -> None:
         node.output[:] = ["first" if name == "h0_n" else name for name in node.output]
     node = onnx.helper.make_node("Transpose", ["first"], ["h0_n"], perm=[0, 2, 1], name="t")
     model.graph.node.append(node)
+
+
+def rename_y(members: Members) -> bytes:
+    model = onnx.load_model_from_string(members["head.onnx"])
+    for node in model.graph.node:
+        node.output[:] = ["z" if name == "y" else name for name in node.output]
+    model.graph.output[0].name = "z"
+    return packed(members | {"head.onnx": model.SerializeToString()})
 
 
 ARCHIVES: dict[str, tuple[Callable[[Members], bytes], str]] = {
@@ -122,6 +139,7 @@ ARCHIVES: dict[str, tuple[Callable[[Members], bytes], str]] = {
         lambda members: changed_graph(members, transpose_face),
         "for 'h0_n', expected float32 of",
     ),
+    "a head without y": (lambda members: rename_y(members_of(segmenter())), "the head returned no y"),
     "a sweep as head": (
         lambda members: packed(members_of(segmenter()) | {"head.onnx": members[SWEEP]}),
         "ONNX Runtime failed",

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from helpers.tiled_models import PALETTE, VALUES, classifier, segmenter, single
 
-from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.errors import MDLSTMError, MissingExtraError, require
 from mdlstm_tk.runtime import TiledSession, load_image
 from mdlstm_tk.runtime.answers import ResultOptions
 from mdlstm_tk.runtime.jobs import Job
@@ -237,6 +237,8 @@ def planes(path: str) -> None:
 
 BAD: dict[str, tuple[str, Any, dict[str, Any], str]] = {
     "no file": ("none.npy", None, {}, "there is no file"),
+    "a folder": ("x.npy", lambda path: Path(path).mkdir(), {}, "cannot read x.npy: Is a directory"),
+    "a tile of no positions": ("x.npy", saved(X), {"tile": 0}, "tile must be a positive integer"),
     "stdin": ("-", None, {}, "by region"),
     "another type": ("x.png", lambda path: Path(path).touch(), {}, "reads .npy, .zarr"),
     "an incomplete npy": ("x.npy", lambda path: Path(path).write_bytes(b"\x93NUMPY"), {}, "not a complete"),
@@ -267,6 +269,16 @@ def test_bad_input_is_one_line(name: str) -> None:
     error = run(source, **options).error
     assert words in error and "\n" not in error, error
     assert listed() == before
+
+
+def test_a_package_that_a_tiff_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(module: str, extra: str) -> Any:
+        return require(module if module == "tifffile" else "no_such_package", extra)
+
+    tif(tile=(16, 16), compression="zlib")("x.tif")
+    monkeypatch.setattr("mdlstm_tk.runtime.tiles.tif.require", missing)
+    with pytest.raises(MissingExtraError, match="no_such_package"):
+        run("x.tif")
 
 
 def test_a_source_that_shrinks_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,8 +105,8 @@ def test_steps_respect_what_tiles_need() -> None:
     for (sweep, tile), step in step_of.items():
         assert sweep == 0 or step_of[sweep - 1, tile] < step
         for axis in range(3):
-            before = plan.predecessor(sweep, tile, axis)
-            assert before is None or step_of[sweep, before] < step
+            successor = plan.successor(sweep, tile, axis)
+            assert successor is None or step_of[sweep, successor] > step
 
 
 def test_sums_take_little_more_than_one_for_each_tile() -> None:

@@ -70,7 +70,9 @@ def test_images_of_several_widths(tmp_path: Path) -> None:
     assert session.transcribe([]) == []
 
 
-@pytest.mark.parametrize(("steps", "width", "expected"), [(51, 203, 4), (30, 30, 1), (48, 200, 200 / 48)])
+@pytest.mark.parametrize(
+    ("steps", "width", "expected"), [(51, 203, 4), (10, 73, 8), (30, 30, 1), (48, 200, 200 / 48)]
+)
 def test_steps_cover_whole_columns_where_they_fit(steps: int, width: int, expected: float) -> None:
     assert step_width(steps, width) == expected
 

@@ -1,6 +1,6 @@
 """Read and write arrays, images and tables; write files atomically. This module names the file types."""
 
-import os.path
+import os
 from typing import Literal, get_args
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
@@ -13,6 +13,11 @@ Format = Literal["npy", "npz", "json", "png", "csv", "txt", "tsv", "xml", "tif",
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 
-def suffix_of(path: str) -> str:
+def suffix_of(path: str | os.PathLike[str]) -> str:
     """The suffix of a path in lower case: ".npy" for A.NPY, "" for a path without one, such as a pipe."""
     return os.path.splitext(path)[1].lower()
+
+
+def is_tiled(path: str | os.PathLike[str]) -> bool:
+    """True if a path has the suffix of a tiled export."""
+    return suffix_of(path) == TILED_SUFFIX

@@ -67,12 +67,15 @@ class InputFile:
         arrays = self.arrays
         if self.is_image:
             preprocessing = preprocessing_for(metadata, self.label)
-            x = preprocessing(arrays[None])
+            try:
+                x = preprocessing(arrays[None])
+            except InputError as error:
+                raise InputError(f"{self.label}: {error}") from None
             if preprocessing.channels == 1:
                 x = x[..., 0]
             arrays = {None: x if metadata.channels_last or x.ndim == 2 else np.moveaxis(x, -1, 0)}
         if metadata.kind == "density":
-            for x in arrays.values():
+            for x in (x for name, x in arrays.items() if name != "sizes"):
                 low, high = float(x.min(initial=0)), float(x.max(initial=0))
                 if low < -LEVEL_TOLERANCE or high > 1 + LEVEL_TOLERANCE:
                     hint = "; divide them by 255" if low >= 0 and 1 < high <= 255 else ""

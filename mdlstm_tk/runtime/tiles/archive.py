@@ -90,11 +90,6 @@ class Archive:
         return tuple(prod(stage.window[d] for stage in self.stages) for d in range(self.metadata.ndim))
 
 
-def is_archive(path: Path) -> bool:
-    """True if a path has the suffix of a tiled export."""
-    return path.suffix.lower() == SUFFIX
-
-
 def read_archive_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     """The content of the file; raises an InputError if it cannot be read or is larger than `max_bytes`."""
     return read_model(path, max_bytes, EXPORT_COMMAND)

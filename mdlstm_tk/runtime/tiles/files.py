@@ -135,8 +135,10 @@ def _infer_file(
         )
     target = Path(os.path.basename(job.source) if job.target == STDIO else job.target)
     folder = target.parent.absolute() / f".{target.name}{SCRATCH_SUFFIX}"
-    tile, wants_probabilities = tiles.tile or TILE, options.probabilities
-    run = FileRun(job.source, str(folder), tiles.level, tile, batch_size, file_format, wants_probabilities)
+    tile = TILE if tiles.tile is None else tiles.tile
+    run = FileRun(
+        job.source, str(folder), tiles.level, tile, batch_size, file_format, options.probabilities
+    )
     with _scratch(folder, tiles.resume, force), ExitStack() as stack:
         work = run.open(session, stack)
         dependencies = {

@@ -53,7 +53,9 @@ def open_npy(path: Path) -> MappedArray:
     """Open a `.npy` file to read it by region."""
     try:
         return MappedArray(np.lib.format.open_memmap(path, mode="r"))
-    except (ValueError, EOFError):
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except Exception:  # NumPy's parser raises all kinds of exceptions for damaged headers
         raise InputError(
             f"{path} is not a complete .npy array of numbers; write it with numpy.save(file, array)"
         ) from None

@@ -142,9 +142,9 @@ class Plan:
                 groups += self._diagonal(sweep, step - start)
         return sorted(groups, key=lambda group: -len(group.tiles))  # stable: the order is fixed
 
-    def predecessor(self, sweep: int, tile: Tile, axis: int, steps: int = -1) -> Tile | None:
-        """The tile one step back along an axis in the direction of a sweep, or forward for steps = 1."""
-        index = tile[axis] + steps * self.sweeps[sweep][1][axis]
+    def successor(self, sweep: int, tile: Tile, axis: int) -> Tile | None:
+        """The next tile along an axis in the direction of a sweep; None at the border."""
+        index = tile[axis] + self.sweeps[sweep][1][axis]
         if not 0 <= index < self.tiling.counts[axis]:
             return None
         return (*tile[:axis], index, *tile[axis + 1 :])

@@ -83,13 +83,13 @@ class TiledSession(OpenModel):
         data = (
             model if isinstance(model, bytes) else read_archive_bytes(Path(model), max_bytes or MAX_BYTES)
         )
-        options = {"tf32": tf32, "isolated": isolated, "trusted": trusted, "timeout": timeout}
-        limits: dict[str, Any] = {**options, "device": device, "max_bytes": max_bytes}
-        self._arguments = data, {**limits, "threads": threads}
+        options: dict[str, Any] = {"timeout": timeout, "max_bytes": max_bytes, "device": device}
+        options |= {"tf32": tf32, "isolated": isolated, "trusted": trusted}
+        self._arguments = data, {**options, "threads": threads}
         self.threads, self.max_bytes = threads or os.cpu_count() or 1, max_bytes
         archive = parse_archive(data, label)
         # A batch runs on one thread: several batches run at the same time.
-        runner = self._open(archive.graphs, label, threads=1, **limits)
+        runner = self._open(archive.graphs, label, threads=1, **options)
         try:
             stages = tuple(_with_states(stage, runner.graphs, label) for stage in archive.stages)
         except BaseException:

@@ -82,7 +82,7 @@ class RowStream:
 
         Raises:
             InputError: the rows have another shape, or are not finite.
-            MDLSTMError: ONNX Runtime fails, or the stream is closed.
+            MDLSTMError: ONNX Runtime fails, which closes the stream, or the stream is closed.
         """
         if self._is_closed:
             raise MDLSTMError("this stream is closed; begin another one with session.stream(...)")
@@ -115,10 +115,14 @@ class RowStream:
             plan = make_plan(archive, grid, self._tile, 1)
             source = GridSource(rows, archive.metadata, "rows")
             work = Work(archive, self._graphs, plan, {}, source, y, endless=True)
-            for step in range(plan.step_count):
-                for group in plan.groups(step):
-                    self._faces |= work.run(group, self._faces)
-                    work.store.forget(group)
+            try:
+                for step in range(plan.step_count):
+                    for group in plan.groups(step):
+                        self._faces |= work.run(group, self._faces)
+                        work.store.forget(group)
+            except BaseException:
+                self._waiting, self._is_closed = [], True  # some faces are those of rows without y
+                raise
         return y
 
 
@@ -133,12 +137,14 @@ def stream_rows(session: TiledSession, source: IO[bytes], target: IO[bytes]) -> 
         MDLSTMError: ONNX Runtime fails.
     """
     shape, fortran_order, dtype = read_header(source, "standard input")
-    if fortran_order or dtype.kind not in "buif" or len(shape) < session.metadata.ndim:
+    ndim, channels = session.metadata.ndim, session.metadata.channels
+    fits = shape[ndim:] == (channels,) or (len(shape) == ndim and channels == 1)
+    if fortran_order or dtype.kind not in "buif" or not fits:
+        axes = ", ".join(session.metadata.layout.split()[1:-1])
         raise InputError(
-            f"standard input holds {dtype} of shape {shape}, expected rows (H, W) or (H, W, C) of real "
-            "numbers in C order"
+            f"standard input holds {dtype} of shape {shape}, expected rows ({axes}, {channels})"
+            f"{f' or ({axes})' if channels == 1 else ''} of real numbers in C order"
         )
-    ndim = session.metadata.ndim
     stream = session.stream(shape[1:ndim])
     squeeze = len(shape) == ndim and session.metadata.outputs == 1
     row_shape = session.output_shape((shape[0] or 1, *shape[1:ndim]))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.errors import InputError, MDLSTMError, require
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.tiles.mapped import MappedArray
 from mdlstm_tk.runtime.tiles.plan import Region
@@ -37,7 +37,7 @@ class TifPixels:
             with tifffile.TiffFile(path) as file:
                 self._describe(file.series[0].levels, level, path)
             self._values: Any = self._open(tifffile, path, level)
-        except (InputError, ModuleNotFoundError):
+        except (MDLSTMError, ImportError):
             raise
         except Exception as error:  # tifffile raises all kinds of exceptions for damaged files
             reason = " ".join(str(error).split()) or type(error).__name__

@@ -102,7 +102,7 @@ class Work:
         for axis in range(len(shape)):
             outgoing = np.stack([outputs[f"{state}{axis}_n"] for state in stage.states], axis=1)
             for tile, face in zip(tiles, outgoing, strict=True):
-                successor = self.plan.predecessor(sweep, tile, axis, 1)
+                successor = self.plan.successor(sweep, tile, axis)
                 if successor is None and self._endless and axis == 0:
                     successor = tile  # the same one in the next block of rows
                 if successor is not None:
@@ -137,11 +137,12 @@ class Work:
     def _apply_head(self, h: Array, extents: tuple[int, ...]) -> Array:
         """y (N, *extents, outputs) for h (N, …, F), the output of the last stage."""
         archive = self._archive
-        y = h if archive.head is None else self.graphs.run({"x": h}, archive.head)["y"]
-        if y.shape != (len(h), *extents, archive.metadata.outputs):
+        y = h if archive.head is None else self.graphs.run({"x": h}, archive.head).get("y")
+        if y is None or y.shape != (len(h), *extents, archive.metadata.outputs):
+            returned = "no y" if y is None else f"y of shape {y.shape}"
             raise MDLSTMError(
-                f"the head returned y of shape {y.shape} for x of shape {h.shape}, which contradicts "
-                "the archive; export the model again"
+                f"the head returned {returned} for x of shape {h.shape}, which contradicts the archive; "
+                "export the model again"
             )
         return y
 
