@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from glob import glob
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,7 +98,8 @@ def _compile(function: Callable[..., None], key: str, subject: str) -> Any:
     function.__qualname__ += f"_{digest}"
     signature = f"void({', '.join(['int64'] * function.__code__.co_argcount)})"
     folder = cache_folder()
-    if folder is None or not any(folder.rglob(f"*{digest}*.nbi")):
+    # Path.rglob of Python 3.11 raises if another process removes a folder meanwhile; glob does not.
+    if folder is None or not glob(f"**/*{digest}*.nbi", root_dir=folder, recursive=True):
         announce(subject)
     if folder is not None:
         try:
