@@ -61,11 +61,13 @@ class Samples(NamedTuple):
     def bands(self) -> list[tuple[int, int]]:
         """For each band along axis 0, its start and its extent; a ragged batch is one."""
         grid, samples = self.grid, self.number
-        rest, steps = samples * prod(grid[1:]), sum(grid[1:]) - len(grid) + 1
-        if self.valid is not None or samples * prod(grid) < MIN_BAND_GRID or rest <= BAND_ROWS:
+        slice_rows = samples * prod(grid[1:])  # at one position along axis 0
+        steps = sum(grid[1:]) - len(grid) + 1  # wavefronts of such a slice, less one
+        is_small = samples * prod(grid) < MIN_BAND_GRID or slice_rows <= BAND_ROWS
+        if self.valid is not None or is_small or steps == 0:  # 0: bands would not shorten wavefronts
             return [(0, grid[0])]
-        # A band of height h has rest · h rows in h + steps wavefronts.
-        height = max(1, round(BAND_ROWS * steps / (rest - BAND_ROWS)))
+        # A band of height h has slice_rows · h rows in h + steps wavefronts.
+        height = max(1, round(BAND_ROWS * steps / (slice_rows - BAND_ROWS)))
         if len(grid) == 2 and samples * height > simd.TILE_ROWS:  # all wavefronts but the outer ones have h
             height = max(1, round(samples * height / simd.TILE_ROWS) * simd.TILE_ROWS // samples)
         return [(start, min(height, grid[0] - start)) for start in range(0, grid[0], height)]
