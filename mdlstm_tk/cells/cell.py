@@ -18,7 +18,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from operator import add
@@ -196,11 +196,17 @@ def check_cell(cell: Cell, ndim: int) -> None:
             operation.
     """
     place = f"cell '{cell.name}' with {ndim} {'axis' if ndim == 1 else 'axes'}"
-    declared = cell.gates(ndim)
-    if not declared or not all(isinstance(gate, Gate) for gate in declared):
-        kinds = ", ".join(type(gate).__name__ for gate in declared) or "none"
+    try:
+        definitions = cell.gates(ndim)
+    except Exception as error:
+        raise InputError(
+            f"{place}: gates must be a list of Gate objects or a function from the number of axes to one, "
+            f"got {type(error).__name__}: {error}"
+        ) from error
+    if not definitions or not all(isinstance(gate, Gate) for gate in definitions):
+        kinds = ", ".join(type(gate).__name__ for gate in definitions) or "none"
         raise InputError(f"{place}: gates must be Gate objects, such as Gate('f', start=1.0), got {kinds}")
-    names = [gate.name for gate in declared]
+    names = [gate.name for gate in definitions]
     if len(set(names)) < len(names):
         raise InputError(f"{place}: gates must have distinct names, got {', '.join(names)}")
     if cell.peephole:
@@ -256,5 +262,5 @@ def total(terms: Sequence[T]) -> T:
 def _gates_function(gates: Sequence[Gate] | Callable[[int], Sequence[Gate]]) -> Gates:
     if callable(gates):
         return cache(lambda ndim: tuple(gates(ndim)))
-    fixed = tuple(gates)
+    fixed = tuple(gates) if isinstance(gates, Iterable) else (gates,)
     return lambda ndim: fixed

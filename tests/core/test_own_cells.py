@@ -241,6 +241,17 @@ BAD: dict[str, tuple[dict[str, Any], Callable[..., Any], str]] = {
     "an unused gate": ({"gates": [G, O]}, one_gate(lambda g, c: g), "do not use gate o"),
     "names of gates": ({"gates": ["g"]}, one_gate(lambda g, c: g), r"Gate objects, such as .*got str"),
     "a repeated gate": ({"gates": [G, G]}, lambda g, s: (g[0], {"c": g[1]}), "distinct names, got g, g"),
+    "a number of gates": ({"gates": 3}, one_gate(lambda g, c: g), "got int"),
+    "gates by a function without D": (
+        {"gates": lambda: [G]},
+        one_gate(lambda g, c: g),
+        "function from the number of axes .*TypeError",
+    ),
+    "a function that makes one gate": (
+        {"gates": lambda ndim: G},
+        one_gate(lambda g, c: g),
+        "a list of Gate objects .*not iterable",
+    ),
     "no gates": ({"gates": []}, lambda g, s: (s["c"][0], {"c": s["c"][0]}), "got none"),
     "gates for one axis": ({"gates": lambda ndim: [G] * ndim}, one_gate(lambda g, c: g), "distinct"),
     "an unknown method": (
