@@ -16,6 +16,7 @@ from mdlstm_tk.backends.boundary import face_extents, split_faces
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.backends.torch.evaluate import evaluate
 from mdlstm_tk.cells import get_cell
+from mdlstm_tk.cells.ir import Kernel, Store
 from mdlstm_tk.cells.step import record_step
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.wavefront import Direction
@@ -39,6 +40,7 @@ def _sweep(inputs: SweepInputs, k: int, direction: Direction) -> tuple[Tensor, T
     sizes = None if inputs.sizes is None else inputs.sizes.to(x.device)
     batch, *grid, _ = x.shape
     step = record_step(get_cell(inputs.cell), ndim, inputs.present)
+    kernel = Kernel([Store("h", 0, step.h), *(Store("state", s, v) for s, v in enumerate(step.states))])
     parameters = inputs.cell_parameters()
     slots: dict[str, Sequence[Tensor]] = {}
     if parameters is not None:
@@ -67,7 +69,7 @@ def _sweep(inputs: SweepInputs, k: int, direction: Direction) -> tuple[Tensor, T
         slots["a"] = a.unflatten(-1, (-1, units)).unbind(-2)
         slots["h_prev"] = [state[:, 0] for state in previous]
         slots["state_prev"] = [row for state in previous for row in state[:, 1:].unbind(1)]
-        rows = evaluate([step.h, *step.states], slots, zero[:, 0])
+        rows = evaluate(kernel, slots, zero[:, 0])
         state = torch.stack(rows, dim=1)
         if sizes is not None:
             state = torch.where(_is_valid(position, sizes), state, zero)

@@ -163,12 +163,11 @@ class _Step:
         packed = inputs.cell_parameters()
         self.slots = {} if packed is None else {"parameter": packed.unsqueeze(1).unbind(-2)}  # (dirs, 1, n)
         self.parameters = 0 if packed is None else packed.shape[1]
-        self.roots = [store.value for store in self.kernel.stores]
 
     def __call__(self, slots: dict[str, Sequence[Tensor]]) -> list[Tensor]:
         """The values of all stores."""
         like = next(iter(slots.values()))[0]
-        return evaluate(self.roots, self.slots | slots, like)
+        return evaluate(self.kernel, self.slots | slots, like)
 
     def gradients_of_one_successor(
         self, dstates: Sequence[Tensor], zero: Tensor
