@@ -35,6 +35,7 @@ from mdlstm_tk.backends.torch.products import (
     pre_activations,
     project_input,
     recurrent_weights,
+    transposed_recurrent_weights,
 )
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.lowering import Pass, reads_hidden
@@ -50,7 +51,7 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
     x, units, rows, has_states = inputs.x, inputs.units, sweep_rows(inputs), inputs.initial is not None
     (dirs, gate_dim, _), hidden_dim = inputs.weight_ih.shape, inputs.ndim * inputs.units
     state_dim = inputs.state_count * units
-    w_hh, _ = recurrent_weights(inputs)
+    w_hh = None if inputs.weight_hh is None else recurrent_weights(inputs.weight_hh)
     launch = _Launcher("forward", inputs, rows)
     a = project_input(inputs, rows)  # (dirs, rows, G·n)
     if has_states:
@@ -94,7 +95,7 @@ def backward(
     """See `Engine`."""
     x, units, rows, (output, _, gates, states) = inputs.x, inputs.units, sweep_rows(inputs), results
     dirs, hidden_dim = len(inputs.weight_ih), inputs.ndim * inputs.units
-    _, w_hh_t = recurrent_weights(inputs)
+    w_hh_t = None if inputs.weight_hh is None else transposed_recurrent_weights(inputs.weight_hh)
     launch = _Launcher("recompute" if gates is None else "backward", inputs, rows)
     assert states is not None
     states = states[:, : rows.count].contiguous()

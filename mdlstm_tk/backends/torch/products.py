@@ -58,10 +58,10 @@ def project_input(inputs: SweepInputs, rows: SweepRows) -> Tensor:
 
 
 def pre_activations(inputs: SweepInputs, rows: SweepRows, hidden: Tensor | None) -> Tensor:
-    """W x + Σ_d U_d h_d + b, (dirs, rows, G·n), once `gather_hidden` can tell the h_d of the whole grid."""
-    a, (w_hh, _) = project_input(inputs, rows), recurrent_weights(inputs)
-    if w_hh is not None and hidden is not None:
-        a += multiply(hidden, w_hh)
+    """W x + Σ_d U_d h_d + b, (dirs, rows, G·n), from `gather_hidden`; without it W x + b."""
+    a = project_input(inputs, rows)
+    if hidden is not None and inputs.weight_hh is not None:
+        a += multiply(hidden, recurrent_weights(inputs.weight_hh))
     return a if inputs.bias is None else a + inputs.bias[:, None]
 
 
@@ -147,11 +147,14 @@ def input_gradients(
     return gradients
 
 
-def recurrent_weights(inputs: SweepInputs) -> tuple[Tensor | None, Tensor | None]:
-    """The weights of (h_1 | … | h_D), (dirs, D·n, G·n), and those of its gradient, (dirs, G·n, D·n)."""
-    if inputs.weight_hh is None:
-        return None, None
-    return inputs.weight_hh.transpose(2, 3).flatten(1, 2), inputs.weight_hh.transpose(1, 2).flatten(2, 3)
+def recurrent_weights(weight_hh: Tensor) -> Tensor:
+    """(dirs, D, G·n, n) → (dirs, D·n, G·n): (h_1 | … | h_D) times this is Σ_d U_d h_d."""
+    return weight_hh.transpose(2, 3).flatten(1, 2)
+
+
+def transposed_recurrent_weights(weight_hh: Tensor) -> Tensor:
+    """(dirs, D, G·n, n) → (dirs, G·n, D·n): da times this is the gradient of (h_1 | … | h_D)."""
+    return weight_hh.transpose(1, 2).flatten(2, 3)
 
 
 def _visited_input(x: Tensor, rows: SweepRows) -> Tensor:

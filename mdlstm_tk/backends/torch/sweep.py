@@ -30,7 +30,7 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
     """See `Engine`."""
     x, units, rows = inputs.x, inputs.units, sweep_rows(inputs)
     dirs, states, counts, batch = len(inputs.weight_ih), inputs.state_count, rows.tables.counts, rows.batch
-    w_hh, _ = products.recurrent_weights(inputs)
+    w_hh = None if inputs.weight_hh is None else products.recurrent_weights(inputs.weight_hh)
     a = list(products.pre_activations(inputs, rows, None).split(rows.row_counts, dim=1))  # W x + b so far
     step = _Step("forward", inputs)
     entering = _entering(inputs, rows)
@@ -78,7 +78,7 @@ def backward(
     hidden = products.gather_hidden(inputs, output, rows)
     a = products.pre_activations(inputs, rows, hidden) if gates is None else gates[:, : rows.count]
     a_fronts = a.split(rows.row_counts, dim=1)
-    _, w_hh_t = products.recurrent_weights(inputs)
+    w_hh_t = None if inputs.weight_hh is None else products.transposed_recurrent_weights(inputs.weight_hh)
     step = _Step("recompute", inputs)
     entering, leaving = _entering(inputs, rows), None
     if dfinal is not None:
