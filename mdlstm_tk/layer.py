@@ -204,9 +204,9 @@ class MDLSTM(nn.Module):
                 nn.init.normal_(bias)
             else:
                 rows.copy_(start.expand_as(rows))
-                for k, gate in enumerate(gates):
+                for row, gate in zip(rows.unbind(1), gates, strict=True):
                     if gate.activation == "tanh":
-                        nn.init.uniform_(rows[:, k], -(n**-0.5), n**-0.5)
+                        nn.init.uniform_(row, -(n**-0.5), n**-0.5)
 
     def backend_for(self, x: Tensor) -> Choice:
         """The name of the backend that would run on x, and the reason. Autocast is taken into account.
@@ -220,8 +220,8 @@ class MDLSTM(nn.Module):
         """Compile all that calls of the layer need, so that none of them waits, for example while an image
         is built or before processes of distributed training start.
 
-        It runs the layer on two positions along each axis. Parameters
-        and their gradients, and random generators stay as they are.
+        It runs the layer on two positions along each axis. Parameters, their gradients and the state of
+        random generators do not change.
 
         Args:
             training: also compile the backward pass.
@@ -369,8 +369,7 @@ class MDLSTM(nn.Module):
             empty = "layer.to_empty(device=…) and load or reset its parameters"
             fix = empty if weight.is_meta else "x.to(device) or layer.to(device)"
             raise InputError(f"x must be on the layer's device {weight.device}, got {x.device}; use {fix}")
-        if weight.dtype not in arguments.DTYPES:  # after .to(dtype)
-            arguments.check_dtype(weight.dtype)
+        arguments.check_dtype(weight.dtype)  # it may be another after .to(dtype)
         autocast = autocast_dtype(x)
         if x.dtype != weight.dtype and (autocast is None or weight.dtype == torch.float64):
             raise InputError(

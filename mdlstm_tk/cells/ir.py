@@ -186,10 +186,6 @@ class Kernel:
             lines.append(f"{store.slot}[{store.row}] {'+' * store.add}= {names[id(store.value)]}")
         return "\n".join(lines)
 
-    def reads(self, slot: str) -> bool:
-        """True if any row of an array is read."""
-        return any(value.op == "load" and value.slot == slot for value in self.values)
-
 
 def topological_order(roots: Sequence[Value]) -> list[Value]:
     """The roots and all they are computed from, each value after its arguments."""

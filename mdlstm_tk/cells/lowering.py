@@ -72,8 +72,8 @@ def lower(pass_kind: Pass, cell: Cell, ndim: int, present: tuple[str, ...] = ())
 
 @cache
 def reads_hidden(cell: Cell, ndim: int) -> bool:
-    """True if the equations read h of the predecessors."""
-    return lower("forward", cell, ndim).reads("h_prev")
+    """Tell whether the equations read h of the predecessors."""
+    return any(value.slot == "h_prev" for value in lower("forward", cell, ndim).values)
 
 
 def _stores(slot: str, values: Sequence[Value | None], add: bool = False) -> list[Store]:

@@ -75,12 +75,10 @@ class Pointer:
     value: ir.Value
     element: ir.Type
 
-    def at(self, *offsets: ir.Value | int) -> Pointer:
+    def at(self, offset: ir.Value | int) -> Pointer:
         """The pointer to the element that many elements further on."""
-        value = self.value
-        for offset in offsets:
-            index = ir.Constant(I64, offset) if isinstance(offset, int) else offset
-            value = self.builder.gep(value, [index], source_etype=self.element)
+        index = ir.Constant(I64, offset) if isinstance(offset, int) else offset
+        value = self.builder.gep(self.value, [index], source_etype=self.element)
         return Pointer(self.builder, value, self.element)
 
     def row(self, stride: ir.Value, index: ir.Value | int) -> Pointer:
