@@ -263,8 +263,8 @@ def _wavefront(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _in_shape(result: Tensor | None, x: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
-    """A result in the shape that the operator promises: None becomes empty, and gates and states of a ragged
-    batch, (dirs, rows, k), are padded to as many rows as there are positions."""
+    """A result in the shape that the operator promises: None becomes empty, and gates and states of a
+    ragged batch, (dirs, rows, k), are padded to as many rows as there are positions."""
     if result is None:
         return x.new_empty(shape, dtype=dtype)
     if result.numel() == prod(shape):
@@ -372,7 +372,7 @@ def _backward_flops(x: Shape, weight_ih: Shape, weight_hh: Shape | None, *others
 
 
 def register_flops() -> None:
-    """Let `torch.utils.flop_counter` count matrix products if it is imported already; importing it is slow."""
+    """Let `torch.utils.flop_counter` count matrix products if it is imported; importing it here is slow."""
     counter = sys.modules.get("torch.utils.flop_counter")
     if counter is not None and torch.ops.mdlstm.wavefront not in counter.flop_registry:
         counter.register_flop_formula(torch.ops.mdlstm.wavefront)(_flops)
