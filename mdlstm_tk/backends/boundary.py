@@ -6,7 +6,7 @@ it at the last one: with `sizes` these are the ends of each sample's own extents
 are one tensor (N, F, dirs, 1 + S, n) in `state_dtype`: face after face, each in row-major order, and for
 each line h, then the S other states of the cell.
 
-Whatever orders lines, or finds the ends of one, is in this file.
+All code that orders lines or finds their ends is in this file.
 
 Notation
     E_d, S_d, P   extent and stride of axis d, in positions; positions
@@ -82,12 +82,12 @@ def end_rows(inputs: SweepInputs, rows: SweepRows, leaving: bool) -> Tensor:
     return rows.tables.inverse_order[direction, places].long() * rows.batch + sample
 
 
-def take_rows(of_rows: Tensor, rows: Tensor) -> Tensor:
+def take_rows(values: Tensor, rows: Tensor) -> Tensor:
     """(dirs, rows, k) → (dirs, K, k) at the K rows of each direction; zeros where a row is −1."""
-    if of_rows.shape[1] == 0:
-        return of_rows.new_zeros(*rows.shape, of_rows.shape[2])
-    index = rows.clamp(min=0)[..., None].expand(-1, -1, of_rows.shape[2])
-    return of_rows.gather(1, index).masked_fill(rows[..., None] < 0, 0)
+    if values.shape[1] == 0:
+        return values.new_zeros(*rows.shape, values.shape[2])
+    index = rows.clamp(min=0)[..., None].expand(-1, -1, values.shape[2])
+    return values.gather(1, index).masked_fill(rows[..., None] < 0, 0)
 
 
 def face_rows(inputs: SweepInputs, rows: SweepRows, leaving: bool) -> Tensor:
@@ -96,11 +96,14 @@ def face_rows(inputs: SweepInputs, rows: SweepRows, leaving: bool) -> Tensor:
     dirs, lines, batch = ends.shape
     dtype = torch.int32 if lines * batch < 2**31 else torch.int64
     numbers = torch.arange(lines * batch, device=ends.device, dtype=dtype).view(lines, batch)
-    nothing = numbers.new_full((dirs, rows.count + 1), -1)  # the last one stands for row −1
+    no_lines = numbers.new_full((dirs, rows.count + 1), -1)  # the last column stands for row −1
     counts = line_counts(inputs.grid)
     parts = zip(ends.remainder(rows.count + 1).split(counts, dim=1), numbers.split(counts), strict=True)
     return torch.stack(
-        [nothing.scatter(1, at.flatten(1), number.expand_as(at).flatten(1))[:, :-1] for at, number in parts]
+        [
+            no_lines.scatter(1, row.flatten(1), number.expand_as(row).flatten(1))[:, :-1]
+            for row, number in parts
+        ]
     )
 
 
@@ -119,9 +122,9 @@ def at_rows(boundary: Tensor, inputs: SweepInputs, rows: SweepRows, leaving: boo
 
 
 def at_lines(of_axes: Tensor, inputs: SweepInputs, rows: SweepRows, leaving: bool) -> Tensor:
-    """(D, dirs, rows, (1 + S)·n) → (N, F, dirs, 1 + S, n), for each line what its axis has at its end."""
+    """(D, dirs, rows, (1 + S)·n) → (N, F, dirs, 1 + S, n), the values of each line's axis at its end."""
     ends = end_rows(inputs, rows, leaving).split(line_counts(inputs.grid), dim=1)
-    parts = [take_rows(of_axis, at.flatten(1)) for of_axis, at in zip(of_axes, ends, strict=True)]
+    parts = [take_rows(values, row.flatten(1)) for values, row in zip(of_axes, ends, strict=True)]
     return from_directions(torch.cat(parts, dim=1), inputs)
 
 

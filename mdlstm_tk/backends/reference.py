@@ -74,9 +74,9 @@ def _sweep(inputs: SweepInputs, k: int, direction: Direction) -> tuple[Tensor, T
         if sizes is not None:
             state = torch.where(_is_valid(position, sizes), state, zero)
         states[position] = state
-    whole = torch.stack([states[position] for position in np.ndindex(*grid)], dim=1)
-    whole = whole.reshape(batch, *grid, states_of_cell, units)
-    return whole[..., 0, :], _final(whole, direction, sizes)
+    in_order = torch.stack([states[position] for position in np.ndindex(*grid)], dim=1)
+    grid_states = in_order.reshape(batch, *grid, states_of_cell, units)
+    return grid_states[..., 0, :], _final(grid_states, direction, sizes)
 
 
 def _is_valid(position: Position, sizes: Tensor | None) -> Tensor:
@@ -86,22 +86,22 @@ def _is_valid(position: Position, sizes: Tensor | None) -> Tensor:
     return (torch.tensor(position, device=sizes.device) < sizes).all(dim=1)[:, None, None]
 
 
-def _final(whole: Tensor, direction: Direction, sizes: Tensor | None) -> Tensor:
+def _final(states: Tensor, direction: Direction, sizes: Tensor | None) -> Tensor:
     """(N, *grid, 1 + S, n) → (N, F, 1 + S, n), the last hyperplane of every axis in the sweep's
     direction."""
     faces = []
     for d, sign in enumerate(direction):
         if sign > 0 and sizes is not None:
-            index = (sizes[:, d] - 1).view(-1, *[1] * (whole.dim() - 1))
-            face = whole.take_along_dim(index, dim=1 + d)
+            index = (sizes[:, d] - 1).view(-1, *[1] * (states.dim() - 1))
+            face = states.take_along_dim(index, dim=1 + d)
         else:
-            face = whole.narrow(1 + d, whole.shape[1 + d] - 1 if sign > 0 else 0, 1)
+            face = states.narrow(1 + d, states.shape[1 + d] - 1 if sign > 0 else 0, 1)
         faces.append(face.flatten(1, -3))
     return torch.cat(faces, dim=1)
 
 
 def _position(progress: Position, grid: Sequence[int], direction: Direction) -> Position:
-    """The position in the grid that a sweep in `direction` reaches after so many steps along each axis."""
+    """The position that a sweep in `direction` reaches after `progress` steps along each axis."""
     return tuple(
         index if sign > 0 else extent - 1 - index
         for index, extent, sign in zip(progress, grid, direction, strict=True)

@@ -100,13 +100,13 @@ def backward(
     assert states is not None
     states = states[:, : rows.count].contiguous()
     hidden = gather_hidden(inputs, output, rows) if launch.passes_h else None  # (dirs, rows, D·n)
-    kept = pre_activations(inputs, rows, hidden) if gates is None else gates[:, : rows.count].contiguous()
-    # Pre-activations that are computed again are nobody else's, so da can take their place.
-    da = kept if gates is None and kept.dtype == x.dtype else torch.empty_like(kept, dtype=x.dtype)
+    a = pre_activations(inputs, rows, hidden) if gates is None else gates[:, : rows.count].contiguous()
+    # Pre-activations that are computed again are used only here, so da can take their place.
+    da = a if gates is None and a.dtype == x.dtype else torch.empty_like(a, dtype=x.dtype)
     longest = rows.tables.longest * rows.batch
-    dh = kept.new_empty(dirs * longest * hidden_dim * (w_hh_t is not None))
+    dh = a.new_empty(dirs * longest * hidden_dim * (w_hh_t is not None))
     passed_dim = inputs.ndim * (inputs.state_count + launch.reads_h) * units
-    d_prev = kept.new_empty(2, dirs * longest * passed_dim)  # of this wavefront and the next one, in turn
+    d_prev = a.new_empty(2, dirs * longest * passed_dim)  # of this wavefront and the next one, in turn
     first = launch.arguments["first_ptr"]
     d_first = None if first is None else torch.zeros_like(first)
     blocks, parameters = launch.blocks(longest), launch.parameters
@@ -116,7 +116,7 @@ def backward(
         d_parameters = parameters.new_zeros(shape, dtype=torch.float64)
     arguments = {
         "grad_ptr": grad,
-        "gates_ptr": kept,
+        "gates_ptr": a,
         "state_ptr": states,
         "hidden_ptr": hidden,
         "next_dh_ptr": dh,

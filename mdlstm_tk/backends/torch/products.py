@@ -1,7 +1,7 @@
 """The matrix products of a sweep that span the whole grid, or all places where initial states enter it.
 
-float16 and bfloat16 are multiplied as they are and added up in float32. What becomes of a pre-activation
-stays float32: rounded to float16 it could be infinite, and NaN after a layer norm.
+float16 and bfloat16 are multiplied as they are and added up in float32. Pre-activations stay float32:
+rounded to float16 they could be infinite, and NaN after a layer norm.
 
 Notation: N batch, P positions, F lines, C input features, G gates, n units, D axes; rows as in
 `mdlstm_tk.backends.tables`, with "visits" and "batch" of a `SweepRows`.
@@ -41,14 +41,14 @@ def multiply_transposed(a: Tensor, b: Tensor) -> Tensor:
     step = SUM_ROWS * max(1, MAX_PART_SUMS // max(1, result.numel()))  # rows whose parts are in memory
     for a_rows, b_rows in zip(a.split(step, dim=1), b.split(step, dim=1), strict=True):
         parts = a_rows.shape[1] // SUM_ROWS
-        whole = parts * SUM_ROWS
+        full = parts * SUM_ROWS  # the number of rows in full parts
         if parts > 0:
             a_parts, b_parts = (
-                t[:, :whole].reshape(-1, SUM_ROWS, t.shape[2]) for t in (a_rows, b_rows)
+                t[:, :full].reshape(-1, SUM_ROWS, t.shape[2]) for t in (a_rows, b_rows)
             )  # (dirs·parts, SUM_ROWS, m or k)
             part_sums = multiply(a_parts.transpose(1, 2), b_parts)
             result += part_sums.unflatten(0, (-1, parts)).sum(dim=1)
-        result += multiply(a_rows[:, whole:].transpose(1, 2), b_rows[:, whole:])
+        result += multiply(a_rows[:, full:].transpose(1, 2), b_rows[:, full:])
     return result
 
 
