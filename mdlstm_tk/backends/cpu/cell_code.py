@@ -1,6 +1,6 @@
 """The only code that depends on the cell: a C function that runs the cell's kernel on a block of rows.
 
-A kernel of the sweep fills a table with a line for each row, which has the address of every slot of
+A kernel of the sweep fills a table with a line for each row, which holds the addresses of the slots of
 `mdlstm_tk.cells.lowering`, and calls the function once per block.
 """
 
@@ -20,8 +20,8 @@ from mdlstm_tk.cells.operations import OPERATIONS
 
 
 class Slots(NamedTuple):
-    """Words of a line of the table: all rows of these slots lie one after another. The fields are 0, 1, …,
-    those that forward uses first."""
+    """Indices of words in a line of the table, those that forward uses first. A word is the address of the
+    first row of a slot, whose other rows follow."""
 
     parameter: int
     state: int
@@ -34,7 +34,7 @@ class Slots(NamedTuple):
 
 
 class AxisSlots(NamedTuple):
-    """Words for each axis, after those of `Slots`: the S states of an axis lie one after another."""
+    """The same for each axis, after the words of `Slots`. The S states of an axis follow each other."""
 
     h_prev: int
     state_prev: int

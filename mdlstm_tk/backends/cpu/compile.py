@@ -129,15 +129,15 @@ def _source_digest() -> str:
 def _caching_in(folder: Path) -> Iterator[None]:
     """Let functions that are created inside this `with` statement be cached in `folder` and nowhere else.
 
-    Numba knows only settings of the whole process. They are restored, as the user's own functions have
-    their own place. The locators are set because a `.numba_config.yaml` in the current folder could name
+    Numba has settings of the whole process only. They are restored, because functions of the user have a
+    place of their own. The locators are set because a `.numba_config.yaml` in the current folder could name
     others, even modules to import.
     """
-    changed = {"CACHE_DIR": str(folder), "CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}
+    settings = {"CACHE_DIR": str(folder), "CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}
     with _config_lock:
-        before = {name: getattr(config, name) for name in changed}
-        vars(config).update(changed)
+        user_settings = {name: getattr(config, name) for name in settings}
+        vars(config).update(settings)
         try:
             yield
         finally:
-            vars(config).update(before)
+            vars(config).update(user_settings)

@@ -37,7 +37,7 @@ class Plan(NamedTuple):
         sizes_address: where that lies in memory.
         jobs: the jobs.
         packed, packed_transposed: how many numbers the packed weights take.
-        keep: memory that the sizes need.
+        memory: what the sizes hold addresses of, and their record.
     """
 
     kernel: Any
@@ -50,38 +50,47 @@ class Plan(NamedTuple):
     jobs: Jobs
     packed: int
     packed_transposed: int
-    keep: Any
+    memory: Any
 
 
 plans: BoundedCache[tuple[Any, ...], Plan] = BoundedCache(64 << 20)
 
 
-def get_plan(pass_kind: Pass, inputs: SweepInputs, saves: bool) -> Plan:
+def get_plan(
+    pass_kind: Pass, inputs: SweepInputs, *, saves_states: bool = False, wants_dx: bool = False
+) -> Plan:
     """The plan of a sweep.
 
     Args:
         pass_kind: which kernel runs.
         inputs: of the sweep, in float32 or float64.
-        saves: forward: whether states are saved. Backward: whether the gradient of x is wanted.
+        saves_states: whether forward saves states for backward.
+        wants_dx: whether backward computes the gradient of x.
 
     Raises:
         KernelError: a kernel cannot be compiled.
     """
     x, weight_ih, threads = inputs.x, inputs.weight_ih, thread_limit()
     valid = ragged_extents(inputs)
-    if valid is not None:  # not kept: another batch will have other sizes
-        return _make_plan(pass_kind, inputs, saves, threads, valid)
-    cell = get_cell(inputs.cell)
-    key = pass_kind, cell, saves, threads, x.dtype, x.shape, weight_ih.shape, inputs.signs, inputs.present
+    if valid is not None:  # not cached: another batch will have other sizes
+        return _make_plan(pass_kind, inputs, saves_states, wants_dx, threads, valid)
+    options = pass_kind, get_cell(inputs.cell), saves_states, wants_dx, threads
+    key = *options, x.dtype, x.shape, weight_ih.shape, inputs.signs, inputs.present
     plan = plans.get(key)
     if plan is None:
-        plan = _make_plan(pass_kind, inputs, saves, threads, None if len(x) else ())
+        valid = None if len(x) else ()
+        plan = _make_plan(pass_kind, inputs, saves_states, wants_dx, threads, valid)
         plans.add(key, plan, PLAN_BYTES + JOB_BYTES * len(plan.jobs.order))
     return plan
 
 
 def _make_plan(
-    pass_kind: Pass, inputs: SweepInputs, saves: bool, threads: int, valid: Extents | None
+    pass_kind: Pass,
+    inputs: SweepInputs,
+    saves_states: bool,
+    wants_dx: bool,
+    threads: int,
+    valid: Extents | None,
 ) -> Plan:
     cell, grid, ndim, is_forward = get_cell(inputs.cell), inputs.grid, inputs.ndim, pass_kind == "forward"
     (batch, *_, channels), (dirs, gate_dim, _) = inputs.x.shape, inputs.weight_ih.shape
@@ -93,7 +102,7 @@ def _make_plan(
     lanes, panel = simd.vector_length(itemsize), simd.panel_width(itemsize)
     hidden_dim = ndim * units if cell.recurrent else 0
     depth, padded = hidden_dim + channels + 1, -(-gate_dim // lanes) * lanes
-    columns = 0 if is_forward else hidden_dim + channels * saves
+    columns = 0 if is_forward else hidden_dim + channels * wants_dx
     d_stride = -(-columns // lanes) * lanes
     parameter_count = units * sum(CELL_PARAMETERS[name](cell, ndim) for name in inputs.present)
     sums_size = _whole_lines(depth * padded + parameter_count)
@@ -115,7 +124,7 @@ def _make_plan(
     }
     if is_forward:
         memory["gates_row_at"] = gate_dim
-        memory["states_at"] = 0 if saves else 2 * jobs.longest * states * units
+        memory["states_at"] = 0 if saves_states else 2 * jobs.longest * states * units
     else:
         memory["da_at"] = 2 * BLOCK * padded
         memory["d_operands_at"] = 2 * jobs.longest * d_stride
@@ -170,7 +179,7 @@ def _make_plan(
         jobs=jobs,
         packed=dirs * -(-gate_dim // panel) * panel * depth,
         packed_transposed=dirs * -(-columns // panel) * panel * gate_dim,
-        keep=(record, line_table, steps),
+        memory=(record, line_table, steps),
     )
 
 
