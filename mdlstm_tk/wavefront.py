@@ -100,7 +100,7 @@ def check_positions(positions: int, grid: tuple[int, ...]) -> None:
     """Check that a grid has positions, and not more than tables can hold.
 
     Raises:
-        InputError: it has none, or too many; then the message names `tiling`.
+        InputError: it has no positions, or too many; then the message names `tiling`.
     """
     if not grid or any(extent < 1 for extent in grid):
         raise InputError(f"a grid needs at least one axis and extents of at least 1, got {grid}")
@@ -155,7 +155,7 @@ def resolve_directions(directions: int | str | Sequence[Direction], ndim: int) -
         ndim: D.
 
     Raises:
-        InputError: it is anything else, a tuple is not D signs, or one is repeated.
+        InputError: `directions` is something else, a tuple is not D signs, or a tuple is repeated.
     """
     if isinstance(directions, str) and directions == "all":
         return list(product((1, -1), repeat=ndim))
@@ -165,13 +165,13 @@ def resolve_directions(directions: int | str | Sequence[Direction], ndim: int) -
     except TypeError:  # no integer
         pass
     try:
-        chosen = [tuple(map(index, direction)) for direction in directions]  # type: ignore[union-attr]
+        signs = [tuple(map(index, direction)) for direction in directions]  # type: ignore[union-attr]
     except TypeError:
-        chosen = []
-    valid = all(len(d) == ndim and all(sign in (1, -1) for sign in d) for d in chosen)
-    if not chosen or not valid or len(set(chosen)) < len(chosen):
+        signs = []
+    valid = all(len(d) == ndim and all(sign in (1, -1) for sign in d) for d in signs)
+    if not signs or not valid or len(set(signs)) < len(signs):
         raise InputError(
             f"directions must be 1, 'all' or a list of distinct tuples of {ndim} signs (1 or -1), "
             f"got {' '.join(repr(directions).split())}"
         )
-    return chosen
+    return signs

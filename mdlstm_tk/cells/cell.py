@@ -55,7 +55,7 @@ class Gate:
     role: Role | None = None
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier():
+        if not isinstance(self.name, str) or not self.name.isidentifier():
             raise InputError(f"a gate's name must be an identifier, got {self.name!r}")
         if self.activation not in (*get_args(GateActivation), None):
             raise InputError(f"activation must be 'sigmoid', 'tanh' or None, got {self.activation!r}")
@@ -139,10 +139,10 @@ def register_cell(
     """
 
     def register(equations: E) -> E:
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII):
+            raise InputError(f"a cell's name must be letters, digits, '-' and '_', got {name!r}")
         if name in _built_in:
             raise InputError(f"cell '{name}' comes with the package; choose another name")
-        if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII):
-            raise InputError(f"a cell's name must be letters, digits, '-' and '_', got '{name}'")
         names = tuple(states)
         if "h" in names or len(set(names)) < len(names) or not all(map(str.isidentifier, names)):
             raise InputError(
