@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from inspect import signature
+from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
@@ -232,11 +233,14 @@ class MDLSTM(nn.Module):
         grid = [2 * extent for extent in self.window]
         shape = (*grid, self.input_size) if self.channels_last else (self.input_size, *grid)
         devices = [factory["device"]] if factory["device"].type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.set_grad_enabled(bool(parameters)):
-            results = self.forward(torch.zeros(1, *shape, **factory), return_state=states)
-            y = results[0] if isinstance(results, tuple) else results
-            if parameters:
-                torch.autograd.grad(y.sum(), parameters)
+        x = torch.zeros(1, *shape, **factory)
+        # Triton compiles anew if there are states, and if forward saves something for backward.
+        for return_state, with_grad in product({False, states}, {False, bool(parameters)}):
+            with torch.random.fork_rng(devices), torch.set_grad_enabled(with_grad):
+                results = self.forward(x, return_state=return_state)
+                y = results[0] if isinstance(results, tuple) else results
+                if with_grad:
+                    torch.autograd.grad(y.sum(), parameters)
 
     def forward(
         self,
