@@ -229,8 +229,8 @@ def check_cell(cell: Cell, ndim: int) -> None:
             f"{len(states)} states ({', '.join(states)}) along each axis: {type(error).__name__}: {error}; "
             f"equations may use numbers and {supported()}"
         ) from error
-    used = set(map(id, topological_order(_check_results(results, cell, place))))
-    unused = [name for name, gate in zip(names, gates, strict=True) if id(gate) not in used]
+    used = set(topological_order(_check_results(results, cell, place)))
+    unused = [name for name, gate in zip(names, gates, strict=True) if gate not in used]
     if unused:
         raise InputError(
             f"{place}: its equations do not use gate {', '.join(unused)}; remove it from gates"

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mdlstm_tk.cells.ir import Kernel
+from mdlstm_tk.cells.ir import Kernel, Value
 from mdlstm_tk.cells.operations import OPERATIONS
 
 Slots = Mapping[str, Sequence[Tensor]]
@@ -23,9 +23,9 @@ def evaluate(kernel: Kernel, slots: Slots, like: Tensor) -> list[Tensor]:
         slots: the rows (…, n) of each array that is loaded.
         like: a tensor with the dtype, device and shape of the results.
     """
-    results: dict[int, Any] = {}
+    results: dict[Value, Any] = {}
     for value in kernel.values:
-        args = [results[id(arg)] for arg in value.args]
+        args = [results[arg] for arg in value.args]
         if value.op == "load":
             result: Any = slots[value.slot][value.row]
         elif value.op == "constant":
@@ -36,8 +36,8 @@ def evaluate(kernel: Kernel, slots: Slots, like: Tensor) -> list[Tensor]:
             result = OPERATIONS[value.op].compute(*args)
         else:
             result = OPERATIONS[value.op].compute(*(_tensor(arg, like) for arg in args))
-        results[id(value)] = result
-    return [_tensor(results[id(store.value)], like).expand_as(like) for store in kernel.stores]
+        results[value] = result
+    return [_tensor(results[store.value], like).expand_as(like) for store in kernel.stores]
 
 
 def _tensor(value: Any, like: Tensor) -> Tensor:
