@@ -11,6 +11,7 @@ from torch.utils import _pytree
 
 from mdlstm_tk._util.arguments import one_line
 from mdlstm_tk.backends.boundary import face_extents, line_counts, split_faces, valid_lines
+from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.errors import InputError
 
 Faces = Sequence[Tensor | None] | None  # of one state: a tensor for each axis
@@ -102,8 +103,8 @@ class FaceShape(NamedTuple):
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """The dtype of states other than h."""
-        return torch.float32 if self.dtype.itemsize == 2 else self.dtype
+        """The dtype of states other than h; autocast does not change it."""
+        return state_dtype(self.x)
 
 
 def initial_states(initial_state: Any, num_layers: int, shape: FaceShape) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Plans: all that depends only on the shapes of a sweep on the CPU, so that a warm call looks it up."""
+"""Plans: everything about a sweep on the CPU that depends only on shapes, looked up by later calls."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _make_plan(
     part_blocks = max(MIN_PART_BLOCKS, isqrt(blocks))  # as many parts as blocks in each: the shortest sums
     part_blocks = part_blocks if blocks > part_blocks else 0
 
-    memory = {
+    scratch_parts = {
         "table_at": BLOCK * line_length(ndim) * 8 // itemsize,
         "zeros_at": (1 + states) * units,
         "spill_at": len(graph.spilled) * units,
@@ -123,18 +123,18 @@ def _make_plan(
         "products_at": BLOCK * padded,
     }
     if is_forward:
-        memory["gates_row_at"] = gate_dim
-        memory["states_at"] = 0 if saves_states else 2 * jobs.longest * states * units
+        scratch_parts["gates_row_at"] = gate_dim
+        scratch_parts["states_at"] = 0 if saves_states else 2 * jobs.longest * states * units
     else:
-        memory["da_at"] = 2 * BLOCK * padded
-        memory["d_operands_at"] = 2 * jobs.longest * d_stride
-        memory["dh_read_at"] = 2 * jobs.longest * ndim * units * reads_h
-        memory["dstates_at"] = 2 * jobs.longest * ndim * states * units
-        memory["parameter_sums_at"] = parameter_count
-        memory["part_at"] = sums_size if part_blocks else 0
-    places, scratch = {}, 0
-    for name, size in memory.items():
-        places[name] = scratch
+        scratch_parts["da_at"] = 2 * BLOCK * padded
+        scratch_parts["d_operands_at"] = 2 * jobs.longest * d_stride
+        scratch_parts["dh_read_at"] = 2 * jobs.longest * ndim * units * reads_h
+        scratch_parts["dstates_at"] = 2 * jobs.longest * ndim * states * units
+        scratch_parts["parameter_sums_at"] = parameter_count
+        scratch_parts["part_at"] = sums_size if part_blocks else 0
+    offsets, scratch = {}, 0
+    for name, size in scratch_parts.items():
+        offsets[name] = scratch
         scratch += _whole_lines(size)
     counts, strides = line_counts(grid), [prod(grid[d + 1 :]) for d in range(ndim)]
     lines = [(grid[d] * strides[d], strides[d], sum(counts[:d])) for d in range(ndim)]
@@ -165,7 +165,7 @@ def _make_plan(
         sums_size=sums_size,
         part_blocks=part_blocks,
         scratch=scratch,
-        **places,
+        **offsets,
     )
     record = words(sizes)
     return Plan(
@@ -184,5 +184,5 @@ def _make_plan(
 
 
 def _whole_lines(count: int) -> int:
-    """So many numbers in whole cache lines."""
+    """`count` numbers, rounded up to whole cache lines."""
     return -(-count // 16) * 16
