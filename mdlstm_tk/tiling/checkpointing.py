@@ -100,8 +100,8 @@ def checkpointed(
     if any(extent % window for extent, window in zip(extents, layer.window, strict=True)):
         rounded = tuple(-(-e // w) * w for e, w in zip(extents, layer.window, strict=True))
         raise InputError(
-            f"tile must be a multiple of the layer's window {layer.window}, got {arguments.one_line(tile)}; "
-            f"use {rounded}"
+            f"tile must be a multiple of the layer's window {layer.window}, "
+            f"got {arguments.one_line(tile)}; use {rounded}"
         )
     if detach_every is not None:
         detach_every = arguments.positive("detach_every", detach_every)
