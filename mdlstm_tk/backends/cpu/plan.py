@@ -23,8 +23,7 @@ from mdlstm_tk.cells.step import CELL_PARAMETERS
 # Blocks whose gradients are summed up before they are added to the total. With fewer of them, adding to the
 # total would show in the time of a sweep.
 MIN_PART_BLOCKS = 32
-PLAN_BYTES = 16384  # about what a plan takes beside its tables
-JOB_BYTES = 512
+PLAN_BYTES = 16384  # about what a plan takes beside its jobs
 
 
 class Plan(NamedTuple):
@@ -80,7 +79,7 @@ def get_plan(
     if plan is None:
         valid = None if len(x) else ()
         plan = _make_plan(pass_kind, inputs, saves_states, wants_dx, threads, valid)
-        plans.add(key, plan, PLAN_BYTES + JOB_BYTES * len(plan.jobs.order))
+        plans.add(key, plan, PLAN_BYTES + plan.jobs.nbytes)
     return plan
 
 

@@ -36,6 +36,7 @@ BANDS_OPERATIONS = 100_000_000  # the same to share bands, for which threads wai
 TASK_OPERATIONS = 20_000_000  # of a task
 MIN_TASK_OPERATIONS = 3_000_000
 BAND_TASKS = 4  # tasks of a band, unless they have less than that
+JOB_BYTES = 512  # about what a job takes beside its tables
 
 
 class Samples(NamedTuple):
@@ -95,6 +96,12 @@ class Jobs(NamedTuple):
     is_tiled: bool
     is_full: bool
     memory: list[array[int] | SweepTables]
+
+    @property
+    def nbytes(self) -> int:
+        """About the bytes that the jobs keep in memory. Tiles of one shape share their tables."""
+        tables = {id(part): part.nbytes for part in self.memory if isinstance(part, SweepTables)}
+        return JOB_BYTES * len(self.order) + sum(tables.values())
 
 
 def _divide(
