@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mdlstm_tk._util.masking import valid_mask
 from mdlstm_tk.backends.inputs import SweepInputs, boundary_shape
-from mdlstm_tk.backends.tables import SweepRows, sweep_rows
+from mdlstm_tk.backends.tables import SweepRows
 
 
 def face_extents(grid: Sequence[int], d: int) -> tuple[int, ...]:
@@ -90,21 +90,24 @@ def take_rows(values: Tensor, rows: Tensor) -> Tensor:
     return values.gather(1, index).masked_fill(rows[..., None] < 0, 0)
 
 
+def end_rows_of_axes(inputs: SweepInputs, rows: SweepRows, leaving: bool) -> list[Tensor]:
+    """D × (dirs, F_d·N), the rows of `end_rows` of the lines along each axis, in the order of face rows."""
+    ends = end_rows(inputs, rows, leaving).split(line_counts(inputs.grid), dim=1)
+    return [row.flatten(1) for row in ends]
+
+
 def face_rows(inputs: SweepInputs, rows: SweepRows, leaving: bool) -> Tensor:
     """(D, dirs, rows), for each axis the face row whose line has its end at a row, or −1."""
-    ends = end_rows(inputs, rows, leaving)  # (dirs, F, N)
-    dirs, lines, batch = ends.shape
-    dtype = torch.int32 if lines * batch < 2**31 else torch.int64
-    numbers = torch.arange(lines * batch, device=ends.device, dtype=dtype).view(lines, batch)
-    no_lines = numbers.new_full((dirs, rows.count + 1), -1)  # the last column stands for row −1
-    counts = line_counts(inputs.grid)
-    parts = zip(ends.remainder(rows.count + 1).split(counts, dim=1), numbers.split(counts), strict=True)
-    return torch.stack(
-        [
-            no_lines.scatter(1, row.flatten(1), number.expand_as(row).flatten(1))[:, :-1]
-            for row, number in parts
-        ]
-    )
+    ends = end_rows_of_axes(inputs, rows, leaving)
+    counts = [row.shape[1] for row in ends]
+    dtype = torch.int32 if sum(counts) < 2**31 else torch.int64
+    numbers = torch.arange(sum(counts), device=inputs.x.device, dtype=dtype)
+    no_line = numbers.new_full((len(inputs.directions), rows.count + 1), -1)  # the last: for row −1
+    parts = [
+        no_line.scatter(1, row.remainder(rows.count + 1), number.expand_as(row))[:, :-1]
+        for row, number in zip(ends, numbers.split(counts), strict=True)
+    ]
+    return torch.stack(parts)
 
 
 def by_direction(boundary: Tensor) -> Tensor:
@@ -123,8 +126,8 @@ def at_rows(boundary: Tensor, inputs: SweepInputs, rows: SweepRows, leaving: boo
 
 def at_lines(of_axes: Tensor, inputs: SweepInputs, rows: SweepRows, leaving: bool) -> Tensor:
     """(D, dirs, rows, (1 + S)·n) → (N, F, dirs, 1 + S, n), the values of each line's axis at its end."""
-    ends = end_rows(inputs, rows, leaving).split(line_counts(inputs.grid), dim=1)
-    parts = [take_rows(values, row.flatten(1)) for values, row in zip(of_axes, ends, strict=True)]
+    ends = end_rows_of_axes(inputs, rows, leaving)
+    parts = [take_rows(values, row) for values, row in zip(of_axes, ends, strict=True)]
     return from_directions(torch.cat(parts, dim=1), inputs)
 
 
@@ -134,18 +137,17 @@ def from_directions(rows: Tensor, inputs: SweepInputs) -> Tensor:
     return rows.reshape(dirs, lines, batch, states, units).permute(2, 1, 0, 3, 4).contiguous()
 
 
-def final_states(inputs: SweepInputs, output: Tensor, states: Tensor) -> Tensor:
+def final_states(inputs: SweepInputs, rows: SweepRows, output: Tensor, states: Tensor) -> Tensor:
     """(N, F, dirs, 1 + S, n), the states that leave a sweep.
 
     Args:
-        inputs: of the sweep.
+        inputs, rows: of the sweep.
         output: (N, *grid, dirs, n), h of all positions.
         states: (dirs, rows, S·n), in visiting order.
     """
     batch, units = output.shape[0], output.shape[-1]
     ends = line_ends(inputs, leaving=True)
     h = output.flatten(1, -3).gather(1, ends[..., None].expand(batch, -1, -1, units))
-    rows = end_rows(inputs, sweep_rows(inputs), leaving=True).flatten(1)
-    others = take_rows(states, rows)  # (dirs, F·N, S·n)
+    others = take_rows(states, end_rows(inputs, rows, leaving=True).flatten(1))  # (dirs, F·N, S·n)
     h = h.permute(2, 1, 0, 3).flatten(1, 2).to(states.dtype)
     return from_directions(torch.cat([h, others], dim=2), inputs)

@@ -85,7 +85,7 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
                 KEEP_STATES=keep_states,
                 KEEP_GATES=save and not recompute,
             )
-    final = final_states(inputs, output, states) if has_states else None
+    final = final_states(inputs, rows, output, states) if has_states else None
     return SweepResults(output, final, a if save and not recompute else None, states if save else None)
 
 

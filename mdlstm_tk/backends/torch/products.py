@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.boundary import at_rows, by_direction, end_rows, line_counts, take_rows
+from mdlstm_tk.backends.boundary import at_rows, by_direction, end_rows_of_axes, take_rows
 from mdlstm_tk.backends.inputs import Gradients, SweepInputs, state_dtype
 from mdlstm_tk.backends.tables import SweepRows
 
@@ -80,9 +80,9 @@ def add_entering_products(a: Tensor, inputs: SweepInputs, rows: SweepRows) -> No
     weight_hh, initial = inputs.weight_hh, inputs.initial
     if weight_hh is None or initial is None or a.shape[1] == 0:
         return
-    entering = _entering_rows(inputs, rows)
+    entering = end_rows_of_axes(inputs, rows, leaving=False)
     h = by_direction(initial[..., :1, :]).to(weight_hh.dtype)
-    parts = h.split([of_axis.shape[1] for of_axis in entering], dim=1)
+    parts = h.split([rows_d.shape[1] for rows_d in entering], dim=1)
     for d, (h_d, rows_d) in enumerate(zip(parts, entering, strict=True)):
         product = multiply(h_d, weight_hh[:, d].transpose(1, 2)).masked_fill(rows_d[..., None] < 0, 0)
         # The rows differ where they are not −1.
@@ -91,14 +91,8 @@ def add_entering_products(a: Tensor, inputs: SweepInputs, rows: SweepRows) -> No
 
 def entering_gradients(da: Tensor, weight_hh: Tensor, inputs: SweepInputs, rows: SweepRows) -> Tensor:
     """U_dᵀ da, the gradient of the h that enter, (dirs, F·N, n), from that of the pre-activations."""
-    entering = enumerate(_entering_rows(inputs, rows))
+    entering = enumerate(end_rows_of_axes(inputs, rows, leaving=False))
     return torch.cat([multiply(take_rows(da, rows_d), weight_hh[:, d]) for d, rows_d in entering], dim=1)
-
-
-def _entering_rows(inputs: SweepInputs, rows: SweepRows) -> tuple[Tensor, ...]:
-    """For each axis (dirs, F_d·N), the rows where its lines enter, or −1."""
-    ends = end_rows(inputs, rows, leaving=False).split(line_counts(inputs.grid), dim=1)
-    return tuple(of_axis.flatten(1) for of_axis in ends)
 
 
 def _direction(rows: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
     output = products.to_grid_order(visited[..., :units].to(x.dtype), rows).permute(2, 1, 0, 3)
     output = output.reshape(*x.shape[:-1], dirs, units).contiguous()
     other_states = visited[..., units:].flatten(1, 2)  # (dirs, rows, S·n)
-    final = None if inputs.initial is None else final_states(inputs, output, other_states)
+    final = None if inputs.initial is None else final_states(inputs, rows, output, other_states)
     if not save:
         return SweepResults(output, final)
     gates = None if recompute else torch.cat(a, dim=1)
