@@ -124,9 +124,10 @@ def at_rows(boundary: Tensor, inputs: SweepInputs, rows: SweepRows, leaving: boo
     return values[direction, face_rows(inputs, rows, leaving)]
 
 
-def at_lines(of_axes: Tensor, inputs: SweepInputs, rows: SweepRows, leaving: bool) -> Tensor:
-    """(D, dirs, rows, (1 + S)·n) → (N, F, dirs, 1 + S, n), the values of each line's axis at its end."""
-    ends = end_rows_of_axes(inputs, rows, leaving)
+def at_entries(of_axes: Tensor, inputs: SweepInputs, rows: SweepRows) -> Tensor:
+    """(D, dirs, rows, (1 + S)·n) → (N, F, dirs, 1 + S, n), for each line along an axis the values of that
+    axis at the row where the line enters the sweep."""
+    ends = end_rows_of_axes(inputs, rows, leaving=False)
     parts = [take_rows(values, row) for values, row in zip(of_axes, ends, strict=True)]
     return from_directions(torch.cat(parts, dim=1), inputs)
 

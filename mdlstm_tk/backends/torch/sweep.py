@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.boundary import at_lines, at_rows, final_states
+from mdlstm_tk.backends.boundary import at_entries, at_rows, final_states
 from mdlstm_tk.backends.inputs import Gradients, SweepInputs, SweepResults
 from mdlstm_tk.backends.tables import SweepRows, sweep_rows
 from mdlstm_tk.backends.torch import products
@@ -134,7 +134,7 @@ def backward(
         gradients |= inputs.split_cell_parameters(summed)
     if of_entering:
         d_prev_of_all = torch.cat(of_entering[::-1], dim=2)
-        gradients["initial"] = at_lines(d_prev_of_all, inputs, rows, leaving=False)
+        gradients["initial"] = at_entries(d_prev_of_all, inputs, rows)
     return gradients
 
 
