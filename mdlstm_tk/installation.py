@@ -21,7 +21,7 @@ from mdlstm_tk.errors import DeviceError, install_command
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 IGNORED_EXTRAS = ("dev", "docs", "test", "gpu")  # that no job needs; gpu replaces cpu
-OPTIONAL = ("torch", "numba", "triton")  # modules; one that these need is missing is broken
+OPTIONAL = ("torch", "numba", "triton")  # modules that may be absent; their dependencies may not
 NO_GPU = "no device, or a torch without CUDA; to train on a GPU see https://pytorch.org/get-started"
 
 # An ONNX model that computes y (2) = x (2) + x: opset 13, IR version 7.
@@ -74,18 +74,18 @@ def _packages() -> Iterator[Check]:
         if version := _version(package):
             yield Check(package, "ok", version)
         elif package != "onnxruntime" or not any(map(_version, RUNTIMES)):
-            found = f"not installed; {install_command(*filter(None, [extra_name]))}"
-            yield Check(package, "absent" if extra_name else "broken", found)
+            reason = f"not installed; {install_command(*filter(None, [extra_name]))}"
+            yield Check(package, "absent" if extra_name else "broken", reason)
 
 
 def _runtime() -> Iterator[Check]:
-    """Which ONNX Runtime there is, and whether it runs a model on the CPU and on CUDA."""
+    """Check that one ONNX Runtime is installed, and that it runs a model on the CPU and on CUDA."""
     installed = [name for name in RUNTIMES if _version(name)]
     if len(installed) > 1:
         commands = " or ".join(map(install_command, ("cpu", "gpu")))
         fix = f"pip uninstall -y {' '.join(installed)}, then {commands}"
-        found = f"{' and '.join(installed)} overwrite each other's files; {fix}"
-        yield Check("one onnxruntime", "broken", found)
+        reason = f"{' and '.join(installed)} overwrite each other's files; {fix}"
+        yield Check("one onnxruntime", "broken", reason)
     if installed:
         yield _attempt("onnxruntime on CPU", lambda: _run_tiny_model("cpu"))
         yield _attempt("onnxruntime on CUDA", lambda: _run_tiny_model("auto"))
@@ -103,10 +103,10 @@ def _torch() -> Iterator[Check]:
 
 
 def _attempt(name: str, action: Callable[[], str]) -> Check:
-    """The check that an action works; "absent" if a device or an optional package is missing."""
+    """Check that an action works; the state is "absent" if a device or an optional package is missing."""
     try:
         return Check(name, "ok", action())
-    except Exception as error:  # every failure is what the user asks about
+    except Exception as error:  # whatever it is, the user asks for it
         is_absent = isinstance(error, DeviceError) or getattr(error, "name", None) in OPTIONAL
         reason = " ".join((str(error) or type(error).__name__).split())[:500]
         return Check(name, "absent" if is_absent else "broken", reason)

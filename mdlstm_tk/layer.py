@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from inspect import signature
+from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
@@ -204,9 +205,9 @@ class MDLSTM(nn.Module):
                 nn.init.normal_(bias)
             else:
                 rows.copy_(start.expand_as(rows))
-                for k, gate in enumerate(gates):
+                for row, gate in zip(rows.unbind(1), gates, strict=True):
                     if gate.activation == "tanh":
-                        nn.init.uniform_(rows[:, k], -(n**-0.5), n**-0.5)
+                        nn.init.uniform_(row, -(n**-0.5), n**-0.5)
 
     def backend_for(self, x: Tensor) -> Choice:
         """The name of the backend that would run on x, and the reason. Autocast is taken into account.
@@ -220,8 +221,8 @@ class MDLSTM(nn.Module):
         """Compile all that calls of the layer need, so that none of them waits, for example while an image
         is built or before processes of distributed training start.
 
-        It runs the layer on two positions along each axis. Parameters
-        and their gradients, and random generators stay as they are.
+        It runs the layer on two positions along each axis. Parameters, their gradients and the state of
+        random generators do not change.
 
         Args:
             training: also compile the backward pass.
@@ -232,11 +233,14 @@ class MDLSTM(nn.Module):
         grid = [2 * extent for extent in self.window]
         shape = (*grid, self.input_size) if self.channels_last else (self.input_size, *grid)
         devices = [factory["device"]] if factory["device"].type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.set_grad_enabled(bool(parameters)):
-            results = self.forward(torch.zeros(1, *shape, **factory), return_state=states)
-            y = results[0] if isinstance(results, tuple) else results
-            if parameters:
-                torch.autograd.grad(y.sum(), parameters)
+        x = torch.zeros(1, *shape, **factory)
+        # Triton compiles anew if there are states, and if forward saves something for backward.
+        for return_state, with_grad in product({False, states}, {False, bool(parameters)}):
+            with torch.random.fork_rng(devices), torch.set_grad_enabled(with_grad):
+                results = self.forward(x, return_state=return_state)
+                y = results[0] if isinstance(results, tuple) else results
+                if with_grad:
+                    torch.autograd.grad(y.sum(), parameters)
 
     def forward(
         self,
@@ -369,8 +373,7 @@ class MDLSTM(nn.Module):
             empty = "layer.to_empty(device=…) and load or reset its parameters"
             fix = empty if weight.is_meta else "x.to(device) or layer.to(device)"
             raise InputError(f"x must be on the layer's device {weight.device}, got {x.device}; use {fix}")
-        if weight.dtype not in arguments.DTYPES:  # after .to(dtype)
-            arguments.check_dtype(weight.dtype)
+        arguments.check_dtype(weight.dtype)  # it may be another after .to(dtype)
         autocast = autocast_dtype(x)
         if x.dtype != weight.dtype and (autocast is None or weight.dtype == torch.float64):
             raise InputError(

@@ -11,6 +11,7 @@ from torch.utils import _pytree
 
 from mdlstm_tk._util.arguments import one_line
 from mdlstm_tk.backends.boundary import face_extents, line_counts, split_faces, valid_lines
+from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.errors import InputError
 
 Faces = Sequence[Tensor | None] | None  # of one state: a tensor for each axis
@@ -60,7 +61,7 @@ class BoundaryState:
         return f"BoundaryState({', '.join(f'{name}={shapes(f)}' for name, f in vars(self).items())})"
 
 
-# What follows lets `torch.load(weights_only=True)`, torch.export and torch.func see into a BoundaryState.
+# These let `torch.load(weights_only=True)`, torch.export and torch.func see into a BoundaryState.
 torch.serialization.add_safe_globals([BoundaryState])
 _pytree.register_pytree_node(
     BoundaryState,
@@ -102,8 +103,8 @@ class FaceShape(NamedTuple):
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """The dtype of states other than h."""
-        return torch.float32 if self.dtype.itemsize == 2 else self.dtype
+        """The dtype of states other than h; autocast does not change it."""
+        return state_dtype(self.x)
 
 
 def initial_states(initial_state: Any, num_layers: int, shape: FaceShape) -> list[Tensor]:
@@ -122,10 +123,10 @@ def initial_states(initial_state: Any, num_layers: int, shape: FaceShape) -> lis
             f"initial_state must be a tuple with one BoundaryState for each of {num_layers} layers, "
             f"got {_describe(initial_state)}{hint}"
         )
-    return [_joined(f"initial_state[{k}]", state, shape) for k, state in enumerate(initial_state)]
+    return [_join_states(f"initial_state[{k}]", state, shape) for k, state in enumerate(initial_state)]
 
 
-def _joined(name: str, state: BoundaryState, shape: FaceShape) -> Tensor:
+def _join_states(name: str, state: BoundaryState, shape: FaceShape) -> Tensor:
     """(N, F, dirs, 1 + S, n) from the state of one layer."""
     unknown = [key for key, faces in vars(state).items() if faces is not None and key not in shape.states]
     if unknown:
@@ -141,9 +142,9 @@ def to_boundary_state(final: Tensor, shape: FaceShape) -> BoundaryState:
     """The final states of a sweep (N, F, dirs, 1 + S, n) as the user gets them."""
     faces: dict[str, Faces] = {}
     for s, name in enumerate(shape.states):
-        whole = split_faces(final.select(3, s), shape.grid)
+        tensors = split_faces(final.select(3, s), shape.grid)
         dtype = shape.dtype if name == "h" else shape.state_dtype
-        faces[name] = tuple((t if shape.has_batch_axis else t.squeeze(0)).to(dtype) for t in whole)
+        faces[name] = tuple((t if shape.has_batch_axis else t.squeeze(0)).to(dtype) for t in tensors)
     return BoundaryState(**faces)
 
 
@@ -165,11 +166,11 @@ def _join_axes(name: str, faces: Any, shape: FaceShape) -> Tensor:
             continue
         _check(f"{name}[{d}]", face, d, shape)
         parts.append(face.to(shape.state_dtype).reshape(batch, count, shape.dirs, shape.units))
-    whole = torch.cat(parts, dim=1)
+    joined = torch.cat(parts, dim=1)
     if shape.sizes is None:
-        return whole
-    # Outside a sample's extents, what a face holds is ignored.
-    return whole.masked_fill(~valid_lines(grid, shape.sizes.to(whole.device))[..., None, None], 0)
+        return joined
+    # Lines outside a sample's extents start from zeros, whatever the user gives there.
+    return joined.masked_fill(~valid_lines(grid, shape.sizes.to(joined.device))[..., None, None], 0)
 
 
 def _check(name: str, face: Any, d: int, shape: FaceShape) -> None:

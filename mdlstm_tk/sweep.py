@@ -95,12 +95,12 @@ def needs_plain_autograd() -> bool:
 
 
 def wants_gradients(tensors: Sequence[Tensor | None]) -> bool:
-    """Tell whether a forward pass is to keep what a backward pass needs."""
+    """Tell whether a backward pass may follow: gradients are enabled, and a tensor requires them."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _is_captured(x: Tensor) -> bool:
-    """Tell whether something looks on that expects one node."""
+    """Tell whether a sweep must appear as one node, to whatever captures or observes operators."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
@@ -142,7 +142,7 @@ class _Sweep(torch.autograd.Function):
         ctx: Any, inputs: SweepInputs, backend: str, recompute: bool, *tensors: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         results, ctx.engine = _forward(inputs, backend, True, recompute)
-        ctx.others = inputs.without_tensors()
+        ctx.template = inputs.without_tensors()
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, results.output, results.gates, results.states)
         return results.output, results.final
@@ -150,15 +150,15 @@ class _Sweep(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None) -> tuple[Any, ...]:
         *tensors, output, gates, states = ctx.saved_tensors
-        inputs = ctx.others.with_tensors(tensors)
-        needed = ctx.needs_input_grad[3:]
+        inputs = ctx.template.with_tensors(tensors)
+        needs_grad = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled() or _is_batched(grad) or _is_batched(dfinal):
             with torch.enable_grad():
-                return None, None, None, *_differentiable_gradients(inputs, grad, dfinal, needed)
+                return None, None, None, *_differentiable_gradients(inputs, grad, dfinal, needs_grad)
         results = SweepResults(output, None, gates, states)
-        gradients = _backward(inputs, results, grad, dfinal, ctx.engine, needed[0])
-        named = zip(DIFFERENTIABLE, needed, strict=True)
-        return None, None, None, *(gradients.get(name) if need else None for name, need in named)
+        gradients = _backward(inputs, results, grad, dfinal, ctx.engine, needs_grad[0])
+        pairs = zip(DIFFERENTIABLE, needs_grad, strict=True)
+        return None, None, None, *(gradients.get(name) if needs else None for name, needs in pairs)
 
 
 def _is_batched(grad: Tensor | None) -> bool:
@@ -172,7 +172,11 @@ def _is_batched(grad: Tensor | None) -> bool:
 def _forward(
     inputs: SweepInputs, backend: str, save: bool = False, recompute: bool = False
 ) -> tuple[SweepResults, Engine]:
-    """Run the backend, or another one if its kernels cannot be compiled, and return which one ran."""
+    """Run the backend, or another one if its kernels cannot be compiled.
+
+    Returns:
+        The results, and the backend that ran.
+    """
     x = inputs.x
     with _without_autocast(x):
         run = engine(backend, x.device, x.dtype)
@@ -192,8 +196,13 @@ def _backward(
     run: Engine | None,
     wants_dx: bool,
 ) -> Gradients:
-    """The gradients by the backend that ran forward. If it is not known, or its kernel does not compile,
-    nothing that forward kept can be used, and plain torch runs forward once more."""
+    """The gradients.
+
+    Args:
+        inputs, results, grad, dfinal, wants_dx: as for `Engine.backward`; a gradient that is None is zeros.
+        run: the backend that ran forward. If it is None, or its kernel does not compile, `results` is of no
+            use, and plain torch runs forward once more.
+    """
     grad = torch.zeros_like(results.output) if grad is None else grad.contiguous()
     if inputs.initial is not None:
         dfinal = torch.zeros_like(inputs.initial) if dfinal is None else dfinal.contiguous()
@@ -208,25 +217,25 @@ def _backward(
 
 
 def _differentiable_gradients(
-    inputs: SweepInputs, grad: Tensor | None, dfinal: Tensor | None, needed: Sequence[bool]
+    inputs: SweepInputs, grad: Tensor | None, dfinal: Tensor | None, needs_grad: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients where they are to be differentiated once more: by plain autograd."""
+    """The gradients by plain autograd, so that they can be differentiated once more."""
     tensors = inputs.tensors
     dtype = state_dtype(inputs.x)
-    precise = [None if t is None else t.to(dtype) for t in tensors]
-    output, final = _in_plain_autograd(inputs.with_tensors(precise))
-    pairs = [(output, grad), (final, dfinal)]
-    results = [(of, d.to(dtype)) for of, d in pairs if of is not None and d is not None]
-    leaves = [t for t, need in zip(tensors, needed, strict=True) if need and t is not None]
-    gradients = torch.autograd.grad(
-        [of for of, _ in results],
-        leaves,
-        [d for _, d in results],
-        create_graph=True,
-        materialize_grads=True,
+    converted = [None if t is None else t.to(dtype) for t in tensors]
+    pairs = zip(_in_plain_autograd(inputs.with_tensors(converted)), (grad, dfinal), strict=True)
+    results = [(result, d.to(dtype)) for result, d in pairs if result is not None and d is not None]
+    leaves = [t for t, needs in zip(tensors, needs_grad, strict=True) if needs and t is not None]
+    gradients = iter(
+        torch.autograd.grad(
+            [result for result, _ in results],
+            leaves,
+            [d for _, d in results],
+            create_graph=True,
+            materialize_grads=True,
+        )
     )
-    remaining = iter(gradients)
-    return tuple(next(remaining) if need else None for need in needed)
+    return tuple(next(gradients) if needs else None for needs in needs_grad)
 
 
 def _unpack(arguments: Sequence[Any]) -> SweepInputs:
@@ -240,8 +249,12 @@ def _unpack(arguments: Sequence[Any]) -> SweepInputs:
 
 
 def _wavefront(*arguments: Any) -> tuple[Tensor, ...]:
-    """The operator: h, the final states, and if `save`, gates (empty if also `recompute`) and states as the
-    backend's backward wants them, (dirs, N·P, …)."""
+    """The operator.
+
+    Returns:
+        h, the final states, gates and states for the backend's backward, in the shapes of `_shapes`; empty
+        where there are none.
+    """
     inputs, (save, recompute, backend) = _unpack(arguments), arguments[FIELDS:]
     check_inputs(inputs)
     results, _ = _forward(inputs, backend, save, recompute)
@@ -250,8 +263,8 @@ def _wavefront(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _in_shape(result: Tensor | None, x: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
-    """A result in the shape that the operator promises: None is empty, and gates and states (dirs, rows, k)
-    have as many rows as there are positions, also where a ragged batch has fewer."""
+    """A result in the shape that the operator promises: None becomes empty, and gates and states of a
+    ragged batch, (dirs, rows, k), are padded to as many rows as there are positions."""
     if result is None:
         return x.new_empty(shape, dtype=dtype)
     if result.numel() == prod(shape):
@@ -318,8 +331,8 @@ def _wavefront_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _save_for_backward(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
-    given = SweepInputs(*inputs[:FIELDS]).without_tensors()
-    ctx.others = given._replace(sizes=None, signs=tuple(given.signs))  # an operator gets a list
+    template = SweepInputs(*inputs[:FIELDS]).without_tensors()
+    ctx.template = template._replace(sizes=None, signs=tuple(template.signs))  # an operator gets a list
     ctx.saved, ctx.recompute, ctx.backend = inputs[FIELDS:]
     ctx.set_materialize_grads(False)  # zeros in place of the gates' gradient would be as large as the gates
     h, _, gates, states = output
@@ -329,18 +342,19 @@ def _save_for_backward(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ..
 def _operator_backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None, *_: Any) -> Any:
     count = len(DIFFERENTIABLE)
     *tensors, sizes, output, gates, states = ctx.saved_tensors
-    inputs = ctx.others.with_tensors(tensors)._replace(sizes=sizes)
-    needed = ctx.needs_input_grad[:count]
-    nothing = (None,) * (FIELDS - count + 3)
+    inputs = ctx.template.with_tensors(tensors)._replace(sizes=sizes)
+    needs_grad = ctx.needs_input_grad[:count]
+    no_gradients = (None,) * (FIELDS - count + 3)  # of the other arguments
     if torch.is_grad_enabled():
-        return *_differentiable_gradients(inputs, grad, dfinal, needed), *nothing
+        return *_differentiable_gradients(inputs, grad, dfinal, needs_grad), *no_gradients
     if not ctx.saved:  # the graph was captured where no gradient was wanted
         output, _, gates, states = torch.ops.mdlstm.wavefront(*inputs, True, ctx.recompute, ctx.backend)
     grad = torch.zeros_like(output) if grad is None else grad
     dfinal = None if inputs.initial is None else dfinal
-    kept = grad, output, gates, states, dfinal
-    gradients = torch.ops.mdlstm.wavefront_backward(*inputs, *kept, ctx.recompute, ctx.backend, needed[0])
-    return *(g if need else None for g, need in zip(gradients, needed, strict=True)), *nothing
+    others = grad, output, gates, states, dfinal, ctx.recompute, ctx.backend, needs_grad[0]
+    gradients = torch.ops.mdlstm.wavefront_backward(*inputs, *others)
+    pairs = zip(gradients, needs_grad, strict=True)
+    return *(gradient if needs else None for gradient, needs in pairs), *no_gradients
 
 
 def _flops(x: Shape, weight_ih: Shape, weight_hh: Shape | None, *_: Any, **__: Any) -> int:
@@ -358,7 +372,7 @@ def _backward_flops(x: Shape, weight_ih: Shape, weight_hh: Shape | None, *others
 
 
 def register_flops() -> None:
-    """Let `torch.utils.flop_counter` count matrix products, if somebody has imported it: it takes long."""
+    """Let `torch.utils.flop_counter` count matrix products if it is imported; importing it here is slow."""
     counter = sys.modules.get("torch.utils.flop_counter")
     if counter is not None and torch.ops.mdlstm.wavefront not in counter.flop_registry:
         counter.register_flop_formula(torch.ops.mdlstm.wavefront)(_flops)

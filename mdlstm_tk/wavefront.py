@@ -48,7 +48,6 @@ class Wavefronts:
         grid: extents (E_1, …, E_D), P = ∏ E_d positions.
         order: (P,) the flat (row-major) position at each visit index. Inside a wavefront positions are in
             row-major order.
-        inverse_order: (P,) the visit index of each flat position; `inverse_order[order] == arange(P)`.
         starts: (T + 1,) wavefront t is `order[starts[t]:starts[t + 1]]`, T = 1 + Σ (E_d − 1).
         predecessors: (D, P) for each axis and visit index, the visit index of the position one step back,
             or −1 where that lies outside the grid.
@@ -57,7 +56,6 @@ class Wavefronts:
 
     grid: tuple[int, ...]
     order: Indices
-    inverse_order: Indices
     starts: Indices
     predecessors: Indices
     successors: Indices
@@ -69,8 +67,7 @@ class Wavefronts:
     @property
     def nbytes(self) -> int:
         """Bytes of all tables."""
-        tables = (self.order, self.inverse_order, self.starts, self.predecessors, self.successors)
-        return sum(table.nbytes for table in tables)
+        return sum(table.nbytes for table in (self.order, self.starts, self.predecessors, self.successors))
 
     def slice(self, t: int) -> slice:
         """The visit indices of wavefront t."""
@@ -100,7 +97,7 @@ def check_positions(positions: int, grid: tuple[int, ...]) -> None:
     """Check that a grid has positions, and not more than tables can hold.
 
     Raises:
-        InputError: it has none, or too many; then the message names `tiling`.
+        InputError: it has no positions, or too many; then the message names `tiling`.
     """
     if not grid or any(extent < 1 for extent in grid):
         raise InputError(f"a grid needs at least one axis and extents of at least 1, got {grid}")
@@ -112,18 +109,16 @@ def check_positions(positions: int, grid: tuple[int, ...]) -> None:
 
 
 def _make_wavefronts(grid: tuple[int, ...]) -> Wavefronts:
-    positions = prod(grid)
-    dtype = np.int32
+    positions, dtype = prod(grid), np.int32
     # NumPy sorts 16-bit integers by radix, in a fifth of the time.
     front_dtype = np.uint16 if sum(grid) < 1 << 16 else np.int64
     axes = [np.arange(extent, dtype=front_dtype) for extent in grid]
     front = reduce(np.add.outer, axes).reshape(-1)  # (P,) the wavefront of each flat position
     order: Indices = np.argsort(front, kind="stable").astype(dtype)
-    inverse_order = np.empty_like(order)
-    inverse_order[order] = np.arange(positions, dtype=dtype)
     starts = np.concatenate([[0], np.cumsum(np.bincount(front))])
     predecessors = np.empty((len(grid), positions), dtype)
-    visits = inverse_order.reshape(grid)
+    visits = np.empty(grid, dtype)  # the visit index of each position
+    visits.reshape(-1)[order] = np.arange(positions, dtype=dtype)
     for d, row in enumerate(predecessors):
         previous = np.full(grid, -1, dtype)  # the visit index of the predecessor of each flat position
         before = (slice(None),) * d
@@ -132,7 +127,7 @@ def _make_wavefronts(grid: tuple[int, ...]) -> Wavefronts:
     # Seen from the opposite corner, the last position is the first, and successors are predecessors.
     successors = dtype(positions - 1) - predecessors[:, ::-1]
     successors[successors == positions] = -1
-    return Wavefronts(grid, order, inverse_order, starts, predecessors, successors)
+    return Wavefronts(grid, order, starts, predecessors, successors)
 
 
 def visiting_order(grid: tuple[int, ...], direction: Direction) -> Indices:
@@ -155,7 +150,7 @@ def resolve_directions(directions: int | str | Sequence[Direction], ndim: int) -
         ndim: D.
 
     Raises:
-        InputError: it is anything else, a tuple is not D signs, or one is repeated.
+        InputError: `directions` is something else, a tuple is not D signs, or a tuple is repeated.
     """
     if isinstance(directions, str) and directions == "all":
         return list(product((1, -1), repeat=ndim))
@@ -165,13 +160,13 @@ def resolve_directions(directions: int | str | Sequence[Direction], ndim: int) -
     except TypeError:  # no integer
         pass
     try:
-        chosen = [tuple(map(index, direction)) for direction in directions]  # type: ignore[union-attr]
+        signs = [tuple(map(index, direction)) for direction in directions]  # type: ignore[union-attr]
     except TypeError:
-        chosen = []
-    valid = all(len(d) == ndim and all(sign in (1, -1) for sign in d) for d in chosen)
-    if not chosen or not valid or len(set(chosen)) < len(chosen):
+        signs = []
+    valid = all(len(d) == ndim and all(sign in (1, -1) for sign in d) for d in signs)
+    if not signs or not valid or len(set(signs)) < len(signs):
         raise InputError(
             f"directions must be 1, 'all' or a list of distinct tuples of {ndim} signs (1 or -1), "
             f"got {' '.join(repr(directions).split())}"
         )
-    return chosen
+    return signs

@@ -11,6 +11,7 @@ from torch import Tensor
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.backends.torch.evaluate import evaluate
 from mdlstm_tk.cells import get_cell
+from mdlstm_tk.cells.ir import Kernel
 from mdlstm_tk.cells.lowering import lower
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import DOWNWARD, DownwardSweeps
@@ -120,7 +121,7 @@ class _LayerStates:
             x=self.x, **tensors, initial=right_states, sizes=None, signs=DOWNWARD[1], cell=layer.cell
         )
         present = self.from_right.present
-        self.roots = lower("forward", get_cell(layer.cell), 2, present).stores[:states]
+        self.kernel = Kernel(lower("forward", get_cell(layer.cell), 2, present).stores[:states])
         self.parameters = [row for name in present for row in left[name].unbind()]
         self.zero = weight_ih.new_zeros(n, states, self.units)
         # h and the other states of this row and of the row above, (n, W + 1, 1 + S, units)
@@ -144,7 +145,7 @@ class _LayerStates:
             "state_prev": [row for states in previous for row in states[:, 1:].unbind(1)],
             "parameter": self.parameters,
         }
-        rows = evaluate([store.value for store in self.roots], slots, self.zero[:, 0])
+        rows = evaluate(self.kernel, slots, self.zero[:, 0])
         self.left = torch.stack(rows, dim=1)
         self.here[:, column] = self.left
         assert self.from_right.initial is not None

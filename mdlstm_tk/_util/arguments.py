@@ -7,7 +7,8 @@ constructor takes, or raises an `InputError` that names the argument and its val
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -21,47 +22,46 @@ def positive(name: str, value: Any) -> int:
     """An integer of at least 1."""
     number = _integer(value)
     if number is None or number < 1:
-        raise InputError(f"{name} must be an integer of at least 1, got {value!r}")
+        raise InputError(f"{name} must be an integer of at least 1, got {one_line(value)}")
     return number
 
 
 def extents(name: str, value: Any, ndim: int) -> tuple[int, ...]:
     """`ndim` integers of at least 1; one integer stands for all of them."""
     single = _integer(value)
-    if single is not None:
-        numbers: list[int | None] = [single] * ndim
-    else:
-        numbers = [_integer(extent) for extent in value] if isinstance(value, Iterable) else []
-    found = tuple(number for number in numbers if number is not None and number >= 1)
-    if len(found) != ndim or len(numbers) != ndim:
+    numbers: list[int | None] = []
+    with suppress(TypeError):  # a value without elements
+        numbers = [_integer(extent) for extent in value] if single is None else [single] * ndim
+    valid = tuple(number for number in numbers if number is not None and number >= 1)
+    if len(valid) != ndim or len(numbers) != ndim:
         raise InputError(
             f"{name} must be one extent, or {ndim} extents, of at least 1, got {one_line(value)}"
         )
-    return found
+    return valid
 
 
 def probability(name: str, value: Any) -> float:
     """A number from 0 to 1."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor with several numbers
         number = -1.0
     if not 0 <= number <= 1:
-        raise InputError(f"{name} must be a probability from 0 to 1, got {value!r}")
+        raise InputError(f"{name} must be a probability from 0 to 1, got {one_line(value)}")
     return number
 
 
 def choice(name: str, value: Any, choices: Sequence[str]) -> str:
     """One of `choices`."""
-    if value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}, got {one_line(value)}")
     return str(value)
 
 
 def name(name: str, value: Any) -> str:
-    """A text."""
+    """A string."""
     if not isinstance(value, str):
-        raise InputError(f"{name} must be a name, got {value!r}")
+        raise InputError(f"{name} must be a name, got {one_line(value)}")
     return str(value)
 
 

@@ -21,14 +21,14 @@ def as_sizes(sizes: Sizes, x: Tensor) -> Tensor:
 
     Args:
         sizes: (N, D) integers, from 1 to the extents of the grid: a tensor on any device, a NumPy array or
-            a list. Values are checked where that needs no wait for a GPU.
+            a list. Values on a GPU are not checked, since that would wait for it.
         x: (N, *grid, C), the padded batch.
 
     Returns:
         (N, D) int64 on the device of x.
 
     Raises:
-        InputError: they have another type or shape, or values outside the grid.
+        InputError: `sizes` has another type or shape, or values outside the grid.
     """
     sizes = _as_int64(sizes, x, True)
     if sizes.device.type == "cpu" and is_readable(sizes):
@@ -39,15 +39,15 @@ def as_sizes(sizes: Sizes, x: Tensor) -> Tensor:
 def sizes_of_sweep(sizes: Sizes, x: Tensor, has_batch_axis: bool = True) -> Tensor | None:
     """The `sizes` that a user gives as `SweepInputs` has them.
 
-    A GPU is waited for once, here, where they are on one.
+    If they are on a GPU, this waits for it; nothing later does.
 
     Args:
         sizes, x: as for `as_sizes`.
         has_batch_axis: whether `sizes` has one; if not, it is (D,), and N is 1.
 
     Returns:
-        (N, D) int64: on the CPU where the values can be read, else on the device of x. None if they can be
-        read and every sample fills the grid.
+        (N, D) int64: on the CPU if the values can be read, else on the device of x. None if the values can
+        be read and every sample fills the grid.
 
     Raises:
         InputError: as for `as_sizes`.
@@ -60,7 +60,7 @@ def sizes_of_sweep(sizes: Sizes, x: Tensor, has_batch_axis: bool = True) -> Tens
 
 
 def _as_int64(sizes: Sizes, x: Tensor, has_batch_axis: bool) -> Tensor:
-    """(N, D) int64, on whichever device they are."""
+    """(N, D) int64, on the device that they are on."""
     grid = tuple(x.shape[1:-1])
     shape = (x.shape[0], len(grid)) if has_batch_axis else (len(grid),)
     meaning = f"(N, D) = {shape}" if has_batch_axis else f"(D,) = {shape}"
@@ -92,7 +92,7 @@ def _read(sizes: Tensor, x: Tensor) -> list[list[int]]:
 
 
 def is_readable(sizes: Tensor) -> bool:
-    """Tell whether the values can be read: no graph is captured, and no transform is active."""
+    """Tell whether the values can be read: no graph is being captured, and no transform is active."""
     return (
         type(sizes) is Tensor
         and not sizes.is_meta

@@ -15,12 +15,12 @@ def space_to_depth(x: Tensor, window: Sequence[int]) -> Tensor:
     """(N, *grid, C) → (N, *⌈grid / window⌉, ∏window · C): the positions of each window, in row-major order,
     become features."""
     ndim = len(window)
+    captured = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
     missing = [-extent % size for extent, size in zip(x.shape[1:-1], window, strict=True)]
-    padding = [0, 0, *(amount for m in reversed(missing) for amount in (0, m))]
-    x = nn.functional.pad(x, padding)
+    if captured or any(missing):  # torch copies x even if nothing is missing
+        x = nn.functional.pad(x, [0, 0, *(amount for m in reversed(missing) for amount in (0, m))])
     for d, size in reversed(list(enumerate(window))):
         x = x.unflatten(1 + d, (-1, size))
-    captured = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
     if not captured and prod(window[:-1]) > 1 and window[-1] * x.shape[-1] < SHORT_RUN:
         # torch would copy runs of this many numbers, one after another. It takes a quarter of the time to
         # bring the windows of a row to the back first, and then all features of a window.

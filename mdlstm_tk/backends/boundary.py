@@ -6,7 +6,7 @@ it at the last one: with `sizes` these are the ends of each sample's own extents
 are one tensor (N, F, dirs, 1 + S, n) in `state_dtype`: face after face, each in row-major order, and for
 each line h, then the S other states of the cell.
 
-Whatever orders lines, or finds the ends of one, is in this file.
+All code that orders lines or finds their ends is in this file.
 
 Notation
     E_d, S_d, P   extent and stride of axis d, in positions; positions
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mdlstm_tk._util.masking import valid_mask
 from mdlstm_tk.backends.inputs import SweepInputs, boundary_shape
-from mdlstm_tk.backends.tables import SweepRows, sweep_rows
+from mdlstm_tk.backends.tables import SweepRows
 
 
 def face_extents(grid: Sequence[int], d: int) -> tuple[int, ...]:
@@ -82,26 +82,32 @@ def end_rows(inputs: SweepInputs, rows: SweepRows, leaving: bool) -> Tensor:
     return rows.tables.inverse_order[direction, places].long() * rows.batch + sample
 
 
-def take_rows(of_rows: Tensor, rows: Tensor) -> Tensor:
+def take_rows(values: Tensor, rows: Tensor) -> Tensor:
     """(dirs, rows, k) → (dirs, K, k) at the K rows of each direction; zeros where a row is −1."""
-    if of_rows.shape[1] == 0:
-        return of_rows.new_zeros(*rows.shape, of_rows.shape[2])
-    index = rows.clamp(min=0)[..., None].expand(-1, -1, of_rows.shape[2])
-    return of_rows.gather(1, index).masked_fill(rows[..., None] < 0, 0)
+    if values.shape[1] == 0:
+        return values.new_zeros(*rows.shape, values.shape[2])
+    index = rows.clamp(min=0)[..., None].expand(-1, -1, values.shape[2])
+    return values.gather(1, index).masked_fill(rows[..., None] < 0, 0)
+
+
+def end_rows_of_axes(inputs: SweepInputs, rows: SweepRows, leaving: bool) -> list[Tensor]:
+    """D × (dirs, F_d·N), the rows of `end_rows` of the lines along each axis, in the order of face rows."""
+    ends = end_rows(inputs, rows, leaving).split(line_counts(inputs.grid), dim=1)
+    return [row.flatten(1) for row in ends]
 
 
 def face_rows(inputs: SweepInputs, rows: SweepRows, leaving: bool) -> Tensor:
     """(D, dirs, rows), for each axis the face row whose line has its end at a row, or −1."""
-    ends = end_rows(inputs, rows, leaving)  # (dirs, F, N)
-    dirs, lines, batch = ends.shape
-    dtype = torch.int32 if lines * batch < 2**31 else torch.int64
-    numbers = torch.arange(lines * batch, device=ends.device, dtype=dtype).view(lines, batch)
-    nothing = numbers.new_full((dirs, rows.count + 1), -1)  # the last one stands for row −1
-    counts = line_counts(inputs.grid)
-    parts = zip(ends.remainder(rows.count + 1).split(counts, dim=1), numbers.split(counts), strict=True)
-    return torch.stack(
-        [nothing.scatter(1, at.flatten(1), number.expand_as(at).flatten(1))[:, :-1] for at, number in parts]
-    )
+    ends = end_rows_of_axes(inputs, rows, leaving)
+    counts = [row.shape[1] for row in ends]
+    dtype = torch.int32 if sum(counts) < 2**31 else torch.int64
+    numbers = torch.arange(sum(counts), device=inputs.x.device, dtype=dtype)
+    no_line = numbers.new_full((len(inputs.directions), rows.count + 1), -1)  # the last: for row −1
+    parts = [
+        no_line.scatter(1, row.remainder(rows.count + 1), number.expand_as(row))[:, :-1]
+        for row, number in zip(ends, numbers.split(counts), strict=True)
+    ]
+    return torch.stack(parts)
 
 
 def by_direction(boundary: Tensor) -> Tensor:
@@ -118,10 +124,11 @@ def at_rows(boundary: Tensor, inputs: SweepInputs, rows: SweepRows, leaving: boo
     return values[direction, face_rows(inputs, rows, leaving)]
 
 
-def at_lines(of_axes: Tensor, inputs: SweepInputs, rows: SweepRows, leaving: bool) -> Tensor:
-    """(D, dirs, rows, (1 + S)·n) → (N, F, dirs, 1 + S, n), for each line what its axis has at its end."""
-    ends = end_rows(inputs, rows, leaving).split(line_counts(inputs.grid), dim=1)
-    parts = [take_rows(of_axis, at.flatten(1)) for of_axis, at in zip(of_axes, ends, strict=True)]
+def at_entries(of_axes: Tensor, inputs: SweepInputs, rows: SweepRows) -> Tensor:
+    """(D, dirs, rows, (1 + S)·n) → (N, F, dirs, 1 + S, n), for each line along an axis the values of that
+    axis at the row where the line enters the sweep."""
+    ends = end_rows_of_axes(inputs, rows, leaving=False)
+    parts = [take_rows(values, row) for values, row in zip(of_axes, ends, strict=True)]
     return from_directions(torch.cat(parts, dim=1), inputs)
 
 
@@ -131,18 +138,17 @@ def from_directions(rows: Tensor, inputs: SweepInputs) -> Tensor:
     return rows.reshape(dirs, lines, batch, states, units).permute(2, 1, 0, 3, 4).contiguous()
 
 
-def final_states(inputs: SweepInputs, output: Tensor, states: Tensor) -> Tensor:
+def final_states(inputs: SweepInputs, rows: SweepRows, output: Tensor, states: Tensor) -> Tensor:
     """(N, F, dirs, 1 + S, n), the states that leave a sweep.
 
     Args:
-        inputs: of the sweep.
+        inputs, rows: of the sweep.
         output: (N, *grid, dirs, n), h of all positions.
         states: (dirs, rows, S·n), in visiting order.
     """
     batch, units = output.shape[0], output.shape[-1]
     ends = line_ends(inputs, leaving=True)
     h = output.flatten(1, -3).gather(1, ends[..., None].expand(batch, -1, -1, units))
-    rows = end_rows(inputs, sweep_rows(inputs), leaving=True).flatten(1)
-    others = take_rows(states, rows)  # (dirs, F·N, S·n)
+    others = take_rows(states, end_rows(inputs, rows, leaving=True).flatten(1))  # (dirs, F·N, S·n)
     h = h.permute(2, 1, 0, 3).flatten(1, 2).to(states.dtype)
     return from_directions(torch.cat([h, others], dim=2), inputs)

@@ -1,6 +1,7 @@
 """The choice among backends, and its reason.
 
-The device and dtype of x decide at every call of the operator, also in a graph that was captured elsewhere.
+It is made at every call of the operator, from the device and dtype of x, since a graph that was captured on
+one machine may run on another.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype) -> Choice:
 def engine(backend: str, device: torch.device, dtype: torch.dtype) -> Engine:
     """The module that runs a sweep; `backend` is one of `OPERATOR_BACKENDS`.
 
-    It warns when "auto" is "torch" only because kernels cannot be compiled, once as it is cached.
+    It warns once if "auto" becomes "torch" only because kernels cannot be compiled.
 
     Raises:
         InputError: as for `choose`.
@@ -89,7 +90,7 @@ def report_failure(device: torch.device, error: KernelError) -> None:
 
 
 def has_failed_late(device: torch.device) -> bool:
-    """Tell whether what forward kept may be of another backend than the one that runs backward now."""
+    """Tell whether forward may have run on a backend that has not been chosen since a failure."""
     return device in _failed_late
 
 
@@ -107,7 +108,7 @@ def _unsupported(device: torch.device) -> str:
 
 
 def _failure(device: torch.device) -> str:
-    """Why the kernels for a device cannot be compiled, or ""; found out once."""
+    """Why the kernels for a device cannot be compiled, or ""; tried once."""
     if device not in _failures:
         try:
             _try_compiler(device)
@@ -120,9 +121,12 @@ def _failure(device: torch.device) -> str:
 
 
 def _try_compiler(device: torch.device) -> None:
-    """Compile a function that every sweep needs anyway.
+    """Check that kernels for a device can be compiled, with one that every sweep needs anyway.
 
     torch brings Triton along, but not on every system, and Triton needs a C compiler to launch kernels.
+
+    Raises:
+        Exception: of any kind; they cannot be compiled.
     """
     if device.type == "cuda":
         import triton

@@ -101,10 +101,10 @@ class SweepInputs(NamedTuple):
         parameters = [getattr(self, name) for name in self.present]
         return torch.cat(parameters, dim=1) if parameters else None
 
-    def split_cell_parameters(self, rows: Tensor | None) -> dict[str, Tensor]:
+    def split_cell_parameters(self, rows: Tensor) -> dict[str, Tensor]:
         """The reverse of `cell_parameters`, by name: also of gradients."""
         counts = [getattr(self, name).shape[1] for name in self.present]
-        return {} if rows is None else dict(zip(self.present, rows.split(counts, dim=1), strict=True))
+        return dict(zip(self.present, rows.split(counts, dim=1), strict=True))
 
 
 class SweepResults(NamedTuple):

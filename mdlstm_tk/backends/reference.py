@@ -16,6 +16,7 @@ from mdlstm_tk.backends.boundary import face_extents, split_faces
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.backends.torch.evaluate import evaluate
 from mdlstm_tk.cells import get_cell
+from mdlstm_tk.cells.ir import Kernel, Store
 from mdlstm_tk.cells.step import record_step
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.wavefront import Direction
@@ -39,6 +40,7 @@ def _sweep(inputs: SweepInputs, k: int, direction: Direction) -> tuple[Tensor, T
     sizes = None if inputs.sizes is None else inputs.sizes.to(x.device)
     batch, *grid, _ = x.shape
     step = record_step(get_cell(inputs.cell), ndim, inputs.present)
+    kernel = Kernel([Store("h", 0, step.h), *(Store("state", s, v) for s, v in enumerate(step.states))])
     parameters = inputs.cell_parameters()
     slots: dict[str, Sequence[Tensor]] = {}
     if parameters is not None:
@@ -67,14 +69,14 @@ def _sweep(inputs: SweepInputs, k: int, direction: Direction) -> tuple[Tensor, T
         slots["a"] = a.unflatten(-1, (-1, units)).unbind(-2)
         slots["h_prev"] = [state[:, 0] for state in previous]
         slots["state_prev"] = [row for state in previous for row in state[:, 1:].unbind(1)]
-        rows = evaluate([step.h, *step.states], slots, zero[:, 0])
+        rows = evaluate(kernel, slots, zero[:, 0])
         state = torch.stack(rows, dim=1)
         if sizes is not None:
             state = torch.where(_is_valid(position, sizes), state, zero)
         states[position] = state
-    whole = torch.stack([states[position] for position in np.ndindex(*grid)], dim=1)
-    whole = whole.reshape(batch, *grid, states_of_cell, units)
-    return whole[..., 0, :], _final(whole, direction, sizes)
+    in_order = torch.stack([states[position] for position in np.ndindex(*grid)], dim=1)
+    grid_states = in_order.reshape(batch, *grid, states_of_cell, units)
+    return grid_states[..., 0, :], _final(grid_states, direction, sizes)
 
 
 def _is_valid(position: Position, sizes: Tensor | None) -> Tensor:
@@ -84,22 +86,22 @@ def _is_valid(position: Position, sizes: Tensor | None) -> Tensor:
     return (torch.tensor(position, device=sizes.device) < sizes).all(dim=1)[:, None, None]
 
 
-def _final(whole: Tensor, direction: Direction, sizes: Tensor | None) -> Tensor:
+def _final(states: Tensor, direction: Direction, sizes: Tensor | None) -> Tensor:
     """(N, *grid, 1 + S, n) → (N, F, 1 + S, n), the last hyperplane of every axis in the sweep's
     direction."""
     faces = []
     for d, sign in enumerate(direction):
         if sign > 0 and sizes is not None:
-            index = (sizes[:, d] - 1).view(-1, *[1] * (whole.dim() - 1))
-            face = whole.take_along_dim(index, dim=1 + d)
+            index = (sizes[:, d] - 1).view(-1, *[1] * (states.dim() - 1))
+            face = states.take_along_dim(index, dim=1 + d)
         else:
-            face = whole.narrow(1 + d, whole.shape[1 + d] - 1 if sign > 0 else 0, 1)
+            face = states.narrow(1 + d, states.shape[1 + d] - 1 if sign > 0 else 0, 1)
         faces.append(face.flatten(1, -3))
     return torch.cat(faces, dim=1)
 
 
 def _position(progress: Position, grid: Sequence[int], direction: Direction) -> Position:
-    """The position in the grid that a sweep in `direction` reaches after so many steps along each axis."""
+    """The position that a sweep in `direction` reaches after `progress` steps along each axis."""
     return tuple(
         index if sign > 0 else extent - 1 - index
         for index, extent, sign in zip(progress, grid, direction, strict=True)

@@ -4,8 +4,8 @@ Kernels see rows. A row is a visit and a sample, visit · batch + sample, and th
 follow each other. Without `sizes` the visits are those of the grid's positions and the batch is N.
 
 A ragged batch is swept as one sample: its visits are the valid positions of all samples, each sample's from
-its own corner on, and the batch is 1. A padded position has no row, so nothing is computed or kept for it.
-All samples begin with wavefront 0, in every direction, so the neighbours are the same for all directions.
+its own corner on, and the batch is 1. A padded position has no row, so nothing is computed or stored for
+it. All samples begin with wavefront 0, in every direction, so neighbours are the same for all directions.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class SweepTables:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tables, of those too that are made when they are first used."""
+        """Bytes of all tables, including those that are made when they are first used."""
         inverse = len(self.order) * self.places * self.order.itemsize
         tables = (self.starts, self.order, self.predecessors, self.successors)
         return sum(table.nbytes for table in tables) + inverse + self.predecessors.nbytes
@@ -211,8 +211,8 @@ def ragged_tables(
 ) -> SweepTables:
     """The tables of a ragged batch, which its backward pass and its other layers use again.
 
-    Seen from a sample's own corner, its valid positions are those whose coordinates, counted from there,
-    are below its extents. So the rows are those of the grid's tables without the others."""
+    Counted from the corner that a sample is swept from, its valid positions are those whose coordinates are
+    below its extents. So its rows are a part of the rows of the whole grid, in the same order."""
     front, batch, positions = wavefronts(grid), len(extents), prod(grid)
     check_positions(batch * positions, (batch, *grid))
     dtype = np.int32
@@ -221,17 +221,17 @@ def ragged_tables(
     valid = np.ones((positions, batch), bool)
     for axis, limits in zip(coordinates, sizes, strict=True):
         valid &= axis[:, None] < limits
-    kept = np.flatnonzero(valid)
+    flat_rows = np.flatnonzero(valid)  # of (visit, sample), in row-major order: one for each row
     visits = valid.sum(axis=1)  # of all samples, for each visit of the grid
-    sample = kept - np.repeat(np.arange(positions) * batch, visits)
-    # The row of each visit and sample; the last ones, at visit −1, are those of what is outside the grid.
+    sample = flat_rows - np.repeat(np.arange(positions) * batch, visits)
+    # The row of each visit and sample, −1 where it is not valid and at visit −1, which is outside the grid.
     row = np.full((positions + 1, batch), -1, dtype)
-    row.reshape(-1)[kept] = np.arange(len(kept), dtype=dtype)
+    row.reshape(-1)[flat_rows] = np.arange(len(flat_rows), dtype=dtype)
     predecessors, successors = (
-        np.stack([row[neighbours].take(kept) for neighbours in table])
+        np.stack([row[neighbours].take(flat_rows) for neighbours in table])
         for table in (front.predecessors, front.successors)
     )  # (D, rows)
-    order = np.empty((len(directions), len(kept)), dtype)
+    order = np.empty((len(directions), len(flat_rows)), dtype)
     order[:] = (np.arange(batch, dtype=dtype) * dtype(positions)).take(sample)
     for d, (axis, limits) in enumerate(zip(coordinates, sizes, strict=True)):
         stride = dtype(prod(grid[d + 1 :]))
@@ -239,6 +239,6 @@ def ragged_tables(
         down = (stride * (limits - 1)).take(sample) - up
         for places, direction in zip(order, directions, strict=True):
             places += up if direction[d] > 0 else down
-    starts = np.searchsorted(kept, front.starts * batch)
+    starts = np.searchsorted(flat_rows, front.starts * batch)
     last = 1 + max(1, int(np.count_nonzero(np.diff(starts))))  # the wavefronts after these have no rows
     return _tables(batch * positions, starts[:last], order, predecessors, successors, device)

@@ -12,7 +12,7 @@ Source: Griewank and Walther, Evaluating Derivatives, 2nd edition, 2008, chapter
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from mdlstm_tk.cells.ir import Value, topological_order
 from mdlstm_tk.cells.operations import OPERATIONS
@@ -21,62 +21,60 @@ from mdlstm_tk.cells.operations import OPERATIONS
 def differentiate(
     seeds: Sequence[tuple[Value, Value]], inputs: Sequence[Value], known: Sequence[tuple[Value, Value]]
 ) -> list[Value | None]:
-    """The gradient of the inputs, given that of the results.
+    """The gradients of the inputs, from those of the results.
 
     Args:
         seeds: pairs of a result and its gradient.
         inputs: loads that the results are computed from.
-        known: pairs of a value and what to read instead of computing it again, such as a load of the
-            activated gate that the forward pass kept.
+        known: pairs of a value and what to read instead of computing it again, such as an activated gate
+            and a load of it, if the forward pass saved it.
 
     Returns:
         The gradient of each input, None where no result depends on it.
     """
-    graph = SimplifiedGraph({id(value): replacement for value, replacement in known})
-    adjoints: dict[int, Value] = {}
+    graph = SimplifiedGraph(known)
+    adjoints: dict[Value, Value] = {}
 
     def accumulate(value: Value, gradient: Value) -> None:
         if value.op != "constant":
-            before = adjoints.get(id(value))
-            adjoints[id(value)] = graph.simplify(gradient if before is None else before + gradient)
+            before = adjoints.get(value)
+            adjoints[value] = graph.simplify(gradient if before is None else before + gradient)
 
     for result, gradient in seeds:
         accumulate(result, gradient)
     for value in reversed(topological_order([result for result, _ in seeds])):
-        if id(value) not in adjoints or not value.args:
+        if value not in adjoints or not value.args:
             continue
-        dy = adjoints[id(value)]
+        dy = adjoints[value]
         if value.op == "mean":
             accumulate(value.args[0], dy.mean())
             continue
         y, *args = (graph.simplify(v) for v in (value, *value.args))
         for arg, gradient in zip(value.args, OPERATIONS[value.op].gradient(dy, y, *args), strict=True):
             accumulate(arg, gradient)
-    return [adjoints.get(id(value)) for value in inputs]
+    return [adjoints.get(value) for value in inputs]
 
 
 class SimplifiedGraph:
     """Builds values of which no two are equal.
 
     Args:
-        replacements: by the id of a value, the value to use in its place.
+        known: pairs of a value and what to use in its place.
     """
 
-    def __init__(self, replacements: Mapping[int, Value] | None = None) -> None:
+    def __init__(self, known: Sequence[tuple[Value, Value]] = ()) -> None:
         self._values: dict[tuple[object, ...], Value] = {}  # by operation and arguments
-        self._order: dict[int, int] = {}  # by the id of a value, when it was built
-        self._simplified: dict[int, Value] = {}  # by the id of a value
-        self._outside: list[Value] = []  # keeps values alive, so that ids stay theirs
-        for original, replacement in (replacements or {}).items():
-            self._simplified[original] = self.simplify(replacement)
+        self._order: dict[Value, int] = {}  # in which values were built
+        self._simplified: dict[Value, Value] = {}  # by values from anywhere
+        for value, replacement in known:
+            self._simplified[value] = self.simplify(replacement)
 
     def simplify(self, value: Value) -> Value:
         """The value that equals `value`, which may come from anywhere."""
-        if id(value) not in self._simplified:
+        if value not in self._simplified:
             args = [self.simplify(arg) for arg in value.args]
-            self._outside.append(value)
-            self._simplified[id(value)] = self._build(value.op, *args) if args else self._leaf(value)
-        return self._simplified[id(value)]
+            self._simplified[value] = self._build(value.op, *args) if args else self._leaf(value)
+        return self._simplified[value]
 
     def _constant(self, number: float) -> Value:
         return self._leaf(Value.wrap(number))
@@ -146,15 +144,15 @@ class SimplifiedGraph:
 
     def _intern(self, op: str, *args: Value) -> Value:
         if op in ("add", "multiply", "maximum", "minimum"):
-            args = tuple(sorted(args, key=lambda arg: self._order[id(arg)]))
-        key = (op, *map(id, args))
+            args = tuple(sorted(args, key=lambda arg: self._order[arg]))
+        key = (op, *args)
         return self._values[key] if key in self._values else self._keep(key, Value(op, args))
 
     def _keep(self, key: tuple[object, ...], value: Value) -> Value:
         if key not in self._values:
             self._values[key] = value
-            self._order[id(value)] = len(self._order)
-            self._simplified[id(value)] = value
+            self._order[value] = len(self._order)
+            self._simplified[value] = value
         return self._values[key]
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from operator import add
@@ -55,7 +55,7 @@ class Gate:
     role: Role | None = None
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier():
+        if not isinstance(self.name, str) or not self.name.isidentifier():
             raise InputError(f"a gate's name must be an identifier, got {self.name!r}")
         if self.activation not in (*get_args(GateActivation), None):
             raise InputError(f"activation must be 'sigmoid', 'tanh' or None, got {self.activation!r}")
@@ -139,10 +139,10 @@ def register_cell(
     """
 
     def register(equations: E) -> E:
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII):
+            raise InputError(f"a cell's name must be letters, digits, '-' and '_', got {name!r}")
         if name in _built_in:
             raise InputError(f"cell '{name}' comes with the package; choose another name")
-        if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII):
-            raise InputError(f"a cell's name must be letters, digits, '-' and '_', got '{name}'")
         names = tuple(states)
         if "h" in names or len(set(names)) < len(names) or not all(map(str.isidentifier, names)):
             raise InputError(
@@ -196,11 +196,17 @@ def check_cell(cell: Cell, ndim: int) -> None:
             operation.
     """
     place = f"cell '{cell.name}' with {ndim} {'axis' if ndim == 1 else 'axes'}"
-    declared = cell.gates(ndim)
-    if not declared or not all(isinstance(gate, Gate) for gate in declared):
-        kinds = ", ".join(type(gate).__name__ for gate in declared) or "none"
+    try:
+        definitions = cell.gates(ndim)
+    except Exception as error:
+        raise InputError(
+            f"{place}: gates must be a list of Gate objects or a function from the number of axes to one, "
+            f"got {type(error).__name__}: {error}"
+        ) from error
+    if not definitions or not all(isinstance(gate, Gate) for gate in definitions):
+        kinds = ", ".join(type(gate).__name__ for gate in definitions) or "none"
         raise InputError(f"{place}: gates must be Gate objects, such as Gate('f', start=1.0), got {kinds}")
-    names = [gate.name for gate in declared]
+    names = [gate.name for gate in definitions]
     if len(set(names)) < len(names):
         raise InputError(f"{place}: gates must have distinct names, got {', '.join(names)}")
     if cell.peephole:
@@ -223,8 +229,8 @@ def check_cell(cell: Cell, ndim: int) -> None:
             f"{len(states)} states ({', '.join(states)}) along each axis: {type(error).__name__}: {error}; "
             f"equations may use numbers and {supported()}"
         ) from error
-    used = set(map(id, topological_order(_check_results(results, cell, place))))
-    unused = [name for name, gate in zip(names, gates, strict=True) if id(gate) not in used]
+    used = set(topological_order(_check_results(results, cell, place)))
+    unused = [name for name, gate in zip(names, gates, strict=True) if gate not in used]
     if unused:
         raise InputError(
             f"{place}: its equations do not use gate {', '.join(unused)}; remove it from gates"
@@ -256,5 +262,5 @@ def total(terms: Sequence[T]) -> T:
 def _gates_function(gates: Sequence[Gate] | Callable[[int], Sequence[Gate]]) -> Gates:
     if callable(gates):
         return cache(lambda ndim: tuple(gates(ndim)))
-    fixed = tuple(gates)
+    fixed = tuple(gates) if isinstance(gates, Iterable) else (gates,)
     return lambda ndim: fixed

@@ -14,7 +14,7 @@ reads again are spilled to scratch memory. Without layer norm a kernel is a sing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -25,7 +25,7 @@ from mdlstm_tk.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """A node of the graph.
+    """A node of the graph. Two values are equal only if they are the same object.
 
     Attributes:
         op: "load", "constant", "mean", or a name in `OPERATIONS`.
@@ -163,43 +163,36 @@ class Kernel:
     @cached_property
     def spilled(self) -> list[Value]:
         """The values that a later level reads again and that are not simply loaded again."""
-        spilled: dict[int, Value] = {}
         uses = [(value.level, value.args) for value in self.values if value.op != "mean"]
         uses += [(store.value.level, (store.value,)) for store in self.stores]
-        for level, args in uses:
-            for arg in args:
-                if arg.level < level and not arg.uniform and arg.op != "load":
-                    spilled[id(arg)] = arg
-        return list(spilled.values())
+        later = (arg for level, args in uses for arg in args if arg.level < level)
+        return list(dict.fromkeys(arg for arg in later if not arg.uniform and arg.op != "load"))
 
     @cached_property
     def text(self) -> str:
         """The kernel written out, one line per value and store; equal kernels have equal texts."""
-        names: dict[int, str] = {}
+        names: dict[Value, str] = {}
         lines = []
         for index, value in enumerate(self.values):
-            args = ", ".join(names[id(arg)] for arg in value.args)
+            args = ", ".join(names[arg] for arg in value.args)
             leaf = f"{value.slot}[{value.row}]" if value.op == "load" else repr(value.number)
-            names[id(value)] = f"v{index}"
+            names[value] = f"v{index}"
             lines.append(f"v{index} = {value.op}({args if value.args else leaf})")
         for store in self.stores:
-            lines.append(f"{store.slot}[{store.row}] {'+' * store.add}= {names[id(store.value)]}")
+            lines.append(f"{store.slot}[{store.row}] {'+' * store.add}= {names[store.value]}")
         return "\n".join(lines)
-
-    def reads(self, slot: str) -> bool:
-        """True if any row of an array is read."""
-        return any(value.op == "load" and value.slot == slot for value in self.values)
 
 
 def topological_order(roots: Sequence[Value]) -> list[Value]:
     """The roots and all they are computed from, each value after its arguments."""
-    seen: set[int] = set()
+    order: dict[Value, None] = {}
 
-    def visit(value: Value) -> Iterator[Value]:
-        if id(value) not in seen:
-            seen.add(id(value))
+    def visit(value: Value) -> None:
+        if value not in order:
             for arg in value.args:
-                yield from visit(arg)
-            yield value
+                visit(arg)
+            order[value] = None
 
-    return [value for root in roots for value in visit(root)]
+    for root in roots:
+        visit(root)
+    return list(order)

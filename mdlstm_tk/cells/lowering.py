@@ -6,7 +6,7 @@ The slots of a kernel are the arrays it reads and writes at one position, rows o
     h_prev       h one step back along each axis, D rows
     state_prev   the other states there, D·S rows: those of axis 0 first
     parameter    the rows of all parameters in `CELL_PARAMETERS` that are there
-    gates        what forward keeps for backward: the activated gates, with layer norm the pre-activations
+    gates        saved by forward for backward: the activated gates, with layer norm the pre-activations
     h, state     new states, 1 and S rows
     dh           gradient of h from the layer's output
     dh_next      gradient of h from the gates of the successor along each axis, D rows
@@ -34,8 +34,8 @@ def lower(pass_kind: Pass, cell: Cell, ndim: int, present: tuple[str, ...] = ())
     """The kernel of one position.
 
     Args:
-        pass_kind: "forward"; "backward" from what forward keeps; or "recompute", which is "backward" where
-            the slot `gates` holds pre-activations.
+        pass_kind: "forward"; "backward", with the gates that forward saved; or "recompute", which is
+            "backward" where the slot `gates` holds pre-activations.
         cell: the cell.
         ndim: D.
         present: the names in `CELL_PARAMETERS` of the parameters that are there.
@@ -45,8 +45,8 @@ def lower(pass_kind: Pass, cell: Cell, ndim: int, present: tuple[str, ...] = ())
         step = record_step(cell, ndim, present)
         simplify = SimplifiedGraph().simplify
         stores = [Store("h", 0, simplify(step.h)), *_stores("state", [simplify(s) for s in step.states])]
-        kept = step.a if layer_norm else step.gates
-        return Kernel([*stores, *_stores("gates", [simplify(value) for value in kept])])
+        saved = step.a if layer_norm else step.gates
+        return Kernel([*stores, *_stores("gates", [simplify(value) for value in saved])])
 
     step = record_step(cell, ndim, present, "gates")
     states = len(cell.states)
@@ -72,8 +72,8 @@ def lower(pass_kind: Pass, cell: Cell, ndim: int, present: tuple[str, ...] = ())
 
 @cache
 def reads_hidden(cell: Cell, ndim: int) -> bool:
-    """True if the equations read h of the predecessors."""
-    return lower("forward", cell, ndim).reads("h_prev")
+    """Tell whether the equations read h of the predecessors."""
+    return any(value.slot == "h_prev" for value in lower("forward", cell, ndim).values)
 
 
 def _stores(slot: str, values: Sequence[Value | None], add: bool = False) -> list[Store]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mdlstm_tk.cells.cell import Cell
-from mdlstm_tk.cells.ir import Value
+from mdlstm_tk.cells.ir import Value, loads
 
 LAYER_NORM_EPS = 1e-5
 
@@ -75,18 +75,18 @@ def record_step(
         slot: the slot that the pre-activations are loaded from.
         normalize: how layer norm is recorded.
     """
-    declared = cell.gates(ndim)
-    a = tuple(Value.load(slot, k) for k in range(len(declared)))
-    previous = {"h": [Value.load("h_prev", d) for d in range(ndim)]}
+    definitions = cell.gates(ndim)
+    a = tuple(loads(slot, len(definitions)))
+    previous = {"h": loads("h_prev", ndim)}
     for s, name in enumerate(cell.states):
         previous[name] = [Value.load("state_prev", d * len(cell.states) + s) for d in range(ndim)]
     parameters: dict[str, list[Value]] = {}
     first = 0
-    for name in CELL_PARAMETERS:
+    for name, count_rows in CELL_PARAMETERS.items():
         if name in present:
-            rows = CELL_PARAMETERS[name](cell, ndim)
-            parameters[name] = [Value.load("parameter", first + row) for row in range(rows)]
-            first += rows
+            end = first + count_rows(cell, ndim)
+            parameters[name] = [Value.load("parameter", row) for row in range(first, end)]
+            first = end
 
     def normalized(value: Value, row: int) -> Value:
         if "norm_weight" not in parameters:
@@ -95,12 +95,12 @@ def record_step(
 
     def activate(value: Value, k: int) -> Value:
         value = normalized(value, k)
-        activation = declared[k].activation
+        activation = definitions[k].activation
         return value if activation is None else getattr(value, activation)()
 
     peephole = parameters.get("peephole")
     pre_activations = list(a)
-    late = None  # the gate that a peephole from the new c reaches, so it is activated within the equations
+    late = None  # the gate with a peephole from the new c: it is activated within the equations
     if peephole is not None:
         ((i,), forget, (late,)) = (cell.gate_index(role, ndim) for role in ("input", "forget", "output"))
         for d, c_d in enumerate(previous["c"]):
@@ -109,7 +109,7 @@ def record_step(
     gates = [value if k == late else activate(value, k) for k, value in enumerate(pre_activations)]
 
     def output_activation(value: Value) -> Value:
-        return normalized(value, len(declared)).tanh()
+        return normalized(value, len(definitions)).tanh()
 
     def output_gate(gate: Value, c: Value) -> Value:
         if peephole is None or late is None:

@@ -8,7 +8,6 @@ from typing import Literal, overload
 from torch import Tensor
 
 from mdlstm_tk._util import arguments
-from mdlstm_tk._util.arguments import one_line
 from mdlstm_tk._util.masking import Sizes
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM
@@ -101,8 +100,8 @@ def checkpointed(
     if any(extent % window for extent, window in zip(extents, layer.window, strict=True)):
         rounded = tuple(-(-e // w) * w for e, w in zip(extents, layer.window, strict=True))
         raise InputError(
-            f"tile must be a multiple of the layer's window {layer.window}, got {one_line(tile)}; "
-            f"use {rounded}"
+            f"tile must be a multiple of the layer's window {layer.window}, "
+            f"got {arguments.one_line(tile)}; use {rounded}"
         )
     if detach_every is not None:
         detach_every = arguments.positive("detach_every", detach_every)

@@ -161,6 +161,14 @@ def test_version_and_help() -> None:
     assert mdlstm().out == mdlstm("--help").out != ""
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows removes no folder that a process is in")
+def test_the_current_folder_may_be_gone(tmp_path: Path) -> None:
+    command = f"cd '{tmp_path}' && rmdir '{tmp_path}' && exec '{sys.executable}' -m mdlstm_tk --version"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True)
+    assert done.stdout.startswith("mdlstm-tk") and not done.stderr
+
+
 def test_train_export_and_report_print_json(trained: Run, matrix: Path) -> None:
     folder = matrix.parent
     done = mdlstm("train", *QUICK, "--json", "-q", cwd=folder)

@@ -95,9 +95,7 @@ def reached(start: Iterable[str], *, nested: bool) -> set[str]:
         if module in modules() and module not in found:
             found.add(module)
             parent = module.rpartition(".")[0]
-            # mdlstm_tk imports the layer inside __getattr__, only for those who ask for MDLSTM
-            inside = nested and module != "mdlstm_tk"
-            waiting += [*imports(module, nested=inside), *([parent] if parent else [])]
+            waiting += [*imports(module, nested=nested), *([parent] if parent else [])]
     return found
 
 

@@ -119,6 +119,19 @@ def test_broken_code_on_disk_and_a_full_disk(cache: Path, monkeypatch: pytest.Mo
     assert not list(cache.rglob("*.nbi"))
 
 
+def test_folders_that_vanish_while_they_are_searched(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled()
+    scandir = os.scandir
+
+    def vanished(path: Any) -> Any:
+        if Path(path).parent.name == "kernels":
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanished)
+    compiled()(0)
+
+
 def test_the_settings_of_the_user_stay(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = cache.parent / "theirs"
     monkeypatch.setattr(config, "CACHE_DIR", str(theirs))

@@ -17,7 +17,7 @@ from helpers.checkout import ROOT
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from mdlstm_tk import MDLSTM
+from mdlstm_tk import MDLSTM, sweep
 from mdlstm_tk.errors import InputError
 
 X = torch.randn(2, 4, 5, 3, generator=torch.Generator().manual_seed(0))
@@ -225,3 +225,16 @@ def test_compiling_ahead_changes_nothing(options: dict[str, Any], training: bool
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
     assert all(parameter.grad is None for parameter in layer.parameters())
+
+
+def test_compiling_ahead_runs_every_kind_of_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = set()
+    forward = sweep._forward
+
+    def recorded(inputs: Any, backend: str, save: bool = False, recompute: bool = False) -> Any:
+        kinds.add((save, inputs.initial is not None))
+        return forward(inputs, backend, save, recompute)
+
+    monkeypatch.setattr(sweep, "_forward", recorded)
+    MDLSTM(1, 1).precompile(states=True)
+    assert kinds == {(save, states) for save in (False, True) for states in (False, True)}

@@ -241,6 +241,17 @@ BAD: dict[str, tuple[dict[str, Any], Callable[..., Any], str]] = {
     "an unused gate": ({"gates": [G, O]}, one_gate(lambda g, c: g), "do not use gate o"),
     "names of gates": ({"gates": ["g"]}, one_gate(lambda g, c: g), r"Gate objects, such as .*got str"),
     "a repeated gate": ({"gates": [G, G]}, lambda g, s: (g[0], {"c": g[1]}), "distinct names, got g, g"),
+    "a number of gates": ({"gates": 3}, one_gate(lambda g, c: g), "got int"),
+    "gates by a function without D": (
+        {"gates": lambda: [G]},
+        one_gate(lambda g, c: g),
+        "function from the number of axes .*TypeError",
+    ),
+    "a function that makes one gate": (
+        {"gates": lambda ndim: G},
+        one_gate(lambda g, c: g),
+        "a list of Gate objects .*not iterable",
+    ),
     "no gates": ({"gates": []}, lambda g, s: (s["c"][0], {"c": s["c"][0]}), "got none"),
     "gates for one axis": ({"gates": lambda ndim: [G] * ndim}, one_gate(lambda g, c: g), "distinct"),
     "an unknown method": (
@@ -287,13 +298,15 @@ def test_a_bad_definition_is_refused_in_one_line(reason: str) -> None:
     assert "bad" not in cell_names()
 
 
-@pytest.mark.parametrize("name", ["graves", "slstm", "two words", ""])
-def test_a_taken_or_impossible_name_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match=f"'{name}'"):
+@pytest.mark.parametrize("name", ["graves", "slstm", "two words", "", None])
+def test_a_taken_or_impossible_name_is_refused(name: Any) -> None:
+    with pytest.raises(InputError, match=repr(name)):
         register_cell(name, gates=[F, G, O])(three_gates)
 
 
-@pytest.mark.parametrize("bad", [{"name": "a b"}, {"activation": "relu"}, {"role": "feedback"}], ids=str)
+@pytest.mark.parametrize(
+    "bad", [{"name": "a b"}, {"name": 3}, {"activation": "relu"}, {"role": "feedback"}], ids=str
+)
 def test_a_bad_gate_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=repr(next(iter(bad.values())))):
         Gate(**{"name": "g", **bad})

@@ -59,6 +59,12 @@ def test_threads_agree_with_the_reference_and_with_themselves(case: Case, thread
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.parametrize("grid", [(40,), (40, 1), (40, 1, 1)], ids=str)
+def test_bands_that_would_not_shorten_wavefronts_are_not_made(grid: tuple[int, ...]) -> None:
+    assert tiles.Samples(grid, 0, 7).bands == [(0, 40)]
+    assert len(tiles.Samples((40, *grid[1:], 2), 0, 7).bands) > 1
+
+
 def test_sums_of_several_parts() -> None:
     replace(PLAIN, batch=40, layer_norm=True, peephole=True).check("fused")
     assert max(made.sizes.part_blocks for made in plan.plans.values()) > 0

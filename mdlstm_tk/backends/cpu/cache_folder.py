@@ -33,14 +33,14 @@ def cache_folder() -> Path | None:
     with suppress(OSError):
         base.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = base / SUBFOLDER
-        folder.mkdir(mode=0o700, exist_ok=True)  # whatever the umask lets Numba create, it lies in here
+        folder.mkdir(mode=0o700, exist_ok=True)  # the umask may let others read or write Numba's own files
         return folder if is_private(folder) and os.access(folder, os.W_OK | os.X_OK) else None
     return None
 
 
 def _base() -> Path | None:
-    if named := os.environ.get(VARIABLE):
-        return Path(named)
+    if path := os.environ.get(VARIABLE):
+        return Path(path)
     caches = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
     if not caches and sys.platform != "win32":
         with suppress(RuntimeError):  # no home folder

@@ -1,6 +1,6 @@
 """The only code that depends on the cell: a C function that runs the cell's kernel on a block of rows.
 
-A kernel of the sweep fills a table with a line for each row, which has the address of every slot of
+A kernel of the sweep fills a table with a line for each row, which holds the addresses of the slots of
 `mdlstm_tk.cells.lowering`, and calls the function once per block.
 """
 
@@ -20,8 +20,8 @@ from mdlstm_tk.cells.operations import OPERATIONS
 
 
 class Slots(NamedTuple):
-    """Words of a line of the table: all rows of these slots lie one after another. The fields are 0, 1, …,
-    those that forward uses first."""
+    """Indices of words in a line of the table, those that forward uses first. A word is the address of the
+    first row of a slot, whose other rows follow."""
 
     parameter: int
     state: int
@@ -34,7 +34,7 @@ class Slots(NamedTuple):
 
 
 class AxisSlots(NamedTuple):
-    """Words for each axis, after those of `Slots`: the S states of an axis lie one after another."""
+    """The same for each axis, after the words of `Slots`. The S states of an axis follow each other."""
 
     h_prev: int
     state_prev: int
@@ -104,9 +104,9 @@ class _RowBuilder:
         used = [(value.slot, value.row) for value in kernel.values if value.op == "load"]
         used += [(store.slot, store.row) for store in kernel.stores]
         self.rows = {(slot, row): self._row(slot, row) for slot, row in used}
-        self.spills = {id(value): scratch.row(units, index) for index, value in enumerate(kernel.spilled)}
-        self.uniforms: dict[int, Vector] = {}  # of one lane
-        self.sums: dict[int, Pointer] = {}  # by the id of a mean, where its sum is added up
+        self.spills = {value: scratch.row(units, index) for index, value in enumerate(kernel.spilled)}
+        self.uniforms: dict[Value, Vector] = {}  # of one lane
+        self.sums: dict[Value, Pointer] = {}  # by a mean, where its sum is added up
 
     def _row(self, slot: str, row: int) -> Pointer:
         """The memory of a row of a slot."""
@@ -123,53 +123,53 @@ class _RowBuilder:
         for level in range(self.kernel.levels):
             for value in self.kernel.values:
                 if value.uniform and value.level == level:
-                    self.uniforms[id(value)] = self._uniform(value, count)
+                    self.uniforms[value] = self._uniform(value, count)
                 elif value.op == "mean" and value.level == level + 1:
-                    self.sums[id(value)] = simd.zeros(self.builder, self.element)
+                    self.sums[value] = simd.zeros(self.builder, self.element)
             self._loops(level)
 
     def _uniform(self, value: Value, count: Vector) -> Vector:
         if value.op == "mean":
-            return self.sums[id(value)].load() / count
+            return self.sums[value].load() / count
         if value.op == "constant":
             return count.like(value.number)
-        return OPERATIONS[value.op].compute(*(self.uniforms[id(arg)] for arg in value.args))  # type: ignore[no-any-return]
+        return OPERATIONS[value.op].compute(*(self.uniforms[arg] for arg in value.args))  # type: ignore[no-any-return]
 
     def _loops(self, level: int) -> None:
         position = simd.counter(self.builder)
         means = [value for value in self.kernel.values if value.op == "mean" and value.level == level + 1]
         for lanes in simd.lane_counts(self.element):
-            sums = {id(mean): simd.zeros(self.builder, self.element, lanes) for mean in means}
+            sums = {mean: simd.zeros(self.builder, self.element, lanes) for mean in means}
             with vector_loop(self.builder, position, self.units, lanes) as index:
                 self._body(level, lanes, index, sums)
             for mean, total in sums.items():
                 self.sums[mean].store(self.sums[mean].load() + total.load(lanes).total())
 
-    def _body(self, level: int, lanes: int, index: ir.Value, sums: dict[int, Pointer]) -> None:
+    def _body(self, level: int, lanes: int, index: ir.Value, sums: dict[Value, Pointer]) -> None:
         """Code of one vector of units at `level`. Each store follows its value as soon as possible."""
-        computed: dict[int, Vector] = {}
+        computed: dict[Value, Vector] = {}
 
         def get(value: Value) -> Vector:
-            if id(value) not in computed:
-                computed[id(value)] = compute(value)
-                if id(value) in self.spills and value.level == level:
-                    self.spills[id(value)].at(index).store(computed[id(value)])
-            return computed[id(value)]
+            if value not in computed:
+                computed[value] = compute(value)
+                if value in self.spills and value.level == level:
+                    self.spills[value].at(index).store(computed[value])
+            return computed[value]
 
         def compute(value: Value) -> Vector:
             if value.uniform:
-                return self.uniforms[id(value)].splat(lanes)
+                return self.uniforms[value].splat(lanes)
             if value.op == "load":
                 return self.rows[value.slot, value.row].at(index).load(lanes)
             if value.level < level:
-                return self.spills[id(value)].at(index).load(lanes)
+                return self.spills[value].at(index).load(lanes)
             return OPERATIONS[value.op].compute(*(get(arg) for arg in value.args))  # type: ignore[no-any-return]
 
         for value in self.kernel.values:
             if value.level == level and not value.uniform and value.op != "load":
                 get(value)
-            if id(value) in sums:
-                total = sums[id(value)]
+            if value in sums:
+                total = sums[value]
                 total.store(total.load(lanes) + get(value.args[0]))
         for store in self.kernel.stores:
             if store.value.level == level:

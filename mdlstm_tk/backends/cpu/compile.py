@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from glob import glob
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,7 +98,8 @@ def _compile(function: Callable[..., None], key: str, subject: str) -> Any:
     function.__qualname__ += f"_{digest}"
     signature = f"void({', '.join(['int64'] * function.__code__.co_argcount)})"
     folder = cache_folder()
-    if folder is None or not any(folder.rglob(f"*{digest}*.nbi")):
+    # Path.rglob of Python 3.11 raises if another process removes a folder meanwhile; glob does not.
+    if folder is None or not glob(f"**/*{digest}*.nbi", root_dir=folder, recursive=True):
         announce(subject)
     if folder is not None:
         try:
@@ -127,15 +129,15 @@ def _source_digest() -> str:
 def _caching_in(folder: Path) -> Iterator[None]:
     """Let functions that are created inside this `with` statement be cached in `folder` and nowhere else.
 
-    Numba knows only settings of the whole process. They are restored, as the user's own functions have
-    their own place. The locators are set because a `.numba_config.yaml` in the current folder could name
+    Numba has settings of the whole process only. They are restored, because functions of the user have a
+    place of their own. The locators are set because a `.numba_config.yaml` in the current folder could name
     others, even modules to import.
     """
-    changed = {"CACHE_DIR": str(folder), "CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}
+    settings = {"CACHE_DIR": str(folder), "CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}
     with _config_lock:
-        before = {name: getattr(config, name) for name in changed}
-        vars(config).update(changed)
+        user_settings = {name: getattr(config, name) for name in settings}
+        vars(config).update(settings)
         try:
             yield
         finally:
-            vars(config).update(before)
+            vars(config).update(user_settings)

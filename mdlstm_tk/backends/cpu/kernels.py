@@ -124,9 +124,9 @@ def forward(arrays_address, sizes_address, job_address):  # type: ignore[no-unty
                     of_axis[AXIS.h_prev], of_axis[AXIS.state_prev] = address_of(h), address_of(state)
                     if sizes.recurrent:
                         copy(ptr_add(operand, d * units), h, units)
-                rest = ptr_add(operand, sizes.hidden_dim)
-                copy(rest, ptr_add(x, place * channels), channels)
-                rest[channels] = 1
+                features = ptr_add(operand, sizes.hidden_dim)
+                copy(features, ptr_add(x, place * channels), channels)
+                features[channels] = 1
                 slots[SLOT.h] = address_of(ptr_add(output, place * h_stride))
                 if arrays.states:
                     slots[SLOT.state] = address_of(ptr_add(states, place * state_size))
@@ -181,13 +181,8 @@ def backward(arrays_address, sizes_address, job_address):  # type: ignore[no-unt
     arrays, job = load_arrays(arrays_address), load_job(job_address)
     sizes = load_sizes(sizes_address)
     ndim, units, depth, gate_dim = sizes.ndim, sizes.units, sizes.depth, sizes.gate_dim
-    direction, samples, visits, channels, padded = (
-        job.direction,
-        job.samples,
-        job.visits,
-        sizes.channels,
-        sizes.padded,
-    )
+    direction, samples, visits = job.direction, job.samples, job.visits
+    channels, padded = sizes.channels, sizes.padded
     h_stride, state_size, d_stride = sizes.dirs * units, sizes.states * units, sizes.d_stride
     scratch = ptr_add(pointer_to(ZERO, arrays.scratch), job.chain * sizes.scratch)
     zeros, operands = ptr_add(scratch, sizes.zeros_at), ptr_add(scratch, sizes.operands_at)
@@ -263,9 +258,9 @@ def backward(arrays_address, sizes_address, job_address):  # type: ignore[no-unt
                     row = (now + top + r) * ndim + d
                     of_axis[AXIS.dh_read_prev] = address_of(ptr_add(dh_reads, row * units))
                     of_axis[AXIS.dstate_prev] = address_of(ptr_add(dstates, row * state_size))
-                rest = ptr_add(operand, sizes.hidden_dim)
-                copy(rest, ptr_add(x, place * channels), channels)
-                rest[channels] = 1
+                features = ptr_add(operand, sizes.hidden_dim)
+                copy(features, ptr_add(x, place * channels), channels)
+                features[channels] = 1
                 if arrays.gates:
                     slots[SLOT.gates] = address_of(ptr_add(gates, place * gate_dim))
                     prefetch(ptr_add(gates, place * gate_dim), gate_dim)

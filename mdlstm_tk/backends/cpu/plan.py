@@ -1,4 +1,4 @@
-"""Plans: all that depends only on the shapes of a sweep on the CPU, so that a warm call looks it up."""
+"""Plans: everything about a sweep on the CPU that depends only on shapes, looked up by later calls."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from mdlstm_tk.cells.step import CELL_PARAMETERS
 # Blocks whose gradients are summed up before they are added to the total. With fewer of them, adding to the
 # total would show in the time of a sweep.
 MIN_PART_BLOCKS = 32
-PLAN_BYTES = 16384  # about what a plan takes beside its tables
-JOB_BYTES = 512
+PLAN_BYTES = 16384  # about what a plan takes beside its jobs
 
 
 class Plan(NamedTuple):
@@ -37,7 +36,7 @@ class Plan(NamedTuple):
         sizes_address: where that lies in memory.
         jobs: the jobs.
         packed, packed_transposed: how many numbers the packed weights take.
-        keep: memory that the sizes need.
+        memory: what the sizes hold addresses of, and their record.
     """
 
     kernel: Any
@@ -50,38 +49,47 @@ class Plan(NamedTuple):
     jobs: Jobs
     packed: int
     packed_transposed: int
-    keep: Any
+    memory: Any
 
 
 plans: BoundedCache[tuple[Any, ...], Plan] = BoundedCache(64 << 20)
 
 
-def get_plan(pass_kind: Pass, inputs: SweepInputs, saves: bool) -> Plan:
+def get_plan(
+    pass_kind: Pass, inputs: SweepInputs, *, saves_states: bool = False, wants_dx: bool = False
+) -> Plan:
     """The plan of a sweep.
 
     Args:
         pass_kind: which kernel runs.
         inputs: of the sweep, in float32 or float64.
-        saves: forward: whether states are saved. Backward: whether the gradient of x is wanted.
+        saves_states: whether forward saves states for backward.
+        wants_dx: whether backward computes the gradient of x.
 
     Raises:
         KernelError: a kernel cannot be compiled.
     """
     x, weight_ih, threads = inputs.x, inputs.weight_ih, thread_limit()
     valid = ragged_extents(inputs)
-    if valid is not None:  # not kept: another batch will have other sizes
-        return _make_plan(pass_kind, inputs, saves, threads, valid)
-    cell = get_cell(inputs.cell)
-    key = pass_kind, cell, saves, threads, x.dtype, x.shape, weight_ih.shape, inputs.signs, inputs.present
+    if valid is not None:  # not cached: another batch will have other sizes
+        return _make_plan(pass_kind, inputs, saves_states, wants_dx, threads, valid)
+    options = pass_kind, get_cell(inputs.cell), saves_states, wants_dx, threads
+    key = *options, x.dtype, x.shape, weight_ih.shape, inputs.signs, inputs.present
     plan = plans.get(key)
     if plan is None:
-        plan = _make_plan(pass_kind, inputs, saves, threads, None if len(x) else ())
-        plans.add(key, plan, PLAN_BYTES + JOB_BYTES * len(plan.jobs.order))
+        valid = None if len(x) else ()
+        plan = _make_plan(pass_kind, inputs, saves_states, wants_dx, threads, valid)
+        plans.add(key, plan, PLAN_BYTES + plan.jobs.nbytes)
     return plan
 
 
 def _make_plan(
-    pass_kind: Pass, inputs: SweepInputs, saves: bool, threads: int, valid: Extents | None
+    pass_kind: Pass,
+    inputs: SweepInputs,
+    saves_states: bool,
+    wants_dx: bool,
+    threads: int,
+    valid: Extents | None,
 ) -> Plan:
     cell, grid, ndim, is_forward = get_cell(inputs.cell), inputs.grid, inputs.ndim, pass_kind == "forward"
     (batch, *_, channels), (dirs, gate_dim, _) = inputs.x.shape, inputs.weight_ih.shape
@@ -93,7 +101,7 @@ def _make_plan(
     lanes, panel = simd.vector_length(itemsize), simd.panel_width(itemsize)
     hidden_dim = ndim * units if cell.recurrent else 0
     depth, padded = hidden_dim + channels + 1, -(-gate_dim // lanes) * lanes
-    columns = 0 if is_forward else hidden_dim + channels * saves
+    columns = 0 if is_forward else hidden_dim + channels * wants_dx
     d_stride = -(-columns // lanes) * lanes
     parameter_count = units * sum(CELL_PARAMETERS[name](cell, ndim) for name in inputs.present)
     sums_size = _whole_lines(depth * padded + parameter_count)
@@ -106,7 +114,7 @@ def _make_plan(
     part_blocks = max(MIN_PART_BLOCKS, isqrt(blocks))  # as many parts as blocks in each: the shortest sums
     part_blocks = part_blocks if blocks > part_blocks else 0
 
-    memory = {
+    scratch_parts = {
         "table_at": BLOCK * line_length(ndim) * 8 // itemsize,
         "zeros_at": (1 + states) * units,
         "spill_at": len(graph.spilled) * units,
@@ -114,18 +122,18 @@ def _make_plan(
         "products_at": BLOCK * padded,
     }
     if is_forward:
-        memory["gates_row_at"] = gate_dim
-        memory["states_at"] = 0 if saves else 2 * jobs.longest * states * units
+        scratch_parts["gates_row_at"] = gate_dim
+        scratch_parts["states_at"] = 0 if saves_states else 2 * jobs.longest * states * units
     else:
-        memory["da_at"] = 2 * BLOCK * padded
-        memory["d_operands_at"] = 2 * jobs.longest * d_stride
-        memory["dh_read_at"] = 2 * jobs.longest * ndim * units * reads_h
-        memory["dstates_at"] = 2 * jobs.longest * ndim * states * units
-        memory["parameter_sums_at"] = parameter_count
-        memory["part_at"] = sums_size if part_blocks else 0
-    places, scratch = {}, 0
-    for name, size in memory.items():
-        places[name] = scratch
+        scratch_parts["da_at"] = 2 * BLOCK * padded
+        scratch_parts["d_operands_at"] = 2 * jobs.longest * d_stride
+        scratch_parts["dh_read_at"] = 2 * jobs.longest * ndim * units * reads_h
+        scratch_parts["dstates_at"] = 2 * jobs.longest * ndim * states * units
+        scratch_parts["parameter_sums_at"] = parameter_count
+        scratch_parts["part_at"] = sums_size if part_blocks else 0
+    offsets, scratch = {}, 0
+    for name, size in scratch_parts.items():
+        offsets[name] = scratch
         scratch += _whole_lines(size)
     counts, strides = line_counts(grid), [prod(grid[d + 1 :]) for d in range(ndim)]
     lines = [(grid[d] * strides[d], strides[d], sum(counts[:d])) for d in range(ndim)]
@@ -156,7 +164,7 @@ def _make_plan(
         sums_size=sums_size,
         part_blocks=part_blocks,
         scratch=scratch,
-        **places,
+        **offsets,
     )
     record = words(sizes)
     return Plan(
@@ -170,10 +178,10 @@ def _make_plan(
         jobs=jobs,
         packed=dirs * -(-gate_dim // panel) * panel * depth,
         packed_transposed=dirs * -(-columns // panel) * panel * gate_dim,
-        keep=(record, line_table, steps),
+        memory=(record, line_table, steps),
     )
 
 
 def _whole_lines(count: int) -> int:
-    """So many numbers in whole cache lines."""
+    """`count` numbers, rounded up to whole cache lines."""
     return -(-count // 16) * 16

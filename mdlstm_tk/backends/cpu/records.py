@@ -20,16 +20,14 @@ from mdlstm_tk.backends.cpu.intrinsics import record_loader
 
 
 class Arrays(NamedTuple):
-    """The arrays of a call of `kernels.forward` or `kernels.backward`; 0 for those that it has not."""
+    """The arrays of a call of `kernels.forward` or `kernels.backward`; 0 where it has none."""
 
     cell: int  # C function, see `cell_code`
     matmul: int  # C function
     x: int  # (N, P, C)
     parameters: int  # (dirs, R, n)
     weights: int  # (dirs, panels, K, NR), see `matmul.pack`; backward: if it computes pre-activations again
-    front: (
-        int  # (N, F, dirs, 1 + S, n), the states, or gradients, that leave the tiles swept so far, or enter
-    )
+    front: int  # (N, F, dirs, 1 + S, n), see `kernels`: the states, or gradients, between tiles
     output: int  # (N, P, dirs, n)
     gates: int  # (dirs, N·P, G·n), if they are kept
     states: int  # (dirs, N·P, S·n), if they are kept
@@ -85,7 +83,7 @@ class Sizes(NamedTuple):
 
 
 class Job(NamedTuple):
-    """Some wavefronts of one tile, for some samples, in one direction: what one thread runs in one call."""
+    """Some wavefronts of one tile, for some samples, in one direction: one call of a kernel."""
 
     direction: int
     first_sample: int

@@ -48,7 +48,7 @@ def panel_width(itemsize: int) -> int:
 
 
 def lane_counts(element: ir.Type) -> tuple[int, ...]:
-    """The vector lengths in which a row is processed: full vectors first, the rest in ever shorter ones."""
+    """The vector lengths in which a row is processed: full vectors first, then shorter ones for its end."""
     longest = vector_length(itemsize(element))
     return (longest, 4, 1) if longest > 4 else (longest, 1)
 
@@ -75,12 +75,10 @@ class Pointer:
     value: ir.Value
     element: ir.Type
 
-    def at(self, *offsets: ir.Value | int) -> Pointer:
+    def at(self, offset: ir.Value | int) -> Pointer:
         """The pointer to the element that many elements further on."""
-        value = self.value
-        for offset in offsets:
-            index = ir.Constant(I64, offset) if isinstance(offset, int) else offset
-            value = self.builder.gep(value, [index], source_etype=self.element)
+        index = ir.Constant(I64, offset) if isinstance(offset, int) else offset
+        value = self.builder.gep(self.value, [index], source_etype=self.element)
         return Pointer(self.builder, value, self.element)
 
     def row(self, stride: ir.Value, index: ir.Value | int) -> Pointer:
@@ -159,7 +157,7 @@ class Format(NamedTuple):
         ln_2: ln 2 as a sum of two numbers. The first has so few bits that whole multiples of it are exact.
         smallest: the smallest number with a whole mantissa.
         underflow, overflow: e^x is 0 below, and infinite above.
-        exp_terms, log_terms, logaddexp_terms: of the series, so that the rest is less than rounding.
+        exp_terms, log_terms, logaddexp_terms: of the series, so that its remainder is below rounding.
     """
 
     bits: int

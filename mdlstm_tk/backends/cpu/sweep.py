@@ -6,8 +6,8 @@ are rounded on the way out.
 Compiled code is cached on disk (Numba's `NUMBA_CACHE_DIR` chooses the folder), so only the first call with
 a new cell waits for the compiler. Everything that depends only on shapes is looked up.
 
-What is cleared, copied or added here is so by NumPy and `memset`, on this thread. torch would wake its own
-threads for it, which then keep the cores busy that the sweep is to share.
+Arrays are cleared, copied and added by NumPy and `memset`, on this thread. torch would wake its own threads
+for that, which would then keep the cores busy that the sweep is to share.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ HUGE_PAGE = 2 << 20
 def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) -> SweepResults:
     """See `Engine`."""
     dtype, inputs = inputs.x.dtype, _converted(inputs)
-    plan, x = get_plan("forward", inputs, save), inputs.x
+    plan, x = get_plan("forward", inputs, saves_states=save), inputs.x
     rows, dirs, units = plan.sizes.places, plan.sizes.dirs, plan.sizes.units
     shape = (*x.shape[:-1], dirs, units)
     output = _new(x, shape) if plan.jobs.is_full else _zeros(x, shape)
@@ -56,7 +56,7 @@ def backward(
     """See `Engine`."""
     dtype, inputs = inputs.x.dtype, _converted(inputs)
     output, _, gates, states = map(_plain, results)
-    plan = get_plan("recompute" if gates is None else "backward", inputs, wants_dx)
+    plan = get_plan("recompute" if gates is None else "backward", inputs, wants_dx=wants_dx)
     x, sizes = inputs.x, plan.sizes
     dfront = _front(inputs, plan, dfinal)
     dx = _zeros(x, (plan.jobs.buffers, *x.shape)) if wants_dx else None
@@ -104,8 +104,8 @@ def _run(plan: Plan, inputs: SweepInputs, **arrays: Tensor | None) -> None:
 def _front(inputs: SweepInputs, plan: Plan, start: Tensor | None) -> Tensor | None:
     """The front of a sweep, which starts as initial states or as gradients of the final ones."""
     if start is None:
-        wanted = inputs.initial is not None or plan.jobs.is_tiled
-        return _zeros(inputs.x, boundary_shape(inputs)) if wanted else None
+        has_front = inputs.initial is not None or plan.jobs.is_tiled
+        return _zeros(inputs.x, boundary_shape(inputs)) if has_front else None
     if inputs.sizes is None:
         return _copy(start)
     return start.masked_fill(~valid_lines(inputs.grid, inputs.sizes)[..., None, None, None], 0)

@@ -1,12 +1,12 @@
 """Threads that share a sweep.
 
 Work comes as *chains*: lists of jobs that run one after another, each a call of compiled code without
-Python's lock. A job may need jobs of other chains to be done. The calling thread works, too: it takes
-whatever no other thread has begun, so it only ever waits for jobs that are running. A thread that has
-nothing to do waits for a lock; none waits inside compiled code.
+Python's lock. A job may have to wait for jobs of other chains. The calling thread works, too: it runs every
+job that no other thread has begun, so it only ever waits for jobs that are running. A thread without a job
+waits for a lock; none waits inside compiled code.
 
-A job that a busy machine interrupts delays all that need it. So a thread of the pool that was interrupted
-leaves the rest to the caller, and for some time sweeps run on their own thread.
+A job that a busy machine interrupts delays all jobs that wait for it. So a thread of the pool that was
+interrupted leaves the other jobs to the caller, and for some time sweeps run on their own thread.
 
 There is one pool per process. A sweep that finds it in use runs alone. `MDLSTM_THREADS=0` switches it off.
 """
@@ -32,12 +32,12 @@ class Task(NamedTuple):
 
     Attributes:
         job: the address of its record.
-        chain, needed: it may begin when so many tasks of that chain are done.
+        awaited_chain, awaited_count: the task may begin when so many tasks of that chain are done.
     """
 
     job: int
-    chain: int
-    needed: int
+    awaited_chain: int
+    awaited_count: int
 
 
 Run = Callable[[int], object]  # runs a job, given the address of its record
@@ -52,19 +52,19 @@ class _Shared:
         self.run, self.chains, self.keep = run, chains, keep
         self.changed = threading.Condition(threading.Lock())
         self.done = [0] * len(chains)
-        self.taken = [False] * len(chains)  # whether a thread is at a task of the chain
+        self.busy = [False] * len(chains)  # whether a thread runs a task of the chain
         self.caller_waits = False
         self.stopped = False
         self.interruptions = 0
 
     def work(self, is_caller: bool) -> None:
-        """Run tasks. The caller returns when all are done, others when they are not needed any more."""
+        """Run tasks. The caller returns when all are done, other threads when all have begun."""
         chain, leaves = None, False
         while True:
             with self.changed:
                 if chain is not None:
                     self.done[chain] += 1
-                    self.taken[chain] = False
+                    self.busy[chain] = False
                     self.changed.notify_all()
                 if leaves:
                     return
@@ -74,7 +74,7 @@ class _Shared:
                     self.caller_waits = self.caller_waits or is_caller
                     self.changed.wait()
                 self.caller_waits = self.caller_waits and not is_caller
-                self.taken[chain] = True
+                self.busy[chain] = True
                 task = self.chains[chain][self.done[chain]]
             if is_caller:
                 self.run(task.job)
@@ -93,16 +93,16 @@ class _Shared:
 
     def _is_ready(self, chain: int) -> bool:
         done = self.done[chain]
-        if self.taken[chain] or done == len(self.chains[chain]):
+        if self.busy[chain] or done == len(self.chains[chain]):
             return False
         task = self.chains[chain][done]
-        return self.done[task.chain] >= task.needed
+        return self.done[task.awaited_chain] >= task.awaited_count
 
     def _is_over(self, is_caller: bool) -> bool:
         """True if all tasks are done; for threads other than the caller, if all have begun."""
         return all(
-            done + (taken and not is_caller) >= len(chain)
-            for done, taken, chain in zip(self.done, self.taken, self.chains, strict=True)
+            done + (busy and not is_caller) >= len(chain)
+            for done, busy, chain in zip(self.done, self.busy, self.chains, strict=True)
         )
 
     def _was_interrupted(self, task: Task) -> bool:

@@ -36,6 +36,7 @@ BANDS_OPERATIONS = 100_000_000  # the same to share bands, for which threads wai
 TASK_OPERATIONS = 20_000_000  # of a task
 MIN_TASK_OPERATIONS = 3_000_000
 BAND_TASKS = 4  # tasks of a band, unless they have less than that
+JOB_BYTES = 512  # about what a job takes beside its tables
 
 
 class Samples(NamedTuple):
@@ -61,11 +62,13 @@ class Samples(NamedTuple):
     def bands(self) -> list[tuple[int, int]]:
         """For each band along axis 0, its start and its extent; a ragged batch is one."""
         grid, samples = self.grid, self.number
-        rest, steps = samples * prod(grid[1:]), sum(grid[1:]) - len(grid) + 1
-        if self.valid is not None or samples * prod(grid) < MIN_BAND_GRID or rest <= BAND_ROWS:
+        slice_rows = samples * prod(grid[1:])  # at one position along axis 0
+        steps = sum(grid[1:]) - len(grid) + 1  # wavefronts of such a slice, less one
+        is_small = samples * prod(grid) < MIN_BAND_GRID or slice_rows <= BAND_ROWS
+        if self.valid is not None or is_small or steps == 0:  # 0: bands would not shorten wavefronts
             return [(0, grid[0])]
-        # A band of height h has rest · h rows in h + steps wavefronts.
-        height = max(1, round(BAND_ROWS * steps / (rest - BAND_ROWS)))
+        # A band of height h has slice_rows · h rows in h + steps wavefronts.
+        height = max(1, round(BAND_ROWS * steps / (slice_rows - BAND_ROWS)))
         if len(grid) == 2 and samples * height > simd.TILE_ROWS:  # all wavefronts but the outer ones have h
             height = max(1, round(samples * height / simd.TILE_ROWS) * simd.TILE_ROWS // samples)
         return [(start, min(height, grid[0] - start)) for start in range(0, grid[0], height)]
@@ -82,7 +85,7 @@ class Jobs(NamedTuple):
         longest: rows of the longest wavefront.
         is_tiled: whether states pass from tile to tile.
         is_full: whether all positions are valid.
-        keep: the memory of all records and tables.
+        memory: all records and tables, to which the jobs hold addresses.
     """
 
     chains: list[list[Task]]
@@ -92,7 +95,13 @@ class Jobs(NamedTuple):
     longest: int
     is_tiled: bool
     is_full: bool
-    keep: list[array[int] | SweepTables]
+    memory: list[array[int] | SweepTables]
+
+    @property
+    def nbytes(self) -> int:
+        """About the bytes that the jobs keep in memory. Tiles of one shape share their tables."""
+        tables = {id(part): part.nbytes for part in self.memory if isinstance(part, SweepTables)}
+        return JOB_BYTES * len(self.order) + sum(tables.values())
 
 
 def _divide(
@@ -119,9 +128,9 @@ def _divide(
         "directions": dirs / -(-dirs // min(threads, dirs)),
         "bands": 0.8 * min(followers, (len(whole.bands) + 1) / 2 * dirs),
     }
-    by = max(busy, key=lambda name: busy[name])
-    if by != "samples" and busy[by] > 1:
-        return by, min(threads, dirs) if by == "directions" else followers, [whole]
+    division = max(busy, key=lambda name: busy[name])
+    if division != "samples" and busy[division] > 1:
+        return division, min(threads, dirs) if division == "directions" else followers, [whole]
     chains = min(threads, batch)
     limits = pairwise(batch * k // chains for k in range(chains + 1))
     return "samples", chains, [Samples(whole.grid, a, b - a) for a, b in limits]
@@ -142,23 +151,17 @@ def make_jobs(
     grid, ndim = whole.grid, len(whole.grid)
     directions = tuple(signs[k : k + ndim] for k in range(0, len(signs), ndim))
     all_operations = whole.rows * len(directions) * operations
-    by, chain_count, ranges = _divide(whole, len(directions), all_operations, threads)
+    division, chain_count, ranges = _divide(whole, len(directions), all_operations, threads)
     bands = whole.bands[:: -1 if backwards else 1]
+    slots = 1 if division == "directions" else chain_count
+    buffers = 1 if division == "samples" or len(directions) == 1 else chain_count
     chains: list[list[Task]] = [[] for _ in range(chain_count)]
-    jobs = Jobs(
-        chains,
-        order=[],
-        slots=1 if by == "directions" else len(chains),
-        buffers=1 if by == "samples" or len(directions) == 1 else len(chains),
-        longest=0,
-        is_tiled=len(bands) > 1,
-        is_full=whole.valid is None,
-        keep=[],
-    )
-    longest, number = 0, count()
+    order: list[int] = []
+    memory: list[array[int] | SweepTables] = []
+    longest, band_numbers = 0, count()
     for range_number, samples in enumerate(ranges):
         for k, direction in enumerate(directions if samples.rows > 0 else ()):
-            before = _Before()
+            previous = _SweptBand()
             for start, extent in bands:
                 if samples.valid is None:
                     tables, offsets = tile_tables((extent, *grid[1:]), grid, direction), 0
@@ -166,8 +169,8 @@ def make_jobs(
                 else:  # one sample, whose positions are those of all
                     tables, offsets = ragged_tables(samples.valid, grid, directions, torch.device("cpu")), k
                     first, swept, corner = 0, 1, samples.first * prod(grid)
-                takes = {"samples": range_number, "directions": k, "bands": next(number)}
-                chain = takes[by] % len(chains)
+                parts = {"samples": range_number, "directions": k, "bands": next(band_numbers)}
+                chain = parts[division] % chain_count
                 job = Job(
                     direction=k,
                     first_sample=first,
@@ -182,37 +185,52 @@ def make_jobs(
                     visits=tables.positions,
                     continues=int(start > 0),
                     chain=chain,
-                    sums_slot=chain if jobs.slots > 1 else 0,
-                    dx_buffer=chain if jobs.buffers > 1 else 0,
+                    sums_slot=chain if slots > 1 else 0,
+                    dx_buffer=chain if buffers > 1 else 0,
                 )
-                jobs.keep.append(tables)
+                memory.append(tables)
                 longest = max(longest, tables.longest * swept)
-                parts = [(0, job.end)]
-                if len(chains) > 1:
-                    parts = _cut(tables.counts, swept * operations, by == "bands")
-                done = []
-                for begin, end in parts[:: -1 if backwards else 1]:
+                limits = [(0, job.end)]
+                if chain_count > 1:
+                    limits = _cut(tables.counts, swept * operations, division == "bands")
+                tasks = []
+                for begin, end in limits[:: -1 if backwards else 1]:
                     record = words(job._replace(begin=begin, end=end))
-                    jobs.keep.append(record)
-                    jobs.order.append(address(record))
-                    needed = before.needed(begin - extent + 1 if backwards else end + before.height - 2)
-                    chains[chain].append(Task(jobs.order[-1], before.chain, needed))
-                    done.append((begin, end, len(chains[chain])))
-                before = _Before(chain, extent, done)
-    return jobs._replace(longest=longest)
+                    memory.append(record)
+                    order.append(address(record))
+                    last = begin - extent + 1 if backwards else end + previous.height - 2
+                    chains[chain].append(Task(order[-1], previous.chain, previous.tasks_until(last)))
+                    tasks.append((begin, end, len(chains[chain])))
+                previous = _SweptBand(chain, extent, tasks)
+    return Jobs(
+        chains=chains,
+        order=order,
+        slots=slots,
+        buffers=buffers,
+        longest=longest,
+        is_tiled=len(bands) > 1,
+        is_full=whole.valid is None,
+        memory=memory,
+    )
 
 
-class _Before(NamedTuple):
-    """The band that was swept before: its chain, its height, and for each of its tasks the wavefronts and
-    how many tasks of the chain are done after it."""
+class _SweptBand(NamedTuple):
+    """The band that is swept before another one.
+
+    Attributes:
+        chain: its chain.
+        height: its extent along axis 0.
+        tasks: for each task the first wavefront, the one after the last, and the number of tasks of the
+            chain that are done after it.
+    """
 
     chain: int = 0
     height: int = 0
     tasks: Sequence[tuple[int, int, int]] = ()
 
-    def needed(self, wavefront: int) -> int:
-        """The number of the chain's tasks after which this band has come past a wavefront; beyond its
-        ends, past the last one."""
+    def tasks_until(self, wavefront: int) -> int:
+        """The number of the chain's tasks after which a wavefront of this band is swept; all of the band's
+        if it has no such wavefront."""
         if not self.tasks:
             return 0
         return next((n for begin, end, n in self.tasks if begin <= wavefront < end), self.tasks[-1][2])
@@ -228,11 +246,17 @@ def _ragged_ranges(whole: Samples, chains: int) -> list[Samples]:
 
 
 def _cut(counts: Sequence[int], operations: int, is_band: bool) -> list[tuple[int, int]]:
-    """Ranges of a tile's wavefronts, one for each task. A visit takes so many operations."""
+    """Ranges of a tile's wavefronts, one for each task.
+
+    Args:
+        counts: the visits of each wavefront.
+        operations: floating-point operations of a visit.
+        is_band: whether another thread sweeps the next band, always one task behind.
+    """
     work = np.cumsum([0, *counts]) * operations
     total = int(work[-1])
     tasks = total // TASK_OPERATIONS
-    if is_band:  # a thread follows the one before it by a task
+    if is_band:
         tasks = max(tasks, min(BAND_TASKS, total // MIN_TASK_OPERATIONS))
     limits = np.searchsorted(work, [total * k // tasks for k in range(1, tasks)], side="left")
     return [(a, b) for a, b in pairwise([0, *limits.tolist(), len(counts)]) if a < b]

@@ -61,17 +61,17 @@ def source(kernel: Kernel, direction: str, name: str) -> str:
     written."""
     reads, writes = SLOTS[direction]
     like = reads.partition(",")[0]
-    names: dict[int, str] = {}
+    names: dict[Value, str] = {}
     lines = [f"def {name}({reads}, unit, UNITS):"]
     for value in kernel.values:
         if value.op == "load":
-            names[id(value)] = f"{value.slot}[{value.row}]"
+            names[value] = f"{value.slot}[{value.row}]"
             continue
-        names[id(value)] = f"v{len(lines)}"
-        lines.append(f"v{len(lines)} = {_expression(value, like, [names[id(a)] for a in value.args])}")
+        names[value] = f"v{len(lines)}"
+        lines.append(f"v{len(lines)} = {_expression(value, like, [names[a] for a in value.args])}")
     results: dict[str, list[str]] = {slot: [] for slot in writes.split(", ")}
     for store in kernel.stores:
-        results[store.slot].append(names[id(store.value)])
+        results[store.slot].append(names[store.value])
     tuples = (f"({', '.join(rows)}{',' * (len(rows) == 1)})" for rows in results.values())
     lines.append(f"return {', '.join(tuples)}")
     return "\n    ".join(lines) + "\n"

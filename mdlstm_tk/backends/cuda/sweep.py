@@ -35,6 +35,7 @@ from mdlstm_tk.backends.torch.products import (
     pre_activations,
     project_input,
     recurrent_weights,
+    transposed_recurrent_weights,
 )
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.lowering import Pass, reads_hidden
@@ -50,7 +51,7 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
     x, units, rows, has_states = inputs.x, inputs.units, sweep_rows(inputs), inputs.initial is not None
     (dirs, gate_dim, _), hidden_dim = inputs.weight_ih.shape, inputs.ndim * inputs.units
     state_dim = inputs.state_count * units
-    w_hh, _ = recurrent_weights(inputs)
+    w_hh = None if inputs.weight_hh is None else recurrent_weights(inputs.weight_hh)
     launch = _Launcher("forward", inputs, rows)
     a = project_input(inputs, rows)  # (dirs, rows, G·n)
     if has_states:
@@ -84,7 +85,7 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
                 KEEP_STATES=keep_states,
                 KEEP_GATES=save and not recompute,
             )
-    final = final_states(inputs, output, states) if has_states else None
+    final = final_states(inputs, rows, output, states) if has_states else None
     return SweepResults(output, final, a if save and not recompute else None, states if save else None)
 
 
@@ -94,18 +95,18 @@ def backward(
     """See `Engine`."""
     x, units, rows, (output, _, gates, states) = inputs.x, inputs.units, sweep_rows(inputs), results
     dirs, hidden_dim = len(inputs.weight_ih), inputs.ndim * inputs.units
-    _, w_hh_t = recurrent_weights(inputs)
+    w_hh_t = None if inputs.weight_hh is None else transposed_recurrent_weights(inputs.weight_hh)
     launch = _Launcher("recompute" if gates is None else "backward", inputs, rows)
     assert states is not None
     states = states[:, : rows.count].contiguous()
     hidden = gather_hidden(inputs, output, rows) if launch.passes_h else None  # (dirs, rows, D·n)
-    kept = pre_activations(inputs, rows, hidden) if gates is None else gates[:, : rows.count].contiguous()
-    # Pre-activations that are computed again are nobody else's, so da can take their place.
-    da = kept if gates is None and kept.dtype == x.dtype else torch.empty_like(kept, dtype=x.dtype)
+    a = pre_activations(inputs, rows, hidden) if gates is None else gates[:, : rows.count].contiguous()
+    # Pre-activations that are computed again are used only here, so da can take their place.
+    da = a if gates is None and a.dtype == x.dtype else torch.empty_like(a, dtype=x.dtype)
     longest = rows.tables.longest * rows.batch
-    dh = kept.new_empty(dirs * longest * hidden_dim * (w_hh_t is not None))
+    dh = a.new_empty(dirs * longest * hidden_dim * (w_hh_t is not None))
     passed_dim = inputs.ndim * (inputs.state_count + launch.reads_h) * units
-    d_prev = kept.new_empty(2, dirs * longest * passed_dim)  # of this wavefront and the next one, in turn
+    d_prev = a.new_empty(2, dirs * longest * passed_dim)  # of this wavefront and the next one, in turn
     first = launch.arguments["first_ptr"]
     d_first = None if first is None else torch.zeros_like(first)
     blocks, parameters = launch.blocks(longest), launch.parameters
@@ -115,7 +116,7 @@ def backward(
         d_parameters = parameters.new_zeros(shape, dtype=torch.float64)
     arguments = {
         "grad_ptr": grad,
-        "gates_ptr": kept,
+        "gates_ptr": a,
         "state_ptr": states,
         "hidden_ptr": hidden,
         "next_dh_ptr": dh,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mdlstm_tk.cells.ir import Value, topological_order
+from mdlstm_tk.cells.ir import Kernel, Value
 from mdlstm_tk.cells.operations import OPERATIONS
 
 Slots = Mapping[str, Sequence[Tensor]]
@@ -15,17 +15,17 @@ Slots = Mapping[str, Sequence[Tensor]]
 ARITHMETIC = ("add", "subtract", "multiply", "divide")
 
 
-def evaluate(roots: Sequence[Value], slots: Slots, like: Tensor) -> list[Tensor]:
-    """Compute `roots`; each result has the shape of `like`.
+def evaluate(kernel: Kernel, slots: Slots, like: Tensor) -> list[Tensor]:
+    """Compute the values of all stores, in their order; each result has the shape of `like`.
 
     Args:
-        roots: the values to compute.
+        kernel: the graph.
         slots: the rows (…, n) of each array that is loaded.
         like: a tensor with the dtype, device and shape of the results.
     """
-    results: dict[int, Any] = {}
-    for value in topological_order(roots):
-        args = [results[id(arg)] for arg in value.args]
+    results: dict[Value, Any] = {}
+    for value in kernel.values:
+        args = [results[arg] for arg in value.args]
         if value.op == "load":
             result: Any = slots[value.slot][value.row]
         elif value.op == "constant":
@@ -36,8 +36,8 @@ def evaluate(roots: Sequence[Value], slots: Slots, like: Tensor) -> list[Tensor]
             result = OPERATIONS[value.op].compute(*args)
         else:
             result = OPERATIONS[value.op].compute(*(_tensor(arg, like) for arg in args))
-        results[id(value)] = result
-    return [_tensor(results[id(root)], like).expand_as(like) for root in roots]
+        results[value] = result
+    return [_tensor(results[store.value], like).expand_as(like) for store in kernel.stores]
 
 
 def _tensor(value: Any, like: Tensor) -> Tensor:

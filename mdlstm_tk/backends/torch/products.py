@@ -1,7 +1,7 @@
 """The matrix products of a sweep that span the whole grid, or all places where initial states enter it.
 
-float16 and bfloat16 are multiplied as they are and added up in float32. What becomes of a pre-activation
-stays float32: rounded to float16 it could be infinite, and NaN after a layer norm.
+float16 and bfloat16 are multiplied as they are and added up in float32. Pre-activations stay float32:
+rounded to float16 they could be infinite, and NaN after a layer norm.
 
 Notation: N batch, P positions, F lines, C input features, G gates, n units, D axes; rows as in
 `mdlstm_tk.backends.tables`, with "visits" and "batch" of a `SweepRows`.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.boundary import at_rows, by_direction, end_rows, line_counts, take_rows
+from mdlstm_tk.backends.boundary import at_rows, by_direction, end_rows_of_axes, take_rows
 from mdlstm_tk.backends.inputs import Gradients, SweepInputs, state_dtype
 from mdlstm_tk.backends.tables import SweepRows
 
@@ -41,14 +41,14 @@ def multiply_transposed(a: Tensor, b: Tensor) -> Tensor:
     step = SUM_ROWS * max(1, MAX_PART_SUMS // max(1, result.numel()))  # rows whose parts are in memory
     for a_rows, b_rows in zip(a.split(step, dim=1), b.split(step, dim=1), strict=True):
         parts = a_rows.shape[1] // SUM_ROWS
-        whole = parts * SUM_ROWS
+        full = parts * SUM_ROWS  # the number of rows in full parts
         if parts > 0:
             a_parts, b_parts = (
-                t[:, :whole].reshape(-1, SUM_ROWS, t.shape[2]) for t in (a_rows, b_rows)
+                t[:, :full].reshape(-1, SUM_ROWS, t.shape[2]) for t in (a_rows, b_rows)
             )  # (dirs·parts, SUM_ROWS, m or k)
             part_sums = multiply(a_parts.transpose(1, 2), b_parts)
             result += part_sums.unflatten(0, (-1, parts)).sum(dim=1)
-        result += multiply(a_rows[:, whole:].transpose(1, 2), b_rows[:, whole:])
+        result += multiply(a_rows[:, full:].transpose(1, 2), b_rows[:, full:])
     return result
 
 
@@ -58,10 +58,10 @@ def project_input(inputs: SweepInputs, rows: SweepRows) -> Tensor:
 
 
 def pre_activations(inputs: SweepInputs, rows: SweepRows, hidden: Tensor | None) -> Tensor:
-    """W x + Σ_d U_d h_d + b, (dirs, rows, G·n), once `gather_hidden` can tell the h_d of the whole grid."""
-    a, (w_hh, _) = project_input(inputs, rows), recurrent_weights(inputs)
-    if w_hh is not None and hidden is not None:
-        a += multiply(hidden, w_hh)
+    """W x + Σ_d U_d h_d + b, (dirs, rows, G·n), from `gather_hidden`; without it W x + b."""
+    a = project_input(inputs, rows)
+    if hidden is not None and inputs.weight_hh is not None:
+        a += multiply(hidden, recurrent_weights(inputs.weight_hh))
     return a if inputs.bias is None else a + inputs.bias[:, None]
 
 
@@ -80,9 +80,9 @@ def add_entering_products(a: Tensor, inputs: SweepInputs, rows: SweepRows) -> No
     weight_hh, initial = inputs.weight_hh, inputs.initial
     if weight_hh is None or initial is None or a.shape[1] == 0:
         return
-    entering = _entering_rows(inputs, rows)
+    entering = end_rows_of_axes(inputs, rows, leaving=False)
     h = by_direction(initial[..., :1, :]).to(weight_hh.dtype)
-    parts = h.split([of_axis.shape[1] for of_axis in entering], dim=1)
+    parts = h.split([rows_d.shape[1] for rows_d in entering], dim=1)
     for d, (h_d, rows_d) in enumerate(zip(parts, entering, strict=True)):
         product = multiply(h_d, weight_hh[:, d].transpose(1, 2)).masked_fill(rows_d[..., None] < 0, 0)
         # The rows differ where they are not −1.
@@ -91,14 +91,8 @@ def add_entering_products(a: Tensor, inputs: SweepInputs, rows: SweepRows) -> No
 
 def entering_gradients(da: Tensor, weight_hh: Tensor, inputs: SweepInputs, rows: SweepRows) -> Tensor:
     """U_dᵀ da, the gradient of the h that enter, (dirs, F·N, n), from that of the pre-activations."""
-    entering = enumerate(_entering_rows(inputs, rows))
+    entering = enumerate(end_rows_of_axes(inputs, rows, leaving=False))
     return torch.cat([multiply(take_rows(da, rows_d), weight_hh[:, d]) for d, rows_d in entering], dim=1)
-
-
-def _entering_rows(inputs: SweepInputs, rows: SweepRows) -> tuple[Tensor, ...]:
-    """For each axis (dirs, F_d·N), the rows where its lines enter, or −1."""
-    ends = end_rows(inputs, rows, leaving=False).split(line_counts(inputs.grid), dim=1)
-    return tuple(of_axis.flatten(1) for of_axis in ends)
 
 
 def _direction(rows: Tensor) -> Tensor:
@@ -147,11 +141,14 @@ def input_gradients(
     return gradients
 
 
-def recurrent_weights(inputs: SweepInputs) -> tuple[Tensor | None, Tensor | None]:
-    """The weights of (h_1 | … | h_D), (dirs, D·n, G·n), and those of its gradient, (dirs, G·n, D·n)."""
-    if inputs.weight_hh is None:
-        return None, None
-    return inputs.weight_hh.transpose(2, 3).flatten(1, 2), inputs.weight_hh.transpose(1, 2).flatten(2, 3)
+def recurrent_weights(weight_hh: Tensor) -> Tensor:
+    """(dirs, D, G·n, n) → (dirs, D·n, G·n): (h_1 | … | h_D) times this is Σ_d U_d h_d."""
+    return weight_hh.transpose(2, 3).flatten(1, 2)
+
+
+def transposed_recurrent_weights(weight_hh: Tensor) -> Tensor:
+    """(dirs, D, G·n, n) → (dirs, G·n, D·n): da times this is the gradient of (h_1 | … | h_D)."""
+    return weight_hh.transpose(1, 2).flatten(2, 3)
 
 
 def _visited_input(x: Tensor, rows: SweepRows) -> Tensor:

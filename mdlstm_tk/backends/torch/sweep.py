@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.boundary import at_lines, at_rows, final_states
+from mdlstm_tk.backends.boundary import at_entries, at_rows, final_states
 from mdlstm_tk.backends.inputs import Gradients, SweepInputs, SweepResults
 from mdlstm_tk.backends.tables import SweepRows, sweep_rows
 from mdlstm_tk.backends.torch import products
@@ -30,7 +30,7 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
     """See `Engine`."""
     x, units, rows = inputs.x, inputs.units, sweep_rows(inputs)
     dirs, states, counts, batch = len(inputs.weight_ih), inputs.state_count, rows.tables.counts, rows.batch
-    w_hh, _ = products.recurrent_weights(inputs)
+    w_hh = None if inputs.weight_hh is None else products.recurrent_weights(inputs.weight_hh)
     a = list(products.pre_activations(inputs, rows, None).split(rows.row_counts, dim=1))  # W x + b so far
     step = _Step("forward", inputs)
     entering = _entering(inputs, rows)
@@ -55,11 +55,12 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
     visited = torch.cat(fronts, dim=1)  # (dirs, P, N, (1 + S)·n)
     output = products.to_grid_order(visited[..., :units].to(x.dtype), rows).permute(2, 1, 0, 3)
     output = output.reshape(*x.shape[:-1], dirs, units).contiguous()
-    kept = visited[..., units:].flatten(1, 2)  # (dirs, rows, S·n)
-    final = None if inputs.initial is None else final_states(inputs, output, kept)
+    other_states = visited[..., units:].flatten(1, 2)  # (dirs, rows, S·n)
+    final = None if inputs.initial is None else final_states(inputs, rows, output, other_states)
     if not save:
         return SweepResults(output, final)
-    return SweepResults(output, final, None if recompute else torch.cat(a, dim=1), kept.contiguous())
+    gates = None if recompute else torch.cat(a, dim=1)
+    return SweepResults(output, final, gates, other_states.contiguous())
 
 
 def backward(
@@ -71,14 +72,14 @@ def backward(
     dirs, batch = len(inputs.weight_ih), rows.batch
     tables, counts, dtype = rows.tables, rows.tables.counts, states.dtype
     h = products.to_visiting_order(output, rows).to(dtype)  # (dirs, P, N, n)
-    kept = states[:, : rows.count].unflatten(1, h.shape[1:3])
-    fronts = torch.cat([h, kept], dim=-1).split(counts, dim=1)
+    other_states = states[:, : rows.count].unflatten(1, h.shape[1:3])
+    fronts = torch.cat([h, other_states], dim=-1).split(counts, dim=1)
     dh = products.to_visiting_order(grad, rows).to(dtype)
     d_fronts = list(torch.nn.functional.pad(dh, (0, inputs.state_count * units)).split(counts, dim=1))
     hidden = products.gather_hidden(inputs, output, rows)
     a = products.pre_activations(inputs, rows, hidden) if gates is None else gates[:, : rows.count]
     a_fronts = a.split(rows.row_counts, dim=1)
-    _, w_hh_t = products.recurrent_weights(inputs)
+    w_hh_t = None if inputs.weight_hh is None else products.transposed_recurrent_weights(inputs.weight_hh)
     step = _Step("recompute", inputs)
     entering, leaving = _entering(inputs, rows), None
     if dfinal is not None:
@@ -97,7 +98,7 @@ def backward(
         if invalid is not None:
             d_front = d_front.masked_fill(invalid[t], 0)
         dh, *dstates = _rows(d_front.flatten(1, 2), units)
-        computed = step(
+        step_gradients = step(
             {
                 "gates": _rows(a_fronts[t], units),
                 **_previous_slots(prev, units),
@@ -107,12 +108,12 @@ def backward(
             }
         )
         if invalid is not None:  # states are 0 there, which a cell may divide by
-            computed = [of_row.masked_fill(invalid[t].flatten(1, 2), 0) for of_row in computed]
-        d_prev = step.of_previous(computed)  # D × (dirs, K·N, (1 + S)·n), h by the equations alone
+            step_gradients = [row.masked_fill(invalid[t].flatten(1, 2), 0) for row in step_gradients]
+        d_prev = step.of_previous(step_gradients)  # D × (dirs, K·N, (1 + S)·n), h by the equations alone
         if step.parameters:
-            parts = [row.sum(dim=1) for row in computed[-step.parameters :]]
+            parts = [row.sum(dim=1) for row in step_gradients[-step.parameters :]]
             of_parameters.append(torch.stack(parts, dim=1))
-        da.append(torch.cat(computed[: inputs.gate_count], dim=-1).to(x.dtype))  # (dirs, K·N, G·n)
+        da.append(torch.cat(step_gradients[: inputs.gate_count], dim=-1).to(x.dtype))  # (dirs, K·N, G·n)
         if w_hh_t is not None:
             for d_rows, dh_d in zip(
                 d_prev, products.multiply(da[-1], w_hh_t).split(units, dim=-1), strict=True
@@ -133,7 +134,7 @@ def backward(
         gradients |= inputs.split_cell_parameters(summed)
     if of_entering:
         d_prev_of_all = torch.cat(of_entering[::-1], dim=2)
-        gradients["initial"] = at_lines(d_prev_of_all, inputs, rows, leaving=False)
+        gradients["initial"] = at_entries(d_prev_of_all, inputs, rows)
     return gradients
 
 
@@ -163,20 +164,19 @@ class _Step:
         packed = inputs.cell_parameters()
         self.slots = {} if packed is None else {"parameter": packed.unsqueeze(1).unbind(-2)}  # (dirs, 1, n)
         self.parameters = 0 if packed is None else packed.shape[1]
-        self.roots = [store.value for store in self.kernel.stores]
 
     def __call__(self, slots: dict[str, Sequence[Tensor]]) -> list[Tensor]:
         """The values of all stores."""
         like = next(iter(slots.values()))[0]
-        return evaluate(self.roots, self.slots | slots, like)
+        return evaluate(self.kernel, self.slots | slots, like)
 
     def gradients_of_one_successor(
         self, dstates: Sequence[Tensor], zero: Tensor
     ) -> dict[str, Sequence[Tensor]]:
-        """The slots for gradients that successors pass on, where their sums are known already."""
-        nothing = [zero] * self.ndim
-        further = [zero] * (self.states * (self.ndim - 1))
-        return {"dh_next": nothing, "dh_read_next": nothing, "dstate_next": [*dstates, *further]}
+        """The slots of the gradients from successors, whose sums are `dstates`, and part of `dh`."""
+        zeros = [zero] * self.ndim
+        other_axes = [zero] * (self.states * (self.ndim - 1))
+        return {"dh_next": zeros, "dh_read_next": zeros, "dstate_next": [*dstates, *other_axes]}
 
     def of_previous(self, results: Sequence[Tensor]) -> list[Tensor]:
         """For each axis the gradients of h and the other states of the predecessors, side by side."""
