@@ -48,7 +48,7 @@ def read_spec(
                 f"the weights of {name} hold NaN, first in {key}; export a network without NaN"
             )
     x, further = _read_examples(module, example_inputs, extra_inputs or {})
-    padded = padded or further.pop("sizes", None) is not None
+    padded = further.pop("sizes", None) is not None or padded
     _check_names(module, [*(["sizes"] if padded else []), *further])
     layer = next(mdlstm_layers(network), None)
     says_channels = channels is not None or channels_last is not None
@@ -132,15 +132,16 @@ def _read_examples(
 
 def _converted(name: str, value: Tensor) -> Tensor:
     """An example as float32 or int64, the types that a session passes on."""
-    value = value.detach().cpu()
-    if value.is_floating_point():
-        return value.float()
-    if value.dtype == torch.bool or value.is_complex() or value.dim() == 0:
+    is_number = isinstance(value, Tensor) and value.dtype != torch.bool and not value.is_complex()
+    if not is_number or value.dim() == 0 or len(value) == 0:
+        kind = type(value).__name__
+        if isinstance(value, Tensor):
+            kind = f"{value.dtype} of shape {tuple(value.shape)}"
         raise InputError(
-            f"the input '{name}' must be a batch (N, …) of floats or integers, "
-            f"got {value.dtype} of shape {tuple(value.shape)}"
+            f"the input '{name}' must be a tensor (N, …) of floats or integers with N ≥ 1, got {kind}"
         )
-    return value.long()
+    value = value.detach().cpu()
+    return value.float() if value.is_floating_point() else value.long()
 
 
 def _check_names(module: nn.Module, names: Sequence[str]) -> None:
@@ -148,11 +149,11 @@ def _check_names(module: nn.Module, names: Sequence[str]) -> None:
     network, parameters = type(module).__name__, inspect.signature(module.forward).parameters.values()
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    accepted = [p.name for p in named]
+    accepted = [p.name for p in named[1:]]
     for name in names:
-        if name not in accepted and not takes_any:
+        if name == "x" or (name not in accepted and not takes_any):
             raise InputError(
-                f"{network}.forward has no argument '{name}', it has {', '.join(accepted)}; "
+                f"{network}.forward takes no input '{name}' after x, but {', '.join(accepted) or 'none'}; "
                 f"change {'padded' if name == 'sizes' else 'extra_inputs'}=..."
             )
     if missing := [p.name for p in named[1:] if p.default is p.empty and p.name not in names]:
