@@ -113,9 +113,11 @@ def verify_model(
         MissingExtraError: ONNX Runtime is not installed.
     """
     require("onnxruntime", "cpu")
-    model = Path(model)
-    in_folder = [*without_drawing(models_in(model)), *archives_in(model)]
-    files = sorted(in_folder) if model.is_dir() else [model]
+    if seeds < 1 or seed < 0:
+        raise InputError(f"seeds must be at least 1 and seed at least 0, got seeds={seeds}, seed={seed}")
+    model, files = Path(model), [Path(model)]
+    if model.is_dir():
+        files = sorted([*without_drawing(models_in(model)), *archives_in(model)])
     if not files:
         raise InputError(
             f"the folder {model} holds no model; make one with: mdlstm export {shell_quoted(model)}"
@@ -126,10 +128,14 @@ def verify_model(
     outcomes: dict[str, dict[str, Outcome]] = {}
     for path in files:
         sessions = _sessions(path, device, limit, timeout=timeout, isolated=isolated, trusted=trusted)
-        check_takes_grids(sessions[0].metadata, path)
-        verifier = _FileVerifier(path, sessions, against)
+        try:
+            check_takes_grids(sessions[0].metadata, path)
+            verifier = _FileVerifier(path, sessions, against)
+            cases, of_file = verifier.run(inputs, example_range, range(seed, seed + seeds))
+        finally:
+            for session in sessions:
+                session.close()
         verifiers.append(verifier)
-        cases, of_file = verifier.run(inputs, example_range, range(seed, seed + seeds))
         prefix = f"{path.name}, " if len(files) > 1 else ""
         for case in cases:
             groups.setdefault(path.name if prefix else case.group, []).append(prefix + case.name)
@@ -220,11 +226,15 @@ class _FileVerifier:
         draw = sampler("x", example_range or metadata.example_range, None)
         if metadata.integer and draw.range is not None:
             draw = Draw((int(draw.range[0]), int(draw.range[1])))
-        random = self._accepted_cases(declared, draw, seeds)
-        cases, for_scale = random, list[Case]()
-        if inputs is not None:  # which may be too few to know the scale of the outputs from
+        for_scale: list[Case] = []
+        if inputs is None:
+            cases = self._accepted_cases(declared, draw, seeds)
+        else:
             cases = user_cases(metadata, declared, inputs)
-            for_scale = [Case(f"scale {k}", "", case.inputs) for k, case in enumerate(random[:2])]
+            with suppress(MDLSTMError):  # a network may take no random inputs
+                # The user's inputs may be too few to know the scale of the outputs from.
+                random = self._accepted_cases(declared, draw, seeds)[:2]
+                for_scale = [Case(f"scale {k}", "", case.inputs) for k, case in enumerate(random)]
         runtimes, reference, together = self._runtimes(cases)
         expected = expected_outputs(reference, [*cases, *for_scale], together)
         atol = metadata.parity.get("atol", ATOL)
