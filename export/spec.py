@@ -84,6 +84,11 @@ class ExportSpec:
         first |= {name: self._first_grid_axis(self.extra_inputs[name]) for name in self.grid_inputs}
         return {name: {axis + d: self.multiple_of[d] for d in free} for name, axis in first.items()}
 
+    def fits(self, grid: Grid) -> bool:
+        """True if a grid has the fixed extents, and multiples of `multiple_of` along the free axes."""
+        axes = zip(grid, self.grid, self.multiple_of, strict=True)
+        return all(extent == fixed if fixed else extent % m == 0 for extent, fixed, m in axes)
+
     def inputs(self, grid: Grid, batch: int, seed: int = 0) -> dict[str, Array]:
         """Random inputs on a grid, but `sizes`; x comes first."""
         shape = (*grid, self.channels) if self.channels_last else (self.channels, *grid)
@@ -114,34 +119,36 @@ class ExportSpec:
         return {"x": x, **sizes, **dict(zip(self.extra_inputs, further, strict=True))}
 
     def metadata(self, form: Form, dtype: Dtype, fields: Mapping[str, Any]) -> Metadata:
-        """The metadata of the exported file; `fields` are the ones that the network does not tell.
+        """The metadata of the exported file; `fields` are those that do not follow from the network.
 
         Raises:
-            InputError: the file could not be read again, such as for the name of a class.
+            InputError: a field is unknown, or could not be read again, such as the name of a class.
         """
         name, *further_names = self.output_names
         y_shape = self.shapes[self.example_grid][name]
         feature_axis = 1 if not self.channels_last and len(y_shape) == self.ndim + 2 else -1
-        interface = self.interface
-        metadata = Metadata(
-            version=__version__,
-            grid=None if set(self.grid) == {None} else self.grid,
-            form=form,
-            layout=layout_of(self.ndim, self.channels_last),
-            channels=self.channels,
-            outputs=y_shape[feature_axis] if len(y_shape) > 1 else 1,
-            inputs=tuple(self.examples(self.example_grid)),
-            window=self._window(name),
-            output_names=self.output_names,
-            further_windows=tuple(map(self._window, further_names)),
-            multiple_of=self.multiple_of if max(self.multiple_of) > 1 else None,
-            dtype=dtype,
-            example_range=self.draw.range,
-            integer=interface.integer,
-            channel_axis=interface.channel_axis,
-            **fields,
-        )
-        metadata.check()
+        try:
+            metadata = Metadata(
+                version=__version__,
+                grid=None if set(self.grid) == {None} else self.grid,
+                form=form,
+                layout=layout_of(self.ndim, self.channels_last),
+                channels=self.channels,
+                outputs=y_shape[feature_axis] if len(y_shape) > 1 else 1,
+                inputs=("x", *self.interface.names),
+                window=self._window(name),
+                output_names=self.output_names,
+                further_windows=tuple(map(self._window, further_names)),
+                multiple_of=self.multiple_of if max(self.multiple_of) > 1 else None,
+                dtype=dtype,
+                example_range=self.draw.range,
+                integer=self.interface.integer,
+                channel_axis=self.interface.channel_axis,
+                **fields,
+            )
+            metadata.check()
+        except TypeError as error:  # a name or a value in `fields`
+            raise InputError(f"metadata=... cannot be written into the file: {error}") from None
         return metadata
 
     def _window(self, output: str) -> Grid | None:
@@ -249,6 +256,11 @@ class ExportSpec:
         except REFUSALS:
             raise self._refusal(grid) from None
         for name, y in outputs.items():
+            if name in ("x", *self.interface.names):
+                raise InputError(
+                    f"{self.interface.name} has an input and an output called '{name}', which need "
+                    "different names in the file; give output_names=..."
+                )
             if y.dim() == 0 or len(y) != 2:
                 raise InputError(
                     f"{self.interface.name} returns '{name}' of shape {tuple(y.shape)} for a batch of 2, "

@@ -15,7 +15,7 @@ from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.export.model_file import ExportReport, operators_to_trust
 from mdlstm_tk.export.spec import ExportSpec
-from mdlstm_tk.export.verification.cases import Array, Case, Draw
+from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Array, Case, Draw
 from mdlstm_tk.export.verification.parity import (
     RTOL,
     Inputs,
@@ -98,8 +98,15 @@ def decides_for_a_batch(model: onnx.ModelProto) -> bool:
 
 
 def _cases(spec: ExportSpec, verify_inputs: Mapping[str, Array]) -> Iterator[Case]:
-    """Random inputs in batches of 1 and 3 on each grid, the example, the inputs of the caller, and smaller
-    grids for padded samples."""
+    """Random inputs in batches of 1 and 3 on each grid, the inputs of the caller, the example, and smaller
+    grids for padded samples.
+
+    An input of the caller on a grid that the file does not take is left out, and so is one with so many
+    positions that the reference would take minutes.
+
+    Raises:
+        InputError: an input of the caller has another number of axes than x.
+    """
     for grid in spec.shapes:
         inputs, size = spec.inputs(grid, 4), format_size(grid)
         for name, part in (("random × 1", slice(1)), ("random × 3", slice(1, 4))):
@@ -108,8 +115,10 @@ def _cases(spec: ExportSpec, verify_inputs: Mapping[str, Array]) -> Iterator[Cas
     if spec.example is not None:
         others["example_inputs"] = spec.example.numpy()
     for name, x in others.items():
+        if x.ndim != spec.ndim + 2:
+            raise InputError(f"{name} has shape {x.shape}, expected x with {spec.ndim + 2} axes")
         grid = tuple(x.shape[axis] for axis in spec.grid_axes)
-        if grid in spec.shapes:
+        if grid in spec.shapes or (spec.fits(grid) and np.prod(grid) <= MAX_POSITIONS):
             further = list(spec.extra_batch(len(x), grid).items())
             yield Case(name, name, dict([("x", np.asarray(x, np.float32)), *further]))
     if spec.padded:
@@ -118,7 +127,7 @@ def _cases(spec: ExportSpec, verify_inputs: Mapping[str, Array]) -> Iterator[Cas
         random_units = rng.integers(1, [unit + 1 for unit in units], (PADDED_SAMPLES, spec.ndim))
         for seed, unit in enumerate([*random_units.tolist(), [1] * spec.ndim]):
             grid = tuple(u * m for u, m in zip(unit, spec.multiple_of, strict=True))
-            name = f"{seed}: {format_size(grid)} in {format_size(limit)}"
+            name = f"random {seed}: {format_size(grid)} in {format_size(limit)}"
             yield Case(name, name, spec.inputs(grid, 1, seed))
 
 
