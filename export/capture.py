@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ DOMAIN = "mdlstm"
 OPSET = 18  # has LayerNormalization (from 17 on); ONNX Runtime 1.20, the oldest supported, reads up to 21
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 TENSORS = SweepInputs._fields[: SweepInputs._fields.index("signs")]  # the inputs of a node
+EXPORT_LOCK = threading.RLock()
 EXTENT_NAMES = {1: ["length"], 2: ["height", "width"], 3: ["depth", "height", "width"]}
 
 
@@ -155,11 +157,16 @@ def _register_schema() -> None:
 
 @contextlib.contextmanager
 def exporter_silenced() -> Iterator[None]:
-    """Suppress the exporter's notes about optional packages and its own deprecation warnings."""
-    disabled = logging.root.manager.disable
-    logging.disable(max(disabled, logging.ERROR))
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(disabled)
+    """Suppress the exporter's notes about optional packages and its own deprecation warnings.
+
+    One thread at a time: levels of logging and filters of warnings belong to the process, and two threads
+    would restore each other's.
+    """
+    with EXPORT_LOCK:
+        disabled = logging.root.manager.disable
+        logging.disable(max(disabled, logging.ERROR))
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                yield
+        finally:
+            logging.disable(disabled)
