@@ -21,7 +21,7 @@ from mdlstm_tk.export.lowering.lower import FORMS, Form, lower
 from mdlstm_tk.export.model_file import ExportReport, check_onnx, check_parent_folder, serialize
 from mdlstm_tk.export.quantization import quantize
 from mdlstm_tk.export.spec import Examples, ExportSpec
-from mdlstm_tk.export.tiles import check_tile_options, export_tiles
+from mdlstm_tk.export.tiles import export_tiles
 from mdlstm_tk.export.verification.cases import Array, ExampleRange
 from mdlstm_tk.export.verification.export_verifier import write_verified
 from mdlstm_tk.export.verification.parity import ATOL
@@ -123,8 +123,25 @@ def export_onnx(
     path = Path(path)
     form = form or default_form(grid)
     if form == "tiles":
-        check_tile_options(grid, padded, multiple_of, dtype, functions)
-        return export_tiles(module, path, channels=channels, metadata=metadata, atol=atol)
+        # x and channels_last are not needed, so that the same call may name any form.
+        options = {
+            "a size": grid,
+            "padded samples": padded,
+            "multiple_of": multiple_of,
+            f"dtype {dtype}": dtype != "float32",
+            "functions": functions,
+            "extra_inputs": extra_inputs,
+            "output_names": output_names,
+            "example_range": example_range,
+        }
+        if option := next((name for name, value in options.items() if value), None):
+            raise InputError(
+                f"form 'tiles' is for any size, in float32, and does not go together with {option}; leave "
+                "that out"
+            )
+        return export_tiles(
+            module, path, channels=channels, verify_inputs=verify_inputs, metadata=metadata, atol=atol
+        )
     if form not in FORMS:
         raise InputError(f"form must be one of {', '.join(FORMS)}, tiles, got '{form}'")
     if dtype not in ATOLS:

@@ -52,6 +52,7 @@ def export_tiles(
     path: str | Path,
     *,
     channels: int | None = None,
+    verify_inputs: Mapping[str, Array] | None = None,
     metadata: Mapping[str, Any] | None = None,
     atol: float | None = None,
 ) -> ExportReport:
@@ -70,7 +71,7 @@ def export_tiles(
             maps x (N, *grid, C) to y.
         path: the file to write, which ends in `.tiles`; an existing file is replaced.
         channels: C. None: the input size of the first layer.
-        metadata: more fields of `mdlstm_tk.runtime.Metadata`, as for `export_onnx`.
+        verify_inputs, metadata: as for `export_onnx`.
         atol: allowed absolute error in units of the scale s; 1e-5 if None.
 
     Raises:
@@ -97,29 +98,8 @@ def export_tiles(
     index, graphs = _parts(stages_of(spec.interface.module), spec.channels, archive_metadata.outputs)
     content = partial(_archive, index, graphs)
     atol = ATOL if atol is None else atol
-    return write_verified(path, content, list(graphs.values()), archive_metadata, spec, atol, start)
-
-
-def check_tile_options(
-    grid: Sequence[int | None] | None,
-    padded: bool,
-    multiple_of: int | Sequence[int] | None,
-    dtype: str,
-    functions: bool,
-) -> None:
-    """Raise an InputError that names the first option that does not go together with form "tiles"."""
-    options = {
-        "a size": bool(grid),
-        "padded samples": padded,
-        "multiple_of": multiple_of is not None,
-        f"dtype {dtype}": dtype != "float32",
-        "functions": functions,
-    }
-    if name := next((name for name, is_there in options.items() if is_there), None):
-        raise InputError(
-            f"form 'tiles' is for any size, in float32, and does not go together with {name}; leave that "
-            "out"
-        )
+    models = list(graphs.values())
+    return write_verified(path, content, models, archive_metadata, spec, atol, start, verify_inputs)
 
 
 def _parts(
