@@ -31,7 +31,7 @@ from mdlstm_tk.export.interface import eval_copy
 from mdlstm_tk.export.lowering.graph import Graph, Value, rename
 from mdlstm_tk.export.lowering.lower import lower
 from mdlstm_tk.export.lowering.scan import write_scan
-from mdlstm_tk.export.lowering.step import Sweep
+from mdlstm_tk.export.lowering.step import Sweep, parameters_of
 from mdlstm_tk.export.model_file import ExportReport, check_onnx, check_parent_folder
 from mdlstm_tk.export.verification.cases import Array, Grid
 from mdlstm_tk.export.verification.export_verifier import write_verified
@@ -312,11 +312,7 @@ def _add_sweep(model: onnx.ModelProto, level: _Level, dir_idx: int, names: list[
     joined = [graph.reshape(graph.concat(of_axis, axis=-1), 0, -1, 1, count, n) for of_axis in of_axes]
     sweep = Sweep(
         x=Value(graph, model.graph.output[0].name),
-        parameters={
-            name: _array(parameter[dir_idx : dir_idx + 1])
-            for name, parameter in layer._layer_parameters(level.number).items()
-            if parameter is not None
-        },
+        parameters=parameters_of(layer, level.number, dir_idx),
         grid=(-1,) * ndim,
         directions=[layer.directions[dir_idx]],
         cell=get_cell(layer.cell),
@@ -365,15 +361,10 @@ def _apply_after(graph: Graph, level: _Level, dir_idx: int, h: Value) -> Value:
     if after is None:
         return h if share == 1 else h * share
     n = layer.hidden_size
-    weight = _array(after.weight).T  # (dirs·n, F), or (n, F) if the directions are merged before
+    weight = after.weight.detach().numpy().T  # (dirs·n, F), or (n, F) if the directions are merged before
     if layer.merge == "concat":
         weight = weight[dir_idx * n : (dir_idx + 1) * n]
     part = graph("MatMul", h, graph.constant((weight * share).astype(np.float32)))
     if after.bias is None or dir_idx > 0:
         return part
-    return part + graph.constant(_array(after.bias))
-
-
-def _array(parameter: Tensor) -> Array:
-    array: Array = parameter.detach().cpu().float().numpy()
-    return array
+    return part + graph.constant(after.bias.detach().numpy())

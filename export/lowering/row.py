@@ -31,7 +31,7 @@ from torch import nn
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.export.capture import IR_VERSION, OPSET
 from mdlstm_tk.export.lowering.graph import Graph, Loop, Value
-from mdlstm_tk.export.lowering.step import ZERO, Step, Sweep
+from mdlstm_tk.export.lowering.step import ZERO, Step, Sweep, parameters_of
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import DOWNWARD
 from mdlstm_tk.models.pixel import PixelNet
@@ -254,13 +254,8 @@ def _step(
 def _sweep(layer: MDLSTM, direction: int) -> Sweep:
     """One direction of a layer, without x: positions come one by one. Products are separate, so that x
     needs no feature of ones."""
-    parameters = {
-        name: parameter[direction : direction + 1].detach().float().numpy()
-        for name, parameter in layer._layer_parameters(0).items()
-        if parameter is not None
-    }
     no_x: Any = None
-    cell = get_cell(layer.cell)
+    parameters, cell = parameters_of(layer, 0, direction), get_cell(layer.cell)
     return Sweep(no_x, parameters, (-1, -1), [DOWNWARD[direction]], cell, separate_products=True)
 
 

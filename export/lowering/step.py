@@ -35,6 +35,7 @@ from mdlstm_tk.cells.ir import topological_order
 from mdlstm_tk.cells.operations import OPERATIONS
 from mdlstm_tk.cells.step import CELL_PARAMETERS, LAYER_NORM_EPS, record_step
 from mdlstm_tk.export.lowering.graph import Graph, Value
+from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.wavefront import Direction
 
 STATE_DTYPE = np.dtype(np.float32)  # of pre-activations, gates and states, whatever the weights' dtype
@@ -114,6 +115,21 @@ class Sweep:
         """The features and the dtype of each part of a position's state."""
         others = len(self.cell.states) * self.units
         return [(self.units, self.dtype), *([(others, STATE_DTYPE)] if others else [])]
+
+
+def parameters_of(layer: MDLSTM, number: int, direction: int) -> dict[str, np.ndarray]:
+    """The parameters of a layer in one direction, as `Sweep` takes them, in float32.
+
+    Args:
+        layer: the layer.
+        number: which of its stacked layers.
+        direction: the index of the direction.
+    """
+    return {
+        name: parameter[direction : direction + 1].detach().float().numpy()
+        for name, parameter in layer._layer_parameters(number).items()
+        if parameter is not None
+    }
 
 
 class Step:
