@@ -164,7 +164,7 @@ def export_onnx(
         output_names=output_names,
     )
     file_metadata = spec.metadata(form, dtype, metadata or {})
-    model = _lowered(spec, form, dtype)
+    model = _build_model(spec, form, dtype)
     if functions:
         model = outline(model)
     check_onnx(model, "the exported model")
@@ -178,19 +178,19 @@ def default_form(grid: Sequence[int | None] | None) -> Form:
     return "scan" if grid and None in grid else "unrolled"
 
 
-def _lowered(spec: ExportSpec, form: Form, dtype: Dtype) -> onnx.ModelProto:
+def _build_model(spec: ExportSpec, form: Form, dtype: Dtype) -> onnx.ModelProto:
     """The network in standard operators."""
     quantized = dtype == "int8"
     network = copy.deepcopy(spec.interface).to(torch.float32 if quantized else getattr(torch, dtype))
     free_axes, names = spec.free_axes(), spec.output_names
     # torch takes an extent of 1 for a constant, in the middle of a network as well. Free extents are
     # therefore traced, which takes no computation, so large that strides leave more than 1.
-    grid = tuple(own or 8 * extent for own, extent in zip(spec.grid, spec.example_grid, strict=True))
+    grid = tuple(fixed or 8 * extent for fixed, extent in zip(spec.grid, spec.example_grid, strict=True))
     try:
-        captured = capture(network, spec.examples(grid), free_axes, names)
+        graph = capture(network, spec.examples(grid), free_axes, names)
     except MDLSTMError:
-        captured = capture(network, spec.examples(spec.example_grid), free_axes, names)
-    model = lower(captured, form, separate_products=quantized)
+        graph = capture(network, spec.examples(spec.example_grid), free_axes, names)
+    model = lower(graph, form, separate_products=quantized)
     _declare_outputs(model, spec)
     return quantize(model) if quantized else model
 

@@ -73,8 +73,8 @@ def read_spec(
                 "example_inputs=(x, …)"
             )
         channels = layer.input_size
-    of_example = None if x is None else tuple(x.shape[1:-1] if channels_last else x.shape[2:])
-    ndim = len(of_example or grid or (layer.ndim if layer else 2) * (1,))
+    example_grid = None if x is None else tuple(x.shape[1:-1] if channels_last else x.shape[2:])
+    ndim = len(example_grid or grid or (layer.ndim if layer else 2) * (1,))
     spec = ExportSpec(
         interface=Interface(
             network,
@@ -84,7 +84,7 @@ def read_spec(
             channel_axis=channel_axis,
             channels_last=channels_last,
         ),
-        grid=_extents(grid, of_example, ndim, any_size),
+        grid=_extents(grid, example_grid, ndim, any_size),
         channels=channels,
         channels_last=channels_last,
         padded=padded,
@@ -94,8 +94,9 @@ def read_spec(
         draw=sampler("x", example_range, x, network),
         example=None if x is None else x.float(),
     )
-    given = tuple(extent for extent in grid or () if extent)
-    return spec.completed(of_example or (given if len(given) == ndim else None), grid is not None)
+    if example_grid is None and grid and None not in grid:
+        example_grid = tuple(grid)
+    return spec.completed(example_grid, grid is not None)
 
 
 def _read_examples(
@@ -185,7 +186,7 @@ def _check_example(shape: Shape, channels_last: bool, arguments: Mapping[str, An
     extents, features = (shape[1:-1], shape[-1]) if channels_last else (shape[2:], shape[1])
     wrong_grid = grid is not None and (
         len(grid) != len(extents)
-        or any(given not in (None, extent) for given, extent in zip(grid, extents, strict=True))
+        or any(expected not in (None, extent) for expected, extent in zip(grid, extents, strict=True))
     )
     if wrong_grid or channels not in (None, features):
         described = ", ".join(f"{name}={value}" for name, value in arguments.items() if value is not None)
@@ -196,7 +197,7 @@ def _check_example(shape: Shape, channels_last: bool, arguments: Mapping[str, An
 
 
 def _extents(
-    grid: Sequence[int | None] | None, of_example: Grid | None, ndim: int, any_size: bool
+    grid: Sequence[int | None] | None, example_grid: Grid | None, ndim: int, any_size: bool
 ) -> Extents:
     """The extents to export for."""
     if grid is not None and any(
@@ -205,7 +206,7 @@ def _extents(
         raise InputError(f"grid must hold extents of at least 1, or None for a free one, got {tuple(grid)}")
     if any_size:
         return tuple(grid) if grid and None in grid else (None,) * ndim
-    extents: Extents = tuple(grid or of_example or ())
+    extents: Extents = tuple(grid or example_grid or ())
     if not extents:
         raise InputError(
             "form 'unrolled' needs a grid; give grid=... or example_inputs=..., or form=\"scan\" for any "

@@ -181,37 +181,36 @@ class ExportSpec:
                 "which multiple_of=... asks for; change one of them"
             )
         if None not in self.grid:
-            grid = self._fixed((1,) * self.ndim)
+            grid = self._with_fixed_extents((1,) * self.ndim)
             return replace(self, shapes={grid: self._output_shapes(grid)})
         base, lowest = (5, 7, *(3,) * self.ndim), (2, 3, *(1,) * self.ndim)
-        tried: list[Grid] = []
         for factor in ENLARGEMENTS:
             axes = zip(base, lowest, self.multiple_of, strict=False)
-            tried.append(self._fixed([max(-(-factor * b // m), unit) * m for b, unit, m in axes]))
-            if self._accepts(tried[-1]):
-                spec, grid = self, tried[-1]
+            grid = self._with_fixed_extents([max(-(-factor * b // m), unit) * m for b, unit, m in axes])
+            if self._accepts(grid):
+                spec = self
                 break
         else:
-            spec, grid = self._around(example, is_explicit, tried[-1])
+            spec, grid = self._around(example, is_explicit, grid)
         shapes = {grid: self._output_shapes(grid)}
         # On small grids alone, a convolution without padding could be taken for a window.
         for other in (
             3 * np.array(grid),
             *(np.multiply(odd, self.multiple_of) for odd in odd_grids(self.ndim)),
         ):
-            larger = spec._fixed(other.tolist())
+            larger = spec._with_fixed_extents(other.tolist())
             if prod(larger) <= MAX_POSITIONS and self._accepts(larger):
                 shapes[larger] = self._output_shapes(larger)
         return replace(spec, shapes=shapes)
 
-    def _around(self, example: Grid | None, is_explicit: bool, refused: Grid) -> tuple[ExportSpec, Grid]:
+    def _around(self, example: Grid | None, is_explicit: bool, small: Grid) -> tuple[ExportSpec, Grid]:
         """For a network that takes no small grid: the extents that its forward fixes, and the main grid.
 
         Raises:
             InputError: it does not take the example either, or any multiple of a number only.
         """
         if example is None or not self._accepts(example):
-            raise self._refusal(refused)
+            raise self._refusal(small)
         extents, grid = list(self.grid), list(example)
         for d, m in enumerate(self.multiple_of):
             next_grid, triple = (
@@ -234,8 +233,8 @@ class ExportSpec:
             )
         return replace(self, grid=tuple(extents)), main
 
-    def _fixed(self, grid: Sequence[int]) -> Grid:
-        """A grid with the extents that are fixed."""
+    def _with_fixed_extents(self, grid: Sequence[int]) -> Grid:
+        """A grid, but with the extents that are fixed."""
         return tuple(fixed or extent for extent, fixed in zip(grid, self.grid, strict=True))
 
     @torch.no_grad()
@@ -276,7 +275,8 @@ class ExportSpec:
         except REFUSALS as error:
             reason = first_line(error)
         for factor in (2, 4, 8, 16, 32) if None in self.grid else ():
-            multiple = self._fixed([factor * unit for unit in (2, 3, *(1,) * self.ndim)[: self.ndim]])
+            units = (2, 3, *(1,) * self.ndim)[: self.ndim]
+            multiple = self._with_fixed_extents([factor * unit for unit in units])
             if self._accepts(multiple):
                 return InputError(
                     f"{name} accepts the grid {format_size(multiple)} but not {format_size(grid)} "

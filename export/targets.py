@@ -241,6 +241,6 @@ def _config_entry(tensor: TensorSpec) -> str:
 
 def _described_model(config: str) -> str:
     """The sections of inputs, outputs and preprocessing of a `config.pbtxt`, without white space."""
-    match = re.search(r"^input \[.*?^\]\s*^output \[.*?^\]", config, re.DOTALL | re.MULTILINE)
+    tensors = re.search(r"^input \[.*?^\]\s*^output \[.*?^\]", config, re.DOTALL | re.MULTILINE)
     preprocessing = re.search(rf'"{re.escape(PREPROCESSING)}"\s*value:\s*\{{.*', config)
-    return "".join("".join(found[0].split()) for found in (match, preprocessing) if found)
+    return "".join("".join(match[0].split()) for match in (tensors, preprocessing) if match)

@@ -90,32 +90,40 @@ class Faces:
         padded = graph("Pad", self.parts[part][d], graph.integers(1, 0, 0, 0, 0, 0))
         return graph("Gather", padded, self.lines[d], axis=0)
 
-    def leaving(self, body: Graph, new: Value, padded: Value) -> tuple[Value, int | None]:
-        """The rows to keep of a wavefront's states (K, N, features) for the final ones, and the number of
-        their positions, None for that of a state."""
+    def exit_states(self, body: Graph, new: Value, padded: Value) -> tuple[Value, int | None]:
+        """The states of a wavefront among which final ones are, and the number of their positions.
+
+        Args:
+            body: the body of the loop.
+            new: the states of the wavefront, (K, N, features).
+            padded: the same padded to S positions.
+
+        Returns:
+            On two axes the first and the last position, and 2. On more all positions, and None for S.
+        """
         if self.are_rows:
             return body("Gather", new, body.integers(0, -1), axis=0), 2
         return padded, None
 
-    def final(self, h: Value, kept: Value | None) -> Value:
+    def final(self, h: Value, states: Value | None) -> Value:
         """(N, F, 1, 1 + S, n), the final states.
 
         Args:
             h: (N, P, 1, n).
-            kept: what `leaving` kept of all wavefronts, (T, …, N, features), or on one axis the state after
-                the last one, (1, N, features); None without states beside h.
+            states: those beside h: `exit_states` of all wavefronts, (T, …, N, features), or on one axis those
+                after the last wavefront, (1, N, features); None if the cell has none.
         """
         graph, units = self.graph, self.sweep.units
-        ends = self._ends()
-        last = graph("Gather", h, ends, axis=1)  # (N, F, 1, n)
+        exits = self._exit_positions()
+        last = graph("Gather", h, exits, axis=1)  # (N, F, 1, n)
         if self.sweep.dtype != STATE_DTYPE:
             last = graph.cast(last, STATE_DTYPE)
-        if kept is not None:
+        if states is not None:
             if len(self.extents) > 1:
-                features = graph("Shape", kept, start=2)
-                flat = graph("Reshape", kept, graph.concat([graph.integers(-1), features], axis=0))
-                kept = graph("Gather", flat, self._kept_rows(ends), axis=0)
-            others = graph("Transpose", kept, perm=[1, 0, 2])  # (N, F, S·n)
+                features = graph("Shape", states, start=2)
+                flat = graph("Reshape", states, graph.concat([graph.integers(-1), features], axis=0))
+                states = graph("Gather", flat, self._exit_rows(exits), axis=0)
+            others = graph("Transpose", states, perm=[1, 0, 2])  # (N, F, S·n)
             last = graph.concat([graph.reshape(last, 0, 0, units), others], axis=-1)
         return graph.reshape(last, 0, 0, 1, -1, units)
 
@@ -134,7 +142,7 @@ class Faces:
         zero = graph.integers(0)
         return graph("Where", graph("Equal", tables.predecessors[d][0], zero), at_positions, zero)
 
-    def _ends(self) -> Value:
+    def _exit_positions(self) -> Value:
         """(F,) the flat position at which each line leaves the grid."""
         graph = self.graph
         positions = graph("Reshape", graph.arange(reduce(mul, self.extents)), self.grid)
@@ -145,12 +153,12 @@ class Faces:
             faces.append(graph.reshape(face, -1))
         return graph.concat(faces, axis=0)
 
-    def _kept_rows(self, ends: Value) -> Value:
-        """(F,) the row of each line's end among what is kept of all wavefronts."""
+    def _exit_rows(self, exits: Value) -> Value:
+        """(F,) for each line the row of its last position in `exit_states` of all wavefronts."""
         graph = self.graph
         if not self.are_rows:
             rows = graph("Squeeze", self.tables.output_rows, graph.integers(1))  # (P,)
-            return graph("Gather", rows, ends)
+            return graph("Gather", rows, exits)
         # Line k of face 0 leaves with the last position of wavefront H − 1 + k, line k of face 1 with the
         # first one of W − 1 + k.
         of_faces = []

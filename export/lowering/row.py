@@ -164,12 +164,12 @@ def _from_left(
         after += new
     values, logits = _draw(loop.body, network, features, uniform, given, temperature)
 
-    kept = [(values, channels), (logits, channels * network.levels)]
-    kept += [(value, layer.input_size) for value, layer in zip(inputs, layers, strict=True)]
-    kept += list(zip(after, widths, strict=True))
-    values, logits, *rest = loop.columns([temperature, values * 2 - 1, *after], kept)
-    of_layers = iter(rest[len(layers) :])
-    return values, logits, rest[: len(layers)], [[next(of_layers) for _ in of_layer] for of_layer in before]
+    outputs = [(values, channels), (logits, channels * network.levels)]
+    outputs += [(value, layer.input_size) for value, layer in zip(inputs, layers, strict=True)]
+    outputs += list(zip(after, widths, strict=True))
+    values, logits, *of_layers = loop.columns([temperature, values * 2 - 1, *after], outputs)
+    layer_inputs, states_after = of_layers[: len(layers)], iter(of_layers[len(layers) :])
+    return values, logits, layer_inputs, [[next(states_after) for _ in parts] for parts in before]
 
 
 def _from_right(graph: Graph, layer: MDLSTM, x: Value, above: Sequence[Value]) -> list[Value]:
@@ -203,12 +203,12 @@ def _draw(
         all_logits.append(logits)
         p = body("Softmax", body("Div", logits, temperature), axis=-1)
         below = _features(body, body("CumSum", p, body.scalar(1)), 0, network.levels - 1)
-        number, known = _features(body, uniform, c, c + 1), _features(body, given, c, c + 1)
+        number, given_value = _features(body, uniform, c, c + 1), _features(body, given, c, c + 1)
         exceeded = body.cast(body("GreaterOrEqual", number, below), FLOAT)
         level = body("ReduceSum", exceeded, body.integers(1), keepdims=1)
         value = body("Div", level, body.constant(np.float32(network.levels - 1)))
-        is_given = body("GreaterOrEqual", known, body.constant(np.float32(0)))
-        values.append(body("Where", is_given, known, value))
+        is_given = body("GreaterOrEqual", given_value, body.constant(np.float32(0)))
+        values.append(body("Where", is_given, given_value, value))
     return body.concat(values, axis=-1), body.concat(all_logits, axis=-1)
 
 
@@ -235,10 +235,17 @@ class _Loop(Loop):
         """(N, features), the part of `values` (W, N, features) that belongs to a column."""
         return self.scan(name, values, FLOAT, None, features)
 
-    def columns(self, after: Sequence[Value], kept: Sequence[tuple[Value, int]]) -> list[Value]:
-        """Close the body, and return the `kept` values with so many features, (W, N, features) each; see
-        `Loop.finish`."""
-        return self.finish(after, [(value, FLOAT, (None, n)) for value, n in kept])[len(after) :]
+    def columns(self, after: Sequence[Value], outputs: Sequence[tuple[Value, int]]) -> list[Value]:
+        """Add the Scan node.
+
+        Args:
+            after: what goes on to the next column, in the order of `carried`.
+            outputs: values (N, features) of a column, each with its features.
+
+        Returns:
+            The outputs of all columns, (W, N, features) each.
+        """
+        return self.finish(after, [(value, FLOAT, (None, n)) for value, n in outputs])[len(after) :]
 
 
 def _step(

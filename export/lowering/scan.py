@@ -50,8 +50,8 @@ def write_scan(graph: Graph, sweep: Sweep) -> list[Value]:
     y = graph("Reshape", h, graph.concat([batch_and_grid, graph.integers(dirs, units)], axis=0))
     if faces is None:
         return [y]
-    kept = results[1 if len(sweep.grid) == 1 else -1] if len(sweep.parts) > 1 else None
-    return [y, faces.final(h, kept)]
+    others = results[1 if len(sweep.grid) == 1 else -1] if len(sweep.parts) > 1 else None
+    return [y, faces.final(h, others)]
 
 
 def _write_loop(
@@ -67,7 +67,7 @@ def _write_loop(
 
     Returns:
         The parts of the state after the last iteration, h of all iterations, (T, S, N, n) or
-        (T, dirs, S·N, n), and on two and more axes with faces what `Faces.leaving` keeps.
+        (T, dirs, S·N, n), and on two and more axes with faces `Faces.exit_states` of all iterations.
     """
     ndim, dirs, k_max = len(sweep.grid), sweep.dirs, tables.max_count
     loop = Loop(graph)
@@ -136,11 +136,11 @@ def _write_loop(
             value = body.concat([around[0], value, around[1]], axis=0)
         if ndim > 1:
             after[k] = body("Pad", value, pads)  # S positions
-    kept = [(after[0], sweep.dtype, shape(state_rows, sweep.units))]
+    outputs = [(after[0], sweep.dtype, shape(state_rows, sweep.units))]
     if faces is not None and ndim > 1 and len(new) > 1:
-        leaving, count_leaving = faces.leaving(body, new[1], after[1])
-        kept.append((leaving, STATE_DTYPE, shape(count_leaving or state_rows, sweep.parts[1][0])))
-    return loop.finish(after, kept)
+        states_at_exit, count_at_exit = faces.exit_states(body, new[1], after[1])
+        outputs.append((states_at_exit, STATE_DTYPE, shape(count_at_exit or state_rows, sweep.parts[1][0])))
+    return loop.finish(after, outputs)
 
 
 def _pads(graph: Graph, rows: Rows, tables: ScanTables, faces: Faces | None) -> Value:

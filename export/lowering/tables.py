@@ -205,13 +205,13 @@ def _spatial_tables(graph: Graph, sweep: Sweep) -> ScanTables:
         strides.insert(0, strides[0] * extent)
     position_count = strides[0] * extents[0]  # P
     flat = graph.arange(position_count)  # (P) 0 … P − 1
-    rest = flat
+    quotient = flat
     coordinates: list[Value] = []
     for extent in reversed(extents[1:]):
         # A Session refuses products of extents as divisors, since they may overflow.
-        coordinates.insert(0, graph("Mod", rest, extent))
-        rest = graph("Div", rest, extent)
-    coordinates.insert(0, rest)
+        coordinates.insert(0, graph("Mod", quotient, extent))
+        quotient = graph("Div", quotient, extent)
+    coordinates.insert(0, quotient)
     front = total(coordinates)  # (P,) the wavefront of each flat position
     front_count = total([extent - one for extent in extents]) + one  # T
     # ONNX has no sort, but TopK of all P is one. It keeps the order of equal values, so that positions of a

@@ -51,11 +51,12 @@ def write_unrolled(graph: Graph, sweep: Sweep) -> list[Value]:
             parts = step(previous, x, valid)
             results.append(parts)
     needed = 1 if sweep.initial is None else len(sweep.parts)
-    visited = [graph.concat([parts[k] for parts in results], axis=states.rows.axis) for k in range(needed)]
-    y = graph.reshape(
-        states.taken(visited[0], states.places, sweep.units), 0, *sweep.grid, sweep.dirs, sweep.units
-    )
-    return [y] if sweep.initial is None else [y, states.final(visited)]
+    rows_in_order = [
+        graph.concat([parts[k] for parts in results], axis=states.rows.axis) for k in range(needed)
+    ]
+    h = states.gather_samples(rows_in_order[0], states.places, sweep.units)
+    y = graph.reshape(h, 0, *sweep.grid, sweep.dirs, sweep.units)
+    return [y] if sweep.initial is None else [y, states.final(rows_in_order)]
 
 
 class _States:
@@ -67,7 +68,7 @@ class _States:
         self.orders = np.stack([visiting_order(sweep.grid, d) for d in sweep.directions])  # (dirs, P)
         self.places = np.argsort(self.orders, axis=1)  # (dirs, P) the visit index of each flat position
         self.counts = np.diff(front.starts)  # (T,) K of each wavefront
-        self.entering = np.zeros_like(front.predecessors)  # (D, P) row in the border, by visit index
+        self.border_rows = np.zeros_like(front.predecessors)  # (D, P) row in the border, by visit index
         self.border_counts = np.ones_like(self.counts)  # (T,)
         if sweep.initial is None:
             self.borders = [[zero] * len(front) for zero in self.rows.zeros(graph.integers(1))]
@@ -78,7 +79,7 @@ class _States:
         for t, count in enumerate([0, *self.counts[:-1].tolist()]):
             rows = front.previous(t)
             # Row k of the border comes after all rows of the wavefront before.
-            tables = np.where(rows < 0, count + self.entering[:, front.slice(t)], rows)  # (D, K)
+            tables = np.where(rows < 0, count + self.border_rows[:, front.slice(t)], rows)  # (D, K)
             self.pieces.append([_pieces(table, count, int(self.border_counts[t])) for table in tables])
             far |= {(t, d): tables[d] for d, pieces in enumerate(self.pieces[t]) if not pieces}
         self.tables = dict(zip(far, self._rows_of(list(far.values())), strict=True))
@@ -89,7 +90,7 @@ class _States:
 
     def of_wavefronts(self, values: Value, features: int) -> list[Value]:
         """The rows of each wavefront, given values (P, N, features) by flat position."""
-        return self._split(self._visited(values, self.orders, features), self.counts)
+        return self._split(self._gather_rows(values, self.orders, features), self.counts)
 
     def predecessors(self, t: int, part: int, before: Sequence[Value]) -> list[Value]:
         """For each axis a part of the states of the predecessors of wavefront t.
@@ -120,30 +121,30 @@ class _States:
                 results.append(graph("Gather", padded, self.tables[t, d], axis=axis))
         return results
 
-    def taken(self, visited: Value, table: Indices, features: int) -> Value:
+    def gather_samples(self, rows_in_order: Value, table: Indices, features: int) -> Value:
         """(N, M, features), or (N, M, dirs, features), from the rows of all wavefronts and a table
         (dirs, M) of visit indices."""
         graph, (dirs, positions) = self.graph, self.orders.shape
         if dirs == 1:
-            rows = graph("Gather", visited, graph.constant(table[0]), axis=0)  # (M, N, features)
+            rows = graph("Gather", rows_in_order, graph.constant(table[0]), axis=0)  # (M, N, features)
             return graph("Transpose", rows, perm=[1, 0, 2])
-        rows = graph.reshape(visited, dirs * positions, -1, features)
+        rows = graph.reshape(rows_in_order, dirs * positions, -1, features)
         table = table + positions * np.arange(dirs)[:, None]
         rows = graph("Gather", rows, graph.constant(table.T), axis=0)  # (M, dirs, N, features)
         return graph("Transpose", rows, perm=[2, 0, 1, 3])
 
-    def final(self, visited: Sequence[Value]) -> Value:
+    def final(self, rows_in_order: Sequence[Value]) -> Value:
         """(N, F, dirs, 1 + S, n), given the rows of all wavefronts of each part."""
         graph, sweep = self.graph, self.sweep
-        ends = np.stack([_leaving(sweep.grid, direction) for direction in sweep.directions])  # (dirs, F)
-        table = np.take_along_axis(self.places, ends, axis=1)
+        exits = np.stack([_exit_positions(sweep.grid, d) for d in sweep.directions])  # (dirs, F)
+        table = np.take_along_axis(self.places, exits, axis=1)
         parts = [
-            self.taken(part, table, features)
-            for part, (features, _) in zip(visited, sweep.parts, strict=True)
+            self.gather_samples(part, table, features)
+            for part, (features, _) in zip(rows_in_order, sweep.parts, strict=True)
         ]
         if sweep.dtype != STATE_DTYPE:
             parts[0] = graph.cast(parts[0], STATE_DTYPE)
-        return graph.reshape(graph.concat(parts, axis=-1), 0, ends.shape[1], sweep.dirs, -1, sweep.units)
+        return graph.reshape(graph.concat(parts, axis=-1), 0, exits.shape[1], sweep.dirs, -1, sweep.units)
 
     def _enter(self, initial: Value) -> list[list[Value]]:
         """For each part the borders of the first wavefronts, those at which states enter; it also finds
@@ -155,19 +156,19 @@ class _States:
         axis, visit, of_front = axis[order], visit[order], of_front[order]  # (F,) each
         self.border_counts = np.bincount(of_front, minlength=len(front))
         first = np.cumsum(self.border_counts) - self.border_counts
-        self.entering[axis, visit] = np.arange(len(visit)) - first[of_front]
+        self.border_rows[axis, visit] = np.arange(len(visit)) - first[of_front]
         lines = _lines_of_positions(sweep.grid)[axis, self.orders[:, visit]]  # (dirs, F)
         features = sum(features for features, _ in sweep.parts)
         values = graph.reshape(initial, 0, lines.size, features)
         values = graph("Transpose", values, perm=[1, 0, 2])  # (F·dirs, N, features)
         table = lines * sweep.dirs + np.arange(sweep.dirs)[:, None]
-        rows = self._visited(values, table, features)
+        rows = self._gather_rows(values, table, features)
         parts = graph.split(rows, [features for features, _ in sweep.parts], axis=-1)
         if sweep.dtype != STATE_DTYPE:
             parts[0] = graph.cast(parts[0], sweep.dtype)
         return [self._split(part, self.border_counts[self.border_counts > 0]) for part in parts]
 
-    def _visited(self, values: Value, table: Indices, features: int) -> Value:
+    def _gather_rows(self, values: Value, table: Indices, features: int) -> Value:
         """Rows, from values (M, N, features) and a table (dirs, …) of their first axis."""
         rows = self.graph("Gather", values, self.graph.constant(table.reshape(-1).astype(np.int64)), axis=0)
         return rows if self.rows.dirs == 1 else self.graph.reshape(rows, self.rows.dirs, -1, features)
@@ -214,7 +215,7 @@ def _lines_of_positions(grid: Sequence[int]) -> Indices:
     return np.stack(tables)
 
 
-def _leaving(grid: Sequence[int], direction: Direction) -> Indices:
+def _exit_positions(grid: Sequence[int], direction: Direction) -> Indices:
     """(F,) the flat position at which each line leaves the grid."""
     positions = np.arange(prod(grid)).reshape(grid)
     faces = [positions.take(-1 if sign > 0 else 0, axis=d) for d, sign in enumerate(direction)]

@@ -144,7 +144,8 @@ def random_cases(
     for odd_grid in odd_grids(metadata.ndim) if padded or None in metadata.extents else ():
         grid = tuple(np.multiply(odd_grid, multiple_of).tolist())
         grid = grid if padded else metadata.grid_like(grid)
-        fits = all(extent <= (own or extent) for own, extent in zip(metadata.extents, grid, strict=True))
+        limits = metadata.grid_like(grid)
+        fits = all(extent <= limit for extent, limit in zip(grid, limits, strict=True))
         if fits and prod(grid) <= MAX_POSITIONS:
             grids.append(grid)
     for grid in dict.fromkeys(grids):

@@ -71,8 +71,8 @@ def write_verified(
     expected = expected_outputs(exact.run, cases, together)
     for case in cases:
         _check_finite(expected[case.name], case, spec)
-    opened = TiledSession if metadata.form == "tiles" else Session
-    with opened(content(metadata), "cpu", trusted=True) as session:
+    session_type = TiledSession if metadata.form == "tiles" else Session
+    with session_type(content(metadata), "cpu", trusted=True) as session:
         run = _explained(session_run(session), spec, isinstance(session, TiledSession))
         if spec.padded:
             grids = [[case.inputs["x"].shape[axis] for axis in spec.grid_axes] for case in cases]

@@ -199,18 +199,18 @@ class _FileVerifier:
         if isinstance(against, nn.Module):
             self.reference = f"the given {type(against).__name__}"
             return against
-        found = None if against is None else find_checkpoint(against)
-        if found is None and self.metadata.checkpoint_sha256 is not None:
+        source = None if against is None else find_checkpoint(against)
+        if source is None and self.metadata.checkpoint_sha256 is not None:
             with suppress(InputError):
-                found = find_checkpoint(path.parent)
-        if found is None:
+                source = find_checkpoint(path.parent)
+        if source is None:
             self.reference = (
                 "its own graphs in one tile" if self.model is None else "its own graph in float64"
             )
             if self.metadata.checkpoint_sha256 is not None:
                 self.reference += ", as its run is not here"
             return None
-        run, checkpoint_path = found
+        run, checkpoint_path = source
         checkpoint = load_checkpoint(checkpoint_path)
         if prod(checkpoint.config.grid) <= MAX_POSITIONS:
             self.grid = checkpoint.config.grid
