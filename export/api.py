@@ -121,6 +121,8 @@ def export_onnx(
     require("onnxruntime", "cpu")
     start = time.perf_counter()
     path = Path(path)
+    if isinstance(grid, int):
+        raise InputError(f"grid must hold an extent for each axis, as in ({grid}, {grid}), got {grid}")
     form = form or default_form(grid)
     if form == "tiles":
         # x and channels_last are not needed, so that the same call may name any form.

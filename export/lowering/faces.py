@@ -110,8 +110,8 @@ class Faces:
 
         Args:
             h: (N, P, 1, n).
-            states: those beside h: `exit_states` of all wavefronts, (T, …, N, features), or on one axis those
-                after the last wavefront, (1, N, features); None if the cell has none.
+            states: those beside h: `exit_states` of all wavefronts, (T, …, N, features), or on one axis
+                those after the last wavefront, (1, N, features); None if the cell has none.
         """
         graph, units = self.graph, self.sweep.units
         exits = self._exit_positions()

@@ -235,7 +235,7 @@ class _FileVerifier:
                 # The user's inputs may be too few to know the scale of the outputs from.
                 random = self._accepted_cases(declared, draw, seeds)[:2]
                 for_scale = [Case(f"scale {k}", "", case.inputs) for k, case in enumerate(random)]
-        runtimes, reference, together = self._runtimes(cases)
+        runtimes, reference, together = self._runtimes([*cases, *for_scale])
         expected = expected_outputs(reference, [*cases, *for_scale], together)
         atol = metadata.parity.get("atol", ATOL)
         return cases, compare_all(runtimes, expected, cases, metadata, atol)

@@ -57,6 +57,7 @@ class InBranch(Function):
 G = {"grid": (3, 4)}
 REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception], str]] = {
     "form": (Function, {**G, "form": "rolled"}, InputError, "unrolled, scan, tiles, got 'rolled'"),
+    "grid": (Function, {"grid": 8}, InputError, r"as in \(8, 8\), got 8"),
     "dtype": (Function, {**G, "dtype": "int4"}, InputError, "int4"),
     "functions": (Function, {"form": "scan", "functions": True}, InputError, "functions=True"),
     "metadata": (Function, {**G, "metadata": {"kind": "classify"}}, InputError, "classes"),

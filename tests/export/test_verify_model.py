@@ -236,6 +236,12 @@ def test_the_users_arrays_may_be_the_only_ones_that_a_network_takes(tmp_path: Pa
         verify_model(path, net, device="cpu")
 
 
+def test_a_padded_file_without_its_network_is_compared_on_small_arrays(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = export_onnx(MDLSTM(1, 2), tmp_path / "m.onnx", form="scan", padded=True).path
+    assert verify_model(path, inputs={"mine": np.ones((1, 2))}, device="cpu").failed == []
+
+
 def test_sessions_are_closed_after_an_error(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[Session] = []
     monkeypatch.setattr(Session, "close", closed.append)
