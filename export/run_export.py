@@ -143,7 +143,8 @@ def export_run_sizes(
         paths = _paths(run, grids, None if output is None else Path(output), form, force)
         reports = []
         for grid, path in zip(grids, paths, strict=True):
-            known = tuple(extent for extent in grid or () if extent)
+            extents = tuple(extent for extent in grid or () if extent)
+            samples = task_inputs(spec.name, extents if len(extents) == len(spec.size) else spec.size)
             report = export_onnx(
                 checkpoint.network(),
                 path,
@@ -151,7 +152,7 @@ def export_run_sizes(
                 form=form,
                 channels=spec.channels,
                 channels_last=True,
-                verify_inputs=task_inputs(spec.name, known if len(known) == len(spec.size) else spec.size),
+                verify_inputs=samples,
                 metadata=metadata,
                 **options,
             )
