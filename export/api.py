@@ -17,7 +17,7 @@ from mdlstm_tk.errors import InputError, MDLSTMError, require
 from mdlstm_tk.export.arguments import read_spec
 from mdlstm_tk.export.capture import capture
 from mdlstm_tk.export.lowering.functions import outline
-from mdlstm_tk.export.lowering.lower import FORMS, Form, lower
+from mdlstm_tk.export.lowering.lower import FORMS, lower
 from mdlstm_tk.export.model_file import ExportReport, check_onnx, check_parent_folder, serialize
 from mdlstm_tk.export.quantization import quantize
 from mdlstm_tk.export.spec import Examples, ExportSpec
@@ -25,7 +25,7 @@ from mdlstm_tk.export.tiles import export_tiles
 from mdlstm_tk.export.verification.cases import Array, ExampleRange
 from mdlstm_tk.export.verification.export_verifier import write_verified
 from mdlstm_tk.export.verification.parity import ATOL
-from mdlstm_tk.runtime.metadata import Dtype
+from mdlstm_tk.runtime.choices import Dtype, Form
 
 ATOLS: dict[Dtype, float] = {"float32": ATOL, "float16": 5e-3, "int8": 5e-2}
 

@@ -13,16 +13,14 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.api import default_form, export_onnx
-from mdlstm_tk.export.lowering.lower import Form
 from mdlstm_tk.export.model_file import ExportReport, check_parent_folder
+from mdlstm_tk.export.spec import Extents
 from mdlstm_tk.export.targets import ExportTarget
 from mdlstm_tk.export.verification.cases import task_inputs
+from mdlstm_tk.runtime.choices import Dtype, Form
 from mdlstm_tk.runtime.io.files import ensure_writable
-from mdlstm_tk.runtime.metadata import Dtype
 from mdlstm_tk.runtime.tiles.archive import SUFFIX
 from mdlstm_tk.training import Run, load_checkpoint, open_run
-
-Extents = tuple[int | None, ...]
 
 
 def export_run(

@@ -17,7 +17,8 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.interface import REFUSALS, Interface, first_line, mdlstm_layers
 from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Array, Draw, Grid, odd_grids, sampler
 from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.metadata import Dtype, Form, layout_of
+from mdlstm_tk.runtime.choices import Dtype, Form
+from mdlstm_tk.runtime.metadata import layout_of
 
 Extents = tuple[int | None, ...]
 Shape = tuple[int, ...]
