@@ -155,12 +155,14 @@ def _sessions(
     model: Path, device: str, max_bytes: int, **options: Any
 ) -> Sequence[Session] | Sequence[TiledSession]:
     """A session on the device; for "auto" one on the CPU and, where it works, one on CUDA."""
-    opened: Any = partial(Session, model, max_bytes=max_bytes, **options)
+    new_session: Any = partial(Session, model, max_bytes=max_bytes, **options)
     if is_archive(model):
         read_archive_bytes(model, max_bytes)  # max_bytes of a TiledSession bounds the memory of its runs
-        opened = partial(TiledSession, model, **options)
-    session = opened(device=device)
-    return [session] if device != "auto" or session.device == "cpu" else [opened(device="cpu"), session]
+        new_session = partial(TiledSession, model, **options)
+    session = new_session(device=device)
+    if device != "auto" or session.device == "cpu":
+        return [session]
+    return [new_session(device="cpu"), session]
 
 
 class _FileVerifier:
@@ -175,24 +177,23 @@ class _FileVerifier:
     """
 
     def __init__(
-        self,
-        path: Path,
-        sessions: Sequence[Session] | Sequence[TiledSession],
-        against: Against,
+        self, path: Path, sessions: Sequence[Session] | Sequence[TiledSession], against: Against
     ) -> None:
         self.sessions, self.metadata = sessions, sessions[0].metadata
         self.model = None if is_archive(path) else read_model(path.read_bytes())
-        self.trusted = operators_to_trust(self.model) if self.model else ()
+        self.needs_trust = operators_to_trust(self.model) if self.model else ()
         self.training_run: TrainingRun | None = None
         self.grid = (*DEFAULT_GRID, *(2,) * self.metadata.ndim)[: self.metadata.ndim]
         self.interface: Interface | None = None
         network = self._network(path, against)
         if network is not None:
-            options: dict[str, Any] = {
-                name: getattr(self.metadata, name) for name in ("integer", "channel_axis", "channels_last")
-            }
-            self.interface = Interface(network, (), self.metadata.output_names, **options)
-            self.interface.float()
+            self.interface = Interface(
+                network,
+                output_names=self.metadata.output_names,
+                integer=self.metadata.integer,
+                channel_axis=self.metadata.channel_axis,
+                channels_last=self.metadata.channels_last,
+            ).float()
 
     def _network(self, path: Path, against: Against) -> nn.Module | None:
         """The network that the file is compared with; None for the file itself."""
@@ -266,7 +267,7 @@ class _FileVerifier:
         return cases
 
     def _runtimes(self, cases: Sequence[Case]) -> tuple[dict[str, Run], Run, bool]:
-        """The runtimes by name, the reference, and whether that may compute cases in one batch."""
+        """The runtimes by name, the reference, and True if that may compute several cases in one batch."""
         metadata, runtimes = self.metadata, dict[str, Run]()
         largest = np.max([Shapes(metadata).grid(case.inputs["x"]) for case in cases], axis=0).tolist()
         limit = metadata.grid_like(tuple(largest))
@@ -274,8 +275,9 @@ class _FileVerifier:
         def unpadded(run: Run) -> Run:
             return with_padding(run, metadata, limit) if "sizes" in metadata.inputs else run
 
-        reference, together = unpadded(self._graph_run(in_double=True)), False
-        if self.interface is not None:
+        if self.interface is None:
+            reference, together = unpadded(self._graph_run(in_double=True)), False
+        else:
             runtimes["torch, float32"] = self.interface.run
             reference = self.interface.in_float64().run
             together = self.model is not None and not decides_for_a_batch(self.model)
@@ -287,14 +289,14 @@ class _FileVerifier:
                 runtimes["ONNX reference evaluator"] = evaluator
             elif self.interface is None:
                 raise InputError(
-                    f"the reference evaluator of onnx does not run this graph ({', '.join(self.trusted)}); "
+                    f"the reference evaluator of onnx does not run this graph ({', '.join(self.needs_trust)}); "
                     "give the network that it came from as against=..."
                 )
         return runtimes, reference, together
 
     def _can_evaluate(self, case: Case, run: Run) -> bool:
         """True unless onnx itself lacks an operator that only a trusted model may have."""
-        if self.trusted:
+        if self.needs_trust:
             try:
                 run(case.inputs)
             except Exception:  # the evaluator raises exceptions of all kinds
