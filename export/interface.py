@@ -25,7 +25,7 @@ class Interface(nn.Module):
     Args:
         network: the network; it is copied to the CPU, in eval mode and without the wrappers of
             `torch.compile`.
-        names: the inputs after x of a call by position.
+        names: the inputs of `forward` after x, in order.
         output_names: as for `named_outputs`.
         integer: x holds integers.
         channel_axis: the network's x has an axis of channels.

@@ -98,7 +98,8 @@ def export_run_sizes(
         grids: extents to export for; None among them as for `export_run`.
         destination: a file name that ends in `.onnx` (for one grid), a folder, or an `ExportTarget`; the
             run's folder if None.
-        form: as for `export_onnx`; None: the form that the target prefers, or as for `export_onnx`.
+        form: as for `export_onnx`. None: the form that the target prefers, else "scan" if an extent of a
+            grid is free, else "unrolled".
         force: replace existing files.
         **options: padded, multiple_of, dtype, functions, atol, as for `export_run`.
 
@@ -116,7 +117,8 @@ def export_run_sizes(
     if resize and None in resize and form != "tiles":  # all images have one height, and any width
         grids = [grid or resize for grid in grids]
     target = destination if isinstance(destination, ExportTarget) else None
-    form = form or (target.preferred_form if target else default_form(grids[0]))
+    extents = [extent for grid in grids for extent in grid or ()]
+    form = form or (target.preferred_form if target else default_form(extents))
     if form == "tiles" and target:
         raise InputError("form 'tiles' is for files; leave out the server's repository or the web page")
     if form == "unrolled":
@@ -141,8 +143,8 @@ def export_run_sizes(
         paths = _paths(run, grids, None if output is None else Path(output), form, force)
         reports = []
         for grid, path in zip(grids, paths, strict=True):
-            extents = tuple(extent for extent in grid or () if extent)
-            samples = task_inputs(spec.name, extents if len(extents) == len(spec.size) else spec.size)
+            fixed = tuple(extent for extent in grid or () if extent)
+            samples = task_inputs(spec.name, fixed if len(fixed) == len(spec.size) else spec.size)
             report = export_onnx(
                 checkpoint.network(),
                 path,

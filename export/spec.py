@@ -192,7 +192,7 @@ class ExportSpec:
                 spec = self
                 break
         else:
-            spec, grid = self._around(example, is_explicit, grid)
+            spec, grid = self._from_example(example, is_explicit, grid)
         shapes = {grid: self._output_shapes(grid)}
         # On small grids alone, a convolution without padding could be taken for a window.
         for other in (
@@ -204,7 +204,9 @@ class ExportSpec:
                 shapes[larger] = self._output_shapes(larger)
         return replace(spec, shapes=shapes)
 
-    def _around(self, example: Grid | None, is_explicit: bool, small: Grid) -> tuple[ExportSpec, Grid]:
+    def _from_example(
+        self, example: Grid | None, is_explicit: bool, small: Grid
+    ) -> tuple[ExportSpec, Grid]:
         """For a network that takes no small grid: the extents that its forward fixes, and the main grid.
 
         Raises:

@@ -95,14 +95,15 @@ def export_tiles(
     if len(spec.output_names) > 1:
         raise InputError(f"{name} returns {len(spec.output_names)} outputs, expected one for tiles")
     archive_metadata = spec.metadata("tiles", "float32", metadata or {})
-    index, graphs = _parts(stages_of(spec.interface.module), spec.channels, archive_metadata.outputs)
+    stages = stages_of(spec.interface.module)
+    index, graphs = _index_and_graphs(stages, spec.channels, archive_metadata.outputs)
     content = partial(_archive, index, graphs)
     atol = ATOL if atol is None else atol
     models = list(graphs.values())
     return write_verified(path, content, models, archive_metadata, spec, atol, start, verify_inputs)
 
 
-def _parts(
+def _index_and_graphs(
     stages: TileStages, channels: int, outputs: int
 ) -> tuple[dict[str, Any], dict[str, onnx.ModelProto]]:
     """The content of tiles.json without metadata, and the graphs of a network by name."""
@@ -153,12 +154,14 @@ def _archive(index: Mapping[str, Any], graphs: Mapping[str, onnx.ModelProto], me
 
 @dataclass(frozen=True)
 class _Level:
-    """One recurrent layer that is not stacked: a stage is one level for each of its stacked layers.
+    """One of the stacked layers of a stage; in the archive it is a stage.
 
     Attributes:
-        layer: the layer, and which of its stacked layers.
-        window: of this level.
-        before, after: as in `Stage`.
+        layer: the layer of the stage.
+        number: which of its stacked layers this is.
+        window: that of the layer for the first of them, ones for the others.
+        before: that of the stage for the first of them, otherwise None.
+        after: that of the stage for the last of them, otherwise None.
     """
 
     layer: MDLSTM

@@ -1,10 +1,10 @@
 """Initial and final states of a sweep in the scan form, for any grid and one direction.
 
-States are (N, F, 1, 1 + S, n), as in `mdlstm_tk.backends.boundary`. On one axis they are those of the loop.
-On two axes a face is never copied to the positions of the grid: the two rows of a state that lie outside
-the grid are the rows of the faces at which the next wavefront enters, and each iteration is given those
-two. On three and more axes, each iteration gets the faces at all positions of its wavefront, which takes
-more memory.
+States are (N, F, 1, 1 + S, n), as in `mdlstm_tk.backends.boundary`. On one axis they are those that the
+loop starts and ends with. On two axes, each iteration gets the two lines of faces at which the next
+wavefront enters, and puts them before and after the rows of its own wavefront, so that a slice reads the
+predecessors inside and outside the grid alike. On three and more axes, each iteration gets the faces at all
+positions of its wavefront, which takes more memory.
 
 Notation: N batch, D grid axes, n hidden units, S states beside h, P positions, T wavefronts, K positions of
 one wavefront, K_max positions of the largest wavefront, F lines of all faces, F_d lines of face d.

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +23,21 @@ from mdlstm_tk.export.lowering.step import STATE_DTYPE, Rows, Step, Sweep, flatt
 from mdlstm_tk.wavefront import Direction, Indices, visiting_order, wavefronts
 
 END = np.iinfo(np.int64).max  # as the end of a slice: all rows to the last one
-# A range of positions: the index of what it is sliced from, its first and end position, whether it is all.
-Piece = tuple[int, int, int, bool]
+
+
+class Piece(NamedTuple):
+    """A range of positions among those of the wavefront before, or of the border.
+
+    Attributes:
+        source: 0 for the wavefront before, −1 for the border.
+        first, end: the range, as `Slice` takes it.
+        is_whole: it holds all positions of its source.
+    """
+
+    source: int
+    first: int
+    end: int
+    is_whole: bool
 
 
 def write_unrolled(graph: Graph, sweep: Sweep) -> list[Value]:
@@ -84,7 +98,7 @@ class _States:
             far |= {(t, d): tables[d] for d, pieces in enumerate(self.pieces[t]) if not pieces}
         self.tables = dict(zip(far, self._rows_of(list(far.values())), strict=True))
         all_pieces = chain.from_iterable(chain.from_iterable(self.pieces))
-        offsets = {offset for piece in all_pieces for offset in piece[1:3]}
+        offsets = {offset for piece in all_pieces for offset in (piece.first, piece.end)}
         self.offsets = {k: self.rows.of_positions(graph.integers(k)) for k in offsets - {END}}
         self.offsets[END] = graph.integers(END)
 
@@ -109,17 +123,18 @@ class _States:
         results = []
         for d, pieces in enumerate(self.pieces[t]):
             if pieces:
-                slices = [
-                    sources[source]
-                    if is_whole
-                    else self.rows.slice(sources[source], self.offsets[first], self.offsets[end])
-                    for source, first, end, is_whole in pieces
-                ]
-                results.append(graph.concat(slices, axis=axis))
+                results.append(graph.concat([self._slice(sources, piece) for piece in pieces], axis=axis))
             else:
                 padded = padded or graph.concat(sources, axis=axis)
                 results.append(graph("Gather", padded, self.tables[t, d], axis=axis))
         return results
+
+    def _slice(self, sources: Sequence[Value], piece: Piece) -> Value:
+        """The rows of a piece."""
+        rows = sources[piece.source]
+        if piece.is_whole:
+            return rows
+        return self.rows.slice(rows, self.offsets[piece.first], self.offsets[piece.end])
 
     def gather_samples(self, rows_in_order: Value, table: Indices, features: int) -> Value:
         """(N, M, features), or (N, M, dirs, features), from the rows of all wavefronts and a table
@@ -201,7 +216,7 @@ def _pieces(table: Indices, count: int, border: int) -> list[Piece]:
         source = -1 if part[0] >= count else 0
         first, length = (int(part[0]) - count, border) if source else (int(part[0]), count)
         end = first + len(part) - length
-        pieces.append((source, first, end or END, (first, end) == (0, 0)))
+        pieces.append(Piece(source, first, end or END, (first, end) == (0, 0)))
     return pieces if len(pieces) <= 2 else []
 
 

@@ -53,7 +53,8 @@ class Draw:
 
     Attributes:
         range: the lowest and the highest value; None: standard normal numbers. Two integers: integers.
-        function: what makes the values in place of that.
+        function: makes the values in place of `range`, given a shape and a `torch.Generator`.
+        dtype: of the values.
     """
 
     range: Range | None = None
@@ -79,12 +80,18 @@ class Draw:
 def sampler(
     name: str, example_range: ExampleRange | None, example: Tensor | None, network: nn.Module | None = None
 ) -> Draw:
-    """Random values for an input: in `example_range`, or what that function makes, else in the range of the
-    example. If all values of an example are equal they are standard normal; integers are then those of the
-    network's first table of embeddings.
+    """The random values for an input.
+
+    Args:
+        name: the input.
+        example_range: (low, high), or a function, as for `export_onnx`. None: the range of the example. If
+            all its values are equal, or there is none, the values are standard normal; integers are then
+            the indices of the network's first table of embeddings.
+        example: an example of the input, or None.
+        network: the network, or None.
 
     Raises:
-        InputError: the range is none.
+        InputError: `example_range` is neither a range of finite numbers nor a function.
     """
     is_integer = example is not None and not example.is_floating_point()
     dtype = np.int64 if is_integer and name != "x" else np.float32

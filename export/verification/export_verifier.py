@@ -96,7 +96,8 @@ def write_verified(
 
 
 def decides_for_a_batch(model: onnx.ModelProto) -> bool:
-    """True if the graph has operators that decide for a batch as a whole."""
+    """True if the graph has operators that decide for a batch as a whole, so that its samples depend on
+    each other."""
     return any(node.op_type in ("If", "Loop") for node in walk(model.graph.node))
 
 

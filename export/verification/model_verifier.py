@@ -289,8 +289,8 @@ class _FileVerifier:
                 runtimes["ONNX reference evaluator"] = evaluator
             elif self.interface is None:
                 raise InputError(
-                    f"the reference evaluator of onnx does not run this graph ({', '.join(self.needs_trust)}); "
-                    "give the network that it came from as against=..."
+                    "the reference evaluator of onnx does not run this graph "
+                    f"({', '.join(self.needs_trust)}); give the network that it came from as against=..."
                 )
         return runtimes, reference, together
 
