@@ -105,7 +105,6 @@ class Interface(nn.Module):
 def eval_copy(module: nn.Module) -> nn.Module:
     """A copy of a network on the CPU in eval mode, without the wrappers of `torch.compile`: compiling it
     for each grid of a verification would take far longer than running it."""
-
     network = nn.ModuleDict({"network": copy.deepcopy(module)}).cpu().eval()
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):

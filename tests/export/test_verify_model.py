@@ -244,7 +244,7 @@ def test_a_padded_file_without_its_network_is_compared_on_small_arrays(tmp_path:
 
 def test_sessions_are_closed_after_an_error(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[Session] = []
-    monkeypatch.setattr(Session, "close", closed.append)
+    monkeypatch.setattr(Session, "close", lambda session: closed.append(session))
     with pytest.raises(InputError, match="at least one array"):
         verify_model(model, inputs={}, device="cpu")
     assert len(closed) == 1
