@@ -22,10 +22,11 @@ from mdlstm_tk.export.model_file import ExportReport, check_onnx, check_parent_f
 from mdlstm_tk.export.quantization import quantize
 from mdlstm_tk.export.spec import Examples, ExportSpec
 from mdlstm_tk.export.tiles import export_tiles
-from mdlstm_tk.export.verification.cases import Array, ExampleRange
+from mdlstm_tk.export.verification.cases import ExampleRange
 from mdlstm_tk.export.verification.export_verifier import write_verified
 from mdlstm_tk.export.verification.parity import ATOL
 from mdlstm_tk.runtime.choices import Dtype, Form
+from mdlstm_tk.runtime.io.npy import Array
 
 ATOLS: dict[Dtype, float] = {"float32": ATOL, "float16": 5e-3, "int8": 5e-2}
 

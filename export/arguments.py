@@ -13,8 +13,9 @@ from torch.nn.modules.conv import _ConvNd
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.interface import Interface, eval_copy, mdlstm_layers
 from mdlstm_tk.export.spec import Examples, ExportSpec, Extents, Shape
-from mdlstm_tk.export.verification.cases import ExampleRange, Grid, sampler
+from mdlstm_tk.export.verification.cases import ExampleRange, sampler
 from mdlstm_tk.layer import MDLSTM
+from mdlstm_tk.runtime.shapes import Grid
 
 
 def read_spec(

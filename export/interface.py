@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.verification.cases import Array
 from mdlstm_tk.layer import MDLSTM
+from mdlstm_tk.runtime.io.npy import Array
 
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # of inputs, by networks
 

@@ -15,10 +15,12 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.interface import REFUSALS, Interface, first_line, mdlstm_layers
-from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Array, Draw, Grid, odd_grids, sampler
+from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Draw, odd_grids, sampler
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.choices import Dtype, Form
+from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.metadata import layout_of
+from mdlstm_tk.runtime.shapes import Grid
 
 Extents = tuple[int | None, ...]
 Shape = tuple[int, ...]

@@ -33,13 +33,14 @@ from mdlstm_tk.export.lowering.lower import lower
 from mdlstm_tk.export.lowering.scan import write_scan
 from mdlstm_tk.export.lowering.step import Sweep, parameters_of
 from mdlstm_tk.export.model_file import ExportReport, check_onnx, check_parent_folder
-from mdlstm_tk.export.verification.cases import Array, Grid
 from mdlstm_tk.export.verification.export_verifier import write_verified
 from mdlstm_tk.export.verification.parity import ATOL
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import depth_to_space
 from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.metadata import layout_of
+from mdlstm_tk.runtime.shapes import Grid
 from mdlstm_tk.runtime.tiles.archive import INDEX, SCHEMA, SUFFIX
 from mdlstm_tk.tiling.stages import TileStages, stages_of
 

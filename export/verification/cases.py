@@ -6,25 +6,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.export.model_file import TensorSpec
 from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.io.readers import read_input
-from mdlstm_tk.runtime.shapes import Shapes
+from mdlstm_tk.runtime.shapes import Grid, Shapes
 
-if TYPE_CHECKING:
-    from mdlstm_tk.export.model_file import TensorSpec  # which imports this module
-
-Array = npt.NDArray[Any]
-Grid = tuple[int, ...]
 Range = tuple[float, float]
 ExampleRange = Range | Callable[[tuple[int, ...], torch.Generator], "Tensor | Array"]
 UserInputs = Mapping[str, Any] | Sequence[str | Path]

@@ -15,7 +15,7 @@ from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.export.model_file import ExportReport, operators_to_trust
 from mdlstm_tk.export.spec import ExportSpec, Shape
-from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Array, Case, Draw
+from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Case, Draw
 from mdlstm_tk.export.verification.parity import (
     RTOL,
     Inputs,
@@ -31,6 +31,7 @@ from mdlstm_tk.export.verification.parity import (
 )
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.files import atomic_write
+from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.tiles.session import TiledSession
 
 PADDED_SAMPLES = 3  # of random sizes

@@ -22,9 +22,10 @@ import numpy.typing as npt
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.errors import MDLSTMError, ParityError
-from mdlstm_tk.export.verification.cases import Array, Case, Grid
+from mdlstm_tk.export.verification.cases import Case
 from mdlstm_tk.runtime import Metadata, Session
-from mdlstm_tk.runtime.shapes import Shapes
+from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.shapes import Grid, Shapes
 from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.training import Run as TrainingRun
 
