@@ -67,21 +67,15 @@ def capture(
     """
     first_name, *extra_names = examples
     interface = module if isinstance(module, Interface) else Interface(module, extra_names)
-    by_name = free_axes or {}
-    count = len(by_name.get(first_name, ()))
+    free_axes = free_axes or {}
+    count = len(free_axes.get(first_name, ()))
     extent_names = EXTENT_NAMES.get(count, [f"extent_{d + 1}" for d in range(count)])
     dims = [torch.export.Dim(name) for name in extent_names]
     batch = torch.export.Dim("batch")
-    axes_of = {
-        name: {
-            0: batch,
-            **{
-                axis: dim if multiple == 1 else multiple * dim
-                for (axis, multiple), dim in zip(by_name.get(name, {}).items(), dims, strict=False)
-            },
-        }
-        for name in examples
-    }
+    axes_of: dict[str, dict[int, Any]] = {name: {0: batch} for name in examples}
+    for name, multiples in free_axes.items():
+        for (axis, multiple), dim in zip(multiples.items(), dims, strict=True):
+            axes_of[name][axis] = dim if multiple == 1 else multiple * dim
     further = tuple(axes_of[name] for name in extra_names)
     try:
         with exporter_silenced(), torch.no_grad():
