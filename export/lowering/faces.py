@@ -6,8 +6,7 @@ wavefront enters, and puts them before and after the rows of its own wavefront, 
 predecessors inside and outside the grid alike. On three and more axes, each iteration gets the faces at all
 positions of its wavefront, which takes more memory.
 
-Notation: N batch, D grid axes, n hidden units, S states beside h, P positions, T wavefronts, K positions of
-one wavefront, K_max positions of the largest wavefront, F lines of all faces, F_d lines of face d.
+Notation is that of step.py.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class Faces:
             self.lines = [self._lines_at_positions(d) for d in range(ndim)]  # (T, K_max) each
 
     def initial(self, rows: Rows) -> list[Value]:
-        """Each part of the state before the first wavefront, on up to two axes (S, N, features)."""
+        """Each part of the state before the first wavefront, on up to two axes (L, N, features)."""
         graph, tables = self.graph, self.tables
         if not self.are_rows:
             return (
@@ -96,10 +95,10 @@ class Faces:
         Args:
             body: the body of the loop.
             new: the states of the wavefront, (K, N, features).
-            padded: the same padded to S positions.
+            padded: the same padded to L positions.
 
         Returns:
-            On two axes the first and the last position, and 2. On more all positions, and None for S.
+            On two axes the first and the last position, and 2. On more all positions, and None for L.
         """
         if self.are_rows:
             return body("Gather", new, body.integers(0, -1), axis=0), 2

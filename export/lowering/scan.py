@@ -7,9 +7,7 @@ positions that all iterations share (see tables.py).
 Whatever is computed outside the body enters it as an input, and inputs and outputs are typed. ONNX asks for
 neither, but OpenVINO takes no other Scan. Constants stay outside.
 
-Notation: N batch, D grid axes, C input features, n hidden units, P positions, T wavefronts, K positions of
-one wavefront, K_max positions of the largest wavefront, S positions of a padded state, dirs directions;
-parts of a state, and the shapes of rows, are those of step.py.
+Notation, parts of a state, and the shapes of rows are those of step.py.
 """
 
 from __future__ import annotations
@@ -66,13 +64,13 @@ def _write_loop(
     """Add the Scan, given x (P, N, C) and the mask (P, N, 1).
 
     Returns:
-        The parts of the state after the last iteration, h of all iterations, (T, S, N, n) or
-        (T, dirs, S·N, n), and on two and more axes with faces `Faces.exit_states` of all iterations.
+        The parts of the state after the last iteration, h of all iterations, (T, L, N, n) or
+        (T, dirs, L·N, n), and on two and more axes with faces `Faces.exit_states` of all iterations.
     """
     ndim, dirs, k_max = len(sweep.grid), sweep.dirs, tables.max_count
     loop = Loop(graph)
     body, scan, step = loop.body, loop.scan, Step(loop.body, sweep)
-    state_rows = k_max and k_max + extra_rows(ndim)  # S
+    state_rows = k_max and k_max + extra_rows(ndim)  # L
 
     def shape(positions: int | None, features: int) -> tuple[int | None, ...]:
         return (positions, None, features) if dirs == 1 else (dirs, None, features)
@@ -135,7 +133,7 @@ def _write_loop(
             ]
             value = body.concat([around[0], value, around[1]], axis=0)
         if ndim > 1:
-            after[k] = body("Pad", value, pads)  # S positions
+            after[k] = body("Pad", value, pads)  # L positions
     outputs = [(after[0], sweep.dtype, shape(state_rows, sweep.units))]
     if faces is not None and ndim > 1 and len(new) > 1:
         states_at_exit, count_at_exit = faces.exit_states(body, new[1], after[1])
@@ -144,7 +142,7 @@ def _write_loop(
 
 
 def _pads(graph: Graph, rows: Rows, tables: ScanTables, faces: Faces | None) -> Value:
-    """(T, 6) the operand of `Pad` that brings the states of each wavefront to S positions: what to add
+    """(T, 6) the operand of `Pad` that brings the states of each wavefront to L positions: what to add
     before and after each axis. Where faces are rows of a state, they are there already."""
     none = tables.missing * graph.integers(0)  # (T, 1)
     before, missing = none + graph.integers(1), tables.missing

@@ -10,7 +10,9 @@ Notation
     n     hidden units                  G   gates of the cell
     dirs  directions                    S   states beside h
     R     rows of the wavefront, (position, sample), K·N
-    F     lines of all faces, as in `mdlstm_tk.backends.boundary`
+    F     lines of all faces, as in `mdlstm_tk.backends.boundary`; F_d those of face d
+    K_max positions of the largest wavefront
+    L     positions of a state in a scan, the same in all iterations: see tables.py
 
 A position has h, in the dtype of the weights, and the other states side by side, S·n numbers in float32:
 the *parts* of its state, one or two tensors.

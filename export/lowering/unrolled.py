@@ -4,8 +4,7 @@ Without initial states each wavefront has a border of one position outside the g
 With them, its border has the states that enter at it: one row for each of its positions and axes without a
 predecessor. Lines of faces are numbered as in `mdlstm_tk.backends.boundary`.
 
-Notation: N batch, D grid axes, F lines of all faces, n hidden units, P positions, T wavefronts, K positions
-of one wavefront, dirs directions; parts of a state, and the shapes of rows, are those of step.py.
+Notation, parts of a state, and the shapes of rows are those of step.py.
 """
 
 from __future__ import annotations
