@@ -14,7 +14,7 @@ from __future__ import annotations
 from functools import reduce
 from operator import mul
 
-from mdlstm_tk.export.lowering.graph import Graph, Value
+from mdlstm_tk.export.lowering.graph import END, Graph, Value
 from mdlstm_tk.export.lowering.step import STATE_DTYPE, Rows, Sweep
 from mdlstm_tk.export.lowering.tables import ScanTables, mirrored
 
@@ -78,9 +78,7 @@ class Faces:
 
     def entering(self, part: int) -> list[Value]:
         """On two axes: for each axis the row that enters at the next wavefront, (T, 1, N, features)."""
-        graph = self.graph
-        end = graph.integers(2**31 - 1)
-        return [graph.slice_rows(face, graph.integers(1), end) for face in self.entering_rows[part]]
+        return [self.graph.slice(face, 1, END) for face in self.entering_rows[part]]
 
     def at_positions(self, d: int, part: int) -> Value:
         """On three and more axes: (T, K_max, N, features), the states that enter along axis d at each
@@ -148,7 +146,7 @@ class Faces:
         faces = []
         for d, sign in enumerate(self.sweep.directions[0]):
             start = self.extents[d] - graph.integers(1) if sign > 0 else graph.integers(0)
-            face = graph("Slice", positions, start, start + graph.integers(1), graph.integers(d))
+            face = graph.slice(positions, start, start + graph.integers(1), axis=d)
             faces.append(graph.reshape(face, -1))
         return graph.concat(faces, axis=0)
 

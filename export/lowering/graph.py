@@ -18,6 +18,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 Shape = Sequence[int | None]
+END = 2**31 - 1  # as the end of a slice: up to the last position
 
 
 @dataclass(frozen=True)
@@ -177,9 +178,10 @@ class Graph:
         """Reshape, where 0 copies an extent and −1 is inferred from the rest."""
         return self("Reshape", value, self.integers(*shape))
 
-    def slice_rows(self, value: Value, start: Value, end: Value) -> Value:
-        """Rows start … end − 1 of the first axis."""
-        return self("Slice", value, start, end, self.integers(0))
+    def slice(self, value: Value, start: Value | int, end: Value | int, axis: int = 0) -> Value:
+        """Positions start … end − 1 along `axis`; a bound that is a value is int64 (1,)."""
+        bounds = (bound if isinstance(bound, Value) else self.integers(bound) for bound in (start, end))
+        return self("Slice", value, *bounds, self.integers(axis))
 
     def cast(self, value: Value, dtype: np.dtype[Any]) -> Value:
         """Cast to another dtype."""

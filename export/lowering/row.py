@@ -30,7 +30,7 @@ from torch import nn
 
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.export.capture import IR_VERSION, OPSET
-from mdlstm_tk.export.lowering.graph import Graph, Loop, Value
+from mdlstm_tk.export.lowering.graph import END, Graph, Loop, Value
 from mdlstm_tk.export.lowering.step import ZERO, Step, Sweep, parameters_of
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import DOWNWARD
@@ -40,7 +40,6 @@ FLOAT = np.dtype(np.float32)
 INPUTS = ("x", "above", "given", "temperature", "state")
 OUTPUTS = ("y", "logits", "next_state")
 NEIGHBOURS_ABOVE = 3
-END = 2**31 - 1  # of a slice: the last one
 
 
 def state_size(network: PixelNet) -> int:
@@ -101,12 +100,11 @@ def _write_row(graph: Graph, network: PixelNet) -> list[Value]:
         with graph.scope(f"right_{k}"):
             above = states[k][len(widths[k]) :]
             next_state += [*from_left[k], *_from_right(graph, layer, inputs[k], above)]
-    without_last = (graph.integers(0), graph.integers(-1), graph.integers(0))
     y, logits, joined = (
         graph("Transpose", value, perm=[1, 0, 2])
         for value in (
-            graph("Slice", values, *without_last),
-            graph("Slice", logits, *without_last),
+            graph.slice(values, 0, -1),  # without the column that `neighbours` adds
+            graph.slice(logits, 0, -1),
             graph.concat(next_state, axis=2),
         )
     )
@@ -144,8 +142,7 @@ def _from_left(
     neighbours = [left]
     for k in range(NEIGHBOURS_ABOVE):
         end = k + 1 - NEIGHBOURS_ABOVE or END
-        part = graph("Slice", row["above"], *map(graph.integers, (k, end, 0)))
-        neighbours.append(loop.column(f"above_{k}", channels, part))
+        neighbours.append(loop.column(f"above_{k}", channels, graph.slice(row["above"], k, end)))
     features = loop.body.concat(neighbours, axis=-1)
     inputs: list[Value] = []
     after: list[Value] = []
@@ -202,8 +199,8 @@ def _draw(
             logits = body.concat([logits * 0, logits], axis=-1)
         all_logits.append(logits)
         p = body("Softmax", body("Div", logits, temperature), axis=-1)
-        below = _features(body, body("CumSum", p, body.scalar(1)), 0, network.levels - 1)
-        number, given_value = _features(body, uniform, c, c + 1), _features(body, given, c, c + 1)
+        below = body.slice(body("CumSum", p, body.scalar(1)), 0, network.levels - 1, axis=1)
+        number, given_value = (body.slice(values_of, c, c + 1, axis=1) for values_of in (uniform, given))
         exceeded = body.cast(body("GreaterOrEqual", number, below), FLOAT)
         level = body("ReduceSum", exceeded, body.integers(1), keepdims=1)
         value = body("Div", level, body.constant(np.float32(network.levels - 1)))
@@ -269,11 +266,6 @@ def _sweep(layer: MDLSTM, direction: int) -> Sweep:
 def _reversed(graph: Graph, value: Value) -> Value:
     """The columns from right to left."""
     return graph("Slice", value, *map(graph.integers, (-1, -END - 1, 0, -1)))
-
-
-def _features(body: Graph, value: Value, start: int, end: int) -> Value:
-    """Features start … end − 1 of (N, …)."""
-    return body("Slice", value, *map(body.integers, (start, end, 1)))
 
 
 def _linear(body: Graph, x: Value, linear: nn.Module) -> Value:

@@ -80,7 +80,6 @@ def _write_loop(
         loop.carry(f"state_{k}", value, dtype, *shape(state_rows, features))
         for k, (value, (features, dtype)) in enumerate(zip(initial, sweep.parts, strict=True))
     ]
-    start = graph.integers(0)
     if ndim > 1:
         count = scan("count", rows.of_positions(tables.counts), INDEX, 1)  # K
         pads = scan("pads", _pads(graph, rows, tables, faces), INDEX, 6)
@@ -90,7 +89,7 @@ def _write_loop(
         if dirs > 1:
             values = graph.reshape(values, 0, dirs, -1, features)
         values = scan(name, values, dtype, *shape(k_max, features))
-        return values if ndim == 1 else rows.slice(values, start, count, body)
+        return values if ndim == 1 else body.slice(values, 0, count, rows.axis)
 
     previous: list[list[Value]] = [[] for _ in states]  # for each part and axis
     read = [k for k in range(len(states)) if k or step.reads_h]
@@ -103,11 +102,11 @@ def _write_loop(
         if ndim > 2:
             longest = k_max if dirs == 1 else None
             table = scan(f"rows_{d}", rows.of_samples(where[0], 2), INDEX, longest)
-            table = body.slice_rows(table, start, count)
+            table = body.slice(table, 0, count)
         for k in read:
             state = states[k]
             if ndim == 2:
-                state = rows.slice(state, bounds[0], bounds[1], body)
+                state = body.slice(state, bounds[0], bounds[1], rows.axis)
             elif ndim > 2:
                 state = body("Gather", state, table, axis=rows.axis)
                 if faces is not None:

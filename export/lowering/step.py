@@ -82,14 +82,11 @@ class Sweep:
     def of_direction(self, graph: Graph, index: int) -> Sweep:
         """The sweep in one of its directions."""
         initial = self.initial
-        if initial is not None:
-            bounds = (graph.integers(k) for k in (index, index + 1, 2))
-            initial = graph("Slice", initial, *bounds)
         return replace(
             self,
             directions=[self.directions[index]],
             parameters={name: array[index : index + 1] for name, array in self.parameters.items()},
-            initial=initial,
+            initial=None if initial is None else graph.slice(initial, index, index + 1, axis=2),
         )
 
     @property
@@ -340,11 +337,6 @@ class Rows:
         samples = graph.arange(self.batch)
         rows = graph("Unsqueeze", table, graph.integers(-1)) * self.batch + samples  # (…, K, N)
         return graph.reshape(rows, *[0] * (axes - 1), -1)
-
-    def slice(self, state: Value, start: Value, end: Value, graph: Graph | None = None) -> Value:
-        """Rows start … end − 1, in this graph or in a body."""
-        graph = graph or self.graph
-        return graph("Slice", state, start, end, graph.integers(self.axis))
 
 
 def flatten_x(graph: Graph, sweep: Sweep, mask: Value | None) -> Value:

@@ -17,11 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mdlstm_tk.backends.boundary import line_counts
-from mdlstm_tk.export.lowering.graph import Graph, Value
+from mdlstm_tk.export.lowering.graph import END, Graph, Value
 from mdlstm_tk.export.lowering.step import STATE_DTYPE, Rows, Step, Sweep, flatten_x, valid_mask
 from mdlstm_tk.wavefront import Direction, Indices, visiting_order, wavefronts
-
-END = np.iinfo(np.int64).max  # as the end of a slice: all rows to the last one
 
 
 class Piece(NamedTuple):
@@ -133,7 +131,7 @@ class _States:
         rows = sources[piece.source]
         if piece.is_whole:
             return rows
-        return self.rows.slice(rows, self.offsets[piece.first], self.offsets[piece.end])
+        return self.graph.slice(rows, self.offsets[piece.first], self.offsets[piece.end], self.rows.axis)
 
     def gather_samples(self, rows_in_order: Value, table: Indices, features: int) -> Value:
         """(N, M, features), or (N, M, dirs, features), from the rows of all wavefronts and a table
