@@ -60,10 +60,6 @@ class Graph:
         self._name_count = 0
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
 
-    def body(self) -> Graph:
-        """An empty graph for the body of an operator; it may read constants of this graph."""
-        return Graph(f"{self._prefix}/body", self)
-
     def add_input(self, name: str, dtype: np.dtype[Any], *shape: int | None) -> Value:
         """Add an input to a body; None stands for an extent that is not known."""
         value = Value(self, f"{self._prefix}/{name}")
@@ -199,7 +195,7 @@ class Loop:
     """
 
     def __init__(self, graph: Graph) -> None:
-        self.graph, self.body = graph, graph.body()
+        self.graph, self.body = graph, Graph(f"{graph._prefix}/body", graph)
         self._carried: list[tuple[Value, np.dtype[Any], Shape]] = []  # initial values
         self._scanned: list[Value] = []
 

@@ -200,7 +200,7 @@ def _draw(
         all_logits.append(logits)
         p = body("Softmax", body("Div", logits, temperature), axis=-1)
         below = body.slice(body("CumSum", p, body.scalar(1)), 0, network.levels - 1, axis=1)
-        number, given_value = (body.slice(values_of, c, c + 1, axis=1) for values_of in (uniform, given))
+        number, given_value = (body.slice(tensor, c, c + 1, axis=1) for tensor in (uniform, given))
         exceeded = body.cast(body("GreaterOrEqual", number, below), FLOAT)
         level = body("ReduceSum", exceeded, body.integers(1), keepdims=1)
         value = body("Div", level, body.constant(np.float32(network.levels - 1)))

@@ -94,12 +94,11 @@ def _write_loop(
     previous: list[list[Value]] = [[] for _ in states]  # for each part and axis
     read = [k for k in range(len(states)) if k or step.reads_h]
     for d, where in enumerate(tables.predecessors):
-        bounds = [
-            scan(f"rows_{d}_{k}", rows.of_positions(part), INDEX, 1)
-            for k, part in enumerate(where)
-            if ndim == 2
-        ]
-        if ndim > 2:
+        if ndim == 2:
+            bounds = [
+                scan(f"rows_{d}_{k}", rows.of_positions(part), INDEX, 1) for k, part in enumerate(where)
+            ]
+        elif ndim > 2:
             longest = k_max if dirs == 1 else None
             table = scan(f"rows_{d}", rows.of_samples(where[0], 2), INDEX, longest)
             table = body.slice(table, 0, count)
@@ -114,14 +113,10 @@ def _write_loop(
                     state += positions(f"face_{d}_{k}", faces.at_positions(d, k), dtype, features)
             previous[k].append(state)
 
-    x_here, valid = (
-        values and positions(name, graph("Gather", values, tables.orders, axis=0), dtype, features)
-        for name, values, dtype, features in (
-            ("x", x, sweep.dtype, sweep.features),
-            ("mask", mask, STATE_DTYPE, 1),
-        )
-    )
-    assert x_here is not None
+    x_here = positions("x", graph("Gather", x, tables.orders, axis=0), sweep.dtype, sweep.features)
+    valid = None
+    if mask is not None:
+        valid = positions("mask", graph("Gather", mask, tables.orders, axis=0), STATE_DTYPE, 1)
     new = step(previous, x_here, valid)
     after = list(new)
     for k, (value, (features, dtype)) in enumerate(zip(new, sweep.parts, strict=True)):
