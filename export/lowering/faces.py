@@ -87,28 +87,14 @@ class Faces:
         padded = graph("Pad", self.parts[part][d], graph.integers(1, 0, 0, 0, 0, 0))
         return graph("Gather", padded, self.lines[d], axis=0)
 
-    def exit_states(self, body: Graph, new: Value, padded: Value) -> tuple[Value, int | None]:
-        """The states of a wavefront among which final ones are, and the number of their positions.
-
-        Args:
-            body: the body of the loop.
-            new: the states of the wavefront, (K, N, features).
-            padded: the same padded to L positions.
-
-        Returns:
-            On two axes the first and the last position, and 2. On more all positions, and None for L.
-        """
-        if self.are_rows:
-            return body("Gather", new, body.integers(0, -1), axis=0), 2
-        return padded, None
-
     def final(self, h: Value, states: Value | None) -> Value:
         """(N, F, 1, 1 + S, n), the final states.
 
         Args:
             h: (N, P, 1, n).
-            states: those beside h: `exit_states` of all wavefronts, (T, …, N, features), or on one axis
-                those after the last wavefront, (1, N, features); None if the cell has none.
+            states: those beside h, None if the cell has none: on one axis after the last wavefront,
+                (1, N, features); on two axes at the first and the last position of each wavefront,
+                (T, 2, N, features); on more at all positions, (T, L, N, features).
         """
         graph, units = self.graph, self.sweep.units
         exits = self._exit_positions()
@@ -151,7 +137,7 @@ class Faces:
         return graph.concat(faces, axis=0)
 
     def _exit_rows(self, exits: Value) -> Value:
-        """(F,) for each line the row of its last position in `exit_states` of all wavefronts."""
+        """(F,) for each line the row of its last position in the states of all wavefronts, see `final`."""
         graph = self.graph
         if not self.are_rows:
             rows = graph("Squeeze", self.tables.output_rows, graph.integers(1))  # (P,)

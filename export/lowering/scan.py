@@ -65,7 +65,7 @@ def _write_loop(
 
     Returns:
         The parts of the state after the last iteration, h of all iterations, (T, L, N, n) or
-        (T, dirs, L·N, n), and on two and more axes with faces `Faces.exit_states` of all iterations.
+        (T, dirs, L·N, n), and on two and more axes with faces the states beside h, see `Faces.final`.
     """
     ndim, dirs, k_max = len(sweep.grid), sweep.dirs, tables.max_count
     loop = Loop(graph)
@@ -130,8 +130,10 @@ def _write_loop(
             after[k] = body("Pad", value, pads)  # L positions
     outputs = [(after[0], sweep.dtype, shape(state_rows, sweep.units))]
     if faces is not None and ndim > 1 and len(new) > 1:
-        states_at_exit, count_at_exit = faces.exit_states(body, new[1], after[1])
-        outputs.append((states_at_exit, STATE_DTYPE, shape(count_at_exit or state_rows, sweep.parts[1][0])))
+        others, extent = after[1], state_rows
+        if faces.are_rows:
+            others, extent = body("Gather", new[1], body.integers(0, -1), axis=0), 2
+        outputs.append((others, STATE_DTYPE, shape(extent, sweep.parts[1][0])))
     return loop.finish(after, outputs)
 
 
