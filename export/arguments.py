@@ -96,7 +96,7 @@ def read_spec(
         example=None if x is None else x.float(),
     )
     if example_grid is None and grid and None not in grid:
-        example_grid = tuple(grid)
+        example_grid = tuple(extent for extent in grid if extent)
     return spec.completed(example_grid, grid is not None)
 
 
