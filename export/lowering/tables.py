@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -107,63 +106,61 @@ def constant_tables(graph: Graph, sweep: Sweep) -> ScanTables:
     )
 
 
-class _Order(NamedTuple):
-    """The way of a sweep in the direction (1, 1, …), as int64 values of the graph.
-
-    Attributes:
-        coordinates: as in `ScanTables`.
-        positions: (T, K_max) the flat positions in visiting order.
-        front: (P,) the wavefront of each flat position.
-        row: (P,) its row in the state.
-        counts: (T,) K of each wavefront.
-        max_count: (1,) K_max.
-        predecessors: as in `ScanTables`.
-    """
-
-    coordinates: list[Value]
-    positions: Value
-    front: Value
-    row: Value
-    counts: Value
-    max_count: Value
-    predecessors: list[tuple[Value, ...]]
-
-
 def computed_tables(graph: Graph, sweep: Sweep) -> ScanTables:
     """The tables for any extents ≥ 1, computed in the graph from the shape of x (N, *grid, C)."""
-    ndim, one = len(sweep.grid), graph.integers(1)  # int64 (1,); Python numbers would become float32
+    return _planar_tables(graph, sweep) if len(sweep.grid) <= 2 else _spatial_tables(graph, sweep)
+
+
+def _planar_tables(graph: Graph, sweep: Sweep) -> ScanTables:
+    """`computed_tables` for one or two axes, in closed form.
+
+    Wavefront t of a grid H×W holds the positions (r, t − r), first ≤ r ≤ last, with
+    first = max(0, t − W + 1) and last = min(t, H − 1). One axis is a grid with H = 1.
+    """
+    ndim = len(sweep.grid)
+    zero, one = graph.integers(0), graph.integers(1)  # int64 (1,); Python numbers would become float32
     extents = [graph("Shape", sweep.x, start=1 + d, end=2 + d) for d in range(ndim)]
-    strides = [one]  # flat distance of one step along each axis
-    for extent in reversed(extents[1:]):
-        strides.insert(0, strides[0] * extent)
-    order = _planar_order(graph, extents) if ndim <= 2 else _spatial_order(graph, extents, strides)
-    state_rows = order.max_count + graph.integers(extra_rows(ndim))
-    orders, output_rows = [], []
-    for k, direction in enumerate(sweep.directions):
-        positions, front, row = order.positions, order.front, order.row
-        if min(direction) < 0:
-            axes = zip(order.coordinates, direction, extents, strides, strict=True)
-            # (P,) where each flat position lands if every axis with sign −1 is reversed; its own inverse
-            reflected = total(
-                [
-                    mirrored(graph, coordinate, sign, extent) * stride
-                    for coordinate, sign, extent, stride in axes
-                ]
-            )
-            positions = graph("Gather", reflected, positions)
-            front, row = graph("Gather", front, reflected), graph("Gather", row, reflected)
-        orders.append(positions if sweep.dirs == 1 else graph("Unsqueeze", positions, one))
-        output_row = (front * graph.integers(sweep.dirs) + graph.integers(k)) * state_rows + row
-        output_rows.append(graph("Unsqueeze", output_row, one))
+    height, width = extents if ndim == 2 else (one, extents[0])
+    t = graph.arange(height + width - one)  # (T,)
+    first = graph("Max", t - width + one, zero)
+    last = graph("Min", t, height - one)
+    counts = last - first + one
+    max_count = graph("Min", height, width) if ndim == 2 else one
+    state_rows = max_count + graph.integers(extra_rows(ndim))
+
+    def column(values: Value) -> Value:
+        return graph("Unsqueeze", values, one)  # (T,) → (T, 1)
+
+    moved = first - graph("Max", t - width, zero)  # (T,) whether `first` is one more than before
+    prev_firsts = [moved, moved + one] if ndim == 2 else []
+    row = graph("Min", column(first) + graph.arange(max_count), column(last))  # (T, K_max)
+    # For the way back, the row (H, 1) and the column (1, W) of every position.
+    grid_row, grid_column = column(graph.arange(height)), graph("Unsqueeze", graph.arange(width), zero)
+    orders, places = [], []
+    for signs in sweep.directions:
+        row_sign, column_sign = (1, *signs)[-2:]
+        r = mirrored(graph, row, row_sign, height)
+        k = mirrored(graph, column(t) - row, column_sign, width)
+        orders.append(r * width + k)
+        r = mirrored(graph, grid_row, row_sign, height)
+        k = mirrored(graph, grid_column, column_sign, width)
+        front = r + k  # (H, W)
+        place = r - graph("Max", front - width + one, zero)  # in its wavefront
+        place = place + one if ndim == 2 else place  # in the state
+        places.append((graph.reshape(front, -1), graph.reshape(place, -1)))
+    shape = graph.concat([height, width], axis=0)
+    coordinates = [
+        graph.reshape(graph("Expand", values, shape), -1) for values in (grid_row, grid_column)[-ndim:]
+    ]
     return ScanTables(
-        coordinates=order.coordinates,
-        max_count=1 if ndim == 1 else None,
+        coordinates=coordinates,
+        max_count=None if ndim == 2 else 1,
         state_rows=state_rows,
-        counts=graph("Unsqueeze", order.counts, one),
-        missing=graph("Unsqueeze", state_rows - one - order.counts, one),
-        predecessors=order.predecessors,
-        orders=graph.concat(orders, axis=1),
-        output_rows=graph.concat(output_rows, axis=1),
+        counts=column(counts),
+        missing=column(state_rows - one - counts),
+        predecessors=[(column(rows), column(rows + counts)) for rows in prev_firsts] or [()],
+        orders=_stacked(graph, orders),
+        output_rows=_output_rows(graph, places, state_rows),
     )
 
 
@@ -172,50 +169,38 @@ def mirrored(graph: Graph, coordinates: Value, sign: int, extent: Value) -> Valu
     return coordinates if sign > 0 else extent - graph.integers(1) - coordinates
 
 
-def _planar_order(graph: Graph, extents: Sequence[Value]) -> _Order:
-    """The order on one or two axes, in closed form.
+def _stacked(graph: Graph, orders: Sequence[Value]) -> Value:
+    """The orders (T, K_max) of all directions as `ScanTables` has them."""
+    if len(orders) == 1:
+        return orders[0]
+    return graph.concat([graph("Unsqueeze", order, graph.integers(1)) for order in orders], axis=1)
 
-    Wavefront t of a grid H×W holds the positions (r, t − r), first ≤ r ≤ last, with
-    first = max(0, t − W + 1) and last = min(t, H − 1). One axis is a grid with H = 1.
+
+def _output_rows(graph: Graph, places: Sequence[tuple[Value, Value]], state_rows: Value) -> Value:
+    """(P, dirs), see `ScanTables`.
+
+    Args:
+        graph: the graph to add nodes to.
+        places: for each direction the wavefront (P,) of each flat position, and the row (P,) in its state.
+        state_rows: L.
     """
-    ndim, zero, one = len(extents), graph.integers(0), graph.integers(1)
-    height, width = extents if ndim == 2 else (one, extents[0])
-    t = graph.arange(height + width - one)  # (T,)
-    first = graph("Max", t - width + one, zero)
-    last = graph("Min", t, height - one)
-    counts = last - first + one
-    max_count = graph("Min", height, width) if ndim == 2 else one
-
-    def column(values: Value) -> Value:
-        return graph("Unsqueeze", values, one)  # (T,) → (T, 1)
-
-    r = graph("Min", column(first) + graph.arange(max_count), column(last))  # (T, K_max)
-    positions = r * width + (column(t) - r)
-    moved = first - graph("Max", t - width, zero)  # (T,) whether `first` is one more than before
-    prev_firsts = [moved, moved + one] if ndim == 2 else []
-    grid = graph.concat([height, width], axis=0)
-    coordinates = [  # (P,) each
-        graph.reshape(graph("Expand", values, grid), -1)
-        for values in (column(graph.arange(height)), graph("Unsqueeze", graph.arange(width), zero))
-    ]
-    front = total(coordinates)
-    row = coordinates[0] - graph("Max", front - width + one, zero)  # in its wavefront
-    return _Order(
-        coordinates=coordinates[-ndim:],
-        positions=positions,
-        front=front,
-        row=row + one if ndim == 2 else row,
-        counts=counts,
-        max_count=max_count,
-        predecessors=[(column(rows), column(rows + counts)) for rows in prev_firsts] or [()],
-    )
+    columns = []
+    for k, (front, row) in enumerate(places):
+        index = (front * graph.integers(len(places)) + graph.integers(k)) * state_rows + row
+        columns.append(graph("Unsqueeze", index, graph.integers(1)))
+    return graph.concat(columns, axis=1)
 
 
-def _spatial_order(graph: Graph, extents: Sequence[Value], strides: Sequence[Value]) -> _Order:
-    """The order on three and more axes, by sorting the positions."""
-    zero, one = graph.integers(0), graph.integers(1)
+def _spatial_tables(graph: Graph, sweep: Sweep) -> ScanTables:
+    """`computed_tables` for three and more axes, by sorting the positions."""
+    ndim = len(sweep.grid)
+    zero, one = graph.integers(0), graph.integers(1)  # int64 (1,); Python numbers would become float32
+    extents = [graph("Shape", sweep.x, start=1 + d, end=2 + d) for d in range(ndim)]
+    strides = [one]  # flat distance of one step along each axis
+    for extent in reversed(extents[1:]):
+        strides.insert(0, strides[0] * extent)
     position_count = strides[0] * extents[0]  # P
-    flat = graph.arange(position_count)  # (P,) 0 … P − 1
+    flat = graph.arange(position_count)  # (P) 0 … P − 1
     quotient = flat
     coordinates: list[Value] = []
     for extent in reversed(extents[1:]):
@@ -223,7 +208,7 @@ def _spatial_order(graph: Graph, extents: Sequence[Value], strides: Sequence[Val
         coordinates.insert(0, graph("Mod", quotient, extent))
         quotient = graph("Div", quotient, extent)
     coordinates.insert(0, quotient)
-    front = total(coordinates)
+    front = total(coordinates)  # (P,) the wavefront of each flat position
     front_count = total([extent - one for extent in extents]) + one  # T
     # ONNX has no sort, but TopK of all P is one. It keeps the order of equal values, so that positions of a
     # wavefront stay in row-major order, as in `wavefronts`.
@@ -231,16 +216,40 @@ def _spatial_order(graph: Graph, extents: Sequence[Value], strides: Sequence[Val
     inverse_order = graph("ScatterElements", flat, order, flat, axis=0)
     zeros = graph("Expand", zero, front_count)
     ones = graph("Expand", one, position_count)
-    counts = graph("ScatterElements", zeros, front, ones, axis=0, reduction="add")  # (T,) a bincount
+    counts = graph(
+        "ScatterElements", zeros, front, ones, axis=0, reduction="add"
+    )  # (T,) K of each wavefront: a bincount
     starts = graph("CumSum", counts, graph.scalar(0), exclusive=1)
-    max_count = graph("ReduceMax", counts, keepdims=1)
+    max_count = graph("ReduceMax", counts, keepdims=1)  # K_max
+    state_rows = max_count + graph.integers(extra_rows(ndim))
     visits = graph("Unsqueeze", starts, one) + graph.arange(max_count)  # (T, K_max)
-    positions = graph("Gather", order, graph("Min", visits, position_count - one))
-    row = inverse_order - graph("Gather", starts, front) + one
+    positions = graph("Gather", order, graph("Min", visits, position_count - one))  # (T, K_max) flat
+    row = inverse_order - graph("Gather", starts, front) + one  # (P,) of each position in its state
     predecessors: list[tuple[Value, ...]] = []
     for coordinate, stride in zip(coordinates, strides, strict=True):
         # Outside the grid this is a valid but wrong index, which Where replaces.
         prev_row = graph("Gather", row, graph("Max", flat - stride, zero))
         prev_row = graph("Where", graph("Equal", coordinate, zero), zero, prev_row)  # (P,)
         predecessors.append((graph("Gather", prev_row, positions),))
-    return _Order(coordinates, positions, front, row, counts, max_count, predecessors)
+    orders, places = [], []
+    for direction in sweep.directions:
+        reflected = total(
+            [
+                mirrored(graph, coordinate, sign, extent) * stride
+                for sign, coordinate, extent, stride in zip(
+                    direction, coordinates, extents, strides, strict=True
+                )
+            ]
+        )  # (P,) where each flat position lands if every axis with sign −1 is reversed
+        orders.append(graph("Gather", reflected, positions))  # a reflection is its own inverse
+        places.append((graph("Gather", front, reflected), graph("Gather", row, reflected)))
+    return ScanTables(
+        coordinates=coordinates,
+        max_count=None,
+        state_rows=state_rows,
+        counts=graph("Unsqueeze", counts, one),
+        missing=graph("Unsqueeze", state_rows - one - counts, one),
+        predecessors=predecessors,
+        orders=_stacked(graph, orders),
+        output_rows=_output_rows(graph, places, state_rows),
+    )
