@@ -17,15 +17,16 @@ from mdlstm_tk.errors import InputError, MDLSTMError, require
 from mdlstm_tk.export.arguments import read_spec
 from mdlstm_tk.export.capture import capture
 from mdlstm_tk.export.lowering.functions import outline
-from mdlstm_tk.export.lowering.lower import FORMS, Form, lower
+from mdlstm_tk.export.lowering.lower import FORMS, lower
 from mdlstm_tk.export.model_file import ExportReport, check_onnx, check_parent_folder, serialize
 from mdlstm_tk.export.quantization import quantize
 from mdlstm_tk.export.spec import Examples, ExportSpec
-from mdlstm_tk.export.tiles import check_tile_options, export_tiles
-from mdlstm_tk.export.verification.cases import Array, ExampleRange
+from mdlstm_tk.export.tiles import export_tiles
+from mdlstm_tk.export.verification.cases import ExampleRange
 from mdlstm_tk.export.verification.export_verifier import write_verified
 from mdlstm_tk.export.verification.parity import ATOL
-from mdlstm_tk.runtime.metadata import Dtype
+from mdlstm_tk.runtime.choices import Dtype, Form
+from mdlstm_tk.runtime.io.npy import Array
 
 ATOLS: dict[Dtype, float] = {"float32": ATOL, "float16": 5e-3, "int8": 5e-2}
 
@@ -121,10 +122,29 @@ def export_onnx(
     require("onnxruntime", "cpu")
     start = time.perf_counter()
     path = Path(path)
+    if isinstance(grid, int):
+        raise InputError(f"grid must hold an extent for each axis, as in ({grid}, {grid}), got {grid}")
     form = form or default_form(grid)
     if form == "tiles":
-        check_tile_options(grid, padded, multiple_of, dtype, functions)
-        return export_tiles(module, path, channels=channels, metadata=metadata, atol=atol)
+        # x and channels_last are not needed, so that the same call may name any form.
+        options = {
+            "a size": grid,
+            "padded samples": padded,
+            "multiple_of": multiple_of,
+            f"dtype {dtype}": dtype != "float32",
+            "functions": functions,
+            "extra_inputs": extra_inputs,
+            "output_names": output_names,
+            "example_range": example_range,
+        }
+        if option := next((name for name, value in options.items() if value), None):
+            raise InputError(
+                f"form 'tiles' is for any size, in float32, and does not go together with {option}; leave "
+                "that out"
+            )
+        return export_tiles(
+            module, path, channels=channels, verify_inputs=verify_inputs, metadata=metadata, atol=atol
+        )
     if form not in FORMS:
         raise InputError(f"form must be one of {', '.join(FORMS)}, tiles, got '{form}'")
     if dtype not in ATOLS:
@@ -147,7 +167,7 @@ def export_onnx(
         output_names=output_names,
     )
     file_metadata = spec.metadata(form, dtype, metadata or {})
-    model = _lowered(spec, form, dtype)
+    model = _build_model(spec, form, dtype)
     if functions:
         model = outline(model)
     check_onnx(model, "the exported model")
@@ -161,19 +181,19 @@ def default_form(grid: Sequence[int | None] | None) -> Form:
     return "scan" if grid and None in grid else "unrolled"
 
 
-def _lowered(spec: ExportSpec, form: Form, dtype: Dtype) -> onnx.ModelProto:
+def _build_model(spec: ExportSpec, form: Form, dtype: Dtype) -> onnx.ModelProto:
     """The network in standard operators."""
     quantized = dtype == "int8"
     network = copy.deepcopy(spec.interface).to(torch.float32 if quantized else getattr(torch, dtype))
     free_axes, names = spec.free_axes(), spec.output_names
     # torch takes an extent of 1 for a constant, in the middle of a network as well. Free extents are
     # therefore traced, which takes no computation, so large that strides leave more than 1.
-    grid = tuple(own or 8 * extent for own, extent in zip(spec.grid, spec.example_grid, strict=True))
+    grid = tuple(fixed or 8 * extent for fixed, extent in zip(spec.grid, spec.example_grid, strict=True))
     try:
-        captured = capture(network, spec.examples(grid), free_axes, names)
+        graph = capture(network, spec.examples(grid), free_axes, names)
     except MDLSTMError:
-        captured = capture(network, spec.examples(spec.example_grid), free_axes, names)
-    model = lower(captured, form, separate_products=quantized)
+        graph = capture(network, spec.examples(spec.example_grid), free_axes, names)
+    model = lower(graph, form, separate_products=quantized)
     _declare_outputs(model, spec)
     return quantize(model) if quantized else model
 

@@ -13,8 +13,9 @@ from torch.nn.modules.conv import _ConvNd
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.interface import Interface, eval_copy, mdlstm_layers
 from mdlstm_tk.export.spec import Examples, ExportSpec, Extents, Shape
-from mdlstm_tk.export.verification.cases import ExampleRange, Grid, sampler
+from mdlstm_tk.export.verification.cases import ExampleRange, sampler
 from mdlstm_tk.layer import MDLSTM
+from mdlstm_tk.runtime.shapes import Grid
 
 
 def read_spec(
@@ -48,7 +49,7 @@ def read_spec(
                 f"the weights of {name} hold NaN, first in {key}; export a network without NaN"
             )
     x, further = _read_examples(module, example_inputs, extra_inputs or {})
-    padded = padded or further.pop("sizes", None) is not None
+    padded = further.pop("sizes", None) is not None or padded
     _check_names(module, [*(["sizes"] if padded else []), *further])
     layer = next(mdlstm_layers(network), None)
     says_channels = channels is not None or channels_last is not None
@@ -73,8 +74,8 @@ def read_spec(
                 "example_inputs=(x, …)"
             )
         channels = layer.input_size
-    of_example = None if x is None else tuple(x.shape[1:-1] if channels_last else x.shape[2:])
-    ndim = len(of_example or grid or (layer.ndim if layer else 2) * (1,))
+    example_grid = None if x is None else tuple(x.shape[1:-1] if channels_last else x.shape[2:])
+    ndim = len(example_grid or grid or (layer.ndim if layer else 2) * (1,))
     spec = ExportSpec(
         interface=Interface(
             network,
@@ -84,7 +85,7 @@ def read_spec(
             channel_axis=channel_axis,
             channels_last=channels_last,
         ),
-        grid=_extents(grid, of_example, ndim, any_size),
+        grid=_extents(grid, example_grid, ndim, any_size),
         channels=channels,
         channels_last=channels_last,
         padded=padded,
@@ -94,8 +95,9 @@ def read_spec(
         draw=sampler("x", example_range, x, network),
         example=None if x is None else x.float(),
     )
-    given = tuple(extent for extent in grid or () if extent)
-    return spec.completed(of_example or (given if len(given) == ndim else None), grid is not None)
+    if example_grid is None and grid and None not in grid:
+        example_grid = tuple(extent for extent in grid if extent)
+    return spec.completed(example_grid, grid is not None)
 
 
 def _read_examples(
@@ -132,15 +134,16 @@ def _read_examples(
 
 def _converted(name: str, value: Tensor) -> Tensor:
     """An example as float32 or int64, the types that a session passes on."""
-    value = value.detach().cpu()
-    if value.is_floating_point():
-        return value.float()
-    if value.dtype == torch.bool or value.is_complex() or value.dim() == 0:
+    is_number = isinstance(value, Tensor) and value.dtype != torch.bool and not value.is_complex()
+    if not is_number or value.dim() == 0 or len(value) == 0:
+        kind = type(value).__name__
+        if isinstance(value, Tensor):
+            kind = f"{value.dtype} of shape {tuple(value.shape)}"
         raise InputError(
-            f"the input '{name}' must be a batch (N, …) of floats or integers, "
-            f"got {value.dtype} of shape {tuple(value.shape)}"
+            f"the input '{name}' must be a tensor (N, …) of floats or integers with N ≥ 1, got {kind}"
         )
-    return value.long()
+    value = value.detach().cpu()
+    return value.float() if value.is_floating_point() else value.long()
 
 
 def _check_names(module: nn.Module, names: Sequence[str]) -> None:
@@ -148,11 +151,11 @@ def _check_names(module: nn.Module, names: Sequence[str]) -> None:
     network, parameters = type(module).__name__, inspect.signature(module.forward).parameters.values()
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    accepted = [p.name for p in named]
+    accepted = [p.name for p in named[1:]]
     for name in names:
-        if name not in accepted and not takes_any:
+        if name == "x" or (name not in accepted and not takes_any):
             raise InputError(
-                f"{network}.forward has no argument '{name}', it has {', '.join(accepted)}; "
+                f"{network}.forward takes no input '{name}' after x, but {', '.join(accepted) or 'none'}; "
                 f"change {'padded' if name == 'sizes' else 'extra_inputs'}=..."
             )
     if missing := [p.name for p in named[1:] if p.default is p.empty and p.name not in names]:
@@ -184,7 +187,7 @@ def _check_example(shape: Shape, channels_last: bool, arguments: Mapping[str, An
     extents, features = (shape[1:-1], shape[-1]) if channels_last else (shape[2:], shape[1])
     wrong_grid = grid is not None and (
         len(grid) != len(extents)
-        or any(given not in (None, extent) for given, extent in zip(grid, extents, strict=True))
+        or any(expected not in (None, extent) for expected, extent in zip(grid, extents, strict=True))
     )
     if wrong_grid or channels not in (None, features):
         described = ", ".join(f"{name}={value}" for name, value in arguments.items() if value is not None)
@@ -195,7 +198,7 @@ def _check_example(shape: Shape, channels_last: bool, arguments: Mapping[str, An
 
 
 def _extents(
-    grid: Sequence[int | None] | None, of_example: Grid | None, ndim: int, any_size: bool
+    grid: Sequence[int | None] | None, example_grid: Grid | None, ndim: int, any_size: bool
 ) -> Extents:
     """The extents to export for."""
     if grid is not None and any(
@@ -204,7 +207,7 @@ def _extents(
         raise InputError(f"grid must hold extents of at least 1, or None for a free one, got {tuple(grid)}")
     if any_size:
         return tuple(grid) if grid and None in grid else (None,) * ndim
-    extents: Extents = tuple(grid or of_example or ())
+    extents: Extents = tuple(grid or example_grid or ())
     if not extents:
         raise InputError(
             "form 'unrolled' needs a grid; give grid=... or example_inputs=..., or form=\"scan\" for any "

@@ -20,7 +20,7 @@ from mdlstm_tk.benchmark import Shape, contenders, interleave, ratios_of, torch_
 from mdlstm_tk.export.api import export_onnx
 from mdlstm_tk.export.lowering.lower import FORMS
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.runtime.metadata import Dtype
+from mdlstm_tk.runtime.choices import Dtype
 
 RUNTIME_SHAPES = (
     Shape(16, (8, 8), 1, 16),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ DOMAIN = "mdlstm"
 OPSET = 18  # has LayerNormalization (from 17 on); ONNX Runtime 1.20, the oldest supported, reads up to 21
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 TENSORS = SweepInputs._fields[: SweepInputs._fields.index("signs")]  # the inputs of a node
+EXPORT_LOCK = threading.RLock()
 EXTENT_NAMES = {1: ["length"], 2: ["height", "width"], 3: ["depth", "height", "width"]}
 
 
@@ -65,21 +67,15 @@ def capture(
     """
     first_name, *extra_names = examples
     interface = module if isinstance(module, Interface) else Interface(module, extra_names)
-    by_name = free_axes or {}
-    count = len(by_name.get(first_name, ()))
+    free_axes = free_axes or {}
+    count = len(free_axes.get(first_name, ()))
     extent_names = EXTENT_NAMES.get(count, [f"extent_{d + 1}" for d in range(count)])
     dims = [torch.export.Dim(name) for name in extent_names]
     batch = torch.export.Dim("batch")
-    axes_of = {
-        name: {
-            0: batch,
-            **{
-                axis: dim if multiple == 1 else multiple * dim
-                for (axis, multiple), dim in zip(by_name.get(name, {}).items(), dims, strict=False)
-            },
-        }
-        for name in examples
-    }
+    axes_of: dict[str, dict[int, Any]] = {name: {0: batch} for name in examples}
+    for name, multiples in free_axes.items():
+        for (axis, multiple), dim in zip(multiples.items(), dims, strict=True):
+            axes_of[name][axis] = dim if multiple == 1 else multiple * dim
     further = tuple(axes_of[name] for name in extra_names)
     try:
         with exporter_silenced(), torch.no_grad():
@@ -155,11 +151,16 @@ def _register_schema() -> None:
 
 @contextlib.contextmanager
 def exporter_silenced() -> Iterator[None]:
-    """Suppress the exporter's notes about optional packages and its own deprecation warnings."""
-    disabled = logging.root.manager.disable
-    logging.disable(max(disabled, logging.ERROR))
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(disabled)
+    """Suppress the exporter's notes about optional packages and its own deprecation warnings.
+
+    One thread at a time: levels of logging and filters of warnings belong to the process, and two threads
+    would restore each other's.
+    """
+    with EXPORT_LOCK:
+        disabled = logging.root.manager.disable
+        logging.disable(max(disabled, logging.ERROR))
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                yield
+        finally:
+            logging.disable(disabled)

@@ -15,7 +15,7 @@ from torch import nn
 from mdlstm_tk._util.text import printable
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError, ParityError, require
-from mdlstm_tk.export.interface import Interface
+from mdlstm_tk.export.interface import Interface, eval_copy
 from mdlstm_tk.export.lowering.row import INPUTS, OUTPUTS, row_graph, state_size
 from mdlstm_tk.export.model_file import check_onnx, check_parent_folder
 from mdlstm_tk.export.run_export import find_checkpoint
@@ -58,8 +58,8 @@ def export_drawing(
         The path of the file.
 
     Raises:
-        InputError: there is no such run or folder, its network is another, or the file exists and `force`
-            is false.
+        InputError: there is no such run or folder, its network is another, the file exists and `force` is
+            false, or an extent of `size` is below 1.
         ParityError: ONNX Runtime disagrees with the network. Nothing is written.
         MissingExtraError: ONNX Runtime is not installed.
     """
@@ -67,7 +67,11 @@ def export_drawing(
     run: Run | None = None
     fields: dict[str, Any] = {}
     if isinstance(source, nn.Module):
-        network, label = source, "the given module"
+        network, label = eval_copy(source), "the given module"
+        if isinstance(destination, ExportTarget):
+            raise InputError("a page is made of a run; give a run, or a file name as destination=...")
+        if destination is None:
+            raise InputError("export_drawing needs a file name for a network; give destination=...")
     else:
         run, checkpoint_path = find_checkpoint(source)
         checkpoint = load_checkpoint(checkpoint_path)
@@ -84,12 +88,11 @@ def export_drawing(
             f"{label} is of type {type(network).__name__}; only a PixelNet, the network pixel, is exported "
             "to draw images"
         )
+    target = destination if isinstance(destination, ExportTarget) else None
     with tempfile.TemporaryDirectory() as scratch:
-        if isinstance(destination, ExportTarget):
-            destination.prepare(1)
+        if target:
+            target.prepare(1)
             path = Path(scratch) / DEFAULT_NAME
-        elif destination is None and run is None:
-            raise InputError("export_drawing needs a file name for a network; give destination=...")
         else:
             path = run.folder if destination is None and run else Path(str(destination))
             path = path if path.suffix == ".onnx" else path / DEFAULT_NAME
@@ -99,11 +102,7 @@ def export_drawing(
         model = drawing_model(network, size or DEFAULT_SIZE, **fields, parity=parity)
         with atomic_write(path) as temporary:
             temporary.write_bytes(model.SerializeToString())
-        if isinstance(destination, ExportTarget):
-            if run is None:
-                raise InputError("a page is made of a run; give a run, or a file name as destination=...")
-            return destination.add(path, run, None)
-    return path
+        return target.add(path, run, None) if target and run else path
 
 
 def drawing_model(network: PixelNet, size: tuple[int, int], **fields: Any) -> onnx.ModelProto:
@@ -113,6 +112,9 @@ def drawing_model(network: PixelNet, size: tuple[int, int], **fields: Any) -> on
         network: the network.
         size: (H, W) of the training images.
         **fields: more fields of `mdlstm_tk.runtime.Metadata`.
+
+    Raises:
+        InputError: an extent or a field could not be read again.
     """
     model = row_graph(network)
     check_onnx(model, "the exported model")
@@ -131,6 +133,7 @@ def drawing_model(network: PixelNet, size: tuple[int, int], **fields: Any) -> on
         drawing={"size": list(size), "levels": network.levels, "state": state_size(network)},
         **fields,
     )
+    metadata.check()
     onnx.helper.set_model_props(model, metadata.to_props())
     return model
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.verification.cases import Array
 from mdlstm_tk.layer import MDLSTM
+from mdlstm_tk.runtime.io.npy import Array
 
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # of inputs, by networks
 
@@ -25,7 +25,7 @@ class Interface(nn.Module):
     Args:
         network: the network; it is copied to the CPU, in eval mode and without the wrappers of
             `torch.compile`.
-        names: the inputs after x of a call by position.
+        names: the inputs of `forward` after x, in order.
         output_names: as for `named_outputs`.
         integer: x holds integers.
         channel_axis: the network's x has an axis of channels.
@@ -105,7 +105,6 @@ class Interface(nn.Module):
 def eval_copy(module: nn.Module) -> nn.Module:
     """A copy of a network on the CPU in eval mode, without the wrappers of `torch.compile`: compiling it
     for each grid of a verification would take far longer than running it."""
-
     network = nn.ModuleDict({"network": copy.deepcopy(module)}).cpu().eval()
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):

@@ -13,16 +13,14 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.api import default_form, export_onnx
-from mdlstm_tk.export.lowering.lower import Form
 from mdlstm_tk.export.model_file import ExportReport, check_parent_folder
+from mdlstm_tk.export.spec import Extents
 from mdlstm_tk.export.targets import ExportTarget
 from mdlstm_tk.export.verification.cases import task_inputs
+from mdlstm_tk.runtime.choices import Dtype, Form
 from mdlstm_tk.runtime.io.files import ensure_writable
-from mdlstm_tk.runtime.metadata import Dtype
 from mdlstm_tk.runtime.tiles.archive import SUFFIX
 from mdlstm_tk.training import Run, load_checkpoint, open_run
-
-Extents = tuple[int | None, ...]
 
 
 def export_run(
@@ -100,7 +98,8 @@ def export_run_sizes(
         grids: extents to export for; None among them as for `export_run`.
         destination: a file name that ends in `.onnx` (for one grid), a folder, or an `ExportTarget`; the
             run's folder if None.
-        form: as for `export_onnx`; None: the form that the target prefers, or as for `export_onnx`.
+        form: as for `export_onnx`. None: the form that the target prefers, else "scan" if an extent of a
+            grid is free, else "unrolled".
         force: replace existing files.
         **options: padded, multiple_of, dtype, functions, atol, as for `export_run`.
 
@@ -118,7 +117,8 @@ def export_run_sizes(
     if resize and None in resize and form != "tiles":  # all images have one height, and any width
         grids = [grid or resize for grid in grids]
     target = destination if isinstance(destination, ExportTarget) else None
-    form = form or (target.preferred_form if target else default_form(grids[0]))
+    extents = [extent for grid in grids for extent in grid or ()]
+    form = form or (target.preferred_form if target else default_form(extents))
     if form == "tiles" and target:
         raise InputError("form 'tiles' is for files; leave out the server's repository or the web page")
     if form == "unrolled":
@@ -143,7 +143,8 @@ def export_run_sizes(
         paths = _paths(run, grids, None if output is None else Path(output), form, force)
         reports = []
         for grid, path in zip(grids, paths, strict=True):
-            known = tuple(extent for extent in grid or () if extent)
+            fixed = tuple(extent for extent in grid or () if extent)
+            samples = task_inputs(spec.name, fixed if len(fixed) == len(spec.size) else spec.size)
             report = export_onnx(
                 checkpoint.network(),
                 path,
@@ -151,7 +152,7 @@ def export_run_sizes(
                 form=form,
                 channels=spec.channels,
                 channels_last=True,
-                verify_inputs=task_inputs(spec.name, known if len(known) == len(spec.size) else spec.size),
+                verify_inputs=samples,
                 metadata=metadata,
                 **options,
             )

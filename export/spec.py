@@ -15,9 +15,12 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.interface import REFUSALS, Interface, first_line, mdlstm_layers
-from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Array, Draw, Grid, odd_grids, sampler
+from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Draw, odd_grids, sampler
 from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.metadata import Dtype, Form, layout_of
+from mdlstm_tk.runtime.choices import Dtype, Form
+from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.metadata import layout_of
+from mdlstm_tk.runtime.shapes import Grid
 
 Extents = tuple[int | None, ...]
 Shape = tuple[int, ...]
@@ -84,6 +87,11 @@ class ExportSpec:
         first |= {name: self._first_grid_axis(self.extra_inputs[name]) for name in self.grid_inputs}
         return {name: {axis + d: self.multiple_of[d] for d in free} for name, axis in first.items()}
 
+    def fits(self, grid: Grid) -> bool:
+        """True if a grid has the fixed extents, and multiples of `multiple_of` along the free axes."""
+        axes = zip(grid, self.grid, self.multiple_of, strict=True)
+        return all(extent == fixed if fixed else extent % m == 0 for extent, fixed, m in axes)
+
     def inputs(self, grid: Grid, batch: int, seed: int = 0) -> dict[str, Array]:
         """Random inputs on a grid, but `sizes`; x comes first."""
         shape = (*grid, self.channels) if self.channels_last else (self.channels, *grid)
@@ -114,34 +122,36 @@ class ExportSpec:
         return {"x": x, **sizes, **dict(zip(self.extra_inputs, further, strict=True))}
 
     def metadata(self, form: Form, dtype: Dtype, fields: Mapping[str, Any]) -> Metadata:
-        """The metadata of the exported file; `fields` are the ones that the network does not tell.
+        """The metadata of the exported file; `fields` are those that do not follow from the network.
 
         Raises:
-            InputError: the file could not be read again, such as for the name of a class.
+            InputError: a field is unknown, or could not be read again, such as the name of a class.
         """
         name, *further_names = self.output_names
         y_shape = self.shapes[self.example_grid][name]
         feature_axis = 1 if not self.channels_last and len(y_shape) == self.ndim + 2 else -1
-        interface = self.interface
-        metadata = Metadata(
-            version=__version__,
-            grid=None if set(self.grid) == {None} else self.grid,
-            form=form,
-            layout=layout_of(self.ndim, self.channels_last),
-            channels=self.channels,
-            outputs=y_shape[feature_axis] if len(y_shape) > 1 else 1,
-            inputs=tuple(self.examples(self.example_grid)),
-            window=self._window(name),
-            output_names=self.output_names,
-            further_windows=tuple(map(self._window, further_names)),
-            multiple_of=self.multiple_of if max(self.multiple_of) > 1 else None,
-            dtype=dtype,
-            example_range=self.draw.range,
-            integer=interface.integer,
-            channel_axis=interface.channel_axis,
-            **fields,
-        )
-        metadata.check()
+        try:
+            metadata = Metadata(
+                version=__version__,
+                grid=None if set(self.grid) == {None} else self.grid,
+                form=form,
+                layout=layout_of(self.ndim, self.channels_last),
+                channels=self.channels,
+                outputs=y_shape[feature_axis] if len(y_shape) > 1 else 1,
+                inputs=("x", *self.interface.names),
+                window=self._window(name),
+                output_names=self.output_names,
+                further_windows=tuple(map(self._window, further_names)),
+                multiple_of=self.multiple_of if max(self.multiple_of) > 1 else None,
+                dtype=dtype,
+                example_range=self.draw.range,
+                integer=self.interface.integer,
+                channel_axis=self.interface.channel_axis,
+                **fields,
+            )
+            metadata.check()
+        except TypeError as error:  # a name or a value in `fields`
+            raise InputError(f"metadata=... cannot be written into the file: {error}") from None
         return metadata
 
     def _window(self, output: str) -> Grid | None:
@@ -174,37 +184,38 @@ class ExportSpec:
                 "which multiple_of=... asks for; change one of them"
             )
         if None not in self.grid:
-            grid = self._fixed((1,) * self.ndim)
+            grid = self._with_fixed_extents((1,) * self.ndim)
             return replace(self, shapes={grid: self._output_shapes(grid)})
         base, lowest = (5, 7, *(3,) * self.ndim), (2, 3, *(1,) * self.ndim)
-        tried: list[Grid] = []
         for factor in ENLARGEMENTS:
             axes = zip(base, lowest, self.multiple_of, strict=False)
-            tried.append(self._fixed([max(-(-factor * b // m), unit) * m for b, unit, m in axes]))
-            if self._accepts(tried[-1]):
-                spec, grid = self, tried[-1]
+            grid = self._with_fixed_extents([max(-(-factor * b // m), unit) * m for b, unit, m in axes])
+            if self._accepts(grid):
+                spec = self
                 break
         else:
-            spec, grid = self._around(example, is_explicit, tried[-1])
+            spec, grid = self._from_example(example, is_explicit, grid)
         shapes = {grid: self._output_shapes(grid)}
         # On small grids alone, a convolution without padding could be taken for a window.
         for other in (
             3 * np.array(grid),
             *(np.multiply(odd, self.multiple_of) for odd in odd_grids(self.ndim)),
         ):
-            larger = spec._fixed(other.tolist())
+            larger = spec._with_fixed_extents(other.tolist())
             if prod(larger) <= MAX_POSITIONS and self._accepts(larger):
                 shapes[larger] = self._output_shapes(larger)
         return replace(spec, shapes=shapes)
 
-    def _around(self, example: Grid | None, is_explicit: bool, refused: Grid) -> tuple[ExportSpec, Grid]:
+    def _from_example(
+        self, example: Grid | None, is_explicit: bool, small: Grid
+    ) -> tuple[ExportSpec, Grid]:
         """For a network that takes no small grid: the extents that its forward fixes, and the main grid.
 
         Raises:
             InputError: it does not take the example either, or any multiple of a number only.
         """
         if example is None or not self._accepts(example):
-            raise self._refusal(refused)
+            raise self._refusal(small)
         extents, grid = list(self.grid), list(example)
         for d, m in enumerate(self.multiple_of):
             next_grid, triple = (
@@ -227,8 +238,8 @@ class ExportSpec:
             )
         return replace(self, grid=tuple(extents)), main
 
-    def _fixed(self, grid: Sequence[int]) -> Grid:
-        """A grid with the extents that are fixed."""
+    def _with_fixed_extents(self, grid: Sequence[int]) -> Grid:
+        """A grid, but with the extents that are fixed."""
         return tuple(fixed or extent for extent, fixed in zip(grid, self.grid, strict=True))
 
     @torch.no_grad()
@@ -249,6 +260,11 @@ class ExportSpec:
         except REFUSALS:
             raise self._refusal(grid) from None
         for name, y in outputs.items():
+            if name in ("x", *self.interface.names):
+                raise InputError(
+                    f"{self.interface.name} has an input and an output called '{name}', which need "
+                    "different names in the file; give output_names=..."
+                )
             if y.dim() == 0 or len(y) != 2:
                 raise InputError(
                     f"{self.interface.name} returns '{name}' of shape {tuple(y.shape)} for a batch of 2, "
@@ -264,7 +280,8 @@ class ExportSpec:
         except REFUSALS as error:
             reason = first_line(error)
         for factor in (2, 4, 8, 16, 32) if None in self.grid else ():
-            multiple = self._fixed([factor * unit for unit in (2, 3, *(1,) * self.ndim)[: self.ndim]])
+            units = (2, 3, *(1,) * self.ndim)[: self.ndim]
+            multiple = self._with_fixed_extents([factor * unit for unit in units])
             if self._accepts(multiple):
                 return InputError(
                     f"{name} accepts the grid {format_size(multiple)} but not {format_size(grid)} "

@@ -22,8 +22,8 @@ from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.browser.build import check_page, load_runtime, write_page
 from mdlstm_tk.export.browser.examples import page_examples
-from mdlstm_tk.export.lowering.lower import Form
 from mdlstm_tk.export.model_file import TensorSpec, read_metadata, read_model, tensor_specs
+from mdlstm_tk.runtime.choices import Form
 from mdlstm_tk.runtime.io.files import atomic_write, staging
 from mdlstm_tk.training import Run
 
@@ -241,6 +241,6 @@ def _config_entry(tensor: TensorSpec) -> str:
 
 def _described_model(config: str) -> str:
     """The sections of inputs, outputs and preprocessing of a `config.pbtxt`, without white space."""
-    match = re.search(r"^input \[.*?^\]\s*^output \[.*?^\]", config, re.DOTALL | re.MULTILINE)
+    tensors = re.search(r"^input \[.*?^\]\s*^output \[.*?^\]", config, re.DOTALL | re.MULTILINE)
     preprocessing = re.search(rf'"{re.escape(PREPROCESSING)}"\s*value:\s*\{{.*', config)
-    return "".join("".join(found[0].split()) for found in (match, preprocessing) if found)
+    return "".join("".join(match[0].split()) for match in (tensors, preprocessing) if match)

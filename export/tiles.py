@@ -31,15 +31,16 @@ from mdlstm_tk.export.interface import eval_copy
 from mdlstm_tk.export.lowering.graph import Graph, Value, rename
 from mdlstm_tk.export.lowering.lower import lower
 from mdlstm_tk.export.lowering.scan import write_scan
-from mdlstm_tk.export.lowering.step import Sweep
+from mdlstm_tk.export.lowering.step import Sweep, parameters_of
 from mdlstm_tk.export.model_file import ExportReport, check_onnx, check_parent_folder
-from mdlstm_tk.export.verification.cases import Array, Grid
 from mdlstm_tk.export.verification.export_verifier import write_verified
 from mdlstm_tk.export.verification.parity import ATOL
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import depth_to_space
 from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.metadata import layout_of
+from mdlstm_tk.runtime.shapes import Grid
 from mdlstm_tk.runtime.tiles.archive import INDEX, SCHEMA, SUFFIX
 from mdlstm_tk.tiling.stages import TileStages, stages_of
 
@@ -52,6 +53,7 @@ def export_tiles(
     path: str | Path,
     *,
     channels: int | None = None,
+    verify_inputs: Mapping[str, Array] | None = None,
     metadata: Mapping[str, Any] | None = None,
     atol: float | None = None,
 ) -> ExportReport:
@@ -70,7 +72,7 @@ def export_tiles(
             maps x (N, *grid, C) to y.
         path: the file to write, which ends in `.tiles`; an existing file is replaced.
         channels: C. None: the input size of the first layer.
-        metadata: more fields of `mdlstm_tk.runtime.Metadata`, as for `export_onnx`.
+        verify_inputs, metadata: as for `export_onnx`.
         atol: allowed absolute error in units of the scale s; 1e-5 if None.
 
     Raises:
@@ -94,35 +96,15 @@ def export_tiles(
     if len(spec.output_names) > 1:
         raise InputError(f"{name} returns {len(spec.output_names)} outputs, expected one for tiles")
     archive_metadata = spec.metadata("tiles", "float32", metadata or {})
-    index, graphs = _parts(stages_of(spec.interface.module), spec.channels, archive_metadata.outputs)
+    stages = stages_of(spec.interface.module)
+    index, graphs = _index_and_graphs(stages, spec.channels, archive_metadata.outputs)
     content = partial(_archive, index, graphs)
     atol = ATOL if atol is None else atol
-    return write_verified(path, content, list(graphs.values()), archive_metadata, spec, atol, start)
+    models = list(graphs.values())
+    return write_verified(path, content, models, archive_metadata, spec, atol, start, verify_inputs)
 
 
-def check_tile_options(
-    grid: Sequence[int | None] | None,
-    padded: bool,
-    multiple_of: int | Sequence[int] | None,
-    dtype: str,
-    functions: bool,
-) -> None:
-    """Raise an InputError that names the first option that does not go together with form "tiles"."""
-    options = {
-        "a size": bool(grid),
-        "padded samples": padded,
-        "multiple_of": multiple_of is not None,
-        f"dtype {dtype}": dtype != "float32",
-        "functions": functions,
-    }
-    if name := next((name for name, is_there in options.items() if is_there), None):
-        raise InputError(
-            f"form 'tiles' is for any size, in float32, and does not go together with {name}; leave that "
-            "out"
-        )
-
-
-def _parts(
+def _index_and_graphs(
     stages: TileStages, channels: int, outputs: int
 ) -> tuple[dict[str, Any], dict[str, onnx.ModelProto]]:
     """The content of tiles.json without metadata, and the graphs of a network by name."""
@@ -173,12 +155,14 @@ def _archive(index: Mapping[str, Any], graphs: Mapping[str, onnx.ModelProto], me
 
 @dataclass(frozen=True)
 class _Level:
-    """One recurrent layer that is not stacked: a stage is one level for each of its stacked layers.
+    """One of the stacked layers of a stage; in the archive it is a stage.
 
     Attributes:
-        layer: the layer, and which of its stacked layers.
-        window: of this level.
-        before, after: as in `Stage`.
+        layer: the layer of the stage.
+        number: which of its stacked layers this is.
+        window: that of the layer for the first of them, ones for the others.
+        before: that of the stage for the first of them, otherwise None.
+        after: that of the stage for the last of them, otherwise None.
     """
 
     layer: MDLSTM
@@ -332,11 +316,7 @@ def _add_sweep(model: onnx.ModelProto, level: _Level, dir_idx: int, names: list[
     joined = [graph.reshape(graph.concat(of_axis, axis=-1), 0, -1, 1, count, n) for of_axis in of_axes]
     sweep = Sweep(
         x=Value(graph, model.graph.output[0].name),
-        parameters={
-            name: _array(parameter[dir_idx : dir_idx + 1])
-            for name, parameter in layer._layer_parameters(level.number).items()
-            if parameter is not None
-        },
+        parameters=parameters_of(layer, level.number, dir_idx),
         grid=(-1,) * ndim,
         directions=[layer.directions[dir_idx]],
         cell=get_cell(layer.cell),
@@ -385,15 +365,10 @@ def _apply_after(graph: Graph, level: _Level, dir_idx: int, h: Value) -> Value:
     if after is None:
         return h if share == 1 else h * share
     n = layer.hidden_size
-    weight = _array(after.weight).T  # (dirs·n, F), or (n, F) if the directions are merged before
+    weight = after.weight.detach().numpy().T  # (dirs·n, F), or (n, F) if the directions are merged before
     if layer.merge == "concat":
         weight = weight[dir_idx * n : (dir_idx + 1) * n]
     part = graph("MatMul", h, graph.constant((weight * share).astype(np.float32)))
     if after.bias is None or dir_idx > 0:
         return part
-    return part + graph.constant(_array(after.bias))
-
-
-def _array(parameter: Tensor) -> Array:
-    array: Array = parameter.detach().cpu().float().numpy()
-    return array
+    return part + graph.constant(after.bias.detach().numpy())

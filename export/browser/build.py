@@ -163,10 +163,11 @@ def _npm_pack(folder: Path) -> Path:
             f"(https://nodejs.org), {MANUAL_DOWNLOAD}"
         )
     options = ["--prefer-offline", "--loglevel=error", "--pack-destination", str(folder)]
-    done = subprocess.run([npm, "pack", PACKAGE, *options], capture_output=True, text=True, check=False)
+    command = [npm, "pack", PACKAGE, *options]
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     packages = list(folder.glob("*.tgz"))
-    if done.returncode or not packages:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
+    if result.returncode or not packages:
+        lines = [line for line in result.stderr.splitlines() if line.strip()]
         raise MDLSTMError(
             f"npm cannot fetch {PACKAGE}: {lines[0] if lines else 'no output'}; "
             f"check the network and `npm ping`, {MANUAL_DOWNLOAD}"
@@ -181,10 +182,10 @@ def _read_runtime(source: Path) -> dict[str, bytes]:
         if source.is_dir():
             contents = {name: (source / "dist" / name).read_bytes() for name in RUNTIME}
         else:
-            wanted = {f"package/dist/{name}": name for name in RUNTIME}
+            members = {f"package/dist/{name}": name for name in RUNTIME}
             with tarfile.open(source, mode="r|gz") as package:
                 for member in package:
-                    name = wanted.get(member.name)
+                    name = members.get(member.name)
                     file = package.extractfile(member) if name and member.isreg() else None
                     if name and file and not member.issparse():
                         contents[name] = file.read()

@@ -1,13 +1,12 @@
 """Initial and final states of a sweep in the scan form, for any grid and one direction.
 
-States are (N, F, 1, 1 + S, n), as in `mdlstm_tk.backends.boundary`. On one axis they are those of the loop.
-On two axes a face is never copied to the positions of the grid: the two rows of a state that lie outside
-the grid are the rows of the faces at which the next wavefront enters, and each iteration is given those
-two. On three and more axes, each iteration gets the faces at all positions of its wavefront, which takes
-more memory.
+States are (N, F, 1, 1 + S, n), as in `mdlstm_tk.backends.boundary`. On one axis they are those that the
+loop starts and ends with. On two axes, each iteration gets the two lines of faces at which the next
+wavefront enters, and puts them before and after the rows of its own wavefront, so that a slice reads the
+predecessors inside and outside the grid alike. On three and more axes, each iteration gets the faces at all
+positions of its wavefront, which takes more memory.
 
-Notation: N batch, D grid axes, n hidden units, S states beside h, P positions, T wavefronts, K positions of
-one wavefront, K_max positions of the largest wavefront, F lines of all faces, F_d lines of face d.
+Notation is that of step.py.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 from functools import reduce
 from operator import mul
 
-from mdlstm_tk.export.lowering.graph import Graph, Value
+from mdlstm_tk.export.lowering.graph import END, Graph, Value
 from mdlstm_tk.export.lowering.step import STATE_DTYPE, Rows, Sweep
 from mdlstm_tk.export.lowering.tables import ScanTables, mirrored
 
@@ -64,7 +63,7 @@ class Faces:
             self.lines = [self._lines_at_positions(d) for d in range(ndim)]  # (T, K_max) each
 
     def initial(self, rows: Rows) -> list[Value]:
-        """Each part of the state before the first wavefront, on up to two axes (S, N, features)."""
+        """Each part of the state before the first wavefront, on up to two axes (L, N, features)."""
         graph, tables = self.graph, self.tables
         if not self.are_rows:
             return (
@@ -79,9 +78,7 @@ class Faces:
 
     def entering(self, part: int) -> list[Value]:
         """On two axes: for each axis the row that enters at the next wavefront, (T, 1, N, features)."""
-        graph = self.graph
-        end = graph.integers(2**31 - 1)
-        return [graph.slice_rows(face, graph.integers(1), end) for face in self.entering_rows[part]]
+        return [self.graph.slice(face, 1, END) for face in self.entering_rows[part]]
 
     def at_positions(self, d: int, part: int) -> Value:
         """On three and more axes: (T, K_max, N, features), the states that enter along axis d at each
@@ -90,32 +87,26 @@ class Faces:
         padded = graph("Pad", self.parts[part][d], graph.integers(1, 0, 0, 0, 0, 0))
         return graph("Gather", padded, self.lines[d], axis=0)
 
-    def leaving(self, body: Graph, new: Value, padded: Value) -> tuple[Value, int | None]:
-        """The rows to keep of a wavefront's states (K, N, features) for the final ones, and the number of
-        their positions, None for that of a state."""
-        if self.are_rows:
-            return body("Gather", new, body.integers(0, -1), axis=0), 2
-        return padded, None
-
-    def final(self, h: Value, kept: Value | None) -> Value:
+    def final(self, h: Value, states: Value | None) -> Value:
         """(N, F, 1, 1 + S, n), the final states.
 
         Args:
             h: (N, P, 1, n).
-            kept: what `leaving` kept of all wavefronts, (T, …, N, features), or on one axis the state after
-                the last one, (1, N, features); None without states beside h.
+            states: those beside h, None if the cell has none: on one axis after the last wavefront,
+                (1, N, features); on two axes at the first and the last position of each wavefront,
+                (T, 2, N, features); on more at all positions, (T, L, N, features).
         """
         graph, units = self.graph, self.sweep.units
-        ends = self._ends()
-        last = graph("Gather", h, ends, axis=1)  # (N, F, 1, n)
+        exits = self._exit_positions()
+        last = graph("Gather", h, exits, axis=1)  # (N, F, 1, n)
         if self.sweep.dtype != STATE_DTYPE:
             last = graph.cast(last, STATE_DTYPE)
-        if kept is not None:
+        if states is not None:
             if len(self.extents) > 1:
-                features = graph("Shape", kept, start=2)
-                flat = graph("Reshape", kept, graph.concat([graph.integers(-1), features], axis=0))
-                kept = graph("Gather", flat, self._kept_rows(ends), axis=0)
-            others = graph("Transpose", kept, perm=[1, 0, 2])  # (N, F, S·n)
+                features = graph("Shape", states, start=2)
+                flat = graph("Reshape", states, graph.concat([graph.integers(-1), features], axis=0))
+                states = graph("Gather", flat, self._exit_rows(exits), axis=0)
+            others = graph("Transpose", states, perm=[1, 0, 2])  # (N, F, S·n)
             last = graph.concat([graph.reshape(last, 0, 0, units), others], axis=-1)
         return graph.reshape(last, 0, 0, 1, -1, units)
 
@@ -134,23 +125,23 @@ class Faces:
         zero = graph.integers(0)
         return graph("Where", graph("Equal", tables.predecessors[d][0], zero), at_positions, zero)
 
-    def _ends(self) -> Value:
+    def _exit_positions(self) -> Value:
         """(F,) the flat position at which each line leaves the grid."""
         graph = self.graph
         positions = graph("Reshape", graph.arange(reduce(mul, self.extents)), self.grid)
         faces = []
         for d, sign in enumerate(self.sweep.directions[0]):
             start = self.extents[d] - graph.integers(1) if sign > 0 else graph.integers(0)
-            face = graph("Slice", positions, start, start + graph.integers(1), graph.integers(d))
+            face = graph.slice(positions, start, start + graph.integers(1), axis=d)
             faces.append(graph.reshape(face, -1))
         return graph.concat(faces, axis=0)
 
-    def _kept_rows(self, ends: Value) -> Value:
-        """(F,) the row of each line's end among what is kept of all wavefronts."""
+    def _exit_rows(self, exits: Value) -> Value:
+        """(F,) for each line the row of its last position in the states of all wavefronts, see `final`."""
         graph = self.graph
         if not self.are_rows:
             rows = graph("Squeeze", self.tables.output_rows, graph.integers(1))  # (P,)
-            return graph("Gather", rows, ends)
+            return graph("Gather", rows, exits)
         # Line k of face 0 leaves with the last position of wavefront H − 1 + k, line k of face 1 with the
         # first one of W − 1 + k.
         of_faces = []

@@ -40,13 +40,11 @@ def outline(model: onnx.ModelProto) -> onnx.ModelProto:
         if not name:
             nodes += group
             continue
-        produced = [value for node in group for value in node.output]
-        inputs = list(
-            dict.fromkeys(value for node in group for value in node.input if value not in produced)
-        )
-        outputs = [value for value in produced if users.get(value, set()) - {k}]
+        values = [value for node in group for value in node.output]
+        inputs = list(dict.fromkeys(value for node in group for value in node.input if value not in values))
+        outputs = [value for value in values if users.get(value, set()) - {k}]
         # The same names in every function make the bodies of equal wavefronts equal byte for byte.
-        new_names = {"": ""} | {value: f"v{j}" for j, value in enumerate([*inputs, *produced])}
+        new_names = {value: f"v{j}" for j, value in enumerate([*inputs, *values])}
         body = [_renamed(node, new_names) for node in group]
         parameters, results = ([new_names[value] for value in part] for part in (inputs, outputs))
         nodes_as_bytes = b"".join(node.SerializeToString(deterministic=True) for node in body)

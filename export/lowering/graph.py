@@ -18,6 +18,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 Shape = Sequence[int | None]
+END = 2**31 - 1  # as the end of a slice: up to the last position
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,6 @@ class Graph:
         self._outer = outer
         self._name_count = 0
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
-
-    def body(self) -> Graph:
-        """An empty graph for the body of an operator; it may read constants of this graph."""
-        return Graph(f"{self._prefix}/body", self)
 
     def add_input(self, name: str, dtype: np.dtype[Any], *shape: int | None) -> Value:
         """Add an input to a body; None stands for an extent that is not known."""
@@ -177,9 +174,10 @@ class Graph:
         """Reshape, where 0 copies an extent and −1 is inferred from the rest."""
         return self("Reshape", value, self.integers(*shape))
 
-    def slice_rows(self, value: Value, start: Value, end: Value) -> Value:
-        """Rows start … end − 1 of the first axis."""
-        return self("Slice", value, start, end, self.integers(0))
+    def slice(self, value: Value, start: Value | int, end: Value | int, axis: int = 0) -> Value:
+        """Positions start … end − 1 along `axis`; a bound that is a value is int64 (1,)."""
+        bounds = (bound if isinstance(bound, Value) else self.integers(bound) for bound in (start, end))
+        return self("Slice", value, *bounds, self.integers(axis))
 
     def cast(self, value: Value, dtype: np.dtype[Any]) -> Value:
         """Cast to another dtype."""
@@ -197,7 +195,7 @@ class Loop:
     """
 
     def __init__(self, graph: Graph) -> None:
-        self.graph, self.body = graph, graph.body()
+        self.graph, self.body = graph, Graph(f"{graph._prefix}/body", graph)
         self._carried: list[tuple[Value, np.dtype[Any], Shape]] = []  # initial values
         self._scanned: list[Value] = []
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Literal
 
 import onnx
 from onnx import helper, numpy_helper
 
 from mdlstm_tk.cells import get_cell
-from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.capture import DOMAIN, IR_VERSION, TENSORS
 from mdlstm_tk.export.lowering.graph import Graph, Value, rename
 from mdlstm_tk.export.lowering.scan import write_scan
 from mdlstm_tk.export.lowering.step import Sweep, direction_label
 from mdlstm_tk.export.lowering.unrolled import write_unrolled
+from mdlstm_tk.runtime.choices import Form
 from mdlstm_tk.wavefront import Direction
 
-Form = Literal["unrolled", "scan", "tiles"]
 FORMS: dict[Form, Callable[[Graph, Sweep], list[Value]]] = {"unrolled": write_unrolled, "scan": write_scan}
 # Extents from which one direction after the other is faster than all in one chain, and takes less memory.
 ONE_BY_ONE_FROM = 512
@@ -41,9 +40,12 @@ def lower(
         A new model that uses standard operators only.
 
     Raises:
+        InputError: there is no such form.
         MDLSTMError: a sweep's weights are computed in the graph instead of being constants, or its grid
             is free but the form needs a fixed one, or the sweep stands inside a branch or a loop.
     """
+    if form not in FORMS:
+        raise InputError(f"form must be one of {', '.join(FORMS)}, got '{form}'")
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes: list[onnx.NodeProto] = []
     new_initializers: list[onnx.TensorProto] = []

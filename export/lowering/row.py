@@ -30,8 +30,8 @@ from torch import nn
 
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.export.capture import IR_VERSION, OPSET
-from mdlstm_tk.export.lowering.graph import Graph, Loop, Value
-from mdlstm_tk.export.lowering.step import ZERO, Step, Sweep
+from mdlstm_tk.export.lowering.graph import END, Graph, Loop, Value
+from mdlstm_tk.export.lowering.step import ZERO, Step, Sweep, parameters_of
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import DOWNWARD
 from mdlstm_tk.models.pixel import PixelNet
@@ -40,7 +40,6 @@ FLOAT = np.dtype(np.float32)
 INPUTS = ("x", "above", "given", "temperature", "state")
 OUTPUTS = ("y", "logits", "next_state")
 NEIGHBOURS_ABOVE = 3
-END = 2**31 - 1  # of a slice: the last one
 
 
 def state_size(network: PixelNet) -> int:
@@ -101,12 +100,11 @@ def _write_row(graph: Graph, network: PixelNet) -> list[Value]:
         with graph.scope(f"right_{k}"):
             above = states[k][len(widths[k]) :]
             next_state += [*from_left[k], *_from_right(graph, layer, inputs[k], above)]
-    without_last = (graph.integers(0), graph.integers(-1), graph.integers(0))
     y, logits, joined = (
         graph("Transpose", value, perm=[1, 0, 2])
         for value in (
-            graph("Slice", values, *without_last),
-            graph("Slice", logits, *without_last),
+            graph.slice(values, 0, -1),  # without the column that `neighbours` adds
+            graph.slice(logits, 0, -1),
             graph.concat(next_state, axis=2),
         )
     )
@@ -144,8 +142,7 @@ def _from_left(
     neighbours = [left]
     for k in range(NEIGHBOURS_ABOVE):
         end = k + 1 - NEIGHBOURS_ABOVE or END
-        part = graph("Slice", row["above"], *map(graph.integers, (k, end, 0)))
-        neighbours.append(loop.column(f"above_{k}", channels, part))
+        neighbours.append(loop.column(f"above_{k}", channels, graph.slice(row["above"], k, end)))
     features = loop.body.concat(neighbours, axis=-1)
     inputs: list[Value] = []
     after: list[Value] = []
@@ -164,12 +161,12 @@ def _from_left(
         after += new
     values, logits = _draw(loop.body, network, features, uniform, given, temperature)
 
-    kept = [(values, channels), (logits, channels * network.levels)]
-    kept += [(value, layer.input_size) for value, layer in zip(inputs, layers, strict=True)]
-    kept += list(zip(after, widths, strict=True))
-    values, logits, *rest = loop.columns([temperature, values * 2 - 1, *after], kept)
-    of_layers = iter(rest[len(layers) :])
-    return values, logits, rest[: len(layers)], [[next(of_layers) for _ in of_layer] for of_layer in before]
+    outputs = [(values, channels), (logits, channels * network.levels)]
+    outputs += [(value, layer.input_size) for value, layer in zip(inputs, layers, strict=True)]
+    outputs += list(zip(after, widths, strict=True))
+    values, logits, *of_layers = loop.columns([temperature, values * 2 - 1, *after], outputs)
+    layer_inputs, states_after = of_layers[: len(layers)], iter(of_layers[len(layers) :])
+    return values, logits, layer_inputs, [[next(states_after) for _ in parts] for parts in before]
 
 
 def _from_right(graph: Graph, layer: MDLSTM, x: Value, above: Sequence[Value]) -> list[Value]:
@@ -202,13 +199,13 @@ def _draw(
             logits = body.concat([logits * 0, logits], axis=-1)
         all_logits.append(logits)
         p = body("Softmax", body("Div", logits, temperature), axis=-1)
-        below = _features(body, body("CumSum", p, body.scalar(1)), 0, network.levels - 1)
-        number, known = _features(body, uniform, c, c + 1), _features(body, given, c, c + 1)
+        below = body.slice(body("CumSum", p, body.scalar(1)), 0, network.levels - 1, axis=1)
+        number, given_value = (body.slice(tensor, c, c + 1, axis=1) for tensor in (uniform, given))
         exceeded = body.cast(body("GreaterOrEqual", number, below), FLOAT)
         level = body("ReduceSum", exceeded, body.integers(1), keepdims=1)
         value = body("Div", level, body.constant(np.float32(network.levels - 1)))
-        is_given = body("GreaterOrEqual", known, body.constant(np.float32(0)))
-        values.append(body("Where", is_given, known, value))
+        is_given = body("GreaterOrEqual", given_value, body.constant(np.float32(0)))
+        values.append(body("Where", is_given, given_value, value))
     return body.concat(values, axis=-1), body.concat(all_logits, axis=-1)
 
 
@@ -235,10 +232,17 @@ class _Loop(Loop):
         """(N, features), the part of `values` (W, N, features) that belongs to a column."""
         return self.scan(name, values, FLOAT, None, features)
 
-    def columns(self, after: Sequence[Value], kept: Sequence[tuple[Value, int]]) -> list[Value]:
-        """Close the body, and return the `kept` values with so many features, (W, N, features) each; see
-        `Loop.finish`."""
-        return self.finish(after, [(value, FLOAT, (None, n)) for value, n in kept])[len(after) :]
+    def columns(self, after: Sequence[Value], outputs: Sequence[tuple[Value, int]]) -> list[Value]:
+        """Add the Scan node.
+
+        Args:
+            after: what goes on to the next column, in the order of `carried`.
+            outputs: values (N, features) of a column, each with its features.
+
+        Returns:
+            The outputs of all columns, (W, N, features) each.
+        """
+        return self.finish(after, [(value, FLOAT, (None, n)) for value, n in outputs])[len(after) :]
 
 
 def _step(
@@ -254,24 +258,14 @@ def _step(
 def _sweep(layer: MDLSTM, direction: int) -> Sweep:
     """One direction of a layer, without x: positions come one by one. Products are separate, so that x
     needs no feature of ones."""
-    parameters = {
-        name: parameter[direction : direction + 1].detach().float().numpy()
-        for name, parameter in layer._layer_parameters(0).items()
-        if parameter is not None
-    }
     no_x: Any = None
-    cell = get_cell(layer.cell)
+    parameters, cell = parameters_of(layer, 0, direction), get_cell(layer.cell)
     return Sweep(no_x, parameters, (-1, -1), [DOWNWARD[direction]], cell, separate_products=True)
 
 
 def _reversed(graph: Graph, value: Value) -> Value:
     """The columns from right to left."""
     return graph("Slice", value, *map(graph.integers, (-1, -END - 1, 0, -1)))
-
-
-def _features(body: Graph, value: Value, start: int, end: int) -> Value:
-    """Features start … end − 1 of (N, …)."""
-    return body("Slice", value, *map(body.integers, (start, end, 1)))
 
 
 def _linear(body: Graph, x: Value, linear: nn.Module) -> Value:

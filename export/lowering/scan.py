@@ -7,9 +7,7 @@ positions that all iterations share (see tables.py).
 Whatever is computed outside the body enters it as an input, and inputs and outputs are typed. ONNX asks for
 neither, but OpenVINO takes no other Scan. Constants stay outside.
 
-Notation: N batch, D grid axes, C input features, n hidden units, P positions, T wavefronts, K positions of
-one wavefront, K_max positions of the largest wavefront, S positions of a padded state, dirs directions;
-parts of a state, and the shapes of rows, are those of step.py.
+Notation, parts of a state, and the shapes of rows are those of step.py.
 """
 
 from __future__ import annotations
@@ -50,8 +48,8 @@ def write_scan(graph: Graph, sweep: Sweep) -> list[Value]:
     y = graph("Reshape", h, graph.concat([batch_and_grid, graph.integers(dirs, units)], axis=0))
     if faces is None:
         return [y]
-    kept = results[1 if len(sweep.grid) == 1 else -1] if len(sweep.parts) > 1 else None
-    return [y, faces.final(h, kept)]
+    others = results[1 if len(sweep.grid) == 1 else -1] if len(sweep.parts) > 1 else None
+    return [y, faces.final(h, others)]
 
 
 def _write_loop(
@@ -66,13 +64,13 @@ def _write_loop(
     """Add the Scan, given x (P, N, C) and the mask (P, N, 1).
 
     Returns:
-        The parts of the state after the last iteration, h of all iterations, (T, S, N, n) or
-        (T, dirs, S·N, n), and on two and more axes with faces what `Faces.leaving` keeps.
+        The parts of the state after the last iteration, h of all iterations, (T, L, N, n) or
+        (T, dirs, L·N, n), and on two and more axes with faces the states beside h, see `Faces.final`.
     """
     ndim, dirs, k_max = len(sweep.grid), sweep.dirs, tables.max_count
     loop = Loop(graph)
     body, scan, step = loop.body, loop.scan, Step(loop.body, sweep)
-    state_rows = k_max and k_max + extra_rows(ndim)  # S
+    state_rows = k_max and k_max + extra_rows(ndim)  # L
 
     def shape(positions: int | None, features: int) -> tuple[int | None, ...]:
         return (positions, None, features) if dirs == 1 else (dirs, None, features)
@@ -82,7 +80,6 @@ def _write_loop(
         loop.carry(f"state_{k}", value, dtype, *shape(state_rows, features))
         for k, (value, (features, dtype)) in enumerate(zip(initial, sweep.parts, strict=True))
     ]
-    start = graph.integers(0)
     if ndim > 1:
         count = scan("count", rows.of_positions(tables.counts), INDEX, 1)  # K
         pads = scan("pads", _pads(graph, rows, tables, faces), INDEX, 6)
@@ -92,24 +89,23 @@ def _write_loop(
         if dirs > 1:
             values = graph.reshape(values, 0, dirs, -1, features)
         values = scan(name, values, dtype, *shape(k_max, features))
-        return values if ndim == 1 else rows.slice(values, start, count, body)
+        return values if ndim == 1 else body.slice(values, 0, count, rows.axis)
 
     previous: list[list[Value]] = [[] for _ in states]  # for each part and axis
     read = [k for k in range(len(states)) if k or step.reads_h]
     for d, where in enumerate(tables.predecessors):
-        bounds = [
-            scan(f"rows_{d}_{k}", rows.of_positions(part), INDEX, 1)
-            for k, part in enumerate(where)
-            if ndim == 2
-        ]
-        if ndim > 2:
+        if ndim == 2:
+            bounds = [
+                scan(f"rows_{d}_{k}", rows.of_positions(part), INDEX, 1) for k, part in enumerate(where)
+            ]
+        elif ndim > 2:
             longest = k_max if dirs == 1 else None
             table = scan(f"rows_{d}", rows.of_samples(where[0], 2), INDEX, longest)
-            table = body.slice_rows(table, start, count)
+            table = body.slice(table, 0, count)
         for k in read:
             state = states[k]
             if ndim == 2:
-                state = rows.slice(state, bounds[0], bounds[1], body)
+                state = body.slice(state, bounds[0], bounds[1], rows.axis)
             elif ndim > 2:
                 state = body("Gather", state, table, axis=rows.axis)
                 if faces is not None:
@@ -117,14 +113,10 @@ def _write_loop(
                     state += positions(f"face_{d}_{k}", faces.at_positions(d, k), dtype, features)
             previous[k].append(state)
 
-    x_here, valid = (
-        values and positions(name, graph("Gather", values, tables.orders, axis=0), dtype, features)
-        for name, values, dtype, features in (
-            ("x", x, sweep.dtype, sweep.features),
-            ("mask", mask, STATE_DTYPE, 1),
-        )
-    )
-    assert x_here is not None
+    x_here = positions("x", graph("Gather", x, tables.orders, axis=0), sweep.dtype, sweep.features)
+    valid = None
+    if mask is not None:
+        valid = positions("mask", graph("Gather", mask, tables.orders, axis=0), STATE_DTYPE, 1)
     new = step(previous, x_here, valid)
     after = list(new)
     for k, (value, (features, dtype)) in enumerate(zip(new, sweep.parts, strict=True)):
@@ -135,16 +127,18 @@ def _write_loop(
             ]
             value = body.concat([around[0], value, around[1]], axis=0)
         if ndim > 1:
-            after[k] = body("Pad", value, pads)  # S positions
-    kept = [(after[0], sweep.dtype, shape(state_rows, sweep.units))]
+            after[k] = body("Pad", value, pads)  # L positions
+    outputs = [(after[0], sweep.dtype, shape(state_rows, sweep.units))]
     if faces is not None and ndim > 1 and len(new) > 1:
-        leaving, count_leaving = faces.leaving(body, new[1], after[1])
-        kept.append((leaving, STATE_DTYPE, shape(count_leaving or state_rows, sweep.parts[1][0])))
-    return loop.finish(after, kept)
+        others, extent = after[1], state_rows
+        if faces.are_rows:
+            others, extent = body("Gather", new[1], body.integers(0, -1), axis=0), 2
+        outputs.append((others, STATE_DTYPE, shape(extent, sweep.parts[1][0])))
+    return loop.finish(after, outputs)
 
 
 def _pads(graph: Graph, rows: Rows, tables: ScanTables, faces: Faces | None) -> Value:
-    """(T, 6) the operand of `Pad` that brings the states of each wavefront to S positions: what to add
+    """(T, 6) the operand of `Pad` that brings the states of each wavefront to L positions: what to add
     before and after each axis. Where faces are rows of a state, they are there already."""
     none = tables.missing * graph.integers(0)  # (T, 1)
     before, missing = none + graph.integers(1), tables.missing

@@ -10,7 +10,9 @@ Notation
     n     hidden units                  G   gates of the cell
     dirs  directions                    S   states beside h
     R     rows of the wavefront, (position, sample), K·N
-    F     lines of all faces, as in `mdlstm_tk.backends.boundary`
+    F     lines of all faces, as in `mdlstm_tk.backends.boundary`; F_d those of face d
+    K_max positions of the largest wavefront
+    L     positions of a state in a scan, the same in all iterations: see tables.py
 
 A position has h, in the dtype of the weights, and the other states side by side, S·n numbers in float32:
 the *parts* of its state, one or two tensors.
@@ -35,6 +37,7 @@ from mdlstm_tk.cells.ir import topological_order
 from mdlstm_tk.cells.operations import OPERATIONS
 from mdlstm_tk.cells.step import CELL_PARAMETERS, LAYER_NORM_EPS, record_step
 from mdlstm_tk.export.lowering.graph import Graph, Value
+from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.wavefront import Direction
 
 STATE_DTYPE = np.dtype(np.float32)  # of pre-activations, gates and states, whatever the weights' dtype
@@ -79,14 +82,11 @@ class Sweep:
     def of_direction(self, graph: Graph, index: int) -> Sweep:
         """The sweep in one of its directions."""
         initial = self.initial
-        if initial is not None:
-            bounds = (graph.integers(k) for k in (index, index + 1, 2))
-            initial = graph("Slice", initial, *bounds)
         return replace(
             self,
             directions=[self.directions[index]],
             parameters={name: array[index : index + 1] for name, array in self.parameters.items()},
-            initial=initial,
+            initial=None if initial is None else graph.slice(initial, index, index + 1, axis=2),
         )
 
     @property
@@ -114,6 +114,21 @@ class Sweep:
         """The features and the dtype of each part of a position's state."""
         others = len(self.cell.states) * self.units
         return [(self.units, self.dtype), *([(others, STATE_DTYPE)] if others else [])]
+
+
+def parameters_of(layer: MDLSTM, number: int, direction: int) -> dict[str, np.ndarray]:
+    """The parameters of a layer in one direction, as `Sweep` takes them, in float32.
+
+    Args:
+        layer: the layer.
+        number: which of its stacked layers.
+        direction: the index of the direction.
+    """
+    return {
+        name: parameter[direction : direction + 1].detach().float().numpy()
+        for name, parameter in layer._layer_parameters(number).items()
+        if parameter is not None
+    }
 
 
 class Step:
@@ -322,11 +337,6 @@ class Rows:
         samples = graph.arange(self.batch)
         rows = graph("Unsqueeze", table, graph.integers(-1)) * self.batch + samples  # (…, K, N)
         return graph.reshape(rows, *[0] * (axes - 1), -1)
-
-    def slice(self, state: Value, start: Value, end: Value, graph: Graph | None = None) -> Value:
-        """Rows start … end − 1, in this graph or in a body."""
-        graph = graph or self.graph
-        return graph("Slice", state, start, end, graph.integers(self.axis))
 
 
 def flatten_x(graph: Graph, sweep: Sweep, mask: Value | None) -> Value:

@@ -1,20 +1,16 @@
 """Index tables for the ONNX Scan that runs a sweep, one wavefront (positions with equal coordinate sum) per
 iteration: as constants for one grid, or computed in the graph for any grid.
 
-Notation
-    N, D, n      batch, grid axes, hidden units
-    P, T         positions, wavefronts
-    K, K_max     positions of one wavefront, of the largest one
-    S            rows of a state, K_max and `extra_rows`
+Notation is that of step.py, and
     flat position   row-major index of a position
     visit index     its place in the order of the sweep
     direction       one sign per axis; −1 sweeps the axis backwards
 
-On one axis a state is that of one position. On more, row 0 is zero and stands for the positions outside
-the grid, rows 1 … K are the positions of the wavefront, and the rows after them are zero. On two axes, the
-predecessors of a wavefront along an axis are then consecutive rows of the state before, zero rows included,
-so that a slice reads them. On three and more axes they are not, and each wavefront has a table of its
-predecessors' rows.
+A state has L rows, one for each position. On one axis L is 1. On more, row 0 is zero and stands for the
+positions outside the grid, rows 1 … K are the positions of the wavefront, and the rows after them are zero;
+L is K_max and `extra_rows`. On two axes, the predecessors of a wavefront along an axis are then consecutive
+rows of the state before, zero rows included, so that a slice reads them. On three and more axes they are
+not, and each wavefront has a table of its predecessors' rows.
 """
 
 from __future__ import annotations
@@ -40,16 +36,16 @@ class ScanTables:
     Attributes:
         coordinates: one (P,) tensor per axis: the coordinate of every flat position.
         max_count: K_max, or None if it is computed.
-        state_rows: S as a tensor (1,).
+        state_rows: L as a tensor (1,).
         counts: (T, 1) K of each wavefront.
-        missing: (T, 1) the rows of zeros after those of each wavefront, S − 1 − K.
+        missing: (T, 1) the rows of zeros after those of each wavefront, L − 1 − K.
         predecessors: for each axis, the rows of the state before that hold the predecessors: on two axes
             (first, end), (T, 1) each, for consecutive rows first … end − 1; on more (rows,) with rows
             (T, K_max); on one nothing.
         orders: (T, K_max), or (T, dirs, K_max) with several directions: the flat positions in visiting
             order.
         output_rows: (P, dirs) the row of each flat position in the outputs of all iterations,
-            (T·dirs·S, N, n).
+            (T·dirs·L, N, n).
     """
 
     coordinates: list[Value]
@@ -63,7 +59,7 @@ class ScanTables:
 
 
 def extra_rows(ndim: int) -> int:
-    """S − K_max: row 0, and on two axes a last row of zeros; nothing on one axis."""
+    """L − K_max: row 0, and on two axes a last row of zeros; nothing on one axis."""
     return {1: 0, 2: 2}.get(ndim, 1)
 
 
@@ -186,7 +182,7 @@ def _output_rows(graph: Graph, places: Sequence[tuple[Value, Value]], state_rows
     Args:
         graph: the graph to add nodes to.
         places: for each direction the wavefront (P,) of each flat position, and the row (P,) in its state.
-        state_rows: S.
+        state_rows: L.
     """
     columns = []
     for k, (front, row) in enumerate(places):
@@ -205,13 +201,13 @@ def _spatial_tables(graph: Graph, sweep: Sweep) -> ScanTables:
         strides.insert(0, strides[0] * extent)
     position_count = strides[0] * extents[0]  # P
     flat = graph.arange(position_count)  # (P) 0 … P − 1
-    rest = flat
+    quotient = flat
     coordinates: list[Value] = []
     for extent in reversed(extents[1:]):
         # A Session refuses products of extents as divisors, since they may overflow.
-        coordinates.insert(0, graph("Mod", rest, extent))
-        rest = graph("Div", rest, extent)
-    coordinates.insert(0, rest)
+        coordinates.insert(0, graph("Mod", quotient, extent))
+        quotient = graph("Div", quotient, extent)
+    coordinates.insert(0, quotient)
     front = total(coordinates)  # (P,) the wavefront of each flat position
     front_count = total([extent - one for extent in extents]) + one  # T
     # ONNX has no sort, but TopK of all P is one. It keeps the order of equal values, so that positions of a

@@ -4,8 +4,7 @@ Without initial states each wavefront has a border of one position outside the g
 With them, its border has the states that enter at it: one row for each of its positions and axes without a
 predecessor. Lines of faces are numbered as in `mdlstm_tk.backends.boundary`.
 
-Notation: N batch, D grid axes, F lines of all faces, n hidden units, P positions, T wavefronts, K positions
-of one wavefront, dirs directions; parts of a state, and the shapes of rows, are those of step.py.
+Notation, parts of a state, and the shapes of rows are those of step.py.
 """
 
 from __future__ import annotations
@@ -13,17 +12,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
 from mdlstm_tk.backends.boundary import line_counts
-from mdlstm_tk.export.lowering.graph import Graph, Value
+from mdlstm_tk.export.lowering.graph import END, Graph, Value
 from mdlstm_tk.export.lowering.step import STATE_DTYPE, Rows, Step, Sweep, flatten_x, valid_mask
 from mdlstm_tk.wavefront import Direction, Indices, visiting_order, wavefronts
 
-END = np.iinfo(np.int64).max  # as the end of a slice: all rows to the last one
-# A range of positions: the index of what it is sliced from, its first and end position, whether it is all.
-Piece = tuple[int, int, int, bool]
+
+class Piece(NamedTuple):
+    """A range of positions among those of the wavefront before, or of the border.
+
+    Attributes:
+        source: 0 for the wavefront before, −1 for the border.
+        first, end: the range, as `Slice` takes it.
+        is_whole: it holds all positions of its source.
+    """
+
+    source: int
+    first: int
+    end: int
+    is_whole: bool
 
 
 def write_unrolled(graph: Graph, sweep: Sweep) -> list[Value]:
@@ -51,11 +62,12 @@ def write_unrolled(graph: Graph, sweep: Sweep) -> list[Value]:
             parts = step(previous, x, valid)
             results.append(parts)
     needed = 1 if sweep.initial is None else len(sweep.parts)
-    visited = [graph.concat([parts[k] for parts in results], axis=states.rows.axis) for k in range(needed)]
-    y = graph.reshape(
-        states.taken(visited[0], states.places, sweep.units), 0, *sweep.grid, sweep.dirs, sweep.units
-    )
-    return [y] if sweep.initial is None else [y, states.final(visited)]
+    rows_in_order = [
+        graph.concat([parts[k] for parts in results], axis=states.rows.axis) for k in range(needed)
+    ]
+    h = states.gather_samples(rows_in_order[0], states.places, sweep.units)
+    y = graph.reshape(h, 0, *sweep.grid, sweep.dirs, sweep.units)
+    return [y] if sweep.initial is None else [y, states.final(rows_in_order)]
 
 
 class _States:
@@ -67,7 +79,7 @@ class _States:
         self.orders = np.stack([visiting_order(sweep.grid, d) for d in sweep.directions])  # (dirs, P)
         self.places = np.argsort(self.orders, axis=1)  # (dirs, P) the visit index of each flat position
         self.counts = np.diff(front.starts)  # (T,) K of each wavefront
-        self.entering = np.zeros_like(front.predecessors)  # (D, P) row in the border, by visit index
+        self.border_rows = np.zeros_like(front.predecessors)  # (D, P) row in the border, by visit index
         self.border_counts = np.ones_like(self.counts)  # (T,)
         if sweep.initial is None:
             self.borders = [[zero] * len(front) for zero in self.rows.zeros(graph.integers(1))]
@@ -78,18 +90,18 @@ class _States:
         for t, count in enumerate([0, *self.counts[:-1].tolist()]):
             rows = front.previous(t)
             # Row k of the border comes after all rows of the wavefront before.
-            tables = np.where(rows < 0, count + self.entering[:, front.slice(t)], rows)  # (D, K)
+            tables = np.where(rows < 0, count + self.border_rows[:, front.slice(t)], rows)  # (D, K)
             self.pieces.append([_pieces(table, count, int(self.border_counts[t])) for table in tables])
             far |= {(t, d): tables[d] for d, pieces in enumerate(self.pieces[t]) if not pieces}
         self.tables = dict(zip(far, self._rows_of(list(far.values())), strict=True))
         all_pieces = chain.from_iterable(chain.from_iterable(self.pieces))
-        offsets = {offset for piece in all_pieces for offset in piece[1:3]}
+        offsets = {offset for piece in all_pieces for offset in (piece.first, piece.end)}
         self.offsets = {k: self.rows.of_positions(graph.integers(k)) for k in offsets - {END}}
         self.offsets[END] = graph.integers(END)
 
     def of_wavefronts(self, values: Value, features: int) -> list[Value]:
         """The rows of each wavefront, given values (P, N, features) by flat position."""
-        return self._split(self._visited(values, self.orders, features), self.counts)
+        return self._split(self._gather_rows(values, self.orders, features), self.counts)
 
     def predecessors(self, t: int, part: int, before: Sequence[Value]) -> list[Value]:
         """For each axis a part of the states of the predecessors of wavefront t.
@@ -108,42 +120,43 @@ class _States:
         results = []
         for d, pieces in enumerate(self.pieces[t]):
             if pieces:
-                slices = [
-                    sources[source]
-                    if is_whole
-                    else self.rows.slice(sources[source], self.offsets[first], self.offsets[end])
-                    for source, first, end, is_whole in pieces
-                ]
-                results.append(graph.concat(slices, axis=axis))
+                results.append(graph.concat([self._slice(sources, piece) for piece in pieces], axis=axis))
             else:
                 padded = padded or graph.concat(sources, axis=axis)
                 results.append(graph("Gather", padded, self.tables[t, d], axis=axis))
         return results
 
-    def taken(self, visited: Value, table: Indices, features: int) -> Value:
+    def _slice(self, sources: Sequence[Value], piece: Piece) -> Value:
+        """The rows of a piece."""
+        rows = sources[piece.source]
+        if piece.is_whole:
+            return rows
+        return self.graph.slice(rows, self.offsets[piece.first], self.offsets[piece.end], self.rows.axis)
+
+    def gather_samples(self, rows_in_order: Value, table: Indices, features: int) -> Value:
         """(N, M, features), or (N, M, dirs, features), from the rows of all wavefronts and a table
         (dirs, M) of visit indices."""
         graph, (dirs, positions) = self.graph, self.orders.shape
         if dirs == 1:
-            rows = graph("Gather", visited, graph.constant(table[0]), axis=0)  # (M, N, features)
+            rows = graph("Gather", rows_in_order, graph.constant(table[0]), axis=0)  # (M, N, features)
             return graph("Transpose", rows, perm=[1, 0, 2])
-        rows = graph.reshape(visited, dirs * positions, -1, features)
+        rows = graph.reshape(rows_in_order, dirs * positions, -1, features)
         table = table + positions * np.arange(dirs)[:, None]
         rows = graph("Gather", rows, graph.constant(table.T), axis=0)  # (M, dirs, N, features)
         return graph("Transpose", rows, perm=[2, 0, 1, 3])
 
-    def final(self, visited: Sequence[Value]) -> Value:
+    def final(self, rows_in_order: Sequence[Value]) -> Value:
         """(N, F, dirs, 1 + S, n), given the rows of all wavefronts of each part."""
         graph, sweep = self.graph, self.sweep
-        ends = np.stack([_leaving(sweep.grid, direction) for direction in sweep.directions])  # (dirs, F)
-        table = np.take_along_axis(self.places, ends, axis=1)
+        exits = np.stack([_exit_positions(sweep.grid, d) for d in sweep.directions])  # (dirs, F)
+        table = np.take_along_axis(self.places, exits, axis=1)
         parts = [
-            self.taken(part, table, features)
-            for part, (features, _) in zip(visited, sweep.parts, strict=True)
+            self.gather_samples(part, table, features)
+            for part, (features, _) in zip(rows_in_order, sweep.parts, strict=True)
         ]
         if sweep.dtype != STATE_DTYPE:
             parts[0] = graph.cast(parts[0], STATE_DTYPE)
-        return graph.reshape(graph.concat(parts, axis=-1), 0, ends.shape[1], sweep.dirs, -1, sweep.units)
+        return graph.reshape(graph.concat(parts, axis=-1), 0, exits.shape[1], sweep.dirs, -1, sweep.units)
 
     def _enter(self, initial: Value) -> list[list[Value]]:
         """For each part the borders of the first wavefronts, those at which states enter; it also finds
@@ -155,19 +168,19 @@ class _States:
         axis, visit, of_front = axis[order], visit[order], of_front[order]  # (F,) each
         self.border_counts = np.bincount(of_front, minlength=len(front))
         first = np.cumsum(self.border_counts) - self.border_counts
-        self.entering[axis, visit] = np.arange(len(visit)) - first[of_front]
+        self.border_rows[axis, visit] = np.arange(len(visit)) - first[of_front]
         lines = _lines_of_positions(sweep.grid)[axis, self.orders[:, visit]]  # (dirs, F)
         features = sum(features for features, _ in sweep.parts)
         values = graph.reshape(initial, 0, lines.size, features)
         values = graph("Transpose", values, perm=[1, 0, 2])  # (F·dirs, N, features)
         table = lines * sweep.dirs + np.arange(sweep.dirs)[:, None]
-        rows = self._visited(values, table, features)
+        rows = self._gather_rows(values, table, features)
         parts = graph.split(rows, [features for features, _ in sweep.parts], axis=-1)
         if sweep.dtype != STATE_DTYPE:
             parts[0] = graph.cast(parts[0], sweep.dtype)
         return [self._split(part, self.border_counts[self.border_counts > 0]) for part in parts]
 
-    def _visited(self, values: Value, table: Indices, features: int) -> Value:
+    def _gather_rows(self, values: Value, table: Indices, features: int) -> Value:
         """Rows, from values (M, N, features) and a table (dirs, …) of their first axis."""
         rows = self.graph("Gather", values, self.graph.constant(table.reshape(-1).astype(np.int64)), axis=0)
         return rows if self.rows.dirs == 1 else self.graph.reshape(rows, self.rows.dirs, -1, features)
@@ -200,7 +213,7 @@ def _pieces(table: Indices, count: int, border: int) -> list[Piece]:
         source = -1 if part[0] >= count else 0
         first, length = (int(part[0]) - count, border) if source else (int(part[0]), count)
         end = first + len(part) - length
-        pieces.append((source, first, end or END, (first, end) == (0, 0)))
+        pieces.append(Piece(source, first, end or END, (first, end) == (0, 0)))
     return pieces if len(pieces) <= 2 else []
 
 
@@ -214,7 +227,7 @@ def _lines_of_positions(grid: Sequence[int]) -> Indices:
     return np.stack(tables)
 
 
-def _leaving(grid: Sequence[int], direction: Direction) -> Indices:
+def _exit_positions(grid: Sequence[int], direction: Direction) -> Indices:
     """(F,) the flat position at which each line leaves the grid."""
     positions = np.arange(prod(grid)).reshape(grid)
     faces = [positions.take(-1 if sign > 0 else 0, axis=d) for d, sign in enumerate(direction)]

@@ -6,25 +6,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.export.model_file import TensorSpec
 from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.io.readers import read_input
-from mdlstm_tk.runtime.shapes import Shapes
+from mdlstm_tk.runtime.shapes import Grid, Shapes
 
-if TYPE_CHECKING:
-    from mdlstm_tk.export.model_file import TensorSpec  # which imports this module
-
-Array = npt.NDArray[Any]
-Grid = tuple[int, ...]
 Range = tuple[float, float]
 ExampleRange = Range | Callable[[tuple[int, ...], torch.Generator], "Tensor | Array"]
 UserInputs = Mapping[str, Any] | Sequence[str | Path]
@@ -53,7 +49,8 @@ class Draw:
 
     Attributes:
         range: the lowest and the highest value; None: standard normal numbers. Two integers: integers.
-        function: what makes the values in place of that.
+        function: makes the values in place of `range`, given a shape and a `torch.Generator`.
+        dtype: of the values.
     """
 
     range: Range | None = None
@@ -79,12 +76,18 @@ class Draw:
 def sampler(
     name: str, example_range: ExampleRange | None, example: Tensor | None, network: nn.Module | None = None
 ) -> Draw:
-    """Random values for an input: in `example_range`, or what that function makes, else in the range of the
-    example. If all values of an example are equal they are standard normal; integers are then those of the
-    network's first table of embeddings.
+    """The random values for an input.
+
+    Args:
+        name: the input.
+        example_range: (low, high), or a function, as for `export_onnx`. None: the range of the example. If
+            all its values are equal, or there is none, the values are standard normal; integers are then
+            the indices of the network's first table of embeddings.
+        example: an example of the input, or None.
+        network: the network, or None.
 
     Raises:
-        InputError: the range is none.
+        InputError: `example_range` is neither a range of finite numbers nor a function.
     """
     is_integer = example is not None and not example.is_floating_point()
     dtype = np.int64 if is_integer and name != "x" else np.float32
@@ -144,7 +147,8 @@ def random_cases(
     for odd_grid in odd_grids(metadata.ndim) if padded or None in metadata.extents else ():
         grid = tuple(np.multiply(odd_grid, multiple_of).tolist())
         grid = grid if padded else metadata.grid_like(grid)
-        fits = all(extent <= (own or extent) for own, extent in zip(metadata.extents, grid, strict=True))
+        limits = metadata.grid_like(grid)
+        fits = all(extent <= limit for extent, limit in zip(grid, limits, strict=True))
         if fits and prod(grid) <= MAX_POSITIONS:
             grids.append(grid)
     for grid in dict.fromkeys(grids):

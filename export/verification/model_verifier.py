@@ -114,9 +114,11 @@ def verify_model(
         MissingExtraError: ONNX Runtime is not installed.
     """
     require("onnxruntime", "cpu")
-    model = Path(model)
-    in_folder = [*without_drawing(models_in(model)), *archives_in(model)]
-    files = sorted(in_folder) if model.is_dir() else [model]
+    if seeds < 1 or seed < 0:
+        raise InputError(f"seeds must be at least 1 and seed at least 0, got seeds={seeds}, seed={seed}")
+    model, files = Path(model), [Path(model)]
+    if model.is_dir():
+        files = sorted([*without_drawing(models_in(model)), *archives_in(model)])
     if not files:
         raise InputError(
             f"the folder {model} holds no model; make one with: mdlstm export {shell_quoted(model)}"
@@ -127,10 +129,14 @@ def verify_model(
     outcomes: dict[str, dict[str, Outcome]] = {}
     for path in files:
         sessions = _sessions(path, device, limit, timeout=timeout, isolated=isolated, trusted=trusted)
-        check_takes_grids(sessions[0].metadata, path)
-        verifier = _FileVerifier(path, sessions, against)
+        try:
+            check_takes_grids(sessions[0].metadata, path)
+            verifier = _FileVerifier(path, sessions, against)
+            cases, of_file = verifier.run(inputs, example_range, range(seed, seed + seeds))
+        finally:
+            for session in sessions:
+                session.close()
         verifiers.append(verifier)
-        cases, of_file = verifier.run(inputs, example_range, range(seed, seed + seeds))
         prefix = f"{path.name}, " if len(files) > 1 else ""
         for case in cases:
             groups.setdefault(path.name if prefix else case.group, []).append(prefix + case.name)
@@ -150,12 +156,14 @@ def _sessions(
     model: Path, device: str, max_bytes: int, **options: Any
 ) -> Sequence[Session] | Sequence[TiledSession]:
     """A session on the device; for "auto" one on the CPU and, where it works, one on CUDA."""
-    opened: Any = partial(Session, model, max_bytes=max_bytes, **options)
+    new_session: Any = partial(Session, model, max_bytes=max_bytes, **options)
     if is_tiled(model):
         read_archive_bytes(model, max_bytes)  # max_bytes of a TiledSession bounds the memory of its runs
-        opened = partial(TiledSession, model, **options)
-    session = opened(device=device)
-    return [session] if device != "auto" or session.device == "cpu" else [opened(device="cpu"), session]
+        new_session = partial(TiledSession, model, **options)
+    session = new_session(device=device)
+    if device != "auto" or session.device == "cpu":
+        return [session]
+    return [new_session(device="cpu"), session]
 
 
 class _FileVerifier:
@@ -170,42 +178,41 @@ class _FileVerifier:
     """
 
     def __init__(
-        self,
-        path: Path,
-        sessions: Sequence[Session] | Sequence[TiledSession],
-        against: Against,
+        self, path: Path, sessions: Sequence[Session] | Sequence[TiledSession], against: Against
     ) -> None:
         self.sessions, self.metadata = sessions, sessions[0].metadata
         self.model = None if is_tiled(path) else read_model(path.read_bytes())
-        self.trusted = operators_to_trust(self.model) if self.model else ()
+        self.needs_trust = operators_to_trust(self.model) if self.model else ()
         self.training_run: TrainingRun | None = None
         self.grid = (*DEFAULT_GRID, *(2,) * self.metadata.ndim)[: self.metadata.ndim]
         self.interface: Interface | None = None
         network = self._network(path, against)
         if network is not None:
-            options: dict[str, Any] = {
-                name: getattr(self.metadata, name) for name in ("integer", "channel_axis", "channels_last")
-            }
-            self.interface = Interface(network, (), self.metadata.output_names, **options)
-            self.interface.float()
+            self.interface = Interface(
+                network,
+                output_names=self.metadata.output_names,
+                integer=self.metadata.integer,
+                channel_axis=self.metadata.channel_axis,
+                channels_last=self.metadata.channels_last,
+            ).float()
 
     def _network(self, path: Path, against: Against) -> nn.Module | None:
         """The network that the file is compared with; None for the file itself."""
         if isinstance(against, nn.Module):
             self.reference = f"the given {type(against).__name__}"
             return against
-        found = None if against is None else find_checkpoint(against)
-        if found is None and self.metadata.checkpoint_sha256 is not None:
+        source = None if against is None else find_checkpoint(against)
+        if source is None and self.metadata.checkpoint_sha256 is not None:
             with suppress(InputError):
-                found = find_checkpoint(path.parent)
-        if found is None:
+                source = find_checkpoint(path.parent)
+        if source is None:
             self.reference = (
                 "its own graphs in one tile" if self.model is None else "its own graph in float64"
             )
             if self.metadata.checkpoint_sha256 is not None:
                 self.reference += ", as its run is not here"
             return None
-        run, checkpoint_path = found
+        run, checkpoint_path = source
         checkpoint = load_checkpoint(checkpoint_path)
         if prod(checkpoint.config.grid) <= MAX_POSITIONS:
             self.grid = checkpoint.config.grid
@@ -221,12 +228,16 @@ class _FileVerifier:
         draw = sampler("x", example_range or metadata.example_range, None)
         if metadata.integer and draw.range is not None:
             draw = Draw((int(draw.range[0]), int(draw.range[1])))
-        random = self._accepted_cases(declared, draw, seeds)
-        cases, for_scale = random, list[Case]()
-        if inputs is not None:  # which may be too few to know the scale of the outputs from
+        for_scale: list[Case] = []
+        if inputs is None:
+            cases = self._accepted_cases(declared, draw, seeds)
+        else:
             cases = user_cases(metadata, declared, inputs)
-            for_scale = [Case(f"scale {k}", "", case.inputs) for k, case in enumerate(random[:2])]
-        runtimes, reference, together = self._runtimes(cases)
+            with suppress(MDLSTMError):  # a network may take no random inputs
+                # The user's inputs may be too few to know the scale of the outputs from.
+                random = self._accepted_cases(declared, draw, seeds)[:2]
+                for_scale = [Case(f"scale {k}", "", case.inputs) for k, case in enumerate(random)]
+        runtimes, reference, together = self._runtimes([*cases, *for_scale])
         expected = expected_outputs(reference, [*cases, *for_scale], together)
         atol = metadata.parity.get("atol", ATOL)
         return cases, compare_all(runtimes, expected, cases, metadata, atol)
@@ -257,7 +268,7 @@ class _FileVerifier:
         return cases
 
     def _runtimes(self, cases: Sequence[Case]) -> tuple[dict[str, Run], Run, bool]:
-        """The runtimes by name, the reference, and whether that may compute cases in one batch."""
+        """The runtimes by name, the reference, and True if that may compute several cases in one batch."""
         metadata, runtimes = self.metadata, dict[str, Run]()
         largest = np.max([Shapes(metadata).grid(case.inputs["x"]) for case in cases], axis=0).tolist()
         limit = metadata.grid_like(tuple(largest))
@@ -265,8 +276,9 @@ class _FileVerifier:
         def unpadded(run: Run) -> Run:
             return with_padding(run, metadata, limit) if "sizes" in metadata.inputs else run
 
-        reference, together = unpadded(self._graph_run(in_double=True)), False
-        if self.interface is not None:
+        if self.interface is None:
+            reference, together = unpadded(self._graph_run(in_double=True)), False
+        else:
             runtimes["torch, float32"] = self.interface.run
             reference = self.interface.in_float64().run
             together = self.model is not None and not decides_for_a_batch(self.model)
@@ -278,14 +290,14 @@ class _FileVerifier:
                 runtimes["ONNX reference evaluator"] = evaluator
             elif self.interface is None:
                 raise InputError(
-                    f"the reference evaluator of onnx does not run this graph ({', '.join(self.trusted)}); "
-                    "give the network that it came from as against=..."
+                    "the reference evaluator of onnx does not run this graph "
+                    f"({', '.join(self.needs_trust)}); give the network that it came from as against=..."
                 )
         return runtimes, reference, together
 
     def _can_evaluate(self, case: Case, run: Run) -> bool:
         """True unless onnx itself lacks an operator that only a trusted model may have."""
-        if self.trusted:
+        if self.needs_trust:
             try:
                 run(case.inputs)
             except Exception:  # the evaluator raises exceptions of all kinds

@@ -22,9 +22,10 @@ import numpy.typing as npt
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.errors import MDLSTMError, ParityError
-from mdlstm_tk.export.verification.cases import Array, Case, Grid
+from mdlstm_tk.export.verification.cases import Case
 from mdlstm_tk.runtime import Metadata, Session
-from mdlstm_tk.runtime.shapes import Shapes
+from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.shapes import Grid, Shapes
 from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.training import Run as TrainingRun
 
@@ -84,12 +85,12 @@ def feature_scale(references: Sequence[Float64Array], feature_axis: int = -1) ->
     """The scale of each feature of an output (N, …), from the output on all inputs of a verification.
 
     It broadcasts against the output, and is one for all features if the output has none or a number of them
-    that depends on the grid.
+    that depends on the grid. NaN and infinite values do not count: they would allow any error elsewhere.
     """
     magnitudes = []
     for y in references:
         axes = tuple(k for k in range(y.ndim) if k != feature_axis % y.ndim) if y.ndim > 1 else None
-        magnitudes.append(np.abs(y).max(axis=axes, keepdims=True))
+        magnitudes.append(np.abs(np.where(np.isfinite(y), y, 0)).max(axis=axes, keepdims=True))
     if len({magnitude.shape for magnitude in magnitudes}) > 1:
         magnitudes = [magnitude.max(keepdims=True) for magnitude in magnitudes]
     scale: Float64Array = np.maximum(np.maximum.reduce(magnitudes), 1.0)
@@ -314,13 +315,13 @@ class VerificationReport:
         return all(outcome.parity.passed for outcome in self.outcomes[runtime].values())
 
     def worst_errors(self, runtime: str) -> dict[str, float]:
-        """The largest absolute error of a runtime in each group of cases."""
+        """The largest absolute error of a runtime in each group of cases; NaN if one of them is NaN."""
         outcomes = self.outcomes[runtime]
-        return {
-            group: max(outcomes[name].parity.max_abs for name in names if name in outcomes)
+        errors = {
+            group: [outcomes[name].parity.max_abs for name in names if name in outcomes]
             for group, names in self.groups.items()
-            if any(name in outcomes for name in names)
         }
+        return {group: float(np.max(of_group)) for group, of_group in errors.items() if of_group}
 
     def title(self) -> str:
         """The file with its form and grid, or the folder with the number of its files."""
@@ -334,7 +335,7 @@ class VerificationReport:
         """The title, and a line for each runtime with its largest error."""
         lines = [f"{self.title()}: largest error against {self.reference} in float64"]
         for runtime in self.outcomes:
-            error = max(self.worst_errors(runtime).values())
+            error = np.max(list(self.worst_errors(runtime).values()))
             verdict = "within tolerance" if self.passed(runtime) else "out of tolerance"
             lines.append(f"{runtime}: {error:.1e}, {verdict}")
         return "\n".join(lines)

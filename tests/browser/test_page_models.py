@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from helpers.browser import Tab
 from helpers.exported_page import GRID, check_prediction, craft, give, matrix, numbers, page_of
@@ -62,6 +63,17 @@ def test_a_model_that_takes_smaller_grids(
         Image.fromarray(np.zeros((30, 30, 3), np.uint8)).save(tmp_path / "x.png")
         tab.page.set_input_files("#file", tmp_path / "x.png")
         expect(tab.page.locator("#message.error")).to_contain_text("30×30")
+
+
+def test_an_output_of_integers(browser: Browser, onnxruntime_web: dict[str, bytes], tmp_path: Path) -> None:
+    model = onnx.load(craft(tmp_path / "m.onnx", GRID))
+    model.graph.node[-1].output[0] = "floats"
+    model.graph.node.append(onnx.helper.make_node("Cast", ["floats"], ["y"], to=onnx.TensorProto.INT64))
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    with page_of(tmp_path / "m.onnx", browser, onnxruntime_web, tmp_path / "page") as tab:
+        give(tab, tmp_path / "x.npy", x := np.arange(120.0).reshape(*GRID, 3) % 4)
+        check_prediction(tab, 2 * x[..., 0])
 
 
 def test_channels_in_front(browser: Browser, onnxruntime_web: dict[str, bytes], tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from torch import nn
 from mdlstm_tk.errors import InputError, ParityError
 from mdlstm_tk.export import drawing, export_drawing
 from mdlstm_tk.export.drawing import drawing_model
+from mdlstm_tk.export.targets import WebPage
 from mdlstm_tk.models import PixelNet, create
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.samples import uniform_numbers
@@ -101,10 +102,14 @@ def test_a_network_is_exported_to_draw(tmp_path: Path) -> None:
         ((network,), "destination="),
         ((network, path), "exists"),
         ((network, tmp_path / "nowhere/n.onnx"), "no folder"),
+        ((network, WebPage(tmp_path / "page")), "a page is made of a run"),
     ):
         with pytest.raises(InputError, match=message):
             export_drawing(*arguments)
-    assert export_drawing(network, tmp_path, force=True).name == "model-drawing.onnx"
+    with pytest.raises(InputError, match="'drawing'"):
+        export_drawing(network, tmp_path / "n.onnx", size=(0, 5))
+    compiled = torch.compile(network, backend="eager")
+    assert export_drawing(compiled, tmp_path, force=True).name == "model-drawing.onnx"
 
 
 def test_other_networks_of_runs_do_not_draw(trained: Run) -> None:

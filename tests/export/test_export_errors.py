@@ -57,9 +57,24 @@ class InBranch(Function):
 G = {"grid": (3, 4)}
 REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception], str]] = {
     "form": (Function, {**G, "form": "rolled"}, InputError, "unrolled, scan, tiles, got 'rolled'"),
+    "grid": (Function, {"grid": 8}, InputError, r"as in \(8, 8\), got 8"),
     "dtype": (Function, {**G, "dtype": "int4"}, InputError, "int4"),
     "functions": (Function, {"form": "scan", "functions": True}, InputError, "functions=True"),
     "metadata": (Function, {**G, "metadata": {"kind": "classify"}}, InputError, "classes"),
+    "metadata, unknown": (Function, {**G, "metadata": {"kinds": 1}}, InputError, "metadata=.* 'kinds'"),
+    "metadata, twice": (Function, {**G, "metadata": {"grid": (1, 2)}}, InputError, "metadata=.* 'grid'"),
+    "output called x": (
+        lambda: Function(after=lambda y: {"x": y}),
+        G,
+        InputError,
+        "input and an output called 'x'.*output_names=",
+    ),
+    "verify_inputs": (
+        Function,
+        {**G, "verify_inputs": {"mine": np.zeros((3, 4))}},
+        InputError,
+        r"mine has shape \(3, 4\), expected x with 4 axes",
+    ),
     "tiles": (Function, {**G, "form": "tiles"}, InputError, "does not go together with a size"),
     "unknown operator": (
         lambda: Function(torch.special.bessel_j0),
@@ -80,6 +95,12 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception
     "NaN on the example": (
         lambda: Function(torch.log),
         {"example_inputs": torch.zeros(1, 3, 4, 1) - 1, "example_range": (1, 2)},
+        InputError,
+        "itself returns NaN on example_inputs",
+    ),
+    "NaN on the example, scan": (
+        lambda: Function(torch.log),
+        {"example_inputs": torch.zeros(1, 20, 30, 1) - 1, "example_range": (1, 2), "form": "scan"},
         InputError,
         "itself returns NaN on example_inputs",
     ),

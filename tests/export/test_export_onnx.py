@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,7 @@ from mdlstm_tk.export import (
     translation_table,
     verify_model,
 )
+from mdlstm_tk.export.capture import exporter_silenced
 from mdlstm_tk.models import create
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.metadata import layout_of
@@ -271,6 +274,23 @@ def test_a_compiled_network_is_exported_as_the_network_that_it_wraps(tmp_path: P
     x = torch.rand(2, 3, 4, 2)
     np.testing.assert_allclose(Session(report.path, "cpu")(x.numpy()), plain(x).detach(), atol=1e-6)
     verify_model(report.path, network, device="cpu", seeds=1).raise_if_failed()
+
+
+def test_exports_in_two_threads_leave_logging_as_it_was() -> None:
+    before, entered, release = logging.root.manager.disable, Event(), Event()
+
+    def second_export() -> None:
+        with exporter_silenced():
+            entered.set()
+            release.wait(60)
+
+    thread = Thread(target=second_export)
+    with exporter_silenced():
+        thread.start()
+        entered.wait(0.2)  # not set, as the first export has not ended
+    release.set()
+    thread.join()
+    assert logging.root.manager.disable == before
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # raised inside torch

@@ -70,6 +70,11 @@ def test_the_name_of_the_file_tells_the_size(
     assert report.as_dict()["bytes"] == report.path.stat().st_size
 
 
+def test_several_sizes_are_exported_in_one_form(trained: Run, tmp_path: Path) -> None:
+    reports = export_run_sizes(trained, [(2, 3), (2, None)], tmp_path)
+    assert [report.path.name for report in reports] == ["model-any.onnx", "model-2xany.onnx"]
+
+
 def test_export_run_takes_a_checkpoint_file(trained: Run, tmp_path: Path) -> None:
     report = export_run(trained.last, tmp_path / "m.onnx", grid=(3, 4))
     assert report.metadata.checkpoint_sha256 == hashlib.sha256(trained.last.read_bytes()).hexdigest()

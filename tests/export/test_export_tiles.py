@@ -255,6 +255,15 @@ def test_options_that_do_not_go_together_with_tiles(
     assert not list(tmp_path.iterdir())
 
 
+def test_tiles_are_verified_on_the_inputs_of_the_caller(tmp_path: Path) -> None:
+    inputs = {"mine": np.full((1, 3, 4, 1), np.nan, np.float32)}
+    with pytest.raises(InputError, match="returns NaN on mine"):
+        export_onnx(SHIPPED["layer"], tmp_path / "m.tiles", form="tiles", verify_inputs=inputs)
+    with pytest.raises(InputError, match="does not go together with output_names"):
+        export_onnx(SHIPPED["layer"], tmp_path / "m.tiles", form="tiles", output_names=["a"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_exports_describes_and_refuses(trained: Run, tmp_path: Path) -> None:
     path = tmp_path / "m.tiles"
     done = mdlstm("export", trained.folder, "--form", "tiles", "-o", path)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM, BoundaryState
 from mdlstm_tk.cells import BUILT_IN_CELLS
-from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export import export_onnx, lower, verify_model
 from mdlstm_tk.export.lowering import lower as lower_module
 from mdlstm_tk.export.lowering import scan
@@ -284,6 +284,8 @@ def test_a_sweep_that_cannot_be_lowered_is_named() -> None:
     with pytest.raises(MDLSTMError, match=r"mdlstm: .*\(-1, 3\)"):
         lower(sweep.captured((-1, 3)))
     model = sweep.captured((3, 3))
+    with pytest.raises(InputError, match="form must be one of unrolled, scan, got 'tiles'"):
+        lower(model, "tiles")
     model.graph.node[0].input[1] = "elsewhere"
     with pytest.raises(MDLSTMError, match="'elsewhere'"):
         lower(model)

@@ -108,6 +108,10 @@ TWO = {"grid": (8, 8), "channels": 3}
         (MDLSTM(2, 3), (), {}, ["example_inputs"]),
         (MDLSTM(2, 3), {"x": torch.zeros(1, 3, 3, 2)}, {}, ["example_inputs", "dict"]),
         (MDLSTM(2, 3), torch.zeros(1, 3, 3, 2).bool(), {}, ["'x'", "torch.bool"]),
+        (MDLSTM(2, 3), torch.zeros(0, 3, 3, 2), {}, ["'x'", "(0, 3, 3, 2)"]),
+        (Conditioned(), None, {"extra_inputs": {"z": torch.tensor(0.5)}}, ["'z'", "shape ()"]),
+        (Conditioned(), None, {"extra_inputs": {"z": np.zeros((1, 2))}}, ["'z'", "ndarray"]),
+        (MDLSTM(2, 3), None, {"extra_inputs": {"x": torch.zeros(1, 3, 3, 2)}}, ["'x'", "extra_inputs="]),
         (nn.Identity(), torch.zeros(1, 3, 3, 2), {}, ["channels_last="]),
         (MDLSTM(2, 3), None, {"extra_inputs": {"w": torch.zeros(1, 2)}}, ["'w'", "extra_inputs="]),
         (MDLSTM(2, 3), None, {}, ["grid=...", 'form="scan"']),
@@ -191,6 +195,8 @@ def test_other_results_are_refused(result: object, names: list[str] | None, mess
         named_outputs(result, "Net", names)
 
 
-def test_padded_samples_follow_from_an_example_of_sizes() -> None:
-    spec = read_spec(MDLSTM(2, 3), (torch.zeros(1, 3, 4, 2), torch.tensor([[3, 4]])))
+@pytest.mark.parametrize("padded", [False, True])
+def test_padded_samples_follow_from_an_example_of_sizes(padded: bool) -> None:
+    spec = read_spec(MDLSTM(2, 3), (torch.zeros(1, 3, 4, 2), torch.tensor([[3, 4]])), padded=padded)
+    assert spec.interface.names == ["sizes"] and spec.extra_inputs == {}
     assert spec.padded and tuple(spec.examples((3, 4))) == ("x", "sizes")

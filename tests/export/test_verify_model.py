@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers.command import Result, mdlstm
 from helpers.damage import damage
-from helpers.networks import Conditioned, ManyHeads, Warped
+from helpers.networks import Conditioned, ManyHeads, Tokens, Warped
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError, ParityError
@@ -22,11 +22,15 @@ from mdlstm_tk.export.model_file import read_model
 from mdlstm_tk.export.verification.model_verifier import in_float64
 from mdlstm_tk.export.verification.parity import (
     Divergence,
+    Outcome,
+    Parity,
+    VerificationReport,
     compare,
     feature_scale,
     first_divergence,
     wavefront_errors,
 )
+from mdlstm_tk.runtime import Session
 from mdlstm_tk.training import Run
 
 
@@ -91,6 +95,14 @@ def test_each_feature_has_its_own_scale() -> None:
     assert feature_scale([np.moveaxis(expected, -1, 1)], 1).ravel().tolist() == [1, 5000]
     assert feature_scale([np.zeros((2, 3)), np.full((2, 5), 7.0)]).ravel().tolist() == [7]
     assert feature_scale([np.asarray([3.0, -4.0])]).ravel().tolist() == [4]
+    assert feature_scale([np.asarray([[2.0, np.inf], [np.nan, 3.0]])]).ravel().tolist() == [2, 3]
+
+
+def test_an_error_that_is_nan_is_the_largest_one() -> None:
+    errors = {"right": Parity(1e-7, 0.1), "wrong": Parity(np.nan, np.nan)}
+    outcomes = {name: Outcome("y", parity, None, None) for name, parity in errors.items()}
+    report = VerificationReport(Path("m.onnx"), {}, "", None, {"all": [*errors]}, {"cpu": outcomes})
+    assert np.isnan(report.worst_errors("cpu")["all"]) and report.failed == ["cpu"]
 
 
 def verify(*arguments: object) -> Result:
@@ -207,6 +219,37 @@ def test_the_users_own_arrays_are_compared(tmp_path: Path) -> None:
     assert done.code == 2 and "x, z" in done.err
     with pytest.raises(InputError, match=r"mine .*\(2, 4, 2\)|2x4"):
         verify_model(path, net, inputs={"mine": {"x": x[:2], "z": mine["z"]}})
+
+
+def test_the_users_arrays_may_be_the_only_ones_that_a_network_takes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Tokens(-1)  # normal numbers are no indices of its table
+    path = export_onnx(
+        net,
+        tmp_path / "m.onnx",
+        grid=(3, 4),
+        channels=1,
+        example_range=lambda shape, generator: torch.randint(7, shape, generator=generator),
+    ).path
+    assert verify_model(path, net, inputs={"mine": np.ones((3, 4, 1))}, device="cpu").failed == []
+    with pytest.raises(InputError, match="index out of range"):
+        verify_model(path, net, device="cpu")
+
+
+def test_a_padded_file_without_its_network_is_compared_on_small_arrays(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = export_onnx(MDLSTM(1, 2), tmp_path / "m.onnx", form="scan", padded=True).path
+    assert verify_model(path, inputs={"mine": np.ones((1, 2))}, device="cpu").failed == []
+
+
+def test_sessions_are_closed_after_an_error(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Session] = []
+    monkeypatch.setattr(Session, "close", lambda session: closed.append(session))
+    with pytest.raises(InputError, match="at least one array"):
+        verify_model(model, inputs={}, device="cpu")
+    assert len(closed) == 1
+    with pytest.raises(InputError, match="seeds=0"):
+        verify_model(model, seeds=0)
 
 
 def test_a_wrong_output_after_the_first_is_found(tmp_path: Path) -> None:

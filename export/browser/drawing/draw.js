@@ -10,8 +10,8 @@ const NOT_DRAWN = [127, 137, 156];
 
 let model; // the result of loadModel()
 let values; // (height, width, channels) in [0, 1]
-let given = 0; // upper rows that the user has drawn
-let shown = 0; // pixels that are drawn or given
+let userRows = 0; // upper rows that the user has drawn
+let visiblePixels = 0; // that the animation has reached, the user's included
 let cursor = [0, 0];
 let drawing = 0; // the number of the drawing in progress; a new one ends it
 
@@ -37,12 +37,12 @@ async function start() {
   return drawPicture();
 }
 
-// Draws all rows below the given ones, then the animation of what is new.
+// Draws all rows below the user's, then the animation of what is new.
 async function drawPicture() {
   const number = ++drawing;
-  const known = values.slice().fill(-1, given * model.width * model.channels);
+  const input = values.slice().fill(-1, userRows * model.width * model.channels);
   try {
-    const result = await model.draw(known, Number(temperature.value), () => number !== drawing);
+    const result = await model.draw(input, Number(temperature.value), () => number !== drawing);
     if (!result) return;
     values = result.values;
     showNumbers();
@@ -54,16 +54,16 @@ async function drawPicture() {
 }
 
 async function animate(number) {
-  const [first, last] = [given * model.width, model.height * model.width];
+  const [first, last] = [userRows * model.width, model.height * model.width];
   const begin = performance.now();
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   do {
     const now = await new Promise(requestAnimationFrame);
     if (number !== drawing) return;
     const share = still ? 1 : Math.max(0, now - begin) / (1000 * SECONDS);
-    shown = Math.min(last, first + Math.floor(share * (last - first)));
+    visiblePixels = Math.min(last, first + Math.floor(share * (last - first)));
     show();
-  } while (shown < last);
+  } while (visiblePixels < last);
 }
 
 function show() {
@@ -71,12 +71,12 @@ function show() {
   const context = canvas.getContext("2d");
   const image = context.createImageData(width, height);
   for (let k = 0; k < height * width; k++) {
-    const pixel = k < shown ? [0, 1, 2].map((c) => 255 * values[k * channels + (channels === 3 ? c : 0)]) : NOT_DRAWN;
+    const pixel = k < visiblePixels ? [0, 1, 2].map((c) => 255 * values[k * channels + (channels === 3 ? c : 0)]) : NOT_DRAWN;
     image.data.set([...pixel, 255], 4 * k);
   }
   context.putImageData(image, 0, 0);
-  boundary.hidden = !given || given === height;
-  boundary.style.top = `${(100 * given) / height}%`;
+  boundary.hidden = !userRows || userRows === height;
+  boundary.style.top = `${(100 * userRows) / height}%`;
 }
 
 function showNumbers() {
@@ -86,14 +86,14 @@ function showNumbers() {
 }
 
 function showGiven() {
-  element("given").textContent = given ? `${given} of ${model.height} rows are yours` : "Draw here with the mouse or a finger";
-  draw.textContent = given ? "Complete" : "Draw";
+  element("given").textContent = userRows ? `${userRows} of ${model.height} rows are yours` : "Draw here with the mouse or a finger";
+  draw.textContent = userRows ? "Complete" : "Draw";
 }
 
 function clearPicture() {
   drawing++;
   values = new Float32Array(model.height * model.width * model.channels);
-  [given, shown] = [0, 0];
+  [userRows, visiblePixels] = [0, 0];
   show();
   showGiven();
   showNumbers();
@@ -108,12 +108,12 @@ function inkValues() {
 
 const pixelAt = ([row, column]) => values.subarray((row * model.width + column) * model.channels).subarray(0, model.channels);
 
-// The user has drawn in a row: it and those above are given, and what the network had drawn goes.
+// The user has drawn in a row: it and those above are the user's, and what the network had drawn goes.
 function paint(pixel) {
   drawing++;
-  values.fill(0, given * model.width * model.channels);
-  given = Math.max(given, cursor[0] + 1);
-  shown = given * model.width;
+  values.fill(0, userRows * model.width * model.channels);
+  userRows = Math.max(userRows, cursor[0] + 1);
+  visiblePixels = userRows * model.width;
   pixelAt(cursor).set(pixel);
   show();
   showGiven();
@@ -147,8 +147,8 @@ function showError(error) {
 // A stroke that starts on a pixel of the user's that already has the ink's values erases instead.
 let stroke = null; // the values that are being drawn
 function inkOrEraser() {
-  const own = cursor[0] < given && inkValues().every((value, c) => Math.abs(value - pixelAt(cursor)[c]) < 1e-6);
-  return inkValues().map((value) => (own ? 0 : value));
+  const isInk = cursor[0] < userRows && inkValues().every((value, c) => Math.abs(value - pixelAt(cursor)[c]) < 1e-6);
+  return inkValues().map((value) => (isInk ? 0 : value));
 }
 canvas.addEventListener("pointerdown", (event) => {
   if (!values || event.button) return;

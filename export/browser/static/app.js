@@ -153,6 +153,7 @@ function example() {
 }
 
 function resize() {
+  if (!x) return; // the model is still being compiled
   const size = [height, width].map(({ value, step, max }) =>
     Math.min(Math.max(Math.round(value / step) || 1, 1), Math.floor(max / step)) * step);
   setInput(cropOrPad(x, ...size));
@@ -225,6 +226,7 @@ document.addEventListener("drop", (event) => {
 element("prediction").querySelector("select").addEventListener("change", updateNumbers);
 values.addEventListener("toggle", updateNumbers);
 element("save").addEventListener("click", () => {
+  if (!prediction?.y) return;
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([prediction.csv()], { type: "text/csv" }));
   link.download = "prediction.csv";

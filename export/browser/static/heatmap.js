@@ -54,7 +54,7 @@ export class HeatMap {
     this.scale.hidden = true;
   }
 
-  // Draws a grid with one channel as colours, or with three as red, green and blue from 0 to 1.
+  // Draws a grid whose three channels are red, green and blue from 0 to 1.
   drawImage(x) {
     this.grid = x;
     this.#paint(x, (k) => x.data.subarray(3 * k, 3 * k + 3).map((value) => 255 * value));

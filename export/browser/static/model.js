@@ -42,9 +42,10 @@ async function predict(session, info, x) {
   const start = performance.now();
   const y = (await session.run(feeds))[info.output];
   const milliseconds = performance.now() - start;
-  if (!info.window) return { milliseconds, y: makeGrid(0, y.data.length / info.outputs, info.outputs, y.data) };
-  const result = channelsLast ? makeGrid(...y.dims.slice(1), y.data)
-    : makeGrid(y.dims[2], y.dims[3], y.dims[1], transpose(y.data, y.dims[2] * y.dims[3]));
+  const values = Float32Array.from(y.data, Number); // an output may hold integers, such as the largest class
+  if (!info.window) return { milliseconds, y: makeGrid(0, values.length / info.outputs, info.outputs, values) };
+  const result = channelsLast ? makeGrid(...y.dims.slice(1), values)
+    : makeGrid(y.dims[2], y.dims[3], y.dims[1], transpose(values, y.dims[2] * y.dims[3]));
   const validSize = [Math.ceil(x.height / info.window[0]), Math.ceil(x.width / info.window[1])];
   return { milliseconds, y: info.sizes ? cropOrPad(result, ...validSize) : result };
 }
