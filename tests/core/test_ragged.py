@@ -6,6 +6,9 @@ Fresh memory is poisoned with NaN throughout, so that a kernel that reads what n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from helpers.cuts import make_layer, run
@@ -14,22 +17,22 @@ from torch import Tensor
 
 from mdlstm_tk import MDLSTM, InputError
 from mdlstm_tk._util.masking import sizes_of_sweep
-from mdlstm_tk.backends import tables
 from mdlstm_tk.backends.inputs import SweepInputs
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
 
 BATCHES: dict[str, tuple[tuple[int, ...], list[tuple[int, ...]]]] = {
     "one position each": ((5, 8), [(1, 1), (1, 1), (1, 1)]),
-    "one position and a whole grid": ((5, 8), [(1, 1), (5, 8), (1, 8), (5, 1)]),
+    "a whole grid": ((5, 8), [(1, 1), (5, 8), (1, 8), (5, 1)]),
     "a batch of 1": ((5, 8), [(2, 3)]),
-    "equal sizes": ((5, 8), [(3, 4), (3, 4)]),
+    "equal sizes": ((5, 8), [(3, 5), (3, 5)]),
     "nobody reaches the corner": ((5, 8), [(5, 2), (2, 8)]),
     "longer than a block": ((5, 8), [(1 + k % 5, 8 - k % 7) for k in range(40)]),
     "1-D": ((7,), [(7,), (1,), (3,)]),
     "3-D": ((2, 3, 4), [(1, 1, 1), (2, 1, 4), (2, 3, 3)]),
     "4-D": ((2, 1, 3, 2), [(2, 1, 1, 2), (1, 1, 3, 1)]),
 }
+WINDOWS = {"cell": "stable", "num_layers": 2, "window": 2}
 
 
 def outcome(
@@ -43,19 +46,31 @@ def outcome(
 
 
 @pytest.mark.parametrize("backend", ["fused", "torch"])
-@pytest.mark.parametrize("name", BATCHES)
-def test_samples_are_what_they_are_alone(name: str, backend: str) -> None:
-    """Each one unpadded, by `reference`. What the padding holds is ignored, also if it is NaN."""
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in BATCHES), *((name, WINDOWS) for name in ("equal sizes", "a whole grid"))],
+    ids=str,
+)
+def test_samples_are_what_they_are_alone(name: str, options: dict[str, Any], backend: str) -> None:
+    """Each one unpadded, by `reference`. What the padding holds is ignored, also if it is NaN, and also
+    where windows reach into it."""
     grid, sizes = BATCHES[name]
-    layer, alone = (make_layer(grid, directions="all", backend=b) for b in (backend, "reference"))
+    options = {"directions": "all", **options}
+    layer, alone = (make_layer(grid, backend=b, **options) for b in (backend, "reference"))
+
+    def box(sample: int, extents: Sequence[int], window: Sequence[int]) -> tuple[slice, ...]:
+        ends = [-(-extent // size) for extent, size in zip(extents, window, strict=True)]
+        return slice(sample, sample + 1), *map(slice, ends)
+
     x = torch.full((len(sizes), *grid, 2), float("nan"), dtype=torch.float64)
-    grads = torch.randn(len(sizes), *grid, layer.output_size, dtype=torch.float64)
+    whole = [end.stop for end in box(0, grid, layer.window)[1:]]
+    grads = torch.randn(len(sizes), *whole, layer.output_size, dtype=torch.float64)
     expected = [torch.zeros_like(x), torch.zeros_like(grads)]
     total = [torch.zeros_like(parameter) for parameter in layer.parameters()]
     for k, extents in enumerate(sizes):
-        box = (slice(k, k + 1), *map(slice, extents))
-        x[box] = torch.randn(1, *extents, 2, dtype=torch.float64)
-        expected[1][box], (expected[0][box], *of_parameters) = outcome(alone, x[box], grads[box], None)
+        of_x, of_y = box(k, extents, [1] * len(grid)), box(k, extents, layer.window)
+        x[of_x] = torch.randn(1, *extents, 2, dtype=torch.float64)
+        expected[1][of_y], (expected[0][of_x], *of_parameters) = outcome(alone, x[of_x], grads[of_y], None)
         total = [one + other for one, other in zip(total, of_parameters, strict=True)]
     y, (dx, *gradients) = outcome(layer, x, grads, sizes)
     torch.testing.assert_close([dx, y], expected, rtol=1e-11, atol=1e-11)
@@ -78,19 +93,9 @@ def test_final_states_are_the_same_without_gradients(cell: str, backend: str) ->
     assert farthest[full].any() and not farthest[~full].any()
 
 
-@pytest.mark.parametrize("backend", ["fused", "torch"])
-def test_full_sizes_are_no_sizes(backend: str) -> None:
-    layer = make_layer((5, 8), torch.float32, directions="all", backend=backend)
-    x, grads = torch.randn(3, 5, 8, 2), torch.randn(3, 5, 8, layer.output_size)
-    y, gradients = outcome(layer, x, grads, None)
-    again = outcome(layer, x, grads, [(5, 8)] * 3)
-    assert torch.equal(y, again[0])
-    assert all(torch.equal(one, other) for one, other in zip(gradients, again[1], strict=True))
-
-
 def test_transforms_mask_what_they_cannot_leave_out() -> None:
     """Inside `torch.func` the values of `sizes` cannot be read."""
-    grid, sizes = BATCHES["one position and a whole grid"]
+    grid, sizes = BATCHES["a whole grid"]
     layer = make_layer(grid, directions="all")
     x, extents = torch.randn(2, 4, *grid, 2, dtype=torch.float64), torch.tensor(sizes)
     many = torch.stack([extents, extents.flip(0)])
@@ -99,13 +104,6 @@ def test_transforms_mask_what_they_cannot_leave_out() -> None:
     derivative = torch.func.jvp(lambda x: layer(x, extents), (x[0],), (x[1],))[1]
     expected = torch.autograd.functional.jvp(lambda x: layer(x, extents), x[0], x[1])[1]
     torch.testing.assert_close(derivative, expected)
-
-
-def test_tables_mark_what_lies_outside_a_sample_with_minus_1() -> None:
-    made = tables.ragged_tables(((2, 1), (1, 3)), (2, 3), ((1, 1),), torch.device("cpu"))
-    # rows: (0, 0) of both samples, (0, 1) of the second, (1, 0) of the first, (0, 2) of the second
-    assert made.predecessors.tolist() == [[-1, -1, -1, 0, -1], [-1, -1, 1, -1, 2]]
-    assert made.successors.tolist() == [[3, -1, -1, -1, -1], [-1, 2, 4, -1, -1]]
 
 
 def test_sizes_reach_a_sweep_on_the_cpu() -> None:
