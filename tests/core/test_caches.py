@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -36,23 +36,16 @@ def test_the_oldest_entries_go_first_and_the_newest_stays() -> None:
 
 def test_several_threads_may_use_a_cache() -> None:
     cache: BoundedCache[int, int] = BoundedCache(50)
-    failures: list[Exception] = []
 
     def work(first: int) -> None:
-        try:
-            for k in range(300):
-                cache.add(first + k % 17, k, 1 + k % 9)
-                cache.get(first)
-        except Exception as error:
-            failures.append(error)
+        for k in range(300):
+            cache.add(first + k % 17, k, 1 + k % 9)
+            cache.get(first)
 
-    workers = [threading.Thread(target=work, args=(10 * k,)) for k in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, range(0, 40, 10)))
     cache.add(-1, 0, 50)
-    assert not failures and dict(cache) == {-1: 0}
+    assert dict(cache) == {-1: 0}
 
 
 def test_clear_caches_frees_everything() -> None:
@@ -87,14 +80,3 @@ def test_tables_take_four_bytes_an_entry() -> None:
         assert tensor.dtype == torch.int32
     assert front.nbytes < 25 * 30 * 40
     assert made.nbytes < 33 * 30 * 40
-
-
-def test_tables_made_in_inference_mode_serve_training() -> None:
-    mdlstm_tk.clear_caches()
-    layer, x = MDLSTM(2, 3, backend="torch"), torch.randn(1, 3, 4, 2)
-    with torch.inference_mode():
-        y = layer(x)
-    first = torch.func.jvp(layer, (x,), (x,))[0]
-    gradient = torch.autograd.grad(layer(x).square().sum(), layer.weight_ih_l0, create_graph=True)[0]
-    gradient.square().sum().backward()
-    torch.testing.assert_close(first, y.clone())

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
-from graphlib import CycleError, TopologicalSorter
+from graphlib import TopologicalSorter
 from importlib import import_module
 
 import pytest
@@ -80,12 +80,6 @@ def test_who_may_import_whom(part: str) -> None:
             assert not forbidden
 
 
-def test_nobody_imports_the_command_line() -> None:
-    for module in modules():
-        if not within(module, ("mdlstm_tk.cli", "mdlstm_tk.__main__")):
-            assert not any(within(name, ("mdlstm_tk.cli",)) for name in imports(module)), module
-
-
 def reached(start: Iterable[str], *, nested: bool) -> set[str]:
     """The modules that are imported when these are, with the packages that they lie in."""
     found: set[str] = set()
@@ -125,12 +119,7 @@ def test_the_command_line_starts_without_torch_and_onnx() -> None:
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
     graph = {module: imports(module, nested=False) & modules().keys() for module in modules()}
-    circle: list[str] = []
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        circle = error.args[1]
-    assert not circle, " imports ".join(reversed(circle))
+    TopologicalSorter(graph).prepare()  # raises CycleError, which shows the circle
 
 
 PACKAGES = [name for name, path in modules().items() if path.name == "__init__.py"]

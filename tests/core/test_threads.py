@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -80,21 +81,13 @@ def test_sweeps_may_run_at_the_same_time() -> None:
         return y, *torch.autograd.grad(y.square().sum(), list(layers[k].parameters()))
 
     expected = [run(k) for k in range(len(cases))]
-    errors: list[BaseException] = []
 
     def work(k: int) -> None:
-        try:
-            for _ in range(8):
-                torch.testing.assert_close(run(k), expected[k], rtol=1e-11, atol=1e-10)
-        except BaseException as error:
-            errors.append(error)
+        for _ in range(8):
+            torch.testing.assert_close(run(k), expected[k], rtol=1e-11, atol=1e-10)
 
-    workers = [threading.Thread(target=work, args=(k,)) for k in range(len(cases))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not errors
+    with ThreadPoolExecutor(len(cases)) as threads:
+        list(threads.map(work, range(len(cases))))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -36,17 +36,11 @@ def batched_gradients(layer: MDLSTM, x: Tensor) -> Any:
     return torch.autograd.functional.jacobian(layer, x, vectorize=True)
 
 
-def with_sizes(layer: MDLSTM, x: Tensor) -> Any:
-    sizes = torch.tensor([[2, 3], [1, 2]])
-    return vmap(lambda x, sizes: layer(x[None], sizes[None]))(x, sizes)
-
-
 TRANSFORMS: dict[str, Callable[[MDLSTM, Tensor], Any]] = {
     "grad": lambda layer, x: grad(lambda x: layer(x).square().sum())(x),
     "grad of grad": lambda layer, x: grad(lambda x: grad(lambda x: layer(x).square().sum())(x).sum())(x),
     "vmap": lambda layer, x: vmap(layer)(torch.stack([x, -x])),
     "vmap over parameters": ensemble,
-    "vmap over sizes": with_sizes,
     "per-sample gradients": per_sample_gradients,
     "jvp": lambda layer, x: jvp(layer, (x,), (x.cos(),)),
     "jacrev": lambda layer, x: jacrev(layer)(x),
