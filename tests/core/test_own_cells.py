@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.own_cells import EXAMPLE, OWN_CELLS, register_own_cells
+from helpers.own_cells import EXAMPLE, OWN_CELLS, arguments, register_own_cells
 from helpers.parity import Case, assert_close_to
 from torch import Tensor
 
@@ -55,10 +55,6 @@ def test_every_backend_agrees_with_the_reference(case: Case, backend: str) -> No
 def test_a_cell_without_recurrence_has_no_recurrent_weights() -> None:
     layer = MDLSTM(3, 4, directions="all", cell="input-gated")
     assert {name for name, _ in layer.named_parameters()} == {"weight_ih_l0", "bias_l0"}
-
-
-def arguments(op: str, a: Any, b: Any) -> tuple[Any, ...]:
-    return (a, b)[: 2 if op in ("add", "subtract", "multiply", "divide", "maximum", "minimum") else 1]
 
 
 def smooth(op: str, a: Any, b: Any) -> tuple[Any, ...]:
@@ -110,15 +106,10 @@ def test_operations_over_their_whole_range(dtype: torch.dtype) -> None:
     rtol, atol = (3e-6, 5e-7) if dtype == torch.float32 else (4e-14, 2e-15)
     for a, b in [(finite, finite.flip(0)), *((x, x) for x in torch.tensor(special).to(dtype).split(1))]:
         for op, result in run_all_operations("any-numbers", a, b, "fused").items():
-            given = f"{op}({a[0]:.3g}, …)"
-            expected = in_torch(op, *arguments(op, a, b))
+            expected, place = in_torch(op, *arguments(op, a, b)), f"{op}({a[0]:.3g}, …)"
+            options: dict[str, Any] = {"rtol": rtol, "atol": atol, "equal_nan": True}
             torch.testing.assert_close(
-                result,
-                expected,
-                rtol=rtol,
-                atol=atol,
-                equal_nan=True,
-                msg=lambda text, g=given: f"{g}: {text}",
+                result, expected, **options, msg=lambda text, place=place: f"{place}: {text}"
             )
 
 
@@ -133,10 +124,7 @@ def test_all_ways_to_write_an_operation() -> None:
     register_cell("ours", gates=PAIR, states=())(lambda gates, states: (equations(cells, gates), {}))
     register_cell("torchs", gates=PAIR, states=())(lambda gates, states: (equations(torch, gates), {}))
     torch.manual_seed(0)
-    layer, x = (
-        MDLSTM(2, 3, ndim=1, cell="ours", backend="reference").double(),
-        torch.randn(1, 1, 2).double(),
-    )
+    layer, x = MDLSTM(2, 3, ndim=1, cell="ours", backend="reference"), torch.randn(1, 1, 2)
     a = (layer.weight_ih_l0[0] @ x[0, 0] + layer.bias_l0[0]).unflatten(0, (2, 3))
     expected = equations(torch, a)
     for layer.cell in ("ours", "torchs"):
