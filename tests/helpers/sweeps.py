@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
@@ -94,15 +95,18 @@ class Sweep:
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
 
-    def exact(self, x: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
-        """h, computed in float64."""
-        h, _ = reference.forward(self._inputs(x, sizes=sizes))
-        return h.numpy()
-
-    def exact_states(self, x: np.ndarray, initial: np.ndarray) -> list[np.ndarray]:
-        """h and the final states, computed in float64."""
-        results = reference.forward(self._inputs(x, initial=initial.astype(np.float64)))
+    def exact_results(self, x: np.ndarray, **optional: np.ndarray) -> list[np.ndarray]:
+        """h, and the final states if there are `initial` ones, in float64. `sizes` are optional, too."""
+        arrays = {"x": x, **self.weights, **optional}
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        tensors = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
+        signs = tuple(sign for direction in self.directions for sign in direction)
+        results = reference.forward(SweepInputs(*map(tensors.get, TENSORS), signs, self.cell))
         return [tensor.numpy() for tensor in results if tensor is not None]
+
+    def exact(self, x: np.ndarray, **optional: np.ndarray) -> np.ndarray:
+        """h alone."""
+        return self.exact_results(x, **optional)[0]
 
     def random_states(self, batch: int, grid: Sequence[int]) -> np.ndarray:
         """Initial states (N, F, dirs, 1 + S, n); of a cell that divides by a state n positive ones."""
@@ -119,13 +123,6 @@ class Sweep:
     def units(self) -> int:
         gates = len(get_cell(self.cell).gates(len(self.directions[0])))
         return self.weights["weight_ih"].shape[1] // gates
-
-    def _inputs(self, x: np.ndarray, **others: np.ndarray | None) -> SweepInputs:
-        arrays = {"x": x, **self.weights}
-        tensors = {name: torch.from_numpy(array).double() for name, array in arrays.items()}
-        tensors |= {name: torch.from_numpy(array) for name, array in others.items() if array is not None}
-        signs = tuple(sign for direction in self.directions for sign in direction)
-        return SweepInputs(*map(tensors.get, TENSORS), signs, self.cell)
 
 
 def lowered(
@@ -159,6 +156,14 @@ def check_scans(model: onnx.ModelProto) -> None:
             for inner in body.node:
                 assert set(inner.input) <= known, f"{inner.name} uses a computed value from outside"
                 known.update(inner.output)
+
+
+def run(model: onnx.ModelProto, **inputs: np.ndarray) -> list[np.ndarray]:
+    """All outputs of a model, by ONNX Runtime."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    return session.run(None, inputs)
 
 
 def random_x(batch: int, grid: Sequence[int], dtype: type = np.float32) -> np.ndarray:
