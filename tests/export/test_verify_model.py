@@ -16,7 +16,7 @@ from helpers.damage import damage
 from helpers.networks import Conditioned, ManyHeads, Warped
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.errors import InputError, ParityError
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_onnx, export_run, verify_model
 from mdlstm_tk.export.model_file import read_model
 from mdlstm_tk.export.verification.model_verifier import in_float64
@@ -25,7 +25,6 @@ from mdlstm_tk.export.verification.parity import (
     compare,
     feature_scale,
     first_divergence,
-    wavefront_errors,
 )
 from mdlstm_tk.training import Run
 
@@ -68,14 +67,6 @@ def test_the_first_wrong_wavefront_is_found(
     assert divergence is not None
     assert divergence == Divergence(first, sum(grid) - len(grid) + 1, corner)
     assert f"wavefront {first} of {divergence.wavefronts}" in str(divergence)
-
-
-def test_errors_of_each_wavefront() -> None:
-    expected = np.zeros((2, 3, 2, 4))  # (N, C, H, W)
-    output = expected.astype(np.float32)
-    output[1, 2, 1, 2] = 0.5
-    output[0, 0, 0, 0] = 0.25
-    assert wavefront_errors(output, expected, (2, 3)) == [0.25, 0, 0, 0.5, 0]
 
 
 def test_each_feature_has_its_own_scale() -> None:
@@ -133,14 +124,6 @@ def test_verify_model_reports_every_runtime(trained: Run, model: Path) -> None:
     assert max(report.worst_errors("ONNX Runtime, cpu").values()) < 1e-5
 
 
-def test_verify_model_follows_an_error_to_its_wavefront(trained: Run, model: Path, tmp_path: Path) -> None:
-    damage(model, tmp_path / "damaged.onnx", 4)
-    report = verify_model(tmp_path / "damaged.onnx", trained.folder, seeds=1)
-    assert report.failed == ["ONNX Runtime, cpu", "ONNX reference evaluator"]
-    with pytest.raises(ParityError, match="wavefront 4 of 15"):
-        report.raise_if_failed()
-
-
 def test_a_run_folder_is_verified_with_all_its_exports(trained: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(trained.folder, folder)
@@ -178,7 +161,7 @@ def test_a_file_of_any_module_is_verified_against_it_or_its_own_graph(tmp_path: 
 
 
 def test_the_float64_graph_is_more_precise_than_the_file(tmp_path: Path) -> None:
-    layer, x = MDLSTM(2, 3, directions="all"), np.random.default_rng(0).random((2, 4, 5, 2))
+    layer = MDLSTM(2, 3, directions="all")
     path = export_onnx(layer, tmp_path / "m.onnx", grid=(4, 5), dtype="float16").path
     report = verify_model(path, device="cpu", seeds=1)
     assert report.failed == []
@@ -186,7 +169,6 @@ def test_the_float64_graph_is_more_precise_than_the_file(tmp_path: Path) -> None
     model = in_float64(read_model(path.read_bytes()))
     types = {t.data_type for t in model.graph.initializer}
     assert not types & {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
-    assert x.dtype == np.float64
 
 
 def test_the_users_own_arrays_are_compared(tmp_path: Path) -> None:

@@ -121,8 +121,7 @@ class FoldedHeight(nn.Module):
 
 
 class Tokens(nn.Module):
-    """A grid of indices of a table with 7 rows: integers (N, H, W), or with a last axis floats (N, H, W, "
-    "1)."""
+    """A grid of indices of a table with 7 rows: integers (N, H, W), or floats (N, H, W, 1)."""
 
     def __init__(self, last_axis: int) -> None:
         super().__init__()
