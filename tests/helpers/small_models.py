@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from helpers.crafted_models import node
 from mdlstm_tk.runtime import Metadata
 
 CLASSES = ("cat", "dög", "<b>")
@@ -53,11 +54,6 @@ def write_model(
     helper.set_model_props(model, described.to_props())
     path.write_bytes(model.SerializeToString())
     return path
-
-
-def node(operator: str, inputs: str, output: str, **attributes: Any) -> NodeProto:
-    """A node whose inputs are separated by spaces."""
-    return helper.make_node(operator, inputs.split(), [output], **attributes)
 
 
 SCORES = {"weights": np.float32([[1, 0, -1]]), "start": np.float32([0, 0.5, 0])}
