@@ -15,12 +15,6 @@ from torch.utils._pytree import tree_leaves
 from mdlstm_tk import MDLSTM, BoundaryState, tiling
 from mdlstm_tk.cells import get_cell
 
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
 HALVES = (torch.float16, torch.bfloat16)
 # The cost of rounding h, da and the results to the dtype; sums and gates are exact beside it. Results are
 # relative to the largest entry, or to 1 if that is smaller.
@@ -100,6 +94,10 @@ class Case:
         ]
         return "-".join([self.cell, "x".join(map(str, self.grid)), *texts])
 
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)  # type: ignore[no-any-return]
+
     def layer(self, backend: str = "auto", dtype: torch.dtype | None = None) -> MDLSTM:
         """The layer; its parameters are rounded to the case's own dtype first."""
         torch.manual_seed(1)
@@ -122,11 +120,11 @@ class Case:
         with torch.no_grad():
             for parameter in layer.parameters():  # none at 0 or 1, where a mistake might not show
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        return layer.to(DTYPES[self.dtype]).to(dtype or DTYPES[self.dtype])
+        return layer.to(self.torch_dtype).to(dtype or self.torch_dtype)
 
     def run(self, backend: str, dtype: torch.dtype | None = None, device: str = "cpu") -> dict[str, Tensor]:
         """y, the final states, and the gradient of every leaf that wants one, on the CPU."""
-        dtype = dtype or DTYPES[self.dtype]
+        dtype = dtype or self.torch_dtype
         layer = self.layer(backend, dtype).to(device)
         random = torch.Generator().manual_seed(2)
         sizes = None
@@ -135,7 +133,7 @@ class Case:
             sizes = torch.stack(extents, dim=1)
 
         def leaf(values: Tensor, wants: bool) -> tuple[Tensor, Tensor]:
-            rounded = values.to(DTYPES[self.dtype]).to(device, dtype)
+            rounded = values.to(self.torch_dtype).to(device, dtype)
             return laid_out(rounded, self.layout, wants)
 
         x = torch.randn(self.batch, *self.grid, self.channels, generator=random)
@@ -155,7 +153,7 @@ class Case:
             initial = [random_faces(*shape, generator=random) for _ in range(self.num_layers)]
             for k, faces in enumerate(initial):
                 for j, face in enumerate(faces):
-                    rounded = face.detach().to(DTYPES[self.dtype]).to(device, dtype)
+                    rounded = face.detach().to(self.torch_dtype).to(device, dtype)
                     leaves[f"initial {k} {j}"] = faces[j] = rounded.requires_grad_()
             arguments["initial_state"] = tuple(to_state(f, layer.ndim, self.cell) for f in initial)
             arguments["return_state"] = True
@@ -166,7 +164,7 @@ class Case:
                 layer._parameters[name] = value  # `checkpointed` wants a layer
             result = tiling.checkpointed(layer, x, self.tile, **arguments)
         outputs = [t for t in tree_leaves(result) if t is not None]
-        grads = [torch.randn(t.shape, generator=random).to(DTYPES[self.dtype]).to(t) for t in outputs]
+        grads = [torch.randn(t.shape, generator=random).to(self.torch_dtype).to(t) for t in outputs]
         wanted = {name: t for name, t in leaves.items() if t.requires_grad}
         gradients = torch.autograd.grad(
             outputs,
@@ -179,7 +177,7 @@ class Case:
 
     def check(self, backend: str, device: str = "cpu") -> None:
         """Compare with `reference` in float64."""
-        dtype = DTYPES[self.dtype]
+        dtype = self.torch_dtype
         exact = replace(self, tile=None, dtype=self.dtype if dtype in HALVES else "float64")
         truth, results = _truth(exact), self.run(backend, device=device)
         assert results.keys() == truth.keys()
