@@ -12,13 +12,13 @@ import onnxruntime
 import pytest
 import torch
 from helpers.networks import (
-    CRNN,
     Branching,
     Conditioned,
     ConvStem,
     FoldedHeight,
     ManyHeads,
     Sparse,
+    Spectrogram,
     Tokens,
     TwoGrids,
     UNet,
@@ -76,17 +76,6 @@ class Recurrent(nn.Module):
         return self.after(self.layer(x).mean(1))[0]
 
 
-class Spectrogram(nn.Module):
-    """(N, time, frequency) without an axis for channels, which begins with a logarithm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = MDLSTM(1, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer((x + 1e-3).log()[..., None])
-
-
 X, Z = torch.randn(2, 3, 4, 2), torch.randn(2, 2)
 T, IMAGE, RGB = torch.zeros(1, 4, 5, 1), torch.rand(1, 1, 8, 12), torch.rand(1, 3, 8, 12)
 PAIR = (torch.rand(1, 4, 5, 1), torch.rand(1, 4, 5, 3))
@@ -105,7 +94,6 @@ CASES: dict[
     "one grid": (lambda: ConvStem(6), RGB, {"grid": (8, 12), **SCAN}, [(3, 8, 12)], ()),
     "unet": (UNet, IMAGE, {**SCAN, "multiple_of": 2}, [(1, 2, 2), (1, 10, 22)], ()),
     "window, convolution": (WindowedConv, None, SCAN, [(5, 6, 1), (20, 11, 1)], ()),
-    "crnn": (CRNN, IMAGE, SCAN, [(1, 8, 31)], ()),
     "folded height": (FoldedHeight, IMAGE, {"grid": (8, None)}, [(1, 8, 20), (1, 8, 3)], ()),
     "heads": (ManyHeads, torch.rand(1, 3, 4, 6), SCAN, [(3, 5, 4)], ()),
     "gru, scan": (Recurrent, None, SCAN, [(4, 9, 1)], ()),
