@@ -66,17 +66,17 @@ def test_tables_of_many_grids_stay_within_their_bound(monkeypatch: pytest.Monkey
     layer = MDLSTM(1, 1)
     for extent in range(1, 20):
         layer(torch.zeros(1, extent, 20, 1)).sum().backward()
-    kept = [value for cache in CACHES[:2] for value in cache.values()]
-    assert kept and sum(value.nbytes for value in kept) <= 2 * 20_000
+    entries = [value for cache in CACHES[:2] for value in cache.values()]
+    assert entries and sum(value.nbytes for value in entries) <= 2 * 20_000
     mdlstm_tk.clear_caches()
 
 
 def test_tables_take_four_bytes_an_entry() -> None:
     front = wavefront.wavefronts((30, 40))
-    made = tables.sweep_tables((30, 40), ((1, 1),), torch.device("cpu"))
+    sweep = tables.sweep_tables((30, 40), ((1, 1),), torch.device("cpu"))
     for table in (front.order, front.inverse_order, front.predecessors, front.successors):
         assert table.dtype == np.int32
-    for tensor in (made.order, made.inverse_order, made.predecessors, made.successors, *made.previous):
+    for tensor in (sweep.order, sweep.inverse_order, sweep.predecessors, sweep.successors, *sweep.previous):
         assert tensor.dtype == torch.int32
     assert front.nbytes < 25 * 30 * 40
-    assert made.nbytes < 33 * 30 * 40
+    assert sweep.nbytes < 33 * 30 * 40

@@ -46,18 +46,18 @@ def statements(node: ast.AST, *, nested: bool) -> Iterator[ast.Import | ast.Impo
 @cache
 def imports(module: str, *, nested: bool = True) -> frozenset[str]:
     """The modules that a module imports: ours by their exact names, others as they are written."""
-    found = set()
+    result = set()
     for statement in statements(ast.parse(modules()[module].read_text(encoding="utf-8")), nested=nested):
         if isinstance(statement, ast.Import):
-            found |= {alias.name for alias in statement.names}
+            result |= {alias.name for alias in statement.names}
         else:
             assert statement.level == 0 and statement.module, f"{module} has a relative import"
             names = {f"{statement.module}.{alias.name}" for alias in statement.names}
             submodules = names & modules().keys()
-            found |= submodules
+            result |= submodules
             if names != submodules:
-                found.add(statement.module)
-    return frozenset(found)
+                result.add(statement.module)
+    return frozenset(result)
 
 
 def within(name: str, prefixes: tuple[str, ...]) -> bool:
@@ -82,17 +82,17 @@ def test_who_may_import_whom(part: str) -> None:
 
 def reached(start: Iterable[str], *, nested: bool) -> set[str]:
     """The modules that are imported when these are, with the packages that they lie in."""
-    found: set[str] = set()
+    result: set[str] = set()
     waiting = list(start)
     while waiting:
         module = waiting.pop()
-        if module in modules() and module not in found:
-            found.add(module)
+        if module in modules() and module not in result:
+            result.add(module)
             parent = module.rpartition(".")[0]
             # mdlstm_tk imports the layer inside __getattr__, only for those who ask for MDLSTM
             inside = nested and module != "mdlstm_tk"
             waiting += [*imports(module, nested=inside), *([parent] if parent else [])]
-    return found
+    return result
 
 
 def heavy_imports(start: Iterable[str], *, nested: bool) -> dict[str, set[str]]:

@@ -217,10 +217,10 @@ def test_the_type_of_the_result_is_tensor(tmp_path: Path) -> None:
     )
     # In ROOT and with its settings, so that `make lint` finds in the cache what this has checked.
     command = [sys.executable, "-m", "mypy", tmp_path / "typed.py"]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    assert 'typed.py:5: note: Revealed type is "torch._tensor.Tensor"' in said
-    assert [line for line in said.splitlines() if "error:" in line and "typed.py" in line] == [
-        line for line in said.splitlines() if "typed.py:8: error:" in line
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    assert 'typed.py:5: note: Revealed type is "torch._tensor.Tensor"' in output
+    assert [line for line in output.splitlines() if "error:" in line and "typed.py" in line] == [
+        line for line in output.splitlines() if "typed.py:8: error:" in line
     ]
 
 

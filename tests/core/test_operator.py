@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mdlstm_tk import MDLSTM, InputError
 from mdlstm_tk.layer import PARAMETERS
 
-KEPT = ("grad", "output", "gates", "states", "dfinal")
+CONTEXT = ("grad", "output", "gates", "states", "dfinal")
 SIZES = torch.tensor([[3, 4], [2, 1]])
 
 
@@ -31,25 +31,25 @@ def inputs_of(
         **{name: getattr(layer, f"{name}_l0", None) for name in PARAMETERS},
         "initial": torch.rand(2, 7, 2, 2, 5, dtype=precise),
     }
-    given = {k: None if t is None else t.detach().requires_grad_(gradients) for k, t in tensors.items()}
-    return {**given, "sizes": SIZES, "signs": [1, 1, -1, 1], "cell": cell}
+    inputs = {k: None if t is None else t.detach().requires_grad_(gradients) for k, t in tensors.items()}
+    return {**inputs, "sizes": SIZES, "signs": [1, 1, -1, 1], "cell": cell}
 
 
 def forward(
-    given: dict[str, Any], backend: str = "auto", save: bool = True, recompute: bool = False
+    inputs: dict[str, Any], backend: str = "auto", save: bool = True, recompute: bool = False
 ) -> Any:
-    return torch.ops.mdlstm.wavefront(*given.values(), save, recompute, backend)
+    return torch.ops.mdlstm.wavefront(*inputs.values(), save, recompute, backend)
 
 
-def kept_by(given: dict[str, Any], backend: str = "auto", **options: bool) -> dict[str, Tensor]:
+def context_of(inputs: dict[str, Any], backend: str = "auto", **options: bool) -> dict[str, Tensor]:
     """The arguments of backward beside the inputs."""
-    output, final, gates, states = (t.detach() for t in forward(given, backend, **options))
+    output, final, gates, states = (t.detach() for t in forward(inputs, backend, **options))
     values = (torch.ones_like(output), output, gates, states, torch.ones_like(final))
-    return dict(zip(KEPT, values, strict=True))
+    return dict(zip(CONTEXT, values, strict=True))
 
 
-def backward(given: dict[str, Any], kept: dict[str, Tensor]) -> Any:
-    return torch.ops.mdlstm.wavefront_backward(*given.values(), *kept.values(), False, "auto", True)
+def backward(inputs: dict[str, Any], context: dict[str, Tensor]) -> Any:
+    return torch.ops.mdlstm.wavefront_backward(*inputs.values(), *context.values(), False, "auto", True)
 
 
 MISTAKES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -63,31 +63,31 @@ MISTAKES: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 @pytest.mark.parametrize("name", ["x", *PARAMETERS, "initial", "sizes"])
 def test_every_input_is_checked(name: str, mistake: str) -> None:
-    given = inputs_of(peephole=True, layer_norm=True)
-    given[name] = MISTAKES[mistake](given[name])
+    inputs = inputs_of(peephole=True, layer_norm=True)
+    inputs[name] = MISTAKES[mistake](inputs[name])
     with pytest.raises(InputError) as refused:
-        forward(given)
+        forward(inputs)
     assert "\n" not in str(refused.value)
     assert name in str(refused.value) or name == "x"  # the others no longer fit x
     with pytest.raises(InputError):
-        backward(given, dict.fromkeys(KEPT, torch.zeros(0)))
+        backward(inputs, dict.fromkeys(CONTEXT, torch.zeros(0)))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("name", CONTEXT)
 def test_everything_that_backward_reads_is_checked(name: str, mistake: str) -> None:
-    given = inputs_of()
-    kept = kept_by(given)
-    kept[name] = MISTAKES[mistake](kept[name])
+    inputs = inputs_of()
+    context = context_of(inputs)
+    context[name] = MISTAKES[mistake](context[name])
     with pytest.raises(InputError, match=name) as refused:
-        backward(given, kept)
+        backward(inputs, context)
     assert "\n" not in str(refused.value)
 
 
 def test_backward_of_a_forward_that_saved_nothing_is_refused() -> None:
-    given = inputs_of()
+    inputs = inputs_of()
     with pytest.raises(InputError, match="states must be"):
-        backward(given, kept_by(given, save=False))
+        backward(inputs, context_of(inputs, save=False))
 
 
 NO_STATES = {"initial": None, "sizes": None}
@@ -132,9 +132,9 @@ ODD_DTYPES = (torch.complex64, torch.int32, torch.bool)
 def test_dtypes_and_backends_are_checked_also_at_capture(
     dtype: torch.dtype, backend: str, named: str
 ) -> None:
-    given = inputs_of() | NO_STATES
+    inputs = inputs_of() | NO_STATES
     for device in ("cpu", "meta"):
-        converted = {k: v.to(device, dtype) if isinstance(v, Tensor) else v for k, v in given.items()}
+        converted = {k: v.to(device, dtype) if isinstance(v, Tensor) else v for k, v in inputs.items()}
         with pytest.raises(InputError, match=named.removeprefix("torch.")):
             forward(converted, backend)
 
@@ -151,14 +151,14 @@ def test_dtypes_and_backends_are_checked_also_at_capture(
 def test_both_operators_are_what_their_schemas_and_fakes_say(
     backend: str, dtype: torch.dtype, gradients: bool, recompute: bool, states: bool
 ) -> None:
-    given = inputs_of("stable", dtype, gradients, layer_norm=True) | ({} if states else {"initial": None})
+    inputs = inputs_of("stable", dtype, gradients, layer_norm=True) | ({} if states else {"initial": None})
     if backend == "fused":
-        given["sizes"] = None  # kernels leave what they keep of padded positions as they find it
+        inputs["sizes"] = None  # kernels leave what they keep of padded positions as they find it
     check = torch.library.opcheck
     for save in (False, True):
-        check(torch.ops.mdlstm.wavefront, (*given.values(), save, recompute, backend))
-    kept = kept_by(given, backend, recompute=recompute) | ({} if states else {"dfinal": None})
-    plain = [v.detach() if isinstance(v, Tensor) else v for v in (given | kept).values()]
+        check(torch.ops.mdlstm.wavefront, (*inputs.values(), save, recompute, backend))
+    context = context_of(inputs, backend, recompute=recompute) | ({} if states else {"dfinal": None})
+    plain = [v.detach() if isinstance(v, Tensor) else v for v in (inputs | context).values()]
     check(torch.ops.mdlstm.wavefront_backward, (*plain, recompute, backend, True))
 
 

@@ -86,10 +86,10 @@ def test_every_operation_is_that_of_torch(dtype: torch.dtype, backend: str) -> N
     """Also where arguments of `maximum` are equal, and at 0."""
     numbers = torch.tensor([-30.0, -1.0, 0.0, 0.5, 1.0, 25.0])
     a, b = (t.to(dtype).requires_grad_() for t in torch.cartesian_prod(numbers, numbers).unbind(1))
-    found = run_all_operations("smooth-operations", a, b, backend)
+    results = run_all_operations("smooth-operations", a, b, backend)
     tolerance = 1e-13 if dtype == torch.float64 else 1e-6
     options: dict[str, Any] = {"retain_graph": True, "materialize_grads": True, "allow_unused": True}
-    for op, result in found.items():
+    for op, result in results.items():
         expected = in_torch(op, *smooth(op, a, b))
         pairs = [(result, expected)]
         pairs += zip(*(torch.autograd.grad(y.sum(), (a, b), **options) for y in pairs[0]), strict=True)
@@ -175,17 +175,17 @@ def test_a_cell_that_is_defined_again_is_replaced(backend: str) -> None:
     register_cell("gru", gates=[Gate("update"), Gate("reset"), Gate("new", None)], states=())(
         lambda gates, states: (gates[0] - gates[1] * states["h"][0] + gates[2].tanh(), {})
     )
-    found = layer(x)
+    after = layer(x)
     layer.backend = "reference"
-    assert_close_to(layer(x), found, 1e-12, "the new cell")
-    assert not torch.allclose(found, before)
+    assert_close_to(layer(x), after, 1e-12, "the new cell")
+    assert not torch.allclose(after, before)
 
 
 def test_gates_have_the_start_and_role_that_they_are_given() -> None:
     """And none by their names."""
     names = ("feedback", "forget", "f", "leak", "input")
-    given = [Gate(name) for name in names] + [Gate("x", start=-2.0, role="forget")]
-    register_cell("named", gates=given, states=())(lambda gates, states: (sum(gates), {}))
+    gates = [Gate(name) for name in names] + [Gate("x", start=-2.0, role="forget")]
+    register_cell("named", gates=gates, states=())(lambda gates, states: (sum(gates), {}))
     bias = MDLSTM(1, 2, cell="named").bias_l0[0].unflatten(0, (6, 2))
     assert bias[:, 0].tolist() == [0, 0, 0, 0, 0, -2]
     assert get_cell("named").gate_index("forget", 2) == [5]

@@ -120,16 +120,16 @@ def test_sizes_reach_a_sweep_on_the_cpu() -> None:
 
 
 def kept_bytes(layer: MDLSTM, x: Tensor, sizes: list[tuple[int, ...]] | None) -> int:
-    """Bytes that a layer keeps for its backward pass, without what it is given."""
-    kept: dict[int, int] = {}
+    """Bytes that a layer keeps for its backward pass, without its parameters."""
+    storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         layer(x, sizes)
-    return sum(kept.values()) - sum(p.untyped_storage().nbytes() for p in layer.parameters())
+    return sum(storages.values()) - sum(p.untyped_storage().nbytes() for p in layer.parameters())
 
 
 def test_memory_kept_is_that_of_valid_positions() -> None:
@@ -148,25 +148,25 @@ def test_compiled_layers_take_any_sizes(states: bool) -> None:
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     x = torch.randn(2, 3, 4, 2, dtype=torch.float64)
     for sizes in (torch.tensor([[3, 4], [2, 1]]), torch.tensor([[1, 1], [1, 2]])):
-        found = []
+        results = []
         for module in (compiled, layer):
             y = module(x, sizes, return_state=states)
             y = y[0] + y[1][0].h[0].sum() if states else y
-            found.append((y, torch.autograd.grad(y.square().sum(), list(layer.parameters()))))
-        torch.testing.assert_close(*found)
+            results.append((y, torch.autograd.grad(y.square().sum(), list(layer.parameters()))))
+        torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("backend", ["fused", "torch"])
 def test_sizes_that_a_captured_graph_gets_are_cut_to_the_grid(backend: str) -> None:
     """Nobody has checked them, and kernels trust their tables."""
-    given, meant = torch.tensor([[9, -3], [99, 2]]), torch.tensor([[3, 0], [3, 2]])
+    beyond, clipped = torch.tensor([[9, -3], [99, 2]]), torch.tensor([[3, 0], [3, 2]])
     layer, x = make_layer((3, 4)), torch.randn(2, 3, 4, 2, dtype=torch.float64)
     weights = layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_l0
-    inputs = SweepInputs(x, *weights, None, None, None, None, given, (1, 1), "graves")  # type: ignore[arg-type]
+    inputs = SweepInputs(x, *weights, None, None, None, None, beyond, (1, 1), "graves")  # type: ignore[arg-type]
 
     def output(sizes: Tensor) -> Tensor:
         return torch.ops.mdlstm.wavefront(*inputs._replace(sizes=sizes), True, False, backend)[0]
 
-    assert torch.equal(output(given), output(meant))
-    assert not output(given)[0].any() and output(given)[1, :, :2].all()
+    assert torch.equal(output(beyond), output(clipped))
+    assert not output(beyond)[0].any() and output(beyond)[1, :, :2].all()
     assert not output(torch.zeros(2, 2, dtype=torch.int64)).any()

@@ -142,8 +142,8 @@ def test_dtypes_of_states(dtype: torch.dtype) -> None:
     _, (state,) = layer(x, return_state=True)
     assert {face.dtype for face in state.h} == {dtype}
     assert {face.dtype for face in state.c} == {torch.float32}
-    for given in (dtype, torch.float32):
-        converted = tree_map(lambda face, given=given: face.to(given), state)
+    for state_dtype in (dtype, torch.float32):
+        converted = tree_map(lambda face, dtype=state_dtype: face.to(dtype), state)
         assert layer(x, initial_state=(converted,)).dtype == dtype
     layer, x = layer.float(), x.float()
     with torch.autocast("cpu", dtype):

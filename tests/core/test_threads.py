@@ -55,14 +55,14 @@ CASES: list[tuple[Case, int]] = [
 def test_threads_agree_with_the_reference_and_with_themselves(case: Case, threads: int) -> None:
     torch.set_num_threads(threads)
     case.check("fused")
-    assert case.sizes or {len(made.jobs.chains) for made in plan.plans.values()} == {threads}
+    assert case.sizes or {len(entry.jobs.chains) for entry in plan.plans.values()} == {threads}
     one, other = (case.run("fused", torch.float64) for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_sums_of_several_parts() -> None:
     replace(PLAIN, batch=40, layer_norm=True, peephole=True).check("fused")
-    assert max(made.sizes.part_blocks for made in plan.plans.values()) > 0
+    assert max(entry.sizes.part_blocks for entry in plan.plans.values()) > 0
 
 
 def test_sweeps_may_run_at_the_same_time() -> None:

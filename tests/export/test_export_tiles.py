@@ -104,9 +104,9 @@ def test_random_networks_in_tiles_equal_the_whole_grid(seed: int, tmp_path: Path
         for _ in range(4):
             grid = rng.integers(1, {1: 60, 2: 20, 3: 8}[network.ndim], network.ndim)
             x = rng.standard_normal((1, *grid, network.channels)).astype(np.float32)
-            found = session(x, tile=rng.integers(2, 9, network.ndim).tolist())
+            actual = session(x, tile=rng.integers(2, 9, network.ndim).tolist())
             whole = network(torch.from_numpy(x).double()).detach()
-            np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(actual, whole, rtol=1e-5, atol=1e-5)
 
 
 SHIPPED: dict[str, nn.Module] = {

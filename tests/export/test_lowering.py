@@ -56,31 +56,31 @@ def test_a_body_computes_with_constants_and_returns_them() -> None:
     x, steps = np.float32([1, 2]), np.float32([[0, 1], [2, 3]])
     states = [x, 3 * x + steps[0] + 1]
     expected = [3 * states[1] + steps[1] + 1, np.full((2, 2), 3), states, states]
-    for found, array in zip(run(model, x=x, steps=steps), expected, strict=True):
-        np.testing.assert_array_equal(found, array)
+    for actual, array in zip(run(model, x=x, steps=steps), expected, strict=True):
+        np.testing.assert_array_equal(actual, array)
 
 
 def largest_error(
-    sweep: Sweep, model: onnx.ModelProto, batch: int, grid: tuple[int, ...], given: str = ""
+    sweep: Sweep, model: onnx.ModelProto, batch: int, grid: tuple[int, ...], extra: str = ""
 ) -> float:
     """Of y, and of the final states in units of the largest one.
 
     Args:
         sweep, model: the truth, and what it was lowered to.
         batch, grid: of a random x.
-        given: "sizes" or "states", which the model takes beside x.
+        extra: "sizes" or "states", which the model takes beside x.
     """
     x = random_x(batch, grid, sweep.weights["weight_ih"].dtype.type)
     optional = {}
-    if given == "states":
+    if extra == "states":
         optional = {"initial": sweep.random_states(batch, grid)}
-    if given == "sizes":
+    if extra == "sizes":
         extents = [np.maximum(1, np.asarray(grid) - k) for k in range(batch)]
         optional = {"sizes": np.stack(extents).astype(np.int64)}
-    found, exact = run(model, x=x, **optional), sweep.exact_results(x, **optional)
-    assert [y.dtype for y in found] == [x.dtype, np.float32][: len(exact)]
+    actual, exact = run(model, x=x, **optional), sweep.exact_results(x, **optional)
+    assert [y.dtype for y in actual] == [x.dtype, np.float32][: len(exact)]
     return max(
-        float(np.abs(a - b).max() / max(1.0, np.abs(b).max())) for a, b in zip(found, exact, strict=True)
+        float(np.abs(a - b).max() / max(1.0, np.abs(b).max())) for a, b in zip(actual, exact, strict=True)
     )
 
 
@@ -88,7 +88,7 @@ PAIRS = all_pairs(
     cell=CELLS,
     ndim=[*GRIDS],
     form=FORMS,
-    given=["", "sizes", "states"],
+    extra=["", "sizes", "states"],
     directions=[1, "two"],
     layer_norm=[False, True],
     bias=[True, False],
@@ -97,16 +97,16 @@ PAIRS = all_pairs(
 
 @pytest.mark.parametrize("options", PAIRS, ids=lambda row: "-".join(map(str, row.values())))
 def test_every_sweep_agrees_with_float64(options: dict[str, Any]) -> None:
-    cell, ndim, form, given = (options[name] for name in ("cell", "ndim", "form", "given"))
+    cell, ndim, form, extra = (options[name] for name in ("cell", "ndim", "form", "extra"))
     directions = 1 if options["directions"] == 1 else TWO[ndim]
     switches = {"layer_norm": options["layer_norm"], "bias": options["bias"] or options["layer_norm"]}
     sweep, grid = Sweep.random(cell, directions, ndim, **switches), GRIDS[ndim]
-    model = lowered(sweep, form, grid, sizes=given == "sizes", states=given == "states")
+    model = lowered(sweep, form, grid, sizes=extra == "sizes", states=extra == "states")
     check_model(model.SerializeToString(), "the model")
     for batch in (1, 3):
-        assert largest_error(sweep, model, batch, grid, given) <= 5e-6
+        assert largest_error(sweep, model, batch, grid, extra) <= 5e-6
     if form == "scan, free":
-        assert largest_error(sweep, model, 2, grid[::-1], given) <= 5e-6
+        assert largest_error(sweep, model, 2, grid[::-1], extra) <= 5e-6
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -124,21 +124,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def test_every_option_agrees_with_float64(option: str, form: str) -> None:
     sweep = Sweep.random(**OPTIONS[option])
     grid = GRIDS[OPTIONS[option].get("ndim", 2)]
-    for given in ("", "states"):
-        model = lowered(sweep, form, grid, states=given == "states")
-        assert largest_error(sweep, model, 2, grid, given) <= 1e-5
+    for extra in ("", "states"):
+        model = lowered(sweep, form, grid, states=extra == "states")
+        assert largest_error(sweep, model, 2, grid, extra) <= 1e-5
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("cell", ["stable", "slstm"])
 def test_odd_grids_agree_with_float64(cell: str, form: str) -> None:
     sweep = Sweep.random(cell, "all")
-    for given in ("sizes", "states"):
-        inputs = {given: True}
+    for extra in ("sizes", "states"):
+        inputs = {extra: True}
         free = lowered(sweep, form, (1, 1), **inputs) if form == "scan, free" else None
         for grid in ((1, 1), (1, 7), (7, 1), (5, 8)):
             model = free or lowered(sweep, form, grid, **inputs)
-            assert largest_error(sweep, model, 2, grid, given) <= 1e-6, grid
+            assert largest_error(sweep, model, 2, grid, extra) <= 1e-6, grid
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -155,9 +155,9 @@ def test_odd_grids_agree_with_float64(cell: str, form: str) -> None:
 )
 def test_float16_agrees_with_float64_within_5e_3(options: dict[str, Any], form: str) -> None:
     sweep, grid = Sweep.random(dtype=np.float16, **options), (6, 5)
-    for given in ("sizes", "states"):
-        model = lowered(sweep, form, grid, **{given: True})
-        assert largest_error(sweep, model, 3, grid, given) <= 5e-3
+    for extra in ("sizes", "states"):
+        model = lowered(sweep, form, grid, **{extra: True})
+        assert largest_error(sweep, model, 3, grid, extra) <= 5e-3
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -135,23 +135,23 @@ def test_a_version_appears_completely_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = save(tmp_path / "m.onnx", ["batch", 5, 8, 1])
-    moved = []
+    renames = []
 
     def fails(source: Path, target: Path) -> None:
-        moved.append((sorted(p.name for p in source.rglob("*")), target))
+        renames.append((sorted(p.name for p in source.rglob("*")), target))
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", fails)
         with pytest.raises(MDLSTMError, match=r"served: No space left"):
             write_server_repo(model, tmp_path / "served", "m")
-    assert moved == [(["1", "config.pbtxt", "model.onnx"], tmp_path / "served/m")]
+    assert renames == [(["1", "config.pbtxt", "model.onnx"], tmp_path / "served/m")]
     assert list((tmp_path / "served").iterdir()) == []
     write_server_repo(model, tmp_path / "served", "m")
     monkeypatch.setattr(os, "rename", fails)
     with pytest.raises(MDLSTMError, match=r"m: No space left"):
         write_server_repo(model, tmp_path / "served", "m")
-    assert moved[1] == (["model.onnx"], tmp_path / "served/m/2")
+    assert renames[1] == (["model.onnx"], tmp_path / "served/m/2")
     assert names(tmp_path / "served/m") == ["1", "config.pbtxt"]
 
 

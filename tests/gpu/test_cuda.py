@@ -76,8 +76,8 @@ def test_a_sweep_waits_for_nothing_and_can_be_captured() -> None:
     with torch.no_grad():
         x.copy_(torch.randn_like(x))
     graph.replay()
-    for found, expected in zip(replayed, step(), strict=True):
-        torch.testing.assert_close(found, expected)
+    for actual, expected in zip(replayed, step(), strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 @needs_cuda
@@ -93,10 +93,10 @@ def test_a_ragged_batch_waits_for_nothing_but_its_sizes() -> None:
     sizes = torch.tensor([[5, 8], [2, 3], [4, 8]])
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = step(sizes)
+        actual = step(sizes)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for one, other in zip(found, step(sizes.cuda()), strict=True):
+    for one, other in zip(actual, step(sizes.cuda()), strict=True):
         torch.testing.assert_close(one, other)
 
 

@@ -71,16 +71,16 @@ def blocks(page: Path) -> Iterator[Block]:
         ValueError: a block has another language, or a note that is not "check: " and a reason.
     """
     text = page.read_text(encoding="utf-8")
-    for found in BLOCK.finditer(text):
-        line = text.count("\n", 0, found.start()) + 2
-        if (hidden := found["hidden"]) is not None:
+    for match in BLOCK.finditer(text):
+        line = text.count("\n", 0, match.start()) + 2
+        if (hidden := match["hidden"]) is not None:
             yield Block("python", hidden, line, True, None)
             continue
-        language, note = found["language"], found["note"].strip()
+        language, note = match["language"], match["note"].strip()
         if language not in LANGUAGES or (note and not re.fullmatch(r"check: \w.*", note)):
             raise ValueError(f"{page}:{line - 1}: unknown kind of block ```{language} {note}")
-        code = re.sub(f"^{found['indent']}", "", found["code"], flags=re.MULTILINE)
-        yield Block(language, code, line, not note, found["printed"])
+        code = re.sub(f"^{match['indent']}", "", match["code"], flags=re.MULTILINE)
+        yield Block(language, code, line, not note, match["printed"])
 
 
 def run_blocks(page: Path) -> set[str]:

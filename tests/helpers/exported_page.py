@@ -35,11 +35,11 @@ def check_prediction(tab: Tab, expected: np.ndarray[Any, Any]) -> None:
     """Wait until the page has predicted this."""
     end = time.monotonic() + PATIENCE
     while True:
-        got = numbers(tab)
-        if got.shape == expected.shape and np.abs(got - expected).max() <= ATOL:
+        actual = numbers(tab)
+        if actual.shape == expected.shape and np.abs(actual - expected).max() <= ATOL:
             return
         if time.monotonic() > end:
-            np.testing.assert_allclose(got, expected, rtol=0, atol=ATOL, err_msg=tab.text("#message"))
+            np.testing.assert_allclose(actual, expected, rtol=0, atol=ATOL, err_msg=tab.text("#message"))
         tab.page.wait_for_timeout(20)
 
 

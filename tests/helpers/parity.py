@@ -142,10 +142,10 @@ class Case:
             inside = torch.zeros(self.grid, dtype=torch.bool)
             inside[tuple(map(slice, sizes[k].tolist()))] = True
             x[k][~inside] = torch.nan
-        leaves, given = {}, {}
+        leaves, parameters = {}, {}
         leaves["x"], x = leaf(x if self.channels_last else x.movedim(-1, 1), self.wants != "weights")
         for name, parameter in layer.named_parameters():
-            leaves[name], given[name] = leaf(parameter.detach(), self.wants != "x")
+            leaves[name], parameters[name] = leaf(parameter.detach(), self.wants != "x")
         arguments: dict[str, Any] = {"sizes": sizes if sizes is None else sizes.to(device)}
         if self.states:
             windows = [-(-e // w) for e, w in zip(self.grid, layer.window, strict=True)]
@@ -158,22 +158,23 @@ class Case:
             arguments["initial_state"] = tuple(to_state(f, layer.ndim, self.cell) for f in initial)
             arguments["return_state"] = True
         if self.tile is None:
-            result = functional_call(layer, given, (x,), arguments)
+            result = functional_call(layer, parameters, (x,), arguments)
         else:
-            for name, value in given.items():
+            for name, value in parameters.items():
                 layer._parameters[name] = value  # `checkpointed` wants a layer
             result = tiling.checkpointed(layer, x, self.tile, **arguments)
         outputs = [t for t in tree_leaves(result) if t is not None]
         grads = [torch.randn(t.shape, generator=random).to(self.torch_dtype).to(t) for t in outputs]
-        wanted = {name: t for name, t in leaves.items() if t.requires_grad}
+        differentiable = {name: t for name, t in leaves.items() if t.requires_grad}
         gradients = torch.autograd.grad(
             outputs,
-            list(wanted.values()),
+            list(differentiable.values()),
             [laid_out(grad, self.layout, False)[1] for grad in grads],
             materialize_grads=True,
         )
-        found = {f"output {k}": t.detach() for k, t in enumerate(outputs)}
-        return {name: t.cpu() for name, t in (found | dict(zip(wanted, gradients, strict=True))).items()}
+        tensors = {f"output {k}": t.detach() for k, t in enumerate(outputs)}
+        tensors |= zip(differentiable, gradients, strict=True)
+        return {name: t.cpu() for name, t in tensors.items()}
 
     def check(self, backend: str, device: str = "cpu") -> None:
         """Compare with `reference` in float64."""
@@ -186,11 +187,11 @@ class Case:
             assert_close_to(truth[name], result, tolerance, name)
 
 
-def assert_close_to(truth: Tensor, found: Tensor, tolerance: float, name: str) -> None:
+def assert_close_to(truth: Tensor, actual: Tensor, tolerance: float, name: str) -> None:
     """Compare with a result in float64, relative to its largest entry, or to 1 if that is smaller."""
     scale = max([1.0, *truth.abs().flatten().tolist()])
     torch.testing.assert_close(
-        found.double(), truth, rtol=0, atol=tolerance * scale, msg=lambda text: f"{name}: {text}"
+        actual.double(), truth, rtol=0, atol=tolerance * scale, msg=lambda text: f"{name}: {text}"
     )
 
 

@@ -41,12 +41,12 @@ def test_the_blocks_of_a_page_run(name: str, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_has_blocks_of_known_kinds(name: str) -> None:
     page = ROOT / name
-    found = list(blocks(page))
-    assert found or name in WITHOUT_BLOCKS
+    page_blocks = list(blocks(page))
+    assert page_blocks or name in WITHOUT_BLOCKS
     fences = re.findall(r"^ *```(?!\{)\S*", page.read_text(encoding="utf-8"), re.MULTILINE)
     directives = re.findall(r"^```\{", page.read_text(encoding="utf-8"), re.MULTILINE)
     hidden = page.read_text(encoding="utf-8").count("<!-- python\n")
-    shown = 2 * (len(found) - hidden) + 2 * sum(block.printed is not None for block in found)
+    shown = 2 * (len(page_blocks) - hidden) + 2 * sum(block.printed is not None for block in page_blocks)
     assert len(fences) == shown + len(directives)  # of a directive, only the closing fence counts
 
 
