@@ -12,15 +12,16 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from mdlstm_tk import MDLSTM
 from mdlstm_tk.backends import reference
 from mdlstm_tk.backends.boundary import line_counts
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.cells import get_cell
-from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.export import lower
 from mdlstm_tk.export.capture import DOMAIN, IR_VERSION, OPSET, TENSORS
 from mdlstm_tk.export.lowering.lower import subgraphs, walk
-from mdlstm_tk.wavefront import Direction, resolve_directions
+from mdlstm_tk.layer import PARAMETERS
+from mdlstm_tk.wavefront import Direction
 
 CHANNELS = 2
 GRIDS = {1: (6,), 2: (3, 5), 3: (3, 2, 4), 4: (2, 3, 2, 2)}
@@ -42,29 +43,19 @@ class Sweep:
         directions: int | str | Sequence[Direction] = 1,
         ndim: int = 2,
         units: int = 3,
-        *,
-        bias: bool = True,
-        peephole: bool = False,
-        layer_norm: bool = False,
         dtype: type = np.float32,
+        **options: bool,
     ) -> Sweep:
+        """A sweep with the parameters of an `MDLSTM`, which takes the options."""
         rng = np.random.default_rng(0)
-        signs = resolve_directions(directions, ndim)
-        definition = get_cell(cell)
-        gates = len(definition.gates(ndim))
-        dirs, gate_dim = len(signs), gates * units
-        shapes = {
-            "weight_ih": (dirs, gate_dim, CHANNELS),
-            "weight_hh": (dirs, ndim, gate_dim, units) if definition.recurrent else None,
-            "bias": (dirs, gate_dim) if bias else None,
-        }
-        enabled = {"peephole": peephole, "norm_weight": layer_norm, "norm_bias": layer_norm}
-        for name, rows in CELL_PARAMETERS.items():
-            shapes[name] = (dirs, rows(definition, ndim), units) if enabled[name] else None
+        layer = MDLSTM(CHANNELS, units, ndim=ndim, directions=directions, cell=cell, **options)
+        parameters = {name: getattr(layer, f"{name}_l0", None) for name in PARAMETERS}
         weights = {
-            name: rng.uniform(-0.4, 0.4, shape).astype(dtype) for name, shape in shapes.items() if shape
+            name: rng.uniform(-0.4, 0.4, parameter.shape).astype(dtype)
+            for name, parameter in parameters.items()
+            if parameter is not None
         }
-        return cls(cell, signs, weights)
+        return cls(cell, layer.directions, weights)
 
     def captured(self, grid: Sequence[int], sizes: bool = False, states: bool = False) -> onnx.ModelProto:
         """The graph that the exporter would make of the sweep, with or without initial and final states."""
