@@ -26,7 +26,6 @@ from mdlstm_tk.export import export_onnx, lower, verify_model
 from mdlstm_tk.export.lowering import lower as lower_module
 from mdlstm_tk.export.lowering import scan
 from mdlstm_tk.export.lowering.functions import outline
-from mdlstm_tk.export.lowering.graph import Graph, Loop, Value
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.model_check import check_model
 from mdlstm_tk.wavefront import wavefronts
@@ -38,26 +37,6 @@ TWO = {1: [(1,), (-1,)], 2: "all", 3: [(1, -1, 1), (-1, 1, -1)], 4: [(1, 1, 1, 1
 @pytest.fixture(autouse=True)
 def _own_cells(fresh_registries: None) -> None:
     register_own_cells()
-
-
-def test_a_body_computes_with_constants_and_returns_them() -> None:
-    graph, dtype = Graph("test"), np.dtype(np.float32)
-    loop = Loop(graph)
-    state = loop.carry("state", Value(graph, "x"), dtype, 2)
-    step = loop.scan("step", Value(graph, "steps"), dtype, 2)
-    three = loop.body.constant(np.full(2, 3, np.float32))
-    after = three * state + step + 1
-    results = loop.finish([after], [(value, dtype, (2,)) for value in (three, state, state)])
-    value = onnx.helper.make_tensor_value_info
-    inputs = [value("x", onnx.TensorProto.FLOAT, [2]), value("steps", onnx.TensorProto.FLOAT, [2, 2])]
-    outputs = [value(result.name, onnx.TensorProto.FLOAT, None) for result in results]
-    proto = onnx.helper.make_graph(graph.nodes, "test", inputs, outputs, graph.initializers)
-    model = onnx.helper.make_model(proto, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
-    x, steps = np.float32([1, 2]), np.float32([[0, 1], [2, 3]])
-    states = [x, 3 * x + steps[0] + 1]
-    expected = [3 * states[1] + steps[1] + 1, np.full((2, 2), 3), states, states]
-    for actual, array in zip(run(model, x=x, steps=steps), expected, strict=True):
-        np.testing.assert_array_equal(actual, array)
 
 
 def largest_error(
